@@ -1,0 +1,209 @@
+"""The frozen base: the embedded model, a folder or a hub id, in NF4 with double quantisation.
+
+Nothing is upcast: embeddings, norms and head stay in the dtype they are computed in, so that a 7B base needs
+3.6 GiB (QLoRA, arXiv 2305.14314, with 4.127 bits a weight in the linear layers).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import bitsandbytes as bnb
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+
+from alpaca_rlhf.config import UserError
+from alpaca_rlhf.runs import data_path
+
+logger = logging.getLogger(__name__)
+
+Quantization = Literal["nf4", "none"]
+EMBEDDED = "embedded"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A frozen base and what belongs to it."""
+
+    name: str
+    """What the user typed: `embedded`, a folder or a hub id."""
+    model: PreTrainedModel
+    """The causal language model, every parameter frozen, in eval mode."""
+    tokenizer: Any
+    """Its fast tokenizer."""
+    quantization: Quantization
+    """`nf4` (double-quantised), or `none` for tests in full precision."""
+    dtype: torch.dtype
+    """Compute dtype: bfloat16 where the hardware has it."""
+    pad_id: int
+    """Fills the rows of a batch; never eos. Masks are explicit, so its meaning never matters."""
+    eos_id: int
+    """The token that ends a completion, and that SFT teaches."""
+    stop_ids: frozenset[int]
+    """Tokens that end a generation: eos and those of the generation configuration."""
+    fingerprint: str
+    """Hash of configuration, quantised weights and tokenizer: an adapter fits this base only."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the base lies."""
+        return next(self.model.parameters()).device
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, 4-bit ones counted one by one."""
+        return sum(_numel(p) for _, p in _own_parameters(self.model))
+
+    @property
+    def context(self) -> int:
+        """Longest sequence, in tokens."""
+        return int(self.model.config.max_position_embeddings)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision that every forward runs in: rollouts, reference and training alike."""
+        if self.dtype in (torch.bfloat16, torch.float16):
+            return torch.autocast(self.device.type, self.dtype)
+        return nullcontext()
+
+
+def load_base(
+    name: str = EMBEDDED,
+    *,
+    quantization: Quantization = "nf4",
+    dtype: torch.dtype | None = None,
+    device: str | None = None,
+) -> Base:
+    """Load, quantise and freeze a base.
+
+    Args:
+        name: `embedded`, a folder with a Hugging Face checkpoint, or a hub id.
+        quantization: `nf4`, or `none` for full precision.
+        dtype: Compute dtype; by default bfloat16 where the hardware has it, else float16 (CUDA) or float32 (CPU).
+        device: `cpu`, `cuda` ...; by default CUDA if there is one.
+
+    Raises:
+        UserError: There is no such base, or it is not a causal language model with its tokenizer.
+    """
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = dtype or default_dtype(place)
+    source = _source(name)
+    try:
+        config = AutoConfig.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = _load(source, quantization, dtype, place)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"--base {name}: cannot be loaded ({reason}); give `embedded`, a folder or a hub id") from error
+    if not hasattr(model, "lm_head") or not hasattr(getattr(model, "model", None), "layers"):
+        raise UserError(f"--base {name}: {config.architectures} is not a LLaMA-like causal language model")
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"--base {name}: its tokenizer has no eos token, so no completion could end")
+    model.requires_grad_(False)
+    model.eval()
+    stops = getattr(model.generation_config, "eos_token_id", None)
+    stop_ids = {tokenizer.eos_token_id} | set(stops if isinstance(stops, list) else [stops] if stops is not None else [])
+    return Base(
+        name=name,
+        model=model,
+        tokenizer=tokenizer,
+        quantization=quantization,
+        dtype=dtype,
+        pad_id=_pad_id(tokenizer),
+        eos_id=int(tokenizer.eos_token_id),
+        stop_ids=frozenset(int(one) for one in stop_ids),
+        fingerprint=_fingerprint(model, tokenizer, quantization),
+    )
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """The compute dtype of a device: bfloat16 where it is native, else float16 on CUDA and float32 on a CPU."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+
+
+def weights_digest(base: Base) -> str:
+    """SHA-256 over every frozen byte of the base: equal before and after any training."""
+    digest = hashlib.sha256()
+    for name, parameter in _own_parameters(base.model):
+        digest.update(name.encode())
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        state = getattr(parameter, "quant_state", None)
+        if state is not None:
+            digest.update(state.absmax.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _source(name: str) -> str:
+    if name == EMBEDDED:
+        folder = data_path("cria")
+        if not (folder / "config.json").is_file():
+            raise UserError(f"--base embedded: {folder} has no model; make it with `python recipes/pretrain_cria.py`")
+        return str(folder)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"--base {name}: the folder has no config.json; give a folder with a Hugging Face checkpoint")
+        return str(folder)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"--base {name}: no such folder; give `embedded`, a folder or a hub id such as org/model")
+    return name
+
+
+def _load(source: str, quantization: Quantization, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
+    if quantization == "nf4":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+        if device.type == "cuda":
+            options["device_map"] = {"": device.index or 0}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*kernels.*")
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, **options)
+    if quantization == "none":
+        model.to(device)
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            # On CPUs with AVX512-BF16 the first forward without gradients would repack the weights for a kernel that has
+            # no backward, and every later gradient would be wrong without a word (bitsandbytes 0.50 nn/modules.py:613).
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def _pad_id(tokenizer: Any) -> int:
+    for candidate in (tokenizer.pad_token_id, tokenizer.unk_token_id):
+        if candidate is not None and candidate != tokenizer.eos_token_id:
+            return int(candidate)
+    return 1 if tokenizer.eos_token_id == 0 else 0
+
+
+def _numel(parameter: torch.Tensor) -> int:
+    state = getattr(parameter, "quant_state", None)
+    return int(state.shape.numel()) if state is not None else parameter.numel()
+
+
+def _own_parameters(model: PreTrainedModel) -> list[tuple[str, torch.nn.Parameter]]:
+    return sorted((n.replace(".base_layer", ""), p) for n, p in model.named_parameters() if "lora_" not in n)
+
+
+def _fingerprint(model: PreTrainedModel, tokenizer: Any, quantization: Quantization) -> str:
+    """Hash of what an adapter was trained on: shapes, a sample of every weight, the quantisation, the vocabulary."""
+    digest = hashlib.sha256(quantization.encode())
+    digest.update(json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    for name, parameter in _own_parameters(model):
+        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        sample = parameter.detach().flatten()[:1024]
+        data = sample if sample.dtype == torch.uint8 else sample.to(torch.float32)
+        digest.update(data.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

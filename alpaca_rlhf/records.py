@@ -1,0 +1,157 @@
+"""What flows between the rooms: frozen records of text, and one bundle of tensors.
+
+Text records are frozen dataclasses, because they are hashed and stored. `Rollout` holds tensors that are
+sliced together. Nothing here imports torch at run time, so that `--help` and the data rooms start at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FinishReason = Literal["eos", "length"]
+
+
+def content_hash(*parts: str) -> str:
+    """The first 16 hex digits of the SHA-256 of `parts`, each preceded by its length."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode("utf-8", "surrogatepass")
+        digest.update(f"{len(data)}:".encode())
+        digest.update(data)
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One task in Alpaca's three columns. `output` is None where only the prompt is known."""
+
+    instruction: str
+    """What is asked."""
+    input: str = ""
+    """The material it is asked about; empty if there is none."""
+    output: str | None = None
+    """The reference answer, or None."""
+    source: str = ""
+    """Where it comes from: seed, self_instruct, a file name ..."""
+
+    @property
+    def id(self) -> str:
+        """Hash of instruction and input: the same prompt has the same id whatever its output."""
+        return content_hash(self.instruction, self.input)
+
+    def to_json(self) -> dict[str, Any]:
+        """Its columns, for a JSON line."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One generated text."""
+
+    prompt_id: str
+    """`Instruction.id` of the prompt it answers."""
+    text: str
+    """The decoded completion, without the eos token."""
+    adapter: str = ""
+    """Fingerprint of the adapter that wrote it; empty for text not written by a model of ours."""
+    sampling: str = ""
+    """How it was sampled, e.g. `temperature=1.0 top_p=1.0`."""
+    seed: int = 0
+    """Seed of the sampling noise."""
+    sample: int = 0
+    """Which of the K samples of its prompt."""
+    finish_reason: FinishReason = "eos"
+    """Whether it stopped by itself (eos) or was cut (length)."""
+    n_tokens: int = 0
+    """Completion tokens, the eos included."""
+
+    @property
+    def id(self) -> str:
+        """Hash of what it is and how it was made."""
+        return content_hash(self.prompt_id, self.text, self.adapter, self.sampling, f"{self.seed}/{self.sample}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields and its id, for a JSON line."""
+        return {"id": self.id, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """One annotator's order of the completions of one prompt. Append-only: a correction is a new revision."""
+
+    prompt_id: str
+    """`Instruction.id` of the prompt."""
+    tiers: tuple[tuple[str, ...], ...]
+    """Completion ids, best tier first; ties share a tier."""
+    annotator: str
+    """Who ranked: a person's name, or `judge:<name>`."""
+    criteria: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Completion id to criterion to stars (1 to 5); may be empty."""
+    duration_s: float = 0.0
+    """Seconds the annotator took."""
+    revision: int = 0
+    """0 for the first verdict, then 1, 2 ...: the highest revision counts."""
+
+    def __post_init__(self) -> None:
+        ids = [one for tier in self.tiers for one in tier]
+        if len(ids) < 2:
+            raise ValueError(f"ranking of {self.prompt_id}: needs at least 2 completions, got {len(ids)}")
+        if len(set(ids)) != len(ids):
+            raise ValueError(f"ranking of {self.prompt_id}: a completion stands in two places")
+        if any(not tier for tier in self.tiers):
+            raise ValueError(f"ranking of {self.prompt_id}: a tier is empty")
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields, for a JSON line."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """Two completions of one prompt, the better one first."""
+
+    prompt: Instruction
+    """The prompt both answer."""
+    chosen: str
+    """Text of the better completion."""
+    rejected: str
+    """Text of the worse one."""
+    group: str
+    """The prompt's id: no split ever parts a group."""
+    margin: float = 0.0
+    """How much better, in tiers or stars; 0 if unknown."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What a batch of sampled completions is to PPO. Masks are carried, never inferred from ids."""
+
+    prompt_ids: Tensor
+    """(B, P) int64, left-padded."""
+    completion_ids: Tensor
+    """(B, C) int64, right-padded."""
+    prompt_mask: Tensor
+    """(B, P) bool, True on prompt tokens."""
+    completion_mask: Tensor
+    """(B, C) bool, True through the first eos."""
+    logprobs: Tensor
+    """(B, C) float32, log-probability under the policy that sampled, from the training forward; 0 where masked."""
+    ref_logprobs: Tensor
+    """(B, C) float32, the same under the frozen SFT adapter."""
+    values: Tensor
+    """(B, C) float32, value of the state before each token."""
+    scores: Tensor
+    """(B,) float32, score of the whole completion."""
+
+    def __len__(self) -> int:
+        return int(self.prompt_ids.shape[0])
+
+    def __getitem__(self, rows: Any) -> Rollout:
+        """The chosen rows of every tensor."""
+        return replace(self, **{name: getattr(self, name)[rows] for name in self.__dataclass_fields__})

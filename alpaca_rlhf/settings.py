@@ -1,0 +1,347 @@
+"""Every number of a run, as frozen dataclasses. A field's docstring is its help text; checks name the flag as typed.
+
+Defaults are for a 7-8B base on one 24 GB card, with their source. `recipes/quickstart.py` holds those of the embedded base.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+def _above(flag: str, value: float, least: float, *, equal_allowed: bool = False) -> None:
+    if not (value > least or (equal_allowed and value == least)):
+        sign = ">=" if equal_allowed else ">"
+        raise ValueError(f"{flag} must be {sign} {least:g}, got {value:g}")
+
+
+def _fraction(flag: str, value: float) -> None:
+    if not 0.0 <= value < 1.0:
+        raise ValueError(f"{flag} must be at least 0 and below 1, got {value:g}")
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Shape of all four adapters, on every linear layer (QLoRA, arXiv 2305.14314 section 4)."""
+
+    r: int = 16
+    """Rank."""
+    alpha: int = 32
+    """Scaling numerator: an adapter's output is multiplied by alpha / r."""
+
+    def __post_init__(self) -> None:
+        _above("--lora.r", self.r, 0)
+        _above("--lora.alpha", self.alpha, 0)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn."""
+
+    temperature: float = 1.0
+    """Divides the logits; 0 is greedy."""
+    top_p: float = 1.0
+    """Nucleus mass; 1 keeps the whole distribution."""
+    max_new_tokens: int = 256
+    """Completion tokens at most, the eos included."""
+    batch_size: int = 32
+    """Completions decoded together. Never changes the result's distribution, only speed and memory."""
+
+    def __post_init__(self) -> None:
+        _above("--sampling.temperature", self.temperature, 0, equal_allowed=True)
+        _above("--sampling.max-new-tokens", self.max_new_tokens, 0)
+        _above("--sampling.batch-size", self.batch_size, 0)
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"--sampling.top-p must be in (0, 1], got {self.top_p:g}")
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Self-instruct: the base writes new tasks after the pattern of a few seed tasks."""
+
+    target: int = 1000
+    """Accepted rows to make."""
+    seeds: int = 175
+    """Seed tasks to draw demonstrations from (Self-Instruct, arXiv 2212.10560, has 175)."""
+    demonstrations: int = 3
+    """Seed tasks shown in each request (tatsu-lab/stanford_alpaca@761dc5b generate_instruction.py:111)."""
+    batch_size: int = 32
+    """Requests decoded together."""
+    temperature: float = 1.0
+    """Sampling temperature (stanford_alpaca@761dc5b generate_instruction.py:156)."""
+    top_p: float = 1.0
+    """Nucleus mass."""
+    max_new_tokens: int = 512
+    """Tokens at most a request."""
+    novelty: float = 0.7
+    """A row whose ROUGE-L with an earlier one is above this is a duplicate."""
+    max_requests: int = 5000
+    """Give up after this many requests."""
+
+    def __post_init__(self) -> None:
+        for name in ("target", "seeds", "demonstrations", "batch_size", "max_new_tokens", "max_requests"):
+            _above(f"--generate.{name.replace('_', '-')}", getattr(self, name), 0)
+        _above("--generate.temperature", self.temperature, 0, equal_allowed=True)
+        _above("--generate.novelty", self.novelty, 0)
+
+
+@dataclass(frozen=True)
+class SFT:
+    """Supervised fine-tuning of the sft adapter; loss on completion tokens only."""
+
+    lr: float = 2e-4
+    """Peak learning rate (artidoro/qlora@7f4e95a README, 7B)."""
+    epochs: int = 3
+    """Passes over the data (stanford_alpaca@761dc5b README)."""
+    batch_size: int = 128
+    """Examples an optimiser step (stanford_alpaca@761dc5b README)."""
+    micro_batch_size: int = 4
+    """Examples in memory at once. Never changes the result."""
+    warmup: float = 0.03
+    """Share of the steps over which the learning rate rises."""
+    max_grad_norm: float = 1.0
+    """Clip the gradient of a step to this norm."""
+    max_length: int = 512
+    """Tokens at most, prompt and completion; longer rows are left out and counted."""
+    held_out: float = 0.05
+    """Share of the rows kept for the evaluation loss."""
+    save_every: int = 50
+    """Optimiser steps between checkpoints."""
+
+    def __post_init__(self) -> None:
+        _above("--sft.lr", self.lr, 0)
+        for name in ("epochs", "batch_size", "micro_batch_size", "max_length", "save_every"):
+            _above(f"--sft.{name.replace('_', '-')}", getattr(self, name), 0)
+        _above("--sft.max-grad-norm", self.max_grad_norm, 0)
+        _fraction("--sft.warmup", self.warmup)
+        _fraction("--sft.held-out", self.held_out)
+
+
+@dataclass(frozen=True)
+class Rank:
+    """K completions a prompt, put in order by people or by a judge."""
+
+    prompts: int = 500
+    """Prompts of the rank split, a round."""
+    k: int = 4
+    """Completions a prompt (InstructGPT, arXiv 2203.02155 section 3.5: 4 to 9)."""
+    noise: float = 0.08
+    """Share of a judge's pairwise verdicts that are turned round, standing in for human error."""
+    tie_below: float = 0.03
+    """Completions whose scores are closer than this share a tier."""
+
+    def __post_init__(self) -> None:
+        _above("--rank.prompts", self.prompts, 0)
+        if not 2 <= self.k <= 9:
+            raise ValueError(f"--rank.k must be 2 to 9, got {self.k}: a ranking needs at least two completions")
+        if not 0 <= self.noise < 0.5:
+            raise ValueError(f"--rank.noise must be at least 0 and below 0.5, got {self.noise:g}")
+        _above("--rank.tie-below", self.tie_below, 0, equal_allowed=True)
+
+
+@dataclass(frozen=True)
+class Reward:
+    """The reward adapter and its scalar head, trained on all pairs of each ranking."""
+
+    lr: float = 1e-4
+    """Peak learning rate, falling linearly to 0."""
+    head_lr: float = 1e-3
+    """Peak learning rate of the scalar head."""
+    epochs: int = 1
+    """Passes over the rankings (InstructGPT section 3.5: more than one overfits)."""
+    batch_size: int = 16
+    """Prompts (whole rankings) an optimiser step."""
+    micro_batch_size: int = 2
+    """Prompts in memory at once. Never changes the result."""
+    warmup: float = 0.03
+    """Share of the steps over which the learning rate rises."""
+    max_grad_norm: float = 1.0
+    """Clip the gradient of a step to this norm."""
+    max_length: int = 512
+    """Tokens at most; longer completions are left out with their ranking's pairs, and counted."""
+    held_out: float = 0.2
+    """Share of the prompts kept for the accuracy."""
+    gate: float = 0.55
+    """Refuse to train a policy on a reward model whose held-out accuracy is below this."""
+    save_every: int = 20
+    """Optimiser steps between checkpoints."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "head_lr", "epochs", "batch_size", "micro_batch_size", "max_length", "max_grad_norm"):
+            _above(f"--reward.{name.replace('_', '-')}", getattr(self, name), 0)
+        _above("--reward.save-every", self.save_every, 0)
+        _fraction("--reward.warmup", self.warmup)
+        _above("--reward.held-out", self.held_out, 0)
+        _fraction("--reward.held-out", self.held_out)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """PPO's bounds."""
+
+    ratio: float = 0.2
+    """The probability ratio counts within 1 +- this (arXiv 1707.06347 section 3)."""
+    value: float = 0.2
+    """A value moves at most this far from the old one, in normalised score units; 0 switches it off."""
+    score: float = 0.0
+    """Scores are clamped to +- this before they become rewards; 0 switches it off."""
+    grad_norm: float = 1.0
+    """Clip the gradients of policy and value to this norm, each for itself."""
+    kl_stop: float = 0.05
+    """Stop the inner epochs of an update once the k3 estimate of KL(old, new) is above this, in nats a token."""
+
+    def __post_init__(self) -> None:
+        for name in ("ratio", "grad_norm", "kl_stop"):
+            _above(f"--ppo.clip.{name.replace('_', '-')}", getattr(self, name), 0)
+        for name in ("value", "score"):
+            _above(f"--ppo.clip.{name}", getattr(self, name), 0, equal_allowed=True)
+
+
+@dataclass(frozen=True)
+class PPO:
+    """Proximal policy optimisation of the policy adapter against the reward adapter, anchored to SFT."""
+
+    updates: int = 40
+    """Rollout batches (tatsu-lab/alpaca_farm@30717dd README: best at 20 to 80 of 512)."""
+    batch_size: int = 256
+    """Completions a rollout batch."""
+    minibatch_size: int = 64
+    """Completions an optimiser step (InstructGPT appendix C.4)."""
+    micro_batch_size: int = 4
+    """Completions in memory at once. Never changes the result."""
+    epochs: int = 2
+    """Passes over each rollout batch."""
+    lr: float = 2e-5
+    """Peak learning rate of the policy adapter, falling linearly to 0."""
+    value_lr: float = 1e-4
+    """Peak learning rate of the value adapter and head, falling linearly to 0."""
+    kl_coef: float = 0.02
+    """Weight of the KL term in the reward (InstructGPT appendix C.4)."""
+    gamma: float = 1.0
+    """Discount a token."""
+    lam: float = 0.95
+    """GAE's lambda (arXiv 1506.02438)."""
+    missing_eos_score: float = -1.0
+    """Score of a completion that does not stop (openai/lm-human-preferences@cbfd210 train_policy.py:388)."""
+    max_new_tokens: int = 256
+    """Completion tokens at most."""
+    value_warmup: int = 2
+    """First updates in which only the value is trained."""
+    save_every: int = 5
+    """Updates between checkpoints."""
+    clip: Clip = field(default_factory=Clip)
+    """Bounds of the update."""
+
+    def __post_init__(self) -> None:
+        for name in ("updates", "batch_size", "minibatch_size", "micro_batch_size", "epochs", "lr", "value_lr"):
+            _above(f"--ppo.{name.replace('_', '-')}", getattr(self, name), 0)
+        for name in ("max_new_tokens", "save_every"):
+            _above(f"--ppo.{name.replace('_', '-')}", getattr(self, name), 0)
+        for name in ("kl_coef", "value_warmup"):
+            _above(f"--ppo.{name.replace('_', '-')}", getattr(self, name), 0, equal_allowed=True)
+        for name in ("gamma", "lam"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--ppo.{name} must be in [0, 1], got {getattr(self, name):g}")
+        if self.batch_size % self.minibatch_size:
+            raise ValueError(
+                f"--ppo.batch-size {self.batch_size} must be a multiple of --ppo.minibatch-size {self.minibatch_size}"
+            )
+
+
+@dataclass(frozen=True)
+class BestOfK:
+    """Rejection sampling: the reward model's favourite of K becomes training data."""
+
+    k: int = 4
+    """Completions a prompt to choose from."""
+    prompts: int = 500
+    """Prompts of the ppo split to sample on."""
+    lr: float = 1e-4
+    """Peak learning rate of the fine-tuning on the winners, from the SFT adapter."""
+    epochs: int = 2
+    """Passes over the winners."""
+
+    def __post_init__(self) -> None:
+        if self.k < 2:
+            raise ValueError(f"--best-of-k.k must be at least 2, got {self.k}: with one there is nothing to choose")
+        for name in ("prompts", "lr", "epochs"):
+            _above(f"--best-of-k.{name}", getattr(self, name), 0)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Every policy on prompts that no stage has seen."""
+
+    prompts: int = 300
+    """Evaluation prompts."""
+    bootstrap: int = 2000
+    """Resamples of the prompts for a 95% interval."""
+    shown: int = 8
+    """Prompts whose answers stand side by side in the report."""
+    split: Literal["eval", "dev"] = "eval"
+    """`dev` is another set of prompts, for tuning: never tune on `eval`."""
+
+    def __post_init__(self) -> None:
+        _above("--evaluate.prompts", self.prompts, 1)
+        _above("--evaluate.bootstrap", self.bootstrap, 0)
+        _above("--evaluate.shown", self.shown, 0, equal_allowed=True)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The user's prices, for the cost column."""
+
+    watts: float = 350.0
+    """Power drawn while running."""
+    usd_per_kwh: float = 0.30
+    """Price of electricity."""
+
+    def __post_init__(self) -> None:
+        _above("--cost.watts", self.watts, 0, equal_allowed=True)
+        _above("--cost.usd-per-kwh", self.usd_per_kwh, 0, equal_allowed=True)
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The settings of every stage of the loop."""
+
+    lora: Lora = field(default_factory=Lora)
+    """Adapters."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """Sampling of completions to rank, to choose from and to evaluate."""
+    generate: Generate = field(default_factory=Generate)
+    """Self-instruct."""
+    sft: SFT = field(default_factory=SFT)
+    """Supervised fine-tuning."""
+    rank: Rank = field(default_factory=Rank)
+    """Completions and their order."""
+    reward: Reward = field(default_factory=Reward)
+    """Reward model."""
+    ppo: PPO = field(default_factory=PPO)
+    """PPO."""
+    best_of_k: BestOfK = field(default_factory=BestOfK)
+    """Best-of-K."""
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    """Evaluation."""
+    cost: Cost = field(default_factory=Cost)
+    """Prices."""
+
+
+@dataclass(frozen=True)
+class Loop(Stages):
+    """One run of the whole loop."""
+
+    base: str = "embedded"
+    """The frozen base: `embedded`, a folder, or a hub id."""
+    template: Literal["brief", "alpaca", "chat"] = "alpaca"
+    """Prompt template: `brief` and `alpaca` are text, `chat` is the tokenizer's own."""
+    out: Path = Path("runs/loop")
+    """Run folder."""
+    seed: int = 0
+    """Changes everything random."""
+    rounds: int = 1
+    """Times that ranking, reward and policy training are done, each from the last policy."""
+
+    def __post_init__(self) -> None:
+        _above("--rounds", self.rounds, 0)

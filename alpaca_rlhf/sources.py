@@ -1,0 +1,184 @@
+"""Where a run's tasks and verdicts come from: the small world with its gold judge, or the user's files and people."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+from alpaca_rlhf.config import UserError
+from alpaca_rlhf.data import Drop, Firewall, read_instructions, read_prompts
+from alpaca_rlhf.records import Instruction
+from alpaca_rlhf.smallworld import GoldJudge, Task, recognise, sample_task
+
+Slice = str
+"""Part of the evaluation prompts that is reported apart."""
+
+
+@dataclass(frozen=True)
+class Gold:
+    """A judge's view of one completion."""
+
+    score: float
+    """In [0, 1]."""
+    parts: Mapping[str, float]
+    """What it is made of, each in [0, 1]; `correct` is always there."""
+
+
+class Source(Protocol):
+    """Tasks and verdicts of a run."""
+
+    def seeds(self) -> list[Instruction]:
+        """Tasks with outputs, to bootstrap from and to train on."""
+        ...
+
+    def prompts(self, split: str) -> list[Instruction]:
+        """The prompts of a split: `rank`, `ppo` (in later rounds `rank.2` ...), `eval` or `dev`."""
+        ...
+
+    def slices(self, rows: Sequence[Instruction]) -> dict[Slice, list[int]]:
+        """Indices of the evaluation prompts that are reported apart."""
+        ...
+
+    def key(self, row: Instruction) -> str | None:
+        """What makes two prompts near-duplicates; None compares their texts."""
+        ...
+
+    def accept(self, row: Instruction) -> Drop | None:
+        """Whether a generated row may stay."""
+        ...
+
+    @property
+    def gold(self) -> Callable[[Instruction, str, bool], Gold] | None:
+        """The judge of (prompt, completion, finished), or None where only people judge."""
+        ...
+
+
+@dataclass
+class SmallWorld:
+    """Tasks of the small world. A task's split is a function of (seed, task key), so that no phrasing crosses it."""
+
+    seed: int
+    """Draws the tasks, and deals the keys to the splits."""
+    n_seeds: int
+    """Seed tasks."""
+    sizes: Mapping[str, int]
+    """Prompts of each split other than sft, e.g. {"eval": 400, "rank": 400, "ppo": 1280}."""
+    _by_split: dict[str, list[Instruction]] = field(default_factory=dict, init=False)
+
+    held_out_share = 0.2
+    """Share of the evaluation prompts with a held-out fact; as many have a held-out phrasing."""
+
+    def seeds(self) -> list[Instruction]:
+        """Train tasks with gold answers in mixed styles."""
+        return self._seeds
+
+    def prompts(self, split: str) -> list[Instruction]:
+        """Distinct tasks of a split; in `eval` and `dev` a part has held-out facts or held-out phrasings."""
+        if split not in self._by_split:
+            n = self.sizes[split]
+            if split in ("eval", "dev"):
+                apart = round(n * self.held_out_share)
+                rows = self._draw(split, n - 2 * apart, phrasing="train", fact="train")
+                rows += self._draw(split, apart, phrasing="held_out", fact="train", taken=rows)
+                rows += self._draw(split, apart, phrasing="train", fact="held_out", taken=rows)
+            else:
+                rows = self._draw(split, n, phrasing="train", fact="train")
+            self._by_split[split] = [task.record() for task in rows]
+        return self._by_split[split]
+
+    def slices(self, rows: Sequence[Instruction]) -> dict[Slice, list[int]]:
+        """Known facts in known phrasings; held-out facts; held-out phrasings."""
+        tasks = [self._task(row) for row in rows]
+        return {
+            "seen_facts_train_phrasings": [
+                i for i, t in enumerate(tasks) if not t.held_out_fact and not t.held_out_phrasing
+            ],
+            "held_out_facts": [i for i, t in enumerate(tasks) if t.held_out_fact],
+            "held_out_phrasings": [i for i, t in enumerate(tasks) if t.held_out_phrasing],
+        }
+
+    def key(self, row: Instruction) -> str | None:
+        """Family and arguments, whatever the phrasing."""
+        task = recognise(row.instruction, row.input)
+        return None if task is None else task.key
+
+    def accept(self, row: Instruction) -> Drop | None:
+        """Only known kinds of tasks, with trained facts and phrasings, and none that another split holds."""
+        task = recognise(row.instruction, row.input)
+        if task is None:
+            return Drop("unknown task", "no task of the small world", row=row)
+        if task.held_out_fact or task.held_out_phrasing:
+            return Drop("held out", f"{task.key} is for the evaluation", row=row)
+        leak = self._firewall.leak("sft", row)
+        return None if leak is None else Drop("leak", str(leak), row=row)
+
+    @property
+    def gold(self) -> Callable[[Instruction, str, bool], Gold]:
+        """The gold judge."""
+        return self._gold
+
+    def _gold(self, row: Instruction, completion: str, finished: bool) -> Gold:
+        verdict = GoldJudge().verdict(self._task(row), completion, finished)
+        parts = ("correct", "well_formed", "to_the_point", "helpful", "friendly")
+        return Gold(verdict.score, {name: float(getattr(verdict, name)) for name in parts})
+
+    def _task(self, row: Instruction) -> Task:
+        task = recognise(row.instruction, row.input)
+        if task is None:
+            raise UserError(f"{row.instruction!r} is not a task of the small world, so it has no gold answer")
+        return task
+
+    @cached_property
+    def _seeds(self) -> list[Instruction]:
+        from alpaca_rlhf.smallworld import sample_answer
+
+        rng = random.Random(f"{self.seed}/seed answers")
+        tasks = self._draw("sft", self.n_seeds, phrasing="train", fact="train")
+        return [
+            Instruction(task.instruction, task.input, sample_answer(task, rng), "seed") for task in tasks
+        ]
+
+    @cached_property
+    def _firewall(self) -> Firewall:
+        firewall = Firewall(self.key)
+        for split in self.sizes:
+            firewall.claim(split, self.prompts(split))
+        return firewall
+
+    def _draw(
+        self, split: str, n: int, *, phrasing: str, fact: str, taken: Sequence[Task] = ()
+    ) -> list[Task]:
+        rng = random.Random(f"{self.seed}/{split}/{phrasing}/{fact}")
+        tasks: list[Task] = []
+        keys = {task.key for task in taken}
+        for _ in range(400 * n):
+            if len(tasks) == n:
+                return tasks
+            task = sample_task(rng, phrasing=phrasing, fact=fact)  # type: ignore[arg-type]
+            if task.key not in keys and self._split_of(task) == split.split(".")[0]:
+                if "." in split and task.key in self._earlier(split):
+                    continue
+                keys.add(task.key)
+                tasks.append(task)
+        raise UserError(f"the small world has only {len(tasks)} tasks left for the {split} split; ask for fewer than {n}")
+
+    def _earlier(self, split: str) -> set[str]:
+        name, number = split.split(".")
+        before = [name, *(f"{name}.{i}" for i in range(2, int(number)))]
+        return {str(self.key(row)) for one in before for row in self.prompts(one)}
+
+    def _split_of(self, task: Task) -> str:
+        digest = hashlib.blake2b(f"{self.seed}/{task.key}".encode(), digest_size=8).digest()
+        draw = int.from_bytes(digest, "big") / 2**64
+        if task.held_out_fact:
+            return "eval" if draw < 0.6 else "dev"
+        for split, share in (("sft", 0.35), ("rank", 0.15), ("ppo", 0.3), ("eval", 0.12)):
+            draw -= share
+            if draw < 0:
+                return split
+        return "dev"

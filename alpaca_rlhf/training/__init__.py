@@ -1,0 +1,1 @@
+"""The stages that change weights: losses, the shared loop, SFT, reward, PPO, best-of-K, and pre-training of the embedded base."""

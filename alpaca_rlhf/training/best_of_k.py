@@ -1,0 +1,59 @@
+"""Best-of-K: the reward model's favourite of K completions becomes training data (rejection sampling fine-tuning).
+
+Source: Llama 2 (arXiv 2307.09288) section 3.2.2; expert iteration in AlpacaFarm (arXiv 2305.14387).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from alpaca_rlhf.models.adapters import Adapters
+from alpaca_rlhf.models.batches import Example
+from alpaca_rlhf.models.heads import ScalarHead
+from alpaca_rlhf.models.rollout import Sampled, sample, score
+from alpaca_rlhf.settings import Sampling
+
+
+@dataclass(frozen=True)
+class Winners:
+    """The chosen completions."""
+
+    examples: list[Example]
+    """For each prompt with a finished completion, the prompt and its best one."""
+    scores: Tensor
+    """(prompts, K) float32 scores of all candidates."""
+    mean_best: float
+    """Mean score of the winners."""
+
+
+def choose(
+    adapters: Adapters,
+    sampler: str,
+    reward_head: ScalarHead,
+    prompts: Sequence[Sequence[int]],
+    keys: Sequence[str],
+    *,
+    k: int,
+    sampling: Sampling,
+    seed: int,
+    score_batch_size: int,
+) -> Winners:
+    """Sample K completions of each prompt with one adapter, and keep the one the reward adapter scores highest.
+
+    A completion that did not stop never wins. Among equal scores the first sample wins.
+    """
+    drawn: list[list[Sampled]] = sample(adapters, sampler, prompts, keys, k=k, sampling=sampling, seed=seed)
+    candidates = [Example(tuple(p), s.ids) for p, own in zip(prompts, drawn, strict=True) for s in own]
+    scores = score(adapters, "reward", reward_head, candidates, batch_size=score_batch_size).view(len(prompts), k)
+    winners: list[Example] = []
+    best: list[float] = []
+    for i, own in enumerate(drawn):
+        finished = [j for j in range(k) if own[j].finished]
+        if finished:
+            j = max(finished, key=lambda j: (float(scores[i, j]), -j))
+            winners.append(candidates[i * k + j])
+            best.append(float(scores[i, j]))
+    return Winners(winners, scores, sum(best) / max(1, len(best)))

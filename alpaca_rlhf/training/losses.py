@@ -1,0 +1,147 @@
+"""The arithmetic of every stage, as pure functions of tensors.
+
+Losses are sums over tokens or groups, not means: the caller divides by the count of the whole optimiser batch, so that
+cutting a batch into micro-batches never changes a gradient.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+
+class Advantages(NamedTuple):
+    """What GAE gives."""
+
+    advantages: Tensor
+    """(B, C) float32, not whitened; 0 where masked."""
+    returns: Tensor
+    """(B, C) float32, advantages + values; 0 where masked."""
+
+
+class PolicyLoss(NamedTuple):
+    """Sums over the unmasked tokens."""
+
+    loss: Tensor
+    """Clipped surrogate, to be minimised."""
+    clipped: Tensor
+    """Number of tokens whose ratio was clipped to the surrogate's disadvantage."""
+    kl: Tensor
+    """k3 estimate of KL(old, new)."""
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the unmasked entries."""
+    return (x * mask).sum() / mask.sum()
+
+
+def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """log p - log q of tokens sampled from p: unbiased for KL(p, q) in nats, may be negative.
+
+    Source: k1 in J. Schulman, "Approximating KL divergence" (2020).
+    """
+    return logprobs - ref_logprobs
+
+
+def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """q/p - 1 - log(q/p) of tokens sampled from p: unbiased for KL(p, q), never negative, less noisy. For reports.
+
+    Source: k3 in J. Schulman, "Approximating KL divergence" (2020).
+    """
+    log_ratio = ref_logprobs - logprobs
+    return torch.expm1(log_ratio) - log_ratio
+
+
+def ranking_loss(scores: Tensor, pairs: Tensor) -> Tensor:
+    """Mean over all pairs of one ranking of -log sigmoid(score of the better - score of the worse).
+
+    Args:
+        scores: (K,) float32, one forward each.
+        pairs: (M, 2) int64 indices (better, worse); ties give no pair.
+
+    Source: InstructGPT (arXiv 2203.02155) equation 1, with its weight 1 / C(K, 2).
+    """
+    return -logsigmoid(scores[pairs[:, 0]] - scores[pairs[:, 1]]).mean()
+
+
+def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, *, kl_coef: float) -> Tensor:
+    """(B, C) rewards: -kl_coef * kl at each token, plus the score at the last one.
+
+    Args:
+        scores: (B,) float32.
+        kl: (B, C) float32 k1 to the reference.
+        mask: (B, C) bool, at least one True a row.
+        kl_coef: Weight of the KL term.
+
+    Source: openai/lm-human-preferences@cbfd210 train_policy.py:149-154.
+    """
+    rewards = -kl_coef * kl * mask
+    last = mask.sum(1, keepdim=True) - 1
+    return rewards.scatter_add(1, last, scores[:, None])
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float) -> Advantages:
+    """Generalised advantage estimates, from the last token back; the value after it is 0.
+
+    Args:
+        rewards: (B, C) float32, 0 where masked.
+        values: (B, C) float32, value of the state before each token.
+        mask: (B, C) bool, True from the first token through the last.
+        gamma: Discount a token.
+        lam: 0 is one-step TD, 1 is Monte Carlo.
+
+    Source: arXiv 1506.02438 equations 11 and 16; recursion as in openai/lm-human-preferences@cbfd210 train_policy.py.
+    """
+    if not (rewards.shape == values.shape == mask.shape):
+        raise ValueError(f"shapes differ: {tuple(rewards.shape)}, {tuple(values.shape)}, {tuple(mask.shape)}")
+    values = values * mask
+    advantages = torch.zeros_like(rewards)
+    following = torch.zeros_like(rewards[:, 0])
+    next_value = torch.zeros_like(rewards[:, 0])
+    for t in reversed(range(rewards.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        following = (delta + gamma * lam * following) * mask[:, t]
+        advantages[:, t] = following
+        next_value = values[:, t]
+    return Advantages(advantages, advantages + values)
+
+
+def whiten(x: Tensor, mask: Tensor) -> Tensor:
+    """Shift and scale the unmasked entries to mean 0 and (population) variance 1; 0 where masked.
+
+    Source: openai/lm-human-preferences@cbfd210 utils/core.py, with a mask.
+    """
+    mean = masked_mean(x, mask)
+    variance = masked_mean((x - mean) ** 2, mask)
+    return (x - mean) * torch.rsqrt(variance + 1e-8) * mask
+
+
+def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, clip: float) -> PolicyLoss:
+    """The clipped surrogate of PPO, summed over tokens.
+
+    Source: arXiv 1707.06347 equation 7.
+    """
+    log_ratio = (logprobs - old_logprobs) * mask
+    ratio = log_ratio.clamp(-20, 20).exp()
+    plain = -advantages * ratio
+    bounded = -advantages * ratio.clamp(1 - clip, 1 + clip)
+    loss = (torch.maximum(plain, bounded) * mask).sum()
+    with torch.no_grad():
+        clipped = ((bounded > plain) & mask).sum()
+        kl = ((torch.expm1(log_ratio) - log_ratio) * mask).sum()
+    return PolicyLoss(loss, clipped, kl)
+
+
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, *, clip: float) -> Tensor:
+    """Half the squared error, of the worse of value and clipped value, summed over tokens. clip 0: not clipped.
+
+    Source: openai/lm-human-preferences@cbfd210 train_policy.py:343-348.
+    """
+    error = (values - returns) ** 2
+    if clip > 0:
+        bounded = old_values + (values - old_values).clamp(-clip, clip)
+        error = torch.maximum(error, (bounded - returns) ** 2)
+    return 0.5 * (error * mask).sum()

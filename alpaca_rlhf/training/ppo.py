@@ -1,0 +1,304 @@
+"""PPO of the policy adapter against the reward adapter, anchored to the frozen SFT adapter.
+
+Four adapters on one base, one after the other: the policy samples; the SFT adapter gives reference log-probabilities,
+the reward adapter scores, the value adapter (a copy of the reward adapter with its head) gives values; then policy and
+value each take their own steps. Old log-probabilities come from the training forward, not from the decode loop.
+
+Sources: arXiv 1707.06347, arXiv 2009.01325, openai/lm-human-preferences@cbfd210, InstructGPT appendix C.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from alpaca_rlhf.config import UserError
+from alpaca_rlhf.models import rollout as runs
+from alpaca_rlhf.models.adapters import Adapters
+from alpaca_rlhf.models.batches import Batch, Example, collate, from_rollout, left_pad
+from alpaca_rlhf.models.forward import token_stats, token_values
+from alpaca_rlhf.models.heads import ScalarHead
+from alpaca_rlhf.records import Rollout
+from alpaca_rlhf.settings import PPO, Sampling
+from alpaca_rlhf.training.loop import Checkpoints, Learner, Log, batches
+from alpaca_rlhf.training.losses import (
+    Advantages,
+    gae,
+    kl_k1,
+    kl_k3,
+    masked_mean,
+    policy_loss,
+    token_rewards,
+    value_loss,
+    whiten,
+)
+
+
+@dataclass(frozen=True)
+class PPOPrompt:
+    """A prompt of the ppo split."""
+
+    key: str
+    """Names its sampling noise: the prompt's id."""
+    ids: tuple[int, ...]
+    """Token ids from bos to where the completion starts."""
+
+
+Watch = Callable[[Sequence[PPOPrompt], Sequence[runs.Sampled]], dict[str, float]]
+"""Looks at the completions of an update for the report; what it says never reaches the training."""
+
+
+def train_ppo(
+    adapters: Adapters,
+    reward_head: ScalarHead,
+    prompts: Sequence[PPOPrompt],
+    settings: PPO,
+    *,
+    seed: int,
+    rollout_batch_size: int,
+    checkpoints: Checkpoints,
+    log: Log,
+    watch: Watch = lambda prompts, completions: {},
+) -> None:
+    """Train adapter `policy`, which the caller has copied from where it starts, and a fresh adapter `value`.
+
+    Args:
+        adapters: Holds `sft` (frozen reference), `policy` and `reward`; `value` is made here.
+        reward_head: Head of `reward`, normalised on SFT completions.
+        prompts: Each is used once an epoch, in an order drawn from the seed.
+        settings: PPO's numbers.
+        seed: Changes order and noise.
+        rollout_batch_size: Completions decoded together.
+        checkpoints: Where to go on from, and to save to.
+        log: Receives a row an update.
+        watch: Adds numbers of its own to each row.
+
+    Raises:
+        UserError: There are fewer prompts than one rollout batch needs.
+    """
+    if len(prompts) < settings.batch_size:
+        raise UserError(f"--ppo.batch-size {settings.batch_size} needs as many prompts; the ppo split has {len(prompts)}")
+    adapters.add("value", copy_of="reward", seed=seed)
+    value_head = ScalarHead(len(reward_head.weight)).to(adapters.base.device)
+    value_head.load_state_dict(reward_head.state_dict())
+    adapters.trainable("policy", "value")
+    per_update = settings.epochs * (settings.batch_size // settings.minibatch_size)
+    policy = Learner(
+        "ppo",
+        [(adapters.parameters("policy"), settings.lr)],
+        steps=max(1, settings.updates - settings.value_warmup) * per_update,
+        warmup=0.02,
+        max_grad_norm=settings.clip.grad_norm,
+    )
+    value = Learner(
+        "ppo.value",
+        [(adapters.parameters("value"), settings.value_lr), ({"head": value_head.weight}, settings.value_lr)],
+        steps=settings.updates * per_update,
+        warmup=0.02,
+        max_grad_norm=settings.clip.grad_norm,
+    )
+    order = _prompt_order(len(prompts), settings, seed)
+    saved = checkpoints.latest()
+    done = 0
+    if saved is not None:
+        done, state = saved
+        policy.load_state(state["policy"])
+        value.load_state(state["value"])
+    for update in range(done, settings.updates):
+        chosen = [prompts[i] for i in order[update]]
+        sampling = Sampling(max_new_tokens=settings.max_new_tokens, batch_size=rollout_batch_size)
+        completions = [
+            drawn[0]
+            for drawn in runs.sample(
+                adapters,
+                "policy",
+                [p.ids for p in chosen],
+                [f"{update}/{p.key}" for p in chosen],
+                sampling=sampling,
+                seed=seed,
+            )
+        ]
+        rollout, metrics = collect(adapters, reward_head, value_head, chosen, completions, settings)
+        learns = update >= settings.value_warmup
+        metrics |= improve(adapters, value_head, rollout, policy, value, settings, seed=seed + update, learns=learns)
+        log({"step": update + 1, "steps": settings.updates, **metrics, **watch(chosen, completions)})
+        if (update + 1) % settings.save_every == 0 and update + 1 < settings.updates:
+            checkpoints.save(update + 1, {"policy": policy.state(), "value": value.state()})
+    adapters.trainable()
+
+
+def _prompt_order(n: int, settings: PPO, seed: int) -> list[list[int]]:
+    """Prompt indices of every update: no prompt twice in an epoch, and only whole batches."""
+    whole = n // settings.batch_size
+    epochs = -(-settings.updates // whole)
+    plan = [one for one in batches(n, settings.batch_size, epochs, seed) if len(one) == settings.batch_size]
+    return plan[: settings.updates]
+
+
+def collect(
+    adapters: Adapters,
+    reward_head: ScalarHead,
+    value_head: ScalarHead,
+    prompts: Sequence[PPOPrompt],
+    completions: Sequence[runs.Sampled],
+    settings: PPO,
+) -> tuple[Rollout, dict[str, float]]:
+    """What the update needs to know of the sampled completions, and the numbers to report of them."""
+    base = adapters.base
+    size = settings.micro_batch_size
+    batch = collate(base, [Example(p.ids, c.ids) for p, c in zip(prompts, completions, strict=True)])
+    old, entropy = runs.logprobs(adapters, "policy", batch, micro_batch_size=size)
+    reference, _ = runs.logprobs(adapters, "sft", batch, micro_batch_size=size)
+    scores = runs.scores(adapters, "reward", reward_head, batch, micro_batch_size=size)
+    finished = torch.tensor([c.finished for c in completions], device=base.device)
+    raw = scores.clone()
+    if settings.clip.score > 0:
+        scores = scores.clamp(-settings.clip.score, settings.clip.score)
+    scores = torch.where(finished, scores, torch.full_like(scores, settings.missing_eos_score))
+    ids, prompt_mask = left_pad(base, [p.ids for p in prompts])
+    mask = batch.completion_mask
+    rollout = Rollout(
+        prompt_ids=ids,
+        completion_ids=batch.completion_ids,
+        prompt_mask=prompt_mask,
+        completion_mask=mask,
+        logprobs=old,
+        ref_logprobs=reference,
+        values=runs.values(adapters, "value", value_head, batch, micro_batch_size=size),
+        scores=scores,
+    )
+    lengths = mask.sum(1).double()
+    metrics = {
+        "score": float(raw.double().mean()),
+        "score_std": float(raw.double().std(correction=0)),
+        "kl": float((kl_k1(old, reference) * mask).sum(1).double().mean()),
+        "kl_k3": float((kl_k3(old, reference) * mask).sum(1).double().mean()),
+        "entropy": float(masked_mean(entropy, mask)),
+        "stop_rate": float(finished.double().mean()),
+        "mean_tokens": float(lengths.mean()),
+    }
+    return rollout, metrics
+
+
+def improve(
+    adapters: Adapters,
+    value_head: ScalarHead,
+    rollout: Rollout,
+    policy: Learner,
+    value: Learner,
+    settings: PPO,
+    *,
+    seed: int,
+    learns: bool = True,
+) -> dict[str, float]:
+    """The inner epochs of one update.
+
+    Args:
+        adapters: Policy and value are trainable.
+        value_head: Head of the value adapter.
+        rollout: What was sampled.
+        policy: Optimiser of the policy adapter.
+        value: Optimiser of the value adapter and head.
+        settings: PPO's numbers.
+        seed: Order of the minibatches.
+        learns: False trains the value alone.
+
+    Returns:
+        Means over the tokens of all inner epochs.
+    """
+    targets = advantages_of(rollout, settings)
+    whitened = whiten(targets.advantages, rollout.completion_mask)
+    mask = rollout.completion_mask
+    sums = dict.fromkeys(("policy_loss", "value_loss", "clip_fraction", "approx_kl"), 0.0)
+    norms: dict[str, list[float]] = {"policy_grad_norm": [], "value_grad_norm": []}
+    policy_tokens = value_tokens = 0
+    epochs_run = 0
+    for minibatch in batches(len(rollout), settings.minibatch_size, settings.epochs, seed):
+        rows = torch.tensor(minibatch, device=mask.device)
+        tokens = int(mask[rows].sum())
+        if learns:
+            found = _policy_step(adapters, rollout, whitened, rows, tokens, settings)
+            for name in ("policy_loss", "clip_fraction", "approx_kl"):
+                sums[name] += found[name]
+            policy_tokens += tokens
+            if found["approx_kl"] / tokens > settings.clip.kl_stop:
+                policy.optimizer.zero_grad(set_to_none=True)
+                learns = False
+            else:
+                norms["policy_grad_norm"].append(policy.step()["grad_norm"])
+                epochs_run += 1
+        sums["value_loss"] += _value_step(adapters, value_head, rollout, targets, rows, tokens, settings)
+        value_tokens += tokens
+        norms["value_grad_norm"].append(value.step()["grad_norm"])
+    metrics = {k: v / max(1, value_tokens if k == "value_loss" else policy_tokens) for k, v in sums.items()}
+    metrics |= {k: sum(v) / max(1, len(v)) for k, v in norms.items()}
+    metrics["policy_steps"] = epochs_run
+    metrics["explained_variance"] = explained_variance(rollout.values, targets.returns, mask)
+    return metrics
+
+
+def advantages_of(rollout: Rollout, settings: PPO) -> Advantages:
+    """GAE of a rollout: the score at the last token, the KL to the reference at each."""
+    kl = kl_k1(rollout.logprobs, rollout.ref_logprobs)
+    rewards = token_rewards(rollout.scores, kl, rollout.completion_mask, kl_coef=settings.kl_coef)
+    return gae(rewards, rollout.values, rollout.completion_mask, gamma=settings.gamma, lam=settings.lam)
+
+
+def _policy_step(
+    adapters: Adapters, rollout: Rollout, advantages: Tensor, rows: Tensor, tokens: int, settings: PPO
+) -> dict[str, float]:
+    """Leave the gradient of a minibatch's mean surrogate in the policy adapter; returns sums over its tokens."""
+    sums = {"policy_loss": 0.0, "clip_fraction": 0.0, "approx_kl": 0.0}
+    with adapters.using("policy"), adapters.training():
+        for part, batch in _micro(rollout, rows, settings.micro_batch_size):
+            new = token_stats(adapters, batch).logprobs
+            found = policy_loss(
+                new, rollout.logprobs[part], advantages[part], rollout.completion_mask[part], clip=settings.clip.ratio
+            )
+            (found.loss / tokens).backward()  # type: ignore[no-untyped-call]
+            sums["policy_loss"] += found.loss.item()
+            sums["clip_fraction"] += float(found.clipped)
+            sums["approx_kl"] += float(found.kl)
+    return sums
+
+
+def _value_step(
+    adapters: Adapters,
+    head: ScalarHead,
+    rollout: Rollout,
+    targets: Advantages,
+    rows: Tensor,
+    tokens: int,
+    settings: PPO,
+) -> float:
+    """Leave the gradient of a minibatch's mean value loss in value adapter and head; returns the sum over its tokens."""
+    total = 0.0
+    with adapters.using("value"), adapters.training():
+        for part, batch in _micro(rollout, rows, settings.micro_batch_size):
+            new = token_values(adapters, head, batch)
+            loss = value_loss(
+                new,
+                rollout.values[part],
+                targets.returns[part],
+                rollout.completion_mask[part],
+                clip=settings.clip.value,
+            )
+            (loss / tokens).backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+    return total
+
+
+def _micro(rollout: Rollout, rows: Tensor, size: int) -> list[tuple[Tensor, Batch]]:
+    parts = [rows[i : i + size] for i in range(0, len(rows), size)]
+    return [(part, from_rollout(rollout[part])) for part in parts]
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+    """1 - Var(returns - values) / Var(returns) over the unmasked tokens; 0 if the returns are constant."""
+    v, r = values[mask].double(), returns[mask].double()
+    variance = r.var(correction=0)
+    return float(1 - (r - v).var(correction=0) / variance) if variance > 0 else 0.0
+

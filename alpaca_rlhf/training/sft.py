@@ -1,0 +1,119 @@
+"""Supervised fine-tuning of an adapter: next-token loss on completion tokens, eos included, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from alpaca_rlhf.config import UserError
+from alpaca_rlhf.models.adapters import Adapters
+from alpaca_rlhf.models.batches import Example, by_length, collate, example
+from alpaca_rlhf.models.forward import token_stats
+from alpaca_rlhf.records import Instruction, content_hash
+from alpaca_rlhf.settings import SFT
+from alpaca_rlhf.training.loop import Checkpoints, Learner, Log, batches, fit
+
+
+@dataclass(frozen=True)
+class SFTResult:
+    """What came of it."""
+
+    examples: int
+    """Rows trained on."""
+    held_out: int
+    """Rows kept for the evaluation loss."""
+    tokens: int
+    """Completion tokens of all epochs."""
+    loss_before: float
+    """Held-out loss before the first step, in nats a completion token."""
+    loss_after: float
+    """The same after the last step."""
+
+
+def encode(adapters: Adapters, rows: Sequence[Instruction], max_length: int) -> tuple[list[Example], int]:
+    """Rows with an output as examples, and how many are too long. Nothing is ever cut."""
+    examples = [example(adapters.base, adapters.template, row, row.output or "") for row in rows]
+    fitting = [one for one in examples if len(one) <= min(max_length, adapters.base.context)]
+    return fitting, len(examples) - len(fitting)
+
+
+def split_held_out(rows: Sequence[Instruction], share: float) -> tuple[list[Instruction], list[Instruction]]:
+    """Training rows and held-out rows; a row's side depends on its prompt alone."""
+    bound = int(share * 2**32)
+    side = [int(content_hash("held-out", row.id)[:8], 16) < bound for row in rows]
+    return [r for r, out in zip(rows, side, strict=True) if not out], [r for r, out in zip(rows, side, strict=True) if out]
+
+
+@torch.no_grad()
+def held_out_loss(adapters: Adapters, role: str | None, examples: Sequence[Example], micro_batch_size: int) -> float:
+    """Mean loss a completion token, in nats; NaN-free: 0.0 without examples."""
+    total, count = 0.0, 0
+    with adapters.using(role):
+        for group in by_length([len(one) for one in examples], micro_batch_size):
+            batch = collate(adapters.base, [examples[i] for i in group])
+            total -= float(token_stats(adapters, batch).logprobs.double().sum())
+            count += int(batch.completion_mask.sum())
+    return total / max(1, count)
+
+
+def train_sft(
+    adapters: Adapters,
+    role: str,
+    examples: Sequence[Example],
+    held_out: Sequence[Example],
+    settings: SFT,
+    *,
+    seed: int,
+    checkpoints: Checkpoints,
+    log: Log,
+    stage: str = "sft",
+) -> SFTResult:
+    """Train adapter `role`; the loss of a step is a mean over all completion tokens of its batch.
+
+    Raises:
+        UserError: There is nothing to train on.
+    """
+    if not examples:
+        raise UserError(f"{stage}: no rows to train on that fit into --sft.max-length {settings.max_length} tokens")
+    plan = batches(len(examples), settings.batch_size, settings.epochs, seed)
+    adapters.trainable(role)
+    learner = Learner(
+        stage,
+        [(adapters.parameters(role), settings.lr)],
+        steps=len(plan),
+        warmup=settings.warmup,
+        max_grad_norm=settings.max_grad_norm,
+    )
+    size = settings.micro_batch_size
+
+    def backward(indices: list[int]) -> dict[str, float]:
+        chosen = [examples[i] for i in indices]
+        tokens = sum(len(one.completion) for one in chosen)
+        total = 0.0
+        with adapters.using(role), adapters.training():
+            for group in by_length([len(one) for one in chosen], size):
+                batch = collate(adapters.base, [chosen[i] for i in group])
+                loss = -token_stats(adapters, batch).logprobs.sum() / tokens
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += loss.item()
+        return {"loss": total, "tokens": tokens}
+
+    per_epoch = -(-len(examples) // settings.batch_size)
+
+    def evaluate(step: int) -> dict[str, float] | None:
+        if held_out and step % per_epoch == 0:
+            return {"eval_loss": held_out_loss(adapters, role, held_out, size)}
+        return None
+
+    before = held_out_loss(adapters, None, held_out, size)
+    fit(learner, plan, backward, checkpoints=checkpoints, save_every=settings.save_every, log=log, each_step=evaluate)
+    adapters.trainable()
+    return SFTResult(
+        examples=len(examples),
+        held_out=len(held_out),
+        tokens=sum(len(one.completion) for one in examples) * settings.epochs,
+        loss_before=before,
+        loss_after=held_out_loss(adapters, role, held_out, size),
+    )
