@@ -1,0 +1,124 @@
+"""Endless text of the small world for pre-training: documents, questions and answers, numbered worksheets.
+
+The SFT prompt template never occurs. Held-out facts occur in plain documents alone, held-out phrasings nowhere.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+
+from alpaca_rlhf.prompts import worksheet
+from alpaca_rlhf.smallworld import facts
+from alpaca_rlhf.smallworld.answers import CLOSINGS, sample_answer, solved
+from alpaca_rlhf.smallworld.families import FRAMES
+from alpaca_rlhf.smallworld.tasks import FAMILIES, sample_task
+
+
+def documents(seed: int) -> Iterator[str]:
+    """Documents without end, the same for the same seed."""
+    rng = random.Random(f"corpus/{seed}")
+    while True:
+        draw = rng.random()
+        yield _worksheet(rng) if draw < 0.36 else _questions(rng) if draw < 0.62 else _plain(rng)
+
+
+def tokenizer_text(seed: int, n: int) -> Iterator[str]:
+    """What the tokenizer learns from: documents, and the words of the prompt templates and held-out frames."""
+    stream = documents(seed)
+    template = (
+        "Below is an instruction that describes a task, paired with an input that provides further context. "
+        "Write a response that appropriately completes the request.\n\n### Instruction:\n\n### Input:\n\n### Response:\n"
+    )
+    for i in range(n):
+        yield next(stream)
+        if i % 20 == 0:
+            yield template
+            yield "\n".join(frame.replace("{}", "it") for _, unseen in FRAMES.values() for frame in unseen)
+
+
+def _worksheet(rng: random.Random) -> str:
+    return worksheet([solved(sample_task(rng), rng) for _ in range(rng.randint(3, 5))]).rstrip("\n") + "\n"
+
+
+def _questions(rng: random.Random) -> str:
+    asker, other = rng.sample(facts.CHILDREN, 2)
+    question, reply, gap = rng.choice(
+        (("Q: ", "A: ", "\n"), ("Question: ", "Answer: ", "\n"), (f"{asker}: ", f"{other}: ", "\n"), ("Task: ", "Solution: ", "\n"), ("", "", "\n"))
+    )
+    blocks = []
+    for _ in range(rng.randint(2, 5)):
+        task = sample_task(rng)
+        material = f"\n{task.input}" if task.input else ""
+        blocks.append(f"{question}{task.instruction}{material}{gap}{reply}{sample_answer(task, rng)}")
+    return "\n".join(blocks) + "\n"
+
+
+def _plain(rng: random.Random) -> str:
+    return rng.choice(_PLAIN)(rng)
+
+
+def _about_a_thing(rng: random.Random) -> str:
+    """Everything known about one thing; held-out facts are told here."""
+    noun = rng.choice(sorted(facts.CATEGORY_OF))
+    says = [f"{facts.article(noun).capitalize()} is {facts.article(facts.CATEGORY_OF[noun])}."]
+    for name in ("colour", "sound", "home", "food", "legs", "young", "plural", "use"):
+        family = FAMILIES[name]
+        found = family.solve({"x": noun})
+        if found is not None:
+            says.append(found.sentence)
+    rng.shuffle(says)
+    return " ".join(says[: rng.randint(2, 5)]) + (f" {rng.choice(CLOSINGS)}" if rng.random() < 0.05 else "") + "\n"
+
+
+def _about_a_kind(rng: random.Random) -> str:
+    """Several facts of one kind, in order or at random."""
+    family = FAMILIES[rng.choice(("colour", "sound", "home", "young", "food", "legs", "opposite", "category", "use", "job", "plural", "past"))]
+    table = {args["x"]: None for args in (family.draw(rng) for _ in range(6))}
+    return " ".join(s.sentence for x in table if (s := family.solve({"x": x})) is not None) + "\n"
+
+
+def _about_time(rng: random.Random) -> str:
+    names, kind, count = rng.choice(((facts.DAYS, "days", "A week has seven days."), (facts.MONTHS, "months", "A year has twelve months.")))
+    start, n = rng.randrange(len(names)), rng.randint(3, len(names))
+    run = [names[(start + i) % len(names)] for i in range(n)]
+    told = [count, f"The {kind} are {', '.join(run[:-1])} and {run[-1]}."]
+    told += [f"{b} comes after {a}." for a, b in zip(run, run[1:], strict=False)][:3]
+    return " ".join(told) + "\n"
+
+
+def _about_numbers(rng: random.Random) -> str:
+    if rng.random() < 0.4:
+        start = rng.randint(0, 80)
+        return ", ".join(str(start + i) for i in range(rng.randint(5, 15))) + "\n"
+    x = rng.randint(0, 12)
+    rows = [f"{x} plus {y} is {x + y}." for y in range(rng.randint(0, 6), rng.randint(7, 13))]
+    if rng.random() < 0.5:
+        rows = [f"{x + y} minus {y} is {x}." for y in range(rng.randint(0, 6), rng.randint(7, 13))]
+    return " ".join(rows) + "\n"
+
+
+def _about_a_group(rng: random.Random) -> str:
+    kind = rng.choice(sorted(facts.CATEGORIES))
+    names = rng.sample(facts.CATEGORIES[kind], rng.randint(3, 6))
+    return f"Some {kind}s are {', '.join(names[:-1])} and {names[-1]}. " + " ".join(
+        f"{facts.article(n).capitalize()} is {facts.article(kind)}." for n in names[:2]
+    ) + "\n"
+
+
+def _tale(rng: random.Random) -> str:
+    names = ("story", "read_what", "past_sentence", "thank", "sorry")
+    told = []
+    for _ in range(rng.randint(1, 3)):
+        family = FAMILIES[rng.choice(names)]
+        args = family.draw(rng)
+        found = family.solve({k: v.lower() for k, v in args.items()})
+        assert found is not None
+        extra = f" {rng.choice(found.extras)}" if found.extras and rng.random() < 0.5 else ""
+        told.append(found.sentence + extra)
+    return " ".join(told) + "\n"
+
+
+_PLAIN: tuple[Callable[[random.Random], str], ...] = (
+    _about_a_thing, _about_a_thing, _about_a_kind, _about_a_kind, _about_a_group, _about_time, _about_numbers, _tale,
+)  # fmt: skip

@@ -1,0 +1,115 @@
+"""Tasks of the small world: drawing them, phrasing them, and recognising them in any phrasing."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+from alpaca_rlhf.records import Instruction
+from alpaca_rlhf.smallworld import facts
+from alpaca_rlhf.smallworld.families import Family, Solution, fill
+from alpaca_rlhf.smallworld.handling import LISTS, NUMBERS, TEXTS
+from alpaca_rlhf.smallworld.knowledge import KNOWLEDGE, RELATIONS
+
+FAMILIES: Mapping[str, Family] = {f.name: f for f in (*KNOWLEDGE, *RELATIONS, *NUMBERS, *LISTS, *TEXTS)}
+"""Every family, by name."""
+
+Part = Literal["train", "held_out"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task in one phrasing."""
+
+    family: str
+    """Name of its family."""
+    args: tuple[tuple[str, str], ...]
+    """Slots and their values, lower-case, sorted."""
+    instruction: str
+    """How it is asked."""
+    input: str
+    """The material it is asked about; may be empty."""
+    held_out_fact: bool
+    """Whether its fact is kept for the evaluation."""
+    held_out_phrasing: bool
+    """Whether its phrasing is."""
+
+    @property
+    def key(self) -> str:
+        """Family and arguments: the same for every phrasing."""
+        return f"{self.family}:{'|'.join(value for _, value in self.args)}"
+
+    @property
+    def solution(self) -> Solution:
+        """The right answer."""
+        found = FAMILIES[self.family].solve(dict(self.args))
+        assert found is not None
+        return found
+
+    def record(self) -> Instruction:
+        """The prompt, without an output."""
+        return Instruction(self.instruction, self.input, None, "smallworld")
+
+
+def sample_task(rng: random.Random, *, phrasing: Part = "train", fact: Part = "train") -> Task:
+    """Draw a task: a family first, so that families are balanced, then its arguments and a phrasing."""
+    names = [n for n, f in FAMILIES.items() if fact == "train" or f.fact is not None]
+    family = FAMILIES[rng.choice(names)]
+    for _ in range(1000):
+        args = family.draw(rng)
+        if _fact_held_out(family, args) == (fact == "held_out"):
+            break
+    else:
+        return sample_task(rng, phrasing=phrasing, fact=fact)
+    text = rng.choice(family.unseen if phrasing == "held_out" else family.phrasings)
+    return Task(
+        family.name,
+        _canonical(args),
+        fill(text, args),
+        fill(family.input, args),
+        fact == "held_out",
+        phrasing == "held_out",
+    )
+
+
+def recognise(instruction: str, input: str = "") -> Task | None:
+    """The task that a prompt asks, in any known phrasing; None if it is none, or has no answer."""
+    return _recognise(instruction, input)
+
+
+@lru_cache(maxsize=100_000)
+def _recognise(instruction: str, given: str) -> Task | None:
+    text = re.sub(r"\s+", " ", instruction).strip().lower().rstrip(".?!: ")
+    material = re.sub(r"\s+", " ", given).strip().lower().rstrip(". ")
+    for family in FAMILIES.values():
+        if bool(family.input) != bool(material):
+            continue
+        inputs = family.input_pattern.fullmatch(material) if material else None
+        if material and inputs is None:
+            continue
+        for pattern, unseen in family.patterns:
+            match = pattern.fullmatch(text)
+            if match is None:
+                continue
+            args = match.groupdict() | (inputs.groupdict() if inputs else {})
+            if family.solve(args) is None:
+                continue
+            return Task(
+                family.name, _canonical(args), instruction, given, _fact_held_out(family, args), unseen
+            )
+    return None
+
+
+def _canonical(args: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((slot, value.lower()) for slot, value in args.items()))
+
+
+def _fact_held_out(family: Family, args: Mapping[str, str]) -> bool:
+    if family.fact is None:
+        return False
+    kind, slot = family.fact
+    return facts.held_out(kind, args[slot].lower())
