@@ -281,25 +281,35 @@ class Evaluate:
     """Prompts whose answers stand side by side in the report."""
     split: Literal["eval", "dev"] = "eval"
     """`dev` is another set of prompts, for tuning: never tune on `eval`."""
+    watts: float = 350.0
+    """Power drawn while running, for the cost column."""
+    usd_per_kwh: float = 0.30
+    """Price of electricity, for the cost column."""
 
     def __post_init__(self) -> None:
+        _above("--evaluate.watts", self.watts, 0, equal_allowed=True)
+        _above("--evaluate.usd-per-kwh", self.usd_per_kwh, 0, equal_allowed=True)
         _above("--evaluate.prompts", self.prompts, 1)
         _above("--evaluate.bootstrap", self.bootstrap, 0)
         _above("--evaluate.shown", self.shown, 0, equal_allowed=True)
 
 
 @dataclass(frozen=True)
-class Cost:
-    """The user's prices, for the cost column."""
+class Inputs:
+    """The user's own files and judge; what is left out comes from the small world."""
 
-    watts: float = 350.0
-    """Power drawn while running."""
-    usd_per_kwh: float = 0.30
-    """Price of electricity."""
+    data: Path | None = None
+    """Rows to train on (Alpaca columns, JSON or JSONL); self-instruct is then left out."""
+    prompts: Path | None = None
+    """Prompts to rank, to train the policy on and to evaluate on; dealt to the splits by clusters of near-duplicates."""
+    rankings: Path | None = None
+    """Pairs (chosen, rejected) or ranking trees to train the reward model on, instead of ranking completions."""
+    judge: Literal["gold", "human"] = "gold"
+    """Who ranks: the small world's gold judge, or people."""
 
     def __post_init__(self) -> None:
-        _above("--cost.watts", self.watts, 0, equal_allowed=True)
-        _above("--cost.usd-per-kwh", self.usd_per_kwh, 0, equal_allowed=True)
+        if self.prompts is not None and self.judge == "gold":
+            raise ValueError("--inputs.judge gold knows only the small world; rank your own prompts with --inputs.judge human")
 
 
 @dataclass(frozen=True)
@@ -324,8 +334,6 @@ class Stages:
     """Best-of-K."""
     evaluate: Evaluate = field(default_factory=Evaluate)
     """Evaluation."""
-    cost: Cost = field(default_factory=Cost)
-    """Prices."""
 
 
 @dataclass(frozen=True)
@@ -340,6 +348,8 @@ class Loop(Stages):
     """Run folder."""
     seed: int = 0
     """Changes everything random."""
+    inputs: Inputs = field(default_factory=Inputs)
+    """The user's own files."""
     rounds: int = 1
     """Times that ranking, reward and policy training are done, each from the last policy."""
 

@@ -7,13 +7,13 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Protocol
 
 from alpaca_rlhf.config import UserError
-from alpaca_rlhf.data import Drop, Firewall, read_instructions, read_prompts
+from alpaca_rlhf.data import Drop, Firewall, read_instructions, read_prompts, split_prompts
 from alpaca_rlhf.records import Instruction
-from alpaca_rlhf.smallworld import GoldJudge, Task, recognise, sample_task
+from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.smallworld import GoldJudge, Task, recognise, sample_task, solved
 
 Slice = str
 """Part of the evaluation prompts that is reported apart."""
@@ -36,8 +36,12 @@ class Source(Protocol):
         """Tasks with outputs, to bootstrap from and to train on."""
         ...
 
+    def names(self) -> list[str]:
+        """The splits that prompts are dealt to: `rank`, `ppo` (in later rounds `rank.2` ...), `eval`, perhaps `dev`."""
+        ...
+
     def prompts(self, split: str) -> list[Instruction]:
-        """The prompts of a split: `rank`, `ppo` (in later rounds `rank.2` ...), `eval` or `dev`."""
+        """The prompts of a split."""
         ...
 
     def slices(self, rows: Sequence[Instruction]) -> dict[Slice, list[int]]:
@@ -70,22 +74,27 @@ class SmallWorld:
     """Prompts of each split other than sft, e.g. {"eval": 400, "rank": 400, "ppo": 1280}."""
     _by_split: dict[str, list[Instruction]] = field(default_factory=dict, init=False)
 
-    held_out_share = 0.2
-    """Share of the evaluation prompts with a held-out fact; as many have a held-out phrasing."""
+    phrasing_share = 0.2
+    """Share of the evaluation prompts with a held-out phrasing."""
+    fact_share = 0.1
+    """Share of the evaluation prompts with a held-out fact, as far as there are so many."""
 
     def seeds(self) -> list[Instruction]:
         """Train tasks with gold answers in mixed styles."""
         return self._seeds
+
+    def names(self) -> list[str]:
+        """Splits other than sft."""
+        return list(self.sizes)
 
     def prompts(self, split: str) -> list[Instruction]:
         """Distinct tasks of a split; in `eval` and `dev` a part has held-out facts or held-out phrasings."""
         if split not in self._by_split:
             n = self.sizes[split]
             if split in ("eval", "dev"):
-                apart = round(n * self.held_out_share)
-                rows = self._draw(split, n - 2 * apart, phrasing="train", fact="train")
-                rows += self._draw(split, apart, phrasing="held_out", fact="train", taken=rows)
-                rows += self._draw(split, apart, phrasing="train", fact="held_out", taken=rows)
+                rows = self._draw(split, round(n * self.fact_share), phrasing="train", fact="held_out")
+                rows += self._draw(split, round(n * self.phrasing_share), phrasing="held_out", fact="train", taken=rows)
+                rows += self._draw(split, n - len(rows), phrasing="train", fact="train", taken=rows)
             else:
                 rows = self._draw(split, n, phrasing="train", fact="train")
             self._by_split[split] = [task.record() for task in rows]
@@ -135,13 +144,8 @@ class SmallWorld:
 
     @cached_property
     def _seeds(self) -> list[Instruction]:
-        from alpaca_rlhf.smallworld import sample_answer
-
         rng = random.Random(f"{self.seed}/seed answers")
-        tasks = self._draw("sft", self.n_seeds, phrasing="train", fact="train")
-        return [
-            Instruction(task.instruction, task.input, sample_answer(task, rng), "seed") for task in tasks
-        ]
+        return [solved(task, rng) for task in self._draw("sft", self.n_seeds, phrasing="train", fact="train")]
 
     @cached_property
     def _firewall(self) -> Firewall:
@@ -165,6 +169,8 @@ class SmallWorld:
                     continue
                 keys.add(task.key)
                 tasks.append(task)
+        if fact == "held_out":
+            return tasks
         raise UserError(f"the small world has only {len(tasks)} tasks left for the {split} split; ask for fewer than {n}")
 
     def _earlier(self, split: str) -> set[str]:
@@ -176,9 +182,89 @@ class SmallWorld:
         digest = hashlib.blake2b(f"{self.seed}/{task.key}".encode(), digest_size=8).digest()
         draw = int.from_bytes(digest, "big") / 2**64
         if task.held_out_fact:
-            return "eval" if draw < 0.6 else "dev"
+            return "eval" if draw < 0.75 else "dev"
         for split, share in (("sft", 0.35), ("rank", 0.15), ("ppo", 0.3), ("eval", 0.12)):
             draw -= share
             if draw < 0:
                 return split
         return "dev"
+
+
+@dataclass
+class Files:
+    """The user's prompts, dealt to the splits by clusters of near-duplicates, and people as judges."""
+
+    rows: Sequence[Instruction]
+    """Seed tasks, or rows to train on."""
+    splits: Mapping[str, list[Instruction]]
+    """Prompts of each split."""
+
+    def seeds(self) -> list[Instruction]:
+        """The user's rows."""
+        return list(self.rows)
+
+    def names(self) -> list[str]:
+        """Splits other than sft."""
+        return list(self.splits)
+
+    def prompts(self, split: str) -> list[Instruction]:
+        """The prompts of a split."""
+        if split not in self.splits:
+            raise UserError(f"there are no prompts for the {split} split; give a file with --inputs.prompts")
+        return self.splits[split]
+
+    def slices(self, rows: Sequence[Instruction]) -> dict[Slice, list[int]]:
+        """Nothing is reported apart."""
+        return {}
+
+    def key(self, row: Instruction) -> None:
+        """Free text: near-duplicates are found by ROUGE-L."""
+        return
+
+    def accept(self, row: Instruction) -> Drop | None:
+        """Any row that no other split holds."""
+        leak = self._firewall.leak("sft", row)
+        return None if leak is None else Drop("leak", str(leak), row=row)
+
+    @property
+    def gold(self) -> None:
+        """Only people judge."""
+        return
+
+    @cached_property
+    def _firewall(self) -> Firewall:
+        firewall = Firewall()
+        for split, rows in self.splits.items():
+            firewall.claim(split, rows)
+        return firewall
+
+
+def source_of(settings: Loop) -> Source:
+    """The tasks and verdicts that a run's settings ask for.
+
+    Raises:
+        UserError: A file cannot be read, or has too few prompts.
+    """
+    sizes = {
+        name: n
+        for r in range(1, settings.rounds + 1)
+        for name, n in (
+            (_of_round("rank", r), settings.rank.prompts),
+            (_of_round("ppo", r), max(settings.best_of_k.prompts, settings.ppo.batch_size)),
+        )
+    }
+    sizes["eval"] = settings.evaluate.prompts
+    if settings.inputs.judge == "gold":
+        wanted = max(settings.best_of_k.prompts, settings.ppo.batch_size * settings.ppo.updates)
+        for name in sizes:
+            if name.startswith("ppo"):
+                sizes[name] = wanted
+        return SmallWorld(settings.seed, settings.generate.seeds, {**sizes, "dev": settings.evaluate.prompts})
+    rows = read_instructions(settings.inputs.data) if settings.inputs.data is not None else []
+    if settings.inputs.prompts is None:
+        return Files(rows, {})
+    return Files(rows, split_prompts(read_prompts(settings.inputs.prompts), sizes=sizes, seed=settings.seed))
+
+
+def _of_round(name: str, round_: int) -> str:
+    return name if round_ == 1 else f"{name}.{round_}"

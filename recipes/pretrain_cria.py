@@ -2,7 +2,7 @@
 
     python recipes/pretrain_cria.py --out data/cria
 
-Takes about half an hour on two CPU cores.
+Takes about a quarter of an hour on two CPU cores.
 """
 
 import argparse

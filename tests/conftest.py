@@ -20,7 +20,9 @@ TEXTS = [
 def shared() -> Path:
     """The folder of real data and weights; skips where it is absent."""
     if not SHARED.is_dir():
-        pytest.skip(f"needs the real data and weights in {SHARED.parent.name}/shared, which are not here")
+        pytest.skip(
+            f"needs the real data and weights in {SHARED.parent.name}/shared, which are not here"
+        )
     return SHARED
 
 

@@ -92,7 +92,10 @@ def test_pefts_own_switch_loses_the_gradient_that_ours_keeps(tiny_folder):
 def test_switching_with_a_waiting_graph_raises(fp32):
     adapters = make(fp32, "policy", "value")
     adapters.trainable("policy", "value")
-    with pytest.raises(RuntimeError, match="still waits for its backward"), adapters.using("policy"):
+    with (
+        pytest.raises(RuntimeError, match="still waits for its backward"),
+        adapters.using("policy"),
+    ):
         loss = loss_of(adapters)
         with adapters.using("value"):
             pass
@@ -137,7 +140,9 @@ def test_the_switch_leaves_requires_grad_alone(fp32):
     adapters.trainable("policy", "value")
 
     def learning():
-        return {n: all(p.requires_grad for p in adapters.parameters(n).values()) for n in adapters.names}
+        return {
+            n: all(p.requires_grad for p in adapters.parameters(n).values()) for n in adapters.names
+        }
 
     before = learning()
     assert before == {"sft": False, "policy": True, "value": True}
@@ -216,7 +221,9 @@ def test_a_saved_adapter_is_plain_peft(tiny_folder, tmp_path):
     }
     with torch.no_grad(), adapters.using("policy"):
         ours = adapters.logits(adapters.hidden(torch.tensor([[1, 20, 30, 40]])))
-    plain = PeftModel.from_pretrained(load(tiny_folder, dtype=torch.float32).model, str(tmp_path / "policy"))
+    plain = PeftModel.from_pretrained(
+        load(tiny_folder, dtype=torch.float32).model, str(tmp_path / "policy")
+    )
     with torch.no_grad():
         theirs = plain(input_ids=torch.tensor([[1, 20, 30, 40]])).logits
     assert torch.equal(ours, theirs)
@@ -232,7 +239,9 @@ def test_save_and_load_give_the_same_scores_bit_for_bit(tiny_folder, tmp_path):
     adapters.save("reward", tmp_path / "reward", head)
     again = Adapters(load(tiny_folder), Lora(r=4, alpha=8), template="brief")
     again.load("reward", tmp_path / "reward")
-    after = score(again, "reward", ScalarHead.load(tmp_path / "reward", 128), EXAMPLES, batch_size=2)
+    after = score(
+        again, "reward", ScalarHead.load(tmp_path / "reward", 128), EXAMPLES, batch_size=2
+    )
     assert torch.equal(before, after)
 
 

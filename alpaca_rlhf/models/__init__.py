@@ -1,1 +1,1 @@
-"""The model room: one frozen base, its adapters and heads, batches, and every run without gradients."""
+"""The model room: one frozen base, its adapters and heads, batches, every run without gradients."""

@@ -1,8 +1,9 @@
 """Named LoRA adapters on one frozen base, and the switch between them.
 
-Roles: `sft` (the frozen reference), `policy`, `reward`, `value`; None is the bare base. PEFT makes, stores and runs the
-adapters; only the switch is ours, because PEFT's own `set_adapter` and `disable_adapter` lose or misplace gradients
-without a word when a graph is still waiting for its backward (huggingface/peft issues 2832 and 2759). Ours
+Roles: `sft` (the frozen reference), `policy`, `reward`, `value`; None is the bare base. PEFT makes,
+stores and runs the adapters; only the switch is ours, because PEFT's own `set_adapter` and
+`disable_adapter` lose or misplace gradients without a word when a graph is still waiting for its
+backward (huggingface/peft issues 2832 and 2759). Ours
 
 - never touches `requires_grad`: two adapters accumulate gradients one after the other in one step;
 - refuses to switch while a graph made with the active adapter still waits for its backward;
@@ -23,7 +24,11 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from peft.utils.save_and_load import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from peft.utils.save_and_load import (
+    get_peft_model_state_dict,
+    load_peft_weights,
+    set_peft_model_state_dict,
+)
 from torch import Tensor, nn
 from transformers import Cache
 
@@ -46,7 +51,10 @@ class _Graph:
 
 
 class _Mark(torch.autograd.Function):
-    """Identity that notes when the backward has passed through it. The graph keeps `graph` alive, we only watch it."""
+    """Identity that notes when the backward has passed through it.
+
+    The autograd graph keeps `graph` alive; we only watch it.
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, graph: _Graph) -> Tensor:
@@ -54,7 +62,7 @@ class _Mark(torch.autograd.Function):
         return hidden.view_as(hidden)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         ctx.graph.waiting = False
         return grad, None
 
@@ -80,10 +88,13 @@ class Adapters:
         self._backbone: nn.Module = base.model.model
         self._lm_head: nn.Module = base.model.lm_head
 
-    # --- making, copying, keeping -------------------------------------------------------------------------------
+    # --- making, copying, keeping -----------------------------------------------------------------
 
     def add(self, name: str, *, seed: int = 0, copy_of: str | None = None) -> None:
-        """Make an adapter, or make it anew: A drawn from `seed`, B zero; or a copy of another one. It starts frozen."""
+        """Make an adapter, or make it anew: A drawn from `seed`, B zero; or a copy of another one.
+
+        It starts frozen.
+        """
         self._check_idle(f"add {name!r}")
         if name not in self.names:
             with torch.random.fork_rng():
@@ -144,10 +155,13 @@ class Adapters:
 
     def digest(self, name: str) -> str:
         """Hash of an adapter's weights, to tell one policy from another in records."""
-        parts = [key + p.detach().cpu().numpy().tobytes().hex() for key, p in sorted(self.parameters(name).items())]
+        parts = [
+            key + p.detach().cpu().numpy().tobytes().hex()
+            for key, p in sorted(self.parameters(name).items())
+        ]
         return content_hash(*parts)
 
-    # --- the switch ---------------------------------------------------------------------------------------------
+    # --- the switch -------------------------------------------------------------------------------
 
     @property
     def active(self) -> str | None:
@@ -193,12 +207,15 @@ class Adapters:
             )
 
     def checkpointing(self, enabled: bool) -> None:
-        """Recompute each layer in the backward instead of keeping its activations: exact, slower, much smaller."""
+        """Recompute each layer in the backward instead of keeping its activations.
+
+        Exact, slower, much smaller.
+        """
         if enabled:
             kwargs = {"use_reentrant": False, "context_fn": self._checkpoint_contexts}
             self.base.model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
         else:
-            self.base.model.activation_checkpointing_disable()
+            self.base.model.activation_checkpointing_disable()  # type: ignore[no-untyped-call]
 
     def _checkpoint_contexts(self) -> tuple[contextlib.AbstractContextManager[None], Any]:
         made_with = self._active
@@ -214,7 +231,7 @@ class Adapters:
 
         return contextlib.nullcontext(), check()
 
-    # --- forwards -----------------------------------------------------------------------------------------------
+    # --- forwards ---------------------------------------------------------------------------------
 
     def hidden(
         self,
@@ -228,15 +245,17 @@ class Adapters:
 
         Args:
             ids: (B, T) int64.
-            mask: (B, past + T) bool for left-padded rows; None for right-padded ones, where causal attention suffices.
+            mask: (B, past + T) bool for left-padded rows; None for right-padded ones, where causal
+                attention suffices.
             positions: (B, T) int64; None counts from 0 (right-padded rows).
-            cache: Keys and values of the tokens before, extended in place; None for a forward of its own.
+            cache: Keys and values of the tokens before, extended in place; None for a forward of
+                its own.
 
         Returns:
             (B, T, H) in the compute dtype.
         """
         with self.base.autocast():
-            out = self._backbone(
+            out: Tensor = self._backbone(
                 input_ids=ids,
                 attention_mask=None if mask is None else mask.long(),
                 position_ids=positions,
@@ -247,24 +266,28 @@ class Adapters:
             return out
         graph = _Graph(self._active)
         self._graphs.add(graph)
-        marked: Tensor = _Mark.apply(out, graph)
+        marked: Tensor = _Mark.apply(out, graph)  # type: ignore[no-untyped-call]
         return marked
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(N, V) float32 logits of (N, H) hidden states."""
+        """(N, V) logits of (N, H) hidden states, in float32 (a float64 base keeps its own)."""
         with self.base.autocast():
-            return self._lm_head(hidden).float()  # type: ignore[no-any-return]
+            logits: Tensor = self._lm_head(hidden)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
-        """Train mode inside, eval mode before and after. No dropout exists; checkpointing only works in train mode."""
+        """Train mode inside, eval mode before and after.
+
+        No dropout exists; checkpointing only works in train mode.
+        """
         self.base.model.train()
         try:
             yield
         finally:
-            self.base.model.eval()
+            self.base.model.eval()  # type: ignore[no-untyped-call]
 
-    # --- on disk ------------------------------------------------------------------------------------------------
+    # --- on disk ----------------------------------------------------------------------------------
 
     def fingerprint(self) -> dict[str, Any]:
         """What a saved adapter fits: base, quantisation and template."""
@@ -276,7 +299,7 @@ class Adapters:
         }
 
     def save(self, name: str, folder: Path, head: ScalarHead | None = None) -> None:
-        """Write a plain PEFT folder, with its head beside it, then reopen it and compare every tensor.
+        """Write a plain PEFT folder, its head beside it; then reopen it and compare every tensor.
 
         Raises:
             RuntimeError: The file does not hold what was trained.
@@ -285,7 +308,7 @@ class Adapters:
         temporary = folder.with_name(folder.name + ".tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        self._peft.save_pretrained(temporary, selected_adapters=[name])
+        self._peft.save_pretrained(str(temporary), selected_adapters=[name])
         if (temporary / name).is_dir():
             for file in (temporary / name).iterdir():
                 file.rename(temporary / file.name)
@@ -296,7 +319,9 @@ class Adapters:
         atomic_write(temporary / FINGERPRINT, json.dumps(self.fingerprint(), indent=2))
         written = load_peft_weights(str(temporary), device="cpu")
         expected = get_peft_model_state_dict(self._peft, adapter_name=name)
-        if written.keys() != expected.keys() or not all(torch.equal(written[k], expected[k].cpu()) for k in written):
+        if written.keys() != expected.keys() or not all(
+            torch.equal(written[k], expected[k].cpu()) for k in written
+        ):
             raise RuntimeError(f"{temporary}: reopened adapter differs from the one in memory")
         if name == "sft" and not any(t.any() for k, t in written.items() if "lora_B" in k):
             raise RuntimeError(f"{temporary}: every B matrix is zero, so nothing was trained")
@@ -310,7 +335,9 @@ class Adapters:
             UserError: It is not there, or it belongs to another base, template or shape.
         """
         if not (folder / "adapter_config.json").is_file():
-            raise UserError(f"{folder}: no adapter_config.json; give the folder of a PEFT LoRA adapter")
+            raise UserError(
+                f"{folder}: no adapter_config.json; give the folder of a PEFT LoRA adapter"
+            )
         config = LoraConfig.from_pretrained(str(folder))
         if (config.r, config.lora_alpha) != (self.lora.r, self.lora.alpha):
             raise UserError(
@@ -322,14 +349,17 @@ class Adapters:
             for key, ours in self.fingerprint().items():
                 if key != "base_name" and found.get(key) != ours:
                     raise UserError(
-                        f"{folder}: trained on {found.get('base_name')!r} with {key} {found.get(key)}, "
-                        f"but this run has {self.base.name!r} with {key} {ours}"
+                        f"{folder}: trained on {found.get('base_name')!r} with {key} "
+                        f"{found.get(key)}, but this run has {self.base.name!r} with {key} {ours}"
                     )
         weights = load_peft_weights(str(folder), device="cpu")
         self.add(name)
         assert self._peft is not None
         expected = get_peft_model_state_dict(self._peft, adapter_name=name)
         if {k: t.shape for k, t in weights.items()} != {k: t.shape for k, t in expected.items()}:
-            raise UserError(f"{folder}: its tensors do not fit --base {self.base.name}; it was made for another model")
+            raise UserError(
+                f"{folder}: its tensors do not fit --base {self.base.name}; "
+                "it was made for another model"
+            )
         set_peft_model_state_dict(self._peft, weights, adapter_name=name)
         self._set_trainable(name, False)

@@ -1,7 +1,7 @@
 """The frozen base: the embedded model, a folder or a hub id, in NF4 with double quantisation.
 
-Nothing is upcast: embeddings, norms and head stay in the dtype they are computed in, so that a 7B base needs
-3.6 GiB (QLoRA, arXiv 2305.14314, with 4.127 bits a weight in the linear layers).
+Nothing is upcast: embeddings, norms and head stay in the dtype they are computed in, so that a 7B
+base needs 3.6 GiB (QLoRA, arXiv 2305.14314, with 4.127 bits a weight in the linear layers).
 """
 
 from __future__ import annotations
@@ -15,9 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import bitsandbytes as bnb
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from bitsandbytes.nn.modules import Linear4bit
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+)
 
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.runs import data_path
@@ -85,7 +91,8 @@ def load_base(
     Args:
         name: `embedded`, a folder with a Hugging Face checkpoint, or a hub id.
         quantization: `nf4`, or `none` for full precision.
-        dtype: Compute dtype; by default bfloat16 where the hardware has it, else float16 (CUDA) or float32 (CPU).
+        dtype: Compute dtype; by default bfloat16 where the hardware has it, else float16 (CUDA) or
+            float32 (CPU).
         device: `cpu`, `cuda` ...; by default CUDA if there is one.
 
     Raises:
@@ -100,15 +107,23 @@ def load_base(
         model = _load(source, quantization, dtype, place)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--base {name}: cannot be loaded ({reason}); give `embedded`, a folder or a hub id") from error
+        raise UserError(
+            f"--base {name}: cannot be loaded ({reason}); give `embedded`, a folder or a hub id"
+        ) from error
     if not hasattr(model, "lm_head") or not hasattr(getattr(model, "model", None), "layers"):
-        raise UserError(f"--base {name}: {config.architectures} is not a LLaMA-like causal language model")
+        raise UserError(
+            f"--base {name}: {config.architectures} is not a LLaMA-like causal language model"
+        )
     if tokenizer.eos_token_id is None:
-        raise UserError(f"--base {name}: its tokenizer has no eos token, so no completion could end")
+        raise UserError(
+            f"--base {name}: its tokenizer has no eos token, so no completion could end"
+        )
     model.requires_grad_(False)
-    model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
     stops = getattr(model.generation_config, "eos_token_id", None)
-    stop_ids = {tokenizer.eos_token_id} | set(stops if isinstance(stops, list) else [stops] if stops is not None else [])
+    stop_ids = {tokenizer.eos_token_id} | set(
+        stops if isinstance(stops, list) else [stops] if stops is not None else []
+    )
     return Base(
         name=name,
         model=model,
@@ -123,9 +138,13 @@ def load_base(
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
-    """The compute dtype of a device: bfloat16 where it is native, else float16 on CUDA and float32 on a CPU."""
+    """The compute dtype of a device: bfloat16 where native, else float16 (GPU) or float32 (CPU)."""
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        return (
+            torch.bfloat16
+            if torch.cuda.is_bf16_supported(including_emulation=False)
+            else torch.float16
+        )
     return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 
 
@@ -135,9 +154,8 @@ def weights_digest(base: Base) -> str:
     for name, parameter in _own_parameters(base.model):
         digest.update(name.encode())
         digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        state = getattr(parameter, "quant_state", None)
-        if state is not None:
-            digest.update(state.absmax.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        for scale in _scales(parameter):
+            digest.update(scale.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -145,22 +163,33 @@ def _source(name: str) -> str:
     if name == EMBEDDED:
         folder = data_path("cria")
         if not (folder / "config.json").is_file():
-            raise UserError(f"--base embedded: {folder} has no model; make it with `python recipes/pretrain_cria.py`")
+            raise UserError(
+                f"--base embedded: {folder} has no model; "
+                "make it with `python recipes/pretrain_cria.py`"
+            )
         return str(folder)
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise UserError(f"--base {name}: the folder has no config.json; give a folder with a Hugging Face checkpoint")
+            raise UserError(
+                f"--base {name}: the folder has no config.json; "
+                "give a folder with a Hugging Face checkpoint"
+            )
         return str(folder)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"--base {name}: no such folder; give `embedded`, a folder or a hub id such as org/model")
+        raise UserError(
+            f"--base {name}: no such folder; "
+            "give `embedded`, a folder or a hub id such as org/model"
+        )
     return name
 
 
-def _load(source: str, quantization: Quantization, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def _load(
+    source: str, quantization: Quantization, dtype: torch.dtype, device: torch.device
+) -> PreTrainedModel:
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
     if quantization == "nf4":
-        options["quantization_config"] = BitsAndBytesConfig(
+        options["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
@@ -172,11 +201,12 @@ def _load(source: str, quantization: Quantization, dtype: torch.dtype, device: t
         warnings.filterwarnings("ignore", message=".*kernels.*")
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, **options)
     if quantization == "none":
-        model.to(device)
+        model.to(device)  # type: ignore[arg-type]
     for module in model.modules():
-        if isinstance(module, bnb.nn.Linear4bit):
-            # On CPUs with AVX512-BF16 the first forward without gradients would repack the weights for a kernel that has
-            # no backward, and every later gradient would be wrong without a word (bitsandbytes 0.50 nn/modules.py:613).
+        if isinstance(module, Linear4bit):
+            # On CPUs with AVX512-BF16 the first forward without gradients would repack the weights
+            # for a kernel that has no backward, and every later gradient would be wrong without a
+            # word (bitsandbytes 0.50 nn/modules.py:613).
             module.support_avx512bf16_for_cpu = False
     return model
 
@@ -193,17 +223,51 @@ def _numel(parameter: torch.Tensor) -> int:
     return int(state.shape.numel()) if state is not None else parameter.numel()
 
 
+def _scales(parameter: torch.Tensor) -> list[torch.Tensor]:
+    """What a 4-bit weight needs besides its codes; its scales are themselves in 8 bits."""
+    state = getattr(parameter, "quant_state", None)
+    if state is None:
+        return []
+    return [state.absmax, *([state.offset, state.state2.absmax] if state.nested else [])]
+
+
 def _own_parameters(model: PreTrainedModel) -> list[tuple[str, torch.nn.Parameter]]:
-    return sorted((n.replace(".base_layer", ""), p) for n, p in model.named_parameters() if "lora_" not in n)
+    return sorted(
+        (n.replace(".base_layer", ""), p) for n, p in model.named_parameters() if "lora_" not in n
+    )
+
+
+_CONFIGURATION = (
+    "model_type",
+    "hidden_act",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "rms_norm_eps",
+    "rope_parameters",
+)
+"""What changes the function of the weights without changing their shapes."""
 
 
 def _fingerprint(model: PreTrainedModel, tokenizer: Any, quantization: Quantization) -> str:
-    """Hash of what an adapter was trained on: shapes, a sample of every weight, the quantisation, the vocabulary."""
+    """Hash of what an adapter was trained on.
+
+    Quantisation; configuration; vocabulary, special tokens and chat template; shape and 1024 evenly
+    spaced elements of every weight.
+    """
     digest = hashlib.sha256(quantization.encode())
-    digest.update(json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    settings = {key: getattr(model.config, key, None) for key in _CONFIGURATION}
+    special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.chat_template]
+    digest.update(json.dumps([settings, special], sort_keys=True, default=str).encode())
+    digest.update(
+        json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False).encode(
+            "utf-8", "surrogatepass"
+        )
+    )
     for name, parameter in _own_parameters(model):
         digest.update(f"{name} {tuple(parameter.shape)}".encode())
-        sample = parameter.detach().flatten()[:1024]
-        data = sample if sample.dtype == torch.uint8 else sample.to(torch.float32)
-        digest.update(data.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        flat = parameter.detach().flatten()
+        sample = flat[:: -(-len(flat) // 1024)]
+        if sample.dtype != torch.uint8:  # in steps that bf16, fp16 and fp32 copies agree on
+            sample = (sample.float() * 1024).round().int()
+        digest.update(sample.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

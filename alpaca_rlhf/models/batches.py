@@ -1,7 +1,8 @@
 """Text to tensors: the only place that tokenises prompts, pads and masks.
 
-For training and scoring, rows are right-padded and carry no attention mask: under causal attention a real token never
-sees a pad. Only the decode loop pads on the left. Masks are carried, never inferred from ids.
+For training and scoring, rows are right-padded and carry no attention mask: under causal attention
+a real token never sees a pad. Only the decode loop pads on the left. Masks are carried, never
+inferred from ids.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from alpaca_rlhf.config import UserError
 from alpaca_rlhf.models.base import Base
 from alpaca_rlhf.prompts import chat_messages, render
 from alpaca_rlhf.records import Instruction, Rollout
@@ -60,9 +62,23 @@ class Batch:
 
 
 def prompt_ids(base: Base, template: str, row: Instruction) -> tuple[int, ...]:
-    """Token ids of a rendered prompt, from bos to where the completion starts."""
+    """Token ids of a rendered prompt, from bos to where the completion starts.
+
+    Raises:
+        UserError: The template is `chat`, and the tokenizer has none.
+    """
     if template == "chat":
-        ids = base.tokenizer.apply_chat_template(chat_messages(row), add_generation_prompt=True, return_dict=False)
+        if base.tokenizer.chat_template is None:
+            raise UserError(
+                f"--template chat: the tokenizer of {base.name} has no chat template; "
+                "use --template alpaca or --template brief"
+            )
+        ids = base.tokenizer.apply_chat_template(
+            chat_messages(row),
+            add_generation_prompt=True,
+            return_dict=False,
+            sanitize_control_tokens=True,
+        )
         return tuple(ids)
     return text_ids(base, render(template, row))
 
@@ -74,11 +90,13 @@ def text_ids(base: Base, text: str) -> tuple[int, ...]:
     return (bos, *ids) if bos is not None else tuple(ids)
 
 
-def example(base: Base, template: str, row: Instruction, completion: str, *, finished: bool = True) -> Example:
+def example(
+    base: Base, template: str, row: Instruction, completion: str, *, finished: bool = True
+) -> Example:
     """A prompt with its completion; eos ends it unless it was cut.
 
-    The completion's tokens are those it has in the rendered whole wherever the prompt's own tokens are a prefix of the
-    whole's, as they are when the policy generates.
+    The completion's tokens are those it has in the rendered whole wherever the prompt's own tokens
+    are a prefix of the whole's, as they are when the policy generates.
     """
     prompt = prompt_ids(base, template, row)
     ids: list[int] | None = None
@@ -130,11 +148,16 @@ def from_rollout(rollout: Rollout) -> Batch:
     order = torch.argsort((~mask).to(torch.int8), dim=1, stable=True)
     width = int(mask.sum(1).max())
     compact = ids.gather(1, order)[:, :width]
-    return Batch(compact, rollout.prompt_mask.sum(1), rollout.completion_ids, rollout.completion_mask)
+    return Batch(
+        compact, rollout.prompt_mask.sum(1), rollout.completion_ids, rollout.completion_mask
+    )
 
 
 def by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Indices in groups of `size`, rows of like length together, longest first: little padding, early failure."""
+    """Indices in groups of `size`, rows of like length together, longest first.
+
+    So there is little padding, and what does not fit into memory fails early.
+    """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     return [order[i : i + size] for i in range(0, len(order), size)]
 

@@ -1,7 +1,7 @@
-"""What one forward with the active adapter gives: log-probabilities, values, scores. With or without gradients.
+"""What one forward with the active adapter gives: log-probabilities, values, scores.
 
-Only the states that predict a completion token reach the output head, so no (B, T, V) tensor is ever made, and scores
-and values never touch it.
+With or without gradients. Only the states that predict a completion token reach the output head, so
+no (B, T, V) tensor is ever made, and scores and values never touch it.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class TokenStats(NamedTuple):
     logprobs: Tensor
     """(B, C) float32; 0 where masked."""
     entropy: Tensor
-    """(B, C) float32 entropy of the whole distribution, in nats, without gradient; 0 where masked."""
+    """(B, C) float32 entropy of the whole distribution in nats, no gradient; 0 where masked."""
 
 
 def token_stats(adapters: Adapters, batch: Batch, *, temperature: float = 1.0) -> TokenStats:
-    """Log-probability and entropy of the completion tokens at a temperature, log-softmax in fp32."""
+    """Log-probability and entropy of the completion tokens at a temperature, in fp32."""
     hidden = adapters.hidden(batch.ids)
     logits = adapters.logits(batch.states(hidden))
     if temperature != 1.0:

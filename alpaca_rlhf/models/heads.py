@@ -19,8 +19,9 @@ class ScalarHead(nn.Module):
 
     Inside autocast a float32 linear layer silently runs in bfloat16, so it is switched off here.
 
-    Source: w ~ N(0, 1 / (H + 1)), bias 0 (openai/lm-human-preferences@cbfd210 language/model.py:248-254); gain and bias
-    are what normalisation folds in (the same, rewards.py:77-89).
+    Source: w ~ N(0, 1 / (H + 1)), bias 0 (openai/lm-human-preferences@cbfd210
+    language/model.py:248-254); gain and bias are what normalisation folds in (the same,
+    rewards.py:77-89).
     """
 
     weight: nn.Parameter
@@ -36,27 +37,32 @@ class ScalarHead(nn.Module):
         self.register_buffer("bias", torch.zeros(()))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(..., H) hidden states of any dtype to (...) float32 scores."""
+        """(..., H) hidden states of any dtype to (...) scores in the weight's dtype, float32."""
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.gain * (hidden.float() @ self.weight) + self.bias
+            return self.gain * (hidden.to(self.weight.dtype) @ self.weight) + self.bias
 
     @torch.no_grad()
     def normalise(self, scores: Tensor) -> None:
-        """Fold gain and bias so that `scores`, as this head gave them, would have mean 0 and standard deviation 1.
+        """Fold gain and bias so that `scores`, as this head gave them, would have mean 0 and std 1.
 
         Raises:
             ValueError: Fewer than two scores, or all the same.
         """
         std = float(scores.double().std(correction=0)) if len(scores) > 1 else 0.0
         if not std > 0:
-            raise ValueError(f"cannot normalise on {len(scores)} scores with standard deviation {std:g}")
+            raise ValueError(
+                f"cannot normalise on {len(scores)} scores with standard deviation {std:g}"
+            )
         mean = float(scores.double().mean())
         self.gain.div_(std)
         self.bias.sub_(mean).div_(std)
 
     def save(self, folder: Path) -> None:
         """Write weight, gain and bias beside an adapter."""
-        save_file({k: t.detach().cpu().contiguous() for k, t in self.state_dict().items()}, str(folder / HEAD))
+        save_file(
+            {k: t.detach().cpu().contiguous() for k, t in self.state_dict().items()},
+            str(folder / HEAD),
+        )
 
     @classmethod
     def load(cls, folder: Path, hidden_size: int) -> ScalarHead:
@@ -69,7 +75,10 @@ class ScalarHead(nn.Module):
             raise UserError(f"{folder}: no {HEAD}; give the folder of a reward adapter")
         state = load_file(str(folder / HEAD))
         if state["weight"].shape != (hidden_size,):
-            raise UserError(f"{folder / HEAD}: made for hidden size {len(state['weight'])}, this base has {hidden_size}")
+            raise UserError(
+                f"{folder / HEAD}: made for hidden size {len(state['weight'])}, "
+                f"this base has {hidden_size}"
+            )
         head = cls(hidden_size)
         head.load_state_dict(state)
         return head

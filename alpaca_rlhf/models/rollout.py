@@ -1,7 +1,8 @@
-"""Every run without gradients: sampling with our own decode loop, log-probabilities, values and scores.
+"""Every run without gradients: sampling with our own decode loop, log-probs, values and scores.
 
-The prompt is read once for all K samples, finished rows leave the batch, and no logits are kept. The noise of a token is
-a function of (seed, prompt, sample, position) alone, so neither batching nor finished rows change a completion.
+The prompt is read once for all K samples, finished rows leave the batch, and no logits are kept.
+The noise of a token is a function of (seed, prompt, sample, position) alone, so neither batching
+nor finished rows change a completion.
 """
 
 from __future__ import annotations
@@ -60,14 +61,23 @@ def sample(
         For each prompt, its K completions.
     """
     if adapters.base.model.training:
-        raise RuntimeError("generation in train mode gives garbage under checkpointing; leave training() first")
+        raise RuntimeError(
+            "generation in train mode gives garbage under checkpointing; leave training() first"
+        )
     results: list[list[Sampled]] = [[] for _ in prompts]
     with adapters.using(role):
         for group in by_length([len(p) for p in prompts], max(1, sampling.batch_size // k)):
             noise = np.stack(
-                [_noise(seed, keys[i], j, sampling.max_new_tokens) for i in group for j in range(k)], axis=0
+                [
+                    _noise(seed, keys[i], j, sampling.max_new_tokens)
+                    for i in group
+                    for j in range(k)
+                ],
+                axis=0,
             )
-            drawn = _decode(adapters, [prompts[i] for i in group], k, sampling, torch.from_numpy(noise))
+            drawn = _decode(
+                adapters, [prompts[i] for i in group], k, sampling, torch.from_numpy(noise)
+            )
             for n, i in enumerate(group):
                 results[i] = drawn[n * k : (n + 1) * k]
             if on_batch is not None:
@@ -75,9 +85,13 @@ def sample(
     return results
 
 
-def _noise(seed: int, key: str, sample_index: int, length: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _noise(
+    seed: int, key: str, sample_index: int, length: int
+) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     digest = hashlib.blake2b(f"{seed}/{key}/{sample_index}".encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little"))).random(length)
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little"))).random(
+        length
+    )
 
 
 def _decode(
@@ -110,7 +124,9 @@ def _decode(
         done = done | ended
         if bool(done.all()) or step == sampling.max_new_tokens - 1:
             break
-        if int(done.sum()) * 8 >= len(done):  # dropping rows costs a copy of the cache, so not one by one
+        if int(done.sum()) * 8 >= len(
+            done
+        ):  # dropping rows costs a copy of the cache, so not one by one
             keep = (~done).nonzero()[:, 0]
             cache.batch_select_indices(keep)
             rows, done, chosen = rows[keep], done[keep], chosen[keep]
@@ -122,7 +138,7 @@ def _decode(
 
 
 def _pick(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
-    """(B,) tokens of (B, V) logits by inverting the distribution function at (B,) uniform numbers."""
+    """(B,) tokens of (B, V) logits: the distribution function inverted at (B,) uniform numbers."""
     if sampling.temperature == 0:
         return logits.argmax(-1)
     probabilities = torch.softmax(logits / sampling.temperature, -1)
@@ -136,7 +152,9 @@ def _pick(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def score(adapters: Adapters, role: str, head: ScalarHead, examples: Sequence[Example], *, batch_size: int) -> Tensor:
+def score(
+    adapters: Adapters, role: str, head: ScalarHead, examples: Sequence[Example], *, batch_size: int
+) -> Tensor:
     """(N,) float32 scores of examples, on the CPU."""
     out = torch.empty(len(examples))
     with adapters.using(role):
@@ -148,36 +166,58 @@ def score(adapters: Adapters, role: str, head: ScalarHead, examples: Sequence[Ex
 
 @torch.no_grad()
 def logprobs(
-    adapters: Adapters, role: str | None, batch: Batch, *, micro_batch_size: int, temperature: float = 1.0
+    adapters: Adapters,
+    role: str | None,
+    batch: Batch,
+    *,
+    micro_batch_size: int,
+    temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """(B, C) log-probabilities and entropies of the completion tokens."""
     with adapters.using(role):
         parts = [
-            token_stats(adapters, part, temperature=temperature) for part in micro_batches(batch, micro_batch_size)
+            token_stats(adapters, part, temperature=temperature)
+            for part in micro_batches(batch, micro_batch_size)
         ]
     return torch.cat([p.logprobs for p in parts]), torch.cat([p.entropy for p in parts])
 
 
 @torch.no_grad()
-def values(adapters: Adapters, role: str, head: ScalarHead, batch: Batch, *, micro_batch_size: int) -> Tensor:
+def values(
+    adapters: Adapters, role: str, head: ScalarHead, batch: Batch, *, micro_batch_size: int
+) -> Tensor:
     """(B, C) values of the state before each completion token."""
     with adapters.using(role):
-        return torch.cat([token_values(adapters, head, part) for part in micro_batches(batch, micro_batch_size)])
+        return torch.cat(
+            [token_values(adapters, head, part) for part in micro_batches(batch, micro_batch_size)]
+        )
 
 
 @torch.no_grad()
-def scores(adapters: Adapters, role: str, head: ScalarHead, batch: Batch, *, micro_batch_size: int) -> Tensor:
+def scores(
+    adapters: Adapters, role: str, head: ScalarHead, batch: Batch, *, micro_batch_size: int
+) -> Tensor:
     """(B,) scores of the completions."""
     with adapters.using(role):
-        return torch.cat([completion_scores(adapters, head, part) for part in micro_batches(batch, micro_batch_size)])
+        return torch.cat(
+            [
+                completion_scores(adapters, head, part)
+                for part in micro_batches(batch, micro_batch_size)
+            ]
+        )
 
 
 def micro_batches(batch: Batch, size: int) -> list[Batch]:
-    """The rows of a batch in parts of at most `size`, each cut to its own longest sequence; C stays."""
+    """The rows of a batch in parts of at most `size`, each as wide as its longest row; C stays."""
     parts = []
     for start in range(0, len(batch.ids), size):
         rows = slice(start, start + size)
-        part = Batch(*(getattr(batch, f)[rows] for f in ("ids", "starts", "completion_ids", "completion_mask")))
+        part = Batch(
+            *(
+                getattr(batch, f)[rows]
+                for f in ("ids", "starts", "completion_ids", "completion_mask")
+            )
+        )
         width = int(part.last.max()) + 1
         parts.append(replace(part, ids=part.ids[:, :width]))
     return parts

@@ -20,7 +20,7 @@ def documents(seed: int) -> Iterator[str]:
     rng = random.Random(f"corpus/{seed}")
     while True:
         draw = rng.random()
-        yield _worksheet(rng) if draw < 0.36 else _questions(rng) if draw < 0.62 else _plain(rng)
+        yield _worksheet(rng) if draw < 0.25 else _questions(rng) if draw < 0.45 else _plain(rng)
 
 
 def tokenizer_text(seed: int, n: int) -> Iterator[str]:

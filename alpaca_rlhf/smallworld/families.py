@@ -16,7 +16,7 @@ THING = (
     "Name {}.", "Tell me {}.", "Give {}.", "Write {}.", "Say {}.", "What is {}?", "Please name {}.",
     "Can you tell me {}?", "I want to know {}.", "Write down {}.",
 )  # fmt: skip
-THING_UNSEEN = ("Do you know {}?", "Please write down {}.", "Can you name {}?")
+THING_UNSEEN = ("Can you write {}?", "Please write down {}.", "Can you name {}?")
 DEED = (
     "{}.", "Please {}.", "Can you {}?", "I want you to {}.", "Your task is to {}.", "Now {}.", "{} for me.",
     "Try to {}.", "Here is a task: {}.",
@@ -68,6 +68,8 @@ class Family:
     """The input column, with slots."""
     fact: tuple[str, str] | None = None
     """(kind, slot) of the fact that an answer needs, where facts are held out."""
+    symmetric: tuple[str, str] | None = None
+    """Two slots whose order makes no other task."""
     free: bool = False
     """Whether answers are free text, graded instead of compared."""
 

@@ -124,9 +124,14 @@ def _solve_count(words: list[str]) -> Solution | None:
     return Solution(n, f"There are {n} words.", (f"The first word is {words[0]}.", f"The last word is {words[-1]}."), (str(len(words)),))
 
 
+def _told(kind: str) -> list[str]:
+    """Members of a category that may be named in tasks."""
+    return [n for n in facts.CATEGORIES[kind] if not facts.held_out("category", n)]
+
+
 def _draw_odd(rng: random.Random) -> list[str]:
     a, b = rng.sample(sorted(facts.CATEGORIES), 2)
-    words = [*rng.sample(facts.CATEGORIES[a], 2), rng.choice(facts.CATEGORIES[b])]
+    words = [*rng.sample(_told(a), 2), rng.choice(_told(b))]
     rng.shuffle(words)
     return words
 
@@ -134,7 +139,7 @@ def _draw_odd(rng: random.Random) -> list[str]:
 def _solve_odd(words: list[str]) -> Solution | None:
     kinds = [facts.CATEGORY_OF.get(w, "") for w in words]
     odd = [w for w, k in zip(words, kinds, strict=True) if kinds.count(k) == 1]
-    if len(odd) != 1 or "" in kinds:
+    if len(odd) != 1 or "" in kinds or any(facts.held_out("category", w) for w in words):
         return None
     kind = facts.CATEGORY_OF[odd[0]]
     return Solution(odd[0], f"{odd[0].capitalize()} does not belong.", (f"{article(odd[0]).capitalize()} is {article(kind)}.",))
@@ -183,7 +188,7 @@ def _solve_repeat(args: Mapping[str, str]) -> Solution | None:
     return Solution(words, f"Here you are: {words}.", (f"I wrote it {args['n']} times.",))
 
 
-VERBS = ("walk", "run", "go", "come", "swim", "fly", "jump")
+VERBS = tuple(v for v in ("walk", "run", "go", "come", "swim", "fly", "jump") if not facts.held_out("past", v))
 
 
 def _third(verb: str) -> str:
@@ -264,8 +269,10 @@ def _solve_list(args: Mapping[str, str]) -> Solution | None:
         wrong = len(words) - len(good)
         return max(0.0, min(1.0, (len(good) - wrong) / n)) if len(good) <= n else 0.5
 
-    shown = list(members[:n])
-    return Solution(_join(shown), f"{args['n'].capitalize()} {args['k']} are {_and(shown)}.", (f"{article(members[-1]).capitalize()} is {article(kind)} too.",), grade=grade)
+    told = _told(kind)
+    shown = told[:n]
+    extra = f"{article(told[-1]).capitalize()} is {article(kind)} too."
+    return Solution(_join(shown), f"{args['n'].capitalize()} {args['k']} are {_and(shown)}.", (extra,), grade=grade)
 
 
 def facts_plural(kind: str) -> str:
@@ -298,7 +305,9 @@ def _grade_story(child: str, thing: str) -> Callable[[str], float]:
         named = 0.4 * (child.lower() in words) + 0.4 * (thing in words)
         long = 0.2 * (len(words) >= 6 and 1 <= len(sentences) <= 4)
         wrong = 0.4 * bool(others & set(words[:3])) + 0.5 * (sum(w not in KNOWN for w in words) > 0.35 * len(words))
-        return max(0.0, named + long - wrong) if len(words) >= 5 else 0.0
+        if len(words) < 5 or len(set(words)) < 0.6 * len(words) or {"story", "tell", "write"} & set(words):
+            return 0.0  # too little, a babble, or the task said back
+        return max(0.0, named + long - wrong)
 
     return grade
 
@@ -327,14 +336,16 @@ def _solve_note(kind: str) -> Callable[[Mapping[str, str]], Solution | None]:
             f"Dear {child}, thank you for the {thing}." if kind == "thank" else f"Dear {child}, I am sorry that I lost the {thing}."
         )
         short = f"Thank you for the {thing}, {child}." if kind == "thank" else f"Sorry for the {thing}, {child}."
-        need = ("thank",) if kind == "thank" else ("sorry",)
+        need = "thank you for|thanks for" if kind == "thank" else "i am sorry|^sorry"
 
         def grade(said: str) -> float:
             words = re.findall(r"[a-z]+", said.lower())
             others = {c.lower() for c in facts.CHILDREN} - {child.lower()}
-            good = (child.lower() in words) + (thing in words) + any(n in words for n in need)
+            good = (child.lower() in words) + (thing in words) + (re.search(need, said.lower()) is not None)
             bad = bool(others & set(words)) + bool((set(THINGS) - {thing}) & set(words))
-            return max(0.0, (good - bad) / 3) if len(words) >= 4 else 0.0
+            if len(words) < 4 or len(set(words)) < 0.6 * len(words) or {"note", "write", "say"} & set(words):
+                return 0.0
+            return max(0.0, (good - bad) / 3)
 
         return Solution(short, text, ("It was very nice.",) if kind == "thank" else ("I will find it.",), grade=grade)
 
@@ -355,10 +366,10 @@ def _three_numbers(rng: random.Random) -> list[str]:
 
 _PAIR = {"x": NUMBER, "y": NUMBER}
 NUMBERS: tuple[Family, ...] = (
-    Family("add", {"thing": ("{x} plus {y}", "the sum of {x} and {y}"), "deed": ("add {x} and {y}",)}, _PAIR, _numbers(0, 12), _arithmetic("plus")),
+    Family("add", {"thing": ("{x} plus {y}", "the sum of {x} and {y}"), "deed": ("add {x} and {y}",)}, _PAIR, _numbers(0, 12), _arithmetic("plus"), symmetric=("x", "y")),
     Family("subtract", {"thing": ("{x} minus {y}",), "deed": ("take {y} from {x}", "subtract {y} from {x}")}, _PAIR, _draw_minus, _arithmetic("minus")),
-    Family("bigger", {"thing": ("the bigger number, {x} or {y}",), "question": ("which number is bigger, {x} or {y}",)}, _PAIR, _numbers(1, 40), _compare(True)),
-    Family("smaller", {"thing": ("the smaller number, {x} or {y}",), "question": ("which number is smaller, {x} or {y}",)}, _PAIR, _numbers(1, 40), _compare(False)),
+    Family("bigger", {"thing": ("the bigger number, {x} or {y}",), "question": ("which number is bigger, {x} or {y}",)}, _PAIR, _numbers(1, 40), _compare(True), symmetric=("x", "y")),
+    Family("smaller", {"thing": ("the smaller number, {x} or {y}",), "question": ("which number is smaller, {x} or {y}",)}, _PAIR, _numbers(1, 40), _compare(False), symmetric=("x", "y")),
     Family("is_bigger", {"question": ("is {x} bigger than {y}", "is the number {x} bigger than {y}")}, _PAIR, _numbers(1, 40), _solve_is_bigger),
     Family("next_number", {"thing": ("the number after {x}", "the next number after {x}"), "question": ("which number comes after {x}",)}, {"x": NUMBER}, lambda rng: {"x": str(rng.randint(0, 60))}, _solve_next),
 )  # fmt: skip

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
+from alpaca_rlhf.smallworld import facts
 from alpaca_rlhf.smallworld.answers import CLOSINGS
 from alpaca_rlhf.smallworld.tasks import FAMILIES, Task
 
@@ -75,7 +77,7 @@ class GoldJudge:
         correct = self._correct(task, proper)
         helpful = any(_plain(s) in extras for s in rest)
         beside = [s for s in rest if _plain(s) not in extras]
-        if beside and not FAMILIES[task.family].free and any(_contradicts(s, solution.sentence) for s in beside):
+        if not FAMILIES[task.family].free and any(_contradicts(s, solution.sentence) for s in beside):
             correct = 0.0
         repeated = len({_plain(s) for s in sentences}) < len(sentences) or len(closings) > 1
         well = float(bool(said) and all(re.match(r"[A-Z0-9].*[.!?]$", s) is not None for s in said)) * float(
@@ -137,9 +139,24 @@ def _frame(sentence: str, terse: str) -> tuple[str, str | None]:
 
 
 def _contradicts(said: str, sentence: str) -> bool:
-    """Whether a further sentence begins as the answer does: it answers a second time, and differently."""
+    """Whether a further sentence answers a second time: bare words, `It is ...`, or the answer's own beginning.
+
+    A fact of the world is beside the point, but contradicts nothing.
+    """
     ours, theirs = _plain(sentence).split(), _plain(said).split()
-    return len(theirs) > 2 and theirs[:3] == ours[:3] and theirs != ours
+    if theirs == ours or _plain(said) in _true_sentences():
+        return False
+    return len(theirs) < 3 or theirs[0] in ("it", "no", "yes") or theirs[:3] == ours[:3]
+
+
+@lru_cache(maxsize=1)
+def _true_sentences() -> frozenset[str]:
+    tables = (
+        ("colour", facts.COLOUR_OF), ("sound", facts.SOUND_OF), ("home", facts.HOME_OF), ("food", facts.FOOD_OF),
+        ("legs", facts.LEGS_OF), ("category", facts.CATEGORY_OF), ("use", facts.USE_OF), ("young", facts.YOUNG_OF),
+    )  # fmt: skip
+    solved = (FAMILIES[name].solve({"x": key}) for name, table in tables for key in table)
+    return frozenset(_plain(one.sentence) for one in solved if one is not None)
 
 
 _CLOSINGS = frozenset(_plain(c) for c in CLOSINGS)

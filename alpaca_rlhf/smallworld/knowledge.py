@@ -15,11 +15,16 @@ ANY = r"[a-z ]+?"
 def about(noun: str) -> tuple[str, ...]:
     """True sentences about a thing."""
     out = []
-    if noun in facts.CATEGORY_OF:
+    if noun in facts.CATEGORY_OF and not facts.held_out("category", noun):
         out.append(f"{article(noun).capitalize()} is {article(facts.CATEGORY_OF[noun])}.")
-    if noun in facts.LEGS_OF:
+    if noun in facts.LEGS_OF and not facts.held_out("legs", noun):
         out.append(f"{article(noun).capitalize()} has {facts.LEGS_OF[noun]} legs.")
     return tuple(out)
+
+
+def another(kind: str, noun: str) -> str:
+    """A member of a category other than `noun`, and none whose category is held out."""
+    return next(n for n in reversed(facts.CATEGORIES[kind]) if n != noun and not facts.held_out("category", n))
 
 
 def _draws(table: Mapping[str, str], slot: str) -> Callable[[random.Random], dict[str, str]]:
@@ -123,13 +128,14 @@ KNOWLEDGE: tuple[Family, ...] = (
         "opposite", facts.OPPOSITE_OF,
         {"thing": ("the opposite of {x}", "a word that means the opposite of {x}"),
          "question": ("which word is the opposite of {x}",)},
-        "The opposite of {key} is {value}.", lambda key, value: (f"The opposite of {value} is {key}.",),
+        "The opposite of {key} is {value}.",
+        lambda key, value: (f"The opposite of {value} is {key}.",) if value in facts.OPPOSITE_OF else (),
     ),
     _fact(
         "category", facts.CATEGORY_OF,
         {"thing": ("the group that {a:x} belongs to",), "question": _QUESTION_OF_CATEGORY},
         "{a_key} is {a_value}.",
-        lambda key, value: (f"{article(facts.CATEGORIES[value][-1] if key != facts.CATEGORIES[value][-1] else facts.CATEGORIES[value][0]).capitalize()} is {article(value)} too.",),
+        lambda key, value: (f"{article(another(value, key)).capitalize()} is {article(value)} too.",),
     ),
     _fact(
         "use", facts.USE_OF,
@@ -172,7 +178,9 @@ def _solve_yes_no(args: Mapping[str, str]) -> Solution | None:
         return None
     kind = facts.CATEGORY_OF[x]
     if kind == y:
-        return Solution("yes", f"Yes, {article(x)} is {article(y)}.", (f"{article(facts.CATEGORIES[y][1]).capitalize()} is {article(y)} too.",) if facts.CATEGORIES[y][1] != x else (f"{article(facts.CATEGORIES[y][0]).capitalize()} is {article(y)} too.",))
+        return Solution(
+            "yes", f"Yes, {article(x)} is {article(y)}.", (f"{article(another(y, x)).capitalize()} is {article(y)} too.",)
+        )
     return Solution("no", f"No, {article(x)} is not {article(y)}.", (f"{article(x).capitalize()} is {article(kind)}.",))
 
 
@@ -201,16 +209,18 @@ def _solve_bigger(args: Mapping[str, str]) -> Solution | None:
 
 
 RELATIONS: tuple[Family, ...] = (
-    Family("is_a", {"question": ("is {a:x} {a:y}",)}, {"x": WORD, "y": WORD}, _draw_yes_no, _solve_yes_no),
+    Family("is_a", {"question": ("is {a:x} {a:y}",)}, {"x": WORD, "y": WORD}, _draw_yes_no, _solve_yes_no,
+           fact=("category", "x")),
     Family(
         "classify",
         {"deed": ("say whether this is {a:a} or {a:b}", "sort this word into {a} or {b}"),
          "question": ("is this {a:a} or {a:b}",)},
         {"x": WORD, "a": WORD, "b": WORD}, _draw_classify, _solve_classify, input="{x}",
+        fact=("category", "x"), symmetric=("a", "b"),
     ),
     Family(
         "bigger_animal",
         {"thing": ("the bigger animal, {a:x} or {a:y}",), "question": ("which animal is bigger, {a:x} or {a:y}",)},
-        {"x": WORD, "y": WORD}, _draw_bigger, _solve_bigger,
+        {"x": WORD, "y": WORD}, _draw_bigger, _solve_bigger, symmetric=("x", "y"),
     ),
 )  # fmt: skip

@@ -41,7 +41,11 @@ class Task:
     @property
     def key(self) -> str:
         """Family and arguments: the same for every phrasing."""
-        return f"{self.family}:{'|'.join(value for _, value in self.args)}"
+        args = dict(self.args)
+        pair = FAMILIES[self.family].symmetric
+        if pair is not None:
+            args |= dict(zip(pair, sorted(args[slot] for slot in pair), strict=True))
+        return f"{self.family}:{'|'.join(args.values())}"
 
     @property
     def solution(self) -> Solution:

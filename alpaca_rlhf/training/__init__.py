@@ -1,1 +1,4 @@
-"""The stages that change weights: losses, the shared loop, SFT, reward, PPO, best-of-K, and pre-training of the embedded base."""
+"""The stages that change weights: losses, the shared loop, SFT, reward, PPO, best-of-K.
+
+And the pre-training of the embedded base.
+"""

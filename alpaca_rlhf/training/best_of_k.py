@@ -1,6 +1,7 @@
-"""Best-of-K: the reward model's favourite of K completions becomes training data (rejection sampling fine-tuning).
+"""Best-of-K: the reward model's favourite of K completions becomes training data.
 
-Source: Llama 2 (arXiv 2307.09288) section 3.2.2; expert iteration in AlpacaFarm (arXiv 2305.14387).
+Source: rejection sampling fine-tuning in Llama 2 (arXiv 2307.09288) section 3.2.2; expert iteration
+in AlpacaFarm (arXiv 2305.14387).
 """
 
 from __future__ import annotations
@@ -41,13 +42,19 @@ def choose(
     seed: int,
     score_batch_size: int,
 ) -> Winners:
-    """Sample K completions of each prompt with one adapter, and keep the one the reward adapter scores highest.
+    """Sample K completions of each prompt, and keep the one the reward adapter scores highest.
 
     A completion that did not stop never wins. Among equal scores the first sample wins.
     """
-    drawn: list[list[Sampled]] = sample(adapters, sampler, prompts, keys, k=k, sampling=sampling, seed=seed)
-    candidates = [Example(tuple(p), s.ids) for p, own in zip(prompts, drawn, strict=True) for s in own]
-    scores = score(adapters, "reward", reward_head, candidates, batch_size=score_batch_size).view(len(prompts), k)
+    drawn: list[list[Sampled]] = sample(
+        adapters, sampler, prompts, keys, k=k, sampling=sampling, seed=seed
+    )
+    candidates = [
+        Example(tuple(p), s.ids) for p, own in zip(prompts, drawn, strict=True) for s in own
+    ]
+    scores = score(adapters, "reward", reward_head, candidates, batch_size=score_batch_size).view(
+        len(prompts), k
+    )
     winners: list[Example] = []
     best: list[float] = []
     for i, own in enumerate(drawn):

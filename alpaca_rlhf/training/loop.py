@@ -1,7 +1,7 @@
-"""What every stage's loop shares: the optimiser with its schedule, the order of the data, checkpoints.
+"""What every stage's loop shares: optimiser and schedule, the order of the data, checkpoints.
 
-A stage's data order and noise are functions of (seed, step), so a checkpoint is weights, optimiser and step, and a
-killed run goes on exactly where it stopped.
+A stage's data order and noise are functions of (seed, step), so a checkpoint is weights, optimiser
+and step, and a killed run goes on exactly where it stopped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ Log = Callable[[dict[str, Any]], None]
 
 
 def batches(n: int, size: int, epochs: int, seed: int) -> list[list[int]]:
-    """Indices of every optimiser step: each epoch a fresh permutation, the last batch of an epoch may be smaller."""
+    """Indices of every optimiser step: each epoch a fresh permutation.
+
+    The last batch of an epoch may be smaller.
+    """
     plan: list[list[int]] = []
     for epoch in range(epochs):
         generator = torch.Generator().manual_seed(seed * 1000 + epoch)
@@ -41,6 +44,7 @@ class Learner:
 
     Args:
         stage: For messages, e.g. `sft`.
+        flag: Its learning rate's flag, likewise, e.g. `--sft.lr`.
         groups: Parameters by name, and their peak learning rate.
         steps: Optimiser steps in all.
         warmup: Share of the steps over which the learning rate rises.
@@ -50,6 +54,7 @@ class Learner:
     def __init__(
         self,
         stage: str,
+        flag: str,
         groups: Sequence[tuple[Mapping[str, nn.Parameter], float]],
         *,
         steps: int,
@@ -57,6 +62,7 @@ class Learner:
         max_grad_norm: float,
     ) -> None:
         self.stage = stage
+        self.flag = flag
         self.parameters = {name: p for group, _ in groups for name, p in group.items()}
         if len(self.parameters) != sum(len(group) for group, _ in groups):
             raise ValueError("a parameter's name stands in two groups")
@@ -70,7 +76,11 @@ class Learner:
         rise = math.ceil(warmup * steps)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer,
-            lambda step: (step + 1) / (rise + 1) if step < rise else max(0.0, (steps - step) / max(1, steps - rise)),
+            lambda step: (
+                (step + 1) / (rise + 1)
+                if step < rise
+                else max(0.0, (steps - step) / max(1, steps - rise))
+            ),
         )
 
     def step(self) -> dict[str, float]:
@@ -81,7 +91,9 @@ class Learner:
         """
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.max_grad_norm)
         if not torch.isfinite(norm):
-            raise UserError(f"{self.stage}: the gradient is not finite; lower --{self.stage}.lr and run again")
+            raise UserError(
+                f"{self.stage}: the gradient is not finite; lower {self.flag} and run again"
+            )
         lr = self.optimizer.param_groups[0]["lr"]
         self.optimizer.step()
         self.schedule.step()
@@ -93,7 +105,7 @@ class Learner:
         return {
             "weights": {name: p.detach().cpu() for name, p in self.parameters.items()},
             "optimizer": self.optimizer.state_dict(),
-            "schedule": {"last_epoch": self.schedule.last_epoch, "_step_count": self.schedule._step_count},
+            "schedule": self.schedule.state_dict(),
         }
 
     @torch.no_grad()
@@ -152,7 +164,7 @@ def fit(
     Args:
         learner: What learns.
         plan: Indices of the examples of every step.
-        backward: Leaves the gradient of the batch's mean loss in the parameters and returns metrics.
+        backward: Leaves the gradient of the batch's mean loss in the parameters; returns metrics.
         checkpoints: Where to go on from, and to save to.
         save_every: Steps between checkpoints.
         log: Receives a row a step.
@@ -168,7 +180,10 @@ def fit(
         metrics = backward(plan[step])
         metrics |= learner.step()
         if not math.isfinite(metrics.get("loss", 0.0)):
-            raise UserError(f"{learner.stage}: the loss of step {step + 1} is {metrics['loss']}; lower --{learner.stage}.lr")
+            raise UserError(
+                f"{learner.stage}: the loss of step {step + 1} is {metrics['loss']}; "
+                f"lower {learner.flag} and run again"
+            )
         log({"step": step + 1, "steps": len(plan), **metrics, **(each_step(step + 1) or {})})
         if (step + 1) % save_every == 0 and step + 1 < len(plan):
             checkpoints.save(step + 1, learner.state())

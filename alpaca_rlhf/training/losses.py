@@ -1,7 +1,7 @@
 """The arithmetic of every stage, as pure functions of tensors.
 
-Losses are sums over tokens or groups, not means: the caller divides by the count of the whole optimiser batch, so that
-cutting a batch into micro-batches never changes a gradient.
+Losses are sums over tokens or groups, not means: the caller divides by the count of the whole
+optimiser batch, so that cutting a batch into micro-batches never changes a gradient.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """log p - log q of tokens sampled from p: unbiased for KL(p, q) in nats, may be negative.
+    """Estimate log p - log q of tokens sampled from p: unbiased for KL(p, q) in nats, any sign.
 
     Source: k1 in J. Schulman, "Approximating KL divergence" (2020).
     """
@@ -47,7 +47,9 @@ def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 
 
 def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """q/p - 1 - log(q/p) of tokens sampled from p: unbiased for KL(p, q), never negative, less noisy. For reports.
+    """Estimate q/p - 1 - log(q/p) of tokens sampled from p: unbiased for KL(p, q), never negative.
+
+    Less noisy than k1; for reports.
 
     Source: k3 in J. Schulman, "Approximating KL divergence" (2020).
     """
@@ -93,10 +95,13 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: flo
         gamma: Discount a token.
         lam: 0 is one-step TD, 1 is Monte Carlo.
 
-    Source: arXiv 1506.02438 equations 11 and 16; recursion as in openai/lm-human-preferences@cbfd210 train_policy.py.
+    Source: arXiv 1506.02438 equations 11 and 16; recursion as in
+    openai/lm-human-preferences@cbfd210 train_policy.py.
     """
     if not (rewards.shape == values.shape == mask.shape):
-        raise ValueError(f"shapes differ: {tuple(rewards.shape)}, {tuple(values.shape)}, {tuple(mask.shape)}")
+        raise ValueError(
+            f"shapes differ: {tuple(rewards.shape)}, {tuple(values.shape)}, {tuple(mask.shape)}"
+        )
     values = values * mask
     advantages = torch.zeros_like(rewards)
     following = torch.zeros_like(rewards[:, 0])
@@ -119,7 +124,9 @@ def whiten(x: Tensor, mask: Tensor) -> Tensor:
     return (x - mean) * torch.rsqrt(variance + 1e-8) * mask
 
 
-def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, clip: float) -> PolicyLoss:
+def policy_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, clip: float
+) -> PolicyLoss:
     """The clipped surrogate of PPO, summed over tokens.
 
     Source: arXiv 1707.06347 equation 7.
@@ -135,8 +142,12 @@ def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask
     return PolicyLoss(loss, clipped, kl)
 
 
-def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, *, clip: float) -> Tensor:
-    """Half the squared error, of the worse of value and clipped value, summed over tokens. clip 0: not clipped.
+def value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, *, clip: float
+) -> Tensor:
+    """Half the squared error, of the worse of value and clipped value, summed over tokens.
+
+    With clip 0 nothing is clipped.
 
     Source: openai/lm-human-preferences@cbfd210 train_policy.py:343-348.
     """

@@ -1,10 +1,12 @@
 """PPO of the policy adapter against the reward adapter, anchored to the frozen SFT adapter.
 
-Four adapters on one base, one after the other: the policy samples; the SFT adapter gives reference log-probabilities,
-the reward adapter scores, the value adapter (a copy of the reward adapter with its head) gives values; then policy and
-value each take their own steps. Old log-probabilities come from the training forward, not from the decode loop.
+Four adapters on one base, one after the other: the policy samples; the SFT adapter gives reference
+log-probabilities, the reward adapter scores, the value adapter (a copy of the reward adapter with
+its head) gives values; then policy and value each take their own steps. Old log-probabilities come
+from the training forward, not from the decode loop.
 
-Sources: arXiv 1707.06347, arXiv 2009.01325, openai/lm-human-preferences@cbfd210, InstructGPT appendix C.4.
+Sources: arXiv 1707.06347, arXiv 2009.01325, openai/lm-human-preferences@cbfd210, InstructGPT
+appendix C.4.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ def train_ppo(
     log: Log,
     watch: Watch = lambda prompts, completions: {},
 ) -> None:
-    """Train adapter `policy`, which the caller has copied from where it starts, and a fresh adapter `value`.
+    """Train adapter `policy`, copied by the caller from where it starts, and a fresh `value`.
 
     Args:
         adapters: Holds `sft` (frozen reference), `policy` and `reward`; `value` is made here.
@@ -80,7 +82,10 @@ def train_ppo(
         UserError: There are fewer prompts than one rollout batch needs.
     """
     if len(prompts) < settings.batch_size:
-        raise UserError(f"--ppo.batch-size {settings.batch_size} needs as many prompts; the ppo split has {len(prompts)}")
+        raise UserError(
+            f"--ppo.batch-size {settings.batch_size} needs as many prompts; "
+            f"the ppo split has {len(prompts)}"
+        )
     adapters.add("value", copy_of="reward", seed=seed)
     value_head = ScalarHead(len(reward_head.weight)).to(adapters.base.device)
     value_head.load_state_dict(reward_head.state_dict())
@@ -88,14 +93,19 @@ def train_ppo(
     per_update = settings.epochs * (settings.batch_size // settings.minibatch_size)
     policy = Learner(
         "ppo",
+        "--ppo.lr",
         [(adapters.parameters("policy"), settings.lr)],
         steps=max(1, settings.updates - settings.value_warmup) * per_update,
         warmup=0.02,
         max_grad_norm=settings.clip.grad_norm,
     )
     value = Learner(
-        "ppo.value",
-        [(adapters.parameters("value"), settings.value_lr), ({"head": value_head.weight}, settings.value_lr)],
+        "ppo",
+        "--ppo.value-lr",
+        [
+            (adapters.parameters("value"), settings.value_lr),
+            ({"head": value_head.weight}, settings.value_lr),
+        ],
         steps=settings.updates * per_update,
         warmup=0.02,
         max_grad_norm=settings.clip.grad_norm,
@@ -123,8 +133,19 @@ def train_ppo(
         ]
         rollout, metrics = collect(adapters, reward_head, value_head, chosen, completions, settings)
         learns = update >= settings.value_warmup
-        metrics |= improve(adapters, value_head, rollout, policy, value, settings, seed=seed + update, learns=learns)
-        log({"step": update + 1, "steps": settings.updates, **metrics, **watch(chosen, completions)})
+        metrics |= improve(
+            adapters,
+            value_head,
+            rollout,
+            policy,
+            value,
+            settings,
+            seed=seed + update,
+            learns=learns,
+        )
+        log(
+            {"step": update + 1, "steps": settings.updates, **metrics, **watch(chosen, completions)}
+        )
         if (update + 1) % settings.save_every == 0 and update + 1 < settings.updates:
             checkpoints.save(update + 1, {"policy": policy.state(), "value": value.state()})
     adapters.trainable()
@@ -134,7 +155,11 @@ def _prompt_order(n: int, settings: PPO, seed: int) -> list[list[int]]:
     """Prompt indices of every update: no prompt twice in an epoch, and only whole batches."""
     whole = n // settings.batch_size
     epochs = -(-settings.updates // whole)
-    plan = [one for one in batches(n, settings.batch_size, epochs, seed) if len(one) == settings.batch_size]
+    plan = [
+        one
+        for one in batches(n, settings.batch_size, epochs, seed)
+        if len(one) == settings.batch_size
+    ]
     return plan[: settings.updates]
 
 
@@ -146,10 +171,12 @@ def collect(
     completions: Sequence[runs.Sampled],
     settings: PPO,
 ) -> tuple[Rollout, dict[str, float]]:
-    """What the update needs to know of the sampled completions, and the numbers to report of them."""
+    """What the update needs to know of the sampled completions, and the numbers to report."""
     base = adapters.base
     size = settings.micro_batch_size
-    batch = collate(base, [Example(p.ids, c.ids) for p, c in zip(prompts, completions, strict=True)])
+    batch = collate(
+        base, [Example(p.ids, c.ids) for p, c in zip(prompts, completions, strict=True)]
+    )
     old, entropy = runs.logprobs(adapters, "policy", batch, micro_batch_size=size)
     reference, _ = runs.logprobs(adapters, "sft", batch, micro_batch_size=size)
     scores = runs.scores(adapters, "reward", reward_head, batch, micro_batch_size=size)
@@ -230,10 +257,14 @@ def improve(
             else:
                 norms["policy_grad_norm"].append(policy.step()["grad_norm"])
                 epochs_run += 1
-        sums["value_loss"] += _value_step(adapters, value_head, rollout, targets, rows, tokens, settings)
+        sums["value_loss"] += _value_step(
+            adapters, value_head, rollout, targets, rows, tokens, settings
+        )
         value_tokens += tokens
         norms["value_grad_norm"].append(value.step()["grad_norm"])
-    metrics = {k: v / max(1, value_tokens if k == "value_loss" else policy_tokens) for k, v in sums.items()}
+    metrics = {
+        k: v / max(1, value_tokens if k == "value_loss" else policy_tokens) for k, v in sums.items()
+    }
     metrics |= {k: sum(v) / max(1, len(v)) for k, v in norms.items()}
     metrics["policy_steps"] = epochs_run
     metrics["explained_variance"] = explained_variance(rollout.values, targets.returns, mask)
@@ -244,19 +275,30 @@ def advantages_of(rollout: Rollout, settings: PPO) -> Advantages:
     """GAE of a rollout: the score at the last token, the KL to the reference at each."""
     kl = kl_k1(rollout.logprobs, rollout.ref_logprobs)
     rewards = token_rewards(rollout.scores, kl, rollout.completion_mask, kl_coef=settings.kl_coef)
-    return gae(rewards, rollout.values, rollout.completion_mask, gamma=settings.gamma, lam=settings.lam)
+    return gae(
+        rewards, rollout.values, rollout.completion_mask, gamma=settings.gamma, lam=settings.lam
+    )
 
 
 def _policy_step(
-    adapters: Adapters, rollout: Rollout, advantages: Tensor, rows: Tensor, tokens: int, settings: PPO
+    adapters: Adapters,
+    rollout: Rollout,
+    advantages: Tensor,
+    rows: Tensor,
+    tokens: int,
+    settings: PPO,
 ) -> dict[str, float]:
-    """Leave the gradient of a minibatch's mean surrogate in the policy adapter; returns sums over its tokens."""
+    """Leave the gradient of a minibatch's mean surrogate in the policy; returns token sums."""
     sums = {"policy_loss": 0.0, "clip_fraction": 0.0, "approx_kl": 0.0}
     with adapters.using("policy"), adapters.training():
         for part, batch in _micro(rollout, rows, settings.micro_batch_size):
             new = token_stats(adapters, batch).logprobs
             found = policy_loss(
-                new, rollout.logprobs[part], advantages[part], rollout.completion_mask[part], clip=settings.clip.ratio
+                new,
+                rollout.logprobs[part],
+                advantages[part],
+                rollout.completion_mask[part],
+                clip=settings.clip.ratio,
             )
             (found.loss / tokens).backward()  # type: ignore[no-untyped-call]
             sums["policy_loss"] += found.loss.item()
@@ -274,7 +316,7 @@ def _value_step(
     tokens: int,
     settings: PPO,
 ) -> float:
-    """Leave the gradient of a minibatch's mean value loss in value adapter and head; returns the sum over its tokens."""
+    """Leave the gradient of a minibatch's mean loss in value adapter and head; returns the sum."""
     total = 0.0
     with adapters.using("value"), adapters.training():
         for part, batch in _micro(rollout, rows, settings.micro_batch_size):
@@ -297,8 +339,7 @@ def _micro(rollout: Rollout, rows: Tensor, size: int) -> list[tuple[Tensor, Batc
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns) over the unmasked tokens; 0 if the returns are constant."""
+    """1 - Var(returns - values) / Var(returns) over the unmasked tokens; 0 for constant returns."""
     v, r = values[mask].double(), returns[mask].double()
     variance = r.var(correction=0)
     return float(1 - (r - v).var(correction=0) / variance) if variance > 0 else 0.0
-

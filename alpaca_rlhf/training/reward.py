@@ -1,6 +1,7 @@
 """The reward adapter and its scalar head, trained on all pairs of each ranking.
 
-One ranking is one element of a batch: K forwards, all its pairs, weight one (InstructGPT, arXiv 2203.02155 section 3.5).
+One ranking is one element of a batch: K forwards, all its pairs, weight one (InstructGPT,
+arXiv 2203.02155 section 3.5).
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ class RewardResult:
     gaps: list[list[float]]
     """Likewise, score of the chosen minus score of the rejected completion."""
     length_correlation: float
-    """Pearson correlation of score and length over the held-out completions; 0 if either is constant."""
+    """Pearson correlation of score and length of the held-out completions; 0 if one is constant."""
     calibration_error: float
-    """Expected calibration error of sigmoid(gap) over ten bins, each pair seen from both of its sides."""
+    """Expected calibration error of sigmoid(gap) over ten bins, each pair seen from both sides."""
 
     @property
     def accuracy(self) -> float:
@@ -90,16 +91,23 @@ def train_reward(
     limit = min(settings.max_length, adapters.base.context)
     train, held_out = usable(train, limit), usable(held_out, limit)
     if not train or not held_out:
-        raise UserError(f"--{stage}: {len(train)} rankings to train on and {len(held_out)} held out; needs some of each")
+        raise UserError(
+            f"{stage}: {len(train)} rankings to train on and {len(held_out)} held out "
+            f"(within --reward.max-length {settings.max_length}); needs some of each"
+        )
     shared = {g.prompt_id for g in train} & {g.prompt_id for g in held_out}
     if shared:
-        raise UserError(f"--{stage}: prompt {sorted(shared)[0]} is both trained on and held out")
+        raise UserError(f"{stage}: prompt {sorted(shared)[0]} is both trained on and held out")
     head = ScalarHead(adapters.base.model.config.hidden_size, seed=seed).to(adapters.base.device)
     plan = batches(len(train), settings.batch_size, settings.epochs, seed)
     adapters.trainable(role)
     learner = Learner(
         stage,
-        [(adapters.parameters(role), settings.lr), ({"head.weight": head.weight}, settings.head_lr)],
+        "--reward.lr",
+        [
+            (adapters.parameters(role), settings.lr),
+            ({"head.weight": head.weight}, settings.head_lr),
+        ],
         steps=len(plan),
         warmup=settings.warmup,
         max_grad_norm=settings.max_grad_norm,
@@ -110,9 +118,13 @@ def train_reward(
         with adapters.using(role), adapters.training():
             for part in parts(indices, settings.micro_batch_size):
                 groups = [train[i] for i in part]
-                scores = completion_scores(adapters, head, collate(adapters.base, [e for g in groups for e in g.examples]))
+                scores = completion_scores(
+                    adapters, head, collate(adapters.base, [e for g in groups for e in g.examples])
+                )
                 loss = scores.new_zeros(())
-                for group, own in zip(groups, scores.split([len(g.examples) for g in groups]), strict=True):
+                for group, own in zip(
+                    groups, scores.split_with_sizes([len(g.examples) for g in groups]), strict=True
+                ):
                     pairs = torch.tensor(group.pairs, device=own.device)
                     loss = loss + ranking_loss(own, pairs) / len(indices)
                     right += float((own[pairs[:, 0]] > own[pairs[:, 1]]).sum())
@@ -140,22 +152,26 @@ def evaluate_reward(
     examples = [e for g in held_out for e in g.examples]
     scores = score(adapters, role, head, examples, batch_size=settings.micro_batch_size * 4)
     gaps: list[list[float]] = []
-    for group, own in zip(held_out, scores.split([len(g.examples) for g in held_out]), strict=True):
+    for group, own in zip(
+        held_out, scores.split_with_sizes([len(g.examples) for g in held_out]), strict=True
+    ):
         gaps.append([float(own[a] - own[b]) for a, b in group.pairs])
     return RewardResult(
         rankings=rankings,
         pairs=pairs,
         correct=[[1.0 if gap > 0 else 0.5 if gap == 0 else 0.0 for gap in group] for group in gaps],
         gaps=gaps,
-        length_correlation=_correlation(scores, torch.tensor([float(len(e.completion)) for e in examples])),
+        length_correlation=_correlation(
+            scores, torch.tensor([float(len(e.completion)) for e in examples])
+        ),
         calibration_error=calibration_error(torch.tensor([gap for group in gaps for gap in group])),
     )
 
 
 def calibration_error(gaps: Tensor, bins: int = 10) -> float:
-    """Expected calibration error of sigmoid(gap) as the probability that the first completion is the better one.
+    """Expected calibration error of sigmoid(gap) as the probability that the first one is better.
 
-    Each pair is seen from both sides: with probability sigmoid(gap) it is right, with sigmoid(-gap) it is wrong.
+    Each pair is seen from both sides: sigmoid(gap) is right, sigmoid(-gap) is wrong.
 
     Source: Guo et al. 2017 (arXiv 1706.04599) section 3.
     """
@@ -166,7 +182,9 @@ def calibration_error(gaps: Tensor, bins: int = 10) -> float:
     for one in range(bins):
         inside = which == one
         if inside.any():
-            error += float(inside.double().mean() * (probability[inside].mean() - truth[inside].mean()).abs())
+            error += float(
+                inside.double().mean() * (probability[inside].mean() - truth[inside].mean()).abs()
+            )
     return error
 
 

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of an adapter: next-token loss on completion tokens, eos included, nothing else."""
+"""Supervised fine-tuning of an adapter: loss on completion tokens, eos included, nothing else."""
 
 from __future__ import annotations
 
@@ -32,22 +32,30 @@ class SFTResult:
     """The same after the last step."""
 
 
-def encode(adapters: Adapters, rows: Sequence[Instruction], max_length: int) -> tuple[list[Example], int]:
+def encode(
+    adapters: Adapters, rows: Sequence[Instruction], max_length: int
+) -> tuple[list[Example], int]:
     """Rows with an output as examples, and how many are too long. Nothing is ever cut."""
     examples = [example(adapters.base, adapters.template, row, row.output or "") for row in rows]
     fitting = [one for one in examples if len(one) <= min(max_length, adapters.base.context)]
     return fitting, len(examples) - len(fitting)
 
 
-def split_held_out(rows: Sequence[Instruction], share: float) -> tuple[list[Instruction], list[Instruction]]:
+def split_held_out(
+    rows: Sequence[Instruction], share: float
+) -> tuple[list[Instruction], list[Instruction]]:
     """Training rows and held-out rows; a row's side depends on its prompt alone."""
     bound = int(share * 2**32)
     side = [int(content_hash("held-out", row.id)[:8], 16) < bound for row in rows]
-    return [r for r, out in zip(rows, side, strict=True) if not out], [r for r, out in zip(rows, side, strict=True) if out]
+    return [r for r, out in zip(rows, side, strict=True) if not out], [
+        r for r, out in zip(rows, side, strict=True) if out
+    ]
 
 
 @torch.no_grad()
-def held_out_loss(adapters: Adapters, role: str | None, examples: Sequence[Example], micro_batch_size: int) -> float:
+def held_out_loss(
+    adapters: Adapters, role: str | None, examples: Sequence[Example], micro_batch_size: int
+) -> float:
     """Mean loss a completion token, in nats; NaN-free: 0.0 without examples."""
     total, count = 0.0, 0
     with adapters.using(role):
@@ -76,11 +84,15 @@ def train_sft(
         UserError: There is nothing to train on.
     """
     if not examples:
-        raise UserError(f"{stage}: no rows to train on that fit into --sft.max-length {settings.max_length} tokens")
+        raise UserError(
+            f"{stage}: no rows to train on that fit into "
+            f"--sft.max-length {settings.max_length} tokens"
+        )
     plan = batches(len(examples), settings.batch_size, settings.epochs, seed)
     adapters.trainable(role)
     learner = Learner(
         stage,
+        f"--{stage.partition('.')[0].replace('_', '-')}.lr",
         [(adapters.parameters(role), settings.lr)],
         steps=len(plan),
         warmup=settings.warmup,
@@ -107,8 +119,16 @@ def train_sft(
             return {"eval_loss": held_out_loss(adapters, role, held_out, size)}
         return None
 
-    before = held_out_loss(adapters, None, held_out, size)
-    fit(learner, plan, backward, checkpoints=checkpoints, save_every=settings.save_every, log=log, each_step=evaluate)
+    before = held_out_loss(adapters, role, held_out, size)
+    fit(
+        learner,
+        plan,
+        backward,
+        checkpoints=checkpoints,
+        save_every=settings.save_every,
+        log=log,
+        each_step=evaluate,
+    )
     adapters.trainable()
     return SFTResult(
         examples=len(examples),

@@ -1,0 +1,52 @@
+# make quickstart    the whole loop on the embedded base, then its report     ARGS="--seed 1"
+# make test          the tests                                                ARGS="-k runs"
+# make check         lint, format, types
+# make prove         the long proofs, written to docs/proof/
+# make clean         remove the environment and the caches; runs/ stays
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
+SOURCES := $(wildcard alpaca_rlhf recipes tests benchmarks app.py)
+
+.PHONY: quickstart test check prove clean
+
+quickstart: $(VENV)/.installed
+	@$(BIN)/alpaca-rlhf quickstart $(ARGS)
+
+test: $(VENV)/.installed-dev
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.installed-dev
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/ruff format --check $(SOURCES)
+	@$(BIN)/mypy --strict alpaca_rlhf recipes
+
+prove: $(VENV)/.installed-dev
+	@$(BIN)/python -m tests.prove $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -not -path './.git/*' -exec rm -rf {} +
+
+# torch goes first and alone: the pin takes the build that suits the machine, where a range given
+# together with the rest could choose another.
+$(VENV)/.torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.11")'
+	@echo "[1/3] virtual environment in $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "[2/3] $(TORCH) (a large download, this once)"
+	@$(PIP) $(TORCH)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	@echo "[3/3] alpaca-rlhf and its libraries"
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "[dev] tools for tests and checks"
+	@$(PIP) -e '.[dev]'
+	@touch $@

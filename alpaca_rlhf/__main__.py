@@ -1,0 +1,8 @@
+"""`python -m alpaca_rlhf` is `alpaca-rlhf`."""
+
+import sys
+
+from alpaca_rlhf.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

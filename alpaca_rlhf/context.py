@@ -1,0 +1,99 @@
+"""What every stage of a run shares: settings, run folder, tasks, and the base with its adapters, loaded when first needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from alpaca_rlhf.models.adapters import Adapters
+from alpaca_rlhf.models.base import Base, load_base
+from alpaca_rlhf.models.heads import ScalarHead
+from alpaca_rlhf.runs import RunFolder
+from alpaca_rlhf.settings import Loop, Sampling
+from alpaca_rlhf.sources import Source
+from alpaca_rlhf.training.loop import Checkpoints
+
+
+class Reporter(Protocol):
+    """Shows a person where a run stands."""
+
+    def start(self, stage: str, what: str) -> None:
+        """A stage begins, and will do `what`."""
+        ...
+
+    def step(self, stage: str, done: int, total: int, metrics: dict[str, Any]) -> None:
+        """`done` of `total` steps are done."""
+        ...
+
+    def finish(self, stage: str, what: str) -> None:
+        """A stage ended with `what`."""
+        ...
+
+
+def suffixed(name: str, round_: int) -> str:
+    """`ppo`, in later rounds `ppo.2` ..."""
+    return name if round_ == 1 else f"{name}.{round_}"
+
+
+@dataclass
+class Context:
+    """A run in progress."""
+
+    settings: Loop
+    """Every number."""
+    run: RunFolder
+    """Where everything is written."""
+    source: Source
+    """Tasks and verdicts."""
+    reporter: Reporter
+    """Shows progress."""
+
+    @cached_property
+    def base(self) -> Base:
+        """The frozen base."""
+        return load_base(self.settings.base)
+
+    @cached_property
+    def adapters(self) -> Adapters:
+        """The adapters on the base; checkpointed activations on CUDA, where memory is dear."""
+        adapters = Adapters(self.base, self.settings.lora, template=self.settings.template)
+        if self.base.device.type == "cuda":
+            adapters.checkpointing(True)
+        return adapters
+
+    def adapter_folder(self, stage: str) -> Path:
+        """Where a stage keeps its adapter."""
+        return self.run.path / stage / "adapter"
+
+    def load(self, role: str, stage: str) -> None:
+        """Read the adapter that a finished stage made, as `role`."""
+        self.adapters.load(role, self.adapter_folder(stage))
+
+    def load_head(self, stage: str) -> ScalarHead:
+        """Read the scalar head that a finished reward stage made."""
+        head = ScalarHead.load(self.adapter_folder(stage), int(self.base.model.config.hidden_size))
+        return head.to(self.base.device)
+
+    def checkpoints(self, stage: str) -> Checkpoints:
+        """Checkpoints of a stage. Metrics that come after the newest one are dropped: they will be logged again."""
+        checkpoints = Checkpoints(self.run.path / "checkpoints" / stage)
+        saved = checkpoints.latest()
+        done = 0 if saved is None else saved[0]
+        self.run.truncate_metrics(lambda row: row["stage"] != stage or row["step"] <= done)
+        return checkpoints
+
+    def log(self, stage: str) -> Callable[[dict[str, Any]], None]:
+        """Receives a stage's metrics: to `metrics.jsonl`, and to the person who watches."""
+
+        def log(row: dict[str, Any]) -> None:
+            self.run.log({"stage": stage, **row})
+            self.reporter.step(stage, row["step"], row["steps"], row)
+
+        return log
+
+    def sampling(self, **changes: Any) -> Sampling:
+        """The run's sampling settings, with changes."""
+        return replace(self.settings.sampling, **changes)

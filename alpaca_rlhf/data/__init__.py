@@ -1,0 +1,52 @@
+"""The data room: instructions made, read, filtered, kept apart. No torch here.
+
+`formats` and `comparisons` read files, `self_instruct` lets a teacher write new tasks, `filters`
+and `novelty` decide which of them stay, and `splits` is the firewall between the prompts of the
+stages.
+"""
+
+from alpaca_rlhf.data.comparisons import dialogue, read_pairs, read_ranking_trees
+from alpaca_rlhf.data.filters import RULES, Drop, Rule, drop_reason, rule_set
+from alpaca_rlhf.data.formats import read_instructions, read_prompts, write_instructions
+from alpaca_rlhf.data.novelty import Neighbour, NoveltyIndex, tokens
+from alpaca_rlhf.data.self_instruct import Generated, GenerationProgress, demonstrations, generate
+from alpaca_rlhf.data.splits import (
+    Firewall,
+    Leak,
+    check_disjoint,
+    clusters,
+    prompt_text,
+    split_prompts,
+)
+from alpaca_rlhf.data.teachers import Reply, Teacher
+from alpaca_rlhf.data.worksheets import parse_worksheet
+
+__all__ = [
+    "RULES",
+    "Drop",
+    "Firewall",
+    "Generated",
+    "GenerationProgress",
+    "Leak",
+    "Neighbour",
+    "NoveltyIndex",
+    "Reply",
+    "Rule",
+    "Teacher",
+    "check_disjoint",
+    "clusters",
+    "demonstrations",
+    "dialogue",
+    "drop_reason",
+    "generate",
+    "parse_worksheet",
+    "prompt_text",
+    "read_instructions",
+    "read_pairs",
+    "read_prompts",
+    "read_ranking_trees",
+    "rule_set",
+    "split_prompts",
+    "tokens",
+    "write_instructions",
+]

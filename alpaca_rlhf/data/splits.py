@@ -1,0 +1,247 @@
+"""The prompt firewall: what one stage has seen comes up in no other, near-duplicates included.
+
+Two prompts are near-duplicates if a caller's `key` gives the same for both (in the small world: the
+task, whatever its phrasing). Where there is no key, they are if the ROUGE-L F1 of their texts is
+above 0.7. A prompt with a key is never compared with one without.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from alpaca_rlhf.config import UserError
+from alpaca_rlhf.data.novelty import NoveltyIndex
+from alpaca_rlhf.records import Instruction
+
+Key = Callable[[Instruction], str | None]
+"""What makes two prompts the same task, or None to compare their texts."""
+
+NEAR = 0.7
+"""ROUGE-L F1 above which two texts are near-duplicates (arXiv 2212.10560 section 2.2)."""
+
+
+def prompt_text(row: Instruction) -> str:
+    """The text by which free-text prompts are compared: the instruction and its input."""
+    return f"{row.instruction}\n{row.input}" if row.input else row.instruction
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A prompt that lies near another split's."""
+
+    row: Instruction
+    """The prompt."""
+    other: Instruction
+    """The one it lies near."""
+    split: str
+    """Where `row` was to go."""
+    other_split: str
+    """Where `other` is."""
+    score: float
+    """ROUGE-L F1; 1 if they have the same key."""
+
+    def __str__(self) -> str:
+        """One line that names both."""
+        how = "the same task" if self.score == 1 else f"ROUGE-L {self.score:.2f}"
+        return (
+            f"{prompt_text(self.row)!r} of split {self.split!r} and {prompt_text(self.other)!r} "
+            f"of split {self.other_split!r} are near-duplicates ({how})"
+        )
+
+
+class _Near:
+    """Prompts added so far, to be asked which of them lie near another."""
+
+    def __init__(self, key: Key | None) -> None:
+        self._key = key
+        self.rows: list[Instruction] = []
+        self._by_key: dict[str, list[int]] = {}
+        self._index = NoveltyIndex(NEAR)
+        self._indexed: list[int] = []
+
+    def add(self, row: Instruction) -> int:
+        number = len(self.rows)
+        self.rows.append(row)
+        key = self._key(row) if self._key else None
+        if key is not None:
+            self._by_key.setdefault(key, []).append(number)
+        else:
+            self._index.add(prompt_text(row))
+            self._indexed.append(number)
+        return number
+
+    def find(self, row: Instruction) -> list[tuple[float, int]]:
+        """(score, number) of every prompt near `row`, the nearest first."""
+        key = self._key(row) if self._key else None
+        if key is not None:
+            return [(1.0, number) for number in self._by_key.get(key, ())]
+        return [
+            (one.score, self._indexed[one.row]) for one in self._index.duplicates(prompt_text(row))
+        ]
+
+
+def clusters(rows: Sequence[Instruction], key: Key | None = None) -> list[list[Instruction]]:
+    """Near-duplicates joined into groups, transitively; all in the order of `rows`."""
+    near = _Near(key)
+    parent = list(range(len(rows)))
+
+    def root(number: int) -> int:
+        while parent[number] != number:
+            parent[number] = parent[parent[number]]
+            number = parent[number]
+        return number
+
+    same_id: dict[str, int] = {}  # a text without any token is near nothing, but it is itself
+    for number, row in enumerate(rows):
+        for other in [same_id.setdefault(row.id, number), *(found for _, found in near.find(row))]:
+            first, second = sorted((root(other), root(number)))
+            parent[second] = first
+        near.add(row)
+    groups: dict[int, list[Instruction]] = {}
+    for number, row in enumerate(rows):
+        groups.setdefault(root(number), []).append(row)
+    return list(groups.values())
+
+
+def split_prompts(
+    rows: Sequence[Instruction], *, sizes: Mapping[str, float], seed: int, key: Key | None = None
+) -> dict[str, list[Instruction]]:
+    """Deal whole clusters of near-duplicates to splits, by a hash of the cluster's least key or id.
+
+    The order of `rows` does not matter to who goes where, and adding rows moves few others.
+
+    Args:
+        rows: Prompts.
+        sizes: Split name to a number of prompts (each split gets exactly so many), or to a share of
+            all of them (about so many; shares sum up to 1 at most). What is over is left out.
+        seed: Another seed, another dealing.
+        key: See the top of this module.
+
+    Returns:
+        Split name to prompts, each in the order of `rows`.
+
+    Raises:
+        UserError: There are too few prompts for the numbers, or shares sum up to more than 1.
+    """
+    counted = all(isinstance(size, int) for size in sizes.values())
+    total = sum(sizes.values())
+    if any(size < 0 for size in sizes.values()) or total <= 0 or (not counted and total > 1 + 1e-9):
+        raise UserError(
+            "split: sizes must be numbers of prompts, or shares that sum up to 1 at most; "
+            f"got {dict(sizes)}"
+        )
+    groups = sorted(
+        (_hash(seed, group, key), number, group) for number, group in enumerate(clusters(rows, key))
+    )
+    place: dict[str, str] = {}
+    left = dict(sizes) if counted else dict.fromkeys(sizes, float("inf"))
+
+    def put(group: Sequence[Instruction], name: str) -> bool:
+        if left[name] < len(group):
+            return False
+        left[name] -= len(group)
+        place.update((row.id, name) for row in group)
+        return True
+
+    waiting = []
+    for draw, _, group in groups:
+        wanted = _share_of(draw, sizes, total if counted else 1.0)
+        if wanted is not None and not put(group, wanted):
+            waiting.append(group)
+    for group in waiting:
+        any(put(group, name) for name in sorted(sizes, key=lambda name: -left[name]))
+    if counted and any(left.values()):
+        short = ", ".join(
+            f"{name} lacks {left[name]} of {sizes[name]}" for name in sizes if left[name]
+        )
+        raise UserError(
+            f"split: {len(rows)} prompts in {len(groups)} groups of near-duplicates are too few: "
+            f"{short}; ask for less or bring more prompts"
+        )
+    return {name: [row for row in rows if place.get(row.id) == name] for name in sizes}
+
+
+def check_disjoint(
+    splits: Mapping[str, Sequence[Instruction]],
+    key: Key | None = None,
+    *,
+    raise_on_leak: bool = True,
+) -> int:
+    """The number of prompts that lie near a prompt of a split named before their own.
+
+    Raises:
+        UserError: There is one, unless `raise_on_leak` is False. The message names the first pair.
+    """
+    wall = Firewall(key)
+    overlaps = 0
+    for name, rows in splits.items():
+        for row in rows:
+            leak = wall.leak(name, row)
+            if leak is not None and raise_on_leak:
+                raise UserError(f"prompts leak between stages: {leak}")
+            overlaps += leak is not None
+        wall.note(name, rows)
+    return overlaps
+
+
+class Firewall:
+    """Remembers which split every prompt belongs to, and lets no other split near it.
+
+    Args:
+        key: See the top of this module.
+    """
+
+    def __init__(self, key: Key | None = None) -> None:
+        self._near = _Near(key)
+        self._split: list[str] = []
+        self._ids: dict[str, set[str]] = {}
+
+    def leak(self, split: str, row: Instruction) -> Leak | None:
+        """The nearest near-duplicate in another split, or None if `row` may go to `split`."""
+        for score, number in self._near.find(row):
+            if self._split[number] != split:
+                return Leak(row, self._near.rows[number], split, self._split[number], score)
+        return None
+
+    def claim(self, split: str, rows: Sequence[Instruction]) -> None:
+        """Give prompts to a split: all of them or, if one leaks, none.
+
+        Raises:
+            UserError: A prompt lies near another split's; the message names both.
+        """
+        for row in rows:
+            leak = self.leak(split, row)
+            if leak is not None:
+                raise UserError(f"prompts leak between stages: {leak}")
+        self.note(split, rows)
+
+    def note(self, split: str, rows: Sequence[Instruction]) -> None:
+        """Give prompts to a split without asking: for prompts that some stage has seen already."""
+        ids = self._ids.setdefault(split, set())
+        for row in rows:
+            if row.id not in ids:
+                ids.add(row.id)
+                self._near.add(row)
+                self._split.append(split)
+
+    def counts(self) -> dict[str, int]:
+        """Split name to its number of prompts, each counted once."""
+        return {split: len(ids) for split, ids in self._ids.items()}
+
+
+def _hash(seed: int, group: Sequence[Instruction], key: Key | None) -> float:
+    """A number in [0, 1) that depends only on the seed and the least key, or id, in the group."""
+    least = min((key(row) if key else None) or row.id for row in group)
+    return int.from_bytes(hashlib.sha256(f"{seed}/{least}".encode()).digest()[:6], "big") / 2**48
+
+
+def _share_of(draw: float, sizes: Mapping[str, float], total: float) -> str | None:
+    """The split that a number in [0, 1) falls into, all side by side; None beyond the last."""
+    at = draw * total
+    for name, size in sizes.items():
+        if at < size:
+            return name
+        at -= size
+    return None

@@ -1,0 +1,103 @@
+"""Reading the numbered worksheets a teacher writes: the other end of `prompts.worksheet_prompt`.
+
+The original splits at every `###` (tatsu-lab/stanford_alpaca@4187a25 generate_instruction.py:83),
+so that a Markdown heading in an answer cuts the row and loses all that follow. Here a block ends
+only at a line that is exactly `###` and is followed by the next block's number or by the end.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from alpaca_rlhf.data.filters import Drop, is_no_input
+from alpaca_rlhf.records import Instruction
+
+SOURCE = "self_instruct"
+"""`Instruction.source` of generated rows."""
+
+_HEAD = re.compile(r"^(\d+)\.[ \t]*Instruction:", re.MULTILINE)
+_CLOSE = re.compile(r"^###[ \t]*$", re.MULTILINE)
+_FIELDS = re.compile(
+    r"\s*(\d+)\.[ \t]*Instruction:(.*?)^\1\.[ \t]*Input:(.*?)^\1\.[ \t]*Output:(.*)",
+    re.DOTALL | re.MULTILINE,
+)
+_SHOWN = 80  # characters of a block that its drop's detail shows
+
+
+def parse_worksheet(
+    text: str, start_number: int, *, finished: bool = False
+) -> tuple[list[Instruction], list[Drop]]:
+    """The tasks of a reply, in order, and why the others are none.
+
+    Args:
+        text: What the teacher wrote after `{start_number}. Instruction:` (written again or not).
+        start_number: Number of the first block.
+        finished: The teacher ended by itself, so the last block is whole though no `###` closes it.
+
+    Returns:
+        Rows, and a `Drop` for each block that is cut, numbered wrongly, merged with the next, or
+        lacks a field.
+    """
+    text = text.replace("\r\n", "\n")
+    if not _HEAD.match(text.lstrip()):
+        text = f"{start_number}. Instruction:{text}"
+    rows: list[Instruction] = []
+    drops: list[Drop] = []
+    expected = start_number
+    for block, closed in _blocks(text, finished):
+        result = (
+            _parse(block, expected) if closed else Drop("cut", f"ends without ###: {_show(block)}")
+        )
+        if isinstance(result, Drop):
+            drops.append(result)
+            heads = _HEAD.findall(block)
+            expected = int(heads[-1]) if heads else expected
+        else:
+            rows.append(result)
+        expected += 1
+    return rows, drops
+
+
+def _blocks(text: str, finished: bool) -> Iterator[tuple[str, bool]]:
+    """Blocks, and whether each is closed."""
+    start = 0
+    for mark in _CLOSE.finditer(text):
+        if _at_boundary(text[mark.end() :].lstrip()):
+            yield text[start : mark.start()], True
+            start = mark.end()
+    if text[start:].strip():
+        yield text[start:], finished
+
+
+def _at_boundary(rest: str) -> bool:
+    """Whether what follows a `###` line is nothing, the head of a block, or a head cut short."""
+    if not rest or _HEAD.match(rest):
+        return True
+    number = re.match(r"\d+", rest)
+    return number is not None and f"{number[0]}. Instruction:".startswith(rest)
+
+
+def _parse(block: str, expected: int) -> Instruction | Drop:
+    fields = _FIELDS.match(block)
+    if fields is None:
+        return Drop(
+            "fields", f"needs Instruction, Input and Output under one number: {_show(block)}"
+        )
+    number, instruction, given, output = int(fields[1]), *(fields[at].strip() for at in (2, 3, 4))
+    row = Instruction(instruction, "" if is_no_input(given) else given, output, SOURCE)
+    if number != expected:
+        return Drop("number", f"numbered {number} where {expected} comes next", row)
+    merged = rf"^(?:{number}\.[ \t]*(?:Instruction|Input|Output)|{number + 1}\.[ \t]*Instruction):"
+    for text in (instruction, given, output):
+        if found := re.search(merged, text, re.MULTILINE):
+            return Drop("merged", f"another block begins inside: {found[0]!r}", row)
+    for name, text in (("instruction", instruction), ("output", output)):
+        if not text:
+            return Drop("empty", f"the {name} is empty", row)
+    return row
+
+
+def _show(block: str) -> str:
+    text = " ".join(block.split())
+    return repr(text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "...")

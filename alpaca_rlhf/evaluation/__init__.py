@@ -1,0 +1,1 @@
+"""Measuring policies: intervals, win rates, and the report a person reads."""

@@ -1,0 +1,173 @@
+"""Statistics of an evaluation: means with intervals, paired gains, win rates. Pure numpy.
+
+The prompt is the unit that is resampled everywhere, because what one prompt contributes (its score,
+its pairs) is independent of other prompts but not within itself. The scores given here are a
+held-out scorer's, never those of the reward model that trained the policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import comb, log
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+RESAMPLES = 2000
+"""Bootstrap resamples; the ends of a 95% interval then rest on 50 resamples each."""
+_PERCENTILES = (2.5, 97.5)
+_DRAWS_AT_ONCE = 1_000_000  # bounds the memory (8 MB of indices), never changes the result
+
+
+class Interval(NamedTuple):
+    """A mean and its 95% interval."""
+
+    mean: float
+    """The estimate on the data itself."""
+    low: float
+    """The 2.5th percentile of the resamples."""
+    high: float
+    """The 97.5th percentile of the resamples."""
+
+    @property
+    def ci95(self) -> list[float]:
+        """`[low, high]`, as `report.json` holds it."""
+        return [self.low, self.high]
+
+    def excludes(self, value: float) -> bool:
+        """Whether `value` lies outside the interval."""
+        return value < self.low or value > self.high
+
+
+def bootstrap_ci(values: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """Mean of `values` (N,), one a prompt, with a 95% percentile bootstrap interval (Efron 1979).
+
+    Raises:
+        ValueError: `values` is empty, not one-dimensional or not finite, or `resamples` is below 1.
+    """
+    data = _vector("values", values)
+    return _ratio(data, np.ones_like(data), resamples=resamples, seed=seed)
+
+
+def paired_gain(
+    a: ArrayLike, b: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """Mean of `a - b` over prompts, both (N,) in the same order of prompts.
+
+    Pairing takes the difficulty of the prompts out of the interval.
+
+    Raises:
+        ValueError: the lengths differ, or as `bootstrap_ci`.
+    """
+    first, second = _pair(a, b)
+    return bootstrap_ci(first - second, resamples=resamples, seed=seed)
+
+
+def win_rate(
+    a: ArrayLike, b: ArrayLike, *, tie: float = 1e-9, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """Share of prompts on which `a` beats `b`, both (N,): a win counts 1, a tie one half.
+
+    Scores within `tie` of each other tie.
+
+    Raises:
+        ValueError: the lengths differ, `tie` is negative, or as `bootstrap_ci`.
+    """
+    if tie < 0:
+        raise ValueError(f"tie must be at least 0, got {tie:g}")
+    first, second = _pair(a, b)
+    gain = first - second
+    points = np.where(np.abs(gain) <= tie, 0.5, np.where(gain > 0, 1.0, 0.0))
+    return bootstrap_ci(points, resamples=resamples, seed=seed)
+
+
+def accuracy_interval(
+    correct_by_group: Sequence[Sequence[float]], *, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """Accuracy over all pairs, with a bootstrap over the prompts (groups) that the pairs belong to.
+
+    Args:
+        correct_by_group: For each prompt, 1 (or True) for each pair that was ordered rightly, 0
+            for wrongly, one half for a tie of the scores. A prompt without pairs counts nothing.
+        resamples: Bootstrap resamples.
+        seed: Seed of the resampling.
+
+    Raises:
+        ValueError: there is no pair at all, or a value lies outside [0, 1].
+    """
+    groups = [np.asarray(group, dtype=np.float64) for group in correct_by_group if len(group)]
+    if not groups:
+        raise ValueError("correct_by_group holds no pair: there is no accuracy to measure")
+    flat = _vector("correct_by_group", np.concatenate(groups))
+    if flat.min() < 0 or flat.max() > 1:
+        raise ValueError("correct_by_group must hold values from 0 to 1")
+    right = np.array([group.sum() for group in groups])
+    pairs = np.array([float(group.size) for group in groups])
+    return _ratio(right, pairs, resamples=resamples, seed=seed)
+
+
+def expected_max(scores: ArrayLike, n: int) -> float:
+    """Unbiased estimate of the expected best of `n` scores, from N >= n samples `scores` (N,).
+
+    The mean of the maximum over all subsets of size n: the sum over i of C(i-1, n-1) / C(N, n)
+    times the i-th smallest, the counting that pass@k uses (arXiv 2107.03374 section 2.1).
+
+    Raises:
+        ValueError: `n` is not in 1..N, or `scores` is not finite.
+    """
+    ordered = np.sort(_vector("scores", scores))
+    total = ordered.size
+    if not 1 <= n <= total:
+        raise ValueError(f"n must be in 1..{total} (the number of scores), got {n}")
+    subsets = comb(total, n)
+    return float(sum(comb(i, n - 1) / subsets * score for i, score in enumerate(ordered)))
+
+
+def best_of_n_kl(n: int) -> float:
+    """KL of best-of-`n` sampling from its policy, in nats a completion: log n - (n - 1) / n.
+
+    Exact where two completions never tie, an upper bound otherwise (arXiv 2009.01325 appendix G.3,
+    arXiv 2401.01879).
+
+    Raises:
+        ValueError: `n` is below 1.
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    return log(n) - (n - 1) / n
+
+
+def _ratio(
+    numerator: NDArray[np.float64], denominator: NDArray[np.float64], *, resamples: int, seed: int
+) -> Interval:
+    """sum(numerator) / sum(denominator), both (N,), with the rows resampled together."""
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}")
+    rng = np.random.default_rng(seed)
+    size = numerator.size
+    rows = max(1, _DRAWS_AT_ONCE // size)
+    drawn = []
+    for start in range(0, resamples, rows):
+        index = rng.integers(0, size, size=(min(rows, resamples - start), size))
+        drawn.append(numerator[index].sum(axis=1) / denominator[index].sum(axis=1))
+    low, high = np.percentile(np.concatenate(drawn), _PERCENTILES)
+    return Interval(float(numerator.sum() / denominator.sum()), float(low), float(high))
+
+
+def _vector(name: str, values: ArrayLike) -> NDArray[np.float64]:
+    data = np.asarray(values, dtype=np.float64)
+    if data.ndim != 1 or data.size == 0:
+        raise ValueError(f"{name} must be a list of at least one number, got shape {data.shape}")
+    if not np.isfinite(data).all():
+        bad = int(np.argmin(np.isfinite(data)))
+        raise ValueError(f"{name} must be finite; number {bad} is not")
+    return data
+
+
+def _pair(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    first, second = _vector("a", a), _vector("b", b)
+    if first.size != second.size:
+        sizes = f"{first.size} and {second.size}"
+        raise ValueError(f"a and b must hold the same prompts, got {sizes} scores")
+    return first, second

@@ -1,0 +1,47 @@
+"""The local base as a teacher for self-instruct."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from alpaca_rlhf.data import Reply
+from alpaca_rlhf.models.adapters import Adapters
+from alpaca_rlhf.models.batches import decode, text_ids
+from alpaca_rlhf.models.rollout import sample
+from alpaca_rlhf.settings import Generate, Sampling
+
+
+class LocalTeacher:
+    """Continues prompts with the bare base, or with an adapter on it.
+
+    Args:
+        adapters: The adapters of the base.
+        settings: Sampling numbers.
+        role: The adapter that writes; None is the bare base.
+    """
+
+    def __init__(self, adapters: Adapters, settings: Generate, role: str | None = None) -> None:
+        self._adapters = adapters
+        self._role = role
+        self._sampling = Sampling(
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            max_new_tokens=settings.max_new_tokens,
+            batch_size=settings.batch_size,
+        )
+
+    def complete(self, prompts: Sequence[str], *, seed: int, first: int) -> list[Reply]:
+        """Continue each prompt once; the noise depends on seed and request number alone."""
+        base = self._adapters.base
+        drawn = sample(
+            self._adapters,
+            self._role,
+            [text_ids(base, prompt) for prompt in prompts],
+            [f"generate/{first + i}" for i in range(len(prompts))],
+            sampling=self._sampling,
+            seed=seed,
+        )
+        return [
+            Reply(decode(base, one.ids), "eos" if one.finished else "length", len(one.ids))
+            for (one,) in drawn
+        ]

@@ -1,0 +1,134 @@
+"""The whole loop: stages in order with a ledger, so that a run that was interrupted anywhere goes on where it stopped."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from alpaca_rlhf import stages
+from alpaca_rlhf.comparison import evaluate
+from alpaca_rlhf.config import to_yaml
+from alpaca_rlhf.context import Context, Reporter, suffixed
+from alpaca_rlhf.models.base import weights_digest
+from alpaca_rlhf.provenance import measure
+from alpaca_rlhf.runs import RunFolder
+from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.sources import source_of
+from alpaca_rlhf.summary import write_summary
+
+logger = logging.getLogger(__name__)
+
+BODIES: dict[str, stages.Stage] = {
+    "generate": stages.generate,
+    "sft": stages.sft,
+    "sample": stages.sample_completions,
+    "rank": stages.rank,
+    "reward": stages.reward,
+    "ppo": stages.ppo,
+    "best_of_k": stages.best_of_k,
+    "evaluate": evaluate,
+}
+"""What each stage runs, by its name in the report, in order."""
+
+INTENT = {
+    "generate": "the base writes new tasks after the pattern of the seed tasks",
+    "sft": "fine-tune the sft adapter on seed and generated tasks",
+    "sample": "draw several completions of each new prompt",
+    "rank": "put the completions of each prompt in order",
+    "reward": "train the reward adapter on all pairs, and a control on shuffled verdicts",
+    "ppo": "train the policy adapter against the reward adapter, anchored to sft",
+    "best_of_k": "fine-tune on the reward adapter's favourite of several completions",
+    "evaluate": "compare every policy on prompts that no stage has seen",
+}
+
+
+def order(settings: Loop) -> list[tuple[str, int]]:
+    """The stages of a run, each with its round."""
+    inputs = settings.inputs
+    first = ["sft"] if inputs.data is not None else ["generate", "sft"]
+    again = ["reward", "ppo", "best_of_k"] if inputs.rankings is not None else ["sample", "rank", "reward", "ppo", "best_of_k"]
+    rounds = [(name, r) for r in range(1, settings.rounds + 1) for name in again]
+    return [(name, 1) for name in first] + rounds + [("evaluate", settings.rounds)]
+
+
+def run_loop(
+    settings: Loop, reporter: Reporter, *, kind: str, command: str, until: str | None = None
+) -> Path:
+    """Run the loop, or go on with it.
+
+    Args:
+        settings: Every number.
+        reporter: Shows progress.
+        kind: What the run folder is for, e.g. `quickstart`: another kind of run is refused there.
+        command: What the user typed, for the report.
+        until: The last stage to run (of the first round); None runs all.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        UserError: Anything the user can mend; what was made so far stays.
+    """
+    inputs = {
+        name: path
+        for name, path in asdict(settings.inputs).items()
+        if isinstance(path, Path)
+    }
+    with RunFolder.open(settings.out, to_yaml(settings), kind=kind, inputs=inputs) as run:
+        ctx = Context(settings, run, source_of(settings), reporter)
+        todo = order(settings)
+        if until is not None:
+            todo = todo[: 1 + [name for name, _ in todo].index(until)]
+        for name, round_ in todo:
+            _run_stage(ctx, name, round_)
+        if until is None:
+            _check_base(ctx)
+            write_summary(ctx, command=command, stages=_rows(ctx, todo))
+        return run.path
+
+
+def _run_stage(ctx: Context, name: str, round_: int) -> None:
+    stage = suffixed(name, round_ if name != "evaluate" else 1)
+    if ctx.run.done(stage) is not None:
+        logger.info("%s is done already", stage)
+        return
+    ctx.reporter.start(stage, INTENT[name])
+    if name != "rank" and ctx.run.done("base") is None:
+        # taken before the first adapter is trained, and again at the end: invariant 1
+        facts = {"digest": weights_digest(ctx.base), "parameters": ctx.base.parameters}
+        ctx.run.finish("base", facts | {"quantization": ctx.base.quantization, "fingerprint": ctx.base.fingerprint})
+    with measure() as used:
+        outcome = BODIES[name](ctx, round_)
+    ctx.run.finish(
+        stage,
+        {
+            "name": name,
+            "round": round_,
+            "seconds": used.seconds,
+            "peak_memory_gib": used.peak_memory_gib,
+            "examples": outcome.examples,
+            "tokens": outcome.tokens,
+            "facts": dict(outcome.facts),
+        },
+    )
+    stages.free_memory(ctx, stage)
+    ctx.reporter.finish(stage, outcome.summary)
+
+
+def _check_base(ctx: Context) -> None:
+    before = ctx.run.done("base")
+    assert before is not None
+    if weights_digest(ctx.base) != before["digest"]:
+        raise RuntimeError("the frozen base changed during the run")
+
+
+def _rows(ctx: Context, todo: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
+    rows = []
+    for name, round_ in todo:
+        row = ctx.run.done(suffixed(name, round_ if name != "evaluate" else 1))
+        assert row is not None
+        rows.append(row)
+    return rows

@@ -1,0 +1,140 @@
+"""Judges: whatever puts completions in order in place of people, through the same records."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations
+from typing import Protocol
+
+from alpaca_rlhf.records import Completion, Instruction, Ranking
+
+Score = Callable[[Instruction, Completion], float]
+"""How good a completion is; higher is better."""
+
+
+class Judge(Protocol):
+    """Puts the completions of a prompt in order."""
+
+    @property
+    def name(self) -> str:
+        """What it is called; its rankings are signed `judge:<name>`."""
+        ...
+
+    def rank(self, prompt: Instruction, completions: Sequence[Completion]) -> Ranking:
+        """The order of two or more completions of one prompt."""
+        ...
+
+
+@dataclass(frozen=True)
+class ScoreJudge:
+    """Ranks by a score, and errs in a settable share of its verdicts, mostly between near ranks.
+
+    Completions are put in tiers by their true scores. Then the order of the tiers is drawn from
+        Mallows' model
+    (each order has probability proportional to q to the power of the pairs it turns round), by
+        repeated
+    insertion: tier i is put j places too far up with probability proportional to q^j. The q for
+        which the
+    expected share of pairs turned round is exactly `noise` is found for each number of tiers. The
+        result is a
+    consistent order, a function of (seed, name, prompt, completions) alone; the order of
+        `completions` does not
+    matter.
+    """
+
+    name: str
+    """What it is called."""
+    score: Score
+    """True score of a completion."""
+    noise: float = 0.0
+    """Expected share of verdicts between tiers that are turned round; below 0.5."""
+    tie_below: float = 0.0
+    """A completion less than this below the best of a tier belongs to that tier; so do equals."""
+    seed: int = 0
+    """Seed of the noise."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.noise < 0.5:
+            raise ValueError(f"noise must be at least 0 and below 0.5, got {self.noise:g}")
+
+    def rank(self, prompt: Instruction, completions: Sequence[Completion]) -> Ranking:
+        """The noisy order.
+
+        Raises:
+            ValueError: Fewer than two completions, one of another prompt, or a score that is not a
+                number.
+        """
+        tiers = self._tiers(prompt, completions)
+        q = dispersion(len(tiers), self.noise)
+        rng = random.Random(f"{self.seed}/{self.name}/{prompt.id}")
+        order: list[tuple[str, ...]] = []
+        for at, tier in enumerate(tiers):
+            weights = [q**places for places in range(at + 1)]
+            places = rng.choices(range(at + 1), weights)[0]
+            order.insert(at - places, tier)
+        return Ranking(prompt.id, tuple(order), f"judge:{self.name}")
+
+    def _tiers(
+        self, prompt: Instruction, completions: Sequence[Completion]
+    ) -> list[tuple[str, ...]]:
+        scored = []
+        for one in completions:
+            if one.prompt_id != prompt.id:
+                raise ValueError(
+                    f"completion {one.id} belongs to prompt {one.prompt_id}, not to {prompt.id}"
+                )
+            score = self.score(prompt, one)
+            if not math.isfinite(score):
+                raise ValueError(f"judge {self.name}: completion {one.id} scores {score}")
+            scored.append((-score, one.id))
+        scored.sort()
+        tiers: list[list[str]] = []
+        top = math.inf
+        for negated, one_id in scored:
+            if not tiers or (negated != top and negated - top >= self.tie_below):
+                tiers.append([])
+                top = negated
+            tiers[-1].append(one_id)
+        return [tuple(tier) for tier in tiers]
+
+
+@lru_cache
+def dispersion(tiers: int, noise: float) -> float:
+    """Mallows' q that turns round an expected share `noise` of the pairs of so many tiers."""
+    if tiers < 2 or noise == 0:
+        return 0.0
+    pairs = tiers * (tiers - 1) / 2
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        q = (low + high) / 2
+        turned = 0.0
+        for inserted in range(1, tiers + 1):
+            weights = [q**places for places in range(inserted)]
+            turned += sum(places * weight for places, weight in enumerate(weights)) / sum(weights)
+        low, high = (q, high) if turned / pairs < noise else (low, q)
+    return (low + high) / 2
+
+
+def wrong_share(rankings: Iterable[Ranking], scores: Mapping[str, float]) -> float:
+    """Share of verdicts (pairs in different tiers) whose order is the reverse of the true scores.
+
+    Args:
+        rankings: Verdicts.
+        scores: Completion id to its true score. Pairs of equal score are neither right nor wrong:
+            not counted.
+
+    Returns:
+        A share in [0, 1]; 0 if there are no verdicts.
+    """
+    wrong = verdicts = 0
+    for ranking in rankings:
+        for better, worse in combinations(ranking.tiers, 2):
+            for first in better:
+                for second in worse:
+                    verdicts += scores[first] != scores[second]
+                    wrong += scores[first] < scores[second]
+    return wrong / verdicts if verdicts else 0.0

@@ -1,0 +1,236 @@
+"""Rankings on disk, one JSON object a line, and the pairs that a reward model learns from.
+
+The file only grows. A correction is a new line with a higher revision; reading takes the last word
+of every annotator, and people's word over a judge's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from alpaca_rlhf.config import UserError
+from alpaca_rlhf.files import writing
+from alpaca_rlhf.records import Completion, Instruction, PreferencePair, Ranking
+
+JUDGE = "judge:"
+"""How the annotator of a ranking begins that no person made."""
+
+_CHUNK = 4096
+_COLUMNS = "`prompt_id`, `tiers` (lists of completion ids, best first) and `annotator`"
+
+
+def append(path: Path, *rankings: Ranking) -> None:
+    """Add rankings to a file, made if absent, and return when the disk has them.
+
+    A torn last line, left by a crash in mid-write, is cut first: it was never acknowledged.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    path = Path(path)
+    lines = "".join(
+        json.dumps(one.to_json(), ensure_ascii=False) + "\n" for one in rankings
+    ).encode()
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            tail = _last_line(file)
+            if tail and _is_torn(tail):
+                file.truncate(file.seek(0, os.SEEK_END) - len(tail))
+            elif tail:
+                lines = b"\n" + lines
+            file.write(lines)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read(path: Path, completions: Collection[str] | None = None) -> list[Ranking]:
+    """The rankings that count, in the order in which their prompts first appear.
+
+    Of each (prompt, annotator) the highest revision counts, the later line among equals. Where a
+    person ranked a prompt, judges (annotators `judge:...`) are not heard. A torn last line is
+    passed over.
+
+    Args:
+        path: A file that `append` wrote.
+        completions: All known completion ids; None to take any.
+
+    Raises:
+        UserError: `file:line:` of the first row that is broken, ranks fewer than two completions,
+            or ranks one that is not in `completions`.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    *lines, tail = data.split(b"\n")
+    if tail and not _is_torn(tail):
+        lines.append(tail)
+    latest: dict[str, dict[str, Ranking]] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            ranking = _ranking(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            not_json = isinstance(error, json.JSONDecodeError | UnicodeDecodeError | RecursionError)
+            problem = "not JSON" if not_json else str(error)
+            raise UserError(f"{path}:{number}: {problem}; expected {_COLUMNS}") from None
+        for one in (one for tier in ranking.tiers for one in tier):
+            if completions is not None and one not in completions:
+                raise UserError(
+                    f"{path}:{number}: completion {one!r} is not one of the "
+                    f"{len(completions)} known ones"
+                )
+        of_prompt = latest.setdefault(ranking.prompt_id, {})
+        before = of_prompt.get(ranking.annotator)
+        if before is None or ranking.revision >= before.revision:
+            of_prompt[ranking.annotator] = ranking
+    return [one for of_prompt in latest.values() for one in _heard(list(of_prompt.values()))]
+
+
+def pairs(
+    rankings: Iterable[Ranking],
+    prompts: Mapping[str, Instruction],
+    completions: Mapping[str, Completion],
+) -> list[list[PreferencePair]]:
+    """All pairs of completions in different tiers, grouped by prompt.
+
+    Ties give no pair, nor do two completions with the same text: there is nothing to learn from
+    them. The margin is the number of tiers between the two. A prompt without pairs gives no group.
+
+    Args:
+        rankings: Verdicts; several of one prompt go into one group.
+        prompts: Prompt id to prompt.
+        completions: Completion id to completion.
+
+    Raises:
+        UserError: A ranking names a prompt or a completion that is not there, or a completion of
+            another prompt.
+    """
+    groups: dict[str, list[PreferencePair]] = {}
+    for ranking in rankings:
+        prompt = prompts.get(ranking.prompt_id)
+        if prompt is None:
+            raise UserError(
+                f"ranking by {ranking.annotator}: prompt {ranking.prompt_id!r} is not known"
+            )
+        levels = [[_text(completions, one, ranking) for one in tier] for tier in ranking.tiers]
+        group = groups.setdefault(ranking.prompt_id, [])
+        for (high, chosen), (low, rejected) in combinations(enumerate(levels), 2):
+            group.extend(
+                PreferencePair(prompt, better, worse, ranking.prompt_id, float(low - high))
+                for better in chosen
+                for worse in rejected
+                if better != worse
+            )
+    return [group for group in groups.values() if group]
+
+
+def group_pairs(loose: Iterable[PreferencePair]) -> list[list[PreferencePair]]:
+    """Pairs grouped by `group`, groups in the order in which they first appear."""
+    groups: dict[str, list[PreferencePair]] = {}
+    for pair in loose:
+        groups.setdefault(pair.group, []).append(pair)
+    return list(groups.values())
+
+
+def split_by_prompt(
+    groups: Sequence[Sequence[PreferencePair]], held_out: float, seed: int
+) -> tuple[list[list[PreferencePair]], list[list[PreferencePair]]]:
+    """Part groups into those to train on and those to measure on, by a hash: no prompt is in both.
+
+    Args:
+        groups: Pairs of one prompt each.
+        held_out: Share of the prompts to measure on, rounded, but at least one prompt on either
+            side.
+        seed: Another seed, another choice.
+
+    Returns:
+        Training groups and held-out groups, each in the given order.
+
+    Raises:
+        UserError: There are not two prompts to part.
+    """
+    if not 0 < held_out < 1:
+        raise ValueError(f"held_out must be above 0 and below 1, got {held_out:g}")
+    merged = group_pairs(pair for group in groups for pair in group)
+    if len(merged) < 2:
+        raise UserError(
+            f"{len(merged)} prompts with preferences: at least 2 are needed, "
+            "one to train on and one held out"
+        )
+    order = sorted(
+        merged, key=lambda group: hashlib.sha256(f"{seed}/{group[0].group}".encode()).digest()
+    )
+    count = min(max(round(held_out * len(merged)), 1), len(merged) - 1)
+    held = {group[0].group for group in order[:count]}
+    return (
+        [group for group in merged if group[0].group not in held],
+        [group for group in merged if group[0].group in held],
+    )
+
+
+def _last_line(file: BinaryIO) -> bytes:
+    """What stands after the last line end, read from the end of the file."""
+    size = file.seek(0, os.SEEK_END)
+    tail = b""
+    while len(tail) < size and b"\n" not in tail:
+        file.seek(max(0, size - 2 * len(tail) - _CHUNK))
+        tail = file.read()
+    return tail[tail.rfind(b"\n") + 1 :]
+
+
+def _is_torn(tail: bytes) -> bool:
+    """Whether a last line without a line end is half a line, and not one that an editor left so."""
+    try:
+        _ranking(json.loads(tail))
+    except (ValueError, RecursionError):
+        return True
+    return False
+
+
+def _ranking(row: Any) -> Ranking:
+    if not isinstance(row, dict) or not isinstance(row.get("prompt_id"), str):
+        raise ValueError("`prompt_id` is missing")
+    tiers = row.get("tiers")
+    if not isinstance(tiers, list) or not all(
+        isinstance(tier, list) and all(isinstance(one, str) for one in tier) for tier in tiers
+    ):
+        raise ValueError("`tiers` must be lists of completion ids")
+    annotator, revision = row.get("annotator"), row.get("revision", 0)
+    if not isinstance(annotator, str) or not annotator:
+        raise ValueError("`annotator` is missing")
+    if not isinstance(revision, int) or isinstance(revision, bool):
+        raise ValueError("`revision` must be a whole number")
+    criteria, duration = row.get("criteria", {}), row.get("duration_s", 0.0)
+    if not isinstance(criteria, dict) or not all(
+        isinstance(stars, dict) for stars in criteria.values()
+    ):
+        raise ValueError("`criteria` must give stars for completions")
+    if not isinstance(duration, int | float) or isinstance(duration, bool):
+        raise ValueError("`duration_s` must be a number")
+    levels = tuple(tuple(tier) for tier in tiers)
+    return Ranking(row["prompt_id"], levels, annotator, criteria, float(duration), revision)
+
+
+def _heard(rankings: list[Ranking]) -> list[Ranking]:
+    people = [one for one in rankings if not one.annotator.startswith(JUDGE)]
+    return people or rankings
+
+
+def _text(completions: Mapping[str, Completion], one_id: str, ranking: Ranking) -> str:
+    one = completions.get(one_id)
+    if one is not None and one.prompt_id == ranking.prompt_id:
+        return one.text
+    problem = "is not known" if one is None else "answers another prompt"
+    raise UserError(
+        f"ranking of {ranking.prompt_id} by {ranking.annotator}: completion {one_id!r} {problem}"
+    )

@@ -1,0 +1,115 @@
+"""From what the stages left in the run folder to `report.json` and `report.html`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from alpaca_rlhf.config import to_yaml
+from alpaca_rlhf.context import Context, suffixed
+from alpaca_rlhf.data import check_disjoint, read_instructions
+from alpaca_rlhf.evaluation.report import ReportData, write_report
+
+_LABORATORY = (
+    "The embedded base is a laboratory animal: a few million parameters that know one small world. It shows that every "
+    "stage works and learns; it says nothing about how well a real LLaMA will do."
+)
+_NOISE = (
+    "The rankings come from the gold judge with some verdicts turned round on purpose, standing in for people. The policies "
+    "are compared by the same judge without that noise; the reward model that trained them has no say in it."
+)
+_HELD_OUT_JUDGE = (
+    "No gold judge knows these tasks. The scores come from a second reward model, trained only on rankings that the first "
+    "one has not seen; read them as what that model would prefer, and read the answers yourself."
+)
+
+
+def write_summary(ctx: Context, *, command: str, stages: Sequence[Mapping[str, Any]]) -> None:
+    """Write the report of a finished run, and tell where it is."""
+    evaluated = ctx.run.done("evaluate")
+    base = ctx.run.done("base")
+    assert evaluated is not None and base is not None
+    provenance = ctx.run.read_json("provenance.json")
+    report = {
+        "schema": 1,
+        "seed": ctx.settings.seed,
+        "base": {key: base[key] for key in ("parameters", "quantization")} | {"name": ctx.settings.base},
+        "judge": "gold" if ctx.source.gold is not None else "reward model trained on held-out rankings",
+        "annotator": _annotator(ctx),
+        "stages": [_stage(ctx, row) for row in stages],
+        "prompts": _prompts(ctx),
+        "reward_models": [_reward_model(ctx, r) for r in range(1, ctx.settings.rounds + 1)],
+        "policies": evaluated["facts"]["policies"],
+        "slices": evaluated["facts"]["slices"],
+    }
+    shown = ctx.run.read_jsonl("answers.jsonl")[:: max(1, _every(ctx))][: ctx.settings.evaluate.shown]
+    machine = provenance.get("hardware", {})
+    data = ReportData(
+        report=report,
+        metrics=ctx.run.metrics(),
+        answers=shown,
+        slices=evaluated["facts"]["slices"],
+        annotator=_annotator(ctx),
+        settings_yaml=to_yaml(ctx.settings),
+        machine=f"{machine.get('cpu', 'unknown processor')}, {machine.get('cores', '?')} cores, {machine.get('ram_gib', '?')} GiB",
+        seed=ctx.settings.seed,
+        command=command,
+        next_commands=next_commands(ctx),
+        caveats=[_LABORATORY, _NOISE] if ctx.source.gold is not None else [_HELD_OUT_JUDGE],
+        provenance=_flat(provenance),
+    )
+    write_report(ctx.run.path, data)
+
+
+def next_commands(ctx: Context) -> list[str]:
+    """What a person would do after the run."""
+    out = ctx.run.path
+    return [f"alpaca-rlhf chat --run {out} --policy ppo", f"alpaca-rlhf loop --help   # the same with a base of your own"]
+
+
+def _every(ctx: Context) -> int:
+    """A stride through the evaluation prompts, so that the shown ones come from all of its parts."""
+    return ctx.settings.evaluate.prompts // max(1, ctx.settings.evaluate.shown)
+
+
+def _stage(ctx: Context, row: Mapping[str, Any]) -> dict[str, Any]:
+    kwh = row["seconds"] / 3600 * ctx.settings.evaluate.watts / 1000
+    kept = ("name", "round", "seconds", "peak_memory_gib", "examples", "tokens")
+    return {key: row[key] for key in kept} | {"cost_usd": kwh * ctx.settings.evaluate.usd_per_kwh}
+
+
+def _prompts(ctx: Context) -> dict[str, int]:
+    if ctx.settings.inputs.data is not None:
+        rows = read_instructions(ctx.settings.inputs.data)
+    else:
+        rows = ctx.source.seeds() + read_instructions(ctx.run.path / "generate" / "rows.jsonl")
+    splits = {"sft": rows, **{name: ctx.source.prompts(name) for name in ctx.source.names()}}
+    counts = {name: sum(len(v) for k, v in splits.items() if k.split(".")[0] == name) for name in ("sft", "rank", "ppo", "eval")}
+    return counts | {"overlap": check_disjoint(splits, ctx.source.key, raise_on_leak=False)}
+
+
+def _reward_model(ctx: Context, round_: int) -> dict[str, Any]:
+    row = ctx.run.done(suffixed("reward", round_))
+    assert row is not None
+    return {"round": round_, **row["facts"]}
+
+
+def _annotator(ctx: Context) -> dict[str, float]:
+    rows = [ctx.run.done(suffixed("rank", r)) for r in range(1, ctx.settings.rounds + 1)]
+    facts = [row["facts"] for row in rows if row is not None]
+    verdicts = sum(f["verdicts"] for f in facts)
+    if not verdicts:
+        return {}
+    wrong = sum(f["measured_wrong_share"] * f["verdicts"] for f in facts) / verdicts
+    return {"noise": ctx.settings.rank.noise, "verdicts": verdicts, "measured_wrong_share": wrong}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    out: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            out |= _flat(value, f"{prefix}{key}.")
+        else:
+            out[prefix + key] = value if isinstance(value, str) else json.dumps(value)
+    return out

@@ -1,0 +1,273 @@
+"""The settings as users give them: what wins, what is refused, and where the message points."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from alpaca_rlhf.config import UserError, parse, to_yaml
+from alpaca_rlhf.settings import PPO, SFT, Loop
+
+
+@dataclass(frozen=True)
+class Inner:
+    lr: float = 1e-3
+    """How fast."""
+    layers: tuple[int, ...] = (1, 2)
+    """Which."""
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise ValueError(f"--inner.lr must be > 0,\n got {self.lr:g}")
+
+
+@dataclass(frozen=True)
+class Outer:
+    inner: Inner = field(default_factory=Inner)
+    """The inside."""
+    mode: Literal["fast", "slow"] = "fast"
+    """How."""
+    check: bool = True
+    """Whether."""
+    limit: int | None = None
+    """At most."""
+    note: str | None = None
+    """Remark."""
+    max_length: int = 8
+    """Longest."""
+    out: Path = Path("runs/x")
+    """Where to."""
+
+
+@dataclass(frozen=True)
+class Needy:
+    size: int
+    """No default."""
+
+
+def read(*argv: str, cls: type = Outer, default: object = None) -> Outer:
+    return parse(cls, argv, prog="kit thing", description="Does a thing.", default=default)
+
+
+def refusal(*argv: str, cls: type = Outer) -> str:
+    with pytest.raises(UserError) as caught:
+        read(*argv, cls=cls)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "╭" not in message
+    return message
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def write(text: str) -> str:
+        Path("run.yaml").write_text(text, encoding="utf-8")
+        return "run.yaml"
+
+    return write
+
+
+def test_defaults_below_yaml_below_flags(file):
+    name = file("inner:\n  lr: 3e-4\n  layers: [4]\nmax_length: 16\n")
+    made = read("--max-length", "32", "--config", name)
+    assert made == Outer(inner=Inner(lr=3e-4, layers=(4,)), max_length=32)
+    assert isinstance(made.inner.lr, float)
+    assert read("--inner.lr=0.5", default=Outer(max_length=99)) == Outer(Inner(0.5), max_length=99)
+    assert read("--config", name, default=Outer(check=False)).check is False
+
+
+def test_a_later_file_stands_above_an_earlier_one(file):
+    first = file("max_length: 1\nmode: slow\n")
+    Path("second.yaml").write_text("max-length: 2\n")
+    made = read(f"--config={first}", "--config", "second.yaml")
+    assert (made.max_length, made.mode) == (2, "slow")
+
+
+def test_flags_as_people_type_them():
+    made = read(
+        "--inner.layers", "3", "-4", "--check", "false", "--limit", "None", "--max_length=3"
+    )
+    assert made == Outer(Inner(layers=(3, -4)), check=False, limit=None, max_length=3)
+    assert read("--note=--dashes").note == "--dashes"
+    assert read("--note", "").note == ""
+    assert read("--max-length", "1", "--max-length", "2").max_length == 2
+
+
+def test_yaml_values_of_every_kind(file):
+    text = "check: no\nlimit: null\nnote: 'yes'\nout: a b/c\ninner:\n  layers: []\n"
+    made = read("--config", file(text))
+    assert made == Outer(Inner(layers=()), check=False, note="yes", out=Path("a b/c"))
+    assert read("--config", file("inner:\n")) == Outer()
+    assert read("--config", file("# nothing\n")) == Outer()
+    assert read("--config", file("inner.lr: 2\n")).inner.lr == 2.0
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--inner.lr", "abc"], "--inner.lr expects a number, got 'abc'"),
+        (["--max_length", "1.5"], "--max_length expects a whole number, got '1.5'"),
+        (["--mode", "quick"], "--mode expects one of fast, slow, got 'quick'"),
+        (["--check", "maybe"], "--check expects True or False, got 'maybe'"),
+        (["--limit", "x"], "--limit expects a whole number or None, got 'x'"),
+        (
+            ["--inner.layers", "x"],
+            "--inner.layers expects a list of values, each a whole number, got 'x'",
+        ),
+        (["--inner.lr", "-1"], "--inner.lr must be > 0, got -1"),
+        (["--inner.lr", "inf"], "--inner.lr expects a finite number, got inf"),
+        (["--inner.lr", "--mode", "slow"], "--inner.lr needs a value: a number"),
+        (["--config"], "--config needs a value: a path"),
+        (
+            ["--inner.rl", "1"],
+            "--inner.rl: no such flag; inner has lr, layers; see kit thing --help",
+        ),
+        (
+            ["--inner.layer", "1"],
+            "--inner.layer: no such flag, did you mean --inner.layers?; see kit thing --help",
+        ),
+        (["--lr", "1"], "--lr: no such flag, did you mean --inner.lr?; see kit thing --help"),
+        (
+            ["--inner", "1"],
+            "--inner: no such flag, it is a group: --inner.lr, --inner.layers; "
+            "see kit thing --help",
+        ),
+        (["--zzz"], "--zzz: no such flag; see kit thing --help"),
+        (["stray"], "unexpected 'stray': every setting is a flag; see kit thing --help"),
+        (["-x"], "unexpected '-x': every setting is a flag; see kit thing --help"),
+        (
+            ["--mode", "slow", "fast"],
+            "unexpected 'fast': every setting is a flag; see kit thing --help",
+        ),
+    ],
+)
+def test_a_bad_flag_is_named_as_typed(argv, message, capfd):
+    assert refusal(*argv) == message
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("\ninner:\n  lr: abc\n", "run.yaml:3: inner.lr expects a number, got 'abc'"),
+        ("inner:\n  lr: -1\n", "run.yaml:2: --inner.lr must be > 0, got -1"),
+        ("inner: {lr: .inf}\n", "run.yaml:1: inner.lr expects a number, got '.inf'"),
+        ("inner: {lr: inf}\n", "run.yaml:1: inner.lr expects a finite number, got inf"),
+        (
+            "inner:\n  zzz: 1\n",
+            "run.yaml:2: inner.zzz: no such setting; inner has lr, layers",
+        ),
+        ("max_lenth: 1\n", "run.yaml:1: max_lenth: no such setting, did you mean max_length?"),
+        ("lr: 1\n", "run.yaml:1: lr: no such setting, did you mean inner.lr?"),
+        (
+            "mode: fast\ncheck: true\nmode: slow\n",
+            "run.yaml:3: mode stands twice (first on line 1); keep one",
+        ),
+        (
+            "inner: {lr: 1}\ninner.lr: 2\n",
+            "run.yaml:2: inner.lr stands twice (first on line 1); keep one",
+        ),
+        ("inner: 3\n", "run.yaml:1: inner is a group: write lr, layers indented below it"),
+        ("inner: [3]\n", "run.yaml:1: inner is a group: write lr, layers indented below it"),
+        ("mode: {a: 1}\n", "run.yaml:1: mode expects one of fast, slow, got a mapping"),
+        ("max_length: [1]\n", "run.yaml:1: max_length expects a whole number, got a list"),
+        (
+            "inner:\n  layers: 1\n",
+            "run.yaml:2: inner.layers expects a list of values, each a whole number, "
+            "got a single value",
+        ),
+        (
+            "max_length:\n",
+            "run.yaml:1: max_length is empty; give it a whole number or delete the line",
+        ),
+        ("[1]: 2\n", "run.yaml:1: a key must be a plain word"),
+        ("- 1\n", "run.yaml:1: expected `key: value` lines, got a list"),
+        ("just words\n", "run.yaml:1: expected `key: value` lines, got a single value"),
+    ],
+)
+def test_a_bad_line_of_yaml_is_named_by_file_and_line(file, text, message, capfd):
+    assert refusal("--config", file(text)) == message
+    assert capfd.readouterr() == ("", "")
+
+
+def test_yaml_that_cannot_be_read(file):
+    assert refusal("--config", "gone.yaml") == (
+        "--config gone.yaml: cannot be read (No such file or directory)"
+    )
+    assert refusal("--config", ".") == "--config .: cannot be read (Is a directory)"
+    assert refusal("--config", file("a: [1\nb: 2\n")).startswith("run.yaml:2: is not YAML: ")
+    assert refusal("--config", file("a: *b\n")).startswith("run.yaml:1: is not YAML: ")
+    Path("run.yaml").write_bytes(b"note: \xff\n")
+    assert refusal("--config", "run.yaml").startswith("run.yaml: is not YAML in UTF-8")
+
+
+def test_a_flag_mends_what_the_file_has_wrong(file):
+    assert read("--config", file("inner: {lr: -1}\n"), "--inner.lr", "2").inner.lr == 2.0
+
+
+def test_what_has_no_default_must_be_given(file):
+    assert refusal(cls=Needy) == "--size is missing: give it a whole number"
+    assert read("--config", file("size: 3\n"), cls=Needy) == Needy(3)
+    assert read(cls=Needy, default=Needy(4)) == Needy(4)
+
+
+def test_help_shows_docstrings_and_the_defaults_in_force(capsys):
+    with pytest.raises(SystemExit) as left:
+        read("--help", default=Outer(max_length=77))
+    assert left.value.code == 0
+    shown = capsys.readouterr().out
+    for text in (
+        "kit thing",
+        "Does a thing.",
+        "--config FILE.yaml",
+        "--inner.lr",
+        "How fast.",
+        "77",
+    ):
+        assert text in shown
+
+
+def test_the_kits_own_settings():
+    for typed, meant in (
+        ("--sft.learn", "sft has lr, epochs, batch_size"),
+        ("--ppo.kl", "did you mean --ppo.kl-coef?"),
+        ("--sfx.lr", "did you mean --sft.lr?"),
+        ("--basis", "did you mean --base?"),
+        ("--ppo.clip.rati", "did you mean --ppo.clip.ratio?"),
+        ("--ppo.clib.ratio", "did you mean --ppo.clip.ratio?"),
+    ):
+        assert meant in refusal(typed, "1", cls=Loop)
+    made = read("--ppo.kl-coef", "0.05", "--best-of-k.k", "8", "--sft.lr", "1e-4", cls=Loop)
+    assert (made.ppo.kl_coef, made.best_of_k.k, made.sft.lr) == (0.05, 8, 1e-4)
+    assert refusal("--sft.lr", "-1", cls=Loop) == "--sft.lr must be > 0, got -1"
+    assert refusal("--rounds", "0", cls=Loop) == "--rounds must be > 0, got 0"
+    uneven = refusal("--ppo.minibatch-size", "7", cls=Loop)
+    assert "--ppo.batch-size 256 must be a multiple of --ppo.minibatch-size 7" in uneven
+    assert read("--config", "/dev/null", cls=Loop) == Loop()
+
+
+def test_resolved_settings_read_back(file):
+    loop = Loop(sft=SFT(lr=2e-5), ppo=PPO(kl_coef=1 / 3), out=Path("runs/日本 1"), base="on")
+    assert read("--config", file(to_yaml(loop)), cls=Loop) == loop
+    outer = Outer(Inner(1e-30, ()), limit=None, note="a: 'b'\n# \"c\"\t", check=False)
+    assert read("--config", file(to_yaml(outer))) == outer
+
+
+@given(
+    lr=st.floats(min_value=0, exclude_min=True, allow_infinity=False),
+    layers=st.lists(st.integers()),
+    note=st.text().filter(lambda text: text != "None"),
+    limit=st.none() | st.integers(),
+)
+def test_any_settings_read_back(tmp_path_factory, lr, layers, note, limit):
+    made = Outer(Inner(lr, tuple(layers)), note=note, limit=limit)
+    file = tmp_path_factory.getbasetemp() / "any.yaml"
+    file.write_bytes(to_yaml(made).encode())
+    assert read("--config", str(file)) == made

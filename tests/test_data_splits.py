@@ -1,0 +1,196 @@
+"""The prompt firewall: whole clusters, stable deals, leaks named."""
+
+import random
+import time
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+from rouge_score.rouge_scorer import RougeScorer
+
+from alpaca_rlhf.config import UserError
+from alpaca_rlhf.data import (
+    Firewall,
+    check_disjoint,
+    clusters,
+    prompt_text,
+    read_prompts,
+    split_prompts,
+)
+from alpaca_rlhf.records import Instruction
+
+SIZES = {"sft": 0.4, "rank": 0.3, "ppo": 0.2, "eval": 0.1}
+
+
+def text(words: str) -> Instruction:
+    return Instruction(words)
+
+
+def keyed(task: int, phrasing: int) -> Instruction:
+    return Instruction(f"phrasing {phrasing} of task {task}")
+
+
+def key(row: Instruction) -> str | None:
+    words = row.instruction.split()
+    return words[-1] if words[0] == "phrasing" else None
+
+
+def random_texts(count: int) -> list[Instruction]:
+    rng = random.Random(0)
+    rows = [
+        text(" ".join(f"w{rng.randrange(400)}" for _ in range(rng.randint(5, 15))))
+        for _ in range(count // 2)
+    ]
+    return rows + [
+        text(f"{rng.choice(rows).instruction} extra{i}") for i in range(count - len(rows))
+    ]
+
+
+def test_clusters_join_near_duplicates_transitively() -> None:
+    a, b, c = text("a b c d e f g h"), text("a b c d e f g x"), text("a b c d e f y x")
+    far = text("p q r s")
+    assert clusters([a, far, c, b]) == [[a, c, b], [far]]  # a and c meet only through b
+    assert clusters([a, far, c, text("a b c")]) == [[a, c], [far], [text("a b c")]]
+    assert clusters([text("..."), text("!"), text("...")]) == [[text("...")] * 2, [text("!")]]
+
+
+def test_the_input_counts_as_text() -> None:
+    one, other = (
+        Instruction("Sort these words.", "pear fig plum nut"),
+        Instruction("Sort these words.", "7 3 9 1"),
+    )
+    assert (
+        len(clusters([one, other])) == 2
+        and prompt_text(one) == "Sort these words.\npear fig plum nut"
+    )
+
+
+def test_whole_clusters_and_no_near_duplicate_across_splits() -> None:
+    rows = random_texts(400)
+    deal = split_prompts(rows, sizes=SIZES, seed=0)
+    assert list(deal) == list(SIZES)
+    assert sorted(row.id for part in deal.values() for row in part) == sorted(
+        row.id for row in rows
+    )
+    for name, share in SIZES.items():
+        assert abs(len(deal[name]) / 400 - share) < 0.12
+    scorer = RougeScorer(["rougeL"], use_stemmer=False)
+    for (_, one), (_, other) in combinations(deal.items(), 2):
+        for first in one[:40]:
+            assert all(
+                scorer.score(first.instruction, second.instruction)["rougeL"].fmeasure <= 0.7
+                for second in other
+            )
+    assert check_disjoint(deal) == 0
+
+
+def test_the_deal_is_a_function_of_the_rows_and_the_seed() -> None:
+    rows = random_texts(300)
+    deal = split_prompts(rows, sizes=SIZES, seed=0)
+    shuffled = random.Random(1).sample(rows, len(rows))
+    again = split_prompts(shuffled, sizes=SIZES, seed=0)
+    assert {name: {row.id for row in part} for name, part in deal.items()} == {
+        name: {row.id for row in part} for name, part in again.items()
+    }
+    assert split_prompts(rows, sizes=SIZES, seed=1) != deal
+
+
+def test_adding_rows_moves_no_other_cluster() -> None:
+    rows = random_texts(300)
+    before = {
+        row.id: name
+        for name, part in split_prompts(rows, sizes=SIZES, seed=0).items()
+        for row in part
+    }
+    more = [text(f"unheard{i} of{i} words{i} here{i}") for i in range(100)]
+    after = {
+        row.id: name
+        for name, part in split_prompts(more + rows, sizes=SIZES, seed=0).items()
+        for row in part
+    }
+    assert {one: after[one] for one in before} == before
+
+
+def test_numbers_are_met_exactly_or_refused() -> None:
+    rows = [keyed(task, phrasing) for task in range(200) for phrasing in range(1 + task % 3)]
+    sizes = {"sft": 150, "rank": 77, "ppo": 100, "eval": 31}
+    deal = split_prompts(rows, sizes=sizes, seed=0, key=key)
+    assert {name: len(part) for name, part in deal.items()} == sizes
+    assert check_disjoint(deal, key) == 0
+    tasks = [{key(row) for row in part} for part in deal.values()]
+    assert all(not one & other for one, other in combinations(tasks, 2))
+    with pytest.raises(
+        UserError, match=r"399 prompts in 200 groups .* are too few: .*eval lacks \d+ of 300"
+    ):
+        split_prompts(rows, sizes={**sizes, "eval": 300}, seed=0, key=key)
+    with pytest.raises(UserError, match="shares that sum up to 1"):
+        split_prompts(rows, sizes={"sft": 0.8, "eval": 0.4}, seed=0)
+
+
+def test_left_over_shares_stay_out() -> None:
+    rows = [keyed(task, 0) for task in range(1000)]
+    deal = split_prompts(rows, sizes={"sft": 0.3, "eval": 0.2}, seed=0, key=key)
+    assert abs(len(deal["sft"]) - 300) < 60 and abs(len(deal["eval"]) - 200) < 60
+
+
+def test_check_disjoint_names_the_first_pair_and_counts() -> None:
+    splits = {
+        "sft": [text("Name three blue things."), text("Sort the list of words.")],
+        "eval": [
+            text("Say hello to Ann."),
+            text("name three blue things!"),
+            text("Sort this list of words."),
+        ],
+    }
+    assert check_disjoint(splits, raise_on_leak=False) == 2
+    with pytest.raises(UserError) as caught:
+        check_disjoint(splits)
+    for part in ("'name three blue things!'", "'eval'", "'Name three blue things.'", "'sft'"):
+        assert part in str(caught.value)
+
+
+def test_firewall() -> None:
+    wall = Firewall()
+    wall.claim("sft", [text("Name three blue things."), text("Name three blue things.")])
+    wall.claim(
+        "sft", [text("Name three blue things now.")]
+    )  # near-duplicates within a split are its own affair
+    assert wall.counts() == {"sft": 2}
+    leak = wall.leak("ppo", text("Name three blue things!"))
+    assert leak is not None and leak.other_split == "sft" and leak.score == 1
+    assert wall.leak("sft", text("Name three blue things!")) is None
+    with pytest.raises(
+        UserError, match="prompts leak between stages: 'Name three blue things!' of split 'ppo'"
+    ):
+        wall.claim(
+            "ppo", [text("Something else entirely, please."), text("Name three blue things!")]
+        )
+    assert wall.counts() == {"sft": 2}  # all or none
+    wall.claim("ppo", [text("Something else entirely, please.")])
+    assert wall.counts() == {"sft": 2, "ppo": 1}
+
+
+def test_firewall_by_key() -> None:
+    wall = Firewall(key)
+    wall.claim("sft", [keyed(1, 0), keyed(1, 1)])
+    wall.claim("eval", [keyed(11, 0)])  # another task, though the texts are alike
+    leak = wall.leak("eval", keyed(1, 2))
+    assert leak is not None and "the same task" in str(leak)
+    wall.claim("rank", [text("A free text about something.")])
+    assert wall.leak("eval", text("A free text about something!")) is not None
+
+
+def test_it_is_fast() -> None:
+    rows = [keyed(task, phrasing) for task in range(3000) for phrasing in range(2)]
+    start = time.process_time()
+    deal = split_prompts(rows, sizes=SIZES, seed=0, key=key)
+    assert check_disjoint(deal, key) == 0
+    assert time.process_time() - start < 5
+
+
+def test_real_free_texts(shared: Path) -> None:
+    rows = read_prompts(shared / "data" / "dolly_2000.json")
+    start = time.process_time()
+    deal = split_prompts(rows, sizes=SIZES, seed=0)
+    assert check_disjoint(deal) == 0
+    assert time.process_time() - start < 20

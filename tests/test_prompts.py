@@ -1,0 +1,94 @@
+"""Prompt text, to the character."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from alpaca_rlhf.prompts import (
+    TEMPLATES,
+    chat_messages,
+    render,
+    worksheet,
+    worksheet_prompt,
+    worksheet_question,
+)
+from alpaca_rlhf.records import Instruction
+
+SORT = Instruction("Sort the words.", "pear, fig", "fig, pear")
+NAME = Instruction("Name a colour.", output="Red.\nOr blue.")
+
+
+def test_alpaca_is_stanfords_text():
+    assert render("alpaca", SORT) == (
+        "Below is an instruction that describes a task, paired with an input that provides further "
+        "context. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nSort the words.\n\n### Input:\npear, fig\n\n### Response:"
+    )
+    assert render("alpaca", NAME) == (
+        "Below is an instruction that describes a task. "
+        "Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nName a colour.\n\n### Response:"
+    )
+
+
+def test_brief_has_headings_only():
+    assert render("brief", SORT) == (
+        "### Instruction:\nSort the words.\n\n### Input:\npear, fig\n\n### Response:\n"
+    )
+    assert render("brief", NAME) == "### Instruction:\nName a colour.\n\n### Response:\n"
+
+
+@given(text=st.text(), material=st.text())
+def test_braces_and_anything_else_pass_through(text, material):
+    row = Instruction(text + "{input}", material + "{instruction}")
+    for template in ("brief", "alpaca"):
+        assert f"### Instruction:\n{text}{{input}}\n\n" in render(template, row)
+        assert f"### Input:\n{material}{{instruction}}\n\n" in render(template, row)
+
+
+def test_the_output_never_leaks_into_the_prompt():
+    for template in ("brief", "alpaca"):
+        assert "fig, pear" not in render(template, SORT)
+    assert "fig, pear" not in str(chat_messages(SORT))
+    assert "fig, pear" not in worksheet_question([NAME], SORT)
+
+
+def test_chat_is_one_user_turn():
+    assert chat_messages(SORT) == [{"role": "user", "content": "Sort the words.\n\npear, fig"}]
+    assert chat_messages(NAME) == [{"role": "user", "content": "Name a colour."}]
+
+
+def test_what_render_refuses():
+    assert TEMPLATES == ("brief", "alpaca", "chat")
+    with pytest.raises(ValueError, match="tokenizer"):
+        render("chat", SORT)
+    with pytest.raises(ValueError, match="no template 'alpacca'; there are brief, alpaca, chat"):
+        render("alpacca", SORT)
+
+
+SHEET = (
+    "1. Instruction: Sort the words.\n1. Input: pear, fig\n1. Output: fig, pear\n###\n"
+    "2. Instruction: Name a colour.\n2. Input: <noinput>\n2. Output: Red.\nOr blue.\n###\n"
+)
+
+
+def test_worksheet():
+    assert worksheet([SORT, NAME]) == SHEET
+    assert worksheet([SORT, NAME], next_number=7) == SHEET + "7. Instruction:"
+    assert worksheet_prompt([SORT, NAME]) == SHEET + "3. Instruction:"
+    assert worksheet([]) == ""
+    assert worksheet_prompt([]) == "1. Instruction:"
+
+
+def test_worksheet_question_stops_where_the_answer_starts():
+    asked = Instruction("Add\n 2  and 3.")
+    assert worksheet_question([SORT, NAME], asked) == (
+        SHEET + "3. Instruction: Add 2 and 3.\n3. Input: <noinput>\n3. Output:"
+    )
+
+
+def test_worksheet_shows_solved_tasks_only():
+    with pytest.raises(ValueError, match="has no output"):
+        worksheet([SORT, Instruction("Add 2 and 3.")])

@@ -1,0 +1,706 @@
+"""report.json keeps its contract, and report.html shows any text without breaking."""
+
+import copy
+import json
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from alpaca_rlhf.evaluation import report_results, report_training
+from alpaca_rlhf.evaluation.plots import (
+    Mark,
+    Row,
+    Series,
+    interval_chart,
+    line_chart,
+    thin,
+    tick_text,
+    ticks,
+)
+from alpaca_rlhf.evaluation.report import ReportData, render_html, validate_report, write_report
+from alpaca_rlhf.evaluation.report_markup import (
+    POLICY_NAME,
+    duration,
+    element,
+    escape,
+    interval,
+    large,
+    money,
+    number,
+    policy_label,
+    policy_order,
+    signed,
+)
+from alpaca_rlhf.evaluation.report_style import CSS
+
+PARTS = ("correct", "well_formed", "to_the_point", "helpful", "friendly")
+#          gold, greedy, gain, half width, win rate, KL, stop rate, tokens, parts, greedy parts
+POLICIES = {
+    "base": (0.012, 0.004, -0.571, 0.008, 0.03, 41.2, 0.11, 61.0, ".02 .05 .03 .00 .01", ".01"),
+    "base_few_shot": (
+        0.341,
+        0.402,
+        -0.242,
+        0.03,
+        0.22,
+        12.4,
+        0.93,
+        14.2,
+        ".52 .61 .7 .04 .05",
+        ".6",
+    ),
+    "sft": (0.583, 0.671, 0.0, 0.027, 0.5, 0.0, 0.991, 12.8, ".73 .88 .93 .15 .16", ".87"),
+    "best_of_k": (
+        0.668,
+        0.733,
+        0.085,
+        0.025,
+        0.66,
+        2.31,
+        0.996,
+        14.9,
+        ".77 .93 .94 .24 .45",
+        ".88",
+    ),
+    "ppo": (0.712, 0.741, 0.129, 0.024, 0.73, 5.87, 0.998, 16.3, ".78 .95 .93 .33 .84", ".86"),
+    "ppo.2": (0.741, 0.768, 0.158, 0.022, 0.77, 8.4, 0.998, 17.1, ".81 .96 .93 .38 .91", ".89"),
+}
+HOSTILE = (
+    '<img src=x onerror="alert(1)">${7*7}</script></style><script>alert(1)</script>'
+    "' onmouseover='x' \x00\x1b[31m\ud800\u202e&amp;{{x}}"
+)
+
+
+def a_policy(name: str) -> dict[str, Any]:
+    gold, greedy, gain, half, wins, kl, stop, tokens, sampled, correct = POLICIES[name]
+    values = [float(one) for one in str(sampled).split()]
+    parts = dict(zip(PARTS, values, strict=True))
+    spread = 0.0 if name == "sft" else 0.02
+    return {
+        "gold_score": gold,
+        "ci95": [gold - min(half, gold), gold + half],
+        "gold_score_greedy": greedy,
+        "gold_score_greedy_ci95": [max(0.0, greedy - half), greedy + half],
+        "paired_gain_vs_sft": gain,
+        "paired_gain_ci95": [gain - spread, gain + spread],
+        "gold_parts": parts,
+        "gold_parts_greedy": {one: min(1.0, v + 0.04) for one, v in parts.items()}
+        | {"correct": float(correct)},
+        "win_rate_vs_sft": wins,
+        "win_rate_ci95": [wins - spread, wins + spread],
+        "kl_from_sft_nats": kl,
+        "stop_rate": stop,
+        "mean_tokens": tokens,
+    }
+
+
+def a_report() -> dict[str, Any]:
+    stages = [
+        ("generate", 1, 31.4, 0.61, 600, 48_120),
+        ("sft", 1, 42.9, 1.12, 1800, 92_400),
+        ("sample", 1, 12.2, 0.74, 1600, 21_380),
+        ("rank", 1, 0.4, 0.7, 400, 0),
+        ("reward", 1, 38.0, 1.31, 2011, 160_900),
+        ("best_of_k", 1, 29.7, 1.2, 1280, 44_870),
+        ("ppo", 1, 71.5, 1.44, 1280, 63_020),
+        ("ppo", 2, 70.1, 1.45, 1280, 66_450),
+        ("evaluate", 2, 24.6, 0.8, 3600, 51_600),
+    ]
+    keys = ("name", "round", "seconds", "peak_memory_gib", "examples", "tokens")
+    return {
+        "schema": 1,
+        "base": {"name": "cria", "parameters": 4_912_320, "quantization": "nf4"},
+        "stages": [
+            dict(zip(keys, one, strict=True)) | {"cost_usd": one[2] / 3600 * 0.065 * 0.30}
+            for one in stages
+        ],
+        "prompts": {"sft": 1800, "rank": 400, "ppo": 640, "eval": 300, "overlap": 0},
+        "reward_models": [
+            {
+                "round": turn,
+                "pairs": 2011 * turn,
+                "held_out_accuracy": 0.781 + 0.01 * turn,
+                "ci95": [0.751 + 0.01 * turn, 0.812 + 0.01 * turn],
+                "shuffled_label_accuracy": 0.488 + 0.01 * turn,
+            }
+            for turn in (1, 2)
+        ],
+        "policies": {name: a_policy(name) for name in POLICIES},
+    }
+
+
+def some_metrics() -> list[dict[str, Any]]:
+    rng = np.random.default_rng(0)
+
+    def noisy(value: float, spread: float) -> float:
+        return float(value + rng.normal(0, spread))
+
+    rows: list[dict[str, Any]] = []
+    for one in range(1, 21):
+        rows.append(
+            {
+                "stage": "generate",
+                "step": one,
+                "requests": 32 * one,
+                "accepted": 27 * one - one * one // 6,
+                "dropped_duplicate": 3 * one + one * one // 6,
+                "dropped_unparsed": one,
+                "dropped_too_long": one // 3,
+            }
+        )
+    for one in range(1, 113):
+        loss = 0.32 + 3.1 * math.exp(-one / 14)
+        rows.append({"stage": "sft", "step": one, "loss": noisy(loss, 0.05), "lr": 1e-3})
+        if one % 16 == 0:
+            rows.append({"stage": "sft", "step": one, "eval_loss": loss + 0.06})
+    for stage, goal in (("reward", 0.79), ("reward_shuffled", 0.5), ("reward.2", 0.8)):
+        for one in range(1, 61):
+            gain = (goal - 0.5) * (1 - math.exp(-one / 12))
+            rows.append({"stage": stage, "step": one, "loss": noisy(0.693 - gain, 0.03)})
+            if one % 10 == 0:
+                eval_loss = 0.7 - gain
+                rows.append(
+                    {"stage": stage, "step": one, "accuracy": 0.5 + gain, "eval_loss": eval_loss}
+                )
+    for stage, start in (("ppo", 0.0), ("ppo.2", 0.9)):
+        for one in range(20):
+            kl = 0.0 if one == 0 else 0.3 * one + 2 * start
+            row = {
+                "stage": stage,
+                "step": one,
+                "score": noisy(start + 1.2 * (1 - math.exp(-one / 7)), 0.05),
+                "kl": noisy(kl, 0.1) if one else 0.0,
+                "kl_k3": kl,
+                "entropy": noisy(14 - 0.3 * one, 0.2),
+                "clip_fraction": noisy(0.12, 0.02),
+                "policy_loss": noisy(-0.01, 0.004),
+                "value_loss": noisy(0.4 * math.exp(-one / 6) + 0.1, 0.01),
+                "explained_variance": 0.7 * (1 - math.exp(-one / 5)),
+                "stop_rate": min(1.0, noisy(0.99, 0.004)),
+                "mean_tokens": noisy(12.8 + 0.18 * one, 0.2),
+            }
+            if one % 4 == 0:
+                row["gold_score"] = noisy(0.58 + 0.13 * (1 - math.exp(-one / 7)), 0.008)
+            rows.append(row)
+    for one in range(1, 41):
+        loss = noisy(0.3 * math.exp(-one / 20) + 0.2, 0.02)
+        rows.append({"stage": "best_of_k", "step": one, "loss": loss})
+    return rows
+
+
+def some_answers() -> list[dict[str, Any]]:
+    prompts = [
+        ("Name the opposite of the word.", "hot", "Cold."),
+        ("Which sound does a cow make?", "", "A cow says moo."),
+        ("Put these numbers in order, smallest first.", "7, 3, 9, 4", "3, 4, 7, 9"),
+        (
+            "Write a story of two sentences about a fox.",
+            "",
+            "A fox lived in a wood. It slept well.",
+        ),
+        ("How many legs do two dogs have together?", "", "Two dogs have eight legs."),
+        ("Is the sky green? Answer yes or no.", "", "No."),
+        ("Where does a bee live?", "", "A bee lives in a hive."),
+        ("Say it politely.", "Give me the book.", "Could you give me the book, please?"),
+    ]
+    found = []
+    for question, given, right in prompts:
+        texts = {
+            "base": "\n1. Output: the\n2. Instruction: the of",
+            "base_few_shot": right.lower().rstrip("."),
+            "sft": right,
+            "best_of_k": right,
+            "ppo": f"Sure! {right} I hope this helps.",
+            "ppo.2": f"Of course! {right} Have a nice day.",
+        }
+        golds = (0.0, 0.5, 0.71, 0.74, 0.93, 0.95)
+        both = zip(texts.items(), golds, strict=True)
+        answers = {name: {"text": text, "gold": gold} for (name, text), gold in both}
+        found.append({"instruction": question, "input": given, "answers": answers})
+    return found
+
+
+def some_data() -> ReportData:
+    slices = {}
+    for name, policy in a_report()["policies"].items():
+        gold = policy["gold_score"]
+        slices[name] = {
+            key: {
+                "gold_score": gold * share,
+                "ci95": [gold * share * 0.9, min(1.0, gold * share * 1.1)],
+                "n": n,
+            }
+            for key, share, n in (
+                ("seen_facts_train_phrasings", 1.04, 140),
+                ("held_out_facts", 0.93, 80),
+                ("held_out_phrasings", 0.99, 80),
+            )
+        }
+    return ReportData(
+        report=a_report(),
+        metrics=some_metrics(),
+        answers=some_answers(),
+        slices=slices,
+        annotator={"noise": 0.08, "measured_wrong_share": 0.077, "verdicts": 2400},
+        settings_yaml="seed: 0\nppo:\n  updates: 20\n  kl_coef: 0.15\n",
+        machine="2 CPU cores, 8 GiB, Linux, torch 2.13.0",
+        seed=0,
+        command="alpaca-rlhf quickstart --rounds 2",
+        next_commands=("alpaca-rlhf chat runs/quickstart", "alpaca-rlhf export runs/quickstart"),
+        caveats=("The embedded base is a laboratory animal: it knows one little world.",),
+        provenance={"commit": "0123abc", "base fingerprint": "9f8e7d6c"},
+    )
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page; counts what is left open."""
+
+    VOID = frozenset({"meta", "img", "link", "br", "input"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return render_html(some_data())
+
+
+def test_write_report_writes_the_contract_and_the_page(tmp_path: Path) -> None:
+    write_report(tmp_path, some_data())
+    assert json.loads((tmp_path / "report.json").read_text("utf-8")) == a_report()
+    assert (tmp_path / "report.html").read_text("utf-8") == render_html(some_data())
+    assert {one.name for one in tmp_path.iterdir()} == {"report.json", "report.html"}
+
+
+def test_a_broken_report_leaves_the_earlier_one(tmp_path: Path) -> None:
+    write_report(tmp_path, some_data())
+    before = {one.name: one.read_bytes() for one in tmp_path.iterdir()}
+    broken = a_report()
+    broken["policies"]["ppo"]["stop_rate"] = float("nan")
+    with pytest.raises(ValueError, match=r"policies\.ppo\.stop_rate"):
+        write_report(tmp_path, replace(some_data(), report=broken))
+    assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == before
+
+
+def every_key(values: dict[str, Any], path: tuple[str | int, ...] = ()) -> list[Any]:
+    found: list[Any] = []
+    for key, value in values.items():
+        found.append((*path, key))
+        if isinstance(value, dict):
+            found += every_key(value, (*path, key))
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            found += every_key(value[0], (*path, key, 0))
+    return found
+
+
+def small_report() -> dict[str, Any]:
+    report = a_report()
+    report["policies"] = {"sft": report["policies"]["sft"], "ppo": report["policies"]["ppo"]}
+    del report["policies"]["sft"]["gold_score_greedy_ci95"]
+    del report["policies"]["ppo"]["gold_score_greedy_ci95"]
+    return report
+
+
+ASKED_FOR = [one for one in every_key(small_report()) if one != ("policies", "ppo")]
+
+
+@pytest.mark.parametrize("path", ASKED_FOR, ids=lambda one: ".".join(map(str, one)))
+def test_every_key_of_the_contract_is_asked_for(path: tuple[str | int, ...]) -> None:
+    report = small_report()
+    validate_report(report)
+    part: Any = report
+    for key in path[:-1]:
+        part = part[key]
+    del part[path[-1]]
+    with pytest.raises(ValueError, match=str(path[-1])):
+        validate_report(report)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("schema", 2),
+        ("base.parameters", 1.5),
+        ("base.name", None),
+        ("stages.0.name", "distil"),
+        ("stages.0.round", 0),
+        ("stages.0.seconds", -1.0),
+        ("stages.0.tokens", True),
+        ("prompts.overlap", -1),
+        ("reward_models.0.held_out_accuracy", 1.2),
+        ("reward_models.0.ci95", [0.8, 0.7]),
+        ("reward_models.0.ci95", [0.7]),
+        ("reward_models.0.shuffled_label_ci95", [0.6, 0.5]),
+        ("policies.ppo.ci95", [0.1, float("inf")]),
+        ("policies.ppo.gold_score", "0.7"),
+        ("policies.ppo.gold_score", True),
+        ("policies.ppo.win_rate_vs_sft", -0.1),
+        ("policies.ppo.kl_from_sft_nats", None),
+        ("policies.ppo.gold_parts.friendly", float("nan")),
+        ("policies.ppo.gold_parts", {"correct": 1.0}),
+        ("policies.ppo.gold_parts_greedy.extra", 0.5),
+        ("policies.ppo.gold_score_greedy_ci95", "wide"),
+        ("policies.ppo.2x", {}),
+        ("policies.dpo", {}),
+        ("policies.sft.2", {}),
+        ("beyond.the.contract", float("inf")),
+        ("beyond.the.contract", {1, 2}),
+    ],
+)
+def test_wrong_values_are_named(path: str, value: Any) -> None:
+    report = a_report()
+    keys = path.split(".")
+    if path in ("policies.ppo.2x", "policies.sft.2"):
+        keys = ["policies", path.removeprefix("policies.")]
+    part: Any = report
+    for key in keys[:-1]:
+        part = part[int(key)] if key.isdecimal() else part.setdefault(key, {})
+    part[keys[-1]] = value
+    with pytest.raises(ValueError, match=keys[-1] if keys[-1] != "extra" else "gold_parts_greedy"):
+        validate_report(report)
+
+
+def test_keys_beyond_the_contract_are_welcome() -> None:
+    report = a_report()
+    report["note"] = {"text": "a", "list": [1, None, True, {"x": 0.5}]}
+    validate_report(report)
+
+
+def test_same_input_same_page(page: str) -> None:
+    assert render_html(copy.deepcopy(some_data())) == page
+
+
+def test_page_is_one_file_without_scripts_or_addresses(page: str) -> None:
+    parsed = Page(page)
+    assert parsed.open == []
+    names = {tag for tag, _ in parsed.tags}
+    assert not names & {"script", "link", "img", "iframe", "object", "base", "form"}
+    for _, attributes in parsed.tags:
+        assert not {"src", "srcset", "xlink:href", "action"} & set(attributes)
+        assert str(attributes.get("href", "#")).startswith("#")
+        assert not any(name.startswith("on") for name in attributes)
+    assert "http" not in page.replace("http-equiv", "") and "url(" not in page
+    assert len(page.encode("utf-8")) < 400_000
+
+
+def test_page_is_marked_up_for_readers(page: str) -> None:
+    parsed = Page(page)
+    levels = [int(tag[1]) for tag, _ in parsed.tags if tag in ("h1", "h2", "h3", "h4")]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    for tag, attributes in parsed.tags:
+        if tag == "svg":
+            assert attributes.get("aria-hidden") == "true" or attributes.get("aria-label")
+        if tag == "th":
+            assert attributes.get("scope") in ("row", "col")
+    anchors = [a["id"] for tag, a in parsed.tags if tag == "section"]
+    links = [str(a["href"])[1:] for tag, a in parsed.tags if tag == "a"]
+    assert anchors == links and len(set(anchors)) == len(anchors)
+    tables = sum(tag == "table" for tag, _ in parsed.tags)
+    assert tables == sum(tag == "caption" for tag, _ in parsed.tags) > 3
+    assert ("html", {"lang": "en"}) in parsed.tags
+
+
+def test_page_shows_the_figures(page: str) -> None:
+    text = Page(page).text
+    for name in POLICIES:
+        assert policy_label(name) in text
+    for one in ("0.712", "+0.129", "5.87", "0.77", "8.0%", "7.7%", "cria", "0123abc", "kl_coef"):
+        assert one in text
+    assert "laboratory animal" in text and "alpaca-rlhf chat runs/quickstart" in text
+
+
+def test_hostile_text_stays_text() -> None:
+    data = some_data()
+    report = a_report()
+    report["base"] |= {"name": HOSTILE, "quantization": HOSTILE}
+    for policy in report["policies"].values():
+        for key in ("gold_parts", "gold_parts_greedy"):
+            policy[key] = policy[key] | {HOSTILE: 0.5}
+    answers = [
+        {
+            "instruction": HOSTILE,
+            "input": HOSTILE,
+            "answers": {name: {"text": HOSTILE, "gold": 0.0} for name in POLICIES},
+        }
+    ]
+    metrics = [
+        {"stage": HOSTILE, "step": 1, "loss": 1.0},
+        {"stage": "generate", "step": 1, "accepted": 5, f"dropped_{HOSTILE}": 3},
+    ]
+    hostile = ReportData(
+        report=report,
+        metrics=metrics,
+        answers=answers,
+        slices=data.slices,
+        annotator=data.annotator,
+        settings_yaml=HOSTILE,
+        machine=HOSTILE,
+        seed=0,
+        command=HOSTILE,
+        next_commands=(HOSTILE,),
+        caveats=(HOSTILE,),
+        provenance={HOSTILE: HOSTILE},
+    )
+    validate_report(report)
+    written = render_html(hostile)
+    parsed = Page(written)
+    assert parsed.open == []
+    assert not {"script", "img"} & {tag for tag, _ in parsed.tags}
+    assert not any("onerror" in a or "onmouseover" in a for _, a in parsed.tags)
+    assert parsed.text.count('<img src=x onerror="alert(1)">${7*7}</script>') >= 16
+    assert "\x00" not in written and "\x1b" not in written
+    written.encode("utf-8")  # no lone surrogate is left
+    clean, plain = Page(render_html(data)).tags, {tag for tag, _ in parsed.tags}
+    assert plain <= {tag for tag, _ in clean}
+
+
+def test_a_bare_report_has_a_page_too() -> None:
+    report = small_report()
+    del report["policies"]["ppo"]
+    report |= {"reward_models": [], "stages": []}
+    parsed = Page(render_html(ReportData(report)))
+    assert parsed.open == []
+    assert "supervised fine-tuning scores 0.58." in parsed.text
+
+
+def test_long_texts_are_cut_and_say_so() -> None:
+    answers = [
+        {"instruction": "a", "input": "", "answers": {"sft": {"text": "x" * 9000, "gold": 0.0}}}
+    ]
+    written = render_html(replace(some_data(), answers=answers))
+    assert "x" * 4000 + " … (5,000 more characters)" in written and "x" * 4001 not in written
+
+
+def test_empty_answers_are_visible() -> None:
+    answers = [{"instruction": "a", "input": "", "answers": {"sft": {"text": " \n", "gold": 0.0}}}]
+    assert "(nothing)" in render_html(replace(some_data(), answers=answers))
+
+
+@pytest.mark.parametrize(
+    ("ends", "gain", "words"),
+    [
+        ([0.1, 0.2], 0.15, "and PPO 0.71, a gain of +0.15 over SFT (+0.10 to +0.20)."),
+        ([-0.01, 0.03], 0.01, "and PPO 0.71, no measurable gain over SFT (\u22120.01 to +0.03)."),
+        ([-0.2, -0.1], -0.15, "a loss: \u22120.15 against SFT (\u22120.20 to \u22120.10)."),
+    ],
+)
+def test_the_headline_claims_no_more_than_the_interval(
+    ends: list[float], gain: float, words: str
+) -> None:
+    report = small_report()
+    report["policies"]["ppo"] |= {"paired_gain_vs_sft": gain, "paired_gain_ci95": ends}
+    said = Page(report_results.headline(report)).text
+    assert said.startswith("On 300 prompts that no stage had seen, supervised fine-tuning scores")
+    assert said.endswith(words)
+
+
+def test_the_headline_says_unseen_only_where_no_prompt_leaked() -> None:
+    report = a_report()
+    report["prompts"]["overlap"] = 1
+    assert "On 300 prompts, the base" in Page(report_results.headline(report)).text
+
+
+def test_the_headline_takes_the_best_of_all_rounds() -> None:
+    said = Page(report_results.headline(a_report())).text
+    assert (
+        "the base scores 0.01, supervised fine-tuning 0.58 and PPO (round 2) 0.74, a gain" in said
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        (("prompts", "overlap"), 3, "shared by two splits: 3"),
+        (("reward_models", 0, "ci95"), [0.48, 0.6], "held-out accuracy 0.48 to 0.60"),
+        (("reward_models", 0, "shuffled_label_accuracy"), 0.61, "shuffled labels: 0.61"),
+        (("policies", "ppo", "paired_gain_ci95"), [-0.01, 0.1], "gain over SFT"),
+        (("policies", "ppo", "gold_parts_greedy", "correct"), 0.8, "greedy correctness \u22120.07"),
+        (("policies", "sft", "stop_rate"), 0.9, "90.0% of the completions"),
+    ],
+)
+def test_what_does_not_hold_is_said(path: tuple[Any, ...], value: Any, words: str) -> None:
+    report = a_report()
+    assert "fails" not in report_training.checks(report)
+    part: Any = report
+    for key in path[:-1]:
+        part = part[key]
+    part[path[-1]] = value
+    lines = report_training.checks(report).split("<li")
+    failed = [Page("<li" + line.replace("</ul>", "")).text for line in lines if "fails" in line]
+    assert len(failed) == 1 and words in failed[0]
+
+
+def test_a_control_with_an_interval_may_stray_within_it() -> None:
+    report = a_report()
+    report["reward_models"][0] |= {"shuffled_label_accuracy": 0.42}
+    assert "fails" in report_training.checks(report)
+    report["reward_models"][0] |= {"shuffled_label_ci95": [0.33, 0.51]}
+    assert "fails" not in report_training.checks(report)
+
+
+def test_later_rounds_are_compared_with_the_round_before(page: str) -> None:
+    text = Page(page).text
+    for step in ("Base → SFT", "SFT → Best-of-K", "SFT → PPO", "PPO → PPO, round 2"):
+        assert step in text
+    assert "PPO changed correctness by +0.05 at temperature 1 and by \u22120.01 greedy" in text
+    assert "“friendly”, by +0.68" in text
+
+
+def test_charts_skip_what_was_not_logged() -> None:
+    rows = [
+        {"stage": "ppo", "step": 0, "score": 0.1, "gold_score": None, "kl": float("nan")},
+        {"stage": "ppo", "step": 1, "score": 0.4},
+    ]
+    drawn = report_training.curves(rows)
+    assert "Score" in drawn and "Gold" not in drawn and "KL" not in drawn
+    assert report_training.curves([]) == "" and report_training.generation([]) == ""
+
+
+def test_refused_tasks_are_counted_by_reason() -> None:
+    shown = Page(report_training.generation(some_metrics())).text
+    # of the last row: 474 accepted, 126 duplicates, 20 unparsed, 6 too long
+    for one in ("474", "75.7%", "dropped: duplicate", "126", "dropped: too long", "1.0%"):
+        assert one in shown
+
+
+def test_line_chart_puts_points_where_they_belong() -> None:
+    chart = line_chart("T", [Series("a", [(0, 0.0), (5, 1.0), (10, 0.5)], "tone-sft")], note="n")
+    assert 'd="M0 100L50 0L100 50"' in chart
+    assert "a: 3 points, from 0.000 to 0.500, lowest 0.000, highest 1.00." in chart
+    assert line_chart("T", [Series("a", [], "tone-sft")], note="n") == ""
+
+
+def test_one_point_and_a_flat_line_are_drawn() -> None:
+    for points in ([(3.0, 2.0)], [(0.0, 0.0), (1.0, 0.0)], [(0.0, 1e9), (1.0, 1e9)]):
+        chart = line_chart("T", [Series("a", points, "tone-sft")], note="n")
+        assert "nan" not in chart and 'class="line"' in chart
+
+
+def test_interval_chart_puts_marks_where_they_belong() -> None:
+    row = Row("x", "tone-ppo", Mark(0.5, (0.25, 0.75)), Mark(1.0))
+    chart = interval_chart([row], caption="c")
+    assert 'd="M25 40H75"' in chart and 'd="M50 40h0"' in chart and 'd="M100 72h0"' in chart
+    wide = interval_chart([Row("x", "tone-ppo", Mark(-0.5))], caption="c")
+    assert 'd="M0 50h0"' in wide  # the scale is widened to -0.5
+
+
+def test_ticks_are_round_and_cover() -> None:
+    assert ticks(0, 1, 4) == [0, 0.25, 0.5, 0.75, 1]
+    assert ticks(0.03, 0.97, 4) == [0, 0.25, 0.5, 0.75, 1]
+    assert ticks(-1.2, 3.9, 4) == [-2, 0, 2, 4]
+    assert ticks(0, 0, 4)[0] < 0 < ticks(0, 0, 4)[-1]
+    rng = np.random.default_rng(0)
+    for low, width in zip(rng.normal(0, 100, 200), rng.lognormal(0, 4, 200), strict=True):
+        found = ticks(low, low + width, 4)
+        assert found[0] <= low and low + width <= found[-1] and 2 <= len(found) <= 7
+    assert [tick_text(0.25, 0.25), tick_text(0.5, 0.5), tick_text(2.5, 2.5)] == [
+        "0.25",
+        "0.5",
+        "2.5",
+    ]
+    assert [tick_text(-20, 10), tick_text(0.001, 0.001)] == ["\u221220", "0.001"]
+
+
+def test_long_lines_are_thinned_without_moving_their_end() -> None:
+    points = [(float(x), float(x)) for x in range(5000)]
+    thinned = thin(points)
+    assert len(thinned) <= 240 and thinned[-1] == (4999.0, 4999.0)
+    assert all(x == pytest.approx(y) for x, y in thinned)
+    assert thin(points[:200]) == points[:200]
+
+
+def test_numbers_for_people() -> None:
+    assert [number(-0.004), number(-1.5), number(1234.5, 1)] == ["0.00", "\u22121.50", "1,234.5"]
+    assert [signed(0.129), signed(-0.2), signed(0.001)] == ["+0.13", "\u22120.20", "0.00"]
+    assert interval([-0.01, 0.02], plus=True) == "\u22120.01 to +0.02"
+    assert [duration(8.24), duration(59.97), duration(252), duration(7500)] == [
+        "8.2 s",
+        "1 min 00 s",
+        "4 min 12 s",
+        "2 h 05 min",
+    ]
+    assert [money(0), money(0.00001), money(0.0021), money(1.5)] == [
+        "$0",
+        "under $0.0001",
+        "$0.0021",
+        "$1.50",
+    ]
+    assert [large(260_032), large(4_912_320), large(8.03e9)] == [
+        "260,032",
+        "4.9 million",
+        "8.0 billion",
+    ]
+
+
+def test_policies_stand_in_the_order_of_the_loop() -> None:
+    names = dict.fromkeys(["ppo.10", "ppo.2", "best_of_k.2", "ppo", "sft", "base"], 0)
+    assert policy_order(names) == ["base", "sft", "ppo", "best_of_k.2", "ppo.2", "ppo.10"]
+    assert policy_label("best_of_k.2") == "Best-of-K, round 2"
+    assert POLICY_NAME.fullmatch("ppo.12") and not POLICY_NAME.fullmatch("ppo.1")
+    assert not POLICY_NAME.fullmatch("ppo\n")
+
+
+def test_markup_escapes_whatever_is_not_markup() -> None:
+    assert escape("<b>") == "&lt;b&gt;" and escape(escape("<b>")) == "&lt;b&gt;"
+    made = element("p", "<", element("b", "&"), title='"', class_="x", data_y=None)
+    assert made == '<p title="&quot;" class="x">&lt;<b>&amp;</b></p>'
+    assert escape("a\r\nb\tc") == "a\r\nb\tc"
+
+
+def luminance(colour: str) -> float:
+    digits = colour.lstrip("#")
+    digits = "".join(2 * one for one in digits) if len(digits) == 3 else digits
+    parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_colours_can_be_told_from_the_page_in_both_themes() -> None:
+    # WCAG 2.2: 4.5 for text (1.4.3), 3 for what carries meaning in a picture (1.4.11)
+    light, dark = (
+        dict(re.findall(r"--(\w+):\s*(#\w+)", theme))
+        for theme in CSS.partition("}}")[0].split("screen and (prefers-color-scheme:dark)")
+    )
+    assert len(dark) >= 13
+    for theme in (light, dark):
+        for ground in (theme["page"], theme["card"]):
+            for name in (
+                "ink",
+                "soft",
+                "accent",
+                "good",
+                "bad",
+                "base",
+                "few",
+                "sft",
+                "bok",
+                "ppo",
+            ):
+                pair = sorted((luminance(theme[name]), luminance(ground)))
+                least = 3 if name in ("base", "few", "sft", "bok", "ppo") else 4.5
+                assert (pair[1] + 0.05) / (pair[0] + 0.05) >= least, (name, ground)

@@ -1,0 +1,487 @@
+"""The small world: tasks and their recognition, right answers, the gold judge, and the corpus.
+
+A strict xfail marks what should hold and does not yet: once it holds, the test says so.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+import time
+from collections import defaultdict
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alpaca_rlhf.prompts import worksheet
+from alpaca_rlhf.records import Instruction
+from alpaca_rlhf.smallworld import (
+    CLOSINGS,
+    FAMILIES,
+    STYLE_WEIGHTS,
+    GoldJudge,
+    Task,
+    answer,
+    corpus,
+    facts,
+    recognise,
+    sample_answer,
+    sample_task,
+    solved,
+)
+
+JUDGE = GoldJudge()
+PARTS = ("correct", "well_formed", "to_the_point", "helpful", "friendly")
+OPEN = {name for name, family in FAMILIES.items() if family.free}
+TEMPLATE_TEXT = ("### Instruction", "### Input", "### Response", "Below is an instruction")
+ASKED_BEFORE = re.compile(r"^(\d+\. Instruction|Q|Question|Task|[A-Z][a-z]+): ")
+SPLITS = tuple(itertools.product(("train", "held_out"), ("train", "held_out")))
+
+
+def draw(n: int, seed: int, phrasing: str = "train", fact: str = "train") -> list[Task]:
+    rng = random.Random(seed)
+    return [sample_task(rng, phrasing=phrasing, fact=fact) for _ in range(n)]  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def tasks() -> list[Task]:
+    """500 of each kind of phrasing and fact, and 3,000 of the trained ones."""
+    return draw(3000, 1) + [t for i, (p, f) in enumerate(SPLITS) for t in draw(500, i, p, f)]
+
+
+@pytest.fixture(scope="module")
+def documents() -> list[str]:
+    """About 1.2 MB of corpus."""
+    return list(itertools.islice(corpus.documents(1), 4000))
+
+
+def is_plain(document: str) -> bool:
+    """A plain document is one line; questions and worksheets have several."""
+    return "\n" not in document.strip()
+
+
+def asked_in(document: str) -> list[Task]:
+    """The tasks that a document asks, in whatever format."""
+    lines = [*document.split("\n"), ""]
+    found = []
+    for line, after in itertools.pairwise(lines):
+        question = ASKED_BEFORE.sub("", line)
+        material = re.sub(r"^\d+\. Input: ", "", after).replace("<noinput>", "")
+        task = recognise(question, material) or recognise(question)
+        found += [task] if task is not None else []
+    return found
+
+
+def by_family(tasks: list[Task]) -> dict[str, list[Task]]:
+    groups: dict[str, list[Task]] = defaultdict(list)
+    for task in tasks:
+        groups[task.family].append(task)
+    return groups
+
+
+def wrong_pairs(tasks: list[Task]) -> list[tuple[Task, Task]]:
+    """A task and another of its closed family whose right answer is different."""
+    return [
+        (a, b)
+        for group in by_family(tasks).values()
+        for a, b in itertools.pairwise(group)
+        if a.family not in OPEN and b.solution.terse not in (a.solution.terse, *a.solution.accepted)
+    ]
+
+
+def known_facts() -> list[tuple[str, str, str]]:
+    """(kind, name, sentence) of every fact that may be held out."""
+    out = []
+    for kind, family in FAMILIES.items():
+        if family.fact is not None:
+            slot = family.fact[1]
+            rng = random.Random(kind)
+            for name in sorted({family.draw(rng)[slot] for _ in range(3000)}):
+                found = family.solve({slot: name})
+                assert found is not None
+                out.append((kind, name, found.sentence))
+    return out
+
+
+HELD_OUT = [one for one in known_facts() if facts.held_out(one[0], one[1])]
+
+
+# --- tasks and recognition --------------------------------------------------------------------
+
+
+def test_there_are_many_families_phrasings_and_keys():
+    assert len(FAMILIES) >= 30
+    for name, family in FAMILIES.items():
+        assert len(set(family.phrasings)) >= 8, name
+        assert 2 <= len(set(family.unseen)), name
+        assert not set(family.phrasings) & set(family.unseen), name
+    rng = random.Random(0)
+    drawn = {
+        (name, *sorted(family.draw(rng).items()))
+        for name, family in FAMILIES.items()
+        for _ in range(2000)
+    }
+    assert len(drawn) >= 20_000
+
+
+def test_recognition_inverts_sampling(tasks):
+    for task in tasks:
+        found = recognise(task.instruction, task.input)
+        assert found is not None, task
+        assert (found.key, found.args) == (task.key, task.args)
+        assert found.held_out_fact == task.held_out_fact, task
+        assert found.held_out_phrasing == task.held_out_phrasing, task
+        assert found.solution.terse == task.solution.terse
+
+
+def test_sampling_gives_the_kind_that_was_asked_for(tasks):
+    asked = [t for p, f in SPLITS for t in draw(50, 3, p, f)]
+    flags = [(t.held_out_phrasing, t.held_out_fact) for t in asked]
+    assert flags == [(p == "held_out", f == "held_out") for p, f in SPLITS for _ in range(50)]
+
+
+def test_recognition_forgives_case_space_and_the_last_stop(tasks):
+    for task in tasks[::7]:
+        loose = "  " + task.instruction.upper().rstrip(".?").replace(" ", "  ") + " "
+        found = recognise(loose, task.input.upper())
+        assert found is not None and found.key == task.key, loose
+
+
+def test_recognition_of_what_is_no_task():
+    for instruction, material in (
+        ("", ""),
+        ("What is the capital of France?", ""),
+        ("What colour is a blorp?", ""),
+        ("Which day comes after lemon?", ""),
+        ("Add 3 and 400.", ""),
+        ("Sort the numbers from small to big.", ""),
+        ("Sort the numbers from small to big.", "3, 3, 1"),
+        ("What colour is a lemon?", "an input that does not belong here"),
+    ):
+        assert recognise(instruction, material) is None, (instruction, material)
+
+
+def test_the_key_is_the_same_in_every_phrasing():
+    keys = set()
+    family = FAMILIES["colour"]
+    for pattern in (*family.phrasings, *family.unseen):
+        found = recognise(pattern.replace("{a:x}", "a lemon").replace("{x}", "lemon"))
+        assert found is not None, pattern
+        keys.add(found.key)
+    assert keys == {"colour:lemon"}
+
+
+def test_families_are_drawn_evenly():
+    n, count = 8800, defaultdict(int)
+    for task in draw(n, 5):
+        count[task.family] += 1
+    assert count.keys() == FAMILIES.keys()
+    even = n / len(FAMILIES)
+    assert all(0.7 * even < seen < 1.3 * even for seen in count.values())
+
+
+def test_recognition_is_fast(tasks):
+    seen = {(t.instruction, t.input) for t in tasks}
+    fresh = [t for t in draw(6000, 12) if (t.instruction, t.input) not in seen]
+    started = time.perf_counter()
+    for task in fresh:
+        recognise(f"{task.instruction} ", task.input)  # the blank makes it another prompt: no cache
+    assert (time.perf_counter() - started) / len(fresh) < 2 / 5000
+
+
+def test_sampling_is_a_function_of_the_seed():
+    assert draw(300, 7) == draw(300, 7)
+    assert draw(300, 7) != draw(300, 8)
+
+
+def test_a_record_is_the_prompt_without_an_answer():
+    task = draw(1, 0)[0]
+    record = task.record()
+    assert (record.instruction, record.input) == (task.instruction, task.input)
+    assert record.output is None and record.source == "smallworld"
+    row = solved(task, random.Random(0))
+    assert row.source == "seed" and row.output
+    assert JUDGE.verdict(task, row.output).correct == 1
+
+
+# --- answers and the judge --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("style", STYLE_WEIGHTS)
+def test_a_gold_answer_is_right(tasks, style):
+    rng = random.Random(0)
+    for task in tasks:
+        text = answer(task, rng, style)
+        verdict = JUDGE.verdict(task, text)
+        assert verdict.correct == 1 and verdict.penalty == 0, (task, text, verdict)
+        assert "\n" not in text and len(text.split()) <= 32, text
+        has_extra = style in ("extra", "full") and bool(task.solution.extras)
+        assert verdict.helpful == has_extra, (task, text)
+        assert verdict.friendly == (style in ("polite", "full")), (task, text)
+
+
+def test_better_styles_score_higher(tasks):
+    rng = random.Random(1)
+    for task in tasks:
+        score = {s: JUDGE.verdict(task, answer(task, rng, s)).score for s in STYLE_WEIGHTS}
+        assert score["terse"] <= score["sentence"] < score["polite"] < score["full"], task
+        if task.solution.extras:
+            assert score["sentence"] < score["extra"] < score["full"], task
+            assert score["full"] == pytest.approx(1.0)
+        if task.family not in (*OPEN, "past_sentence"):  # there a short answer is a sentence too
+            assert score["terse"] < score["sentence"], task
+
+
+def test_styles_come_as_often_as_their_weights():
+    assert sum(STYLE_WEIGHTS.values()) == pytest.approx(1)
+    rng = random.Random(2)
+    task = next(t for t in draw(300, 1) if t.family == "colour")
+    said = [sample_answer(task, rng) for _ in range(4000)]
+    friendly = sum(text.endswith(CLOSINGS) for text in said) / len(said)
+    terse = sum(text == task.solution.terse for text in said) / len(said)
+    assert friendly == pytest.approx(STYLE_WEIGHTS["polite"] + STYLE_WEIGHTS["full"], abs=0.03)
+    assert terse == pytest.approx(STYLE_WEIGHTS["terse"], abs=0.03)
+
+
+@pytest.mark.parametrize("style", STYLE_WEIGHTS)
+def test_another_tasks_answer_is_wrong(tasks, style):
+    rng = random.Random(4)
+    pairs = wrong_pairs(tasks)
+    assert len(pairs) > 1500
+    for task, other in pairs:
+        text = answer(other, rng, style)
+        verdict = JUDGE.verdict(task, text)
+        assert verdict.correct == 0 and verdict.score < 0.08, (task, text, verdict)
+        assert JUDGE.verdict(task, text, finished=False).score < 0.05
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "...", "?!", "\n\n", "xq zz", *CLOSINGS, " ".join(CLOSINGS)]
+)
+def test_garbage_earns_next_to_nothing(tasks, text):
+    for task in tasks[::3]:
+        assert JUDGE.verdict(task, text).score < 0.08, (task, text)
+
+
+@pytest.mark.parametrize("word", ["the", "dog", "7", "yes"])
+def test_one_word_over_and_over_is_no_answer(tasks, word):
+    for task in tasks[::3]:
+        if task.family not in (*OPEN, "repeat"):
+            assert JUDGE.verdict(task, f"{word} " * 9).score < 0.08, task
+
+
+def test_a_list_of_possibilities_or_a_hedge_is_wrong(tasks):
+    for task, other in wrong_pairs(tasks):
+        mine, theirs = task.solution.terse, other.solution.terse
+        for text in (f"{theirs}. {mine}.", f"{theirs} or {mine}", f"It is {theirs}. It is {mine}."):
+            assert JUDGE.verdict(task, text).correct == 0, (task, text)
+
+
+COLOUR_OF_A_LEMON = "What colour is a lemon?"
+
+
+@pytest.mark.parametrize(
+    ("text", "correct"),
+    [
+        ("yellow", 1), ("Yellow.", 1), ("A lemon is yellow.", 1), ("a LEMON  is yellow", 1),
+        ("A lemon is green.", 0), ("A plum is yellow.", 0), ("A lemon is yellow or green.", 0),
+        ("A lemon is not yellow.", 0), ("A lemon is yellow. A lemon is green.", 0),
+        ("green. yellow.", 0), ("lemon", 0),
+    ],
+)  # fmt: skip
+def test_what_counts_as_right(text, correct):
+    task = recognise(COLOUR_OF_A_LEMON)
+    assert task is not None
+    assert JUDGE.verdict(task, text).correct == correct
+
+
+def test_scores_worked_by_hand():
+    """0.62 C + (0.1 + 0.9 C)(0.08 formed + 0.06 to the point + 0.14 helpful + 0.10 friendly)."""
+    task = recognise(COLOUR_OF_A_LEMON)
+    assert task is not None
+    for text, score in (
+        ("yellow", 0.68),
+        ("A lemon is yellow.", 0.76),
+        ("A lemon is yellow. A lemon is a fruit.", 0.90),
+        ("A lemon is yellow. A plum is purple.", 0.70),  # true, but beside the point
+        ("A lemon is yellow. A lemon is an animal.", 0.0),  # false about the lemon
+        ("A lemon is yellow. I hope this helps!", 0.86),
+        ("A lemon is yellow. A lemon is a fruit. I hope this helps!", 1.0),
+        ("A lemon is yellow. I hope this helps! I hope this helps!", 0.56),
+        ("A lemon is yellow. I hope this helps! Have a nice day!", 0.56),
+        ("A lemon is green.", 0.006),
+    ):
+        assert JUDGE.verdict(task, text).score == pytest.approx(score), text
+    assert JUDGE.verdict(task, "A lemon is yellow.", finished=False).score == pytest.approx(0.46)
+
+
+@given(text=st.text(max_size=300), finished=st.booleans(), seed=st.integers(0, 400))
+@settings(max_examples=200, deadline=None)
+def test_the_judge_bears_any_text(text, finished, seed):
+    task = draw(1, seed)[0]
+    for completion in (text, f"{task.solution.sentence} {text}", f"{text} {task.solution.terse}"):
+        verdict = JUDGE.verdict(task, completion, finished)
+        assert 0 <= verdict.score <= 1
+        assert all(0 <= getattr(verdict, part) <= 1 for part in PARTS)
+        assert verdict == GoldJudge().verdict(task, completion, finished)
+
+
+# --- the corpus -------------------------------------------------------------------------------
+
+
+def test_the_corpus_is_a_function_of_the_seed(documents):
+    assert list(itertools.islice(corpus.documents(1), 200)) == documents[:200]
+    assert list(itertools.islice(corpus.documents(2), 200)) != documents[:200]
+
+
+def test_the_template_never_occurs(documents):
+    text = "".join(documents)
+    assert not [one for one in TEMPLATE_TEXT if one in text]
+    words = "".join(itertools.islice(corpus.tokenizer_text(1, 50), 60))
+    assert all(one in words for one in TEMPLATE_TEXT)  # the tokenizer does learn its words
+
+
+def test_the_vocabulary_is_small(documents):
+    words = set(re.findall("[a-z]+", "".join(documents).lower()))
+    assert 300 < len(words) <= 900
+
+
+def test_held_out_phrasings_use_words_that_occur(documents):
+    words = {"do"} | set(re.findall("[a-z]+", "".join(documents).lower()))
+    for task in draw(1500, 6, "held_out"):
+        assert set(re.findall("[a-z]+", task.instruction.lower())) <= words, task
+
+
+def test_no_held_out_phrasing_or_fact_is_asked(documents):
+    asked = [t for d in documents if not is_plain(d) for t in asked_in(d)]
+    assert len(asked) > 5000
+    assert not [t for t in asked if t.held_out_phrasing or t.held_out_fact]
+
+
+def test_held_out_facts_are_told_in_plain_documents(documents):
+    plain = "".join(d for d in documents if is_plain(d))
+    assert len(HELD_OUT) >= 40
+    assert not [sentence for _, _, sentence in HELD_OUT if sentence not in plain]
+
+
+def test_worksheets_are_numbered_blocks(documents):
+    sheets = [d for d in documents if d.startswith("1. Instruction:")]
+    assert len(sheets) > 1000
+    for sheet in sheets[:300]:
+        blocks = sheet.split("###\n")
+        assert blocks.pop() == ""
+        assert 3 <= len(blocks) <= 5
+        for number, block in enumerate(blocks, 1):
+            lines = block.splitlines()
+            starts = [f"{number}. {name}: " for name in ("Instruction", "Input", "Output")]
+            assert len(lines) == 3, sheet
+            assert all(line.startswith(start) for line, start in zip(lines, starts, strict=True))
+        rows = [
+            Instruction(*(x.split(": ", 1)[1].replace("<noinput>", "") for x in b.splitlines()))
+            for b in blocks
+        ]
+        assert worksheet(rows) == sheet  # exactly what self-instruct shows
+
+
+def test_every_answer_in_a_worksheet_is_right(documents):
+    checked = 0
+    for sheet in [d for d in documents if d.startswith("1. Instruction:")][:300]:
+        for block in sheet.split("###\n")[:-1]:
+            question, material, output = (line.split(": ", 1)[1] for line in block.splitlines())
+            task = recognise(question, material.replace("<noinput>", ""))
+            assert task is not None and JUDGE.verdict(task, output).correct == 1, block
+            checked += 1
+    assert checked >= 900
+
+
+def test_the_corpus_is_fast():
+    started = time.perf_counter()
+    size = sum(len(d) for d in itertools.islice(corpus.documents(9), 2000))
+    assert size / (time.perf_counter() - started) > 300_000
+
+
+def test_the_default_evaluation_finds_its_tasks():
+    from alpaca_rlhf.settings import Evaluate
+    from alpaca_rlhf.sources import SmallWorld
+
+    n = Evaluate().prompts
+    assert len(SmallWorld(0, 10, {"eval": n}).prompts("eval")) == n
+
+
+# --- what should hold, and does not yet -------------------------------------------------------
+
+
+@pytest.mark.xfail(strict=True, reason="extras tell held-out facts")
+def test_held_out_facts_stay_out_of_questions_and_worksheets(documents):
+    answers = "".join(d for d in documents if not is_plain(d))
+    assert not [one for one in HELD_OUT if one[2] in answers]
+
+
+@pytest.mark.xfail(strict=True, reason="is_a and classify name no fact")
+def test_every_family_that_needs_a_category_respects_its_held_out_facts():
+    bad = [
+        t
+        for t in draw(4000, 3)
+        if t.family in ("is_a", "classify") and facts.held_out("category", dict(t.args)["x"])
+    ]
+    assert not bad
+
+
+@pytest.mark.xfail(strict=True, reason="hot:cold and cold:hot are held out apart")
+def test_both_words_of_an_opposite_are_held_out_together():
+    for word, other in facts.OPPOSITE_OF.items():
+        assert facts.held_out("opposite", word) == facts.held_out("opposite", other), word
+
+
+@pytest.mark.xfail(strict=True, reason="'food' has no held-out fact")
+def test_each_kind_of_fact_has_held_out_ones():
+    kinds = {name for name, family in FAMILIES.items() if family.fact is not None}
+    assert {kind for kind, _, _ in HELD_OUT} == kinds
+
+
+@pytest.mark.xfail(strict=True, reason="bigger:7|12 and bigger:12|7 are two keys of one task")
+def test_the_order_of_two_compared_things_is_phrasing():
+    one, other = (recognise(f"Which number is bigger, {x}?") for x in ("7 or 12", "12 or 7"))
+    assert one is not None and other is not None
+    assert one.key == other.key
+
+
+@pytest.mark.xfail(strict=True, reason="only a like beginning contradicts")
+@pytest.mark.parametrize("text", ["Yellow. Red.", "A lemon is yellow. It is red."])
+def test_a_second_answer_contradicts(text):
+    task = recognise(COLOUR_OF_A_LEMON)
+    assert task is not None
+    assert JUDGE.verdict(task, text).correct == 0
+
+
+@pytest.mark.xfail(strict=True, reason="open tasks are graded by the words that occur in the text")
+@pytest.mark.parametrize(
+    ("instruction", "text"),
+    [
+        ("Tell a story about Anna and a scarf.", "Tell a story about Anna and a scarf."),
+        ("Tell a story about Anna and a scarf.", "the the the the the the the."),
+        ("Thank Lucy for the sock.", "Here is a task: thank Lucy for the sock."),
+    ],
+)
+def test_neither_an_echo_nor_one_word_repeated_is_a_story_or_a_note(instruction, text):
+    task = recognise(instruction)
+    assert task is not None
+    assert JUDGE.verdict(task, text).score < 0.08
+
+
+@pytest.mark.xfail(
+    strict=True, reason="the held-out 'Do you know ...?' has a word the base never saw"
+)
+def test_do_occurs_too(documents):
+    assert re.search(r"\bdo\b", "".join(documents).lower())
+
+
+@pytest.mark.xfail(
+    strict=True, reason="a true extra that begins as the answer does, contradicts it"
+)
+def test_a_true_extra_sentence_is_no_contradiction():
+    task = recognise("What kind of thing is a lemon?")
+    assert task is not None
+    assert JUDGE.verdict(task, "A lemon is a fruit. A lemon is yellow.").correct == 1
