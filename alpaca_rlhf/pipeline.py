@@ -1,4 +1,6 @@
-"""The whole loop: stages in order with a ledger, so that a run that was interrupted anywhere goes on where it stopped."""
+"""The whole loop: stages in order with a ledger, so that a run that was interrupted anywhere goes
+on where it stopped.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_rlhf import stages
-from alpaca_rlhf.comparison import evaluate
 from alpaca_rlhf.config import to_yaml
 from alpaca_rlhf.context import Context, Reporter, suffixed
 from alpaca_rlhf.models.base import weights_digest
@@ -29,7 +30,7 @@ BODIES: dict[str, stages.Stage] = {
     "reward": stages.reward,
     "ppo": stages.ppo,
     "best_of_k": stages.best_of_k,
-    "evaluate": evaluate,
+    "evaluate": stages.evaluate,
 }
 """What each stage runs, by its name in the report, in order."""
 
@@ -49,7 +50,11 @@ def order(settings: Loop) -> list[tuple[str, int]]:
     """The stages of a run, each with its round."""
     inputs = settings.inputs
     first = ["sft"] if inputs.data is not None else ["generate", "sft"]
-    again = ["reward", "ppo", "best_of_k"] if inputs.rankings is not None else ["sample", "rank", "reward", "ppo", "best_of_k"]
+    again = (
+        ["reward", "ppo", "best_of_k"]
+        if inputs.rankings is not None
+        else ["sample", "rank", "reward", "ppo", "best_of_k"]
+    )
     rounds = [(name, r) for r in range(1, settings.rounds + 1) for name in again]
     return [(name, 1) for name in first] + rounds + [("evaluate", settings.rounds)]
 
@@ -73,9 +78,7 @@ def run_loop(
         UserError: Anything the user can mend; what was made so far stays.
     """
     inputs = {
-        name: path
-        for name, path in asdict(settings.inputs).items()
-        if isinstance(path, Path)
+        name: path for name, path in asdict(settings.inputs).items() if isinstance(path, Path)
     }
     with RunFolder.open(settings.out, to_yaml(settings), kind=kind, inputs=inputs) as run:
         ctx = Context(settings, run, source_of(settings), reporter)
@@ -99,7 +102,10 @@ def _run_stage(ctx: Context, name: str, round_: int) -> None:
     if name != "rank" and ctx.run.done("base") is None:
         # taken before the first adapter is trained, and again at the end: invariant 1
         facts = {"digest": weights_digest(ctx.base), "parameters": ctx.base.parameters}
-        ctx.run.finish("base", facts | {"quantization": ctx.base.quantization, "fingerprint": ctx.base.fingerprint})
+        ctx.run.finish(
+            "base",
+            facts | {"quantization": ctx.base.quantization, "fingerprint": ctx.base.fingerprint},
+        )
     with measure() as used:
         outcome = BODIES[name](ctx, round_)
     ctx.run.finish(
@@ -114,7 +120,7 @@ def _run_stage(ctx: Context, name: str, round_: int) -> None:
             "facts": dict(outcome.facts),
         },
     )
-    stages.free_memory(ctx, stage)
+    ctx.checkpoints(stage).clear()
     ctx.reporter.finish(stage, outcome.summary)
 
 

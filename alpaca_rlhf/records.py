@@ -1,7 +1,9 @@
 """What flows between the rooms: frozen records of text, and one bundle of tensors.
 
-Text records are frozen dataclasses, because they are hashed and stored. `Rollout` holds tensors that are
-sliced together. Nothing here imports torch at run time, so that `--help` and the data rooms start at once.
+Text records are frozen dataclasses, because they are hashed and stored. `Rollout` holds tensors
+that are
+sliced together. Nothing here imports torch at run time, so that `--help` and the data rooms start
+at once.
 """
 
 from __future__ import annotations
@@ -74,7 +76,9 @@ class Completion:
     @property
     def id(self) -> str:
         """Hash of what it is and how it was made."""
-        return content_hash(self.prompt_id, self.text, self.adapter, self.sampling, f"{self.seed}/{self.sample}")
+        return content_hash(
+            self.prompt_id, self.text, self.adapter, self.sampling, f"{self.seed}/{self.sample}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Its fields and its id, for a JSON line."""
@@ -83,7 +87,9 @@ class Completion:
 
 @dataclass(frozen=True)
 class Ranking:
-    """One annotator's order of the completions of one prompt. Append-only: a correction is a new revision."""
+    """One annotator's order of the completions of one prompt. Append-only: a correction is a new
+    revision.
+    """
 
     prompt_id: str
     """`Instruction.id` of the prompt."""
@@ -101,7 +107,9 @@ class Ranking:
     def __post_init__(self) -> None:
         ids = [one for tier in self.tiers for one in tier]
         if len(ids) < 2:
-            raise ValueError(f"ranking of {self.prompt_id}: needs at least 2 completions, got {len(ids)}")
+            raise ValueError(
+                f"ranking of {self.prompt_id}: needs at least 2 completions, got {len(ids)}"
+            )
         if len(set(ids)) != len(ids):
             raise ValueError(f"ranking of {self.prompt_id}: a completion stands in two places")
         if any(not tier for tier in self.tiers):
@@ -141,7 +149,8 @@ class Rollout:
     completion_mask: Tensor
     """(B, C) bool, True through the first eos."""
     logprobs: Tensor
-    """(B, C) float32, log-probability under the policy that sampled, from the training forward; 0 where masked."""
+    """(B, C) float32, log-probability under the policy that sampled, from the training forward; 0
+    where masked."""
     ref_logprobs: Tensor
     """(B, C) float32, the same under the frozen SFT adapter."""
     values: Tensor
@@ -154,4 +163,6 @@ class Rollout:
 
     def __getitem__(self, rows: Any) -> Rollout:
         """The chosen rows of every tensor."""
-        return replace(self, **{name: getattr(self, name)[rows] for name in self.__dataclass_fields__})
+        return replace(
+            self, **{name: getattr(self, name)[rows] for name in self.__dataclass_fields__}
+        )

@@ -1,6 +1,8 @@
-"""Every number of a run, as frozen dataclasses. A field's docstring is its help text; checks name the flag as typed.
+"""Every number of a run, as frozen dataclasses. A field's docstring is its help text; checks name
+the flag as typed.
 
-Defaults are for a 7-8B base on one 24 GB card, with their source. `recipes/quickstart.py` holds those of the embedded base.
+Defaults are for a 7-8B base on one 24 GB card, with their source. `recipes/quickstart.py` holds
+those of the embedded base.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ class Sampling:
     max_new_tokens: int = 256
     """Completion tokens at most, the eos included."""
     batch_size: int = 32
-    """Completions decoded together. Never changes the result's distribution, only speed and memory."""
+    """Completions decoded together. Never changes the result's distribution, only speed and
+    memory."""
 
     def __post_init__(self) -> None:
         _above("--sampling.temperature", self.temperature, 0, equal_allowed=True)
@@ -65,7 +68,8 @@ class Generate:
     seeds: int = 175
     """Seed tasks to draw demonstrations from (Self-Instruct, arXiv 2212.10560, has 175)."""
     demonstrations: int = 3
-    """Seed tasks shown in each request (tatsu-lab/stanford_alpaca@761dc5b generate_instruction.py:111)."""
+    """Seed tasks shown in each request (tatsu-lab/stanford_alpaca@761dc5b
+    generate_instruction.py:111)."""
     batch_size: int = 32
     """Requests decoded together."""
     temperature: float = 1.0
@@ -80,7 +84,14 @@ class Generate:
     """Give up after this many requests."""
 
     def __post_init__(self) -> None:
-        for name in ("target", "seeds", "demonstrations", "batch_size", "max_new_tokens", "max_requests"):
+        for name in (
+            "target",
+            "seeds",
+            "demonstrations",
+            "batch_size",
+            "max_new_tokens",
+            "max_requests",
+        ):
             _above(f"--generate.{name.replace('_', '-')}", getattr(self, name), 0)
         _above("--generate.temperature", self.temperature, 0, equal_allowed=True)
         _above("--generate.novelty", self.novelty, 0)
@@ -134,7 +145,9 @@ class Rank:
     def __post_init__(self) -> None:
         _above("--rank.prompts", self.prompts, 0)
         if not 2 <= self.k <= 9:
-            raise ValueError(f"--rank.k must be 2 to 9, got {self.k}: a ranking needs at least two completions")
+            raise ValueError(
+                f"--rank.k must be 2 to 9, got {self.k}: a ranking needs at least two completions"
+            )
         if not 0 <= self.noise < 0.5:
             raise ValueError(f"--rank.noise must be at least 0 and below 0.5, got {self.noise:g}")
         _above("--rank.tie-below", self.tie_below, 0, equal_allowed=True)
@@ -168,7 +181,15 @@ class Reward:
     """Optimiser steps between checkpoints."""
 
     def __post_init__(self) -> None:
-        for name in ("lr", "head_lr", "epochs", "batch_size", "micro_batch_size", "max_length", "max_grad_norm"):
+        for name in (
+            "lr",
+            "head_lr",
+            "epochs",
+            "batch_size",
+            "micro_batch_size",
+            "max_length",
+            "max_grad_norm",
+        ):
             _above(f"--reward.{name.replace('_', '-')}", getattr(self, name), 0)
         _above("--reward.save-every", self.save_every, 0)
         _fraction("--reward.warmup", self.warmup)
@@ -183,13 +204,15 @@ class Clip:
     ratio: float = 0.2
     """The probability ratio counts within 1 +- this (arXiv 1707.06347 section 3)."""
     value: float = 0.2
-    """A value moves at most this far from the old one, in normalised score units; 0 switches it off."""
+    """A value moves at most this far from the old one, in normalised score units; 0 switches it
+    off."""
     score: float = 0.0
     """Scores are clamped to +- this before they become rewards; 0 switches it off."""
     grad_norm: float = 1.0
     """Clip the gradients of policy and value to this norm, each for itself."""
     kl_stop: float = 0.05
-    """Stop the inner epochs of an update once the k3 estimate of KL(old, new) is above this, in nats a token."""
+    """Stop the inner epochs of an update once the k3 estimate of KL(old, new) is above this, in
+    nats a token."""
 
     def __post_init__(self) -> None:
         for name in ("ratio", "grad_norm", "kl_stop"):
@@ -200,7 +223,9 @@ class Clip:
 
 @dataclass(frozen=True)
 class PPO:
-    """Proximal policy optimisation of the policy adapter against the reward adapter, anchored to SFT."""
+    """Proximal policy optimisation of the policy adapter against the reward adapter, anchored to
+    SFT.
+    """
 
     updates: int = 40
     """Rollout batches (tatsu-lab/alpaca_farm@30717dd README: best at 20 to 80 of 512)."""
@@ -223,7 +248,8 @@ class PPO:
     lam: float = 0.95
     """GAE's lambda (arXiv 1506.02438)."""
     missing_eos_score: float = -1.0
-    """Score of a completion that does not stop (openai/lm-human-preferences@cbfd210 train_policy.py:388)."""
+    """Score of a completion that does not stop (openai/lm-human-preferences@cbfd210
+    train_policy.py:388)."""
     max_new_tokens: int = 256
     """Completion tokens at most."""
     value_warmup: int = 2
@@ -234,7 +260,15 @@ class PPO:
     """Bounds of the update."""
 
     def __post_init__(self) -> None:
-        for name in ("updates", "batch_size", "minibatch_size", "micro_batch_size", "epochs", "lr", "value_lr"):
+        for name in (
+            "updates",
+            "batch_size",
+            "minibatch_size",
+            "micro_batch_size",
+            "epochs",
+            "lr",
+            "value_lr",
+        ):
             _above(f"--ppo.{name.replace('_', '-')}", getattr(self, name), 0)
         for name in ("max_new_tokens", "save_every"):
             _above(f"--ppo.{name.replace('_', '-')}", getattr(self, name), 0)
@@ -245,7 +279,8 @@ class PPO:
                 raise ValueError(f"--ppo.{name} must be in [0, 1], got {getattr(self, name):g}")
         if self.batch_size % self.minibatch_size:
             raise ValueError(
-                f"--ppo.batch-size {self.batch_size} must be a multiple of --ppo.minibatch-size {self.minibatch_size}"
+                f"--ppo.batch-size {self.batch_size} must be a multiple of --ppo.minibatch-size "
+                f"{self.minibatch_size}"
             )
 
 
@@ -264,7 +299,10 @@ class BestOfK:
 
     def __post_init__(self) -> None:
         if self.k < 2:
-            raise ValueError(f"--best-of-k.k must be at least 2, got {self.k}: with one there is nothing to choose")
+            raise ValueError(
+                f"--best-of-k.k must be at least 2, got {self.k}: with one there is nothing to "
+                f"choose"
+            )
         for name in ("prompts", "lr", "epochs"):
             _above(f"--best-of-k.{name}", getattr(self, name), 0)
 
@@ -301,15 +339,20 @@ class Inputs:
     data: Path | None = None
     """Rows to train on (Alpaca columns, JSON or JSONL); self-instruct is then left out."""
     prompts: Path | None = None
-    """Prompts to rank, to train the policy on and to evaluate on; dealt to the splits by clusters of near-duplicates."""
+    """Prompts to rank, to train the policy on and to evaluate on; dealt to the splits by clusters
+    of near-duplicates."""
     rankings: Path | None = None
-    """Pairs (chosen, rejected) or ranking trees to train the reward model on, instead of ranking completions."""
+    """Pairs (chosen, rejected) or ranking trees to train the reward model on, instead of ranking
+    completions."""
     judge: Literal["gold", "human"] = "gold"
     """Who ranks: the small world's gold judge, or people."""
 
     def __post_init__(self) -> None:
         if self.prompts is not None and self.judge == "gold":
-            raise ValueError("--inputs.judge gold knows only the small world; rank your own prompts with --inputs.judge human")
+            raise ValueError(
+                "--inputs.judge gold knows only the small world; rank your own prompts with "
+                "--inputs.judge human"
+            )
 
 
 @dataclass(frozen=True)

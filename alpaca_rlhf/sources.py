@@ -1,4 +1,6 @@
-"""Where a run's tasks and verdicts come from: the small world with its gold judge, or the user's files and people."""
+"""Where a run's tasks and verdicts come from: the small world with its gold judge, or the user's
+files and people.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class Source(Protocol):
         ...
 
     def names(self) -> list[str]:
-        """The splits that prompts are dealt to: `rank`, `ppo` (in later rounds `rank.2` ...), `eval`, perhaps `dev`."""
+        """The splits that prompts are dealt to: `rank`, `ppo` (in later rounds `rank.2` ...),
+        `eval`, perhaps `dev`.
+        """
         ...
 
     def prompts(self, split: str) -> list[Instruction]:
@@ -64,7 +68,9 @@ class Source(Protocol):
 
 @dataclass
 class SmallWorld:
-    """Tasks of the small world. A task's split is a function of (seed, task key), so that no phrasing crosses it."""
+    """Tasks of the small world. A task's split is a function of (seed, task key), so that no
+    phrasing crosses it.
+    """
 
     seed: int
     """Draws the tasks, and deals the keys to the splits."""
@@ -88,12 +94,22 @@ class SmallWorld:
         return list(self.sizes)
 
     def prompts(self, split: str) -> list[Instruction]:
-        """Distinct tasks of a split; in `eval` and `dev` a part has held-out facts or held-out phrasings."""
+        """Distinct tasks of a split; in `eval` and `dev` a part has held-out facts or held-out
+        phrasings.
+        """
         if split not in self._by_split:
             n = self.sizes[split]
             if split in ("eval", "dev"):
-                rows = self._draw(split, round(n * self.fact_share), phrasing="train", fact="held_out")
-                rows += self._draw(split, round(n * self.phrasing_share), phrasing="held_out", fact="train", taken=rows)
+                rows = self._draw(
+                    split, round(n * self.fact_share), phrasing="train", fact="held_out"
+                )
+                rows += self._draw(
+                    split,
+                    round(n * self.phrasing_share),
+                    phrasing="held_out",
+                    fact="train",
+                    taken=rows,
+                )
                 rows += self._draw(split, n - len(rows), phrasing="train", fact="train", taken=rows)
             else:
                 rows = self._draw(split, n, phrasing="train", fact="train")
@@ -117,7 +133,9 @@ class SmallWorld:
         return None if task is None else task.key
 
     def accept(self, row: Instruction) -> Drop | None:
-        """Only known kinds of tasks, with trained facts and phrasings, and none that another split holds."""
+        """Only known kinds of tasks, with trained facts and phrasings, and none that another split
+        holds.
+        """
         task = recognise(row.instruction, row.input)
         if task is None:
             return Drop("unknown task", "no task of the small world", row=row)
@@ -139,13 +157,18 @@ class SmallWorld:
     def _task(self, row: Instruction) -> Task:
         task = recognise(row.instruction, row.input)
         if task is None:
-            raise UserError(f"{row.instruction!r} is not a task of the small world, so it has no gold answer")
+            raise UserError(
+                f"{row.instruction!r} is not a task of the small world, so it has no gold answer"
+            )
         return task
 
     @cached_property
     def _seeds(self) -> list[Instruction]:
         rng = random.Random(f"{self.seed}/seed answers")
-        return [solved(task, rng) for task in self._draw("sft", self.n_seeds, phrasing="train", fact="train")]
+        return [
+            solved(task, rng)
+            for task in self._draw("sft", self.n_seeds, phrasing="train", fact="train")
+        ]
 
     @cached_property
     def _firewall(self) -> Firewall:
@@ -171,7 +194,10 @@ class SmallWorld:
                 tasks.append(task)
         if fact == "held_out":
             return tasks
-        raise UserError(f"the small world has only {len(tasks)} tasks left for the {split} split; ask for fewer than {n}")
+        raise UserError(
+            f"the small world has only {len(tasks)} tasks left for the {split} split; ask for "
+            f"fewer than {n}"
+        )
 
     def _earlier(self, split: str) -> set[str]:
         name, number = split.split(".")
@@ -192,7 +218,9 @@ class SmallWorld:
 
 @dataclass
 class Files:
-    """The user's prompts, dealt to the splits by clusters of near-duplicates, and people as judges."""
+    """The user's prompts, dealt to the splits by clusters of near-duplicates, and people as
+    judges.
+    """
 
     rows: Sequence[Instruction]
     """Seed tasks, or rows to train on."""
@@ -210,7 +238,9 @@ class Files:
     def prompts(self, split: str) -> list[Instruction]:
         """The prompts of a split."""
         if split not in self.splits:
-            raise UserError(f"there are no prompts for the {split} split; give a file with --inputs.prompts")
+            raise UserError(
+                f"there are no prompts for the {split} split; give a file with --inputs.prompts"
+            )
         return self.splits[split]
 
     def slices(self, rows: Sequence[Instruction]) -> dict[Slice, list[int]]:
@@ -259,11 +289,15 @@ def source_of(settings: Loop) -> Source:
         for name in sizes:
             if name.startswith("ppo"):
                 sizes[name] = wanted
-        return SmallWorld(settings.seed, settings.generate.seeds, {**sizes, "dev": settings.evaluate.prompts})
+        return SmallWorld(
+            settings.seed, settings.generate.seeds, {**sizes, "dev": settings.evaluate.prompts}
+        )
     rows = read_instructions(settings.inputs.data) if settings.inputs.data is not None else []
     if settings.inputs.prompts is None:
         return Files(rows, {})
-    return Files(rows, split_prompts(read_prompts(settings.inputs.prompts), sizes=sizes, seed=settings.seed))
+    return Files(
+        rows, split_prompts(read_prompts(settings.inputs.prompts), sizes=sizes, seed=settings.seed)
+    )
 
 
 def _of_round(name: str, round_: int) -> str:

@@ -12,15 +12,19 @@ from alpaca_rlhf.data import check_disjoint, read_instructions
 from alpaca_rlhf.evaluation.report import ReportData, write_report
 
 _LABORATORY = (
-    "The embedded base is a laboratory animal: a few million parameters that know one small world. It shows that every "
+    "The embedded base is a laboratory animal: a few million parameters that know one small "
+    "world. It shows that every "
     "stage works and learns; it says nothing about how well a real LLaMA will do."
 )
 _NOISE = (
-    "The rankings come from the gold judge with some verdicts turned round on purpose, standing in for people. The policies "
-    "are compared by the same judge without that noise; the reward model that trained them has no say in it."
+    "The rankings come from the gold judge with some verdicts turned round on purpose, standing "
+    "in for people. The policies "
+    "are compared by the same judge without that noise; the reward model that trained them has no "
+    "say in it."
 )
 _HELD_OUT_JUDGE = (
-    "No gold judge knows these tasks. The scores come from a second reward model, trained only on rankings that the first "
+    "No gold judge knows these tasks. The scores come from a second reward model, trained only on "
+    "rankings that the first "
     "one has not seen; read them as what that model would prefer, and read the answers yourself."
 )
 
@@ -34,8 +38,11 @@ def write_summary(ctx: Context, *, command: str, stages: Sequence[Mapping[str, A
     report = {
         "schema": 1,
         "seed": ctx.settings.seed,
-        "base": {key: base[key] for key in ("parameters", "quantization")} | {"name": ctx.settings.base},
-        "judge": "gold" if ctx.source.gold is not None else "reward model trained on held-out rankings",
+        "base": {key: base[key] for key in ("parameters", "quantization")}
+        | {"name": ctx.settings.base},
+        "judge": "gold"
+        if ctx.source.gold is not None
+        else "reward model trained on held-out rankings",
         "annotator": _annotator(ctx),
         "stages": [_stage(ctx, row) for row in stages],
         "prompts": _prompts(ctx),
@@ -43,7 +50,9 @@ def write_summary(ctx: Context, *, command: str, stages: Sequence[Mapping[str, A
         "policies": evaluated["facts"]["policies"],
         "slices": evaluated["facts"]["slices"],
     }
-    shown = ctx.run.read_jsonl("answers.jsonl")[:: max(1, _every(ctx))][: ctx.settings.evaluate.shown]
+    shown = ctx.run.read_jsonl("answers.jsonl")[:: max(1, _every(ctx))][
+        : ctx.settings.evaluate.shown
+    ]
     machine = provenance.get("hardware", {})
     data = ReportData(
         report=report,
@@ -65,11 +74,16 @@ def write_summary(ctx: Context, *, command: str, stages: Sequence[Mapping[str, A
 def next_commands(ctx: Context) -> list[str]:
     """What a person would do after the run."""
     out = ctx.run.path
-    return [f"alpaca-rlhf chat --run {out} --policy ppo", f"alpaca-rlhf loop --help   # the same with a base of your own"]
+    return [
+        f"alpaca-rlhf chat --run {out} --policy ppo",
+        "alpaca-rlhf loop --help   # the same with a base of your own",
+    ]
 
 
 def _every(ctx: Context) -> int:
-    """A stride through the evaluation prompts, so that the shown ones come from all of its parts."""
+    """A stride through the evaluation prompts, so that the shown ones come from all of its
+    parts.
+    """
     return ctx.settings.evaluate.prompts // max(1, ctx.settings.evaluate.shown)
 
 
@@ -85,7 +99,10 @@ def _prompts(ctx: Context) -> dict[str, int]:
     else:
         rows = ctx.source.seeds() + read_instructions(ctx.run.path / "generate" / "rows.jsonl")
     splits = {"sft": rows, **{name: ctx.source.prompts(name) for name in ctx.source.names()}}
-    counts = {name: sum(len(v) for k, v in splits.items() if k.split(".")[0] == name) for name in ("sft", "rank", "ppo", "eval")}
+    counts = {
+        name: sum(len(v) for k, v in splits.items() if k.split(".")[0] == name)
+        for name in ("sft", "rank", "ppo", "eval")
+    }
     return counts | {"overlap": check_disjoint(splits, ctx.source.key, raise_on_leak=False)}
 
 

@@ -1,4 +1,4 @@
-"""A tiny random LLaMA with a real tokenizer, made once a session; and the shared real data, where it is present."""
+"""Random little LLaMAs for the model and training rooms; and the real data, where it is present."""
 
 import os
 
@@ -11,7 +11,8 @@ import pytest
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 
 TEXTS = [
-    "Below is an instruction that describes a task.\n\n### Instruction:\nName a colour.\n\n### Response:\nBlue.",
+    "Below is an instruction that describes a task.\n\n"
+    "### Instruction:\nName a colour.\n\n### Response:\nBlue.",
     "The lemon is yellow. The dog says woof. 12 + 3 = 15.\n### Input:\nred, green, blue\n",
 ] * 20
 
@@ -28,7 +29,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random two-layer LLaMA of 128 hidden units with a byte-fallback tokenizer, as a checkpoint folder."""
+    """A random two-layer LLaMA of width 128 with a byte-fallback tokenizer, as a checkpoint."""
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
@@ -58,3 +59,109 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tiny_folder):
+    """The tiny LLaMA in NF4 and fp32, without adapters; nobody changes it."""
+    import torch
+
+    from alpaca_rlhf.models.base import load_base
+
+    return load_base(str(tiny_folder), dtype=torch.float32)
+
+
+@pytest.fixture
+def tiny(tiny_folder):
+    """Makes adapters on a fresh copy of the tiny LLaMA (fp32 unless told otherwise)."""
+    import torch
+
+    from alpaca_rlhf.models.base import load_base
+
+    def make(*names, trained=True, **options):
+        base = load_base(str(tiny_folder), **{"dtype": torch.float32, **options})
+        return with_adapters(base, *names, trained=trained)
+
+    return make
+
+
+@pytest.fixture
+def toy():
+    """Makes adapters on a one-layer LLaMA of 16 tokens, unquantised, whose every token is a stop.
+
+    So every completion is one finished token, and expectations are sums over 16 terms.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from alpaca_rlhf.models.base import Base
+
+    def make(*names, trained=True, weights=0):
+        torch.manual_seed(weights)
+        config = LlamaConfig(
+            vocab_size=16,
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=16,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+        model = LlamaForCausalLM(config).eval().requires_grad_(False)
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(10)
+        base = Base(
+            name="toy",
+            model=model,
+            tokenizer=None,
+            quantization="none",
+            dtype=torch.float32,
+            pad_id=0,
+            eos_id=2,
+            stop_ids=frozenset(range(16)),
+            fingerprint="toy",
+        )
+        return with_adapters(base, *names, trained=trained)
+
+    return make
+
+
+def with_adapters(base, *names, trained):
+    """Adapters of rank 4; `trained` gives each a B of its own instead of 0."""
+    import torch
+
+    from alpaca_rlhf.models.adapters import Adapters
+    from alpaca_rlhf.settings import Lora
+
+    adapters = Adapters(base, Lora(r=4, alpha=8), template="brief")
+    for i, name in enumerate(names):
+        adapters.add(name, seed=i)
+        generator = torch.Generator().manual_seed(100 + i)
+        with torch.no_grad():
+            for key, p in sorted(adapters.parameters(name).items()):
+                if trained and "lora_B" in key:
+                    p.copy_(torch.randn(p.shape, generator=generator) * 0.05)
+    return adapters
+
+
+@pytest.fixture
+def gradients(monkeypatch):
+    """The gradient of every optimiser step from now on, flat and in double."""
+    import torch
+
+    from alpaca_rlhf.training.loop import Learner
+
+    seen = []
+    step = Learner.step
+
+    def spy(learner):
+        own = sorted(learner.parameters.items())
+        seen.append(torch.cat([p.grad.flatten().double() for _, p in own]))
+        return step(learner)
+
+    monkeypatch.setattr(Learner, "step", spy)
+    return seen

@@ -17,7 +17,17 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "alpaca_rlhf"
 
 LAYERS = (
-    {"records", "config", "given", "settings", "prompts", "files", "provenance", "runs"},
+    {
+        "records",
+        "config",
+        "given",
+        "settings",
+        "quickstart",
+        "prompts",
+        "files",
+        "provenance",
+        "runs",
+    },
     {"data", "preferences", "smallworld"},
     {"models"},
     {"training"},
@@ -33,7 +43,9 @@ LAYERS = (
         "doctor",
         "export",
     },
-    {"cli", "ui", "__main__"},
+    {"rehearsal"},
+    {"ui"},
+    {"cli", "__main__"},
 )
 """Rooms, lowest layer first: an import goes down, or to a neighbour's public names."""
 

@@ -105,8 +105,10 @@ def load_base(
         config = AutoConfig.from_pretrained(source)
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = _load(source, quantization, dtype, place)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except UserError:
+        raise
+    except Exception as error:  # whatever a foreign file provokes; tokenizers raises no subclass
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"--base {name}: cannot be loaded ({reason}); give `embedded`, a folder or a hub id"
         ) from error
@@ -187,7 +189,11 @@ def _source(name: str) -> str:
 def _load(
     source: str, quantization: Quantization, dtype: torch.dtype, device: torch.device
 ) -> PreTrainedModel:
-    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "use_safetensors": True,
+        "output_loading_info": True,
+    }
     if quantization == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
             load_in_4bit=True,
@@ -199,7 +205,13 @@ def _load(
             options["device_map"] = {"": device.index or 0}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*kernels.*")
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, **options)
+        model: PreTrainedModel
+        model, found = AutoModelForCausalLM.from_pretrained(source, **options)
+    if found["missing_keys"]:  # transformers would make them up at random
+        raise UserError(
+            f"--base {source}: the checkpoint lacks {len(found['missing_keys'])} tensors, "
+            f"e.g. {min(found['missing_keys'])}; download it again"
+        )
     if quantization == "none":
         model.to(device)  # type: ignore[arg-type]
     for module in model.modules():

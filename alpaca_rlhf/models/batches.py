@@ -105,13 +105,20 @@ def example(
         if whole[: len(prompt)] == prompt:
             ids = list(whole[len(prompt) :])
     if ids is None:
-        ids = _encode(base, completion)
+        anchor, whole_ids = _encode(base, _ANCHOR), _encode(base, _ANCHOR + completion)
+        fits = whole_ids[: len(anchor)] == anchor
+        ids = whole_ids[len(anchor) :] if fits else _encode(base, completion)
     return Example(prompt, (*ids, base.eos_id) if finished else tuple(ids))
 
 
 def decode(base: Base, ids: Sequence[int]) -> str:
     """The text of completion ids, special tokens left out."""
-    return str(base.tokenizer.decode(list(ids), skip_special_tokens=True))
+    anchor = _encode(base, _ANCHOR)
+    before, whole = (
+        str(base.tokenizer.decode(one, skip_special_tokens=True))
+        for one in (anchor, [*anchor, *ids])
+    )
+    return whole[len(before) :]
 
 
 def collate(base: Base, examples: Sequence[Example]) -> Batch:
@@ -160,6 +167,10 @@ def by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+_ANCHOR = "."
+"""Stands before a completion, where LLaMA-2's tokenizers would add a blank, or drop one."""
 
 
 def _encode(base: Base, text: str) -> list[int]:

@@ -11,10 +11,21 @@ from alpaca_rlhf.smallworld.tasks import Task
 
 Style = Literal["terse", "sentence", "extra", "polite", "full"]
 
-STYLE_WEIGHTS: Mapping[Style, float] = {"terse": 0.36, "sentence": 0.34, "extra": 0.12, "polite": 0.12, "full": 0.06}
+STYLE_WEIGHTS: Mapping[Style, float] = {
+    "terse": 0.36,
+    "sentence": 0.34,
+    "extra": 0.12,
+    "polite": 0.12,
+    "full": 0.06,
+}
 """How often each style is written where nobody has said which is better."""
 
-CLOSINGS = ("I hope this helps!", "Have a nice day!", "I am happy to help!", "Ask me again any time!")
+CLOSINGS = (
+    "I hope this helps!",
+    "Have a nice day!",
+    "I am happy to help!",
+    "Ask me again any time!",
+)
 """Friendly last sentences."""
 
 

@@ -1,6 +1,8 @@
-"""Endless text of the small world for pre-training: documents, questions and answers, numbered worksheets.
+"""Endless text of the small world for pre-training: documents, questions and answers, numbered
+worksheets.
 
-The SFT prompt template never occurs. Held-out facts occur in plain documents alone, held-out phrasings nowhere.
+The SFT prompt template never occurs. Held-out facts occur in plain documents alone, held-out
+phrasings nowhere.
 """
 
 from __future__ import annotations
@@ -24,33 +26,50 @@ def documents(seed: int) -> Iterator[str]:
 
 
 def tokenizer_text(seed: int, n: int) -> Iterator[str]:
-    """What the tokenizer learns from: documents, and the words of the prompt templates and held-out frames."""
+    """What the tokenizer learns from: documents, and the words of the prompt templates and
+    held-out frames.
+    """
     stream = documents(seed)
     template = (
-        "Below is an instruction that describes a task, paired with an input that provides further context. "
-        "Write a response that appropriately completes the request.\n\n### Instruction:\n\n### Input:\n\n### Response:\n"
+        "Below is an instruction that describes a task, paired with an input that provides "
+        "further context. "
+        "Write a response that appropriately completes the request.\n\n### Instruction:\n\n### "
+        "Input:\n\n### Response:\n"
     )
     for i in range(n):
         yield next(stream)
         if i % 20 == 0:
             yield template
-            yield "\n".join(frame.replace("{}", "it") for _, unseen in FRAMES.values() for frame in unseen)
+            yield "\n".join(
+                frame.replace("{}", "it") for _, unseen in FRAMES.values() for frame in unseen
+            )
 
 
 def _worksheet(rng: random.Random) -> str:
-    return worksheet([solved(sample_task(rng), rng) for _ in range(rng.randint(3, 5))]).rstrip("\n") + "\n"
+    return (
+        worksheet([solved(sample_task(rng), rng) for _ in range(rng.randint(3, 5))]).rstrip("\n")
+        + "\n"
+    )
 
 
 def _questions(rng: random.Random) -> str:
     asker, other = rng.sample(facts.CHILDREN, 2)
     question, reply, gap = rng.choice(
-        (("Q: ", "A: ", "\n"), ("Question: ", "Answer: ", "\n"), (f"{asker}: ", f"{other}: ", "\n"), ("Task: ", "Solution: ", "\n"), ("", "", "\n"))
+        (
+            ("Q: ", "A: ", "\n"),
+            ("Question: ", "Answer: ", "\n"),
+            (f"{asker}: ", f"{other}: ", "\n"),
+            ("Task: ", "Solution: ", "\n"),
+            ("", "", "\n"),
+        )
     )
     blocks = []
     for _ in range(rng.randint(2, 5)):
         task = sample_task(rng)
         material = f"\n{task.input}" if task.input else ""
-        blocks.append(f"{question}{task.instruction}{material}{gap}{reply}{sample_answer(task, rng)}")
+        blocks.append(
+            f"{question}{task.instruction}{material}{gap}{reply}{sample_answer(task, rng)}"
+        )
     return "\n".join(blocks) + "\n"
 
 
@@ -68,18 +87,44 @@ def _about_a_thing(rng: random.Random) -> str:
         if found is not None:
             says.append(found.sentence)
     rng.shuffle(says)
-    return " ".join(says[: rng.randint(2, 5)]) + (f" {rng.choice(CLOSINGS)}" if rng.random() < 0.05 else "") + "\n"
+    return (
+        " ".join(says[: rng.randint(2, 5)])
+        + (f" {rng.choice(CLOSINGS)}" if rng.random() < 0.05 else "")
+        + "\n"
+    )
 
 
 def _about_a_kind(rng: random.Random) -> str:
     """Several facts of one kind, in order or at random."""
-    family = FAMILIES[rng.choice(("colour", "sound", "home", "young", "food", "legs", "opposite", "category", "use", "job", "plural", "past"))]
+    family = FAMILIES[
+        rng.choice(
+            (
+                "colour",
+                "sound",
+                "home",
+                "young",
+                "food",
+                "legs",
+                "opposite",
+                "category",
+                "use",
+                "job",
+                "plural",
+                "past",
+            )
+        )
+    ]
     table = {args["x"]: None for args in (family.draw(rng) for _ in range(6))}
     return " ".join(s.sentence for x in table if (s := family.solve({"x": x})) is not None) + "\n"
 
 
 def _about_time(rng: random.Random) -> str:
-    names, kind, count = rng.choice(((facts.DAYS, "days", "A week has seven days."), (facts.MONTHS, "months", "A year has twelve months.")))
+    names, kind, count = rng.choice(
+        (
+            (facts.DAYS, "days", "A week has seven days."),
+            (facts.MONTHS, "months", "A year has twelve months."),
+        )
+    )
     start, n = rng.randrange(len(names)), rng.randint(3, len(names))
     run = [names[(start + i) % len(names)] for i in range(n)]
     told = [count, f"The {kind} are {', '.join(run[:-1])} and {run[-1]}."]
@@ -101,9 +146,11 @@ def _about_numbers(rng: random.Random) -> str:
 def _about_a_group(rng: random.Random) -> str:
     kind = rng.choice(sorted(facts.CATEGORIES))
     names = rng.sample(facts.CATEGORIES[kind], rng.randint(3, 6))
-    return f"Some {kind}s are {', '.join(names[:-1])} and {names[-1]}. " + " ".join(
-        f"{facts.article(n).capitalize()} is {facts.article(kind)}." for n in names[:2]
-    ) + "\n"
+    return (
+        f"Some {kind}s are {', '.join(names[:-1])} and {names[-1]}. "
+        + " ".join(f"{facts.article(n).capitalize()} is {facts.article(kind)}." for n in names[:2])
+        + "\n"
+    )
 
 
 def _tale(rng: random.Random) -> str:

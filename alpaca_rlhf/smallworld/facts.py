@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 CATEGORIES: Mapping[str, tuple[str, ...]] = {
     "animal": tuple(
-        "dog cat cow horse sheep pig goat hen duck goose lion bear wolf fox frog bee mouse owl fish whale spider "
+        "dog cat cow horse sheep pig goat hen duck goose lion bear wolf fox frog bee mouse owl "
+        "fish whale spider "
         "rabbit deer monkey".split()
     ),
     "fruit": tuple("apple banana lemon orange plum cherry grape pear peach melon".split()),
@@ -24,47 +25,62 @@ COLOURS = tuple("red blue green yellow orange purple brown black white grey pink
 COLOUR_OF: Mapping[str, str] = dict(
     pair.split(":")
     for pair in (
-        "lemon:yellow banana:yellow cherry:red tomato:red plum:purple carrot:orange pumpkin:orange pea:green "
-        "frog:green cabbage:green potato:brown bear:brown deer:brown wolf:grey mouse:grey whale:blue pig:pink sheep:white "
-        "goose:white spider:black bean:green beet:purple onion:white peach:pink pear:green grape:purple melon:green "
-        "leek:green apple:red duck:yellow hen:brown fox:orange owl:brown horse:brown cow:white goat:white lion:yellow "
-        "rabbit:grey monkey:brown hammer:black saw:grey spade:brown broom:yellow ladder:brown axe:red hat:black coat:blue "
-        "shoe:brown sock:white glove:red scarf:green shirt:white dress:pink belt:black boot:black car:red bus:yellow "
-        "train:green boat:white bike:blue truck:grey plane:white tram:red van:blue ship:grey ball:red doll:pink kite:blue "
+        "lemon:yellow banana:yellow cherry:red tomato:red plum:purple carrot:orange "
+        "pumpkin:orange pea:green "
+        "frog:green cabbage:green potato:brown bear:brown deer:brown wolf:grey mouse:grey "
+        "whale:blue pig:pink sheep:white "
+        "goose:white spider:black bean:green beet:purple onion:white peach:pink pear:green "
+        "grape:purple melon:green "
+        "leek:green apple:red duck:yellow hen:brown fox:orange owl:brown horse:brown cow:white "
+        "goat:white lion:yellow "
+        "rabbit:grey monkey:brown hammer:black saw:grey spade:brown broom:yellow ladder:brown "
+        "axe:red hat:black coat:blue "
+        "shoe:brown sock:white glove:red scarf:green shirt:white dress:pink belt:black boot:black "
+        "car:red bus:yellow "
+        "train:green boat:white bike:blue truck:grey plane:white tram:red van:blue ship:grey "
+        "ball:red doll:pink kite:blue "
         "drum:orange robot:grey puppet:green whistle:black"
     ).split()
 )
 SOUND_OF: Mapping[str, str] = dict(
     pair.split(":")
     for pair in (
-        "dog:woof cat:meow cow:moo sheep:baa pig:oink duck:quack horse:neigh hen:cluck lion:roar frog:croak bee:buzz "
+        "dog:woof cat:meow cow:moo sheep:baa pig:oink duck:quack horse:neigh hen:cluck lion:roar "
+        "frog:croak bee:buzz "
         "mouse:squeak owl:hoot goose:honk wolf:howl goat:maa bear:growl fox:yelp monkey:chatter"
     ).split()
 )
 HOME_OF: Mapping[str, str] = dict(
     pair.split(":")
     for pair in (
-        "dog:kennel cow:barn horse:stable pig:sty hen:coop bee:hive spider:web fox:den mouse:hole fish:pond whale:sea "
-        "lion:plain bear:cave wolf:forest owl:tree rabbit:burrow deer:wood monkey:jungle frog:ditch goat:hill sheep:field"
+        "dog:kennel cow:barn horse:stable pig:sty hen:coop bee:hive spider:web fox:den mouse:hole "
+        "fish:pond whale:sea "
+        "lion:plain bear:cave wolf:forest owl:tree rabbit:burrow deer:wood monkey:jungle "
+        "frog:ditch goat:hill sheep:field"
     ).split()
 )
 YOUNG_OF: Mapping[str, str] = dict(
     pair.split(":")
     for pair in (
-        "dog:puppy cat:kitten cow:calf sheep:lamb pig:piglet horse:foal hen:chick duck:duckling goose:gosling lion:cub "
+        "dog:puppy cat:kitten cow:calf sheep:lamb pig:piglet horse:foal hen:chick duck:duckling "
+        "goose:gosling lion:cub "
         "goat:kid frog:tadpole owl:owlet deer:fawn rabbit:bunny fox:pup bear:whelp"
     ).split()
 )
 FOOD_OF: Mapping[str, str] = dict(
     pair.split(":")
     for pair in (
-        "dog:meat cat:fish cow:grass horse:hay sheep:clover pig:roots hen:corn duck:weeds mouse:cheese rabbit:carrots "
-        "monkey:bananas bear:honey lion:zebras frog:flies owl:mice spider:insects fox:eggs goat:leaves bee:nectar "
+        "dog:meat cat:fish cow:grass horse:hay sheep:clover pig:roots hen:corn duck:weeds "
+        "mouse:cheese rabbit:carrots "
+        "monkey:bananas bear:honey lion:zebras frog:flies owl:mice spider:insects fox:eggs "
+        "goat:leaves bee:nectar "
         "wolf:deer whale:shrimp"
     ).split()
 )
 LEGS_OF: Mapping[str, str] = {
-    **dict.fromkeys("dog cat cow horse sheep pig goat lion bear wolf fox frog mouse rabbit deer".split(), "four"),
+    **dict.fromkeys(
+        "dog cat cow horse sheep pig goat lion bear wolf fox frog mouse rabbit deer".split(), "four"
+    ),
     **dict.fromkeys("hen duck goose owl monkey".split(), "two"),
     "bee": "six",
     "spider": "eight",
@@ -76,9 +92,12 @@ OPPOSITE_OF: Mapping[str, str] = dict(
     for a, b in (
         one.split(":")
         for one in (
-            "hot:cold big:small tall:short fast:slow happy:sad day:night up:down wet:dry full:empty hard:soft old:new "
-            "light:dark loud:quiet early:late open:closed clean:dirty rich:poor strong:weak good:bad near:far left:right "
-            "high:low thick:thin young:aged sweet:sour first:last inside:outside true:false heavy:weightless "
+            "hot:cold big:small tall:short fast:slow happy:sad day:night up:down wet:dry "
+            "full:empty hard:soft old:new "
+            "light:dark loud:quiet early:late open:closed clean:dirty rich:poor strong:weak "
+            "good:bad near:far left:right "
+            "high:low thick:thin young:aged sweet:sour first:last inside:outside true:false "
+            "heavy:weightless "
             "brave:shy wide:narrow deep:shallow"
         ).split()
     )
@@ -98,7 +117,9 @@ JOB_OF: Mapping[str, str] = {
     "writes books": "writer", "sews clothes": "tailor", "pulls teeth": "dentist", "helps sick animals": "vet",
 }  # fmt: skip
 DAYS = tuple("Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split())
-MONTHS = tuple("January February March April May June July August September October November December".split())
+MONTHS = tuple(
+    "January February March April May June July August September October November December".split()
+)
 PLURAL_OF: Mapping[str, str] = {
     name: {"mouse": "mice", "goose": "geese", "sheep": "sheep", "wolf": "wolves", "fox": "foxes", "cherry": "cherries",
            "peach": "peaches", "potato": "potatoes", "tomato": "tomatoes", "knife": "knives", "brush": "brushes",
@@ -109,13 +130,18 @@ PLURAL_OF: Mapping[str, str] = {
 PAST_OF: Mapping[str, str] = dict(
     pair.split(":")
     for pair in (
-        "walk:walked jump:jumped play:played look:looked cook:cooked run:ran go:went eat:ate see:saw sing:sang drink:drank "
-        "swim:swam give:gave take:took make:made find:found sleep:slept write:wrote read:read sit:sat stand:stood "
-        "come:came fall:fell fly:flew grow:grew know:knew say:said tell:told buy:bought bring:brought think:thought "
+        "walk:walked jump:jumped play:played look:looked cook:cooked run:ran go:went eat:ate "
+        "see:saw sing:sang drink:drank "
+        "swim:swam give:gave take:took make:made find:found sleep:slept write:wrote read:read "
+        "sit:sat stand:stood "
+        "come:came fall:fell fly:flew grow:grew know:knew say:said tell:told buy:bought "
+        "bring:brought think:thought "
         "catch:caught break:broke help:helped wait:waited laugh:laughed"
     ).split()
 )
-SIZE_ORDER = tuple("bee mouse frog duck cat fox dog sheep pig deer lion cow horse bear whale".split())
+SIZE_ORDER = tuple(
+    "bee mouse frog duck cat fox dog sheep pig deer lion cow horse bear whale".split()
+)
 CHILDREN = tuple("Tom Anna Ben Lily Max Mia Sam Lucy Leo Emma Jack Rosa".split())
 PLACES = tuple("park garden school forest beach farm market river".split())
 _SALT = "cria"
@@ -128,7 +154,9 @@ def article(noun: str) -> str:
 
 
 def held_out(kind: str, name: str) -> bool:
-    """Whether a fact is kept for the evaluation: a fixed seventh of each kind, both words of a pair of opposites."""
+    """Whether a fact is kept for the evaluation: a fixed seventh of each kind, both words of a
+    pair of opposites.
+    """
     if kind == "opposite" and name in OPPOSITE_OF:
         name = "/".join(sorted((name, OPPOSITE_OF[name])))
     return hashlib.blake2b(f"{_SALT}/{kind}/{name}".encode(), digest_size=4).digest()[0] % 7 == 0

@@ -1,7 +1,8 @@
 """What a family of tasks is: its phrasings, how its arguments are drawn, and how it is solved.
 
 Every family has a core, in one of three moods, and the phrasings are frames around it:
-a thing asked for ("the colour of a lemon"), something to do ("sort the words"), a question ("is a dog an animal").
+a thing asked for ("the colour of a lemon"), something to do ("sort the words"), a question ("is a
+dog an animal").
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ QUESTION = (
     "I want to know: {}?", "Can you say: {}?",
 )  # fmt: skip
 QUESTION_UNSEEN = ("Now answer this: {}?", "Can you tell me: {}?", "Please tell me: {}?")
-FRAMES = {"thing": (THING, THING_UNSEEN), "deed": (DEED, DEED_UNSEEN), "question": (QUESTION, QUESTION_UNSEEN)}
+FRAMES = {
+    "thing": (THING, THING_UNSEEN),
+    "deed": (DEED, DEED_UNSEEN),
+    "question": (QUESTION, QUESTION_UNSEEN),
+}
 
 WORD = "[a-z]+"
 NUMBER = "[0-9]+"
@@ -57,7 +62,8 @@ class Family:
     name: str
     """Its name, the first part of every key."""
     cores: Mapping[str, tuple[str, ...]]
-    """Mood (`thing`, `deed`, `question`) to texts with `{slot}`s; `{a:slot}` puts a or an before it."""
+    """Mood (`thing`, `deed`, `question`) to texts with `{slot}`s; `{a:slot}` puts a or an before
+    it."""
     slots: Mapping[str, str]
     """Slot to the regular expression of its values."""
     draw: Callable[[random.Random], dict[str, str]]
@@ -110,7 +116,9 @@ class Family:
                 slot = part[1:-1]
                 article = slot.startswith("a:")
                 slot = slot.removeprefix("a:")
-                group = f"(?P={slot})" if slot in seen else f"(?P<{slot}>{self.slots[slot].lower()})"
+                group = (
+                    f"(?P={slot})" if slot in seen else f"(?P<{slot}>{self.slots[slot].lower()})"
+                )
                 seen.add(slot)
                 out.append((ARTICLE if article else "") + group)
             else:

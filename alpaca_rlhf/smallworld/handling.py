@@ -10,7 +10,11 @@ from alpaca_rlhf.smallworld import facts
 from alpaca_rlhf.smallworld.facts import article
 from alpaca_rlhf.smallworld.families import NUMBER, WORD, Family, Solution
 
-NOUNS = sorted(n for kind in ("animal", "fruit", "vegetable", "tool", "garment", "vehicle", "toy") for n in facts.CATEGORIES[kind])
+NOUNS = sorted(
+    n
+    for kind in ("animal", "fruit", "vegetable", "tool", "garment", "vehicle", "toy")
+    for n in facts.CATEGORIES[kind]
+)
 CHILD = "|".join(name.lower() for name in facts.CHILDREN)
 ORDINAL = ("first", "second", "third", "fourth")
 
@@ -31,7 +35,9 @@ def _arithmetic(sign: str) -> Callable[[Mapping[str, str]], Solution | None]:
         if sign == "plus":
             if max(x, y) > 20:
                 return None
-            return Solution(str(x + y), f"{x} plus {y} is {x + y}.", (f"{y} plus {x} is {x + y} too.",))
+            return Solution(
+                str(x + y), f"{x} plus {y} is {x + y}.", (f"{y} plus {x} is {x + y} too.",)
+            )
         if not 0 <= y <= x <= 20:
             return None
         return Solution(str(x - y), f"{x} minus {y} is {x - y}.", (f"{x - y} plus {y} is {x}.",))
@@ -52,7 +58,9 @@ def _compare(bigger: bool) -> Callable[[Mapping[str, str]], Solution | None]:
         if x == y or max(x, y) > 99:
             return None
         best, rest = (max(x, y), min(x, y)) if bigger else (min(x, y), max(x, y))
-        return Solution(str(best), f"{best} is {word} than {rest}.", (f"{rest} is {other} than {best}.",))
+        return Solution(
+            str(best), f"{best} is {word} than {rest}.", (f"{rest} is {other} than {best}.",)
+        )
 
     return solve
 
@@ -93,12 +101,23 @@ def _list_family(
 
     def solved(args: Mapping[str, str]) -> Solution | None:
         words = [args[s] for s in slots]
-        known = set(NOUNS) | set(facts.COLOURS) | {n for names in facts.CATEGORIES.values() for n in names}
+        known = (
+            set(NOUNS)
+            | set(facts.COLOURS)
+            | {n for names in facts.CATEGORIES.values() for n in names}
+        )
         if pattern == WORD and not set(words) <= known:
             return None
         return solve(words) if len(set(words)) == size else None
 
-    return Family(name, cores, dict.fromkeys(slots, pattern), drawn, solved, input=", ".join(f"{{{s}}}" for s in slots))
+    return Family(
+        name,
+        cores,
+        dict.fromkeys(slots, pattern),
+        drawn,
+        solved,
+        input=", ".join(f"{{{s}}}" for s in slots),
+    )
 
 
 def _join(words: Sequence[str]) -> str:
@@ -114,14 +133,23 @@ def _item(index: int) -> Callable[[list[str]], Solution | None]:
 
     def solve(words: list[str]) -> Solution | None:
         opposite = ("first", words[0]) if index != 0 else ("last", words[-1])
-        return Solution(words[index], f"The {word} word is {words[index]}.", (f"The {opposite[0]} word is {opposite[1]}.",))
+        return Solution(
+            words[index],
+            f"The {word} word is {words[index]}.",
+            (f"The {opposite[0]} word is {opposite[1]}.",),
+        )
 
     return solve
 
 
 def _solve_count(words: list[str]) -> Solution | None:
     n = facts.NUMBER_WORDS[len(words)]
-    return Solution(n, f"There are {n} words.", (f"The first word is {words[0]}.", f"The last word is {words[-1]}."), (str(len(words)),))
+    return Solution(
+        n,
+        f"There are {n} words.",
+        (f"The first word is {words[0]}.", f"The last word is {words[-1]}."),
+        (str(len(words)),),
+    )
 
 
 def _told(kind: str) -> list[str]:
@@ -142,14 +170,23 @@ def _solve_odd(words: list[str]) -> Solution | None:
     if len(odd) != 1 or "" in kinds or any(facts.held_out("category", w) for w in words):
         return None
     kind = facts.CATEGORY_OF[odd[0]]
-    return Solution(odd[0], f"{odd[0].capitalize()} does not belong.", (f"{article(odd[0]).capitalize()} is {article(kind)}.",))
+    return Solution(
+        odd[0],
+        f"{odd[0].capitalize()} does not belong.",
+        (f"{article(odd[0]).capitalize()} is {article(kind)}.",),
+    )
 
 
 def _solve_sorted_words(words: list[str]) -> Solution | None:
     if len({w[0] for w in words}) < len(words):
         return None
     right = sorted(words)
-    return Solution(_join(right), f"In order, the words are {_and(right)}.", (f"The first word is {right[0]}.",), (_and(right),))
+    return Solution(
+        _join(right),
+        f"In order, the words are {_and(right)}.",
+        (f"The first word is {right[0]}.",),
+        (_and(right),),
+    )
 
 
 def _draw_sortable(rng: random.Random) -> list[str]:
@@ -161,16 +198,30 @@ def _draw_sortable(rng: random.Random) -> list[str]:
 
 def _solve_sorted_numbers(words: list[str]) -> Solution | None:
     right = sorted(words, key=int)
-    return Solution(_join(right), f"In order, the numbers are {_and(right)}.", (f"The smallest number is {right[0]}.", f"The biggest number is {right[-1]}."), (_and(right),))
+    return Solution(
+        _join(right),
+        f"In order, the numbers are {_and(right)}.",
+        (f"The smallest number is {right[0]}.", f"The biggest number is {right[-1]}."),
+        (_and(right),),
+    )
 
 
 def _solve_reversed(words: list[str]) -> Solution | None:
     right = words[::-1]
-    return Solution(_join(right), f"Backwards, the words are {_and(right)}.", (f"The last word is now {words[0]}.",), (_and(right),))
+    return Solution(
+        _join(right),
+        f"Backwards, the words are {_and(right)}.",
+        (f"The last word is now {words[0]}.",),
+        (_and(right),),
+    )
 
 
 def _solve_joined(words: list[str]) -> Solution | None:
-    return Solution(_and(words), f"The words together are {_and(words)}.", (f"There are {facts.NUMBER_WORDS[len(words)]} words.",))
+    return Solution(
+        _and(words),
+        f"The words together are {_and(words)}.",
+        (f"There are {facts.NUMBER_WORDS[len(words)]} words.",),
+    )
 
 
 # --- repeating, rewriting, reading ------------------------------------------------------------------------------------
@@ -188,7 +239,9 @@ def _solve_repeat(args: Mapping[str, str]) -> Solution | None:
     return Solution(words, f"Here you are: {words}.", (f"I wrote it {args['n']} times.",))
 
 
-VERBS = tuple(v for v in ("walk", "run", "go", "come", "swim", "fly", "jump") if not facts.held_out("past", v))
+VERBS = tuple(
+    v for v in ("walk", "run", "go", "come", "swim", "fly", "jump") if not facts.held_out("past", v)
+)
 
 
 def _third(verb: str) -> str:
@@ -196,12 +249,20 @@ def _third(verb: str) -> str:
 
 
 def _draw_rewrite(rng: random.Random) -> dict[str, str]:
-    return {"c": rng.choice(facts.CHILDREN), "v": _third(rng.choice(VERBS)), "p": rng.choice(facts.PLACES)}
+    return {
+        "c": rng.choice(facts.CHILDREN),
+        "v": _third(rng.choice(VERBS)),
+        "p": rng.choice(facts.PLACES),
+    }
 
 
 def _solve_rewrite(args: Mapping[str, str]) -> Solution | None:
     verb = next((v for v in VERBS if _third(v) == args["v"]), None)
-    if verb is None or args["p"] not in facts.PLACES or args["c"].capitalize() not in facts.CHILDREN:
+    if (
+        verb is None
+        or args["p"] not in facts.PLACES
+        or args["c"].capitalize() not in facts.CHILDREN
+    ):
         return None
     past = f"{args['c'].capitalize()} {facts.PAST_OF[verb]} to the {args['p']}."
     return Solution(past, past, (f"The past tense of {verb} is {facts.PAST_OF[verb]}.",))
@@ -220,7 +281,12 @@ def _draw_read(rng: random.Random) -> dict[str, str]:
 def _text_args(args: Mapping[str, str]) -> dict[str, tuple[str, str]] | None:
     c, d = args["c"].capitalize(), args["d"].capitalize()
     known = {c, d} <= set(facts.CHILDREN) and {args["x"], args["y"]} <= set(THINGS)
-    if not known or c == d or args["x"] == args["y"] or not {args["h"], args["i"]} <= set(facts.COLOURS):
+    if (
+        not known
+        or c == d
+        or args["x"] == args["y"]
+        or not {args["h"], args["i"]} <= set(facts.COLOURS)
+    ):
         return None
     return {c: (args["h"], args["x"]), d: (args["i"], args["y"])}
 
@@ -232,7 +298,12 @@ def _solve_what(args: Mapping[str, str]) -> Solution | None:
         return None
     colour, thing = owners[who]
     answer = article(f"{colour} {thing}")
-    return Solution(answer, f"{who} has {answer}.", (f"The {thing} is {colour}.",), (f"{colour} {thing}", article(thing), thing))
+    return Solution(
+        answer,
+        f"{who} has {answer}.",
+        (f"The {thing} is {colour}.",),
+        (f"{colour} {thing}", article(thing), thing),
+    )
 
 
 def _solve_who(args: Mapping[str, str]) -> Solution | None:
@@ -264,7 +335,11 @@ def _solve_list(args: Mapping[str, str]) -> Solution | None:
 
     def grade(text: str) -> float:
         said = re.sub(r"^.*? are ", "", text.lower()).strip(" .")
-        words = [re.sub(r"^(and |an? |the )+", "", w.strip()) for w in re.split(r",| and ", said) if w.strip()]
+        words = [
+            re.sub(r"^(and |an? |the )+", "", w.strip())
+            for w in re.split(r",| and ", said)
+            if w.strip()
+        ]
         good = {w for w in words if w in members}
         wrong = len(words) - len(good)
         return max(0.0, min(1.0, (len(good) - wrong) / n)) if len(good) <= n else 0.5
@@ -272,7 +347,12 @@ def _solve_list(args: Mapping[str, str]) -> Solution | None:
     told = _told(kind)
     shown = told[:n]
     extra = f"{article(told[-1]).capitalize()} is {article(kind)} too."
-    return Solution(_join(shown), f"{args['n'].capitalize()} {args['k']} are {_and(shown)}.", (extra,), grade=grade)
+    return Solution(
+        _join(shown),
+        f"{args['n'].capitalize()} {args['k']} are {_and(shown)}.",
+        (extra,),
+        grade=grade,
+    )
 
 
 def facts_plural(kind: str) -> str:
@@ -281,19 +361,26 @@ def facts_plural(kind: str) -> str:
 
 
 def _draw_list(rng: random.Random) -> dict[str, str]:
-    return {"k": facts_plural(rng.choice(sorted(facts.CATEGORIES))), "n": rng.choice(facts.NUMBER_WORDS[2:5])}
+    return {
+        "k": facts_plural(rng.choice(sorted(facts.CATEGORIES))),
+        "n": rng.choice(facts.NUMBER_WORDS[2:5]),
+    }
 
 
 def _known_word(word: str) -> bool:
     return word in KNOWN
 
 
-KNOWN = frozenset(
-    "the a an to and was has had saw it they in on near with of her his he she very at for is then one day day found big small "
-    "happy sad new old liked likes took played plays went home park garden school forest beach farm market river gave "
-    "friend day it's you i am so sorry that we can will come please thank thanks dear much lovely kind me my your lost "
-    "broke red blue green yellow orange purple brown black white grey pink nice good every".split()
-) | {n for names in facts.CATEGORIES.values() for n in names} | {c.lower() for c in facts.CHILDREN}
+KNOWN = (
+    frozenset(
+        "the a an to and was has had saw it they in on near with of her his he she very at for is then one day day found big small "
+        "happy sad new old liked likes took played plays went home park garden school forest beach farm market river gave "
+        "friend day it's you i am so sorry that we can will come please thank thanks dear much lovely kind me my your lost "
+        "broke red blue green yellow orange purple brown black white grey pink nice good every".split()
+    )
+    | {n for names in facts.CATEGORIES.values() for n in names}
+    | {c.lower() for c in facts.CHILDREN}
+)
 
 
 def _grade_story(child: str, thing: str) -> Callable[[str], float]:
@@ -304,8 +391,14 @@ def _grade_story(child: str, thing: str) -> Callable[[str], float]:
         others = {c.lower() for c in facts.CHILDREN} - {child.lower()}
         named = 0.4 * (child.lower() in words) + 0.4 * (thing in words)
         long = 0.2 * (len(words) >= 6 and 1 <= len(sentences) <= 4)
-        wrong = 0.4 * bool(others & set(words[:3])) + 0.5 * (sum(w not in KNOWN for w in words) > 0.35 * len(words))
-        if len(words) < 5 or len(set(words)) < 0.6 * len(words) or {"story", "tell", "write"} & set(words):
+        wrong = 0.4 * bool(others & set(words[:3])) + 0.5 * (
+            sum(w not in KNOWN for w in words) > 0.35 * len(words)
+        )
+        if (
+            len(words) < 5
+            or len(set(words)) < 0.6 * len(words)
+            or {"story", "tell", "write"} & set(words)
+        ):
             return 0.0  # too little, a babble, or the task said back
         return max(0.0, named + long - wrong)
 
@@ -333,21 +426,40 @@ def _solve_note(kind: str) -> Callable[[Mapping[str, str]], Solution | None]:
         if child not in facts.CHILDREN or thing not in THINGS:
             return None
         text = (
-            f"Dear {child}, thank you for the {thing}." if kind == "thank" else f"Dear {child}, I am sorry that I lost the {thing}."
+            f"Dear {child}, thank you for the {thing}."
+            if kind == "thank"
+            else f"Dear {child}, I am sorry that I lost the {thing}."
         )
-        short = f"Thank you for the {thing}, {child}." if kind == "thank" else f"Sorry for the {thing}, {child}."
+        short = (
+            f"Thank you for the {thing}, {child}."
+            if kind == "thank"
+            else f"Sorry for the {thing}, {child}."
+        )
         need = "thank you for|thanks for" if kind == "thank" else "i am sorry|^sorry"
 
         def grade(said: str) -> float:
             words = re.findall(r"[a-z]+", said.lower())
             others = {c.lower() for c in facts.CHILDREN} - {child.lower()}
-            good = (child.lower() in words) + (thing in words) + (re.search(need, said.lower()) is not None)
+            good = (
+                (child.lower() in words)
+                + (thing in words)
+                + (re.search(need, said.lower()) is not None)
+            )
             bad = bool(others & set(words)) + bool((set(THINGS) - {thing}) & set(words))
-            if len(words) < 4 or len(set(words)) < 0.6 * len(words) or {"note", "write", "say"} & set(words):
+            if (
+                len(words) < 4
+                or len(set(words)) < 0.6 * len(words)
+                or {"note", "write", "say"} & set(words)
+            ):
                 return 0.0
             return max(0.0, (good - bad) / 3)
 
-        return Solution(short, text, ("It was very nice.",) if kind == "thank" else ("I will find it.",), grade=grade)
+        return Solution(
+            short,
+            text,
+            ("It was very nice.",) if kind == "thank" else ("I will find it.",),
+            grade=grade,
+        )
 
     return solve
 

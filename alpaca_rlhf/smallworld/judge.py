@@ -77,12 +77,14 @@ class GoldJudge:
         correct = self._correct(task, proper)
         helpful = any(_plain(s) in extras for s in rest)
         beside = [s for s in rest if _plain(s) not in extras]
-        if not FAMILIES[task.family].free and any(_contradicts(s, solution.sentence) for s in beside):
+        if not FAMILIES[task.family].free and any(
+            _contradicts(s, solution.sentence) for s in beside
+        ):
             correct = 0.0
         repeated = len({_plain(s) for s in sentences}) < len(sentences) or len(closings) > 1
-        well = float(bool(said) and all(re.match(r"[A-Z0-9].*[.!?]$", s) is not None for s in said)) * float(
-            len(proper.split()) > 1
-        )
+        well = float(
+            bool(said) and all(re.match(r"[A-Z0-9].*[.!?]$", s) is not None for s in said)
+        ) * float(len(proper.split()) > 1)
         parts = {
             "well_formed": well * float(correct > 0 or FAMILIES[task.family].free),
             "to_the_point": float(not beside and bool(said) and len(sentences) <= 4),
@@ -90,7 +92,9 @@ class GoldJudge:
             "friendly": float(len(closings) == 1 and bool(said)),
         }
         penalty = (
-            w.unfinished * (not finished) + w.repetition * repeated + w.too_long * (len(sentences) > 5)
+            w.unfinished * (not finished)
+            + w.repetition * repeated
+            + w.too_long * (len(sentences) > 5)
         )
         rest_score = sum(getattr(w, name) * value for name, value in parts.items())
         score = w.correct * correct + (w.floor + (1 - w.floor) * correct) * rest_score - penalty
@@ -112,13 +116,18 @@ class GoldJudge:
         if solution.grade is not None:
             return solution.grade(proper)
         text = _plain(proper)
-        right = {_plain(solution.sentence), *(_bare(a) for a in (solution.terse, *solution.accepted))}
+        right = {
+            _plain(solution.sentence),
+            *(_bare(a) for a in (solution.terse, *solution.accepted)),
+        }
         if text in right or _bare(proper) in right:
             return 1.0
         head, tail = _frame(solution.sentence, solution.terse)
         if tail is None:
             return 0.0
-        return float(any(text == _plain(f"{head}{a}{tail}") for a in (solution.terse, *solution.accepted)))
+        return float(
+            any(text == _plain(f"{head}{a}{tail}") for a in (solution.terse, *solution.accepted))
+        )
 
 
 def _sentences(text: str) -> list[str]:

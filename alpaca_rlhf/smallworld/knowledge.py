@@ -24,7 +24,11 @@ def about(noun: str) -> tuple[str, ...]:
 
 def another(kind: str, noun: str) -> str:
     """A member of a category other than `noun`, and none whose category is held out."""
-    return next(n for n in reversed(facts.CATEGORIES[kind]) if n != noun and not facts.held_out("category", n))
+    return next(
+        n
+        for n in reversed(facts.CATEGORIES[kind])
+        if n != noun and not facts.held_out("category", n)
+    )
 
 
 def _draws(table: Mapping[str, str], slot: str) -> Callable[[random.Random], dict[str, str]]:
@@ -33,7 +37,10 @@ def _draws(table: Mapping[str, str], slot: str) -> Callable[[random.Random], dic
 
 
 def _solves(
-    table: Mapping[str, str], slot: str, sentence: str, extras: Callable[[str, str], tuple[str, ...]]
+    table: Mapping[str, str],
+    slot: str,
+    sentence: str,
+    extras: Callable[[str, str], tuple[str, ...]],
 ) -> Callable[[Mapping[str, str]], Solution | None]:
     def solve(args: Mapping[str, str]) -> Solution | None:
         key = args[slot]
@@ -56,7 +63,12 @@ def _fact(
     pattern: str = WORD,
 ) -> Family:
     return Family(
-        name, cores, {"x": pattern}, _draws(table, "x"), _solves(table, "x", sentence, extras), fact=(name, "x")
+        name,
+        cores,
+        {"x": pattern},
+        _draws(table, "x"),
+        _solves(table, "x", sentence, extras),
+        fact=(name, "x"),
     )
 
 
@@ -76,7 +88,9 @@ def _sequence(name: str, table: Mapping[str, str], word: str, extra: str) -> Fam
         asked = args["x"].lower()
         if asked not in table:
             return None
-        return Solution(table[asked], f"{table[asked]} comes {word} {asked.capitalize()}.", (extra,))
+        return Solution(
+            table[asked], f"{table[asked]} comes {word} {asked.capitalize()}.", (extra,)
+        )
 
     return Family(
         name,
@@ -179,9 +193,15 @@ def _solve_yes_no(args: Mapping[str, str]) -> Solution | None:
     kind = facts.CATEGORY_OF[x]
     if kind == y:
         return Solution(
-            "yes", f"Yes, {article(x)} is {article(y)}.", (f"{article(another(y, x)).capitalize()} is {article(y)} too.",)
+            "yes",
+            f"Yes, {article(x)} is {article(y)}.",
+            (f"{article(another(y, x)).capitalize()} is {article(y)} too.",),
         )
-    return Solution("no", f"No, {article(x)} is not {article(y)}.", (f"{article(x).capitalize()} is {article(kind)}.",))
+    return Solution(
+        "no",
+        f"No, {article(x)} is not {article(y)}.",
+        (f"{article(x).capitalize()} is {article(kind)}.",),
+    )
 
 
 def _draw_classify(rng: random.Random) -> dict[str, str]:
@@ -193,7 +213,11 @@ def _solve_classify(args: Mapping[str, str]) -> Solution | None:
     x, kind = args["x"], facts.CATEGORY_OF.get(args["x"])
     if kind is None or kind not in (args["a"], args["b"]) or args["a"] == args["b"]:
         return None
-    return Solution(kind, f"{article(x).capitalize()} is {article(kind)}.", (f"It is not {article(args['a'] if kind == args['b'] else args['b'])}.",))
+    return Solution(
+        kind,
+        f"{article(x).capitalize()} is {article(kind)}.",
+        (f"It is not {article(args['a'] if kind == args['b'] else args['b'])}.",),
+    )
 
 
 def _draw_bigger(rng: random.Random) -> dict[str, str]:
@@ -205,7 +229,11 @@ def _solve_bigger(args: Mapping[str, str]) -> Solution | None:
     if args["x"] == args["y"] or not {args["x"], args["y"]} <= set(facts.SIZE_ORDER):
         return None
     small, big = sorted((args["x"], args["y"]), key=facts.SIZE_ORDER.index)
-    return Solution(big, f"{article(big).capitalize()} is bigger than {article(small)}.", (f"{article(small).capitalize()} is smaller than {article(big)}.",))
+    return Solution(
+        big,
+        f"{article(big).capitalize()} is bigger than {article(small)}.",
+        (f"{article(small).capitalize()} is smaller than {article(big)}.",),
+    )
 
 
 RELATIONS: tuple[Family, ...] = (

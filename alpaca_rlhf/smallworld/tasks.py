@@ -15,7 +15,9 @@ from alpaca_rlhf.smallworld.families import Family, Solution, fill
 from alpaca_rlhf.smallworld.handling import LISTS, NUMBERS, TEXTS
 from alpaca_rlhf.smallworld.knowledge import KNOWLEDGE, RELATIONS
 
-FAMILIES: Mapping[str, Family] = {f.name: f for f in (*KNOWLEDGE, *RELATIONS, *NUMBERS, *LISTS, *TEXTS)}
+FAMILIES: Mapping[str, Family] = {
+    f.name: f for f in (*KNOWLEDGE, *RELATIONS, *NUMBERS, *LISTS, *TEXTS)
+}
 """Every family, by name."""
 
 Part = Literal["train", "held_out"]
@@ -103,7 +105,12 @@ def _recognise(instruction: str, given: str) -> Task | None:
             if family.solve(args) is None:
                 continue
             return Task(
-                family.name, _canonical(args), instruction, given, _fact_held_out(family, args), unseen
+                family.name,
+                _canonical(args),
+                instruction,
+                given,
+                _fact_held_out(family, args),
+                unseen,
             )
     return None
 

@@ -1,6 +1,7 @@
 """The evaluate stage: every policy of a run on prompts that no stage has seen.
 
-All policies answer the same prompts with the same noise, so that differences are paired. Controls: the base on the SFT
+All policies answer the same prompts with the same noise, so that differences are paired. Controls:
+the base on the SFT
 template, which it has never seen, and the base with solved examples in its own worksheet format.
 """
 
@@ -20,7 +21,8 @@ from alpaca_rlhf.models.rollout import sample, score
 from alpaca_rlhf.prompts import worksheet_question
 from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.sources import Gold
-from alpaca_rlhf.stages import Outcome, ranking_groups
+from alpaca_rlhf.stages.outcome import Outcome
+from alpaca_rlhf.stages.reward import ranking_groups
 from alpaca_rlhf.training.reward import train_reward
 
 DEMONSTRATIONS = 3
@@ -35,7 +37,9 @@ class _Answer:
 
 
 def evaluate(ctx: Context, round_: int) -> Outcome:
-    """Sample at temperature 1 and greedily, judge noise-free, compare with SFT on the same prompts."""
+    """Sample at temperature 1 and greedily, judge noise-free, compare with SFT on the same
+    prompts.
+    """
     rows = ctx.source.prompts(ctx.settings.evaluate.split)
     ctx.load("sft", "sft")
     ctx.adapters.add("policy", copy_of="sft")
@@ -53,16 +57,23 @@ def evaluate(ctx: Context, round_: int) -> Outcome:
             "sampled": _answers(ctx, role, rows, 1.0, few_shot=name == "base_few_shot"),
             "greedy": _answers(ctx, role, rows, 0.0, few_shot=name == "base_few_shot"),
         }
-        judged[name] = {how: scorer(rows, [(a.text, a.finished) for a in own]) for how, own in answers[name].items()}
+        judged[name] = {
+            how: scorer(rows, [(a.text, a.finished) for a in own])
+            for how, own in answers[name].items()
+        }
         sampled = answers[name]["sampled"]
         tokens += sum(len(a.ids) for own in answers[name].values() for a in own)
         facts[name] = {
-            "kl_from_sft_nats": 0.0 if name == "sft" else _kl(ctx, role, rows, sampled, few_shot=name == "base_few_shot"),
+            "kl_from_sft_nats": 0.0
+            if name == "sft"
+            else _kl(ctx, role, rows, sampled, few_shot=name == "base_few_shot"),
             "stop_rate": sum(a.finished for a in sampled) / len(rows),
             "mean_tokens": sum(len(a.ids) for a in sampled) / len(rows),
         }
         ctx.reporter.step("evaluate", done + 1, len(policies), {})
-    reports = {name: _figures(ctx, judged[name], judged["sft"]) | facts[name] for name, _ in policies}
+    reports = {
+        name: _figures(ctx, judged[name], judged["sft"]) | facts[name] for name, _ in policies
+    }
     slices = {name: _slices(ctx, rows, judged[name]["sampled"]) for name, _ in policies}
     ctx.run.write_jsonl(
         "answers.jsonl",
@@ -84,7 +95,10 @@ def evaluate(ctx: Context, round_: int) -> Outcome:
         ],
     )
     best = max(reports, key=lambda name: reports[name]["gold_score"])
-    summary = ", ".join(f"{name} {reports[name]['gold_score']:.2f}" for name, _ in policies) + f"; best: {best}"
+    summary = (
+        ", ".join(f"{name} {reports[name]['gold_score']:.2f}" for name, _ in policies)
+        + f"; best: {best}"
+    )
     return Outcome(len(rows), tokens, summary, {"policies": reports, "slices": slices})
 
 
@@ -93,7 +107,9 @@ Scorer = Callable[[Sequence[Instruction], Sequence[tuple[str, bool]]], list[Gold
 
 
 def _scorer(ctx: Context) -> Scorer:
-    """The gold judge; where there is none, a reward model that has seen only the held-out rankings."""
+    """The gold judge; where there is none, a reward model that has seen only the held-out
+    rankings.
+    """
     gold = ctx.source.gold
     if gold is not None:
         return lambda rows, said: [gold(row, *one) for row, one in zip(rows, said, strict=True)]
@@ -116,7 +132,9 @@ def _scorer(ctx: Context) -> Scorer:
             example(ctx.base, ctx.settings.template, row, text, finished=finished)
             for row, (text, finished) in zip(rows, said, strict=True)
         ]
-        scores = score(ctx.adapters, "reward", head, examples, batch_size=ctx.settings.sampling.batch_size)
+        scores = score(
+            ctx.adapters, "reward", head, examples, batch_size=ctx.settings.sampling.batch_size
+        )
         return [Gold(one, {"preferred": one}) for one in torch.sigmoid(scores.double()).tolist()]
 
     return judge
@@ -124,12 +142,21 @@ def _scorer(ctx: Context) -> Scorer:
 
 def _policies(ctx: Context, rounds: int) -> list[tuple[str, str | None]]:
     """Name in the report, and the stage that made the adapter; None is the bare base."""
-    trained = [(suffixed(name, r), suffixed(name, r)) for r in range(1, rounds + 1) for name in ("best_of_k", "ppo")]
+    trained = [
+        (suffixed(name, r), suffixed(name, r))
+        for r in range(1, rounds + 1)
+        for name in ("best_of_k", "ppo")
+    ]
     return [("base", None), ("base_few_shot", None), ("sft", "sft"), *trained]
 
 
 def _answers(
-    ctx: Context, role: str | None, rows: Sequence[Instruction], temperature: float, *, few_shot: bool
+    ctx: Context,
+    role: str | None,
+    rows: Sequence[Instruction],
+    temperature: float,
+    *,
+    few_shot: bool,
 ) -> list[_Answer]:
     drawn = sample(
         ctx.adapters,
@@ -157,8 +184,17 @@ def _prompt(ctx: Context, row: Instruction, *, few_shot: bool) -> tuple[int, ...
 
 
 @torch.no_grad()
-def _kl(ctx: Context, role: str | None, rows: Sequence[Instruction], answers: Sequence[_Answer], *, few_shot: bool) -> float:
-    """Mean over samples of log p(completion) - log p_sft(completion), in nats; each policy sees its own prompt."""
+def _kl(
+    ctx: Context,
+    role: str | None,
+    rows: Sequence[Instruction],
+    answers: Sequence[_Answer],
+    *,
+    few_shot: bool,
+) -> float:
+    """Mean over samples of log p(completion) - log p_sft(completion), in nats; each policy sees
+    its own prompt.
+    """
     total = 0.0
     size = ctx.settings.sampling.batch_size
     for start in range(0, len(rows), size):
@@ -173,7 +209,9 @@ def _kl(ctx: Context, role: str | None, rows: Sequence[Instruction], answers: Se
     return total / len(rows)
 
 
-def _figures(ctx: Context, own: dict[str, list[Gold]], sft: dict[str, list[Gold]]) -> dict[str, Any]:
+def _figures(
+    ctx: Context, own: dict[str, list[Gold]], sft: dict[str, list[Gold]]
+) -> dict[str, Any]:
     settings = ctx.settings.evaluate
     options: dict[str, Any] = {"resamples": settings.bootstrap, "seed": ctx.settings.seed}
     sampled, greedy = ([g.score for g in own[how]] for how in ("sampled", "greedy"))
@@ -195,13 +233,17 @@ def _figures(ctx: Context, own: dict[str, list[Gold]], sft: dict[str, list[Gold]
 
 
 def _parts(verdicts: Sequence[Gold]) -> dict[str, float]:
-    return {name: sum(v.parts[name] for v in verdicts) / len(verdicts) for name in verdicts[0].parts}
+    return {
+        name: sum(v.parts[name] for v in verdicts) / len(verdicts) for name in verdicts[0].parts
+    }
 
 
 def _slices(ctx: Context, rows: Sequence[Instruction], verdicts: Sequence[Gold]) -> dict[str, Any]:
     out = {}
     for name, indices in ctx.source.slices(rows).items():
         if indices:
-            found = bootstrap_ci([verdicts[i].score for i in indices], resamples=ctx.settings.evaluate.bootstrap)
+            found = bootstrap_ci(
+                [verdicts[i].score for i in indices], resamples=ctx.settings.evaluate.bootstrap
+            )
             out[name] = {"gold_score": found.mean, "ci95": found.ci95, "n": len(indices)}
     return out

@@ -1,0 +1,63 @@
+"""The numbers of the quickstart: the whole loop on the embedded base, minutes on two CPU cores.
+
+The one place where they stand; `recipes/quickstart.py` and `alpaca-rlhf quickstart` both read them.
+What is not named here has the default of `settings.py`, which is meant for a 7-8B base.
+"""
+
+from pathlib import Path
+
+from alpaca_rlhf.settings import (
+    PPO,
+    SFT,
+    BestOfK,
+    Clip,
+    Evaluate,
+    Generate,
+    Loop,
+    Rank,
+    Reward,
+    Sampling,
+)
+
+# Answers in the small world are one to three short sentences: 48 tokens hold them, and a completion
+# that runs on is cut early, which saves most of the time.
+ANSWER_TOKENS = 48
+
+QUICKSTART = Loop(
+    base="embedded",
+    template="brief",  # two headings and nothing else: short, and not in the corpus of the base
+    out=Path("runs/quickstart"),
+    generate=Generate(
+        target=350,  # with the seeds about 500 rows, enough to learn the format
+        seeds=175,
+        batch_size=64,
+        max_new_tokens=96,  # two or three tasks a worksheet
+    ),
+    # An adapter on a few million weights learns far from where one on 7B does: about ten times the
+    # usual rates, on all of the data at a small batch.
+    sft=SFT(lr=2e-3, epochs=3, batch_size=16, micro_batch_size=16),
+    sampling=Sampling(max_new_tokens=ANSWER_TOKENS, batch_size=256),
+    rank=Rank(
+        prompts=400,
+        k=4,
+        noise=0.08,  # about one verdict in twelve is wrong, as people's are
+    ),
+    reward=Reward(lr=1e-3, head_lr=1e-3, batch_size=8, micro_batch_size=8),
+    ppo=PPO(
+        updates=20,
+        batch_size=64,
+        minibatch_size=32,
+        micro_batch_size=32,
+        epochs=2,
+        lr=5e-4,
+        value_lr=1e-3,
+        kl_coef=0.15,  # the reward model has seen 400 prompts: far from SFT it knows nothing
+        missing_eos_score=-2.0,  # two standard deviations below SFT's mean: worse than a bad answer
+        max_new_tokens=ANSWER_TOKENS,
+        value_warmup=1,
+        clip=Clip(score=3.0),  # one score must not rule a batch of 64
+    ),
+    best_of_k=BestOfK(k=4, prompts=600, lr=1e-3, epochs=2),
+    evaluate=Evaluate(prompts=400, watts=65.0),  # a desktop processor, not a graphics card
+)
+"""The quickstart's settings."""

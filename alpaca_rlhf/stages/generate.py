@@ -1,0 +1,61 @@
+"""The generate stage: self-instruct."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alpaca_rlhf.context import Context
+from alpaca_rlhf.data import Drop, GenerationProgress, write_instructions
+from alpaca_rlhf.data import generate as self_instruct
+from alpaca_rlhf.models.teacher import LocalTeacher
+from alpaca_rlhf.records import Instruction
+from alpaca_rlhf.stages.outcome import Outcome
+
+
+def generate(ctx: Context, round_: int) -> Outcome:
+    """Self-instruct: the bare base writes new tasks after the pattern of the seed tasks."""
+    seeds = ctx.source.seeds()
+    known = {ctx.source.key(row) or row.id for row in seeds}
+
+    def novel(row: Instruction) -> Drop | None:
+        key = ctx.source.key(row) or row.id
+        if key in known:
+            return Drop("duplicate", f"there is a task {key} already", row=row)
+        known.add(key)
+        return None
+
+    log = ctx.log("generate")
+    ctx.run.truncate_metrics(lambda row: row["stage"] != "generate")
+
+    def progress(now: GenerationProgress) -> None:
+        counts = {f"rejected_{rule.replace(' ', '_')}": n for rule, n in now.dropped.items()}
+        log(
+            {
+                "step": now.kept,
+                "steps": now.target,
+                "requests": now.requests,
+                "accepted": now.kept,
+                **counts,
+            }
+        )
+
+    settings = ctx.settings.generate
+    made = self_instruct(
+        LocalTeacher(ctx.adapters, settings),
+        seeds,
+        settings,
+        seed=ctx.settings.seed,
+        folder=ctx.run.folder("generate"),
+        rules=(),
+        accept=ctx.source.accept,
+        novel=novel,
+        progress=progress,
+    )
+    write_instructions(ctx.run.folder("generate") / "rows.jsonl", made.rows)
+    facts: dict[str, Any] = {"requests": made.requests, "dropped": len(made.drops)}
+    gold = ctx.source.gold
+    if gold is not None:
+        right = [gold(row, row.output or "", True).parts["correct"] for row in made.rows]
+        facts["correct"] = sum(right) / len(right)
+    summary = f"{len(made.rows)} new tasks, {len(made.drops)} dropped"
+    return Outcome(len(made.rows), made.tokens, summary, facts)

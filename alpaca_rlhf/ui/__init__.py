@@ -1,0 +1,1 @@
+"""The terminal: where a run stands, ranking by people, chat."""

@@ -1,0 +1,127 @@
+"""Around every command: exit codes, and silence from the libraries.
+
+Codes: 0 done; 2 the user can mend it, told in one line; 130 interrupted. Anything else is a bug
+and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from alpaca_rlhf.config import UserError
+from alpaca_rlhf.ui.terminal import Terminal, plain
+
+_MEMORY_FLAGS = {
+    "generate": "--generate.batch-size",
+    "sft": "--sft.micro-batch-size",
+    "reward": "--reward.micro-batch-size",
+    "ppo": "--ppo.micro-batch-size",
+}
+"""What to lower where memory is full; none of them changes the result."""
+
+
+def guarded(body: Callable[[], int], *, again: str, terminal: Terminal) -> int:
+    """Run a command and turn how it ends into an exit code.
+
+    Args:
+        body: The command; returns its exit code.
+        again: The command line that goes on after an interruption.
+        terminal: Stopped before anything is told; knows the stage.
+    """
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a poor locale must not stop a run
+    try:
+        with terminal:
+            code = body()
+            sys.stdout.flush()
+        return code
+    except SystemExit as stop:  # after help was printed
+        return int(stop.code or 0)
+    except UserError as error:
+        return _tell(f"error: {error}", 2)
+    except KeyboardInterrupt:
+        return _tell(f"interrupted; what was done is kept. To go on: {again}", 130)
+    except BrokenPipeError:
+        _drop_output()
+        return _tell(f"the output was closed; what was done is kept. To go on: {again}", 130)
+    except Exception as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; torch may not be loaded
+            raise
+        stage = (terminal.stage or "").partition(".")[0]
+        flag = _MEMORY_FLAGS.get(stage, "--sampling.batch-size")
+        return _tell(
+            f"error: {stage or 'the base'}: out of GPU memory; "
+            f"give a smaller {flag} (the result stays the same) and a new --out",
+            2,
+        )
+
+
+def printed(text: str) -> int:
+    """Write a text to a reader who may leave before its end, as `head` does."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+    return 0
+
+
+def command_line(program: str, words: Sequence[str]) -> str:
+    """The command as it can be typed again; `program` is taken as it is."""
+    return " ".join([program, shlex.join(words)]).strip()
+
+
+def quiet(base: str) -> None:
+    """Silence the libraries, before they are imported; only a hub id may use the network."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if _is_here(base):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    warnings.simplefilter("ignore")
+    # A library's warning finds a handler and therefore does not reach the terminal by itself.
+    logging.getLogger().addHandler(logging.NullHandler())
+
+
+def quiet_transformers(base: str) -> None:
+    """No bar while weights are loaded, but for a hub id, whose download is long."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    if _is_here(base):
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+class WarningsToTerminal(logging.Handler):
+    """Shows what our own modules warn of."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        super().__init__(logging.WARNING)
+        self._terminal = terminal
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one line."""
+        self._terminal.say(f"warning: {record.getMessage()}")
+
+
+def _is_here(base: str) -> bool:
+    return base == "embedded" or Path(base).expanduser().is_dir()
+
+
+def _tell(line: str, code: int) -> int:
+    sys.stderr.write(plain(" ".join(line.splitlines())) + "\n")
+    return code
+
+
+def _drop_output() -> None:
+    """Let the interpreter's last flush fail on nothing."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, sys.stdout.fileno())

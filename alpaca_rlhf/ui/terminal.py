@@ -1,0 +1,212 @@
+"""Where a run stands, on a terminal or in a file of plain lines; and text that is safe to print."""
+
+from __future__ import annotations
+
+import sys
+import time
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column
+
+_UNITS = {
+    "generate": "task",
+    "sample": "completion",
+    "ppo": "update",
+    "evaluate": "policy",
+}
+"""What a step of a stage is; of the others, an optimiser step."""
+
+_SHOWN = ("loss", "accuracy", "score", "kl", "gold_score", "requests")
+"""Metrics worth a glance, in this order."""
+
+_BIDI = {chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+
+
+def plain(text: str) -> str:
+    """Text that cannot move the cursor, change colours or turn the direction of what follows."""
+    unified = text.replace("\r\n", "\n")
+    kept = (one for one in unified if one in "\n\t" or not _harmful(one))
+    return "".join(kept)
+
+
+def _harmful(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs") or character in _BIDI
+
+
+def duration(seconds: float) -> str:
+    """`0:07`, `12:30`, `1:02:03`."""
+    whole = max(0, round(seconds))
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Terminal:
+    """Tells a person what happens; a `context.Reporter`. Use it in a `with` block.
+
+    Args:
+        console: Where to write. Where it is a terminal a live line shows the stage; elsewhere a
+            plain line is written now and then.
+        every_s: Least seconds between two plain lines.
+        clock: Seconds, for rates.
+    """
+
+    def __init__(
+        self,
+        console: Console | None = None,
+        *,
+        every_s: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.console = console or _Console(highlight=False, markup=False, emoji=False)
+        self.stage: str | None = None
+        self.stages: list[str] = []
+        self._every_s = every_s
+        self._clock = clock
+        self._live: Progress | None = None
+        self._started = 0.0
+        self._pace = _Pace("", 0, 0.0)
+        self._written = 0.0
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop()
+
+    def say(self, text: str = "") -> None:
+        """Write text as it is, without the characters that `plain` drops."""
+        self.console.print(plain(text), markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+    def ask(self, question: str) -> str:
+        """A line that a person types; where nobody sits at a keyboard nothing is asked aloud.
+
+        Raises:
+            EOFError: The input ended.
+        """
+        if not sys.stdin.isatty():
+            return input()
+        try:
+            return input(question)
+        except EOFError:
+            self.say()  # leave the line of the question
+            raise
+
+    def start(self, stage: str, what: str) -> None:
+        """A stage begins."""
+        self._stop()
+        self.say(f"{stage}: {what}")
+        self.stage = stage
+        self.stages.append(stage)
+        self._started = self._written = self._clock()
+        self._pace = _Pace("", 0, self._started)
+        if self.console.is_terminal:
+            self._live = Progress(
+                SpinnerColumn(),
+                BarColumn(bar_width=20),
+                TextColumn(
+                    "{task.description}",
+                    markup=False,
+                    table_column=Column(no_wrap=True, overflow="ellipsis"),
+                ),
+                TimeElapsedColumn(),
+                console=self.console,
+                transient=True,
+                refresh_per_second=4,
+            )
+            self._live.add_task(stage, total=None)
+            self._live.start()
+
+    def step(self, stage: str, done: int, total: int, metrics: Mapping[str, Any]) -> None:
+        """A step is done; `stage` may be a part of the one that began, with steps of its own."""
+        now = self._clock()
+        if stage != self._pace.stage or done < self._pace.first:
+            self._pace = _Pace(stage, done, now)
+        line = self._pace.line(done, total, now)
+        for name in [one for one in _SHOWN if isinstance(metrics.get(one), int | float)][:3]:
+            line += f", {name} {metrics[name]:.3g}"
+        if self._live is not None:
+            task = self._live.task_ids[0]
+            self._live.update(task, description=line, completed=done, total=total)
+        elif now - self._written >= self._every_s:
+            self._written = now
+            self.say(f"  {line}")
+
+    def finish(self, stage: str, what: str) -> None:
+        """A stage ended."""
+        self._stop()
+        self.say(f"  done in {duration(self._clock() - self._started)}: {what}")
+        self.stage = None
+
+    def _stop(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+class _Console(Console):
+    """rich's, but a reader who leaves is an error like any other, and not its own way out."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+class _Pace:
+    """How fast the steps come. The first step seen is where counting starts.
+
+    Before it lies what is not a step: loading the base, or steps of an earlier run.
+    """
+
+    def __init__(self, stage: str, first: int, at: float) -> None:
+        self.stage = stage
+        self.first = first
+        self._at = at
+
+    def line(self, done: int, total: int, now: float) -> str:
+        """`sft 12/60 steps, 3.1 steps/s, ETA 0:16`."""
+        unit = _UNITS.get(self.stage.partition(".")[0], "step")
+        units = unit.removesuffix("y") + "ies" if unit.endswith("y") else unit + "s"
+        line = f"{self.stage} {done}/{total} {units}"
+        steps, seconds = done - self.first, now - self._at
+        if steps <= 0 or seconds <= 0:
+            return line
+        rate = steps / seconds
+        speed = f"{rate:.3g} {units}/s" if rate >= 1 else f"{1 / rate:.3g} s a {unit}"
+        return f"{line}, {speed}, ETA {duration(max(0, total - done) / rate)}"
+
+
+def result_lines(report: Mapping[str, Any]) -> list[str]:
+    """One line a policy: its score with its interval, and its gain over SFT."""
+    policies: Mapping[str, Mapping[str, Any]] = report["policies"]
+    judge = str(report.get("judge", "gold"))
+    width = max(len(name) for name in policies)
+    lines = [f"score at temperature 1 with its 95% interval (judge: {judge}), gain over sft"]
+    for name, figures in policies.items():
+        line = f"  {name:<{width}}  {figures['gold_score']:.3f} {_interval(figures['ci95'])}"
+        if name not in ("base", "base_few_shot", "sft"):
+            gain = figures["paired_gain_vs_sft"]
+            line += f"  {gain:+.3f} {_interval(figures['paired_gain_ci95'], sign='+')}"
+        lines.append(line)
+    return lines
+
+
+def next_lines(commands: Sequence[tuple[str, str]]) -> list[str]:
+    """Commands a person may run next, each with what it is for."""
+    width = max((len(command) for command, _ in commands), default=0)
+    rows = [f"  {command:<{width}}  # {why}" for command, why in commands]
+    return ["next:", *rows] if rows else []
+
+
+def _interval(bounds: Sequence[float], sign: str = "") -> str:
+    low, high = bounds
+    return f"[{low:{sign}.3f}, {high:{sign}.3f}]"

@@ -1,0 +1,175 @@
+"""The long proofs: `make prove`. Writes docs/proof/*.json with the commit and the machine they belong to.
+
+python -m tests.prove seeds [SEED ...]     the whole loop for seeds 0, 1, 2 and one drawn from the commit's hash
+python -m tests.prove kills [N]            SIGKILL in every stage, N times each, run again: the same report
+python -m tests.prove                      both
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from alpaca_rlhf import provenance
+
+ROOT = Path(__file__).resolve().parent.parent
+PROOF = ROOT / "docs" / "proof"
+TIMES = {"seconds", "peak_memory_gib", "cost_usd"}
+SMALL = [
+    "--generate.target", "24", "--generate.seeds", "24", "--generate.batch-size", "16", "--rank.prompts", "24",
+    "--reward.gate", "0.01", "--ppo.updates", "4", "--ppo.batch-size", "16", "--ppo.minibatch-size", "8",
+    "--ppo.save-every", "1", "--sft.save-every", "2", "--reward.save-every", "2",
+    "--best-of-k.prompts", "16", "--evaluate.prompts", "24",
+]  # fmt: skip
+
+
+def command(out: Path, *flags: str) -> list[str]:
+    """The quickstart in a folder."""
+    return [sys.executable, "-m", "alpaca_rlhf", "quickstart", "--out", str(out), *flags]
+
+
+def offline() -> dict[str, str]:
+    """This environment, without the hub."""
+    return {**os.environ, "HF_HUB_OFFLINE": "1"}
+
+
+def without_times(report: Any) -> Any:
+    """A report apart from times, memory and cost."""
+    if isinstance(report, dict):
+        return {k: without_times(v) for k, v in report.items() if k not in TIMES}
+    return [without_times(one) for one in report] if isinstance(report, list) else report
+
+
+def stamp() -> dict[str, Any]:
+    """What a proof belongs to."""
+    return {
+        "commit": provenance.commit(),
+        "machine": provenance.hardware(),
+        "versions": provenance.versions(),
+    }
+
+
+def checks(report: dict[str, Any]) -> dict[str, bool]:
+    """The marks that every seed must reach."""
+    policies = report["policies"]
+    reward = report["reward_models"][0]
+    return {
+        "base <= 0.05": policies["base"]["gold_score"] <= 0.05,
+        "sft >= 0.45": policies["sft"]["gold_score"] >= 0.45,
+        "reward accuracy >= 0.72": reward["held_out_accuracy"] >= 0.72,
+        "reward interval above 0.5": reward["ci95"][0] > 0.5,
+        "shuffled control near 0.5": reward["shuffled_label_ci95"][0]
+        <= 0.5
+        <= reward["shuffled_label_ci95"][1]
+        or abs(reward["shuffled_label_accuracy"] - 0.5) < 0.05,
+        "best-of-k gain above 0": policies["best_of_k"]["paired_gain_ci95"][0] > 0,
+        "ppo gain above 0": policies["ppo"]["paired_gain_ci95"][0] > 0,
+        "best-of-k win rate > 0.5": policies["best_of_k"]["win_rate_vs_sft"] > 0.5,
+        "ppo win rate > 0.5": policies["ppo"]["win_rate_vs_sft"] > 0.5,
+        "greedy correctness of ppo >= sft - 0.05": policies["ppo"]["gold_parts_greedy"]["correct"]
+        >= policies["sft"]["gold_parts_greedy"]["correct"] - 0.05,
+        "stop rate >= 0.97": min(policies[n]["stop_rate"] for n in ("sft", "ppo", "best_of_k"))
+        >= 0.97,
+        "no prompt in two splits": report["prompts"]["overlap"] == 0,
+    }
+
+
+def prove_seeds(seeds: list[int]) -> bool:
+    """Run the whole loop for every seed."""
+    good = True
+    for seed in seeds:
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "run"
+            started = time.perf_counter()
+            subprocess.run(command(out, "--seed", str(seed)), check=True, env=offline())
+            wall = time.perf_counter() - started
+            report = json.loads((out / "report.json").read_text())
+        found = checks(report)
+        good = good and all(found.values())
+        proof = {
+            **stamp(),
+            "command": f"alpaca-rlhf quickstart --seed {seed}",
+            "wall_seconds": wall,
+            "checks": found,
+        }
+        write(f"quickstart-seed-{seed}.json", proof | {"report": report})
+        print(
+            seed,
+            f"{wall:.0f} s",
+            {k: v for k, v in found.items() if not v} or "all marks reached",
+            flush=True,
+        )
+    return good
+
+
+def prove_kills(rounds: int) -> bool:
+    """Kill a small run once in every stage, at a random moment, until it ends; compare with an undisturbed run."""
+    rng = random.Random(0)
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        calm = Path(folder) / "calm" / "run"
+        subprocess.run(command(calm, *SMALL), check=True, env=offline(), stdout=subprocess.DEVNULL)
+        expected = without_times(json.loads((calm / "report.json").read_text()))
+        stages = [s for s in json.loads((calm / "ledger.json").read_text()) if s != "base"]
+        for number in range(rounds):
+            out = Path(folder) / f"killed-{number}" / "run"
+            kills = [kill_in(out, stage, rng.random()) for stage in stages]
+            subprocess.run(
+                command(out, *SMALL), check=True, env=offline(), stdout=subprocess.DEVNULL
+            )
+            same = without_times(json.loads((out / "report.json").read_text())) == expected
+            results.append(
+                {
+                    "killed_in": [s for s, k in zip(stages, kills, strict=True) if k],
+                    "same_report": same,
+                }
+            )
+            print(results[-1], flush=True)
+    write(
+        "kills.json",
+        {**stamp(), "command": f"python -m tests.prove kills {rounds}", "runs": results},
+    )
+    return all(r["same_report"] for r in results)
+
+
+def kill_in(out: Path, stage: str, share: float) -> bool:
+    """Run until `stage` has begun, wait a random while, SIGKILL. False if the stage was over too soon."""
+    process = subprocess.Popen(
+        command(out, *SMALL), env=offline(), stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip().startswith(f"{stage}:"):
+            time.sleep(2.0 * share)
+            process.send_signal(signal.SIGKILL)
+            break
+    process.stdout.close()
+    return process.wait() == -signal.SIGKILL
+
+
+def write(name: str, proof: dict[str, Any]) -> None:
+    """One proof, as a file."""
+    PROOF.mkdir(parents=True, exist_ok=True)
+    (PROOF / name).write_text(json.dumps(proof, indent=1) + "\n")
+
+
+def main(words: list[str]) -> int:
+    """Run the proofs that were asked for."""
+    which = words[0] if words else "all"
+    good = True
+    if which in ("all", "seeds"):
+        commit = provenance.commit() or "0"
+        good &= prove_seeds([int(w) for w in words[1:]] or [0, 1, 2, int(commit[:6], 16)])
+    if which in ("all", "kills"):
+        good &= prove_kills(int(words[1]) if which == "kills" and len(words) > 1 else 2)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

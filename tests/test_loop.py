@@ -1,0 +1,282 @@
+"""What every stage's loop shares."""
+
+import os
+
+import pytest
+import torch
+
+from alpaca_rlhf.config import UserError
+from alpaca_rlhf.training import loop
+from alpaca_rlhf.training.loop import Checkpoints, Learner, batches, fit, mean, parts
+
+
+def learner(parameter, *, lr=0.1, steps=10, warmup=0.0, max_grad_norm=1e9, **more):
+    groups = [({"w": parameter}, lr), *(({name: p}, rate) for name, (p, rate) in more.items())]
+    return Learner(
+        "sft", "--sft.lr", groups, steps=steps, warmup=warmup, max_grad_norm=max_grad_norm
+    )
+
+
+def weight(*values):
+    return torch.nn.Parameter(torch.tensor(values or (1.0, 2.0)))
+
+
+def step(made, parameter, gradient):
+    parameter.grad = torch.tensor(gradient)
+    return made.step()
+
+
+# --- the order of the data ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "size"), [(12, 4), (10, 4), (3, 8), (1, 1)])
+def test_each_epoch_sees_every_example_once(n, size):
+    plan = batches(n, size, 3, seed=5)
+    per_epoch = -(-n // size)
+    assert len(plan) == 3 * per_epoch
+    orders = []
+    for epoch in range(3):
+        own = plan[epoch * per_epoch : (epoch + 1) * per_epoch]
+        assert [len(one) for one in own[:-1]] == [size] * (per_epoch - 1)
+        orders.append([i for one in own for i in one])
+        assert sorted(orders[-1]) == list(range(n))
+    if n > 3:
+        assert len({tuple(one) for one in orders}) == 3, "each epoch has an order of its own"
+
+
+def test_the_order_is_the_seeds_alone():
+    torch.manual_seed(1)
+    one = batches(50, 8, 2, seed=3)
+    torch.manual_seed(2)
+    assert batches(50, 8, 2, seed=3) == one
+    assert batches(50, 8, 2, seed=4) != one
+
+
+def test_parts_and_mean():
+    assert parts([1, 2, 3, 4, 5], 2) == [[1, 2], [3, 4], [5]]
+    assert parts([], 2) == []
+    assert mean([1, 2, 6]) == 3
+    assert mean(torch.tensor([1.0, 2.0, 6.0])) == 3
+
+
+# --- the optimiser --------------------------------------------------------------------------------
+
+
+def test_the_rate_falls_linearly_to_0():
+    w = weight()
+    made = learner(w, lr=0.1, steps=5)
+    rates = [step(made, w, [1.0, 1.0])["lr"] for _ in range(5)]
+    assert rates == pytest.approx([0.1, 0.08, 0.06, 0.04, 0.02])
+    assert made.optimizer.param_groups[0]["lr"] == pytest.approx(0)
+
+
+def test_the_rate_first_rises():
+    w = weight()
+    made = learner(w, lr=0.4, steps=10, warmup=0.3)
+    rates = [step(made, w, [1.0, 1.0])["lr"] for _ in range(10)]
+    assert rates[:4] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    falls = [a - b for a, b in zip(rates[3:], rates[4:], strict=False)]
+    assert falls == pytest.approx([falls[0]] * 6)
+    assert rates[-1] == pytest.approx(falls[0]), "one step before 0"
+
+
+def test_each_group_has_its_own_rate():
+    """Adam's first step moves every weight by its rate, whatever the gradient's size."""
+    w, head = weight(0.0), weight(0.0)
+    made = learner(w, lr=0.1, head=(head, 0.001))
+    w.grad, head.grad = torch.tensor([7.0]), torch.tensor([-0.02])
+    made.step()
+    assert w.item() == pytest.approx(-0.1, rel=1e-4)
+    assert head.item() == pytest.approx(0.001, rel=1e-4)
+
+
+def test_nothing_decays():
+    w, still = weight(3.0), weight(5.0)
+    made = learner(w, still=(still, 0.1))
+    for _ in range(5):
+        w.grad, still.grad = torch.tensor([1.0]), torch.tensor([0.0])
+        made.step()
+    assert still.item() == 5
+
+
+def test_gradients_are_clipped_together_and_reported_before():
+    w, head = weight(0.0), weight(0.0)
+    made = learner(w, max_grad_norm=0.5, head=(head, 0.1))
+    seen = []
+    made.optimizer.register_step_pre_hook(
+        lambda *_: seen.append((w.grad.clone(), head.grad.clone()))
+    )
+    w.grad, head.grad = torch.tensor([3.0]), torch.tensor([-4.0])
+    assert made.step()["grad_norm"] == 5
+    (one, other), = seen
+    assert (one.item(), other.item()) == pytest.approx((0.3, -0.4), rel=1e-4)
+    w.grad, head.grad = torch.tensor([0.03]), torch.tensor([-0.04])
+    made.step()
+    assert seen[1][0].item() == pytest.approx(0.03, rel=1e-4), "a small gradient is left alone"
+
+
+def test_after_a_step_no_gradient_lies_there():
+    w = weight()
+    made = learner(w)
+    step(made, w, [1.0, 2.0])
+    assert w.grad is None
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_stops_the_run(bad):
+    w = weight()
+    made = learner(w)
+    with pytest.raises(UserError, match=r"sft: .*not finite; lower --sft\.lr"):
+        step(made, w, [1.0, bad])
+    assert w.tolist() == [1, 2], "and the weights are as they were"
+
+
+def test_a_name_in_two_groups_is_refused():
+    w = weight()
+    with pytest.raises(ValueError, match="two groups"):
+        Learner("x", "--x.lr", [({"w": w}, 1), ({"w": w}, 2)], steps=1, warmup=0, max_grad_norm=1)
+
+
+def test_a_learner_goes_on_from_its_state_bit_for_bit(tmp_path):
+    gradients = torch.randn(9, 2, generator=torch.Generator().manual_seed(0)).tolist()
+    w = weight()
+    made = learner(w, warmup=0.2)
+    for gradient in gradients[:4]:
+        step(made, w, gradient)
+    Checkpoints(tmp_path).save(4, made.state())
+    uninterrupted = [step(made, w, gradient)["lr"] for gradient in gradients[4:]]
+
+    again = weight()
+    other = learner(again, warmup=0.2)
+    done, state = Checkpoints(tmp_path).latest()
+    other.load_state(state)
+    assert done == 4
+    assert [step(other, again, gradient)["lr"] for gradient in gradients[4:]] == uninterrupted
+    assert torch.equal(again, w)
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+
+def names(folder):
+    return sorted(one.name for one in folder.iterdir())
+
+
+def test_the_last_two_checkpoints_are_kept(tmp_path):
+    made = Checkpoints(tmp_path / "checkpoints")
+    assert made.latest() is None
+    for done in (2, 4, 10):
+        made.save(done, {"x": torch.tensor(done)})
+    assert names(made.folder) == ["step-000004", "step-000010"]
+    done, state = made.latest()
+    assert (done, state["x"].item()) == (10, 10)
+    made.clear()
+    assert made.latest() is None
+    assert not made.folder.exists()
+    made.clear()
+
+
+def test_a_torn_checkpoint_is_passed_over(tmp_path):
+    made = Checkpoints(tmp_path)
+    made.save(2, {"x": 2})
+    (tmp_path / "step-000004").mkdir()
+    (tmp_path / "step-000004" / "state.pt.tmp").write_bytes(b"half")
+    (tmp_path / "step-000006").mkdir()
+    assert made.latest() == (2, {"x": 2})
+    made.save(4, {"x": 4})
+    made.save(6, {"x": 6})
+    assert made.latest() == (6, {"x": 6})
+
+
+def test_a_checkpoint_killed_while_written_leaves_the_one_before(tmp_path, monkeypatch):
+    made = Checkpoints(tmp_path)
+    made.save(2, {"x": 2})
+
+    def killed(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        patch.setattr(os, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            made.save(4, {"x": 4})
+    assert Checkpoints(tmp_path).latest() == (2, {"x": 2})
+
+
+def test_a_checkpoint_holds_no_code(tmp_path):
+    """It is read with weights_only: an object in it is refused, not run."""
+    made = Checkpoints(tmp_path)
+    made.save(1, {"x": Exception("boo")})
+    with pytest.raises(Exception, match="(?i)weights.only"):
+        made.latest()
+
+
+# --- fit ------------------------------------------------------------------------------------------
+
+
+def run(folder, *, until=None, plan=None, save_every=2, logged=None, each_step=None):
+    """Ten steps on one weight, whose gradient depends on step and weight; killed after `until`."""
+    w = weight()
+    plan = plan or [[i] for i in range(10)]
+    made = learner(w, steps=len(plan), warmup=0.2)
+
+    def backward(indices):
+        w.grad = torch.tensor([float(indices[0] + 1), 1.0]) * w.detach()
+        return {"loss": float(w.sum().detach())}
+
+    def log(row):
+        if logged is not None:
+            logged.append(row)
+        if row["step"] == until:
+            raise KeyboardInterrupt
+
+    checkpoints = Checkpoints(folder)
+    options = {} if each_step is None else {"each_step": each_step}
+    fit(made, plan, backward, checkpoints=checkpoints, save_every=save_every, log=log, **options)
+    return w.detach().clone()
+
+
+@pytest.mark.parametrize("until", [1, 2, 3, 7, 10])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, until):
+    rows, torn, rest = [], [], []
+    whole = run(tmp_path / "a", logged=rows)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b", until=until, logged=torn)
+    assert torch.equal(run(tmp_path / "b", logged=rest), whole)
+    assert [row["step"] for row in rows] == list(range(1, 11))
+    assert rest[0]["step"] == (until - 1) // 2 * 2 + 1
+    assert rest == rows[rest[0]["step"] - 1 :], "the same rows"
+
+
+def test_a_row_is_logged_a_step_with_its_evaluation(tmp_path):
+    rows = []
+    run(tmp_path, logged=rows, each_step=lambda done: {"eval_loss": 7.0} if done == 5 else None)
+    assert [row["step"] for row in rows if "eval_loss" in row] == [5]
+    assert all({"step", "steps", "loss", "lr", "grad_norm"} <= row.keys() for row in rows)
+    assert all(row["steps"] == 10 for row in rows)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    w = weight()
+
+    def backward(indices):
+        w.grad = torch.zeros(2)
+        return {"loss": float("nan")}
+
+    with pytest.raises(UserError, match=r"the loss of step 1 is nan; lower --sft\.lr"):
+        fit(
+            learner(w),
+            [[0]],
+            backward,
+            checkpoints=Checkpoints(tmp_path),
+            save_every=1,
+            log=lambda row: None,
+        )
+
+
+def test_the_log_says_where_it_goes_on(tmp_path, caplog):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, until=5)
+    with caplog.at_level("INFO", logger=loop.__name__):
+        run(tmp_path)
+    assert "sft goes on at step 4 of 10" in caplog.text

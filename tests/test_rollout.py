@@ -1,0 +1,318 @@
+"""Sampling: what it must equal, what it must not depend on, and how often each token comes."""
+
+import math
+
+import pytest
+import torch
+
+from alpaca_rlhf.models import rollout
+from alpaca_rlhf.models.batches import Example, collate, left_pad
+from alpaca_rlhf.models.heads import ScalarHead
+from alpaca_rlhf.models.rollout import logprobs, sample, score
+from alpaca_rlhf.settings import Sampling
+
+PROMPTS = [(1, 20, 30, 40), (1, 21), (1, *range(50, 70)), (1, 22, 32), (1, 300, 301)]
+KEYS = ["a", "b", "c", "d", "e"]
+STOPS = frozenset({2, *range(100, 130)})  # many, so that rows finish at different times
+
+
+def draw(adapters, role="policy", prompts=PROMPTS, keys=KEYS, *, k=1, seed=0, **sampling):
+    numbers = {"max_new_tokens": 12, "batch_size": 64, **sampling}
+    return sample(adapters, role, prompts, keys, k=k, sampling=Sampling(**numbers), seed=seed)
+
+
+def with_stops(adapters, stops=STOPS):
+    object.__setattr__(adapters.base, "stop_ids", stops)
+    return adapters
+
+
+@pytest.fixture
+def adapters(tiny):
+    return with_stops(tiny("policy", "sft"))
+
+
+# --- greedy ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stops", [frozenset({2}), STOPS])
+def test_greedy_equals_generate(tiny, stops):
+    """Token for token that of transformers, in fp32, for a left-padded batch of odd lengths."""
+    adapters = with_stops(tiny("policy"), stops)
+    ours = draw(adapters, temperature=0, max_new_tokens=24)
+    ids, mask = left_pad(adapters.base, PROMPTS)
+    with torch.no_grad(), adapters.using("policy"):
+        theirs = adapters.base.model.generate(
+            input_ids=ids,
+            attention_mask=mask.long(),
+            do_sample=False,
+            max_new_tokens=24,
+            eos_token_id=sorted(stops),
+            pad_token_id=0,
+        )[:, ids.shape[1] :]
+    lengths = set()
+    for (one,), other in zip(ours, theirs.tolist(), strict=True):
+        ends = [i for i, token in enumerate(other) if token in stops]
+        expected = other[: ends[0] + 1] if ends else other
+        assert list(one.ids) == expected
+        assert one.finished == bool(ends)
+        lengths.add(len(expected))
+    assert len(lengths) > 1 or stops == frozenset({2})
+
+
+def test_greedy_draws_k_equal_completions(adapters):
+    for own in draw(adapters, temperature=0, k=3):
+        assert own[0] == own[1] == own[2]
+
+
+# --- what a completion does not depend on ---------------------------------------------------------
+
+
+def test_a_completion_does_not_depend_on_its_batch(adapters):
+    """Batch size, partners, K, order: the same key and sample draw the same tokens."""
+    reference = draw(adapters, k=4)
+    assert len({one.ids for own in reference for one in own}) > 15, "they are different"
+    for batch_size in (1, 2, 3, 5, 7):
+        assert draw(adapters, k=4, batch_size=batch_size) == reference
+    assert draw(adapters, k=2) == [own[:2] for own in reference]
+    for i in range(5):
+        assert draw(adapters, prompts=[PROMPTS[i]], keys=[KEYS[i]], k=4) == [reference[i]]
+    turned = draw(adapters, prompts=PROMPTS[::-1], keys=KEYS[::-1], k=4)
+    assert turned == reference[::-1]
+
+
+def test_a_completion_does_not_depend_on_rows_that_finish_first(adapters):
+    """With more stop tokens other rows leave the batch sooner; until its own stop nothing changes."""
+    with_stops(adapters, frozenset({2}))
+    never = draw(adapters, k=8, max_new_tokens=16)
+    with_stops(adapters)
+    often = draw(adapters, k=8, max_new_tokens=16)
+    finished = 0
+    for one, other in zip(sum(never, []), sum(often, []), strict=True):
+        ends = [i for i, token in enumerate(one.ids) if token in STOPS]
+        expected = one.ids[: ends[0] + 1] if ends else one.ids
+        assert other.ids == expected
+        finished += bool(ends) and other.finished
+    assert 5 < finished < 40
+
+
+def test_a_shorter_limit_gives_a_prefix(adapters):
+    short, long = draw(adapters, k=4, max_new_tokens=5), draw(adapters, k=4, max_new_tokens=20)
+    for one, other in zip(sum(short, []), sum(long, []), strict=True):
+        assert one.ids == other.ids[:5]
+
+
+def test_seed_key_and_sample_change_the_noise(adapters):
+    one = draw(adapters, k=2)
+    assert draw(adapters, k=2) == one
+    assert all(own[0] != own[1] for own in one)
+    assert draw(adapters, k=2, seed=1) != one
+    assert draw(adapters, k=2, keys=["v", "w", "x", "y", "z"]) != one
+    twice = draw(adapters, prompts=[PROMPTS[0]] * 2, keys=["a", "a"])
+    assert twice[0] == twice[1]
+
+
+def test_the_global_random_state_is_neither_read_nor_moved(adapters):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    one = draw(adapters)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert draw(adapters) == one
+
+
+# --- work -----------------------------------------------------------------------------------------
+
+
+def test_the_prompt_is_read_once_for_k_samples(adapters):
+    shapes = []
+    embedding = adapters.base.model.get_input_embeddings()
+    hook = embedding.register_forward_hook(lambda _, args, out: shapes.append(tuple(args[0].shape)))
+    draw(adapters, prompts=PROMPTS[:1], keys=KEYS[:1], k=6, max_new_tokens=3)
+    hook.remove()
+    assert shapes[0] == (1, 4)
+    assert shapes[1] == (6, 1)
+    assert len(shapes) <= 3
+
+
+def test_finished_rows_leave_the_batch(adapters):
+    rows = []
+    embedding = adapters.base.model.get_input_embeddings()
+    hook = embedding.register_forward_hook(lambda _, args, out: rows.append(len(args[0])))
+    with_stops(adapters, frozenset({2, *range(50, 300)}))
+    draw(adapters, k=8, max_new_tokens=12)
+    hook.remove()
+    assert rows[1:] == sorted(rows[1:], reverse=True)
+    assert rows[-1] < 40 / 4
+    assert len(rows) < 12, "the batch ends with its last row"
+
+
+def test_progress_is_told(adapters):
+    told = []
+    sampling = Sampling(max_new_tokens=2, batch_size=4)
+    sample(
+        adapters,
+        None,
+        PROMPTS,
+        KEYS,
+        k=2,
+        sampling=sampling,
+        seed=0,
+        on_batch=told.append,
+    )
+    assert told == [4, 4, 2]
+
+
+# --- stops and limits -----------------------------------------------------------------------------
+
+
+def test_every_stop_id_ends_a_completion_and_is_its_last_token(adapters):
+    seen = set()
+    for one in sum(draw(adapters, k=16, max_new_tokens=20), []):
+        assert 1 <= len(one.ids) <= 20
+        assert one.finished == (one.ids[-1] in STOPS)
+        assert not STOPS & set(one.ids[:-1])
+        assert one.finished or len(one.ids) == 20
+        seen |= {one.ids[-1]} & STOPS
+    assert len(seen) > 3
+
+
+def test_a_stop_at_the_limit_counts_as_finished(adapters):
+    with_stops(adapters, frozenset(range(400)))
+    for (one,) in draw(adapters, max_new_tokens=1):
+        assert len(one.ids) == 1
+        assert one.finished
+
+
+# --- how often each token comes -------------------------------------------------------------------
+
+
+def first_token_logits(adapters, prompt):
+    with torch.no_grad(), adapters.using("policy"):
+        return adapters.base.model(input_ids=torch.tensor([prompt])).logits[0, -1].double()
+
+
+def too_far(counts, probabilities):
+    """Whether Pearson's chi-square lies five standard deviations above its mean."""
+    expected = probabilities * counts.sum()
+    common = expected >= 5
+    rest = torch.tensor([expected[~common].sum()]), torch.tensor([counts[~common].sum()])
+    expected = torch.cat([expected[common], rest[0]])
+    counts = torch.cat([counts[common], rest[1]])
+    keep = expected > 0
+    assert not counts[~keep].any()
+    chi = float(((counts - expected) ** 2 / expected.where(keep, torch.ones(())))[keep].sum())
+    freedom = int(keep.sum()) - 1
+    return chi > freedom + 5 * math.sqrt(2 * freedom)
+
+
+def first_tokens(adapters, count=4000, **sampling):
+    (own,) = draw(
+        adapters,
+        prompts=PROMPTS[:1],
+        keys=["x"],
+        k=count,
+        max_new_tokens=1,
+        batch_size=count,
+        **sampling,
+    )
+    vocabulary = adapters.base.model.config.vocab_size
+    return torch.bincount(torch.tensor([one.ids[0] for one in own]), minlength=vocabulary).double()
+
+
+def test_the_first_token_has_the_softmax_distribution_at_each_temperature(adapters):
+    logits = first_token_logits(adapters, PROMPTS[0])
+    counts = {t: first_tokens(adapters, temperature=t) for t in (0.5, 1.0, 1.5)}
+    for temperature, own in counts.items():
+        assert not too_far(own, (logits / temperature).softmax(0))
+    assert too_far(counts[0.5], logits.softmax(0)), "the bound is sharp enough to see a temperature"
+    assert too_far(counts[1.5], logits.softmax(0))
+
+
+def test_top_p_keeps_the_smallest_set_that_holds_the_mass(adapters):
+    probabilities = first_token_logits(adapters, PROMPTS[0]).softmax(0)
+    kept, mass = [], 0.0
+    for token in probabilities.argsort(descending=True).tolist():
+        if mass >= 0.6:
+            break
+        kept.append(token)
+        mass += float(probabilities[token])
+    assert 3 < len(kept) < 200
+    nucleus = torch.zeros_like(probabilities)
+    nucleus[kept] = probabilities[kept] / mass
+    counts = first_tokens(adapters, top_p=0.6)
+    assert counts[nucleus == 0].sum() == 0
+    assert not too_far(counts, nucleus)
+
+
+def test_a_tiny_top_p_is_greedy(adapters):
+    assert draw(adapters, top_p=1e-6) == draw(adapters, temperature=0)
+
+
+@pytest.mark.parametrize(
+    ("uniform", "token"), [(0.0, 1), (0.24, 1), (0.26, 2), (0.74, 2), (0.76, 4), (1 - 2**-53, 4)]
+)
+def test_a_token_is_the_inverted_distribution_function(uniform, token):
+    """Probabilities 0, 1/4, 1/2, 0, 1/4, 0: an impossible token never comes, at either end."""
+    logits = torch.tensor([[0, 1 / 4, 1 / 2, 0, 1 / 4, 0]]).log()
+    found = rollout._pick(logits, Sampling(), torch.tensor([uniform], dtype=torch.float64))
+    assert found.tolist() == [token]
+
+
+def test_recomputed_logprobs_are_those_of_the_sampler(adapters, monkeypatch):
+    """The decode loop's cached, left-padded forward and the training forward agree in fp32."""
+    seen = []
+    pick = rollout._pick
+
+    def spy(logits, sampling, uniform):
+        chosen = pick(logits, sampling, uniform)
+        seen.append(logits.log_softmax(-1).gather(-1, chosen[:, None])[:, 0])
+        return chosen
+
+    monkeypatch.setattr(rollout, "_pick", spy)
+    with_stops(adapters, frozenset())
+    own = draw(adapters, k=2, max_new_tokens=10)
+    order = sorted(range(5), key=lambda i: -len(PROMPTS[i]))
+    examples = [Example(PROMPTS[i], one.ids) for i in order for one in own[i]]
+    batch = collate(adapters.base, examples)
+    again, _ = logprobs(adapters, "policy", batch, micro_batch_size=3)
+    assert torch.allclose(torch.stack(seen, 1), again, atol=1e-4)
+    other, _ = logprobs(adapters, "sft", batch, micro_batch_size=3)
+    assert not torch.allclose(again, other, atol=1e-2)
+
+
+# --- roles ----------------------------------------------------------------------------------------
+
+
+def test_sampling_in_train_mode_is_refused(adapters):
+    with pytest.raises(RuntimeError, match="train mode"), adapters.training():
+        draw(adapters)
+
+
+def test_only_the_given_role_speaks(adapters):
+    own = {role: draw(adapters, role) for role in ("policy", "sft", None)}
+    assert len({tuple(map(tuple, one)) for one in own.values()}) == 3
+    assert adapters.active is None
+    with torch.no_grad():
+        for p in adapters.parameters("policy").values():
+            p.add_(0.3)
+    assert draw(adapters, "sft") == own["sft"]
+    assert draw(adapters, None) == own[None]
+    assert draw(adapters, "policy") != own["policy"]
+    with torch.no_grad(), adapters.using("policy"):
+        inside = draw(adapters, "sft")
+        assert adapters.active == "policy"
+    assert inside == own["sft"]
+
+
+def test_scores_do_not_depend_on_their_batch(adapters):
+    head = ScalarHead(128, seed=1)
+    examples = [Example(p, one.ids) for p, own in zip(PROMPTS, draw(adapters, k=3)) for one in own]
+    one_by_one = score(adapters, "sft", head, examples, batch_size=1)
+    assert one_by_one.std() > 0.1
+    for size in (2, 4, 100):
+        assert torch.allclose(
+            score(adapters, "sft", head, examples, batch_size=size), one_by_one, atol=1e-5
+        )
+    batch = collate(adapters.base, examples)
+    found = rollout.scores(adapters, "sft", head, batch, micro_batch_size=4)
+    assert torch.allclose(found, one_by_one, atol=1e-5)

@@ -1,0 +1,281 @@
+"""Supervised fine-tuning: what carries loss, what must not change it, and that it learns."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from alpaca_rlhf.config import UserError
+from alpaca_rlhf.models.base import weights_digest
+from alpaca_rlhf.models.batches import Example, example
+from alpaca_rlhf.models.rollout import sample
+from alpaca_rlhf.records import Instruction
+from alpaca_rlhf.settings import SFT, Sampling
+from alpaca_rlhf.training.loop import Checkpoints
+from alpaca_rlhf.training.sft import encode, held_out_loss, split_held_out, train_sft
+
+
+def examples(n, seed=0):
+    """Random prompts of 2 to 12 tokens with completions of 1 to 20."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(least, most):
+        length = int(torch.randint(least, most + 1, (1,), generator=generator))
+        return tuple(torch.randint(3, 386, (length,), generator=generator).tolist())
+
+    return [Example((1, *ids(1, 11)), (*ids(0, 19), 2)) for _ in range(n)]
+
+
+SETTINGS = SFT(lr=1e-2, epochs=1, batch_size=8, micro_batch_size=4, warmup=0.0, save_every=2)
+
+
+def train(adapters, folder, rows, settings=SETTINGS, *, seed=0, held_out=(), log=None, **options):
+    return train_sft(
+        adapters,
+        "sft",
+        rows,
+        held_out,
+        settings,
+        seed=seed,
+        checkpoints=Checkpoints(folder),
+        log=log or (lambda row: None),
+        **options,
+    )
+
+
+# --- gradients ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dtype", "quantization", "bound"),
+    [(torch.float32, "nf4", 1e-5), (torch.float64, "none", 1e-12)],
+)
+def test_the_micro_batch_never_changes_the_gradient(
+    tiny, tmp_path, gradients, dtype, quantization, bound
+):
+    for size in (1, 2, 4, 8):
+        adapters = tiny("sft", dtype=dtype, quantization=quantization)
+        if dtype == torch.float64:
+            assert {p.dtype for p in adapters.parameters("sft").values()} == {torch.float64}
+        train(adapters, tmp_path, examples(8), replace(SETTINGS, micro_batch_size=size))
+    whole = gradients[-1]
+    assert len(gradients) == 4
+    assert whole.norm() > 0.1
+    for one in gradients:
+        assert (one - whole).norm() <= bound * whole.norm()
+
+
+def test_the_gradient_is_that_of_a_plain_token_mean(tiny, tmp_path, gradients):
+    """Of cross-entropy over the completion tokens of the whole batch, by transformers' forward."""
+    rows = examples(8)
+    adapters = tiny("sft")
+    adapters.trainable("sft")
+    total, count = 0.0, 0
+    with adapters.using("sft"):
+        for one in rows:
+            ids = torch.tensor([one.prompt + one.completion])
+            logits = adapters.base.model(input_ids=ids, use_cache=False).logits[0, :-1]
+            labels = ids[0, 1:].clone()
+            labels[: len(one.prompt) - 1] = -100
+            own = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+            total, count = total + own, count + len(one.completion)
+        (total / count).backward()
+    expected = torch.cat(
+        [p.grad.flatten().double() for _, p in sorted(adapters.parameters("sft").items())]
+    )
+    del total, own
+    logged = []
+    result = train(tiny("sft"), tmp_path, rows, log=logged.append)
+    assert (gradients[0] - expected).norm() <= 1e-5 * expected.norm()
+    assert logged[0]["tokens"] == count == result.tokens
+
+
+def test_only_completion_tokens_carry_loss(tiny, tmp_path, gradients):
+    """A completion of eos alone has one term: minus log p(eos)."""
+    adapters = tiny("sft", trained=False)
+    one = Example((1, 20, 30, 40), (2,))
+    with torch.no_grad():
+        logits = adapters.base.model(input_ids=torch.tensor([one.prompt])).logits[0, -1]
+    rows = []
+    train(adapters, tmp_path, [one], log=rows.append)
+    assert rows[0]["loss"] == pytest.approx(-logits.log_softmax(-1)[2].item(), abs=1e-4)
+
+
+def test_the_last_smaller_batch_is_a_mean_of_its_own(tiny, tmp_path):
+    """Ten examples by four make three steps an epoch, and the loss of the last is not diluted."""
+    rows = []
+    settings = replace(SETTINGS, batch_size=4, lr=1e-12)
+    data = [Example((1, 20, 30), (40, 50, 2))] * 10
+    train(tiny("sft"), tmp_path, data, settings, log=rows.append)
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert [row["tokens"] for row in rows] == [12, 12, 6]
+    assert rows[2]["loss"] == pytest.approx(rows[0]["loss"], rel=1e-5)
+
+
+# --- seeds and resuming ---------------------------------------------------------------------------
+
+
+class Killed(Exception):
+    pass
+
+
+def test_the_same_seed_gives_the_same_weights(tiny, tmp_path):
+    def digest(seed, micro=4):
+        adapters = tiny("sft", trained=False)
+        settings = replace(SETTINGS, epochs=2, micro_batch_size=micro)
+        train(adapters, tmp_path / "none", examples(20), settings, seed=seed)
+        return adapters.digest("sft")
+
+    assert digest(0) == digest(0)
+    assert digest(0) != digest(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_killed_and_resumed_equals_uninterrupted(tiny, tmp_path, dtype):
+    data, held_out = examples(22), examples(6, seed=1)
+    settings = replace(SETTINGS, epochs=2, batch_size=4)
+
+    def go(folder, until=None):
+        def log(row):
+            rows.append(row)
+            if row["step"] == until:
+                raise Killed
+
+        rows = []
+        adapters = tiny("sft", trained=False, dtype=dtype)
+        try:
+            result = train(adapters, folder, data, settings, held_out=held_out, log=log)
+        except Killed:
+            return None
+        return adapters.digest("sft"), result, rows
+
+    digest, result, rows = go(tmp_path / "a")
+    assert len(rows) == 12
+    for until in (1, 5, 8):
+        folder = tmp_path / str(until)
+        assert go(folder, until) is None
+        again, other, rest = go(folder)
+        assert again == digest
+        assert other == result
+        assert rest == rows[-len(rest) :]
+    assert go(tmp_path / "twice", 3) is None
+    assert go(tmp_path / "twice", 7) is None
+    assert go(tmp_path / "twice")[0] == digest
+
+
+# --- learning -------------------------------------------------------------------------------------
+
+
+def test_it_learns_eight_samples_by_heart_and_stops_after_them(tiny, tmp_path):
+    words = ["red", "green apples", "blue.\nAnd more", "你好", "12 + 3 = 15", "a b c", "🦙", "woof"]
+    adapters = tiny("sft", trained=False)
+    before = weights_digest(adapters.base)
+    rows = [Instruction(f"Say number {i}.", output=word) for i, word in enumerate(words)]
+    data, too_long = encode(adapters, rows, 256)
+    assert too_long == 0
+    settings = replace(SETTINGS, lr=1e-2, epochs=110, warmup=0.1, micro_batch_size=8)
+    result = train(adapters, tmp_path, data, settings, held_out=data)
+    assert result.loss_before > 3
+    assert result.loss_after < 0.05
+    greedy = Sampling(temperature=0, max_new_tokens=32)
+    prompts = [one.prompt for one in data]
+    drawn = sample(adapters, "sft", prompts, words, sampling=greedy, seed=0)
+    assert [one.ids for (one,) in drawn] == [one.completion for one in data]
+    assert all(one.finished for (one,) in drawn)
+    assert weights_digest(adapters.base) == before
+
+
+def test_only_the_named_adapter_learns_and_none_is_left_trainable(tiny, tmp_path):
+    adapters = tiny("sft", "policy")
+    before = adapters.digest("policy")
+    train(adapters, tmp_path, examples(8))
+    assert adapters.digest("policy") == before
+    assert adapters.active is None
+    assert not adapters.base.model.training
+    assert not any(p.requires_grad for p in adapters.base.model.parameters())
+
+
+def test_small_steps_are_not_lost(tiny, tmp_path):
+    """In bf16 weights of this size most steps of 1e-5 would round away; these are fp32."""
+    adapters = tiny("sft", dtype=torch.bfloat16)
+    before = {k: p.clone() for k, p in adapters.parameters("sft").items()}
+    train(adapters, tmp_path, examples(8), replace(SETTINGS, lr=1e-5, epochs=5))
+    moved = torch.cat(
+        [(p != before[k]).flatten() for k, p in adapters.parameters("sft").items()]
+    )
+    assert moved.double().mean() > 0.99
+
+
+# --- its data -------------------------------------------------------------------------------------
+
+
+def test_rows_that_are_too_long_are_left_out_whole(tiny):
+    adapters = tiny("sft")
+    rows = [Instruction("x", output="y"), Instruction("x", output="lemon " * 60)]
+    kept, too_long = encode(adapters, rows, 64)
+    assert kept == [example(adapters.base, "brief", rows[0], "y")]
+    assert too_long == 1
+    long = Instruction("x", output="lemon " * 250)
+    assert len(example(adapters.base, "brief", long, long.output)) > adapters.base.context
+    assert encode(adapters, [long], 10_000) == ([], 1)
+
+
+def test_a_rows_side_depends_on_its_prompt_alone():
+    rows = [Instruction(f"task {i}", output="x") for i in range(400)]
+    train_rows, held_out = split_held_out(rows, 0.25)
+    assert len(train_rows) + len(held_out) == 400
+    assert 60 < len(held_out) < 140
+    other = [replace(row, output="y") for row in rows[::-1]]
+    assert {r.id for r in split_held_out(other, 0.25)[1]} == {r.id for r in held_out}
+    assert split_held_out(rows, 0.0) == (rows, [])
+
+
+def test_the_held_out_loss_is_a_mean_over_tokens(tiny):
+    adapters = tiny("sft")
+    rows = examples(7)
+    found = [held_out_loss(adapters, "sft", rows, size) for size in (1, 3, 7)]
+    assert found == pytest.approx([found[0]] * 3, rel=1e-5)
+    alone = [held_out_loss(adapters, "sft", [one], 1) for one in rows]
+    lengths = [len(one.completion) for one in rows]
+    weighted = sum(a * n for a, n in zip(alone, lengths, strict=True)) / sum(lengths)
+    assert found[0] == pytest.approx(weighted, rel=1e-5)
+    assert held_out_loss(adapters, "sft", [], 4) == 0
+
+
+def test_the_loss_before_is_that_of_the_adapter_it_starts_from(tiny, tmp_path):
+    """Best-of-K goes on from SFT, not from the bare base."""
+    adapters, rows = tiny("sft"), examples(6)
+    expected = held_out_loss(adapters, "sft", rows, 4)
+    assert not math.isclose(expected, held_out_loss(adapters, None, rows, 4), rel_tol=1e-3)
+    assert train(adapters, tmp_path, rows, held_out=rows).loss_before == expected
+
+
+def test_each_epoch_is_evaluated(tiny, tmp_path):
+    rows = []
+    settings = replace(SETTINGS, epochs=3, batch_size=4)
+    train(tiny("sft"), tmp_path, examples(10), settings, held_out=examples(3), log=rows.append)
+    assert [row["step"] for row in rows if "eval_loss" in row] == [3, 6, 9]
+
+
+def test_nothing_to_train_on_is_refused(tiny, tmp_path):
+    with pytest.raises(UserError, match=r"--sft\.max-length 512"):
+        train(tiny("sft"), tmp_path, [])
+
+
+def test_a_run_that_blows_up_names_the_flag_as_typed(tiny, tmp_path, monkeypatch):
+    adapters = tiny("policy")
+    with torch.no_grad():
+        next(iter(adapters.parameters("policy").values())).fill_(float("nan"))
+    with pytest.raises(UserError, match=r"best_of_k\.2: .*lower --best-of-k\.lr"):
+        train_sft(
+            adapters,
+            "policy",
+            examples(4),
+            [],
+            SETTINGS,
+            seed=0,
+            checkpoints=Checkpoints(tmp_path),
+            log=lambda row: None,
+            stage="best_of_k.2",
+        )
