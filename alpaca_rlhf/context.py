@@ -1,5 +1,6 @@
-"""What every stage of a run shares: settings, run folder, tasks, and the base with its adapters,
-loaded when first needed.
+"""What every stage of a run shares.
+
+Settings, run folder, tasks, and the base with its adapters, loaded when first needed.
 """
 
 from __future__ import annotations
@@ -80,8 +81,9 @@ class Context:
         return head.to(self.base.device)
 
     def checkpoints(self, stage: str) -> Checkpoints:
-        """Checkpoints of a stage. Metrics that come after the newest one are dropped: they will be
-        logged again.
+        """Checkpoints of a stage.
+
+        Metrics that come after the newest one are dropped: they will be logged again.
         """
         checkpoints = Checkpoints(self.run.path / "checkpoints" / stage)
         saved = checkpoints.latest()

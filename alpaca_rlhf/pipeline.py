@@ -1,5 +1,6 @@
-"""The whole loop: stages in order with a ledger, so that a run that was interrupted anywhere goes
-on where it stopped.
+"""The whole loop: stages in order with a ledger.
+
+A run that was interrupted anywhere goes on where it stopped.
 """
 
 from __future__ import annotations

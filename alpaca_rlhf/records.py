@@ -87,8 +87,9 @@ class Completion:
 
 @dataclass(frozen=True)
 class Ranking:
-    """One annotator's order of the completions of one prompt. Append-only: a correction is a new
-    revision.
+    """One annotator's order of the completions of one prompt.
+
+    Append-only: a correction is a new revision.
     """
 
     prompt_id: str

@@ -1,5 +1,6 @@
-"""Every number of a run, as frozen dataclasses. A field's docstring is its help text; checks name
-the flag as typed.
+"""Every number of a run, as frozen dataclasses.
+
+A field's docstring is its help text; checks name the flag as typed.
 
 Defaults are for a 7-8B base on one 24 GB card, with their source. `recipes/quickstart.py` holds
 those of the embedded base.
@@ -223,9 +224,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class PPO:
-    """Proximal policy optimisation of the policy adapter against the reward adapter, anchored to
-    SFT.
-    """
+    """Proximal policy optimisation against the reward adapter, anchored to SFT."""
 
     updates: int = 40
     """Rollout batches (tatsu-lab/alpaca_farm@30717dd README: best at 20 to 80 of 512)."""

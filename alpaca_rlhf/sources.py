@@ -1,5 +1,6 @@
-"""Where a run's tasks and verdicts come from: the small world with its gold judge, or the user's
-files and people.
+"""Where a run's tasks and verdicts come from.
+
+The small world with its gold judge, or the user's files and people.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ class Source(Protocol):
         ...
 
     def names(self) -> list[str]:
-        """The splits that prompts are dealt to: `rank`, `ppo` (in later rounds `rank.2` ...),
-        `eval`, perhaps `dev`.
+        """The splits that prompts are dealt to.
+
+        `rank`, `ppo` (in later rounds `rank.2` ...), `eval`, perhaps `dev`.
         """
         ...
 
@@ -68,8 +70,9 @@ class Source(Protocol):
 
 @dataclass
 class SmallWorld:
-    """Tasks of the small world. A task's split is a function of (seed, task key), so that no
-    phrasing crosses it.
+    """Tasks of the small world.
+
+    A task's split is a function of (seed, task key), so that no phrasing crosses it.
     """
 
     seed: int
@@ -94,8 +97,9 @@ class SmallWorld:
         return list(self.sizes)
 
     def prompts(self, split: str) -> list[Instruction]:
-        """Distinct tasks of a split; in `eval` and `dev` a part has held-out facts or held-out
-        phrasings.
+        """Distinct tasks of a split.
+
+        In `eval` and `dev` a part has held-out facts or held-out phrasings.
         """
         if split not in self._by_split:
             n = self.sizes[split]
@@ -133,9 +137,7 @@ class SmallWorld:
         return None if task is None else task.key
 
     def accept(self, row: Instruction) -> Drop | None:
-        """Only known kinds of tasks, with trained facts and phrasings, and none that another split
-        holds.
-        """
+        """Only known tasks, with trained facts and phrasings, that no other split holds."""
         task = recognise(row.instruction, row.input)
         if task is None:
             return Drop("unknown task", "no task of the small world", row=row)
@@ -218,9 +220,7 @@ class SmallWorld:
 
 @dataclass
 class Files:
-    """The user's prompts, dealt to the splits by clusters of near-duplicates, and people as
-    judges.
-    """
+    """The user's prompts, dealt to the splits by clusters, and people as judges."""
 
     rows: Sequence[Instruction]
     """Seed tasks, or rows to train on."""

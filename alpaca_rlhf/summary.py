@@ -53,7 +53,7 @@ def write_summary(ctx: Context, *, command: str, stages: Sequence[Mapping[str, A
     shown = ctx.run.read_jsonl("answers.jsonl")[:: max(1, _every(ctx))][
         : ctx.settings.evaluate.shown
     ]
-    machine = provenance.get("hardware", {})
+    machine = provenance["hardware"]
     data = ReportData(
         report=report,
         metrics=ctx.run.metrics(),
@@ -61,7 +61,7 @@ def write_summary(ctx: Context, *, command: str, stages: Sequence[Mapping[str, A
         slices=evaluated["facts"]["slices"],
         annotator=_annotator(ctx),
         settings_yaml=to_yaml(ctx.settings),
-        machine=f"{machine.get('cpu', 'unknown processor')}, {machine.get('cores', '?')} cores, {machine.get('ram_gib', '?')} GiB",
+        machine=f"{machine['cpu']}, {machine['cores']} cores, {machine['ram_gib']} GiB",
         seed=ctx.settings.seed,
         command=command,
         next_commands=next_commands(ctx),
@@ -81,9 +81,7 @@ def next_commands(ctx: Context) -> list[str]:
 
 
 def _every(ctx: Context) -> int:
-    """A stride through the evaluation prompts, so that the shown ones come from all of its
-    parts.
-    """
+    """A stride through the evaluation prompts, so that all their parts are shown."""
     return ctx.settings.evaluate.prompts // max(1, ctx.settings.evaluate.shown)
 
 

@@ -108,7 +108,7 @@ def test_gradients_are_clipped_together_and_reported_before():
     )
     w.grad, head.grad = torch.tensor([3.0]), torch.tensor([-4.0])
     assert made.step()["grad_norm"] == 5
-    (one, other), = seen
+    ((one, other),) = seen
     assert (one.item(), other.item()) == pytest.approx((0.3, -0.4), rel=1e-4)
     w.grad, head.grad = torch.tensor([0.03]), torch.tensor([-0.04])
     made.step()

@@ -116,7 +116,9 @@ def test_gae_ignores_what_lies_behind_the_mask_and_the_width():
 
 def test_shapes_that_differ_are_refused():
     with pytest.raises(ValueError, match="shapes differ"):
-        gae(torch.zeros(2, 3), torch.zeros(2, 4), torch.ones(2, 3, dtype=torch.bool), gamma=1, lam=1)
+        gae(
+            torch.zeros(2, 3), torch.zeros(2, 4), torch.ones(2, 3, dtype=torch.bool), gamma=1, lam=1
+        )
 
 
 # --- whitening ------------------------------------------------------------------------------------
@@ -230,9 +232,7 @@ def test_the_surrogate_inside_and_outside_its_clip(ratio, advantage, loss, gradi
     """The derivative by the log-probability is -A * ratio, or 0 where it is clipped."""
     new = torch.tensor([[math.log(0.4 * ratio)]], requires_grad=True)
     old = torch.tensor([[math.log(0.4)]])
-    found = policy_loss(
-        new, old, torch.tensor([[advantage]]), torch.tensor([[True]]), clip=0.2
-    )
+    found = policy_loss(new, old, torch.tensor([[advantage]]), torch.tensor([[True]]), clip=0.2)
     found.loss.backward()
     assert found.loss.item() == pytest.approx(loss, rel=1e-5)
     assert new.grad.item() == pytest.approx(gradient, rel=1e-5)
@@ -294,7 +294,9 @@ def test_clip_0_is_half_the_squared_error():
     values, targets, mask = ragged([4, 2])
     found = value_loss(values, torch.zeros(2, 4), targets, mask, clip=0)
     expected = sum(
-        0.5 * float(values[i, t] - targets[i, t]) ** 2 for i, n in ((0, 4), (1, 2)) for t in range(n)
+        0.5 * float(values[i, t] - targets[i, t]) ** 2
+        for i, n in ((0, 4), (1, 2))
+        for t in range(n)
     )
     assert found.item() == pytest.approx(expected, rel=1e-5)
     wide = value_loss(values, torch.zeros(2, 4), targets, mask, clip=1e9)

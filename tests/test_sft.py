@@ -201,9 +201,7 @@ def test_small_steps_are_not_lost(tiny, tmp_path):
     adapters = tiny("sft", dtype=torch.bfloat16)
     before = {k: p.clone() for k, p in adapters.parameters("sft").items()}
     train(adapters, tmp_path, examples(8), replace(SETTINGS, lr=1e-5, epochs=5))
-    moved = torch.cat(
-        [(p != before[k]).flatten() for k, p in adapters.parameters("sft").items()]
-    )
+    moved = torch.cat([(p != before[k]).flatten() for k, p in adapters.parameters("sft").items()])
     assert moved.double().mean() > 0.99
 
 

@@ -1,5 +1,6 @@
-"""Endless text of the small world for pre-training: documents, questions and answers, numbered
-worksheets.
+"""Endless text of the small world for pre-training.
+
+Documents, questions and answers, numbered worksheets.
 
 The SFT prompt template never occurs. Held-out facts occur in plain documents alone, held-out
 phrasings nowhere.
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 from alpaca_rlhf.prompts import worksheet
 from alpaca_rlhf.smallworld import facts
@@ -26,9 +28,7 @@ def documents(seed: int) -> Iterator[str]:
 
 
 def tokenizer_text(seed: int, n: int) -> Iterator[str]:
-    """What the tokenizer learns from: documents, and the words of the prompt templates and
-    held-out frames.
-    """
+    """Documents, and the words of the prompt templates and of the held-out frames."""
     stream = documents(seed)
     template = (
         "Below is an instruction that describes a task, paired with an input that provides "
@@ -128,7 +128,7 @@ def _about_time(rng: random.Random) -> str:
     start, n = rng.randrange(len(names)), rng.randint(3, len(names))
     run = [names[(start + i) % len(names)] for i in range(n)]
     told = [count, f"The {kind} are {', '.join(run[:-1])} and {run[-1]}."]
-    told += [f"{b} comes after {a}." for a, b in zip(run, run[1:], strict=False)][:3]
+    told += [f"{b} comes after {a}." for a, b in pairwise(run)][:3]
     return " ".join(told) + "\n"
 
 
@@ -167,5 +167,12 @@ def _tale(rng: random.Random) -> str:
 
 
 _PLAIN: tuple[Callable[[random.Random], str], ...] = (
-    _about_a_thing, _about_a_thing, _about_a_kind, _about_a_kind, _about_a_group, _about_time, _about_numbers, _tale,
-)  # fmt: skip
+    _about_a_thing,
+    _about_a_thing,
+    _about_a_kind,
+    _about_a_kind,
+    _about_a_group,
+    _about_time,
+    _about_numbers,
+    _tale,
+)

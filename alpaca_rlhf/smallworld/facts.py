@@ -154,8 +154,9 @@ def article(noun: str) -> str:
 
 
 def held_out(kind: str, name: str) -> bool:
-    """Whether a fact is kept for the evaluation: a fixed seventh of each kind, both words of a
-    pair of opposites.
+    """Whether a fact is kept for the evaluation.
+
+    A fixed seventh of each kind, both words of a pair of opposites.
     """
     if kind == "opposite" and name in OPPOSITE_OF:
         name = "/".join(sorted((name, OPPOSITE_OF[name])))

@@ -1,4 +1,7 @@
-"""Families of tasks that handle numbers, lists and sentences given to them, or write a little freely."""
+"""Families of tasks that handle what they are given, or write a little freely.
+
+Numbers, lists, sentences to rewrite or to read, stories and notes.
+"""
 
 from __future__ import annotations
 
@@ -478,33 +481,212 @@ def _three_numbers(rng: random.Random) -> list[str]:
 
 _PAIR = {"x": NUMBER, "y": NUMBER}
 NUMBERS: tuple[Family, ...] = (
-    Family("add", {"thing": ("{x} plus {y}", "the sum of {x} and {y}"), "deed": ("add {x} and {y}",)}, _PAIR, _numbers(0, 12), _arithmetic("plus"), symmetric=("x", "y")),
-    Family("subtract", {"thing": ("{x} minus {y}",), "deed": ("take {y} from {x}", "subtract {y} from {x}")}, _PAIR, _draw_minus, _arithmetic("minus")),
-    Family("bigger", {"thing": ("the bigger number, {x} or {y}",), "question": ("which number is bigger, {x} or {y}",)}, _PAIR, _numbers(1, 40), _compare(True), symmetric=("x", "y")),
-    Family("smaller", {"thing": ("the smaller number, {x} or {y}",), "question": ("which number is smaller, {x} or {y}",)}, _PAIR, _numbers(1, 40), _compare(False), symmetric=("x", "y")),
-    Family("is_bigger", {"question": ("is {x} bigger than {y}", "is the number {x} bigger than {y}")}, _PAIR, _numbers(1, 40), _solve_is_bigger),
-    Family("next_number", {"thing": ("the number after {x}", "the next number after {x}"), "question": ("which number comes after {x}",)}, {"x": NUMBER}, lambda rng: {"x": str(rng.randint(0, 60))}, _solve_next),
-)  # fmt: skip
+    Family(
+        "add",
+        {"thing": ("{x} plus {y}", "the sum of {x} and {y}"), "deed": ("add {x} and {y}",)},
+        _PAIR,
+        _numbers(0, 12),
+        _arithmetic("plus"),
+        symmetric=("x", "y"),
+    ),
+    Family(
+        "subtract",
+        {"thing": ("{x} minus {y}",), "deed": ("take {y} from {x}", "subtract {y} from {x}")},
+        _PAIR,
+        _draw_minus,
+        _arithmetic("minus"),
+    ),
+    Family(
+        "bigger",
+        {
+            "thing": ("the bigger number, {x} or {y}",),
+            "question": ("which number is bigger, {x} or {y}",),
+        },
+        _PAIR,
+        _numbers(1, 40),
+        _compare(True),
+        symmetric=("x", "y"),
+    ),
+    Family(
+        "smaller",
+        {
+            "thing": ("the smaller number, {x} or {y}",),
+            "question": ("which number is smaller, {x} or {y}",),
+        },
+        _PAIR,
+        _numbers(1, 40),
+        _compare(False),
+        symmetric=("x", "y"),
+    ),
+    Family(
+        "is_bigger",
+        {"question": ("is {x} bigger than {y}", "is the number {x} bigger than {y}")},
+        _PAIR,
+        _numbers(1, 40),
+        _solve_is_bigger,
+    ),
+    Family(
+        "next_number",
+        {
+            "thing": ("the number after {x}", "the next number after {x}"),
+            "question": ("which number comes after {x}",),
+        },
+        {"x": NUMBER},
+        lambda rng: {"x": str(rng.randint(0, 60))},
+        _solve_next,
+    ),
+)
 LISTS: tuple[Family, ...] = (
-    _list_family("first_word", {"thing": ("the first word of this list", "the word that comes first in the list")}, _item(0), size=3),
-    _list_family("second_word", {"thing": ("the second word of this list", "the word that comes second in the list")}, _item(1), size=3),
-    _list_family("last_word", {"thing": ("the last word of this list", "the word that comes last in the list")}, _item(-1), size=3),
-    _list_family("count_two", {"thing": ("the number of words in this list",), "deed": ("count the words in the list",)}, _solve_count, size=2),
-    _list_family("count_three", {"thing": ("the number of words in this list",), "deed": ("count the words in the list",)}, _solve_count, size=3),
-    _list_family("count_four", {"thing": ("the number of words in this list",), "deed": ("count the words in the list",)}, _solve_count, size=4),
-    _list_family("odd_one_out", {"thing": ("the word that does not belong",), "deed": ("find the odd one out", "find the word that does not belong")}, _solve_odd, size=3, draw=_draw_odd),
-    _list_family("sort_words", {"deed": ("sort the words by the alphabet", "put these words in the order of the alphabet")}, _solve_sorted_words, size=3, draw=_draw_sortable),
-    _list_family("sort_numbers", {"deed": ("sort the numbers from small to big", "put these numbers in order")}, _solve_sorted_numbers, size=3, draw=_three_numbers, pattern=NUMBER),
-    _list_family("reverse", {"deed": ("write the list backwards", "turn the list around")}, _solve_reversed, size=3),
-    _list_family("join", {"deed": ("join the words with and", "put and before the last word")}, _solve_joined, size=3),
-)  # fmt: skip
+    _list_family(
+        "first_word",
+        {"thing": ("the first word of this list", "the word that comes first in the list")},
+        _item(0),
+        size=3,
+    ),
+    _list_family(
+        "second_word",
+        {"thing": ("the second word of this list", "the word that comes second in the list")},
+        _item(1),
+        size=3,
+    ),
+    _list_family(
+        "last_word",
+        {"thing": ("the last word of this list", "the word that comes last in the list")},
+        _item(-1),
+        size=3,
+    ),
+    _list_family(
+        "count_two",
+        {"thing": ("the number of words in this list",), "deed": ("count the words in the list",)},
+        _solve_count,
+        size=2,
+    ),
+    _list_family(
+        "count_three",
+        {"thing": ("the number of words in this list",), "deed": ("count the words in the list",)},
+        _solve_count,
+        size=3,
+    ),
+    _list_family(
+        "count_four",
+        {"thing": ("the number of words in this list",), "deed": ("count the words in the list",)},
+        _solve_count,
+        size=4,
+    ),
+    _list_family(
+        "odd_one_out",
+        {
+            "thing": ("the word that does not belong",),
+            "deed": ("find the odd one out", "find the word that does not belong"),
+        },
+        _solve_odd,
+        size=3,
+        draw=_draw_odd,
+    ),
+    _list_family(
+        "sort_words",
+        {
+            "deed": (
+                "sort the words by the alphabet",
+                "put these words in the order of the alphabet",
+            )
+        },
+        _solve_sorted_words,
+        size=3,
+        draw=_draw_sortable,
+    ),
+    _list_family(
+        "sort_numbers",
+        {"deed": ("sort the numbers from small to big", "put these numbers in order")},
+        _solve_sorted_numbers,
+        size=3,
+        draw=_three_numbers,
+        pattern=NUMBER,
+    ),
+    _list_family(
+        "reverse",
+        {"deed": ("write the list backwards", "turn the list around")},
+        _solve_reversed,
+        size=3,
+    ),
+    _list_family(
+        "join",
+        {"deed": ("join the words with and", "put and before the last word")},
+        _solve_joined,
+        size=3,
+    ),
+)
 TEXTS: tuple[Family, ...] = (
-    Family("repeat", {"deed": ("repeat the word {x} {n} times", "say the word {x} {n} times")}, {"x": WORD, "n": WORD}, _draw_repeat, _solve_repeat),
-    Family("past_sentence", {"deed": ("put this sentence into the past", "write the sentence in the past tense", "rewrite this in the past tense")}, {"c": CHILD, "v": WORD, "p": WORD}, _draw_rewrite, _solve_rewrite, input="{c} {v} to the {p}."),
-    Family("read_what", {"question": ("what does {q} have", "which thing does {q} have")}, _TEXT_SLOTS, _draw_read, _solve_what, input=_TEXT),
-    Family("read_who", {"question": ("who has the {q}", "which child has the {q}")}, _TEXT_SLOTS, _draw_who, _solve_who, input=_TEXT),
-    Family("list_members", {"thing": ("{n} {k}", "the names of {n} {k}"), "deed": ("make a list of {n} {k}",)}, {"n": WORD, "k": WORD}, _draw_list, _solve_list, free=True),
-    Family("story", {"thing": ("a short story about {c} and {a:x}",), "deed": ("tell a story about {c} and {a:x}", "make up a story about {c} and {a:x}")}, {"c": CHILD, "x": WORD}, _draw_story, _solve_story, free=True),
-    Family("thank", {"deed": ("thank {c} for the {x}", "write a note to thank {c} for the {x}")}, {"c": CHILD, "x": WORD}, _draw_child_thing, _solve_note("thank"), free=True),
-    Family("sorry", {"deed": ("say sorry to {c} for the lost {x}", "write a note to {c} about the lost {x}")}, {"c": CHILD, "x": WORD}, _draw_child_thing, _solve_note("sorry"), free=True),
-)  # fmt: skip
+    Family(
+        "repeat",
+        {"deed": ("repeat the word {x} {n} times", "say the word {x} {n} times")},
+        {"x": WORD, "n": WORD},
+        _draw_repeat,
+        _solve_repeat,
+    ),
+    Family(
+        "past_sentence",
+        {
+            "deed": (
+                "put this sentence into the past",
+                "write the sentence in the past tense",
+                "rewrite this in the past tense",
+            )
+        },
+        {"c": CHILD, "v": WORD, "p": WORD},
+        _draw_rewrite,
+        _solve_rewrite,
+        input="{c} {v} to the {p}.",
+    ),
+    Family(
+        "read_what",
+        {"question": ("what does {q} have", "which thing does {q} have")},
+        _TEXT_SLOTS,
+        _draw_read,
+        _solve_what,
+        input=_TEXT,
+    ),
+    Family(
+        "read_who",
+        {"question": ("who has the {q}", "which child has the {q}")},
+        _TEXT_SLOTS,
+        _draw_who,
+        _solve_who,
+        input=_TEXT,
+    ),
+    Family(
+        "list_members",
+        {"thing": ("{n} {k}", "the names of {n} {k}"), "deed": ("make a list of {n} {k}",)},
+        {"n": WORD, "k": WORD},
+        _draw_list,
+        _solve_list,
+        free=True,
+    ),
+    Family(
+        "story",
+        {
+            "thing": ("a short story about {c} and {a:x}",),
+            "deed": ("tell a story about {c} and {a:x}", "make up a story about {c} and {a:x}"),
+        },
+        {"c": CHILD, "x": WORD},
+        _draw_story,
+        _solve_story,
+        free=True,
+    ),
+    Family(
+        "thank",
+        {"deed": ("thank {c} for the {x}", "write a note to thank {c} for the {x}")},
+        {"c": CHILD, "x": WORD},
+        _draw_child_thing,
+        _solve_note("thank"),
+        free=True,
+    ),
+    Family(
+        "sorry",
+        {"deed": ("say sorry to {c} for the lost {x}", "write a note to {c} about the lost {x}")},
+        {"c": CHILD, "x": WORD},
+        _draw_child_thing,
+        _solve_note("sorry"),
+        free=True,
+    ),
+)

@@ -37,9 +37,7 @@ class _Answer:
 
 
 def evaluate(ctx: Context, round_: int) -> Outcome:
-    """Sample at temperature 1 and greedily, judge noise-free, compare with SFT on the same
-    prompts.
-    """
+    """Sample at temperature 1 and greedily, judge without noise, compare with SFT."""
     rows = ctx.source.prompts(ctx.settings.evaluate.split)
     ctx.load("sft", "sft")
     ctx.adapters.add("policy", copy_of="sft")
@@ -107,8 +105,9 @@ Scorer = Callable[[Sequence[Instruction], Sequence[tuple[str, bool]]], list[Gold
 
 
 def _scorer(ctx: Context) -> Scorer:
-    """The gold judge; where there is none, a reward model that has seen only the held-out
-    rankings.
+    """The gold judge.
+
+    Where there is none, a reward model that has seen only the held-out rankings.
     """
     gold = ctx.source.gold
     if gold is not None:
@@ -192,8 +191,9 @@ def _kl(
     *,
     few_shot: bool,
 ) -> float:
-    """Mean over samples of log p(completion) - log p_sft(completion), in nats; each policy sees
-    its own prompt.
+    """Mean over samples of log p(completion) - log p_sft(completion), in nats.
+
+    Each policy sees its own prompt.
     """
     total = 0.0
     size = ctx.settings.sampling.batch_size

@@ -53,15 +53,17 @@ def ppo(ctx: Context, round_: int) -> Outcome:
     rows_logged = [row for row in ctx.run.metrics() if row["stage"] == stage]
     first, last = rows_logged[0], rows_logged[-1]
     tokens = round(sum(row["mean_tokens"] for row in rows_logged) * settings.batch_size)
-    summary = f"score {first['score']:+.2f} -> {last['score']:+.2f}, KL {last['kl']:.2f} nats a completion"
+    scores = f"score {first['score']:+.2f} -> {last['score']:+.2f}"
+    summary = f"{scores}, KL {last['kl']:.2f} nats a completion"
     return Outcome(
         settings.updates * settings.batch_size, tokens, summary, {"kl_at_start": first["kl"]}
     )
 
 
 def best_of_k(ctx: Context, round_: int) -> Outcome:
-    """Sample K, keep the reward model's favourite, fine-tune on the winners; from SFT, later from
-    the last best-of-K.
+    """Sample K, keep the reward model's favourite, fine-tune on the winners.
+
+    From SFT, later from the last best-of-K.
     """
     stage, settings = suffixed("best_of_k", round_), ctx.settings.best_of_k
     before = "sft" if round_ == 1 else suffixed("best_of_k", round_ - 1)

@@ -18,8 +18,9 @@ from alpaca_rlhf.training.reward import Group, train_reward
 
 
 def reward(ctx: Context, round_: int) -> Outcome:
-    """The reward adapter, from SFT, on all rankings so far; and a control trained on shuffled
-    verdicts.
+    """The reward adapter, from SFT, on all rankings so far.
+
+    And a control trained on shuffled verdicts.
     """
     stage, settings = suffixed("reward", round_), ctx.settings.reward
     ctx.load("sft", "sft")

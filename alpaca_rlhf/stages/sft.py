@@ -35,6 +35,7 @@ def sft(ctx: Context, round_: int) -> Outcome:
     )
     ctx.adapters.save("sft", ctx.adapter_folder("sft"))
     counts = {"sft": len(rows), "overlap": overlap}
-    summary = f"held-out loss {result.loss_before:.2f} -> {result.loss_after:.2f} nats a token on {len(held_out)} rows"
+    loss = f"{result.loss_before:.2f} -> {result.loss_after:.2f} nats a token"
+    summary = f"held-out loss {loss} on {len(held_out)} rows"
     facts = {**asdict(result), "too_long": too_long + also_too_long, "prompts": counts}
     return Outcome(result.examples, result.tokens, summary, facts)
