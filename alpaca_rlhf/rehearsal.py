@@ -32,8 +32,12 @@ from alpaca_rlhf.ui.terminal import Terminal
 HIDDEN, LAYERS, HEADS = 256, 2, 8
 """Size of a shrunken model: every layer size is a multiple of 64, as NF4 wants."""
 
-TOKENS = 12
+TOKENS = 16
 """Completion tokens at most."""
+
+STOP, MUTE = 2.5, -6.0
+"""Mean logits of what ends a completion and of what is no printable ASCII; of the rest 0. So the
+random model writes text that can be read back, and often comes to an end."""
 
 ROWS, PROMPTS = 32, 30
 """Rows to train on, and prompts a round for all splits."""
@@ -113,13 +117,26 @@ def shrunken(architecture: Architecture, folder: Path, seed: int = 0) -> Path:
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(config).bfloat16()
+        model = LlamaForCausalLM(config)
+    words = {i: tokenizer.decode([i]) for i in range(len(tokenizer))}
+    mute = {i: MUTE for i, word in words.items() if not (word.isascii() and word.isprintable())}
+    _steer(model, mute | dict.fromkeys(stops, STOP))
+    model.bfloat16()
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=tokenizer.bos_token_id, eos_token_id=stops if len(stops) > 1 else stops[0]
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@torch.no_grad()
+def _steer(model: LlamaForCausalLM, logits: Mapping[int, float]) -> None:
+    """Give tokens a mean logit, by head rows along the mean hidden state."""
+    ids = torch.arange(model.config.vocab_size)[None]
+    mean = model.model(input_ids=ids).last_hidden_state[0].mean(0)
+    for token, logit in logits.items():
+        model.lm_head.weight[token] = logit * mean / mean.dot(mean)
 
 
 def _tokenizer(architecture: Architecture) -> PreTrainedTokenizerFast:

@@ -2,7 +2,7 @@
 
 Writes docs/proof/*.json, with the commit and the machine they belong to.
 
-    python -m tests.prove seeds [SEED ...]   the whole loop; by default 0, 1, 2 and one of the commit
+    python -m tests.prove seeds [SEED ...]   the whole loop; 0, 1, 2 and the commit's own
     python -m tests.prove kills [N]          SIGKILL in every stage, N times, run again: same report
     python -m tests.prove                    both
 """
@@ -101,12 +101,8 @@ def prove_seeds(seeds: list[int]) -> bool:
             "checks": found,
         }
         write(f"quickstart-seed-{seed}.json", proof | {"report": report})
-        print(
-            seed,
-            f"{wall:.0f} s",
-            {k: v for k, v in found.items() if not v} or "all marks reached",
-            flush=True,
-        )
+        missed = ", ".join(name for name, holds in found.items() if not holds)
+        tell(f"seed {seed}: {wall:.0f} s, {f'MISSED {missed}' if missed else 'all marks reached'}")
     return good
 
 
@@ -145,7 +141,7 @@ def prove_kills(rounds: int) -> bool:
 
 
 def kill_in(out: Path, stage: str, share: float) -> bool:
-    """Run until `stage` has begun, wait a random while, SIGKILL. False if the stage was over too soon."""
+    """Run until `stage` begins, wait a random while, SIGKILL. False if the run ended first."""
     process = subprocess.Popen(
         command(out, *SMALL), env=offline(), stdout=subprocess.PIPE, text=True
     )

@@ -174,7 +174,7 @@ def test_it_learns_eight_samples_by_heart_and_stops_after_them(tiny, tmp_path):
     rows = [Instruction(f"Say number {i}.", output=word) for i, word in enumerate(words)]
     data, too_long = encode(adapters, rows, 256)
     assert too_long == 0
-    settings = replace(SETTINGS, lr=1e-2, epochs=110, warmup=0.1, micro_batch_size=8)
+    settings = replace(SETTINGS, lr=2e-2, epochs=110, warmup=0.1, micro_batch_size=8)
     result = train(adapters, tmp_path, data, settings, held_out=data)
     assert result.loss_before > 3
     assert result.loss_after < 0.05

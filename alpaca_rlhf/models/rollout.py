@@ -160,7 +160,7 @@ def score(
     with adapters.using(role):
         for group in by_length([len(one) for one in examples], batch_size):
             batch = collate(adapters.base, [examples[i] for i in group])
-            out[group] = completion_scores(adapters, head, batch).cpu()
+            out[group] = completion_scores(adapters, head, batch).float().cpu()
     return out
 
 

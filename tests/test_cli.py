@@ -1,0 +1,323 @@
+"""The command line: what it refuses and how, what it needs to load, and how it ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from alpaca_rlhf import __version__, cli
+from alpaca_rlhf.config import UserError, parse, to_yaml
+from alpaca_rlhf.quickstart import QUICKSTART
+from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.ui import shell
+from alpaca_rlhf.ui.terminal import Terminal
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+
+SMALL = [
+    *("--generate.target", "8", "--generate.seeds", "8", "--generate.batch-size", "8"),
+    *("--rank.prompts", "8", "--ppo.batch-size", "8", "--ppo.minibatch-size", "8"),
+    *("--ppo.updates", "1", "--best-of-k.prompts", "8", "--evaluate.prompts", "8"),
+]
+"""Flags that keep the small world's splits small."""
+
+
+def run(*words: object, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "alpaca_rlhf", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=ENVIRONMENT,
+        **options,
+    )
+
+
+def refused(*words: object) -> str:
+    """The one line on stderr with which a command ends with code 2."""
+    done = run(*words)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.count("\n") == 1 and done.stderr.endswith("\n"), done.stderr
+    assert "Traceback" not in done.stdout
+    return done.stderr.removesuffix("\n")
+
+
+# --- wrong input -------------------------------------------------------------------------------
+
+
+def test_a_missing_base_is_refused(tmp_path):
+    line = refused("sft", "--base", tmp_path / "nothing", "--out", tmp_path / "run", *SMALL)
+    assert "--base" in line and str(tmp_path / "nothing") in line and "no such folder" in line
+
+
+def test_a_folder_without_a_model_is_no_base(tmp_path):
+    line = refused("quickstart", "--base", tmp_path, "--out", tmp_path / "run", *SMALL)
+    assert "config.json" in line
+
+
+def test_a_broken_config_key_is_refused_with_its_line(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("seed: 1\nppo:\n  kl_coeff: 0.1\n")
+    line = refused("loop", "--config", file, "--out", tmp_path / "run")
+    assert f"{file}:3" in line and "kl_coef" in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["quickstart", "loop", "ppo"])
+def test_a_negative_learning_rate_is_refused(tmp_path, command):
+    line = refused(command, "--sft.lr", "-0.1", "--out", tmp_path / "run")
+    assert line == "error: --sft.lr must be > 0, got -0.1"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_data_file_with_a_bad_line_is_refused_with_its_place(tmp_path, tiny_folder):
+    data = tmp_path / "rows.jsonl"
+    good = json.dumps({"instruction": "Name a fruit.", "input": "", "output": "A plum."})
+    data.write_text(good + "\n" + '{"instruction": "Name a bird.", "output": 7}' + "\n")
+    words = ["sft", "--base", tiny_folder, "--out", tmp_path / "run", "--inputs.data", data]
+    line = refused(*words, *SMALL)
+    assert f"{data}:2" in line
+
+
+@pytest.mark.parametrize("out", ["file", "below a file", "/proc/1/nothing"])
+def test_an_unwritable_output_folder_is_refused(tmp_path, tiny_folder, out):
+    (tmp_path / "file").write_text("mine")
+    path = {"file": tmp_path / "file", "below a file": tmp_path / "file" / "run"}.get(out, out)
+    line = refused("quickstart", "--base", tiny_folder, "--out", path, *SMALL)
+    assert str(path) in line
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def begun(out: Path, kind: str = "quickstart", **changes: object) -> Loop:
+    """A run folder as it is right after its start."""
+    settings = dataclasses.replace(QUICKSTART, out=out, **changes)
+    out.mkdir()
+    (out / "config.yaml").write_text(to_yaml(settings))
+    (out / "provenance.json").write_text(json.dumps({"kind": kind, "seed": 0, "inputs": {}}))
+    return settings
+
+
+def test_the_output_folder_of_another_run_is_refused(tmp_path):
+    begun(tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    line = refused("quickstart", "--seed", 1, "--out", tmp_path / "run")
+    assert "holds another run" in line and "seed was 0, now 1" in line
+    kept = {path: path.read_bytes() for path in before}
+    assert kept == before
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    line = refused("quickstart", "--out", tmp_path)
+    assert "thesis.txt" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["quikstart"], "did you mean quickstart"),
+        (["best_of"], "did you mean best-of-k"),
+        (["plan"], "there are quickstart, loop"),
+        (["--seed", "1", "quickstart"], "flags come after the command"),
+        (["loop", "--ppo.klcoef", "1"], "did you mean --ppo.kl-coef"),
+        (["loop", "twice"], "every setting is a flag"),
+        (["loop", "--rounds"], "--rounds needs a value"),
+        (["chat", "--run", "nowhere"], "--run nowhere: holds no run"),
+        (["chat", "--temperature", "-1"], "--temperature must be >= 0"),
+        (["chat", "--input", "x"], "--input belongs to --prompt"),
+        (["rank", "--annotator", "Ann", "--out", "nowhere"], "no person ranks in this run"),
+    ],
+)
+def test_wrong_words_are_refused_at_once(words, said, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words) == 2
+    output = capsys.readouterr()
+    assert said in output.err and output.err.count("\n") == 1
+    assert output.out == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_policy_that_the_run_does_not_have_is_refused(tmp_path, capsys):
+    begun(tmp_path / "run")
+    assert cli.main(["chat", "--run", str(tmp_path / "run"), "--policy", "ppo"]) == 2
+    assert capsys.readouterr().err == f"error: --policy ppo: {tmp_path / 'run'} has base\n"
+
+
+# --- help --------------------------------------------------------------------------------------
+
+PROGRAM = """
+import contextlib, io, sys
+from alpaca_rlhf.cli import main
+with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    code = main(sys.argv[1:])
+heavy = {"torch", "transformers", "peft", "datasets"} & set(sys.modules)
+sys.exit(f"loads {heavy}" if heavy else code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--help"], 0),
+        (["--version"], 0),
+        (["ppo", "--help"], 0),
+        (["chat", "--help"], 0),
+        (["nonsense"], 2),
+        (["loop", "--nonsense"], 2),
+    ],
+)
+def test_help_and_refusals_load_no_torch(words, code):
+    command = [sys.executable, "-c", PROGRAM, *words]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (code, "")
+
+
+def test_the_overview_names_every_command_and_the_first_one_to_type(capsys):
+    assert cli.main([]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n  {name} " in text for name in cli.COMMANDS)
+    assert "Start with: alpaca-rlhf quickstart" in text
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"alpaca-rlhf {__version__}\n"
+
+
+@pytest.mark.parametrize("name", [one for one in cli.COMMANDS if one != "chat"])
+def test_every_command_explains_its_flags(name, capsys):
+    assert cli.main([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--ppo.kl-coef" in text and "--config FILE.yaml" in text
+    assert ("0.15" in text) == (name == "quickstart")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["loop", "--help"]])
+def test_a_reader_who_leaves_early_is_no_error(words):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as output:
+        done = subprocess.run(
+            [sys.executable, "-m", "alpaca_rlhf", *words],
+            stdout=output,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=ENVIRONMENT,
+            timeout=60,
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- what a command works with -----------------------------------------------------------------
+
+
+class Stopped(Exception):
+    """Raised where the run would begin."""
+
+
+def asked(monkeypatch, *words: object) -> dict[str, object]:
+    """What a command would run with."""
+    seen: dict[str, object] = {}
+
+    def stop(settings, terminal, **facts):
+        seen.update(facts, settings=settings)
+        raise Stopped
+
+    monkeypatch.setattr(cli, "_run", stop)
+    with pytest.raises(Stopped):
+        cli.main([str(one) for one in words])
+    return seen
+
+
+def test_quickstart_has_numbers_of_its_own_and_loop_the_defaults(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    quick = asked(monkeypatch, "quickstart")
+    assert (quick["settings"], quick["kind"], quick["until"]) == (QUICKSTART, "quickstart", None)
+    whole = asked(monkeypatch, "loop", "--seed", 3)
+    assert whole["settings"] == Loop(seed=3)
+    assert (whole["kind"], whole["until"]) == ("loop", None)
+    assert asked(monkeypatch, "best-of-k")["until"] == "best_of_k"
+    assert asked(monkeypatch, "evaluate")["until"] is None
+
+
+def test_in_a_run_folder_its_own_settings_are_the_defaults(monkeypatch, tmp_path):
+    mine = begun(tmp_path / "run", rank=dataclasses.replace(QUICKSTART.rank, k=5))
+    seen = asked(monkeypatch, "ppo", "--out", tmp_path / "run")
+    assert (seen["settings"], seen["kind"], seen["until"]) == (mine, "quickstart", "ppo")
+    file = tmp_path / "where.yaml"
+    file.write_text(f"out: {tmp_path / 'run'}\n")
+    assert asked(monkeypatch, "loop", "--config", file)["settings"] == mine
+    changed = asked(monkeypatch, "rank", "--out", tmp_path / "run", "--rank.k", 3)["settings"]
+    assert changed == dataclasses.replace(mine, rank=dataclasses.replace(mine.rank, k=3))
+    strict = asked(monkeypatch, "quickstart", "--out", tmp_path / "run")["settings"]
+    assert strict == dataclasses.replace(QUICKSTART, out=tmp_path / "run")
+
+
+def test_a_stage_that_the_users_file_replaces_is_no_command(tmp_path, tiny_folder):
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({"instruction": "Name a fruit.", "output": "A plum."}) + "\n")
+    words = ["generate", "--inputs.data", data, "--base", tiny_folder, "--out", tmp_path / "run"]
+    assert "--inputs.data" in refused(*words)
+
+
+def test_the_quickstarts_numbers_survive_the_way_through_yaml(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(to_yaml(QUICKSTART))
+    read = parse(Loop, ["--config", str(file)], prog="test", description="")
+    assert read == QUICKSTART
+
+
+# --- how it ends -------------------------------------------------------------------------------
+
+
+def ended(body, capsys) -> tuple[int, str]:
+    code = shell.guarded(body, again="alpaca-rlhf loop", terminal=Terminal())
+    return code, capsys.readouterr().err
+
+
+def test_every_end_has_its_code(capsys):
+    def raising(error: BaseException):
+        def body() -> int:
+            raise error
+
+        return body
+
+    class OutOfMemoryError(RuntimeError):
+        pass
+
+    assert ended(lambda: 0, capsys) == (0, "")
+    assert ended(raising(UserError("a\nb\x1b[31m")), capsys) == (2, "error: a b[31m\n")
+    code, line = ended(raising(KeyboardInterrupt()), capsys)
+    assert code == 130 and line.endswith("To go on: alpaca-rlhf loop\n")
+    assert ended(raising(SystemExit(0)), capsys) == (0, "")
+    code, line = ended(raising(OutOfMemoryError()), capsys)
+    assert code == 2 and "--sampling.batch-size" in line and line.count("\n") == 1
+    with pytest.raises(ZeroDivisionError):
+        ended(raising(ZeroDivisionError()), capsys)
+
+
+def test_ctrl_c_ends_with_the_command_that_goes_on(tmp_path, tiny_folder):
+    words = ["quickstart", "--base", tiny_folder, "--out", tmp_path / "a run", *SMALL]
+    words += ["--generate.target", "5000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "alpaca_rlhf", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    events = tmp_path / "a run" / "generate" / "events.jsonl"
+    deadline = time.monotonic() + 240
+    while not events.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, out + err
+    assert err.count("\n") == 1 and f"--out '{tmp_path / 'a run'}'" in err
+    assert "generate" in out and events.exists()

@@ -1,0 +1,192 @@
+"""The whole loop at a small size: what it writes, and that interruptions change nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from alpaca_rlhf.config import UserError, parse
+from alpaca_rlhf.evaluation.report import validate_report
+from alpaca_rlhf.pipeline import order, run_loop
+from alpaca_rlhf.quickstart import QUICKSTART
+from alpaca_rlhf.settings import Loop
+from tests.prove import SMALL, command, offline, without_times
+
+
+class Quiet:
+    """A reporter that remembers the stages, and may stop the run in the middle of one."""
+
+    def __init__(self, stop_in: str | None = None) -> None:
+        self.stop_in = stop_in
+        self.started: list[str] = []
+
+    def start(self, stage, what):
+        self.started.append(stage)
+        if stage == self.stop_in and stage.startswith("rank"):
+            raise KeyboardInterrupt  # it has no steps
+
+    def step(self, stage, done, total, metrics):
+        if self.started[-1] == self.stop_in and (done > total / 2 or total == 1):
+            raise KeyboardInterrupt
+
+    def finish(self, stage, what):
+        pass
+
+
+def small(out: Path, **changes) -> Loop:
+    settings = parse(Loop, SMALL, prog="test", description="", default=QUICKSTART)
+    return replace(settings, out=out, **changes)
+
+
+def run(out: Path, reporter=None, **changes) -> dict:
+    run_loop(small(out, **changes), reporter or Quiet(), kind="quickstart", command="test")
+    return json.loads((out / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory) -> Path:
+    """A run that nobody disturbed."""
+    out = tmp_path_factory.mktemp("calm") / "run"
+    run(out)
+    return out
+
+
+def report_of(out: Path) -> dict:
+    return json.loads((out / "report.json").read_text())
+
+
+def test_the_report_keeps_its_contract(calm):
+    report = report_of(calm)
+    validate_report(report)
+    assert [row["name"] for row in report["stages"]] == [name for name, _ in order(small(calm))]
+    assert set(report["policies"]) == {"base", "base_few_shot", "sft", "best_of_k", "ppo"}
+    assert report["prompts"]["overlap"] == 0
+    assert report["policies"]["sft"]["kl_from_sft_nats"] == 0.0
+    assert (calm / "report.html").stat().st_size > 10_000
+
+
+def test_ppo_starts_at_the_reference_exactly(calm):
+    ledger = json.loads((calm / "ledger.json").read_text())
+    assert ledger["ppo"]["facts"]["kl_at_start"] == 0.0
+
+
+def test_scores_are_normalised_on_sft_completions(calm):
+    """The folded gain and bias, applied by a fresh process's reading of the folder."""
+    import torch
+
+    from alpaca_rlhf.models.adapters import Adapters
+    from alpaca_rlhf.models.base import load_base
+    from alpaca_rlhf.models.heads import ScalarHead
+    from alpaca_rlhf.models.rollout import score
+    from alpaca_rlhf.records import Completion, Instruction
+    from alpaca_rlhf.training.groups import completion_example
+
+    settings = small(calm)
+    adapters = Adapters(load_base(), settings.lora, template=settings.template)
+    adapters.load("reward", calm / "reward" / "adapter")
+    head = ScalarHead.load(calm / "reward" / "adapter", 192)
+    prompts = {}
+    for line in (calm / "sample" / "prompts.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        prompt = Instruction(row["instruction"], row["input"])
+        prompts[prompt.id] = prompt
+    examples = []
+    for line in (calm / "sample" / "completions.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        row.pop("id")
+        one = Completion(**row)
+        examples.append(completion_example(adapters, prompts[one.prompt_id], one))
+    scores = score(adapters, "reward", head, examples, batch_size=32).double()
+    assert abs(float(scores.mean())) < 1e-3
+    assert abs(float(scores.std(correction=0)) - 1) < 1e-3
+    assert torch.isfinite(scores).all()
+
+
+@pytest.mark.parametrize("stage", ["sft", "ppo", "best_of_k", "reward"])
+def test_adapters_load_with_plain_peft(calm, stage):
+    import torch
+    from peft import PeftModel
+
+    from alpaca_rlhf.models.base import load_base
+
+    base = load_base()
+    ids = torch.tensor([[1, 300, 301, 302]])
+    with torch.no_grad(), base.autocast():
+        before = base.model(ids).logits
+        model = PeftModel.from_pretrained(base.model, str(calm / stage / "adapter"))
+        assert not torch.equal(model(ids).logits, before)
+
+
+def test_a_finished_run_is_left_alone(calm):
+    before = {f: f.stat().st_mtime_ns for f in calm.rglob("*") if f.is_file() and f.name != ".lock"}
+    reporter = Quiet()
+    run(calm, reporter)
+    assert reporter.started == []
+    changed = {f.name for f, t in before.items() if f.stat().st_mtime_ns != t}
+    assert changed <= {"report.json", "report.html"}
+
+
+def test_interrupted_in_every_stage_it_ends_with_the_same_report(calm, tmp_path):
+    out = tmp_path / "run"
+    for stage in [name for name, _ in order(small(out))]:
+        with pytest.raises(KeyboardInterrupt):
+            run(out, Quiet(stop_in=stage))
+    assert without_times(run(out)) == without_times(report_of(calm))
+
+
+@pytest.mark.parametrize(("stage", "wait_s"), [("generate", 1.0), ("ppo", 2.0)])
+def test_killed_it_ends_with_the_same_report(calm, tmp_path, stage, wait_s):
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        command(out, *SMALL), env=offline(), stdout=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if line.startswith(f"{stage}:"):
+            time.sleep(wait_s)
+            process.send_signal(signal.SIGKILL)
+            break
+    process.stdout.close()
+    assert process.wait() == -signal.SIGKILL
+    assert without_times(run(out)) == without_times(report_of(calm))
+
+
+def test_another_seed_changes_everything_random(calm, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run(out, Quiet(stop_in="sample"), seed=1)
+    rows = (out / "generate" / "rows.jsonl").read_text()
+    assert rows != (calm / "generate" / "rows.jsonl").read_text()
+
+
+def test_the_folder_of_another_run_is_refused(calm):
+    before = (calm / "report.json").read_bytes()
+    with pytest.raises(UserError, match="seed"):
+        run(calm, seed=7)
+    assert (calm / "report.json").read_bytes() == before
+
+
+def test_a_second_round_goes_on_from_the_last_policy(tmp_path):
+    out = tmp_path / "run"
+    report = run(out, rounds=2)
+    validate_report(report)
+    assert {"ppo.2", "best_of_k.2"} <= set(report["policies"])
+    assert [m["round"] for m in report["reward_models"]] == [1, 2]
+    assert report["reward_models"][1]["pairs"] > report["reward_models"][0]["pairs"]
+    assert report["prompts"]["overlap"] == 0
+
+
+def test_no_network_is_needed(tmp_path):
+    """In a network namespace of its own, without even a loopback device that is up."""
+    probe = subprocess.run(["unshare", "-n", "true"], capture_output=True)
+    if probe.returncode != 0:
+        pytest.skip("this machine does not let a test make a network namespace")
+    words = ["unshare", "-n", sys.executable, "-m", "alpaca_rlhf", "generate"]
+    flags = [*SMALL, "--base", "embedded", "--template", "brief", "--out", str(tmp_path / "run")]
+    done = subprocess.run([*words, *flags], capture_output=True, text=True, env={**os.environ})
+    assert done.returncode == 0, done.stderr
