@@ -19,12 +19,23 @@ from alpaca_rlhf.smallworld.families import FRAMES
 from alpaca_rlhf.smallworld.tasks import FAMILIES, sample_task
 
 
-def documents(seed: int) -> Iterator[str]:
-    """Documents without end, the same for the same seed."""
+def documents(seed: int, *, worksheets: float = 0.25, questions: float = 0.20) -> Iterator[str]:
+    """Documents without end, the same for the same arguments.
+
+    Args:
+        seed: Draws everything.
+        worksheets: Share of the documents that are numbered worksheets.
+        questions: Share that are questions with answers; the rest are plain documents.
+    """
     rng = random.Random(f"corpus/{seed}")
     while True:
         draw = rng.random()
-        yield _worksheet(rng) if draw < 0.25 else _questions(rng) if draw < 0.45 else _plain(rng)
+        if draw < worksheets:
+            yield _worksheet(rng)
+        elif draw < worksheets + questions:
+            yield _questions(rng)
+        else:
+            yield _plain(rng)
 
 
 def tokenizer_text(seed: int, n: int) -> Iterator[str]:

@@ -96,7 +96,7 @@ def _merges(tokenizer: Tokenizer) -> list[list[str]]:
 class Pretrain:
     """Numbers of the pre-training."""
 
-    tokens: int = 5_000_000
+    tokens: int = 6_000_000
     """Tokens in all."""
     batch_tokens: int = 8192
     """Tokens an optimiser step."""
