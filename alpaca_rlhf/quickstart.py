@@ -38,7 +38,7 @@ QUICKSTART = Loop(
     sft=SFT(lr=2e-3, epochs=3, batch_size=16, micro_batch_size=16),
     sampling=Sampling(max_new_tokens=ANSWER_TOKENS, batch_size=256),
     rank=Rank(
-        prompts=400,
+        prompts=500,
         k=4,
         noise=0.08,  # about one verdict in twelve is wrong, as people's are
     ),
@@ -48,8 +48,8 @@ QUICKSTART = Loop(
         batch_size=64,
         minibatch_size=32,
         micro_batch_size=32,
-        epochs=2,
-        lr=5e-4,
+        epochs=1,
+        lr=7e-4,
         value_lr=1e-3,
         kl_coef=0.15,  # the reward model has seen 400 prompts: far from SFT it knows nothing
         missing_eos_score=-2.0,  # two standard deviations below SFT's mean: worse than a bad answer
@@ -57,7 +57,7 @@ QUICKSTART = Loop(
         value_warmup=1,
         clip=Clip(score=3.0),  # one score must not rule a batch of 64
     ),
-    best_of_k=BestOfK(k=4, prompts=600, lr=1e-3, epochs=2),
+    best_of_k=BestOfK(k=4, prompts=400, lr=1e-3, epochs=2),
     evaluate=Evaluate(prompts=400, watts=65.0),  # a desktop processor, not a graphics card
 )
 """The quickstart's settings."""

@@ -35,7 +35,7 @@ HIDDEN, LAYERS, HEADS = 256, 2, 8
 TOKENS = 16
 """Completion tokens at most."""
 
-STOP, MUTE = 2.5, -6.0
+STOP, MUTE = 2.0, -6.0
 """Logits of what ends a completion and of what is no printable ASCII; of the rest 0. So the
 random model writes text that can be read back, and often comes to an end."""
 

@@ -1,0 +1,130 @@
+"""The recipes: their numbers make sense, and a dry run goes through every stage."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from alpaca_rlhf.quickstart import QUICKSTART
+from alpaca_rlhf.records import Instruction
+
+ROOT = Path(__file__).parent.parent
+CARDS = {"llama3_8b_24gb": "llama-3.1-8b", "llama2_7b_24gb": "llama-2-7b"}
+
+
+def load(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(name: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "recipes" / f"{name}.py"), *words],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **environment},
+    )
+
+
+def test_the_quickstart_recipe_is_the_quickstart():
+    assert load("quickstart").EXPERIMENT == QUICKSTART
+
+
+def test_the_quickstart_recipe_tells_the_numbers_that_run():
+    text = load("quickstart").__doc__
+    for number, what in (
+        (QUICKSTART.generate.target, "new tasks"),
+        (QUICKSTART.generate.seeds, "seed tasks"),
+        (QUICKSTART.sft.epochs, "passes over seed"),
+        (QUICKSTART.rank.k, "completions for each"),
+        (QUICKSTART.rank.prompts, "new prompts"),
+        (QUICKSTART.ppo.updates, "updates of"),
+        (QUICKSTART.ppo.batch_size, "completions, anchored"),
+        (QUICKSTART.best_of_k.prompts, "prompts, "),
+        (QUICKSTART.evaluate.prompts, "prompts that no stage"),
+    ):
+        assert f"{number} {what}" in text
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_a_cards_recipe_asks_people_and_is_short(name):
+    module = load(name)
+    settings = module.EXPERIMENT
+    assert settings.inputs.judge == "human"
+    prompts = settings.rank.prompts + settings.evaluate.prompts
+    prompts += max(settings.best_of_k.prompts, settings.ppo.batch_size)
+    assert f"{prompts:,} that" in (ROOT / "recipes" / f"{name}.py").read_text()
+    assert len((ROOT / "recipes" / f"{name}.py").read_text().splitlines()) <= 60
+
+
+@pytest.mark.parametrize("name", ["quickstart", *CARDS])
+def test_every_recipe_explains_itself(name):
+    done = run(name, "--help")
+    assert done.returncode == 0 and done.stderr == ""
+    assert "--ppo.kl-coef" in done.stdout
+    assert "torch" not in done.stderr
+
+
+def test_a_file_that_is_not_there_is_told_in_one_line(tmp_path):
+    done = run("llama2_7b_24gb", "--out", str(tmp_path / "run"), "--base", str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "my/instructions.jsonl" in done.stderr
+
+
+@pytest.mark.parametrize("architecture", CARDS.values())
+def test_a_shrunken_model_is_of_the_same_architecture(tmp_path, architecture):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from alpaca_rlhf.models.base import load_base
+    from alpaca_rlhf.models.batches import decode, example, prompt_ids
+    from alpaca_rlhf.rehearsal import ARCHITECTURES, shrunken
+
+    kind = ARCHITECTURES[architecture]
+    folder = shrunken(kind, tmp_path / "model")
+    config = AutoModelForCausalLM.from_pretrained(folder).config
+    assert config.num_attention_heads == config.num_key_value_heads * kind.shared_by
+    assert not config.tie_word_embeddings
+    assert config.rope_parameters["rope_theta"] == kind.rope["rope_theta"]
+    assert config.rope_parameters["rope_type"] == kind.rope["rope_type"]
+    assert all(size % 64 == 0 for size in (config.hidden_size, config.intermediate_size))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert (tokenizer.bos_token, tokenizer.eos_token) == kind.special[:2]
+    assert tokenizer.pad_token is None
+    base = load_base(str(folder))
+    assert base.pad_id != base.eos_id
+    assert len(base.stop_ids) == len(kind.special) - 1
+    row = Instruction("Name a fruit, 中文 <|eot_id|>.", "", "A plum 🙂.")
+    assert prompt_ids(base, "alpaca", row).count(tokenizer.bos_token_id) == 1
+    assert decode(base, example(base, "alpaca", row, "A plum 🙂.").completion) == "A plum 🙂."
+    other = shrunken(kind, tmp_path / "again")
+    weights = [one.joinpath("model.safetensors").read_bytes() for one in (folder, other)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("name", CARDS)
+def test_a_dry_run_goes_through_every_stage(name, tmp_path):
+    done = run(name, "--dry-run", "--seed", "3", TMPDIR=str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert done.stdout.startswith("DRY RUN of meta-llama/")
+    assert "here people rank" in done.stdout and "DRY RUN done" in done.stdout
+    (report_file,) = tmp_path.glob("*/run/report.json")
+    report = json.loads(report_file.read_text())
+    names = [one["name"] for one in report["stages"]]
+    assert names == ["sft", "sample", "rank", "reward", "ppo", "best_of_k", "evaluate"]
+    assert set(report["policies"]) == {"base", "base_few_shot", "sft", "best_of_k", "ppo"}
+    assert report["prompts"]["overlap"] == 0 and report["seed"] == 3
+    html = (report_file.parent / "report.html").read_text()
+    assert "--dry-run" in html
+    assert not (ROOT / "runs" / name.removesuffix("_24gb")).exists()
