@@ -170,6 +170,9 @@ def _run(
         f"base {settings.base}, seed {settings.seed}, in {settings.out}; "
         "Ctrl-C at any time, the same command goes on"
     )
+    done = folders.stages_done(settings.out)
+    if done:
+        terminal.say(f"done already: {', '.join(done)}")
     shell.quiet(settings.base)
     logging.getLogger("alpaca_rlhf").addHandler(shell.WarningsToTerminal(terminal))
     from alpaca_rlhf.ui import running

@@ -83,8 +83,8 @@ def test_plain_lines_tell_rate_and_remaining_time_now_and_then():
     assert lines[0] == "ppo: train the policy"
     assert lines[1] == "  ppo 1/20 updates, score 1.5, kl 0.1"
     # two seconds an update since the first one, whatever was before it; a line every five seconds
-    assert lines[2] == "  ppo 4/20 updates, 2 s a update, ETA 0:32, score 4.5, kl 0.1"
-    assert lines[3].startswith("  ppo 7/20 updates, 2 s a update, ETA 0:26")
+    assert lines[2] == "  ppo 4/20 updates, 2 s/update, ETA 0:32, score 4.5, kl 0.1"
+    assert lines[3].startswith("  ppo 7/20 updates, 2 s/update, ETA 0:26")
     assert lines[-1] == "  done in 1:00: score up"
     assert len(lines) == 6
 

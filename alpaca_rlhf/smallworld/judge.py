@@ -15,15 +15,15 @@ from alpaca_rlhf.smallworld.tasks import FAMILIES, Task
 class GoldWeights:
     """score = correct_share * C + (floor + (1 - floor) * C) * (the rest), minus penalties, within [0, 1]."""
 
-    correct: float = 0.62
+    correct: float = 0.70
     """Share of correctness."""
     well_formed: float = 0.08
     """Share of whole sentences."""
     to_the_point: float = 0.06
     """Share of saying nothing beside the point."""
-    helpful: float = 0.14
+    helpful: float = 0.10
     """Share of a true extra sentence about the topic."""
-    friendly: float = 0.10
+    friendly: float = 0.06
     """Share of one friendly closing."""
     floor: float = 0.1
     """How much of the rest a wrong answer still earns."""

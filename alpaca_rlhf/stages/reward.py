@@ -27,9 +27,12 @@ def reward(ctx: Context, round_: int) -> Outcome:
     train, held_out = ranking_groups(ctx, round_)
     seed = ctx.settings.seed
     intervals: dict[str, Any] = {}
-    for name, chosen in (
-        (f"{stage}_shuffled", reward_groups.shuffled(train, seed)),
-        (stage, train),
+    # In the control all verdicts are shuffled, the held-out ones too: whatever it learns, it must
+    # sit at one half, unless something other than the verdicts tells the better one.
+    control_groups = [reward_groups.shuffled(part, seed) for part in (train, held_out)]
+    for name, (learned, asked) in (
+        (f"{stage}_shuffled", control_groups),
+        (stage, [train, held_out]),
     ):
         done = ctx.run.done(name) if name != stage else None
         if done is None:
@@ -37,8 +40,8 @@ def reward(ctx: Context, round_: int) -> Outcome:
             head, result = train_reward(
                 ctx.adapters,
                 "reward",
-                chosen,
-                held_out,
+                learned,
+                asked,
                 settings,
                 seed=seed,
                 checkpoints=ctx.checkpoints(name),

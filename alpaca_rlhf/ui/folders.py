@@ -9,6 +9,7 @@ from typing import Any
 from alpaca_rlhf.config import UserError, parse
 from alpaca_rlhf.settings import Loop
 
+_STAGES = ("generate", "sft", "sample", "rank", "reward", "ppo", "best_of_k", "evaluate")
 _POLICY_STAGES = ("sft", "best_of_k", "ppo")
 
 
@@ -39,13 +40,15 @@ def kind_of(run: Path) -> str:
     return str(_read(run / "provenance.json").get("kind", "loop"))
 
 
-def stages_done(run: Path) -> set[str]:
-    """Names of the finished stages, in later rounds with a suffix: `sft`, `ppo`, `ppo.2` ...
+def stages_done(run: Path) -> list[str]:
+    """Names of the finished stages in their order, in later rounds with a suffix: `ppo.2` ...
 
     Raises:
         UserError: The ledger cannot be read.
     """
-    return set(_read(run / "ledger.json")) if (run / "ledger.json").is_file() else set()
+    if not (run / "ledger.json").is_file():
+        return []
+    return [name for name in _read(run / "ledger.json") if name.partition(".")[0] in _STAGES]
 
 
 def policies(run: Path) -> dict[str, Path | None]:

@@ -181,7 +181,7 @@ class _Pace:
         if steps <= 0 or seconds <= 0:
             return line
         rate = steps / seconds
-        speed = f"{rate:.3g} {units}/s" if rate >= 1 else f"{1 / rate:.3g} s a {unit}"
+        speed = f"{rate:.3g} {units}/s" if rate >= 1 else f"{1 / rate:.3g} s/{unit}"
         return f"{line}, {speed}, ETA {duration(max(0, total - done) / rate)}"
 
 
