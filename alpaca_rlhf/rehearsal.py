@@ -118,7 +118,7 @@ def shrunken(architecture: Architecture, folder: Path, seed: int = 0) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    words = {i: tokenizer.decode([i]) for i in range(len(tokenizer))}
+    words = {i: str(tokenizer.decode([i])) for i in range(len(tokenizer))}
     mute = {i: MUTE for i, word in words.items() if not (word.isascii() and word.isprintable())}
     _steer(model, mute | dict.fromkeys(stops, STOP))
     model.bfloat16()

@@ -100,8 +100,8 @@ def toy():
         torch.manual_seed(weights)
         config = LlamaConfig(
             vocab_size=16,
-            hidden_size=32,
-            intermediate_size=32,
+            hidden_size=64,
+            intermediate_size=64,
             num_hidden_layers=1,
             num_attention_heads=2,
             num_key_value_heads=2,

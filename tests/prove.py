@@ -24,10 +24,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PROOF = ROOT / "docs" / "proof"
 TIMES = {"seconds", "peak_memory_gib", "cost_usd"}
 SMALL = (
-    "--generate.target 24 --generate.seeds 24 --generate.batch-size 16 --rank.prompts 24 "
+    "--generate.target 16 --generate.seeds 24 --generate.batch-size 16 --rank.prompts 24 "
     "--reward.gate 0.01 --ppo.updates 4 --ppo.batch-size 16 --ppo.minibatch-size 8 "
     "--ppo.save-every 1 --sft.save-every 2 --reward.save-every 2 "
-    "--best-of-k.prompts 16 --evaluate.prompts 24"
+    "--best-of-k.prompts 16 --evaluate.prompts 16 --generate.max-new-tokens 64"
 ).split()
 
 

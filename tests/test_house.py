@@ -43,9 +43,8 @@ LAYERS = (
         "doctor",
         "export",
     },
-    {"rehearsal"},
     {"ui"},
-    {"cli", "__main__"},
+    {"cli", "rehearsal", "__main__"},
 )
 """Rooms, lowest layer first: an import goes down, or to a neighbour's public names."""
 

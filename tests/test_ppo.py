@@ -422,7 +422,7 @@ def test_the_bandit_ends_at_the_closed_form(toy, tmp_path, seed):
     adapters.add("policy", copy_of="sft")
     prompt = (1, 5)
     arms = [Example(prompt, (i,)) for i in range(16)]
-    head = ScalarHead(32, seed=seed)
+    head = ScalarHead(64, seed=seed)
     head.normalise(score(adapters, "reward", head, arms, batch_size=16))
     rewards = score(adapters, "reward", head, arms, batch_size=16).double()
 
@@ -435,10 +435,10 @@ def test_the_bandit_ends_at_the_closed_form(toy, tmp_path, seed):
     best = (reference.log() + rewards / 1.0).softmax(0)
     assert total_variation(reference, best) > 0.25
     settings = PPO(
-        updates=40,
-        batch_size=512,
-        minibatch_size=256,
-        micro_batch_size=512,
+        updates=60,
+        batch_size=256,
+        minibatch_size=128,
+        micro_batch_size=256,
         epochs=2,
         lr=1e-2,
         value_lr=1e-2,
@@ -447,10 +447,10 @@ def test_the_bandit_ends_at_the_closed_form(toy, tmp_path, seed):
         save_every=1000,
         clip=Clip(kl_stop=10.0),
     )
-    asked = [PPOPrompt(str(i), prompt) for i in range(512)]
+    asked = [PPOPrompt(str(i), prompt) for i in range(256)]
     rows = train(adapters, head, tmp_path, settings, asked=asked, seed=seed)
     found = distribution("policy")
-    assert total_variation(found, best) < 0.05
+    assert total_variation(found, best) < 0.03
     divergence = float((best * (best / reference).log()).sum())
     assert rows[-1]["kl"] == pytest.approx(divergence, abs=0.15)
     assert rows[-1]["score"] == pytest.approx(float((best * rewards).sum()), abs=0.15)
