@@ -69,6 +69,7 @@ def main() -> None:
     )
     torch.manual_seed(Pretrain.seed)
     model = new_model(len(tokenizer))
+    weights: torch.nn.Module = model
     history: list[dict[str, float]] = []
 
     def log(row: dict[str, float]) -> None:
@@ -77,19 +78,20 @@ def main() -> None:
         sys.stdout.flush()
 
     for cycle in CYCLES:
-        model.to(torch.bfloat16).float()  # a cycle begins with weights as they are saved
+        weights.to(torch.bfloat16).float()  # a cycle begins with weights as they are saved
         texts = corpus.documents(
             int(cycle["seed"]), worksheets=cycle["worksheets"], questions=cycle["questions"]
         )
         settings = Pretrain(tokens=int(cycle["tokens"] * args.scale))
         pretrain(model, token_stream(tokenizer, texts), settings, log)
-    model.eval().to(torch.bfloat16)
-    loss = held_out_loss(model.float(), token_stream(tokenizer, corpus.documents(HELD_OUT_SEED)))
-    model.generation_config = GenerationConfig(
-        do_sample=True, pad_token_id=0, bos_token_id=1, eos_token_id=2
+    weights.eval().to(torch.bfloat16).float()
+    loss = held_out_loss(model, token_stream(tokenizer, corpus.documents(HELD_OUT_SEED)))
+    model.generation_config = GenerationConfig.from_dict(
+        {"do_sample": True, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     )
     args.out.mkdir(parents=True, exist_ok=True)
-    model.to(torch.bfloat16).save_pretrained(args.out)
+    weights.to(torch.bfloat16)
+    model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
     facts = {
         "parameters": sum(p.numel() for p in model.parameters()),

@@ -205,8 +205,9 @@ def _load(
             options["device_map"] = {"": device.index or 0}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*kernels.*")
-        model: PreTrainedModel
-        model, found = AutoModelForCausalLM.from_pretrained(source, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, **options)
+    model: PreTrainedModel = loaded[0]
+    found = loaded[1]
     if found["missing_keys"]:  # transformers would make them up at random
         raise UserError(
             f"--base {source}: the checkpoint lacks {len(found['missing_keys'])} tensors, "
