@@ -6,7 +6,6 @@ import contextlib
 import difflib
 import getpass
 import io
-import logging
 import shlex
 import sys
 from collections.abc import Sequence
@@ -174,7 +173,6 @@ def _run(
     if done:
         terminal.say(f"done already: {', '.join(done)}")
     shell.quiet(settings.base)
-    logging.getLogger("alpaca_rlhf").addHandler(shell.WarningsToTerminal(terminal))
     from alpaca_rlhf.ui import running
 
     shell.quiet_transformers(settings.base)

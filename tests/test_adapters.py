@@ -63,7 +63,7 @@ def test_a_new_adapter_changes_nothing_and_a_copy_equals_its_source(fp32):
 
 
 def test_each_adapter_gets_the_gradients_it_would_get_alone(tiny_folder):
-    """Two roles learn in one step, one after the other: PEFT's own switch would lose the first one's gradients."""
+    """Two roles learn in one step, one after the other: PEFT's switch would lose some."""
     adapters = make(load(tiny_folder, dtype=torch.float32), "policy", "value")
     adapters.trainable("policy", "value")
     for name in ("policy", "value"):
@@ -174,7 +174,7 @@ def test_checkpointing_gives_the_same_gradients_and_knows_its_adapter(tiny_folde
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_are_the_same_before_and_after_a_rollout(tiny_folder, dtype):
-    """On AVX512-BF16 CPUs bitsandbytes repacks its weights in the first forward without gradients."""
+    """On AVX512-BF16 CPUs bitsandbytes repacks weights in a forward without gradients."""
     adapters = make(load(tiny_folder, dtype=dtype), "policy")
     adapters.trainable("policy")
     with adapters.using("policy"), adapters.training():

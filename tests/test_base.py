@@ -1,4 +1,4 @@
-"""Loading a base: what is refused, what is quantised, what is frozen, and what tells bases apart."""
+"""Loading a base: what is refused, what is quantised and frozen, what tells bases apart."""
 
 import json
 import shutil

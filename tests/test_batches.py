@@ -34,8 +34,31 @@ CHAT = (
 )
 
 pieces = st.sampled_from(
-    ["", " ", "  ", "\n", "\n\n", "\t", "</s>", "<s>", "<pad>", "<0x0A>", "###", "\u2581", "你好"]
-    + ["🦙", "a", "Name a colour.", " lemon", "12", "é", "e\u0301", "\u200b", "\r\n", "<|im_end|>"]
+    [
+        "",
+        " ",
+        "  ",
+        "\n",
+        "\n\n",
+        "\t",
+        "</s>",
+        "<s>",
+        "<pad>",
+        "<0x0A>",
+        "###",
+        "▁",
+        "你好",
+        "🦙",
+        "a",
+        "Name a colour.",
+        " lemon",
+        "12",
+        "é",
+        "é",
+        "\u200b",
+        "\r\n",
+        "<|im_end|>",
+    ]
 )
 texts = st.lists(pieces | st.text(max_size=8), max_size=5).map("".join)
 rows = st.builds(Instruction, instruction=texts, input=texts)
@@ -111,7 +134,7 @@ def test_the_policy_is_taught_the_tokens_it_would_generate(tiny_base, row, compl
 
 
 def test_a_seam_that_would_merge_is_cut(tiny_base, monkeypatch):
-    """The prompt ends in `a`, and `as` would be one token: the prompt's tokens stay what they are."""
+    """The prompt ends in `a`, and `as` would be one token: the prompt's tokens stay."""
     monkeypatch.setattr("alpaca_rlhf.models.batches.render", lambda template, row: row.instruction)
     whole = text_ids(tiny_base, " task")
     prompt = text_ids(tiny_base, " ta")

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from string import ascii_lowercase as LETTERS
 
 import pytest
 
 from alpaca_rlhf import __version__, cli
 from alpaca_rlhf.config import UserError, parse, to_yaml
+from alpaca_rlhf.preferences import read
 from alpaca_rlhf.quickstart import QUICKSTART
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.ui import shell
@@ -51,6 +55,14 @@ def refused(*words: object) -> str:
     return done.stderr.removesuffix("\n")
 
 
+def refused_here(capsys, *words: object) -> str:
+    """The same, in this process: torch is not loaded anew."""
+    assert cli.main([str(one) for one in words]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and line.endswith("\n")
+    return line.removesuffix("\n")
+
+
 # --- wrong input -------------------------------------------------------------------------------
 
 
@@ -59,8 +71,9 @@ def test_a_missing_base_is_refused(tmp_path):
     assert "--base" in line and str(tmp_path / "nothing") in line and "no such folder" in line
 
 
-def test_a_folder_without_a_model_is_no_base(tmp_path):
-    line = refused("quickstart", "--base", tmp_path, "--out", tmp_path / "run", *SMALL)
+def test_a_folder_without_a_model_is_no_base(tmp_path, capsys):
+    words = ["quickstart", "--base", tmp_path, "--out", tmp_path / "run", *SMALL]
+    line = refused_here(capsys, *words)
     assert "config.json" in line
 
 
@@ -88,13 +101,14 @@ def test_a_data_file_with_a_bad_line_is_refused_with_its_place(tmp_path, tiny_fo
     assert f"{data}:2" in line
 
 
-@pytest.mark.parametrize("out", ["file", "below a file", "/proc/1/nothing"])
-def test_an_unwritable_output_folder_is_refused(tmp_path, tiny_folder, out):
-    (tmp_path / "file").write_text("mine")
-    path = {"file": tmp_path / "file", "below a file": tmp_path / "file" / "run"}.get(out, out)
-    line = refused("quickstart", "--base", tiny_folder, "--out", path, *SMALL)
-    assert str(path) in line
-    assert (tmp_path / "file").read_text() == "mine"
+def test_an_unwritable_output_folder_is_refused(tmp_path, tiny_folder, capsys):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    words = ["quickstart", "--base", tiny_folder, *SMALL, "--out"]
+    assert str(file) in refused(*words, file)
+    for path in (file / "run", "/proc/1/nothing"):
+        assert str(path) in refused_here(capsys, *words, path)
+    assert file.read_text() == "mine"
 
 
 def begun(out: Path, kind: str = "quickstart", **changes: object) -> Loop:
@@ -115,9 +129,9 @@ def test_the_output_folder_of_another_run_is_refused(tmp_path):
     assert kept == before
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path):
+def test_a_folder_of_something_else_is_refused(tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("years of work")
-    line = refused("quickstart", "--out", tmp_path)
+    line = refused_here(capsys, "quickstart", "--out", tmp_path)
     assert "thesis.txt" in line
 
 
@@ -259,11 +273,11 @@ def test_in_a_run_folder_its_own_settings_are_the_defaults(monkeypatch, tmp_path
     assert strict == dataclasses.replace(QUICKSTART, out=tmp_path / "run")
 
 
-def test_a_stage_that_the_users_file_replaces_is_no_command(tmp_path, tiny_folder):
+def test_a_stage_that_the_users_file_replaces_is_no_command(tmp_path, tiny_folder, capsys):
     data = tmp_path / "rows.jsonl"
     data.write_text(json.dumps({"instruction": "Name a fruit.", "output": "A plum."}) + "\n")
     words = ["generate", "--inputs.data", data, "--base", tiny_folder, "--out", tmp_path / "run"]
-    assert "--inputs.data" in refused(*words)
+    assert "--inputs.data" in refused_here(capsys, *words)
 
 
 def test_the_quickstarts_numbers_survive_the_way_through_yaml(tmp_path):
@@ -271,6 +285,48 @@ def test_the_quickstarts_numbers_survive_the_way_through_yaml(tmp_path):
     file.write_text(to_yaml(QUICKSTART))
     read = parse(Loop, ["--config", str(file)], prog="test", description="")
     assert read == QUICKSTART
+
+
+def test_people_rank_in_the_middle_and_the_run_goes_on(tmp_path, tiny_folder, capsys, monkeypatch):
+    rng, out = random.Random(0), str(tmp_path / "run")
+    rows = [
+        {
+            "instruction": " ".join("".join(rng.choices(LETTERS, k=5)) for _ in range(4)),
+            "output": "a",
+        }
+        for _ in range(24)
+    ]
+    for name, part in (("data", rows[:8]), ("prompts", rows[8:])):
+        text = "".join(json.dumps(row) + "\n" for row in part)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    words = ["--base", tiny_folder, "--template", "brief", "--inputs.judge", "human"]
+    words += ["--inputs.data", tmp_path / "data.jsonl"]
+    words += ["--inputs.prompts", tmp_path / "prompts.jsonl"]
+    words += ["--rank.prompts", 4, "--rank.k", 2, "--sampling.max-new-tokens", 8]
+    words += ["--reward.held-out", 0.5, "--reward.gate", 0, "--evaluate.prompts", 4]
+    words += ["--ppo.batch-size", 4, "--ppo.minibatch-size", 4, "--best-of-k.prompts", 4]
+
+    def typed(text: str, *command: object) -> str:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+        assert cli.main([str(one) for one in command]) == 0
+        output = capsys.readouterr()
+        assert output.err == ""
+        return output.out
+
+    assert "4 of 4 prompts are not ranked yet" in typed("", "loop", "--out", out, *words)
+    rank = ["rank", "--out", out, "--annotator", "Ann"]
+    first = typed("2 1\n1 3\n", *rank)
+    assert "there is no answer 3" in first and "3 left; your verdicts are kept" in first
+    assert "--annotator Ann  # go on ranking" in first
+    assert "3 of 4 prompts are not ranked yet" in typed("", "ppo", "--out", out)
+    assert "every prompt is ranked" in typed("1 2\n2 1\n1 2\n\n", *rank)
+    assert {one.annotator for one in read(tmp_path / "run" / "rank" / "rankings.jsonl")} == {"Ann"}
+    trained = typed("", "reward", "--out", out)
+    assert "done already: sft, sample" in trained and "held-out accuracy" in trained
+    assert f"alpaca-rlhf ppo --out {out}" in trained
+    assert "nothing to do: reward is done already" in typed("", "reward", "--out", out)
+    assert "nothing to do: every prompt is ranked" in typed("", *rank)
+    assert "rank.k was 2, now 3" in refused_here(capsys, *rank, "--rank.k", 3)
 
 
 # --- how it ends -------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """What every stage's loop shares."""
 
+import itertools
 import os
 
 import pytest
@@ -75,7 +76,7 @@ def test_the_rate_first_rises():
     made = learner(w, lr=0.4, steps=10, warmup=0.3)
     rates = [step(made, w, [1.0, 1.0])["lr"] for _ in range(10)]
     assert rates[:4] == pytest.approx([0.1, 0.2, 0.3, 0.4])
-    falls = [a - b for a, b in zip(rates[3:], rates[4:], strict=False)]
+    falls = [a - b for a, b in itertools.pairwise(rates)]
     assert falls == pytest.approx([falls[0]] * 6)
     assert rates[-1] == pytest.approx(falls[0]), "one step before 0"
 
@@ -207,7 +208,7 @@ def test_a_checkpoint_holds_no_code(tmp_path):
     """It is read with weights_only: an object in it is refused, not run."""
     made = Checkpoints(tmp_path)
     made.save(1, {"x": Exception("boo")})
-    with pytest.raises(Exception, match="(?i)weights.only"):
+    with pytest.raises(Exception, match=r"(?i)weights.only"):
         made.latest()
 
 

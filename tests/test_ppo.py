@@ -42,7 +42,9 @@ STOPS = frozenset({2, *range(100, 150)})  # so that some completions finish and 
 def prompts(n=12):
     generator = torch.Generator().manual_seed(4)
     return [
-        PPOPrompt(f"p{i}", (1, *torch.randint(100, 386, (2 + i % 5,), generator=generator).tolist()))
+        PPOPrompt(
+            f"p{i}", (1, *torch.randint(100, 386, (2 + i % 5,), generator=generator).tolist())
+        )
         for i in range(n)
     ]
 
@@ -151,7 +153,7 @@ def test_the_reported_numbers_are_those_of_a_slow_loop(tiny):
 
 
 def test_a_value_is_first_the_reward_of_what_stands_so_far(tiny):
-    """V before token t is the reward model's score of the prompt and t tokens, gain and bias too."""
+    """V before token t is the reward model's score of the prompt and t tokens."""
     adapters, head = cast(tiny)
     found, _ = rolled(adapters, head)
     for i, (prompt, one) in enumerate(zip(prompts(5), COMPLETIONS, strict=True)):

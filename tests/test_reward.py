@@ -23,9 +23,7 @@ from alpaca_rlhf.training.reward import (
     usable,
 )
 
-SETTINGS = Reward(
-    lr=5e-3, head_lr=5e-3, batch_size=8, micro_batch_size=2, warmup=0.0, save_every=2
-)
+SETTINGS = Reward(lr=5e-3, head_lr=5e-3, batch_size=8, micro_batch_size=2, warmup=0.0, save_every=2)
 WANTED = 77
 
 
@@ -76,9 +74,7 @@ def test_the_micro_batch_never_changes_the_gradient(
     data = groups(6) + groups(2, k=7, seed=1)
     for size in (1, 2, 4, 8):
         adapters = tiny("reward", dtype=dtype, quantization=quantization)
-        train(
-            adapters, tmp_path, data, groups(2, seed=2), replace(SETTINGS, micro_batch_size=size)
-        )
+        train(adapters, tmp_path, data, groups(2, seed=2), replace(SETTINGS, micro_batch_size=size))
     whole = gradients[-1]
     assert len(gradients) == 4
     assert whole.norm() > 0.01

@@ -1,6 +1,7 @@
 """Sampling: what it must equal, what it must not depend on, and how often each token comes."""
 
 import math
+from itertools import chain
 
 import pytest
 import torch
@@ -81,13 +82,13 @@ def test_a_completion_does_not_depend_on_its_batch(adapters):
 
 
 def test_a_completion_does_not_depend_on_rows_that_finish_first(adapters):
-    """With more stop tokens other rows leave the batch sooner; until its own stop nothing changes."""
+    """With more stop tokens other rows leave sooner; until its own stop nothing changes."""
     with_stops(adapters, frozenset({2}))
     never = draw(adapters, k=8, max_new_tokens=16)
     with_stops(adapters)
     often = draw(adapters, k=8, max_new_tokens=16)
     finished = 0
-    for one, other in zip(sum(never, []), sum(often, []), strict=True):
+    for one, other in zip(chain.from_iterable(never), chain.from_iterable(often), strict=True):
         ends = [i for i, token in enumerate(one.ids) if token in STOPS]
         expected = one.ids[: ends[0] + 1] if ends else one.ids
         assert other.ids == expected
@@ -97,7 +98,7 @@ def test_a_completion_does_not_depend_on_rows_that_finish_first(adapters):
 
 def test_a_shorter_limit_gives_a_prefix(adapters):
     short, long = draw(adapters, k=4, max_new_tokens=5), draw(adapters, k=4, max_new_tokens=20)
-    for one, other in zip(sum(short, []), sum(long, []), strict=True):
+    for one, other in zip(chain.from_iterable(short), chain.from_iterable(long), strict=True):
         assert one.ids == other.ids[:5]
 
 
@@ -167,7 +168,7 @@ def test_progress_is_told(adapters):
 
 def test_every_stop_id_ends_a_completion_and_is_its_last_token(adapters):
     seen = set()
-    for one in sum(draw(adapters, k=16, max_new_tokens=20), []):
+    for one in chain.from_iterable(draw(adapters, k=16, max_new_tokens=20)):
         assert 1 <= len(one.ids) <= 20
         assert one.finished == (one.ids[-1] in STOPS)
         assert not STOPS & set(one.ids[:-1])
@@ -306,7 +307,8 @@ def test_only_the_given_role_speaks(adapters):
 
 def test_scores_do_not_depend_on_their_batch(adapters):
     head = ScalarHead(128, seed=1)
-    examples = [Example(p, one.ids) for p, own in zip(PROMPTS, draw(adapters, k=3)) for one in own]
+    drawn = zip(PROMPTS, draw(adapters, k=3), strict=True)
+    examples = [Example(p, one.ids) for p, own in drawn for one in own]
     one_by_one = score(adapters, "sft", head, examples, batch_size=1)
     assert one_by_one.std() > 0.1
     for size in (2, 4, 100):

@@ -37,6 +37,8 @@ def guarded(body: Callable[[], int], *, again: str, terminal: Terminal) -> int:
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a poor locale must not stop a run
+    ours, shown = logging.getLogger("alpaca_rlhf"), _WarningsToTerminal(terminal)
+    ours.addHandler(shown)
     try:
         with terminal:
             code = body()
@@ -61,6 +63,8 @@ def guarded(body: Callable[[], int], *, again: str, terminal: Terminal) -> int:
             f"give a smaller {flag} (the result stays the same) and a new --out",
             2,
         )
+    finally:
+        ours.removeHandler(shown)
 
 
 def printed(text: str) -> int:
@@ -100,7 +104,7 @@ def quiet_transformers(base: str) -> None:
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-class WarningsToTerminal(logging.Handler):
+class _WarningsToTerminal(logging.Handler):
     """Shows what our own modules warn of."""
 
     def __init__(self, terminal: Terminal) -> None:
