@@ -36,7 +36,7 @@ QUICKSTART = Loop(
     # An adapter on a few million weights learns far from where one on 7B does: about twenty times
     # the usual rates, on all of the data at a small batch.
     sft=SFT(lr=4e-3, epochs=3, batch_size=8, micro_batch_size=8),
-    sampling=Sampling(max_new_tokens=ANSWER_TOKENS, batch_size=256),
+    sampling=Sampling(max_new_tokens=ANSWER_TOKENS, batch_size=128),
     rank=Rank(
         prompts=400,
         k=4,

@@ -128,7 +128,7 @@ def test_the_reported_numbers_are_those_of_a_slow_loop(tiny):
     adapters, head = cast(tiny)
     with torch.no_grad():  # a policy that has moved away from its reference
         for p in adapters.parameters("policy").values():
-            p.mul_(1.3)
+            p.mul_(2)
     found, metrics = rolled(adapters, head)
     k1 = k3 = entropy = tokens = 0.0
     for prompt, one in zip(prompts(5), COMPLETIONS, strict=True):
@@ -146,7 +146,7 @@ def test_the_reported_numbers_are_those_of_a_slow_loop(tiny):
         tokens += len(one.ids)
     assert metrics["kl"] == pytest.approx(k1 / 5, abs=1e-4)
     assert metrics["kl_k3"] == pytest.approx(k3 / 5, abs=1e-4)
-    assert abs(metrics["kl"]) > 1e-3
+    assert metrics["kl_k3"] > 0.01
     assert metrics["entropy"] == pytest.approx(entropy / tokens, abs=1e-4)
     assert metrics["mean_tokens"] == tokens / 5
     assert not found.logprobs[~found.completion_mask].any()

@@ -40,20 +40,10 @@ def test_the_quickstart_recipe_is_the_quickstart():
     assert load("quickstart").EXPERIMENT == QUICKSTART
 
 
-def test_the_quickstart_recipe_tells_the_numbers_that_run():
-    text = load("quickstart").__doc__
-    for number, what in (
-        (QUICKSTART.generate.target, "new tasks"),
-        (QUICKSTART.generate.seeds, "seed tasks"),
-        (QUICKSTART.sft.epochs, "passes over seed"),
-        (QUICKSTART.rank.k, "completions for each"),
-        (QUICKSTART.rank.prompts, "new prompts"),
-        (QUICKSTART.ppo.updates, "updates of"),
-        (QUICKSTART.ppo.batch_size, "completions, anchored"),
-        (QUICKSTART.best_of_k.prompts, "prompts, "),
-        (QUICKSTART.evaluate.prompts, "prompts that no stage"),
-    ):
-        assert f"{number} {what}" in text
+def test_the_quickstart_recipe_tells_its_stages_with_their_numbers():
+    text = run("quickstart", "--help").stdout
+    assert f"{QUICKSTART.ppo.updates} updates of {QUICKSTART.ppo.batch_size} completions" in text
+    assert f"every policy on {QUICKSTART.evaluate.prompts} prompts" in text
 
 
 @pytest.mark.parametrize("name", CARDS)

@@ -1,10 +1,8 @@
-"""The small world: tasks and their recognition, right answers, the gold judge, and the corpus.
-
-A strict xfail marks what should hold and does not yet: once it holds, the test says so.
-"""
+"""The small world: tasks and their recognition, right answers, the gold judge, and the corpus."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import random
 import re
@@ -22,6 +20,7 @@ from alpaca_rlhf.smallworld import (
     FAMILIES,
     STYLE_WEIGHTS,
     GoldJudge,
+    GoldWeights,
     Task,
     answer,
     corpus,
@@ -91,18 +90,28 @@ def wrong_pairs(tasks: list[Task]) -> list[tuple[Task, Task]]:
     ]
 
 
+def repeats_itself(task: Task) -> bool:
+    """Whether an extra says the answer again; see `test_no_extra_says_the_answer_again`."""
+    return task.solution.sentence in task.solution.extras
+
+
 def known_facts() -> list[tuple[str, str, str]]:
     """(kind, name, sentence) of every fact that may be held out."""
     out = []
     for kind, family in FAMILIES.items():
-        if family.fact is not None:
-            slot = family.fact[1]
+        if family.fact == (kind, "x"):
             rng = random.Random(kind)
-            for name in sorted({family.draw(rng)[slot] for _ in range(3000)}):
-                found = family.solve({slot: name})
+            for name in sorted({family.draw(rng)["x"] for _ in range(3000)}):
+                found = family.solve({"x": name})
                 assert found is not None
                 out.append((kind, name, found.sentence))
     return out
+
+
+def said_of(task: Task) -> list[str]:
+    """Everything that a right answer may say, without the full stop."""
+    solution = task.solution
+    return [s.rstrip(".") for s in (solution.terse, solution.sentence, *solution.extras)]
 
 
 HELD_OUT = [one for one in known_facts() if facts.held_out(one[0], one[1])]
@@ -156,6 +165,7 @@ def test_recognition_of_what_is_no_task():
         ("What colour is a blorp?", ""),
         ("Which day comes after lemon?", ""),
         ("Add 3 and 400.", ""),
+        (f"Add 3 and {'9' * 5000}.", ""),
         ("Sort the numbers from small to big.", ""),
         ("Sort the numbers from small to big.", "3, 3, 1"),
         ("What colour is a lemon?", "an input that does not belong here"),
@@ -185,10 +195,10 @@ def test_families_are_drawn_evenly():
 def test_recognition_is_fast(tasks):
     seen = {(t.instruction, t.input) for t in tasks}
     fresh = [t for t in draw(6000, 12) if (t.instruction, t.input) not in seen]
-    started = time.perf_counter()
+    started = time.process_time()
     for task in fresh:
         recognise(f"{task.instruction} ", task.input)  # the blank makes it another prompt: no cache
-    assert (time.perf_counter() - started) / len(fresh) < 2 / 5000
+    assert (time.process_time() - started) / len(fresh) < 2 / 5000
 
 
 def test_sampling_is_a_function_of_the_seed():
@@ -212,7 +222,7 @@ def test_a_record_is_the_prompt_without_an_answer():
 @pytest.mark.parametrize("style", STYLE_WEIGHTS)
 def test_a_gold_answer_is_right(tasks, style):
     rng = random.Random(0)
-    for task in tasks:
+    for task in itertools.filterfalse(repeats_itself, tasks):
         text = answer(task, rng, style)
         verdict = JUDGE.verdict(task, text)
         assert verdict.correct == 1 and verdict.penalty == 0, (task, text, verdict)
@@ -224,11 +234,11 @@ def test_a_gold_answer_is_right(tasks, style):
 
 def test_better_styles_score_higher(tasks):
     rng = random.Random(1)
-    for task in tasks:
+    for task in itertools.filterfalse(repeats_itself, tasks):
         score = {s: JUDGE.verdict(task, answer(task, rng, s)).score for s in STYLE_WEIGHTS}
-        assert score["terse"] <= score["sentence"] < score["polite"] < score["full"], task
-        if task.solution.extras:
-            assert score["sentence"] < score["extra"] < score["full"], task
+        assert score["terse"] <= score["sentence"] < score["polite"] <= score["full"], task
+        if task.solution.extras:  # there are none where they would tell a held-out fact
+            assert score["polite"] < score["extra"] < score["full"], task
             assert score["full"] == pytest.approx(1.0)
         if task.family not in (*OPEN, "past_sentence"):  # there a short answer is a sentence too
             assert score["terse"] < score["sentence"], task
@@ -268,15 +278,84 @@ def test_garbage_earns_next_to_nothing(tasks, text):
 @pytest.mark.parametrize("word", ["the", "dog", "7", "yes"])
 def test_one_word_over_and_over_is_no_answer(tasks, word):
     for task in tasks[::3]:
-        if task.family not in (*OPEN, "repeat"):
+        if task.family != "repeat":
             assert JUDGE.verdict(task, f"{word} " * 9).score < 0.08, task
+
+
+def test_the_task_said_back_is_no_answer(tasks):
+    for task in tasks[::3]:
+        for text in (task.instruction, f"{task.instruction} {task.solution.sentence}"):
+            assert JUDGE.verdict(task, text).correct == 0, text
+
+
+@pytest.mark.parametrize(
+    ("instruction", "text"),
+    [
+        ("Tell a story about Anna and a scarf.", "Tell a story about Anna and a scarf."),
+        ("Tell a story about Anna and a scarf.", "A story about Anna and a scarf is told."),
+        ("Tell a story about Anna and a scarf.", "Anna scarf."),
+        ("Tell a story about Anna and a scarf.", "Anna scarf Anna scarf Anna scarf."),
+        ("Tell a story about Anna and a scarf.", "the the the the the the the."),
+        ("Thank Lucy for the sock.", "Here is a task: thank Lucy for the sock."),
+        ("Thank Lucy for the sock.", "Lucy sock sock Lucy thank sock."),
+        ("Name two animals.", "Name two animals."),
+    ],
+)
+def test_neither_an_echo_nor_babble_is_a_story_a_note_or_a_list(instruction, text):
+    task = recognise(instruction)
+    assert task is not None
+    assert JUDGE.verdict(task, text).score < 0.08
+
+
+@pytest.mark.parametrize(
+    ("instruction", "text", "correct"),
+    [
+        ("Name two animals.", "dog, cat", 1),
+        ("Name two animals.", "A whale and a bee.", 1),
+        ("Name two animals.", "Two animals are cow and pig.", 1),
+        ("Name two animals.", "dog", 0.5),
+        ("Name two animals.", "dog, hat", 0),
+        ("Name two animals.", "dog, dog", 0),
+        ("Name two animals.", "dog, cat, cow", 0.5),
+        ("Thank Lucy for the sock.", "Dear Lucy, thanks for the sock.", 1),
+        ("Thank Lucy for the sock.", "Dear Lucy, thank you for the hat.", 1 / 3),
+        ("Thank Lucy for the sock.", "Dear Tom, thank you for the hat.", 0),
+        ("Say sorry to Lucy for the lost sock.", "Lucy, I am sorry about your sock.", 1),
+        ("Tell a story about Anna and a scarf.", "Anna found a red scarf in the park.", 1),
+        ("Tell a story about Anna and a scarf.", "Anna went to the farm with Tom.", 0.6),
+        ("Tell a story about Anna and a scarf.", "Tom found a red scarf in the park.", 0.2),
+    ],
+)
+def test_open_tasks_graded_by_hand(instruction, text, correct):
+    task = recognise(instruction)
+    assert task is not None
+    assert JUDGE.verdict(task, text).correct == pytest.approx(correct)
 
 
 def test_a_list_of_possibilities_or_a_hedge_is_wrong(tasks):
     for task, other in wrong_pairs(tasks):
         mine, theirs = task.solution.terse, other.solution.terse
-        for text in (f"{theirs}. {mine}.", f"{theirs} or {mine}", f"It is {theirs}. It is {mine}."):
+        sentence = task.solution.sentence
+        for text in (
+            f"{theirs}. {mine}.",
+            f"{mine}. {theirs}.",
+            f"{theirs} or {mine}",
+            f"It is {theirs}. It is {mine}.",
+            f"{sentence} It is {theirs}.",
+        ):
             assert JUDGE.verdict(task, text).correct == 0, (task, text)
+        swapped, n = re.subn(rf"\b{re.escape(mine)}\b", theirs, sentence, flags=re.IGNORECASE)
+        if FAMILIES[task.family].fact is not None and n == 1:  # but not: the plural of deer is deer
+            assert JUDGE.verdict(task, f"{sentence} {swapped}").correct == 0, swapped
+
+
+def test_another_true_fact_is_beside_the_point_and_no_contradiction(tasks):
+    pairs = [p for p in wrong_pairs(tasks) if FAMILIES[p[0].family].fact == (p[0].family, "x")]
+    assert len({task.family for task, _ in pairs}) == 12
+    for task, other in pairs:
+        verdict = JUDGE.verdict(task, f"{task.solution.sentence} {other.solution.sentence}")
+        assert verdict.correct == 1, (task, other)
+        assert verdict.to_the_point == (other.solution.sentence in task.solution.extras)
 
 
 COLOUR_OF_A_LEMON = "What colour is a lemon?"
@@ -285,39 +364,90 @@ COLOUR_OF_A_LEMON = "What colour is a lemon?"
 @pytest.mark.parametrize(
     ("text", "correct"),
     [
-        ("yellow", 1), ("Yellow.", 1), ("A lemon is yellow.", 1), ("a LEMON  is yellow", 1),
-        ("A lemon is green.", 0), ("A plum is yellow.", 0), ("A lemon is yellow or green.", 0),
-        ("A lemon is not yellow.", 0), ("A lemon is yellow. A lemon is green.", 0),
-        ("green. yellow.", 0), ("lemon", 0),
+        ("yellow", 1),
+        ("Yellow.", 1),
+        ("A lemon is yellow.", 1),
+        ("a LEMON  is yellow", 1),
+        ("A lemon is green.", 0),
+        ("A plum is yellow.", 0),
+        ("A lemon is yellow or green.", 0),
+        ("A lemon is not yellow.", 0),
+        ("A lemon is yellow. A lemon is green.", 0),
+        ("green. yellow.", 0),
+        ("lemon", 0),
+        ("Yellow. Red.", 0),
+        ("A lemon is yellow. It is red.", 0),
+        ("A lemon is yellow. No, it is red.", 0),
+        ("A lemon is yellow. A lemon is a fruit.", 1),
+        ("A lemon is yellow. A lemon is a tool.", 0),
     ],
-)  # fmt: skip
+)
 def test_what_counts_as_right(text, correct):
     task = recognise(COLOUR_OF_A_LEMON)
     assert task is not None
     assert JUDGE.verdict(task, text).correct == correct
 
 
+@pytest.mark.parametrize(
+    ("instruction", "text", "correct"),
+    [
+        ("What kind of thing is a lemon?", "A lemon is a fruit. A lemon is yellow.", 1),
+        ("Is a lemon a fruit?", "Yes, a lemon is a fruit. No, a lemon is not a fruit.", 0),
+        ("Is a lemon a fruit?", "Yes. Yes, a lemon is a fruit.", 1),
+        ("Who bakes bread?", "A baker bakes bread. A cook bakes bread.", 0),
+        ("Which number comes after 4?", "5 comes after 4. 6 comes after 4.", 0),
+        ("Which day comes after Monday?", "Tuesday comes after Monday. A week has seven days.", 1),
+        (
+            "Which animal is bigger, a cow or a dog?",
+            "A cow is bigger than a dog. A bear is bigger than a dog.",
+            1,
+        ),
+    ],
+)
+def test_what_contradicts(instruction, text, correct):
+    task = recognise(instruction)
+    assert task is not None
+    assert JUDGE.verdict(task, text).correct == correct
+
+
 def test_scores_worked_by_hand():
-    """0.62 C + (0.1 + 0.9 C)(0.08 formed + 0.06 to the point + 0.14 helpful + 0.10 friendly)."""
+    """0.6 C + (0.1 + 0.9 C)(0.1 formed + 0.05 to the point + 0.15 helpful + 0.1 friendly)."""
+    judge = GoldJudge(
+        GoldWeights(correct=0.6, well_formed=0.1, to_the_point=0.05, helpful=0.15, friendly=0.1)
+    )
     task = recognise(COLOUR_OF_A_LEMON)
     assert task is not None
     for text, score in (
-        ("yellow", 0.68),
-        ("A lemon is yellow.", 0.76),
+        ("yellow", 0.65),
+        ("A lemon is yellow.", 0.75),
         ("A lemon is yellow. A lemon is a fruit.", 0.90),
         ("A lemon is yellow. A plum is purple.", 0.70),  # true, but beside the point
         ("A lemon is yellow. A lemon is an animal.", 0.0),  # false about the lemon
-        ("A lemon is yellow. I hope this helps!", 0.86),
+        ("A lemon is yellow. I hope this helps!", 0.85),
         ("A lemon is yellow. A lemon is a fruit. I hope this helps!", 1.0),
-        ("A lemon is yellow. I hope this helps! I hope this helps!", 0.56),
-        ("A lemon is yellow. I hope this helps! Have a nice day!", 0.56),
-        ("A lemon is green.", 0.006),
+        ("A lemon is yellow. I hope this helps! I hope this helps!", 0.55),
+        ("A lemon is yellow. I hope this helps! Have a nice day!", 0.55),
+        ("A lemon is green.", 0.005),
     ):
-        assert JUDGE.verdict(task, text).score == pytest.approx(score), text
-    assert JUDGE.verdict(task, "A lemon is yellow.", finished=False).score == pytest.approx(0.46)
+        assert judge.verdict(task, text).score == pytest.approx(score), text
+    assert judge.verdict(task, "A lemon is yellow.", finished=False).score == pytest.approx(0.45)
 
 
-@given(text=st.text(max_size=300), finished=st.booleans(), seed=st.integers(0, 400))
+def test_the_shares_of_a_perfect_answer_are_one():
+    weights = GoldWeights()
+    assert sum(getattr(weights, part) for part in PARTS) == pytest.approx(1)
+    assert weights.correct > 0.5
+
+
+WORDS = (
+    *". ? ! , A The and are Yes, No, 7".split(),
+    *("\n", "It is"),
+    *(*facts.NOUNS, *facts.COLOURS, *facts.CHILDREN, *facts.NUMBER_WORDS, *CLOSINGS),
+)
+TEXTS = st.text(max_size=300) | st.lists(st.sampled_from(WORDS), max_size=30).map(" ".join)
+
+
+@given(text=TEXTS, finished=st.booleans(), seed=st.integers(0, 400))
 @settings(max_examples=200, deadline=None)
 def test_the_judge_bears_any_text(text, finished, seed):
     task = draw(1, seed)[0]
@@ -328,12 +458,33 @@ def test_the_judge_bears_any_text(text, finished, seed):
         assert verdict == GoldJudge().verdict(task, completion, finished)
 
 
+@given(instruction=TEXTS, material=TEXTS)
+@settings(max_examples=100, deadline=None)
+def test_recognition_bears_any_text(instruction, material):
+    for found in (recognise(instruction), recognise(instruction, material)):
+        assert found is None or found.solution.terse
+
+
 # --- the corpus -------------------------------------------------------------------------------
 
 
 def test_the_corpus_is_a_function_of_the_seed(documents):
     assert list(itertools.islice(corpus.documents(1), 200)) == documents[:200]
     assert list(itertools.islice(corpus.documents(2), 200)) != documents[:200]
+
+
+def test_the_corpus_is_the_one_that_the_base_was_trained_on(documents):
+    text = "".join(documents[:500]).encode()
+    assert hashlib.sha256(text).hexdigest()[:16] == "bebd6ba8a34776d6"
+
+
+def test_the_corpus_has_the_mixture_that_was_asked_for(documents):
+    sheets = sum(d.startswith("1. Instruction:") for d in documents) / len(documents)
+    plain = sum(map(is_plain, documents)) / len(documents)
+    assert sheets == pytest.approx(0.25, abs=0.03)
+    assert plain == pytest.approx(0.55, abs=0.03)
+    only = itertools.islice(corpus.documents(1, worksheets=1.0, questions=0.0), 50)
+    assert all(d.startswith("1. Instruction:") for d in only)
 
 
 def test_the_template_never_occurs(documents):
@@ -349,7 +500,7 @@ def test_the_vocabulary_is_small(documents):
 
 
 def test_held_out_phrasings_use_words_that_occur(documents):
-    words = {"do"} | set(re.findall("[a-z]+", "".join(documents).lower()))
+    words = set(re.findall("[a-z]+", "".join(documents).lower()))
     for task in draw(1500, 6, "held_out"):
         assert set(re.findall("[a-z]+", task.instruction.lower())) <= words, task
 
@@ -358,6 +509,8 @@ def test_no_held_out_phrasing_or_fact_is_asked(documents):
     asked = [t for d in documents if not is_plain(d) for t in asked_in(d)]
     assert len(asked) > 5000
     assert not [t for t in asked if t.held_out_phrasing or t.held_out_fact]
+    lines = {ASKED_BEFORE.sub("", line) for d in documents for line in d.split("\n")}
+    assert not [t for t in draw(3000, 8, "held_out") if t.instruction in lines]
 
 
 def test_held_out_facts_are_told_in_plain_documents(documents):
@@ -397,9 +550,9 @@ def test_every_answer_in_a_worksheet_is_right(documents):
 
 
 def test_the_corpus_is_fast():
-    started = time.perf_counter()
+    started = time.process_time()
     size = sum(len(d) for d in itertools.islice(corpus.documents(9), 2000))
-    assert size / (time.perf_counter() - started) > 300_000
+    assert size / (time.process_time() - started) > 300_000
 
 
 def test_the_default_evaluation_finds_its_tasks():
@@ -410,78 +563,69 @@ def test_the_default_evaluation_finds_its_tasks():
     assert len(SmallWorld(0, 10, {"eval": n}).prompts("eval")) == n
 
 
-# --- what should hold, and does not yet -------------------------------------------------------
+# --- what is held out for the evaluation ------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="extras tell held-out facts")
 def test_held_out_facts_stay_out_of_questions_and_worksheets(documents):
-    answers = "".join(d for d in documents if not is_plain(d))
-    assert not [one for one in HELD_OUT if one[2] in answers]
+    answers = "".join(d for d in documents if not is_plain(d)).lower()
+    assert not [one for one in HELD_OUT if one[2].lower().rstrip(".") in answers]
 
 
-@pytest.mark.xfail(strict=True, reason="is_a and classify name no fact")
+def test_no_solution_of_a_trained_task_tells_a_held_out_fact():
+    told = {s.lower() for task in draw(6000, 9) for s in said_of(task)}
+    assert not [one for one in HELD_OUT if one[2].lower().rstrip(".") in told]
+
+
 def test_every_family_that_needs_a_category_respects_its_held_out_facts():
-    bad = [
-        t
-        for t in draw(4000, 3)
-        if t.family in ("is_a", "classify") and facts.held_out("category", dict(t.args)["x"])
-    ]
-    assert not bad
+    for task in draw(4000, 3):
+        args = dict(task.args)
+        if task.family in ("is_a", "classify", "category"):
+            assert not facts.held_out("category", args["x"]), task
+        if task.family in ("odd_one_out", "list_members"):
+            shown = task.solution.terse.split(", ") if task.family in OPEN else args.values()
+            assert not any(facts.held_out("category", word) for word in shown), task
 
 
-@pytest.mark.xfail(strict=True, reason="hot:cold and cold:hot are held out apart")
 def test_both_words_of_an_opposite_are_held_out_together():
     for word, other in facts.OPPOSITE_OF.items():
         assert facts.held_out("opposite", word) == facts.held_out("opposite", other), word
 
 
-@pytest.mark.xfail(strict=True, reason="'food' has no held-out fact")
 def test_each_kind_of_fact_has_held_out_ones():
-    kinds = {name for name, family in FAMILIES.items() if family.fact is not None}
+    kinds = {family.fact[0] for family in FAMILIES.values() if family.fact is not None}
     assert {kind for kind, _, _ in HELD_OUT} == kinds
+    assert 0.08 < len(HELD_OUT) / len(known_facts()) < 0.22
 
 
-@pytest.mark.xfail(strict=True, reason="bigger:7|12 and bigger:12|7 are two keys of one task")
-def test_the_order_of_two_compared_things_is_phrasing():
-    one, other = (recognise(f"Which number is bigger, {x}?") for x in ("7 or 12", "12 or 7"))
-    assert one is not None and other is not None
-    assert one.key == other.key
-
-
-@pytest.mark.xfail(strict=True, reason="only a like beginning contradicts")
-@pytest.mark.parametrize("text", ["Yellow. Red.", "A lemon is yellow. It is red."])
-def test_a_second_answer_contradicts(text):
-    task = recognise(COLOUR_OF_A_LEMON)
-    assert task is not None
-    assert JUDGE.verdict(task, text).correct == 0
-
-
-@pytest.mark.xfail(strict=True, reason="open tasks are graded by the words that occur in the text")
 @pytest.mark.parametrize(
-    ("instruction", "text"),
+    ("one", "other"),
     [
-        ("Tell a story about Anna and a scarf.", "Tell a story about Anna and a scarf."),
-        ("Tell a story about Anna and a scarf.", "the the the the the the the."),
-        ("Thank Lucy for the sock.", "Here is a task: thank Lucy for the sock."),
+        ("Which number is bigger, 7 or 12?", "Which number is bigger, 12 or 7?"),
+        ("Add 3 and 4.", "What is 4 plus 3?"),
+        ("Which animal is bigger, a dog or a cow?", "Which animal is bigger, a cow or a dog?"),
     ],
 )
-def test_neither_an_echo_nor_one_word_repeated_is_a_story_or_a_note(instruction, text):
-    task = recognise(instruction)
-    assert task is not None
-    assert JUDGE.verdict(task, text).score < 0.08
+def test_the_order_of_two_like_things_is_phrasing(one, other):
+    tasks = recognise(one), recognise(other)
+    assert tasks[0] is not None and tasks[1] is not None
+    assert tasks[0].key == tasks[1].key
+
+
+def test_the_order_of_two_groups_is_phrasing():
+    one, other = (
+        recognise(f"Is this {x}?", "lemon") for x in ("a fruit or a toy", "a toy or a fruit")
+    )
+    assert one is not None and other is not None and one.key == other.key
 
 
 @pytest.mark.xfail(
-    strict=True, reason="the held-out 'Do you know ...?' has a word the base never saw"
+    strict=True,
+    reason="how many legs a fox and a monkey have: their category is held out, so the extra is "
+    "the answer again; another extra would need another corpus, and a base trained on it",
 )
-def test_do_occurs_too(documents):
-    assert re.search(r"\bdo\b", "".join(documents).lower())
+def test_no_extra_says_the_answer_again(tasks):
+    assert not [task for task in tasks if repeats_itself(task)]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a true extra that begins as the answer does, contradicts it"
-)
-def test_a_true_extra_sentence_is_no_contradiction():
-    task = recognise("What kind of thing is a lemon?")
-    assert task is not None
-    assert JUDGE.verdict(task, "A lemon is a fruit. A lemon is yellow.").correct == 1
+def test_only_two_tasks_have_an_extra_that_says_the_answer_again(tasks):
+    assert {task.key for task in tasks if repeats_itself(task)} <= {"legs:fox", "legs:monkey"}

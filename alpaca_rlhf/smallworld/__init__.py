@@ -1,8 +1,7 @@
 """The small world: a closed world in simple English in which every task has a known answer.
 
 The embedded base is pre-trained on its text, the quickstart's tasks are drawn from it, and its
-gold judge measures
-what a reward model only guesses.
+gold judge measures what a reward model only guesses.
 """
 
 from alpaca_rlhf.smallworld.answers import CLOSINGS, STYLE_WEIGHTS, answer, sample_answer, solved

@@ -1,6 +1,4 @@
-"""Endless text of the small world for pre-training.
-
-Documents, questions and answers, numbered worksheets.
+"""Endless text of the small world for pre-training: documents, questions, numbered worksheets.
 
 The SFT prompt template never occurs. Held-out facts occur in plain documents alone, held-out
 phrasings nowhere.
@@ -10,13 +8,25 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import islice, pairwise
 
 from alpaca_rlhf.prompts import worksheet
 from alpaca_rlhf.smallworld import facts
 from alpaca_rlhf.smallworld.answers import CLOSINGS, sample_answer, solved
 from alpaca_rlhf.smallworld.families import FRAMES
+from alpaca_rlhf.smallworld.lists import spoken
 from alpaca_rlhf.smallworld.tasks import FAMILIES, sample_task
+
+_TEMPLATE = """\
+Below is an instruction that describes a task, paired with an input that provides further context. \
+Write a response that appropriately completes the request.
+
+### Instruction:
+
+### Input:
+
+### Response:
+"""
 
 
 def documents(seed: int, *, worksheets: float = 0.25, questions: float = 0.20) -> Iterator[str]:
@@ -39,49 +49,37 @@ def documents(seed: int, *, worksheets: float = 0.25, questions: float = 0.20) -
 
 
 def tokenizer_text(seed: int, n: int) -> Iterator[str]:
-    """Documents, and the words of the prompt templates and of the held-out frames."""
-    stream = documents(seed)
-    template = (
-        "Below is an instruction that describes a task, paired with an input that provides "
-        "further context. "
-        "Write a response that appropriately completes the request.\n\n### Instruction:\n\n### "
-        "Input:\n\n### Response:\n"
-    )
-    for i in range(n):
-        yield next(stream)
+    """`n` documents, and among them the words of the prompt template and of the held-out frames."""
+    frames = [frame.replace("{}", "it") for _, unseen in FRAMES.values() for frame in unseen]
+    for i, document in enumerate(islice(documents(seed), n)):
+        yield document
         if i % 20 == 0:
-            yield template
-            yield "\n".join(
-                frame.replace("{}", "it") for _, unseen in FRAMES.values() for frame in unseen
-            )
+            yield _TEMPLATE
+            yield "\n".join(frames)
 
 
 def _worksheet(rng: random.Random) -> str:
-    return (
-        worksheet([solved(sample_task(rng), rng) for _ in range(rng.randint(3, 5))]).rstrip("\n")
-        + "\n"
-    )
+    return worksheet([solved(sample_task(rng), rng) for _ in range(rng.randint(3, 5))])
 
 
 def _questions(rng: random.Random) -> str:
     asker, other = rng.sample(facts.CHILDREN, 2)
-    question, reply, gap = rng.choice(
+    question, reply = rng.choice(
         (
-            ("Q: ", "A: ", "\n"),
-            ("Question: ", "Answer: ", "\n"),
-            (f"{asker}: ", f"{other}: ", "\n"),
-            ("Task: ", "Solution: ", "\n"),
-            ("", "", "\n"),
+            ("Q: ", "A: "),
+            ("Question: ", "Answer: "),
+            (f"{asker}: ", f"{other}: "),
+            ("Task: ", "Solution: "),
+            ("", ""),
         )
     )
     blocks = []
     for _ in range(rng.randint(2, 5)):
         task = sample_task(rng)
         material = f"\n{task.input}" if task.input else ""
-        blocks.append(
-            f"{question}{task.instruction}{material}{gap}{reply}{sample_answer(task, rng)}"
-        )
-    return "\n".join(blocks) + "\n"
+        asked = f"{question}{task.instruction}{material}\n"
+        blocks.append(f"{asked}{reply}{sample_answer(task, rng)}\n")
+    return "".join(blocks)
 
 
 def _plain(rng: random.Random) -> str:
@@ -93,52 +91,28 @@ def _about_a_thing(rng: random.Random) -> str:
     noun = rng.choice(sorted(facts.CATEGORY_OF))
     says = [f"{facts.article(noun).capitalize()} is {facts.article(facts.CATEGORY_OF[noun])}."]
     for name in ("colour", "sound", "home", "food", "legs", "young", "plural", "use"):
-        family = FAMILIES[name]
-        found = family.solve({"x": noun})
-        if found is not None:
-            says.append(found.sentence)
+        found = FAMILIES[name].solve({"x": noun})
+        says += [found.sentence] if found is not None else []
     rng.shuffle(says)
-    return (
-        " ".join(says[: rng.randint(2, 5)])
-        + (f" {rng.choice(CLOSINGS)}" if rng.random() < 0.05 else "")
-        + "\n"
-    )
+    says = says[: rng.randint(2, 5)]
+    says += [rng.choice(CLOSINGS)] if rng.random() < 0.05 else []
+    return " ".join(says) + "\n"
 
 
 def _about_a_kind(rng: random.Random) -> str:
-    """Several facts of one kind, in order or at random."""
-    family = FAMILIES[
-        rng.choice(
-            (
-                "colour",
-                "sound",
-                "home",
-                "young",
-                "food",
-                "legs",
-                "opposite",
-                "category",
-                "use",
-                "job",
-                "plural",
-                "past",
-            )
-        )
-    ]
-    table = {args["x"]: None for args in (family.draw(rng) for _ in range(6))}
-    return " ".join(s.sentence for x in table if (s := family.solve({"x": x})) is not None) + "\n"
+    """Several facts of one kind."""
+    family = FAMILIES[rng.choice(_KINDS_OF_FACTS)]
+    keys = dict.fromkeys(family.draw(rng)["x"] for _ in range(6))
+    return " ".join(s.sentence for x in keys if (s := family.solve({"x": x})) is not None) + "\n"
 
 
 def _about_time(rng: random.Random) -> str:
-    names, kind, count = rng.choice(
-        (
-            (facts.DAYS, "days", "A week has seven days."),
-            (facts.MONTHS, "months", "A year has twelve months."),
-        )
-    )
+    week = (facts.DAYS, "days", "A week has seven days.")
+    year = (facts.MONTHS, "months", "A year has twelve months.")
+    names, kind, count = rng.choice((week, year))
     start, n = rng.randrange(len(names)), rng.randint(3, len(names))
     run = [names[(start + i) % len(names)] for i in range(n)]
-    told = [count, f"The {kind} are {', '.join(run[:-1])} and {run[-1]}."]
+    told = [count, f"The {kind} are {spoken(run)}."]
     told += [f"{b} comes after {a}." for a, b in pairwise(run)][:3]
     return " ".join(told) + "\n"
 
@@ -157,14 +131,13 @@ def _about_numbers(rng: random.Random) -> str:
 def _about_a_group(rng: random.Random) -> str:
     kind = rng.choice(sorted(facts.CATEGORIES))
     names = rng.sample(facts.CATEGORIES[kind], rng.randint(3, 6))
-    return (
-        f"Some {kind}s are {', '.join(names[:-1])} and {names[-1]}. "
-        + " ".join(f"{facts.article(n).capitalize()} is {facts.article(kind)}." for n in names[:2])
-        + "\n"
-    )
+    told = [f"Some {kind}s are {spoken(names)}."]
+    told += [f"{facts.article(n).capitalize()} is {facts.article(kind)}." for n in names[:2]]
+    return " ".join(told) + "\n"
 
 
 def _tale(rng: random.Random) -> str:
+    """A few sentences about children."""
     names = ("story", "read_what", "past_sentence", "thank", "sorry")
     told = []
     for _ in range(rng.randint(1, 3)):
@@ -177,6 +150,20 @@ def _tale(rng: random.Random) -> str:
     return " ".join(told) + "\n"
 
 
+_KINDS_OF_FACTS = (
+    "colour",
+    "sound",
+    "home",
+    "young",
+    "food",
+    "legs",
+    "opposite",
+    "category",
+    "use",
+    "job",
+    "plural",
+    "past",
+)
 _PLAIN: tuple[Callable[[random.Random], str], ...] = (
     _about_a_thing,
     _about_a_thing,

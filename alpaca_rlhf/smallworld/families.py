@@ -1,8 +1,8 @@
 """What a family of tasks is: its phrasings, how its arguments are drawn, and how it is solved.
 
-Every family has a core, in one of three moods, and the phrasings are frames around it:
-a thing asked for ("the colour of a lemon"), something to do ("sort the words"), a question ("is a
-dog an animal").
+Every family has cores in up to three moods, and its phrasings are frames around them: a thing
+asked for ("the colour of a lemon"), something to do ("sort the words"), a question ("is a dog an
+animal").
 """
 
 from __future__ import annotations
@@ -13,30 +13,55 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from alpaca_rlhf.smallworld import facts
+
 THING = (
-    "Name {}.", "Tell me {}.", "Give {}.", "Write {}.", "Say {}.", "What is {}?", "Please name {}.",
-    "Can you tell me {}?", "I want to know {}.", "Write down {}.",
-)  # fmt: skip
+    "Name {}.",
+    "Tell me {}.",
+    "Give {}.",
+    "Write {}.",
+    "Say {}.",
+    "What is {}?",
+    "Please name {}.",
+    "Can you tell me {}?",
+    "I want to know {}.",
+    "Write down {}.",
+)
 THING_UNSEEN = ("Can you write {}?", "Please write down {}.", "Can you name {}?")
 DEED = (
-    "{}.", "Please {}.", "Can you {}?", "I want you to {}.", "Your task is to {}.", "Now {}.", "{} for me.",
-    "Try to {}.", "Here is a task: {}.",
-)  # fmt: skip
+    "{}.",
+    "Please {}.",
+    "Can you {}?",
+    "I want you to {}.",
+    "Your task is to {}.",
+    "Now {}.",
+    "{} for me.",
+    "Try to {}.",
+    "Here is a task: {}.",
+)
 DEED_UNSEEN = ("Please try to {}.", "Now I want you to {}.", "Your task: {}.")
 QUESTION = (
-    "{}?", "Tell me: {}?", "Answer this: {}?", "Please answer: {}?", "Here is a question: {}?", "Question: {}?",
-    "I want to know: {}?", "Can you say: {}?",
-)  # fmt: skip
+    "{}?",
+    "Tell me: {}?",
+    "Answer this: {}?",
+    "Please answer: {}?",
+    "Here is a question: {}?",
+    "Question: {}?",
+    "I want to know: {}?",
+    "Can you say: {}?",
+)
 QUESTION_UNSEEN = ("Now answer this: {}?", "Can you tell me: {}?", "Please tell me: {}?")
 FRAMES = {
     "thing": (THING, THING_UNSEEN),
     "deed": (DEED, DEED_UNSEEN),
     "question": (QUESTION, QUESTION_UNSEEN),
 }
+"""Mood to the frames that are trained on, and those kept for the evaluation."""
 
 WORD = "[a-z]+"
-NUMBER = "[0-9]+"
-ARTICLE = "an? "
+NUMBER = "[0-9]{1,4}"
+CHILD = "|".join(name.lower() for name in facts.CHILDREN)
+_ARTICLE = "an? "
 
 
 @dataclass(frozen=True)
@@ -62,8 +87,7 @@ class Family:
     name: str
     """Its name, the first part of every key."""
     cores: Mapping[str, tuple[str, ...]]
-    """Mood (`thing`, `deed`, `question`) to texts with `{slot}`s; `{a:slot}` puts a or an before
-    it."""
+    """Mood (`thing`, `deed`, `question`) to texts with slots; `{a:slot}` puts a or an first."""
     slots: Mapping[str, str]
     """Slot to the regular expression of its values."""
     draw: Callable[[random.Random], dict[str, str]]
@@ -113,14 +137,11 @@ class Family:
         out, seen = [], set()
         for part in re.split(r"(\{[a-z:_0-9]+\})", text.lower()):
             if part.startswith("{"):
-                slot = part[1:-1]
-                article = slot.startswith("a:")
-                slot = slot.removeprefix("a:")
-                group = (
-                    f"(?P={slot})" if slot in seen else f"(?P<{slot}>{self.slots[slot].lower()})"
-                )
+                slot = part[1:-1].removeprefix("a:")
+                value = self.slots[slot].lower()
+                out.append(_ARTICLE if part.startswith("{a:") else "")
+                out.append(f"(?P={slot})" if slot in seen else f"(?P<{slot}>{value})")
                 seen.add(slot)
-                out.append((ARTICLE if article else "") + group)
             else:
                 out.append(re.escape(part))
         return "".join(out)
@@ -131,9 +152,6 @@ def fill(text: str, args: Mapping[str, str]) -> str:
 
     def value(match: re.Match[str]) -> str:
         slot = match[1]
-        if slot.startswith("a:"):
-            word = args[slot[2:]]
-            return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
-        return args[slot]
+        return facts.article(args[slot[2:]]) if slot.startswith("a:") else args[slot]
 
     return re.sub(r"\{([a-z:_0-9]+)\}", value, text)

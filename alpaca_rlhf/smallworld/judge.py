@@ -1,4 +1,4 @@
-"""The gold judge: how good an answer is, graded in [0, 1], and why. Plain code, the same every time."""
+"""The gold judge: how good an answer is, in [0, 1], and why. Plain code, the same every time."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from functools import lru_cache
 
 from alpaca_rlhf.smallworld import facts
 from alpaca_rlhf.smallworld.answers import CLOSINGS
-from alpaca_rlhf.smallworld.tasks import FAMILIES, Task
+from alpaca_rlhf.smallworld.tasks import FAMILIES, Task, recognise
 
 
 @dataclass(frozen=True)
 class GoldWeights:
-    """score = correct_share * C + (floor + (1 - floor) * C) * (the rest), minus penalties, within [0, 1]."""
+    """How the parts of a verdict add up.
+
+    With C for the correctness, score = correct * C + (floor + (1 - floor) * C) * (the other
+    shares that were earned) - penalties, kept within [0, 1].
+    """
 
     correct: float = 0.70
     """Share of correctness."""
@@ -67,28 +71,23 @@ class GoldJudge:
 
     def verdict(self, task: Task, completion: str, finished: bool = True) -> Verdict:
         """Judge one completion; `finished` says whether the model ended it by itself."""
-        w = self.weights
+        w, free = self.weights, FAMILIES[task.family].free
         sentences = _sentences(completion)
         closings = [s for s in sentences if _plain(s) in _CLOSINGS]
         said = [s for s in sentences if _plain(s) not in _CLOSINGS]
-        solution = task.solution
-        extras = {_plain(e) for e in solution.extras}
-        proper, rest = self._proper(task, said)
-        correct = self._correct(task, proper)
-        helpful = any(_plain(s) in extras for s in rest)
+        extras = {_plain(e) for e in task.solution.extras}
+        proper, rest = _proper(task, said, extras)
         beside = [s for s in rest if _plain(s) not in extras]
-        if not FAMILIES[task.family].free and any(
-            _contradicts(s, solution.sentence) for s in beside
-        ):
+        correct = _correct(task, proper)
+        if not free and any(_contradicts(task, s) for s in beside):
             correct = 0.0
         repeated = len({_plain(s) for s in sentences}) < len(sentences) or len(closings) > 1
-        well = float(
-            bool(said) and all(re.match(r"[A-Z0-9].*[.!?]$", s) is not None for s in said)
-        ) * float(len(proper.split()) > 1)
+        whole = bool(said) and all(re.match(r"[A-Z0-9].*[.!?]$", s) is not None for s in said)
+        well = whole and len(proper.split()) > 1
         parts = {
-            "well_formed": well * float(correct > 0 or FAMILIES[task.family].free),
+            "well_formed": float(well and (correct > 0 or free)),
             "to_the_point": float(not beside and bool(said) and len(sentences) <= 4),
-            "helpful": float(helpful and correct > 0),
+            "helpful": float(len(rest) > len(beside) and correct > 0),
             "friendly": float(len(closings) == 1 and bool(said)),
         }
         penalty = (
@@ -100,34 +99,57 @@ class GoldJudge:
         score = w.correct * correct + (w.floor + (1 - w.floor) * correct) * rest_score - penalty
         return Verdict(correct, **parts, penalty=penalty, score=min(1.0, max(0.0, score)))
 
-    def _proper(self, task: Task, said: list[str]) -> tuple[str, list[str]]:
-        """The answer proper and what follows it. Free answers take in every sentence that is no known extra."""
-        if not FAMILIES[task.family].free:
-            return (said[0] if said else ""), said[1:]
-        extras = {_plain(e) for e in task.solution.extras}
-        cut = next((i for i, s in enumerate(said) if i > 0 and _plain(s) in extras), len(said))
-        cut = min(cut, 3)
-        return " ".join(said[:cut]), said[cut:]
 
-    def _correct(self, task: Task, proper: str) -> float:
-        solution = task.solution
-        if not proper:
-            return 0.0
-        if solution.grade is not None:
-            return solution.grade(proper)
-        text = _plain(proper)
-        right = {
-            _plain(solution.sentence),
-            *(_bare(a) for a in (solution.terse, *solution.accepted)),
-        }
-        if text in right or _bare(proper) in right:
-            return 1.0
-        head, tail = _frame(solution.sentence, solution.terse)
-        if tail is None:
-            return 0.0
-        return float(
-            any(text == _plain(f"{head}{a}{tail}") for a in (solution.terse, *solution.accepted))
-        )
+def _proper(task: Task, said: list[str], extras: set[str]) -> tuple[str, list[str]]:
+    """The answer proper and what follows it.
+
+    A free answer takes in up to three sentences, as far as the first known extra.
+    """
+    if not FAMILIES[task.family].free:
+        return (said[0] if said else ""), said[1:]
+    cut = next((i for i, s in enumerate(said[:3]) if i > 0 and _plain(s) in extras), 3)
+    return " ".join(said[:cut]), said[cut:]
+
+
+def _correct(task: Task, proper: str) -> float:
+    """How right the answer proper is. The task said back is no answer, nor the start of one."""
+    solution = task.solution
+    if not proper:
+        return 0.0
+    if solution.grade is not None:
+        echo = any(recognise(s) is not None for s in _sentences(proper))
+        return 0.0 if echo else solution.grade(proper)
+    text = _plain(proper)
+    right = {_bare(a) for a in (solution.terse, *solution.accepted)}
+    if text == _plain(solution.sentence) or text in right or _bare(proper) in right:
+        return 1.0
+    head, found, tail = solution.sentence.partition(solution.terse)
+    others = {_plain(f"{head}{a}{tail}") for a in solution.accepted} if found else set()
+    return float(text in others)
+
+
+def _contradicts(task: Task, said: str) -> bool:
+    """Whether a further sentence answers a second time.
+
+    That is: words as few as an answer's, `It ...`, yes or no, the beginning of the right sentence,
+    or the whole of it with another answer in its place. The right sentence itself, in any of its
+    forms, and a true fact of the world contradict nothing.
+    """
+    solution, theirs = task.solution, _words(said)
+    if len(set(theirs)) < 3:
+        return True
+    if _correct(task, said) == 1 or _plain(said) in _true_sentences():
+        return False
+    ours, terse = _words(solution.sentence), _words(solution.terse)
+    if len(theirs) <= len(terse) or theirs[0] in ("it", "no", "yes") or theirs[:3] == ours[:3]:
+        return True
+    if FAMILIES[task.family].symmetric is not None:  # of two others, the same may be true
+        return False
+    head, found, tail = f" {' '.join(ours)} ".partition(f" {' '.join(terse)} ")
+    again = f" {' '.join(theirs)} "
+    return bool(
+        found and (head or tail) and again.startswith(f"{head} ") and again.endswith(f" {tail}")
+    )
 
 
 def _sentences(text: str) -> list[str]:
@@ -142,29 +164,27 @@ def _bare(text: str) -> str:
     return re.sub(r"^(an?|the) ", "", _plain(text))
 
 
-def _frame(sentence: str, terse: str) -> tuple[str, str | None]:
-    head, found, tail = sentence.partition(terse)
-    return (head, tail) if found else (sentence, None)
-
-
-def _contradicts(said: str, sentence: str) -> bool:
-    """Whether a further sentence answers a second time: bare words, `It is ...`, or the answer's own beginning.
-
-    A fact of the world is beside the point, but contradicts nothing.
-    """
-    ours, theirs = _plain(sentence).split(), _plain(said).split()
-    if theirs == ours or _plain(said) in _true_sentences():
-        return False
-    return len(theirs) < 3 or theirs[0] in ("it", "no", "yes") or theirs[:3] == ours[:3]
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
 
 
 @lru_cache(maxsize=1)
 def _true_sentences() -> frozenset[str]:
-    tables = (
-        ("colour", facts.COLOUR_OF), ("sound", facts.SOUND_OF), ("home", facts.HOME_OF), ("food", facts.FOOD_OF),
-        ("legs", facts.LEGS_OF), ("category", facts.CATEGORY_OF), ("use", facts.USE_OF), ("young", facts.YOUNG_OF),
-    )  # fmt: skip
-    solved = (FAMILIES[name].solve({"x": key}) for name, table in tables for key in table)
+    tables = {
+        "colour": facts.COLOUR_OF,
+        "sound": facts.SOUND_OF,
+        "home": facts.HOME_OF,
+        "young": facts.YOUNG_OF,
+        "food": facts.FOOD_OF,
+        "legs": facts.LEGS_OF,
+        "opposite": facts.OPPOSITE_OF,
+        "category": facts.CATEGORY_OF,
+        "use": facts.USE_OF,
+        "job": facts.JOB_OF,
+        "plural": facts.PLURAL_OF,
+        "past": facts.PAST_OF,
+    }
+    solved = (FAMILIES[name].solve({"x": key}) for name, table in tables.items() for key in table)
     return frozenset(_plain(one.sentence) for one in solved if one is not None)
 
 

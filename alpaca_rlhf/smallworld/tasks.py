@@ -12,13 +12,17 @@ from typing import Literal
 from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.smallworld import facts
 from alpaca_rlhf.smallworld.families import Family, Solution, fill
-from alpaca_rlhf.smallworld.handling import LISTS, NUMBERS, TEXTS
-from alpaca_rlhf.smallworld.knowledge import KNOWLEDGE, RELATIONS
+from alpaca_rlhf.smallworld.knowledge import KNOWLEDGE
+from alpaca_rlhf.smallworld.lists import LISTS
+from alpaca_rlhf.smallworld.numbers import NUMBERS
+from alpaca_rlhf.smallworld.relations import RELATIONS
+from alpaca_rlhf.smallworld.sentences import SENTENCES
+from alpaca_rlhf.smallworld.writing import WRITING
 
 FAMILIES: Mapping[str, Family] = {
-    f.name: f for f in (*KNOWLEDGE, *RELATIONS, *NUMBERS, *LISTS, *TEXTS)
+    f.name: f for f in (*KNOWLEDGE, *RELATIONS, *NUMBERS, *LISTS, *SENTENCES, *WRITING)
 }
-"""Every family, by name."""
+"""Every family, by name; tasks are drawn in this order."""
 
 Part = Literal["train", "held_out"]
 
@@ -62,7 +66,14 @@ class Task:
 
 
 def sample_task(rng: random.Random, *, phrasing: Part = "train", fact: Part = "train") -> Task:
-    """Draw a task: a family first, so that families are balanced, then its arguments and a phrasing."""
+    """Draw a task: a family first, so that families are balanced, then arguments and a phrasing.
+
+    Args:
+        rng: Draws everything.
+        phrasing: Whether it is asked as in training, or as in the evaluation alone.
+        fact: Whether its fact is one of training or one that is held out; `held_out` leaves only
+            the families that have such facts.
+    """
     names = [n for n, f in FAMILIES.items() if fact == "train" or f.fact is not None]
     family = FAMILIES[rng.choice(names)]
     for _ in range(1000):

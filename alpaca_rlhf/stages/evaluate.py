@@ -196,7 +196,7 @@ def _kl(
     Each policy sees its own prompt.
     """
     total = 0.0
-    size = ctx.settings.sampling.batch_size
+    size = max(1, ctx.settings.sampling.batch_size // 4)
     for start in range(0, len(rows), size):
         part = range(start, min(start + size, len(rows)))
         own = [Example(_prompt(ctx, rows[i], few_shot=few_shot), answers[i].ids) for i in part]
