@@ -28,8 +28,10 @@ _ALPACA_NO_INPUT = (
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Response:"
 )
-_BRIEF_INPUT = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-_BRIEF_NO_INPUT = "### Instruction:\n{instruction}\n\n### Response:\n"
+_BRIEF_INPUT = "### Instruction: {instruction}\n\n### Input: {input}\n\n### Response:"
+_BRIEF_NO_INPUT = "### Instruction: {instruction}\n\n### Response:"
+
+_LEADS = {"brief": " "}
 
 
 def render(template: str, instruction: Instruction) -> str:
@@ -42,8 +44,8 @@ def render(template: str, instruction: Instruction) -> str:
     Raises:
         ValueError: The template is `chat`, which only a tokenizer can render, or unknown.
 
-    Source: tatsu-lab/stanford_alpaca@761dc5b train.py, PROMPT_DICT. `brief` is ours;
-    it ends in a newline.
+    Source: tatsu-lab/stanford_alpaca@761dc5b train.py, PROMPT_DICT. `brief` is ours: values stand
+    on the lines of their headings.
     """
     if template == "alpaca":
         text = _ALPACA_INPUT if instruction.input else _ALPACA_NO_INPUT
@@ -54,6 +56,15 @@ def render(template: str, instruction: Instruction) -> str:
     else:
         raise ValueError(f"no template {template!r}; there are {', '.join(TEMPLATES)}")
     return text.format(instruction=instruction.instruction, input=instruction.input)
+
+
+def lead(template: str) -> str:
+    """What stands between a prompt and its completion and belongs to neither.
+
+    A blank in `brief`, so that an answer begins with the tokens that it has within a line, which
+    are those that a base knows it by.
+    """
+    return _LEADS.get(template, "")
 
 
 def chat_messages(instruction: Instruction) -> list[dict[str, str]]:

@@ -14,6 +14,7 @@ from alpaca_rlhf.models.base import load_base
 from alpaca_rlhf.models.batches import (
     Batch,
     Example,
+    answer,
     by_length,
     collate,
     decode,
@@ -24,7 +25,7 @@ from alpaca_rlhf.models.batches import (
     text_ids,
 )
 from alpaca_rlhf.models.rollout import micro_batches
-from alpaca_rlhf.prompts import render
+from alpaca_rlhf.prompts import TEMPLATES, lead, render
 from alpaca_rlhf.records import Instruction, Rollout
 
 BOS, EOS, PAD = 1, 2, 0
@@ -110,12 +111,12 @@ def test_prompt_and_completion_are_the_rendered_whole(
     tiny_base, template, row, completion, finished
 ):
     made = example(tiny_base, template, row, completion, finished=finished)
-    whole = render(template, row) + completion
+    whole = render(template, row) + lead(template) + completion
     assert made.prompt == prompt_ids(tiny_base, template, row)
     assert decode(tiny_base, made.prompt) == read(render(template, row))
     said = made.completion[:-1] if finished else made.completion
     assert decode(tiny_base, made.prompt + said) == read(whole)
-    assert decode(tiny_base, said) == read(completion)
+    assert answer(tiny_base, template, said) == read(completion)
     assert (made.prompt + made.completion).count(BOS) == 1
     assert made.prompt[0] == BOS
     assert (made.prompt + made.completion).count(EOS) == finished
@@ -128,7 +129,7 @@ def test_prompt_and_completion_are_the_rendered_whole(
 def test_the_policy_is_taught_the_tokens_it_would_generate(tiny_base, row, completion):
     """Where the prompt's tokens are a prefix of the whole's, the completion is the rest."""
     made = example(tiny_base, "brief", row, completion)
-    whole = text_ids(tiny_base, render("brief", row) + completion)
+    whole = text_ids(tiny_base, render("brief", row) + " " + completion)
     if whole[: len(made.prompt)] == made.prompt:
         assert made.prompt + made.completion == (*whole, EOS)
 
@@ -139,7 +140,7 @@ def test_a_seam_that_would_merge_is_cut(tiny_base, monkeypatch):
     whole = text_ids(tiny_base, " task")
     prompt = text_ids(tiny_base, " ta")
     assert whole[: len(prompt)] != prompt, "the tiny tokenizer has a token across this seam"
-    made = example(tiny_base, "brief", Instruction(" ta"), "sk")
+    made = example(tiny_base, "alpaca", Instruction(" ta"), "sk")
     assert made.prompt == prompt
     assert decode(tiny_base, made.prompt + made.completion) == " task"
 
@@ -155,20 +156,21 @@ def llama2(tiny_folder, tmp_path_factory):
     return load_base(str(folder))
 
 
+@pytest.mark.parametrize("template", TEMPLATES)
 @given(row=rows, completion=texts)
 @few
-def test_a_completion_keeps_its_first_blank(llama2, row, completion):
+def test_a_completion_keeps_its_first_blank(llama2, template, row, completion):
     """Sampled, shown to people and read again by the reward model, it has the same tokens."""
-    made = example(llama2, "brief", row, completion)
-    assert decode(llama2, made.completion) == read(completion)
-    assert example(llama2, "brief", row, decode(llama2, made.completion)) == made
     llama2.tokenizer.chat_template = CHAT
-    chat = example(llama2, "chat", row, completion)
-    assert decode(llama2, chat.completion) == read(completion)
+    completion = read(completion)
+    made = example(llama2, template, row, completion)
+    text = answer(llama2, template, made.completion)
+    assert text == completion
+    assert example(llama2, template, row, text) == made
 
 
 def test_the_plain_decoder_would_drop_it(llama2):
-    ids = example(llama2, "brief", Instruction("x"), " Blue.").completion
+    ids = example(llama2, "alpaca", Instruction("x"), " Blue.").completion
     assert llama2.tokenizer.decode(list(ids), skip_special_tokens=True) == "Blue."
     assert decode(llama2, ids) == " Blue."
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from alpaca_rlhf.prompts import (
     TEMPLATES,
     chat_messages,
+    lead,
     render,
     worksheet,
     worksheet_prompt,
@@ -35,17 +36,21 @@ def test_alpaca_is_stanfords_text():
 
 def test_brief_has_headings_only():
     assert render("brief", SORT) == (
-        "### Instruction:\nSort the words.\n\n### Input:\npear, fig\n\n### Response:\n"
+        "### Instruction: Sort the words.\n\n### Input: pear, fig\n\n### Response:"
     )
-    assert render("brief", NAME) == "### Instruction:\nName a colour.\n\n### Response:\n"
+    assert render("brief", NAME) == "### Instruction: Name a colour.\n\n### Response:"
+
+
+def test_only_brief_has_its_completion_on_the_line_of_the_heading():
+    assert [lead(template) for template in TEMPLATES] == [" ", "", ""]
 
 
 @given(text=st.text(), material=st.text())
 def test_braces_and_anything_else_pass_through(text, material):
     row = Instruction(text + "{input}", material + "{instruction}")
-    for template in ("brief", "alpaca"):
-        assert f"### Instruction:\n{text}{{input}}\n\n" in render(template, row)
-        assert f"### Input:\n{material}{{instruction}}\n\n" in render(template, row)
+    for template, gap in (("brief", " "), ("alpaca", "\n")):
+        assert f"### Instruction:{gap}{text}{{input}}\n\n" in render(template, row)
+        assert f"### Input:{gap}{material}{{instruction}}\n\n" in render(template, row)
 
 
 def test_the_output_never_leaks_into_the_prompt():

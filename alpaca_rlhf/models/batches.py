@@ -15,7 +15,7 @@ from torch import Tensor
 
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.models.base import Base
-from alpaca_rlhf.prompts import chat_messages, render
+from alpaca_rlhf.prompts import chat_messages, lead, render
 from alpaca_rlhf.records import Instruction, Rollout
 
 
@@ -99,6 +99,7 @@ def example(
     are a prefix of the whole's, as they are when the policy generates.
     """
     prompt = prompt_ids(base, template, row)
+    completion = lead(template) + completion
     ids: list[int] | None = None
     if template != "chat":
         whole = text_ids(base, render(template, row) + completion)
@@ -112,13 +113,18 @@ def example(
 
 
 def decode(base: Base, ids: Sequence[int]) -> str:
-    """The text of completion ids, special tokens left out."""
+    """The text of ids as they go on after other text, special tokens left out."""
     anchor = _encode(base, _ANCHOR)
     before, whole = (
         str(base.tokenizer.decode(one, skip_special_tokens=True))
         for one in (anchor, [*anchor, *ids])
     )
     return whole[len(before) :]
+
+
+def answer(base: Base, template: str, ids: Sequence[int]) -> str:
+    """The text of a completion's ids, without what the template puts before it."""
+    return decode(base, ids).removeprefix(lead(template))
 
 
 def collate(base: Base, examples: Sequence[Example]) -> Batch:

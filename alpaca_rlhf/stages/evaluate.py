@@ -15,7 +15,7 @@ import torch
 
 from alpaca_rlhf.context import Context, suffixed
 from alpaca_rlhf.evaluation.win_rate import bootstrap_ci, paired_gain, win_rate
-from alpaca_rlhf.models.batches import Example, collate, decode, example, prompt_ids, text_ids
+from alpaca_rlhf.models.batches import Example, answer, collate, decode, example, prompt_ids, text_ids
 from alpaca_rlhf.models.forward import token_stats
 from alpaca_rlhf.models.rollout import sample, score
 from alpaca_rlhf.prompts import worksheet_question
@@ -167,11 +167,11 @@ def _answers(
     )
     out = []
     for (one,) in drawn:
-        text = decode(ctx.base, one.ids)
         if few_shot:  # an answer on a worksheet ends with its line
-            line, newline, _ = text.strip(" ").partition("\n")
+            line, newline, _ = decode(ctx.base, one.ids).strip(" ").partition("\n")
             out.append(_Answer(line, bool(newline) or one.finished, one.ids))
         else:
+            text = answer(ctx.base, ctx.settings.template, one.ids)
             out.append(_Answer(text, one.finished, one.ids))
     return out
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from alpaca_rlhf.context import Context, suffixed
 from alpaca_rlhf.evaluation.win_rate import best_of_n_kl
-from alpaca_rlhf.models.batches import decode, prompt_ids
+from alpaca_rlhf.models.batches import answer, prompt_ids
 from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.training.best_of_k import choose
 from alpaca_rlhf.training.ppo import PPOPrompt, train_ppo
@@ -30,7 +30,7 @@ def ppo(ctx: Context, round_: int) -> Outcome:
         if gold is None:
             return {}
         seen = [
-            gold(by_key[p.key], decode(ctx.base, c.ids), c.finished)
+            gold(by_key[p.key], answer(ctx.base, ctx.settings.template, c.ids), c.finished)
             for p, c in zip(asked, completions, strict=True)
         ]
         return {

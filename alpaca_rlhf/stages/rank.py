@@ -5,7 +5,7 @@ from __future__ import annotations
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.context import Context, suffixed
 from alpaca_rlhf.data import write_instructions
-from alpaca_rlhf.models.batches import decode, prompt_ids
+from alpaca_rlhf.models.batches import answer, prompt_ids
 from alpaca_rlhf.models.rollout import Sampled, sample
 from alpaca_rlhf.preferences import ScoreJudge, append, read, wrong_share
 from alpaca_rlhf.records import Completion, Instruction, Ranking
@@ -28,7 +28,7 @@ def sample_completions(ctx: Context, round_: int) -> Outcome:
     completions = [
         Completion(
             prompt_id=prompt.id,
-            text=decode(ctx.base, one.ids),
+            text=answer(ctx.base, ctx.settings.template, one.ids),
             adapter=fingerprint,
             sampling=how,
             seed=seed,

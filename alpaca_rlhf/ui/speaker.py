@@ -8,7 +8,7 @@ from pathlib import Path
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import load_base
-from alpaca_rlhf.models.batches import decode, prompt_ids
+from alpaca_rlhf.models.batches import answer, prompt_ids
 from alpaca_rlhf.models.rollout import sample
 from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.settings import Loop, Sampling
@@ -65,7 +65,7 @@ class Speaker:
         key = f"chat/{turn}/{row.id}"
         role = self._role(policy)
         ((one,),) = sample(self._adapters, role, [ids], [key], sampling=sampling, seed=self._seed)
-        text = decode(self._base, one.ids).strip()
+        text = answer(self._base, self._template, one.ids).strip()
         return text if one.finished else f"{text} ..."
 
     def _role(self, policy: str) -> str | None:
