@@ -85,11 +85,23 @@ class Context:
 
         Metrics that come after the newest one are dropped: they will be logged again.
         """
-        checkpoints = Checkpoints(self.run.path / "checkpoints" / stage)
+        checkpoints = self._checkpoints(stage)
         saved = checkpoints.latest()
         done = 0 if saved is None else saved[0]
         self.run.truncate_metrics(lambda row: row["stage"] != stage or row["step"] <= done)
         return checkpoints
+
+    def finish(self, stage: str, facts: dict[str, Any]) -> None:
+        """Note in the ledger that a stage, or a part of one, is done; it needs no checkpoint."""
+        self.run.finish(stage, facts)
+        self._checkpoints(stage).clear()
+
+    def forget(self, stage: str) -> None:
+        """Drop the checkpoints of a stage, which then begins anew."""
+        self._checkpoints(stage).clear()
+
+    def _checkpoints(self, stage: str) -> Checkpoints:
+        return Checkpoints(self.run.path / "checkpoints" / stage)
 
     def log(self, stage: str) -> Callable[[dict[str, Any]], None]:
         """Receives a stage's metrics: to `metrics.jsonl`, and to the person who watches."""

@@ -5,6 +5,7 @@ A run that was interrupted anywhere goes on where it stopped.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,10 +15,11 @@ from typing import Any
 from alpaca_rlhf import stages
 from alpaca_rlhf.config import to_yaml
 from alpaca_rlhf.context import Context, Reporter, suffixed
+from alpaca_rlhf.given import leaves_of
 from alpaca_rlhf.models.base import weights_digest
 from alpaca_rlhf.provenance import measure
 from alpaca_rlhf.runs import RunFolder
-from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.settings import DEALING, FREE, Loop
 from alpaca_rlhf.sources import source_of
 from alpaca_rlhf.summary import write_summary
 
@@ -81,8 +83,13 @@ def run_loop(
     inputs = {
         name: path for name, path in asdict(settings.inputs).items() if isinstance(path, Path)
     }
-    with RunFolder.open(settings.out, to_yaml(settings), kind=kind, inputs=inputs) as run:
+    free = _free(settings.out)
+    with RunFolder.open(
+        settings.out, to_yaml(settings), kind=kind, inputs=inputs, free=free
+    ) as run:
         ctx = Context(settings, run, source_of(settings), reporter)
+        for name in {key.partition(".")[0] for key in run.changed if key not in FREE}:
+            ctx.forget(name)
         todo = order(settings)
         if until is not None:
             todo = todo[: 1 + [name for name, _ in todo].index(until)]
@@ -92,6 +99,19 @@ def run_loop(
             _check_base(ctx)
             write_summary(ctx, command=command, stages=_rows(ctx, todo))
         return run.path
+
+
+def _free(out: Path) -> set[str]:
+    """Settings that may differ from those the run was begun with: of stages yet to come, any."""
+    try:
+        done = [name.partition(".")[0] for name in json.loads((out / "ledger.json").read_text())]
+    except (OSError, ValueError):  # there is none, or opening the folder will say what is wrong
+        return set(FREE)
+    shared = {"rank": "sample", "reward": "reward_shuffled"}
+    groups = ("sft", "rank", "reward", "ppo", "best_of_k", "evaluate")
+    coming = {g for g in groups if not {g, shared.get(g)} & {*done}}
+    names = {leaf.path for leaf in leaves_of(Loop) if leaf.path.partition(".")[0] in coming}
+    return {*FREE, *(names - {*DEALING})}
 
 
 def _run_stage(ctx: Context, name: str, round_: int) -> None:
@@ -109,7 +129,7 @@ def _run_stage(ctx: Context, name: str, round_: int) -> None:
         )
     with measure() as used:
         outcome = BODIES[name](ctx, round_)
-    ctx.run.finish(
+    ctx.finish(
         stage,
         {
             "name": name,
@@ -121,7 +141,6 @@ def _run_stage(ctx: Context, name: str, round_: int) -> None:
             "facts": dict(outcome.facts),
         },
     )
-    ctx.checkpoints(stage).clear()
     ctx.reporter.finish(stage, outcome.summary)
 
 

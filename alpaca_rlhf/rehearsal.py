@@ -1,8 +1,8 @@
 """Dry runs: every stage of an experiment on a tiny random model of the same architecture.
 
 What differs from the real run is size alone. The prompt template, the head layout, the kind of
-tokenizer, the positions, the user's files and the stop for people are rehearsed as they are; the
-people's verdicts are drawn at random.
+tokenizer, the positions and the stop for people are rehearsed as they are. The files are made up,
+and the people's verdicts are drawn at random.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -44,19 +44,28 @@ class RunFolder:
 
     def __init__(self, path: Path, lock: TextIO) -> None:
         self.path = path
+        self.changed: list[str] = []
         self._lock = lock
 
     @classmethod
     def open(
-        cls, out: Path, config_yaml: str, *, kind: str, inputs: Mapping[str, Path] | None = None
+        cls,
+        out: Path,
+        config_yaml: str,
+        *,
+        kind: str,
+        inputs: Mapping[str, Path] | None = None,
+        free: Collection[str] = (),
     ) -> RunFolder:
         """Start a run in a new or empty folder, or go on with the same run.
 
         Args:
             out: The folder.
-            config_yaml: The resolved settings (`config.to_yaml`); only its `out` may change.
+            config_yaml: The resolved settings (`config.to_yaml`).
             kind: What runs there, e.g. `loop`.
             inputs: Name and path of every file that the run reads; a changed file is another run.
+            free: Dotted names of the settings that may change on the way; `out` always may. What
+                did change stands in `changed`.
 
         Raises:
             UserError: It holds another run or other things, is in use, or cannot be written; or
@@ -77,7 +86,8 @@ class RunFolder:
             for left in out.glob(".*.tmp"):
                 left.unlink()
             if (out / _CONFIG).exists():
-                run._refuse_other(config_yaml, kind, read)
+                run.changed = run._refuse_other(config_yaml, kind, read, {"out", *free})
+                atomic_write(out / _CONFIG, config_yaml)
             else:
                 settings = yaml.safe_load(config_yaml) or {}
                 facts = {
@@ -192,8 +202,12 @@ class RunFolder:
         return found
 
     def _refuse_other(
-        self, config_yaml: str, kind: str, inputs: Mapping[str, Mapping[str, str]]
-    ) -> None:
+        self,
+        config_yaml: str,
+        kind: str,
+        inputs: Mapping[str, Mapping[str, str]],
+        free: Collection[str],
+    ) -> list[str]:
         facts = self.read_json(_PROVENANCE)
         try:
             before = yaml.safe_load(self._read(_CONFIG))
@@ -201,8 +215,9 @@ class RunFolder:
             raise self._damaged(f"{self.path / _CONFIG}: is not YAML any more") from None
         old = {"kind": facts.get("kind"), **_flat(before), **_digests(facts.get("inputs", {}))}
         new = {"kind": kind, **_flat(yaml.safe_load(config_yaml)), **_digests(inputs)}
-        for key in [*new, *old]:
-            if key != "out" and old.get(key) != new.get(key):
+        changed = [key for key in dict.fromkeys([*new, *old]) if old.get(key) != new.get(key)]
+        for key in changed:
+            if key not in free:
                 was, now = old.get(key, "absent"), new.get(key, "absent")
                 raise UserError(
                     f"--out {self.path}: holds another run: {key} was {was}, now {now}; "
@@ -212,6 +227,7 @@ class RunFolder:
         latest = facts.get("resumed", [facts])[-1]
         if any(latest.get(key) != value for key, value in made.items()):
             self.note(resumed=[*facts.get("resumed", []), {"started": provenance.now(), **made}])
+        return changed
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -24,6 +24,29 @@ def _fraction(flag: str, value: float) -> None:
         raise ValueError(f"{flag} must be at least 0 and below 1, got {value:g}")
 
 
+FREE = (
+    *(f"{stage}.micro_batch_size" for stage in ("sft", "reward", "ppo")),
+    *(f"{stage}.save_every" for stage in ("sft", "reward", "ppo")),
+    "sampling.batch_size",
+    "reward.gate",
+    "evaluate.shown",
+    "evaluate.watts",
+    "evaluate.usd_per_kwh",
+)
+"""Settings that may change within a run: what they cost changes, not what is learnt."""
+
+
+DEALING = (
+    "rank.prompts",
+    "ppo.updates",
+    "ppo.batch_size",
+    "best_of_k.prompts",
+    "evaluate.prompts",
+    "evaluate.split",
+)
+"""Settings that say which prompts go where, which is settled when a run begins."""
+
+
 @dataclass(frozen=True)
 class Lora:
     """Shape of all four adapters, on every linear layer (QLoRA, arXiv 2305.14314 section 4)."""
@@ -95,6 +118,8 @@ class Generate:
         ):
             _above(f"--generate.{name.replace('_', '-')}", getattr(self, name), 0)
         _above("--generate.temperature", self.temperature, 0, equal_allowed=True)
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"--generate.top-p must be in (0, 1], got {self.top_p:g}")
         _above("--generate.novelty", self.novelty, 0)
 
 
@@ -276,6 +301,11 @@ class PPO:
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--ppo.{name} must be in [0, 1], got {getattr(self, name):g}")
+        if self.value_warmup >= self.updates:
+            raise ValueError(
+                f"--ppo.value-warmup {self.value_warmup} must be below --ppo.updates "
+                f"{self.updates}: in those updates the policy does not learn"
+            )
         if self.batch_size % self.minibatch_size:
             raise ValueError(
                 f"--ppo.batch-size {self.batch_size} must be a multiple of --ppo.minibatch-size "
@@ -347,11 +377,16 @@ class Inputs:
     """Who ranks: the small world's gold judge, or people."""
 
     def __post_init__(self) -> None:
-        if self.prompts is not None and self.judge == "gold":
-            raise ValueError(
-                "--inputs.judge gold knows only the small world; rank your own prompts with "
-                "--inputs.judge human"
-            )
+        if self.judge == "human" and self.prompts is None:
+            raise ValueError("--inputs.judge human needs prompts to rank; give --inputs.prompts")
+        if self.judge == "human" and self.data is None:
+            raise ValueError("--inputs.judge human needs rows to train on; give --inputs.data")
+        for name in ("prompts", "rankings"):
+            if getattr(self, name) is not None and self.judge == "gold":
+                raise ValueError(
+                    f"--inputs.{name}: --inputs.judge gold knows only the small world; "
+                    "with files of your own give --inputs.judge human"
+                )
 
 
 @dataclass(frozen=True)
@@ -397,3 +432,7 @@ class Loop(Stages):
 
     def __post_init__(self) -> None:
         _above("--rounds", self.rounds, 0)
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"--seed must be at least 0 and below 2**32, got {self.seed}")
+        if self.evaluate.split == "dev" and self.inputs.judge == "human":
+            raise ValueError("--evaluate.split dev is there only in the small world")

@@ -13,10 +13,24 @@ from functools import cached_property
 from typing import Protocol
 
 from alpaca_rlhf.config import UserError
-from alpaca_rlhf.data import Drop, Firewall, read_instructions, read_prompts, split_prompts
+from alpaca_rlhf.data import (
+    Drop,
+    Firewall,
+    ranked_prompts,
+    read_instructions,
+    read_prompts,
+    split_prompts,
+)
 from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.settings import Loop
-from alpaca_rlhf.smallworld import GoldJudge, Task, recognise, sample_task, solved
+from alpaca_rlhf.smallworld import (
+    SEED_WEIGHTS,
+    GoldJudge,
+    Task,
+    recognise,
+    sample_task,
+    solved,
+)
 
 Slice = str
 """Part of the evaluation prompts that is reported apart."""
@@ -29,7 +43,7 @@ class Gold:
     score: float
     """In [0, 1]."""
     parts: Mapping[str, float]
-    """What it is made of, each in [0, 1]; `correct` is always there."""
+    """What it is made of, each in [0, 1], `correct` among them; empty where no one knows."""
 
 
 class Source(Protocol):
@@ -168,7 +182,7 @@ class SmallWorld:
     def _seeds(self) -> list[Instruction]:
         rng = random.Random(f"{self.seed}/seed answers")
         return [
-            solved(task, rng)
+            solved(task, rng, SEED_WEIGHTS)
             for task in self._draw("sft", self.n_seeds, phrasing="train", fact="train")
         ]
 
@@ -185,13 +199,13 @@ class SmallWorld:
         rng = random.Random(f"{self.seed}/{split}/{phrasing}/{fact}")
         tasks: list[Task] = []
         keys = {task.key for task in taken}
+        if "." in split:
+            keys |= self._earlier(split)
         for _ in range(400 * n):
             if len(tasks) == n:
                 return tasks
             task = sample_task(rng, phrasing=phrasing, fact=fact)  # type: ignore[arg-type]
             if task.key not in keys and self._split_of(task) == split.split(".")[0]:
-                if "." in split and task.key in self._earlier(split):
-                    continue
                 keys.add(task.key)
                 tasks.append(task)
         if fact == "held_out":
@@ -275,14 +289,11 @@ def source_of(settings: Loop) -> Source:
     Raises:
         UserError: A file cannot be read, or has too few prompts.
     """
-    sizes = {
-        name: n
-        for r in range(1, settings.rounds + 1)
-        for name, n in (
-            (_of_round("rank", r), settings.rank.prompts),
-            (_of_round("ppo", r), max(settings.best_of_k.prompts, settings.ppo.batch_size)),
-        )
-    }
+    sizes: dict[str, int] = {}
+    for r in range(1, settings.rounds + 1):
+        if settings.inputs.rankings is None:
+            sizes[_of_round("rank", r)] = settings.rank.prompts
+        sizes[_of_round("ppo", r)] = max(settings.best_of_k.prompts, settings.ppo.batch_size)
     sizes["eval"] = settings.evaluate.prompts
     if settings.inputs.judge == "gold":
         wanted = max(settings.best_of_k.prompts, settings.ppo.batch_size * settings.ppo.updates)
@@ -292,12 +303,15 @@ def source_of(settings: Loop) -> Source:
         return SmallWorld(
             settings.seed, settings.generate.seeds, {**sizes, "dev": settings.evaluate.prompts}
         )
-    rows = read_instructions(settings.inputs.data) if settings.inputs.data is not None else []
-    if settings.inputs.prompts is None:
-        return Files(rows, {})
-    return Files(
-        rows, split_prompts(read_prompts(settings.inputs.prompts), sizes=sizes, seed=settings.seed)
-    )
+    inputs = settings.inputs
+    rows = read_instructions(inputs.data) if inputs.data is not None else []
+    splits: dict[str, list[Instruction]] = {}
+    if inputs.rankings is not None:
+        splits["rank"] = ranked_prompts(inputs.rankings)
+    if inputs.prompts is not None:
+        once = {row.id: row for row in read_prompts(inputs.prompts)}
+        splits |= split_prompts(list(once.values()), sizes=sizes, seed=settings.seed)
+    return Files(rows, splits)
 
 
 def _of_round(name: str, round_: int) -> str:

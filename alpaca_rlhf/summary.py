@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -73,9 +74,8 @@ def write_summary(ctx: Context, *, command: str, stages: Sequence[Mapping[str, A
 
 def next_commands(ctx: Context) -> list[str]:
     """What a person would do after the run."""
-    out = ctx.run.path
     return [
-        f"alpaca-rlhf chat --run {out} --policy ppo",
+        f"alpaca-rlhf chat --run {shlex.quote(str(ctx.run.path))}",
         "alpaca-rlhf loop --help   # the same with a base of your own",
     ]
 

@@ -60,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("data/cria"), help="folder to write")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the tokens, to try")
     args = parser.parse_args()
     started = time.perf_counter()

@@ -137,7 +137,7 @@ def prove_kills(rounds: int) -> bool:
         "kills.json",
         {**stamp(), "command": f"python -m tests.prove kills {rounds}", "runs": results},
     )
-    return all(r["same_report"] for r in results)
+    return all(r["same_report"] and r["killed_in"] for r in results)
 
 
 def kill_in(out: Path, stage: str, share: float) -> bool:
@@ -170,6 +170,8 @@ def write(name: str, proof: dict[str, Any]) -> None:
 def main(words: list[str]) -> int:
     """Run the proofs that were asked for."""
     which = words[0] if words else "all"
+    if which not in ("all", "seeds", "kills"):
+        sys.exit(f"prove: {which}: give seeds, kills or nothing")
     good = True
     if which in ("all", "seeds"):
         commit = provenance.commit() or "0"

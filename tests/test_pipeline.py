@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -67,6 +68,23 @@ def test_the_report_keeps_its_contract(calm):
     assert report["prompts"]["overlap"] == 0
     assert report["policies"]["sft"]["kl_from_sft_nats"] == 0.0
     assert (calm / "report.html").stat().st_size > 10_000
+
+
+def test_every_step_is_in_the_metrics_once(calm):
+    """Nothing that came after the last checkpoint is lost, and no checkpoint is left behind."""
+    rows = [json.loads(line) for line in (calm / "metrics.jsonl").read_text().splitlines()]
+    for stage in ("sft", "reward_shuffled", "reward", "ppo", "best_of_k"):
+        own = [row for row in rows if row["stage"] == stage]
+        assert [row["step"] for row in own] == list(range(1, own[0]["steps"] + 1)), stage
+    assert not list(calm.glob("checkpoints/*/*"))
+
+
+def test_every_logged_number_is_defined(calm):
+    page = (Path(__file__).parent.parent / "docs" / "metrics.md").read_text()
+    defined = set(re.findall(r"`(\w+)`", page))
+    for line in (calm / "metrics.jsonl").read_text().splitlines():
+        names = {name for name in json.loads(line) if not name.startswith("rejected_")}
+        assert not names - defined
 
 
 def test_ppo_starts_at_the_reference_exactly(calm):

@@ -150,9 +150,9 @@ def some_metrics() -> list[dict[str, Any]]:
                 "step": one,
                 "requests": 32 * one,
                 "accepted": 27 * one - one * one // 6,
-                "dropped_duplicate": 3 * one + one * one // 6,
-                "dropped_unparsed": one,
-                "dropped_too_long": one // 3,
+                "rejected_duplicate": 3 * one + one * one // 6,
+                "rejected_unparsed": one,
+                "rejected_too_long": one // 3,
             }
         )
     for one in range(1, 113):
@@ -450,7 +450,7 @@ def test_hostile_text_stays_text() -> None:
     ]
     metrics = [
         {"stage": HOSTILE, "step": 1, "loss": 1.0},
-        {"stage": "generate", "step": 1, "accepted": 5, f"dropped_{HOSTILE}": 3},
+        {"stage": "generate", "step": 1, "accepted": 5, f"rejected_{HOSTILE}": 3},
     ]
     hostile = ReportData(
         report=report,
@@ -553,6 +553,21 @@ def test_what_does_not_hold_is_said(path: tuple[Any, ...], value: Any, words: st
     lines = report_training.checks(report).split("<li")
     failed = [Page("<li" + line.replace("</ul>", "")).text for line in lines if "fails" in line]
     assert len(failed) == 1 and words in failed[0]
+
+
+def test_where_no_one_knows_the_right_answers_nothing_is_said_of_them() -> None:
+    """People ranked: a second reward model judges, and there are no parts."""
+    report = a_report()
+    for policy in report["policies"].values():
+        policy |= {"gold_parts": {}, "gold_parts_greedy": {}}
+    with pytest.raises(ValueError, match=r"gold_parts\.correct is missing"):
+        validate_report(report)
+    report["judge"] = "reward model trained on held-out rankings"
+    validate_report(report)
+    page = Page(render_html(ReportData(report=report)))
+    assert "those of a reward model trained on held-out rankings" in page.text
+    assert "What each stage bought" not in page.text
+    assert "correctness" not in Page(report_training.checks(report)).text
 
 
 def test_a_control_with_an_interval_may_stray_within_it() -> None:

@@ -5,7 +5,13 @@ and `novelty` decide which of them stay, and `splits` is the firewall between th
 stages.
 """
 
-from alpaca_rlhf.data.comparisons import dialogue, read_pairs, read_ranking_trees
+from alpaca_rlhf.data.comparisons import (
+    dialogue,
+    holds_trees,
+    ranked_prompts,
+    read_pairs,
+    read_ranking_trees,
+)
 from alpaca_rlhf.data.filters import RULES, Drop, Rule, drop_reason, rule_set
 from alpaca_rlhf.data.formats import read_instructions, read_prompts, write_instructions
 from alpaca_rlhf.data.novelty import Neighbour, NoveltyIndex, tokens
@@ -39,8 +45,10 @@ __all__ = [
     "dialogue",
     "drop_reason",
     "generate",
+    "holds_trees",
     "parse_worksheet",
     "prompt_text",
+    "ranked_prompts",
     "read_instructions",
     "read_pairs",
     "read_prompts",

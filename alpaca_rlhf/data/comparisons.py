@@ -96,6 +96,25 @@ def read_ranking_trees(path: Path) -> list[tuple[Instruction, list[Completion], 
     return collect(path, convert)
 
 
+def holds_trees(path: Path) -> bool:
+    """Whether a file of rankings holds message trees, by its name; if not, it holds pairs."""
+    return path.name.removesuffix(".gz").endswith("tree.jsonl")
+
+
+def ranked_prompts(path: Path) -> list[Instruction]:
+    """The prompts of a file of rankings, each once.
+
+    Raises:
+        UserError: `file:line:` of the first broken row.
+    """
+    found = (
+        [prompt for prompt, _, _ in read_ranking_trees(path)]
+        if holds_trees(path)
+        else [pair.prompt for pair in read_pairs(path)]
+    )
+    return list({prompt.id: prompt for prompt in found}.values())
+
+
 def _pair(row: dict[str, Any], source: str) -> PreferencePair:
     for name in ("chosen", "rejected"):
         if row.get(name) is None:
@@ -125,7 +144,8 @@ def _made(prompt: Instruction, chosen: str, rejected: str) -> PreferencePair:
 
 def _hh_pair(chosen: str, rejected: str, source: str) -> PreferencePair:
     both = zip(chosen, rejected, strict=False)
-    same = next((at for at, (one, other) in enumerate(both) if one != other), len(chosen))
+    shorter = min(len(chosen), len(rejected))
+    same = next((at for at, (one, other) in enumerate(both) if one != other), shorter)
     at = chosen[:same].rfind(_HH_ANSWER)
     if at < 0:
         raise BadRow(

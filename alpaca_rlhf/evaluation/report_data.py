@@ -24,12 +24,13 @@ class ReportData:
     """Everything a report shows. Only `report` is written to `report.json`."""
 
     report: Mapping[str, Any]
-    """The content of `report.json`. Keys beyond the contract are welcome; the page shows two,
-    `gold_score_greedy_ci95` of a policy and `shuffled_label_ci95` of a reward model."""
+    """The content of `report.json`. Keys beyond the contract are welcome; the page reads three:
+    `judge`, if it is not `gold`, `gold_score_greedy_ci95` of a policy and `shuffled_label_ci95` of
+    a reward model."""
     metrics: Sequence[Mapping[str, Any]] = ()
     """Rows of `metrics.jsonl`: `stage` (`sft`, `reward`, `reward_shuffled`, `ppo` ...; `.2` is
     round 2), `step` and numbers. `generate` rows hold counts so far: `requests`, `accepted` and
-    `dropped_<rule>`."""
+    `rejected_<rule>`."""
     answers: Sequence[Mapping[str, Any]] = ()
     """`{"instruction", "input", "answers": {policy: {"text", "gold"}}}`, a prompt each."""
     slices: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
@@ -67,12 +68,13 @@ def validate_report(report: Mapping[str, Any]) -> None:
     _keys(report["prompts"], "prompts.", _PROMPTS)
     _check("sft" in report["policies"], "policies.sft", "be there", None)
     parts = set(_mapping(report["policies"]["sft"], "policies.sft").get("gold_parts", {}))
+    always = ["correct"] if judged_by_gold(report) else []
     for name, policy in report["policies"].items():
         where = f"policies.{name}"
         _check(bool(POLICY_NAME.fullmatch(name)), where, "be a policy's name", name)
         _keys(_mapping(policy, where), where + ".", _POLICY)
         for key in ("gold_parts", "gold_parts_greedy"):
-            rules = {one: _number for one in ("correct", *sorted(parts))}
+            rules = dict.fromkeys([*always, *sorted(parts)], _number)
             _keys(policy[key], f"{where}.{key}.", rules)
             extra = ", ".join(sorted(set(policy[key]) - parts))
             _check(not extra, f"{where}.{key}", "hold the parts that SFT's gold_parts hold", extra)
@@ -82,6 +84,11 @@ def validate_report(report: Mapping[str, Any]) -> None:
         if "shuffled_label_ci95" in row:
             _interval(row["shuffled_label_ci95"], f"reward_models.{place}.shuffled_label_ci95")
     _all_finite(report, "")
+
+
+def judged_by_gold(report: Mapping[str, Any]) -> bool:
+    """Whether a gold judge gave the scores: then their parts are there, `correct` among them."""
+    return bool(report.get("judge", "gold") == "gold")
 
 
 def _check(holds: bool, key: str, must: str, value: object) -> None:

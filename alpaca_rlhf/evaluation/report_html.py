@@ -7,7 +7,7 @@ from typing import Any
 
 from alpaca_rlhf.evaluation import report_results, report_training
 from alpaca_rlhf.evaluation.plots import share_bar
-from alpaca_rlhf.evaluation.report_data import ReportData
+from alpaca_rlhf.evaluation.report_data import ReportData, judged_by_gold
 from alpaca_rlhf.evaluation.report_markup import (
     Markup,
     duration,
@@ -93,10 +93,11 @@ def render_html(data: ReportData) -> str:
 
 def _lead(report: Mapping[str, Any]) -> str:
     count = len([name for name in report["policies"] if not name.startswith("base")])
+    judge = "the gold judge" if judged_by_gold(report) else f"a {report['judge']}"
     return (
         f"One frozen {report['base']['quantization']} base, {count} trained policies as small "
-        "adapters on it. Scores are the gold judge's, from 0 to 1, at temperature 1; brackets hold "
-        "95% intervals."
+        f"adapters on it. Scores are those of {judge}, from 0 to 1, at temperature 1; brackets "
+        "hold 95% intervals."
     )
 
 
@@ -109,6 +110,8 @@ def _policies(data: ReportData) -> Markup:
 
 
 def _bought(data: ReportData) -> Markup:
+    if not data.report["policies"]["sft"]["gold_parts"]:
+        return Markup()
     intro = (
         "A reward model likes to buy style together with correctness, so the judge's parts stand "
         "apart. Filled and in black: temperature 1. Hollow and in grey: greedy."

@@ -55,19 +55,20 @@ def checks(report: Mapping[str, Any]) -> Markup:
                 "nothing, so anything but one half would be a leak.",
             )
         )
-    correct = policies["sft"]["gold_parts_greedy"]["correct"]
+    correct = policies["sft"]["gold_parts_greedy"].get("correct")
     for name in policy_order(policies):
         one, label = policies[name], policy_label(name)
         if not name.startswith(("base", "sft")):
             ends = interval(one["paired_gain_ci95"], plus=True)
             text = f"{label}: gain over SFT {ends}; an interval above 0 is a gain."
             found.append((one["paired_gain_ci95"][0] > 0, text))
-            change = one["gold_parts_greedy"]["correct"] - correct
-            text = (
-                f"{label}: greedy correctness {signed(change)} against SFT; more than "
-                f"{number(MOST_GREEDY_LOSS)} lost would be style bought with substance."
-            )
-            found.append((change >= -MOST_GREEDY_LOSS, text))
+            if correct is not None:
+                change = one["gold_parts_greedy"]["correct"] - correct
+                text = (
+                    f"{label}: greedy correctness {signed(change)} against SFT; more than "
+                    f"{number(MOST_GREEDY_LOSS)} lost would be style bought with substance."
+                )
+                found.append((change >= -MOST_GREEDY_LOSS, text))
         if not name.startswith("base"):
             text = f"{label}: {one['stop_rate']:.1%} of the completions end by themselves"
             text += f", {LEAST_STOP_RATE:.0%} are asked for."
@@ -126,7 +127,7 @@ def generation(metrics: Sequence[Mapping[str, Any]]) -> Markup:
     accepted = Series("accepted", _points(rows, "accepted", x_key), "tone-ppo")
     note = "Self-instruct: tasks written by the base that passed every filter, so far."
     chart = line_chart("Accepted tasks", [accepted], note=note, x_label=x_key)
-    prefix = "dropped_"
+    prefix = "rejected_"
     last = {key: value for row in rows for key, value in row.items() if finite(value)}
     counts = {"accepted": last.get("accepted", 0)} | {
         key.removeprefix(prefix).replace("_", " "): last[key]
@@ -228,8 +229,8 @@ def _accuracy(metrics: Sequence[Mapping[str, Any]]) -> Markup:
             name = f"{label}, round {turn}" if turn > 1 else label
             points = _points(rows, "accuracy")
             series.append(Series(name, points, tone, dashed=turn > 1, dots=True))
-    note = "Pairs put in the annotator's order. Dashed: chance."
-    return line_chart("Reward accuracy, held out", series, note=note, reference=0.5)
+    note = "Pairs put in the annotator's order, before the step learns them. Dashed: chance."
+    return line_chart("Reward accuracy on each batch", series, note=note, reference=0.5)
 
 
 def _gold_by_kl(metrics: Sequence[Mapping[str, Any]]) -> Markup:

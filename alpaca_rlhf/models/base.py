@@ -167,11 +167,15 @@ def _source(name: str) -> str:
         if not (folder / "config.json").is_file():
             raise UserError(
                 f"--base embedded: {folder} has no model; "
-                "make it with `python recipes/pretrain_cria.py`"
+                "make it with `python recipes/pretrain_cria.py --out data/cria`"
             )
         return str(folder)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    try:
+        folder = Path(name).expanduser()
+        found = folder.is_dir()
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"--base {name}: no such folder ({error})") from None
+    if found:
         if not (folder / "config.json").is_file():
             raise UserError(
                 f"--base {name}: the folder has no config.json; "

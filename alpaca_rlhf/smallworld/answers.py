@@ -20,6 +20,9 @@ STYLE_WEIGHTS: Mapping[Style, float] = {
 }
 """How often each style is written where nobody has said which is better."""
 
+SEED_WEIGHTS: Mapping[Style, float] = dict.fromkeys(STYLE_WEIGHTS, 0.2)
+"""The same of seed tasks: all alike, so that rankings find every style to choose from."""
+
 CLOSINGS = (
     "I hope this helps!",
     "Have a nice day!",
@@ -42,12 +45,16 @@ def answer(task: Task, rng: random.Random, style: Style) -> str:
     return " ".join(parts)
 
 
-def sample_answer(task: Task, rng: random.Random) -> str:
-    """A right answer in a style drawn by `STYLE_WEIGHTS`."""
-    (style,) = rng.choices(list(STYLE_WEIGHTS), weights=list(STYLE_WEIGHTS.values()))
+def sample_answer(
+    task: Task, rng: random.Random, weights: Mapping[Style, float] = STYLE_WEIGHTS
+) -> str:
+    """A right answer in a style drawn by `weights`."""
+    (style,) = rng.choices(list(weights), weights=list(weights.values()))
     return answer(task, rng, style)
 
 
-def solved(task: Task, rng: random.Random, source: str = "seed") -> Instruction:
-    """A task with a right answer in a drawn style."""
-    return Instruction(task.instruction, task.input, sample_answer(task, rng), source)
+def solved(
+    task: Task, rng: random.Random, weights: Mapping[Style, float] = STYLE_WEIGHTS
+) -> Instruction:
+    """A task with a right answer in a style drawn by `weights`."""
+    return Instruction(task.instruction, task.input, sample_answer(task, rng, weights), "seed")

@@ -15,7 +15,15 @@ import torch
 
 from alpaca_rlhf.context import Context, suffixed
 from alpaca_rlhf.evaluation.win_rate import bootstrap_ci, paired_gain, win_rate
-from alpaca_rlhf.models.batches import Example, answer, collate, decode, example, prompt_ids, text_ids
+from alpaca_rlhf.models.batches import (
+    Example,
+    answer,
+    collate,
+    decode,
+    example,
+    prompt_ids,
+    text_ids,
+)
 from alpaca_rlhf.models.forward import token_stats
 from alpaca_rlhf.models.rollout import sample, score
 from alpaca_rlhf.prompts import worksheet_question
@@ -114,7 +122,7 @@ def _scorer(ctx: Context) -> Scorer:
         return lambda rows, said: [gold(row, *one) for row, one in zip(rows, said, strict=True)]
     seen, held_out = ranking_groups(ctx, ctx.settings.rounds)
     ctx.adapters.add("reward", copy_of="sft", seed=ctx.settings.seed + 1)
-    head, _ = train_reward(
+    head, result = train_reward(
         ctx.adapters,
         "reward",
         held_out,
@@ -125,6 +133,7 @@ def _scorer(ctx: Context) -> Scorer:
         log=ctx.log("judge"),
         stage="judge",
     )
+    ctx.finish("judge", {"accuracy": result.accuracy})
 
     def judge(rows: Sequence[Instruction], said: Sequence[tuple[str, bool]]) -> list[Gold]:
         examples = [
@@ -134,7 +143,7 @@ def _scorer(ctx: Context) -> Scorer:
         scores = score(
             ctx.adapters, "reward", head, examples, batch_size=ctx.settings.sampling.batch_size
         )
-        return [Gold(one, {"preferred": one}) for one in torch.sigmoid(scores.double()).tolist()]
+        return [Gold(one, {}) for one in torch.sigmoid(scores.double()).tolist()]
 
     return judge
 

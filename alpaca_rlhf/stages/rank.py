@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.context import Context, suffixed
 from alpaca_rlhf.data import write_instructions
@@ -62,8 +64,8 @@ def rank(ctx: Context, round_: int) -> Outcome:
         if missing > 0:
             raise PeopleNeeded(
                 f"{missing} of {len(prompts)} prompts are not ranked yet: "
-                f"rank them with `alpaca-rlhf rank --out {ctx.run.path}`, then run the same "
-                f"command again"
+                f"rank them with `alpaca-rlhf rank --out {shlex.quote(str(ctx.run.path))}`, "
+                "then run the same command again"
             )
         return Outcome(
             len(rankings), 0, f"{len(rankings)} rankings by people", {"noise": 0.0, "verdicts": 0}

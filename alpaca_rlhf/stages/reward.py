@@ -6,7 +6,7 @@ from typing import Any
 
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.context import Context, suffixed
-from alpaca_rlhf.data import read_pairs, read_ranking_trees
+from alpaca_rlhf.data import holds_trees, read_pairs, read_ranking_trees
 from alpaca_rlhf.evaluation.win_rate import accuracy_interval
 from alpaca_rlhf.models.batches import Example
 from alpaca_rlhf.models.rollout import score
@@ -52,7 +52,7 @@ def reward(ctx: Context, round_: int) -> Outcome:
             )
             done = {"accuracy": result.accuracy, "ci95": interval.ci95}
             if name != stage:
-                ctx.run.finish(name, done)
+                ctx.finish(name, done)
         intervals[name] = done
     reference = _reference_examples(ctx, train)
     head.normalise(
@@ -68,6 +68,7 @@ def reward(ctx: Context, round_: int) -> Outcome:
     control = intervals[f"{stage}_shuffled"]
     facts = {
         "pairs": result.pairs,
+        "too_long": result.too_long,
         "held_out_pairs": sum(map(len, result.correct)),
         "held_out_accuracy": result.accuracy,
         "ci95": intervals[stage]["ci95"],
@@ -79,6 +80,8 @@ def reward(ctx: Context, round_: int) -> Outcome:
     summary = (
         f"held-out accuracy {result.accuracy:.3f}, with shuffled labels {control['accuracy']:.3f}"
     )
+    if result.too_long:
+        summary += f"; {result.too_long} completions beyond --reward.max-length left out"
     tokens = sum(len(e) for g in train for e in g.examples) * settings.epochs
     return Outcome(result.rankings, tokens, summary, facts)
 
@@ -92,7 +95,7 @@ def _groups(ctx: Context, round_: int) -> list[Group]:
     """All rankings so far, of files or of every round up to this one."""
     path = ctx.settings.inputs.rankings
     if path is not None:
-        if path.name.removesuffix(".gz").endswith("tree.jsonl"):
+        if holds_trees(path):
             trees = read_ranking_trees(path)
             prompts = {prompt.id: prompt for prompt, _, _ in trees}
             completions = {one.id: one for _, own, _ in trees for one in own}

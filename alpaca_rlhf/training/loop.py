@@ -92,7 +92,7 @@ class Learner:
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.max_grad_norm)
         if not torch.isfinite(norm):
             raise UserError(
-                f"{self.stage}: the gradient is not finite; lower {self.flag} and run again"
+                f"{self.stage}: the gradient is not finite; lower {self.flag} and run it again"
             )
         lr = self.optimizer.param_groups[0]["lr"]
         self.optimizer.step()
@@ -182,7 +182,7 @@ def fit(
         if not math.isfinite(metrics.get("loss", 0.0)):
             raise UserError(
                 f"{learner.stage}: the loss of step {step + 1} is {metrics['loss']}; "
-                f"lower {learner.flag} and run again"
+                f"lower {learner.flag} and run the command again"
             )
         log({"step": step + 1, "steps": len(plan), **metrics, **(each_step(step + 1) or {})})
         if (step + 1) % save_every == 0 and step + 1 < len(plan):

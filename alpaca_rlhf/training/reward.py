@@ -7,7 +7,7 @@ arXiv 2203.02155 section 3.5).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -43,6 +43,8 @@ class RewardResult:
     """Rankings trained on."""
     pairs: int
     """Pairs trained on."""
+    too_long: int
+    """Completions left out, of both sides, with their pairs."""
     correct: list[list[float]]
     """For each held-out ranking, 1 or 0 (a tie of scores one half) for each of its pairs."""
     gaps: list[list[float]]
@@ -89,6 +91,7 @@ def train_reward(
         UserError: No ranking with a pair is left, or a prompt stands on both sides of the split.
     """
     limit = min(settings.max_length, adapters.base.context)
+    too_long = sum(len(e) > limit for g in (*train, *held_out) for e in g.examples)
     train, held_out = usable(train, limit), usable(held_out, limit)
     if not train or not held_out:
         raise UserError(
@@ -136,7 +139,8 @@ def train_reward(
     fit(learner, plan, backward, checkpoints=checkpoints, save_every=settings.save_every, log=log)
     adapters.trainable()
     pairs = sum(len(g.pairs) for g in train)
-    return head, evaluate_reward(adapters, role, head, held_out, len(train), pairs, settings)
+    result = evaluate_reward(adapters, role, head, held_out, len(train), pairs, settings)
+    return head, replace(result, too_long=too_long)
 
 
 def evaluate_reward(
@@ -159,6 +163,7 @@ def evaluate_reward(
     return RewardResult(
         rankings=rankings,
         pairs=pairs,
+        too_long=0,
         correct=[[1.0 if gap > 0 else 0.5 if gap == 0 else 0.0 for gap in group] for group in gaps],
         gaps=gaps,
         length_correlation=_correlation(

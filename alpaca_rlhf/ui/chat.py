@@ -43,6 +43,8 @@ class Chat:
             raise ValueError(f"--temperature must be >= 0, got {self.temperature:g}")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise ValueError(f"--max-new-tokens must be >= 1, got {self.max_new_tokens}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"--seed must be at least 0 and below 2**32, got {self.seed}")
         if self.prompt is not None and not self.prompt.strip():
             raise ValueError("--prompt is empty; leave it out to talk")
         if self.input and self.prompt is None:

@@ -15,7 +15,7 @@ _POLICY_STAGES = ("sft", "best_of_k", "ppo")
 
 def holds_run(run: Path) -> bool:
     """Whether a run was begun there."""
-    return (run / "config.yaml").is_file()
+    return _is_there(run / "config.yaml")
 
 
 def settings_of(run: Path) -> Loop:
@@ -46,7 +46,7 @@ def stages_done(run: Path) -> list[str]:
     Raises:
         UserError: The ledger cannot be read.
     """
-    if not (run / "ledger.json").is_file():
+    if not _is_there(run / "ledger.json"):
         return []
     return [name for name in _read(run / "ledger.json") if name.partition(".")[0] in _STAGES]
 
@@ -68,13 +68,20 @@ def report_of(run: Path) -> dict[str, Any] | None:
     Raises:
         UserError: It cannot be read.
     """
-    return _read(run / "report.json") if (run / "report.json").is_file() else None
+    return _read(run / "report.json") if _is_there(run / "report.json") else None
 
 
 def _when(stage: str) -> tuple[int, int]:
     name, _, round_ = stage.partition(".")
     order = _POLICY_STAGES.index(name) if name in _POLICY_STAGES else -1
     return int(round_) if round_.isdigit() else 1, order
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise UserError(f"{path.parent}: cannot be read ({error.strerror})") from None
 
 
 def _read(path: Path) -> dict[str, Any]:

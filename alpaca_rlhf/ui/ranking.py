@@ -49,7 +49,7 @@ def read_sheets(run: Path, stage: str) -> list[Sheet]:
     path = run / stage / "completions.jsonl"
     own: dict[str, list[Completion]] = {one: [] for one in prompts}
     try:
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8").strip("\n").split("\n"):
             row = json.loads(line)
             row.pop("id")
             own[row["prompt_id"]].append(Completion(**row))

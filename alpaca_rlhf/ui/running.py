@@ -40,8 +40,7 @@ def run(
     Raises:
         UserError: Anything that the user can mend.
     """
-    if until in _GIVEN_BY and until not in [name for name, _ in order(settings)]:
-        raise UserError(f"{until}: not a part of this run, because it has {_GIVEN_BY[until]}")
+    _refuse_what_is_given(settings, until)
     try:
         out = run_loop(settings, terminal, kind=kind, command=command, until=until)
     except PeopleNeeded as wait:  # nothing is wrong: it is somebody's turn
@@ -70,6 +69,7 @@ def rank_by_people(
     Raises:
         UserError: Anything that the user can mend.
     """
+    _refuse_what_is_given(settings, "rank")
     out = run_loop(settings, terminal, kind=kind, command=command, until="sample")
     done = folders.stages_done(out)
     rounds = range(1, settings.rounds + 1)
@@ -98,6 +98,11 @@ def rank_by_people(
         terminal.say(f"{session.left} left; your verdicts are kept")
         _tell_next(terminal, [(command, "go on ranking")])
     return 0
+
+
+def _refuse_what_is_given(settings: Loop, until: str | None) -> None:
+    if until in _GIVEN_BY and until not in [name for name, _ in order(settings)]:
+        raise UserError(f"{until}: not a part of this run, because it has {_GIVEN_BY[until]}")
 
 
 def _after(settings: Loop, out: Path, kind: str, until: str | None) -> list[tuple[str, str]]:

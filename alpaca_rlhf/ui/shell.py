@@ -22,6 +22,7 @@ _MEMORY_FLAGS = {
     "sft": "--sft.micro-batch-size",
     "reward": "--reward.micro-batch-size",
     "ppo": "--ppo.micro-batch-size",
+    "best_of_k": "--sft.micro-batch-size",
 }
 """What to lower where memory is full; none of them changes the result."""
 
@@ -60,7 +61,7 @@ def guarded(body: Callable[[], int], *, again: str, terminal: Terminal) -> int:
         flag = _MEMORY_FLAGS.get(stage, "--sampling.batch-size")
         return _tell(
             f"error: {stage or 'the base'}: out of GPU memory; "
-            f"give a smaller {flag} (the result stays the same) and a new --out",
+            f"go on with a smaller {flag} (the result stays the same)",
             2,
         )
     finally:
@@ -117,7 +118,10 @@ class _WarningsToTerminal(logging.Handler):
 
 
 def _is_here(base: str) -> bool:
-    return base == "embedded" or Path(base).expanduser().is_dir()
+    try:
+        return base == "embedded" or Path(base).expanduser().is_dir()
+    except (OSError, RuntimeError):  # too long a name; nobody's home: loading it will tell
+        return False
 
 
 def _tell(line: str, code: int) -> int:

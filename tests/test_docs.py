@@ -1,0 +1,66 @@
+"""The documents say what is true: links lead somewhere, commands exist, terms are defined."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from alpaca_rlhf.cli import COMMANDS
+from alpaca_rlhf.evaluation import report_data
+from alpaca_rlhf.given import leaves_of
+from alpaca_rlhf.settings import Loop
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/*.md")])
+OTHER_FLAGS = {"--help", "--dry-run", "--config", "--run", "--policy", "--annotator", "--version"}
+OTHER_FLAGS |= {"--scale"}  # recipes/pretrain_cria.py
+
+
+def named(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_files_that_are_named_exist(page):
+    pattern = r"`((?:docs|tests|recipes|data|alpaca_rlhf)/[\w./-]*\w)`"
+    for target in re.findall(pattern, page.read_text()):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_commands_and_flags_exist(page):
+    text = page.read_text()
+    for command in re.findall(r"(?:^ +|`)alpaca-rlhf ([a-z][a-z-]+)", text, re.MULTILINE):
+        assert command in COMMANDS, command
+    for target in re.findall(r"(?:^ +|`)make ([a-z]+)", text, re.MULTILINE):
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+    flags = {leaf.flag for leaf in leaves_of(Loop)} | OTHER_FLAGS
+    lines = [line for line in text.splitlines() if "alpaca-rlhf" in line or "recipes/" in line]
+    used = re.findall(r"(--[a-z][a-z.-]+[a-z])", "\n".join(lines))
+    used += re.findall(r"`(--[a-z][a-z.-]+[a-z])", text)
+    assert not set(used) - flags
+
+
+def test_both_readmes_hold_the_same_commands():
+    blocks = [
+        [
+            line.split("#")[0].strip()
+            for line in (ROOT / name).read_text().splitlines()
+            if re.match(r" {4}(make|alpaca-rlhf|python) ", line)
+        ]
+        for name in ("README.md", "README.zh-CN.md")
+    ]
+    assert blocks[0] == blocks[1] and len(blocks[0]) > 5
+
+
+def test_every_figure_of_the_report_is_defined():
+    defined = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "metrics.md").read_text()))
+    keys = {*report_data._POLICY, *report_data._REWARD, *report_data._STAGE, *report_data._PROMPTS}
+    assert not keys - defined - {"name", "round"}
