@@ -19,7 +19,7 @@ from alpaca_rlhf.given import leaves_of
 from alpaca_rlhf.models.base import weights_digest
 from alpaca_rlhf.provenance import measure
 from alpaca_rlhf.runs import RunFolder
-from alpaca_rlhf.settings import DEALING, FREE, Loop
+from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.sources import source_of
 from alpaca_rlhf.summary import write_summary
 
@@ -47,6 +47,29 @@ INTENT = {
     "best_of_k": "fine-tune on the reward adapter's favourite of several completions",
     "evaluate": "compare every policy on prompts that no stage has seen",
 }
+
+
+FREE = (
+    *(f"{stage}.micro_batch_size" for stage in ("sft", "reward", "ppo")),
+    *(f"{stage}.save_every" for stage in ("sft", "reward", "ppo")),
+    "sampling.batch_size",
+    "reward.gate",
+    "evaluate.shown",
+    "evaluate.watts",
+    "evaluate.usd_per_kwh",
+)
+"""Settings that may change within a run: what they cost changes, not what is learnt."""
+
+
+DEALING = (
+    "rank.prompts",
+    "ppo.updates",
+    "ppo.batch_size",
+    "best_of_k.prompts",
+    "evaluate.prompts",
+    "evaluate.split",
+)
+"""Settings that say which prompts go where, which is settled when a run begins."""
 
 
 def order(settings: Loop) -> list[tuple[str, int]]:
@@ -110,7 +133,11 @@ def _free(out: Path) -> set[str]:
     shared = {"rank": "sample", "reward": "reward_shuffled"}
     groups = ("sft", "rank", "reward", "ppo", "best_of_k", "evaluate")
     coming = {g for g in groups if not {g, shared.get(g)} & {*done}}
-    names = {leaf.path for leaf in leaves_of(Loop) if leaf.path.partition(".")[0] in coming}
+    names = {
+        leaf.path
+        for leaf in leaves_of(Loop, required=False)
+        if leaf.path.partition(".")[0] in coming
+    }
     return {*FREE, *(names - {*DEALING})}
 
 

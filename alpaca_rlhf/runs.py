@@ -87,7 +87,8 @@ class RunFolder:
                 left.unlink()
             if (out / _CONFIG).exists():
                 run.changed = run._refuse_other(config_yaml, kind, read, {"out", *free})
-                atomic_write(out / _CONFIG, config_yaml)
+                if run.changed:
+                    atomic_write(out / _CONFIG, config_yaml)
             else:
                 settings = yaml.safe_load(config_yaml) or {}
                 facts = {

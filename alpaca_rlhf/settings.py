@@ -24,29 +24,6 @@ def _fraction(flag: str, value: float) -> None:
         raise ValueError(f"{flag} must be at least 0 and below 1, got {value:g}")
 
 
-FREE = (
-    *(f"{stage}.micro_batch_size" for stage in ("sft", "reward", "ppo")),
-    *(f"{stage}.save_every" for stage in ("sft", "reward", "ppo")),
-    "sampling.batch_size",
-    "reward.gate",
-    "evaluate.shown",
-    "evaluate.watts",
-    "evaluate.usd_per_kwh",
-)
-"""Settings that may change within a run: what they cost changes, not what is learnt."""
-
-
-DEALING = (
-    "rank.prompts",
-    "ppo.updates",
-    "ppo.batch_size",
-    "best_of_k.prompts",
-    "evaluate.prompts",
-    "evaluate.split",
-)
-"""Settings that say which prompts go where, which is settled when a run begins."""
-
-
 @dataclass(frozen=True)
 class Lora:
     """Shape of all four adapters, on every linear layer (QLoRA, arXiv 2305.14314 section 4)."""
@@ -301,11 +278,6 @@ class PPO:
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--ppo.{name} must be in [0, 1], got {getattr(self, name):g}")
-        if self.value_warmup >= self.updates:
-            raise ValueError(
-                f"--ppo.value-warmup {self.value_warmup} must be below --ppo.updates "
-                f"{self.updates}: in those updates the policy does not learn"
-            )
         if self.batch_size % self.minibatch_size:
             raise ValueError(
                 f"--ppo.batch-size {self.batch_size} must be a multiple of --ppo.minibatch-size "
@@ -321,6 +293,9 @@ class BestOfK:
     """Completions a prompt to choose from."""
     prompts: int = 500
     """Prompts of the ppo split to sample on."""
+    keep: float = 1.0
+    """Share of the winners to fine-tune on, the best-scored ones; 1 keeps the winner of every
+    prompt."""
     lr: float = 1e-4
     """Peak learning rate of the fine-tuning on the winners, from the SFT adapter."""
     epochs: int = 2
@@ -334,6 +309,8 @@ class BestOfK:
             )
         for name in ("prompts", "lr", "epochs"):
             _above(f"--best-of-k.{name}", getattr(self, name), 0)
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"--best-of-k.keep must be in (0, 1], got {self.keep:g}")
 
 
 @dataclass(frozen=True)
@@ -434,5 +411,10 @@ class Loop(Stages):
         _above("--rounds", self.rounds, 0)
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"--seed must be at least 0 and below 2**32, got {self.seed}")
+        if self.ppo.value_warmup >= self.ppo.updates:
+            raise ValueError(
+                f"--ppo.value-warmup {self.ppo.value_warmup} must be below --ppo.updates "
+                f"{self.ppo.updates}: in those updates the policy does not learn"
+            )
         if self.evaluate.split == "dev" and self.inputs.judge == "human":
             raise ValueError("--evaluate.split dev is there only in the small world")

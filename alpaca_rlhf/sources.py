@@ -306,11 +306,15 @@ def source_of(settings: Loop) -> Source:
     inputs = settings.inputs
     rows = read_instructions(inputs.data) if inputs.data is not None else []
     splits: dict[str, list[Instruction]] = {}
-    if inputs.rankings is not None:
-        splits["rank"] = ranked_prompts(inputs.rankings)
     if inputs.prompts is not None:
         once = {row.id: row for row in read_prompts(inputs.prompts)}
         splits |= split_prompts(list(once.values()), sizes=sizes, seed=settings.seed)
+    if inputs.rankings is not None:
+        wall = Firewall()
+        for name, own in {"sft": rows, **splits}.items():
+            wall.note(name, own)
+        ranked = ranked_prompts(inputs.rankings)
+        splits["rank"] = [row for row in ranked if wall.leak("rank", row) is None]
     return Files(rows, splits)
 
 

@@ -16,7 +16,7 @@ PROMPTS = [(1, 20, 30), (1, 40), (1, 50, 60, 70)]
 KEYS = ["a", "b", "c"]
 
 
-def pick(adapters, head, prompts=PROMPTS, keys=KEYS, *, k=3, seed=0, **numbers):
+def pick(adapters, head, prompts=PROMPTS, keys=KEYS, *, k=3, keep=1.0, seed=0, **numbers):
     sampling = Sampling(**{"max_new_tokens": 8, "batch_size": 16, **numbers})
     return choose(
         adapters,
@@ -25,13 +25,14 @@ def pick(adapters, head, prompts=PROMPTS, keys=KEYS, *, k=3, seed=0, **numbers):
         prompts,
         keys,
         k=k,
+        keep=keep,
         sampling=sampling,
         seed=seed,
         score_batch_size=sampling.batch_size,
     )
 
 
-def staged(monkeypatch, drawn, scores):
+def staged(monkeypatch, drawn, scores, **how):
     """Samples and scores given by hand: per prompt, (name, finished) and a number each."""
     monkeypatch.setattr(
         best_of_k,
@@ -40,7 +41,7 @@ def staged(monkeypatch, drawn, scores):
     )
     flat = torch.tensor([x for own in scores for x in own])
     monkeypatch.setattr(best_of_k, "score", lambda *_, **__: flat)
-    return pick(None, None, PROMPTS[: len(drawn)], KEYS[: len(drawn)], k=len(drawn[0]))
+    return pick(None, None, PROMPTS[: len(drawn)], KEYS[: len(drawn)], k=len(drawn[0]), **how)
 
 
 def test_the_best_finished_completion_wins(monkeypatch):
@@ -58,6 +59,17 @@ def test_the_best_finished_completion_wins(monkeypatch):
     assert found.mean_best == pytest.approx((0.5 - 1.0 - 7.0) / 3)
     assert found.scores.shape == (3, 3)
     assert found.scores[1].tolist() == [-2, 9, -1]
+
+
+def test_of_the_winners_the_best_scored_share_is_kept(monkeypatch):
+    drawn = [[(10, True), (11, True)], [(20, True), (21, True)], [(30, True), (31, True)]]
+    scores = [[0.1, 0.5], [-2.0, -1.0], [0.0, 7.0]]
+    two = staged(monkeypatch, drawn, scores, keep=2 / 3)
+    assert two.examples == [Example(PROMPTS[0], (11,)), Example(PROMPTS[2], (31,))]
+    assert two.mean_best == pytest.approx((0.5 + 7.0) / 2)
+    assert two.scores.shape == (3, 2)  # all candidates, for the report
+    one = staged(monkeypatch, drawn, scores, keep=0.01)
+    assert one.examples == [Example(PROMPTS[2], (31,))]  # never none
 
 
 def test_of_equal_scores_the_first_wins(monkeypatch):

@@ -30,7 +30,16 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 SMALL = [
     *("--generate.target", "8", "--generate.seeds", "8", "--generate.batch-size", "8"),
     *("--rank.prompts", "8", "--ppo.batch-size", "8", "--ppo.minibatch-size", "8"),
-    *("--ppo.updates", "1", "--best-of-k.prompts", "8", "--evaluate.prompts", "8"),
+    *(
+        "--ppo.updates",
+        "1",
+        "--ppo.value-warmup",
+        "0",
+        "--best-of-k.prompts",
+        "8",
+        "--evaluate.prompts",
+        "8",
+    ),
 ]
 """Flags that keep the small world's splits small."""
 
@@ -90,6 +99,23 @@ def test_a_negative_learning_rate_is_refused(tmp_path, command):
     line = refused(command, "--sft.lr", "-0.1", "--out", tmp_path / "run")
     assert line == "error: --sft.lr must be > 0, got -0.1"
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--seed", "-1"), "--seed must be at least 0 and below 2**32, got -1"),
+        (("--generate.top-p", "7"), "--generate.top-p must be in (0, 1], got 7"),
+        (("--ppo.updates", "2"), "--ppo.value-warmup 2 must be below --ppo.updates 2"),
+        (("--inputs.judge", "human"), "needs prompts to rank; give --inputs.prompts"),
+        (("--inputs.rankings", "a.jsonl"), "--inputs.judge human"),
+        (("--base", "~nobody-here/x"), "--base ~nobody-here/x: no such folder"),
+        (("--out", "x" * 300), "File name too long"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_once(tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    assert said in refused("loop", "--base", "embedded", *words)
 
 
 def test_a_data_file_with_a_bad_line_is_refused_with_its_place(tmp_path, tiny_folder):
@@ -209,7 +235,7 @@ def test_every_command_explains_its_flags(name, capsys):
     assert cli.main([name, "--help"]) == 0
     text = capsys.readouterr().out
     assert "--ppo.kl-coef" in text and "--config FILE.yaml" in text
-    assert ("0.15" in text) == (name == "quickstart")
+    assert ("0.0006" in text) == (name == "quickstart")
 
 
 @pytest.mark.parametrize("words", [["--help"], ["loop", "--help"]])

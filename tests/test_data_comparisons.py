@@ -32,6 +32,17 @@ def test_hh_dialogues_part_at_the_last_answer(tmp_path: Path) -> None:
     assert (short.chosen, short.rejected, short.group) == ("Hello!", "He", short.prompt.id)
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_dialogue_that_is_the_beginning_of_the_other_is_refused(tmp_path, swapped) -> None:
+    """They answer different prompts, whichever of them is the longer one."""
+    texts = ["\n\nHuman: Hi.\n\nAssistant:", " Hello!\n\nHuman: Sing.\n\nAssistant: La."]
+    row = {"chosen": "".join(texts), "rejected": texts[0]}
+    if swapped:
+        row = {"chosen": row["rejected"], "rejected": row["chosen"]}
+    with pytest.raises(UserError, match="do not answer the same prompt"):
+        read_pairs(write(tmp_path / "a.jsonl", row))
+
+
 def test_conversations_messages_and_plain_columns(tmp_path: Path) -> None:
     path = write(
         tmp_path / "a.jsonl",

@@ -1,5 +1,6 @@
 """The documents say what is true: links lead somewhere, commands exist, terms are defined."""
 
+import json
 import re
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def test_commands_and_flags_exist(page):
         assert command in COMMANDS, command
     for target in re.findall(r"(?:^ +|`)make ([a-z]+)", text, re.MULTILINE):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
-    flags = {leaf.flag for leaf in leaves_of(Loop)} | OTHER_FLAGS
+    flags = {leaf.flag for leaf in leaves_of(Loop, required=False)} | OTHER_FLAGS
     lines = [line for line in text.splitlines() if "alpaca-rlhf" in line or "recipes/" in line]
     used = re.findall(r"(--[a-z][a-z.-]+[a-z])", "\n".join(lines))
     used += re.findall(r"`(--[a-z][a-z.-]+[a-z])", text)
@@ -64,3 +65,24 @@ def test_every_figure_of_the_report_is_defined():
     defined = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "metrics.md").read_text()))
     keys = {*report_data._POLICY, *report_data._REWARD, *report_data._STAGE, *report_data._PROMPTS}
     assert not keys - defined - {"name", "round"}
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_the_figures_are_those_of_the_proof(name):
+    report = json.loads((ROOT / "docs" / "proof" / "quickstart-seed-0.json").read_text())["report"]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (ROOT / name).read_text().splitlines()
+        if re.match(r"\| [^|]+ \| 0\.", line)
+    ]
+    assert len(rows) == 5
+    policies = [report["policies"][one] for one in ("base", "base_few_shot", "sft")]
+    policies += [report["policies"][one] for one in ("best_of_k", "ppo")]
+    for cells, policy in zip(rows, policies, strict=True):
+        assert float(cells[1]) == pytest.approx(policy["gold_score"], abs=6e-4)
+        assert float(cells[6]) == pytest.approx(policy["gold_parts_greedy"]["correct"], abs=6e-3)
+        if cells[3]:
+            assert float(cells[3]) == pytest.approx(policy["paired_gain_vs_sft"], abs=6e-4)
+            assert float(cells[5]) == pytest.approx(policy["win_rate_vs_sft"], abs=6e-3)
+    accuracy = report["reward_models"][0]["held_out_accuracy"]
+    assert f"{accuracy:.1%}" in (ROOT / name).read_text()

@@ -129,7 +129,7 @@ def test_habits_stay_in_their_rooms(path):
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_a_module_is_one_idea(path):
     lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= 400, f"{path.relative_to(ROOT)} has {lines} lines: split it by idea"
+    assert lines <= 450, f"{path.relative_to(ROOT)} has {lines} lines: split it by idea"
     assert path.name != "utils.py", f"{path.relative_to(ROOT)}: name it after what it does"
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -177,6 +178,33 @@ def test_the_folder_of_another_run_is_refused(calm):
     with pytest.raises(UserError, match="seed"):
         run(calm, seed=7)
     assert (calm / "report.json").read_bytes() == before
+
+
+def test_what_is_yet_to_come_may_be_changed(calm, tmp_path):
+    """A learning rate that was too high must not cost the rankings: its stage begins anew."""
+    outs = [tmp_path / name for name in ("mended", "straight")]
+    for out in outs:
+        shutil.copytree(calm, out, ignore=shutil.ignore_patterns("ppo", "best_of_k", "report.*"))
+        ledger = json.loads((out / "ledger.json").read_text())
+        for stage in ("ppo", "best_of_k", "evaluate"):
+            del ledger[stage]
+        (out / "ledger.json").write_text(json.dumps(ledger))
+    first = small(outs[0])
+    mended = replace(first, ppo=replace(first.ppo, lr=1e-5))
+    with pytest.raises(UserError, match=r"ppo\.batch_size"):  # says which prompts go where
+        changed = replace(mended, ppo=replace(mended.ppo, batch_size=24, minibatch_size=8))
+        run_loop(changed, Quiet(), kind="quickstart", command="test", until="ppo")
+    with pytest.raises(UserError, match=r"sft\.lr"):  # done already
+        changed = replace(mended, sft=replace(mended.sft, lr=1e-5))
+        run_loop(changed, Quiet(), kind="quickstart", command="test", until="ppo")
+    with pytest.raises(KeyboardInterrupt):
+        run_loop(first, Quiet(stop_in="ppo"), kind="quickstart", command="test", until="ppo")
+    for out in outs:
+        settings = replace(mended, out=out)
+        run_loop(settings, Quiet(), kind="quickstart", command="test", until="ppo")
+    weights = [(out / "ppo/adapter/adapter_model.safetensors").read_bytes() for out in outs]
+    assert weights[0] == weights[1]
+    assert "lr: 1.0e-05" in (outs[0] / "config.yaml").read_text()
 
 
 def test_a_second_round_goes_on_from_the_last_policy(tmp_path):

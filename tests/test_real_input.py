@@ -5,7 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from alpaca_rlhf.data import Firewall, read_instructions, read_prompts, write_instructions
+from alpaca_rlhf.data import (
+    Firewall,
+    read_instructions,
+    read_prompts,
+    write_instructions,
+)
 from alpaca_rlhf.pipeline import run_loop
 from alpaca_rlhf.settings import PPO, SFT, BestOfK, Evaluate, Inputs, Loop, Lora, Reward, Sampling
 from tests.test_pipeline import Quiet
@@ -20,6 +25,7 @@ def prompts(tmp_path_factory) -> Path:
     wall = Firewall()
     wall.note("sft", read_instructions(shared / "data" / "dolly_2000.json"))
     rows = read_prompts(shared / "data" / "alpaca_en_999.json")[:300]
+    rows += rows[:1]  # a row that stands there twice counts once
     path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
     write_instructions(path, [row for row in rows if wall.leak("rank", row) is None])
     return path

@@ -8,7 +8,7 @@ import torch
 
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.models.base import weights_digest
-from alpaca_rlhf.models.batches import Example, decode, example
+from alpaca_rlhf.models.batches import Example, answer, example
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.rollout import score
 from alpaca_rlhf.records import Completion, Instruction, PreferencePair, Ranking
@@ -232,7 +232,7 @@ def test_a_ranking_becomes_all_its_untied_pairs(tiny):
     by_id = {one.id: one for one in four}
     (group,) = from_rankings(adapters, [ranking, tied], {prompt.id: prompt}, by_id)
     texts = {"red": a, "blue": b, "a dog": c, "x": d}
-    order = [texts[decode(adapters.base, e.completion)] for e in group.examples]
+    order = [texts[answer(adapters.base, "brief", e.completion)] for e in group.examples]
     named = {(order[i], order[j]) for i, j in group.pairs}
     assert named == {(b, a), (b, d), (b, c), (a, c), (d, c)}
     ends = {order[i]: e.completion[-1] == 2 for i, e in enumerate(group.examples)}

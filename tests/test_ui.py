@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -397,6 +398,10 @@ def test_sheets_are_read_back_from_a_run(tmp_path):
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "sample" / "completions.jsonl").write_text(lines)
     assert read_sheets(tmp_path, "sample") == todo
+    odd = replace(todo[0].completions[0], text="one line\u2028for JSON\x85")
+    line = json.dumps(odd.to_json(), ensure_ascii=False) + "\n"
+    (tmp_path / "sample" / "completions.jsonl").write_text(line)
+    assert read_sheets(tmp_path, "sample")[0].completions == (odd,)
     (tmp_path / "sample" / "completions.jsonl").write_text(lines[:-9])
     with pytest.raises(UserError, match=r"completions.jsonl: cannot be read"):
         read_sheets(tmp_path, "sample")

@@ -19,15 +19,15 @@ class GoldWeights:
     shares that were earned) - penalties, kept within [0, 1].
     """
 
-    correct: float = 0.60
+    correct: float = 0.52
     """Share of correctness."""
     well_formed: float = 0.10
     """Share of whole sentences."""
     to_the_point: float = 0.04
     """Share of saying nothing beside the point."""
-    helpful: float = 0.15
+    helpful: float = 0.19
     """Share of a true extra sentence about the topic."""
-    friendly: float = 0.11
+    friendly: float = 0.15
     """Share of one friendly closing."""
     floor: float = 0.1
     """How much of the rest a wrong answer still earns."""

@@ -178,11 +178,18 @@ def _answers(
     for (one,) in drawn:
         if few_shot:  # an answer on a worksheet ends with its line
             line, newline, _ = decode(ctx.base, one.ids).strip(" ").partition("\n")
-            out.append(_Answer(line, bool(newline) or one.finished, one.ids))
+            ids = _first_line(ctx, one.ids) if newline else one.ids
+            out.append(_Answer(line, bool(newline) or one.finished, ids))
         else:
             text = answer(ctx.base, ctx.settings.template, one.ids)
             out.append(_Answer(text, one.finished, one.ids))
     return out
+
+
+def _first_line(ctx: Context, ids: tuple[int, ...]) -> tuple[int, ...]:
+    """The ids up to their first newline, and with it: what follows is no part of the answer."""
+    ends = (n for n in range(1, len(ids)) if "\n" in decode(ctx.base, ids[:n]))
+    return ids[: next(ends, len(ids))]
 
 
 def _prompt(ctx: Context, row: Instruction, *, few_shot: bool) -> tuple[int, ...]:
@@ -252,7 +259,9 @@ def _slices(ctx: Context, rows: Sequence[Instruction], verdicts: Sequence[Gold])
     for name, indices in ctx.source.slices(rows).items():
         if indices:
             found = bootstrap_ci(
-                [verdicts[i].score for i in indices], resamples=ctx.settings.evaluate.bootstrap
+                [verdicts[i].score for i in indices],
+                resamples=ctx.settings.evaluate.bootstrap,
+                seed=ctx.settings.seed,
             )
             out[name] = {"gold_score": found.mean, "ci95": found.ci95, "n": len(indices)}
     return out

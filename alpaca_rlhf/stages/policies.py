@@ -78,6 +78,7 @@ def best_of_k(ctx: Context, round_: int) -> Outcome:
         [prompt_ids(ctx.base, ctx.settings.template, row) for row in rows],
         [row.id for row in rows],
         k=settings.k,
+        keep=settings.keep,
         sampling=ctx.settings.sampling,
         seed=ctx.settings.seed * 10 + round_,
         score_batch_size=ctx.settings.sampling.batch_size,
@@ -98,7 +99,8 @@ def best_of_k(ctx: Context, round_: int) -> Outcome:
     facts = {
         "mean_score": mean,
         "mean_best_score": winners.mean_best,
-        "sampler_kl_bound_nats": best_of_n_kl(settings.k),
     }
+    if settings.keep == 1:  # the bound is that of one of K for every prompt
+        facts["sampler_kl_bound_nats"] = best_of_n_kl(settings.k)
     summary = f"winners score {winners.mean_best:+.2f}, all candidates {mean:+.2f}"
     return Outcome(len(winners.examples), result.tokens, summary, facts)

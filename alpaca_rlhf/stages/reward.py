@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from alpaca_rlhf.config import UserError
@@ -95,23 +96,30 @@ def _groups(ctx: Context, round_: int) -> list[Group]:
     """All rankings so far, of files or of every round up to this one."""
     path = ctx.settings.inputs.rankings
     if path is not None:
-        if holds_trees(path):
-            trees = read_ranking_trees(path)
-            prompts = {prompt.id: prompt for prompt, _, _ in trees}
-            completions = {one.id: one for _, own, _ in trees for one in own}
-            return reward_groups.from_rankings(
-                ctx.adapters, [r for _, _, r in trees], prompts, completions
-            )
-        pairs: dict[str, Any] = {}
-        for pair in read_pairs(path):
-            pairs.setdefault(pair.group, []).append(pair)
-        return reward_groups.from_pairs(ctx.adapters, pairs.values())
+        # prompts that lie near those of another split are left out
+        apart = {prompt.id for prompt in ctx.source.prompts("rank")}
+        return [group for group in _groups_of(ctx, path) if group.prompt_id in apart]
     groups: list[Group] = []
     for earlier in range(1, round_ + 1):
         own_prompts, own = sampled(ctx, earlier)
         rankings = read(ctx.run.path / suffixed("rank", earlier) / "rankings.jsonl", own)
         groups += reward_groups.from_rankings(ctx.adapters, rankings, own_prompts, own)
     return groups
+
+
+def _groups_of(ctx: Context, path: Path) -> list[Group]:
+    """The rankings of a file."""
+    if holds_trees(path):
+        trees = read_ranking_trees(path)
+        prompts = {prompt.id: prompt for prompt, _, _ in trees}
+        completions = {one.id: one for _, own, _ in trees for one in own}
+        return reward_groups.from_rankings(
+            ctx.adapters, [r for _, _, r in trees], prompts, completions
+        )
+    pairs: dict[str, Any] = {}
+    for pair in read_pairs(path):
+        pairs.setdefault(pair.group, []).append(pair)
+    return reward_groups.from_pairs(ctx.adapters, pairs.values())
 
 
 def _reference_examples(ctx: Context, groups: list[Group]) -> list[Example]:

@@ -23,7 +23,7 @@ class Winners:
     """The chosen completions."""
 
     examples: list[Example]
-    """For each prompt with a finished completion, the prompt and its best one."""
+    """Prompts with a finished completion, each with its best one, as far as they were kept."""
     scores: Tensor
     """(prompts, K) float32 scores of all candidates."""
     mean_best: float
@@ -38,13 +38,17 @@ def choose(
     keys: Sequence[str],
     *,
     k: int,
+    keep: float,
     sampling: Sampling,
     seed: int,
     score_batch_size: int,
 ) -> Winners:
     """Sample K completions of each prompt, and keep the one the reward adapter scores highest.
 
-    A completion that did not stop never wins. Among equal scores the first sample wins.
+    A completion that did not stop never wins. Among equal scores the first sample wins. Of the
+    winners the share `keep` stays, those with the highest scores, in the order of the prompts.
+
+    Source: the choice over a whole batch is RAFT's (arXiv 2304.06767 algorithm 1).
     """
     drawn: list[list[Sampled]] = sample(
         adapters, sampler, prompts, keys, k=k, sampling=sampling, seed=seed
@@ -63,4 +67,7 @@ def choose(
             j = max(finished, key=lambda j: (float(scores[i, j]), -j))
             winners.append(candidates[i * k + j])
             best.append(float(scores[i, j]))
-    return Winners(winners, scores, sum(best) / max(1, len(best)))
+    most = max(1, round(keep * len(winners)))
+    kept = sorted(sorted(range(len(winners)), key=lambda i: (-best[i], i))[:most])
+    mean = sum(best[i] for i in kept) / max(1, len(kept))
+    return Winners([winners[i] for i in kept], scores, mean)

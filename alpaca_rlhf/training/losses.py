@@ -132,7 +132,8 @@ def policy_loss(
     Source: arXiv 1707.06347 equation 7.
     """
     log_ratio = (logprobs - old_logprobs) * mask
-    ratio = log_ratio.clamp(-20, 20).exp()
+    log_ratio = log_ratio.clamp(-20, 20)
+    ratio = log_ratio.exp()
     plain = -advantages * ratio
     bounded = -advantages * ratio.clamp(1 - clip, 1 + clip)
     loss = (torch.maximum(plain, bounded) * mask).sum()
