@@ -41,6 +41,17 @@ def suffixed(name: str, round_: int) -> str:
     return name if round_ == 1 else f"{name}.{round_}"
 
 
+def forget(run: RunFolder, stage: str) -> None:
+    """Let a stage that is under way begin anew; with a reward model its control."""
+    for name in (stage, f"{stage}_shuffled"):
+        _checkpoints(run, name).clear()
+        run.undo(name)
+
+
+def _checkpoints(run: RunFolder, stage: str) -> Checkpoints:
+    return Checkpoints(run.path / "checkpoints" / stage)
+
+
 @dataclass
 class Context:
     """A run in progress."""
@@ -96,12 +107,8 @@ class Context:
         self.run.finish(stage, facts)
         self._checkpoints(stage).clear()
 
-    def forget(self, stage: str) -> None:
-        """Drop the checkpoints of a stage, which then begins anew."""
-        self._checkpoints(stage).clear()
-
     def _checkpoints(self, stage: str) -> Checkpoints:
-        return Checkpoints(self.run.path / "checkpoints" / stage)
+        return _checkpoints(self.run, stage)
 
     def log(self, stage: str) -> Callable[[dict[str, Any]], None]:
         """Receives a stage's metrics: to `metrics.jsonl`, and to the person who watches."""

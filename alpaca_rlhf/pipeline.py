@@ -14,7 +14,7 @@ from typing import Any
 
 from alpaca_rlhf import stages
 from alpaca_rlhf.config import to_yaml
-from alpaca_rlhf.context import Context, Reporter, suffixed
+from alpaca_rlhf.context import Context, Reporter, forget, suffixed
 from alpaca_rlhf.given import leaves_of
 from alpaca_rlhf.models.base import weights_digest
 from alpaca_rlhf.provenance import measure
@@ -110,9 +110,9 @@ def run_loop(
     with RunFolder.open(
         settings.out, to_yaml(settings), kind=kind, inputs=inputs, free=free
     ) as run:
-        ctx = Context(settings, run, source_of(settings), reporter)
         for name in {key.partition(".")[0] for key in run.changed if key not in FREE}:
-            ctx.forget(name)
+            forget(run, name)
+        ctx = Context(settings, run, source_of(settings), reporter)
         todo = order(settings)
         if until is not None:
             todo = todo[: 1 + [name for name, _ in todo].index(until)]
@@ -130,9 +130,10 @@ def _free(out: Path) -> set[str]:
         done = [name.partition(".")[0] for name in json.loads((out / "ledger.json").read_text())]
     except (OSError, ValueError):  # there is none, or opening the folder will say what is wrong
         return set(FREE)
-    shared = {"rank": "sample", "reward": "reward_shuffled"}
+    if "sample" in done:
+        done.append("rank")  # its settings are those of both
     groups = ("sft", "rank", "reward", "ppo", "best_of_k", "evaluate")
-    coming = {g for g in groups if not {g, shared.get(g)} & {*done}}
+    coming = {*groups} - {*done}
     names = {
         leaf.path
         for leaf in leaves_of(Loop, required=False)

@@ -198,6 +198,10 @@ class RunFolder:
     def _damaged(self, what: str) -> UserError:
         return UserError(f"{what}; put it back, or use another --out or delete {self.path}")
 
+    def undo(self, stage: str) -> None:
+        """Forget that a stage is done."""
+        self.write_json(_LEDGER, {k: v for k, v in self._ledger().items() if k != stage})
+
     def _ledger(self) -> dict[str, Any]:
         found: dict[str, Any] = self.read_json(_LEDGER) if (self.path / _LEDGER).exists() else {}
         return found

@@ -207,6 +207,30 @@ def test_what_is_yet_to_come_may_be_changed(calm, tmp_path):
     assert "lr: 1.0e-05" in (outs[0] / "config.yaml").read_text()
 
 
+def test_a_reward_model_below_the_gate_can_be_trained_otherwise(calm, tmp_path):
+    """The rankings stay; the model and its control begin anew with what was changed."""
+    out = tmp_path / "run"
+    gone = shutil.ignore_patterns("reward", "ppo", "best_of_k", "report.*")
+    shutil.copytree(calm, out, ignore=gone)
+    ledger = json.loads((out / "ledger.json").read_text())
+    kept = {k: v for k, v in ledger.items() if k in ("base", "generate", "sft", "sample", "rank")}
+    (out / "ledger.json").write_text(json.dumps(kept))
+    settings = small(out)
+    strict = replace(settings, reward=replace(settings.reward, gate=0.99))
+    with pytest.raises(UserError, match=r"below --reward\.gate 0\.99"):
+        run_loop(strict, Quiet(), kind="quickstart", command="test", until="reward")
+    other = replace(settings, reward=replace(settings.reward, lr=1e-30, head_lr=1e-30))
+    run_loop(other, Quiet(), kind="quickstart", command="test", until="reward")
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    for stage in ("reward", "reward_shuffled"):
+        own = [row for row in rows if row["stage"] == stage]
+        assert [row["step"] for row in own] == list(range(1, own[0]["steps"] + 1))
+        assert max(row["lr"] for row in own) <= 1e-30
+    assert (out / "rank" / "rankings.jsonl").read_bytes() == (
+        calm / "rank" / "rankings.jsonl"
+    ).read_bytes()
+
+
 def test_a_second_round_goes_on_from_the_last_policy(tmp_path):
     out = tmp_path / "run"
     report = run(out, rounds=2)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import os
 import shutil
 import weakref
 from collections.abc import Iterator
@@ -308,7 +309,10 @@ class Adapters:
         temporary = folder.with_name(folder.name + ".tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        self._peft.save_pretrained(str(temporary), selected_adapters=[name])
+        # the embeddings are the base's; left to itself PEFT asks the hub whether they have grown
+        self._peft.save_pretrained(
+            str(temporary), selected_adapters=[name], save_embedding_layers=False
+        )
         if (temporary / name).is_dir():
             for file in (temporary / name).iterdir():
                 file.rename(temporary / file.name)
@@ -318,13 +322,18 @@ class Adapters:
             head.save(temporary)
         atomic_write(temporary / FINGERPRINT, json.dumps(self.fingerprint(), indent=2))
         written = load_peft_weights(str(temporary), device="cpu")
-        expected = get_peft_model_state_dict(self._peft, adapter_name=name)
+        expected = get_peft_model_state_dict(
+            self._peft, adapter_name=name, save_embedding_layers=False
+        )
         if written.keys() != expected.keys() or not all(
             torch.equal(written[k], expected[k].cpu()) for k in written
         ):
             raise RuntimeError(f"{temporary}: reopened adapter differs from the one in memory")
         if name == "sft" and not any(t.any() for k, t in written.items() if "lora_B" in k):
             raise RuntimeError(f"{temporary}: every B matrix is zero, so nothing was trained")
+        for file in temporary.iterdir():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
 

@@ -30,7 +30,7 @@ from alpaca_rlhf.prompts import worksheet_question
 from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.sources import Gold
 from alpaca_rlhf.stages.outcome import Outcome
-from alpaca_rlhf.stages.reward import ranking_groups
+from alpaca_rlhf.stages.reward import ranking_groups, reference_examples
 from alpaca_rlhf.training.reward import train_reward
 
 DEMONSTRATIONS = 3
@@ -133,6 +133,10 @@ def _scorer(ctx: Context) -> Scorer:
         log=ctx.log("judge"),
         stage="judge",
     )
+    # the loss knows no offset, and the sigmoid below does
+    reference = reference_examples(ctx, seen)
+    size = ctx.settings.sampling.batch_size
+    head.normalise(score(ctx.adapters, "reward", head, reference, batch_size=size))
     ctx.finish("judge", {"accuracy": result.accuracy})
 
     def judge(rows: Sequence[Instruction], said: Sequence[tuple[str, bool]]) -> list[Gold]:
@@ -140,9 +144,7 @@ def _scorer(ctx: Context) -> Scorer:
             example(ctx.base, ctx.settings.template, row, text, finished=finished)
             for row, (text, finished) in zip(rows, said, strict=True)
         ]
-        scores = score(
-            ctx.adapters, "reward", head, examples, batch_size=ctx.settings.sampling.batch_size
-        )
+        scores = score(ctx.adapters, "reward", head, examples, batch_size=size)
         return [Gold(one, {}) for one in torch.sigmoid(scores.double()).tolist()]
 
     return judge

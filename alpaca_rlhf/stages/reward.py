@@ -6,16 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_rlhf.config import UserError
-from alpaca_rlhf.context import Context, suffixed
+from alpaca_rlhf.context import Context, forget, suffixed
 from alpaca_rlhf.data import holds_trees, read_pairs, read_ranking_trees
 from alpaca_rlhf.evaluation.win_rate import accuracy_interval
-from alpaca_rlhf.models.batches import Example
-from alpaca_rlhf.models.rollout import score
+from alpaca_rlhf.models.batches import Example, prompt_ids
+from alpaca_rlhf.models.rollout import sample, score
 from alpaca_rlhf.preferences import read
 from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.stages.rank import sampled
 from alpaca_rlhf.training import groups as reward_groups
 from alpaca_rlhf.training.reward import Group, train_reward
+
+REFERENCES = 256
+"""Completions to normalise scores on, where they have to be drawn for it."""
 
 
 def reward(ctx: Context, round_: int) -> Outcome:
@@ -55,16 +58,17 @@ def reward(ctx: Context, round_: int) -> Outcome:
             if name != stage:
                 ctx.finish(name, done)
         intervals[name] = done
-    reference = _reference_examples(ctx, train)
+    reference = reference_examples(ctx, train)
     head.normalise(
         score(ctx.adapters, "reward", head, reference, batch_size=settings.micro_batch_size * 4)
     )
     ctx.adapters.save("reward", ctx.adapter_folder(stage), head)
     if result.accuracy < settings.gate:
+        forget(ctx.run, stage)  # other rankings or settings make another model
         raise UserError(
             f"{stage}: held-out accuracy {result.accuracy:.3f} is below --reward.gate "
-            f"{settings.gate:g}: a policy trained "
-            "on it would learn noise; give it more rankings, or check them"
+            f"{settings.gate:g}: a policy trained on it would learn noise; look at the rankings, "
+            "train otherwise (--reward.lr, --reward.epochs) or lower the gate"
         )
     control = intervals[f"{stage}_shuffled"]
     facts = {
@@ -122,12 +126,28 @@ def _groups_of(ctx: Context, path: Path) -> list[Group]:
     return reward_groups.from_pairs(ctx.adapters, pairs.values())
 
 
-def _reference_examples(ctx: Context, groups: list[Group]) -> list[Example]:
-    """Completions of the SFT adapter: those of the first round; of files, whatever they hold."""
-    if ctx.settings.inputs.rankings is not None:
-        return [e for g in groups for e in g.examples][:512]
-    prompts, completions = sampled(ctx, 1)
-    return [
-        reward_groups.completion_example(ctx.adapters, prompts[one.prompt_id], one)
-        for one in completions.values()
-    ]
+def reference_examples(ctx: Context, groups: list[Group]) -> list[Example]:
+    """Completions of the SFT adapter, on which scores are normalised.
+
+    Those of the first round; where rankings come from a file, fresh ones to prompts of the ppo
+    split; where there is no such split, what the file holds.
+    """
+    if ctx.settings.inputs.rankings is None:
+        prompts, completions = sampled(ctx, 1)
+        return [
+            reward_groups.completion_example(ctx.adapters, prompts[one.prompt_id], one)
+            for one in completions.values()
+        ]
+    if "ppo" not in ctx.source.names():
+        return [e for g in groups for e in g.examples][:REFERENCES]
+    rows = ctx.source.prompts("ppo")[:REFERENCES]
+    ids = [prompt_ids(ctx.base, ctx.settings.template, row) for row in rows]
+    drawn = sample(
+        ctx.adapters,
+        "sft",
+        ids,
+        [f"reference/{row.id}" for row in rows],
+        sampling=ctx.settings.sampling,
+        seed=ctx.settings.seed,
+    )
+    return [Example(own, one.ids) for own, (one,) in zip(ids, drawn, strict=True)]
