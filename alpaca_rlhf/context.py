@@ -11,9 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from alpaca_rlhf.data import read_instructions
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import Base, load_base
 from alpaca_rlhf.models.heads import ScalarHead
+from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.runs import RunFolder
 from alpaca_rlhf.settings import Loop, Sampling
 from alpaca_rlhf.sources import Source
@@ -78,6 +80,18 @@ class Context:
             adapters.checkpointing(True)
         return adapters
 
+    def splits(self) -> dict[str, list[Instruction]]:
+        """What SFT trains on, under `sft`, and the prompts of every other split.
+
+        That is the user's rows, or the seed tasks and the generated ones.
+        """
+        if self.settings.inputs.data is not None:
+            rows = read_instructions(self.settings.inputs.data)
+        else:
+            generated = read_instructions(self.run.path / "generate" / "rows.jsonl")
+            rows = self.source.seeds() + generated
+        return {"sft": rows, **{name: self.source.prompts(name) for name in self.source.names()}}
+
     def adapter_folder(self, stage: str) -> Path:
         """Where a stage keeps its adapter."""
         return self.run.path / stage / "adapter"
@@ -96,19 +110,15 @@ class Context:
 
         Metrics that come after the newest one are dropped: they will be logged again.
         """
-        checkpoints = self._checkpoints(stage)
-        saved = checkpoints.latest()
-        done = 0 if saved is None else saved[0]
+        checkpoints = _checkpoints(self.run, stage)
+        done = checkpoints.step()
         self.run.truncate_metrics(lambda row: row["stage"] != stage or row["step"] <= done)
         return checkpoints
 
     def finish(self, stage: str, facts: dict[str, Any]) -> None:
         """Note in the ledger that a stage, or a part of one, is done; it needs no checkpoint."""
         self.run.finish(stage, facts)
-        self._checkpoints(stage).clear()
-
-    def _checkpoints(self, stage: str) -> Checkpoints:
-        return _checkpoints(self.run, stage)
+        _checkpoints(self.run, stage).clear()
 
     def log(self, stage: str) -> Callable[[dict[str, Any]], None]:
         """Receives a stage's metrics: to `metrics.jsonl`, and to the person who watches."""

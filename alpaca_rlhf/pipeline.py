@@ -5,9 +5,8 @@ A run that was interrupted anywhere goes on where it stopped.
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,6 @@ INTENT = {
     "evaluate": "compare every policy on prompts that no stage has seen",
 }
 
-
 FREE = (
     *(f"{stage}.micro_batch_size" for stage in ("sft", "reward", "ppo")),
     *(f"{stage}.save_every" for stage in ("sft", "reward", "ppo")),
@@ -59,7 +57,6 @@ FREE = (
     "evaluate.usd_per_kwh",
 )
 """Settings that may change within a run: what they cost changes, not what is learnt."""
-
 
 DEALING = (
     "rank.prompts",
@@ -106,9 +103,8 @@ def run_loop(
     inputs = {
         name: path for name, path in asdict(settings.inputs).items() if isinstance(path, Path)
     }
-    free = _free(settings.out)
     with RunFolder.open(
-        settings.out, to_yaml(settings), kind=kind, inputs=inputs, free=free
+        settings.out, to_yaml(settings), kind=kind, inputs=inputs, free=_free
     ) as run:
         for name in {key.partition(".")[0] for key in run.changed if key not in FREE}:
             forget(run, name)
@@ -124,12 +120,9 @@ def run_loop(
         return run.path
 
 
-def _free(out: Path) -> set[str]:
+def _free(finished: Collection[str]) -> set[str]:
     """Settings that may differ from those the run was begun with: of stages yet to come, any."""
-    try:
-        done = [name.partition(".")[0] for name in json.loads((out / "ledger.json").read_text())]
-    except (OSError, ValueError):  # there is none, or opening the folder will say what is wrong
-        return set(FREE)
+    done = [name.partition(".")[0] for name in finished]
     if "sample" in done:
         done.append("rank")  # its settings are those of both
     groups = ("sft", "rank", "reward", "ppo", "best_of_k", "evaluate")

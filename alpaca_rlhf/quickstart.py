@@ -28,8 +28,8 @@ QUICKSTART = Loop(
     template="brief",  # two headings and nothing else: short, and not in the corpus of the base
     out=Path("runs/quickstart"),
     generate=Generate(
-        target=350,  # with the seeds 600 rows, enough to learn the format
-        seeds=250,
+        target=300,  # with the seeds 600 rows, enough to learn the format
+        seeds=300,
         batch_size=64,
         temperature=0.8,  # at 1.0 four percent more of the answers are wrong
         max_new_tokens=96,  # two or three tasks a worksheet
@@ -37,29 +37,29 @@ QUICKSTART = Loop(
     # An adapter on a few million weights learns far from where one on 7B does: about twenty times
     # the usual rates, on all of the data at a small batch.
     sft=SFT(lr=4e-3, epochs=3, batch_size=8, micro_batch_size=8),
-    sampling=Sampling(max_new_tokens=ANSWER_TOKENS, batch_size=128),
+    sampling=Sampling(max_new_tokens=ANSWER_TOKENS, batch_size=256),
     rank=Rank(
-        prompts=700,
+        prompts=600,
         k=4,
         noise=0.06,  # at least one verdict in twenty is wrong, as people's are
     ),
     # More verdicts teach this small base nothing more, but they measure the accuracy better.
     reward=Reward(lr=1e-3, head_lr=1e-3, batch_size=8, micro_batch_size=8, held_out=0.4),
     ppo=PPO(
-        updates=10,
+        updates=9,
         batch_size=128,  # at 64 the noise of the gradient costs right answers
         minibatch_size=64,
         micro_batch_size=32,
         epochs=1,
-        lr=6e-4,
+        lr=5e-4,
         value_lr=1e-3,
-        kl_coef=0.2,  # the reward model has seen 400 prompts: far from SFT it knows nothing
+        kl_coef=0.3,  # the reward model has seen 400 prompts: far from SFT it knows nothing
         missing_eos_score=-2.0,  # two standard deviations below SFT's mean: worse than a bad answer
         max_new_tokens=ANSWER_TOKENS,
         value_warmup=1,
         clip=Clip(score=3.0),  # one score must not rule a batch
     ),
     best_of_k=BestOfK(k=4, prompts=480, keep=0.5, lr=3e-4, epochs=2),
-    evaluate=Evaluate(prompts=320, watts=65.0),  # a desktop processor, not a graphics card
+    evaluate=Evaluate(prompts=300, watts=65.0),  # a desktop processor, not a graphics card
 )
 """The quickstart's settings."""

@@ -219,7 +219,7 @@ def _shrink(settings: Loop, architecture: str, folder: Path) -> Loop:
         settings,
         base=str(shrunken(ARCHITECTURES[architecture], folder / "model")),
         out=folder / "run",
-        inputs=Inputs(folder / "data.jsonl", folder / "prompts.jsonl", None, "human"),
+        inputs=Inputs(data=folder / "data.jsonl", prompts=folder / "prompts.jsonl", judge="human"),
         sampling=replace(settings.sampling, max_new_tokens=TOKENS, batch_size=16),
         sft=replace(
             settings.sft, epochs=1, batch_size=8, micro_batch_size=2, max_length=room, held_out=0.1

@@ -55,7 +55,7 @@ class RunFolder:
         *,
         kind: str,
         inputs: Mapping[str, Path] | None = None,
-        free: Collection[str] = (),
+        free: Callable[[Collection[str]], Collection[str]] = lambda done: (),
     ) -> RunFolder:
         """Start a run in a new or empty folder, or go on with the same run.
 
@@ -64,8 +64,8 @@ class RunFolder:
             config_yaml: The resolved settings (`config.to_yaml`).
             kind: What runs there, e.g. `loop`.
             inputs: Name and path of every file that the run reads; a changed file is another run.
-            free: Dotted names of the settings that may change on the way; `out` always may. What
-                did change stands in `changed`.
+            free: Names of the finished stages to dotted names of the settings that may change now;
+                `out` always may. What did change stands in `changed`.
 
         Raises:
             UserError: It holds another run or other things, is in use, or cannot be written; or
@@ -86,7 +86,8 @@ class RunFolder:
             for left in out.glob(".*.tmp"):
                 left.unlink()
             if (out / _CONFIG).exists():
-                run.changed = run._refuse_other(config_yaml, kind, read, {"out", *free})
+                may = {"out", *free(run._ledger())}
+                run.changed = run._refuse_other(config_yaml, kind, read, may)
                 if run.changed:
                     atomic_write(out / _CONFIG, config_yaml)
             else:

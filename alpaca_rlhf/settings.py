@@ -67,7 +67,8 @@ class Generate:
     target: int = 1000
     """Accepted rows to make."""
     seeds: int = 175
-    """Seed tasks to draw demonstrations from (Self-Instruct, arXiv 2212.10560, has 175)."""
+    """Seed tasks of the small world to draw demonstrations from (Self-Instruct, arXiv 2212.10560,
+    has 175); a file given with --inputs.seeds is used whole."""
     demonstrations: int = 3
     """Seed tasks shown in each request (tatsu-lab/stanford_alpaca@761dc5b
     generate_instruction.py:111)."""
@@ -80,7 +81,8 @@ class Generate:
     max_new_tokens: int = 512
     """Tokens at most a request."""
     novelty: float = 0.7
-    """A row whose ROUGE-L with an earlier one is above this is a duplicate."""
+    """A row whose ROUGE-L with a seed task or an earlier row is above this is a duplicate; tasks of
+    the small world are compared by what they ask."""
     max_requests: int = 5000
     """Give up after this many requests."""
 
@@ -344,6 +346,9 @@ class Inputs:
 
     data: Path | None = None
     """Rows to train on (Alpaca columns, JSON or JSONL); self-instruct is then left out."""
+    seeds: Path | None = None
+    """Seed tasks with outputs (the same columns), for self-instruct with the base; the base trains
+    on them and on what it makes of them."""
     prompts: Path | None = None
     """Prompts to rank, to train the policy on and to evaluate on; dealt to the splits by clusters
     of near-duplicates."""
@@ -356,9 +361,16 @@ class Inputs:
     def __post_init__(self) -> None:
         if self.judge == "human" and self.prompts is None:
             raise ValueError("--inputs.judge human needs prompts to rank; give --inputs.prompts")
-        if self.judge == "human" and self.data is None:
-            raise ValueError("--inputs.judge human needs rows to train on; give --inputs.data")
-        for name in ("prompts", "rankings"):
+        if self.judge == "human" and self.data is None and self.seeds is None:
+            raise ValueError(
+                "--inputs.judge human needs rows to train on; give --inputs.data, or "
+                "--inputs.seeds to make them from"
+            )
+        if self.data is not None and self.seeds is not None:
+            raise ValueError(
+                "--inputs.seeds: --inputs.data gives the rows to train on already; leave one out"
+            )
+        for name in ("prompts", "rankings", "seeds"):
             if getattr(self, name) is not None and self.judge == "gold":
                 raise ValueError(
                     f"--inputs.{name}: --inputs.judge gold knows only the small world; "

@@ -16,6 +16,7 @@ from alpaca_rlhf.config import UserError
 from alpaca_rlhf.data import (
     Drop,
     Firewall,
+    Rule,
     ranked_prompts,
     read_instructions,
     read_prompts,
@@ -72,8 +73,17 @@ class Source(Protocol):
         """What makes two prompts near-duplicates; None compares their texts."""
         ...
 
+    @property
+    def rules(self) -> Sequence[Rule] | None:
+        """Filters on the text of generated rows; None is the set that Alpaca used."""
+        ...
+
     def accept(self, row: Instruction) -> Drop | None:
         """Whether a generated row may stay."""
+        ...
+
+    def novelty(self) -> Callable[[Instruction], Drop | None] | None:
+        """A fresh check that a generated row is new; None compares its text with all before it."""
         ...
 
     @property
@@ -150,6 +160,9 @@ class SmallWorld:
         task = recognise(row.instruction, row.input)
         return None if task is None else task.key
 
+    rules: Sequence[Rule] | None = field(default=(), init=False)
+    """None: `accept` knows every task."""
+
     def accept(self, row: Instruction) -> Drop | None:
         """Only known tasks, with trained facts and phrasings, that no other split holds."""
         task = recognise(row.instruction, row.input)
@@ -159,6 +172,19 @@ class SmallWorld:
             return Drop("held out", f"{task.key} is for the evaluation", row=row)
         leak = self._firewall.leak("sft", row)
         return None if leak is None else Drop("leak", str(leak), row=row)
+
+    def novelty(self) -> Callable[[Instruction], Drop | None]:
+        """A task is new if no seed and no row before it asks the same, in whatever phrasing."""
+        known = {self.key(row) for row in self.seeds()}
+
+        def check(row: Instruction) -> Drop | None:
+            key = self.key(row)
+            if key in known:
+                return Drop("duplicate", f"there is a task {key} already", row=row)
+            known.add(key)
+            return None
+
+        return check
 
     @property
     def gold(self) -> Callable[[Instruction, str, bool], Gold]:
@@ -240,6 +266,8 @@ class Files:
     """Seed tasks, or rows to train on."""
     splits: Mapping[str, list[Instruction]]
     """Prompts of each split."""
+    rules: Sequence[Rule] | None = field(default=None, init=False)
+    """Alpaca's."""
 
     def seeds(self) -> list[Instruction]:
         """The user's rows."""
@@ -269,6 +297,10 @@ class Files:
         """Any row that no other split holds."""
         leak = self._firewall.leak("sft", row)
         return None if leak is None else Drop("leak", str(leak), row=row)
+
+    def novelty(self) -> None:
+        """By ROUGE-L."""
+        return
 
     @property
     def gold(self) -> None:
@@ -304,7 +336,8 @@ def source_of(settings: Loop) -> Source:
             settings.seed, settings.generate.seeds, {**sizes, "dev": settings.evaluate.prompts}
         )
     inputs = settings.inputs
-    rows = read_instructions(inputs.data) if inputs.data is not None else []
+    given = inputs.data or inputs.seeds
+    rows = read_instructions(given) if given is not None else []
     splits: dict[str, list[Instruction]] = {}
     if inputs.prompts is not None:
         once = {row.id: row for row in read_prompts(inputs.prompts)}

@@ -9,7 +9,7 @@ from typing import Any
 
 from alpaca_rlhf.config import to_yaml
 from alpaca_rlhf.context import Context, suffixed
-from alpaca_rlhf.data import check_disjoint, read_instructions
+from alpaca_rlhf.data import check_disjoint
 from alpaca_rlhf.evaluation.report import ReportData, write_report
 
 _LABORATORY = (
@@ -92,11 +92,7 @@ def _stage(ctx: Context, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _prompts(ctx: Context) -> dict[str, int]:
-    if ctx.settings.inputs.data is not None:
-        rows = read_instructions(ctx.settings.inputs.data)
-    else:
-        rows = ctx.source.seeds() + read_instructions(ctx.run.path / "generate" / "rows.jsonl")
-    splits = {"sft": rows, **{name: ctx.source.prompts(name) for name in ctx.source.names()}}
+    splits = ctx.splits()
     counts = {
         name: sum(len(v) for k, v in splits.items() if k.split(".")[0] == name)
         for name in ("sft", "rank", "ppo", "eval")

@@ -85,6 +85,16 @@ def tiny(tiny_folder):
     return make
 
 
+@pytest.fixture(params=["float32 on nf4", "float64 unquantised"])
+def precision(request):
+    """Dtype, quantisation, and how far two ways to the same gradient may lie apart in it."""
+    import torch
+
+    if request.param == "float32 on nf4":
+        return torch.float32, "nf4", 1e-5
+    return torch.float64, "none", 1e-12
+
+
 @pytest.fixture
 def toy():
     """Makes adapters on a one-layer LLaMA of 16 tokens, unquantised, whose every token is a stop.

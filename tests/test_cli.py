@@ -235,7 +235,7 @@ def test_every_command_explains_its_flags(name, capsys):
     assert cli.main([name, "--help"]) == 0
     text = capsys.readouterr().out
     assert "--ppo.kl-coef" in text and "--config FILE.yaml" in text
-    assert ("0.0006" in text) == (name == "quickstart")
+    assert (str(QUICKSTART.ppo.lr) in text) == (name == "quickstart")
 
 
 @pytest.mark.parametrize("words", [["--help"], ["loop", "--help"]])
@@ -331,6 +331,7 @@ def test_people_rank_in_the_middle_and_the_run_goes_on(tmp_path, tiny_folder, ca
     words += ["--rank.prompts", 4, "--rank.k", 2, "--sampling.max-new-tokens", 8]
     words += ["--reward.held-out", 0.5, "--reward.gate", 0, "--evaluate.prompts", 4]
     words += ["--ppo.batch-size", 4, "--ppo.minibatch-size", 4, "--best-of-k.prompts", 4]
+    words += ["--ppo.max-new-tokens", 8]
 
     def typed(text: str, *command: object) -> str:
         monkeypatch.setattr(sys, "stdin", io.StringIO(text))

@@ -223,13 +223,10 @@ def test_a_rate_of_0_leaves_ratio_1(tiny, tmp_path, dtype):
         assert row["policy_grad_norm"] > 0
 
 
-@pytest.mark.parametrize(
-    ("dtype", "quantization", "bound"),
-    [(torch.float32, "nf4", 1e-5), (torch.float64, "none", 1e-12)],
-)
 def test_the_micro_batch_never_changes_the_gradient(
-    tiny, tmp_path, gradients, monkeypatch, dtype, quantization, bound
+    tiny, tmp_path, gradients, monkeypatch, precision
 ):
+    dtype, quantization, bound = precision
     if dtype == torch.float64:
         monkeypatch.setattr(ppo, "ScalarHead", lambda width: ScalarHead(width).double())
     settings = replace(SETTINGS, updates=1, epochs=1, minibatch_size=8, lam=0.9, kl_coef=0.1)

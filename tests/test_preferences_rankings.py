@@ -1,4 +1,4 @@
-"""Rankings on disk and the pairs they give."""
+"""Rankings on disk."""
 
 import json
 import os
@@ -10,12 +10,9 @@ from pathlib import Path
 import pytest
 
 from alpaca_rlhf.config import UserError
-from alpaca_rlhf.data import read_pairs, read_ranking_trees
-from alpaca_rlhf.preferences import append, group_pairs, pairs, read, split_by_prompt
-from alpaca_rlhf.records import Completion, Instruction, PreferencePair, Ranking
-
-PROMPT = Instruction("Name a bird.")
-OTHER = Instruction("Name a fish.")
+from alpaca_rlhf.data import read_ranking_trees
+from alpaca_rlhf.preferences import append, read
+from alpaca_rlhf.records import Ranking
 
 
 def ranking(*tiers: str, prompt: str = "p", annotator: str = "ann", revision: int = 0) -> Ranking:
@@ -138,70 +135,9 @@ def test_an_acknowledged_ranking_survives_a_kill(tmp_path: Path) -> None:
         assert {one.prompt_id for one in read(path)} >= {line.strip() for line in acknowledged}
 
 
-def test_pairs_of_different_tiers_with_their_distance() -> None:
-    answers = [Completion(PROMPT.id, text, sample=i) for i, text in enumerate("a b c d d".split())]
-    a, b, c, d, same = (one.id for one in answers)
-    known = {one.id: one for one in answers}
-    order = Ranking(PROMPT.id, ((a,), (b, c), (d,), (same,)), "ann")
-    (group,) = pairs([order], {PROMPT.id: PROMPT}, known)
-    assert [(pair.chosen, pair.rejected, pair.margin) for pair in group] == [
-        ("a", "b", 1), ("a", "c", 1), ("a", "d", 2), ("a", "d", 3),
-        ("b", "d", 1), ("c", "d", 1), ("b", "d", 2), ("c", "d", 2),
-    ]  # fmt: skip
-    assert {(pair.group, pair.prompt) for pair in group} == {(PROMPT.id, PROMPT)}
-
-
-def test_rankings_of_one_prompt_share_a_group_and_ties_give_none() -> None:
-    answers = [Completion(prompt.id, text) for prompt in (PROMPT, OTHER) for text in "ab"]
-    known = {one.id: one for one in answers}
-    prompts = {PROMPT.id: PROMPT, OTHER.id: OTHER}
-    a, b, x, y = known
-    tie = Ranking(OTHER.id, ((x, y),), "ann")
-    both = [Ranking(PROMPT.id, ((a,), (b,)), "ann"), tie, Ranking(PROMPT.id, ((b,), (a,)), "bob")]
-    assert [
-        [(one.chosen, one.rejected) for one in group] for group in pairs(both, prompts, known)
-    ] == [[("a", "b"), ("b", "a")]]
-    for broken, says in (
-        (Ranking("gone", ((a,), (b,)), "ann"), "prompt 'gone' is not known"),
-        (Ranking(PROMPT.id, ((a,), ("gone",)), "ann"), "'gone' is not known"),
-        (Ranking(PROMPT.id, ((a,), (x,)), "ann"), "answers another prompt"),
-    ):
-        with pytest.raises(UserError, match=says):
-            pairs([broken], prompts, known)
-
-
-def test_a_split_never_parts_a_prompt() -> None:
-    loose = [PreferencePair(PROMPT, f"a{i}", f"b{i}", f"prompt {i % 40}") for i in range(200)]
-    groups = group_pairs(loose)
-    assert [len(group) for group in groups] == [5] * 40
-    train, held = split_by_prompt(groups, 0.2, seed=0)
-    assert (len(train), len(held)) == (32, 8)
-    assert not {group[0].group for group in train} & {group[0].group for group in held}
-    assert (
-        split_by_prompt(groups, 0.2, seed=0)
-        == (train, held)
-        != split_by_prompt(groups, 0.2, seed=1)
-    )
-    # the same prompts are held out however the pairs come
-    again, same = split_by_prompt([[pair] for pair in reversed(loose)], 0.2, seed=0)
-    assert {group[0].group for group in same} == {group[0].group for group in held} and len(
-        again
-    ) == 32
-    assert [len(part) for part in split_by_prompt(groups[:2], 0.01, seed=0)] == [1, 1]
-    with pytest.raises(UserError, match="1 prompts with preferences"):
-        split_by_prompt(groups[:1], 0.2, seed=0)
-
-
-def test_real_rankings_and_pairs(shared: Path, tmp_path: Path) -> None:
+def test_real_rankings(shared: Path, tmp_path: Path) -> None:
     found = read_ranking_trees(shared / "data" / "oasst_en_100_tree.jsonl.gz")
-    append(tmp_path / "r.jsonl", *(order for _, _, order in found))
+    orders = [order for _, _, order in found]
+    append(tmp_path / "r.jsonl", *orders)
     known = {one.id: one for _, answers, _ in found for one in answers}
-    orders = read(tmp_path / "r.jsonl", completions=known)
-    assert len(orders) == len(found)
-    groups = pairs(orders, {prompt.id: prompt for prompt, _, _ in found}, known)
-    expected = sum(len(answers) * (len(answers) - 1) // 2 for _, answers, _ in found)
-    assert expected - 5 <= sum(map(len, groups)) <= expected  # a few replies are the same text
-    train, held = split_by_prompt(
-        group_pairs(read_pairs(shared / "data" / "hh_harmless_pairs_1156.jsonl.gz")), 0.1, 0
-    )
-    assert sum(map(len, train)) + sum(map(len, held)) == 1156
+    assert read(tmp_path / "r.jsonl", completions=known) == orders

@@ -47,13 +47,8 @@ def train(adapters, folder, rows, settings=SETTINGS, *, seed=0, held_out=(), log
 # --- gradients ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("dtype", "quantization", "bound"),
-    [(torch.float32, "nf4", 1e-5), (torch.float64, "none", 1e-12)],
-)
-def test_the_micro_batch_never_changes_the_gradient(
-    tiny, tmp_path, gradients, dtype, quantization, bound
-):
+def test_the_micro_batch_never_changes_the_gradient(tiny, tmp_path, gradients, precision):
+    dtype, quantization, bound = precision
     for size in (1, 2, 4, 8):
         adapters = tiny("sft", dtype=dtype, quantization=quantization)
         if dtype == torch.float64:

@@ -394,6 +394,10 @@ def test_what_counts_as_right(text, correct):
         ("What kind of thing is a lemon?", "A lemon is a fruit. A lemon is yellow.", 1),
         ("Is a lemon a fruit?", "Yes, a lemon is a fruit. No, a lemon is not a fruit.", 0),
         ("Is a lemon a fruit?", "Yes. Yes, a lemon is a fruit.", 1),
+        ("Is a lemon a fruit?", "Yes, a lemon is a fruit. It is not a tool.", 1),
+        ("Is a lemon a fruit?", "Yes, a lemon is a fruit. It is not a fruit.", 0),
+        ("What kind of thing is a lemon?", "A lemon is a fruit. A lemon is not a toy.", 1),
+        ("What kind of thing is a lemon?", "A lemon is a fruit. It is not a colour.", 0),
         ("Who bakes bread?", "A baker bakes bread. A cook bakes bread.", 0),
         ("Which number comes after 4?", "5 comes after 4. 6 comes after 4.", 0),
         ("Which day comes after Monday?", "Tuesday comes after Monday. A week has seven days.", 1),
@@ -547,12 +551,6 @@ def test_every_answer_in_a_worksheet_is_right(documents):
             assert task is not None and JUDGE.verdict(task, output).correct == 1, block
             checked += 1
     assert checked >= 900
-
-
-def test_the_corpus_is_fast():
-    started = time.process_time()
-    size = sum(len(d) for d in itertools.islice(corpus.documents(9), 2000))
-    assert size / (time.process_time() - started) > 300_000
 
 
 def test_the_default_evaluation_finds_its_tasks():

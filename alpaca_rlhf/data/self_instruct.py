@@ -99,7 +99,7 @@ def generate(
         novel: Replaces ROUGE-L novelty of the instruction against seeds and accepted rows. It is
             asked last: a row that it lets through is kept, so it may remember it. On a second run
             it is asked again from the first row on, so it must start empty.
-        progress: Called after what an earlier run left, and after every batch.
+        progress: Called after every batch, those that an earlier run left included.
 
     Raises:
         UserError: Too few seeds; not one row was accepted; the folder holds the events of another
@@ -130,9 +130,9 @@ def generate(
     with EventLog(folder / "events.jsonl") as log:
         for number, event in enumerate(log.events):
             run.replay(number, event, f"{log.path}:{number + 1}")
+            if run.requests % settings.batch_size == 0 or run.requests == settings.max_requests:
+                report(run.requests)
         replayed = run.requests
-        if replayed:
-            report(replayed)
         while batch := run.next_batch():
             prompts = [run.prompt(number) for number in batch]
             replies = teacher.complete(prompts, seed=seed, first=batch.start)

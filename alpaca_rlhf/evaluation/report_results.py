@@ -25,13 +25,11 @@ from alpaca_rlhf.evaluation.report_markup import (
 
 _PARTS = {
     "correct": "Correct",
-    "complete": "Complete",
     "well_formed": "Well-formed",
     "to_the_point": "To the point",
     "helpful": "Helpful extra",
     "friendly": "Friendly",
 }
-_CORRECTNESS = ("correct", "complete")
 _FULL_SHADE = 0.35  # opacity behind a change of one half or more
 
 
@@ -231,7 +229,7 @@ def _verdicts(policies: Mapping[str, Any], names: list[str], columns: list[str])
             f" changed correctness by {signed(new['correct'] - old['correct'])} at temperature 1"
             f" and by {signed(greedy)} greedy, against {policy_label(before)}"
         )
-        style = [part for part in columns if part not in _CORRECTNESS]
+        style = [part for part in columns if part != "correct"]
         if style:
             most = max(style, key=lambda part: abs(new[part] - old[part]))
             text += (

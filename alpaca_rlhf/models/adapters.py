@@ -182,10 +182,10 @@ class Adapters:
         self._switch(name)
         try:
             yield
+            self._switch(before)
         except BaseException:
             self._activate(before)  # the error matters, not the graph it left behind
             raise
-        self._switch(before)
 
     def _switch(self, name: str | None) -> None:
         if name != self._active:

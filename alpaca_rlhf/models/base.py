@@ -91,8 +91,7 @@ def load_base(
     Args:
         name: `embedded`, a folder with a Hugging Face checkpoint, or a hub id.
         quantization: `nf4`, or `none` for full precision.
-        dtype: Compute dtype; by default bfloat16 where the hardware has it, else float16 (CUDA) or
-            float32 (CPU).
+        dtype: Compute dtype; by default bfloat16 where the hardware has it, else float32.
         device: `cpu`, `cuda` ...; by default CUDA if there is one.
 
     Raises:
@@ -140,14 +139,16 @@ def load_base(
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
-    """The compute dtype of a device: bfloat16 where native, else float16 (GPU) or float32 (CPU)."""
-    if device.type == "cuda":
-        return (
-            torch.bfloat16
-            if torch.cuda.is_bf16_supported(including_emulation=False)
-            else torch.float16
-        )
-    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    """The compute dtype of a device: bfloat16 where native, else float32.
+
+    Not float16, whose gradients underflow without a loss scale.
+    """
+    native = (
+        torch.cuda.is_bf16_supported(including_emulation=False)
+        if device.type == "cuda"
+        else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+    return torch.bfloat16 if native else torch.float32
 
 
 def weights_digest(base: Base) -> str:

@@ -1,14 +1,7 @@
-"""The preferences room: who found which completion better, and the pairs to learn from it."""
+"""The preferences room: who found which completion better."""
 
 from alpaca_rlhf.preferences.judges import Judge, Score, ScoreJudge, dispersion, wrong_share
-from alpaca_rlhf.preferences.rankings import (
-    JUDGE,
-    append,
-    group_pairs,
-    pairs,
-    read,
-    split_by_prompt,
-)
+from alpaca_rlhf.preferences.rankings import JUDGE, append, read
 
 __all__ = [
     "JUDGE",
@@ -17,9 +10,6 @@ __all__ = [
     "ScoreJudge",
     "append",
     "dispersion",
-    "group_pairs",
-    "pairs",
     "read",
-    "split_by_prompt",
     "wrong_share",
 ]

@@ -34,16 +34,11 @@ class ScoreJudge:
     """Ranks by a score, and errs in a settable share of its verdicts, mostly between near ranks.
 
     Completions are put in tiers by their true scores. Then the order of the tiers is drawn from
-        Mallows' model
-    (each order has probability proportional to q to the power of the pairs it turns round), by
-        repeated
-    insertion: tier i is put j places too far up with probability proportional to q^j. The q for
-        which the
-    expected share of pairs turned round is exactly `noise` is found for each number of tiers. The
-        result is a
-    consistent order, a function of (seed, name, prompt, completions) alone; the order of
-        `completions` does not
-    matter.
+    Mallows' model (each order has probability proportional to q to the power of the pairs it turns
+    round), by repeated insertion: tier i is put j places too far up with probability proportional
+    to q^j. The q for which the expected share of pairs turned round is exactly `noise` is found for
+    each number of tiers. The result is a consistent order, a function of (seed, name, prompt,
+    completions) alone; the order of `completions` does not matter.
     """
 
     name: str

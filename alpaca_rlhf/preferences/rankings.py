@@ -1,4 +1,4 @@
-"""Rankings on disk, one JSON object a line, and the pairs that a reward model learns from.
+"""Rankings on disk, one JSON object a line.
 
 The file only grows. A correction is a new line with a higher revision; reading takes the last word
 of every annotator, and people's word over a judge's.
@@ -6,17 +6,15 @@ of every annotator, and people's word over a judge's.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import combinations
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.files import writing
-from alpaca_rlhf.records import Completion, Instruction, PreferencePair, Ranking
+from alpaca_rlhf.records import Ranking
 
 JUDGE = "judge:"
 """How the annotator of a ranking begins that no person made."""
@@ -96,88 +94,6 @@ def read(path: Path, completions: Collection[str] | None = None) -> list[Ranking
     return [one for of_prompt in latest.values() for one in _heard(list(of_prompt.values()))]
 
 
-def pairs(
-    rankings: Iterable[Ranking],
-    prompts: Mapping[str, Instruction],
-    completions: Mapping[str, Completion],
-) -> list[list[PreferencePair]]:
-    """All pairs of completions in different tiers, grouped by prompt.
-
-    Ties give no pair, nor do two completions with the same text: there is nothing to learn from
-    them. The margin is the number of tiers between the two. A prompt without pairs gives no group.
-
-    Args:
-        rankings: Verdicts; several of one prompt go into one group.
-        prompts: Prompt id to prompt.
-        completions: Completion id to completion.
-
-    Raises:
-        UserError: A ranking names a prompt or a completion that is not there, or a completion of
-            another prompt.
-    """
-    groups: dict[str, list[PreferencePair]] = {}
-    for ranking in rankings:
-        prompt = prompts.get(ranking.prompt_id)
-        if prompt is None:
-            raise UserError(
-                f"ranking by {ranking.annotator}: prompt {ranking.prompt_id!r} is not known"
-            )
-        levels = [[_text(completions, one, ranking) for one in tier] for tier in ranking.tiers]
-        group = groups.setdefault(ranking.prompt_id, [])
-        for (high, chosen), (low, rejected) in combinations(enumerate(levels), 2):
-            group.extend(
-                PreferencePair(prompt, better, worse, ranking.prompt_id, float(low - high))
-                for better in chosen
-                for worse in rejected
-                if better != worse
-            )
-    return [group for group in groups.values() if group]
-
-
-def group_pairs(loose: Iterable[PreferencePair]) -> list[list[PreferencePair]]:
-    """Pairs grouped by `group`, groups in the order in which they first appear."""
-    groups: dict[str, list[PreferencePair]] = {}
-    for pair in loose:
-        groups.setdefault(pair.group, []).append(pair)
-    return list(groups.values())
-
-
-def split_by_prompt(
-    groups: Sequence[Sequence[PreferencePair]], held_out: float, seed: int
-) -> tuple[list[list[PreferencePair]], list[list[PreferencePair]]]:
-    """Part groups into those to train on and those to measure on, by a hash: no prompt is in both.
-
-    Args:
-        groups: Pairs of one prompt each.
-        held_out: Share of the prompts to measure on, rounded, but at least one prompt on either
-            side.
-        seed: Another seed, another choice.
-
-    Returns:
-        Training groups and held-out groups, each in the given order.
-
-    Raises:
-        UserError: There are not two prompts to part.
-    """
-    if not 0 < held_out < 1:
-        raise ValueError(f"held_out must be above 0 and below 1, got {held_out:g}")
-    merged = group_pairs(pair for group in groups for pair in group)
-    if len(merged) < 2:
-        raise UserError(
-            f"{len(merged)} prompts with preferences: at least 2 are needed, "
-            "one to train on and one held out"
-        )
-    order = sorted(
-        merged, key=lambda group: hashlib.sha256(f"{seed}/{group[0].group}".encode()).digest()
-    )
-    count = min(max(round(held_out * len(merged)), 1), len(merged) - 1)
-    held = {group[0].group for group in order[:count]}
-    return (
-        [group for group in merged if group[0].group not in held],
-        [group for group in merged if group[0].group in held],
-    )
-
-
 def _last_line(file: BinaryIO) -> bytes:
     """What stands after the last line end, read from the end of the file."""
     size = file.seek(0, os.SEEK_END)
@@ -224,13 +140,3 @@ def _ranking(row: Any) -> Ranking:
 def _heard(rankings: list[Ranking]) -> list[Ranking]:
     people = [one for one in rankings if not one.annotator.startswith(JUDGE)]
     return people or rankings
-
-
-def _text(completions: Mapping[str, Completion], one_id: str, ranking: Ranking) -> str:
-    one = completions.get(one_id)
-    if one is not None and one.prompt_id == ranking.prompt_id:
-        return one.text
-    problem = "is not known" if one is None else "answers another prompt"
-    raise UserError(
-        f"ranking of {ranking.prompt_id} by {ranking.annotator}: completion {one_id!r} {problem}"
-    )

@@ -133,12 +133,12 @@ def _contradicts(task: Task, said: str) -> bool:
 
     That is: words as few as an answer's, `It ...`, yes or no, the beginning of the right sentence,
     or the whole of it with another answer in its place. The right sentence itself, in any of its
-    forms, and a true fact of the world contradict nothing.
+    forms, a true fact of the world and a true denial contradict nothing.
     """
     solution, theirs = task.solution, _words(said)
     if len(set(theirs)) < 3:
         return True
-    if _correct(task, said) == 1 or _plain(said) in _true_sentences():
+    if _correct(task, said) == 1 or _plain(said) in _true_sentences() or _denies(task, said):
         return False
     ours, terse = _words(solution.sentence), _words(solution.terse)
     if len(theirs) <= len(terse) or theirs[0] in ("it", "no", "yes") or theirs[:3] == ours[:3]:
@@ -150,6 +150,14 @@ def _contradicts(task: Task, said: str) -> bool:
     return bool(
         found and (head or tail) and again.startswith(f"{head} ") and again.endswith(f" {tail}")
     )
+
+
+def _denies(task: Task, said: str) -> bool:
+    """Whether a sentence says rightly what the task's thing is not: `It is not a room`."""
+    thing = dict(task.args).get("x", "")
+    denial = re.fullmatch(rf"(?:it|an? {re.escape(thing)}) is not an? (\w+)", _plain(said))
+    kind = facts.CATEGORY_OF.get(thing)
+    return bool(denial and kind and denial[1] in facts.CATEGORIES and denial[1] != kind)
 
 
 def _sentences(text: str) -> list[str]:

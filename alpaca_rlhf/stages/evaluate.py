@@ -168,12 +168,15 @@ def _answers(
     *,
     few_shot: bool,
 ) -> list[_Answer]:
+    size = ctx.settings.sampling.batch_size
+    if few_shot:  # as many tokens: its prompts hold the demonstrations too
+        size = max(1, size // (1 + DEMONSTRATIONS))
     drawn = sample(
         ctx.adapters,
         role,
         [_prompt(ctx, row, few_shot=few_shot) for row in rows],
         [f"evaluate/{row.id}" for row in rows],
-        sampling=ctx.sampling(temperature=temperature, top_p=1.0),
+        sampling=ctx.sampling(temperature=temperature, top_p=1.0, batch_size=size),
         seed=ctx.settings.seed,
     )
     out = []
@@ -214,7 +217,7 @@ def _kl(
     Each policy sees its own prompt.
     """
     total = 0.0
-    size = max(1, ctx.settings.sampling.batch_size // 4)
+    size = max(1, ctx.settings.sampling.batch_size // (16 if few_shot else 4))
     for start in range(0, len(rows), size):
         part = range(start, min(start + size, len(rows)))
         own = [Example(_prompt(ctx, rows[i], few_shot=few_shot), answers[i].ids) for i in part]

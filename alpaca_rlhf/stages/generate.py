@@ -5,25 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from alpaca_rlhf.context import Context
-from alpaca_rlhf.data import Drop, GenerationProgress, write_instructions
+from alpaca_rlhf.data import GenerationProgress, write_instructions
 from alpaca_rlhf.data import generate as self_instruct
 from alpaca_rlhf.models.teacher import LocalTeacher
-from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.stages.outcome import Outcome
 
 
 def generate(ctx: Context, round_: int) -> Outcome:
     """Self-instruct: the bare base writes new tasks after the pattern of the seed tasks."""
-    seeds = ctx.source.seeds()
-    known = {ctx.source.key(row) or row.id for row in seeds}
-
-    def novel(row: Instruction) -> Drop | None:
-        key = ctx.source.key(row) or row.id
-        if key in known:
-            return Drop("duplicate", f"there is a task {key} already", row=row)
-        known.add(key)
-        return None
-
     log = ctx.log("generate")
     ctx.run.truncate_metrics(lambda row: row["stage"] != "generate")
 
@@ -42,13 +31,13 @@ def generate(ctx: Context, round_: int) -> Outcome:
     settings = ctx.settings.generate
     made = self_instruct(
         LocalTeacher(ctx.adapters, settings),
-        seeds,
+        ctx.source.seeds(),
         settings,
         seed=ctx.settings.seed,
         folder=ctx.run.folder("generate"),
-        rules=(),
+        rules=ctx.source.rules,
         accept=ctx.source.accept,
-        novel=novel,
+        novel=ctx.source.novelty(),
         progress=progress,
     )
     write_instructions(ctx.run.folder("generate") / "rows.jsonl", made.rows)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
+from alpaca_rlhf.config import UserError
 from alpaca_rlhf.context import Context
-from alpaca_rlhf.data import check_disjoint, read_instructions
+from alpaca_rlhf.data import check_disjoint
+from alpaca_rlhf.models.batches import prompt_ids
+from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.training.sft import encode, split_held_out, train_sft
 
 
 def sft(ctx: Context, round_: int) -> Outcome:
     """Supervised fine-tuning on the seed tasks and the generated ones."""
-    if ctx.settings.inputs.data is not None:
-        rows = read_instructions(ctx.settings.inputs.data)
-    else:
-        rows = ctx.source.seeds() + read_instructions(ctx.run.path / "generate" / "rows.jsonl")
-    splits = {"sft": rows, **{name: ctx.source.prompts(name) for name in ctx.source.names()}}
+    splits = ctx.splits()
+    rows = splits["sft"]
     overlap = check_disjoint(splits, ctx.source.key, raise_on_leak=True)
+    _refuse_too_long(ctx, splits)
     settings = ctx.settings.sft
     kept, out = split_held_out(rows, settings.held_out)
     examples, too_long = encode(ctx.adapters, kept, settings.max_length)
@@ -39,3 +41,23 @@ def sft(ctx: Context, round_: int) -> Outcome:
     summary = f"held-out loss {loss} on {len(held_out)} rows"
     facts = {**asdict(result), "too_long": too_long + also_too_long, "prompts": counts}
     return Outcome(result.examples, result.tokens, summary, facts)
+
+
+def _refuse_too_long(ctx: Context, splits: Mapping[str, Sequence[Instruction]]) -> None:
+    """Refuse prompts that leave no room for a completion, before any time is spent on training."""
+    for name, rows in splits.items():
+        if name == "sft":  # its rows may be left out, and are counted
+            continue
+        flag, new = (
+            ("--ppo.max-new-tokens", ctx.settings.ppo.max_new_tokens)
+            if name.partition(".")[0] == "ppo"
+            else ("--sampling.max-new-tokens", ctx.settings.sampling.max_new_tokens)
+        )
+        for row in rows:
+            length = len(prompt_ids(ctx.base, ctx.settings.template, row))
+            if length + new > ctx.base.context:
+                raise UserError(
+                    f"a prompt of the {name} split has {length} tokens, with {flag} {new} more "
+                    f"than the {ctx.base.context} of the base: {row.instruction[:60]!r}; leave it "
+                    f"out or lower {flag}"
+                )

@@ -18,13 +18,19 @@ def from_rankings(
     prompts: Mapping[str, Instruction],
     completions: Mapping[str, Completion],
 ) -> list[Group]:
-    """One group a ranking, with all its untied pairs; where everything ties, none."""
+    """One group a ranking, with all pairs of different tiers; where there is none, no group.
+
+    Two completions with the same text give no pair: there is nothing to learn from them.
+    """
     groups = []
     for ranking in rankings:
         ids = [one for tier in ranking.tiers for one in tier]
         tier_of = [t for t, tier in enumerate(ranking.tiers) for _ in tier]
         pairs = tuple(
-            (i, j) for i in range(len(ids)) for j in range(len(ids)) if tier_of[i] < tier_of[j]
+            (i, j)
+            for i, a in enumerate(ids)
+            for j, b in enumerate(ids)
+            if tier_of[i] < tier_of[j] and completions[a].text != completions[b].text
         )
         if pairs:
             prompt = prompts[ranking.prompt_id]

@@ -134,12 +134,18 @@ class Checkpoints:
         for old in self._saved()[: -self.keep]:
             shutil.rmtree(old)
 
+    def step(self) -> int:
+        """Steps done by the newest whole checkpoint; 0 where there is none."""
+        saved = self._saved()
+        return _step_of(saved[-1]) if saved else 0
+
     def latest(self) -> tuple[int, dict[str, Any]] | None:
         """The newest whole checkpoint: steps done, and the state."""
-        for folder in reversed(self._saved()):
-            state = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
-            return int(folder.name.removeprefix("step-")), state
-        return None
+        saved = self._saved()
+        if not saved:
+            return None
+        state = torch.load(saved[-1] / "state.pt", weights_only=True, map_location="cpu")
+        return _step_of(saved[-1]), state
 
     def clear(self) -> None:
         """Remove them: the stage is done and its result written."""
@@ -147,6 +153,10 @@ class Checkpoints:
 
     def _saved(self) -> list[Path]:
         return sorted(f for f in self.folder.glob("step-*") if (f / "state.pt").is_file())
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def fit(
@@ -182,7 +192,7 @@ def fit(
         if not math.isfinite(metrics.get("loss", 0.0)):
             raise UserError(
                 f"{learner.stage}: the loss of step {step + 1} is {metrics['loss']}; "
-                f"lower {learner.flag} and run the command again"
+                f"lower {learner.flag} and run it again"
             )
         log({"step": step + 1, "steps": len(plan), **metrics, **(each_step(step + 1) or {})})
         if (step + 1) % save_every == 0 and step + 1 < len(plan):

@@ -1,0 +1,103 @@
+"""A run on a person's own files: what is made of their seed tasks, and what is refused."""
+
+import json
+import random
+from string import ascii_lowercase
+
+import pytest
+
+from alpaca_rlhf import cli
+from alpaca_rlhf.data import read_instructions
+from alpaca_rlhf.smallworld import sample_task, solved
+
+ROUGE = 0.7
+
+
+def written(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def rouge_l(one: str, other: str) -> float:
+    """F1 of the longest common subsequence of words, the slow way."""
+    a, b = one.lower().split(), other.lower().split()
+    longest = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
+    for i, x in enumerate(a):
+        for j, y in enumerate(b):
+            longest[i + 1][j + 1] = (
+                longest[i][j] + 1 if x == y else max(longest[i][j + 1], longest[i + 1][j])
+            )
+    return 2 * longest[-1][-1] / (len(a) + len(b))
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Seed tasks with answers, and prompts, of the kind that the embedded base can continue."""
+    rng = random.Random(0)
+    rows = {(one := solved(sample_task(rng), rng)).instruction: one for _ in range(400)}
+    made = [
+        {"instruction": one.instruction, "input": one.input, "output": one.output}
+        for one in rows.values()
+    ]
+    seeds = written(tmp_path / "seeds.jsonl", made[:20])
+    prompts = written(tmp_path / "prompts.jsonl", [one | {"output": ""} for one in made[20:]])
+    return seeds, prompts
+
+
+def words(files, out, *more):
+    seeds, prompts = files
+    flags = ["--inputs.judge", "human", "--inputs.seeds", seeds, "--inputs.prompts", prompts]
+    flags += ["--rank.prompts", 6, "--ppo.batch-size", 6, "--ppo.minibatch-size", 6]
+    flags += ["--best-of-k.prompts", 6, "--evaluate.prompts", 6, "--out", out]
+    return [str(one) for one in (*flags, *more)]
+
+
+def test_self_instruct_from_seed_tasks_of_ones_own(files, tmp_path, capsys):
+    out = tmp_path / "run"
+    more = ["--generate.target", 4, "--generate.max-new-tokens", 96]
+    assert cli.main(["generate", *words(files, out, *more)]) == 0, capsys.readouterr().err
+    rows = read_instructions(out / "generate" / "rows.jsonl")
+    assert len(rows) == 4 and all(row.output for row in rows)
+    seeds = read_instructions(files[0])
+    for i, row in enumerate(rows):
+        for other in (*seeds, *rows[:i]):
+            assert rouge_l(row.instruction.strip("?."), other.instruction.strip("?.")) <= ROUGE
+    events = [json.loads(one) for one in (out / "generate" / "events.jsonl").open()]
+    dropped = {drop["rule"] for event in events for drop in event["dropped"]}
+    assert "duplicate" in dropped, "a base that knows one small world repeats itself"
+
+
+def test_generated_rows_near_a_prompt_of_another_split_are_dropped(files, tmp_path):
+    from alpaca_rlhf.config import parse
+    from alpaca_rlhf.settings import Loop
+    from alpaca_rlhf.sources import source_of
+
+    settings = parse(Loop, words(files, tmp_path / "run"), prog="test", description="")
+    source = source_of(settings)
+    for split in ("rank", "ppo", "eval"):
+        drop = source.accept(source.prompts(split)[0])
+        assert drop is not None and drop.rule == "leak" and split in drop.detail
+
+
+def test_seeds_and_data_together_are_refused(files, tmp_path, capsys):
+    assert cli.main(["loop", *words(files, tmp_path / "run", "--inputs.data", files[0])]) == 2
+    error = capsys.readouterr().err
+    assert "--inputs.seeds" in error and "--inputs.data" in error and error.count("\n") == 1
+
+
+def test_a_prompt_without_room_for_a_completion_is_refused_before_training(
+    files, tmp_path, tiny_folder, capsys
+):
+    data = files[0].rename(tmp_path / "data.jsonl")
+    rng = random.Random(0)
+    long = [
+        " ".join("".join(rng.choices(ascii_lowercase, k=5)) for _ in range(60)) for _ in range(24)
+    ]
+    prompts = written(tmp_path / "long.jsonl", [{"instruction": one} for one in long])
+    flags = words((data, prompts), tmp_path / "run", "--base", tiny_folder, "--template", "brief")
+    flags[flags.index("--inputs.seeds")] = "--inputs.data"
+    assert cli.main(["sft", *flags, "--sampling.max-new-tokens", "8"]) == 2
+    error = capsys.readouterr().err
+    assert "--sampling.max-new-tokens 8" in error and "256 of the base" in error
+    assert error.count("\n") == 1 and any(one[:20] in error for one in long)
+    assert not (tmp_path / "run" / "sft").exists()
