@@ -33,6 +33,18 @@ from alpaca_rlhf.smallworld import (
     solved,
 )
 
+FEWEST_DRAWS, DRAWS_A_TASK = 20_000, 30
+"""A split of the small world counts as used up when drawing finds new tasks too seldom."""
+
+ASKED_BY = {
+    "sft": "--generate.seeds",
+    "rank": "--rank.prompts",
+    "ppo": "--ppo.updates times --ppo.batch-size, or --best-of-k.prompts",
+    "eval": "--evaluate.prompts",
+    "dev": "--evaluate.prompts",
+}
+"""Flags that say how large a split is."""
+
 Slice = str
 """Part of the evaluation prompts that is reported apart."""
 
@@ -227,18 +239,18 @@ class SmallWorld:
         keys = {task.key for task in taken}
         if "." in split:
             keys |= self._earlier(split)
-        for _ in range(400 * n):
-            if len(tasks) == n:
-                return tasks
+        draws = 0
+        while len(tasks) < n and draws < FEWEST_DRAWS + DRAWS_A_TASK * len(tasks):
+            draws += 1
             task = sample_task(rng, phrasing=phrasing, fact=fact)  # type: ignore[arg-type]
             if task.key not in keys and self._split_of(task) == split.split(".")[0]:
                 keys.add(task.key)
                 tasks.append(task)
-        if fact == "held_out":
+        if len(tasks) == n or fact == "held_out":
             return tasks
         raise UserError(
-            f"the small world has only {len(tasks)} tasks left for the {split} split; ask for "
-            f"fewer than {n}"
+            f"{ASKED_BY[split.partition('.')[0]]}: the small world has about {len(tasks)} tasks "
+            f"for this part of the {split} split, not {n}; ask for fewer"
         )
 
     def _earlier(self, split: str) -> set[str]:

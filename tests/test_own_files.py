@@ -101,3 +101,9 @@ def test_a_prompt_without_room_for_a_completion_is_refused_before_training(
     assert "--sampling.max-new-tokens 8" in error and "256 of the base" in error
     assert error.count("\n") == 1 and any(one[:20] in error for one in long)
     assert not (tmp_path / "run" / "sft").exists()
+
+
+def test_more_tasks_than_the_small_world_has_are_refused(tmp_path, capsys):
+    flags = ["--evaluate.prompts", "30000", "--out", str(tmp_path / "run")]
+    assert cli.main(["quickstart", *flags]) == 2
+    assert "--evaluate.prompts: the small world has about" in capsys.readouterr().err
