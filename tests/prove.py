@@ -114,14 +114,11 @@ def prove_kills(rounds: int) -> bool:
         calm = Path(folder) / "calm" / "run"
         subprocess.run(command(calm, *SMALL), check=True, env=offline(), stdout=subprocess.DEVNULL)
         expected = without_times(json.loads((calm / "report.json").read_text()))
-        stages = [
-            s
-            for s in json.loads((calm / "ledger.json").read_text())
-            if s != "base" and "shuffled" not in s
-        ]
+        ledger = json.loads((calm / "ledger.json").read_text())
+        stages = {name: row["seconds"] for name, row in ledger.items() if "seconds" in row}
         for number in range(rounds):
             out = Path(folder) / f"killed-{number}" / "run"
-            kills = [kill_in(out, stage, rng.random()) for stage in stages]
+            kills = [kill_in(out, name, took * rng.random()) for name, took in stages.items()]
             subprocess.run(
                 command(out, *SMALL), check=True, env=offline(), stdout=subprocess.DEVNULL
             )
@@ -140,15 +137,15 @@ def prove_kills(rounds: int) -> bool:
     return all(r["same_report"] and r["killed_in"] for r in results)
 
 
-def kill_in(out: Path, stage: str, share: float) -> bool:
-    """Run until `stage` begins, wait a random while, SIGKILL. False if the run ended first."""
+def kill_in(out: Path, stage: str, seconds: float) -> bool:
+    """Run until `stage` begins, wait so many seconds, SIGKILL. False if the run ended first."""
     process = subprocess.Popen(
         command(out, *SMALL), env=offline(), stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     for line in process.stdout:
         if line.strip().startswith(f"{stage}:"):
-            time.sleep(2.0 * share)
+            time.sleep(seconds)
             process.send_signal(signal.SIGKILL)
             break
     process.stdout.close()
