@@ -138,7 +138,7 @@ def prove_kills(rounds: int) -> bool:
 
 
 def kill_in(out: Path, stage: str, seconds: float) -> bool:
-    """Run until `stage` begins, wait so many seconds, SIGKILL. False if that stage was done before."""
+    """Run until `stage` begins, wait so many seconds, SIGKILL. False if it was done before."""
     ledger = out / "ledger.json"
     if ledger.exists() and stage in json.loads(ledger.read_text()):
         return False
