@@ -21,12 +21,10 @@ from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.ui import folders, shell
 from alpaca_rlhf.ui.chat import Chat, Conversation, choose
-from alpaca_rlhf.ui.terminal import Terminal, next_lines
+from alpaca_rlhf.ui.terminal import PROGRAM, Terminal, next_lines
 
 T = TypeVar("T")
 L = TypeVar("L", bound=Loop)
-
-PROGRAM = "alpaca-rlhf"
 
 COMMANDS = {
     "quickstart": "the whole loop on the embedded base: offline, in minutes, on two CPU cores",

@@ -148,6 +148,22 @@ def test_next_commands_stand_in_a_column():
     assert next_lines([]) == []
 
 
+def test_the_next_command_can_be_typed_where_the_environment_is_not_active(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "/nowhere")
+    program = tmp_path / ".venv" / "bin" / "alpaca-rlhf"
+    monkeypatch.setattr(sys, "argv", [str(program), "quickstart"])
+    commands = [("alpaca-rlhf chat --run r", "talk"), ("python recipes/x.py", "real")]
+    assert next_lines(commands)[1:] == [
+        "  .venv/bin/alpaca-rlhf chat --run r  # talk",
+        "  python recipes/x.py                 # real",
+    ]
+    program.parent.mkdir(parents=True)
+    program.touch(0o755)
+    monkeypatch.setenv("PATH", str(program.parent))
+    assert next_lines(commands)[1].startswith("  alpaca-rlhf chat --run r ")
+
+
 # --- ranking: the orders -----------------------------------------------------------------------
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import sys
 import time
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column
+
+PROGRAM = "alpaca-rlhf"
+"""What a person types."""
 
 _UNITS = {
     "generate": "task",
@@ -202,9 +208,23 @@ def result_lines(report: Mapping[str, Any]) -> list[str]:
 
 def next_lines(commands: Sequence[tuple[str, str]]) -> list[str]:
     """Commands a person may run next, each with what it is for."""
-    width = max((len(command) for command, _ in commands), default=0)
-    rows = [f"  {command:<{width}}  # {why}" for command, why in commands]
-    return ["next:", *rows] if rows else []
+    rows = [(_as_typed(command), why) for command, why in commands]
+    width = max((len(command) for command, _ in rows), default=0)
+    lines = [f"  {command:<{width}}  # {why}" for command, why in rows]
+    return ["next:", *lines] if lines else []
+
+
+def _as_typed(command: str) -> str:
+    """A command of ours with the path of its program, where the shell would not find it.
+
+    That is so in a virtual environment which is not activated.
+    """
+    name, _, words = command.partition(" ")
+    program = Path(sys.argv[0])
+    if name != PROGRAM or program.name != name or shutil.which(name) is not None:
+        return command
+    near = program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program
+    return f"{shlex.quote(str(near))} {words}"
 
 
 def _interval(bounds: Sequence[float], sign: str = "") -> str:
