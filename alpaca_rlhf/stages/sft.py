@@ -46,7 +46,8 @@ def sft(ctx: Context, round_: int) -> Outcome:
 def _refuse_too_long(ctx: Context, splits: Mapping[str, Sequence[Instruction]]) -> None:
     """Refuse prompts that leave no room for a completion, before any time is spent on training."""
     for name, rows in splits.items():
-        if name == "sft":  # its rows may be left out, and are counted
+        ranked_already = name == "rank" and ctx.settings.inputs.rankings is not None
+        if name == "sft" or ranked_already:  # nothing is sampled; what is too long is counted
             continue
         flag, new = (
             ("--ppo.max-new-tokens", ctx.settings.ppo.max_new_tokens)
