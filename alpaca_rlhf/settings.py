@@ -2,8 +2,8 @@
 
 A field's docstring is its help text; checks name the flag as typed.
 
-Defaults are for a 7-8B base on one 24 GB card, with their source. `quickstart.py` holds
-those of the embedded base.
+Defaults are for a 7-8B base on one 24 GB card, with their source. `quickstart.py` holds those of
+the embedded base.
 """
 
 from __future__ import annotations

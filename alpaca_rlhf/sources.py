@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.data import (
@@ -119,6 +119,8 @@ class SmallWorld:
     """Prompts of each split other than sft, e.g. {"eval": 400, "rank": 400, "ppo": 1280}."""
     _by_split: dict[str, list[Instruction]] = field(default_factory=dict, init=False)
 
+    rules: ClassVar[Sequence[Rule] | None] = ()
+    """None are needed: `accept` knows every task."""
     phrasing_share = 0.2
     """Share of the evaluation prompts with a held-out phrasing."""
     fact_share = 0.1
@@ -171,9 +173,6 @@ class SmallWorld:
         """Family and arguments, whatever the phrasing."""
         task = recognise(row.instruction, row.input)
         return None if task is None else task.key
-
-    rules: Sequence[Rule] | None = field(default=(), init=False)
-    """None: `accept` knows every task."""
 
     def accept(self, row: Instruction) -> Drop | None:
         """Only known tasks, with trained facts and phrasings, that no other split holds."""
@@ -278,8 +277,8 @@ class Files:
     """Seed tasks, or rows to train on."""
     splits: Mapping[str, list[Instruction]]
     """Prompts of each split."""
-    rules: Sequence[Rule] | None = field(default=None, init=False)
-    """Alpaca's."""
+    rules: ClassVar[Sequence[Rule] | None] = None
+    """Those that Alpaca used."""
 
     def seeds(self) -> list[Instruction]:
         """The user's rows."""

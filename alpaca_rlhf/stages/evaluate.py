@@ -168,9 +168,7 @@ def _answers(
     *,
     few_shot: bool,
 ) -> list[_Answer]:
-    size = ctx.settings.sampling.batch_size
-    if few_shot:  # as many tokens: its prompts hold the demonstrations too
-        size = max(1, size // (1 + DEMONSTRATIONS))
+    size = _rows_at_once(ctx, few_shot=few_shot)
     drawn = sample(
         ctx.adapters,
         role,
@@ -189,6 +187,11 @@ def _answers(
             text = answer(ctx.base, ctx.settings.template, one.ids)
             out.append(_Answer(text, one.finished, one.ids))
     return out
+
+
+def _rows_at_once(ctx: Context, *, few_shot: bool) -> int:
+    """Completions a batch; fewer of the control, whose prompts hold the demonstrations too."""
+    return max(1, ctx.settings.sampling.batch_size // (1 + DEMONSTRATIONS if few_shot else 1))
 
 
 def _first_line(ctx: Context, ids: tuple[int, ...]) -> tuple[int, ...]:
@@ -217,7 +220,7 @@ def _kl(
     Each policy sees its own prompt.
     """
     total = 0.0
-    size = max(1, ctx.settings.sampling.batch_size // (16 if few_shot else 4))
+    size = max(1, _rows_at_once(ctx, few_shot=few_shot) // 4)  # logits of every token, not of one
     for start in range(0, len(rows), size):
         part = range(start, min(start + size, len(rows)))
         own = [Example(_prompt(ctx, rows[i], few_shot=few_shot), answers[i].ids) for i in part]
