@@ -1,7 +1,4 @@
-"""Where a run's tasks and verdicts come from.
-
-The small world with its gold judge, or the user's files and people.
-"""
+"""Tasks of the small world, dealt to the splits by their keys, and its gold judge."""
 
 from __future__ import annotations
 
@@ -10,20 +7,11 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from alpaca_rlhf.config import UserError
-from alpaca_rlhf.data import (
-    Drop,
-    Firewall,
-    Rule,
-    ranked_prompts,
-    read_instructions,
-    read_prompts,
-    split_prompts,
-)
+from alpaca_rlhf.data import Drop, Firewall, Rule
 from alpaca_rlhf.records import Instruction
-from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.smallworld import (
     SEED_WEIGHTS,
     GoldJudge,
@@ -32,6 +20,7 @@ from alpaca_rlhf.smallworld import (
     sample_task,
     solved,
 )
+from alpaca_rlhf.sources.source import Gold, Slice
 
 FEWEST_DRAWS, DRAWS_A_TASK = 20_000, 30
 """A split of the small world counts as used up when drawing finds new tasks too seldom."""
@@ -44,64 +33,6 @@ ASKED_BY = {
     "dev": "--evaluate.prompts",
 }
 """Flags that say how large a split is."""
-
-Slice = str
-"""Part of the evaluation prompts that is reported apart."""
-
-
-@dataclass(frozen=True)
-class Gold:
-    """A judge's view of one completion."""
-
-    score: float
-    """In [0, 1]."""
-    parts: Mapping[str, float]
-    """What it is made of, each in [0, 1], `correct` among them; empty where no one knows."""
-
-
-class Source(Protocol):
-    """Tasks and verdicts of a run."""
-
-    def seeds(self) -> list[Instruction]:
-        """Tasks with outputs, to bootstrap from and to train on."""
-        ...
-
-    def names(self) -> list[str]:
-        """The splits that prompts are dealt to.
-
-        `rank`, `ppo` (in later rounds `rank.2` ...), `eval`, perhaps `dev`.
-        """
-        ...
-
-    def prompts(self, split: str) -> list[Instruction]:
-        """The prompts of a split."""
-        ...
-
-    def slices(self, rows: Sequence[Instruction]) -> dict[Slice, list[int]]:
-        """Indices of the evaluation prompts that are reported apart."""
-        ...
-
-    def key(self, row: Instruction) -> str | None:
-        """What makes two prompts near-duplicates; None compares their texts."""
-        ...
-
-    @property
-    def rules(self) -> Sequence[Rule] | None:
-        """Filters on the text of generated rows; None is the set that Alpaca used."""
-        ...
-
-    def accept(self, row: Instruction) -> Drop | None:
-        """Whether a generated row may stay."""
-        ...
-
-    def novelty(self) -> Callable[[Instruction], Drop | None] | None:
-        """A fresh check that a generated row is new; None compares its text with all before it."""
-        ...
-
-    @property
-    def gold(self) -> Callable[[Instruction, str, bool], Gold] | None:
-        """The judge of (prompt, completion, finished), or None where only people judge."""
-        ...
 
 
 @dataclass
@@ -267,100 +198,3 @@ class SmallWorld:
             if draw < 0:
                 return split
         return "dev"
-
-
-@dataclass
-class Files:
-    """The user's prompts, dealt to the splits by clusters, and people as judges."""
-
-    rows: Sequence[Instruction]
-    """Seed tasks, or rows to train on."""
-    splits: Mapping[str, list[Instruction]]
-    """Prompts of each split."""
-    rules: ClassVar[Sequence[Rule] | None] = None
-    """Those that Alpaca used."""
-
-    def seeds(self) -> list[Instruction]:
-        """The user's rows."""
-        return list(self.rows)
-
-    def names(self) -> list[str]:
-        """Splits other than sft."""
-        return list(self.splits)
-
-    def prompts(self, split: str) -> list[Instruction]:
-        """The prompts of a split."""
-        if split not in self.splits:
-            raise UserError(
-                f"there are no prompts for the {split} split; give a file with --inputs.prompts"
-            )
-        return self.splits[split]
-
-    def slices(self, rows: Sequence[Instruction]) -> dict[Slice, list[int]]:
-        """Nothing is reported apart."""
-        return {}
-
-    def key(self, row: Instruction) -> None:
-        """Free text: near-duplicates are found by ROUGE-L."""
-        return
-
-    def accept(self, row: Instruction) -> Drop | None:
-        """Any row that no other split holds."""
-        leak = self._firewall.leak("sft", row)
-        return None if leak is None else Drop("leak", str(leak), row=row)
-
-    def novelty(self) -> None:
-        """By ROUGE-L."""
-        return
-
-    @property
-    def gold(self) -> None:
-        """Only people judge."""
-        return
-
-    @cached_property
-    def _firewall(self) -> Firewall:
-        firewall = Firewall()
-        for split, rows in self.splits.items():
-            firewall.claim(split, rows)
-        return firewall
-
-
-def source_of(settings: Loop) -> Source:
-    """The tasks and verdicts that a run's settings ask for.
-
-    Raises:
-        UserError: A file cannot be read, or has too few prompts.
-    """
-    sizes: dict[str, int] = {}
-    for r in range(1, settings.rounds + 1):
-        if settings.inputs.rankings is None:
-            sizes[_of_round("rank", r)] = settings.rank.prompts
-        sizes[_of_round("ppo", r)] = max(settings.best_of_k.prompts, settings.ppo.batch_size)
-    sizes["eval"] = settings.evaluate.prompts
-    if settings.inputs.judge == "gold":
-        wanted = max(settings.best_of_k.prompts, settings.ppo.batch_size * settings.ppo.updates)
-        for name in sizes:
-            if name.startswith("ppo"):
-                sizes[name] = wanted
-        return SmallWorld(
-            settings.seed, settings.generate.seeds, {**sizes, "dev": settings.evaluate.prompts}
-        )
-    inputs = settings.inputs
-    given = inputs.data or inputs.seeds
-    rows = read_instructions(given) if given is not None else []
-    splits: dict[str, list[Instruction]] = {}
-    if inputs.prompts is not None:
-        once = {row.id: row for row in read_prompts(inputs.prompts)}
-        splits |= split_prompts(list(once.values()), sizes=sizes, seed=settings.seed)
-    if inputs.rankings is not None:
-        wall = Firewall()
-        for name, own in {"sft": rows, **splits}.items():
-            wall.note(name, own)
-        ranked = ranked_prompts(inputs.rankings)
-        splits["rank"] = [row for row in ranked if wall.leak("rank", row) is None]
-    return Files(rows, splits)
-
-
-def _of_round(name: str, round_: int) -> str:
-    return name if round_ == 1 else f"{name}.{round_}"

@@ -1,0 +1,61 @@
+"""Where a run's tasks and verdicts come from.
+
+The small world with its gold judge, or the user's files and people.
+"""
+
+from __future__ import annotations
+
+from alpaca_rlhf.data import (
+    Firewall,
+    ranked_prompts,
+    read_instructions,
+    read_prompts,
+    split_prompts,
+)
+from alpaca_rlhf.records import Instruction
+from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.sources.files import Files
+from alpaca_rlhf.sources.small_world import SmallWorld
+from alpaca_rlhf.sources.source import Gold, Slice, Source
+
+__all__ = ["Files", "Gold", "Slice", "SmallWorld", "Source", "source_of"]
+
+
+def source_of(settings: Loop) -> Source:
+    """The tasks and verdicts that a run's settings ask for.
+
+    Raises:
+        UserError: A file cannot be read, or has too few prompts.
+    """
+    sizes: dict[str, int] = {}
+    for r in range(1, settings.rounds + 1):
+        if settings.inputs.rankings is None:
+            sizes[_of_round("rank", r)] = settings.rank.prompts
+        sizes[_of_round("ppo", r)] = max(settings.best_of_k.prompts, settings.ppo.batch_size)
+    sizes["eval"] = settings.evaluate.prompts
+    if settings.inputs.judge == "gold":
+        wanted = max(settings.best_of_k.prompts, settings.ppo.batch_size * settings.ppo.updates)
+        for name in sizes:
+            if name.startswith("ppo"):
+                sizes[name] = wanted
+        return SmallWorld(
+            settings.seed, settings.generate.seeds, {**sizes, "dev": settings.evaluate.prompts}
+        )
+    inputs = settings.inputs
+    given = inputs.data or inputs.seeds
+    rows = read_instructions(given) if given is not None else []
+    splits: dict[str, list[Instruction]] = {}
+    if inputs.prompts is not None:
+        once = {row.id: row for row in read_prompts(inputs.prompts)}
+        splits |= split_prompts(list(once.values()), sizes=sizes, seed=settings.seed)
+    if inputs.rankings is not None:
+        wall = Firewall()
+        for name, own in {"sft": rows, **splits}.items():
+            wall.note(name, own)
+        ranked = ranked_prompts(inputs.rankings)
+        splits["rank"] = [row for row in ranked if wall.leak("rank", row) is None]
+    return Files(rows, splits)
+
+
+def _of_round(name: str, round_: int) -> str:
+    return name if round_ == 1 else f"{name}.{round_}"

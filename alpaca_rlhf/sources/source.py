@@ -1,0 +1,68 @@
+"""What a run asks of whatever gives it its tasks and verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from alpaca_rlhf.data import Drop, Rule
+from alpaca_rlhf.records import Instruction
+
+Slice = str
+"""Part of the evaluation prompts that is reported apart."""
+
+
+@dataclass(frozen=True)
+class Gold:
+    """A judge's view of one completion."""
+
+    score: float
+    """In [0, 1]."""
+    parts: Mapping[str, float]
+    """What it is made of, each in [0, 1], `correct` among them; empty where no one knows."""
+
+
+class Source(Protocol):
+    """Tasks and verdicts of a run."""
+
+    def seeds(self) -> list[Instruction]:
+        """Tasks with outputs, to bootstrap from and to train on."""
+        ...
+
+    def names(self) -> list[str]:
+        """The splits that prompts are dealt to.
+
+        `rank`, `ppo` (in later rounds `rank.2` ...), `eval`, perhaps `dev`.
+        """
+        ...
+
+    def prompts(self, split: str) -> list[Instruction]:
+        """The prompts of a split."""
+        ...
+
+    def slices(self, rows: Sequence[Instruction]) -> dict[Slice, list[int]]:
+        """Indices of the evaluation prompts that are reported apart."""
+        ...
+
+    def key(self, row: Instruction) -> str | None:
+        """What makes two prompts near-duplicates; None compares their texts."""
+        ...
+
+    @property
+    def rules(self) -> Sequence[Rule] | None:
+        """Filters on the text of generated rows; None is the set that Alpaca used."""
+        ...
+
+    def accept(self, row: Instruction) -> Drop | None:
+        """Whether a generated row may stay."""
+        ...
+
+    def novelty(self) -> Callable[[Instruction], Drop | None] | None:
+        """A fresh check that a generated row is new; None compares its text with all before it."""
+        ...
+
+    @property
+    def gold(self) -> Callable[[Instruction, str, bool], Gold] | None:
+        """The judge of (prompt, completion, finished), or None where only people judge."""
+        ...
