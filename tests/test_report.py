@@ -432,6 +432,7 @@ def test_page_shows_the_figures(page: str) -> None:
     for one in ("0.712", "+0.129", "5.87", "0.77", "8.0%", "7.7%", "cria", "0123abc", "kl_coef"):
         assert one in text
     assert "laboratory animal" in text and "alpaca-rlhf chat runs/quickstart" in text
+    assert "after learning from 2,011" in text, "`pairs` are those to learn from, not held out"
 
 
 def test_hostile_text_stays_text() -> None:

@@ -99,7 +99,8 @@ def reward_models(data: ReportData) -> Markup:
     if not rows:
         return element("p", "No reward model was trained.")
     caption = (
-        f"Share of held-out pairs put in the annotator's order ({' and '.join(pairs)} pairs). "
+        "Share of held-out pairs put in the annotator's order, after learning from "
+        f"{' and '.join(pairs)} others. "
         "Dashed: chance. Shuffled: the same training on labels that mean nothing."
     )
     chart = interval_chart(rows, caption=caption, domain=(0.4, 1.0), reference=0.5)
