@@ -220,7 +220,9 @@ def test_a_saved_adapter_is_plain_peft(tiny_folder, tmp_path):
         "fingerprint.json",
     }
     with torch.no_grad(), adapters.using("policy"):
-        ours = adapters.logits(adapters.hidden(torch.tensor([[1, 20, 30, 40]])))
+        ours = adapters.logits(
+            adapters.hidden(collate(adapters.base, [Example((1, 20, 30), (40,))]))
+        )[None]
     plain = PeftModel.from_pretrained(
         load(tiny_folder, dtype=torch.float32).model, str(tmp_path / "policy")
     )

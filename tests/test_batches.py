@@ -205,7 +205,7 @@ def test_a_tokenizer_without_a_chat_template_is_refused(tiny_base):
         prompt_ids(tiny_base, "chat", Instruction("x"))
 
 
-# --- padding and masks ----------------------------------------------------------------------------
+# --- packing, padding and masks -------------------------------------------------------------------
 
 THREE = [
     Example((1, 20, 30), (40, 50, 2)),
@@ -214,37 +214,43 @@ THREE = [
 ]
 
 
-def test_collate_pads_on_the_right(tiny_base):
+def test_collate_puts_sequences_end_to_end(tiny_base):
     batch = collate(tiny_base, THREE)
-    assert batch.ids.tolist() == [
-        [1, 20, 30, 40, 50, 2],
-        [1, 21, 31, 41, 51, 2],
-        [1, 22, 32, 42, 0, 0],
-    ]
+    assert batch.ids.tolist() == [1, 20, 30, 40, 50, 2, 1, 21, 31, 41, 51, 2, 1, 22, 32, 42]
+    assert batch.packing.offsets.tolist() == [0, 6, 12]
+    assert batch.packing.positions.tolist() == [0, 1, 2, 3, 4, 5] * 2 + [0, 1, 2, 3]
     assert batch.starts.tolist() == [3, 5, 2]
     assert batch.completion_ids.tolist() == [[40, 50, 2], [2, 0, 0], [32, 42, 0]]
     assert batch.completion_mask.int().tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0]]
-    assert batch.last.tolist() == [5, 5, 3]
+    assert batch.last.tolist() == [5, 11, 15]
+    assert batch.completion.tolist() == [3, 4, 5, 11, 14, 15]
 
 
 def test_an_empty_completion_ends_at_its_prompt(tiny_base):
     batch = collate(tiny_base, [Example((1, 20, 30), ())])
     assert batch.completion_mask.tolist() == [[False]]
     assert batch.last.tolist() == [2]
-    assert batch.states(torch.zeros(1, 3, 4)).shape == (0, 4)
+    assert batch.completion.tolist() == []
+
+
+def test_earlier_replies_are_taught_too(tiny_base):
+    """The second example's prompt holds two earlier replies: 11, eos and 13, eos."""
+    turns = Example((1, 10, 11, 2, 12, 13, 2, 14), (15, 2), earlier=((2, 4), (5, 7)))
+    batch = collate(tiny_base, [THREE[0], turns, THREE[2]])
+    assert turns.taught == 6
+    assert sorted(batch.ids[batch.taught].tolist()) == sorted(
+        [40, 50, 2, 11, 2, 13, 2, 15, 2, 32, 42]
+    )
+    assert batch.ids[batch.completion].tolist() == [40, 50, 2, 15, 2, 32, 42]
+    part = batch.part(1, 2)
+    assert part.ids[part.earlier].tolist() == [11, 2, 13, 2]
+    assert batch.part(2, 3).earlier.tolist() == []
 
 
 def test_left_pad_pads_on_the_left(tiny_base):
     ids, mask = left_pad(tiny_base, [(1, 20, 30), (1,), (1, 21)])
     assert ids.tolist() == [[1, 20, 30], [0, 0, 1], [0, 1, 21]]
     assert mask.int().tolist() == [[1, 1, 1], [0, 0, 1], [0, 1, 1]]
-
-
-def test_states_are_those_before_each_completion_token(tiny_base):
-    """Hidden state t is written as the number 10 * row + t."""
-    batch = collate(tiny_base, THREE)
-    hidden = torch.tensor([[10.0 * b + t for t in range(6)] for b in range(3)])[..., None]
-    assert batch.states(hidden).flatten().tolist() == [2, 3, 4, 14, 21, 22]
 
 
 def test_spread_puts_each_value_back_at_its_token(tiny_base):
@@ -271,8 +277,10 @@ def as_rollout(base, examples):
 
 
 def same(a: Batch, b: Batch):
-    for name in ("ids", "starts", "completion_ids", "completion_mask"):
+    for name in ("ids", "starts", "completion_ids", "completion_mask", "earlier"):
         assert torch.equal(getattr(a, name), getattr(b, name)), name
+    for name in ("offsets", "positions", "cells"):
+        assert torch.equal(getattr(a.packing, name), getattr(b.packing, name)), name
 
 
 token = st.integers(0, 9)  # pad, bos and eos among them: masks are never inferred from ids

@@ -34,8 +34,11 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from alpaca_rlhf.config import UserError
+from alpaca_rlhf.models import attention
 from alpaca_rlhf.models.base import Base
+from alpaca_rlhf.models.batches import Batch
 from alpaca_rlhf.models.heads import ScalarHead
+from alpaca_rlhf.models.vocabulary import Chosen, chosen_logprobs
 from alpaca_rlhf.records import content_hash
 from alpaca_rlhf.runs import atomic_write
 from alpaca_rlhf.settings import Lora
@@ -86,6 +89,7 @@ class Adapters:
         self._layers: list[LoraLayer] = []
         self._active: str | None = None
         self._graphs: weakref.WeakSet[_Graph] = weakref.WeakSet()
+        base.model.set_attn_implementation(attention.NAME)
         self._backbone: nn.Module = base.model.model
         self._lm_head: nn.Module = base.model.lm_head
 
@@ -234,41 +238,64 @@ class Adapters:
 
     # --- forwards ---------------------------------------------------------------------------------
 
-    def hidden(
-        self,
-        ids: Tensor,
-        *,
-        mask: Tensor | None = None,
-        positions: Tensor | None = None,
-        cache: Cache | None = None,
-    ) -> Tensor:
-        """Last hidden states under the active adapter and the base's autocast.
-
-        Args:
-            ids: (B, T) int64.
-            mask: (B, past + T) bool for left-padded rows; None for right-padded ones, where causal
-                attention suffices.
-            positions: (B, T) int64; None counts from 0 (right-padded rows).
-            cache: Keys and values of the tokens before, extended in place; None for a forward of
-                its own.
+    def hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states of a batch under the active adapter and the base's autocast.
 
         Returns:
-            (B, T, H) in the compute dtype.
+            (N, H) in the compute dtype, for each token of the batch.
         """
-        with self.base.autocast():
-            out: Tensor = self._backbone(
-                input_ids=ids,
-                attention_mask=None if mask is None else mask.long(),
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=cache is not None,
-            ).last_hidden_state
+        out = self._run(
+            input_ids=batch.ids[None],
+            attention_mask=attention.no_mask(batch.ids.device),
+            position_ids=batch.packing.positions[None],
+            use_cache=False,
+            packing=batch.packing,
+        )[0]
         if not (torch.is_grad_enabled() and out.requires_grad):
             return out
         graph = _Graph(self._active)
         self._graphs.add(graph)
         marked: Tensor = _Mark.apply(out, graph)  # type: ignore[no-untyped-call]
         return marked
+
+    @torch.no_grad()
+    def decode(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Tensor:
+        """Last hidden states while decoding, without a gradient.
+
+        Args:
+            ids: (B, T) int64, the tokens that are new.
+            mask: (B, past + T) bool, False where padded on the left.
+            positions: (B, T) int64.
+            cache: Keys and values of the tokens before, extended in place.
+
+        Returns:
+            (B, T, H) in the compute dtype.
+        """
+        return self._run(
+            input_ids=ids,
+            attention_mask=mask.long(),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        )
+
+    def _run(self, **inputs: Any) -> Tensor:
+        with self.base.autocast():
+            out: Tensor = self._backbone(**inputs).last_hidden_state
+        return out
+
+    def chosen(
+        self, hidden: Tensor, targets: Tensor, *, temperature: float = 1.0, entropy: bool = False
+    ) -> Chosen:
+        """Log-probabilities of (N,) tokens after (N, H) hidden states, fused with the head."""
+        dtype = self.base.dtype if hidden.dtype != torch.float64 else hidden.dtype
+        return chosen_logprobs(
+            hidden.to(dtype),
+            self.base.model.lm_head.weight,
+            targets,
+            temperature=temperature,
+            entropy=entropy,
+        )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(N, V) logits of (N, H) hidden states, in float32 (a float64 base keeps its own)."""

@@ -1,8 +1,7 @@
-"""Text to tensors: the only place that tokenises prompts, pads and masks.
+"""Text to tensors: the only place that tokenises prompts, packs, pads and masks.
 
-For training and scoring, rows are right-padded and carry no attention mask: under causal attention
-a real token never sees a pad. Only the decode loop pads on the left. Masks are carried, never
-inferred from ids.
+For training and scoring, the rows of a batch lie end to end, without padding. Only the decode loop
+pads, on the left. Masks are carried, never inferred from ids.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from alpaca_rlhf.config import UserError
+from alpaca_rlhf.models.attention import Packing
 from alpaca_rlhf.models.base import Base
 from alpaca_rlhf.prompts import chat_messages, lead, render
 from alpaca_rlhf.records import Instruction, Rollout
@@ -27,38 +27,78 @@ class Example:
     """Starts with bos, if the tokenizer has one, exactly once."""
     completion: tuple[int, ...]
     """Ends with eos unless it was cut."""
+    earlier: tuple[tuple[int, int], ...] = ()
+    """(start, end) in the prompt of the replies of earlier turns, each with its eos; SFT learns
+    them too."""
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
 
+    @property
+    def taught(self) -> int:
+        """Tokens that carry loss in SFT."""
+        return len(self.completion) + sum(end - start for start, end in self.earlier)
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded sequences and where their completions lie."""
+    """B sequences end to end, and where their completions lie."""
 
     ids: Tensor
-    """(B, T) int64, prompt and completion, right-padded."""
+    """(N,) int64, prompt and completion of each sequence, one sequence after the other."""
+    packing: Packing
+    """Where each sequence lies."""
     starts: Tensor
-    """(B,) int64, prompt tokens of each row."""
+    """(B,) int64, prompt tokens of each."""
     completion_ids: Tensor
     """(B, C) int64, right-padded."""
     completion_mask: Tensor
     """(B, C) bool, True on completion tokens."""
+    earlier: Tensor
+    """(E,) int64, places in `ids` of the tokens of earlier replies."""
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) int64, tokens of each sequence."""
+        return self.starts + self.completion_mask.sum(1)
 
     @property
     def last(self) -> Tensor:
-        """(B,) int64, position of the last token; that of the prompt if the completion is empty."""
-        return self.starts + self.completion_mask.sum(1) - 1
+        """(B,) int64, place in `ids` of each last token: the prompt's if there is no completion."""
+        return self.packing.offsets + self.lengths - 1
 
-    def states(self, hidden: Tensor) -> Tensor:
-        """(N, H) of (B, T, H): the state *before* each of the N completion tokens, row by row."""
+    @property
+    def completion(self) -> Tensor:
+        """(M,) int64, places in `ids` of the completion tokens, row by row."""
         rows, columns = self.completion_mask.nonzero(as_tuple=True)
-        return hidden[rows, self.starts[rows] + columns - 1]
+        return self.packing.offsets[rows] + self.starts[rows] + columns
+
+    @property
+    def taught(self) -> Tensor:
+        """(M + E,) int64, places in `ids` of the tokens that carry loss in SFT."""
+        return torch.cat([self.completion, self.earlier])
 
     def spread(self, flat: Tensor) -> Tensor:
-        """(B, C) of (N,) values of the completion tokens; 0 where masked."""
+        """(B, C) of (M,) values of the completion tokens; 0 where masked."""
         out = torch.zeros(self.completion_mask.shape, dtype=flat.dtype, device=flat.device)
         return out.masked_scatter(self.completion_mask, flat)
+
+    def part(self, start: int, end: int) -> Batch:
+        """The sequences from `start` to before `end`; C stays."""
+        lengths = self.lengths[start:end]
+        begin, size = int(self.packing.offsets[start]), int(lengths.sum())
+        inside = (self.earlier >= begin) & (self.earlier < begin + size)
+        return Batch(
+            self.ids[begin : begin + size],
+            Packing.of(lengths.tolist(), self.ids.device),
+            self.starts[start:end],
+            self.completion_ids[start:end],
+            self.completion_mask[start:end],
+            self.earlier[inside] - begin,
+        )
 
 
 def prompt_ids(base: Base, template: str, row: Instruction) -> tuple[int, ...]:
@@ -128,19 +168,29 @@ def answer(base: Base, template: str, ids: Sequence[int]) -> str:
 
 
 def collate(base: Base, examples: Sequence[Example]) -> Batch:
-    """Pad examples to one batch on the base's device."""
-    width = max(len(one) for one in examples)
-    ids = torch.full((len(examples), width), base.pad_id)
+    """Examples as one batch on the base's device."""
+    packing = Packing.of([len(one) for one in examples], torch.device("cpu"))
     columns = max(1, max(len(one.completion) for one in examples))
     completion_ids = torch.full((len(examples), columns), base.pad_id)
     mask = torch.zeros((len(examples), columns), dtype=torch.bool)
     for i, one in enumerate(examples):
-        ids[i, : len(one)] = torch.tensor(one.prompt + one.completion)
         completion_ids[i, : len(one.completion)] = torch.tensor(one.completion, dtype=torch.int64)
         mask[i, : len(one.completion)] = True
-    starts = torch.tensor([len(one.prompt) for one in examples])
+    earlier = [
+        offset + place
+        for one, offset in zip(examples, packing.offsets.tolist(), strict=True)
+        for start, end in one.earlier
+        for place in range(start, end)
+    ]
     device = base.device
-    return Batch(ids.to(device), starts.to(device), completion_ids.to(device), mask.to(device))
+    return Batch(
+        torch.tensor([i for one in examples for i in one.prompt + one.completion]).to(device),
+        packing.to(device),
+        torch.tensor([len(one.prompt) for one in examples]).to(device),
+        completion_ids.to(device),
+        mask.to(device),
+        torch.tensor(earlier, dtype=torch.int64).to(device),
+    )
 
 
 def left_pad(base: Base, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -155,14 +205,16 @@ def left_pad(base: Base, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tens
 
 
 def from_rollout(rollout: Rollout) -> Batch:
-    """The same sequences, prompt padding moved to the right end."""
+    """The same sequences without their padding."""
     ids = torch.cat([rollout.prompt_ids, rollout.completion_ids], 1)
     mask = torch.cat([rollout.prompt_mask, rollout.completion_mask], 1)
-    order = torch.argsort((~mask).to(torch.int8), dim=1, stable=True)
-    width = int(mask.sum(1).max())
-    compact = ids.gather(1, order)[:, :width]
     return Batch(
-        compact, rollout.prompt_mask.sum(1), rollout.completion_ids, rollout.completion_mask
+        ids[mask],
+        Packing.of(mask.sum(1).tolist(), ids.device),
+        rollout.prompt_mask.sum(1),
+        rollout.completion_ids,
+        rollout.completion_mask,
+        ids.new_empty(0),
     )
 
 

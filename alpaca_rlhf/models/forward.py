@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from alpaca_rlhf.models.adapters import Adapters
@@ -27,24 +26,34 @@ class TokenStats(NamedTuple):
 
 def token_stats(adapters: Adapters, batch: Batch, *, temperature: float = 1.0) -> TokenStats:
     """Log-probability and entropy of the completion tokens at a temperature, in fp32."""
-    hidden = adapters.hidden(batch.ids)
-    logits = adapters.logits(batch.states(hidden))
-    if temperature != 1.0:
-        logits = logits / temperature
-    logprobs = torch.log_softmax(logits, -1)
-    chosen = logprobs.gather(-1, batch.completion_ids[batch.completion_mask][:, None])[:, 0]
-    with torch.no_grad():
-        entropy = -(logprobs.exp() * logprobs).sum(-1)
-    return TokenStats(batch.spread(chosen), batch.spread(entropy))
+    places = batch.completion
+    hidden = adapters.hidden(batch)
+    found = adapters.chosen(
+        hidden[places - 1], batch.ids[places], temperature=temperature, entropy=True
+    )
+    assert found.entropy is not None
+    return TokenStats(batch.spread(found.logprobs), batch.spread(found.entropy))
+
+
+def token_logprobs(adapters: Adapters, batch: Batch) -> Tensor:
+    """(B, C) float32 log-probabilities of the completion tokens; 0 where masked."""
+    places = batch.completion
+    hidden = adapters.hidden(batch)
+    return batch.spread(adapters.chosen(hidden[places - 1], batch.ids[places]).logprobs)
+
+
+def taught_logprobs(adapters: Adapters, batch: Batch) -> Tensor:
+    """(M,) float32 log-probabilities of all tokens that carry loss in SFT."""
+    places = batch.taught
+    hidden = adapters.hidden(batch)
+    return adapters.chosen(hidden[places - 1], batch.ids[places]).logprobs
 
 
 def token_values(adapters: Adapters, head: ScalarHead, batch: Batch) -> Tensor:
     """(B, C) float32 value of the state before each completion token; 0 where masked."""
-    return batch.spread(head(batch.states(adapters.hidden(batch.ids))))
+    return batch.spread(head(adapters.hidden(batch)[batch.completion - 1]))
 
 
 def completion_scores(adapters: Adapters, head: ScalarHead, batch: Batch) -> Tensor:
     """(B,) float32 score, read at the last token: the eos where there is one."""
-    hidden = adapters.hidden(batch.ids)
-    rows = torch.arange(len(batch.ids), device=hidden.device)
-    return head(hidden[rows, batch.last])  # type: ignore[no-any-return]
+    return head(adapters.hidden(batch)[batch.last])  # type: ignore[no-any-return]

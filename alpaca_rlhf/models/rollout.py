@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -101,7 +101,7 @@ def _decode(
     ids, mask = left_pad(base, prompts)
     positions = (mask.long().cumsum(1) - 1).clamp_min(0)
     cache = DynamicCache(config=base.model.config)
-    state = adapters.hidden(ids, mask=mask, positions=positions, cache=cache)[:, -1]
+    state = adapters.decode(ids, mask, positions, cache)[:, -1]
     if k > 1:
         cache.batch_repeat_interleave(k)
         state, mask, positions = (t.repeat_interleave(k, 0) for t in (state, mask, positions))
@@ -133,7 +133,7 @@ def _decode(
             mask, position = mask[keep], position[keep]
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
         position = position + 1
-        state = adapters.hidden(chosen[:, None], mask=mask, positions=position, cache=cache)[:, -1]
+        state = adapters.decode(chosen[:, None], mask, position, cache)[:, -1]
     return [Sampled(tuple(ids), end) for ids, end in zip(tokens, finished, strict=True)]
 
 
@@ -208,16 +208,7 @@ def scores(
 
 
 def micro_batches(batch: Batch, size: int) -> list[Batch]:
-    """The rows of a batch in parts of at most `size`, each as wide as its longest row; C stays."""
-    parts = []
-    for start in range(0, len(batch.ids), size):
-        rows = slice(start, start + size)
-        part = Batch(
-            *(
-                getattr(batch, f)[rows]
-                for f in ("ids", "starts", "completion_ids", "completion_mask")
-            )
-        )
-        width = int(part.last.max()) + 1
-        parts.append(replace(part, ids=part.ids[:, :width]))
-    return parts
+    """The sequences of a batch in parts of at most `size`."""
+    return [
+        batch.part(start, min(start + size, len(batch))) for start in range(0, len(batch), size)
+    ]

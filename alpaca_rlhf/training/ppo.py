@@ -21,7 +21,7 @@ from alpaca_rlhf.config import UserError
 from alpaca_rlhf.models import rollout as runs
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import Batch, Example, collate, from_rollout, left_pad
-from alpaca_rlhf.models.forward import token_stats, token_values
+from alpaca_rlhf.models.forward import token_logprobs, token_values
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.records import Rollout
 from alpaca_rlhf.settings import PPO, Sampling
@@ -292,7 +292,7 @@ def _policy_step(
     sums = {"policy_loss": 0.0, "clip_fraction": 0.0, "approx_kl": 0.0}
     with adapters.using("policy"), adapters.training():
         for part, batch in _micro(rollout, rows, settings.micro_batch_size):
-            new = token_stats(adapters, batch).logprobs
+            new = token_logprobs(adapters, batch)
             found = policy_loss(
                 new,
                 rollout.logprobs[part],

@@ -10,7 +10,7 @@ import torch
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import Example, by_length, collate, example
-from alpaca_rlhf.models.forward import token_stats
+from alpaca_rlhf.models.forward import taught_logprobs
 from alpaca_rlhf.records import Instruction, content_hash
 from alpaca_rlhf.settings import SFT
 from alpaca_rlhf.training.loop import Checkpoints, Learner, Log, batches, fit
@@ -61,8 +61,8 @@ def held_out_loss(
     with adapters.using(role):
         for group in by_length([len(one) for one in examples], micro_batch_size):
             batch = collate(adapters.base, [examples[i] for i in group])
-            total -= float(token_stats(adapters, batch).logprobs.double().sum())
-            count += int(batch.completion_mask.sum())
+            total -= float(taught_logprobs(adapters, batch).double().sum())
+            count += len(batch.taught)
     return total / max(1, count)
 
 
@@ -102,12 +102,12 @@ def train_sft(
 
     def backward(indices: list[int]) -> dict[str, float]:
         chosen = [examples[i] for i in indices]
-        tokens = sum(len(one.completion) for one in chosen)
+        tokens = sum(one.taught for one in chosen)
         total = 0.0
         with adapters.using(role), adapters.training():
             for group in by_length([len(one) for one in chosen], size):
                 batch = collate(adapters.base, [chosen[i] for i in group])
-                loss = -token_stats(adapters, batch).logprobs.sum() / tokens
+                loss = -taught_logprobs(adapters, batch).sum() / tokens
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.item()
         return {"loss": total, "tokens": tokens}
@@ -133,7 +133,7 @@ def train_sft(
     return SFTResult(
         examples=len(examples),
         held_out=len(held_out),
-        tokens=sum(len(one.completion) for one in examples) * settings.epochs,
+        tokens=sum(one.taught for one in examples) * settings.epochs,
         loss_before=before,
         loss_after=held_out_loss(adapters, role, held_out, size),
     )
