@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+OptimizerName = Literal["adamw", "adamw8bit", "paged_adamw8bit"]
+"""Where the optimiser's moments live; the last two are bitsandbytes'."""
+
 
 def _above(flag: str, value: float, least: float, *, equal_allowed: bool = False) -> None:
     if not (value > least or (equal_allowed and value == least)):
@@ -124,6 +127,9 @@ class SFT:
     """Share of the rows kept for the evaluation loss."""
     save_every: int = 50
     """Optimiser steps between checkpoints."""
+    optimizer: OptimizerName = "adamw"
+    """`adamw`; `adamw8bit` keeps its moments in 8 bit (arXiv 2110.02861), a quarter of the memory;
+    `paged_adamw8bit` moves them to the host when the card is full (QLoRA section 3)."""
 
     def __post_init__(self) -> None:
         _above("--sft.lr", self.lr, 0)
@@ -184,6 +190,9 @@ class Reward:
     """Refuse to train a policy on a reward model whose held-out accuracy is below this."""
     save_every: int = 20
     """Optimiser steps between checkpoints."""
+    optimizer: OptimizerName = "adamw"
+    """`adamw`; `adamw8bit` keeps its moments in 8 bit (arXiv 2110.02861), a quarter of the memory;
+    `paged_adamw8bit` moves them to the host when the card is full (QLoRA section 3)."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -259,6 +268,9 @@ class PPO:
     """First updates in which only the value is trained."""
     save_every: int = 5
     """Updates between checkpoints."""
+    optimizer: OptimizerName = "adamw"
+    """`adamw`; `adamw8bit` keeps its moments in 8 bit (arXiv 2110.02861), a quarter of the memory;
+    `paged_adamw8bit` moves them to the host when the card is full (QLoRA section 3)."""
     clip: Clip = field(default_factory=Clip)
     """Bounds of the update."""
 

@@ -98,6 +98,7 @@ def train_ppo(
         steps=max(1, settings.updates - settings.value_warmup) * per_update,
         warmup=0.02,
         max_grad_norm=settings.clip.grad_norm,
+        optimizer=settings.optimizer,
     )
     value = Learner(
         "ppo",
@@ -109,6 +110,7 @@ def train_ppo(
         steps=settings.updates * per_update,
         warmup=0.02,
         max_grad_norm=settings.clip.grad_norm,
+        optimizer=settings.optimizer,
     )
     order = _prompt_order(len(prompts), settings, seed)
     saved = checkpoints.latest()

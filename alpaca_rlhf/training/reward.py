@@ -114,6 +114,7 @@ def train_reward(
         steps=len(plan),
         warmup=settings.warmup,
         max_grad_norm=settings.max_grad_norm,
+        optimizer=settings.optimizer,
     )
 
     def backward(indices: list[int]) -> dict[str, float]:

@@ -97,6 +97,7 @@ def train_sft(
         steps=len(plan),
         warmup=settings.warmup,
         max_grad_norm=settings.max_grad_norm,
+        optimizer=settings.optimizer,
     )
     size = settings.micro_batch_size
 
