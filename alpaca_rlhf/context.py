@@ -51,7 +51,8 @@ def forget(run: RunFolder, stage: str) -> None:
 
 
 def _checkpoints(run: RunFolder, stage: str) -> Checkpoints:
-    return Checkpoints(run.path / "checkpoints" / stage)
+    bad_batches = run.path / "bad_batch" / stage
+    return Checkpoints(run.path / "checkpoints" / stage, bad_batches=bad_batches)
 
 
 @dataclass

@@ -131,6 +131,12 @@ class SFT:
     """`adamw`; `adamw8bit` keeps its moments in 8 bit (arXiv 2110.02861), a quarter of the memory;
     `paged_adamw8bit` moves them to the host when the card is full (QLoRA section 3)."""
 
+    eval_every: int = 0
+    """Optimiser steps between evaluations of the held-out loss; 0 evaluates after each epoch."""
+    patience: int = 0
+    """Stop after this many evaluations without a better one, and go on with the weights of the best
+    one; 0 trains to the end and keeps the last weights."""
+
     def __post_init__(self) -> None:
         _above("--sft.lr", self.lr, 0)
         for name in ("epochs", "batch_size", "micro_batch_size", "max_length", "save_every"):
@@ -138,6 +144,12 @@ class SFT:
         _above("--sft.max-grad-norm", self.max_grad_norm, 0)
         _fraction("--sft.warmup", self.warmup)
         _fraction("--sft.held-out", self.held_out)
+        for name in ("eval_every", "patience"):
+            _above(f"--sft.{name.replace('_', '-')}", getattr(self, name), 0, equal_allowed=True)
+        if self.patience and not self.held_out:
+            raise ValueError(
+                f"--sft.patience {self.patience} needs held-out rows; raise --sft.held-out above 0"
+            )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What every stage's loop shares: optimiser and schedule, the order of the data, checkpoints.
+"""What every stage's loop shares: the order of the data, and steps that can be interrupted.
 
 A stage's data order and noise are functions of (seed, step), so a checkpoint is weights, optimiser
 and step, and a killed run goes on exactly where it stopped.
@@ -7,21 +7,36 @@ and step, and a killed run goes on exactly where it stopped.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from alpaca_rlhf.training.bad_batch import keeping_the_batch
 from alpaca_rlhf.training.checkpoints import Checkpoints
+from alpaca_rlhf.training.interrupt import finishing_the_step
 from alpaca_rlhf.training.optimizer import Learner
+from alpaca_rlhf.training.patience import Patience
 
-__all__ = ["Checkpoints", "Learner", "Log", "batches", "fit", "mean", "parts"]
+__all__ = ["Checkpoints", "Learner", "Log", "batches", "fit", "mean", "parts", "run_steps"]
 
 logger = logging.getLogger(__name__)
 
 Log = Callable[[dict[str, Any]], None]
 """Receives one row of metrics."""
+
+
+class Stateful(Protocol):
+    """What a checkpoint holds the state of: learners, a KL coefficient ..."""
+
+    def state(self) -> dict[str, Any]:
+        """Tensors, numbers and text."""
+        ...
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` gave."""
+        ...
 
 
 def batches(n: int, size: int, epochs: int, seed: int) -> list[list[int]]:
@@ -37,6 +52,63 @@ def batches(n: int, size: int, epochs: int, seed: int) -> list[list[int]]:
     return plan
 
 
+def run_steps(
+    stage: str,
+    steps: int,
+    take: Callable[[int], Mapping[str, Any]],
+    learning: Mapping[str, Stateful],
+    *,
+    checkpoints: Checkpoints,
+    save_every: int,
+    log: Log,
+    patience: Patience | None = None,
+) -> int:
+    """Take the steps of a stage, or those that are left, with checkpoints between them.
+
+    Ctrl-C finishes the step under way and saves.
+
+    Args:
+        stage: For messages.
+        steps: Steps in all.
+        take: Takes a step, counted from 0; returns its metrics. Where they hold `eval_loss`,
+            `patience` sees it.
+        learning: By name, what the steps change and a checkpoint must hold.
+        checkpoints: Where to go on from, and to save to.
+        save_every: Steps between checkpoints.
+        log: Receives a row a step.
+        patience: Keeps the checkpoint of its best evaluation, and ends the stage when exhausted.
+
+    Returns:
+        Steps taken, earlier sittings included.
+
+    Raises:
+        KeyboardInterrupt: It was interrupted; all steps taken are saved.
+    """
+    held = {**learning, **({"patience": patience} if patience is not None else {})}
+    done = 0
+    saved = checkpoints.latest()
+    if saved is not None:
+        done, state = saved
+        for name, one in held.items():
+            one.load_state(state[name])
+        logger.info("%s goes on at step %d of %d", stage, done, steps)
+    with finishing_the_step() as asked_to_stop:
+        while done < steps and not (patience is not None and patience.exhausted):
+            row = take(done)
+            done += 1
+            log({"step": done, "steps": steps, **row})
+            if patience is not None and "eval_loss" in row:
+                patience.see(done, row["eval_loss"])
+            best = None if patience is None else patience.best_step
+            stop = asked_to_stop()
+            if stop or done == best or (done % save_every == 0 and done < steps):
+                state = {name: one.state() for name, one in held.items()}
+                checkpoints.save(done, state, best=best)
+            if stop:
+                raise KeyboardInterrupt
+    return done
+
+
 def fit(
     learner: Learner,
     plan: Sequence[list[int]],
@@ -46,7 +118,9 @@ def fit(
     save_every: int,
     log: Log,
     each_step: Callable[[int], dict[str, float] | None] = lambda step: None,
-) -> None:
+    describe: Callable[[list[int]], Sequence[dict[str, Any]]],
+    patience: Patience | None = None,
+) -> int:
     """Run (or go on with) a stage that takes one optimiser step a batch.
 
     Args:
@@ -57,20 +131,36 @@ def fit(
         save_every: Steps between checkpoints.
         log: Receives a row a step.
         each_step: Called with the number of steps done; may return metrics of an evaluation.
+        describe: A batch for a person to read, should its loss or gradient not be finite.
+        patience: As in `run_steps`.
+
+    Returns:
+        Steps taken, earlier sittings included.
+
+    Raises:
+        UserError: A loss or gradient is not finite; the weights are those before that step, and
+            the batch is written.
+        KeyboardInterrupt: As in `run_steps`.
     """
-    done = 0
-    saved = checkpoints.latest()
-    if saved is not None:
-        done, state = saved
-        learner.load_state(state)
-        logger.info("%s goes on at step %d of %d", learner.stage, done, len(plan))
-    for step in range(done, len(plan)):
-        metrics = backward(plan[step])
-        learner.check_loss(metrics.get("loss", 0.0), of=f"the loss of step {step + 1}")
-        metrics |= learner.step()
-        log({"step": step + 1, "steps": len(plan), **metrics, **(each_step(step + 1) or {})})
-        if (step + 1) % save_every == 0 and step + 1 < len(plan):
-            checkpoints.save(step + 1, learner.state())
+
+    def take(step: int) -> dict[str, float]:
+        indices = plan[step]
+        with keeping_the_batch(checkpoints, step + 1, lambda: describe(indices)):
+            metrics = backward(indices)
+            learner.check_loss(metrics.get("loss", 0.0), of=f"the loss of step {step + 1}")
+            metrics |= learner.step()
+        return metrics | (each_step(step + 1) or {})
+
+    return run_steps(
+        learner.stage,
+        len(plan),
+        take,
+        {"learner": learner},
+        checkpoints=checkpoints,
+        save_every=save_every,
+        log=log,
+        patience=patience,
+    )
 
 
 def parts(items: Sequence[Any], size: int) -> list[Sequence[Any]]:

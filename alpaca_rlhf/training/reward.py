@@ -19,8 +19,10 @@ from alpaca_rlhf.models.forward import completion_scores
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.rollout import score
 from alpaca_rlhf.settings import Reward
+from alpaca_rlhf.training.bad_batch import readable
 from alpaca_rlhf.training.loop import Checkpoints, Learner, Log, batches, fit, parts
 from alpaca_rlhf.training.losses import ranking_loss
+from alpaca_rlhf.training.memory import MicroBatch
 
 
 @dataclass(frozen=True)
@@ -117,27 +119,54 @@ def train_reward(
         optimizer=settings.optimizer,
     )
 
+    micro = MicroBatch(
+        stage,
+        "--reward.micro-batch-size",
+        settings.micro_batch_size,
+        lower="--reward.max-length or --rank.k",
+    )
+
     def backward(indices: list[int]) -> dict[str, float]:
-        total, right, seen = 0.0, 0.0, 0
-        with adapters.using(role), adapters.training():
-            for part in parts(indices, settings.micro_batch_size):
-                groups = [train[i] for i in part]
-                scores = completion_scores(
-                    adapters, head, collate(adapters.base, [e for g in groups for e in g.examples])
-                )
-                loss = scores.new_zeros(())
-                for group, own in zip(
-                    groups, scores.split_with_sizes([len(g.examples) for g in groups]), strict=True
-                ):
-                    pairs = torch.tensor(group.pairs, device=own.device)
-                    loss = loss + ranking_loss(own, pairs) / len(indices)
-                    right += float((own[pairs[:, 0]] > own[pairs[:, 1]]).sum())
-                    seen += len(pairs)
-                loss.backward()  # type: ignore[no-untyped-call]
-                total += loss.item()
+        def of(size: int) -> tuple[float, float, int]:
+            total, right, seen = 0.0, 0.0, 0
+            with adapters.using(role), adapters.training():
+                for part in parts(indices, size):
+                    groups = [train[i] for i in part]
+                    batch = collate(adapters.base, [e for g in groups for e in g.examples])
+                    scores = completion_scores(adapters, head, batch)
+                    loss = scores.new_zeros(())
+                    for group, own in zip(
+                        groups,
+                        scores.split_with_sizes([len(g.examples) for g in groups]),
+                        strict=True,
+                    ):
+                        pairs = torch.tensor(group.pairs, device=own.device)
+                        loss = loss + ranking_loss(own, pairs) / len(indices)
+                        right += float((own[pairs[:, 0]] > own[pairs[:, 1]]).sum())
+                        seen += len(pairs)
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    total += loss.item()
+            return total, right, seen
+
+        total, right, seen = micro.run(of, forget=learner.forget_gradients)
         return {"loss": total, "accuracy": right / seen}
 
-    fit(learner, plan, backward, checkpoints=checkpoints, save_every=settings.save_every, log=log)
+    fit(
+        learner,
+        plan,
+        backward,
+        checkpoints=checkpoints,
+        save_every=settings.save_every,
+        log=log,
+        describe=lambda indices: [
+            {
+                "prompt_id": train[i].prompt_id,
+                "pairs": [list(pair) for pair in train[i].pairs],
+                "completions": readable(adapters.base, train[i].examples),
+            }
+            for i in indices
+        ],
+    )
     adapters.trainable()
     pairs = sum(len(g.pairs) for g in train)
     result = evaluate_reward(adapters, role, head, held_out, len(train), pairs, settings)
