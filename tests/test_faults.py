@@ -77,7 +77,7 @@ def test_reward_keeps_the_rankings_that_gave_a_nan(tiny, tmp_path):
         with torch.no_grad():
             next(iter(adapters.parameters("reward").values())).fill_(float("nan"))
 
-    with pytest.raises(UserError, match=r"reward: .* nan; lower --reward\.lr .*step 2") as caught:
+    with pytest.raises(UserError, match=r"reward: .*; lower --reward\.lr .*step 2") as caught:
         learn(adapters, tmp_path, rows, replace(REWARD, batch_size=6), log=poison)
     (path,) = (tmp_path / "bad_batch").iterdir()
     assert str(path) in str(caught.value)
