@@ -5,7 +5,7 @@ Settings, run folder, tasks, and the base with its adapters, loaded when first n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from alpaca_rlhf.runs import RunFolder
 from alpaca_rlhf.settings import Loop, Sampling
 from alpaca_rlhf.sources import Source
 from alpaca_rlhf.training.loop import Checkpoints
+from alpaca_rlhf.training.trackers import tracker
 
 
 class Reporter(Protocol):
@@ -81,6 +82,11 @@ class Context:
             adapters.checkpointing(True)
         return adapters
 
+    @cached_property
+    def track(self) -> Callable[[Mapping[str, Any]], None]:
+        """Where metrics go beside the run folder."""
+        return tracker(self.settings.track, self.run.path)
+
     def splits(self) -> dict[str, list[Instruction]]:
         """What SFT trains on, under `sft`, and the prompts of every other split.
 
@@ -122,10 +128,11 @@ class Context:
         _checkpoints(self.run, stage).clear()
 
     def log(self, stage: str) -> Callable[[dict[str, Any]], None]:
-        """Receives a stage's metrics: to `metrics.jsonl`, and to the person who watches."""
+        """Receives a stage's metrics: for the run folder, a tracker, and the person who watches."""
 
         def log(row: dict[str, Any]) -> None:
             self.run.log({"stage": stage, **row})
+            self.track({"stage": stage, **row})
             self.reporter.step(stage, row["step"], row["steps"], row)
 
         return log

@@ -51,6 +51,7 @@ FREE = (
     *(f"{stage}.micro_batch_size" for stage in ("sft", "reward", "ppo")),
     *(f"{stage}.save_every" for stage in ("sft", "reward", "ppo")),
     "sampling.batch_size",
+    "track",
     "reward.gate",
     "evaluate.shown",
     "evaluate.watts",
@@ -109,6 +110,7 @@ def run_loop(
         for name in {key.partition(".")[0] for key in run.changed if key not in FREE}:
             forget(run, name)
         ctx = Context(settings, run, source_of(settings), reporter)
+        _ = ctx.track  # a package that is missing is told of before anything is done
         todo = order(settings)
         if until is not None:
             todo = todo[: 1 + [name for name, _ in todo].index(until)]

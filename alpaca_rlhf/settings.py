@@ -17,6 +17,9 @@ from alpaca_rlhf.inputs import Inputs as Inputs
 OptimizerName = Literal["adamw", "adamw8bit", "paged_adamw8bit"]
 """Where the optimiser's moments live; the last two are bitsandbytes'."""
 
+TrackerName = Literal["none", "tensorboard", "wandb"]
+"""Where metrics go beside `metrics.jsonl`."""
+
 
 def _above(flag: str, value: float, least: float, *, equal_allowed: bool = False) -> None:
     if not (value > least or (equal_allowed and value == least)):
@@ -406,6 +409,8 @@ class Loop(Stages):
     """The user's own files."""
     rounds: int = 1
     """Times that ranking, reward and policy training are done, each from the last policy."""
+    track: TrackerName = "none"
+    """Send metrics to `tensorboard` (files in the run folder) or `wandb` (over the network) too."""
 
     def __post_init__(self) -> None:
         _above("--rounds", self.rounds, 0)
