@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from alpaca_rlhf import processes
 from alpaca_rlhf.files import atomic_write, json_text
 
 
@@ -37,11 +38,18 @@ class Checkpoints:
     def save(self, step: int, state: dict[str, Any], *, best: int | None = None) -> None:
         """Write the state after `step` steps, and drop older ones.
 
+        Of several processes, which hold the same, one writes; all go on when it is written.
+
         Args:
             step: Steps done.
             state: Tensors, numbers and text only: it is read back with `weights_only`.
             best: The step whose checkpoint is to stay however old it is.
         """
+        if processes.main():
+            self._write(step, state, best)
+        processes.wait()
+
+    def _write(self, step: int, state: dict[str, Any], best: int | None) -> None:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         target = self._at(step)
@@ -70,13 +78,15 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Remove them: the stage is done and its result written."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if processes.main():
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def keep_batch(self, step: int, rows: Sequence[dict[str, Any]]) -> Path:
         """Write the batch that a step failed on, to be read by a person; returns the file."""
         path = self.bad_batches / f"step-{step:06d}.json"
         value = {"step": step, "rows": list(rows)}
-        atomic_write(path, json_text(value, path.name, indent=2) + "\n")
+        if processes.main():
+            atomic_write(path, json_text(value, path.name, indent=2) + "\n")
         return path
 
     def _at(self, step: int) -> Path:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from alpaca_rlhf import processes
 from alpaca_rlhf.training.bad_batch import keeping_the_batch
 from alpaca_rlhf.training.checkpoints import Checkpoints
 from alpaca_rlhf.training.interrupt import finishing_the_step
@@ -100,7 +101,7 @@ def run_steps(
             if patience is not None and "eval_loss" in row:
                 patience.see(done, row["eval_loss"])
             best = None if patience is None else patience.best_step
-            stop = asked_to_stop()
+            stop = processes.any_of(asked_to_stop())
             if stop or done == best or (done % save_every == 0 and done < steps):
                 state = {name: one.state() for name, one in held.items()}
                 checkpoints.save(done, state, best=best)
@@ -126,7 +127,8 @@ def fit(
     Args:
         learner: What learns.
         plan: Indices of the examples of every step.
-        backward: Leaves the gradient of the batch's mean loss in the parameters; returns metrics.
+        backward: Leaves the gradient of the batch's mean loss in the parameters, of several
+            processes each its share's part of the sum; returns metrics of the whole batch.
         checkpoints: Where to go on from, and to save to.
         save_every: Steps between checkpoints.
         log: Receives a row a step.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from alpaca_rlhf import processes
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.settings import OptimizerName
 
@@ -77,9 +78,12 @@ class Learner:
     def step(self) -> dict[str, float]:
         """One clipped optimiser step on the gradients that lie there, then none lie there.
 
+        Where there are several processes their gradients are added up first.
+
         Raises:
             NotFinite: The gradients are not finite.
         """
+        processes.add_gradients(self.parameters.values())
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.max_grad_norm)
         if not torch.isfinite(norm):
             raise NotFinite(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from alpaca_rlhf import processes
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import Example, collate
@@ -130,7 +131,7 @@ def train_reward(
         def of(size: int) -> tuple[float, float, int]:
             total, right, seen = 0.0, 0.0, 0
             with adapters.using(role), adapters.training():
-                for part in parts(indices, size):
+                for part in parts(processes.share(indices), size):
                     groups = [train[i] for i in part]
                     batch = collate(adapters.base, [e for g in groups for e in g.examples])
                     scores = completion_scores(adapters, head, batch)
@@ -149,7 +150,8 @@ def train_reward(
             return total, right, seen
 
         total, right, seen = micro.run(of, forget=learner.forget_gradients)
-        return {"loss": total, "accuracy": right / seen}
+        sums = processes.add({"loss": total, "right": right, "seen": seen})
+        return {"loss": sums["loss"], "accuracy": sums["right"] / sums["seen"]}
 
     fit(
         learner,
@@ -184,7 +186,9 @@ def evaluate_reward(
 ) -> RewardResult:
     """Accuracy, calibration and length correlation on rankings the model has not seen."""
     examples = [e for g in held_out for e in g.examples]
-    scores = score(adapters, role, head, examples, batch_size=settings.micro_batch_size * 4)
+    share = processes.share(examples)
+    found = score(adapters, role, head, share, batch_size=settings.micro_batch_size * 4)
+    scores = torch.tensor(processes.gather(found.tolist()))
     gaps: list[list[float]] = []
     for group, own in zip(
         held_out, scores.split_with_sizes([len(g.examples) for g in held_out]), strict=True

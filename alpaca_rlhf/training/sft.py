@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from alpaca_rlhf import processes
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import Example, by_length, collate, example
@@ -65,12 +66,14 @@ def held_out_loss(
 ) -> float:
     """Mean loss a completion token, in nats; NaN-free: 0.0 without examples."""
     total, count = 0.0, 0
+    own = processes.share(examples)
     with adapters.using(role):
-        for group in by_length([len(one) for one in examples], micro_batch_size):
-            batch = collate(adapters.base, [examples[i] for i in group])
+        for group in by_length([len(one) for one in own], micro_batch_size):
+            batch = collate(adapters.base, [own[i] for i in group])
             total -= float(token_stats(adapters, batch).logprobs.double().sum())
             count += int(batch.completion_mask.sum())
-    return total / max(1, count)
+    sums = processes.add({"loss": total, "tokens": count})
+    return sums["loss"] / max(1, sums["tokens"])
 
 
 def train_sft(
@@ -113,18 +116,20 @@ def train_sft(
     def backward(indices: list[int]) -> dict[str, float]:
         chosen = [examples[i] for i in indices]
         tokens = sum(len(one.completion) for one in chosen)
+        own = processes.share(chosen)
 
         def of(size: int) -> float:
             total = 0.0
             with adapters.using(role), adapters.training():
-                for group in by_length([len(one) for one in chosen], size):
-                    batch = collate(adapters.base, [chosen[i] for i in group])
+                for group in by_length([len(one) for one in own], size):
+                    batch = collate(adapters.base, [own[i] for i in group])
                     loss = -token_stats(adapters, batch).logprobs.sum() / tokens
                     loss.backward()  # type: ignore[no-untyped-call]
                     total += loss.item()
             return total
 
-        return {"loss": micro.run(of, forget=learner.forget_gradients), "tokens": tokens}
+        loss = micro.run(of, forget=learner.forget_gradients)
+        return {**processes.add({"loss": loss}), "tokens": tokens}
 
     def evaluated() -> float:
         return micro.run(lambda size: held_out_loss(adapters, role, held_out, size))
