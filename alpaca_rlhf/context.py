@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from alpaca_rlhf import processes
 from alpaca_rlhf.data import read_instructions
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import Base, load_base
@@ -85,7 +86,7 @@ class Context:
     @cached_property
     def track(self) -> Callable[[Mapping[str, Any]], None]:
         """Where metrics go beside the run folder."""
-        return tracker(self.settings.track, self.run.path)
+        return tracker(self.settings.track if processes.main() else "none", self.run.path)
 
     def splits(self) -> dict[str, list[Instruction]]:
         """What SFT trains on, under `sft`, and the prompts of every other split.
@@ -106,6 +107,12 @@ class Context:
     def load(self, role: str, stage: str) -> None:
         """Read the adapter that a finished stage made, as `role`."""
         self.adapters.load(role, self.adapter_folder(stage))
+
+    def save(self, role: str, stage: str, head: ScalarHead | None = None) -> None:
+        """Write the adapter that a stage made, once for all processes, and its head beside it."""
+        if processes.main():
+            self.adapters.save(role, self.adapter_folder(stage), head)
+        processes.wait()
 
     def load_head(self, stage: str) -> ScalarHead:
         """Read the scalar head that a finished reward stage made."""

@@ -40,7 +40,7 @@ def sft(ctx: Context, round_: int) -> Outcome:
         checkpoints=ctx.checkpoints("sft"),
         log=ctx.log("sft"),
     )
-    ctx.adapters.save("sft", ctx.adapter_folder("sft"))
+    ctx.save("sft", "sft")
     counts = {"sft": len(rows), "overlap": overlap}
     loss = f"{result.loss_before:.2f} -> {result.loss_after:.2f} nats a token"
     summary = f"held-out loss {loss} on {len(held_out)} rows"
