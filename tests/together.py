@@ -10,12 +10,16 @@ import torch
 
 from alpaca_rlhf import processes
 from alpaca_rlhf.models.base import load_base
-from alpaca_rlhf.settings import SFT, Reward
+from alpaca_rlhf.settings import PPO, SFT, Clip, Reward, Sampling
+from alpaca_rlhf.training.best_of_k import choose
 from alpaca_rlhf.training.loop import Checkpoints, Learner
+from alpaca_rlhf.training.ppo import train_ppo
 from alpaca_rlhf.training.reward import train_reward
 from alpaca_rlhf.training.sft import train_sft
 from tests.conftest import with_adapters
 from tests.test_faults import rankings
+from tests.test_ppo import cast as ppo_cast
+from tests.test_ppo import prompts as ppo_prompts
 from tests.test_sft import examples
 
 
@@ -53,7 +57,68 @@ def reward(adapters, folder, log):
     return adapters.parameters("reward") | {"head": head.weight}, result
 
 
-STAGES = {"sft": sft, "reward": reward}
+def ppo(adapters, folder, log):
+    """Batches of 9 completions, minibatches of 3."""
+    settings = PPO(
+        updates=2,
+        batch_size=9,
+        minibatch_size=3,
+        micro_batch_size=2,
+        epochs=2,
+        lr=1e-3,
+        value_lr=1e-3,
+        max_new_tokens=8,
+        value_warmup=0,
+        save_every=1,
+        clip=Clip(kl_stop=100.0),
+    )
+    adapters, head = ppo_cast(lambda *names: adapters)
+    train_ppo(
+        adapters,
+        head,
+        ppo_prompts(9),
+        settings,
+        seed=0,
+        rollout_batch_size=16,
+        checkpoints=Checkpoints(folder),
+        log=log,
+    )
+    value = {f"value {key}": p for key, p in adapters.parameters("value").items()}
+    return adapters.parameters("policy") | value, None
+
+
+def best_of_k(adapters, folder, log):
+    """The winners of seven prompts, of three completions each."""
+    adapters, head = ppo_cast(lambda *names: adapters)
+    asked = ppo_prompts(7)
+    winners = choose(
+        adapters,
+        "policy",
+        head,
+        [one.ids for one in asked],
+        [one.key for one in asked],
+        k=3,
+        keep=1.0,
+        sampling=Sampling(max_new_tokens=8),
+        seed=0,
+        score_batch_size=4,
+    )
+    settings = SFT(lr=1e-3, epochs=3, batch_size=4, micro_batch_size=1, warmup=0.0)
+    result = train_sft(
+        adapters,
+        "policy",
+        winners.examples,
+        [],
+        settings,
+        seed=0,
+        checkpoints=Checkpoints(folder),
+        log=log,
+        stage="best_of_k",
+    )
+    return adapters.parameters("policy"), (result, winners)
+
+
+STAGES = {"sft": sft, "reward": reward, "ppo": ppo, "best_of_k": best_of_k}
 
 
 def go(base, out, stages):
