@@ -12,6 +12,7 @@ A single process never touches `torch.distributed`: with one, every function her
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
@@ -54,7 +55,9 @@ def join() -> None:
         import torch
         from accelerate import PartialState
 
-        PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+        # left to the interpreter's end, gloo's threads abort the process now and then
+        atexit.register(state.destroy_process_group)
 
 
 def share(items: Sequence[T]) -> list[T]:

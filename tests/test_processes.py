@@ -1,15 +1,23 @@
 """Two processes take the steps of one."""
 
+import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from alpaca_rlhf import processes
+from alpaca_rlhf.config import parse, to_yaml
+from alpaca_rlhf.pipeline import run_loop
+from alpaca_rlhf.quickstart import QUICKSTART
+from alpaca_rlhf.settings import Loop
 from tests import together
+from tests.prove import SMALL
+from tests.test_pipeline import Quiet
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = list(together.STAGES)
@@ -58,6 +66,8 @@ def both(tiny_folder, tmp_path_factory):
     def read(path):
         return torch.load(path, weights_only=False)
 
+    seen = [read(two / f"refusing-{one}.pt") for one in (0, 1)]
+    assert seen == [[1, "the main one refuses", True], ["the main one refuses", True]]
     return {
         stage: (
             read(one / f"{stage}-0.pt"),
@@ -99,6 +109,41 @@ def test_two_processes_log_the_numbers_of_one(both, stage):
     assert first["rows"] == second["rows"]
     for one, other in zip(first["rows"], alone["rows"], strict=True):
         assert one == pytest.approx(other, rel=1e-3, abs=1e-5)
+
+
+def test_a_whole_run_in_two_processes(tmp_path):
+    """Up to best-of-K: one writes, and says everything once; SFT's steps are those of one process.
+
+    In bf16 where the machine has it, so within what that rounds.
+    """
+    few = [*SMALL, "--generate.target", "8", "--ppo.updates", "2", "--ppo.value-warmup", "1"]
+    settings = parse(Loop, few, prog="test", description="", default=QUICKSTART)
+    config = tmp_path / "few.yaml"
+    config.write_text(to_yaml(settings))
+    out = tmp_path / "two"
+    done = launched("-m", "alpaca_rlhf", "best-of-k", "--config", config, "--out", out)
+    assert done.returncode == 0, done.stderr
+    single = replace(settings, out=tmp_path / "one")
+    run_loop(single, Quiet(), kind="loop", command="test", until="sft")
+
+    two, one = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("two", "one")
+    )
+    keys = [(row["stage"], row["step"]) for row in two]
+    assert len(keys) == len(set(keys)), "each row once"
+    stages = list(dict.fromkeys(stage for stage, _ in keys))
+    assert stages == ["generate", "sft", "reward_shuffled", "reward", "ppo", "best_of_k"]
+    assert [row["tokens"] for row in two if row["stage"] == "sft"] == [
+        row["tokens"] for row in one if row["stage"] == "sft"
+    ]
+    for row, other in zip(two, one, strict=False):
+        assert row.get("loss", 0) == pytest.approx(other.get("loss", 0), rel=0.1)
+    assert [line for line in done.stdout.splitlines() if line.startswith("ppo:")] == [
+        "ppo: train the policy adapter against the reward adapter, anchored to sft"
+    ]
+    for stage in ("sft", "reward", "ppo", "best_of_k"):
+        assert (tmp_path / "two" / stage / "adapter" / "adapter_model.safetensors").is_file()
 
 
 def test_what_is_shared_comes_back_in_order(monkeypatch):

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from alpaca_rlhf import processes
+from alpaca_rlhf.config import UserError
 from alpaca_rlhf.models.base import load_base
 from alpaca_rlhf.settings import PPO, SFT, Clip, Reward, Sampling
 from alpaca_rlhf.training.best_of_k import choose
@@ -121,6 +122,23 @@ def best_of_k(adapters, folder, log):
 STAGES = {"sft": sft, "reward": reward, "ppo": ppo, "best_of_k": best_of_k}
 
 
+def refusing(out):
+    """What the main process refuses alone, all refuse; and what each saw of it."""
+    seen = []
+
+    def work():
+        seen.append(processes.count())
+        raise UserError("the main one refuses")
+
+    try:
+        processes.by_main(work)
+    except UserError as error:
+        seen.append(str(error))
+    seen.append(processes.any_of(processes.index() == 1))
+    processes.wait()
+    torch.save(seen, out / f"refusing-{processes.index()}.pt")
+
+
 def go(base, out, stages):
     for stage in stages:
         gradients, rows = [], []
@@ -155,3 +173,4 @@ def go(base, out, stages):
 if __name__ == "__main__":
     processes.join()
     go(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
+    refusing(Path(sys.argv[2]))
