@@ -12,6 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from alpaca_rlhf.inputs import Inputs as Inputs
+
+OptimizerName = Literal["adamw", "adamw8bit", "paged_adamw8bit"]
+"""Where the optimiser's moments live; the last two are bitsandbytes'."""
+
+TrackerName = Literal["none", "tensorboard", "wandb"]
+"""Where metrics go beside `metrics.jsonl`."""
+
 
 def _above(flag: str, value: float, least: float, *, equal_allowed: bool = False) -> None:
     if not (value > least or (equal_allowed and value == least)):
@@ -124,6 +132,15 @@ class SFT:
     """Share of the rows kept for the evaluation loss."""
     save_every: int = 50
     """Optimiser steps between checkpoints."""
+    optimizer: OptimizerName = "adamw"
+    """`adamw`; `adamw8bit` keeps its moments in 8 bit (arXiv 2110.02861), a quarter of the memory;
+    `paged_adamw8bit` moves them to the host when the card is full (QLoRA section 3)."""
+
+    eval_every: int = 0
+    """Optimiser steps between evaluations of the held-out loss; 0 evaluates after each epoch."""
+    patience: int = 0
+    """Stop after this many evaluations without a better one, and go on with the weights of the best
+    one; 0 trains to the end and keeps the last weights."""
 
     def __post_init__(self) -> None:
         _above("--sft.lr", self.lr, 0)
@@ -132,6 +149,12 @@ class SFT:
         _above("--sft.max-grad-norm", self.max_grad_norm, 0)
         _fraction("--sft.warmup", self.warmup)
         _fraction("--sft.held-out", self.held_out)
+        for name in ("eval_every", "patience"):
+            _above(f"--sft.{name.replace('_', '-')}", getattr(self, name), 0, equal_allowed=True)
+        if self.patience and not self.held_out:
+            raise ValueError(
+                f"--sft.patience {self.patience} needs held-out rows; raise --sft.held-out above 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -184,6 +207,9 @@ class Reward:
     """Refuse to train a policy on a reward model whose held-out accuracy is below this."""
     save_every: int = 20
     """Optimiser steps between checkpoints."""
+    optimizer: OptimizerName = "adamw"
+    """`adamw`; `adamw8bit` keeps its moments in 8 bit (arXiv 2110.02861), a quarter of the memory;
+    `paged_adamw8bit` moves them to the host when the card is full (QLoRA section 3)."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -259,6 +285,9 @@ class PPO:
     """First updates in which only the value is trained."""
     save_every: int = 5
     """Updates between checkpoints."""
+    optimizer: OptimizerName = "adamw"
+    """`adamw`; `adamw8bit` keeps its moments in 8 bit (arXiv 2110.02861), a quarter of the memory;
+    `paged_adamw8bit` moves them to the host when the card is full (QLoRA section 3)."""
     clip: Clip = field(default_factory=Clip)
     """Bounds of the update."""
 
@@ -341,44 +370,6 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """The user's own files and judge; what is left out comes from the small world."""
-
-    data: Path | None = None
-    """Rows to train on (Alpaca columns, JSON or JSONL); self-instruct is then left out."""
-    seeds: Path | None = None
-    """Seed tasks with outputs (the same columns), for self-instruct with the base; the base trains
-    on them and on what it makes of them."""
-    prompts: Path | None = None
-    """Prompts to rank, to train the policy on and to evaluate on; dealt to the splits by clusters
-    of near-duplicates."""
-    rankings: Path | None = None
-    """Pairs (chosen, rejected) or ranking trees to train the reward model on, instead of ranking
-    completions."""
-    judge: Literal["gold", "human"] = "gold"
-    """Who ranks: the small world's gold judge, or people."""
-
-    def __post_init__(self) -> None:
-        if self.judge == "human" and self.prompts is None:
-            raise ValueError("--inputs.judge human needs prompts to rank; give --inputs.prompts")
-        if self.judge == "human" and self.data is None and self.seeds is None:
-            raise ValueError(
-                "--inputs.judge human needs rows to train on; give --inputs.data, or "
-                "--inputs.seeds to make them from"
-            )
-        if self.data is not None and self.seeds is not None:
-            raise ValueError(
-                "--inputs.seeds: --inputs.data gives the rows to train on already; leave one out"
-            )
-        for name in ("prompts", "rankings", "seeds"):
-            if getattr(self, name) is not None and self.judge == "gold":
-                raise ValueError(
-                    f"--inputs.{name}: --inputs.judge gold knows only the small world; "
-                    "with files of your own give --inputs.judge human"
-                )
-
-
-@dataclass(frozen=True)
 class Stages:
     """The settings of every stage of the loop."""
 
@@ -418,6 +409,8 @@ class Loop(Stages):
     """The user's own files."""
     rounds: int = 1
     """Times that ranking, reward and policy training are done, each from the last policy."""
+    track: TrackerName = "none"
+    """Send metrics to `tensorboard` (files in the run folder) or `wandb` (over the network) too."""
 
     def __post_init__(self) -> None:
         _above("--rounds", self.rounds, 0)

@@ -22,6 +22,8 @@ LAYERS = (
         "config",
         "given",
         "settings",
+        "inputs",
+        "processes",
         "quickstart",
         "prompts",
         "files",

@@ -15,6 +15,7 @@ from alpaca_rlhf.records import Rollout
 from alpaca_rlhf.settings import PPO, Clip
 from alpaca_rlhf.training import ppo
 from alpaca_rlhf.training.loop import Checkpoints, Learner
+from alpaca_rlhf.training.memory import MicroBatch
 from alpaca_rlhf.training.ppo import (
     PPOPrompt,
     advantages_of,
@@ -94,7 +95,8 @@ def rolled(adapters, head, settings=SETTINGS, completions=COMPLETIONS):
     value = ScalarHead(128)
     value.load_state_dict(head.state_dict())
     adapters.add("value", copy_of="reward")
-    return collect(adapters, head, value, prompts(len(completions)), completions, settings)
+    micro = MicroBatch("ppo", "--ppo.micro-batch-size", settings.micro_batch_size, lower="")
+    return collect(adapters, head, value, prompts(len(completions)), completions, settings, micro)
 
 
 # --- what is collected ----------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def reward(ctx: Context, round_: int) -> Outcome:
     head.normalise(
         score(ctx.adapters, "reward", head, reference, batch_size=settings.micro_batch_size * 4)
     )
-    ctx.adapters.save("reward", ctx.adapter_folder(stage), head)
+    ctx.save("reward", stage, head)
     if result.accuracy < settings.gate:
         forget(ctx.run, stage)  # other rankings or settings make another model
         raise UserError(

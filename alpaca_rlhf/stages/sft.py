@@ -24,6 +24,11 @@ def sft(ctx: Context, round_: int) -> Outcome:
     kept, out = split_held_out(rows, settings.held_out)
     examples, too_long = encode(ctx.adapters, kept, settings.max_length)
     held_out, also_too_long = encode(ctx.adapters, out, settings.max_length)
+    if settings.patience and not held_out:
+        raise UserError(
+            f"--sft.patience {settings.patience}: none of {len(rows)} rows is held out; "
+            f"raise --sft.held-out {settings.held_out:g}"
+        )
     ctx.adapters.add("sft", seed=ctx.settings.seed)
     result = train_sft(
         ctx.adapters,
@@ -35,10 +40,12 @@ def sft(ctx: Context, round_: int) -> Outcome:
         checkpoints=ctx.checkpoints("sft"),
         log=ctx.log("sft"),
     )
-    ctx.adapters.save("sft", ctx.adapter_folder("sft"))
+    ctx.save("sft", "sft")
     counts = {"sft": len(rows), "overlap": overlap}
     loss = f"{result.loss_before:.2f} -> {result.loss_after:.2f} nats a token"
     summary = f"held-out loss {loss} on {len(held_out)} rows"
+    if settings.patience:
+        summary += f"; the weights of step {result.best_step}, the best of {result.steps}"
     facts = {**asdict(result), "too_long": too_long + also_too_long, "prompts": counts}
     return Outcome(result.examples, result.tokens, summary, facts)
 

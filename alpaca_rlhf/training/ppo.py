@@ -12,11 +12,13 @@ appendix C.4.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from alpaca_rlhf import processes
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.models import rollout as runs
 from alpaca_rlhf.models.adapters import Adapters
@@ -25,7 +27,8 @@ from alpaca_rlhf.models.forward import token_logprobs, token_values
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.records import Rollout
 from alpaca_rlhf.settings import PPO, Sampling
-from alpaca_rlhf.training.loop import Checkpoints, Learner, Log, batches
+from alpaca_rlhf.training.bad_batch import keeping_the_batch, readable
+from alpaca_rlhf.training.loop import Checkpoints, Learner, Log, batches, run_steps
 from alpaca_rlhf.training.losses import (
     Advantages,
     gae,
@@ -37,6 +40,7 @@ from alpaca_rlhf.training.losses import (
     value_loss,
     whiten,
 )
+from alpaca_rlhf.training.memory import MicroBatch
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,7 @@ def train_ppo(
         steps=max(1, settings.updates - settings.value_warmup) * per_update,
         warmup=0.02,
         max_grad_norm=settings.clip.grad_norm,
+        optimizer=settings.optimizer,
     )
     value = Learner(
         "ppo",
@@ -109,45 +114,53 @@ def train_ppo(
         steps=settings.updates * per_update,
         warmup=0.02,
         max_grad_norm=settings.clip.grad_norm,
+        optimizer=settings.optimizer,
     )
     order = _prompt_order(len(prompts), settings, seed)
-    saved = checkpoints.latest()
-    done = 0
-    if saved is not None:
-        done, state = saved
-        policy.load_state(state["policy"])
-        value.load_state(state["value"])
-    for update in range(done, settings.updates):
+    micro = MicroBatch(
+        "ppo", "--ppo.micro-batch-size", settings.micro_batch_size, lower="--ppo.max-new-tokens"
+    )
+    sampling = Sampling(max_new_tokens=settings.max_new_tokens, batch_size=rollout_batch_size)
+
+    def take(update: int) -> dict[str, float]:
         chosen = [prompts[i] for i in order[update]]
-        sampling = Sampling(max_new_tokens=settings.max_new_tokens, batch_size=rollout_batch_size)
-        completions = [
-            drawn[0]
-            for drawn in runs.sample(
-                adapters,
-                "policy",
-                [p.ids for p in chosen],
-                [f"{update}/{p.key}" for p in chosen],
-                sampling=sampling,
-                seed=seed,
-            )
-        ]
-        rollout, metrics = collect(adapters, reward_head, value_head, chosen, completions, settings)
-        learns = update >= settings.value_warmup
-        metrics |= improve(
+        own = processes.share(chosen)
+        drawn = runs.sample(
             adapters,
-            value_head,
-            rollout,
-            policy,
-            value,
-            settings,
-            seed=seed + update,
-            learns=learns,
+            "policy",
+            [p.ids for p in own],
+            [f"{update}/{p.key}" for p in own],
+            sampling=sampling,
+            seed=seed,
         )
-        log(
-            {"step": update + 1, "steps": settings.updates, **metrics, **watch(chosen, completions)}
-        )
-        if (update + 1) % settings.save_every == 0 and update + 1 < settings.updates:
-            checkpoints.save(update + 1, {"policy": policy.state(), "value": value.state()})
+        completions = [one[0] for one in processes.gather(drawn)]
+        seen = [Example(p.ids, c.ids) for p, c in zip(chosen, completions, strict=True)]
+        with keeping_the_batch(checkpoints, update + 1, lambda: readable(adapters.base, seen)):
+            rollout, metrics = collect(
+                adapters, reward_head, value_head, chosen, completions, settings, micro
+            )
+            metrics |= improve(
+                adapters,
+                value_head,
+                rollout,
+                policy,
+                value,
+                settings,
+                micro,
+                seed=seed + update,
+                learns=update >= settings.value_warmup,
+            )
+        return {**metrics, **watch(chosen, completions)}
+
+    run_steps(
+        "ppo",
+        settings.updates,
+        take,
+        {"policy": policy, "value": value},
+        checkpoints=checkpoints,
+        save_every=settings.save_every,
+        log=log,
+    )
     adapters.trainable()
 
 
@@ -170,16 +183,32 @@ def collect(
     prompts: Sequence[PPOPrompt],
     completions: Sequence[runs.Sampled],
     settings: PPO,
+    micro: MicroBatch,
 ) -> tuple[Rollout, dict[str, float]]:
-    """What the update needs to know of the sampled completions, and the numbers to report."""
+    """What the update needs to know of the sampled completions, and the numbers to report.
+
+    Of several processes each runs its share of the rows; all hold the whole rollout.
+    """
     base = adapters.base
-    size = settings.micro_batch_size
     batch = collate(
         base, [Example(p.ids, c.ids) for p, c in zip(prompts, completions, strict=True)]
     )
-    old, entropy = runs.logprobs(adapters, "policy", batch, micro_batch_size=size)
-    reference, _ = runs.logprobs(adapters, "sft", batch, micro_batch_size=size)
-    scores = runs.scores(adapters, "reward", reward_head, batch, micro_batch_size=size)
+
+    def rows(run: Callable[[Batch, int], Sequence[Tensor]]) -> list[Tensor]:
+        own = torch.tensor(processes.share(range(len(completions))), dtype=torch.int64)
+        part = Batch(*(getattr(batch, one.name)[own] for one in fields(Batch)))
+        found = micro.run(lambda size: run(part, size)) if len(own) else []
+        every = processes.gather(list(zip(*(one.cpu() for one in found), strict=True)))
+        return [torch.stack(one).to(base.device) for one in zip(*every, strict=True)]
+
+    old, entropy = rows(lambda b, n: runs.logprobs(adapters, "policy", b, micro_batch_size=n))
+    reference, _ = rows(lambda b, n: runs.logprobs(adapters, "sft", b, micro_batch_size=n))
+    (scores,) = rows(
+        lambda b, n: (runs.scores(adapters, "reward", reward_head, b, micro_batch_size=n),)
+    )
+    (values,) = rows(
+        lambda b, n: (runs.values(adapters, "value", value_head, b, micro_batch_size=n),)
+    )
     finished = torch.tensor([c.finished for c in completions], device=base.device)
     raw = scores.clone()
     if settings.clip.score > 0:
@@ -194,7 +223,7 @@ def collect(
         completion_mask=mask,
         logprobs=old,
         ref_logprobs=reference,
-        values=runs.values(adapters, "value", value_head, batch, micro_batch_size=size),
+        values=values,
         scores=scores,
     )
     lengths = mask.sum(1).double()
@@ -217,6 +246,7 @@ def improve(
     policy: Learner,
     value: Learner,
     settings: PPO,
+    micro: MicroBatch,
     *,
     seed: int,
     learns: bool = True,
@@ -230,6 +260,7 @@ def improve(
         policy: Optimiser of the policy adapter.
         value: Optimiser of the value adapter and head.
         settings: PPO's numbers.
+        micro: Rows in memory at once.
         seed: Order of the minibatches.
         learns: False trains the value alone.
 
@@ -244,22 +275,33 @@ def improve(
     policy_tokens = value_tokens = 0
     epochs_run = 0
     for minibatch in batches(len(rollout), settings.minibatch_size, settings.epochs, seed):
-        rows = torch.tensor(minibatch, device=mask.device)
-        tokens = int(mask[rows].sum())
+        tokens = int(mask[torch.tensor(minibatch, device=mask.device)].sum())
+        own = processes.share(minibatch)
+        rows = torch.tensor(own, dtype=torch.int64, device=mask.device)
         if learns:
-            found = _policy_step(adapters, rollout, whitened, rows, tokens, settings)
+            found = processes.add(
+                micro.run(
+                    partial(_policy_step, adapters, rollout, whitened, rows, tokens, settings),
+                    forget=policy.forget_gradients,
+                )
+            )
+            policy.check_loss(found["policy_loss"], of="the policy's loss")
             for name in ("policy_loss", "clip_fraction", "approx_kl"):
                 sums[name] += found[name]
             policy_tokens += tokens
             if found["approx_kl"] / tokens > settings.clip.kl_stop:
-                policy.optimizer.zero_grad(set_to_none=True)
+                policy.forget_gradients()
                 learns = False
             else:
                 norms["policy_grad_norm"].append(policy.step()["grad_norm"])
                 epochs_run += 1
-        sums["value_loss"] += _value_step(
-            adapters, value_head, rollout, targets, rows, tokens, settings
+        total = micro.run(
+            partial(_value_step, adapters, value_head, rollout, targets, rows, tokens, settings),
+            forget=value.forget_gradients,
         )
+        (value_sum,) = processes.add({"loss": total}).values()
+        value.check_loss(value_sum, of="the value's loss")
+        sums["value_loss"] += value_sum
         value_tokens += tokens
         norms["value_grad_norm"].append(value.step()["grad_norm"])
     metrics = {
@@ -287,11 +329,12 @@ def _policy_step(
     rows: Tensor,
     tokens: int,
     settings: PPO,
+    size: int,
 ) -> dict[str, float]:
     """Leave the gradient of a minibatch's mean surrogate in the policy; returns token sums."""
     sums = {"policy_loss": 0.0, "clip_fraction": 0.0, "approx_kl": 0.0}
     with adapters.using("policy"), adapters.training():
-        for part, batch in _micro(rollout, rows, settings.micro_batch_size):
+        for part, batch in _micro(rollout, rows, size):
             new = token_logprobs(adapters, batch)
             found = policy_loss(
                 new,
@@ -315,11 +358,12 @@ def _value_step(
     rows: Tensor,
     tokens: int,
     settings: PPO,
+    size: int,
 ) -> float:
     """Leave the gradient of a minibatch's mean loss in value adapter and head; returns the sum."""
     total = 0.0
     with adapters.using("value"), adapters.training():
-        for part, batch in _micro(rollout, rows, settings.micro_batch_size):
+        for part, batch in _micro(rollout, rows, size):
             new = token_values(adapters, head, batch)
             loss = value_loss(
                 new,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from alpaca_rlhf import processes
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import Example, collate
@@ -19,8 +20,10 @@ from alpaca_rlhf.models.forward import completion_scores
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.rollout import score
 from alpaca_rlhf.settings import Reward
+from alpaca_rlhf.training.bad_batch import readable
 from alpaca_rlhf.training.loop import Checkpoints, Learner, Log, batches, fit, parts
 from alpaca_rlhf.training.losses import ranking_loss
+from alpaca_rlhf.training.memory import MicroBatch
 
 
 @dataclass(frozen=True)
@@ -114,29 +117,58 @@ def train_reward(
         steps=len(plan),
         warmup=settings.warmup,
         max_grad_norm=settings.max_grad_norm,
+        optimizer=settings.optimizer,
+    )
+
+    micro = MicroBatch(
+        stage,
+        "--reward.micro-batch-size",
+        settings.micro_batch_size,
+        lower="--reward.max-length or --rank.k",
     )
 
     def backward(indices: list[int]) -> dict[str, float]:
-        total, right, seen = 0.0, 0.0, 0
-        with adapters.using(role), adapters.training():
-            for part in parts(indices, settings.micro_batch_size):
-                groups = [train[i] for i in part]
-                scores = completion_scores(
-                    adapters, head, collate(adapters.base, [e for g in groups for e in g.examples])
-                )
-                loss = scores.new_zeros(())
-                for group, own in zip(
-                    groups, scores.split_with_sizes([len(g.examples) for g in groups]), strict=True
-                ):
-                    pairs = torch.tensor(group.pairs, device=own.device)
-                    loss = loss + ranking_loss(own, pairs) / len(indices)
-                    right += float((own[pairs[:, 0]] > own[pairs[:, 1]]).sum())
-                    seen += len(pairs)
-                loss.backward()  # type: ignore[no-untyped-call]
-                total += loss.item()
-        return {"loss": total, "accuracy": right / seen}
+        def of(size: int) -> tuple[float, float, int]:
+            total, right, seen = 0.0, 0.0, 0
+            with adapters.using(role), adapters.training():
+                for part in parts(processes.share(indices), size):
+                    groups = [train[i] for i in part]
+                    batch = collate(adapters.base, [e for g in groups for e in g.examples])
+                    scores = completion_scores(adapters, head, batch)
+                    loss = scores.new_zeros(())
+                    for group, own in zip(
+                        groups,
+                        scores.split_with_sizes([len(g.examples) for g in groups]),
+                        strict=True,
+                    ):
+                        pairs = torch.tensor(group.pairs, device=own.device)
+                        loss = loss + ranking_loss(own, pairs) / len(indices)
+                        right += float((own[pairs[:, 0]] > own[pairs[:, 1]]).sum())
+                        seen += len(pairs)
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    total += loss.item()
+            return total, right, seen
 
-    fit(learner, plan, backward, checkpoints=checkpoints, save_every=settings.save_every, log=log)
+        total, right, seen = micro.run(of, forget=learner.forget_gradients)
+        sums = processes.add({"loss": total, "right": right, "seen": seen})
+        return {"loss": sums["loss"], "accuracy": sums["right"] / sums["seen"]}
+
+    fit(
+        learner,
+        plan,
+        backward,
+        checkpoints=checkpoints,
+        save_every=settings.save_every,
+        log=log,
+        describe=lambda indices: [
+            {
+                "prompt_id": train[i].prompt_id,
+                "pairs": [list(pair) for pair in train[i].pairs],
+                "completions": readable(adapters.base, train[i].examples),
+            }
+            for i in indices
+        ],
+    )
     adapters.trainable()
     pairs = sum(len(g.pairs) for g in train)
     result = evaluate_reward(adapters, role, head, held_out, len(train), pairs, settings)
@@ -154,7 +186,9 @@ def evaluate_reward(
 ) -> RewardResult:
     """Accuracy, calibration and length correlation on rankings the model has not seen."""
     examples = [e for g in held_out for e in g.examples]
-    scores = score(adapters, role, head, examples, batch_size=settings.micro_batch_size * 4)
+    share = processes.share(examples)
+    found = score(adapters, role, head, share, batch_size=settings.micro_batch_size * 4)
+    scores = torch.tensor(processes.gather(found.tolist()))
     gaps: list[list[float]] = []
     for group, own in zip(
         held_out, scores.split_with_sizes([len(g.examples) for g in held_out]), strict=True

@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
+from alpaca_rlhf import processes
+
 PROGRAM = "alpaca-rlhf"
 """What a person types."""
 
@@ -69,7 +71,9 @@ class Terminal:
         every_s: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.console = console or _Console(highlight=False, markup=False, emoji=False)
+        self.console = console or _Console(
+            highlight=False, markup=False, emoji=False, quiet=not processes.main()
+        )
         self.stage: str | None = None
         self.stages: list[str] = []
         self._every_s = every_s
