@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.context import Context
-from alpaca_rlhf.data import check_disjoint
+from alpaca_rlhf.data import answered_prompts, check_disjoint
 from alpaca_rlhf.models.batches import prompt_ids
 from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.stages.outcome import Outcome
@@ -18,7 +18,8 @@ def sft(ctx: Context, round_: int) -> Outcome:
     """Supervised fine-tuning on the seed tasks and the generated ones."""
     splits = ctx.splits()
     rows = splits["sft"]
-    overlap = check_disjoint(splits, ctx.source.key, raise_on_leak=True)
+    answered = {**splits, "sft": answered_prompts(rows)}
+    overlap = check_disjoint(answered, ctx.source.key, raise_on_leak=True)
     _refuse_too_long(ctx, splits)
     settings = ctx.settings.sft
     kept, out = split_held_out(rows, settings.held_out)

@@ -44,9 +44,13 @@ def encode(
 def split_held_out(
     rows: Sequence[Instruction], share: float
 ) -> tuple[list[Instruction], list[Instruction]]:
-    """Training rows and held-out rows; a row's side depends on its prompt alone."""
+    """Training rows and held-out rows; a row's side depends on its prompt alone.
+
+    That of a conversation depends on its first turn, which may stand at the start of others too.
+    """
     bound = int(share * 2**32)
-    side = [int(content_hash("held-out", row.id)[:8], 16) < bound for row in rows]
+    opening = [Instruction(row.history[0][0]) if row.history else row for row in rows]
+    side = [int(content_hash("held-out", one.id)[:8], 16) < bound for one in opening]
     return [r for r, out in zip(rows, side, strict=True) if not out], [
         r for r, out in zip(rows, side, strict=True) if out
     ]
