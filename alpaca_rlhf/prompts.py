@@ -7,7 +7,7 @@ to the tokenizer, so it is filled in where there is one; `chat_messages` says wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from alpaca_rlhf.records import Instruction
 
@@ -16,6 +16,9 @@ TEMPLATES = ("brief", "alpaca", "chat")
 
 NO_INPUT = "<noinput>"
 """What a worksheet writes for an empty input (stanford_alpaca@761dc5b generate_instruction.py)."""
+
+Segment = tuple[str, bool]
+"""Text, and whether it carries loss in SFT."""
 
 _ALPACA_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides "
@@ -105,6 +108,11 @@ def chat_messages(instruction: Instruction) -> list[dict[str, str]]:
         for role, said in zip(("user", "assistant"), turn, strict=True)
     ]
     return [*earlier, {"role": "user", "content": user_text(instruction)}]
+
+
+def marked(segments: Iterable[Segment]) -> str:
+    """Segments as plain text, with [[...]] around what carries loss."""
+    return "".join(f"[[{text}]]" if learned else text for text, learned in segments)
 
 
 def worksheet(demos: Sequence[Instruction], *, next_number: int | None = None) -> str:

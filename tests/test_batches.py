@@ -136,9 +136,7 @@ def test_the_policy_is_taught_the_tokens_it_would_generate(tiny_base, row, compl
 
 def test_a_seam_that_would_merge_is_cut(tiny_base, monkeypatch):
     """The prompt ends in `a`, and `as` would be one token: the prompt's tokens stay."""
-    monkeypatch.setattr(
-        "alpaca_rlhf.models.turns.blocks", lambda template, row: (row.instruction,)
-    )
+    monkeypatch.setattr("alpaca_rlhf.models.turns.blocks", lambda template, row: (row.instruction,))
     whole = text_ids(tiny_base, " task")
     prompt = text_ids(tiny_base, " ta")
     assert whole[: len(prompt)] != prompt, "the tiny tokenizer has a token across this seam"

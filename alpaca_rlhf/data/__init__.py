@@ -1,8 +1,8 @@
 """The data room: instructions made, read, filtered, kept apart. No torch here.
 
-`formats`, `conversations` and `comparisons` read files, `self_instruct` lets a teacher write new tasks, `filters`
-and `novelty` decide which of them stay, and `splits` is the firewall between the prompts of the
-stages.
+`formats`, `conversations` and `comparisons` read files, `self_instruct` lets a teacher write new
+tasks, `filters` and `novelty` decide which of them stay, and `splits` is the firewall between the
+prompts of the stages.
 """
 
 from alpaca_rlhf.data.comparisons import (

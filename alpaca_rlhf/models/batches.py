@@ -22,13 +22,12 @@ from alpaca_rlhf.models.turns import (
     prompt_turns,
     text_ids,
 )
-from alpaca_rlhf.prompts import lead
+from alpaca_rlhf.prompts import Segment, lead
 from alpaca_rlhf.records import Instruction, Rollout
 
 __all__ = [
     "Batch",
     "Example",
-    "Segment",
     "answer",
     "by_length",
     "collate",
@@ -40,9 +39,6 @@ __all__ = [
     "segments",
     "text_ids",
 ]
-
-Segment = tuple[str, bool]
-"""Text, and whether it carries loss in SFT."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 All policies answer the same prompts with the same noise, so that differences are paired. Controls:
 the base on the SFT
-template, which it has never seen, and the base with solved examples in its own worksheet format.
+template, which it has never seen, and the base with solved examples in its own worksheet format,
+which has room for the last turn of a conversation alone.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 
@@ -39,6 +40,12 @@ def encode(
     examples = [example(adapters.base, adapters.template, row, row.output or "") for row in rows]
     fitting = [one for one in examples if len(one) <= min(max_length, adapters.base.context)]
     return fitting, len(examples) - len(fitting)
+
+
+def previewed(examples: Sequence[Example]) -> list[int]:
+    """Indices of the examples to show before training: the first, and the first conversation."""
+    conversations = (number for number, one in enumerate(examples) if one.earlier)
+    return sorted({*range(min(1, len(examples))), *islice(conversations, 1)})
 
 
 def split_held_out(
