@@ -133,13 +133,17 @@ def _chat_spans(base: Base, row: Instruction, ids: Sequence[int]) -> Spans:
 
 
 def _starts_by_prefix(base: Base, row: Instruction, ids: Sequence[int]) -> list[int]:
-    """Where each reply would have been generated, as far as that prompt is a prefix of `ids`."""
+    """Where the prompt that each reply answers ends in `ids`.
+
+    That may be a token early, where a blank melts into the reply.
+    """
     starts = []
     for number, (user, _) in enumerate(row.history):
         before = chat_ids(base, Instruction(user, history=row.history[:number]))
-        if tuple(ids[: len(before)]) != before:
-            break
-        starts.append(len(before))
+        same = (
+            at for at, (one, other) in enumerate(zip(before, ids, strict=False)) if one != other
+        )
+        starts.append(next(same, min(len(before), len(ids))))
     return starts
 
 
