@@ -296,7 +296,8 @@ def test_replies_in_a_chat_template_are_found_or_the_row_is_refused(tiny_base, g
 
 
 MARKED = (  # no beginning of a conversation is one of the whole, but the replies are marked
-    "{{ bos_token }}{{ messages | length }}{% for m in messages %}[{{ m.role }}]\n{% if m.role == 'assistant' %}"
+    "{{ bos_token }}{{ messages | length }}{% for m in messages %}[{{ m.role }}]\n"
+    "{% if m.role == 'assistant' %}"
     "{% generation %}{{ m.content }}{{ eos_token }}{% endgeneration %}{% else %}"
     "{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}[assistant]\n{% endif %}"
@@ -324,6 +325,7 @@ def test_the_templates_own_mark_is_used_where_prefixes_fail(tiny_base):
         ("{% generation %}", ""),
         ("{{ m.content }}{{ eos_token }}{% endg", "{{ m.content | upper }}{{ eos_token }}{% endg"),
         ("{{ m.content }}{{ eos_token }}{% endg", "{{ m.content }}{% endg"),
+        ("{{ m.content }}{{ eos_token }}{% endg", "<s>{{ m.content }}{{ eos_token }}{% endg"),
         ("{{ m.content }}{{ eos_token }}{% endg", "gone{{ eos_token }}{% endg"),
     ],
 )
@@ -333,7 +335,7 @@ def test_a_chat_template_whose_replies_cannot_be_proven_is_refused(tiny_base, wa
         template = template.replace("{% endgeneration %}", "")
     assert template != MARKED
     with with_template(tiny_base, template):
-        with pytest.raises(UserError, match="--template chat: .*earlier reply"):
+        with pytest.raises(UserError, match=r"--template chat: .*earlier reply"):
             spans_of(tiny_base, "chat", PLAIN)
         assert example(tiny_base, "chat", Instruction("Name a colour."), "Blue.").earlier == ()
 

@@ -140,10 +140,9 @@ def _starts_by_prefix(base: Base, row: Instruction, ids: Sequence[int]) -> list[
     starts = []
     for number, (user, _) in enumerate(row.history):
         before = chat_ids(base, Instruction(user, history=row.history[:number]))
-        same = (
-            at for at, (one, other) in enumerate(zip(before, ids, strict=False)) if one != other
-        )
-        starts.append(next(same, min(len(before), len(ids))))
+        pairs = enumerate(zip(before, ids, strict=False))
+        parted = (at for at, (one, other) in pairs if one != other)
+        starts.append(next(parted, min(len(before), len(ids))))
     return starts
 
 
@@ -168,13 +167,17 @@ def _proven(base: Base, row: Instruction, ids: Sequence[int], starts: list[int])
     """The replies from these starts to their first stop token, if each says what it should."""
     if len(starts) != len(row.history):
         return None
+    special = set(base.tokenizer.all_special_ids)
     spans = []
     for start, (_, reply) in zip(starts, row.history, strict=True):
         end = next((at for at in range(start, len(ids)) if ids[at] in base.stop_ids), None)
         if end is None:
             return None
-        wanted = decode(base, _following(base, reply))
-        if decode(base, ids[start:end]).strip() != wanted.strip():  # templates trim
+        wanted, found = (
+            decode(base, one).strip()  # templates trim
+            for one in (_following(base, reply), ids[start:end])
+        )
+        if found != wanted or special.intersection(ids[start:end]):
             return None
         spans.append((start, end + 1))
     return tuple(spans)
