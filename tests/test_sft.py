@@ -13,7 +13,7 @@ from alpaca_rlhf.models.rollout import sample
 from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.settings import SFT, Sampling
 from alpaca_rlhf.training.loop import Checkpoints
-from alpaca_rlhf.training.sft import encode, held_out_loss, split_held_out, train_sft
+from alpaca_rlhf.training.sft import encode, held_out_loss, previewed, split_held_out, train_sft
 
 
 def examples(n, seed=0):
@@ -222,6 +222,19 @@ def test_a_rows_side_depends_on_its_prompt_alone():
     other = [replace(row, output="y") for row in rows[::-1]]
     assert {r.id for r in split_held_out(other, 0.25)[1]} == {r.id for r in held_out}
     assert split_held_out(rows, 0.0) == (rows, [])
+    # A conversation goes with its opening: the held-out loss must not be of a prompt learned from.
+    longer = [Instruction("Go on.", history=((row.instruction, "x"),)) for row in rows]
+    openings = {row.history[0][0] for row in split_held_out(longer, 0.25)[1]}
+    assert openings == {row.instruction for row in held_out}
+
+
+def test_the_preview_is_of_the_first_row_and_the_first_conversation():
+    one, talk = Example((1, 20), (30, 2)), Example((1, 20, 30, 2, 21), (31, 2), ((2, 4),))
+    assert previewed([one, one, talk, talk]) == [0, 2]
+    assert previewed([talk, one]) == [0]
+    assert previewed([one, one]) == [0]
+    assert previewed([]) == []
+    assert (one.learned, talk.learned) == (2, 4)
 
 
 def test_the_held_out_loss_is_a_mean_over_tokens(tiny):

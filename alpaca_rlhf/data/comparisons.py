@@ -1,9 +1,9 @@
 """Human preferences from files: pairs of answers, and trees of ranked answers.
 
-`Instruction` has no room for a dialogue, so one is rendered into its text. A single question stands
-as it is. Several turns become a transcript of paragraphs, `Human: ...` and `Assistant: ...`, that
-ends with the human's last turn; a system message is the first paragraph, `System: ...`. The prompt
-template is put around that.
+A dialogue before ranked answers is rendered into the text of one instruction. A single question
+stands as it is. Several turns become a transcript of paragraphs, `Human: ...` and `Assistant: ...`,
+that ends with the human's last turn; a system message is the first paragraph, `System: ...`. The
+prompt template is put around that.
 """
 
 from __future__ import annotations
