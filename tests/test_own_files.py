@@ -107,7 +107,7 @@ def test_a_run_learns_from_conversations_and_shows_what_carries_loss(
     told = capsys.readouterr().out
     text = (out / "sft" / "preview.txt").read_text()
     first, talk = rows[0]["instruction"], rows[1]["messages"]
-    assert f"<s>### Instruction: {first}\n\n### Response:[[ Blue.</s>]]\n\nrow 2: " in text, (
+    assert f"<s>### Instruction: {first}\n\n### Response:[[ Blue.</s>]]\n\nexample 2: " in text, (
         "the first row, and nothing else of it in brackets"
     )
     assert (
