@@ -3,6 +3,7 @@
 import json
 import random
 from string import ascii_lowercase
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +11,7 @@ from alpaca_rlhf import cli
 from alpaca_rlhf.data import read_instructions
 from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.smallworld import sample_task, solved
+from alpaca_rlhf.stages.rank import sampled
 
 ROUGE = 0.7
 
@@ -123,6 +125,12 @@ def test_a_run_learns_from_conversations_and_shows_what_carries_loss(
     made = [json.loads(one) for one in (out / "sample" / "completions.jsonl").open()]
     ids = {Instruction.from_json(one).id for one in asked}
     assert {one["prompt_id"] for one in made} == ids
+
+    def read_jsonl(name):
+        return [json.loads(one) for one in (out / name).open()]
+
+    found, completions = sampled(SimpleNamespace(run=SimpleNamespace(read_jsonl=read_jsonl)), 1)
+    assert set(found) == ids and {one.prompt_id for one in completions.values()} == ids
 
 
 def chat(question, reply):
