@@ -5,7 +5,7 @@ Settings, run folder, tasks, and the base with its adapters, loaded when first n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from alpaca_rlhf.data import read_instructions
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import Base, load_base
 from alpaca_rlhf.models.heads import ScalarHead
+from alpaca_rlhf.prompts import Segment
 from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.runs import RunFolder
 from alpaca_rlhf.settings import Loop, Sampling
@@ -33,6 +34,10 @@ class Reporter(Protocol):
 
     def step(self, stage: str, done: int, total: int, metrics: dict[str, Any]) -> None:
         """`done` of `total` steps are done."""
+        ...
+
+    def preview(self, stage: str, what: str, segments: Sequence[Segment]) -> None:
+        """One row that is learned from, before the first step, and what of it carries loss."""
         ...
 
     def finish(self, stage: str, what: str) -> None:

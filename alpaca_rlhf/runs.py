@@ -182,6 +182,10 @@ class RunFolder:
         except ValueError as error:
             raise self._damaged(f"{self.path / name}: is not JSON any more ({error})") from None
 
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file of text."""
+        atomic_write(self.path / name, text)
+
     def write_jsonl(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write rows, one a line, all or nothing."""
         self._write(name, "".join(json_text(dict(row), name) + "\n" for row in rows))

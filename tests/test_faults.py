@@ -8,7 +8,7 @@ import torch
 
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.models.batches import Example
-from alpaca_rlhf.models.forward import completion_scores, token_stats, token_values
+from alpaca_rlhf.models.forward import completion_scores, token_logprobs, token_values
 from alpaca_rlhf.settings import Reward
 from alpaca_rlhf.training import ppo, reward
 from alpaca_rlhf.training.loop import Checkpoints, batches
@@ -58,7 +58,7 @@ def test_reward_goes_on_with_smaller_micro_batches(tiny, tmp_path, monkeypatch, 
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     def scores(adapters, head, batch):
-        sizes.append(len(batch.ids))
+        sizes.append(len(batch))
         found = completion_scores(adapters, head, batch)
         if sizes[-1] > 6 and (sizes[-1] == 24 or sizes.count(sizes[-1]) > 1):
             found.register_hook(fail)
@@ -101,14 +101,14 @@ def test_ppo_goes_on_with_smaller_micro_batches(tiny, tmp_path, monkeypatch, ful
     def fail(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    def stats(adapters, batch, **options):
-        found = token_stats(adapters, batch, **options)
-        watch(len(batch.ids), found.logprobs)
+    def logprobs(adapters, batch):
+        found = token_logprobs(adapters, batch)
+        watch(len(batch), found)
         return found
 
     def values(adapters, head, batch):
         found = token_values(adapters, head, batch)
-        watch(len(batch.ids), found)
+        watch(len(batch), found)
         return found
 
     def watch(rows, out):
@@ -118,7 +118,7 @@ def test_ppo_goes_on_with_smaller_micro_batches(tiny, tmp_path, monkeypatch, ful
         if rows > 1:
             out.register_hook(fail)
 
-    name, made = ("token_stats", stats) if full == "policy" else ("token_values", values)
+    name, made = ("token_logprobs", logprobs) if full == "policy" else ("token_values", values)
     monkeypatch.setattr(ppo, name, made)
     ppo_tests.train(big, head, tmp_path / "b", PPO_SETTINGS)
     for role in ("policy", "value"):

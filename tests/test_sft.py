@@ -10,13 +10,13 @@ import torch
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.models.base import weights_digest
 from alpaca_rlhf.models.batches import Example, example
-from alpaca_rlhf.models.forward import token_stats
+from alpaca_rlhf.models.forward import learned_logprobs
 from alpaca_rlhf.models.rollout import sample
 from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.settings import SFT, Sampling
 from alpaca_rlhf.training import sft
 from alpaca_rlhf.training.loop import Checkpoints, batches
-from alpaca_rlhf.training.sft import encode, held_out_loss, split_held_out, train_sft
+from alpaca_rlhf.training.sft import encode, held_out_loss, previewed, split_held_out, train_sft
 
 
 def examples(n, seed=0):
@@ -98,6 +98,17 @@ def test_only_completion_tokens_carry_loss(tiny, tmp_path, gradients):
     rows = []
     train(adapters, tmp_path, [one], log=rows.append)
     assert rows[0]["loss"] == pytest.approx(-logits.log_softmax(-1)[2].item(), abs=1e-4)
+
+
+def test_the_replies_of_earlier_turns_carry_loss_too(tiny):
+    """A conversation of two turns costs what its two replies cost, each after what precedes it."""
+    adapters = tiny("sft")
+    talk = Example((1, 110, 120, 130, 2, 140, 150), (160, 2), earlier=((3, 5),))
+    replies = [Example(talk.prompt[:3], talk.prompt[3:5]), Example(talk.prompt, talk.completion)]
+    whole = held_out_loss(adapters, "sft", [talk], 1)
+    assert whole == pytest.approx(held_out_loss(adapters, "sft", replies, 1), abs=1e-6)
+    last = held_out_loss(adapters, "sft", replies[1:], 1)
+    assert abs(whole - last) > 1e-3
 
 
 def test_the_last_smaller_batch_is_a_mean_of_its_own(tiny, tmp_path):
@@ -184,14 +195,14 @@ def crammed(monkeypatch, most, error=no_cuda_memory):
     def fail(*_):
         raise error()
 
-    def stats(adapters, batch, **options):
-        sizes.append(len(batch.ids))
-        found = token_stats(adapters, batch, **options)
-        if len(batch.ids) > most and (sizes.count(len(batch.ids)) > 1 or most == 0):
-            found.logprobs.register_hook(fail) if found.logprobs.requires_grad else fail()
+    def logprobs(adapters, batch):
+        sizes.append(len(batch))
+        found = learned_logprobs(adapters, batch)
+        if len(batch) > most and (sizes.count(len(batch)) > 1 or most == 0):
+            found.register_hook(fail) if found.requires_grad else fail()
         return found
 
-    monkeypatch.setattr(sft, "token_stats", stats)
+    monkeypatch.setattr(sft, "learned_logprobs", logprobs)
     return sizes
 
 
@@ -380,6 +391,19 @@ def test_a_rows_side_depends_on_its_prompt_alone():
     other = [replace(row, output="y") for row in rows[::-1]]
     assert {r.id for r in split_held_out(other, 0.25)[1]} == {r.id for r in held_out}
     assert split_held_out(rows, 0.0) == (rows, [])
+    # A conversation goes with its opening: the held-out loss must not be of a prompt learned from.
+    longer = [Instruction("Go on.", history=((row.instruction, "x"),)) for row in rows]
+    openings = {row.history[0][0] for row in split_held_out(longer, 0.25)[1]}
+    assert openings == {row.instruction for row in held_out}
+
+
+def test_the_preview_is_of_the_first_row_and_the_first_conversation():
+    one, talk = Example((1, 20), (30, 2)), Example((1, 20, 30, 2, 21), (31, 2), ((2, 4),))
+    assert previewed([one, one, talk, talk]) == [0, 2]
+    assert previewed([talk, one]) == [0]
+    assert previewed([one, one]) == [0]
+    assert previewed([]) == []
+    assert (one.learned, talk.learned) == (2, 4)
 
 
 def test_the_held_out_loss_is_a_mean_over_tokens(tiny):

@@ -42,9 +42,9 @@ def token_logprobs(adapters: Adapters, batch: Batch) -> Tensor:
     return batch.spread(adapters.chosen(hidden[places - 1], batch.ids[places]).logprobs)
 
 
-def taught_logprobs(adapters: Adapters, batch: Batch) -> Tensor:
+def learned_logprobs(adapters: Adapters, batch: Batch) -> Tensor:
     """(M,) float32 log-probabilities of all tokens that carry loss in SFT."""
-    places = batch.taught
+    places = batch.learned
     hidden = adapters.hidden(batch)
     return adapters.chosen(hidden[places - 1], batch.ids[places]).logprobs
 

@@ -2,7 +2,8 @@
 
 All policies answer the same prompts with the same noise, so that differences are paired. Controls:
 the base on the SFT
-template, which it has never seen, and the base with solved examples in its own worksheet format.
+template, which it has never seen, and the base with solved examples in its own worksheet format,
+which has room for the last turn of a conversation alone.
 """
 
 from __future__ import annotations
@@ -87,6 +88,7 @@ def evaluate(ctx: Context, round_: int) -> Outcome:
             {
                 "instruction": row.instruction,
                 "input": row.input,
+                **({"history": row.history} if row.history else {}),
                 "answers": {
                     name: {
                         "text": answers[name]["sampled"][i].text,
@@ -203,7 +205,8 @@ def _first_line(ctx: Context, ids: tuple[int, ...]) -> tuple[int, ...]:
 def _prompt(ctx: Context, row: Instruction, *, few_shot: bool) -> tuple[int, ...]:
     if not few_shot:
         return prompt_ids(ctx.base, ctx.settings.template, row)
-    return text_ids(ctx.base, worksheet_question(ctx.source.seeds()[:DEMONSTRATIONS], row))
+    demos = [one for one in ctx.source.seeds() if not one.history][:DEMONSTRATIONS]
+    return text_ids(ctx.base, worksheet_question(demos, row))
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ appendix C.4.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -190,14 +190,14 @@ def collect(
     Of several processes each runs its share of the rows; all hold the whole rollout.
     """
     base = adapters.base
-    batch = collate(
-        base, [Example(p.ids, c.ids) for p, c in zip(prompts, completions, strict=True)]
-    )
+    examples = [Example(p.ids, c.ids) for p, c in zip(prompts, completions, strict=True)]
+    batch = collate(base, examples)
 
     def rows(run: Callable[[Batch, int], Sequence[Tensor]]) -> list[Tensor]:
-        own = torch.tensor(processes.share(range(len(completions))), dtype=torch.int64)
-        part = Batch(*(getattr(batch, one.name)[own] for one in fields(Batch)))
-        found = micro.run(lambda size: run(part, size)) if len(own) else []
+        own = processes.share(examples)
+        columns = batch.completion_mask.shape[1]
+        part = collate(base, own, columns=columns) if own else batch
+        found = micro.run(lambda size: run(part, size)) if own else []
         every = processes.gather(list(zip(*(one.cpu() for one in found), strict=True)))
         return [torch.stack(one).to(base.device) for one in zip(*every, strict=True)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 
@@ -11,7 +12,7 @@ from alpaca_rlhf import processes
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import Example, by_length, collate, example
-from alpaca_rlhf.models.forward import taught_logprobs
+from alpaca_rlhf.models.forward import learned_logprobs
 from alpaca_rlhf.records import Instruction, content_hash
 from alpaca_rlhf.settings import SFT
 from alpaca_rlhf.training.bad_batch import readable
@@ -49,12 +50,22 @@ def encode(
     return fitting, len(examples) - len(fitting)
 
 
+def previewed(examples: Sequence[Example]) -> list[int]:
+    """Indices of the examples to show before training: the first, and the first conversation."""
+    conversations = (number for number, one in enumerate(examples) if one.earlier)
+    return sorted({*range(min(1, len(examples))), *islice(conversations, 1)})
+
+
 def split_held_out(
     rows: Sequence[Instruction], share: float
 ) -> tuple[list[Instruction], list[Instruction]]:
-    """Training rows and held-out rows; a row's side depends on its prompt alone."""
+    """Training rows and held-out rows; a row's side depends on its prompt alone.
+
+    That of a conversation depends on its first turn, which may stand at the start of others too.
+    """
     bound = int(share * 2**32)
-    side = [int(content_hash("held-out", row.id)[:8], 16) < bound for row in rows]
+    opening = [Instruction(row.history[0][0]) if row.history else row for row in rows]
+    side = [int(content_hash("held-out", one.id)[:8], 16) < bound for one in opening]
     return [r for r, out in zip(rows, side, strict=True) if not out], [
         r for r, out in zip(rows, side, strict=True) if out
     ]
@@ -70,8 +81,8 @@ def held_out_loss(
     with adapters.using(role):
         for group in by_length([len(one) for one in own], micro_batch_size):
             batch = collate(adapters.base, [own[i] for i in group])
-            total -= float(taught_logprobs(adapters, batch).double().sum())
-            count += len(batch.taught)
+            total -= float(learned_logprobs(adapters, batch).double().sum())
+            count += len(batch.learned)
     sums = processes.add({"loss": total, "tokens": count})
     return sums["loss"] / max(1, sums["tokens"])
 
@@ -115,7 +126,7 @@ def train_sft(
 
     def backward(indices: list[int]) -> dict[str, float]:
         chosen = [examples[i] for i in indices]
-        tokens = sum(one.taught for one in chosen)
+        tokens = sum(one.learned for one in chosen)
         own = processes.share(chosen)
 
         def of(size: int) -> float:
@@ -123,7 +134,7 @@ def train_sft(
             with adapters.using(role), adapters.training():
                 for group in by_length([len(one) for one in own], size):
                     batch = collate(adapters.base, [own[i] for i in group])
-                    loss = -taught_logprobs(adapters, batch).sum() / tokens
+                    loss = -learned_logprobs(adapters, batch).sum() / tokens
                     loss.backward()  # type: ignore[no-untyped-call]
                     total += loss.item()
             return total
@@ -160,7 +171,7 @@ def train_sft(
     return SFTResult(
         examples=len(examples),
         held_out=len(held_out),
-        tokens=sum(examples[i].taught for step in plan[:taken] for i in step),
+        tokens=sum(examples[i].learned for step in plan[:taken] for i in step),
         loss_before=before,
         loss_after=evaluated(),
         steps=taken,
