@@ -147,7 +147,7 @@ class PreferencePair:
     group: str
     """The prompt's id: no split ever parts a group."""
     margin: float = 0.0
-    """How much better, in tiers or stars; 0 if unknown."""
+    """How much better, as a share of `--reward.margin`; 0 if unknown."""
 
 
 @dataclass(frozen=True)

@@ -205,6 +205,15 @@ class Reward:
     """Share of the prompts kept for the accuracy."""
     gate: float = 0.55
     """Refuse to train a policy on a reward model whose held-out accuracy is below this."""
+    margin: float = 0.0
+    """How far the better score must be ahead (Llama 2, arXiv 2307.09288 section 3.2.2): this times
+    tiers apart / (K - 1), or times the column `margin` of pairs from a file; 0 asks for no lead."""
+    ties: Literal["drop", "soft"] = "drop"
+    """`drop` learns nothing from completions of one tier; `soft` draws their scores together, with
+    one half as the chance that either wins."""
+    criteria_weight: float = 0.0
+    """Weight of the loss on the order that the stars of each criterion give; above 0 the score is
+    the sum of one head a criterion."""
     save_every: int = 20
     """Optimiser steps between checkpoints."""
     optimizer: OptimizerName = "adamw"
@@ -223,6 +232,9 @@ class Reward:
         ):
             _above(f"--reward.{name.replace('_', '-')}", getattr(self, name), 0)
         _above("--reward.save-every", self.save_every, 0)
+        for name in ("margin", "criteria_weight"):
+            flag = f"--reward.{name.replace('_', '-')}"
+            _above(flag, getattr(self, name), 0, equal_allowed=True)
         _fraction("--reward.warmup", self.warmup)
         _above("--reward.held-out", self.held_out, 0)
         _fraction("--reward.held-out", self.held_out)

@@ -11,8 +11,9 @@ from alpaca_rlhf.models.batches import Example
 from alpaca_rlhf.models.forward import completion_scores, token_logprobs, token_values
 from alpaca_rlhf.settings import Reward
 from alpaca_rlhf.training import ppo, reward
+from alpaca_rlhf.training.groups import Group
 from alpaca_rlhf.training.loop import Checkpoints, batches
-from alpaca_rlhf.training.reward import Group, train_reward
+from alpaca_rlhf.training.reward import train_reward
 from tests import test_ppo as ppo_tests
 
 PPO_SETTINGS = replace(ppo_tests.SETTINGS, micro_batch_size=4, updates=1)

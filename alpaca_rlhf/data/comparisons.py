@@ -8,11 +8,14 @@ prompt template is put around that.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from alpaca_rlhf.config import UserError
 from alpaca_rlhf.data.conversations import Turn, read_message, read_turns
 from alpaca_rlhf.data.formats import prompt_columns, source_of
 from alpaca_rlhf.data.rows import BadRow, checked_text, collect, type_name
@@ -41,7 +44,8 @@ def read_pairs(path: Path) -> list[PreferencePair]:
     `\n\nAssistant:` that part at their last answer), LLaMA-Factory's (`conversations`, `chosen`,
     `rejected`), and `prompt` (or `instruction` and `input`) with `chosen` and `rejected`. Messages
     may be text, `from`/`value` or `role`/`content`. One of two answers may be empty: people do
-    prefer silence at times.
+    prefer silence at times. A column `margin`, a number of at least 0, says how much better the
+    better one is.
 
     Args:
         path: A JSON array or JSON lines, plain or gzipped.
@@ -51,7 +55,9 @@ def read_pairs(path: Path) -> list[PreferencePair]:
             broken.
     """
     path = Path(path)
-    return collect(path, lambda row: [_pair(row, source_of(row, path.name))])
+    return collect(
+        path, lambda row: [replace(_pair(row, source_of(row, path.name)), margin=_margin(row))]
+    )
 
 
 def read_ranking_trees(path: Path) -> list[tuple[Instruction, list[Completion], Ranking]]:
@@ -98,13 +104,18 @@ def ranked_prompts(path: Path) -> list[Instruction]:
     """The prompts of a file of rankings, each once.
 
     Raises:
-        UserError: `file:line:` of the first broken row.
+        UserError: `file:line:` of the first broken row, or no ranking has two completions.
     """
     found = (
         [prompt for prompt, _, _ in read_ranking_trees(path)]
         if holds_trees(path)
         else [pair.prompt for pair in read_pairs(path)]
     )
+    if not found:
+        raise UserError(
+            f"{path}: no message of these trees has two replies with a `rank`, "
+            "and a ranking needs at least two completions"
+        )
     return list({prompt.id: prompt for prompt in found}.values())
 
 
@@ -127,6 +138,15 @@ def _pair(row: dict[str, Any], source: str) -> PreferencePair:
             source,
         )
     return _made(prompt, _answer(row["chosen"], "`chosen`"), _answer(row["rejected"], "`rejected`"))
+
+
+def _margin(row: dict[str, Any]) -> float:
+    value = row.get("margin")
+    if value is None:
+        return 0.0
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+        raise BadRow(f"`margin` must be a number of at least 0, got {str(value)[:40]}")
+    return float(value)
 
 
 def _made(prompt: Instruction, chosen: str, rejected: str) -> PreferencePair:

@@ -6,6 +6,7 @@ no (B, T, V) tensor is ever made, and scores and values never touch it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
@@ -54,6 +55,9 @@ def token_values(adapters: Adapters, head: ScalarHead, batch: Batch) -> Tensor:
     return batch.spread(head(adapters.hidden(batch)[batch.completion - 1]))
 
 
-def completion_scores(adapters: Adapters, head: ScalarHead, batch: Batch) -> Tensor:
-    """(B,) float32 score, read at the last token: the eos where there is one."""
-    return head(adapters.hidden(batch)[batch.last])  # type: ignore[no-any-return]
+def completion_scores(adapters: Adapters, head: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
+    """(B,) float32 score, read at the last token: the eos where there is one.
+
+    With a head's `parts` it is (B, 1 + C), the score and that of each criterion.
+    """
+    return head(adapters.hidden(batch)[batch.last])

@@ -62,6 +62,11 @@ def source_of(settings: Loop) -> Source:
             wall.note(name, own)
         ranked = ranked_prompts(inputs.rankings)
         splits["rank"] = [row for row in ranked if wall.leak("rank", row) is None]
+        if not splits["rank"]:
+            raise UserError(
+                f"--inputs.rankings {inputs.rankings}: each of its {len(ranked)} prompts lies near "
+                "a row to train on or near one of --inputs.prompts, and no prompt may serve twice"
+            )
     return Files(rows, splits)
 
 

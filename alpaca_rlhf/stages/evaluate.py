@@ -122,13 +122,13 @@ def _scorer(ctx: Context) -> Scorer:
     gold = ctx.source.gold
     if gold is not None:
         return lambda rows, said: [gold(row, *one) for row, one in zip(rows, said, strict=True)]
-    seen, held_out = ranking_groups(ctx, ctx.settings.rounds)
+    given = ranking_groups(ctx, ctx.settings.rounds)
     ctx.adapters.add("reward", copy_of="sft", seed=ctx.settings.seed + 1)
     head, result = train_reward(
         ctx.adapters,
         "reward",
-        held_out,
-        seen,
+        given.held_out,
+        given.train,
         ctx.settings.reward,
         seed=ctx.settings.seed + 1,
         checkpoints=ctx.checkpoints("judge"),
@@ -136,7 +136,7 @@ def _scorer(ctx: Context) -> Scorer:
         stage="judge",
     )
     # the loss knows no offset, and the sigmoid below does
-    reference = reference_examples(ctx, seen)
+    reference = reference_examples(ctx, given.train)
     size = ctx.settings.sampling.batch_size
     head.normalise(score(ctx.adapters, "reward", head, reference, batch_size=size))
     ctx.finish("judge", {"accuracy": result.accuracy})
