@@ -139,7 +139,8 @@ class CriteriaHead(ScalarHead):
         with safe_open(str(folder / HEAD), framework="pt") as file:
             names = json.loads(file.metadata()[CRITERIA])
         head = cls(hidden_size, names)
-        head.load_state_dict({**state, "weight": state.pop(CRITERIA)})
+        weight = state.pop(CRITERIA)
+        head.load_state_dict({**state, "weight": weight})
         return head
 
 

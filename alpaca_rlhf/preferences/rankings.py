@@ -159,7 +159,8 @@ def _check_stars(criteria: dict[str, dict[str, Any]], ranked: Collection[str]) -
                 or not 1 <= given <= MOST_STARS
             ):
                 raise ValueError(
-                    f"`criteria` must give 1 to {MOST_STARS} stars for {name!r}, got {str(given)[:40]}"
+                    f"`criteria` must give 1 to {MOST_STARS} stars for {name!r}, "
+                    f"got {str(given)[:40]}"
                 )
 
 
