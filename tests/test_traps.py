@@ -4,13 +4,13 @@ The naive half asserts that the failure still happens here, so this file tells w
 it. The other half is one short check; the thorough tests stand in the file of the room.
 """
 
-import copy
 import math
 
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from tokenizers.processors import TemplateProcessing
 from torch.utils.checkpoint import CheckpointError
 from transformers import (
     AutoTokenizer,
@@ -426,12 +426,14 @@ def test_truncation_drops_eos(tiny_folder, tiny):
 def test_bos_stands_twice_before_a_rendered_chat(tiny_folder, tiny):
     template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
     adapters = tiny()
-    tokenizer = copy.deepcopy(adapters.base.tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )  # as LLaMA's own
     tokenizer.chat_template = template
     said = [{"role": "user", "content": "Name a colour."}]
     text = tokenizer.apply_chat_template(said, tokenize=False)
-    naive = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]
-    assert naive.count(tokenizer.bos_token_id) == 2  # what a tokenizer with add_bos_token does
+    assert tokenizer(text)["input_ids"].count(tokenizer.bos_token_id) == 2
 
     object.__setattr__(adapters.base, "tokenizer", tokenizer)
     for name in ("chat", "alpaca", "brief"):
@@ -524,23 +526,6 @@ def test_log_of_sigmoid_is_infinite_where_it_matters_most():
 
     losses.ranking_loss(scores, torch.tensor([[0, 1]])).backward()
     assert scores.grad.tolist() == [-1, 1]
-
-
-def test_a_loss_times_0_still_moves_the_weights():
-    """How an early stop is often written: Adam's momentum goes on by itself."""
-    weight = torch.nn.Parameter(torch.ones(1))
-    optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.0)
-    weight.sum().backward()
-    optimizer.step()
-    before = weight.item()
-    optimizer.zero_grad()
-    (weight.sum() * 0).backward()
-    optimizer.step()
-    assert weight.item() < before
-    optimizer.zero_grad(set_to_none=True)  # as train_ppo does; see test_ppo, "runs away"
-    before = weight.item()
-    optimizer.step()
-    assert weight.item() == before
 
 
 # --- rewards, references, metrics -----------------------------------------------------------------
