@@ -112,6 +112,14 @@ def test_nothing_decays():
     assert still.item() == 5
 
 
+def test_the_first_step_is_the_rate_times_the_sign_even_of_tiny_gradients():
+    """0.1 * 1e-6 / (1e-6 + 1e-8) for one of 1e-6; an epsilon of 1e-5 would damp it to a tenth."""
+    w = torch.nn.Parameter(torch.zeros(2))
+    w.grad = torch.tensor([1e-6, -1e-6])
+    learner(w, lr=0.1, steps=10**9).step()
+    assert w.tolist() == pytest.approx([-0.1 / 1.01, 0.1 / 1.01], rel=1e-4)
+
+
 def test_gradients_are_clipped_together_and_reported_before():
     w, head = weight(0.0), weight(0.0)
     made = learner(w, max_grad_norm=0.5, head=(head, 0.1))
