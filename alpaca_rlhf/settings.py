@@ -256,12 +256,42 @@ class Clip:
     kl_stop: float = 0.05
     """Stop the inner epochs of an update once the k3 estimate of KL(old, new) is above this, in
     nats a token."""
+    kl_target: float = 0.0
+    """Steer the KL coefficient towards this KL to the reference, in nats a completion (arXiv
+    1909.08593 section 2.2: 6); 0 keeps the coefficient."""
+    kl_horizon: int = 10000
+    """Completions over which the steered coefficient follows (openai/lm-human-preferences@cbfd210
+    launch.py)."""
 
     def __post_init__(self) -> None:
-        for name in ("ratio", "grad_norm", "kl_stop"):
+        for name in ("ratio", "grad_norm", "kl_stop", "kl_horizon"):
             _above(f"--ppo.clip.{name.replace('_', '-')}", getattr(self, name), 0)
-        for name in ("value", "score"):
-            _above(f"--ppo.clip.{name}", getattr(self, name), 0, equal_allowed=True)
+        for name in ("value", "score", "kl_target"):
+            flag = f"--ppo.clip.{name.replace('_', '-')}"
+            _above(flag, getattr(self, name), 0, equal_allowed=True)
+
+
+@dataclass(frozen=True)
+class Value:
+    """PPO's value function."""
+
+    trunk: Literal["separate", "shared", "detached"] = "separate"
+    """`separate` is an adapter of its own, which begins as the reward model; `shared` is a head on
+    the policy's hidden states, whose loss moves the policy too; `detached` is the same head without
+    a gradient into the policy."""
+    lr: float = 1e-4
+    """Peak learning rate of its head, and of its adapter where it has one, falling linearly to
+    0."""
+    coef: float = 0.1
+    """Weight of its loss beside the policy's on a shared trunk (openai/lm-human-preferences@cbfd210
+    train_policy.py:53)."""
+    warmup: int = 2
+    """First updates in which the value learns and the policy does not."""
+
+    def __post_init__(self) -> None:
+        _above("--ppo.value.lr", self.lr, 0)
+        _above("--ppo.value.coef", self.coef, 0, equal_allowed=True)
+        _above("--ppo.value.warmup", self.warmup, 0, equal_allowed=True)
 
 
 @dataclass(frozen=True)
@@ -280,8 +310,6 @@ class PPO:
     """Passes over each rollout batch."""
     lr: float = 2e-5
     """Peak learning rate of the policy adapter, falling linearly to 0."""
-    value_lr: float = 1e-4
-    """Peak learning rate of the value adapter and head, falling linearly to 0."""
     kl_coef: float = 0.02
     """Weight of the KL term in the reward (InstructGPT appendix C.4)."""
     gamma: float = 1.0
@@ -293,8 +321,6 @@ class PPO:
     train_policy.py:388)."""
     max_new_tokens: int = 256
     """Completion tokens at most."""
-    value_warmup: int = 2
-    """First updates in which only the value is trained."""
     save_every: int = 5
     """Updates between checkpoints."""
     optimizer: OptimizerName = "adamw"
@@ -302,6 +328,8 @@ class PPO:
     `paged_adamw8bit` moves them to the host when the card is full (QLoRA section 3)."""
     clip: Clip = field(default_factory=Clip)
     """Bounds of the update."""
+    value: Value = field(default_factory=Value)
+    """The value function."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -311,13 +339,11 @@ class PPO:
             "micro_batch_size",
             "epochs",
             "lr",
-            "value_lr",
         ):
             _above(f"--ppo.{name.replace('_', '-')}", getattr(self, name), 0)
         for name in ("max_new_tokens", "save_every"):
             _above(f"--ppo.{name.replace('_', '-')}", getattr(self, name), 0)
-        for name in ("kl_coef", "value_warmup"):
-            _above(f"--ppo.{name.replace('_', '-')}", getattr(self, name), 0, equal_allowed=True)
+        _above("--ppo.kl-coef", self.kl_coef, 0, equal_allowed=True)
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--ppo.{name} must be in [0, 1], got {getattr(self, name):g}")
@@ -428,9 +454,9 @@ class Loop(Stages):
         _above("--rounds", self.rounds, 0)
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"--seed must be at least 0 and below 2**32, got {self.seed}")
-        if self.ppo.value_warmup >= self.ppo.updates:
+        if self.ppo.value.warmup >= self.ppo.updates:
             raise ValueError(
-                f"--ppo.value-warmup {self.ppo.value_warmup} must be below --ppo.updates "
+                f"--ppo.value.warmup {self.ppo.value.warmup} must be below --ppo.updates "
                 f"{self.ppo.updates}: in those updates the policy does not learn"
             )
         if self.evaluate.split == "dev" and self.inputs.judge == "human":

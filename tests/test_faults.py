@@ -8,7 +8,7 @@ import torch
 
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.models.batches import Example
-from alpaca_rlhf.models.forward import completion_scores, token_logprobs, token_values
+from alpaca_rlhf.models.forward import completion_scores, token_logprobs, value_states
 from alpaca_rlhf.settings import Reward
 from alpaca_rlhf.training import ppo, reward
 from alpaca_rlhf.training.groups import Group
@@ -107,8 +107,8 @@ def test_ppo_goes_on_with_smaller_micro_batches(tiny, tmp_path, monkeypatch, ful
         watch(len(batch), found)
         return found
 
-    def values(adapters, head, batch):
-        found = token_values(adapters, head, batch)
+    def states(adapters, batch):
+        found = value_states(adapters, batch)
         watch(len(batch), found)
         return found
 
@@ -119,7 +119,7 @@ def test_ppo_goes_on_with_smaller_micro_batches(tiny, tmp_path, monkeypatch, ful
         if rows > 1:
             out.register_hook(fail)
 
-    name, made = ("token_logprobs", logprobs) if full == "policy" else ("token_values", values)
+    name, made = ("token_logprobs", logprobs) if full == "policy" else ("value_states", states)
     monkeypatch.setattr(ppo, name, made)
     ppo_tests.train(big, head, tmp_path / "b", PPO_SETTINGS)
     for role in ("policy", "value"):
@@ -140,7 +140,7 @@ def test_ppo_keeps_the_completions_that_gave_a_nan(tiny, tmp_path):
             )
 
     settings = replace(PPO_SETTINGS, updates=2)
-    with pytest.raises(UserError, match=r"ppo: .*; lower --ppo\.(value-)?lr .*step 2") as caught:
+    with pytest.raises(UserError, match=r"ppo: .*; lower --ppo\.(value\.)?lr .*step 2") as caught:
         ppo_tests.train(adapters, head, tmp_path, settings, log=poison)
     (path,) = (tmp_path / "bad_batch").iterdir()
     assert str(path) in str(caught.value)

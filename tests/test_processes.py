@@ -116,7 +116,7 @@ def test_a_whole_run_in_two_processes(tmp_path):
 
     In bf16 where the machine has it, so within what that rounds.
     """
-    few = [*SMALL, "--generate.target", "8", "--ppo.updates", "2", "--ppo.value-warmup", "1"]
+    few = [*SMALL, "--generate.target", "8", "--ppo.updates", "2", "--ppo.value.warmup", "1"]
     settings = parse(Loop, few, prog="test", description="", default=QUICKSTART)
     config = tmp_path / "few.yaml"
     config.write_text(to_yaml(settings))

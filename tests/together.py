@@ -11,7 +11,7 @@ import torch
 from alpaca_rlhf import processes
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.models.base import load_base
-from alpaca_rlhf.settings import PPO, SFT, Clip, Reward, Sampling
+from alpaca_rlhf.settings import PPO, SFT, Clip, Reward, Sampling, Value
 from alpaca_rlhf.training.best_of_k import choose
 from alpaca_rlhf.training.loop import Checkpoints, Learner
 from alpaca_rlhf.training.ppo import train_ppo
@@ -67,9 +67,8 @@ def ppo(adapters, folder, log):
         micro_batch_size=2,
         epochs=2,
         lr=1e-3,
-        value_lr=1e-3,
         max_new_tokens=8,
-        value_warmup=0,
+        value=Value(lr=1e-3, warmup=0),
         save_every=1,
         clip=Clip(kl_stop=100.0),
     )
