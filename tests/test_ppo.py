@@ -295,7 +295,7 @@ def test_a_value_on_the_policys_states_begins_at_0_and_learns_first(tiny, tmp_pa
 
 
 def test_the_kl_coefficient_follows_its_target_by_hand():
-    """KL 12 and 6.6 against a target of 6, then 0: errors .2 (bounded), .1 and -.2; n / N = 1/10."""
+    """KL 12 and 6.6, then 0, against 6: errors .2 (bounded), .1 and -.2; n / N is a tenth."""
     steered = KLCoefficient(PPO(kl_coef=0.5, clip=Clip(kl_target=6.0, kl_horizon=1000)))
     seen = []
     for kl in (12.0, 6.6, 0.0):
