@@ -10,7 +10,7 @@ from alpaca_rlhf.config import UserError
 from alpaca_rlhf.models.batches import Example
 from alpaca_rlhf.models.forward import completion_scores, token_logprobs, value_states
 from alpaca_rlhf.settings import Reward
-from alpaca_rlhf.training import ppo, reward
+from alpaca_rlhf.training import ppo_update, reward
 from alpaca_rlhf.training.groups import Group
 from alpaca_rlhf.training.loop import Checkpoints, batches
 from alpaca_rlhf.training.reward import train_reward
@@ -120,7 +120,7 @@ def test_ppo_goes_on_with_smaller_micro_batches(tiny, tmp_path, monkeypatch, ful
             out.register_hook(fail)
 
     name, made = ("token_logprobs", logprobs) if full == "policy" else ("value_states", states)
-    monkeypatch.setattr(ppo, name, made)
+    monkeypatch.setattr(ppo_update, name, made)
     ppo_tests.train(big, head, tmp_path / "b", PPO_SETTINGS)
     for role in ("policy", "value"):
         for key, p in big.parameters(role).items():

@@ -16,14 +16,12 @@ from alpaca_rlhf.settings import PPO, Clip, Value
 from alpaca_rlhf.training import ppo
 from alpaca_rlhf.training.loop import Checkpoints, Learner
 from alpaca_rlhf.training.memory import MicroBatch
-from alpaca_rlhf.training.ppo import (
+from alpaca_rlhf.training.ppo import PPOPrompt, collect, train_ppo
+from alpaca_rlhf.training.ppo_update import (
     Critic,
     KLCoefficient,
-    PPOPrompt,
     advantages_of,
-    collect,
     explained_variance,
-    train_ppo,
 )
 
 SETTINGS = PPO(
