@@ -197,7 +197,7 @@ def test_lora_weights_are_fp32_and_nothing_of_the_base_is_upcast(tiny_folder):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_forward_computes_in_the_precision_of_the_base(tiny_folder, dtype):
-    """Sampling, reference and training alike: the dtype that its layers hand on."""
+    """Sampling, reference and training alike, in the fp32 weights of the adapters too."""
     from alpaca_rlhf.models import rollout
     from alpaca_rlhf.settings import Sampling
 
@@ -205,7 +205,8 @@ def test_every_forward_computes_in_the_precision_of_the_base(tiny_folder, dtype)
     adapters.trainable("policy")
     seen = []
     layer = adapters.base.model.model.layers[0]
-    for module in (layer.self_attn.o_proj, layer.mlp.down_proj):
+    lora = [layer.mlp.down_proj.lora_A[name] for name in ("policy", "sft")]
+    for module in (layer.self_attn.o_proj, *lora):
         module.register_forward_hook(lambda _, args, out: seen.append(out.dtype))
     with adapters.using("policy"), adapters.training():
         loss_of(adapters).backward()
