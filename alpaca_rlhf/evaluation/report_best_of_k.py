@@ -14,7 +14,7 @@ _NOTE = (
 )
 _CAPTION = (
     "The bound is how far the best of K completions, used as a policy, can lie from the policy "
-    "they are drawn from: log K − (K − 1) / K. It does not cover a choice among the winners, by "
+    "they are drawn from: log K - (K - 1) / K. It does not cover a choice among the winners, by "
     "their share or by a threshold, nor the fine-tuning; the KL of the fine-tuned policy from SFT "
     "is measured on its own completions of the evaluation prompts."
 )
