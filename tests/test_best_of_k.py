@@ -2,7 +2,9 @@
 
 import json
 import math
+from importlib import import_module
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from alpaca_rlhf.settings import BestOfK, Sampling
 from alpaca_rlhf.training.best_of_k import choose
 from alpaca_rlhf.training.candidates import Candidates, draw, rescored
 
+evaluate_stage = import_module("alpaca_rlhf.stages.evaluate")  # a function has its name
 PROMPTS = [(1, 20, 30), (1, 40), (1, 50, 60, 70)]
 KEYS = ["a", "b", "c"]
 
@@ -280,6 +283,41 @@ def test_the_winners_distribution_is_the_exact_one(toy, n):
     chi = float(((won - count * expected) ** 2 / (count * expected)).sum())
     assert chi < 15 + 5 * math.sqrt(2 * 15)
     assert found.mean_best == pytest.approx(float((expected * rewards).sum()), abs=0.1)
+
+
+def test_the_measured_kl_is_the_exact_one(toy, monkeypatch):
+    """k1 and k3 on completions of the policy, against the sum over all 16 of them."""
+    adapters, prompt = toy("policy", "sft"), (1, 5)
+    law = {}
+    for role in ("policy", "sft"):
+        with torch.no_grad(), adapters.using(role):
+            logits = adapters.base.model(input_ids=torch.tensor([prompt])).logits[0, -1]
+        law[role] = logits.double().softmax(0)
+    exact = kl(law["policy"].tolist(), law["sft"].tolist())
+    assert exact > 0.01
+    count = 4000
+    keys = [str(i) for i in range(count)]
+    own = sample(
+        adapters,
+        "policy",
+        [prompt] * count,
+        keys,
+        sampling=Sampling(max_new_tokens=1, batch_size=count),
+        seed=3,
+    )
+    monkeypatch.setattr(evaluate_stage, "_prompt", lambda *_, **__: prompt)
+    ctx = SimpleNamespace(
+        adapters=adapters,
+        base=adapters.base,
+        settings=SimpleNamespace(sampling=Sampling(batch_size=count)),
+    )
+    found = evaluate_stage._kl(ctx, "policy", keys, [one for (one,) in own], few_shot=False)
+    ratio = (law["policy"] / law["sft"]).log()
+    variance = float((law["policy"] * ratio**2).sum()) - exact**2
+    spread = math.sqrt(variance / count)
+    assert found["kl_from_sft_nats"] == pytest.approx(exact, abs=4 * spread)
+    assert found["kl_from_sft_k3_nats"] == pytest.approx(exact, abs=4 * spread)
+    assert found["kl_from_sft_nats"] != found["kl_from_sft_k3_nats"]
 
 
 def test_more_candidates_score_higher(toy):
