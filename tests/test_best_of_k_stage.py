@@ -75,7 +75,7 @@ def settings(tmp_path_factory, tiny_folder) -> Loop:
             rankings=written(folder / "pairs.jsonl", pairs),
         ),
         sampling=Sampling(max_new_tokens=8, batch_size=16),
-        sft=SFT(lr=1e-3, epochs=1, batch_size=4),
+        sft=SFT(lr=1e-3, epochs=1, batch_size=4, save_every=1),
         reward=Reward(lr=1e-3, gate=0.0, held_out=0.4),
         ppo=PPO(
             updates=2,
@@ -224,16 +224,23 @@ def test_a_file_that_was_changed_is_not_used(stopped, settings, calm, calls):
     assert weights(stopped) == weights(calm)
 
 
-def test_candidates_of_another_reward_model_are_not_used(stopped, settings, calm, calls):
+def test_candidates_of_another_reward_model_are_not_used(
+    stopped, settings, calm, before, tmp_path, calls
+):
     """Nor what was learned from them."""
-    turn_round(stopped / "reward" / "adapter")
+    straight = shutil.copytree(before, tmp_path / "straight")
+    for one in (straight, stopped):
+        turn_round(one / "reward" / "adapter")
+    go(settings, straight)
+    del calls[:]
+    assert list(stopped.glob("checkpoints/best_of_k/step-*"))
     go(settings, stopped)
     assert calls == ["sample", "score"]
     for row, old in zip(rows_of(stopped), rows_of(calm), strict=True):
         for one, other in zip(row["completions"], old["completions"], strict=True):
             assert one["ids"] == other["ids"]
             assert one["score"] == pytest.approx(-other["score"], abs=1e-5)
-    assert weights(stopped) != weights(calm)
+    assert weights(stopped) == weights(straight) != weights(calm)
     logged = (stopped / "metrics.jsonl").read_text().splitlines()
     steps = [row["step"] for row in map(json.loads, logged) if row["stage"] == "best_of_k"]
     assert steps == list(range(1, len(steps) + 1))
