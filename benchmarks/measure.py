@@ -185,6 +185,9 @@ class Side(Protocol):
     def probe(self) -> dict[str, float]:
         """Numbers that every side must agree on, before anything was trained."""
 
+    def prepare(self) -> None:
+        """Get ready for a run, off the clock: the same weights at the start of each."""
+
     def run(self) -> dict[str, Any]:
         """Do the measured work once; returns what shows that it was the same work."""
 
@@ -265,6 +268,7 @@ def _serve(pipe: Connection, make: Callable[..., Side], args: Any, env: dict[str
 
 
 def _count(side: Side) -> dict[str, Any]:
+    side.prepare()
     steps = 0
 
     def stepped(*_: Any) -> None:
@@ -291,6 +295,8 @@ def _count(side: Side) -> dict[str, Any]:
 
 
 def _time(side: Side) -> dict[str, Any]:
+    side.prepare()
+    side.phases.clear()
     with provenance.measure() as measured:
         work = side.run()
     return {
@@ -358,6 +364,11 @@ def spread_of(values: Sequence[float]) -> dict[str, Any]:
         "max": max(values),
         "all": list(values),
     }
+
+
+def seconds(row: Mapping[str, Any]) -> str:
+    """Median and range of a row, for the table."""
+    return "{median:.2f} ({min:.2f}-{max:.2f})".format(**row["seconds"])
 
 
 def _say(text: str) -> None:

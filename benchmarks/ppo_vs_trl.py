@@ -135,13 +135,15 @@ class Ours:
         tokens = sum(len(one.completion) for one in examples)
         return {"logprob": float(found.sum()) / tokens, "score": float(scores.mean())}
 
+    def prepare(self) -> None:
+        """Start from the SFT adapter."""
+        self.adapters.add("policy", copy_of="sft")
+
     def run(self) -> dict[str, Any]:
-        """One update from the SFT adapter."""
+        """One update."""
         from alpaca_rlhf.training.loop import Checkpoints
         from alpaca_rlhf.training.ppo import PPOPrompt, train_ppo
 
-        self.phases.clear()
-        self.adapters.add("policy", copy_of="sft")
         rows: list[dict[str, Any]] = []
         with tempfile.TemporaryDirectory() as folder:
             train_ppo(
@@ -319,11 +321,13 @@ class TRL:
                 )
         return {"logprob": total / count, "score": sum(scores) / len(scores)}
 
-    def run(self) -> dict[str, Any]:
-        """One update."""
-        self.phases.clear()
+    def prepare(self) -> None:
+        """Forget the last run; the learning rate is too small to have changed anything."""
         self.logged.clear()
         self.tokens = 0
+
+    def run(self) -> dict[str, Any]:
+        """One update."""
         self.trainer.train()
         row = self.logged[0]
         return {
@@ -437,9 +441,7 @@ def report(rows: list[dict[str, Any]]) -> None:
             [
                 {
                     "": row["name"],
-                    "seconds (range)": "{median:.2f} ({min:.2f}-{max:.2f})".format(
-                        **row["seconds"]
-                    ),
+                    "seconds (range)": measure.seconds(row),
                     "GFLOP": f"{row['flops'] / 1e9:.0f}",
                     "over floor": f"{row['flops_over_floor']:.2f}",
                     "peak live MiB": f"{row['peak_live_bytes'] / 2**20:.0f}",
