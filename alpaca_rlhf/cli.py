@@ -206,7 +206,12 @@ def _chat(words: list[str], terminal: Terminal) -> int:
     if asked.prompt is not None:
         terminal.say(speaker.answer(policy, Instruction(asked.prompt, asked.input), 0))
     else:
-        Conversation(speaker, names, policy, ask=terminal.ask, say=terminal.say).run()
+        remember = asked.remember
+        if remember is None:
+            remember = folders.saw_conversations(asked.run)
+        Conversation(
+            speaker, names, policy, remember=remember, ask=terminal.ask, say=terminal.say
+        ).run()
     return 0
 
 

@@ -5,21 +5,24 @@ Settings, run folder, tasks, and the base with its adapters, loaded when first n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from alpaca_rlhf import processes
 from alpaca_rlhf.data import read_instructions
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import Base, load_base
 from alpaca_rlhf.models.heads import ScalarHead
+from alpaca_rlhf.prompts import Segment
 from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.runs import RunFolder
 from alpaca_rlhf.settings import Loop, Sampling
 from alpaca_rlhf.sources import Source
 from alpaca_rlhf.training.loop import Checkpoints
+from alpaca_rlhf.training.trackers import tracker
 
 
 class Reporter(Protocol):
@@ -31,6 +34,10 @@ class Reporter(Protocol):
 
     def step(self, stage: str, done: int, total: int, metrics: dict[str, Any]) -> None:
         """`done` of `total` steps are done."""
+        ...
+
+    def preview(self, stage: str, what: str, segments: Sequence[Segment]) -> None:
+        """One row that is learned from, before the first step, and what of it carries loss."""
         ...
 
     def finish(self, stage: str, what: str) -> None:
@@ -51,7 +58,8 @@ def forget(run: RunFolder, stage: str) -> None:
 
 
 def _checkpoints(run: RunFolder, stage: str) -> Checkpoints:
-    return Checkpoints(run.path / "checkpoints" / stage)
+    bad_batches = run.path / "bad_batch" / stage
+    return Checkpoints(run.path / "checkpoints" / stage, bad_batches=bad_batches)
 
 
 @dataclass
@@ -80,6 +88,11 @@ class Context:
             adapters.checkpointing(True)
         return adapters
 
+    @cached_property
+    def track(self) -> Callable[[Mapping[str, Any]], None]:
+        """Where metrics go beside the run folder."""
+        return tracker(self.settings.track if processes.main() else "none", self.run.path)
+
     def splits(self) -> dict[str, list[Instruction]]:
         """What SFT trains on, under `sft`, and the prompts of every other split.
 
@@ -99,6 +112,12 @@ class Context:
     def load(self, role: str, stage: str) -> None:
         """Read the adapter that a finished stage made, as `role`."""
         self.adapters.load(role, self.adapter_folder(stage))
+
+    def save(self, role: str, stage: str, head: ScalarHead | None = None) -> None:
+        """Write the adapter that a stage made, once for all processes, and its head beside it."""
+        if processes.main():
+            self.adapters.save(role, self.adapter_folder(stage), head)
+        processes.wait()
 
     def load_head(self, stage: str) -> ScalarHead:
         """Read the scalar head that a finished reward stage made."""
@@ -121,10 +140,11 @@ class Context:
         _checkpoints(self.run, stage).clear()
 
     def log(self, stage: str) -> Callable[[dict[str, Any]], None]:
-        """Receives a stage's metrics: to `metrics.jsonl`, and to the person who watches."""
+        """Receives a stage's metrics: for the run folder, a tracker, and the person who watches."""
 
         def log(row: dict[str, Any]) -> None:
             self.run.log({"stage": stage, **row})
+            self.track({"stage": stage, **row})
             self.reporter.step(stage, row["step"], row["steps"], row)
 
         return log

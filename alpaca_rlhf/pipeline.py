@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from alpaca_rlhf import stages
+from alpaca_rlhf import processes, stages
 from alpaca_rlhf.config import to_yaml
 from alpaca_rlhf.context import Context, Reporter, forget, suffixed
 from alpaca_rlhf.given import leaves_of
@@ -47,10 +47,14 @@ INTENT = {
     "evaluate": "compare every policy on prompts that no stage has seen",
 }
 
+TOGETHER = ("sft", "reward", "ppo", "best_of_k")
+"""Stages that several processes share; the others are the main process's, and the rest wait."""
+
 FREE = (
     *(f"{stage}.micro_batch_size" for stage in ("sft", "reward", "ppo")),
     *(f"{stage}.save_every" for stage in ("sft", "reward", "ppo")),
     "sampling.batch_size",
+    "track",
     "reward.gate",
     "evaluate.shown",
     "evaluate.watts",
@@ -103,20 +107,26 @@ def run_loop(
     inputs = {
         name: path for name, path in asdict(settings.inputs).items() if isinstance(path, Path)
     }
-    with RunFolder.open(
-        settings.out, to_yaml(settings), kind=kind, inputs=inputs, free=_free
-    ) as run:
+    processes.join()
+    opened = []
+
+    def begin() -> None:
+        run = RunFolder.open(settings.out, to_yaml(settings), kind=kind, inputs=inputs, free=_free)
+        opened.append(run)
         for name in {key.partition(".")[0] for key in run.changed if key not in FREE}:
             forget(run, name)
+
+    processes.by_main(begin)
+    with opened[0] if opened else RunFolder.follow(settings.out) as run:
         ctx = Context(settings, run, source_of(settings), reporter)
+        _ = ctx.track  # a package that is missing is told of before anything is done
         todo = order(settings)
         if until is not None:
             todo = todo[: 1 + [name for name, _ in todo].index(until)]
         for name, round_ in todo:
             _run_stage(ctx, name, round_)
         if until is None:
-            _check_base(ctx)
-            write_summary(ctx, command=command, stages=_rows(ctx, todo))
+            processes.by_main(lambda: _end(ctx, command, todo))
         return run.path
 
 
@@ -141,6 +151,13 @@ def _run_stage(ctx: Context, name: str, round_: int) -> None:
         logger.info("%s is done already", stage)
         return
     ctx.reporter.start(stage, INTENT[name])
+    if name in TOGETHER:
+        _work(ctx, name, round_, stage)
+    else:
+        processes.by_main(lambda: _work(ctx, name, round_, stage))
+
+
+def _work(ctx: Context, name: str, round_: int, stage: str) -> None:
     if name != "rank" and ctx.run.done("base") is None:
         # taken before the first adapter is trained, and again at the end: invariant 1
         facts = {"digest": weights_digest(ctx.base), "parameters": ctx.base.parameters}
@@ -163,6 +180,11 @@ def _run_stage(ctx: Context, name: str, round_: int) -> None:
         },
     )
     ctx.reporter.finish(stage, outcome.summary)
+
+
+def _end(ctx: Context, command: str, todo: Sequence[tuple[str, int]]) -> None:
+    _check_base(ctx)
+    write_summary(ctx, command=command, stages=_rows(ctx, todo))
 
 
 def _check_base(ctx: Context) -> None:

@@ -7,7 +7,7 @@ to the tokenizer, so it is filled in where there is one; `chat_messages` says wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from alpaca_rlhf.records import Instruction
 
@@ -16,6 +16,9 @@ TEMPLATES = ("brief", "alpaca", "chat")
 
 NO_INPUT = "<noinput>"
 """What a worksheet writes for an empty input (stanford_alpaca@761dc5b generate_instruction.py)."""
+
+Segment = tuple[str, bool]
+"""Text, and whether it carries loss in SFT."""
 
 _ALPACA_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides "
@@ -35,11 +38,12 @@ _LEADS = {"brief": " "}
 
 
 def render(template: str, instruction: Instruction) -> str:
-    """The prompt, up to where the completion starts.
+    """The prompt of a lone task, up to where the completion starts; a conversation has `blocks`.
 
     Args:
         template: `brief` (headings only, for small contexts) or `alpaca` (Stanford's preambles).
-        instruction: The task; its Input section is left out when its input is empty.
+        instruction: The task; its Input section is left out when its input is empty. Its history
+            is not looked at.
 
     Raises:
         ValueError: The template is `chat`, which only a tokenizer can render, or unknown.
@@ -58,6 +62,28 @@ def render(template: str, instruction: Instruction) -> str:
     return text.format(instruction=instruction.instruction, input=instruction.input)
 
 
+def blocks(template: str, instruction: Instruction) -> tuple[str, ...]:
+    """The text before each reply of a conversation, the one to come included; one of a lone task.
+
+    Between two of them stand a reply (after `lead`) and the eos token, which is no text. The first
+    block is the prompt of a lone task. Later ones have a blank line and the headings: a preamble
+    stands once, and an Input section where the last turn has an input.
+
+    Raises:
+        ValueError: As in `render`.
+    """
+    tasks = [*(Instruction(user) for user, _ in instruction.history), instruction]
+    later = [f"\n\n{render(template, one).removeprefix(_preamble(one, template))}" for one in tasks]
+    return (render(template, tasks[0]), *later[1:])
+
+
+def _preamble(instruction: Instruction, template: str) -> str:
+    if template != "alpaca":
+        return ""
+    text = _ALPACA_INPUT if instruction.input else _ALPACA_NO_INPUT
+    return text.partition("### ")[0]
+
+
 def lead(template: str) -> str:
     """What stands between a prompt and its completion and belongs to neither.
 
@@ -67,14 +93,26 @@ def lead(template: str) -> str:
     return _LEADS.get(template, "")
 
 
+def user_text(instruction: Instruction) -> str:
+    """The last turn in one piece, as a chat has it: the input below the instruction."""
+    if not instruction.input:
+        return instruction.instruction
+    return f"{instruction.instruction}\n\n{instruction.input}"
+
+
 def chat_messages(instruction: Instruction) -> list[dict[str, str]]:
-    """What fills a tokenizer's chat template: one user turn, the input below the instruction."""
-    text = (
-        f"{instruction.instruction}\n\n{instruction.input}"
-        if instruction.input
-        else instruction.instruction
-    )
-    return [{"role": "user", "content": text}]
+    """What fills a tokenizer's chat template: every turn, the last one the user's."""
+    earlier = [
+        {"role": role, "content": said}
+        for turn in instruction.history
+        for role, said in zip(("user", "assistant"), turn, strict=True)
+    ]
+    return [*earlier, {"role": "user", "content": user_text(instruction)}]
+
+
+def marked(segments: Iterable[Segment]) -> str:
+    """Segments as plain text, with [[...]] around what carries loss."""
+    return "".join(f"[[{text}]]" if learned else text for text, learned in segments)
 
 
 def worksheet(demos: Sequence[Instruction], *, next_number: int | None = None) -> str:

@@ -18,6 +18,7 @@ from alpaca_rlhf.settings import (
     Rank,
     Reward,
     Sampling,
+    Value,
 )
 
 # Answers in the small world are one to three short sentences: 48 tokens hold them, and a completion
@@ -53,11 +54,10 @@ QUICKSTART = Loop(
         micro_batch_size=32,
         epochs=1,
         lr=5e-4,
-        value_lr=1e-3,
         kl_coef=0.3,  # the reward model has learned from 360 prompts: far from SFT it knows nothing
         missing_eos_score=-2.0,  # two standard deviations below SFT's mean: worse than a bad answer
         max_new_tokens=ANSWER_TOKENS,
-        value_warmup=1,
+        value=Value(lr=1e-3, warmup=1),
         clip=Clip(score=3.0),  # one score must not rule a batch
     ),
     best_of_k=BestOfK(k=4, prompts=480, keep=0.5, lr=3e-4, epochs=2),

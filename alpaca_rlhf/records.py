@@ -31,7 +31,10 @@ def content_hash(*parts: str) -> str:
 
 @dataclass(frozen=True)
 class Instruction:
-    """One task in Alpaca's three columns. `output` is None where only the prompt is known."""
+    """One task in Alpaca's three columns, or the last turn of a conversation.
+
+    `output` is None where only the prompt is known.
+    """
 
     instruction: str
     """What is asked."""
@@ -41,15 +44,25 @@ class Instruction:
     """The reference answer, or None."""
     source: str = ""
     """Where it comes from: seed, self_instruct, a file name ..."""
+    history: tuple[tuple[str, str], ...] = ()
+    """Earlier turns of a conversation, (user, assistant), oldest first; empty for a lone task."""
 
     @property
     def id(self) -> str:
-        """Hash of instruction and input: the same prompt has the same id whatever its output."""
-        return content_hash(self.instruction, self.input)
+        """Hash of instruction, input and history: a prompt's id is the same whatever its output."""
+        earlier = [said for turn in self.history for said in turn]
+        return content_hash(self.instruction, self.input, *earlier)
 
     def to_json(self) -> dict[str, Any]:
-        """Its columns, for a JSON line."""
-        return asdict(self)
+        """Its columns, for a JSON line; `history` is left out where there is none."""
+        columns = asdict(self)
+        return columns if self.history else {k: v for k, v in columns.items() if k != "history"}
+
+    @classmethod
+    def from_json(cls, columns: Mapping[str, Any]) -> Instruction:
+        """What `to_json` gave; columns of no instruction are an error (TypeError)."""
+        history = tuple((user, reply) for user, reply in columns.get("history", ()))
+        return cls(**{**columns, "history": history})
 
 
 @dataclass(frozen=True)
@@ -134,7 +147,7 @@ class PreferencePair:
     group: str
     """The prompt's id: no split ever parts a group."""
     margin: float = 0.0
-    """How much better, in tiers or stars; 0 if unknown."""
+    """How much better, as a share of `--reward.margin`; 0 if unknown."""
 
 
 @dataclass(frozen=True)

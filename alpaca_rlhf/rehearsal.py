@@ -236,7 +236,7 @@ def _shrink(settings: Loop, architecture: str, folder: Path) -> Loop:
         ppo=replace(
             settings.ppo,
             updates=2,
-            value_warmup=min(settings.ppo.value_warmup, 1),
+            value=replace(settings.ppo.value, warmup=min(settings.ppo.value.warmup, 1)),
             batch_size=8,
             minibatch_size=4,
             micro_batch_size=2,

@@ -40,9 +40,13 @@ def data_path(name: str) -> Path:
 
 
 class RunFolder:
-    """One run's folder, locked to this process until it is closed; made by `RunFolder.open`."""
+    """One run's folder, made by `RunFolder.open`, and locked to this process until it is closed.
 
-    def __init__(self, path: Path, lock: TextIO) -> None:
+    Where several processes train together one has opened it; the others `follow`: they read, and
+    what they write is dropped, because it is the same.
+    """
+
+    def __init__(self, path: Path, lock: TextIO | None) -> None:
         self.path = path
         self.changed: list[str] = []
         self._lock = lock
@@ -106,6 +110,11 @@ class RunFolder:
             raise
         return run
 
+    @classmethod
+    def follow(cls, out: Path) -> RunFolder:
+        """The folder that another process has opened."""
+        return cls(out, None)
+
     def __enter__(self) -> RunFolder:
         return self
 
@@ -119,7 +128,8 @@ class RunFolder:
 
     def close(self) -> None:
         """Unlock the folder."""
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def note(self, **facts: Any) -> None:
         """Add facts to `provenance.json`, e.g. the base's fingerprint."""
@@ -162,7 +172,7 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write one value, indented. `name` is a path inside the folder, e.g. `report.json`."""
-        atomic_write(self.path / name, json_text(value, name, indent=2) + "\n")
+        self._write(name, json_text(value, name, indent=2) + "\n")
 
     def read_json(self, name: str) -> Any:
         """Read what `write_json` wrote."""
@@ -172,13 +182,19 @@ class RunFolder:
         except ValueError as error:
             raise self._damaged(f"{self.path / name}: is not JSON any more ({error})") from None
 
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file of text."""
+        atomic_write(self.path / name, text)
+
     def write_jsonl(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write rows, one a line, all or nothing."""
-        atomic_write(self.path / name, "".join(json_text(dict(row), name) + "\n" for row in rows))
+        self._write(name, "".join(json_text(dict(row), name) + "\n" for row in rows))
 
     def append_jsonl(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows; when it returns they survive the death of this process."""
-        append_lines(self.path / name, "".join(json_text(dict(row), name) + "\n" for row in rows))
+        text = "".join(json_text(dict(row), name) + "\n" for row in rows)
+        if self._lock is not None:
+            append_lines(self.path / name, text)
 
     def read_jsonl(self, name: str) -> list[dict[str, Any]]:
         """Read rows; a last line without its newline was never whole, and is left out."""
@@ -189,6 +205,10 @@ class RunFolder:
             except ValueError:
                 raise self._damaged(f"{self.path / name}:{number}: is not JSON any more") from None
         return rows
+
+    def _write(self, name: str, text: str) -> None:
+        if self._lock is not None:
+            atomic_write(self.path / name, text)
 
     def _read(self, name: str) -> bytes:
         try:

@@ -12,16 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from alpaca_rlhf.bounds import above, fraction
+from alpaca_rlhf.inputs import Inputs as Inputs
+from alpaca_rlhf.ppo_settings import PPO as PPO
+from alpaca_rlhf.ppo_settings import Clip as Clip
+from alpaca_rlhf.ppo_settings import OptimizerName as OptimizerName
+from alpaca_rlhf.ppo_settings import Value as Value
 
-def _above(flag: str, value: float, least: float, *, equal_allowed: bool = False) -> None:
-    if not (value > least or (equal_allowed and value == least)):
-        sign = ">=" if equal_allowed else ">"
-        raise ValueError(f"{flag} must be {sign} {least:g}, got {value:g}")
-
-
-def _fraction(flag: str, value: float) -> None:
-    if not 0.0 <= value < 1.0:
-        raise ValueError(f"{flag} must be at least 0 and below 1, got {value:g}")
+TrackerName = Literal["none", "tensorboard", "wandb"]
+"""Where metrics go beside `metrics.jsonl`."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,8 @@ class Lora:
     """Scaling numerator: an adapter's output is multiplied by alpha / r."""
 
     def __post_init__(self) -> None:
-        _above("--lora.r", self.r, 0)
-        _above("--lora.alpha", self.alpha, 0)
+        above("--lora.r", self.r, 0)
+        above("--lora.alpha", self.alpha, 0)
 
 
 @dataclass(frozen=True)
@@ -53,9 +52,9 @@ class Sampling:
     memory."""
 
     def __post_init__(self) -> None:
-        _above("--sampling.temperature", self.temperature, 0, equal_allowed=True)
-        _above("--sampling.max-new-tokens", self.max_new_tokens, 0)
-        _above("--sampling.batch-size", self.batch_size, 0)
+        above("--sampling.temperature", self.temperature, 0, equal_allowed=True)
+        above("--sampling.max-new-tokens", self.max_new_tokens, 0)
+        above("--sampling.batch-size", self.batch_size, 0)
         if not 0 < self.top_p <= 1:
             raise ValueError(f"--sampling.top-p must be in (0, 1], got {self.top_p:g}")
 
@@ -95,11 +94,11 @@ class Generate:
             "max_new_tokens",
             "max_requests",
         ):
-            _above(f"--generate.{name.replace('_', '-')}", getattr(self, name), 0)
-        _above("--generate.temperature", self.temperature, 0, equal_allowed=True)
+            above(f"--generate.{name.replace('_', '-')}", getattr(self, name), 0)
+        above("--generate.temperature", self.temperature, 0, equal_allowed=True)
         if not 0 < self.top_p <= 1:
             raise ValueError(f"--generate.top-p must be in (0, 1], got {self.top_p:g}")
-        _above("--generate.novelty", self.novelty, 0)
+        above("--generate.novelty", self.novelty, 0)
 
 
 @dataclass(frozen=True)
@@ -124,14 +123,29 @@ class SFT:
     """Share of the rows kept for the evaluation loss."""
     save_every: int = 50
     """Optimiser steps between checkpoints."""
+    optimizer: OptimizerName = "adamw"
+    """`adamw`; `adamw8bit` keeps its moments in 8 bit (arXiv 2110.02861), a quarter of the memory;
+    `paged_adamw8bit` moves them to the host when the card is full (QLoRA section 3)."""
+
+    eval_every: int = 0
+    """Optimiser steps between evaluations of the held-out loss; 0 evaluates after each epoch."""
+    patience: int = 0
+    """Stop after this many evaluations without a better one, and go on with the weights of the best
+    one; 0 trains to the end and keeps the last weights."""
 
     def __post_init__(self) -> None:
-        _above("--sft.lr", self.lr, 0)
+        above("--sft.lr", self.lr, 0)
         for name in ("epochs", "batch_size", "micro_batch_size", "max_length", "save_every"):
-            _above(f"--sft.{name.replace('_', '-')}", getattr(self, name), 0)
-        _above("--sft.max-grad-norm", self.max_grad_norm, 0)
-        _fraction("--sft.warmup", self.warmup)
-        _fraction("--sft.held-out", self.held_out)
+            above(f"--sft.{name.replace('_', '-')}", getattr(self, name), 0)
+        above("--sft.max-grad-norm", self.max_grad_norm, 0)
+        fraction("--sft.warmup", self.warmup)
+        fraction("--sft.held-out", self.held_out)
+        for name in ("eval_every", "patience"):
+            above(f"--sft.{name.replace('_', '-')}", getattr(self, name), 0, equal_allowed=True)
+        if self.patience and not self.held_out:
+            raise ValueError(
+                f"--sft.patience {self.patience} needs held-out rows; raise --sft.held-out above 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -148,14 +162,14 @@ class Rank:
     """Completions whose scores are closer than this share a tier."""
 
     def __post_init__(self) -> None:
-        _above("--rank.prompts", self.prompts, 0)
+        above("--rank.prompts", self.prompts, 0)
         if not 2 <= self.k <= 9:
             raise ValueError(
                 f"--rank.k must be 2 to 9, got {self.k}: a ranking needs at least two completions"
             )
         if not 0 <= self.noise < 0.5:
             raise ValueError(f"--rank.noise must be at least 0 and below 0.5, got {self.noise:g}")
-        _above("--rank.tie-below", self.tie_below, 0, equal_allowed=True)
+        above("--rank.tie-below", self.tie_below, 0, equal_allowed=True)
 
 
 @dataclass(frozen=True)
@@ -182,8 +196,20 @@ class Reward:
     """Share of the prompts kept for the accuracy."""
     gate: float = 0.55
     """Refuse to train a policy on a reward model whose held-out accuracy is below this."""
+    margin: float = 0.0
+    """How far the better score must be ahead (Llama 2, arXiv 2307.09288 section 3.2.2): this times
+    tiers apart / (K - 1), or times the column `margin` of pairs from a file; 0 asks for no lead."""
+    ties: Literal["drop", "soft"] = "drop"
+    """`drop` learns nothing from completions of one tier; `soft` draws their scores together, with
+    one half as the chance that either wins."""
+    criteria_weight: float = 0.0
+    """Weight of the loss on the order that the stars of each criterion give; above 0 the score is
+    the sum of one head a criterion."""
     save_every: int = 20
     """Optimiser steps between checkpoints."""
+    optimizer: OptimizerName = "adamw"
+    """`adamw`; `adamw8bit` keeps its moments in 8 bit (arXiv 2110.02861), a quarter of the memory;
+    `paged_adamw8bit` moves them to the host when the card is full (QLoRA section 3)."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -195,96 +221,14 @@ class Reward:
             "max_length",
             "max_grad_norm",
         ):
-            _above(f"--reward.{name.replace('_', '-')}", getattr(self, name), 0)
-        _above("--reward.save-every", self.save_every, 0)
-        _fraction("--reward.warmup", self.warmup)
-        _above("--reward.held-out", self.held_out, 0)
-        _fraction("--reward.held-out", self.held_out)
-
-
-@dataclass(frozen=True)
-class Clip:
-    """PPO's bounds."""
-
-    ratio: float = 0.2
-    """The probability ratio counts within 1 +- this (arXiv 1707.06347 section 3)."""
-    value: float = 0.2
-    """A value moves at most this far from the old one, in normalised score units; 0 switches it
-    off."""
-    score: float = 0.0
-    """Scores are clamped to +- this before they become rewards; 0 switches it off."""
-    grad_norm: float = 1.0
-    """Clip the gradients of policy and value to this norm, each for itself."""
-    kl_stop: float = 0.05
-    """Stop the inner epochs of an update once the k3 estimate of KL(old, new) is above this, in
-    nats a token."""
-
-    def __post_init__(self) -> None:
-        for name in ("ratio", "grad_norm", "kl_stop"):
-            _above(f"--ppo.clip.{name.replace('_', '-')}", getattr(self, name), 0)
-        for name in ("value", "score"):
-            _above(f"--ppo.clip.{name}", getattr(self, name), 0, equal_allowed=True)
-
-
-@dataclass(frozen=True)
-class PPO:
-    """Proximal policy optimisation against the reward adapter, anchored to SFT."""
-
-    updates: int = 40
-    """Rollout batches (tatsu-lab/alpaca_farm@30717dd README: best at 20 to 80 of 512)."""
-    batch_size: int = 256
-    """Completions a rollout batch."""
-    minibatch_size: int = 64
-    """Completions an optimiser step (InstructGPT appendix C.4)."""
-    micro_batch_size: int = 4
-    """Completions in memory at once. Never changes the result."""
-    epochs: int = 2
-    """Passes over each rollout batch."""
-    lr: float = 2e-5
-    """Peak learning rate of the policy adapter, falling linearly to 0."""
-    value_lr: float = 1e-4
-    """Peak learning rate of the value adapter and head, falling linearly to 0."""
-    kl_coef: float = 0.02
-    """Weight of the KL term in the reward (InstructGPT appendix C.4)."""
-    gamma: float = 1.0
-    """Discount a token."""
-    lam: float = 0.95
-    """GAE's lambda (arXiv 1506.02438)."""
-    missing_eos_score: float = -1.0
-    """Score of a completion that does not stop (openai/lm-human-preferences@cbfd210
-    train_policy.py:388)."""
-    max_new_tokens: int = 256
-    """Completion tokens at most."""
-    value_warmup: int = 2
-    """First updates in which only the value is trained."""
-    save_every: int = 5
-    """Updates between checkpoints."""
-    clip: Clip = field(default_factory=Clip)
-    """Bounds of the update."""
-
-    def __post_init__(self) -> None:
-        for name in (
-            "updates",
-            "batch_size",
-            "minibatch_size",
-            "micro_batch_size",
-            "epochs",
-            "lr",
-            "value_lr",
-        ):
-            _above(f"--ppo.{name.replace('_', '-')}", getattr(self, name), 0)
-        for name in ("max_new_tokens", "save_every"):
-            _above(f"--ppo.{name.replace('_', '-')}", getattr(self, name), 0)
-        for name in ("kl_coef", "value_warmup"):
-            _above(f"--ppo.{name.replace('_', '-')}", getattr(self, name), 0, equal_allowed=True)
-        for name in ("gamma", "lam"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"--ppo.{name} must be in [0, 1], got {getattr(self, name):g}")
-        if self.batch_size % self.minibatch_size:
-            raise ValueError(
-                f"--ppo.batch-size {self.batch_size} must be a multiple of --ppo.minibatch-size "
-                f"{self.minibatch_size}"
-            )
+            above(f"--reward.{name.replace('_', '-')}", getattr(self, name), 0)
+        above("--reward.save-every", self.save_every, 0)
+        for name in ("margin", "criteria_weight"):
+            flag = f"--reward.{name.replace('_', '-')}"
+            above(flag, getattr(self, name), 0, equal_allowed=True)
+        fraction("--reward.warmup", self.warmup)
+        above("--reward.held-out", self.held_out, 0)
+        fraction("--reward.held-out", self.held_out)
 
 
 @dataclass(frozen=True)
@@ -310,7 +254,7 @@ class BestOfK:
                 f"choose"
             )
         for name in ("prompts", "lr", "epochs"):
-            _above(f"--best-of-k.{name}", getattr(self, name), 0)
+            above(f"--best-of-k.{name}", getattr(self, name), 0)
         if not 0 < self.keep <= 1:
             raise ValueError(f"--best-of-k.keep must be in (0, 1], got {self.keep:g}")
 
@@ -333,49 +277,11 @@ class Evaluate:
     """Price of electricity, for the cost column."""
 
     def __post_init__(self) -> None:
-        _above("--evaluate.watts", self.watts, 0, equal_allowed=True)
-        _above("--evaluate.usd-per-kwh", self.usd_per_kwh, 0, equal_allowed=True)
-        _above("--evaluate.prompts", self.prompts, 1)
-        _above("--evaluate.bootstrap", self.bootstrap, 0)
-        _above("--evaluate.shown", self.shown, 0, equal_allowed=True)
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The user's own files and judge; what is left out comes from the small world."""
-
-    data: Path | None = None
-    """Rows to train on (Alpaca columns, JSON or JSONL); self-instruct is then left out."""
-    seeds: Path | None = None
-    """Seed tasks with outputs (the same columns), for self-instruct with the base; the base trains
-    on them and on what it makes of them."""
-    prompts: Path | None = None
-    """Prompts to rank, to train the policy on and to evaluate on; dealt to the splits by clusters
-    of near-duplicates."""
-    rankings: Path | None = None
-    """Pairs (chosen, rejected) or ranking trees to train the reward model on, instead of ranking
-    completions."""
-    judge: Literal["gold", "human"] = "gold"
-    """Who ranks: the small world's gold judge, or people."""
-
-    def __post_init__(self) -> None:
-        if self.judge == "human" and self.prompts is None:
-            raise ValueError("--inputs.judge human needs prompts to rank; give --inputs.prompts")
-        if self.judge == "human" and self.data is None and self.seeds is None:
-            raise ValueError(
-                "--inputs.judge human needs rows to train on; give --inputs.data, or "
-                "--inputs.seeds to make them from"
-            )
-        if self.data is not None and self.seeds is not None:
-            raise ValueError(
-                "--inputs.seeds: --inputs.data gives the rows to train on already; leave one out"
-            )
-        for name in ("prompts", "rankings", "seeds"):
-            if getattr(self, name) is not None and self.judge == "gold":
-                raise ValueError(
-                    f"--inputs.{name}: --inputs.judge gold knows only the small world; "
-                    "with files of your own give --inputs.judge human"
-                )
+        above("--evaluate.watts", self.watts, 0, equal_allowed=True)
+        above("--evaluate.usd-per-kwh", self.usd_per_kwh, 0, equal_allowed=True)
+        above("--evaluate.prompts", self.prompts, 1)
+        above("--evaluate.bootstrap", self.bootstrap, 0)
+        above("--evaluate.shown", self.shown, 0, equal_allowed=True)
 
 
 @dataclass(frozen=True)
@@ -418,14 +324,16 @@ class Loop(Stages):
     """The user's own files."""
     rounds: int = 1
     """Times that ranking, reward and policy training are done, each from the last policy."""
+    track: TrackerName = "none"
+    """Send metrics to `tensorboard` (files in the run folder) or `wandb` (over the network) too."""
 
     def __post_init__(self) -> None:
-        _above("--rounds", self.rounds, 0)
+        above("--rounds", self.rounds, 0)
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"--seed must be at least 0 and below 2**32, got {self.seed}")
-        if self.ppo.value_warmup >= self.ppo.updates:
+        if self.ppo.value.warmup >= self.ppo.updates:
             raise ValueError(
-                f"--ppo.value-warmup {self.ppo.value_warmup} must be below --ppo.updates "
+                f"--ppo.value.warmup {self.ppo.value.warmup} must be below --ppo.updates "
                 f"{self.ppo.updates}: in those updates the policy does not learn"
             )
         if self.evaluate.split == "dev" and self.inputs.judge == "human":

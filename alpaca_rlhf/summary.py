@@ -9,7 +9,7 @@ from typing import Any
 
 from alpaca_rlhf.config import to_yaml
 from alpaca_rlhf.context import Context, suffixed
-from alpaca_rlhf.data import check_disjoint
+from alpaca_rlhf.data import answered_prompts, check_disjoint
 from alpaca_rlhf.evaluation.report import ReportData, write_report
 
 _LABORATORY = (
@@ -97,7 +97,8 @@ def _prompts(ctx: Context) -> dict[str, int]:
         name: sum(len(v) for k, v in splits.items() if k.split(".")[0] == name)
         for name in ("sft", "rank", "ppo", "eval")
     }
-    return counts | {"overlap": check_disjoint(splits, ctx.source.key, raise_on_leak=False)}
+    answered = {**splits, "sft": answered_prompts(splits["sft"])}
+    return counts | {"overlap": check_disjoint(answered, ctx.source.key, raise_on_leak=False)}
 
 
 def _reward_model(ctx: Context, round_: int) -> dict[str, Any]:

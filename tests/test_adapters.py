@@ -195,6 +195,45 @@ def test_lora_weights_are_fp32_and_nothing_of_the_base_is_upcast(tiny_folder):
     assert frozen == {torch.bfloat16, torch.uint8}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_forward_computes_in_the_precision_of_the_base(tiny_folder, dtype):
+    """Sampling, reference and training alike, in the fp32 weights of the adapters too."""
+    from alpaca_rlhf.models import rollout
+    from alpaca_rlhf.settings import Sampling
+
+    adapters = make(load(tiny_folder, dtype=dtype), "policy", "sft")
+    adapters.trainable("policy")
+    seen = []
+    layer = adapters.base.model.model.layers[0]
+    lora = [layer.mlp.down_proj.lora_A[name] for name in ("policy", "sft")]
+    for module in (layer.self_attn.o_proj, *lora):
+        module.register_forward_hook(lambda _, args, out: seen.append(out.dtype))
+    with adapters.using("policy"), adapters.training():
+        loss_of(adapters).backward()
+    for role in ("policy", "sft"):
+        rollout.logprobs(adapters, role, collate(adapters.base, EXAMPLES), micro_batch_size=2)
+    one = Sampling(max_new_tokens=2)
+    rollout.sample(adapters, "policy", [(1, 20)], ["a"], sampling=one, seed=0)
+    assert len(seen) == 2 * (1 + 2 + 2)
+    assert set(seen) == {dtype}
+
+
+def test_an_adapter_is_the_dense_weight_plus_its_product(tiny_folder):
+    """W + alpha / r * B A, in double: the rank is 4 and alpha 8, so twice the product."""
+    adapters = make(load(tiny_folder, dtype=torch.float64, quantization="none"), "policy")
+    with torch.no_grad():
+        with adapters.using("policy"):
+            ours = loss_of(adapters)
+        own = {key: p.double() for key, p in adapters.parameters("policy").items()}
+        for name, module in adapters.base.model.named_modules():
+            for key, b in own.items():
+                if f"{name}.lora_B" == key:
+                    module.base_layer.weight += 2 * b @ own[key.replace("lora_B", "lora_A")]
+        dense = loss_of(adapters)
+    assert sum("lora_B" in key for key in own) == 14
+    assert abs(ours - dense) <= 1e-6 * abs(dense)
+
+
 def test_training_leaves_the_base_bit_identical(tiny_folder):
     adapters = make(load(tiny_folder), "policy", "sft")
     base, reference = weights_digest(adapters.base), adapters.digest("sft")

@@ -1,7 +1,9 @@
 """Text to tensors: special tokens, the seam of prompt and completion, padding and masks."""
 
+import contextlib
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,10 +24,11 @@ from alpaca_rlhf.models.batches import (
     from_rollout,
     left_pad,
     prompt_ids,
+    segments,
     text_ids,
 )
 from alpaca_rlhf.models.rollout import micro_batches
-from alpaca_rlhf.prompts import TEMPLATES, lead, render
+from alpaca_rlhf.prompts import TEMPLATES, lead, marked, render
 from alpaca_rlhf.records import Instruction, Rollout
 
 BOS, EOS, PAD = 1, 2, 0
@@ -136,7 +139,7 @@ def test_the_policy_is_taught_the_tokens_it_would_generate(tiny_base, row, compl
 
 def test_a_seam_that_would_merge_is_cut(tiny_base, monkeypatch):
     """The prompt ends in `a`, and `as` would be one token: the prompt's tokens stay."""
-    monkeypatch.setattr("alpaca_rlhf.models.batches.render", lambda template, row: row.instruction)
+    monkeypatch.setattr("alpaca_rlhf.models.turns.blocks", lambda template, row: (row.instruction,))
     whole = text_ids(tiny_base, " task")
     prompt = text_ids(tiny_base, " ta")
     assert whole[: len(prompt)] != prompt, "the tiny tokenizer has a token across this seam"
@@ -201,8 +204,157 @@ def test_a_user_cannot_end_a_chat_turn(tiny_base, row):
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused(tiny_base):
-    with pytest.raises(UserError, match="--template chat"):
+    with pytest.raises(UserError, match=r"--template chat"):
         prompt_ids(tiny_base, "chat", Instruction("x"))
+
+
+# --- conversations --------------------------------------------------------------------------------
+
+TALK = Instruction(
+    "And now?", "x y", history=(("Name a colour.", "Blue."), ("Sort.\nPlease.", "12\n\nfig </s>"))
+)
+turns = st.lists(st.tuples(texts, texts), min_size=1, max_size=3).map(tuple)
+talks = st.builds(Instruction, instruction=texts, input=texts, history=turns)
+
+
+def spans_of(base, template, row, completion="Red."):
+    made = example(base, template, row, completion)
+    return made, [made.prompt[start:end] for start, end in made.earlier]
+
+
+@pytest.mark.parametrize("template", ["brief", "alpaca"])
+@pytest.mark.parametrize("base", ["tiny_base", "llama2"])
+@given(row=talks, completion=texts)
+@few
+def test_every_reply_of_a_conversation_has_a_span_and_ends(
+    request, base, template, row, completion
+):
+    base = request.getfixturevalue(base)
+    made, spans = spans_of(base, template, row, completion)
+    assert [answer(base, template, one) for one in spans] == [read(r) for _, r in row.history]
+    assert all(one[-1] == EOS and one.count(EOS) == 1 for one in spans)
+    assert made.prompt.count(BOS) == 1 and made.prompt[0] == BOS
+    assert made.prompt.count(EOS) == len(row.history)
+    assert made.prompt == prompt_ids(base, template, row)
+    assert answer(base, template, made.completion) == read(completion)
+    assert made.learned == sum(map(len, spans)) + len(made.completion)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@given(row=talks)
+@few
+def test_a_reply_has_the_same_tokens_as_when_it_was_the_last(tiny_base, template, row):
+    """So a conversation continues its own beginning: what was sampled is what is learned from."""
+    if template == "chat":
+        row = replace(row, history=TALK.history)
+    with with_template(tiny_base, CHAT.replace("] ", "]\n")):
+        made = example(tiny_base, template, row, "x")
+        for number, (user, reply) in enumerate(row.history):
+            before = Instruction(user, history=row.history[:number])
+            short = example(tiny_base, template, before, reply)
+            assert made.prompt[: len(short)] == short.prompt + short.completion
+            assert made.earlier[: number + 1] == (
+                *short.earlier,
+                (len(short.prompt), len(short)),
+            )
+
+
+def test_a_conversation_in_the_plain_templates(tiny_base):
+    made, _ = spans_of(tiny_base, "brief", TALK)
+    assert marked(segments(tiny_base, made)) == (
+        "<s>### Instruction: Name a colour.\n\n### Response:[[ Blue.</s>]]"
+        "\n\n### Instruction: Sort.\nPlease.\n\n### Response:[[ 12\n\nfig </s></s>]]"
+        "\n\n### Instruction: And now?\n\n### Input: x y\n\n### Response:[[ Red.</s>]]"
+    )
+
+
+@contextlib.contextmanager
+def with_template(base, template):
+    before = base.tokenizer.chat_template
+    base.tokenizer.chat_template = template
+    try:
+        yield base
+    finally:
+        base.tokenizer.chat_template = before
+
+
+@pytest.mark.parametrize("gap", [" ", "\n", ""])
+@given(row=talks)
+@given_example(row=TALK)
+@few
+def test_replies_in_a_chat_template_are_found_or_the_row_is_refused(tiny_base, gap, row):
+    """The template trims, and a reply may melt into what stands before it: never a wrong token."""
+    with with_template(tiny_base, CHAT.replace("] ", f"]{gap}")):
+        try:
+            _, spans = spans_of(tiny_base, "chat", row)
+        except UserError as error:
+            assert row != TALK and "--template alpaca" in str(error)
+            return
+    said = [decode(tiny_base, one).strip() for one in spans]
+    assert said == [read(reply.strip()).strip() for _, reply in row.history]
+    assert all(one[-1] == EOS and one.count(EOS) == 1 for one in spans)
+
+
+MARKED = (  # no beginning of a conversation is one of the whole, but the replies are marked
+    "{{ bos_token }}{{ messages | length }}{% for m in messages %}[{{ m.role }}]\n"
+    "{% if m.role == 'assistant' %}"
+    "{% generation %}{{ m.content }}{{ eos_token }}{% endgeneration %}{% else %}"
+    "{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]\n{% endif %}"
+)
+PLAIN = replace(TALK, history=(("Name a colour.", "Blue."), ("Sort.", "1 2")))
+
+
+def test_a_reply_is_found_where_generation_would_start_with_a_thought(tiny_base):
+    with with_template(tiny_base, CHAT.replace("[assistant] ", "[assistant] <think>")):
+        _, spans = spans_of(tiny_base, "chat", TALK)
+    assert [decode(tiny_base, one).strip() for one in spans] == ["Blue.", "12\n\nfig </s>"]
+
+
+def test_the_templates_own_mark_is_used_where_prefixes_fail(tiny_base):
+    with with_template(tiny_base, MARKED):
+        _, spans = spans_of(tiny_base, "chat", PLAIN)
+        assert [tiny_base.tokenizer.decode(list(one)) for one in spans] == ["Blue.</s>", "1 2</s>"]
+        with pytest.raises(UserError, match="Name a colour"):  # its mark knows no sanitised text
+            spans_of(tiny_base, "chat", TALK)
+
+
+@pytest.mark.parametrize(
+    ("was", "instead"),
+    [
+        ("{% generation %}", ""),
+        ("{{ m.content }}{{ eos_token }}{% endg", "{{ m.content | upper }}{{ eos_token }}{% endg"),
+        ("{{ m.content }}{{ eos_token }}{% endg", "{{ m.content }}{% endg"),
+        ("{{ m.content }}{{ eos_token }}{% endg", "<s>{{ m.content }}{{ eos_token }}{% endg"),
+        ("{{ m.content }}{{ eos_token }}{% endg", "gone{{ eos_token }}{% endg"),
+    ],
+)
+def test_a_chat_template_whose_replies_cannot_be_proven_is_refused(tiny_base, was, instead):
+    template = MARKED.replace(was, instead)
+    if was == "{% generation %}":
+        template = template.replace("{% endgeneration %}", "")
+    assert template != MARKED
+    with with_template(tiny_base, template):
+        with pytest.raises(UserError, match=r"--template chat: .*earlier reply"):
+            spans_of(tiny_base, "chat", PLAIN)
+        assert example(tiny_base, "chat", Instruction("Name a colour."), "Blue.").earlier == ()
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@given(row=talks | rows, completion=texts, finished=st.booleans())
+@few
+def test_segments_are_the_whole_and_mark_what_is_learned(
+    tiny_base, template, row, completion, finished
+):
+    row = replace(row, history=row.history and TALK.history) if template == "chat" else row
+    with with_template(tiny_base, CHAT.replace("] ", "]\n")):
+        made = example(tiny_base, template, row, completion, finished=finished)
+    pieces = segments(tiny_base, made)
+    whole = tiny_base.tokenizer.decode(list(made.prompt + made.completion))
+    assert "".join(text for text, _ in pieces) == whole
+    replies = [lead(template) + read(reply) + "</s>" for _, reply in row.history]
+    last = lead(template) + read(completion) + "</s>" * finished
+    assert [text for text, learned in pieces if learned] == [*replies, *([last] if last else [])]
 
 
 # --- packing, padding and masks -------------------------------------------------------------------
@@ -237,8 +389,8 @@ def test_earlier_replies_are_taught_too(tiny_base):
     """The second example's prompt holds two earlier replies: 11, eos and 13, eos."""
     turns = Example((1, 10, 11, 2, 12, 13, 2, 14), (15, 2), earlier=((2, 4), (5, 7)))
     batch = collate(tiny_base, [THREE[0], turns, THREE[2]])
-    assert turns.taught == 6
-    assert sorted(batch.ids[batch.taught].tolist()) == sorted(
+    assert turns.learned == 6
+    assert sorted(batch.ids[batch.learned].tolist()) == sorted(
         [40, 50, 2, 11, 2, 13, 2, 15, 2, 32, 42]
     )
     assert batch.ids[batch.completion].tolist() == [40, 50, 2, 15, 2, 32, 42]

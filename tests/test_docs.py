@@ -49,6 +49,26 @@ def test_commands_and_flags_exist(page):
     assert not set(used) - flags
 
 
+CHECKLIST = {"S": 16, "R": 20, "P": 45, "A": 15, "B": 6, "I": 5}
+
+
+def test_every_item_of_the_checklist_is_decided():
+    """Each once, in order, with words; and a test that is named is one that runs."""
+    text = (ROOT / "docs" / "decisions.md").read_text()
+    rows = re.findall(r"^\| ([A-Z]\d+) \|([^|]*)\|([^|]*)\|([^|]*)\|$", text, re.MULTILINE)
+    wanted = [f"{letter}{i + 1}" for letter, n in CHECKLIST.items() for i in range(n)]
+    assert [row[0] for row in rows] == wanted
+    for item, what, _, shown in rows:
+        assert len(what.split()) >= 3, f"{item} says nothing"
+        declined = re.search(r"\bno[rt]?\b|\bnothing\b", what.lower()) or "TODO(" in what
+        assert "`" in shown or declined, f"{item} names no test, and no reason why not"
+    named_tests = re.findall(r"`(test_\w+\.py)::(\w+)`", text)
+    assert text.count("::") == len(named_tests) > len(wanted)
+    for file, name in named_tests:
+        source = (ROOT / "tests" / file).read_text()
+        assert re.search(rf"^def {name}\(", source, re.MULTILINE), f"{file}::{name}"
+
+
 def test_both_readmes_hold_the_same_commands():
     blocks = [
         [

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from alpaca_rlhf.config import UserError
-from alpaca_rlhf.models.heads import ScalarHead
+from alpaca_rlhf.models.heads import CriteriaHead, ScalarHead
 
 
 def test_the_head_computes_in_fp32_inside_autocast():
@@ -102,3 +102,72 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
         ScalarHead.load(tmp_path, 16)
     with pytest.raises(UserError, match=r"head\.safetensors"):
         ScalarHead.load(tmp_path / "nowhere", 8)
+
+
+# --- criteria -------------------------------------------------------------------------------------
+
+NAMES = ("harmlessness", "相关性", "relevance")
+
+
+def normalised():
+    head = CriteriaHead(8, NAMES, seed=5)
+    head.normalise(torch.tensor([1.0, 2.0, 9.0]))
+    return head
+
+
+def test_the_score_is_the_sum_of_the_criteria():
+    """Weights 2 and -3 on the hidden states (1, 4), gain 1/2 and bias 10."""
+    head = CriteriaHead(2, ("a", "b"))
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[2.0, 0.0], [0.0, -3.0]]))
+        head.gain.fill_(0.5)
+        head.bias.fill_(10.0)
+    hidden = torch.tensor([[1.0, 4.0], [0.0, 0.0]])
+    assert head(hidden).tolist() == [5, 10]
+    assert head.parts(hidden).tolist() == [[5, 6, -1], [10, 5, 5]]
+    drawn = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
+    parts = normalised().parts(drawn)
+    assert parts.shape == (20, 4)
+    assert torch.allclose(parts[:, 1:].sum(1), parts[:, 0], atol=1e-5)
+    assert torch.equal(parts[:, 0], normalised()(drawn))
+
+
+def test_a_scalar_head_is_its_only_part():
+    head, hidden = ScalarHead(8, seed=1), torch.randn(5, 8)
+    assert torch.equal(head.parts(hidden), head(hidden)[:, None])
+
+
+def test_its_score_starts_with_the_variance_of_a_scalar_head():
+    for count in (1, 3):
+        head = CriteriaHead(4095, [str(i) for i in range(count)], seed=1).requires_grad_(False)
+        assert float(head.total.std()) == pytest.approx(1 / 64, rel=0.05)
+    assert [name for name, _ in head.named_parameters()] == ["weight"]
+    assert not torch.equal(head.weight[0], head.weight[1])
+
+
+def test_criteria_compute_in_fp32_inside_autocast():
+    head = CriteriaHead(64, ("a", "b"))
+    with torch.no_grad():
+        head.weight.zero_()
+        head.weight[:, 0] = 1 + 2**-9
+    with torch.autocast("cpu", torch.bfloat16):
+        parts = head.parts(torch.ones(1, 64, dtype=torch.bfloat16))
+    assert parts.dtype == torch.float32
+    assert parts.tolist() == [[2 + 2**-8, 1 + 2**-9, 1 + 2**-9]]
+
+
+def test_criteria_are_saved_with_their_names_and_load_as_a_scalar_head_too(tmp_path):
+    """So whoever asks for one number a completion (PPO, best-of-K) need not know of them."""
+    head, hidden = normalised(), torch.randn(20, 8)
+    head.save(tmp_path)
+    again = CriteriaHead.load(tmp_path, 8)
+    assert again.criteria == NAMES
+    assert torch.equal(again.parts(hidden), head.parts(hidden))
+    plain = ScalarHead.load(tmp_path, 8)
+    assert type(plain) is ScalarHead and plain.weight.shape == (8,)
+    assert torch.equal(plain(hidden), head(hidden))
+    with pytest.raises(UserError, match="hidden size 8, this base has 16"):
+        CriteriaHead.load(tmp_path, 16)
+    plain.save(tmp_path)
+    with pytest.raises(UserError, match="has no criteria"):
+        CriteriaHead.load(tmp_path, 8)

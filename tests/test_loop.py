@@ -1,7 +1,10 @@
 """What every stage's loop shares."""
 
 import itertools
+import json
 import os
+import signal
+import threading
 
 import pytest
 import torch
@@ -9,12 +12,21 @@ import torch
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.training import loop
 from alpaca_rlhf.training.loop import Checkpoints, Learner, batches, fit, mean, parts
+from alpaca_rlhf.training.patience import Patience
 
 
-def learner(parameter, *, lr=0.1, steps=10, warmup=0.0, max_grad_norm=1e9, **more):
+def learner(
+    parameter, *, lr=0.1, steps=10, warmup=0.0, max_grad_norm=1e9, optimizer="adamw", **more
+):
     groups = [({"w": parameter}, lr), *(({name: p}, rate) for name, (p, rate) in more.items())]
     return Learner(
-        "sft", "--sft.lr", groups, steps=steps, warmup=warmup, max_grad_norm=max_grad_norm
+        "sft",
+        "--sft.lr",
+        groups,
+        steps=steps,
+        warmup=warmup,
+        max_grad_norm=max_grad_norm,
+        optimizer=optimizer,
     )
 
 
@@ -100,6 +112,14 @@ def test_nothing_decays():
     assert still.item() == 5
 
 
+def test_the_first_step_is_the_rate_times_the_sign_even_of_tiny_gradients():
+    """0.1 * 1e-6 / (1e-6 + 1e-8) for one of 1e-6; an epsilon of 1e-5 would damp it to a tenth."""
+    w = torch.nn.Parameter(torch.zeros(2))
+    w.grad = torch.tensor([1e-6, -1e-6])
+    learner(w, lr=0.1, steps=10**9).step()
+    assert w.tolist() == pytest.approx([-0.1 / 1.01, 0.1 / 1.01], rel=1e-4)
+
+
 def test_gradients_are_clipped_together_and_reported_before():
     w, head = weight(0.0), weight(0.0)
     made = learner(w, max_grad_norm=0.5, head=(head, 0.1))
@@ -138,22 +158,55 @@ def test_a_name_in_two_groups_is_refused():
         Learner("x", "--x.lr", [({"w": w}, 1), ({"w": w}, 2)], steps=1, warmup=0, max_grad_norm=1)
 
 
-def test_a_learner_goes_on_from_its_state_bit_for_bit(tmp_path):
-    gradients = torch.randn(9, 2, generator=torch.Generator().manual_seed(0)).tolist()
-    w = weight()
-    made = learner(w, warmup=0.2)
-    for gradient in gradients[:4]:
-        step(made, w, gradient)
-    Checkpoints(tmp_path).save(4, made.state())
-    uninterrupted = [step(made, w, gradient)["lr"] for gradient in gradients[4:]]
+OPTIMIZERS = ["adamw", "adamw8bit", "paged_adamw8bit"]
 
-    again = weight()
-    other = learner(again, warmup=0.2)
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+def test_a_learner_goes_on_from_its_state_bit_for_bit(tmp_path, optimizer):
+    """With 8192 weights, so that bitsandbytes keeps 8-bit moments, and a head, where it does not.
+
+    Of the 8-bit moments the dtype is looked at: nothing else tells that they are used.
+    """
+    generator = torch.Generator().manual_seed(0)
+    gradients = torch.randn(9, 2, 8192, generator=generator)
+
+    def make():
+        w, head = (torch.nn.Parameter(torch.linspace(-1, 1, n)) for n in (8192, 64))
+        return w, head, learner(w, warmup=0.2, optimizer=optimizer, head=(head, 0.01))
+
+    def go(w, head, made, steps):
+        for one in steps:
+            w.grad, head.grad = gradients[one, 0].clone(), gradients[one, 1, :64].clone()
+            yield made.step()["lr"]
+
+    w, head, made = make()
+    list(go(w, head, made, range(4)))
+    Checkpoints(tmp_path).save(4, made.state())
+    uninterrupted = list(go(w, head, made, range(4, 9)))
+    kinds = {t.dtype for t in made.optimizer.state[w].values() if torch.is_tensor(t)}
+    assert (torch.uint8 in kinds) == (optimizer != "adamw")
+
+    again, other_head, other = make()
     done, state = Checkpoints(tmp_path).latest()
     other.load_state(state)
     assert done == 4
-    assert [step(other, again, gradient)["lr"] for gradient in gradients[4:]] == uninterrupted
+    assert list(go(again, other_head, other, range(4, 9))) == uninterrupted
     assert torch.equal(again, w)
+    assert torch.equal(other_head, head)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+def test_every_optimiser_takes_the_same_first_steps(optimizer):
+    """Adam moves by its rate while the sign of the gradient stays, in 8 bit as in 32."""
+    w = torch.nn.Parameter(torch.zeros(8192))
+    made = learner(w, lr=0.1, steps=1000, optimizer=optimizer)
+    sign = torch.where(torch.arange(8192) % 2 == 0, 1.0, -1.0)
+    for _ in range(3):
+        w.grad = sign.clone()
+        made.step()
+    assert torch.allclose(w, -0.3 * sign, atol=2e-3)
 
 
 # --- checkpoints ----------------------------------------------------------------------------------
@@ -233,6 +286,7 @@ def run(folder, *, until=None, plan=None, save_every=2, logged=None, each_step=N
 
     checkpoints = Checkpoints(folder)
     options = {} if each_step is None else {"each_step": each_step}
+    options["describe"] = lambda indices: [{"example": i} for i in indices]
     fit(made, plan, backward, checkpoints=checkpoints, save_every=save_every, log=log, **options)
     return w.detach().clone()
 
@@ -257,22 +311,116 @@ def test_a_row_is_logged_a_step_with_its_evaluation(tmp_path):
     assert all(row["steps"] == 10 for row in rows)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+@pytest.mark.parametrize(("loss", "gradient"), [(float("nan"), 0.0), (1.0, float("inf"))])
+def test_what_is_not_finite_stops_the_run_with_its_batch(tmp_path, loss, gradient):
     w = weight()
 
     def backward(indices):
-        w.grad = torch.zeros(2)
-        return {"loss": float("nan")}
+        w.grad = torch.full((2,), gradient if indices == [2, 3] else 0.0)
+        return {"loss": loss if indices == [2, 3] else 1.0}
 
-    with pytest.raises(UserError, match=r"the loss of step 1 is nan; lower --sft\.lr"):
+    with pytest.raises(UserError, match=r"lower --sft\.lr .*step 2; its batch is in .*2\.json"):
         fit(
             learner(w),
-            [[0]],
+            [[0, 1], [2, 3], [4]],
             backward,
             checkpoints=Checkpoints(tmp_path),
             save_every=1,
             log=lambda row: None,
+            describe=lambda indices: [{"example": i} for i in indices],
         )
+    assert w.tolist() == [1, 2]
+    (path,) = (tmp_path / "bad_batch").iterdir()
+    assert json.loads(path.read_text()) == {"step": 2, "rows": [{"example": 2}, {"example": 3}]}
+
+
+# --- Ctrl-C ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", [1, 4, 5, 10])
+def test_ctrl_c_finishes_the_step_saves_and_goes_on_bit_for_bit(tmp_path, at, caplog):
+    rows = []
+
+    def press(done):
+        rows.append(done)
+        if done == at:
+            signal.raise_signal(signal.SIGINT)
+
+    whole = run(tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b", each_step=press)
+    assert rows == list(range(1, at + 1)), "the step is finished, and no other begun"
+    assert Checkpoints(tmp_path / "b").step() == at
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    again = []
+    assert torch.equal(run(tmp_path / "b", logged=again), whole)
+    assert [row["step"] for row in again] == list(range(at + 1, 11))
+    assert "Ctrl-C again stops at once" in caplog.text
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path):
+    def press(done):
+        if done == 5:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            pytest.fail("it went on")
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, each_step=press)
+    assert Checkpoints(tmp_path).step() == 4
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_handler_that_is_not_pythons_is_left_alone(tmp_path):
+    seen = []
+
+    def ours(number, frame):
+        pass
+
+    before = signal.signal(signal.SIGINT, ours)
+    try:
+        run(tmp_path / "a", each_step=lambda done: seen.append(signal.getsignal(signal.SIGINT)))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert set(seen) == {ours}
+
+
+def test_in_another_thread_it_trains_all_the_same(tmp_path):
+    done = []
+    thread = threading.Thread(target=lambda: done.append(run(tmp_path / "a")))
+    thread.start()
+    thread.join()
+    assert torch.equal(done[0], run(tmp_path / "b"))
+
+
+# --- the best checkpoint --------------------------------------------------------------------------
+
+
+def test_the_best_checkpoint_outlives_the_newest(tmp_path):
+    made = Checkpoints(tmp_path)
+    for done in (1, 2, 3, 4, 5):
+        made.save(done, {"x": done}, best=None if done < 2 else 2)
+    assert names(tmp_path) == ["step-000002", "step-000004", "step-000005"]
+    assert made.load(2) == {"x": 2}
+    made.save(6, {"x": 6}, best=6)
+    assert names(tmp_path) == ["step-000005", "step-000006"]
+
+
+def test_patience_by_hand():
+    made = Patience(2)
+    for step, loss in ((1, 3.0), (2, 2.0), (3, 2.0)):
+        made.see(step, loss)
+        assert not made.exhausted
+    again = Patience(2)
+    again.load_state(made.state())
+    again.see(4, 1.9)
+    assert (again.best_step, again.exhausted) == (4, False)
+    made.see(4, 2.1)
+    assert (made.best_step, made.exhausted) == (2, True)
+    endless = Patience(0)
+    for step in range(100):
+        endless.see(step, 1.0)
+    assert not endless.exhausted
 
 
 def test_the_log_says_where_it_goes_on(tmp_path, caplog):

@@ -212,6 +212,62 @@ def test_swapping_a_pair_and_its_scores_changes_nothing():
     assert torch.equal(one, other)
 
 
+def test_a_margin_of_zero_is_none_and_a_margin_asks_for_a_lead():
+    """Ahead by 1.2 where .5 is asked for is as good as ahead by .7."""
+    scores, pairs = torch.tensor([0.3, 1.5]), torch.tensor([[1, 0]])
+    plain = ranking_loss(scores, pairs)
+    assert torch.equal(ranking_loss(scores, pairs, margins=torch.zeros(1)), plain)
+    found = ranking_loss(scores, pairs, margins=torch.tensor([0.5]))
+    assert found.item() == pytest.approx(math.log(1 + math.exp(-0.7)))
+
+
+def test_the_pull_grows_with_the_margin():
+    """Up to 1: the pull is the chance of falling short of the margin."""
+    pulls = []
+    for margin in (0.0, 0.5, 1.0, 3.0, 50.0):
+        scores = torch.tensor([0.3, 1.5], requires_grad=True)
+        ranking_loss(scores, torch.tensor([[1, 0]]), margins=torch.tensor([margin])).backward()
+        pulls.append(-scores.grad[1].item())
+    assert pulls == sorted(pulls) and len(set(pulls)) == 5
+    assert pulls[2] == pytest.approx(1 / (1 + math.exp(0.2)))
+    assert pulls[4] == pytest.approx(1)
+
+
+def test_each_pair_has_its_own_margin():
+    scores, pairs = torch.tensor([2.0, 0.5, 1.0]), torch.tensor([[0, 1], [0, 2]])
+    found = ranking_loss(scores, pairs, margins=torch.tensor([1.0, 0.25]))
+    by_hand = (math.log(1 + math.exp(-0.5)) + math.log(1 + math.exp(-0.75))) / 2
+    assert found.item() == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize("order", [[[0, 1]], [[1, 0]]])
+def test_a_tie_draws_scores_together_whichever_comes_first(order):
+    """Its gradient is sigma(gap) - 1/2, and nothing where the scores are equal."""
+    none = torch.empty(0, 2, dtype=torch.int64)
+    for gap in (0.0, 1.2, -3.0, 400.0):
+        scores = torch.tensor([gap, 0.0], requires_grad=True)
+        loss = ranking_loss(scores, none, ties=torch.tensor(order))
+        loss.backward()
+        pull = 1 / (1 + math.exp(-gap)) - 0.5
+        assert scores.grad.tolist() == pytest.approx([pull, -pull], abs=1e-6)
+        assert loss.isfinite()
+    level = ranking_loss(torch.zeros(2), none, ties=torch.tensor(order))
+    assert level.item() == pytest.approx(math.log(2))
+
+
+def test_ties_count_among_the_pairs_of_their_ranking():
+    scores, pairs = torch.tensor([2.0, 0.5, 0.5]), torch.tensor([[0, 1], [0, 2]])
+    found = ranking_loss(scores, pairs, ties=torch.tensor([[1, 2]]))
+    assert found.item() == pytest.approx((2 * math.log(1 + math.exp(-1.5)) + math.log(2)) / 3)
+
+
+def test_of_verdicts_one_in_ten_turned_round_it_learns_odds_of_nine():
+    pairs = torch.tensor([[0, 1]] * 9 + [[1, 0]])
+    scores = torch.tensor([math.log(9), 0.0], requires_grad=True)
+    ranking_loss(scores, pairs).backward()
+    assert scores.grad.tolist() == pytest.approx([0, 0], abs=1e-7)
+
+
 # --- the clipped surrogate ------------------------------------------------------------------------
 
 

@@ -3,12 +3,15 @@
 import json
 import random
 from string import ascii_lowercase
+from types import SimpleNamespace
 
 import pytest
 
 from alpaca_rlhf import cli
 from alpaca_rlhf.data import read_instructions
+from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.smallworld import sample_task, solved
+from alpaca_rlhf.stages.rank import sampled
 
 ROUGE = 0.7
 
@@ -77,6 +80,69 @@ def test_generated_rows_near_a_prompt_of_another_split_are_dropped(files, tmp_pa
     for split in ("rank", "ppo", "eval"):
         drop = source.accept(source.prompts(split)[0])
         assert drop is not None and drop.rule == "leak" and split in drop.detail
+
+
+def test_a_run_learns_from_conversations_and_shows_what_carries_loss(
+    files, tmp_path, tiny_folder, capsys
+):
+    rng = random.Random(1)
+
+    def word():
+        return "".join(rng.choices(ascii_lowercase, k=5))
+
+    rows = [{"instruction": word(), "output": "Blue."}]
+    for _ in range(7):
+        said = [("user", word()), ("assistant", "a"), ("user", word()), ("assistant", "b c")]
+        rows.append({"messages": [{"role": one, "content": text} for one, text in said]})
+    data = written(tmp_path / "talks.jsonl", rows)
+    waiting = [
+        {"conversations": [*chat(word(), word()), {"from": "human", "value": f"{word()} {word()}"}]}
+        for _ in range(24)
+    ]
+    prompts = written(tmp_path / "waiting.jsonl", waiting)
+    out = tmp_path / "run"
+    flags = words((data, prompts), out, "--base", tiny_folder, "--template", "brief")
+    flags[flags.index("--inputs.seeds")] = "--inputs.data"
+    flags += ["--sampling.max-new-tokens", "8", "--ppo.max-new-tokens", "8"]
+    flags += ["--rank.k", "2", "--sft.held-out", "0", "--sft.epochs", "1"]
+    assert cli.main(["sample", *flags]) == 0, capsys.readouterr().err
+    told = capsys.readouterr().out
+    text = (out / "sft" / "preview.txt").read_text()
+    first, talk = rows[0]["instruction"], rows[1]["messages"]
+    assert f"<s>### Instruction: {first}\n\n### Response:[[ Blue.</s>]]\n\nexample 2: " in text, (
+        "the first row, and nothing else of it in brackets"
+    )
+    assert (
+        f"<s>### Instruction: {talk[0]['content']}\n\n### Response:[[ a</s>]]"
+        f"\n\n### Instruction: {talk[2]['content']}\n\n### Response:[[ b c</s>]]" in text
+    )
+    assert text.count(" tokens carry loss") == 2
+    assert "[[ b c</s>]]" in told  # nobody's terminal: no colours
+    ledger = json.loads((out / "ledger.json").read_text())
+    assert ledger["sft"]["facts"]["conversations"] == 7
+    asked = [json.loads(one) for one in (out / "sample" / "prompts.jsonl").open()]
+    assert len(asked) == 6 and all(len(one["history"]) == 1 for one in asked)
+    made = [json.loads(one) for one in (out / "sample" / "completions.jsonl").open()]
+    ids = {Instruction.from_json(one).id for one in asked}
+    assert {one["prompt_id"] for one in made} == ids
+
+    def read_jsonl(name):
+        return [json.loads(one) for one in (out / name).open()]
+
+    found, completions = sampled(SimpleNamespace(run=SimpleNamespace(read_jsonl=read_jsonl)), 1)
+    assert set(found) == ids and {one.prompt_id for one in completions.values()} == ids
+
+
+def chat(question, reply):
+    return [{"from": "human", "value": question}, {"from": "gpt", "value": reply}]
+
+
+def test_conversations_are_no_seed_tasks(files, tmp_path, capsys):
+    seeds = written(tmp_path / "talks.jsonl", [{"conversations": chat("a", "b") + chat("c", "d")}])
+    assert cli.main(["generate", *words((seeds, files[1]), tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert f"--inputs.seeds {seeds}: 1 of 1 rows are conversations" in error
+    assert "--inputs.data" in error and error.count("\n") == 1
 
 
 def test_seeds_and_data_together_are_refused(files, tmp_path, capsys):

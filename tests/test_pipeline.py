@@ -35,6 +35,9 @@ class Quiet:
         if self.started[-1] == self.stop_in and (done > total / 2 or total == 1):
             raise KeyboardInterrupt
 
+    def preview(self, stage, what, segments):
+        pass
+
     def finish(self, stage, what):
         pass
 

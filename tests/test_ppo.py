@@ -12,15 +12,16 @@ from alpaca_rlhf.models.batches import Example, collate
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.rollout import Sampled, score
 from alpaca_rlhf.records import Rollout
-from alpaca_rlhf.settings import PPO, Clip
+from alpaca_rlhf.settings import PPO, Clip, Value
 from alpaca_rlhf.training import ppo
 from alpaca_rlhf.training.loop import Checkpoints, Learner
-from alpaca_rlhf.training.ppo import (
-    PPOPrompt,
+from alpaca_rlhf.training.memory import MicroBatch
+from alpaca_rlhf.training.ppo import PPOPrompt, collect, train_ppo
+from alpaca_rlhf.training.ppo_update import (
+    Critic,
+    KLCoefficient,
     advantages_of,
-    collect,
     explained_variance,
-    train_ppo,
 )
 
 SETTINGS = PPO(
@@ -30,9 +31,8 @@ SETTINGS = PPO(
     micro_batch_size=2,
     epochs=2,
     lr=1e-3,
-    value_lr=1e-3,
     max_new_tokens=8,
-    value_warmup=0,
+    value=Value(lr=1e-3, warmup=0),
     save_every=1,
     clip=Clip(kl_stop=100.0),
 )
@@ -94,7 +94,9 @@ def rolled(adapters, head, settings=SETTINGS, completions=COMPLETIONS):
     value = ScalarHead(128)
     value.load_state_dict(head.state_dict())
     adapters.add("value", copy_of="reward")
-    return collect(adapters, head, value, prompts(len(completions)), completions, settings)
+    micro = MicroBatch("ppo", "--ppo.micro-batch-size", settings.micro_batch_size, lower="")
+    critic = Critic("value", value)
+    return collect(adapters, head, critic, prompts(len(completions)), completions, settings, micro)
 
 
 # --- what is collected ----------------------------------------------------------------------------
@@ -189,7 +191,8 @@ def test_advantages_by_hand():
             values=torch.tensor([[0.25, 1.0], [0.5, 0.0]]),
             scores=torch.tensor([2.0, -1.0]),
         ),
-        PPO(kl_coef=0.2, gamma=1.0, lam=1.0),
+        PPO(gamma=1.0, lam=1.0),
+        kl_coef=0.2,
     )
     # rewards -.1 and 2.1, then -1.2; returns 2 and 2.1, then -1.2
     assert torch.allclose(found.returns, torch.tensor([[2.0, 2.1], [-1.2, 0.0]]))
@@ -245,6 +248,71 @@ def test_the_micro_batch_never_changes_the_gradient(
             assert (one - whole).norm() <= bound * whole.norm()
 
 
+@pytest.mark.parametrize("trunk", ["shared", "detached"])
+def test_a_value_on_the_policys_states_moves_the_policy_only_if_shared(
+    tiny, tmp_path, gradients, trunk
+):
+    """The policy's gradient is that of its own loss, and on a shared trunk coef times the value's.
+
+    Where it is detached, the value's loss adds exactly nothing.
+    """
+    settings = replace(SETTINGS, updates=1, epochs=1, minibatch_size=8)
+
+    def policy_gradient(coef):
+        gradients.clear()
+        adapters, head = cast(tiny)
+        chosen = Value(trunk=trunk, coef=coef, warmup=0)
+        with pytest.MonkeyPatch.context() as patch:  # a head at 0 would have no gradient to give
+            patch.setattr(torch.nn.init, "zeros_", lambda tensor: tensor)
+            train(adapters, head, tmp_path, replace(settings, value=chosen))
+        assert "value" not in adapters.names
+        policy, value = gradients
+        assert value.shape == (128,)
+        return policy
+
+    without, once, twice = (policy_gradient(coef) for coef in (0.0, 0.5, 1.0))
+    if trunk == "detached":
+        assert torch.equal(without, once) and torch.equal(without, twice)
+        return
+    assert (once - without).norm() > 1e-3 * without.norm()
+    assert torch.allclose(twice - without, 2 * (once - without), atol=1e-6)
+
+
+@pytest.mark.parametrize("trunk", ["shared", "detached"])
+def test_a_value_on_the_policys_states_begins_at_0_and_learns_first(tiny, tmp_path, trunk):
+    adapters, head = cast(tiny)
+    start, moved = adapters.digest("policy"), []
+    settings = replace(SETTINGS, updates=3, value=Value(trunk=trunk, lr=1e-3, warmup=2))
+    rows = train(
+        adapters, head, tmp_path, settings, log=lambda row: moved.append(adapters.digest("policy"))
+    )
+    assert rows[0]["explained_variance"] == 0, "a constant value explains nothing"
+    assert [row["policy_steps"] for row in rows] == [0, 0, 4]
+    assert moved[0] == moved[1] == start != moved[2]
+    assert rows[1]["explained_variance"] != 0, "the head has learned meanwhile"
+
+
+def test_the_kl_coefficient_follows_its_target_by_hand():
+    """KL 12 and 6.6, then 0, against 6: errors .2 (bounded), .1 and -.2; n / N is a tenth."""
+    steered = KLCoefficient(PPO(kl_coef=0.5, clip=Clip(kl_target=6.0, kl_horizon=1000)))
+    seen = []
+    for kl in (12.0, 6.6, 0.0):
+        steered.follow(kl, 100)
+        seen.append(steered.value)
+    assert seen == pytest.approx([0.51, 0.5151, 0.504798])
+    fixed = KLCoefficient(PPO(kl_coef=0.5))
+    fixed.follow(12.0, 100)
+    assert fixed.value == 0.5
+
+
+def test_an_update_uses_the_coefficient_from_before_it(tiny, tmp_path):
+    adapters, head = cast(tiny)
+    clip = replace(SETTINGS.clip, kl_target=1e-9, kl_horizon=8)
+    rows = train(adapters, head, tmp_path, replace(SETTINGS, kl_coef=0.5, clip=clip))
+    # KL is 0 at first, so the coefficient falls by a fifth; later far above its tiny target
+    assert [row["kl_coef"] for row in rows] == pytest.approx([0.5, 0.4, 0.48])
+
+
 def test_the_steps_are_epochs_times_minibatches(tiny, tmp_path, monkeypatch):
     seen = []
     step = Learner.step
@@ -257,7 +325,7 @@ def test_the_steps_are_epochs_times_minibatches(tiny, tmp_path, monkeypatch):
     adapters, head = cast(tiny)
     settings = replace(SETTINGS, epochs=3, minibatch_size=2)
     rows = train(adapters, head, tmp_path, settings)
-    assert seen.count("--ppo.lr") == seen.count("--ppo.value-lr") == 3 * 3 * 4
+    assert seen.count("--ppo.lr") == seen.count("--ppo.value.lr") == 3 * 3 * 4
     assert [row["policy_steps"] for row in rows] == [12, 12, 12]
 
 
@@ -269,7 +337,7 @@ def test_the_first_updates_train_the_value_alone(tiny, tmp_path):
         digests.append((adapters.digest("policy"), adapters.digest("value")))
 
     start = adapters.digest("policy")
-    settings = replace(SETTINGS, updates=4, value_warmup=2)
+    settings = replace(SETTINGS, updates=4, value=Value(lr=1e-3, warmup=2))
     rows = train(adapters, head, tmp_path, settings, log=log)
     assert [row["policy_steps"] for row in rows] == [0, 0, 4, 4]
     policy, value = zip(*digests, strict=True)
@@ -286,7 +354,7 @@ def test_a_policy_that_runs_away_stops_its_inner_epochs(tiny, tmp_path):
 
     clip = replace(SETTINGS.clip, kl_stop=1e-6)
     settings = replace(SETTINGS, updates=1, epochs=4, lr=1e-2, clip=clip)
-    counts = {"--ppo.lr": 0, "--ppo.value-lr": 0}
+    counts = {"--ppo.lr": 0, "--ppo.value.lr": 0}
 
     def spy(learner):
         counts[learner.flag] += 1
@@ -296,7 +364,7 @@ def test_a_policy_that_runs_away_stops_its_inner_epochs(tiny, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Learner, "step", spy)
         rows = train(adapters, head, tmp_path, settings)
-    assert counts == {"--ppo.lr": 1, "--ppo.value-lr": 8}
+    assert counts == {"--ppo.lr": 1, "--ppo.value.lr": 8}
     assert rows[0]["policy_steps"] == 1
     (optimizer,) = {id(o): o for flag, o in states if flag == "--ppo.lr"}.values()
     assert {int(s["step"]) for s in optimizer.state.values()} == {1}
@@ -322,7 +390,7 @@ def test_only_policy_and_value_move(tiny, tmp_path):
 
 def test_the_value_moves_towards_the_returns(tiny, tmp_path):
     adapters, head = cast(tiny)
-    settings = replace(SETTINGS, updates=12, value_lr=5e-3, lr=1e-30, value_warmup=12)
+    settings = replace(SETTINGS, updates=12, lr=1e-30, value=Value(lr=5e-3, warmup=12))
     settings = replace(settings, clip=replace(settings.clip, value=0.0))
     rows = train(adapters, head, tmp_path, settings)
     assert rows[-1]["value_loss"] < rows[0]["value_loss"] / 2
@@ -375,9 +443,18 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_killed_and_resumed_equals_uninterrupted(tiny, tmp_path, dtype):
-    settings = replace(SETTINGS, updates=5, value_warmup=1, save_every=2)
+@pytest.mark.parametrize(
+    ("dtype", "trunk"),
+    [(torch.float32, "separate"), (torch.bfloat16, "separate"), (torch.float32, "shared")],
+)
+def test_killed_and_resumed_equals_uninterrupted(tiny, tmp_path, dtype, trunk):
+    settings = replace(
+        SETTINGS,
+        updates=5,
+        save_every=2,
+        value=Value(trunk=trunk, lr=1e-3, warmup=1),
+        clip=replace(SETTINGS.clip, kl_target=0.01, kl_horizon=20),
+    )
 
     def go(folder, until=None, seed=0):
         def log(row):
@@ -389,10 +466,12 @@ def test_killed_and_resumed_equals_uninterrupted(tiny, tmp_path, dtype):
             rows = train(adapters, head, folder, settings, seed=seed, log=log)
         except Killed:
             return None
-        return adapters.digest("policy"), adapters.digest("value"), rows
+        value = adapters.digest("value") if trunk == "separate" else rows[-1]["value_loss"]
+        return adapters.digest("policy"), value, rows
 
     policy, value, rows = go(tmp_path / "a")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
+    assert len({row["kl_coef"] for row in rows}) == 5, "the coefficient is on its way"
     for until in (1, 3, 5):
         folder = tmp_path / str(until)
         assert go(folder, until) is None
@@ -411,8 +490,11 @@ def total_variation(p, q):
     return float((p - q).abs().sum() / 2)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_bandit_ends_at_the_closed_form(toy, tmp_path, seed):
+@pytest.mark.parametrize(
+    ("seed", "trunk"),
+    [(0, "separate"), (1, "separate"), (2, "separate"), (0, "shared"), (0, "detached")],
+)
+def test_the_bandit_ends_at_the_closed_form(toy, tmp_path, seed, trunk):
     """With one-token completions the best policy is known: pi* ~ pi_ref exp(r / kl_coef).
 
     The real reward adapter scores, the real sampler samples; the sum runs over 16 tokens.
@@ -440,7 +522,7 @@ def test_the_bandit_ends_at_the_closed_form(toy, tmp_path, seed):
         micro_batch_size=256,
         epochs=2,
         lr=1e-2,
-        value_lr=1e-2,
+        value=Value(trunk=trunk, lr=1e-2, warmup=0),
         kl_coef=1.0,
         max_new_tokens=1,
         save_every=1000,

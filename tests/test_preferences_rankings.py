@@ -12,7 +12,7 @@ import pytest
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.data import read_ranking_trees
 from alpaca_rlhf.preferences import append, read
-from alpaca_rlhf.records import Ranking
+from alpaca_rlhf.records import Completion, Ranking
 
 
 def ranking(*tiers: str, prompt: str = "p", annotator: str = "ann", revision: int = 0) -> Ranking:
@@ -91,6 +91,19 @@ def test_a_last_line_without_its_line_end_counts_if_it_is_whole(tmp_path: Path) 
             {"prompt_id": "p", "tiers": [["a"], ["b"]], "annotator": "x", "duration_s": None},
             "`duration_s`",
         ),
+        *(
+            (
+                {"prompt_id": "p", "tiers": [["a"], ["b"]], "annotator": "x", "criteria": stars},
+                says,
+            )
+            for stars, says in (
+                ({"a": {"use": 6}}, "1 to 5 stars for 'use', got 6"),
+                ({"a": {"use": 0}}, "1 to 5 stars for 'use', got 0"),
+                ({"a": {"use": True}}, "1 to 5 stars for 'use', got True"),
+                ({"a": {"use": "many" * 200}}, "1 to 5 stars for 'use', got manymany"),
+                ({"z": {"use": 3}}, "stars for 'z', which is not ranked"),
+            )
+        ),
         (
             {"prompt_id": "p", "tiers": [["a"], ["z"]], "annotator": "x"},
             "'z' is not one of the 2 known ones",
@@ -106,6 +119,24 @@ def test_broken_rows_are_named_by_line(tmp_path: Path, row: object, says: str) -
     with pytest.raises(UserError, match=r"r\.jsonl:2: ") as caught:
         read(path, completions=["a", "b"])
     assert says in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_a_completion_of_another_prompt_is_named_by_line(tmp_path: Path) -> None:
+    """An id that is known may still stand in the wrong place, or its prompt be unknown."""
+    a, b, c = (Completion(prompt, text) for prompt, text in (("p", "1"), ("p", "2"), ("q", "3")))
+    known = {one.id: one for one in (a, b, c)}
+    path = tmp_path / "r.jsonl"
+    append(path, Ranking("p", ((a.id,), (b.id,)), "ann"))
+    assert len(read(path, known)) == 1
+    for prompt, ids, says in (
+        ("p", (a.id, c.id), f"{c.id!r} answers prompt 'q', not 'p'"),
+        ("nowhere", (a.id, b.id), f"{a.id!r} answers prompt 'p', not 'nowhere'"),
+    ):
+        bad = tmp_path / f"{prompt}.jsonl"
+        append(bad, Ranking("p", ((a.id,), (b.id,)), "ann"), Ranking(prompt, (ids,), "ann"))
+        with pytest.raises(UserError, match=r"\.jsonl:2: ") as caught:
+            read(bad, known)
+        assert says in str(caught.value)
 
 
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from alpaca_rlhf.prompts import (
     TEMPLATES,
+    blocks,
     chat_messages,
     lead,
+    marked,
     render,
     worksheet,
     worksheet_prompt,
@@ -63,6 +67,42 @@ def test_the_output_never_leaks_into_the_prompt():
 def test_chat_is_one_user_turn():
     assert chat_messages(SORT) == [{"role": "user", "content": "Sort the words.\n\npear, fig"}]
     assert chat_messages(NAME) == [{"role": "user", "content": "Name a colour."}]
+
+
+TALK = dataclasses.replace(SORT, history=(("Name a colour.", "Red."), ("Why?", "So.")))
+
+
+def test_a_conversation_has_a_block_before_each_reply():
+    assert blocks("brief", TALK) == (
+        "### Instruction: Name a colour.\n\n### Response:",
+        "\n\n### Instruction: Why?\n\n### Response:",
+        "\n\n### Instruction: Sort the words.\n\n### Input: pear, fig\n\n### Response:",
+    )
+    assert blocks("alpaca", TALK) == (
+        "Below is an instruction that describes a task. "
+        "Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nName a colour.\n\n### Response:",
+        "\n\n### Instruction:\nWhy?\n\n### Response:",
+        "\n\n### Instruction:\nSort the words.\n\n### Input:\npear, fig\n\n### Response:",
+    )
+    for template in ("brief", "alpaca"):
+        assert blocks(template, SORT) == (render(template, SORT),)
+    with pytest.raises(ValueError, match="tokenizer"):
+        blocks("chat", TALK)
+
+
+def test_a_chat_has_every_turn():
+    assert chat_messages(TALK) == [
+        {"role": "user", "content": "Name a colour."},
+        {"role": "assistant", "content": "Red."},
+        {"role": "user", "content": "Why?"},
+        {"role": "assistant", "content": "So."},
+        {"role": "user", "content": "Sort the words.\n\npear, fig"},
+    ]
+
+
+def test_what_carries_loss_is_marked():
+    assert marked([("a", False), ("b</s>", True), ("", False)]) == "a[[b</s>]]"
 
 
 def test_what_render_refuses():

@@ -12,7 +12,18 @@ from alpaca_rlhf.data import (
     write_instructions,
 )
 from alpaca_rlhf.pipeline import run_loop
-from alpaca_rlhf.settings import PPO, SFT, BestOfK, Evaluate, Inputs, Loop, Lora, Reward, Sampling
+from alpaca_rlhf.settings import (
+    PPO,
+    SFT,
+    BestOfK,
+    Evaluate,
+    Inputs,
+    Loop,
+    Lora,
+    Reward,
+    Sampling,
+    Value,
+)
 from tests.test_pipeline import Quiet
 
 
@@ -53,7 +64,7 @@ def settings(shared: Path, prompts: Path, rankings: str, out: Path) -> Loop:
             micro_batch_size=8,
             lr=1e-3,
             max_new_tokens=16,
-            value_warmup=1,
+            value=Value(warmup=1),
         ),
         best_of_k=BestOfK(prompts=8),
         evaluate=Evaluate(prompts=24),

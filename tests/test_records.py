@@ -32,6 +32,26 @@ def test_an_instruction_is_its_prompt():
     assert Instruction(**json.loads(json.dumps(task.to_json()))) == task
 
 
+def test_a_conversation_is_another_prompt_and_a_lone_task_keeps_its_id():
+    # SHA-256 of b"5:Sort.3:b a", worked with sha256sum: rankings and splits are keyed by it.
+    task = Instruction("Sort.", "b a")
+    assert task.id == "2d60c7868491cea5"
+    assert "history" not in task.to_json()
+    one = dataclasses.replace(task, history=(("Hi.", "Hello."), ("Sing.", "La.")))
+    others = [
+        dataclasses.replace(task, history=history)
+        for history in (
+            (),
+            (("Hi.", "Hello."),),
+            (("Hi.", "Hello.Sing."), ("", "La.")),
+            (("Sing.", "La."), ("Hi.", "Hello.")),
+        )
+    ]
+    assert len({one.id, *(other.id for other in others)}) == 5
+    assert Instruction.from_json(json.loads(json.dumps(one.to_json()))) == one
+    assert Instruction.from_json(task.to_json()) == task
+
+
 def test_a_completion_is_its_text_and_how_it_was_made():
     one = Completion("p", "hello", adapter="f", sampling="temperature=1", seed=1, sample=2)
     assert one.to_json()["id"] == one.id

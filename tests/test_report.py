@@ -579,6 +579,45 @@ def test_a_control_with_an_interval_may_stray_within_it() -> None:
     assert "fails" not in report_training.checks(report)
 
 
+def with_kinds() -> ReportData:
+    """Of round 2 alone it is known which pairs the reward model gets right."""
+    data = some_data()
+    row = {"is": "3", "pairs": 1234, "accuracy": 0.917, "ci95": [0.871, 0.955]}
+    data.report["reward_models"][1] |= {
+        "accuracy_by": {
+            "tiers_apart": [row],
+            "criterion": [row | {"is": "<b>kind</b>", "pairs": 77}],
+        },
+        "log_loss": 0.512,
+        "saturated": 0.034,
+        "calibration_error": 0.061,
+        "length_correlation": -0.218,
+    }
+    return data
+
+
+def test_the_reward_model_is_shown_by_kind_of_pair() -> None:
+    page = Page(render_html(with_kinds()))
+    assert "Held-out accuracy by kind of pair, round 2." in page.text
+    assert "by kind of pair, round 1." not in page.text
+    for shown in ("Tiers apart: 3", "1,234", "0.92", "0.87 to 0.95", "Criterion: <b>kind</b>"):
+        assert shown in page.text
+    assert "Log loss (guessing scores 0.69) 0.51; calibration error 0.06;" in page.text
+    assert "correlation of score and length \u22120.22." in page.text
+    assert not page.open
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("accuracy", 1.2), ("pairs", -1), ("ci95", [0.9, 0.8]), ("is", 3)]
+)
+def test_wrong_kinds_of_pairs_are_named(key: str, value: Any) -> None:
+    report = with_kinds().report
+    report["reward_models"][1]["accuracy_by"]["tiers_apart"][0][key] = value
+    where = rf"reward_models\.1\.accuracy_by\.tiers_apart\.0\.{key}"
+    with pytest.raises(ValueError, match=where):
+        validate_report(report)
+
+
 def test_later_rounds_are_compared_with_the_round_before(page: str) -> None:
     text = Page(page).text
     for step in ("Base → SFT", "SFT → Best-of-K", "SFT → PPO", "PPO → PPO, round 2"):

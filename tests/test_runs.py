@@ -401,3 +401,22 @@ def wait_for(condition, seconds: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.01)
+
+
+# --- several processes ----------------------------------------------------------------------------
+
+
+def test_a_follower_reads_and_writes_nothing(tmp_path):
+    with opened(tmp_path / "run") as run, RunFolder.follow(tmp_path / "run") as follower:
+        run.finish("sft", {"loss": 1.0})
+        run.log({"stage": "sft", "step": 1})
+        before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+        assert follower.done("sft") == {"loss": 1.0}
+        follower.finish("ppo", {})
+        follower.undo("sft")
+        follower.log({"stage": "sft", "step": 1})
+        follower.write_jsonl("rows.jsonl", [{"x": 1}])
+        follower.truncate_metrics(lambda row: False)
+        assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == before
+    with opened(tmp_path / "run") as run:  # and it held no lock
+        assert run.metrics() == [{"stage": "sft", "step": 1}]

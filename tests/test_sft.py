@@ -1,5 +1,6 @@
 """Supervised fine-tuning: what carries loss, what must not change it, and that it learns."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -9,11 +10,13 @@ import torch
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.models.base import weights_digest
 from alpaca_rlhf.models.batches import Example, example
+from alpaca_rlhf.models.forward import learned_logprobs
 from alpaca_rlhf.models.rollout import sample
 from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.settings import SFT, Sampling
-from alpaca_rlhf.training.loop import Checkpoints
-from alpaca_rlhf.training.sft import encode, held_out_loss, split_held_out, train_sft
+from alpaca_rlhf.training import sft
+from alpaca_rlhf.training.loop import Checkpoints, batches
+from alpaca_rlhf.training.sft import encode, held_out_loss, previewed, split_held_out, train_sft
 
 
 def examples(n, seed=0):
@@ -97,6 +100,17 @@ def test_only_completion_tokens_carry_loss(tiny, tmp_path, gradients):
     assert rows[0]["loss"] == pytest.approx(-logits.log_softmax(-1)[2].item(), abs=1e-4)
 
 
+def test_the_replies_of_earlier_turns_carry_loss_too(tiny):
+    """A conversation of two turns costs what its two replies cost, each after what precedes it."""
+    adapters = tiny("sft")
+    talk = Example((1, 110, 120, 130, 2, 140, 150), (160, 2), earlier=((3, 5),))
+    replies = [Example(talk.prompt[:3], talk.prompt[3:5]), Example(talk.prompt, talk.completion)]
+    whole = held_out_loss(adapters, "sft", [talk], 1)
+    assert whole == pytest.approx(held_out_loss(adapters, "sft", replies, 1), abs=1e-6)
+    last = held_out_loss(adapters, "sft", replies[1:], 1)
+    assert abs(whole - last) > 1e-3
+
+
 def test_the_last_smaller_batch_is_a_mean_of_its_own(tiny, tmp_path):
     """Ten examples by four make three steps an epoch, and the loss of the last is not diluted."""
     rows = []
@@ -157,6 +171,161 @@ def test_killed_and_resumed_equals_uninterrupted(tiny, tmp_path, dtype):
     assert go(tmp_path / "twice", 3) is None
     assert go(tmp_path / "twice", 7) is None
     assert go(tmp_path / "twice")[0] == digest
+
+
+# --- out of memory --------------------------------------------------------------------------------
+
+
+def no_cuda_memory():
+    return torch.OutOfMemoryError("CUDA out of memory")
+
+
+def no_memory():
+    return RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")
+
+
+def crammed(monkeypatch, most, error=no_cuda_memory):
+    """From now on more than `most` rows find no memory; returns the sizes tried.
+
+    It runs out in the backward, where there is one, of the second micro-batch of a size: a failed
+    try leaves gradients of the first, and a graph that has lost its backward.
+    """
+    sizes = []
+
+    def fail(*_):
+        raise error()
+
+    def logprobs(adapters, batch):
+        sizes.append(len(batch))
+        found = learned_logprobs(adapters, batch)
+        if len(batch) > most and (sizes.count(len(batch)) > 1 or most == 0):
+            found.register_hook(fail) if found.requires_grad else fail()
+        return found
+
+    monkeypatch.setattr(sft, "learned_logprobs", logprobs)
+    return sizes
+
+
+@pytest.mark.parametrize("error", [no_cuda_memory, no_memory])
+def test_where_memory_runs_out_the_result_is_that_of_smaller_micro_batches(
+    tiny, tmp_path, monkeypatch, caplog, gradients, error
+):
+    settings = replace(SETTINGS, epochs=2, batch_size=16)
+    small, big = tiny("sft"), tiny("sft")
+    train(small, tmp_path / "a", examples(16), replace(settings, micro_batch_size=2))
+    expected = [gradients.pop(0) for _ in range(2)]
+    sizes = crammed(monkeypatch, 2, error)
+    train(big, tmp_path / "b", examples(16), replace(settings, micro_batch_size=8))
+    for one, other in zip(gradients, expected, strict=True):
+        assert (one - other).norm() <= 1e-5 * other.norm()
+    for key, p in big.parameters("sft").items():
+        assert torch.allclose(p, small.parameters("sft")[key], atol=SETTINGS.lr / 100)
+    assert sizes[:4] == [8, 8, 4, 4], "twice halved, each try from its start"
+    assert set(sizes[4:]) == {2}, "and it stays small"
+    assert [one.getMessage() for one in caplog.records if one.levelname == "WARNING"] == [
+        "sft: out of memory with --sft.micro-batch-size 8; goes on with 4, and the same result",
+        "sft: out of memory with --sft.micro-batch-size 4; goes on with 2, and the same result",
+    ]
+
+
+def test_where_not_one_row_fits_it_says_what_to_lower(tiny, tmp_path, monkeypatch):
+    adapters = tiny("sft")
+    before = adapters.digest("sft")
+    crammed(monkeypatch, 0)
+    with pytest.raises(UserError, match=r"sft: out of memory .*size 1; lower --sft\.max-length"):
+        train(adapters, tmp_path, examples(8))
+    assert adapters.digest("sft") == before
+
+
+def test_the_evaluation_too_makes_do_with_less(tiny, tmp_path, monkeypatch):
+    adapters = tiny("sft")
+    expected = held_out_loss(adapters, "sft", examples(9), 1)
+    crammed(monkeypatch, 1)
+    result = train(adapters, tmp_path, examples(8), held_out=examples(9))
+    assert result.loss_before == pytest.approx(expected, rel=1e-5)
+
+
+def test_other_errors_are_not_taken_for_it(tiny, tmp_path, monkeypatch):
+    crammed(monkeypatch, 2, lambda: RuntimeError("a shape is invalid for memory format"))
+    with pytest.raises(RuntimeError, match="shape"):
+        train(tiny("sft"), tmp_path, examples(8))
+
+
+# --- the best weights -----------------------------------------------------------------------------
+
+
+def planted(monkeypatch, losses):
+    """Held-out losses as written, one after the other; returns the weights at each look."""
+    looks = iter(losses)
+    seen = []
+
+    def loss(adapters, role, examples, size):
+        seen.append(adapters.digest(role))
+        return next(looks, 99.0)
+
+    monkeypatch.setattr(sft, "held_out_loss", loss)
+    return seen
+
+
+def test_it_stops_when_patience_ends_and_the_best_weights_stay(tiny, tmp_path, monkeypatch):
+    adapters, rows = tiny("sft"), []
+    settings = replace(SETTINGS, epochs=9, batch_size=4, eval_every=2, patience=2, save_every=1)
+    seen = planted(monkeypatch, [5.0, 4.0, 3.0, 3.0, 3.5, 1.0, 3.0])
+    result = train(adapters, tmp_path, examples(8), settings, held_out=examples(2), log=rows.append)
+    assert [row["step"] for row in rows if "eval_loss" in row] == [2, 4, 6, 8]
+    assert (result.steps, result.best_step) == (8, 4), (
+        "1.0 is never seen: 3.0 and 3.5 are no better"
+    )
+    assert adapters.digest("sft") == seen[2] != seen[4]
+    assert seen[5] == seen[2], "and the loss after is theirs"
+    assert result.tokens == sum(row["tokens"] for row in rows)
+    assert sorted(one.name for one in tmp_path.iterdir()) == [
+        "step-000004",
+        "step-000007",
+        "step-000008",
+    ]
+
+
+def test_without_patience_the_last_weights_stay(tiny, tmp_path, monkeypatch):
+    adapters = tiny("sft")
+    seen = planted(monkeypatch, [5.0, 3.0, 4.0, 4.5])
+    result = train(
+        adapters, tmp_path, examples(8), replace(SETTINGS, epochs=3), held_out=examples(2)
+    )
+    assert (result.steps, result.best_step) == (3, 1)
+    assert adapters.digest("sft") == seen[3]
+
+
+def test_the_last_step_is_always_evaluated(tiny, tmp_path):
+    rows = []
+    settings = replace(SETTINGS, epochs=5, eval_every=2)
+    train(tiny("sft"), tmp_path, examples(8), settings, held_out=examples(3), log=rows.append)
+    assert [row["step"] for row in rows if "eval_loss" in row] == [2, 4, 5]
+
+
+@pytest.mark.parametrize("until", [3, 4, 7, 8])
+def test_killed_and_resumed_it_stops_at_the_same_step(tiny, tmp_path, monkeypatch, until):
+    settings = replace(SETTINGS, epochs=9, batch_size=4, eval_every=2, patience=2, lr=0.3)
+    data, held_out = examples(8), examples(6, seed=1)
+
+    def go(folder, until=None):
+        def log(row):
+            rows.append(row)
+            if row["step"] == until:
+                raise Killed
+
+        rows = []
+        adapters = tiny("sft")
+        try:
+            result = train(adapters, folder, data, settings, held_out=held_out, log=log)
+        except Killed:
+            return None
+        return adapters.digest("sft"), result
+
+    whole = go(tmp_path / "a")
+    assert 0 < whole[1].best_step < whole[1].steps < 18, "or this tests nothing"
+    assert go(tmp_path / "b", until) is None or until > whole[1].steps
+    assert go(tmp_path / "b") == whole
 
 
 # --- learning -------------------------------------------------------------------------------------
@@ -222,6 +391,19 @@ def test_a_rows_side_depends_on_its_prompt_alone():
     other = [replace(row, output="y") for row in rows[::-1]]
     assert {r.id for r in split_held_out(other, 0.25)[1]} == {r.id for r in held_out}
     assert split_held_out(rows, 0.0) == (rows, [])
+    # A conversation goes with its opening: the held-out loss must not be of a prompt learned from.
+    longer = [Instruction("Go on.", history=((row.instruction, "x"),)) for row in rows]
+    openings = {row.history[0][0] for row in split_held_out(longer, 0.25)[1]}
+    assert openings == {row.instruction for row in held_out}
+
+
+def test_the_preview_is_of_the_first_row_and_the_first_conversation():
+    one, talk = Example((1, 20), (30, 2)), Example((1, 20, 30, 2, 21), (31, 2), ((2, 4),))
+    assert previewed([one, one, talk, talk]) == [0, 2]
+    assert previewed([talk, one]) == [0]
+    assert previewed([one, one]) == [0]
+    assert previewed([]) == []
+    assert (one.learned, talk.learned) == (2, 4)
 
 
 def test_the_held_out_loss_is_a_mean_over_tokens(tiny):
@@ -256,19 +438,39 @@ def test_nothing_to_train_on_is_refused(tiny, tmp_path):
         train(tiny("sft"), tmp_path, [])
 
 
-def test_a_run_that_blows_up_names_the_flag_as_typed(tiny, tmp_path, monkeypatch):
+def test_a_run_that_blows_up_names_the_flag_as_typed_and_keeps_the_batch(tiny, tmp_path):
     adapters = tiny("policy")
-    with torch.no_grad():
-        next(iter(adapters.parameters("policy").values())).fill_(float("nan"))
-    with pytest.raises(UserError, match=r"best_of_k\.2: .*lower --best-of-k\.lr"):
+    first = next(iter(adapters.parameters("policy").values()))
+    before = {key: p.clone() for key, p in adapters.parameters("policy").items()}
+    rows = examples(10)
+    settings = replace(SETTINGS, batch_size=4)
+
+    def poison(row):
+        if row["step"] == 1:
+            before.update({k: p.clone() for k, p in adapters.parameters("policy").items()})
+            with torch.no_grad():
+                first[0, 0] = float("nan")
+
+    with pytest.raises(UserError, match=r"best_of_k\.2: .*lower --best-of-k\.lr") as caught:
         train_sft(
             adapters,
             "policy",
-            examples(4),
+            rows,
             [],
-            SETTINGS,
+            settings,
             seed=0,
-            checkpoints=Checkpoints(tmp_path),
-            log=lambda row: None,
+            checkpoints=Checkpoints(tmp_path / "checkpoints", bad_batches=tmp_path / "bad_batch"),
+            log=poison,
             stage="best_of_k.2",
         )
+    path = tmp_path / "bad_batch" / "step-000002.json"
+    assert str(path) in str(caught.value)
+    kept = json.loads(path.read_text())
+    assert kept["step"] == 2
+    ids = [(tuple(row["prompt_ids"]), tuple(row["completion_ids"])) for row in kept["rows"]]
+    second = batches(10, 4, 1, seed=0)[1]
+    assert ids == [(rows[i].prompt, rows[i].completion) for i in second]
+    assert all({"prompt", "completion"} <= row.keys() for row in kept["rows"])
+    with torch.no_grad():
+        first[0, 0] = before[next(iter(before))][0, 0]
+    assert all(torch.equal(p, before[k]) for k, p in adapters.parameters("policy").items())

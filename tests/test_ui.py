@@ -19,6 +19,7 @@ from rich.console import Console
 from alpaca_rlhf import cli
 from alpaca_rlhf.config import UserError, to_yaml
 from alpaca_rlhf.data import write_instructions
+from alpaca_rlhf.models.batches import prompt_ids
 from alpaca_rlhf.preferences import read
 from alpaca_rlhf.records import Completion, Instruction, Ranking
 from alpaca_rlhf.settings import Loop, Lora, Sampling
@@ -127,6 +128,34 @@ def test_model_text_is_no_markup_and_is_never_wrapped():
     terminal, out = shown(Clock(), width=20)
     terminal.say("[bold]:smile: [/x] " + "word " * 10)
     assert out.getvalue() == "[bold]:smile: [/x] " + "word " * 10 + "\n"
+
+
+SEGMENTS = [
+    ("<s>Name [red]a[/red] \x1b[31mcolour." + "x" * 2000 + "end", False),
+    (" Blue.</s>", True),
+    ("\n\nMore?", False),
+    (" No.</s>", True),
+]
+
+
+def test_a_preview_shows_what_carries_loss_in_green():
+    terminal, out = shown(Clock(), terminal=True)
+    terminal.preview("sft", "row 1: 7 of 90 tokens carry loss", SEGMENTS)
+    text = out.getvalue()
+    assert "7 of 90 tokens carry loss" in text
+    assert "\x1b[32m Blue.</s>" in text and "\x1b[32m No.</s>" in text
+    assert text.count("\x1b[32m") == 2
+    assert "\x1b[2m<s>Name [red]a[/red] [31mcolour." in text  # dim, and disarmed
+    assert "[... 8" in text and "end" in text and "x" * 1000 not in text
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_preview_without_colours_marks_it(terminal, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    teller, out = shown(Clock(), terminal=terminal)
+    teller.preview("sft", "row 1: 7 of 90 tokens carry loss", SEGMENTS)
+    assert "end[[ Blue.</s>]]\n\nMore?[[ No.</s>]]\n" in out.getvalue()
+    assert "\x1b" not in out.getvalue()
 
 
 def test_results_are_one_line_a_policy():
@@ -485,6 +514,37 @@ def test_a_conversation():
     assert echo.turns == [1, 2]  # asked again, answered anew
 
 
+class Remembering(Echo):
+    """Answers with the number of turns it was shown, and their last reply."""
+
+    def answer(self, policy: str, row: Instruction, turn: int) -> str:
+        super().answer(policy, row, turn)
+        return f"{policy} {len(row.history)} {row.history[-1:]}"
+
+
+def test_a_conversation_remembers_where_it_should():
+    typed = ["One.", "/input x", "Two.", "this is too long", "/compare Three.", "/compare", "Four."]
+    typed += ["/new", "Five.", "/remember", "Six.", "Seven.", "/remember", "Eight."]
+    person, said, names = Person(*typed), list[str](), ["sft", "ppo"]
+    Conversation(Remembering(), names, "ppo", remember=True, ask=person.ask, say=said.append).run()
+    first = "ppo 0 ()"
+    second = f"ppo 1 {(('One.', first),)}"
+    third = [f"[{name}] {name} 2 {(('Two.' + chr(10) * 2 + 'x', second),)}" for name in names]
+    assert said[:3] == [first, second, "the instruction is too long"]
+    assert said[3:7] == third * 2  # asked again, it stands where it stood
+    assert said[7].startswith("ppo 3 ") and "Three." in said[7]
+    assert said[8:10] == ["a new conversation", "ppo 0 ()"]
+    assert said[10:13] == ["every instruction stands alone from now on", "ppo 0 ()", "ppo 0 ()"]
+    assert said[13:] == ["earlier turns are remembered from now on", "ppo 0 ()"]
+
+
+def test_a_run_remembers_if_its_sft_saw_conversations(tmp_path):
+    assert not folders.saw_conversations(tmp_path)
+    for facts in ({}, {"conversations": 0}, {"conversations": 3}):
+        (tmp_path / "ledger.json").write_text(json.dumps({"sft": {"facts": facts}}))
+        assert folders.saw_conversations(tmp_path) == (facts == {"conversations": 3})
+
+
 def test_policies_are_switched_and_compared():
     said, _ = talk(
         "/policy sft", "Hi.", "/compare", "/policy best", "/policy", "/compare Name a cat."
@@ -570,6 +630,30 @@ def test_a_conversation_with_a_run(finished):
     assert "base, [sft], ppo.2" in done.stdout
     assert all(f"[{one}] " in done.stdout for one in ("base", "ppo.2"))
     assert "the instruction is too long" in done.stdout
+
+
+def test_turns_that_fill_the_context_leave_it_oldest_first(finished, monkeypatch):
+    from alpaca_rlhf.ui import speaker
+
+    asked = []
+
+    def spy(base, template, row):
+        asked.append(row.history)
+        return prompt_ids(base, template, row)
+
+    monkeypatch.setattr(speaker, "prompt_ids", spy)
+    settings = folders.settings_of(finished)
+    made = speaker.Speaker(
+        settings, folders.policies(finished), temperature=0, max_new_tokens=None, seed=0
+    )
+    turns = tuple(
+        (f"Say {word}.", f"{word} zqj " * 15) for word in ("red", "green", "blue", "lemon")
+    )
+    made.answer("sft", Instruction("Go on.", history=turns), 1)
+    assert asked[0] == turns and 0 < len(asked[-1]) < 4
+    assert asked[-1] == turns[-len(asked[-1]) :]
+    short = Instruction("Go on.", history=turns[-1:])
+    assert made.answer("sft", short, 1) != made.answer("sft", replace(short, history=()), 1)
 
 
 def test_an_adapter_of_another_base_is_refused_in_one_line(finished, tmp_path, capsys):

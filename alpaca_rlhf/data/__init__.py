@@ -1,8 +1,8 @@
 """The data room: instructions made, read, filtered, kept apart. No torch here.
 
-`formats` and `comparisons` read files, `self_instruct` lets a teacher write new tasks, `filters`
-and `novelty` decide which of them stay, and `splits` is the firewall between the prompts of the
-stages.
+`formats`, `conversations` and `comparisons` read files, `self_instruct` lets a teacher write new
+tasks, `filters` and `novelty` decide which of them stay, and `splits` is the firewall between the
+prompts of the stages.
 """
 
 from alpaca_rlhf.data.comparisons import (
@@ -19,6 +19,7 @@ from alpaca_rlhf.data.self_instruct import Generated, GenerationProgress, demons
 from alpaca_rlhf.data.splits import (
     Firewall,
     Leak,
+    answered_prompts,
     check_disjoint,
     clusters,
     prompt_text,
@@ -39,6 +40,7 @@ __all__ = [
     "Reply",
     "Rule",
     "Teacher",
+    "answered_prompts",
     "check_disjoint",
     "clusters",
     "demonstrations",

@@ -1,30 +1,26 @@
 """Human preferences from files: pairs of answers, and trees of ranked answers.
 
-`Instruction` has no room for a dialogue, so one is rendered into its text. A single question stands
-as it is. Several turns become a transcript of paragraphs, `Human: ...` and `Assistant: ...`, that
-ends with the human's last turn; a system message is the first paragraph, `System: ...`. The prompt
-template is put around that.
+A dialogue before ranked answers is rendered into the text of one instruction. A single question
+stands as it is. Several turns become a transcript of paragraphs, `Human: ...` and `Assistant: ...`,
+that ends with the human's last turn; a system message is the first paragraph, `System: ...`. The
+prompt template is put around that.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from alpaca_rlhf.config import UserError
+from alpaca_rlhf.data.conversations import Turn, read_message, read_turns
 from alpaca_rlhf.data.formats import prompt_columns, source_of
 from alpaca_rlhf.data.rows import BadRow, checked_text, collect, type_name
 from alpaca_rlhf.records import Completion, Instruction, PreferencePair, Ranking
 
-Turn = tuple[str, str]
-"""Who speaks (Human, Assistant or System) and what."""
-
-_SPEAKERS = {
-    "human": "Human", "user": "Human", "prompter": "Human",
-    "gpt": "Assistant", "assistant": "Assistant", "chatgpt": "Assistant",
-    "system": "System",
-}  # fmt: skip
 _HH_ANSWER = "\n\nAssistant:"
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 
@@ -48,7 +44,8 @@ def read_pairs(path: Path) -> list[PreferencePair]:
     `\n\nAssistant:` that part at their last answer), LLaMA-Factory's (`conversations`, `chosen`,
     `rejected`), and `prompt` (or `instruction` and `input`) with `chosen` and `rejected`. Messages
     may be text, `from`/`value` or `role`/`content`. One of two answers may be empty: people do
-    prefer silence at times.
+    prefer silence at times. A column `margin`, a number of at least 0, says how much better the
+    better one is.
 
     Args:
         path: A JSON array or JSON lines, plain or gzipped.
@@ -58,7 +55,9 @@ def read_pairs(path: Path) -> list[PreferencePair]:
             broken.
     """
     path = Path(path)
-    return collect(path, lambda row: [_pair(row, source_of(row, path.name))])
+    return collect(
+        path, lambda row: [replace(_pair(row, source_of(row, path.name)), margin=_margin(row))]
+    )
 
 
 def read_ranking_trees(path: Path) -> list[tuple[Instruction, list[Completion], Ranking]]:
@@ -105,13 +104,18 @@ def ranked_prompts(path: Path) -> list[Instruction]:
     """The prompts of a file of rankings, each once.
 
     Raises:
-        UserError: `file:line:` of the first broken row.
+        UserError: `file:line:` of the first broken row, or no ranking has two completions.
     """
     found = (
         [prompt for prompt, _, _ in read_ranking_trees(path)]
         if holds_trees(path)
         else [pair.prompt for pair in read_pairs(path)]
     )
+    if not found:
+        raise UserError(
+            f"{path}: no message of these trees has two replies with a `rank`, "
+            "and a ranking needs at least two completions"
+        )
     return list({prompt.id: prompt for prompt in found}.values())
 
 
@@ -121,9 +125,9 @@ def _pair(row: dict[str, Any], source: str) -> PreferencePair:
             columns = ", ".join(sorted(map(str, row))) or "none"
             raise BadRow(f"expected columns `chosen` and `rejected`; columns here: {columns}")
     if "conversations" in row:
-        prompt = dialogue(_turns(row["conversations"], "column `conversations`"), source=source)
+        prompt = dialogue(read_turns(row["conversations"], "column `conversations`"), source=source)
     elif isinstance(row.get("prompt"), list):
-        prompt = dialogue(_turns(row["prompt"], "column `prompt`"), source=source)
+        prompt = dialogue(read_turns(row["prompt"], "column `prompt`"), source=source)
     elif "prompt" in row or "instruction" in row:
         instruction, given = prompt_columns(row)
         prompt = Instruction(instruction, given, source=source)
@@ -134,6 +138,15 @@ def _pair(row: dict[str, Any], source: str) -> PreferencePair:
             source,
         )
     return _made(prompt, _answer(row["chosen"], "`chosen`"), _answer(row["rejected"], "`rejected`"))
+
+
+def _margin(row: dict[str, Any]) -> float:
+    value = row.get("margin")
+    if value is None:
+        return 0.0
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+        raise BadRow(f"`margin` must be a number of at least 0, got {str(value)[:40]}")
+    return float(value)
 
 
 def _made(prompt: Instruction, chosen: str, rejected: str) -> PreferencePair:
@@ -164,32 +177,13 @@ def _hh_pair(chosen: str, rejected: str, source: str) -> PreferencePair:
     return _made(dialogue(turns, source=source), *answers)
 
 
-def _message(value: object, what: str) -> Turn:
-    if not isinstance(value, dict):
-        raise BadRow(f"a message in {what} must be an object, got {type_name(value)}")
-    role = value.get("from", value.get("role"))
-    speaker = _SPEAKERS.get(role) if isinstance(role, str) else None
-    if speaker is None:
-        raise BadRow(
-            f"a message in {what} must say who speaks "
-            "(`from` or `role`: human, gpt, user, assistant, system)"
-        )
-    return speaker, checked_text(value.get("value", value.get("content")), f"a message in {what}")
-
-
-def _turns(value: object, what: str) -> list[Turn]:
-    if not isinstance(value, list):
-        raise BadRow(f"{what} must be a list of messages, got {type_name(value)}")
-    return [_message(one, what) for one in value]
-
-
 def _answer(value: object, what: str) -> str:
     if isinstance(value, list):
         if len(value) != 1:
             raise BadRow(f"{what} must be one answer, got {len(value)} messages")
         value = value[0]
     if isinstance(value, dict):
-        speaker, text = _message(value, what)
+        speaker, text = read_message(value, what)
         if speaker != "Assistant":
             raise BadRow(f"{what} must be the assistant's message")
         return text
@@ -205,7 +199,7 @@ def _ranked_nodes(tree: dict[str, Any]) -> Iterator[tuple[list[Turn], list[tuple
     stack: list[tuple[list[Turn], dict[str, Any]]] = [([], tree["prompt"])]
     while stack:
         before, node = stack.pop()
-        turn = _message({"role": node.get("role"), "content": node.get("text")}, "the tree")
+        turn = read_message({"role": node.get("role"), "content": node.get("text")}, "the tree")
         turns = [*before, turn]
         replies = node.get("replies") or []
         if not isinstance(replies, list) or not all(isinstance(one, dict) for one in replies):

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from alpaca_rlhf.data.conversations import conversation, dialogue_history, holds_conversation
 from alpaca_rlhf.data.rows import BadRow, collect, text_column, type_name
 from alpaca_rlhf.files import atomic_write
 from alpaca_rlhf.records import Instruction
@@ -25,8 +26,9 @@ def read_instructions(path: Path) -> list[Instruction]:
 
     Columns: `instruction` (or `prompt`), `input` (or `context`; may be absent), `output` (or
     `completion`, `response`). Rows in the manner of Self-Instruct's seed tasks (`instruction`,
-    `instances`) give one task an instance. Other columns are ignored. `source` is the row's own, or
-    the name of the file.
+    `instances`) give one task an instance. Conversations (`messages`, `conversations`; or Alpaca's
+    columns with a `history` of pairs) give one row each: its last reply is the output. Other
+    columns are ignored. `source` is the row's own, or the name of the file.
 
     Args:
         path: A JSON array or JSON lines, plain or gzipped.
@@ -36,11 +38,14 @@ def read_instructions(path: Path) -> list[Instruction]:
             ...).
     """
     path = Path(path)
-    return collect(path, lambda row: [_answered(one) for one in _instructions(row, path.name)])
+    return collect(path, lambda row: _answered(row, _instructions(row, path.name)))
 
 
 def read_prompts(path: Path) -> list[Instruction]:
-    """Like `read_instructions`, but an absent or empty output is None: only prompts are needed."""
+    """Like `read_instructions`, but an absent or empty output is None: only prompts are needed.
+
+    A conversation may end with the user's turn.
+    """
     path = Path(path)
     return collect(path, lambda row: _instructions(row, path.name))
 
@@ -66,6 +71,8 @@ def source_of(row: dict[str, Any], default: str) -> str:
 
 def _instructions(row: dict[str, Any], file_name: str) -> list[Instruction]:
     source = source_of(row, file_name)
+    if holds_conversation(row):
+        return [conversation(row, source)]
     if "instances" in row:
         instances = row["instances"]
         if not isinstance(instances, list) or not instances:
@@ -89,13 +96,17 @@ def _instance(value: object) -> dict[str, Any]:
 def _one(row: dict[str, Any], source: str) -> Instruction:
     instruction, given = prompt_columns(row)
     output = text_column(row, _OUTPUT, required=False)
-    return Instruction(instruction, given, output if output.strip() else None, source)
+    answered = output if output.strip() else None
+    return Instruction(instruction, given, answered, source, dialogue_history(row))
 
 
-def _answered(row: Instruction) -> Instruction:
-    if row.output is None:
+def _answered(row: dict[str, Any], made: list[Instruction]) -> list[Instruction]:
+    if all(one.output is not None for one in made):
+        return made
+    if not holds_conversation(row):
         names = " or ".join(f"`{name}`" for name in _OUTPUT)
         raise BadRow(
             f"the output is empty or absent; expected the answer in {names}, or take the row out"
         )
-    return row
+    what = "ends with the user's turn" if made[0].history else "has no assistant turn"
+    raise BadRow(f"the conversation {what}: there is no reply to learn from")

@@ -8,7 +8,7 @@ above 0.7. A prompt with a key is never compared with one without.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from alpaca_rlhf.config import UserError
@@ -23,8 +23,30 @@ NEAR = 0.7
 
 
 def prompt_text(row: Instruction) -> str:
-    """The text by which free-text prompts are compared: the instruction and its input."""
-    return f"{row.instruction}\n{row.input}" if row.input else row.instruction
+    """The text by which free-text prompts are compared: all that the user said.
+
+    That is the instruction and its input, after the user's earlier turns if there are any.
+    """
+    earlier = [user for user, _ in row.history]
+    return "\n".join([*earlier, row.instruction, *([row.input] if row.input else [])])
+
+
+def answered_prompts(rows: Iterable[Instruction]) -> list[Instruction]:
+    """Every prompt that rows answer: of a conversation, the prompt of each of its replies.
+
+    SFT learns from all of them, so no other stage may hold one.
+    """
+    return [
+        one
+        for row in rows
+        for one in (
+            *(
+                Instruction(user, "", reply, row.source, row.history[:number])
+                for number, (user, reply) in enumerate(row.history)
+            ),
+            row,
+        )
+    ]
 
 
 @dataclass(frozen=True)

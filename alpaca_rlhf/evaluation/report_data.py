@@ -24,9 +24,9 @@ class ReportData:
     """Everything a report shows. Only `report` is written to `report.json`."""
 
     report: Mapping[str, Any]
-    """The content of `report.json`. Keys beyond the contract are welcome; the page reads three:
-    `judge`, if it is not `gold`, `gold_score_greedy_ci95` of a policy and `shuffled_label_ci95` of
-    a reward model."""
+    """The content of `report.json`. Keys beyond the contract are welcome; the page reads some:
+    `judge`, if it is not `gold`, `gold_score_greedy_ci95` of a policy, and of a reward model
+    `shuffled_label_ci95`, `accuracy_by` and the figures of its held-out pairs."""
     metrics: Sequence[Mapping[str, Any]] = ()
     """Rows of `metrics.jsonl`: `stage` (`sft`, `reward`, `reward_shuffled`, `ppo` ...; `.2` is
     round 2), `step` and numbers. `generate` rows hold counts so far: `requests`, `accepted` and
@@ -83,6 +83,12 @@ def validate_report(report: Mapping[str, Any]) -> None:
     for place, row in enumerate(report["reward_models"]):
         if "shuffled_label_ci95" in row:
             _interval(row["shuffled_label_ci95"], f"reward_models.{place}.shuffled_label_ci95")
+        key = f"reward_models.{place}.accuracy_by"
+        for kind, parts in _mapping(row.get("accuracy_by", {}), key).items():
+            _list(parts, f"{key}.{kind}")
+            for number, part in enumerate(parts):
+                where = f"{key}.{kind}.{number}"
+                _keys(_mapping(part, where), where + ".", _KIND)
     _all_finite(report, "")
 
 
@@ -197,6 +203,7 @@ _REWARD: dict[str, _Rule] = {
     "ci95": _interval,
     "shuffled_label_accuracy": _share,
 }
+_KIND: dict[str, _Rule] = {"is": _text, "pairs": _count, "accuracy": _share, "ci95": _interval}
 _POLICY: dict[str, _Rule] = {
     "gold_score": _number,
     "ci95": _interval,

@@ -54,6 +54,12 @@ TERMS = (
         "preferred completion higher. Its interval is resampled over prompts.",
     ),
     (
+        "Calibration error, log loss",
+        "The difference of two scores says how likely the model thinks the first one preferred. "
+        "Calibration error is how far those chances lie from how often it is right; log loss is "
+        "minus the log of the chance it gave the annotator's side, in nats.",
+    ),
+    (
         "Held-out facts and phrasings",
         "Evaluation prompts about facts, or worded in ways, that no training prompt used: "
         "following instructions is not remembering them.",

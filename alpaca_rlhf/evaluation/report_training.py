@@ -116,7 +116,57 @@ def reward_models(data: ReportData) -> Markup:
             ". Where held-out verdicts carry the same noise, even a perfect scorer "
             f"would agree with only {1 - noise['noise']:.0%} of them."
         )
-    return join([element("div", chart, class_="card wide"), element("p", *text) if text else ""])
+    return join(
+        [
+            element("div", chart, class_="card wide"),
+            element("p", *text) if text else "",
+            *(_kinds_of_pairs(model) for model in data.report["reward_models"]),
+        ]
+    )
+
+
+def _kinds_of_pairs(model: Mapping[str, Any]) -> Markup:
+    """Which pairs a reward model gets right, where the report says so."""
+    lines = [
+        [
+            f"{label}: {row['is']}",
+            f"{row['pairs']:,}",
+            number(row["accuracy"]),
+            interval(row["ci95"]),
+        ]
+        for kind, label in _KINDS.items()
+        for row in model.get("accuracy_by", {}).get(kind, ())
+    ]
+    if not lines:
+        return Markup()
+    caption = f"Held-out accuracy by kind of pair, round {model['round']}."
+    shares = [
+        f"{meaning} {number(model[key])}"
+        for key, meaning in _OF_PAIRS.items()
+        if finite(model.get(key))
+    ]
+    return join(
+        [
+            table(["Pairs", "Number", "Accuracy", "95% interval"], lines, caption=caption),
+            element("p", "; ".join(shares).capitalize() + ".") if shares else "",
+        ]
+    )
+
+
+_KINDS = {
+    "completions": "Completions ranked together",
+    "tiers_apart": "Tiers apart",
+    "preferred_is": "The preferred one is",
+    "confidence": "The model's chance for its side",
+    "criterion": "Criterion",
+}
+_OF_PAIRS = {
+    "log_loss": "log loss (guessing scores 0.69)",
+    "calibration_error": "calibration error",
+    "saturated": "share of pairs that it is all but certain of",
+    "length_correlation": "correlation of score and length",
+    "length_rank_correlation": "of their ranks",
+}
 
 
 def generation(metrics: Sequence[Mapping[str, Any]]) -> Markup:

@@ -207,7 +207,8 @@ def _load(
             bnb_4bit_compute_dtype=dtype,
         )
         if device.type == "cuda":
-            options["device_map"] = {"": device.index or 0}
+            here = torch.cuda.current_device() if device.index is None else device.index
+            options["device_map"] = {"": here}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*kernels.*")
         loaded: Any = AutoModelForCausalLM.from_pretrained(source, **options)

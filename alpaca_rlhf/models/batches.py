@@ -8,15 +8,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from alpaca_rlhf.config import UserError
 from alpaca_rlhf.models.attention import Packing
 from alpaca_rlhf.models.base import Base
-from alpaca_rlhf.prompts import chat_messages, lead, render
+from alpaca_rlhf.models.turns import (
+    chat_ids,
+    decode,
+    last_reply_ids,
+    prompt_turns,
+    text_ids,
+)
+from alpaca_rlhf.prompts import Segment, lead
 from alpaca_rlhf.records import Instruction, Rollout
+
+__all__ = [
+    "Batch",
+    "Example",
+    "answer",
+    "by_length",
+    "collate",
+    "decode",
+    "example",
+    "from_rollout",
+    "left_pad",
+    "prompt_ids",
+    "segments",
+    "text_ids",
+]
 
 
 @dataclass(frozen=True)
@@ -28,14 +50,14 @@ class Example:
     completion: tuple[int, ...]
     """Ends with eos unless it was cut."""
     earlier: tuple[tuple[int, int], ...] = ()
-    """(start, end) in the prompt of the replies of earlier turns, each with its eos; SFT learns
-    them too."""
+    """(start, end) positions in `prompt` of the earlier replies of a conversation, each with its
+    eos, oldest first. They carry loss in SFT as the completion does."""
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
 
     @property
-    def taught(self) -> int:
+    def learned(self) -> int:
         """Tokens that carry loss in SFT."""
         return len(self.completion) + sum(end - start for start, end in self.earlier)
 
@@ -77,7 +99,7 @@ class Batch:
         return self.packing.offsets[rows] + self.starts[rows] + columns
 
     @property
-    def taught(self) -> Tensor:
+    def learned(self) -> Tensor:
         """(M + E,) int64, places in `ids` of the tokens that carry loss in SFT."""
         return torch.cat([self.completion, self.earlier])
 
@@ -108,26 +130,8 @@ def prompt_ids(base: Base, template: str, row: Instruction) -> tuple[int, ...]:
         UserError: The template is `chat`, and the tokenizer has none.
     """
     if template == "chat":
-        if base.tokenizer.chat_template is None:
-            raise UserError(
-                f"--template chat: the tokenizer of {base.name} has no chat template; "
-                "use --template alpaca or --template brief"
-            )
-        ids = base.tokenizer.apply_chat_template(
-            chat_messages(row),
-            add_generation_prompt=True,
-            return_dict=False,
-            sanitize_control_tokens=True,
-        )
-        return tuple(ids)
-    return text_ids(base, render(template, row))
-
-
-def text_ids(base: Base, text: str) -> tuple[int, ...]:
-    """Token ids of plain text after bos. Text never becomes a special token, whatever it says."""
-    ids = _encode(base, text)
-    bos = base.tokenizer.bos_token_id
-    return (bos, *ids) if bos is not None else tuple(ids)
+        return chat_ids(base, row)
+    return prompt_turns(base, template, row)[0]
 
 
 def example(
@@ -136,30 +140,32 @@ def example(
     """A prompt with its completion; eos ends it unless it was cut.
 
     The completion's tokens are those it has in the rendered whole wherever the prompt's own tokens
-    are a prefix of the whole's, as they are when the policy generates.
+    are a prefix of the whole's, as they are when the policy generates. So are those of the earlier
+    replies of a conversation, each of which eos ends.
+
+    Raises:
+        UserError: The template is `chat`, and the tokenizer has none, or one in which the earlier
+            replies of a conversation cannot be found.
     """
-    prompt = prompt_ids(base, template, row)
-    completion = lead(template) + completion
-    ids: list[int] | None = None
-    if template != "chat":
-        whole = text_ids(base, render(template, row) + completion)
-        if whole[: len(prompt)] == prompt:
-            ids = list(whole[len(prompt) :])
-    if ids is None:
-        anchor, whole_ids = _encode(base, _ANCHOR), _encode(base, _ANCHOR + completion)
-        fits = whole_ids[: len(anchor)] == anchor
-        ids = whole_ids[len(anchor) :] if fits else _encode(base, completion)
-    return Example(prompt, (*ids, base.eos_id) if finished else tuple(ids))
+    prompt, earlier = prompt_turns(base, template, row)
+    ids = last_reply_ids(base, template, row, completion)
+    return Example(prompt, (*ids, base.eos_id) if finished else tuple(ids), earlier)
 
 
-def decode(base: Base, ids: Sequence[int]) -> str:
-    """The text of ids as they go on after other text, special tokens left out."""
-    anchor = _encode(base, _ANCHOR)
-    before, whole = (
-        str(base.tokenizer.decode(one, skip_special_tokens=True))
-        for one in (anchor, [*anchor, *ids])
-    )
-    return whole[len(before) :]
+def segments(base: Base, one: Example) -> list[Segment]:
+    """An example as text with its special tokens, in pieces that carry loss in SFT or do not.
+
+    Together they are the decoded whole.
+    """
+    ids = one.prompt + one.completion
+    edges = [0, *(at for span in one.earlier for at in span), len(one.prompt), len(ids)]
+    whole, *rest = (str(base.tokenizer.decode(list(ids[:at]))) for at in (len(ids), *edges))
+    cuts = [len(text) for text in rest[:-1]] + [len(whole)]
+    return [
+        (whole[start:end], bool(number % 2))
+        for number, (start, end) in enumerate(pairwise(cuts))
+        if end > start
+    ]
 
 
 def answer(base: Base, template: str, ids: Sequence[int]) -> str:
@@ -167,10 +173,10 @@ def answer(base: Base, template: str, ids: Sequence[int]) -> str:
     return decode(base, ids).removeprefix(lead(template))
 
 
-def collate(base: Base, examples: Sequence[Example]) -> Batch:
-    """Examples as one batch on the base's device."""
+def collate(base: Base, examples: Sequence[Example], *, columns: int = 1) -> Batch:
+    """Examples as one batch on the base's device, its completions in at least so many columns."""
     packing = Packing.of([len(one) for one in examples], torch.device("cpu"))
-    columns = max(1, max(len(one.completion) for one in examples))
+    columns = max(columns, max(len(one.completion) for one in examples))
     completion_ids = torch.full((len(examples), columns), base.pad_id)
     mask = torch.zeros((len(examples), columns), dtype=torch.bool)
     for i, one in enumerate(examples):
@@ -225,12 +231,3 @@ def by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     return [order[i : i + size] for i in range(0, len(order), size)]
-
-
-_ANCHOR = "."
-"""Stands before a completion, where LLaMA-2's tokenizers would add a blank, or drop one."""
-
-
-def _encode(base: Base, text: str) -> list[int]:
-    encoding = base.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
-    return list(encoding["input_ids"])

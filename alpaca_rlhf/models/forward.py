@@ -6,6 +6,7 @@ no (B, T, V) tensor is ever made, and scores and values never touch it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
@@ -42,18 +43,40 @@ def token_logprobs(adapters: Adapters, batch: Batch) -> Tensor:
     return batch.spread(adapters.chosen(hidden[places - 1], batch.ids[places]).logprobs)
 
 
-def taught_logprobs(adapters: Adapters, batch: Batch) -> Tensor:
+def token_logprobs_and_values(
+    adapters: Adapters, head: ScalarHead, batch: Batch, *, detach: bool
+) -> tuple[Tensor, Tensor]:
+    """(B, C) log-probabilities and (B, C) values of one forward, on the same hidden states.
+
+    With `detach` the values carry no gradient into the adapter.
+    """
+    places = batch.completion
+    states = adapters.hidden(batch)[places - 1]
+    logprobs = adapters.chosen(states, batch.ids[places]).logprobs
+    values = head(states.detach() if detach else states)
+    return batch.spread(logprobs), batch.spread(values)
+
+
+def learned_logprobs(adapters: Adapters, batch: Batch) -> Tensor:
     """(M,) float32 log-probabilities of all tokens that carry loss in SFT."""
-    places = batch.taught
+    places = batch.learned
     hidden = adapters.hidden(batch)
     return adapters.chosen(hidden[places - 1], batch.ids[places]).logprobs
 
 
 def token_values(adapters: Adapters, head: ScalarHead, batch: Batch) -> Tensor:
     """(B, C) float32 value of the state before each completion token; 0 where masked."""
-    return batch.spread(head(adapters.hidden(batch)[batch.completion - 1]))
+    return batch.spread(head(value_states(adapters, batch)))
 
 
-def completion_scores(adapters: Adapters, head: ScalarHead, batch: Batch) -> Tensor:
-    """(B,) float32 score, read at the last token: the eos where there is one."""
-    return head(adapters.hidden(batch)[batch.last])  # type: ignore[no-any-return]
+def value_states(adapters: Adapters, batch: Batch) -> Tensor:
+    """(M, H) hidden states before each completion token, which a value is read from."""
+    return adapters.hidden(batch)[batch.completion - 1]
+
+
+def completion_scores(adapters: Adapters, head: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
+    """(B,) float32 score, read at the last token: the eos where there is one.
+
+    With a head's `parts` it is (B, 1 + C), the score and that of each criterion.
+    """
+    return head(adapters.hidden(batch)[batch.last])

@@ -1,17 +1,22 @@
-"""Scalar heads in fp32: one number a position, outside autocast."""
+"""Heads in fp32, outside autocast: one number a position, or one for each of several criteria."""
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from alpaca_rlhf.config import UserError
 
 HEAD = "head.safetensors"
+CRITERIA = "criteria"
+"""What the tensor of the criteria's weights, and the metadata of their names, are called there."""
 
 
 class ScalarHead(nn.Module):
@@ -39,7 +44,19 @@ class ScalarHead(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """(..., H) hidden states of any dtype to (...) scores in the weight's dtype, float32."""
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.gain * (hidden.to(self.weight.dtype) @ self.weight) + self.bias
+            return self.gain * (hidden.to(self.weight.dtype) @ self.total) + self.bias
+
+    @property
+    def total(self) -> Tensor:
+        """(H,) what the score weighs the hidden state with."""
+        return self.weight
+
+    def parts(self, hidden: Tensor) -> Tensor:
+        """(..., H) hidden states to (..., 1 + C): the score, then that of each criterion.
+
+        A scalar head knows no criteria: its C is 0.
+        """
+        return self(hidden)[..., None]  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def normalise(self, scores: Tensor) -> None:
@@ -59,26 +76,88 @@ class ScalarHead(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write weight, gain and bias beside an adapter."""
-        save_file(
-            {k: t.detach().cpu().contiguous() for k, t in self.state_dict().items()},
-            str(folder / HEAD),
-        )
+        _write(folder, {"weight": self.total, "gain": self.gain, "bias": self.bias})
 
     @classmethod
     def load(cls, folder: Path, hidden_size: int) -> ScalarHead:
-        """Read a head.
+        """Read a head. Of a head of criteria this is their sum, which gives the same scores.
 
         Raises:
             UserError: It is not there, or has another size.
         """
-        if not (folder / HEAD).is_file():
-            raise UserError(f"{folder}: no {HEAD}; give the folder of a reward adapter")
-        state = load_file(str(folder / HEAD))
-        if state["weight"].shape != (hidden_size,):
-            raise UserError(
-                f"{folder / HEAD}: made for hidden size {len(state['weight'])}, "
-                f"this base has {hidden_size}"
-            )
+        state = _read(folder, hidden_size)
+        state.pop(CRITERIA, None)
         head = cls(hidden_size)
         head.load_state_dict(state)
         return head
+
+
+class CriteriaHead(ScalarHead):
+    """A head for each of C criteria; the score is their sum.
+
+    Each starts as N(0, 1 / (C (H + 1))), so that the score's variance is that of a scalar head.
+    Gain and bias are those of the score; a criterion has the gain, and its share of the bias.
+    """
+
+    def __init__(self, hidden_size: int, criteria: Sequence[str], *, seed: int = 0) -> None:
+        super().__init__(hidden_size)
+        self.criteria = tuple(criteria)
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randn(len(self.criteria), hidden_size, generator=generator)
+        self.weight = nn.Parameter(drawn / math.sqrt(len(self.criteria) * (hidden_size + 1)))
+
+    @property
+    def total(self) -> Tensor:
+        """(H,) sum of the criteria's weights."""
+        return self.weight.sum(0)
+
+    def parts(self, hidden: Tensor) -> Tensor:
+        """(..., H) hidden states to (..., 1 + C): the score, then that of each criterion."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            each = self.gain * (hidden.to(self.weight.dtype) @ self.weight.T)
+            each = each + self.bias / len(self.criteria)
+        return torch.cat([super().parts(hidden), each], -1)
+
+    def save(self, folder: Path) -> None:
+        """Write the scalar head that this one is as a whole, and the criteria with their names."""
+        tensors = {"weight": self.total, "gain": self.gain, "bias": self.bias}
+        names = {CRITERIA: json.dumps(self.criteria, ensure_ascii=False)}
+        _write(folder, {**tensors, CRITERIA: self.weight}, names)
+
+    @classmethod
+    def load(cls, folder: Path, hidden_size: int) -> CriteriaHead:
+        """Read a head of criteria.
+
+        Raises:
+            UserError: It is not there, has another size, or has no criteria.
+        """
+        state = _read(folder, hidden_size)
+        if CRITERIA not in state:
+            raise UserError(
+                f"{folder / HEAD}: has no criteria; train it with --reward.criteria-weight above 0"
+            )
+        with safe_open(str(folder / HEAD), framework="pt") as file:
+            names = json.loads(file.metadata()[CRITERIA])
+        head = cls(hidden_size, names)
+        weight = state.pop(CRITERIA)
+        head.load_state_dict({**state, "weight": weight})
+        return head
+
+
+def _write(
+    folder: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    own = {name: one.detach().cpu().contiguous() for name, one in tensors.items()}
+    save_file(own, str(folder / HEAD), metadata)
+
+
+def _read(folder: Path, hidden_size: int) -> dict[str, Tensor]:
+    if not (folder / HEAD).is_file():
+        raise UserError(f"{folder}: no {HEAD}; give the folder of a reward adapter")
+    state = load_file(str(folder / HEAD))
+    if state["weight"].shape != (hidden_size,):
+        raise UserError(
+            f"{folder / HEAD}: made for hidden size {len(state['weight'])}, "
+            f"this base has {hidden_size}"
+        )
+    return state

@@ -153,14 +153,22 @@ def _pick(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
 
 @torch.no_grad()
 def score(
-    adapters: Adapters, role: str, head: ScalarHead, examples: Sequence[Example], *, batch_size: int
+    adapters: Adapters,
+    role: str,
+    head: Callable[[Tensor], Tensor],
+    examples: Sequence[Example],
+    *,
+    batch_size: int,
 ) -> Tensor:
-    """(N,) float32 scores of examples, on the CPU."""
+    """(N,) float32 scores of examples, on the CPU; (N, 1 + C) with a head's `parts`."""
     out = torch.empty(len(examples))
     with adapters.using(role):
         for group in by_length([len(one) for one in examples], batch_size):
             batch = collate(adapters.base, [examples[i] for i in group])
-            out[group] = completion_scores(adapters, head, batch).float().cpu()
+            found = completion_scores(adapters, head, batch).float().cpu()
+            if found.ndim > out.ndim:
+                out = torch.empty(len(examples), *found.shape[1:])
+            out[group] = found
     return out
 
 

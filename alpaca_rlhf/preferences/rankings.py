@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.files import writing
-from alpaca_rlhf.records import Ranking
+from alpaca_rlhf.records import Completion, Ranking
 
 JUDGE = "judge:"
 """How the annotator of a ranking begins that no person made."""
+
+MOST_STARS = 5
+"""The best that a criterion can be judged; 1 is the worst."""
 
 _CHUNK = 4096
 _COLUMNS = "`prompt_id`, `tiers` (lists of completion ids, best first) and `annotator`"
@@ -48,7 +51,9 @@ def append(path: Path, *rankings: Ranking) -> None:
             os.fsync(file.fileno())
 
 
-def read(path: Path, completions: Collection[str] | None = None) -> list[Ranking]:
+def read(
+    path: Path, completions: Mapping[str, Completion] | Collection[str] | None = None
+) -> list[Ranking]:
     """The rankings that count, in the order in which their prompts first appear.
 
     Of each (prompt, annotator) the highest revision counts, the later line among equals. Where a
@@ -57,11 +62,11 @@ def read(path: Path, completions: Collection[str] | None = None) -> list[Ranking
 
     Args:
         path: A file that `append` wrote.
-        completions: All known completion ids; None to take any.
+        completions: All known completion ids, or completions by id; None to take any.
 
     Raises:
         UserError: `file:line:` of the first row that is broken, ranks fewer than two completions,
-            or ranks one that is not in `completions`.
+            or ranks one that is not in `completions`, or that is known to answer another prompt.
     """
     path = Path(path)
     try:
@@ -86,6 +91,11 @@ def read(path: Path, completions: Collection[str] | None = None) -> list[Ranking
                 raise UserError(
                     f"{path}:{number}: completion {one!r} is not one of the "
                     f"{len(completions)} known ones"
+                )
+            if isinstance(completions, Mapping) and completions[one].prompt_id != ranking.prompt_id:
+                raise UserError(
+                    f"{path}:{number}: completion {one!r} answers prompt "
+                    f"{completions[one].prompt_id!r}, not {ranking.prompt_id!r}"
                 )
         of_prompt = latest.setdefault(ranking.prompt_id, {})
         before = of_prompt.get(ranking.annotator)
@@ -131,10 +141,27 @@ def _ranking(row: Any) -> Ranking:
         isinstance(stars, dict) for stars in criteria.values()
     ):
         raise ValueError("`criteria` must give stars for completions")
+    _check_stars(criteria, {one for tier in tiers for one in tier})
     if not isinstance(duration, int | float) or isinstance(duration, bool):
         raise ValueError("`duration_s` must be a number")
     levels = tuple(tuple(tier) for tier in tiers)
     return Ranking(row["prompt_id"], levels, annotator, criteria, float(duration), revision)
+
+
+def _check_stars(criteria: dict[str, dict[str, Any]], ranked: Collection[str]) -> None:
+    for one, stars in criteria.items():
+        if one not in ranked:
+            raise ValueError(f"`criteria` gives stars for {one!r}, which is not ranked")
+        for name, given in stars.items():
+            if (
+                not isinstance(given, int)
+                or isinstance(given, bool)
+                or not 1 <= given <= MOST_STARS
+            ):
+                raise ValueError(
+                    f"`criteria` must give 1 to {MOST_STARS} stars for {name!r}, "
+                    f"got {str(given)[:40]}"
+                )
 
 
 def _heard(rankings: list[Ranking]) -> list[Ranking]:

@@ -5,8 +5,10 @@ The small world with its gold judge, or the user's files and people.
 
 from __future__ import annotations
 
+from alpaca_rlhf.config import UserError
 from alpaca_rlhf.data import (
     Firewall,
+    answered_prompts,
     ranked_prompts,
     read_instructions,
     read_prompts,
@@ -44,16 +46,27 @@ def source_of(settings: Loop) -> Source:
     inputs = settings.inputs
     given = inputs.data or inputs.seeds
     rows = read_instructions(given) if given is not None else []
+    if inputs.seeds is not None and any(row.history for row in rows):
+        raise UserError(
+            f"--inputs.seeds {inputs.seeds}: {sum(bool(row.history) for row in rows)} of "
+            f"{len(rows)} rows are conversations of several turns, and a seed task is one "
+            "instruction with its output; take them out, or train on them with --inputs.data"
+        )
     splits: dict[str, list[Instruction]] = {}
     if inputs.prompts is not None:
         once = {row.id: row for row in read_prompts(inputs.prompts)}
         splits |= split_prompts(list(once.values()), sizes=sizes, seed=settings.seed)
     if inputs.rankings is not None:
         wall = Firewall()
-        for name, own in {"sft": rows, **splits}.items():
+        for name, own in {"sft": answered_prompts(rows), **splits}.items():
             wall.note(name, own)
         ranked = ranked_prompts(inputs.rankings)
         splits["rank"] = [row for row in ranked if wall.leak("rank", row) is None]
+        if not splits["rank"]:
+            raise UserError(
+                f"--inputs.rankings {inputs.rankings}: each of its {len(ranked)} prompts lies near "
+                "a row to train on or near one of --inputs.prompts, and no prompt may serve twice"
+            )
     return Files(rows, splits)
 
 

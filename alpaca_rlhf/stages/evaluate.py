@@ -2,7 +2,8 @@
 
 All policies answer the same prompts with the same noise, so that differences are paired. Controls:
 the base on the SFT
-template, which it has never seen, and the base with solved examples in its own worksheet format.
+template, which it has never seen, and the base with solved examples in its own worksheet format,
+which has room for the last turn of a conversation alone.
 """
 
 from __future__ import annotations
@@ -87,6 +88,7 @@ def evaluate(ctx: Context, round_: int) -> Outcome:
             {
                 "instruction": row.instruction,
                 "input": row.input,
+                **({"history": row.history} if row.history else {}),
                 "answers": {
                     name: {
                         "text": answers[name]["sampled"][i].text,
@@ -120,13 +122,13 @@ def _scorer(ctx: Context) -> Scorer:
     gold = ctx.source.gold
     if gold is not None:
         return lambda rows, said: [gold(row, *one) for row, one in zip(rows, said, strict=True)]
-    seen, held_out = ranking_groups(ctx, ctx.settings.rounds)
+    given = ranking_groups(ctx, ctx.settings.rounds)
     ctx.adapters.add("reward", copy_of="sft", seed=ctx.settings.seed + 1)
     head, result = train_reward(
         ctx.adapters,
         "reward",
-        held_out,
-        seen,
+        given.held_out,
+        given.train,
         ctx.settings.reward,
         seed=ctx.settings.seed + 1,
         checkpoints=ctx.checkpoints("judge"),
@@ -134,7 +136,7 @@ def _scorer(ctx: Context) -> Scorer:
         stage="judge",
     )
     # the loss knows no offset, and the sigmoid below does
-    reference = reference_examples(ctx, seen)
+    reference = reference_examples(ctx, given.train)
     size = ctx.settings.sampling.batch_size
     head.normalise(score(ctx.adapters, "reward", head, reference, batch_size=size))
     ctx.finish("judge", {"accuracy": result.accuracy})
@@ -203,7 +205,8 @@ def _first_line(ctx: Context, ids: tuple[int, ...]) -> tuple[int, ...]:
 def _prompt(ctx: Context, row: Instruction, *, few_shot: bool) -> tuple[int, ...]:
     if not few_shot:
         return prompt_ids(ctx.base, ctx.settings.template, row)
-    return text_ids(ctx.base, worksheet_question(ctx.source.seeds()[:DEMONSTRATIONS], row))
+    demos = [one for one in ctx.source.seeds() if not one.history][:DEMONSTRATIONS]
+    return text_ids(ctx.base, worksheet_question(demos, row))
 
 
 @torch.no_grad()

@@ -49,7 +49,7 @@ def ppo(ctx: Context, round_: int) -> Outcome:
         log=ctx.log(stage),
         watch=watch,
     )
-    ctx.adapters.save("policy", ctx.adapter_folder(stage))
+    ctx.save("policy", stage)
     rows_logged = [row for row in ctx.run.metrics() if row["stage"] == stage]
     first, last = rows_logged[0], rows_logged[-1]
     tokens = round(sum(row["mean_tokens"] for row in rows_logged) * settings.batch_size)
@@ -94,7 +94,7 @@ def best_of_k(ctx: Context, round_: int) -> Outcome:
         log=ctx.log(stage),
         stage=stage,
     )
-    ctx.adapters.save("policy", ctx.adapter_folder(stage))
+    ctx.save("policy", stage)
     mean = float(winners.scores.mean())
     facts = {
         "mean_score": mean,

@@ -102,15 +102,12 @@ def rank(ctx: Context, round_: int) -> Outcome:
 def sampled(ctx: Context, round_: int) -> tuple[dict[str, Instruction], dict[str, Completion]]:
     """Prompts and completions of a finished sample stage, by id."""
     stage = suffixed("sample", round_)
-    prompts = {
-        row["instruction"] + "\0" + row["input"]: Instruction(row["instruction"], row["input"])
-        for row in ctx.run.read_jsonl(f"{stage}/prompts.jsonl")
-    }
+    prompts = [Instruction.from_json(row) for row in ctx.run.read_jsonl(f"{stage}/prompts.jsonl")]
     completions = []
     for row in ctx.run.read_jsonl(f"{stage}/completions.jsonl"):
         row.pop("id")
         completions.append(Completion(**row))
-    return {p.id: p for p in prompts.values()}, {c.id: c for c in completions}
+    return {p.id: p for p in prompts}, {c.id: c for c in completions}
 
 
 def _sample(

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.context import Context, forget, suffixed
 from alpaca_rlhf.data import holds_trees, read_pairs, read_ranking_trees
-from alpaca_rlhf.evaluation.win_rate import accuracy_interval
+from alpaca_rlhf.evaluation.reward_accuracy import accuracy_of, figures
 from alpaca_rlhf.models.batches import Example, prompt_ids
+from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.rollout import sample, score
 from alpaca_rlhf.preferences import read
+from alpaca_rlhf.records import Completion, Instruction, PreferencePair, Ranking
 from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.stages.rank import sampled
 from alpaca_rlhf.training import groups as reward_groups
-from alpaca_rlhf.training.reward import Group, train_reward
+from alpaca_rlhf.training.groups import Group
+from alpaca_rlhf.training.reward import train_reward
 
 REFERENCES = 256
 """Completions to normalise scores on, where they have to be drawn for it."""
+
+
+class Rankings(NamedTuple):
+    """All rankings that a reward model may see."""
+
+    train: list[Group]
+    """Those to train on."""
+    held_out: list[Group]
+    """Those to measure on: no prompt of theirs is among the others."""
+    undecided: int
+    """Rankings that are neither, because nobody wins in them: all completions tie or are equal."""
 
 
 def reward(ctx: Context, round_: int) -> Outcome:
@@ -28,9 +45,11 @@ def reward(ctx: Context, round_: int) -> Outcome:
     """
     stage, settings = suffixed("reward", round_), ctx.settings.reward
     ctx.load("sft", "sft")
-    train, held_out = ranking_groups(ctx, round_)
+    train, held_out, undecided = ranking_groups(ctx, round_)
+    _check_wishes(ctx, train)
     seed = ctx.settings.seed
-    intervals: dict[str, Any] = {}
+    options = {"resamples": ctx.settings.evaluate.bootstrap, "seed": seed}
+    control: dict[str, Any] = {}
     # In the control all verdicts are shuffled, the held-out ones too: whatever it learns, it must
     # sit at one half, unless something other than the verdicts tells the better one.
     control_groups = [reward_groups.shuffled(part, seed) for part in (train, held_out)]
@@ -51,18 +70,17 @@ def reward(ctx: Context, round_: int) -> Outcome:
                 checkpoints=ctx.checkpoints(name),
                 log=ctx.log(name),
             )
-            interval = accuracy_interval(
-                result.correct, resamples=ctx.settings.evaluate.bootstrap, seed=seed
-            )
-            done = {"accuracy": result.accuracy, "ci95": interval.ci95}
             if name != stage:
+                interval = accuracy_of(result.held_out.pairs, **options)
+                done = {"accuracy": interval.mean, "ci95": interval.ci95}
                 ctx.finish(name, done)
-        intervals[name] = done
+        if done is not None:
+            control = done
     reference = reference_examples(ctx, train)
-    head.normalise(
-        score(ctx.adapters, "reward", head, reference, batch_size=settings.micro_batch_size * 4)
-    )
-    ctx.adapters.save("reward", ctx.adapter_folder(stage), head)
+    raw = score(ctx.adapters, "reward", head, reference, batch_size=settings.micro_batch_size * 4)
+    head.normalise(raw)
+    ctx.save("reward", stage, head)
+    check_saved(ctx, stage, head, reference[0])
     if result.accuracy < settings.gate:
         forget(ctx.run, stage)  # other rankings or settings make another model
         raise UserError(
@@ -70,60 +88,113 @@ def reward(ctx: Context, round_: int) -> Outcome:
             f"{settings.gate:g}: a policy trained on it would learn noise; look at the rankings, "
             "train otherwise (--reward.lr, --reward.epochs) or lower the gate"
         )
-    control = intervals[f"{stage}_shuffled"]
     facts = {
         "pairs": result.pairs,
         "too_long": result.too_long,
-        "held_out_pairs": sum(map(len, result.correct)),
-        "held_out_accuracy": result.accuracy,
-        "ci95": intervals[stage]["ci95"],
+        "left_out": result.left_out,
+        "undecided": undecided,
+        **figures(result.held_out, **options),
         "shuffled_label_accuracy": control["accuracy"],
         "shuffled_label_ci95": control["ci95"],
-        "calibration_error": result.calibration_error,
-        "length_correlation": result.length_correlation,
+        "reference_mean": float(raw.double().mean()),
+        "reference_std": float(raw.double().std(correction=0)),
     }
     summary = (
         f"held-out accuracy {result.accuracy:.3f}, with shuffled labels {control['accuracy']:.3f}"
     )
     if result.too_long:
         summary += f"; {result.too_long} completions beyond --reward.max-length left out"
+    if result.left_out:
+        summary += f", {result.left_out} rankings with them"
+    if undecided:
+        summary += f"; {undecided} rankings in which nobody wins left out"
     tokens = sum(len(e) for g in train for e in g.examples) * settings.epochs
     return Outcome(result.rankings, tokens, summary, facts)
 
 
-def ranking_groups(ctx: Context, round_: int) -> tuple[list[Group], list[Group]]:
-    """All rankings up to a round, as groups to train on and held-out ones."""
-    return reward_groups.split_held_out(_groups(ctx, round_), ctx.settings.reward.held_out)
+def check_saved(ctx: Context, stage: str, head: ScalarHead, one: Example) -> None:
+    """Read a stage's adapter and head back from the disk, and compare the score of one example.
+
+    Raises:
+        RuntimeError: It is not the same number, bit for bit.
+    """
+    before = score(ctx.adapters, "reward", head, [one], batch_size=1)
+    ctx.load("reward", stage)
+    after = score(ctx.adapters, "reward", ctx.load_head(stage), [one], batch_size=1)
+    if not torch.equal(before, after):
+        raise RuntimeError(
+            f"{ctx.adapter_folder(stage)}: reopened, it scores {float(after)} "
+            f"where the model in memory scores {float(before)}"
+        )
 
 
-def _groups(ctx: Context, round_: int) -> list[Group]:
-    """All rankings so far, of files or of every round up to this one."""
+def ranking_groups(ctx: Context, round_: int) -> Rankings:
+    """All rankings up to a round, as groups to train on and held-out ones.
+
+    Raises:
+        UserError: Nobody wins in any of them.
+    """
     path = ctx.settings.inputs.rankings
     if path is not None:
         # prompts that lie near those of another split are left out
         apart = {prompt.id for prompt in ctx.source.prompts("rank")}
-        return [group for group in _groups_of(ctx, path) if group.prompt_id in apart]
-    groups: list[Group] = []
-    for earlier in range(1, round_ + 1):
-        own_prompts, own = sampled(ctx, earlier)
-        rankings = read(ctx.run.path / suffixed("rank", earlier) / "rankings.jsonl", own)
-        groups += reward_groups.from_rankings(ctx.adapters, rankings, own_prompts, own)
-    return groups
-
-
-def _groups_of(ctx: Context, path: Path) -> list[Group]:
-    """The rankings of a file."""
-    if holds_trees(path):
-        trees = read_ranking_trees(path)
-        prompts = {prompt.id: prompt for prompt, _, _ in trees}
-        completions = {one.id: one for _, own, _ in trees for one in own}
-        return reward_groups.from_rankings(
-            ctx.adapters, [r for _, _, r in trees], prompts, completions
+        found, read_ = _of_file(ctx, path, apart)
+    else:
+        found, read_ = [], 0
+        for earlier in range(1, round_ + 1):
+            own_prompts, own = sampled(ctx, earlier)
+            path = ctx.run.path / suffixed("rank", earlier) / "rankings.jsonl"
+            rankings = read(path, own)
+            found += _of_rankings(ctx, rankings, own_prompts, own)
+            read_ += len(rankings)
+    if not found:
+        raise UserError(
+            f"{path}: in none of the {read_} rankings anybody wins: all their completions tie or "
+            "have the same text; rank them otherwise, or learn from ties with --reward.ties soft"
         )
-    pairs: dict[str, Any] = {}
+    split = reward_groups.split_held_out(found, ctx.settings.reward.held_out)
+    return Rankings(*split, undecided=read_ - len(found))
+
+
+def _of_rankings(
+    ctx: Context,
+    rankings: Sequence[Ranking],
+    prompts: Mapping[str, Instruction],
+    completions: Mapping[str, Completion],
+) -> list[Group]:
+    ties = ctx.settings.reward.ties == "soft"
+    return reward_groups.from_rankings(ctx.adapters, rankings, prompts, completions, ties=ties)
+
+
+def _of_file(ctx: Context, path: Path, prompts: Collection[str]) -> tuple[list[Group], int]:
+    """The rankings of a file that answer some prompts, and how many there are."""
+    if holds_trees(path):
+        trees = [one for one in read_ranking_trees(path) if one[0].id in prompts]
+        asked = {prompt.id: prompt for prompt, _, _ in trees}
+        completions = {one.id: one for _, own, _ in trees for one in own}
+        rankings = [ranking for _, _, ranking in trees]
+        return _of_rankings(ctx, rankings, asked, completions), len(rankings)
+    pairs: dict[str, list[PreferencePair]] = {}
     for pair in read_pairs(path):
-        pairs.setdefault(pair.group, []).append(pair)
-    return reward_groups.from_pairs(ctx.adapters, pairs.values())
+        if pair.group in prompts:
+            pairs.setdefault(pair.group, []).append(pair)
+    return reward_groups.from_pairs(ctx.adapters, pairs.values()), len(pairs)
+
+
+def _check_wishes(ctx: Context, groups: Sequence[Group]) -> None:
+    """Refuse settings that ask for what no ranking says."""
+    settings = ctx.settings.reward
+    if settings.margin > 0 and not any(any(group.margins) for group in groups):
+        raise UserError(
+            f"--reward.margin {settings.margin:g}: none of the pairs of "
+            f"{ctx.settings.inputs.rankings} says how much better the better one is; "
+            "add a column `margin`, or leave the flag out"
+        )
+    if settings.criteria_weight > 0 and not any(group.criteria for group in groups):
+        raise UserError(
+            f"--reward.criteria-weight {settings.criteria_weight:g}: no ranking gives stars for "
+            "criteria that differ; rank with stars, or leave the flag out"
+        )
 
 
 def reference_examples(ctx: Context, groups: list[Group]) -> list[Example]:

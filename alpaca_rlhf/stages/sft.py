@@ -7,23 +7,32 @@ from dataclasses import asdict
 
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.context import Context
-from alpaca_rlhf.data import check_disjoint
-from alpaca_rlhf.models.batches import prompt_ids
+from alpaca_rlhf.data import answered_prompts, check_disjoint
+from alpaca_rlhf.models.batches import Example, prompt_ids, segments
+from alpaca_rlhf.prompts import marked
 from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.stages.outcome import Outcome
-from alpaca_rlhf.training.sft import encode, split_held_out, train_sft
+from alpaca_rlhf.training.sft import encode, previewed, split_held_out, train_sft
 
 
 def sft(ctx: Context, round_: int) -> Outcome:
     """Supervised fine-tuning on the seed tasks and the generated ones."""
     splits = ctx.splits()
     rows = splits["sft"]
-    overlap = check_disjoint(splits, ctx.source.key, raise_on_leak=True)
+    answered = {**splits, "sft": answered_prompts(rows)}
+    overlap = check_disjoint(answered, ctx.source.key, raise_on_leak=True)
     _refuse_too_long(ctx, splits)
     settings = ctx.settings.sft
     kept, out = split_held_out(rows, settings.held_out)
     examples, too_long = encode(ctx.adapters, kept, settings.max_length)
     held_out, also_too_long = encode(ctx.adapters, out, settings.max_length)
+    if settings.patience and not held_out:
+        raise UserError(
+            f"--sft.patience {settings.patience}: none of {len(rows)} rows is held out; "
+            f"raise --sft.held-out {settings.held_out:g}"
+        )
+    checkpoints = ctx.checkpoints("sft")
+    _preview(ctx, examples, show=checkpoints.step() == 0)
     ctx.adapters.add("sft", seed=ctx.settings.seed)
     result = train_sft(
         ctx.adapters,
@@ -32,15 +41,37 @@ def sft(ctx: Context, round_: int) -> Outcome:
         held_out,
         settings,
         seed=ctx.settings.seed,
-        checkpoints=ctx.checkpoints("sft"),
+        checkpoints=checkpoints,
         log=ctx.log("sft"),
     )
-    ctx.adapters.save("sft", ctx.adapter_folder("sft"))
+    ctx.save("sft", "sft")
     counts = {"sft": len(rows), "overlap": overlap}
     loss = f"{result.loss_before:.2f} -> {result.loss_after:.2f} nats a token"
     summary = f"held-out loss {loss} on {len(held_out)} rows"
-    facts = {**asdict(result), "too_long": too_long + also_too_long, "prompts": counts}
+    if settings.patience:
+        summary += f"; the weights of step {result.best_step}, the best of {result.steps}"
+    conversations = sum(bool(row.history) for row in rows)
+    facts = {
+        **asdict(result),
+        "too_long": too_long + also_too_long,
+        "conversations": conversations,
+        "prompts": counts,
+    }
     return Outcome(result.examples, result.tokens, summary, facts)
+
+
+def _preview(ctx: Context, examples: Sequence[Example], *, show: bool) -> None:
+    """Write what carries loss in a row or two; show it too where training has yet to begin."""
+    text = ""
+    for number in previewed(examples):
+        one = examples[number]
+        what = f"example {number + 1}: {one.learned} of {len(one)} tokens carry loss"
+        pieces = segments(ctx.base, one)
+        text += f"{what}\n{marked(pieces)}\n\n"
+        if show:
+            ctx.reporter.preview("sft", what, pieces)
+    if text:
+        ctx.run.write_text("sft/preview.txt", text)
 
 
 def _refuse_too_long(ctx: Context, splits: Mapping[str, Sequence[Instruction]]) -> None:

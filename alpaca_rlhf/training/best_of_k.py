@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from alpaca_rlhf import processes
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import Example
 from alpaca_rlhf.models.heads import ScalarHead
@@ -50,15 +52,29 @@ def choose(
 
     Source: the choice over a whole batch is RAFT's (arXiv 2304.06767 algorithm 1).
     """
-    drawn: list[list[Sampled]] = sample(
-        adapters, sampler, prompts, keys, k=k, sampling=sampling, seed=seed
+    share = processes.share(range(len(prompts)))
+    drawn: list[list[Sampled]] = processes.gather(
+        sample(
+            adapters,
+            sampler,
+            [prompts[i] for i in share],
+            [keys[i] for i in share],
+            k=k,
+            sampling=sampling,
+            seed=seed,
+        )
     )
     candidates = [
         Example(tuple(p), s.ids) for p, own in zip(prompts, drawn, strict=True) for s in own
     ]
-    scores = score(adapters, "reward", reward_head, candidates, batch_size=score_batch_size).view(
-        len(prompts), k
+    found = score(
+        adapters,
+        "reward",
+        reward_head,
+        processes.share(candidates),
+        batch_size=score_batch_size,
     )
+    scores = torch.tensor(processes.gather(found.tolist())).view(len(prompts), k)
     winners: list[Example] = []
     best: list[float] = []
     for i, own in enumerate(drawn):

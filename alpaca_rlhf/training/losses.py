@@ -57,16 +57,27 @@ def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     return torch.expm1(log_ratio) - log_ratio
 
 
-def ranking_loss(scores: Tensor, pairs: Tensor) -> Tensor:
+def ranking_loss(
+    scores: Tensor, pairs: Tensor, *, margins: Tensor | None = None, ties: Tensor | None = None
+) -> Tensor:
     """Mean over all pairs of one ranking of -log sigmoid(score of the better - score of the worse).
 
     Args:
         scores: (K,) float32, one forward each.
-        pairs: (M, 2) int64 indices (better, worse); ties give no pair.
+        pairs: (M, 2) int64 indices (better, worse).
+        margins: (M,) float32, by how much the better score must be ahead: subtracted from the gap.
+        ties: (N, 2) int64 indices of pairs without a winner. Each counts as half a win of either,
+            so its gradient by the gap is sigmoid(gap) - 1/2: none where the scores are equal.
 
-    Source: InstructGPT (arXiv 2203.02155) equation 1, with its weight 1 / C(K, 2).
+    Source: InstructGPT (arXiv 2203.02155) equation 1, with its weight 1 / C(K, 2); the margin is
+    Llama 2's (arXiv 2307.09288 equation 2).
     """
-    return -logsigmoid(scores[pairs[:, 0]] - scores[pairs[:, 1]]).mean()
+    gaps = scores[pairs[:, 0]] - scores[pairs[:, 1]]
+    losses = -logsigmoid(gaps if margins is None else gaps - margins)
+    if ties is not None:
+        even = scores[ties[:, 0]] - scores[ties[:, 1]]
+        losses = torch.cat([losses, -(logsigmoid(even) + logsigmoid(-even)) / 2])
+    return losses.mean()
 
 
 def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, *, kl_coef: float) -> Tensor:

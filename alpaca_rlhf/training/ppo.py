@@ -2,8 +2,9 @@
 
 Four adapters on one base, one after the other: the policy samples; the SFT adapter gives reference
 log-probabilities, the reward adapter scores, the value adapter (a copy of the reward adapter with
-its head) gives values; then policy and value each take their own steps. Old log-probabilities come
-from the training forward, not from the decode loop.
+its head) gives values; then policy and value each take their own steps. Or the value is a head on
+the policy's own hidden states, and there is one forward and one backward for both. Old
+log-probabilities come from the training forward, not from the decode loop.
 
 Sources: arXiv 1707.06347, arXiv 2009.01325, openai/lm-human-preferences@cbfd210, InstructGPT
 appendix C.4.
@@ -17,26 +18,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from alpaca_rlhf import processes
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.models import rollout as runs
 from alpaca_rlhf.models.adapters import Adapters
-from alpaca_rlhf.models.batches import Batch, Example, collate, from_rollout, left_pad
-from alpaca_rlhf.models.forward import token_logprobs, token_values
+from alpaca_rlhf.models.batches import Batch, Example, collate, left_pad
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.records import Rollout
 from alpaca_rlhf.settings import PPO, Sampling
-from alpaca_rlhf.training.loop import Checkpoints, Learner, Log, batches
+from alpaca_rlhf.training.bad_batch import keeping_the_batch, readable
+from alpaca_rlhf.training.loop import Checkpoints, Learner, Log, batches, run_steps
 from alpaca_rlhf.training.losses import (
-    Advantages,
-    gae,
     kl_k1,
     kl_k3,
     masked_mean,
-    policy_loss,
-    token_rewards,
-    value_loss,
-    whiten,
 )
+from alpaca_rlhf.training.memory import MicroBatch
+from alpaca_rlhf.training.ppo_update import Critic, KLCoefficient, improve
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,17 @@ Watch = Callable[[Sequence[PPOPrompt], Sequence[runs.Sampled]], dict[str, float]
 """Looks at the completions of an update for the report; what it says never reaches the training."""
 
 
+def _critic(adapters: Adapters, reward_head: ScalarHead, settings: PPO, seed: int) -> Critic:
+    """An adapter that begins as the reward model; or a head on the policy that begins at 0."""
+    head = ScalarHead(len(reward_head.weight)).to(adapters.base.device)
+    if settings.value.trunk == "separate":
+        adapters.add("value", copy_of="reward", seed=seed)
+        head.load_state_dict(reward_head.state_dict())
+        return Critic("value", head)
+    torch.nn.init.zeros_(head.weight)
+    return Critic("policy", head, detached=settings.value.trunk == "detached")
+
+
 def train_ppo(
     adapters: Adapters,
     reward_head: ScalarHead,
@@ -65,10 +74,11 @@ def train_ppo(
     log: Log,
     watch: Watch = lambda prompts, completions: {},
 ) -> None:
-    """Train adapter `policy`, copied by the caller from where it starts, and a fresh `value`.
+    """Train adapter `policy`, copied by the caller from where it starts, and its value function.
 
     Args:
-        adapters: Holds `sft` (frozen reference), `policy` and `reward`; `value` is made here.
+        adapters: Holds `sft` (frozen reference), `policy` and `reward`; `value` is made here
+            where the value function has an adapter of its own.
         reward_head: Head of `reward`, normalised on SFT completions.
         prompts: Each is used once an epoch, in an order drawn from the seed.
         settings: PPO's numbers.
@@ -86,68 +96,77 @@ def train_ppo(
             f"--ppo.batch-size {settings.batch_size} needs as many prompts; "
             f"the ppo split has {len(prompts)}"
         )
-    adapters.add("value", copy_of="reward", seed=seed)
-    value_head = ScalarHead(len(reward_head.weight)).to(adapters.base.device)
-    value_head.load_state_dict(reward_head.state_dict())
-    adapters.trainable("policy", "value")
+    critic = _critic(adapters, reward_head, settings, seed)
+    adapters.trainable(*{"policy", critic.role})
+    own = {} if critic.joint else adapters.parameters(critic.role)
     per_update = settings.epochs * (settings.batch_size // settings.minibatch_size)
     policy = Learner(
         "ppo",
         "--ppo.lr",
         [(adapters.parameters("policy"), settings.lr)],
-        steps=max(1, settings.updates - settings.value_warmup) * per_update,
+        steps=max(1, settings.updates - settings.value.warmup) * per_update,
         warmup=0.02,
         max_grad_norm=settings.clip.grad_norm,
+        optimizer=settings.optimizer,
     )
     value = Learner(
         "ppo",
-        "--ppo.value-lr",
-        [
-            (adapters.parameters("value"), settings.value_lr),
-            ({"head": value_head.weight}, settings.value_lr),
-        ],
+        "--ppo.value.lr",
+        [({**own, "head": critic.head.weight}, settings.value.lr)],
         steps=settings.updates * per_update,
         warmup=0.02,
         max_grad_norm=settings.clip.grad_norm,
+        optimizer=settings.optimizer,
     )
+    kl_coef = KLCoefficient(settings)
     order = _prompt_order(len(prompts), settings, seed)
-    saved = checkpoints.latest()
-    done = 0
-    if saved is not None:
-        done, state = saved
-        policy.load_state(state["policy"])
-        value.load_state(state["value"])
-    for update in range(done, settings.updates):
+    micro = MicroBatch(
+        "ppo", "--ppo.micro-batch-size", settings.micro_batch_size, lower="--ppo.max-new-tokens"
+    )
+    sampling = Sampling(max_new_tokens=settings.max_new_tokens, batch_size=rollout_batch_size)
+
+    def take(update: int) -> dict[str, float]:
         chosen = [prompts[i] for i in order[update]]
-        sampling = Sampling(max_new_tokens=settings.max_new_tokens, batch_size=rollout_batch_size)
-        completions = [
-            drawn[0]
-            for drawn in runs.sample(
-                adapters,
-                "policy",
-                [p.ids for p in chosen],
-                [f"{update}/{p.key}" for p in chosen],
-                sampling=sampling,
-                seed=seed,
-            )
-        ]
-        rollout, metrics = collect(adapters, reward_head, value_head, chosen, completions, settings)
-        learns = update >= settings.value_warmup
-        metrics |= improve(
+        own = processes.share(chosen)
+        drawn = runs.sample(
             adapters,
-            value_head,
-            rollout,
-            policy,
-            value,
-            settings,
-            seed=seed + update,
-            learns=learns,
+            "policy",
+            [p.ids for p in own],
+            [f"{update}/{p.key}" for p in own],
+            sampling=sampling,
+            seed=seed,
         )
-        log(
-            {"step": update + 1, "steps": settings.updates, **metrics, **watch(chosen, completions)}
-        )
-        if (update + 1) % settings.save_every == 0 and update + 1 < settings.updates:
-            checkpoints.save(update + 1, {"policy": policy.state(), "value": value.state()})
+        completions = [one[0] for one in processes.gather(drawn)]
+        seen = [Example(p.ids, c.ids) for p, c in zip(chosen, completions, strict=True)]
+        with keeping_the_batch(checkpoints, update + 1, lambda: readable(adapters.base, seen)):
+            rollout, metrics = collect(
+                adapters, reward_head, critic, chosen, completions, settings, micro
+            )
+            metrics["kl_coef"] = kl_coef.value
+            metrics |= improve(
+                adapters,
+                critic,
+                rollout,
+                policy,
+                value,
+                settings,
+                micro,
+                kl_coef=kl_coef.value,
+                seed=seed + update,
+                learns=update >= settings.value.warmup,
+            )
+            kl_coef.follow(metrics["kl"], len(rollout))
+        return {**metrics, **watch(chosen, completions)}
+
+    run_steps(
+        "ppo",
+        settings.updates,
+        take,
+        {"policy": policy, "value": value, "kl_coef": kl_coef},
+        checkpoints=checkpoints,
+        save_every=settings.save_every,
+        log=log,
+    )
     adapters.trainable()
 
 
@@ -166,20 +185,36 @@ def _prompt_order(n: int, settings: PPO, seed: int) -> list[list[int]]:
 def collect(
     adapters: Adapters,
     reward_head: ScalarHead,
-    value_head: ScalarHead,
+    critic: Critic,
     prompts: Sequence[PPOPrompt],
     completions: Sequence[runs.Sampled],
     settings: PPO,
+    micro: MicroBatch,
 ) -> tuple[Rollout, dict[str, float]]:
-    """What the update needs to know of the sampled completions, and the numbers to report."""
+    """What the update needs to know of the sampled completions, and the numbers to report.
+
+    Of several processes each runs its share of the rows; all hold the whole rollout.
+    """
     base = adapters.base
-    size = settings.micro_batch_size
-    batch = collate(
-        base, [Example(p.ids, c.ids) for p, c in zip(prompts, completions, strict=True)]
+    examples = [Example(p.ids, c.ids) for p, c in zip(prompts, completions, strict=True)]
+    batch = collate(base, examples)
+
+    def rows(run: Callable[[Batch, int], Sequence[Tensor]]) -> list[Tensor]:
+        own = processes.share(examples)
+        columns = batch.completion_mask.shape[1]
+        part = collate(base, own, columns=columns) if own else batch
+        found = micro.run(lambda size: run(part, size)) if own else []
+        every = processes.gather(list(zip(*(one.cpu() for one in found), strict=True)))
+        return [torch.stack(one).to(base.device) for one in zip(*every, strict=True)]
+
+    old, entropy = rows(lambda b, n: runs.logprobs(adapters, "policy", b, micro_batch_size=n))
+    reference, _ = rows(lambda b, n: runs.logprobs(adapters, "sft", b, micro_batch_size=n))
+    (scores,) = rows(
+        lambda b, n: (runs.scores(adapters, "reward", reward_head, b, micro_batch_size=n),)
     )
-    old, entropy = runs.logprobs(adapters, "policy", batch, micro_batch_size=size)
-    reference, _ = runs.logprobs(adapters, "sft", batch, micro_batch_size=size)
-    scores = runs.scores(adapters, "reward", reward_head, batch, micro_batch_size=size)
+    (values,) = rows(
+        lambda b, n: (runs.values(adapters, critic.role, critic.head, b, micro_batch_size=n),)
+    )
     finished = torch.tensor([c.finished for c in completions], device=base.device)
     raw = scores.clone()
     if settings.clip.score > 0:
@@ -194,7 +229,7 @@ def collect(
         completion_mask=mask,
         logprobs=old,
         ref_logprobs=reference,
-        values=runs.values(adapters, "value", value_head, batch, micro_batch_size=size),
+        values=values,
         scores=scores,
     )
     lengths = mask.sum(1).double()
@@ -208,138 +243,3 @@ def collect(
         "mean_tokens": float(lengths.mean()),
     }
     return rollout, metrics
-
-
-def improve(
-    adapters: Adapters,
-    value_head: ScalarHead,
-    rollout: Rollout,
-    policy: Learner,
-    value: Learner,
-    settings: PPO,
-    *,
-    seed: int,
-    learns: bool = True,
-) -> dict[str, float]:
-    """The inner epochs of one update.
-
-    Args:
-        adapters: Policy and value are trainable.
-        value_head: Head of the value adapter.
-        rollout: What was sampled.
-        policy: Optimiser of the policy adapter.
-        value: Optimiser of the value adapter and head.
-        settings: PPO's numbers.
-        seed: Order of the minibatches.
-        learns: False trains the value alone.
-
-    Returns:
-        Means over the tokens of all inner epochs.
-    """
-    targets = advantages_of(rollout, settings)
-    whitened = whiten(targets.advantages, rollout.completion_mask)
-    mask = rollout.completion_mask
-    sums = dict.fromkeys(("policy_loss", "value_loss", "clip_fraction", "approx_kl"), 0.0)
-    norms: dict[str, list[float]] = {"policy_grad_norm": [], "value_grad_norm": []}
-    policy_tokens = value_tokens = 0
-    epochs_run = 0
-    for minibatch in batches(len(rollout), settings.minibatch_size, settings.epochs, seed):
-        rows = torch.tensor(minibatch, device=mask.device)
-        tokens = int(mask[rows].sum())
-        if learns:
-            found = _policy_step(adapters, rollout, whitened, rows, tokens, settings)
-            for name in ("policy_loss", "clip_fraction", "approx_kl"):
-                sums[name] += found[name]
-            policy_tokens += tokens
-            if found["approx_kl"] / tokens > settings.clip.kl_stop:
-                policy.optimizer.zero_grad(set_to_none=True)
-                learns = False
-            else:
-                norms["policy_grad_norm"].append(policy.step()["grad_norm"])
-                epochs_run += 1
-        sums["value_loss"] += _value_step(
-            adapters, value_head, rollout, targets, rows, tokens, settings
-        )
-        value_tokens += tokens
-        norms["value_grad_norm"].append(value.step()["grad_norm"])
-    metrics = {
-        k: v / max(1, value_tokens if k == "value_loss" else policy_tokens) for k, v in sums.items()
-    }
-    metrics |= {k: sum(v) / max(1, len(v)) for k, v in norms.items()}
-    metrics["policy_steps"] = epochs_run
-    metrics["explained_variance"] = explained_variance(rollout.values, targets.returns, mask)
-    return metrics
-
-
-def advantages_of(rollout: Rollout, settings: PPO) -> Advantages:
-    """GAE of a rollout: the score at the last token, the KL to the reference at each."""
-    kl = kl_k1(rollout.logprobs, rollout.ref_logprobs)
-    rewards = token_rewards(rollout.scores, kl, rollout.completion_mask, kl_coef=settings.kl_coef)
-    return gae(
-        rewards, rollout.values, rollout.completion_mask, gamma=settings.gamma, lam=settings.lam
-    )
-
-
-def _policy_step(
-    adapters: Adapters,
-    rollout: Rollout,
-    advantages: Tensor,
-    rows: Tensor,
-    tokens: int,
-    settings: PPO,
-) -> dict[str, float]:
-    """Leave the gradient of a minibatch's mean surrogate in the policy; returns token sums."""
-    sums = {"policy_loss": 0.0, "clip_fraction": 0.0, "approx_kl": 0.0}
-    with adapters.using("policy"), adapters.training():
-        for part, batch in _micro(rollout, rows, settings.micro_batch_size):
-            new = token_logprobs(adapters, batch)
-            found = policy_loss(
-                new,
-                rollout.logprobs[part],
-                advantages[part],
-                rollout.completion_mask[part],
-                clip=settings.clip.ratio,
-            )
-            (found.loss / tokens).backward()  # type: ignore[no-untyped-call]
-            sums["policy_loss"] += found.loss.item()
-            sums["clip_fraction"] += float(found.clipped)
-            sums["approx_kl"] += float(found.kl)
-    return sums
-
-
-def _value_step(
-    adapters: Adapters,
-    head: ScalarHead,
-    rollout: Rollout,
-    targets: Advantages,
-    rows: Tensor,
-    tokens: int,
-    settings: PPO,
-) -> float:
-    """Leave the gradient of a minibatch's mean loss in value adapter and head; returns the sum."""
-    total = 0.0
-    with adapters.using("value"), adapters.training():
-        for part, batch in _micro(rollout, rows, settings.micro_batch_size):
-            new = token_values(adapters, head, batch)
-            loss = value_loss(
-                new,
-                rollout.values[part],
-                targets.returns[part],
-                rollout.completion_mask[part],
-                clip=settings.clip.value,
-            )
-            (loss / tokens).backward()  # type: ignore[no-untyped-call]
-            total += loss.item()
-    return total
-
-
-def _micro(rollout: Rollout, rows: Tensor, size: int) -> list[tuple[Tensor, Batch]]:
-    parts = [rows[i : i + size] for i in range(0, len(rows), size)]
-    return [(part, from_rollout(rollout[part])) for part in parts]
-
-
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns) over the unmasked tokens; 0 for constant returns."""
-    v, r = values[mask].double(), returns[mask].double()
-    variance = r.var(correction=0)
-    return float(1 - (r - v).var(correction=0) / variance) if variance > 0 else 0.0

@@ -1,4 +1,7 @@
-"""Talking to the policies of a run, one instruction at a time. What answers is handed in."""
+"""Talking to the policies of a run, turn by turn or one instruction at a time.
+
+What answers is handed in.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,16 @@ from pathlib import Path
 from typing import Protocol
 
 from alpaca_rlhf.config import UserError
+from alpaca_rlhf.prompts import user_text
 from alpaca_rlhf.records import Instruction
 
 HELP = """\
-Type an instruction; there is no memory of earlier ones. Commands:
+Type an instruction. Commands:
   /policy NAME    let another policy answer from now on (alone: show them all)
   /compare TEXT   let every policy answer an instruction (alone: the last one again)
   /input TEXT     give the next instruction an input (alone: none)
+  /remember       answer in the light of the turns before, or stop doing so
+  /new            forget the turns before
   /help           this
   /quit           leave"""
 
@@ -37,6 +43,8 @@ class Chat:
     """Completion tokens at most; by default as many as in the run."""
     seed: int = 0
     """Another seed, other answers."""
+    remember: bool | None = None
+    """Whether earlier turns are answered too; by default if SFT has seen conversations."""
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
@@ -72,6 +80,7 @@ class Conversation:
         answers: Speaks for the policies.
         policies: Names of those there are.
         policy: The one that answers first.
+        remember: Whether an instruction is given together with the turns before it.
         ask: Shows a prompt and returns the typed line; raises EOFError at the end of the input.
         say: Prints text.
     """
@@ -82,6 +91,7 @@ class Conversation:
         policies: Sequence[str],
         policy: str,
         *,
+        remember: bool = False,
         ask: Callable[[str], str],
         say: Callable[[str], None],
     ) -> None:
@@ -91,6 +101,8 @@ class Conversation:
         self._ask = ask
         self._say = say
         self._turn = 0
+        self._remember = remember
+        self._history: tuple[tuple[str, str], ...] = ()
         self._input = ""
         self._last: Instruction | None = None
 
@@ -110,15 +122,23 @@ class Conversation:
         command, _, rest = typed.partition(" ")
         rest = rest.strip()
         if not command.startswith("/"):
-            self._answer(Instruction(typed, self._input), [self._policy])
+            self._go_on(typed, [self._policy])
         elif command == "/policy":
             self._switch(rest)
         elif command == "/input":
             self._input = rest
         elif command == "/compare" and rest:
-            self._answer(Instruction(rest, self._input), self._policies)
+            self._go_on(rest, self._policies)
         elif command == "/compare" and self._last is not None:
             self._answer(self._last, self._policies)
+        elif typed == "/remember":
+            self._remember = not self._remember
+            self._history = ()
+            kept = "earlier turns are remembered from now on"
+            self._say(kept if self._remember else "every instruction stands alone from now on")
+        elif typed == "/new":
+            self._history = ()
+            self._say("a new conversation")
         elif command == "/help":
             self._say(HELP)
         else:
@@ -132,14 +152,23 @@ class Conversation:
         self._policy = name
         self._say(", ".join(f"[{one}]" if one == name else one for one in self._policies))
 
-    def _answer(self, row: Instruction, speakers: Sequence[str]) -> None:
+    def _go_on(self, typed: str, speakers: Sequence[str]) -> None:
+        row = Instruction(typed, self._input, history=self._history)
+        reply = self._answer(row, speakers).get(self._policy)
+        if self._remember and reply is not None and reply.strip():
+            self._history = (*self._history, (user_text(row), reply))
+
+    def _answer(self, row: Instruction, speakers: Sequence[str]) -> dict[str, str]:
+        """What each of them said, as far as they got."""
         self._turn += 1
+        said: dict[str, str] = {}
         self._input, self._last = "", row
         try:
             for name in speakers:
-                text = self._answers.answer(name, row, self._turn)
+                text = said[name] = self._answers.answer(name, row, self._turn)
                 self._say(text if len(speakers) == 1 else f"[{name}] {text}")
         except KeyboardInterrupt:
             self._say("stopped")
         except UserError as error:
             self._say(str(error))
+        return said

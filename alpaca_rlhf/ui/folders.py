@@ -51,6 +51,16 @@ def stages_done(run: Path) -> list[str]:
     return [name for name in _read(run / "ledger.json") if name.partition(".")[0] in _STAGES]
 
 
+def saw_conversations(run: Path) -> bool:
+    """Whether the SFT of a run has learned from conversations of several turns.
+
+    Raises:
+        UserError: The ledger cannot be read.
+    """
+    ledger = _read(run / "ledger.json") if _is_there(run / "ledger.json") else {}
+    return bool(ledger.get("sft", {}).get("facts", {}).get("conversations"))
+
+
 def policies(run: Path) -> dict[str, Path | None]:
     """Policies to talk to and their adapter folders, in the order of training; None is the base."""
     found: dict[str, Path | None] = {"base": None}

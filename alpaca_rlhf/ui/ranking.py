@@ -204,6 +204,8 @@ class RankingSession:
         again = " (again: the new verdict replaces the old one)" if self._is_done(sheet) else ""
         number = list(self._sheets).index(sheet.prompt.id) + 1
         self._say(f"\n[{number}/{len(self._sheets)}, {self.left} left]{again}")
+        for user, reply in sheet.prompt.history:
+            self._say(f"  User: {user}\n  Assistant: {reply}")
         self._say(f"  {sheet.prompt.instruction}")
         if sheet.prompt.input:
             self._say(f"  Input: {sheet.prompt.input}")

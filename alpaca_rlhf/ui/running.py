@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from alpaca_rlhf import processes
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.context import suffixed
 from alpaca_rlhf.pipeline import order, run_loop
@@ -69,6 +70,8 @@ def rank_by_people(
     Raises:
         UserError: Anything that the user can mend.
     """
+    if processes.count() > 1:
+        raise UserError("rank: one person ranks in one terminal; run it without accelerate launch")
     _refuse_what_is_given(settings, "rank")
     out = run_loop(settings, terminal, kind=kind, command=command, until="sample")
     done = folders.stages_done(out)

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from alpaca_rlhf import processes
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.ui.terminal import Terminal, plain
 
@@ -125,6 +126,8 @@ def _is_here(base: str) -> bool:
 
 
 def _tell(line: str, code: int) -> int:
+    if code == 130 and not processes.main():  # all are interrupted together: told once
+        return code
     sys.stderr.write(plain(" ".join(line.splitlines())) + "\n")
     return code
 

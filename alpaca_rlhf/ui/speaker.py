@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from alpaca_rlhf.config import UserError
@@ -47,12 +48,17 @@ class Speaker:
         self._seed = seed
 
     def answer(self, policy: str, row: Instruction, turn: int) -> str:
-        """The policy's answer to one instruction.
+        """The policy's answer to an instruction, after the turns before it.
+
+        The oldest of those are left out where they leave no room for a whole answer.
 
         Raises:
             UserError: The instruction fills the base's context, or the adapter does not fit.
         """
         ids = prompt_ids(self._base, self._template, row)
+        while row.history and self._base.context - len(ids) < self._most:
+            row = replace(row, history=row.history[1:])
+            ids = prompt_ids(self._base, self._template, row)
         room = self._base.context - len(ids)
         if room < 1:
             raise UserError(

@@ -15,6 +15,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column
+from rich.text import Text
+
+from alpaca_rlhf import processes
+from alpaca_rlhf.prompts import Segment, marked
 
 PROGRAM = "alpaca-rlhf"
 """What a person types."""
@@ -29,6 +33,9 @@ _UNITS = {
 
 _SHOWN = ("loss", "accuracy", "score", "kl", "gold_score", "requests")
 """Metrics worth a glance, in this order."""
+
+_SIDE = 600
+"""Characters shown at either end of a long text in a preview; the run folder has all of it."""
 
 _BIDI = {chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 
@@ -69,7 +76,9 @@ class Terminal:
         every_s: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.console = console or _Console(highlight=False, markup=False, emoji=False)
+        self.console = console or _Console(
+            highlight=False, markup=False, emoji=False, quiet=not processes.main()
+        )
         self.stage: str | None = None
         self.stages: list[str] = []
         self._every_s = every_s
@@ -148,6 +157,16 @@ class Terminal:
             self._written = now
             self.say(f"  {line}")
 
+    def preview(self, stage: str, what: str, segments: Sequence[Segment]) -> None:
+        """One row that is learned from: in colour, or marked, what carries loss."""
+        shown = [(plain(_elided(text)), learned) for text, learned in segments]
+        if self.console.color_system is None or self.console.no_color:
+            self.say(f"  {what}, in [[...]]:\n{marked(shown)}")
+            return
+        self.say(f"  {what}, in green:")
+        styled = Text.assemble(*((text, "green" if on else "dim") for text, on in shown))
+        self.console.print(styled, soft_wrap=True)
+
     def finish(self, stage: str, what: str) -> None:
         """A stage ended."""
         self._stop()
@@ -158,6 +177,13 @@ class Terminal:
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+
+def _elided(text: str) -> str:
+    cut = len(text) - 2 * _SIDE
+    if cut <= 0:
+        return text
+    return f"{text[:_SIDE]} [... {cut} more characters ...] {text[-_SIDE:]}"
 
 
 class _Console(Console):

@@ -1,0 +1,100 @@
+"""Checkpoints of one stage: each written whole or not at all, the last few and the best kept.
+
+A checkpoint holds the weights that learn (adapter and heads), optimiser, schedule, and whatever
+else a stage counts, all after so many steps. No random state is in it: data order, noise and
+initial weights are functions of the seed, the step and names, and nothing is drawn from a global
+generator. So the number of steps done says all there is to know about randomness.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alpaca_rlhf import processes
+from alpaca_rlhf.files import atomic_write, json_text
+
+
+class Checkpoints:
+    """Checkpoints of one stage.
+
+    Args:
+        folder: Where they are; made when first needed.
+        keep: How many of the newest stay, beside the best.
+        bad_batches: Where a batch goes that gave no finite loss or gradient; by default inside
+            `folder`.
+    """
+
+    def __init__(self, folder: Path, *, keep: int = 2, bad_batches: Path | None = None) -> None:
+        self.folder = folder
+        self.keep = keep
+        self.bad_batches = bad_batches or folder / "bad_batch"
+
+    def save(self, step: int, state: dict[str, Any], *, best: int | None = None) -> None:
+        """Write the state after `step` steps, and drop older ones.
+
+        Of several processes, which hold the same, one writes; all go on when it is written.
+
+        Args:
+            step: Steps done.
+            state: Tensors, numbers and text only: it is read back with `weights_only`.
+            best: The step whose checkpoint is to stay however old it is.
+        """
+        if processes.main():
+            self._write(step, state, best)
+        processes.wait()
+
+    def _write(self, step: int, state: dict[str, Any], best: int | None) -> None:
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        target = self._at(step)
+        target.mkdir(parents=True, exist_ok=True)
+        atomic_write(target / "state.pt", buffer.getvalue())
+        for old in self._saved()[: -self.keep]:
+            if _step_of(old) != best:
+                shutil.rmtree(old)
+
+    def step(self) -> int:
+        """Steps done by the newest whole checkpoint; 0 where there is none."""
+        saved = self._saved()
+        return _step_of(saved[-1]) if saved else 0
+
+    def latest(self) -> tuple[int, dict[str, Any]] | None:
+        """The newest whole checkpoint: steps done, and the state."""
+        step = self.step()
+        return (step, self.load(step)) if self._saved() else None
+
+    def load(self, step: int) -> dict[str, Any]:
+        """The state after `step` steps, which is there."""
+        state: dict[str, Any] = torch.load(
+            self._at(step) / "state.pt", weights_only=True, map_location="cpu"
+        )
+        return state
+
+    def clear(self) -> None:
+        """Remove them: the stage is done and its result written."""
+        if processes.main():
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def keep_batch(self, step: int, rows: Sequence[dict[str, Any]]) -> Path:
+        """Write the batch that a step failed on, to be read by a person; returns the file."""
+        path = self.bad_batches / f"step-{step:06d}.json"
+        value = {"step": step, "rows": list(rows)}
+        if processes.main():
+            atomic_write(path, json_text(value, path.name, indent=2) + "\n")
+        return path
+
+    def _at(self, step: int) -> Path:
+        return self.folder / f"step-{step:06d}"
+
+    def _saved(self) -> list[Path]:
+        return sorted(f for f in self.folder.glob("step-*") if (f / "state.pt").is_file())
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))

@@ -1,0 +1,128 @@
+"""The optimiser of a stage: AdamW, plain or with 8-bit states, its schedule and its clipping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from alpaca_rlhf import processes
+from alpaca_rlhf.config import UserError
+from alpaca_rlhf.settings import OptimizerName
+
+
+class NotFinite(UserError):
+    """A loss or a gradient is NaN or infinite; no weight has been touched by it."""
+
+
+class Learner:
+    """AdamW over named parameters, with warm-up, linear decay to 0 and gradient clipping.
+
+    Args:
+        stage: For messages, e.g. `sft`.
+        flag: Its learning rate's flag, likewise, e.g. `--sft.lr`.
+        groups: Parameters by name, and their peak learning rate.
+        steps: Optimiser steps in all.
+        warmup: Share of the steps over which the learning rate rises.
+        max_grad_norm: Norm that the gradient of all groups together is clipped to.
+        optimizer: Where its moments live: `adamw` in fp32, `adamw8bit` in blocks of 8 bit,
+            `paged_adamw8bit` likewise in memory that CUDA moves to the host when the card is full.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        flag: str,
+        groups: Sequence[tuple[Mapping[str, nn.Parameter], float]],
+        *,
+        steps: int,
+        warmup: float,
+        max_grad_norm: float,
+        optimizer: OptimizerName = "adamw",
+    ) -> None:
+        self.stage = stage
+        self.flag = flag
+        self.parameters = {name: p for group, _ in groups for name, p in group.items()}
+        if len(self.parameters) != sum(len(group) for group, _ in groups):
+            raise ValueError("a parameter's name stands in two groups")
+        self.max_grad_norm = max_grad_norm
+        self.optimizer = _adamw(
+            optimizer, [{"params": list(group.values()), "lr": lr} for group, lr in groups]
+        )
+        rise = math.ceil(warmup * steps)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer,
+            lambda step: (
+                (step + 1) / (rise + 1)
+                if step < rise
+                else max(0.0, (steps - step) / max(1, steps - rise))
+            ),
+        )
+
+    def forget_gradients(self) -> None:
+        """Drop whatever gradients lie there."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def check_loss(self, loss: float, *, of: str = "the loss") -> None:
+        """Refuse a loss of the batch whose gradients lie there, before `step` would use them.
+
+        Raises:
+            NotFinite: It is NaN or infinite.
+        """
+        if not math.isfinite(loss):
+            raise NotFinite(f"{self.stage}: {of} is {loss}; lower {self.flag} and run it again")
+
+    def step(self) -> dict[str, float]:
+        """One clipped optimiser step on the gradients that lie there, then none lie there.
+
+        Where there are several processes their gradients are added up first.
+
+        Raises:
+            NotFinite: The gradients are not finite.
+        """
+        processes.add_gradients(self.parameters.values())
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise NotFinite(
+                f"{self.stage}: the gradient is not finite; lower {self.flag} and run it again"
+            )
+        lr = self.optimizer.param_groups[0]["lr"]
+        self.optimizer.step()
+        self.schedule.step()
+        self.forget_gradients()
+        return {"lr": lr, "grad_norm": float(norm)}
+
+    def state(self) -> dict[str, Any]:
+        """Weights, optimiser and schedule, for a checkpoint."""
+        return {
+            "weights": {name: p.detach().cpu() for name, p in self.parameters.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` gave."""
+        for name, parameter in self.parameters.items():
+            parameter.copy_(state["weights"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+
+
+def _adamw(kind: OptimizerName, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """AdamW as every stage has it.
+
+    bitsandbytes keeps tensors of fewer than 4096 numbers, such as a scalar head, in fp32 states
+    whatever is asked (bitsandbytes 0.50.2 optim/adamw.py:73).
+    """
+    options: dict[str, Any] = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0}
+    if kind == "adamw":
+        return torch.optim.AdamW(groups, **options)
+    from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit
+
+    eight_bit = PagedAdamW8bit if kind == "paged_adamw8bit" else AdamW8bit
+    made: torch.optim.Optimizer = eight_bit(groups, **options)
+    return made

@@ -1,0 +1,175 @@
+"""What `test_processes.py` runs in one process and in two: `python together.py BASE OUT STAGE...`.
+
+Writes OUT/<stage>-<process>.pt: gradients of every optimiser step, final weights, logged rows.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from alpaca_rlhf import processes
+from alpaca_rlhf.config import UserError
+from alpaca_rlhf.models.base import load_base
+from alpaca_rlhf.settings import PPO, SFT, Clip, Reward, Sampling, Value
+from alpaca_rlhf.training.best_of_k import choose
+from alpaca_rlhf.training.loop import Checkpoints, Learner
+from alpaca_rlhf.training.ppo import train_ppo
+from alpaca_rlhf.training.reward import train_reward
+from alpaca_rlhf.training.sft import train_sft
+from tests.conftest import with_adapters
+from tests.test_faults import rankings
+from tests.test_ppo import cast as ppo_cast
+from tests.test_ppo import prompts as ppo_prompts
+from tests.test_sft import examples
+
+
+def sft(adapters, folder, log):
+    """Batches of 5, 5 and 1: shares are uneven, and once empty."""
+    settings = SFT(
+        lr=1e-3, epochs=2, batch_size=5, micro_batch_size=2, warmup=0.0, save_every=2, patience=2
+    )
+    result = train_sft(
+        adapters,
+        "sft",
+        examples(11),
+        examples(3, seed=1),
+        settings,
+        seed=0,
+        checkpoints=Checkpoints(folder),
+        log=log,
+    )
+    return adapters.parameters("sft"), result
+
+
+def reward(adapters, folder, log):
+    """Batches of 3 and 1."""
+    settings = Reward(lr=1e-3, head_lr=1e-3, epochs=2, batch_size=3, warmup=0.0, save_every=1)
+    head, result = train_reward(
+        adapters,
+        "reward",
+        rankings(4),
+        rankings(3, seed=1),
+        settings,
+        seed=0,
+        checkpoints=Checkpoints(folder),
+        log=log,
+    )
+    return adapters.parameters("reward") | {"head": head.weight}, result
+
+
+def ppo(adapters, folder, log):
+    """Batches of 9 completions, minibatches of 3."""
+    settings = PPO(
+        updates=2,
+        batch_size=9,
+        minibatch_size=3,
+        micro_batch_size=2,
+        epochs=2,
+        lr=1e-3,
+        max_new_tokens=8,
+        value=Value(lr=1e-3, warmup=0),
+        save_every=1,
+        clip=Clip(kl_stop=100.0),
+    )
+    adapters, head = ppo_cast(lambda *names: adapters)
+    train_ppo(
+        adapters,
+        head,
+        ppo_prompts(9),
+        settings,
+        seed=0,
+        rollout_batch_size=16,
+        checkpoints=Checkpoints(folder),
+        log=log,
+    )
+    value = {f"value {key}": p for key, p in adapters.parameters("value").items()}
+    return adapters.parameters("policy") | value, None
+
+
+def best_of_k(adapters, folder, log):
+    """The winners of seven prompts, of three completions each."""
+    adapters, head = ppo_cast(lambda *names: adapters)
+    asked = ppo_prompts(7)
+    winners = choose(
+        adapters,
+        "policy",
+        head,
+        [one.ids for one in asked],
+        [one.key for one in asked],
+        k=3,
+        keep=1.0,
+        sampling=Sampling(max_new_tokens=8),
+        seed=0,
+        score_batch_size=4,
+    )
+    settings = SFT(lr=1e-3, epochs=3, batch_size=4, micro_batch_size=1, warmup=0.0)
+    result = train_sft(
+        adapters,
+        "policy",
+        winners.examples,
+        [],
+        settings,
+        seed=0,
+        checkpoints=Checkpoints(folder),
+        log=log,
+        stage="best_of_k",
+    )
+    return adapters.parameters("policy"), (result, winners)
+
+
+STAGES = {"sft": sft, "reward": reward, "ppo": ppo, "best_of_k": best_of_k}
+
+
+def refusing(out):
+    """What the main process refuses alone, all refuse; and what each saw of it."""
+    seen = []
+
+    def work():
+        seen.append(processes.count())
+        raise UserError("the main one refuses")
+
+    try:
+        processes.by_main(work)
+    except UserError as error:
+        seen.append(str(error))
+    seen.append(processes.any_of(processes.index() == 1))
+    processes.wait()
+    torch.save(seen, out / f"refusing-{processes.index()}.pt")
+
+
+def go(base, out, stages):
+    for stage in stages:
+        gradients, rows = [], []
+        step = Learner.step
+
+        def spy(learner, step=step, gradients=gradients):
+            def look(*_):
+                own = sorted(learner.parameters.items())
+                gradients.append(torch.cat([p.grad.flatten().double() for _, p in own]))
+
+            learner.max_grad_norm = 1e9  # so that nothing is clipped before we look
+            hook = learner.optimizer.register_step_pre_hook(look)
+            found = step(learner)
+            hook.remove()
+            return found
+
+        Learner.step = spy
+        adapters = with_adapters(
+            load_base(str(base), dtype=torch.float32),
+            *("sft", "policy", "reward"),
+            trained=True,
+        )
+        try:
+            weights, result = STAGES[stage](adapters, out / stage, rows.append)
+        finally:
+            Learner.step = step
+        weights = {key: p.detach().clone() for key, p in weights.items()}
+        found = {"gradients": gradients, "weights": weights, "rows": rows, "result": result}
+        torch.save(found, out / f"{stage}-{processes.index()}.pt")
+
+
+if __name__ == "__main__":
+    processes.join()
+    go(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
+    refusing(Path(sys.argv[2]))
