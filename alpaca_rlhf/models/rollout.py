@@ -191,6 +191,20 @@ def logprobs(
 
 
 @torch.no_grad()
+def logprobs_and_values(
+    adapters: Adapters, role: str, head: ScalarHead, batch: Batch, *, micro_batch_size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, C) log-probabilities, entropies and values, each row of one forward."""
+    with adapters.using(role):
+        parts = [
+            token_stats(adapters, part, head=head)
+            for part in micro_batches(batch, micro_batch_size)
+        ]
+    logprobs, entropy, values = zip(*parts, strict=True)
+    return torch.cat(logprobs), torch.cat(entropy), torch.cat(values)
+
+
+@torch.no_grad()
 def values(
     adapters: Adapters, role: str, head: ScalarHead, batch: Batch, *, micro_batch_size: int
 ) -> Tensor:
