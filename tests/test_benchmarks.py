@@ -53,7 +53,7 @@ def test_a_four_bit_product_counts_as_any_other(grad):
 
 @pytest.mark.parametrize("length", [7, 40])
 def test_the_floor_of_a_forward_is_what_the_kit_does(tmp_path, length):
-    """Torch counts the whole square of attention; half of it, and the diagonal, are in the floor."""
+    """Torch counts the whole square of attention; the floor holds half of it and the diagonal."""
     base = load_base(str(write_checkpoint(tmp_path, SHAPE)), device="cpu")
     adapters = Adapters(base, Lora(r=SHAPE.rank), template="brief")
     adapters.add("policy")

@@ -164,16 +164,15 @@ def test_interrupted_in_every_stage_it_ends_with_the_same_report(calm, tmp_path)
 def test_killed_twice_in_every_training_stage_it_ends_with_the_same_weights(calm, tmp_path):
     """SIGKILL at random moments: nothing is tidied up. `make prove` does it ten times."""
     out, seed = tmp_path / "run", random.SystemRandom().randrange(2**32)
-    print(f"moments drawn with seed {seed}")
     rng = random.Random(seed)
     took = json.loads((calm / "ledger.json").read_text())
     for stage in ("sft", "reward", "ppo", "best_of_k"):
         # the second one may come after the end of the stage
-        assert kill_in(out, stage, took[stage]["seconds"] * rng.uniform(0.05, 0.6))
+        assert kill_in(out, stage, took[stage]["seconds"] * rng.uniform(0.05, 0.6)), seed
         kill_in(out, stage, took[stage]["seconds"] * rng.uniform(0.05, 0.6))
-    assert without_times(run(out)) == without_times(report_of(calm))
+    assert without_times(run(out)) == without_times(report_of(calm)), f"moments of seed {seed}"
     assert len(weights(calm)) == 5, "four adapters and the reward model's head"
-    assert weights(out) == weights(calm)
+    assert weights(out) == weights(calm), f"moments of seed {seed}"
 
 
 def test_another_seed_changes_everything_random(calm, tmp_path):
