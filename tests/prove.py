@@ -3,7 +3,7 @@
 Writes docs/proof/*.json, with the commit and the machine they belong to.
 
     python -m tests.prove seeds [SEED ...]   the whole loop; 0, 1, 2 and the commit's own
-    python -m tests.prove kills [N]          SIGKILL in every stage, N times: same weights and report
+    python -m tests.prove kills [N]          SIGKILL in every stage, N times: the same weights
     python -m tests.prove                    both
 """
 
