@@ -41,9 +41,8 @@ from benchmarks import measure
 from benchmarks.lengths import spread
 from benchmarks.little_llama import PAD, SHAPE, random_ids, write_checkpoint
 
-PROMPTS = 16
+PROMPTS, LONGEST = (4, 32) if measure.QUICK else (16, 256)
 MICRO = 4
-LONGEST = 256
 LENGTHS = [(p, min(c, LONGEST)) for p, c in spread(PROMPTS)]
 COMMON: dict[str, Any] = {
     "updates": 1,
