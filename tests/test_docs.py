@@ -83,7 +83,13 @@ def test_both_readmes_hold_the_same_commands():
 
 def test_every_figure_of_the_report_is_defined():
     defined = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "metrics.md").read_text()))
-    keys = {*report_data._POLICY, *report_data._REWARD, *report_data._STAGE, *report_data._PROMPTS}
+    keys = {
+        *report_data._POLICY,
+        *report_data._REWARD,
+        *report_data._STAGE,
+        *report_data._BEST_OF_K,
+        *report_data._PROMPTS,
+    }
     assert not keys - defined - {"name", "round"}
 
 

@@ -13,6 +13,7 @@ from alpaca_rlhf.config import UserError
 from alpaca_rlhf.models.base import load_base
 from alpaca_rlhf.settings import PPO, SFT, Clip, Reward, Sampling, Value
 from alpaca_rlhf.training.best_of_k import choose
+from alpaca_rlhf.training.candidates import draw
 from alpaca_rlhf.training.loop import Checkpoints, Learner
 from alpaca_rlhf.training.ppo import train_ppo
 from alpaca_rlhf.training.reward import train_reward
@@ -97,18 +98,18 @@ def best_of_k(adapters, folder, log):
     """The winners of seven prompts, of three completions each."""
     adapters, head = ppo_cast(lambda *names: adapters)
     asked = ppo_prompts(7)
-    winners = choose(
+    drawn = draw(
         adapters,
         "policy",
         head,
         [one.ids for one in asked],
         [one.key for one in asked],
         k=3,
-        keep=1.0,
         sampling=Sampling(max_new_tokens=8),
         seed=0,
         score_batch_size=4,
     )
+    winners = choose(drawn)
     settings = SFT(lr=1e-3, epochs=3, batch_size=4, micro_batch_size=1, warmup=0.0)
     result = train_sft(
         adapters,
@@ -121,7 +122,7 @@ def best_of_k(adapters, folder, log):
         log=log,
         stage="best_of_k",
     )
-    return adapters.parameters("policy"), (result, winners)
+    return adapters.parameters("policy"), (result, drawn, winners)
 
 
 STAGES = {
