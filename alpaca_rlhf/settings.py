@@ -50,11 +50,15 @@ class Sampling:
     batch_size: int = 32
     """Completions decoded together. Never changes the result's distribution, only speed and
     memory."""
+    dense_gib: float = 4.0
+    """While it samples, the base is there in 16 bit too if that takes at most this many GiB (2 a
+    billion weights): faster, and the same completions. 0 never does it."""
 
     def __post_init__(self) -> None:
         above("--sampling.temperature", self.temperature, 0, equal_allowed=True)
         above("--sampling.max-new-tokens", self.max_new_tokens, 0)
         above("--sampling.batch-size", self.batch_size, 0)
+        above("--sampling.dense-gib", self.dense_gib, 0, equal_allowed=True)
         if not 0 < self.top_p <= 1:
             raise ValueError(f"--sampling.top-p must be in (0, 1], got {self.top_p:g}")
 

@@ -41,6 +41,10 @@ from torch.utils.flop_counter import (
 from alpaca_rlhf import provenance
 
 SCHEMA = 1
+QUICK = "--quick" in sys.argv or os.environ.get("ALPACA_RLHF_QUICK") == "1"
+"""Whether this is a look only: less work a run, so the figures are not those of a full run."""
+if QUICK:
+    os.environ["ALPACA_RLHF_QUICK"] = "1"  # for the workers
 
 # --- FLOPs ----------------------------------------------------------------------------------------
 
@@ -185,6 +189,9 @@ class Side(Protocol):
     def probe(self) -> dict[str, float]:
         """Numbers that every side must agree on, before anything was trained."""
 
+    def prepare(self) -> None:
+        """Get ready for a run, off the clock: the same weights at the start of each."""
+
     def run(self) -> dict[str, Any]:
         """Do the measured work once; returns what shows that it was the same work."""
 
@@ -265,6 +272,7 @@ def _serve(pipe: Connection, make: Callable[..., Side], args: Any, env: dict[str
 
 
 def _count(side: Side) -> dict[str, Any]:
+    side.prepare()
     steps = 0
 
     def stepped(*_: Any) -> None:
@@ -291,6 +299,8 @@ def _count(side: Side) -> dict[str, Any]:
 
 
 def _time(side: Side) -> dict[str, Any]:
+    side.prepare()
+    side.phases.clear()
     with provenance.measure() as measured:
         work = side.run()
     return {
@@ -312,10 +322,8 @@ def phase(phases: dict[str, float], name: str) -> Iterator[None]:
 
 
 def timed(phases: dict[str, float], name: str, module: Any, function: str) -> None:
-    """Add the seconds of every call of `module.function` to a phase, where there is such a one."""
-    inner = getattr(module, function, None)
-    if inner is None:
-        return
+    """Add the seconds of every call of `module.function` to a phase."""
+    inner = getattr(module, function)
 
     def outer(*args: Any, **kwargs: Any) -> Any:
         with phase(phases, name):
@@ -360,6 +368,11 @@ def spread_of(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
+def seconds(row: Mapping[str, Any]) -> str:
+    """Median and range of a row, for the table."""
+    return "{median:.2f} ({min:.2f}-{max:.2f})".format(**row["seconds"])
+
+
 def _say(text: str) -> None:
     sys.stderr.write(f"{text}\n")
 
@@ -372,9 +385,7 @@ def arguments(doc: str | None, *, repeats: int, quick: int) -> argparse.Namespac
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--quick", action="store_true", help=f"{quick} timed runs instead of {repeats}"
-    )
+    parser.add_argument("--quick", action="store_true", help=f"less work a run, {quick} timed runs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     parser.add_argument("--repeats", type=int, metavar="N", help="timed runs a side")
     given = parser.parse_args()
@@ -424,6 +435,7 @@ def write(
         "schema": SCHEMA,
         "name": name,
         "commit": provenance.commit(),
+        "quick": QUICK,
         "machine": dict(made_on),
         "rows": list(rows),
         "summary": dict(summary),

@@ -3,10 +3,11 @@
 Writes docs/proof/*.json, with the commit and the machine they belong to.
 
     python -m tests.prove seeds [SEED ...]   the whole loop; 0, 1, 2 and the commit's own
-    python -m tests.prove kills [N]          SIGKILL in every stage, N times, run again: same report
+    python -m tests.prove kills [N]          SIGKILL in every stage, N times: the same weights
     python -m tests.prove                    both
 """
 
+import hashlib
 import json
 import os
 import random
@@ -46,6 +47,12 @@ def without_times(report: Any) -> Any:
     if isinstance(report, dict):
         return {k: without_times(v) for k, v in report.items() if k not in TIMES}
     return [without_times(one) for one in report] if isinstance(report, list) else report
+
+
+def weights(out: Path) -> dict[str, str]:
+    """sha256 of every adapter and head of a run, by its path."""
+    files = sorted(out.glob("*/adapter/*.safetensors"))
+    return {str(f.relative_to(out)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
 def stamp() -> dict[str, Any]:
@@ -114,6 +121,7 @@ def prove_kills(rounds: int) -> bool:
         calm = Path(folder) / "calm" / "run"
         subprocess.run(command(calm, *SMALL), check=True, env=offline(), stdout=subprocess.DEVNULL)
         expected = without_times(json.loads((calm / "report.json").read_text()))
+        expected_weights = weights(calm)
         ledger = json.loads((calm / "ledger.json").read_text())
         stages = {name: row["seconds"] for name, row in ledger.items() if "seconds" in row}
         for number in range(rounds):
@@ -127,6 +135,7 @@ def prove_kills(rounds: int) -> bool:
                 {
                     "killed_in": [s for s, k in zip(stages, kills, strict=True) if k],
                     "same_report": same,
+                    "same_weights": weights(out) == expected_weights,
                 }
             )
             tell(f"kills {number}: {results[-1]}")
@@ -134,7 +143,7 @@ def prove_kills(rounds: int) -> bool:
         "kills.json",
         {**stamp(), "command": f"python -m tests.prove kills {rounds}", "runs": results},
     )
-    return all(r["same_report"] and r["killed_in"] for r in results)
+    return all(r["same_report"] and r["same_weights"] and r["killed_in"] for r in results)
 
 
 def kill_in(out: Path, stage: str, seconds: float) -> bool:

@@ -35,7 +35,7 @@ def everything(adapters, head, batch):
     """Log-probabilities, entropies, values and scores of a batch."""
     with torch.no_grad(), adapters.using("policy"):
         return (
-            *token_stats(adapters, batch),
+            *token_stats(adapters, batch, head=head),
             token_values(adapters, head, batch),
             completion_scores(adapters, head, batch),
         )
@@ -50,10 +50,10 @@ def test_partners_change_nothing(adapters, head):
         found = everything(adapters, head, batch)
         for row, i in enumerate(order):
             n = len(EXAMPLES[i].completion)
-            for here, there in zip(found[:3], alone[i][:3], strict=True):
+            for here, there in zip(found[:4], alone[i][:4], strict=True):
                 assert torch.allclose(here[row, :n], there[0], atol=1e-5)
                 assert not here[row, n:].any()
-            assert torch.allclose(found[3][row], alone[i][3][0], atol=1e-5)
+            assert torch.allclose(found[4][row], alone[i][4][0], atol=1e-5)
 
 
 def test_what_stands_behind_a_mask_changes_nothing(adapters, head):
@@ -230,7 +230,11 @@ def test_no_tensor_of_batch_by_time_by_vocabulary_is_made(adapters, head):
 
 
 def test_two_forwards_in_train_mode_are_the_same(adapters, head):
-    """No dropout, of LoRA or of attention, anywhere."""
+    """No dropout, of LoRA or of attention, even where the base was trained with it."""
+    layers = [m for m in adapters.base.model.modules() if hasattr(m, "attention_dropout")]
+    assert len(layers) == adapters.base.model.config.num_hidden_layers
+    for layer in layers:
+        layer.attention_dropout = 0.5
     batch = collate(adapters.base, EXAMPLES)
     with torch.no_grad(), adapters.using("policy"), adapters.training():
         assert torch.equal(token_values(adapters, head, batch), token_values(adapters, head, batch))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ from alpaca_rlhf.evaluation.report import validate_report
 from alpaca_rlhf.pipeline import order, run_loop
 from alpaca_rlhf.quickstart import QUICKSTART
 from alpaca_rlhf.settings import Loop
-from tests.prove import SMALL, kill_in, without_times
+from tests.prove import SMALL, kill_in, weights, without_times
 
 
 class Quiet:
@@ -160,12 +161,18 @@ def test_interrupted_in_every_stage_it_ends_with_the_same_report(calm, tmp_path)
     assert without_times(run(out)) == without_times(report_of(calm))
 
 
-def test_killed_twice_it_ends_with_the_same_report(calm, tmp_path):
-    """SIGKILL: nothing is tidied up. `make prove` does it in every stage."""
-    out = tmp_path / "run"
-    assert kill_in(out, "generate", 0.5)
-    assert kill_in(out, "ppo", 0.9)
-    assert without_times(run(out)) == without_times(report_of(calm))
+def test_killed_twice_in_every_training_stage_it_ends_with_the_same_weights(calm, tmp_path):
+    """SIGKILL at random moments: nothing is tidied up. `make prove` does it ten times."""
+    out, seed = tmp_path / "run", random.SystemRandom().randrange(2**32)
+    rng = random.Random(seed)
+    took = json.loads((calm / "ledger.json").read_text())
+    for stage in ("sft", "reward", "ppo", "best_of_k"):
+        # the second one may come after the end of the stage
+        assert kill_in(out, stage, took[stage]["seconds"] * rng.uniform(0.05, 0.6)), seed
+        kill_in(out, stage, took[stage]["seconds"] * rng.uniform(0.05, 0.6))
+    assert without_times(run(out)) == without_times(report_of(calm)), f"moments of seed {seed}"
+    assert len(weights(calm)) == 5, "four adapters and the reward model's head"
+    assert weights(out) == weights(calm), f"moments of seed {seed}"
 
 
 def test_another_seed_changes_everything_random(calm, tmp_path):

@@ -59,7 +59,7 @@ def reward(adapters, folder, log):
     return adapters.parameters("reward") | {"head": head.weight}, result
 
 
-def ppo(adapters, folder, log):
+def ppo(adapters, folder, log, trunk="detached"):
     """Batches of 9 completions, minibatches of 3."""
     settings = PPO(
         updates=2,
@@ -69,7 +69,7 @@ def ppo(adapters, folder, log):
         epochs=2,
         lr=1e-3,
         max_new_tokens=8,
-        value=Value(lr=1e-3, warmup=0),
+        value=Value(trunk=trunk, lr=1e-3, warmup=0),
         save_every=1,
         clip=Clip(kl_stop=100.0),
     )
@@ -84,8 +84,14 @@ def ppo(adapters, folder, log):
         checkpoints=Checkpoints(folder),
         log=log,
     )
-    value = {f"value {key}": p for key, p in adapters.parameters("value").items()}
-    return adapters.parameters("policy") | value, None
+    value = adapters.parameters("value") if trunk == "separate" else {}
+    named = {f"value {key}": p for key, p in value.items()}
+    return adapters.parameters("policy") | named, None
+
+
+def ppo_separate(adapters, folder, log):
+    """The same with an adapter for the value."""
+    return ppo(adapters, folder, log, trunk="separate")
 
 
 def best_of_k(adapters, folder, log):
@@ -119,7 +125,13 @@ def best_of_k(adapters, folder, log):
     return adapters.parameters("policy"), (result, drawn, winners)
 
 
-STAGES = {"sft": sft, "reward": reward, "ppo": ppo, "best_of_k": best_of_k}
+STAGES = {
+    "sft": sft,
+    "reward": reward,
+    "ppo": ppo,
+    "ppo_separate": ppo_separate,
+    "best_of_k": best_of_k,
+}
 
 
 def refusing(out):

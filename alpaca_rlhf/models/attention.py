@@ -3,7 +3,8 @@
 The rows of a batch lie end to end in one row of N tokens, so that every linear layer works on real
 tokens only. For the attention alone they are laid out as rows again, where the causal order hides
 what fills them up. It is one path for CPU and GPU, on torch's own scaled-dot-product attention, and
-needs neither flash-attn nor a mask of N x N.
+needs neither flash-attn nor a mask of N x N. Nothing is dropped out of it, whatever the base's
+configuration says: PPO's ratio and the reward model's scores must not be noise.
 
 Registered with transformers under `NAME`. Where no packing is given, as in the decode loop or in a
 forward of somebody else's, it is transformers' own `sdpa`, masks and all.
@@ -88,6 +89,7 @@ def _attention(
     packing: Packing | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
+    options["dropout"] = 0.0
     if packing is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     # On a CPU the backward of torch's kernel takes three times as long in bf16 as in fp32, and

@@ -23,17 +23,23 @@ class TokenStats(NamedTuple):
     """(B, C) float32; 0 where masked."""
     entropy: Tensor
     """(B, C) float32 entropy of the whole distribution in nats, no gradient; 0 where masked."""
+    values: Tensor | None
+    """(B, C) float32 value of the state before it, if a head was given; 0 where masked."""
 
 
-def token_stats(adapters: Adapters, batch: Batch, *, temperature: float = 1.0) -> TokenStats:
-    """Log-probability and entropy of the completion tokens at a temperature, in fp32."""
+def token_stats(
+    adapters: Adapters, batch: Batch, *, temperature: float = 1.0, head: ScalarHead | None = None
+) -> TokenStats:
+    """Log-probability and entropy of the completion tokens at a temperature, in fp32.
+
+    With a head, the values it reads from the same states.
+    """
     places = batch.completion
-    hidden = adapters.hidden(batch)
-    found = adapters.chosen(
-        hidden[places - 1], batch.ids[places], temperature=temperature, entropy=True
-    )
+    states = adapters.hidden(batch)[places - 1]
+    found = adapters.chosen(states, batch.ids[places], temperature=temperature, entropy=True)
     assert found.entropy is not None
-    return TokenStats(batch.spread(found.logprobs), batch.spread(found.entropy))
+    values = None if head is None else batch.spread(head(states))
+    return TokenStats(batch.spread(found.logprobs), batch.spread(found.entropy), values)
 
 
 def token_logprobs(adapters: Adapters, batch: Batch) -> Tensor:

@@ -75,9 +75,10 @@ def sample(
                 ],
                 axis=0,
             )
-            drawn = _decode(
-                adapters, [prompts[i] for i in group], k, sampling, torch.from_numpy(noise)
-            )
+            with adapters.decoding():
+                drawn = _decode(
+                    adapters, [prompts[i] for i in group], k, sampling, torch.from_numpy(noise)
+                )
             for n, i in enumerate(group):
                 results[i] = drawn[n * k : (n + 1) * k]
             if on_batch is not None:
@@ -188,6 +189,20 @@ def logprobs(
             for part in micro_batches(batch, micro_batch_size)
         ]
     return torch.cat([p.logprobs for p in parts]), torch.cat([p.entropy for p in parts])
+
+
+@torch.no_grad()
+def logprobs_and_values(
+    adapters: Adapters, role: str, head: ScalarHead, batch: Batch, *, micro_batch_size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, C) log-probabilities, entropies and values, each row of one forward."""
+    with adapters.using(role):
+        parts = [
+            token_stats(adapters, part, head=head)
+            for part in micro_batches(batch, micro_batch_size)
+        ]
+    logprobs, entropy, values = zip(*parts, strict=True)
+    return torch.cat(logprobs), torch.cat(entropy), torch.cat(values)
 
 
 @torch.no_grad()

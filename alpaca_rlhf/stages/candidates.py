@@ -94,8 +94,9 @@ def _kept(ctx: Context, round_: int, made_of: Mapping[str, Any]) -> Pool | None:
     """What an earlier sitting kept, if it is made of the same."""
     noted = _noted(ctx, round_)
     if noted.get("made_of") != made_of:
-        if noted:  # what was learned from the others so far belongs to them
+        if noted and processes.main():  # what was learned from the others so far belongs to them
             forget(ctx.run, suffixed("best_of_k", round_))
+        processes.wait()
         return None
     if not _is_whole(ctx, round_):
         logger.warning("%s is not what was written; made anew", ctx.run.path / _file(round_))

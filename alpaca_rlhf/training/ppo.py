@@ -207,13 +207,20 @@ def collect(
         every = processes.gather(list(zip(*(one.cpu() for one in found), strict=True)))
         return [torch.stack(one).to(base.device) for one in zip(*every, strict=True)]
 
-    old, entropy = rows(lambda b, n: runs.logprobs(adapters, "policy", b, micro_batch_size=n))
+    if critic.joint:
+        old, entropy, values = rows(
+            lambda b, n: runs.logprobs_and_values(
+                adapters, "policy", critic.head, b, micro_batch_size=n
+            )
+        )
+    else:
+        old, entropy = rows(lambda b, n: runs.logprobs(adapters, "policy", b, micro_batch_size=n))
+        (values,) = rows(
+            lambda b, n: (runs.values(adapters, critic.role, critic.head, b, micro_batch_size=n),)
+        )
     reference, _ = rows(lambda b, n: runs.logprobs(adapters, "sft", b, micro_batch_size=n))
     (scores,) = rows(
         lambda b, n: (runs.scores(adapters, "reward", reward_head, b, micro_batch_size=n),)
-    )
-    (values,) = rows(
-        lambda b, n: (runs.values(adapters, critic.role, critic.head, b, micro_batch_size=n),)
     )
     finished = torch.tensor([c.finished for c in completions], device=base.device)
     raw = scores.clone()

@@ -1,0 +1,81 @@
+"""The benchmarks' own measures: FLOPs, live bytes and the floor, on what can be worked by hand."""
+
+import bitsandbytes as bnb
+import pytest
+import torch
+
+from alpaca_rlhf.models.adapters import Adapters
+from alpaca_rlhf.models.base import load_base
+from alpaca_rlhf.models.batches import Example, collate
+from alpaca_rlhf.settings import Lora
+from benchmarks import measure
+from benchmarks.lengths import ALPACA, spread
+from benchmarks.little_llama import Shape, random_ids, write_checkpoint
+
+SHAPE = Shape(hidden=64, inner=96, layers=2, heads=2, vocabulary=128, rank=4)
+
+
+def test_live_bytes_count_a_storage_once_until_it_dies():
+    weight = torch.zeros(10, 10)
+    with measure.LiveBytes([weight]) as live:
+        assert live.start == 400
+        made = weight + 1
+        view = made.t()[2:]
+        assert live.live == 800, "a view is the same storage"
+        del made
+        assert live.live == 800
+        del view
+        assert live.live == 400
+        weight @ weight
+    assert live.peak == 800
+
+
+def test_live_bytes_see_what_autograd_keeps():
+    x = torch.ones(100, requires_grad=True)
+    with measure.LiveBytes([x]) as live:
+        y = x.exp().exp().sum()
+        assert live.live >= 3 * 400, "the input and both results are saved for the backward"
+        y.backward()
+        del y
+    assert live.live <= 2 * 400, "the input and its gradient"
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_four_bit_product_counts_as_any_other(grad):
+    layer = bnb.nn.Linear4bit(64, 32, bias=False, quant_type="nf4", compute_dtype=torch.float32)
+    layer.weight = bnb.nn.Params4bit(torch.randn(32, 64), requires_grad=False, quant_type="nf4")
+    layer = layer.to("cpu")
+    x = torch.randn(5, 64, requires_grad=grad)
+    with torch.set_grad_enabled(grad), measure.flop_counter() as flops:
+        layer(x)
+    assert flops.get_total_flops() == 2 * 5 * 64 * 32
+
+
+@pytest.mark.parametrize("length", [7, 40])
+def test_the_floor_of_a_forward_is_what_the_kit_does(tmp_path, length):
+    """Torch counts the whole square of attention; the floor holds half of it and the diagonal."""
+    base = load_base(str(write_checkpoint(tmp_path, SHAPE)), device="cpu")
+    adapters = Adapters(base, Lora(r=SHAPE.rank), template="brief")
+    adapters.add("policy")
+    ids = tuple(random_ids(length, seed=0, shape=SHAPE))
+    batch = collate(base, [Example(ids[:3], ids[3:])])
+    adapters.trainable("policy")
+    with adapters.using("policy"):
+        with measure.flop_counter() as forward:
+            states = adapters.hidden(batch)
+        with measure.flop_counter() as backward:
+            states.sum().backward()
+    beyond = SHAPE.layers * 2 * SHAPE.hidden * length * (length - 1)
+    assert forward.get_total_flops() == SHAPE.forward(length) + beyond
+    # torch counts five products for the backward of attention, one made anew, where four must be
+    square = SHAPE.layers * 2 * SHAPE.hidden * length * length
+    more = 5 * square - SHAPE.layers * 4 * SHAPE.hidden * length * (length + 1)
+    assert backward.get_total_flops() == SHAPE.backward(length) + more
+
+
+def test_a_spread_stands_for_the_whole_list():
+    assert spread(128) == list(ALPACA)
+    few = spread(16)
+    assert len(few) == 16 and few == sorted(few, key=lambda pair: sum(pair))
+    mean = sum(p + c for p, c in ALPACA) / len(ALPACA)
+    assert abs(sum(p + c for p, c in few) / 16 - mean) < 0.05 * mean
