@@ -15,15 +15,16 @@ import re
 import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Tokenizer = Literal["unicode", "rouge"]
+G = TypeVar("G")
 
 _ROUGE_TOKEN = re.compile("[a-z0-9]+")
 # Scripts written without spaces, whose characters are tokens of their own: Thai and Lao, Burmese,
@@ -158,6 +159,29 @@ class NoveltyIndex:
         """The nearest row if it is above the threshold; None if the text is new."""
         found = self.duplicates(text)
         return found[0] if found else None
+
+    def by_group(self, text: str, group_of: Callable[[int], G]) -> dict[G, Neighbour]:
+        """For each group with a row above the threshold, the earliest such row.
+
+        Rows of a group that has been found are not scored, so thousands of near-duplicates of each
+        other cost little more than one.
+
+        Args:
+            text: Any text.
+            group_of: Row number to its group.
+        """
+        query = self._query(text)
+        found: dict[G, Neighbour] = {}
+        if not query:
+            return found
+        masks = _masks(query)
+        for row in self._candidates(query):
+            group = group_of(row)
+            if group not in found:
+                score = self._score(masks, len(query), row)
+                if score > self.threshold:
+                    found[group] = Neighbour(score, row)
+        return found
 
     def nearest(self, text: str) -> Neighbour | None:
         """The nearest row whatever its score, earlier ones first; None if none has a token."""
