@@ -97,7 +97,8 @@ def deal(
             drops.append(_between(prompts[number], [earlier[one] for one in near.values()]))
             apart.add(number)
         else:
-            touched |= {number: earlier[one] for one in near.values()}
+            for one in near.values():
+                touched[number] = earlier[one]
             for other in new.by_group(said, forest.root):
                 forest.join(other, number)
             new.add(number, said)

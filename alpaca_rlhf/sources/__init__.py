@@ -60,10 +60,10 @@ def source_of(settings: Loop) -> Source:
         once = {row.id: row for row in read_prompts(inputs.prompts)}
         splits |= split_prompts(list(once.values()), sizes=sizes, seed=settings.seed)
     if inputs.splits is not None:
-        for name in ("rank", "ppo", "eval"):
-            own = {one: n for one, n in sizes.items() if one.partition(".")[0] == name}
-            if own:
-                splits |= _dealt(inputs.splits / f"{name}.jsonl", own, settings.seed)
+        for file in ("rank", "ppo", "eval"):
+            of_file = {name: n for name, n in sizes.items() if name.partition(".")[0] == file}
+            if of_file:
+                splits |= _dealt(inputs.splits / f"{file}.jsonl", of_file, settings.seed)
     if inputs.rankings is not None:
         wall = Firewall()
         for name, own in {"sft": answered_prompts(rows), **splits}.items():
