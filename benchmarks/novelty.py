@@ -312,6 +312,7 @@ def main() -> None:
             summary,
             pool={"rows": len(pool), "chinese": CHINESE},
             parity=parity,
+            libraries={"rouge_score": "0.1.2", "rapidfuzz": "3.14.6"},
             checked_by_rouge_score=min(given.repeats, len(asked)),
             end_to_end={
                 name: {"cpu_seconds": seconds, "candidates": len(pool), "new": kept}

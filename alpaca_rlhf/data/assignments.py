@@ -92,13 +92,13 @@ def deal(
     touched: dict[int, Assigned] = {}  # new prompt to an earlier one that it lies near
     apart: set[int] = set()
     for number, said in enumerate(texts):
-        near = old.by_group(said, lambda one: earlier[one].split)
+        near = [earlier[at] for at in old.by_group(said, lambda at: earlier[at].split).values()]
         if len(near) > 1:
-            drops.append(_between(prompts[number], [earlier[one] for one in near.values()]))
+            drops.append(_between(prompts[number], near))
             apart.add(number)
         else:
-            for one in near.values():
-                touched[number] = earlier[one]
+            if near:
+                touched[number] = near[0]
             for other in new.by_group(said, forest.root):
                 forest.join(other, number)
             new.add(number, said)
