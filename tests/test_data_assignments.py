@@ -262,6 +262,24 @@ def test_what_the_command_refuses(words, message, tmp_path, monkeypatch, capsys)
     assert message in told and told.count("\n") == 1
 
 
+def test_no_file_is_lost_to_the_command(tmp_path, capsys) -> None:
+    rows = write(tmp_path / "rows.jsonl", ["Name three colours.", "Say hello to Ann."])
+    foreign = tmp_path / "mine"
+    own = write(foreign / "sft.jsonl", ["Something that I wrote myself."]).read_text()
+    assert split("--data", rows, "--out", foreign) == 2
+    assert "holds sft.jsonl but no assignments.jsonl" in capsys.readouterr().err
+    assert (foreign / "sft.jsonl").read_text() == own
+    out = tmp_path / "out"
+    assert split("--data", rows, "--out", out) == 0
+    assert split("--data", out / "sft.jsonl", "--out", out) == 2
+    assert "is written anew by this command" in capsys.readouterr().err
+    assert len(everything(read(out))) == 2
+    fewer = write(tmp_path / "fewer.jsonl", ["Say hello to Ann."])
+    assert split("--data", fewer, "--out", out) == 0
+    assert "1 prompts assigned before are not among these rows" in capsys.readouterr().out
+    assert len(read_assignments(out / "assignments.jsonl")) == 2
+
+
 def test_real_splits_are_disjoint(shared: Path, tmp_path: Path) -> None:
     """All of Alpaca's subset; 25 prompts of each split against all of the others, brute force."""
     assert split("--data", shared / "data" / "alpaca_17k.jsonl.gz", "--out", tmp_path) == 0

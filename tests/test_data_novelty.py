@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alpaca_rlhf.data import NoveltyIndex, read_prompts, tokens
+from alpaca_rlhf.data import NoveltyIndex, novelty, read_prompts, tokens
 
 try:
     from rouge_score.rouge_scorer import RougeScorer
@@ -189,7 +189,7 @@ def test_every_answer_is_that_of_brute_force(rows, query, threshold) -> None:
     assert (near.score if near else 0.0) == best
     if near:
         assert near.row == min(row for row, score in true.items() if score == best)
-    groups = index.by_group(text, lambda row: row % 3)
+    groups = index.by_group(text, lambda rows: rows % 3)
     assert {group: one.row for group, one in groups.items()} == {
         group: min(row for _, row in above if row % 3 == group)
         for group in {row % 3 for _, row in above}
@@ -215,6 +215,27 @@ def test_the_least_lcs_of_every_pair_of_lengths_is_the_first_above_the_threshold
                 index.add(" ".join(names[:common] + [f"row{i}" for i in range(n - common)]))
                 query = " ".join(names[:common] + [f"ask{i}" for i in range(m - common)])
                 assert (index.duplicate(query) is not None) is (common == first)
+
+
+def test_few_rows_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of common words in every order: most are ruled out before any subsequence is sought."""
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices(LETTERS, k=rng.randint(8, 14))) for _ in range(2000)]
+    index = NoveltyIndex()
+    for text in texts:
+        index.add(text)
+    scored = []
+    inner = novelty._lcs
+    monkeypatch.setattr(novelty, "_lcs", lambda *given: scored.append(1) or inner(*given))
+    for text in texts[:300]:
+        assert index.duplicates(text)
+    assert len(scored) < 10 * 300
+    index = NoveltyIndex()
+    for number in range(400):  # a template: all are near each other
+        index.add(f"please tell me what is {number} and nothing else")
+    scored.clear()
+    near = index.by_group("please tell me what is love and nothing else", lambda rows: 0 * rows)
+    assert near.keys() == {0} and len(scored) == 1
 
 
 def test_an_index_only_grows_and_answers_in_between() -> None:

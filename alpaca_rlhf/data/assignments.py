@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.data.clusters import NEAR, Forest, answered_prompts, prompt_text
@@ -21,7 +25,6 @@ from alpaca_rlhf.data.novelty import NoveltyIndex
 from alpaca_rlhf.files import atomic_write, json_text
 from alpaca_rlhf.records import Instruction
 
-G = TypeVar("G")
 Progress = Callable[[int, int], None]
 """Told how many prompts are looked at, of how many."""
 
@@ -88,18 +91,20 @@ def deal(
     old, new = _Texts(), _Texts()
     for number, one in enumerate(earlier):
         old.add(number, one.texts)
+    names = {one.split: number for number, one in enumerate(earlier)}
+    splits = np.array([names[one.split] for one in earlier], dtype=np.intp)
     forest = Forest(len(prompts))
     touched: dict[int, Assigned] = {}  # new prompt to an earlier one that it lies near
     apart: set[int] = set()
     for number, said in enumerate(texts):
-        near = [earlier[at] for at in old.by_group(said, lambda at: earlier[at].split).values()]
+        near = [earlier[at] for at in old.by_group(said, splits).values()]
         if len(near) > 1:
             drops.append(_between(prompts[number], near))
             apart.add(number)
         else:
             if near:
                 touched[number] = near[0]
-            for other in new.by_group(said, forest.root):
+            for other in new.by_group(said, forest.group):
                 forest.join(other, number)
             new.add(number, said)
         told(number + 1)
@@ -174,20 +179,21 @@ class _Texts:
 
     def __init__(self) -> None:
         self._index = NoveltyIndex(NEAR)
-        self._owner: list[int] = []
+        self._owners = array("q")
 
     def add(self, number: int, texts: Iterable[str]) -> None:
         for text in texts:
             self._index.add(text)
-            self._owner.append(number)
+            self._owners.append(number)
 
-    def by_group(self, texts: Iterable[str], group_of: Callable[[int], G]) -> dict[G, int]:
-        """Group to a prompt of it that lies near one of the texts."""
-        found: dict[G, int] = {}
+    def by_group(self, texts: Iterable[str], groups: NDArray[np.intp]) -> dict[int, int]:
+        """Group to a prompt of it that lies near one of the texts; `groups` has each prompt's."""
+        found: dict[int, int] = {}
+        owners = np.frombuffer(self._owners, dtype=np.intp)
         for text in texts:
-            near = self._index.by_group(text, lambda row: group_of(self._owner[row]))
+            near = self._index.by_group(text, lambda rows: groups[owners[rows]])
             for group, one in near.items():
-                found.setdefault(group, self._owner[one.row])
+                found.setdefault(group, self._owners[one.row])
         return found
 
 

@@ -7,7 +7,11 @@ prompt with a key is never compared with one without.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from alpaca_rlhf.data.novelty import NoveltyIndex
 from alpaca_rlhf.records import Instruction
@@ -58,7 +62,7 @@ class Near:
         self.rows: list[Instruction] = []
         self._by_key: dict[str, list[int]] = {}
         self._index = NoveltyIndex(NEAR)
-        self._indexed: list[int] = []
+        self._indexed = array("q")
 
     def add(self, row: Instruction) -> int:
         """Remember a prompt and return its number: 0, 1, 2 ..."""
@@ -81,42 +85,43 @@ class Near:
             (one.score, self._indexed[one.row]) for one in self._index.duplicates(prompt_text(row))
         ]
 
-    def groups(self, row: Instruction, group_of: Callable[[int], int]) -> set[int]:
-        """The groups that hold a prompt near `row`; `group_of` gives the group of a number."""
+    def groups(self, row: Instruction, groups: NDArray[np.intp]) -> set[int]:
+        """The groups that hold a prompt near `row`; `groups` (N,) has the group of each number."""
         key = self._key(row) if self._key else None
         if key is not None:
-            return {group_of(number) for number in self._by_key.get(key, ())}
-        return set(self._index.by_group(prompt_text(row), lambda one: group_of(self._indexed[one])))
+            return set(groups[self._by_key.get(key, [])].tolist())
+        numbers = np.frombuffer(self._indexed, dtype=np.intp)
+        return set(self._index.by_group(prompt_text(row), lambda rows: groups[numbers[rows]]))
 
 
 class Forest:
-    """Things joined into groups; a group is known by the least of their numbers.
+    """Things joined into groups; a group has the number of one of them.
 
     Args:
         size: How many things there are, each alone at first.
     """
 
     def __init__(self, size: int) -> None:
-        self._parent = list(range(size))
-
-    def root(self, number: int) -> int:
-        """The group of a thing."""
-        parent = self._parent
-        while parent[number] != number:
-            parent[number] = parent[parent[number]]
-            number = parent[number]
-        return number
+        self.group: NDArray[np.intp] = np.arange(size)
+        self._members: dict[int, list[int]] = {}  # of groups of two and more
 
     def join(self, one: int, other: int) -> None:
-        """Make one group of two."""
-        first, second = sorted((self.root(one), self.root(other)))
-        self._parent[second] = first
+        """Make one group of two; the smaller one is renamed."""
+        large, small = int(self.group[one]), int(self.group[other])
+        if large == small:
+            return
+        kept, moved = self._members.pop(large, [large]), self._members.pop(small, [small])
+        if len(kept) < len(moved):
+            large, kept, moved = small, moved, kept
+        self.group[moved] = large
+        kept.extend(moved)
+        self._members[large] = kept
 
     def groups(self) -> list[list[int]]:
         """All groups, each ascending, in the order of their least numbers."""
         members: dict[int, list[int]] = {}
-        for number in range(len(self._parent)):
-            members.setdefault(self.root(number), []).append(number)
+        for number, group in enumerate(self.group.tolist()):
+            members.setdefault(group, []).append(number)
         return list(members.values())
 
 
@@ -125,7 +130,7 @@ def clusters(rows: Sequence[Instruction], key: Key | None = None) -> list[list[I
     near, forest = Near(key), Forest(len(rows))
     same_id: dict[str, int] = {}  # a text without any token is near nothing, but it is itself
     for number, row in enumerate(rows):
-        for other in [same_id.setdefault(row.id, number), *near.groups(row, forest.root)]:
+        for other in [same_id.setdefault(row.id, number), *near.groups(row, forest.group)]:
             forest.join(other, number)
         near.add(row)
     return [[rows[number] for number in group] for group in forest.groups()]

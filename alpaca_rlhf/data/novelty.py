@@ -18,13 +18,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Tokenizer = Literal["unicode", "rouge"]
-G = TypeVar("G")
+GroupsOf = Callable[[NDArray[np.intp]], NDArray[np.intp]]
+"""Row numbers (N,) to the numbers of their groups (N,)."""
 
 _ROUGE_TOKEN = re.compile("[a-z0-9]+")
 # Scripts written without spaces, whose characters are tokens of their own: Thai and Lao, Burmese,
@@ -149,7 +150,7 @@ class NoveltyIndex:
         query = self._query(text)
         if not query:
             return []
-        rows = self._candidates(query)
+        rows = self._candidates(query).tolist()
         masks = _masks(query)
         scored = ((self._score(masks, len(query), row), row) for row in rows)
         found = [Neighbour(score, row) for score, row in scored if score > self.threshold]
@@ -160,27 +161,31 @@ class NoveltyIndex:
         found = self.duplicates(text)
         return found[0] if found else None
 
-    def by_group(self, text: str, group_of: Callable[[int], G]) -> dict[G, Neighbour]:
+    def by_group(self, text: str, groups_of: GroupsOf) -> dict[int, Neighbour]:
         """For each group with a row above the threshold, the earliest such row.
 
-        Rows of a group that has been found are not scored, so thousands of near-duplicates of each
-        other cost little more than one.
+        No row of a group is scored once one is found, so thousands of near-duplicates of each other
+        cost little more than one.
 
         Args:
             text: Any text.
-            group_of: Row number to its group.
+            groups_of: Row numbers (N,) to the numbers of their groups (N,).
         """
         query = self._query(text)
-        found: dict[G, Neighbour] = {}
+        found: dict[int, Neighbour] = {}
         if not query:
             return found
         masks = _masks(query)
-        for row in self._candidates(query):
-            group = group_of(row)
-            if group not in found:
+        rows = self._candidates(query)
+        groups = groups_of(rows)
+        order = groups.argsort(kind="stable")
+        names, starts = np.unique(groups[order], return_index=True)
+        for name, own in zip(names.tolist(), np.split(rows[order], starts[1:]), strict=False):
+            for row in map(int, own):
                 score = self._score(masks, len(query), row)
                 if score > self.threshold:
-                    found[group] = Neighbour(score, row)
+                    found[name] = Neighbour(score, row)
+                    break
         return found
 
     def nearest(self, text: str) -> Neighbour | None:
@@ -223,8 +228,8 @@ class NoveltyIndex:
                 found.append(np.frombuffer(self._postings[one][nth], dtype=np.intc))
         return found
 
-    def _candidates(self, query: Sequence[int]) -> list[int]:
-        """Rows that may lie above the threshold: all that do, and few others."""
+    def _candidates(self, query: Sequence[int]) -> NDArray[np.intp]:
+        """Rows that may lie above the threshold, ascending: all that do, and few others."""
         m = len(query)
         least = _least_lcs(self.threshold, m) if m <= _TABLE_KEPT else _made(self.threshold, m)
         postings = sorted(self._posted(query), key=len)
@@ -233,7 +238,7 @@ class NoveltyIndex:
         fewest = int(least.min())
         rarest = len(postings) - fewest + 1
         if rarest <= 0:
-            return []
+            return np.empty(0, dtype=np.intp)
         counts, touched = self._counts, np.concatenate(postings[:rarest])
         for posting in postings[:rarest]:
             counts[posting] += 1
@@ -251,7 +256,7 @@ class NoveltyIndex:
             shared = shared + (posting[at] == rows)
             kept = shared + left >= needed
             rows, shared, needed = rows[kept], shared[kept], needed[kept]
-        return [int(row) for row in rows]
+        return rows.astype(np.intp)
 
     def _score(self, masks: dict[int, int], m: int, row: int) -> float:
         ids = self._ids[self._starts[row] : self._starts[row + 1]]

@@ -85,8 +85,7 @@ def run(asked: Split, terminal: Terminal) -> int:
         UserError: A file cannot be read or written, or nothing is left to deal.
     """
     out = asked.out
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: is a file; give a folder")
+    _refuse_what_would_be_lost(asked)
     earlier = read_assignments(out / _ASSIGNMENTS)
     shares = asdict(asked.shares)
     listed = ", ".join(f"{name} {share:g}" for name, share in shares.items())
@@ -110,10 +109,38 @@ def run(asked: Split, terminal: Terminal) -> int:
     for name, own in files.items():
         write_instructions(out / f"{name}.jsonl", own)
     atomic_write(out / _DROPS, "".join(json_text(_drop_json(one), _DROPS) + "\n" for one in drops))
+    here = {row.id for row in rows}
+    absent = sum(one.id not in here for one in earlier)
     total = len(dealt.assigned)
     terminal.finish("split", f"{total - len(earlier)} new prompts of {total}")
+    if absent:
+        terminal.say(
+            f"  {absent} prompts assigned before are not among these rows: their places stay "
+            "taken, but the files below do not hold them"
+        )
     _tell(terminal, asked, files, drops)
     return 0
+
+
+def _refuse_what_would_be_lost(asked: Split) -> None:
+    """Refuse a folder whose files are not ours, and to read the files that are written anew."""
+    out = asked.out
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file; give a folder")
+    written = [out / f"{name}.jsonl" for name in asdict(asked.shares)]
+    if not (out / _ASSIGNMENTS).exists():
+        for path in [*written, out / _DROPS]:
+            if path.exists():
+                raise UserError(
+                    f"--out {out}: holds {path.name} but no {_ASSIGNMENTS}, so it is not a folder "
+                    "of splits; give another"
+                )
+    for path in asked.data:
+        if path.resolve() in [one.resolve() for one in written]:
+            raise UserError(
+                f"--data {path}: is written anew by this command; give the files it was made from, "
+                "or another --out"
+            )
 
 
 def _clean(
