@@ -106,6 +106,26 @@ def test_chinese_rows_are_different_and_near_each_other():
     assert not novelty.indexed(rows, "rouge").duplicates(rows[0]), "rouge tokens see none of it"
 
 
+@pytest.mark.parametrize("side", ["rouge_score", "rapidfuzz"])
+def test_the_sides_decide_alike(side):
+    pytest.importorskip(side, reason=f"compares with {side}, which is not installed")
+    rng = random.Random(0)
+    pool = [" ".join(rng.choices("abcdefghijkl", k=rng.randint(5, 20))) for _ in range(300)]
+    asked = [novelty.edited(rng, rng.choice(pool)) for _ in range(60)]
+    asked += novelty.at_border(rng, [text.split() for text in pool], 28)
+    index = novelty.indexed(pool, "rouge")
+    ours = [index.duplicate(text) is not None for text in asked]
+    assert {True, False} == set(ours)
+    if side == "rouge_score":
+        assert [novelty.Original(pool).duplicate(text) for text in asked] == ours
+    else:
+        packed = novelty.Packed(pool, "rouge")
+        assert [packed.duplicate(text) for text in asked] == ours
+        exact = [packed.exact(text) for text in asked]
+        assert [above for above, _ in exact] == ours
+        assert sum(border for _, border in exact) >= 28
+
+
 def test_the_pool_is_made_of_different_texts(shared):
     path = shared / "data" / "alpaca_17k.jsonl.gz"
     texts = novelty.texts(path, 20_000)
