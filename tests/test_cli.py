@@ -211,6 +211,7 @@ sys.exit(f"loads {heavy}" if heavy else code)
         (["--version"], 0),
         (["ppo", "--help"], 0),
         (["chat", "--help"], 0),
+        (["split", "--help"], 0),
         (["nonsense"], 2),
         (["loop", "--nonsense"], 2),
     ],
@@ -230,12 +231,18 @@ def test_the_overview_names_every_command_and_the_first_one_to_type(capsys):
     assert capsys.readouterr().out == f"alpaca-rlhf {__version__}\n"
 
 
-@pytest.mark.parametrize("name", [one for one in cli.COMMANDS if one != "chat"])
+@pytest.mark.parametrize("name", [one for one in cli.COMMANDS if one not in ("chat", "split")])
 def test_every_command_explains_its_flags(name, capsys):
     assert cli.main([name, "--help"]) == 0
     text = capsys.readouterr().out
     assert "--ppo.kl-coef" in text and "--config FILE.yaml" in text
     assert (str(QUICKSTART.ppo.lr) in text) == (name == "quickstart")
+
+
+def test_split_explains_its_flags(capsys):
+    assert cli.main(["split", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(flag in text for flag in ("--data", "--against", "--shares.sft", "--config"))
 
 
 @pytest.mark.parametrize("words", [["--help"], ["loop", "--help"]])
