@@ -102,7 +102,7 @@ def test_the_figures_are_those_of_the_proof(name):
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in (ROOT / name).read_text().splitlines()
-        if re.match(r"\| [^|]+ \| 0\.", line)
+        if re.match(r"\| [^|]+ \| 0\.\d{3} ", line)
     ]
     assert len(rows) == 5
     policies = [report["policies"][one] for one in ("base", "base_few_shot", "sft")]
@@ -115,3 +115,19 @@ def test_the_figures_are_those_of_the_proof(name):
             assert float(cells[5]) == pytest.approx(policy["win_rate_vs_sft"], abs=6e-3)
     accuracy = report["reward_models"][0]["held_out_accuracy"]
     assert f"{accuracy:.1%}" in (ROOT / name).read_text()
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_the_comparisons_are_those_of_the_benchmarks(name):
+    """Shares of the other side's time and memory, by the benchmark that stands beside them."""
+    rows = re.findall(
+        r"\| (0\.\d\d) .*?\| (0\.\d\d) .*?benchmarks/(\w+)\.py`", (ROOT / name).read_text()
+    )
+    assert {script for _, _, script in rows} == {"ppo_vs_trl", "sft_vs_trainer", "rollout"}
+    for time, memory, script in rows:
+        file = ROOT / "benchmarks" / "results" / f"{script}.json"
+        found = json.loads(file.read_text())["summary"]
+        faster = {"sft_vs_trainer": "tokens_per_second_ratio", "rollout": "speedup_vs_generate"}
+        share = 1 / found[faster[script]] if script in faster else found["wall_ratio"]
+        assert float(time) == pytest.approx(share, abs=6e-3)
+        assert float(memory) == pytest.approx(found["memory_ratio"], abs=6e-3)
