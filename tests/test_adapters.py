@@ -1,6 +1,7 @@
 """The switch, and the traps that it is there for."""
 
 import gc
+import json
 
 import pytest
 import torch
@@ -310,3 +311,26 @@ def test_saving_an_sft_adapter_that_learned_nothing_fails(tiny_folder, tmp_path)
     adapters = make(load(tiny_folder), "sft", trained=False)
     with pytest.raises(RuntimeError, match="nothing was trained"):
         adapters.save("sft", tmp_path / "sft")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"alpha_pattern": {"q_proj": 3}},
+        {"rank_pattern": {"q_proj": 3}},
+        {"lora_bias": True},
+        {"bias": "all"},
+        {"modules_to_save": ["lm_head"]},
+    ],
+)
+def test_an_adapter_that_is_not_plain_lora_is_refused(tiny_folder, tmp_path, values):
+    """It would load, and compute something else than it was trained to."""
+    adapters = make(load(tiny_folder), "sft")
+    adapters.save("sft", tmp_path / "sft")
+    path = tmp_path / "sft" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    (name,) = values
+    with pytest.raises(UserError, match=f"adapter_config.json: {name} is .*only plain LoRA"):
+        adapters.load("policy", tmp_path / "sft")

@@ -23,6 +23,7 @@ LAYERS = (
         "given",
         "settings",
         "bounds",
+        "randomness",
         "inputs",
         "ppo_settings",
         "processes",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -69,8 +70,10 @@ class Base:
 
     @property
     def context(self) -> int:
-        """Longest sequence, in tokens."""
-        return int(self.model.config.max_position_embeddings)
+        """Longest sequence, in tokens; attention sees all of it, so a sliding window ends it."""
+        config = self.model.config
+        window = getattr(config, "sliding_window", None)
+        return int(min(config.max_position_embeddings, window or math.inf))
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision that every forward runs in: rollouts, reference and training alike."""

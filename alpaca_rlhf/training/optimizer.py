@@ -95,6 +95,10 @@ class Learner:
         self.forget_gradients()
         return {"lr": lr, "grad_norm": float(norm)}
 
+    def skip(self) -> None:
+        """Let the schedule go on by a step that is not taken: the moments stay as they are."""
+        self.schedule.step()
+
     def state(self) -> dict[str, Any]:
         """Weights, optimiser and schedule, for a checkpoint."""
         return {

@@ -24,6 +24,7 @@ from alpaca_rlhf.models import rollout as runs
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import Batch, Example, collate, left_pad
 from alpaca_rlhf.models.heads import ScalarHead
+from alpaca_rlhf.randomness import derived_seed
 from alpaca_rlhf.records import Rollout
 from alpaca_rlhf.settings import PPO, Sampling
 from alpaca_rlhf.training.bad_batch import keeping_the_batch, readable
@@ -59,7 +60,7 @@ def _critic(adapters: Adapters, reward_head: ScalarHead, settings: PPO, seed: in
         head.load_state_dict(reward_head.state_dict())
         return Critic("value", head)
     torch.nn.init.zeros_(head.weight)
-    return Critic("policy", head, detached=settings.value.trunk == "detached")
+    return Critic("policy", head, settings.value.coef if settings.value.trunk == "shared" else 0.0)
 
 
 def train_ppo(
@@ -152,7 +153,7 @@ def train_ppo(
                 settings,
                 micro,
                 kl_coef=kl_coef.value,
-                seed=seed + update,
+                seed=derived_seed(seed, "update", update),
                 learns=update >= settings.value.warmup,
             )
             kl_coef.follow(metrics["kl"], len(rollout))
@@ -162,7 +163,7 @@ def train_ppo(
         "ppo",
         settings.updates,
         take,
-        {"policy": policy, "value": value, "kl_coef": kl_coef},
+        {"policy": policy, "value": value, "kl_coef": kl_coef, "micro": micro},
         checkpoints=checkpoints,
         save_every=settings.save_every,
         log=log,

@@ -100,12 +100,7 @@ def train_reward(
         optimizer=settings.optimizer,
     )
 
-    micro = MicroBatch(
-        stage,
-        "--reward.micro-batch-size",
-        settings.micro_batch_size,
-        lower="--reward.max-length or --rank.k",
-    )
+    micro = micro_batch(stage, settings)
 
     def backward(indices: list[int]) -> dict[str, float]:
         def of(size: int) -> tuple[float, float, int]:
@@ -149,6 +144,8 @@ def train_reward(
             }
             for i in indices
         ],
+        micro=micro,
+        save_last=True,  # its accuracy may not pass the gate
     )
     adapters.trainable()
     return head, RewardResult(
@@ -156,9 +153,17 @@ def train_reward(
         pairs=sum(len(g.pairs) + len(g.ties) for g in train),
         too_long=too_long,
         left_out=left_out,
-        held_out=evaluate_reward(
-            adapters, role, head, held_out, batch_size=settings.micro_batch_size * 4
-        ),
+        held_out=evaluate_reward(adapters, role, head, held_out, micro),
+    )
+
+
+def micro_batch(stage: str, settings: Reward) -> MicroBatch:
+    """How many rankings are in memory at once."""
+    return MicroBatch(
+        stage,
+        "--reward.micro-batch-size",
+        settings.micro_batch_size,
+        lower="--reward.max-length or --rank.k",
     )
 
 

@@ -161,6 +161,7 @@ def train_sft(
         save_every=settings.save_every,
         log=log,
         each_step=evaluate,
+        micro=micro,
         describe=lambda indices: readable(adapters.base, [examples[i] for i in indices]),
         patience=patience,
     )
