@@ -395,7 +395,7 @@ def test_ctrl_c_ends_with_the_command_that_goes_on(tmp_path, tiny_folder):
         text=True,
         env=ENVIRONMENT,
     )
-    events = tmp_path / "a run" / "generate" / "events.jsonl"
+    events = tmp_path / "a run" / "generate" / "events-00000.jsonl"
     deadline = time.monotonic() + 240
     while not events.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)
