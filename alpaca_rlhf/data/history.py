@@ -206,11 +206,6 @@ def drop_from_json(columns: Mapping[str, Any]) -> Drop:
     return Drop(**{**given, "row": None if row is None else Instruction.from_json(row)})
 
 
-def whole(text: str) -> str:
-    """Without halves of surrogate pairs, which UTF-8 does not have."""
-    return text.encode("utf-8", "replace").decode()
-
-
 def _request(event: Event, ask: Ask) -> Request:
     return Request(
         number=event["request"],

@@ -23,7 +23,6 @@ from alpaca_rlhf.data.history import (
     recipe_of,
     reply_of,
     run_facts,
-    whole,
 )
 from alpaca_rlhf.data.recipe import Ask, Recipe, Schedule, StepTeacher, parts
 from alpaca_rlhf.data.teachers import Reply, Teacher
@@ -100,8 +99,9 @@ def generate(
     with the same files.
 
     Args:
-        teacher: Continues the prompts. Its `name` and `licence`, if it has them, are noted; a
-            `StepTeacher` is told what each request is for.
+        teacher: Continues the prompts. If it cannot go on, its error may carry the `replies` that
+            it has: those of the first prompts, which are then kept. Its `name` and `licence`, if it
+            has them, are noted; a `StepTeacher` is told what each request is for.
         seeds: Seed tasks with outputs. They are never filtered.
         settings: Numbers of the run, its recipe and its filters.
         seed: Draws demonstrations, and seeds the teacher's sampling.
@@ -150,7 +150,12 @@ def generate(
         replayed = schedule.requests
         while chunk := run.next_chunk():
             for step, asks in parts(chunk):
-                replies = _asked(teacher, step, asks, seed=seed, first=schedule.requests)
+                try:
+                    replies = _asked(teacher, step, asks, seed=seed, first=schedule.requests)
+                except BaseException as stop:
+                    paid = zip(asks, getattr(stop, "replies", ()), strict=False)
+                    store.append([run.take(ask, _whole(reply)) for ask, reply in paid])
+                    raise
                 store.append([run.take(*one) for one in zip(asks, replies, strict=True)])
             report(replayed)
         if not run.rows:
@@ -166,7 +171,12 @@ def _asked(
     replies = asked.complete([ask.prompt for ask in asks], seed=seed, first=first)
     if len(replies) != len(asks):
         raise ValueError(f"{len(replies)} replies to {len(asks)} prompts")
-    return [replace(reply, text=whole(reply.text)) for reply in replies]
+    return [_whole(reply) for reply in replies]
+
+
+def _whole(reply: Reply) -> Reply:
+    """Without halves of surrogate pairs, which UTF-8 does not have."""
+    return replace(reply, text=reply.text.encode("utf-8", "replace").decode())
 
 
 @dataclass
