@@ -87,9 +87,7 @@ def test_bug_3_a_reply_that_was_cut_loses_its_last_task_alone():
     """Self-Instruct threw the whole reply away; Alpaca kept the row that a stop string had cut."""
     text = " Name a bird you like.\n10. Name a fish you"
     assert tasks(text, finished=False) == (["Name a bird you like."], ["cut"])
-    assert tasks(text + " like.\n\nAnd so on", finished=False)[1] == [], (
-        "a blank line ends the list"
-    )
+    assert tasks(text + " like.\n\nAnd so on", finished=False)[1] == [], "a blank line ends it"
     two = "Example 1\nsky\nOutput: blue\nExample 2\ngrass\nOutput: gre"
     assert instances(two, finished=False) == ([("sky", "blue")], ["cut"])
     ended = two + "en\nTask: Another"
@@ -211,7 +209,7 @@ def test_bug_11_a_failed_answer_is_never_a_row(tmp_path: Path):
         def reply(self, prompt, rng):
             return Reply("", "length") if prompt.startswith("Below") else super().reply(prompt, rng)
 
-    with pytest.raises(ValueError, match="0 of .* rows accepted"):
+    with pytest.raises(ValueError, match=r"0 of \d+ rows accepted"):
         generate(
             Silent(),
             SEEDS,
