@@ -1,6 +1,6 @@
 """A deterministic teacher of all recipes, in a process of its own, and how to kill it.
 
-    python -m tests.generation FOLDER RECIPE ASKED
+    python -m tests.generation FOLDER RECIPE TARGET ASKED
 
 generates into FOLDER and notes every request it makes in the file ASKED. `killed_runs` is used by
 the tests and by `python -m tests.prove generate`.
@@ -100,13 +100,14 @@ class AnyTeacher:
 
 def settings(recipe: str, target: int = 200) -> Generate:
     """Of a small run."""
-    return Generate(target=target, recipe=recipe, batch_size=4, max_requests=2000)  # type: ignore[arg-type]
+    return Generate(target=target, recipe=recipe, batch_size=4, max_requests=5000)  # type: ignore[arg-type]
 
 
 def run(folder: Path, recipe: str, teacher: AnyTeacher | None = None, **more: Any) -> Generated:
     """A whole run."""
     given = {"seed": 1, "folder": folder, "segment_bytes": SEGMENT, **more}
-    return generate(teacher or AnyTeacher(), SEEDS, settings(recipe), **given)
+    asked = given.pop("settings", settings(recipe))
+    return generate(teacher or AnyTeacher(), SEEDS, asked, **given)
 
 
 def files_of(folder: Path) -> dict[str, str]:
@@ -131,14 +132,23 @@ def killed_runs(folder: Path, recipe: str, kills: int, rng: random.Random) -> di
         disk; and whether the files are those of an undisturbed run.
     """
     calm, killed, asked = folder / "calm", folder / "killed", folder / "asked"
-    run(calm, recipe)
+    target = 150 + 50 * kills  # so long that no process ends before it is killed
+    run(calm, recipe, settings=settings(recipe, target))
     total = events_in(calm)
     at: list[int] = []
     nothing_twice = True
     for left in range(kills, -1, -1):
         done = events_in(killed)
         asked.unlink(missing_ok=True)
-        words = [sys.executable, "-m", "tests.generation", str(killed), recipe, str(asked)]
+        words = [
+            sys.executable,
+            "-m",
+            "tests.generation",
+            str(killed),
+            recipe,
+            str(target),
+            str(asked),
+        ]
         process = subprocess.Popen(words, cwd=ROOT)
         if left:
             goal = done + rng.randrange(max(1, (total - done) // (left + 1)))
@@ -163,4 +173,6 @@ def killed_runs(folder: Path, recipe: str, kills: int, rng: random.Random) -> di
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), sys.argv[2], AnyTeacher(Path(sys.argv[3]), seconds=0.005))
+    out, which, wanted, noted = sys.argv[1:]
+    slow = AnyTeacher(Path(noted), seconds=0.005)
+    run(Path(out), which, slow, settings=settings(which, int(wanted)))

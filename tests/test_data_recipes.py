@@ -90,7 +90,7 @@ def test_evolutions_that_say_nothing_new_are_dropped(tmp_path: Path):
             parent = prompt.partition("#The Given Prompt#:\n")[2].partition("\n#Rew")[0]
             return Reply(f"#Rewritten Prompt#: {parent.upper()}!")
 
-    with pytest.raises(UserError, match=r"dropped by: unchanged 2000\)"):
+    with pytest.raises(UserError, match=r"dropped by: unchanged 5000\)"):
         run(tmp_path / "echo", "evol", Echo())
 
 

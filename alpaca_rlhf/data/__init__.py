@@ -12,6 +12,7 @@ from alpaca_rlhf.data.comparisons import (
     read_pairs,
     read_ranking_trees,
 )
+from alpaca_rlhf.data.decisions import Check
 from alpaca_rlhf.data.events import EventStore, read_events, read_manifest
 from alpaca_rlhf.data.filters import RULES, Drop, Rule, drop_reason, rule_set
 from alpaca_rlhf.data.formats import read_instructions, read_prompts, write_instructions
@@ -35,6 +36,7 @@ from alpaca_rlhf.data.worksheets import demonstrations, parse_worksheet
 __all__ = [
     "RULES",
     "Ask",
+    "Check",
     "Drop",
     "Drops",
     "EventStore",
