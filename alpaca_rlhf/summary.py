@@ -50,6 +50,7 @@ def write_summary(ctx: Context, *, command: str, stages: Sequence[Mapping[str, A
         "reward_models": [_reward_model(ctx, r) for r in range(1, ctx.settings.rounds + 1)],
         "policies": evaluated["facts"]["policies"],
         "slices": evaluated["facts"]["slices"],
+        "generation": (ctx.run.done("generate") or {}).get("facts", {}),
     }
     shown = ctx.run.read_jsonl("answers.jsonl")[:: max(1, _every(ctx))][
         : ctx.settings.evaluate.shown

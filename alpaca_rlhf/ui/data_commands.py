@@ -107,7 +107,7 @@ def inspect(words: Sequence[str], terminal: Terminal) -> int:
         say(f"instruction: {row.instruction}")
         say(f"input:       {row.input or '(none)'}")
         say(f"output:      {'(not asked for yet)' if row.output is None else row.output}")
-    first, row, _ = found[0]
+    row = found[0][1]
     say()
     say("nearest instructions (ROUGE-L):")
     for score, other, where in _neighbours(folder, row):
