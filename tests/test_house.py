@@ -28,6 +28,7 @@ LAYERS = (
         "processes",
         "quickstart",
         "prompts",
+        "demonstrations",
         "files",
         "provenance",
         "runs",

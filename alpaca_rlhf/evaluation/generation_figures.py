@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,12 @@ _ENDS = frozenset(
     "about after and as at because before between but by during for from given how if in into is "
     "like of on or over so than that to under until using what when where which while who why with "
     "without".split()
+)
+
+_POLITE = re.compile(
+    r"^(?:(?:please|kindly|now|can you|could you|would you|try to|your task(?: is)?(?: to)?:?"
+    r"|i (?:want|need|would like) (?:you )?to)\b[ ,:]*)+",
+    re.IGNORECASE,
 )
 
 VerbNoun = tuple[str, str]
@@ -62,8 +69,8 @@ class Figures:
 
     @property
     def written(self) -> int:
-        """Rows that the teacher wrote, readable or not."""
-        return self.kept + self.dropped.total()
+        """Rows that the teacher wrote, readable or not, until the target was reached."""
+        return self.kept + self.dropped.total() - self.dropped["surplus"]
 
 
 def figures_of(folder: Path) -> Figures:
@@ -91,7 +98,7 @@ def figures_of(folder: Path) -> Figures:
         kept = [] if one.ask.drafts else one.kept
         made.kept += len(kept)
         made.dropped.update(drop.rule for drop in one.dropped)
-        since.update(kept=len(kept), dropped=len(one.dropped))
+        since.update(kept=len(kept), dropped=sum(d.rule != "surplus" for d in one.dropped))
         for row in kept:
             _look_at(made, row, index, pair_of)
         if made.requests % every == 0 and since.total():
@@ -122,10 +129,11 @@ def _look_at(
 def first_words(instruction: str) -> VerbNoun | None:
     """A verb and its noun without a parser: the first word, and the last of the words after it.
 
-    Those end before a preposition, a conjunction or a mark. None where the first word is none, or
-    where no noun follows: so scripts without spaces are left out.
+    Polite beginnings (`please`, `can you`) are skipped. The words end before a preposition, a
+    conjunction or a mark. None where the first word is none, or where no noun follows: so scripts
+    without spaces are left out.
     """
-    phrase = instruction.strip().split("\n")[0]
+    phrase = _POLITE.sub("", instruction.strip().split("\n")[0])
     words = phrase.replace(",", " ,").replace(".", " .").replace(":", " :").split()
     if len(words) < 2 or not words[0].isascii() or not words[0].isalpha():
         return None

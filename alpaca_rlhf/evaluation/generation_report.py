@@ -56,7 +56,7 @@ def _headline(made: Figures) -> str:
     share = made.kept / made.written if made.written else 0.0
     return (
         f"{made.kept:,} of {made.target:,} tasks made; {share:.0%} of the {made.written:,} that "
-        "the teacher wrote were kept"
+        "the teacher wrote until then were kept"
     )
 
 
@@ -128,11 +128,17 @@ def _reasons(made: Figures) -> Markup:
             "li",
             element("b", rule),
             share_bar(count / most, tone),
-            element("span", f"{count:,}, {count / made.written:.1%}", class_="value"),
+            element("span", _told(rule, count, made.written), class_="value"),
         )
         for rule, count, tone in rows
     ]
     return element("div", element("ul", *lines, class_="reasons"), class_="card")
+
+
+def _told(rule: str, count: int, written: int) -> str:
+    if rule == "surplus":
+        return f"{count:,}, after the target"
+    return f"{count:,}, {count / max(1, written):.1%}"
 
 
 def _over_time(made: Figures) -> Markup:

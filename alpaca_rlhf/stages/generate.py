@@ -42,11 +42,12 @@ def generate(ctx: Context, round_: int) -> Outcome:
         progress=progress,
     )
     write_instructions(ctx.run.folder("generate") / "rows.jsonl", made.rows)
+    wrong = len(made.drops) - made.drops.counts.get("surplus", 0)
     by_rouge, asked = kept_by_rouge(ctx.run.folder("generate"))
     facts: dict[str, Any] = {
         "requests": made.requests,
         "dropped": len(made.drops),
-        "accepted_share": len(made.rows) / (len(made.rows) + len(made.drops)),
+        "accepted_share": len(made.rows) / (len(made.rows) + wrong),
         "rouge_alone": {"kept": by_rouge, "of": asked},
     }
     gold = ctx.source.gold

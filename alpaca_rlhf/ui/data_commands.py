@@ -112,7 +112,7 @@ def inspect(words: Sequence[str], terminal: Terminal) -> int:
     say("nearest instructions (ROUGE-L):")
     for score, other, where in _neighbours(folder, row):
         say(f"  {score:.3f}  {other.id}  {_short(other.instruction)}  ({where})")
-    for one in dict.fromkeys(request for request, _, _ in found if request is not None):
+    for one in {request.number: request for request, _, _ in found}.values():
         say()
         say(f"prompt of request {one.number}:")
         say(one.ask.prompt)

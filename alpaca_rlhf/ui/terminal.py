@@ -234,7 +234,7 @@ def generation_line(metrics: Mapping[str, Any], tokens_per_second: float | None)
     dropped = {
         name.removeprefix("rejected_"): int(count)
         for name, count in metrics.items()
-        if name.startswith("rejected_")
+        if name.startswith("rejected_") and name != "rejected_surplus"
     }
     written = kept + sum(dropped.values())
     line = f", {kept / written:.0%} kept" if written else ""
