@@ -1,12 +1,22 @@
 """What each recipe shows, in which order it asks, and what may stay."""
 
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from alpaca_rlhf.config import UserError
-from alpaca_rlhf.data import Reply, StepName, Teacher, generate, requests
+from alpaca_rlhf.data import (
+    GenerationProgress,
+    Reply,
+    StepName,
+    Teacher,
+    generate,
+    read_events,
+    requests,
+)
 from alpaca_rlhf.prompts import EVOLUTIONS
 from alpaca_rlhf.records import Instruction
 from tests.generation import SEEDS, AnyTeacher, run, settings
@@ -115,8 +125,6 @@ def test_too_few_seed_tasks(tmp_path: Path):
 
 
 def test_filters_are_chosen_by_name(tmp_path: Path):
-    from dataclasses import replace
-
     class Linked(AnyTeacher):
         def worksheet(self, rng) -> str:
             return super().worksheet(rng).replace("Done.", "See https://example.org now.")
@@ -139,3 +147,34 @@ def test_every_dropped_row_is_kept_with_its_nearest_neighbour(tmp_path: Path):
     ids = {row.id for row in known}
     assert all(drop.near in ids and 0 < drop.score <= 1 for drop in drops if drop.near)
     assert sum(bool(drop.near) for drop in drops) > len(drops) / 2
+
+
+@dataclass(frozen=True)
+class Told(Reply):
+    """A reply that says more, as those of a paid teacher do."""
+
+    usd: float | None = None
+    error: str | None = None
+
+
+def test_requests_that_were_given_up_give_nothing_and_are_counted(tmp_path: Path):
+    """What a reply says beyond its text is kept in its event; a failed one holds no row."""
+
+    class Paid(AnyTeacher):
+        def reply(self, prompt: str, rng) -> Reply:
+            one = super().reply(prompt, rng)
+            if rng.random() < 0.2:
+                return Told("", error="500 after 6 tries")
+            return Told(one.text, one.finish_reason, one.tokens, usd=0.25)
+
+    seen: list[GenerationProgress] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("alpaca_rlhf.data.history.Reply", Told)
+        made = run(tmp_path, "alpaca", Paid(), progress=seen.append)
+        assert run(tmp_path, "alpaca", Paid()).rows == made.rows, "replayed"
+    events = [event for _, event in read_events(tmp_path)]
+    bad = [event for event in events if "error" in event]
+    assert bad and all(not one["kept"] and not one["dropped"] for one in bad)
+    assert all(one["usd"] == 0.25 for one in events if one not in bad)
+    assert (seen[-1].failed, seen[-1].usd) == (len(bad), 0.25 * (len(events) - len(bad)))
+    assert json.loads((tmp_path / "manifest.json").read_text())["counts"]["failed"] == len(bad)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,7 +89,7 @@ def run_facts(
         "recipe": settings.recipe,
         "seed": seed,
         "seeds": {"file": _SEEDS, "rows": len(seeds), "sha256": digest},
-        "settings": dataclasses.asdict(settings),
+        "settings": _plain_settings(settings),
     }
     for name in _DECIDES:
         if name in manifest and manifest[name] != facts[name]:
@@ -133,8 +132,10 @@ def settings_of(folder: Path) -> tuple[Generate, int]:
     """
     manifest = read_manifest(folder)
     try:
-        return Generate(**manifest["settings"]), int(manifest["seed"])
-    except (KeyError, TypeError, ValueError):
+        known = {one.name for one in fields(Generate)}
+        given = {name: value for name, value in manifest["settings"].items() if name in known}
+        return Generate(**given), int(manifest["seed"])
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(
             f"{folder / 'manifest.json'}: its settings are of another version"
         ) from None
@@ -181,7 +182,7 @@ def event_of(
         "prompt": content_hash(ask.prompt),
         "finish_reason": reply.finish_reason,
         "tokens": reply.tokens,
-        **({"more": more} if more else {}),
+        **more,
         "text": reply.text,
         "drafts" if ask.drafts else "kept": [row.to_json() for row in kept],
         "dropped": [_drop_json(drop) for drop in dropped],
@@ -190,12 +191,9 @@ def event_of(
 
 def reply_of(event: Event) -> Reply:
     """The reply that an event holds; a KeyError or TypeError if it holds none."""
-    return Reply(
-        text=event["text"],
-        finish_reason=event["finish_reason"],
-        tokens=event["tokens"],
-        **event.get("more", {}),
-    )
+    given = {name: event[name] for name in _OWN}
+    more = {one.name: event[one.name] for one in fields(Reply) if one.name in event}
+    return Reply(**{**given, **more})
 
 
 def drop_from_json(columns: Mapping[str, Any]) -> Drop:
@@ -204,6 +202,12 @@ def drop_from_json(columns: Mapping[str, Any]) -> Drop:
     known = {one.name for one in fields(Drop)}
     given = {name: value for name, value in columns.items() if name in known}
     return Drop(**{**given, "row": None if row is None else Instruction.from_json(row)})
+
+
+def _plain_settings(settings: Generate) -> dict[str, Any]:
+    """Settings that are one value; how a teacher is reached is not what it was asked."""
+    values = {one.name: getattr(settings, one.name) for one in fields(settings)}
+    return {name: value for name, value in values.items() if isinstance(value, _PLAIN)}
 
 
 def _request(event: Event, ask: Ask) -> Request:

@@ -103,6 +103,16 @@ class Schedule:
         self.requests += 1
 
 
+def rows_of(recipe: Recipe, ask: Ask, reply: Reply) -> tuple[list[Instruction], list[Drop]]:
+    """What `Recipe.read` gives; nothing of a request that the teacher gave up."""
+    return ([], []) if failed(reply) else recipe.read(ask, reply)
+
+
+def failed(reply: Reply) -> bool:
+    """Whether the teacher gave the request up: its reply has an `error`."""
+    return bool(getattr(reply, "error", None))
+
+
 def parts(asks: Sequence[Ask]) -> Iterator[tuple[StepName, Sequence[Ask]]]:
     """Runs of requests of one step."""
     start = 0

@@ -12,6 +12,7 @@ from alpaca_rlhf.data.decisions import Check, Decisions
 from alpaca_rlhf.data.filters import Drop, Rule
 from alpaca_rlhf.data.history import requests, seeds_of, settings_of
 from alpaca_rlhf.data.novelty import NoveltyIndex
+from alpaca_rlhf.data.recipe import rows_of
 from alpaca_rlhf.records import Instruction
 
 
@@ -69,7 +70,7 @@ def refilter(
     before = unanswered = 0
     refused: dict[str, Drop] = {}  # tasks that were answered, and would not be asked about now
     for recipe, one in requests(folder):
-        read, broken = recipe.read(one.ask, one.reply)
+        read, broken = rows_of(recipe, one.ask, one.reply)
         task = one.ask.about
         if task is not None and not one.ask.drafts and task.id in refused:
             why = refused[task.id]
@@ -108,7 +109,7 @@ def kept_by_rouge(folder: Path, threshold: float = 0.7) -> tuple[int, int]:
         if one.ask.drafts:
             continue
         repeated = [drop.row for drop in one.dropped if drop.rule == "duplicate"]
-        for row in recipe.read(one.ask, one.reply)[0]:
+        for row in rows_of(recipe, one.ask, one.reply)[0]:
             if row in one.kept or row in repeated:
                 asked += 1
                 if index.duplicate(row.instruction) is None:

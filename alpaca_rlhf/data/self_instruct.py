@@ -24,7 +24,7 @@ from alpaca_rlhf.data.history import (
     reply_of,
     run_facts,
 )
-from alpaca_rlhf.data.recipe import Ask, Recipe, Schedule, StepTeacher, parts
+from alpaca_rlhf.data.recipe import Ask, Recipe, Schedule, StepTeacher, failed, parts, rows_of
 from alpaca_rlhf.data.teachers import Reply, Teacher
 from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.settings import Generate
@@ -46,6 +46,10 @@ class GenerationProgress:
     """Rule to rows it dropped."""
     replayed: int
     """Requests that were taken from an earlier run instead of asked."""
+    failed: int = 0
+    """Requests that the teacher gave up."""
+    usd: float | None = None
+    """What the teacher cost, where it tells."""
 
 
 @dataclass(frozen=True)
@@ -132,10 +136,16 @@ def generate(
 
     def report(replayed: int) -> None:
         if progress is not None and schedule.between:
-            counts = dict(run.dropped)
             progress(
                 GenerationProgress(
-                    schedule.requests, len(run.rows), settings.target, run.tokens, counts, replayed
+                    requests=schedule.requests,
+                    kept=len(run.rows),
+                    target=settings.target,
+                    tokens=run.tokens,
+                    dropped=dict(run.dropped),
+                    replayed=replayed,
+                    failed=run.failed,
+                    usd=run.usd,
                 )
             )
 
@@ -190,6 +200,8 @@ class _Run:
     rows: list[Instruction] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
+    failed: int = 0
+    usd: float | None = None
 
     def next_chunk(self) -> list[Ask]:
         """The requests to make next; none when all is done."""
@@ -199,13 +211,16 @@ class _Run:
     def take(self, ask: Ask, reply: Reply) -> Event:
         """Decide on all rows of a reply. Returns its event."""
         number = self.schedule.requests
-        kept, dropped = self.decisions.decide(ask, *self.recipe.read(ask, reply))
+        kept, dropped = self.decisions.decide(ask, *rows_of(self.recipe, ask, reply))
         self.recipe.learn(ask, reply, kept)
         self.schedule.taken()
         if not ask.drafts:
             self.rows.extend(kept)
         self.dropped.update(drop.rule for drop in dropped)
         self.tokens += reply.tokens
+        self.failed += failed(reply)
+        usd = getattr(reply, "usd", None)
+        self.usd = self.usd if usd is None else (self.usd or 0.0) + usd
         return event_of(number, ask, reply, kept, dropped)
 
     def replay(self, event: Event, where: str) -> None:
@@ -226,6 +241,7 @@ class _Run:
         return {
             "requests": self.schedule.requests,
             "kept": len(self.rows),
+            "failed": self.failed,
             "tokens": self.tokens,
             "dropped": dict(sorted(self.dropped.items())),
         }

@@ -46,6 +46,8 @@ class Figures:
     """Rows wanted."""
     requests: int = 0
     """Requests answered."""
+    failed: int = 0
+    """Requests that the teacher gave up."""
     tokens: int = 0
     """Tokens the teacher wrote."""
     usd: float | None = None
@@ -92,9 +94,10 @@ def figures_of(folder: Path) -> Figures:
     for _, one in requests(folder):
         made.requests += 1
         made.tokens += one.reply.tokens
-        cost = getattr(one.reply, "cost_usd", None)
+        cost = getattr(one.reply, "usd", None)
         if isinstance(cost, int | float):
             made.usd = (made.usd or 0.0) + cost
+        made.failed += bool(getattr(one.reply, "error", None))
         kept = [] if one.ask.drafts else one.kept
         made.kept += len(kept)
         made.dropped.update(drop.rule for drop in one.dropped)

@@ -104,7 +104,7 @@ def _facts(made: Figures, seconds: float | None, usd: float) -> Markup:
     facts = [
         ("Kept", f"{made.kept:,}", f"of {made.target:,} wanted"),
         ("Acceptance", f"{share:.1%}", f"of {made.written:,} written"),
-        ("Requests", f"{made.requests:,}", "to the teacher"),
+        ("Requests", f"{made.requests:,}", f"{made.failed:,} given up"),
         ("Tokens", large(made.tokens), f"{number(made.tokens / max(1, made.kept), 0)} a kept task"),
     ]
     if seconds:

@@ -25,6 +25,8 @@ def generate(ctx: Context, round_: int) -> Outcome:
                 "requests": now.requests,
                 "accepted": now.kept,
                 "tokens": now.tokens,
+                "failed": now.failed,
+                **({} if now.usd is None else {"cost_usd": now.usd}),
                 **counts,
             }
         )
