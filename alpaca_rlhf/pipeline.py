@@ -54,6 +54,7 @@ FREE = (
     *(f"{stage}.micro_batch_size" for stage in ("sft", "reward", "ppo")),
     *(f"{stage}.save_every" for stage in ("sft", "reward", "ppo")),
     "sampling.batch_size",
+    "sampling.dense_gib",
     "track",
     "reward.gate",
     "evaluate.shown",
