@@ -5,19 +5,14 @@ tasks, `filters` and `novelty` decide which of them stay, and `splits` is the fi
 prompts of the stages.
 """
 
-from alpaca_rlhf.data.comparisons import (
-    dialogue,
-    holds_trees,
-    ranked_prompts,
-    read_pairs,
-    read_ranking_trees,
-)
+from alpaca_rlhf.data.comparisons import dialogue, read_pairs
 from alpaca_rlhf.data.decisions import Check
 from alpaca_rlhf.data.events import EventStore, read_events, read_manifest
 from alpaca_rlhf.data.filters import RULES, Drop, Rule, drop_reason, rule_set
 from alpaca_rlhf.data.formats import read_instructions, read_prompts, write_instructions
 from alpaca_rlhf.data.history import Request, requests, seeds_of, settings_of
 from alpaca_rlhf.data.novelty import Neighbour, NoveltyIndex, tokens
+from alpaca_rlhf.data.ranked import holds_rankings, ranked_prompts, read_rankings
 from alpaca_rlhf.data.recipe import Ask, StepName, StepTeacher
 from alpaca_rlhf.data.refilter import Refiltered, kept_by_rouge, refilter
 from alpaca_rlhf.data.self_instruct import Drops, Generated, GenerationProgress, generate
@@ -60,7 +55,7 @@ __all__ = [
     "dialogue",
     "drop_reason",
     "generate",
-    "holds_trees",
+    "holds_rankings",
     "kept_by_rouge",
     "parse_worksheet",
     "prompt_text",
@@ -70,7 +65,7 @@ __all__ = [
     "read_manifest",
     "read_pairs",
     "read_prompts",
-    "read_ranking_trees",
+    "read_rankings",
     "refilter",
     "requests",
     "rule_set",

@@ -1,6 +1,6 @@
-"""Rows of a file, each with the line it stands on: JSON, JSON lines (both also gzipped), CSV,
-Parquet.
+"""Rows of a file, each with the line it stands on.
 
+JSON and JSON lines, plain or gzipped; CSV; Parquet; and datasets that the `datasets` library knows.
 A broken row does not end the reading: all of them are counted, and the error names the first one
 with its line.
 """
@@ -26,6 +26,7 @@ from alpaca_rlhf.data.tables import (
     parquet_length,
     parquet_rows,
 )
+from alpaca_rlhf.provenance import sha256_of
 
 __all__ = [
     "BadRow",
@@ -64,12 +65,13 @@ class Rows(Protocol):
 
     name: str
     """What the user calls them."""
+    origin: str
+    """Their `source`, where a row has none of its own: the name of the file."""
     container: Container
     """How they are packed."""
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
-        """Number of the line, or of the row where there are no lines, and value; a broken row is a
-        `BadRow`."""
+        """Number (of the line; where there are none, of the row) and value; `BadRow` if broken."""
         ...
 
     def place(self, number: int) -> str:
@@ -78,6 +80,10 @@ class Rows(Protocol):
 
     def done(self) -> float:
         """The share of it that has been read, from 0 to 1."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """What tells these rows from others, for a manifest."""
         ...
 
 
@@ -91,6 +97,7 @@ class RowFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = str(path)
+        self.origin = path.name
         with _told(path):
             if not stat.S_ISREG(path.stat().st_mode):  # a pipe could be read only once
                 raise UserError(f"{path}: cannot be read: not a plain file")
@@ -114,8 +121,9 @@ class RowFile:
         """
         if self.container == "Parquet":
             self._length = parquet_length(self.path)
-            for self._seen, row in parquet_rows(self.path):
-                yield self._seen, row
+            for number, row in parquet_rows(self.path):
+                self._seen = number
+                yield number, row
             return
         with _told(self.path), self.path.open("rb") as raw:
             self._raw, self._length = raw, self.path.stat().st_size
@@ -141,6 +149,14 @@ class RowFile:
             self._seen = self._raw.tell()
         return self._seen / self._length if self._length else 0.0
 
+    def facts(self) -> dict[str, Any]:
+        """Its size and sha256.
+
+        Raises:
+            UserError: It cannot be read.
+        """
+        return {"bytes": self.path.stat().st_size, "sha256": sha256_of(self.path)}
+
 
 class RowDataset:
     """The rows of a dataset on the hub, or of one that was saved in a folder.
@@ -152,14 +168,15 @@ class RowDataset:
     container: Container = "dataset"
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name = self.origin = name
         self.dataset = dataset_of(name)
         self._seen = 0
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         """Row number and columns."""
-        for self._seen, row in dataset_rows(self.dataset):
-            yield self._seen, row
+        for number, row in dataset_rows(self.dataset):
+            self._seen = number
+            yield number, row
 
     def place(self, number: int) -> str:
         """`name: row 7`."""
@@ -168,6 +185,11 @@ class RowDataset:
     def done(self) -> float:
         """The share of it that has been read."""
         return self._seen / max(1, len(self.dataset))
+
+    def facts(self) -> dict[str, Any]:
+        """Its fingerprint, and the licence that it names."""
+        named = self.dataset.info.license
+        return {"fingerprint": self.dataset._fingerprint} | ({"licence": named} if named else {})
 
 
 def open_rows(name: str) -> RowFile | RowDataset:

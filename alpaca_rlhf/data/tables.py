@@ -27,8 +27,8 @@ KNOWN = frozenset(
 )
 """Columns that the readers look at."""
 
-_LISTS = ("messages", "conversations", "instances", "history", "responses", "completions")
-_LISTS += ("ranks", "scores")
+_LISTS: tuple[str, ...] = ("messages", "conversations", "instances", "history")
+_LISTS += ("responses", "completions", "ranks", "scores")
 _MAYBE = (*_LISTS, "margin", "preference")
 _BATCH = 256
 
@@ -54,7 +54,8 @@ def csv_rows(stream: BinaryIO, path: Path) -> Iterator[tuple[int, Any]]:
 
     def rest() -> Iterator[str]:
         nonlocal last
-        for last, text in lines:  # noqa: B007
+        for number, text in lines:
+            last = number
             yield text
 
     reader = csv.reader(rest(), delimiter=delimiter, strict=True)
@@ -88,7 +89,8 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
             if len(set(names)) < len(names):
                 raise UserError(f"{path}: two columns have the same name; rename one")
             for batch in file.iter_batches(batch_size=_BATCH):
-                for number, row in enumerate(batch.to_pylist(), number + 1):
+                for row in batch.to_pylist():
+                    number += 1
                     yield number, row
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         why = short(" ".join(str(error).split()), 160)
