@@ -28,6 +28,9 @@ _UNITS = {
     "sample": "completion",
     "ppo": "update",
     "evaluate": "policy",
+    "import": "row",
+    "check": "row",
+    "export": "row",
 }
 """What a step of a stage is; of the others, an optimiser step."""
 
