@@ -10,6 +10,7 @@ from alpaca_rlhf.data.comparisons import dialogue, read_pairs
 from alpaca_rlhf.data.decisions import Check
 from alpaca_rlhf.data.detection import FORMATS, Format, FormatName, Kind, Look, look
 from alpaca_rlhf.data.events import EventStore, read_events, read_manifest
+from alpaca_rlhf.data.exporting import Exportable, Target, export, exportable
 from alpaca_rlhf.data.filters import RULES, Drop, Rule, drop_reason, rule_set
 from alpaca_rlhf.data.formats import read_instructions, read_prompts, write_instructions
 from alpaca_rlhf.data.history import Request, requests, seeds_of, settings_of
@@ -50,6 +51,7 @@ __all__ = [
     "Drop",
     "Drops",
     "EventStore",
+    "Exportable",
     "Firewall",
     "Format",
     "FormatName",
@@ -69,6 +71,7 @@ __all__ = [
     "StepName",
     "StepTeacher",
     "Tally",
+    "Target",
     "Teacher",
     "answered_prompts",
     "check_disjoint",
@@ -76,6 +79,8 @@ __all__ = [
     "demonstrations",
     "dialogue",
     "drop_reason",
+    "export",
+    "exportable",
     "generate",
     "holds_rankings",
     "import_rows",

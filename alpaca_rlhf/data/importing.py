@@ -114,7 +114,7 @@ def import_rows(
     tallies = [Tally(rows) for rows, _ in sources]
     with new_folder(out) as folder:
         path = folder / f"{kind}.jsonl"
-        with _Lines(path) as lines, _Lines(folder / DROPPED) as drops:
+        with LineFile(path) as lines, LineFile(folder / DROPPED) as drops:
             for tally, (_, look) in zip(tallies, sources, strict=True):
                 for record in tally.records_of(look, _listing(drops, tally)):
                     lines.write(json.dumps(record, ensure_ascii=False))
@@ -172,7 +172,8 @@ def refuse_broken(tallies: Sequence[Tally], *, allowed: bool) -> None:
         if tally.torn:
             raise UserError(f"{tally.broken.summary(tally.rows)}; what follows cannot be read")
         if tally.broken.total and not allowed:
-            raise UserError(tally.broken.summary(tally.rows))
+            mend = "mend them, or import with --broken drop"
+            raise UserError(f"{tally.broken.summary(tally.rows)}; {mend}")
         if not tally.rows:
             raise UserError(no_rows(tally.source.name))
         if not tally.kept:
@@ -193,7 +194,7 @@ def _counts(tallies: Sequence[Tally]) -> dict[str, Any]:
     }
 
 
-def _listing(drops: _Lines, tally: Tally) -> Callable[[int, str], None]:
+def _listing(drops: LineFile, tally: Tally) -> Callable[[int, str], None]:
     def note(number: int, reason: str) -> None:
         place = tally.source.place(number)
         drops.write(json_text({"place": place, "reason": reason}, DROPPED))
@@ -201,20 +202,22 @@ def _listing(drops: _Lines, tally: Tally) -> Callable[[int, str], None]:
     return note
 
 
-class _Lines:
-    """A file of lines with its digest."""
+class LineFile:
+    """A file of lines with its digest, written as they come; for a folder not yet in its place."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._digest = hashlib.sha256()
         self._stream: BinaryIO
         self.count = 0
+        """Lines so far."""
 
     @property
     def sha256(self) -> str:
+        """Of what was written so far."""
         return self._digest.hexdigest()
 
-    def __enter__(self) -> _Lines:
+    def __enter__(self) -> LineFile:
         with writing(self._path):
             self._stream = self._path.open("wb", buffering=_BUFFER)
         return self
@@ -224,6 +227,11 @@ class _Lines:
             self._stream.close()
 
     def write(self, line: str) -> None:
+        """Add a line.
+
+        Raises:
+            UserError: The disk is full.
+        """
         data = line.encode() + b"\n"
         self._digest.update(data)
         self.count += 1

@@ -1,4 +1,4 @@
-"""`alpaca-rlhf data inspect|drops|refilter|report`: looking at what a teacher wrote, without it."""
+"""`alpaca-rlhf data ...`: looking at what a teacher wrote, without it, and at files of data."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from alpaca_rlhf.data import (
 )
 from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.settings import FilterName
-from alpaca_rlhf.ui import folders
+from alpaca_rlhf.ui import data_files, folders
 from alpaca_rlhf.ui.terminal import PROGRAM, Terminal, next_lines
 
 T = TypeVar("T")
@@ -247,6 +247,8 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str], Terminal], int], str]] = {
     "drops": (drops, "rows that were dropped, and why: RUN [--rule NAME]"),
     "refilter": (refiltered, "decide by other rules, without the teacher: RUN --filters strict"),
     "report": (report, "one HTML page about a generation: RUN"),
+    "check": (data_files.check, "read files as import does, and write nothing: FILE..."),
+    "export": (data_files.exported, "data for others, with a card: FOLDER --to parquet --out DIR"),
 }
 """Commands below `data`, and what they do."""
 
