@@ -244,7 +244,8 @@ def test_a_killed_import_leaves_nothing_and_the_next_succeeds(tmp_path):
     path, out = tmp_path / "a.jsonl", tmp_path / "out"
     lines(path, *[GOOD | {"output": f"{n}"} for n in range(30_000)])
     words = [sys.executable, "-m", "alpaca_rlhf", "import", str(path), "--out", str(out)]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, env={**os.environ})
+    root = Path(__file__).parent.parent
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, cwd=root)
     while not list(tmp_path.glob(".out.making/instructions.jsonl")) and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
@@ -369,13 +370,12 @@ def test_a_dataset_by_name_is_read_split_by_split(tmp_path):
         return subprocess.run(
             [sys.executable, "-c", program, "import", *words],
             cwd=tmp_path,
-            env={**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
+            env={**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+            | {"PYTHONPATH": str(Path(__file__).parent.parent)},
             capture_output=True,
             text=True,
         )
 
-    env_path = str(Path(__file__).parent.parent)
-    os.environ["PYTHONPATH"] = os.pathsep.join([env_path, os.environ.get("PYTHONPATH", "")])
     several = run("hub:owner/name", "--out", "no")
     assert several.returncode == 2 and "has the splits" in several.stderr
     done = run("hub:owner/name:test", "--out", "out")
