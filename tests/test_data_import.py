@@ -293,6 +293,8 @@ FILES = {
     "b.json": (b'[{"prompt": "a", "prompt": "b"}]', ":1: `prompt` stands twice"),
     "c.json": (b'[{"prompt": "a"},\n{"prompt": "b", "n": NaN}]', ":2: not JSON: NaN"),
     "d.json": (b'[{"prompt": "a"},\n{"prompt": "b"}', ":2: not JSON"),
+    "h.json": (b"[" * 100_000, ":1: not JSON: nested too deeply"),
+    "i.jsonl": (b'{"a":' * 100_000, ":1: not JSON: nested too deeply"),
     "e.jsonl": (b'{"prompt": "a"}\n{"prompt": "\\ud800"}\n', ":2: column `prompt` holds half"),
     "f.jsonl": (b'{"prompt": "a"}\n{"prompt": "b"\n', ":2: not JSON"),
     "g.jsonl.gz": (gzip.compress(b'{"prompt": "a"}\n' * 9)[:-9], "cannot be read"),
@@ -318,9 +320,9 @@ def test_what_follows_a_break_cannot_be_dropped(tmp_path):
 def test_an_array_is_read_alike_in_chunks_of_any_size(tmp_path, monkeypatch, chunk):
     """Cut in the middle of anything, escapes, numbers and characters among them."""
     rows = [
+        123456789,
         {"prompt": '日本\n🦙 \\u00e9 "x"', "n": [1.5e-7, -12345, True, None, {"a": []}]},
         {"prompt": "b" * 200, "completion": ""},
-        123456789,
         {"prompt": "c"},
     ]
     path = tmp_path / "a.json"
@@ -331,7 +333,7 @@ def test_an_array_is_read_alike_in_chunks_of_any_size(tmp_path, monkeypatch, chu
         monkeypatch.setattr(json_rows, "_CHUNK", chunk)
         assert list(open_rows(str(path))) == want
         assert [row for _, row in want] == rows
-    assert [number for number, _ in open_rows(str(path))] == [1, 1, 1, 1]
+    assert {number for number, _ in open_rows(str(path))} == {1}
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
