@@ -230,7 +230,21 @@ def test_the_overview_names_every_command_and_the_first_one_to_type(capsys):
     assert capsys.readouterr().out == f"alpaca-rlhf {__version__}\n"
 
 
-@pytest.mark.parametrize("name", [one for one in cli.COMMANDS if one != "chat"])
+OWN_FLAGS = {
+    "chat": [],
+    "import": ["FILE...", "--out", "--format", "--broken", "--licence", "--teacher"],
+    "data": ["inspect", "drops", "refilter", "report", "check", "export"],
+}
+
+
+@pytest.mark.parametrize("name", OWN_FLAGS)
+def test_commands_without_a_run_explain_their_own(name, capsys):
+    assert cli.main([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in OWN_FLAGS[name]) and "--ppo" not in text
+
+
+@pytest.mark.parametrize("name", [one for one in cli.COMMANDS if one not in OWN_FLAGS])
 def test_every_command_explains_its_flags(name, capsys):
     assert cli.main([name, "--help"]) == 0
     text = capsys.readouterr().out
