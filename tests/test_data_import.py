@@ -403,6 +403,34 @@ def test_splits_are_exported_apart(tmp_path):
     assert "ppo" not in card and "Licence: unknown" in card
 
 
+def test_a_saved_dataset_with_media_and_splits(tmp_path):
+    """Pictures are left out without being looked at; of several splits one must be named."""
+    import datasets
+
+    features = datasets.Features(
+        {"prompt": datasets.Value("string"), "completion": datasets.Value("string")}
+        | {"photo": datasets.Image()}
+    )
+    rows = [{"prompt": "Go.", "completion": "Went.", "photo": {"bytes": b"none", "path": None}}]
+    one = datasets.Dataset.from_list(rows, features=features)
+    one.save_to_disk(str(tmp_path / "one"))
+    (record,), _ = imported(tmp_path / "one")
+    assert (record["instruction"], record["output"]) == ("Go.", "Went.")
+    two = tmp_path / "two"
+    datasets.DatasetDict(a=one, b=one).save_to_disk(str(two))
+    assert "has the splits a, b; give the folder of one of them" in refusal(two)
+    assert len(imported(two / "a")[0]) == 1
+    (two / "a" / "state.json").write_text("{")
+    assert "cannot be read as a saved dataset" in refusal(two / "a")
+
+
+def test_files_come_before_the_flags(tmp_path):
+    path = lines(tmp_path / "a.jsonl", GOOD)
+    for words in (["import"], ["data", "check"], ["data", "export"]):
+        code, _, err = tried([*words, "--out", str(tmp_path / "out"), str(path)])
+        assert code == 2 and err.count("\n") == 1 and "flags after it" in err
+
+
 def test_a_generation_is_exported_with_its_teacher_and_filters(tmp_path):
     from tests.generation import AnyTeacher, run
 

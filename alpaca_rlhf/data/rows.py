@@ -45,6 +45,7 @@ T = TypeVar("T")
 Container = Literal["JSON", "JSON lines", "CSV", "Parquet", "dataset"]
 """How rows are packed."""
 
+_SAVED = ("dataset_info.json", "dataset_dict.json")
 _GZIP = b"\x1f\x8b"
 _PARQUET = b"PAR1"
 _FOREIGN = {
@@ -174,7 +175,7 @@ class RowDataset:
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         """Row number and columns."""
-        for number, row in dataset_rows(self.dataset):
+        for number, row in dataset_rows(self.dataset, self.name):
             self._seen = number
             yield number, row
 
@@ -198,7 +199,7 @@ def open_rows(name: str) -> RowFile | RowDataset:
     Raises:
         UserError: They cannot be had.
     """
-    if name.startswith(HUB) or (Path(name) / "dataset_info.json").is_file():
+    if name.startswith(HUB) or any((Path(name) / one).is_file() for one in _SAVED):
         return RowDataset(name)
     return RowFile(Path(name))
 

@@ -137,9 +137,27 @@ def dataset_of(name: str) -> Any:
     raise UserError(f"{name}: has the splits {', '.join(found)}; give the folder of one of them")
 
 
-def dataset_rows(found: Any) -> Iterator[tuple[int, Any]]:
-    """Row number, from 1, and columns of every row; the library maps the file, nothing is held."""
-    yield from enumerate(found, 1)
+def dataset_rows(found: Any, name: str) -> Iterator[tuple[int, Any]]:
+    """Row number, from 1, and columns of every row; the library maps the file, nothing is held.
+
+    Pictures and sounds are left out: nobody here can read them.
+
+    Raises:
+        UserError: The library cannot read on.
+    """
+    media = [one for one, kind in found.features.items() if hasattr(kind, "decode_example")]
+    rows = iter(found.remove_columns(media) if media else found)
+    number = 0
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except Exception as error:  # whatever a damaged or foreign column raises
+            why = short(" ".join(str(error).split()), 160)
+            raise UserError(f"{name}: cannot be read after row {number}: {why}") from None
+        number += 1
+        yield number, row
 
 
 def _not_had(name: str, error: Exception) -> str:

@@ -91,8 +91,10 @@ def exported(words: Sequence[str], terminal: Terminal) -> int:
     terminal.say(f"card: {asked.out / 'README.md'}")
     if not found.manifest.get("licence"):
         terminal.say("its licence is unknown: say it in the card before you hand the data on")
-    here = asked.out if asked.to == "datasets" else asked.out / "data" / f"{next(iter(counts))}.*"
-    again = f"{PROGRAM} data check {here}"
+    here = asked.out
+    if asked.to != "datasets":
+        here = asked.out / "data" / f"{next(iter(counts))}.{asked.to}"
+    again = f"{PROGRAM} data check {shlex.quote(str(here))}"
     terminal.say()
     for line in next_lines([(again, "see that it reads back")]):
         terminal.say(line)

@@ -99,7 +99,8 @@ def files_and_flags(words: Sequence[str], command: str) -> tuple[list[str], list
         return [], ["--help"]
     at = next((i for i, word in enumerate(words) if word.startswith("--")), len(words))
     if not at:
-        raise UserError(f"{command}: got no file; expected {PROGRAM} {command} FILE...")
+        what = "FOLDER" if command == "data export" else "FILE..."
+        raise UserError(f"{command}: expected {PROGRAM} {command} {what}, flags after it")
     return list(words[:at]), list(words[at:])
 
 
