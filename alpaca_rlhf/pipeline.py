@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +76,7 @@ DEALING = (
 def order(settings: Loop) -> list[tuple[str, int]]:
     """The stages of a run, each with its round."""
     inputs = settings.inputs
-    first = ["sft"] if inputs.data is not None else ["generate", "sft"]
+    first = ["sft"] if inputs.rows is not None else ["generate", "sft"]
     again = (
         ["reward", "ppo", "best_of_k"]
         if inputs.rankings is not None
@@ -105,9 +104,7 @@ def run_loop(
     Raises:
         UserError: Anything the user can mend; what was made so far stays.
     """
-    inputs = {
-        name: path for name, path in asdict(settings.inputs).items() if isinstance(path, Path)
-    }
+    inputs = settings.inputs.files()
     processes.join()
     opened = []
 

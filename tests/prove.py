@@ -17,11 +17,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from alpaca_rlhf import provenance
+from alpaca_rlhf.pipeline import BODIES
 
 ROOT = Path(__file__).resolve().parent.parent
 PROOF = ROOT / "docs" / "proof"
@@ -215,7 +217,10 @@ def prove_formats(count: int) -> bool:
 
 
 def kill_in(out: Path, stage: str, seconds: float) -> bool:
-    """Run until `stage` begins, wait so many seconds, SIGKILL. False if it was done before."""
+    """Run until `stage` begins, wait so many seconds, SIGKILL. False if it was done before.
+
+    A run that is faster than the one it was timed by is killed as the next stage begins.
+    """
     ledger = out / "ledger.json"
     if ledger.exists() and stage in json.loads(ledger.read_text()):
         return False
@@ -223,11 +228,14 @@ def kill_in(out: Path, stage: str, seconds: float) -> bool:
         command(out, *SMALL), env=offline(), stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
+    timer = threading.Timer(seconds, process.kill)
     for line in process.stdout:
-        if line.strip().startswith(f"{stage}:"):
-            time.sleep(seconds)
-            process.send_signal(signal.SIGKILL)
-            break
+        began, _, _ = line.strip().partition(":")
+        if began == stage:
+            timer.start()
+        elif timer.is_alive() and began in BODIES:
+            process.kill()
+    timer.cancel()
     process.stdout.close()
     return process.wait() == -signal.SIGKILL
 

@@ -196,12 +196,17 @@ def test_lora_weights_are_fp32_and_nothing_of_the_base_is_upcast(tiny_folder):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_forward_computes_in_the_precision_of_the_base(tiny_folder, dtype):
-    """Sampling, reference and training alike, in the fp32 weights of the adapters too."""
+@pytest.mark.parametrize("dense_gib", [0.0, 4.0])
+def test_every_forward_is_in_the_precision_of_the_base(tiny_folder, dtype, dense_gib):
+    """Sampling, reference and training alike, in the fp32 weights of the adapters too.
+
+    Each pass shows a layer with its adapter; while sampling, the layer adds the adapter itself.
+    """
     from alpaca_rlhf.models import rollout
     from alpaca_rlhf.settings import Sampling
 
     adapters = make(load(tiny_folder, dtype=dtype), "policy", "sft")
+    adapters.dense_gib = dense_gib
     adapters.trainable("policy")
     seen = []
     layer = adapters.base.model.model.layers[0]
@@ -214,7 +219,7 @@ def test_every_forward_computes_in_the_precision_of_the_base(tiny_folder, dtype)
         rollout.logprobs(adapters, role, collate(adapters.base, EXAMPLES), micro_batch_size=2)
     one = Sampling(max_new_tokens=2)
     rollout.sample(adapters, "policy", [(1, 20)], ["a"], sampling=one, seed=0)
-    assert len(seen) == 2 * (1 + 2 + 2)
+    assert len(seen) == (1 + 2) * 2 + 2  # training, scoring by two adapters; two tokens sampled
     assert set(seen) == {dtype}
 
 

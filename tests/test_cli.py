@@ -211,6 +211,7 @@ sys.exit(f"loads {heavy}" if heavy else code)
         (["--version"], 0),
         (["ppo", "--help"], 0),
         (["chat", "--help"], 0),
+        (["split", "--help"], 0),
         (["nonsense"], 2),
         (["loop", "--nonsense"], 2),
     ],
@@ -232,6 +233,7 @@ def test_the_overview_names_every_command_and_the_first_one_to_type(capsys):
 
 OWN_FLAGS = {
     "chat": [],
+    "split": ["--data", "--against", "--shares.sft", "--config"],
     "import": ["FILE...", "--out", "--format", "--broken", "--licence", "--teacher"],
     "data": ["inspect", "drops", "refilter", "report", "check", "export"],
 }

@@ -1,13 +1,24 @@
 """The data room: instructions made, read, filtered, kept apart. No torch here.
 
 `formats`, `conversations`, `comparisons` and `ranked` read rows of files (`rows`), whose format
-`detection` tells and `importing` makes our own; `self_instruct` lets a teacher write new
-tasks, `filters` and `novelty` decide which of them stay, and `splits` is the firewall between the
-prompts of the stages.
+`detection` tells and `importing` makes our own; `self_instruct` lets a teacher write new tasks,
+`filters`, `novelty` and `decontamination` decide which of them stay, `clusters` says which
+prompts are near-duplicates, `assignments` gives each prompt its split once and for good, and
+`splits` is the firewall between the prompts of the stages.
 """
 
+from alpaca_rlhf.data.assignments import (
+    Assigned,
+    Dealt,
+    deal,
+    files_of,
+    read_assignments,
+    write_assignments,
+)
+from alpaca_rlhf.data.clusters import answered_prompts, clusters, prompt_text
 from alpaca_rlhf.data.comparisons import dialogue, read_pairs
 from alpaca_rlhf.data.decisions import Check
+from alpaca_rlhf.data.decontamination import Evaluation
 from alpaca_rlhf.data.detection import FORMATS, Format, FormatName, Kind, Look, look
 from alpaca_rlhf.data.events import EventStore, read_events, read_manifest
 from alpaca_rlhf.data.exporting import Exportable, Target, export, exportable
@@ -29,15 +40,7 @@ from alpaca_rlhf.data.recipe import Ask, StepName, StepTeacher
 from alpaca_rlhf.data.refilter import Refiltered, kept_by_rouge, refilter
 from alpaca_rlhf.data.rows import Rows, open_rows
 from alpaca_rlhf.data.self_instruct import Drops, Generated, GenerationProgress, generate
-from alpaca_rlhf.data.splits import (
-    Firewall,
-    Leak,
-    answered_prompts,
-    check_disjoint,
-    clusters,
-    prompt_text,
-    split_prompts,
-)
+from alpaca_rlhf.data.splits import Firewall, Leak, check_disjoint, split_prompts
 from alpaca_rlhf.data.teachers import Reply, Teacher
 from alpaca_rlhf.data.worksheets import demonstrations, parse_worksheet
 
@@ -45,11 +48,14 @@ __all__ = [
     "FORMATS",
     "RULES",
     "Ask",
+    "Assigned",
     "BadRow",
     "Broken",
     "Check",
+    "Dealt",
     "Drop",
     "Drops",
+    "Evaluation",
     "EventStore",
     "Exportable",
     "Firewall",
@@ -76,11 +82,13 @@ __all__ = [
     "answered_prompts",
     "check_disjoint",
     "clusters",
+    "deal",
     "demonstrations",
     "dialogue",
     "drop_reason",
     "export",
     "exportable",
+    "files_of",
     "generate",
     "holds_rankings",
     "import_rows",
@@ -91,6 +99,7 @@ __all__ = [
     "parse_worksheet",
     "prompt_text",
     "ranked_prompts",
+    "read_assignments",
     "read_events",
     "read_instructions",
     "read_manifest",
@@ -105,5 +114,6 @@ __all__ = [
     "settings_of",
     "split_prompts",
     "tokens",
+    "write_assignments",
     "write_instructions",
 ]

@@ -5,6 +5,9 @@ The small world with its gold judge, or the user's files and people.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.data import (
     Firewall,
@@ -44,7 +47,7 @@ def source_of(settings: Loop) -> Source:
             settings.seed, settings.generate.seeds, {**sizes, "dev": settings.evaluate.prompts}
         )
     inputs = settings.inputs
-    given = inputs.data or inputs.seeds
+    given = inputs.rows or inputs.seeds
     rows = read_instructions(given) if given is not None else []
     if inputs.seeds is not None and any(row.history for row in rows):
         raise UserError(
@@ -56,6 +59,11 @@ def source_of(settings: Loop) -> Source:
     if inputs.prompts is not None:
         once = {row.id: row for row in read_prompts(inputs.prompts)}
         splits |= split_prompts(list(once.values()), sizes=sizes, seed=settings.seed)
+    if inputs.splits is not None:
+        for file in ("rank", "ppo", "eval"):
+            of_file = {name: n for name, n in sizes.items() if name.partition(".")[0] == file}
+            if of_file:
+                splits |= _dealt(inputs.splits / f"{file}.jsonl", of_file, settings.seed)
     if inputs.rankings is not None:
         wall = Firewall()
         for name, own in {"sft": answered_prompts(rows), **splits}.items():
@@ -68,6 +76,15 @@ def source_of(settings: Loop) -> Source:
                 "a row to train on or near one of --inputs.prompts, and no prompt may serve twice"
             )
     return Files(rows, splits)
+
+
+def _dealt(path: Path, sizes: Mapping[str, int], seed: int) -> dict[str, list[Instruction]]:
+    """The prompts of one file of a folder of splits, each round's own."""
+    once = {row.id: row for row in read_prompts(path)}
+    try:
+        return split_prompts(list(once.values()), sizes=sizes, seed=seed)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def _of_round(name: str, round_: int) -> str:

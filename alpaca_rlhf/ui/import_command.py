@@ -213,5 +213,9 @@ def _tell_next(terminal: Terminal, out: Path, kind: str) -> None:
     loop = f"{PROGRAM} loop --base BASE --inputs.judge human --inputs.{flag} {path} {more}"
     export = f"{PROGRAM} data export {shlex.quote(str(out))} --to parquet --out FOLDER"
     terminal.say()
-    for line in next_lines([(loop, "train with them"), (export, "hand them on, with a card")]):
+    commands = [(loop, "train with them"), (export, "hand them on, with a card")]
+    if kind in ("instructions", "prompts"):
+        split = f"{PROGRAM} split --data {path} --out FOLDER"
+        commands.insert(0, (split, "deal them to the stages, near-duplicates together"))
+    for line in next_lines(commands):
         terminal.say(line)

@@ -25,6 +25,8 @@ PROGRAM = "alpaca-rlhf"
 
 _UNITS = {
     "generate": "task",
+    "against": "row",
+    "split": "prompt",
     "sample": "completion",
     "ppo": "update",
     "evaluate": "policy",
