@@ -335,7 +335,7 @@ def _verdict(drop: Drop | None, one: Request) -> str:
 
 def _neighbours(folder: Path, row: Instruction) -> list[tuple[float, Instruction, str]]:
     """The nearest of the seed tasks and kept rows, the row itself left out."""
-    index = NoveltyIndex(0.0)
+    index = NoveltyIndex(0.01)  # its tables grow as the threshold falls
     known: list[tuple[Instruction, str]] = [(seed, "seed task") for seed in seeds_of(folder)]
     for _, one in requests(folder):
         known += [(kept, f"request {one.number}") for kept in one.kept if kept.id != row.id]
