@@ -19,7 +19,7 @@ from alpaca_rlhf.given import leaves_of, read_flags, read_yaml
 from alpaca_rlhf.quickstart import QUICKSTART
 from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.settings import Loop
-from alpaca_rlhf.ui import folders, shell, split_command
+from alpaca_rlhf.ui import data_commands, folders, import_command, shell, split_command
 from alpaca_rlhf.ui.chat import Chat, Conversation, choose
 from alpaca_rlhf.ui.terminal import PROGRAM, Terminal, next_lines
 
@@ -39,6 +39,8 @@ COMMANDS = {
     "best-of-k": "fine-tune on the reward model's favourite completions",
     "evaluate": "compare all policies on prompts no stage has seen, and write the report",
     "chat": "talk to the policies of a run",
+    "import": import_command.ABOUT,
+    "data": "look at data: inspect, drops, refilter, report, check, export",
 }
 """Commands and what they do."""
 
@@ -129,6 +131,10 @@ def _command(typed: str, words: list[str], terminal: Terminal) -> int:
         raise UserError(_unknown(typed))
     if name == "chat":
         return _chat(words, terminal)
+    if name == "import":
+        return import_command.run(words, terminal)
+    if name == "data":
+        return data_commands.run(words, terminal)
     if name == "split":
         flags = _parse(split_command.Split, words, prog=f"{PROGRAM} split", about=COMMANDS[name])
         return split_command.run(flags, terminal)

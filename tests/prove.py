@@ -4,7 +4,9 @@ Writes docs/proof/*.json, with the commit and the machine they belong to.
 
     python -m tests.prove seeds [SEED ...]   the whole loop; 0, 1, 2 and the commit's own
     python -m tests.prove kills [N]          SIGKILL in every stage, N times: the same weights
-    python -m tests.prove                    both
+    python -m tests.prove generate [N]       SIGKILL a generation N times at random: the same files
+    python -m tests.prove formats [N]        import N mutated files; the memory of 1,000,000 rows
+    python -m tests.prove                    all
 """
 
 import hashlib
@@ -148,6 +150,72 @@ def prove_kills(rounds: int) -> bool:
     return all(r["same_report"] and r["same_weights"] and r["killed_in"] for r in results)
 
 
+def prove_generation(kills: int) -> bool:
+    """Kill a generation at random moments, each recipe; compare with an undisturbed run."""
+    from tests.generation import killed_runs
+
+    seed = random.SystemRandom().randrange(2**32)
+    runs = []
+    for recipe in ("alpaca", "self-instruct", "evol"):
+        with tempfile.TemporaryDirectory() as folder:
+            runs.append(killed_runs(Path(folder), recipe, kills, random.Random(seed)))
+        tell(f"generation {recipe}: {runs[-1]}")
+    write(
+        "generate-kills.json",
+        {
+            **stamp(),
+            "command": f"python -m tests.prove generate {kills}",
+            "seed_of_the_moments": seed,
+            "runs": runs,
+        },
+    )
+    return all(one["same_files"] and one["nothing_asked_twice"] for one in runs)
+
+
+def prove_formats(count: int) -> bool:
+    """Import mutated files, then many rows: nothing but exit 0 or 2, and bounded memory."""
+    from tests.mutations import big_file, fuzz, memory_of
+
+    seed = random.SystemRandom().randrange(2**32)
+    with tempfile.TemporaryDirectory() as folder:
+        found = fuzz(Path(folder), count, seed)
+    tell(f"formats: {found}")
+    memory = []
+    for name, broken in (
+        ("rows.jsonl", False),
+        ("rows.json", False),
+        ("rows.csv", False),
+        ("rows.parquet", False),
+        ("rows.jsonl", True),
+    ):
+        for rows in (100_000, 1_000_000):
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / name
+                big_file(path, rows, broken=broken)
+                started = time.perf_counter()
+                made = memory_of(path, Path(folder) / "out")
+                made["mebibytes"] = round(path.stat().st_size / 2**20, 1)
+            made["seconds"] = round(time.perf_counter() - started, 1)
+            what = f"{name}, all but one broken" if broken else name
+            memory.append({"file": what, "rows_in_file": rows, **made})
+            tell(f"formats: {memory[-1]}")
+    pairs = list(zip(memory[::2], memory[1::2], strict=True))
+    growth = {one["file"]: round(ten["peak_mib"] - one["peak_mib"], 1) for one, ten in pairs}
+    write(
+        "formats.json",
+        {
+            **stamp(),
+            "command": f"python -m tests.prove formats {count}",
+            "seed_of_the_files": seed,
+            "fuzz": found,
+            "memory": memory,
+            "peak_mib_of_1000000_rows_above_100000": growth,
+        },
+    )
+    good = all(one["exit"] == 2 * ("broken" in one["file"]) for one in memory)
+    return good and not found["failures"] and max(growth.values()) < 32
+
+
 def kill_in(out: Path, stage: str, seconds: float) -> bool:
     """Run until `stage` begins, wait so many seconds, SIGKILL. False if it was done before.
 
@@ -187,14 +255,18 @@ def write(name: str, proof: dict[str, Any]) -> None:
 def main(words: list[str]) -> int:
     """Run the proofs that were asked for."""
     which = words[0] if words else "all"
-    if which not in ("all", "seeds", "kills"):
-        sys.exit(f"prove: {which}: give seeds, kills or nothing")
+    if which not in ("all", "seeds", "kills", "generate", "formats"):
+        sys.exit(f"prove: {which}: give seeds, kills, generate, formats or nothing")
     good = True
     if which in ("all", "seeds"):
         commit = provenance.commit() or "0"
         good &= prove_seeds([int(w) for w in words[1:]] or [0, 1, 2, int(commit[:6], 16)])
     if which in ("all", "kills"):
         good &= prove_kills(int(words[1]) if which == "kills" and len(words) > 1 else 2)
+    if which in ("all", "generate"):
+        good &= prove_generation(int(words[1]) if which == "generate" and len(words) > 1 else 20)
+    if which in ("all", "formats"):
+        good &= prove_formats(int(words[1]) if which == "formats" and len(words) > 1 else 2000)
     return 0 if good else 1
 
 

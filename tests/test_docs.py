@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/*.md")])
 OTHER_FLAGS = {"--help", "--dry-run", "--config", "--run", "--policy", "--annotator", "--version"}
 OTHER_FLAGS |= {"--scale"}  # recipes/pretrain_cria.py
+OTHER_FLAGS |= {"--format", "--broken"}  # alpaca-rlhf import
 
 
 def named(page: Path) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.context import Context, forget, suffixed
-from alpaca_rlhf.data import holds_trees, read_pairs, read_ranking_trees
+from alpaca_rlhf.data import holds_rankings, read_pairs, read_rankings
 from alpaca_rlhf.evaluation.reward_accuracy import accuracy_of, figures
 from alpaca_rlhf.models.batches import Example, prompt_ids
 from alpaca_rlhf.models.heads import ScalarHead
@@ -187,8 +187,8 @@ def _of_rankings(
 
 def _of_file(ctx: Context, path: Path, prompts: Collection[str]) -> tuple[list[Group], int]:
     """The rankings of a file that answer some prompts, and how many there are."""
-    if holds_trees(path):
-        trees = [one for one in read_ranking_trees(path) if one[0].id in prompts]
+    if holds_rankings(path):
+        trees = [one for one in read_rankings(path) if one[0].id in prompts]
         asked = {prompt.id: prompt for prompt, _, _ in trees}
         completions = {one.id: one for _, own, _ in trees for one in own}
         rankings = [ranking for _, _, ranking in trees]
