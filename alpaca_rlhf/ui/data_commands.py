@@ -153,9 +153,9 @@ def drops(words: Sequence[str], terminal: Terminal) -> int:
     for asked_in, drop in chosen:
         terminal.say(f"{drop.rule}: {_short(drop.detail)}")
         if drop.row is not None:
-            near = f", nearest {drop.near} at {drop.score:.3f}" if drop.near else ""
+            like = f", nearest {drop.near} at {drop.score:.3f}" if drop.near else ""
             terminal.say(f"  {drop.row.id}  {_short(drop.row.instruction)}")
-            terminal.say(f"  request {asked_in}{near}")
+            terminal.say(f"  request {asked_in}{like}")
     total = counts[asked.rule] if asked.rule else counts.total()
     if len(chosen) < total:
         terminal.say(f"... {len(chosen)} of {total:,} shown; --limit 0 shows all")
