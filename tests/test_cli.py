@@ -21,7 +21,7 @@ from alpaca_rlhf.config import UserError, parse, to_yaml
 from alpaca_rlhf.preferences import read
 from alpaca_rlhf.quickstart import QUICKSTART
 from alpaca_rlhf.settings import Loop
-from alpaca_rlhf.ui import shell
+from alpaca_rlhf.ui import data_commands, shell
 from alpaca_rlhf.ui.terminal import Terminal
 
 ROOT = Path(__file__).parent.parent
@@ -252,6 +252,14 @@ def test_every_command_explains_its_flags(name, capsys):
     text = capsys.readouterr().out
     assert "--ppo.kl-coef" in text and "--config FILE.yaml" in text
     assert (str(QUICKSTART.ppo.lr) in text) == (name == "quickstart")
+
+
+@pytest.mark.parametrize("name", list(data_commands.COMMANDS))
+def test_every_data_command_explains_its_flags(name, capsys):
+    assert cli.main(["data", "--help"]) == 0
+    assert f"\n  {name} " in capsys.readouterr().out
+    assert cli.main(["data", name, "--help"]) == 0
+    assert f"usage: alpaca-rlhf data {name} RUN " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", [["--help"], ["loop", "--help"]])

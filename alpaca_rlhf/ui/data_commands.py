@@ -83,8 +83,8 @@ def inspect(words: Sequence[str], terminal: Terminal) -> int:
     Raises:
         UserError: There is no such row; the run cannot be read.
     """
-    (run, wanted), flags = _places(words, "data inspect", ("RUN", "ID"))
-    _flags(Inspect, flags, "data inspect", "One row with its request, prompt and neighbours.")
+    about = "One row with its request, prompt and neighbours."
+    (run, wanted), _ = _given(words, Inspect, "data inspect", ("RUN", "ID"), about)
     folder = _folder(run)
     say = terminal.say
     say(f"inspect: {wanted} in {folder}")
@@ -129,8 +129,8 @@ def drops(words: Sequence[str], terminal: Terminal) -> int:
     Raises:
         UserError: No row was dropped by that rule; the run cannot be read.
     """
-    (run,), flags = _places(words, "data drops", ("RUN",))
-    asked = _flags(DropsShown, flags, "data drops", "Rows that were dropped, and why.")
+    about = "Rows that were dropped, and why."
+    (run,), asked = _given(words, DropsShown, "data drops", ("RUN",), about)
     folder = _folder(run)
     terminal.say(f"drops: rows of {folder} that were not kept")
     counts: Counter[str] = Counter()
@@ -176,9 +176,8 @@ def refiltered(words: Sequence[str], terminal: Terminal) -> int:
     Raises:
         UserError: The run cannot be read.
     """
-    (run,), flags = _places(words, "data refilter", ("RUN",))
     about = "Run filters and novelty again on the stored replies, without asking the teacher."
-    asked = _flags(Refilter, flags, "data refilter", about)
+    (run,), asked = _given(words, Refilter, "data refilter", ("RUN",), about)
     folder = _folder(run)
     accept, novel = _checks_of(run)
     total = int(read_manifest(folder).get("counts", {}).get("requests", 0))
@@ -224,8 +223,8 @@ def report(words: Sequence[str], terminal: Terminal) -> int:
     """
     from alpaca_rlhf.evaluation.generation_report import write_generation_report
 
-    (run,), flags = _places(words, "data report", ("RUN",))
-    asked = _flags(ReportMade, flags, "data report", "One HTML page about a generation.")
+    about = "One HTML page about a generation."
+    (run,), asked = _given(words, ReportMade, "data report", ("RUN",), about)
     folder = _folder(run)
     out = asked.out or folder / "report.html"
     terminal.say(f"report: reading {folder}")
@@ -272,23 +271,22 @@ def run(words: Sequence[str], terminal: Terminal) -> int:
     return COMMANDS[name][0](rest, terminal)
 
 
-def _places(
-    words: Sequence[str], command: str, names: tuple[str, ...]
-) -> tuple[list[str], list[str]]:
-    """The words before the flags, one for each name, and the flags."""
-    if "-h" in words or "--help" in words:
-        return ["" for _ in names], ["--help"]
-    at = next((i for i, word in enumerate(words) if word.startswith("--")), len(words))
-    given = list(words[:at])
-    if len(given) != len(names):
-        wanted = f"{PROGRAM} {command} {' '.join(names)}"
+def _given(
+    words: Sequence[str], cls: type[T], command: str, names: tuple[str, ...], about: str
+) -> tuple[list[str], T]:
+    """The words before the flags, one for each name, and the flags.
+
+    Raises:
+        UserError: There are more or fewer words, or a flag is wrong.
+    """
+    usage = f"{PROGRAM} {command} {' '.join(names)}"
+    at = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    given, flags = list(words[:at]), list(words[at:])
+    wants_help = "-h" in words or "--help" in words
+    if len(given) != len(names) and not wants_help:
         got = f"got {shlex.join(given)}" if given else "got nothing"
-        raise UserError(f"{command}: {got}; expected {wanted}")
-    return given, list(words[at:])
-
-
-def _flags(cls: type[T], words: list[str], command: str, about: str) -> T:
-    return parse(cls, words, prog=f"{PROGRAM} {command}", description=about, default=cls())
+        raise UserError(f"{command}: {got}; expected {usage}")
+    return given, parse(cls, flags, prog=usage, description=about, default=cls())
 
 
 def _folder(run: str) -> Path:
