@@ -14,6 +14,7 @@ from typing import Any
 from alpaca_rlhf import processes, stages
 from alpaca_rlhf.config import to_yaml
 from alpaca_rlhf.context import Context, Reporter, forget, suffixed
+from alpaca_rlhf.data import seed_file
 from alpaca_rlhf.given import leaves_of
 from alpaca_rlhf.models.base import weights_digest
 from alpaca_rlhf.provenance import measure
@@ -106,7 +107,9 @@ def run_loop(
         UserError: Anything the user can mend; what was made so far stays.
     """
     inputs = {
-        name: path for name, path in asdict(settings.inputs).items() if isinstance(path, Path)
+        name: seed_file(path) if name == "seeds" else path
+        for name, path in asdict(settings.inputs).items()
+        if isinstance(path, Path)
     }
     processes.join()
     opened = []

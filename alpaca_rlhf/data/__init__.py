@@ -1,8 +1,8 @@
 """The data room: instructions made, read, filtered, kept apart. No torch here.
 
-`formats`, `conversations` and `comparisons` read files, `self_instruct` lets a teacher write new
-tasks, `filters` and `novelty` decide which of them stay, and `splits` is the firewall between the
-prompts of the stages.
+`formats`, `conversations`, `comparisons` and `seeds` read files, `self_instruct` lets a teacher
+write new tasks, `filters` and `novelty` decide which of them stay, and `splits` is the firewall
+between the prompts of the stages.
 """
 
 from alpaca_rlhf.data.comparisons import (
@@ -15,6 +15,7 @@ from alpaca_rlhf.data.comparisons import (
 from alpaca_rlhf.data.filters import RULES, Drop, Rule, drop_reason, rule_set
 from alpaca_rlhf.data.formats import read_instructions, read_prompts, write_instructions
 from alpaca_rlhf.data.novelty import Neighbour, NoveltyIndex, tokens
+from alpaca_rlhf.data.seeds import SHIPPED, read_seeds, seed_file
 from alpaca_rlhf.data.self_instruct import Generated, GenerationProgress, demonstrations, generate
 from alpaca_rlhf.data.splits import (
     Firewall,
@@ -30,6 +31,7 @@ from alpaca_rlhf.data.worksheets import parse_worksheet
 
 __all__ = [
     "RULES",
+    "SHIPPED",
     "Drop",
     "Firewall",
     "Generated",
@@ -55,7 +57,9 @@ __all__ = [
     "read_pairs",
     "read_prompts",
     "read_ranking_trees",
+    "read_seeds",
     "rule_set",
+    "seed_file",
     "split_prompts",
     "tokens",
     "write_instructions",
