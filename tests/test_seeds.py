@@ -80,6 +80,13 @@ def test_a_task_is_whole(row):
         assert not CHINESE.search(whole)
 
 
+def test_the_readme_counts_them():
+    counts = Counter(row["language"] for row in ROWS)
+    kinds = sum(row["is_classification"] for row in ROWS)
+    said = f"{counts['en']} in English and {counts['zh']} in Chinese, {kinds} of them"
+    assert said in (FILE.parent / "README.md").read_text("utf-8")
+
+
 def test_ids_are_unique():
     assert len(BY_ID) == len(ROWS)
 
@@ -179,7 +186,8 @@ def test_results_are_right(name):
 def sums(text: str) -> list[list[str]]:
     """The sides of each chain such as `2 × 3 + 1/2 = 6.5`; one with letters in it is left out."""
     found = []
-    for run in re.findall(r"[\d.,()+−×÷/= ]+", CODE.sub("", text).replace("*", "")):
+    plain = re.sub(r" = [\d.]+%", "", CODE.sub("", text).replace("*", ""))
+    for run in re.findall(r"[\d.,()+−×÷/= ]+", plain):
         sides = [
             balanced(side.strip(" .,"))
             for side in re.sub(r"(?<=\d),(?=\d{3}\b)", "", run).split("=")
