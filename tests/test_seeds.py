@@ -3,6 +3,7 @@
 # ruff: noqa: RUF001, RUF002 - the tasks use real signs for minus and times, and Chinese
 
 import ast
+import hashlib
 import itertools
 import json
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from alpaca_rlhf import runs
+from alpaca_rlhf import cli, runs
 from alpaca_rlhf.config import UserError, parse
 from alpaca_rlhf.data import (
     NoveltyIndex,
@@ -362,20 +363,29 @@ def test_a_broken_row_is_named(tmp_path, row, said):
     assert said in str(error.value)
 
 
-def settings(tmp_path: Path, seeds: str) -> Loop:
+def flags(tmp_path: Path, seeds: str) -> list[str]:
     prompts = tmp_path / "prompts.jsonl"
     words = "ant bee cat dog eel fox gnu hen ibis jay kite lark mole newt owl pug".split()
     asks = [f"{a} {b} {c}" for a in words for b in words for c in words[:2] if a < b]
     prompts.write_text("".join(json.dumps({"instruction": one}) + "\n" for one in asks))
-    flags = ["--inputs.judge", "human", "--inputs.seeds", seeds, "--inputs.prompts", str(prompts)]
-    flags += ["--rank.prompts", "6", "--ppo.batch-size", "6", "--ppo.minibatch-size", "6"]
-    flags += ["--best-of-k.prompts", "6", "--evaluate.prompts", "6"]
-    return parse(Loop, [*flags, "--out", str(tmp_path / "run")], prog="test", description="")
+    given = ["--inputs.judge", "human", "--inputs.seeds", seeds, "--inputs.prompts", str(prompts)]
+    given += ["--rank.prompts", "6", "--ppo.batch-size", "6", "--ppo.minibatch-size", "6"]
+    given += ["--best-of-k.prompts", "6", "--evaluate.prompts", "6"]
+    return [*given, "--out", str(tmp_path / "run")]
 
 
 @pytest.mark.parametrize("word", ["shipped", "shipped-zh"])
 def test_a_run_takes_them_whole(tmp_path, word):
     """Though some would not pass the filters: Alpaca's drop everything that is Chinese."""
-    own = source_of(settings(tmp_path, word)).seeds()
+    settings = parse(Loop, flags(tmp_path, word), prog="test", description="")
+    own = source_of(settings).seeds()
     assert any(drop_reason(row, rule_set("alpaca")) for row in own)
     assert own == read_seeds(Path(word))
+
+
+def test_a_run_notes_which_file_it_read(tmp_path, tiny_folder):
+    small = ["--generate.batch-size", "1", "--generate.max-requests", "1"]
+    small += ["--generate.max-new-tokens", "2", "--base", str(tiny_folder)]
+    assert cli.main(["generate", *flags(tmp_path, "shipped"), *small]) == 2  # nothing came of it
+    noted = json.loads((tmp_path / "run" / "provenance.json").read_text())["inputs"]["seeds"]
+    assert noted == {"path": str(FILE), "sha256": hashlib.sha256(FILE.read_bytes()).hexdigest()}
