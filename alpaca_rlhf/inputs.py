@@ -17,8 +17,9 @@ class Inputs:
     data: Path | None = None
     """Rows to train on (Alpaca columns, JSON or JSONL); self-instruct is then left out."""
     seeds: Path | None = None
-    """Seed tasks with outputs (the same columns), for self-instruct with the base; the base trains
-    on them and on what it makes of them."""
+    """Seed tasks with outputs (the same columns, or Self-Instruct's `instances`), for self-instruct
+    with the base; the base trains on them and on what it makes of them. `shipped` is this kit's own
+    set, `shipped-en` and `shipped-zh` its English or Chinese part."""
     prompts: Path | None = None
     """Prompts to rank, to train the policy on and to evaluate on; dealt to the splits by clusters
     of near-duplicates."""

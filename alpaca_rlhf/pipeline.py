@@ -13,6 +13,7 @@ from typing import Any
 from alpaca_rlhf import processes, stages
 from alpaca_rlhf.config import to_yaml
 from alpaca_rlhf.context import Context, Reporter, forget, suffixed
+from alpaca_rlhf.data import seed_file
 from alpaca_rlhf.given import leaves_of
 from alpaca_rlhf.models.base import weights_digest
 from alpaca_rlhf.provenance import measure
@@ -105,6 +106,8 @@ def run_loop(
         UserError: Anything the user can mend; what was made so far stays.
     """
     inputs = settings.inputs.files()
+    if settings.inputs.seeds is not None:
+        inputs["seeds"] = seed_file(settings.inputs.seeds)
     processes.join()
     opened = []
 

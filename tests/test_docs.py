@@ -13,7 +13,14 @@ from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.ui.split_command import Split
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/*.md")])
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("recipes/*.md"),
+        *ROOT.glob("data/*.md"),
+    ]
+)
 OTHER_FLAGS = {"--help", "--dry-run", "--config", "--run", "--policy", "--annotator", "--version"}
 OTHER_FLAGS |= {"--scale"}  # recipes/pretrain_cria.py
 OTHER_FLAGS |= {"--format", "--broken"}  # alpaca-rlhf import

@@ -1,8 +1,8 @@
 """The data room: instructions made, read, filtered, kept apart. No torch here.
 
-`formats`, `conversations`, `comparisons` and `ranked` read rows of files (`rows`), whose format
-`detection` tells and `importing` makes our own; `self_instruct` lets a teacher write new tasks,
-`filters`, `novelty` and `decontamination` decide which of them stay, `clusters` says which
+`formats`, `conversations`, `comparisons`, `ranked` and `seeds` read rows of files (`rows`), whose
+format `detection` tells and `importing` makes our own; `self_instruct` lets a teacher write new
+tasks, `filters`, `novelty` and `decontamination` decide which of them stay, `clusters` says which
 prompts are near-duplicates, `assignments` gives each prompt its split once and for good, and
 `splits` is the firewall between the prompts of the stages.
 """
@@ -39,6 +39,7 @@ from alpaca_rlhf.data.ranked import holds_rankings, ranked_prompts, read_ranking
 from alpaca_rlhf.data.recipe import Ask, StepName, StepTeacher
 from alpaca_rlhf.data.refilter import Refiltered, kept_by_rouge, refilter
 from alpaca_rlhf.data.rows import Rows, open_rows
+from alpaca_rlhf.data.seeds import SHIPPED, read_seeds, seed_file
 from alpaca_rlhf.data.self_instruct import Drops, Generated, GenerationProgress, generate
 from alpaca_rlhf.data.splits import Firewall, Leak, check_disjoint, split_prompts
 from alpaca_rlhf.data.teachers import Reply, Teacher
@@ -47,6 +48,7 @@ from alpaca_rlhf.data.worksheets import demonstrations, parse_worksheet
 __all__ = [
     "FORMATS",
     "RULES",
+    "SHIPPED",
     "Ask",
     "Assigned",
     "BadRow",
@@ -106,10 +108,12 @@ __all__ = [
     "read_pairs",
     "read_prompts",
     "read_rankings",
+    "read_seeds",
     "refilter",
     "refuse_broken",
     "requests",
     "rule_set",
+    "seed_file",
     "seeds_of",
     "settings_of",
     "split_prompts",

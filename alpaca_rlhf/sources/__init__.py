@@ -15,6 +15,7 @@ from alpaca_rlhf.data import (
     ranked_prompts,
     read_instructions,
     read_prompts,
+    read_seeds,
     split_prompts,
 )
 from alpaca_rlhf.records import Instruction
@@ -47,14 +48,11 @@ def source_of(settings: Loop) -> Source:
             settings.seed, settings.generate.seeds, {**sizes, "dev": settings.evaluate.prompts}
         )
     inputs = settings.inputs
-    given = inputs.rows or inputs.seeds
-    rows = read_instructions(given) if given is not None else []
-    if inputs.seeds is not None and any(row.history for row in rows):
-        raise UserError(
-            f"--inputs.seeds {inputs.seeds}: {sum(bool(row.history) for row in rows)} of "
-            f"{len(rows)} rows are conversations of several turns, and a seed task is one "
-            "instruction with its output; take them out, or train on them with --inputs.data"
-        )
+    rows: list[Instruction] = []
+    if inputs.rows is not None:
+        rows = read_instructions(inputs.rows)
+    elif inputs.seeds is not None:
+        rows = read_seeds(inputs.seeds)
     splits: dict[str, list[Instruction]] = {}
     if inputs.prompts is not None:
         once = {row.id: row for row in read_prompts(inputs.prompts)}
