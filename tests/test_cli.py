@@ -259,7 +259,8 @@ def test_every_data_command_explains_its_flags(name, capsys):
     assert cli.main(["data", "--help"]) == 0
     assert f"\n  {name} " in capsys.readouterr().out
     assert cli.main(["data", name, "--help"]) == 0
-    assert f"usage: alpaca-rlhf data {name} RUN " in capsys.readouterr().out
+    given = {"check": "FILE...", "export": "FOLDER"}.get(name, "RUN")
+    assert f"usage: alpaca-rlhf data {name} {given} " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", [["--help"], ["loop", "--help"]])
