@@ -20,8 +20,8 @@ class Inputs:
     """Prompts to rank, to train the policy on and to evaluate on; dealt to the splits by clusters
     of near-duplicates."""
     rankings: Path | None = None
-    """Pairs (chosen, rejected) or ranking trees to train the reward model on, instead of ranking
-    completions."""
+    """Pairs (chosen, rejected), ranking trees, or the folder of a snapshot, to train the reward
+    model on instead of ranking completions."""
     judge: Literal["gold", "human"] = "gold"
     """Who ranks: the small world's gold judge, or people."""
 

@@ -16,6 +16,7 @@ from alpaca_rlhf.config import to_yaml
 from alpaca_rlhf.context import Context, Reporter, forget, suffixed
 from alpaca_rlhf.given import leaves_of
 from alpaca_rlhf.models.base import weights_digest
+from alpaca_rlhf.preferences import manifest_of
 from alpaca_rlhf.provenance import measure
 from alpaca_rlhf.runs import RunFolder
 from alpaca_rlhf.settings import Loop
@@ -106,7 +107,9 @@ def run_loop(
         UserError: Anything the user can mend; what was made so far stays.
     """
     inputs = {
-        name: path for name, path in asdict(settings.inputs).items() if isinstance(path, Path)
+        name: (manifest_of(path) or path) if name == "rankings" else path
+        for name, path in asdict(settings.inputs).items()
+        if isinstance(path, Path)
     }
     processes.join()
     opened = []

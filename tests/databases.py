@@ -67,7 +67,8 @@ def postgres() -> Iterator[str | None]:
         "-c",
         "max_connections=150",
     ]
-    process = subprocess.Popen(words, stderr=(folder / "log").open("w"), **quiet)
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(words, stderr=log, **quiet)
     try:
         for _ in range(600):
             if (folder / ".s.PGSQL.5432").exists() and "ready to accept" in _log(folder):

@@ -13,60 +13,12 @@ import pytest
 from sqlalchemy import select
 
 from alpaca_rlhf.config import UserError
-from alpaca_rlhf.preferences import passwords
 from alpaca_rlhf.preferences.assignment import Refused, Rules, Verdict
 from alpaca_rlhf.preferences.schema import Assignment, Audit, CandidateSet, Ranking
 from alpaca_rlhf.preferences.store import Store
-from tests.databases import NO_POSTGRES, candidates, postgres
+from tests.databases import candidates
 
 PLAIN = Rules(gold_rate=0, repeat_rate=0)
-
-
-@pytest.fixture(scope="session")
-def server():
-    with postgres() as url:
-        yield url
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def where(request, tmp_path, monkeypatch):
-    """An empty database; the same tests on both."""
-    monkeypatch.setattr(passwords, "LOG_N", 4)
-    if request.param == "sqlite":
-        yield str(tmp_path / "preferences.db")
-        return
-    url = request.getfixturevalue("server")
-    if url is None:
-        pytest.skip(NO_POSTGRES)
-    from sqlalchemy import create_engine, text
-
-    name = f"t{time.time_ns()}"
-    engine = create_engine(url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    yield url.replace("/postgres?", f"/{name}?")
-    with engine.connect() as connection:
-        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-    engine.dispose()
-
-
-class Clock:
-    def __init__(self):
-        self.now = 1_790_000_000.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
-@pytest.fixture
-def store(where, clock):
-    with Store(where, rules=PLAIN, seed=0, clock=clock) as opened:
-        yield opened
 
 
 def people(store, n):

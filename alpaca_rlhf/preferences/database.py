@@ -118,8 +118,10 @@ def _url(where: str | Path) -> URL:
                 "postgresql+psycopg://user@host/name"
             )
         url.get_dialect().import_dbapi()
-    except (ArgumentError, NoSuchModuleError) as error:
-        raise UserError(f"--db: is not a URL ({_first_line(error)})") from None
+    except (ArgumentError, NoSuchModuleError, ValueError):  # their words may hold a password
+        raise UserError(
+            "--db: is not a URL that can be read; write postgresql+psycopg://user@host/name"
+        ) from None
     except ImportError as error:
         raise UserError(
             f"--db {url.render_as_string()}: {error}; pip install 'alpaca-rlhf[postgres]', "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,16 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
 from alpaca_rlhf.config import UserError
-from alpaca_rlhf.preferences import battles, claims, passwords, people, queue, verdicts
+from alpaca_rlhf.preferences import (
+    battles,
+    claims,
+    passwords,
+    people,
+    queue,
+    reading,
+    snapshot,
+    verdicts,
+)
 from alpaca_rlhf.preferences import figures as tab
 from alpaca_rlhf.preferences.assignment import Refused, Rules, Saved, Task, Tiers, Verdict
 from alpaca_rlhf.preferences.audit import note
@@ -397,6 +407,28 @@ class Store:
         """The newest flags, or those before a number."""
         with self.database.reading() as session:
             return tab.flagged(session, before=before, n=n)
+
+    def export(self, folder: Path) -> snapshot.Manifest:
+        """Write a snapshot to train from; claims and submits go on meanwhile.
+
+        Raises:
+            UserError: There is something in the folder already, or it cannot be written.
+        """
+        at = self._now()
+        created = datetime.fromtimestamp(at / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        with self.database.reading() as session:
+            made = snapshot.write(
+                folder,
+                reading.verdicts(session),
+                max_ranking=reading.newest(session),
+                created=created,
+            )
+        self._write(
+            lambda session: reading.note_snapshot(
+                session, str(folder), made.max_ranking, made.rankings, made.sha256, at
+            )
+        )
+        return made
 
     # --- inside -------------------------------------------------------------------------------
 

@@ -5,6 +5,8 @@ The small world with its gold judge, or the user's files and people.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.data import (
     Firewall,
@@ -14,6 +16,7 @@ from alpaca_rlhf.data import (
     read_prompts,
     split_prompts,
 )
+from alpaca_rlhf.preferences import manifest_of, read_snapshot
 from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.sources.files import Files
@@ -60,7 +63,7 @@ def source_of(settings: Loop) -> Source:
         wall = Firewall()
         for name, own in {"sft": answered_prompts(rows), **splits}.items():
             wall.note(name, own)
-        ranked = ranked_prompts(inputs.rankings)
+        ranked = _ranked(inputs.rankings)
         splits["rank"] = [row for row in ranked if wall.leak("rank", row) is None]
         if not splits["rank"]:
             raise UserError(
@@ -68,6 +71,13 @@ def source_of(settings: Loop) -> Source:
                 "a row to train on or near one of --inputs.prompts, and no prompt may serve twice"
             )
     return Files(rows, splits)
+
+
+def _ranked(path: Path) -> list[Instruction]:
+    """The prompts of a file of rankings, or of a snapshot, each once."""
+    if manifest_of(path) is None:
+        return ranked_prompts(path)
+    return list({prompt.id: prompt for prompt, _, _ in read_snapshot(path)}.values())
 
 
 def _of_round(name: str, round_: int) -> str:
