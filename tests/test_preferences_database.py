@@ -38,7 +38,7 @@ def test_a_database_of_version_1_is_migrated_with_what_it_holds(where, tmp_path,
             task = store.claim(who[at % 2])
             ids = [one.id for one in task.completions]
             tiers = (tuple(ids),) if at % 7 == 0 else ((ids[0], ids[1]), *((x,) for x in ids[2:]))
-            store.submit(who[at % 2], task.id, Verdict(tiers))
+            store.submit(who[at % 2], task.id, Verdict(tiers), revision=task.revision)
             if at % 5 == 0:
                 store.undo(who[at % 2])
             clock.now += 20_000

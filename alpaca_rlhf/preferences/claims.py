@@ -81,12 +81,14 @@ def expire(session: Session, now_ms: int) -> int:
     late = (
         select(Assignment.id)
         .where(schema.condition(schema.OPEN), Assignment.lease_ms < now_ms)
-        .order_by(Assignment.id)
         .with_for_update(skip_locked=True)
     )
+    numbers = session.scalars(late).all()
+    if not numbers:
+        return 0
     ended = session.execute(
         update(Assignment)
-        .where(Assignment.id.in_(session.scalars(late).all()))
+        .where(Assignment.id.in_(numbers))
         .values(state="expired")
         .returning(Assignment.id, Assignment.candidate_set_id, Assignment.kind)
     ).all()
@@ -269,7 +271,6 @@ def _repeat(
     old = (
         select(Assignment)
         .where(*done, Assignment.kind == "task", Assignment.ranking_id < recent.ranking_id)
-        .where(~exists().where(again.c.repeat_of == Assignment.id))
         .where(
             ~exists()
             .where(again.c.candidate_set_id == Assignment.candidate_set_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -45,9 +46,9 @@ class Database:
     def __init__(self, where: str | Path) -> None:
         self.url = _url(where)
         self.file = _file(self.url)
-        # SQLite lets one writer in at a time, and those that wait sleep and try; a lock is fairer
-        # among the threads of this process. BEGIN IMMEDIATE still keeps out other processes.
-        self._turn = threading.Lock() if self._is_sqlite else None
+        # SQLite lets one writer in at a time, and those that wait sleep and try: some for seconds.
+        # Threads of this process take turns; BEGIN IMMEDIATE still keeps out other processes.
+        self._turns = _Turns() if self._is_sqlite else None
         self._engine = _engine(self.url)
         try:
             _migrate(self._engine, self.file)
@@ -75,11 +76,11 @@ class Database:
     @contextmanager
     def writing(self) -> Iterator[Session]:
         """A transaction that writes, on the disk once the block has ended; an error undoes it."""
-        if self._turn is None:
+        if self._turns is None:
             with Session(self._engine, expire_on_commit=False) as session, session.begin():
                 yield session
             return
-        with self._turn:
+        with self._turns.next():
             engine = self._engine.execution_options(begin="BEGIN IMMEDIATE")
             with Session(engine, expire_on_commit=False) as session, session.begin():
                 yield session
@@ -105,6 +106,37 @@ def broken_off(error: Exception) -> bool:
     return (
         isinstance(error, OperationalError) and getattr(error.orig, "sqlstate", None) in _ASK_AGAIN
     )
+
+
+class _Turns:
+    """A lock that is given to those who wait in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._taken = False
+        self._waiting: deque[threading.Event] = deque()
+
+    @contextmanager
+    def next(self) -> Iterator[None]:
+        """Wait for one's turn."""
+        mine = threading.Event()
+        with self._guard:
+            if self._taken:
+                self._waiting.append(mine)
+            else:
+                self._taken = True
+                mine.set()
+        try:
+            mine.wait()
+            yield
+        finally:
+            with self._guard:
+                if not mine.is_set():  # interrupted while it waited
+                    self._waiting.remove(mine)
+                elif self._waiting:
+                    self._waiting.popleft().set()
+                else:
+                    self._taken = False
 
 
 def _url(where: str | Path) -> URL:
