@@ -78,25 +78,9 @@ def note_snapshot(
     note(session, now_ms, "system", "export", f"snapshot:{sha256[:16]}", after=row)
 
 
-def snapshots(session: Session) -> list[tuple[int, str, int, str]]:
-    """(milliseconds since 1970, path, rankings, sha256) of all exports, newest first."""
-    table = Snapshot
-    found = select(table.created_ms, table.path, table.rankings, table.sha256)
-    return [tuple(row) for row in session.execute(found.order_by(table.id.desc()))]
-
-
 def _completions(session: Session, keys: set[str]) -> dict[str, dict[str, Any]]:
     table = Completion
-    found = session.execute(
-        select(
-            table.key,
-            table.text,
-            table.adapter,
-            table.sampling,
-            table.seed,
-            table.sample,
-            table.finish_reason,
-            table.n_tokens,
-        ).where(table.key.in_(sorted(keys)))
-    )
-    return {row.key: {"id": row.key, **dict(list(row._mapping.items())[1:])} for row in found}
+    names = ("text", "adapter", "sampling", "seed", "sample", "finish_reason", "n_tokens")
+    columns = [getattr(table, name) for name in names]
+    found = session.execute(select(table.key, *columns).where(table.key.in_(sorted(keys))))
+    return {key: {"id": key, **dict(zip(names, own, strict=True))} for key, *own in found}
