@@ -43,7 +43,8 @@ def test_a_snapshot_holds_what_was_said(store, tmp_path):
         assert said.criteria == {a: {"relevance": 5}}
     text = (tmp_path / "one" / "rankings.jsonl").read_bytes()
     assert hashlib.sha256(text).hexdigest() == made.sha256
-    for line in text.decode().splitlines():
+    pairs = (tmp_path / "one" / "pairs.jsonl").read_text()
+    for line in (text.decode() + pairs).splitlines():
         row = json.loads(line)
         canonical = json.dumps(row, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
         assert line == canonical

@@ -88,9 +88,9 @@ def write(
         for row in verdicts:
             files[RANKINGS].add(_canonical(_ranking(row)) + "\n")
             files[TABLE].add(_csv(_cells(row)))
-            for pair in _pairs(row):
-                files[PAIRS].add(_canonical(pair) + "\n")
-                pairs += 1
+            lines = _pairs(row)
+            files[PAIRS].add("".join(lines))
+            pairs += len(lines)
             rankings += 1
             judged += row["annotator"].startswith(JUDGE)
         stack.close()
@@ -205,7 +205,7 @@ class _File:
         self._stream.write(data)
 
 
-def _canonical(row: Mapping[str, Any]) -> str:
+def _canonical(row: object) -> str:
     return json.dumps(
         row, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")
     )
@@ -228,24 +228,27 @@ def _ranking(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _pairs(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Lines of `pairs.jsonl`, as TRL's conversational preference data with an explicit prompt."""
+def _pairs(row: Mapping[str, Any]) -> list[str]:
+    """Lines of `pairs.jsonl`, as TRL's conversational preference data with an explicit prompt.
+
+    Canonical too, from parts that are made once: K completions stand in K (K - 1) / 2 pairs.
+    """
     texts = {one["id"]: one["text"] for one in row["completions"]}
+    said = {key: _canonical([_said("assistant", text)]) for key, text in texts.items()}
     asked = "\n\n".join(part for part in (row["instruction"], row["input"]) if part)
     prompt = [
         message
         for user, reply in row["history"]
         for message in (_said("user", user), _said("assistant", reply))
     ] + [_said("user", asked)]
-    for better, worse in combinations(row["tiers"], 2):
-        for one in better:
-            for other in worse:
-                if texts[one] != texts[other]:
-                    yield {
-                        "prompt": prompt,
-                        "chosen": [_said("assistant", texts[one])],
-                        "rejected": [_said("assistant", texts[other])],
-                    }
+    middle = f',"prompt":{_canonical(prompt)},"rejected":'
+    return [
+        f'{{"chosen":{said[one]}{middle}{said[other]}}}\n'
+        for better, worse in combinations(row["tiers"], 2)
+        for one in better
+        for other in worse
+        if texts[one] != texts[other]
+    ]
 
 
 def _said(role: str, content: str) -> dict[str, str]:
