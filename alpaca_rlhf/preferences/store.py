@@ -6,44 +6,33 @@ queries stand in the modules beside this one, and nowhere outside this room.
 
 from __future__ import annotations
 
-import random
-import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import TypeVar
 
-from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
-from alpaca_rlhf.config import UserError
 from alpaca_rlhf.preferences import (
     battles,
     claims,
-    passwords,
-    people,
     queue,
     reading,
     snapshot,
     verdicts,
 )
 from alpaca_rlhf.preferences import figures as tab
-from alpaca_rlhf.preferences.assignment import Refused, Rules, Saved, Task, Tiers, Verdict
+from alpaca_rlhf.preferences.accounts import Accounts
+from alpaca_rlhf.preferences.assignment import Refused, Saved, Task, Tiers, Verdict
 from alpaca_rlhf.preferences.audit import note
-from alpaca_rlhf.preferences.database import TRIES, Database, broken_off
-from alpaca_rlhf.preferences.people import Account, Role
-from alpaca_rlhf.preferences.schema import Annotator, CandidateSet
+from alpaca_rlhf.preferences.schema import CandidateSet
 from alpaca_rlhf.records import Ranking
-
-T = TypeVar("T")
 
 _AT_ONCE = 500
 """Sets or rankings added in one transaction."""
 
 
-class Store:
+class Store(Accounts):
     """A preference database. Use it from any thread; close it at the end.
 
     Args:
@@ -55,34 +44,6 @@ class Store:
     Raises:
         UserError: It cannot be opened, or was made by a newer version.
     """
-
-    def __init__(
-        self,
-        where: str | Path,
-        *,
-        rules: Rules | None = None,
-        seed: int | None = None,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self.rules = rules or Rules()
-        self.database = Database(where)
-        self._clock = clock
-        self._rng = random.Random(seed)
-
-    def __enter__(self) -> Store:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the database."""
-        self.database.close()
 
     # --- the queue ----------------------------------------------------------------------------
 
@@ -329,68 +290,6 @@ class Store:
         with self.database.reading() as session:
             return battles.scores(session)
 
-    # --- people -------------------------------------------------------------------------------
-
-    def add_annotator(
-        self,
-        name: str,
-        password: str,
-        *,
-        role: Role = "annotator",
-        lang: str = "en",
-        actor: str = "system",
-    ) -> int:
-        """Add somebody who may sign in; returns the number.
-
-        Raises:
-            UserError: The name is taken or cannot be one, or the password is too short.
-        """
-        hashed = people.password_hash(password)  # takes long: not within the transaction
-        try:
-            return self._write(
-                lambda session: people.add(
-                    session, name, hashed, role, lang, actor=actor, now_ms=self._now()
-                )
-            )
-        except IntegrityError:
-            raise UserError(f"{name!r}: there is an annotator of this name already") from None
-
-    def change_annotator(
-        self,
-        annotator: int,
-        *,
-        password: str | None = None,
-        role: Role | None = None,
-        lang: str | None = None,
-        active: bool | None = None,
-        actor: str,
-    ) -> None:
-        """Change what is given.
-
-        Raises:
-            UserError: The password is too short, nobody has this number, or no admin would be left.
-        """
-        hashed = None if password is None else people.password_hash(password)
-        given = {"password_hash": hashed, "role": role, "lang": lang, "active": active}
-        changes = {key: value for key, value in given.items() if value is not None}
-        self._write(
-            lambda session: people.change(
-                session, annotator, changes, actor=actor, now_ms=self._now()
-            )
-        )
-
-    def sign_in(self, name: str, password: str) -> Account | None:
-        """Whose name and password these are; None if they are nobody's."""
-        with self.database.reading() as session:
-            found, hashed = people.found(session, name)
-        return found if passwords.matches(password, hashed) else None
-
-    def account(self, annotator: int) -> Account | None:
-        """Somebody by number; None if they may not sign in (any more)."""
-        with self.database.reading() as session:
-            who = session.get(Annotator, annotator)
-            return people.account(who) if who is not None and who.active else None
-
     # --- figures ------------------------------------------------------------------------------
 
     def progress(self, annotator: int) -> tab.Progress:
@@ -430,28 +329,9 @@ class Store:
         )
         return made
 
-    # --- inside -------------------------------------------------------------------------------
-
-    def _write(self, work: Callable[[Session], T]) -> T:
-        for _ in range(TRIES - 1):
-            try:
-                with self.database.writing() as session:
-                    return work(session)
-            except OperationalError as error:
-                if not broken_off(error):
-                    raise
-        with self.database.writing() as session:
-            return work(session)
-
     def _note(
         self, session: Session, annotator: int, action: str, task: int, after: dict[str, str] | None
     ) -> None:
         session.flush()
         actor, entity = f"annotator:{annotator}", f"assignment:{task}"
         note(session, self._now(), actor, action, entity, after=after)
-
-    def _now(self) -> int:
-        return round(self._clock() * 1000)
-
-    def _until(self) -> int:
-        return self._now() + round(self.rules.lease_s * 1000)
