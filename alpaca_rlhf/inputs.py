@@ -27,8 +27,8 @@ class Inputs:
     """A folder that `alpaca-rlhf split` made: rows to train on and the prompts of every stage,
     instead of --inputs.data and --inputs.prompts."""
     rankings: Path | None = None
-    """Pairs (chosen, rejected) or ranking trees to train the reward model on, instead of ranking
-    completions."""
+    """Pairs (chosen, rejected), ranking trees, or the folder of a snapshot, to train the reward
+    model on instead of ranking completions."""
     judge: Literal["gold", "human"] = "gold"
     """Who ranks: the small world's gold judge, or people."""
 

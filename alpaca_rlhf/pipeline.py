@@ -16,6 +16,7 @@ from alpaca_rlhf.context import Context, Reporter, forget, suffixed
 from alpaca_rlhf.data import seed_file
 from alpaca_rlhf.given import leaves_of
 from alpaca_rlhf.models.base import weights_digest
+from alpaca_rlhf.preferences import manifest_of
 from alpaca_rlhf.provenance import measure
 from alpaca_rlhf.runs import RunFolder
 from alpaca_rlhf.settings import Loop
@@ -108,6 +109,8 @@ def run_loop(
     inputs = settings.inputs.files()
     if settings.inputs.seeds is not None:
         inputs["seeds"] = seed_file(settings.inputs.seeds)
+    if settings.inputs.rankings is not None:
+        inputs["rankings"] = manifest_of(settings.inputs.rankings) or settings.inputs.rankings
     processes.join()
     opened = []
 

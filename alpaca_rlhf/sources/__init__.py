@@ -18,6 +18,7 @@ from alpaca_rlhf.data import (
     read_seeds,
     split_prompts,
 )
+from alpaca_rlhf.preferences import manifest_of, read_snapshot
 from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.sources.files import Files
@@ -66,7 +67,7 @@ def source_of(settings: Loop) -> Source:
         wall = Firewall()
         for name, own in {"sft": answered_prompts(rows), **splits}.items():
             wall.note(name, own)
-        ranked = ranked_prompts(inputs.rankings)
+        ranked = _ranked(inputs.rankings)
         splits["rank"] = [row for row in ranked if wall.leak("rank", row) is None]
         if not splits["rank"]:
             raise UserError(
@@ -83,6 +84,13 @@ def _dealt(path: Path, sizes: Mapping[str, int], seed: int) -> dict[str, list[In
         return split_prompts(list(once.values()), sizes=sizes, seed=seed)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def _ranked(path: Path) -> list[Instruction]:
+    """The prompts of a file of rankings, or of a snapshot, each once."""
+    if manifest_of(path) is None:
+        return ranked_prompts(path)
+    return list({prompt.id: prompt for prompt, _, _ in read_snapshot(path)}.values())
 
 
 def _of_round(name: str, round_: int) -> str:

@@ -15,7 +15,7 @@ from alpaca_rlhf.evaluation.reward_accuracy import accuracy_of, figures
 from alpaca_rlhf.models.batches import Example, prompt_ids
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.rollout import sample, score
-from alpaca_rlhf.preferences import read
+from alpaca_rlhf.preferences import manifest_of, read, read_snapshot
 from alpaca_rlhf.records import (
     Completion,
     Instruction,
@@ -187,8 +187,10 @@ def _of_rankings(
 
 def _of_file(ctx: Context, path: Path, prompts: Collection[str]) -> tuple[list[Group], int]:
     """The rankings of a file that answer some prompts, and how many there are."""
-    if holds_rankings(path):
-        trees = [one for one in read_rankings(path) if one[0].id in prompts]
+    snapshot = manifest_of(path) is not None
+    if snapshot or holds_rankings(path):
+        ranked = read_snapshot(path) if snapshot else read_rankings(path)
+        trees = [one for one in ranked if one[0].id in prompts]
         asked = {prompt.id: prompt for prompt, _, _ in trees}
         completions = {one.id: one for _, own, _ in trees for one in own}
         rankings = [ranking for _, _, ranking in trees]
