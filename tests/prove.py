@@ -262,7 +262,7 @@ def main(words: list[str]) -> int:
         commit = provenance.commit() or "0"
         good &= prove_seeds([int(w) for w in words[1:]] or [0, 1, 2, int(commit[:6], 16)])
     if which in ("all", "kills"):
-        good &= prove_kills(int(words[1]) if which == "kills" and len(words) > 1 else 2)
+        good &= prove_kills(int(words[1]) if which == "kills" and len(words) > 1 else 10)
     if which in ("all", "generate"):
         good &= prove_generation(int(words[1]) if which == "generate" and len(words) > 1 else 20)
     if which in ("all", "formats"):
