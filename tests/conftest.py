@@ -178,6 +178,25 @@ def gradients(monkeypatch):
     return seen
 
 
+@pytest.fixture
+def scaled(monkeypatch):
+    """Within it every loss is scaled by so much, whatever the precision."""
+    from contextlib import contextmanager
+
+    from alpaca_rlhf.training.loss_scale import LossScale
+
+    @contextmanager
+    def by(value):
+        def fixed(self, dtype):
+            self.value, self._moves, self._good = value, False, 0
+
+        with monkeypatch.context() as patch:
+            patch.setattr(LossScale, "__init__", fixed)
+            yield
+
+    return by
+
+
 @pytest.fixture(scope="session")
 def server():
     from tests.databases import postgres

@@ -184,6 +184,11 @@ def test_bfloat16_is_the_default_where_the_processor_has_it(tiny_folder, monkeyp
     for native, dtype in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda n=native: n)
         assert default_dtype(torch.device("cpu")) == dtype
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation, n=native: n
+        )
+        card = torch.bfloat16 if native else torch.float16
+        assert default_dtype(torch.device("cuda")) == card
         base = load_base(str(tiny_folder))
         assert base.dtype == dtype
         with base.autocast():

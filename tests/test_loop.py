@@ -13,6 +13,7 @@ from alpaca_rlhf.config import UserError
 from alpaca_rlhf.randomness import derived_seed
 from alpaca_rlhf.training import loop
 from alpaca_rlhf.training.loop import Checkpoints, Learner, batches, fit, parts
+from alpaca_rlhf.training.loss_scale import LossScale
 from alpaca_rlhf.training.memory import MicroBatch
 from alpaca_rlhf.training.patience import Patience
 
@@ -29,6 +30,7 @@ def learner(
         warmup=warmup,
         max_grad_norm=max_grad_norm,
         optimizer=optimizer,
+        scale=LossScale(torch.float32),
     )
 
 
@@ -165,7 +167,15 @@ def test_a_gradient_that_is_not_finite_stops_the_run(bad):
 def test_a_name_in_two_groups_is_refused():
     w = weight()
     with pytest.raises(ValueError, match="two groups"):
-        Learner("x", "--x.lr", [({"w": w}, 1), ({"w": w}, 2)], steps=1, warmup=0, max_grad_norm=1)
+        Learner(
+            "x",
+            "--x.lr",
+            [({"w": w}, 1), ({"w": w}, 2)],
+            steps=1,
+            warmup=0,
+            max_grad_norm=1,
+            scale=LossScale(torch.float32),
+        )
 
 
 OPTIMIZERS = ["adamw", "adamw8bit", "paged_adamw8bit"]

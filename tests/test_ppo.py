@@ -13,7 +13,7 @@ from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.rollout import Sampled, score
 from alpaca_rlhf.records import Rollout
 from alpaca_rlhf.settings import PPO, Clip, Value
-from alpaca_rlhf.training import ppo
+from alpaca_rlhf.training import loss_scale, ppo
 from alpaca_rlhf.training.loop import Checkpoints, Learner
 from alpaca_rlhf.training.memory import MicroBatch
 from alpaca_rlhf.training.ppo import PPOPrompt, collect, train_ppo
@@ -499,15 +499,37 @@ def test_too_few_prompts_are_refused(tiny, tmp_path):
         train(adapters, head, tmp_path, asked=prompts(7))
 
 
+@pytest.mark.parametrize("trunk", ["separate", "shared", "detached"])
+def test_a_loss_scale_leaves_no_trace(tiny, tmp_path, scaled, trunk):
+    settings = replace(
+        SETTINGS, clip=replace(SETTINGS.clip, grad_norm=0.1), value=Value(trunk=trunk, lr=1e-3)
+    )
+
+    def weights(folder):
+        adapters, head = cast(tiny)
+        rows = train(adapters, head, folder, settings)
+        return adapters.digest("policy"), rows
+
+    plain = weights(tmp_path / "a")
+    with scaled(1024):
+        assert weights(tmp_path / "b") == plain
+
+
 class Killed(Exception):
     pass
 
 
 @pytest.mark.parametrize(
     ("dtype", "trunk"),
-    [(torch.float32, "separate"), (torch.float32, "shared"), (torch.bfloat16, "detached")],
+    [
+        (torch.float32, "separate"),
+        (torch.float32, "shared"),
+        (torch.bfloat16, "detached"),
+        (torch.float16, "shared"),
+    ],
 )
-def test_killed_and_resumed_equals_uninterrupted(tiny, tmp_path, dtype, trunk):
+def test_killed_and_resumed_equals_uninterrupted(tiny, tmp_path, monkeypatch, dtype, trunk):
+    monkeypatch.setattr(loss_scale, "START", 2.0**40)  # float16 has to find its scale
     settings = replace(
         SETTINGS,
         updates=5,

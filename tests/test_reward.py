@@ -294,6 +294,18 @@ def test_each_criterion_is_learned_by_its_own_head(tiny, tmp_path):
 # --- seeds and resuming ---------------------------------------------------------------------------
 
 
+def test_a_loss_scale_leaves_no_trace(tiny, tmp_path, scaled):
+    def weights():
+        adapters = tiny("reward", trained=False)
+        settings = replace(EVERYTHING, max_grad_norm=0.1)
+        head, _ = train(adapters, tmp_path / "none", starred(12), starred(4, seed=2), settings)
+        return adapters.digest("reward"), head.weight.tolist()
+
+    plain = weights()
+    with scaled(1024):
+        assert weights() == plain
+
+
 class Killed(Exception):
     pass
 

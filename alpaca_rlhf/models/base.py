@@ -48,7 +48,7 @@ class Base:
     quantization: Quantization
     """`nf4` (double-quantised), or `none` for tests in full precision."""
     dtype: torch.dtype
-    """Compute dtype: bfloat16 where the hardware has it."""
+    """Compute dtype: that of `default_dtype`."""
     pad_id: int
     """Fills the rows of a batch; never eos. Masks are explicit, so its meaning never matters."""
     eos_id: int
@@ -94,7 +94,7 @@ def load_base(
     Args:
         name: `embedded`, a folder with a Hugging Face checkpoint, or a hub id.
         quantization: `nf4`, or `none` for full precision.
-        dtype: Compute dtype; by default bfloat16 where the hardware has it, else float32.
+        dtype: Compute dtype; by default `default_dtype` of the device.
         device: `cpu`, `cuda` ...; by default CUDA if there is one.
 
     Raises:
@@ -142,15 +142,14 @@ def load_base(
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
-    """The compute dtype of a device: bfloat16 where native, else float32.
+    """The compute dtype of a device: bfloat16 where native, else float16, on a CPU float32.
 
-    Not float16, whose gradients underflow without a loss scale.
+    Training scales its losses in float16 (`training/loss_scale.py`).
     """
-    native = (
-        torch.cuda.is_bf16_supported(including_emulation=False)
-        if device.type == "cuda"
-        else torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float16
+    native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if native else torch.float32
 
 

@@ -163,7 +163,11 @@ def fit(
     def take(step: int) -> dict[str, float]:
         indices = plan[step]
         with keeping_the_batch(checkpoints, step + 1, lambda: describe(indices)):
-            metrics = backward(indices)
+            metrics = learner.scale.run(
+                lambda: backward(indices),
+                parameters=learner.parameters.values(),
+                forget=learner.forget_gradients,
+            )
             learner.check_loss(metrics.get("loss", 0.0), of=f"the loss of step {step + 1}")
             metrics |= learner.step()
         return metrics | (each_step(step + 1) or {})
@@ -172,7 +176,7 @@ def fit(
         learner.stage,
         len(plan),
         take,
-        {"learner": learner, "micro": micro},
+        {"learner": learner, "micro": micro, "scale": learner.scale},
         checkpoints=checkpoints,
         save_every=save_every,
         log=log,

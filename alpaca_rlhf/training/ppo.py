@@ -29,6 +29,7 @@ from alpaca_rlhf.records import Rollout
 from alpaca_rlhf.settings import PPO, Sampling
 from alpaca_rlhf.training.bad_batch import keeping_the_batch, readable
 from alpaca_rlhf.training.loop import Checkpoints, Learner, Log, batches, run_steps
+from alpaca_rlhf.training.loss_scale import LossScale
 from alpaca_rlhf.training.losses import (
     kl_k1,
     kl_k3,
@@ -101,6 +102,7 @@ def train_ppo(
     adapters.trainable(*{"policy", critic.role})
     own = {} if critic.joint else adapters.parameters(critic.role)
     per_update = settings.epochs * (settings.batch_size // settings.minibatch_size)
+    scale = LossScale(adapters.base.dtype)
     policy = Learner(
         "ppo",
         "--ppo.lr",
@@ -109,6 +111,7 @@ def train_ppo(
         warmup=0.02,
         max_grad_norm=settings.clip.grad_norm,
         optimizer=settings.optimizer,
+        scale=scale,
     )
     value = Learner(
         "ppo",
@@ -118,6 +121,7 @@ def train_ppo(
         warmup=0.02,
         max_grad_norm=settings.clip.grad_norm,
         optimizer=settings.optimizer,
+        scale=scale,
     )
     kl_coef = KLCoefficient(settings)
     order = _prompt_order(len(prompts), settings, seed)
@@ -163,7 +167,7 @@ def train_ppo(
         "ppo",
         settings.updates,
         take,
-        {"policy": policy, "value": value, "kl_coef": kl_coef, "micro": micro},
+        {"policy": policy, "value": value, "kl_coef": kl_coef, "micro": micro, "scale": scale},
         checkpoints=checkpoints,
         save_every=settings.save_every,
         log=log,

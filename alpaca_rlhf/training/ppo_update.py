@@ -5,10 +5,10 @@ Sources: arXiv 1707.06347, arXiv 1506.02438, openai/lm-human-preferences@cbfd210
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.records import Rollout
 from alpaca_rlhf.settings import PPO
 from alpaca_rlhf.training.loop import Learner, batches
+from alpaca_rlhf.training.loss_scale import LossScale
 from alpaca_rlhf.training.losses import (
     Advantages,
     gae,
@@ -31,6 +32,8 @@ from alpaca_rlhf.training.losses import (
     whiten,
 )
 from alpaca_rlhf.training.memory import MicroBatch
+
+T = TypeVar("T")
 
 
 class KLCoefficient:
@@ -119,27 +122,31 @@ def improve(
         policy.forget_gradients()
         value.forget_gradients()
 
+    def redone(work: Callable[[int], T], forget: Callable[[], None], *who: Learner) -> T:
+        return policy.scale.run(
+            lambda: micro.run(work, forget=forget),
+            parameters=[p for one in who for p in one.parameters.values()],
+            forget=forget,
+        )
+
     for minibatch in batches(len(rollout), settings.minibatch_size, settings.epochs, seed):
         tokens = int(mask[torch.tensor(minibatch, device=mask.device)].sum())
         own = processes.share(minibatch)
         rows = torch.tensor(own, dtype=torch.int64, device=mask.device)
         if learns and not stopped:
-            found = processes.add(
-                micro.run(
-                    partial(
-                        _policy_step,
-                        adapters,
-                        critic,
-                        rollout,
-                        targets,
-                        whitened,
-                        rows,
-                        tokens,
-                        settings,
-                    ),
-                    forget=forget,
-                )
+            step_of_policy = partial(
+                _policy_step,
+                adapters,
+                critic,
+                rollout,
+                targets,
+                whitened,
+                rows,
+                tokens,
+                settings,
+                policy.scale,
             )
+            found = processes.add(redone(step_of_policy, forget, policy, value))
             policy.check_loss(found["policy_loss"], of="the policy's loss")
             mean["kl"].add(tokens, approx_kl=found["approx_kl"])
             stopped = found["approx_kl"] / tokens > settings.clip.kl_stop
@@ -160,10 +167,18 @@ def improve(
         if critic.joint and learns and not stopped:
             value_sum = found["value_loss"]
         else:
-            total = micro.run(
-                partial(_value_step, adapters, critic, rollout, targets, rows, tokens, settings),
-                forget=value.forget_gradients,
+            step_of_value = partial(
+                _value_step,
+                adapters,
+                critic,
+                rollout,
+                targets,
+                rows,
+                tokens,
+                settings,
+                value.scale,
             )
+            total = redone(step_of_value, value.forget_gradients, value)
             (value_sum,) = processes.add({"loss": total}).values()
         value.check_loss(value_sum, of="the value's loss")
         step = value.step()
@@ -209,6 +224,7 @@ def _policy_step(
     rows: Tensor,
     tokens: int,
     settings: PPO,
+    scale: LossScale,
     size: int,
 ) -> dict[str, float]:
     """Leave the gradient of a minibatch's mean surrogate in the policy; returns token sums.
@@ -235,7 +251,7 @@ def _policy_step(
                 rollout.completion_mask[part],
                 clip=settings.clip.ratio,
             )
-            ((found.loss + beside) / tokens).backward()  # type: ignore[no-untyped-call]
+            scale.backward((found.loss + beside) / tokens)
             sums["policy_loss"] += found.loss.item()
             sums["clip_fraction"] += float(found.clipped)
             sums["approx_kl"] += float(found.kl)
@@ -250,6 +266,7 @@ def _value_step(
     rows: Tensor,
     tokens: int,
     settings: PPO,
+    scale: LossScale,
     size: int,
 ) -> float:
     """Leave the gradient of a minibatch's mean loss in the value function; returns the sum.
@@ -262,7 +279,7 @@ def _value_step(
             with torch.set_grad_enabled(not critic.joint):
                 states = value_states(adapters, batch)
             loss = _value_loss(batch.spread(critic.head(states)), rollout, targets, part, settings)
-            (loss / tokens).backward()  # type: ignore[no-untyped-call]
+            scale.backward(loss / tokens)
             total += loss.item()
     return total
 

@@ -23,6 +23,7 @@ from alpaca_rlhf.training.bad_batch import readable
 from alpaca_rlhf.training.groups import Group, Pairs, usable
 from alpaca_rlhf.training.held_out import HeldOut, evaluate_reward
 from alpaca_rlhf.training.loop import Checkpoints, Learner, Log, batches, fit, parts
+from alpaca_rlhf.training.loss_scale import LossScale
 from alpaca_rlhf.training.losses import ranking_loss
 from alpaca_rlhf.training.memory import MicroBatch
 
@@ -98,6 +99,7 @@ def train_reward(
         warmup=settings.warmup,
         max_grad_norm=settings.max_grad_norm,
         optimizer=settings.optimizer,
+        scale=LossScale(adapters.base.dtype),
     )
 
     micro = micro_batch(stage, settings)
@@ -120,7 +122,7 @@ def train_reward(
                         better, worse = own[:, 0][_indices(group.pairs, own)].T
                         right += float((better > worse).sum())
                         seen += len(group.pairs)
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    learner.scale.backward(loss)
                     total += loss.item()
             return total, right, seen
 
