@@ -17,7 +17,7 @@ from alpaca_rlhf.data import (
     requests,
     rule_set,
 )
-from alpaca_rlhf.evaluation.generation_figures import first_words
+from alpaca_rlhf.evaluation.generation_figures import figures_of, first_words
 from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.ui.terminal import generation_line
 from tests.generation import SEEDS, AnyTeacher, run, settings
@@ -161,6 +161,31 @@ def test_report_is_one_page_without_network(folder, tmp_path, capsys):
         assert re.search(rf"<b>{rule}</b>.*?>{count:,}, ", page)
     assert f"${counts['tokens'] / 1000:,.2f}" in page
     assert page.count("<rect") >= 5 and page.count("<title>") > 20
+
+
+def test_figures_of_the_page_are_those_of_the_events(folder):
+    """Acceptance: every point is of 40 rows or more, and the last line ends at the whole."""
+    made = figures_of(folder)
+    counts = json.loads((folder / "manifest.json").read_text())["counts"]
+    assert (made.kept, made.requests, made.tokens) == (200, counts["requests"], counts["tokens"])
+    kept = written = 0
+    sizes, points = [], {}
+    for _, one in requests(folder):
+        kept += len(one.kept)
+        written += len(one.kept) + sum(drop.rule != "surplus" for drop in one.dropped)
+        points[one.number + 1] = (kept, written)
+    before = (0, 0)
+    for (at, share), (same, all_so_far) in zip(made.acceptance, made.so_far, strict=True):
+        kept, written = points[at]
+        assert same == at and all_so_far == kept / written
+        assert share == (kept - before[0]) / (written - before[1])
+        sizes.append(written - before[1])
+        before = points[at]
+    assert 5 <= len(sizes) <= 60 and min(sizes) >= 40
+    duplicate = next(d for _, one in requests(folder) for d in one.dropped if d.rule == "duplicate")
+    shown = made.examples["duplicate"]
+    assert duplicate.row.instruction in shown and "too near to" in shown
+    assert set(made.examples) == set(counts["dropped"])
 
 
 def test_report_of_hostile_text(tmp_path, capsys):
