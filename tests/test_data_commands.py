@@ -69,6 +69,21 @@ def test_inspect_shows_why_a_row_was_dropped(folder, capsys):
     assert f"nearest {drop.near} at {drop.score:.3f}" in out
 
 
+def test_a_block_that_could_not_be_read_is_found_by_its_request(folder, capsys):
+    """It has no row and so no id: the reply holds it, with all that came beside it."""
+    one = next(one for _, one in requests(folder) if any(d.row is None for d in one.dropped))
+    drop = next(drop for drop in one.dropped if drop.row is None)
+    out = told(capsys, "drops", folder, "--rule", drop.rule, "--limit", 0)
+    assert f"request @{one.number}\n" in out
+    out = told(capsys, "inspect", folder, f"@{one.number}")
+    assert f"dropped by {drop.rule}: {drop.detail}" in out
+    assert one.ask.prompt in out and one.reply.text.strip() in out
+    assert all(row.id in out for row in one.kept)
+    last = max(one.number for _, one in requests(folder))
+    assert f"from @0 to @{last}" in refused(capsys, "inspect", folder, f"@{last + 1}")
+    assert "no request of" in refused(capsys, "inspect", folder, "@x")
+
+
 def test_drops_count_every_rule_and_list_one(folder, capsys):
     counts = json.loads((folder / "manifest.json").read_text())["counts"]["dropped"]
     out = told(capsys, "drops", folder, "--limit", 0)
