@@ -37,7 +37,7 @@ from benchmarks import measure
 
 PROMPTS = 300
 KINDS: dict[str, Value] = {
-    "separate": QUICKSTART.ppo.value,
+    "separate": Value(trunk="separate", lr=1e-3, warmup=1),
     "shared": Value(trunk="shared", lr=1e-3, warmup=1),
     "shared, head lr 1e-2": Value(trunk="shared", lr=1e-2, warmup=1),
     "detached": Value(trunk="detached", lr=1e-3, warmup=1),
