@@ -39,10 +39,10 @@ def atomic_write(path: Path, content: str | bytes) -> None:
         _sync_folder(path.parent)
 
 
-def append_lines(path: Path, lines: str) -> None:
+def append_lines(path: Path, lines: str, *, sync: bool = False) -> None:
     r"""Append whole lines, each with its newline, after cutting a torn last line.
 
-    When it returns the lines survive the death of this process.
+    When it returns the lines survive the death of this process, and with `sync` a power cut too.
 
     Raises:
         UserError: The file cannot be written.
@@ -55,6 +55,9 @@ def append_lines(path: Path, lines: str) -> None:
                 stream.seek(0)
                 stream.truncate(stream.read().rfind(b"\n") + 1)
             stream.write(lines.encode())
+            if sync:
+                stream.flush()
+                os.fsync(stream.fileno())
 
 
 def json_text(value: Any, name: str, indent: int | None = None) -> str:

@@ -37,7 +37,7 @@ BODIES: dict[str, stages.Stage] = {
 """What each stage runs, by its name in the report, in order."""
 
 INTENT = {
-    "generate": "the base writes new tasks after the pattern of the seed tasks",
+    "generate": "the base or another teacher writes new tasks after the pattern of the seed tasks",
     "sft": "fine-tune the sft adapter on seed and generated tasks",
     "sample": "draw several completions of each new prompt",
     "rank": "put the completions of each prompt in order",
@@ -54,6 +54,9 @@ FREE = (
     *(f"{stage}.micro_batch_size" for stage in ("sft", "reward", "ppo")),
     *(f"{stage}.save_every" for stage in ("sft", "reward", "ppo")),
     "sampling.batch_size",
+    *(f"generate.endpoint.{name}" for name in ("key_env", "concurrency", "timeout", "retries")),
+    *(f"generate.endpoint.max_{name}" for name in ("tokens_total", "usd", "minutes")),
+    *(f"generate.endpoint.usd_per_1k_{name}" for name in ("in", "out")),
     "track",
     "reward.gate",
     "evaluate.shown",
@@ -158,7 +161,8 @@ def _run_stage(ctx: Context, name: str, round_: int) -> None:
 
 
 def _work(ctx: Context, name: str, round_: int, stage: str) -> None:
-    if name != "rank" and ctx.run.done("base") is None:
+    by_http = name == "generate" and ctx.settings.generate.endpoint.url is not None
+    if name != "rank" and not by_http and ctx.run.done("base") is None:
         # taken before the first adapter is trained, and again at the end: invariant 1
         facts = {"digest": weights_digest(ctx.base), "parameters": ctx.base.parameters}
         ctx.run.finish(

@@ -25,6 +25,7 @@ LAYERS = (
         "bounds",
         "inputs",
         "ppo_settings",
+        "endpoint_settings",
         "processes",
         "quickstart",
         "prompts",

@@ -25,7 +25,7 @@ from alpaca_rlhf.data.splits import (
     prompt_text,
     split_prompts,
 )
-from alpaca_rlhf.data.teachers import Reply, Teacher
+from alpaca_rlhf.data.teachers import Reply, Teacher, TeacherStop, for_step
 from alpaca_rlhf.data.worksheets import parse_worksheet
 
 __all__ = [
@@ -40,12 +40,14 @@ __all__ = [
     "Reply",
     "Rule",
     "Teacher",
+    "TeacherStop",
     "answered_prompts",
     "check_disjoint",
     "clusters",
     "demonstrations",
     "dialogue",
     "drop_reason",
+    "for_step",
     "generate",
     "holds_trees",
     "parse_worksheet",

@@ -135,7 +135,12 @@ def generate(
         replayed = run.requests
         while batch := run.next_batch():
             prompts = [run.prompt(number) for number in batch]
-            replies = teacher.complete(prompts, seed=seed, first=batch.start)
+            try:
+                replies = teacher.complete(prompts, seed=seed, first=batch.start)
+            except BaseException as stop:
+                paid = zip(batch, getattr(stop, "replies", ()), strict=False)
+                log.append([run.take(*one) for one in paid])
+                raise
             if len(replies) != len(prompts):
                 raise ValueError(f"{len(replies)} replies to {len(prompts)} prompts")
             log.append([run.take(*one) for one in zip(batch, replies, strict=True)])
@@ -178,7 +183,10 @@ class _Run:
         """Decide on all rows of a reply. Returns its event."""
         text = reply.text.encode("utf-8", "replace").decode()
         start = self.settings.demonstrations + 1
-        parsed, dropped = parse_worksheet(text, start, finished=reply.finish_reason == "eos")
+        finished = reply.finish_reason == "eos"
+        parsed, dropped = (
+            ([], []) if reply.error else parse_worksheet(text, start, finished=finished)
+        )
         kept = []
         for row in parsed:
             drop = self._decide(row)
@@ -196,6 +204,7 @@ class _Run:
             "finish_reason": reply.finish_reason,
             "tokens": reply.tokens,
             "text": text,
+            **({"error": reply.error} if reply.error else {}),
             "kept": [row.to_json() for row in kept],
             "dropped": [_drop_json(drop) for drop in dropped],
         }
@@ -203,7 +212,9 @@ class _Run:
     def replay(self, number: int, event: dict[str, Any], where: str) -> None:
         """Take the reply of an earlier run, which must lead to the decisions it led to then."""
         try:
-            reply = Reply(event["text"], event["finish_reason"], event["tokens"])
+            reply = Reply(
+                event["text"], event["finish_reason"], event["tokens"], error=event.get("error")
+            )
             same = self.take(number, reply) == event
         except (KeyError, AttributeError, TypeError):
             same = False
