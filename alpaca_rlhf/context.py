@@ -87,7 +87,12 @@ class Context:
     @cached_property
     def adapters(self) -> Adapters:
         """The adapters on the base; checkpointed activations on CUDA, where memory is dear."""
-        adapters = Adapters(self.base, self.settings.lora, template=self.settings.template)
+        adapters = Adapters(
+            self.base,
+            self.settings.lora,
+            template=self.settings.template,
+            dense_gib=self.settings.sampling.dense_gib,
+        )
         if self.base.device.type == "cuda":
             adapters.checkpointing(True)
         return adapters

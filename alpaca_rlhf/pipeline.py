@@ -57,6 +57,7 @@ FREE = (
     *(f"generate.endpoint.{name}" for name in ("key_env", "concurrency", "timeout", "retries")),
     *(f"generate.endpoint.max_{name}" for name in ("tokens_total", "usd", "minutes")),
     *(f"generate.endpoint.usd_per_1k_{name}" for name in ("in", "out")),
+    "sampling.dense_gib",
     "track",
     "reward.gate",
     "evaluate.shown",

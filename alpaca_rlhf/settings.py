@@ -51,11 +51,15 @@ class Sampling:
     batch_size: int = 32
     """Completions decoded together. Never changes the result's distribution, only speed and
     memory."""
+    dense_gib: float = 4.0
+    """While it samples, the base is there in 16 bit too if that takes at most this many GiB (2 a
+    billion weights): faster, and the same completions. 0 never does it."""
 
     def __post_init__(self) -> None:
         above("--sampling.temperature", self.temperature, 0, equal_allowed=True)
         above("--sampling.max-new-tokens", self.max_new_tokens, 0)
         above("--sampling.batch-size", self.batch_size, 0)
+        above("--sampling.dense-gib", self.dense_gib, 0, equal_allowed=True)
         if not 0 < self.top_p <= 1:
             raise ValueError(f"--sampling.top-p must be in (0, 1], got {self.top_p:g}")
 
@@ -252,6 +256,12 @@ class BestOfK:
     keep: float = 1.0
     """Share of the winners to fine-tune on, the best-scored ones; 1 keeps the winner of every
     prompt."""
+    threshold: float | None = None
+    """Fine-tune on every finished completion that scores above this, not on the best of each
+    prompt; SFT completions have mean 0 and standard deviation 1."""
+    pool: bool = False
+    """Choose among the completions of all rounds so far, scored anew by the newest reward model,
+    so that what was won is not forgotten (Llama 2, arXiv 2307.09288 section 3.2.2)."""
     lr: float = 1e-4
     """Peak learning rate of the fine-tuning on the winners, from the SFT adapter."""
     epochs: int = 2
@@ -267,6 +277,11 @@ class BestOfK:
             above(f"--best-of-k.{name}", getattr(self, name), 0)
         if not 0 < self.keep <= 1:
             raise ValueError(f"--best-of-k.keep must be in (0, 1], got {self.keep:g}")
+        if self.threshold is not None and self.keep != 1:
+            raise ValueError(
+                f"--best-of-k.threshold keeps every completion above {self.threshold:g}, and "
+                f"--best-of-k.keep {self.keep:g} would drop some of them; give --best-of-k.keep 1"
+            )
 
 
 @dataclass(frozen=True)

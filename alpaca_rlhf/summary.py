@@ -47,7 +47,8 @@ def write_summary(ctx: Context, *, command: str, stages: Sequence[Mapping[str, A
         "annotator": _annotator(ctx),
         "stages": [_stage(ctx, row) for row in stages],
         "prompts": _prompts(ctx),
-        "reward_models": [_reward_model(ctx, r) for r in range(1, ctx.settings.rounds + 1)],
+        "reward_models": _each_round(ctx, "reward"),
+        "best_of_k": _each_round(ctx, "best_of_k"),
         "policies": evaluated["facts"]["policies"],
         "slices": evaluated["facts"]["slices"],
     }
@@ -101,10 +102,11 @@ def _prompts(ctx: Context) -> dict[str, int]:
     return counts | {"overlap": check_disjoint(answered, ctx.source.key, raise_on_leak=False)}
 
 
-def _reward_model(ctx: Context, round_: int) -> dict[str, Any]:
-    row = ctx.run.done(suffixed("reward", round_))
-    assert row is not None
-    return {"round": round_, **row["facts"]}
+def _each_round(ctx: Context, stage: str) -> list[dict[str, Any]]:
+    """What a stage found, round by round."""
+    rounds = range(1, ctx.settings.rounds + 1)
+    rows = [(r, ctx.run.done(suffixed(stage, r))) for r in rounds]
+    return [{"round": r, **row["facts"]} for r, row in rows if row is not None]
 
 
 def _annotator(ctx: Context) -> dict[str, float]:

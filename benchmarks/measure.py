@@ -41,6 +41,10 @@ from torch.utils.flop_counter import (
 from alpaca_rlhf import provenance
 
 SCHEMA = 1
+QUICK = "--quick" in sys.argv or os.environ.get("ALPACA_RLHF_QUICK") == "1"
+"""Whether this is a look only: less work a run, so the figures are not those of a full run."""
+if QUICK:
+    os.environ["ALPACA_RLHF_QUICK"] = "1"  # for the workers
 
 # --- FLOPs ----------------------------------------------------------------------------------------
 
@@ -381,9 +385,7 @@ def arguments(doc: str | None, *, repeats: int, quick: int) -> argparse.Namespac
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--quick", action="store_true", help=f"{quick} timed runs instead of {repeats}"
-    )
+    parser.add_argument("--quick", action="store_true", help=f"less work a run, {quick} timed runs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     parser.add_argument("--repeats", type=int, metavar="N", help="timed runs a side")
     given = parser.parse_args()
@@ -433,6 +435,7 @@ def write(
         "schema": SCHEMA,
         "name": name,
         "commit": provenance.commit(),
+        "quick": QUICK,
         "machine": dict(made_on),
         "rows": list(rows),
         "summary": dict(summary),

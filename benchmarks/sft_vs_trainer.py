@@ -39,7 +39,7 @@ from benchmarks import measure
 from benchmarks.lengths import spread
 from benchmarks.little_llama import SHAPE, random_ids, write_checkpoint
 
-EXAMPLES = 32
+EXAMPLES = 8 if measure.QUICK else 32
 STEPS = 2
 LENGTHS = spread(EXAMPLES)
 TOKENS = STEPS * sum(p + c for p, c in LENGTHS)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alpaca_rlhf.config import UserError
+from alpaca_rlhf.models.attention import Packing
 from alpaca_rlhf.models.base import load_base
 from alpaca_rlhf.models.batches import (
     Batch,
@@ -378,6 +379,22 @@ def test_collate_puts_sequences_end_to_end(tiny_base):
     assert batch.completion.tolist() == [3, 4, 5, 11, 14, 15]
 
 
+def test_sequences_of_about_the_same_length_share_a_table():
+    lengths = [40, 5, 300, 44, 31, 290, 1]
+    packing = Packing.of(lengths, torch.device("cpu"))
+    assert sorted((one.rows, one.width) for one in packing.tables) == [(2, 44), (2, 300), (3, 31)]
+    tokens = torch.cat([one.tokens for one in packing.tables])
+    assert sorted(tokens.tolist()) == list(range(sum(lengths))), "each token once"
+    assert torch.equal(tokens[packing.order], torch.arange(sum(lengths)))
+    packed = torch.arange(1.0, 1 + sum(lengths)).view(1, 1, -1, 1)
+    rows = [row for one in packing.tables for row in one.spread(packed)[:, 0, :, 0]]
+    assert sorted(int((row > 0).sum()) for row in rows) == sorted(lengths)
+    for row in rows:
+        held = row[row > 0]
+        assert torch.equal(row[: len(held)], held), "from the first column on"
+        assert torch.equal(held, held[0] + torch.arange(len(held))), "one sequence, in order"
+
+
 def test_an_empty_completion_ends_at_its_prompt(tiny_base):
     batch = collate(tiny_base, [Example((1, 20, 30), ())])
     assert batch.completion_mask.tolist() == [[False]]
@@ -431,8 +448,11 @@ def as_rollout(base, examples):
 def same(a: Batch, b: Batch):
     for name in ("ids", "starts", "completion_ids", "completion_mask", "earlier"):
         assert torch.equal(getattr(a, name), getattr(b, name)), name
-    for name in ("offsets", "positions", "cells"):
+    for name in ("offsets", "positions", "order"):
         assert torch.equal(getattr(a.packing, name), getattr(b.packing, name)), name
+    for one, other in zip(a.packing.tables, b.packing.tables, strict=True):
+        assert (one.rows, one.width) == (other.rows, other.width)
+        assert torch.equal(one.tokens, other.tokens) and torch.equal(one.cells, other.cells)
 
 
 token = st.integers(0, 9)  # pad, bos and eos among them: masks are never inferred from ids

@@ -19,6 +19,11 @@ EXAMPLES = [
     Example((1, 22, 32, 42, 52, 62, 72, 82), (92,)),
     Example((1, 23, 33), (43, 53)),
 ]
+LONG = [
+    Example((1, *range(20, 80)), (33, 2)),
+    Example((1, *range(150, 20, -1)), (34, 2)),
+    Example((1, *range(200, 260)), (35,)),
+]
 
 
 @pytest.fixture
@@ -72,19 +77,23 @@ def test_packed_equals_padded(tiny, precision):
     dtype, quantization, tolerance = precision
     adapters = tiny("policy", dtype=dtype, quantization=quantization)
     adapters.trainable("policy")
-    width = max(map(len, EXAMPLES))
-    ids = torch.full((len(EXAMPLES), width), 99)
-    for row, one in enumerate(EXAMPLES):
+    examples = [EXAMPLES[0], LONG[0], *EXAMPLES[1:3], *LONG[1:], EXAMPLES[3]]
+    assert len(collate(adapters.base, examples).packing.tables) == 3, "of three sizes"
+    width = max(map(len, examples))
+    ids = torch.full((len(examples), width), 99)
+    for row, one in enumerate(examples):
         ids[row, : len(one)] = torch.tensor(one.prompt + one.completion)
     found = []
     for padded in (False, True):
         with adapters.using("policy"):
             if padded:
                 states = adapters.base.model.model(input_ids=ids, use_cache=False)[0]
-                states = torch.cat([states[r, : len(one)] for r, one in enumerate(EXAMPLES)])
+                states = torch.cat([states[r, : len(one)] for r, one in enumerate(examples)])
             else:
-                states = adapters.hidden(collate(adapters.base, EXAMPLES))
-            states.pow(2).sum().backward()
+                states = adapters.hidden(collate(adapters.base, examples))
+            # not their squares: normalised states all have the same sum of squares
+            weights = torch.randn(states.shape[1], generator=torch.Generator().manual_seed(0))
+            (states.pow(2) @ weights.to(dtype)).sum().backward()
         gradient = torch.cat(
             [p.grad.flatten() for _, p in sorted(adapters.parameters("policy").items())]
         )

@@ -132,6 +132,19 @@ def a_report() -> dict[str, Any]:
             }
             for turn in (1, 2)
         ],
+        "best_of_k": [
+            {
+                "round": 1,
+                "k": 4,
+                "candidates": 1280,
+                "finished": 1275,
+                "winners": 320,
+                "mean_score": 0.04,
+                "mean_best_score": 1.13,
+                "expected_best_score": [0.04, 0.61, 0.89, 1.07],
+                "sampler_kl_bound_nats": 0.636,
+            }
+        ],
         "policies": {name: a_policy(name) for name in POLICIES},
     }
 
@@ -325,7 +338,8 @@ def small_report() -> dict[str, Any]:
     return report
 
 
-ASKED_FOR = [one for one in every_key(small_report()) if one != ("policies", "ppo")]
+MAY_LACK = [("policies", "ppo"), ("best_of_k",)]
+ASKED_FOR = [one for one in every_key(small_report()) if one not in MAY_LACK]
 
 
 @pytest.mark.parametrize("path", ASKED_FOR, ids=lambda one: ".".join(map(str, one)))
@@ -360,6 +374,12 @@ def test_every_key_of_the_contract_is_asked_for(path: tuple[str | int, ...]) -> 
         ("policies.ppo.gold_score", True),
         ("policies.ppo.win_rate_vs_sft", -0.1),
         ("policies.ppo.kl_from_sft_nats", None),
+        ("policies.ppo.kl_from_sft_k3_nats", -0.1),
+        ("best_of_k", {}),
+        ("best_of_k.0.winners", 1.5),
+        ("best_of_k.0.expected_best_score", [0.1, float("inf")]),
+        ("best_of_k.0.expected_best_score", []),
+        ("best_of_k.0.sampler_kl_bound_nats", -0.1),
         ("policies.ppo.gold_parts.friendly", float("nan")),
         ("policies.ppo.gold_parts", {"correct": 1.0}),
         ("policies.ppo.gold_parts_greedy.extra", 0.5),
@@ -616,6 +636,25 @@ def test_wrong_kinds_of_pairs_are_named(key: str, value: Any) -> None:
     where = rf"reward_models\.1\.accuracy_by\.tiers_apart\.0\.{key}"
     with pytest.raises(ValueError, match=where):
         validate_report(report)
+
+
+def test_what_best_of_k_promised_stands_beside_what_was_measured(page: str) -> None:
+    def row_of(report: dict[str, Any]) -> list[str]:
+        text = render_html(replace(some_data(), report=report))
+        section = text.partition('<section id="best-of-k">')[2].partition("</section>")[0]
+        row = section.partition("<tbody>")[2]
+        return [re.sub("<[^>]*>", "", cell) for cell in re.findall(r"<t[hd].*?</t[hd]>", row)]
+
+    report = a_report()
+    figures = ["Round 1, K = 4", "1,280", "1,275", "320", "1.13", "0.64"]
+    k1 = f"{report['policies']['best_of_k']['kl_from_sft_nats']:.2f}"
+    assert row_of(report) == [*figures, k1, "not measured"]
+    report["policies"]["best_of_k"]["kl_from_sft_k3_nats"] = 0.78
+    assert row_of(report) == [*figures, k1, "0.78"]
+    assert "Expected best of n scores" in page and "log K - (K - 1) / K" in page
+    del report["best_of_k"]
+    assert row_of(report) == []
+    assert "Expected best of n" not in render_html(replace(some_data(), report=report))
 
 
 def test_later_rounds_are_compared_with_the_round_before(page: str) -> None:

@@ -11,6 +11,7 @@ from alpaca_rlhf.evaluation.win_rate import (
     accuracy_interval,
     best_of_n_kl,
     bootstrap_ci,
+    expected_best,
     expected_max,
     paired_gain,
     win_rate,
@@ -141,6 +142,18 @@ def test_expected_max_is_the_mean_over_all_subsets() -> None:
     for n in range(1, 10):
         subsets = [max(one) for one in itertools.combinations(scores, n)]
         assert expected_max(scores, n) == pytest.approx(float(np.mean(subsets)))
+
+
+def test_expected_best_is_the_mean_over_prompts_and_their_subsets() -> None:
+    """Ties and duplicates included."""
+    prompts = [[1.0, 1.0, 3.0, -2.0], [0.0, 0.0, 0.0, 0.0], [5.0, 4.0, 4.0, 5.0]]
+    found = expected_best(prompts)
+    assert len(found) == 4
+    for n, one in enumerate(found, 1):
+        by_prompt = [np.mean([max(c) for c in itertools.combinations(own, n)]) for own in prompts]
+        assert one == pytest.approx(float(np.mean(by_prompt)))
+    with pytest.raises(ValueError, match="at least one prompt"):
+        expected_best([])
 
 
 def test_expected_max_is_unbiased() -> None:

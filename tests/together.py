@@ -13,6 +13,7 @@ from alpaca_rlhf.config import UserError
 from alpaca_rlhf.models.base import load_base
 from alpaca_rlhf.settings import PPO, SFT, Clip, Reward, Sampling, Value
 from alpaca_rlhf.training.best_of_k import choose
+from alpaca_rlhf.training.candidates import draw
 from alpaca_rlhf.training.loop import Checkpoints, Learner
 from alpaca_rlhf.training.ppo import train_ppo
 from alpaca_rlhf.training.reward import train_reward
@@ -58,7 +59,7 @@ def reward(adapters, folder, log):
     return adapters.parameters("reward") | {"head": head.weight}, result
 
 
-def ppo(adapters, folder, log):
+def ppo(adapters, folder, log, trunk="detached"):
     """Batches of 9 completions, minibatches of 3."""
     settings = PPO(
         updates=2,
@@ -68,7 +69,7 @@ def ppo(adapters, folder, log):
         epochs=2,
         lr=1e-3,
         max_new_tokens=8,
-        value=Value(lr=1e-3, warmup=0),
+        value=Value(trunk=trunk, lr=1e-3, warmup=0),
         save_every=1,
         clip=Clip(kl_stop=100.0),
     )
@@ -83,26 +84,32 @@ def ppo(adapters, folder, log):
         checkpoints=Checkpoints(folder),
         log=log,
     )
-    value = {f"value {key}": p for key, p in adapters.parameters("value").items()}
-    return adapters.parameters("policy") | value, None
+    value = adapters.parameters("value") if trunk == "separate" else {}
+    named = {f"value {key}": p for key, p in value.items()}
+    return adapters.parameters("policy") | named, None
+
+
+def ppo_separate(adapters, folder, log):
+    """The same with an adapter for the value."""
+    return ppo(adapters, folder, log, trunk="separate")
 
 
 def best_of_k(adapters, folder, log):
     """The winners of seven prompts, of three completions each."""
     adapters, head = ppo_cast(lambda *names: adapters)
     asked = ppo_prompts(7)
-    winners = choose(
+    drawn = draw(
         adapters,
         "policy",
         head,
         [one.ids for one in asked],
         [one.key for one in asked],
         k=3,
-        keep=1.0,
         sampling=Sampling(max_new_tokens=8),
         seed=0,
         score_batch_size=4,
     )
+    winners = choose(drawn)
     settings = SFT(lr=1e-3, epochs=3, batch_size=4, micro_batch_size=1, warmup=0.0)
     result = train_sft(
         adapters,
@@ -115,10 +122,16 @@ def best_of_k(adapters, folder, log):
         log=log,
         stage="best_of_k",
     )
-    return adapters.parameters("policy"), (result, winners)
+    return adapters.parameters("policy"), (result, drawn, winners)
 
 
-STAGES = {"sft": sft, "reward": reward, "ppo": ppo, "best_of_k": best_of_k}
+STAGES = {
+    "sft": sft,
+    "reward": reward,
+    "ppo": ppo,
+    "ppo_separate": ppo_separate,
+    "best_of_k": best_of_k,
+}
 
 
 def refusing(out):

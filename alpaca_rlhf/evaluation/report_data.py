@@ -25,8 +25,9 @@ class ReportData:
 
     report: Mapping[str, Any]
     """The content of `report.json`. Keys beyond the contract are welcome; the page reads some:
-    `judge`, if it is not `gold`, `gold_score_greedy_ci95` of a policy, and of a reward model
-    `shuffled_label_ci95`, `accuracy_by` and the figures of its held-out pairs."""
+    `judge`, if it is not `gold`, `gold_score_greedy_ci95` and `kl_from_sft_k3_nats` of a policy,
+    of a reward model `shuffled_label_ci95`, `accuracy_by` and the figures of its held-out pairs,
+    and `best_of_k`, a round each."""
     metrics: Sequence[Mapping[str, Any]] = ()
     """Rows of `metrics.jsonl`: `stage` (`sft`, `reward`, `reward_shuffled`, `ppo` ...; `.2` is
     round 2), `step` and numbers. `generate` rows hold counts so far: `requests`, `accepted` and
@@ -80,6 +81,11 @@ def validate_report(report: Mapping[str, Any]) -> None:
             _check(not extra, f"{where}.{key}", "hold the parts that SFT's gold_parts hold", extra)
         if "gold_score_greedy_ci95" in policy:
             _interval(policy["gold_score_greedy_ci95"], where + ".gold_score_greedy_ci95")
+        if "kl_from_sft_k3_nats" in policy:
+            _positive(policy["kl_from_sft_k3_nats"], where + ".kl_from_sft_k3_nats")
+    _list(report.get("best_of_k", []), "best_of_k")
+    for place, row in enumerate(report.get("best_of_k", [])):
+        _keys(_mapping(row, f"best_of_k.{place}"), f"best_of_k.{place}.", _BEST_OF_K)
     for place, row in enumerate(report["reward_models"]):
         if "shuffled_label_ci95" in row:
             _interval(row["shuffled_label_ci95"], f"reward_models.{place}.shuffled_label_ci95")
@@ -119,6 +125,11 @@ def _mapping(value: Any, key: str) -> Mapping[str, Any]:
 
 def _list(value: Any, key: str) -> None:
     _check(isinstance(value, list | tuple), key, "be a list", value)
+
+
+def _numbers(value: Any, key: str) -> None:
+    holds = isinstance(value, list | tuple) and bool(value) and all(map(finite, value))
+    _check(holds, key, "be a list of finite numbers", value)
 
 
 def _text(value: Any, key: str) -> None:
@@ -204,6 +215,17 @@ _REWARD: dict[str, _Rule] = {
     "shuffled_label_accuracy": _share,
 }
 _KIND: dict[str, _Rule] = {"is": _text, "pairs": _count, "accuracy": _share, "ci95": _interval}
+_BEST_OF_K: dict[str, _Rule] = {
+    "round": _round,
+    "k": _count,
+    "candidates": _count,
+    "finished": _count,
+    "winners": _count,
+    "mean_score": _number,
+    "mean_best_score": _number,
+    "expected_best_score": _numbers,
+    "sampler_kl_bound_nats": _positive,
+}
 _POLICY: dict[str, _Rule] = {
     "gold_score": _number,
     "ci95": _interval,

@@ -7,6 +7,7 @@ from typing import Any
 
 from alpaca_rlhf.evaluation import report_results, report_training
 from alpaca_rlhf.evaluation.plots import share_bar
+from alpaca_rlhf.evaluation.report_best_of_k import best_of_k
 from alpaca_rlhf.evaluation.report_data import ReportData, judged_by_gold
 from alpaca_rlhf.evaluation.report_markup import (
     Markup,
@@ -51,6 +52,7 @@ def render_html(data: ReportData) -> str:
         ("stages", "Stages", "What each stage bought", _bought(data)),
         ("unseen", "Held out", "Held-out facts and phrasings", _unseen(data)),
         ("reward", "Reward model", "The reward model", report_training.reward_models(data)),
+        ("best-of-k", "Best-of-K", "The best of K completions", best_of_k(report)),
         ("curves", "Learning", "How it learned", _learned(data)),
         ("answers", "Answers", "The same prompts, answered by each", _answers(data)),
         ("prompts", "Prompts", "Which prompts went where", _prompts(report)),

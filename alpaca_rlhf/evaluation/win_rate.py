@@ -124,6 +124,18 @@ def expected_max(scores: ArrayLike, n: int) -> float:
     return float(sum(comb(i, n - 1) / subsets * score for i, score in enumerate(ordered)))
 
 
+def expected_best(scores: Sequence[Sequence[float]]) -> list[float]:
+    """For n = 1 .. K, the mean over prompts of `expected_max` of n of a prompt's K `scores`.
+
+    Raises:
+        ValueError: there is no prompt, or as `expected_max`.
+    """
+    if not scores:
+        raise ValueError("scores must hold at least one prompt")
+    most = min(len(own) for own in scores)
+    return [sum(expected_max(own, n) for own in scores) / len(scores) for n in range(1, most + 1)]
+
+
 def best_of_n_kl(n: int) -> float:
     """KL of best-of-`n` sampling from its policy, in nats a completion: log n - (n - 1) / n.
 

@@ -75,9 +75,10 @@ def sample(
                 ],
                 axis=0,
             )
-            drawn = _decode(
-                adapters, [prompts[i] for i in group], k, sampling, torch.from_numpy(noise)
-            )
+            with adapters.decoding():
+                drawn = _decode(
+                    adapters, [prompts[i] for i in group], k, sampling, torch.from_numpy(noise)
+                )
             for n, i in enumerate(group):
                 results[i] = drawn[n * k : (n + 1) * k]
             if on_batch is not None:

@@ -32,10 +32,12 @@ from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.sources import Gold
 from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.stages.reward import ranking_groups, reference_examples
+from alpaca_rlhf.training.losses import kl_k1, kl_k3
 from alpaca_rlhf.training.reward import train_reward
 
 DEMONSTRATIONS = 3
 """Solved examples that the few-shot control sees."""
+_KL = {"kl_from_sft_nats": kl_k1, "kl_from_sft_k3_nats": kl_k3}
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,11 @@ def evaluate(ctx: Context, round_: int) -> Outcome:
         sampled = answers[name]["sampled"]
         tokens += sum(len(a.ids) for own in answers[name].values() for a in own)
         facts[name] = {
-            "kl_from_sft_nats": 0.0
-            if name == "sft"
-            else _kl(ctx, role, rows, sampled, few_shot=name == "base_few_shot"),
+            **(
+                dict.fromkeys(_KL, 0.0)
+                if name == "sft"
+                else _kl(ctx, role, rows, sampled, few_shot=name == "base_few_shot")
+            ),
             "stop_rate": sum(a.finished for a in sampled) / len(rows),
             "mean_tokens": sum(len(a.ids) for a in sampled) / len(rows),
         }
@@ -217,23 +221,24 @@ def _kl(
     answers: Sequence[_Answer],
     *,
     few_shot: bool,
-) -> float:
-    """Mean over samples of log p(completion) - log p_sft(completion), in nats.
+) -> dict[str, float]:
+    """Means over samples of k1 and k3, each summed over the completion's tokens, in nats.
 
-    Each policy sees its own prompt.
+    k1 is log p(completion) - log p_sft(completion). Each policy sees its own prompt.
     """
-    total = 0.0
+    total = dict.fromkeys(_KL, 0.0)
     size = max(1, _rows_at_once(ctx, few_shot=few_shot) // 4)  # logits of every token, not of one
     for start in range(0, len(rows), size):
         part = range(start, min(start + size, len(rows)))
         own = [Example(_prompt(ctx, rows[i], few_shot=few_shot), answers[i].ids) for i in part]
         reference = [Example(_prompt(ctx, rows[i], few_shot=False), answers[i].ids) for i in part]
         with ctx.adapters.using(role):
-            mine = token_stats(ctx.adapters, collate(ctx.base, own)).logprobs
+            mine = token_stats(ctx.adapters, collate(ctx.base, own)).logprobs.double()
         with ctx.adapters.using("sft"):
-            sft = token_stats(ctx.adapters, collate(ctx.base, reference)).logprobs
-        total += float((mine.sum(1) - sft.sum(1)).double().sum())
-    return total / len(rows)
+            sft = token_stats(ctx.adapters, collate(ctx.base, reference)).logprobs.double()
+        for name, estimate in _KL.items():
+            total[name] += float(estimate(mine, sft).sum())
+    return {name: one / len(rows) for name, one in total.items()}
 
 
 def _figures(

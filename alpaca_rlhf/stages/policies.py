@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from alpaca_rlhf.context import Context, suffixed
-from alpaca_rlhf.evaluation.win_rate import best_of_n_kl
+from alpaca_rlhf.evaluation.win_rate import best_of_n_kl, expected_best
 from alpaca_rlhf.models.batches import answer, prompt_ids
+from alpaca_rlhf.stages.candidates import candidates
 from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.training.best_of_k import choose
 from alpaca_rlhf.training.ppo import PPOPrompt, train_ppo
@@ -69,19 +70,11 @@ def best_of_k(ctx: Context, round_: int) -> Outcome:
     before = "sft" if round_ == 1 else suffixed("best_of_k", round_ - 1)
     ctx.load("policy", before)
     ctx.load("reward", suffixed("reward", round_))
-    head = ctx.load_head(suffixed("reward", round_))
-    rows = ctx.source.prompts(suffixed("ppo", round_))[: settings.prompts]
+    pool = candidates(ctx, round_, sampler=before)
     winners = choose(
-        ctx.adapters,
-        "policy",
-        head,
-        [prompt_ids(ctx.base, ctx.settings.template, row) for row in rows],
-        [row.id for row in rows],
-        k=settings.k,
+        [one for own in pool.values() for one in own],
         keep=settings.keep,
-        sampling=ctx.settings.sampling,
-        seed=ctx.settings.seed * 10 + round_,
-        score_batch_size=ctx.settings.sampling.batch_size,
+        threshold=settings.threshold,
     )
     result = train_sft(
         ctx.adapters,
@@ -95,12 +88,18 @@ def best_of_k(ctx: Context, round_: int) -> Outcome:
         stage=stage,
     )
     ctx.save("policy", stage)
-    mean = float(winners.scores.mean())
+    best = expected_best([one.scores for one in pool[round_]])
     facts = {
-        "mean_score": mean,
+        "k": settings.k,
+        "candidates": sum(len(one.scores) for own in pool.values() for one in own),
+        "finished": sum(
+            one.finished for own in pool.values() for each in own for one in each.completions
+        ),
+        "winners": len(winners.examples),
+        "mean_score": best[0],
         "mean_best_score": winners.mean_best,
+        "expected_best_score": best,
+        "sampler_kl_bound_nats": best_of_n_kl(settings.k),
     }
-    if settings.keep == 1:  # the bound is that of one of K for every prompt
-        facts["sampler_kl_bound_nats"] = best_of_n_kl(settings.k)
-    summary = f"winners score {winners.mean_best:+.2f}, all candidates {mean:+.2f}"
+    summary = f"winners score {winners.mean_best:+.2f}, all candidates {best[0]:+.2f}"
     return Outcome(len(winners.examples), result.tokens, summary, facts)

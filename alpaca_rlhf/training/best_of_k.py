@@ -9,15 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from alpaca_rlhf import processes
-from alpaca_rlhf.models.adapters import Adapters
+from alpaca_rlhf.config import UserError
 from alpaca_rlhf.models.batches import Example
-from alpaca_rlhf.models.heads import ScalarHead
-from alpaca_rlhf.models.rollout import Sampled, sample, score
-from alpaca_rlhf.settings import Sampling
+from alpaca_rlhf.training.candidates import Candidates
 
 
 @dataclass(frozen=True)
@@ -25,65 +19,55 @@ class Winners:
     """The chosen completions."""
 
     examples: list[Example]
-    """Prompts with a finished completion, each with its best one, as far as they were kept."""
-    scores: Tensor
-    """(prompts, K) float32 scores of all candidates."""
+    """Prompts with a completion that was chosen, in the order of the prompts."""
     mean_best: float
-    """Mean score of the winners."""
+    """Mean score of the chosen completions."""
 
 
 def choose(
-    adapters: Adapters,
-    sampler: str,
-    reward_head: ScalarHead,
-    prompts: Sequence[Sequence[int]],
-    keys: Sequence[str],
-    *,
-    k: int,
-    keep: float,
-    sampling: Sampling,
-    seed: int,
-    score_batch_size: int,
+    pool: Sequence[Candidates], *, keep: float = 1.0, threshold: float | None = None
 ) -> Winners:
-    """Sample K completions of each prompt, and keep the one the reward adapter scores highest.
+    """Keep the completion of each prompt that the reward model scores highest.
 
     A completion that did not stop never wins. Among equal scores the first sample wins. Of the
-    winners the share `keep` stays, those with the highest scores, in the order of the prompts.
+    winners the share `keep` stays, those with the highest scores. With a threshold every finished
+    completion above it wins instead, however many of a prompt, and equal ones each count: their
+    frequencies are those of the policy.
+
+    Args:
+        pool: Candidates; a prompt that stands there twice, from two rounds, has one winner.
+        keep: Share of the winners that stays.
+        threshold: The score to exceed.
+
+    Raises:
+        UserError: No completion stopped, or none scores above the threshold.
 
     Source: the choice over a whole batch is RAFT's (arXiv 2304.06767 algorithm 1).
     """
-    share = processes.share(range(len(prompts)))
-    drawn: list[list[Sampled]] = processes.gather(
-        sample(
-            adapters,
-            sampler,
-            [prompts[i] for i in share],
-            [keys[i] for i in share],
-            k=k,
-            sampling=sampling,
-            seed=seed,
+    finished: dict[str, list[tuple[float, Example]]] = {}
+    for own in pool:
+        finished.setdefault(own.key, []).extend(
+            (score, example)
+            for score, one, example in zip(own.scores, own.completions, own.examples, strict=True)
+            if one.finished
         )
-    )
-    candidates = [
-        Example(tuple(p), s.ids) for p, own in zip(prompts, drawn, strict=True) for s in own
-    ]
-    found = score(
-        adapters,
-        "reward",
-        reward_head,
-        processes.share(candidates),
-        batch_size=score_batch_size,
-    )
-    scores = torch.tensor(processes.gather(found.tolist())).view(len(prompts), k)
-    winners: list[Example] = []
-    best: list[float] = []
-    for i, own in enumerate(drawn):
-        finished = [j for j in range(k) if own[j].finished]
-        if finished:
-            j = max(finished, key=lambda j: (float(scores[i, j]), -j))
-            winners.append(candidates[i * k + j])
-            best.append(float(scores[i, j]))
-    most = max(1, round(keep * len(winners)))
-    kept = sorted(sorted(range(len(winners)), key=lambda i: (-best[i], i))[:most])
-    mean = sum(best[i] for i in kept) / max(1, len(kept))
-    return Winners([winners[i] for i in kept], scores, mean)
+    scores = [score for group in finished.values() for score, _ in group]
+    if not scores:
+        raise UserError(
+            f"best-of-k: none of the {sum(len(own.completions) for own in pool)} completions ended "
+            "by itself, so none can win; raise --sampling.max-new-tokens or --sft.epochs, with "
+            "another --out"
+        )
+    if threshold is not None:
+        won = [one for group in finished.values() for one in group if one[0] > threshold]
+        if not won:
+            raise UserError(
+                f"best-of-k: none of the {len(scores)} finished completions scores above "
+                f"--best-of-k.threshold {threshold:g}, the highest scores {max(scores):.4g}; "
+                "lower it and run the same command again: they are not sampled anew"
+            )
+    else:
+        best = [max(group, key=lambda one: one[0]) for group in finished.values() if group]
+        order = sorted(range(len(best)), key=lambda i: (-best[i][0], i))
+        won = [best[i] for i in sorted(order[: max(1, round(keep * len(best)))])]
+    return Winners([example for _, example in won], sum(score for score, _ in won) / len(won))

@@ -39,7 +39,12 @@ class Speaker:
         seed: int,
     ) -> None:
         self._base = load_base(settings.base)
-        self._adapters = Adapters(self._base, settings.lora, template=settings.template)
+        self._adapters = Adapters(
+            self._base,
+            settings.lora,
+            template=settings.template,
+            dense_gib=settings.sampling.dense_gib,
+        )
         self._template = settings.template
         self._policies = policies
         self._roles: dict[str, str | None] = {}

@@ -1,0 +1,348 @@
+"""The best-of-K stage in a run folder: what it keeps, and what it never does twice."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from alpaca_rlhf import context
+from alpaca_rlhf.config import UserError
+from alpaca_rlhf.models.adapters import Adapters
+from alpaca_rlhf.models.base import load_base
+from alpaca_rlhf.models.batches import Example
+from alpaca_rlhf.models.heads import HEAD, ScalarHead
+from alpaca_rlhf.models.rollout import score
+from alpaca_rlhf.pipeline import run_loop
+from alpaca_rlhf.settings import (
+    PPO,
+    SFT,
+    BestOfK,
+    Evaluate,
+    Inputs,
+    Loop,
+    Lora,
+    Reward,
+    Sampling,
+    Value,
+)
+from alpaca_rlhf.stages import policies
+from alpaca_rlhf.training import candidates
+from tests.test_pipeline import Quiet
+
+K, PROMPTS = 3, 6
+
+
+def written(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def ended():
+    """Many tokens end a completion, so that a random base finishes some and others not."""
+
+    def load(name):
+        base = load_base(name)
+        object.__setattr__(base, "stop_ids", frozenset({2, *range(100, 386, 6)}))
+        return base
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(context, "load_base", load)
+        yield load
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory, tiny_folder) -> Loop:
+    """A run on files of its own."""
+    folder = tmp_path_factory.mktemp("files")
+    words = "how why when where who which whose what whom whether".split()
+    asked = [f"{w} {i} {i * 7} {w * 3}" for i in range(8) for w in words]
+    pairs = [
+        {"instruction": f"Name a {c} thing.", "chosen": f"{c} sky", "rejected": f"a {c * 2}"}
+        for c in ("red", "green", "blue", "black", "white", "grey", "pink", "brown")
+    ]
+    rows = [{"instruction": f"Count to {n}.", "output": "one two"} for n in range(6)]
+    return Loop(
+        base=str(tiny_folder),
+        template="brief",
+        lora=Lora(r=4, alpha=8),
+        inputs=Inputs(
+            judge="human",
+            data=written(folder / "data.jsonl", rows),
+            prompts=written(folder / "prompts.jsonl", [{"instruction": one} for one in asked]),
+            rankings=written(folder / "pairs.jsonl", pairs),
+        ),
+        sampling=Sampling(max_new_tokens=8, batch_size=16),
+        sft=SFT(lr=1e-3, epochs=1, batch_size=4, save_every=1),
+        reward=Reward(lr=1e-3, gate=0.0, held_out=0.4),
+        ppo=PPO(
+            updates=2,
+            batch_size=6,
+            minibatch_size=6,
+            max_new_tokens=8,
+            value=Value(warmup=1),
+        ),
+        best_of_k=BestOfK(k=K, prompts=PROMPTS, lr=1e-3, epochs=3),
+        evaluate=Evaluate(prompts=6, bootstrap=20),
+    )
+
+
+def go(settings, out, reporter=None, until="best_of_k"):
+    given = replace(settings, out=out)
+    run_loop(given, reporter or Quiet(), kind="loop", command="test", until=until)
+
+
+@pytest.fixture(scope="module")
+def before(settings, ended, tmp_path_factory):
+    """A run that has everything but best-of-K."""
+    out = tmp_path_factory.mktemp("before") / "run"
+    go(settings, out, until="ppo")
+    return out
+
+
+@pytest.fixture(scope="module")
+def calm(settings, before, tmp_path_factory):
+    """The same, with best-of-K, undisturbed."""
+    out = tmp_path_factory.mktemp("calm") / "run"
+    shutil.copytree(before, out)
+    go(settings, out)
+    return out
+
+
+@pytest.fixture
+def out(before, tmp_path):
+    """A copy of the run before best-of-K."""
+    return shutil.copytree(before, tmp_path / "run")
+
+
+@pytest.fixture
+def stopped(settings, out):
+    """The same, stopped in the fine-tuning."""
+    with pytest.raises(KeyboardInterrupt):
+        go(settings, out, Quiet(stop_in="best_of_k"))
+    return out
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How often completions are sampled and scored from now on."""
+    seen = []
+    for name in ("sample", "score"):
+        real = getattr(candidates, name)
+
+        def spy(*words, name=name, real=real, **named):
+            seen.append(name)
+            return real(*words, **named)
+
+        monkeypatch.setattr(candidates, name, spy)
+    return seen
+
+
+def rows_of(out, stage="best_of_k"):
+    path = out / stage / "candidates.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def facts_of(out, stage="best_of_k"):
+    return json.loads((out / "ledger.json").read_text())[stage]["facts"]
+
+
+def weights(out, stage="best_of_k"):
+    return (out / stage / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def test_candidates_are_kept_with_their_scores(calm, settings, ended):
+    """As a fresh process reads and scores them."""
+    rows = rows_of(calm)
+    assert len({row["prompt_id"] for row in rows}) == PROMPTS
+    assert {len(row["completions"]) for row in rows} == {K}
+    adapters = Adapters(ended(settings.base), settings.lora, template="brief")
+    adapters.load("reward", calm / "reward" / "adapter")
+    head = ScalarHead.load(calm / "reward" / "adapter", 128)
+    said = [(row["prompt"], one) for row in rows for one in row["completions"]]
+    examples = [Example(tuple(prompt), tuple(one["ids"])) for prompt, one in said]
+    scores = score(adapters, "reward", head, examples, batch_size=4)
+    assert torch.allclose(scores, torch.tensor([one["score"] for _, one in said]), atol=1e-2)
+    stops = ended(settings.base).stop_ids
+    assert [one["finished"] for _, one in said] == [one["ids"][-1] in stops for _, one in said]
+    assert any(one["text"] for _, one in said)
+
+
+def test_its_facts_are_those_of_the_file(calm):
+    facts, rows = facts_of(calm), rows_of(calm)
+    scores = [[one["score"] for one in row["completions"]] for row in rows]
+    done = [[one["score"] for one in row["completions"] if one["finished"]] for row in rows]
+    best = [max(own) for own in done if own]
+    assert facts["candidates"] == K * PROMPTS > facts["finished"] == sum(map(len, done)) > 0
+    assert facts["winners"] == len(best)
+    assert facts["mean_best_score"] == pytest.approx(sum(best) / len(best))
+    assert facts["mean_score"] == pytest.approx(sum(map(sum, scores)) / (K * PROMPTS))
+    expected = facts["expected_best_score"]
+    assert len(expected) == K and expected == sorted(expected)
+    assert expected[0] == pytest.approx(facts["mean_score"])
+    assert expected[-1] == pytest.approx(sum(map(max, scores)) / PROMPTS)
+    assert facts["sampler_kl_bound_nats"] == pytest.approx(0.4319, abs=1e-4)  # log 3 - 2/3
+
+
+def test_stopped_in_the_fine_tuning_nothing_is_sampled_or_scored_again(
+    stopped, settings, calm, monkeypatch
+):
+    def never(*_, **__):
+        raise AssertionError("the candidates are there already")
+
+    kept = (stopped / "best_of_k" / "candidates.jsonl").read_bytes()
+    assert not (stopped / "best_of_k" / "adapter").exists()
+    monkeypatch.setattr(candidates, "sample", never)
+    monkeypatch.setattr(candidates, "score", never)
+    go(settings, stopped)
+    assert (stopped / "best_of_k" / "candidates.jsonl").read_bytes() == kept
+    assert weights(stopped) == weights(calm)
+    assert facts_of(stopped) == facts_of(calm)
+
+
+def test_another_learning_rate_needs_no_new_candidates(stopped, settings, calm, calls):
+    go(replace(settings, best_of_k=replace(settings.best_of_k, lr=5e-4)), stopped)
+    assert calls == []
+    assert weights(stopped) != weights(calm)
+
+
+def test_candidates_of_another_k_are_not_used(stopped, settings, calls):
+    go(replace(settings, best_of_k=replace(settings.best_of_k, k=2)), stopped)
+    assert calls == ["sample", "score"]
+    assert {len(row["completions"]) for row in rows_of(stopped)} == {2}
+    assert facts_of(stopped)["candidates"] == 2 * PROMPTS
+
+
+def test_a_file_that_was_changed_is_not_used(stopped, settings, calm, calls):
+    path = stopped / "best_of_k" / "candidates.jsonl"
+    path.write_text(path.read_text().replace('"finished": false', '"finished": true'))
+    go(settings, stopped)
+    assert calls == ["sample", "score"]
+    assert rows_of(stopped) == rows_of(calm)
+    assert weights(stopped) == weights(calm)
+
+
+def test_candidates_of_another_reward_model_are_not_used(
+    stopped, settings, calm, before, tmp_path, calls
+):
+    """Nor what was learned from them."""
+    straight = shutil.copytree(before, tmp_path / "straight")
+    for one in (straight, stopped):
+        turn_round(one / "reward" / "adapter")
+    go(settings, straight)
+    del calls[:]
+    assert list(stopped.glob("checkpoints/best_of_k/step-*"))
+    go(settings, stopped)
+    assert calls == ["sample", "score"]
+    for row, old in zip(rows_of(stopped), rows_of(calm), strict=True):
+        for one, other in zip(row["completions"], old["completions"], strict=True):
+            assert one["ids"] == other["ids"]
+            assert one["score"] == pytest.approx(-other["score"], abs=1e-5)
+    assert weights(stopped) == weights(straight) != weights(calm)
+    logged = (stopped / "metrics.jsonl").read_text().splitlines()
+    steps = [row["step"] for row in map(json.loads, logged) if row["stage"] == "best_of_k"]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def turn_round(folder):
+    """Make a saved reward model prefer what it liked least."""
+    head = ScalarHead.load(folder, 128)
+    head.gain.neg_()
+    head.bias.neg_()
+    (folder / HEAD).unlink()
+    head.save(folder)
+
+
+def test_a_threshold_that_leaves_nothing_can_be_lowered(out, settings, calls):
+    high = replace(settings, best_of_k=replace(settings.best_of_k, threshold=1e6))
+    with pytest.raises(UserError, match=r"--best-of-k\.threshold 1e\+06, the highest scores ") as e:
+        go(high, out)
+    drawn = [one for row in rows_of(out) for one in row["completions"] if one["finished"]]
+    scores = sorted((one["score"] for one in drawn), reverse=True)
+    assert f"the highest scores {scores[0]:.4g};" in str(e.value)
+    assert calls == ["sample", "score"]
+    lower = (scores[2] + scores[3]) / 2
+    go(replace(settings, best_of_k=replace(settings.best_of_k, threshold=lower)), out)
+    assert calls == ["sample", "score"], "not again"
+    assert facts_of(out)["winners"] == 3
+    assert facts_of(out)["mean_best_score"] == pytest.approx(sum(scores[:3]) / 3)
+
+
+def test_where_nothing_ends_the_run_says_so(out, settings, monkeypatch):
+    def endless(name):
+        base = load_base(name)
+        object.__setattr__(base, "stop_ids", frozenset({1}))
+        return base
+
+    monkeypatch.setattr(context, "load_base", endless)
+    with pytest.raises(UserError, match=r"none of the 18 completions ended"):
+        go(settings, out)
+
+
+def test_the_pool_of_all_rounds_is_scored_by_the_newest_reward_model(
+    settings, ended, tmp_path, monkeypatch, calls
+):
+    """Stopped before the second best-of-K, the second reward model is turned round by hand."""
+    out = tmp_path / "run"
+    both = replace(settings, rounds=2, best_of_k=replace(settings.best_of_k, pool=True))
+
+    class Turning(Quiet):
+        def start(self, stage, what):
+            super().start(stage, what)
+            if stage == "best_of_k.2":
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        go(both, out, Turning(), until=None)
+    assert facts_of(out)["candidates"] == K * PROMPTS, "the first round has no other"
+    first = rows_of(out)
+    turn_round(out / "reward.2" / "adapter")
+    path = out / "best_of_k" / "candidates.jsonl"
+    kept = path.read_text()
+    path.write_text(kept.replace('"finished": false', '"finished": true'))
+    with pytest.raises(UserError, match=r"best_of_k/candidates\.jsonl: is not what round 1 wrote"):
+        go(both, out, until=None)
+    path.write_text(kept)
+
+    trained = []
+    real = policies.train_sft
+
+    def spy(adapters, role, examples, *words, **named):
+        trained.extend(examples)
+        return real(adapters, role, examples, *words, **named)
+
+    monkeypatch.setattr(policies, "train_sft", spy)
+    del calls[:]
+    with pytest.raises(KeyboardInterrupt):
+        go(both, out, Quiet(stop_in="best_of_k.2"), until=None)
+    assert calls == ["score", "sample", "score"]
+    rows = rows_of(out, "best_of_k.2")
+    assert [row["round"] for row in rows] == [1] * PROMPTS + [2] * PROMPTS
+    assert len({row["prompt_id"] for row in rows}) == 2 * PROMPTS
+    for row, old in zip(rows, first, strict=False):
+        assert row["prompt_id"] == old["prompt_id"]
+        for one, other in zip(row["completions"], old["completions"], strict=True):
+            assert one["ids"] == other["ids"]
+            assert one["score"] == pytest.approx(-other["score"], abs=1e-5)
+    best = {}
+    for row in rows:
+        done = [one for one in row["completions"] if one["finished"]]
+        if done:
+            top = max(done, key=lambda one: one["score"])
+            best[tuple(row["prompt"])] = tuple(top["ids"])
+    assert {one.prompt: one.completion for one in trained} == best
+
+    del calls[:]
+    go(both, out, until=None)
+    assert calls == [], "the pool is read back too"
+    facts = facts_of(out, "best_of_k.2")
+    assert facts["candidates"] == 2 * K * PROMPTS
+    report = json.loads((out / "report.json").read_text())
+    assert [one["round"] for one in report["best_of_k"]] == [1, 2]
+    measured = report["policies"]["best_of_k.2"]
+    assert measured["kl_from_sft_k3_nats"] > 0 and "kl_from_sft_nats" in measured
+    assert report["policies"]["sft"]["kl_from_sft_k3_nats"] == 0
+    page = (out / "report.html").read_text()
+    assert "Expected best of n scores" in page

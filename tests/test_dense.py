@@ -1,0 +1,139 @@
+"""What decodes faster must say the same: layers made ready, against the layers themselves."""
+
+import pytest
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from transformers import DynamicCache
+
+from alpaca_rlhf.models import dense
+from alpaca_rlhf.models.batches import left_pad
+from alpaca_rlhf.models.forward import token_logprobs
+from alpaca_rlhf.models.rollout import sample
+from alpaca_rlhf.settings import Sampling
+from tests.test_forward import EXAMPLES, collate
+
+PROMPTS = [(1, 20, 30, 40), (1, 21), (1, 22, 32, 42, 52, 62, 72)]
+
+
+def states(adapters, ready):
+    """Hidden states of a prompt batch and of one decoding step after it."""
+    ids, mask = left_pad(adapters.base, PROMPTS)
+    positions = (mask.long().cumsum(1) - 1).clamp_min(0)
+    cache = DynamicCache(config=adapters.base.model.config)
+
+    def both():
+        first = adapters.decode(ids, mask, positions, cache)
+        longer = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        after = adapters.decode(torch.full((3, 1), 77), longer, positions[:, -1:] + 1, cache)
+        return torch.cat([first[mask], after[:, 0]])
+
+    if not ready:
+        return both()
+    with adapters.decoding():
+        return both()
+
+
+@pytest.mark.parametrize("gib", [4.0, 0.0], ids=["copied", "4-bit"])
+@pytest.mark.parametrize("role", ["policy", None])
+@pytest.mark.parametrize(
+    ("dtype", "quantization", "bound"),
+    [
+        (torch.float32, "nf4", 1e-5),
+        (torch.bfloat16, "nf4", 2e-2),
+        (torch.float64, "none", 1e-12),
+    ],
+)
+def test_the_states_are_those_of_the_layers_themselves(tiny, dtype, quantization, bound, role, gib):
+    adapters = tiny("policy", dtype=dtype, quantization=quantization)
+    adapters.dense_gib = gib
+    with adapters.using(role):
+        expected, found = states(adapters, ready=False), states(adapters, ready=True)
+    assert found.dtype == expected.dtype
+    assert (found.double() - expected.double()).norm() <= bound * expected.double().norm()
+
+
+def test_a_copy_that_is_too_large_is_not_made(tiny, monkeypatch):
+    made = []
+
+    def counted(*given):
+        made.append(1)
+        return dequantize_4bit(*given)
+
+    monkeypatch.setattr(dense, "dequantize_4bit", counted)
+    adapters = tiny("policy")
+    layers = adapters._layers
+    size = 4 * sum(layer.base_layer.weight.quant_state.shape.numel() for layer in layers)
+    for limit, copies in ((size, len(layers)), (size - 1, 0)):
+        made.clear()
+        adapters.dense_gib = limit / 2**30
+        with adapters.using("policy"), adapters.decoding():
+            assert len(made) == copies
+
+
+def test_the_same_completions_whatever_the_limit(tiny):
+    drawn = []
+    for gib in (4.0, 0.0):
+        adapters = tiny("policy")
+        adapters.dense_gib = gib
+        drawn.append(
+            sample(
+                adapters,
+                "policy",
+                PROMPTS,
+                ["a", "b", "c"],
+                k=2,
+                sampling=Sampling(max_new_tokens=12),
+                seed=0,
+            )
+        )
+    assert drawn[0] == drawn[1]
+    assert len({one.ids for own in drawn[0] for one in own}) > 3
+
+
+def test_it_leaves_no_trace(tiny):
+    """After decoding, and after an error in it, gradients are what they were."""
+    adapters = tiny("policy", "reward")
+    adapters.trainable("policy")
+
+    def gradient():
+        adapters.trainable("policy")
+        with adapters.using("policy"), adapters.training():
+            token_logprobs(adapters, collate(adapters.base, EXAMPLES)).sum().backward()
+        own = adapters.parameters("policy")
+        return torch.cat([own[key].grad.flatten() for key in sorted(own)])
+
+    before = gradient()
+    assert before.norm() > 0
+    with adapters.using("policy"):
+        states(adapters, ready=True)
+    with pytest.raises(ZeroDivisionError), adapters.using("policy"), adapters.decoding():
+        raise ZeroDivisionError
+    assert not any("forward" in vars(layer) for layer in adapters._layers)
+    assert torch.equal(gradient(), before)
+
+
+def test_no_switch_in_the_middle(tiny):
+    """The layers are ready for one adapter: another would be ignored without a word."""
+    adapters = tiny("policy", "reward")
+    with adapters.using("policy"), adapters.decoding():
+        with (
+            pytest.raises(RuntimeError, match="in the middle of decoding"),
+            adapters.using("reward"),
+        ):
+            pass
+    with adapters.using("reward"):
+        assert adapters.active == "reward"
+
+
+def test_what_was_learned_since_is_seen(tiny):
+    """Nothing is kept from one rollout to the next."""
+    adapters = tiny("policy")
+    with adapters.using("policy"):
+        before = states(adapters, ready=True)
+        with torch.no_grad():
+            for weight in adapters.parameters("policy").values():
+                weight.mul_(2)
+        assert not torch.allclose(states(adapters, ready=True), before, atol=1e-3)
+        assert torch.allclose(
+            states(adapters, ready=True), states(adapters, ready=False), atol=1e-4
+        )
