@@ -19,7 +19,7 @@ from alpaca_rlhf.given import leaves_of, read_flags, read_yaml
 from alpaca_rlhf.quickstart import QUICKSTART
 from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.settings import Loop
-from alpaca_rlhf.ui import dry_run, folders, shell
+from alpaca_rlhf.ui import data_commands, dry_run, folders, shell
 from alpaca_rlhf.ui.chat import Chat, Conversation, choose
 from alpaca_rlhf.ui.terminal import PROGRAM, Terminal, next_lines
 
@@ -38,6 +38,7 @@ COMMANDS = {
     "best-of-k": "fine-tune on the reward model's favourite completions",
     "evaluate": "compare all policies on prompts no stage has seen, and write the report",
     "chat": "talk to the policies of a run",
+    "data": "look at what a teacher wrote: inspect, drops, refilter, report",
 }
 """Commands and what they do."""
 
@@ -128,6 +129,8 @@ def _command(typed: str, words: list[str], terminal: Terminal) -> int:
         raise UserError(_unknown(typed))
     if name == "chat":
         return _chat(words, terminal)
+    if name == "data":
+        return data_commands.run(words, terminal)
     cls = Ranked if name == "rank" else Loop
     default, kind = (QUICKSTART, name) if name == "quickstart" else (Loop(), "loop")
     prog = f"{PROGRAM} {name}"

@@ -36,7 +36,7 @@ def atomic_write(path: Path, content: str | bytes) -> None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def append_lines(path: Path, lines: str, *, sync: bool = False) -> None:
@@ -91,7 +91,8 @@ def _not_finite(value: Any, at: str = "") -> str | None:
     )
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Return when the disk knows which files a folder holds."""
     number = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(number)

@@ -1,14 +1,16 @@
 """The one place that renders prompt text.
 
-Three templates for instructions, and the numbered worksheet that shows a base model solved tasks
-and lets it go on. The texts are exact: a changed blank is another prompt. The chat template belongs
-to the tokenizer, so it is filled in where there is one; `chat_messages` says with what.
+Three templates for instructions; the numbered worksheet that shows a base model solved tasks and
+lets it go on; and the prompts of the other recipes of generation. The texts are exact: a changed
+blank is another prompt. The chat template belongs to the tokenizer, so it is filled in where there
+is one; `chat_messages` says with what.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from alpaca_rlhf.demonstrations import CLASSIFICATION, INPUT_FIRST, OUTPUT_FIRST
 from alpaca_rlhf.records import Instruction
 
 TEMPLATES = ("brief", "alpaca", "chat")
@@ -166,3 +168,82 @@ def _question(number: int, task: Instruction) -> str:
     instruction = " ".join(task.instruction.split())
     given = task.input or NO_INPUT
     return f"{number}. Instruction: {instruction}\n{number}. Input: {given}\n{number}. Output:"
+
+
+def task_list_prompt(tasks: Sequence[str]) -> str:
+    """Instructions as a numbered list that breaks off at the next: a base model goes on with it.
+
+    Source: yizhongw/self-instruct@0b26cca bootstrap_instructions.py:19.
+    """
+    lines = [f"{i}. {' '.join(one.split()).rstrip(':')}" for i, one in enumerate(tasks, 1)]
+    return "\n".join(["Come up with a series of tasks:", *lines, f"{len(lines) + 1}."])
+
+
+def classification_prompt(task: str) -> str:
+    """Asks whether a task is a classification; the reply begins with Yes or No.
+
+    Source: self-instruct@0b26cca identify_clf_or_not.py:98 and templates/clf_task_template.py.
+    """
+    shown = [
+        f"Task: {one}\nIs it classification? {'Yes' if is_one else 'No'}\n"
+        for one, is_one in CLASSIFICATION
+    ]
+    head = "Can the following task be regarded as a classification task with finite output labels?"
+    return "\n".join([f"{head}\n", *shown, f"Task: {_line(task)}\nIs it classification?"])
+
+
+def instances_prompt(task: str, *, output_first: bool) -> str:
+    """Asks for instances of a task: labels and then inputs, or inputs and then outputs.
+
+    Source: self-instruct@0b26cca generate_instances.py:135, templates/instance_gen_template.py.
+    """
+    if output_first:
+        head = (
+            "Given the classification task definition and the class labels, generate an input that "
+            "corresponds to each of the class labels. If the task doesn't require input, just "
+            "generate possible class labels."
+        )
+    else:
+        head = (
+            "Come up with examples for the following tasks. Try to generate multiple examples when "
+            "possible. If the task doesn't require additional input, you can generate the output "
+            "directly."
+        )
+    shown = OUTPUT_FIRST if output_first else INPUT_FIRST
+    return f"{head}\n\n{shown}\nTask: {_line(task)}\n"
+
+
+EVOLUTIONS = (
+    "Please add one more constraint or requirement into #The Given Prompt#.",
+    "If #The Given Prompt# contains inquiries about certain issues, increase the depth and breadth "
+    "of the inquiry.",
+    "Please replace general concepts with more specific concepts.",
+    "If #The Given Prompt# can be solved with just a few simple thinking processes, rewrite it to "
+    "explicitly request multiple-step reasoning.",
+)
+"""Evol-instruct's four ways to make a task deeper (arXiv 2304.12244 section 3.2)."""
+
+
+def evolution_prompt(task: Instruction, way: str) -> str:
+    """Asks a teacher that follows instructions to make a task harder, in one of `EVOLUTIONS`.
+
+    Source: nlpxucan/WizardLM@8c877d4 Evol_Instruct/depth.py, without its stray blanks.
+    """
+    return (
+        "I want you to act as a Prompt Rewriter.\n"
+        "Your objective is to rewrite a given prompt into a more complex version, to make AI "
+        "systems find it a bit harder to handle. But the rewritten prompt must be reasonable, and "
+        "humans must be able to understand it and respond to it.\n"
+        "Your rewriting cannot omit the non-text parts such as the table and code in #The Given "
+        "Prompt#, nor its input.\n"
+        f"You SHOULD complicate the given prompt using the following method:\n{way}\n"
+        "Try not to make the #Rewritten Prompt# verbose: it can only add 10 to 20 words to #The "
+        "Given Prompt#.\n"
+        "'#The Given Prompt#', '#Rewritten Prompt#', 'given prompt' and 'rewritten prompt' are not "
+        "allowed to appear in #Rewritten Prompt#.\n"
+        f"#The Given Prompt#:\n{user_text(task)}\n#Rewritten Prompt#:\n"
+    )
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())

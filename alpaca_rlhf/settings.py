@@ -20,6 +20,12 @@ from alpaca_rlhf.ppo_settings import Clip as Clip
 from alpaca_rlhf.ppo_settings import OptimizerName as OptimizerName
 from alpaca_rlhf.ppo_settings import Value as Value
 
+RecipeName = Literal["alpaca", "self-instruct", "evol"]
+"""How a teacher is asked for tasks."""
+
+FilterName = Literal["self-instruct", "alpaca", "strict"]
+"""Sets of rules on generated rows."""
+
 TrackerName = Literal["none", "tensorboard", "wandb"]
 """Where metrics go beside `metrics.jsonl`."""
 
@@ -70,12 +76,19 @@ class Generate:
 
     target: int = 1000
     """Accepted rows to make."""
+    recipe: RecipeName = "alpaca"
+    """`alpaca`: a worksheet of seed tasks that the teacher goes on with. `self-instruct`: tasks
+    first, shown its own ones too, then whether each is a classification, then several instances.
+    `evol`: tasks made harder, then answered, for a teacher that follows instructions."""
+    filters: FilterName = "alpaca"
+    """Rules that rows must pass: those of the originals, or `strict`, ours. Tasks of the small
+    world are recognised instead."""
     seeds: int = 175
     """Seed tasks of the small world to draw demonstrations from (Self-Instruct, arXiv 2212.10560,
     has 175); a file given with --inputs.seeds is used whole."""
     demonstrations: int = 3
-    """Seed tasks shown in each request (tatsu-lab/stanford_alpaca@761dc5b
-    generate_instruction.py:111)."""
+    """Seed tasks shown in each request of the recipe `alpaca` (tatsu-lab/stanford_alpaca@761dc5b
+    generate_instruction.py:111); the others show as many as their papers."""
     batch_size: int = 32
     """Requests decoded together."""
     temperature: float = 1.0

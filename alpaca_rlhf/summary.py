@@ -51,6 +51,7 @@ def write_summary(ctx: Context, *, command: str, stages: Sequence[Mapping[str, A
         "best_of_k": _each_round(ctx, "best_of_k"),
         "policies": evaluated["facts"]["policies"],
         "slices": evaluated["facts"]["slices"],
+        "generation": (ctx.run.done("generate") or {}).get("facts", {}),
     }
     shown = ctx.run.read_jsonl("answers.jsonl")[:: max(1, _every(ctx))][
         : ctx.settings.evaluate.shown

@@ -4,7 +4,8 @@ Writes docs/proof/*.json, with the commit and the machine they belong to.
 
     python -m tests.prove seeds [SEED ...]   the whole loop; 0, 1, 2 and the commit's own
     python -m tests.prove kills [N]          SIGKILL in every stage, N times: the same weights
-    python -m tests.prove                    both
+    python -m tests.prove generate [N]       SIGKILL a generation N times at random: the same files
+    python -m tests.prove                    all
 """
 
 import hashlib
@@ -146,6 +147,28 @@ def prove_kills(rounds: int) -> bool:
     return all(r["same_report"] and r["same_weights"] and r["killed_in"] for r in results)
 
 
+def prove_generation(kills: int) -> bool:
+    """Kill a generation at random moments, each recipe; compare with an undisturbed run."""
+    from tests.generation import killed_runs
+
+    seed = random.SystemRandom().randrange(2**32)
+    runs = []
+    for recipe in ("alpaca", "self-instruct", "evol"):
+        with tempfile.TemporaryDirectory() as folder:
+            runs.append(killed_runs(Path(folder), recipe, kills, random.Random(seed)))
+        tell(f"generation {recipe}: {runs[-1]}")
+    write(
+        "generate-kills.json",
+        {
+            **stamp(),
+            "command": f"python -m tests.prove generate {kills}",
+            "seed_of_the_moments": seed,
+            "runs": runs,
+        },
+    )
+    return all(one["same_files"] and one["nothing_asked_twice"] for one in runs)
+
+
 def kill_in(out: Path, stage: str, seconds: float) -> bool:
     """Run until `stage` begins, wait so many seconds, SIGKILL. False if it was done before."""
     ledger = out / "ledger.json"
@@ -179,14 +202,16 @@ def write(name: str, proof: dict[str, Any]) -> None:
 def main(words: list[str]) -> int:
     """Run the proofs that were asked for."""
     which = words[0] if words else "all"
-    if which not in ("all", "seeds", "kills"):
-        sys.exit(f"prove: {which}: give seeds, kills or nothing")
+    if which not in ("all", "seeds", "kills", "generate"):
+        sys.exit(f"prove: {which}: give seeds, kills, generate or nothing")
     good = True
     if which in ("all", "seeds"):
         commit = provenance.commit() or "0"
         good &= prove_seeds([int(w) for w in words[1:]] or [0, 1, 2, int(commit[:6], 16)])
     if which in ("all", "kills"):
         good &= prove_kills(int(words[1]) if which == "kills" and len(words) > 1 else 2)
+    if which in ("all", "generate"):
+        good &= prove_generation(int(words[1]) if which == "generate" and len(words) > 1 else 20)
     return 0 if good else 1
 
 

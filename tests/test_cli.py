@@ -21,7 +21,7 @@ from alpaca_rlhf.config import UserError, parse, to_yaml
 from alpaca_rlhf.preferences import read
 from alpaca_rlhf.quickstart import QUICKSTART
 from alpaca_rlhf.settings import Loop
-from alpaca_rlhf.ui import shell
+from alpaca_rlhf.ui import data_commands, shell
 from alpaca_rlhf.ui.terminal import Terminal
 
 ROOT = Path(__file__).parent.parent
@@ -230,12 +230,20 @@ def test_the_overview_names_every_command_and_the_first_one_to_type(capsys):
     assert capsys.readouterr().out == f"alpaca-rlhf {__version__}\n"
 
 
-@pytest.mark.parametrize("name", [one for one in cli.COMMANDS if one != "chat"])
+@pytest.mark.parametrize("name", [one for one in cli.COMMANDS if one not in ("chat", "data")])
 def test_every_command_explains_its_flags(name, capsys):
     assert cli.main([name, "--help"]) == 0
     text = capsys.readouterr().out
     assert "--ppo.kl-coef" in text and "--config FILE.yaml" in text
     assert (str(QUICKSTART.ppo.lr) in text) == (name == "quickstart")
+
+
+@pytest.mark.parametrize("name", list(data_commands.COMMANDS))
+def test_every_data_command_explains_its_flags(name, capsys):
+    assert cli.main(["data", "--help"]) == 0
+    assert f"\n  {name} " in capsys.readouterr().out
+    assert cli.main(["data", name, "--help"]) == 0
+    assert f"usage: alpaca-rlhf data {name} RUN " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", [["--help"], ["loop", "--help"]])
@@ -395,7 +403,7 @@ def test_ctrl_c_ends_with_the_command_that_goes_on(tmp_path, tiny_folder):
         text=True,
         env=ENVIRONMENT,
     )
-    events = tmp_path / "a run" / "generate" / "events.jsonl"
+    events = tmp_path / "a run" / "generate" / "events-00000.jsonl"
     deadline = time.monotonic() + 240
     while not events.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)

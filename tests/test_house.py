@@ -29,6 +29,7 @@ LAYERS = (
         "processes",
         "quickstart",
         "prompts",
+        "demonstrations",
         "files",
         "provenance",
         "runs",

@@ -65,7 +65,7 @@ def test_self_instruct_from_seed_tasks_of_ones_own(files, tmp_path, capsys):
     for i, row in enumerate(rows):
         for other in (*seeds, *rows[:i]):
             assert rouge_l(row.instruction.strip("?."), other.instruction.strip("?.")) <= ROUGE
-    events = [json.loads(one) for one in (out / "generate" / "events.jsonl").open()]
+    events = [json.loads(one) for one in (out / "generate" / "events-00000.jsonl").open()]
     dropped = {drop["rule"] for event in events for drop in event["dropped"]}
     assert "duplicate" in dropped, "a base that knows one small world repeats itself"
 

@@ -1,4 +1,4 @@
-"""Reading the numbered worksheets a teacher writes: the other end of `prompts.worksheet_prompt`.
+"""Alpaca's recipe, and reading the worksheets a teacher writes: `prompts.worksheet_prompt`'s end.
 
 The original splits at every `###` (tatsu-lab/stanford_alpaca@4187a25 generate_instruction.py:83),
 so that a Markdown heading in an answer cuts the row and loses all that follow. Here a block ends
@@ -7,14 +7,15 @@ only at a line that is exactly `###` and is followed by the next block's number 
 
 from __future__ import annotations
 
+import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from alpaca_rlhf.data.filters import Drop, is_no_input
+from alpaca_rlhf.data.recipe import SOURCE, Ask
+from alpaca_rlhf.data.teachers import Reply
+from alpaca_rlhf.prompts import worksheet_prompt
 from alpaca_rlhf.records import Instruction
-
-SOURCE = "self_instruct"
-"""`Instruction.source` of generated rows."""
 
 _HEAD = re.compile(r"^(\d+)\.[ \t]*Instruction:", re.MULTILINE)
 _CLOSE = re.compile(r"^###[ \t]*$", re.MULTILINE)
@@ -23,6 +24,45 @@ _FIELDS = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 _SHOWN = 80  # characters of a block that its drop's detail shows
+
+
+class AlpacaRecipe:
+    """Worksheets of seed tasks, as in Alpaca (stanford_alpaca@761dc5b generate_instruction.py).
+
+    The teacher's own rows are never shown to it, and every request is of the same kind.
+    """
+
+    def __init__(
+        self, seeds: Sequence[Instruction], *, seed: int, demonstrations: int, batch_size: int
+    ) -> None:
+        self._seeds = seeds
+        self._seed = seed
+        self._count = demonstrations
+        self._size = batch_size
+
+    def phase(self, first: int) -> list[Ask]:
+        """Requests as many as are asked together."""
+        return [
+            Ask("worksheet", worksheet_prompt(self._shown(first + i))) for i in range(self._size)
+        ]
+
+    def read(self, ask: Ask, reply: Reply) -> tuple[list[Instruction], list[Drop]]:
+        """The tasks on the worksheet."""
+        finished = reply.finish_reason == "eos"
+        return parse_worksheet(reply.text, self._count + 1, finished=finished)
+
+    def learn(self, ask: Ask, reply: Reply, kept: Sequence[Instruction]) -> None:
+        """Nothing: prompts are made of seed tasks alone."""
+
+    def _shown(self, request: int) -> list[Instruction]:
+        return demonstrations(self._seeds, self._count, seed=self._seed, request=request)
+
+
+def demonstrations(
+    seeds: Sequence[Instruction], count: int, *, seed: int, request: int
+) -> list[Instruction]:
+    """The seed tasks that a request shows: a function of seed and request number alone."""
+    return random.Random(f"{seed}/{request}").sample(seeds, count)
 
 
 def parse_worksheet(

@@ -128,7 +128,7 @@ def _unseen(data: ReportData) -> Markup:
 
 
 def _learned(data: ReportData) -> Markup:
-    generated = report_training.generation(data.metrics)
+    generated = report_training.generation(data.metrics, data.report.get("generation", {}))
     title = element("h3", "Generated tasks") if generated else ""
     return join([title, generated, report_training.curves(data.metrics)])
 

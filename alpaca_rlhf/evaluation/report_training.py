@@ -169,8 +169,10 @@ _OF_PAIRS = {
 }
 
 
-def generation(metrics: Sequence[Mapping[str, Any]]) -> Markup:
-    """How many written tasks were accepted, and why others were not."""
+def generation(
+    metrics: Sequence[Mapping[str, Any]], facts: Mapping[str, Any] | None = None
+) -> Markup:
+    """How many written tasks were accepted, why others were not, and what ROUGE-L would do."""
     rows = [row for row in metrics if row.get("stage") == "generate"]
     if not rows:
         return Markup()
@@ -197,7 +199,15 @@ def generation(metrics: Sequence[Mapping[str, Any]]) -> Markup:
     ]
     head = ["Verdict", "Tasks", "Share", ""]
     reasons = table(head, lines, caption="Every task that was written, by its verdict.")
-    return element("div", _card(chart), reasons, class_="grid-2")
+    pictures = element("div", _card(chart), reasons, class_="grid-2")
+    alone = (facts or {}).get("rouge_alone")
+    if not alone:
+        return pictures
+    told = (
+        f"Of the {alone['of']:,} readable tasks that passed the other rules, novelty by ROUGE-L at "
+        f"0.7 alone would have kept {alone['kept']:,}; {last.get('accepted', 0):,.0f} were kept."
+    )
+    return join([pictures, element("p", told)])
 
 
 def curves(metrics: Sequence[Mapping[str, Any]]) -> Markup:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from alpaca_rlhf.context import Context
-from alpaca_rlhf.data import GenerationProgress, write_instructions
+from alpaca_rlhf.data import GenerationProgress, kept_by_rouge, write_instructions
 from alpaca_rlhf.data import generate as self_instruct
 from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.stages.teachers import teacher_of
@@ -24,6 +24,9 @@ def generate(ctx: Context, round_: int) -> Outcome:
                 "steps": now.target,
                 "requests": now.requests,
                 "accepted": now.kept,
+                "tokens": now.tokens,
+                "failed": now.failed,
+                **({} if now.usd is None else {"cost_usd": now.usd}),
                 **counts,
             }
         )
@@ -43,10 +46,19 @@ def generate(ctx: Context, round_: int) -> Outcome:
             progress=progress,
         )
     write_instructions(ctx.run.folder("generate") / "rows.jsonl", made.rows)
-    facts |= {"requests": made.requests, "dropped": len(made.drops)}
+    wrong = len(made.drops) - made.drops.counts.get("surplus", 0)
+    by_rouge, asked = kept_by_rouge(ctx.run.folder("generate"))
+    facts |= {
+        "requests": made.requests,
+        "dropped": len(made.drops),
+        "accepted_share": len(made.rows) / (len(made.rows) + wrong),
+        "rouge_alone": {"kept": by_rouge, "of": asked},
+    }
     gold = ctx.source.gold
     if gold is not None:
         right = [gold(row, row.output or "", True).parts["correct"] for row in made.rows]
         facts["correct"] = sum(right) / len(right)
     summary = f"{len(made.rows)} new tasks, {len(made.drops)} dropped"
+    if ctx.source.novelty() is not None:
+        summary += f" (ROUGE-L alone would have kept {by_rouge} of {asked})"
     return Outcome(len(made.rows), made.tokens, summary, facts)

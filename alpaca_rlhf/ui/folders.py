@@ -51,6 +51,17 @@ def stages_done(run: Path) -> list[str]:
     return [name for name in _read(run / "ledger.json") if name.partition(".")[0] in _STAGES]
 
 
+def seconds_of(run: Path, stage: str) -> float | None:
+    """How long a finished stage took in its last sitting; None if it has not finished.
+
+    Raises:
+        UserError: The ledger cannot be read.
+    """
+    ledger = _read(run / "ledger.json") if _is_there(run / "ledger.json") else {}
+    seconds = ledger.get(stage, {}).get("seconds")
+    return float(seconds) if seconds is not None else None
+
+
 def saw_conversations(run: Path) -> bool:
     """Whether the SFT of a run has learned from conversations of several turns.
 
