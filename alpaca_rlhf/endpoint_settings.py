@@ -12,7 +12,7 @@ from alpaca_rlhf.bounds import above
 
 _GROUP = "--generate.endpoint"
 _NAME = re.compile(r"[A-Z_][A-Z0-9_]*")
-_OURS = ("model", "messages", "prompt", "stream")
+_OURS = ("model", "messages", "prompt", "stream", "stop", "seed", "n")
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Endpoint:
     """Seconds to wait for an answer before it is asked again."""
     retries: int = 6
     """Times that a request is asked again before it is given up and noted as such."""
+    licence: str = ""
+    """Licence of what the model writes, e.g. Apache-2.0, noted with the rows."""
     stop: tuple[str, ...] = ()
     """Texts at which a reply ends; they are cut off here too, for endpoints that leave them in."""
     params: str = "{}"

@@ -16,7 +16,7 @@ from alpaca_rlhf.data.decisions import Check
 from alpaca_rlhf.data.events import EventStore, read_events, read_manifest
 from alpaca_rlhf.data.filters import RULES, Drop, Rule, drop_reason, rule_set
 from alpaca_rlhf.data.formats import read_instructions, read_prompts, write_instructions
-from alpaca_rlhf.data.history import Request, requests, seeds_of, settings_of
+from alpaca_rlhf.data.history import Request, recipe_of, requests, seeds_of, settings_of
 from alpaca_rlhf.data.novelty import Neighbour, NoveltyIndex, tokens
 from alpaca_rlhf.data.recipe import Ask, StepName, StepTeacher
 from alpaca_rlhf.data.refilter import Refiltered, kept_by_rouge, refilter
@@ -73,6 +73,7 @@ __all__ = [
     "read_pairs",
     "read_prompts",
     "read_ranking_trees",
+    "recipe_of",
     "refilter",
     "requests",
     "rule_set",

@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,8 +37,8 @@ class Account:
     """Requests answered."""
     reused: int = 0
     """Requests of this start whose answer an earlier one had paid for."""
-    given_up: int = 0
-    """Requests that failed every time."""
+    given_up: set[int] = field(default_factory=set)
+    """Numbers of the requests that failed every time."""
     identical: int = 0
     """Replies of this start that were the same as an earlier reply to another sampled request."""
     tokens_in: int = 0
@@ -54,7 +54,8 @@ class Account:
 
     def facts(self) -> dict[str, Any]:
         """As it stands in the report."""
-        return {**vars(self), "faults": dict(sorted(self.faults.items()))}
+        faults = dict(sorted(self.faults.items()))
+        return {**vars(self), "given_up": len(self.given_up), "faults": faults}
 
     def line(self) -> str:
         """As a person reads it."""
@@ -66,7 +67,7 @@ class Account:
             parts.append(f"{self.reused} kept from an earlier start")
         if self.faults:
             met = ", ".join(f"{count} x {kind}" for kind, count in sorted(self.faults.items()))
-            parts.append(f"faults: {met}; {self.given_up} requests given up")
+            parts.append(f"faults: {met}; {len(self.given_up)} requests given up")
         if self.identical:
             parts.append(f"{self.identical} identical replies")
         return "; ".join(parts)
@@ -77,16 +78,10 @@ class Budget:
 
     Args:
         settings: Limits and prices.
-        earlier: Lines of the request cache from earlier starts.
         clock: Seconds.
     """
 
-    def __init__(
-        self,
-        settings: Endpoint,
-        earlier: Sequence[Mapping[str, Any]] = (),
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, settings: Endpoint, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.account = Account()
         self._settings = settings
         self._clock = clock
@@ -94,11 +89,14 @@ class Budget:
         self._held = (0, 0)
         self._under_way = 0
         self._changed = threading.Condition()
-        for line in earlier:
-            if line["kind"] == "fault":
-                self.fault(line["fault"], given_up=line["given_up"])
-            elif line["kind"] in ("reply", "spent"):
-                self.spend(line["tokens_in"], line["tokens_out"], estimated=line["estimated"])
+
+    def replay(self, line: Mapping[str, Any]) -> None:
+        """Book a line that an earlier start left in the request cache."""
+        if line["kind"] == "fault":
+            self.fault(line["request"], line["fault"], given_up=line["given_up"])
+        elif line["kind"] == "reply":
+            given = (line[name] for name in ("tokens_in", "tokens_out", "estimated"))
+            self.spend(line["request"], *given)
 
     @contextmanager
     def request(self, tokens_in: int, tokens_out: int) -> Iterator[None]:
@@ -122,21 +120,23 @@ class Budget:
                 self._under_way -= 1
                 self._changed.notify_all()
 
-    def spend(self, tokens_in: int, tokens_out: int, *, estimated: bool) -> None:
+    def spend(self, number: int, tokens_in: int, tokens_out: int, estimated: bool) -> None:
         """Book what an answered request took."""
         with self._changed:
             now = self.account
             now.answered += 1
             now.estimated |= estimated
+            now.given_up.discard(number)
             now.tokens_in += tokens_in
             now.tokens_out += tokens_out
             now.usd = price(self._settings, now.tokens_in, now.tokens_out)
 
-    def fault(self, kind: str, *, given_up: bool) -> None:
+    def fault(self, number: int, kind: str, *, given_up: bool) -> None:
         """Book a request that failed."""
         with self._changed:
             self.account.faults[kind] += 1
-            self.account.given_up += given_up
+            if given_up:
+                self.account.given_up.add(number)
 
     def seconds_left(self) -> float:
         """Until this start must end."""

@@ -28,9 +28,7 @@ def trimmed(answer: Answer, stop: Sequence[str]) -> tuple[str, FinishReason]:
     cuts = [at for one in stop if (at := text.find(one)) >= 0]
     if cuts:
         return text[: min(cuts)], "length"
-    if answer.finish_reason != "stop" or answer.stopped_by is not None:
-        return text, "length"
-    return text, "length" if stop else "eos"
+    return text, "eos" if answer.whole and not answer.stopped and not stop else "length"
 
 
 def continuation(prompt: str, text: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import threading
 import time
 from collections import deque
@@ -26,23 +25,19 @@ import httpx
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.data.budget import Account, Budget, price
 from alpaca_rlhf.data.continuation import continuation, trimmed
-from alpaca_rlhf.data.probe import Capabilities, probe, probe_body
-from alpaca_rlhf.data.request_cache import RequestCache, request_key
+from alpaca_rlhf.data.probe import DO_SAMPLE, Capabilities, probe, prompt_fields
+from alpaca_rlhf.data.request_cache import PROBE, RequestCache, request_key
+from alpaca_rlhf.data.retry import Retry
 from alpaca_rlhf.data.teachers import Reply, TeacherStop, for_step
 from alpaca_rlhf.data.wire import Answer, Fault, Wire, estimate_tokens, prompt_of
 from alpaca_rlhf.settings import Generate
 
 logger = logging.getLogger(__name__)
 
-LONGEST_PAUSE = 60.0
-"""Seconds between two tries at most, unless the endpoint asks for more."""
-LONGEST_AFTER = 900.0
-"""Seconds that an endpoint may ask to wait; if it asks for more the run stops."""
 RECENT = 16
 """Sampled replies among which those that were had before are counted."""
 
 _SHORTEST = 16  # tokens of a reply that does not repeat another by mere chance
-_PROBE = -1  # number of a probe's requests
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,6 @@ class EndpointTeacher:
         folder: Where `requests.jsonl` lies, the cache.
         transport: Replaces the network.
         environ: Where the key is.
-        pause: Seconds before the second try; they double from try to try.
         clock: Seconds.
         sleep: Waits so many seconds, or less if the run stops.
 
@@ -75,7 +69,6 @@ class EndpointTeacher:
         *,
         transport: httpx.BaseTransport | None = None,
         environ: Mapping[str, str] = os.environ,
-        pause: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Any] | None = None,
     ) -> None:
@@ -83,8 +76,8 @@ class EndpointTeacher:
         assert end.url is not None
         self._settings = end
         self._how = _How(settings.temperature, settings.top_p, settings.max_new_tokens)
-        self._cache = RequestCache(folder / "requests.jsonl")
-        self._budget = Budget(end, self._cache.lines, clock)
+        self._budget = Budget(end, clock=clock)
+        self._cache = RequestCache(folder / "requests.jsonl", self._budget.replay)
         self._wire = Wire(
             end.url,
             _key(end.key_env, environ),
@@ -93,14 +86,15 @@ class EndpointTeacher:
             transport=transport,
             clock=clock,
         )
-        self._pause = pause
-        self._clock = clock
         self._halted = threading.Event()
-        self._sleep = sleep or self._halted.wait
+        self._retry = Retry(
+            f"--generate.endpoint.url {self._wire.url}",
+            patience=max(4, end.concurrency),
+            clock=clock,
+            sleep=sleep or self._halted.wait,
+        )
         self._why: BaseException | None = None
         self._lock = threading.Lock()
-        self._not_before = 0.0
-        self._in_row = 0
         self._recent: deque[bool] = deque(maxlen=RECENT)
         self._can: Capabilities | None = None
 
@@ -125,6 +119,11 @@ class EndpointTeacher:
         return f"{self._settings.model} at {self._wire.url}"
 
     @property
+    def licence(self) -> str:
+        """Of what the model writes, as the user says."""
+        return self._settings.licence
+
+    @property
     def account(self) -> Account:
         """What happened on the wire so far."""
         return self._budget.account
@@ -137,10 +136,11 @@ class EndpointTeacher:
         """
         if self._can is None:
             body = self._body(self._how)
-            key = request_key({**body, "url": self._wire.url, "api": self._settings.api}, _PROBE)
+            key = request_key({**body, "url": self._wire.url, "api": self._settings.api}, PROBE)
             found = self._cache.probe(key)
             if found is None:
-                found = asdict(probe(self._ask_probe, body, self._settings.api))
+                listed = self._wire.models()
+                found = asdict(probe(self._ask_probe, body, self._settings.api, listed))
                 self._cache.keep_probe(key, found)
             self._can = Capabilities(**found)
         return self._can
@@ -185,7 +185,7 @@ class EndpointTeacher:
 
     def _stop(self, why: BaseException, replies: Sequence[Reply | None]) -> None:
         """Raise `why` with the replies to the first prompts."""
-        if self._in_row >= self._patience:
+        if self._retry.gone:
             # these were not the requests' fault: they are asked again when the run goes on
             replies = [None if one and one.error else one for one in replies]
         have = next((i for i, one in enumerate(replies) if one is None), len(replies))
@@ -211,16 +211,17 @@ class EndpointTeacher:
         self, number: int, prompt: str, how: _How, can: Capabilities, seed: int
     ) -> Reply | None:
         end = self._settings
-        own = can.fields(seed=_noise(seed, number), tokens=how.tokens)
-        body = {**self._body(how), **probe_body(end.api, prompt), **own, **end.fields()}
+        own = can.fields(seed=_noise(seed, number), tokens=how.tokens, stop=end.stop)
+        body = {**self._body(how), **prompt_fields(end.api, prompt), **own, **end.fields()}
         key = request_key(body, number)
         answer = self._cache.answer(key)
         if answer is None:
-            answer = self._answer(number, body, how.tokens, key)
-            if isinstance(answer, Fault):
-                return Reply("", "length", error=f"{answer.kind}: {answer.detail}")
-            if answer is None:
+            found = self._answer(number, body, how.tokens, key)
+            if isinstance(found, Fault):
+                return Reply("", "length", error=f"{found.kind}: {found.detail}")
+            if found is None:
                 return None
+            answer = found
         else:
             with self._lock:
                 self.account.reused += 1
@@ -236,75 +237,40 @@ class EndpointTeacher:
         return Reply(text, reason, answer.tokens_out, answer.tokens_in, usd)
 
     def _answer(
-        self, number: int, body: Mapping[str, Any], tokens: int, key: str | None
+        self, number: int, body: Mapping[str, Any], tokens: int, key: str
     ) -> Answer | Fault | None:
         """The answer of the endpoint, its last fault, or None when the run stops first."""
         path = "chat/completions" if self._settings.api == "chat" else "completions"
         for attempt in range(self._settings.retries + 1):
-            self._hold()
+            self._retry.hold()
             try:
                 with self._budget.request(estimate_tokens(prompt_of(body)), tokens):
                     if self._halted.is_set():
                         return None
                     answer = self._wire.post(path, body)
-                    if key is None:
-                        self._cache.spent(answer)
-                    else:
-                        self._cache.keep(key, number, answer)
+                    self._cache.keep(key, number, answer)
                     self._budget.spend(
-                        answer.tokens_in, answer.tokens_out, estimated=answer.estimated
+                        number, answer.tokens_in, answer.tokens_out, answer.estimated
                     )
-                with self._lock:
-                    self._in_row = 0
+                self._retry.answered()
                 return answer
             except Fault as met:
                 fault = met
             if self._halted.is_set():
                 return None  # perhaps it was cut by us
-            absent = number == _PROBE and fault.kind == "connection"
+            absent = number == PROBE and fault.kind == "connection"
             last = attempt == self._settings.retries or absent
             self._cache.fault(number, fault.kind, fault.detail, given_up=last)
-            self._budget.fault(fault.kind, given_up=last)
-            if not last:
-                self._wait(fault, attempt)
-        self._count_given_up(fault)
+            self._budget.fault(number, fault.kind, given_up=last)
+            if last:
+                break
+            self._retry.wait(fault, attempt, longest=self._budget.seconds_left())
+        self._retry.gave_up(fault)
         return fault
-
-    def _wait(self, fault: Fault, attempt: int) -> None:
-        """Before the next try: twice as long each time with jitter, or as the endpoint asks."""
-        after = fault.after
-        longest = min(LONGEST_AFTER, self._budget.seconds_left())
-        if after is not None and after > longest:
-            raise UserError(
-                f"--generate.endpoint.url {self._wire.url}: asks to wait {after:.0f} s "
-                f"({fault.detail}); every reply is kept; run the same command later to go on"
-            )
-        # Jitter keeps requests that failed together from coming back together.
-        pause = min(LONGEST_PAUSE, self._pause * 2**attempt) * random.uniform(0.5, 1.0)
-        if after is not None:
-            pause += after
-            with self._lock:  # the others would be turned away too
-                self._not_before = max(self._not_before, self._clock() + after)
-        self._sleep(pause)
-
-    def _hold(self) -> None:
-        left = self._not_before - self._clock()
-        if left > 0:
-            self._sleep(left)
-
-    def _count_given_up(self, fault: Fault) -> None:
-        with self._lock:
-            self._in_row += 1
-        if self._in_row >= self._patience:
-            raise UserError(
-                f"--generate.endpoint.url {self._wire.url}: gave up on {self._in_row} requests in "
-                f"a row, the last with {fault.kind} ({fault.detail}); every reply is kept; see to "
-                "the endpoint and run the same command to go on"
-            )
 
     def _ask_probe(self, body: Mapping[str, Any]) -> Answer:
         merged = {**body, **self._settings.fields()}
-        answer = self._answer(_PROBE, merged, self._how.tokens, None)
+        answer = self._answer(PROBE, merged, self._how.tokens, "")
         if isinstance(answer, Answer):
             return answer
         assert answer is not None
@@ -314,9 +280,11 @@ class EndpointTeacher:
         )
 
     def _body(self, how: _How) -> dict[str, Any]:
-        end = self._settings
-        body = {"model": end.model, "temperature": how.temperature, "top_p": how.top_p}
-        return {**body, **({"stop": list(end.stop)} if end.stop else {})}
+        return {
+            "model": self._settings.model,
+            "temperature": how.temperature,
+            "top_p": how.top_p,
+        }
 
     def _refuse_sameness(self, replies: Sequence[Reply]) -> None:
         if len(self._recent) >= RECENT // 2 and 2 * sum(self._recent) >= len(self._recent):
@@ -324,14 +292,10 @@ class EndpointTeacher:
                 f"--generate.endpoint.url {self._wire.url}: {sum(self._recent)} of the last "
                 f"{len(self._recent)} replies were the same as an earlier one, so it does not "
                 "sample, or something between repeats its answers; every reply is kept; see to it "
-                "or raise --generate.temperature, and run the same command to go on",
+                f"({DO_SAMPLE}; a cache on the way: off; perhaps a higher --generate.temperature), "
+                "and run the same command to go on",
                 replies,
             )
-
-    @property
-    def _patience(self) -> int:
-        """Requests given up in a row after which the endpoint counts as gone."""
-        return max(4, self._settings.concurrency)
 
 
 @dataclass(frozen=True)
@@ -362,5 +326,9 @@ def _key(name: str | None, environ: Mapping[str, str]) -> str | None:
         raise UserError(
             f"--generate.endpoint.key-env {name}: there is no such variable in the environment; "
             f"set it with `export {name}=...`"
+        )
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        raise UserError(
+            f"--generate.endpoint.key-env: ${name} holds characters that no key has; set it anew"
         )
     return key

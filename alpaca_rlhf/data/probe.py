@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,15 +12,24 @@ from alpaca_rlhf.data.wire import Answer, Refusal
 from alpaca_rlhf.prompts import continue_messages
 
 Can = Literal["yes", "no", "refused"]
+CanStop = Literal["yes", "left in", "no", "refused"]
 
 SAMPLE = {"generation_config": json.dumps({"do_sample": True})}
 """Makes `transformers serve` sample where the model's own generation_config does not say so; else
 it takes the most likely token whatever the temperature."""
 
+DO_SAMPLE = (
+    "transformers serve samples with do_sample true in the model's generation_config.json, or with "
+    """--generate.endpoint.params '{"generation_config": "{\\"do_sample\\": true}"}'"""
+)
+"""Advice."""
+
 _TEXT = "Ten things that a person may see on a walk:\n1."
+_STOP = " "  # stands in every reply of more than a word
 _TOKENS = 32
 _HOT = 1.0  # at a low temperature two short replies may well be the same
 _REFUSED = (400, 422)
+_SHOWN = 5  # names of models
 
 Ask = Callable[[Mapping[str, Any]], Answer]
 """Sends a body, tries again where that may help, and returns the answer."""
@@ -34,12 +43,12 @@ class Capabilities:
     """Whether two sampled requests got two replies."""
     seed: Can
     """Whether the same seed gave the same reply."""
-    n: Can
-    """Whether several replies to one request can be had. The kit does without."""
-    response_format: Can
-    """Whether it can be held to JSON. The kit does without."""
+    stop: CanStop
+    """Whether it ends at a stop text, and whether it leaves it in."""
     usage: Can
     """Whether it counts tokens."""
+    others: str = ""
+    """Models that it lists, if it lists some and the one asked is not among them."""
     limit: str = "max_tokens"
     """How it calls the most tokens of a reply."""
     sample: bool = False
@@ -47,75 +56,63 @@ class Capabilities:
 
     def line(self, name: str) -> str:
         """As a person reads it."""
-        sampling = f"{self.sampling}, with do_sample in its requests" if self.sample else None
-        return (
-            f"endpoint {name}: sampling {sampling or self.sampling}; seed {self.seed}; "
-            f"n {self.n}; response_format {self.response_format}; token counts "
-            f"{self.usage if self.usage == 'yes' else 'no, estimated here'}"
-        )
+        parts = [
+            f"sampling {self.sampling}{', if asked with do_sample' if self.sample else ''}",
+            f"seed {self.seed}",
+            f"stop texts {self.stop}",
+            f"token counts {self.usage if self.usage == 'yes' else 'no, estimated here'}",
+        ]
+        if self.others:
+            parts.append(f"it does not list that model but {self.others}")
+        return f"endpoint {name}: {'; '.join(parts)}"
 
-    def fields(self, *, seed: int, tokens: int) -> dict[str, Any]:
+    def fields(self, *, seed: int, tokens: int, stop: Sequence[str]) -> dict[str, Any]:
         """The fields of a request that depend on the endpoint."""
         seeded = {} if self.seed == "refused" else {"seed": seed}
-        return {self.limit: tokens, **seeded, **(SAMPLE if self.sample else {})}
+        stops = {"stop": list(stop)} if stop and self.stop != "refused" else {}
+        return {self.limit: tokens, **seeded, **stops, **(SAMPLE if self.sample else {})}
 
 
-def probe_body(api: str, text: str) -> dict[str, Any]:
+def prompt_fields(api: str, text: str) -> dict[str, Any]:
     """What a request of this API has as its prompt."""
     return {"messages": continue_messages(text)} if api == "chat" else {"prompt": text}
 
 
-def probe(ask: Ask, body: Mapping[str, Any], api: str) -> Capabilities:
-    """Find out what an endpoint can do: four to ten short requests.
+def probe(ask: Ask, body: Mapping[str, Any], api: str, listed: Sequence[str]) -> Capabilities:
+    """Find out what an endpoint can do: four to nine short requests.
 
     Args:
         ask: Sends a body.
         body: The fields of every request of the run: model, temperature and so on.
         api: `chat` or `completions`.
+        listed: The models that it says it has, if it says so.
 
     Raises:
         UserError: It refuses even the plainest request, or it does not sample though it is asked.
     """
-    sampled = body.get("temperature", 1.0) > 0
-    hot = {"temperature": max(_HOT, body["temperature"])} if "temperature" in body else {}
-    plain = {**body, **probe_body(api, _TEXT), **hot}
+    plain = {**body, **prompt_fields(api, _TEXT), "temperature": max(_HOT, body["temperature"])}
     limit, seeded, first = _accepted(ask, plain)
     plain[limit] = _TOKENS
 
     def draw(seed: int, **more: Any) -> Answer:
         return ask({**plain, **({"seed": seed} if seeded else {}), **more})
 
-    try:
-        several: Can = "yes" if draw(1, n=2).choices == 2 else "no"
-    except Refusal as refusal:
-        several = _if_refused(refusal)
-    try:
-        words = draw(1, response_format={"type": "json_object"}).text
-        as_json: Can = "yes" if _is_json(words) else "no"
-    except Refusal as refusal:
-        as_json = _if_refused(refusal)
-    differs = draw(2).text != first.text
-    sample = False
-    if sampled and not differs:
-        sample = _samples(draw)
-        if not sample:
-            raise UserError(
-                "--generate.endpoint: gives the same reply to two sampled requests, so every "
-                "request of a run would bring the same tasks; switch sampling on in the server "
-                "(transformers serve: do_sample true in generation_config.json; others: no cache "
-                "of replies), or name what it needs with --generate.endpoint.params"
-            )
-        first = draw(1, **SAMPLE)
-    more = SAMPLE if sample else {}
-    same = seeded and draw(1, **more).text == first.text and (differs or sample)
+    varies = draw(2).text != first.text
+    more: Mapping[str, Any] = {}
+    if not varies and body["temperature"] > 0:
+        more = SAMPLE
+        first = _sampled(draw)
+        varies = True
+    same = seeded and varies and draw(1, **more).text == first.text
+    known = not listed or body["model"] in listed
     return Capabilities(
-        sampling="yes" if differs or sample else "no",
+        sampling="yes" if varies else "no",
         seed="refused" if not seeded else "yes" if same else "no",
-        n=several,
-        response_format=as_json,
+        stop=_stops(draw),
         usage="no" if first.estimated else "yes",
+        others="" if known else ", ".join(listed[:_SHOWN]),
         limit=limit,
-        sample=sample,
+        sample=bool(more),
     )
 
 
@@ -137,22 +134,30 @@ def _accepted(ask: Ask, body: Mapping[str, Any]) -> tuple[str, bool, Answer]:
     raise told
 
 
-def _samples(draw: Callable[..., Answer]) -> bool:
+def _sampled(draw: Callable[..., Answer]) -> Answer:
+    """The answer to seed 1 of an endpoint that samples only with `SAMPLE`."""
     try:
-        return draw(1, **SAMPLE).text != draw(2, **SAMPLE).text
+        first = draw(1, **SAMPLE)
+        if draw(2, **SAMPLE).text != first.text:
+            return first
     except Refusal as refusal:
-        _if_refused(refusal)
-        return False
+        if refusal.status not in _REFUSED:
+            raise
+    raise UserError(
+        "--generate.endpoint: gives the same reply to two sampled requests, so every request of a "
+        f"run would bring the same tasks; switch sampling on in the server ({DO_SAMPLE}; a cache "
+        "on the way: off)"
+    )
 
 
-def _if_refused(refusal: Refusal) -> Can:
-    if refusal.status not in _REFUSED:
-        raise refusal
-    return "refused"
-
-
-def _is_json(text: str) -> bool:
+def _stops(draw: Callable[..., Answer]) -> CanStop:
     try:
-        return isinstance(json.loads(text), dict)
-    except ValueError:
-        return False
+        text = draw(1, stop=[_STOP]).text
+    except Refusal as refusal:
+        if refusal.status not in _REFUSED:
+            raise
+        return "refused"
+    if _STOP not in text:
+        return "yes"
+    # a token may hold more than the stop text, which ends it all the same
+    return "left in" if len(text.split(_STOP)) <= 3 else "no"

@@ -1,8 +1,8 @@
 """Everything that crossed the wire, one JSON object a line: so nothing paid for is asked twice.
 
-A reply is on the disk before anyone sees it, so that it survives a kill between the reply and the
-event that takes it up. Beside replies there are lines for faults, for spent tokens that are no
-reply (a probe's), and for what a probe found. The key is in none of them.
+Events are written in the order of the requests; replies come in any order. Each is on the disk here
+before anyone sees it, so that it survives a kill before its event. Beside replies there are lines
+for faults and for what a probe found. The key is in none of them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,11 @@ from typing import Any
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.data.wire import Answer
 from alpaca_rlhf.files import append_lines, json_text
+
+PROBE = -1
+"""Number of a probe's requests. They are asked anew each time."""
+
+Line = dict[str, Any]
 
 
 def request_key(body: Mapping[str, Any], number: int) -> str:
@@ -27,31 +32,39 @@ def request_key(body: Mapping[str, Any], number: int) -> str:
 
 
 class RequestCache:
-    """The requests of a run. Threads may share it; processes may not.
+    """The requests of a run. Threads may share it; processes may not. Texts stay on the disk.
+
+    Args:
+        path: Its file.
+        replay: Called with each line that earlier starts left.
 
     Raises:
-        UserError: A line of the file is damaged. A torn last line is cut, as by a kill.
+        UserError: A line of the file is damaged. A torn last line is left out, as by a kill.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, replay: Callable[[Line], None]) -> None:
         self.path = path
         self._lock = threading.Lock()
-        self._answers: dict[str, Answer] = {}
+        self._places: dict[str, int] = {}
         self._first: dict[bytes, int] = {}
-        self._probes: dict[str, dict[str, Any]] = {}
-        self.lines: list[dict[str, Any]] = []
-        """What earlier starts left, without the texts."""
+        self._probes: dict[str, Line] = {}
         if path.exists():
-            self._load(path.read_bytes())
+            self._load(replay)
 
     def answer(self, key: str) -> Answer | None:
         """The answer to a request that was paid for already."""
-        return self._answers.get(key)
+        with self._lock:
+            place = self._places.get(key)
+        if place is None:
+            return None
+        with self.path.open("rb") as stream:
+            stream.seek(place)
+            return _answer(json.loads(stream.readline()))
 
     def keep(self, key: str, number: int, answer: Answer) -> None:
         """Write an answer; when it returns the disk has it."""
-        self._append({"kind": "reply", "key": key, "request": number, **asdict(answer)})
-        self._remember(key, number, answer)
+        line = {"kind": "reply", "key": key, "request": number, **asdict(answer)}
+        self._remember(line, self._append(line))
 
     def twin(self, number: int, answer: Answer) -> int | None:
         """The number of another request that got the same text before, or None."""
@@ -59,23 +72,12 @@ class RequestCache:
             first = self._first.get(_digest(answer.text), number)
         return None if first == number else first
 
-    def spent(self, answer: Answer) -> None:
-        """Note tokens that were paid for without a reply to keep."""
-        self._append({"kind": "spent", **asdict(answer), "text": ""})
-
     def fault(self, number: int, kind: str, detail: str, *, given_up: bool) -> None:
         """Note a request that failed, and whether it is asked again."""
-        self._append(
-            {
-                "kind": "fault",
-                "request": number,
-                "fault": kind,
-                "detail": detail,
-                "given_up": given_up,
-            }
-        )
+        line = {"kind": "fault", "request": number, "fault": kind}
+        self._append({**line, "detail": detail, "given_up": given_up})
 
-    def probe(self, key: str) -> dict[str, Any] | None:
+    def probe(self, key: str) -> Line | None:
         """What a probe of the same endpoint found earlier in this run."""
         return self._probes.get(key)
 
@@ -84,31 +86,42 @@ class RequestCache:
         self._probes[key] = dict(found)
         self._append({"kind": "probe", "key": key, "found": dict(found)})
 
-    def _append(self, line: dict[str, Any]) -> None:
+    def _append(self, line: Line) -> int:
+        """Write a line. Returns where it begins."""
         text = json_text(line, self.path.name) + "\n"
         with self._lock:
             append_lines(self.path, text, sync=True)
+            return self.path.stat().st_size - len(text.encode())
 
-    def _remember(self, key: str, number: int, answer: Answer) -> None:
-        with self._lock:
-            self._answers[key] = answer
-            self._first.setdefault(_digest(answer.text), number)
+    def _remember(self, line: Line, place: int) -> None:
+        if line["request"] != PROBE:
+            with self._lock:
+                self._places[line["key"]] = place
+                self._first.setdefault(_digest(line["text"]), line["request"])
 
-    def _load(self, content: bytes) -> None:
-        for number, raw in enumerate(content.split(b"\n")[:-1], 1):
-            try:
-                line = json.loads(raw)
-                kind = line["kind"]
-                if kind == "reply":
-                    given = {name: line[name] for name in Answer.__dataclass_fields__}
-                    self._remember(line["key"], line["request"], Answer(**given))
-                elif kind == "probe":
-                    self._probes[line["key"]] = line["found"]
-            except (ValueError, KeyError, TypeError):
-                raise UserError(
-                    f"{self.path}:{number}: not a request; the file was damaged, set it aside"
-                ) from None
-            self.lines.append({name: one for name, one in line.items() if name != "text"})
+    def _load(self, replay: Callable[[Line], None]) -> None:
+        place = 0
+        with self.path.open("rb") as stream:
+            for number, raw in enumerate(stream, 1):
+                if not raw.endswith(b"\n"):
+                    return
+                try:
+                    line = json.loads(raw)
+                    if line["kind"] == "reply":
+                        _answer(line)
+                        self._remember(line, place)
+                    elif line["kind"] == "probe":
+                        self._probes[line["key"]] = line["found"]
+                    replay(line)
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    raise UserError(
+                        f"{self.path}:{number}: not a request; the file was damaged, set it aside"
+                    ) from None
+                place += len(raw)
+
+
+def _answer(line: Line) -> Answer:
+    return Answer(**{name: line[name] for name in Answer.__dataclass_fields__})
 
 
 def _digest(text: str) -> bytes:

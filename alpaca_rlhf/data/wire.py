@@ -9,6 +9,7 @@ from __future__ import annotations
 import email.utils
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,18 +37,16 @@ class Answer:
 
     text: str
     """Its words, as they came."""
-    finish_reason: str
-    """`length`, `stop`, or whatever it says."""
-    stopped_by: str | None
-    """The stop text that ended it, where the endpoint says so (vLLM's `stop_reason`)."""
+    whole: bool
+    """Whether the endpoint says that the model ended by itself or at a stop text."""
+    stopped: bool
+    """Whether it says that a stop text ended it (vLLM's `stop_reason`)."""
     tokens_in: int
     """Prompt tokens."""
     tokens_out: int
     """Tokens it wrote."""
     estimated: bool
     """Whether the endpoint did not count them, so that they are estimates."""
-    choices: int
-    """Replies to the one request."""
 
 
 def estimate_tokens(text: str) -> int:
@@ -120,23 +119,27 @@ class Wire:
         self._key_env = key_env
         self._timeout = timeout
         self._clock = clock
-        try:
-            self._client = httpx.Client(
-                headers={} if key is None else {"Authorization": f"Bearer {key}"},
-                timeout=timeout,
-                # a proxy that the environment names has no business between us and this machine
-                trust_env=urlsplit(self.url).hostname not in _LOOPBACK,
-                transport=transport,
-                limits=httpx.Limits(max_connections=None),
-            )
-        except UnicodeEncodeError:
-            raise UserError(
-                f"--generate.endpoint.key-env: ${key_env} holds characters that no key has"
-            ) from None
+        self._client = httpx.Client(
+            headers={} if key is None else {"Authorization": f"Bearer {key}"},
+            timeout=timeout,
+            # a proxy that the environment names has no business between us and this machine
+            trust_env=urlsplit(self.url).hostname not in _LOOPBACK,
+            transport=transport,
+            limits=httpx.Limits(max_connections=None),
+        )
 
     def close(self) -> None:
         """Close all connections; what is under way fails."""
         self._client.close()
+
+    def models(self) -> list[str]:
+        """The models that it offers; none where it does not tell, as many do not."""
+        try:
+            status, _, content = self._send("GET", "models", None)
+            found = json.loads(content)["data"] if status == 200 else []
+            return [self._plain(one["id"]) for one in found if isinstance(one["id"], str)]
+        except (httpx.HTTPError, httpx.InvalidURL, Fault, ValueError, LookupError, TypeError):
+            return []
 
     def post(self, path: str, body: Mapping[str, Any]) -> Answer:
         """Ask once.
@@ -146,7 +149,7 @@ class Wire:
             Refusal: No other try mends it.
         """
         try:
-            status, headers, content = self._send(f"{self.url}/{path}", body)
+            status, headers, content = self._send("POST", path, body)
         except httpx.TimeoutException:
             raise Fault("timeout", f"no answer within {self._timeout:g} s") from None
         except (httpx.ConnectError, httpx.ProxyError) as error:
@@ -159,11 +162,13 @@ class Wire:
             raise self._judge(status, headers, content)
         return self._read(content, body)
 
-    def _send(self, url: str, body: Mapping[str, Any]) -> tuple[int, httpx.Headers, bytes]:
+    def _send(
+        self, method: str, path: str, body: Mapping[str, Any] | None
+    ) -> tuple[int, httpx.Headers, bytes]:
         # The client's own timeout starts anew with every byte; this one does not.
         until = self._clock() + self._timeout
         content = bytearray()
-        with self._client.stream("POST", url, json=dict(body)) as response:
+        with self._client.stream(method, f"{self.url}/{path}", json=body) as response:
             for piece in response.iter_bytes():
                 content += piece
                 if self._clock() > until:
@@ -204,12 +209,14 @@ class Wire:
         if isinstance(found, dict) and found.get("error") and not found.get("choices"):
             raise Fault("5xx", f"an error with status 200: {self._error_of(content)[0]}")
         try:
-            choices = found["choices"]
-            first = choices[0]
+            first = found["choices"][0]
             text = first["message"]["content"] if "message" in first else first["text"]
+            if text is None and first.get("finish_reason"):
+                text = ""  # all its tokens went into thoughts; it is paid for all the same
             usage = found.get("usage") or {}
             counts = [_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")]
-            reason, by = first.get("finish_reason"), first.get("stop_reason")
+            whole = first.get("finish_reason") in ("stop", None)
+            stopped = isinstance(first.get("stop_reason"), str)
         except (KeyError, IndexError, TypeError, AttributeError):
             text = None
         if not isinstance(text, str):
@@ -218,12 +225,11 @@ class Wire:
         text = self._hidden(text).encode("utf-8", "replace").decode()
         return Answer(
             text,
-            reason if isinstance(reason, str) else "stop",
-            by if isinstance(by, str) else None,
+            whole,
+            stopped,
             estimate_tokens(prompt_of(body)) if counts[0] is None else counts[0],
             estimate_tokens(text) if counts[1] is None else counts[1],
             None in counts,
-            len(choices),
         )
 
     def _error_of(self, content: bytes) -> tuple[str, str]:
@@ -252,14 +258,22 @@ class Wire:
 def _after(headers: httpx.Headers) -> float | None:
     """Seconds that `Retry-After` asks for: a number or an HTTP date (RFC 9110 section 10.2.3)."""
     value = headers.get("retry-after", "").strip()
-    if value.isascii() and value.isdigit():
+    if re.fullmatch(r"\d{1,9}(\.\d*)?", value, re.ASCII):
         return float(value)
+    date = _date(value)
+    if date is None:
+        return None
+    # by the endpoint's own clock where it shows it, which may be off from ours
+    now = _date(headers.get("date", "")) or datetime.now(UTC)
+    return max(0.0, (date - now).total_seconds())
+
+
+def _date(value: str) -> datetime | None:
     try:
         date = email.utils.parsedate_to_datetime(value)
     except ValueError:
         return None
-    aware = date if date.tzinfo else date.replace(tzinfo=UTC)
-    return max(0.0, (aware - datetime.now(UTC)).total_seconds())
+    return date if date.tzinfo else date.replace(tzinfo=UTC)
 
 
 def _count(value: Any) -> int | None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 
-from alpaca_rlhf.config import UserError
-from alpaca_rlhf.data import demonstrations
+from alpaca_rlhf.data import recipe_of
 from alpaca_rlhf.data.budget import price
-from alpaca_rlhf.data.probe import probe_body
+from alpaca_rlhf.data.probe import prompt_fields
 from alpaca_rlhf.data.wire import estimate_tokens, prompt_of
-from alpaca_rlhf.prompts import worksheet, worksheet_prompt
-from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.prompts import worksheet
+from alpaca_rlhf.settings import Generate, Loop
 from alpaca_rlhf.ui.terminal import Terminal, next_lines
 
 ACCEPTED = 0.5
 """Share of the tasks that is taken to be accepted; the run shows the true one."""
+
+_LISTED = 8  # tasks that a request of Self-Instruct lists
 
 
 def show(settings: Loop, terminal: Terminal, *, command: str) -> int:
@@ -30,31 +31,27 @@ def show(settings: Loop, terminal: Terminal, *, command: str) -> int:
 
     now, end = settings.generate, settings.generate.endpoint
     seeds = source_of(settings).seeds()
-    if len(seeds) < now.demonstrations:
-        raise UserError(
-            f"--generate.demonstrations {now.demonstrations} needs as many seed tasks, "
-            f"got {len(seeds)}"
-        )
-    shown = demonstrations(seeds, now.demonstrations, seed=settings.seed, request=0)
-    prompt = worksheet_prompt(shown)
+    prompt = recipe_of(now, seeds, settings.seed).phase(0)[0].prompt
     api = end.api if end.url is not None else "completions"
     teacher = f"{end.model} at {end.url}" if end.url is not None else settings.base
     terminal.say(f"dry run: nothing is asked. The first prompt, for {teacher}:")
-    for message in probe_body(api, prompt).get("messages", []):
+    fields = prompt_fields(api, prompt)
+    for message in fields.get("messages", []):
         terminal.say(f"--- {message['role']}\n{message['content']}")
     if api == "completions":
         terminal.say(f"---\n{prompt}")
     terminal.say("---")
-    tokens_in = estimate_tokens(prompt_of(probe_body(api, prompt)))
-    task = estimate_tokens(worksheet(seeds)) / len(seeds)
-    tasks = max(1.0, now.max_new_tokens / task)
-    requests = min(now.max_requests, math.ceil(now.target / (tasks * ACCEPTED)))
+    tokens_in = estimate_tokens(prompt_of(fields))
     terminal.say(
-        f"a request: about {tokens_in} tokens in, at most {now.max_new_tokens} out, "
-        f"about {tasks:.1f} tasks (a token is taken for 4 bytes)"
+        f"a request: about {tokens_in} tokens in, at most {now.max_new_tokens} out "
+        "(a token is taken for 4 bytes)"
     )
+    a_row = requests_a_row(now, estimate_tokens(worksheet(seeds)) / len(seeds))
     for label, count in (
-        (f"{now.target} rows, if {ACCEPTED:.0%} of the tasks are accepted", requests),
+        (
+            f"{now.target} rows, if {ACCEPTED:.0%} of the tasks are accepted",
+            min(now.max_requests, math.ceil(now.target * a_row)),
+        ),
         ("at most, --generate.max-requests", now.max_requests),
     ):
         total = count * tokens_in, count * now.max_new_tokens
@@ -67,3 +64,18 @@ def show(settings: Loop, terminal: Terminal, *, command: str) -> int:
     for line in next_lines([(command, "the real run")]):
         terminal.say(line)
     return 0
+
+
+def requests_a_row(settings: Generate, task_tokens: float) -> float:
+    """About how many requests one accepted row takes.
+
+    Args:
+        settings: The recipe and its numbers.
+        task_tokens: Tokens of a task on a worksheet, with its output.
+    """
+    needed = {
+        "alpaca": 1 / max(1.0, settings.max_new_tokens / task_tokens),
+        "self-instruct": 1 / _LISTED + 2,  # its share of a list, its kind, its instances
+        "evol": 2,  # the task, its answer
+    }
+    return needed[settings.recipe] / ACCEPTED
