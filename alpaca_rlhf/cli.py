@@ -19,7 +19,7 @@ from alpaca_rlhf.given import leaves_of, read_flags, read_yaml
 from alpaca_rlhf.quickstart import QUICKSTART
 from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.settings import Loop
-from alpaca_rlhf.ui import data_commands, dry_run, folders, shell
+from alpaca_rlhf.ui import data_commands, dry_run, folders, import_command, shell, split_command
 from alpaca_rlhf.ui.chat import Chat, Conversation, choose
 from alpaca_rlhf.ui.terminal import PROGRAM, Terminal, next_lines
 
@@ -30,6 +30,7 @@ COMMANDS = {
     "quickstart": "the whole loop on the embedded base: offline, in minutes, on two CPU cores",
     "loop": "the whole loop on a base of your own",
     "generate": "bootstrap instruction data from seed tasks, with the base or a model behind HTTP",
+    "split": split_command.ABOUT,
     "sft": "fine-tune the base on instructions (QLoRA)",
     "sample": "draw several completions of each new prompt",
     "rank": "put them in order: people in this terminal, or the gold judge",
@@ -38,7 +39,8 @@ COMMANDS = {
     "best-of-k": "fine-tune on the reward model's favourite completions",
     "evaluate": "compare all policies on prompts no stage has seen, and write the report",
     "chat": "talk to the policies of a run",
-    "data": "look at what a teacher wrote: inspect, drops, refilter, report",
+    "import": import_command.ABOUT,
+    "data": "look at data: inspect, drops, refilter, report, check, export",
 }
 """Commands and what they do."""
 
@@ -129,8 +131,13 @@ def _command(typed: str, words: list[str], terminal: Terminal) -> int:
         raise UserError(_unknown(typed))
     if name == "chat":
         return _chat(words, terminal)
+    if name == "import":
+        return import_command.run(words, terminal)
     if name == "data":
         return data_commands.run(words, terminal)
+    if name == "split":
+        flags = _parse(split_command.Split, words, prog=f"{PROGRAM} split", about=COMMANDS[name])
+        return split_command.run(flags, terminal)
     cls = Ranked if name == "rank" else Loop
     default, kind = (QUICKSTART, name) if name == "quickstart" else (Loop(), "loop")
     prog = f"{PROGRAM} {name}"
@@ -226,7 +233,7 @@ def _chat(words: list[str], terminal: Terminal) -> int:
     return 0
 
 
-def _parse(cls: type[T], words: list[str], *, prog: str, about: str, default: T) -> T:
+def _parse(cls: type[T], words: list[str], *, prog: str, about: str, default: T | None = None) -> T:
     if not _wants_help(words) or sys.stdout.isatty():
         return parse(cls, words, prog=prog, description=about, default=default)
     text = io.StringIO()

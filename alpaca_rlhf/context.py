@@ -107,8 +107,8 @@ class Context:
 
         That is the user's rows, or the seed tasks and the generated ones.
         """
-        if self.settings.inputs.data is not None:
-            rows = read_instructions(self.settings.inputs.data)
+        if self.settings.inputs.rows is not None:
+            rows = read_instructions(self.settings.inputs.rows)
         else:
             generated = read_instructions(self.run.path / "generate" / "rows.jsonl")
             rows = self.source.seeds() + generated

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import math
 import os
+import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -37,6 +39,50 @@ def atomic_write(path: Path, content: str | bytes) -> None:
         finally:
             temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill that gets the name `out`, whole and on the disk, when the block ends.
+
+    Where the block fails nothing is left; what a killed process left is taken away by the next.
+
+    Raises:
+        UserError: Something stands at `out` already, another process is making it, or it cannot be
+            written.
+    """
+    out = out.absolute()
+    temporary = out.with_name(f".{out.name}.making")
+    with writing(out):
+        if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+            raise UserError(f"--out {out}: something is there already; give another folder")
+        temporary.mkdir(parents=True, exist_ok=True)
+        lock = os.open(temporary, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"--out {out}: another process is making it; wait for it") from None
+        try:
+            with writing(out):
+                _empty(temporary)
+            yield temporary
+            with writing(out):
+                for path in sorted(temporary.rglob("*")):
+                    sync_folder(path)  # a file is flushed the same way
+                sync_folder(temporary)
+                temporary.replace(out)
+                sync_folder(out.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    finally:
+        os.close(lock)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def append_lines(path: Path, lines: str, *, sync: bool = False) -> None:

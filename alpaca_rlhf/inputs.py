@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+SPLITS = ("sft", "rank", "ppo", "eval")
+"""The files that `alpaca-rlhf split` writes into a folder, each with `.jsonl` after its name."""
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -14,21 +17,34 @@ class Inputs:
     data: Path | None = None
     """Rows to train on (Alpaca columns, JSON or JSONL); self-instruct is then left out."""
     seeds: Path | None = None
-    """Seed tasks with outputs (the same columns), for self-instruct with the base; the base trains
-    on them and on what it makes of them."""
+    """Seed tasks with outputs (the same columns, or Self-Instruct's `instances`), for self-instruct
+    with the base; the base trains on them and on what it makes of them. `shipped` is this kit's own
+    set, `shipped-en` and `shipped-zh` its English or Chinese part."""
     prompts: Path | None = None
     """Prompts to rank, to train the policy on and to evaluate on; dealt to the splits by clusters
     of near-duplicates."""
+    splits: Path | None = None
+    """A folder that `alpaca-rlhf split` made: rows to train on and the prompts of every stage,
+    instead of --inputs.data and --inputs.prompts."""
     rankings: Path | None = None
-    """Pairs (chosen, rejected) or ranking trees to train the reward model on, instead of ranking
-    completions."""
+    """Pairs (chosen, rejected), ranking trees, or the folder of a snapshot, to train the reward
+    model on instead of ranking completions."""
     judge: Literal["gold", "human"] = "gold"
     """Who ranks: the small world's gold judge, or people."""
 
     def __post_init__(self) -> None:
-        if self.judge == "human" and self.prompts is None:
-            raise ValueError("--inputs.judge human needs prompts to rank; give --inputs.prompts")
-        if self.judge == "human" and self.data is None and self.seeds is None:
+        for name in ("data", "seeds", "prompts"):
+            if self.splits is not None and getattr(self, name) is not None:
+                raise ValueError(
+                    f"--inputs.{name}: --inputs.splits gives rows and prompts already; leave one "
+                    "out"
+                )
+        if self.judge == "human" and self.prompts is None and self.splits is None:
+            raise ValueError(
+                "--inputs.judge human needs prompts to rank; give --inputs.prompts, or "
+                "--inputs.splits"
+            )
+        if self.judge == "human" and self.rows is None and self.seeds is None:
             raise ValueError(
                 "--inputs.judge human needs rows to train on; give --inputs.data, or "
                 "--inputs.seeds to make them from"
@@ -37,9 +53,22 @@ class Inputs:
             raise ValueError(
                 "--inputs.seeds: --inputs.data gives the rows to train on already; leave one out"
             )
-        for name in ("prompts", "rankings", "seeds"):
+        for name in ("prompts", "splits", "rankings", "seeds"):
             if getattr(self, name) is not None and self.judge == "gold":
                 raise ValueError(
                     f"--inputs.{name}: --inputs.judge gold knows only the small world; "
                     "with files of your own give --inputs.judge human"
                 )
+
+    @property
+    def rows(self) -> Path | None:
+        """The file of rows to train on, of `data` or of `splits`; None if they are made."""
+        return self.data if self.splits is None else self.splits / "sft.jsonl"
+
+    def files(self) -> dict[str, Path]:
+        """Every file that a run reads, under its name; of `splits`, `splits.sft` and so on."""
+        named = {name: getattr(self, name) for name in ("data", "seeds", "prompts", "rankings")}
+        found = {name: path for name, path in named.items() if path is not None}
+        if self.splits is not None:
+            found |= {f"splits.{name}": self.splits / f"{name}.jsonl" for name in SPLITS}
+        return found

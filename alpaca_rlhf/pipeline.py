@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from alpaca_rlhf import processes, stages
 from alpaca_rlhf.config import to_yaml
 from alpaca_rlhf.context import Context, Reporter, forget, suffixed
+from alpaca_rlhf.data import seed_file
 from alpaca_rlhf.given import leaves_of
 from alpaca_rlhf.models.base import weights_digest
+from alpaca_rlhf.preferences import manifest_of
 from alpaca_rlhf.provenance import measure
 from alpaca_rlhf.runs import RunFolder
 from alpaca_rlhf.settings import Loop
@@ -81,7 +82,7 @@ DEALING = (
 def order(settings: Loop) -> list[tuple[str, int]]:
     """The stages of a run, each with its round."""
     inputs = settings.inputs
-    first = ["sft"] if inputs.data is not None else ["generate", "sft"]
+    first = ["sft"] if inputs.rows is not None else ["generate", "sft"]
     again = (
         ["reward", "ppo", "best_of_k"]
         if inputs.rankings is not None
@@ -109,9 +110,11 @@ def run_loop(
     Raises:
         UserError: Anything the user can mend; what was made so far stays.
     """
-    inputs = {
-        name: path for name, path in asdict(settings.inputs).items() if isinstance(path, Path)
-    }
+    inputs = settings.inputs.files()
+    if settings.inputs.seeds is not None:
+        inputs["seeds"] = seed_file(settings.inputs.seeds)
+    if settings.inputs.rankings is not None:
+        inputs["rankings"] = manifest_of(settings.inputs.rankings) or settings.inputs.rankings
     processes.join()
     opened = []
 

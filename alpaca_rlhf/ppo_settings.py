@@ -55,8 +55,8 @@ class Value:
     """Peak learning rate of its head, and of its adapter where it has one, falling linearly to
     0."""
     coef: float = 0.1
-    """Weight of its loss beside the policy's on a shared trunk (openai/lm-human-preferences@cbfd210
-    train_policy.py:53)."""
+    """How much of its loss's gradient moves the policy on a `shared` trunk
+    (openai/lm-human-preferences@cbfd210 train_policy.py:53)."""
     warmup: int = 2
     """First updates in which the value learns and the policy does not."""
 

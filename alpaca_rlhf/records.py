@@ -55,8 +55,13 @@ class Instruction:
 
     def to_json(self) -> dict[str, Any]:
         """Its columns, for a JSON line; `history` is left out where there is none."""
-        columns = asdict(self)
-        return columns if self.history else {k: v for k, v in columns.items() if k != "history"}
+        columns: dict[str, Any] = {
+            "instruction": self.instruction,
+            "input": self.input,
+            "output": self.output,
+            "source": self.source,
+        }
+        return columns | ({"history": self.history} if self.history else {})
 
     @classmethod
     def from_json(cls, columns: Mapping[str, Any]) -> Instruction:

@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import time
 from pathlib import Path
 
 import pytest
@@ -175,3 +176,82 @@ def gradients(monkeypatch):
 
     monkeypatch.setattr(Learner, "step", spy)
     return seen
+
+
+@pytest.fixture
+def scaled(monkeypatch):
+    """Within it every loss is scaled by so much, whatever the precision."""
+    from contextlib import contextmanager
+
+    from alpaca_rlhf.training.loss_scale import LossScale
+
+    @contextmanager
+    def by(value):
+        def fixed(self, dtype):
+            self.value, self._moves, self._good = value, False, 0
+
+        with monkeypatch.context() as patch:
+            patch.setattr(LossScale, "__init__", fixed)
+            yield
+
+    return by
+
+
+@pytest.fixture(scope="session")
+def server():
+    from tests.databases import postgres
+
+    with postgres() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def where(request, tmp_path, monkeypatch):
+    """Where an empty preference database lies; the same tests on both kinds."""
+    from alpaca_rlhf.preferences import passwords
+
+    monkeypatch.setattr(passwords, "LOG_N", 4)
+    if request.param == "sqlite":
+        yield str(tmp_path / "preferences.db")
+        return
+    url = request.getfixturevalue("server")
+    if url is None:
+        from tests.databases import NO_POSTGRES
+
+        pytest.skip(NO_POSTGRES)
+    from sqlalchemy import create_engine, text
+
+    name = f"t{time.time_ns()}"
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    yield url.replace("/postgres?", f"/{name}?")
+    with engine.connect() as connection:
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    engine.dispose()
+
+
+class Clock:
+    """A clock that stands still until a test turns it."""
+
+    def __init__(self):
+        self.now = 1_790_000_000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def store(where, clock):
+    """An empty preference store without gold questions and repeats."""
+    from alpaca_rlhf.preferences.assignment import Rules
+    from alpaca_rlhf.preferences.store import Store
+
+    plain = Rules(gold_rate=0, repeat_rate=0)
+    with Store(where, rules=plain, seed=0, clock=clock) as opened:
+        yield opened

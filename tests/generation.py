@@ -3,7 +3,7 @@
     python -m tests.generation FOLDER RECIPE TARGET ASKED
 
 generates into FOLDER and notes every request it makes in the file ASKED. `killed_runs` is used by
-the tests and by `python -m tests.prove generate`.
+the tests and by `python -m tests.prove generate-kills`.
 """
 
 import hashlib

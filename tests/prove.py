@@ -4,7 +4,9 @@ Writes docs/proof/*.json, with the commit and the machine they belong to.
 
     python -m tests.prove seeds [SEED ...]   the whole loop; 0, 1, 2 and the commit's own
     python -m tests.prove kills [N]          SIGKILL in every stage, N times: the same weights
-    python -m tests.prove generate [N]       SIGKILL a generation N times at random: the same files
+    python -m tests.prove generation [N]     the embedded base makes N tasks of its small world
+    python -m tests.prove generate-kills [N] SIGKILL a generation N times at random: the same files
+    python -m tests.prove formats [N]        import N mutated files; the memory of 1,000,000 rows
     python -m tests.prove                    all
 """
 
@@ -16,11 +18,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from alpaca_rlhf import provenance
+from alpaca_rlhf.pipeline import BODIES
 
 ROOT = Path(__file__).resolve().parent.parent
 PROOF = ROOT / "docs" / "proof"
@@ -147,7 +151,70 @@ def prove_kills(rounds: int) -> bool:
     return all(r["same_report"] and r["same_weights"] and r["killed_in"] for r in results)
 
 
-def prove_generation(kills: int) -> bool:
+def prove_generation(target: int) -> bool:
+    """The embedded base as teacher: its tasks are distinct by key, and none is another split's."""
+    from alpaca_rlhf.data import kept_by_rouge, read_instructions, refilter, requests, seeds_of
+    from alpaca_rlhf.smallworld import recognise
+    from alpaca_rlhf.sources import source_of
+    from alpaca_rlhf.ui.folders import settings_of
+
+    flags = (
+        f"--base embedded --template brief --generate.target {target} --generate.seeds 175 "
+        "--generate.batch-size 64 --generate.temperature 0.8 --generate.max-new-tokens 96"
+    )
+    with tempfile.TemporaryDirectory() as name:
+        out = Path(name) / "run"
+        words = [sys.executable, "-m", "alpaca_rlhf", "generate", *flags.split()]
+        subprocess.run([*words, "--out", str(out)], check=True, env=offline())
+        folder = out / "generate"
+        rows = read_instructions(folder / "rows.jsonl")
+        stage = json.loads((out / "ledger.json").read_text())["generate"]
+        manifest = json.loads((folder / "manifest.json").read_text())
+        source = source_of(settings_of(out))
+        others = {source.key(row) for split in source.names() for row in source.prompts(split)}
+        shown = {source.key(row) for row in seeds_of(folder)}
+        said = [drop for _, one in requests(folder) for drop in one.dropped]
+        again = refilter(folder, rules=(), accept=source.accept, novel=source.novelty())
+        by_rouge, of = kept_by_rouge(folder)
+    tasks = [recognise(row.instruction, row.input) for row in rows]
+    keys = {task.key for task in tasks if task is not None}
+    dropped = manifest["counts"]["dropped"]
+    wrong = sum(count for rule, count in dropped.items() if rule != "surplus")
+    found = {
+        f"{target} tasks": len(rows) == target,
+        "every one is a task of the small world": None not in tasks,
+        "distinct by task key": len(keys) == len(rows),
+        "none is a seed task's": not keys & shown,
+        "none is another split's": not keys & others,
+        "every dropped row has its nearest neighbour": all(
+            drop.near and 0 < drop.score <= 1 for drop in said if drop.row is not None
+        ),
+        "refilter decides the same without a teacher": again.rows == rows and again.drops == said,
+    }
+    proof = {
+        "command": f"alpaca-rlhf generate {flags}",
+        "checks": found,
+        "accepted": len(rows),
+        "written_until_then": len(rows) + wrong,
+        "acceptance": len(rows) / (len(rows) + wrong),
+        "rouge_l_0.7_alone": {
+            "would_have_kept": by_rouge,
+            "of_rows_that_reached_novelty": of,
+            "kept_by_task_key": len(rows),
+        },
+        "correct_by_the_gold_judge": stage["facts"]["correct"],
+        "families": len({key.partition(":")[0] for key in keys}),
+        "counts": manifest["counts"],
+        "seconds": stage["seconds"],
+        "tokens_per_second": stage["tokens"] / stage["seconds"],
+        "first_tasks": [row.instruction for row in rows[:10]],
+    }
+    write("generation.json", {**stamp(), **proof})
+    tell(f"generation: {proof['acceptance']:.0%} kept, ROUGE-L alone {by_rouge} of {of}, {found}")
+    return all(found.values())
+
+
+def prove_generation_kills(kills: int) -> bool:
     """Kill a generation at random moments, each recipe; compare with an undisturbed run."""
     from tests.generation import killed_runs
 
@@ -156,12 +223,12 @@ def prove_generation(kills: int) -> bool:
     for recipe in ("alpaca", "self-instruct", "evol"):
         with tempfile.TemporaryDirectory() as folder:
             runs.append(killed_runs(Path(folder), recipe, kills, random.Random(seed)))
-        tell(f"generation {recipe}: {runs[-1]}")
+        tell(f"generate-kills {recipe}: {runs[-1]}")
     write(
         "generate-kills.json",
         {
             **stamp(),
-            "command": f"python -m tests.prove generate {kills}",
+            "command": f"python -m tests.prove generate-kills {kills}",
             "seed_of_the_moments": seed,
             "runs": runs,
         },
@@ -169,8 +236,55 @@ def prove_generation(kills: int) -> bool:
     return all(one["same_files"] and one["nothing_asked_twice"] for one in runs)
 
 
+def prove_formats(count: int) -> bool:
+    """Import mutated files, then many rows: nothing but exit 0 or 2, and bounded memory."""
+    from tests.mutations import big_file, fuzz, memory_of
+
+    seed = random.SystemRandom().randrange(2**32)
+    with tempfile.TemporaryDirectory() as folder:
+        found = fuzz(Path(folder), count, seed)
+    tell(f"formats: {found}")
+    memory = []
+    for name, broken in (
+        ("rows.jsonl", False),
+        ("rows.json", False),
+        ("rows.csv", False),
+        ("rows.parquet", False),
+        ("rows.jsonl", True),
+    ):
+        for rows in (100_000, 1_000_000):
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / name
+                big_file(path, rows, broken=broken)
+                started = time.perf_counter()
+                made = memory_of(path, Path(folder) / "out")
+                made["mebibytes"] = round(path.stat().st_size / 2**20, 1)
+            made["seconds"] = round(time.perf_counter() - started, 1)
+            what = f"{name}, all but one broken" if broken else name
+            memory.append({"file": what, "rows_in_file": rows, **made})
+            tell(f"formats: {memory[-1]}")
+    pairs = list(zip(memory[::2], memory[1::2], strict=True))
+    growth = {one["file"]: round(ten["peak_mib"] - one["peak_mib"], 1) for one, ten in pairs}
+    write(
+        "formats.json",
+        {
+            **stamp(),
+            "command": f"python -m tests.prove formats {count}",
+            "seed_of_the_files": seed,
+            "fuzz": found,
+            "memory": memory,
+            "peak_mib_of_1000000_rows_above_100000": growth,
+        },
+    )
+    good = all(one["exit"] == 2 * ("broken" in one["file"]) for one in memory)
+    return good and not found["failures"] and max(growth.values()) < 32
+
+
 def kill_in(out: Path, stage: str, seconds: float) -> bool:
-    """Run until `stage` begins, wait so many seconds, SIGKILL. False if it was done before."""
+    """Run until `stage` begins, wait so many seconds, SIGKILL. False if it was done before.
+
+    A run that is faster than the one it was timed by is killed as the next stage begins.
+    """
     ledger = out / "ledger.json"
     if ledger.exists() and stage in json.loads(ledger.read_text()):
         return False
@@ -178,11 +292,14 @@ def kill_in(out: Path, stage: str, seconds: float) -> bool:
         command(out, *SMALL), env=offline(), stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
+    timer = threading.Timer(seconds, process.kill)
     for line in process.stdout:
-        if line.strip().startswith(f"{stage}:"):
-            time.sleep(seconds)
-            process.send_signal(signal.SIGKILL)
-            break
+        began, _, _ = line.strip().partition(":")
+        if began == stage:
+            timer.start()
+        elif timer.is_alive() and began in BODIES:
+            process.kill()
+    timer.cancel()
     process.stdout.close()
     return process.wait() == -signal.SIGKILL
 
@@ -202,16 +319,22 @@ def write(name: str, proof: dict[str, Any]) -> None:
 def main(words: list[str]) -> int:
     """Run the proofs that were asked for."""
     which = words[0] if words else "all"
-    if which not in ("all", "seeds", "kills", "generate"):
-        sys.exit(f"prove: {which}: give seeds, kills, generate or nothing")
+    names = ("seeds", "kills", "generation", "generate-kills", "formats")
+    if which not in ("all", *names):
+        sys.exit(f"prove: {which}: give {', '.join(names)} or nothing")
     good = True
+    count = int(words[1]) if len(words) > 1 else None
     if which in ("all", "seeds"):
         commit = provenance.commit() or "0"
         good &= prove_seeds([int(w) for w in words[1:]] or [0, 1, 2, int(commit[:6], 16)])
     if which in ("all", "kills"):
-        good &= prove_kills(int(words[1]) if which == "kills" and len(words) > 1 else 2)
-    if which in ("all", "generate"):
-        good &= prove_generation(int(words[1]) if which == "generate" and len(words) > 1 else 20)
+        good &= prove_kills(count or 10)
+    if which in ("all", "generation"):
+        good &= prove_generation(count or 400)
+    if which in ("all", "generate-kills"):
+        good &= prove_generation_kills(count or 20)
+    if which in ("all", "formats"):
+        good &= prove_formats(count or 2000)
     return 0 if good else 1
 
 

@@ -1,6 +1,7 @@
 """The switch, and the traps that it is there for."""
 
 import gc
+import json
 
 import pytest
 import torch
@@ -196,12 +197,17 @@ def test_lora_weights_are_fp32_and_nothing_of_the_base_is_upcast(tiny_folder):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_forward_computes_in_the_precision_of_the_base(tiny_folder, dtype):
-    """Sampling, reference and training alike, in the fp32 weights of the adapters too."""
+@pytest.mark.parametrize("dense_gib", [0.0, 4.0])
+def test_every_forward_is_in_the_precision_of_the_base(tiny_folder, dtype, dense_gib):
+    """Sampling, reference and training alike, in the fp32 weights of the adapters too.
+
+    Each pass shows a layer with its adapter; while sampling, the layer adds the adapter itself.
+    """
     from alpaca_rlhf.models import rollout
     from alpaca_rlhf.settings import Sampling
 
     adapters = make(load(tiny_folder, dtype=dtype), "policy", "sft")
+    adapters.dense_gib = dense_gib
     adapters.trainable("policy")
     seen = []
     layer = adapters.base.model.model.layers[0]
@@ -214,7 +220,7 @@ def test_every_forward_computes_in_the_precision_of_the_base(tiny_folder, dtype)
         rollout.logprobs(adapters, role, collate(adapters.base, EXAMPLES), micro_batch_size=2)
     one = Sampling(max_new_tokens=2)
     rollout.sample(adapters, "policy", [(1, 20)], ["a"], sampling=one, seed=0)
-    assert len(seen) == 2 * (1 + 2 + 2)
+    assert len(seen) == (1 + 2) * 2 + 2  # training, scoring by two adapters; two tokens sampled
     assert set(seen) == {dtype}
 
 
@@ -305,3 +311,26 @@ def test_saving_an_sft_adapter_that_learned_nothing_fails(tiny_folder, tmp_path)
     adapters = make(load(tiny_folder), "sft", trained=False)
     with pytest.raises(RuntimeError, match="nothing was trained"):
         adapters.save("sft", tmp_path / "sft")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"alpha_pattern": {"q_proj": 3}},
+        {"rank_pattern": {"q_proj": 3}},
+        {"lora_bias": True},
+        {"bias": "all"},
+        {"modules_to_save": ["lm_head"]},
+    ],
+)
+def test_an_adapter_that_is_not_plain_lora_is_refused(tiny_folder, tmp_path, values):
+    """It would load, and compute something else than it was trained to."""
+    adapters = make(load(tiny_folder), "sft")
+    adapters.save("sft", tmp_path / "sft")
+    path = tmp_path / "sft" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    (name,) = values
+    with pytest.raises(UserError, match=f"adapter_config.json: {name} is .*only plain LoRA"):
+        adapters.load("policy", tmp_path / "sft")

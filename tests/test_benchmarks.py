@@ -1,16 +1,21 @@
 """The benchmarks' own measures: FLOPs, live bytes and the floor, on what can be worked by hand."""
 
+import random
+import re
+
 import bitsandbytes as bnb
 import pytest
 import torch
 
+from alpaca_rlhf.data import read_prompts
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import load_base
 from alpaca_rlhf.models.batches import Example, collate
 from alpaca_rlhf.settings import Lora
-from benchmarks import measure
+from benchmarks import measure, novelty
 from benchmarks.lengths import ALPACA, spread
 from benchmarks.little_llama import Shape, random_ids, write_checkpoint
+from tests.test_data_novelty import f1
 
 SHAPE = Shape(hidden=64, inner=96, layers=2, heads=2, vocabulary=128, rank=4)
 
@@ -79,3 +84,52 @@ def test_a_spread_stands_for_the_whole_list():
     assert len(few) == 16 and few == sorted(few, key=lambda pair: sum(pair))
     mean = sum(p + c for p, c in ALPACA) / len(ALPACA)
     assert abs(sum(p + c for p, c in few) / 16 - mean) < 0.05 * mean
+
+
+def test_border_candidates_have_seven_tenths_exactly():
+    rng = random.Random(0)
+    pool = [[f"row{i}w{j}" for j in range(n)] for i, n in enumerate((8, 9, 10, 11, 12, 16, 20))]
+    made = novelty.at_border(rng, pool, 70)
+    assert len(made) == 70
+    for text in made:
+        scores = [f1(text.split(), row) for row in pool]
+        assert abs(max(scores) - 0.7) < 1e-12
+    decided = {max(f1(text.split(), row) for row in pool) > 0.7 for text in made}
+    assert decided == {True, False}, "the floats fall on both sides"
+
+
+def test_chinese_rows_are_different_and_near_each_other():
+    rows = novelty.chinese(200)
+    assert len(set(rows)) == 200 and all(re.search("[\u4e00-\u9fff]", row) for row in rows)
+    index = novelty.indexed(rows, "unicode")
+    assert sum(len(index.duplicates(row)) > 1 for row in rows) > 20
+    assert not novelty.indexed(rows, "rouge").duplicates(rows[0]), "rouge tokens see none of it"
+
+
+@pytest.mark.parametrize("side", ["rouge_score", "rapidfuzz"])
+def test_the_sides_decide_alike(side):
+    pytest.importorskip(side, reason=f"compares with {side}, which is not installed")
+    rng = random.Random(0)
+    pool = [" ".join(rng.choices("abcdefghijkl", k=rng.randint(5, 20))) for _ in range(300)]
+    asked = [novelty.edited(rng, rng.choice(pool)) for _ in range(60)]
+    asked += novelty.at_border(rng, [text.split() for text in pool], 28)
+    index = novelty.indexed(pool, "rouge")
+    ours = [index.duplicate(text) is not None for text in asked]
+    assert {True, False} == set(ours)
+    if side == "rouge_score":
+        assert [novelty.Original(pool).duplicate(text) for text in asked] == ours
+    else:
+        packed = novelty.Packed(pool, "rouge")
+        assert [packed.duplicate(text) for text in asked] == ours
+        exact = [packed.exact(text) for text in asked]
+        assert [above for above, _ in exact] == ours
+        assert sum(border for _, border in exact) >= 28
+
+
+def test_the_pool_is_made_of_different_texts(shared):
+    path = shared / "data" / "alpaca_17k.jsonl.gz"
+    texts = novelty.texts(path, 20_000)
+    assert len(set(texts)) == 20_000 and all(4 <= len(text.split()) <= 30 for text in texts)
+    assert read_prompts(path)[0].instruction in texts
+    with pytest.raises(ValueError, match="texts of 4 to 30 words, not"):
+        novelty.texts(path, 10**6)

@@ -211,6 +211,7 @@ sys.exit(f"loads {heavy}" if heavy else code)
         (["--version"], 0),
         (["ppo", "--help"], 0),
         (["chat", "--help"], 0),
+        (["split", "--help"], 0),
         (["nonsense"], 2),
         (["loop", "--nonsense"], 2),
     ],
@@ -230,7 +231,22 @@ def test_the_overview_names_every_command_and_the_first_one_to_type(capsys):
     assert capsys.readouterr().out == f"alpaca-rlhf {__version__}\n"
 
 
-@pytest.mark.parametrize("name", [one for one in cli.COMMANDS if one not in ("chat", "data")])
+OWN_FLAGS = {
+    "chat": [],
+    "split": ["--data", "--against", "--shares.sft", "--config"],
+    "import": ["FILE...", "--out", "--format", "--broken", "--licence", "--teacher"],
+    "data": ["inspect", "drops", "refilter", "report", "check", "export"],
+}
+
+
+@pytest.mark.parametrize("name", OWN_FLAGS)
+def test_commands_without_a_run_explain_their_own(name, capsys):
+    assert cli.main([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in OWN_FLAGS[name]) and "--ppo" not in text
+
+
+@pytest.mark.parametrize("name", [one for one in cli.COMMANDS if one not in OWN_FLAGS])
 def test_every_command_explains_its_flags(name, capsys):
     assert cli.main([name, "--help"]) == 0
     text = capsys.readouterr().out
@@ -243,7 +259,8 @@ def test_every_data_command_explains_its_flags(name, capsys):
     assert cli.main(["data", "--help"]) == 0
     assert f"\n  {name} " in capsys.readouterr().out
     assert cli.main(["data", name, "--help"]) == 0
-    assert f"usage: alpaca-rlhf data {name} RUN " in capsys.readouterr().out
+    given = {"check": "FILE...", "export": "FOLDER"}.get(name, "RUN")
+    assert f"usage: alpaca-rlhf data {name} {given} " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", [["--help"], ["loop", "--help"]])

@@ -17,7 +17,7 @@ from alpaca_rlhf.data import (
     requests,
     rule_set,
 )
-from alpaca_rlhf.evaluation.generation_figures import first_words
+from alpaca_rlhf.evaluation.generation_figures import figures_of, first_words
 from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.ui.terminal import generation_line
 from tests.generation import SEEDS, AnyTeacher, run, settings
@@ -67,6 +67,21 @@ def test_inspect_shows_why_a_row_was_dropped(folder, capsys):
     out = told(capsys, "inspect", folder, drop.row.id)
     assert f"dropped by duplicate: too near to {drop.detail.partition('to ')[2][:20]}" in out
     assert f"nearest {drop.near} at {drop.score:.3f}" in out
+
+
+def test_a_block_that_could_not_be_read_is_found_by_its_request(folder, capsys):
+    """It has no row and so no id: the reply holds it, with all that came beside it."""
+    one = next(one for _, one in requests(folder) if any(d.row is None for d in one.dropped))
+    drop = next(drop for drop in one.dropped if drop.row is None)
+    out = told(capsys, "drops", folder, "--rule", drop.rule, "--limit", 0)
+    assert f"request @{one.number}\n" in out
+    out = told(capsys, "inspect", folder, f"@{one.number}")
+    assert f"dropped by {drop.rule}: {drop.detail}" in out
+    assert one.ask.prompt in out and one.reply.text.strip() in out
+    assert all(row.id in out for row in one.kept)
+    last = max(one.number for _, one in requests(folder))
+    assert f"from @0 to @{last}" in refused(capsys, "inspect", folder, f"@{last + 1}")
+    assert "no request of" in refused(capsys, "inspect", folder, "@x")
 
 
 def test_drops_count_every_rule_and_list_one(folder, capsys):
@@ -161,6 +176,31 @@ def test_report_is_one_page_without_network(folder, tmp_path, capsys):
         assert re.search(rf"<b>{rule}</b>.*?>{count:,}, ", page)
     assert f"${counts['tokens'] / 1000:,.2f}" in page
     assert page.count("<rect") >= 5 and page.count("<title>") > 20
+
+
+def test_figures_of_the_page_are_those_of_the_events(folder):
+    """Acceptance: every point is of 40 rows or more, and the last line ends at the whole."""
+    made = figures_of(folder)
+    counts = json.loads((folder / "manifest.json").read_text())["counts"]
+    assert (made.kept, made.requests, made.tokens) == (200, counts["requests"], counts["tokens"])
+    kept = written = 0
+    sizes, points = [], {}
+    for _, one in requests(folder):
+        kept += len(one.kept)
+        written += len(one.kept) + sum(drop.rule != "surplus" for drop in one.dropped)
+        points[one.number + 1] = (kept, written)
+    before = (0, 0)
+    for (at, share), (same, all_so_far) in zip(made.acceptance, made.so_far, strict=True):
+        kept, written = points[at]
+        assert same == at and all_so_far == kept / written
+        assert share == (kept - before[0]) / (written - before[1])
+        sizes.append(written - before[1])
+        before = points[at]
+    assert 5 <= len(sizes) <= 60 and min(sizes) >= 40
+    duplicate = next(d for _, one in requests(folder) for d in one.dropped if d.rule == "duplicate")
+    shown = made.examples["duplicate"]
+    assert duplicate.row.instruction in shown and "too near to" in shown
+    assert set(made.examples) == set(counts["dropped"])
 
 
 def test_report_of_hostile_text(tmp_path, capsys):

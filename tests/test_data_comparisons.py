@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from alpaca_rlhf.config import UserError
-from alpaca_rlhf.data import read_pairs, read_ranking_trees
+from alpaca_rlhf.data import read_pairs, read_rankings
 from alpaca_rlhf.records import Instruction
 
 
@@ -132,7 +132,7 @@ def test_a_tree_gives_a_ranking_for_every_ranked_human_turn(tmp_path: Path) -> N
     )
     lone = node("prompter", "Alone?", node("assistant", "Yes.", rank=0))
     path = write(tmp_path / "a.jsonl", {"prompt": root}, {"prompt": lone}, {"prompt": root})
-    found = read_ranking_trees(path)
+    found = read_rankings(path)
     assert [ranking.annotator for _, _, ranking in found] == [
         "oasst",
         "oasst",
@@ -154,7 +154,7 @@ def test_replies_with_the_same_text_stay_apart(tmp_path: Path) -> None:
     root = node(
         "prompter", "What?", node("assistant", "This.", rank=1), node("assistant", "This.", rank=0)
     )
-    ((_, answers, ranking),) = read_ranking_trees(write(tmp_path / "a.jsonl", {"prompt": root}))
+    ((_, answers, ranking),) = read_rankings(write(tmp_path / "a.jsonl", {"prompt": root}))
     assert len({one.id for one in answers}) == 2 and len(ranking.tiers) == 2
 
 
@@ -176,7 +176,7 @@ def test_replies_with_the_same_text_stay_apart(tmp_path: Path) -> None:
 )
 def test_broken_trees(tmp_path: Path, tree: dict) -> None:
     with pytest.raises(UserError, match=r"a\.jsonl:1: "):
-        read_ranking_trees(write(tmp_path / "a.jsonl", tree))
+        read_rankings(write(tmp_path / "a.jsonl", tree))
 
 
 def test_real_pairs(shared: Path) -> None:
@@ -188,7 +188,7 @@ def test_real_pairs(shared: Path) -> None:
 
 
 def test_real_trees(shared: Path) -> None:
-    found = read_ranking_trees(shared / "data" / "oasst_en_100_tree.jsonl.gz")
+    found = read_rankings(shared / "data" / "oasst_en_100_tree.jsonl.gz")
     assert len(found) == 212
     assert sum("Assistant:" in prompt.instruction for prompt, _, _ in found) == 113
     for prompt, answers, ranking in found:

@@ -76,6 +76,25 @@ def test_a_damaged_closed_segment_is_named(tmp_path: Path) -> None:
     run(tmp_path, "alpaca")
 
 
+@pytest.mark.parametrize("how", ["changed", "cut in a line", "cut after a line", "missing"])
+def test_reading_alone_tells_a_damaged_closed_segment(tmp_path: Path, how: str) -> None:
+    """What only looks takes no lock and opens no store: it must not pass over a loss."""
+    run(tmp_path, "alpaca")
+    path = tmp_path / "events-00001.jsonl"
+    data = path.read_bytes()
+    if how == "missing":
+        path.unlink()
+    elif how == "changed":
+        path.write_bytes(data.replace(b"birds", b"words", 1))
+    else:
+        last = data[:-1].rindex(b"\n") + 1
+        path.write_bytes(data[: last + 20 * (how == "cut in a line")])
+    with pytest.raises(UserError, match=r"events-00001\.jsonl(:\d+)?: (is|not an event; the file)"):
+        list(read_events(tmp_path))
+    with pytest.raises(UserError, match=r"events-00001\.jsonl"):
+        list(requests(tmp_path))
+
+
 def test_a_manifest_that_is_not_the_events_own_is_refused(tmp_path: Path) -> None:
     run(tmp_path, "alpaca")
     path = tmp_path / "manifest.json"
@@ -88,6 +107,9 @@ def test_a_manifest_that_is_not_the_events_own_is_refused(tmp_path: Path) -> Non
         ("{", "manifest.json: is not JSON any more"),
         ('{"schema": 2}', "manifest.json: is not a manifest of schema 1"),
         (json.dumps(manifest | {"segments": manifest["segments"][:1]}), "does not know it"),
+        ('{"schema": 1}', "its segments cannot be read"),
+        (json.dumps(manifest | {"segments": ["events-00000.jsonl"]}), "its segments cannot be"),
+        (json.dumps(manifest | {"counts": 3}), "its counts cannot be read"),
     ):
         path.unlink() if text is None else path.write_text(text)
         with pytest.raises(UserError, match=want.replace(".", r"\.")):

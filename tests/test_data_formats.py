@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alpaca_rlhf.config import UserError
-from alpaca_rlhf.data import read_instructions, read_pairs, read_prompts, read_ranking_trees
+from alpaca_rlhf.data import read_instructions, read_pairs, read_prompts, read_rankings
 from alpaca_rlhf.data.formats import write_instructions
 from alpaca_rlhf.records import Instruction
 
@@ -167,7 +167,7 @@ def test_mutated_files_are_read_or_refused(tmp_path_factory, data) -> None:
     mutated = whole[:at] + data.draw(st.binary(max_size=4)) + whole[at + cut :]
     path = tmp_path_factory.getbasetemp() / "mutated.json"
     path.write_bytes(mutated)
-    for read in (read_instructions, read_prompts, read_pairs, read_ranking_trees):
+    for read in (read_instructions, read_prompts, read_pairs, read_rankings):
         try:
             read(path)
         except UserError as error:

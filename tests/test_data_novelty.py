@@ -6,16 +6,44 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rouge_score.rouge_scorer import RougeScorer
 
-from alpaca_rlhf.data import NoveltyIndex, read_prompts, tokens
+from alpaca_rlhf.data import NoveltyIndex, novelty, read_prompts, tokens
 
+try:
+    from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenizers import DefaultTokenizer
+except ImportError:
+    RougeScorer = None
+
+SCORER = RougeScorer(["rougeL"], use_stemmer=False) if RougeScorer else None
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-SCORER = RougeScorer(["rougeL"], use_stemmer=False)
+needs_rouge_score = pytest.mark.skipif(
+    RougeScorer is None, reason="compares with rouge_score, which is not installed"
+)
 
 
 def rouge(one: str, other: str) -> float:
     return SCORER.score(one, other)["rougeL"].fmeasure
+
+
+def lcs(one: list[str], other: list[str]) -> int:
+    """The table that every textbook has."""
+    above = [0] * (len(other) + 1)
+    for word in one:
+        line = [0]
+        for at, second in enumerate(other):
+            line.append(above[at] + 1 if word == second else max(above[at + 1], line[at]))
+        above = line
+    return above[-1]
+
+
+def f1(one: list[str], other: list[str]) -> float:
+    """ROUGE-L in the order of operations that rouge_score has."""
+    common = lcs(one, other)
+    if not common:
+        return 0.0
+    precision, recall = common / len(one), common / len(other)
+    return 2 * precision * recall / (precision + recall)
 
 
 def edited(rng: random.Random, words: list[str]) -> str:
@@ -31,6 +59,7 @@ def edited(rng: random.Random, words: list[str]) -> str:
     return " ".join(words)
 
 
+@needs_rouge_score
 def test_decisions_and_scores_are_those_of_rouge_score() -> None:
     rng = random.Random(0)
     pool = [
@@ -63,6 +92,7 @@ def test_decisions_and_scores_are_those_of_rouge_score() -> None:
     assert duplicates > 50 and 240 - duplicates > 50 and borders >= 40  # the test reaches all cases
 
 
+@needs_rouge_score
 @pytest.mark.parametrize(
     ("m", "n", "common"), [(9, 11, 7), (10, 10, 7), (12, 8, 7), (16, 4, 4), (20, 20, 14)]
 )
@@ -86,11 +116,10 @@ def test_seven_of_nine_and_eleven_is_dropped_and_seven_of_ten_and_ten_kept() -> 
         assert (found is not None) is dropped
 
 
+@needs_rouge_score
 @settings(max_examples=200, deadline=None)
 @given(st.text(), st.text("aAbB1_-' é字İK", max_size=30))
 def test_rouge_tokens_are_those_of_rouge_score(one: str, other: str) -> None:
-    from rouge_score.tokenizers import DefaultTokenizer
-
     for text in (one, other, one + other):
         assert tokens(text, "rouge") == DefaultTokenizer(use_stemmer=False).tokenize(text)
         if text.isascii():
@@ -141,6 +170,87 @@ def test_empty_texts_are_near_nothing() -> None:
     )
 
 
+words = st.lists(st.sampled_from("abcde"), max_size=12)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(words, max_size=12), words, st.sampled_from([0.1, 0.5, 0.7, 0.9, 1.0, 1.5]))
+def test_every_answer_is_that_of_brute_force(rows, query, threshold) -> None:
+    """Few letters, so that they come up often and stand in every order."""
+    index = NoveltyIndex(threshold)
+    for row in rows:
+        index.add(" ".join(row))
+    true = {row: f1(query, said) for row, said in enumerate(rows)}
+    above = sorted((-score, row) for row, score in true.items() if score > threshold)
+    text = " ".join(query)
+    assert [(-one.score, one.row) for one in index.duplicates(text)] == above
+    near = index.nearest(text)
+    best = max(true.values(), default=0.0)
+    assert (near.score if near else 0.0) == best
+    if near:
+        assert near.row == min(row for row, score in true.items() if score == best)
+    groups = index.by_group(text, lambda rows: rows % 3)
+    assert {group: one.row for group, one in groups.items()} == {
+        group: min(row for _, row in above if row % 3 == group)
+        for group in {row % 3 for _, row in above}
+    }
+
+
+def test_the_least_lcs_of_every_pair_of_lengths_is_the_first_above_the_threshold() -> None:
+    """Lengths up to 60: rows that share so many words that they just are, or just are not, near."""
+    names = [f"w{i}" for i in range(60)]
+    for m in range(1, 61, 3):
+        for n in range(1, 61):
+            most = min(m, n)
+            scores = [
+                2 * (k / m) * (k / n) / (k / m + k / n) if k else 0.0 for k in range(most + 1)
+            ]
+            first = next((k for k, score in enumerate(scores) if score > 0.7), None)
+            if first is None:
+                first = most + 1
+            for common in (first - 1, first):
+                if not 0 <= common <= most:
+                    continue
+                index = NoveltyIndex()
+                index.add(" ".join(names[:common] + [f"row{i}" for i in range(n - common)]))
+                query = " ".join(names[:common] + [f"ask{i}" for i in range(m - common)])
+                assert (index.duplicate(query) is not None) is (common == first)
+
+
+def test_few_rows_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of common words in every order: most are ruled out before any subsequence is sought."""
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices(LETTERS, k=rng.randint(8, 14))) for _ in range(2000)]
+    index = NoveltyIndex()
+    for text in texts:
+        index.add(text)
+    scored = []
+    inner = novelty._lcs
+    monkeypatch.setattr(novelty, "_lcs", lambda *given: scored.append(1) or inner(*given))
+    for text in texts[:300]:
+        assert index.duplicates(text)
+    assert len(scored) < 10 * 300
+    index = NoveltyIndex()
+    for number in range(400):  # a template: all are near each other
+        index.add(f"please tell me what is {number} and nothing else")
+    scored.clear()
+    near = index.by_group("please tell me what is love and nothing else", lambda rows: 0 * rows)
+    assert near.keys() == {0} and len(scored) == 1
+
+
+def test_an_index_only_grows_and_answers_in_between() -> None:
+    index = NoveltyIndex()
+    for row in range(3000):  # past every doubling of what it keeps
+        assert index.duplicate(f"a{row} b{row} c{row} d{row} e e e") is None
+        assert index.add(f"a{row} b{row} c{row} d{row} e e e") == row
+        near = index.duplicate(f"a{row // 2} b{row // 2} c{row // 2} d{row // 2} e e")
+        assert near is not None and near.row == row // 2
+    assert len(index) == 3000
+    with pytest.raises(ValueError, match="above 0"):
+        NoveltyIndex(0.0)
+
+
+@needs_rouge_score
 def test_real_instructions_against_brute_force(shared: Path) -> None:
     rows = [row.instruction for row in read_prompts(shared / "data" / "alpaca_17k.jsonl.gz")]
     index = NoveltyIndex(tokenizer="rouge")

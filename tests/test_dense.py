@@ -121,6 +121,12 @@ def test_no_switch_in_the_middle(tiny):
             adapters.using("reward"),
         ):
             pass
+        for change in (
+            lambda: adapters.add("policy", copy_of="reward"),
+            lambda: adapters.trainable("policy"),
+        ):
+            with pytest.raises(RuntimeError, match="in the middle of decoding"):
+                change()
     with adapters.using("reward"):
         assert adapters.active == "reward"
 

@@ -10,11 +10,20 @@ from alpaca_rlhf.cli import COMMANDS
 from alpaca_rlhf.evaluation import report_data
 from alpaca_rlhf.given import leaves_of
 from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.ui.split_command import Split
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/*.md")])
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("recipes/*.md"),
+        *ROOT.glob("data/*.md"),
+    ]
+)
 OTHER_FLAGS = {"--help", "--dry-run", "--config", "--run", "--policy", "--annotator", "--version"}
 OTHER_FLAGS |= {"--scale"}  # recipes/pretrain_cria.py
+OTHER_FLAGS |= {"--format", "--broken"}  # alpaca-rlhf import
 
 
 def named(page: Path) -> str:
@@ -42,7 +51,8 @@ def test_commands_and_flags_exist(page):
         assert command in COMMANDS, command
     for target in re.findall(r"(?:^ +|`)make ([a-z]+)", text, re.MULTILINE):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
-    flags = {leaf.flag for leaf in leaves_of(Loop, required=False)} | OTHER_FLAGS
+    flags = {leaf.flag for cls in (Loop, Split) for leaf in leaves_of(cls, required=False)}
+    flags |= OTHER_FLAGS
     lines = [line for line in text.splitlines() if "alpaca-rlhf" in line or "recipes/" in line]
     used = re.findall(r"(--[a-z][a-z.-]+[a-z])", "\n".join(lines))
     used += re.findall(r"`(--[a-z][a-z.-]+[a-z])", text)
@@ -100,7 +110,7 @@ def test_the_figures_are_those_of_the_proof(name):
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in (ROOT / name).read_text().splitlines()
-        if re.match(r"\| [^|]+ \| 0\.", line)
+        if re.match(r"\| [^|]+ \| 0\.\d{3} ", line)
     ]
     assert len(rows) == 5
     policies = [report["policies"][one] for one in ("base", "base_few_shot", "sft")]
@@ -113,3 +123,19 @@ def test_the_figures_are_those_of_the_proof(name):
             assert float(cells[5]) == pytest.approx(policy["win_rate_vs_sft"], abs=6e-3)
     accuracy = report["reward_models"][0]["held_out_accuracy"]
     assert f"{accuracy:.1%}" in (ROOT / name).read_text()
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_the_comparisons_are_those_of_the_benchmarks(name):
+    """Shares of the other side's time and memory, by the benchmark that stands beside them."""
+    rows = re.findall(
+        r"\| (0\.\d\d) .*?\| (0\.\d\d) .*?benchmarks/(\w+)\.py`", (ROOT / name).read_text()
+    )
+    assert {script for _, _, script in rows} == {"ppo_vs_trl", "sft_vs_trainer", "rollout"}
+    for time, memory, script in rows:
+        file = ROOT / "benchmarks" / "results" / f"{script}.json"
+        found = json.loads(file.read_text())["summary"]
+        faster = {"sft_vs_trainer": "tokens_per_second_ratio", "rollout": "speedup_vs_generate"}
+        share = 1 / found[faster[script]] if script in faster else found["wall_ratio"]
+        assert float(time) == pytest.approx(share, abs=6e-3)
+        assert float(memory) == pytest.approx(found["memory_ratio"], abs=6e-3)

@@ -23,6 +23,7 @@ LAYERS = (
         "given",
         "settings",
         "bounds",
+        "randomness",
         "inputs",
         "ppo_settings",
         "endpoint_settings",
@@ -52,6 +53,9 @@ LAYERS = (
 
 HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "accelerate")
 """What the first two layers must not load."""
+
+DATABASE = ("sqlalchemy", "alembic", "psycopg", "sqlite3")
+"""What only the preferences room touches: everything else asks its `Store`."""
 
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 FREEZING = "model.requires_grad_(False)"
@@ -130,6 +134,14 @@ def test_habits_stay_in_their_rooms(path):
         what = f"{place(path, node)}: only models/adapters.py touches {node.attr}"
         assert node.attr not in ("requires_grad_", "_active_adapter", "set_adapter"), what
         assert node.attr != "requires_grad" or isinstance(node.ctx, ast.Load), what
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_only_the_preferences_room_holds_sql(path):
+    if room_of(name_of(path)) == "preferences":
+        return
+    for node, module, _ in imports(path):
+        assert module.split(".")[0] not in DATABASE, f"{place(path, node)}: imports {module}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from alpaca_rlhf.config import UserError
+from alpaca_rlhf.randomness import derived_seed
 from alpaca_rlhf.training import loop
-from alpaca_rlhf.training.loop import Checkpoints, Learner, batches, fit, mean, parts
+from alpaca_rlhf.training.loop import Checkpoints, Learner, batches, fit, parts
+from alpaca_rlhf.training.loss_scale import LossScale
+from alpaca_rlhf.training.memory import MicroBatch
 from alpaca_rlhf.training.patience import Patience
 
 
@@ -27,6 +30,7 @@ def learner(
         warmup=warmup,
         max_grad_norm=max_grad_norm,
         optimizer=optimizer,
+        scale=LossScale(torch.float32),
     )
 
 
@@ -65,11 +69,19 @@ def test_the_order_is_the_seeds_alone():
     assert batches(50, 8, 2, seed=4) != one
 
 
-def test_parts_and_mean():
+def test_no_seed_orders_what_another_seed_orders_later():
+    """Sums of seed, update and epoch would: update 10 of seed 1 is update 0 of seed 11."""
+    seeds = [derived_seed(seed, "update", update) for seed in range(40) for update in range(40)]
+    plans = {str(batches(20, 20, 1, seed)) for seed in seeds}
+    assert len(set(seeds)) == len(plans) == 1600
+    assert derived_seed(1, "a", 23) != derived_seed(1, "a", 2, 3)
+    long = [str(one) for one in batches(20, 20, 1500, 0) + batches(20, 20, 1500, 1)]
+    assert len(set(long)) == 3000
+
+
+def test_parts():
     assert parts([1, 2, 3, 4, 5], 2) == [[1, 2], [3, 4], [5]]
     assert parts([], 2) == []
-    assert mean([1, 2, 6]) == 3
-    assert mean(torch.tensor([1.0, 2.0, 6.0])) == 3
 
 
 # --- the optimiser --------------------------------------------------------------------------------
@@ -155,7 +167,15 @@ def test_a_gradient_that_is_not_finite_stops_the_run(bad):
 def test_a_name_in_two_groups_is_refused():
     w = weight()
     with pytest.raises(ValueError, match="two groups"):
-        Learner("x", "--x.lr", [({"w": w}, 1), ({"w": w}, 2)], steps=1, warmup=0, max_grad_norm=1)
+        Learner(
+            "x",
+            "--x.lr",
+            [({"w": w}, 1), ({"w": w}, 2)],
+            steps=1,
+            warmup=0,
+            max_grad_norm=1,
+            scale=LossScale(torch.float32),
+        )
 
 
 OPTIMIZERS = ["adamw", "adamw8bit", "paged_adamw8bit"]
@@ -268,6 +288,10 @@ def test_a_checkpoint_holds_no_code(tmp_path):
 # --- fit ------------------------------------------------------------------------------------------
 
 
+def micro_batch(size=4):
+    return MicroBatch("sft", "--sft.micro-batch-size", size, lower="--sft.max-length")
+
+
 def run(folder, *, until=None, plan=None, save_every=2, logged=None, each_step=None):
     """Ten steps on one weight, whose gradient depends on step and weight; killed after `until`."""
     w = weight()
@@ -287,6 +311,7 @@ def run(folder, *, until=None, plan=None, save_every=2, logged=None, each_step=N
     checkpoints = Checkpoints(folder)
     options = {} if each_step is None else {"each_step": each_step}
     options["describe"] = lambda indices: [{"example": i} for i in indices]
+    options["micro"] = micro_batch()
     fit(made, plan, backward, checkpoints=checkpoints, save_every=save_every, log=log, **options)
     return w.detach().clone()
 
@@ -328,10 +353,27 @@ def test_what_is_not_finite_stops_the_run_with_its_batch(tmp_path, loss, gradien
             save_every=1,
             log=lambda row: None,
             describe=lambda indices: [{"example": i} for i in indices],
+            micro=micro_batch(),
         )
     assert w.tolist() == [1, 2]
     (path,) = (tmp_path / "bad_batch").iterdir()
     assert json.loads(path.read_text()) == {"step": 2, "rows": [{"example": 2}, {"example": 3}]}
+
+
+def test_memory_that_did_not_suffice_is_remembered(tmp_path):
+    """Who goes on must not run out of memory again; a smaller size that is asked for counts."""
+    told = micro_batch(8)
+
+    def work(size):
+        if size > 2:
+            raise torch.OutOfMemoryError("no")
+        return size
+
+    assert told.run(work) == 2
+    for asked, expected in ((8, 2), (1, 1)):
+        later = micro_batch(asked)
+        later.load_state(told.state())
+        assert later.run(work) == later.size == expected
 
 
 # --- Ctrl-C ---------------------------------------------------------------------------------------

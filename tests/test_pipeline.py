@@ -229,6 +229,19 @@ def test_a_reward_model_below_the_gate_can_be_trained_otherwise(calm, tmp_path):
     strict = replace(settings, reward=replace(settings.reward, gate=0.99))
     with pytest.raises(UserError, match=r"below --reward\.gate 0\.99"):
         run_loop(strict, Quiet(), kind="quickstart", command="test", until="reward")
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    run_loop(settings, Quiet(), kind="quickstart", command="test", until="reward")
+    again = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert again == rows, "with a lower gate nothing is trained again"
+    assert (
+        weights(out)["reward/adapter/adapter_model.safetensors"]
+        == (weights(calm)["reward/adapter/adapter_model.safetensors"])
+    )
+    ledger = json.loads((out / "ledger.json").read_text())
+    del ledger["reward"]
+    (out / "ledger.json").write_text(json.dumps(ledger))
+    with pytest.raises(UserError, match=r"below --reward\.gate 0\.99"):
+        run_loop(strict, Quiet(), kind="quickstart", command="test", until="reward")
     other = replace(settings, reward=replace(settings.reward, lr=1e-30, head_lr=1e-30))
     run_loop(other, Quiet(), kind="quickstart", command="test", until="reward")
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

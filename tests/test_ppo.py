@@ -13,7 +13,7 @@ from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.rollout import Sampled, score
 from alpaca_rlhf.records import Rollout
 from alpaca_rlhf.settings import PPO, Clip, Value
-from alpaca_rlhf.training import ppo
+from alpaca_rlhf.training import loss_scale, ppo
 from alpaca_rlhf.training.loop import Checkpoints, Learner
 from alpaca_rlhf.training.memory import MicroBatch
 from alpaca_rlhf.training.ppo import PPOPrompt, collect, train_ppo
@@ -243,7 +243,7 @@ def test_the_micro_batch_never_changes_the_gradient(
             for p in adapters.parameters("policy").values():
                 p.mul_(1.1)
         head = head.to(dtype)
-        train(adapters, head, tmp_path, replace(settings, micro_batch_size=size))
+        train(adapters, head, tmp_path / str(size), replace(settings, micro_batch_size=size))
     assert len(gradients) == 8
     for kind in (gradients[0::2], gradients[1::2]):  # policy, value
         whole = kind[-1]
@@ -268,7 +268,7 @@ def test_a_value_on_the_policys_states_moves_the_policy_only_if_shared(
         chosen = Value(trunk=trunk, coef=coef, warmup=0)
         with pytest.MonkeyPatch.context() as patch:  # a head at 0 would have no gradient to give
             patch.setattr(torch.nn.init, "zeros_", lambda tensor: tensor)
-            train(adapters, head, tmp_path, replace(settings, value=chosen))
+            train(adapters, head, tmp_path / str(coef), replace(settings, value=chosen))
         assert "value" not in adapters.names
         policy, value = gradients
         assert value.shape == (128,)
@@ -294,6 +294,60 @@ def test_a_value_on_the_policys_states_begins_at_0_and_learns_first(tiny, tmp_pa
     assert [row["policy_steps"] for row in rows] == [0, 0, 4]
     assert moved[0] == moved[1] == start != moved[2]
     assert rows[1]["explained_variance"] != 0, "the head has learned meanwhile"
+
+
+@pytest.mark.parametrize("trunk", ["shared", "detached"])
+def test_the_values_head_learns_the_same_whatever_moves_the_policy(
+    tiny, tmp_path, gradients, trunk
+):
+    """`coef` scales what reaches the policy; the head's gradient is that of the value's own step.
+
+    Else the head's optimiser would see its gradient jump where the warm-up ends.
+    """
+    settings = replace(SETTINGS, updates=1, epochs=1, minibatch_size=8)
+
+    def value_gradient(coef, warmup):
+        gradients.clear()
+        adapters, head = cast(tiny)
+        chosen = Value(trunk=trunk, coef=coef, warmup=warmup)
+        folder = tmp_path / f"{coef}-{warmup}"
+        train(adapters, head, folder, replace(settings, value=chosen))
+        return gradients[-1]
+
+    alone = value_gradient(0.1, warmup=1)
+    assert alone.norm() > 1e-3
+    for coef in (0.0, 0.1, 1.0):
+        joint = value_gradient(coef, warmup=0)
+        assert (joint - alone).norm() <= 1e-5 * alone.norm()
+
+
+def test_what_was_not_measured_is_not_logged(tiny, tmp_path):
+    """A 0 would be read, and plotted, as a measurement."""
+    adapters, head = cast(tiny)
+    settings = replace(SETTINGS, updates=2, value=replace(SETTINGS.value, warmup=1))
+    first, second = train(adapters, head, tmp_path, settings)
+    of_policy = {"policy_loss", "clip_fraction", "approx_kl", "policy_grad_norm", "lr"}
+    assert not of_policy & first.keys()
+    assert of_policy <= second.keys()
+    assert {"value_loss", "value_grad_norm", "value_lr"} <= first.keys() & second.keys()
+
+
+def test_the_policys_rate_falls_to_0_whatever_kl_stop_refuses(tiny, tmp_path):
+    """A step that is refused is a step of the schedule all the same."""
+    settings = replace(SETTINGS, updates=4, epochs=2, lr=1e-2)
+
+    def train_with(limit):
+        adapters, head = cast(tiny)
+        clip = replace(SETTINGS.clip, kl_stop=limit)
+        return train(adapters, head, tmp_path / str(limit), replace(settings, clip=clip))
+
+    refused, calm = train_with(1e-6), train_with(100.0)
+    assert [row["policy_steps"] for row in refused] == [1, 1, 1, 1]
+    assert [row["policy_steps"] for row in calm] == [4, 4, 4, 4]
+    # 16 steps, of which the first is the warm-up: the last one taken is step 13 of 16
+    assert refused[-1]["lr"] == pytest.approx(settings.lr * (16 - 12) / 15)
+    assert calm[-1]["lr"] == pytest.approx(settings.lr * (16 - 15) / 15)
+    assert refused[-1]["approx_kl"] > 1e-6, "what stopped it is shown"
 
 
 def test_the_kl_coefficient_follows_its_target_by_hand():
@@ -395,7 +449,7 @@ def test_only_policy_and_value_move(tiny, tmp_path):
 def test_the_value_moves_towards_the_returns(tiny, tmp_path):
     adapters, head = cast(tiny)
     settings = replace(
-        SETTINGS, updates=12, lr=1e-30, value=Value(trunk="separate", lr=5e-3, warmup=12)
+        SETTINGS, updates=24, lr=1e-30, value=Value(trunk="separate", lr=5e-3, warmup=24)
     )
     settings = replace(settings, clip=replace(settings.clip, value=0.0))
     rows = train(adapters, head, tmp_path, settings)
@@ -445,15 +499,37 @@ def test_too_few_prompts_are_refused(tiny, tmp_path):
         train(adapters, head, tmp_path, asked=prompts(7))
 
 
+@pytest.mark.parametrize("trunk", ["separate", "shared", "detached"])
+def test_a_loss_scale_leaves_no_trace(tiny, tmp_path, scaled, trunk):
+    settings = replace(
+        SETTINGS, clip=replace(SETTINGS.clip, grad_norm=0.1), value=Value(trunk=trunk, lr=1e-3)
+    )
+
+    def weights(folder):
+        adapters, head = cast(tiny)
+        rows = train(adapters, head, folder, settings)
+        return adapters.digest("policy"), rows
+
+    plain = weights(tmp_path / "a")
+    with scaled(1024):
+        assert weights(tmp_path / "b") == plain
+
+
 class Killed(Exception):
     pass
 
 
 @pytest.mark.parametrize(
     ("dtype", "trunk"),
-    [(torch.float32, "separate"), (torch.float32, "shared"), (torch.bfloat16, "detached")],
+    [
+        (torch.float32, "separate"),
+        (torch.float32, "shared"),
+        (torch.bfloat16, "detached"),
+        (torch.float16, "shared"),
+    ],
 )
-def test_killed_and_resumed_equals_uninterrupted(tiny, tmp_path, dtype, trunk):
+def test_killed_and_resumed_equals_uninterrupted(tiny, tmp_path, monkeypatch, dtype, trunk):
+    monkeypatch.setattr(loss_scale, "START", 2.0**40)  # float16 has to find its scale
     settings = replace(
         SETTINGS,
         updates=5,

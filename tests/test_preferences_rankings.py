@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from alpaca_rlhf.config import UserError
-from alpaca_rlhf.data import read_ranking_trees
+from alpaca_rlhf.data import read_rankings
 from alpaca_rlhf.preferences import append, read
 from alpaca_rlhf.records import Completion, Ranking
 
@@ -167,7 +167,7 @@ def test_an_acknowledged_ranking_survives_a_kill(tmp_path: Path) -> None:
 
 
 def test_real_rankings(shared: Path, tmp_path: Path) -> None:
-    found = read_ranking_trees(shared / "data" / "oasst_en_100_tree.jsonl.gz")
+    found = read_rankings(shared / "data" / "oasst_en_100_tree.jsonl.gz")
     orders = [order for _, _, order in found]
     append(tmp_path / "r.jsonl", *orders)
     known = {one.id: one for _, answers, _ in found for one in answers}

@@ -9,9 +9,12 @@ from alpaca_rlhf.data import (
     Firewall,
     read_instructions,
     read_prompts,
+    read_ranking_trees,
     write_instructions,
 )
 from alpaca_rlhf.pipeline import run_loop
+from alpaca_rlhf.preferences.store import Store
+from alpaca_rlhf.provenance import sha256_of
 from alpaca_rlhf.settings import (
     PPO,
     SFT,
@@ -101,3 +104,22 @@ def test_a_reward_model_trains_on_ranking_trees(shared, prompts, tmp_path):
     reward = ledger(out)["reward"]["facts"]
     assert reward["pairs"] > 20
     assert 0.0 <= reward["ci95"][0] <= reward["held_out_accuracy"] <= reward["ci95"][1] <= 1.0
+
+
+def test_a_reward_model_trains_on_a_snapshot_of_imported_trees(shared, prompts, tmp_path):
+    """Every tree goes into the database, and comes out as a snapshot to train from."""
+    trees = read_ranking_trees(shared / "data" / "oasst_en_100_tree.jsonl.gz")
+    with Store(tmp_path / "preferences.db") as store:
+        store.add_sets(((prompt, own) for prompt, own, _ in trees), origin="oasst")
+        added = store.add_rankings(said for prompt, _, said in trees)
+        assert added == len(trees) > 90
+        made = store.export(tmp_path / "snapshot")
+    assert made.rankings == len(trees) and made.judged == 0
+    out = tmp_path / "run"
+    chosen = settings(shared, prompts, str(tmp_path / "snapshot"), out)
+    run_loop(chosen, Quiet(), kind="loop", command="test", until="reward")
+    assert ledger(out)["reward"]["facts"]["pairs"] > 20
+    read = json.loads((out / "provenance.json").read_text())["inputs"]["rankings"]
+    manifest = tmp_path / "snapshot" / "manifest.json"
+    assert read["sha256"] == sha256_of(manifest), "the adapter's run says what it was trained on"
+    assert json.loads(manifest.read_text())["sha256"] == made.sha256

@@ -26,7 +26,7 @@ from alpaca_rlhf.training.groups import (
 )
 from alpaca_rlhf.training.held_out import evaluate_reward
 from alpaca_rlhf.training.loop import Checkpoints
-from alpaca_rlhf.training.reward import group_loss, train_reward
+from alpaca_rlhf.training.reward import group_loss, micro_batch, train_reward
 
 SETTINGS = Reward(lr=5e-3, head_lr=5e-3, batch_size=8, micro_batch_size=2, warmup=0.0, save_every=2)
 WANTED, KIND = 77, 88
@@ -121,7 +121,8 @@ def test_the_micro_batch_never_changes_the_gradient(
     data = made(6) + made(2, k=7, seed=1)
     for size in (1, 2, 4, 8):
         adapters = tiny("reward", dtype=dtype, quantization=quantization)
-        train(adapters, tmp_path, data, groups(2, seed=2), replace(settings, micro_batch_size=size))
+        folder, small = tmp_path / str(size), replace(settings, micro_batch_size=size)
+        train(adapters, folder, data, groups(2, seed=2), small)
     whole = gradients[-1]
     assert len(gradients) == 4
     assert whole.norm() > 0.01
@@ -138,7 +139,8 @@ def test_each_ranking_weighs_one_whatever_its_k(tiny, tmp_path, gradients):
     small, large = groups(1, k=2)[0], groups(1, k=6, seed=3)[0]
     assert len(large.pairs) > 8
     for data in ([small], [large], [small, large]):
-        train(tiny("reward"), tmp_path, data, groups(1, seed=2))
+        folder = tmp_path / str(len(gradients))
+        train(tiny("reward"), folder, data, groups(1, seed=2))
     one, other, both = gradients
     assert ((one + other) / 2 - both).norm() <= 1e-5 * both.norm()
 
@@ -290,6 +292,18 @@ def test_each_criterion_is_learned_by_its_own_head(tiny, tmp_path):
 
 
 # --- seeds and resuming ---------------------------------------------------------------------------
+
+
+def test_a_loss_scale_leaves_no_trace(tiny, tmp_path, scaled):
+    def weights():
+        adapters = tiny("reward", trained=False)
+        settings = replace(EVERYTHING, max_grad_norm=0.1)
+        head, _ = train(adapters, tmp_path / "none", starred(12), starred(4, seed=2), settings)
+        return adapters.digest("reward"), head.weight.tolist()
+
+    plain = weights()
+    with scaled(1024):
+        assert weights() == plain
 
 
 class Killed(Exception):
@@ -477,13 +491,19 @@ def test_shuffling_moves_completions_and_leaves_verdicts():
 # --- evaluation -----------------------------------------------------------------------------------
 
 
+def rankings_at_once(size):
+    return micro_batch("reward", Reward(micro_batch_size=size))
+
+
 def test_evaluation_does_not_depend_on_its_batch(tiny):
     """Ten rankings in batches of 4 completions, and of any other size, give one set of figures."""
     adapters, data = tiny("reward"), starred(10)
     head = CriteriaHead(128, ["kindness", "use"], seed=2)
     found = [
         figures(
-            evaluate_reward(adapters, "reward", head, data, batch_size=size), resamples=50, seed=0
+            evaluate_reward(adapters, "reward", head, data, rankings_at_once(size)),
+            resamples=50,
+            seed=0,
         )
         for size in (4, 1, 7, 100)
     ]
@@ -506,7 +526,7 @@ def flat(value):
 
 def test_what_is_held_of_each_pair(tiny):
     adapters, head, data = tiny("reward"), CriteriaHead(128, ["use", "x"], seed=2), starred(3)
-    found = evaluate_reward(adapters, "reward", head, data, batch_size=8)
+    found = evaluate_reward(adapters, "reward", head, data, rankings_at_once(2))
     alone = [score(adapters, "reward", head.parts, g.examples, batch_size=1) for g in data]
     expected = [
         (g.prompt_id, 4, n, float(s[a, 0] - s[b, 0]))
@@ -531,7 +551,7 @@ def test_equal_scores_are_half_right(tiny):
     head = ScalarHead(128)
     with torch.no_grad():
         head.weight.zero_()
-    held_out = evaluate_reward(tiny("reward"), "reward", head, groups(4), batch_size=8)
+    held_out = evaluate_reward(tiny("reward"), "reward", head, groups(4), rankings_at_once(2))
     found = figures(held_out, resamples=50, seed=0)
     assert held_out.accuracy == found["held_out_accuracy"] == 0.5
     assert found["length_correlation"] == found["length_rank_correlation"] == 0

@@ -122,11 +122,17 @@ def test_pairs_with_two_equal_answers_are_refused(go, tmp_path, capsys):
     one_line(capsys, "pairs.jsonl:2: ", "the same")
 
 
-@pytest.mark.parametrize("margin", ["much", -1, True, float("inf")])
+@pytest.mark.parametrize("margin", ["much", -1, True])
 def test_margins_that_are_none_are_refused(go, tmp_path, capsys, margin):
     path = written(tmp_path / "pairs.jsonl", [pair("red"), pair("blue", margin=margin)])
     assert go(path) == 2
     one_line(capsys, "pairs.jsonl:2: ", "`margin` must be a number of at least 0")
+
+
+def test_a_margin_without_end_is_no_json(go, tmp_path, capsys):
+    path = written(tmp_path / "pairs.jsonl", [pair("red"), pair("blue", margin=float("inf"))])
+    assert go(path) == 2
+    one_line(capsys, "pairs.jsonl:2: ", "not JSON: Infinity")
 
 
 def test_prompts_that_all_lie_near_others_are_refused(go, tmp_path, capsys):

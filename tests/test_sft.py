@@ -9,13 +9,13 @@ import torch
 
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.models.base import weights_digest
-from alpaca_rlhf.models.batches import Example, example
+from alpaca_rlhf.models.batches import Example, collate, example
 from alpaca_rlhf.models.forward import learned_logprobs
 from alpaca_rlhf.models.rollout import sample
 from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.settings import SFT, Sampling
-from alpaca_rlhf.training import sft
-from alpaca_rlhf.training.loop import Checkpoints, batches
+from alpaca_rlhf.training import loss_scale, sft
+from alpaca_rlhf.training.loop import Checkpoints, Learner, batches
 from alpaca_rlhf.training.sft import encode, held_out_loss, previewed, split_held_out, train_sft
 
 
@@ -129,6 +129,62 @@ class Killed(Exception):
     pass
 
 
+def test_a_loss_scale_leaves_no_trace(tiny, tmp_path, scaled):
+    def digest():
+        adapters = tiny("sft", trained=False)
+        train(adapters, tmp_path / "none", examples(20), replace(SETTINGS, max_grad_norm=0.5))
+        return adapters.digest("sft")
+
+    plain = digest()
+    with scaled(1024):
+        assert digest() == plain
+
+
+def test_float16_keeps_small_gradients_by_its_scale(tiny):
+    """A share in the mean over ten million tokens rounds to nothing without it."""
+    adapters = tiny("sft", dtype=torch.float16)
+    parameters = adapters.parameters("sft").values()
+    adapters.trainable("sft")
+
+    def gradient(scale, divisor):
+        with adapters.using("sft"), adapters.training():
+            batch = collate(adapters.base, examples(4))
+            scale.backward(-learned_logprobs(adapters, batch).sum() / divisor)
+        scale.undo(parameters)
+        whole = torch.cat([p.grad.flatten() for p in parameters]) * divisor
+        for p in parameters:
+            p.grad = None
+        return whole
+
+    none = loss_scale.LossScale(torch.bfloat16)
+    exact = gradient(none, 1.0)
+    kept = gradient(loss_scale.LossScale(torch.float16), 1e7)
+    lost = gradient(none, 1e7)
+    assert (kept - exact).norm() < 0.02 * exact.norm()
+    assert (lost - exact).norm() > 0.2 * exact.norm()
+
+
+@pytest.mark.parametrize("start", [2.0**16, 2.0**60])
+def test_an_overflow_leaves_no_batch_out(tiny, tmp_path, gradients, monkeypatch, start):
+    """The batch is done again with half the scale until it fits; there is one step a batch."""
+    monkeypatch.setattr(loss_scale, "START", start)
+    rows, scales = [], []
+    adapters = tiny("sft", trained=False, dtype=torch.float16)
+    step = Learner.step
+    monkeypatch.setattr(Learner, "step", lambda one: (scales.append(one.scale.value), step(one))[1])
+    train(adapters, tmp_path, examples(20), log=rows.append)
+    assert len(gradients) == len(rows) == 3
+    assert all(one.isfinite().all() for one in gradients)
+    if start > 2.0**16:
+        assert scales[0] < start
+    plain = tiny("sft", trained=False)
+    others = []
+    train(plain, tmp_path / "plain", examples(20), log=others.append)
+    for one, other in zip(rows, others, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=0.01)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=0.02)
+
+
 def test_the_same_seed_gives_the_same_weights(tiny, tmp_path):
     def digest(seed, micro=4):
         adapters = tiny("sft", trained=False)
@@ -140,7 +196,7 @@ def test_the_same_seed_gives_the_same_weights(tiny, tmp_path):
     assert digest(0) != digest(1)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_killed_and_resumed_equals_uninterrupted(tiny, tmp_path, dtype):
     data, held_out = examples(22), examples(6, seed=1)
     settings = replace(SETTINGS, epochs=2, batch_size=4)

@@ -107,3 +107,30 @@ def test_logits_are_made_a_chunk_at_a_time(monkeypatch):
     with Logits(11) as seen:
         (hidden @ weight.T).log_softmax(-1).sum().backward()
     assert seen.most == 11 * 100, "the plain way makes them all, so the check can fail"
+
+
+@pytest.mark.parametrize("chance", [0.9, 0.99, 0.999, 0.99999])
+def test_the_gradient_of_a_token_that_was_all_but_certain_is_not_lost_in_bf16(chance):
+    """1 - p of it has to be taken before anything is rounded to 8 bits.
+
+    PPO needs this gradient to push down what is confident and wrong.
+    """
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(64, 32, generator=generator, dtype=torch.float64).bfloat16()
+    others = (weight[1:].double() @ weight[0].double() / weight[0].double().norm() ** 2).max()
+
+    def at(scale):
+        return (scale * weight[0].double()).bfloat16()
+
+    scales = torch.linspace(0, 3, 3001, dtype=torch.float64)
+    chances = [float((at(s).double() @ weight.double().T).softmax(-1)[0]) for s in scales.tolist()]
+    hidden = at(float(scales[min(range(3001), key=lambda i: abs(chances[i] - chance))]))
+    assert others < 1
+
+    def gradient(states, head):
+        states = states[None].clone().requires_grad_()
+        chosen_logprobs(states, head, torch.tensor([0])).logprobs.sum().backward()
+        return states.grad[0].double()
+
+    exact = gradient(hidden.double(), weight.double())
+    assert (gradient(hidden, weight) - exact).norm() < 0.06 * exact.norm()

@@ -1,4 +1,4 @@
-"""Human preferences from files: pairs of answers, and trees of ranked answers.
+"""Human preferences from files: pairs of answers.
 
 A dialogue before ranked answers is rendered into the text of one instruction. A single question
 stands as it is. Several turns become a transcript of paragraphs, `Human: ...` and `Assistant: ...`,
@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from alpaca_rlhf.config import UserError
 from alpaca_rlhf.data.conversations import Turn, read_message, read_turns
 from alpaca_rlhf.data.formats import prompt_columns, source_of
-from alpaca_rlhf.data.rows import BadRow, checked_text, collect, type_name
-from alpaca_rlhf.records import Completion, Instruction, PreferencePair, Ranking
+from alpaca_rlhf.data.problems import BadRow, listed, short
+from alpaca_rlhf.data.rows import checked_text, collect
+from alpaca_rlhf.records import Instruction, PreferencePair
 
 _HH_ANSWER = "\n\nAssistant:"
+_TWO = (("completion_a", "completion_b"), ("output_1", "output_2"))
+_FIRST, _SECOND = ("1", "a", "completion_a", "output_1"), ("2", "b", "completion_b", "output_2")
+_TIE = ("0", "tie")
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
@@ -45,7 +48,9 @@ def read_pairs(path: Path) -> list[PreferencePair]:
     `rejected`), and `prompt` (or `instruction` and `input`) with `chosen` and `rejected`. Messages
     may be text, `from`/`value` or `role`/`content`. One of two answers may be empty: people do
     prefer silence at times. A column `margin`, a number of at least 0, says how much better the
-    better one is.
+    better one is. GPT-4-LLM's `completion_a`, `completion_b` and AlpacaFarm's `output_1`,
+    `output_2` are ordered by `preference` (1, 2, a, b, or tie, which gives no pair); without that
+    column the first is the better one.
 
     Args:
         path: A JSON array or JSON lines, plain or gzipped.
@@ -55,75 +60,42 @@ def read_pairs(path: Path) -> list[PreferencePair]:
             broken.
     """
     path = Path(path)
-    return collect(
-        path, lambda row: [replace(_pair(row, source_of(row, path.name)), margin=_margin(row))]
-    )
+    return collect(path, lambda row: pairs_of(row, path.name))
 
 
-def read_ranking_trees(path: Path) -> list[tuple[Instruction, list[Completion], Ranking]]:
-    """K-way rankings out of OpenAssistant's message trees, one tree a row.
-
-    Every human turn with at least two ranked replies gives one ranking; replies of equal rank share
-    a tier, replies without a rank and deleted ones are left out. The annotator is `oasst` (the
-    ranks are a consensus of many people), `oasst-2` where the same dialogue comes a second time, so
-    that neither replaces the other.
-
-    Args:
-        path: A JSON array or JSON lines, plain or gzipped.
+def pairs_of(row: dict[str, Any], source: str) -> list[PreferencePair]:
+    """The pair of one row, or none if its two answers tie.
 
     Raises:
-        UserError: `file:line:` of the first broken tree.
+        BadRow: It is broken.
     """
-    path = Path(path)
-    times: dict[str, int] = {}
-
-    def convert(row: dict[str, Any]) -> list[tuple[Instruction, list[Completion], Ranking]]:
-        found = []
-        for turns, replies in _ranked_nodes(row):
-            prompt = dialogue(turns, source=path.name)
-            made = [Completion(prompt.id, text, sample=at) for at, (_, text) in enumerate(replies)]
-            ranks = sorted({rank for rank, _ in replies})
-            tiers = tuple(
-                tuple(one.id for one, (rank, _) in zip(made, replies, strict=True) if rank == level)
-                for level in ranks
-            )
-            times[prompt.id] = times.get(prompt.id, 0) + 1
-            annotator = "oasst" if times[prompt.id] == 1 else f"oasst-{times[prompt.id]}"
-            found.append((prompt, made, Ranking(prompt.id, tiers, annotator)))
-        return found
-
-    return collect(path, convert)
+    if is_comparison(row):
+        return _comparison(row, source_of(row, source))
+    return [replace(_pair(row, source_of(row, source)), margin=_margin(row))]
 
 
-def holds_trees(path: Path) -> bool:
-    """Whether a file of rankings holds message trees, by its name; if not, it holds pairs."""
-    return path.name.removesuffix(".gz").endswith("tree.jsonl")
+def pair_to_json(pair: PreferencePair) -> dict[str, Any]:
+    """The columns of a pair that `read_pairs` reads back, for a JSON line."""
+    columns: dict[str, Any] = {
+        "instruction": pair.prompt.instruction,
+        "input": pair.prompt.input,
+        "chosen": pair.chosen,
+        "rejected": pair.rejected,
+        "source": pair.prompt.source,
+    }
+    return columns | ({"margin": pair.margin} if pair.margin else {})
 
 
-def ranked_prompts(path: Path) -> list[Instruction]:
-    """The prompts of a file of rankings, each once.
-
-    Raises:
-        UserError: `file:line:` of the first broken row, or no ranking has two completions.
-    """
-    found = (
-        [prompt for prompt, _, _ in read_ranking_trees(path)]
-        if holds_trees(path)
-        else [pair.prompt for pair in read_pairs(path)]
-    )
-    if not found:
-        raise UserError(
-            f"{path}: no message of these trees has two replies with a `rank`, "
-            "and a ranking needs at least two completions"
-        )
-    return list({prompt.id: prompt for prompt in found}.values())
+def is_comparison(row: Mapping[str, Any]) -> bool:
+    """Whether a row holds two answers without saying by their names which is better."""
+    return any(all(row.get(name) is not None for name in two) for two in _TWO)
 
 
 def _pair(row: dict[str, Any], source: str) -> PreferencePair:
     for name in ("chosen", "rejected"):
         if row.get(name) is None:
-            columns = ", ".join(sorted(map(str, row))) or "none"
-            raise BadRow(f"expected columns `chosen` and `rejected`; columns here: {columns}")
+            here = listed(list(row))
+            raise BadRow(f"expected columns `chosen` and `rejected`; columns here: {here}")
     if "conversations" in row:
         prompt = dialogue(read_turns(row["conversations"], "column `conversations`"), source=source)
     elif isinstance(row.get("prompt"), list):
@@ -138,6 +110,22 @@ def _pair(row: dict[str, Any], source: str) -> PreferencePair:
             source,
         )
     return _made(prompt, _answer(row["chosen"], "`chosen`"), _answer(row["rejected"], "`rejected`"))
+
+
+def _comparison(row: dict[str, Any], source: str) -> list[PreferencePair]:
+    names = next(two for two in _TWO if all(row.get(name) is not None for name in two))
+    first, second = (checked_text(row[name], f"column `{name}`") for name in names)
+    value = row.get("preference")
+    wish = "1" if value is None else str(value).strip().lower().removesuffix(".0")
+    if wish not in (*_FIRST, *_SECOND, *_TIE):
+        raise BadRow(f"`preference` must be 1, 2, a, b or tie, got {short(str(value))}")
+    if "user_input" in row:
+        row = {"instruction": row["user_input"], "input": row.get("input")}
+    prompt = Instruction(*prompt_columns(row), source=source)
+    if wish in _TIE:
+        return []
+    better, worse = (first, second) if wish in _FIRST else (second, first)
+    return [replace(_made(prompt, better, worse), margin=_margin(row))]
 
 
 def _margin(row: dict[str, Any]) -> float:
@@ -188,32 +176,3 @@ def _answer(value: object, what: str) -> str:
             raise BadRow(f"{what} must be the assistant's message")
         return text
     return checked_text(value, what)
-
-
-def _ranked_nodes(tree: dict[str, Any]) -> Iterator[tuple[list[Turn], list[tuple[int, str]]]]:
-    """Dialogue and (rank, text) of the replies, for human turns with two or more ranked ones."""
-    if not isinstance(tree.get("prompt"), dict):
-        raise BadRow(
-            "expected a message tree with the first message, and its `replies`, in `prompt`"
-        )
-    stack: list[tuple[list[Turn], dict[str, Any]]] = [([], tree["prompt"])]
-    while stack:
-        before, node = stack.pop()
-        turn = read_message({"role": node.get("role"), "content": node.get("text")}, "the tree")
-        turns = [*before, turn]
-        replies = node.get("replies") or []
-        if not isinstance(replies, list) or not all(isinstance(one, dict) for one in replies):
-            raise BadRow("`replies` must be a list of messages")
-        alive = [one for one in replies if not one.get("deleted")]
-        if turn[0] == "Human":
-            ranked = [_ranked(one) for one in alive if one.get("rank") is not None]
-            if len(ranked) >= 2:
-                yield turns, ranked
-        stack.extend((turns, one) for one in reversed(alive))
-
-
-def _ranked(node: dict[str, Any]) -> tuple[int, str]:
-    rank = node["rank"]
-    if not isinstance(rank, int) or isinstance(rank, bool):
-        raise BadRow(f"`rank` must be a whole number, got {type_name(rank)}")
-    return rank, checked_text(node.get("text"), "`text` of a reply")

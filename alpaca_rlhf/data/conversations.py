@@ -35,7 +35,7 @@ def read_message(value: object, what: str) -> Turn:
     """
     if not isinstance(value, dict):
         raise BadRow(f"a message in {what} must be an object, got {type_name(value)}")
-    role = value.get("from", value.get("role"))
+    role = _first(value, "from", "role")
     speaker = _SPEAKERS.get(role) if isinstance(role, str) else None
     if speaker is None:
         named = f"; {role[:40]!r} is unknown" if isinstance(role, str) else ""
@@ -43,7 +43,7 @@ def read_message(value: object, what: str) -> Turn:
             f"a message in {what} must say who speaks "
             f"(`from` or `role`: human, gpt, user, assistant, system){named}"
         )
-    return speaker, checked_text(value.get("value", value.get("content")), f"a message in {what}")
+    return speaker, checked_text(_first(value, "value", "content"), f"a message in {what}")
 
 
 def read_turns(value: object, what: str) -> list[Turn]:
@@ -102,6 +102,11 @@ def dialogue_history(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     if not all(text.strip() for one in made for text in one):
         raise BadRow("a text in `history` is empty")
     return tuple((one[0], one[1]) for one in made)
+
+
+def _first(value: Mapping[str, Any], *names: str) -> Any:
+    """The first of the columns that is there; Parquet names all of them, with null for none."""
+    return next((value[name] for name in names if value.get(name) is not None), None)
 
 
 def _refuse_broken(said: Sequence[Turn]) -> None:

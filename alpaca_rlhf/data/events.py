@@ -31,6 +31,7 @@ SEGMENT_BYTES = 64 * 2**20
 
 _BLOCK = 2**20
 _MANIFEST, _LOCK = "manifest.json", ".lock"
+_KINDS = {"segments": list, "teachers": list, "seeds": dict, "settings": dict, "counts": dict}
 
 Event = dict[str, Any]
 
@@ -124,13 +125,8 @@ class EventStore:
         listed = self.manifest["segments"]
         for one in listed:
             path = self.folder / one["file"]
-            if one["file"] not in names:
-                raise UserError(f"{path}: is missing; put it back")
             if _digest_of(path).hexdigest() != one["sha256"]:
-                raise UserError(
-                    f"{path}: is damaged, its sha256 is not the one in {_MANIFEST}; put back a "
-                    "copy of it, or move the folder away to begin anew"
-                )
+                raise _damaged(path)
         own = {one["file"] for one in listed} | {self._name()}
         for name in names:
             if name not in own:
@@ -208,23 +204,34 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: is not JSON any more; put back a copy of it") from None
     if not isinstance(manifest, Mapping) or manifest.get("schema") != SCHEMA:
         raise UserError(f"{path}: is not a manifest of schema {SCHEMA}; it is of another version")
+    for name, kind in _KINDS.items():
+        if not isinstance(manifest.get(name, kind()), kind):
+            raise UserError(f"{path}: its {name} cannot be read; put back a copy of it")
+    for one in manifest.get("segments", [None]):
+        if not isinstance(one, dict) or not {"file", "sha256"} <= one.keys():
+            raise UserError(f"{path}: its segments cannot be read; put back a copy of it")
     return dict(manifest)
 
 
 def read_events(folder: Path) -> Iterator[tuple[str, Event]]:
-    """Every event in order, with `file:line`. A last line without its newline is left out.
+    """Every event in order, with `file:line`. A torn last line of the newest segment is left out.
 
-    Takes no lock: it may be used while another process writes.
+    Takes no lock: it may be used while another process writes. A closed segment that is not what
+    was written is told once it has been read.
 
     Raises:
-        UserError: A line is not an event.
+        UserError: A line is not an event; a closed segment is missing or damaged.
     """
-    for name in _segment_names(folder):
+    closed = read_manifest(folder)["segments"] if (folder / _MANIFEST).exists() else []
+    sums = {one["file"]: one["sha256"] for one in closed}
+    for name in sorted({*sums, *_segment_names(folder)}):
         path = folder / name
-        with path.open("rb") as stream:
+        digest = hashlib.sha256()
+        with _opened(path) as stream:
             for number, line in enumerate(stream, 1):
-                if not line.endswith(b"\n"):
+                if name not in sums and not line.endswith(b"\n"):
                     return
+                digest.update(line)
                 try:
                     event = json.loads(line)
                 except ValueError:
@@ -234,6 +241,22 @@ def read_events(folder: Path) -> Iterator[tuple[str, Event]]:
                         f"{path}:{number}: not an event; the file was damaged, set it aside"
                     )
                 yield f"{path}:{number}", event
+        if name in sums and digest.hexdigest() != sums[name]:
+            raise _damaged(path)
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        raise UserError(f"{path}: is missing; put it back") from None
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(
+        f"{path}: is damaged, its sha256 is not the one in {_MANIFEST}; put back a copy of it, or "
+        "move the folder away to begin anew"
+    )
 
 
 def _segment_names(folder: Path) -> list[str]:
@@ -242,7 +265,7 @@ def _segment_names(folder: Path) -> list[str]:
 
 def _digest_of(path: Path) -> hashlib._Hash:
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with _opened(path) as stream:
         while block := stream.read(_BLOCK):
             digest.update(block)
     return digest

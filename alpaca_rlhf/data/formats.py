@@ -31,14 +31,14 @@ def read_instructions(path: Path) -> list[Instruction]:
     columns are ignored. `source` is the row's own, or the name of the file.
 
     Args:
-        path: A JSON array or JSON lines, plain or gzipped.
+        path: A JSON array or JSON lines, plain or gzipped; a CSV by its name; a Parquet file.
 
     Raises:
         UserError: `file:line:` of the first broken row (no instruction, an empty output, not text
             ...).
     """
     path = Path(path)
-    return collect(path, lambda row: _answered(row, _instructions(row, path.name)))
+    return collect(path, lambda row: answered_of(row, path.name))
 
 
 def read_prompts(path: Path) -> list[Instruction]:
@@ -47,7 +47,7 @@ def read_prompts(path: Path) -> list[Instruction]:
     A conversation may end with the user's turn.
     """
     path = Path(path)
-    return collect(path, lambda row: _instructions(row, path.name))
+    return collect(path, lambda row: instructions_of(row, path.name))
 
 
 def write_instructions(path: Path, rows: Iterable[Instruction]) -> None:
@@ -69,7 +69,21 @@ def source_of(row: dict[str, Any], default: str) -> str:
     return text_column(row, ("source",), required=False) if "source" in row else default
 
 
-def _instructions(row: dict[str, Any], file_name: str) -> list[Instruction]:
+def answered_of(row: dict[str, Any], file_name: str) -> list[Instruction]:
+    """The tasks of one row, as `read_instructions` reads it.
+
+    Raises:
+        BadRow: It is broken, or has no answer.
+    """
+    return _answered(row, instructions_of(row, file_name))
+
+
+def instructions_of(row: dict[str, Any], file_name: str) -> list[Instruction]:
+    """The tasks of one row, as `read_prompts` reads it.
+
+    Raises:
+        BadRow: It is broken.
+    """
     source = source_of(row, file_name)
     if holds_conversation(row):
         return [conversation(row, source)]

@@ -1,37 +1,215 @@
-"""Rows of a JSON array or of JSON lines, plain or gzipped, each with the line it stands on.
+"""Rows of a file, each with the line it stands on.
 
+JSON and JSON lines, plain or gzipped; CSV; Parquet; and datasets that the `datasets` library knows.
 A broken row does not end the reading: all of them are counted, and the error names the first one
 with its line.
 """
 
 from __future__ import annotations
 
-import codecs
 import gzip
-import json
+import stat
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, Literal, Protocol, TypeVar, cast
 
 from alpaca_rlhf.config import UserError
+from alpaca_rlhf.data.json_rows import array_rows, line_rows
+from alpaca_rlhf.data.problems import BadRow, Problems, Unreadable, listed, short
+from alpaca_rlhf.data.tables import (
+    HUB,
+    csv_rows,
+    dataset_of,
+    dataset_rows,
+    parquet_length,
+    parquet_rows,
+)
+from alpaca_rlhf.provenance import sha256_of
+
+__all__ = [
+    "BadRow",
+    "RowFile",
+    "Rows",
+    "Unreadable",
+    "checked_text",
+    "collect",
+    "open_rows",
+    "text_column",
+    "type_name",
+]
 
 T = TypeVar("T")
-_DECODER = json.JSONDecoder()
-_GZIP_MAGIC = b"\x1f\x8b"
-_NOT_UTF8 = "not UTF-8 text; save the file as UTF-8"
+
+Container = Literal["JSON", "JSON lines", "CSV", "Parquet", "dataset"]
+"""How rows are packed."""
+
+_SAVED = ("dataset_info.json", "dataset_dict.json")
+_GZIP = b"\x1f\x8b"
+_PARQUET = b"PAR1"
+_FOREIGN = {
+    b"PK\x03\x04": "a zip archive or a spreadsheet",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    b"BZh": "compressed with bzip2",
+    b"\xfd7zXZ": "compressed with xz",
+    b"ARROW1": "an Arrow file",
+    b"SQLite format 3": "a database",
+    b"\xff\xfe": "UTF-16 text",
+    b"\xfe\xff": "UTF-16 text",
+    _PARQUET: "a gzipped Parquet file",
+}
 
 
-class BadRow(Exception):
-    """One row cannot be used; the message says what is wrong and what was expected."""
+class Rows(Protocol):
+    """Rows that can be read again and again."""
+
+    name: str
+    """What the user calls them."""
+    origin: str
+    """Their `source`, where a row has none of its own: the name of the file."""
+    container: Container
+    """How they are packed."""
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        """Number (of the line; where there are none, of the row) and value; `BadRow` if broken."""
+        ...
+
+    def place(self, number: int) -> str:
+        """Where a row stands, for a message."""
+        ...
+
+    def done(self) -> float:
+        """The share of it that has been read, from 0 to 1."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """What tells these rows from others, for a manifest."""
+        ...
+
+
+class RowFile:
+    """The rows of one file.
+
+    Raises:
+        UserError: It is not there, is no file, or is packed in a way that is not read here.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = str(path)
+        self.origin = path.name
+        with _told(path):
+            if not stat.S_ISREG(path.stat().st_mode):  # a pipe could be read only once
+                raise UserError(f"{path}: cannot be read: not a plain file")
+            with path.open("rb") as raw:
+                head = raw.read(16)
+        self._packed = head.startswith(_GZIP)
+        if self._packed:
+            with _told(path), gzip.open(path) as unpacked:
+                head = unpacked.read(16)
+        suffix = "".join(path.suffixes[-2:]).lower().removesuffix(".gz")
+        self.container: Container = _container(path, head, suffix, packed=self._packed)
+        self._raw: BinaryIO | None = None
+        self._length = 0
+        self._seen = 0
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        """Line (of Parquet: row) number and value of every row; a broken one is a `BadRow`.
+
+        Raises:
+            UserError: The file cannot be read to its end.
+        """
+        if self.container == "Parquet":
+            self._length = parquet_length(self.path)
+            for number, row in parquet_rows(self.path):
+                self._seen = number
+                yield number, row
+            return
+        with _told(self.path), self.path.open("rb") as raw:
+            self._raw, self._length = raw, self.path.stat().st_size
+            with cast(BinaryIO, gzip.open(raw)) if self._packed else raw as stream:
+                if self.container == "CSV":
+                    yield from csv_rows(stream, self.path)
+                elif _begins_array(stream):
+                    self.container = "JSON"
+                    yield from array_rows(stream)
+                else:
+                    yield from line_rows(stream)
+            self._raw = None
+
+    def place(self, number: int) -> str:
+        """`file:line`, or `file: row 7`."""
+        if self.container == "Parquet":
+            return f"{self.path}: row {number}"
+        return f"{self.path}:{number}"
+
+    def done(self) -> float:
+        """The share of it that has been read."""
+        if self._raw is not None and not self._raw.closed:
+            self._seen = self._raw.tell()
+        return self._seen / self._length if self._length else 0.0
+
+    def facts(self) -> dict[str, Any]:
+        """Its size and sha256.
+
+        Raises:
+            UserError: It cannot be read.
+        """
+        return {"bytes": self.path.stat().st_size, "sha256": sha256_of(self.path)}
+
+
+class RowDataset:
+    """The rows of a dataset on the hub, or of one that was saved in a folder.
+
+    Raises:
+        UserError: It cannot be had.
+    """
+
+    container: Container = "dataset"
+
+    def __init__(self, name: str) -> None:
+        self.name = self.origin = name
+        self.dataset = dataset_of(name)
+        self._seen = 0
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        """Row number and columns."""
+        for number, row in dataset_rows(self.dataset, self.name):
+            self._seen = number
+            yield number, row
+
+    def place(self, number: int) -> str:
+        """`name: row 7`."""
+        return f"{self.name}: row {number}"
+
+    def done(self) -> float:
+        """The share of it that has been read."""
+        return self._seen / max(1, len(self.dataset))
+
+    def facts(self) -> dict[str, Any]:
+        """Its fingerprint, and the licence that it names."""
+        named = self.dataset.info.license
+        return {"fingerprint": self.dataset._fingerprint} | ({"licence": named} if named else {})
+
+
+def open_rows(name: str) -> RowFile | RowDataset:
+    """The rows of a file, of a dataset on the hub (`hub:owner/name[:split]`) or of a saved one.
+
+    Raises:
+        UserError: They cannot be had.
+    """
+    if name.startswith(HUB) or any((Path(name) / one).is_file() for one in _SAVED):
+        return RowDataset(name)
+    return RowFile(Path(name))
 
 
 def collect(path: Path, convert: Callable[[dict[str, Any]], list[T]]) -> list[T]:
     """What `convert` makes of every row of a file.
 
     Args:
-        path: A JSON array of objects, or one JSON object a line; either may be gzipped.
+        path: A JSON array of objects or one JSON object a line, either may be gzipped; a CSV whose
+            name says so; a Parquet file.
         convert: Turns a row into records, or raises `BadRow`.
 
     Raises:
@@ -39,29 +217,38 @@ def collect(path: Path, convert: Callable[[dict[str, Any]], list[T]]) -> list[T]
             `file:line:` of the first broken row and counts each kind of problem.
     """
     made: list[T] = []
-    problems: Counter[str] = Counter()
-    first: tuple[int, str] | None = None
+    problems = Problems()
     total = 0
-    for line, row in _rows(path):
+    rows = RowFile(path)
+    for number, row in rows:
         total += 1
         try:
-            if isinstance(row, BadRow):
-                raise row
-            if not isinstance(row, dict):
-                raise BadRow(f"expected an object with named columns, got {type_name(row)}")
-            made.extend(convert(row))
+            made.extend(convert(columns_of(row)))
         except BadRow as problem:
-            problems[str(problem)] += 1
-            first = first or (line, str(problem))
-    if first is not None:
-        line, message = first
-        broken = sum(problems.values())
-        raise UserError(
-            f"{path}:{line}: {message} ({broken} of {total} rows broken{_kinds(problems)})"
-        )
+            problems.note(rows.place(number), str(problem))
+    if problems.total:
+        raise UserError(problems.summary(total))
     if not total:
-        raise UserError(f"{path}: no rows in it; expected a JSON array or one JSON object a line")
+        raise UserError(no_rows(str(path)))
     return made
+
+
+def no_rows(name: str) -> str:
+    """What to say of a file without rows."""
+    return f"{name}: no rows in it; expected a JSON array or one JSON object a line"
+
+
+def columns_of(row: Any) -> dict[str, Any]:
+    """A row as it was read, if it is one.
+
+    Raises:
+        BadRow: It is broken, or something else than named columns.
+    """
+    if isinstance(row, BadRow):
+        raise row
+    if not isinstance(row, dict):
+        raise BadRow(f"expected an object with named columns, got {type_name(row)}")
+    return row
 
 
 def text_column(row: Mapping[str, Any], names: tuple[str, ...], *, required: bool = True) -> str:
@@ -71,8 +258,7 @@ def text_column(row: Mapping[str, Any], names: tuple[str, ...], *, required: boo
             return checked_text(row[name], f"column `{name}`")
     if required:
         wanted = " or ".join(f"`{name}`" for name in names)
-        columns = ", ".join(sorted(row)) or "none"
-        raise BadRow(f"expected a column {wanted}; columns here: {columns}")
+        raise BadRow(f"expected a column {wanted}; columns here: {listed(list(row))}")
     return ""
 
 
@@ -92,99 +278,42 @@ def type_name(value: object) -> str:
         list: "a list",
         str: "text",
         bool: "true or false",
+        int: "a number",
+        float: "a number",
         type(None): "null",
     }
-    return names.get(type(value), "a number")
+    return names.get(type(value), f"a value of type {type(value).__name__}")
 
 
-def _kinds(problems: Counter[str]) -> str:
-    if len(problems) == 1:
-        return ""
-    listed = [f"{count} x {message}" for message, count in problems.most_common(5)]
-    return ": " + "; ".join(listed + (["..."] if len(problems) > 5 else []))
-
-
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Line number and value of every row; a row that is not JSON is a `BadRow`."""
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Turn what the system and gzip refuse into one line."""
     try:
-        with path.open("rb") as raw:
-            packed = raw.read(2) == _GZIP_MAGIC
-        with gzip.open(path) if packed else path.open("rb") as stream:
-            yield from _parsed(stream)
+        yield
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+        raise UserError(f"{path}: cannot be read: {short(str(error), 120)}") from None
 
 
-def _parsed(stream: Iterable[bytes]) -> Iterator[tuple[int, Any]]:
-    lines = enumerate(stream, 1)
-    started = False
-    for number, line in lines:
-        line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-        if not line.strip():
-            continue
-        if not started:
-            started = True
-            if line.lstrip().startswith(b"["):
-                yield from _array_bytes(b"".join([line, *(rest for _, rest in lines)]), number)
-                return
-        yield number, _loads(line)
+def _container(path: Path, head: bytes, suffix: str, *, packed: bool) -> Container:
+    if head.startswith(_PARQUET) and not packed:
+        return "Parquet"
+    for magic, what in _FOREIGN.items():
+        if head.startswith(magic):
+            raise UserError(
+                f"{path}: is {what}; expected JSON, JSON lines (both also gzipped), CSV or "
+                "Parquet: unpack or convert it"
+            )
+    if suffix.endswith(".parquet"):
+        raise UserError(f"{path}: is no Parquet file, in spite of its name; is it cut or damaged?")
+    return "CSV" if suffix.endswith((".csv", ".tsv")) else "JSON lines"
 
 
-def _loads(line: bytes) -> Any:
-    try:
-        return json.loads(line.decode())
-    except UnicodeDecodeError:
-        return BadRow(_NOT_UTF8)
-    except (ValueError, RecursionError) as error:
-        return BadRow(f"not JSON: {_reason(error)}; expected one JSON object a line")
-
-
-def _array_bytes(data: bytes, line: int) -> Iterator[tuple[int, Any]]:
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        yield line + data.count(b"\n", 0, error.start), BadRow(_NOT_UTF8)
-        return
-    yield from _array(text, line)
-
-
-def _array(text: str, line: int) -> Iterator[tuple[int, Any]]:
-    """Elements of a JSON array, each with its line, up to the first that is not JSON."""
-    at = _skip(text, 0) + 1
-    seen = 0
-    comma = False
-    while True:
-        at = _skip(text, at)
-        line, seen = line + text.count("\n", seen, at), at
-        if text.startswith("]", at):
-            if text[at + 1 :].strip():
-                yield line, BadRow("not JSON: something follows the closing bracket of the array")
-            return
-        if comma:
-            if not text.startswith(",", at):
-                yield line, BadRow("not JSON: expected a comma or the closing bracket of the array")
-                return
-            at = _skip(text, at + 1)
-            line, seen = line + text.count("\n", seen, at), at
-        try:
-            value, at = _DECODER.raw_decode(text, at)
-        except (ValueError, RecursionError) as error:
-            within = error.pos if isinstance(error, json.JSONDecodeError) else at
-            yield line + text.count("\n", seen, within), BadRow(f"not JSON: {_reason(error)}")
-            return
-        yield line, value
-        comma = True
-
-
-def _skip(text: str, at: int) -> int:
-    while at < len(text) and text[at] in " \t\r\n":
-        at += 1
-    return at
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} in column {error.colno}"
-    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+def _begins_array(stream: BinaryIO) -> bool:
+    """Whether the first character is an opening bracket; the stream stands at its begin again."""
+    head = stream.read(1024)
+    while head and not head.strip(b"\xef\xbb\xbf \t\r\n"):
+        head = stream.read(1024)
+    stream.seek(0)
+    return head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")

@@ -1,52 +1,17 @@
 """The prompt firewall: what one stage has seen comes up in no other, near-duplicates included.
 
-Two prompts are near-duplicates if a caller's `key` gives the same for both (in the small world: the
-task, whatever its phrasing). Where there is no key, they are if the ROUGE-L F1 of their texts is
-above 0.7. A prompt with a key is never compared with one without.
+What a near-duplicate is says `clusters`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from alpaca_rlhf.config import UserError
-from alpaca_rlhf.data.novelty import NoveltyIndex
+from alpaca_rlhf.data.clusters import Key, Near, clusters, prompt_text
 from alpaca_rlhf.records import Instruction
-
-Key = Callable[[Instruction], str | None]
-"""What makes two prompts the same task, or None to compare their texts."""
-
-NEAR = 0.7
-"""ROUGE-L F1 above which two texts are near-duplicates (arXiv 2212.10560 section 2.2)."""
-
-
-def prompt_text(row: Instruction) -> str:
-    """The text by which free-text prompts are compared: all that the user said.
-
-    That is the instruction and its input, after the user's earlier turns if there are any.
-    """
-    earlier = [user for user, _ in row.history]
-    return "\n".join([*earlier, row.instruction, *([row.input] if row.input else [])])
-
-
-def answered_prompts(rows: Iterable[Instruction]) -> list[Instruction]:
-    """Every prompt that rows answer: of a conversation, the prompt of each of its replies.
-
-    SFT learns from all of them, so no other stage may hold one.
-    """
-    return [
-        one
-        for row in rows
-        for one in (
-            *(
-                Instruction(user, "", reply, row.source, row.history[:number])
-                for number, (user, reply) in enumerate(row.history)
-            ),
-            row,
-        )
-    ]
 
 
 @dataclass(frozen=True)
@@ -73,60 +38,6 @@ class Leak:
         )
 
 
-class _Near:
-    """Prompts added so far, to be asked which of them lie near another."""
-
-    def __init__(self, key: Key | None) -> None:
-        self._key = key
-        self.rows: list[Instruction] = []
-        self._by_key: dict[str, list[int]] = {}
-        self._index = NoveltyIndex(NEAR)
-        self._indexed: list[int] = []
-
-    def add(self, row: Instruction) -> int:
-        number = len(self.rows)
-        self.rows.append(row)
-        key = self._key(row) if self._key else None
-        if key is not None:
-            self._by_key.setdefault(key, []).append(number)
-        else:
-            self._index.add(prompt_text(row))
-            self._indexed.append(number)
-        return number
-
-    def find(self, row: Instruction) -> list[tuple[float, int]]:
-        """(score, number) of every prompt near `row`, the nearest first."""
-        key = self._key(row) if self._key else None
-        if key is not None:
-            return [(1.0, number) for number in self._by_key.get(key, ())]
-        return [
-            (one.score, self._indexed[one.row]) for one in self._index.duplicates(prompt_text(row))
-        ]
-
-
-def clusters(rows: Sequence[Instruction], key: Key | None = None) -> list[list[Instruction]]:
-    """Near-duplicates joined into groups, transitively; all in the order of `rows`."""
-    near = _Near(key)
-    parent = list(range(len(rows)))
-
-    def root(number: int) -> int:
-        while parent[number] != number:
-            parent[number] = parent[parent[number]]
-            number = parent[number]
-        return number
-
-    same_id: dict[str, int] = {}  # a text without any token is near nothing, but it is itself
-    for number, row in enumerate(rows):
-        for other in [same_id.setdefault(row.id, number), *(found for _, found in near.find(row))]:
-            first, second = sorted((root(other), root(number)))
-            parent[second] = first
-        near.add(row)
-    groups: dict[int, list[Instruction]] = {}
-    for number, row in enumerate(rows):
-        groups.setdefault(root(number), []).append(row)
-    return list(groups.values())
-
-
 def split_prompts(
     rows: Sequence[Instruction], *, sizes: Mapping[str, float], seed: int, key: Key | None = None
 ) -> dict[str, list[Instruction]]:
@@ -139,7 +50,7 @@ def split_prompts(
         sizes: Split name to a number of prompts (each split gets exactly so many), or to a share of
             all of them (about so many; shares sum up to 1 at most). What is over is left out.
         seed: Another seed, another dealing.
-        key: See the top of this module.
+        key: See `clusters`.
 
     Returns:
         Split name to prompts, each in the order of `rows`.
@@ -212,11 +123,11 @@ class Firewall:
     """Remembers which split every prompt belongs to, and lets no other split near it.
 
     Args:
-        key: See the top of this module.
+        key: See `clusters`.
     """
 
     def __init__(self, key: Key | None = None) -> None:
-        self._near = _Near(key)
+        self._near = Near(key)
         self._split: list[str] = []
         self._ids: dict[str, set[str]] = {}
 

@@ -10,11 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alpaca_rlhf.data import NoveltyIndex, read_manifest, requests, seeds_of, settings_of, tokens
+from alpaca_rlhf.data import (
+    Drop,
+    NoveltyIndex,
+    read_manifest,
+    requests,
+    seeds_of,
+    settings_of,
+    tokens,
+)
 from alpaca_rlhf.records import Instruction
 
-POINTS = 60
-"""Points of the line of acceptance over time."""
+POINTS, LEAST = 60, 40
+"""Points of the line of acceptance over time at most, and rows that make one at least."""
 
 _SPACY_MODEL = "en_core_web_sm"
 _LEADS = frozenset(
@@ -58,6 +66,10 @@ class Figures:
     """Rule to rows it dropped."""
     acceptance: list[tuple[float, float]] = field(default_factory=list)
     """(requests so far, share of the rows that stayed, of those since the point before)."""
+    so_far: list[tuple[float, float]] = field(default_factory=list)
+    """The same, of all rows so far."""
+    examples: dict[str, str] = field(default_factory=dict)
+    """Rule to what it said of the first row it dropped."""
     novelty: list[float] = field(default_factory=list)
     """ROUGE-L of each kept row's instruction with the nearest seed task."""
     lengths: dict[str, list[int]] = field(
@@ -88,8 +100,9 @@ def figures_of(folder: Path) -> Figures:
     index = NoveltyIndex(settings.novelty)
     for seed in seeds_of(folder):
         index.add(seed.instruction)
-    total = int(manifest.get("counts", {}).get("requests", 0))
-    every = max(1, -(-total // POINTS)) if total else settings.batch_size
+    counts = manifest.get("counts", {})
+    total = counts.get("kept", 0) + sum(counts.get("dropped", {}).values())
+    every = max(LEAST, total // POINTS)
     since = Counter[str]()
     for _, one in requests(folder):
         made.requests += 1
@@ -102,14 +115,30 @@ def figures_of(folder: Path) -> Figures:
         made.kept += len(kept)
         made.dropped.update(drop.rule for drop in one.dropped)
         since.update(kept=len(kept), dropped=sum(d.rule != "surplus" for d in one.dropped))
+        for drop in one.dropped:
+            if drop.rule not in made.examples:
+                made.examples[drop.rule] = _example(drop)
         for row in kept:
             _look_at(made, row, index, pair_of)
-        if made.requests % every == 0 and since.total():
-            made.acceptance.append((made.requests, since["kept"] / since.total()))
-            since.clear()
-    if since.total():
-        made.acceptance.append((made.requests, since["kept"] / since.total()))
+        if since.total() >= every:
+            _point(made, since)
+    if since.total() and not made.acceptance:
+        _point(made, since)
     return made
+
+
+def _example(drop: Drop) -> str:
+    row = drop.row
+    said = drop.detail
+    if row is not None and row.instruction not in said:
+        said = f"{row.instruction!r}: {said}"
+    return " ".join(said.split())
+
+
+def _point(made: Figures, since: Counter[str]) -> None:
+    made.acceptance.append((made.requests, since["kept"] / since.total()))
+    made.so_far.append((made.requests, made.kept / made.written))
+    since.clear()
 
 
 def _look_at(

@@ -23,9 +23,13 @@ padding:.28rem 0}
 .reasons .bar{margin:0;height:.9rem}
 .reasons b{font-weight:600}.reasons .value{color:var(--soft);font-size:.85rem;
 font-variant-numeric:tabular-nums;text-align:right}
+.reasons small{grid-column:2/-1;color:var(--soft);font-size:.8rem;line-height:1.35;
+overflow-wrap:anywhere;margin-top:-.6rem}
+.reasons small:empty{display:none}
 .grid-3 .plot figcaption{font-weight:400;color:var(--soft);font-size:.87rem}
 @media(max-width:44rem){.burst{grid-template-columns:1fr}
-.reasons li{grid-template-columns:1fr auto}.reasons .bar{grid-column:1/-1;grid-row:2}}
+.reasons li{grid-template-columns:1fr auto}.reasons .bar{grid-column:1/-1;grid-row:2}
+.reasons small{grid-column:1/-1}}
 """
 """Rules beside those of the report's style sheet."""
 

@@ -23,6 +23,7 @@ from alpaca_rlhf.evaluation.report_style import CSS
 from alpaca_rlhf.files import atomic_write
 
 _VERBS = 12  # rows of the table beside the sunburst
+_EXAMPLE = 150  # characters of an example of what a rule drops
 
 
 def write_generation_report(
@@ -129,10 +130,15 @@ def _reasons(made: Figures) -> Markup:
             element("b", rule),
             share_bar(count / most, tone),
             element("span", _told(rule, count, made.written), class_="value"),
+            element("small", _example(made.examples.get(rule, ""))),
         )
         for rule, count, tone in rows
     ]
     return element("div", element("ul", *lines, class_="reasons"), class_="card")
+
+
+def _example(text: str) -> str:
+    return text if len(text) <= _EXAMPLE else f"{text[: _EXAMPLE - 3]}..."
 
 
 def _told(rule: str, count: int, written: int) -> str:
@@ -142,9 +148,15 @@ def _told(rule: str, count: int, written: int) -> str:
 
 
 def _over_time(made: Figures) -> Markup:
-    series = Series("share kept", made.acceptance, "tone-ppo", dots=len(made.acceptance) < 12)
-    note = "Share of the written tasks that were kept, since the point before."
-    chart = line_chart("Acceptance", [series], note=note, x_label="requests")
+    few = len(made.acceptance) < 24
+    series = [
+        Series("since the point before", made.acceptance, "tone-ppo", dots=few),
+        Series("of all so far", made.so_far, "tone-sft", dashed=True),
+    ]
+    note = (
+        "Share of the written tasks that were kept. It falls as the teacher runs out of new ones."
+    )
+    chart = line_chart("Acceptance", series, note=note, x_label="requests")
     return element("div", chart, class_="card") if chart else chart
 
 

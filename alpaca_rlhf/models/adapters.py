@@ -38,6 +38,7 @@ from alpaca_rlhf.models import attention, dense
 from alpaca_rlhf.models.base import Base
 from alpaca_rlhf.models.batches import Batch
 from alpaca_rlhf.models.heads import ScalarHead
+from alpaca_rlhf.models.likeness import check_adapter, check_base, own_logprobs
 from alpaca_rlhf.models.vocabulary import Chosen, chosen_logprobs
 from alpaca_rlhf.records import content_hash
 from alpaca_rlhf.runs import atomic_write
@@ -99,9 +100,12 @@ class Adapters:
         self._active: str | None = None
         self._decoding = False
         self._graphs: weakref.WeakSet[_Graph] = weakref.WeakSet()
+        own = own_logprobs(base)
         base.model.set_attn_implementation(attention.NAME)
         self._backbone: nn.Module = base.model.model
         self._lm_head: nn.Module = base.model.lm_head
+        with torch.no_grad():
+            check_base(base, own, self.hidden, self.chosen)
 
     # --- making, copying, keeping -----------------------------------------------------------------
 
@@ -203,8 +207,6 @@ class Adapters:
 
     def _switch(self, name: str | None) -> None:
         if name != self._active:
-            if self._decoding:
-                raise RuntimeError(f"cannot switch to {name!r} in the middle of decoding")
             self._check_idle(f"switch from {self._active!r} to {name!r}")
             self._activate(name)
 
@@ -214,6 +216,8 @@ class Adapters:
             layer._active_adapter = [] if name is None else [name]
 
     def _check_idle(self, what: str) -> None:
+        if self._decoding:
+            raise RuntimeError(f"cannot {what} in the middle of decoding")
         if any(graph.waiting for graph in self._graphs):
             gc.collect()  # a graph nobody can reach any more must not block for ever
         waiting = [graph.adapter for graph in self._graphs if graph.waiting]
@@ -412,6 +416,7 @@ class Adapters:
                         f"{folder}: trained on {found.get('base_name')!r} with {key} "
                         f"{found.get(key)}, but this run has {self.base.name!r} with {key} {ours}"
                     )
+        check_adapter(config, folder)
         weights = load_peft_weights(str(folder), device="cpu")
         self.add(name)
         assert self._peft is not None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class Base:
     quantization: Quantization
     """`nf4` (double-quantised), or `none` for tests in full precision."""
     dtype: torch.dtype
-    """Compute dtype: bfloat16 where the hardware has it."""
+    """Compute dtype: that of `default_dtype`."""
     pad_id: int
     """Fills the rows of a batch; never eos. Masks are explicit, so its meaning never matters."""
     eos_id: int
@@ -69,8 +70,10 @@ class Base:
 
     @property
     def context(self) -> int:
-        """Longest sequence, in tokens."""
-        return int(self.model.config.max_position_embeddings)
+        """Longest sequence, in tokens; attention sees all of it, so a sliding window ends it."""
+        config = self.model.config
+        window = getattr(config, "sliding_window", None)
+        return int(min(config.max_position_embeddings, window or math.inf))
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision that every forward runs in: rollouts, reference and training alike."""
@@ -91,7 +94,7 @@ def load_base(
     Args:
         name: `embedded`, a folder with a Hugging Face checkpoint, or a hub id.
         quantization: `nf4`, or `none` for full precision.
-        dtype: Compute dtype; by default bfloat16 where the hardware has it, else float32.
+        dtype: Compute dtype; by default `default_dtype` of the device.
         device: `cpu`, `cuda` ...; by default CUDA if there is one.
 
     Raises:
@@ -139,15 +142,14 @@ def load_base(
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
-    """The compute dtype of a device: bfloat16 where native, else float32.
+    """The compute dtype of a device: bfloat16 where native, else float16, on a CPU float32.
 
-    Not float16, whose gradients underflow without a loss scale.
+    Training scales its losses in float16 (`training/loss_scale.py`).
     """
-    native = (
-        torch.cuda.is_bf16_supported(including_emulation=False)
-        if device.type == "cuda"
-        else torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float16
+    native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if native else torch.float32
 
 

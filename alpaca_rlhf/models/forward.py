@@ -50,16 +50,18 @@ def token_logprobs(adapters: Adapters, batch: Batch) -> Tensor:
 
 
 def token_logprobs_and_values(
-    adapters: Adapters, head: ScalarHead, batch: Batch, *, detach: bool
+    adapters: Adapters, head: ScalarHead, batch: Batch, *, share: float
 ) -> tuple[Tensor, Tensor]:
     """(B, C) log-probabilities and (B, C) values of one forward, on the same hidden states.
 
-    With `detach` the values carry no gradient into the adapter.
+    Of the values' gradient into those states, `share` goes on into the adapter; the head's own is
+    whole.
     """
     places = batch.completion
     states = adapters.hidden(batch)[places - 1]
     logprobs = adapters.chosen(states, batch.ids[places]).logprobs
-    values = head(states.detach() if detach else states)
+    apart = states.detach()
+    values = head(apart + share * (states - apart) if share else apart)
     return batch.spread(logprobs), batch.spread(values)
 
 

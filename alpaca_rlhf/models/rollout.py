@@ -65,7 +65,7 @@ def sample(
             "generation in train mode gives garbage under checkpointing; leave training() first"
         )
     results: list[list[Sampled]] = [[] for _ in prompts]
-    with adapters.using(role):
+    with adapters.using(role), adapters.decoding():
         for group in by_length([len(p) for p in prompts], max(1, sampling.batch_size // k)):
             noise = np.stack(
                 [
@@ -75,10 +75,9 @@ def sample(
                 ],
                 axis=0,
             )
-            with adapters.decoding():
-                drawn = _decode(
-                    adapters, [prompts[i] for i in group], k, sampling, torch.from_numpy(noise)
-                )
+            drawn = _decode(
+                adapters, [prompts[i] for i in group], k, sampling, torch.from_numpy(noise)
+            )
             for n, i in enumerate(group):
                 results[i] = drawn[n * k : (n + 1) * k]
             if on_batch is not None:
@@ -163,7 +162,7 @@ def score(
 ) -> Tensor:
     """(N,) float32 scores of examples, on the CPU; (N, 1 + C) with a head's `parts`."""
     out = torch.empty(len(examples))
-    with adapters.using(role):
+    with adapters.using(role), adapters.decoding():
         for group in by_length([len(one) for one in examples], batch_size):
             batch = collate(adapters.base, [examples[i] for i in group])
             found = completion_scores(adapters, head, batch).float().cpu()

@@ -79,8 +79,12 @@ class _Chosen(torch.autograd.Function):
                     # 0 log 0 is 0, also where a token has been ruled out
                     entropies[part] = torch.special.entr(probabilities).sum(-1)
                 if slopes is not None:
-                    expected = (probabilities.to(weight.dtype) @ weight).to(exact)
-                    slope = (weight[targets[part]].to(exact) - expected) / temperature
+                    # 1 - p of the target before anything is rounded: where p is near 1, the
+                    # difference of two rounded products would be noise
+                    excess = probabilities.scatter_(
+                        1, targets[part, None], logprobs[part, None].expm1()
+                    )
+                    slope = -(excess.to(weight.dtype) @ weight).to(exact) / temperature
                     slopes[part] = slope.to(slopes.dtype)
         if slopes is not None:
             ctx.save_for_backward(slopes)

@@ -1,7 +1,12 @@
-"""The preferences room: who found which completion better."""
+"""The preferences room: who found which completion better.
+
+`store` is the database of the app; take it from there, so that SQLAlchemy is loaded only where a
+database is opened.
+"""
 
 from alpaca_rlhf.preferences.judges import Judge, Score, ScoreJudge, dispersion, wrong_share
 from alpaca_rlhf.preferences.rankings import JUDGE, append, read
+from alpaca_rlhf.preferences.snapshot import manifest_of, read_snapshot
 
 __all__ = [
     "JUDGE",
@@ -10,6 +15,8 @@ __all__ = [
     "ScoreJudge",
     "append",
     "dispersion",
+    "manifest_of",
     "read",
+    "read_snapshot",
     "wrong_share",
 ]

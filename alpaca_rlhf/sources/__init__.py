@@ -5,6 +5,9 @@ The small world with its gold judge, or the user's files and people.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.data import (
     Firewall,
@@ -12,8 +15,10 @@ from alpaca_rlhf.data import (
     ranked_prompts,
     read_instructions,
     read_prompts,
+    read_seeds,
     split_prompts,
 )
+from alpaca_rlhf.preferences import manifest_of, read_snapshot
 from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.sources.files import Files
@@ -44,23 +49,25 @@ def source_of(settings: Loop) -> Source:
             settings.seed, settings.generate.seeds, {**sizes, "dev": settings.evaluate.prompts}
         )
     inputs = settings.inputs
-    given = inputs.data or inputs.seeds
-    rows = read_instructions(given) if given is not None else []
-    if inputs.seeds is not None and any(row.history for row in rows):
-        raise UserError(
-            f"--inputs.seeds {inputs.seeds}: {sum(bool(row.history) for row in rows)} of "
-            f"{len(rows)} rows are conversations of several turns, and a seed task is one "
-            "instruction with its output; take them out, or train on them with --inputs.data"
-        )
+    rows: list[Instruction] = []
+    if inputs.rows is not None:
+        rows = read_instructions(inputs.rows)
+    elif inputs.seeds is not None:
+        rows = read_seeds(inputs.seeds)
     splits: dict[str, list[Instruction]] = {}
     if inputs.prompts is not None:
         once = {row.id: row for row in read_prompts(inputs.prompts)}
         splits |= split_prompts(list(once.values()), sizes=sizes, seed=settings.seed)
+    if inputs.splits is not None:
+        for file in ("rank", "ppo", "eval"):
+            of_file = {name: n for name, n in sizes.items() if name.partition(".")[0] == file}
+            if of_file:
+                splits |= _dealt(inputs.splits / f"{file}.jsonl", of_file, settings.seed)
     if inputs.rankings is not None:
         wall = Firewall()
         for name, own in {"sft": answered_prompts(rows), **splits}.items():
             wall.note(name, own)
-        ranked = ranked_prompts(inputs.rankings)
+        ranked = _ranked(inputs.rankings)
         splits["rank"] = [row for row in ranked if wall.leak("rank", row) is None]
         if not splits["rank"]:
             raise UserError(
@@ -68,6 +75,22 @@ def source_of(settings: Loop) -> Source:
                 "a row to train on or near one of --inputs.prompts, and no prompt may serve twice"
             )
     return Files(rows, splits)
+
+
+def _dealt(path: Path, sizes: Mapping[str, int], seed: int) -> dict[str, list[Instruction]]:
+    """The prompts of one file of a folder of splits, each round's own."""
+    once = {row.id: row for row in read_prompts(path)}
+    try:
+        return split_prompts(list(once.values()), sizes=sizes, seed=seed)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _ranked(path: Path) -> list[Instruction]:
+    """The prompts of a file of rankings, or of a snapshot, each once."""
+    if manifest_of(path) is None:
+        return ranked_prompts(path)
+    return list({prompt.id: prompt for prompt, _, _ in read_snapshot(path)}.values())
 
 
 def _of_round(name: str, round_: int) -> str:

@@ -17,6 +17,7 @@ from alpaca_rlhf.context import Context, forget, suffixed
 from alpaca_rlhf.models.batches import answer, prompt_ids
 from alpaca_rlhf.models.heads import HEAD
 from alpaca_rlhf.provenance import sha256_of
+from alpaca_rlhf.randomness import derived_seed
 from alpaca_rlhf.records import content_hash
 from alpaca_rlhf.training.candidates import Candidates, draw, rescored
 
@@ -44,7 +45,7 @@ def candidates(ctx: Context, round_: int, *, sampler: str) -> Pool:
     judge = suffixed("reward", round_)
     rows = ctx.source.prompts(suffixed("ppo", round_))[: settings.prompts]
     prompts = [prompt_ids(ctx.base, ctx.settings.template, row) for row in rows]
-    seed = ctx.settings.seed * 10 + round_
+    seed = derived_seed(ctx.settings.seed, "round", round_)
     pool = {r: _of_round(ctx, r) for r in range(1, round_) if settings.pool}
     made_of = {
         "policy": sha256_of(ctx.adapter_folder(sampler) / "adapter_model.safetensors"),

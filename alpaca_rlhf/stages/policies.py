@@ -8,6 +8,7 @@ from typing import Any
 from alpaca_rlhf.context import Context, suffixed
 from alpaca_rlhf.evaluation.win_rate import best_of_n_kl, expected_best
 from alpaca_rlhf.models.batches import answer, prompt_ids
+from alpaca_rlhf.randomness import derived_seed
 from alpaca_rlhf.stages.candidates import candidates
 from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.training.best_of_k import choose
@@ -44,7 +45,7 @@ def ppo(ctx: Context, round_: int) -> Outcome:
         head,
         prompts,
         settings,
-        seed=ctx.settings.seed * 10 + round_,
+        seed=derived_seed(ctx.settings.seed, "round", round_),
         rollout_batch_size=ctx.settings.sampling.batch_size,
         checkpoints=ctx.checkpoints(stage),
         log=ctx.log(stage),

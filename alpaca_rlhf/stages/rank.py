@@ -10,6 +10,7 @@ from alpaca_rlhf.data import write_instructions
 from alpaca_rlhf.models.batches import answer, prompt_ids
 from alpaca_rlhf.models.rollout import Sampled, sample
 from alpaca_rlhf.preferences import ScoreJudge, append, read, wrong_share
+from alpaca_rlhf.randomness import derived_seed
 from alpaca_rlhf.records import Completion, Instruction, Ranking
 from alpaca_rlhf.stages.outcome import Outcome
 
@@ -24,7 +25,7 @@ def sample_completions(ctx: Context, round_: int) -> Outcome:
     prompts = ctx.source.prompts(suffixed("rank", round_))
     role = "sft" if round_ == 1 else "policy"
     ctx.load(role, "sft" if round_ == 1 else suffixed("ppo", round_ - 1))
-    seed = ctx.settings.seed * 10 + round_
+    seed = derived_seed(ctx.settings.seed, "round", round_)
     drawn = _sample(ctx, role, prompts, k=settings.k, seed=seed, stage=stage)
     fingerprint, how = ctx.adapters.digest(role), _sampling_words(ctx)
     completions = [

@@ -10,18 +10,25 @@ import torch
 
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.context import Context, forget, suffixed
-from alpaca_rlhf.data import holds_trees, read_pairs, read_ranking_trees
+from alpaca_rlhf.data import holds_rankings, read_pairs, read_rankings
 from alpaca_rlhf.evaluation.reward_accuracy import accuracy_of, figures
 from alpaca_rlhf.models.batches import Example, prompt_ids
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.rollout import sample, score
-from alpaca_rlhf.preferences import read
-from alpaca_rlhf.records import Completion, Instruction, PreferencePair, Ranking
+from alpaca_rlhf.preferences import manifest_of, read, read_snapshot
+from alpaca_rlhf.records import (
+    Completion,
+    Instruction,
+    PreferencePair,
+    Ranking,
+    content_hash,
+)
 from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.stages.rank import sampled
 from alpaca_rlhf.training import groups as reward_groups
 from alpaca_rlhf.training.groups import Group
-from alpaca_rlhf.training.reward import train_reward
+from alpaca_rlhf.training.held_out import scored
+from alpaca_rlhf.training.reward import micro_batch, train_reward
 
 REFERENCES = 256
 """Completions to normalise scores on, where they have to be drawn for it."""
@@ -47,6 +54,7 @@ def reward(ctx: Context, round_: int) -> Outcome:
     ctx.load("sft", "sft")
     train, held_out, undecided = ranking_groups(ctx, round_)
     _check_wishes(ctx, train)
+    _begin_anew_on_other_rankings(ctx, stage, [*train, *held_out])
     seed = ctx.settings.seed
     options = {"resamples": ctx.settings.evaluate.bootstrap, "seed": seed}
     control: dict[str, Any] = {}
@@ -77,16 +85,16 @@ def reward(ctx: Context, round_: int) -> Outcome:
         if done is not None:
             control = done
     reference = reference_examples(ctx, train)
-    raw = score(ctx.adapters, "reward", head, reference, batch_size=settings.micro_batch_size * 4)
+    raw = scored(ctx.adapters, "reward", head, reference, micro_batch(stage, settings))
     head.normalise(raw)
     ctx.save("reward", stage, head)
     check_saved(ctx, stage, head, reference[0])
     if result.accuracy < settings.gate:
-        forget(ctx.run, stage)  # other rankings or settings make another model
         raise UserError(
             f"{stage}: held-out accuracy {result.accuracy:.3f} is below --reward.gate "
             f"{settings.gate:g}: a policy trained on it would learn noise; look at the rankings, "
-            "train otherwise (--reward.lr, --reward.epochs) or lower the gate"
+            "train otherwise (--reward.lr, --reward.epochs) or lower the gate: what is trained is "
+            "kept"
         )
     facts = {
         "pairs": result.pairs,
@@ -110,6 +118,17 @@ def reward(ctx: Context, round_: int) -> Outcome:
         summary += f"; {undecided} rankings in which nobody wins left out"
     tokens = sum(len(e) for g in train for e in g.examples) * settings.epochs
     return Outcome(result.rankings, tokens, summary, facts)
+
+
+def _begin_anew_on_other_rankings(ctx: Context, stage: str, groups: Sequence[Group]) -> None:
+    """Forget what an earlier sitting trained, unless it was on these rankings."""
+    name = f"{stage}_rankings"
+    digest = content_hash(*(repr(group) for group in groups))
+    before = ctx.run.done(name)
+    if before is not None and before["digest"] != digest:
+        forget(ctx.run, stage)
+    if before is None or before["digest"] != digest:
+        ctx.run.finish(name, {"digest": digest})
 
 
 def check_saved(ctx: Context, stage: str, head: ScalarHead, one: Example) -> None:
@@ -168,8 +187,10 @@ def _of_rankings(
 
 def _of_file(ctx: Context, path: Path, prompts: Collection[str]) -> tuple[list[Group], int]:
     """The rankings of a file that answer some prompts, and how many there are."""
-    if holds_trees(path):
-        trees = [one for one in read_ranking_trees(path) if one[0].id in prompts]
+    snapshot = manifest_of(path) is not None
+    if snapshot or holds_rankings(path):
+        ranked = read_snapshot(path) if snapshot else read_rankings(path)
+        trees = [one for one in ranked if one[0].id in prompts]
         asked = {prompt.id: prompt for prompt, _, _ in trees}
         completions = {one.id: one for _, own, _ in trees for one in own}
         rankings = [ranking for _, _, ranking in trees]

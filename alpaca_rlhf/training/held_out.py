@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +10,14 @@ from torch import Tensor
 
 from alpaca_rlhf import processes
 from alpaca_rlhf.models.adapters import Adapters
+from alpaca_rlhf.models.batches import Example
 from alpaca_rlhf.models.heads import CriteriaHead, ScalarHead
 from alpaca_rlhf.models.rollout import score
 from alpaca_rlhf.training.groups import Group
+from alpaca_rlhf.training.memory import MicroBatch
+
+AT_ONCE = 4
+"""Completions scored at once for each ranking that is trained on at once."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +60,24 @@ class HeldOut:
         return sum(pair.correct for pair in self.pairs) / max(1, len(self.pairs))
 
 
+def scored(
+    adapters: Adapters,
+    role: str,
+    head: Callable[[Tensor], Tensor],
+    examples: Sequence[Example],
+    micro: MicroBatch,
+) -> Tensor:
+    """Scores of completions, without gradients: more of them fit into memory than of rankings."""
+    return micro.run(lambda size: score(adapters, role, head, examples, batch_size=size * AT_ONCE))
+
+
 def evaluate_reward(
-    adapters: Adapters, role: str, head: ScalarHead, groups: Sequence[Group], *, batch_size: int
+    adapters: Adapters, role: str, head: ScalarHead, groups: Sequence[Group], micro: MicroBatch
 ) -> HeldOut:
-    """Score rankings that the model has not seen, `batch_size` completions at once."""
+    """Score rankings that the model has not seen."""
     examples = [e for g in groups for e in g.examples]
     share = processes.share(examples)
-    found = score(adapters, role, head.parts, share, batch_size=batch_size)
+    found = scored(adapters, role, head.parts, share, micro)
     parts = torch.tensor(processes.gather(found.tolist()))
     names = head.criteria if isinstance(head, CriteriaHead) else ()
     pairs: list[HeldOutPair] = []

@@ -11,16 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from alpaca_rlhf import processes
+from alpaca_rlhf.randomness import derived_seed
 from alpaca_rlhf.training.bad_batch import keeping_the_batch
 from alpaca_rlhf.training.checkpoints import Checkpoints
 from alpaca_rlhf.training.interrupt import finishing_the_step
+from alpaca_rlhf.training.memory import MicroBatch
 from alpaca_rlhf.training.optimizer import Learner
 from alpaca_rlhf.training.patience import Patience
 
-__all__ = ["Checkpoints", "Learner", "Log", "batches", "fit", "mean", "parts", "run_steps"]
+__all__ = ["Checkpoints", "Learner", "Log", "batches", "fit", "parts", "run_steps"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def batches(n: int, size: int, epochs: int, seed: int) -> list[list[int]]:
     """
     plan: list[list[int]] = []
     for epoch in range(epochs):
-        generator = torch.Generator().manual_seed(seed * 1000 + epoch)
+        generator = torch.Generator().manual_seed(derived_seed(seed, "epoch", epoch))
         order = torch.randperm(n, generator=generator).tolist()
         plan += [order[i : i + size] for i in range(0, n, size)]
     return plan
@@ -63,6 +64,7 @@ def run_steps(
     save_every: int,
     log: Log,
     patience: Patience | None = None,
+    save_last: bool = False,
 ) -> int:
     """Take the steps of a stage, or those that are left, with checkpoints between them.
 
@@ -78,6 +80,7 @@ def run_steps(
         save_every: Steps between checkpoints.
         log: Receives a row a step.
         patience: Keeps the checkpoint of its best evaluation, and ends the stage when exhausted.
+        save_last: Save after the last step too: what comes after it may fail and be done again.
 
     Returns:
         Steps taken, earlier sittings included.
@@ -86,12 +89,8 @@ def run_steps(
         KeyboardInterrupt: It was interrupted; all steps taken are saved.
     """
     held = {**learning, **({"patience": patience} if patience is not None else {})}
-    done = 0
-    saved = checkpoints.latest()
-    if saved is not None:
-        done, state = saved
-        for name, one in held.items():
-            one.load_state(state[name])
+    done = _restore(held, checkpoints)
+    if done:
         logger.info("%s goes on at step %d of %d", stage, done, steps)
     with finishing_the_step() as asked_to_stop:
         while done < steps and not (patience is not None and patience.exhausted):
@@ -102,11 +101,23 @@ def run_steps(
                 patience.see(done, row["eval_loss"])
             best = None if patience is None else patience.best_step
             stop = processes.any_of(asked_to_stop())
-            if stop or done == best or (done % save_every == 0 and done < steps):
+            due = save_last if done == steps else done % save_every == 0
+            if stop or done == best or due:
                 state = {name: one.state() for name, one in held.items()}
                 checkpoints.save(done, state, best=best)
             if stop:
                 raise KeyboardInterrupt
+    return done
+
+
+def _restore(held: Mapping[str, Stateful], checkpoints: Checkpoints) -> int:
+    """Restore the latest checkpoint, which does not outlive this call; returns the steps done."""
+    saved = checkpoints.latest()
+    if saved is None:
+        return 0
+    done, state = saved
+    for name, one in held.items():
+        one.load_state(state[name])
     return done
 
 
@@ -120,7 +131,9 @@ def fit(
     log: Log,
     each_step: Callable[[int], dict[str, float] | None] = lambda step: None,
     describe: Callable[[list[int]], Sequence[dict[str, Any]]],
+    micro: MicroBatch,
     patience: Patience | None = None,
+    save_last: bool = False,
 ) -> int:
     """Run (or go on with) a stage that takes one optimiser step a batch.
 
@@ -134,7 +147,9 @@ def fit(
         log: Receives a row a step.
         each_step: Called with the number of steps done; may return metrics of an evaluation.
         describe: A batch for a person to read, should its loss or gradient not be finite.
+        micro: Rows in memory at once, as `backward` uses it.
         patience: As in `run_steps`.
+        save_last: As in `run_steps`.
 
     Returns:
         Steps taken, earlier sittings included.
@@ -148,7 +163,11 @@ def fit(
     def take(step: int) -> dict[str, float]:
         indices = plan[step]
         with keeping_the_batch(checkpoints, step + 1, lambda: describe(indices)):
-            metrics = backward(indices)
+            metrics = learner.scale.run(
+                lambda: backward(indices),
+                parameters=learner.parameters.values(),
+                forget=learner.forget_gradients,
+            )
             learner.check_loss(metrics.get("loss", 0.0), of=f"the loss of step {step + 1}")
             metrics |= learner.step()
         return metrics | (each_step(step + 1) or {})
@@ -157,19 +176,15 @@ def fit(
         learner.stage,
         len(plan),
         take,
-        {"learner": learner},
+        {"learner": learner, "micro": micro, "scale": learner.scale},
         checkpoints=checkpoints,
         save_every=save_every,
         log=log,
         patience=patience,
+        save_last=save_last,
     )
 
 
 def parts(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
     """A sequence in parts of at most `size`."""
     return [items[i : i + size] for i in range(0, len(items), size)]
-
-
-def mean(values: Sequence[float] | Tensor) -> float:
-    """Arithmetic mean as a float."""
-    return float(torch.as_tensor(values, dtype=torch.float64).mean())

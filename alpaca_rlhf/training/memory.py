@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 
@@ -34,6 +34,14 @@ class MicroBatch:
         self.flag = flag
         self.size = size
         self.lower = lower
+
+    def state(self) -> dict[str, Any]:
+        """The size, for a checkpoint: who goes on must not run out of memory again."""
+        return {"size": self.size}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """The smaller one of what was reached and what is asked for now."""
+        self.size = min(self.size, state["size"])
 
     def run(self, work: Callable[[int], T], *, forget: Callable[[], None] = lambda: None) -> T:
         """`work(size)`; where memory runs out it is done again from its start with half the size.

@@ -12,6 +12,7 @@ from torch import nn
 from alpaca_rlhf import processes
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.settings import OptimizerName
+from alpaca_rlhf.training.loss_scale import LossScale
 
 
 class NotFinite(UserError):
@@ -30,6 +31,7 @@ class Learner:
         max_grad_norm: Norm that the gradient of all groups together is clipped to.
         optimizer: Where its moments live: `adamw` in fp32, `adamw8bit` in blocks of 8 bit,
             `paged_adamw8bit` likewise in memory that CUDA moves to the host when the card is full.
+        scale: What the losses are multiplied by before their backward.
     """
 
     def __init__(
@@ -42,7 +44,9 @@ class Learner:
         warmup: float,
         max_grad_norm: float,
         optimizer: OptimizerName = "adamw",
+        scale: LossScale,
     ) -> None:
+        self.scale = scale
         self.stage = stage
         self.flag = flag
         self.parameters = {name: p for group, _ in groups for name, p in group.items()}
@@ -84,6 +88,7 @@ class Learner:
             NotFinite: The gradients are not finite.
         """
         processes.add_gradients(self.parameters.values())
+        self.scale.undo(self.parameters.values())
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.max_grad_norm)
         if not torch.isfinite(norm):
             raise NotFinite(
@@ -94,6 +99,10 @@ class Learner:
         self.schedule.step()
         self.forget_gradients()
         return {"lr": lr, "grad_norm": float(norm)}
+
+    def skip(self) -> None:
+        """Let the schedule go on by a step that is not taken: the moments stay as they are."""
+        self.schedule.step()
 
     def state(self) -> dict[str, Any]:
         """Weights, optimiser and schedule, for a checkpoint."""

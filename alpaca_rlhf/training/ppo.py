@@ -24,10 +24,12 @@ from alpaca_rlhf.models import rollout as runs
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import Batch, Example, collate, left_pad
 from alpaca_rlhf.models.heads import ScalarHead
+from alpaca_rlhf.randomness import derived_seed
 from alpaca_rlhf.records import Rollout
 from alpaca_rlhf.settings import PPO, Sampling
 from alpaca_rlhf.training.bad_batch import keeping_the_batch, readable
 from alpaca_rlhf.training.loop import Checkpoints, Learner, Log, batches, run_steps
+from alpaca_rlhf.training.loss_scale import LossScale
 from alpaca_rlhf.training.losses import (
     kl_k1,
     kl_k3,
@@ -59,7 +61,7 @@ def _critic(adapters: Adapters, reward_head: ScalarHead, settings: PPO, seed: in
         head.load_state_dict(reward_head.state_dict())
         return Critic("value", head)
     torch.nn.init.zeros_(head.weight)
-    return Critic("policy", head, detached=settings.value.trunk == "detached")
+    return Critic("policy", head, settings.value.coef if settings.value.trunk == "shared" else 0.0)
 
 
 def train_ppo(
@@ -100,6 +102,7 @@ def train_ppo(
     adapters.trainable(*{"policy", critic.role})
     own = {} if critic.joint else adapters.parameters(critic.role)
     per_update = settings.epochs * (settings.batch_size // settings.minibatch_size)
+    scale = LossScale(adapters.base.dtype)
     policy = Learner(
         "ppo",
         "--ppo.lr",
@@ -108,6 +111,7 @@ def train_ppo(
         warmup=0.02,
         max_grad_norm=settings.clip.grad_norm,
         optimizer=settings.optimizer,
+        scale=scale,
     )
     value = Learner(
         "ppo",
@@ -117,6 +121,7 @@ def train_ppo(
         warmup=0.02,
         max_grad_norm=settings.clip.grad_norm,
         optimizer=settings.optimizer,
+        scale=scale,
     )
     kl_coef = KLCoefficient(settings)
     order = _prompt_order(len(prompts), settings, seed)
@@ -152,7 +157,7 @@ def train_ppo(
                 settings,
                 micro,
                 kl_coef=kl_coef.value,
-                seed=seed + update,
+                seed=derived_seed(seed, "update", update),
                 learns=update >= settings.value.warmup,
             )
             kl_coef.follow(metrics["kl"], len(rollout))
@@ -162,7 +167,7 @@ def train_ppo(
         "ppo",
         settings.updates,
         take,
-        {"policy": policy, "value": value, "kl_coef": kl_coef},
+        {"policy": policy, "value": value, "kl_coef": kl_coef, "micro": micro, "scale": scale},
         checkpoints=checkpoints,
         save_every=settings.save_every,
         log=log,

@@ -5,10 +5,10 @@ Sources: arXiv 1707.06347, arXiv 1506.02438, openai/lm-human-preferences@cbfd210
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.records import Rollout
 from alpaca_rlhf.settings import PPO
 from alpaca_rlhf.training.loop import Learner, batches
+from alpaca_rlhf.training.loss_scale import LossScale
 from alpaca_rlhf.training.losses import (
     Advantages,
     gae,
@@ -31,6 +32,8 @@ from alpaca_rlhf.training.losses import (
     whiten,
 )
 from alpaca_rlhf.training.memory import MicroBatch
+
+T = TypeVar("T")
 
 
 class KLCoefficient:
@@ -67,8 +70,9 @@ class Critic:
     """The adapter whose hidden states the head reads: `value`, or `policy`."""
     head: ScalarHead
     """The value head."""
-    detached: bool = False
-    """Whether its gradient stops at the policy's hidden states."""
+    share: float = 0.0
+    """Of the gradient that the value's loss sends into the policy's hidden states, how much goes
+    on into the policy; 0 stops it there. The head's own gradient is always whole."""
 
     @property
     def joint(self) -> bool:
@@ -104,70 +108,102 @@ def improve(
         learns: False trains the value alone.
 
     Returns:
-        Means over the tokens of all inner epochs.
+        Means over the tokens of the inner steps taken, and the last learning rates; the policy's
+        only where it learned. `approx_kl` includes the minibatch that stopped the policy.
     """
     targets = advantages_of(rollout, settings, kl_coef=kl_coef)
     whitened = whiten(targets.advantages, rollout.completion_mask)
     mask = rollout.completion_mask
-    sums = dict.fromkeys(("policy_loss", "value_loss", "clip_fraction", "approx_kl"), 0.0)
-    norms: dict[str, list[float]] = {"policy_grad_norm": [], "value_grad_norm": []}
-    policy_tokens = value_tokens = 0
-    epochs_run = 0
+    mean = {"policy": _Means(), "value": _Means(), "kl": _Means()}
+    rates: dict[str, float] = {}
+    policy_steps, stopped = 0, False
 
     def forget() -> None:
         policy.forget_gradients()
         value.forget_gradients()
 
+    def redone(work: Callable[[int], T], forget: Callable[[], None], *who: Learner) -> T:
+        return policy.scale.run(
+            lambda: micro.run(work, forget=forget),
+            parameters=[p for one in who for p in one.parameters.values()],
+            forget=forget,
+        )
+
     for minibatch in batches(len(rollout), settings.minibatch_size, settings.epochs, seed):
         tokens = int(mask[torch.tensor(minibatch, device=mask.device)].sum())
         own = processes.share(minibatch)
         rows = torch.tensor(own, dtype=torch.int64, device=mask.device)
-        if learns:
-            found = processes.add(
-                micro.run(
-                    partial(
-                        _policy_step,
-                        adapters,
-                        critic,
-                        rollout,
-                        targets,
-                        whitened,
-                        rows,
-                        tokens,
-                        settings,
-                    ),
-                    forget=forget,
-                )
+        if learns and not stopped:
+            step_of_policy = partial(
+                _policy_step,
+                adapters,
+                critic,
+                rollout,
+                targets,
+                whitened,
+                rows,
+                tokens,
+                settings,
+                policy.scale,
             )
+            found = processes.add(redone(step_of_policy, forget, policy, value))
             policy.check_loss(found["policy_loss"], of="the policy's loss")
-            for name in ("policy_loss", "clip_fraction", "approx_kl"):
-                sums[name] += found[name]
-            policy_tokens += tokens
-            if found["approx_kl"] / tokens > settings.clip.kl_stop:
+            mean["kl"].add(tokens, approx_kl=found["approx_kl"])
+            stopped = found["approx_kl"] / tokens > settings.clip.kl_stop
+            if stopped:
                 forget()
-                learns = False
             else:
-                norms["policy_grad_norm"].append(policy.step()["grad_norm"])
-                epochs_run += 1
-        if critic.joint and learns:
+                step = policy.step()
+                policy_steps += 1
+                rates["lr"] = step["lr"]
+                mean["policy"].add(
+                    tokens,
+                    policy_loss=found["policy_loss"],
+                    clip_fraction=found["clip_fraction"],
+                    policy_grad_norm=step["grad_norm"] * tokens,
+                )
+        if stopped:
+            policy.skip()
+        if critic.joint and learns and not stopped:
             value_sum = found["value_loss"]
         else:
-            total = micro.run(
-                partial(_value_step, adapters, critic, rollout, targets, rows, tokens, settings),
-                forget=value.forget_gradients,
+            step_of_value = partial(
+                _value_step,
+                adapters,
+                critic,
+                rollout,
+                targets,
+                rows,
+                tokens,
+                settings,
+                value.scale,
             )
+            total = redone(step_of_value, value.forget_gradients, value)
             (value_sum,) = processes.add({"loss": total}).values()
         value.check_loss(value_sum, of="the value's loss")
-        sums["value_loss"] += value_sum
-        value_tokens += tokens
-        norms["value_grad_norm"].append(value.step()["grad_norm"])
-    metrics = {
-        k: v / max(1, value_tokens if k == "value_loss" else policy_tokens) for k, v in sums.items()
-    }
-    metrics |= {k: sum(v) / max(1, len(v)) for k, v in norms.items()}
-    metrics["policy_steps"] = epochs_run
+        step = value.step()
+        rates["value_lr"] = step["lr"]
+        mean["value"].add(tokens, value_loss=value_sum, value_grad_norm=step["grad_norm"] * tokens)
+    metrics = {name: value for one in mean.values() for name, value in one.each().items()} | rates
+    metrics["policy_steps"] = policy_steps
     metrics["explained_variance"] = explained_variance(rollout.values, targets.returns, mask)
     return metrics
+
+
+class _Means:
+    """Means over tokens of sums over tokens; nothing where nothing was added."""
+
+    def __init__(self) -> None:
+        self._tokens = 0
+        self._sums: dict[str, float] = {}
+
+    def add(self, tokens: int, **sums: float) -> None:
+        self._tokens += tokens
+        for name, value in sums.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def each(self) -> dict[str, float]:
+        return {name: value / self._tokens for name, value in self._sums.items()}
 
 
 def advantages_of(rollout: Rollout, settings: PPO, *, kl_coef: float) -> Advantages:
@@ -188,11 +224,12 @@ def _policy_step(
     rows: Tensor,
     tokens: int,
     settings: PPO,
+    scale: LossScale,
     size: int,
 ) -> dict[str, float]:
     """Leave the gradient of a minibatch's mean surrogate in the policy; returns token sums.
 
-    On a shared trunk that of the value's loss too, and all of it in the value's head.
+    On the policy's own states the value's head gets its gradient too, the whole of it.
     """
     sums = {"policy_loss": 0.0, "clip_fraction": 0.0, "approx_kl": 0.0, "value_loss": 0.0}
     with adapters.using("policy"), adapters.training():
@@ -200,11 +237,11 @@ def _policy_step(
             beside: Tensor | float = 0.0
             if critic.joint:
                 new, values = token_logprobs_and_values(
-                    adapters, critic.head, batch, detach=critic.detached
+                    adapters, critic.head, batch, share=critic.share
                 )
                 lost = _value_loss(values, rollout, targets, part, settings)
                 sums["value_loss"] += lost.item()
-                beside = settings.value.coef * lost
+                beside = lost
             else:
                 new = token_logprobs(adapters, batch)
             found = policy_loss(
@@ -214,7 +251,7 @@ def _policy_step(
                 rollout.completion_mask[part],
                 clip=settings.clip.ratio,
             )
-            ((found.loss + beside) / tokens).backward()  # type: ignore[no-untyped-call]
+            scale.backward((found.loss + beside) / tokens)
             sums["policy_loss"] += found.loss.item()
             sums["clip_fraction"] += float(found.clipped)
             sums["approx_kl"] += float(found.kl)
@@ -229,6 +266,7 @@ def _value_step(
     rows: Tensor,
     tokens: int,
     settings: PPO,
+    scale: LossScale,
     size: int,
 ) -> float:
     """Leave the gradient of a minibatch's mean loss in the value function; returns the sum.
@@ -241,7 +279,7 @@ def _value_step(
             with torch.set_grad_enabled(not critic.joint):
                 states = value_states(adapters, batch)
             loss = _value_loss(batch.spread(critic.head(states)), rollout, targets, part, settings)
-            (loss / tokens).backward()  # type: ignore[no-untyped-call]
+            scale.backward(loss / tokens)
             total += loss.item()
     return total
 

@@ -23,6 +23,7 @@ from alpaca_rlhf.training.bad_batch import readable
 from alpaca_rlhf.training.groups import Group, Pairs, usable
 from alpaca_rlhf.training.held_out import HeldOut, evaluate_reward
 from alpaca_rlhf.training.loop import Checkpoints, Learner, Log, batches, fit, parts
+from alpaca_rlhf.training.loss_scale import LossScale
 from alpaca_rlhf.training.losses import ranking_loss
 from alpaca_rlhf.training.memory import MicroBatch
 
@@ -98,14 +99,10 @@ def train_reward(
         warmup=settings.warmup,
         max_grad_norm=settings.max_grad_norm,
         optimizer=settings.optimizer,
+        scale=LossScale(adapters.base.dtype),
     )
 
-    micro = MicroBatch(
-        stage,
-        "--reward.micro-batch-size",
-        settings.micro_batch_size,
-        lower="--reward.max-length or --rank.k",
-    )
+    micro = micro_batch(stage, settings)
 
     def backward(indices: list[int]) -> dict[str, float]:
         def of(size: int) -> tuple[float, float, int]:
@@ -125,7 +122,7 @@ def train_reward(
                         better, worse = own[:, 0][_indices(group.pairs, own)].T
                         right += float((better > worse).sum())
                         seen += len(group.pairs)
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    learner.scale.backward(loss)
                     total += loss.item()
             return total, right, seen
 
@@ -149,6 +146,8 @@ def train_reward(
             }
             for i in indices
         ],
+        micro=micro,
+        save_last=True,  # its accuracy may not pass the gate
     )
     adapters.trainable()
     return head, RewardResult(
@@ -156,9 +155,17 @@ def train_reward(
         pairs=sum(len(g.pairs) + len(g.ties) for g in train),
         too_long=too_long,
         left_out=left_out,
-        held_out=evaluate_reward(
-            adapters, role, head, held_out, batch_size=settings.micro_batch_size * 4
-        ),
+        held_out=evaluate_reward(adapters, role, head, held_out, micro),
+    )
+
+
+def micro_batch(stage: str, settings: Reward) -> MicroBatch:
+    """How many rankings are in memory at once."""
+    return MicroBatch(
+        stage,
+        "--reward.micro-batch-size",
+        settings.micro_batch_size,
+        lower="--reward.max-length or --rank.k",
     )
 
 

@@ -17,6 +17,7 @@ from alpaca_rlhf.records import Instruction, content_hash
 from alpaca_rlhf.settings import SFT
 from alpaca_rlhf.training.bad_batch import readable
 from alpaca_rlhf.training.loop import Checkpoints, Learner, Log, batches, fit
+from alpaca_rlhf.training.loss_scale import LossScale
 from alpaca_rlhf.training.memory import MicroBatch
 from alpaca_rlhf.training.patience import Patience
 
@@ -119,6 +120,7 @@ def train_sft(
         warmup=settings.warmup,
         max_grad_norm=settings.max_grad_norm,
         optimizer=settings.optimizer,
+        scale=LossScale(adapters.base.dtype),
     )
     micro = MicroBatch(
         stage, "--sft.micro-batch-size", settings.micro_batch_size, lower="--sft.max-length"
@@ -135,7 +137,7 @@ def train_sft(
                 for group in by_length([len(one) for one in own], size):
                     batch = collate(adapters.base, [own[i] for i in group])
                     loss = -learned_logprobs(adapters, batch).sum() / tokens
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    learner.scale.backward(loss)
                     total += loss.item()
             return total
 
@@ -161,6 +163,7 @@ def train_sft(
         save_every=settings.save_every,
         log=log,
         each_step=evaluate,
+        micro=micro,
         describe=lambda indices: readable(adapters.base, [examples[i] for i in indices]),
         patience=patience,
     )

@@ -1,4 +1,4 @@
-"""`alpaca-rlhf data inspect|drops|refilter|report`: looking at what a teacher wrote, without it."""
+"""`alpaca-rlhf data ...`: looking at what a teacher wrote, without it, and at files of data."""
 
 from __future__ import annotations
 
@@ -14,24 +14,18 @@ from alpaca_rlhf.config import UserError, parse
 from alpaca_rlhf.data import (
     Check,
     Drop,
-    NoveltyIndex,
-    Request,
     read_manifest,
     refilter,
     requests,
     rule_set,
-    seeds_of,
     write_instructions,
 )
-from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.settings import FilterName
-from alpaca_rlhf.ui import folders
+from alpaca_rlhf.ui import data_files, folders
+from alpaca_rlhf.ui.generation_rows import short, show_request, show_row
 from alpaca_rlhf.ui.terminal import PROGRAM, Terminal, next_lines
 
 T = TypeVar("T")
-
-_NEIGHBOURS = 5
-_SHOWN = 100  # characters of a row in a list
 
 
 @dataclass(frozen=True)
@@ -78,46 +72,18 @@ class ReportMade:
 
 
 def inspect(words: Sequence[str], terminal: Terminal) -> int:
-    """Show one row: its verdict, its request with the prompt, and its neighbours.
+    """Show one row with its verdict, its request and its neighbours; or one request, as `@17`.
 
     Raises:
-        UserError: There is no such row; the run cannot be read.
+        UserError: There is no such row or request; the run cannot be read.
     """
-    about = "One row with its request, prompt and neighbours."
+    about = "One row with its request, prompt and neighbours; or the request @NUMBER."
     (run, wanted), _ = _given(words, Inspect, "data inspect", ("RUN", "ID"), about)
     folder = _folder(run)
     say = terminal.say
     say(f"inspect: {wanted} in {folder}")
-    found = [
-        (one, row, drop)
-        for _, one in requests(folder)
-        for row, drop in _verdicts(one)
-        if row is not None and row.id.startswith(wanted)
-    ]
-    if not found:
-        raise UserError(
-            f"{wanted}: no row of {folder} has this id; `{PROGRAM} data drops {run}` lists ids"
-        )
-    ids = {row.id for _, row, _ in found}
-    if len(ids) > 1:
-        raise UserError(f"{wanted}: is the beginning of {len(ids)} ids, as {min(ids)}; give more")
-    for one, row, drop in found:
-        say(f"request {one.number} ({one.ask.step}): {_verdict(drop, one)}")
-        say(f"id:          {row.id}")
-        say(f"instruction: {row.instruction}")
-        say(f"input:       {row.input or '(none)'}")
-        say(f"output:      {'(not asked for yet)' if row.output is None else row.output}")
-    row = found[0][1]
-    say()
-    say("nearest instructions (ROUGE-L):")
-    for score, other, where in _neighbours(folder, row):
-        say(f"  {score:.3f}  {other.id}  {_short(other.instruction)}  ({where})")
-    for one in {request.number: request for request, _, _ in found}.values():
-        say()
-        say(f"prompt of request {one.number}:")
-        say(one.ask.prompt)
-        say(f"reply ({one.reply.tokens} tokens, ended by {one.reply.finish_reason}):")
-        say(one.reply.text)
+    show = show_request if wanted.startswith("@") else show_row
+    show(folder, wanted, say)
     shown = f"{PROGRAM} data drops {_quoted(run)}"
     _tell_next(terminal, [(shown, "rows that were dropped, and why")])
     return 0
@@ -151,15 +117,15 @@ def drops(words: Sequence[str], terminal: Terminal) -> int:
         terminal.say(f"  {rule:<{width}}  {count:>7,}  {count / counts.total():>6.1%}")
     terminal.say()
     for asked_in, drop in chosen:
-        terminal.say(f"{drop.rule}: {_short(drop.detail)}")
+        terminal.say(f"{drop.rule}: {short(drop.detail)}")
         if drop.row is not None:
-            like = f", nearest {drop.near} at {drop.score:.3f}" if drop.near else ""
-            terminal.say(f"  {drop.row.id}  {_short(drop.row.instruction)}")
-            terminal.say(f"  request {asked_in}{like}")
+            terminal.say(f"  {drop.row.id}  {short(drop.row.instruction)}")
+        beside = f", nearest {drop.near} at {drop.score:.3f}" if drop.near else ""
+        terminal.say(f"  request @{asked_in}{beside}")
     total = counts[asked.rule] if asked.rule else counts.total()
     if len(chosen) < total:
         terminal.say(f"... {len(chosen)} of {total:,} shown; --limit 0 shows all")
-    with_row = next((one.row.id for _, one in chosen if one.row is not None), "ID")
+    with_row = next((one.row.id if one.row else f"@{at}" for at, one in chosen), "ID")
     _tell_next(
         terminal,
         [
@@ -198,7 +164,7 @@ def refiltered(words: Sequence[str], terminal: Terminal) -> int:
     for rule, count in sorted(made.lost.items(), key=lambda one: -one[1]):
         terminal.say(f"  lost by {rule}: {count}")
     for row in made.gained[:3]:
-        terminal.say(f"  new: {_short(row.instruction)}")
+        terminal.say(f"  new: {short(row.instruction)}")
     if made.unanswered:
         terminal.say(
             f"  {made.unanswered} tasks would pass now, but the teacher never answered them"
@@ -242,10 +208,15 @@ def report(words: Sequence[str], terminal: Terminal) -> int:
 
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str], Terminal], int], str]] = {
-    "inspect": (inspect, "one row with its request, prompt and neighbours: RUN ID"),
+    "inspect": (
+        inspect,
+        "one row with its request, prompt and neighbours: RUN ID, or RUN @REQUEST",
+    ),
     "drops": (drops, "rows that were dropped, and why: RUN [--rule NAME]"),
     "refilter": (refiltered, "decide by other rules, without the teacher: RUN --filters strict"),
     "report": (report, "one HTML page about a generation: RUN"),
+    "check": (data_files.check, "read files as import does, and write nothing: FILE..."),
+    "export": (data_files.exported, "data for others, with a card: FOLDER --to parquet --out DIR"),
 }
 """Commands below `data`, and what they do."""
 
@@ -259,7 +230,7 @@ def run(words: Sequence[str], terminal: Terminal) -> int:
     if not words or words[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))
         rows = [f"  {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items()]
-        terminal.say("\n".join([f"usage: {PROGRAM} data COMMAND RUN [flags]\n", *rows]))
+        terminal.say("\n".join([f"usage: {PROGRAM} data COMMAND ... [flags]\n", *rows]))
         return 0
     name, *rest = words
     if name not in COMMANDS:
@@ -316,39 +287,6 @@ def _seconds(run: str) -> float | None:
     """How long the stage took, if it ended."""
     folder = _run_of(run)
     return None if folder is None else folders.seconds_of(folder, "generate")
-
-
-def _verdicts(one: Request) -> list[tuple[Instruction | None, Drop | None]]:
-    return [*((row, None) for row in one.kept), *((drop.row, drop) for drop in one.dropped)]
-
-
-def _verdict(drop: Drop | None, one: Request) -> str:
-    if drop is None:
-        return "kept, to be answered" if one.ask.drafts else "kept"
-    near = f"; nearest {drop.near} at {drop.score:.3f}" if drop.near else ""
-    return f"dropped by {drop.rule}: {drop.detail}{near}"
-
-
-def _neighbours(folder: Path, row: Instruction) -> list[tuple[float, Instruction, str]]:
-    """The nearest of the seed tasks and kept rows, the row itself left out."""
-    index = NoveltyIndex(0.0)
-    known: list[tuple[Instruction, str]] = [(seed, "seed task") for seed in seeds_of(folder)]
-    for _, one in requests(folder):
-        known += [(kept, f"request {one.number}") for kept in one.kept if kept.id != row.id]
-    for other, _ in known:
-        index.add(other.instruction)
-    found: dict[str, tuple[float, Instruction, str]] = {}
-    for near in index.duplicates(row.instruction):
-        other, where = known[near.row]
-        found.setdefault(other.id, (near.score, other, where))
-        if len(found) == _NEIGHBOURS:
-            break
-    return list(found.values())
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 3]}..."
 
 
 def _tell_next(terminal: Terminal, commands: list[tuple[str, str]]) -> None:

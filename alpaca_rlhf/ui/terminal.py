@@ -25,9 +25,14 @@ PROGRAM = "alpaca-rlhf"
 
 _UNITS = {
     "generate": "task",
+    "against": "row",
+    "split": "prompt",
     "sample": "completion",
     "ppo": "update",
     "evaluate": "policy",
+    "import": "row",
+    "check": "row",
+    "export": "row",
 }
 """What a step of a stage is; of the others, an optimiser step."""
 

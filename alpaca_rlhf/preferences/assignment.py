@@ -1,0 +1,187 @@
+"""Who gets which task, and what a verdict must be: the rules, without the database."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any, Literal
+
+from alpaca_rlhf.preferences.rankings import MOST_STARS
+from alpaca_rlhf.records import Instruction
+
+Kind = Literal["task", "gold", "repeat"]
+"""An ordinary task, one whose right order is known, or one of the annotator's own again. Only
+ordinary ones are trained on."""
+
+Tiers = tuple[tuple[str, ...], ...]
+"""Completion ids, best tier first; ties share a tier."""
+
+FEWEST, MOST = 2, 9
+"""Completions of a candidate set."""
+MOST_TEXT = 2000
+"""Characters of a comment."""
+
+METHODS = ("mouse", "touch", "keyboard", "buttons", "mixed", "as_shown", "")
+"""How an order was put in; `as_shown` is an untouched order that was confirmed."""
+
+Problem = Literal["unknown", "not_yours", "incomplete", "bad_value", "done", "too_early"]
+
+
+class Refused(Exception):
+    """What an annotator asked for is not done. `problem` is the kind, for a translated message."""
+
+    def __init__(self, problem: Problem, message: str) -> None:
+        super().__init__(message)
+        self.problem = problem
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How tasks are handed out."""
+
+    lease_s: float = 900.0
+    """Seconds that a task is kept for an annotator who does nothing."""
+    second_share: float = 0.2
+    """Share of the sets that two people rank, for the agreement."""
+    gold_rate: float = 0.05
+    """Share of the tasks that are gold questions, while there are new ones."""
+    repeat_rate: float = 0.03
+    """Share of the tasks that are the annotator's own again."""
+    repeat_after: int = 20
+    """Tasks between a set and its repeat, at least."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One completion before an annotator: nothing says who wrote it."""
+
+    id: str
+    """`Completion.id`."""
+    text: str
+    """What to read."""
+    cut: bool
+    """Whether it was cut at the length limit."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One candidate set before one annotator."""
+
+    id: int
+    """The assignment, which a submit names."""
+    revision: int
+    """What a submit is the revision of; a submit of an older one was saved already."""
+    kind: Kind
+    """Why it is shown; the annotator is not told."""
+    prompt: Instruction
+    """What was asked."""
+    completions: tuple[Shown, ...]
+    """The answers, in the shuffled order in which they are shown."""
+    lease_s: float
+    """Seconds it is kept."""
+    tiers: Tiers = ()
+    """The order that was taken back by an undo; empty for a new task."""
+    criteria: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Stars that were taken back with it."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an annotator says of a task."""
+
+    tiers: Tiers
+    """Every completion once, best tier first."""
+    criteria: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Completion id to criterion to stars, 1 to 5; may be empty."""
+    all_bad: bool = False
+    """Whether none of them is acceptable; the order counts all the same."""
+    comment: str = ""
+    """What else the annotator says."""
+    input_method: str = ""
+    """How it was put in, one of `METHODS`."""
+    blind: bool = True
+    """Whether nothing told who wrote which."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The answer to a submit."""
+
+    ranking_id: int
+    """Its row."""
+    already: bool
+    """Whether it had been saved before; then nothing was changed."""
+    duration_s: float
+    """From being shown until the submit, by the server's clock."""
+
+
+def places(key: str, second_share: float) -> int:
+    """How many people rank a set: 2 for a share of all keys, else 1. Always the same for a key."""
+    draw = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64
+    return 2 if draw < second_share else 1
+
+
+def check(verdict: Verdict, completions: Collection[str]) -> None:
+    """Refuse a verdict that does not put each completion in exactly one place.
+
+    Nothing that a browser sends is trusted.
+
+    Raises:
+        Refused: `incomplete` or `bad_value`, with what is wrong.
+    """
+    given = [one for tier in verdict.tiers for one in tier]
+    if any(not tier for tier in verdict.tiers):
+        raise Refused("incomplete", "a tier is empty")
+    for one in given:
+        if one not in completions:
+            raise Refused("incomplete", f"{str(one)[:40]!r} is not one of the answers")
+    if len(set(given)) != len(given):
+        raise Refused("incomplete", "an answer stands in two places")
+    if len(given) != len(completions):
+        raise Refused("incomplete", f"{len(completions) - len(given)} answers have no place")
+    for one, stars in verdict.criteria.items():
+        if one not in completions:
+            raise Refused("bad_value", f"stars for {str(one)[:40]!r}, which is not an answer")
+        for name, value in stars.items():
+            if not isinstance(name, str) or not 0 < len(name) <= 40:
+                raise Refused("bad_value", "a criterion needs a name of at most 40 characters")
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not whole or not 1 <= value <= MOST_STARS:
+                raise Refused("bad_value", f"{name}: give 1 to {MOST_STARS} stars")
+    if len(verdict.comment) > MOST_TEXT:
+        raise Refused("bad_value", f"a comment has at most {MOST_TEXT} characters")
+    if verdict.input_method not in METHODS:
+        raise Refused("bad_value", f"the input method is one of {', '.join(METHODS[:-1])}")
+
+
+def pairs(tiers: Sequence[Sequence[str]]) -> int:
+    """How many pairs of completions an order decides: those in different tiers."""
+    return sum(len(a) * len(b) for a, b in combinations(tiers, 2))
+
+
+def first_slot(shown: Sequence[str], tiers: Sequence[Sequence[str]]) -> tuple[float, float]:
+    """Whether the answer shown first won, and how often it would by chance.
+
+    A tie at the top is shared. Where all tie nobody wins: (0, 0).
+    """
+    if len(tiers) < 2:
+        return 0.0, 0.0
+    return (shown[0] in tiers[0]) / len(tiers[0]), 1 / len(shown)
+
+
+def passes(gold: Sequence[Sequence[str]], tiers: Sequence[Sequence[str]]) -> bool:
+    """Whether every pair that the known order decides stands in that order, untied."""
+    place = {one: at for at, tier in enumerate(tiers) for one in tier}
+    return all(
+        place[a] < place[b]
+        for better, worse in combinations(gold, 2)
+        for a in better
+        for b in worse
+    )
+
+
+def as_tiers(stored: Sequence[Sequence[Any]]) -> Tiers:
+    """Tiers as they lie in the database, as tuples."""
+    return tuple(tuple(tier) for tier in stored)

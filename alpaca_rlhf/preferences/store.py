@@ -1,0 +1,337 @@
+"""The store: everything that people say of completions, kept in a database.
+
+Each method that changes something is one transaction, on the disk when the method returns. The
+queries stand in the modules beside this one, and nowhere outside this room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from alpaca_rlhf.preferences import (
+    battles,
+    claims,
+    queue,
+    reading,
+    snapshot,
+    verdicts,
+)
+from alpaca_rlhf.preferences import figures as tab
+from alpaca_rlhf.preferences.accounts import Accounts
+from alpaca_rlhf.preferences.assignment import Refused, Saved, Task, Tiers, Verdict
+from alpaca_rlhf.preferences.audit import note
+from alpaca_rlhf.preferences.schema import CandidateSet
+from alpaca_rlhf.records import Ranking
+
+_AT_ONCE = 500
+"""Sets or rankings added in one transaction."""
+
+
+class Store(Accounts):
+    """A preference database. Use it from any thread; close it at the end.
+
+    Args:
+        where: A file for SQLite, made if absent, or `postgresql+psycopg://user@host/name`.
+        rules: How tasks are handed out.
+        seed: Of what is drawn: the order of the answers, the kind of a task. None is a fresh one.
+        clock: Seconds since 1970.
+
+    Raises:
+        UserError: It cannot be opened, or was made by a newer version.
+    """
+
+    # --- the queue ----------------------------------------------------------------------------
+
+    def add_sets(
+        self,
+        rows: Iterable[queue.Candidates],
+        *,
+        origin: str,
+        gold: Mapping[str, Tiers] | None = None,
+    ) -> int:
+        """Add prompts with their completions to the queue; what is there already stays as it is.
+
+        Args:
+            rows: Prompts, each with 2 to 9 completions.
+            origin: Where they come from, e.g. `runs/mine/sample`.
+            gold: Known orders by prompt id: their sets become gold questions.
+
+        Returns:
+            How many sets are new.
+
+        Raises:
+            ValueError: A set is too small or too large, or holds another prompt's completion.
+        """
+        left, new = iter(rows), 0
+        while some := list(islice(left, _AT_ONCE)):
+
+            def work(session: Session, some: list[queue.Candidates] = some) -> int:
+                return queue.add_sets(
+                    session,
+                    some,
+                    now_ms=self._now(),
+                    origin=origin,
+                    second_share=self.rules.second_share,
+                    gold=gold or {},
+                )
+
+            new += self._write(work)
+        return new
+
+    def add_rankings(self, rankings: Iterable[Ranking]) -> int:
+        """Keep rankings made elsewhere, by judges or in files; their sets must have been added.
+
+        Returns:
+            How many say anything new: the same ranking twice is one.
+
+        Raises:
+            ValueError: The completions of one are no candidate set.
+        """
+        left, new = iter(rankings), 0
+        while some := list(islice(left, _AT_ONCE)):
+
+            def work(session: Session, some: list[Ranking] = some) -> int:
+                return sum(verdicts.add(session, one, now_ms=self._now()) for one in some)
+
+            new += self._write(work)
+        return new
+
+    def retire(self, candidate_set: int, *, actor: str) -> None:
+        """Hand a set out no more, e.g. because it was flagged. What was said of it stays."""
+
+        def work(session: Session) -> None:
+            own = session.get(CandidateSet, candidate_set, with_for_update=True)
+            if own is None:
+                raise Refused("unknown", "there is no such set")
+            own.retired = True
+            note(session, self._now(), actor, "retire", f"candidate_set:{candidate_set}")
+
+        self._write(work)
+
+    # --- tasks --------------------------------------------------------------------------------
+
+    def claim(self, annotator: int, *, holding: Collection[int] = ()) -> Task | None:
+        """The next task of an annotator; None if there is none.
+
+        A task that is open already comes first, so a second browser tab, or a restart, shows the
+        same one again.
+
+        Args:
+            annotator: Number.
+            holding: Ids of tasks that are before the annotator already, to fetch one beyond them.
+
+        Raises:
+            Refused: `unknown`: the annotator is not there, or not any more.
+        """
+
+        def work(session: Session) -> Task | None:
+            found = claims.claim(
+                session,
+                annotator,
+                rules=self.rules,
+                now_ms=self._now(),
+                rng=self._rng,
+                holding=holding,
+            )
+            return None if found is None else claims.task(session, found, rules=self.rules)
+
+        return self._write(work)
+
+    def renew(self, annotator: int, task: int, *, shown: bool = False) -> None:
+        """Keep a task for another lease.
+
+        Args:
+            annotator: Number.
+            task: Its id.
+            shown: Whether it comes before the annotator just now; its time begins.
+
+        Raises:
+            Refused: `done`: it is not open any more; `unknown`, `not_yours`.
+        """
+
+        def work(session: Session) -> None:
+            one = claims.owned(session, task, annotator)
+            claims.renew(session, one, until_ms=self._until())
+            if shown:
+                one.shown_ms = self._now()
+
+        self._write(work)
+
+    def submit(self, annotator: int, task: int, verdict: Verdict, *, revision: int = 0) -> Saved:
+        """Keep a verdict. Sent again after a lost answer, it says that it was saved already.
+
+        Args:
+            annotator: Number.
+            task: Its id.
+            verdict: What the annotator says.
+            revision: `Task.revision` of the task as it was shown.
+
+        Raises:
+            Refused: `unknown`, `not_yours`, `incomplete` or `bad_value`; nothing is changed.
+        """
+        return self._write(
+            lambda session: verdicts.submit(
+                session, task, annotator, verdict, revision=revision, now_ms=self._now()
+            )
+        )
+
+    def undo(self, annotator: int, task: int | None = None) -> Task | None:
+        """Take a verdict back; the task is open again, with the order that it had.
+
+        Args:
+            annotator: Number.
+            task: Its id; by default the one that the annotator ranked last.
+
+        Returns:
+            The task, or None where nothing was ranked yet.
+
+        Raises:
+            Refused: `done`: there is nothing to take back; `unknown`, `not_yours`.
+        """
+
+        def work(session: Session) -> Task | None:
+            found = verdicts.latest(session, annotator) if task is None else task
+            if found is None:
+                return None
+            now, until = self._now(), self._until()
+            verdicts.undo(session, found, annotator, now_ms=now, until_ms=until)
+            session.flush()
+            return claims.task(session, found, rules=self.rules)
+
+        return self._write(work)
+
+    def skip(self, annotator: int, task: int, reason: str = "") -> None:
+        """Leave a task to others; the annotator does not see it again.
+
+        Raises:
+            Refused: `done`: it is ranked already; `unknown`, `not_yours`.
+        """
+
+        def work(session: Session) -> None:
+            claims.leave(session, claims.owned(session, task, annotator), "skipped")
+            after = {"reason": queue.clean(reason[:500])} if reason else None
+            self._note(session, annotator, "skip", task, after)
+
+        self._write(work)
+
+    def flag(
+        self, annotator: int, task: int, reason: str, words: str = "", *, completion: str = ""
+    ) -> None:
+        """Say that something is wrong with a task, and leave it if it is open.
+
+        Args:
+            annotator: Number.
+            task: Its id.
+            reason: In a word, e.g. `spam`.
+            words: In the annotator's words.
+            completion: Id of the answer that is meant, if one is.
+
+        Raises:
+            Refused: `bad_value`, `unknown`, `not_yours`.
+        """
+
+        def work(session: Session) -> None:
+            one = claims.owned(session, task, annotator)
+            claims.add_flag(session, one, completion, reason, words[:2000], self._now())
+            if one.state == "open":
+                claims.leave(session, one, "flagged")
+            self._note(session, annotator, "flag", task, {"reason": queue.clean(reason)})
+
+        self._write(work)
+
+    # --- battles ------------------------------------------------------------------------------
+
+    def battle(
+        self, annotator: int, prompt: str, answers: tuple[tuple[str, str], tuple[str, str]]
+    ) -> battles.Pairing:
+        """Two answers side by side, the sides drawn here.
+
+        Args:
+            annotator: Number.
+            prompt: Its id.
+            answers: (policy, completion id) of each; both were added.
+
+        Raises:
+            Refused: `unknown`: they were not.
+        """
+        return self._write(
+            lambda session: battles.begin(
+                session, annotator, prompt, answers, now_ms=self._now(), rng=self._rng
+            )
+        )
+
+    def vote(
+        self, annotator: int, round_: str, given: battles.Vote, *, blind: bool = True
+    ) -> battles.Revealed:
+        """Keep a vote, which is final, and tell who wrote which.
+
+        Args:
+            annotator: Number.
+            round_: `Pairing.round`.
+            given: The vote.
+            blind: Whether the texts did not tell by themselves who wrote them.
+
+        Raises:
+            Refused: `unknown`, `not_yours`, `bad_value`.
+        """
+        return self._write(
+            lambda session: battles.vote(
+                session, round_, annotator, given, blind=blind, now_ms=self._now()
+            )
+        )
+
+    def scores(self) -> list[battles.Score]:
+        """All blind votes, a row for each two policies."""
+        with self.database.reading() as session:
+            return battles.scores(session)
+
+    # --- figures ------------------------------------------------------------------------------
+
+    def progress(self, annotator: int) -> tab.Progress:
+        """Where an annotator stands."""
+        with self.database.reading() as session:
+            return tab.progress(session, annotator, self._now())
+
+    def figures(self) -> tab.Figures:
+        """Everything that the Data tab shows but the lists."""
+        with self.database.reading() as session:
+            return tab.figures(session, self._now())
+
+    def flagged(self, *, before: int | None = None, n: int = 50) -> list[tab.Flagged]:
+        """The newest flags, or those before a number."""
+        with self.database.reading() as session:
+            return tab.flagged(session, before=before, n=n)
+
+    def export(self, folder: Path) -> snapshot.Manifest:
+        """Write a snapshot to train from; claims and submits go on meanwhile.
+
+        Raises:
+            UserError: There is something in the folder already, or it cannot be written.
+        """
+        at = self._now()
+        created = datetime.fromtimestamp(at / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        with self.database.reading() as session:
+            made = snapshot.write(
+                folder,
+                reading.verdicts(session),
+                max_ranking=reading.newest(session),
+                created=created,
+            )
+        self._write(
+            lambda session: reading.note_snapshot(
+                session, str(folder), made.max_ranking, made.rankings, made.sha256, at
+            )
+        )
+        return made
+
+    def _note(
+        self, session: Session, annotator: int, action: str, task: int, after: dict[str, str] | None
+    ) -> None:
+        session.flush()
+        actor, entity = f"annotator:{annotator}", f"assignment:{task}"
+        note(session, self._now(), actor, action, entity, after=after)

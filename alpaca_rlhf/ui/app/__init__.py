@@ -1,0 +1,1 @@
+"""The app: chat, compare, rank and data in a browser."""

@@ -1,0 +1,368 @@
+"""Splits that stay as they are when rows are added, and evaluation sets that are kept out."""
+
+import json
+import random
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alpaca_rlhf import cli
+from alpaca_rlhf.config import UserError
+from alpaca_rlhf.data import (
+    Assigned,
+    Evaluation,
+    check_disjoint,
+    deal,
+    drop_reason,
+    files_of,
+    prompt_text,
+    read_assignments,
+    read_instructions,
+    read_prompts,
+    tokens,
+    write_assignments,
+    write_instructions,
+)
+from alpaca_rlhf.pipeline import order
+from alpaca_rlhf.records import Instruction
+from alpaca_rlhf.settings import PPO, BestOfK, Evaluate, Inputs, Loop, Rank
+from alpaca_rlhf.sources import source_of
+from tests.test_data_novelty import f1
+
+SHARES = {"sft": 0.4, "rank": 0.2, "ppo": 0.3, "eval": 0.1}
+
+
+def row(words: str, output: str | None = "yes") -> Instruction:
+    return Instruction(words, "", output)
+
+
+def places(assigned: list[Assigned]) -> dict[str, str]:
+    return {one.texts[-1]: one.split for one in assigned}
+
+
+def near(one: str, other: str) -> bool:
+    return f1(one.split(), other.split()) > 0.7
+
+
+few_words = st.lists(st.sampled_from("abcdefgh"), min_size=3, max_size=6).map(" ".join)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(few_words, max_size=14), st.lists(few_words, max_size=14), st.integers(0, 9))
+def test_no_two_splits_come_near_and_what_was_assigned_stays(first, more, seed) -> None:
+    """The texts are so short and alike that clusters meet all the time."""
+    before = deal(map(row, first), shares=SHARES, seed=seed)
+    assert not before.drops  # nothing is between splits before there are any
+    assert {one.texts[-1] for one in before.assigned} == set(first)
+    after = deal(map(row, first + more), before.assigned, shares=SHARES, seed=seed)
+    assert after.assigned[: len(before.assigned)] == before.assigned
+    where = places(after.assigned)
+    dropped = {drop.row.instruction for drop in after.drops}
+    assert where.keys() | dropped == {*first, *more} and not where.keys() & dropped
+    for one, other in combinations(where, 2):
+        assert where[one] == where[other] or not near(one, other)
+    for text in dropped:  # each lies near something that has a place
+        assert any(near(text, other) for other in where) or len(dropped) > 1
+    again = deal(map(row, (first + more)[::-1]), before.assigned, shares=SHARES, seed=seed)
+    assert places(again.assigned) == where  # the order of the rows does not matter
+    third = deal(map(row, first + more), after.assigned, shares=SHARES, seed=seed)
+    assert third.assigned == after.assigned and dropped == {d.row.instruction for d in third.drops}
+
+
+def test_a_row_between_two_splits_is_dropped_and_names_both() -> None:
+    a, b = "a b c d e f g h i j", "i j k l m n o p q r"
+    earlier = [Assigned("1", "sft", (a,)), Assigned("2", "rank", (b,))]
+    joins_a, joins_b = "a b c d e f g h i x", "y j k l m n o p q r"
+    dealt = deal([row(joins_a), row(joins_b)], earlier, shares=SHARES)
+    assert places(dealt.assigned) == {a: "sft", b: "rank", joins_a: "sft", joins_b: "rank"}
+    wide = "a b c d e f g h i j k l m n"
+    narrow = [
+        Assigned("1", "sft", ("a b c d e f g h i j",)),
+        Assigned("2", "ppo", ("e f g h i j k l m n",)),
+    ]
+    dealt = deal([row(wide)], narrow, shares=SHARES)
+    assert [one.id for one in dealt.assigned] == ["1", "2"]
+    (drop,) = dealt.drops
+    assert drop.rule == "between splits" and "of sft" in drop.detail and "of ppo" in drop.detail
+
+
+def test_new_rows_that_link_two_splits_are_parted() -> None:
+    """x lies near sft's, y near rank's, and x and y near each other: only one of them can stay."""
+    first, x, y, last = (" ".join("abcdefghijklmnop"[at : at + 10]) for at in (0, 2, 4, 6))
+    earlier = [Assigned("1", "sft", (first,)), Assigned("2", "rank", (last,))]
+    assert near(first, x) and near(x, y) and near(y, last)
+    assert not near(first, y) and not near(x, last)
+    dealt = deal([row(x), row(y)], earlier, shares=SHARES)
+    stays, leaves = sorted((x, y), key=lambda text: row(text).id)
+    assert places(dealt.assigned)[stays] == ("sft" if stays == x else "rank")
+    assert [drop.row.instruction for drop in dealt.drops] == [leaves]
+
+
+def test_about_the_shares_that_were_asked_for() -> None:
+    rows = [row(f"one{i} two{i} three{i} four{i}") for i in range(2000)]
+    counts = Counter(one.split for one in deal(rows, shares=SHARES).assigned)
+    for name, share in SHARES.items():
+        assert abs(counts[name] / 2000 - share) < 0.04
+    only = deal(rows[:50], shares={**dict.fromkeys(SHARES, 0.0), "ppo": 3})
+    assert {one.split for one in only.assigned} == {"ppo"}
+    other = deal(rows, shares=SHARES, seed=1)
+    assert places(other.assigned) != places(deal(rows, shares=SHARES).assigned)
+
+
+def test_prompts_without_outputs_never_fill_sft() -> None:
+    rows = [row(f"one{i} two{i} three{i} four{i}", output=None) for i in range(300)]
+    counts = Counter(one.split for one in deal(rows, shares=SHARES).assigned)
+    assert counts["sft"] == 0 and counts["rank"] and counts["ppo"] and counts["eval"]
+    with pytest.raises(UserError, match="no output to learn from"):
+        deal(rows, shares={"sft": 1.0, "rank": 0.0, "ppo": 0.0, "eval": 0.0})
+
+
+def test_a_conversation_is_near_what_each_of_its_turns_is_near() -> None:
+    opening = "tell me all about the mice of this house"
+    talk = Instruction(
+        "and what do they eat at night", "", "Cheese.", "", ((opening, "They are."),)
+    )
+    dealt = deal([talk, row(opening)], shares=SHARES)
+    assert len({one.split for one in dealt.assigned}) == 1
+    for seed in range(20):  # whatever the dealing
+        where = {one.split for one in deal([talk, row(opening)], shares=SHARES, seed=seed).assigned}
+        assert len(where) == 1
+
+
+def test_files_of() -> None:
+    rows = [
+        row("a", "1"),
+        row("a", "2"),
+        row("a", "1"),
+        row("a", None),
+        row("b", "1"),
+        row("b", "2"),
+    ]
+    assigned = [Assigned(rows[0].id, "sft", ("a",)), Assigned(rows[4].id, "eval", ("b",))]
+    files, drops = files_of([*rows, row("c")], assigned, SHARES)
+    assert files == {"sft": rows[:2], "rank": [], "ppo": [], "eval": [rows[4]]}
+    assert [drop.rule for drop in drops] == ["repeated", "no output", "repeated"]
+
+
+def test_assignments_are_read_back_and_damage_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "assignments.jsonl"
+    assert read_assignments(path) == []
+    one = Assigned("1", "sft", ("a line\u2028end \n 字", "b"))
+    write_assignments(path, [one, Assigned("2", "ppo", ("c",))])
+    assert read_assignments(path) == [one, Assigned("2", "ppo", ("c",))]
+    for damage in ('{"id": "1"}\n', "[1]\n", "{\n", '{"id": 1, "split": "sft", "texts": []}\n'):
+        path.write_text(path.read_text().splitlines(keepends=True)[0] + damage)
+        with pytest.raises(UserError, match=r"assignments.jsonl:\d: is not an assignment"):
+            read_assignments(path)
+        write_assignments(path, [one])
+
+
+HELD = "Write a short letter to the mayor of our town about the noise of the new motorway."
+
+
+def test_evaluation_sets_are_kept_out() -> None:
+    held = Evaluation([Instruction(HELD), Instruction("Sort the words.", "pear fig plum nut")])
+    assert len(held) == 2
+    near_it = held.seen_in(row(HELD.replace("noise", "smell")))
+    assert near_it is not None and near_it.score > 0.7 and near_it.near == Instruction(HELD).id
+    long = "Here is what I thought of in the night, please tell me what you think: " * 5
+    copied = held.seen_in(Instruction("Answer.", long + " ".join(HELD.split()[:13])))
+    assert copied is not None and "shares 'write a short letter" in copied.detail
+    assert held.seen_in(Instruction("Answer.", long + " ".join(HELD.split()[:12]))) is None
+    assert held.seen_in(Instruction("Sort the words.", "seven eight nine ten")) is None
+    assert held.seen_in(Instruction("Sort these words.", "pear fig plum nut")) is not None
+    talk = Instruction("and now something else", "", "yes", "", ((HELD, "Dear mayor"),))
+    assert held.seen_in(talk) is not None  # SFT would learn from that turn
+    assert Evaluation([]).seen_in(row(HELD)) is None
+
+
+def test_an_evaluation_is_a_rule_for_filters() -> None:
+    rule = Evaluation([Instruction(HELD)]).rule()
+    drop = drop_reason(row(HELD.upper()), [rule])
+    assert drop is not None and drop.rule == "contaminated" and "mayor" in drop.detail
+    assert drop_reason(row("Name three colours."), [rule]) is None
+
+
+def split(*words: object) -> int:
+    return cli.main(["split", *map(str, words)])
+
+
+def write(path: Path, texts: list[str]) -> Path:
+    write_instructions(path, map(row, texts))
+    return path
+
+
+def read(out: Path) -> dict[str, list[str]]:
+    found = {}
+    for name in SHARES:
+        lines = (out / f"{name}.jsonl").read_text().splitlines()
+        found[name] = [json.loads(line)["instruction"] for line in lines]
+    return found
+
+
+def everything(parts: dict[str, list[str]]) -> list[str]:
+    return [text for own in parts.values() for text in own]
+
+
+def test_the_command_adds_rows_and_leaves_the_rest_where_it_was(tmp_path, capsys) -> None:
+    rng = random.Random(0)
+    texts = [" ".join(f"w{rng.randrange(300)}" for _ in range(8)) for _ in range(120)]
+    out, first = tmp_path / "a folder", write(tmp_path / "first.jsonl", texts[:80])
+    assert split("--data", first, "--out", out) == 0
+    before = read(out)
+    assert sorted(everything(before)) == sorted(texts[:80]) and all(before.values())
+    said = capsys.readouterr().out
+    assert f"{len(before['sft'])} rows" in said and f"--inputs.splits '{out}'" in said
+    more = write(tmp_path / "more.jsonl", [*texts[80:], texts[0] + " again"])
+    assert split("--data", first, more, "--out", out, "--shares.sft", 0, "--seed", 7) == 0
+    after = read(out)
+    assert all(set(before[name]) <= set(after[name]) for name in SHARES)
+    home = next(name for name in SHARES if texts[0] in before[name])
+    assert texts[0] + " again" in after[home]
+    assert len(everything(after)) == 121
+    assert "80 prompts were assigned before" in capsys.readouterr().out
+
+
+def test_the_command_keeps_an_evaluation_out_and_says_what_it_left_out(tmp_path, capsys) -> None:
+    rows = write(tmp_path / "rows.jsonl", [HELD, "Name three colours.", "Say hello to Ann."])
+    held = write(tmp_path / "held.jsonl", [HELD])
+    assert split("--data", rows, "--against", held, "--out", tmp_path / "out") == 0
+    assert sorted(everything(read(tmp_path / "out"))) == [
+        "Name three colours.",
+        "Say hello to Ann.",
+    ]
+    (drop,) = map(json.loads, (tmp_path / "out" / "drops.jsonl").read_text().splitlines())
+    assert drop["rule"] == "contaminated" and drop["row"]["instruction"] == HELD
+    assert "left out 1: contaminated 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "--data is missing"),
+        (["--data", "absent.jsonl"], "absent.jsonl: no such file"),
+        (["--data", "rows.jsonl", "--shares.sft", "-1"], "--shares.sft must be >= 0"),
+        (
+            ["--data", "rows.jsonl", "--against", "rows.jsonl"],
+            "--against rows.jsonl: no row is left",
+        ),
+        (["--data", "rows.jsonl", "--out", "rows.jsonl"], "--out rows.jsonl: is a file"),
+        (["--data", "rows.jsonl", "--shares", "1"], "--shares"),
+    ],
+)
+def test_what_the_command_refuses(words, message, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "rows.jsonl", ["Name three colours."])
+    assert split(*words) == 2
+    told = capsys.readouterr().err
+    assert message in told and told.count("\n") == 1
+
+
+def test_no_file_is_lost_to_the_command(tmp_path, capsys) -> None:
+    rows = write(tmp_path / "rows.jsonl", ["Name three colours.", "Say hello to Ann."])
+    foreign = tmp_path / "mine"
+    own = write(foreign / "sft.jsonl", ["Something that I wrote myself."]).read_text()
+    assert split("--data", rows, "--out", foreign) == 2
+    assert "holds sft.jsonl but no assignments.jsonl" in capsys.readouterr().err
+    assert (foreign / "sft.jsonl").read_text() == own
+    out = tmp_path / "out"
+    assert split("--data", rows, "--out", out) == 0
+    assert split("--data", out / "sft.jsonl", "--out", out) == 2
+    assert "is written anew by this command" in capsys.readouterr().err
+    assert len(everything(read(out))) == 2
+    fewer = write(tmp_path / "fewer.jsonl", ["Say hello to Ann."])
+    assert split("--data", fewer, "--out", out) == 0
+    assert "1 prompts assigned before are not among these rows" in capsys.readouterr().out
+    assert len(read_assignments(out / "assignments.jsonl")) == 2
+
+
+def test_real_splits_are_disjoint(shared: Path, tmp_path: Path) -> None:
+    """All of Alpaca's subset; 25 prompts of each split against all of the others, brute force."""
+    assert split("--data", shared / "data" / "alpaca_17k.jsonl.gz", "--out", tmp_path) == 0
+    parts = {name: read_prompts(tmp_path / f"{name}.jsonl") for name in SHARES}
+    assert sum(map(len, parts.values())) == 17387
+    assert len(read_instructions(tmp_path / "sft.jsonl")) == len(parts["sft"])  # all have outputs
+    words = {name: [tokens(prompt_text(one)) for one in rows] for name, rows in parts.items()}
+    rng = random.Random(0)
+    compared = 0
+    for name, own in words.items():
+        others = [text for other, texts in words.items() if other != name for text in texts]
+        for text in rng.sample(own, 25):
+            bag = Counter(text)
+            for other in others:
+                # An LCS is never longer than the words in common, which are quicker to count.
+                if 2 * (bag & Counter(other)).total() > 0.6 * (len(text) + len(other)):
+                    compared += 1
+                    assert f1(text, other) <= 0.7
+    assert compared > 10
+
+
+def folder_of_splits(out: Path) -> Path:
+    rng = random.Random(0)
+    for name, count in (("sft", 20), ("rank", 40), ("ppo", 40), ("eval", 30)):
+        texts = [" ".join(f"{name}{rng.randrange(300)}" for _ in range(8)) for _ in range(count)]
+        write(out / f"{name}.jsonl", texts)
+    return out
+
+
+def settings_of(folder: Path, rounds: int = 1, **inputs: Path) -> Loop:
+    return Loop(
+        inputs=Inputs(splits=folder, judge="human", **inputs),
+        rounds=rounds,
+        rank=Rank(prompts=10),
+        ppo=PPO(batch_size=4, minibatch_size=4, micro_batch_size=4),
+        best_of_k=BestOfK(prompts=12),
+        evaluate=Evaluate(prompts=25),
+    )
+
+
+def test_a_loop_takes_its_rows_and_prompts_from_a_folder_of_splits(tmp_path: Path) -> None:
+    asked = settings_of(folder_of_splits(tmp_path), rounds=2)
+    source = source_of(asked)
+    sizes = {"rank": 10, "ppo": 12, "rank.2": 10, "ppo.2": 12, "eval": 25}
+    assert {name: len(source.prompts(name)) for name in source.names()} == sizes
+    for name in sizes:
+        own = {one.instruction for one in source.prompts(name)}
+        assert all(text.startswith(name.partition(".")[0]) for text in own)
+    for one, other in (("rank", "rank.2"), ("ppo", "ppo.2")):
+        first = {row.id for row in source.prompts(one)}
+        assert not first & {row.id for row in source.prompts(other)}
+    assert len(source.seeds()) == 20 and order(asked)[0] == ("sft", 1)
+    assert set(asked.inputs.files()) == {f"splits.{name}" for name in SHARES}
+    with pytest.raises(UserError, match=r"rank.jsonl: split: 40 prompts .* rank.* lacks"):
+        source_of(settings_of(tmp_path, rounds=5))
+    (tmp_path / "ppo.jsonl").unlink()
+    with pytest.raises(UserError, match=r"ppo.jsonl: no such file"):
+        source_of(asked)
+    for name in ("data", "seeds", "prompts"):
+        with pytest.raises(ValueError, match=f"--inputs.{name}: --inputs.splits gives rows"):
+            settings_of(tmp_path, **{name: tmp_path / "x.jsonl"})
+
+
+def test_training_on_a_cluster_that_another_stage_has_is_refused_with_the_pair(
+    tmp_path: Path,
+) -> None:
+    """Someone has copied a prompt of `ppo` into `sft`, one word of eight changed."""
+    folder = folder_of_splits(tmp_path)
+    source = source_of(settings_of(folder))
+    taken = source.prompts("ppo")[0].instruction
+    changed = " ".join([*taken.split()[:-1], "other"])
+    sft = read_instructions(folder / "sft.jsonl")
+    write_instructions(folder / "sft.jsonl", [*sft, row(changed)])
+    source = source_of(settings_of(folder))
+    splits = {"sft": source.seeds(), **{name: source.prompts(name) for name in source.names()}}
+    with pytest.raises(UserError, match="prompts leak between stages") as caught:
+        check_disjoint(splits)
+    assert repr(taken) in str(caught.value) and repr(changed) in str(caught.value)
+
+
+def test_real_rows_near_an_evaluation(shared: Path) -> None:
+    rows = read_prompts(shared / "data" / "selfinstruct_user_oriented_252.jsonl")
+    held = Evaluation(rows)
+    assert all(held.seen_in(one) is not None for one in rows)
+    dolly = read_prompts(shared / "data" / "dolly_2000.json")
+    assert sum(held.seen_in(one) is not None for one in dolly) < 20

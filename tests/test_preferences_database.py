@@ -1,0 +1,246 @@
+"""Opening and migrating databases, and revisions and undos whatever their order."""
+
+import sqlite3
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from sqlalchemy import delete, select, text
+
+from alpaca_rlhf.config import UserError
+from alpaca_rlhf.preferences import database, passwords
+from alpaca_rlhf.preferences.assignment import Refused, Rules, Verdict
+from alpaca_rlhf.preferences.database import Database
+from alpaca_rlhf.preferences.schema import Base, CandidateSet, Ranking, Tally
+from alpaca_rlhf.preferences.store import Store
+from tests.databases import candidates
+
+
+def test_the_migrations_make_the_tables_of_the_models(store):
+    with store.database.reading() as session:
+        context = MigrationContext.configure(session.connection(), opts={"compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
+
+
+def test_a_database_of_version_1_is_migrated_with_what_it_holds(where, tmp_path, clock):
+    """Its running sums are those that the store would have kept; SQLite is backed up first."""
+    with Store(where, rules=Rules(gold_rate=0.3, repeat_rate=0.1), seed=3, clock=clock) as store:
+        store.add_sets(candidates(40), origin="test")
+        gold = candidates(5, tag="gold ")
+        store.add_sets(
+            gold, origin="gold", gold={p.id: tuple((c.id,) for c in own) for p, own in gold}
+        )
+        who = [store.add_annotator(f"person {i}", "long enough") for i in range(2)]
+        for at in range(30):
+            task = store.claim(who[at % 2])
+            ids = [one.id for one in task.completions]
+            tiers = (tuple(ids),) if at % 7 == 0 else ((ids[0], ids[1]), *((x,) for x in ids[2:]))
+            store.submit(who[at % 2], task.id, Verdict(tiers), revision=task.revision)
+            if at % 5 == 0:
+                store.undo(who[at % 2])
+            clock.now += 20_000
+        before = sums(store)
+        assert len(before) > 4
+        with store.database.writing() as session:
+            session.execute(text("DROP TABLE tally"))
+            session.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+    with Store(where) as store:
+        kept = {key: own for key, own in before.items() if own[0] or own[5]}
+        assert {key: own for key, own in sums(store).items() if own[0] or own[5]} == kept
+        assert store.figures().counts["rankings"] > 0
+    copies = list(tmp_path.glob("*.bak"))
+    if "postgresql" not in where:
+        (copy,) = copies
+        with sqlite3.connect(copy) as found:
+            assert found.execute("SELECT version_num FROM alembic_version").fetchall() == [
+                ("0001",)
+            ]
+            assert found.execute("SELECT count(*) FROM ranking").fetchone()[0] >= 30
+        found.close()
+
+
+def sums(store):
+    with store.database.reading() as session:
+        return {
+            (one.annotator_id, one.day): (
+                one.rankings,
+                one.pairs,
+                one.decided,
+                pytest.approx(one.first_slot),
+                pytest.approx(one.first_slot_expected),
+                one.gold_asked,
+                one.gold_passed,
+            )
+            for one in session.scalars(select(Tally))
+        }
+
+
+def test_a_newer_database_is_refused_and_left_alone(where):
+    with Store(where) as store, store.database.writing() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(UserError, match="schema 9999") as refused:
+        Store(where)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_is_no_database_of_ours_is_refused(tmp_path):
+    file = tmp_path / "notes.db"
+    file.write_text("these are my notes, not a database " * 100)
+    with pytest.raises(UserError, match="notes"):
+        Database(file)
+    other = tmp_path / "other.db"
+    with sqlite3.connect(other) as connection:
+        connection.execute("CREATE TABLE mine (x)")
+    connection.close()
+    with pytest.raises(UserError, match="holds something else"):
+        Database(other)
+    for url in ("mysql://x/y", "postgresql+psycopg://:x:/", "sqlite://"):
+        with pytest.raises(UserError, match="--db"):
+            Database(url)
+
+
+def test_a_password_in_the_url_is_not_shown():
+    with pytest.raises(UserError) as refused:
+        Database("postgresql+psycopg://me:secret@127.0.0.1:1/x")
+    assert "secret" not in str(refused.value)
+
+
+def test_sqlite_is_set_to_lose_nothing(tmp_path):
+    opened = Database(tmp_path / "x.db")
+    with opened.writing() as session:
+        connection = session.connection()
+        pragmas = {
+            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        }
+        assert pragmas == {
+            "journal_mode": "wal",
+            "synchronous": 2,
+            "foreign_keys": 1,
+            "busy_timeout": database.BUSY_MS,
+        }
+        with opened.reading() as reader:  # a reader waits for no writer
+            assert reader.scalar(select(CandidateSet.id)) is None
+    opened.close()
+
+
+def test_a_reader_sees_one_state(store):
+    store.add_sets(candidates(1), origin="test")
+    with store.database.reading() as session:
+        before = len(session.scalars(select(CandidateSet.id)).all())
+        store.add_sets(candidates(3, tag="later "), origin="test")
+        assert len(session.scalars(select(CandidateSet.id)).all()) == before == 1
+
+
+class Revisions(RuleBasedStateMachine):
+    """One annotator submits, resubmits, undoes and retries; a list of verdicts is the model."""
+
+    @initialize()
+    def begin(self):
+        self.keep = passwords.LOG_N
+        passwords.LOG_N = 4
+        if not hasattr(Revisions, "shared"):
+            Revisions.shared = Store(Revisions.folder / "machine.db", rules=PLAIN, seed=0)
+            Revisions.count = 0
+        self.store = Revisions.shared
+        Revisions.count += 1
+        self.store.add_sets(candidates(1, k=3, tag=f"{Revisions.count} "), origin="machine")
+        self.who = self.store.add_annotator(f"machine {Revisions.count}", "long enough")
+        with self.store.database.writing() as session:
+            for own in session.scalars(select(CandidateSet)):
+                own.retired = own.id != Revisions.count
+        self.task = self.store.claim(self.who)
+        self.ids = [one.id for one in self.task.completions]
+        self.said = []  # what each revision says; None is withdrawn
+
+    @rule(order=st.permutations(range(3)), tie=st.booleans())
+    def submit(self, order, tie):
+        tiers = [(self.ids[at],) for at in order]
+        tiers = [tiers[0] + tiers[1], tiers[2]] if tie else tiers
+        revision = len(self.said)
+        saved = self.store.submit(self.who, self.task.id, Verdict(tuple(tiers)), revision=revision)
+        assert not saved.already
+        self.said.append([list(tier) for tier in tiers])
+
+    @precondition(lambda self: self.said)
+    @rule(data=st.data())
+    def retry(self, data):
+        revision = data.draw(st.integers(0, len(self.said) - 1))
+        verdict = Verdict(tuple((one,) for one in self.ids))
+        assert self.store.submit(self.who, self.task.id, verdict, revision=revision).already
+
+    @rule()
+    def undo(self):
+        if self.said and self.said[-1] is not None:
+            task = self.store.undo(self.who, self.task.id)
+            assert [list(tier) for tier in task.tiers] == self.said[-1]
+            self.said.append(None)
+            assert task.revision == len(self.said)
+        elif self.said:
+            assert self.store.undo(self.who, self.task.id).revision == len(self.said)
+        else:
+            with pytest.raises(Refused):
+                self.store.undo(self.who, self.task.id)
+
+    @invariant()
+    def the_last_word_counts(self):
+        if not hasattr(self, "said"):
+            return
+        last = self.said[-1] if self.said else None
+        with self.store.database.reading() as session:
+            kept = session.scalars(
+                select(Ranking)
+                .where(Ranking.assignment_id == self.task.id)
+                .order_by(Ranking.revision)
+            ).all()
+            own = session.get(CandidateSet, Revisions.count)
+            assert [None if one.withdrawn else one.tiers for one in kept] == self.said
+            assert [one.revision for one in kept] == list(range(len(kept)))
+            assert own.verdicts == (last is not None)
+            assert 1 == own.claimed <= own.target
+            rankings, pairs = session.execute(
+                select(Tally.rankings, Tally.pairs).where(Tally.annotator_id == self.who)
+            ).first() or (0, 0)
+        assert rankings == (last is not None)
+        assert pairs == (0 if last is None else 3 if len(last) == 3 else 2)
+
+    def teardown(self):
+        if hasattr(self, "keep"):
+            passwords.LOG_N = self.keep
+
+
+PLAIN = Rules(gold_rate=0, repeat_rate=0)
+
+
+def test_revisions_in_any_order(tmp_path):
+    Revisions.folder = tmp_path
+    run = Revisions.TestCase()
+    run.settings = settings(
+        max_examples=25,
+        stateful_step_count=12,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    try:
+        run.runTest()
+    finally:
+        if hasattr(Revisions, "shared"):
+            Revisions.shared.close()
+            del Revisions.shared
+
+
+def test_a_ranking_is_never_deleted(store):
+    """The database itself refuses to part a ranking from its assignment."""
+    from sqlalchemy.exc import IntegrityError
+
+    from alpaca_rlhf.preferences.schema import Assignment
+
+    store.add_sets(candidates(1), origin="test")
+    who = store.add_annotator("Ann", "long enough")
+    task = store.claim(who)
+    store.submit(who, task.id, Verdict(tuple((one.id,) for one in task.completions)))
+    with pytest.raises(IntegrityError), store.database.writing() as session:
+        session.execute(delete(Assignment))
