@@ -110,6 +110,11 @@ def run_loop(
     Raises:
         UserError: Anything the user can mend; what was made so far stays.
     """
+    todo = order(settings)
+    if until is not None:
+        todo = todo[: 1 + [name for name, _ in todo].index(until)]
+    if todo[-1][0] not in ("generate", "sft"):
+        settings.inputs.require_prompts()
     inputs = settings.inputs.files()
     if settings.inputs.seeds is not None:
         inputs["seeds"] = seed_file(settings.inputs.seeds)
@@ -128,9 +133,6 @@ def run_loop(
     with opened[0] if opened else RunFolder.follow(settings.out) as run:
         ctx = Context(settings, run, source_of(settings), reporter)
         _ = ctx.track  # a package that is missing is told of before anything is done
-        todo = order(settings)
-        if until is not None:
-            todo = todo[: 1 + [name for name, _ in todo].index(until)]
         for name, round_ in todo:
             _run_stage(ctx, name, round_)
         if until is None:
