@@ -168,7 +168,9 @@ def faulty(
     made: Counter[str] = Counter()
     seen: Counter[str] = Counter()
     lock = threading.Lock()
-    client = httpx.Client(timeout=120, trust_env=False)
+    # a fresh connection each time: servers close those that idle
+    fresh = httpx.Limits(max_keepalive_connections=0)
+    client = httpx.Client(timeout=120, trust_env=False, limits=fresh)
 
     def answer(handler: Handler, body: dict[str, Any] | None) -> None:
         path = handler.path.removeprefix("/v1/")
