@@ -19,7 +19,7 @@ from alpaca_rlhf.given import leaves_of, read_flags, read_yaml
 from alpaca_rlhf.quickstart import QUICKSTART
 from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.settings import Loop
-from alpaca_rlhf.ui import data_commands, folders, import_command, shell, split_command
+from alpaca_rlhf.ui import data_commands, dry_run, folders, import_command, shell, split_command
 from alpaca_rlhf.ui.chat import Chat, Conversation, choose
 from alpaca_rlhf.ui.terminal import PROGRAM, Terminal, next_lines
 
@@ -29,7 +29,7 @@ L = TypeVar("L", bound=Loop)
 COMMANDS = {
     "quickstart": "the whole loop on the embedded base: offline, in minutes, on two CPU cores",
     "loop": "the whole loop on a base of your own",
-    "generate": "bootstrap instruction data from seed tasks with the base itself",
+    "generate": "bootstrap instruction data from seed tasks, with the base or a model behind HTTP",
     "split": split_command.ABOUT,
     "sft": "fine-tune the base on instructions (QLoRA)",
     "sample": "draw several completions of each new prompt",
@@ -142,12 +142,20 @@ def _command(typed: str, words: list[str], terminal: Terminal) -> int:
     default, kind = (QUICKSTART, name) if name == "quickstart" else (Loop(), "loop")
     prog = f"{PROGRAM} {name}"
     about = COMMANDS[name]
+    dry = name == "generate" and "--dry-run" in words
+    if dry:
+        words = [one for one in words if one != "--dry-run"]
+    if name == "generate":
+        about += ".\n\n--dry-run shows one prompt and what the run may cost, and asks nothing"
     if name != "quickstart":
         about += f".\n\n{_GOES_ON}"
         out = _out(cls, words, prog) or default.out
         if folders.holds_run(out):
             default, kind = folders.settings_of(out), folders.kind_of(out)
     asked = _parse(cls, words, prog=prog, about=about, default=_as(cls, default))
+    if dry:
+        again = shell.command_line(prog, words)
+        return dry_run.show(_as(Loop, asked), terminal, command=again)
     return _run(
         _as(Loop, asked),
         terminal,

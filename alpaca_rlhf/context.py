@@ -40,6 +40,10 @@ class Reporter(Protocol):
         """One row that is learned from, before the first step, and what of it carries loss."""
         ...
 
+    def say(self, text: str) -> None:
+        """Something worth a line of its own."""
+        ...
+
     def finish(self, stage: str, what: str) -> None:
         """A stage ended with `what`."""
         ...

@@ -85,10 +85,10 @@ def _empty(folder: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def append_lines(path: Path, lines: str) -> None:
+def append_lines(path: Path, lines: str, *, sync: bool = False) -> None:
     r"""Append whole lines, each with its newline, after cutting a torn last line.
 
-    When it returns the lines survive the death of this process.
+    When it returns the lines survive the death of this process, and with `sync` a power cut too.
 
     Raises:
         UserError: The file cannot be written.
@@ -101,6 +101,9 @@ def append_lines(path: Path, lines: str) -> None:
                 stream.seek(0)
                 stream.truncate(stream.read().rfind(b"\n") + 1)
             stream.write(lines.encode())
+            if sync:
+                stream.flush()
+                os.fsync(stream.fileno())
 
 
 def json_text(value: Any, name: str, indent: int | None = None) -> str:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from alpaca_rlhf.config import UserError
+
 SPLITS = ("sft", "rank", "ppo", "eval")
 """The files that `alpaca-rlhf split` writes into a folder, each with `.jsonl` after its name."""
 
@@ -39,11 +41,6 @@ class Inputs:
                     f"--inputs.{name}: --inputs.splits gives rows and prompts already; leave one "
                     "out"
                 )
-        if self.judge == "human" and self.prompts is None and self.splits is None:
-            raise ValueError(
-                "--inputs.judge human needs prompts to rank; give --inputs.prompts, or "
-                "--inputs.splits"
-            )
         if self.judge == "human" and self.rows is None and self.seeds is None:
             raise ValueError(
                 "--inputs.judge human needs rows to train on; give --inputs.data, or "
@@ -59,6 +56,18 @@ class Inputs:
                     f"--inputs.{name}: --inputs.judge gold knows only the small world; "
                     "with files of your own give --inputs.judge human"
                 )
+
+    def require_prompts(self) -> None:
+        """Refuse a run that goes beyond rows and SFT without prompts for it.
+
+        Raises:
+            UserError: People judge, and there is nothing for them to rank.
+        """
+        if self.judge == "human" and self.prompts is None and self.splits is None:
+            raise UserError(
+                "--inputs.judge human needs prompts to rank; give --inputs.prompts, or "
+                "--inputs.splits"
+            )
 
     @property
     def rows(self) -> Path | None:

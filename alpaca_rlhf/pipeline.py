@@ -38,7 +38,7 @@ BODIES: dict[str, stages.Stage] = {
 """What each stage runs, by its name in the report, in order."""
 
 INTENT = {
-    "generate": "the base writes new tasks after the pattern of the seed tasks",
+    "generate": "the base or another teacher writes new tasks after the pattern of the seed tasks",
     "sft": "fine-tune the sft adapter on seed and generated tasks",
     "sample": "draw several completions of each new prompt",
     "rank": "put the completions of each prompt in order",
@@ -55,6 +55,10 @@ FREE = (
     *(f"{stage}.micro_batch_size" for stage in ("sft", "reward", "ppo")),
     *(f"{stage}.save_every" for stage in ("sft", "reward", "ppo")),
     "sampling.batch_size",
+    *(f"generate.endpoint.{name}" for name in ("url", "licence", "key_env")),
+    *(f"generate.endpoint.{name}" for name in ("concurrency", "timeout", "retries")),
+    *(f"generate.endpoint.max_{name}" for name in ("tokens_total", "usd", "minutes")),
+    *(f"generate.endpoint.usd_per_1k_{name}" for name in ("in", "out")),
     "sampling.dense_gib",
     "track",
     "reward.gate",
@@ -106,6 +110,11 @@ def run_loop(
     Raises:
         UserError: Anything the user can mend; what was made so far stays.
     """
+    todo = order(settings)
+    if until is not None:
+        todo = todo[: 1 + [name for name, _ in todo].index(until)]
+    if todo[-1][0] not in ("generate", "sft"):
+        settings.inputs.require_prompts()
     inputs = settings.inputs.files()
     if settings.inputs.seeds is not None:
         inputs["seeds"] = seed_file(settings.inputs.seeds)
@@ -124,9 +133,6 @@ def run_loop(
     with opened[0] if opened else RunFolder.follow(settings.out) as run:
         ctx = Context(settings, run, source_of(settings), reporter)
         _ = ctx.track  # a package that is missing is told of before anything is done
-        todo = order(settings)
-        if until is not None:
-            todo = todo[: 1 + [name for name, _ in todo].index(until)]
         for name, round_ in todo:
             _run_stage(ctx, name, round_)
         if until is None:
@@ -162,7 +168,8 @@ def _run_stage(ctx: Context, name: str, round_: int) -> None:
 
 
 def _work(ctx: Context, name: str, round_: int, stage: str) -> None:
-    if name != "rank" and ctx.run.done("base") is None:
+    by_http = name == "generate" and ctx.settings.generate.endpoint.url is not None
+    if name != "rank" and not by_http and ctx.run.done("base") is None:
         # taken before the first adapter is trained, and again at the end: invariant 1
         facts = {"digest": weights_digest(ctx.base), "parameters": ctx.base.parameters}
         ctx.run.finish(

@@ -38,6 +38,12 @@ _BRIEF_NO_INPUT = "### Instruction: {instruction}\n\n### Response:"
 
 _LEADS = {"brief": " "}
 
+_CONTINUE = (
+    "The user's text breaks off. Go on with it exactly where it ends, in the same form. Write "
+    "nothing but what comes next: no greeting, no remark, no code fence. If it is a numbered list "
+    "or a worksheet, go on with as many further items as fit, each in the form of those before."
+)
+
 
 def render(template: str, instruction: Instruction) -> str:
     """The prompt of a lone task, up to where the completion starts; a conversation has `blocks`.
@@ -110,6 +116,14 @@ def chat_messages(instruction: Instruction) -> list[dict[str, str]]:
         for role, said in zip(("user", "assistant"), turn, strict=True)
     ]
     return [*earlier, {"role": "user", "content": user_text(instruction)}]
+
+
+def continue_messages(prompt: str) -> list[dict[str, str]]:
+    """A text that breaks off, as a chat: for a model that follows instructions, to go on with it.
+
+    A base model is given the text itself.
+    """
+    return [{"role": "system", "content": _CONTINUE}, {"role": "user", "content": prompt}]
 
 
 def marked(segments: Iterable[Segment]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from alpaca_rlhf.bounds import above, fraction
+from alpaca_rlhf.endpoint_settings import Endpoint as Endpoint
 from alpaca_rlhf.inputs import Inputs as Inputs
 from alpaca_rlhf.ppo_settings import PPO as PPO
 from alpaca_rlhf.ppo_settings import Clip as Clip
@@ -101,6 +102,10 @@ class Generate:
     the small world are compared by what they ask."""
     max_requests: int = 5000
     """Give up after this many requests."""
+    adapter: str | None = None
+    """An adapter folder made by this kit that writes instead of the bare base."""
+    endpoint: Endpoint = field(default_factory=Endpoint)
+    """A model behind HTTP that writes instead of the base."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -116,6 +121,11 @@ class Generate:
         if not 0 < self.top_p <= 1:
             raise ValueError(f"--generate.top-p must be in (0, 1], got {self.top_p:g}")
         above("--generate.novelty", self.novelty, 0)
+        if self.adapter is not None and self.endpoint.url is not None:
+            raise ValueError(
+                "--generate.adapter: --generate.endpoint.url names the teacher already; leave one "
+                "out"
+            )
 
 
 @dataclass(frozen=True)

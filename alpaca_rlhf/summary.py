@@ -90,7 +90,9 @@ def _every(ctx: Context) -> int:
 def _stage(ctx: Context, row: Mapping[str, Any]) -> dict[str, Any]:
     kwh = row["seconds"] / 3600 * ctx.settings.evaluate.watts / 1000
     kept = ("name", "round", "seconds", "peak_memory_gib", "examples", "tokens")
-    return {key: row[key] for key in kept} | {"cost_usd": kwh * ctx.settings.evaluate.usd_per_kwh}
+    power = kwh * ctx.settings.evaluate.usd_per_kwh
+    teacher = row["facts"].get("endpoint", {}).get("usd") or 0.0
+    return {key: row[key] for key in kept} | {"cost_usd": power + teacher}
 
 
 def _prompts(ctx: Context) -> dict[str, int]:

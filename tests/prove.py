@@ -5,6 +5,7 @@ Writes docs/proof/*.json, with the commit and the machine they belong to.
     python -m tests.prove seeds [SEED ...]   the whole loop; 0, 1, 2 and the commit's own
     python -m tests.prove kills [N]          SIGKILL in every stage, N times: the same weights
     python -m tests.prove generation [N]     the embedded base makes N tasks of its small world
+    python -m tests.prove teachers [N]       N tasks by HTTP from `transformers serve`, with faults
     python -m tests.prove generate-kills [N] SIGKILL a generation N times at random: the same files
     python -m tests.prove formats [N]        import N mutated files; the memory of 1,000,000 rows
     python -m tests.prove                    all
@@ -20,11 +21,13 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from alpaca_rlhf import provenance
 from alpaca_rlhf.pipeline import BODIES
+from alpaca_rlhf.runs import data_path
 
 ROOT = Path(__file__).resolve().parent.parent
 PROOF = ROOT / "docs" / "proof"
@@ -236,6 +239,95 @@ def prove_generation_kills(kills: int) -> bool:
     return all(one["same_files"] and one["nothing_asked_twice"] for one in runs)
 
 
+def prove_teachers(target: int) -> bool:
+    """`transformers serve` with the embedded base as teacher, behind a proxy that goes wrong."""
+    from alpaca_rlhf.data import read_instructions, requests
+    from alpaca_rlhf.smallworld import recognise
+    from tests.browser import free_port
+    from tests.endpoints import FAULTS, KIND, faulty
+
+    port, rng = free_port(), random.Random(0)
+    model = str(data_path("cria"))
+    serve = f"transformers serve MODEL --host 127.0.0.1 --port {port} --device cpu"
+    flags = (
+        "--base embedded --template brief --generate.seeds 175 --generate.batch-size 16 "
+        f"--generate.target {target} --generate.temperature 0.8 --generate.max-new-tokens 96 "
+        "--generate.endpoint.model MODEL --generate.endpoint.api completions "
+        "--generate.endpoint.concurrency 4 --generate.endpoint.timeout 20"
+    )
+
+    def choose(n: int, body: dict[str, Any], before: int) -> str | None:
+        kinds = [one for one in FAULTS if one != "hang"]  # its second is no 20
+        return rng.choice(kinds) if rng.random() < (0.3, 0.1, 0.0)[min(before, 2)] else None
+
+    program = Path(sys.executable).with_name("transformers")
+    words = [str(program), *serve.replace("MODEL", model).split()[1:]]
+    with tempfile.TemporaryDirectory() as name, (Path(name) / "log").open("w") as log:
+        server = subprocess.Popen(words, stdout=log, stderr=log, env=offline())
+        try:
+            wait_for(f"http://127.0.0.1:{port}/health", server)
+            with faulty(f"http://127.0.0.1:{port}/v1", choose) as (proxy, made):
+                out = Path(name) / "run"
+                words = [sys.executable, "-m", "alpaca_rlhf", "generate", "--out", str(out)]
+                words += flags.replace("MODEL", model).split()
+                words += ["--generate.endpoint.url", proxy.url]
+                began = time.monotonic()
+                subprocess.run(words, check=True, env=offline())
+                seconds = time.monotonic() - began
+                asked = proxy.asked.total()
+        finally:
+            server.terminate()
+            server.wait()
+        rows = read_instructions(out / "generate" / "rows.jsonl")
+        stage = json.loads((out / "ledger.json").read_text())["generate"]
+        events = [one for _, one in requests(out / "generate")]
+    faults = Counter(KIND.get(kind, kind) for kind in made.elements())
+    account = stage["facts"]["endpoint"]
+    tasks = [recognise(row.instruction, row.input) for row in rows]
+    keys = {task.key for task in tasks if task is not None}
+    found = {
+        f"{target} tasks": len(rows) == target,
+        "every one is a task of the small world": None not in tasks,
+        "distinct by task key": len(keys) == len(rows),
+        "each kind of fault was met": set(made) == {*FAULTS} - {"hang"},
+        "the account of them is right": account["faults"] == dict(faults),
+        "no request was given up": account["given_up"] == 0,
+        "each request was asked once and again after each fault": asked
+        == len(events) + faults.total(),
+    }
+    proof = {
+        "command": f"python -m tests.prove teachers {target}",
+        "server": serve.replace(str(port), "PORT"),
+        "client": f"alpaca-rlhf generate {flags} --generate.endpoint.url URL",
+        "checks": found,
+        "accepted": len(rows),
+        "acceptance": stage["facts"]["accepted_share"],
+        "correct_by_the_gold_judge": stage["facts"]["correct"],
+        "requests": len(events),
+        "faults": dict(sorted(faults.items())),
+        "tokens": [account["tokens_in"], account["tokens_out"]],
+        "seconds": seconds,
+        "first_tasks": [row.instruction for row in rows[:10]],
+    }
+    write("teachers.json", {**stamp(), **proof})
+    tell(f"teachers: {len(rows)} tasks of {len(events)} requests, {dict(faults)}, {found}")
+    return all(found.values())
+
+
+def wait_for(url: str, process: subprocess.Popen[Any]) -> None:
+    """Wait until a server answers."""
+    import httpx
+
+    while process.poll() is None:
+        try:
+            if httpx.get(url, trust_env=False).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.2)
+    raise RuntimeError(f"the server ended with code {process.returncode}")
+
+
 def prove_formats(count: int) -> bool:
     """Import mutated files, then many rows: nothing but exit 0 or 2, and bounded memory."""
     from tests.mutations import big_file, fuzz, memory_of
@@ -319,7 +411,7 @@ def write(name: str, proof: dict[str, Any]) -> None:
 def main(words: list[str]) -> int:
     """Run the proofs that were asked for."""
     which = words[0] if words else "all"
-    names = ("seeds", "kills", "generation", "generate-kills", "formats")
+    names = ("seeds", "kills", "generation", "teachers", "generate-kills", "formats")
     if which not in ("all", *names):
         sys.exit(f"prove: {which}: give {', '.join(names)} or nothing")
     good = True
@@ -331,6 +423,8 @@ def main(words: list[str]) -> int:
         good &= prove_kills(count or 10)
     if which in ("all", "generation"):
         good &= prove_generation(count or 400)
+    if which in ("all", "teachers"):
+        good &= prove_teachers(count or 60)
     if which in ("all", "generate-kills"):
         good &= prove_generation_kills(count or 20)
     if which in ("all", "formats"):

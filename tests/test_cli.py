@@ -107,7 +107,11 @@ def test_a_negative_learning_rate_is_refused(tmp_path, command):
         (("--seed", "-1"), "--seed must be at least 0 and below 2**32, got -1"),
         (("--generate.top-p", "7"), "--generate.top-p must be in (0, 1], got 7"),
         (("--ppo.updates", "2"), "--ppo.value.warmup 2 must be below --ppo.updates 2"),
-        (("--inputs.judge", "human"), "needs prompts to rank; give --inputs.prompts"),
+        (("--inputs.judge", "human"), "needs rows to train on; give --inputs.data"),
+        (
+            ("--inputs.judge", "human", "--inputs.seeds", "shipped"),
+            "needs prompts to rank; give --inputs.prompts",
+        ),
         (("--inputs.rankings", "a.jsonl"), "--inputs.judge human"),
         (("--base", "~nobody-here/x"), "--base ~nobody-here/x: no such folder"),
         (("--out", "x" * 300), "File name too long"),

@@ -26,6 +26,7 @@ LAYERS = (
         "randomness",
         "inputs",
         "ppo_settings",
+        "endpoint_settings",
         "processes",
         "quickstart",
         "prompts",

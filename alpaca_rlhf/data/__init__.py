@@ -24,7 +24,7 @@ from alpaca_rlhf.data.events import EventStore, read_events, read_manifest
 from alpaca_rlhf.data.exporting import Exportable, Target, export, exportable
 from alpaca_rlhf.data.filters import RULES, Drop, Rule, drop_reason, rule_set
 from alpaca_rlhf.data.formats import read_instructions, read_prompts, write_instructions
-from alpaca_rlhf.data.history import Request, requests, seeds_of, settings_of
+from alpaca_rlhf.data.history import Request, recipe_of, requests, seeds_of, settings_of
 from alpaca_rlhf.data.importing import (
     Broken,
     Imported,
@@ -42,7 +42,7 @@ from alpaca_rlhf.data.rows import Rows, open_rows
 from alpaca_rlhf.data.seeds import SHIPPED, read_seeds, seed_file
 from alpaca_rlhf.data.self_instruct import Drops, Generated, GenerationProgress, generate
 from alpaca_rlhf.data.splits import Firewall, Leak, check_disjoint, split_prompts
-from alpaca_rlhf.data.teachers import Reply, Teacher
+from alpaca_rlhf.data.teachers import Reply, Teacher, TeacherStop, for_step
 from alpaca_rlhf.data.worksheets import demonstrations, parse_worksheet
 
 __all__ = [
@@ -81,6 +81,7 @@ __all__ = [
     "Tally",
     "Target",
     "Teacher",
+    "TeacherStop",
     "answered_prompts",
     "check_disjoint",
     "clusters",
@@ -91,6 +92,7 @@ __all__ = [
     "export",
     "exportable",
     "files_of",
+    "for_step",
     "generate",
     "holds_rankings",
     "import_rows",
@@ -109,6 +111,7 @@ __all__ = [
     "read_prompts",
     "read_rankings",
     "read_seeds",
+    "recipe_of",
     "refilter",
     "refuse_broken",
     "requests",

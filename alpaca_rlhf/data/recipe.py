@@ -110,7 +110,7 @@ def rows_of(recipe: Recipe, ask: Ask, reply: Reply) -> tuple[list[Instruction], 
 
 def failed(reply: Reply) -> bool:
     """Whether the teacher gave the request up: its reply has an `error`."""
-    return bool(getattr(reply, "error", None))
+    return reply.error is not None
 
 
 def parts(asks: Sequence[Ask]) -> Iterator[tuple[StepName, Sequence[Ask]]]:

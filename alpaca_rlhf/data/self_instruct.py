@@ -219,8 +219,8 @@ class _Run:
         self.dropped.update(drop.rule for drop in dropped)
         self.tokens += reply.tokens
         self.failed += failed(reply)
-        usd = getattr(reply, "usd", None)
-        self.usd = self.usd if usd is None else (self.usd or 0.0) + usd
+        if reply.usd is not None:
+            self.usd = (self.usd or 0.0) + reply.usd
         return event_of(number, ask, reply, kept, dropped)
 
     def replay(self, event: Event, where: str) -> None:

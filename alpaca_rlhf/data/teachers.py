@@ -1,6 +1,6 @@
 """What a teacher is: anything that continues prompts.
 
-The one on the local base lives higher up, beside the models.
+The one on the local base lives higher up, beside the models; the one behind HTTP is in `endpoint`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from alpaca_rlhf.config import UserError
 from alpaca_rlhf.records import FinishReason
 
 
@@ -21,7 +22,35 @@ class Reply:
     finish_reason: FinishReason = "eos"
     """`eos` if the teacher ended by itself, `length` if it was cut, by a stop string too."""
     tokens: int = 0
-    """Tokens it took."""
+    """Tokens it wrote."""
+    prompt_tokens: int | None = None
+    """Tokens it read, where they are counted."""
+    usd: float | None = None
+    """What it cost at the user's prices, where they are given."""
+    error: str | None = None
+    """Why there is no text: the request was given up. Such a reply holds no row and no drop."""
+
+
+class TeacherStop(UserError):
+    """A teacher cannot go on, and the user can mend it: a budget is spent, a key is refused.
+
+    Args:
+        message: One line: what happened and how to go on.
+        replies: Those to the first prompts of the batch, which are paid for and must be kept.
+    """
+
+    def __init__(self, message: str, replies: Sequence[Reply] = ()) -> None:
+        super().__init__(message)
+        self.replies = list(replies)
+
+
+def for_step(step: str, temperature: float, tokens: int) -> tuple[float, int]:
+    """Temperature and most tokens of a recipe's step: a yes or no wants no more than that.
+
+    Source: yizhongw/self-instruct@0b26cca identify_clf_or_not.py:98, which has 3 tokens; ours are
+    8, because small vocabularies and chat models need a few to come to the word.
+    """
+    return (0.0, min(8, tokens)) if step == "classify" else (temperature, tokens)
 
 
 class Teacher(Protocol):
@@ -39,5 +68,8 @@ class Teacher(Protocol):
 
         Returns:
             One reply a prompt, in order.
+
+        Raises:
+            TeacherStop: It cannot go on. Another error (an interruption) may carry `replies` too.
         """
         ...

@@ -86,7 +86,11 @@ def facts(data: ReportData) -> Markup:
             f"{number(max((one['peak_memory_gib'] for one in stages), default=0.0), 2)} GiB",
             "highest of all stages",
         ),
-        ("Cost", money(sum(one["cost_usd"] for one in stages)), "electricity, at your price"),
+        (
+            "Cost",
+            money(sum(one["cost_usd"] for one in stages)),
+            "electricity, and what a teacher behind HTTP took, at your prices",
+        ),
     ]
     return element(
         "dl",

@@ -70,6 +70,10 @@ TERMS = (
         "share of such tokens says how hard an update pulls. Explained variance is 1 minus the "
         "variance of the value's error over that of the return.",
     ),
-    ("Cost", "Seconds times the power and the price of electricity in the settings."),
+    (
+        "Cost",
+        "Seconds times the power and the price of electricity in the settings, and what a teacher "
+        "behind HTTP took at the prices in the settings.",
+    ),
 )
 """Term and meaning, in the order in which a reader meets them."""

@@ -1,10 +1,11 @@
-"""The local base as a teacher for self-instruct."""
+"""The local base, bare or with an adapter, as a teacher for self-instruct."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from alpaca_rlhf.data import Reply
+from alpaca_rlhf.data import Reply, for_step
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import decode, text_ids
 from alpaca_rlhf.models.rollout import sample
@@ -23,12 +24,26 @@ class LocalTeacher:
     def __init__(self, adapters: Adapters, settings: Generate, role: str | None = None) -> None:
         self._adapters = adapters
         self._role = role
+        self._settings = settings
         self._sampling = Sampling(
             temperature=settings.temperature,
             top_p=settings.top_p,
             max_new_tokens=settings.max_new_tokens,
             batch_size=settings.batch_size,
         )
+
+    @property
+    def name(self) -> str:
+        """The base and its adapter, for the data card."""
+        adapter = f" with {self._settings.adapter}" if self._role is not None else ""
+        return f"{self._adapters.base.name}{adapter}"
+
+    def at(self, step: str) -> LocalTeacher:
+        """This teacher for a step of a recipe."""
+        now = self._settings
+        temperature, tokens = for_step(step, now.temperature, now.max_new_tokens)
+        asked = replace(now, temperature=temperature, max_new_tokens=tokens)
+        return LocalTeacher(self._adapters, asked, self._role)
 
     def complete(self, prompts: Sequence[str], *, seed: int, first: int) -> list[Reply]:
         """Continue each prompt once; the noise depends on seed and request number alone."""

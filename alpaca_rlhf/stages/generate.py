@@ -7,12 +7,12 @@ from typing import Any
 from alpaca_rlhf.context import Context
 from alpaca_rlhf.data import GenerationProgress, kept_by_rouge, write_instructions
 from alpaca_rlhf.data import generate as self_instruct
-from alpaca_rlhf.models.teacher import LocalTeacher
 from alpaca_rlhf.stages.outcome import Outcome
+from alpaca_rlhf.stages.teachers import teacher_of
 
 
 def generate(ctx: Context, round_: int) -> Outcome:
-    """Self-instruct: the bare base writes new tasks after the pattern of the seed tasks."""
+    """Self-instruct: a teacher writes new tasks after the pattern of the seed tasks."""
     log = ctx.log("generate")
     ctx.run.truncate_metrics(lambda row: row["stage"] != "generate")
 
@@ -32,21 +32,23 @@ def generate(ctx: Context, round_: int) -> Outcome:
         )
 
     settings = ctx.settings.generate
-    made = self_instruct(
-        LocalTeacher(ctx.adapters, settings),
-        ctx.source.seeds(),
-        settings,
-        seed=ctx.settings.seed,
-        folder=ctx.run.folder("generate"),
-        rules=ctx.source.rules,
-        accept=ctx.source.accept,
-        novel=ctx.source.novelty(),
-        progress=progress,
-    )
+    facts: dict[str, Any] = {}
+    with teacher_of(ctx, facts) as teacher:
+        made = self_instruct(
+            teacher,
+            ctx.source.seeds(),
+            settings,
+            seed=ctx.settings.seed,
+            folder=ctx.run.folder("generate"),
+            rules=ctx.source.rules,
+            accept=ctx.source.accept,
+            novel=ctx.source.novelty(),
+            progress=progress,
+        )
     write_instructions(ctx.run.folder("generate") / "rows.jsonl", made.rows)
     wrong = len(made.drops) - made.drops.counts.get("surplus", 0)
     by_rouge, asked = kept_by_rouge(ctx.run.folder("generate"))
-    facts: dict[str, Any] = {
+    facts |= {
         "requests": made.requests,
         "dropped": len(made.drops),
         "accepted_share": len(made.rows) / (len(made.rows) + wrong),
