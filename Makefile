@@ -25,6 +25,7 @@ check: $(VENV)/.installed-dev
 	@$(BIN)/mypy --strict alpaca_rlhf recipes
 
 prove: $(VENV)/.installed-dev
+	@$(PIP) -e '.[prove]'
 	@$(BIN)/python -m tests.prove $(ARGS)
 
 clean:
