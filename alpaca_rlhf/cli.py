@@ -19,7 +19,15 @@ from alpaca_rlhf.given import leaves_of, read_flags, read_yaml
 from alpaca_rlhf.quickstart import QUICKSTART
 from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.settings import Loop
-from alpaca_rlhf.ui import data_commands, dry_run, folders, import_command, shell, split_command
+from alpaca_rlhf.ui import (
+    data_commands,
+    doctor_command,
+    dry_run,
+    folders,
+    import_command,
+    shell,
+    split_command,
+)
 from alpaca_rlhf.ui.chat import Chat, Conversation, choose
 from alpaca_rlhf.ui.terminal import PROGRAM, Terminal, next_lines
 
@@ -27,6 +35,7 @@ T = TypeVar("T")
 L = TypeVar("L", bound=Loop)
 
 COMMANDS = {
+    "doctor": doctor_command.ABOUT,
     "quickstart": "the whole loop on the embedded base: offline, in minutes, on two CPU cores",
     "loop": "the whole loop on a base of your own",
     "generate": "bootstrap instruction data from seed tasks, with the base or a model behind HTTP",
@@ -131,6 +140,11 @@ def _command(typed: str, words: list[str], terminal: Terminal) -> int:
         raise UserError(_unknown(typed))
     if name == "chat":
         return _chat(words, terminal)
+    if name == "doctor":
+        seen = _parse(doctor_command.Doctor, words, prog=f"{PROGRAM} doctor", about=COMMANDS[name])
+        shell.quiet(seen.base)
+        shell.quiet_transformers(seen.base)
+        return doctor_command.run(seen, terminal)
     if name == "import":
         return import_command.run(words, terminal)
     if name == "data":

@@ -57,7 +57,9 @@ QUICKSTART = Loop(
         kl_coef=0.3,  # the reward model has learned from 360 prompts: far from SFT it knows nothing
         missing_eos_score=-2.0,  # two standard deviations below SFT's mean: worse than a bad answer
         max_new_tokens=ANSWER_TOKENS,
-        value=Value(lr=1e-2, warmup=1),  # a head alone: at 1e-3 it comes too late (docs/experiments.md)
+        value=Value(
+            lr=1e-2, warmup=1
+        ),  # a head alone: at 1e-3 it comes too late (docs/experiments.md)
         clip=Clip(score=3.0),  # one score must not rule a batch
     ),
     best_of_k=BestOfK(k=4, prompts=480, keep=0.5, lr=3e-4, epochs=2),

@@ -40,6 +40,7 @@ LAYERS = (
     {"training"},
     {"evaluation"},
     {
+        "doctor",
         "pipeline",
         "stages",
         "context",

@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from alpaca_rlhf.config import UserError
+from alpaca_rlhf.models.hub import hub_refusal
 from alpaca_rlhf.runs import data_path
 
 logger = logging.getLogger(__name__)
@@ -110,6 +111,9 @@ def load_base(
     except UserError:
         raise
     except Exception as error:  # whatever a foreign file provokes; tokenizers raises no subclass
+        told = hub_refusal(name, error)
+        if told is not None:
+            raise UserError(told) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"--base {name}: cannot be loaded ({reason}); give `embedded`, a folder or a hub id"

@@ -1,0 +1,174 @@
+"""Checks of the machine: libraries, card, 4-bit arithmetic, precision, memory, disk."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn.modules import Linear4bit
+from packaging.requirements import Requirement
+
+from alpaca_rlhf.doctor.finding import Finding, carried_out
+from alpaca_rlhf.models.base import default_dtype
+
+_GIB = 2**30
+_OFF = 0.02
+"""How far, of its norm, a 4-bit product may lie from the product with the weights written out."""
+
+
+def machine_checks(out: Path) -> Iterator[Finding]:
+    """Everything that does not need a base.
+
+    Args:
+        out: Where runs will be written.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    yield from carried_out(
+        {
+            "python": _python,
+            "libraries": _libraries,
+            "torch": _torch,
+            "card": _card,
+            "precision": partial(_precision, device),
+            "4-bit arithmetic": partial(_four_bit, device),
+            "memory": _memory,
+            "disk": partial(_disk, out),
+        }
+    )
+
+
+def _python() -> Finding:
+    return Finding("python", f"{platform.python_version()} on {platform.system()}")
+
+
+def _libraries() -> Finding:
+    wrong: list[str] = []
+    try:
+        lines = metadata.requires("alpaca-rlhf") or ()
+    except metadata.PackageNotFoundError:
+        todo = "install it, and what it needs with it: pip install -c constraints.txt -e ."
+        return Finding("libraries", "alpaca-rlhf itself is not installed", "warning", todo)
+    wanted = [Requirement(line) for line in lines]
+    needed = [one for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})]
+    for one in needed:
+        try:
+            found = metadata.version(one.name)
+        except metadata.PackageNotFoundError:
+            wrong.append(f"{one.name} is missing")
+            continue
+        if not one.specifier.contains(found, prereleases=True):
+            wrong.append(f"{one.name} {found} where {one.specifier} is needed")
+    if wrong:
+        todo = "install them again: pip install -c constraints.txt -e ."
+        return Finding("libraries", "; ".join(wrong), "bad", todo)
+    return Finding("libraries", f"{len(needed)} installed, in the versions needed")
+
+
+def _torch() -> Finding:
+    cuda = torch.version.cuda
+    built = f"{torch.__version__}, built {f'for CUDA {cuda}' if cuda else 'without CUDA'}"
+    if cuda is None and shutil.which("nvidia-smi"):
+        todo = "install the build for your card, see pytorch.org/get-started"
+        return Finding("torch", f"{built}; but there is an NVIDIA driver here", "bad", todo)
+    return Finding("torch", built)
+
+
+def _card() -> Finding:
+    if not torch.cuda.is_available():
+        if torch.version.cuda is not None:
+            todo = "see that `nvidia-smi` runs, and that its driver is new enough for this build"
+            return Finding("card", "none that torch can use", "bad", todo)
+        todo = "a base of more than about 0.5 B weights needs one"
+        return Finding("card", "none: everything runs on the CPU", "warning", todo)
+    names = []
+    for number in range(torch.cuda.device_count()):
+        of = torch.cuda.get_device_properties(number)
+        free, whole = torch.cuda.mem_get_info(number)
+        share = f"{free / _GIB:.1f} of {whole / _GIB:.1f} GiB free"
+        names.append(f"{of.name} (compute {of.major}.{of.minor}, {share})")
+    free, whole = torch.cuda.mem_get_info()
+    if free < 0.8 * whole:
+        todo = "something else holds memory of the card: see `nvidia-smi`, and close it"
+        return Finding("card", "; ".join(names), "warning", todo)
+    return Finding("card", "; ".join(names))
+
+
+def _precision(device: torch.device) -> Finding:
+    dtype = default_dtype(device)
+    name = str(dtype).removeprefix("torch.")
+    if dtype == torch.bfloat16:
+        return Finding("precision", f"{name}, which the {device.type} computes in itself")
+    if dtype == torch.float16:
+        todo = "nothing: losses are scaled; a card from 2020 on has bfloat16"
+        return Finding("precision", f"{name}: the card has no bfloat16", "warning", todo)
+    todo = "nothing: it is exact, and several times slower"
+    return Finding("precision", f"{name}: the processor has no bfloat16", "warning", todo)
+
+
+def _four_bit(device: torch.device) -> Finding:
+    """A QLoRA layer's product and gradient, against the same with the 4-bit weights written out.
+
+    A forward without gradients comes first, as in a run: on some processors bitsandbytes then
+    packs the weights for a kernel whose backward is wrong.
+    """
+    dtype = default_dtype(device)
+    torch.manual_seed(0)
+    made: Any = Linear4bit  # it has no types
+    layer = made(256, 512, bias=False, compute_dtype=dtype, quant_type="nf4").to(device)
+    layer.support_avx512bf16_for_cpu = False
+    x = torch.randn(8, 256, device=device, dtype=dtype, requires_grad=True)
+    with torch.no_grad():
+        layer(x)
+    y = layer(x)
+    slope = torch.randn_like(y)
+    y.backward(slope)
+    weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+    assert x.grad is not None
+    pairs = (y.detach(), x.detach().float() @ weight.T), (x.grad, slope.float() @ weight)
+    off = max(float((got.float() - want).norm() / want.norm()) for got, want in pairs)
+    version = metadata.version("bitsandbytes")
+    found = f"bitsandbytes {version}: product and gradient within {off:.1e} of the reference"
+    if off > _OFF:
+        todo = "do not train here; reinstall bitsandbytes, and torch for this card"
+        return Finding("4-bit arithmetic", found, "bad", todo)
+    return Finding("4-bit arithmetic", found)
+
+
+def _memory() -> Finding:
+    page = os.sysconf("SC_PAGE_SIZE")
+    whole = page * os.sysconf("SC_PHYS_PAGES") / _GIB
+    free = whole
+    if sys.platform == "linux":
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        table = {name: words.split()[0] for name, _, words in (one.partition(":") for one in lines)}
+        free = int(table["MemAvailable"]) * 1024 / _GIB
+    found = f"{free:.1f} of {whole:.1f} GiB free"
+    if free < 4:
+        todo = "close other programs: the quickstart takes 2 GiB, loading a 7B base 4 to 16"
+        return Finding("memory", found, "warning", todo)
+    return Finding("memory", found)
+
+
+def _disk(out: Path) -> Finding:
+    place = out.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free / _GIB
+    found = f"{free:.1f} GiB free at {place}"
+    if not os.access(place, os.W_OK):
+        return Finding("disk", f"{place} cannot be written", "bad", "give another --out")
+    if free < 1:
+        return Finding("disk", found, "bad", "free some, or give another --out")
+    if free < 20:
+        todo = "enough for adapters (under 1 GiB a run); a 7B base in 16 bit has 13 GiB"
+        return Finding("disk", found, "warning", todo)
+    return Finding("disk", found)

@@ -1,0 +1,166 @@
+"""The doctor: what it finds where all is well, and that it sees each thing that is not."""
+
+import json
+import shutil
+from importlib import metadata
+
+import httpx
+import pytest
+import torch
+from bitsandbytes.nn.modules import Linear4bit
+from huggingface_hub import errors
+
+from alpaca_rlhf.cli import main
+from alpaca_rlhf.doctor import base, base_checks, machine, machine_checks
+from alpaca_rlhf.models.adapters import Adapters
+from alpaca_rlhf.models.hub import hub_refusal
+from alpaca_rlhf.settings import Lora
+
+LORA = Lora(r=4, alpha=8)
+
+
+def of(findings, what):
+    return next(one for one in findings if one.what == what)
+
+
+def test_a_sound_machine_and_base(tmp_path, capsys):
+    assert main(["doctor", "--json", "True", "--out", str(tmp_path)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["good"]
+    names = [one["what"] for one in found["findings"]]
+    assert names == [
+        *("python", "libraries", "torch", "card", "precision", "4-bit arithmetic", "memory"),
+        *("disk", "base", "tokenizer", "end of text", "what carries loss", "a new adapter"),
+        *("gradients", "save and reload"),
+    ]
+    assert all(one["todo"] for one in found["findings"] if one["verdict"] != "ok")
+    assert not list(tmp_path.iterdir()), "nothing is written"
+
+
+def test_as_lines_it_ends_with_the_next_command(tmp_path, capsys):
+    assert main(["doctor", "--out", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "### Response:[[" in told, "what carries loss is shown"
+    assert told.rstrip().splitlines()[-1].lstrip().startswith("alpaca-rlhf quickstart")
+
+
+def test_a_kernel_with_a_wrong_backward_is_seen(monkeypatch):
+    """The trap of bitsandbytes on AVX512-BF16: the product is right, and its gradient is not."""
+    forward = Linear4bit.forward
+
+    def wrong(self, x):
+        out = forward(self, x)
+        return out.detach() + 0.5 * (out - out.detach())
+
+    monkeypatch.setattr(Linear4bit, "forward", wrong)
+    found = machine._four_bit(torch.device("cpu"))
+    assert found.verdict == "bad" and "do not train here" in found.todo
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_the_precision_of_a_card(monkeypatch, native):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    found = machine._precision(torch.device("cuda"))
+    assert found.found.startswith("bfloat16" if native else "float16")
+    assert found.verdict == ("ok" if native else "warning")
+
+
+def test_a_driver_without_a_build_for_it_is_seen(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    assert machine._torch().verdict == "bad"
+
+
+def test_a_library_that_is_missing_or_too_old_is_named(monkeypatch):
+    real = metadata.version
+    needs = ["peft>=0.21", "nowhere-to-be-found>=1", 'krippendorff; extra == "dev"']
+    monkeypatch.setattr(metadata, "requires", lambda name: needs)
+    monkeypatch.setattr(metadata, "version", lambda name: "0.3" if name == "peft" else real(name))
+    found = machine._libraries()
+    assert found.verdict == "bad"
+    assert found.found == "peft 0.3 where >=0.21 is needed; nowhere-to-be-found is missing"
+
+
+def test_a_full_disk_is_bad(monkeypatch, tmp_path):
+    full = shutil._ntuple_diskusage(10**12, 10**12 - 2**29, 2**29)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: full)
+    found = machine._disk(tmp_path / "not" / "there")
+    assert found.verdict == "bad" and found.found.startswith("0.5 GiB")
+
+
+def test_a_check_that_fails_is_a_finding(monkeypatch, tmp_path):
+    def broken(device):
+        raise OSError("libcudart.so: cannot open\nand more")
+
+    monkeypatch.setattr(machine, "_four_bit", broken)
+    found = of(machine_checks(tmp_path), "4-bit arithmetic")
+    assert (found.verdict, found.found) == ("bad", "OSError: libcudart.so: cannot open")
+
+
+# --- the base -------------------------------------------------------------------------------------
+
+
+def test_a_base_that_is_not_there_is_one_finding(tmp_path, capsys):
+    assert main(["doctor", "--base", str(tmp_path / "x"), "--out", str(tmp_path)]) == 1
+    told = capsys.readouterr().out
+    assert f"--base {tmp_path / 'x'}: no such folder" in told
+    assert "a new adapter" not in told
+
+
+def test_what_does_not_learn_or_reload_is_seen(tiny_folder, monkeypatch):
+    findings = list(base_checks(str(tiny_folder), "alpaca", LORA))
+    assert {one.verdict for one in findings} == {"ok"}, findings
+    save = Adapters.save
+
+    def forgetful(self, name, folder, head=None):
+        with torch.no_grad():
+            first = next(iter(self.parameters(name).values()))
+            first.add_(1)
+            save(self, name, folder, head)
+            first.sub_(1)
+
+    monkeypatch.setattr(Adapters, "save", forgetful)
+    monkeypatch.setattr(Adapters, "trainable", lambda self, *names: None)
+    findings = list(base_checks(str(tiny_folder), "alpaca", LORA))
+    assert of(findings, "save and reload").verdict == "bad"
+    assert of(findings, "gradients").verdict == "bad"
+    monkeypatch.setattr(base, "_stats", lambda adapters, role: torch.rand(3))
+    findings = list(base_checks(str(tiny_folder), "alpaca", LORA))
+    assert of(findings, "a new adapter").verdict == "bad"
+
+
+# --- the hub --------------------------------------------------------------------------------------
+
+
+def raised(kind):
+    """As transformers raises it: an OSError, caused by the hub's own."""
+    request = httpx.Request("GET", "https://huggingface.co/a/b")
+    if issubclass(kind, errors.HfHubHTTPError):
+        inner = kind("no", response=httpx.Response(403, request=request))
+    else:
+        inner = kind("no")
+    try:
+        raise OSError("You are trying to access a gated repo.\nMake sure ...") from inner
+    except OSError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (errors.GatedRepoError, "accept it at https://huggingface.co/a/b, then log in"),
+        (errors.RepositoryNotFoundError, "the hub has no such model, or it is private"),
+        (errors.OfflineModeIsEnabled, "unset HF_HUB_OFFLINE"),
+        (httpx.ConnectError, "unset HF_HUB_OFFLINE"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_line_with_the_way_out(monkeypatch, kind, words):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    told = hub_refusal("a/b", raised(kind))
+    assert told.startswith("--base a/b: ") and words in told and "\n" not in told
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    assert "unset" not in hub_refusal("a/b", raised(kind))
+
+
+def test_another_error_is_none_of_the_hubs():
+    assert hub_refusal("a/b", ValueError("no")) is None
