@@ -6,6 +6,7 @@ from itertools import chain
 import pytest
 import torch
 
+from alpaca_rlhf.config import UserError
 from alpaca_rlhf.models import rollout
 from alpaca_rlhf.models.batches import Example, collate, left_pad
 from alpaca_rlhf.models.heads import ScalarHead
@@ -318,3 +319,55 @@ def test_scores_do_not_depend_on_their_batch(adapters):
     batch = collate(adapters.base, examples)
     found = rollout.scores(adapters, "sft", head, batch, micro_batch_size=4)
     assert torch.allclose(found, one_by_one, atol=1e-5)
+
+
+# --- out of memory --------------------------------------------------------------------------------
+
+
+def test_sampling_goes_on_in_smaller_groups_with_the_same_tokens(tiny, monkeypatch, caplog):
+    adapters = tiny("sft")
+    prompts = [(1, 100 + i, 7) for i in range(9)]
+    keys = [f"p{i}" for i in range(9)]
+    wide = Sampling(max_new_tokens=6, batch_size=16)
+
+    def draw():
+        return sample(adapters, "sft", prompts, keys, k=2, sampling=wide, seed=3)
+
+    whole = draw()
+    decode, sizes = rollout._decode, []
+
+    def full(adapters, prompts, *rest):
+        sizes.append(len(prompts))
+        if len(prompts) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(adapters, prompts, *rest)
+
+    monkeypatch.setattr(rollout, "_decode", full)
+    assert draw() == whole
+    assert sizes[:2] == [8, 4] and max(sizes[2:]) == 2 and sum(sizes[2:]) == 9
+    assert "out of memory with 8 at once; goes on with 4" in caplog.text
+
+
+def test_where_not_one_prompt_fits_it_is_one_line(tiny, monkeypatch):
+    def full(*_):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")
+
+    monkeypatch.setattr(rollout, "_decode", full)
+    with pytest.raises(UserError, match="out of memory with one at a time"):
+        sample(tiny("sft"), "sft", [(1, 5)] * 4, list("abcd"), sampling=Sampling(), seed=0)
+
+
+def test_scoring_goes_on_in_smaller_groups_with_the_same_scores(tiny, monkeypatch):
+    adapters = tiny("reward")
+    head = ScalarHead(adapters.base.model.config.hidden_size, seed=7)
+    examples = [Example((1, 100 + i), (200 + i, 2)) for i in range(7)]
+    whole = score(adapters, "reward", head, examples, batch_size=7)
+    scores = rollout.completion_scores
+
+    def full(adapters, head, batch):
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return scores(adapters, head, batch)
+
+    monkeypatch.setattr(rollout, "completion_scores", full)
+    assert torch.allclose(score(adapters, "reward", head, examples, batch_size=7), whole, atol=1e-6)

@@ -20,6 +20,7 @@ from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import Batch, Example, by_length, collate, left_pad
 from alpaca_rlhf.models.forward import completion_scores, token_stats, token_values
 from alpaca_rlhf.models.heads import ScalarHead
+from alpaca_rlhf.models.memory import halving
 from alpaca_rlhf.settings import Sampling
 
 
@@ -65,19 +66,16 @@ def sample(
             "generation in train mode gives garbage under checkpointing; leave training() first"
         )
     results: list[list[Sampled]] = [[] for _ in prompts]
+
+    def draw(group: list[int]) -> list[Sampled]:
+        length = sampling.max_new_tokens
+        noise = np.stack([_noise(seed, keys[i], j, length) for i in group for j in range(k)])
+        own = [prompts[i] for i in group]
+        return _decode(adapters, own, k, sampling, torch.from_numpy(noise))
+
     with adapters.using(role), adapters.decoding():
-        for group in by_length([len(p) for p in prompts], max(1, sampling.batch_size // k)):
-            noise = np.stack(
-                [
-                    _noise(seed, keys[i], j, sampling.max_new_tokens)
-                    for i in group
-                    for j in range(k)
-                ],
-                axis=0,
-            )
-            drawn = _decode(
-                adapters, [prompts[i] for i in group], k, sampling, torch.from_numpy(noise)
-            )
+        groups = by_length([len(p) for p in prompts], max(1, sampling.batch_size // k))
+        for group, drawn in halving(groups, draw, lower="the number of completions or tokens"):
             for n, i in enumerate(group):
                 results[i] = drawn[n * k : (n + 1) * k]
             if on_batch is not None:
@@ -162,10 +160,14 @@ def score(
 ) -> Tensor:
     """(N,) float32 scores of examples, on the CPU; (N, 1 + C) with a head's `parts`."""
     out = torch.empty(len(examples))
+
+    def scored(group: list[int]) -> Tensor:
+        batch = collate(adapters.base, [examples[i] for i in group])
+        return completion_scores(adapters, head, batch).float().cpu()
+
     with adapters.using(role), adapters.decoding():
-        for group in by_length([len(one) for one in examples], batch_size):
-            batch = collate(adapters.base, [examples[i] for i in group])
-            found = completion_scores(adapters, head, batch).float().cpu()
+        groups = by_length([len(one) for one in examples], batch_size)
+        for group, found in halving(groups, scored, lower="the length of the completions"):
             if found.ndim > out.ndim:
                 out = torch.empty(len(examples), *found.shape[1:])
             out[group] = found

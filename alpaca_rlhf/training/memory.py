@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-import torch
-
 from alpaca_rlhf.config import UserError
+from alpaca_rlhf.models.memory import free, out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +59,7 @@ class MicroBatch:
                     raise
             # Only here, outside the handler, the traceback has let go of the failed try's tensors.
             forget()
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            free()
             if self.size == 1:
                 raise UserError(
                     f"{self.stage}: out of memory with {self.flag} 1; lower {self.lower}, "
@@ -77,11 +73,3 @@ class MicroBatch:
                 self.size // 2,
             )
             self.size //= 2
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: torch's own error; on the CPU it is a plain RuntimeError."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    told = ("DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, RuntimeError) and any(one in str(error) for one in told)
