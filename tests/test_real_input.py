@@ -9,7 +9,7 @@ from alpaca_rlhf.data import (
     Firewall,
     read_instructions,
     read_prompts,
-    read_ranking_trees,
+    read_rankings,
     write_instructions,
 )
 from alpaca_rlhf.pipeline import run_loop
@@ -108,7 +108,7 @@ def test_a_reward_model_trains_on_ranking_trees(shared, prompts, tmp_path):
 
 def test_a_reward_model_trains_on_a_snapshot_of_imported_trees(shared, prompts, tmp_path):
     """Every tree goes into the database, and comes out as a snapshot to train from."""
-    trees = read_ranking_trees(shared / "data" / "oasst_en_100_tree.jsonl.gz")
+    trees = read_rankings(shared / "data" / "oasst_en_100_tree.jsonl.gz")
     with Store(tmp_path / "preferences.db") as store:
         store.add_sets(((prompt, own) for prompt, own, _ in trees), origin="oasst")
         added = store.add_rankings(said for prompt, _, said in trees)
