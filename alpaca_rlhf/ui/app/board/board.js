@@ -3,6 +3,7 @@
 "use strict";
 
 const WORDS = props.words;
+const COMMAND = /Mac|iPhone|iPad/.test(navigator.platform) ? "⌘" : "Ctrl";
 const LETTERS = "ABCDEFGHI";
 const DRAG_FROM_PX = 8;
 const ANSWER_WITHIN_MS = 15000;
@@ -311,8 +312,7 @@ function show(one, says = "", before = null) {
   }
   if (found?.sent) return deliver();
   first(one);
-  prefetch();
-  progress();
+  prefetch().then(progress);
 }
 
 /** The clock of the task begins; where somebody else got it meanwhile, it goes. */
@@ -748,8 +748,8 @@ function cardOf(one, at) {
 
 function helpPanel() {
   const rows = [
-    [["1", "…", "9"], "key.digits"], [["="], "key.tie"], [["Shift", "↑ ↓"], "key.move"],
-    [["↑ ↓"], "key.focus"], [["Enter"], "key.open"], [["Ctrl", "Enter"], "key.submit"],
+    [["1", "…", String(task.answers.length)], "key.digits"], [["="], "key.tie"], [["Shift", "↑ ↓"], "key.move"],
+    [["↑ ↓"], "key.focus"], [["Enter"], "key.open"], [[COMMAND, "Enter"], "key.submit"],
   ];
   return make("details", { class: "help", open: matchMedia("(hover: hover) and (min-width: 60rem)").matches },
     make("summary", {}, w("keys")),
@@ -821,7 +821,7 @@ function actions() {
     more.setAttribute("aria-expanded", String(open));
   }, { "aria-expanded": "false" });
   ui.submit = button("main", "", () => submit(), { "data-role": "submit" });
-  ui.submit.append(make("span", {}, w("submit")), make("kbd", { "aria-hidden": "true" }, "Ctrl ↵"));
+  ui.submit.append(make("span", {}, w("submit")), make("kbd", { "aria-hidden": "true" }, `${COMMAND} ↵`));
   ui.confirmed = button("main", w("confirm_yes"), () => submit(true));
   ui.confirm = make("div", { class: "confirm", role: "group", "aria-label": w("confirm_title"), hidden: true },
     make("div", {}, make("b", {}, w("confirm_title")), " ", w("confirm_text")),
@@ -905,7 +905,9 @@ function paintStars(id) {
 
 function paintProgress() {
   if (!progressKnown) return;
-  const { mine, today, hour, left, sets } = progressKnown;
+  const { mine, today, hour, sets } = progressKnown;
+  const held = (task ? 1 : 0) + ahead.length; // taken, and still to do
+  const left = Math.min(progressKnown.left + held, sets);
   const share = sets ? Math.round(((sets - left) / sets) * 100) : 100;
   const number = (key, n) => make("span", {}, make("b", {}, String(n)), " ", w(key));
   const inside = make("span");
