@@ -13,7 +13,7 @@ import gradio as gr
 
 from alpaca_rlhf.preferences.assignment import Refused, Task
 from alpaca_rlhf.preferences.store import Store
-from alpaca_rlhf.ui.app.board import Asked, RankBoard, read
+from alpaca_rlhf.ui.app.board import Asked, rank_board, read
 from alpaca_rlhf.ui.app.language import words
 from alpaca_rlhf.ui.app.services import Services
 
@@ -25,7 +25,7 @@ LOOK_AGAIN_S = 10.0
 Reply = dict[str, Any]
 
 
-def rank_tab(services: Services) -> RankBoard:
+def rank_tab(services: Services) -> gr.HTML:
     """Build the tab; call it within `gr.Blocks`.
 
     Args:
@@ -39,7 +39,7 @@ def rank_tab(services: Services) -> RankBoard:
         return json.dumps(reply(services, sent, request))
 
     gr.api(answer, api_name=ENDPOINT, queue=False, api_visibility="private")
-    return RankBoard(ENDPOINT, look_again_s=LOOK_AGAIN_S)
+    return rank_board(ENDPOINT, look_again_s=LOOK_AGAIN_S)
 
 
 def reply(services: Services, sent: str, request: gr.Request) -> Reply:

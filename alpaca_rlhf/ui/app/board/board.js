@@ -396,15 +396,21 @@ async function deliver() {
   await advance(w(reply.already ? "already_saved" : "saved"));
 }
 
-/** Send what an earlier page had submitted without hearing back. */
+/** Send what an earlier page had submitted without hearing back, until it is heard of. */
 async function leftovers() {
-  for (const key of kept.keys(`${DRAFTS}${annotator}.`)) {
-    const sent = kept.get(key)?.sent;
-    if (!sent || (task && key === draftKey(task))) continue;
-    const reply = await quietly("submit", sent);
-    if (!reply || reply.problem === "signed_out") continue;
-    kept.drop(key);
-    if (!reply.problem) toast(w(reply.already ? "already_saved" : "saved"));
+  for (let tries = 0; root.isConnected; tries++) {
+    let waiting = false;
+    for (const key of kept.keys(`${DRAFTS}${annotator}.`)) {
+      const sent = kept.get(key)?.sent;
+      if (!sent || (task && key === draftKey(task))) continue;
+      const reply = await quietly("submit", sent);
+      waiting ||= !reply || reply.problem === "signed_out";
+      if (!reply || reply.problem === "signed_out") continue;
+      kept.drop(key);
+      if (!reply.problem) toast(w(reply.already ? "already_saved" : "saved"));
+    }
+    if (!waiting) return;
+    await sleep(WAITS_MS[Math.min(tries, WAITS_MS.length - 1)]);
   }
 }
 
