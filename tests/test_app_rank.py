@@ -69,7 +69,7 @@ class Desk:
     def open(self, **options):
         options = {"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce"} | options
         with visit(self.browser, **options) as page:
-            page.set_default_timeout(20_000)
+            page.set_default_timeout(60_000)
             load(page, self.url)
             yield page
 

@@ -10,6 +10,7 @@ import json
 from typing import Any
 
 import gradio as gr
+from gradio.events import api
 
 from alpaca_rlhf.preferences.assignment import Refused, Task
 from alpaca_rlhf.preferences.store import Store
@@ -38,7 +39,7 @@ def rank_tab(services: Services) -> gr.HTML:
     def answer(sent: str, request: gr.Request) -> str:
         return json.dumps(reply(services, sent, request))
 
-    gr.api(answer, api_name=ENDPOINT, queue=False, api_visibility="private")
+    api(answer, api_name=ENDPOINT, queue=False, api_visibility="private")
     return rank_board(ENDPOINT, look_again_s=LOOK_AGAIN_S)
 
 
