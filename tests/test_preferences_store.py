@@ -393,6 +393,15 @@ def test_figures_by_hand(store, clock):
     assert (mine.all_rankings, mine.sets, mine.sets_ranked) == (4, 2, 2)
 
 
+def test_progress_before_anybody_ranked(store):
+    (ann,) = people(store, 1)
+    store.add_sets(candidates(3), origin="test")
+    store.claim(ann)
+    mine = store.progress(ann)
+    assert (mine.mine, mine.mine_today, mine.mine_last_hour) == (0, 0, 0)
+    assert (mine.all_rankings, mine.sets, mine.sets_ranked) == (0, 3, 1)
+
+
 def test_judges_take_no_place(store):
     from alpaca_rlhf.records import Ranking as Record
 

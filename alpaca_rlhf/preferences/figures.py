@@ -123,8 +123,7 @@ def progress(session: Session, annotator_id: int, now_ms: int) -> Progress:
     hour = select(Ranking.id).where(Ranking.created_ms > now_ms - _HOUR_MS)
     first = session.scalar(hour.order_by(Ranking.created_ms).limit(1))
     recent = select(func.count()).select_from(Assignment)
-    recent = recent.where(Assignment.annotator_id == annotator_id, Assignment.ranking_id >= first)
-    recent = recent.where(schema.condition(schema.DONE))
+    recent = recent.where(Assignment.annotator_id == annotator_id, schema.condition(schema.DONE))
     sets = select(func.count()).select_from(CandidateSet)
     sets = sets.where(CandidateSet.target > 0, ~CandidateSet.retired)
     waiting = _open_sets(session)
@@ -132,7 +131,9 @@ def progress(session: Session, annotator_id: int, now_ms: int) -> Progress:
     return Progress(
         mine=session.scalar(own) or 0,
         mine_today=session.scalar(own.where(Tally.day == day_of(now_ms))) or 0,
-        mine_last_hour=(session.scalar(recent) or 0) if first else 0,
+        mine_last_hour=session.scalar(recent.where(Assignment.ranking_id >= first)) or 0
+        if first is not None
+        else 0,
         all_rankings=session.scalar(_by_people(sums)) or 0,
         sets_ranked=total - waiting,
         sets=total,

@@ -1,0 +1,977 @@
+// The rank board. Gradio runs this as the body of a function of `element` and `props`.
+// Whatever a model or a person wrote becomes a text node here, and nothing else.
+"use strict";
+
+const WORDS = props.words;
+const COMMAND = /Mac|iPhone|iPad/.test(navigator.platform) ? "⌘" : "Ctrl";
+const LETTERS = "ABCDEFGHI";
+const DRAG_FROM_PX = 8;
+const ANSWER_WITHIN_MS = 15000;
+const WAITS_MS = [1000, 2000, 4000, 8000, 15000];
+const DRAFTS = "alpaca.rank.draft.";
+const MONTH_MS = 30 * 24 * 3600 * 1000;
+const calm = matchMedia("(prefers-reduced-motion: reduce)");
+const root = element.querySelector(".rank");
+
+let language = (navigator.language || "en").toLowerCase().startsWith("zh") ? "zh-CN" : "en";
+let annotator = null; // number, known from the first reply
+let task = null; // what is on screen
+let ahead = []; // tasks that were fetched before they are needed
+let draft = null; // what the annotator has said of `task` so far
+let locked = true; // while the server is asked for something that changes the task
+let last = []; // what was submitted, newest last, for the undo
+let renewed = 0;
+let progressKnown = null;
+let ui = {};
+
+// --- small things ---------------------------------------------------------------------------
+
+function w(key, values = {}) {
+  const text = WORDS[language][key];
+  return text.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole));
+}
+
+function make(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+    else if (value === true) made.setAttribute(name, "");
+    else if (value !== false && value !== null) made.setAttribute(name, value);
+  }
+  made.append(...children.filter((child) => child !== null));
+  return made;
+}
+
+function button(kind, text, onclick, attributes = {}) {
+  return make("button", { type: "button", class: kind, onclick, ...attributes }, text);
+}
+
+function sleep(ms) {
+  return new Promise((done) => setTimeout(done, ms));
+}
+
+const kept = {
+  get(key) {
+    try {
+      return JSON.parse(localStorage.getItem(key));
+    } catch {
+      return null;
+    }
+  },
+  set(key, value) {
+    try {
+      localStorage.setItem(key, JSON.stringify(value));
+    } catch {
+      // A browser that keeps nothing: the page still works, without drafts.
+    }
+  },
+  drop(key) {
+    try {
+      localStorage.removeItem(key);
+    } catch {
+      // As above.
+    }
+  },
+  keys(prefix) {
+    try {
+      return Object.keys(localStorage).filter((key) => key.startsWith(prefix));
+    } catch {
+      return [];
+    }
+  },
+};
+
+// --- the order: lists of lists, best first ----------------------------------------------------
+
+const flat = (tiers) => tiers.flat();
+const tierOf = (tiers, id) => tiers.findIndex((tier) => tier.includes(id));
+const without = (tiers, id) =>
+  tiers.map((tier) => tier.filter((one) => one !== id)).filter((tier) => tier.length);
+
+/** `id` at a place, which is a number of a tier, alone. */
+function placed(tiers, id, place) {
+  const rest = without(tiers, id);
+  rest.splice(Math.min(place - 1, rest.length), 0, [id]);
+  return rest;
+}
+
+/** `id` one step up (-1) or down (1); out of a tie first. */
+function stepped(tiers, id, way) {
+  const at = tierOf(tiers, id);
+  const alone = tiers[at].length === 1;
+  const to = alone ? at + way : way < 0 ? at : at + 1;
+  if (to < 0 || (alone && to >= tiers.length)) return tiers;
+  const rest = without(tiers, id);
+  rest.splice(to, 0, [id]);
+  return rest;
+}
+
+/** `id` tied with the card above it, or no more if it is. */
+function tied(tiers, id) {
+  const at = tierOf(tiers, id);
+  const among = tiers[at].indexOf(id);
+  if (among > 0) {
+    const rest = without(tiers, id);
+    rest.splice(at + 1, 0, [id]);
+    return rest;
+  }
+  if (at === 0) return tiers;
+  const joined = tiers.map((tier) => tier.filter((one) => one !== id));
+  joined[at - 1] = [...joined[at - 1], id];
+  return joined.filter((tier) => tier.length);
+}
+
+/** `id` between two cards of the list; within a tie it joins it. */
+function dropped(tiers, id, index) {
+  if (flat(tiers).indexOf(id) === index) return tiers;
+  const rest = without(tiers, id);
+  let start = 0;
+  for (let at = 0; at < rest.length; at++) {
+    if (index <= start) {
+      rest.splice(at, 0, [id]);
+      return rest;
+    }
+    if (index < start + rest[at].length) {
+      rest[at] = [...rest[at].slice(0, index - start), id, ...rest[at].slice(index - start)];
+      return rest;
+    }
+    start += rest[at].length;
+  }
+  return [...rest, [id]];
+}
+
+// --- drafts: what is not on the server yet lies in the browser ---------------------------------
+
+const draftKey = (one) => `${DRAFTS}${annotator}.${one.id}.${one.revision}`;
+const lastKey = () => `alpaca.rank.last.${annotator}`;
+
+/** A draft of a task; of one that was taken back, with what was said `before`. */
+function fresh(one, before) {
+  return {
+    tiers: one.tiers.length ? one.tiers : one.answers.map((answer) => [answer.id]),
+    criteria: one.criteria,
+    comment: before?.comment || "",
+    allBad: Boolean(before?.allBad),
+    tiedAsBad: false,
+    methods: one.tiers.length ? before?.methods || ["mixed"] : [],
+    sent: null,
+  };
+}
+
+function restored(one) {
+  const found = kept.get(draftKey(one));
+  const own = one.answers.map((answer) => answer.id).sort().join();
+  const valid =
+    found && Array.isArray(found.tiers) && flat(found.tiers).sort().join() === own &&
+    Array.isArray(found.methods) && typeof found.criteria === "object";
+  return valid ? found : null;
+}
+
+function save() {
+  if (task) kept.set(draftKey(task), { ...draft, at: Date.now() });
+}
+
+const moved = () => draft.methods.length > 0 || draft.tiedAsBad;
+const worked = () =>
+  moved() || draft.allBad || draft.comment.trim() !== "" ||
+  Object.values(draft.criteria).some((stars) => Object.keys(stars).length);
+
+// --- the server ---------------------------------------------------------------------------------
+
+class Lost extends Error {}
+
+/** One message and its reply; `Lost` where none came. */
+async function ask(what, fields = {}) {
+  const config = window.gradio_config || {};
+  const home = new URL(config.root || "/", location.href).pathname.replace(/\/$/, "");
+  const giveUp = new AbortController();
+  const clock = setTimeout(() => giveUp.abort(), ANSWER_WITHIN_MS);
+  try {
+    const response = await fetch(`${home}${config.api_prefix || "/gradio_api"}/run/${props.endpoint}`, {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify({ data: [JSON.stringify({ do: what, ...fields })] }),
+      signal: giveUp.signal,
+    });
+    const away = response.status === 401 || response.status === 403 || response.redirected;
+    if (away) return { problem: "signed_out", message: w("problem.signed_out") };
+    if (!response.ok) throw new Lost(String(response.status));
+    const reply = JSON.parse((await response.json()).data[0]);
+    if (reply.annotator !== undefined) know(reply);
+    return reply;
+  } catch (error) {
+    throw error instanceof Lost ? error : new Lost(String(error));
+  } finally {
+    clearTimeout(clock);
+  }
+}
+
+function know(reply) {
+  if (annotator !== reply.annotator) {
+    annotator = reply.annotator;
+    last = kept.get(lastKey()) || [];
+    for (const key of kept.keys(DRAFTS)) {
+      if (!(kept.get(key)?.at > Date.now() - MONTH_MS)) kept.drop(key);
+    }
+  }
+  if (language !== reply.language) {
+    language = reply.language;
+    frame();
+  }
+}
+
+/** Ask until there is an answer. Every message may be sent twice: the server does it once. */
+async function insist(what, fields = {}) {
+  lock(true);
+  for (let tries = 0; ; tries++) {
+    let problem;
+    try {
+      const reply = await ask(what, fields);
+      if (reply.problem !== "signed_out") {
+        banner(null);
+        lock(false);
+        return reply;
+      }
+      problem = reply.message;
+    } catch (error) {
+      if (!(error instanceof Lost)) throw error;
+      problem = w(what === "submit" ? "lost.submit" : "lost");
+    }
+    const signedOut = problem === w("problem.signed_out");
+    await new Promise((again) => {
+      const clock = setTimeout(again, WAITS_MS[Math.min(tries, WAITS_MS.length - 1)]);
+      const now = () => {
+        clearTimeout(clock);
+        again();
+      };
+      banner(problem, [
+        signedOut ? button("plain", w("sign_in"), () => location.reload()) : null,
+        button("plain", w("try_now"), now),
+      ]);
+    });
+  }
+}
+
+/** Ask for something that nobody waits for. */
+async function quietly(what, fields = {}) {
+  try {
+    return await ask(what, fields);
+  } catch {
+    return null;
+  }
+}
+
+async function progress() {
+  const reply = await quietly("progress");
+  if (!reply || reply.problem) return;
+  progressKnown = reply;
+  paintProgress();
+}
+
+async function prefetch() {
+  if (!task || ahead.length) return;
+  const reply = await quietly("next", { holding: [task.id] });
+  const found = reply?.task;
+  if (!found || found.id === task?.id || ahead.some((one) => one.id === found.id)) return;
+  ahead.push(found);
+}
+
+function active() {
+  if (!task || locked || !onScreen() || Date.now() - renewed < (task.lease_s * 1000) / 5) return;
+  renewed = Date.now();
+  quietly("renew", { task: task.id, holding: ahead.map((one) => one.id) });
+}
+
+// --- from task to task ----------------------------------------------------------------------------
+
+async function advance(says = "") {
+  const own = ahead.shift();
+  if (own) return show(own, says);
+  const reply = await insist("next", { holding: [] });
+  if (reply.problem) return refused(reply);
+  if (reply.task) show(reply.task, says);
+  else empty(says);
+}
+
+function show(one, says = "", before = null) {
+  const within = root.contains(document.activeElement);
+  task = one;
+  const found = restored(one);
+  draft = found || fresh(one, before);
+  if (before) save();
+  renewed = Date.now();
+  lock(false);
+  frame();
+  if (says) toast(says);
+  if (found && !found.sent) toast(w("draft_restored"));
+  if (within) {
+    (root.dataset.by === "keyboard" ? ui.cards.values().next().value.card : ui.ask).focus({
+      preventScroll: true,
+    });
+    if (root.getBoundingClientRect().top < 0) root.scrollIntoView({ block: "start" });
+  }
+  if (found?.sent) return deliver();
+  first(one);
+  prefetch().then(progress);
+}
+
+/** The clock of the task begins; where somebody else got it meanwhile, it goes. */
+async function first(one) {
+  const reply = await quietly("renew", { task: one.id, shown: true });
+  const gone = reply && ["done", "unknown", "not_yours"].includes(reply.problem);
+  if (!gone || task !== one || worked() || locked) return;
+  forget(one);
+  task = null;
+  advance(w("given_away"));
+}
+
+function forget(one) {
+  kept.drop(draftKey(one));
+}
+
+function refused(reply) {
+  banner(reply.message, [
+    button("plain", w("next_task"), () => {
+      banner(null);
+      ahead = [];
+      task = null;
+      advance();
+    }),
+  ]);
+}
+
+function empty(says = "") {
+  task = draft = null;
+  lock(false);
+  frame();
+  if (says) toast(says);
+  progress();
+  const here = ui.empty;
+  setTimeout(async () => {
+    while (ui.empty === here && here.isConnected) {
+      if (onScreen() && !locked) {
+        const reply = await quietly("next", { holding: [] });
+        if (reply?.task && ui.empty === here) return show(reply.task, w("new_task"));
+      }
+      await sleep(props.look_again_s * 1000);
+    }
+  }, props.look_again_s * 1000);
+}
+
+const onScreen = () => root.isConnected && root.offsetParent !== null && !document.hidden;
+
+async function submit(confirmed = false) {
+  if (locked || !task) return;
+  if (!moved() && !confirmed) return confirmOrder(true);
+  const used = [...new Set(draft.methods)];
+  draft.sent = {
+    task: task.id,
+    revision: task.revision,
+    tiers: draft.tiers,
+    criteria: draft.criteria,
+    all_bad: draft.allBad,
+    comment: draft.comment.trim(),
+    method: used.length > 1 ? "mixed" : used[0] || (draft.tiedAsBad ? "buttons" : "as_shown"),
+  };
+  save();
+  confirmOrder(false);
+  await deliver();
+}
+
+/** Send what was submitted, until the server says that it has it. */
+async function deliver() {
+  const one = task;
+  const reply = await insist("submit", draft.sent);
+  if (reply.problem) {
+    draft.sent = null;
+    save();
+    return refused(reply);
+  }
+  forget(one);
+  last = last.filter((entry) => entry.task !== one.id).slice(-19);
+  const { comment, allBad, methods } = draft;
+  last.push({ task: one.id, comment, allBad, methods });
+  kept.set(lastKey(), last);
+  task = null;
+  await advance(w(reply.already ? "already_saved" : "saved"));
+}
+
+/** Send what an earlier page had submitted without hearing back, until it is heard of. */
+async function leftovers() {
+  for (let tries = 0; root.isConnected; tries++) {
+    let waiting = false;
+    for (const key of kept.keys(`${DRAFTS}${annotator}.`)) {
+      const sent = kept.get(key)?.sent;
+      if (!sent || (task && key === draftKey(task))) continue;
+      const reply = await quietly("submit", sent);
+      waiting ||= !reply || reply.problem === "signed_out";
+      if (!reply || reply.problem === "signed_out") continue;
+      kept.drop(key);
+      if (!reply.problem) toast(w(reply.already ? "already_saved" : "saved"));
+    }
+    if (!waiting) return;
+    await sleep(WAITS_MS[Math.min(tries, WAITS_MS.length - 1)]);
+  }
+}
+
+async function undo() {
+  if (locked) return;
+  const before = last.pop();
+  // Without a number the server takes the newest, so that message is never sent twice.
+  const reply = before
+    ? await insist("undo", { task: before.task })
+    : await quietly("undo", { task: 0 });
+  kept.set(lastKey(), last);
+  if (!reply) return toast(w("lost"));
+  if (reply.problem) return toast(reply.message);
+  if (!reply.task) return toast(w("nothing_to_undo"));
+  const found = reply.task;
+  if (task && task.id !== found.id) ahead.unshift(task);
+  ahead = ahead.filter((one) => one.id !== found.id);
+  show(found, w("undone"), before || {});
+}
+
+async function leave(what, fields, says) {
+  const one = task;
+  const reply = await insist(what, { task: one.id, ...fields });
+  if (reply.problem) return refused(reply);
+  forget(one);
+  task = null;
+  await advance(says);
+}
+
+function skip() {
+  if (locked || !task) return;
+  if (!worked()) return leave("skip", {}, w("skipped"));
+  const why = make("input", { type: "text", maxlength: props.most.reason, class: "field" });
+  sheet(w("skip_title"), [
+    make("p", {}, w("skip_loses")),
+    make("label", { class: "stack" }, w("skip_reason"), why),
+  ], w("skip_yes"), () => leave("skip", { reason: why.value.trim() }, w("skipped")));
+}
+
+function flag() {
+  if (locked || !task) return;
+  const pick = (name, options) =>
+    options.map(([value, text], at) =>
+      make("label", { class: "choice" },
+        make("input", { type: "radio", name: `${props.endpoint}-${name}`, value, checked: at === 0 }),
+        make("span", {}, text)));
+  const answers = task.answers.map((one, at) => [one.id, w("answer", { letter: LETTERS[at] })]);
+  const what = make("fieldset", {}, make("legend", {}, w("flag_what")),
+    ...pick("what", [["", w("flag_prompt")], ...answers]));
+  const why = make("fieldset", {}, make("legend", {}, w("flag_why")),
+    ...pick("why", props.reasons.map((reason) => [reason, w(`reason.${reason}`)])));
+  const more = make("textarea", { rows: 2, maxlength: props.most.comment, class: "field" });
+  const chosen = (group) => group.querySelector("input:checked").value;
+  sheet(w("flag_title"), [
+    make("p", {}, w("flag_means")), what, why,
+    make("label", { class: "stack" }, w("flag_more"), more),
+  ], w("flag_yes"), () =>
+    leave("flag", {
+      completion: chosen(what), reason: chosen(why), words: more.value.trim(),
+    }, w("flagged")));
+}
+
+/** A dialog with one thing to do. */
+function sheet(title, content, yes, act) {
+  const close = () => box.close();
+  const back = document.activeElement;
+  const box = make("dialog", { class: "sheet", "aria-labelledby": "rank-sheet-title" },
+    make("form", {
+      method: "dialog",
+      onsubmit: () => act(),
+    },
+      make("h3", { id: "rank-sheet-title" }, title),
+      ...content,
+      make("div", { class: "row end" },
+        button("plain", w("cancel"), close),
+        make("button", { type: "submit", class: "main" }, yes))));
+  box.addEventListener("close", () => {
+    box.remove();
+    if (back?.isConnected) back.focus({ preventScroll: true });
+  });
+  root.append(box);
+  box.showModal();
+}
+
+// --- changing the order -----------------------------------------------------------------------------
+
+function change(tiers, method, id) {
+  if (locked) return;
+  if (JSON.stringify(tiers) === JSON.stringify(draft.tiers)) {
+    tell(w("no_move"));
+    return;
+  }
+  draft.tiers = tiers;
+  draft.tiedAsBad = false;
+  if (!draft.methods.includes(method)) draft.methods.push(method);
+  confirmOrder(false);
+  save();
+  paint();
+  const card = ui.cards.get(id).card;
+  if (!card.contains(document.activeElement)) card.focus({ preventScroll: true });
+  card.scrollIntoView({ block: "nearest" });
+  tell(card.getAttribute("aria-label"));
+}
+
+function allBad() {
+  if (locked || !task) return;
+  draft.allBad = !draft.allBad;
+  const own = task.answers.map((one) => one.id);
+  if (draft.allBad && !moved()) {
+    draft.tiedAsBad = true;
+    draft.tiers = [own];
+    toast(w("all_bad_tied"));
+  } else if (!draft.allBad && draft.tiedAsBad) {
+    draft.tiedAsBad = false;
+    draft.tiers = own.map((id) => [id]);
+  }
+  confirmOrder(false);
+  save();
+  paint();
+}
+
+function rate(id, name, value) {
+  if (locked) return paintStars(id);
+  const stars = { ...(draft.criteria[id] || {}) };
+  if (value) stars[name] = value;
+  else delete stars[name];
+  draft.criteria = { ...draft.criteria, [id]: stars };
+  save();
+  paintStars(id);
+}
+
+function typed(event) {
+  root.dataset.by = "keyboard";
+  const at = event.target;
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+    if (at.closest("dialog")) return;
+    event.preventDefault();
+    return submit();
+  }
+  if (event.key === "Escape" && ui.confirm && !ui.confirm.hidden) {
+    confirmOrder(false);
+    ui.submit.focus();
+    return;
+  }
+  const card = at.closest(".card");
+  if (!card || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (at.matches("textarea, input, select")) return;
+  const id = card.dataset.answer;
+  const cards = [...ui.list.querySelectorAll(".card")];
+  const where = cards.indexOf(card);
+  const way = { ArrowUp: -1, ArrowDown: 1 }[event.key];
+  if (/^[1-9]$/.test(event.key)) {
+    if (Number(event.key) <= cards.length) {
+      change(placed(draft.tiers, id, Number(event.key)), "keyboard", id);
+    }
+  } else if (event.key === "=") change(tied(draft.tiers, id), "keyboard", id);
+  else if (way && event.shiftKey) change(stepped(draft.tiers, id, way), "keyboard", id);
+  else if (way) cards[where + way]?.focus();
+  else if (event.key === "Home") cards[0].focus();
+  else if (event.key === "End") cards[cards.length - 1].focus();
+  else if (event.key === "Enter" && at === card && !ui.cards.get(id).more.hidden) {
+    ui.cards.get(id).more.click();
+  } else return;
+  event.preventDefault();
+}
+
+/** Drag a card by its grip. The others make room by a transform; the list changes on the drop. */
+function grab(event, id) {
+  if (locked || event.button !== 0 || !event.isPrimary) return;
+  event.preventDefault(); // no text is selected on the way
+  const grip = event.currentTarget;
+  const item = ui.cards.get(id).item;
+  const items = [...ui.list.children];
+  const from = items.indexOf(item);
+  const others = items.filter((one) => one !== item);
+  const scroller = document.scrollingElement;
+  const startY = event.clientY + scroller.scrollTop;
+  const middles = others.map((one) => {
+    const box = one.getBoundingClientRect();
+    return box.top + box.height / 2 + scroller.scrollTop;
+  });
+  const room = item.getBoundingClientRect().height + 12;
+  let at = event.clientY;
+  let to = from;
+  let dragging = false;
+  let frameAsked = 0;
+  grip.setPointerCapture(event.pointerId);
+
+  const follow = () => {
+    const y = at + scroller.scrollTop;
+    item.style.transform = `translateY(${y - startY}px)`;
+    to = middles.filter((middle) => middle < y).length;
+    others.forEach((one, index) => {
+      const shift = index >= to && index < from ? room : index >= from && index < to ? -room : 0;
+      one.style.transform = shift ? `translateY(${shift}px)` : "";
+    });
+  };
+  const scroll = () => {
+    const edge = at < 90 ? -1 : at > innerHeight - 140 ? 1 : 0;
+    if (edge) {
+      scroller.scrollTop += edge * 12;
+      follow();
+    }
+    frameAsked = requestAnimationFrame(scroll);
+  };
+  const move = (moveEvent) => {
+    if (moveEvent.pointerId !== event.pointerId) return;
+    at = moveEvent.clientY;
+    if (!dragging) {
+      if (Math.abs(at + scroller.scrollTop - startY) < DRAG_FROM_PX) return;
+      dragging = true;
+      ui.list.classList.add("dragging");
+      item.classList.add("dragged");
+      frameAsked = requestAnimationFrame(scroll);
+    }
+    follow();
+  };
+  const end = (endEvent) => {
+    if (endEvent.pointerId !== undefined && endEvent.pointerId !== event.pointerId) return;
+    if (endEvent.type === "keydown" && endEvent.key !== "Escape") return;
+    cancelAnimationFrame(frameAsked);
+    grip.removeEventListener("pointermove", move);
+    for (const kind of ["pointerup", "pointercancel"]) grip.removeEventListener(kind, end);
+    document.removeEventListener("keydown", end, true);
+    ui.list.classList.remove("dragging");
+    item.classList.remove("dragged");
+    for (const one of items) one.style.transform = "";
+    if (dragging && endEvent.type === "pointerup") {
+      change(dropped(draft.tiers, id, to), event.pointerType === "touch" ? "touch" : "mouse", id);
+    }
+  };
+  grip.addEventListener("pointermove", move);
+  for (const kind of ["pointerup", "pointercancel"]) grip.addEventListener(kind, end);
+  document.addEventListener("keydown", end, true);
+}
+
+// --- the page -----------------------------------------------------------------------------------------
+
+function said(kind, text) {
+  return make("div", { class: `said ${kind}`, dir: "auto" }, text);
+}
+
+/** A text that is cut where it is long, with a button for the rest. */
+function folded(text, label) {
+  const body = said("text", text);
+  const more = button("link more", w("show_all"), () => {
+    const open = body.classList.toggle("open");
+    more.textContent = w(open ? "show_less" : "show_all");
+    more.setAttribute("aria-expanded", String(open));
+  }, { hidden: true, "aria-expanded": "false", "aria-label": null });
+  if (label) more.setAttribute("title", label);
+  const look = () => {
+    if (!body.classList.contains("open")) more.hidden = body.scrollHeight <= body.clientHeight + 2;
+    body.classList.toggle("long", !more.hidden);
+  };
+  new ResizeObserver(look).observe(body);
+  return { body, more };
+}
+
+function promptPanel() {
+  const parts = [];
+  for (const [user, reply] of task.history) {
+    for (const [who, text] of [["user", user], ["assistant", reply]]) {
+      const { body, more } = folded(text);
+      parts.push(make("div", { class: `turn ${who}` }, make("div", { class: "who" }, w(who)), body, more));
+    }
+  }
+  const { body, more } = folded(task.instruction);
+  const asked = make("div", { class: "asked" }, body, more);
+  if (task.history.length) asked.prepend(make("div", { class: "who" }, w("user")));
+  if (task.input) {
+    const given = folded(task.input);
+    asked.append(make("div", { class: "who" }, w("input")), make("div", { class: "input" }, given.body, given.more));
+  }
+  ui.ask = make("section", { class: "ask", tabindex: -1, "aria-label": w("prompt") },
+    make("h3", {}, w(task.history.length ? "conversation" : "prompt")), ...parts, asked);
+  return ui.ask;
+}
+
+function stars(id, letter) {
+  const rows = props.criteria.map((name) => {
+    const label = `rank-${task.id}-${letter}-${name}`;
+    const group = make("div", {
+      class: "stars", role: "radiogroup", "aria-labelledby": label, "aria-describedby": `${label}-hint`,
+      title: w(`hint.${name}`), "data-criterion": name,
+    });
+    for (let value = 1; value <= props.most.stars; value++) {
+      const input = make("input", {
+        type: "radio", name: label, value, "aria-label": w("stars", { n: value, of: props.most.stars }),
+        onchange: () => rate(id, name, value),
+        onclick: (event) => {
+          if (event.detail && draft.criteria[id]?.[name] === value) {
+            rate(id, name, 0); // a second click on the same star takes it back
+          }
+        },
+        onkeydown: (event) => {
+          if (["Delete", "Backspace", "0"].includes(event.key)) rate(id, name, 0);
+        },
+      });
+      group.append(make("label", { class: "star" }, input, make("span", { "aria-hidden": "true" }, "★")));
+    }
+    return make("div", { class: "criterion" },
+      make("span", { id: label, class: "name" }, w(`criterion.${name}`)), group,
+      make("span", { id: `${label}-hint`, class: "sr" }, w(`hint.${name}`)));
+  });
+  return make("div", { class: "criteria" }, ...rows);
+}
+
+function cardOf(one, at) {
+  const letter = LETTERS[at];
+  const id = one.id;
+  const { body, more } = folded(one.text);
+  more.setAttribute("title", w("answer", { letter }));
+  const by = (act) => (event) => change(act(draft.tiers), event.detail ? "buttons" : "keyboard", id);
+  const place = make("span", { class: "place" });
+  const grip = make("div", {
+    class: "grip", "aria-hidden": "true", title: w("drag"), onpointerdown: (event) => grab(event, id),
+  }, place, make("span", { class: "dots" }));
+  const names = { letter };
+  const up = button("icon up", "↑", by((tiers) => stepped(tiers, id, -1)), {
+    "aria-label": w("move_up", names), title: w("move_up_short"),
+  });
+  const down = button("icon down", "↓", by((tiers) => stepped(tiers, id, 1)), {
+    "aria-label": w("move_down", names), title: w("move_down_short"),
+  });
+  const tie = button("icon tie", "=", by((tiers) => tied(tiers, id)), {
+    "aria-label": w("tie", names), title: w("tie_short"),
+  });
+  const card = make("div", { class: "card", role: "group", tabindex: 0, "data-answer": id },
+    grip,
+    make("div", { class: "content" },
+      make("div", { class: "head" },
+        make("span", { class: "letter" }, w("answer", names)),
+        one.cut ? make("span", { class: "cut", title: w("cut_hint") }, w("cut")) : null,
+        make("span", { class: "moves" }, up, down, tie)),
+      body, more, stars(id, letter)));
+  const item = make("li", {}, card);
+  ui.cards.set(id, { item, card, place, up, down, tie, more, letter });
+  return item;
+}
+
+function helpPanel() {
+  const rows = [
+    [["1", "…", String(task.answers.length)], "key.digits"], [["="], "key.tie"], [["Shift", "↑ ↓"], "key.move"],
+    [["↑ ↓"], "key.focus"], [["Enter"], "key.open"], [[COMMAND, "Enter"], "key.submit"],
+  ];
+  return make("details", { class: "help", open: matchMedia("(hover: hover) and (min-width: 60rem)").matches },
+    make("summary", {}, w("keys")),
+    make("dl", {}, ...rows.flatMap(([keys, text]) => [
+      make("dt", {}, ...keys.map((key) => (key === "…" ? "–" : make("kbd", {}, key)))),
+      make("dd", {}, w(text)),
+    ])),
+    make("p", {}, w("stars_help")),
+    make("ul", {}, ...props.criteria.map((name) =>
+      make("li", {}, make("b", {}, w(`criterion.${name}`)), " ", w(`hint.${name}`)))));
+}
+
+function ratingsShown() {
+  return kept.get("alpaca.rank.ratings") ?? root.clientWidth >= 640;
+}
+
+function answersPanel() {
+  ui.list = make("ol", { class: "cards", "aria-label": w("answers_label") });
+  task.answers.forEach((one, at) => ui.list.append(cardOf(one, at)));
+  const toggle = button("link", w("ratings"), () => {
+    const on = !ui.list.classList.contains("rated");
+    kept.set("alpaca.rank.ratings", on);
+    ui.list.classList.toggle("rated", on);
+    toggle.setAttribute("aria-pressed", String(on));
+  }, { "aria-pressed": String(ratingsShown()) });
+  ui.list.classList.toggle("rated", ratingsShown());
+  ui.comment = make("textarea", {
+    class: "field", rows: 1, maxlength: props.most.comment, placeholder: w("comment_hint"),
+    oninput: () => {
+      draft.comment = ui.comment.value;
+      save();
+    },
+  });
+  ui.comment.value = draft.comment;
+  return make("section", { class: "answers", "aria-label": w("answers") },
+    make("div", { class: "line" }, make("h3", {}, w("answers")), make("span", { class: "soft" }, w("best_first")),
+      make("span", { class: "grow" }), toggle),
+    ui.list,
+    make("label", { class: "stack comment" }, make("span", {}, w("comment"), " ",
+      make("span", { class: "soft" }, w("optional"))), ui.comment));
+}
+
+function emptyPanel() {
+  const again = button("plain", w("look_again"), async () => {
+    const reply = await insist("next", { holding: [] });
+    if (reply.problem) refused(reply);
+    else if (reply.task) show(reply.task);
+    else toast(w("still_empty"));
+  });
+  ui.empty = make("section", { class: "empty", tabindex: -1 },
+    make("div", { class: "tick", "aria-hidden": "true" }, "✓"),
+    make("h3", {}, w("empty_title")), make("p", {}, w("empty_text")),
+    make("code", {}, "alpaca-rlhf sample --run runs/quickstart"),
+    make("p", { class: "soft" }, w("empty_looks")), again);
+  return ui.empty;
+}
+
+function actions() {
+  ui.undo = button("quiet", w("undo"), undo, { title: w("undo_hint") });
+  const parts = [ui.undo];
+  if (task) {
+    ui.allBad = button("quiet", w("all_bad"), allBad, { title: w("all_bad_hint"), "aria-pressed": "false" });
+    parts.push(ui.allBad, button("quiet", w("flag"), flag));
+  }
+  const extra = make("div", { class: "extra" }, ...parts);
+  if (!task) return make("div", { class: "bar alone" }, make("div", { class: "row" }, extra));
+  const more = button("plain opens", w("more"), () => {
+    const open = bar.classList.toggle("open");
+    more.setAttribute("aria-expanded", String(open));
+  }, { "aria-expanded": "false" });
+  ui.submit = button("main", "", () => submit(), { "data-role": "submit" });
+  ui.submit.append(make("span", {}, w("submit")), make("kbd", { "aria-hidden": "true" }, `${COMMAND} ↵`));
+  ui.confirmed = button("main", w("confirm_yes"), () => submit(true));
+  ui.confirm = make("div", { class: "confirm", role: "group", "aria-label": w("confirm_title"), hidden: true },
+    make("div", {}, make("b", {}, w("confirm_title")), " ", w("confirm_text")),
+    make("div", { class: "row end" },
+      button("plain", w("confirm_no"), () => {
+        confirmOrder(false);
+        ui.cards.values().next().value.card.focus();
+      }), ui.confirmed));
+  const bar = make("div", { class: "bar" }, ui.confirm,
+    make("div", { class: "row" }, extra, make("span", { class: "grow" }),
+      button("plain skip", w("skip"), skip), more, ui.submit));
+  return bar;
+}
+
+/** The whole board for what is known now. */
+function frame() {
+  ui = { cards: new Map() };
+  ui.numbers = make("div", { class: "numbers" });
+  ui.banner = make("div", { class: "banner", role: "alert", hidden: true });
+  ui.toast = make("div", { class: "toast", role: "status" });
+  ui.live = make("div", { class: "sr", "aria-live": "polite" });
+  const top = make("div", { class: "top" }, make("h2", {}, w("title")), ui.numbers);
+  root.lang = language;
+  root.dataset.task = task ? String(task.id) : "";
+  const middle = task
+    ? make("div", { class: "main-part" },
+      make("div", { class: "side" }, promptPanel(), helpPanel()), answersPanel())
+    : root.dataset.started ? emptyPanel() : make("p", { class: "soft" }, w("loading"));
+  const bar = actions();
+  bar.append(ui.toast); // above the bar, wherever that stands
+  root.replaceChildren(top, ui.banner, middle, bar, ui.live);
+  paintProgress();
+  if (task) {
+    paint(false);
+    task.answers.forEach((one) => paintStars(one.id));
+  }
+  lock(locked);
+}
+
+function paint(animated = true) {
+  const order = flat(draft.tiers);
+  const before = new Map(order.map((id) => [id, ui.cards.get(id).item.getBoundingClientRect().top]));
+  const focused = document.activeElement;
+  order.forEach((id, at) => {
+    const own = ui.cards.get(id);
+    if (ui.list.children[at] !== own.item) ui.list.insertBefore(own.item, ui.list.children[at] || null);
+    const tier = tierOf(draft.tiers, id);
+    const mates = draft.tiers[tier].filter((one) => one !== id).map((one) => ui.cards.get(one).letter);
+    const above = at > 0 && draft.tiers[tier].indexOf(id) > 0;
+    own.item.classList.toggle("tied", above);
+    own.item.classList.toggle("tie-next", draft.tiers[tier].indexOf(id) < mates.length);
+    own.place.textContent = String(tier + 1);
+    const place = w("card", { letter: own.letter, place: tier + 1, of: draft.tiers.length });
+    const label = mates.length ? w("card_tied", { card: place, others: mates.join(w("comma")) }) : place;
+    own.card.setAttribute("aria-label", label);
+    own.tie.setAttribute("aria-pressed", String(above));
+    own.up.setAttribute("aria-disabled", String(tier === 0 && !mates.length));
+    own.down.setAttribute("aria-disabled", String(tier === draft.tiers.length - 1 && !mates.length));
+    own.tie.setAttribute("aria-disabled", String(at === 0));
+  });
+  if (focused !== document.activeElement && focused?.isConnected) focused.focus({ preventScroll: true });
+  ui.allBad.setAttribute("aria-pressed", String(draft.allBad));
+  ui.list.classList.toggle("bad", draft.allBad);
+  if (!animated || calm.matches) return;
+  for (const id of order) {
+    const item = ui.cards.get(id).item;
+    const shift = before.get(id) - item.getBoundingClientRect().top;
+    if (shift) item.animate([{ transform: `translateY(${shift}px)` }, { transform: "none" }], { duration: 160, easing: "ease-out" });
+  }
+}
+
+function paintStars(id) {
+  for (const group of ui.cards.get(id).card.querySelectorAll(".stars")) {
+    const value = draft.criteria[id]?.[group.dataset.criterion] || 0;
+    for (const input of group.querySelectorAll("input")) {
+      input.checked = Number(input.value) === value;
+      input.parentElement.classList.toggle("on", Number(input.value) <= value);
+    }
+  }
+}
+
+function paintProgress() {
+  if (!progressKnown) return;
+  const { mine, today, hour, sets } = progressKnown;
+  const held = (task ? 1 : 0) + ahead.length; // taken, and still to do
+  const left = Math.min(progressKnown.left + held, sets);
+  const share = sets ? Math.round(((sets - left) / sets) * 100) : 100;
+  const number = (key, n) => make("span", {}, make("b", {}, String(n)), " ", w(key));
+  const inside = make("span");
+  inside.style.width = `${share}%`;
+  ui.numbers.replaceChildren(
+    number("today", today), number("pace", hour), number("left", left),
+    make("span", { class: "meter", role: "img", "aria-label": w("meter", { share }), title: w("meter", { share }) }, inside));
+  ui.undo.disabled = locked || (mine === 0 && !last.length);
+}
+
+function lock(on) {
+  locked = on;
+  root.setAttribute("aria-busy", String(on));
+  root.classList.toggle("locked", on && Boolean(task));
+  if (ui.submit) ui.submit.disabled = on;
+  if (ui.comment) ui.comment.readOnly = on;
+  if (ui.undo) ui.undo.disabled = on || (progressKnown?.mine === 0 && !last.length);
+}
+
+function banner(text, buttons = []) {
+  ui.banner.hidden = !text;
+  ui.banner.replaceChildren(...(text ? [make("span", { class: "grow" }, text), ...buttons.filter(Boolean)] : []));
+}
+
+function confirmOrder(on) {
+  if (!ui.confirm) return;
+  ui.confirm.hidden = !on;
+  if (on) ui.confirmed.focus();
+}
+
+let toastClock = 0;
+function toast(text) {
+  clearTimeout(toastClock);
+  ui.toast.textContent = text;
+  ui.toast.classList.add("on");
+  toastClock = setTimeout(() => ui.toast.classList.remove("on"), 4000);
+}
+
+function tell(text) {
+  ui.live.textContent = "";
+  requestAnimationFrame(() => {
+    ui.live.textContent = text;
+  });
+}
+
+root.addEventListener("keydown", typed);
+root.addEventListener("pointerdown", () => {
+  root.dataset.by = "pointer";
+});
+for (const kind of ["pointerdown", "keydown", "input"]) root.addEventListener(kind, active);
+addEventListener("scroll", active, { passive: true });
+
+frame();
+const seen = new IntersectionObserver(async (entries) => {
+  if (!entries.some((one) => one.isIntersecting)) return;
+  seen.disconnect();
+  root.dataset.started = "yes";
+  await advance();
+  leftovers();
+});
+seen.observe(root);

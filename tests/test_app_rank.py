@@ -1,0 +1,848 @@
+"""The Rank tab: in a real browser over a real store, and its reader of messages alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import get_args
+
+import gradio as gr
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import select
+
+from alpaca_rlhf.preferences.assignment import Problem, Refused, Rules, Verdict
+from alpaca_rlhf.preferences.people import Account
+from alpaca_rlhf.preferences.schema import Audit, Flag, Ranking
+from alpaca_rlhf.preferences.store import Store
+from alpaca_rlhf.records import Completion, Instruction
+from alpaca_rlhf.ui.app import board, rank
+from alpaca_rlhf.ui.app.board import CRITERIA, REASONS, read
+from alpaca_rlhf.ui.app.language import LANGUAGES, words
+from alpaca_rlhf.ui.app.services import Services
+from tests import rank_server
+from tests.browser import NO_CHROMIUM, browser, chromium, free_port, visit
+from tests.databases import candidates
+
+needs_browser = pytest.mark.skipif(chromium() is None, reason=NO_CHROMIUM)
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+SOURCE = Path(board.__file__).parent
+
+
+class Desk:
+    """One server and one browser for all tests; the store and the account are a test's own."""
+
+    def __init__(self) -> None:
+        self.store: Store | None = None
+        self.signed_in = True
+        self.url = ""
+        self.browser = None
+
+    def account(self, request):
+        if not self.signed_in:
+            raise gr.Error("sign in")
+        return Account(1, "ann", "annotator", "en")
+
+    def __getattr__(self, name):
+        return getattr(self.store, name)
+
+    def rankings(self):
+        return self.rows(Ranking)
+
+    def rows(self, table):
+        with self.store.database.reading() as session:
+            found = list(session.scalars(select(table).order_by(table.id)))
+            session.expunge_all()
+            return found
+
+    @contextmanager
+    def open(self, **options):
+        options = {"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce"} | options
+        with visit(self.browser, **options) as page:
+            page.set_default_timeout(60_000)
+            load(page, self.url)
+            yield page
+
+
+def load(page, url):
+    page.goto(url)
+    page.locator(".rank[data-started=yes][aria-busy=false]").wait_for()
+
+
+@pytest.fixture(scope="module")
+def served():
+    one = Desk()
+    patch = pytest.MonkeyPatch()
+    patch.setattr(rank, "LOOK_AGAIN_S", 0.2)
+    app = rank_server.app(one, one.account)
+    with rank_server.serving(app, free_port()) as one.url, browser() as one.browser:
+        yield one
+    patch.undo()
+
+
+@pytest.fixture
+def desk(served, tmp_path):
+    served.signed_in = True
+    with Store(tmp_path / "own.db", rules=rank_server.PLAIN, seed=0) as served.store:
+        served.store.add_annotator("ann", "long enough")
+        yield served
+
+
+def order(page):
+    """Completion ids from top to bottom."""
+    return page.locator(".card").evaluate_all("cards => cards.map(card => card.dataset.answer)")
+
+
+def number(page):
+    return page.locator(".rank").get_attribute("data-task")
+
+
+def gone(page, task):
+    """Waits till another task, or none, is on screen."""
+    page.locator(f".rank:not([data-task='{task}'])[aria-busy=false]").wait_for()
+
+
+def submit(page):
+    task = number(page)
+    page.get_by_role("button", name="Submit").click()
+    gone(page, task)
+
+
+def tiers(row):
+    return [list(tier) for tier in row.tiers]
+
+
+def put(desk, *texts, prompt="Say something.", **columns):
+    """One set of these answers."""
+    asked = Instruction(prompt, source="test", **columns)
+    own = [Completion(asked.id, text, "secret-adapter", sample=i) for i, text in enumerate(texts)]
+    desk.store.add_sets([(asked, own)], origin="secret-origin")
+    return own
+
+
+def target(page, card, place):
+    """A point on the grip of a card, and one just beyond the middle of another."""
+    page.locator(".card").nth(max(card, place)).scroll_into_view_if_needed()
+    grip = page.locator(".card").nth(card).locator(".grip").bounding_box()
+    there = page.locator(".card").nth(place).bounding_box()
+    beyond = there["height"] * (0.2 if place < card else 0.8)
+    x, y = grip["x"] + grip["width"] / 2, grip["y"] + 24
+    return x, y, there["y"] + beyond
+
+
+def drag(page, card, place):
+    x, y, end = target(page, card, place)
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x, y + 12)
+    page.mouse.move(x + 30, end, steps=6)
+    page.mouse.up()
+
+
+def swipe(page, card, place):
+    x, y, end = target(page, card, place)
+    session = page.context.new_cdp_session(page)
+
+    def touch(kind, *points):
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": list(points)})
+
+    touch("touchStart", {"x": x, "y": y})
+    for step in range(1, 7):
+        touch("touchMove", {"x": x, "y": y + (end - y) * step / 6})
+    touch("touchEnd")
+
+
+# --- in the browser ---------------------------------------------------------------------------
+
+
+@needs_browser
+def test_four_answers_by_mouse_and_the_next_task_is_there_at_once(desk):
+    desk.add_sets(candidates(2), origin="test")
+    with desk.open() as page:
+        a, b, c, d = order(page)
+        drag(page, 3, 0)
+        assert order(page) == [d, a, b, c]
+        drag(page, 1, 2)
+        assert order(page) == [d, b, a, c]
+        grip = page.locator(".card").nth(0).locator(".grip").bounding_box()
+        page.mouse.move(grip["x"] + 20, grip["y"] + 20)
+        page.mouse.down()
+        page.mouse.move(grip["x"] + 20, grip["y"] + 25)
+        page.mouse.up()
+        assert order(page) == [d, b, a, c], "five pixels are no drag"
+        page.get_by_role("button", name="More").wait_for(state="hidden")
+        first = page.locator(".card").nth(0)
+        first.get_by_role("radiogroup", name="Relevance").get_by_label("4 of 5").click()
+        harmless = first.get_by_role("radiogroup", name="Harmlessness").get_by_label("2 of 5")
+        harmless.click()
+        harmless.click()  # takes it back
+        page.get_by_label("Comment").fill("close <b>call</b>")
+        page.get_by_text("2 left in the queue").wait_for()
+        asked = []
+        page.on("request", lambda one: asked.append(one.post_data or ""))
+        first_task = number(page)
+        page.get_by_role("button", name="Submit").click()
+        page.locator(".rank .toast.on").wait_for()
+        gone(page, first_task)
+        assert [json.loads(json.loads(one)["data"][0])["do"] for one in asked if "data" in one][
+            :2
+        ] == ["submit", "renew"], "the next task was fetched before it was needed"
+        page.get_by_text("1 today").wait_for()
+    (row,) = desk.rankings()
+    assert tiers(row) == [[d], [b], [a], [c]]
+    assert row.criteria == {d: {"relevance": 4}}
+    assert (row.input_method, row.comment) == ("mouse", "close <b>call</b>")
+    assert (row.all_bad, row.blind) == (False, True)
+
+
+@needs_browser
+def test_four_answers_by_touch_on_a_phone(desk):
+    desk.add_sets(candidates(1), origin="test")
+    with desk.open(**PHONE) as page:
+        a, b, c, d = order(page)
+        swipe(page, 2, 0)
+        page.locator(f".cards li:first-child [data-answer='{c}']").wait_for()
+        assert order(page) == [c, a, b, d]
+        swipe(page, 1, 3)
+        page.locator(f".cards li:last-child [data-answer='{a}']").wait_for()
+        page.get_by_role("button", name="More").tap()
+        page.get_by_role("button", name="Ratings").tap()
+        wide, seen = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+        assert wide <= seen == 390
+        small = page.evaluate(SMALL)
+        assert small == [], f"controls that are hard to hit: {small}"
+        page.get_by_role("button", name="Submit").tap()
+        page.get_by_text("Nothing to rank right now").wait_for()
+    (row,) = desk.rankings()
+    assert (tiers(row), row.input_method) == ([[c], [b], [d], [a]], "touch")
+
+
+SMALL = """() => [...document.querySelectorAll(
+        '.rank button, .rank input, .rank textarea, .rank .grip, .rank summary')]
+    .filter(one => one.checkVisibility())
+    .map(one => [one, one.getBoundingClientRect()])
+    .filter(([one, box]) => {
+        const least = one.matches('.bar button, .moves button') ? 44 : 24;
+        return box.width < least || box.height < least;
+    })
+    .map(([one, box]) => [one.outerHTML.slice(0, 80), box.width, box.height])"""
+
+
+@needs_browser
+def test_four_answers_by_keyboard_with_a_tie(desk):
+    desk.add_sets(candidates(1), origin="test")
+    with desk.open() as page:
+        a, b, c, d = order(page)
+        page.locator(".card").nth(2).focus()
+        page.keyboard.press("1")
+        assert order(page) == [c, a, b, d]
+        assert page.evaluate("document.activeElement.dataset.answer") == c, "focus goes along"
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("=")
+        tied = page.locator(f"[data-answer='{a}']")
+        assert tied.get_attribute("aria-label") == "Answer A, place 1 of 3, tied with C"
+        page.locator(".rank > .sr").get_by_text("Answer A, place 1 of 3, tied with C").wait_for()
+        page.keyboard.press("End")
+        page.keyboard.press("Shift+ArrowUp")
+        assert order(page) == [c, a, d, b]
+        page.keyboard.press("9")
+        assert order(page) == [c, a, d, b], "there is no ninth place"
+        page.get_by_label("Comment").focus()
+        page.keyboard.type("1=2")
+        assert order(page) == [c, a, d, b], "what is typed as text moves nothing"
+        page.keyboard.press("Control+Enter")
+        page.get_by_text("Nothing to rank right now").wait_for()
+    (row,) = desk.rankings()
+    assert (tiers(row), row.input_method) == ([[c, a], [d], [b]], "keyboard")
+    assert row.comment == "1=2"
+
+
+@needs_browser
+def test_buttons_untie_what_they_tied(desk):
+    desk.add_sets(candidates(1, k=3), origin="test")
+    with desk.open() as page:
+        a, b, c = order(page)
+        tie = page.get_by_role("button", name="Tie answer B with the one above")
+        tie.click()
+        assert page.locator(".place").all_inner_texts() == ["1", "1", "2"]
+        assert tie.get_attribute("aria-pressed") == "true"
+        tie.click()
+        assert page.locator(".place").all_inner_texts() == ["1", "2", "3"]
+        up = page.get_by_role("button", name="Move answer C up")
+        up.focus()
+        page.keyboard.press("Enter")
+        page.keyboard.press("Enter")
+        assert order(page) == [c, a, b]
+        assert up.evaluate("one => one === document.activeElement"), "focus stays on the button"
+        assert up.get_attribute("aria-disabled") == "true"
+        submit(page)
+    (row,) = desk.rankings()
+    assert (tiers(row), row.input_method) == ([[c], [a], [b]], "mixed")
+
+
+@needs_browser
+def test_an_untouched_order_has_to_be_confirmed_and_undo_brings_it_back(desk):
+    desk.add_sets(candidates(1), origin="test")
+    with desk.open() as page:
+        a, b, c, d = order(page)
+        task = number(page)
+        page.get_by_role("button", name="Submit").click()
+        sure = page.get_by_role("button", name="Right as shown")
+        sure.wait_for()
+        assert sure.evaluate("one => one === document.activeElement")
+        assert not desk.rankings(), "not without saying so"
+        page.get_by_label("Comment").fill("a first thought")
+        sure.click()
+        gone(page, task)
+        assert [(tiers(one), one.input_method) for one in desk.rankings()] == [
+            ([[a], [b], [c], [d]], "as_shown")
+        ]
+        page.get_by_role("button", name="Undo last").click()
+        page.locator(f".rank[data-task='{task}']").wait_for()
+        assert order(page) == [a, b, c, d]
+        assert page.get_by_label("Comment").input_value() == "a first thought"
+        page.locator(".card").nth(3).focus()
+        page.keyboard.press("2")
+        submit(page)
+        page.get_by_role("button", name="Undo last").click()
+        page.locator(f".rank[data-task='{task}']").wait_for()
+        assert order(page) == [a, d, b, c], "as it was when it was taken back"
+    first, undone, second, again = desk.rankings()
+    assert (first.withdrawn, undone.withdrawn, again.withdrawn) == (False, True, True)
+    assert (tiers(second), second.revision) == ([[a], [d], [b], [c]], 2)
+
+
+@needs_browser
+def test_skip_asks_only_where_work_would_be_lost(desk):
+    desk.add_sets(candidates(3), origin="test")
+    with desk.open() as page:
+        first = number(page)
+        page.get_by_role("button", name="Skip").click()
+        gone(page, first)
+        second = number(page)
+        page.locator(".card").nth(1).focus()
+        page.keyboard.press("1")
+        moved = order(page)
+        page.get_by_role("button", name="Skip").click()
+        page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+        assert (number(page), order(page)) == (second, moved)
+        page.get_by_role("button", name="Skip").click()
+        page.get_by_label("Why? (optional)").fill("I know nothing of this")
+        page.get_by_role("button", name="Skip it").click()
+        gone(page, second)
+    skips = [one for one in desk.rows(Audit) if one.action == "skip"]
+    assert [(one.entity, one.after) for one in skips] == [
+        (f"assignment:{first}", None),
+        (f"assignment:{second}", {"reason": "I know nothing of this"}),
+    ]
+    assert not desk.rankings()
+
+
+@needs_browser
+def test_flag_and_all_bad(desk):
+    desk.add_sets(candidates(2), origin="test")
+    hostile = "<img src=x onerror=alert(1)> ${1+1}"
+    with desk.open() as page:
+        first = number(page)
+        bad = order(page)[1]
+        page.get_by_role("button", name="Flag").click()
+        page.get_by_label("Answer B", exact=True).check()
+        page.get_by_label("Personal data").check()
+        page.get_by_label("In your words").fill(hostile)
+        page.get_by_role("button", name="Send").click()
+        gone(page, first)
+        (flag,) = desk.rows(Flag)
+        assert (flag.completion, flag.reason, flag.text) == (bad, "personal", hostile)
+        a, b, c, d = order(page)
+        all_bad = page.get_by_role("button", name="All bad")
+        all_bad.click()
+        assert page.locator(".place").all_inner_texts() == ["1"] * 4
+        all_bad.click()
+        assert page.locator(".place").all_inner_texts() == ["1", "2", "3", "4"]
+        all_bad.click()
+        submit(page)
+    (row,) = desk.rankings()
+    assert row.all_bad and tiers(row) == [[a, b, c, d]], "an order that nobody gave trains nothing"
+
+
+@needs_browser
+def test_nothing_is_lost_when_the_server_is_killed(tmp_path, served):
+    where, port = tmp_path / "own.db", free_port()
+    with Store(where, rules=rank_server.PLAIN) as store:
+        store.add_annotator("ann", "long enough")
+        store.add_sets(candidates(2), origin="test")
+
+    def start():
+        words_ = [sys.executable, "-m", "tests.rank_server", str(where), str(port)]
+        process = subprocess.Popen(words_, cwd=Path(__file__).parent.parent, env=dict(os.environ))
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5).close()
+                return process
+            except OSError:
+                assert process.poll() is None, "the server ended"
+                time.sleep(0.1)
+        raise AssertionError("the server does not start")
+
+    def kill(process):
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+    process = start()
+    try:
+        with visit(served.browser, reduced_motion="reduce") as page:
+            page.set_default_timeout(60_000)
+            url = f"http://127.0.0.1:{port}/"
+            load(page, url)
+            a, b, c, d = order(page)
+            task = number(page)
+            page.locator(".card").nth(3).focus()
+            page.keyboard.press("1")
+            page.keyboard.press("ArrowDown")
+            page.keyboard.press("=")
+            page.get_by_role("radiogroup", name="Relevance").nth(0).get_by_label("3 of 5").click()
+            page.get_by_label("Comment").fill("half a thought")
+            kill(process)
+            process = start()
+            load(page, url)
+            assert (number(page), order(page)) == (task, [d, a, b, c])
+            assert page.locator(".place").all_inner_texts() == ["1", "1", "2", "3"]
+            assert page.get_by_label("Comment").input_value() == "half a thought"
+            kill(process)
+            page.get_by_role("button", name="Submit").click()
+            page.get_by_text("Not saved yet").wait_for()
+            assert order(page) == [d, a, b, c]
+            process = start()
+            gone(page, task)  # by itself
+            page.get_by_text("Not saved yet").wait_for(state="detached")
+            kept = page.evaluate("Object.keys(localStorage).filter(key => key.includes('draft'))")
+            assert kept == [], "what is acknowledged is forgotten"
+    finally:
+        kill(process)
+    with Store(where, rules=rank_server.PLAIN) as store, store.database.reading() as session:
+        (row,) = session.scalars(select(Ranking))
+        assert tiers(row) == [[d, a], [b], [c]]
+        assert (row.comment, row.criteria) == ("half a thought", {d: {"relevance": 3}})
+
+
+@needs_browser
+def test_a_lost_answer_is_asked_for_again_and_saves_nothing_twice(desk):
+    desk.add_sets(candidates(2), origin="test")
+    lost = []
+
+    def lose(route):
+        if '\\"do\\":\\"submit' in (route.request.post_data or "") and lost:
+            lost.pop()
+            route.fetch()  # the server has it ...
+            route.abort()  # ... and nobody hears of it
+        else:
+            route.continue_()
+
+    with desk.open() as page:
+        page.route("**/run/rank", lose)
+        for closed in (False, True):
+            task = number(page)
+            page.locator(".card").nth(1).focus()
+            page.keyboard.press("1")
+            lost[:] = ["answer"] * (2 if closed else 1)
+            page.get_by_role("button", name="Submit").click()
+            page.get_by_text("Not saved yet").wait_for()
+            if closed:
+                load(page, desk.url)
+            page.get_by_text("This ranking was already saved").wait_for()
+            gone(page, task)
+        page.unroute("**/run/rank")
+        kept = page.evaluate("Object.keys(localStorage).filter(key => key.includes('draft'))")
+        assert (kept, lost) == ([], [])
+    assert len(desk.rankings()) == 2
+
+
+@needs_browser
+def test_signed_out_the_draft_waits(desk):
+    desk.add_sets(candidates(1), origin="test")
+    with desk.open() as page:
+        page.locator(".card").nth(1).focus()
+        page.keyboard.press("1")
+        wanted = order(page)
+        desk.signed_in = False
+        page.get_by_role("button", name="Submit").click()
+        page.get_by_role("alert").get_by_text("You are signed out").wait_for()
+        assert order(page) == wanted and not desk.rankings()
+        desk.signed_in = True
+        page.get_by_role("button", name="Try now").click()
+        page.get_by_text("Nothing to rank right now").wait_for()
+    assert [tiers(one) for one in desk.rankings()] == [[[one] for one in wanted]]
+
+
+@needs_browser
+def test_a_task_that_went_to_somebody_else_is_not_shown_for_long(desk, tmp_path):
+    now = [1000.0]
+    with Store(
+        tmp_path / "clock.db", rules=Rules(gold_rate=0, repeat_rate=0, second_share=0),
+        clock=lambda: now[0],
+    ) as desk.store:  # fmt: skip
+        desk.store.add_annotator("ann", "long enough")
+        bob = desk.store.add_annotator("bob", "long enough")
+        desk.store.add_sets(candidates(2), origin="test")
+        with desk.open() as page:
+            page.get_by_text("2 left in the queue").wait_for()  # both are here now
+            task = number(page)
+            page.locator(".card").nth(1).focus()
+            page.keyboard.press("1")
+            now[0] += 2 * desk.store.rules.lease_s
+            first = desk.store.claim(bob)
+            for one in (first, desk.store.claim(bob, holding=[first.id])):
+                verdict = Verdict(tuple((answer.id,) for answer in one.completions))
+                desk.store.submit(bob, one.id, verdict)
+            page.get_by_role("button", name="Submit").click()
+            page.get_by_text("went to somebody else").wait_for()
+            page.get_by_text("Nothing to rank right now").wait_for()
+        mine = [one for one in desk.rankings() if one.assignment_id == int(task)]
+        assert len(mine) == 1, "work that was done is kept all the same"
+
+
+@needs_browser
+def test_an_empty_queue_says_what_to_do_and_looks_again(desk):
+    with desk.open() as page:
+        page.get_by_text("alpaca-rlhf sample --run").wait_for()
+        desk.add_sets(candidates(1), origin="test")
+        page.get_by_text("What is 0 plus 0?").wait_for()
+
+
+HOSTILE = (
+    "${document.body.dataset.pwned=1}",
+    "<img src=x onerror=\"document.body.dataset.pwned=1\">",
+    "{{value}} {{#each value}}x{{/each}} `${1}` \\u0041",
+    "</script><script>document.body.dataset.pwned=1</script></textarea>",
+    "\u202egnp.exe\u2066 \u2067RTL \u05e9\u05dc\u05d5\u05dd",
+    "javascript:alert(1) [x](javascript:alert(1)) **bold**",
+    "W" * 10_000,
+    "<style>*{display:none}</style><svg onload=document.body.dataset.pwned=1>",
+    "line one\n\n\tline two   with  spaces",
+)  # fmt: skip
+
+
+@needs_browser
+@pytest.mark.parametrize("options", [{}, PHONE], ids=["wide", "phone"])
+def test_hostile_texts_are_shown_literally(desk, options):
+    history = ((HOSTILE[0] + HOSTILE[3], HOSTILE[1]), (HOSTILE[6], HOSTILE[2]))
+    columns = {"prompt": "\n".join(HOSTILE), "input": HOSTILE[4] + HOSTILE[1], "history": history}
+    own = put(desk, *HOSTILE, **columns)
+    with desk.open(**options) as page:
+        assert len(order(page)) == 9
+        for one in own:
+            shown = page.locator(f"[data-answer='{one.id}'] .said")
+            assert shown.evaluate("one => one.textContent") == one.text
+        asked = page.locator(".ask .said").evaluate_all("all => all.map(one => one.textContent)")
+        assert asked == [
+            HOSTILE[0] + HOSTILE[3], HOSTILE[1], HOSTILE[6], HOSTILE[2],
+            columns["prompt"], columns["input"],
+        ]  # fmt: skip
+        assert page.evaluate("document.body.dataset.pwned") is None
+        assert page.locator(".rank img, .rank script, .rank style, .rank svg, .rank a").count() == 0
+        page.get_by_role("button", name="Show all").first.click()
+        wide, seen = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+        assert wide <= seen
+        long = page.locator(f"[data-answer='{own[6].id}']")
+        assert long.locator(".said").evaluate("one => one.clientHeight") < 300
+        long.get_by_role("button", name="Show all").click()
+        assert long.locator(".said").evaluate("one => one.clientHeight") > 1000
+        page.locator(".card").nth(8).focus()
+        page.keyboard.press("1")
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("9")
+        last = order(page)
+        submit(page)
+    (row,) = desk.rankings()
+    assert tiers(row) == [[one] for one in last]
+
+
+@needs_browser
+def test_two_answers_and_a_conversation(desk):
+    own = put(desk, "yes", "no", prompt="And then?", history=(("Hello", "Hi"),))
+    with desk.open() as page:
+        assert page.locator(".turn .who").all_inner_texts() == ["User", "Assistant"]
+        a, b = order(page)
+        assert {a, b} == {one.id for one in own}
+        page.get_by_role("button", name="Move answer A down").click()
+        submit(page)
+    assert [tiers(one) for one in desk.rankings()] == [[[b], [a]]]
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(desk, scheme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    desk.add_sets(candidates(2), origin="test")
+    axe = Axe()
+
+    def look(page, what):
+        bad = [
+            (one["id"], node["html"][:120])
+            for one in axe.run(page, context=".rank").response["violations"]
+            if one["impact"] in ("serious", "critical")
+            for node in one["nodes"]
+        ]
+        assert not bad, f"{what}: {bad}"
+
+    with desk.open(color_scheme=scheme) as page:
+        page.get_by_role("button", name="Tie answer B").click()
+        page.get_by_role("radiogroup", name="Relevance").nth(0).get_by_label("4 of 5").click()
+        page.get_by_role("button", name="All bad").click()
+        look(page, "the board")
+        page.get_by_role("button", name="Flag").click()
+        look(page, "the flag dialog")
+        page.get_by_role("button", name="Cancel").click()
+        submit(page)
+        page.get_by_role("button", name="Submit").click()
+        look(page, "the confirmation")
+        page.get_by_role("button", name="Right as shown").click()
+        page.get_by_text("Nothing to rank right now").wait_for()
+        look(page, "the empty queue")
+
+
+ENGLISH = """() => {
+    const root = document.querySelector('.rank').cloneNode(true);
+    for (const one of root.querySelectorAll('.said, kbd, code')) one.remove();
+    const said = [root.textContent];
+    for (const one of root.querySelectorAll('*'))
+        for (const name of ['aria-label', 'title', 'placeholder'])
+            if (one.hasAttribute(name)) said.push(one.getAttribute(name));
+    return said.flatMap(text => text.match(/[A-Za-z]{2,}/g) || []);
+}"""
+
+
+@needs_browser
+def test_in_chinese_no_english_is_left(desk):
+    own = put(desk, "one", "two", prompt="Count.", input="1 2", history=(("Hello", "Hi"),))
+    with desk.open(locale="zh-CN") as page:
+        assert page.locator(".rank").get_attribute("lang") == "zh-CN"
+        assert len(order(page)) == len(own)
+        page.locator(".numbers b").first.wait_for()
+        assert page.evaluate(ENGLISH) == []
+        page.get_by_role("button", name="举报").click()
+        assert page.evaluate(ENGLISH) == []
+        page.get_by_role("button", name="取消").click()
+        page.get_by_role("button", name="提交").click()
+        page.get_by_role("button", name="顺序正确").click()
+        page.get_by_text("暂时没有需要排序的任务").wait_for()
+        assert page.evaluate(ENGLISH) == []
+
+
+# --- without a browser --------------------------------------------------------------------------
+
+
+def message(**fields):
+    return json.dumps({"do": "submit", "task": 1, "revision": 0, "method": "mouse"} | fields)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inside: st.lists(inside) | st.dictionaries(st.text(), inside),
+    max_leaves=12,
+)
+
+
+FIELDS = (
+    "do task revision tiers criteria comment method all_bad holding reason words completion shown"
+).split()
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.dictionaries(st.sampled_from(FIELDS), JSON),
+    st.sampled_from([None, "next", "renew", "submit", "undo", "skip", "flag", "progress"]),
+)
+def test_any_message_is_read_or_refused(fields, do):
+    try:
+        asked = read(json.dumps(fields | ({"do": do} if do else {})))
+    except Refused as refused:
+        assert refused.problem in ("bad_value", "incomplete")
+    else:
+        assert asked.do == do
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.permutations([f"id{i}" for i in range(9)]), st.integers(2, 9), st.data())
+def test_every_order_with_every_tie_is_read_as_sent(ids, k, data):
+    ids = ids[:k]
+    cuts = sorted(data.draw(st.sets(st.integers(1, k - 1))))
+    sent = [ids[a:b] for a, b in zip([0, *cuts], [*cuts, k], strict=True)]
+    stars = data.draw(
+        st.dictionaries(
+            st.sampled_from(ids), st.dictionaries(st.sampled_from(CRITERIA), st.integers(1, 5))
+        )
+    )
+    asked = read(message(tiers=sent, criteria=stars, comment="c", all_bad=True))
+    assert [list(tier) for tier in asked.verdict.tiers] == sent
+    assert asked.verdict.criteria == {one: own for one, own in stars.items() if own}
+    assert (asked.verdict.comment, asked.verdict.all_bad) == ("c", True)
+
+
+GOOD = {"tiers": [["a"], ["b"]]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({}, "incomplete"),
+        ({"tiers": [["a"]]}, "incomplete"),
+        ({"tiers": [["a"], ["a"]]}, "incomplete"),
+        ({"tiers": [["a", "b"], []]}, "incomplete"),
+        ({"tiers": [["a", 1]]}, "incomplete"),
+        ({"tiers": [["a", ["b"]]]}, "incomplete"),
+        ({"tiers": ["ab"]}, "incomplete"),
+        ({"tiers": [[str(i)] for i in range(10)]}, "incomplete"),
+        ({"tiers": [["a"], ["b" * 65]]}, "incomplete"),
+        (GOOD | {"criteria": {"c": {"relevance": 1}}}, "bad_value"),
+        (GOOD | {"criteria": {"a": {"charm": 1}}}, "bad_value"),
+        (GOOD | {"criteria": {"a": {"relevance": 0}}}, "bad_value"),
+        (GOOD | {"criteria": {"a": {"relevance": 6}}}, "bad_value"),
+        (GOOD | {"criteria": {"a": {"relevance": True}}}, "bad_value"),
+        (GOOD | {"criteria": {"a": {"relevance": 1.0}}}, "bad_value"),
+        (GOOD | {"criteria": []}, "bad_value"),
+        (GOOD | {"comment": "x" * 2001}, "bad_value"),
+        (GOOD | {"comment": None}, "bad_value"),
+        (GOOD | {"method": ""}, "bad_value"),
+        (GOOD | {"method": "telepathy"}, "bad_value"),
+        (GOOD | {"method": ["mouse"]}, "bad_value"),
+        (GOOD | {"all_bad": 1}, "bad_value"),
+        (GOOD | {"task": 0}, "bad_value"),
+        (GOOD | {"task": 2**53}, "bad_value"),
+        (GOOD | {"task": "1"}, "bad_value"),
+        (GOOD | {"task": True}, "bad_value"),
+        (GOOD | {"revision": -1}, "bad_value"),
+        ({"do": "next", "holding": list(range(1, 60))}, "bad_value"),
+        ({"do": "next", "holding": ["1"]}, "bad_value"),
+        ({"do": "skip", "reason": "x" * 501}, "bad_value"),
+        ({"do": "flag", "reason": "because"}, "bad_value"),
+        ({"do": "flag", "reason": REASONS[0], "words": "x" * 2001}, "bad_value"),
+        ({"do": "drop table"}, "bad_value"),
+        ({"do": ["next"]}, "bad_value"),
+    ],
+)
+def test_what_is_refused(fields, problem):
+    with pytest.raises(Refused) as refused:
+        read(message(**fields))
+    assert refused.value.problem == problem
+
+
+@pytest.mark.parametrize(
+    "sent",
+    ["", "nonsense", "[]", "null", "[" * 50_000, "1" * 5000, json.dumps("x" * 200_000), None],
+)
+def test_what_is_no_message(sent):
+    with pytest.raises(Refused):
+        read(sent)
+
+
+@pytest.fixture
+def services(tmp_path):
+    with Store(tmp_path / "own.db", rules=rank_server.PLAIN, seed=0) as store:
+        for name in ("ann", "bob"):
+            store.add_annotator(name, "long enough")
+        put(SimpleNamespace(store=store), "good", "better", "best")
+        yield Services(
+            store,
+            lambda request: Account(request.who, "x", "annotator", "en"),
+            lambda request: "zh-CN" if request.who == 2 else "en",
+        )
+
+
+def says(services, who, **fields):
+    sent = json.dumps(fields)
+    return rank.reply(services, sent, SimpleNamespace(who=who))
+
+
+def dump(store):
+    with store.database.reading() as session:
+        return [
+            [{key: value for key, value in vars(row).items() if key[0] != "_"} for row in
+             session.scalars(select(table).order_by(table.id))]
+            for table in (Ranking, Flag, Audit)
+        ]  # fmt: skip
+
+
+def test_a_hostile_client_changes_nothing(services):
+    task = says(services, 1, do="next")["task"]
+    ids = [one["id"] for one in task["answers"]]
+    before = dump(services.store)
+    order_ = [[one] for one in ids]
+    base = {"do": "submit", "task": task["id"], "revision": 0, "method": "mouse"}
+    for who, fields, problem in [
+        (1, base | {"tiers": order_[:2]}, "incomplete"),
+        (1, base | {"tiers": [*order_, ["x"]]}, "incomplete"),
+        (1, base | {"tiers": [[ids[0]], [ids[1]], ["another"]]}, "incomplete"),
+        (1, base | {"tiers": order_, "revision": 7}, "unknown"),
+        (1, base | {"tiers": order_, "task": 99}, "unknown"),
+        (2, base | {"tiers": order_}, "not_yours"),
+        (2, {"do": "skip", "task": task["id"]}, "not_yours"),
+        (2, {"do": "undo", "task": task["id"]}, "not_yours"),
+        (2, {"do": "renew", "task": task["id"]}, "not_yours"),
+        (1, {"do": "undo", "task": task["id"]}, "done"),
+        (1, {"do": "flag", "task": task["id"], "reason": "other", "completion": "x"}, "bad_value"),
+        (3, {"do": "next"}, "unknown"),
+    ]:
+        reply = says(services, who, **fields)
+        assert reply["problem"] == problem, fields
+        language = "zh-CN" if who == 2 else "en"
+        assert reply["message"] == words("rank", language)[f"problem.{problem}"]
+    assert dump(services.store) == before
+
+
+def test_the_page_is_told_nothing_that_is_not_blind(services):
+    task = says(services, 1, do="next")["task"]
+    assert set(task) == {
+        "id", "revision", "instruction", "input", "history", "answers", "lease_s",
+        "tiers", "criteria",
+    }  # fmt: skip
+    assert all(set(one) == {"id", "text", "cut"} for one in task["answers"])
+    assert "secret" not in json.dumps(task)
+
+
+def test_each_message_may_come_twice(services):
+    task = says(services, 1, do="next")["task"]
+    tiers_ = [[one["id"] for one in task["answers"]]]
+    sent = {"do": "submit", "task": task["id"], "revision": 0, "tiers": tiers_, "method": "mouse"}
+    assert [says(services, 1, **sent)["already"] for _ in range(2)] == [False, True]
+    back = [says(services, 1, do="undo", task=task["id"])["task"] for _ in range(2)]
+    assert back[0] == back[1] and back[0]["revision"] == 2
+    for do in ("skip", "flag"):
+        for _ in range(2):
+            assert "problem" not in says(services, 1, do=do, task=task["id"], reason="other")
+    assert len(dump(services.store)[1]) == 1
+
+
+def test_every_word_is_there_and_every_problem_has_a_sentence():
+    script = (SOURCE / "board.js").read_text(encoding="utf-8")
+    english, chinese = (words("rank", language) for language in LANGUAGES)
+    used = {f"problem.{one}" for one in (*get_args(Problem), "signed_out")}
+    used |= {f"reason.{one}" for one in REASONS}
+    used |= {f"{kind}.{one}" for kind in ("criterion", "hint") for one in CRITERIA}
+    assert set(re.findall(r'\bw\("([\w.]+)"', script)) | used <= set(english), "words are missing"
+    unused = {key for key in set(english) - used if f'"{key}"' not in script}
+    assert not unused, "nothing shows these words"
+    for key, text in chinese.items():
+        assert set(re.findall(r"\{\w+\}", text)) == set(re.findall(r"\{\w+\}", english[key])), key
+        assert not re.findall("[A-Za-z]{2,}", re.sub(r"\{\w+\}", "", text)), key
+
+
+def test_the_script_makes_no_markup_of_text():
+    script = (SOURCE / "board.js").read_text(encoding="utf-8")
+    doors = "innerHTML outerHTML insertAdjacentHTML document.write eval( Function( srcdoc".split()
+    for door in doors:
+        assert door not in script, door
+    style = (SOURCE / "board.css").read_text(encoding="utf-8")
+    for code in ("{{", "${", "`", "\\"):
+        assert code not in style, f"{code}: Gradio runs the style as a template"
