@@ -19,9 +19,13 @@ import pytest
 from alpaca_rlhf import __version__, cli
 from alpaca_rlhf.config import UserError, parse, to_yaml
 from alpaca_rlhf.preferences import read
+from alpaca_rlhf.preferences.assignment import Rules, Verdict
+from alpaca_rlhf.preferences.schema import Assignment
+from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.quickstart import QUICKSTART
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.ui import data_commands, shell
+from alpaca_rlhf.ui.queueing import queue_sampled
 from alpaca_rlhf.ui.terminal import Terminal
 
 ROOT = Path(__file__).parent.parent
@@ -342,8 +346,10 @@ def test_the_quickstarts_numbers_survive_the_way_through_yaml(tmp_path):
     assert read == QUICKSTART
 
 
-def test_people_rank_in_the_middle_and_the_run_goes_on(tmp_path, tiny_folder, capsys, monkeypatch):
-    rng, out = random.Random(0), str(tmp_path / "run")
+@pytest.fixture
+def human_run(tmp_path, tiny_folder, capsys, monkeypatch):
+    """Types commands at a run whose four prompts wait for people, and its flags."""
+    rng = random.Random(0)
     rows = [
         {
             "instruction": " ".join("".join(rng.choices(LETTERS, k=5)) for _ in range(4)),
@@ -369,6 +375,12 @@ def test_people_rank_in_the_middle_and_the_run_goes_on(tmp_path, tiny_folder, ca
         assert output.err == ""
         return output.out
 
+    return typed, words
+
+
+def test_people_rank_in_the_middle_and_the_run_goes_on(human_run, tmp_path, capsys):
+    typed, words = human_run
+    out = str(tmp_path / "run")
     assert "4 of 4 prompts are not ranked yet" in typed("", "loop", "--out", out, *words)
     rank = ["rank", "--out", out, "--annotator", "Ann"]
     first = typed("2 1\n1 3\n", *rank)
@@ -383,6 +395,44 @@ def test_people_rank_in_the_middle_and_the_run_goes_on(tmp_path, tiny_folder, ca
     assert "nothing to do: reward is done already" in typed("", "reward", "--out", out)
     assert "nothing to do: every prompt is ranked" in typed("", *rank)
     assert "rank.k was 2, now 3" in refused_here(capsys, *rank, "--rank.k", 3)
+
+
+def test_people_rank_in_the_app_and_the_run_goes_on(human_run, tmp_path):
+    """Two in the app, one in the terminal, one that an admin takes out of the queue."""
+    typed, words = human_run
+    run = tmp_path / "run"
+    told = typed("", "loop", "--out", run, *words)
+    assert f"`alpaca-rlhf app --run {run}`" in told
+    typed("2 1\nq\n", "rank", "--out", run, "--annotator", "Ann")
+    (by_hand,) = read(run / "rank" / "rankings.jsonl")
+    plain = Rules(gold_rate=0, repeat_rate=0, second_share=0)
+    with Store(run / "preferences.db", rules=plain, seed=0) as store:
+        assert queue_sampled(run, store) == 4
+        assert queue_sampled(run, store) == 0
+        ben, boss = (store.add_annotator(who, "long enough") for who in ("Ben", "Boss"))
+        said = {}
+        while len(said) < 2:
+            task = store.claim(ben)
+            if task.prompt.id == by_hand.prompt_id:
+                store.skip(ben, task.id)
+                continue
+            order = tuple((one.id,) for one in task.completions)
+            store.submit(ben, task.id, Verdict(order), revision=task.revision)
+            said[task.prompt.id] = order
+        assert "1 of 4 prompts are not ranked yet" in typed("", "reward", "--out", run)
+        last = store.claim(ben)
+        with store.database.reading() as session:
+            number = session.get(Assignment, last.id).candidate_set_id
+        store.retire(number, actor=f"annotator:{boss}")
+        trained = typed("", "reward", "--out", run)
+    assert "held-out accuracy" in trained
+    kept = {one.prompt_id: one for one in read(run / "rank" / "rankings.jsonl")}
+    assert kept.keys() == {by_hand.prompt_id, *said}
+    assert kept[by_hand.prompt_id] == by_hand
+    for prompt, order in said.items():
+        assert (kept[prompt].tiers, kept[prompt].annotator) == (order, "Ben")
+    made = json.loads((run / "rank" / "snapshot" / "manifest.json").read_text())
+    assert made["rankings"] == 2, "what the app gave is kept as a snapshot"
 
 
 # --- how it ends -------------------------------------------------------------------------------

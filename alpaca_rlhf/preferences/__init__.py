@@ -8,7 +8,11 @@ from alpaca_rlhf.preferences.judges import Judge, Score, ScoreJudge, dispersion,
 from alpaca_rlhf.preferences.rankings import JUDGE, append, read
 from alpaca_rlhf.preferences.snapshot import manifest_of, read_snapshot
 
+DATABASE = "preferences.db"
+"""The app's database in a run folder."""
+
 __all__ = [
+    "DATABASE",
     "JUDGE",
     "Judge",
     "Score",

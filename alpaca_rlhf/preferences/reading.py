@@ -64,6 +64,20 @@ def verdicts(session: Session) -> Iterator[dict[str, Any]]:
         after = rows[-1].id
 
 
+def settled(session: Session, prompts: list[str]) -> set[str]:
+    """Those prompts, by key, of which a set has a verdict or was retired."""
+    found: set[str] = set()
+    query = (
+        select(Prompt.key)
+        .join(CandidateSet, CandidateSet.prompt_id == Prompt.id)
+        .where(or_(CandidateSet.verdicts > 0, CandidateSet.retired))
+    )
+    for start in range(0, len(prompts), AT_ONCE):
+        part = prompts[start : start + AT_ONCE]
+        found.update(session.scalars(query.where(Prompt.key.in_(part))))
+    return found
+
+
 def newest(session: Session) -> int:
     """The highest number of a ranking."""
     return session.scalar(select(func.max(Ranking.id))) or 0

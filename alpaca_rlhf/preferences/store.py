@@ -307,6 +307,14 @@ class Store(Accounts):
         with self.database.reading() as session:
             return tab.flagged(session, before=before, n=n)
 
+    def settled(self, prompts: Iterable[str]) -> set[str]:
+        """Those of some prompts, by id, that a person has ranked or that were taken out.
+
+        A judge's verdict settles nothing: a person may still come.
+        """
+        with self.database.reading() as session:
+            return reading.settled(session, list(prompts))
+
     def export(self, folder: Path) -> snapshot.Manifest:
         """Write a snapshot to train from; claims and submits go on meanwhile.
 

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
 
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.context import Context, suffixed
 from alpaca_rlhf.data import write_instructions
 from alpaca_rlhf.models.batches import answer, prompt_ids
 from alpaca_rlhf.models.rollout import Sampled, sample
-from alpaca_rlhf.preferences import ScoreJudge, append, read, wrong_share
+from alpaca_rlhf.preferences import (
+    DATABASE,
+    ScoreJudge,
+    append,
+    read,
+    read_snapshot,
+    wrong_share,
+)
 from alpaca_rlhf.randomness import derived_seed
 from alpaca_rlhf.records import Completion, Instruction, Ranking
 from alpaca_rlhf.stages.outcome import Outcome
@@ -60,14 +70,7 @@ def rank(ctx: Context, round_: int) -> Outcome:
         by_prompt.setdefault(one.prompt_id, []).append(one)
     path = ctx.run.folder(stage) / "rankings.jsonl"
     if ctx.settings.inputs.judge == "human":
-        rankings = read(path, completions) if path.exists() else []
-        missing = len(prompts) - len({r.prompt_id for r in rankings})
-        if missing > 0:
-            raise PeopleNeeded(
-                f"{missing} of {len(prompts)} prompts are not ranked yet: "
-                f"rank them with `alpaca-rlhf rank --out {shlex.quote(str(ctx.run.path))}`, "
-                "then run the same command again"
-            )
+        rankings = _by_people(ctx.run.path, path, prompts, completions)
         return Outcome(
             len(rankings), 0, f"{len(rankings)} rankings by people", {"noise": 0.0, "verdicts": 0}
         )
@@ -98,6 +101,47 @@ def rank(ctx: Context, round_: int) -> Outcome:
         f"{verdicts} verdicts, {100 * facts['measured_wrong_share']:.1f}% of them wrong on purpose"
     )
     return Outcome(len(rankings), 0, summary, facts)
+
+
+def _by_people(
+    run: Path, path: Path, prompts: Mapping[str, Instruction], completions: Mapping[str, Completion]
+) -> list[Ranking]:
+    """What people said: in the terminal, in `path`, and in the app, in the run's database.
+
+    The app's rankings come by way of a snapshot beside `path`, which stays.
+
+    Raises:
+        PeopleNeeded: There are prompts that nobody has ranked.
+    """
+    rankings = read(path, completions) if path.exists() else []
+    left = prompts.keys() - {one.prompt_id for one in rankings}
+    file = run / DATABASE
+    if file.exists():
+        from alpaca_rlhf.preferences.store import Store
+
+        with Store(file) as store:
+            left -= store.settled(left)
+            if not left:
+                kept = {(one.prompt_id, one.annotator, one.revision) for one in rankings}
+                snapshot = path.with_name("snapshot")
+                shutil.rmtree(snapshot, ignore_errors=True)  # of a sitting that was broken off
+                store.export(snapshot)
+                new = [
+                    one
+                    for _, _, one in read_snapshot(snapshot)
+                    if all(key in completions for tier in one.tiers for key in tier)
+                    and (one.prompt_id, one.annotator, one.revision) not in kept
+                ]
+                append(path, *new)
+                rankings = read(path, completions)
+    if left:
+        where = shlex.quote(str(run))
+        raise PeopleNeeded(
+            f"{len(left)} of {len(prompts)} prompts are not ranked yet: rank them in a browser "
+            f"with `alpaca-rlhf app --run {where}`, or here with `alpaca-rlhf rank --out {where}`; "
+            "then run the same command again"
+        )
+    return rankings
 
 
 def sampled(ctx: Context, round_: int) -> tuple[dict[str, Instruction], dict[str, Completion]]:
