@@ -174,7 +174,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path, capsys):
     [
         (["quikstart"], "did you mean quickstart"),
         (["best_of"], "did you mean best-of-k"),
-        (["plan"], "there are quickstart, loop"),
+        (["conjure"], "there are doctor, quickstart, loop"),
         (["--seed", "1", "quickstart"], "flags come after the command"),
         (["loop", "--ppo.klcoef", "1"], "did you mean --ppo.kl-coef"),
         (["loop", "twice"], "every setting is a flag"),
@@ -240,6 +240,7 @@ def test_the_overview_names_every_command_and_the_first_one_to_type(capsys):
 
 
 OWN_FLAGS = {
+    "doctor": ("--base", "--template", "--json"),
     "chat": [],
     "split": ["--data", "--against", "--shares.sft", "--config"],
     "import": ["FILE...", "--out", "--format", "--broken", "--licence", "--teacher"],
