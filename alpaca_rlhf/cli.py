@@ -19,7 +19,7 @@ from alpaca_rlhf.given import leaves_of, read_flags, read_yaml
 from alpaca_rlhf.quickstart import QUICKSTART
 from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.settings import Loop
-from alpaca_rlhf.ui import data_commands, folders, import_command, shell, split_command
+from alpaca_rlhf.ui import app_command, data_commands, folders, import_command, shell, split_command
 from alpaca_rlhf.ui.chat import Chat, Conversation, choose
 from alpaca_rlhf.ui.terminal import PROGRAM, Terminal, next_lines
 
@@ -39,6 +39,7 @@ COMMANDS = {
     "best-of-k": "fine-tune on the reward model's favourite completions",
     "evaluate": "compare all policies on prompts no stage has seen, and write the report",
     "chat": "talk to the policies of a run",
+    "app": app_command.ABOUT,
     "import": import_command.ABOUT,
     "data": "look at data: inspect, drops, refilter, report, check, export",
 }
@@ -131,6 +132,9 @@ def _command(typed: str, words: list[str], terminal: Terminal) -> int:
         raise UserError(_unknown(typed))
     if name == "chat":
         return _chat(words, terminal)
+    if name == "app":
+        app = _parse(app_command.App, words, prog=f"{PROGRAM} app", about=COMMANDS[name])
+        return app_command.run(app, terminal)
     if name == "import":
         return import_command.run(words, terminal)
     if name == "data":
