@@ -1,4 +1,4 @@
-"""The Data tab, for admins: what there is, how good it is, who made it; a snapshot to train from."""
+"""The Data tab, for admins: what there is, how good it is, who made it, and a snapshot of it."""
 
 from __future__ import annotations
 

@@ -113,13 +113,14 @@ def read_secret(path: Path) -> bytes:
     if not path.exists():
         atomic_write(path, secrets.token_hex(_SECRET_BYTES) + "\n", private=True)
     try:
-        if path.stat().st_mode & 0o077:
-            raise UserError(f"{path}: others may read it; chmod 600 it, or delete it for a new one")
+        shared = path.stat().st_mode & 0o077
         secret = bytes.fromhex(path.read_text(encoding="ascii").strip())
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError:
-        secret = b""
+        shared, secret = 0, b""
+    if shared:
+        raise UserError(f"{path}: others may read it; chmod 600 it, or delete it for a new one")
     if len(secret) < _SECRET_BYTES:
         raise UserError(f"{path}: holds no secret of the app; delete it for a new one")
     return secret
