@@ -61,10 +61,10 @@ def data_tab(services: Services, exports: Exports) -> Callable[[gr.Tab], None]:
     with gr.Row():
         refresh = gr.Button(label("data", "refresh"), size="sm", scale=0, min_width=120)
     figures, scores = gr.HTML(**kind), gr.HTML(**kind)
-    with gr.Group(elem_classes=["alpaca-part"]):
-        intro = gr.HTML(**kind)
-        export = gr.Button(label("data", "export.do"), variant="primary")
-        exported = gr.HTML(**kind)
+    intro = gr.HTML(**kind)
+    with gr.Row():
+        export = gr.Button(label("data", "export.do"), variant="primary", scale=0, min_width=200)
+    exported = gr.HTML(**kind)
     flags = gr.HTML(js_on_load=_CLICKS, **kind)
     oldest = gr.State(None)
     with gr.Row():
