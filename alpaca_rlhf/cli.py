@@ -20,6 +20,7 @@ from alpaca_rlhf.quickstart import QUICKSTART
 from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.ui import (
+    app_command,
     data_commands,
     doctor_command,
     dry_run,
@@ -48,6 +49,7 @@ COMMANDS = {
     "best-of-k": "fine-tune on the reward model's favourite completions",
     "evaluate": "compare all policies on prompts no stage has seen, and write the report",
     "chat": "talk to the policies of a run",
+    "app": app_command.ABOUT,
     "import": import_command.ABOUT,
     "data": "look at data: inspect, drops, refilter, report, check, export",
 }
@@ -145,6 +147,9 @@ def _command(typed: str, words: list[str], terminal: Terminal) -> int:
         shell.quiet(seen.base)
         shell.quiet_transformers(seen.base)
         return doctor_command.run(seen, terminal)
+    if name == "app":
+        app = _parse(app_command.App, words, prog=f"{PROGRAM} app", about=COMMANDS[name])
+        return app_command.run(app, terminal)
     if name == "import":
         return import_command.run(words, terminal)
     if name == "data":

@@ -17,21 +17,23 @@ from typing import Any
 from alpaca_rlhf.config import UserError
 
 
-def atomic_write(path: Path, content: str | bytes) -> None:
+def atomic_write(path: Path, content: str | bytes, *, private: bool = False) -> None:
     """Write a whole file so that a reader, a crash or a power cut sees all of it or nothing of it.
 
     Args:
         path: Where; missing folders are made, an older file is replaced.
         content: Text is written as UTF-8.
+        private: Whether its owner alone may read it, from the first moment.
 
     Raises:
         UserError: It cannot be written: no permission, no space.
     """
+    flags, mode = os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("wb") as stream:
+            with os.fdopen(os.open(temporary, flags, mode), "wb") as stream:
                 stream.write(content.encode() if isinstance(content, str) else content)
                 stream.flush()
                 os.fsync(stream.fileno())

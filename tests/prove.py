@@ -8,6 +8,7 @@ Writes docs/proof/*.json, with the commit and the machine they belong to.
     python -m tests.prove teachers [N]       N tasks by HTTP from `transformers serve`, with faults
     python -m tests.prove generate-kills [N] SIGKILL a generation N times at random: the same files
     python -m tests.prove formats [N]        import N mutated files; the memory of 1,000,000 rows
+    python -m tests.prove app [N]            SIGKILL the app N times under load: nothing is lost
     python -m tests.prove                    all
 """
 
@@ -372,6 +373,44 @@ def prove_formats(count: int) -> bool:
     return good and not found["failures"] and max(growth.values()) < 32
 
 
+def prove_app(kills: int) -> bool:
+    """Kill the app's server under load, on SQLite and on PostgreSQL; compare with what was told."""
+    from tests.databases import postgres
+    from tests.test_app_load import ANNOTATORS, check, under_load
+
+    runs = []
+    with postgres() as server, tempfile.TemporaryDirectory() as folder:
+        for name, where in (("sqlite", f"{folder}/p.db"), ("postgresql", server)):
+            if where is None:
+                tell("app: postgresql is not installed here: not proven on it")
+                continue
+            began = time.perf_counter()
+            load, places = under_load(where, Path(folder), sets=400, kills=kills)
+            seconds = time.perf_counter() - began
+            check(where, load, places)
+            times = sorted(load.times)
+            runs.append(
+                {
+                    "database": name,
+                    "annotators": ANNOTATORS,
+                    "kills": kills,
+                    "places": places,
+                    "rankings_acknowledged": len(load.acknowledged),
+                    "lost_doubled_or_over_assigned": 0,
+                    "submits_sent_again_after_a_kill": load.retried,
+                    "of_these_saved_already": load.already,
+                    "submit_ms_p50": round(1000 * times[len(times) // 2]),
+                    "submit_ms_p99": round(1000 * times[len(times) * 99 // 100]),
+                    "seconds": round(seconds, 1),
+                }
+            )
+            tell(f"app: {runs[-1]}")
+    write(
+        "app-kills.json", {**stamp(), "command": f"python -m tests.prove app {kills}", "runs": runs}
+    )
+    return len(runs) == 2
+
+
 def kill_in(out: Path, stage: str, seconds: float) -> bool:
     """Run until `stage` begins, wait so many seconds, SIGKILL. False if it was done before.
 
@@ -411,7 +450,7 @@ def write(name: str, proof: dict[str, Any]) -> None:
 def main(words: list[str]) -> int:
     """Run the proofs that were asked for."""
     which = words[0] if words else "all"
-    names = ("seeds", "kills", "generation", "teachers", "generate-kills", "formats")
+    names = ("seeds", "kills", "generation", "teachers", "generate-kills", "formats", "app")
     if which not in ("all", *names):
         sys.exit(f"prove: {which}: give {', '.join(names)} or nothing")
     good = True
@@ -429,6 +468,8 @@ def main(words: list[str]) -> int:
         good &= prove_generation_kills(count or 20)
     if which in ("all", "formats"):
         good &= prove_formats(count or 2000)
+    if which in ("all", "app"):
+        good &= prove_app(count or 5)
     return 0 if good else 1
 
 

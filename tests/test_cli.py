@@ -241,6 +241,7 @@ def test_the_overview_names_every_command_and_the_first_one_to_type(capsys):
 
 OWN_FLAGS = {
     "doctor": ("--base", "--template", "--json"),
+    "app": ["--run", "--db", "--host", "--add-user"],
     "chat": [],
     "split": ["--data", "--against", "--shares.sft", "--config"],
     "import": ["FILE...", "--out", "--format", "--broken", "--licence", "--teacher"],

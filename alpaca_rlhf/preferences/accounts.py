@@ -68,6 +68,30 @@ class Accounts(Access):
             found, hashed = people.found(session, name)
         return found if passwords.matches(password, hashed) else None
 
+    def any_accounts(self) -> bool:
+        """Whether anybody may sign in."""
+        with self.database.reading() as session:
+            return people.any_accounts(session)
+
+    def local(self, name: str = "local") -> Account:
+        """Who works on an app without accounts: an admin without a password, made if absent.
+
+        Raises:
+            UserError: Somebody who signs in has this name.
+        """
+        return self._write(lambda session: people.local(session, name, now_ms=self._now()))
+
+    def stamped(self, annotator: int) -> tuple[Account, str] | None:
+        """An account, and what is another one once its password was changed.
+
+        None if they may not sign in (any more).
+        """
+        with self.database.reading() as session:
+            who = session.get(Annotator, annotator)
+            if who is None or not who.active or not who.password_hash:
+                return None
+            return people.account(who), people.stamp(who)
+
     def account(self, annotator: int) -> Account | None:
         """Somebody by number; None if they may not sign in (any more)."""
         with self.database.reading() as session:

@@ -19,6 +19,8 @@ LATEST = 500
 DAYS = 30
 """Days of which the pace is shown."""
 _HOUR_MS = 3_600_000
+_WAITING = select(func.count()).select_from(schema.Flag)
+_WAITING = _WAITING.where(schema.condition(schema.WAITING))
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,8 @@ class Figures:
     """All of the Data tab but the lists. None where there is nothing to divide by."""
 
     counts: dict[str, int]
-    """Rows: prompts, completions, sets, open places, rankings (by people), judged, pairs, flags,
-    battles."""
+    """Rows: prompts, completions, sets, open places, rankings (by people), judged, pairs, flags
+    that wait, battles."""
     last_hour: int
     """Rankings and revisions of the last hour."""
     by_day: list[tuple[str, int]]
@@ -161,7 +163,7 @@ def figures(session: Session, now_ms: int) -> Figures:
             "rankings": sum(one.rankings for one in people),
             "judged": sum(one.rankings for one in everybody if one.role == "judge"),
             "pairs": sum(one.pairs for one in people),
-            "flags": _count(session, schema.Flag),
+            "flags": session.scalar(_WAITING) or 0,
             "battles": _count(session, schema.Battle),
         },
         last_hour=session.scalar(recent.where(Ranking.created_ms > now_ms - _HOUR_MS)) or 0,
@@ -183,13 +185,14 @@ def figures(session: Session, now_ms: int) -> Figures:
 
 
 def flagged(session: Session, *, before: int | None = None, n: int = 50) -> list[Flagged]:
-    """The newest flags, or those before a number, for the next page."""
+    """The newest flags that wait, or those before a number, for the next page."""
     found = (
         select(schema.Flag, Annotator.name, Assignment.candidate_set_id, schema.Prompt.instruction)
         .join(Assignment, Assignment.id == schema.Flag.assignment_id)
         .join(Annotator, Annotator.id == Assignment.annotator_id)
         .join(CandidateSet, CandidateSet.id == Assignment.candidate_set_id)
         .join(schema.Prompt, schema.Prompt.id == CandidateSet.prompt_id)
+        .where(schema.condition(f"flag.{schema.WAITING}"))
         .order_by(schema.Flag.id.desc())
         .limit(n)
     )

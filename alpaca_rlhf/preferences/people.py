@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +21,9 @@ MOST_NAME = 80
 """Characters of a name."""
 FEWEST_PASSWORD = 8
 """Characters of a password."""
+
+
+_MAY_SIGN_IN = (Annotator.active, Annotator.password_hash != "")
 
 
 @dataclass(frozen=True)
@@ -82,12 +86,37 @@ def change(
     for key, value in changes.items():
         setattr(who, key, value)
     session.flush()
-    admins = select(Annotator.id).where(Annotator.role == "admin", Annotator.active).limit(1)
+    admins = select(Annotator.id).where(Annotator.role == "admin", *_MAY_SIGN_IN).limit(1)
     if before.get("role") == "admin" or ("active" in before and who.role == "admin"):
         if session.scalar(admins) is None:
             raise UserError(f"{who.name!r}: is the last admin; make another one first")
     after = {key: value if key != "password_hash" else "changed" for key, value in changes.items()}
     note(session, now_ms, actor, "change", f"annotator:{who.id}", before=before, after=after)
+
+
+def any_accounts(session: Session) -> bool:
+    """Whether anybody may sign in."""
+    return session.scalar(select(Annotator.id).where(*_MAY_SIGN_IN).limit(1)) is not None
+
+
+def local(session: Session, name: str, *, now_ms: int) -> Account:
+    """Who works on an app without accounts: an admin who has no password, made if absent.
+
+    Raises:
+        UserError: Somebody who signs in has this name.
+    """
+    who = session.scalar(select(Annotator).where(Annotator.name == name))
+    if who is None:
+        number = add(session, name, "", "admin", "en", actor="system", now_ms=now_ms)
+        return Account(number, name, "admin", "en")
+    if who.password_hash:
+        raise UserError(f"{name!r}: is somebody who signs in")
+    return account(who)
+
+
+def stamp(who: Annotator) -> str:
+    """What is another one once the password was changed, and tells nothing of it."""
+    return hashlib.sha256(f"{who.id} {who.password_hash}".encode()).hexdigest()
 
 
 def password_hash(password: str) -> str:

@@ -41,6 +41,7 @@ GOLD = "gold IS NOT NULL AND NOT retired"
 OPEN = "state = 'open'"
 EXPIRED = "state = 'expired'"
 DONE = "state = 'done'"
+WAITING = "resolved_ms IS NULL"
 REPEATED = "kind = 'repeat' AND state = 'done'"
 
 
@@ -248,7 +249,7 @@ class Battle(Base):
 
 
 class Flag(Base):
-    """What an annotator found wrong with a task."""
+    """What an annotator found wrong with a task; it waits until an admin has resolved it."""
 
     __tablename__ = "flag"
 
@@ -258,8 +259,12 @@ class Flag(Base):
     reason: Mapped[str] = mapped_column(String(32))
     text: Mapped[str]
     created_ms: Mapped[int]
+    resolved_ms: Mapped[int | None]
 
-    __table_args__ = (UniqueConstraint("assignment_id", "completion", "reason"),)
+    __table_args__ = (
+        UniqueConstraint("assignment_id", "completion", "reason"),
+        _partial("ix_flag_waiting", WAITING, "id"),
+    )
 
 
 class Audit(Base):

@@ -25,7 +25,7 @@ from alpaca_rlhf.preferences import figures as tab
 from alpaca_rlhf.preferences.accounts import Accounts
 from alpaca_rlhf.preferences.assignment import Refused, Saved, Task, Tiers, Verdict
 from alpaca_rlhf.preferences.audit import note
-from alpaca_rlhf.preferences.schema import CandidateSet
+from alpaca_rlhf.preferences.schema import CandidateSet, Flag
 from alpaca_rlhf.records import Ranking
 
 _AT_ONCE = 500
@@ -110,6 +110,23 @@ class Store(Accounts):
                 raise Refused("unknown", "there is no such set")
             own.retired = True
             note(session, self._now(), actor, "retire", f"candidate_set:{candidate_set}")
+
+        self._write(work)
+
+    def resolve(self, flag: int, *, actor: str) -> None:
+        """An admin has looked at a flag; it is listed no more.
+
+        Raises:
+            Refused: `unknown`: there is no such flag.
+        """
+
+        def work(session: Session) -> None:
+            own = session.get(Flag, flag, with_for_update=True)
+            if own is None:
+                raise Refused("unknown", "there is no such flag")
+            if own.resolved_ms is None:
+                own.resolved_ms = self._now()
+                note(session, self._now(), actor, "resolve", f"flag:{flag}")
 
         self._write(work)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -48,3 +49,18 @@ def label(tab: str, key: str) -> Any:
     """
     words(tab, LANGUAGES[0])[key]
     return translations()(f"{tab}.{key}")
+
+
+def preferred(headers: Mapping[str, str]) -> str:
+    """The language to answer in, from what a browser says it prefers."""
+    best, found = 0.0, LANGUAGES[0]
+    for part in headers.get("accept-language", "").split(","):
+        tag, _, weight = part.strip().partition(";q=")
+        own = "zh-CN" if tag.lower().split("-")[0] == "zh" else "en" if tag[:2] == "en" else ""
+        try:
+            q = float(weight) if weight else 1.0
+        except ValueError:
+            continue
+        if own and q > best:
+            best, found = q, own
+    return found

@@ -1,0 +1,28 @@
+"""What Gradio reads from the environment: nothing of it may open a door."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+
+from alpaca_rlhf.config import UserError
+
+
+def check_environment(environment: Mapping[str, str]) -> None:
+    """Refuse what would let a browser change the code that runs here.
+
+    Raises:
+        UserError: `GRADIO_VIBE_MODE` is set.
+    """
+    if environment.get("GRADIO_VIBE_MODE"):
+        raise UserError("GRADIO_VIBE_MODE lets a browser change this program; unset it")
+
+
+def own_environment() -> None:
+    """Take away every switch of Gradio's; call this before Gradio is imported."""
+    check_environment(os.environ)
+    for name in [one for one in os.environ if one.startswith("GRADIO_")]:
+        del os.environ[name]
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="alpaca-rlhf-")

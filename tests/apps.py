@@ -1,0 +1,169 @@
+"""The app for tests: with tabs that stand in, in this process or in one that may be killed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import uvicorn
+
+from alpaca_rlhf.preferences.assignment import Refused, Rules, Verdict
+from alpaca_rlhf.preferences.store import Store
+from alpaca_rlhf.records import Completion, Instruction
+from alpaca_rlhf.ui.app import environment, listening, server
+from alpaca_rlhf.ui.app.build import Tab
+from alpaca_rlhf.ui.app.data import Exports, data_tab
+from alpaca_rlhf.ui.app.services import Services
+from tests.browser import free_port
+
+SECRET = b"a secret of thirty-two bytes....".ljust(32)
+
+
+def stand_in(services: Services) -> None:
+    """What the Rank tab's endpoint does, as far as the load needs it, and a button."""
+
+    def answer(sent: str, request: gr.Request) -> str:
+        who, asked = services.account(request), json.loads(sent)
+        try:
+            if asked["do"] == "next":
+                task = services.store.claim(who.id)
+                if task is None:
+                    return json.dumps({"task": None, "annotator": who.id})
+                answers = [{"id": one.id} for one in task.completions]
+                shown = {"id": task.id, "revision": task.revision, "answers": answers}
+                return json.dumps({"task": shown, "annotator": who.id})
+            tiers = tuple(tuple(tier) for tier in asked["tiers"])
+            verdict = Verdict(tiers, input_method=asked["method"])
+            saved = services.store.submit(
+                who.id, asked["task"], verdict, revision=asked["revision"]
+            )
+            return json.dumps({"already": saved.already, "annotator": who.id})
+        except Refused as refused:
+            return json.dumps({"problem": refused.problem})
+
+    gr.api(answer, api_name="rank", queue=False, api_visibility="private")
+    note = gr.Textbox(label="Draft", elem_id="draft")
+    button, said = gr.Button("Say who"), gr.Textbox(label="Said", elem_id="said")
+
+    def say(request: gr.Request) -> str:
+        return services.account(request).name
+
+    button.click(say, None, said, api_name="who")
+    note.submit(lambda text: text, note, said, api_name="echo")
+
+
+def exports(folder: Path) -> Exports:
+    """Snapshots within a folder."""
+    return Exports(folder, lambda one: f"alpaca-rlhf reward --inputs.rankings {one}", False)
+
+
+def house(store: Store, folder: Path, *, local: bool = True, real: bool = False, **given: Any):
+    """The app with the real Data tab; the Rank tab too where it is there and `real`."""
+    rank = stand_in
+    if real and find_spec("alpaca_rlhf.ui.app.rank") is not None:
+        from alpaca_rlhf.ui.app import rank as module
+
+        rank = module.rank_tab
+    tabs = [
+        Tab("rank", lambda services: (rank(services), None)[1]),
+        Tab("data", partial(data_tab, exports=exports(folder / "snapshots")), admin=True),
+    ]
+    place = server.Place("runs/mine", folder / "snapshots", ["localhost", "testserver"], local)
+    return server.make(store, given.pop("secret", SECRET), tabs, place, **given)
+
+
+@contextmanager
+def serving(app: Any, port: int | None = None) -> Iterator[str]:
+    """The address of an app that is served from this process."""
+    config = uvicorn.Config(
+        app, port=port or free_port(), log_level="error", timeout_graceful_shutdown=1
+    )
+    server_ = uvicorn.Server(config)
+    thread = threading.Thread(target=server_.run)
+    thread.start()
+    try:
+        while not server_.started:
+            assert thread.is_alive()
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{config.port}"
+    finally:
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        server_.should_exit = True
+        thread.join()
+
+
+HOSTILE = [
+    "<img src=x onerror=window.hit=1>",
+    "${window.hit=1}",
+    "{{window.hit=1}} <script>window.hit=1</script>",
+    "`;window.hit=1;`",
+    '" onmouseover="window.hit=1',
+    "=HYPERLINK(1)",
+]
+"""What must be shown as it is wherever it stands."""
+
+
+def fill(store: Store, *, people: int = 3, sets: int = 40) -> list[int]:
+    """Somebody's work: hostile names, prompts and flags; overlaps enough for the agreement."""
+    rows = []
+    for i in range(sets):
+        prompt = Instruction(f"Prompt {i}: {HOSTILE[i % len(HOSTILE)]}", source="test")
+        texts = [f"{HOSTILE[(i + j) % len(HOSTILE)]} {j}" for j in range(4)]
+        own = [Completion(prompt.id, text, "ab12", sample=j) for j, text in enumerate(texts)]
+        rows.append((prompt, own))
+    store.add_sets(rows, origin="test")
+    who = [store.add_annotator(HOSTILE[i], "long enough") for i in range(people)]
+    rng = random.Random(0)
+    for _ in range(2):
+        for one in who:
+            for at in range(sets):
+                task = store.claim(one)
+                if task is None:
+                    break
+                ids = [shown.id for shown in task.completions]
+                if at % 9 == 8:
+                    reason = HOSTILE[at % len(HOSTILE)][:32]
+                    store.flag(one, task.id, reason, "Look: " + HOSTILE[at % 5], completion=ids[0])
+                    continue
+                rng.shuffle(ids)
+                ids = sorted(ids) if rng.random() < 0.7 else ids
+                tiers = (
+                    tuple((x,) for x in ids) if at % 4 else ((ids[0], ids[1]), (ids[2],), (ids[3],))
+                )
+                store.submit(one, task.id, Verdict(tiers), revision=task.revision)
+    for i in range(24):
+        prompt, own = rows[0]
+        sides = (("sft", own[0].id), ("ppo", own[1].id))
+        pairing = store.battle(who[0], prompt.id, sides)
+        left_is_ppo = pairing.left == own[1].text
+        vote = "tie" if i % 6 == 0 else "left" if left_is_ppo == (i % 3 > 0) else "right"
+        store.vote(who[0], pairing.round, vote)
+    return who
+
+
+def main(where: str, port: int) -> None:
+    """Serve in this process until it is killed."""
+    environment.own_environment()
+    rules = Rules(gold_rate=0, repeat_rate=0)
+    with Store(where, rules=rules) as store:
+        app = house(store, Path(os.environ["APP_FOLDER"]), real=True)
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        socket = listening.listen("127.0.0.1", port, port)
+        server.serve(app, socket, behind_proxy=False, ready=lambda: None)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

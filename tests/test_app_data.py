@@ -1,0 +1,338 @@
+"""The Data tab and the page around it, in a real browser: figures, snapshots, flags, people."""
+
+import json
+import re
+
+import pytest
+
+from alpaca_rlhf.preferences import passwords, read_snapshot
+from alpaca_rlhf.preferences.assignment import Rules
+from alpaca_rlhf.preferences.battles import Score
+from alpaca_rlhf.preferences.store import Store
+from alpaca_rlhf.ui.app.views import win_rate
+from tests import apps, browser
+from tests.screenshots import open_tab
+
+pytestmark = pytest.mark.skipif(browser.chromium() is None, reason=browser.NO_CHROMIUM)
+PASSWORD = "long enough"
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """40 sets, ranked by two of three people with hostile names; 8 flags; 24 battles."""
+    monkeypatch.setattr(passwords, "LOG_N", 4)
+    rules = Rules(second_share=1, gold_rate=0, repeat_rate=0)
+    with Store(tmp_path / "p.db", rules=rules, seed=0) as opened:
+        opened.add_annotator("boss", PASSWORD, role="admin")
+        opened.add_annotator("ann", PASSWORD)
+        apps.fill(opened)
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def opened():
+    with browser.browser() as one:
+        yield one
+
+
+@pytest.fixture
+def home(store, tmp_path):
+    with apps.serving(apps.house(store, tmp_path)) as address:
+        yield address
+
+
+def sign_in(page, home, name="boss", password=PASSWORD):
+    page.goto(home)
+    page.fill("#name", name)
+    page.fill("#password", password)
+    page.click("button")
+    page.locator("[data-account]").wait_for()
+
+
+def to_data(page, language="en"):
+    open_tab(page, "data", language)
+    page.locator(".alpaca-data td:visible").first.wait_for()
+
+
+def rows(page, heading):
+    """The texts of the table's rows under a heading."""
+    table = page.locator(f"h3:text-is('{heading}') ~ div table").first
+    return [
+        [cell.inner_text() for cell in row.locator("th, td").all()]
+        for row in table.locator("tbody tr").all()
+    ]
+
+
+def serious(page):
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page).response["violations"]
+    return [
+        (one["id"], node["html"][:200])
+        for one in found
+        if one["impact"] in ("serious", "critical")
+        for node in one["nodes"]
+    ]
+
+
+def test_the_figures_are_the_stores(opened, store, home):
+    with browser.visit(opened, locale="en-GB", viewport={"width": 1280, "height": 900}) as page:
+        sign_in(page, home)
+        to_data(page)
+        found = store.figures()
+        tiles = dict(
+            one.inner_text().split("\n") for one in page.locator(".tiles > div:visible").all()
+        )
+        assert tiles["Rankings"] == f"{found.counts['rankings']:,}" != "0"
+        assert tiles["Pairs"] == f"{found.counts['pairs']:,}"
+        assert tiles["Open flags"] == "8"
+        text = page.locator(".alpaca-data:visible").first.inner_text()
+        assert f"{found.agreement.alpha:.3f}" in text and f"{found.agreement.tau:.3f}" in text
+        assert "hidden: 0 of the 30 tasks it takes" in text, "no repeats: no self-consistency"
+        people = {row[0]: row for row in rows(page, "People")}
+        assert set(people) == {"boss", "ann", *apps.HOSTILE[:3]}
+        for one in found.people:
+            assert people[one.name][2] == str(one.rankings)
+        (battle,) = rows(page, "Win rates of the blind comparisons")
+        (score,) = store.scores()
+        assert battle[0] == "ppo" and battle[3:] == [
+            str(one) for one in (score.wins, score.losses, score.ties)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("score", "shown"),
+    [
+        (Score("a", "b", 5, 5, 0), "50.0% [23.7%, 76.3%]"),  # Wilson: 0.2366 to 0.7634
+        (Score("a", "b", 0, 10, 0), "0.0% [0.0%, 27.8%]"),  # z^2 / (n + z^2) = 0.2775
+        (Score("a", "b", 1, 0, 1), "75.0% [19.8%, 97.3%]"),  # 0.5856 -+ 0.3877
+    ],
+)
+def test_win_rates_by_hand(score, shown):
+    assert win_rate(score) == shown
+
+
+def test_a_snapshot_is_exported_and_downloaded(opened, store, home, tmp_path):
+    with browser.visit(opened, locale="en-GB") as page:
+        sign_in(page, home)
+        to_data(page)
+        page.get_by_role("button", name="Export a snapshot").click()
+        page.get_by_text("Train a reward model on it").wait_for()
+        (folder,) = (tmp_path / "snapshots").iterdir()
+        text = page.locator(".alpaca-data:has(pre)").last.inner_text()
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert manifest["sha256"] in text and str(folder) in text
+        assert f"{manifest['rankings']} rankings (0 by judges), {manifest['pairs']} pairs" in text
+        assert f"alpaca-rlhf reward --inputs.rankings {folder}" in text
+        for name in ("rankings.jsonl", "pairs.jsonl", "rankings.csv", "manifest.json"):
+            with page.expect_download() as waited:
+                page.get_by_role("link", name=name).click()
+            assert waited.value.suggested_filename == f"{folder.name}-{name}"
+            got = tmp_path / "got"
+            waited.value.save_as(got)
+            assert got.read_bytes() == (folder / name).read_bytes() != b""
+        page.get_by_role("button", name="Export a snapshot").click()
+        page.get_by_text(folder.name).first.wait_for(state="detached")
+    assert len(read_snapshot(folder)) == store.figures().counts["rankings"]
+    for line in (folder / "rankings.csv").read_text().splitlines():
+        for cell in line.strip('"').split('","'):
+            assert not cell.startswith(("=", "+", "-", "@")), "a spreadsheet would run it"
+
+
+def test_hostile_text_is_shown_as_it_is(opened, store, home):
+    """In names, reasons, prompts and words; nothing of it runs, whatever is clicked."""
+    hostile = apps.HOSTILE[4]
+    store.add_annotator(hostile, PASSWORD, role="admin")
+    for language in ("en", "zh-CN"):
+        with browser.visit(opened, locale=language) as page:
+            sign_in(page, home, hostile)
+            assert page.locator(".alpaca-head .user").inner_text() == hostile
+            to_data(page, language)
+            text = page.locator("body").inner_text()
+            for one in apps.HOSTILE[:5]:
+                assert one in text, one
+            assert "Look: <img src=x onerror=window.hit=1>" in text
+            page.locator("button[data-do=password]").first.click()
+            page.locator(".alpaca-data .good").wait_for()
+            for button in page.locator("button[data-do]").all()[:6]:
+                button.hover()
+            assert page.evaluate("window.hit") is None
+            assert page.locator("img[src=x]").count() == 0
+
+
+def test_flags_are_paged_resolved_and_retired(opened, store, home):
+    who = store.add_annotator("finder", PASSWORD)
+    store.add_sets(apps_sets(9), origin="later")
+    for at in range(9):
+        store.flag(who, store.claim(who).id, "spam", f"number {at}")
+    with browser.visit(opened, locale="en-GB") as page:
+        sign_in(page, home)
+        to_data(page)
+        items = page.locator(".flags:visible li")
+        assert items.count() == 10 and "number 8" in items.first.inner_text()
+        page.get_by_role("button", name="Older").click()
+        page.locator(".flags li", has_text="number 8").wait_for(state="detached")
+        assert items.count() == 7
+        page.get_by_role("button", name="Newest").click()
+        first = page.locator(".flags li", has_text="number 8")
+        first.wait_for()
+        first.get_by_role("button", name="Resolve: spam").click()
+        first.wait_for(state="detached")
+        assert store.figures().counts["flags"] == 16
+        second = page.locator(".flags li", has_text="number 7")
+        places = store.figures().counts["open_places"]
+        second.get_by_role("button", name="Retire the set: spam").click()
+        second.wait_for(state="detached")
+    assert store.figures().counts["flags"] == 15
+    assert store.figures().counts["open_places"] < places
+
+
+def apps_sets(n):
+    from tests.databases import candidates
+
+    return candidates(n, tag="later ")
+
+
+def test_people_are_added_and_changed(opened, store, home):
+    with browser.visit(opened, locale="en-GB") as page:
+        sign_in(page, home)
+        to_data(page)
+        page.get_by_role("button", name="Add somebody").click()
+        page.get_by_label("Name").fill("new one")
+        page.get_by_role("button", name="Add", exact=True).click()
+        told = page.locator(".alpaca-data .good")
+        told.wait_for()
+        password = re.search(r"shown this once: (\S+)", told.inner_text())[1]
+        new = store.sign_in("new one", password)
+        assert new.role == "annotator"
+        for do, after in (
+            ("Make admin", lambda: store.account(new.id).role == "admin"),
+            ("Make annotator", lambda: store.account(new.id).role == "annotator"),
+            ("Deactivate", lambda: store.account(new.id) is None),
+            ("Activate", lambda: store.account(new.id) is not None),
+        ):
+            button = page.get_by_role("button", name=f"{do}: new one", exact=True)
+            button.click()
+            button.wait_for(state="detached")
+            assert after(), do
+        page.get_by_role("button", name="New password: new one").click()
+        page.locator(".alpaca-data .good", has_text="shown this once").wait_for()
+        assert store.sign_in("new one", password) is None, "the old one is no good any more"
+        assert page.get_by_role("button", name="Deactivate: boss").count() == 0, "not oneself"
+        page.get_by_label("Name").fill("new one")
+        page.get_by_role("button", name="Add", exact=True).click()
+        page.locator(".alpaca-data .bad", has_text="there is an annotator of this name").wait_for()
+    with browser.visit(opened, locale="en-GB") as page:
+        sign_in(page, home, "ann")
+        page.get_by_role("tab", name="Rank").wait_for()
+        assert page.get_by_role("tab", name="Data").count() == 0
+
+
+def test_a_page_whose_session_ended_signs_back_in_and_keeps_its_draft(opened, store, home):
+    with browser.visit(opened, locale="en-GB") as page:
+        sign_in(page, home, "ann")
+        page.locator("#draft textarea").fill("half a thought")
+        store.change_annotator(2, password="another word", actor="test")
+        page.get_by_role("button", name="Say who").click()
+        dialog = page.get_by_role("dialog", name="Your session has ended")
+        dialog.wait_for()
+        assert not serious(page)
+        assert dialog.get_by_label("Name").input_value() == "ann"
+        dialog.get_by_label("Password").fill(PASSWORD)
+        dialog.get_by_role("button", name="Sign in").click()
+        dialog.get_by_text("Name or password is wrong.").wait_for()
+        dialog.get_by_label("Password").fill("another word")
+        dialog.get_by_role("button", name="Sign in").click()
+        dialog.wait_for(state="detached")
+        assert page.locator("#draft textarea").input_value() == "half a thought"
+        page.get_by_role("button", name="Say who").click()
+        page.wait_for_function("document.querySelector('#said textarea').value === 'ann'")
+
+
+def test_somebody_else_who_signs_in_sees_nothing_of_the_first(opened, store, home):
+    with browser.visit(opened, locale="en-GB") as page:
+        sign_in(page, home, "ann")
+        page.locator("#draft textarea").fill("half a thought")
+        page.context.clear_cookies()
+        page.get_by_role("button", name="Say who").click()
+        page.get_by_role("dialog").wait_for()
+        page.get_by_role("dialog").get_by_label("Name").fill("boss")
+        page.get_by_role("dialog").get_by_label("Password").fill(PASSWORD)
+        page.get_by_role("dialog").get_by_role("button", name="Sign in").click()
+        page.locator(".user", has_text="boss").wait_for()
+        page.locator("#draft textarea").wait_for()
+        assert page.locator("#draft textarea").input_value() == ""
+
+
+def test_logging_out(opened, store, home):
+    with browser.visit(opened, locale="en-GB") as page:
+        sign_in(page, home, "ann")
+        page.get_by_role("button", name="Log out").click()
+        page.get_by_role("heading", name="alpaca-rlhf").wait_for()
+        page.goto(home)
+        assert page.url.endswith("/login")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("language", ["en-GB", "zh-CN"])
+def test_nothing_serious_for_axe(opened, home, scheme, language):
+    with browser.visit(
+        opened, locale=language, color_scheme=scheme, viewport={"width": 1280, "height": 900}
+    ) as page:
+        page.goto(home)
+        assert not serious(page), "the page to sign in"
+        sign_in(page, home)
+        to_data(page, language if language == "zh-CN" else "en")
+        label = "导出快照" if language == "zh-CN" else "Export a snapshot"
+        page.get_by_role("button", name=label).click()
+        page.locator(".alpaca-data pre").wait_for()
+        assert not serious(page)
+        assert page.evaluate("document.documentElement.lang") == language[:2] + language[2:] * (
+            language == "zh-CN"
+        )
+
+
+def test_a_phone_scrolls_in_one_direction(opened, home):
+    size = {"width": 390, "height": 844}
+    with browser.visit(opened, locale="en-GB", viewport=size, has_touch=True) as page:
+        page.goto(home)
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        sign_in(page, home)
+        to_data(page)
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        assert not serious(page)
+
+
+def test_dark_follows_the_system_until_the_switch_is_pressed(opened, home):
+    def dark():
+        return page.evaluate("document.body.classList.contains('dark')")
+
+    with browser.visit(opened, locale="en-GB", color_scheme="dark") as page:
+        sign_in(page, home, "ann")
+        assert dark()
+        page.emulate_media(color_scheme="light")
+        page.wait_for_function("!document.body.classList.contains('dark')")
+        switch = page.get_by_role("button", name="Light or dark")
+        switch.click()
+        assert dark() and switch.get_attribute("aria-pressed") == "true"
+        page.reload()
+        page.locator("[data-account]").wait_for()
+        assert dark(), "it is remembered"
+        page.get_by_role("button", name="Light or dark").click()
+        assert not dark()
+
+
+def test_the_line_about_the_model_and_a_server_that_is_gone(opened, store, tmp_path):
+    words = {"en": "loading <b>the base</b>", "zh-CN": "正在加载"}
+    app = apps.house(store, tmp_path, status=lambda language: words[language])
+    with apps.serving(app) as home, browser.visit(opened, locale="en-GB") as page:
+        sign_in(page, home, "ann")
+        line = page.locator("#alpaca-status")
+        page.get_by_text("loading <b>the base</b>").wait_for()
+        words["en"] = "ready: ppo"
+        page.get_by_text("ready: ppo").wait_for()
+        page.context.set_offline(True)
+        page.locator("#alpaca-status.lost").wait_for()
+        assert "No connection" in line.inner_text()
+        page.context.set_offline(False)
+        page.get_by_text("ready: ppo").wait_for()

@@ -1,0 +1,571 @@
+"""The gate of the app: who gets in, from where, how often, and what they may do there."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from starlette.routing import Mount
+from starlette.testclient import TestClient
+
+from alpaca_rlhf import cli
+from alpaca_rlhf.config import UserError
+from alpaca_rlhf.preferences import passwords
+from alpaca_rlhf.preferences.store import Store
+from alpaca_rlhf.ui.app import environment
+from alpaca_rlhf.ui.app.guards import LARGEST, Rates
+from alpaca_rlhf.ui.app.language import preferred
+from alpaca_rlhf.ui.app.limits import Limit
+from alpaca_rlhf.ui.app.session import IDLE_S, LONGEST_S, Sessions, read_secret
+from tests import apps
+from tests.browser import free_port
+from tests.databases import candidates
+
+HOME = "http://127.0.0.1:7860"
+ORIGIN = {"origin": HOME}
+PASSWORD = "long enough"
+ROOT = Path(__file__).parent.parent
+HERE = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture
+def plain(tmp_path, monkeypatch):
+    """An empty store, with cheap hashes."""
+    monkeypatch.setattr(passwords, "LOG_N", 4)
+    with Store(tmp_path / "preferences.db", seed=0) as store:
+        yield store
+
+
+@pytest.fixture
+def store(plain):
+    """With an admin and an annotator."""
+    plain.add_annotator("boss", PASSWORD, role="admin")
+    plain.add_annotator("ann", PASSWORD)
+    return plain
+
+
+@pytest.fixture
+def enter(tmp_path):
+    """Opens the app of a store, as a browser without cookies."""
+    opened = []
+
+    def begin(store, base=HOME, **given):
+        client = TestClient(
+            apps.house(store, tmp_path, **given), base_url=base, follow_redirects=False
+        )
+        client.headers["origin"] = base
+        client.__enter__()
+        opened.append(client)
+        return client
+
+    yield begin
+    for client in opened:
+        client.__exit__(None, None, None)
+
+
+def sign_in(client, name, password=PASSWORD):
+    return client.post("/login", data={"name": name, "password": password})
+
+
+def event(client, name):
+    """The number of an event, from the page's own configuration."""
+    found = [one for one in client.get("/config").json()["dependencies"]]
+    return next(one["id"] for one in found if one["api_name"] == name)
+
+
+def ask(client, do, **more):
+    sent = {"data": [json.dumps({"do": do, **more})]}
+    return client.post("/gradio_api/run/rank", json=sent)
+
+
+# --- getting in ---------------------------------------------------------------------------------
+
+
+def test_without_login_nothing_answers(enter, store):
+    """Every route there is, Gradio's included: some of those ask for no login by themselves."""
+    client = enter(store)
+    answered = []
+    seen = 0
+    (mounted,) = (one for one in client.app.routes if isinstance(one, Mount))
+    for route in [*client.app.routes, *_all(mounted.app.routes)]:
+        path = getattr(route, "path", "")
+        for method in getattr(route, "methods", None) or []:
+            if path.rstrip("/") == "/login":
+                continue
+            filled = path.replace("{path_or_url:path}", "etc/passwd").replace("{path:path}", "x")
+            while "{" in filled:
+                head, _, rest = filled.partition("{")
+                filled = head + "x" + rest.partition("}")[2]
+            seen += 1
+            got = client.request(method, filled or "/", json={})
+            if got.status_code not in (401, 404, 405) and got.headers.get("location") != "/login":
+                answered.append((method, path, got.status_code))
+    assert not answered
+    assert seen > 60
+
+
+def _all(routes):
+    for one in routes:
+        yield one
+        inner = getattr(one, "original_router", one)  # FastAPI resolves what is included late
+        yield from _all(getattr(inner, "routes", None) or [])
+
+
+def test_signing_in_and_out(enter, store):
+    client = enter(store)
+    assert client.get("/").headers["location"] == "/login"
+    assert "<form" in client.get("/login").text
+    for name, password in (("ann", "wrong word"), ("nobody", PASSWORD), ("", "")):
+        got = sign_in(client, name, password)
+        assert got.status_code == 401 and "set-cookie" not in got.headers
+        assert "Name or password is wrong" in got.text
+    got = sign_in(client, "ann")
+    assert got.status_code == 303 and got.headers["location"] == "/"
+    cookie = got.headers["set-cookie"].lower()
+    assert "httponly" in cookie and "samesite=strict" in cookie and "secure" not in cookie
+    assert client.get("/").status_code == 200
+    assert client.get("/status").json()["account"] == 2
+    kept = dict(client.cookies)
+    assert client.post("/logout").headers["location"] == "/login"
+    assert client.get("/status").status_code == 401
+    client.cookies.update(kept)
+    assert client.get("/status").status_code == 401, "a copy of the cookie ends too"
+
+
+def test_over_https_the_cookie_is_secure(enter, store):
+    client = enter(store, base="https://127.0.0.1:7860")
+    got = sign_in(client, "ann")
+    assert "secure" in got.headers["set-cookie"].lower()
+    assert "strict-transport-security" in got.headers
+
+
+def test_a_page_signs_in_again_without_leaving(enter, store):
+    client = enter(store)
+    wants = {"accept": "application/json"}
+    form = {"name": "ann", "password": "nope nope"}
+    got = client.post("/login", data=form, headers=wants)
+    assert got.status_code == 401 and got.json()["detail"]
+    got = client.post("/login", data={**form, "password": PASSWORD}, headers=wants)
+    assert got.json() == {"account": 2}
+
+
+def test_a_session_dies_with_the_password_and_the_account(enter, store):
+    for change in ({"password": "another word"}, {"active": False}):
+        client = enter(store)
+        sign_in(client, "ann", PASSWORD)
+        assert client.get("/status").status_code == 200
+        store.change_annotator(2, actor="test", **change)
+        assert client.get("/status").status_code == 401
+        assert ask(client, "next").status_code == 401
+        store.change_annotator(2, active=True, password=PASSWORD, actor="test")
+
+
+def test_the_login_page_speaks_chinese(enter, store):
+    client = enter(store)
+    got = client.get("/login", headers={"accept-language": "zh-CN,zh;q=0.9,en;q=0.5"})
+    assert "登录" in got.text and 'lang="zh-CN"' in got.text
+
+
+@pytest.mark.parametrize(
+    ("header", "language"),
+    [
+        ("", "en"),
+        ("zh", "zh-CN"),
+        ("zh-TW, en;q=0.9", "zh-CN"),
+        ("en;q=0.8, zh-CN;q=0.9", "zh-CN"),
+        ("fr, en-GB;q=0.7, zh;q=0.3", "en"),
+        ("de", "en"),
+        ("zh;q=nonsense", "en"),
+        ("english", "en"),
+    ],
+)
+def test_the_language_of_a_request(header, language):
+    assert preferred({"accept-language": header}) == language
+
+
+# --- cookies ------------------------------------------------------------------------------------
+
+
+class Clock:
+    now = 1_700_000_000.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_cookies_are_not_forged_and_end(store):
+    clock = Clock()
+    sessions = Sessions(store, apps.SECRET, clock)
+    cookie = sessions.cookie(2)
+    assert sessions.read(cookie).account.name == "ann"
+    account, began, renewed, signature = cookie.split(".")
+    other = sessions.cookie(1).split(".")[3]
+    for forged in (
+        f"1.{began}.{renewed}.{signature}",
+        f"{account}.{began}.{int(renewed) + 1}.{signature}",
+        f"{account}.{began}.{renewed}.{other}",
+        f"{account}.{began}.{renewed}.",
+        f" {cookie}",
+        f"+{cookie}",
+        f"{account}.{began}.{renewed}.é",
+        "99." + cookie,
+        "9" * 30 + f".{began}.{renewed}.{signature}",
+        "",
+        "....",
+        Sessions(store, b"y" * 32, clock).cookie(2),
+    ):
+        assert sessions.read(forged) is None, forged
+    assert Sessions(store, apps.SECRET, clock).read(cookie), "a restart signs nobody out"
+    clock.now += IDLE_S - 1
+    assert sessions.read(cookie)
+    clock.now += 2
+    assert sessions.read(cookie) is None
+
+
+def test_a_session_in_use_goes_on_but_not_for_ever(store):
+    clock = Clock()
+    sessions = Sessions(store, apps.SECRET, clock)
+    cookie = sessions.cookie(2)
+    assert sessions.renewal(sessions.read(cookie)) is None, "not on every request"
+    begin = clock.now
+    while (session := sessions.read(cookie)) is not None:
+        clock.now += IDLE_S / 2
+        cookie = sessions.renewal(session) or cookie
+        assert clock.now - begin < 2 * LONGEST_S
+    assert LONGEST_S <= clock.now - begin <= LONGEST_S + IDLE_S
+
+
+def test_the_secret_is_its_owners_alone(tmp_path):
+    path = tmp_path / "app.secret"
+    made = read_secret(path)
+    assert len(made) == 32 and path.stat().st_mode & 0o777 == 0o600
+    assert read_secret(path) == made
+    path.chmod(0o640)
+    with pytest.raises(UserError, match="chmod 600"):
+        read_secret(path)
+    path.chmod(0o600)
+    for broken in ("", "ab", "not hex at all"):
+        path.write_text(broken)
+        with pytest.raises(UserError, match="delete it"):
+            read_secret(path)
+
+
+# --- from where ---------------------------------------------------------------------------------
+
+
+def test_a_name_that_was_made_to_point_here_is_refused(enter, plain):
+    client = enter(plain)
+    for host, status in (
+        ("evil.example", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("localhost.evil.example:7860", 421),
+        ("", 421),
+        ("127.0.0.1:7860", 200),
+        ("LOCALHOST:7860", 200),
+        ("[::1]:7860", 200),
+        ("192.168.1.7:7860", 200),
+    ):
+        assert client.get("/status", headers={"host": host}).status_code == status, host
+
+
+def test_a_post_comes_from_our_own_page(enter, plain):
+    plain.add_sets(candidates(1), origin="test")
+    client = enter(plain)
+    for origin, status in (
+        ("https://evil.example", 403),
+        ("null", 403),
+        ("", 403),
+        ("http://127.0.0.1", 403),
+        ("https://127.0.0.1:7860", 403),
+        ("http://127.0.0.1:7860.evil.example", 403),
+        (HOME, 200),
+    ):
+        client.headers["origin"] = origin
+        assert ask(client, "next").status_code == status, origin
+        if status == 403:
+            assert plain.figures().counts["open_places"] >= 1
+    del client.headers["origin"]
+    assert ask(client, "next").status_code == 403
+
+
+def test_other_sites_may_link_here_and_nothing_else(enter, plain):
+    client = enter(plain)
+    link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+    assert client.get("/", headers=link).status_code == 200
+    for site in ("cross-site", "same-site"):
+        read = {"sec-fetch-site": site, "sec-fetch-mode": "no-cors"}
+        assert client.get("/status", headers=read).status_code == 403
+
+
+def test_every_answer_carries_the_headers(enter, store):
+    client = enter(store)
+    answers = [
+        client.get("/login"),
+        client.get("/"),
+        client.get("/status"),
+        client.get("/nothing/here"),
+        client.get("/login", headers={"host": "evil.example"}),
+        client.post("/login", headers={"origin": "null"}),
+    ]
+    sign_in(client, "ann")
+    answers.append(client.get("/"))
+    assert [one.status_code for one in answers] == [200, 303, 401, 404, 421, 403, 200]
+    for one in answers:
+        policy = one.headers["content-security-policy"]
+        assert "default-src 'self'" in policy and "frame-ancestors 'none'" in policy
+        assert "http" not in policy and "*" not in policy
+        assert one.headers["x-content-type-options"] == "nosniff"
+        assert one.headers["x-frame-options"] == "DENY"
+        assert one.headers["referrer-policy"] == "same-origin"
+        assert one.headers["cache-control"] == "no-store"
+
+
+def test_too_large_a_request_is_refused(enter, plain):
+    client = enter(plain)
+    big = b"x" * (LARGEST + 1)
+    assert client.post("/gradio_api/run/rank", content=big).status_code == 413
+
+    def pieces():
+        for _ in range(9):
+            yield b"x" * (LARGEST // 8)
+
+    got = client.post("/gradio_api/run/rank", content=pieces())
+    assert got.status_code >= 400 and "data" not in got.text
+
+
+def test_what_no_tab_needs_is_closed(enter, plain):
+    client = enter(plain)
+    for path in ("upload", "component_server/", "vibe-edit/", "stream/x", "process_recording"):
+        assert client.post(f"/gradio_api/{path}", json={}).status_code == 404
+    for path in ("/monitoring", "/gradio_api/runs", "/gradio_api/proxy=http://x", "/docs"):
+        assert client.get(path).status_code == 404
+    for path in ("/gradio_api/dev/reload", "/gradio_api/openapi.json", "/gradio_api/mcp/sse"):
+        assert client.get(path).status_code == 404
+    assert client.get("/gradio_api/file=/etc/passwd").status_code in (403, 404)
+    assert client.request("PUT", "/status").status_code == 405
+    config = client.get("/config").json()
+    assert not config["footer_links"] and not config.get("is_vibe_mode")
+    assert config["run_history"] is False and config.get("mcp_server") in (None, False)
+
+
+# --- who may do what ----------------------------------------------------------------------------
+
+
+def queued(client, number, data=()):
+    """Run an event by the queue, and what its stream says in the end."""
+    body = {"data": list(data), "fn_index": number, "session_hash": "abc", "event_data": None}
+    joined = client.post("/gradio_api/queue/join", json=body)
+    assert joined.status_code == 200, joined.text
+    with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": "abc"}) as stream:
+        for line in stream.iter_lines():
+            if '"process_completed"' in line:
+                return json.loads(line.removeprefix("data: "))
+    raise AssertionError("the stream ended early")
+
+
+def called(client, name, data=()):
+    got = client.post(f"/gradio_api/call/{name}", json={"data": list(data)}).json()
+    with client.stream("GET", f"/gradio_api/call/{name}/{got['event_id']}") as stream:
+        return "".join(stream.iter_text())
+
+
+def test_only_admins_use_the_data_tab_however_they_call_it(enter, store, tmp_path):
+    """By the queue, by name, directly: the server asks, whatever the page shows."""
+    snapshots = tmp_path / "snapshots"
+    client = enter(store)
+    sign_in(client, "ann")
+    number = event(client, "export")
+    assert queued(client, event(client, "who"))["output"]["data"] == ["ann"]
+    said = queued(client, number)
+    assert said["success"] is False and "admins only" in said["output"]["error"]
+    assert "event: error" in called(client, "export")
+    assert client.post("/gradio_api/run/export", json={"data": []}).status_code >= 400
+    assert not snapshots.exists()
+    for name in ("everything", "newest_flags", "add", "person", "flag"):
+        number = event(client, name)
+        assert queued(client, number, ["x"] * 3)["success"] is False, name
+    assert len(store.figures().people) == 2
+    boss = enter(store)
+    sign_in(boss, "boss")
+    assert queued(boss, event(boss, "export"))["success"]
+    (folder,) = snapshots.iterdir()
+    path = f"/snapshots/{folder.name}/rankings.jsonl"
+    assert boss.get(path).status_code == 200
+    assert client.get(path).status_code == 403
+    assert boss.get(f"/snapshots/{folder.name}/other").status_code == 404
+    assert boss.get("/snapshots/%2e%2e/preferences.db").status_code == 404
+    store.change_annotator(1, role="admin", actor="test")
+    store.change_annotator(2, role="admin", actor="test")
+    store.change_annotator(1, role="annotator", actor="test")
+    assert queued(boss, event(boss, "export"))["success"] is False, "from then on"
+
+
+def test_here_without_accounts_there_is_an_admin_who_needs_no_login(enter, plain):
+    client = enter(plain)
+    assert client.get("/login").headers["location"] == "/"
+    assert queued(client, event(client, "everything"))["success"]
+    assert client.get("/status").json()["account"] == 1
+    plain.add_annotator("boss", PASSWORD, role="admin")
+    assert client.get("/status").status_code == 401, "from the first account on everybody signs in"
+    assert sign_in(client, "local", "").status_code == 401
+
+
+# --- how often ----------------------------------------------------------------------------------
+
+
+def test_guessing_passwords_is_slow(enter, store):
+    client = enter(store)
+    got = [sign_in(client, "ann", f"guess {i} guess").status_code for i in range(12)]
+    assert got == [401] * 10 + [429] * 2
+    late = sign_in(client, "ann")
+    assert late.status_code == 429 and int(late.headers["retry-after"]) > 0
+    assert sign_in(client, "boss").status_code == 303, "another name may still sign in"
+    got = [sign_in(client, f"name {i}", "guess guess").status_code for i in range(12)]
+    assert got == [401] * 10 + [429] * 2, "20 of one address, whatever the names"
+
+
+def test_where_others_can_reach_it_everything_is_counted(enter, store):
+    still = Limit(5, 0.001)
+    rates = Rates(False, still, Limit(20, 1), Limit(10, 1))
+    client = enter(store, local=False, rates=rates)
+    sign_in(client, "ann")
+    got = [client.get("/status") for _ in range(7)]
+    assert [one.status_code for one in got] == [200] * 5 + [429] * 2
+    assert int(got[-1].headers["retry-after"]) > 0
+    rates = Rates(True, Limit(5, 0.001), Limit(20, 1), Limit(10, 1))
+    client = enter(store, rates=rates)
+    sign_in(client, "ann")
+    assert {client.get("/status").status_code for _ in range(9)} == {200}, "here it is not"
+
+
+def test_a_bucket_fills_up_again():
+    clock = Clock()
+    clock.now = 0.0
+    limit = Limit(3, 0.5, clock)
+    assert [limit.take("a") for _ in range(4)] == [0, 0, 0, 2.0]
+    assert limit.take("b") == 0 and limit.wait_s("a") == 2.0
+    clock.now = 2.0
+    assert limit.take("a") == 0 and limit.take("a") == 2.0
+    clock.now = 1000.0
+    assert [limit.take("a") for _ in range(4)] == [0, 0, 0, 2.0], "never more than the burst"
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+def test_gradios_own_switches_do_nothing(monkeypatch, enter, plain):
+    for name in ("GRADIO_SHARE", "GRADIO_MCP_SERVER", "GRADIO_ALLOWED_PATHS", "GRADIO_RUN_HISTORY"):
+        monkeypatch.setenv(name, "True")
+    config = enter(plain).get("/config").json()
+    assert config["run_history"] is False and not config.get("mcp_server")
+    environment.own_environment()
+    left = {name for name in os.environ if name.startswith("GRADIO_")}
+    assert left == {"GRADIO_ANALYTICS_ENABLED", "GRADIO_TEMP_DIR"}
+    assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
+    assert os.stat(os.environ["GRADIO_TEMP_DIR"]).st_mode & 0o077 == 0
+    monkeypatch.setenv("GRADIO_VIBE_MODE", "1")
+    with pytest.raises(UserError, match="GRADIO_VIBE_MODE"):
+        enter(plain)
+
+
+def one_line(capsys, code, *words):
+    said = capsys.readouterr().err
+    assert code == 2 and said.count("\n") == 1, said
+    for word in words:
+        assert word in said
+
+
+def test_what_would_open_the_app_to_others_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for flags in (["--host", "0.0.0.0"], ["--host", "192.168.0.1"], ["--url", "https://a.example"]):
+        one_line(capsys, cli.main(["app", *flags]), flags[0], "--add-user")
+    one_line(capsys, cli.main(["app", "--role", "admin"]), "--add-user")
+    one_line(capsys, cli.main(["app", "--url", "a.example"]), "--url", "https://")
+    one_line(capsys, cli.main(["app", "--url", "https://a.example/x"]), "a name of its own")
+    one_line(capsys, cli.main(["app", "--db", "mysql://x/y"]), "--db")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        one_line(capsys, cli.main(["app", "--port", port]), f"--port {port}")
+    one_line(capsys, cli.main(["app", "--host", "203.0.113.7", "--port", "0"]), "--port")
+
+
+def command(folder, *flags):
+    return [sys.executable, "-m", "alpaca_rlhf", "app", "--db", str(folder / "p.db"), *flags]
+
+
+def test_accounts_from_the_command_line(tmp_path, monkeypatch):
+    """The password is never an argument; the first one is an admin, so that there is one."""
+
+    def add(*flags, word="long enough\n"):
+        return subprocess.run(
+            command(tmp_path, "--add-user", *flags),
+            input=word,
+            text=True,
+            capture_output=True,
+            env=HERE,
+        )
+
+    done = add("boss", "--role", "annotator")
+    assert done.returncode == 2 and "must be an admin" in done.stderr
+    assert add("boss", word="short\n").returncode == 2
+    assert add("boss", word="").returncode == 2
+    done = add("boss")
+    assert done.returncode == 0 and "admin" in done.stdout and "long enough" not in done.stdout
+    done = add("boss")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert add("ann").returncode == 0
+    with Store(tmp_path / "p.db") as store:
+        assert store.sign_in("boss", "long enough").role == "admin"
+        assert store.sign_in("ann", "long enough").role == "annotator"
+
+
+def test_the_command_serves_before_any_model_is_there_and_ends_with_ctrl_c(tmp_path):
+    import httpx
+
+    port = free_port()
+    process = subprocess.Popen(
+        [*command(tmp_path, "--port", str(port))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={**HERE, "GRADIO_SHARE": "1", "GRADIO_MCP_SERVER": "1"},
+    )
+    try:
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if f"http://127.0.0.1:{port}" in line:
+                break
+        assert process.poll() is None, process.stderr.read()
+        assert httpx.get(f"http://127.0.0.1:{port}/", timeout=60).status_code == 200
+        maps = Path(f"/proc/{process.pid}/maps").read_text()
+        assert "libtorch" not in maps, "torch was loaded before the page was there"
+        with httpx.stream("GET", f"http://127.0.0.1:{port}/gradio_api/heartbeat/x", timeout=60):
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 130, process.stderr.read()
+    finally:
+        process.kill()
+        process.wait()
+    said = process.stderr.read()
+    assert "Traceback" not in said and "To go on:" in said
+    assert (tmp_path / "app.secret").exists() or (tmp_path / "p.db.secret").exists()
+
+
+def test_without_a_port_the_next_free_one_is_taken(monkeypatch):
+    from alpaca_rlhf.ui.app.listening import listen
+
+    usual = free_port()
+    with listen("127.0.0.1", None, usual) as one:
+        one.listen()
+        assert one.getsockname()[1] == usual
+        with listen("127.0.0.1", None, usual) as other:
+            assert other.getsockname()[1] > usual
+        with pytest.raises(UserError, match=f"--port {usual}"):
+            listen("127.0.0.1", usual, usual)
