@@ -6,7 +6,7 @@ Writes docs/proof/*.json, with the commit and the machine they belong to.
     python -m tests.prove kills [N]          SIGKILL in every stage, N times: the same weights
     python -m tests.prove generate [N]       SIGKILL a generation N times at random: the same files
     python -m tests.prove formats [N]        import N mutated files; the memory of 1,000,000 rows
-    python -m tests.prove app [N]            SIGKILL the app N times under 50 annotators: nothing is lost
+    python -m tests.prove app [N]            SIGKILL the app N times under 50 annotators
     python -m tests.prove                    all
 """
 
