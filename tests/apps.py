@@ -159,8 +159,6 @@ def main(where: str, port: int) -> None:
     rules = Rules(gold_rate=0, repeat_rate=0)
     with Store(where, rules=rules) as store:
         app = house(store, Path(os.environ["APP_FOLDER"]), real=True)
-        sys.stdout.write("ready\n")
-        sys.stdout.flush()
         socket = listening.listen("127.0.0.1", port, port)
         server.serve(app, socket, behind_proxy=False, ready=lambda: None)
 

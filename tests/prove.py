@@ -8,7 +8,7 @@ Writes docs/proof/*.json, with the commit and the machine they belong to.
     python -m tests.prove teachers [N]       N tasks by HTTP from `transformers serve`, with faults
     python -m tests.prove generate-kills [N] SIGKILL a generation N times at random: the same files
     python -m tests.prove formats [N]        import N mutated files; the memory of 1,000,000 rows
-    python -m tests.prove app [N]            SIGKILL the app N times under load: nothing is lost
+    python -m tests.prove app [N]            SIGKILL the app N times under 50 annotators
     python -m tests.prove                    all
 """
 

@@ -29,7 +29,7 @@ from tests.test_preferences_store import alone, places_add_up, rows
 ANNOTATORS = 50
 PASSWORD = "long enough"
 PLAIN = Rules(gold_rate=0, repeat_rate=0)
-WITHIN_S = 240
+WITHIN_S = 900
 
 
 class Server:

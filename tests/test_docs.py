@@ -10,6 +10,7 @@ from alpaca_rlhf.cli import COMMANDS
 from alpaca_rlhf.evaluation import report_data
 from alpaca_rlhf.given import leaves_of
 from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.ui.app_command import App
 from alpaca_rlhf.ui.split_command import Split
 
 ROOT = Path(__file__).parent.parent
@@ -51,7 +52,7 @@ def test_commands_and_flags_exist(page):
         assert command in COMMANDS, command
     for target in re.findall(r"(?:^ +|`)make ([a-z]+)", text, re.MULTILINE):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
-    flags = {leaf.flag for cls in (Loop, Split) for leaf in leaves_of(cls, required=False)}
+    flags = {leaf.flag for cls in (App, Loop, Split) for leaf in leaves_of(cls, required=False)}
     flags |= OTHER_FLAGS
     lines = [line for line in text.splitlines() if "alpaca-rlhf" in line or "recipes/" in line]
     used = re.findall(r"(--[a-z][a-z.-]+[a-z])", "\n".join(lines))

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 import gradio as gr
-from anyio import to_thread
+from starlette.concurrency import run_in_threadpool
 
 from alpaca_rlhf.ui.app.language import label, words
 from alpaca_rlhf.ui.app.services import Services
@@ -57,7 +57,7 @@ class House(gr.Blocks):
             event = block_fn if isinstance(block_fn, int) else block_fn._id
             asked = request if isinstance(request, list) else [request]
             for one in asked:
-                await to_thread.run_sync(self._check, event, one)
+                await run_in_threadpool(self._check, event, one)
         return await super().process_api(
             block_fn, *args, request=request, iterator=iterator, **given
         )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from anyio import to_thread
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
@@ -149,14 +149,14 @@ class Gate:
         refused = self._refused(request)
         if refused is None and not _is(request.url.path, OPEN):
             cookie = request.cookies.get(self._sessions.name)
-            session = await to_thread.run_sync(self._who.session, cookie)
+            session = await run_in_threadpool(self._who.session, cookie)
             refused = self._too_often(request, session)
             if session is None:
                 refused = refused or _signed_out(request)
             else:
                 scope.setdefault("state", {})["account"] = session.account
                 if session.began and not _is_file(request.url.path):
-                    renewed = await to_thread.run_sync(self._sessions.renewal, session)
+                    renewed = await run_in_threadpool(self._sessions.renewal, session)
                     fresh += [renewed] if renewed else []
         elif refused is None:
             refused = self._too_often(request, None)
