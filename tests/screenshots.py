@@ -16,6 +16,7 @@ from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.ui.app.language import words
 from tests import apps
 from tests.browser import browser, visit
+from tests.databases import candidates
 
 LOOKS: dict[str, dict[str, Any]] = {
     "light": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
@@ -85,6 +86,7 @@ def main(out: Path) -> None:
     ):
         store.add_annotator("boss", "long enough", role="admin")
         apps.fill(store)
+        store.add_sets(candidates(20), origin="to be ranked")
         app = apps.house(store, Path(folder), real=True)
         keys = ["rank", "data"]
         for path in take(app, out, keys, password="long enough"):

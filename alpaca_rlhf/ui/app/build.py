@@ -44,12 +44,14 @@ class House(gr.Blocks):
         """Let only admins use these events."""
         self._for_admins |= events
 
-    async def process_api(  # type: ignore[override]
+    async def process_api(
         self,
         block_fn: Any,
-        *args: Any,
+        inputs: list[Any],
+        state: Any = None,
         request: gr.Request | list[gr.Request] | None = None,
         iterator: AsyncIterator[Any] | None = None,
+        *args: Any,
         **given: Any,
     ) -> dict[str, Any]:
         """Run an event, after asking who calls it; raises `gr.Error` where they may not."""
@@ -58,9 +60,7 @@ class House(gr.Blocks):
             asked = request if isinstance(request, list) else [request]
             for one in asked:
                 await run_in_threadpool(self._check, event, one)
-        return await super().process_api(
-            block_fn, *args, request=request, iterator=iterator, **given
-        )
+        return await super().process_api(block_fn, inputs, state, request, iterator, *args, **given)
 
     def _check(self, event: int, request: gr.Request | None) -> None:
         if request is None:
@@ -79,7 +79,8 @@ def build(services: Services, tabs: Sequence[Tab], *, run: str) -> House:
         tabs: In their order.
         run: What the header says of the run; may be empty.
     """
-    with House(services, title="alpaca-rlhf", analytics_enabled=False, fill_width=True) as house:
+    house = House(services, title="alpaca-rlhf", analytics_enabled=False, fill_width=True)
+    with house:
         header = gr.HTML(
             '<div class="alpaca-head"></div>', elem_id="alpaca-header", apply_default_css=False
         )
@@ -97,11 +98,10 @@ def build(services: Services, tabs: Sequence[Tab], *, run: str) -> House:
 
         def greet(request: gr.Request) -> list[Any]:
             account, language = services.account(request), services.language(request)
-            head = _header(account.id, account.name, run, language, local=not account_signs_in())
+            head = _header(
+                account.id, account.name, run, language, local=not services.store.any_accounts()
+            )
             return [head, *(gr.update(visible=account.role == "admin") for _ in hidden)]
-
-        def account_signs_in() -> bool:
-            return services.store.any_accounts()
 
         house.load(greet, None, [header, *hidden], api_visibility="private", show_progress="hidden")
     house.queue(default_concurrency_limit=AT_ONCE, max_size=MOST_WAITING, api_open=False)

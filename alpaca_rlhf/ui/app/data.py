@@ -57,7 +57,7 @@ def data_tab(services: Services, exports: Exports) -> Callable[[gr.Tab], None]:
         What is to be told of the `gr.Tab` around it: the figures are read when that opens.
     """
     actor = Desk(services, exports)
-    kind = {"apply_default_css": False, "elem_classes": ["alpaca-data"]}
+    kind: dict[str, Any] = {"apply_default_css": False, "elem_classes": ["alpaca-data"]}
     with gr.Row():
         refresh = gr.Button(label("data", "refresh"), size="sm", scale=0, min_width=120)
     figures, scores = gr.HTML(**kind), gr.HTML(**kind)
@@ -92,7 +92,7 @@ def data_tab(services: Services, exports: Exports) -> Callable[[gr.Tab], None]:
         add = gr.Button(label("data", "add.do"))
     said = gr.HTML(**kind)
 
-    quiet = {"api_visibility": "private"}
+    quiet: dict[str, Any] = {"api_visibility": "private"}
     everything = [figures, scores, intro, flags, oldest, people]
     refresh.click(actor.everything, None, everything, **quiet)
     export.click(actor.export, None, exported, **quiet)

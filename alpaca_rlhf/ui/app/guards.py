@@ -35,7 +35,7 @@ _EXACT |= {
     for one in ("queue/join", "queue/data", "cancel", "reset", "app_id", "info", "startup-events")
 }
 _EXACT |= {"/gradio_api/login_check", "/gradio_api/user", "/gradio_api/theme.css"}
-_BELOW = ("/assets/", "/static/", "/svelte/", "/snapshots/", "/gradio_api/run/")
+_BELOW: tuple[str, ...] = ("/assets/", "/static/", "/svelte/", "/snapshots/", "/gradio_api/run/")
 _BELOW += ("/gradio_api/call/", "/gradio_api/heartbeat/", "/gradio_api/file=")
 _FILES = ("/assets/", "/static/", "/svelte/")
 """Gradio's own files, which are the same everywhere: they count for no rate."""

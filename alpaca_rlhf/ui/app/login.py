@@ -64,8 +64,10 @@ class Login:
         if wait:
             return self._refused(request, "login.wait", 429, {"retry-after": str(int(wait) + 1)})
         account = await run_in_threadpool(self._known, name, password)
-        cookie = account and await run_in_threadpool(self._sessions.cookie, account.id)
-        if account is None or not cookie:
+        cookie = None
+        if account is not None:
+            cookie = await run_in_threadpool(self._sessions.cookie, account.id)
+        if account is None or cookie is None:
             self._rates.failures.take(where)
             self._rates.guesses.take((where, key))
             return self._refused(request, "login.wrong", 401)

@@ -14,7 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from alpaca_rlhf.preferences.people import Account
 from alpaca_rlhf.preferences.store import Store
@@ -110,7 +110,7 @@ def make(
             return JSONResponse({"detail": "there is no such file"}, 404)
         return FileResponse(path, filename=f"{name}-{file}")
 
-    routes = [
+    routes: list[BaseRoute] = [
         *login.routes(),
         Route("/status", state),
         Route("/snapshots/{name}/{file}", snapshot),

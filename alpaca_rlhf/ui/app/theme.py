@@ -54,8 +54,3 @@ def theme() -> gr.themes.Base:
         link_text_color="*primary_700",
         link_text_color_dark="*primary_300",
     )
-
-
-def sized_like_ours() -> str:
-    """Tags for the head of the page."""
-    return '<meta name="viewport" content="width=device-width, initial-scale=1">'
