@@ -233,6 +233,7 @@ def test_the_overview_names_every_command_and_the_first_one_to_type(capsys):
 
 OWN_FLAGS = {
     "chat": [],
+    "app": ["--run", "--db", "--host", "--port", "--url", "--add-user", "--role", "--open"],
     "split": ["--data", "--against", "--shares.sft", "--config"],
     "import": ["FILE...", "--out", "--format", "--broken", "--licence", "--teacher"],
     "data": ["inspect", "drops", "refilter", "report", "check", "export"],
