@@ -329,11 +329,16 @@ def test_too_large_a_request_is_refused(enter, plain):
     big = b"x" * (LARGEST + 1)
     assert client.post("/gradio_api/run/rank", content=big).status_code == 413
 
-    def pieces():
-        for _ in range(9):
+    def pieces(n):
+        yield b'{"data": ["{\\"do\\": \\"next\\", \\"more\\": \\"'
+        for _ in range(n):
             yield b"x" * (LARGEST // 8)
+        yield b'\\"}"]}'
 
-    got = client.post("/gradio_api/run/rank", content=pieces())
+    json_ = {"content-type": "application/json"}
+    got = client.post("/gradio_api/run/rank", content=pieces(7), headers=json_)
+    assert got.status_code == 200, got.text
+    got = client.post("/gradio_api/run/rank", content=pieces(9), headers=json_)
     assert got.status_code >= 400 and "data" not in got.text
 
 

@@ -243,6 +243,7 @@ OWN_FLAGS = {
     "doctor": ("--base", "--template", "--json"),
     "app": ["--run", "--db", "--host", "--add-user"],
     "chat": [],
+    "app": ["--run", "--db", "--host", "--port", "--url", "--add-user", "--role", "--open"],
     "split": ["--data", "--against", "--shares.sft", "--config"],
     "import": ["FILE...", "--out", "--format", "--broken", "--licence", "--teacher"],
     "data": ["inspect", "drops", "refilter", "report", "check", "export"],
