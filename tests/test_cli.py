@@ -240,8 +240,7 @@ def test_the_overview_names_every_command_and_the_first_one_to_type(capsys):
 
 
 OWN_FLAGS = {
-    "doctor": ("--base", "--template", "--json"),
-    "app": ["--run", "--db", "--host", "--add-user"],
+    "doctor": ["--base", "--template", "--json"],
     "chat": [],
     "app": ["--run", "--db", "--host", "--port", "--url", "--add-user", "--role", "--open"],
     "split": ["--data", "--against", "--shares.sft", "--config"],
