@@ -9,7 +9,7 @@ import io
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,31 +24,44 @@ from alpaca_rlhf.ui import (
     data_commands,
     doctor_command,
     dry_run,
+    export_command,
     folders,
     import_command,
+    judge_command,
+    plan_command,
+    sample_command,
     shell,
     split_command,
 )
 from alpaca_rlhf.ui.chat import Chat, Conversation, choose
+from alpaca_rlhf.ui.manner import Manner
 from alpaca_rlhf.ui.terminal import PROGRAM, Terminal, next_lines
 
 T = TypeVar("T")
 L = TypeVar("L", bound=Loop)
 
+_UNATTENDED = (
+    "--judge URL --judge.model NAME lets a model behind an OpenAI-compatible endpoint rank in "
+    "people's place."
+)
+
 COMMANDS = {
     "doctor": doctor_command.ABOUT,
     "quickstart": "the whole loop on the embedded base: offline, in minutes, on two CPU cores",
+    "plan": plan_command.ABOUT,
     "loop": "the whole loop on a base of your own",
     "generate": "bootstrap instruction data from seed tasks, with the base or a model behind HTTP",
     "split": split_command.ABOUT,
     "sft": "fine-tune the base on instructions (QLoRA)",
-    "sample": "draw several completions of each new prompt",
+    "sample": "draw several completions of each new prompt; with --run RUN, for the app's queue",
     "rank": "put them in order: people in this terminal, or the gold judge",
+    "judge": judge_command.ABOUT,
     "reward": "train the reward model on the rankings",
     "ppo": "train the policy against the reward model (PPO)",
     "best-of-k": "fine-tune on the reward model's favourite completions",
     "evaluate": "compare all policies on prompts no stage has seen, and write the report",
     "chat": "talk to the policies of a run",
+    "export": export_command.ABOUT,
     "app": app_command.ABOUT,
     "import": import_command.ABOUT,
     "data": "look at data: inspect, drops, refilter, report, check, export",
@@ -94,6 +107,7 @@ def recipe(
     description: str,
     *,
     architecture: str | None = None,
+    card: str | None = None,
     kind: str = "loop",
     argv: Sequence[str] | None = None,
 ) -> int:
@@ -103,6 +117,7 @@ def recipe(
         settings: The experiment; flags change it.
         description: What it is, for `--help`; the first line is shown on every run.
         architecture: What `--dry-run` shrinks, a key of `rehearsal.ARCHITECTURES`.
+        card: The graphics card that it is for, whose plan `--dry-run` shows first.
         kind: What its run folder is for.
         argv: The words after the script's name.
 
@@ -115,12 +130,20 @@ def recipe(
     dry = architecture is not None and "--dry-run" in words
     flags = [one for one in words if not (dry and one == "--dry-run")]
     terminal = Terminal()
+    description += f"\n{_UNATTENDED}" if settings.inputs.judge == "human" else ""
 
     def body() -> int:
-        asked = _parse(Loop, flags, prog=prog, about=description, default=settings)
+        bare, given = plan_command.taken(_judged(flags))
+        other, given = plan_command.card_word(given) if bare or dry else (None, given)
+        asked = _parse(Loop, given, prog=prog, about=description, default=settings)
+        if bare:
+            asked = plan_command.auto(asked, bare, other or (card if dry else None), terminal)
         if architecture is None or not dry:
             title = description.splitlines()[0]
             return _run(asked, terminal, title=title, command=again, kind=kind)
+        if card is not None:
+            planned = replace(_as(plan_command.Plan, asked), card=other or card)
+            plan_command.show(planned, asked, [], terminal)
         shell.quiet(".")
         from alpaca_rlhf.rehearsal import rehearse
 
@@ -134,6 +157,19 @@ def recipe(
         return 0
 
     return shell.guarded(body, again=again, terminal=terminal)
+
+
+def _judged(words: Sequence[str]) -> list[str]:
+    """The flags of a recipe with `--judge URL` spelled out."""
+    found: list[str] = []
+    for word in words:
+        if word == "--judge":
+            found += ["--inputs.judge", "llm", "--judge.url"]
+        elif word.startswith("--judge="):
+            found += ["--inputs.judge", "llm", "--judge.url", word.partition("=")[2]]
+        else:
+            found.append(word)
+    return found
 
 
 def _command(typed: str, words: list[str], terminal: Terminal) -> int:
@@ -154,29 +190,52 @@ def _command(typed: str, words: list[str], terminal: Terminal) -> int:
         return import_command.run(words, terminal)
     if name == "data":
         return data_commands.run(words, terminal)
+    if name == "export":
+        prog = f"{PROGRAM} export"
+        asked_export = _parse(export_command.Export, words, prog=prog, about=COMMANDS[name])
+        return export_command.run(asked_export, terminal, shell.command_line(prog, words))
+    if name == "judge":
+        judging = _parse(
+            judge_command.Judging, words, prog=f"{PROGRAM} judge", about=COMMANDS[name]
+        )
+        return judge_command.run(judging, terminal)
     if name == "split":
         flags = _parse(split_command.Split, words, prog=f"{PROGRAM} split", about=COMMANDS[name])
         return split_command.run(flags, terminal)
-    cls = Ranked if name == "rank" else Loop
+    if name == "sample" and sample_command.wanted(words):
+        about = sample_command.ABOUT
+        fill = _parse(sample_command.Fill, words, prog=f"{PROGRAM} sample", about=about)
+        return sample_command.run(fill, terminal)
+    bare, words = plan_command.taken(words) if name in ("plan", "loop") else ([], words)
+    card, words = plan_command.card_word(words) if name == "loop" and bare else (None, words)
+    special: dict[str, type[Loop]] = {"rank": Ranked, "plan": plan_command.Plan}
+    cls = special.get(name, Loop)
     default, kind = (QUICKSTART, name) if name == "quickstart" else (Loop(), "loop")
     prog = f"{PROGRAM} {name}"
     about = COMMANDS[name]
+    if name in ("plan", "loop"):
+        about += f".\n\n{plan_command.HELP}"
     dry = name == "generate" and "--dry-run" in words
     if dry:
         words = [one for one in words if one != "--dry-run"]
     if name == "generate":
         about += ".\n\n--dry-run shows one prompt and what the run may cost, and asks nothing"
-    if name != "quickstart":
+    if name not in ("quickstart", "plan"):
         about += f".\n\n{_GOES_ON}"
         out = _out(cls, words, prog) or default.out
         if folders.holds_run(out):
             default, kind = folders.settings_of(out), folders.kind_of(out)
     asked = _parse(cls, words, prog=prog, about=about, default=_as(cls, default))
+    settings = _as(Loop, asked)
+    if isinstance(asked, plan_command.Plan):
+        return plan_command.run(asked, settings, bare, terminal)
+    if bare:
+        settings = plan_command.auto(settings, bare, card, terminal)
     if dry:
         again = shell.command_line(prog, words)
-        return dry_run.show(_as(Loop, asked), terminal, command=again)
+        return dry_run.show(settings, terminal, command=again)
     return _run(
-        _as(Loop, asked),
+        settings,
         terminal,
         title=f"{name}: {COMMANDS[name]}",
         command=shell.command_line(prog, words),
@@ -233,13 +292,8 @@ def _chat(words: list[str], terminal: Terminal) -> int:
     from alpaca_rlhf.ui.speaker import Speaker
 
     shell.quiet_transformers(settings.base)
-    speaker = Speaker(
-        settings,
-        policies,
-        temperature=asked.temperature,
-        max_new_tokens=asked.max_new_tokens,
-        seed=asked.seed,
-    )
+    manner = Manner(asked.temperature, max_new_tokens=asked.max_new_tokens, seed=asked.seed)
+    speaker = Speaker(settings, policies, manner)
     if asked.prompt is not None:
         terminal.say(speaker.answer(policy, Instruction(asked.prompt, asked.input), 0))
     else:

@@ -71,7 +71,21 @@ def parse(
 
 def to_yaml(instance: Any) -> str:
     """The settings of a dataclass instance as YAML that `parse` reads back to an equal one."""
-    return str(yaml.safe_dump(_plain(instance), sort_keys=False, allow_unicode=True))
+    found = yaml.dump(_plain(instance), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return str(found)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes every text so that it is read back as it was."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # These end lines for YAML, and where they stand plainly a reader makes another one of them.
+    odd = any(one in text for one in "\r\x85\u2028\u2029\ufeff")
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if odd else None)
+
+
+_Dumper.add_representer(str, _text)
 
 
 def _tyro(

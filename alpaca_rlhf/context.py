@@ -105,10 +105,13 @@ class Context:
     def splits(self) -> dict[str, list[Instruction]]:
         """What SFT trains on, under `sft`, and the prompts of every other split.
 
-        That is the user's rows, or the seed tasks and the generated ones.
+        That is the user's rows, or the seed tasks and the generated ones; none where the adapter
+        is somebody else's.
         """
         if self.settings.inputs.rows is not None:
             rows = read_instructions(self.settings.inputs.rows)
+        elif self.settings.inputs.sft_adapter is not None:
+            rows = []  # what somebody trained it on is not known
         else:
             generated = read_instructions(self.run.path / "generate" / "rows.jsonl")
             rows = self.source.seeds() + generated

@@ -16,6 +16,14 @@ from typing import Any
 
 from alpaca_rlhf.config import UserError
 
+FULL = "free some space and run it again"
+"""What to do about a full disk; what was written before is whole."""
+_SAID_OF_FULL = (
+    "no space left on device",
+    "disk quota exceeded",
+    "database or disk is full",
+)
+
 
 def atomic_write(path: Path, content: str | bytes, *, private: bool = False) -> None:
     """Write a whole file so that a reader, a crash or a power cut sees all of it or nothing of it.
@@ -78,6 +86,30 @@ def new_folder(out: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def only_one(folder: Path, busy: str) -> Iterator[None]:
+    """Keep a folder, made if absent, to this process while the block runs.
+
+    Args:
+        folder: Which.
+        busy: What to say where another process has it.
+
+    Raises:
+        UserError: Another process has it, or it cannot be made.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(busy) from None
+        yield
     finally:
         os.close(lock)
 
@@ -153,7 +185,24 @@ def writing(path: Path) -> Iterator[None]:
     """Turn the system's refusals into one line with a mend."""
     try:
         yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        mend = "free some space and run it again" if full else "use another --out"
-        raise UserError(f"{path}: cannot be written ({error.strerror}); {mend}") from None
+    except Exception as error:
+        if is_full(error):
+            raise UserError(
+                f"{path}: cannot be written (No space left on device); {FULL}"
+            ) from None
+        if not isinstance(error, OSError):
+            raise
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); use another --out"
+        ) from None
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that the disk is full, or the user's share of it.
+
+    safetensors, SQLite and PostgreSQL hide the system's error in words of their own.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    told = str(error).lower()
+    return any(words in told for words in _SAID_OF_FULL)

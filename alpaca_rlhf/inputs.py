@@ -11,6 +11,9 @@ from alpaca_rlhf.config import UserError
 SPLITS = ("sft", "rank", "ppo", "eval")
 """The files that `alpaca-rlhf split` writes into a folder, each with `.jsonl` after its name."""
 
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+"""The files of a PEFT adapter."""
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -31,8 +34,12 @@ class Inputs:
     rankings: Path | None = None
     """Pairs (chosen, rejected), ranking trees, or the folder of a snapshot, to train the reward
     model on instead of ranking completions."""
-    judge: Literal["gold", "human"] = "gold"
-    """Who ranks: the small world's gold judge, or people."""
+    sft_adapter: Path | None = None
+    """Somebody's SFT adapter on the base (a plain PEFT LoRA folder) to start from, instead of
+    self-instruct and SFT. Give with --inputs.data what it was trained on, if you have it, so that
+    no later prompt lies near it."""
+    judge: Literal["gold", "human", "llm"] = "gold"
+    """Who ranks: the small world's gold judge, people, or the model at --judge.url."""
 
     def __post_init__(self) -> None:
         for name in ("data", "seeds", "prompts"):
@@ -41,10 +48,15 @@ class Inputs:
                     f"--inputs.{name}: --inputs.splits gives rows and prompts already; leave one "
                     "out"
                 )
-        if self.judge == "human" and self.rows is None and self.seeds is None:
+        made = self.sft_adapter is not None
+        if self.judge != "gold" and self.rows is None and self.seeds is None and not made:
             raise ValueError(
-                "--inputs.judge human needs rows to train on; give --inputs.data, or "
+                f"--inputs.judge {self.judge} needs rows to train on; give --inputs.data, or "
                 "--inputs.seeds to make them from"
+            )
+        if made and self.seeds is not None:
+            raise ValueError(
+                "--inputs.seeds: nothing is generated with --inputs.sft-adapter; leave one out"
             )
         if self.data is not None and self.seeds is not None:
             raise ValueError(
@@ -63,9 +75,9 @@ class Inputs:
         Raises:
             UserError: People judge, and there is nothing for them to rank.
         """
-        if self.judge == "human" and self.prompts is None and self.splits is None:
+        if self.judge != "gold" and self.prompts is None and self.splits is None:
             raise UserError(
-                "--inputs.judge human needs prompts to rank; give --inputs.prompts, or "
+                f"--inputs.judge {self.judge} needs prompts to rank; give --inputs.prompts, or "
                 "--inputs.splits"
             )
 
@@ -80,4 +92,6 @@ class Inputs:
         found = {name: path for name, path in named.items() if path is not None}
         if self.splits is not None:
             found |= {f"splits.{name}": self.splits / f"{name}.jsonl" for name in SPLITS}
+        if self.sft_adapter is not None:
+            found |= {f"sft_adapter.{name}": self.sft_adapter / name for name in ADAPTER}
         return found

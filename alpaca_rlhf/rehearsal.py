@@ -23,14 +23,14 @@ from alpaca_rlhf.context import suffixed
 from alpaca_rlhf.data import clusters, write_instructions
 from alpaca_rlhf.pipeline import run_loop
 from alpaca_rlhf.records import Instruction
-from alpaca_rlhf.settings import Inputs, Loop
+from alpaca_rlhf.settings import Inputs, Judge, Loop
 from alpaca_rlhf.smallworld import sample_task, solved
 from alpaca_rlhf.stages import PeopleNeeded
 from alpaca_rlhf.ui.ranking import RankingSession, read_sheets
 from alpaca_rlhf.ui.terminal import Terminal
 
-HIDDEN, LAYERS, HEADS = 256, 2, 8
-"""Size of a shrunken model: every layer size is a multiple of 64, as NF4 wants."""
+LAYERS, HEAD_SIZE = 2, 32
+"""Size of a shrunken model."""
 
 TOKENS = 16
 """Completion tokens at most."""
@@ -60,7 +60,16 @@ class Architecture:
     special: tuple[str, ...]
     """Special tokens; the first is bos, the second eos, and a third ends a turn of a chat."""
     unknown: str | None = None
-    """The token for what cannot be written. Neither model has one for padding."""
+    """The token for what cannot be written. None of the models has one for padding."""
+    tied: bool = False
+    """Whether the output head is the embedding table."""
+    adds_bos: bool = True
+    """Whether the tokenizer itself puts bos before a text."""
+
+    @property
+    def heads(self) -> int:
+        """Heads of the shrunken model: every layer size is a multiple of 64, as NF4 wants."""
+        return 6 if self.shared_by == 3 else 8
 
 
 ARCHITECTURES = {
@@ -90,6 +99,34 @@ ARCHITECTURES = {
         special=("<s>", "</s>"),
         unknown="<unk>",
     ),
+    # meta-llama/Llama-3.2-1B config.json and tokenizer.json
+    "llama-3.2-1b": Architecture(
+        shared_by=4,
+        feed_forward=4.0,
+        context=131072,
+        rope={
+            "rope_type": "llama3",
+            "rope_theta": 500000.0,
+            "factor": 32.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        tokenizer="byte_level",
+        special=("<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"),
+        tied=True,
+    ),
+    # HuggingFaceTB/SmolLM2-135M config.json and tokenizer.json
+    "smollm2-135m": Architecture(
+        shared_by=3,
+        feed_forward=8 / 3,
+        context=8192,
+        rope={"rope_type": "default", "rope_theta": 100000.0},
+        tokenizer="byte_level",
+        special=("<|endoftext|>", "<|endoftext|>"),
+        tied=True,
+        adds_bos=False,
+    ),
 }
 """Models whose runs can be rehearsed."""
 
@@ -102,16 +139,17 @@ def shrunken(architecture: Architecture, folder: Path, seed: int = 0) -> Path:
     """
     tokenizer = _tokenizer(architecture)
     stops = [tokenizer.get_vocab()[one] for one in architecture.special[1:]]
+    hidden = architecture.heads * HEAD_SIZE
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=HIDDEN,
-        intermediate_size=-(-round(HIDDEN * architecture.feed_forward) // 64) * 64,
+        hidden_size=hidden,
+        intermediate_size=-(-round(hidden * architecture.feed_forward) // 64) * 64,
         num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=HEADS // architecture.shared_by,
+        num_attention_heads=architecture.heads,
+        num_key_value_heads=architecture.heads // architecture.shared_by,
         max_position_embeddings=architecture.context,
         rope_parameters=dict(architecture.rope),
-        tie_word_embeddings=False,
+        tie_word_embeddings=architecture.tied,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
@@ -137,14 +175,16 @@ def _steer(model: LlamaForCausalLM, logits: Mapping[int, float]) -> None:
     embeddings[:, 0] = 0.2  # ten times the others: it stays about the same through the layers
     ids = torch.arange(model.config.vocab_size)[None]
     constant = model.model(input_ids=ids).last_hidden_state[..., 0].mean()
-    head[:, 0] = 0
+    rest = 0.2 if model.config.tie_word_embeddings else 0.0  # what a tied head cannot do without
+    head[:, 0] = rest
     for token, logit in logits.items():
         head[token] = 0
-        head[token, 0] = logit / constant
+        head[token, 0] = rest + logit / constant
 
 
 def _tokenizer(architecture: Architecture) -> PreTrainedTokenizerFast:
-    special = [*([architecture.unknown] if architecture.unknown else []), *architecture.special]
+    unknown = [architecture.unknown] if architecture.unknown else []
+    special = list(dict.fromkeys([*unknown, *architecture.special]))
     if architecture.tokenizer == "byte_level":
         words = sorted(pre_tokenizers.ByteLevel.alphabet())
         vocab = {word: i for i, word in enumerate([*words, *special])}
@@ -170,9 +210,10 @@ def _tokenizer(architecture: Architecture) -> PreTrainedTokenizerFast:
         )
     tokenizer.add_special_tokens(special)
     bos, eos = architecture.special[:2]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A", special_tokens=[(bos, vocab[bos])]
-    )
+    if architecture.adds_bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, vocab[bos])]
+        )
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         bos_token=bos,
@@ -220,6 +261,7 @@ def _shrink(settings: Loop, architecture: str, folder: Path) -> Loop:
         base=str(shrunken(ARCHITECTURES[architecture], folder / "model")),
         out=folder / "run",
         inputs=Inputs(data=folder / "data.jsonl", prompts=folder / "prompts.jsonl", judge="human"),
+        judge=Judge(),
         sampling=replace(settings.sampling, max_new_tokens=TOKENS, batch_size=16),
         sft=replace(
             settings.sft, epochs=1, batch_size=8, micro_batch_size=2, max_length=room, held_out=0.1

@@ -27,7 +27,7 @@ from alpaca_rlhf.config import UserError
 from alpaca_rlhf.files import append_lines, atomic_write, json_text, writing
 from alpaca_rlhf.provenance import measure
 
-__all__ = ["RunFolder", "atomic_write", "data_path", "measure"]
+__all__ = ["RunFolder", "atomic_write", "data_path", "finished", "measure"]
 
 _CONFIG, _PROVENANCE, _METRICS = "config.yaml", "provenance.json", "metrics.jsonl"
 _LEDGER, _LOCK = "ledger.json", ".lock"
@@ -37,6 +37,14 @@ def data_path(name: str) -> Path:
     """Where our own data lies: `data/<name>` of a checkout, or its copy in an installed package."""
     installed = Path(__file__).parent / "_data"
     return (installed if installed.is_dir() else Path(__file__).parent.parent / "data") / name
+
+
+def finished(out: Path) -> set[str]:
+    """Names in the ledger of a run folder: what is done there. None where it cannot be read."""
+    try:
+        return set(json.loads((out / _LEDGER).read_bytes()))
+    except (OSError, ValueError):
+        return set()
 
 
 class RunFolder:
@@ -296,7 +304,10 @@ def _locked(out: Path) -> TextIO:
         raise UserError(
             f"--out {out}: is in use by process {owner}; wait for it or use another --out"
         ) from None
-    lock.truncate(0)
-    lock.write(str(os.getpid()))
-    lock.flush()
+    try:
+        os.truncate(lock.fileno(), 0)
+        os.write(lock.fileno(), str(os.getpid()).encode())
+    except OSError:
+        lock.close()
+        raise
     return lock

@@ -14,6 +14,8 @@ from typing import Literal
 
 from alpaca_rlhf.bounds import above, fraction
 from alpaca_rlhf.endpoint_settings import Endpoint as Endpoint
+from alpaca_rlhf.endpoint_settings import Judge as Judge
+from alpaca_rlhf.endpoint_settings import Sampler as Sampler
 from alpaca_rlhf.inputs import Inputs as Inputs
 from alpaca_rlhf.ppo_settings import PPO as PPO
 from alpaca_rlhf.ppo_settings import Clip as Clip
@@ -336,6 +338,8 @@ class Stages:
     """Supervised fine-tuning."""
     rank: Rank = field(default_factory=Rank)
     """Completions and their order."""
+    judge: Judge = field(default_factory=Judge)
+    """Who ranks with --inputs.judge llm."""
     reward: Reward = field(default_factory=Reward)
     """Reward model."""
     ppo: PPO = field(default_factory=PPO)
@@ -374,5 +378,7 @@ class Loop(Stages):
                 f"--ppo.value.warmup {self.ppo.value.warmup} must be below --ppo.updates "
                 f"{self.ppo.updates}: in those updates the policy does not learn"
             )
-        if self.evaluate.split == "dev" and self.inputs.judge == "human":
+        if (self.inputs.judge == "llm") != (self.judge.url is not None):
+            raise ValueError("--inputs.judge llm and --judge.url URL belong together: give both")
+        if self.evaluate.split == "dev" and self.inputs.judge != "gold":
             raise ValueError("--evaluate.split dev is there only in the small world")

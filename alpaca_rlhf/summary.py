@@ -28,6 +28,10 @@ _HELD_OUT_JUDGE = (
     "rankings that the first "
     "one has not seen; read them as what that model would prefer, and read the answers yourself."
 )
+_ADOPTED = (
+    "SFT is somebody else's adapter. What it was trained on was not given, so that nobody can say "
+    "whether prompts of this run were among it."
+)
 
 
 def write_summary(ctx: Context, *, command: str, stages: Sequence[Mapping[str, Any]]) -> None:
@@ -68,7 +72,7 @@ def write_summary(ctx: Context, *, command: str, stages: Sequence[Mapping[str, A
         seed=ctx.settings.seed,
         command=command,
         next_commands=next_commands(ctx),
-        caveats=[_LABORATORY, _NOISE] if ctx.source.gold is not None else [_HELD_OUT_JUDGE],
+        caveats=_caveats(ctx),
         provenance=_flat(provenance),
     )
     write_report(ctx.run.path, data)
@@ -82,6 +86,13 @@ def next_commands(ctx: Context) -> list[str]:
     ]
 
 
+def _caveats(ctx: Context) -> list[str]:
+    inputs = ctx.settings.inputs
+    adopted = inputs.sft_adapter is not None and inputs.rows is None
+    own = [_LABORATORY, _NOISE] if ctx.source.gold is not None else [_HELD_OUT_JUDGE]
+    return [*own, *([_ADOPTED] if adopted else [])]
+
+
 def _every(ctx: Context) -> int:
     """A stride through the evaluation prompts, so that all their parts are shown."""
     return ctx.settings.evaluate.prompts // max(1, ctx.settings.evaluate.shown)
@@ -90,9 +101,11 @@ def _every(ctx: Context) -> int:
 def _stage(ctx: Context, row: Mapping[str, Any]) -> dict[str, Any]:
     kwh = row["seconds"] / 3600 * ctx.settings.evaluate.watts / 1000
     kept = ("name", "round", "seconds", "peak_memory_gib", "examples", "tokens")
+    planned = ("planned_memory_gib", "gpu_memory_gib")
     power = kwh * ctx.settings.evaluate.usd_per_kwh
     teacher = row["facts"].get("endpoint", {}).get("usd") or 0.0
-    return {key: row[key] for key in kept} | {"cost_usd": power + teacher}
+    found = {key: row[key] for key in kept} | {key: row[key] for key in planned if key in row}
+    return found | {"cost_usd": power + teacher}
 
 
 def _prompts(ctx: Context) -> dict[str, int]:

@@ -109,13 +109,7 @@ def write_checkpoint(folder: Path, shape: Shape = SHAPE) -> Path:
     every embedding is a constant, and those three rows of the output head weigh it heavily.
     """
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import (
-        GenerationConfig,
-        LlamaConfig,
-        LlamaForCausalLM,
-        PreTrainedTokenizerFast,
-    )
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -140,13 +134,21 @@ def write_checkpoint(folder: Path, shape: Shape = SHAPE) -> Path:
         pad_token_id=PAD, bos_token_id=BOS, eos_token_id=shape.eos
     )
     model.to(torch.bfloat16).save_pretrained(folder)  # type: ignore[arg-type]
-    words = ["<pad>", "<s>", *(f"t{i}" for i in range(2, shape.eos)), "</s>"]
+    write_tokenizer(folder, shape.vocabulary)
+    return folder
+
+
+def write_tokenizer(folder: Path, vocabulary: int) -> None:
+    """A tokenizer of so many words, the last of which is eos."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "<s>", *(f"t{i}" for i in range(2, vocabulary - 1)), "</s>"]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="t2"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
     ).save_pretrained(folder)
-    return folder
 
 
 def random_ids(count: int, seed: int, shape: Shape = SHAPE) -> list[int]:

@@ -164,6 +164,8 @@ def fill(file: Path) -> None:
     )
     # the running sums come by the migration that made their table, as they do for an old database
     connection.execute("DROP TABLE tally")
+    connection.execute("DROP INDEX ix_flag_waiting")
+    connection.execute("ALTER TABLE flag DROP COLUMN resolved_ms")
     connection.execute("UPDATE alembic_version SET version_num = '0001'")
     connection.commit()
     connection.close()

@@ -2,7 +2,7 @@
 
     python recipes/llama2_7b_24gb.py --dry-run     every stage in a minute, on a tiny random model
     python recipes/llama2_7b_24gb.py               stops when it is your turn to rank
-    alpaca-rlhf rank --out runs/llama2_7b          as many sittings as you like
+    alpaca-rlhf app --run runs/llama2_7b           rank in the browser, in many sittings if you like
     python recipes/llama2_7b_24gb.py               goes on to the report
 
 Flags change any number. See recipes/README.md for what it needs.
@@ -47,4 +47,4 @@ EXPERIMENT = Loop(
 )
 
 if __name__ == "__main__":
-    sys.exit(recipe(EXPERIMENT, __doc__, architecture="llama-2-7b"))
+    sys.exit(recipe(EXPERIMENT, __doc__, architecture="llama-2-7b", card="24"))

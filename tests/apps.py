@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from alpaca_rlhf.records import Completion, Instruction
 from alpaca_rlhf.ui.app import environment, listening, server
 from alpaca_rlhf.ui.app.build import Tab
 from alpaca_rlhf.ui.app.data import Exports, data_tab
+from alpaca_rlhf.ui.app.rank import rank_tab
 from alpaca_rlhf.ui.app.services import Services
 from tests.browser import free_port
 
@@ -70,14 +70,9 @@ def exports(folder: Path) -> Exports:
 
 
 def house(store: Store, folder: Path, *, local: bool = True, real: bool = False, **given: Any):
-    """The app with the real Data tab; the Rank tab too where it is there and `real`."""
-    rank = stand_in
-    if real and find_spec("alpaca_rlhf.ui.app.rank") is not None:
-        from alpaca_rlhf.ui.app import rank as module
-
-        rank = module.rank_tab
+    """The app with the real Data tab, and where `real` the real Rank tab."""
     tabs = [
-        Tab("rank", lambda services: (rank(services), None)[1]),
+        Tab("rank", rank_tab if real else stand_in),
         Tab("data", partial(data_tab, exports=exports(folder / "snapshots")), admin=True),
     ]
     place = server.Place("runs/mine", folder / "snapshots", ["localhost", "testserver"], local)

@@ -4,10 +4,13 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("ALPACA_RLHF_CARD", tempfile.mkdtemp(prefix="card-"))  # not the user's own
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 

@@ -8,6 +8,7 @@ Writes docs/proof/*.json, with the commit and the machine they belong to.
     python -m tests.prove teachers [N]       N tasks by HTTP from `transformers serve`, with faults
     python -m tests.prove generate-kills [N] SIGKILL a generation N times at random: the same files
     python -m tests.prove formats [N]        import N mutated files; the memory of 1,000,000 rows
+    python -m tests.prove plan               planned against measured memory, every case and stage
     python -m tests.prove app [N]            SIGKILL the app N times under 50 annotators
     python -m tests.prove                    all
 """
@@ -32,7 +33,7 @@ from alpaca_rlhf.runs import data_path
 
 ROOT = Path(__file__).resolve().parent.parent
 PROOF = ROOT / "docs" / "proof"
-TIMES = {"seconds", "peak_memory_gib", "cost_usd"}
+TIMES = {"seconds", "peak_memory_gib", "gpu_memory_gib", "cost_usd"}
 SMALL = (
     "--generate.target 16 --generate.seeds 24 --generate.batch-size 16 --rank.prompts 24 "
     "--reward.gate 0.01 --ppo.updates 4 --ppo.batch-size 16 --ppo.minibatch-size 8 "
@@ -373,6 +374,27 @@ def prove_formats(count: int) -> bool:
     return good and not found["failures"] and max(growth.values()) < 32
 
 
+def prove_plan() -> bool:
+    """Every stage on every little LLaMA: planned within 10% of the measured live bytes."""
+    from tests.planned import CASES, compared
+
+    found, worst = [], 0.0
+    for case in CASES:
+        found.append(compared(case))
+        errors = {name: one["error"] for name, one in found[-1]["stages"].items()}
+        worst = max(worst, *map(abs, errors.values()))
+        tell(f"plan, {case.name}: " + ", ".join(f"{n} {e:+.1%}" for n, e in errors.items()))
+    proof = {
+        **stamp(),
+        "command": "python -m tests.prove plan",
+        "what": "planned peak against peak live tensor bytes, on a CPU",
+        "largest_error": worst,
+        "cases": found,
+    }
+    write("plan.json", proof)
+    return worst <= 0.1
+
+
 def prove_app(kills: int) -> bool:
     """Kill the app's server under load, on SQLite and on PostgreSQL; compare with what was told."""
     from tests.databases import postgres
@@ -450,7 +472,7 @@ def write(name: str, proof: dict[str, Any]) -> None:
 def main(words: list[str]) -> int:
     """Run the proofs that were asked for."""
     which = words[0] if words else "all"
-    names = ("seeds", "kills", "generation", "teachers", "generate-kills", "formats", "app")
+    names = ("seeds", "kills", "generation", "teachers", "generate-kills", "formats", "plan", "app")
     if which not in ("all", *names):
         sys.exit(f"prove: {which}: give {', '.join(names)} or nothing")
     good = True
@@ -468,6 +490,8 @@ def main(words: list[str]) -> int:
         good &= prove_generation_kills(count or 20)
     if which in ("all", "formats"):
         good &= prove_formats(count or 2000)
+    if which in ("all", "plan"):
+        good &= prove_plan()
     if which in ("all", "app"):
         good &= prove_app(count or 5)
     return 0 if good else 1

@@ -1,6 +1,6 @@
-"""Pictures of every tab, to be looked at: `python -m tests.screenshots OUT`.
+"""Pictures of every tab, to be looked at: `python -m tests.screenshots OUT [RUN]`.
 
-Light, dark, on a phone of 390 px and in Chinese; with what the tests fill in.
+Light, dark, on a phone of 390 px and in Chinese; with what the tests fill in, or of a run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from typing import Any
 from alpaca_rlhf.preferences import passwords
 from alpaca_rlhf.preferences.assignment import Rules
 from alpaca_rlhf.preferences.store import Store
+from alpaca_rlhf.ui.app import server
 from alpaca_rlhf.ui.app.language import words
+from alpaca_rlhf.ui.app.tabs import tabs
+from alpaca_rlhf.ui.queueing import queue_sampled
 from tests import apps
 from tests.browser import browser, visit
 from tests.databases import candidates
@@ -26,14 +29,37 @@ LOOKS: dict[str, dict[str, Any]] = {
 }
 
 
-READY = {"data": ".alpaca-data td:visible"}
+READY = {"data": ".alpaca-data td:visible", "rank": ".rank[data-started=yes][aria-busy=false]"}
 """What a tab shows once it is filled."""
+
+
+def _chat(page: Any) -> None:
+    for text in ("Name the colour of the lemon.", "What does the dog say?"):
+        page.locator("#chat-send:enabled").wait_for()
+        page.locator("#chat-box textarea").fill(text)
+        page.keyboard.press("Enter")
+        page.locator("#chat-log .message.user", has_text=text).wait_for()
+        page.locator("#chat-stop:disabled").wait_for()
+    page.locator("#chat-send:enabled").wait_for()
+
+
+def _compare(page: Any) -> None:
+    page.locator("#compare-draw").click()
+    page.wait_for_function("document.querySelector('#compare-box textarea').value !== ''")
+    page.locator("#compare-ask").click()
+    page.locator("#compare-tie:enabled").wait_for()
+    page.locator("#compare-left").click()
+    page.locator("#compare-scores td").first.wait_for()
+
+
+ACT = {"chat": _chat, "compare": _compare}
+"""What is done in a tab before its picture."""
 
 
 def open_tab(page: Any, key: str, language: str = "en") -> None:
     """Go to a tab; on a phone it may lie behind the menu of those that do not fit."""
     name = words("shell", language)[key]
-    tab = page.get_by_role("tab", name=name, exact=True)
+    tab = page.get_by_role("tab", name=name, exact=True, include_hidden=True)
     tab.first.wait_for(state="attached")
     if not tab.first.is_visible():
         page.locator(".overflow-menu > button").click()
@@ -57,6 +83,7 @@ def take(app: Any, out: Path, keys: list[str], *, password: str = "") -> list[Pa
         for look, options in LOOKS.items():
             language = options.get("locale", "en")
             with visit(opened, **{"locale": "en-GB", **options}) as page:
+                page.set_default_timeout(120_000)
                 page.goto(home)
                 if password:
                     page.get_by_label(words("shell", language)["login.name"]).wait_for()
@@ -68,6 +95,8 @@ def take(app: Any, out: Path, keys: list[str], *, password: str = "") -> list[Pa
                 for key in keys:
                     open_tab(page, key, language)
                     page.locator(READY.get(key, "[role=tabpanel]:visible")).first.wait_for()
+                    if key in ACT:
+                        ACT[key](page)
                     made.append(_shot(page, out / f"{key}-{look}.png"))
     return made
 
@@ -75,6 +104,20 @@ def take(app: Any, out: Path, keys: list[str], *, password: str = "") -> list[Pa
 def _shot(page: Any, path: Path) -> Path:
     page.screenshot(path=path, full_page=True)
     return path
+
+
+def of_run(out: Path, run: Path) -> None:
+    """Photograph the app of a run, with what is in its database."""
+    with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / "p.db") as store:
+        queue_sampled(run, store)
+        worker, shown = tabs(store, run, apps.exports(Path(folder) / "snapshots"), refill="")
+        place = server.Place(f"runs/{run.name}", Path(folder), ["localhost"], True)
+        app = server.make(store, apps.SECRET, shown, place, status=worker.status)
+        try:
+            for path in take(app, out, ["chat", "compare", "rank", "data"]):
+                sys.stdout.write(f"{path}\n")
+        finally:
+            worker.close()
 
 
 def main(out: Path) -> None:
@@ -94,4 +137,7 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if len(sys.argv) > 2:
+        of_run(Path(sys.argv[1]), Path(sys.argv[2]))
+    else:
+        main(Path(sys.argv[1]))

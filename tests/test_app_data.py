@@ -7,9 +7,7 @@ import pytest
 
 from alpaca_rlhf.preferences import passwords, read_snapshot
 from alpaca_rlhf.preferences.assignment import Rules
-from alpaca_rlhf.preferences.battles import Score
 from alpaca_rlhf.preferences.store import Store
-from alpaca_rlhf.ui.app.views import win_rate
 from tests import apps, browser
 from tests.screenshots import open_tab
 
@@ -98,18 +96,6 @@ def test_the_figures_are_the_stores(opened, store, home):
         assert battle[0] == "ppo" and battle[3:] == [
             str(one) for one in (score.wins, score.losses, score.ties)
         ]
-
-
-@pytest.mark.parametrize(
-    ("score", "shown"),
-    [
-        (Score("a", "b", 5, 5, 0), "50.0% [23.7%, 76.3%]"),  # Wilson: 0.2366 to 0.7634
-        (Score("a", "b", 0, 10, 0), "0.0% [0.0%, 27.8%]"),  # z^2 / (n + z^2) = 0.2775
-        (Score("a", "b", 1, 0, 1), "75.0% [19.8%, 97.3%]"),  # 0.5856 -+ 0.3877
-    ],
-)
-def test_win_rates_by_hand(score, shown):
-    assert win_rate(score) == shown
 
 
 def test_a_snapshot_is_exported_and_downloaded(opened, store, home, tmp_path):

@@ -827,7 +827,7 @@ def test_each_message_may_come_twice(services):
 def test_every_word_is_there_and_every_problem_has_a_sentence():
     script = (SOURCE / "board.js").read_text(encoding="utf-8")
     english, chinese = (words("rank", language) for language in LANGUAGES)
-    used = {f"problem.{one}" for one in (*get_args(Problem), "signed_out")}
+    used = {f"problem.{one}" for one in (*get_args(Problem), "signed_out", "full")}
     used |= {f"reason.{one}" for one in REASONS}
     used |= {f"{kind}.{one}" for kind in ("criterion", "hint") for one in CRITERIA}
     assert set(re.findall(r'\bw\("([\w.]+)"', script)) | used <= set(english), "words are missing"

@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 from alpaca_rlhf import cli
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.preferences import passwords
+from alpaca_rlhf.preferences.assignment import Rules, Verdict
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.ui.app import environment
 from alpaca_rlhf.ui.app.guards import LARGEST, Rates
@@ -528,6 +529,35 @@ def test_accounts_from_the_command_line(tmp_path, monkeypatch):
     with Store(tmp_path / "p.db") as store:
         assert store.sign_in("boss", "long enough").role == "admin"
         assert store.sign_in("ann", "long enough").role == "annotator"
+
+
+def test_gold_questions_from_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"prompt": f"Say {i}.", "responses": ["bad", "good", "fair"], "ranks": [3, 1, 2]}
+        for i in range(2)
+    ]
+    file = tmp_path / "gold.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    assert cli.main(["app", "--add-gold", str(file)]) == 0
+    assert cli.main(["app", "--add-gold", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert "2 gold questions added" in said and "0 gold questions added" in said
+    always = Rules(gold_rate=1, repeat_rate=0, second_share=0)
+    with Store(tmp_path / "preferences.db", rules=always, seed=0) as store:
+        ann = store.add_annotator("Ann", "long enough")
+        for right in (True, False):
+            task = store.claim(ann)
+            order = sorted(
+                task.completions, key=lambda one: ["good", "fair", "bad"].index(one.text)
+            )
+            tiers = tuple((one.id,) for one in (order if right else order[::-1]))
+            store.submit(ann, task.id, Verdict(tiers), revision=task.revision)
+        found = store.figures()
+        assert (found.gold_rate, found.gold_asked) == (0.5, 2)
+    file.write_text(json.dumps({"chosen": "a", "rejected": "b"}) + "\n")
+    assert cli.main(["app", "--add-gold", str(file)]) == 2
+    assert "no rankings" in capsys.readouterr().err
 
 
 def test_the_command_serves_before_any_model_is_there_and_ends_with_ctrl_c(tmp_path):

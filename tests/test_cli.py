@@ -23,8 +23,10 @@ from alpaca_rlhf.preferences.assignment import Rules, Verdict
 from alpaca_rlhf.preferences.schema import Assignment
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.quickstart import QUICKSTART
+from alpaca_rlhf.records import Completion, Instruction
 from alpaca_rlhf.settings import Loop
-from alpaca_rlhf.ui import data_commands, shell
+from alpaca_rlhf.sources.run_prompts import RunPrompts
+from alpaca_rlhf.ui import data_commands, folders, shell
 from alpaca_rlhf.ui.queueing import queue_sampled
 from alpaca_rlhf.ui.terminal import Terminal
 
@@ -174,7 +176,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path, capsys):
     [
         (["quikstart"], "did you mean quickstart"),
         (["best_of"], "did you mean best-of-k"),
-        (["conjure"], "there are doctor, quickstart, loop"),
+        (["conjure"], "there are doctor, quickstart, plan"),
         (["--seed", "1", "quickstart"], "flags come after the command"),
         (["loop", "--ppo.klcoef", "1"], "did you mean --ppo.kl-coef"),
         (["loop", "twice"], "every setting is a flag"),
@@ -242,7 +244,9 @@ def test_the_overview_names_every_command_and_the_first_one_to_type(capsys):
 OWN_FLAGS = {
     "doctor": ["--base", "--template", "--json"],
     "chat": [],
-    "app": ["--run", "--db", "--host", "--port", "--url", "--add-user", "--role", "--open"],
+    "app": ["--run", "--db", "--host", "--port", "--url", "--add-user", "--add-gold"],
+    "export": ["--run", "--policy", "--to", "--dtype", "--out", "--llama-cpp"],
+    "judge": ["--run", "--db", "--by", "--judge.url", "--judge.model", "--judge.max-usd"],
     "split": ["--data", "--against", "--shares.sft", "--config"],
     "import": ["FILE...", "--out", "--format", "--broken", "--licence", "--teacher"],
     "data": ["inspect", "drops", "refilter", "report", "check", "export"],
@@ -435,6 +439,38 @@ def test_people_rank_in_the_app_and_the_run_goes_on(human_run, tmp_path):
         assert (kept[prompt].tiers, kept[prompt].annotator) == (order, "Ben")
     made = json.loads((run / "rank" / "snapshot" / "manifest.json").read_text())
     assert made["rankings"] == 2, "what the app gave is kept as a snapshot"
+
+
+def test_typed_prompts_train_too_and_what_says_the_same_is_not_waited_for(human_run, tmp_path):
+    typed, words = human_run
+    run = tmp_path / "run"
+    typed("", "loop", "--out", run, *words)
+    file = run / "sample" / "completions.jsonl"
+    drawn = [json.loads(line) for line in file.read_text().splitlines()]
+    alike = drawn[0]["prompt_id"]
+    for one in drawn:
+        if one["prompt_id"] == alike:
+            one["text"] = "The same."
+    file.write_text("".join(json.dumps(one) + "\n" for one in drawn))
+    splits = RunPrompts(run, folders.settings_of(run)).splits
+    own = Instruction("Which bird is quite another one?", source="chat")
+    near = Instruction(f"{splits['eval'][0].instruction}!", splits["eval"][0].input, source="chat")
+    plain = Rules(gold_rate=0, repeat_rate=0, second_share=0)
+    with Store(run / "preferences.db", rules=plain, seed=0) as store:
+        assert queue_sampled(run, store) == 3
+        for row in (own, near):
+            answers = [Completion(row.id, text, "x") for text in ("A robin.", "No idea.")]
+            store.add_sets([(row, answers)], origin="chat")
+        ben = store.add_annotator("Ben", "long enough")
+        while (task := store.claim(ben)) is not None:
+            order = tuple((one.id,) for one in sorted(task.completions, key=lambda one: one.text))
+            store.submit(ben, task.id, Verdict(order), revision=task.revision)
+    told = typed("", "reward", "--out", run)
+    assert "3 rankings by people, and 1 in the app of other answers; 1 left out" in told
+    facts = json.loads((run / "ledger.json").read_text())
+    assert facts["rank"]["facts"]["of_other_answers"] == facts["rank"]["facts"]["near"] == 1
+    reward = facts["reward"]["facts"]
+    assert reward["pairs"] + reward["held_out_pairs"] == 4, "three of the run's own, one typed"
 
 
 # --- how it ends -------------------------------------------------------------------------------

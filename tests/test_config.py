@@ -260,6 +260,13 @@ def test_resolved_settings_read_back(file):
     assert read("--config", file(to_yaml(outer))) == outer
 
 
+@pytest.mark.parametrize("odd", ["\x85", "\u2028", "\u2029", "\ufeff", "\r", "\x07", "\U0001f600"])
+def test_odd_characters_read_back(file, odd):
+    for note in (odd, f"a{odd}b", f"{odd} a", f"a {odd}", f"a\n{odd}\nb: c"):
+        outer = Outer(Inner(1.0, ()), note=note)
+        assert read("--config", file(to_yaml(outer))) == outer
+
+
 @given(
     lr=st.floats(min_value=0, exclude_min=True, allow_infinity=False),
     layers=st.lists(st.integers()),

@@ -16,6 +16,7 @@ from alpaca_rlhf.config import UserError
 from alpaca_rlhf.preferences.assignment import Refused, Rules, Verdict
 from alpaca_rlhf.preferences.schema import Assignment, Audit, CandidateSet, Ranking
 from alpaca_rlhf.preferences.store import Store
+from alpaca_rlhf.records import Instruction
 from tests.databases import candidates
 
 PLAIN = Rules(gold_rate=0, repeat_rate=0)
@@ -486,3 +487,40 @@ def test_a_change_and_its_audit_stand_or_fall_together(store, monkeypatch):
     assert store.figures().counts["rankings"] == 0
     monkeypatch.undo()
     assert not store.submit(who, task.id, as_shown(task)).already
+
+
+def test_completions_for_a_battle_are_no_task(store):
+    ann = store.add_annotator("ann", "long enough")
+    ((prompt, own),) = candidates(1, 2)
+    store.add_completions([(prompt, own)])
+    store.add_completions([(prompt, own)])
+    assert store.claim(ann) is None and store.progress(ann).sets == 0
+    pairing = store.battle(ann, prompt.id, (("sft", own[0].id), ("ppo", own[1].id)))
+    assert {pairing.left, pairing.right} == {one.text for one in own}
+    with pytest.raises(ValueError, match="answers"):
+        store.add_completions([(Instruction("Another."), own)])
+
+
+def test_which_prompts_a_policy_has_answered(store):
+    rows = candidates(3, 2)
+    store.add_sets(rows[:2], origin="t")
+    store.add_completions(rows[2:])  # no set: nobody will rank it
+    ids = [prompt.id for prompt, _ in rows]
+    assert store.answered(ids, "ab12") == set(ids[:2])
+    assert store.answered(ids[1:], "ab12") == {ids[1]}
+    assert store.answered(ids, "other") == set() == store.answered([], "ab12")
+
+
+def test_a_set_that_is_reserved_comes_next(store):
+    ann, bob = (store.add_annotator(name, "long enough") for name in ("ann", "bob"))
+    rows = candidates(5, 3)
+    store.add_sets(rows, origin="t")
+    prompt, own = rows[3]
+    ids = [one.id for one in own]
+    assert store.reserve(ann, prompt.id, ids[::-1])
+    assert not store.reserve(ann, prompt.id, ids), "a second press of the button"
+    task = store.claim(ann)
+    assert task.prompt == prompt and sorted(one.id for one in task.completions) == sorted(ids)
+    other = store.claim(bob)
+    assert other.prompt != prompt
+    assert not store.reserve(ann, prompt.id, ids[:2]), "there is no such set"

@@ -24,29 +24,12 @@ STAGES = list(together.STAGES)
 
 
 def launched(*words, cwd=ROOT, **env):
-    """A program in two processes on the CPU."""
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-    ]
+    """A program in two processes on the CPU, with the configuration that is for two GPUs."""
+    config = ROOT / "recipes" / "accelerate" / "two_gpus.yaml"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     own = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     return subprocess.run(
-        [
-            *launch,
-            "--num_machines",
-            "1",
-            "--mixed_precision",
-            "no",
-            "--dynamo_backend",
-            "no",
-            "--main_process_port",
-            "0",
-        ]
-        + [str(one) for one in words],
+        launch + [str(one) for one in words],
         env={**own, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **env},
         cwd=cwd,
         capture_output=True,

@@ -15,7 +15,16 @@ from alpaca_rlhf.quickstart import QUICKSTART
 from alpaca_rlhf.records import Instruction
 
 ROOT = Path(__file__).parent.parent
-CARDS = {"llama3_8b_24gb": "llama-3.1-8b", "llama2_7b_24gb": "llama-2-7b"}
+CARDS = {
+    "llama3_8b_24gb": "llama-3.1-8b",
+    "llama2_7b_24gb": "llama-2-7b",
+    "llama2_7b_12gb": "llama-2-7b",
+    "llama3_1b_8gb": "llama-3.2-1b",
+    "smollm2_135m_cpu": "smollm2-135m",
+}
+"""Recipes in which people rank, and what their dry runs shrink."""
+GIB = {"llama3_8b_24gb": 24, "llama2_7b_24gb": 24, "llama2_7b_12gb": 12, "llama3_1b_8gb": 8}
+"""Memory of the cards that they are for."""
 
 
 def load(name: str):
@@ -71,7 +80,32 @@ def test_a_file_that_is_not_there_is_told_in_one_line(tmp_path):
     assert done.stderr.count("\n") == 1 and "my/instructions.jsonl" in done.stderr
 
 
-@pytest.mark.parametrize("architecture", CARDS.values())
+@pytest.mark.parametrize("name", GIB)
+def test_the_plan_of_a_cards_recipe_fits_its_card_with_a_tenth_to_spare(name):
+    from alpaca_rlhf.planner import Budget, card_of, shape_of
+
+    settings = load(name).EXPERIMENT
+    card = card_of(str(GIB[name]))
+    phases = Budget(shape_of(settings.base), card).phases(settings)
+    assert {"sft", "sample", "reward", "ppo", "best_of_k", "evaluate"} <= set(phases)
+    for stage, own in phases.items():
+        for phase in own:
+            assert phase.peak < 0.9 * GIB[name] * 2**30, (stage, phase)
+
+
+def test_the_plan_of_the_recipe_without_a_card_fits_a_laptop():
+    """In half of 8 GiB: Python, its libraries and a desktop want the rest. No gap of CUDA's."""
+    from alpaca_rlhf.planner import RESERVE, Budget, card_of, device_of, shape_of
+
+    settings = load("smollm2_135m_cpu").EXPERIMENT
+    card = card_of("cpu")
+    budget = Budget(shape_of(settings.base), card, device=device_of(card))
+    for phases in budget.phases(settings).values():
+        for phase in phases:
+            assert phase.peak < 4 * 2**30 and RESERVE not in phase.items
+
+
+@pytest.mark.parametrize("architecture", sorted({*CARDS.values()}))
 def test_a_shrunken_model_is_of_the_same_architecture(tmp_path, architecture):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -83,7 +117,7 @@ def test_a_shrunken_model_is_of_the_same_architecture(tmp_path, architecture):
     folder = shrunken(kind, tmp_path / "model")
     config = AutoModelForCausalLM.from_pretrained(folder).config
     assert config.num_attention_heads == config.num_key_value_heads * kind.shared_by
-    assert not config.tie_word_embeddings
+    assert config.tie_word_embeddings == kind.tied
     assert config.rope_parameters["rope_theta"] == kind.rope["rope_theta"]
     assert config.rope_parameters["rope_type"] == kind.rope["rope_type"]
     assert all(size % 64 == 0 for size in (config.hidden_size, config.intermediate_size))
@@ -92,7 +126,7 @@ def test_a_shrunken_model_is_of_the_same_architecture(tmp_path, architecture):
     assert tokenizer.pad_token is None
     base = load_base(str(folder))
     assert base.pad_id != base.eos_id
-    assert len(base.stop_ids) == len(kind.special) - 1
+    assert len(base.stop_ids) == len({*kind.special[1:]})
     row = Instruction("Name a fruit, 中文 <|eot_id|>.", "", "A plum 🙂.")
     assert prompt_ids(base, "alpaca", row).count(tokenizer.bos_token_id) == 1
     assert decode(base, example(base, "alpaca", row, "A plum 🙂.").completion) == "A plum 🙂."
@@ -107,7 +141,10 @@ def test_a_dry_run_goes_through_every_stage(name, tmp_path):
     done = run(name, "--dry-run", "--seed", "3", TMPDIR=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
-    assert done.stdout.startswith("DRY RUN of meta-llama/")
+    base = load(name).EXPERIMENT.base
+    assert f"DRY RUN of {base}" in done.stdout
+    planned = f"card: {GIB[name]} GiB" if name in GIB else "card: cpu, 8 GiB"
+    assert planned in done.stdout and "does not fit" not in done.stdout
     assert "here people rank" in done.stdout and "DRY RUN done" in done.stdout
     (report_file,) = tmp_path.glob("*/run/report.json")
     report = json.loads(report_file.read_text())
@@ -117,4 +154,16 @@ def test_a_dry_run_goes_through_every_stage(name, tmp_path):
     assert report["prompts"]["overlap"] == 0 and report["seed"] == 3
     html = (report_file.parent / "report.html").read_text()
     assert "--dry-run" in html
-    assert not (ROOT / "runs" / name.removesuffix("_24gb")).exists()
+    assert not (ROOT / load(name).EXPERIMENT.out).exists()
+
+
+@pytest.mark.parametrize(("name", "count"), [("one_gpu", 1), ("two_gpus", 2), ("four_gpus", 4)])
+def test_accelerate_reads_its_configurations(name, count):
+    """`tests/test_processes.py` runs the one for two, on the CPU."""
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    file = ROOT / "recipes" / "accelerate" / f"{name}.yaml"
+    found = load_config_from_file(str(file))
+    assert found.num_processes == count and found.mixed_precision == "no"
+    assert (found.distributed_type == "MULTI_GPU") == (count > 1)
+    assert str(file.relative_to(ROOT)) in file.read_text()

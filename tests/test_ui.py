@@ -25,6 +25,7 @@ from alpaca_rlhf.records import Completion, Instruction, Ranking
 from alpaca_rlhf.settings import Loop, Lora, Sampling
 from alpaca_rlhf.ui import folders
 from alpaca_rlhf.ui.chat import Conversation
+from alpaca_rlhf.ui.manner import Manner
 from alpaca_rlhf.ui.ranking import RankingSession, Sheet, parse_order, read_sheets
 from alpaca_rlhf.ui.terminal import Terminal, duration, next_lines, plain, result_lines
 
@@ -416,6 +417,7 @@ import os, sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from tests.test_ui import sheets
+from alpaca_rlhf.ui.manner import Manner
 from alpaca_rlhf.ui.ranking import RankingSession
 lines = iter(["1 2 3"])
 def ask(question):
@@ -643,9 +645,7 @@ def test_turns_that_fill_the_context_leave_it_oldest_first(finished, monkeypatch
 
     monkeypatch.setattr(speaker, "prompt_ids", spy)
     settings = folders.settings_of(finished)
-    made = speaker.Speaker(
-        settings, folders.policies(finished), temperature=0, max_new_tokens=None, seed=0
-    )
+    made = speaker.Speaker(settings, folders.policies(finished), Manner(temperature=0))
     turns = tuple(
         (f"Say {word}.", f"{word} zqj " * 15) for word in ("red", "green", "blue", "lemon")
     )

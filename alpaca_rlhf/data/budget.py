@@ -17,12 +17,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from alpaca_rlhf.config import UserError
-from alpaca_rlhf.endpoint_settings import Endpoint
-
-_GROUP = "--generate.endpoint"
+from alpaca_rlhf.endpoint_settings import Access
 
 
-def price(settings: Endpoint, tokens_in: float, tokens_out: float) -> float | None:
+def price(settings: Access, tokens_in: float, tokens_out: float) -> float | None:
     """US dollars at the user's prices, or None where they are not given."""
     if settings.usd_per_1k_in is None or settings.usd_per_1k_out is None:
         return None
@@ -79,14 +77,21 @@ class Budget:
     Args:
         settings: Limits and prices.
         clock: Seconds.
+        spent: Tokens in and out that other accounts under the same limits have taken.
     """
 
-    def __init__(self, settings: Endpoint, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        settings: Access,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        spent: tuple[int, int] = (0, 0),
+    ) -> None:
         self.account = Account()
         self._settings = settings
         self._clock = clock
         self._began = clock()
-        self._held = (0, 0)
+        self._held = spent
         self._under_way = 0
         self._changed = threading.Condition()
 
@@ -107,7 +112,7 @@ class Budget:
         """
         with self._changed:
             while (limit := self._beyond(tokens_in, tokens_out)) is not None:
-                if not self._under_way or limit.startswith("--generate.endpoint.max-minutes"):
+                if not self._under_way or ".max-minutes" in limit:
                     raise UserError(self._stopped(limit))
                 self._changed.wait()
             self._held = (self._held[0] + tokens_in, self._held[1] + tokens_out)
@@ -150,12 +155,12 @@ class Budget:
         tokens_out = now.tokens_out + self._held[1] + more_out
         most = settings.max_tokens_total
         if most is not None and tokens_in + tokens_out > most:
-            return f"{_GROUP}.max-tokens-total {most}"
+            return f"{settings.group}.max-tokens-total {most}"
         usd = price(settings, tokens_in, tokens_out)
         if settings.max_usd is not None and usd is not None and usd > settings.max_usd:
-            return f"{_GROUP}.max-usd {settings.max_usd:g}"
+            return f"{settings.group}.max-usd {settings.max_usd:g}"
         if self.seconds_left() <= 0:
-            return f"{_GROUP}.max-minutes {settings.max_minutes:g}"
+            return f"{settings.group}.max-minutes {settings.max_minutes:g}"
         return None
 
     def _stopped(self, limit: str) -> str:

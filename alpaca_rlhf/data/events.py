@@ -83,10 +83,17 @@ class EventStore:
         self.close()
 
     def close(self) -> None:
-        """Close the files and let others in."""
-        if self._stream is not None:
-            self._stream.close()
-        self._lock.close()
+        """Close the files and let others in.
+
+        Raises:
+            UserError: The disk was full, and still is: what was not acknowledged is not written.
+        """
+        try:
+            if self._stream is not None:
+                with writing(self.folder / self._name()):
+                    self._stream.close()
+        finally:
+            self._lock.close()
 
     def describe(self, **facts: Any) -> None:
         """Put facts into the manifest: whole, on the disk, before this returns."""

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from alpaca_rlhf.config import UserError
+from alpaca_rlhf.endpoint_settings import Endpoint
 
 LARGEST = 32 * 2**20
 """Bytes of an answer at most; a longer one is not an answer."""
@@ -100,6 +101,7 @@ class Wire:
         key: The key or None.
         key_env: Name of the variable that holds the key, for messages.
         timeout: Seconds for a whole answer.
+        group: What its flags begin with, for messages.
         transport: Replaces the network.
         clock: Seconds.
     """
@@ -111,6 +113,7 @@ class Wire:
         *,
         key_env: str | None = None,
         timeout: float = 120.0,
+        group: str = Endpoint.group,
         transport: httpx.BaseTransport | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -118,6 +121,7 @@ class Wire:
         self._key = key
         self._key_env = key_env
         self._timeout = timeout
+        self._group = group
         self._clock = clock
         self._client = httpx.Client(
             headers={} if key is None else {"Authorization": f"Bearer {key}"},
@@ -157,7 +161,7 @@ class Wire:
         except (httpx.TransportError, httpx.DecodingError) as error:
             raise Fault("cut", self._plain(str(error) or type(error).__name__)) from None
         except httpx.InvalidURL:
-            raise Refusal(0, f"--generate.endpoint.url {self.url}: is no address") from None
+            raise Refusal(0, f"{self._group}.url {self.url}: is no address") from None
         if status != 200:
             raise self._judge(status, headers, content)
         return self._read(content, body)
@@ -183,22 +187,21 @@ class Wire:
             return Fault(str(status), f"{status} {words}", _after(headers))
         if status >= 500:
             return Fault("5xx", f"{status} {words}", _after(headers))
-        where = f"--generate.endpoint.url {self.url}: {status} {words}".strip()
+        where = f"{self._group}.url {self.url}: {status} {words}".strip()
         if status in (401, 403):
             mend = (
-                "it wants a key; put one in the environment and name it with "
-                "--generate.endpoint.key-env"
+                f"it wants a key; put one in the environment and name it with {self._group}.key-env"
                 if self._key is None
                 else f"it refuses the key in ${self._key_env}"
             )
         elif status == 404:
-            mend = "check the address, which often ends in /v1, and --generate.endpoint.model"
+            mend = f"check the address, which often ends in /v1, and {self._group}.model"
         elif 300 <= status < 400:
             mend = "it points elsewhere; give that address"
         elif status == 429:
             mend = "the account there is spent"
         else:
-            mend = "it refuses the request; check --generate.endpoint.model, .api and .params"
+            mend = f"it refuses the request; check {self._group}.model, .api and .params"
         return Refusal(status, f"{where}; {mend}")
 
     def _read(self, content: bytes, body: Mapping[str, Any]) -> Answer:

@@ -185,6 +185,7 @@ def _cost(stages: Sequence[Mapping[str, Any]]) -> Markup:
                 duration(one["seconds"]),
                 share_bar(one["seconds"] / total if total else 0.0, "tone-ppo"),
                 f"{number(one['peak_memory_gib'])} GiB",
+                *_planned(one),
                 f"{one['examples']:,}",
                 f"{one['tokens']:,}",
                 money(one["cost_usd"]),
@@ -195,12 +196,34 @@ def _cost(stages: Sequence[Mapping[str, Any]]) -> Markup:
         duration(total),
         "",
         f"{number(max((one['peak_memory_gib'] for one in stages), default=0.0))} GiB peak",
+        "",
+        "",
         f"{sum(one['examples'] for one in stages):,}",
         f"{sum(one['tokens'] for one in stages):,}",
         money(sum(one["cost_usd"] for one in stages)),
     ]
-    head = ["Stage", "Time", "Share", "Peak memory", "Examples", "Tokens", "Cost"]
-    return table(head, rows, caption="Every stage of this run.", foot=foot)
+    head = [
+        "Stage",
+        "Time",
+        "Share",
+        "Peak memory",
+        "Card",
+        "Planned",
+        "Examples",
+        "Tokens",
+        "Cost",
+    ]
+    caption = (
+        "Every stage of this run. Peak memory is the whole process; card, the tensors on the "
+        "graphics card; planned, the tensors, were every row as long as it may be."
+    )
+    return table(head, rows, caption=caption, foot=foot)
+
+
+def _planned(stage: Mapping[str, Any]) -> list[str]:
+    """Measured and planned memory of the tensors, where there are such."""
+    found = [stage.get(key) for key in ("gpu_memory_gib", "planned_memory_gib")]
+    return ["" if one is None else f"{number(one)} GiB" for one in found]
 
 
 def _terms() -> Markup:

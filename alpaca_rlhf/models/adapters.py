@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
-import os
 import shutil
 import weakref
 from collections.abc import Iterator
@@ -34,6 +33,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from alpaca_rlhf.config import UserError
+from alpaca_rlhf.files import atomic_write, sync_folder, writing
 from alpaca_rlhf.models import attention, dense
 from alpaca_rlhf.models.base import Base
 from alpaca_rlhf.models.batches import Batch
@@ -41,7 +41,6 @@ from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.likeness import check_adapter, check_base, own_logprobs
 from alpaca_rlhf.models.vocabulary import Chosen, chosen_logprobs
 from alpaca_rlhf.records import content_hash
-from alpaca_rlhf.runs import atomic_write
 from alpaca_rlhf.settings import Lora, Sampling
 
 FINGERPRINT = "fingerprint.json"
@@ -358,39 +357,48 @@ class Adapters:
         """Write a plain PEFT folder, its head beside it; then reopen it and compare every tensor.
 
         Raises:
+            UserError: It cannot be written: no permission, no space. What was there before stays.
             RuntimeError: The file does not hold what was trained.
         """
-        assert self._peft is not None
         temporary = folder.with_name(folder.name + ".tmp")
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        try:
+            with writing(folder):
+                self._write(name, temporary, head)
+                shutil.rmtree(folder, ignore_errors=True)
+                temporary.rename(folder)
+                sync_folder(folder.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _write(self, name: str, folder: Path, head: ScalarHead | None) -> None:
+        assert self._peft is not None
+        folder.mkdir(parents=True)
         # the embeddings are the base's; left to itself PEFT asks the hub whether they have grown
         self._peft.save_pretrained(
-            str(temporary), selected_adapters=[name], save_embedding_layers=False
+            str(folder), selected_adapters=[name], save_embedding_layers=False
         )
-        if (temporary / name).is_dir():
-            for file in (temporary / name).iterdir():
-                file.rename(temporary / file.name)
-            (temporary / name).rmdir()
-        (temporary / "README.md").unlink(missing_ok=True)
+        if (folder / name).is_dir():
+            for file in (folder / name).iterdir():
+                file.rename(folder / file.name)
+            (folder / name).rmdir()
+        (folder / "README.md").unlink(missing_ok=True)
         if head is not None:
-            head.save(temporary)
-        atomic_write(temporary / FINGERPRINT, json.dumps(self.fingerprint(), indent=2))
-        written = load_peft_weights(str(temporary), device="cpu")
+            head.save(folder)
+        atomic_write(folder / FINGERPRINT, json.dumps(self.fingerprint(), indent=2))
+        written = load_peft_weights(str(folder), device="cpu")
         expected = get_peft_model_state_dict(
             self._peft, adapter_name=name, save_embedding_layers=False
         )
         if written.keys() != expected.keys() or not all(
             torch.equal(written[k], expected[k].cpu()) for k in written
         ):
-            raise RuntimeError(f"{temporary}: reopened adapter differs from the one in memory")
+            raise RuntimeError(f"{folder}: reopened adapter differs from the one in memory")
         if name == "sft" and not any(t.any() for k, t in written.items() if "lora_B" in k):
-            raise RuntimeError(f"{temporary}: every B matrix is zero, so nothing was trained")
-        for file in temporary.iterdir():
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
+            raise RuntimeError(f"{folder}: every B matrix is zero, so nothing was trained")
+        for file in folder.iterdir():
+            sync_folder(file)  # a file is flushed the same way
+        sync_folder(folder)
 
     def load(self, name: str, folder: Path) -> None:
         """Read a plain PEFT folder as adapter `name`, frozen.

@@ -11,7 +11,8 @@ import json
 import logging
 import math
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,7 @@ from transformers import (
 )
 
 from alpaca_rlhf.config import UserError
+from alpaca_rlhf.files import FULL, is_full
 from alpaca_rlhf.models.hub import hub_refusal
 from alpaca_rlhf.runs import data_path
 
@@ -103,21 +105,11 @@ def load_base(
     """
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or default_dtype(place)
-    source = _source(name)
-    try:
+    source = base_source(name)
+    with _refusals(name):
         config = AutoConfig.from_pretrained(source)
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = _load(source, quantization, dtype, place)
-    except UserError:
-        raise
-    except Exception as error:  # whatever a foreign file provokes; tokenizers raises no subclass
-        told = hub_refusal(name, error)
-        if told is not None:
-            raise UserError(told) from error
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"--base {name}: cannot be loaded ({reason}); give `embedded`, a folder or a hub id"
-        ) from error
     if not hasattr(model, "lm_head") or not hasattr(getattr(model, "model", None), "layers"):
         raise UserError(
             f"--base {name}: {config.architectures} is not a LLaMA-like causal language model"
@@ -145,6 +137,38 @@ def load_base(
     )
 
 
+def base_config(name: str) -> Any:
+    """The configuration of a base, as transformers reads it; of a hub id no weights are fetched.
+
+    Raises:
+        UserError: There is no such base, or the hub does not give it.
+    """
+    source = base_source(name)
+    with _refusals(name):
+        return AutoConfig.from_pretrained(source)
+
+
+@contextmanager
+def _refusals(name: str) -> Iterator[None]:
+    """Whatever a foreign file or the hub provokes, in one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # tokenizers raises no subclass
+        if is_full(error):
+            raise UserError(
+                f"--base {name}: the disk is full ({error}); {FULL}, or let HF_HOME name another"
+            ) from error
+        told = hub_refusal(name, error)
+        if told is not None:
+            raise UserError(told) from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"--base {name}: cannot be loaded ({reason}); give `embedded`, a folder or a hub id"
+        ) from error
+
+
 def default_dtype(device: torch.device) -> torch.dtype:
     """The compute dtype of a device: bfloat16 where native, else float16, on a CPU float32.
 
@@ -168,7 +192,12 @@ def weights_digest(base: Base) -> str:
     return digest.hexdigest()
 
 
-def _source(name: str) -> str:
+def base_source(name: str) -> str:
+    """Where transformers finds a base: a folder, or a hub id.
+
+    Raises:
+        UserError: There is no such folder, or it holds no checkpoint.
+    """
     if name == EMBEDDED:
         folder = data_path("cria")
         if not (folder / "config.json").is_file():

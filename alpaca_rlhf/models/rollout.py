@@ -8,7 +8,7 @@ nor finished rows change a completion.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +32,18 @@ class Sampled:
     """Completion tokens, the stop token included."""
     finished: bool
     """Whether it ended with a stop token."""
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of a completion, as it comes."""
+
+    row: int
+    """Which completion of the batch."""
+    id: int
+    """The token."""
+    ends: bool
+    """Whether it is a stop token; then it is the row's last."""
 
 
 @torch.no_grad()
@@ -61,17 +73,12 @@ def sample(
     Returns:
         For each prompt, its K completions.
     """
-    if adapters.base.model.training:
-        raise RuntimeError(
-            "generation in train mode gives garbage under checkpointing; leave training() first"
-        )
+    _refuse_training(adapters)
     results: list[list[Sampled]] = [[] for _ in prompts]
 
     def draw(group: list[int]) -> list[Sampled]:
-        length = sampling.max_new_tokens
-        noise = np.stack([_noise(seed, keys[i], j, length) for i in group for j in range(k)])
-        own = [prompts[i] for i in group]
-        return _decode(adapters, own, k, sampling, torch.from_numpy(noise))
+        noise = _noises(seed, [keys[i] for i in group], k, sampling.max_new_tokens)
+        return _decode(adapters, [prompts[i] for i in group], k, sampling, noise)
 
     with adapters.using(role), adapters.decoding():
         groups = by_length([len(p) for p in prompts], max(1, sampling.batch_size // k))
@@ -81,6 +88,44 @@ def sample(
             if on_batch is not None:
                 on_batch(len(drawn))
     return results
+
+
+@torch.no_grad()
+def stream(
+    adapters: Adapters,
+    role: str | None,
+    prompts: Sequence[Sequence[int]],
+    keys: Sequence[str],
+    *,
+    k: int = 1,
+    sampling: Sampling,
+    seed: int,
+) -> Generator[list[Token], None, None]:
+    """The same draws as `sample`, token by token, all rows in one batch.
+
+    Leave the loop, or close the iterator, to stop between two tokens. Until it has ended the
+    adapters are in use: nothing else may be asked of them.
+
+    Yields:
+        The next token of each row that has not ended; rows are numbered prompt by prompt, sample
+        by sample.
+    """
+    _refuse_training(adapters)
+    noise = _noises(seed, keys, k, sampling.max_new_tokens)
+    with adapters.using(role), adapters.decoding():
+        yield from _steps(adapters, prompts, k, sampling, noise)
+
+
+def _refuse_training(adapters: Adapters) -> None:
+    if adapters.base.model.training:
+        raise RuntimeError(
+            "generation in train mode gives garbage under checkpointing; leave training() first"
+        )
+
+
+def _noises(seed: int, keys: Sequence[str], k: int, length: int) -> Tensor:
+    rows = [_noise(seed, key, j, length) for key in keys for j in range(k)]
+    return torch.from_numpy(np.stack(rows, axis=0))
 
 
 def _noise(
@@ -95,6 +140,19 @@ def _noise(
 def _decode(
     adapters: Adapters, prompts: Sequence[Sequence[int]], k: int, sampling: Sampling, noise: Tensor
 ) -> list[Sampled]:
+    tokens: list[list[int]] = [[] for _ in range(len(prompts) * k)]
+    finished = [False] * len(tokens)
+    for step in _steps(adapters, prompts, k, sampling, noise):
+        for one in step:
+            tokens[one.row].append(one.id)
+            finished[one.row] = one.ends
+    return [Sampled(tuple(ids), end) for ids, end in zip(tokens, finished, strict=True)]
+
+
+@torch.no_grad()
+def _steps(
+    adapters: Adapters, prompts: Sequence[Sequence[int]], k: int, sampling: Sampling, noise: Tensor
+) -> Iterator[list[Token]]:
     base = adapters.base
     ids, mask = left_pad(base, prompts)
     positions = (mask.long().cumsum(1) - 1).clamp_min(0)
@@ -108,17 +166,15 @@ def _decode(
     noise = noise.to(base.device)
     rows = torch.arange(len(state), device=base.device)  # which completion each row of the batch is
     done = torch.zeros_like(rows, dtype=torch.bool)
-    tokens: list[list[int]] = [[] for _ in range(len(rows))]
-    finished = [False] * len(rows)
     for step in range(sampling.max_new_tokens):
         chosen = _pick(adapters.logits(state), sampling, noise[rows, step])
         ended = torch.isin(chosen, stops)
-        for row, token, was_done, ends in zip(
-            rows.tolist(), chosen.tolist(), done.tolist(), ended.tolist(), strict=True
-        ):
-            if not was_done:
-                tokens[row].append(token)
-                finished[row] = ends
+        columns = (rows.tolist(), chosen.tolist(), ended.tolist(), done.tolist())
+        yield [
+            Token(row, token, ends)
+            for row, token, ends, was_done in zip(*columns, strict=True)
+            if not was_done
+        ]
         done = done | ended
         if bool(done.all()) or step == sampling.max_new_tokens - 1:
             break
@@ -132,7 +188,6 @@ def _decode(
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
         position = position + 1
         state = adapters.decode(chosen[:, None], mask, position, cache)[:, -1]
-    return [Sampled(tuple(ids), end) for ids, end in zip(tokens, finished, strict=True)]
 
 
 def _pick(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:

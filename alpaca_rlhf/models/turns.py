@@ -64,8 +64,10 @@ def prompt_turns(base: Base, template: str, row: Instruction) -> tuple[tuple[int
     return tuple(made), tuple(spans)
 
 
-def chat_ids(base: Base, row: Instruction) -> tuple[int, ...]:
+def chat_ids(base: Base, row: Instruction, system: str = "") -> tuple[int, ...]:
     """A prompt in the tokenizer's own chat template, from its bos to where the completion starts.
+
+    With a system prompt, if one is given: `takes_system` knows whether the template shows it.
 
     Raises:
         UserError: The tokenizer has no chat template.
@@ -76,12 +78,23 @@ def chat_ids(base: Base, row: Instruction) -> tuple[int, ...]:
             "use --template alpaca or --template brief"
         )
     ids = base.tokenizer.apply_chat_template(
-        chat_messages(row),
+        chat_messages(row, system),
         add_generation_prompt=True,
         return_dict=False,
         sanitize_control_tokens=True,
     )
     return tuple(ids)
+
+
+def takes_system(base: Base, template: str) -> bool:
+    """Whether a prompt of this template has a place for a system prompt."""
+    if template != "chat" or base.tokenizer.chat_template is None:
+        return False
+    marker = "a rule to follow"
+    try:
+        return marker in decode(base, chat_ids(base, Instruction("Hi."), marker))
+    except Exception:  # some templates refuse the role by raising an error of their own
+        return False
 
 
 def last_reply_ids(base: Base, template: str, row: Instruction, completion: str) -> list[int]:

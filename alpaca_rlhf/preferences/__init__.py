@@ -5,7 +5,7 @@ database is opened.
 """
 
 from alpaca_rlhf.preferences.judges import Judge, Score, ScoreJudge, dispersion, wrong_share
-from alpaca_rlhf.preferences.rankings import JUDGE, append, read
+from alpaca_rlhf.preferences.rankings import JUDGE, append, drop_judges, read
 from alpaca_rlhf.preferences.snapshot import manifest_of, read_snapshot
 
 DATABASE = "preferences.db"
@@ -19,6 +19,7 @@ __all__ = [
     "ScoreJudge",
     "append",
     "dispersion",
+    "drop_judges",
     "manifest_of",
     "read",
     "read_snapshot",

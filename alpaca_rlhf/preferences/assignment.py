@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import Any, Literal
 
 from alpaca_rlhf.preferences.rankings import MOST_STARS
-from alpaca_rlhf.records import Instruction
+from alpaca_rlhf.records import Completion, Instruction
 
 Kind = Literal["task", "gold", "repeat"]
 """An ordinary task, one whose right order is known, or one of the annotator's own again. Only
@@ -27,6 +27,12 @@ METHODS = ("mouse", "touch", "keyboard", "buttons", "mixed", "as_shown", "")
 """How an order was put in; `as_shown` is an untouched order that was confirmed."""
 
 Problem = Literal["unknown", "not_yours", "incomplete", "bad_value", "done", "too_early"]
+
+
+def distinct(own: Sequence[Completion], k: int = MOST) -> list[Completion]:
+    """The first K completions that say different things: two that say the same rank alike."""
+    first = {one.text.strip(): one for one in reversed(own)}
+    return [one for one in own if first[one.text.strip()] is one][:k]
 
 
 class Refused(Exception):

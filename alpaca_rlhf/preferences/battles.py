@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import uuid
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from alpaca_rlhf.preferences.schema import Battle
 
 Vote = Literal["left", "right", "tie", "both_bad"]
 VOTES: tuple[Vote, ...] = ("left", "right", "tie", "both_bad")
+_SURE = 1.959963984540054
+"""Standard deviations of a 95 % interval."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,19 @@ class Score:
     """Votes for the second."""
     ties: int
     """Ties, and both bad."""
+
+    @property
+    def rate(self) -> tuple[float, float, float]:
+        """Win rate of the first policy with the ends of its 95 % interval.
+
+        A tie counts one half, which makes the interval wider than it need be, never narrower.
+        Source: Wilson, JASA 22 (1927).
+        """
+        n = self.wins + self.losses + self.ties
+        share, z2 = (self.wins + self.ties / 2) / n, _SURE**2
+        middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+        half = _SURE * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+        return share, max(0.0, middle - half), min(1.0, middle + half)
 
 
 def begin(

@@ -76,6 +76,16 @@ def claim(
     return None
 
 
+def reserve(
+    session: Session, annotator_id: int, key: str, *, now_ms: int, until_ms: int, rng: random.Random
+) -> bool:
+    """Open a set, named by its key, for an annotator who has not seen it; False if it is taken."""
+    taken = _take_one(session, annotator_id, [CandidateSet.key == key, ~CandidateSet.retired])
+    if taken is not None:
+        _assign(session, annotator_id, taken, "task", now_ms, until_ms, rng)
+    return taken is not None
+
+
 def expire(session: Session, now_ms: int) -> int:
     """Give back the places of all leases that ended; returns how many."""
     late = (

@@ -21,6 +21,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, Operati
 from sqlalchemy.orm import Session
 
 from alpaca_rlhf.config import UserError
+from alpaca_rlhf.files import is_full
 
 BUSY_MS = 30_000
 """How long a writer waits for another process before SQLite gives up."""
@@ -31,6 +32,10 @@ TRIES = 5
 
 _ASK_AGAIN = ("40001", "40P01")
 _MIGRATION_LOCK = 0x616C7061
+
+
+class DiskFull(UserError):
+    """A change was not saved; what was saved before is untouched."""
 
 
 class Database:
@@ -75,7 +80,24 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
-        """A transaction that writes, on the disk once the block has ended; an error undoes it."""
+        """A transaction that writes, on the disk once the block has ended; an error undoes it.
+
+        Raises:
+            DiskFull: Nothing of it was saved.
+        """
+        try:
+            with self._transaction() as session:
+                yield session
+        except DBAPIError as error:
+            if is_full(error):
+                raise DiskFull(
+                    f"--db {self.shown}: the disk is full, and the last change was not saved; "
+                    "free some space and try again"
+                ) from None
+            raise
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Session]:
         if self._turns is None:
             with Session(self._engine, expire_on_commit=False) as session, session.begin():
                 yield session

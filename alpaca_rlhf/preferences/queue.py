@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from sqlalchemy import Table, select
@@ -36,11 +36,8 @@ def add_sets(
     Raises:
         ValueError: A set has too few or too many completions, two alike, or one of another prompt.
     """
-    prompts = {prompt.id: prompt for prompt, _ in rows}
-    numbers = _numbered(
-        session, schema.Prompt, {key: _prompt(one, now_ms) for key, one in prompts.items()}
-    )
-    completions, sets = {}, {}
+    numbers = add_completions(session, rows, now_ms=now_ms)
+    sets = {}
     for prompt, own in rows:
         ids = [one.id for one in own]
         if not FEWEST <= len(ids) <= MOST or len(set(ids)) != len(ids):
@@ -48,17 +45,12 @@ def add_sets(
                 f"prompt {prompt.id}: a candidate set has {FEWEST} to {MOST} different "
                 f"completions, got {len(set(ids))}"
             )
-        number = numbers[prompt.id]
-        for one in own:
-            if one.prompt_id != prompt.id:
-                raise ValueError(f"completion {one.id} answers {one.prompt_id}, not {prompt.id}")
-            completions[one.id] = _completion(one, number, now_ms)
         key = set_key(prompt.id, ids)
         known = gold.get(prompt.id)
         if known is not None and sorted(one for tier in known for one in tier) != sorted(ids):
             raise ValueError(f"prompt {prompt.id}: its known order is of other completions")
         sets[key] = {
-            "prompt_id": number,
+            "prompt_id": numbers[prompt.id],
             "completions": ids,
             "target": places(key, second_share) if known is None else 0,
             "claimed": 0,
@@ -68,8 +60,44 @@ def add_sets(
             "origin": origin,
             "created_ms": now_ms,
         }
-    _add(session, schema.Completion, completions)
     return _add(session, schema.CandidateSet, sets)
+
+
+def add_completions(session: Session, rows: Sequence[Candidates], *, now_ms: int) -> dict[str, int]:
+    """Add prompts and completions that are not there yet, for nobody to rank.
+
+    Returns:
+        The number of each prompt, by its id.
+
+    Raises:
+        ValueError: A completion answers another prompt.
+    """
+    prompts = {prompt.id: _prompt(prompt, now_ms) for prompt, _ in rows}
+    numbers = _numbered(session, schema.Prompt, prompts)
+    completions = {}
+    for prompt, own in rows:
+        for one in own:
+            if one.prompt_id != prompt.id:
+                raise ValueError(f"completion {one.id} answers {one.prompt_id}, not {prompt.id}")
+            completions[one.id] = _completion(one, numbers[prompt.id], now_ms)
+    _add(session, schema.Completion, completions)
+    return numbers
+
+
+def answered(session: Session, prompts: Collection[str], adapter: str) -> set[str]:
+    """Those of these prompts (by id) that have a candidate set with an answer by this adapter."""
+    found: set[str] = set()
+    wanted = list(prompts)
+    for start in range(0, len(wanted), 500):
+        rows = session.execute(
+            select(schema.Prompt.key, schema.Completion.key, schema.CandidateSet.completions)
+            .join(schema.Completion, schema.Completion.prompt_id == schema.Prompt.id)
+            .join(schema.CandidateSet, schema.CandidateSet.prompt_id == schema.Prompt.id)
+            .where(schema.Prompt.key.in_(wanted[start : start + 500]))
+            .where(schema.Completion.adapter == adapter)
+        )
+        found |= {prompt for prompt, one, own in rows if one in own}
+    return found
 
 
 def clean(text: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from alpaca_rlhf.config import UserError
-from alpaca_rlhf.files import writing
+from alpaca_rlhf.files import atomic_write, writing
 from alpaca_rlhf.records import Completion, Ranking
 
 JUDGE = "judge:"
@@ -49,6 +49,21 @@ def append(path: Path, *rankings: Ranking) -> None:
             file.write(lines)
             file.flush()
             os.fsync(file.fileno())
+
+
+def drop_judges(path: Path) -> None:
+    """Take judges' rankings out of a file in one step; every line of a person stays as it is.
+
+    Raises:
+        UserError: The file is damaged, or cannot be written.
+    """
+    if not path.exists():
+        return
+    read(path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [one for one in lines if not (_is_torn(one) or _by_judge(one))]
+    if len(kept) < len(lines):
+        atomic_write(path, b"".join(kept))
 
 
 def read(
@@ -162,6 +177,10 @@ def _check_stars(criteria: dict[str, dict[str, Any]], ranked: Collection[str]) -
                     f"`criteria` must give 1 to {MOST_STARS} stars for {name!r}, "
                     f"got {str(given)[:40]}"
                 )
+
+
+def _by_judge(line: bytes) -> bool:
+    return _ranking(json.loads(line)).annotator.startswith(JUDGE)
 
 
 def _heard(rankings: list[Ranking]) -> list[Ranking]:

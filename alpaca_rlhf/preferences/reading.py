@@ -9,6 +9,7 @@ from sqlalchemy import func, insert, or_, select
 from sqlalchemy.orm import Session
 
 from alpaca_rlhf.preferences.audit import note
+from alpaca_rlhf.preferences.queue import clean
 from alpaca_rlhf.preferences.schema import (
     Annotator,
     Assignment,
@@ -18,6 +19,8 @@ from alpaca_rlhf.preferences.schema import (
     Ranking,
     Snapshot,
 )
+from alpaca_rlhf.records import Completion as Record
+from alpaca_rlhf.records import Instruction
 
 AT_ONCE = 1000
 """Rankings in memory at once."""
@@ -62,6 +65,42 @@ def verdicts(session: Session) -> Iterator[dict[str, Any]]:
         for row in rows:
             yield {**row._mapping, "completions": [texts[key] for key in row.completions]}
         after = rows[-1].id
+
+
+def unjudged(
+    session: Session, annotator: str, after: int
+) -> list[tuple[int, Instruction, list[Record]]]:
+    """The next sets, by number, that no person has ranked, nor this judge.
+
+    Gold questions and what was taken out are left out.
+    """
+    own = (
+        select(Assignment.candidate_set_id)
+        .join(Annotator, Annotator.id == Assignment.annotator_id)
+        .where(Annotator.name == clean(annotator), Assignment.ranking_id.is_not(None))
+    )
+    rows = session.execute(
+        select(CandidateSet, Prompt)
+        .join(Prompt, Prompt.id == CandidateSet.prompt_id)
+        .where(CandidateSet.id > after, CandidateSet.verdicts == 0, ~CandidateSet.retired)
+        .where(CandidateSet.gold.is_(None), CandidateSet.id.not_in(own))
+        .order_by(CandidateSet.id)
+        .limit(AT_ONCE)
+    ).all()
+    texts = _completions(session, {key for one, _ in rows for key in one.completions})
+    found = []
+    for one, asked in rows:
+        prompt = Instruction(
+            asked.instruction,
+            asked.input,
+            source=asked.source,
+            history=tuple((user, reply) for user, reply in asked.history),
+        )
+        answers = [{**texts[key], "prompt_id": prompt.id} for key in one.completions]
+        for answer in answers:
+            answer.pop("id")
+        found.append((one.id, prompt, [Record(**answer) for answer in answers]))
+    return found
 
 
 def settled(session: Session, prompts: list[str]) -> set[str]:

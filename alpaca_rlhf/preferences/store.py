@@ -6,7 +6,7 @@ queries stand in the modules beside this one, and nowhere outside this room.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -101,6 +101,25 @@ class Store(Accounts):
             new += self._write(work)
         return new
 
+    def add_completions(self, rows: Iterable[queue.Candidates]) -> None:
+        """Keep prompts with completions that nobody shall rank, e.g. for a battle.
+
+        Raises:
+            ValueError: A completion answers another prompt.
+        """
+        some = list(rows)
+        self._write(lambda session: queue.add_completions(session, some, now_ms=self._now()))
+
+    def answered(self, prompts: Collection[str], adapter: str) -> set[str]:
+        """Those of these prompts that have a candidate set with an answer by this adapter.
+
+        Args:
+            prompts: Ids of prompts.
+            adapter: `Completion.adapter`.
+        """
+        with self.database.reading() as session:
+            return queue.answered(session, prompts, adapter)
+
     def retire(self, candidate_set: int, *, actor: str) -> None:
         """Hand a set out no more, e.g. because it was flagged. What was said of it stays."""
 
@@ -158,6 +177,29 @@ class Store(Accounts):
             return None if found is None else claims.task(session, found, rules=self.rules)
 
         return self._write(work)
+
+    def reserve(self, annotator: int, prompt: str, completions: Collection[str]) -> bool:
+        """Open a set for an annotator: it is claimed next, after what is open already.
+
+        Args:
+            annotator: Number.
+            prompt: Its id.
+            completions: Ids of all completions of the set.
+
+        Returns:
+            False where the annotator has seen it, or others have all its places.
+        """
+        key = queue.set_key(prompt, completions)
+        return self._write(
+            lambda session: claims.reserve(
+                session,
+                annotator,
+                key,
+                now_ms=self._now(),
+                until_ms=self._until(),
+                rng=self._rng,
+            )
+        )
 
     def renew(self, annotator: int, task: int, *, shown: bool = False) -> None:
         """Keep a task for another lease.
@@ -331,6 +373,17 @@ class Store(Accounts):
         """
         with self.database.reading() as session:
             return reading.settled(session, list(prompts))
+
+    def unjudged(self, annotator: str) -> Iterator[queue.Candidates]:
+        """The sets that no person has ranked, nor this judge; gold questions are left out."""
+        after = 0
+        while True:
+            with self.database.reading() as session:
+                found = reading.unjudged(session, annotator, after)
+            if not found:
+                return
+            after = found[-1][0]
+            yield from ((prompt, own) for _, prompt, own in found)
 
     def export(self, folder: Path) -> snapshot.Manifest:
         """Write a snapshot to train from; claims and submits go on meanwhile.

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import shlex
-import shutil
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.context import Context, suffixed
 from alpaca_rlhf.data import write_instructions
 from alpaca_rlhf.models.batches import answer, prompt_ids
 from alpaca_rlhf.models.rollout import Sampled, sample
-from alpaca_rlhf.preferences import (
-    DATABASE,
-    ScoreJudge,
-    append,
-    read,
-    read_snapshot,
-    wrong_share,
-)
+from alpaca_rlhf.preferences import ScoreJudge, append, wrong_share
+from alpaca_rlhf.preferences.assignment import FEWEST, distinct
 from alpaca_rlhf.randomness import derived_seed
 from alpaca_rlhf.records import Completion, Instruction, Ranking
+from alpaca_rlhf.sources import RunPrompts
+from alpaca_rlhf.stages.llm_judge import LLMJudge, Row, outcomes
 from alpaca_rlhf.stages.outcome import Outcome
-
-
-class PeopleNeeded(UserError):
-    """The run waits for people's rankings."""
+from alpaca_rlhf.stages.people import Ranked, by_people, of_other_answers, people_so_far
 
 
 def sample_completions(ctx: Context, round_: int) -> Outcome:
@@ -62,7 +55,7 @@ def sample_completions(ctx: Context, round_: int) -> Outcome:
 
 
 def rank(ctx: Context, round_: int) -> Outcome:
-    """Put the completions of each prompt in order: by the gold judge with noise, or by people."""
+    """Put the completions of each prompt in order: by the gold judge, by people or by a model."""
     stage, settings = suffixed("rank", round_), ctx.settings.rank
     prompts, completions = sampled(ctx, round_)
     by_prompt: dict[str, list[Completion]] = {}
@@ -70,10 +63,17 @@ def rank(ctx: Context, round_: int) -> Outcome:
         by_prompt.setdefault(one.prompt_id, []).append(one)
     path = ctx.run.folder(stage) / "rankings.jsonl"
     if ctx.settings.inputs.judge == "human":
-        rankings = _by_people(ctx.run.path, path, prompts, completions)
+        differ = [key for key, own in by_prompt.items() if len(distinct(own)) >= FEWEST]
+        rankings = by_people(ctx.run.path, path, differ, completions)
+        more, summary, facts = _others(ctx, round_)
+        facts |= {"noise": 0.0, "verdicts": 0}
         return Outcome(
-            len(rankings), 0, f"{len(rankings)} rankings by people", {"noise": 0.0, "verdicts": 0}
+            len(rankings) + more, 0, f"{len(rankings)} rankings by people{summary}", facts
         )
+    if ctx.settings.inputs.judge == "llm":
+        rows = [(prompts[key], distinct(own, len(own))) for key, own in by_prompt.items()]
+        rows = [row for row in rows if len(row[1]) >= FEWEST]
+        return _by_llm(ctx, round_, path, rows, completions)
     gold = ctx.source.gold
     assert gold is not None
     scores: dict[str, float] = {}
@@ -103,45 +103,67 @@ def rank(ctx: Context, round_: int) -> Outcome:
     return Outcome(len(rankings), 0, summary, facts)
 
 
-def _by_people(
-    run: Path, path: Path, prompts: Mapping[str, Instruction], completions: Mapping[str, Completion]
-) -> list[Ranking]:
-    """What people said: in the terminal, in `path`, and in the app, in the run's database.
+def _by_llm(
+    ctx: Context,
+    round_: int,
+    path: Path,
+    rows: Sequence[Row],
+    completions: Mapping[str, Completion],
+) -> Outcome:
+    """Let the model at --judge.url rank what no person has ranked.
 
-    The app's rankings come by way of a snapshot beside `path`, which stays.
-
-    Raises:
-        PeopleNeeded: There are prompts that nobody has ranked.
+    What it said before a stop is not asked again.
     """
-    rankings = read(path, completions) if path.exists() else []
-    left = prompts.keys() - {one.prompt_id for one in rankings}
-    file = run / DATABASE
-    if file.exists():
-        from alpaca_rlhf.preferences.store import Store
-
-        with Store(file) as store:
-            left -= store.settled(left)
-            if not left:
-                kept = {(one.prompt_id, one.annotator, one.revision) for one in rankings}
-                snapshot = path.with_name("snapshot")
-                shutil.rmtree(snapshot, ignore_errors=True)  # of a sitting that was broken off
-                store.export(snapshot)
-                new = [
-                    one
-                    for _, _, one in read_snapshot(snapshot)
-                    if all(key in completions for tier in one.tiers for key in tier)
-                    and (one.prompt_id, one.annotator, one.revision) not in kept
-                ]
-                append(path, *new)
-                rankings = read(path, completions)
-    if left:
-        where = shlex.quote(str(run))
-        raise PeopleNeeded(
-            f"{len(left)} of {len(prompts)} prompts are not ranked yet: rank them in a browser "
-            f"with `alpaca-rlhf app --run {where}`, or here with `alpaca-rlhf rank --out {where}`; "
-            "then run the same command again"
+    stage, settings = suffixed("rank", round_), ctx.settings.judge
+    people = people_so_far(ctx.run.path, path, completions)
+    ranked = {one.prompt_id for one in people}
+    rows = [row for row in rows if row[0].id not in ranked]
+    pairs: Counter[str] = Counter()
+    rankings = []
+    with LLMJudge(settings, path.parent, spent=_spent_before(ctx, round_)) as judge:
+        total = len(rows)
+        for prompt, order in judge.rank(
+            rows, told=lambda sets: ctx.reporter.step(stage, sets, total, {})
+        ):
+            pairs.update(order.pairs)
+            if order.tiers is not None:
+                rankings.append(Ranking(prompt.id, order.tiers, judge.annotator))
+        account = judge.account
+    if not rankings and not people:
+        raise UserError(
+            f"--judge.url {settings.url}: no ranking came of {total} prompts "
+            f"({outcomes(pairs)}); this model is no judge, take another --judge.model"
         )
-    return rankings
+    append(path, *rankings)
+    left = total - len(rankings)
+    more, others, facts = _others(ctx, round_)
+    summary = f"{len(rankings)} rankings by {settings.model}"
+    summary += f", {len(people)} by people{others}" if people or more else others
+    summary += f"; {outcomes(pairs)}"
+    if left:
+        summary += f"; {left} prompts left out: nothing decided"
+    facts |= {"noise": 0.0, "verdicts": pairs["decided"], "pairs": dict(pairs)}
+    facts |= {"left_out": left, "by_people": len(people), "endpoint": account.facts()}
+    ctx.reporter.say(f"  {account.line()}")
+    examples = len(rankings) + len(people) + more
+    return Outcome(examples, account.tokens_in + account.tokens_out, summary, facts)
+
+
+def _spent_before(ctx: Context, round_: int) -> tuple[int, int]:
+    """Tokens in and out of earlier rounds: a limit is one for the whole run."""
+    done = [ctx.run.done(suffixed("rank", one)) or {} for one in range(1, round_)]
+    said = [one.get("facts", {}).get("endpoint", {}) for one in done]
+    total = [sum(one.get(name, 0) for one in said) for name in ("tokens_in", "tokens_out")]
+    return total[0], total[1]
+
+
+def _others(ctx: Context, round_: int) -> tuple[int, str, dict[str, Any]]:
+    """The app's rankings of answers that the run has not sampled: how many, in words, as facts."""
+    more, near = other_rankings(ctx, round_)
+    words = f", and {len(more)} in the app of other answers" if more else ""
+    if near:
+        words += f"; {near} left out: their prompts lie near those of another stage"
+    return len(more), words, {"of_other_answers": len(more), "near": near}
 
 
 def sampled(ctx: Context, round_: int) -> tuple[dict[str, Instruction], dict[str, Completion]]:
@@ -153,6 +175,13 @@ def sampled(ctx: Context, round_: int) -> tuple[dict[str, Instruction], dict[str
         row.pop("id")
         completions.append(Completion(**row))
     return {p.id: p for p in prompts}, {c.id: c for c in completions}
+
+
+def other_rankings(ctx: Context, round_: int) -> tuple[list[Ranked], int]:
+    """The app's rankings of answers that no round so far has sampled, and how many are left out."""
+    drawn = {key for one in range(1, round_ + 1) for key in sampled(ctx, one)[1]}
+    prompts = RunPrompts(ctx.run.path, ctx.settings)
+    return of_other_answers(ctx.run.path / suffixed("rank", round_), drawn, prompts)
 
 
 def _sample(

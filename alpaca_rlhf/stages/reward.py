@@ -24,7 +24,8 @@ from alpaca_rlhf.records import (
     content_hash,
 )
 from alpaca_rlhf.stages.outcome import Outcome
-from alpaca_rlhf.stages.rank import sampled
+from alpaca_rlhf.stages.people import Ranked
+from alpaca_rlhf.stages.rank import other_rankings, sampled
 from alpaca_rlhf.training import groups as reward_groups
 from alpaca_rlhf.training.groups import Group
 from alpaca_rlhf.training.held_out import scored
@@ -166,6 +167,9 @@ def ranking_groups(ctx: Context, round_: int) -> Rankings:
             rankings = read(path, own)
             found += _of_rankings(ctx, rankings, own_prompts, own)
             read_ += len(rankings)
+        more, _ = other_rankings(ctx, round_)
+        found += _of_ranked(ctx, more)
+        read_ += len(more)
     if not found:
         raise UserError(
             f"{path}: in none of the {read_} rankings anybody wins: all their completions tie or "
@@ -185,16 +189,19 @@ def _of_rankings(
     return reward_groups.from_rankings(ctx.adapters, rankings, prompts, completions, ties=ties)
 
 
+def _of_ranked(ctx: Context, ranked: Sequence[Ranked]) -> list[Group]:
+    prompts = {prompt.id: prompt for prompt, _, _ in ranked}
+    completions = {one.id: one for _, own, _ in ranked for one in own}
+    return _of_rankings(ctx, [one for _, _, one in ranked], prompts, completions)
+
+
 def _of_file(ctx: Context, path: Path, prompts: Collection[str]) -> tuple[list[Group], int]:
     """The rankings of a file that answer some prompts, and how many there are."""
     snapshot = manifest_of(path) is not None
     if snapshot or holds_rankings(path):
         ranked = read_snapshot(path) if snapshot else read_rankings(path)
         trees = [one for one in ranked if one[0].id in prompts]
-        asked = {prompt.id: prompt for prompt, _, _ in trees}
-        completions = {one.id: one for _, own, _ in trees for one in own}
-        rankings = [ranking for _, _, ranking in trees]
-        return _of_rankings(ctx, rankings, asked, completions), len(rankings)
+        return _of_ranked(ctx, trees), len(trees)
     pairs: dict[str, list[PreferencePair]] = {}
     for pair in read_pairs(path):
         if pair.group in prompts:

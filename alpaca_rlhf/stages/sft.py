@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.context import Context
 from alpaca_rlhf.data import answered_prompts, check_disjoint
 from alpaca_rlhf.models.batches import Example, prompt_ids, segments
+from alpaca_rlhf.models.foreign import adopt
 from alpaca_rlhf.prompts import marked
 from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.stages.outcome import Outcome
@@ -16,12 +18,15 @@ from alpaca_rlhf.training.sft import encode, previewed, split_held_out, train_sf
 
 
 def sft(ctx: Context, round_: int) -> Outcome:
-    """Supervised fine-tuning on the seed tasks and the generated ones."""
+    """Supervised fine-tuning on the seed tasks and the generated ones, or the adapter given."""
     splits = ctx.splits()
     rows = splits["sft"]
     answered = {**splits, "sft": answered_prompts(rows)}
     overlap = check_disjoint(answered, ctx.source.key, raise_on_leak=True)
     _refuse_too_long(ctx, splits)
+    counts = {"sft": len(rows), "overlap": overlap}
+    if ctx.settings.inputs.sft_adapter is not None:
+        return _adopted(ctx, ctx.settings.inputs.sft_adapter, counts)
     settings = ctx.settings.sft
     kept, out = split_held_out(rows, settings.held_out)
     examples, too_long = encode(ctx.adapters, kept, settings.max_length)
@@ -45,7 +50,6 @@ def sft(ctx: Context, round_: int) -> Outcome:
         log=ctx.log("sft"),
     )
     ctx.save("sft", "sft")
-    counts = {"sft": len(rows), "overlap": overlap}
     loss = f"{result.loss_before:.2f} -> {result.loss_after:.2f} nats a token"
     summary = f"held-out loss {loss} on {len(held_out)} rows"
     if settings.patience:
@@ -58,6 +62,14 @@ def sft(ctx: Context, round_: int) -> Outcome:
         "prompts": counts,
     }
     return Outcome(result.examples, result.tokens, summary, facts)
+
+
+def _adopted(ctx: Context, folder: Path, counts: Mapping[str, int]) -> Outcome:
+    """Somebody else's adapter in place of training."""
+    layers = adopt(ctx.adapters, "sft", folder, seed=ctx.settings.seed)
+    ctx.save("sft", "sft")
+    facts = {"adapter": str(folder), "layers": layers, "prompts": counts}
+    return Outcome(0, 0, f"{folder} taken as it is, on {layers} layers", facts)
 
 
 def _preview(ctx: Context, examples: Sequence[Example], *, show: bool) -> None:

@@ -52,9 +52,7 @@ class Checkpoints:
     def _write(self, step: int, state: dict[str, Any], best: int | None) -> None:
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        target = self._at(step)
-        target.mkdir(parents=True, exist_ok=True)
-        atomic_write(target / "state.pt", buffer.getvalue())
+        atomic_write(self._at(step) / "state.pt", buffer.getvalue())
         for old in self._saved()[: -self.keep]:
             if _step_of(old) != best:
                 shutil.rmtree(old)

@@ -14,7 +14,8 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from alpaca_rlhf.config import UserError
-from alpaca_rlhf.preferences import DATABASE
+from alpaca_rlhf.data import holds_rankings, read_rankings
+from alpaca_rlhf.preferences import DATABASE, manifest_of, read_snapshot
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.ui import folders
 from alpaca_rlhf.ui.queueing import queue_sampled
@@ -23,6 +24,7 @@ from alpaca_rlhf.ui.terminal import PROGRAM, Terminal, next_lines
 ABOUT = "chat, compare, rank and look at the rankings in a browser"
 USUAL_PORT = 7860
 _SECRET, _SNAPSHOTS = "app.secret", "snapshots"
+_SFT = Path("sft/adapter")
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,11 @@ class App:
     """Add somebody of this name who may sign in, and do nothing else; asks for the password."""
     role: Literal["annotator", "admin"] | None = None
     """Role for --add-user; the first one is an admin."""
+
+    add_gold: Path | None = None
+    """Add rankings whose order is known (any file of rankings, or a snapshot) as gold questions,
+    and do nothing else; people get some of them among their tasks, and the Data tab says how many
+    they passed."""
 
     def __post_init__(self) -> None:
         if self.port is not None and not 0 < self.port < 65536:
@@ -81,6 +88,8 @@ def run(asked: App, terminal: Terminal) -> int:
     with Store(asked.db or home / DATABASE) as store:
         if asked.add_user is not None:
             return _add_user(store, asked, terminal)
+        if asked.add_gold is not None:
+            return _add_gold(store, asked.add_gold, terminal)
         if has_run:
             added = queue_sampled(asked.run, store)
             if added:
@@ -121,6 +130,23 @@ def _add_user(store: Store, asked: App, terminal: Terminal) -> int:
     return 0
 
 
+def _add_gold(store: Store, path: Path, terminal: Terminal) -> int:
+    snapshot = manifest_of(path) is not None
+    if not snapshot and not holds_rankings(path):
+        raise UserError(
+            f"--add-gold {path}: holds pairs or instructions, no rankings; give answers with their "
+            "ranks, or the folder of a snapshot"
+        )
+    ranked = read_snapshot(path) if snapshot else read_rankings(path)
+    orders = {prompt.id: said.tiers for prompt, _, said in ranked}
+    rows = {prompt.id: (prompt, own) for prompt, own, _ in ranked}
+    new = store.add_sets(rows.values(), origin=str(path), gold=orders)
+    known = len(rows) - new
+    told = f"; {known} were in the queue already and stay what they are" if known else ""
+    terminal.say(f"{new} gold questions added to {store.database.shown}{told}")
+    return 0
+
+
 def _serve(store: Store, asked: App, home: Path, has_run: bool, terminal: Terminal) -> int:
     local = is_local(asked.host) and asked.url is None
     accounts = store.any_accounts()
@@ -140,7 +166,12 @@ def _serve(store: Store, asked: App, home: Path, has_run: bool, terminal: Termin
     from alpaca_rlhf.ui.app import server, session
     from alpaca_rlhf.ui.app.tabs import tabs
 
-    worker, shown = tabs(asked.run if has_run else None, _exports(asked, beside, has_run))
+    worker, shown = tabs(
+        store,
+        asked.run if has_run else None,
+        _exports(asked, beside, has_run),
+        refill=_refill(asked),
+    )
     app = server.make(
         store,
         session.read_secret(asked.secret or beside / _secret_name(file)),
@@ -203,6 +234,12 @@ def _hosts(asked: App) -> list[str]:
     return names
 
 
+def _refill(asked: App) -> str:
+    """The command that fills the queue."""
+    words = [PROGRAM, "sample", "--run", str(asked.run)]
+    return shlex.join([*words, *(["--db", asked.db] if asked.db else [])])
+
+
 def _secret_name(file: Path | None) -> str:
     return _SECRET if file is None or file.name == DATABASE else f"{file.name}.secret"
 
@@ -211,15 +248,21 @@ def _exports(asked: App, beside: Path, has_run: bool) -> Any:
     """Where snapshots go, and the command that trains on one."""
     from alpaca_rlhf.ui.app.data import Exports
 
-    ready = has_run and folders.settings_of(asked.run).inputs.judge == "human"
+    ready = (
+        has_run
+        and (asked.run / _SFT).is_dir()
+        and folders.settings_of(asked.run).inputs.seeds is None  # it cannot be taken back by a flag
+    )
 
     def command(folder: Path) -> str:
-        words = [PROGRAM, "reward"]
+        words = [PROGRAM, "reward", "--inputs.judge", "human", "--inputs.rankings", str(folder)]
         if ready:
-            words += ["--out", str(asked.run), "--inputs.rankings", str(folder)]
+            words += ["--config", str(asked.run / "config.yaml")]
+            words += ["--inputs.sft-adapter", str(asked.run / _SFT)]
+            words += ["--out", f"{asked.run}-people"]
         else:
-            words += ["--inputs.judge", "human", "--inputs.data", "ROWS", "--inputs.prompts"]
-            words += ["PROMPTS", "--inputs.rankings", str(folder), "--out", "runs/people"]
+            words += ["--inputs.data", "ROWS", "--inputs.prompts", "PROMPTS"]
+            words += ["--out", "runs/people"]
         return shlex.join(words)
 
     return Exports((beside / _SNAPSHOTS).absolute(), command, own_files=not ready)

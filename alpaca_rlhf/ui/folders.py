@@ -57,8 +57,7 @@ def seconds_of(run: Path, stage: str) -> float | None:
     Raises:
         UserError: The ledger cannot be read.
     """
-    ledger = _read(run / "ledger.json") if _is_there(run / "ledger.json") else {}
-    seconds = ledger.get(stage, {}).get("seconds")
+    seconds = ledger_of(run).get(stage, {}).get("seconds")
     return float(seconds) if seconds is not None else None
 
 
@@ -68,8 +67,7 @@ def saw_conversations(run: Path) -> bool:
     Raises:
         UserError: The ledger cannot be read.
     """
-    ledger = _read(run / "ledger.json") if _is_there(run / "ledger.json") else {}
-    return bool(ledger.get("sft", {}).get("facts", {}).get("conversations"))
+    return bool(ledger_of(run).get("sft", {}).get("facts", {}).get("conversations"))
 
 
 def policies(run: Path) -> dict[str, Path | None]:
@@ -81,6 +79,22 @@ def policies(run: Path) -> dict[str, Path | None]:
         if name.partition(".")[0] in _POLICY_STAGES:
             found[name] = run / name / "adapter"
     return found
+
+
+def rewards(run: Path) -> dict[str, Path]:
+    """Reward models and their adapter folders, in the order of training."""
+    found = [path.parent.parent.name for path in run.glob("reward*/adapter/adapter_config.json")]
+    names = [name for name in found if name.partition(".")[0] == "reward"]
+    return {name: run / name / "adapter" for name in sorted(names, key=_when)}
+
+
+def ledger_of(run: Path) -> dict[str, Any]:
+    """The finished stages and what they told.
+
+    Raises:
+        UserError: The ledger cannot be read.
+    """
+    return _read(run / "ledger.json") if _is_there(run / "ledger.json") else {}
 
 
 def report_of(run: Path) -> dict[str, Any] | None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from alpaca_rlhf.preferences.assignment import FEWEST, distinct
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.ui import folders
 from alpaca_rlhf.ui.ranking import read_sheets
 
-MOST = 9
-"""Completions that the app shows side by side."""
-
 
 def queue_sampled(run: Path, store: Store) -> int:
     """Put what every sample stage of a run drew into the queue; what is there already stays.
+
+    Of completions that say the same one is shown, and a prompt with only one is nothing to rank.
 
     Returns:
         How many prompts are new there.
@@ -26,8 +26,7 @@ def queue_sampled(run: Path, store: Store) -> int:
         if stage.partition(".")[0] != "sample":
             continue
         sheets = read_sheets(run, stage)
-        rows = [
-            (one.prompt, one.completions) for one in sheets if 2 <= len(one.completions) <= MOST
-        ]
-        added += store.add_sets(rows, origin=f"{run.name}/{stage}")
+        rows = [(one.prompt, distinct(one.completions)) for one in sheets]
+        told = [row for row in rows if len(row[1]) >= FEWEST]
+        added += store.add_sets(told, origin=f"{run.name}/{stage}")
     return added

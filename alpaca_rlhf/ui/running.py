@@ -16,7 +16,7 @@ from alpaca_rlhf.ui.ranking import RankingSession, read_sheets
 from alpaca_rlhf.ui.terminal import Terminal, next_lines, result_lines
 
 _GIVEN_BY = {
-    "generate": "--inputs.data or --inputs.splits",
+    "generate": "--inputs.data, --inputs.splits or --inputs.sft-adapter",
     "sample": "--inputs.rankings",
     "rank": "--inputs.rankings",
 }

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from alpaca_rlhf import processes
 from alpaca_rlhf.config import UserError
+from alpaca_rlhf.files import FULL, is_full
 from alpaca_rlhf.ui.terminal import Terminal, plain
 
 _MEMORY_FLAGS = {
@@ -56,6 +57,11 @@ def guarded(body: Callable[[], int], *, again: str, terminal: Terminal) -> int:
         _drop_output()
         return _tell(f"the output was closed; what was done is kept. To go on: {again}", 130)
     except Exception as error:
+        if is_full(error):
+            where = getattr(error, "filename", None) or "something"
+            return _tell(
+                f"error: {where}: cannot be written (No space left on device); {FULL}: {again}", 2
+            )
         if type(error).__name__ != "OutOfMemoryError":  # torch's; torch may not be loaded
             raise
         stage = (terminal.stage or "").partition(".")[0]

@@ -13,6 +13,7 @@ import gradio as gr
 from gradio.events import api
 
 from alpaca_rlhf.preferences.assignment import Refused, Task
+from alpaca_rlhf.preferences.database import DiskFull
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.ui.app.board import Asked, rank_board, read
 from alpaca_rlhf.ui.app.language import words
@@ -26,11 +27,12 @@ LOOK_AGAIN_S = 10.0
 Reply = dict[str, Any]
 
 
-def rank_tab(services: Services) -> gr.HTML:
+def rank_tab(services: Services, *, refill: str = "alpaca-rlhf sample --run RUN") -> gr.HTML:
     """Build the tab; call it within `gr.Blocks`.
 
     Args:
         services: What every tab is given.
+        refill: The command that fills the queue.
 
     Returns:
         The board. It claims no task before it is on screen.
@@ -40,7 +42,7 @@ def rank_tab(services: Services) -> gr.HTML:
         return json.dumps(reply(services, sent, request))
 
     api(answer, api_name=ENDPOINT, queue=False, api_visibility="private")
-    return rank_board(ENDPOINT, look_again_s=LOOK_AGAIN_S)
+    return rank_board(ENDPOINT, look_again_s=LOOK_AGAIN_S, refill=refill)
 
 
 def reply(services: Services, sent: str, request: gr.Request) -> Reply:
@@ -58,10 +60,11 @@ def reply(services: Services, sent: str, request: gr.Request) -> Reply:
     says = words("rank", language)
     try:
         account = services.account(request)
+        got = _done(services.store, account.id, read(sent))
     except gr.Error:
         return {"problem": "signed_out", "message": says["problem.signed_out"]}
-    try:
-        got = _done(services.store, account.id, read(sent))
+    except DiskFull:
+        return {"problem": "full", "message": says["problem.full"]}
     except Refused as refused:
         problem = refused.problem
         got = {"problem": problem, "message": says[f"problem.{problem}"]}

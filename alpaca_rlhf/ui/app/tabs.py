@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
+from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.ui.app.build import Tab
+from alpaca_rlhf.ui.app.chat import chat_tab
+from alpaca_rlhf.ui.app.compare import compare_tab
 from alpaca_rlhf.ui.app.data import Exports, data_tab
-
-_HOME = "alpaca_rlhf.ui.app."
-
-
-def tabs(run: Path | None, exports: Exports) -> tuple[Any, list[Tab]]:
-    """The worker that owns the model, or None without a run; and the tabs in their order."""
-    worker = _part("worker", "Worker")(run) if run is not None and _there("worker") else None
-    found = [Tab("rank", _part("rank", "rank_tab"))] if _there("rank") else []
-    for key in ("chat", "compare"):
-        if worker is not None and _there(key):
-            found.append(Tab(key, partial(_part(key, f"{key}_tab"), worker=worker)))
-    return worker, [*found, Tab("data", partial(data_tab, exports=exports), admin=True)]
+from alpaca_rlhf.ui.app.prefetch import keep_filled
+from alpaca_rlhf.ui.app.rank import rank_tab
+from alpaca_rlhf.ui.app.worker import Worker
 
 
-def _there(module: str) -> bool:
-    return find_spec(_HOME + module) is not None
+def tabs(
+    store: Store, run: Path | None, exports: Exports, *, refill: str
+) -> tuple[Worker | None, list[Tab]]:
+    """The worker that owns the model, or None without a run; and the tabs in their order.
 
-
-def _part(module: str, name: str) -> Any:
-    return getattr(import_module(_HOME + module), name)
+    Args:
+        store: The preferences.
+        run: Run folder to take base and adapters from.
+        exports: Where snapshots go.
+        refill: The command that fills the queue.
+    """
+    ranking, data = (
+        Tab("rank", partial(rank_tab, refill=refill)),
+        Tab("data", partial(data_tab, exports=exports), admin=True),
+    )
+    if run is None:
+        return None, [ranking, data]
+    worker = Worker(run)
+    keep_filled(store, worker)
+    talking = [
+        Tab("chat", partial(chat_tab, worker=worker)),
+        Tab("compare", partial(compare_tab, worker=worker)),
+    ]
+    return worker, [ranking, *talking, data]

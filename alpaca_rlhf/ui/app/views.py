@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -14,7 +13,6 @@ from alpaca_rlhf.preferences.snapshot import Manifest
 
 FILES = ("rankings.jsonl", "pairs.jsonl", "rankings.csv", "manifest.json")
 Words = Mapping[str, str]
-_Z = 1.959964
 
 
 class Html(str):
@@ -65,7 +63,7 @@ def scores(found: Sequence[Score], says: Words) -> str:
         (
             one.first,
             one.second,
-            win_rate(one),
+            _rate(*one.rate),
             f"{one.wins:,}",
             f"{one.losses:,}",
             f"{one.ties:,}",
@@ -77,18 +75,8 @@ def scores(found: Sequence[Score], says: Words) -> str:
     return head + (table([says[one] for one in names], rows) if rows else _nothing(says))
 
 
-def win_rate(score: Score) -> str:
-    """The share of wins, a tie one half, with Wilson's 95 % interval.
-
-    With ties counted as halves the interval is a little too wide.
-    Source: Wilson, JASA 22 (1927).
-    """
-    n = score.wins + score.losses + score.ties
-    rate = (score.wins + score.ties / 2) / n
-    middle = (rate + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * math.sqrt(rate * (1 - rate) / n + _Z**2 / (4 * n**2))
-    low, high = max(0.0, middle - half), min(1.0, middle + half)
-    return f"{rate:.1%} [{low:.1%}, {high:.1%}]"
+def _rate(share: float, low: float, high: float) -> str:
+    return f"{share:.1%} [{low:.1%}, {high:.1%}]"
 
 
 def people(found: Sequence[Person], says: Words, *, local: Iterable[int], me: int) -> str:

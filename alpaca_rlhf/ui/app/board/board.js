@@ -180,6 +180,8 @@ const worked = () =>
 
 class Lost extends Error {}
 
+const LATER = ["signed_out", "full"]; // problems after which the same message is sent again
+
 /** One message and its reply; `Lost` where none came. */
 async function ask(what, fields = {}) {
   const config = window.gradio_config || {};
@@ -227,7 +229,7 @@ async function insist(what, fields = {}) {
     let problem;
     try {
       const reply = await ask(what, fields);
-      if (reply.problem !== "signed_out") {
+      if (!LATER.includes(reply.problem)) {
         banner(null);
         lock(false);
         return reply;
@@ -404,8 +406,9 @@ async function leftovers() {
       const sent = kept.get(key)?.sent;
       if (!sent || (task && key === draftKey(task))) continue;
       const reply = await quietly("submit", sent);
-      waiting ||= !reply || reply.problem === "signed_out";
-      if (!reply || reply.problem === "signed_out") continue;
+      const later = !reply || LATER.includes(reply.problem);
+      waiting ||= later;
+      if (later) continue;
       kept.drop(key);
       if (!reply.problem) toast(w(reply.already ? "already_saved" : "saved"));
     }
@@ -808,7 +811,7 @@ function emptyPanel() {
   ui.empty = make("section", { class: "empty", tabindex: -1 },
     make("div", { class: "tick", "aria-hidden": "true" }, "✓"),
     make("h3", {}, w("empty_title")), make("p", {}, w("empty_text")),
-    make("code", {}, "alpaca-rlhf sample --run runs/quickstart"),
+    make("code", {}, props.refill),
     make("p", { class: "soft" }, w("empty_looks")), again);
   return ui.empty;
 }

@@ -19,12 +19,13 @@ from alpaca_rlhf.ui.app.language import LANGUAGES, words
 _FOLDER = Path(__file__).parent
 
 
-def rank_board(endpoint: str, *, look_again_s: float) -> gr.HTML:
+def rank_board(endpoint: str, *, look_again_s: float, refill: str) -> gr.HTML:
     """Cards to put in order by mouse, touch or keyboard.
 
     Args:
         endpoint: Name of the API endpoint that answers what `board.js` asks for.
         look_again_s: Seconds between two looks at an empty queue.
+        refill: The command that fills the queue.
     """
     return gr.HTML(
         html_template='<div class="rank"></div>',
@@ -34,6 +35,7 @@ def rank_board(endpoint: str, *, look_again_s: float) -> gr.HTML:
         elem_id="rank",
         endpoint=endpoint,
         look_again_s=look_again_s,
+        refill=refill,
         words={language: words("rank", language) for language in LANGUAGES},
         criteria=list(CRITERIA),
         reasons=list(REASONS),

@@ -1,0 +1,175 @@
+"""The model card of an export: what it is, how it was made and measured, how it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from alpaca_rlhf import __version__
+from alpaca_rlhf.config import to_yaml
+from alpaca_rlhf.exporting.licences import duties
+from alpaca_rlhf.exporting.parity import Parity
+from alpaca_rlhf.exporting.request import Request
+
+_Names = tuple[tuple[str, str], ...]
+_POLICY: _Names = (
+    ("gold_score", "score at temperature 1"),
+    ("gold_score_greedy", "score, greedy"),
+    ("paired_gain_vs_sft", "gain over SFT"),
+    ("win_rate_vs_sft", "wins against SFT"),
+    ("kl_from_sft_nats", "KL from SFT, nats a completion"),
+    ("stop_rate", "share that ends by itself"),
+    ("mean_tokens", "mean tokens"),
+)
+_REWARD: _Names = (
+    ("pairs", "pairs"),
+    ("held_out_accuracy", "held-out accuracy"),
+    ("ci95", "its 95% interval"),
+    ("shuffled_label_accuracy", "accuracy of a control on shuffled verdicts"),
+)
+
+
+def card(
+    request: Request,
+    report: Mapping[str, Any] | None,
+    ledger: Mapping[str, Any],
+    parities: Mapping[str, Parity],
+    licence_files: Sequence[str],
+) -> str:
+    """The text of `README.md`."""
+    settings = request.settings
+    passed = all(one.passed for one in parities.values())
+    failed = (
+        ""
+        if passed
+        else "\n> **This export FAILED its check and must not be used.** `parity.json` says why.\n"
+    )
+    tags = ["alpaca-rlhf", request.policy.partition(".")[0], request.target]
+    head: dict[str, Any] = {"tags": tags, "base_model": settings.base}
+    if request.target == "adapter":
+        head["library_name"] = "peft"
+    elif request.target != "gguf":
+        head["library_name"] = "transformers"
+    if settings.base == "embedded":
+        del head["base_model"]
+        head["license"] = "apache-2.0"
+    checks = "\n".join(
+        f"- {name}: {'passed' if one.passed else 'FAILED'}; {one.line}"
+        for name, one in parities.items()
+    )
+    rules = [*duties(settings.base)]
+    if licence_files:
+        rules.append(f"Copied from the base: {', '.join(licence_files)}.")
+    rules.append(
+        "The licences of the training data hold too: answers written by OpenAI's models, as "
+        "Alpaca's are (CC BY-NC 4.0), may not be used to compete with them."
+    )
+    return (
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {request.name}\n{failed}\n"
+        f"{_what(request)}\n\n## Load it\n\n{_load(request)}\n\n{_prompts(request)}\n\n"
+        f"## Checked\n\n{checks}\n\n## How it was made\n\n{_stages(request, ledger)}\n\n"
+        f"Prompt template `{settings.template}`, seed {settings.seed}, made with alpaca-rlhf "
+        f"{__version__}: `{request.command}`.\n\n## Figures\n\n{_figures(request, report)}\n\n"
+        "## Licence\n\n" + "\n".join(f"- {one}" for one in rules) + "\n\n## Settings\n\n"
+        f"```yaml\n{to_yaml(settings).rstrip()}\n```\n"
+    )
+
+
+def _what(request: Request) -> str:
+    base = "the embedded base of alpaca-rlhf" if request.settings.base == "embedded" else "`{}`"
+    base = base.format(request.settings.base)
+    kinds = {
+        "adapter": f"A LoRA adapter on {base}, in 4 bits (NF4, double-quantised) as in training.",
+        "merged": f"{base} with a LoRA adapter merged into its dequantised NF4 weights, in "
+        f"{request.dtype}.",
+        "reward": f"A reward model on {base}: a sequence classifier with one label, in "
+        f"{request.dtype}.",
+        "gguf": f"{base} with a LoRA adapter merged in, as GGUF ({request.dtype}).",
+    }
+    text = kinds[request.target]
+    laboratory = (
+        " A laboratory animal: it knows one small world in simple English and nothing else."
+        if request.settings.base == "embedded"
+        else ""
+    )
+    return text[0].upper() + text[1:] + laboratory
+
+
+def _load(request: Request) -> str:
+    base = "data/cria" if request.settings.base == "embedded" else request.settings.base
+    folder = request.out.name
+    lines = {
+        "merged": (
+            "from transformers import pipeline",
+            f'chat = pipeline("text-generation", "{folder}")',
+            'said = [{"role": "user", "content": "Name three colours."}]',
+            'print(chat(said, max_new_tokens=64)[0]["generated_text"][-1]["content"])',
+        ),
+        "adapter": (
+            "from peft import PeftModel",
+            "from transformers import AutoModelForCausalLM, BitsAndBytesConfig",
+            'four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", '
+            "bnb_4bit_use_double_quant=True)",
+            "model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("
+            f'"{base}", quantization_config=four), "{folder}")',
+        ),
+        "reward": (
+            "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
+            f'model, words = (one.from_pretrained("{folder}") for one in '
+            "(AutoModelForSequenceClassification, AutoTokenizer))",
+            'said = [{"role": "user", "content": "Hi"}, '
+            '{"role": "assistant", "content": "Hello."}]',
+            "score = model(words.apply_chat_template(said, return_tensors='pt', "
+            "return_dict=False)).logits[0, 0] + model.config.score_bias",
+        ),
+    }
+    if request.target == "gguf":
+        return f"    ollama create {request.name} -f Modelfile\n    ollama run {request.name}"
+    return "```python\n" + "\n".join(lines[request.target]) + "\n```"
+
+
+def _prompts(request: Request) -> str:
+    if request.settings.template == "chat":
+        return "Prompts are rendered by the tokenizer's own chat template, as in training."
+    return (
+        "The tokenizer's chat template renders prompts as in training. A user's message may have a "
+        "key `input` beside `content`; a system message becomes the first paragraph of the first "
+        "instruction."
+    )
+
+
+def _stages(request: Request, ledger: Mapping[str, Any]) -> str:
+    rows = ["| stage | examples | tokens | minutes |", "|---|---|---|---|"]
+    for stage, row in ledger.items():
+        if isinstance(row, Mapping) and "examples" in row and "seconds" in row:
+            minutes = row["seconds"] / 60
+            rows.append(f"| {stage} | {row['examples']} | {row['tokens']} | {minutes:.1f} |")
+    inputs = [f"- {name}: `{path}`" for name, path in request.settings.inputs.files().items()]
+    data = inputs or ["- tasks of the small world, made by its own rules"]
+    return "\n".join([*rows, "", "Data:", "", *data])
+
+
+def _figures(request: Request, report: Mapping[str, Any] | None) -> str:
+    if report is None:
+        return "The run has no report yet: its policies have not been compared."
+    if request.target == "reward":
+        number = request.policy.partition(".")[2] or "1"
+        found = [one for one in report["reward_models"] if str(one["round"]) == number]
+        own = found[0] if found else {}
+    else:
+        own = report["policies"].get(request.policy, {})
+    names = _REWARD if request.target == "reward" else _POLICY
+    if not own:
+        return "The run's report has no figures of it."
+    rows = ["| | |", "|---|---|"]
+    rows += [f"| {label} | {_number(own[key])} |" for key, label in names if key in own]
+    judge = report.get("judge", "gold")
+    return "\n".join([*rows, "", f"On prompts that no stage has seen; judge: {judge}."])
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " to ".join(_number(one) for one in value)
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

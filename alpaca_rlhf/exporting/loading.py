@@ -1,0 +1,51 @@
+"""The base and the adapter as they were when they were trained."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import torch
+
+from alpaca_rlhf.exporting.request import Request
+from alpaca_rlhf.models.adapters import FINGERPRINT, Adapters
+from alpaca_rlhf.models.base import Base, load_base
+from alpaca_rlhf.models.merging import in_float32
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = (torch.bfloat16, torch.float32, torch.float16)
+
+
+def trained_base(request: Request) -> Base:
+    """The run's base in the dtype that it was trained in.
+
+    A machine of another kind loads a base in another dtype, which may round it to other 4-bit
+    codes. The fingerprint beside the adapter tells.
+    """
+    base = load_base(request.settings.base)
+    path = request.adapter / FINGERPRINT
+    wanted = json.loads(path.read_text()).get("base") if path.is_file() else base.fingerprint
+    for dtype in _DTYPES:
+        if base.fingerprint == wanted:
+            return base
+        other = load_base(request.settings.base, dtype=dtype)
+        if other.fingerprint == wanted:
+            return other
+    return base  # loading the adapter refuses it, and says why
+
+
+def trained(request: Request, role: str) -> tuple[Base, Adapters]:
+    """The base in its training weights but computing in float32, and the adapter as `role`.
+
+    Returns:
+        The base as it was trained, for its dtype, and the adapters on its float32 version.
+
+    Raises:
+        UserError: The adapter belongs to another base, template or shape.
+    """
+    base = trained_base(request)
+    settings = request.settings
+    adapters = Adapters(in_float32(base), settings.lora, template=settings.template, dense_gib=0.0)
+    adapters.load(role, request.adapter)
+    return base, adapters

@@ -1,0 +1,39 @@
+"""The fixed prompts that an export is checked with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from alpaca_rlhf.records import Instruction
+
+SYSTEM = "Answer in one short sentence."
+"""A system message; it is the first paragraph of the first instruction, as in imported data."""
+
+PROBES = (
+    Instruction("Name three colours of the rainbow."),
+    Instruction("Sort the words by the alphabet.", "pear, apple, fig"),
+    Instruction("Translate into French:\n\n  “The café opens at 8:30.”", "línea 1\nline 2"),
+    Instruction("请用一句话介绍长城。"),
+    Instruction("And twice that?", history=(("What is 12 + 3?", "15."),)),
+    Instruction(
+        "Put them in order.",
+        "9, 4",
+        history=(("Hello!", "Hello. What can I do?"), ("Give me two numbers.", " 9 and 4")),
+    ),
+    Instruction(f"{SYSTEM}\n\nWhy is the sky blue?"),
+)
+"""Lone tasks with and without input, conversations, a system message, several scripts."""
+
+SYSTEM_PROBE = len(PROBES) - 1
+"""Which of them begins with the system message."""
+
+
+def of_run(answers: Sequence[dict[str, object]], most: int = 8) -> list[Instruction]:
+    """The first prompts that a run was evaluated on, from its `answers.jsonl`."""
+    rows = []
+    for one in answers[:most]:
+        history = one.get("history") or ()
+        assert isinstance(history, list | tuple)
+        turns = tuple((str(user), str(reply)) for user, reply in history)
+        rows.append(Instruction(str(one["instruction"]), str(one["input"]), history=turns))
+    return rows

@@ -1,0 +1,104 @@
+"""A base and one of its adapters as one set of plain weights, made one tensor at a time.
+
+What is merged into is what the adapter was trained on: the dequantised NF4 weights, never the
+original 16-bit ones, which are another function, and never 4-bit codes, whose rounding is as large
+as the adapter itself (huggingface/peft issue 2321). They are dequantised in float32, as
+bitsandbytes does it for a layer that computes in float32; one that computes in 16 bit rounds the
+same numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn.modules import Linear4bit
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from alpaca_rlhf.models.base import Base
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A tensor of the merged model that has yet to be made."""
+
+    name: str
+    """As in a checkpoint of the base, e.g. `model.layers.0.self_attn.q_proj.weight`."""
+    shape: tuple[int, ...]
+    """Its shape."""
+    make: Callable[[], Tensor]
+    """Makes it: float32, on the CPU."""
+
+
+def merged(base: Base, adapter: str | None) -> Iterator[Weight]:
+    """Every tensor of a base with an adapter merged in; tied heads stand there once.
+
+    Args:
+        base: A base, with or without LoRA layers.
+        adapter: Which adapter; None for the dequantised base alone.
+    """
+    for path, module in base.model.named_modules():
+        if ".lora_" in f".{path}" or path.endswith(".base_layer"):
+            continue
+        layer: Any = module
+        inner = layer.base_layer if isinstance(module, LoraLayer) else module
+        for key, parameter in inner.named_parameters(recurse=False):
+            if path == "lm_head" and parameter is base.model.get_input_embeddings().weight:
+                continue  # tied: the file holds it once
+            lora = isinstance(module, LoraLayer) and key == "weight"
+            yield Weight(
+                f"{path}.{key}",
+                _shape(parameter),
+                _maker(parameter, layer if lora else None, adapter),
+            )
+
+
+def in_float32(base: Base) -> Base:
+    """The same base, computing in float32 with the very weights it has; changed in place."""
+    as_float32(base.model)
+    return replace(base, dtype=torch.float32)
+
+
+def as_float32(model: nn.Module) -> None:
+    """Let a model compute in float32 with the very weights it has, 4-bit ones included."""
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.compute_dtype = torch.float32
+            module.compute_type_is_set = True
+            module.support_avx512bf16_for_cpu = False  # would compute in bfloat16 all the same
+            cast(Any, module.weight).quant_state.dtype = torch.float32  # what it is dequantised to
+            if module.bias is not None:
+                module.bias.data = module.bias.data.float()
+        else:
+            for parameter in module.parameters(recurse=False):
+                if parameter.is_floating_point():
+                    parameter.data = parameter.data.float()
+
+
+def _shape(parameter: Any) -> tuple[int, ...]:
+    state = getattr(parameter, "quant_state", None)
+    return tuple(parameter.shape if state is None else state.shape)
+
+
+def _maker(parameter: Any, layer: Any, adapter: str | None) -> Callable[[], Tensor]:
+    @torch.no_grad()
+    def make() -> Tensor:
+        state = getattr(parameter, "quant_state", None)
+        if state is None:
+            weight = parameter.detach().float().cpu()
+        else:
+            exact = copy.copy(state)
+            exact.dtype = torch.float32
+            weight = dequantize_4bit(parameter.data, exact).cpu()
+        if layer is None or adapter is None:
+            return cast(Tensor, weight)
+        down, up = (part[adapter].weight for part in (layer.lora_A, layer.lora_B))
+        delta = up.detach().float().cpu() @ down.detach().float().cpu()
+        return torch.add(weight, delta, alpha=layer.scaling[adapter])
+
+    return make

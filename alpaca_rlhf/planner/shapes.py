@@ -1,0 +1,220 @@
+"""Sizes of a LLaMA, from its configuration alone: no weights, no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alpaca_rlhf.config import UserError
+from alpaca_rlhf.models.hub import hub_refusal
+from alpaca_rlhf.runs import data_path
+
+EMBEDDED = "embedded"
+NF4_BLOCK = 64
+"""Weights that share a scale (bitsandbytes' default block of 4-bit quantisation)."""
+SCALE_BLOCK = 256
+"""Scales that share a scale of their own: double quantisation (QLoRA, arXiv 2305.14314)."""
+ADAPTED = 7
+"""Linear layers of a decoder layer, all of which have an adapter."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a LLaMA-like model."""
+
+    name: str
+    """What the user typed."""
+    hidden: int
+    """Width H."""
+    inner: int
+    """Width of the feed-forward layer."""
+    layers: int
+    """Decoder layers."""
+    heads: int
+    """Query heads."""
+    kv_heads: int
+    """Key and value heads: fewer than query heads under grouped-query attention."""
+    head_size: int
+    """Width of a head."""
+    vocabulary: int
+    """Tokens V."""
+    context: int
+    """Longest sequence, in tokens."""
+    tied: bool = False
+    """Whether the output head is the embeddings' own matrix."""
+    attention_bias: bool = False
+    """Whether query, key, value and output have a bias."""
+    qkv_bias: bool = False
+    """Whether query, key and value alone have one, as in Qwen 2."""
+
+    @property
+    def queries(self) -> int:
+        """Width of all query heads together."""
+        return self.heads * self.head_size
+
+    @property
+    def keys(self) -> int:
+        """Width of all key heads together."""
+        return self.kv_heads * self.head_size
+
+    @property
+    def linears(self) -> tuple[tuple[int, int], ...]:
+        """(in, out) of query, key, value, output, gate, up and down."""
+        h, q, k, i = self.hidden, self.queries, self.keys, self.inner
+        return ((h, q), (h, k), (h, k), (q, h), (h, i), (h, i), (i, h))
+
+    @property
+    def layer_weights(self) -> int:
+        """4-bit weights of one decoder layer."""
+        return sum(a * b for a, b in self.linears)
+
+    @property
+    def largest(self) -> int:
+        """Weights of the largest 4-bit matrix."""
+        return max(a * b for a, b in self.linears)
+
+    @property
+    def embeddings(self) -> int:
+        """Weights of the embeddings and, if it is another matrix, of the output head."""
+        return self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+    @property
+    def parameters(self) -> int:
+        """All weights of the base."""
+        return self.layers * self.layer_weights + self.embeddings + self._small
+
+    @property
+    def _small(self) -> int:
+        norms = (2 * self.layers + 1) * self.hidden
+        biases = self.queries + 2 * self.keys + (self.hidden if self.attention_bias else 0)
+        return norms + (self.layers * biases if self.attention_bias or self.qkv_bias else 0)
+
+    def nf4_bytes(self) -> int:
+        """4-bit codes, their scales in 8 bits, and the scales of the scales in float32."""
+        total = 0
+        for a, b in self.linears:
+            scales = -(-a * b // NF4_BLOCK)
+            code_tables = 4 * (16 + 256) + 4  # of codes and of scales, and the scales' offset
+            total += -(-a * b // 2) + scales + 4 * -(-scales // SCALE_BLOCK) + code_tables
+        return total * self.layers
+
+    def plain_bytes(self, width: int) -> int:
+        """Embeddings, output head, norms and biases, in `width` bytes a weight."""
+        rotary = 2 * 4 * self.head_size // 2
+        return (self.embeddings + self._small) * width + rotary
+
+    def adapter_weights(self, rank: int) -> int:
+        """Weights of one adapter."""
+        return self.layers * rank * sum(a + b for a, b in self.linears)
+
+
+# config.json of the models on the hub; none of their weights is needed
+KNOWN: dict[str, tuple[int, int, int, int, int, int, int, int, bool]] = {
+    "llama-2-7b": (4096, 11008, 32, 32, 32, 128, 32000, 4096, False),
+    "llama-2-13b": (5120, 13824, 40, 40, 40, 128, 32000, 4096, False),
+    "llama-3-8b": (4096, 14336, 32, 32, 8, 128, 128256, 8192, False),
+    "llama-3.1-8b": (4096, 14336, 32, 32, 8, 128, 128256, 131072, False),
+    "llama-3.2-1b": (2048, 8192, 16, 32, 8, 64, 128256, 131072, True),
+    "llama-3.2-3b": (3072, 8192, 28, 24, 8, 128, 128256, 131072, True),
+    "tinyllama-1.1b": (2048, 5632, 22, 32, 4, 64, 32000, 2048, False),
+    "smollm2-135m": (576, 1536, 30, 9, 3, 64, 49152, 8192, True),
+    "smollm2-360m": (960, 2560, 32, 15, 5, 64, 49152, 8192, True),
+    "smollm2-1.7b": (2048, 8192, 24, 32, 32, 64, 49152, 8192, True),
+    "mistral-7b": (4096, 14336, 32, 32, 8, 128, 32000, 32768, False),
+}
+"""Hidden, inner, layers, heads, key-value heads, head size, vocabulary, context, tied."""
+
+LLAMA_LIKE = ("llama", "mistral", "qwen2")
+"""Model types whose layers are those of a LLaMA: what `models/likeness.py` lets through."""
+
+
+def known(name: str) -> Shape | None:
+    """A well-known shape by its name, also as a hub id such as `meta-llama/Llama-2-7b-hf`."""
+    key = name.rpartition("/")[2].lower().removesuffix("-hf").replace("meta-llama", "llama")
+    sizes = KNOWN.get(key)
+    return None if sizes is None else Shape(name, *sizes)
+
+
+def shape_of(base: str) -> Shape:
+    """The sizes of `embedded`, of a folder with a config.json, of a known name or of a hub id.
+
+    Of a hub id config.json alone is read, from the cache or over the network; where neither has
+    it, a known name serves.
+
+    Raises:
+        UserError: There is no such base, or it is not LLaMA-like.
+    """
+    try:
+        folder = data_path("cria") if base == EMBEDDED else Path(base).expanduser()
+        path = folder / "config.json"
+        there = path.is_file()
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"--base {base}: no such folder ({error})") from None
+    if not there:
+        if folder.is_dir() or base == EMBEDDED:
+            raise UserError(f"--base {base}: {folder} has no config.json")
+        found = known(base)
+        if found is not None:
+            return found
+        if base.startswith((".", "/", "~")) or base.count("/") != 1:
+            raise UserError(
+                f"--base {base}: no such folder, and no known shape; give `embedded`, a folder, "
+                f"a hub id, or one of {', '.join(KNOWN)}"
+            )
+        path = _from_hub(base)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--base {base}: {path} cannot be read ({error})") from None
+    return from_config(base, config)
+
+
+def from_config(base: str, config: Mapping[str, Any]) -> Shape:
+    """The sizes that a config.json tells.
+
+    Raises:
+        UserError: The model computes something else than a LLaMA, or a size is missing.
+    """
+    kind = config.get("model_type")
+    capped = any(config.get(key) for key in ("final_logit_softcapping", "attn_logit_softcapping"))
+    if kind not in LLAMA_LIKE or capped or config.get("hidden_act", "silu") != "silu":
+        name = (config.get("architectures") or [kind])[0]
+        raise UserError(
+            f"--base {base}: {name} computes more than a LLaMA does (scaled or capped logits, "
+            "a bias at its output head ...); use a LLaMA-like base"
+        )
+    try:
+        heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
+        window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+        longest = int(config["max_position_embeddings"])
+        return Shape(
+            name=base,
+            hidden=hidden,
+            inner=int(config["intermediate_size"]),
+            layers=int(config["num_hidden_layers"]),
+            heads=heads,
+            kv_heads=int(config.get("num_key_value_heads") or heads),
+            head_size=int(config.get("head_dim") or hidden // heads),
+            vocabulary=int(config["vocab_size"]),
+            context=min(longest, int(window)) if window else longest,
+            tied=bool(config.get("tie_word_embeddings", False)),
+            attention_bias=bool(config.get("attention_bias", False)),
+            qkv_bias=kind == "qwen2",
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"--base {base}: config.json has no usable {error}") from None
+
+
+def _from_hub(base: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(base, "config.json"))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        told = hub_refusal(base, error) or f"--base {base}: its config.json is not there ({reason})"
+        raise UserError(f"{told}; for a plan one of {', '.join(KNOWN)} does too") from None

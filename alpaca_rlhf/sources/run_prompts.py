@@ -1,0 +1,74 @@
+"""The prompts of a run, split by split, and the firewall between them, for what people type."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from alpaca_rlhf.data import Firewall, Leak, answered_prompts, read_instructions
+from alpaca_rlhf.records import Instruction
+from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.sources.choosing import source_of
+from alpaca_rlhf.sources.source import Source
+
+RANK = "rank"
+"""The split that typed prompts join."""
+
+
+class RunPrompts:
+    """Reads the prompts when they are first asked for.
+
+    Args:
+        run: The run folder.
+        settings: Its settings.
+    """
+
+    def __init__(self, run: Path, settings: Loop) -> None:
+        self._run = run
+        self._settings = settings
+
+    @cached_property
+    def splits(self) -> dict[str, list[Instruction]]:
+        """What SFT has learned from, under `sft`, and the prompts of every other split.
+
+        Raises:
+            UserError: A file of the run cannot be read any more.
+        """
+        rows = self._settings.inputs.rows
+        generated = self._run / "generate" / "rows.jsonl"
+        if rows is not None:
+            learned = read_instructions(rows)
+        else:
+            learned = self._source.seeds()
+            learned += read_instructions(generated) if generated.is_file() else []
+        source = self._source
+        return {"sft": learned, **{name: source.prompts(name) for name in source.names()}}
+
+    def to_rank(self) -> list[Instruction]:
+        """The prompts of all rounds whose answers are to be ranked."""
+        return [
+            row
+            for name, rows in self.splits.items()
+            if name.partition(".")[0] == RANK
+            for row in rows
+        ]
+
+    def to_evaluate(self) -> list[Instruction]:
+        """The prompts of the evaluation."""
+        return self.splits.get("eval", [])
+
+    def leak(self, row: Instruction) -> Leak | None:
+        """Why a typed prompt may not be ranked: it lies near one of another stage."""
+        return self._firewall.leak(RANK, row)
+
+    @cached_property
+    def _source(self) -> Source:
+        return source_of(self._settings)
+
+    @cached_property
+    def _firewall(self) -> Firewall:
+        wall = Firewall(self._source.key)
+        for name, rows in self.splits.items():
+            split = name.partition(".")[0]
+            wall.note(split, answered_prompts(rows) if split == "sft" else rows)
+        return wall

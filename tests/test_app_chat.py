@@ -1,0 +1,265 @@
+"""The Chat tab in a real browser, with a real tiny LLaMA."""
+
+from __future__ import annotations
+
+import threading
+import time
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+
+from alpaca_rlhf.preferences.assignment import Rules
+from alpaca_rlhf.preferences.people import Account
+from alpaca_rlhf.preferences.store import Store
+from alpaca_rlhf.ui.app.chat import chat_tab
+from alpaca_rlhf.ui.app.speech import inert, restored
+from alpaca_rlhf.ui.app.talk import Turn, place
+from alpaca_rlhf.ui.app.worker import Worker
+from tests.browser import NO_CHROMIUM, browser, chromium, free_port, visit
+from tests.model_app import Echo, app, make_run, nothing_serious, prompts, serving
+
+pytestmark = pytest.mark.skipif(chromium() is None, reason=NO_CHROMIUM)
+ADMIN = Account(1, "ann", "admin", "en")
+HOSTILE = [
+    "`${document.body.classList.add('bad')}` ${document.body.classList.add('bad')}",
+    "<img src=x onerror=\"document.body.classList.add('bad')\">",
+    "<script>document.body.classList.add('bad')</script> &lt;b&gt; <b>bold</b> a < b",
+    "![pic](http://example.org/x.png) [l](javascript:alert(1)) {{7*7}} $$x^2$$ <think>t</think>",
+]
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory, tiny_folder):
+    """The real model behind one page, a fake one behind another; one browser."""
+    home = tmp_path_factory.mktemp("chat")
+    run = make_run(home / "run", tiny_folder)
+    echo = Echo(lambda policy, row, j: f"{policy} {j}: {row.instruction} / {len(row.history)}")
+    plain = Rules(gold_rate=0, repeat_rate=0, second_share=0)
+    with Store(home / "p.db", rules=plain, seed=0) as store:
+        store.add_annotator("ann", "long enough", role="admin")
+        real = Worker(run, where=home / "card")
+        fake = Worker(run, make=lambda: echo, where=home / "card")
+        ports = [app(store, ADMIN, partial(chat_tab, worker=one)) for one in (real, fake)]
+        with (
+            serving(ports[0], free_port()) as url,
+            serving(ports[1], free_port()) as other,
+            browser() as opened,
+        ):
+            yield SimpleNamespace(
+                url=url, fake=other, browser=opened, store=store, real=real, echo=echo, run=run
+            )
+        real.close()
+        fake.close()
+
+
+def go(page, url):
+    page.set_default_timeout(60_000)
+    page.goto(url)
+    page.locator("#chat-box textarea").wait_for()
+
+
+def ask(page, text):
+    page.locator("#chat-box textarea").fill(text)
+    page.keyboard.press("Enter")
+
+
+def line(page, words):
+    page.locator("#chat-line", has_text=words).wait_for()
+
+
+def said(page, who="bot"):
+    return page.locator(f"#chat-log .message.{who}").all_inner_texts()
+
+
+WATCH = """() => { window.seen = []; new MutationObserver(() => {
+  const all = [...document.querySelectorAll('#chat-log .message.bot')];
+  const text = all.length ? all[all.length - 1].innerText : '';
+  if (text && window.seen[window.seen.length - 1] !== text) window.seen.push(text);
+}).observe(document.body, { subtree: true, childList: true, characterData: true }); }"""
+
+
+def slow(monkeypatch):
+    """Every token takes a moment, so that there is time to press a key."""
+    from alpaca_rlhf.ui import speaker
+
+    whole = speaker.spoken
+
+    def slowly(*given, **named):
+        for one in whole(*given, **named):
+            time.sleep(0.02)
+            yield one
+
+    monkeypatch.setattr(speaker, "spoken", slowly)
+
+
+def test_it_streams_stops_and_goes_on(desk, monkeypatch):
+    with visit(desk.browser) as page:
+        go(page, desk.url)
+        page.evaluate(WATCH)
+        ask(page, "Name a colour.")
+        line(page, "tokens")
+        seen = page.evaluate("window.seen")
+        assert len(seen) > 5 and len(seen[0]) < len(seen[-1]), "it grew"
+        assert said(page, "user") == ["Name a colour."]
+        assert page.locator("#chat-box textarea").input_value() == ""
+        slow(monkeypatch)
+        ask(page, "Name another.")
+        page.locator("#chat-stop:enabled").wait_for()
+        page.locator("#chat-log .message.bot").nth(1).wait_for()
+        assert page.locator("#chat-send").is_disabled()
+        page.keyboard.press("Escape")
+        line(page, "Stopped.")
+        page.locator("#chat-send:enabled").wait_for()
+        cut = said(page)[1]
+        assert cut
+        page.locator("#chat-policy input").click()
+        page.get_by_role("option", name="sft").click()
+        page.keyboard.press("Alt+R")
+        page.locator("#chat-stop:enabled").wait_for()
+        line(page, "sft")
+        page.locator("#chat-send:enabled").wait_for()
+        assert said(page)[1] != cut and said(page, "user")[1] == "Name another."
+
+
+def test_who_asks_for_a_job_that_waits_can_stop_it(desk):
+    go_on, begun = threading.Event(), threading.Event()
+
+    def block(speaker, stop):
+        begun.set()
+        go_on.wait(60)
+        yield 1
+
+    desk.real.start(block, "compare")
+    begun.wait(60)
+    with visit(desk.browser) as page:
+        go(page, desk.url)
+        ask(page, "Anybody there?")
+        line(page, "Waiting: 1 before you.")
+        page.locator("#chat-stop").click()
+        line(page, "Stopped.")
+        assert said(page) == [] and said(page, "user") == ["Anybody there?"]
+    go_on.set()
+
+
+def test_edit_regenerate_undo_and_new(desk):
+    with visit(desk.browser) as page:
+        go(page, desk.fake)
+        page.get_by_role("button", name="Settings").click()
+        page.locator("#chat-remember input").check()
+        for number, text in enumerate(("One?", "Two?", "Three?")):
+            ask(page, text)
+            page.locator("#chat-log", has_text=f"{text} / {number}").wait_for()
+        assert desk.echo.asked[-1][1].history == (
+            ("One?", "ppo.2 0: One? / 0"),
+            ("Two?", "ppo.2 0: Two? / 1"),
+        )
+        page.locator("#chat-log .message-row").nth(2).hover()
+        page.get_by_label("Edit").nth(1).click()
+        page.locator("#chat-log textarea").fill("Deux <i>?")
+        page.locator("#chat-log").get_by_label("Submit").click()
+        page.locator("#chat-log", has_text="Deux <\u200bi>? / 1").wait_for()
+        assert [restored(one) for one in said(page, "user")] == ["One?", "Deux <i>?"]
+        assert desk.echo.asked[-1][1].instruction == "Deux <i>?", "no mark"
+        before = len(desk.echo.asked)
+        page.locator("#chat-again").click()
+        while len(desk.echo.asked) == before:
+            page.wait_for_timeout(20)
+        assert desk.echo.asked[-1][1] == desk.echo.asked[-2][1]
+        page.locator("#chat-send:enabled").wait_for()
+        page.locator("#chat-undo").click()
+        page.wait_for_function(
+            "() => document.querySelectorAll('#chat-log .message.user').length === 1"
+        )
+        assert page.locator("#chat-box textarea").input_value() == "Deux <i>?"
+        page.locator("#chat-new").click()
+        page.locator("#chat-log .message.user").wait_for(state="detached")
+        ask(page, "Fresh?")
+        page.locator("#chat-log", has_text="Fresh? / 0").wait_for()
+
+
+def test_four_answers_are_queued_and_come_next(desk):
+    with visit(desk.browser) as page:
+        go(page, desk.url)
+        ask(page, "Say something about ships.")
+        line(page, "tokens")
+        page.keyboard.press("Alt+M")
+        line(page, "come on the Rank tab")
+        page.locator("#chat-make").click()
+        line(page, "in the queue already")
+    task = desk.store.claim(1)
+    assert task.prompt.instruction == "Say something about ships."
+    assert task.prompt.source == "chat" and task.prompt.history == ()
+    assert len({one.text for one in task.completions}) == 4
+    with desk.store.database.reading() as session:
+        from alpaca_rlhf.preferences.schema import Completion
+
+        own = [session.query(Completion).filter_by(key=one.id).one() for one in task.completions]
+        assert {one.sampling for one in own} == {"temperature=0.7 top_p=1 max_new_tokens=60"}
+        assert sorted(one.sample for one in own) == [0, 1, 2, 3]
+        assert len({one.adapter for one in own}) == 1 and own[0].adapter
+
+
+def test_a_prompt_near_the_evaluation_is_talked_about_but_not_ranked(desk):
+    from alpaca_rlhf.sources.run_prompts import RunPrompts
+
+    held = RunPrompts(desk.run, desk.real.settings).splits
+    assert set(map(len, (held["eval"], held["ppo"]))) == {5} and prompts(1)
+    before = desk.store.progress(1).sets
+    with visit(desk.browser) as page:
+        go(page, desk.fake)
+        for split, words in (("eval", "evaluation"), ("ppo", "PPO"), ("sft", "fine-tuned")):
+            near = f"{held[split][0].instruction}?"
+            ask(page, near)
+            page.locator("#chat-log", has_text=f"0: {near} / ").wait_for()
+            page.locator("#chat-make:enabled").click()
+            line(page, words)
+    assert desk.store.progress(1).sets == before
+
+
+def test_hostile_text_is_shown_as_it_is(desk):
+    with visit(desk.browser) as page:
+        page.on("dialog", lambda one: pytest.fail("a dialog opened"))
+        go(page, desk.fake)
+        for number, text in enumerate(HOSTILE, 1):
+            ask(page, text)
+            page.wait_for_function(
+                "n => document.querySelectorAll('#chat-log .message.bot').length === n",
+                arg=number,
+            )
+            line(page, "2 tokens")
+            page.locator("#chat-send:enabled").wait_for()
+            mine, theirs = (restored(said(page, who)[-1]) for who in ("user", "bot"))
+            assert mine == text and text in theirs
+        inside = page.locator("#chat-log .message-content")
+        assert inside.locator("img, script, b, a, .katex").count() == 0
+        assert not page.evaluate("document.body.classList.contains('bad')")
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, "a<b", "<", "&amp;&", "x < y && z > 1", "中文 & <"])
+def test_text_made_inert_comes_back(text):
+    assert restored(inert(text)) == text
+    assert "<img" not in inert(text) and "&lt;" not in inert(text)
+
+
+def test_a_message_belongs_to_its_turn():
+    """One without an answer takes one place, the others two."""
+    turns = [Turn("a", "1"), Turn("b"), Turn("c", "3")]
+    assert [place(turns, at) for at in range(5)] == [0, 0, 1, 2, 2]
+
+
+@pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
+def test_on_a_phone_in_both_languages_and_for_a_screen_reader(desk, locale):
+    phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+    with visit(desk.browser, locale=locale, **phone) as page:
+        go(page, desk.fake)
+        ask(page, "Hello?")
+        line(page, "tokens" if locale == "en-US" else "词元")
+        name = "Send" if locale == "en-US" else "发送"
+        assert page.get_by_role("button", name=name).is_visible()
+        page.locator("button", has_text="Settings" if locale == "en-US" else "设置").click()
+        page.locator("#chat-temperature").wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        text = page.locator("body").inner_text()
+        assert locale == "en-US" or "Temperature" not in text
+        nothing_serious(page)

@@ -1,0 +1,387 @@
+"""The model's one thread: its queue, its states, and the card that it gives back."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from alpaca_rlhf import card
+from alpaca_rlhf.config import UserError
+from alpaca_rlhf.models.batches import answer, prompt_ids
+from alpaca_rlhf.models.rollout import sample
+from alpaca_rlhf.preferences.store import Store
+from alpaca_rlhf.records import Instruction
+from alpaca_rlhf.settings import Sampling
+from alpaca_rlhf.sources.run_prompts import RunPrompts
+from alpaca_rlhf.ui import folders
+from alpaca_rlhf.ui.app.worker import Worker
+from alpaca_rlhf.ui.filling import fill
+from alpaca_rlhf.ui.manner import Manner
+from tests.model_app import make_run, prompts
+
+ROOT = Path(__file__).parent.parent
+LONG = 60.0
+
+
+def until(true):
+    """Waits for a condition, and fails where it never comes."""
+    ends = time.monotonic() + LONG
+    while not true():
+        assert time.monotonic() < ends, "it never came"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_folder):
+    return make_run(tmp_path_factory.mktemp("worker") / "run", tiny_folder)
+
+
+@pytest.fixture
+def where(tmp_path, monkeypatch):
+    monkeypatch.setattr(card, "LOOK_S", 0.02)
+    return tmp_path / "card"
+
+
+class Gate:
+    """A work that says where it is and goes on when it is let."""
+
+    def __init__(self, log=None, name="", steps=1):
+        self.log, self.name, self.steps = log if log is not None else [], name, steps
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def __call__(self, speaker, stop):
+        for step in range(self.steps):
+            self.log.append(f"{self.name}{step}")
+            self.begun.set()
+            while not (self.go.is_set() or stop.is_set()):
+                time.sleep(0.002)
+            yield step
+            if stop.is_set():
+                return
+
+
+@pytest.fixture
+def worker(run, where):
+    made = Worker(run, make=lambda: SimpleNamespace(), where=where)
+    yield made
+    made.close()
+
+
+def last(job):
+    return list(job.updates())[-1]
+
+
+# --- the queue ------------------------------------------------------------------------------------
+
+
+def test_it_is_loaded_when_first_asked_and_says_so(run, where):
+    loading, go = threading.Event(), threading.Event()
+
+    def make():
+        loading.set()
+        go.wait(LONG)
+        return "the speaker"
+
+    worker = Worker(run, make=make, where=where)
+    assert worker.state.kind == "empty" and threading.active_count() >= 1
+    assert "not loaded" in worker.status("en") and "尚未加载" in worker.status("zh-CN")
+    job = worker.start(lambda speaker, stop: iter([speaker]), "chat")
+    loading.wait(LONG)
+    assert (worker.state.kind, job.now.phase) == ("loading", "loading")
+    go.set()
+    assert last(job).value == "the speaker"
+    until(lambda: worker.state.kind == "ready")
+    worker.close()
+    assert worker.start(lambda speaker, stop: iter([]), "chat").now.problem == "closed"
+
+
+def test_people_come_before_the_background_which_gives_way_between_steps(worker):
+    log = []
+    background = Gate(log, "b", steps=4)
+    slow = worker.start(background, "sample", urgent=False)
+    background.begun.wait(LONG)
+    people = [Gate(log, name) for name in ("x", "y")]
+    for one in people:
+        one.go.set()
+    jobs = [worker.start(one, "chat") for one in people]
+    assert [job.now.ahead for job in jobs] == [0, 1], "the background is not before anybody"
+    assert worker.state.waiting == 2 and "2 waiting" in worker.status("en")
+    background.go.set()
+    assert [last(one).phase for one in (*jobs, slow)] == ["done"] * 3
+    assert log == ["b0", "x0", "y0", "b1", "b2", "b3"], "it goes on where it was"
+
+
+def test_stop_stops_what_runs_and_what_waits(worker):
+    first, second = Gate(steps=5), Gate()
+    running = worker.start(first, "chat")
+    first.begun.wait(LONG)
+    until(lambda: worker.state == type(worker.state)("busy", "chat", 0))
+    waiting = worker.start(second, "chat")
+    assert waiting.now.ahead == 1
+    waiting.stop()
+    assert last(waiting).phase == "stopped" and not second.begun.is_set()
+    running.stop()
+    assert last(running).phase == "stopped" and running.now.value == 0
+    third = Gate()
+    third.go.set()
+    assert last(worker.start(third, "chat")).phase == "done"
+    assert not second.begun.is_set(), "nobody asked for it any more"
+
+
+def test_whoever_leaves_stops_the_job(worker):
+    gate = Gate(steps=3)
+    job = worker.start(gate, "chat")
+    updates = job.updates()
+    gate.begun.wait(LONG)
+    next(updates)
+    updates.close()
+    until(lambda: job.over)
+    assert job.now.phase == "stopped"
+
+
+def test_errors_are_told_and_do_not_end_the_thread(run, where, caplog):
+    fails = [UserError("no such base"), None]
+
+    def make():
+        error = fails.pop(0)
+        if error:
+            raise error
+        return "speaker"
+
+    worker = Worker(run, make=make, where=where)
+    told = last(worker.start(Gate(), "chat"))
+    assert (told.phase, told.problem, told.words) == ("failed", "user", "no such base")
+    assert worker.state.kind == "error" and "no such base" in worker.status("en")
+    assert not [one for one in card.notes("app", where) if one.holds]
+
+    def too_long(speaker, stop):
+        yield 1
+        raise UserError("too long")
+
+    def broken(speaker, stop):
+        yield 1
+        raise ZeroDivisionError("oops")
+
+    class OutOfMemoryError(Exception):
+        pass
+
+    def full(speaker, stop):
+        raise OutOfMemoryError
+        yield
+
+    assert last(worker.start(too_long, "chat")).words == "too long"
+    assert last(worker.start(broken, "chat")).problem == "bug" and "oops" in caplog.text
+    assert last(worker.start(full, "chat")).problem == "memory"
+    until(lambda: worker.state.kind == "empty")
+    worker.close()
+
+
+# --- the card -------------------------------------------------------------------------------------
+
+
+def test_a_training_run_gets_the_card_and_the_app_comes_back(worker, run, where, tmp_path):
+    begun = threading.Event()
+
+    def endless(speaker, stop):
+        while not stop.is_set():
+            begun.set()
+            time.sleep(0.002)
+            yield "so far"
+
+    job = worker.start(endless, "chat")
+    begun.wait(LONG)
+    behind, step = Gate(steps=3), Gate()
+    queued = worker.start(behind, "sample", urgent=False)
+    assert [(one.pid, one.holds) for one in card.notes("app", where)] == [(os.getpid(), True)]
+    said = []
+    with card.Loan(tmp_path / "training", said.append, where=where) as loan:
+        loan.take()
+        loan.take()
+        assert (last(job).phase, last(job).value) == ("stopped", "so far"), (
+            "what was under way stopped between two tokens"
+        )
+        assert worker.state.kind == "released" and "training" in worker.status("en")
+        assert str(run) in said[0] and said[1] == "the card is free" and len(said) == 2
+        refused = last(worker.start(step, "chat"))
+        assert (refused.problem, refused.words) == ("training", str(tmp_path / "training"))
+        assert queued.now.phase == "waiting"
+    behind.go.set()
+    assert last(queued).phase == "done", "the background went on by itself"
+    step.go.set()
+    assert last(worker.start(step, "chat")).phase == "done"
+    assert worker.state.kind == "ready"
+
+
+def test_nobody_waits_where_no_app_holds_a_model(where, tmp_path):
+    said = []
+    with card.Loan(tmp_path, said.append, where=where, patience_s=0) as loan:
+        loan.take()
+        assert [one.run for one in card.notes("ask", where)] == [str(tmp_path)]
+    assert said == [] and not list(where.iterdir())
+
+
+def test_an_app_that_keeps_the_card_is_named(where, tmp_path):
+    sign = card.Sign("app", tmp_path / "mine", where)
+    sign.put(holds=True)
+    with pytest.raises(UserError) as told:
+        with card.Loan(tmp_path, lambda text: None, where=where, patience_s=0) as loan:
+            loan.take()
+    assert f"process {os.getpid()}" in str(told.value) and "mine" in str(told.value)
+    assert card.notes("ask", where) == []
+    sign.down()
+
+
+@pytest.mark.parametrize("kind", ["app", "ask"])
+def test_what_a_killed_process_left_counts_for_nothing(kind, where, tmp_path):
+    program = (
+        "import sys, time\nfrom pathlib import Path\nfrom alpaca_rlhf import card\n"
+        f"sign = card.Sign({kind!r}, Path('other'), Path({str(where)!r}))\nsign.put(holds=True)\n"
+        "print('up', flush=True)\ntime.sleep(600)\n"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout.readline() == "up\n"
+        assert [one.pid for one in card.notes(kind, where)] == [other.pid]
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+        assert card.notes(kind, where) == []
+        assert list(where.iterdir()) == [], "taken away too"
+    finally:
+        other.kill()
+        other.wait()
+        other.stdout.close()
+
+
+def test_a_run_asks_for_the_card_before_it_loads_the_base(monkeypatch, tmp_path, where):
+    """Not for ranking, which needs no model."""
+    from alpaca_rlhf import pipeline
+
+    monkeypatch.setenv("ALPACA_RLHF_CARD", str(where))
+    order = []
+    monkeypatch.setattr(pipeline.card.Loan, "take", lambda self: order.append("take"))
+    monkeypatch.setattr(pipeline, "_work", lambda ctx, name, round_, stage: order.append(name))
+    monkeypatch.setattr(
+        pipeline, "order", lambda settings: [("rank", 1), ("sft", 1), ("generate", 1)]
+    )
+    settings = pipeline.Loop(out=tmp_path / "out")
+    reporter = SimpleNamespace(start=lambda stage, what: None)
+    pipeline.run_loop(settings, reporter, kind="loop", command="", until="generate")
+    assert order == ["rank", "take", "sft", "take", "generate"]
+
+
+# --- with a real base -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def real(run, tmp_path_factory):
+    made = Worker(run, where=tmp_path_factory.mktemp("real-card"))
+    yield made
+    made.close()
+
+
+ROW = Instruction("Name a colour.")
+
+
+def speak(policy, manner=Manner(temperature=1.0), key="k", row=ROW, k=1):  # noqa: B008
+    def work(speaker, stop):
+        return speaker.speak(policy, row, manner, stop, key=key, k=k)
+
+    return work
+
+
+def test_answers_are_those_of_the_decode_loop_for_every_policy(real, run):
+    """The base is loaded once; each policy says what it says alone, in whatever order."""
+    from alpaca_rlhf.models.adapters import Adapters
+    from alpaca_rlhf.models.base import load_base
+
+    settings = folders.settings_of(run)
+    alone = {}
+    for name, folder in folders.policies(run).items():
+        adapters = Adapters(load_base(settings.base), settings.lora, template="brief")
+        role = None
+        if folder is not None:
+            role = "mine"
+            adapters.load(role, folder)
+        ids = prompt_ids(adapters.base, "brief", ROW)
+        how = Sampling(max_new_tokens=60)
+        ((one,),) = sample(adapters, role, [ids], ["k"], sampling=how, seed=0)
+        alone[name] = answer(adapters.base, "brief", one.ids)
+    assert list(alone) == real.policies() == ["base", "sft", "ppo.2"]
+    assert len(set(alone.values())) == 3
+    for name in ("ppo.2", "base", "sft", "base", "ppo.2"):
+        said = [one.value for one in real.start(speak(name), "chat").updates()]
+        assert said[-1][0].text == alone[name]
+
+
+def test_what_is_released_is_gone(run, where):
+    worker = Worker(run, where=where)
+    base = []
+
+    def work(speaker, stop):
+        base.append(weakref.ref(speaker._base.model))
+        yield from speak("sft")(speaker, stop)
+
+    first = last(worker.start(work, "chat")).value[0].text
+    with card.Loan(run, lambda text: None, where=where) as loan:
+        loan.take()
+        gc.collect()
+        assert base[0]() is None, "nothing holds the model any more"
+    again = last(worker.start(speak("sft"), "chat")).value[0].text
+    assert again == first
+    worker.close()
+
+
+def test_the_queue_is_filled_and_filling_goes_on_where_it_stopped(real, run, tmp_path):
+    rows = RunPrompts(run, real.settings).to_rank()
+    assert len(rows) == 5
+    with Store(tmp_path / "p.db") as store:
+
+        def work(n=99):
+            def steps(speaker, stop):
+                how = Manner(temperature=1.0)
+                made = fill(
+                    store, speaker, rows, "sft", k=4, manner=how, origin="runs/x/sft", batch=2
+                )
+                for number, one in enumerate(made):
+                    yield one
+                    if number == n:
+                        return
+
+            return steps
+
+        half = last(real.start(work(1), "sample", urgent=False)).value
+        assert (half.done, half.total, half.new) == (2, 5, 2)
+        told = [one.value for one in real.start(work(), "sample", urgent=False).updates()]
+        assert (told[-1].done, told[-1].new + told[-1].alike) == (5, 3)
+        again = last(real.start(work(), "sample", urgent=False)).value
+        assert (again.done, again.new) == (5, 0)
+        ann = store.add_annotator("ann", "long enough")
+        seen = set()
+        while (task := store.claim(ann, holding=seen)) is not None:
+            seen.add(task.id)
+            texts = [one.text for one in task.completions]
+            assert len(set(texts)) == len(texts) <= 4 and task.prompt in rows
+        assert len(seen) == 5 - told[-1].alike
+
+
+def test_typed_prompts_stay_away_from_those_of_other_stages(run):
+    held = RunPrompts(run, folders.settings_of(run))
+    assert set(held.splits) == {"sft", "rank", "ppo", "eval"}
+    for name, rows in held.splits.items():
+        near = Instruction(rows[0].instruction.replace(":", " :") + " please")
+        leak = held.leak(near)
+        assert (leak and leak.other_split) == (None if name == "rank" else name)
+    assert held.leak(Instruction("Something else entirely, about ships.")) is None
+    assert prompts(40)[0] not in held.splits["sft"]

@@ -1,0 +1,494 @@
+"""Exports do what was trained: seen through plain transformers and peft, without this package."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from alpaca_rlhf import cli
+from alpaca_rlhf.config import to_yaml
+from alpaca_rlhf.settings import Loop, Lora, Sampling
+from tests.conftest import TEXTS
+
+LORA = Lora(r=4, alpha=8)
+FLAVOURS = {"gqa": (2, False, None), "mha tied": (4, True, None), "llama3": (1, False, 8.0)}
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def byte_level_tokenizer():
+    """Llama-3's kind: byte-level BPE, a bos and an eos token, nothing to pad with."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE(ignore_merges=True))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(LLAMA3_SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=420,
+        special_tokens=["<|begin|>", "<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(TEXTS, trainer)
+    backend.post_processor = processors.TemplateProcessing(
+        single="<|begin|> $A", special_tokens=[("<|begin|>", 0)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<|begin|>", eos_token="<|end|>"
+    )
+
+
+def little_llama(folder: Path, kv: int, tied: bool, rope: float | None, seed: int = 0) -> None:
+    """A random two-layer LLaMA, sharper than LLaMA's own initialisation, so that answers differ."""
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    from alpaca_rlhf.training.pretrain import train_tokenizer
+
+    tokenizer = byte_level_tokenizer() if rope else train_tokenizer(iter(TEXTS), 400)
+    torch.manual_seed(seed)
+    parameters = {"rope_type": "default", "rope_theta": 10000.0}
+    if rope is not None:
+        parameters |= {
+            "rope_type": "llama3",
+            "factor": rope,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        }
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=192,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=kv,
+        max_position_embeddings=512,
+        tie_word_embeddings=tied,
+        rope_parameters=parameters,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(3)
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    model.generation_config = GenerationConfig(**ends)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def little_run(
+    folder: Path, base: Path, template: str = "alpaca", dtype: torch.dtype | None = None
+) -> Path:
+    """What a run leaves: settings, an sft and a ppo adapter, a reward adapter with its head."""
+    from alpaca_rlhf.models.adapters import Adapters
+    from alpaca_rlhf.models.base import load_base
+    from alpaca_rlhf.models.heads import ScalarHead
+
+    settings = Loop(base=str(base), template=template, lora=LORA, out=folder)
+    settings = replace(settings, sampling=Sampling(max_new_tokens=16))
+    loaded = load_base(str(base), dtype=dtype)
+    adapters = Adapters(loaded, LORA, template=template)
+    head = ScalarHead(int(loaded.model.config.hidden_size), seed=3)
+    head.gain.fill_(1.7)
+    head.bias.fill_(-0.8)
+    for seed, name in enumerate(("sft", "ppo", "reward")):
+        adapters.add(name, seed=seed)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for key, p in sorted(adapters.parameters(name).items()):
+                if "lora_B" in key:
+                    p.copy_(torch.randn(p.shape, generator=generator) * 0.05)
+        adapters.save(name, folder / name / "adapter", head if name == "reward" else None)
+    (folder / "config.yaml").write_text(to_yaml(settings))
+    (folder / "provenance.json").write_text('{"kind": "loop"}')
+    return folder
+
+
+@pytest.fixture(scope="module", params=list(FLAVOURS))
+def flavour(request, tmp_path_factory) -> tuple[Path, Path]:
+    """A base and a run on it."""
+    top = tmp_path_factory.mktemp("flavour")
+    little_llama(top / "base", *FLAVOURS[request.param])
+    # as on a machine without bfloat16: what is exported elsewhere is what was trained there
+    return top / "base", little_run(top / "run", top / "base", dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> tuple[Path, Path]:
+    """One base and a run, for what does not depend on the architecture."""
+    top = tmp_path_factory.mktemp("plain")
+    little_llama(top / "base", *FLAVOURS["gqa"])
+    return top / "base", little_run(top / "run", top / "base")
+
+
+def export(run: Path, out: Path, *words: str) -> dict:
+    code = cli.main(["export", "--run", str(run), "--out", str(out), *words])
+    found = json.loads((out / "parity.json").read_text())
+    assert code == (0 if found["passed"] else 1)
+    return found
+
+
+def refused(capsys, *words: str) -> str:
+    """The one line that a wrong command gets."""
+    assert cli.main(["export", *words]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+ALONE = """
+import json, sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "alpaca_rlhf":
+            raise ImportError("blocked: " + name)
+sys.meta_path.insert(0, Blocked())
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder, said = sys.argv[1], json.loads(sys.argv[2])
+model, words = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+out = []
+for one in said:
+    ids = words.apply_chat_template(one, add_generation_prompt=True, return_tensors="pt",
+                                    return_dict=False)
+    made = model.generate(ids, attention_mask=ids * 0 + 1, max_new_tokens=24, do_sample=False)
+    out.append(made[0, ids.shape[1]:].tolist())
+assert "alpaca_rlhf" not in sys.modules
+print(json.dumps(out))
+"""
+
+
+def test_a_merged_model_needs_nothing_of_ours(flavour, tmp_path):
+    """A process that cannot import this package says what the trained policy says."""
+    from alpaca_rlhf.exporting.chat_template import messages
+    from alpaca_rlhf.exporting.probes import PROBES
+    from alpaca_rlhf.models.adapters import Adapters
+    from alpaca_rlhf.models.base import load_base
+    from alpaca_rlhf.models.batches import prompt_ids
+    from alpaca_rlhf.models.rollout import sample
+
+    base, run = flavour
+    found = export(run, tmp_path / "out", "--policy", "ppo", "--dtype", "float32")
+    assert found["passed"] and found["checks"]["transformers"]["same_greedy"] >= 5
+    asked = [messages("alpaca", one) for one in PROBES[:5]]
+    words = [sys.executable, "-I", "-c", ALONE, str(tmp_path / "out"), json.dumps(asked)]
+    done = subprocess.run(
+        words,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    adapters = Adapters(load_base(str(base), dtype=torch.float32), LORA, template="alpaca")
+    adapters.load("ppo", run / "ppo" / "adapter")
+    prompts = [prompt_ids(adapters.base, "alpaca", one) for one in PROBES[:5]]
+    greedy = Sampling(temperature=0.0, max_new_tokens=24, batch_size=1)
+    own = sample(adapters, "ppo", prompts, list("abcde"), sampling=greedy, seed=0)
+    assert json.loads(done.stdout) == [list(one.ids) for (one,) in own]
+    assert not list((tmp_path / "out").glob("*.bin"))
+
+
+def test_adapter_with_plain_peft(flavour, tmp_path):
+    base, run = flavour
+    found = export(run, tmp_path / "out", "--to", "adapter", "--policy", "sft")
+    assert found["checks"]["peft"]["passed"]
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(base) and config["r"] == 4
+
+
+def test_reward_model_pools_the_token_that_ours_reads(flavour, tmp_path):
+    """Also where a completion was cut and rows of one batch are padded."""
+    _, run = flavour
+    found = export(run, tmp_path / "out", "--to", "reward")["checks"]["transformers"]
+    assert found["passed"] and found["scores"] >= 14
+    spread = max(found["trained"]) - min(found["trained"])
+    assert found["largest_difference"] < 1e-3 < 0.1 < spread
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForSequenceClassification"]
+    assert config["score_bias"] == pytest.approx(-0.8)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "q8_0"])
+def test_gguf_through_transformers_own_reader(flavour, tmp_path, dtype):
+    _, run = flavour
+    found = export(run, tmp_path / "out", "--to", "gguf", "--policy", "sft", "--dtype", dtype)
+    check = found["checks"]["transformers"]
+    assert check["passed"]
+    if dtype == "float32":
+        assert check["same_greedy"] + check["ties"] == check["prompts"] >= 5
+        assert abs(check["perplexity_change"]) < 1e-4
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_sixteen_bit_says_what_it_costs(plain, tmp_path, dtype):
+    _, run = plain
+    found = export(run, tmp_path / "out", "--dtype", dtype)
+    check = found["checks"]["transformers"]
+    assert found["passed"] and 0 < abs(check["perplexity_change"]) < 0.05
+    from safetensors import safe_open
+
+    with safe_open(str(tmp_path / "out" / "model.safetensors"), framework="pt") as file:
+        assert str(file.get_tensor("model.norm.weight").dtype) == f"torch.{dtype}"
+
+
+def test_a_float32_export_is_the_weight_and_its_product(plain, tmp_path):
+    """One matrix by hand: dequantised NF4 + alpha / r * B A; nothing of the original weights."""
+    from bitsandbytes.functional import dequantize_4bit
+    from safetensors.torch import load_file
+
+    from alpaca_rlhf.models.base import load_base
+
+    base, run = plain
+    export(run, tmp_path / "out", "--policy", "sft", "--dtype", "float32")
+    name = "model.layers.1.mlp.down_proj"
+    made = load_file(tmp_path / "out" / "model.safetensors")[f"{name}.weight"]
+    lora = load_file(run / "sft" / "adapter" / "adapter_model.safetensors")
+    a, b = (lora[f"base_model.model.{name}.lora_{one}.weight"] for one in "AB")
+    weight = load_base(str(base)).model.get_submodule(name).weight
+    weight.quant_state.dtype = torch.float32
+    four = dequantize_4bit(weight.data, weight.quant_state)
+    assert torch.allclose(made, four + 2 * b @ a, atol=1e-6)
+    original = load_file(base / "model.safetensors")[f"{name}.weight"]
+    assert (made - 2 * b @ a - original).abs().max() > 1e-2
+
+
+def test_large_models_are_sharded(plain, tmp_path, monkeypatch):
+    from alpaca_rlhf.exporting import shards
+
+    _, run = plain
+    limit = 300_000
+    monkeypatch.setattr(shards.write_shards, "__kwdefaults__", {"shard": limit})
+    found = export(run, tmp_path / "out", "--dtype", "float32")
+    files = sorted((tmp_path / "out").glob("*.safetensors"))
+    assert found["passed"] and len(files) > 3
+    largest = 400 * 128 * 4
+    assert all(file.stat().st_size < limit + largest for file in files)
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == {file.name for file in files}
+    assert "lm_head.weight" in index["weight_map"]
+
+
+def test_an_export_that_does_something_else_fails(plain, tmp_path, monkeypatch, capsys):
+    """A merge that forgets the scaling: exit code 1, a line that says so, a mark in the folder."""
+    from alpaca_rlhf.exporting import run as exporting
+    from alpaca_rlhf.models import merging
+
+    def unscaled(base, adapter):
+        for one in merging.merged(base, adapter):
+            made = one.make
+            yield replace(one, make=lambda made=made: made() * 1.2)
+
+    monkeypatch.setattr(exporting, "merged", unscaled)
+    _, run = plain
+    found = export(run, tmp_path / "out", "--dtype", "float32")
+    assert not found["passed"] and not found["checks"]["transformers"]["passed"]
+    assert "does not do what was trained (transformers)" in capsys.readouterr().err
+    assert "transformers" in (tmp_path / "out" / "PARITY_FAILED").read_text()
+    assert "FAILED its check" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_score_that_is_read_elsewhere_fails(plain, tmp_path, monkeypatch):
+    """If a completion could end in the padding token, the classifier would read another one."""
+    from alpaca_rlhf.exporting import reward_model
+
+    def common(tokenizer, stop_ids):
+        return tokenizer("Yes.", add_special_tokens=False)["input_ids"][-1]
+
+    monkeypatch.setattr(reward_model, "spare_pad", common)
+    _, run = plain
+    assert not export(run, tmp_path / "out", "--to", "reward")["passed"]
+
+
+def test_rotary_halves_become_neighbours(tmp_path):
+    """Two heads of four rows each, by hand; keys of one head."""
+    from types import SimpleNamespace
+
+    from alpaca_rlhf.exporting.gguf_file import _rope_factors, _rotated
+    from alpaca_rlhf.models.merging import Weight
+
+    config = SimpleNamespace(num_attention_heads=2, num_key_value_heads=1)
+    rows = torch.arange(8.0)[:, None]
+    turned = {
+        name: _rotated(Weight(f"a.{name}.weight", (8, 1), lambda: rows), config)[:, 0].tolist()
+        for name in ("q_proj", "k_proj", "v_proj")
+    }
+    assert turned["q_proj"] == [0, 2, 1, 3, 4, 6, 5, 7]
+    assert turned["k_proj"] == [0, 4, 1, 5, 2, 6, 3, 7]
+    assert turned["v_proj"] == [0, 1, 2, 3, 4, 5, 6, 7]
+    llama31 = SimpleNamespace(
+        head_dim=128,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 500000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    )
+    factors = _rope_factors(llama31)
+    assert factors.shape == (64,) and factors[0] == 1 and factors[-1] == 8
+    assert factors[28] == 1 and factors[36] == 8 and 1 < factors[30] < factors[33] < 8
+
+
+def test_gguf_holds_vocabulary_template_and_ends(plain, tmp_path):
+    from gguf import GGUFReader
+
+    base, run = plain
+    export(run, tmp_path / "out", "--to", "gguf", "--dtype", "q8_0")
+    fields = GGUFReader(tmp_path / "out" / "model-q8_0.gguf").fields
+    assert fields["tokenizer.ggml.model"].contents() == "llama"
+    tokens = fields["tokenizer.ggml.tokens"].contents()
+    types = fields["tokenizer.ggml.token_type"].contents()
+    scores = fields["tokenizer.ggml.scores"].contents()
+    assert tokens[:4] == ["<pad>", "<s>", "</s>", "<0x00>"] and types[:4] == [3, 3, 3, 6]
+    merges = json.loads((base / "tokenizer.json").read_text())["model"]["merges"]
+    first, last = ("".join(merges[i]) for i in (0, -1))
+    assert scores[tokens.index(first)] == 0 > scores[tokens.index(last)]
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == 2
+    assert fields["tokenizer.ggml.add_bos_token"].contents() is True
+    assert fields["tokenizer.ggml.add_space_prefix"].contents() is False
+    assert "### Response:" in fields["tokenizer.chat_template"].contents()
+    kinds = {
+        t.name: t.tensor_type.name for t in GGUFReader(tmp_path / "out" / "model-q8_0.gguf").tensors
+    }
+    assert kinds["blk.0.attn_q.weight"] == "Q8_0" and kinds["blk.0.attn_norm.weight"] == "F32"
+    assert "output.weight" in kinds
+
+
+CONVERTER = """
+import sys
+from pathlib import Path
+folder, _, out, _, kind = sys.argv[1:]
+assert (Path(folder) / "model.safetensors").is_file() and kind == "f16", sys.argv
+sys.exit("no such model") if "fails" in __file__ else Path(out).write_bytes(b"GGUF")
+"""
+
+
+def test_llama_cpps_converter_where_the_user_has_it(plain, tmp_path, monkeypatch, capsys):
+    """It is given a merged model, which goes away again; what it says is told."""
+    from alpaca_rlhf.exporting import run as exporting
+
+    _, run = plain
+    for name in ("works", "fails"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "convert_hf_to_gguf.py").write_text(CONVERTER)
+    words = ["--run", str(run), "--to", "gguf", "--out", str(tmp_path / "out")]
+    said = refused(capsys, *words, "--llama-cpp", str(tmp_path / "fails"))
+    assert "--llama-cpp" in said and "no such model" in said and not (tmp_path / "out").exists()
+
+    class Stop(Exception):
+        pass
+
+    def seen(folder, **options):
+        assert sorted(p.name for p in Path(folder).iterdir()) == ["Modelfile", "model-f16.gguf"]
+        raise Stop
+
+    monkeypatch.setattr(exporting.AutoConfig, "from_pretrained", _after_first(seen))
+    with pytest.raises(Stop):
+        cli.main(["export", *words, "--llama-cpp", str(tmp_path / "works")])
+    assert "--llama-cpp" in refused(capsys, *words, "--llama-cpp", str(tmp_path))
+
+
+def _after_first(seen):
+    """`AutoConfig.from_pretrained`, until a GGUF file is asked for."""
+    from transformers import AutoConfig
+
+    real = AutoConfig.from_pretrained
+    return lambda name, **options: seen(name) if "gguf_file" in options else real(name, **options)
+
+
+def test_what_the_card_says(plain, tmp_path):
+    base, run = plain
+    export(run, tmp_path / "out", "--policy", "ppo")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert f"base_model: {base}" in text and "r: 4" in text and "transformers: passed" in text
+    lines = text.split("```python\n")[1].split("```")[0].strip().splitlines()
+    assert len(lines) == 4
+    from alpaca_rlhf.exporting.licences import duties
+
+    three = " ".join(duties("meta-llama/Llama-3.1-8B"))
+    assert "Llama 3.1 Community License" in three and '"Built with Llama"' in three
+    assert '"Built with Meta Llama 3"' in " ".join(duties("meta-llama/Meta-Llama-3-8B"))
+    assert "another language model" in " ".join(duties("meta-llama/Llama-2-7b-hf"))
+    assert "Meta" not in " ".join(duties("embedded") + duties("org/other-7b"))
+
+
+def test_licence_files_travel_with_the_model(plain, tmp_path):
+    base, run = plain
+    (base / "LICENSE.txt").write_text("the terms")
+    export(run, tmp_path / "out", "--to", "reward")
+    assert (tmp_path / "out" / "LICENSE.txt").read_text() == "the terms"
+
+
+def test_wrong_inputs_get_one_line(plain, tmp_path, capsys, monkeypatch):
+    _, run = plain
+    at, out = str(run), str(tmp_path / "out")
+    assert "sft, ppo" in refused(capsys, "--run", at, "--policy", "best-of-k", "--out", out)
+    said = refused(capsys, "--run", at, "--policy", "reward.2", "--to", "reward", "--out", out)
+    assert "there are reward" in said
+    assert "holds no run" in refused(capsys, "--run", str(tmp_path), "--out", out)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    said = refused(capsys, "--run", at, "--out", str(tmp_path / "full"))
+    assert "--out" in said and "something is there" in said
+    assert "--dtype q8_0" in refused(capsys, "--run", at, "--dtype", "q8_0", "--out", out)
+    assert "--dtype" in refused(capsys, "--run", at, "--dtype", "nf4", "--out", out)
+    usage = shutil.disk_usage(tmp_path)._replace(free=2**20)
+    with monkeypatch.context() as patch:
+        patch.setattr("alpaca_rlhf.exporting.request.shutil.disk_usage", lambda path: usage)
+        said = refused(capsys, "--run", at, "--out", out)
+        assert "--out" in said and "GiB left" in said
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["full"], "nothing is left behind"
+
+
+def test_another_base_and_a_quantised_one_are_refused(plain, tmp_path, capsys):
+    base, run = plain
+    other = tmp_path / "other"
+    little_llama(other, *FLAVOURS["gqa"], seed=9)
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved)
+    config = (moved / "config.yaml").read_text()
+    (moved / "config.yaml").write_text(config.replace(str(base), str(other)))
+    out = str(tmp_path / "out")
+    for kind in ("merged", "adapter", "reward"):
+        said = refused(capsys, "--run", str(moved), "--out", out, "--to", kind)
+        assert "trained on" in said and "with base" in said
+    own = json.loads((other / "config.json").read_text())
+    own["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (other / "config.json").write_text(json.dumps(own))
+    said = refused(capsys, "--run", str(moved), "--out", out)
+    assert "only quantised (bitsandbytes)" in said and "--to adapter" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_real_little_llama(shared, tmp_path):
+    """Trained by somebody else: tied, GQA, a tokenizer that puts a blank before text."""
+    base = shared / "models" / "stories260k"
+    run = little_run(tmp_path / "run", base, template="brief")
+    for to in ("merged", "gguf"):
+        found = export(run, tmp_path / to, "--to", to, "--policy", "sft", "--dtype", "float32")
+        assert found["checks"]["transformers"]["passed"]
+    template = json.loads((tmp_path / "merged" / "parity.json").read_text())["checks"]["template"]
+    assert template["lone_same"] == template["lone"] == 5
+    assert template["conversations_same"] == template["conversations"] == 2
+    assert export(run, tmp_path / "reward", "--to", "reward")["passed"]

@@ -1,0 +1,190 @@
+"""The guides: their commands parse, their messages are ours, their figures are proven."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import runpy
+import shlex
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from alpaca_rlhf.cli import COMMANDS, Ranked, _judged
+from alpaca_rlhf.config import UserError, parse
+from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.ui import data_commands, data_files, import_command, plan_command
+from alpaca_rlhf.ui.app_command import App
+from alpaca_rlhf.ui.chat import Chat
+from alpaca_rlhf.ui.doctor_command import Doctor
+from alpaca_rlhf.ui.export_command import Export
+from alpaca_rlhf.ui.judge_command import Judging
+from alpaca_rlhf.ui.sample_command import Fill
+from alpaca_rlhf.ui.split_command import Split
+
+ROOT = Path(__file__).parent.parent
+GUIDES = {page.stem: page for page in sorted((ROOT / "docs" / "guides").glob("*.md"))}
+FLAGS = {
+    "app": App,
+    "chat": Chat,
+    "doctor": Doctor,
+    "export": Export,
+    "judge": Judging,
+    "plan": plan_command.Plan,
+    "rank": Ranked,
+    "split": Split,
+}
+"""Flags of commands that have their own."""
+
+
+def commands(text):
+    """Lines of the indented blocks, continued lines joined, comments cut off, as words."""
+    block = "\n".join(line[4:] for line in text.splitlines() if line.startswith("    "))
+    for line in block.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+            words = words[1:]
+        if words:
+            yield words
+
+
+def check(words):
+    """Parse a command of ours as the program does, without running it."""
+    name, rest = words[0], words[1:]
+    assert name in COMMANDS, name
+    if name == "import":
+        files, flags = import_command.files_and_flags(rest, name)
+        assert files
+        return parse(import_command.Import, flags, prog=name, description="")
+    if name == "data":
+        assert rest[0] in data_commands.COMMANDS, rest
+        own = {
+            "drops": data_commands.DropsShown,
+            "refilter": data_commands.Refilter,
+            "report": data_commands.ReportMade,
+            "inspect": data_commands.Inspect,
+            "check": data_files.Check,
+            "export": data_files.Export,
+        }
+        names, flags = import_command.files_and_flags(rest[1:], name)
+        assert len(names) == 2 if rest[0] == "inspect" else names
+        return parse(own[rest[0]], flags, prog=name, description="")
+    if name == "sample" and "--run" in rest:
+        return parse(Fill, rest, prog=name, description="")
+    if name in ("plan", "loop"):
+        _, rest = plan_command.taken(rest)
+        _, rest = plan_command.card_word(rest) if name == "loop" else (None, rest)
+    if name == "generate":
+        rest = [word for word in rest if word != "--dry-run"]
+    cls = FLAGS.get(name, Loop)
+    return parse(cls, rest, prog=name, description="")
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_every_command_of_a_guide_parses(name):
+    seen = 0
+    for words in commands(GUIDES[name].read_text()):
+        if words[0] == "alpaca-rlhf":
+            check(words[1:])
+        elif words[0] == "accelerate":
+            assert words[1:3] == ["launch", "--config_file"]
+            assert (ROOT / words[3]).is_file(), words[3]
+            assert words[4:6] == ["-m", "alpaca_rlhf"]
+            check(words[6:])
+        elif words[:2] == ["python", "-m"]:
+            assert words[2] == "tests.prove"
+        elif words[0] == "python":
+            assert (ROOT / words[1]).is_file(), words[1]
+            if words[1].startswith("recipes/"):
+                flags = [word for word in words[2:] if word != "--dry-run"]
+                settings = runpy.run_path(str(ROOT / words[1]))["EXPERIMENT"]
+                parse(Loop, _judged(flags), prog="recipe", description="", default=settings)
+        seen += 1
+    assert seen
+
+
+def test_a_wrong_flag_in_a_guide_is_found():
+    with pytest.raises(UserError, match=r"--ppo\.kl-coeff"):
+        check(["loop", "--ppo.kl-coeff", "0.1"])
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
+def test_both_readmes_lead_to_every_guide(readme):
+    text = (ROOT / readme).read_text()
+    assert all(f"(docs/guides/{name}.md)" in text for name in GUIDES)
+
+
+# --- troubleshooting ------------------------------------------------------------------------------
+
+
+@cache
+def texts():
+    """Every text in the code, what is filled in left open as `…`."""
+    found = []
+    for path in sorted((ROOT / "alpaca_rlhf").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = [str(one.value) if isinstance(one, ast.Constant) else "…"
+                         for one in node.values]  # fmt: skip
+                found.append("".join(parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def said_by_the_code(message):
+    """Whether a text of the code holds a message, `…` standing for anything."""
+    parts = [re.escape(part) for part in message.split("…")]
+    pattern = re.compile(".*?".join(parts), re.DOTALL)
+    return any(pattern.search(text) for text in texts())
+
+
+def test_every_message_in_troubleshooting_is_one_of_ours():
+    messages = re.findall(r"^### `(.+)`$", GUIDES["troubleshooting"].read_text(), re.MULTILINE)
+    assert len(messages) > 25 and len(set(messages)) == len(messages)
+    missing = [one for one in messages if not said_by_the_code(one)]
+    assert not missing
+    assert all(len(one.replace("…", "").strip()) >= 12 for one in messages), "too short to find"
+
+
+def test_a_message_that_nobody_says_is_found():
+    assert said_by_the_code("is in use by process …; wait for it")
+    assert not said_by_the_code("is in use by process …; wait for them")
+
+
+# --- reading the report ---------------------------------------------------------------------------
+
+
+def test_every_section_and_chart_of_the_report_is_explained():
+    text = GUIDES["reading-the-report"].read_text()
+    page = (ROOT / "alpaca_rlhf/evaluation/report_html.py").read_text()
+    sections = re.findall(r'\("[a-z-]+", "[^"]+", "([^"]+)",', page)
+    assert len(sections) == 13
+    assert [one for one in sections if f"## {one}" not in text] == []
+    from alpaca_rlhf.evaluation import report_training
+
+    charts = [title for title, _, _ in report_training._PPO]
+    charts += ["SFT loss", "Reward loss", "Reward accuracy on each batch", "Best-of-K loss"]
+    charts += ["Gold score by KL", "Expected best of n scores"]
+    assert [one for one in charts if f"**{one}**" not in text] == []
+
+
+# --- PPO or best-of-K -----------------------------------------------------------------------------
+
+
+def test_the_figures_of_ppo_and_best_of_k_are_those_of_the_proofs():
+    text = GUIDES["ppo-or-best-of-k"].read_text()
+    rows = re.findall(r"^\| (\d+) \|(.+)\|$", text, re.MULTILINE)
+    assert len(rows) == len(list((ROOT / "docs/proof").glob("quickstart-seed-*.json")))
+    for seed, cells in rows:
+        file = ROOT / "docs" / "proof" / f"quickstart-seed-{seed}.json"
+        report = json.loads(file.read_text())["report"]
+        seconds = {stage["name"]: stage["seconds"] for stage in report["stages"]}
+        told = [float(cell) for cell in re.findall(r"[-+]?\d+(?:\.\d+)?", cells)]
+        policies = [report["policies"][one] for one in ("best_of_k", "ppo")]
+        real = [one["paired_gain_vs_sft"] for one in policies]
+        real += [one["kl_from_sft_nats"] for one in policies]
+        real += [seconds["best_of_k"], seconds["ppo"]]
+        assert told == pytest.approx(real, abs=0.0051, rel=0.02), seed

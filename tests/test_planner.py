@@ -1,0 +1,380 @@
+"""The planner: hand-worked sizes, properties of its arithmetic, and what a real run takes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from alpaca_rlhf.config import UserError
+from alpaca_rlhf.planner import (
+    Budget,
+    Device,
+    Lengths,
+    Memory,
+    Rates,
+    Shape,
+    Stages,
+    card_of,
+    changes,
+    chosen,
+    from_config,
+    shape_of,
+)
+from alpaca_rlhf.planner.passes import CHUNK
+from alpaca_rlhf.planner.tape import Tape
+from alpaca_rlhf.settings import PPO, Inputs, Loop, Lora, Sampling, Value
+
+ROOT = Path(__file__).parent.parent
+CUDA = Device("cuda", 2)
+
+
+def gib(phases, item):
+    return max(one.items.get(item, 0) for one in phases) / 2**30
+
+
+# --- shapes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [  # as the model cards and the safetensors index files say
+        ("llama-2-7b", 6_738_415_616),
+        ("llama-3-8b", 8_030_261_248),
+        ("llama-3.2-1b", 1_235_814_400),
+        ("smollm2-135m", 134_515_008),
+    ],
+)
+def test_known_shapes_have_the_parameters_of_the_models(name, parameters):
+    assert shape_of(name).parameters == parameters
+
+
+def test_a_hub_id_of_a_known_model_needs_no_network():
+    assert shape_of("meta-llama/Llama-2-7b-hf").layers == 32
+    assert shape_of("meta-llama/Llama-3.2-1B").tied
+
+
+def test_the_embedded_base_is_read_from_its_folder():
+    config = json.loads((ROOT / "data/cria/config.json").read_text())
+    assert shape_of("embedded").hidden == config["hidden_size"]
+
+
+def test_four_bits_and_their_scales_are_4_127_bits_a_weight():
+    """QLoRA, arXiv 2305.14314 section 3: 8 / 64 + 32 / (64 * 256) bits beside the 4."""
+    shape = shape_of("llama-2-7b")
+    weights = shape.layers * shape.layer_weights
+    assert 8 * shape.nf4_bytes() / weights == pytest.approx(4.127, abs=1e-3)
+
+
+def test_an_adapter_of_rank_16_on_llama_2_7b():
+    # per layer: 4 x 16 (4096 + 4096) + 3 x 16 (4096 + 11008) = 1,249,280; 32 layers
+    assert shape_of("llama-2-7b").adapter_weights(16) == 39_976_960
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"]},
+        {"model_type": "llama", "final_logit_softcapping": 30.0},
+        {"model_type": "llama", "hidden_act": "gelu"},
+        {},
+    ],
+)
+def test_another_architecture_is_refused_as_the_models_room_does(config):
+    with pytest.raises(UserError, match="computes more than a LLaMA does"):
+        from_config("x", config)
+
+
+def test_a_config_without_a_size_is_told():
+    with pytest.raises(UserError, match="hidden_size"):
+        from_config("x", {"model_type": "llama", "num_attention_heads": 2})
+
+
+# --- the arithmetic -------------------------------------------------------------------------------
+
+
+def test_a_block_lives_as_long_as_its_name():
+    tape = Tape()
+    one = tape.new(100, "a")
+    two = tape.new(50, "b")
+    del one
+    three = tape.new(20, "b")
+    assert (tape.peak, tape.live, tape.at_peak) == (150, 70, {"a": 100, "b": 50})
+    del two, three
+    assert tape.live == 0
+
+
+def test_nothing_is_left_on_the_tape_after_any_stage(monkeypatch):
+    tapes = []
+    init = Tape.__init__
+
+    def seen(self):
+        init(self)
+        tapes.append(self)
+
+    monkeypatch.setattr(Tape, "__init__", seen)
+    settings = replace(Loop(), ppo=PPO(value=Value(trunk="separate")))
+    Memory(shape_of("llama-3.2-1b"), CUDA, settings).all()
+    assert len(tapes) > 10
+    assert {tape.live for tape in tapes} == {0}
+
+
+def test_keys_and_values_of_llama_2_are_half_a_mebibyte_a_token():
+    """2 x 32 layers x 4096 x 2 bytes, for 32 completions of 256 + 256 - 1 tokens; a little more
+    while the last layer is extended."""
+    plan = Memory(shape_of("llama-2-7b"), CUDA, Loop())
+    exact = 32 * 511 * 0.5 / 1024
+    assert exact < gib(plan.sample(), "keys and values") < exact * 1.04
+
+
+def test_grouped_queries_keep_a_quarter_of_the_keys():
+    shape = shape_of("llama-2-7b")
+    plans = [Memory(replace(shape, kv_heads=n), CUDA, Loop()) for n in (32, 8)]
+    whole, quarter = (gib(plan.sample(), "keys and values") for plan in plans)
+    assert quarter == pytest.approx(whole / 4, rel=0.02)
+
+
+def test_the_optimiser_keeps_eight_bytes_a_weight_or_two():
+    plan = Memory(shape_of("llama-2-7b"), CUDA, Loop())
+    eight = replace(Loop().sft, optimizer="adamw8bit")
+    small = replace(plan, settings=replace(Loop(), sft=eight))
+    assert gib([next(plan.sft())], "optimiser") == pytest.approx(39_976_960 * 8 / 2**30, rel=1e-3)
+    assert gib([next(small.sft())], "optimiser") == pytest.approx(39_976_960 * 2 / 2**30, rel=0.02)
+
+
+def test_logits_are_bounded_whatever_the_batch():
+    """At most 2^24 numbers at once: 64 MiB in fp32, at most six such tables at a time."""
+    for micro in (1, 4, 64):
+        sft = replace(Loop().sft, micro_batch_size=micro)
+        plan = Memory(shape_of("llama-3-8b"), CUDA, replace(Loop(), sft=sft), checkpointing=False)
+        for phase in plan.sft():
+            assert phase.items.get("logits", 0) <= 6 * 4 * CHUNK
+
+
+def test_the_chunk_is_that_of_the_output_head():
+    from alpaca_rlhf.models import vocabulary
+    from alpaca_rlhf.planner import memory
+    from alpaca_rlhf.training import held_out
+
+    assert CHUNK == vocabulary.CHUNK
+    assert memory.AT_ONCE == held_out.AT_ONCE
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_checkpointing_keeps_a_state_a_layer(kv_heads):
+    """Twelve layers more cost twelve states more, and without checkpointing far more."""
+    shape = Shape("x", 256, 704, 4, 4, kv_heads, 64, 512, 4096)
+    peaks = {}
+    for layers in (4, 16):
+        for checkpointing in (True, False):
+            own = replace(shape, layers=layers)
+            plan = Memory(own, CUDA, Loop(), checkpointing=checkpointing)
+            peaks[layers, checkpointing] = next(plan.sft()).items["activations"]
+    state = 4 * 512 * 256 * 2
+    assert peaks[16, True] - peaks[4, True] == 12 * state
+    assert peaks[16, False] - peaks[4, False] > 12 * 15 * state
+
+
+def test_a_separate_value_has_an_adapter_and_an_optimiser_of_its_own():
+    base = Memory(shape_of("llama-2-7b"), CUDA, Loop())
+    apart = replace(base, settings=replace(Loop(), ppo=PPO(value=Value(trunk="separate"))))
+    more = apart.peak("ppo") - base.peak("ppo")
+    assert more == pytest.approx(39_976_960 * (4 + 8), rel=0.02)
+
+
+def test_the_copy_of_the_base_is_made_only_within_its_limit():
+    item = "16-bit copy of the base"
+    settings = replace(Loop(), sampling=Sampling(dense_gib=4.0))
+    assert gib(Memory(shape_of("llama-2-7b"), CUDA, settings).sample(), item) == 0
+    small = Memory(shape_of("llama-3.2-1b"), CUDA, settings)
+    # 16 layers of 60,817,408 weights (grouped queries), two bytes each
+    assert gib(small.sample(), item) == pytest.approx(16 * 60_817_408 * 2 / 2**30)
+    assert gib(small.generate(), item) == 0  # the bare base has no adapter's layers
+
+
+def test_stages_that_files_take_the_place_of_are_not_planned(tmp_path):
+    inputs = Inputs(data=tmp_path / "d", prompts=tmp_path / "p", judge="human")
+    plan = Memory(shape_of("llama-2-7b"), CUDA, replace(Loop(), inputs=inputs))
+    assert "generate" not in plan.all() and "sample" in plan.all()
+
+
+# --- against measurement --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [1, 5, 7])
+def test_planned_is_within_a_tenth_of_the_live_bytes(number):
+    from tests.planned import CASES, compared
+
+    found = compared(CASES[number])
+    far = {k: v["error"] for k, v in found["stages"].items() if abs(v["error"]) > 0.1}
+    assert not far
+
+
+def test_the_plan_still_says_what_was_measured_of_every_case():
+    """docs/proof/plan.json, which `python -m tests.prove plan` writes."""
+    from tests.planned import CASES, said_of
+
+    proof = json.loads((ROOT / "docs/proof/plan.json").read_text())
+    measured = {one["case"]["name"]: one["stages"] for one in proof["cases"]}
+    assert set(measured) == {case.name for case in CASES}
+    for case in CASES:
+        for stage, planned in said_of(case).items():
+            took = measured[case.name][stage]["measured"]
+            assert abs(planned / took - 1) <= 0.05, (case.name, stage)
+
+
+# --- choosing -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("base", "card"), [("llama-2-7b", 24), ("llama-3-8b", 24), ("llama-2-7b", 12)]
+)
+def test_what_is_chosen_fits_and_is_the_largest(base, card):
+    budget = Budget(shape_of(base), card_of(str(card)))
+    found = chosen(budget, Loop(base=base))
+    assert all(one.peak <= card * 2**30 for all_ in budget.phases(found).values() for one in all_)
+    size = found.sampling.batch_size
+    more = replace(found, sampling=replace(found.sampling, batch_size=2 * size))
+    assert size == 128 or not budget.fits(more, ("sample", "ppo", "best_of_k", "evaluate"))
+
+
+def test_choosing_changes_no_result():
+    from alpaca_rlhf.pipeline import FREE
+
+    before = Loop(base="llama-3-8b")
+    after = chosen(Budget(shape_of("llama-3-8b"), card_of("12")), before)
+    flags = {flag.removeprefix("--").replace("-", "_") for flag in changes(before, after)}
+    assert flags and flags <= {*FREE, "generate.batch_size"}
+    assert after.sft.max_length == before.sft.max_length
+
+
+def test_lengths_are_shortened_only_where_that_is_allowed():
+    settings = Loop(base="llama-2-7b", sft=replace(Loop().sft, max_length=4096))
+    budget = Budget(shape_of("llama-2-7b"), card_of("6.5"))
+    with pytest.raises(UserError, match=r"sft .*lower --sft.max-length"):
+        chosen(budget, settings)
+    assert chosen(budget, settings, lengths=True).sft.max_length < 4096
+
+
+def test_choosing_twice_changes_nothing():
+    budget = Budget(shape_of("llama-2-7b"), card_of("12"))
+    once = chosen(budget, Loop(base="llama-2-7b"))
+    assert chosen(budget, once) == once
+
+
+def test_a_name_of_a_card_that_nobody_knows_is_refused():
+    for asked in ("rtx-9999", "0", "-4", "nan", "3070"):
+        with pytest.raises(UserError, match="--card"):
+            card_of(asked)
+
+
+def test_the_cpu_is_no_card_of_its_size():
+    assert card_of("cpu").tflops < 1 < card_of("8").tflops
+    told = json.loads(run("plan", "--base", "smollm2-135m", "--card", "cpu", "--json").stdout)
+    items = {item for one in told["stages"] for ph in one["phases"] for item in ph["items_gib"]}
+    assert "activations" in items and not {one for one in items if "CUDA" in one}
+
+
+# --- time -----------------------------------------------------------------------------------------
+
+
+def test_training_costs_six_operations_a_weight_and_token_with_checkpointing():
+    """Forward, forward again, and the gradient of the input: 2 each, for 6.5e9 weights."""
+    shape = shape_of("llama-2-7b")
+    settings = replace(Loop(), lora=Lora(r=1, alpha=2))
+    plan = Stages(shape, settings, Lengths(), rows=1000)
+    tokens = 1000 * 3 * 256
+    assert plan.all()["sft"].flops == pytest.approx(6 * 6.476e9 * tokens, rel=0.05)
+
+
+def test_time_falls_with_faster_cards_and_grows_with_the_work():
+    work = Stages(shape_of("llama-2-7b"), Loop(), Lengths(), rows=100).all()
+    for one in work.values():
+        slow, fast = one.seconds(Rates(10, 100), 32), one.seconds(Rates(20, 200), 32)
+        assert 0 < fast <= slow
+        assert (one * 2).seconds(Rates(10, 100), 32) == pytest.approx(2 * slow)
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def run(*words):
+    return subprocess.run(
+        [sys.executable, "-m", "alpaca_rlhf", *words],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_plan_shows_a_table_without_torch():
+    program = (
+        "import sys; from alpaca_rlhf.cli import main;"
+        "code = main(['plan', '--base', 'llama-2-7b', '--card', '24']);"
+        "sys.exit(code or ('torch' in sys.modules and 'torch was loaded'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines()[1:14])) <= 80
+    for word in ("sft", "ppo", "KV cache", "16-bit copy", "kWh", "projected", "next:"):
+        assert word in done.stdout
+
+
+def test_plan_as_json_adds_up():
+    told = json.loads(run("plan", "--base", "llama-3-8b", "--card", "24", "--json").stdout)
+    for stage in told["stages"]:
+        for phase in stage["phases"]:
+            assert sum(phase["items_gib"].values()) == pytest.approx(phase["peak_gib"])
+        assert stage["peak_gib"] == max(one["peak_gib"] for one in stage["phases"])
+    assert told["largest"]["--sft.micro-batch-size"] > 4
+    assert told["measured"] is False
+
+
+def test_prices_are_the_users():
+    flags = ("--watts", "1000", "--price-kwh", "2", "--price-hour", "3", "--json")
+    told = json.loads(run("plan", "--base", "llama-2-7b", "--card", "24", *flags).stdout)
+    sft = next(one for one in told["stages"] if one["name"] == "sft")
+    hours = sft["seconds"] / 3600
+    assert sft["kwh"] == pytest.approx(hours)
+    assert sft["cost"] == pytest.approx(5 * hours)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("plan", "--base", "llama-2-7b", "--card", "4"), "--card 4: "),
+        (("plan", "--base", "no-such-model", "--card", "24"), "--base no-such-model"),
+        (("plan", "--base", "llama-2-7b", "--card", "small"), "--card small"),
+        (("plan", "--base", "llama-2-7b", "--price-kwh", "-1"), "--price-kwh"),
+        (("loop", "--base", "llama-2-7b", "--auto", "--card"), "--card needs a value"),
+        (("loop", "--base", "llama-2-7b", "--auto", "--card", "3"), "--card 3: "),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_exit_2(words, told):
+    done = run(*words)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and told in done.stderr
+
+
+def test_the_benchmark_for_a_card_runs_dry_on_a_cpu(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "benchmarks/gpu/plan.py", "--dry-run", "--json", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out").read_text())
+    assert found["measured_on_gpu"] is False
+    assert [row["name"] for row in found["rows"]] == ["llama-2-7b, 24 GiB", "llama-3.1-8b, 24 GiB"]
+    assert found["summary"]["largest_error"] <= 0.1
