@@ -158,7 +158,7 @@ def run_loop(
         for name, round_ in todo:
             if (name, round_) in left[:1]:
                 processes.by_main(lambda: _make_room(settings, loan, left))
-            _run_stage(ctx, name, round_, loan)
+            _run_stage(ctx, name, round_)
         if until is None:
             processes.by_main(lambda: _end(ctx, command, todo))
         return run.path
@@ -191,15 +191,13 @@ def _free(stages: Collection[str]) -> set[str]:
     return {*FREE, *(names - {*DEALING}), *who}
 
 
-def _run_stage(ctx: Context, name: str, round_: int, loan: card.Loan) -> None:
+def _run_stage(ctx: Context, name: str, round_: int) -> None:
     stage = _stage(name, round_)
     if ctx.run.done(stage) is not None:
         logger.info("%s is done already", stage)
         return
     adopted = name == "sft" and ctx.settings.inputs.sft_adapter is not None
     ctx.reporter.start(stage, ADOPTION if adopted else INTENT[name])
-    if name != "rank":
-        processes.by_main(loan.take)
     if name in TOGETHER:
         _work(ctx, name, round_, stage)
     else:

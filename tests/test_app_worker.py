@@ -265,7 +265,7 @@ def test_what_a_killed_process_left_counts_for_nothing(kind, where, tmp_path):
 
 
 def test_a_run_asks_for_the_card_before_it_loads_the_base(monkeypatch, tmp_path, where):
-    """Not for ranking, which needs no model."""
+    """Once, and not for ranking, which needs no model."""
     from alpaca_rlhf import pipeline
 
     monkeypatch.setenv("ALPACA_RLHF_CARD", str(where))
@@ -278,7 +278,7 @@ def test_a_run_asks_for_the_card_before_it_loads_the_base(monkeypatch, tmp_path,
     settings = pipeline.Loop(out=tmp_path / "out")
     reporter = SimpleNamespace(start=lambda stage, what: None)
     pipeline.run_loop(settings, reporter, kind="loop", command="", until="generate")
-    assert order == ["rank", "take", "sft", "take", "generate"]
+    assert order == ["rank", "take", "sft", "generate"]
 
 
 # --- with a real base -----------------------------------------------------------------------------
