@@ -379,6 +379,9 @@ class Loop(Stages):
                 f"{self.ppo.updates}: in those updates the policy does not learn"
             )
         if (self.inputs.judge == "llm") != (self.judge.url is not None):
-            raise ValueError("--inputs.judge llm and --judge.url URL belong together: give both")
+            raise ValueError(
+                "--inputs.judge llm and --judge.url URL belong together: give both, or take the "
+                "address back with --judge.url None"
+            )
         if self.evaluate.split == "dev" and self.inputs.judge != "gold":
             raise ValueError("--evaluate.split dev is there only in the small world")

@@ -8,6 +8,7 @@ import pytest
 from alpaca_rlhf.preferences import passwords, read_snapshot
 from alpaca_rlhf.preferences.assignment import Rules
 from alpaca_rlhf.preferences.store import Store
+from alpaca_rlhf.records import Completion, Instruction, Ranking
 from tests import apps, browser
 from tests.screenshots import open_tab
 
@@ -55,6 +56,11 @@ def to_data(page, language="en"):
 def rows(page, heading):
     """The texts of the table's rows under a heading."""
     table = page.locator(f"h3:text-is('{heading}') ~ div table").first
+    return cells(table)
+
+
+def cells(table):
+    """The texts of a table's rows."""
     return [
         [cell.inner_text() for cell in row.locator("th, td").all()]
         for row in table.locator("tbody tr").all()
@@ -96,6 +102,32 @@ def test_the_figures_are_the_stores(opened, store, home):
         assert battle[0] == "ppo" and battle[3:] == [
             str(one) for one in (score.wins, score.losses, score.ties)
         ]
+
+
+def test_a_judge_stands_beside_people(opened, store, home):
+    """Whatever its name; what it ranked is not the people's."""
+    prompts = [Instruction(f"Another {i}", source="test") for i in range(31)]
+    sets = [(one, [Completion(one.id, text, "ab12") for text in "ab"]) for one in prompts]
+    store.add_sets(sets, origin="test")
+    name = f"judge:{apps.HOSTILE[0]}"
+    for who in (name, "a file"):
+        store.add_rankings(
+            [Ranking(one.id, tuple((each.id,) for each in own), who) for one, own in sets]
+        )
+    with browser.visit(opened, locale="en-GB") as page:
+        sign_in(page, home)
+        to_data(page)
+        tiles = dict(
+            one.inner_text().split("\n") for one in page.locator(".tiles > div:visible").all()
+        )
+        assert tiles["Rankings by judges"] == "31"
+        (row,) = (
+            one
+            for one in cells(page.locator("h3:text-is('Quality') ~ div table:has(thead)").first)
+            if one[0].endswith(" with people")
+        )
+        assert row == [f"{name} with people", "31", "1.000", "1.000"]
+        assert page.evaluate("window.hit") is None
 
 
 def test_a_snapshot_is_exported_and_downloaded(opened, store, home, tmp_path):

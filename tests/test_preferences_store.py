@@ -403,6 +403,34 @@ def test_progress_before_anybody_ranked(store):
     assert (mine.all_rankings, mine.sets, mine.sets_ranked) == (0, 3, 1)
 
 
+def test_judges_are_held_against_people(store, clock):
+    """Of 40 sets a person turns 28 round that the judge ranked, and says the same of 4."""
+    from alpaca_rlhf.records import Ranking as Record
+
+    sets = candidates(40, k=3)
+    store.add_sets(sets, origin="test")
+    by_judge = [Record(p.id, tuple((c.id,) for c in own), "judge:llm") for p, own in sets]
+    store.add_rankings(by_judge)
+    found = store.figures()
+    assert found.last_hour == 0, "nobody ranked"
+    assert [(name, one.n) for name, one in found.judges] == [("judge:llm", 0)]
+    turned = [Record(one.prompt_id, one.tiers[::-1], "ann") for one in by_judge[:28]]
+    same = [Record(one.prompt_id, one.tiers, "ann") for one in by_judge[28:32]]
+    store.add_rankings(turned)
+    ((_, few),) = store.figures().judges
+    assert (few.n, few.tau) == (28, None)
+    store.add_rankings(same)
+    later = [Record(one.prompt_id, one.tiers, "bob") for one in by_judge[:32]]
+    store.add_rankings(later)
+    found = store.figures()
+    ((_, both),) = found.judges
+    assert both.n == 32 and both.tau == pytest.approx((4 - 28) / 32), "the first person counts"
+    assert both.alpha < 0 and found.last_hour == 64
+    store.add_rankings([Record(by_judge[0].prompt_id, by_judge[0].tiers[::-1], "judge:llm")])
+    ((_, both),) = store.figures().judges
+    assert both.tau == pytest.approx((5 - 27) / 32), "its newest word"
+
+
 def test_judges_take_no_place(store):
     from alpaca_rlhf.records import Ranking as Record
 

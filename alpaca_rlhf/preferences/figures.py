@@ -16,6 +16,8 @@ from alpaca_rlhf.preferences.verdicts import day_of
 
 LATEST = 500
 """Overlapping sets, and repeats, that the agreement is taken of: the newest ones."""
+JUDGED = 10_000
+"""A judge's newest verdicts, among which those on sets that people have ranked too are looked for."""
 DAYS = 30
 """Days of which the pace is shown."""
 _HOUR_MS = 3_600_000
@@ -97,7 +99,7 @@ class Figures:
     """Rows: prompts, completions, sets, open places, rankings (by people), judged, pairs, flags
     that wait, battles."""
     last_hour: int
-    """Rankings and revisions of the last hour."""
+    """Rankings and revisions by people in the last hour."""
     by_day: list[tuple[str, int]]
     """Rankings of each of the last days that had any, oldest first."""
     first_slot_rate: float | None
@@ -114,6 +116,8 @@ class Figures:
     """Between people, over the newest overlapping sets."""
     self_consistency: Agreement
     """Of people with themselves, over the newest repeats."""
+    judges: list[tuple[str, Agreement]]
+    """Of each judge, by name, with the person who was first to rank the same set."""
     people: list[Person]
     """Everybody, most rankings first."""
 
@@ -154,6 +158,8 @@ def figures(session: Session, now_ms: int) -> Figures:
     days = _by_people(select(Tally.day, func.sum(Tally.rankings)))
     days = days.group_by(Tally.day).having(func.sum(Tally.rankings) > 0)
     recent = select(func.count()).select_from(Ranking)
+    recent = recent.join(Assignment, Assignment.id == Ranking.assignment_id)
+    recent = recent.where(Assignment.kind != "judge")
     return Figures(
         counts={
             "prompts": _count(session, schema.Prompt),
@@ -180,6 +186,11 @@ def figures(session: Session, now_ms: int) -> Figures:
         median_s=_median(session, None),
         agreement=agreement(_overlapping(session)),
         self_consistency=agreement(_repeated(session)),
+        judges=[
+            (one.name, agreement(_judged(session, one.id)))
+            for one in sorted(everybody, key=lambda one: one.id)
+            if one.role == "judge"
+        ],
         people=everybody,
     )
 
@@ -288,6 +299,33 @@ def _repeated(session: Session) -> Iterator[list[Any]]:
         .limit(LATEST)
     )
     yield from ([one, again] for one, again in found)
+
+
+def _judged(session: Session, judge_id: int) -> list[list[Any]]:
+    """A judge's order and the first person's of each of the newest sets that have both."""
+    newest = (
+        select(Assignment.candidate_set_id, Assignment.ranking_id)
+        .where(Assignment.annotator_id == judge_id, schema.condition(schema.DONE))
+        .order_by(Assignment.ranking_id.desc())
+        .limit(JUDGED)
+        .subquery()
+    )
+    judged, said = aliased(Ranking), aliased(Ranking)
+    found = session.execute(
+        select(Assignment.candidate_set_id, judged.tiers, said.tiers)
+        .select_from(newest)
+        .join(Assignment, Assignment.candidate_set_id == newest.c.candidate_set_id)
+        .join(judged, judged.id == newest.c.ranking_id)
+        .join(said, said.id == Assignment.ranking_id)
+        .where(Assignment.kind == "task")
+        .order_by(newest.c.ranking_id.desc(), Assignment.id)
+    )
+    orders: dict[int, list[Any]] = {}
+    for own, by_judge, by_person in found:
+        if own not in orders and len(orders) == LATEST:
+            break
+        orders.setdefault(own, [by_judge, by_person])
+    return list(orders.values())
 
 
 def _open_sets(session: Session) -> int:

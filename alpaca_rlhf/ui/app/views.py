@@ -40,10 +40,11 @@ def figures(found: Figures, says: Words) -> str:
         (says["gold"], gold if found.gold_asked else says["none"]),
     ]
     agreements = [
-        (says[name], f"{one.n:,}", *(_measure(one, value, says) for value in (one.alpha, one.tau)))
+        (name, f"{one.n:,}", *(_measure(one, value, says) for value in (one.alpha, one.tau)))
         for name, one in (
-            ("agreement", found.agreement),
-            ("consistency", found.self_consistency),
+            (says["agreement"], found.agreement),
+            (says["consistency"], found.self_consistency),
+            *((says["with_people"].format(name=name), one) for name, one in found.judges),
         )
     ]
     most = max((n for _, n in found.by_day), default=1)
