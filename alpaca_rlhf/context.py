@@ -161,6 +161,17 @@ class Context:
 
         return log
 
+    def counting(self, stage: str, total: int) -> Callable[[int], None]:
+        """Shows how many of `total` are done, told how many more are."""
+        done = 0
+
+        def count(more: int) -> None:
+            nonlocal done
+            done += more
+            self.reporter.step(stage, done, total, {})
+
+        return count
+
     def sampling(self, **changes: Any) -> Sampling:
         """The run's sampling settings, with changes."""
         return replace(self.settings.sampling, **changes)

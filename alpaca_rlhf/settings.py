@@ -378,6 +378,11 @@ class Loop(Stages):
                 f"--ppo.value.warmup {self.ppo.value.warmup} must be below --ppo.updates "
                 f"{self.ppo.updates}: in those updates the policy does not learn"
             )
+        if self.best_of_k.pool and self.rounds == 1:
+            raise ValueError(
+                "--best-of-k.pool chooses among the completions of all rounds, and with --rounds 1 "
+                "there are no others; give more rounds or leave it out"
+            )
         if (self.inputs.judge == "llm") != (self.judge.url is not None):
             raise ValueError(
                 "--inputs.judge llm and --judge.url URL belong together: give both, or take the "

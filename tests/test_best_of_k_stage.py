@@ -170,6 +170,26 @@ def test_candidates_are_kept_with_their_scores(calm, settings, ended):
     assert any(one["text"] for _, one in said)
 
 
+def test_sampling_tells_where_it_stands(settings, out, calls):
+    """Stopped half-way there nothing is kept: the next sitting draws all of them again."""
+    told = []
+
+    class Counting(Quiet):
+        def step(self, stage, done, total, metrics):
+            if stage == "best_of_k_candidates":
+                told.append((done, total))
+            super().step(stage, done, total, metrics)
+
+    with pytest.raises(KeyboardInterrupt):
+        go(settings, out, Counting(stop_in="best_of_k_candidates"))
+    assert K * PROMPTS / 2 < told[-1][0] < K * PROMPTS == told[-1][1]
+    told.clear()
+    go(settings, out, Counting())
+    counts = [done for done, _ in told]
+    assert counts[-1] == K * PROMPTS and counts == sorted(set(counts)) and len(counts) > 1
+    assert calls == ["sample", "sample", "score"]
+
+
 def test_its_facts_are_those_of_the_file(calm):
     facts, rows = facts_of(calm), rows_of(calm)
     scores = [[one["score"] for one in row["completions"]] for row in rows]

@@ -248,6 +248,9 @@ def test_the_kits_own_settings():
     assert (made.ppo.kl_coef, made.best_of_k.k, made.sft.lr) == (0.05, 8, 1e-4)
     assert refusal("--sft.lr", "-1", cls=Loop) == "--sft.lr must be > 0, got -1"
     assert refusal("--rounds", "0", cls=Loop) == "--rounds must be > 0, got 0"
+    alone = refusal("--best-of-k.pool", "True", cls=Loop)
+    assert "--best-of-k.pool" in alone and "--rounds 1" in alone
+    assert read("--best-of-k.pool", "True", "--rounds", "2", cls=Loop).best_of_k.pool
     uneven = refusal("--ppo.minibatch-size", "7", cls=Loop)
     assert "--ppo.batch-size 256 must be a multiple of --ppo.minibatch-size 7" in uneven
     assert read("--config", "/dev/null", cls=Loop) == Loop()

@@ -33,7 +33,7 @@ class Quiet:
             raise KeyboardInterrupt  # it has no steps
 
     def step(self, stage, done, total, metrics):
-        if self.started[-1] == self.stop_in and (done > total / 2 or total == 1):
+        if stage == self.stop_in and (done > total / 2 or total == 1):
             raise KeyboardInterrupt
 
     def preview(self, stage, what, segments):

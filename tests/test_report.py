@@ -517,6 +517,15 @@ def test_long_texts_are_cut_and_say_so() -> None:
     assert "x" * 4000 + " … (5,000 more characters)" in written and "x" * 4001 not in written
 
 
+def test_earlier_turns_stand_before_the_question() -> None:
+    turns = [["Who are you?", "A <b>kit</b>."], ["Since when?", "x" * 9000]]
+    one = {"instruction": "And why?", "input": "", "history": turns, "answers": {}}
+    written = render_html(replace(some_data(), answers=[one]))
+    said = ["Person: </b>Who are you?", "Assistant: </b>A &lt;b&gt;kit", "Since when?", "And why?"]
+    places = [written.index(words) for words in said]
+    assert places == sorted(places) and "x" * 9000 not in written
+
+
 def test_empty_answers_are_visible() -> None:
     answers = [{"instruction": "a", "input": "", "answers": {"sft": {"text": " \n", "gold": 0.0}}}]
     assert "(nothing)" in render_html(replace(some_data(), answers=answers))

@@ -33,7 +33,8 @@ class ReportData:
     round 2), `step` and numbers. `generate` rows hold counts so far: `requests`, `accepted` and
     `rejected_<rule>`."""
     answers: Sequence[Mapping[str, Any]] = ()
-    """`{"instruction", "input", "answers": {policy: {"text", "gold"}}}`, a prompt each."""
+    """`{"instruction", "input", "answers": {policy: {"text", "gold"}}}`, a prompt each; of a
+    conversation `history` too, the earlier turns as pairs of what was said and the reply."""
     slices: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     """`{policy: {slice: {"gold_score", "ci95", "n"}}}`, the slices as in `SLICES`."""
     annotator: Mapping[str, float] = field(default_factory=dict)

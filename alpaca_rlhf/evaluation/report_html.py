@@ -149,8 +149,15 @@ def _answers(data: ReportData) -> Markup:
         title = element(
             "h3", element("span", f"{place}.", class_="number"), _cut(one["instruction"])
         )
+        earlier = [
+            element("p", element("b", f"{who}: "), _cut(said), class_="input", dir="auto")
+            for turn in one.get("history", ())
+            for who, said in zip(("Person", "Assistant"), turn, strict=True)
+        ]
         given = element("p", _cut(one["input"]), class_="input", dir="auto") if one["input"] else ""
-        cards.append(element("article", title, given, element("dl", *lines), class_="answer card"))
+        cards.append(
+            element("article", *earlier, title, given, element("dl", *lines), class_="answer card")
+        )
     if not cards:
         return Markup()
     intro = "The same prompts for every policy. The number is the answer's gold score."

@@ -17,7 +17,7 @@ from alpaca_rlhf.preferences.verdicts import day_of
 LATEST = 500
 """Overlapping sets, and repeats, that the agreement is taken of: the newest ones."""
 JUDGED = 10_000
-"""A judge's newest verdicts, among which those on sets that people have ranked too are looked for."""
+"""A judge's newest verdicts; those on sets that people have ranked too are looked for here."""
 DAYS = 30
 """Days of which the pace is shown."""
 _HOUR_MS = 3_600_000

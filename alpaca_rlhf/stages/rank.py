@@ -187,13 +187,6 @@ def other_rankings(ctx: Context, round_: int) -> tuple[list[Ranked], int]:
 def _sample(
     ctx: Context, role: str | None, rows: list[Instruction], *, k: int, seed: int, stage: str
 ) -> list[list[Sampled]]:
-    done = 0
-
-    def on_batch(n: int) -> None:
-        nonlocal done
-        done += n
-        ctx.reporter.step(stage, done, len(rows) * k, {})
-
     return sample(
         ctx.adapters,
         role,
@@ -202,7 +195,7 @@ def _sample(
         k=k,
         sampling=ctx.settings.sampling,
         seed=seed,
-        on_batch=on_batch,
+        on_batch=ctx.counting(stage, len(rows) * k),
     )
 
 

@@ -66,8 +66,12 @@ def draw(
     sampling: Sampling,
     seed: int,
     score_batch_size: int,
+    on_batch: Callable[[int], None] | None = None,
 ) -> list[Candidates]:
-    """Sample K completions of each prompt, and score them with the reward adapter."""
+    """Sample K completions of each prompt, and score them with the reward adapter.
+
+    `on_batch` is told the number of completions that each batch of this process finished.
+    """
     share = processes.share(range(len(prompts)))
     drawn: list[list[Sampled]] = processes.gather(
         sample(
@@ -78,6 +82,7 @@ def draw(
             k=k,
             sampling=sampling,
             seed=seed,
+            on_batch=on_batch,
         )
     )
     found = [
