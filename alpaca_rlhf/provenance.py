@@ -17,6 +17,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from alpaca_rlhf import __version__
 from alpaca_rlhf.config import UserError
 
@@ -68,7 +70,7 @@ def commit() -> str | None:
 def hardware() -> dict[str, Any]:
     """The machine: processor, cores this process may use, memory in GiB, operating system."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    ram = psutil.virtual_memory().total / 2**30
     return {
         "cpu": _cpu(),
         "cores": cores,

@@ -476,8 +476,8 @@ def test_typed_prompts_train_too_and_what_says_the_same_is_not_waited_for(human_
 # --- how it ends -------------------------------------------------------------------------------
 
 
-def ended(body, capsys) -> tuple[int, str]:
-    code = shell.guarded(body, again="alpaca-rlhf loop", terminal=Terminal())
+def ended(body, capsys, terminal=None) -> tuple[int, str]:
+    code = shell.guarded(body, again="alpaca-rlhf loop", terminal=terminal or Terminal())
     return code, capsys.readouterr().err
 
 
@@ -498,6 +498,10 @@ def test_every_end_has_its_code(capsys):
     assert ended(raising(SystemExit(0)), capsys) == (0, "")
     code, line = ended(raising(OutOfMemoryError()), capsys)
     assert code == 2 and "--sampling.batch-size" in line and line.count("\n") == 1
+    terminal = Terminal()
+    terminal.start("export", "ppo")
+    _, line = ended(raising(OutOfMemoryError()), capsys, terminal)
+    assert "export: out of GPU memory; end what else uses the card" in line
     with pytest.raises(ZeroDivisionError):
         ended(raising(ZeroDivisionError()), capsys)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from alpaca_rlhf import cli
 from alpaca_rlhf.config import to_yaml
@@ -253,7 +254,6 @@ def test_sixteen_bit_says_what_it_costs(plain, tmp_path, dtype):
 def test_a_float32_export_is_the_weight_and_its_product(plain, tmp_path):
     """One matrix by hand: dequantised NF4 + alpha / r * B A; nothing of the original weights."""
     from bitsandbytes.functional import dequantize_4bit
-    from safetensors.torch import load_file
 
     from alpaca_rlhf.models.base import load_base
 
@@ -285,6 +285,57 @@ def test_large_models_are_sharded(plain, tmp_path, monkeypatch):
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"].values()) == {file.name for file in files}
     assert "lm_head.weight" in index["weight_map"]
+
+
+@pytest.fixture
+def little_memory(monkeypatch):
+    """Lets memory have so many free bytes."""
+    from alpaca_rlhf.exporting import placing
+
+    def have(size):
+        monkeypatch.setattr(placing, "free_bytes", lambda device: size)
+
+    return have
+
+
+@pytest.mark.parametrize("to", ["merged", "reward"])
+def test_a_model_larger_than_memory_is_compared_from_the_disk(plain, tmp_path, little_memory, to):
+    from transformers import PreTrainedModel
+
+    _, run = plain
+    whole = export(run, tmp_path / "whole", "--to", to, "--dtype", "float32")
+    little_memory(500_000)
+    seen, real = [], PreTrainedModel.eval
+
+    def spy(model):
+        seen.append(getattr(model, "hf_device_map", {}))
+        return real(model)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PreTrainedModel, "eval", spy)
+        found = export(run, tmp_path / "out", "--to", to, "--dtype", "float32")
+    assert "disk" in {place for one in seen for place in one.values()}
+    assert found["checks"] == whole["checks"] and found["passed"]
+    assert not (tmp_path / "out" / "offload").exists()
+
+
+def test_a_gguf_file_is_read_in_sixteen_bit_where_memory_asks_for_it(
+    plain, tmp_path, little_memory, capsys
+):
+    """And where even that is too much, the file stays and says that it was not compared."""
+    base, run = plain
+    weights = sum(one.numel() for one in load_file(base / "model.safetensors").values())
+    little_memory(weights * 3)
+    found = export(run, tmp_path / "half", "--to", "gguf", "--policy", "sft", "--dtype", "float32")
+    check = found["checks"]["transformers"]
+    assert found["passed"] and 0 < abs(check["perplexity_change"]) < 0.05
+    assert check["asked"].startswith("agreement")
+    capsys.readouterr()
+    little_memory(weights)
+    found = export(run, tmp_path / "none", "--to", "gguf", "--policy", "sft")
+    assert found["checks"]["transformers"] == {"passed": True, "compared": False}
+    assert "--     transformers: NOT COMPARED" in capsys.readouterr().out
+    assert "NOT COMPARED" in (tmp_path / "none" / "README.md").read_text()
 
 
 def test_an_export_that_does_something_else_fails(plain, tmp_path, monkeypatch, capsys):

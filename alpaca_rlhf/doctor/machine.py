@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Iterator
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn.modules import Linear4bit
@@ -144,13 +144,8 @@ def _four_bit(device: torch.device) -> Finding:
 
 
 def _memory() -> Finding:
-    page = os.sysconf("SC_PAGE_SIZE")
-    whole = page * os.sysconf("SC_PHYS_PAGES") / _GIB
-    free = whole
-    if sys.platform == "linux":
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        table = {name: words.split()[0] for name, _, words in (one.partition(":") for one in lines)}
-        free = int(table["MemAvailable"]) * 1024 / _GIB
+    memory = psutil.virtual_memory()
+    free, whole = memory.available / _GIB, memory.total / _GIB
     found = f"{free:.1f} of {whole:.1f} GiB free"
     if free < 4:
         todo = "close other programs: the quickstart takes 2 GiB, loading a 7B base 4 to 16"

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alpaca_rlhf.exporting import placing
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import Example, collate
 from alpaca_rlhf.models.rollout import sample
@@ -42,6 +43,15 @@ class Parity:
     """One line for a person."""
     facts: dict[str, Any]
     """Its numbers, for `parity.json`."""
+
+
+NOT_COMPARED = Parity(
+    True,
+    "NOT COMPARED: transformers reads a GGUF file whole, and neither the card nor the processor "
+    "has the memory for it; try it in llama.cpp before you rely on it",
+    {"compared": False},
+)
+"""What is said of a file that is too large to be read again here."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +125,7 @@ def compare(
     differing = []
     for number, one in enumerate(found):
         said = _greedy(model, one, stop_ids)
-        ids = torch.tensor([one.whole], device=model.device)
+        ids = torch.tensor([one.whole], device=placing.entry(model))
         logits = model(input_ids=ids).logits[0, :-1].float()
         logprobs, best = _figures(logits, ids[0])
         ours -= float(one.logprobs.double().sum())
@@ -168,14 +178,14 @@ def compare_scores(
         scores: (N,) what the trained reward model gives them.
         dtype: What the export is stored in.
     """
-    pad = int(model.config.pad_token_id)
+    pad, device = int(model.config.pad_token_id), placing.entry(model)
     found = []
     for start in range(0, len(examples), 4):  # several at once, so that padding shows
         rows = [[*one.prompt, *one.completion] for one in examples[start : start + 4]]
         width = max(map(len, rows))
         ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-        out = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
+        out = model(input_ids=ids.to(device), attention_mask=mask.to(device))
         found.append(out.logits[:, 0].float().cpu() + bias)
     own = torch.cat(found)
     difference = float((own - scores).abs().max())
@@ -194,7 +204,7 @@ def compare_scores(
 
 
 def _greedy(model: Any, one: Reference, stop_ids: Sequence[int]) -> tuple[int, ...]:
-    ids = torch.tensor([one.prompt], device=model.device)
+    ids = torch.tensor([one.prompt], device=placing.entry(model))
     out = model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),

@@ -11,7 +11,7 @@ difference of scores and no advantage; who wants the very scores adds it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,11 +81,13 @@ def scored_examples(base: Base, template: str, rows: Sequence[Instruction]) -> l
     return [one for one in out if len(one) <= base.context]
 
 
-def read_classifier(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[Any, float]:
-    """What anybody else reads there, and the bias beside it."""
-    model: Any = AutoModelForSequenceClassification.from_pretrained(str(folder), dtype=dtype)
-    model.to(device).eval()
-    return model, float(model.config.score_bias)
+def read_classifier(
+    folder: Path, dtype: torch.dtype, options: Mapping[str, Any]
+) -> tuple[Any, float]:
+    """What anybody else reads there, placed by `options`, and the bias beside it."""
+    read = AutoModelForSequenceClassification.from_pretrained
+    model: Any = read(str(folder), dtype=dtype, **options)
+    return model.eval(), float(model.config.score_bias)
 
 
 def _grown(one: Weight, rows: int) -> Weight:

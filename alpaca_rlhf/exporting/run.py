@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -21,14 +22,28 @@ from transformers import (
 )
 
 from alpaca_rlhf.context import Reporter
-from alpaca_rlhf.exporting import converter, gguf_file, parity, reward_model, shards, tokenizer
+from alpaca_rlhf.exporting import (
+    converter,
+    gguf_file,
+    parity,
+    placing,
+    reward_model,
+    shards,
+    tokenizer,
+)
 from alpaca_rlhf.exporting.card import card
 from alpaca_rlhf.exporting.licences import copy_files
 from alpaca_rlhf.exporting.loading import trained
 from alpaca_rlhf.exporting.ollama import modelfile
 from alpaca_rlhf.exporting.parity import Parity, Reference
 from alpaca_rlhf.exporting.probes import PROBES, of_run
-from alpaca_rlhf.exporting.request import DTYPES, Request, check_disk, configuration
+from alpaca_rlhf.exporting.request import (
+    DTYPES,
+    Request,
+    check_disk,
+    configuration,
+    weights_of,
+)
 from alpaca_rlhf.files import json_text, new_folder
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import Base, base_source
@@ -145,15 +160,16 @@ def _merged(
     device, stops = base.device, sorted(base.stop_ids)
     del base, adapters
     _free()
-    model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype)
-    model.to(device).eval()
-    check = parity.compare(
-        model,
-        found,
-        exact=dtype == torch.float32,
-        stop_ids=stops,
-        progress=_told(reporter, "plain transformers"),
-    )
+    with TemporaryDirectory() as offload:
+        options = placing.dealt_out(device, Path(offload))
+        model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, **options)
+        check = parity.compare(
+            model.eval(),
+            found,
+            exact=dtype == torch.float32,
+            stop_ids=stops,
+            progress=_told(reporter, "plain transformers"),
+        )
     return {"template": ids, "file": file, "transformers": check}
 
 
@@ -178,12 +194,11 @@ def _reward(
     device = base.device
     del base, adapters, weights
     _free()
-    model, bias = reward_model.read_classifier(folder, dtype, device)
-    return {
-        "template": ids,
-        "file": file,
-        "transformers": parity.compare_scores(model, bias, examples, scores, dtype),
-    }
+    with TemporaryDirectory() as offload:
+        options = placing.dealt_out(device, Path(offload))
+        model, bias = reward_model.read_classifier(folder, dtype, options)
+        check = parity.compare_scores(model, bias, examples, scores, dtype)
+    return {"template": ids, "file": file, "transformers": check}
 
 
 def _gguf(
@@ -219,17 +234,22 @@ def _gguf(
     device, stops = base.device, sorted(base.stop_ids)
     del base, adapters
     _free()
+    half = torch.bfloat16 if request.dtype == "bfloat16" else torch.float16
+    place = placing.whole(weights_of(config), half, device)
+    if place is None:
+        checks["transformers"] = parity.NOT_COMPARED
+        return checks
     read: Any = AutoConfig.from_pretrained(str(folder), gguf_file=path.name)
     read.rope_parameters = config.rope_parameters  # transformers does not read its scaling
     with redirect_stderr(io.StringIO()):  # its bar asks nobody whether it may be shown
         model: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder), gguf_file=path.name, config=read, dtype=torch.float32
+            str(folder), gguf_file=path.name, config=read, dtype=place[1]
         )
-    model.to(device).eval()
+    model.to(place[0]).eval()
     checks["transformers"] = parity.compare(
         model,
         found,
-        exact=request.dtype == "float32",
+        exact=request.dtype == "float32" and place[1] == torch.float32,
         stop_ids=stops,
         progress=_told(reporter, "transformers' reader of GGUF"),
     )

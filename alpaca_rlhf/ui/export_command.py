@@ -95,7 +95,8 @@ def run(asked: Export, terminal: Terminal, command: str) -> int:
         answers=_answers(asked.run),
     )
     for name, one in found.items():
-        terminal.say(f"  {'ok    ' if one.passed else 'FAILED'} {name}: {one.line}")
+        mark = "FAILED" if not one.passed else "ok" if one.facts.get("compared", True) else "--"
+        terminal.say(f"  {mark:<6} {name}: {one.line}")
     failed = [name for name, one in found.items() if not one.passed]
     if failed:
         sys.stdout.flush()

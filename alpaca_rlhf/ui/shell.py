@@ -66,11 +66,12 @@ def guarded(body: Callable[[], int], *, again: str, terminal: Terminal) -> int:
             raise
         stage = (terminal.stage or "").partition(".")[0]
         flag = _MEMORY_FLAGS.get(stage, "--sampling.batch-size")
-        return _tell(
-            f"error: {stage or 'the base'}: out of GPU memory; "
-            f"go on with a smaller {flag} (the result stays the same)",
-            2,
+        way_out = (
+            "end what else uses the card and run it again"
+            if stage == "export"
+            else f"go on with a smaller {flag} (the result stays the same)"
         )
+        return _tell(f"error: {stage or 'the base'}: out of GPU memory; {way_out}", 2)
     finally:
         ours.removeHandler(shown)
 
