@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("ALPACA_RLHF_CARD", tempfile.mkdtemp(prefix="card-"))  # not the user's own
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts what it puts aside so
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 
