@@ -1,5 +1,5 @@
 # make quickstart    the whole loop on the embedded base, then its report     ARGS="--seed 1"
-# make test          the tests                                                ARGS="-k runs"
+# make test          the tests, two files at a time                            ARGS="-k runs"
 # make check         lint, format, types
 # make prove         the long proofs, written to docs/proof/
 # make clean         remove the environment and the caches; runs/ stays
@@ -17,7 +17,7 @@ quickstart: $(VENV)/.installed
 	@$(BIN)/alpaca-rlhf quickstart $(ARGS)
 
 test: $(VENV)/.installed-dev
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.installed-dev
 	@$(BIN)/ruff check $(SOURCES)

@@ -65,7 +65,6 @@ class Filler(Quiet):
             fill(self.disk)
 
 
-@pytest.mark.alone
 def test_a_disk_that_fills_up_in_any_stage_costs_nothing_but_time(disk, tmp_path):
     calm = tmp_path / "calm"
     run_loop(small(calm), Quiet(), kind="quickstart", command="test")

@@ -135,7 +135,6 @@ def test_a_shrunken_model_is_of_the_same_architecture(tmp_path, architecture):
     assert weights[0] == weights[1]
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("name", CARDS)
 def test_a_dry_run_goes_through_every_stage(name, tmp_path):
     done = run(name, "--dry-run", "--seed", "3", TMPDIR=str(tmp_path))
