@@ -1,12 +1,6 @@
 """Random little LLaMAs for the model and training rooms; and the real data, where it is present."""
 
 import os
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-BESIDE = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-if BESIDE > 1:  # or each would compute on all cores, in the others' way
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // BESIDE)))
-
 import signal
 import tempfile
 import time
@@ -14,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+BESIDE = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if BESIDE > 1:  # or each would compute on all cores, in the others' way
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // BESIDE)))
 os.environ["ALPACA_RLHF_CARD"] = tempfile.mkdtemp(prefix="card-")  # nobody else's
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts what it puts aside so
     signal.signal(signal.SIGINT, signal.default_int_handler)
