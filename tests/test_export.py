@@ -369,6 +369,24 @@ def test_a_score_that_is_read_elsewhere_fails(plain, tmp_path, monkeypatch):
     assert not export(run, tmp_path / "out", "--to", "reward")["passed"]
 
 
+@pytest.mark.parametrize("to", ["merged", "reward"])
+def test_an_export_that_overflows_fails(plain, tmp_path, monkeypatch, to):
+    """NaN is no number that JSON has: it is a failed check all the same, and the folder stays."""
+    from alpaca_rlhf.exporting import run as exporting
+    from alpaca_rlhf.models.merging import merged
+
+    def overflown(base, adapter):
+        for one in merged(base, adapter):
+            made = one.make
+            yield replace(one, make=lambda made=made: made() * 1e30)
+
+    place = exporting if to == "merged" else exporting.reward_model
+    monkeypatch.setattr(place, "merged", overflown)
+    _, run = plain
+    found = export(run, tmp_path / "out", "--to", to, "--dtype", "float16")
+    assert not found["passed"] and (tmp_path / "out" / "PARITY_FAILED").is_file()
+
+
 def test_rotary_halves_become_neighbours(tmp_path):
     """Two heads of four rows each, by hand; keys of one head."""
     from types import SimpleNamespace
