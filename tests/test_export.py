@@ -444,6 +444,92 @@ def test_gguf_holds_vocabulary_template_and_ends(plain, tmp_path):
     assert "output.weight" in kinds
 
 
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory) -> tuple[Path, Path]:
+    """A base with a chat template that shows no bos and goes on after the end; its run."""
+    from transformers import AutoTokenizer
+
+    from tests.test_export_templates import CHATML
+
+    top = tmp_path_factory.mktemp("chat")
+    little_llama(top / "base", *FLAVOURS["llama3"])
+    words = AutoTokenizer.from_pretrained(top / "base")
+    words.chat_template = CHATML.replace("<|im_end|>", "<|end|>")
+    words.unk_token = "<|end|>"  # one token is everything, as in SmolLM2
+    words.save_pretrained(top / "base")
+    return top / "base", little_run(top / "run", top / "base", template="chat")
+
+
+def test_bos_is_added_where_the_prompts_of_training_have_it(chat, plain, tmp_path):
+    """llama.cpp and Ollama put it there themselves, or not."""
+    from gguf import GGUFReader
+
+    _, run = chat
+    export(run, tmp_path / "gguf", "--to", "gguf")
+    fields = GGUFReader(tmp_path / "gguf" / "model-f16.gguf").fields
+    assert fields["tokenizer.ggml.add_bos_token"].contents() is False
+    assert fields["tokenizer.ggml.token_type"].contents()[:2] == [3, 3], "bos and eos are control"
+    export(run, tmp_path / "chat")
+    export(plain[1], tmp_path / "plain")
+    for name, puts in (("chat", False), ("plain", True)):
+        config = json.loads((tmp_path / name / "tokenizer_config.json").read_text())
+        assert config["add_bos_token"] is puts
+
+
+@pytest.mark.parametrize("kind", ["chat", "plain"])
+def test_the_cards_lines_give_the_score_of_training(kind, request, tmp_path, monkeypatch):
+    from alpaca_rlhf.models.base import load_base
+    from alpaca_rlhf.models.batches import example
+    from alpaca_rlhf.records import Instruction
+
+    base, run = request.getfixturevalue(kind)
+    template = "chat" if kind == "chat" else "alpaca"
+    one = example(load_base(str(base)), template, Instruction("Hi"), "Hello.")
+    export(run, tmp_path / "out", "--to", "reward")
+    lines = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    names: dict = {}
+    monkeypatch.chdir(tmp_path)
+    exec(lines, names)
+    ids = torch.tensor([[*one.prompt, *one.completion]])
+    wanted = names["model"](ids).logits[0, 0] + names["model"].config.score_bias
+    assert names["score"] == wanted
+
+
+def test_a_gguf_file_is_compared_without_the_base_in_memory(plain, tmp_path, monkeypatch):
+    import gc
+
+    from bitsandbytes.nn import Linear4bit
+
+    from alpaca_rlhf.exporting import placing
+
+    def whole(*given):
+        gc.collect()
+        assert not any(isinstance(one, Linear4bit) for one in gc.get_objects())
+
+    monkeypatch.setattr(placing, "whole", whole)
+    export(plain[1], tmp_path / "out", "--to", "gguf")
+
+
+def test_the_sentencepiece_model_goes_along(plain, tmp_path, capsys):
+    """Without it Ollama and llama.cpp's converter would cut text into other tokens."""
+    base, run = plain
+    export(run, tmp_path / "without")
+    assert not (tmp_path / "without" / "Modelfile").exists()
+    for name in ("base", "run"):
+        shutil.copytree({"base": base, "run": run}[name], tmp_path / name)
+    config = (run / "config.yaml").read_text()
+    (tmp_path / "run" / "config.yaml").write_text(config.replace(str(base), str(tmp_path / "base")))
+    (tmp_path / "base" / "tokenizer.model").write_bytes(b"pieces")
+    found = export(tmp_path / "run", tmp_path / "with")
+    assert (tmp_path / "with" / "tokenizer.model").read_bytes() == b"pieces"
+    assert (tmp_path / "with" / "Modelfile").is_file() and found["checks"]["template"]["passed"]
+    (tmp_path / "cpp").mkdir()
+    (tmp_path / "cpp" / "convert_hf_to_gguf.py").write_text(CONVERTER)
+    words = ["--run", str(run), "--to", "gguf", "--out", str(tmp_path / "out")]
+    said = refused(capsys, *words, "--llama-cpp", str(tmp_path / "cpp"))
+    assert "tokenizer.model" in said and str(base) in said and not (tmp_path / "out").exists()
+
+
 CONVERTER = """
 import sys
 from pathlib import Path
@@ -453,11 +539,11 @@ sys.exit("no such model") if "fails" in __file__ else Path(out).write_bytes(b"GG
 """
 
 
-def test_llama_cpps_converter_where_the_user_has_it(plain, tmp_path, monkeypatch, capsys):
+def test_llama_cpps_converter_where_the_user_has_it(chat, tmp_path, monkeypatch, capsys):
     """It is given a merged model, which goes away again; what it says is told."""
     from alpaca_rlhf.exporting import run as exporting
 
-    _, run = plain
+    _, run = chat
     for name in ("works", "fails"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "convert_hf_to_gguf.py").write_text(CONVERTER)

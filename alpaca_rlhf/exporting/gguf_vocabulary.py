@@ -75,10 +75,10 @@ def vocabulary(tokenizer: Any, size: int, base: str) -> Vocabulary:
         types[i] = BYTE if model["byte_fallback"] and _BYTE_TOKEN.fullmatch(token) else NORMAL
     for one in state["added_tokens"]:
         types[one["id"]] = CONTROL if one["special"] else USER_DEFINED
-    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id != tokenizer.pad_token_id:
-        types[tokenizer.unk_token_id] = UNKNOWN
     merges = [one if isinstance(one, str) else " ".join(one) for one in model["merges"]]
     if model["byte_fallback"]:
+        if tokenizer.unk_token_id is not None and tokenizer.unk_token_id != tokenizer.pad_token_id:
+            types[tokenizer.unk_token_id] = UNKNOWN
         scores = _scores(tokens, types, merges)
         return Vocabulary("llama", "default", tokens, types, scores, None, _blank(tokenizer))
     pre = _pre(state["pre_tokenizer"])

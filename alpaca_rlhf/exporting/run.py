@@ -21,6 +21,7 @@ from transformers import (
     GenerationConfig,
 )
 
+from alpaca_rlhf.config import UserError
 from alpaca_rlhf.context import Reporter
 from alpaca_rlhf.exporting import (
     converter,
@@ -28,6 +29,7 @@ from alpaca_rlhf.exporting import (
     parity,
     placing,
     reward_model,
+    sentencepiece_model,
     shards,
     tokenizer,
 )
@@ -155,7 +157,8 @@ def _merged(
     dtype = DTYPES[request.dtype]
     file = _write_merged(request, folder, config, base, adapters, dtype, reporter)
     words = tokenizer.read(folder)
-    _write(folder / "Modelfile", modelfile(words, ".", sorted(base.stop_ids)))
+    if sentencepiece_model.copy_model(request.settings.base, words, folder):
+        _write(folder / "Modelfile", modelfile(words, ".", sorted(base.stop_ids)))
     ids = _ids(base, request, folder)
     device, stops = base.device, sorted(base.stop_ids)
     del base, adapters
@@ -222,9 +225,16 @@ def _gguf(
             base=request.settings.base,
             progress=_told(reporter, "weights"),
         )
+        del weights
     else:
         middle = folder / "merged"
         middle.mkdir()
+        if not sentencepiece_model.copy_model(request.settings.base, words, middle):
+            raise UserError(
+                f"--llama-cpp {request.llama_cpp}: its converter needs tokenizer.model, which "
+                f"--base {request.settings.base} lacks, and would cut text into other tokens; put "
+                "it there, or leave --llama-cpp out"
+            )
         checks["file"] = _write_merged(
             request, middle, config, base, adapters, torch.float32, reporter
         )

@@ -88,6 +88,12 @@ def ids_of(tokenizer: Any, template: str, row: Instruction) -> tuple[int, ...]:
     return found
 
 
+def puts_bos(tokenizer: Any) -> bool:
+    """Whether a conversation begins with bos, which llama.cpp and Ollama put there themselves."""
+    ids = _ids(tokenizer, [{"role": "user", "content": "Hi"}])
+    return bool(ids) and ids[0] == tokenizer.bos_token_id
+
+
 def save(tokenizer: Any, folder: Path) -> None:
     """Write a tokenizer so that it is read as it is, and not made anew by a class of its own."""
     tokenizer.save_pretrained(str(folder))
@@ -96,6 +102,7 @@ def save(tokenizer: Any, folder: Path) -> None:
     for key in ("is_local", "local_files_only", "backend", "name_or_path", "legacy"):
         config.pop(key, None)
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    config["add_bos_token"] = puts_bos(tokenizer)  # Ollama and llama.cpp ask for it
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
