@@ -530,6 +530,39 @@ def test_the_sentencepiece_model_goes_along(plain, tmp_path, capsys):
     assert "tokenizer.model" in said and str(base) in said and not (tmp_path / "out").exists()
 
 
+def test_a_padding_token_without_an_embedding(tmp_path):
+    """`[PAD]` added to the words alone, as many fine-tunes have it, and no architecture named."""
+    from gguf import GGUFReader
+    from transformers import AutoTokenizer, GenerationConfig
+
+    from alpaca_rlhf.models.base import load_base
+
+    base = tmp_path / "base"
+    little_llama(base, *FLAVOURS["llama3"])
+    words = AutoTokenizer.from_pretrained(base)
+    words.add_special_tokens({"pad_token": "[PAD]"})
+    words.save_pretrained(base)
+    own = json.loads((base / "config.json").read_text())
+    del own["architectures"]
+    (base / "config.json").write_text(json.dumps(own))
+    rows = own["vocab_size"]
+    assert words.pad_token_id == rows and load_base(str(base)).pad_id < rows
+    run = little_run(tmp_path / "run", base)
+    assert export(run, tmp_path / "merged")["passed"]
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged").pad_token_id < rows
+    assert GenerationConfig.from_pretrained(tmp_path / "merged").pad_token_id < rows
+    config = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert export(run, tmp_path / "reward", "--to", "reward")["passed"]
+    config = json.loads((tmp_path / "reward" / "config.json").read_text())
+    assert config["pad_token_id"] == rows == config["vocab_size"] - 1
+    assert config["architectures"] == ["LlamaForSequenceClassification"]
+    assert export(run, tmp_path / "gguf", "--to", "gguf")["passed"]
+    fields = GGUFReader(tmp_path / "gguf" / "model-f16.gguf").fields
+    assert len(fields["tokenizer.ggml.tokens"].contents()) == rows
+    assert "tokenizer.ggml.padding_token_id" not in fields
+
+
 CONVERTER = """
 import sys
 from pathlib import Path

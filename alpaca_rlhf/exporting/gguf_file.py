@@ -157,7 +157,7 @@ def _add_vocabulary(writer: Any, tokenizer: Any, config: Any, base: str) -> None
         writer.add_token_merges(words.merges)
     for what in ("bos", "eos", "unk", "pad"):
         number = getattr(tokenizer, f"{what}_token_id")
-        if number is not None:
+        if number is not None and number < config.vocab_size:
             getattr(writer, f"add_{what}_token_id")(int(number))
     writer.add_add_bos_token(puts_bos(tokenizer))
     writer.add_add_eos_token(False)

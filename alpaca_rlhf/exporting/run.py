@@ -116,7 +116,8 @@ def _adapter(
     base, adapters = trained(request, _ROLE)
     found = _references(adapters, rows, reporter)
     for path in sorted(request.adapter.iterdir()):
-        shutil.copyfile(path, folder / path.name)
+        if path.is_file():
+            shutil.copyfile(path, folder / path.name)
     own = folder / "adapter_config.json"
     facts = json.loads(own.read_text(encoding="utf-8"))
     if request.settings.base != "embedded":
@@ -279,7 +280,10 @@ def _write_merged(
     told = _told(reporter, "weights")
     shards.write_shards(folder, weights, dtype, progress=told)
     words = tokenizer.exported_tokenizer(base, request.settings.template)
-    pad = tokenizer.spare_pad(words, base.stop_ids)
+    rows = int(config.vocab_size)
+    pad = tokenizer.spare_pad(words, base.stop_ids, rows)
+    if pad is None and (words.pad_token_id or 0) >= rows:
+        pad = base.pad_id
     if pad is not None:
         words.pad_token = words.convert_ids_to_tokens(pad)
     words.padding_side = "left"

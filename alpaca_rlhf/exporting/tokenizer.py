@@ -111,13 +111,23 @@ def read(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(str(folder))
 
 
-def spare_pad(tokenizer: Any, stop_ids: frozenset[int]) -> int | None:
-    """A token for padding that no text and no end of a text can be; None if there is none."""
+def spare_pad(tokenizer: Any, stop_ids: frozenset[int], rows: int | None = None) -> int | None:
+    """A token for padding that no text and no end of a text can be; None if there is none.
+
+    Args:
+        tokenizer: Of the export.
+        stop_ids: What ends a completion.
+        rows: Tokens that have an embedding; None where the embeddings may grow.
+    """
     taken = {*stop_ids, tokenizer.bos_token_id, tokenizer.eos_token_id}
     own = tokenizer.pad_token_id
-    if own is not None and own not in taken:
+    if own is not None and own not in taken and (rows is None or own < rows):
         return int(own)
-    special = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items()}
+    special = {
+        i: str(token)
+        for i, token in tokenizer.added_tokens_decoder.items()
+        if rows is None or i < rows
+    }
     free = [
         i for i in sorted(special) if i not in taken and tokenizer.added_tokens_decoder[i].special
     ]
