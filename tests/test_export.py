@@ -530,6 +530,12 @@ def test_the_sentencepiece_model_goes_along(plain, tmp_path, capsys):
     assert "tokenizer.model" in said and str(base) in said and not (tmp_path / "out").exists()
 
 
+def test_a_run_in_this_folder_has_a_name(plain, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(plain[1])
+    export(Path(), tmp_path / "out", "--to", "gguf")
+    assert "ollama create run -f Modelfile" in capsys.readouterr().out
+
+
 def test_a_padding_token_without_an_embedding(tmp_path):
     """`[PAD]` added to the words alone, as many fine-tunes have it, and no architecture named."""
     from gguf import GGUFReader

@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from alpaca_rlhf.models.base import base_source
 

@@ -91,7 +91,7 @@ def ids_of(tokenizer: Any, template: str, row: Instruction) -> tuple[int, ...]:
 def puts_bos(tokenizer: Any) -> bool:
     """Whether a conversation begins with bos, which llama.cpp and Ollama put there themselves."""
     ids = _ids(tokenizer, [{"role": "user", "content": "Hi"}])
-    return bool(ids) and ids[0] == tokenizer.bos_token_id
+    return ids is not None and ids[:1] == (tokenizer.bos_token_id,)
 
 
 def save(tokenizer: Any, folder: Path) -> None:

@@ -130,7 +130,7 @@ def load_base(
         tokenizer=tokenizer,
         quantization=quantization,
         dtype=dtype,
-        pad_id=_pad_id(tokenizer, len(model.get_input_embeddings().weight)),
+        pad_id=_pad_id(tokenizer, int(model.config.vocab_size)),
         eos_id=int(tokenizer.eos_token_id),
         stop_ids=frozenset(int(one) for one in stop_ids),
         fingerprint=_fingerprint(model, tokenizer, quantization),
