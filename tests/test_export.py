@@ -369,6 +369,24 @@ def test_a_score_that_is_read_elsewhere_fails(plain, tmp_path, monkeypatch):
     assert not export(run, tmp_path / "out", "--to", "reward")["passed"]
 
 
+@pytest.mark.parametrize("to", ["merged", "reward"])
+def test_an_export_that_overflows_fails(plain, tmp_path, monkeypatch, to):
+    """NaN is no number that JSON has: it is a failed check all the same, and the folder stays."""
+    from alpaca_rlhf.exporting import run as exporting
+    from alpaca_rlhf.models.merging import merged
+
+    def overflown(base, adapter):
+        for one in merged(base, adapter):
+            made = one.make
+            yield replace(one, make=lambda made=made: made() * 1e30)
+
+    place = exporting if to == "merged" else exporting.reward_model
+    monkeypatch.setattr(place, "merged", overflown)
+    _, run = plain
+    found = export(run, tmp_path / "out", "--to", to, "--dtype", "float16")
+    assert not found["passed"] and (tmp_path / "out" / "PARITY_FAILED").is_file()
+
+
 def test_rotary_halves_become_neighbours(tmp_path):
     """Two heads of four rows each, by hand; keys of one head."""
     from types import SimpleNamespace
@@ -426,6 +444,136 @@ def test_gguf_holds_vocabulary_template_and_ends(plain, tmp_path):
     assert "output.weight" in kinds
 
 
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory) -> tuple[Path, Path]:
+    """A base with a chat template that shows no bos and goes on after the end; its run."""
+    from transformers import AutoTokenizer
+
+    from tests.test_export_templates import CHATML
+
+    top = tmp_path_factory.mktemp("chat")
+    little_llama(top / "base", *FLAVOURS["llama3"])
+    words = AutoTokenizer.from_pretrained(top / "base")
+    words.chat_template = CHATML.replace("<|im_end|>", "<|end|>")
+    words.unk_token = "<|end|>"  # one token is everything, as in SmolLM2
+    words.save_pretrained(top / "base")
+    return top / "base", little_run(top / "run", top / "base", template="chat")
+
+
+def test_bos_is_added_where_the_prompts_of_training_have_it(chat, plain, tmp_path):
+    """llama.cpp and Ollama put it there themselves, or not."""
+    from gguf import GGUFReader
+
+    _, run = chat
+    export(run, tmp_path / "gguf", "--to", "gguf")
+    fields = GGUFReader(tmp_path / "gguf" / "model-f16.gguf").fields
+    assert fields["tokenizer.ggml.add_bos_token"].contents() is False
+    assert fields["tokenizer.ggml.token_type"].contents()[:2] == [3, 3], "bos and eos are control"
+    export(run, tmp_path / "chat")
+    export(plain[1], tmp_path / "plain")
+    for name, puts in (("chat", False), ("plain", True)):
+        config = json.loads((tmp_path / name / "tokenizer_config.json").read_text())
+        assert config["add_bos_token"] is puts
+
+
+@pytest.mark.parametrize("kind", ["chat", "plain"])
+def test_the_cards_lines_give_the_score_of_training(kind, request, tmp_path, monkeypatch):
+    from alpaca_rlhf.models.base import load_base
+    from alpaca_rlhf.models.batches import example
+    from alpaca_rlhf.records import Instruction
+
+    base, run = request.getfixturevalue(kind)
+    template = "chat" if kind == "chat" else "alpaca"
+    one = example(load_base(str(base)), template, Instruction("Hi"), "Hello.")
+    export(run, tmp_path / "out", "--to", "reward")
+    lines = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    names: dict = {}
+    monkeypatch.chdir(tmp_path)
+    exec(lines, names)
+    ids = torch.tensor([[*one.prompt, *one.completion]])
+    wanted = names["model"](ids).logits[0, 0] + names["model"].config.score_bias
+    assert names["score"] == wanted
+
+
+def test_a_gguf_file_is_compared_without_the_base_in_memory(plain, tmp_path, monkeypatch):
+    import gc
+
+    from bitsandbytes.nn import Linear4bit
+
+    from alpaca_rlhf.exporting import placing
+
+    def linears():
+        gc.collect()
+        return sum(isinstance(one, Linear4bit) for one in gc.get_objects())
+
+    before = linears()  # of bases that other tests share
+
+    def whole(*given):
+        assert linears() == before
+
+    monkeypatch.setattr(placing, "whole", whole)
+    export(plain[1], tmp_path / "out", "--to", "gguf")
+
+
+def test_the_sentencepiece_model_goes_along(plain, tmp_path, capsys):
+    """Without it Ollama and llama.cpp's converter would cut text into other tokens."""
+    base, run = plain
+    export(run, tmp_path / "without")
+    assert not (tmp_path / "without" / "Modelfile").exists()
+    for name in ("base", "run"):
+        shutil.copytree({"base": base, "run": run}[name], tmp_path / name)
+    config = (run / "config.yaml").read_text()
+    (tmp_path / "run" / "config.yaml").write_text(config.replace(str(base), str(tmp_path / "base")))
+    (tmp_path / "base" / "tokenizer.model").write_bytes(b"pieces")
+    found = export(tmp_path / "run", tmp_path / "with")
+    assert (tmp_path / "with" / "tokenizer.model").read_bytes() == b"pieces"
+    assert (tmp_path / "with" / "Modelfile").is_file() and found["checks"]["template"]["passed"]
+    (tmp_path / "cpp").mkdir()
+    (tmp_path / "cpp" / "convert_hf_to_gguf.py").write_text(CONVERTER)
+    words = ["--run", str(run), "--to", "gguf", "--out", str(tmp_path / "out")]
+    said = refused(capsys, *words, "--llama-cpp", str(tmp_path / "cpp"))
+    assert "tokenizer.model" in said and str(base) in said and not (tmp_path / "out").exists()
+
+
+def test_a_run_in_this_folder_has_a_name(plain, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(plain[1])
+    export(Path(), tmp_path / "out", "--to", "gguf")
+    assert "ollama create run -f Modelfile" in capsys.readouterr().out
+
+
+def test_a_padding_token_without_an_embedding(tmp_path):
+    """`[PAD]` added to the words alone, as many fine-tunes have it, and no architecture named."""
+    from gguf import GGUFReader
+    from transformers import AutoTokenizer, GenerationConfig
+
+    from alpaca_rlhf.models.base import load_base
+
+    base = tmp_path / "base"
+    little_llama(base, *FLAVOURS["llama3"])
+    words = AutoTokenizer.from_pretrained(base)
+    words.add_special_tokens({"pad_token": "[PAD]"})
+    words.save_pretrained(base)
+    own = json.loads((base / "config.json").read_text())
+    del own["architectures"]
+    (base / "config.json").write_text(json.dumps(own))
+    rows = own["vocab_size"]
+    assert words.pad_token_id == rows and load_base(str(base)).pad_id < rows
+    run = little_run(tmp_path / "run", base)
+    assert export(run, tmp_path / "merged")["passed"]
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged").pad_token_id < rows
+    assert GenerationConfig.from_pretrained(tmp_path / "merged").pad_token_id < rows
+    config = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert export(run, tmp_path / "reward", "--to", "reward")["passed"]
+    config = json.loads((tmp_path / "reward" / "config.json").read_text())
+    assert config["pad_token_id"] == rows == config["vocab_size"] - 1
+    assert config["architectures"] == ["LlamaForSequenceClassification"]
+    assert export(run, tmp_path / "gguf", "--to", "gguf")["passed"]
+    fields = GGUFReader(tmp_path / "gguf" / "model-f16.gguf").fields
+    assert len(fields["tokenizer.ggml.tokens"].contents()) == rows
+    assert "tokenizer.ggml.padding_token_id" not in fields
+
+
 CONVERTER = """
 import sys
 from pathlib import Path
@@ -435,11 +583,11 @@ sys.exit("no such model") if "fails" in __file__ else Path(out).write_bytes(b"GG
 """
 
 
-def test_llama_cpps_converter_where_the_user_has_it(plain, tmp_path, monkeypatch, capsys):
+def test_llama_cpps_converter_where_the_user_has_it(chat, tmp_path, monkeypatch, capsys):
     """It is given a merged model, which goes away again; what it says is told."""
     from alpaca_rlhf.exporting import run as exporting
 
-    _, run = plain
+    _, run = chat
     for name in ("works", "fails"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "convert_hf_to_gguf.py").write_text(CONVERTER)

@@ -116,6 +116,9 @@ def test_what_it_leaves_free_can_learn(tiny_folder, tmp_path, tiny):
         ({"r": 8}, "rank 8; give --lora.r 8"),
         ({"zero": True}, "every B matrix is zero"),
         ({"use_dora": True}, "use_dora"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights is 'olora'"),
+        ({"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens"),
         ({"targets": ["lm_head", "q_proj"]}, "lm_head"),
     ],
 )

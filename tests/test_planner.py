@@ -94,6 +94,21 @@ def test_a_config_without_a_size_is_told():
         from_config("x", {"model_type": "llama", "num_attention_heads": 2})
 
 
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ([], "no table"),
+        ({"num_attention_heads": 0}, "no usable num_attention_heads"),
+        ({"num_hidden_layers": -2}, "-2 for layers"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_told(config, told):
+    sizes = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "vocab_size": 99}
+    sizes |= {"num_attention_heads": 2, "num_hidden_layers": 2, "max_position_embeddings": 64}
+    with pytest.raises(UserError, match=told):
+        from_config("x", {**sizes, **config} if isinstance(config, dict) else config)
+
+
 # --- the arithmetic -------------------------------------------------------------------------------
 
 

@@ -30,6 +30,23 @@ _REWARD: _Names = (
     ("shuffled_label_accuracy", "accuracy of a control on shuffled verdicts"),
 )
 
+_SCORED: dict[bool, tuple[str, ...]] = {
+    False: (
+        'said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]',
+        "score = model(words.apply_chat_template(said, return_tensors='pt', "
+        "return_dict=False)).logits[0, 0] + model.config.score_bias",
+    ),
+    # a template of somebody else's may put more after eos, whose score is what was trained
+    True: (
+        'said = words.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, '
+        "add_generation_prompt=True)",
+        'ids = words(said + "Hello." + words.eos_token, add_special_tokens=False, '
+        "return_tensors='pt').input_ids",
+        "score = model(ids).logits[0, 0] + model.config.score_bias",
+    ),
+}
+"""How a reply is scored, and whether the chat template is the tokenizer's own."""
+
 
 def card(
     request: Request,
@@ -119,10 +136,7 @@ def _load(request: Request) -> str:
             "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
             f'model, words = (one.from_pretrained("{folder}") for one in '
             "(AutoModelForSequenceClassification, AutoTokenizer))",
-            'said = [{"role": "user", "content": "Hi"}, '
-            '{"role": "assistant", "content": "Hello."}]',
-            "score = model(words.apply_chat_template(said, return_tensors='pt', "
-            "return_dict=False)).logits[0, 0] + model.config.score_bias",
+            *_SCORED[request.settings.template == "chat"],
         ),
     }
     if request.target == "gguf":

@@ -18,6 +18,7 @@ import torch
 
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.exporting.gguf_vocabulary import vocabulary
+from alpaca_rlhf.exporting.tokenizer import puts_bos
 from alpaca_rlhf.files import writing
 from alpaca_rlhf.models.merging import Weight
 
@@ -156,9 +157,9 @@ def _add_vocabulary(writer: Any, tokenizer: Any, config: Any, base: str) -> None
         writer.add_token_merges(words.merges)
     for what in ("bos", "eos", "unk", "pad"):
         number = getattr(tokenizer, f"{what}_token_id")
-        if number is not None:
+        if number is not None and number < config.vocab_size:
             getattr(writer, f"add_{what}_token_id")(int(number))
-    writer.add_add_bos_token(tokenizer.bos_token_id is not None)
+    writer.add_add_bos_token(puts_bos(tokenizer))
     writer.add_add_eos_token(False)
     writer.add_chat_template(tokenizer.chat_template)
 

@@ -51,7 +51,8 @@ def vocabulary(tokenizer: Any, size: int, base: str) -> Vocabulary:
 
     Args:
         tokenizer: With the chat template of the export.
-        size: Rows of the embedding; what the tokenizer lacks is filled up with unused tokens.
+        size: Rows of the embedding; what the tokenizer lacks is filled up with unused tokens, and
+            added tokens beyond them are left out.
         base: The base's name, for the message.
 
     Raises:
@@ -67,18 +68,19 @@ def vocabulary(tokenizer: Any, size: int, base: str) -> Vocabulary:
         raise refused
     tokens = [f"[PAD{i}]" for i in range(size)]
     types = [UNUSED] * size
-    known = {**model["vocab"], **{one["content"]: one["id"] for one in state["added_tokens"]}}
+    added = [one for one in state["added_tokens"] if one["id"] < size]  # the rest has no row
+    known = {**model["vocab"], **{one["content"]: one["id"] for one in added}}
     for token, i in known.items():
         if i >= size:
             raise refused
         tokens[i] = token
         types[i] = BYTE if model["byte_fallback"] and _BYTE_TOKEN.fullmatch(token) else NORMAL
-    for one in state["added_tokens"]:
+    for one in added:
         types[one["id"]] = CONTROL if one["special"] else USER_DEFINED
-    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id != tokenizer.pad_token_id:
-        types[tokenizer.unk_token_id] = UNKNOWN
     merges = [one if isinstance(one, str) else " ".join(one) for one in model["merges"]]
     if model["byte_fallback"]:
+        if tokenizer.unk_token_id is not None and tokenizer.unk_token_id != tokenizer.pad_token_id:
+            types[tokenizer.unk_token_id] = UNKNOWN
         scores = _scores(tokens, types, merges)
         return Vocabulary("llama", "default", tokens, types, scores, None, _blank(tokenizer))
     pre = _pre(state["pre_tokenizer"])

@@ -139,7 +139,7 @@ def compare(
         else:
             differing.append(number)
         progress(number + 1, len(found))
-    change = math.exp((theirs - ours) / tokens) - 1
+    change = _exp((theirs - ours) / tokens) - 1
     agreement = agreed / tokens
     passed = not differing if exact else agreement >= AGREEMENT and abs(change) <= PERPLEXITY
     tied = f" ({ties} more part at a tie)" if ties else ""
@@ -155,9 +155,9 @@ def compare(
             "new_tokens": NEW_TOKENS,
             "tokens": tokens,
             "agreement": agreement,
-            "perplexity": math.exp(theirs / tokens),
-            "perplexity_trained": math.exp(ours / tokens),
-            "perplexity_change": change,
+            "perplexity": _number(_exp(theirs / tokens)),
+            "perplexity_trained": _exp(ours / tokens),
+            "perplexity_change": _number(change),
             "asked": "the same tokens"
             if exact
             else f"agreement {AGREEMENT:g}, change of perplexity at most {PERPLEXITY:g}",
@@ -195,10 +195,10 @@ def compare_scores(
         f"{len(examples)} scores differ by at most {difference:.2g} (allowed: {allowed:g})",
         {
             "scores": len(examples),
-            "largest_difference": difference,
+            "largest_difference": _number(difference),
             "allowed": allowed,
             "trained": scores.tolist(),
-            "exported": own.tolist(),
+            "exported": [_number(one) for one in own.tolist()],
         },
     )
 
@@ -214,6 +214,15 @@ def _greedy(model: Any, one: Reference, stop_ids: Sequence[int]) -> tuple[int, .
         pad_token_id=int(stop_ids[0]),
     )
     return tuple(out[0, len(one.prompt) :].tolist())
+
+
+def _exp(nats: float) -> float:
+    return math.exp(min(nats, 700.0))  # more is too large for a float
+
+
+def _number(value: float) -> float | None:
+    """As JSON has it: a model that overflows in 16 bit gives none."""
+    return value if math.isfinite(value) else None
 
 
 def _is_tie(one: Reference, said: Sequence[int]) -> bool:

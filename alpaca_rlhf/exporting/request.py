@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from accelerate import init_empty_weights
 from transformers import AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from alpaca_rlhf.config import UserError
 from alpaca_rlhf.models.base import base_config
@@ -71,7 +72,10 @@ def configuration(name: str) -> Any:
             f"--to merged: --base {name} is there only quantised ({how}), and nothing is merged "
             "into quantised weights; train on the 16-bit checkpoint, or give --to adapter"
         )
-    return copy.deepcopy(config)
+    made = copy.deepcopy(config)
+    if not made.architectures:  # vLLM and llama.cpp's converter go by it
+        made.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
+    return made
 
 
 def weights_of(config: Any) -> int:

@@ -39,7 +39,7 @@ def with_padding(tokenizer: Any, config: Any, base: Base) -> int:
     if pad is None:
         tokenizer.add_special_tokens({"pad_token": _PAD})
         pad = int(tokenizer.pad_token_id)
-        config.vocab_size = max(int(config.vocab_size), pad + 1)
+    config.vocab_size = max(int(config.vocab_size), pad + 1)
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
     tokenizer.padding_side = "right"
     config.pad_token_id = pad

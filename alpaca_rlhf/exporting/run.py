@@ -21,6 +21,7 @@ from transformers import (
     GenerationConfig,
 )
 
+from alpaca_rlhf.config import UserError
 from alpaca_rlhf.context import Reporter
 from alpaca_rlhf.exporting import (
     converter,
@@ -28,6 +29,7 @@ from alpaca_rlhf.exporting import (
     parity,
     placing,
     reward_model,
+    sentencepiece_model,
     shards,
     tokenizer,
 )
@@ -114,7 +116,8 @@ def _adapter(
     base, adapters = trained(request, _ROLE)
     found = _references(adapters, rows, reporter)
     for path in sorted(request.adapter.iterdir()):
-        shutil.copyfile(path, folder / path.name)
+        if path.is_file():
+            shutil.copyfile(path, folder / path.name)
     own = folder / "adapter_config.json"
     facts = json.loads(own.read_text(encoding="utf-8"))
     if request.settings.base != "embedded":
@@ -155,7 +158,8 @@ def _merged(
     dtype = DTYPES[request.dtype]
     file = _write_merged(request, folder, config, base, adapters, dtype, reporter)
     words = tokenizer.read(folder)
-    _write(folder / "Modelfile", modelfile(words, ".", sorted(base.stop_ids)))
+    if sentencepiece_model.copy_model(request.settings.base, words, folder):
+        _write(folder / "Modelfile", modelfile(words, ".", sorted(base.stop_ids)))
     ids = _ids(base, request, folder)
     device, stops = base.device, sorted(base.stop_ids)
     del base, adapters
@@ -222,9 +226,16 @@ def _gguf(
             base=request.settings.base,
             progress=_told(reporter, "weights"),
         )
+        del weights
     else:
         middle = folder / "merged"
         middle.mkdir()
+        if not sentencepiece_model.copy_model(request.settings.base, words, middle):
+            raise UserError(
+                f"--llama-cpp {request.llama_cpp}: its converter needs tokenizer.model, which "
+                f"--base {request.settings.base} lacks, and would cut text into other tokens; put "
+                "it there, or leave --llama-cpp out"
+            )
         checks["file"] = _write_merged(
             request, middle, config, base, adapters, torch.float32, reporter
         )
@@ -269,7 +280,10 @@ def _write_merged(
     told = _told(reporter, "weights")
     shards.write_shards(folder, weights, dtype, progress=told)
     words = tokenizer.exported_tokenizer(base, request.settings.template)
-    pad = tokenizer.spare_pad(words, base.stop_ids)
+    rows = int(config.vocab_size)
+    pad = tokenizer.spare_pad(words, base.stop_ids, rows)
+    if pad is None and (words.pad_token_id or 0) >= rows:
+        pad = base.pad_id
     if pad is not None:
         words.pad_token = words.convert_ids_to_tokens(pad)
     words.padding_side = "left"

@@ -88,6 +88,12 @@ def ids_of(tokenizer: Any, template: str, row: Instruction) -> tuple[int, ...]:
     return found
 
 
+def puts_bos(tokenizer: Any) -> bool:
+    """Whether a conversation begins with bos, which llama.cpp and Ollama put there themselves."""
+    ids = _ids(tokenizer, [{"role": "user", "content": "Hi"}])
+    return ids is not None and ids[:1] == (tokenizer.bos_token_id,)
+
+
 def save(tokenizer: Any, folder: Path) -> None:
     """Write a tokenizer so that it is read as it is, and not made anew by a class of its own."""
     tokenizer.save_pretrained(str(folder))
@@ -96,6 +102,7 @@ def save(tokenizer: Any, folder: Path) -> None:
     for key in ("is_local", "local_files_only", "backend", "name_or_path", "legacy"):
         config.pop(key, None)
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    config["add_bos_token"] = puts_bos(tokenizer)  # Ollama and llama.cpp ask for it
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -104,13 +111,23 @@ def read(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(str(folder))
 
 
-def spare_pad(tokenizer: Any, stop_ids: frozenset[int]) -> int | None:
-    """A token for padding that no text and no end of a text can be; None if there is none."""
+def spare_pad(tokenizer: Any, stop_ids: frozenset[int], rows: int | None = None) -> int | None:
+    """A token for padding that no text and no end of a text can be; None if there is none.
+
+    Args:
+        tokenizer: Of the export.
+        stop_ids: What ends a completion.
+        rows: Tokens that have an embedding; None where the embeddings may grow.
+    """
     taken = {*stop_ids, tokenizer.bos_token_id, tokenizer.eos_token_id}
     own = tokenizer.pad_token_id
-    if own is not None and own not in taken:
+    if own is not None and own not in taken and (rows is None or own < rows):
         return int(own)
-    special = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items()}
+    special = {
+        i: str(token)
+        for i, token in tokenizer.added_tokens_decoder.items()
+        if rows is None or i < rows
+    }
     free = [
         i for i in sorted(special) if i not in taken and tokenizer.added_tokens_decoder[i].special
     ]

@@ -130,7 +130,7 @@ def load_base(
         tokenizer=tokenizer,
         quantization=quantization,
         dtype=dtype,
-        pad_id=_pad_id(tokenizer),
+        pad_id=_pad_id(tokenizer, int(model.config.vocab_size)),
         eos_id=int(tokenizer.eos_token_id),
         stop_ids=frozenset(int(one) for one in stop_ids),
         fingerprint=_fingerprint(model, tokenizer, quantization),
@@ -265,9 +265,10 @@ def _load(
     return model
 
 
-def _pad_id(tokenizer: Any) -> int:
+def _pad_id(tokenizer: Any, rows: int) -> int:
+    """A token with a row among the embeddings: a `[PAD]` that was only added to words has none."""
     for candidate in (tokenizer.pad_token_id, tokenizer.unk_token_id):
-        if candidate is not None and candidate != tokenizer.eos_token_id:
+        if candidate is not None and candidate != tokenizer.eos_token_id and candidate < rows:
             return int(candidate)
     return 1 if tokenizer.eos_token_id == 0 else 0
 

@@ -26,8 +26,19 @@ PLAIN_LORA = {
     "lora_bias": False,
     "bias": "none",
     "modules_to_save": None,
+    "layer_replication": None,
+    "use_qalora": False,
+    "alora_invocation_tokens": None,
+    "arrow_config": None,
+    "use_bdlora": None,
+    "kasa_config": None,
+    "monteclora_config": None,
 }
 """Fields of a PEFT configuration under which an adapter is W + alpha / r * B A, everywhere."""
+
+MOVES_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
+"""Initialisations that take from the base what they put into the adapter: its W is another one
+(peft 0.21.2 tuners/lora/layer.py)."""
 
 
 def _probe(base: Base) -> Tensor:
@@ -91,3 +102,11 @@ def check_adapter(config: LoraConfig, folder: Path) -> None:
                 f"{folder / 'adapter_config.json'}: {name} is {found!r}; only plain LoRA can be "
                 "used here; merge it into its base and give that as --base"
             )
+    start = str(config.init_lora_weights).lower()
+    if start.startswith(MOVES_BASE):
+        raise UserError(
+            f"{folder / 'adapter_config.json'}: init_lora_weights is {start!r}, which changes the "
+            "base's own weights too; save it as plain LoRA "
+            "(save_pretrained(path_initial_model_for_weight_conversion=...)), or merge it into its "
+            "base and give that as --base"
+        )

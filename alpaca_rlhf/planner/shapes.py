@@ -178,6 +178,8 @@ def from_config(base: str, config: Mapping[str, Any]) -> Shape:
     Raises:
         UserError: The model computes something else than a LLaMA, or a size is missing.
     """
+    if not isinstance(config, Mapping):
+        raise UserError(f"--base {base}: config.json is no table of settings")
     kind = config.get("model_type")
     capped = any(config.get(key) for key in ("final_logit_softcapping", "attn_logit_softcapping"))
     if kind not in LLAMA_LIKE or capped or config.get("hidden_act", "silu") != "silu":
@@ -188,9 +190,11 @@ def from_config(base: str, config: Mapping[str, Any]) -> Shape:
         )
     try:
         heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
+        if heads < 1:
+            raise ValueError("num_attention_heads")
         window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
         longest = int(config["max_position_embeddings"])
-        return Shape(
+        made = Shape(
             name=base,
             hidden=hidden,
             inner=int(config["intermediate_size"]),
@@ -206,6 +210,10 @@ def from_config(base: str, config: Mapping[str, Any]) -> Shape:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"--base {base}: config.json has no usable {error}") from None
+    for size in ("hidden", "inner", "layers", "heads", "kv_heads", "head_size", "vocabulary"):
+        if getattr(made, size) < 1:
+            raise UserError(f"--base {base}: config.json gives {getattr(made, size)} for {size}")
+    return made
 
 
 def _from_hub(base: str) -> Path:

@@ -142,7 +142,7 @@ def _answers(run: Path) -> list[dict[str, Any]]:
 def _next(asked: Export, out: Path, settings: Loop) -> list[tuple[str, str]]:
     where, run_ = shlex.quote(str(out)), shlex.quote(str(asked.run))
     if asked.to == "gguf":
-        name = f"{asked.run.name}".lower()
+        name = shlex.quote(asked.run.resolve().name.lower())
         return [(f"cd {where} && ollama create {name} -f Modelfile", "then: ollama run " + name)]
     rows = [(f"cat {where}/README.md", "how to load it, and what its licence asks")]
     if asked.to == "merged":
