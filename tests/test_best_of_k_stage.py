@@ -176,12 +176,12 @@ def test_sampling_tells_where_it_stands(settings, out, calls):
 
     class Counting(Quiet):
         def step(self, stage, done, total, metrics):
-            if stage == "best_of_k_candidates":
+            if stage == "candidates":
                 told.append((done, total))
             super().step(stage, done, total, metrics)
 
     with pytest.raises(KeyboardInterrupt):
-        go(settings, out, Counting(stop_in="best_of_k_candidates"))
+        go(settings, out, Counting(stop_in="candidates"))
     assert K * PROMPTS / 2 < told[-1][0] < K * PROMPTS == told[-1][1]
     told.clear()
     go(settings, out, Counting())

@@ -106,7 +106,7 @@ def export(
         if not passed:
             failed = [f"{name}: {one.line}" for name, one in found.items() if not one.passed]
             _write(folder / FAILED, "\n".join(failed) + "\n")
-    reporter.finish("export", "; ".join(f"{name}: {one.line}" for name, one in found.items()))
+    reporter.finish("export", f"written to {request.out}")
     return found
 
 

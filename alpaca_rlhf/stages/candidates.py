@@ -74,7 +74,9 @@ def candidates(ctx: Context, round_: int, *, sampler: str) -> Pool:
         sampling=sampling,
         seed=seed,
         score_batch_size=size,
-        on_batch=ctx.counting(_part(round_), len(processes.share(prompts)) * settings.k),
+        on_batch=ctx.counting(
+            suffixed("candidates", round_), len(processes.share(prompts)) * settings.k
+        ),
     )
     if processes.main():
         _keep(ctx, round_, pool, made_of)

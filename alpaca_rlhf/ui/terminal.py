@@ -36,6 +36,10 @@ _UNITS = {
     "import": "row",
     "check": "row",
     "export": "row",
+    "candidates": "completion",
+    "weights": "tensor",
+    **dict.fromkeys(("what was trained", "plain peft", "plain transformers"), "prompt"),
+    "transformers' reader of GGUF": "prompt",
 }
 """What a step of a stage is; of the others, an optimiser step."""
 
