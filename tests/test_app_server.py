@@ -560,17 +560,22 @@ def test_gold_questions_from_the_command_line(tmp_path, monkeypatch, capsys):
     assert "no rankings" in capsys.readouterr().err
 
 
-def test_the_command_serves_before_any_model_is_there_and_ends_with_ctrl_c(tmp_path):
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_command_serves_before_any_model_is_there_and_ends_with_a_signal(
+    number, code, tmp_path
+):
     import httpx
 
     port = free_port()
+    files = tmp_path / "tmp"
+    files.mkdir()
     process = subprocess.Popen(
         [*command(tmp_path, "--port", str(port))],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
-        env={**HERE, "GRADIO_SHARE": "1", "GRADIO_MCP_SERVER": "1"},
+        env={**HERE, "GRADIO_SHARE": "1", "GRADIO_MCP_SERVER": "1", "TMPDIR": str(files)},
     )
     try:
         lines = []
@@ -583,13 +588,15 @@ def test_the_command_serves_before_any_model_is_there_and_ends_with_ctrl_c(tmp_p
         maps = Path(f"/proc/{process.pid}/maps").read_text()
         assert "libtorch" not in maps, "torch was loaded before the page was there"
         with httpx.stream("GET", f"http://127.0.0.1:{port}/gradio_api/heartbeat/x", timeout=60):
-            process.send_signal(signal.SIGINT)
-            assert process.wait(60) == 130, process.stderr.read()
+            assert any(files.iterdir())
+            process.send_signal(number)
+            assert process.wait(60) == code, process.stderr.read()
     finally:
         process.kill()
         process.wait()
     said = process.stderr.read()
-    assert "Traceback" not in said and "To go on:" in said
+    assert "Traceback" not in said and ("To go on:" in said) == (number == signal.SIGINT)
+    assert not any(files.iterdir()), "files that people sent stay nowhere"
     assert (tmp_path / "app.secret").exists() or (tmp_path / "p.db.secret").exists()
 
 

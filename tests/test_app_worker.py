@@ -219,7 +219,19 @@ def test_a_training_run_gets_the_card_and_the_app_comes_back(worker, run, where,
     assert last(queued).phase == "done", "the background went on by itself"
     step.go.set()
     assert last(worker.start(step, "chat")).phase == "done"
-    assert worker.state.kind == "ready"
+    until(lambda: worker.state.kind == "ready")
+
+
+def test_whoever_asks_after_the_training_is_answered_at_once(worker, where, tmp_path, monkeypatch):
+    """However long ago the worker looked for training runs: it looks again before it refuses."""
+    step = Gate()
+    step.go.set()
+    assert last(worker.start(step, "chat")).phase == "done"
+    with card.Loan(tmp_path / "training", lambda text: None, where=where) as loan:
+        loan.take()
+        monkeypatch.setattr(card, "LOOK_S", LONG)
+        assert last(worker.start(step, "chat")).problem == "training"
+    assert last(worker.start(step, "chat")).phase == "done"
 
 
 def test_nobody_waits_where_no_app_holds_a_model(where, tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 
@@ -25,4 +27,6 @@ def own_environment() -> None:
     for name in [one for one in os.environ if one.startswith("GRADIO_")]:
         del os.environ[name]
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="alpaca-rlhf-")
+    folder = tempfile.mkdtemp(prefix="alpaca-rlhf-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # files that people sent
+    os.environ["GRADIO_TEMP_DIR"] = folder

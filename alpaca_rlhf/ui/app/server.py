@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,7 +145,7 @@ def make(
 def serve(
     app: FastAPI, where: socket.socket, *, behind_proxy: bool, ready: Callable[[], None]
 ) -> None:
-    """Serve until Ctrl-C.
+    """Serve until Ctrl-C or SIGTERM, which raises SystemExit(143) then; in the main thread.
 
     Args:
         app: What `make` made.
@@ -164,6 +166,8 @@ def serve(
     )
     server = _Server(config)
     server.ready = ready
+    # uvicorn sends itself the signal again at the end, and by default that would end us at once
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     server.run(sockets=[where])
 
 

@@ -188,7 +188,7 @@ class Worker:
 
     def _ready(self, job: Job[Any]) -> bool:
         """Whether the model is loaded for a job, which is told if it is not."""
-        if self._borrowers:
+        if self._borrowers and self._asked_for(now=True):  # it may have ended since the last look
             job.fail("training", self._borrowers[0].run)
             return False
         if self._speaker is not None:
@@ -208,9 +208,8 @@ class Worker:
         else:
             self._set("ready")
             return True
-        self._drop()  # now that no traceback holds on to what was loaded so far
+        self._drop("error", why)  # now that no traceback holds on to what was loaded so far
         job.fail(kind, why)
-        self._set("error", why)
         return False
 
     def _work(self, job: Job[Any]) -> None:
@@ -278,11 +277,13 @@ class Worker:
             self._sign.put(holds=True)
 
     def _release(self) -> None:
+        now: tuple[Kind, str] = ("released", self._borrowers[0].run)
         if self._speaker is not None or self._state[0] != "released":
-            self._drop()
-        self._set("released", self._borrowers[0].run)
+            self._drop(*now)
+        else:
+            self._set(*now)
 
-    def _drop(self) -> None:
+    def _drop(self, kind: Kind = "empty", what: str = "") -> None:
         for job in self._jobs:
             job.steps = None  # it would keep the model; it is begun again
         self._speaker = None
@@ -290,13 +291,13 @@ class Worker:
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()
+        self._set(kind, what)  # before anybody who waits for the card can see that it is free
         if self._sign is not None:
             try:
                 self._sign.put(holds=False)
             except UserError:  # a full disk: nobody shall wait for what is not held
                 self._sign.down()
                 self._sign = None
-        self._set("empty")
 
     def _set(self, kind: Kind, what: str = "") -> None:
         with self._changed:
