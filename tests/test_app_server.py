@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -432,6 +433,24 @@ def test_guessing_passwords_is_slow(enter, store):
     assert sign_in(client, "boss").status_code == 303, "another name may still sign in"
     got = [sign_in(client, f"name {i}", "guess guess").status_code for i in range(12)]
     assert got == [401] * 10 + [429] * 2, "20 of one address, whatever the names"
+
+
+def test_guesses_sent_at_once_are_counted_too(enter, store):
+    client = enter(store)
+    with ThreadPoolExecutor(24) as many:
+        got = [
+            one.status_code
+            for one in many.map(lambda i: sign_in(client, "ann", f"guess {i} guess"), range(24))
+        ]
+    assert sorted(got) == [401] * 10 + [429] * 14
+
+
+def test_a_right_password_costs_no_guess(enter, store):
+    client = enter(store)
+    for _ in range(25):
+        assert sign_in(client, "ann").status_code == 303
+    got = [sign_in(client, "ann", f"guess {i} guess").status_code for i in range(12)]
+    assert got == [401] * 10 + [429] * 2
 
 
 def test_where_others_can_reach_it_everything_is_counted(enter, store):

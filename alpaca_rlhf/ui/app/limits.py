@@ -43,6 +43,11 @@ class Limit:
             self._left[key] = (left - 1, self._clock())
             return 0.0
 
+    def give(self, key: Hashable) -> None:
+        """Give one back that was taken."""
+        with self._guard:
+            self._left[key] = (min(self._burst, self._now(key) + 1), self._clock())
+
     def _now(self, key: Hashable) -> float:
         left, at = self._left.get(key, (self._burst, 0.0))
         return min(self._burst, left + (self._clock() - at) * self._per_s)

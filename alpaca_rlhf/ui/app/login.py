@@ -60,17 +60,20 @@ class Login:
         given = parse_qs(body[:_FORM_BYTES].decode("utf-8", "replace"), keep_blank_values=True)
         name, password = (given.get(one, [""])[0] for one in ("name", "password"))
         where, key = address(request), name.strip().casefold()
-        wait = max(self._rates.failures.wait_s(where), self._rates.guesses.wait_s((where, key)))
+        counted = ((self._rates.failures, where), (self._rates.guesses, (where, key)))
+        wait = max(limit.wait_s(of) for limit, of in counted)
         if wait:
             return self._refused(request, "login.wait", 429, {"retry-after": str(int(wait) + 1)})
+        for limit, of in counted:
+            limit.take(of)  # before the password is looked at: many may be sent at once
         account = await run_in_threadpool(self._known, name, password)
         cookie = None
         if account is not None:
             cookie = await run_in_threadpool(self._sessions.cookie, account.id)
         if account is None or cookie is None:
-            self._rates.failures.take(where)
-            self._rates.guesses.take((where, key))
             return self._refused(request, "login.wrong", 401)
+        for limit, of in counted:
+            limit.give(of)
         response: Response = RedirectResponse("/", 303)
         if asks_for_json(request.headers):
             response = JSONResponse({"account": account.id})
