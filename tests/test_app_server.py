@@ -445,6 +445,15 @@ def test_guesses_sent_at_once_are_counted_too(enter, store):
     assert sorted(got) == [401] * 10 + [429] * 14
 
 
+def test_a_room_full_of_people_signs_in_at_once(enter, store):
+    client = enter(store)
+    for i in range(8):  # of the 10 and the 20 that are let through
+        assert sign_in(client, "ann", f"guess {i} guess").status_code == 401
+    with ThreadPoolExecutor(50) as many:
+        got = [one.status_code for one in many.map(lambda _: sign_in(client, "ann"), range(50))]
+    assert got == [303] * 50, "all come from one address, as behind a router"
+
+
 def test_a_right_password_costs_no_guess(enter, store):
     client = enter(store)
     for _ in range(25):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import asyncio
 from html import escape
 from urllib.parse import parse_qs
 
@@ -11,7 +11,6 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from alpaca_rlhf.preferences.people import Account
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.ui.app.guards import Rates, Who, address, as_json, asks_for_json, give_cookie
 from alpaca_rlhf.ui.app.language import preferred, words
@@ -38,7 +37,8 @@ class Login:
         self._who = who
         self._rates = rates
         # A hash takes 32 MiB and a tenth of a second: many at once would stop the app.
-        self._hashing = threading.Semaphore(_AT_ONCE)
+        # Who waits for one holds no thread.
+        self._hashing = asyncio.Semaphore(_AT_ONCE)
 
     def routes(self) -> list[Route]:
         """What to put before Gradio."""
@@ -61,19 +61,22 @@ class Login:
         name, password = (given.get(one, [""])[0] for one in ("name", "password"))
         where, key = address(request), name.strip().casefold()
         counted = ((self._rates.failures, where), (self._rates.guesses, (where, key)))
-        wait = max(limit.wait_s(of) for limit, of in counted)
-        if wait:
-            return self._refused(request, "login.wait", 429, {"retry-after": str(int(wait) + 1)})
-        for limit, of in counted:
-            limit.take(of)  # before the password is looked at: many may be sent at once
-        account = await run_in_threadpool(self._known, name, password)
-        cookie = None
-        if account is not None:
-            cookie = await run_in_threadpool(self._sessions.cookie, account.id)
-        if account is None or cookie is None:
-            return self._refused(request, "login.wrong", 401)
-        for limit, of in counted:
-            limit.give(of)
+        async with self._hashing:
+            wait = max(limit.wait_s(of) for limit, of in counted)
+            if wait:
+                told = {"retry-after": str(int(wait) + 1)}
+                return self._refused(request, "login.wait", 429, told)
+            # Counted before the password is looked at: two may be looked at together.
+            for limit, of in counted:
+                limit.take(of)
+            account = await run_in_threadpool(self._store.sign_in, name, password)
+            cookie = None
+            if account is not None:
+                cookie = await run_in_threadpool(self._sessions.cookie, account.id)
+            if account is None or cookie is None:
+                return self._refused(request, "login.wrong", 401)
+            for limit, of in counted:
+                limit.give(of)
         response: Response = RedirectResponse("/", 303)
         if asks_for_json(request.headers):
             response = JSONResponse({"account": account.id})
@@ -86,10 +89,6 @@ class Login:
         response = RedirectResponse("/login", 303)
         give_cookie(response, request, self._sessions.name, "")
         return response
-
-    def _known(self, name: str, password: str) -> Account | None:
-        with self._hashing:
-            return self._store.sign_in(name, password)
 
     @staticmethod
     def _refused(
