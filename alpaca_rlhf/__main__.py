@@ -2,7 +2,7 @@
 
 import sys
 
-from alpaca_rlhf.cli import main
+from alpaca_rlhf.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

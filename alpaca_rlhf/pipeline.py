@@ -10,19 +10,22 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from alpaca_rlhf import card, processes, stages
-from alpaca_rlhf.config import UserError, to_yaml
-from alpaca_rlhf.context import Context, Reporter, forget, suffixed
+from alpaca_rlhf import stages
+from alpaca_rlhf.core import gpu_lock as card
+from alpaca_rlhf.core import processes
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.provenance import measure
+from alpaca_rlhf.core.runs import RunFolder, finished
 from alpaca_rlhf.data import seed_file
-from alpaca_rlhf.given import leaves_of
 from alpaca_rlhf.models.base import weights_digest
 from alpaca_rlhf.preferences import manifest_of
-from alpaca_rlhf.provenance import measure
-from alpaca_rlhf.runs import RunFolder, finished
 from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.settings.given import leaves_of
+from alpaca_rlhf.settings.parsing import to_yaml
 from alpaca_rlhf.sources import source_of
 from alpaca_rlhf.stages import forecast, room
-from alpaca_rlhf.summary import write_summary
+from alpaca_rlhf.stages.context import Context, Reporter, forget, suffixed
+from alpaca_rlhf.stages.summary import write_summary
 
 logger = logging.getLogger(__name__)
 

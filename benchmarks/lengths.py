@@ -20,8 +20,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from alpaca_rlhf.prompts import lead, render
-from alpaca_rlhf.records import Instruction
+from alpaca_rlhf.core.prompts import lead, render
+from alpaca_rlhf.core.records import Instruction
 
 VOCABULARY = 8192
 LONGEST = 512

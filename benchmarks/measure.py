@@ -38,7 +38,7 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
-from alpaca_rlhf import provenance
+from alpaca_rlhf.core import provenance
 
 SCHEMA = 1
 QUICK = "--quick" in sys.argv or os.environ.get("ALPACA_RLHF_QUICK") == "1"

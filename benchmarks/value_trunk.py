@@ -22,17 +22,17 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from alpaca_rlhf.context import Context
+from alpaca_rlhf.cli.terminal import Terminal
+from alpaca_rlhf.core.runs import RunFolder
 from alpaca_rlhf.evaluation.win_rate import paired_gain
 from alpaca_rlhf.models.batches import answer, prompt_ids
 from alpaca_rlhf.models.rollout import sample
-from alpaca_rlhf.quickstart import QUICKSTART
-from alpaca_rlhf.runs import RunFolder
 from alpaca_rlhf.settings import Value
+from alpaca_rlhf.settings.quickstart import QUICKSTART
 from alpaca_rlhf.sources import source_of
+from alpaca_rlhf.stages.context import Context
 from alpaca_rlhf.training.loop import Checkpoints
 from alpaca_rlhf.training.ppo import PPOPrompt, train_ppo
-from alpaca_rlhf.ui.terminal import Terminal
 from benchmarks import measure
 
 PROMPTS = 300

@@ -11,7 +11,7 @@ Flags change any number. See recipes/README.md for what it needs.
 import sys
 from pathlib import Path
 
-from alpaca_rlhf.cli import recipe
+from alpaca_rlhf.cli.main import recipe
 from alpaca_rlhf.settings import (
     PPO,
     SFT,

@@ -3,14 +3,14 @@
     python recipes/quickstart.py                    the same as `alpaca-rlhf quickstart`
     python recipes/quickstart.py --ppo.kl-coef 0.05 --out runs/loose-anchor
 
-Its numbers stand, with their reasons, in alpaca_rlhf/quickstart.py. To try others give flags, or
-copy this file and change EXPERIMENT.
+Its numbers stand, with their reasons, in alpaca_rlhf/settings/quickstart.py. To try others
+give flags, or copy this file and change EXPERIMENT.
 """
 
 import sys
 
-from alpaca_rlhf.cli import recipe
-from alpaca_rlhf.quickstart import QUICKSTART
+from alpaca_rlhf.cli.main import recipe
+from alpaca_rlhf.settings.quickstart import QUICKSTART
 
 EXPERIMENT = QUICKSTART  # or dataclasses.replace(QUICKSTART, seed=1, out=Path("runs/mine"))
 

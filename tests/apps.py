@@ -18,14 +18,14 @@ from typing import Any
 import gradio as gr
 import uvicorn
 
+from alpaca_rlhf.app import environment, listening, server
+from alpaca_rlhf.app.build import Tab
+from alpaca_rlhf.app.data import Exports, data_tab
+from alpaca_rlhf.app.rank import rank_tab
+from alpaca_rlhf.app.services import Services
+from alpaca_rlhf.core.records import Completion, Instruction
 from alpaca_rlhf.preferences.assignment import Refused, Rules, Verdict
 from alpaca_rlhf.preferences.store import Store
-from alpaca_rlhf.records import Completion, Instruction
-from alpaca_rlhf.ui.app import environment, listening, server
-from alpaca_rlhf.ui.app.build import Tab
-from alpaca_rlhf.ui.app.data import Exports, data_tab
-from alpaca_rlhf.ui.app.rank import rank_tab
-from alpaca_rlhf.ui.app.services import Services
 from tests.browser import free_port
 
 SECRET = b"a secret of thirty-two bytes....".ljust(32)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from alpaca_rlhf.records import Completion, Instruction
+from alpaca_rlhf.core.records import Completion, Instruction
 
 NO_POSTGRES = "no PostgreSQL server here: apt-get install postgresql"
 

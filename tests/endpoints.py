@@ -22,9 +22,9 @@ from typing import Any
 import httpx
 
 from alpaca_rlhf.data import generate
-from alpaca_rlhf.data.endpoint import EndpointTeacher
-from alpaca_rlhf.endpoint_settings import Endpoint
+from alpaca_rlhf.data.generation.endpoint import EndpointTeacher
 from alpaca_rlhf.settings import Generate
+from alpaca_rlhf.settings.endpoint import Endpoint
 from tests.generation import SEEDS, SEGMENT, AnyTeacher
 from tests.generation import settings as recipe_settings
 

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import Generated, Reply, generate
-from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.settings import Generate
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -18,14 +18,14 @@ import gradio as gr
 import uvicorn
 from fastapi import FastAPI
 
-from alpaca_rlhf.config import to_yaml
+from alpaca_rlhf.app.language import translations
+from alpaca_rlhf.app.services import Services
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import write_instructions
 from alpaca_rlhf.preferences.people import Account
-from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.settings import PPO, BestOfK, Evaluate, Loop, Lora, Rank, Sampling
 from alpaca_rlhf.settings import Inputs as Inputs
-from alpaca_rlhf.ui.app.language import translations
-from alpaca_rlhf.ui.app.services import Services
+from alpaca_rlhf.settings.parsing import to_yaml
 
 WORDS = "apple river stone cloud horse paper green seven music winter garden copper".split()
 
@@ -143,7 +143,7 @@ class Echo:
     def completion(
         self, policy: str, row: Instruction, manner: Any, text: str, sampled: Any, number: int = 0
     ) -> Any:
-        from alpaca_rlhf.records import Completion
+        from alpaca_rlhf.core.records import Completion
 
         return Completion(row.id, text, policy, seed=manner.seed, sample=number)
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from alpaca_rlhf import cli
+from alpaca_rlhf.cli import main as cli
 
 Row = dict[str, Any]
 TEXTS = (
@@ -293,7 +293,7 @@ def fuzz(folder: Path, count: int, seed: int) -> dict[str, Any]:
 
 MEMORY = """
 import re, sys
-from alpaca_rlhf.cli import main
+from alpaca_rlhf.cli.main import main
 code = main(sys.argv[1:])
 peak = re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]
 print(code, peak, file=sys.stderr)

@@ -27,9 +27,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from alpaca_rlhf import provenance
+from alpaca_rlhf.core import provenance
+from alpaca_rlhf.core.runs import data_path
 from alpaca_rlhf.pipeline import BODIES
-from alpaca_rlhf.runs import data_path
 
 ROOT = Path(__file__).resolve().parent.parent
 PROOF = ROOT / "docs" / "proof"
@@ -159,9 +159,9 @@ def prove_kills(rounds: int) -> bool:
 def prove_generation(target: int) -> bool:
     """The embedded base as teacher: its tasks are distinct by key, and none is another split's."""
     from alpaca_rlhf.data import kept_by_rouge, read_instructions, refilter, requests, seeds_of
+    from alpaca_rlhf.serving.folders import settings_of
     from alpaca_rlhf.smallworld import recognise
     from alpaca_rlhf.sources import source_of
-    from alpaca_rlhf.ui.folders import settings_of
 
     flags = (
         f"--base embedded --template brief --generate.target {target} --generate.seeds 175 "

@@ -16,11 +16,11 @@ import gradio as gr
 import uvicorn
 from fastapi import FastAPI
 
+from alpaca_rlhf.app import rank
+from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.preferences.assignment import Rules
 from alpaca_rlhf.preferences.people import Account
 from alpaca_rlhf.preferences.store import Store
-from alpaca_rlhf.ui.app import rank
-from alpaca_rlhf.ui.app.services import Services
 
 PLAIN = Rules(gold_rate=0, repeat_rate=0, second_share=0)
 

@@ -10,13 +10,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from alpaca_rlhf.app import server
+from alpaca_rlhf.app.language import words
+from alpaca_rlhf.app.tabs import tabs
 from alpaca_rlhf.preferences import passwords
 from alpaca_rlhf.preferences.assignment import Rules
 from alpaca_rlhf.preferences.store import Store
-from alpaca_rlhf.ui.app import server
-from alpaca_rlhf.ui.app.language import words
-from alpaca_rlhf.ui.app.tabs import tabs
-from alpaca_rlhf.ui.queueing import queue_sampled
+from alpaca_rlhf.serving.queueing import queue_sampled
 from tests import apps
 from tests.browser import browser, visit
 from tests.databases import candidates

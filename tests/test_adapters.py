@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import Base, load_base, weights_digest
 from alpaca_rlhf.models.batches import Example, collate

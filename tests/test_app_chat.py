@@ -9,13 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from alpaca_rlhf.app.chat import chat_tab
+from alpaca_rlhf.app.speech import inert, restored
+from alpaca_rlhf.app.talk import Turn, place
+from alpaca_rlhf.app.worker import Worker
 from alpaca_rlhf.preferences.assignment import Rules
 from alpaca_rlhf.preferences.people import Account
 from alpaca_rlhf.preferences.store import Store
-from alpaca_rlhf.ui.app.chat import chat_tab
-from alpaca_rlhf.ui.app.speech import inert, restored
-from alpaca_rlhf.ui.app.talk import Turn, place
-from alpaca_rlhf.ui.app.worker import Worker
 from tests.browser import NO_CHROMIUM, browser, chromium, free_port, visit
 from tests.model_app import Echo, app, make_run, nothing_serious, prompts, serving
 
@@ -81,7 +81,7 @@ WATCH = """() => { window.seen = []; new MutationObserver(() => {
 
 def slow(monkeypatch):
     """Every token takes a moment, so that there is time to press a key."""
-    from alpaca_rlhf.ui import speaker
+    from alpaca_rlhf.serving import speaker
 
     whole = speaker.spoken
 

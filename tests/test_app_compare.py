@@ -7,16 +7,16 @@ from types import SimpleNamespace
 
 import pytest
 
+from alpaca_rlhf.app.compare import compare_tab
+from alpaca_rlhf.app.duel import Duel, names_a_model
+from alpaca_rlhf.app.services import Services
+from alpaca_rlhf.app.worker import Worker
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.preferences.assignment import Rules
 from alpaca_rlhf.preferences.battles import Score
 from alpaca_rlhf.preferences.people import Account
 from alpaca_rlhf.preferences.schema import Battle
 from alpaca_rlhf.preferences.store import Store
-from alpaca_rlhf.records import Instruction
-from alpaca_rlhf.ui.app.compare import compare_tab
-from alpaca_rlhf.ui.app.duel import Duel, names_a_model
-from alpaca_rlhf.ui.app.services import Services
-from alpaca_rlhf.ui.app.worker import Worker
 from tests.browser import NO_CHROMIUM, browser, chromium, free_port, visit
 from tests.model_app import Echo, app, language, make_run, nothing_serious, serving
 

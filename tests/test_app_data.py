@@ -5,10 +5,10 @@ import re
 
 import pytest
 
+from alpaca_rlhf.core.records import Completion, Instruction, Ranking
 from alpaca_rlhf.preferences import passwords, read_snapshot
 from alpaca_rlhf.preferences.assignment import Rules
 from alpaca_rlhf.preferences.store import Store
-from alpaca_rlhf.records import Completion, Instruction, Ranking
 from tests import apps, browser
 from tests.screenshots import open_tab
 

@@ -21,15 +21,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
 
+from alpaca_rlhf.app import board, rank
+from alpaca_rlhf.app.board import CRITERIA, REASONS, read
+from alpaca_rlhf.app.language import LANGUAGES, words
+from alpaca_rlhf.app.services import Services
+from alpaca_rlhf.core.records import Completion, Instruction
 from alpaca_rlhf.preferences.assignment import Problem, Refused, Rules, Verdict
 from alpaca_rlhf.preferences.people import Account
 from alpaca_rlhf.preferences.schema import Audit, Flag, Ranking
 from alpaca_rlhf.preferences.store import Store
-from alpaca_rlhf.records import Completion, Instruction
-from alpaca_rlhf.ui.app import board, rank
-from alpaca_rlhf.ui.app.board import CRITERIA, REASONS, read
-from alpaca_rlhf.ui.app.language import LANGUAGES, words
-from alpaca_rlhf.ui.app.services import Services
 from tests import rank_server
 from tests.browser import NO_CHROMIUM, browser, chromium, free_port, visit
 from tests.databases import candidates

@@ -13,16 +13,16 @@ import pytest
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 
-from alpaca_rlhf import cli
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.app import environment
+from alpaca_rlhf.app.guards import LARGEST, Rates
+from alpaca_rlhf.app.language import preferred
+from alpaca_rlhf.app.limits import Limit
+from alpaca_rlhf.app.session import IDLE_S, LONGEST_S, Sessions, read_secret
+from alpaca_rlhf.cli import main as cli
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.preferences import passwords
 from alpaca_rlhf.preferences.assignment import Rules, Verdict
 from alpaca_rlhf.preferences.store import Store
-from alpaca_rlhf.ui.app import environment
-from alpaca_rlhf.ui.app.guards import LARGEST, Rates
-from alpaca_rlhf.ui.app.language import preferred
-from alpaca_rlhf.ui.app.limits import Limit
-from alpaca_rlhf.ui.app.session import IDLE_S, LONGEST_S, Sessions, read_secret
 from tests import apps
 from tests.browser import free_port
 from tests.databases import candidates
@@ -629,7 +629,7 @@ def test_the_command_serves_before_any_model_is_there_and_ends_with_a_signal(
 
 
 def test_without_a_port_the_next_free_one_is_taken(monkeypatch):
-    from alpaca_rlhf.ui.app.listening import listen
+    from alpaca_rlhf.app.listening import listen
 
     usual = free_port()
     with listen("127.0.0.1", None, usual) as one:

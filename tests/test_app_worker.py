@@ -15,18 +15,18 @@ from types import SimpleNamespace
 
 import pytest
 
-from alpaca_rlhf import card
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.app.worker import Worker
+from alpaca_rlhf.core import gpu_lock as card
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.models.batches import answer, prompt_ids
 from alpaca_rlhf.models.rollout import sample
 from alpaca_rlhf.preferences.store import Store
-from alpaca_rlhf.records import Instruction
+from alpaca_rlhf.serving import folders
+from alpaca_rlhf.serving.filling import fill
+from alpaca_rlhf.serving.manner import Manner
 from alpaca_rlhf.settings import Sampling
 from alpaca_rlhf.sources.run_prompts import RunPrompts
-from alpaca_rlhf.ui import folders
-from alpaca_rlhf.ui.app.worker import Worker
-from alpaca_rlhf.ui.filling import fill
-from alpaca_rlhf.ui.manner import Manner
 from tests.model_app import make_run, prompts
 
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,7 @@ from bitsandbytes.nn.modules import Linear4bit
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertLMHeadModel
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.models import base as base_module
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import default_dtype, load_base, weights_digest

@@ -11,7 +11,9 @@ from hypothesis import example as given_example
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.prompts import TEMPLATES, lead, marked, render
+from alpaca_rlhf.core.records import Instruction, Rollout
 from alpaca_rlhf.models.attention import Packing
 from alpaca_rlhf.models.base import load_base
 from alpaca_rlhf.models.batches import (
@@ -29,8 +31,6 @@ from alpaca_rlhf.models.batches import (
     text_ids,
 )
 from alpaca_rlhf.models.rollout import micro_batches
-from alpaca_rlhf.prompts import TEMPLATES, lead, marked, render
-from alpaca_rlhf.records import Instruction, Rollout
 
 BOS, EOS, PAD = 1, 2, 0
 CHAT = (

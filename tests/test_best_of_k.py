@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.evaluation.win_rate import best_of_n_kl, expected_best
 from alpaca_rlhf.models.batches import Example
 from alpaca_rlhf.models.heads import ScalarHead

@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from alpaca_rlhf import context
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import load_base
 from alpaca_rlhf.models.batches import Example
@@ -27,7 +26,7 @@ from alpaca_rlhf.settings import (
     Sampling,
     Value,
 )
-from alpaca_rlhf.stages import policies
+from alpaca_rlhf.stages import context, policies
 from alpaca_rlhf.training import candidates
 from tests.test_pipeline import Quiet
 

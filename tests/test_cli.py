@@ -16,19 +16,22 @@ from string import ascii_lowercase as LETTERS
 
 import pytest
 
-from alpaca_rlhf import __version__, cli
-from alpaca_rlhf.config import UserError, parse, to_yaml
+from alpaca_rlhf import __version__
+from alpaca_rlhf.cli import data_commands, shell
+from alpaca_rlhf.cli import main as cli
+from alpaca_rlhf.cli.terminal import Terminal
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.records import Completion, Instruction
 from alpaca_rlhf.preferences import read
 from alpaca_rlhf.preferences.assignment import Rules, Verdict
 from alpaca_rlhf.preferences.schema import Assignment
 from alpaca_rlhf.preferences.store import Store
-from alpaca_rlhf.quickstart import QUICKSTART
-from alpaca_rlhf.records import Completion, Instruction
+from alpaca_rlhf.serving import folders
+from alpaca_rlhf.serving.queueing import queue_sampled
 from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.settings.parsing import parse, to_yaml
+from alpaca_rlhf.settings.quickstart import QUICKSTART
 from alpaca_rlhf.sources.run_prompts import RunPrompts
-from alpaca_rlhf.ui import data_commands, folders, shell
-from alpaca_rlhf.ui.queueing import queue_sampled
-from alpaca_rlhf.ui.terminal import Terminal
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
@@ -206,7 +209,7 @@ def test_a_policy_that_the_run_does_not_have_is_refused(tmp_path, capsys):
 
 PROGRAM = """
 import contextlib, io, sys
-from alpaca_rlhf.cli import main
+from alpaca_rlhf.cli.main import main
 with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
     code = main(sys.argv[1:])
 heavy = {"torch", "transformers", "peft", "datasets"} & set(sys.modules)

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alpaca_rlhf.config import UserError, parse, to_yaml
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.settings import PPO, SFT, Loop
+from alpaca_rlhf.settings.parsing import parse, to_yaml
 
 
 @dataclass(frozen=True)

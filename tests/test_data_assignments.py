@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alpaca_rlhf import cli
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.cli import main as cli
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import (
     Assigned,
     Evaluation,
@@ -28,7 +29,6 @@ from alpaca_rlhf.data import (
     write_instructions,
 )
 from alpaca_rlhf.pipeline import order
-from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.settings import PPO, BestOfK, Evaluate, Inputs, Loop, Rank
 from alpaca_rlhf.sources import source_of
 from tests.test_data_novelty import f1

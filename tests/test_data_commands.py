@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from alpaca_rlhf import cli
+from alpaca_rlhf.cli import main as cli
+from alpaca_rlhf.cli.terminal import generation_line
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import (
     Reply,
     generate,
@@ -17,9 +19,7 @@ from alpaca_rlhf.data import (
     requests,
     rule_set,
 )
-from alpaca_rlhf.evaluation.generation_figures import figures_of, first_words
-from alpaca_rlhf.records import Instruction
-from alpaca_rlhf.ui.terminal import generation_line
+from alpaca_rlhf.report.generation_figures import figures_of, first_words
 from tests.generation import SEEDS, AnyTeacher, run, settings
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import read_pairs, read_rankings
-from alpaca_rlhf.records import Instruction
 
 
 def write(path: Path, *rows: object) -> Path:

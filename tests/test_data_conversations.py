@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import (
     answered_prompts,
     check_disjoint,
@@ -17,7 +18,6 @@ from alpaca_rlhf.data import (
     read_prompts,
     write_instructions,
 )
-from alpaca_rlhf.records import Instruction
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"])).filter(str.strip)
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from alpaca_rlhf.cli import main
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.cli.main import main
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.data import TeacherStop, generate, requests
-from alpaca_rlhf.data.endpoint import EndpointTeacher
-from alpaca_rlhf.endpoint_settings import Endpoint
+from alpaca_rlhf.data.generation.endpoint import EndpointTeacher
+from alpaca_rlhf.settings.endpoint import Endpoint
 from tests.endpoints import FAULTS, KEY, KIND, PROBE, faulty, run, serving, settings, writer
 from tests.generation import SEEDS, SEGMENT, events_in, files_of
 
@@ -234,7 +234,7 @@ def test_the_key_is_sent_and_written_nowhere(tmp_path, monkeypatch, capsys):
     words += ["--inputs.seeds", str(seeds)]
     words += ["--generate.target", "12", "--generate.endpoint.model", "writer"]
     words += ["--generate.endpoint.key-env", "MY_KEY", "--generate.endpoint.concurrency", "2"]
-    monkeypatch.setattr("alpaca_rlhf.data.retry.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("alpaca_rlhf.llm.retry.FIRST_PAUSE", 0.01)
     with serving(answer) as server:
         code = main([*words, "--generate.endpoint.url", server.url])
         told = capsys.readouterr()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.data import EventStore, read_events, requests
 from tests.generation import SEGMENT, AnyTeacher, events_in, files_of, killed_runs, run
 

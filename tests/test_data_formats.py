@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import read_instructions, read_pairs, read_prompts, read_rankings
-from alpaca_rlhf.data.formats import write_instructions
-from alpaca_rlhf.records import Instruction
+from alpaca_rlhf.data.readers.formats import write_instructions
 
 GOOD = {"instruction": "Name a colour.", "input": "", "output": "Blue."}
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))

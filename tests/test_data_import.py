@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import (
     FORMATS,
     holds_rankings,
-    json_rows,
     look,
     open_rows,
     read_instructions,
@@ -27,7 +27,7 @@ from alpaca_rlhf.data import (
     read_rankings,
     write_instructions,
 )
-from alpaca_rlhf.records import Instruction
+from alpaca_rlhf.data.readers import json_rows
 from tests.mutations import CONTAINERS, MAKERS, fuzz, packed, tried
 
 GOOD = {"instruction": "Name a colour.", "input": "", "output": "Blue."}
@@ -339,7 +339,7 @@ def test_an_array_is_read_alike_in_chunks_of_any_size(tmp_path, monkeypatch, chu
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
 def test_a_row_beyond_the_limit_is_refused(tmp_path, monkeypatch, name):
     monkeypatch.setattr(json_rows, "ROW_LIMIT", 1000)
-    monkeypatch.setattr("alpaca_rlhf.data.tables.ROW_LIMIT", 1000)
+    monkeypatch.setattr("alpaca_rlhf.data.readers.tables.ROW_LIMIT", 1000)
     monkeypatch.setattr(json_rows, "_CHUNK", 100)
     rows = [GOOD, GOOD | {"output": "x" * 2000}, GOOD]
     path = tmp_path / name
@@ -366,7 +366,7 @@ def test_a_dataset_by_name_is_read_split_by_split(tmp_path):
     folder.mkdir(parents=True)
     lines(folder / "train.jsonl", GOOD)
     lines(folder / "test.jsonl", GOOD, GOOD)
-    program = "import sys; from alpaca_rlhf.cli import main; sys.exit(main(sys.argv[1:]))"
+    program = "import sys; from alpaca_rlhf.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
     def run(*words: str) -> subprocess.CompletedProcess:
         return subprocess.run(

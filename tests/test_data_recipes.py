@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.prompts import EVOLUTIONS
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import (
     GenerationProgress,
     Reply,
@@ -17,8 +19,6 @@ from alpaca_rlhf.data import (
     read_events,
     requests,
 )
-from alpaca_rlhf.prompts import EVOLUTIONS
-from alpaca_rlhf.records import Instruction
 from tests.generation import SEEDS, AnyTeacher, run, settings
 
 
@@ -169,7 +169,7 @@ def test_requests_that_were_given_up_give_nothing_and_are_counted(tmp_path: Path
 
     seen: list[GenerationProgress] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("alpaca_rlhf.data.history.Reply", Told)
+        patch.setattr("alpaca_rlhf.data.generation.history.Reply", Told)
         made = run(tmp_path, "alpaca", Paid(), progress=seen.append)
         assert run(tmp_path, "alpaca", Paid()).rows == made.rows, "replayed"
     events = [event for _, event in read_events(tmp_path)]

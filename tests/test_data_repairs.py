@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from alpaca_rlhf.core.prompts import task_list_prompt, worksheet_prompt
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import (
     NoveltyIndex,
     Reply,
@@ -19,9 +21,7 @@ from alpaca_rlhf.data import (
     rule_set,
     tokens,
 )
-from alpaca_rlhf.data.instances import is_classification, parse_instances, parse_tasks
-from alpaca_rlhf.prompts import task_list_prompt, worksheet_prompt
-from alpaca_rlhf.records import Instruction
+from alpaca_rlhf.data.generation.instances import is_classification, parse_instances, parse_tasks
 from alpaca_rlhf.settings import Generate
 from tests.generation import SEEDS, AnyTeacher, run
 

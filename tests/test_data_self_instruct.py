@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import Drop, Generated, GenerationProgress, Reply, generate
-from alpaca_rlhf.data.events import EventStore, read_events
-from alpaca_rlhf.records import Instruction
+from alpaca_rlhf.data.generation.events import EventStore, read_events
 from alpaca_rlhf.settings import Generate
 
 MADE_OTHERWISE = r"events-00000\.jsonl:\d+: made with other seed tasks"

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import (
     Firewall,
     check_disjoint,
@@ -15,7 +16,6 @@ from alpaca_rlhf.data import (
     read_prompts,
     split_prompts,
 )
-from alpaca_rlhf.records import Instruction
 from tests.test_data_novelty import f1
 
 SIZES = {"sft": 0.4, "rank": 0.3, "ppo": 0.2, "eval": 0.1}

@@ -3,9 +3,9 @@
 import hypothesis
 from hypothesis import strategies as st
 
+from alpaca_rlhf.core.prompts import worksheet, worksheet_prompt
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import parse_worksheet
-from alpaca_rlhf.prompts import worksheet, worksheet_prompt
-from alpaca_rlhf.records import Instruction
 
 
 def block(

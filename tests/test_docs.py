@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from alpaca_rlhf.cli import COMMANDS
-from alpaca_rlhf.evaluation import report_data
-from alpaca_rlhf.given import leaves_of
-from alpaca_rlhf.ui.app_command import App
-from alpaca_rlhf.ui.doctor_command import Doctor
-from alpaca_rlhf.ui.export_command import Export
-from alpaca_rlhf.ui.judge_command import Judging
-from alpaca_rlhf.ui.plan_command import AUTO, Plan
-from alpaca_rlhf.ui.sample_command import Fill
-from alpaca_rlhf.ui.split_command import Split
+from alpaca_rlhf.cli.app_command import App
+from alpaca_rlhf.cli.doctor_command import Doctor
+from alpaca_rlhf.cli.export_command import Export
+from alpaca_rlhf.cli.judge_command import Judging
+from alpaca_rlhf.cli.main import COMMANDS
+from alpaca_rlhf.cli.plan_command import AUTO, Plan
+from alpaca_rlhf.cli.sample_command import Fill
+from alpaca_rlhf.cli.split_command import Split
+from alpaca_rlhf.report import schema as report_data
+from alpaca_rlhf.settings.given import leaves_of
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(

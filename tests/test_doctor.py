@@ -10,7 +10,7 @@ import torch
 from bitsandbytes.nn.modules import Linear4bit
 from huggingface_hub import errors
 
-from alpaca_rlhf.cli import main
+from alpaca_rlhf.cli.main import main
 from alpaca_rlhf.doctor import base, base_checks, machine, machine_checks
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.hub import hub_refusal

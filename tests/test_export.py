@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alpaca_rlhf import cli
-from alpaca_rlhf.config import to_yaml
+from alpaca_rlhf.cli import main as cli
 from alpaca_rlhf.settings import Loop, Lora, Sampling
+from alpaca_rlhf.settings.parsing import to_yaml
 from tests.conftest import TEXTS
 
 LORA = Lora(r=4, alpha=8)
@@ -478,9 +478,9 @@ def test_bos_is_added_where_the_prompts_of_training_have_it(chat, plain, tmp_pat
 
 @pytest.mark.parametrize("kind", ["chat", "plain"])
 def test_the_cards_lines_give_the_score_of_training(kind, request, tmp_path, monkeypatch):
+    from alpaca_rlhf.core.records import Instruction
     from alpaca_rlhf.models.base import load_base
     from alpaca_rlhf.models.batches import example
-    from alpaca_rlhf.records import Instruction
 
     base, run = request.getfixturevalue(kind)
     template = "chat" if kind == "chat" else "alpaca"

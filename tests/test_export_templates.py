@@ -5,13 +5,13 @@ import re
 import pytest
 import torch
 
+from alpaca_rlhf.core.prompts import blocks
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.exporting.chat_template import jinja, messages, with_reply
 from alpaca_rlhf.exporting.ollama import go_template, modelfile, pieces
 from alpaca_rlhf.exporting.probes import PROBES, SYSTEM
 from alpaca_rlhf.models.base import Base
 from alpaca_rlhf.models.batches import example, prompt_ids
-from alpaca_rlhf.prompts import blocks
-from alpaca_rlhf.records import Instruction
 from tests.conftest import TEXTS
 from tests.test_export import byte_level_tokenizer
 

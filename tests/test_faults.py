@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.models.batches import Example
 from alpaca_rlhf.models.forward import completion_scores, token_logprobs, value_states
 from alpaca_rlhf.settings import Reward

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from alpaca_rlhf import cli
-from alpaca_rlhf.config import UserError
-from alpaca_rlhf.evaluation.report import validate_report
+from alpaca_rlhf.cli import main as cli
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.report.write import validate_report
 from alpaca_rlhf.settings import Inputs
 from tests.test_pipeline import Quiet, report_of, run, small
 
@@ -39,8 +39,8 @@ def fine_tuned(folder, settings):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from alpaca_rlhf.prompts import lead, render
-    from alpaca_rlhf.runs import data_path
+    from alpaca_rlhf.core.prompts import lead, render
+    from alpaca_rlhf.core.runs import data_path
     from alpaca_rlhf.sources import source_of
 
     base = str(data_path("cria"))
@@ -131,8 +131,8 @@ def test_what_cannot_be_taken_is_refused(tiny_folder, tmp_path, tiny, made, told
 
 
 def test_an_adapter_of_another_base_is_refused(tmp_path, tiny):
+    from alpaca_rlhf.core.runs import data_path
     from alpaca_rlhf.models.foreign import adopt
-    from alpaca_rlhf.runs import data_path
 
     folder = foreign(str(data_path("cria")), tmp_path / "theirs")
     with pytest.raises(UserError, match="made for another model"):

@@ -8,8 +8,8 @@ import subprocess
 
 import pytest
 
-from alpaca_rlhf.config import UserError
-from alpaca_rlhf.files import writing
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.files import writing
 from alpaca_rlhf.pipeline import run_loop
 from alpaca_rlhf.preferences.assignment import Rules, Verdict
 from alpaca_rlhf.preferences.database import DiskFull

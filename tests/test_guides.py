@@ -12,17 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from alpaca_rlhf.cli import COMMANDS, Ranked, _judged
-from alpaca_rlhf.config import UserError, parse
+from alpaca_rlhf.cli import data_commands, data_files, import_command, plan_command
+from alpaca_rlhf.cli.app_command import App
+from alpaca_rlhf.cli.chat import Chat
+from alpaca_rlhf.cli.doctor_command import Doctor
+from alpaca_rlhf.cli.export_command import Export
+from alpaca_rlhf.cli.judge_command import Judging
+from alpaca_rlhf.cli.main import COMMANDS, Ranked, _judged
+from alpaca_rlhf.cli.sample_command import Fill
+from alpaca_rlhf.cli.split_command import Split
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.settings import Loop
-from alpaca_rlhf.ui import data_commands, data_files, import_command, plan_command
-from alpaca_rlhf.ui.app_command import App
-from alpaca_rlhf.ui.chat import Chat
-from alpaca_rlhf.ui.doctor_command import Doctor
-from alpaca_rlhf.ui.export_command import Export
-from alpaca_rlhf.ui.judge_command import Judging
-from alpaca_rlhf.ui.sample_command import Fill
-from alpaca_rlhf.ui.split_command import Split
+from alpaca_rlhf.settings.parsing import parse
 
 ROOT = Path(__file__).parent.parent
 GUIDES = {page.stem: page for page in sorted((ROOT / "docs" / "guides").glob("*.md"))}
@@ -159,11 +160,11 @@ def test_a_message_that_nobody_says_is_found():
 
 def test_every_section_and_chart_of_the_report_is_explained():
     text = GUIDES["reading-the-report"].read_text()
-    page = (ROOT / "alpaca_rlhf/evaluation/report_html.py").read_text()
+    page = (ROOT / "alpaca_rlhf/report/page.py").read_text()
     sections = re.findall(r'\("[a-z-]+", "[^"]+", "([^"]+)",', page)
     assert len(sections) == 13
     assert [one for one in sections if f"## {one}" not in text] == []
-    from alpaca_rlhf.evaluation import report_training
+    from alpaca_rlhf.report import training as report_training
 
     charts = [title for title, _, _ in report_training._PPO]
     charts += ["SFT loss", "Reward loss", "Reward accuracy on each batch", "Best-of-K loss"]

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.models.heads import CriteriaHead, ScalarHead
 
 

@@ -12,19 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from alpaca_rlhf import cli
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.cli import main as cli
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.files import only_one
+from alpaca_rlhf.core.prompts import judge_messages
+from alpaca_rlhf.core.records import Completion, Instruction, Ranking
 from alpaca_rlhf.data import write_instructions
-from alpaca_rlhf.files import only_one
 from alpaca_rlhf.preferences import append, read_snapshot
 from alpaca_rlhf.preferences.assignment import Rules, Verdict, distinct
 from alpaca_rlhf.preferences.pairwise import order_of, questions, verdict_of
 from alpaca_rlhf.preferences.store import Store
-from alpaca_rlhf.prompts import judge_messages
-from alpaca_rlhf.records import Completion, Instruction, Ranking
+from alpaca_rlhf.serving.queueing import read_sheets
 from alpaca_rlhf.settings import Judge
 from alpaca_rlhf.stages.llm_judge import LLMJudge, outcomes
-from alpaca_rlhf.ui.ranking import read_sheets
 from tests.endpoints import FAULTS, KEY, serving
 from tests.model_app import make_run
 
@@ -409,8 +409,8 @@ def test_the_reward_model_judges_by_its_scores(home, tmp_path, capsys):
     import torch
 
     from alpaca_rlhf.models.heads import ScalarHead
-    from alpaca_rlhf.ui import folders
-    from alpaca_rlhf.ui.scoring import Scorer
+    from alpaca_rlhf.serving import folders
+    from alpaca_rlhf.serving.scoring import Scorer
 
     run, store = home
     code, said = typed(capsys, "judge", "--run", run, "--by", "reward")
@@ -440,8 +440,8 @@ def _snapshot_rows(store, folder):
 
 
 def test_the_gold_judge_knows_the_small_world_only(tmp_path, capsys):
-    from alpaca_rlhf.config import to_yaml
-    from alpaca_rlhf.quickstart import QUICKSTART
+    from alpaca_rlhf.settings.parsing import to_yaml
+    from alpaca_rlhf.settings.quickstart import QUICKSTART
     from alpaca_rlhf.smallworld import sample_task, solved
 
     run = tmp_path / "run"

@@ -9,8 +9,8 @@ import threading
 import pytest
 import torch
 
-from alpaca_rlhf.config import UserError
-from alpaca_rlhf.randomness import derived_seed
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.randomness import derived_seed
 from alpaca_rlhf.training import loop
 from alpaca_rlhf.training.loop import Checkpoints, Learner, batches, fit, parts
 from alpaca_rlhf.training.loss_scale import LossScale

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from alpaca_rlhf import cli
+from alpaca_rlhf.cli import main as cli
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import read_instructions
-from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.smallworld import sample_task, solved
 from alpaca_rlhf.stages.rank import sampled
 
@@ -71,8 +71,8 @@ def test_self_instruct_from_seed_tasks_of_ones_own(files, tmp_path, capsys):
 
 
 def test_generated_rows_near_a_prompt_of_another_split_are_dropped(files, tmp_path):
-    from alpaca_rlhf.config import parse
     from alpaca_rlhf.settings import Loop
+    from alpaca_rlhf.settings.parsing import parse
     from alpaca_rlhf.sources import source_of
 
     settings = parse(Loop, words(files, tmp_path / "run"), prog="test", description="")

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from alpaca_rlhf.config import UserError, parse
-from alpaca_rlhf.evaluation.report import validate_report
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.pipeline import order, run_loop
-from alpaca_rlhf.quickstart import QUICKSTART
+from alpaca_rlhf.report.write import validate_report
 from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.settings.parsing import parse
+from alpaca_rlhf.settings.quickstart import QUICKSTART
 from tests.prove import SMALL, kill_in, weights, without_times
 
 
@@ -101,11 +102,11 @@ def test_scores_are_normalised_on_sft_completions(calm):
     """The folded gain and bias, applied by a fresh process's reading of the folder."""
     import torch
 
+    from alpaca_rlhf.core.records import Completion, Instruction
     from alpaca_rlhf.models.adapters import Adapters
     from alpaca_rlhf.models.base import load_base
     from alpaca_rlhf.models.heads import ScalarHead
     from alpaca_rlhf.models.rollout import score
-    from alpaca_rlhf.records import Completion, Instruction
     from alpaca_rlhf.training.groups import completion_example
 
     settings = small(calm)

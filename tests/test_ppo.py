@@ -5,24 +5,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.records import Rollout
 from alpaca_rlhf.models import rollout as runs
 from alpaca_rlhf.models.base import weights_digest
 from alpaca_rlhf.models.batches import Example, collate
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.rollout import Sampled, score
-from alpaca_rlhf.records import Rollout
 from alpaca_rlhf.settings import PPO, Clip, Value
 from alpaca_rlhf.training import loss_scale, ppo
 from alpaca_rlhf.training.loop import Checkpoints, Learner
 from alpaca_rlhf.training.memory import MicroBatch
 from alpaca_rlhf.training.ppo import PPOPrompt, collect, train_ppo
-from alpaca_rlhf.training.ppo_update import (
-    Critic,
-    KLCoefficient,
-    advantages_of,
-    explained_variance,
-)
+from alpaca_rlhf.training.ppo_update import Critic, KLCoefficient, advantages_of, explained_variance
 
 SETTINGS = PPO(
     updates=3,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.preferences.assignment import Refused
 from tests.databases import candidates
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from sqlalchemy import delete, select, text
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.preferences import database, passwords
 from alpaca_rlhf.preferences.assignment import Refused, Rules, Verdict
 from alpaca_rlhf.preferences.database import Database

@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
+from alpaca_rlhf.core.records import Completion, Instruction, Ranking
 from alpaca_rlhf.preferences import Judge, ScoreJudge, dispersion, wrong_share
-from alpaca_rlhf.records import Completion, Instruction, Ranking
 
 
 def completions(prompt: Instruction, count: int = 4) -> list[Completion]:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.records import Completion, Ranking
 from alpaca_rlhf.data import read_rankings
 from alpaca_rlhf.preferences import append, read
-from alpaca_rlhf.records import Completion, Ranking
 
 
 def ranking(*tiers: str, prompt: str = "p", annotator: str = "ann", revision: int = 0) -> Ranking:
@@ -150,7 +150,7 @@ def test_an_acknowledged_ranking_survives_a_kill(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     child = (
         "import sys, itertools; from pathlib import Path\n"
-        "from alpaca_rlhf.preferences import append; from alpaca_rlhf.records import Ranking\n"
+        "from alpaca_rlhf.preferences import append; from alpaca_rlhf.core.records import Ranking\n"
         "for i in itertools.count():\n"
         "    append(Path(sys.argv[1]), Ranking(str(i), (('a',), ('b',)), 'ann'))\n"
         "    print(i, flush=True)\n"

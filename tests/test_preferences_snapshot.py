@@ -8,11 +8,11 @@ import tracemalloc
 
 import pytest
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.records import Completion, Instruction, Ranking
 from alpaca_rlhf.data import read_pairs
 from alpaca_rlhf.preferences import manifest_of, read_snapshot, snapshot
 from alpaca_rlhf.preferences.assignment import Verdict
-from alpaca_rlhf.records import Completion, Instruction, Ranking
 from tests.databases import candidates
 
 

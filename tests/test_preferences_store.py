@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, text
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.preferences.assignment import Refused, Rules, Verdict
 from alpaca_rlhf.preferences.schema import Assignment, Audit, CandidateSet, Ranking
 from alpaca_rlhf.preferences.store import Store
-from alpaca_rlhf.records import Instruction
 from tests.databases import candidates
 
 PLAIN = Rules(gold_rate=0, repeat_rate=0)
@@ -405,7 +405,7 @@ def test_progress_before_anybody_ranked(store):
 
 def test_judges_are_held_against_people(store, clock):
     """Of 40 sets a person turns 28 round that the judge ranked, and says the same of 4."""
-    from alpaca_rlhf.records import Ranking as Record
+    from alpaca_rlhf.core.records import Ranking as Record
 
     sets = candidates(40, k=3)
     store.add_sets(sets, origin="test")
@@ -432,7 +432,7 @@ def test_judges_are_held_against_people(store, clock):
 
 
 def test_judges_take_no_place(store):
-    from alpaca_rlhf.records import Ranking as Record
+    from alpaca_rlhf.core.records import Ranking as Record
 
     sets = candidates(2)
     store.add_sets(sets, origin="test")

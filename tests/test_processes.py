@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from alpaca_rlhf import processes
-from alpaca_rlhf.config import parse, to_yaml
+from alpaca_rlhf.core import processes
 from alpaca_rlhf.pipeline import run_loop
-from alpaca_rlhf.quickstart import QUICKSTART
 from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.settings.parsing import parse, to_yaml
+from alpaca_rlhf.settings.quickstart import QUICKSTART
 from tests import together
 from tests.prove import SMALL
 from tests.test_pipeline import Quiet

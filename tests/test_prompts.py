@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alpaca_rlhf.prompts import (
+from alpaca_rlhf.core.prompts import (
     TEMPLATES,
     blocks,
     chat_messages,
@@ -19,7 +19,7 @@ from alpaca_rlhf.prompts import (
     worksheet_prompt,
     worksheet_question,
 )
-from alpaca_rlhf.records import Instruction
+from alpaca_rlhf.core.records import Instruction
 
 SORT = Instruction("Sort the words.", "pear, fig", "fig, pear")
 NAME = Instruction("Name a colour.", output="Red.\nOr blue.")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from alpaca_rlhf.core.provenance import sha256_of
 from alpaca_rlhf.data import (
     Firewall,
     read_instructions,
@@ -14,7 +15,6 @@ from alpaca_rlhf.data import (
 )
 from alpaca_rlhf.pipeline import run_loop
 from alpaca_rlhf.preferences.store import Store
-from alpaca_rlhf.provenance import sha256_of
 from alpaca_rlhf.settings import (
     PPO,
     SFT,

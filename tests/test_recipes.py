@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from alpaca_rlhf.quickstart import QUICKSTART
-from alpaca_rlhf.records import Instruction
+from alpaca_rlhf.core.records import Instruction
+from alpaca_rlhf.settings.quickstart import QUICKSTART
 
 ROOT = Path(__file__).parent.parent
 CARDS = {
@@ -109,9 +109,9 @@ def test_the_plan_of_the_recipe_without_a_card_fits_a_laptop():
 def test_a_shrunken_model_is_of_the_same_architecture(tmp_path, architecture):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from alpaca_rlhf.cli.rehearsal import ARCHITECTURES, shrunken
     from alpaca_rlhf.models.base import load_base
     from alpaca_rlhf.models.batches import decode, example, prompt_ids
-    from alpaca_rlhf.rehearsal import ARCHITECTURES, shrunken
 
     kind = ARCHITECTURES[architecture]
     folder = shrunken(kind, tmp_path / "model")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alpaca_rlhf.records import Completion, Instruction, PreferencePair, Ranking, content_hash
+from alpaca_rlhf.core.records import Completion, Instruction, PreferencePair, Ranking, content_hash
 
 
 def test_content_hash_is_pinned():
@@ -89,7 +89,7 @@ def test_a_ranking_that_is_none(tiers, problem):
 
 def test_a_rollout_is_sliced_as_a_whole():
     torch = pytest.importorskip("torch")
-    from alpaca_rlhf.records import Rollout
+    from alpaca_rlhf.core.records import Rollout
 
     def block(width, kind=torch.float32):
         return torch.arange(3 * width).reshape(3, width).to(kind)

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alpaca_rlhf.evaluation import report_results, report_training
-from alpaca_rlhf.evaluation.plots import (
+from alpaca_rlhf.report import results as report_results
+from alpaca_rlhf.report import training as report_training
+from alpaca_rlhf.report.charts import (
     Mark,
     Row,
     Series,
@@ -24,8 +25,7 @@ from alpaca_rlhf.evaluation.plots import (
     tick_text,
     ticks,
 )
-from alpaca_rlhf.evaluation.report import ReportData, render_html, validate_report, write_report
-from alpaca_rlhf.evaluation.report_markup import (
+from alpaca_rlhf.report.markup import (
     POLICY_NAME,
     duration,
     element,
@@ -38,7 +38,8 @@ from alpaca_rlhf.evaluation.report_markup import (
     policy_order,
     signed,
 )
-from alpaca_rlhf.evaluation.report_style import CSS
+from alpaca_rlhf.report.style import CSS
+from alpaca_rlhf.report.write import ReportData, render_html, validate_report, write_report
 
 PARTS = ("correct", "well_formed", "to_the_point", "helpful", "friendly")
 #          gold, greedy, gain, half width, win rate, KL, stop rate, tokens, parts, greedy parts

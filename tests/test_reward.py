@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.records import Completion, Instruction, PreferencePair, Ranking
 from alpaca_rlhf.evaluation.reward_accuracy import figures
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import load_base, weights_digest
@@ -14,7 +15,6 @@ from alpaca_rlhf.models.batches import Example, answer, collate, example
 from alpaca_rlhf.models.forward import completion_scores
 from alpaca_rlhf.models.heads import CriteriaHead, ScalarHead
 from alpaca_rlhf.models.rollout import score
-from alpaca_rlhf.records import Completion, Instruction, PreferencePair, Ranking
 from alpaca_rlhf.settings import Lora, Reward
 from alpaca_rlhf.training.groups import (
     Group,

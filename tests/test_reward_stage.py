@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from alpaca_rlhf import cli
+from alpaca_rlhf.cli import main as cli
 from alpaca_rlhf.models.batches import Example
 from alpaca_rlhf.models.heads import CriteriaHead, ScalarHead
 from alpaca_rlhf.stages.reward import check_saved

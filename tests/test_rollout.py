@@ -6,7 +6,7 @@ from itertools import chain
 import pytest
 import torch
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.models import rollout
 from alpaca_rlhf.models.batches import Example, collate, left_pad
 from alpaca_rlhf.models.heads import ScalarHead

@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from alpaca_rlhf import files, provenance, runs
-from alpaca_rlhf.config import UserError, to_yaml
-from alpaca_rlhf.runs import RunFolder, atomic_write, data_path, measure
+from alpaca_rlhf.core import files, provenance, runs
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.runs import RunFolder, atomic_write, data_path, measure
 from alpaca_rlhf.settings import SFT, Loop
+from alpaca_rlhf.settings.parsing import to_yaml
 
 CONFIG = "seed: 3\nout: runs/a\nsft:\n  lr: 0.0002\n  epochs: 3\n"
 

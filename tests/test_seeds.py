@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from alpaca_rlhf import cli, runs
-from alpaca_rlhf.config import UserError, parse
+from alpaca_rlhf.cli import main as cli
+from alpaca_rlhf.core import runs
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.data import (
     NoveltyIndex,
     drop_reason,
@@ -26,6 +27,7 @@ from alpaca_rlhf.data import (
     seed_file,
 )
 from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.settings.parsing import parse
 from alpaca_rlhf.sources import source_of
 
 ROOT = Path(__file__).parent.parent

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from alpaca_rlhf import cli
+from alpaca_rlhf.cli import main as cli
 from alpaca_rlhf.preferences.assignment import Rules
 from alpaca_rlhf.preferences.store import Store
 from tests.endpoints import FAULTS, serving

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.models.base import weights_digest
 from alpaca_rlhf.models.batches import Example, collate, example
 from alpaca_rlhf.models.forward import learned_logprobs
 from alpaca_rlhf.models.rollout import sample
-from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.settings import SFT, Sampling
 from alpaca_rlhf.training import loss_scale, sft
 from alpaca_rlhf.training.loop import Checkpoints, Learner, batches

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alpaca_rlhf.prompts import worksheet
-from alpaca_rlhf.records import Instruction
+from alpaca_rlhf.core.prompts import worksheet
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.smallworld import (
     CLOSINGS,
     FAMILIES,

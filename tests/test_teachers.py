@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.settings import Generate
 from alpaca_rlhf.stages.teachers import teacher_of
 

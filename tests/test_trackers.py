@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from accelerate import tracking
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.training import trackers
 from alpaca_rlhf.training.trackers import tracker
 

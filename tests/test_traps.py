@@ -20,7 +20,8 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.evaluation.win_rate import accuracy_interval
 from alpaca_rlhf.models import rollout
 from alpaca_rlhf.models.adapters import Adapters
@@ -29,7 +30,6 @@ from alpaca_rlhf.models.batches import Example, collate, example, prompt_ids
 from alpaca_rlhf.models.forward import completion_scores, token_stats, token_values
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.vocabulary import chosen_logprobs
-from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.settings import SFT, Lora, Sampling
 from alpaca_rlhf.training import losses
 from alpaca_rlhf.training.loop import Checkpoints, batches

@@ -16,18 +16,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from alpaca_rlhf import cli
-from alpaca_rlhf.config import UserError, to_yaml
+from alpaca_rlhf.cli import main as cli
+from alpaca_rlhf.cli.chat import Conversation
+from alpaca_rlhf.cli.ranking import RankingSession, parse_order
+from alpaca_rlhf.cli.terminal import Terminal, duration, next_lines, plain, result_lines
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.records import Completion, Instruction, Ranking
 from alpaca_rlhf.data import write_instructions
 from alpaca_rlhf.models.batches import prompt_ids
 from alpaca_rlhf.preferences import read
-from alpaca_rlhf.records import Completion, Instruction, Ranking
+from alpaca_rlhf.serving import folders
+from alpaca_rlhf.serving.manner import Manner
+from alpaca_rlhf.serving.queueing import Sheet, read_sheets
 from alpaca_rlhf.settings import Loop, Lora, Sampling
-from alpaca_rlhf.ui import folders
-from alpaca_rlhf.ui.chat import Conversation
-from alpaca_rlhf.ui.manner import Manner
-from alpaca_rlhf.ui.ranking import RankingSession, Sheet, parse_order, read_sheets
-from alpaca_rlhf.ui.terminal import Terminal, duration, next_lines, plain, result_lines
+from alpaca_rlhf.settings.parsing import to_yaml
 
 # --- text and progress -------------------------------------------------------------------------
 
@@ -635,7 +637,7 @@ def test_a_conversation_with_a_run(finished):
 
 
 def test_turns_that_fill_the_context_leave_it_oldest_first(finished, monkeypatch):
-    from alpaca_rlhf.ui import speaker
+    from alpaca_rlhf.serving import speaker
 
     asked = []
 

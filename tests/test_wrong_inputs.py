@@ -15,12 +15,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from alpaca_rlhf import cli, files
-from alpaca_rlhf.config import parse
+from alpaca_rlhf.cli import main as cli
+from alpaca_rlhf.core import files
 from alpaca_rlhf.planner import shape_of, written
 from alpaca_rlhf.planner.disk import SPARE
-from alpaca_rlhf.quickstart import QUICKSTART
 from alpaca_rlhf.settings import SFT, Loop, Sampling
+from alpaca_rlhf.settings.parsing import parse
+from alpaca_rlhf.settings.quickstart import QUICKSTART
 from tests.prove import SMALL, weights, without_times
 from tests.test_foreign import foreign
 
@@ -154,7 +155,7 @@ def card(monkeypatch):
 
 
 def test_a_card_too_small_is_refused_before_the_base_is_loaded(tmp_path, capsys, card, monkeypatch):
-    import alpaca_rlhf.context as context
+    import alpaca_rlhf.stages.context as context
 
     monkeypatch.setattr(context, "load_base", lambda name: pytest.fail("it was loaded"))
     card(0.3)
@@ -165,7 +166,7 @@ def test_a_card_too_small_is_refused_before_the_base_is_loaded(tmp_path, capsys,
 
 def test_what_fits_is_said_where_the_settings_do_not(card, caplog):
     """8 billion weights in 4 bit: 24 GiB hold the model, but not 64 rows of 1,024 at once."""
-    from alpaca_rlhf.config import UserError
+    from alpaca_rlhf.core.errors import UserError
     from alpaca_rlhf.stages.room import check_card
 
     shape = shape_of("llama-3.1-8b")
@@ -244,7 +245,7 @@ def test_a_disk_too_small_is_refused_before_anything_is_written(tmp_path, capsys
 
 def test_weights_to_download_count_where_they_go(tmp_path, monkeypatch):
     """Of 8 billion weights in 16 bit 15 GiB come from the hub, unless they are here."""
-    from alpaca_rlhf.config import UserError
+    from alpaca_rlhf.core.errors import UserError
     from alpaca_rlhf.stages import room
 
     settings = Loop(base="some/llama", out=tmp_path / "run")

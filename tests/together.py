@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from alpaca_rlhf import processes
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core import processes
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.models.base import load_base
 from alpaca_rlhf.settings import PPO, SFT, Clip, Reward, Sampling, Value
 from alpaca_rlhf.training.best_of_k import choose

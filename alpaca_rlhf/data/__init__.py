@@ -7,25 +7,20 @@ prompts are near-duplicates, `assignments` gives each prompt its split once and 
 `splits` is the firewall between the prompts of the stages.
 """
 
-from alpaca_rlhf.data.assignments import (
-    Assigned,
-    Dealt,
-    deal,
-    files_of,
-    read_assignments,
-    write_assignments,
-)
-from alpaca_rlhf.data.clusters import answered_prompts, clusters, prompt_text
-from alpaca_rlhf.data.comparisons import dialogue, read_pairs
-from alpaca_rlhf.data.decisions import Check
-from alpaca_rlhf.data.decontamination import Evaluation
-from alpaca_rlhf.data.detection import FORMATS, Format, FormatName, Kind, Look, look
-from alpaca_rlhf.data.events import EventStore, read_events, read_manifest
-from alpaca_rlhf.data.exporting import Exportable, Target, export, exportable
-from alpaca_rlhf.data.filters import RULES, Drop, Rule, drop_reason, rule_set
-from alpaca_rlhf.data.formats import read_instructions, read_prompts, write_instructions
-from alpaca_rlhf.data.history import Request, recipe_of, requests, seeds_of, settings_of
-from alpaca_rlhf.data.importing import (
+from alpaca_rlhf.data.generation.decisions import Check
+from alpaca_rlhf.data.generation.events import EventStore, read_events, read_manifest
+from alpaca_rlhf.data.generation.filters import RULES, Drop, Rule, drop_reason, rule_set
+from alpaca_rlhf.data.generation.history import Request, recipe_of, requests, seeds_of, settings_of
+from alpaca_rlhf.data.generation.recipe import Ask, StepName, StepTeacher
+from alpaca_rlhf.data.generation.refilter import Refiltered, kept_by_rouge, refilter
+from alpaca_rlhf.data.generation.self_instruct import Drops, Generated, GenerationProgress, generate
+from alpaca_rlhf.data.generation.teachers import Reply, Teacher, TeacherStop, for_step
+from alpaca_rlhf.data.generation.worksheets import demonstrations, parse_worksheet
+from alpaca_rlhf.data.readers.comparisons import dialogue, read_pairs
+from alpaca_rlhf.data.readers.detection import FORMATS, Format, FormatName, Kind, Look, look
+from alpaca_rlhf.data.readers.exporting import Exportable, Target, export, exportable
+from alpaca_rlhf.data.readers.formats import read_instructions, read_prompts, write_instructions
+from alpaca_rlhf.data.readers.importing import (
     Broken,
     Imported,
     Tally,
@@ -33,17 +28,22 @@ from alpaca_rlhf.data.importing import (
     one_kind,
     refuse_broken,
 )
-from alpaca_rlhf.data.novelty import Neighbour, NoveltyIndex, tokens
-from alpaca_rlhf.data.problems import BadRow
-from alpaca_rlhf.data.ranked import holds_rankings, ranked_prompts, read_rankings
-from alpaca_rlhf.data.recipe import Ask, StepName, StepTeacher
-from alpaca_rlhf.data.refilter import Refiltered, kept_by_rouge, refilter
-from alpaca_rlhf.data.rows import Rows, open_rows
-from alpaca_rlhf.data.seeds import SHIPPED, read_seeds, seed_file
-from alpaca_rlhf.data.self_instruct import Drops, Generated, GenerationProgress, generate
-from alpaca_rlhf.data.splits import Firewall, Leak, check_disjoint, split_prompts
-from alpaca_rlhf.data.teachers import Reply, Teacher, TeacherStop, for_step
-from alpaca_rlhf.data.worksheets import demonstrations, parse_worksheet
+from alpaca_rlhf.data.readers.problems import BadRow
+from alpaca_rlhf.data.readers.ranked import holds_rankings, ranked_prompts, read_rankings
+from alpaca_rlhf.data.readers.rows import Rows, open_rows
+from alpaca_rlhf.data.readers.seeds import SHIPPED, read_seeds, seed_file
+from alpaca_rlhf.data.splits.assignments import (
+    Assigned,
+    Dealt,
+    deal,
+    files_of,
+    read_assignments,
+    write_assignments,
+)
+from alpaca_rlhf.data.splits.clusters import answered_prompts, clusters, prompt_text
+from alpaca_rlhf.data.splits.decontamination import Evaluation
+from alpaca_rlhf.data.splits.firewall import Firewall, Leak, check_disjoint, split_prompts
+from alpaca_rlhf.data.splits.novelty import Neighbour, NoveltyIndex, tokens
 
 __all__ = [
     "FORMATS",

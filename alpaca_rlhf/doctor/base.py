@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.prompts import marked
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.doctor.finding import Finding, carried_out
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import Base, load_base
 from alpaca_rlhf.models.batches import answer, collate, example, prompt_ids, segments
 from alpaca_rlhf.models.forward import learned_logprobs
-from alpaca_rlhf.prompts import marked
-from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.settings import Lora
 
 _ROWS = (

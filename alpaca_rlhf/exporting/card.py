@@ -8,10 +8,10 @@ from typing import Any
 import yaml
 
 from alpaca_rlhf import __version__
-from alpaca_rlhf.config import to_yaml
 from alpaca_rlhf.exporting.licences import duties
 from alpaca_rlhf.exporting.parity import Parity
 from alpaca_rlhf.exporting.request import Request
+from alpaca_rlhf.settings.parsing import to_yaml
 
 _Names = tuple[tuple[str, str], ...]
 _POLICY: _Names = (

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from alpaca_rlhf.prompts import blocks, chat_messages, lead, render
-from alpaca_rlhf.records import Instruction
+from alpaca_rlhf.core.prompts import blocks, chat_messages, lead, render
+from alpaca_rlhf.core.records import Instruction
 
 Messages = list[dict[str, Any]]
 """A conversation as a chat template takes it."""

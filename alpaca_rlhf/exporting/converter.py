@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
 
 _SCRIPT = "convert_hf_to_gguf.py"
 _TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "q8_0": "q8_0"}

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.files import writing
 from alpaca_rlhf.exporting.gguf_vocabulary import vocabulary
 from alpaca_rlhf.exporting.tokenizer import puts_bos
-from alpaca_rlhf.files import writing
 from alpaca_rlhf.models.merging import Weight
 
 KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from alpaca_rlhf.records import Instruction
+from alpaca_rlhf.core.records import Instruction
 
 SYSTEM = "Answer in one short sentence."
 """A system message; it is the first paragraph of the first instruction, as in imported data."""

@@ -14,7 +14,7 @@ from accelerate import init_empty_weights
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.models.base import base_config
 from alpaca_rlhf.settings import Loop
 

@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.exporting.tokenizer import spare_pad
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import Base
 from alpaca_rlhf.models.batches import Example, example
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.merging import Weight, merged
-from alpaca_rlhf.records import Instruction
 
 _PAD = "<|pad|>"
 _EMBEDDING = "model.embed_tokens.weight"

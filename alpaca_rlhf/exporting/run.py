@@ -21,8 +21,8 @@ from transformers import (
     GenerationConfig,
 )
 
-from alpaca_rlhf.config import UserError
-from alpaca_rlhf.context import Reporter
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.files import json_text, new_folder
 from alpaca_rlhf.exporting import (
     converter,
     gguf_file,
@@ -39,20 +39,14 @@ from alpaca_rlhf.exporting.loading import trained
 from alpaca_rlhf.exporting.ollama import modelfile
 from alpaca_rlhf.exporting.parity import Parity, Reference
 from alpaca_rlhf.exporting.probes import PROBES, of_run
-from alpaca_rlhf.exporting.request import (
-    DTYPES,
-    Request,
-    check_disk,
-    configuration,
-    weights_of,
-)
-from alpaca_rlhf.files import json_text, new_folder
+from alpaca_rlhf.exporting.request import DTYPES, Request, check_disk, configuration, weights_of
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import Base, base_source
 from alpaca_rlhf.models.batches import prompt_ids
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.merging import as_float32, merged
 from alpaca_rlhf.models.rollout import score
+from alpaca_rlhf.stages.context import Reporter
 
 PARITY = "parity.json"
 FAILED = "PARITY_FAILED"

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from alpaca_rlhf.files import atomic_write, writing
+from alpaca_rlhf.core.files import atomic_write, writing
 from alpaca_rlhf.models.merging import Weight
 
 SHARD = 2 * 2**30

@@ -17,11 +17,11 @@ from typing import Any
 from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.exporting.chat_template import jinja, messages
 from alpaca_rlhf.exporting.probes import PROBES, SYSTEM, SYSTEM_PROBE
 from alpaca_rlhf.models.base import Base
 from alpaca_rlhf.models.batches import prompt_ids
-from alpaca_rlhf.records import Instruction
 
 _METASPACE = "▁"
 

@@ -32,15 +32,15 @@ from peft.utils.save_and_load import (
 from torch import Tensor, nn
 from transformers import Cache
 
-from alpaca_rlhf.config import UserError
-from alpaca_rlhf.files import atomic_write, sync_folder, writing
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.files import atomic_write, sync_folder, writing
+from alpaca_rlhf.core.records import content_hash
 from alpaca_rlhf.models import attention, dense
 from alpaca_rlhf.models.base import Base
 from alpaca_rlhf.models.batches import Batch
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.likeness import check_adapter, check_base, own_logprobs
 from alpaca_rlhf.models.vocabulary import Chosen, chosen_logprobs
-from alpaca_rlhf.records import content_hash
 from alpaca_rlhf.settings import Lora, Sampling
 
 FINGERPRINT = "fingerprint.json"

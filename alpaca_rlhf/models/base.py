@@ -27,10 +27,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from alpaca_rlhf.config import UserError
-from alpaca_rlhf.files import FULL, is_full
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.files import FULL, is_full
+from alpaca_rlhf.core.runs import data_path
 from alpaca_rlhf.models.hub import hub_refusal
-from alpaca_rlhf.runs import data_path
 
 logger = logging.getLogger(__name__)
 

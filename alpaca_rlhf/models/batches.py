@@ -13,17 +13,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from alpaca_rlhf.core.prompts import Segment, lead
+from alpaca_rlhf.core.records import Instruction, Rollout
 from alpaca_rlhf.models.attention import Packing
 from alpaca_rlhf.models.base import Base
-from alpaca_rlhf.models.turns import (
-    chat_ids,
-    decode,
-    last_reply_ids,
-    prompt_turns,
-    text_ids,
-)
-from alpaca_rlhf.prompts import Segment, lead
-from alpaca_rlhf.records import Instruction, Rollout
+from alpaca_rlhf.models.turns import chat_ids, decode, last_reply_ids, prompt_turns, text_ids
 
 __all__ = [
     "Batch",

@@ -17,7 +17,7 @@ from peft import LoraConfig
 from peft.utils.save_and_load import load_peft_weights
 from torch import Tensor
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.models.adapters import FINGERPRINT, Adapters
 from alpaca_rlhf.models.likeness import check_adapter
 

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
 
 HEAD = "head.safetensors"
 CRITERIA = "criteria"

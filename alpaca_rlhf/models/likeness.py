@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig
 from torch import Tensor
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.models.base import Base
 from alpaca_rlhf.models.batches import Batch, Example, collate
 from alpaca_rlhf.models.vocabulary import Chosen

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
 
 logger = logging.getLogger(__name__)
 

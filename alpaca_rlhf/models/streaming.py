@@ -10,12 +10,12 @@ from contextlib import closing
 from dataclasses import dataclass
 from threading import Event
 
+from alpaca_rlhf.core.prompts import lead
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import Base
 from alpaca_rlhf.models.batches import answer
 from alpaca_rlhf.models.rollout import Sampled, stream
 from alpaca_rlhf.models.turns import decode
-from alpaca_rlhf.prompts import lead
 from alpaca_rlhf.settings import Sampling
 
 _BROKEN = "\ufffd"

@@ -11,10 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.prompts import blocks, chat_messages, lead
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.models.base import Base
-from alpaca_rlhf.prompts import blocks, chat_messages, lead
-from alpaca_rlhf.records import Instruction
 
 Spans = tuple[tuple[int, int], ...]
 """(start, end) positions in a prompt, one for each earlier reply, its eos included."""

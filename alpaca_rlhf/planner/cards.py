@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
 
 CONTEXT_GIB = 0.6
 """CUDA context, kernels and cuBLAS' workspace, outside torch's own count; an estimate."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.planner.cards import CONTEXT_GIB, CPU, RESERVE, Card, reserve
 from alpaca_rlhf.planner.layers import Device
 from alpaca_rlhf.planner.memory import Lengths, Memory, Phase

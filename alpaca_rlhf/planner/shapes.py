@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.runs import data_path
 from alpaca_rlhf.models.hub import hub_refusal
-from alpaca_rlhf.runs import data_path
 
 EMBEDDED = "embedded"
 NF4_BLOCK = 64

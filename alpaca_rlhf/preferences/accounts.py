@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy.exc import IntegrityError
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.preferences import passwords, people
 from alpaca_rlhf.preferences.access import Access
 from alpaca_rlhf.preferences.people import Account, Role

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, Literal
 
+from alpaca_rlhf.core.records import Completion, Instruction
 from alpaca_rlhf.preferences.rankings import MOST_STARS
-from alpaca_rlhf.records import Completion, Instruction
 
 Kind = Literal["task", "gold", "repeat"]
 """An ordinary task, one whose right order is known, or one of the annotator's own again. Only

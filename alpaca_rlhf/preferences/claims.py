@@ -12,12 +12,12 @@ from collections.abc import Collection
 from sqlalchemy import ColumnElement, exists, func, insert, select, update
 from sqlalchemy.orm import Session
 
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.preferences import schema
 from alpaca_rlhf.preferences.assignment import Kind, Refused, Rules, Shown, Task, as_tiers
 from alpaca_rlhf.preferences.audit import note
 from alpaca_rlhf.preferences.queue import clean
 from alpaca_rlhf.preferences.schema import Annotator, Assignment, CandidateSet, Prompt
-from alpaca_rlhf.records import Instruction
 
 WINDOW = 100
 """Sets looked at for a second opinion before a fresh one is given, so that a claim stays quick for

@@ -20,8 +20,8 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session
 
-from alpaca_rlhf.config import UserError
-from alpaca_rlhf.files import is_full
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.files import is_full
 
 BUSY_MS = 30_000
 """How long a writer waits for another process before SQLite gives up."""

@@ -10,7 +10,7 @@ from functools import lru_cache
 from itertools import combinations
 from typing import Protocol
 
-from alpaca_rlhf.records import Completion, Instruction, Ranking
+from alpaca_rlhf.core.records import Completion, Instruction, Ranking
 
 Score = Callable[[Instruction, Completion], float]
 """How good a completion is; higher is better."""

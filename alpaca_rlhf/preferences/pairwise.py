@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from itertools import permutations
 from typing import Literal
 
+from alpaca_rlhf.core.prompts import judge_messages
+from alpaca_rlhf.core.records import Completion, Instruction
 from alpaca_rlhf.preferences.assignment import Tiers
-from alpaca_rlhf.prompts import judge_messages
-from alpaca_rlhf.records import Completion, Instruction
 
 Said = Literal["first", "second", "tie", "unreadable"]
 """What one reply says."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.preferences import passwords
 from alpaca_rlhf.preferences.audit import note
 from alpaca_rlhf.preferences.queue import clean

@@ -9,9 +9,9 @@ from sqlalchemy import Table, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from alpaca_rlhf.core.records import Completion, Instruction, content_hash
 from alpaca_rlhf.preferences import schema
 from alpaca_rlhf.preferences.assignment import FEWEST, MOST, Tiers, places
-from alpaca_rlhf.records import Completion, Instruction, content_hash
 
 Candidates = tuple[Instruction, Sequence[Completion]]
 """A prompt and the completions to put in order."""

@@ -12,9 +12,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from alpaca_rlhf.config import UserError
-from alpaca_rlhf.files import atomic_write, writing
-from alpaca_rlhf.records import Completion, Ranking
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.files import atomic_write, writing
+from alpaca_rlhf.core.records import Completion, Ranking
 
 JUDGE = "judge:"
 """How the annotator of a ranking begins that no person made."""

@@ -8,6 +8,8 @@ from typing import Any
 from sqlalchemy import func, insert, or_, select
 from sqlalchemy.orm import Session
 
+from alpaca_rlhf.core.records import Completion as Record
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.preferences.audit import note
 from alpaca_rlhf.preferences.queue import clean
 from alpaca_rlhf.preferences.schema import (
@@ -19,8 +21,6 @@ from alpaca_rlhf.preferences.schema import (
     Ranking,
     Snapshot,
 )
-from alpaca_rlhf.records import Completion as Record
-from alpaca_rlhf.records import Instruction
 
 AT_ONCE = 1000
 """Rankings in memory at once."""

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from alpaca_rlhf import __version__
-from alpaca_rlhf.config import UserError
-from alpaca_rlhf.files import json_text, new_folder
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.files import json_text, new_folder
+from alpaca_rlhf.core.records import Completion, Instruction, Ranking
 from alpaca_rlhf.preferences.rankings import JUDGE
-from alpaca_rlhf.records import Completion, Instruction, Ranking
 
 SCHEMA = 1
 KIND = "alpaca_rlhf.snapshot"

@@ -13,20 +13,13 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from alpaca_rlhf.preferences import (
-    battles,
-    claims,
-    queue,
-    reading,
-    snapshot,
-    verdicts,
-)
+from alpaca_rlhf.core.records import Ranking
+from alpaca_rlhf.preferences import battles, claims, queue, reading, snapshot, verdicts
 from alpaca_rlhf.preferences import figures as tab
 from alpaca_rlhf.preferences.accounts import Accounts
 from alpaca_rlhf.preferences.assignment import Refused, Saved, Task, Tiers, Verdict
 from alpaca_rlhf.preferences.audit import note
 from alpaca_rlhf.preferences.schema import CandidateSet, Flag
-from alpaca_rlhf.records import Ranking
 
 _AT_ONCE = 500
 """Sets or rankings added in one transaction."""

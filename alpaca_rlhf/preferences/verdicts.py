@@ -11,6 +11,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from alpaca_rlhf import __version__
+from alpaca_rlhf.core.records import Ranking as Record
 from alpaca_rlhf.preferences import assignment as rules
 from alpaca_rlhf.preferences import claims
 from alpaca_rlhf.preferences.assignment import Refused, Saved, Verdict
@@ -18,7 +19,6 @@ from alpaca_rlhf.preferences.audit import note
 from alpaca_rlhf.preferences.queue import clean, set_key
 from alpaca_rlhf.preferences.rankings import JUDGE
 from alpaca_rlhf.preferences.schema import Annotator, Assignment, CandidateSet, Ranking, Tally
-from alpaca_rlhf.records import Ranking as Record
 
 
 def submit(

@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping
 from typing import Literal
 
-from alpaca_rlhf.records import Instruction
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.smallworld.tasks import Task
 
 Style = Literal["terse", "sentence", "extra", "polite", "full"]

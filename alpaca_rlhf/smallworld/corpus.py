@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Iterator
 from itertools import islice, pairwise
 
-from alpaca_rlhf.prompts import worksheet
+from alpaca_rlhf.core.prompts import worksheet
 from alpaca_rlhf.smallworld import facts
 from alpaca_rlhf.smallworld.answers import CLOSINGS, sample_answer, solved
 from alpaca_rlhf.smallworld.families import FRAMES

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from alpaca_rlhf.records import Instruction
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.smallworld import facts
 from alpaca_rlhf.smallworld.families import Family, Solution, fill
 from alpaca_rlhf.smallworld.knowledge import KNOWLEDGE

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import (
     Firewall,
     answered_prompts,
@@ -16,7 +17,6 @@ from alpaca_rlhf.data import (
     split_prompts,
 )
 from alpaca_rlhf.preferences import manifest_of, read_snapshot
-from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.sources.files import Files
 from alpaca_rlhf.sources.small_world import SmallWorld

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import Drop, Firewall, Rule
-from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.sources.source import Slice
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import Firewall, Leak, answered_prompts, read_instructions
-from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.sources.choosing import source_of
 from alpaca_rlhf.sources.source import Source

@@ -9,17 +9,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import Drop, Firewall, Rule
-from alpaca_rlhf.records import Instruction
-from alpaca_rlhf.smallworld import (
-    SEED_WEIGHTS,
-    GoldJudge,
-    Task,
-    recognise,
-    sample_task,
-    solved,
-)
+from alpaca_rlhf.smallworld import SEED_WEIGHTS, GoldJudge, Task, recognise, sample_task, solved
 from alpaca_rlhf.sources.source import Gold, Slice
 
 FEWEST_DRAWS, DRAWS_A_TASK = 20_000, 30

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import Drop, Rule
-from alpaca_rlhf.records import Instruction
 
 Slice = str
 """Part of the evaluation prompts that is reported apart."""

@@ -11,14 +11,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alpaca_rlhf import processes
-from alpaca_rlhf.config import UserError
-from alpaca_rlhf.context import Context, forget, suffixed
+from alpaca_rlhf.core import processes
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.provenance import sha256_of
+from alpaca_rlhf.core.randomness import derived_seed
+from alpaca_rlhf.core.records import content_hash
 from alpaca_rlhf.models.batches import answer, prompt_ids
 from alpaca_rlhf.models.heads import HEAD
-from alpaca_rlhf.provenance import sha256_of
-from alpaca_rlhf.randomness import derived_seed
-from alpaca_rlhf.records import content_hash
+from alpaca_rlhf.stages.context import Context, forget, suffixed
 from alpaca_rlhf.training.candidates import Candidates, draw, rescored
 
 logger = logging.getLogger(__name__)

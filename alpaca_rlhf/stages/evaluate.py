@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from alpaca_rlhf.context import Context, suffixed
+from alpaca_rlhf.core.prompts import worksheet_question
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.evaluation.win_rate import bootstrap_ci, paired_gain, win_rate
 from alpaca_rlhf.models.batches import (
     Example,
@@ -27,9 +28,8 @@ from alpaca_rlhf.models.batches import (
 )
 from alpaca_rlhf.models.forward import token_stats
 from alpaca_rlhf.models.rollout import sample, score
-from alpaca_rlhf.prompts import worksheet_question
-from alpaca_rlhf.records import Instruction
 from alpaca_rlhf.sources import Gold
+from alpaca_rlhf.stages.context import Context, suffixed
 from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.stages.reward import ranking_groups, reference_examples
 from alpaca_rlhf.training.losses import kl_k1, kl_k3

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from alpaca_rlhf import processes
-from alpaca_rlhf.context import Context, suffixed
+from alpaca_rlhf.core import processes
 from alpaca_rlhf.models.batches import prompt_ids
 from alpaca_rlhf.planner import Device, Lengths, Memory, from_config
+from alpaca_rlhf.stages.context import Context, suffixed
 
 _SPLIT = {"sample": "rank", "reward": "rank", "ppo": "ppo", "best_of_k": "ppo", "evaluate": "eval"}
 """Where the prompts of a stage come from."""

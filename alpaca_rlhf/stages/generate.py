@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from alpaca_rlhf.context import Context
 from alpaca_rlhf.data import GenerationProgress, kept_by_rouge, write_instructions
 from alpaca_rlhf.data import generate as self_instruct
+from alpaca_rlhf.stages.context import Context
 from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.stages.teachers import teacher_of
 

@@ -9,20 +9,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from alpaca_rlhf.config import UserError
-from alpaca_rlhf.data.asking import Asker, Stopped
-from alpaca_rlhf.data.budget import Account
-from alpaca_rlhf.data.request_cache import request_key
-from alpaca_rlhf.data.wire import Answer, Fault, Refusal
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.records import Completion, Instruction
+from alpaca_rlhf.llm.budget import Account
+from alpaca_rlhf.llm.cache import request_key
+from alpaca_rlhf.llm.client import Asker, Stopped
+from alpaca_rlhf.llm.wire import Answer, Fault, Refusal
 from alpaca_rlhf.preferences import JUDGE
-from alpaca_rlhf.preferences.pairwise import (
-    Order,
-    Question,
-    order_of,
-    questions,
-    verdict_of,
-)
-from alpaca_rlhf.records import Completion, Instruction
+from alpaca_rlhf.preferences.pairwise import Order, Question, order_of, questions, verdict_of
 from alpaca_rlhf.settings import Judge
 
 Row = tuple[Instruction, Sequence[Completion]]

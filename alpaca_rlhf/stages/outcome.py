@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from alpaca_rlhf.context import Context
+from alpaca_rlhf.stages.context import Context
 
 
 @dataclass(frozen=True)

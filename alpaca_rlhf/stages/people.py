@@ -8,9 +8,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.records import Completion, Instruction, Ranking
 from alpaca_rlhf.preferences import DATABASE, JUDGE, append, drop_judges, read, read_snapshot
-from alpaca_rlhf.records import Completion, Instruction, Ranking
 from alpaca_rlhf.sources import RunPrompts
 
 if TYPE_CHECKING:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from alpaca_rlhf.context import Context, suffixed
+from alpaca_rlhf.core.randomness import derived_seed
 from alpaca_rlhf.evaluation.win_rate import best_of_n_kl, expected_best
 from alpaca_rlhf.models.batches import answer, prompt_ids
-from alpaca_rlhf.randomness import derived_seed
 from alpaca_rlhf.stages.candidates import candidates
+from alpaca_rlhf.stages.context import Context, suffixed
 from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.training.best_of_k import choose
 from alpaca_rlhf.training.ppo import PPOPrompt, train_ppo

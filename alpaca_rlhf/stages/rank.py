@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alpaca_rlhf.config import UserError
-from alpaca_rlhf.context import Context, suffixed
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.randomness import derived_seed
+from alpaca_rlhf.core.records import Completion, Instruction, Ranking
 from alpaca_rlhf.data import write_instructions
 from alpaca_rlhf.models.batches import answer, prompt_ids
 from alpaca_rlhf.models.rollout import Sampled, sample
 from alpaca_rlhf.preferences import ScoreJudge, append, wrong_share
 from alpaca_rlhf.preferences.assignment import FEWEST, distinct
-from alpaca_rlhf.randomness import derived_seed
-from alpaca_rlhf.records import Completion, Instruction, Ranking
 from alpaca_rlhf.sources import RunPrompts
+from alpaca_rlhf.stages.context import Context, suffixed
 from alpaca_rlhf.stages.llm_judge import LLMJudge, Row, outcomes
 from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.stages.people import Ranked, by_people, of_other_answers, people_so_far

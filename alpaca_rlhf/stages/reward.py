@@ -8,21 +8,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from alpaca_rlhf.config import UserError
-from alpaca_rlhf.context import Context, forget, suffixed
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.records import Completion, Instruction, PreferencePair, Ranking, content_hash
 from alpaca_rlhf.data import holds_rankings, read_pairs, read_rankings
 from alpaca_rlhf.evaluation.reward_accuracy import accuracy_of, figures
 from alpaca_rlhf.models.batches import Example, prompt_ids
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.rollout import sample, score
 from alpaca_rlhf.preferences import manifest_of, read, read_snapshot
-from alpaca_rlhf.records import (
-    Completion,
-    Instruction,
-    PreferencePair,
-    Ranking,
-    content_hash,
-)
+from alpaca_rlhf.stages.context import Context, forget, suffixed
 from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.stages.people import Ranked
 from alpaca_rlhf.stages.rank import other_rankings, sampled

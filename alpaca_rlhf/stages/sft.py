@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from alpaca_rlhf.config import UserError
-from alpaca_rlhf.context import Context
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.prompts import marked
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import answered_prompts, check_disjoint
 from alpaca_rlhf.models.batches import Example, prompt_ids, segments
 from alpaca_rlhf.models.foreign import adopt
-from alpaca_rlhf.prompts import marked
-from alpaca_rlhf.records import Instruction
+from alpaca_rlhf.stages.context import Context
 from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.training.sft import encode, previewed, split_held_out, train_sft
 

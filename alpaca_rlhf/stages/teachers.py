@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from alpaca_rlhf.context import Context
 from alpaca_rlhf.data import Teacher
-from alpaca_rlhf.data.endpoint import EndpointTeacher
+from alpaca_rlhf.data.generation.endpoint import EndpointTeacher
 from alpaca_rlhf.models.teacher import LocalTeacher
+from alpaca_rlhf.stages.context import Context
 
 ROLE = "teacher"
 """Name of the adapter that writes."""

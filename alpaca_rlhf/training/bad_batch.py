@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.models.base import Base
 from alpaca_rlhf.models.batches import Example, decode
 from alpaca_rlhf.training.checkpoints import Checkpoints

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from alpaca_rlhf import processes
+from alpaca_rlhf.core import processes
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import Example
 from alpaca_rlhf.models.heads import ScalarHead

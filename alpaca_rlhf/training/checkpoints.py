@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from alpaca_rlhf import processes
-from alpaca_rlhf.files import atomic_write, json_text
+from alpaca_rlhf.core import processes
+from alpaca_rlhf.core.files import atomic_write, json_text
 
 
 class Checkpoints:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
+from alpaca_rlhf.core.records import Completion, Instruction, PreferencePair, Ranking, content_hash
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import Example, example
-from alpaca_rlhf.records import Completion, Instruction, PreferencePair, Ranking, content_hash
 
 Pairs = tuple[tuple[int, int], ...]
 """Indices of two completions of a group each, the better one first where one is better."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alpaca_rlhf import processes
+from alpaca_rlhf.core import processes
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import Example
 from alpaca_rlhf.models.heads import CriteriaHead, ScalarHead

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 import torch
 
-from alpaca_rlhf import processes
-from alpaca_rlhf.randomness import derived_seed
+from alpaca_rlhf.core import processes
+from alpaca_rlhf.core.randomness import derived_seed
 from alpaca_rlhf.training.bad_batch import keeping_the_batch
 from alpaca_rlhf.training.checkpoints import Checkpoints
 from alpaca_rlhf.training.interrupt import finishing_the_step

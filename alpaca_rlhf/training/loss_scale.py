@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from alpaca_rlhf import processes
+from alpaca_rlhf.core import processes
 
 T = TypeVar("T")
 

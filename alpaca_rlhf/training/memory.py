@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.models.memory import free, out_of_memory
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from alpaca_rlhf import processes
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core import processes
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.settings import OptimizerName
 from alpaca_rlhf.training.loss_scale import LossScale
 

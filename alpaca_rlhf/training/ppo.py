@@ -18,23 +18,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alpaca_rlhf import processes
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core import processes
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.randomness import derived_seed
+from alpaca_rlhf.core.records import Rollout
 from alpaca_rlhf.models import rollout as runs
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import Batch, Example, collate, left_pad
 from alpaca_rlhf.models.heads import ScalarHead
-from alpaca_rlhf.randomness import derived_seed
-from alpaca_rlhf.records import Rollout
 from alpaca_rlhf.settings import PPO, Sampling
 from alpaca_rlhf.training.bad_batch import keeping_the_batch, readable
 from alpaca_rlhf.training.loop import Checkpoints, Learner, Log, batches, run_steps
 from alpaca_rlhf.training.loss_scale import LossScale
-from alpaca_rlhf.training.losses import (
-    kl_k1,
-    kl_k3,
-    masked_mean,
-)
+from alpaca_rlhf.training.losses import kl_k1, kl_k3, masked_mean
 from alpaca_rlhf.training.memory import MicroBatch
 from alpaca_rlhf.training.ppo_update import Critic, KLCoefficient, improve
 

@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from alpaca_rlhf import processes
+from alpaca_rlhf.core import processes
+from alpaca_rlhf.core.records import Rollout
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import Batch, from_rollout
 from alpaca_rlhf.models.forward import token_logprobs, token_logprobs_and_values, value_states
 from alpaca_rlhf.models.heads import ScalarHead
-from alpaca_rlhf.records import Rollout
 from alpaca_rlhf.settings import PPO
 from alpaca_rlhf.training.loop import Learner, batches
 from alpaca_rlhf.training.loss_scale import LossScale

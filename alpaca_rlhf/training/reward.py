@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alpaca_rlhf import processes
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core import processes
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import collate
 from alpaca_rlhf.models.forward import completion_scores

@@ -8,12 +8,12 @@ from itertools import islice
 
 import torch
 
-from alpaca_rlhf import processes
-from alpaca_rlhf.config import UserError
+from alpaca_rlhf.core import processes
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.records import Instruction, content_hash
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import Example, by_length, collate, example
 from alpaca_rlhf.models.forward import learned_logprobs
-from alpaca_rlhf.records import Instruction, content_hash
 from alpaca_rlhf.settings import SFT
 from alpaca_rlhf.training.bad_batch import readable
 from alpaca_rlhf.training.loop import Checkpoints, Learner, Log, batches, fit

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from alpaca_rlhf.config import UserError
-from alpaca_rlhf.records import content_hash
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.records import content_hash
 from alpaca_rlhf.settings import TrackerName
 
 PROJECT = "alpaca-rlhf"

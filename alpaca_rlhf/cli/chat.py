@@ -1,0 +1,174 @@
+"""Talking to the policies of a run, turn by turn or one instruction at a time.
+
+What answers is handed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.prompts import user_text
+from alpaca_rlhf.core.records import Instruction
+
+HELP = """\
+Type an instruction. Commands:
+  /policy NAME    let another policy answer from now on (alone: show them all)
+  /compare TEXT   let every policy answer an instruction (alone: the last one again)
+  /input TEXT     give the next instruction an input (alone: none)
+  /remember       answer in the light of the turns before, or stop doing so
+  /new            forget the turns before
+  /help           this
+  /quit           leave"""
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Flags of `alpaca-rlhf chat`."""
+
+    run: Path = Path("runs/quickstart")
+    """Run folder to take base and adapters from."""
+    policy: str | None = None
+    """Who answers: base, sft, best_of_k, ppo, in later rounds ppo.2 ...; by default the last."""
+    prompt: str | None = None
+    """Answer this one instruction and exit."""
+    input: str = ""
+    """Input that belongs to --prompt."""
+    temperature: float = 0.7
+    """Divides the logits; 0 is greedy."""
+    max_new_tokens: int | None = None
+    """Completion tokens at most; by default as many as in the run."""
+    seed: int = 0
+    """Another seed, other answers."""
+    remember: bool | None = None
+    """Whether earlier turns are answered too; by default if SFT has seen conversations."""
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise ValueError(f"--temperature must be >= 0, got {self.temperature:g}")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ValueError(f"--max-new-tokens must be >= 1, got {self.max_new_tokens}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"--seed must be at least 0 and below 2**32, got {self.seed}")
+        if self.prompt is not None and not self.prompt.strip():
+            raise ValueError("--prompt is empty; leave it out to talk")
+        if self.input and self.prompt is None:
+            raise ValueError("--input belongs to --prompt; in a conversation type /input TEXT")
+
+
+class Answers(Protocol):
+    """What speaks for the policies."""
+
+    def answer(self, policy: str, row: Instruction, turn: int) -> str:
+        """The policy's answer; `turn` makes a question asked again be answered anew."""
+        ...
+
+
+def choose(policies: Sequence[str], wanted: str) -> str | None:
+    """The policy that is meant (`best-of-k` is `best_of_k`); None if there is none of that name."""
+    name = wanted.strip().lower().replace("-", "_")
+    return name if name in policies else None
+
+
+class Conversation:
+    """A person at the keyboard and the policies of a run.
+
+    Args:
+        answers: Speaks for the policies.
+        policies: Names of those there are.
+        policy: The one that answers first.
+        remember: Whether an instruction is given together with the turns before it.
+        ask: Shows a prompt and returns the typed line; raises EOFError at the end of the input.
+        say: Prints text.
+    """
+
+    def __init__(
+        self,
+        answers: Answers,
+        policies: Sequence[str],
+        policy: str,
+        *,
+        remember: bool = False,
+        ask: Callable[[str], str],
+        say: Callable[[str], None],
+    ) -> None:
+        self._answers = answers
+        self._policies = policies
+        self._policy = policy
+        self._ask = ask
+        self._say = say
+        self._turn = 0
+        self._remember = remember
+        self._history: tuple[tuple[str, str], ...] = ()
+        self._input = ""
+        self._last: Instruction | None = None
+
+    def run(self) -> None:
+        """Answer until `/quit` or the end of the input."""
+        while True:
+            try:
+                typed = self._ask(f"{self._policy}> ").strip()
+            except EOFError:
+                return
+            if typed == "/quit":
+                return
+            if typed:
+                self._take(typed)
+
+    def _take(self, typed: str) -> None:
+        command, _, rest = typed.partition(" ")
+        rest = rest.strip()
+        if not command.startswith("/"):
+            self._go_on(typed, [self._policy])
+        elif command == "/policy":
+            self._switch(rest)
+        elif command == "/input":
+            self._input = rest
+        elif command == "/compare" and rest:
+            self._go_on(rest, self._policies)
+        elif command == "/compare" and self._last is not None:
+            self._answer(self._last, self._policies)
+        elif typed == "/remember":
+            self._remember = not self._remember
+            self._history = ()
+            kept = "earlier turns are remembered from now on"
+            self._say(kept if self._remember else "every instruction stands alone from now on")
+        elif typed == "/new":
+            self._history = ()
+            self._say("a new conversation")
+        elif command == "/help":
+            self._say(HELP)
+        else:
+            self._say(f"{typed}: nothing to do; /help lists the commands")
+
+    def _switch(self, wanted: str) -> None:
+        name = choose(self._policies, wanted) if wanted else self._policy
+        if name is None:
+            self._say(f"there is no policy {wanted}; there are {', '.join(self._policies)}")
+            return
+        self._policy = name
+        self._say(", ".join(f"[{one}]" if one == name else one for one in self._policies))
+
+    def _go_on(self, typed: str, speakers: Sequence[str]) -> None:
+        row = Instruction(typed, self._input, history=self._history)
+        reply = self._answer(row, speakers).get(self._policy)
+        if self._remember and reply is not None and reply.strip():
+            self._history = (*self._history, (user_text(row), reply))
+
+    def _answer(self, row: Instruction, speakers: Sequence[str]) -> dict[str, str]:
+        """What each of them said, as far as they got."""
+        self._turn += 1
+        said: dict[str, str] = {}
+        self._input, self._last = "", row
+        try:
+            for name in speakers:
+                text = said[name] = self._answers.answer(name, row, self._turn)
+                self._say(text if len(speakers) == 1 else f"[{name}] {text}")
+        except KeyboardInterrupt:
+            self._say("stopped")
+        except UserError as error:
+            self._say(str(error))
+        return said

@@ -1,0 +1,313 @@
+"""Dry runs: every stage of an experiment on a tiny random model of the same architecture.
+
+What differs from the real run is size alone. The prompt template, the head layout, the kind of
+tokenizer, the positions and the stop for people are rehearsed as they are. The files are made up,
+and the people's verdicts are drawn at random.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from alpaca_rlhf.cli.ranking import RankingSession
+from alpaca_rlhf.cli.terminal import Terminal
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.records import Instruction
+from alpaca_rlhf.data import clusters, write_instructions
+from alpaca_rlhf.pipeline import run_loop
+from alpaca_rlhf.serving.queueing import read_sheets
+from alpaca_rlhf.settings import Inputs, Judge, Loop
+from alpaca_rlhf.smallworld import sample_task, solved
+from alpaca_rlhf.stages import PeopleNeeded
+from alpaca_rlhf.stages.context import suffixed
+
+LAYERS, HEAD_SIZE = 2, 32
+"""Size of a shrunken model."""
+
+TOKENS = 16
+"""Completion tokens at most."""
+
+STOP, MUTE = 2.0, -6.0
+"""Logits of what ends a completion and of what is no printable ASCII; of the rest 0. So the
+random model writes text that can be read back, and often comes to an end."""
+
+ROWS, PROMPTS = 32, 30
+"""Rows to train on, and prompts a round for all splits."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a shrunken model keeps of a real one."""
+
+    shared_by: int
+    """Query heads to a key-value head."""
+    feed_forward: float
+    """Size of the feed-forward layer, in hidden sizes."""
+    context: int
+    """Longest sequence, in tokens."""
+    rope: Mapping[str, Any]
+    """Rotary positions."""
+    tokenizer: Literal["byte_level", "byte_fallback"]
+    """The kind of tokenizer: every byte is a token, with the real one's way of writing bytes."""
+    special: tuple[str, ...]
+    """Special tokens; the first is bos, the second eos, and a third ends a turn of a chat."""
+    unknown: str | None = None
+    """The token for what cannot be written. None of the models has one for padding."""
+    tied: bool = False
+    """Whether the output head is the embedding table."""
+    adds_bos: bool = True
+    """Whether the tokenizer itself puts bos before a text."""
+
+    @property
+    def heads(self) -> int:
+        """Heads of the shrunken model: every layer size is a multiple of 64, as NF4 wants."""
+        return 6 if self.shared_by == 3 else 8
+
+
+ARCHITECTURES = {
+    # meta-llama/Llama-3.1-8B config.json and tokenizer.json
+    "llama-3.1-8b": Architecture(
+        shared_by=4,
+        feed_forward=3.5,
+        context=131072,
+        rope={
+            "rope_type": "llama3",
+            "rope_theta": 500000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        tokenizer="byte_level",
+        special=("<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"),
+    ),
+    # meta-llama/Llama-2-7b-hf config.json and tokenizer.json
+    "llama-2-7b": Architecture(
+        shared_by=1,
+        feed_forward=2.6875,
+        context=4096,
+        rope={"rope_type": "default", "rope_theta": 10000.0},
+        tokenizer="byte_fallback",
+        special=("<s>", "</s>"),
+        unknown="<unk>",
+    ),
+    # meta-llama/Llama-3.2-1B config.json and tokenizer.json
+    "llama-3.2-1b": Architecture(
+        shared_by=4,
+        feed_forward=4.0,
+        context=131072,
+        rope={
+            "rope_type": "llama3",
+            "rope_theta": 500000.0,
+            "factor": 32.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        tokenizer="byte_level",
+        special=("<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"),
+        tied=True,
+    ),
+    # HuggingFaceTB/SmolLM2-135M config.json and tokenizer.json
+    "smollm2-135m": Architecture(
+        shared_by=3,
+        feed_forward=8 / 3,
+        context=8192,
+        rope={"rope_type": "default", "rope_theta": 100000.0},
+        tokenizer="byte_level",
+        special=("<|endoftext|>", "<|endoftext|>"),
+        tied=True,
+        adds_bos=False,
+    ),
+}
+"""Models whose runs can be rehearsed."""
+
+
+def shrunken(architecture: Architecture, folder: Path, seed: int = 0) -> Path:
+    """Write a random model of two layers and a tokenizer made on the spot, as a checkpoint folder.
+
+    Returns:
+        The folder.
+    """
+    tokenizer = _tokenizer(architecture)
+    stops = [tokenizer.get_vocab()[one] for one in architecture.special[1:]]
+    hidden = architecture.heads * HEAD_SIZE
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=-(-round(hidden * architecture.feed_forward) // 64) * 64,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=architecture.heads,
+        num_key_value_heads=architecture.heads // architecture.shared_by,
+        max_position_embeddings=architecture.context,
+        rope_parameters=dict(architecture.rope),
+        tie_word_embeddings=architecture.tied,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    words = {i: str(tokenizer.decode([i])) for i in range(len(tokenizer))}
+    mute = {i: MUTE for i, word in words.items() if not (word.isascii() and word.isprintable())}
+    _steer(model, mute | dict.fromkeys(stops, STOP))
+    model.bfloat16()
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=stops if len(stops) > 1 else stops[0]
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def _steer(model: LlamaForCausalLM, logits: Mapping[int, float]) -> None:
+    """Give tokens a logit that hardly depends on the text: LLaMA has no bias, so one is made."""
+    embeddings, head = model.model.embed_tokens.weight, model.lm_head.weight
+    embeddings[:, 0] = 0.2  # ten times the others: it stays about the same through the layers
+    ids = torch.arange(model.config.vocab_size)[None]
+    constant = model.model(input_ids=ids).last_hidden_state[..., 0].mean()
+    rest = 0.2 if model.config.tie_word_embeddings else 0.0  # what a tied head cannot do without
+    head[:, 0] = rest
+    for token, logit in logits.items():
+        head[token] = 0
+        head[token, 0] = rest + logit / constant
+
+
+def _tokenizer(architecture: Architecture) -> PreTrainedTokenizerFast:
+    unknown = [architecture.unknown] if architecture.unknown else []
+    special = list(dict.fromkeys([*unknown, *architecture.special]))
+    if architecture.tokenizer == "byte_level":
+        words = sorted(pre_tokenizers.ByteLevel.alphabet())
+        vocab = {word: i for i, word in enumerate([*words, *special])}
+        tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+    else:
+        words = [*(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
+        vocab = {word: i for i, word in enumerate([*special, *words])}
+        tokenizer = Tokenizer(
+            models.BPE(vocab=vocab, merges=[], byte_fallback=True, unk_token=architecture.unknown)
+        )
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
+        tokenizer.decoder = decoders.Sequence(
+            [
+                decoders.Replace("▁", " "),
+                decoders.ByteFallback(),
+                decoders.Fuse(),
+                decoders.Strip(" ", 1, 0),
+            ]
+        )
+    tokenizer.add_special_tokens(special)
+    bos, eos = architecture.special[:2]
+    if architecture.adds_bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, vocab[bos])]
+        )
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer,
+        bos_token=bos,
+        eos_token=eos,
+        unk_token=architecture.unknown,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def rehearse(settings: Loop, architecture: str, terminal: Terminal, *, command: str) -> Path:
+    """Run every stage of an experiment in a temporary folder, in about a minute on a CPU.
+
+    Args:
+        settings: The experiment.
+        architecture: A key of `ARCHITECTURES`.
+        terminal: Told about everything.
+        command: What the user typed, for the report.
+
+    Returns:
+        The run folder, with its report.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="alpaca-rlhf-dry-run-"))
+    small = _shrink(settings, architecture, folder)
+    terminal.say(
+        f"DRY RUN of {settings.base} in {folder}: a random model of {LAYERS} layers and random "
+        "verdicts; nothing here says how well the real run will do"
+    )
+    for round_ in range(1, small.rounds + 1):
+        try:
+            run_loop(small, terminal, kind="dry run", command=command)
+        except PeopleNeeded:
+            terminal.say("  here people rank; in the dry run chance does")
+            _rank_at_random(small, suffixed("sample", round_), suffixed("rank", round_))
+    return run_loop(small, terminal, kind="dry run", command=command)
+
+
+def _shrink(settings: Loop, architecture: str, folder: Path) -> Loop:
+    """The same experiment in tiny numbers, on files made up for it."""
+    rows = _rows(ROWS + PROMPTS * settings.rounds, settings.seed)
+    write_instructions(folder / "data.jsonl", rows[:ROWS])
+    write_instructions(folder / "prompts.jsonl", rows[ROWS:])
+    room = 2048  # a token a byte, so that no row is too long
+    return replace(
+        settings,
+        base=str(shrunken(ARCHITECTURES[architecture], folder / "model")),
+        out=folder / "run",
+        inputs=Inputs(data=folder / "data.jsonl", prompts=folder / "prompts.jsonl", judge="human"),
+        judge=Judge(),
+        sampling=replace(settings.sampling, max_new_tokens=TOKENS, batch_size=16),
+        sft=replace(
+            settings.sft, epochs=1, batch_size=8, micro_batch_size=2, max_length=room, held_out=0.1
+        ),
+        rank=replace(settings.rank, prompts=8),
+        reward=replace(
+            settings.reward,
+            batch_size=2,
+            micro_batch_size=1,
+            max_length=room,
+            held_out=0.5,
+            gate=0.0,  # random verdicts teach nothing, and that is no reason to stop here
+        ),
+        ppo=replace(
+            settings.ppo,
+            updates=2,
+            value=replace(settings.ppo.value, warmup=min(settings.ppo.value.warmup, 1)),
+            batch_size=8,
+            minibatch_size=4,
+            micro_batch_size=2,
+            max_new_tokens=TOKENS,
+        ),
+        best_of_k=replace(settings.best_of_k, prompts=8, epochs=1),
+        evaluate=replace(settings.evaluate, prompts=8, bootstrap=200, shown=4),
+    )
+
+
+def _rows(n: int, seed: int) -> list[Instruction]:
+    """Tasks with answers, no two of which are near-duplicates."""
+    rng = random.Random(f"{seed}/rehearsal")
+    drawn = [solved(sample_task(rng), rng) for _ in range(12 * n)]
+    rows = [near[0] for near in clusters(drawn)]
+    if len(rows) < n:
+        raise UserError(f"--rounds: a dry run has tasks for fewer rounds ({len(rows)} of {n} rows)")
+    return rows[:n]
+
+
+def _rank_at_random(settings: Loop, sample: str, rank: str) -> None:
+    """Type random orders where a person would type theirs."""
+    rng = random.Random(f"{settings.seed}/{rank}")
+    numbers = [str(one) for one in range(1, settings.rank.k + 1)]
+    RankingSession(
+        read_sheets(settings.out, sample),
+        settings.out / rank / "rankings.jsonl",
+        "chance",
+        ask=lambda _: " ".join(rng.sample(numbers, len(numbers))),
+        say=lambda _: None,
+    ).run()

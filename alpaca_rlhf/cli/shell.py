@@ -1,0 +1,114 @@
+"""Around every command: exit codes.
+
+Codes: 0 done; 2 the user can mend it, told in one line; 130 interrupted. Anything else is a bug
+and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+
+from alpaca_rlhf.cli.terminal import Terminal, plain
+from alpaca_rlhf.core import processes
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.files import FULL, is_full
+
+_MEMORY_FLAGS = {
+    "generate": "--generate.batch-size",
+    "sft": "--sft.micro-batch-size",
+    "reward": "--reward.micro-batch-size",
+    "ppo": "--ppo.micro-batch-size",
+    "best_of_k": "--sft.micro-batch-size",
+}
+"""What to lower where memory is full; none of them changes the result."""
+
+
+def guarded(body: Callable[[], int], *, again: str, terminal: Terminal) -> int:
+    """Run a command and turn how it ends into an exit code.
+
+    Args:
+        body: The command; returns its exit code.
+        again: The command line that goes on after an interruption.
+        terminal: Stopped before anything is told; knows the stage.
+    """
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a poor locale must not stop a run
+    ours, shown = logging.getLogger("alpaca_rlhf"), _WarningsToTerminal(terminal)
+    ours.addHandler(shown)
+    try:
+        with terminal:
+            code = body()
+            sys.stdout.flush()
+        return code
+    except SystemExit as stop:  # after help was printed
+        return int(stop.code or 0)
+    except UserError as error:
+        return _tell(f"error: {error}", 2)
+    except KeyboardInterrupt:
+        return _tell(f"interrupted; what was done is kept. To go on: {again}", 130)
+    except BrokenPipeError:
+        _drop_output()
+        return _tell(f"the output was closed; what was done is kept. To go on: {again}", 130)
+    except Exception as error:
+        if is_full(error):
+            where = getattr(error, "filename", None) or "something"
+            return _tell(
+                f"error: {where}: cannot be written (No space left on device); {FULL}: {again}", 2
+            )
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; torch may not be loaded
+            raise
+        stage = (terminal.stage or "").partition(".")[0]
+        flag = _MEMORY_FLAGS.get(stage, "--sampling.batch-size")
+        way_out = (
+            "end what else uses the card and run it again"
+            if stage == "export"
+            else f"go on with a smaller {flag} (the result stays the same)"
+        )
+        return _tell(f"error: {stage or 'the base'}: out of GPU memory; {way_out}", 2)
+    finally:
+        ours.removeHandler(shown)
+
+
+def printed(text: str) -> int:
+    """Write a text to a reader who may leave before its end, as `head` does."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+    return 0
+
+
+def command_line(program: str, words: Sequence[str]) -> str:
+    """The command as it can be typed again; `program` is taken as it is."""
+    return " ".join([program, shlex.join(words)]).strip()
+
+
+class _WarningsToTerminal(logging.Handler):
+    """Shows what our own modules warn of."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        super().__init__(logging.WARNING)
+        self._terminal = terminal
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one line."""
+        self._terminal.say(f"warning: {record.getMessage()}")
+
+
+def _tell(line: str, code: int) -> int:
+    if code == 130 and not processes.main():  # all are interrupted together: told once
+        return code
+    sys.stderr.write(plain(" ".join(line.splitlines())) + "\n")
+    return code
+
+
+def _drop_output() -> None:
+    """Let the interpreter's last flush fail on nothing."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, sys.stdout.fileno())

@@ -1,0 +1,208 @@
+"""Writing files so that nothing is ever half there: whole files, lines, and what JSON may hold."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alpaca_rlhf.core.errors import UserError
+
+FULL = "free some space and run it again"
+"""What to do about a full disk; what was written before is whole."""
+_SAID_OF_FULL = (
+    "no space left on device",
+    "disk quota exceeded",
+    "database or disk is full",
+)
+
+
+def atomic_write(path: Path, content: str | bytes, *, private: bool = False) -> None:
+    """Write a whole file so that a reader, a crash or a power cut sees all of it or nothing of it.
+
+    Args:
+        path: Where; missing folders are made, an older file is replaced.
+        content: Text is written as UTF-8.
+        private: Whether its owner alone may read it, from the first moment.
+
+    Raises:
+        UserError: It cannot be written: no permission, no space.
+    """
+    flags, mode = os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with os.fdopen(os.open(temporary, flags, mode), "wb") as stream:
+                stream.write(content.encode() if isinstance(content, str) else content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill that gets the name `out`, whole and on the disk, when the block ends.
+
+    Where the block fails nothing is left; what a killed process left is taken away by the next.
+
+    Raises:
+        UserError: Something stands at `out` already, another process is making it, or it cannot be
+            written.
+    """
+    out = out.absolute()
+    temporary = out.with_name(f".{out.name}.making")
+    with writing(out):
+        if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+            raise UserError(f"--out {out}: something is there already; give another folder")
+        temporary.mkdir(parents=True, exist_ok=True)
+        lock = os.open(temporary, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"--out {out}: another process is making it; wait for it") from None
+        try:
+            with writing(out):
+                _empty(temporary)
+            yield temporary
+            with writing(out):
+                for path in sorted(temporary.rglob("*")):
+                    sync_folder(path)  # a file is flushed the same way
+                sync_folder(temporary)
+                temporary.replace(out)
+                sync_folder(out.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def only_one(folder: Path, busy: str) -> Iterator[None]:
+    """Keep a folder, made if absent, to this process while the block runs.
+
+    Args:
+        folder: Which.
+        busy: What to say where another process has it.
+
+    Raises:
+        UserError: Another process has it, or it cannot be made.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(busy) from None
+        yield
+    finally:
+        os.close(lock)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def append_lines(path: Path, lines: str, *, sync: bool = False) -> None:
+    r"""Append whole lines, each with its newline, after cutting a torn last line.
+
+    When it returns the lines survive the death of this process, and with `sync` a power cut too.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as stream:
+            end = stream.tell()
+            if end and os.pread(stream.fileno(), 1, end - 1) != b"\n":
+                stream.seek(0)
+                stream.truncate(stream.read().rfind(b"\n") + 1)
+            stream.write(lines.encode())
+            if sync:
+                stream.flush()
+                os.fsync(stream.fileno())
+
+
+def json_text(value: Any, name: str, indent: int | None = None) -> str:
+    """A value as JSON in UTF-8. `name` is the file, for the message.
+
+    Raises:
+        ValueError: A number in it is NaN or infinite; the message gives its dotted name.
+    """
+    bad = _not_finite(value)
+    if bad is not None:
+        raise ValueError(f"{name}: {bad}, which JSON cannot hold")
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # Half a surrogate pair has no UTF-8; JSON's own escape keeps it.
+        return json.dumps(value, allow_nan=False, indent=indent)
+    return text
+
+
+def _not_finite(value: Any, at: str = "") -> str | None:
+    """The first number that is NaN or infinite, with its dotted name."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{at or 'the value'} is {value}"
+    if isinstance(value, Mapping):
+        inner: Iterable[tuple[Any, Any]] = value.items()
+    else:
+        inner = enumerate(value) if isinstance(value, (list, tuple)) else ()
+    return next(
+        (bad for key, one in inner if (bad := _not_finite(one, f"{at}.{key}".lstrip(".")))), None
+    )
+
+
+def sync_folder(folder: Path) -> None:
+    """Return when the disk knows which files a folder holds."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the system's refusals into one line with a mend."""
+    try:
+        yield
+    except Exception as error:
+        if is_full(error):
+            raise UserError(
+                f"{path}: cannot be written (No space left on device); {FULL}"
+            ) from None
+        if not isinstance(error, OSError):
+            raise
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); use another --out"
+        ) from None
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that the disk is full, or the user's share of it.
+
+    safetensors, SQLite and PostgreSQL hide the system's error in words of their own.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    told = str(error).lower()
+    return any(words in told for words in _SAID_OF_FULL)

@@ -1,0 +1,37 @@
+"""Silence the libraries: their warnings, their bars, and the network for a base on the disk."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from pathlib import Path
+
+
+def quiet(base: str) -> None:
+    """Silence the libraries, before they are imported; only a hub id may use the network."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if _is_here(base):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    warnings.simplefilter("ignore")
+    # A library's warning finds a handler and therefore does not reach the terminal by itself.
+    logging.getLogger().addHandler(logging.NullHandler())
+
+
+def quiet_transformers(base: str) -> None:
+    """No bar while weights are loaded, but for a hub id, whose download is long."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    if _is_here(base):
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _is_here(base: str) -> bool:
+    try:
+        return base == "embedded" or Path(base).expanduser().is_dir()
+    except (OSError, RuntimeError):  # too long a name; nobody's home: loading it will tell
+        return False

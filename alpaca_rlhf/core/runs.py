@@ -1,0 +1,315 @@
+"""The run folder, and the only place that writes its files.
+
+    config.yaml       the resolved settings
+    provenance.json   versions, commit, machine, inputs
+    metrics.jsonl     one line a logged step
+    ledger.json       finished stages and their results
+
+Whole files are written beside their place, flushed to the disk and renamed, so that a killed run
+leaves the old file or the new one. A line of a `.jsonl` counts once its newline stands; a torn
+last line is dropped.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+import yaml
+
+from alpaca_rlhf.core import provenance
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.files import append_lines, atomic_write, json_text, writing
+from alpaca_rlhf.core.provenance import measure
+
+__all__ = ["RunFolder", "atomic_write", "data_path", "finished", "measure"]
+
+_CONFIG, _PROVENANCE, _METRICS = "config.yaml", "provenance.json", "metrics.jsonl"
+_LEDGER, _LOCK = "ledger.json", ".lock"
+
+
+def data_path(name: str) -> Path:
+    """Where our own data lies: `data/<name>` of a checkout, or its copy in an installed package."""
+    installed = Path(__file__).parent.parent / "_data"
+    return (
+        installed if installed.is_dir() else Path(__file__).parent.parent.parent / "data"
+    ) / name
+
+
+def finished(out: Path) -> set[str]:
+    """Names in the ledger of a run folder: what is done there. None where it cannot be read."""
+    try:
+        return set(json.loads((out / _LEDGER).read_bytes()))
+    except (OSError, ValueError):
+        return set()
+
+
+class RunFolder:
+    """One run's folder, made by `RunFolder.open`, and locked to this process until it is closed.
+
+    Where several processes train together one has opened it; the others `follow`: they read, and
+    what they write is dropped, because it is the same.
+    """
+
+    def __init__(self, path: Path, lock: TextIO | None) -> None:
+        self.path = path
+        self.changed: list[str] = []
+        self._lock = lock
+
+    @classmethod
+    def open(
+        cls,
+        out: Path,
+        config_yaml: str,
+        *,
+        kind: str,
+        inputs: Mapping[str, Path] | None = None,
+        free: Callable[[Collection[str]], Collection[str]] = lambda done: (),
+    ) -> RunFolder:
+        """Start a run in a new or empty folder, or go on with the same run.
+
+        Args:
+            out: The folder.
+            config_yaml: The resolved settings (`config.to_yaml`).
+            kind: What runs there, e.g. `loop`.
+            inputs: Name and path of every file that the run reads; a changed file is another run.
+            free: Names of the finished stages to dotted names of the settings that may change now;
+                `out` always may. What did change stands in `changed`.
+
+        Raises:
+            UserError: It holds another run or other things, is in use, or cannot be written; or
+                an input is not there.
+        """
+        read = {
+            name: {"path": str(path), "sha256": provenance.sha256_of(path)}
+            for name, path in (inputs or {}).items()
+        }
+        with writing(out):
+            if out.exists() and not out.is_dir():
+                raise UserError(f"--out {out}: is a file; give a folder")
+            out.mkdir(parents=True, exist_ok=True)
+            _refuse_foreign(out)
+            lock = _locked(out)
+        run = cls(out, lock)
+        try:
+            for left in out.glob(".*.tmp"):
+                left.unlink()
+            if (out / _CONFIG).exists():
+                may = {"out", *free(run._ledger())}
+                run.changed = run._refuse_other(config_yaml, kind, read, may)
+                if run.changed:
+                    atomic_write(out / _CONFIG, config_yaml)
+            else:
+                settings = yaml.safe_load(config_yaml) or {}
+                facts = {
+                    "kind": kind,
+                    "seed": settings.get("seed"),
+                    "started": provenance.now(),
+                    **provenance.made_with(),
+                }
+                # The settings come last: a folder that has them is a run.
+                run.write_json(_PROVENANCE, facts | {"inputs": read})
+                atomic_write(out / _CONFIG, config_yaml)
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    @classmethod
+    def follow(cls, out: Path) -> RunFolder:
+        """The folder that another process has opened."""
+        return cls(out, None)
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Unlock the folder."""
+        if self._lock is not None:
+            self._lock.close()
+
+    def note(self, **facts: Any) -> None:
+        """Add facts to `provenance.json`, e.g. the base's fingerprint."""
+        self.write_json(_PROVENANCE, self.read_json(_PROVENANCE) | facts)
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append one row of metrics, e.g. `{"stage": "sft", "step": 3, "loss": 2.1}`.
+
+        Raises:
+            ValueError: A number in it is not finite; the message names the metric.
+        """
+        self.append_jsonl(_METRICS, [row])
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All rows that were logged."""
+        return self.read_jsonl(_METRICS) if (self.path / _METRICS).exists() else []
+
+    def truncate_metrics(self, keep: Callable[[dict[str, Any]], bool]) -> None:
+        """Keep only some rows: a resumed stage drops those that it is about to log again."""
+        rows = self.metrics()
+        kept = [row for row in rows if keep(row)]
+        if len(kept) < len(rows):
+            self.write_jsonl(_METRICS, kept)
+
+    def done(self, stage: str) -> dict[str, Any] | None:
+        """The result of a finished stage, None if it has not finished."""
+        result: dict[str, Any] | None = self._ledger().get(stage)
+        return result
+
+    def finish(self, stage: str, result: Mapping[str, Any]) -> None:
+        """Enter a stage as finished, once everything it made is on the disk."""
+        self.write_json(_LEDGER, self._ledger() | {stage: dict(result)})
+
+    def folder(self, name: str) -> Path:
+        """A folder inside the run, made if it is not there."""
+        path = self.path / name
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write one value, indented. `name` is a path inside the folder, e.g. `report.json`."""
+        self._write(name, json_text(value, name, indent=2) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """Read what `write_json` wrote."""
+        content = self._read(name)
+        try:
+            return json.loads(content)
+        except ValueError as error:
+            raise self._damaged(f"{self.path / name}: is not JSON any more ({error})") from None
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file of text."""
+        atomic_write(self.path / name, text)
+
+    def write_jsonl(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write rows, one a line, all or nothing."""
+        self._write(name, "".join(json_text(dict(row), name) + "\n" for row in rows))
+
+    def append_jsonl(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append rows; when it returns they survive the death of this process."""
+        text = "".join(json_text(dict(row), name) + "\n" for row in rows)
+        if self._lock is not None:
+            append_lines(self.path / name, text)
+
+    def read_jsonl(self, name: str) -> list[dict[str, Any]]:
+        """Read rows; a last line without its newline was never whole, and is left out."""
+        rows = []
+        for number, line in enumerate(self._read(name).split(b"\n")[:-1], 1):
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                raise self._damaged(f"{self.path / name}:{number}: is not JSON any more") from None
+        return rows
+
+    def _write(self, name: str, text: str) -> None:
+        if self._lock is not None:
+            atomic_write(self.path / name, text)
+
+    def _read(self, name: str) -> bytes:
+        try:
+            return (self.path / name).read_bytes()
+        except OSError as error:
+            raise self._damaged(f"{self.path / name}: cannot be read ({error.strerror})") from None
+
+    def _damaged(self, what: str) -> UserError:
+        return UserError(f"{what}; put it back, or use another --out or delete {self.path}")
+
+    def undo(self, stage: str) -> None:
+        """Forget that a stage is done."""
+        self.write_json(_LEDGER, {k: v for k, v in self._ledger().items() if k != stage})
+
+    def _ledger(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.read_json(_LEDGER) if (self.path / _LEDGER).exists() else {}
+        return found
+
+    def _refuse_other(
+        self,
+        config_yaml: str,
+        kind: str,
+        inputs: Mapping[str, Mapping[str, str]],
+        free: Collection[str],
+    ) -> list[str]:
+        facts = self.read_json(_PROVENANCE)
+        try:
+            before = yaml.safe_load(self._read(_CONFIG))
+        except yaml.YAMLError:
+            raise self._damaged(f"{self.path / _CONFIG}: is not YAML any more") from None
+        old = {"kind": facts.get("kind"), **_flat(before), **_digests(facts.get("inputs", {}))}
+        new = {"kind": kind, **_flat(yaml.safe_load(config_yaml)), **_digests(inputs)}
+        changed = [key for key in dict.fromkeys([*new, *old]) if old.get(key) != new.get(key)]
+        for key in changed:
+            if key not in free:
+                was, now = old.get(key, "absent"), new.get(key, "absent")
+                raise UserError(
+                    f"--out {self.path}: holds another run: {key} was {was}, now {now}; "
+                    "use another --out or delete it"
+                )
+        made = provenance.made_with()
+        latest = facts.get("resumed", [facts])[-1]
+        if any(latest.get(key) != value for key, value in made.items()):
+            self.note(resumed=[*facts.get("resumed", []), {"started": provenance.now(), **made}])
+        return changed
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested mapping under dotted keys."""
+    if not isinstance(value, dict):
+        return {prefix.rstrip("."): value} if prefix else {}
+    return {
+        name: one
+        for key, inner in value.items()
+        for name, one in _flat(inner, f"{prefix}{key}.").items()
+    }
+
+
+def _digests(inputs: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    return {f"the sha256 of input {name}": one["sha256"] for name, one in inputs.items()}
+
+
+def _refuse_foreign(out: Path) -> None:
+    # A run that was killed before it wrote config.yaml leaves at most these.
+    names = {
+        path.name
+        for path in out.iterdir()
+        if not (path.name.startswith(".") and path.suffix == ".tmp")
+    }
+    if _CONFIG not in names and names - {_LOCK, _PROVENANCE}:
+        raise UserError(
+            f"--out {out}: belongs to something else, it holds {min(names)} but no config.yaml; "
+            "use another --out"
+        )
+
+
+def _locked(out: Path) -> TextIO:
+    lock = (out / _LOCK).open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        owner = lock.read().strip() or "of another user"
+        lock.close()
+        raise UserError(
+            f"--out {out}: is in use by process {owner}; wait for it or use another --out"
+        ) from None
+    try:
+        os.truncate(lock.fileno(), 0)
+        os.write(lock.fileno(), str(os.getpid()).encode())
+    except OSError:
+        lock.close()
+        raise
+    return lock

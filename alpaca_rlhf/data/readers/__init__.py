@@ -1,0 +1,1 @@
+"""Reading rows of files: their format, and the records they become."""

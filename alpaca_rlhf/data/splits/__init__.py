@@ -1,0 +1,1 @@
+"""Which prompt belongs to which stage: near-duplicates, dealing, and the firewall."""

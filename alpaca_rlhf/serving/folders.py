@@ -1,0 +1,132 @@
+"""What a run folder holds, for a person who comes back to it. Reads only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.settings.parsing import parse
+
+_STAGES = ("generate", "sft", "sample", "rank", "reward", "ppo", "best_of_k", "evaluate")
+_POLICY_STAGES = ("sft", "best_of_k", "ppo")
+
+
+def holds_run(run: Path) -> bool:
+    """Whether a run was begun there."""
+    return _is_there(run / "config.yaml")
+
+
+def settings_of(run: Path) -> Loop:
+    """The settings of the run in a folder, as they were when it was begun, but for where it lies.
+
+    Raises:
+        UserError: There is no run, or its settings cannot be read.
+    """
+    if not holds_run(run):
+        raise UserError(f"--run {run}: holds no run; `alpaca-rlhf quickstart` makes one")
+    # `out` is given apart: the folder may have been moved.
+    words = ["--config", str(run / "config.yaml"), f"--out={run}"]
+    return parse(Loop, words, prog="alpaca-rlhf", description="")
+
+
+def kind_of(run: Path) -> str:
+    """What the run in a folder is for: `quickstart`, `loop` ...
+
+    Raises:
+        UserError: Its provenance cannot be read.
+    """
+    return str(_read(run / "provenance.json").get("kind", "loop"))
+
+
+def stages_done(run: Path) -> list[str]:
+    """Names of the finished stages in their order, in later rounds with a suffix: `ppo.2` ...
+
+    Raises:
+        UserError: The ledger cannot be read.
+    """
+    if not _is_there(run / "ledger.json"):
+        return []
+    return [name for name in _read(run / "ledger.json") if name.partition(".")[0] in _STAGES]
+
+
+def seconds_of(run: Path, stage: str) -> float | None:
+    """How long a finished stage took in its last sitting; None if it has not finished.
+
+    Raises:
+        UserError: The ledger cannot be read.
+    """
+    seconds = ledger_of(run).get(stage, {}).get("seconds")
+    return float(seconds) if seconds is not None else None
+
+
+def saw_conversations(run: Path) -> bool:
+    """Whether the SFT of a run has learned from conversations of several turns.
+
+    Raises:
+        UserError: The ledger cannot be read.
+    """
+    return bool(ledger_of(run).get("sft", {}).get("facts", {}).get("conversations"))
+
+
+def policies(run: Path) -> dict[str, Path | None]:
+    """Policies to talk to and their adapter folders, in the order of training; None is the base."""
+    found: dict[str, Path | None] = {"base": None}
+    adapters = run.glob("*/adapter/adapter_config.json")
+    stages = [config.parent.parent.name for config in adapters]
+    for name in sorted(stages, key=_when):
+        if name.partition(".")[0] in _POLICY_STAGES:
+            found[name] = run / name / "adapter"
+    return found
+
+
+def rewards(run: Path) -> dict[str, Path]:
+    """Reward models and their adapter folders, in the order of training."""
+    found = [path.parent.parent.name for path in run.glob("reward*/adapter/adapter_config.json")]
+    names = [name for name in found if name.partition(".")[0] == "reward"]
+    return {name: run / name / "adapter" for name in sorted(names, key=_when)}
+
+
+def ledger_of(run: Path) -> dict[str, Any]:
+    """The finished stages and what they told.
+
+    Raises:
+        UserError: The ledger cannot be read.
+    """
+    return _read(run / "ledger.json") if _is_there(run / "ledger.json") else {}
+
+
+def report_of(run: Path) -> dict[str, Any] | None:
+    """The figures of the finished report; None if there is none yet.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    return _read(run / "report.json") if _is_there(run / "report.json") else None
+
+
+def _when(stage: str) -> tuple[int, int]:
+    name, _, round_ = stage.partition(".")
+    order = _POLICY_STAGES.index(name) if name in _POLICY_STAGES else -1
+    return int(round_) if round_.isdigit() else 1, order
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise UserError(f"{path.parent}: cannot be read ({error.strerror})") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError:
+        raise UserError(f"{path}: is not JSON any more; use another folder") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: is not what a run writes; use another folder")
+    return value

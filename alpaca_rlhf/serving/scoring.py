@@ -1,0 +1,43 @@
+"""The reward model of a run, ready to score completions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from alpaca_rlhf.core.records import Completion, Instruction
+from alpaca_rlhf.models.adapters import Adapters
+from alpaca_rlhf.models.base import load_base
+from alpaca_rlhf.models.heads import ScalarHead
+from alpaca_rlhf.models.rollout import score
+from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.training.groups import completion_example
+
+_ROLE = "reward"
+
+
+class Scorer:
+    """Scores completions.
+
+    Args:
+        settings: The run's settings.
+        folder: Adapter folder of the reward model.
+
+    Raises:
+        UserError: The run's base cannot be loaded, or the adapter does not fit.
+    """
+
+    def __init__(self, settings: Loop, folder: Path) -> None:
+        base = load_base(settings.base)
+        self._adapters = Adapters(base, settings.lora, template=settings.template)
+        self._adapters.load(_ROLE, folder)
+        head = ScalarHead.load(folder, int(base.model.config.hidden_size))
+        self._head = head.to(base.device)
+        self._batch_size = settings.sampling.batch_size
+        self.fingerprint = self._adapters.digest(_ROLE)[:8]
+
+    def scores(self, rows: Sequence[tuple[Instruction, Completion]]) -> dict[str, float]:
+        """Completion id to score."""
+        examples = [completion_example(self._adapters, prompt, one) for prompt, one in rows]
+        found = score(self._adapters, _ROLE, self._head, examples, batch_size=self._batch_size)
+        return {one.id: float(value) for (_, one), value in zip(rows, found, strict=True)}

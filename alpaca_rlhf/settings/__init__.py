@@ -1,0 +1,44 @@
+"""Every number of a run, as frozen dataclasses: `Loop` holds them all."""
+
+from alpaca_rlhf.settings.endpoint import Endpoint, Judge, Sampler
+from alpaca_rlhf.settings.inputs import Inputs
+from alpaca_rlhf.settings.loop import (
+    SFT,
+    BestOfK,
+    Evaluate,
+    FilterName,
+    Generate,
+    Loop,
+    Lora,
+    Rank,
+    RecipeName,
+    Reward,
+    Sampling,
+    Stages,
+    TrackerName,
+)
+from alpaca_rlhf.settings.ppo import PPO, Clip, OptimizerName, Value
+
+__all__ = [
+    "PPO",
+    "SFT",
+    "BestOfK",
+    "Clip",
+    "Endpoint",
+    "Evaluate",
+    "FilterName",
+    "Generate",
+    "Inputs",
+    "Judge",
+    "Loop",
+    "Lora",
+    "OptimizerName",
+    "Rank",
+    "RecipeName",
+    "Reward",
+    "Sampler",
+    "Sampling",
+    "Stages",
+    "TrackerName",
+    "Value",
+]

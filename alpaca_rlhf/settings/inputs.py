@@ -1,0 +1,97 @@
+"""Which files of the user's own a run reads, and who judges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from alpaca_rlhf.core.errors import UserError
+
+SPLITS = ("sft", "rank", "ppo", "eval")
+"""The files that `alpaca-rlhf split` writes into a folder, each with `.jsonl` after its name."""
+
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+"""The files of a PEFT adapter."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The user's own files and judge; what is left out comes from the small world."""
+
+    data: Path | None = None
+    """Rows to train on (Alpaca columns, JSON or JSONL); self-instruct is then left out."""
+    seeds: Path | None = None
+    """Seed tasks with outputs (the same columns, or Self-Instruct's `instances`), for self-instruct
+    with the base; the base trains on them and on what it makes of them. `shipped` is this kit's own
+    set, `shipped-en` and `shipped-zh` its English or Chinese part."""
+    prompts: Path | None = None
+    """Prompts to rank, to train the policy on and to evaluate on; dealt to the splits by clusters
+    of near-duplicates."""
+    splits: Path | None = None
+    """A folder that `alpaca-rlhf split` made: rows to train on and the prompts of every stage,
+    instead of --inputs.data and --inputs.prompts."""
+    rankings: Path | None = None
+    """Pairs (chosen, rejected), ranking trees, or the folder of a snapshot, to train the reward
+    model on instead of ranking completions."""
+    sft_adapter: Path | None = None
+    """Somebody's SFT adapter on the base (a plain PEFT LoRA folder) to start from, instead of
+    self-instruct and SFT. Give with --inputs.data what it was trained on, if you have it, so that
+    no later prompt lies near it."""
+    judge: Literal["gold", "human", "llm"] = "gold"
+    """Who ranks: the small world's gold judge, people, or the model at --judge.url."""
+
+    def __post_init__(self) -> None:
+        for name in ("data", "seeds", "prompts"):
+            if self.splits is not None and getattr(self, name) is not None:
+                raise ValueError(
+                    f"--inputs.{name}: --inputs.splits gives rows and prompts already; leave one "
+                    "out"
+                )
+        made = self.sft_adapter is not None
+        if self.judge != "gold" and self.rows is None and self.seeds is None and not made:
+            raise ValueError(
+                f"--inputs.judge {self.judge} needs rows to train on; give --inputs.data, or "
+                "--inputs.seeds to make them from"
+            )
+        if made and self.seeds is not None:
+            raise ValueError(
+                "--inputs.seeds: nothing is generated with --inputs.sft-adapter; leave one out"
+            )
+        if self.data is not None and self.seeds is not None:
+            raise ValueError(
+                "--inputs.seeds: --inputs.data gives the rows to train on already; leave one out"
+            )
+        for name in ("prompts", "splits", "rankings", "seeds"):
+            if getattr(self, name) is not None and self.judge == "gold":
+                raise ValueError(
+                    f"--inputs.{name}: --inputs.judge gold knows only the small world; "
+                    "with files of your own give --inputs.judge human"
+                )
+
+    def require_prompts(self) -> None:
+        """Refuse a run that goes beyond rows and SFT without prompts for it.
+
+        Raises:
+            UserError: People judge, and there is nothing for them to rank.
+        """
+        if self.judge != "gold" and self.prompts is None and self.splits is None:
+            raise UserError(
+                f"--inputs.judge {self.judge} needs prompts to rank; give --inputs.prompts, or "
+                "--inputs.splits"
+            )
+
+    @property
+    def rows(self) -> Path | None:
+        """The file of rows to train on, of `data` or of `splits`; None if they are made."""
+        return self.data if self.splits is None else self.splits / "sft.jsonl"
+
+    def files(self) -> dict[str, Path]:
+        """Every file that a run reads, under its name; of `splits`, `splits.sft` and so on."""
+        named = {name: getattr(self, name) for name in ("data", "seeds", "prompts", "rankings")}
+        found = {name: path for name, path in named.items() if path is not None}
+        if self.splits is not None:
+            found |= {f"splits.{name}": self.splits / f"{name}.jsonl" for name in SPLITS}
+        if self.sft_adapter is not None:
+            found |= {f"sft_adapter.{name}": self.sft_adapter / name for name in ADAPTER}
+        return found

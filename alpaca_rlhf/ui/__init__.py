@@ -1,1 +1,0 @@
-"""The terminal: where a run stands, ranking by people, chat."""
