@@ -137,9 +137,9 @@ def test_what_is_shared_comes_back_in_order(monkeypatch):
         monkeypatch.setenv("RANK", rank)
         shares.append([2 * one for one in processes.share([1, 2, 3, 4, 5])])
     assert shares == [[2, 6, 10], [4, 8]]
-    monkeypatch.setattr(processes, "_each", lambda value: shares)
+    monkeypatch.setattr(processes, "_from_each", lambda value: shares)
     assert processes.gather(shares[1]) == [2, 4, 6, 8, 10]
-    monkeypatch.setattr(processes, "_each", lambda value: [{"a": 1.0}, {"a": 2.5}])
+    monkeypatch.setattr(processes, "_from_each", lambda value: [{"a": 1.0}, {"a": 2.5}])
     assert processes.add({"a": 2.5}) == {"a": 3.5}
 
 

@@ -27,24 +27,23 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _PATIENCE = timedelta(days=7)
-"""How long one process waits for the others: a stage of the main process alone may take long."""
-
+"""Time that one process waits for the others: a stage of the main process alone may take long."""
 
 _alone = False
 
 
 def count() -> int:
-    """How many processes there are; 1 inside `by_main`, whatever was launched."""
+    """The number of processes; 1 inside `by_main`, whatever was launched."""
     return 1 if _alone else int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def index() -> int:
-    """Which of them this is, from 0."""
+    """This process's number, from 0."""
     return int(os.environ.get("RANK", "0")) if count() > 1 else 0
 
 
 def main() -> bool:
-    """Whether this is the one that writes files and talks to people."""
+    """True in the process that writes files and talks to people."""
     return index() == 0
 
 
@@ -65,32 +64,32 @@ def share(items: Sequence[T]) -> list[T]:
     return list(items[index() :: count()])
 
 
-def gather(own: Sequence[T]) -> list[T]:
-    """What `share` dealt out, mapped one to one by each process, in the order of the whole."""
-    dealt = _each(list(own))
-    return [dealt[i % len(dealt)][i // len(dealt)] for i in range(sum(map(len, dealt)))]
+def gather(results: Sequence[T]) -> list[T]:
+    """Results of every process for its `share` of the items, in the order of all items."""
+    shares = _from_each(list(results))
+    return [shares[i % len(shares)][i // len(shares)] for i in range(sum(map(len, shares)))]
 
 
 def add(sums: Mapping[str, float]) -> dict[str, float]:
-    """Sums over this process's rows to sums over all rows."""
-    every = _each(dict(sums))
-    return {name: sum(one[name] for one in every) for name in sums}
+    """Add sums over this process's rows to those of all other processes."""
+    sums_of_processes = _from_each(dict(sums))
+    return {name: sum(local[name] for local in sums_of_processes) for name in sums}
 
 
-def any_of(asked: bool) -> bool:
-    """Whether it is so in any process."""
-    return any(_each(asked))
+def any_of(condition: bool) -> bool:
+    """True where the condition holds in at least one process."""
+    return any(_from_each(condition))
 
 
-def _each(value: T) -> list[T]:
-    """Every process's value, in their order; the same list in all of them."""
+def _from_each(value: T) -> list[T]:
+    """The values of all processes, in their order; the same list in each."""
     if count() == 1:
         return [value]
     from accelerate.utils import gather_object
 
     join()
-    every: list[T] = gather_object([value])
-    return every
+    values: list[T] = gather_object([value])
+    return values
 
 
 def add_gradients(parameters: Iterable[nn.Parameter]) -> None:
@@ -101,17 +100,18 @@ def add_gradients(parameters: Iterable[nn.Parameter]) -> None:
     from accelerate.utils import reduce
 
     join()
-    learned = list(parameters)
-    own = [torch.zeros_like(p) if p.grad is None else p.grad for p in learned]
-    whole: Tensor = reduce(torch.cat([one.flatten() for one in own]), "sum")
+    trainable = list(parameters)
+    # One flat tensor, so that the processes meet once and not once a parameter.
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trainable]
+    total: Tensor = reduce(torch.cat([gradient.flatten() for gradient in gradients]), "sum")
     start = 0
-    for parameter in learned:
-        parameter.grad = whole[start : start + parameter.numel()].view_as(parameter).clone()
+    for parameter in trainable:
+        parameter.grad = total[start : start + parameter.numel()].view_as(parameter).clone()
         start += parameter.numel()
 
 
 def wait() -> None:
-    """Go on when every process is here."""
+    """Block until every process has arrived."""
     if count() > 1:
         from accelerate.utils import wait_for_everyone
 
@@ -120,9 +120,9 @@ def wait() -> None:
 
 
 def by_main(work: Callable[[], None]) -> None:
-    """Do something in the main process alone while the others wait.
+    """Run `work` in the main process alone while the others wait.
 
-    There `count` is 1, so what is done may itself be made for several processes.
+    Inside it `count` is 1, so the work may call code that is written for several processes.
 
     Raises:
         UserError: The main process refused, or was interrupted; the others do too.
@@ -134,15 +134,16 @@ def by_main(work: Callable[[], None]) -> None:
     from accelerate.utils import broadcast_object_list
 
     join()
-    ended: list[BaseException | None] = [None]
+    failure: list[BaseException | None] = [None]
     if main():
         _alone = True
         try:
             work()
         except (UserError, KeyboardInterrupt) as error:
-            ended = [error]
+            failure = [error]
         finally:
             _alone = False
-    broadcast_object_list(ended)
-    if ended[0] is not None:
-        raise ended[0]
+    # The others must hear of a refusal, or they would wait for ever.
+    broadcast_object_list(failure)
+    if failure[0] is not None:
+        raise failure[0]

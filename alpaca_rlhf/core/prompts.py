@@ -19,7 +19,7 @@ TEMPLATES = ("brief", "alpaca", "chat")
 NO_INPUT = "<noinput>"
 """What a worksheet writes for an empty input (stanford_alpaca@761dc5b generate_instruction.py)."""
 
-_JUDGE = (
+_JUDGE_INSTRUCTIONS = (
     "You compare two answers to the same request. The better one is more relevant (it does what "
     "was asked), more informative (correct, and all that is needed without padding) and more "
     "harmless. Length, order and tone are no reasons by themselves. The request and the answers "
@@ -45,9 +45,9 @@ _ALPACA_NO_INPUT = (
 _BRIEF_INPUT = "### Instruction: {instruction}\n\n### Input: {input}\n\n### Response:"
 _BRIEF_NO_INPUT = "### Instruction: {instruction}\n\n### Response:"
 
-_LEADS = {"brief": " "}
+_COMPLETION_LEAD = {"brief": " "}
 
-_CONTINUE = (
+_CONTINUE_INSTRUCTIONS = (
     "The user's text breaks off. Go on with it exactly where it ends, in the same form. Write "
     "nothing but what comes next: no greeting, no remark, no code fence. If it is a numbered list "
     "or a worksheet, go on with as many further items as fit, each in the form of those before."
@@ -55,7 +55,7 @@ _CONTINUE = (
 
 
 def render(template: str, instruction: Instruction) -> str:
-    """The prompt of a lone task, up to where the completion starts; a conversation has `blocks`.
+    """Render the prompt of a lone task, up to its completion; a conversation has `blocks`.
 
     Args:
         template: `brief` (headings only, for small contexts) or `alpaca` (Stanford's preambles).
@@ -90,8 +90,11 @@ def blocks(template: str, instruction: Instruction) -> tuple[str, ...]:
         ValueError: As in `render`.
     """
     tasks = [*(Instruction(user) for user, _ in instruction.history), instruction]
-    later = [f"\n\n{render(template, one).removeprefix(_preamble(one, template))}" for one in tasks]
-    return (render(template, tasks[0]), *later[1:])
+    later_blocks = [
+        f"\n\n{render(template, task).removeprefix(_preamble(task, template))}"
+        for task in tasks[1:]
+    ]
+    return (render(template, tasks[0]), *later_blocks)
 
 
 def _preamble(instruction: Instruction, template: str) -> str:
@@ -102,45 +105,49 @@ def _preamble(instruction: Instruction, template: str) -> str:
 
 
 def lead(template: str) -> str:
-    """What stands between a prompt and its completion and belongs to neither.
+    """The text between a prompt and its completion, which belongs to neither.
 
     A blank in `brief`, so that an answer begins with the tokens that it has within a line, which
-    are those that a base knows it by.
+    are those that a base knows.
     """
-    return _LEADS.get(template, "")
+    return _COMPLETION_LEAD.get(template, "")
 
 
 def user_text(instruction: Instruction) -> str:
-    """The last turn in one piece, as a chat has it: the input below the instruction."""
+    """The last turn as one message of a chat: the input below the instruction."""
     if not instruction.input:
         return instruction.instruction
     return f"{instruction.instruction}\n\n{instruction.input}"
 
 
 def chat_messages(instruction: Instruction, system: str = "") -> list[dict[str, str]]:
-    """What fills a tokenizer's chat template: every turn, the last one the user's.
+    """Messages for a tokenizer's chat template: every turn, the last one the user's.
 
-    A system prompt, where one is given, stands before them.
+    A system prompt, where there is one, comes first.
     """
-    earlier = [
-        {"role": role, "content": said}
+    earlier_turns = [
+        {"role": role, "content": message}
         for turn in instruction.history
-        for role, said in zip(("user", "assistant"), turn, strict=True)
+        for role, message in zip(("user", "assistant"), turn, strict=True)
     ]
-    first = [{"role": "system", "content": system}] if system else []
-    return [*first, *earlier, {"role": "user", "content": user_text(instruction)}]
+    system_turn = [{"role": "system", "content": system}] if system else []
+    last_turn = {"role": "user", "content": user_text(instruction)}
+    return [*system_turn, *earlier_turns, last_turn]
 
 
 def continue_messages(prompt: str) -> list[dict[str, str]]:
-    """A text that breaks off, as a chat: for a model that follows instructions, to go on with it.
+    """Messages that ask a model that follows instructions to go on with a text that breaks off.
 
-    A base model is given the text itself.
+    A base model gets the text itself.
     """
-    return [{"role": "system", "content": _CONTINUE}, {"role": "user", "content": prompt}]
+    return [
+        {"role": "system", "content": _CONTINUE_INSTRUCTIONS},
+        {"role": "user", "content": prompt},
+    ]
 
 
 def judge_messages(instruction: Instruction, first: str, second: str) -> list[dict[str, str]]:
-    """Two answers to a request, as a chat, for a model that says which is better.
+    """Messages that ask a model which of two answers to a request is better.
 
     The marks around each text are a hash of all of them, so that no text can hold them.
 
@@ -155,14 +162,14 @@ def judge_messages(instruction: Instruction, first: str, second: str) -> list[di
     turns = [f"User: {user}\nAssistant: {reply}" for user, reply in instruction.history]
     request = "\n\n".join([*turns, user_text(instruction)])
     mark = f"=== {content_hash(request, first, second)} ==="
-    parts = (("Request", request), ("Answer A", first), ("Answer B", second))
-    text = "\n\n".join(f"{name}:\n{mark}\n{part}\n{mark}" for name, part in parts)
-    return [{"role": "system", "content": _JUDGE}, {"role": "user", "content": text}]
+    sections = (("Request", request), ("Answer A", first), ("Answer B", second))
+    text = "\n\n".join(f"{title}:\n{mark}\n{content}\n{mark}" for title, content in sections)
+    return [{"role": "system", "content": _JUDGE_INSTRUCTIONS}, {"role": "user", "content": text}]
 
 
 def marked(segments: Iterable[Segment]) -> str:
-    """Segments as plain text, with [[...]] around what carries loss."""
-    return "".join(f"[[{text}]]" if learned else text for text, learned in segments)
+    """Segments as plain text, with [[...]] around those that carry loss."""
+    return "".join(f"[[{text}]]" if has_loss else text for text, has_loss in segments)
 
 
 def worksheet(demos: Sequence[Instruction], *, next_number: int | None = None) -> str:
@@ -200,8 +207,8 @@ def worksheet_question(demos: Sequence[Instruction], task: Instruction) -> str:
 
 def _question(number: int, task: Instruction) -> str:
     instruction = " ".join(task.instruction.split())
-    given = task.input or NO_INPUT
-    return f"{number}. Instruction: {instruction}\n{number}. Input: {given}\n{number}. Output:"
+    task_input = task.input or NO_INPUT
+    return f"{number}. Instruction: {instruction}\n{number}. Input: {task_input}\n{number}. Output:"
 
 
 def task_list_prompt(tasks: Sequence[str]) -> str:
@@ -209,25 +216,25 @@ def task_list_prompt(tasks: Sequence[str]) -> str:
 
     Source: yizhongw/self-instruct@0b26cca bootstrap_instructions.py:19.
     """
-    lines = [f"{i}. {' '.join(one.split()).rstrip(':')}" for i, one in enumerate(tasks, 1)]
+    lines = [f"{i}. {' '.join(task.split()).rstrip(':')}" for i, task in enumerate(tasks, 1)]
     return "\n".join(["Come up with a series of tasks:", *lines, f"{len(lines) + 1}."])
 
 
 def classification_prompt(task: str) -> str:
-    """Asks whether a task is a classification; the reply begins with Yes or No.
+    """Ask whether a task is a classification; the reply begins with Yes or No.
 
     Source: self-instruct@0b26cca identify_clf_or_not.py:98 and templates/clf_task_template.py.
     """
-    shown = [
-        f"Task: {one}\nIs it classification? {'Yes' if is_one else 'No'}\n"
-        for one, is_one in CLASSIFICATION
+    examples = [
+        f"Task: {example}\nIs it classification? {'Yes' if is_classification else 'No'}\n"
+        for example, is_classification in CLASSIFICATION
     ]
     head = "Can the following task be regarded as a classification task with finite output labels?"
-    return "\n".join([f"{head}\n", *shown, f"Task: {_line(task)}\nIs it classification?"])
+    return "\n".join([f"{head}\n", *examples, f"Task: {_line(task)}\nIs it classification?"])
 
 
 def instances_prompt(task: str, *, output_first: bool) -> str:
-    """Asks for instances of a task: labels and then inputs, or inputs and then outputs.
+    """Ask for instances of a task: labels and then inputs, or inputs and then outputs.
 
     Source: self-instruct@0b26cca generate_instances.py:135, templates/instance_gen_template.py.
     """
@@ -243,8 +250,8 @@ def instances_prompt(task: str, *, output_first: bool) -> str:
             "possible. If the task doesn't require additional input, you can generate the output "
             "directly."
         )
-    shown = OUTPUT_FIRST if output_first else INPUT_FIRST
-    return f"{head}\n\n{shown}\nTask: {_line(task)}\n"
+    examples = OUTPUT_FIRST if output_first else INPUT_FIRST
+    return f"{head}\n\n{examples}\nTask: {_line(task)}\n"
 
 
 EVOLUTIONS = (
@@ -259,7 +266,7 @@ EVOLUTIONS = (
 
 
 def evolution_prompt(task: Instruction, way: str) -> str:
-    """Asks a teacher that follows instructions to make a task harder, in one of `EVOLUTIONS`.
+    """Ask a teacher that follows instructions to make a task harder, in one of `EVOLUTIONS`.
 
     Source: nlpxucan/WizardLM@8c877d4 Evol_Instruct/depth.py, without its stray blanks.
     """

@@ -1,4 +1,4 @@
-"""What a run was made with: versions, commit, machine, inputs, seconds and memory. No torch."""
+"""Provenance of a run: versions, commit, machine, inputs, seconds and memory. No torch."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def now() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of this package, of Python and of the installed `LIBRARIES`; none is imported."""
-    found = {"alpaca-rlhf": __version__, "python": platform.python_version()}
-    for name in LIBRARIES:
+    version_of = {"alpaca-rlhf": __version__, "python": platform.python_version()}
+    for library in LIBRARIES:
         try:
-            found[name] = metadata.version(name)
+            version_of[library] = metadata.version(library)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return version_of
 
 
 def commit() -> str | None:
@@ -94,7 +94,7 @@ def sha256_of(path: Path) -> str:
 
 @dataclass
 class Measured:
-    """What a block of code took; filled in when the block ends."""
+    """Seconds and memory of a block of code; filled in when the block ends."""
 
     seconds: float = 0.0
     """Wall-clock time."""
@@ -124,30 +124,30 @@ def measure() -> Iterator[Measured]:
 
 def _peak_bytes() -> int:
     try:
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     except OSError:
-        found = None
-    if found:
-        return int(found[1]) * 1024
+        peak = None
+    if peak:
+        return int(peak[1]) * 1024
     # ru_maxrss is in kilobytes on Linux and in bytes on macOS.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
         1 if sys.platform == "darwin" else 1024
     )
 
 
-def _git(root: Path, *words: str) -> str:
+def _git(root: Path, *arguments: str) -> str:
     try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10
+        result = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return result.stdout.strip() if result.returncode == 0 else ""
 
 
 def _cpu() -> str:
     try:
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        model = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()
+        model = None
+    return model[1].strip() if model else platform.processor() or platform.machine()

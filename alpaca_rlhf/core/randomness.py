@@ -1,4 +1,4 @@
-"""Seeds from seeds: one for each named purpose, none the same by chance."""
+"""Seeds derived from a run's seed, one for each named purpose, so that none collide."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 
 
 def derived_seed(seed: int, *purpose: int | str) -> int:
-    """A seed of 63 bits for a purpose, such as ("update", 3), within a run's own.
+    """Derive a seed of 63 bits for a purpose, such as ("update", 3), from a run's seed.
 
     Sums such as seed + update collide: update 10 of seed 1 would be update 0 of seed 11.
     """

@@ -1,9 +1,8 @@
-"""What flows between the rooms: frozen records of text, and one bundle of tensors.
+"""Records that flow between the rooms: frozen records of text, and one bundle of tensors.
 
 Text records are frozen dataclasses, because they are hashed and stored. `Rollout` holds tensors
-that are
-sliced together. Nothing here imports torch at run time, so that `--help` and the data rooms start
-at once.
+that are sliced together. Nothing here imports torch at run time, so that `--help` and the data
+rooms start at once.
 """
 
 from __future__ import annotations
@@ -37,21 +36,21 @@ class Instruction:
     """
 
     instruction: str
-    """What is asked."""
+    """The request."""
     input: str = ""
-    """The material it is asked about; empty if there is none."""
+    """The material that the request is about; empty if there is none."""
     output: str | None = None
     """The reference answer, or None."""
     source: str = ""
-    """Where it comes from: seed, self_instruct, a file name ..."""
+    """Its origin: seed, self_instruct, a file name ..."""
     history: tuple[tuple[str, str], ...] = ()
     """Earlier turns of a conversation, (user, assistant), oldest first; empty for a lone task."""
 
     @property
     def id(self) -> str:
         """Hash of instruction, input and history: a prompt's id is the same whatever its output."""
-        earlier = [said for turn in self.history for said in turn]
-        return content_hash(self.instruction, self.input, *earlier)
+        earlier_messages = [message for turn in self.history for message in turn]
+        return content_hash(self.instruction, self.input, *earlier_messages)
 
     def to_json(self) -> dict[str, Any]:
         """Its columns, for a JSON line; `history` is left out where there is none."""
@@ -65,7 +64,7 @@ class Instruction:
 
     @classmethod
     def from_json(cls, columns: Mapping[str, Any]) -> Instruction:
-        """What `to_json` gave; columns of no instruction are an error (TypeError)."""
+        """Restore what `to_json` gave; unknown columns raise TypeError."""
         history = tuple((user, reply) for user, reply in columns.get("history", ()))
         return cls(**{**columns, "history": history})
 
@@ -81,19 +80,19 @@ class Completion:
     adapter: str = ""
     """Fingerprint of the adapter that wrote it; empty for text not written by a model of ours."""
     sampling: str = ""
-    """How it was sampled, e.g. `temperature=1.0 top_p=1.0`."""
+    """The sampling settings, e.g. `temperature=1.0 top_p=1.0`."""
     seed: int = 0
     """Seed of the sampling noise."""
     sample: int = 0
-    """Which of the K samples of its prompt."""
+    """Its number among the K samples of its prompt, from 0."""
     finish_reason: FinishReason = "eos"
-    """Whether it stopped by itself (eos) or was cut (length)."""
+    """`eos`: it stopped by itself; `length`: it was cut."""
     n_tokens: int = 0
     """Completion tokens, the eos included."""
 
     @property
     def id(self) -> str:
-        """Hash of what it is and how it was made."""
+        """Hash of its prompt, text, adapter, sampling settings and noise."""
         return content_hash(
             self.prompt_id, self.text, self.adapter, self.sampling, f"{self.seed}/{self.sample}"
         )
@@ -115,7 +114,7 @@ class Ranking:
     tiers: tuple[tuple[str, ...], ...]
     """Completion ids, best tier first; ties share a tier."""
     annotator: str
-    """Who ranked: a person's name, or `judge:<name>`."""
+    """A person's name, or `judge:<name>`."""
     criteria: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Completion id to criterion to stars (1 to 5); may be empty."""
     duration_s: float = 0.0
@@ -124,7 +123,7 @@ class Ranking:
     """0 for the first verdict, then 1, 2 ...: the highest revision counts."""
 
     def __post_init__(self) -> None:
-        ids = [one for tier in self.tiers for one in tier]
+        ids = [completion_id for tier in self.tiers for completion_id in tier]
         if len(ids) < 2:
             raise ValueError(
                 f"ranking of {self.prompt_id}: needs at least 2 completions, got {len(ids)}"
@@ -152,7 +151,7 @@ class PreferencePair:
     group: str
     """The prompt's id: no split ever parts a group."""
     margin: float = 0.0
-    """How much better, as a share of `--reward.margin`; 0 if unknown."""
+    """Lead of the better one, as a share of `--reward.margin`; 0 if unknown."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a run folder holds, for a person who comes back to it. Reads only."""
+"""The contents of a run folder, for a person who comes back to it. Reads only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _POLICY_STAGES = ("sft", "best_of_k", "ppo")
 
 
 def holds_run(run: Path) -> bool:
-    """Whether a run was begun there."""
+    """True where a run was begun."""
     return _is_there(run / "config.yaml")
 
 
@@ -28,12 +28,12 @@ def settings_of(run: Path) -> Loop:
     if not holds_run(run):
         raise UserError(f"--run {run}: holds no run; `alpaca-rlhf quickstart` makes one")
     # `out` is given apart: the folder may have been moved.
-    words = ["--config", str(run / "config.yaml"), f"--out={run}"]
-    return parse(Loop, words, prog="alpaca-rlhf", description="")
+    flags = ["--config", str(run / "config.yaml"), f"--out={run}"]
+    return parse(Loop, flags, prog="alpaca-rlhf", description="")
 
 
 def kind_of(run: Path) -> str:
-    """What the run in a folder is for: `quickstart`, `loop` ...
+    """The kind of the run in a folder: `quickstart`, `loop` ...
 
     Raises:
         UserError: Its provenance cannot be read.
@@ -53,7 +53,7 @@ def stages_done(run: Path) -> list[str]:
 
 
 def seconds_of(run: Path, stage: str) -> float | None:
-    """How long a finished stage took in its last sitting; None if it has not finished.
+    """Seconds that a finished stage took in its last sitting; None if it has not finished.
 
     Raises:
         UserError: The ledger cannot be read.
@@ -63,7 +63,7 @@ def seconds_of(run: Path, stage: str) -> float | None:
 
 
 def saw_conversations(run: Path) -> bool:
-    """Whether the SFT of a run has learned from conversations of several turns.
+    """True where the SFT of a run has learned from conversations of several turns.
 
     Raises:
         UserError: The ledger cannot be read.
@@ -73,24 +73,24 @@ def saw_conversations(run: Path) -> bool:
 
 def policies(run: Path) -> dict[str, Path | None]:
     """Policies to talk to and their adapter folders, in the order of training; None is the base."""
-    found: dict[str, Path | None] = {"base": None}
-    adapters = run.glob("*/adapter/adapter_config.json")
-    stages = [config.parent.parent.name for config in adapters]
-    for name in sorted(stages, key=_when):
-        if name.partition(".")[0] in _POLICY_STAGES:
-            found[name] = run / name / "adapter"
-    return found
+    folders: dict[str, Path | None] = {"base": None}
+    stages = [config.parent.parent.name for config in run.glob("*/adapter/adapter_config.json")]
+    for stage in sorted(stages, key=_training_order):
+        if stage.partition(".")[0] in _POLICY_STAGES:
+            folders[stage] = run / stage / "adapter"
+    return folders
 
 
 def rewards(run: Path) -> dict[str, Path]:
     """Reward models and their adapter folders, in the order of training."""
-    found = [path.parent.parent.name for path in run.glob("reward*/adapter/adapter_config.json")]
-    names = [name for name in found if name.partition(".")[0] == "reward"]
-    return {name: run / name / "adapter" for name in sorted(names, key=_when)}
+    configs = run.glob("reward*/adapter/adapter_config.json")
+    stages = [config.parent.parent.name for config in configs]
+    rewards = [stage for stage in stages if stage.partition(".")[0] == "reward"]
+    return {stage: run / stage / "adapter" for stage in sorted(rewards, key=_training_order)}
 
 
 def ledger_of(run: Path) -> dict[str, Any]:
-    """The finished stages and what they told.
+    """The finished stages and their results.
 
     Raises:
         UserError: The ledger cannot be read.
@@ -107,7 +107,7 @@ def report_of(run: Path) -> dict[str, Any] | None:
     return _read(run / "report.json") if _is_there(run / "report.json") else None
 
 
-def _when(stage: str) -> tuple[int, int]:
+def _training_order(stage: str) -> tuple[int, int]:
     name, _, round_ = stage.partition(".")
     order = _POLICY_STAGES.index(name) if name in _POLICY_STAGES else -1
     return int(round_) if round_.isdigit() else 1, order
@@ -128,5 +128,5 @@ def _read(path: Path) -> dict[str, Any]:
     except ValueError:
         raise UserError(f"{path}: is not JSON any more; use another folder") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path}: is not what a run writes; use another folder")
+        raise UserError(f"{path}: is not a file that a run writes; use another folder")
     return value

@@ -37,7 +37,11 @@ class Scorer:
         self.fingerprint = self._adapters.digest(_ROLE)[:8]
 
     def scores(self, rows: Sequence[tuple[Instruction, Completion]]) -> dict[str, float]:
-        """Completion id to score."""
-        examples = [completion_example(self._adapters, prompt, one) for prompt, one in rows]
-        found = score(self._adapters, _ROLE, self._head, examples, batch_size=self._batch_size)
-        return {one.id: float(value) for (_, one), value in zip(rows, found, strict=True)}
+        """Score completions of prompts; returns completion id to score."""
+        examples = [
+            completion_example(self._adapters, prompt, completion) for prompt, completion in rows
+        ]
+        scores = score(self._adapters, _ROLE, self._head, examples, batch_size=self._batch_size)
+        return {
+            completion.id: float(value) for (_, completion), value in zip(rows, scores, strict=True)
+        }

@@ -27,7 +27,7 @@ class Speaker:
     Args:
         settings: The run's settings.
         policies: Name and adapter folder of each policy; None is the bare base.
-        manner: How `answer` draws.
+        manner: Sampling settings of `answer`.
 
     Raises:
         UserError: The run's base cannot be loaded.
@@ -54,17 +54,17 @@ class Speaker:
     def answer(self, policy: str, row: Instruction, turn: int) -> str:
         """The policy's answer to an instruction, after the turns before it.
 
-        The oldest of those are left out where they leave no room for a whole answer.
+        The oldest turns are left out where they leave no room for a whole answer.
 
         Raises:
             UserError: The instruction fills the base's context, or the adapter does not fit.
         """
-        ids, sampling = self._asked(row, self._manner)
+        ids, sampling = self._request(row, self._manner)
         role, key = self._role(policy), f"chat/{turn}/{row.id}"
         seed = self._manner.seed
-        ((one,),) = sample(self._adapters, role, [ids], [key], sampling=sampling, seed=seed)
-        text = answer(self._base, self._template, one.ids).strip()
-        return text if one.finished else f"{text} ..."
+        ((sampled,),) = sample(self._adapters, role, [ids], [key], sampling=sampling, seed=seed)
+        text = answer(self._base, self._template, sampled.ids).strip()
+        return text if sampled.finished else f"{text} ..."
 
     def speak(
         self,
@@ -77,13 +77,13 @@ class Speaker:
         k: int = 1,
         whole: bool = False,
     ) -> Iterator[list[Spoken]]:
-        """K answers to an instruction as they come; `key` names their noise.
+        """Stream K answers to an instruction; `key` names their noise.
 
         Raises:
             UserError: As in `answer`; also where the prompt must be read `whole` and leaves no room
                 for a whole answer.
         """
-        ids, sampling = self._asked(row, manner, whole=whole)
+        ids, sampling = self._request(row, manner, whole=whole)
         role = self._role(policy)
         return spoken(
             self._adapters, role, [ids], [key], k=k, sampling=sampling, seed=manner.seed, stop=stop
@@ -92,17 +92,17 @@ class Speaker:
     def candidates(
         self, policy: str, rows: Sequence[Instruction], manner: Manner, *, k: int
     ) -> list[list[Completion]]:
-        """K completions of each prompt, whole, in one batch.
+        """Sample K completions of each prompt, whole, in one batch.
 
         Raises:
             UserError: As in `answer`.
         """
-        asked = [self._asked(row, manner, whole=True) for row in rows]
-        sampling = replace(asked[0][1], batch_size=len(rows) * k)
-        drawn = sample(
+        requests = [self._request(row, manner, whole=True) for row in rows]
+        sampling = replace(requests[0][1], batch_size=len(rows) * k)
+        samples_of_rows = sample(
             self._adapters,
             self._role(policy),
-            [ids for ids, _ in asked],
+            [ids for ids, _ in requests],
             [row.id for row in rows],
             k=k,
             sampling=sampling,
@@ -111,11 +111,16 @@ class Speaker:
         return [
             [
                 self.completion(
-                    policy, row, manner, answer(self._base, self._template, s.ids), s, j
+                    policy,
+                    row,
+                    manner,
+                    answer(self._base, self._template, sampled.ids),
+                    sampled,
+                    number,
                 )
-                for j, s in enumerate(own)
+                for number, sampled in enumerate(samples)
             ]
-            for row, own in zip(rows, drawn, strict=True)
+            for row, samples in zip(rows, samples_of_rows, strict=True)
         ]
 
     def completion(
@@ -127,13 +132,13 @@ class Speaker:
         sampled: Sampled,
         number: int = 0,
     ) -> Completion:
-        """What was drawn, with how it was."""
+        """The record of an answer: its text, and how it was sampled."""
         return Completion(
             prompt_id=row.id,
             text=text,
             adapter=self.fingerprint(policy),
             sampling=f"temperature={manner.temperature:g} top_p={manner.top_p:g} "
-            f"max_new_tokens={self._most(manner)}",
+            f"max_new_tokens={self._max_new_tokens(manner)}",
             seed=manner.seed,
             sample=number,
             finish_reason="eos" if sampled.finished else "length",
@@ -141,7 +146,7 @@ class Speaker:
         )
 
     def fingerprint(self, policy: str) -> str:
-        """What tells a policy from all others in records."""
+        """Name of a policy's weights in records, unlike that of any other policy."""
         if policy not in self._fingerprints:
             role = self._role(policy)
             self._fingerprints[policy] = (
@@ -149,28 +154,31 @@ class Speaker:
             )
         return self._fingerprints[policy]
 
-    def _most(self, manner: Manner) -> int:
+    def _max_new_tokens(self, manner: Manner) -> int:
         return manner.max_new_tokens or self._settings.sampling.max_new_tokens
 
-    def _asked(
+    def _request(
         self, row: Instruction, manner: Manner, *, whole: bool = False
     ) -> tuple[Ids, Sampling]:
-        """The prompt's ids and how to draw; unless it must stay `whole`, old turns may go."""
-        most, ids = self._most(manner), self._ids(row, manner)
-        while not whole and row.history and self._base.context - len(ids) < most:
+        """Token ids of the prompt, and sampling settings that fit into the context.
+
+        Unless the prompt must stay `whole`, its oldest turns are left out to make room.
+        """
+        max_new_tokens, ids = self._max_new_tokens(manner), self._ids(row, manner)
+        while not whole and row.history and self._base.context - len(ids) < max_new_tokens:
             row = replace(row, history=row.history[1:])
             ids = self._ids(row, manner)
         room = self._base.context - len(ids)
-        if room < 1 or (whole and room < most):
-            answered = f", and an answer {most}" if whole and room >= 1 else ""
+        if room < 1 or (whole and room < max_new_tokens):
+            of_answer = f", and an answer {max_new_tokens}" if whole and room >= 1 else ""
             raise UserError(
-                f"the instruction is too long: {len(ids)} tokens with its template{answered}, "
+                f"the instruction is too long: {len(ids)} tokens with its template{of_answer}, "
                 f"and the base reads {self._base.context}"
             )
         sampling = Sampling(
             temperature=manner.temperature,
             top_p=manner.top_p,
-            max_new_tokens=min(most, room),
+            max_new_tokens=min(max_new_tokens, room),
             batch_size=1,
         )
         return ids, sampling
