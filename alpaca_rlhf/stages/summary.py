@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alpaca_rlhf.data import answered_prompts, check_disjoint
-from alpaca_rlhf.report.write import ReportData, write_report
+from alpaca_rlhf.report.render import write_report
+from alpaca_rlhf.report.schema import ReportData
 from alpaca_rlhf.settings.parsing import to_yaml
 from alpaca_rlhf.stages.context import Context, suffixed
 
@@ -65,11 +66,8 @@ def write_summary(ctx: Context, *, command: str, stages: Sequence[Mapping[str, A
         report=report,
         metrics=ctx.run.metrics(),
         answers=shown,
-        slices=evaluated["facts"]["slices"],
-        annotator=_annotator(ctx),
         settings_yaml=to_yaml(ctx.settings),
         machine=f"{machine['cpu']}, {machine['cores']} cores, {machine['ram_gib']} GiB",
-        seed=ctx.settings.seed,
         command=command,
         next_commands=next_commands(ctx),
         caveats=_caveats(ctx),
