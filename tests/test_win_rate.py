@@ -52,7 +52,7 @@ def test_same_seed_same_interval() -> None:
 def test_memory_bound_never_changes_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(0).random(37)
     whole = bootstrap_ci(values, resamples=501)
-    monkeypatch.setattr("alpaca_rlhf.evaluation.win_rate._DRAWS_AT_ONCE", 100)
+    monkeypatch.setattr("alpaca_rlhf.evaluation.win_rate._BATCH_INDICES", 100)
     assert bootstrap_ci(values, resamples=501) == whole
 
 
