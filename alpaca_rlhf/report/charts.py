@@ -158,7 +158,7 @@ class LineChart:
         ys = [y for line in self.series for _, y in line.points]
         return Axis.covering(ys if self.reference is None else [*ys, self.reference])
 
-    def drawn(self, line: Series) -> list[tuple[str, str]]:
+    def coordinates(self, line: Series) -> list[tuple[str, str]]:
         """Coordinates of the points of `line` in the square, from its upper left corner."""
         x, y = self.x, self.y
         return [
@@ -169,69 +169,18 @@ class LineChart:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts of values in bins of equal width. One without values is false."""
+    """Counts of values in bins of equal width."""
 
     title: str
-    values: Sequence[float]
     note: str
+    """One sentence on how to read it."""
     x_label: str
-    domain: tuple[float, float] | None = None
-    """Ends of the scale; by default 0 and a value that 99% do not exceed. Values beyond it count
-    in the last bin."""
-    max_bins: int = 24
-
-    def __bool__(self) -> bool:
-        """True where there is a value to count."""
-        return bool(self.values)
-
-    @property
-    def _scale(self) -> tuple[float, float, int]:
-        """(low, high, bins)."""
-        if self.domain is not None:
-            return (*self.domain, self.max_bins)
-        ordered = sorted(self.values)
-        high = ordered[min(len(ordered) - 1, math.ceil(0.99 * len(ordered)) - 1)]
-        bins = min(self.max_bins, max(1, int(high) + 1))
-        width = math.ceil((high + 1) / bins)
-        return 0.0, float(width * bins), bins
-
-    @property
-    def _counts(self) -> Counter[int]:
-        low, high, bins = self._scale
-        return Counter(
-            min(bins - 1, max(0, int((value - low) / (high - low) * bins))) for value in self.values
-        )
-
-    @property
-    def x(self) -> Axis:
-        """The horizontal axis."""
-        low, high, _ = self._scale
-        return Axis.between(low, high, 5)
-
-    @property
-    def y(self) -> Axis:
-        """The vertical axis: values in a bin."""
-        return Axis.covering([0, *self._counts.values()])
-
-    @property
-    def bars(self) -> list[dict[str, str]]:
-        """Attributes of the `rect` of every bin that holds a value."""
-        counts, y, bins = self._counts, self.y, self._scale[2]
-        return [
-            {
-                "x": place(100 * position / bins + 0.3),
-                "y": place(100 - y.percent(counts[position])),
-                "width": place(100 / bins - 0.6),
-                "height": place(y.percent(counts[position])),
-            }
-            for position in sorted(counts)
-        ]
-
-    @property
-    def summary(self) -> str:
-        """A sentence for people who cannot see the bars."""
-        middle = sorted(self.values)[len(self.values) // 2]
-        return f"{self.title}: {len(self.values)} values, median {middle:.3g}."
+    x: Axis
+    y: Axis
+    bars: Sequence[tuple[float, float, float, float]]
+    """(x, y, width, height) of every bin with a value, from the square's upper left corner."""
+    summary: str
+    """A sentence for people who cannot see the bars."""
 
 
 @dataclass(frozen=True)
@@ -275,6 +224,37 @@ class Sector:
         return {"label": label, "x": f"{x:g}", "turn": f"{turn:.1f}", "anchor": anchor}
 
 
+def histogram(
+    title: str,
+    values: Sequence[float],
+    note: str,
+    x_label: str,
+    domain: tuple[float, float] | None = None,
+    bins: int = 24,
+) -> Histogram:
+    """Count `values`, of which there is at least one, in at most `bins` bins.
+
+    The scale is `domain`, by default from 0 to a value that 99% do not exceed; values beyond it
+    count in the last bin.
+    """
+    ordered = sorted(values)
+    if domain is None:  # bins of whole numbers, which counts of words fall into
+        top = ordered[math.ceil(0.99 * len(ordered)) - 1]
+        bins = min(bins, max(1, int(top) + 1))
+        domain = (0.0, float(bins * math.ceil((top + 1) / bins)))
+    low, high = domain
+    counts = Counter(
+        min(bins - 1, max(0, int((value - low) / (high - low) * bins))) for value in values
+    )
+    y = Axis.covering([0, *counts.values()])
+    bars = [
+        (100 * position / bins + 0.3, 100 - y.percent(size), 100 / bins - 0.6, y.percent(size))
+        for position, size in sorted(counts.items())
+    ]
+    summary = f"{title}: {len(values)} values, median {ordered[len(values) // 2]:.3g}."
+    return Histogram(title, note, x_label, Axis.between(low, high, 5), y, bars, summary)
+
+
 def verbs(pairs: Mapping[tuple[str, str], int]) -> dict[str, Counter[str]]:
     """Each verb's nouns, the commonest verbs first; `pairs` counts (verb, noun)."""
     nouns: dict[str, Counter[str]] = defaultdict(Counter)
@@ -285,14 +265,15 @@ def verbs(pairs: Mapping[tuple[str, str], int]) -> dict[str, Counter[str]]:
 
 def sunburst(nouns_of: Mapping[str, Counter[str]]) -> list[Sector]:
     """Sectors of the commonest verbs in an inner ring and of the nouns of each in an outer one."""
-    shown = list(nouns_of.items())[:_MAX_VERBS]
-    total = sum(nouns.total() for _, nouns in shown)
+    largest = list(nouns_of.items())[:_MAX_VERBS]
+    total = sum(nouns.total() for _, nouns in largest)
     sectors: list[Sector] = []
     start = 0.0
-    for position, (verb, nouns) in enumerate(shown):
-        hue = round(360 * position / len(shown))
+    for position, (verb, nouns) in enumerate(largest):
+        hue = round(360 * position / len(largest))
         share = nouns.total() / total
         sectors.append(Sector(verb, start, share, (_INNER, _MIDDLE), hue))
+        # The commonest nouns share the verb's sector; rarer ones leave a gap at its end.
         noun_start = start
         for noun, count in nouns.most_common(_MAX_NOUNS):
             sectors.append(Sector(noun, noun_start, count / total, (_MIDDLE, _OUTER), hue))
@@ -303,13 +284,16 @@ def sunburst(nouns_of: Mapping[str, Counter[str]]) -> list[Sector]:
 
 def ticks(low: float, high: float, intervals: int) -> list[float]:
     """About `intervals` round steps of 1, 2, 2.5 or 5 that cover low..high; at least two values."""
+    # 1. Give a scale without width one, so that a flat line lies in the middle.
     if high - low <= 1e-12 * max(abs(low), abs(high), 1e-3):
         half = abs(low) / 2 or 0.5
         low, high = low - half, high + half
+    # 2. Round the step up; 1e-9 forgives what division does to the last digits.
     rough = (high - low) / intervals
     power = 10.0 ** math.floor(math.log10(rough))
     steps = (power * factor for factor in (1, 2, 2.5, 5, 10))
     step = next(step for step in steps if step >= rough * (1 - 1e-9))
+    # 3. Cover both ends with multiples of the step.
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(index * step, 12) for index in range(first, max(last, first + 1) + 1)]
 
@@ -333,6 +317,7 @@ def thin(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]
     """At most 240 points: means of neighbours, the last point kept as it is."""
     if len(points) <= _MAX_POINTS:
         return points
+    # The last point stands apart, since it is the number in the legend.
     size = math.ceil((len(points) - 1) / (_MAX_POINTS - 1))
     buckets = [points[start : start + size] for start in range(0, len(points) - 1, size)]
     means = [
@@ -344,4 +329,5 @@ def thin(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]
 
 def _polar(radius: float, turn: float) -> str:
     angle = 2 * math.pi * turn - math.pi / 2
+    # SVG's y grows downwards, so that angles grow clockwise, from twelve o'clock on.
     return f"{radius * math.cos(angle):.2f} {radius * math.sin(angle):.2f}"

@@ -20,18 +20,16 @@ from alpaca_rlhf.data import (
     settings_of,
     tokens,
 )
-from alpaca_rlhf.report.charts import Histogram, LineChart, Series
-from alpaca_rlhf.report.formatting import count, number, percent
+from alpaca_rlhf.report.formatting import count, percent
 
 _MAX_POINTS = 60  # points of the line of acceptance over time
 _MIN_ROWS = 40  # rows that make one of its points
-_DOTTED_POINTS = 24  # fewer points than this are marked one by one
 _SPACY_MODEL = "en_core_web_sm"
-_LEADS = frozenset(
+_DETERMINERS = frozenset(
     "a an the this that these those some any all each every both your my our their his her its one "
     "two three four five six seven eight nine ten me us him them you it of".split()
 )
-_ENDS = frozenset(
+_PHRASE_ENDS = frozenset(
     "about after and as at because before between but by during for from given how if in into is "
     "like of on or over so than that to under until using what when where which while who why with "
     "without".split()
@@ -101,49 +99,6 @@ class Figures:
             f"{count(self.written)} that the teacher wrote until then were kept"
         )
 
-    @property
-    def acceptance_chart(self) -> LineChart:
-        """Share of written tasks that were kept, over the requests."""
-        dots = len(self.acceptance) < _DOTTED_POINTS
-        return LineChart(
-            "Acceptance",
-            [
-                Series("since the point before", self.acceptance, "tone-ppo", dots=dots),
-                Series("of all so far", self.so_far, "tone-sft", dashed=True),
-            ],
-            note="Share of the written tasks that were kept. It falls as the teacher runs out of "
-            "new ones.",
-            x_label="requests",
-        )
-
-    @property
-    def novelty_chart(self) -> Histogram:
-        """Likeness of kept tasks to the nearest seed task."""
-        return Histogram(
-            "Nearest seed task",
-            self.novelty,
-            note="ROUGE-L of each kept task with the nearest seed task: 0 shares no word, 1 says "
-            "the same.",
-            x_label="ROUGE-L",
-            domain=(0.0, 1.0),
-            max_bins=25,
-        )
-
-    @property
-    def length_charts(self) -> list[Histogram]:
-        """Words of instructions, inputs and outputs."""
-        return [
-            Histogram(
-                column.capitalize(),
-                lengths,
-                note=f"{count(len(lengths))} of them, "
-                f"{number(sum(lengths) / len(lengths), 1)} on average.",
-                x_label="words",
-            )
-            for column, lengths in self.lengths.items()
-            if lengths
-        ]
-
     def add_row(
         self, row: Instruction, seeds: NoveltyIndex, pair_of: Callable[[str], VerbNoun | None]
     ) -> None:
@@ -192,16 +147,16 @@ def figures_of(folder: Path) -> Figures:
         if isinstance(usd, int | float):
             figures.usd = (figures.usd or 0.0) + usd
         figures.failed += bool(getattr(request.reply, "error", None))
-        kept_rows = [] if request.ask.drafts else request.kept
-        figures.kept += len(kept_rows)
+        accepted = [] if request.ask.drafts else request.kept
+        figures.kept += len(accepted)
         figures.dropped.update(drop.rule for drop in request.dropped)
         recent.update(
-            kept=len(kept_rows), dropped=sum(drop.rule != "surplus" for drop in request.dropped)
+            kept=len(accepted), dropped=sum(drop.rule != "surplus" for drop in request.dropped)
         )
         for drop in request.dropped:
             if drop.rule not in figures.examples:
                 figures.examples[drop.rule] = _example(drop)
-        for row in kept_rows:
+        for row in accepted:
             figures.add_row(row, seeds, pair_of)
         if recent.total() >= rows_per_point:
             figures.add_point(recent)
@@ -219,30 +174,32 @@ def _example(drop: Drop) -> str:
 
 
 def first_words(instruction: str) -> VerbNoun | None:
-    """A verb and its noun without a parser: the first word, and the last of the words after it.
+    """A verb and its noun without a parser: the first word and the last of its noun phrase.
 
-    Polite beginnings (`please`, `can you`) are skipped. The words end before a preposition, a
-    conjunction or a mark. None where the first word is none, or where no noun follows: so scripts
+    None where the first word is not one of ASCII letters or no noun follows, so that scripts
     without spaces are left out.
     """
+    # 1. Skip a polite beginning (`please`, `can you`); take the first word as the verb.
     phrase = _POLITE.sub("", instruction.strip().split("\n")[0])
     verb, *rest = phrase.replace(",", " ,").replace(".", " .").replace(":", " :").split() or [""]
     if not rest or not verb.isascii() or not verb.isalpha():
         return None
-    group: list[str] = []
+    # 2. Read the noun phrase up to a preposition, a conjunction or a punctuation mark.
+    noun_phrase: list[str] = []
     for word in rest:
         plain = word.lower().strip("\"'()?!")
-        if plain in _LEADS and not group:
+        if plain in _DETERMINERS and not noun_phrase:
             continue
-        if plain in _ENDS or not plain or not plain[0].isalpha():
+        if plain in _PHRASE_ENDS or not plain or not plain[0].isalpha():
             break
-        group.append(plain)
+        noun_phrase.append(plain)
         if word[-1] in "?!":
             break
-    return (verb.lower(), group[-1]) if group else None
+    return (verb.lower(), noun_phrase[-1]) if noun_phrase else None
 
 
 def _parser() -> tuple[Callable[[str], VerbNoun | None], str]:
+    """The best finder of verbs and nouns that is installed, and its description for the page."""
     try:
         spacy = importlib.import_module("spacy")
         parse: Callable[[str], Sequence[Any]] = spacy.load(_SPACY_MODEL)

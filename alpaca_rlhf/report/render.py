@@ -30,6 +30,7 @@ def templates() -> jinja2.Environment:
         *(schema.policy_label, schema.policy_order, schema.policy_tone),
     ):
         env.filters[filter_.__name__] = filter_
+    env.globals.update(charts=charts, curves=curves, figures=figures, slices=schema.SLICES)
     return env
 
 
@@ -39,11 +40,8 @@ def render_html(data: ReportData) -> str:
     Raises:
         ValueError: `data.report` breaks the contract; the message names the key.
     """
-    return (
-        templates()
-        .get_template("report.html")
-        .render(data=data, report=validate_report(data.report), figures=figures, curves=curves)
-    )
+    template = templates().get_template("report.html")
+    return template.render(data=data, report=validate_report(data.report))
 
 
 def write_report(folder: Path, data: ReportData) -> None:
@@ -86,10 +84,6 @@ def write_generation_report(
     usd = generation.usd
     if usd is None:
         usd = generation.tokens * usd_per_million_tokens / 1e6
-    page = (
-        templates()
-        .get_template("generation.html")
-        .render(generation=generation, seconds=seconds, usd=usd, charts=charts)
-    )
-    atomic_write(out, page)
+    template = templates().get_template("generation.html")
+    atomic_write(out, template.render(generation=generation, seconds=seconds, usd=usd))
     return generation.headline

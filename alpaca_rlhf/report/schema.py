@@ -180,7 +180,7 @@ class SliceScore(_Object):
 class Report(_Object):
     """The content of `report.json`."""
 
-    version: Annotated[int, Field(alias="schema", strict=True, ge=1, le=1)]
+    version: Literal[1] = Field(alias="schema")
     seed: int = 0
     base: Base
     judge: str = "gold"
@@ -268,10 +268,12 @@ def validate_report(report: Mapping[str, Any]) -> Report:
         ValueError: A key is missing, or its value has the wrong type, is not finite, lies outside
             its range or is an interval out of order; the message names the key.
     """
+    # 1. Check the keys of the contract: types, ranges, and what several keys promise together.
     try:
         typed = Report.model_validate(report)
     except ValidationError as error:
         raise ValueError(f"report.json: {_first_problem(error)}") from None
+    # 2. Check the keys beyond it, which may hold anything that JSON can.
     for key, value in _not_json(report, ""):
         raise ValueError(f"report.json: {key} must be finite, plain JSON, got {value!r:.80}")
     return typed
@@ -285,8 +287,7 @@ def _first_problem(error: ValidationError) -> str:
         return message
     if problem["type"] == "missing":
         return f"{key} is missing"
-    shown = repr(problem["input"])[:80]
-    return f"{key} {message.replace('Input should', 'must', 1)}, got {shown}"
+    return f"{key} {message.replace('Input should', 'must', 1)}, got {problem['input']!r:.80}"
 
 
 def _not_json(value: object, key: str) -> Iterator[tuple[str, object]]:
