@@ -8,7 +8,7 @@ import torch
 
 from alpaca_rlhf.cli import main as cli
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.report.write import validate_report
+from alpaca_rlhf.report.schema import validate_report
 from alpaca_rlhf.settings import Inputs
 from tests.test_pipeline import Quiet, report_of, run, small
 

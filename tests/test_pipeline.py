@@ -14,7 +14,7 @@ import pytest
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.pipeline import order, run_loop
-from alpaca_rlhf.report.write import validate_report
+from alpaca_rlhf.report.schema import validate_report
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.parsing import parse
 from alpaca_rlhf.settings.quickstart import QUICKSTART

@@ -12,35 +12,37 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jinja2 import UndefinedError
 
-from alpaca_rlhf.report import results as report_results
-from alpaca_rlhf.report import training as report_training
+from alpaca_rlhf.core.html import environment
 from alpaca_rlhf.report.charts import (
+    IntervalChart,
+    LineChart,
     Mark,
     Row,
     Series,
-    interval_chart,
-    line_chart,
     thin,
     tick_text,
     ticks,
 )
-from alpaca_rlhf.report.markup import (
-    POLICY_NAME,
+from alpaca_rlhf.report.formatting import (
     duration,
-    element,
-    escape,
     interval,
     large,
     money,
     number,
-    policy_label,
-    policy_order,
     signed,
 )
-from alpaca_rlhf.report.style import CSS
-from alpaca_rlhf.report.write import ReportData, render_html, validate_report, write_report
+from alpaca_rlhf.report.render import TEMPLATES, render_html, templates, write_report
+from alpaca_rlhf.report.schema import (
+    POLICY_NAME,
+    ReportData,
+    policy_label,
+    policy_order,
+    validate_report,
+)
 
+CSS = (TEMPLATES / "style.css").read_text("utf-8")
 PARTS = ("correct", "well_formed", "to_the_point", "helpful", "friendly")
 #          gold, greedy, gain, half width, win rate, KL, stop rate, tokens, parts, greedy parts
 POLICIES = {
@@ -81,7 +83,7 @@ HOSTILE = (
 
 def a_policy(name: str) -> dict[str, Any]:
     gold, greedy, gain, half, wins, kl, stop, tokens, sampled, correct = POLICIES[name]
-    values = [float(one) for one in str(sampled).split()]
+    values = [float(part) for part in str(sampled).split()]
     parts = dict(zip(PARTS, values, strict=True))
     spread = 0.0 if name == "sft" else 0.02
     return {
@@ -92,7 +94,7 @@ def a_policy(name: str) -> dict[str, Any]:
         "paired_gain_vs_sft": gain,
         "paired_gain_ci95": [gain - spread, gain + spread],
         "gold_parts": parts,
-        "gold_parts_greedy": {one: min(1.0, v + 0.04) for one, v in parts.items()}
+        "gold_parts_greedy": {part: min(1.0, share + 0.04) for part, share in parts.items()}
         | {"correct": float(correct)},
         "win_rate_vs_sft": wins,
         "win_rate_ci95": [wins - spread, wins + spread],
@@ -119,8 +121,8 @@ def a_report() -> dict[str, Any]:
         "schema": 1,
         "base": {"name": "cria", "parameters": 4_912_320, "quantization": "nf4"},
         "stages": [
-            dict(zip(keys, one, strict=True)) | {"cost_usd": one[2] / 3600 * 0.065 * 0.30}
-            for one in stages
+            dict(zip(keys, stage, strict=True)) | {"cost_usd": stage[2] / 3600 * 0.065 * 0.30}
+            for stage in stages
         ],
         "prompts": {"sft": 1800, "rank": 400, "ppo": 640, "eval": 300, "overlap": 0},
         "reward_models": [
@@ -157,55 +159,55 @@ def some_metrics() -> list[dict[str, Any]]:
         return float(value + rng.normal(0, spread))
 
     rows: list[dict[str, Any]] = []
-    for one in range(1, 21):
+    for step in range(1, 21):
         rows.append(
             {
                 "stage": "generate",
-                "step": one,
-                "requests": 32 * one,
-                "accepted": 27 * one - one * one // 6,
-                "rejected_duplicate": 3 * one + one * one // 6,
-                "rejected_unparsed": one,
-                "rejected_too_long": one // 3,
+                "step": step,
+                "requests": 32 * step,
+                "accepted": 27 * step - step * step // 6,
+                "rejected_duplicate": 3 * step + step * step // 6,
+                "rejected_unparsed": step,
+                "rejected_too_long": step // 3,
             }
         )
-    for one in range(1, 113):
-        loss = 0.32 + 3.1 * math.exp(-one / 14)
-        rows.append({"stage": "sft", "step": one, "loss": noisy(loss, 0.05), "lr": 1e-3})
-        if one % 16 == 0:
-            rows.append({"stage": "sft", "step": one, "eval_loss": loss + 0.06})
+    for step in range(1, 113):
+        loss = 0.32 + 3.1 * math.exp(-step / 14)
+        rows.append({"stage": "sft", "step": step, "loss": noisy(loss, 0.05), "lr": 1e-3})
+        if step % 16 == 0:
+            rows.append({"stage": "sft", "step": step, "eval_loss": loss + 0.06})
     for stage, goal in (("reward", 0.79), ("reward_shuffled", 0.5), ("reward.2", 0.8)):
-        for one in range(1, 61):
-            gain = (goal - 0.5) * (1 - math.exp(-one / 12))
-            rows.append({"stage": stage, "step": one, "loss": noisy(0.693 - gain, 0.03)})
-            if one % 10 == 0:
+        for step in range(1, 61):
+            gain = (goal - 0.5) * (1 - math.exp(-step / 12))
+            rows.append({"stage": stage, "step": step, "loss": noisy(0.693 - gain, 0.03)})
+            if step % 10 == 0:
                 eval_loss = 0.7 - gain
                 rows.append(
-                    {"stage": stage, "step": one, "accuracy": 0.5 + gain, "eval_loss": eval_loss}
+                    {"stage": stage, "step": step, "accuracy": 0.5 + gain, "eval_loss": eval_loss}
                 )
     for stage, start in (("ppo", 0.0), ("ppo.2", 0.9)):
-        for one in range(20):
-            kl = 0.0 if one == 0 else 0.3 * one + 2 * start
+        for step in range(20):
+            kl = 0.0 if step == 0 else 0.3 * step + 2 * start
             row = {
                 "stage": stage,
-                "step": one,
-                "score": noisy(start + 1.2 * (1 - math.exp(-one / 7)), 0.05),
-                "kl": noisy(kl, 0.1) if one else 0.0,
+                "step": step,
+                "score": noisy(start + 1.2 * (1 - math.exp(-step / 7)), 0.05),
+                "kl": noisy(kl, 0.1) if step else 0.0,
                 "kl_k3": kl,
-                "entropy": noisy(14 - 0.3 * one, 0.2),
+                "entropy": noisy(14 - 0.3 * step, 0.2),
                 "clip_fraction": noisy(0.12, 0.02),
                 "policy_loss": noisy(-0.01, 0.004),
-                "value_loss": noisy(0.4 * math.exp(-one / 6) + 0.1, 0.01),
-                "explained_variance": 0.7 * (1 - math.exp(-one / 5)),
+                "value_loss": noisy(0.4 * math.exp(-step / 6) + 0.1, 0.01),
+                "explained_variance": 0.7 * (1 - math.exp(-step / 5)),
                 "stop_rate": min(1.0, noisy(0.99, 0.004)),
-                "mean_tokens": noisy(12.8 + 0.18 * one, 0.2),
+                "mean_tokens": noisy(12.8 + 0.18 * step, 0.2),
             }
-            if one % 4 == 0:
-                row["gold_score"] = noisy(0.58 + 0.13 * (1 - math.exp(-one / 7)), 0.008)
+            if step % 4 == 0:
+                row["gold_score"] = noisy(0.58 + 0.13 * (1 - math.exp(-step / 7)), 0.008)
             rows.append(row)
-    for one in range(1, 41):
-        loss = noisy(0.3 * math.exp(-one / 20) + 0.2, 0.02)
-        rows.append({"stage": "best_of_k", "step": one, "loss": loss})
+    for step in range(1, 41):
+        loss = noisy(0.3 * math.exp(-step / 20) + 0.2, 0.02)
+        rows.append({"stage": "best_of_k", "step": step, "loss": loss})
     return rows
 
 
@@ -224,8 +226,8 @@ def some_answers() -> list[dict[str, Any]]:
         ("Where does a bee live?", "", "A bee lives in a hive."),
         ("Say it politely.", "Give me the book.", "Could you give me the book, please?"),
     ]
-    found = []
-    for question, given, right in prompts:
+    rows = []
+    for question, text_input, right in prompts:
         texts = {
             "base": "\n1. Output: the\n2. Instruction: the of",
             "base_few_shot": right.lower().rstrip("."),
@@ -237,40 +239,67 @@ def some_answers() -> list[dict[str, Any]]:
         golds = (0.0, 0.5, 0.71, 0.74, 0.93, 0.95)
         both = zip(texts.items(), golds, strict=True)
         answers = {name: {"text": text, "gold": gold} for (name, text), gold in both}
-        found.append({"instruction": question, "input": given, "answers": answers})
-    return found
+        rows.append({"instruction": question, "input": text_input, "answers": answers})
+    return rows
 
 
-def some_data() -> ReportData:
-    slices = {}
-    for name, policy in a_report()["policies"].items():
-        gold = policy["gold_score"]
-        slices[name] = {
+def some_slices(policies: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: {
             key: {
-                "gold_score": gold * share,
-                "ci95": [gold * share * 0.9, min(1.0, gold * share * 1.1)],
-                "n": n,
+                "gold_score": policy["gold_score"] * share,
+                "ci95": [policy["gold_score"] * share * end for end in (0.9, 1.1)],
+                "n": prompts,
             }
-            for key, share, n in (
+            for key, share, prompts in (
                 ("seen_facts_train_phrasings", 1.04, 140),
                 ("held_out_facts", 0.93, 80),
                 ("held_out_phrasings", 0.99, 80),
             )
         }
+        for name, policy in policies.items()
+    }
+
+
+def some_data() -> ReportData:
+    report = a_report()
     return ReportData(
-        report=a_report(),
+        report=report
+        | {
+            "slices": some_slices(report["policies"]),
+            "annotator": {"noise": 0.08, "measured_wrong_share": 0.077, "verdicts": 2400},
+        },
         metrics=some_metrics(),
         answers=some_answers(),
-        slices=slices,
-        annotator={"noise": 0.08, "measured_wrong_share": 0.077, "verdicts": 2400},
         settings_yaml="seed: 0\nppo:\n  updates: 20\n  kl_coef: 0.15\n",
         machine="2 CPU cores, 8 GiB, Linux, torch 2.13.0",
-        seed=0,
         command="alpaca-rlhf quickstart --rounds 2",
         next_commands=("alpaca-rlhf chat runs/quickstart", "alpaca-rlhf export runs/quickstart"),
         caveats=("The embedded base is a laboratory animal: it knows one little world.",),
         provenance={"commit": "0123abc", "base fingerprint": "9f8e7d6c"},
     )
+
+
+def section(page: str, anchor: str) -> str:
+    return page.partition(f'<section id="{anchor}">')[2].partition("</section>")[0]
+
+
+def headline(report: dict[str, Any]) -> str:
+    heading = re.search("<h1>.*?</h1>", render_html(ReportData(report)), re.DOTALL)
+    assert heading is not None
+    return " ".join(Page(heading.group()).text.split())
+
+
+def failed_checks(report: dict[str, Any]) -> list[str]:
+    lines = section(render_html(ReportData(report)), "checks").partition("</ul>")[0].split("<li")
+    assert sum("✓ holds" in line or "✗ fails" in line for line in lines) == len(lines) - 1 > 5
+    return [Page("<li" + line).text for line in lines if "✗ fails" in line]
+
+
+def drawn(chart: LineChart | IntervalChart) -> str:
+    macros = templates().get_template("charts.html").module
+    draw = macros.line_chart if isinstance(chart, LineChart) else macros.interval_chart
+    return str(draw(chart))
 
 
 class Page(HTMLParser):
@@ -305,30 +334,30 @@ def page() -> str:
 
 def test_write_report_writes_the_contract_and_the_page(tmp_path: Path) -> None:
     write_report(tmp_path, some_data())
-    assert json.loads((tmp_path / "report.json").read_text("utf-8")) == a_report()
+    assert json.loads((tmp_path / "report.json").read_text("utf-8")) == some_data().report
     assert (tmp_path / "report.html").read_text("utf-8") == render_html(some_data())
-    assert {one.name for one in tmp_path.iterdir()} == {"report.json", "report.html"}
+    assert {path.name for path in tmp_path.iterdir()} == {"report.json", "report.html"}
 
 
 def test_a_broken_report_leaves_the_earlier_one(tmp_path: Path) -> None:
     write_report(tmp_path, some_data())
-    before = {one.name: one.read_bytes() for one in tmp_path.iterdir()}
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     broken = a_report()
     broken["policies"]["ppo"]["stop_rate"] = float("nan")
     with pytest.raises(ValueError, match=r"policies\.ppo\.stop_rate"):
         write_report(tmp_path, replace(some_data(), report=broken))
-    assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def every_key(values: dict[str, Any], path: tuple[str | int, ...] = ()) -> list[Any]:
-    found: list[Any] = []
+    keys: list[Any] = []
     for key, value in values.items():
-        found.append((*path, key))
+        keys.append((*path, key))
         if isinstance(value, dict):
-            found += every_key(value, (*path, key))
+            keys += every_key(value, (*path, key))
         elif isinstance(value, list) and value and isinstance(value[0], dict):
-            found += every_key(value[0], (*path, key, 0))
-    return found
+            keys += every_key(value[0], (*path, key, 0))
+    return keys
 
 
 def small_report() -> dict[str, Any]:
@@ -339,11 +368,11 @@ def small_report() -> dict[str, Any]:
     return report
 
 
-MAY_LACK = [("policies", "ppo"), ("best_of_k",)]
-ASKED_FOR = [one for one in every_key(small_report()) if one not in MAY_LACK]
+OPTIONAL_PATHS = [("policies", "ppo"), ("best_of_k",)]
+REQUIRED_PATHS = [path for path in every_key(small_report()) if path not in OPTIONAL_PATHS]
 
 
-@pytest.mark.parametrize("path", ASKED_FOR, ids=lambda one: ".".join(map(str, one)))
+@pytest.mark.parametrize("path", REQUIRED_PATHS, ids=lambda path: ".".join(map(str, path)))
 def test_every_key_of_the_contract_is_asked_for(path: tuple[str | int, ...]) -> None:
     report = small_report()
     validate_report(report)
@@ -450,15 +479,15 @@ def test_page_shows_the_figures(page: str) -> None:
     text = Page(page).text
     for name in POLICIES:
         assert policy_label(name) in text
-    for one in ("0.712", "+0.129", "5.87", "0.77", "8.0%", "7.7%", "cria", "0123abc", "kl_coef"):
-        assert one in text
+    for figure in ("0.712", "+0.129", "5.87", "0.77", "8.0%", "7.7%", "cria", "0123abc", "kl_coef"):
+        assert figure in text
     assert "laboratory animal" in text and "alpaca-rlhf chat runs/quickstart" in text
     assert "after learning from 2,011" in text, "`pairs` are those to learn from, not held out"
 
 
 def test_hostile_text_stays_text() -> None:
     data = some_data()
-    report = a_report()
+    report = dict(data.report)
     report["base"] |= {"name": HOSTILE, "quantization": HOSTILE}
     for policy in report["policies"].values():
         for key in ("gold_parts", "gold_parts_greedy"):
@@ -478,11 +507,8 @@ def test_hostile_text_stays_text() -> None:
         report=report,
         metrics=metrics,
         answers=answers,
-        slices=data.slices,
-        annotator=data.annotator,
         settings_yaml=HOSTILE,
         machine=HOSTILE,
-        seed=0,
         command=HOSTILE,
         next_commands=(HOSTILE,),
         caveats=(HOSTILE,),
@@ -520,10 +546,15 @@ def test_long_texts_are_cut_and_say_so() -> None:
 
 def test_earlier_turns_stand_before_the_question() -> None:
     turns = [["Who are you?", "A <b>kit</b>."], ["Since when?", "x" * 9000]]
-    one = {"instruction": "And why?", "input": "", "history": turns, "answers": {}}
-    written = render_html(replace(some_data(), answers=[one]))
-    said = ["Person: </b>Who are you?", "Assistant: </b>A &lt;b&gt;kit", "Since when?", "And why?"]
-    places = [written.index(words) for words in said]
+    row = {"instruction": "And why?", "input": "", "history": turns, "answers": {}}
+    written = render_html(replace(some_data(), answers=[row]))
+    turns_shown = [
+        "Person: </b>Who are you?",
+        "Assistant: </b>A &lt;b&gt;kit",
+        "Since when?",
+        "And why?",
+    ]
+    places = [written.index(text) for text in turns_shown]
     assert places == sorted(places) and "x" * 9000 not in written
 
 
@@ -545,21 +576,24 @@ def test_the_headline_claims_no_more_than_the_interval(
 ) -> None:
     report = small_report()
     report["policies"]["ppo"] |= {"paired_gain_vs_sft": gain, "paired_gain_ci95": ends}
-    said = Page(report_results.headline(report)).text
-    assert said.startswith("On 300 prompts that no stage had seen, supervised fine-tuning scores")
-    assert said.endswith(words)
+    sentence = headline(report)
+    assert sentence.startswith(
+        "On 300 prompts that no stage had seen, supervised fine-tuning scores"
+    )
+    assert sentence.endswith(words)
 
 
 def test_the_headline_says_unseen_only_where_no_prompt_leaked() -> None:
     report = a_report()
     report["prompts"]["overlap"] = 1
-    assert "On 300 prompts, the base" in Page(report_results.headline(report)).text
+    assert "On 300 prompts, the base" in headline(report)
 
 
 def test_the_headline_takes_the_best_of_all_rounds() -> None:
-    said = Page(report_results.headline(a_report())).text
+    sentence = headline(a_report())
     assert (
-        "the base scores 0.01, supervised fine-tuning 0.58 and PPO (round 2) 0.74, a gain" in said
+        "the base scores 0.01, supervised fine-tuning 0.58 and PPO (round 2) 0.74, a gain"
+        in sentence
     )
 
 
@@ -576,13 +610,12 @@ def test_the_headline_takes_the_best_of_all_rounds() -> None:
 )
 def test_what_does_not_hold_is_said(path: tuple[Any, ...], value: Any, words: str) -> None:
     report = a_report()
-    assert "fails" not in report_training.checks(report)
+    assert failed_checks(report) == []
     part: Any = report
     for key in path[:-1]:
         part = part[key]
     part[path[-1]] = value
-    lines = report_training.checks(report).split("<li")
-    failed = [Page("<li" + line.replace("</ul>", "")).text for line in lines if "fails" in line]
+    failed = failed_checks(report)
     assert len(failed) == 1 and words in failed[0]
 
 
@@ -598,15 +631,15 @@ def test_where_no_one_knows_the_right_answers_nothing_is_said_of_them() -> None:
     page = Page(render_html(ReportData(report=report)))
     assert "those of a reward model trained on held-out rankings" in page.text
     assert "What each stage bought" not in page.text
-    assert "correctness" not in Page(report_training.checks(report)).text
+    assert "correctness" not in section(render_html(ReportData(report)), "checks")
 
 
 def test_a_control_with_an_interval_may_stray_within_it() -> None:
     report = a_report()
     report["reward_models"][0] |= {"shuffled_label_accuracy": 0.42}
-    assert "fails" in report_training.checks(report)
+    assert len(failed_checks(report)) == 1
     report["reward_models"][0] |= {"shuffled_label_ci95": [0.33, 0.51]}
-    assert "fails" not in report_training.checks(report)
+    assert failed_checks(report) == []
 
 
 def with_kinds() -> ReportData:
@@ -630,8 +663,8 @@ def test_the_reward_model_is_shown_by_kind_of_pair() -> None:
     page = Page(render_html(with_kinds()))
     assert "Held-out accuracy by kind of pair, round 2." in page.text
     assert "by kind of pair, round 1." not in page.text
-    for shown in ("Tiers apart: 3", "1,234", "0.92", "0.87 to 0.95", "Criterion: <b>kind</b>"):
-        assert shown in page.text
+    for text in ("Tiers apart: 3", "1,234", "0.92", "0.87 to 0.95", "Criterion: <b>kind</b>"):
+        assert text in page.text
     assert "Log loss (guessing scores 0.69) 0.51; calibration error 0.06;" in page.text
     assert "correlation of score and length \u22120.22." in page.text
     assert not page.open
@@ -651,8 +684,7 @@ def test_wrong_kinds_of_pairs_are_named(key: str, value: Any) -> None:
 def test_what_best_of_k_promised_stands_beside_what_was_measured(page: str) -> None:
     def row_of(report: dict[str, Any]) -> list[str]:
         text = render_html(replace(some_data(), report=report))
-        section = text.partition('<section id="best-of-k">')[2].partition("</section>")[0]
-        row = section.partition("<tbody>")[2]
+        row = section(text, "best-of-k").partition("<tbody>")[2]
         return [re.sub("<[^>]*>", "", cell) for cell in re.findall(r"<t[hd].*?</t[hd]>", row)]
 
     report = a_report()
@@ -680,36 +712,38 @@ def test_charts_skip_what_was_not_logged() -> None:
         {"stage": "ppo", "step": 0, "score": 0.1, "gold_score": None, "kl": float("nan")},
         {"stage": "ppo", "step": 1, "score": 0.4},
     ]
-    drawn = report_training.curves(rows)
-    assert "Score" in drawn and "Gold" not in drawn and "KL" not in drawn
-    assert report_training.curves([]) == "" and report_training.generation([]) == ""
+    section_text = Page(section(render_html(replace(some_data(), metrics=rows)), "curves")).text
+    assert "Score" in section_text and "Gold" not in section_text and "KL" not in section_text
+    assert 'id="curves"' not in render_html(replace(some_data(), metrics=[]))
 
 
 def test_refused_tasks_are_counted_by_reason() -> None:
-    shown = Page(report_training.generation(some_metrics())).text
+    section_text = Page(section(render_html(some_data()), "curves")).text
     # of the last row: 474 accepted, 126 duplicates, 20 unparsed, 6 too long
-    for one in ("474", "75.7%", "dropped: duplicate", "126", "dropped: too long", "1.0%"):
-        assert one in shown
+    for text in ("474", "75.7%", "dropped: duplicate", "126", "dropped: too long", "1.0%"):
+        assert text in section_text
 
 
 def test_line_chart_puts_points_where_they_belong() -> None:
-    chart = line_chart("T", [Series("a", [(0, 0.0), (5, 1.0), (10, 0.5)], "tone-sft")], note="n")
+    chart = drawn(
+        LineChart("T", [Series("a", [(0, 0.0), (5, 1.0), (10, 0.5)], "tone-sft")], note="n")
+    )
     assert 'd="M0 100L50 0L100 50"' in chart
     assert "a: 3 points, from 0.000 to 0.500, lowest 0.000, highest 1.00." in chart
-    assert line_chart("T", [Series("a", [], "tone-sft")], note="n") == ""
+    assert not LineChart("T", [Series("a", [], "tone-sft")], note="n")
 
 
 def test_one_point_and_a_flat_line_are_drawn() -> None:
     for points in ([(3.0, 2.0)], [(0.0, 0.0), (1.0, 0.0)], [(0.0, 1e9), (1.0, 1e9)]):
-        chart = line_chart("T", [Series("a", points, "tone-sft")], note="n")
+        chart = drawn(LineChart("T", [Series("a", points, "tone-sft")], note="n"))
         assert "nan" not in chart and 'class="line"' in chart
 
 
 def test_interval_chart_puts_marks_where_they_belong() -> None:
     row = Row("x", "tone-ppo", Mark(0.5, (0.25, 0.75)), Mark(1.0))
-    chart = interval_chart([row], caption="c")
+    chart = drawn(IntervalChart([row], caption="c"))
     assert 'd="M25 40H75"' in chart and 'd="M50 40h0"' in chart and 'd="M100 72h0"' in chart
-    wide = interval_chart([Row("x", "tone-ppo", Mark(-0.5))], caption="c")
+    wide = drawn(IntervalChart([Row("x", "tone-ppo", Mark(-0.5))], caption="c"))
     assert 'd="M0 50h0"' in wide  # the scale is widened to -0.5
 
 
@@ -720,8 +754,8 @@ def test_ticks_are_round_and_cover() -> None:
     assert ticks(0, 0, 4)[0] < 0 < ticks(0, 0, 4)[-1]
     rng = np.random.default_rng(0)
     for low, width in zip(rng.normal(0, 100, 200), rng.lognormal(0, 4, 200), strict=True):
-        found = ticks(low, low + width, 4)
-        assert found[0] <= low and low + width <= found[-1] and 2 <= len(found) <= 7
+        marks = ticks(low, low + width, 4)
+        assert marks[0] <= low and low + width <= marks[-1] and 2 <= len(marks) <= 7
     assert [tick_text(0.25, 0.25), tick_text(0.5, 0.5), tick_text(2.5, 2.5)] == [
         "0.25",
         "0.5",
@@ -769,16 +803,22 @@ def test_policies_stand_in_the_order_of_the_loop() -> None:
     assert not POLICY_NAME.fullmatch("ppo\n")
 
 
-def test_markup_escapes_whatever_is_not_markup() -> None:
-    assert escape("<b>") == "&lt;b&gt;" and escape(escape("<b>")) == "&lt;b&gt;"
-    made = element("p", "<", element("b", "&"), title='"', class_="x", data_y=None)
-    assert made == '<p title="&quot;" class="x">&lt;<b>&amp;</b></p>'
-    assert escape("a\r\nb\tc") == "a\r\nb\tc"
+def test_templates_escape_whatever_is_not_markup(tmp_path: Path) -> None:
+    """Inside a macro and joined to markup too; a name nobody passed is an error."""
+    (tmp_path / "a.html").write_text(
+        "{% macro bold(text) %}<b>{{ text }}</b>{% endmacro %}"
+        '<p title="{{ text }}">{{ bold(text) }}{{ bold("&") ~ text }}</p>'
+    )
+    page = environment(tmp_path).get_template("a.html").render(text='<"\x00\ud800')
+    text = "&lt;&#34;\ufffd\ufffd"
+    assert page == f'<p title="{text}"><b>{text}</b><b>&amp;</b>{text}</p>'
+    with pytest.raises(UndefinedError, match="nobody"):
+        environment(tmp_path).from_string("{{ nobody }}").render()
 
 
 def luminance(colour: str) -> float:
     digits = colour.lstrip("#")
-    digits = "".join(2 * one for one in digits) if len(digits) == 3 else digits
+    digits = "".join(2 * digit for digit in digits) if len(digits) == 3 else digits
     parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
     red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue

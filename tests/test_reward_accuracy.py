@@ -24,22 +24,22 @@ def held_out(pairs, scores=(0.0, 1.0), lengths=(3, 4), criteria=None):
 
 
 def parts(pairs, kind, **more):
-    found = figures(held_out(pairs, **more), **OPTIONS)["accuracy_by"].get(kind, [])
-    return {row["is"]: (row["pairs"], row["accuracy"]) for row in found}
+    rows = figures(held_out(pairs, **more), **OPTIONS)["accuracy_by"].get(kind, [])
+    return {row["is"]: (row["pairs"], row["accuracy"]) for row in rows}
 
 
 def test_accuracy_counts_an_equal_score_as_one_half():
-    found = accuracy_of([pair(2.0), pair(-1.0), pair(0.0), pair(0.1)], **OPTIONS)
-    assert found.mean == 2.5 / 4
+    accuracy = accuracy_of([pair(2.0), pair(-1.0), pair(0.0), pair(0.1)], **OPTIONS)
+    assert accuracy.mean == 2.5 / 4
 
 
 def test_its_interval_draws_prompts_not_pairs():
     """A hundred pairs of one prompt are one draw: with one prompt there is nothing to vary."""
     gaps = [1.0, -1.0] * 50
-    alone = accuracy_of([pair(gap) for gap in gaps], **OPTIONS)
-    apart = accuracy_of([pair(gap, str(i)) for i, gap in enumerate(gaps)], **OPTIONS)
-    assert alone.ci95 == [0.5, 0.5]
-    assert apart.low < 0.45 and apart.high > 0.55
+    one_prompt = accuracy_of([pair(gap) for gap in gaps], **OPTIONS)
+    many_prompts = accuracy_of([pair(gap, str(i)) for i, gap in enumerate(gaps)], **OPTIONS)
+    assert one_prompt.ci95 == [0.5, 0.5]
+    assert many_prompts.low < 0.45 and many_prompts.high > 0.55
 
 
 def test_by_k_and_by_tiers_apart():
@@ -80,17 +80,17 @@ def test_by_confidence_is_a_reliability_table():
 
 def test_by_criterion():
     criteria = {"relevance": (pair(1.0), pair(-1.0)), "safety": (pair(2.0),), "style": ()}
-    found = parts([pair(1.0)], "criterion", criteria=criteria)
-    assert found == {"relevance": (2, 0.5), "safety": (1, 1.0)}
+    criteria_shown = parts([pair(1.0)], "criterion", criteria=criteria)
+    assert criteria_shown == {"relevance": (2, 0.5), "safety": (1, 1.0)}
 
 
 def test_log_loss_and_saturation_by_hand():
     """Chances 3/4 and 1/4 for the annotator's side, and two all but certain ones."""
     pairs = [pair(math.log(3)), pair(-math.log(3)), pair(-100.0), pair(math.log(99) + 1e-9)]
-    found = figures(held_out(pairs), **OPTIONS)
+    held_out_figures = figures(held_out(pairs), **OPTIONS)
     expected = (math.log(4 / 3) + math.log(4) + 100 + math.log(100 / 99)) / 4
-    assert found["log_loss"] == pytest.approx(expected)
-    assert found["saturated"] == 0.5
+    assert held_out_figures["log_loss"] == pytest.approx(expected)
+    assert held_out_figures["saturated"] == 0.5
     assert figures(held_out([pair(0.0)]), **OPTIONS)["log_loss"] == pytest.approx(math.log(2))
 
 
@@ -113,8 +113,8 @@ def test_length_correlations_by_hand():
         ([5.0, 5.0, 5.0, 5.0], 0, 0),
         ([1.0, 1.0, 2.0, 3.0], None, 4.5 / math.sqrt(4.5 * 5)),  # the two ties are 1.5 each
     ):
-        found = figures(held_out([pair(1.0)], scores, lengths), **OPTIONS)
-        assert found["length_rank_correlation"] == pytest.approx(spearman)
+        held_out_figures = figures(held_out([pair(1.0)], scores, lengths), **OPTIONS)
+        assert held_out_figures["length_rank_correlation"] == pytest.approx(spearman)
         if pearson is not None:
-            assert found["length_correlation"] == pytest.approx(pearson)
+            assert held_out_figures["length_correlation"] == pytest.approx(pearson)
     assert correlation([0.0, 1.0, 2.0, 1e9], lengths) < 0.9

@@ -52,7 +52,7 @@ def test_same_seed_same_interval() -> None:
 def test_memory_bound_never_changes_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(0).random(37)
     whole = bootstrap_ci(values, resamples=501)
-    monkeypatch.setattr("alpaca_rlhf.evaluation.win_rate._DRAWS_AT_ONCE", 100)
+    monkeypatch.setattr("alpaca_rlhf.evaluation.win_rate._BATCH_INDICES", 100)
     assert bootstrap_ci(values, resamples=501) == whole
 
 
@@ -60,9 +60,9 @@ def test_memory_bound_never_changes_the_result(monkeypatch: pytest.MonkeyPatch) 
 def test_a_95_percent_interval_covers_the_truth_about_95_times_in_100(shape: str) -> None:
     rng = np.random.default_rng(11)
     truth, covered = (0.7, 0) if shape == "bounded" else (1.0, 0)
-    for one in range(300):
+    for seed in range(300):
         values = rng.random(120) < 0.7 if shape == "bounded" else rng.exponential(size=120)
-        result = bootstrap_ci(values, resamples=400, seed=one)
+        result = bootstrap_ci(values, resamples=400, seed=seed)
         covered += not result.excludes(truth)
     assert 0.90 <= covered / 300 <= 0.98
 
@@ -114,19 +114,19 @@ def test_accuracy_counts_pairs_not_prompts() -> None:
 def test_pairs_of_one_prompt_stand_or_fall_together() -> None:
     rng = np.random.default_rng(5)
     right = rng.random(60) < 0.7
-    together = accuracy_interval([[bool(one)] * 6 for one in right])
-    apart = accuracy_interval([[bool(one)] for one in np.repeat(right, 6)])
-    assert together.mean == pytest.approx(apart.mean)
-    ratio = (together.high - together.low) / (apart.high - apart.low)
+    grouped = accuracy_interval([[bool(correct)] * 6 for correct in right])
+    single = accuracy_interval([[bool(correct)] for correct in np.repeat(right, 6)])
+    assert grouped.mean == pytest.approx(single.mean)
+    ratio = (grouped.high - grouped.low) / (single.high - single.low)
     assert ratio == pytest.approx(math.sqrt(6), rel=0.15)
 
 
 def test_accuracy_interval_covers_under_correlation() -> None:
     rng, covered = np.random.default_rng(8), 0
-    for one in range(300):
+    for seed in range(300):
         chance = rng.beta(7, 3, size=80)  # a prompt is easy or hard for all its pairs; mean 0.7
         groups = [list(rng.random(rng.integers(1, 7)) < p) for p in chance]
-        covered += not accuracy_interval(groups, resamples=400, seed=one).excludes(0.7)
+        covered += not accuracy_interval(groups, resamples=400, seed=seed).excludes(0.7)
     assert 0.90 <= covered / 300 <= 0.98
 
 
@@ -140,18 +140,20 @@ def test_expected_max_by_hand() -> None:
 def test_expected_max_is_the_mean_over_all_subsets() -> None:
     scores = np.random.default_rng(0).normal(size=9)
     for n in range(1, 10):
-        subsets = [max(one) for one in itertools.combinations(scores, n)]
+        subsets = [max(subset) for subset in itertools.combinations(scores, n)]
         assert expected_max(scores, n) == pytest.approx(float(np.mean(subsets)))
 
 
 def test_expected_best_is_the_mean_over_prompts_and_their_subsets() -> None:
     """Ties and duplicates included."""
     prompts = [[1.0, 1.0, 3.0, -2.0], [0.0, 0.0, 0.0, 0.0], [5.0, 4.0, 4.0, 5.0]]
-    found = expected_best(prompts)
-    assert len(found) == 4
-    for n, one in enumerate(found, 1):
-        by_prompt = [np.mean([max(c) for c in itertools.combinations(own, n)]) for own in prompts]
-        assert one == pytest.approx(float(np.mean(by_prompt)))
+    bests = expected_best(prompts)
+    assert len(bests) == 4
+    for n, best in enumerate(bests, 1):
+        by_prompt = [
+            np.mean([max(c) for c in itertools.combinations(scores, n)]) for scores in prompts
+        ]
+        assert best == pytest.approx(float(np.mean(by_prompt)))
     with pytest.raises(ValueError, match="at least one prompt"):
         expected_best([])
 

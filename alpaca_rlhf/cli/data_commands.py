@@ -189,7 +189,7 @@ def report(words: Sequence[str], terminal: Terminal) -> int:
     Raises:
         UserError: The run cannot be read, or the page not written.
     """
-    from alpaca_rlhf.report.generation_page import write_generation_report
+    from alpaca_rlhf.report.render import write_generation_report
 
     about = "One HTML page about a generation."
     (run,), asked = _given(words, ReportMade, "data report", ("RUN",), about)

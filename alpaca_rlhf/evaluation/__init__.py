@@ -1,1 +1,1 @@
-"""Measuring policies: intervals, win rates, and the report a person reads."""
+"""Statistics of policies and reward models: intervals, win rates, accuracy."""

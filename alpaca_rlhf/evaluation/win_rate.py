@@ -1,8 +1,8 @@
 """Statistics of an evaluation: means with intervals, paired gains, win rates. Pure numpy.
 
 The prompt is the unit that is resampled everywhere, because what one prompt contributes (its score,
-its pairs) is independent of other prompts but not within itself. The scores given here are a
-held-out scorer's, never those of the reward model that trained the policy.
+its pairs) is independent of other prompts, but its parts depend on each other. The scores here come
+from a held-out scorer, never from the reward model that trained the policy.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 RESAMPLES = 2000
-"""Bootstrap resamples; the ends of a 95% interval then rest on 50 resamples each."""
+"""Bootstrap resamples; 50 of them lie beyond each end of a 95% interval."""
 _PERCENTILES = (2.5, 97.5)
-_DRAWS_AT_ONCE = 1_000_000  # bounds the memory (8 MB of indices), never changes the result
+_BATCH_INDICES = 1_000_000  # bounds the memory (8 MB), never changes the result
 
 
 class Interval(NamedTuple):
@@ -36,12 +36,12 @@ class Interval(NamedTuple):
         return [self.low, self.high]
 
     def excludes(self, value: float) -> bool:
-        """Whether `value` lies outside the interval."""
+        """True where `value` lies outside the interval."""
         return value < self.low or value > self.high
 
 
 def bootstrap_ci(values: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """Mean of `values` (N,), one a prompt, with a 95% percentile bootstrap interval (Efron 1979).
+    """Mean of `values` (N,), one per prompt, with a 95% percentile bootstrap interval (Efron 1979).
 
     Raises:
         ValueError: `values` is empty, not one-dimensional or not finite, or `resamples` is below 1.
@@ -88,8 +88,8 @@ def accuracy_interval(
     """Accuracy over all pairs, with a bootstrap over the prompts (groups) that the pairs belong to.
 
     Args:
-        correct_by_group: For each prompt, 1 (or True) for each pair that was ordered rightly, 0
-            for wrongly, one half for a tie of the scores. A prompt without pairs counts nothing.
+        correct_by_group: For each prompt, 1 (or True) for each pair in the right order, 0 for each
+            in the wrong order, one half for equal scores. A prompt without pairs does not count.
         resamples: Bootstrap resamples.
         seed: Seed of the resampling.
 
@@ -102,9 +102,9 @@ def accuracy_interval(
     flat = _vector("correct_by_group", np.concatenate(groups))
     if flat.min() < 0 or flat.max() > 1:
         raise ValueError("correct_by_group must hold values from 0 to 1")
-    right = np.array([group.sum() for group in groups])
+    correct = np.array([group.sum() for group in groups])
     pairs = np.array([float(group.size) for group in groups])
-    return _ratio(right, pairs, resamples=resamples, seed=seed)
+    return _ratio(correct, pairs, resamples=resamples, seed=seed)
 
 
 def expected_max(scores: ArrayLike, n: int) -> float:
@@ -132,8 +132,11 @@ def expected_best(scores: Sequence[Sequence[float]]) -> list[float]:
     """
     if not scores:
         raise ValueError("scores must hold at least one prompt")
-    most = min(len(own) for own in scores)
-    return [sum(expected_max(own, n) for own in scores) / len(scores) for n in range(1, most + 1)]
+    k = min(len(prompt_scores) for prompt_scores in scores)
+    return [
+        sum(expected_max(prompt_scores, n) for prompt_scores in scores) / len(scores)
+        for n in range(1, k + 1)
+    ]
 
 
 def best_of_n_kl(n: int) -> float:
@@ -158,12 +161,14 @@ def _ratio(
         raise ValueError(f"resamples must be at least 1, got {resamples}")
     rng = np.random.default_rng(seed)
     size = numerator.size
-    rows = max(1, _DRAWS_AT_ONCE // size)
-    drawn = []
+    rows = max(1, _BATCH_INDICES // size)
+    ratios = []
+    # Draw in batches of resamples: the generator's stream, and so the result, does not depend on
+    # their size.
     for start in range(0, resamples, rows):
         index = rng.integers(0, size, size=(min(rows, resamples - start), size))
-        drawn.append(numerator[index].sum(axis=1) / denominator[index].sum(axis=1))
-    low, high = np.percentile(np.concatenate(drawn), _PERCENTILES)
+        ratios.append(numerator[index].sum(axis=1) / denominator[index].sum(axis=1))
+    low, high = np.percentile(np.concatenate(ratios), _PERCENTILES)
     return Interval(float(numerator.sum() / denominator.sum()), float(low), float(high))
 
 
@@ -172,8 +177,8 @@ def _vector(name: str, values: ArrayLike) -> NDArray[np.float64]:
     if data.ndim != 1 or data.size == 0:
         raise ValueError(f"{name} must be a list of at least one number, got shape {data.shape}")
     if not np.isfinite(data).all():
-        bad = int(np.argmin(np.isfinite(data)))
-        raise ValueError(f"{name} must be finite; number {bad} is not")
+        position = int(np.argmin(np.isfinite(data)))
+        raise ValueError(f"{name} must be finite; number {position} is not")
     return data
 
 

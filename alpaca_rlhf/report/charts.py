@@ -1,19 +1,61 @@
-"""Charts as inline SVG and plain HTML: no library, no script, and they follow the page.
+"""Geometry of the report's charts; `templates/charts.html` draws them as SVG and plain HTML.
 
-Lines are drawn in a square of 100 by 100 that stretches with the page while strokes keep their
-width, and labels are HTML text, so that a chart is as legible on a phone as on a wall. Colours are
-CSS classes, so that the dark theme and the printer choose their own.
+Lines lie in a square of 100 by 100 that stretches with the page while strokes keep their width, and
+labels are HTML text, so that a chart is as legible on a phone as on a wall. Colours are CSS
+classes, so that the dark theme and the printer choose their own.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from alpaca_rlhf.report.markup import Markup, element, interval, join, number
+from alpaca_rlhf.report.formatting import number, place
 
-_MOST_POINTS = 240  # a line of more is averaged in buckets: a plot has no more pixels than that
+_MAX_POINTS = 240  # a line of more is averaged in buckets: a plot has no more pixels than that
+_MAX_VERBS, _MAX_NOUNS = 16, 4  # Self-Instruct's figure 3 has 20 and 4
+_INNER, _MIDDLE, _OUTER = 22.0, 58.0, 97.0  # radii of the rings
+_MIN_LABELLED = 0.011  # share of the circle below which a label would not fit
+_MAX_LABEL_CHARS = 13
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A scale from `low` to `high` and the values marked on it."""
+
+    low: float
+    high: float
+    ticks: Sequence[float]
+
+    @classmethod
+    def covering(cls, values: Iterable[float], intervals: int = 4) -> Axis:
+        """An axis that begins and ends at a tick."""
+        numbers = list(values)
+        marked = ticks(min(numbers), max(numbers), intervals)
+        return cls(marked[0], marked[-1], marked)
+
+    @classmethod
+    def between(cls, low: float, high: float, intervals: int = 4) -> Axis:
+        """An axis that begins and ends at the data; only ticks within it are labelled."""
+        return cls(low, high, ticks(low, high, intervals))
+
+    def percent(self, value: float) -> float:
+        """Position of `value`, 0 at `low` and 100 at `high`."""
+        if self.high <= self.low:
+            return 50.0
+        return 100 * (value - self.low) / (self.high - self.low)
+
+    @property
+    def labels(self) -> list[tuple[float, str]]:
+        """(percent, text) of every tick on the axis."""
+        step = self.ticks[1] - self.ticks[0]
+        return [
+            (self.percent(tick), tick_text(tick, step))
+            for tick in self.ticks
+            if self.low <= tick <= self.high
+        ]
 
 
 @dataclass(frozen=True)
@@ -21,23 +63,37 @@ class Mark:
     """A measured value and its 95% interval, if there is one."""
 
     value: float
-    """Where the dot stands."""
     ci95: tuple[float, float] | None = None
-    """Ends of the whisker."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of an interval chart."""
+    """One line of an interval chart: a label, its CSS colour class, a filled and a hollow dot."""
 
     label: str
-    """What is measured."""
     tone: str
-    """Class that colours it."""
     full: Mark
-    """The filled dot."""
     hollow: Mark | None = None
-    """The hollow dot, if there is one."""
+
+
+@dataclass(frozen=True)
+class IntervalChart:
+    """Rows of dots with whiskers on one scale, their numbers beside them."""
+
+    rows: Sequence[Row]
+    caption: str
+    """The text below; also the accessible name."""
+    domain: tuple[float, float] = (0.0, 1.0)
+    """The scale; it is widened where a value lies outside."""
+    reference: float | None = None
+    """A value marked by a dashed line through all rows."""
+
+    @property
+    def axis(self) -> Axis:
+        """The scale of all rows."""
+        marks = [mark for row in self.rows for mark in (row.full, row.hollow) if mark]
+        values = [end for mark in marks for end in (mark.value, *(mark.ci95 or ()))]
+        return Axis.covering([*self.domain, *values])
 
 
 @dataclass(frozen=True)
@@ -45,159 +101,201 @@ class Series:
     """One line of a line chart."""
 
     label: str
-    """Its name in the legend."""
     points: Sequence[tuple[float, float]]
     """(x, y), x ascending."""
     tone: str
-    """Class that colours it."""
+    """CSS class that colours it."""
     dashed: bool = False
-    """Whether it is drawn dashed, as second rounds and controls are."""
+    """True for second rounds and controls."""
     dots: bool = False
-    """Whether each point is marked, where points are few."""
+    """True to mark each point, where points are few."""
 
+    @property
+    def last(self) -> str:
+        """The last value, for the legend."""
+        return value_text(self.points[-1][1])
 
-def interval_chart(
-    rows: Sequence[Row],
-    *,
-    caption: str,
-    domain: tuple[float, float] = (0.0, 1.0),
-    reference: float | None = None,
-    digits: int = 2,
-) -> Markup:
-    """Rows of dots with whiskers on one scale, their numbers beside them.
-
-    Args:
-        rows: From top to bottom.
-        caption: What it shows; also its accessible name.
-        domain: The scale; it is widened where a value lies outside.
-        reference: A value marked by a dashed line through all rows.
-        digits: Decimals of the numbers.
-    """
-    ends = [end for row in rows for mark in (row.full, row.hollow) if mark for end in _ends(mark)]
-    grid = ticks(min(domain[0], *ends), max(domain[1], *ends), 4)
-    scale = (grid[0], grid[-1])
-    lines = []
-    for row in rows:
-        marks = [_vertical(tick, scale, "grid") for tick in grid]
-        if reference is not None:
-            marks.append(_vertical(reference, scale, "reference"))
-        if row.hollow:
-            marks.append(_mark(row.hollow, scale, 72, hollow=True))
-        marks.append(_mark(row.full, scale, 40 if row.hollow else 50, hollow=False))
-        track = element(
-            "svg",
-            *marks,
-            class_=f"track {row.tone}",
-            viewBox="0 0 100 100",
-            preserveAspectRatio="none",
-            aria_hidden="true",
+    @property
+    def summary(self) -> str:
+        """A sentence for people who cannot see the line."""
+        ys = [y for _, y in self.points]
+        return (
+            f"{self.label}: {len(ys)} points, from {value_text(ys[0])} to {self.last}, "
+            f"lowest {value_text(min(ys))}, highest {value_text(max(ys))}."
         )
-        value = [element("b", number(row.full.value, digits))]
-        if row.full.ci95:
-            value.append(element("span", interval(row.full.ci95, digits)))
-        if row.hollow:
-            value.append(element("i", element("span", "greedy "), number(row.hollow.value, digits)))
-        lines.append(
-            element(
-                "li",
-                element("span", row.label, class_="name"),
-                track,
-                element("span", *value, class_="value"),
-            )
-        )
-    step = grid[1] - grid[0]
-    labels = [_at("left", tick, scale, tick_text(tick, step)) for tick in grid]
-    axis = element("div", *labels, class_="axis", aria_hidden="true")
-    return element(
-        "figure",
-        element("ul", *lines, aria_label=caption),
-        axis,
-        element("figcaption", caption),
-        class_="intervals",
-    )
 
 
-def line_chart(
+@dataclass(frozen=True)
+class LineChart:
+    """Lines over steps. One without a single point is false and should not be drawn."""
+
+    title: str
+    lines: Sequence[Series]
+    note: str
+    """One sentence on how to read it."""
+    x_label: str = "step"
+    reference: float | None = None
+    """A value marked by a dashed line."""
+
+    def __bool__(self) -> bool:
+        """True where there is a point to draw."""
+        return bool(self.series)
+
+    @property
+    def series(self) -> list[Series]:
+        """The lines that have points."""
+        return [line for line in self.lines if line.points]
+
+    @property
+    def x(self) -> Axis:
+        """The horizontal axis."""
+        xs = [x for line in self.series for x, _ in line.points]
+        return Axis.between(min(xs), max(xs))
+
+    @property
+    def y(self) -> Axis:
+        """The vertical axis."""
+        ys = [y for line in self.series for _, y in line.points]
+        return Axis.covering(ys if self.reference is None else [*ys, self.reference])
+
+    def coordinates(self, line: Series) -> list[tuple[str, str]]:
+        """Coordinates of the points of `line` in the square, from its upper left corner."""
+        x, y = self.x, self.y
+        return [
+            (place(x.percent(across)), place(100 - y.percent(up)))
+            for across, up in thin(line.points)
+        ]
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of values in bins of equal width."""
+
+    title: str
+    note: str
+    """One sentence on how to read it."""
+    x_label: str
+    x: Axis
+    y: Axis
+    bars: Sequence[tuple[float, float, float, float]]
+    """(x, y, width, height) of every bin with a value, from the square's upper left corner."""
+    summary: str
+    """A sentence for people who cannot see the bars."""
+
+
+@dataclass(frozen=True)
+class Sector:
+    """A sector of a ring: `share` of the circle from `start` on, between two radii."""
+
+    label: str
+    start: float
+    share: float
+    radii: tuple[float, float]
+    hue: int
+    """Degrees on the colour wheel."""
+
+    @property
+    def ring(self) -> str:
+        """`inner` or `outer`."""
+        return "inner" if self.radii[0] == _INNER else "outer"
+
+    @property
+    def path(self) -> str:
+        """The outline as SVG path data."""
+        near, far = self.radii
+        share = min(self.share, 0.9999)  # a whole circle has no arc
+        is_large = int(share > 0.5)
+        end = self.start + share
+        corners = ((far, self.start), (far, end), (near, end), (near, self.start))
+        a, b, c, d = (_polar(radius, turn) for radius, turn in corners)
+        return f"M{a}A{far:g} {far:g} 0 {is_large} 1 {b}L{c}A{near:g} {near:g} 0 {is_large} 0 {d}Z"
+
+    @property
+    def text(self) -> dict[str, str] | None:
+        """Label and attributes of its `text`, where the sector has room for it."""
+        if self.share < _MIN_LABELLED:
+            return None
+        turn = 360 * (self.start + min(self.share, 0.9999) / 2) - 90
+        x, anchor = self.radii[0] + 2.5, "start"
+        if 90 < turn % 360 < 270:  # the left half reads from outside in
+            turn, x, anchor = turn + 180, -x, "end"
+        is_short = len(self.label) <= _MAX_LABEL_CHARS
+        label = self.label if is_short else f"{self.label[: _MAX_LABEL_CHARS - 1]}…"
+        return {"label": label, "x": f"{x:g}", "turn": f"{turn:.1f}", "anchor": anchor}
+
+
+def histogram(
     title: str,
-    series: Sequence[Series],
-    *,
+    values: Sequence[float],
     note: str,
-    x_label: str = "step",
-    reference: float | None = None,
-) -> Markup:
-    """Lines over steps, or nothing where there is no point to draw.
+    x_label: str,
+    domain: tuple[float, float] | None = None,
+    bins: int = 24,
+) -> Histogram:
+    """Count `values`, of which there is at least one, in at most `bins` bins.
 
-    Args:
-        title: What is drawn.
-        series: The lines; those without points are left out.
-        note: One sentence on how to read it.
-        x_label: Unit of x.
-        reference: A value marked by a dashed line.
+    The scale is `domain`, by default from 0 to a value that 99% do not exceed; values beyond it
+    count in the last bin.
     """
-    drawn = [one for one in series if one.points]
-    if not drawn:
-        return Markup()
-    xs = [x for one in drawn for x, _ in one.points]
-    ys = [y for one in drawn for _, y in one.points] + ([] if reference is None else [reference])
-    rows, columns = ticks(min(ys), max(ys), 4), ticks(min(xs), max(xs), 4)
-    across, up = (min(xs), max(xs)), (rows[0], rows[-1])
-    shapes = [_horizontal(tick, up, "grid") for tick in rows]
-    if reference is not None:
-        shapes.append(_horizontal(reference, up, "reference"))
-    shapes += [_line(one, across, up) for one in drawn]
-    picture = element(
-        "svg",
-        *shapes,
-        class_="lines",
-        viewBox="0 0 100 100",
-        preserveAspectRatio="none",
-        role="img",
-        aria_label=f"{title}. " + " ".join(_summary(one) for one in drawn),
+    ordered = sorted(values)
+    if domain is None:  # bins of whole numbers, which counts of words fall into
+        top = ordered[math.ceil(0.99 * len(ordered)) - 1]
+        bins = min(bins, max(1, int(top) + 1))
+        domain = (0.0, float(bins * math.ceil((top + 1) / bins)))
+    low, high = domain
+    counts = Counter(
+        min(bins - 1, max(0, int((value - low) / (high - low) * bins))) for value in values
     )
-    shown = [tick for tick in columns if across[0] <= tick <= across[1]]
-    y_axis = [_at("bottom", tick, up, tick_text(tick, rows[1] - rows[0])) for tick in rows]
-    x_axis = [_at("left", tick, across, tick_text(tick, columns[1] - columns[0])) for tick in shown]
-    legend = [
-        element(
-            "li",
-            element("span", class_=f"key {one.tone}{' dashed' if one.dashed else ''}"),
-            f"{one.label} ",
-            element("b", _value(one.points[-1][1])),
-        )
-        for one in drawn
+    y = Axis.covering([0, *counts.values()])
+    bars = [
+        (100 * position / bins + 0.3, 100 - y.percent(size), 100 / bins - 0.6, y.percent(size))
+        for position, size in sorted(counts.items())
     ]
-    return element(
-        "figure",
-        element("figcaption", element("b", title), element("span", note)),
-        element("ul", *legend, class_="legend", aria_label="Lines and their last values"),
-        element(
-            "div",
-            element("div", *y_axis, class_="y-axis", aria_hidden="true"),
-            picture,
-            element("div", *x_axis, class_="x-axis", aria_hidden="true"),
-            element("div", x_label, class_="x-label", aria_hidden="true"),
-            class_="area",
-        ),
-        class_="plot",
-    )
+    summary = f"{title}: {len(values)} values, median {ordered[len(values) // 2]:.3g}."
+    return Histogram(title, note, x_label, Axis.between(low, high, 5), y, bars, summary)
 
 
-def share_bar(share: float, tone: str = "tone-base") -> Markup:
-    """A bar as long as `share` (0 to 1) of its cell."""
-    bar = element("span", class_=tone, style=f"width:{_place(share)}%")
-    return element("span", bar, class_="bar", aria_hidden="true")
+def verbs(pairs: Mapping[tuple[str, str], int]) -> dict[str, Counter[str]]:
+    """Each verb's nouns, the commonest verbs first; `pairs` counts (verb, noun)."""
+    nouns: dict[str, Counter[str]] = defaultdict(Counter)
+    for (verb, noun), count in pairs.items():
+        nouns[verb][noun] += count
+    return dict(sorted(nouns.items(), key=lambda entry: (-entry[1].total(), entry[0])))
 
 
-def ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` round steps of 1, 2, 2.5 or 5 that cover low..high; at least two values."""
+def sunburst(nouns_of: Mapping[str, Counter[str]]) -> list[Sector]:
+    """Sectors of the commonest verbs in an inner ring and of the nouns of each in an outer one."""
+    largest = list(nouns_of.items())[:_MAX_VERBS]
+    total = sum(nouns.total() for _, nouns in largest)
+    sectors: list[Sector] = []
+    start = 0.0
+    for position, (verb, nouns) in enumerate(largest):
+        hue = round(360 * position / len(largest))
+        share = nouns.total() / total
+        sectors.append(Sector(verb, start, share, (_INNER, _MIDDLE), hue))
+        # The commonest nouns share the verb's sector; rarer ones leave a gap at its end.
+        noun_start = start
+        for noun, count in nouns.most_common(_MAX_NOUNS):
+            sectors.append(Sector(noun, noun_start, count / total, (_MIDDLE, _OUTER), hue))
+            noun_start += count / total
+        start += share
+    return sectors
+
+
+def ticks(low: float, high: float, intervals: int) -> list[float]:
+    """About `intervals` round steps of 1, 2, 2.5 or 5 that cover low..high; at least two values."""
+    # 1. Give a scale without width one, so that a flat line lies in the middle.
     if high - low <= 1e-12 * max(abs(low), abs(high), 1e-3):
         half = abs(low) / 2 or 0.5
         low, high = low - half, high + half
-    rough = (high - low) / count
+    # 2. Round the step up; 1e-9 forgives what division does to the last digits.
+    rough = (high - low) / intervals
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * one for one in (1, 2, 2.5, 5, 10) if power * one >= rough * (1 - 1e-9))
+    steps = (power * factor for factor in (1, 2, 2.5, 5, 10))
+    step = next(step for step in steps if step >= rough * (1 - 1e-9))
+    # 3. Cover both ends with multiples of the step.
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(one * step, 12) for one in range(first, max(last, first + 1) + 1)]
+    return [round(index * step, 12) for index in range(first, max(last, first + 1) + 1)]
 
 
 def tick_text(value: float, step: float) -> str:
@@ -208,79 +306,28 @@ def tick_text(value: float, step: float) -> str:
     return number(value, digits)
 
 
-def thin(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
-    """At most 240 points: means of neighbours, the last point kept as it is."""
-    if len(points) <= _MOST_POINTS:
-        return points
-    size = math.ceil((len(points) - 1) / (_MOST_POINTS - 1))
-    buckets = [points[start : start + size] for start in range(0, len(points) - 1, size)]
-    means = [
-        (sum(x for x, _ in one) / len(one), sum(y for _, y in one) / len(one)) for one in buckets
-    ]
-    return [*means, points[-1]]
-
-
-def _line(series: Series, across: tuple[float, float], up: tuple[float, float]) -> Markup:
-    points = [(_percent(x, across), 100 - _percent(y, up)) for x, y in thin(series.points)]
-    path = "M" + "L".join(f"{_place(x / 100)} {_place(y / 100)}" for x, y in points)
-    shapes = [element("path", d=path, class_="line dashed" if series.dashed else "line")]
-    if series.dots or len(points) == 1:
-        shapes += [_dot(x, y, "dot") for x, y in points]
-    return element("g", *shapes, class_=series.tone)
-
-
-def _mark(mark: Mark, scale: tuple[float, float], height: int, *, hollow: bool) -> Markup:
-    kind = "whisker faint" if hollow else "whisker"
-    x, shapes = _percent(mark.value, scale), []
-    if mark.ci95:
-        low, high = (_place(_percent(end, scale) / 100) for end in mark.ci95)
-        shapes.append(element("path", d=f"M{low} {height}H{high}", class_=kind))
-    shapes.append(_dot(x, height, "dot small" if hollow else "dot large"))
-    if hollow:
-        shapes.append(_dot(x, height, "hole"))
-    return join(shapes)
-
-
-def _dot(x: float, y: float, kind: str) -> Markup:
-    # A line of no length with round ends stays a circle however the square is stretched.
-    return element("path", d=f"M{_place(x / 100)} {_place(y / 100)}h0", class_=kind)
-
-
-def _vertical(value: float, scale: tuple[float, float], kind: str) -> Markup:
-    return element("path", d=f"M{_place(_percent(value, scale) / 100)} 0V100", class_=kind)
-
-
-def _horizontal(value: float, scale: tuple[float, float], kind: str) -> Markup:
-    return element("path", d=f"M0 {_place(1 - _percent(value, scale) / 100)}H100", class_=kind)
-
-
-def _at(side: str, value: float, scale: tuple[float, float], text: str) -> Markup:
-    return element("span", text, style=f"{side}:{_place(_percent(value, scale) / 100)}%")
-
-
-def _percent(value: float, scale: tuple[float, float]) -> float:
-    low, high = scale
-    return 100 * (value - low) / (high - low) if high > low else 50.0
-
-
-def _place(share: float) -> str:
-    text = f"{100 * share:.2f}".rstrip("0").rstrip(".")
-    return "0" if text == "-0" else text
-
-
-def _ends(mark: Mark) -> tuple[float, ...]:
-    return (mark.value, *(mark.ci95 or ()))
-
-
-def _value(value: float) -> str:
+def value_text(value: float) -> str:
+    """`value` in about three digits."""
     if value and not 1e-3 <= abs(value) < 1e5:
         return f"{value:.1e}".replace("-", "\u2212")
     return number(value, 3 if abs(value) < 1 else 2 if abs(value) < 100 else 0)
 
 
-def _summary(series: Series) -> str:
-    ys = [y for _, y in series.points]
-    return (
-        f"{series.label}: {len(ys)} points, from {_value(ys[0])} to {_value(ys[-1])}, "
-        f"lowest {_value(min(ys))}, highest {_value(max(ys))}."
-    )
+def thin(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
+    """At most 240 points: means of neighbours, the last point kept as it is."""
+    if len(points) <= _MAX_POINTS:
+        return points
+    # The last point stands apart, since it is the number in the legend.
+    size = math.ceil((len(points) - 1) / (_MAX_POINTS - 1))
+    buckets = [points[start : start + size] for start in range(0, len(points) - 1, size)]
+    means = [
+        (sum(x for x, _ in bucket) / len(bucket), sum(y for _, y in bucket) / len(bucket))
+        for bucket in buckets
+    ]
+    return [*means, points[-1]]
+
+
+def _polar(radius: float, turn: float) -> str:
+    angle = 2 * math.pi * turn - math.pi / 2
+    # SVG's y grows downwards, so that angles grow clockwise, from twelve o'clock on.
+    return f"{radius * math.cos(angle):.2f} {radius * math.sin(angle):.2f}"

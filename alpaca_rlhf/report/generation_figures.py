@@ -1,4 +1,4 @@
-"""What a generation's page shows, counted in one pass over its events."""
+"""Figures and charts of a generation's page, counted in one pass over its events."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from alpaca_rlhf.data import (
     settings_of,
     tokens,
 )
+from alpaca_rlhf.report.formatting import count, percent
 
-POINTS, LEAST = 60, 40
-"""Points of the line of acceptance over time at most, and rows that make one at least."""
-
+_MAX_POINTS = 60  # points of the line of acceptance over time
+_MIN_ROWS = 40  # rows that make one of its points
 _SPACY_MODEL = "en_core_web_sm"
-_LEADS = frozenset(
+_DETERMINERS = frozenset(
     "a an the this that these those some any all each every both your my our their his her its one "
     "two three four five six seven eight nine ten me us him them you it of".split()
 )
-_ENDS = frozenset(
+_PHRASE_ENDS = frozenset(
     "about after and as at because before between but by during for from given how if in into is "
     "like of on or over so than that to under until using what when where which while who why with "
     "without".split()
@@ -49,7 +49,7 @@ class Figures:
     """A generation in numbers."""
 
     manifest: dict[str, Any]
-    """What the run says of itself."""
+    """Recipe, teachers, seeds, settings and counts of the run."""
     target: int
     """Rows wanted."""
     requests: int = 0
@@ -59,17 +59,17 @@ class Figures:
     tokens: int = 0
     """Tokens the teacher wrote."""
     usd: float | None = None
-    """What the teacher told that it cost; None if it told nothing."""
+    """Cost by the teacher's own account; None where it gave none."""
     kept: int = 0
-    """Rows that stayed."""
+    """Rows kept."""
     dropped: Counter[str] = field(default_factory=Counter)
     """Rule to rows it dropped."""
     acceptance: list[tuple[float, float]] = field(default_factory=list)
-    """(requests so far, share of the rows that stayed, of those since the point before)."""
+    """(requests so far, share of rows kept, among those since the point before)."""
     so_far: list[tuple[float, float]] = field(default_factory=list)
-    """The same, of all rows so far."""
+    """The same, among all rows so far."""
     examples: dict[str, str] = field(default_factory=dict)
-    """Rule to what it said of the first row it dropped."""
+    """Rule to its reason for dropping the first row it dropped."""
     novelty: list[float] = field(default_factory=list)
     """ROUGE-L of each kept row's instruction with the nearest seed task."""
     lengths: dict[str, list[int]] = field(
@@ -79,16 +79,49 @@ class Figures:
     pairs: Counter[VerbNoun] = field(default_factory=Counter)
     """(verb, noun) of the kept rows' instructions."""
     parser: str = ""
-    """How verbs and nouns were found."""
+    """The method that found verbs and nouns."""
 
     @property
     def written(self) -> int:
         """Rows that the teacher wrote, readable or not, until the target was reached."""
         return self.kept + self.dropped.total() - self.dropped["surplus"]
 
+    @property
+    def share(self) -> float:
+        """Share of the written rows that were kept."""
+        return self.kept / self.written if self.written else 0.0
+
+    @property
+    def headline(self) -> str:
+        """The result in one sentence, without its full stop."""
+        return (
+            f"{count(self.kept)} of {count(self.target)} tasks made; {percent(self.share)} of the "
+            f"{count(self.written)} that the teacher wrote until then were kept"
+        )
+
+    def add_row(
+        self, row: Instruction, seeds: NoveltyIndex, pair_of: Callable[[str], VerbNoun | None]
+    ) -> None:
+        """Count a kept row."""
+        nearest = seeds.nearest(row.instruction)
+        self.novelty.append(nearest.score if nearest is not None else 0.0)
+        for column, lengths in self.lengths.items():
+            text = getattr(row, column) or ""
+            if text or column != "input":
+                lengths.append(len(tokens(text)))
+        pair = pair_of(row.instruction)
+        if pair is not None:
+            self.pairs[pair] += 1
+
+    def add_point(self, recent: Counter[str]) -> None:
+        """Mark the acceptance of the `kept` and `dropped` rows since the last point; clear them."""
+        self.acceptance.append((self.requests, recent["kept"] / recent.total()))
+        self.so_far.append((self.requests, self.share))
+        recent.clear()
+
 
 def figures_of(folder: Path) -> Figures:
-    """Count everything. Rows are looked at one at a time.
+    """Count everything, a row at a time.
 
     Raises:
         UserError: Files of the run are missing or damaged.
@@ -96,93 +129,77 @@ def figures_of(folder: Path) -> Figures:
     manifest = read_manifest(folder)
     settings, _ = settings_of(folder)
     pair_of, parser = _parser()
-    made = Figures(manifest, settings.target, parser=parser)
-    index = NoveltyIndex(settings.novelty)
+    figures = Figures(manifest, settings.target, parser=parser)
+    # 1. Index the seed tasks, to which new ones are compared.
+    seeds = NoveltyIndex(settings.novelty)
     for seed in seeds_of(folder):
-        index.add(seed.instruction)
+        seeds.add(seed.instruction)
+    # 2. Space the points of the line of acceptance.
     counts = manifest.get("counts", {})
     total = counts.get("kept", 0) + sum(counts.get("dropped", {}).values())
-    every = max(LEAST, total // POINTS)
-    since = Counter[str]()
-    for _, one in requests(folder):
-        made.requests += 1
-        made.tokens += one.reply.tokens
-        cost = getattr(one.reply, "usd", None)
-        if isinstance(cost, int | float):
-            made.usd = (made.usd or 0.0) + cost
-        made.failed += bool(getattr(one.reply, "error", None))
-        kept = [] if one.ask.drafts else one.kept
-        made.kept += len(kept)
-        made.dropped.update(drop.rule for drop in one.dropped)
-        since.update(kept=len(kept), dropped=sum(d.rule != "surplus" for d in one.dropped))
-        for drop in one.dropped:
-            if drop.rule not in made.examples:
-                made.examples[drop.rule] = _example(drop)
-        for row in kept:
-            _look_at(made, row, index, pair_of)
-        if since.total() >= every:
-            _point(made, since)
-    if since.total() and not made.acceptance:
-        _point(made, since)
-    return made
+    rows_per_point = max(_MIN_ROWS, total // _MAX_POINTS)
+    recent = Counter[str]()
+    # 3. Count request by request. Drafts of tasks are no rows yet.
+    for _, request in requests(folder):
+        figures.requests += 1
+        figures.tokens += request.reply.tokens
+        usd = getattr(request.reply, "usd", None)
+        if isinstance(usd, int | float):
+            figures.usd = (figures.usd or 0.0) + usd
+        figures.failed += bool(getattr(request.reply, "error", None))
+        accepted = [] if request.ask.drafts else request.kept
+        figures.kept += len(accepted)
+        figures.dropped.update(drop.rule for drop in request.dropped)
+        recent.update(
+            kept=len(accepted), dropped=sum(drop.rule != "surplus" for drop in request.dropped)
+        )
+        for drop in request.dropped:
+            if drop.rule not in figures.examples:
+                figures.examples[drop.rule] = _example(drop)
+        for row in accepted:
+            figures.add_row(row, seeds, pair_of)
+        if recent.total() >= rows_per_point:
+            figures.add_point(recent)
+    if recent.total() and not figures.acceptance:
+        figures.add_point(recent)
+    return figures
 
 
 def _example(drop: Drop) -> str:
-    row = drop.row
-    said = drop.detail
-    if row is not None and row.instruction not in said:
-        said = f"{row.instruction!r}: {said}"
-    return " ".join(said.split())
-
-
-def _point(made: Figures, since: Counter[str]) -> None:
-    made.acceptance.append((made.requests, since["kept"] / since.total()))
-    made.so_far.append((made.requests, made.kept / made.written))
-    since.clear()
-
-
-def _look_at(
-    made: Figures,
-    row: Instruction,
-    index: NoveltyIndex,
-    pair_of: Callable[[str], VerbNoun | None],
-) -> None:
-    near = index.nearest(row.instruction)
-    made.novelty.append(near.score if near is not None else 0.0)
-    for name in ("instruction", "input", "output"):
-        text = getattr(row, name) or ""
-        if text or name != "input":
-            made.lengths[name].append(len(tokens(text)))
-    pair = pair_of(row.instruction)
-    if pair is not None:
-        made.pairs[pair] += 1
+    """The reason for a drop, with the instruction it is about, on one line."""
+    reason = drop.detail
+    if drop.row is not None and drop.row.instruction not in reason:
+        reason = f"{drop.row.instruction!r}: {reason}"
+    return " ".join(reason.split())
 
 
 def first_words(instruction: str) -> VerbNoun | None:
-    """A verb and its noun without a parser: the first word, and the last of the words after it.
+    """A verb and its noun without a parser: the first word and the last of its noun phrase.
 
-    Polite beginnings (`please`, `can you`) are skipped. The words end before a preposition, a
-    conjunction or a mark. None where the first word is none, or where no noun follows: so scripts
+    None where the first word is not one of ASCII letters or no noun follows, so that scripts
     without spaces are left out.
     """
+    # 1. Skip a polite beginning (`please`, `can you`); take the first word as the verb.
     phrase = _POLITE.sub("", instruction.strip().split("\n")[0])
-    words = phrase.replace(",", " ,").replace(".", " .").replace(":", " :").split()
-    if len(words) < 2 or not words[0].isascii() or not words[0].isalpha():
+    verb, *rest = phrase.replace(",", " ,").replace(".", " .").replace(":", " :").split() or [""]
+    if not rest or not verb.isascii() or not verb.isalpha():
         return None
-    group: list[str] = []
-    for word in words[1:]:
+    # 2. Read the noun phrase up to a preposition, a conjunction or a punctuation mark.
+    noun_phrase: list[str] = []
+    for word in rest:
         plain = word.lower().strip("\"'()?!")
-        if plain in _LEADS and not group:
+        if plain in _DETERMINERS and not noun_phrase:
             continue
-        if plain in _ENDS or not plain or not plain[0].isalpha():
+        if plain in _PHRASE_ENDS or not plain or not plain[0].isalpha():
             break
-        group.append(plain)
+        noun_phrase.append(plain)
         if word[-1] in "?!":
             break
-    return (words[0].lower(), group[-1]) if group else None
+    return (verb.lower(), noun_phrase[-1]) if noun_phrase else None
 
 
 def _parser() -> tuple[Callable[[str], VerbNoun | None], str]:
+    """The best finder of verbs and nouns that is installed, and its description for the page."""
     try:
         spacy = importlib.import_module("spacy")
         parse: Callable[[str], Sequence[Any]] = spacy.load(_SPACY_MODEL)

@@ -1,22 +1,237 @@
-"""What a report is made of, and the contract of `report.json` (schema 1)."""
+"""The contract of `report.json` (schema 1), and everything else that a report shows."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from alpaca_rlhf.report.markup import POLICY_NAME, finite
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-STAGES = ("generate", "sft", "sample", "rank", "reward", "ppo", "best_of_k", "evaluate")
-"""Names that a stage of `report.json` may have."""
 SLICES = {
     "seen_facts_train_phrasings": "Known facts, known phrasings",
     "held_out_facts": "Held-out facts",
     "held_out_phrasings": "Held-out phrasings",
 }
-"""Parts of the evaluation prompts that are reported apart."""
+"""Parts of the evaluation prompts that have figures of their own, and their titles."""
+_POLICIES = {
+    "base": ("Base", "tone-base"),
+    "base_few_shot": ("Base, few-shot", "tone-few"),
+    "sft": ("SFT", "tone-sft"),
+    "best_of_k": ("Best-of-K", "tone-bok"),
+    "ppo": ("PPO", "tone-ppo"),
+}
+"""Policy, without its round, to the label and the colour class it has in every picture."""
+POLICY_NAME = re.compile(rf"(?:{'|'.join(_POLICIES)})|(?:best_of_k|ppo)\.(?:[2-9]|[1-9]\d+)")
+"""The name of a policy: round 1 has no suffix, later rounds end in `.2`, `.3` ..."""
+
+
+def policy_label(name: str) -> str:
+    """The name people call a policy by: `ppo.2` is `PPO, round 2`."""
+    stem, _, round_ = name.partition(".")
+    label = _POLICIES[stem][0]
+    return f"{label}, round {round_}" if round_ else label
+
+
+def policy_tone(name: str) -> str:
+    """The CSS class that colours a policy, the same in every picture."""
+    return _POLICIES[name.partition(".")[0]][1]
+
+
+def policy_order(policies: Iterable[str]) -> list[str]:
+    """Names in the order of the loop: base, SFT, then round after round."""
+    stems = list(_POLICIES)
+
+    def position(name: str) -> tuple[int, int]:
+        stem, _, round_ = name.partition(".")
+        return int(round_ or 1), stems.index(stem)
+
+    return sorted(policies, key=position)
+
+
+def _policy_name(name: str) -> str:
+    if not POLICY_NAME.fullmatch(name):
+        raise ValueError("must be a policy's name")
+    return name
+
+
+def _ordered(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] > ends[1]:
+        raise ValueError("must hold the lower end first")
+    return ends
+
+
+# Strict: a text is no number, and a truth value is neither a number nor a count.
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+NonNegative = Annotated[Number, Field(ge=0)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Count = Annotated[int, Field(strict=True, ge=0)]
+Round = Annotated[int, Field(strict=True, ge=1)]
+Interval = Annotated[tuple[Number, Number], AfterValidator(_ordered)]
+
+
+class _Object(BaseModel):
+    """Keys beyond the contract are welcome; they may hold anything that JSON can."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class Base(_Object):
+    """The frozen base model."""
+
+    name: str
+    parameters: Count
+    quantization: str
+
+
+class Stage(_Object):
+    """Costs of one stage of one round."""
+
+    name: Literal["generate", "sft", "sample", "rank", "reward", "ppo", "best_of_k", "evaluate"]
+    round: Round
+    seconds: NonNegative
+    peak_memory_gib: NonNegative
+    examples: Count
+    tokens: Count
+    cost_usd: NonNegative
+    gpu_memory_gib: Number | None = None
+    planned_memory_gib: Number | None = None
+
+
+class Prompts(_Object):
+    """Sizes of the splits, and how many prompts lie in two of them."""
+
+    sft: Count
+    rank: Count
+    ppo: Count
+    eval: Count
+    overlap: Count
+
+
+class PairAccuracy(_Object):
+    """Held-out accuracy on one kind of pair."""
+
+    kind: str = Field(alias="is")
+    pairs: Count
+    accuracy: Share
+    ci95: Interval
+
+
+class RewardModel(_Object):
+    """A reward model on pairs that it has not seen."""
+
+    round: Round
+    pairs: Count
+    held_out_accuracy: Share
+    ci95: Interval
+    shuffled_label_accuracy: Share
+    shuffled_label_ci95: Interval | None = None
+    accuracy_by: dict[str, list[PairAccuracy]] = {}
+    log_loss: Number | None = None
+    calibration_error: Number | None = None
+    saturated: Number | None = None
+    length_correlation: Number | None = None
+    length_rank_correlation: Number | None = None
+
+
+class BestOfK(_Object):
+    """Candidates of a round of best-of-K, and the completions chosen among them."""
+
+    round: Round
+    k: Count
+    candidates: Count
+    finished: Count
+    winners: Count
+    mean_score: Number
+    mean_best_score: Number
+    expected_best_score: Annotated[list[Number], Field(min_length=1)]
+    sampler_kl_bound_nats: NonNegative
+
+
+class Policy(_Object):
+    """A policy on the evaluation prompts."""
+
+    gold_score: Number
+    ci95: Interval
+    gold_score_greedy: Number
+    gold_score_greedy_ci95: Interval | None = None
+    paired_gain_vs_sft: Number
+    paired_gain_ci95: Interval
+    gold_parts: dict[str, Number]
+    gold_parts_greedy: dict[str, Number]
+    win_rate_vs_sft: Share
+    win_rate_ci95: Interval
+    kl_from_sft_nats: Number
+    kl_from_sft_k3_nats: NonNegative | None = None
+    stop_rate: Share
+    mean_tokens: NonNegative
+
+
+class SliceScore(_Object):
+    """A policy's gold score on one slice of the evaluation prompts."""
+
+    gold_score: Number
+    ci95: Interval
+    n: Count
+
+
+class Report(_Object):
+    """The content of `report.json`."""
+
+    version: Literal[1] = Field(alias="schema")
+    seed: int = 0
+    base: Base
+    judge: str = "gold"
+    annotator: dict[str, Number] = {}
+    """`noise` (the setting), `measured_wrong_share` and `verdicts`, where a judge ranked."""
+    stages: list[Stage]
+    prompts: Prompts
+    reward_models: list[RewardModel]
+    best_of_k: list[BestOfK] = []
+    policies: dict[Annotated[str, AfterValidator(_policy_name)], Policy]
+    slices: dict[str, dict[str, SliceScore]] = {}
+    """Policy to slice, as in `SLICES`, to score."""
+    generation: dict[str, Any] = {}
+
+    @property
+    def judged_by_gold(self) -> bool:
+        """True where a gold judge gave the scores: then they have parts, `correct` among them."""
+        return self.judge == "gold"
+
+    @property
+    def ordered(self) -> list[tuple[str, Policy]]:
+        """(name, policy) in the order of the loop."""
+        return [(name, self.policies[name]) for name in policy_order(self.policies)]
+
+    @property
+    def trained(self) -> list[str]:
+        """Policies trained on preferences, in the order of the loop."""
+        return [name for name, _ in self.ordered if not name.startswith(("base", "sft"))]
+
+    @property
+    def peak_memory_gib(self) -> float:
+        """The highest of all stages."""
+        return max((stage.peak_memory_gib for stage in self.stages), default=0.0)
+
+    @model_validator(mode="after")
+    def _policies_share_their_parts(self) -> Report:
+        """Check that SFT is there and that every policy has the parts of the score that it has."""
+        if "sft" not in self.policies:
+            raise ValueError("policies.sft is missing")
+        parts = set(self.policies["sft"].gold_parts)
+        required = parts | ({"correct"} if self.judged_by_gold else set())
+        for name, policy in self.policies.items():
+            for key in ("gold_parts", "gold_parts_greedy"):
+                present = set(getattr(policy, key))
+                missing, surplus = sorted(required - present), sorted(present - parts)
+                if missing:
+                    raise ValueError(f"policies.{name}.{key}.{missing[0]} is missing")
+                if surplus:
+                    message = "must hold the parts that SFT's gold_parts hold"
+                    raise ValueError(f"policies.{name}.{key} {message}, got {surplus[0]}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -24,220 +239,68 @@ class ReportData:
     """Everything a report shows. Only `report` is written to `report.json`."""
 
     report: Mapping[str, Any]
-    """The content of `report.json`. Keys beyond the contract are welcome; the page reads some:
-    `judge`, if it is not `gold`, `gold_score_greedy_ci95` and `kl_from_sft_k3_nats` of a policy,
-    of a reward model `shuffled_label_ci95`, `accuracy_by` and the figures of its held-out pairs,
-    and `best_of_k`, a round each."""
+    """The content of `report.json`, as `Report` describes it."""
     metrics: Sequence[Mapping[str, Any]] = ()
     """Rows of `metrics.jsonl`: `stage` (`sft`, `reward`, `reward_shuffled`, `ppo` ...; `.2` is
     round 2), `step` and numbers. `generate` rows hold counts so far: `requests`, `accepted` and
     `rejected_<rule>`."""
     answers: Sequence[Mapping[str, Any]] = ()
-    """`{"instruction", "input", "answers": {policy: {"text", "gold"}}}`, a prompt each; of a
-    conversation `history` too, the earlier turns as pairs of what was said and the reply."""
-    slices: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
-    """`{policy: {slice: {"gold_score", "ci95", "n"}}}`, the slices as in `SLICES`."""
-    annotator: Mapping[str, float] = field(default_factory=dict)
-    """`noise` (the setting), `measured_wrong_share` and `verdicts`."""
+    """`{"instruction", "input", "answers": {policy: {"text", "gold"}}}`, a prompt each; for a
+    conversation also `history`, the earlier turns as (question, reply) pairs."""
     settings_yaml: str = ""
     """The resolved settings."""
     machine: str = ""
-    """Where it ran, in a few words."""
-    seed: int = 0
-    """The seed of the run."""
+    """The machine it ran on, in a few words."""
     command: str = ""
     """The command that was typed."""
     next_commands: Sequence[str] = ()
-    """What to run next."""
+    """Commands to run next."""
     caveats: Sequence[str] = ()
-    """What a reader should not conclude, a sentence or two each."""
+    """Conclusions that a reader should not draw, a sentence or two each."""
     provenance: Mapping[str, str] = field(default_factory=dict)
     """Versions, commit, fingerprints: name to value."""
 
 
-def validate_report(report: Mapping[str, Any]) -> None:
-    """Check that `report` keeps the contract of `report.json`.
+def validate_report(report: Mapping[str, Any]) -> Report:
+    """Read `report` by the contract of `report.json`.
 
     Raises:
-        ValueError: a key is missing, or its value has the wrong type, is not finite, lies outside
+        ValueError: A key is missing, or its value has the wrong type, is not finite, lies outside
             its range or is an interval out of order; the message names the key.
     """
-    _keys(report, "", _REPORT)
-    for kind, rules in (("stages", _STAGE), ("reward_models", _REWARD)):
-        for place, row in enumerate(report[kind]):
-            _keys(_mapping(row, f"{kind}.{place}"), f"{kind}.{place}.", rules)
-    _keys(report["base"], "base.", _BASE)
-    _keys(report["prompts"], "prompts.", _PROMPTS)
-    _check("sft" in report["policies"], "policies.sft", "be there", None)
-    parts = set(_mapping(report["policies"]["sft"], "policies.sft").get("gold_parts", {}))
-    always = ["correct"] if judged_by_gold(report) else []
-    for name, policy in report["policies"].items():
-        where = f"policies.{name}"
-        _check(bool(POLICY_NAME.fullmatch(name)), where, "be a policy's name", name)
-        _keys(_mapping(policy, where), where + ".", _POLICY)
-        for key in ("gold_parts", "gold_parts_greedy"):
-            rules = dict.fromkeys([*always, *sorted(parts)], _number)
-            _keys(policy[key], f"{where}.{key}.", rules)
-            extra = ", ".join(sorted(set(policy[key]) - parts))
-            _check(not extra, f"{where}.{key}", "hold the parts that SFT's gold_parts hold", extra)
-        if "gold_score_greedy_ci95" in policy:
-            _interval(policy["gold_score_greedy_ci95"], where + ".gold_score_greedy_ci95")
-        if "kl_from_sft_k3_nats" in policy:
-            _positive(policy["kl_from_sft_k3_nats"], where + ".kl_from_sft_k3_nats")
-    _list(report.get("best_of_k", []), "best_of_k")
-    for place, row in enumerate(report.get("best_of_k", [])):
-        _keys(_mapping(row, f"best_of_k.{place}"), f"best_of_k.{place}.", _BEST_OF_K)
-    for place, row in enumerate(report["reward_models"]):
-        if "shuffled_label_ci95" in row:
-            _interval(row["shuffled_label_ci95"], f"reward_models.{place}.shuffled_label_ci95")
-        key = f"reward_models.{place}.accuracy_by"
-        for kind, parts in _mapping(row.get("accuracy_by", {}), key).items():
-            _list(parts, f"{key}.{kind}")
-            for number, part in enumerate(parts):
-                where = f"{key}.{kind}.{number}"
-                _keys(_mapping(part, where), where + ".", _KIND)
-    _all_finite(report, "")
+    # 1. Check the keys of the contract: types, ranges, and what several keys promise together.
+    try:
+        typed = Report.model_validate(report)
+    except ValidationError as error:
+        raise ValueError(f"report.json: {_first_problem(error)}") from None
+    # 2. Check the keys beyond it, which may hold anything that JSON can.
+    for key, value in _not_json(report, ""):
+        raise ValueError(f"report.json: {key} must be finite, plain JSON, got {value!r:.80}")
+    return typed
 
 
-def judged_by_gold(report: Mapping[str, Any]) -> bool:
-    """Whether a gold judge gave the scores: then their parts are there, `correct` among them."""
-    return bool(report.get("judge", "gold") == "gold")
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"] if part != "[key]")
+    message = problem["msg"].removeprefix("Value error, ")
+    if not key:  # a check over several policies names its keys itself
+        return message
+    if problem["type"] == "missing":
+        return f"{key} is missing"
+    return f"{key} {message.replace('Input should', 'must', 1)}, got {problem['input']!r:.80}"
 
 
-def _check(holds: bool, key: str, must: str, value: object) -> None:
-    if not holds:
-        shown = repr(value)
-        raise ValueError(f"report.json: {key} must {must}, got {shown[:80]}")
-
-
-def _keys(values: Mapping[str, Any], prefix: str, rules: Mapping[str, _Rule]) -> None:
-    for key, rule in rules.items():
-        if key not in values:
-            raise ValueError(f"report.json: {prefix}{key} is missing")
-        rule(values[key], prefix + key)
-
-
-def _mapping(value: Any, key: str) -> Mapping[str, Any]:
-    holds = isinstance(value, Mapping) and all(isinstance(one, str) for one in value)
-    _check(holds, key, "be an object", value)
-    mapping: Mapping[str, Any] = value
-    return mapping
-
-
-def _list(value: Any, key: str) -> None:
-    _check(isinstance(value, list | tuple), key, "be a list", value)
-
-
-def _numbers(value: Any, key: str) -> None:
-    holds = isinstance(value, list | tuple) and bool(value) and all(map(finite, value))
-    _check(holds, key, "be a list of finite numbers", value)
-
-
-def _text(value: Any, key: str) -> None:
-    _check(isinstance(value, str), key, "be text", value)
-
-
-def _number(value: Any, key: str) -> None:
-    _check(finite(value), key, "be a finite number", value)
-
-
-def _positive(value: Any, key: str) -> None:
-    _check(finite(value) and value >= 0, key, "be a finite number of at least 0", value)
-
-
-def _share(value: Any, key: str) -> None:
-    _check(finite(value) and 0 <= value <= 1, key, "be a number from 0 to 1", value)
-
-
-def _count(value: Any, key: str) -> None:
-    holds = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    _check(holds, key, "be a whole number of at least 0", value)
-
-
-def _interval(value: Any, key: str) -> None:
-    pair = isinstance(value, list | tuple) and len(value) == 2 and all(map(finite, value))
-    _check(pair and value[0] <= value[1], key, "be two finite numbers, the lower first", value)
-
-
-def _schema(value: Any, key: str) -> None:
-    _check(value == 1 and not isinstance(value, bool), key, "be 1", value)
-
-
-def _stage(value: Any, key: str) -> None:
-    _check(value in STAGES, key, f"be one of {', '.join(STAGES)}", value)
-
-
-def _round(value: Any, key: str) -> None:
-    _count(value, key)
-    _check(value >= 1, key, "be at least 1", value)
-
-
-def _all_finite(value: Any, key: str) -> None:
-    """Keys beyond the contract may hold anything JSON can: text, truth, lists, finite numbers."""
+def _not_json(value: object, key: str) -> Iterator[tuple[str, object]]:
+    """(key, value) of everything in `value` that JSON cannot hold."""
     if isinstance(value, Mapping):
-        for name, one in value.items():
-            _check(isinstance(name, str), f"{key}{name}", "be a text key", name)
-            _all_finite(one, f"{key}{name}.")
+        for name, part in value.items():
+            if not isinstance(name, str):
+                yield f"{key}{name}", name
+            yield from _not_json(part, f"{key}{name}.")
     elif isinstance(value, list | tuple):
-        for place, one in enumerate(value):
-            _all_finite(one, f"{key}{place}.")
-    elif isinstance(value, float):
-        _check(math.isfinite(value), key.rstrip("."), "be finite", value)
-    else:
-        plain = value is None or isinstance(value, str | bool | int)
-        _check(plain, key.rstrip("."), "be plain JSON", value)
-
-
-_Rule = Callable[[Any, str], object]
-_REPORT: dict[str, _Rule] = {
-    "schema": _schema,
-    "base": _mapping,
-    "stages": _list,
-    "prompts": _mapping,
-    "reward_models": _list,
-    "policies": _mapping,
-}
-_BASE: dict[str, _Rule] = {"name": _text, "parameters": _count, "quantization": _text}
-_STAGE: dict[str, _Rule] = {
-    "name": _stage,
-    "round": _round,
-    "seconds": _positive,
-    "peak_memory_gib": _positive,
-    "examples": _count,
-    "tokens": _count,
-    "cost_usd": _positive,
-}
-_PROMPTS: dict[str, _Rule] = dict.fromkeys(("sft", "rank", "ppo", "eval", "overlap"), _count)
-_REWARD: dict[str, _Rule] = {
-    "round": _round,
-    "pairs": _count,
-    "held_out_accuracy": _share,
-    "ci95": _interval,
-    "shuffled_label_accuracy": _share,
-}
-_KIND: dict[str, _Rule] = {"is": _text, "pairs": _count, "accuracy": _share, "ci95": _interval}
-_BEST_OF_K: dict[str, _Rule] = {
-    "round": _round,
-    "k": _count,
-    "candidates": _count,
-    "finished": _count,
-    "winners": _count,
-    "mean_score": _number,
-    "mean_best_score": _number,
-    "expected_best_score": _numbers,
-    "sampler_kl_bound_nats": _positive,
-}
-_POLICY: dict[str, _Rule] = {
-    "gold_score": _number,
-    "ci95": _interval,
-    "gold_score_greedy": _number,
-    "paired_gain_vs_sft": _number,
-    "paired_gain_ci95": _interval,
-    "gold_parts": _mapping,
-    "gold_parts_greedy": _mapping,
-    "win_rate_vs_sft": _share,
-    "win_rate_ci95": _interval,
-    "kl_from_sft_nats": _number,
-    "stop_rate": _share,
-    "mean_tokens": _positive,
-}
+        for position, part in enumerate(value):
+            yield from _not_json(part, f"{key}{position}.")
+    elif not (value is None or isinstance(value, str | int | float)) or (
+        isinstance(value, float) and not math.isfinite(value)
+    ):
+        yield key.rstrip("."), value

@@ -1,14 +1,13 @@
 """The evaluate stage: every policy of a run on prompts that no stage has seen.
 
-All policies answer the same prompts with the same noise, so that differences are paired. Controls:
-the base on the SFT
-template, which it has never seen, and the base with solved examples in its own worksheet format,
-which has room for the last turn of a conversation alone.
+All policies answer the same prompts with the same noise, so that differences are paired. There are
+two controls: the base on the SFT template, which it has never seen, and the base with solved
+examples in its own worksheet format, which has room for the last turn of a conversation only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,12 +35,32 @@ from alpaca_rlhf.training.losses import kl_k1, kl_k3
 from alpaca_rlhf.training.reward import train_reward
 
 DEMONSTRATIONS = 3
-"""Solved examples that the few-shot control sees."""
+"""Solved examples in the prompts of the few-shot control."""
 _KL = {"kl_from_sft_nats": kl_k1, "kl_from_sft_k3_nats": kl_k3}
+_TEMPERATURES = {"sampled": 1.0, "greedy": 0.0}
 
 
 @dataclass(frozen=True)
-class _Answer:
+class _Policy:
+    """A policy under its name in the report."""
+
+    name: str
+    stage: str | None
+    """The stage that made its adapter; None for the bare base."""
+
+    @property
+    def role(self) -> str | None:
+        """The adapter that answers; None for the bare base."""
+        return None if self.stage is None else "sft" if self.stage == "sft" else "policy"
+
+    @property
+    def few_shot(self) -> bool:
+        """True for the control that sees solved examples."""
+        return self.name == "base_few_shot"
+
+
+@dataclass(frozen=True)
+class _Completion:
     text: str
     finished: bool
     ids: tuple[int, ...]
@@ -52,165 +71,175 @@ def evaluate(ctx: Context, round_: int) -> Outcome:
     rows = ctx.source.prompts(ctx.settings.evaluate.split)
     ctx.load("sft", "sft")
     ctx.adapters.add("policy", copy_of="sft")
-    scorer = _scorer(ctx)
-    judged: dict[str, dict[str, list[Gold]]] = {}
-    answers: dict[str, dict[str, list[_Answer]]] = {}
-    facts: dict[str, Any] = {}
-    tokens = 0
-    policies = _policies(ctx, round_)
-    for done, (name, stage) in enumerate(policies):
-        role = None if stage is None else "sft" if stage == "sft" else "policy"
-        if role == "policy" and stage is not None:
-            ctx.load("policy", stage)
-        answers[name] = {
-            "sampled": _answers(ctx, role, rows, 1.0, few_shot=name == "base_few_shot"),
-            "greedy": _answers(ctx, role, rows, 0.0, few_shot=name == "base_few_shot"),
+    judge = _judge(ctx)
+    judgements: dict[str, dict[str, list[Gold]]] = {}
+    completions: dict[str, dict[str, list[_Completion]]] = {}
+    facts: dict[str, dict[str, float]] = {}
+    policies = _policies(round_)
+    for position, policy in enumerate(policies):
+        name = policy.name
+        if policy.role == "policy" and policy.stage is not None:
+            ctx.load("policy", policy.stage)
+        # 1. Answer every prompt at temperature 1 and greedily.
+        completions[name] = {
+            decoding: _complete(ctx, policy, rows, temperature)
+            for decoding, temperature in _TEMPERATURES.items()
         }
-        judged[name] = {
-            how: scorer(rows, [(a.text, a.finished) for a in own])
-            for how, own in answers[name].items()
+        # 2. Judge both, without the annotator's noise.
+        judgements[name] = {
+            decoding: judge(rows, answers) for decoding, answers in completions[name].items()
         }
-        sampled = answers[name]["sampled"]
-        tokens += sum(len(a.ids) for own in answers[name].values() for a in own)
+        # 3. Measure the distance from SFT on the sampled completions.
+        sampled = completions[name]["sampled"]
         facts[name] = {
             **(
                 dict.fromkeys(_KL, 0.0)
                 if name == "sft"
-                else _kl(ctx, role, rows, sampled, few_shot=name == "base_few_shot")
+                else _kl(ctx, policy.role, rows, sampled, few_shot=policy.few_shot)
             ),
-            "stop_rate": sum(a.finished for a in sampled) / len(rows),
-            "mean_tokens": sum(len(a.ids) for a in sampled) / len(rows),
+            "stop_rate": sum(answer.finished for answer in sampled) / len(rows),
+            "mean_tokens": sum(len(answer.ids) for answer in sampled) / len(rows),
         }
-        ctx.reporter.step("evaluate", done + 1, len(policies), {})
+        ctx.reporter.step("evaluate", position + 1, len(policies), {})
+    # 4. Compare every policy with SFT, prompt by prompt.
     reports = {
-        name: _figures(ctx, judged[name], judged["sft"]) | facts[name] for name, _ in policies
+        name: _figures(ctx, judgements[name], judgements["sft"]) | facts[name] for name in facts
     }
-    slices = {name: _slices(ctx, rows, judged[name]["sampled"]) for name, _ in policies}
-    ctx.run.write_jsonl(
-        "answers.jsonl",
-        [
-            {
-                "instruction": row.instruction,
-                "input": row.input,
-                **({"history": row.history} if row.history else {}),
-                "answers": {
-                    name: {
-                        "text": answers[name]["sampled"][i].text,
-                        "gold": judged[name]["sampled"][i].score,
-                        "greedy": answers[name]["greedy"][i].text,
-                        "gold_greedy": judged[name]["greedy"][i].score,
-                    }
-                    for name, _ in policies
-                },
-            }
-            for i, row in enumerate(rows)
-        ],
-    )
+    slices = {name: _slices(ctx, rows, judgements[name]["sampled"]) for name in facts}
+    ctx.run.write_jsonl("answers.jsonl", _answer_rows(rows, completions, judgements))
     best = max(reports, key=lambda name: reports[name]["gold_score"])
-    summary = (
-        ", ".join(f"{name} {reports[name]['gold_score']:.2f}" for name, _ in policies)
-        + f"; best: {best}"
+    scores = ", ".join(f"{name} {report['gold_score']:.2f}" for name, report in reports.items())
+    tokens = sum(
+        len(answer.ids)
+        for by_decoding in completions.values()
+        for answers in by_decoding.values()
+        for answer in answers
     )
+    summary = f"{scores}; best: {best}"
     return Outcome(len(rows), tokens, summary, {"policies": reports, "slices": slices})
 
 
-Scorer = Callable[[Sequence[Instruction], Sequence[tuple[str, bool]]], list[Gold]]
-"""Judges (completion, finished) of each prompt."""
+def _answer_rows(
+    rows: Sequence[Instruction],
+    completions: Mapping[str, Mapping[str, Sequence[_Completion]]],
+    judgements: Mapping[str, Mapping[str, Sequence[Gold]]],
+) -> list[dict[str, Any]]:
+    """Rows of `answers.jsonl`: a prompt, and every policy's answers with their scores."""
+    return [
+        {
+            "instruction": row.instruction,
+            "input": row.input,
+            **({"history": row.history} if row.history else {}),
+            "answers": {
+                name: {
+                    "text": completions[name]["sampled"][position].text,
+                    "gold": judgements[name]["sampled"][position].score,
+                    "greedy": completions[name]["greedy"][position].text,
+                    "gold_greedy": judgements[name]["greedy"][position].score,
+                }
+                for name in completions
+            },
+        }
+        for position, row in enumerate(rows)
+    ]
 
 
-def _scorer(ctx: Context) -> Scorer:
-    """The gold judge.
+Judge = Callable[[Sequence[Instruction], Sequence[_Completion]], list[Gold]]
+"""Scores a completion of each prompt."""
 
-    Where there is none, a reward model that has seen only the held-out rankings.
-    """
+
+def _judge(ctx: Context) -> Judge:
+    """The gold judge, or a reward model trained on nothing but the held-out rankings."""
     gold = ctx.source.gold
     if gold is not None:
-        return lambda rows, said: [gold(row, *one) for row, one in zip(rows, said, strict=True)]
-    given = ranking_groups(ctx, ctx.settings.rounds)
+        return lambda rows, answers: [
+            gold(row, answer.text, answer.finished)
+            for row, answer in zip(rows, answers, strict=True)
+        ]
+    groups = ranking_groups(ctx, ctx.settings.rounds)
     ctx.adapters.add("reward", copy_of="sft", seed=ctx.settings.seed + 1)
+    # The two sets change places: this model learns from what the reward model has not seen.
     head, result = train_reward(
         ctx.adapters,
         "reward",
-        given.held_out,
-        given.train,
+        groups.held_out,
+        groups.train,
         ctx.settings.reward,
         seed=ctx.settings.seed + 1,
         checkpoints=ctx.checkpoints("judge"),
         log=ctx.log("judge"),
         stage="judge",
     )
-    # the loss knows no offset, and the sigmoid below does
-    reference = reference_examples(ctx, given.train)
+    # The loss does not depend on an offset of the scores, but the sigmoid below does.
+    reference = reference_examples(ctx, groups.train)
     size = ctx.settings.sampling.batch_size
     head.normalise(score(ctx.adapters, "reward", head, reference, batch_size=size))
     ctx.finish("judge", {"accuracy": result.accuracy})
 
-    def judge(rows: Sequence[Instruction], said: Sequence[tuple[str, bool]]) -> list[Gold]:
+    def judge(rows: Sequence[Instruction], answers: Sequence[_Completion]) -> list[Gold]:
         examples = [
-            example(ctx.base, ctx.settings.template, row, text, finished=finished)
-            for row, (text, finished) in zip(rows, said, strict=True)
+            example(ctx.base, ctx.settings.template, row, answer.text, finished=answer.finished)
+            for row, answer in zip(rows, answers, strict=True)
         ]
         scores = score(ctx.adapters, "reward", head, examples, batch_size=size)
-        return [Gold(one, {}) for one in torch.sigmoid(scores.double()).tolist()]
+        return [Gold(value, {}) for value in torch.sigmoid(scores.double()).tolist()]
 
     return judge
 
 
-def _policies(ctx: Context, rounds: int) -> list[tuple[str, str | None]]:
-    """Name in the report, and the stage that made the adapter; None is the bare base."""
+def _policies(rounds: int) -> list[_Policy]:
+    """The controls, SFT, and the policies that each round trained."""
     trained = [
-        (suffixed(name, r), suffixed(name, r))
-        for r in range(1, rounds + 1)
-        for name in ("best_of_k", "ppo")
+        suffixed(stage, round_) for round_ in range(1, rounds + 1) for stage in ("best_of_k", "ppo")
     ]
-    return [("base", None), ("base_few_shot", None), ("sft", "sft"), *trained]
+    controls = [_Policy("base", None), _Policy("base_few_shot", None)]
+    return [*controls, *(_Policy(stage, stage) for stage in ("sft", *trained))]
 
 
-def _answers(
-    ctx: Context,
-    role: str | None,
-    rows: Sequence[Instruction],
-    temperature: float,
-    *,
-    few_shot: bool,
-) -> list[_Answer]:
-    size = _rows_at_once(ctx, few_shot=few_shot)
-    drawn = sample(
+def _complete(
+    ctx: Context, policy: _Policy, rows: Sequence[Instruction], temperature: float
+) -> list[_Completion]:
+    """A completion of each prompt."""
+    samples = sample(
         ctx.adapters,
-        role,
-        [_prompt(ctx, row, few_shot=few_shot) for row in rows],
+        policy.role,
+        [_prompt(ctx, row, few_shot=policy.few_shot) for row in rows],
         [f"evaluate/{row.id}" for row in rows],
-        sampling=ctx.sampling(temperature=temperature, top_p=1.0, batch_size=size),
+        sampling=ctx.sampling(
+            temperature=temperature,
+            top_p=1.0,
+            batch_size=_batch_rows(ctx, few_shot=policy.few_shot),
+        ),
         seed=ctx.settings.seed,
     )
-    out = []
-    for (one,) in drawn:
-        if few_shot:  # an answer on a worksheet ends with its line
-            line, newline, _ = decode(ctx.base, one.ids).strip(" ").partition("\n")
-            ids = _first_line(ctx, one.ids) if newline else one.ids
-            out.append(_Answer(line, bool(newline) or one.finished, ids))
+    completions = []
+    for (completion,) in samples:
+        ids, finished = completion.ids, completion.finished
+        if policy.few_shot:  # an answer on a worksheet ends with its line
+            text, newline, _ = decode(ctx.base, ids).strip(" ").partition("\n")
+            ids, finished = _first_line(ctx, ids) if newline else ids, bool(newline) or finished
         else:
-            text = answer(ctx.base, ctx.settings.template, one.ids)
-            out.append(_Answer(text, one.finished, one.ids))
-    return out
+            text = answer(ctx.base, ctx.settings.template, ids)
+        completions.append(_Completion(text, finished, ids))
+    return completions
 
 
-def _rows_at_once(ctx: Context, *, few_shot: bool) -> int:
-    """Completions a batch; fewer of the control, whose prompts hold the demonstrations too."""
+def _batch_rows(ctx: Context, *, few_shot: bool) -> int:
+    """Completions per batch; fewer for the control, whose prompts hold the demonstrations too."""
     return max(1, ctx.settings.sampling.batch_size // (1 + DEMONSTRATIONS if few_shot else 1))
 
 
 def _first_line(ctx: Context, ids: tuple[int, ...]) -> tuple[int, ...]:
-    """The ids up to their first newline, and with it: what follows is no part of the answer."""
-    ends = (n for n in range(1, len(ids)) if "\n" in decode(ctx.base, ids[:n]))
+    """The ids up to and with their first newline: the rest is not part of the answer."""
+    ends = (length for length in range(1, len(ids)) if "\n" in decode(ctx.base, ids[:length]))
     return ids[: next(ends, len(ids))]
 
 
 def _prompt(ctx: Context, row: Instruction, *, few_shot: bool) -> tuple[int, ...]:
     if not few_shot:
         return prompt_ids(ctx.base, ctx.settings.template, row)
-    demos = [one for one in ctx.source.seeds() if not one.history][:DEMONSTRATIONS]
-    return text_ids(ctx.base, worksheet_question(demos, row))
+    demonstrations = [seed for seed in ctx.source.seeds() if not seed.history][:DEMONSTRATIONS]
+    return text_ids(ctx.base, worksheet_question(demonstrations, row))
 
 
 @torch.no_grad()
@@ -218,38 +247,44 @@ def _kl(
     ctx: Context,
     role: str | None,
     rows: Sequence[Instruction],
-    answers: Sequence[_Answer],
+    completions: Sequence[_Completion],
     *,
     few_shot: bool,
 ) -> dict[str, float]:
-    """Means over samples of k1 and k3, each summed over the completion's tokens, in nats.
+    """Means over completions of k1 and k3, each summed over a completion's tokens, in nats.
 
     k1 is log p(completion) - log p_sft(completion). Each policy sees its own prompt.
     """
-    total = dict.fromkeys(_KL, 0.0)
-    size = max(1, _rows_at_once(ctx, few_shot=few_shot) // 4)  # logits of every token, not of one
-    for start in range(0, len(rows), size):
-        part = range(start, min(start + size, len(rows)))
-        own = [Example(_prompt(ctx, rows[i], few_shot=few_shot), answers[i].ids) for i in part]
-        reference = [Example(_prompt(ctx, rows[i], few_shot=False), answers[i].ids) for i in part]
+    totals = dict.fromkeys(_KL, 0.0)
+    size = max(1, _batch_rows(ctx, few_shot=few_shot) // 4)  # logits of every token, not of one
+    pairs = list(zip(rows, completions, strict=True))
+    for start in range(0, len(pairs), size):
+        batch = pairs[start : start + size]
+        policy_batch, sft_batch = (
+            [Example(_prompt(ctx, row, few_shot=shots), answer.ids) for row, answer in batch]
+            for shots in (few_shot, False)
+        )
         with ctx.adapters.using(role):
-            mine = token_stats(ctx.adapters, collate(ctx.base, own)).logprobs.double()
+            policy = token_stats(ctx.adapters, collate(ctx.base, policy_batch)).logprobs.double()
         with ctx.adapters.using("sft"):
-            sft = token_stats(ctx.adapters, collate(ctx.base, reference)).logprobs.double()
+            sft = token_stats(ctx.adapters, collate(ctx.base, sft_batch)).logprobs.double()
         for name, estimate in _KL.items():
-            total[name] += float(estimate(mine, sft).sum())
-    return {name: one / len(rows) for name, one in total.items()}
+            totals[name] += float(estimate(policy, sft).sum())
+    return {name: total / len(rows) for name, total in totals.items()}
 
 
 def _figures(
-    ctx: Context, own: dict[str, list[Gold]], sft: dict[str, list[Gold]]
+    ctx: Context, judgements: Mapping[str, Sequence[Gold]], sft: Mapping[str, Sequence[Gold]]
 ) -> dict[str, Any]:
-    settings = ctx.settings.evaluate
-    options: dict[str, Any] = {"resamples": settings.bootstrap, "seed": ctx.settings.seed}
-    sampled, greedy = ([g.score for g in own[how]] for how in ("sampled", "greedy"))
-    against = [g.score for g in sft["sampled"]]
+    """Figures of a policy for `report.json`, from its judgements and those of SFT by decoding."""
+    sampled, greedy, reference = (
+        [gold.score for gold in golds]
+        for golds in (judgements["sampled"], judgements["greedy"], sft["sampled"])
+    )
+    options = _bootstrap(ctx)
     score, greedy_score = bootstrap_ci(sampled, **options), bootstrap_ci(greedy, **options)
-    gain, wins = paired_gain(sampled, against, **options), win_rate(sampled, against, **options)
+    gain = paired_gain(sampled, reference, **options)
+    wins = win_rate(sampled, reference, **options)
     return {
         "gold_score": score.mean,
         "ci95": score.ci95,
@@ -257,27 +292,26 @@ def _figures(
         "gold_score_greedy_ci95": greedy_score.ci95,
         "paired_gain_vs_sft": gain.mean,
         "paired_gain_ci95": gain.ci95,
-        "gold_parts": _parts(own["sampled"]),
-        "gold_parts_greedy": _parts(own["greedy"]),
+        "gold_parts": _mean_parts(judgements["sampled"]),
+        "gold_parts_greedy": _mean_parts(judgements["greedy"]),
         "win_rate_vs_sft": wins.mean,
         "win_rate_ci95": wins.ci95,
     }
 
 
-def _parts(verdicts: Sequence[Gold]) -> dict[str, float]:
-    return {
-        name: sum(v.parts[name] for v in verdicts) / len(verdicts) for name in verdicts[0].parts
-    }
+def _bootstrap(ctx: Context) -> dict[str, int]:
+    return {"resamples": ctx.settings.evaluate.bootstrap, "seed": ctx.settings.seed}
 
 
-def _slices(ctx: Context, rows: Sequence[Instruction], verdicts: Sequence[Gold]) -> dict[str, Any]:
-    out = {}
+def _mean_parts(golds: Sequence[Gold]) -> dict[str, float]:
+    return {part: sum(gold.parts[part] for gold in golds) / len(golds) for part in golds[0].parts}
+
+
+def _slices(ctx: Context, rows: Sequence[Instruction], golds: Sequence[Gold]) -> dict[str, Any]:
+    """Gold score of each slice of the prompts that holds any."""
+    slices = {}
     for name, indices in ctx.source.slices(rows).items():
         if indices:
-            found = bootstrap_ci(
-                [verdicts[i].score for i in indices],
-                resamples=ctx.settings.evaluate.bootstrap,
-                seed=ctx.settings.seed,
-            )
-            out[name] = {"gold_score": found.mean, "ci95": found.ci95, "n": len(indices)}
-    return out
+            score = bootstrap_ci([golds[index].score for index in indices], **_bootstrap(ctx))
+            slices[name] = {"gold_score": score.mean, "ci95": score.ci95, "n": len(indices)}
+    return slices

@@ -1,0 +1,132 @@
+"""Rows and comparisons that the report's templates show; their words stand in the templates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from alpaca_rlhf.report.charts import Mark, Row, Series
+from alpaca_rlhf.report.schema import Policy, Report, policy_label, policy_tone
+
+MAX_GREEDY_LOSS = 0.05
+"""A policy may lose this much greedy correctness against SFT before the report says so."""
+MIN_STOP_RATE = 0.97
+"""Share of completions that must end by themselves."""
+MAX_CONTROL_DRIFT = 0.05
+"""Distance from one half that a control without an interval of its own may have."""
+_PARTS = {
+    "correct": "Correct",
+    "well_formed": "Well-formed",
+    "to_the_point": "To the point",
+    "helpful": "Helpful extra",
+    "friendly": "Friendly",
+}
+
+
+class Step(NamedTuple):
+    """A policy and the one it was trained from, by name and with their figures."""
+
+    before_name: str
+    after_name: str
+    before: Policy
+    after: Policy
+
+    def change(self, part: str) -> float:
+        """Change of a part of the gold score at temperature 1."""
+        return self.after.gold_parts[part] - self.before.gold_parts[part]
+
+    def greedy_change(self, part: str) -> float:
+        """The same for greedy answers."""
+        return self.after.gold_parts_greedy[part] - self.before.gold_parts_greedy[part]
+
+    def most_changed(self, parts: Iterable[str]) -> str:
+        """The part that changed most at temperature 1."""
+        return max(parts, key=lambda part: abs(self.change(part)))
+
+
+def best_policy(report: Report) -> str | None:
+    """The policy trained on preferences that gained most over SFT, if there is one."""
+    gain = {name: report.policies[name].paired_gain_vs_sft for name in report.trained}
+    return max(gain, key=lambda name: gain[name], default=None)
+
+
+def gold_rows(report: Report) -> list[Row]:
+    """Every policy's gold score with its interval, and the greedy one."""
+    return [
+        _row(
+            name,
+            Mark(policy.gold_score, policy.ci95),
+            Mark(policy.gold_score_greedy, policy.gold_score_greedy_ci95),
+        )
+        for name, policy in report.ordered
+    ]
+
+
+def part_rows(report: Report, part: str) -> list[Row]:
+    """Every policy's mean of one part of the gold score, at temperature 1 and greedy."""
+    return [
+        _row(name, Mark(policy.gold_parts[part]), Mark(policy.gold_parts_greedy[part]))
+        for name, policy in report.ordered
+    ]
+
+
+def slice_rows(report: Report, key: str) -> list[Row]:
+    """Gold scores on one slice of the evaluation prompts, of the policies that have one."""
+    return [
+        _row(name, Mark(scores[key].gold_score, scores[key].ci95))
+        for name, _ in report.ordered
+        if key in (scores := report.slices.get(name, {}))
+    ]
+
+
+def reward_rows(report: Report) -> list[Row]:
+    """Held-out accuracy of every reward model, and of its control with shuffled labels."""
+    rows = []
+    for model in report.reward_models:
+        suffix = f", round {model.round}" if len(report.reward_models) > 1 else ""
+        control = Mark(model.shuffled_label_accuracy, model.shuffled_label_ci95)
+        rows.append(Row(f"Reward{suffix}", "tone-ppo", Mark(model.held_out_accuracy, model.ci95)))
+        rows.append(Row(f"Shuffled{suffix}", "tone-base", control))
+    return rows
+
+
+def best_of_k_series(report: Report) -> list[Series]:
+    """The expected best of n scores over n, a line for each round."""
+    return [
+        Series(
+            f"round {row.round}",
+            [(float(n), score) for n, score in enumerate(row.expected_best_score, 1)],
+            "tone-bok" if row.round == 1 else "tone-sft",
+            dashed=row.round > 1,
+            dots=True,
+        )
+        for row in report.best_of_k
+    ]
+
+
+def part_names(report: Report) -> list[str]:
+    """Parts of the gold score, in the order they are shown in."""
+    parts = report.policies["sft"].gold_parts
+    return [part for part in _PARTS if part in parts] + sorted(set(parts) - set(_PARTS))
+
+
+def part_label(part: str) -> str:
+    """The title of a part: `to_the_point` is `To the point`."""
+    return _PARTS.get(part, part.replace("_", " ").capitalize())
+
+
+def steps(report: Report) -> list[Step]:
+    """SFT after the base, round 1 after SFT, a later round after the one before it."""
+    policies, pairs = report.policies, []
+    for name, _ in report.ordered:
+        stem, _, round_ = name.partition(".")
+        if name == "sft" and "base" in policies:
+            pairs.append(("base", name))
+        elif stem in ("best_of_k", "ppo"):
+            earlier = [f"{stem}.{int(round_) - 1}", stem] if round_ else []
+            pairs.append((next((policy for policy in earlier if policy in policies), "sft"), name))
+    return [Step(before, after, policies[before], policies[after]) for before, after in pairs]
+
+
+def _row(name: str, full: Mark, hollow: Mark | None = None) -> Row:
+    return Row(policy_label(name), policy_tone(name), full, hollow)
