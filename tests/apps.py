@@ -75,7 +75,7 @@ def house(store: Store, folder: Path, *, local: bool = True, real: bool = False,
         Tab("rank", rank_tab if real else stand_in),
         Tab("data", partial(data_tab, exports=exports(folder / "snapshots")), admin=True),
     ]
-    place = server.Place("runs/mine", folder / "snapshots", ["localhost", "testserver"], local)
+    place = server.Deployment("runs/mine", folder / "snapshots", ["localhost", "testserver"], local)
     return server.make(store, given.pop("secret", SECRET), tabs, place, **given)
 
 
@@ -150,7 +150,7 @@ def fill(store: Store, *, people: int = 3, sets: int = 40) -> list[int]:
 
 def main(where: str, port: int) -> None:
     """Serve in this process until it is killed."""
-    environment.own_environment()
+    environment.isolate_environment()
     rules = Rules(gold_rate=0, repeat_rate=0)
     with Store(where, rules=rules) as store:
         app = house(store, Path(os.environ["APP_FOLDER"]), real=True)

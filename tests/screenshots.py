@@ -111,7 +111,7 @@ def of_run(out: Path, run: Path) -> None:
     with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / "p.db") as store:
         queue_sampled(run, store)
         worker, shown = tabs(store, run, apps.exports(Path(folder) / "snapshots"), refill="")
-        place = server.Place(f"runs/{run.name}", Path(folder), ["localhost"], True)
+        place = server.Deployment(f"runs/{run.name}", Path(folder), ["localhost"], True)
         app = server.make(store, apps.SECRET, shown, place, status=worker.status)
         try:
             for path in take(app, out, ["chat", "compare", "rank", "data"]):

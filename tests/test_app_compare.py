@@ -13,7 +13,7 @@ from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.app.worker import Worker
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.preferences.assignment import Rules
-from alpaca_rlhf.preferences.battles import Score
+from alpaca_rlhf.preferences.battles import VoteCounts
 from alpaca_rlhf.preferences.people import Account
 from alpaca_rlhf.preferences.schema import Battle
 from alpaca_rlhf.preferences.store import Store
@@ -33,11 +33,11 @@ HOSTILE = (
 
 def test_win_rates_by_hand():
     """Wilson's interval of 10 of 10, and of a half of 4, from the formula's tables."""
-    assert Score("a", "b", 10, 0, 0).rate == pytest.approx((1.0, 0.7225, 1.0), abs=1e-4)
-    assert Score("a", "b", 0, 10, 0).rate == pytest.approx((0.0, 0.0, 0.2775), abs=1e-4)
-    assert Score("a", "b", 1, 1, 2).rate == pytest.approx((0.5, 0.1500, 0.8500), abs=1e-4)
-    assert Score("a", "b", 1, 0, 1).rate == pytest.approx((0.75, 0.1979, 0.9733), abs=1e-4)
-    assert Score("a", "b", 0, 0, 4).rate == Score("a", "b", 2, 2, 0).rate
+    assert VoteCounts("a", "b", 10, 0, 0).rate == pytest.approx((1.0, 0.7225, 1.0), abs=1e-4)
+    assert VoteCounts("a", "b", 0, 10, 0).rate == pytest.approx((0.0, 0.0, 0.2775), abs=1e-4)
+    assert VoteCounts("a", "b", 1, 1, 2).rate == pytest.approx((0.5, 0.1500, 0.8500), abs=1e-4)
+    assert VoteCounts("a", "b", 1, 0, 1).rate == pytest.approx((0.75, 0.1979, 0.9733), abs=1e-4)
+    assert VoteCounts("a", "b", 0, 0, 4).rate == VoteCounts("a", "b", 2, 2, 0).rate
 
 
 @pytest.mark.parametrize(

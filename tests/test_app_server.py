@@ -496,7 +496,7 @@ def test_gradios_own_switches_do_nothing(monkeypatch, enter, plain):
         monkeypatch.setenv(name, "True")
     config = enter(plain).get("/config").json()
     assert config["run_history"] is False and not config.get("mcp_server")
-    environment.own_environment()
+    environment.isolate_environment()
     left = {name for name in os.environ if name.startswith("GRADIO_")}
     assert left == {"GRADIO_ANALYTICS_ENABLED", "GRADIO_TEMP_DIR"}
     assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"

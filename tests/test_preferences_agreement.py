@@ -9,11 +9,11 @@ import pytest
 from scipy.stats import kendalltau
 
 from alpaca_rlhf.preferences.agreement import (
-    FEWEST,
+    MIN_OVERLAPS,
     agreement,
     kendall_tau_b,
     krippendorff_alpha,
-    middle_ranks,
+    midranks,
 )
 
 
@@ -78,17 +78,17 @@ def test_tau_b_by_hand():
 
 
 def test_ties_share_the_middle_of_their_ranks():
-    assert middle_ranks((("a",), ("b", "c"), ("d",))) == {"a": 1, "b": 2.5, "c": 2.5, "d": 4}
+    assert midranks((("a",), ("b", "c"), ("d",))) == {"a": 1, "b": 2.5, "c": 2.5, "d": 4}
 
 
 def test_figures_are_hidden_below_thirty_overlaps():
     same = [(("a",), ("b",), ("c",))] * 2
-    few = agreement([same] * (FEWEST - 1) + [same[:1]])
-    assert (few.n, few.alpha, few.tau) == (FEWEST - 1, None, None)
-    enough = agreement([same] * FEWEST)
-    assert (enough.n, enough.alpha, enough.tau) == (FEWEST, 1, 1)
+    few = agreement([same] * (MIN_OVERLAPS - 1) + [same[:1]])
+    assert (few.n, few.alpha, few.tau) == (MIN_OVERLAPS - 1, None, None)
+    enough = agreement([same] * MIN_OVERLAPS)
+    assert (enough.n, enough.alpha, enough.tau) == (MIN_OVERLAPS, 1, 1)
     turned = [same[0], tuple(reversed(same[0]))]
-    assert agreement([turned] * FEWEST).tau == -1
+    assert agreement([turned] * MIN_OVERLAPS).tau == -1
 
 
 def test_random_orders_agree_by_chance_alone():

@@ -2,7 +2,7 @@
 // Whatever a model or a person wrote becomes a text node here, and nothing else.
 "use strict";
 
-const WORDS = props.words;
+const TEXTS = props.texts;
 const COMMAND = /Mac|iPhone|iPad/.test(navigator.platform) ? "⌘" : "Ctrl";
 const LETTERS = "ABCDEFGHI";
 const DRAG_FROM_PX = 8;
@@ -27,7 +27,7 @@ let ui = {};
 // --- small things ---------------------------------------------------------------------------
 
 function w(key, values = {}) {
-  const text = WORDS[language][key];
+  const text = TEXTS[language][key];
   return text.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole));
 }
 
@@ -355,9 +355,9 @@ function empty(says = "") {
         const reply = await quietly("next", { holding: [] });
         if (reply?.task && ui.empty === here) return show(reply.task, w("new_task"));
       }
-      await sleep(props.look_again_s * 1000);
+      await sleep(props.poll_s * 1000);
     }
-  }, props.look_again_s * 1000);
+  }, props.poll_s * 1000);
 }
 
 const onScreen = () => root.isConnected && root.offsetParent !== null && !document.hidden;
@@ -446,7 +446,7 @@ async function leave(what, fields, says) {
 function skip() {
   if (locked || !task) return;
   if (!worked()) return leave("skip", {}, w("skipped"));
-  const why = make("input", { type: "text", maxlength: props.most.reason, class: "field" });
+  const why = make("input", { type: "text", maxlength: props.limits.reason, class: "field" });
   sheet(w("skip_title"), [
     make("p", {}, w("skip_loses")),
     make("label", { class: "stack" }, w("skip_reason"), why),
@@ -465,7 +465,7 @@ function flag() {
     ...pick("what", [["", w("flag_prompt")], ...answers]));
   const why = make("fieldset", {}, make("legend", {}, w("flag_why")),
     ...pick("why", props.reasons.map((reason) => [reason, w(`reason.${reason}`)])));
-  const more = make("textarea", { rows: 2, maxlength: props.most.comment, class: "field" });
+  const more = make("textarea", { rows: 2, maxlength: props.limits.comment, class: "field" });
   const chosen = (group) => group.querySelector("input:checked").value;
   sheet(w("flag_title"), [
     make("p", {}, w("flag_means")), what, why,
@@ -700,9 +700,9 @@ function stars(id, letter) {
       class: "stars", role: "radiogroup", "aria-labelledby": label, "aria-describedby": `${label}-hint`,
       title: w(`hint.${name}`), "data-criterion": name,
     });
-    for (let value = 1; value <= props.most.stars; value++) {
+    for (let value = 1; value <= props.limits.stars; value++) {
       const input = make("input", {
-        type: "radio", name: label, value, "aria-label": w("stars", { n: value, of: props.most.stars }),
+        type: "radio", name: label, value, "aria-label": w("stars", { n: value, of: props.limits.stars }),
         onchange: () => rate(id, name, value),
         onclick: (event) => {
           if (event.detail && draft.criteria[id]?.[name] === value) {
@@ -786,7 +786,7 @@ function answersPanel() {
   }, { "aria-pressed": String(ratingsShown()) });
   ui.list.classList.toggle("rated", ratingsShown());
   ui.comment = make("textarea", {
-    class: "field", rows: 1, maxlength: props.most.comment, placeholder: w("comment_hint"),
+    class: "field", rows: 1, maxlength: props.limits.comment, placeholder: w("comment_hint"),
     oninput: () => {
       draft.comment = ui.comment.value;
       save();

@@ -1,0 +1,292 @@
+"""The Chat tab: talk to any policy of the run, and make answers to rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gradio as gr
+
+from alpaca_rlhf.app.chat_controller import ChatController, ChatView, GenerationRequest
+from alpaca_rlhf.app.chat_messages import Turn, messages, restored, turn_index
+from alpaca_rlhf.app.job_status import status_line
+from alpaca_rlhf.app.language import label
+from alpaca_rlhf.app.services import Services
+from alpaca_rlhf.app.shortcuts import keyboard_shortcuts
+from alpaca_rlhf.app.worker import Worker
+from alpaca_rlhf.serving import folders
+from alpaca_rlhf.serving.manner import Manner
+from alpaca_rlhf.settings import Loop
+
+SHORTCUTS = {
+    "Escape": "chat-stop",
+    "Ctrl+Enter": "chat-send",
+    "Alt+KeyR": "chat-again",
+    "Alt+KeyZ": "chat-undo",
+    "Alt+KeyN": "chat-new",
+    "Alt+KeyM": "chat-make",
+}
+"""Keys to the buttons that they press; the buttons show them."""
+MAX_NEW_TOKENS = 2048
+"""The longest answer that can be asked for."""
+_MAX_SEED = 2**32 - 1
+
+Patch = dict[Any, Any]
+"""New values of some components."""
+
+
+@dataclass(frozen=True)
+class _Components:
+    turns: gr.State
+    policy: gr.Dropdown
+    new: gr.Button
+    log: gr.Chatbot
+    status: gr.HTML
+    box: gr.Textbox
+    send: gr.Button
+    stop: gr.Button
+    make: gr.Button
+    again: gr.Button
+    undo: gr.Button
+    settings: list[Any]  # in the order of `_generation_request`
+
+
+def chat_tab(services: Services, worker: Worker) -> None:
+    """Build the tab; call it within `gr.Blocks`.
+
+    Args:
+        services: Store, accounts and language.
+        worker: Owns the model.
+    """
+    components = _build(worker)
+    keyboard_shortcuts(SHORTCUTS)
+    _wire(components, _Events(ChatController(services, worker), components))
+
+
+def _build(worker: Worker) -> _Components:
+    turns: gr.State = gr.State(())
+    policies = worker.policies()
+    with gr.Row():
+        policy = gr.Dropdown(
+            policies,
+            value=policies[-1],
+            label=label("chat", "policy"),
+            info=label("chat", "policy.info"),
+            elem_id="chat-policy",
+            scale=2,
+        )
+        new = gr.Button(label("chat", "new"), elem_id="chat-new", size="md", min_width=120)
+    log = gr.Chatbot(
+        label=label("chat", "log"),
+        elem_id="chat-log",
+        height="min(56vh, 620px)",
+        editable="user",
+        buttons=["copy", "copy_all"],
+        render_markdown=False,
+        sanitize_html=True,
+        latex_delimiters=[],
+        allow_tags=False,
+        placeholder=label("chat", "empty"),
+        feedback_options=None,
+        group_consecutive_messages=False,
+    )
+    status = gr.HTML(status_line(""), elem_id="chat-line", apply_default_css=False)
+    box = gr.Textbox(
+        label=label("chat", "box"),
+        placeholder=label("chat", "box.hint"),
+        elem_id="chat-box",
+        lines=1,
+        max_lines=10,
+        autofocus=True,
+    )
+    with gr.Row():
+        send = gr.Button(
+            label("chat", "send"), variant="primary", elem_id="chat-send", min_width=120, scale=2
+        )
+        stop = gr.Button(
+            label("chat", "stop"), interactive=False, elem_id="chat-stop", min_width=120
+        )
+    with gr.Row():
+        make, again, undo = (
+            gr.Button(label("chat", key), elem_id=f"chat-{key}", size="md", min_width=140)
+            for key in ("make", "again", "undo")
+        )
+    settings = _build_settings(worker)
+    return _Components(
+        turns, policy, new, log, status, box, send, stop, make, again, undo, [policy, *settings]
+    )
+
+
+def _build_settings(worker: Worker) -> list[Any]:
+    """The sampling settings, in the order of `_generation_request`."""
+    template = worker.settings.template
+    chat = template == "chat"
+    with gr.Accordion(label("chat", "settings"), open=False):
+        system = gr.Textbox(
+            label=label("chat", "system"),
+            info=label("chat", "system.info" if chat else f"system.none.{template}"),
+            interactive=chat,
+            lines=2,
+            elem_id="chat-system",
+        )
+        with gr.Row():
+            temperature = gr.Slider(
+                0,
+                2,
+                Manner.temperature,
+                step=0.05,
+                label=label("chat", "temperature"),
+                info=label("chat", "temperature.info"),
+                elem_id="chat-temperature",
+            )
+            top_p = gr.Slider(
+                0.05,
+                1,
+                Manner.top_p,
+                step=0.05,
+                label=label("chat", "top_p"),
+                info=label("chat", "top_p.info"),
+            )
+        with gr.Row():
+            length = gr.Slider(
+                1,
+                MAX_NEW_TOKENS,
+                _default_length(worker.settings),
+                step=1,
+                label=label("chat", "length"),
+                elem_id="chat-length",
+            )
+            seed = gr.Number(
+                0,
+                label=label("chat", "seed"),
+                info=label("chat", "seed.info"),
+                precision=0,
+                minimum=0,
+                maximum=_MAX_SEED,
+            )
+        trained_on_turns = folders.saw_conversations(worker.run)
+        remember = gr.Checkbox(
+            trained_on_turns,
+            label=label("chat", "remember"),
+            info=label("chat", "remember.yes" if trained_on_turns else "remember.no"),
+            elem_id="chat-remember",
+        )
+    return [system, temperature, top_p, length, seed, remember]
+
+
+def _wire(c: _Components, events: _Events) -> None:
+    outputs = [c.turns, c.log, c.status, c.box, c.send, c.stop, c.make, c.again]
+    private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    gr.on(
+        [c.send.click, c.box.submit], events.send, [c.box, c.turns, *c.settings], outputs, **private
+    )
+    gr.on([c.again.click, c.log.retry], events.retry, [c.turns, *c.settings], outputs, **private)
+    c.log.edit(events.edit, [c.turns, *c.settings], outputs, **private)
+    gr.on([c.undo.click, c.log.undo], events.undo, [c.turns], outputs, **private)
+    gr.on([c.new.click, c.log.clear], events.clear, None, outputs, **private)
+    c.make.click(events.make_candidates, [c.box, c.turns, *c.settings], outputs, **private)
+    c.stop.click(events.stop, None, None, queue=False, **private)
+    gr.on(None, events.list_policies, None, c.policy, **private)  # when the page opens
+
+
+class _Events:
+    """The event handlers: Gradio's values in, patches of the page out."""
+
+    def __init__(self, controller: ChatController, components: _Components) -> None:
+        self._controller = controller
+        self._components = components
+
+    def send(
+        self, request: gr.Request, message: str, turns: tuple[Turn, ...], *settings: Any
+    ) -> Iterator[Patch]:
+        first: Patch = {self._components.box: ""}
+        for patch in self._answer([*turns, Turn(message)], settings, request):
+            yield patch | first
+            first = {}
+
+    def retry(
+        self, request: gr.Request, turns: tuple[Turn, ...], *settings: Any
+    ) -> Iterator[Patch]:
+        if not turns:
+            yield {}
+            return
+        last = replace(turns[-1], attempt=turns[-1].attempt + 1)
+        yield from self._answer([*turns[:-1], last], settings, request)
+
+    def edit(
+        self, request: gr.Request, event: gr.EditData, turns: tuple[Turn, ...], *settings: Any
+    ) -> Iterator[Patch]:
+        message_index = event.index if isinstance(event.index, int) else event.index[0]
+        edited = Turn(restored(str(event.value)))
+        kept_turns = turns[: turn_index(turns, message_index)]
+        yield from self._answer([*kept_turns, edited], settings, request)
+
+    def undo(self, request: gr.Request, turns: tuple[Turn, ...]) -> Patch:
+        self.stop(request)
+        patch = self._patch(ChatView(turns[:-1], "", False))
+        message = turns[-1].user if turns else ""
+        return patch | ({self._components.box: message} if message else {})
+
+    def clear(self, request: gr.Request) -> Patch:
+        self.stop(request)
+        return self._patch(ChatView((), "", False)) | {self._components.box: ""}
+
+    def make_candidates(
+        self, request: gr.Request, draft: str, turns: tuple[Turn, ...], *settings: Any
+    ) -> Iterator[Patch]:
+        generation = _generation_request(self._controller.worker, settings)
+        for view in self._controller.make_candidates(draft, turns, generation, request):
+            yield self._patch(view)
+
+    def stop(self, request: gr.Request) -> None:
+        self._controller.page_jobs.stop(request)
+
+    def list_policies(self) -> Any:
+        return gr.update(choices=self._controller.worker.policies())
+
+    def _answer(
+        self, turns: list[Turn], settings: tuple[Any, ...], request: gr.Request
+    ) -> Iterator[Patch]:
+        generation = _generation_request(self._controller.worker, settings)
+        for view in self._controller.answer(turns, generation, request):
+            yield self._patch(view)
+
+    def _patch(self, view: ChatView) -> Patch:
+        c = self._components
+        idle = gr.update(interactive=not view.running)
+        return {
+            c.turns: view.turns,
+            c.log: messages(view.turns),
+            c.status: status_line(view.status),
+            c.stop: gr.update(interactive=view.running),
+            **dict.fromkeys((c.send, c.make, c.again), idle),
+        }
+
+
+def _generation_request(worker: Worker, settings: tuple[Any, ...]) -> GenerationRequest:
+    """The settings that a browser sent, clamped to their limits; the default for missing ones."""
+    policy, system, temperature, top_p, length, seed, remember = settings
+    policies = worker.policies()
+    sampling = Manner(
+        temperature=_clamped(temperature, 0, 2, Manner.temperature),
+        top_p=_clamped(top_p, 0.05, 1, Manner.top_p),
+        max_new_tokens=int(_clamped(length, 1, MAX_NEW_TOKENS, _default_length(worker.settings))),
+        seed=int(_clamped(seed, 0, _MAX_SEED, 0)),
+        system=str(system or "").strip() if worker.settings.template == "chat" else "",
+    )
+    return GenerationRequest(
+        policy if policy in policies else policies[-1], sampling, bool(remember)
+    )
+
+
+def _default_length(settings: Loop) -> int:
+    return min(MAX_NEW_TOKENS, settings.sampling.max_new_tokens)
+
+
+def _clamped(value: Any, low: float, high: float, default: float) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return default
+    return min(high, max(low, number)) if number == number else default

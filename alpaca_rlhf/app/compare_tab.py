@@ -1,0 +1,221 @@
+"""The Compare tab: two answers side by side, blind, and the win rates that the votes give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from alpaca_rlhf.app.compare_controller import CompareController, CompareView, Round
+from alpaca_rlhf.app.job_status import status_line
+from alpaca_rlhf.app.language import label, translations
+from alpaca_rlhf.app.rendering import render
+from alpaca_rlhf.app.services import Services
+from alpaca_rlhf.app.shortcuts import keyboard_shortcuts
+from alpaca_rlhf.app.worker import Worker
+from alpaca_rlhf.preferences.battles import VOTES, Vote
+from alpaca_rlhf.preferences.database import DiskFull
+
+SHORTCUTS = {
+    "Escape": "compare-stop",
+    "Ctrl+Enter": "compare-ask",
+    **{str(number): f"compare-{vote}" for number, vote in enumerate(VOTES, 1)},
+}
+"""Keys to the buttons that they press; the buttons show them."""
+_STYLE = (Path(__file__).parent / "static" / "compare.css").read_text(encoding="utf-8")
+
+Patch = dict[Any, Any]
+"""New values of some components."""
+
+
+@dataclass(frozen=True)
+class _Components:
+    round: gr.State
+    intro: gr.HTML
+    choice: gr.Accordion
+    first: gr.Dropdown
+    second: gr.Dropdown
+    box: gr.Textbox
+    ask: gr.Button
+    stop: gr.Button
+    draw: gr.Button
+    status: gr.HTML
+    answers: list[gr.HTML]  # left, right
+    votes: list[gr.Button]  # in the order of `VOTES`
+    scores: gr.HTML
+
+
+def compare_tab(services: Services, worker: Worker) -> None:
+    """Build the tab; call it within `gr.Blocks`.
+
+    Args:
+        services: Store, accounts and language.
+        worker: Owns the model.
+    """
+    components = _build(worker)
+    keyboard_shortcuts(SHORTCUTS)
+    _wire(components, _Events(CompareController(services, worker), components))
+
+
+def _build(worker: Worker) -> _Components:
+    round_: gr.State = gr.State(None)
+    intro = gr.HTML(status_line(""), apply_default_css=False)
+    with gr.Accordion(label("compare", "admin"), open=False, visible=False) as choice:
+        with gr.Row():
+            first, second = (
+                gr.Dropdown(
+                    _policy_choices(worker, "en"),
+                    value="",
+                    label=label("compare", key),
+                    elem_id=f"compare-{key}",
+                )
+                for key in ("first", "second")
+            )
+    box = gr.Textbox(
+        label=label("compare", "prompt"),
+        placeholder=label("compare", "prompt.hint"),
+        elem_id="compare-box",
+        lines=3,
+        max_lines=10,
+    )
+    with gr.Row():
+        ask = gr.Button(
+            label("compare", "ask"), variant="primary", elem_id="compare-ask", min_width=140
+        )
+        stop = gr.Button(
+            label("compare", "stop"), interactive=False, elem_id="compare-stop", min_width=120
+        )
+        draw = gr.Button(label("compare", "draw"), elem_id="compare-draw", min_width=140)
+    status = gr.HTML(status_line(""), elem_id="compare-line", apply_default_css=False)
+    answers = []
+    with gr.Row(elem_id="compare-answers"):
+        for side in ("left", "right"):
+            with gr.Column(min_width=280):
+                answers.append(
+                    gr.HTML(
+                        render("compare_answer", title="", answer=""),
+                        elem_id=f"compare-answer-{side}",
+                        css_template=_STYLE,
+                        apply_default_css=False,
+                        container=True,
+                        padding=True,
+                    )
+                )
+    with gr.Row():
+        votes = [
+            gr.Button(
+                label("compare", f"vote.{vote}"),
+                interactive=False,
+                elem_id=f"compare-{vote}",
+                min_width=130,
+            )
+            for vote in VOTES
+        ]
+    scores = gr.HTML("", elem_id="compare-scores", css_template=_STYLE, apply_default_css=False)
+    return _Components(
+        round_, intro, choice, first, second, box, ask, stop, draw, status, answers, votes, scores
+    )
+
+
+def _wire(c: _Components, events: _Events) -> None:
+    outputs = [c.round, c.status, c.stop, c.ask, *c.answers, *c.votes]
+    private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    c.ask.click(events.play, [c.box, c.first, c.second], outputs, **private)
+    c.stop.click(events.stop, None, None, queue=False, **private)
+    c.draw.click(events.draw_prompt, None, [c.box, c.status], **private)
+    for vote, button in zip(VOTES, c.votes, strict=True):
+        button.click(
+            events.voting(vote), c.round, [c.status, c.scores, *c.votes], **private
+        )
+    opened = [*outputs, c.intro, c.choice, c.scores, c.first, c.second]
+    gr.on(None, events.open_page, None, opened, **private)  # when the page opens
+
+
+class _Events:
+    """The event handlers: Gradio's values in, patches of the page out."""
+
+    def __init__(self, controller: CompareController, components: _Components) -> None:
+        self._controller = controller
+        self._components = components
+
+    def open_page(self, request: gr.Request) -> Patch:
+        c, services = self._components, self._controller.services
+        language = services.language(request)
+        choices = gr.update(choices=_policy_choices(self._controller.worker, language))
+        return {
+            **self._patch(CompareView(""), request),
+            c.intro: status_line(self._text(request)["intro"]),
+            c.choice: gr.update(visible=services.account(request).role == "admin"),
+            c.scores: self._scores(request),
+            c.first: choices,
+            c.second: choices,
+        }
+
+    def draw_prompt(self, request: gr.Request) -> Patch:
+        self._controller.services.account(request)
+        prompt = self._controller.evaluation_prompt()
+        if prompt is None:
+            return {self._components.status: status_line(self._text(request)["no_prompts"])}
+        return {self._components.box: prompt}
+
+    def play(self, request: gr.Request, message: str, first: str, second: str) -> Iterator[Patch]:
+        for view in self._controller.play(message or "", [first, second], request):
+            yield self._patch(view, request)
+
+    def stop(self, request: gr.Request) -> None:
+        self._controller.page_jobs.stop(request)
+
+    def voting(self, vote: Vote) -> Callable[..., Patch]:
+        """The handler of one vote button; a closure, since Gradio reads its annotations."""
+        status = self._components.status
+
+        def cast_vote(request: gr.Request, round_: Round | None) -> Patch:
+            try:
+                revealed = self._controller.vote(round_, vote, request)
+            except DiskFull:  # the buttons stay, to vote again
+                language = self._controller.services.language(request)
+                return {status: status_line(translations("shell", language)["full"])}
+            return {
+                status: status_line(revealed),
+                self._components.scores: self._scores(request),
+                **self._vote_buttons(interactive=False),
+            }
+
+        return cast_vote
+
+    def _patch(self, view: CompareView, request: gr.Request) -> Patch:
+        c, text = self._components, self._text(request)
+        left, right = ("", "")
+        if view.round is not None:
+            pairing = view.round.pairing
+            left, right = (
+                answer.strip() or text["empty_answer"] for answer in (pairing.left, pairing.right)
+            )
+        return {
+            c.round: view.round,
+            c.status: status_line(view.status),
+            c.stop: gr.update(interactive=view.running),
+            c.ask: gr.update(interactive=not view.running),
+            c.answers[0]: render("compare_answer", title=text["left"], answer=left),
+            c.answers[1]: render("compare_answer", title=text["right"], answer=right),
+            **self._vote_buttons(interactive=view.round is not None),
+        }
+
+    def _vote_buttons(self, *, interactive: bool) -> Patch:
+        return {button: gr.update(interactive=interactive) for button in self._components.votes}
+
+    def _scores(self, request: gr.Request) -> str:
+        scores = self._controller.services.store.scores()
+        scores = [score for score in scores if score.first != score.second]
+        return render("compare_scores", scores=scores, text=self._text(request))
+
+    def _text(self, request: gr.Request) -> dict[str, str]:
+        return translations("compare", self._controller.services.language(request))
+
+
+def _policy_choices(worker: Worker, language: str) -> list[tuple[str, str]]:
+    drawn = (translations("compare", language)["drawn"], "")
+    return [drawn, *((policy, policy) for policy in worker.policies())]
