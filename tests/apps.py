@@ -18,10 +18,10 @@ from typing import Any
 import gradio as gr
 import uvicorn
 
-from alpaca_rlhf.app import environment, listening, server
-from alpaca_rlhf.app.build import Tab
-from alpaca_rlhf.app.data import Exports, data_tab
-from alpaca_rlhf.app.rank import rank_tab
+from alpaca_rlhf.app import environment, server, server_socket
+from alpaca_rlhf.app.data_tab import Exports, data_tab
+from alpaca_rlhf.app.page_layout import Tab
+from alpaca_rlhf.app.rank_tab import rank_tab
 from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.core.records import Completion, Instruction
 from alpaca_rlhf.preferences.assignment import Refused, Rules, Verdict
@@ -75,8 +75,10 @@ def house(store: Store, folder: Path, *, local: bool = True, real: bool = False,
         Tab("rank", rank_tab if real else stand_in),
         Tab("data", partial(data_tab, exports=exports(folder / "snapshots")), admin=True),
     ]
-    place = server.Deployment("runs/mine", folder / "snapshots", ["localhost", "testserver"], local)
-    return server.make(store, given.pop("secret", SECRET), tabs, place, **given)
+    deployment = server.Deployment(
+        "runs/mine", folder / "snapshots", ["localhost", "testserver"], local
+    )
+    return server.build_app(store, given.pop("secret", SECRET), tabs, deployment, **given)
 
 
 @contextmanager
@@ -154,8 +156,8 @@ def main(where: str, port: int) -> None:
     rules = Rules(gold_rate=0, repeat_rate=0)
     with Store(where, rules=rules) as store:
         app = house(store, Path(os.environ["APP_FOLDER"]), real=True)
-        socket = listening.listen("127.0.0.1", port, port)
-        server.serve(app, socket, behind_proxy=False, ready=lambda: None)
+        socket = server_socket.listen("127.0.0.1", port, port)
+        server.serve(app, socket, behind_proxy=False, on_ready=lambda: None)
 
 
 if __name__ == "__main__":

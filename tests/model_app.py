@@ -18,7 +18,7 @@ import gradio as gr
 import uvicorn
 from fastapi import FastAPI
 
-from alpaca_rlhf.app.language import translations
+from alpaca_rlhf.app.language import gradio_i18n
 from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import write_instructions
@@ -92,7 +92,7 @@ def app(store: Any, account: Account, *tabs: Callable[[Services], Any]) -> FastA
                     tab(services)
     blocks.queue(api_open=False, default_concurrency_limit=20)
     return gr.mount_gradio_app(
-        FastAPI(), blocks, path="/", footer_links=[], run_history=False, i18n=translations()
+        FastAPI(), blocks, path="/", footer_links=[], run_history=False, i18n=gradio_i18n()
     )
 
 

@@ -16,7 +16,7 @@ import gradio as gr
 import uvicorn
 from fastapi import FastAPI
 
-from alpaca_rlhf.app import rank
+from alpaca_rlhf.app import rank_tab
 from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.preferences.assignment import Rules
 from alpaca_rlhf.preferences.people import Account
@@ -33,7 +33,7 @@ def language(request: gr.Request) -> str:
 def app(store: Any, account: Any) -> FastAPI:
     """The tab in an app, as the real server mounts it."""
     with gr.Blocks(analytics_enabled=False, title="Rank") as blocks:
-        rank.rank_tab(Services(store, account, language))
+        rank_tab.rank_tab(Services(store, account, language))
     blocks.queue(api_open=False)
     return gr.mount_gradio_app(FastAPI(), blocks, path="/", footer_links=[], run_history=False)
 

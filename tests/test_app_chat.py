@@ -9,9 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from alpaca_rlhf.app.chat import chat_tab
-from alpaca_rlhf.app.speech import inert, restored
-from alpaca_rlhf.app.talk import Turn, place
+from alpaca_rlhf.app.chat_messages import Turn, inert, restored, turn_index
+from alpaca_rlhf.app.chat_tab import chat_tab
 from alpaca_rlhf.app.worker import Worker
 from alpaca_rlhf.preferences.assignment import Rules
 from alpaca_rlhf.preferences.people import Account
@@ -38,8 +37,8 @@ def desk(tmp_path_factory, tiny_folder):
     plain = Rules(gold_rate=0, repeat_rate=0, second_share=0)
     with Store(home / "p.db", rules=plain, seed=0) as store:
         store.add_annotator("ann", "long enough", role="admin")
-        real = Worker(run, where=home / "card")
-        fake = Worker(run, make=lambda: echo, where=home / "card")
+        real = Worker(run, gpu_folder=home / "card")
+        fake = Worker(run, load=lambda: echo, gpu_folder=home / "card")
         ports = [app(store, ADMIN, partial(chat_tab, worker=one)) for one in (real, fake)]
         with (
             serving(ports[0], free_port()) as url,
@@ -162,7 +161,7 @@ def test_edit_regenerate_undo_and_new(desk):
         assert [restored(one) for one in said(page, "user")] == ["One?", "Deux <i>?"]
         assert desk.echo.asked[-1][1].instruction == "Deux <i>?", "no mark"
         before = len(desk.echo.asked)
-        page.locator("#chat-again").click()
+        page.locator("#chat-regenerate").click()
         while len(desk.echo.asked) == before:
             page.wait_for_timeout(20)
         assert desk.echo.asked[-1][1] == desk.echo.asked[-2][1]
@@ -184,7 +183,7 @@ def test_four_answers_are_queued_and_come_next(desk):
         ask(page, "Say something about ships.")
         line(page, "tokens")
         page.keyboard.press("Alt+M")
-        line(page, "come on the Rank tab")
+        line(page, "come up on the Rank tab")
         page.locator("#chat-make").click()
         line(page, "in the queue already")
     task = desk.store.claim(1)
@@ -245,7 +244,7 @@ def test_text_made_inert_comes_back(text):
 def test_a_message_belongs_to_its_turn():
     """One without an answer takes one place, the others two."""
     turns = [Turn("a", "1"), Turn("b"), Turn("c", "3")]
-    assert [place(turns, at) for at in range(5)] == [0, 0, 1, 2, 2]
+    assert [turn_index(turns, at) for at in range(5)] == [0, 0, 1, 2, 2]
 
 
 @pytest.mark.parametrize("locale", ["en-US", "zh-CN"])

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from alpaca_rlhf.app.compare import compare_tab
-from alpaca_rlhf.app.duel import Duel, names_a_model
+from alpaca_rlhf.app.compare_controller import CompareController, names_a_model
+from alpaca_rlhf.app.compare_tab import compare_tab
 from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.app.worker import Worker
 from alpaca_rlhf.core.records import Instruction
@@ -63,17 +63,21 @@ def home(tmp_path_factory, tiny_folder):
 
 @pytest.fixture
 def table(home, tmp_path):
-    """A duel without a browser: whoever asks is set by a test."""
+    """A controller without a browser: whoever asks is set by a test."""
     echo = Echo(lambda policy, row, j: f"{policy.upper().replace('.', '')} says")
     plain = Rules(gold_rate=0, repeat_rate=0)
     with Store(tmp_path / "p.db", rules=plain, seed=0) as store:
         for name, role in (("ann", "admin"), ("bob", "annotator")):
             store.add_annotator(name, "long enough", role=role)
-        worker = Worker(home.run, make=lambda: echo, where=tmp_path / "card")
+        worker = Worker(home.run, load=lambda: echo, gpu_folder=tmp_path / "card")
         who = [ADMIN]
         services = Services(store, lambda request: who[0], lambda request: "en")
         yield SimpleNamespace(
-            duel=Duel(services, worker), store=store, echo=echo, who=who, worker=worker
+            controller=CompareController(services, worker),
+            store=store,
+            echo=echo,
+            who=who,
+            worker=worker,
         )
         worker.close()
 
@@ -82,7 +86,7 @@ ASKER = SimpleNamespace(session_hash="s")
 
 
 def play(table, text="Say it.", chosen=("", "")):
-    return list(table.duel.play(text, chosen, ASKER))
+    return list(table.controller.play(text, chosen, ASKER))
 
 
 def test_only_an_admin_chooses_and_nothing_tells_who_is_who(table):
@@ -95,7 +99,7 @@ def test_only_an_admin_chooses_and_nothing_tells_who_is_who(table):
         if number % 2:
             assert set(names) == {"base", "sft"}
             firsts.add(names[0])
-            told = table.duel.vote(seen[-1].round, "tie", ASKER)
+            told = table.controller.vote(seen[-1].round, "tie", ASKER)
             sides.add(told.partition("A was ")[2].partition(",")[0])
         else:
             pairs.add(frozenset(names))
@@ -106,20 +110,20 @@ def test_only_an_admin_chooses_and_nothing_tells_who_is_who(table):
 
 def test_a_round_is_locked_by_its_first_vote(table):
     round_ = play(table)[-1].round
-    assert table.duel.vote(round_, "sideways", ASKER) == "This round is gone; ask again."
+    assert table.controller.vote(round_, "sideways", ASKER) == "This round has expired; ask again."
     table.who[0] = BOB
-    assert "gone" in table.duel.vote(round_, "left", ASKER), "somebody else's"
+    assert "expired" in table.controller.vote(round_, "left", ASKER), "somebody else's"
     table.who[0] = ADMIN
-    assert table.duel.vote(round_, "left", ASKER).startswith("You voted: A is better.")
-    again = table.duel.vote(round_, "right", ASKER)
+    assert table.controller.vote(round_, "left", ASKER).startswith("You voted: A is better.")
+    again = table.controller.vote(round_, "right", ASKER)
     assert again.startswith("Your first vote counts: A is better.")
-    assert "gone" in table.duel.vote(None, "left", ASKER)
+    assert "expired" in table.controller.vote(None, "left", ASKER)
 
 
 def test_a_vote_on_an_answer_that_names_its_model_is_kept_apart(table):
     table.echo.say = lambda policy, row, j: "I am ChatGPT." if policy == "sft" else "Hello."
     round_ = play(table, chosen=("base", "sft"))[-1].round
-    assert "kept apart" in table.duel.vote(round_, "left", ASKER)
+    assert "does not count" in table.controller.vote(round_, "left", ASKER)
     assert table.store.scores() == []
     with table.store.database.reading() as session:
         assert [one.blind for one in session.query(Battle)] == [False]
@@ -130,8 +134,8 @@ def test_a_vote_on_an_answer_that_names_its_model_is_kept_apart(table):
     [("  ", ("", ""), "Type a prompt"), ("Hi.", ("sft", "sft"), "two different")],
 )
 def test_what_is_no_round(table, text, chosen, says):
-    (seen,) = play(table, text, chosen)
-    assert says in seen.line and not table.echo.asked
+    (view,) = play(table, text, chosen)
+    assert says in view.status and not table.echo.asked
 
 
 # --- in a browser ---------------------------------------------------------------------------------
@@ -143,8 +147,8 @@ def desk(home):
     with Store(home.folder / "p.db", rules=Rules(gold_rate=0, repeat_rate=0), seed=0) as store:
         for name, role in (("ann", "admin"), ("bob", "annotator")):
             store.add_annotator(name, "long enough", role=role)
-        real = Worker(home.run, where=home.folder / "card")
-        fake = Worker(home.run, make=lambda: echo, where=home.folder / "card")
+        real = Worker(home.run, gpu_folder=home.folder / "card")
+        fake = Worker(home.run, load=lambda: echo, gpu_folder=home.folder / "card")
         made = [
             app(store, who, partial(compare_tab, worker=one))
             for who, one in ((BOB, real), (ADMIN, fake))

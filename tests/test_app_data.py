@@ -92,12 +92,12 @@ def test_the_figures_are_the_stores(opened, store, home):
         assert tiles["Open flags"] == "8"
         text = page.locator(".alpaca-data:visible").first.inner_text()
         assert f"{found.agreement.alpha:.3f}" in text and f"{found.agreement.tau:.3f}" in text
-        assert "hidden: 0 of the 30 tasks it takes" in text, "no repeats: no self-consistency"
+        assert "hidden: 0 of the 30 tasks needed" in text, "no repeats: no self-consistency"
         people = {row[0]: row for row in rows(page, "People")}
         assert set(people) == {"boss", "ann", *apps.HOSTILE[:3]}
         for one in found.people:
             assert people[one.name][2] == str(one.rankings)
-        (battle,) = rows(page, "Win rates of the blind comparisons")
+        (battle,) = rows(page, "Win rates by blind votes")
         (score,) = store.scores()
         assert battle[0] == "ppo" and battle[3:] == [
             str(one) for one in (score.wins, score.losses, score.ties)
@@ -215,7 +215,7 @@ def test_people_are_added_and_changed(opened, store, home):
     with browser.visit(opened, locale="en-GB") as page:
         sign_in(page, home)
         to_data(page)
-        page.get_by_role("button", name="Add somebody").click()
+        page.get_by_role("button", name="Add a person").click()
         page.get_by_label("Name").fill("new one")
         page.get_by_role("button", name="Add", exact=True).click()
         told = page.locator(".alpaca-data .good")

@@ -21,9 +21,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
 
-from alpaca_rlhf.app import board, rank
-from alpaca_rlhf.app.board import CRITERIA, REASONS, read
-from alpaca_rlhf.app.language import LANGUAGES, words
+from alpaca_rlhf.app import board, rank_tab
+from alpaca_rlhf.app.board import CRITERIA, REASONS, parse_request
+from alpaca_rlhf.app.language import LANGUAGES, translations
 from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.core.records import Completion, Instruction
 from alpaca_rlhf.preferences.assignment import Problem, Refused, Rules, Verdict
@@ -83,7 +83,7 @@ def load(page, url):
 def served():
     one = Desk()
     patch = pytest.MonkeyPatch()
-    patch.setattr(rank, "LOOK_AGAIN_S", 0.2)
+    patch.setattr(rank_tab, "POLL_EMPTY_QUEUE_S", 0.2)
     app = rank_server.app(one, one.account)
     with rank_server.serving(app, free_port()) as one.url, browser() as one.browser:
         yield one
@@ -666,11 +666,11 @@ FIELDS = (
 )
 def test_any_message_is_read_or_refused(fields, do):
     try:
-        asked = read(json.dumps(fields | ({"do": do} if do else {})))
+        board_request = parse_request(json.dumps(fields | ({"do": do} if do else {})))
     except Refused as refused:
         assert refused.problem in ("bad_value", "incomplete")
     else:
-        assert asked.do == do
+        assert board_request.action == do
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -684,10 +684,10 @@ def test_every_order_with_every_tie_is_read_as_sent(ids, k, data):
             st.sampled_from(ids), st.dictionaries(st.sampled_from(CRITERIA), st.integers(1, 5))
         )
     )
-    asked = read(message(tiers=sent, criteria=stars, comment="c", all_bad=True))
-    assert [list(tier) for tier in asked.verdict.tiers] == sent
-    assert asked.verdict.criteria == {one: own for one, own in stars.items() if own}
-    assert (asked.verdict.comment, asked.verdict.all_bad) == ("c", True)
+    board_request = parse_request(message(tiers=sent, criteria=stars, comment="c", all_bad=True))
+    assert [list(tier) for tier in board_request.verdict.tiers] == sent
+    assert board_request.verdict.criteria == {one: own for one, own in stars.items() if own}
+    assert (board_request.verdict.comment, board_request.verdict.all_bad) == ("c", True)
 
 
 GOOD = {"tiers": [["a"], ["b"]]}
@@ -734,7 +734,7 @@ GOOD = {"tiers": [["a"], ["b"]]}
 )
 def test_what_is_refused(fields, problem):
     with pytest.raises(Refused) as refused:
-        read(message(**fields))
+        parse_request(message(**fields))
     assert refused.value.problem == problem
 
 
@@ -744,7 +744,7 @@ def test_what_is_refused(fields, problem):
 )
 def test_what_is_no_message(sent):
     with pytest.raises(Refused):
-        read(sent)
+        parse_request(sent)
 
 
 @pytest.fixture
@@ -762,7 +762,7 @@ def services(tmp_path):
 
 def says(services, who, **fields):
     sent = json.dumps(fields)
-    return rank.reply(services, sent, SimpleNamespace(who=who))
+    return rank_tab.reply(services, sent, SimpleNamespace(who=who))
 
 
 def dump(store):
@@ -797,7 +797,7 @@ def test_a_hostile_client_changes_nothing(services):
         reply = says(services, who, **fields)
         assert reply["problem"] == problem, fields
         language = "zh-CN" if who == 2 else "en"
-        assert reply["message"] == words("rank", language)[f"problem.{problem}"]
+        assert reply["message"] == translations("rank", language)[f"problem.{problem}"]
     assert dump(services.store) == before
 
 
@@ -826,7 +826,7 @@ def test_each_message_may_come_twice(services):
 
 def test_every_word_is_there_and_every_problem_has_a_sentence():
     script = (SOURCE / "board.js").read_text(encoding="utf-8")
-    english, chinese = (words("rank", language) for language in LANGUAGES)
+    english, chinese = (translations("rank", language) for language in LANGUAGES)
     used = {f"problem.{one}" for one in (*get_args(Problem), "signed_out", "full")}
     used |= {f"reason.{one}" for one in REASONS}
     used |= {f"{kind}.{one}" for kind in ("criterion", "hint") for one in CRITERIA}

@@ -14,10 +14,10 @@ from starlette.routing import Mount
 from starlette.testclient import TestClient
 
 from alpaca_rlhf.app import environment
-from alpaca_rlhf.app.guards import LARGEST, Rates
-from alpaca_rlhf.app.language import preferred
-from alpaca_rlhf.app.limits import Limit
-from alpaca_rlhf.app.session import IDLE_S, LONGEST_S, Sessions, read_secret
+from alpaca_rlhf.app.gate import MAX_REQUEST_BYTES, RateLimits
+from alpaca_rlhf.app.language import preferred_language
+from alpaca_rlhf.app.login_session import IDLE_S, MAX_AGE_S, LoginSessions, read_secret
+from alpaca_rlhf.app.rate_limit import RateLimit
 from alpaca_rlhf.cli import main as cli
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.preferences import passwords
@@ -186,7 +186,7 @@ def test_the_login_page_speaks_chinese(enter, store):
     ],
 )
 def test_the_language_of_a_request(header, language):
-    assert preferred({"accept-language": header}) == language
+    assert preferred_language({"accept-language": header}) == language
 
 
 # --- cookies ------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ class Clock:
 
 def test_cookies_are_not_forged_and_end(store):
     clock = Clock()
-    sessions = Sessions(store, apps.SECRET, clock)
+    sessions = LoginSessions(store, apps.SECRET, clock)
     cookie = sessions.cookie(2)
     assert sessions.read(cookie).account.name == "ann"
     account, began, renewed, signature = cookie.split(".")
@@ -218,10 +218,10 @@ def test_cookies_are_not_forged_and_end(store):
         "9" * 30 + f".{began}.{renewed}.{signature}",
         "",
         "....",
-        Sessions(store, b"y" * 32, clock).cookie(2),
+        LoginSessions(store, b"y" * 32, clock).cookie(2),
     ):
         assert sessions.read(forged) is None, forged
-    assert Sessions(store, apps.SECRET, clock).read(cookie), "a restart signs nobody out"
+    assert LoginSessions(store, apps.SECRET, clock).read(cookie), "a restart signs nobody out"
     clock.now += IDLE_S - 1
     assert sessions.read(cookie)
     clock.now += 2
@@ -230,15 +230,15 @@ def test_cookies_are_not_forged_and_end(store):
 
 def test_a_session_in_use_goes_on_but_not_for_ever(store):
     clock = Clock()
-    sessions = Sessions(store, apps.SECRET, clock)
+    sessions = LoginSessions(store, apps.SECRET, clock)
     cookie = sessions.cookie(2)
     assert sessions.renewal(sessions.read(cookie)) is None, "not on every request"
     begin = clock.now
     while (session := sessions.read(cookie)) is not None:
         clock.now += IDLE_S / 2
         cookie = sessions.renewal(session) or cookie
-        assert clock.now - begin < 2 * LONGEST_S
-    assert LONGEST_S <= clock.now - begin <= LONGEST_S + IDLE_S
+        assert clock.now - begin < 2 * MAX_AGE_S
+    assert MAX_AGE_S <= clock.now - begin <= MAX_AGE_S + IDLE_S
 
 
 def test_the_secret_is_its_owners_alone(tmp_path):
@@ -328,13 +328,13 @@ def test_every_answer_carries_the_headers(enter, store):
 
 def test_too_large_a_request_is_refused(enter, plain):
     client = enter(plain)
-    big = b"x" * (LARGEST + 1)
+    big = b"x" * (MAX_REQUEST_BYTES + 1)
     assert client.post("/gradio_api/run/rank", content=big).status_code == 413
 
     def pieces(n):
         yield b'{"data": ["{\\"do\\": \\"next\\", \\"more\\": \\"'
         for _ in range(n):
-            yield b"x" * (LARGEST // 8)
+            yield b"x" * (MAX_REQUEST_BYTES // 8)
         yield b'\\"}"]}'
 
     json_ = {"content-type": "application/json"}
@@ -392,7 +392,7 @@ def test_only_admins_use_the_data_tab_however_they_call_it(enter, store, tmp_pat
     assert "event: error" in called(client, "export")
     assert client.post("/gradio_api/run/export", json={"data": []}).status_code >= 400
     assert not snapshots.exists()
-    for name in ("everything", "newest_flags", "add", "person", "flag"):
+    for name in ("refresh", "newest_flags", "add_person", "change_person", "handle_flag"):
         number = event(client, name)
         assert queued(client, number, ["x"] * 3)["success"] is False, name
     assert len(store.figures().people) == 2
@@ -414,7 +414,7 @@ def test_only_admins_use_the_data_tab_however_they_call_it(enter, store, tmp_pat
 def test_here_without_accounts_there_is_an_admin_who_needs_no_login(enter, plain):
     client = enter(plain)
     assert client.get("/login").headers["location"] == "/"
-    assert queued(client, event(client, "everything"))["success"]
+    assert queued(client, event(client, "refresh"))["success"]
     assert client.get("/status").json()["account"] == 1
     plain.add_annotator("boss", PASSWORD, role="admin")
     assert client.get("/status").status_code == 401, "from the first account on everybody signs in"
@@ -463,15 +463,15 @@ def test_a_right_password_costs_no_guess(enter, store):
 
 
 def test_where_others_can_reach_it_everything_is_counted(enter, store):
-    still = Limit(5, 0.001)
-    rates = Rates(False, still, Limit(20, 1), Limit(10, 1))
-    client = enter(store, local=False, rates=rates)
+    still = RateLimit(5, 0.001)
+    limits = RateLimits(False, still, RateLimit(20, 1), RateLimit(10, 1))
+    client = enter(store, local=False, limits=limits)
     sign_in(client, "ann")
     got = [client.get("/status") for _ in range(7)]
     assert [one.status_code for one in got] == [200] * 5 + [429] * 2
     assert int(got[-1].headers["retry-after"]) > 0
-    rates = Rates(True, Limit(5, 0.001), Limit(20, 1), Limit(10, 1))
-    client = enter(store, rates=rates)
+    limits = RateLimits(True, RateLimit(5, 0.001), RateLimit(20, 1), RateLimit(10, 1))
+    client = enter(store, limits=limits)
     sign_in(client, "ann")
     assert {client.get("/status").status_code for _ in range(9)} == {200}, "here it is not"
 
@@ -479,7 +479,7 @@ def test_where_others_can_reach_it_everything_is_counted(enter, store):
 def test_a_bucket_fills_up_again():
     clock = Clock()
     clock.now = 0.0
-    limit = Limit(3, 0.5, clock)
+    limit = RateLimit(3, 0.5, clock)
     assert [limit.take("a") for _ in range(4)] == [0, 0, 0, 2.0]
     assert limit.take("b") == 0 and limit.wait_s("a") == 2.0
     clock.now = 2.0
@@ -629,13 +629,13 @@ def test_the_command_serves_before_any_model_is_there_and_ends_with_a_signal(
 
 
 def test_without_a_port_the_next_free_one_is_taken(monkeypatch):
-    from alpaca_rlhf.app.listening import listen
+    from alpaca_rlhf.app.server_socket import listen
 
-    usual = free_port()
-    with listen("127.0.0.1", None, usual) as one:
+    default_port = free_port()
+    with listen("127.0.0.1", None, default_port) as one:
         one.listen()
-        assert one.getsockname()[1] == usual
-        with listen("127.0.0.1", None, usual) as other:
-            assert other.getsockname()[1] > usual
-        with pytest.raises(UserError, match=f"--port {usual}"):
-            listen("127.0.0.1", usual, usual)
+        assert one.getsockname()[1] == default_port
+        with listen("127.0.0.1", None, default_port) as other:
+            assert other.getsockname()[1] > default_port
+        with pytest.raises(UserError, match=f"--port {default_port}"):
+            listen("127.0.0.1", default_port, default_port)

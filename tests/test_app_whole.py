@@ -117,7 +117,7 @@ def test_chat_streams_stops_and_makes_answers_to_rank(home, chrome, run):
         ).wait_for()
         page.locator("#chat-send:enabled").wait_for()
         page.locator("#chat-make").click()
-        page.locator("#chat-line", has_text="come on the Rank tab").wait_for()
+        page.locator("#chat-line", has_text="come up on the Rank tab").wait_for()
         assert status(home).startswith("The model is ready")
 
 

@@ -72,7 +72,7 @@ class Gate:
 
 @pytest.fixture
 def worker(run, where):
-    made = Worker(run, make=lambda: SimpleNamespace(), where=where)
+    made = Worker(run, load=lambda: SimpleNamespace(), gpu_folder=where)
     yield made
     made.close()
 
@@ -87,22 +87,22 @@ def last(job):
 def test_it_is_loaded_when_first_asked_and_says_so(run, where):
     loading, go = threading.Event(), threading.Event()
 
-    def make():
+    def load():
         loading.set()
         go.wait(LONG)
         return "the speaker"
 
-    worker = Worker(run, make=make, where=where)
-    assert worker.state.kind == "empty" and threading.active_count() >= 1
+    worker = Worker(run, load=load, gpu_folder=where)
+    assert worker.state.phase == "empty" and threading.active_count() >= 1
     assert "not loaded" in worker.status("en") and "尚未加载" in worker.status("zh-CN")
     job = worker.start(lambda speaker, stop: iter([speaker]), "chat")
     loading.wait(LONG)
-    assert (worker.state.kind, job.now.phase) == ("loading", "loading")
+    assert (worker.state.phase, job.latest.phase) == ("loading", "loading")
     go.set()
     assert last(job).value == "the speaker"
-    until(lambda: worker.state.kind == "ready")
+    until(lambda: worker.state.phase == "ready")
     worker.close()
-    assert worker.start(lambda speaker, stop: iter([]), "chat").now.problem == "closed"
+    assert worker.start(lambda speaker, stop: iter([]), "chat").latest.problem == "closed"
 
 
 def test_people_come_before_the_background_which_gives_way_between_steps(worker):
@@ -114,7 +114,7 @@ def test_people_come_before_the_background_which_gives_way_between_steps(worker)
     for one in people:
         one.go.set()
     jobs = [worker.start(one, "chat") for one in people]
-    assert [job.now.ahead for job in jobs] == [0, 1], "the background is not before anybody"
+    assert [job.latest.jobs_ahead for job in jobs] == [0, 1], "the background is not before anybody"
     assert worker.state.waiting == 2 and "2 waiting" in worker.status("en")
     background.go.set()
     assert [last(one).phase for one in (*jobs, slow)] == ["done"] * 3
@@ -127,11 +127,11 @@ def test_stop_stops_what_runs_and_what_waits(worker):
     first.begun.wait(LONG)
     until(lambda: worker.state == type(worker.state)("busy", "chat", 0))
     waiting = worker.start(second, "chat")
-    assert waiting.now.ahead == 1
+    assert waiting.latest.jobs_ahead == 1
     waiting.stop()
     assert last(waiting).phase == "stopped" and not second.begun.is_set()
     running.stop()
-    assert last(running).phase == "stopped" and running.now.value == 0
+    assert last(running).phase == "stopped" and running.latest.value == 0
     third = Gate()
     third.go.set()
     assert last(worker.start(third, "chat")).phase == "done"
@@ -145,23 +145,23 @@ def test_whoever_leaves_stops_the_job(worker):
     gate.begun.wait(LONG)
     next(updates)
     updates.close()
-    until(lambda: job.over)
-    assert job.now.phase == "stopped"
+    until(lambda: job.finished)
+    assert job.latest.phase == "stopped"
 
 
 def test_errors_are_told_and_do_not_end_the_thread(run, where, caplog):
     fails = [UserError("no such base"), None]
 
-    def make():
+    def load():
         error = fails.pop(0)
         if error:
             raise error
         return "speaker"
 
-    worker = Worker(run, make=make, where=where)
+    worker = Worker(run, load=load, gpu_folder=where)
     told = last(worker.start(Gate(), "chat"))
-    assert (told.phase, told.problem, told.words) == ("failed", "user", "no such base")
-    assert worker.state.kind == "error" and "no such base" in worker.status("en")
+    assert (told.phase, told.problem, told.message) == ("failed", "user", "no such base")
+    assert worker.state.phase == "error" and "no such base" in worker.status("en")
     assert not [one for one in card.notes("app", where) if one.holds]
 
     def too_long(speaker, stop):
@@ -179,10 +179,10 @@ def test_errors_are_told_and_do_not_end_the_thread(run, where, caplog):
         raise OutOfMemoryError
         yield
 
-    assert last(worker.start(too_long, "chat")).words == "too long"
+    assert last(worker.start(too_long, "chat")).message == "too long"
     assert last(worker.start(broken, "chat")).problem == "bug" and "oops" in caplog.text
     assert last(worker.start(full, "chat")).problem == "memory"
-    until(lambda: worker.state.kind == "empty")
+    until(lambda: worker.state.phase == "empty")
     worker.close()
 
 
@@ -210,16 +210,16 @@ def test_a_training_run_gets_the_card_and_the_app_comes_back(worker, run, where,
         assert (last(job).phase, last(job).value) == ("stopped", "so far"), (
             "what was under way stopped between two tokens"
         )
-        assert worker.state.kind == "released" and "training" in worker.status("en")
+        assert worker.state.phase == "released" and "training" in worker.status("en")
         assert str(run) in said[0] and said[1] == "the card is free" and len(said) == 2
         refused = last(worker.start(step, "chat"))
-        assert (refused.problem, refused.words) == ("training", str(tmp_path / "training"))
-        assert queued.now.phase == "waiting"
+        assert (refused.problem, refused.message) == ("training", str(tmp_path / "training"))
+        assert queued.latest.phase == "waiting"
     behind.go.set()
     assert last(queued).phase == "done", "the background went on by itself"
     step.go.set()
     assert last(worker.start(step, "chat")).phase == "done"
-    until(lambda: worker.state.kind == "ready")
+    until(lambda: worker.state.phase == "ready")
 
 
 def test_whoever_asks_after_the_training_is_answered_at_once(worker, where, tmp_path, monkeypatch):
@@ -298,7 +298,7 @@ def test_a_run_asks_for_the_card_before_it_loads_the_base(monkeypatch, tmp_path,
 
 @pytest.fixture(scope="module")
 def real(run, tmp_path_factory):
-    made = Worker(run, where=tmp_path_factory.mktemp("real-card"))
+    made = Worker(run, gpu_folder=tmp_path_factory.mktemp("real-card"))
     yield made
     made.close()
 
@@ -338,7 +338,7 @@ def test_answers_are_those_of_the_decode_loop_for_every_policy(real, run):
 
 
 def test_what_is_released_is_gone(run, where):
-    worker = Worker(run, where=where)
+    worker = Worker(run, gpu_folder=where)
     base = []
 
     def work(speaker, stop):

@@ -126,12 +126,12 @@ class ChatController:
         language = self.services.language(request)
         account = self.services.account(request)
         text = translations("chat", language)
-        shown = tuple(turns)
+        conversation = tuple(turns)
         *earlier, last = [*turns, Turn(draft)] if draft.strip() else turns or [Turn("")]
         prompt = generation.prompt(earlier, last.user)
         refusal = self._candidate_refusal(prompt, len(earlier) + 1, generation.sampling, text)
         if refusal:
-            yield ChatView(shown, refusal, False)
+            yield ChatView(conversation, refusal, False)
             return
         job = self.worker.start(
             lambda speaker, stop: _distinct_answers(speaker, prompt, generation, stop), "make"
@@ -146,7 +146,7 @@ class ChatController:
                     status = self._queue(account.id, prompt, completions, generation.policy, text)
                 except DiskFull:
                     status = translations("shell", language)["full"]
-            yield ChatView(shown, status, not update.finished)
+            yield ChatView(conversation, status, not update.finished)
 
     def _candidate_refusal(
         self, prompt: Instruction, n_turns: int, sampling: Manner, text: dict[str, str]

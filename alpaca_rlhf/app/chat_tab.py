@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -22,7 +22,7 @@ from alpaca_rlhf.settings import Loop
 SHORTCUTS = {
     "Escape": "chat-stop",
     "Ctrl+Enter": "chat-send",
-    "Alt+KeyR": "chat-again",
+    "Alt+KeyR": "chat-regenerate",
     "Alt+KeyZ": "chat-undo",
     "Alt+KeyN": "chat-new",
     "Alt+KeyM": "chat-make",
@@ -36,22 +36,6 @@ Patch = dict[Any, Any]
 """New values of some components."""
 
 
-@dataclass(frozen=True)
-class _Components:
-    turns: gr.State
-    policy: gr.Dropdown
-    new: gr.Button
-    log: gr.Chatbot
-    status: gr.HTML
-    box: gr.Textbox
-    send: gr.Button
-    stop: gr.Button
-    make: gr.Button
-    again: gr.Button
-    undo: gr.Button
-    settings: list[Any]  # in the order of `_generation_request`
-
-
 def chat_tab(services: Services, worker: Worker) -> None:
     """Build the tab; call it within `gr.Blocks`.
 
@@ -59,63 +43,62 @@ def chat_tab(services: Services, worker: Worker) -> None:
         services: Store, accounts and language.
         worker: Owns the model.
     """
-    components = _build(worker)
+    components = _Components(worker)
     keyboard_shortcuts(SHORTCUTS)
     _wire(components, _Events(ChatController(services, worker), components))
 
 
-def _build(worker: Worker) -> _Components:
-    turns: gr.State = gr.State(())
-    policies = worker.policies()
-    with gr.Row():
-        policy = gr.Dropdown(
-            policies,
-            value=policies[-1],
-            label=label("chat", "policy"),
-            info=label("chat", "policy.info"),
-            elem_id="chat-policy",
-            scale=2,
+class _Components:
+    """The components, laid out from top to bottom."""
+
+    def __init__(self, worker: Worker) -> None:
+        policies = worker.policies()
+        self.turns: gr.State = gr.State(())
+        with gr.Row():
+            self.policy = gr.Dropdown(
+                policies,
+                value=policies[-1],
+                label=label("chat", "policy"),
+                info=label("chat", "policy.info"),
+                elem_id="chat-policy",
+                scale=2,
+            )
+            self.new = _button("new", size="md")
+        self.log = gr.Chatbot(
+            label=label("chat", "log"),
+            elem_id="chat-log",
+            height="min(56vh, 620px)",
+            editable="user",
+            buttons=["copy", "copy_all"],
+            render_markdown=False,
+            sanitize_html=True,
+            latex_delimiters=[],
+            allow_tags=False,
+            placeholder=label("chat", "empty"),
+            feedback_options=None,
+            group_consecutive_messages=False,
         )
-        new = gr.Button(label("chat", "new"), elem_id="chat-new", size="md", min_width=120)
-    log = gr.Chatbot(
-        label=label("chat", "log"),
-        elem_id="chat-log",
-        height="min(56vh, 620px)",
-        editable="user",
-        buttons=["copy", "copy_all"],
-        render_markdown=False,
-        sanitize_html=True,
-        latex_delimiters=[],
-        allow_tags=False,
-        placeholder=label("chat", "empty"),
-        feedback_options=None,
-        group_consecutive_messages=False,
-    )
-    status = gr.HTML(status_line(""), elem_id="chat-line", apply_default_css=False)
-    box = gr.Textbox(
-        label=label("chat", "box"),
-        placeholder=label("chat", "box.hint"),
-        elem_id="chat-box",
-        lines=1,
-        max_lines=10,
-        autofocus=True,
-    )
-    with gr.Row():
-        send = gr.Button(
-            label("chat", "send"), variant="primary", elem_id="chat-send", min_width=120, scale=2
+        self.status = gr.HTML(status_line(""), elem_id="chat-line", apply_default_css=False)
+        self.box = gr.Textbox(
+            label=label("chat", "box"),
+            placeholder=label("chat", "box.hint"),
+            elem_id="chat-box",
+            lines=1,
+            max_lines=10,
+            autofocus=True,
         )
-        stop = gr.Button(
-            label("chat", "stop"), interactive=False, elem_id="chat-stop", min_width=120
-        )
-    with gr.Row():
-        make, again, undo = (
-            gr.Button(label("chat", key), elem_id=f"chat-{key}", size="md", min_width=140)
-            for key in ("make", "again", "undo")
-        )
-    settings = _build_settings(worker)
-    return _Components(
-        turns, policy, new, log, status, box, send, stop, make, again, undo, [policy, *settings]
-    )
+        with gr.Row():
+            self.send = _button("send", variant="primary", scale=2)
+            self.stop = _button("stop", interactive=False)
+        with gr.Row():
+            self.make = _button("make", size="md", min_width=140)
+            self.regenerate = _button("regenerate", size="md", min_width=140)
+            self.undo = _button("undo", size="md", min_width=140)
+        self.settings = [self.policy, *_build_settings(worker)]
+
+
+def _button(key: str, *, min_width: int = 120, **options: Any) -> gr.Button:
+    return gr.Button(label("chat", key), elem_id=f"chat-{key}", min_width=min_width, **options)
 
 
 def _build_settings(worker: Worker) -> list[Any]:
@@ -176,12 +159,14 @@ def _build_settings(worker: Worker) -> list[Any]:
 
 
 def _wire(c: _Components, events: _Events) -> None:
-    outputs = [c.turns, c.log, c.status, c.box, c.send, c.stop, c.make, c.again]
+    outputs = [c.turns, c.log, c.status, c.box, c.send, c.stop, c.make, c.regenerate]
     private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     gr.on(
         [c.send.click, c.box.submit], events.send, [c.box, c.turns, *c.settings], outputs, **private
     )
-    gr.on([c.again.click, c.log.retry], events.retry, [c.turns, *c.settings], outputs, **private)
+    gr.on(
+        [c.regenerate.click, c.log.retry], events.retry, [c.turns, *c.settings], outputs, **private
+    )
     c.log.edit(events.edit, [c.turns, *c.settings], outputs, **private)
     gr.on([c.undo.click, c.log.undo], events.undo, [c.turns], outputs, **private)
     gr.on([c.new.click, c.log.clear], events.clear, None, outputs, **private)
@@ -219,8 +204,8 @@ class _Events:
     ) -> Iterator[Patch]:
         message_index = event.index if isinstance(event.index, int) else event.index[0]
         edited = Turn(restored(str(event.value)))
-        kept_turns = turns[: turn_index(turns, message_index)]
-        yield from self._answer([*kept_turns, edited], settings, request)
+        earlier_turns = turns[: turn_index(turns, message_index)]
+        yield from self._answer([*earlier_turns, edited], settings, request)
 
     def undo(self, request: gr.Request, turns: tuple[Turn, ...]) -> Patch:
         self.stop(request)
@@ -260,7 +245,7 @@ class _Events:
             c.log: messages(view.turns),
             c.status: status_line(view.status),
             c.stop: gr.update(interactive=view.running),
-            **dict.fromkeys((c.send, c.make, c.again), idle),
+            **dict.fromkeys((c.send, c.make, c.regenerate), idle),
         }
 
 

@@ -205,8 +205,8 @@ def _both_answers(
     for index, policy in enumerate(policies):
         yield _RoundProgress(index / 2)
         samples: list[Spoken] = []
-        for samples in speaker.speak(policy, prompt, sampling, stop, key=f"compare/{prompt.id}"):
-            pass  # only the complete answer is shown
+        for partial in speaker.speak(policy, prompt, sampling, stop, key=f"compare/{prompt.id}"):
+            samples = partial  # only the complete answer is shown
         if stop.is_set():
             return
         answers += [

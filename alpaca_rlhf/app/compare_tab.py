@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,23 +30,6 @@ Patch = dict[Any, Any]
 """New values of some components."""
 
 
-@dataclass(frozen=True)
-class _Components:
-    round: gr.State
-    intro: gr.HTML
-    choice: gr.Accordion
-    first: gr.Dropdown
-    second: gr.Dropdown
-    box: gr.Textbox
-    ask: gr.Button
-    stop: gr.Button
-    draw: gr.Button
-    status: gr.HTML
-    answers: list[gr.HTML]  # left, right
-    votes: list[gr.Button]  # in the order of `VOTES`
-    scores: gr.HTML
-
-
 def compare_tab(services: Services, worker: Worker) -> None:
     """Build the tab; call it within `gr.Blocks`.
 
@@ -55,69 +37,68 @@ def compare_tab(services: Services, worker: Worker) -> None:
         services: Store, accounts and language.
         worker: Owns the model.
     """
-    components = _build(worker)
+    components = _Components(worker)
     keyboard_shortcuts(SHORTCUTS)
     _wire(components, _Events(CompareController(services, worker), components))
 
 
-def _build(worker: Worker) -> _Components:
-    round_: gr.State = gr.State(None)
-    intro = gr.HTML(status_line(""), apply_default_css=False)
-    with gr.Accordion(label("compare", "admin"), open=False, visible=False) as choice:
-        with gr.Row():
-            first, second = (
-                gr.Dropdown(
-                    _policy_choices(worker, "en"),
-                    value="",
-                    label=label("compare", key),
-                    elem_id=f"compare-{key}",
-                )
-                for key in ("first", "second")
-            )
-    box = gr.Textbox(
-        label=label("compare", "prompt"),
-        placeholder=label("compare", "prompt.hint"),
-        elem_id="compare-box",
-        lines=3,
-        max_lines=10,
-    )
-    with gr.Row():
-        ask = gr.Button(
-            label("compare", "ask"), variant="primary", elem_id="compare-ask", min_width=140
-        )
-        stop = gr.Button(
-            label("compare", "stop"), interactive=False, elem_id="compare-stop", min_width=120
-        )
-        draw = gr.Button(label("compare", "draw"), elem_id="compare-draw", min_width=140)
-    status = gr.HTML(status_line(""), elem_id="compare-line", apply_default_css=False)
-    answers = []
-    with gr.Row(elem_id="compare-answers"):
-        for side in ("left", "right"):
-            with gr.Column(min_width=280):
-                answers.append(
-                    gr.HTML(
-                        render("compare_answer", title="", answer=""),
-                        elem_id=f"compare-answer-{side}",
-                        css_template=_STYLE,
-                        apply_default_css=False,
-                        container=True,
-                        padding=True,
+class _Components:
+    """The components, laid out from top to bottom."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.round: gr.State = gr.State(None)
+        self.intro = gr.HTML(status_line(""), apply_default_css=False)
+        with gr.Accordion(label("compare", "admin"), open=False, visible=False) as self.choice:
+            with gr.Row():
+                self.first, self.second = (
+                    gr.Dropdown(
+                        _policy_choices(worker, "en"),
+                        value="",
+                        label=label("compare", key),
+                        elem_id=f"compare-{key}",
                     )
+                    for key in ("first", "second")
                 )
-    with gr.Row():
-        votes = [
-            gr.Button(
-                label("compare", f"vote.{vote}"),
-                interactive=False,
-                elem_id=f"compare-{vote}",
-                min_width=130,
-            )
-            for vote in VOTES
-        ]
-    scores = gr.HTML("", elem_id="compare-scores", css_template=_STYLE, apply_default_css=False)
-    return _Components(
-        round_, intro, choice, first, second, box, ask, stop, draw, status, answers, votes, scores
-    )
+        self.box = gr.Textbox(
+            label=label("compare", "prompt"),
+            placeholder=label("compare", "prompt.hint"),
+            elem_id="compare-box",
+            lines=3,
+            max_lines=10,
+        )
+        with gr.Row():
+            self.ask = _button("ask", variant="primary", min_width=140)
+            self.stop = _button("stop", interactive=False, min_width=120)
+            self.draw = _button("draw", min_width=140)
+        self.status = gr.HTML(status_line(""), elem_id="compare-line", apply_default_css=False)
+        with gr.Row(elem_id="compare-answers"):
+            self.answers = [_answer_column(side) for side in ("left", "right")]
+        with gr.Row():
+            self.votes = [_vote_button(vote) for vote in VOTES]
+        self.scores = gr.HTML(
+            "", elem_id="compare-scores", css_template=_STYLE, apply_default_css=False
+        )
+
+
+def _button(key: str, **options: Any) -> gr.Button:
+    return gr.Button(label("compare", key), elem_id=f"compare-{key}", **options)
+
+
+def _vote_button(vote: Vote) -> gr.Button:
+    title = label("compare", f"vote.{vote}")
+    return gr.Button(title, elem_id=f"compare-{vote}", interactive=False, min_width=130)
+
+
+def _answer_column(side: str) -> gr.HTML:
+    with gr.Column(min_width=280):
+        return gr.HTML(
+            render("compare_answer", title="", answer=""),
+            elem_id=f"compare-answer-{side}",
+            css_template=_STYLE,
+            apply_default_css=False,
+            container=True,
+            padding=True,
+        )
 
 
 def _wire(c: _Components, events: _Events) -> None:
@@ -127,9 +108,7 @@ def _wire(c: _Components, events: _Events) -> None:
     c.stop.click(events.stop, None, None, queue=False, **private)
     c.draw.click(events.draw_prompt, None, [c.box, c.status], **private)
     for vote, button in zip(VOTES, c.votes, strict=True):
-        button.click(
-            events.voting(vote), c.round, [c.status, c.scores, *c.votes], **private
-        )
+        button.click(events.voting(vote), c.round, [c.status, c.scores, *c.votes], **private)
     opened = [*outputs, c.intro, c.choice, c.scores, c.first, c.second]
     gr.on(None, events.open_page, None, opened, **private)  # when the page opens
 
@@ -188,19 +167,19 @@ class _Events:
 
     def _patch(self, view: CompareView, request: gr.Request) -> Patch:
         c, text = self._components, self._text(request)
-        left, right = ("", "")
+        answers = ["", ""]
         if view.round is not None:
             pairing = view.round.pairing
-            left, right = (
+            answers = [
                 answer.strip() or text["empty_answer"] for answer in (pairing.left, pairing.right)
-            )
+            ]
         return {
             c.round: view.round,
             c.status: status_line(view.status),
             c.stop: gr.update(interactive=view.running),
             c.ask: gr.update(interactive=not view.running),
-            c.answers[0]: render("compare_answer", title=text["left"], answer=left),
-            c.answers[1]: render("compare_answer", title=text["right"], answer=right),
+            c.answers[0]: render("compare_answer", title=text["left"], answer=answers[0]),
+            c.answers[1]: render("compare_answer", title=text["right"], answer=answers[1]),
             **self._vote_buttons(interactive=view.round is not None),
         }
 
@@ -217,5 +196,5 @@ class _Events:
 
 
 def _policy_choices(worker: Worker, language: str) -> list[tuple[str, str]]:
-    drawn = (translations("compare", language)["drawn"], "")
-    return [drawn, *((policy, policy) for policy in worker.policies())]
+    random_choice = (translations("compare", language)["drawn"], "")
+    return [random_choice, *((policy, policy) for policy in worker.policies())]

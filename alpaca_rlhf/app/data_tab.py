@@ -141,8 +141,8 @@ class _Events:
     def export(self, request: gr.Request) -> str:
         """Write a snapshot and show its contents."""
         text = self._text(request)
-        now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-        folder = self._exports.folder / f"{now}-{secrets.token_hex(2)}"
+        timestamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        folder = self._exports.folder / f"{timestamp}-{secrets.token_hex(2)}"
         try:
             manifest = self._store.export(folder)
         except UserError as error:

@@ -42,8 +42,7 @@ def figures(figures: Figures, text: Mapping[str, str]) -> str:
             for name, agreement in agreements
         ],
         days=[
-            (day, n, f"{n / busiest_day * _BAR_PERCENT:.1f}")
-            for day, n in reversed(figures.by_day)
+            (day, n, f"{n / busiest_day * _BAR_PERCENT:.1f}") for day, n in reversed(figures.by_day)
         ],
         text=text,
     )

@@ -27,7 +27,7 @@ class JobUpdate(Generic[T]):
     """Progress of a job."""
 
     phase: Phase
-    """How far it is."""
+    """Its phase."""
     value: T | None
     """Its newest result."""
     jobs_ahead: int = 0

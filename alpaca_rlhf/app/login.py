@@ -71,9 +71,7 @@ class Login:
     async def sign_in(self, request: Request) -> Response:
         """Check a name and a password; the response does not tell which of them is wrong."""
         body = await request.body()
-        fields = parse_qs(
-            body[:_MAX_FORM_BYTES].decode("utf-8", "replace"), keep_blank_values=True
-        )
+        fields = parse_qs(body[:_MAX_FORM_BYTES].decode("utf-8", "replace"), keep_blank_values=True)
         name, password = (fields.get(field, [""])[0] for field in ("name", "password"))
         address, folded_name = client_address(request), name.strip().casefold()
         counters = (

@@ -65,8 +65,8 @@ class LoginSessions:
         stamped = self._store.stamped(account)
         if stamped is None:
             return None
-        now = int(self._clock())
-        payload = f"{account}.{now if began is None else began}.{now}"
+        now_s = int(self._clock())
+        payload = f"{account}.{now_s if began is None else began}.{now_s}"
         return f"{payload}.{self._signature(payload, stamped[1])}"
 
     def read(self, cookie: str) -> LoginSession | None:
@@ -80,9 +80,9 @@ class LoginSessions:
         if payload != f"{account}.{began}.{renewed}" or cookie in self._ended:
             return None
         # 2. The age.
-        now = self._clock()
-        in_use = now - IDLE_S <= renewed <= now + _CLOCK_SKEW_S
-        if not (in_use and now - MAX_AGE_S <= began <= renewed):
+        now_s = self._clock()
+        in_use = now_s - IDLE_S <= renewed <= now_s + _CLOCK_SKEW_S
+        if not (in_use and now_s - MAX_AGE_S <= began <= renewed):
             return None
         if not 0 < account < 2**31:
             return None
@@ -100,12 +100,14 @@ class LoginSessions:
 
     def end(self, cookie: str) -> None:
         """Refuse a cookie from now on, although it has not expired."""
-        now = int(self._clock())
+        now_s = int(self._clock())
         with self._lock:
             self._ended = {
-                ended: ended_at for ended, ended_at in self._ended.items() if ended_at > now - IDLE_S
+                ended: ended_at
+                for ended, ended_at in self._ended.items()
+                if ended_at > now_s - IDLE_S
             }
-            self._ended[cookie] = now
+            self._ended[cookie] = now_s
 
     def _signature(self, payload: str, stamp: str) -> str:
         return hmac.new(self._secret, f"{payload}.{stamp}".encode(), sha256).hexdigest()
@@ -129,9 +131,7 @@ def read_secret(path: Path) -> bytes:
     except ValueError:
         shared, secret = 0, b""
     if shared:
-        raise UserError(
-            f"{path}: other users may read it; run `chmod 600` on it, or delete it for a new one"
-        )
+        raise UserError(f"{path}: others may read it; chmod 600 it, or delete it for a new one")
     if len(secret) < _SECRET_BYTES:
         raise UserError(f"{path}: holds no secret of the app; delete it for a new one")
     return secret

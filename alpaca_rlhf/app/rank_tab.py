@@ -75,9 +75,11 @@ def _perform(store: Store, annotator: int, board_request: BoardRequest) -> Reply
         return {"task": _task_json(store.claim(annotator, holding=board_request.holding))}
     if board_request.action == "renew":
         _renew_prefetched(store, annotator, board_request)
-        store.renew(annotator, board_request.task, shown=board_request.shown)
+        store.renew(annotator, board_request.task, shown=board_request.on_screen)
     elif board_request.action == "submit" and board_request.verdict is not None:
-        saved = store.submit(annotator, board_request.task, board_request.verdict, revision=board_request.revision)
+        saved = store.submit(
+            annotator, board_request.task, board_request.verdict, revision=board_request.revision
+        )
         return {"already": saved.already}
     elif board_request.action == "undo":
         return {"task": _task_json(store.undo(annotator, board_request.task or None))}
@@ -85,7 +87,11 @@ def _perform(store: Store, annotator: int, board_request: BoardRequest) -> Reply
         store.skip(annotator, board_request.task, board_request.reason)
     elif board_request.action == "flag":
         store.flag(
-            annotator, board_request.task, board_request.reason, board_request.comment, completion=board_request.completion
+            annotator,
+            board_request.task,
+            board_request.reason,
+            board_request.comment,
+            completion=board_request.completion,
         )
     elif board_request.action == "progress":
         progress = store.progress(annotator)
@@ -121,8 +127,7 @@ def _task_json(task: Task | None) -> Reply | None:
         "input": prompt.input,
         "history": prompt.history,
         "answers": [
-            {"id": answer.id, "text": answer.text, "cut": answer.cut}
-            for answer in task.completions
+            {"id": answer.id, "text": answer.text, "cut": answer.cut} for answer in task.completions
         ],
         "lease_s": task.lease_s,
         "tiers": task.tiers,

@@ -39,7 +39,7 @@ SHUTDOWN_GRACE_S = 3
 
 @dataclass(frozen=True)
 class Deployment:
-    """Where an app runs and which run it serves."""
+    """The run of an app, its snapshots, and the hosts that may call it."""
 
     run: str
     """Name of the run for the header."""
@@ -51,9 +51,7 @@ class Deployment:
     """True if only this machine can reach it."""
 
 
-def services_of(
-    store: Store, authenticator: Authenticator, sessions: LoginSessions
-) -> Services:
+def services_of(store: Store, authenticator: Authenticator, sessions: LoginSessions) -> Services:
     """The services of the tabs; the account of a request is looked up anew each time."""
 
     def language(request: gr.Request) -> str:

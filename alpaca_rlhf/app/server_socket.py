@@ -39,5 +39,5 @@ def listen(host: str, port: int | None, default_port: int) -> socket.socket:
             problem = error.strerror
     if port is None:
         last = default_port + _PORTS_TRIED - 1
-        raise UserError(f"--port: {default_port} to {last} are all in use; give another one")
+        raise UserError(f"--port: {default_port} to {last} are all taken; give another one")
     raise UserError(f"--port {port}: the app cannot listen there ({problem}); give another one")

@@ -45,7 +45,7 @@ class ModelState:
     """State of the model."""
 
     phase: ModelPhase
-    """What it is doing."""
+    """Its phase."""
     detail: str = ""
     """The purpose of the running job, the run that has the GPU, or the error."""
     waiting: int = 0
@@ -192,7 +192,9 @@ class Worker:
         queue = self._jobs  # always replaced, never changed, so that reading needs no lock
         earlier = queue[: queue.index(job)] if job in queue else []
         ahead = [
-            other for other in earlier if (other.urgent or not job.urgent) and not other.finished
+            queued
+            for queued in earlier
+            if (queued.urgent or not job.urgent) and not queued.finished
         ]
         return len(ahead) + (self._running is not None and self._running.urgent)
 

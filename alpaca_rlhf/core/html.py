@@ -1,7 +1,7 @@
 """The template environment of every HTML page: what people and models write is only ever text.
 
-Autoescape turns each value that is not markup already into text, so forgetting to escape shows as a
-stray `&lt;` and never as an injected tag; a name that a template uses and nobody passed is an error.
+Autoescape turns each value that is not markup already into text, so that nothing can be injected by
+forgetting to escape; a name that a template uses and nobody passed is an error.
 """
 
 from __future__ import annotations

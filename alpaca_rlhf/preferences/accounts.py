@@ -36,7 +36,9 @@ class Accounts(Access):
                 )
             )
         except IntegrityError:
-            raise UserError(f"{name!r}: there is an annotator of this name; choose another") from None
+            raise UserError(
+                f"{name!r}: there is an annotator of this name; choose another"
+            ) from None
 
     def change_annotator(
         self,

@@ -94,27 +94,27 @@ def begin(
     prompt_id = session.scalar(select(schema.Prompt.id).where(schema.Prompt.key == prompt))
     table = schema.Completion
     sides = rng.sample(answers, 2)
-    left, right = (
+    left_row, right_row = (
         session.execute(
             select(table.id, table.text).where(table.key == key, table.prompt_id == prompt_id)
         ).first()
         for _, key in sides
     )
-    if left is None or right is None:
+    if left_row is None or right_row is None:
         raise Refused("unknown", "these answers have not been added")
     row = {
         "round": uuid.uuid4().hex,
         "annotator_id": annotator_id,
         "prompt_id": prompt_id,
-        "left_id": left.id,
-        "right_id": right.id,
+        "left_id": left_row.id,
+        "right_id": right_row.id,
         "left_policy": sides[0][0],
         "right_policy": sides[1][0],
         "blind": True,
         "created_ms": now_ms,
     }
     session.execute(insert(Battle).values(row))
-    return Pairing(str(row["round"]), left.text, right.text)
+    return Pairing(str(row["round"]), left_row.text, right_row.text)
 
 
 def vote(
@@ -151,9 +151,9 @@ def scores(session: Session) -> list[VoteCounts]:
     )
     # Both ways round go into one row: wins of the first by name, its losses, ties.
     counts_by_pair: dict[tuple[str, str], list[int]] = {}
-    for left, right, side, n in rows:
-        first, second = sorted((left, right))
+    for left_policy, right_policy, side, n in rows:
+        first, second = sorted((left_policy, right_policy))
         counts = counts_by_pair.setdefault((first, second), [0, 0, 0])
-        winner = {"left": left, "right": right}.get(str(side))
+        winner = {"left": left_policy, "right": right_policy}.get(str(side))
         counts[2 if winner is None else int(winner == second and first != second)] += n
     return [VoteCounts(*policies, *counts) for policies, counts in sorted(counts_by_pair.items())]

@@ -59,7 +59,9 @@ class Database:
             _migrate(self._engine, self.file)
         except DBAPIError as error:
             self.close()
-            raise UserError(f"--db {self.shown}: could not be opened ({_first_line(error)})") from None
+            raise UserError(
+                f"--db {self.shown}: could not be opened ({_first_line(error)})"
+            ) from None
         except BaseException:
             self.close()
             raise

@@ -360,5 +360,5 @@ def _count(session: Session, table: type[schema.Base]) -> int:
     return session.scalar(select(func.count()).select_from(table)) or 0
 
 
-def _share(part: float | None, whole: float) -> float | None:
-    return float(part or 0) / float(whole) if whole else None
+def _share(part: float | None, total: float) -> float | None:
+    return float(part or 0) / float(total) if total else None

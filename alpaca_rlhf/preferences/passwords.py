@@ -36,7 +36,9 @@ def matches(password: str, stored: str) -> bool:
 
 def _derive(password: str, salt: bytes, log_n: int, r: int, p: int) -> bytes:
     data = password.encode("utf-8", "surrogatepass")
-    return hashlib.scrypt(data, salt=salt, n=2**log_n, r=r, p=p, maxmem=_MAX_MEMORY_BYTES, dklen=_KEY_BYTES)
+    return hashlib.scrypt(
+        data, salt=salt, n=2**log_n, r=r, p=p, maxmem=_MAX_MEMORY_BYTES, dklen=_KEY_BYTES
+    )
 
 
 def _text(data: bytes) -> str:

@@ -56,14 +56,16 @@ def add(
     name = clean(name).strip()
     if not 0 < len(name) <= MAX_NAME_CHARS or name.startswith(JUDGE):
         raise UserError(
-            f"{name[:MAX_NAME_CHARS]!r}: a name has 1 to {MAX_NAME_CHARS} characters and does not begin "
-            f"with {JUDGE!r}"
+            f"{name[:MAX_NAME_CHARS]!r}: a name has 1 to {MAX_NAME_CHARS} characters and does not "
+            f"begin with {JUDGE!r}"
         )
     if session.scalar(select(Annotator.id).where(Annotator.name == name)) is not None:
         raise UserError(f"{name!r}: there is an annotator of this name; choose another")
     row = {"name": name, "password_hash": password_hash, "role": role, "lang": lang}
     row |= {"active": True, "created_ms": now_ms}  # type: ignore[dict-item]
-    annotator_id = session.execute(insert(Annotator).values(row).returning(Annotator.id)).scalar_one()
+    annotator_id = session.execute(
+        insert(Annotator).values(row).returning(Annotator.id)
+    ).scalar_one()
     entity = f"annotator:{annotator_id}"
     note(session, now_ms, actor, "add", entity, after={"name": name, "role": role})
     return annotator_id
@@ -125,7 +127,7 @@ def password_hash(password: str) -> str:
         UserError: It is too short.
     """
     if len(password) < MIN_PASSWORD_CHARS:
-        raise UserError(f"the password is too short: use at least {MIN_PASSWORD_CHARS} characters")
+        raise UserError(f"the password is too short: give {MIN_PASSWORD_CHARS} characters or more")
     return passwords.hashed(password)
 
 

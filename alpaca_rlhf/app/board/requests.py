@@ -39,7 +39,7 @@ class BoardRequest:
     """The verdict of a submit."""
     holding: tuple[int, ...] = ()
     """Tasks that the page has already."""
-    shown: bool = False
+    on_screen: bool = False
     """True if the task appears on screen just now."""
     reason: str = ""
     """Reason for a skip or a flag."""
@@ -72,8 +72,8 @@ def parse_request(message: str) -> BoardRequest:
         return BoardRequest(action)
     task = _number(fields, "task", minimum=0 if action == "undo" else 1)
     if action == "renew":
-        shown = fields.get("shown") is True
-        return BoardRequest(action, task, holding=_held_tasks(fields), shown=shown)
+        on_screen = fields.get("shown") is True
+        return BoardRequest(action, task, holding=_held_tasks(fields), on_screen=on_screen)
     if action == "submit":
         return BoardRequest(action, task, _number(fields, "revision"), _verdict(fields))
     if action == "undo":
