@@ -97,9 +97,9 @@ def app(store: Any, account: Account, *tabs: Callable[[Services], Any]) -> FastA
 
 
 @contextmanager
-def serving(made: FastAPI, port: int) -> Iterator[str]:
+def serving(fastapi_app: FastAPI, port: int) -> Iterator[str]:
     """The app at work in a thread."""
-    config = uvicorn.Config(made, host="127.0.0.1", port=port, log_level="error", ws="none")
+    config = uvicorn.Config(fastapi_app, host="127.0.0.1", port=port, log_level="error", ws="none")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -153,10 +153,10 @@ def nothing_serious(page: Any, *, colours: bool = False) -> None:
     from axe_playwright_python.sync_playwright import Axe
 
     options = {"rules": {"color-contrast": {"enabled": colours}}}
-    found = Axe().run(page, options=options).response["violations"]
+    violations = Axe().run(page, options=options).response["violations"]
     bad = [
-        (one["id"], [node["html"][:200] for node in one["nodes"]])
-        for one in found
-        if one["impact"] in ("serious", "critical")
+        (violation["id"], [node["html"][:200] for node in violation["nodes"]])
+        for violation in violations
+        if violation["impact"] in ("serious", "critical")
     ]
     assert not bad, bad

@@ -39,10 +39,10 @@ def app(store: Any, account: Any) -> FastAPI:
 
 
 @contextmanager
-def serving(made: FastAPI, port: int) -> Iterator[str]:
+def serving(fastapi_app: FastAPI, port: int) -> Iterator[str]:
     """The app at work in a thread."""
     server = uvicorn.Server(
-        uvicorn.Config(made, host="127.0.0.1", port=port, log_level="error", ws="none")
+        uvicorn.Config(fastapi_app, host="127.0.0.1", port=port, log_level="error", ws="none")
     )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -57,8 +57,8 @@ def serving(made: FastAPI, port: int) -> Iterator[str]:
 
 def main(where: str, port: int) -> None:
     store = Store(where, rules=PLAIN)
-    made = app(store, lambda request: Account(1, "ann", "annotator", "en"))
-    uvicorn.run(made, host="127.0.0.1", port=port, log_level="error", ws="none")
+    fastapi_app = app(store, lambda request: Account(1, "ann", "annotator", "en"))
+    uvicorn.run(fastapi_app, host="127.0.0.1", port=port, log_level="error", ws="none")
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def take(app: Any, out: Path, keys: list[str], *, password: str = "") -> list[Pa
         password: Of `boss`, where one must sign in.
     """
     out.mkdir(parents=True, exist_ok=True)
-    made = []
+    paths = []
     with apps.serving(app) as home, browser() as opened:
         for look, options in LOOKS.items():
             language = options.get("locale", "en")
@@ -87,7 +87,7 @@ def take(app: Any, out: Path, keys: list[str], *, password: str = "") -> list[Pa
                 page.goto(home)
                 if password:
                     page.get_by_label(translations("shell", language)["login.name"]).wait_for()
-                    made.append(_shot(page, out / f"login-{look}.png"))
+                    paths.append(_shot(page, out / f"login-{look}.png"))
                     page.fill("#name", "boss")
                     page.fill("#password", password)
                     page.click("button")
@@ -97,8 +97,8 @@ def take(app: Any, out: Path, keys: list[str], *, password: str = "") -> list[Pa
                     page.locator(READY.get(key, "[role=tabpanel]:visible")).first.wait_for()
                     if key in ACT:
                         ACT[key](page)
-                    made.append(_shot(page, out / f"{key}-{look}.png"))
-    return made
+                    paths.append(_shot(page, out / f"{key}-{look}.png"))
+    return paths
 
 
 def _shot(page: Any, path: Path) -> Path:
@@ -110,9 +110,9 @@ def of_run(out: Path, run: Path) -> None:
     """Photograph the app of a run, with what is in its database."""
     with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / "p.db") as store:
         queue_sampled(run, store)
-        worker, shown = tabs(store, run, apps.exports(Path(folder) / "snapshots"), refill="")
+        worker, app_tabs = tabs(store, run, apps.exports(Path(folder) / "snapshots"), refill="")
         deployment = server.Deployment(f"runs/{run.name}", Path(folder), ["localhost"], True)
-        app = server.build_app(store, apps.SECRET, shown, deployment, status=worker.status)
+        app = server.build_app(store, apps.SECRET, app_tabs, deployment, status=worker.status)
         try:
             for path in take(app, out, ["chat", "compare", "rank", "data"]):
                 sys.stdout.write(f"{path}\n")

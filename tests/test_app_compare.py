@@ -70,13 +70,13 @@ def table(home, tmp_path):
         for name, role in (("ann", "admin"), ("bob", "annotator")):
             store.add_annotator(name, "long enough", role=role)
         worker = Worker(home.run, load=lambda: echo, gpu_folder=tmp_path / "card")
-        who = [ADMIN]
-        services = Services(store, lambda request: who[0], lambda request: "en")
+        asker = [ADMIN]
+        services = Services(store, lambda request: asker[0], lambda request: "en")
         yield SimpleNamespace(
             controller=CompareController(services, worker),
             store=store,
             echo=echo,
-            who=who,
+            asker=asker,
             worker=worker,
         )
         worker.close()
@@ -92,15 +92,15 @@ def play(table, text="Say it.", chosen=("", "")):
 def test_only_an_admin_chooses_and_nothing_tells_who_is_who(table):
     pairs, sides, firsts = set(), set(), set()
     for number in range(12):
-        table.who[0] = ADMIN if number % 2 else BOB
-        seen = play(table, f"Question {number}.", ("base", "sft"))
-        assert all(one.round is None for one in seen[:-1]), "both appear together"
+        table.asker[0] = ADMIN if number % 2 else BOB
+        views = play(table, f"Question {number}.", ("base", "sft"))
+        assert all(view.round is None for view in views[:-1]), "both appear together"
         names = [policy for policy, _ in table.echo.asked[-2:]]
         if number % 2:
             assert set(names) == {"base", "sft"}
             firsts.add(names[0])
-            told = table.controller.vote(seen[-1].round, "tie", ASKER)
-            sides.add(told.partition("A was ")[2].partition(",")[0])
+            status = table.controller.vote(views[-1].round, "tie", ASKER)
+            sides.add(status.partition("A was ")[2].partition(",")[0])
         else:
             pairs.add(frozenset(names))
     assert len(pairs) > 1, "drawn for everybody else, whatever they send"
@@ -111,12 +111,12 @@ def test_only_an_admin_chooses_and_nothing_tells_who_is_who(table):
 def test_a_round_is_locked_by_its_first_vote(table):
     round_ = play(table)[-1].round
     assert table.controller.vote(round_, "sideways", ASKER) == "This round has expired; ask again."
-    table.who[0] = BOB
+    table.asker[0] = BOB
     assert "expired" in table.controller.vote(round_, "left", ASKER), "somebody else's"
-    table.who[0] = ADMIN
+    table.asker[0] = ADMIN
     assert table.controller.vote(round_, "left", ASKER).startswith("You voted: A is better.")
-    again = table.controller.vote(round_, "right", ASKER)
-    assert again.startswith("Your first vote counts: A is better.")
+    status = table.controller.vote(round_, "right", ASKER)
+    assert status.startswith("Your first vote counts: A is better.")
     assert "expired" in table.controller.vote(None, "left", ASKER)
 
 
@@ -126,16 +126,16 @@ def test_a_vote_on_an_answer_that_names_its_model_is_kept_apart(table):
     assert "does not count" in table.controller.vote(round_, "left", ASKER)
     assert table.store.scores() == []
     with table.store.database.reading() as session:
-        assert [one.blind for one in session.query(Battle)] == [False]
+        assert [battle.blind for battle in session.query(Battle)] == [False]
 
 
 @pytest.mark.parametrize(
     ("text", "chosen", "says"),
     [("  ", ("", ""), "Type a prompt"), ("Hi.", ("sft", "sft"), "two different")],
 )
-def test_what_is_no_round(table, text, chosen, says):
+def test_what_is_no_round(table, text, chosen, fragment):
     (view,) = play(table, text, chosen)
-    assert says in view.status and not table.echo.asked
+    assert fragment in view.status and not table.echo.asked
 
 
 # --- in a browser ---------------------------------------------------------------------------------
@@ -149,16 +149,16 @@ def desk(home):
             store.add_annotator(name, "long enough", role=role)
         real = Worker(home.run, gpu_folder=home.folder / "card")
         fake = Worker(home.run, load=lambda: echo, gpu_folder=home.folder / "card")
-        made = [
-            app(store, who, partial(compare_tab, worker=one))
-            for who, one in ((BOB, real), (ADMIN, fake))
+        apps = [
+            app(store, account, partial(compare_tab, worker=worker))
+            for account, worker in ((BOB, real), (ADMIN, fake))
         ]
         with (
-            serving(made[0], free_port()) as url,
-            serving(made[1], free_port()) as other,
+            serving(apps[0], free_port()) as url,
+            serving(apps[1], free_port()) as fake_url,
             browser() as opened,
         ):
-            yield SimpleNamespace(url=url, fake=other, browser=opened, store=store)
+            yield SimpleNamespace(url=url, fake=fake_url, browser=opened, store=store)
         real.close()
         fake.close()
 
@@ -189,8 +189,8 @@ def test_a_blind_round_with_the_real_model(desk):
             assert page.locator(f"#compare-{vote}").is_disabled()
         page.keyboard.press("Control+Enter")
         page.locator("#compare-left:enabled").wait_for()
-        one, other = answers(page)
-        assert one and other and one != other
+        left_answer, right_answer = answers(page)
+        assert left_answer and right_answer and left_answer != right_answer
         body = page.locator("body").inner_text()
         assert not any(name in body for name in ("ppo.2", "sft", "base")), "no name yet"
         page.locator("#compare-answer-left .answer").focus()
@@ -202,7 +202,7 @@ def test_a_blind_round_with_the_real_model(desk):
         assert "1 / 0 / 0" in page.locator("#compare-scores").inner_text() or (
             "0 / 1 / 0" in page.locator("#compare-scores").inner_text()
         )
-        assert answers(page) == [one, other], "they stay"
+        assert answers(page) == [left_answer, right_answer], "they stay"
     (score,) = desk.store.scores()
     assert score.wins + score.losses == 1 and score.ties == 0
     assert desk.store.claim(2) is None

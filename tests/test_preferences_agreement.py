@@ -26,8 +26,8 @@ def test_alpha_equals_the_reference_with_ties_and_gaps(seed):
         [
             math.nan
             if rng.random() < 0.3
-            else float(one if rng.random() < 0.6 else rng.randint(1, levels))
-            for one in truth
+            else float(value if rng.random() < 0.6 else rng.randint(1, levels))
+            for value in truth
         ]
         for _ in range(raters)
     ]
@@ -93,6 +93,6 @@ def test_figures_are_hidden_below_thirty_overlaps():
 
 def test_random_orders_agree_by_chance_alone():
     rng = random.Random(0)
-    tasks = [[[[one] for one in rng.sample("abcd", 4)] for _ in range(2)] for _ in range(2000)]
-    found = agreement(tasks)
-    assert abs(found.alpha) < 0.05 and abs(found.tau) < 0.05
+    tasks = [[list(rng.sample("abcd", 4)) for _ in range(2)] for _ in range(2000)]
+    result = agreement(tasks)
+    assert abs(result.alpha) < 0.05 and abs(result.tau) < 0.05

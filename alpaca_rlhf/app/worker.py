@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from alpaca_rlhf.app.jobs import Job, Problem, Work
 from alpaca_rlhf.app.language import translations
-from alpaca_rlhf.core import gpu_lock as card
-from alpaca_rlhf.core import quiet
+from alpaca_rlhf.core import gpu_lock, quiet
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.serving import folders
 
@@ -71,7 +70,7 @@ class Worker:
         self.run = run
         self.settings = folders.settings_of(run)
         self._load = load or self._load_run
-        self._gpu_folder = gpu_folder or card.folder()
+        self._gpu_folder = gpu_folder or gpu_lock.folder()
         self._changed = threading.Condition()
         # Shared between threads: the list is always replaced, never changed.
         self._jobs: list[Job[Any]] = []
@@ -81,8 +80,8 @@ class Worker:
         self._state: tuple[ModelPhase, str] = ("empty", "")
         # Of the model's thread alone.
         self._speaker: Speaker | None = None
-        self._sign: card.Sign | None = None
-        self._training_runs: list[card.Note] = []
+        self._notice: gpu_lock.Sign | None = None
+        self._training_runs: list[gpu_lock.Note] = []
         self._polled_s = 0.0
         self._find_background_work: Callable[[], Work[Any] | None] = lambda: None
         self._background_checked_s = 0.0
@@ -155,13 +154,13 @@ class Worker:
                 if job is None:
                     self._start_background_work()
                     with self._changed:
-                        self._changed.wait(card.LOOK_S)
+                        self._changed.wait(gpu_lock.LOOK_S)
                 elif self._ensure_loaded(job):
                     self._run_job(job)
         finally:
             self._unload()
-            if self._sign is not None:
-                self._sign.down()
+            if self._notice is not None:
+                self._notice.down()
 
     def _start_background_work(self) -> None:
         now_s = time.monotonic()
@@ -276,9 +275,9 @@ class Worker:
 
     def _training_wants_gpu(self, *, poll_now: bool = False) -> bool:
         """True while a training run asks for the GPU; polled at intervals, not at every token."""
-        if poll_now or time.monotonic() - self._polled_s >= card.LOOK_S:
+        if poll_now or time.monotonic() - self._polled_s >= gpu_lock.LOOK_S:
             self._polled_s = time.monotonic()
-            training_runs = card.notes("ask", self._gpu_folder)
+            training_runs = gpu_lock.notes("ask", self._gpu_folder)
             with self._changed:
                 self._training_runs = training_runs
                 if not training_runs and self._state[0] == "released":
@@ -288,9 +287,9 @@ class Worker:
     def _announce_model(self) -> None:
         """Tell training runs that a model is about to be on the GPU."""
         with contextlib.suppress(UserError):  # then they cannot ask; nothing else is lost
-            if self._sign is None:
-                self._sign = card.Sign("app", self.run, self._gpu_folder)
-            self._sign.put(holds=True)
+            if self._notice is None:
+                self._notice = gpu_lock.Sign("app", self.run, self._gpu_folder)
+            self._notice.put(holds=True)
 
     def _release_gpu(self) -> None:
         run = self._training_runs[0].run
@@ -308,12 +307,12 @@ class Worker:
         if torch is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()
         self._set(phase, detail)  # before a run that waits for the GPU can see that it is free
-        if self._sign is not None:
+        if self._notice is not None:
             try:
-                self._sign.put(holds=False)
+                self._notice.put(holds=False)
             except UserError:  # a full disk: no run shall wait for a model that is gone
-                self._sign.down()
-                self._sign = None
+                self._notice.down()
+                self._notice = None
 
     def _set(self, phase: ModelPhase, detail: str = "") -> None:
         with self._changed:

@@ -2,21 +2,21 @@
 (() => {
   "use strict";
   const language = /^zh\b/i.test(navigator.language || "") ? "zh-CN" : "en";
-  const says = window.alpacaWords[language];
+  const texts = window.alpacaTexts[language];
   document.documentElement.lang = language;
 
   // --- light and dark: as the system is, until the switch is pressed --------------------------
-  const kept = "alpaca.theme";
+  const THEME_KEY = "alpaca.theme";
   const system = matchMedia("(prefers-color-scheme: dark)");
-  const stored = () => { try { return localStorage.getItem(kept); } catch { return null; } };
+  const stored = () => { try { return localStorage.getItem(THEME_KEY); } catch { return null; } };
   const paint = () => {
     const dark = stored() ? stored() === "dark" : system.matches;
     if (document.body && document.body.classList.contains("dark") !== dark) {
       document.body.classList.toggle("dark", dark);
     }
     document.documentElement.style.colorScheme = dark ? "dark" : "light";
-    for (const one of document.querySelectorAll(".alpaca-dark")) {
-      one.setAttribute("aria-pressed", String(dark));
+    for (const button of document.querySelectorAll(".alpaca-dark")) {
+      button.setAttribute("aria-pressed", String(dark));
     }
   };
   system.addEventListener("change", paint);
@@ -31,12 +31,12 @@
   document.addEventListener("click", (event) => {
     if (!event.target.closest || !event.target.closest(".alpaca-dark")) return;
     const dark = !document.body.classList.contains("dark");
-    try { localStorage.setItem(kept, dark ? "dark" : "light"); } catch { /* not kept */ }
+    try { localStorage.setItem(THEME_KEY, dark ? "dark" : "light"); } catch { /* no storage */ }
     document.body.classList.toggle("dark", dark);
     paint();
   });
 
-  // --- the line about the model, and whether the app is there --------------------------------
+  // --- the model's status line, which also notices a lost server --------------------------------
   const account = () => {
     const head = document.querySelector("[data-account]");
     return head ? Number(head.dataset.account) : null;
@@ -47,40 +47,39 @@
     if (line.textContent !== text) line.textContent = text;
     line.classList.toggle("lost", lost);
   };
-  const look = async () => {
+  const poll = async () => {
     if (document.visibilityState !== "visible") return;
     try {
       const response = await fetch("/status", { headers: { accept: "application/json" } });
       if (!response.ok) return;
-      const said = await response.json();
-      if (account() !== null && said.account !== account()) location.reload();
-      show(said.status[language], false);
+      const reply = await response.json();
+      if (account() !== null && reply.account !== account()) location.reload();
+      show(reply.status[language], false);
     } catch {
-      show(says["lost"], true);
+      show(texts["lost"], true);
     }
   };
-  setInterval(look, 3000);
-  document.addEventListener("visibilitychange", look);
-  window.alpacaLook = look;
+  setInterval(poll, 3000);
+  document.addEventListener("visibilitychange", poll);
 
   // --- a session that ended: sign in again, and the page stays as it is ----------------------
   const send = window.fetch.bind(window);
-  window.fetch = async (...given) => {
-    const response = await send(...given);
-    const url = new URL(given[0] instanceof Request ? given[0].url : String(given[0]), location);
+  window.fetch = async (...args) => {
+    const response = await send(...args);
+    const url = new URL(args[0] instanceof Request ? args[0].url : String(args[0]), location);
     if (response.status === 401 && url.origin === location.origin && url.pathname !== "/login") {
-      ask();
+      signInAgain();
     }
     return response;
   };
-  const element = (name, given = {}, ...inside) => {
-    const made = document.createElement(name);
-    for (const [key, value] of Object.entries(given)) made.setAttribute(key, value);
-    made.append(...inside);
-    return made;
+  const element = (name, attributes = {}, ...children) => {
+    const node = document.createElement(name);
+    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+    node.append(...children);
+    return node;
   };
   let dialog = null;
-  const ask = () => {
+  const signInAgain = () => {
     if (dialog) return;
     const problem = element("p", { role: "alert", class: "problem" });
     problem.hidden = true;
@@ -92,46 +91,46 @@
       id: "alpaca-password", name: "password", type: "password", required: "",
       autocomplete: "current-password", maxlength: "1000",
     });
-    const known = document.querySelector("[data-account] .user");
-    if (known) name.value = known.textContent;
+    const user = document.querySelector("[data-account] .user");
+    if (user) name.value = user.textContent;
     const form = element("form", {},
-      element("h2", { id: "alpaca-ended" }, says["ended.title"]),
-      element("p", {}, says["ended.stays"]),
+      element("h2", { id: "alpaca-ended" }, texts["ended.title"]),
+      element("p", {}, texts["ended.stays"]),
       problem,
-      element("label", { for: "alpaca-name" }, says["login.name"]), name,
-      element("label", { for: "alpaca-password" }, says["login.password"]), password,
-      element("button", {}, says["login.sign_in"]),
+      element("label", { for: "alpaca-name" }, texts["login.name"]), name,
+      element("label", { for: "alpaca-password" }, texts["login.password"]), password,
+      element("button", {}, texts["login.sign_in"]),
     );
     dialog = element("dialog", { class: "alpaca-ended", "aria-labelledby": "alpaca-ended" }, form);
     dialog.addEventListener("cancel", (event) => event.preventDefault());
     form.addEventListener("submit", async (event) => {
       event.preventDefault();
-      let said, good = false;
+      let reply, succeeded = false;
       try {
         const response = await send("/login", {
           method: "POST",
           headers: { accept: "application/json" },
           body: new URLSearchParams({ name: name.value, password: password.value }),
         });
-        good = response.ok;
-        said = await response.json();
+        succeeded = response.ok;
+        reply = await response.json();
       } catch {
-        said = { detail: says["lost"] };
+        reply = { detail: texts["lost"] };
       }
-      if (!good) {
-        problem.textContent = said.detail;
+      if (!succeeded) {
+        problem.textContent = reply.detail;
         problem.hidden = false;
         password.select();
         return;
       }
-      if (account() !== null && said.account !== account()) {
-        location.reload();  // somebody else: nothing of the first one may stay
+      if (account() !== null && reply.account !== account()) {
+        location.reload();  // somebody else: nothing of the first person may stay
         return;
       }
       dialog.close();
       dialog.remove();
       dialog = null;
-      look();
+      poll();
     });
     document.body.append(dialog);
     dialog.showModal();
