@@ -64,6 +64,7 @@ class _Components:
                 scale=2,
             )
             self.new = _button("new", size="md")
+        # No Markdown, LaTeX or tags: the text of a model is only ever text.
         self.log = gr.Chatbot(
             label=label("chat", "log"),
             elem_id="chat-log",
@@ -158,21 +159,29 @@ def _build_settings(worker: Worker) -> list[Any]:
     return [system, temperature, top_p, length, seed, remember]
 
 
-def _wire(c: _Components, events: _Events) -> None:
-    outputs = [c.turns, c.log, c.status, c.box, c.send, c.stop, c.make, c.regenerate]
+def _wire(ui: _Components, events: _Events) -> None:
+    outputs = [ui.turns, ui.log, ui.status, ui.box, ui.send, ui.stop, ui.make, ui.regenerate]
     private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     gr.on(
-        [c.send.click, c.box.submit], events.send, [c.box, c.turns, *c.settings], outputs, **private
+        [ui.send.click, ui.box.submit],
+        events.send,
+        [ui.box, ui.turns, *ui.settings],
+        outputs,
+        **private,
     )
     gr.on(
-        [c.regenerate.click, c.log.retry], events.retry, [c.turns, *c.settings], outputs, **private
+        [ui.regenerate.click, ui.log.retry],
+        events.retry,
+        [ui.turns, *ui.settings],
+        outputs,
+        **private,
     )
-    c.log.edit(events.edit, [c.turns, *c.settings], outputs, **private)
-    gr.on([c.undo.click, c.log.undo], events.undo, [c.turns], outputs, **private)
-    gr.on([c.new.click, c.log.clear], events.clear, None, outputs, **private)
-    c.make.click(events.make_candidates, [c.box, c.turns, *c.settings], outputs, **private)
-    c.stop.click(events.stop, None, None, queue=False, **private)
-    gr.on(None, events.list_policies, None, c.policy, **private)  # when the page opens
+    ui.log.edit(events.edit, [ui.turns, *ui.settings], outputs, **private)
+    gr.on([ui.undo.click, ui.log.undo], events.undo, [ui.turns], outputs, **private)
+    gr.on([ui.new.click, ui.log.clear], events.clear, None, outputs, **private)
+    ui.make.click(events.make_candidates, [ui.box, ui.turns, *ui.settings], outputs, **private)
+    ui.stop.click(events.stop, None, None, queue=False, **private)
+    gr.on(None, events.list_policies, None, ui.policy, **private)  # when the page opens
 
 
 class _Events:
@@ -185,10 +194,10 @@ class _Events:
     def send(
         self, request: gr.Request, message: str, turns: tuple[Turn, ...], *settings: Any
     ) -> Iterator[Patch]:
-        first: Patch = {self._components.box: ""}
+        clear_box: Patch = {self._components.box: ""}  # once: the next message may be typed
         for patch in self._answer([*turns, Turn(message)], settings, request):
-            yield patch | first
-            first = {}
+            yield patch | clear_box
+            clear_box = {}
 
     def retry(
         self, request: gr.Request, turns: tuple[Turn, ...], *settings: Any
@@ -238,14 +247,14 @@ class _Events:
             yield self._patch(view)
 
     def _patch(self, view: ChatView) -> Patch:
-        c = self._components
+        ui = self._components
         idle = gr.update(interactive=not view.running)
         return {
-            c.turns: view.turns,
-            c.log: messages(view.turns),
-            c.status: status_line(view.status),
-            c.stop: gr.update(interactive=view.running),
-            **dict.fromkeys((c.send, c.make, c.regenerate), idle),
+            ui.turns: view.turns,
+            ui.log: messages(view.turns),
+            ui.status: status_line(view.status),
+            ui.stop: gr.update(interactive=view.running),
+            **dict.fromkeys((ui.send, ui.make, ui.regenerate), idle),
         }
 
 
@@ -274,4 +283,5 @@ def _clamped(value: Any, low: float, high: float, default: float) -> float:
         number = float(value)
     except (TypeError, ValueError):
         return default
-    return min(high, max(low, number)) if number == number else default
+    is_nan = number != number
+    return default if is_nan else min(high, max(low, number))

@@ -71,6 +71,7 @@ class _Components:
             self.stop = _button("stop", interactive=False, min_width=120)
             self.draw = _button("draw", min_width=140)
         self.status = gr.HTML(status_line(""), elem_id="compare-line", apply_default_css=False)
+        # Answers go into values, never into templates, which Gradio runs as code.
         with gr.Row(elem_id="compare-answers"):
             self.answers = [_answer_column(side) for side in ("left", "right")]
         with gr.Row():
@@ -101,15 +102,15 @@ def _answer_column(side: str) -> gr.HTML:
         )
 
 
-def _wire(c: _Components, events: _Events) -> None:
-    outputs = [c.round, c.status, c.stop, c.ask, *c.answers, *c.votes]
+def _wire(ui: _Components, events: _Events) -> None:
+    outputs = [ui.round, ui.status, ui.stop, ui.ask, *ui.answers, *ui.votes]
     private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    c.ask.click(events.play, [c.box, c.first, c.second], outputs, **private)
-    c.stop.click(events.stop, None, None, queue=False, **private)
-    c.draw.click(events.draw_prompt, None, [c.box, c.status], **private)
-    for vote, button in zip(VOTES, c.votes, strict=True):
-        button.click(events.voting(vote), c.round, [c.status, c.scores, *c.votes], **private)
-    opened = [*outputs, c.intro, c.choice, c.scores, c.first, c.second]
+    ui.ask.click(events.play, [ui.box, ui.first, ui.second], outputs, **private)
+    ui.stop.click(events.stop, None, None, queue=False, **private)
+    ui.draw.click(events.draw_prompt, None, [ui.box, ui.status], **private)
+    for vote, button in zip(VOTES, ui.votes, strict=True):
+        button.click(events.voting(vote), ui.round, [ui.status, ui.scores, *ui.votes], **private)
+    opened = [*outputs, ui.intro, ui.choice, ui.scores, ui.first, ui.second]
     gr.on(None, events.open_page, None, opened, **private)  # when the page opens
 
 
@@ -121,16 +122,16 @@ class _Events:
         self._components = components
 
     def open_page(self, request: gr.Request) -> Patch:
-        c, services = self._components, self._controller.services
+        ui, services = self._components, self._controller.services
         language = services.language(request)
         choices = gr.update(choices=_policy_choices(self._controller.worker, language))
         return {
             **self._patch(CompareView(""), request),
-            c.intro: status_line(self._text(request)["intro"]),
-            c.choice: gr.update(visible=services.account(request).role == "admin"),
-            c.scores: self._scores(request),
-            c.first: choices,
-            c.second: choices,
+            ui.intro: status_line(self._text(request)["intro"]),
+            ui.choice: gr.update(visible=services.account(request).role == "admin"),
+            ui.scores: self._scores(request),
+            ui.first: choices,
+            ui.second: choices,
         }
 
     def draw_prompt(self, request: gr.Request) -> Patch:
@@ -166,7 +167,7 @@ class _Events:
         return cast_vote
 
     def _patch(self, view: CompareView, request: gr.Request) -> Patch:
-        c, text = self._components, self._text(request)
+        ui, text = self._components, self._text(request)
         answers = ["", ""]
         if view.round is not None:
             pairing = view.round.pairing
@@ -174,12 +175,12 @@ class _Events:
                 answer.strip() or text["empty_answer"] for answer in (pairing.left, pairing.right)
             ]
         return {
-            c.round: view.round,
-            c.status: status_line(view.status),
-            c.stop: gr.update(interactive=view.running),
-            c.ask: gr.update(interactive=not view.running),
-            c.answers[0]: render("compare_answer", title=text["left"], answer=answers[0]),
-            c.answers[1]: render("compare_answer", title=text["right"], answer=answers[1]),
+            ui.round: view.round,
+            ui.status: status_line(view.status),
+            ui.stop: gr.update(interactive=view.running),
+            ui.ask: gr.update(interactive=not view.running),
+            ui.answers[0]: render("compare_answer", title=text["left"], answer=answers[0]),
+            ui.answers[1]: render("compare_answer", title=text["right"], answer=answers[1]),
             **self._vote_buttons(interactive=view.round is not None),
         }
 

@@ -15,10 +15,7 @@ def status_line(text: str) -> str:
 
 
 def job_status(update: JobUpdate[Any], language: str) -> str | None:
-    """The status of a job that waits, loads, failed or was stopped; None while it runs or is done.
-
-    Failures that the user can act on carry the job's own message.
-    """
+    """Status of a job that waits, loads, failed or was stopped; None while it runs or is done."""
     text = translations("chat", language)
     if update.phase == "waiting":
         return text["status.waiting"].format(n=update.jobs_ahead)

@@ -105,6 +105,7 @@ class Job(Generic[T]):
                 if update.finished:
                     return
         finally:
+            # A closed page ends the generator here.
             if not self.finished:
                 self.stop()
 

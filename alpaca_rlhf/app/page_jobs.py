@@ -21,7 +21,12 @@ class PageJobs:
         """Make this the page's job, and stop its previous one."""
         page = str(request.session_hash)
         with self._lock:
-            self._jobs = {page_: job_ for page_, job_ in self._jobs.items() if not job_.finished}
+            # No event tells that a page was closed: finished jobs are dropped here.
+            self._jobs = {
+                other_page: other_job
+                for other_page, other_job in self._jobs.items()
+                if not other_job.finished
+            }
             previous, self._jobs[page] = self._jobs.get(page), job
         if previous is not None:
             previous.stop()

@@ -93,6 +93,8 @@ def build_page(services: Services, tabs: Sequence[Tab], *, run: str) -> GuardedB
                     on_open = tab.build(services)
                 if callable(on_open) and not isinstance(on_open, gr.blocks.Block):
                     on_open(gr_tab)
+                # The events that an admin tab has registered are closed to everybody else, since
+                # hiding a tab does not keep a browser from calling them.
                 if tab.admin:
                     admin_tabs.append(gr_tab)
                     page.restrict_to_admins(set(page.fns) - events_before)

@@ -28,6 +28,7 @@ def keep_filled(store: Store, worker: Worker) -> None:
 
     It never loads the model by itself: somebody must have used it first.
     """
+    # Once every prompt has answers of the last policy, there is nothing more to do.
     prompts = RunPrompts(worker.run, worker.settings)
     exhausted = False
 

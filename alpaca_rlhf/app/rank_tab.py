@@ -73,6 +73,7 @@ def reply(services: Services, message: str, request: gr.Request) -> Reply:
 def _perform(store: Store, annotator: int, board_request: BoardRequest) -> Reply:
     if board_request.action == "next":
         return {"task": _task_json(store.claim(annotator, holding=board_request.holding))}
+    # A renewal that starts the clock of the task on screen also keeps the prefetched ones.
     if board_request.action == "renew":
         _renew_prefetched(store, annotator, board_request)
         store.renew(annotator, board_request.task, shown=board_request.on_screen)

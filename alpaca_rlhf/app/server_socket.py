@@ -26,6 +26,7 @@ def listen(host: str, port: int | None, default_port: int) -> socket.socket:
     ports = [port] if port is not None else range(default_port, default_port + _PORTS_TRIED)
     for candidate in ports:
         listener = socket.socket(family, socket.SOCK_STREAM)
+        # A restart may bind its old port at once.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, candidate))
