@@ -130,7 +130,7 @@ def test_a_vote_on_an_answer_that_names_its_model_is_kept_apart(table):
 
 
 @pytest.mark.parametrize(
-    ("text", "chosen", "says"),
+    ("text", "chosen", "fragment"),
     [("  ", ("", ""), "Type a prompt"), ("Hi.", ("sft", "sft"), "two different")],
 )
 def test_what_is_no_round(table, text, chosen, fragment):
