@@ -18,10 +18,10 @@ from typing import Any
 import gradio as gr
 import uvicorn
 
-from alpaca_rlhf.app import environment, listening, server
-from alpaca_rlhf.app.build import Tab
-from alpaca_rlhf.app.data import Exports, data_tab
-from alpaca_rlhf.app.rank import rank_tab
+from alpaca_rlhf.app import environment, server, server_socket
+from alpaca_rlhf.app.data_tab import Exports, data_tab
+from alpaca_rlhf.app.page_layout import Tab
+from alpaca_rlhf.app.rank_tab import rank_tab
 from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.core.records import Completion, Instruction
 from alpaca_rlhf.preferences.assignment import Refused, Rules, Verdict
@@ -35,48 +35,50 @@ def stand_in(services: Services) -> None:
     """What the Rank tab's endpoint does, as far as the load needs it, and a button."""
 
     def answer(sent: str, request: gr.Request) -> str:
-        who, asked = services.account(request), json.loads(sent)
+        account, message = services.account(request), json.loads(sent)
         try:
-            if asked["do"] == "next":
-                task = services.store.claim(who.id)
+            if message["do"] == "next":
+                task = services.store.claim(account.id)
                 if task is None:
-                    return json.dumps({"task": None, "annotator": who.id})
-                answers = [{"id": one.id} for one in task.completions]
-                shown = {"id": task.id, "revision": task.revision, "answers": answers}
-                return json.dumps({"task": shown, "annotator": who.id})
-            tiers = tuple(tuple(tier) for tier in asked["tiers"])
-            verdict = Verdict(tiers, input_method=asked["method"])
+                    return json.dumps({"task": None, "annotator": account.id})
+                answers = [{"id": answer.id} for answer in task.completions]
+                task_json = {"id": task.id, "revision": task.revision, "answers": answers}
+                return json.dumps({"task": task_json, "annotator": account.id})
+            tiers = tuple(tuple(tier) for tier in message["tiers"])
+            verdict = Verdict(tiers, input_method=message["method"])
             saved = services.store.submit(
-                who.id, asked["task"], verdict, revision=asked["revision"]
+                account.id, message["task"], verdict, revision=message["revision"]
             )
-            return json.dumps({"already": saved.already, "annotator": who.id})
+            return json.dumps({"already": saved.already, "annotator": account.id})
         except Refused as refused:
             return json.dumps({"problem": refused.problem})
 
     gr.api(answer, api_name="rank", queue=False, api_visibility="private")
     note = gr.Textbox(label="Draft", elem_id="draft")
-    button, said = gr.Button("Say who"), gr.Textbox(label="Said", elem_id="said")
+    button, name_shown = gr.Button("Say who"), gr.Textbox(label="Said", elem_id="said")
 
     def say(request: gr.Request) -> str:
         return services.account(request).name
 
-    button.click(say, None, said, api_name="who")
-    note.submit(lambda text: text, note, said, api_name="echo")
+    button.click(say, None, name_shown, api_name="who")
+    note.submit(lambda text: text, note, name_shown, api_name="echo")
 
 
 def exports(folder: Path) -> Exports:
     """Snapshots within a folder."""
-    return Exports(folder, lambda one: f"alpaca-rlhf reward --inputs.rankings {one}", False)
+    return Exports(folder, lambda path: f"alpaca-rlhf reward --inputs.rankings {path}", False)
 
 
-def house(store: Store, folder: Path, *, local: bool = True, real: bool = False, **given: Any):
+def house(store: Store, folder: Path, *, local: bool = True, real: bool = False, **options: Any):
     """The app with the real Data tab, and where `real` the real Rank tab."""
     tabs = [
         Tab("rank", rank_tab if real else stand_in),
         Tab("data", partial(data_tab, exports=exports(folder / "snapshots")), admin=True),
     ]
-    place = server.Place("runs/mine", folder / "snapshots", ["localhost", "testserver"], local)
-    return server.make(store, given.pop("secret", SECRET), tabs, place, **given)
+    deployment = server.Deployment(
+        "runs/mine", folder / "snapshots", ["localhost", "testserver"], local
+    )
+    return server.build_app(store, options.pop("secret", SECRET), tabs, deployment, **options)
 
 
 @contextmanager
@@ -116,46 +118,50 @@ def fill(store: Store, *, people: int = 3, sets: int = 40) -> list[int]:
     for i in range(sets):
         prompt = Instruction(f"Prompt {i}: {HOSTILE[i % len(HOSTILE)]}", source="test")
         texts = [f"{HOSTILE[(i + j) % len(HOSTILE)]} {j}" for j in range(4)]
-        own = [Completion(prompt.id, text, "ab12", sample=j) for j, text in enumerate(texts)]
-        rows.append((prompt, own))
+        completions = [
+            Completion(prompt.id, text, "ab12", sample=j) for j, text in enumerate(texts)
+        ]
+        rows.append((prompt, completions))
     store.add_sets(rows, origin="test")
-    who = [store.add_annotator(HOSTILE[i], "long enough") for i in range(people)]
+    annotators = [store.add_annotator(HOSTILE[i], "long enough") for i in range(people)]
     rng = random.Random(0)
     for _ in range(2):
-        for one in who:
+        for annotator in annotators:
             for at in range(sets):
-                task = store.claim(one)
+                task = store.claim(annotator)
                 if task is None:
                     break
-                ids = [shown.id for shown in task.completions]
+                ids = [completion.id for completion in task.completions]
                 if at % 9 == 8:
                     reason = HOSTILE[at % len(HOSTILE)][:32]
-                    store.flag(one, task.id, reason, "Look: " + HOSTILE[at % 5], completion=ids[0])
+                    store.flag(
+                        annotator, task.id, reason, "Look: " + HOSTILE[at % 5], completion=ids[0]
+                    )
                     continue
                 rng.shuffle(ids)
                 ids = sorted(ids) if rng.random() < 0.7 else ids
                 tiers = (
                     tuple((x,) for x in ids) if at % 4 else ((ids[0], ids[1]), (ids[2],), (ids[3],))
                 )
-                store.submit(one, task.id, Verdict(tiers), revision=task.revision)
+                store.submit(annotator, task.id, Verdict(tiers), revision=task.revision)
     for i in range(24):
-        prompt, own = rows[0]
-        sides = (("sft", own[0].id), ("ppo", own[1].id))
-        pairing = store.battle(who[0], prompt.id, sides)
-        left_is_ppo = pairing.left == own[1].text
+        prompt, completions = rows[0]
+        sides = (("sft", completions[0].id), ("ppo", completions[1].id))
+        pairing = store.battle(annotators[0], prompt.id, sides)
+        left_is_ppo = pairing.left == completions[1].text
         vote = "tie" if i % 6 == 0 else "left" if left_is_ppo == (i % 3 > 0) else "right"
-        store.vote(who[0], pairing.round, vote)
-    return who
+        store.vote(annotators[0], pairing.round, vote)
+    return annotators
 
 
 def main(where: str, port: int) -> None:
     """Serve in this process until it is killed."""
-    environment.own_environment()
+    environment.isolate_environment()
     rules = Rules(gold_rate=0, repeat_rate=0)
     with Store(where, rules=rules) as store:
         app = house(store, Path(os.environ["APP_FOLDER"]), real=True)
-        socket = listening.listen("127.0.0.1", port, port)
-        server.serve(app, socket, behind_proxy=False, ready=lambda: None)
+        socket = server_socket.listen("127.0.0.1", port, port)
+        server.serve(app, socket, behind_proxy=False, on_ready=lambda: None)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import gradio as gr
 import uvicorn
 from fastapi import FastAPI
 
-from alpaca_rlhf.app.language import translations
+from alpaca_rlhf.app.language import gradio_i18n
 from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import write_instructions
@@ -92,14 +92,14 @@ def app(store: Any, account: Account, *tabs: Callable[[Services], Any]) -> FastA
                     tab(services)
     blocks.queue(api_open=False, default_concurrency_limit=20)
     return gr.mount_gradio_app(
-        FastAPI(), blocks, path="/", footer_links=[], run_history=False, i18n=translations()
+        FastAPI(), blocks, path="/", footer_links=[], run_history=False, i18n=gradio_i18n()
     )
 
 
 @contextmanager
-def serving(made: FastAPI, port: int) -> Iterator[str]:
+def serving(fastapi_app: FastAPI, port: int) -> Iterator[str]:
     """The app at work in a thread."""
-    config = uvicorn.Config(made, host="127.0.0.1", port=port, log_level="error", ws="none")
+    config = uvicorn.Config(fastapi_app, host="127.0.0.1", port=port, log_level="error", ws="none")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -153,10 +153,10 @@ def nothing_serious(page: Any, *, colours: bool = False) -> None:
     from axe_playwright_python.sync_playwright import Axe
 
     options = {"rules": {"color-contrast": {"enabled": colours}}}
-    found = Axe().run(page, options=options).response["violations"]
+    violations = Axe().run(page, options=options).response["violations"]
     bad = [
-        (one["id"], [node["html"][:200] for node in one["nodes"]])
-        for one in found
-        if one["impact"] in ("serious", "critical")
+        (violation["id"], [node["html"][:200] for node in violation["nodes"]])
+        for violation in violations
+        if violation["impact"] in ("serious", "critical")
     ]
     assert not bad, bad

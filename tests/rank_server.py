@@ -16,7 +16,7 @@ import gradio as gr
 import uvicorn
 from fastapi import FastAPI
 
-from alpaca_rlhf.app import rank
+from alpaca_rlhf.app import rank_tab
 from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.preferences.assignment import Rules
 from alpaca_rlhf.preferences.people import Account
@@ -33,16 +33,16 @@ def language(request: gr.Request) -> str:
 def app(store: Any, account: Any) -> FastAPI:
     """The tab in an app, as the real server mounts it."""
     with gr.Blocks(analytics_enabled=False, title="Rank") as blocks:
-        rank.rank_tab(Services(store, account, language))
+        rank_tab.rank_tab(Services(store, account, language))
     blocks.queue(api_open=False)
     return gr.mount_gradio_app(FastAPI(), blocks, path="/", footer_links=[], run_history=False)
 
 
 @contextmanager
-def serving(made: FastAPI, port: int) -> Iterator[str]:
+def serving(fastapi_app: FastAPI, port: int) -> Iterator[str]:
     """The app at work in a thread."""
     server = uvicorn.Server(
-        uvicorn.Config(made, host="127.0.0.1", port=port, log_level="error", ws="none")
+        uvicorn.Config(fastapi_app, host="127.0.0.1", port=port, log_level="error", ws="none")
     )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -57,8 +57,8 @@ def serving(made: FastAPI, port: int) -> Iterator[str]:
 
 def main(where: str, port: int) -> None:
     store = Store(where, rules=PLAIN)
-    made = app(store, lambda request: Account(1, "ann", "annotator", "en"))
-    uvicorn.run(made, host="127.0.0.1", port=port, log_level="error", ws="none")
+    fastapi_app = app(store, lambda request: Account(1, "ann", "annotator", "en"))
+    uvicorn.run(fastapi_app, host="127.0.0.1", port=port, log_level="error", ws="none")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_rlhf.app import server
-from alpaca_rlhf.app.language import words
+from alpaca_rlhf.app.language import translations
 from alpaca_rlhf.app.tabs import tabs
 from alpaca_rlhf.preferences import passwords
 from alpaca_rlhf.preferences.assignment import Rules
@@ -58,7 +58,7 @@ ACT = {"chat": _chat, "compare": _compare}
 
 def open_tab(page: Any, key: str, language: str = "en") -> None:
     """Go to a tab; on a phone it may lie behind the menu of those that do not fit."""
-    name = words("shell", language)[key]
+    name = translations("shell", language)[key]
     tab = page.get_by_role("tab", name=name, exact=True, include_hidden=True)
     tab.first.wait_for(state="attached")
     if not tab.first.is_visible():
@@ -72,13 +72,13 @@ def take(app: Any, out: Path, keys: list[str], *, password: str = "") -> list[Pa
     """A picture of each tab in each look, and of the page to sign in where there is one.
 
     Args:
-        app: What `server.make` made.
+        app: What `server.build_app` made.
         out: Folder.
         keys: Tabs.
         password: Of `boss`, where one must sign in.
     """
     out.mkdir(parents=True, exist_ok=True)
-    made = []
+    paths = []
     with apps.serving(app) as home, browser() as opened:
         for look, options in LOOKS.items():
             language = options.get("locale", "en")
@@ -86,8 +86,8 @@ def take(app: Any, out: Path, keys: list[str], *, password: str = "") -> list[Pa
                 page.set_default_timeout(120_000)
                 page.goto(home)
                 if password:
-                    page.get_by_label(words("shell", language)["login.name"]).wait_for()
-                    made.append(_shot(page, out / f"login-{look}.png"))
+                    page.get_by_label(translations("shell", language)["login.name"]).wait_for()
+                    paths.append(_shot(page, out / f"login-{look}.png"))
                     page.fill("#name", "boss")
                     page.fill("#password", password)
                     page.click("button")
@@ -97,8 +97,8 @@ def take(app: Any, out: Path, keys: list[str], *, password: str = "") -> list[Pa
                     page.locator(READY.get(key, "[role=tabpanel]:visible")).first.wait_for()
                     if key in ACT:
                         ACT[key](page)
-                    made.append(_shot(page, out / f"{key}-{look}.png"))
-    return made
+                    paths.append(_shot(page, out / f"{key}-{look}.png"))
+    return paths
 
 
 def _shot(page: Any, path: Path) -> Path:
@@ -110,9 +110,9 @@ def of_run(out: Path, run: Path) -> None:
     """Photograph the app of a run, with what is in its database."""
     with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / "p.db") as store:
         queue_sampled(run, store)
-        worker, shown = tabs(store, run, apps.exports(Path(folder) / "snapshots"), refill="")
-        place = server.Place(f"runs/{run.name}", Path(folder), ["localhost"], True)
-        app = server.make(store, apps.SECRET, shown, place, status=worker.status)
+        worker, app_tabs = tabs(store, run, apps.exports(Path(folder) / "snapshots"), refill="")
+        deployment = server.Deployment(f"runs/{run.name}", Path(folder), ["localhost"], True)
+        app = server.build_app(store, apps.SECRET, app_tabs, deployment, status=worker.status)
         try:
             for path in take(app, out, ["chat", "compare", "rank", "data"]):
                 sys.stdout.write(f"{path}\n")

@@ -9,9 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from alpaca_rlhf.app.chat import chat_tab
-from alpaca_rlhf.app.speech import inert, restored
-from alpaca_rlhf.app.talk import Turn, place
+from alpaca_rlhf.app.chat_messages import Turn, inert, restored, turn_index
+from alpaca_rlhf.app.chat_tab import chat_tab
 from alpaca_rlhf.app.worker import Worker
 from alpaca_rlhf.preferences.assignment import Rules
 from alpaca_rlhf.preferences.people import Account
@@ -38,16 +37,16 @@ def desk(tmp_path_factory, tiny_folder):
     plain = Rules(gold_rate=0, repeat_rate=0, second_share=0)
     with Store(home / "p.db", rules=plain, seed=0) as store:
         store.add_annotator("ann", "long enough", role="admin")
-        real = Worker(run, where=home / "card")
-        fake = Worker(run, make=lambda: echo, where=home / "card")
-        ports = [app(store, ADMIN, partial(chat_tab, worker=one)) for one in (real, fake)]
+        real = Worker(run, gpu_folder=home / "card")
+        fake = Worker(run, load=lambda: echo, gpu_folder=home / "card")
+        ports = [app(store, ADMIN, partial(chat_tab, worker=worker)) for worker in (real, fake)]
         with (
             serving(ports[0], free_port()) as url,
-            serving(ports[1], free_port()) as other,
+            serving(ports[1], free_port()) as fake_url,
             browser() as opened,
         ):
             yield SimpleNamespace(
-                url=url, fake=other, browser=opened, store=store, real=real, echo=echo, run=run
+                url=url, fake=fake_url, browser=opened, store=store, real=real, echo=echo, run=run
             )
         real.close()
         fake.close()
@@ -64,12 +63,12 @@ def ask(page, text):
     page.keyboard.press("Enter")
 
 
-def line(page, words):
-    page.locator("#chat-line", has_text=words).wait_for()
+def line(page, fragment):
+    page.locator("#chat-line", has_text=fragment).wait_for()
 
 
-def said(page, who="bot"):
-    return page.locator(f"#chat-log .message.{who}").all_inner_texts()
+def said(page, role="bot"):
+    return page.locator(f"#chat-log .message.{role}").all_inner_texts()
 
 
 WATCH = """() => { window.seen = []; new MutationObserver(() => {
@@ -83,12 +82,12 @@ def slow(monkeypatch):
     """Every token takes a moment, so that there is time to press a key."""
     from alpaca_rlhf.serving import speaker
 
-    whole = speaker.spoken
+    spoken = speaker.spoken
 
-    def slowly(*given, **named):
-        for one in whole(*given, **named):
+    def slowly(*args, **options):
+        for update in spoken(*args, **options):
             time.sleep(0.02)
-            yield one
+            yield update
 
     monkeypatch.setattr(speaker, "spoken", slowly)
 
@@ -99,8 +98,8 @@ def test_it_streams_stops_and_goes_on(desk, monkeypatch):
         page.evaluate(WATCH)
         ask(page, "Name a colour.")
         line(page, "tokens")
-        seen = page.evaluate("window.seen")
-        assert len(seen) > 5 and len(seen[0]) < len(seen[-1]), "it grew"
+        texts = page.evaluate("window.seen")
+        assert len(texts) > 5 and len(texts[0]) < len(texts[-1]), "it grew"
         assert said(page, "user") == ["Name a colour."]
         assert page.locator("#chat-box textarea").input_value() == ""
         slow(monkeypatch)
@@ -159,10 +158,10 @@ def test_edit_regenerate_undo_and_new(desk):
         page.locator("#chat-log textarea").fill("Deux <i>?")
         page.locator("#chat-log").get_by_label("Submit").click()
         page.locator("#chat-log", has_text="Deux <\u200bi>? / 1").wait_for()
-        assert [restored(one) for one in said(page, "user")] == ["One?", "Deux <i>?"]
+        assert [restored(message) for message in said(page, "user")] == ["One?", "Deux <i>?"]
         assert desk.echo.asked[-1][1].instruction == "Deux <i>?", "no mark"
         before = len(desk.echo.asked)
-        page.locator("#chat-again").click()
+        page.locator("#chat-regenerate").click()
         while len(desk.echo.asked) == before:
             page.wait_for_timeout(20)
         assert desk.echo.asked[-1][1] == desk.echo.asked[-2][1]
@@ -184,20 +183,20 @@ def test_four_answers_are_queued_and_come_next(desk):
         ask(page, "Say something about ships.")
         line(page, "tokens")
         page.keyboard.press("Alt+M")
-        line(page, "come on the Rank tab")
+        line(page, "come up on the Rank tab")
         page.locator("#chat-make").click()
         line(page, "in the queue already")
     task = desk.store.claim(1)
     assert task.prompt.instruction == "Say something about ships."
     assert task.prompt.source == "chat" and task.prompt.history == ()
-    assert len({one.text for one in task.completions}) == 4
+    assert len({completion.text for completion in task.completions}) == 4
     with desk.store.database.reading() as session:
         from alpaca_rlhf.preferences.schema import Completion
 
-        own = [session.query(Completion).filter_by(key=one.id).one() for one in task.completions]
-        assert {one.sampling for one in own} == {"temperature=0.7 top_p=1 max_new_tokens=60"}
-        assert sorted(one.sample for one in own) == [0, 1, 2, 3]
-        assert len({one.adapter for one in own}) == 1 and own[0].adapter
+        rows = [session.query(Completion).filter_by(key=row.id).one() for row in task.completions]
+        assert {row.sampling for row in rows} == {"temperature=0.7 top_p=1 max_new_tokens=60"}
+        assert sorted(row.sample for row in rows) == [0, 1, 2, 3]
+        assert len({row.adapter for row in rows}) == 1 and rows[0].adapter
 
 
 def test_a_prompt_near_the_evaluation_is_talked_about_but_not_ranked(desk):
@@ -208,18 +207,18 @@ def test_a_prompt_near_the_evaluation_is_talked_about_but_not_ranked(desk):
     before = desk.store.progress(1).sets
     with visit(desk.browser) as page:
         go(page, desk.fake)
-        for split, words in (("eval", "evaluation"), ("ppo", "PPO"), ("sft", "fine-tuned")):
+        for split, fragment in (("eval", "evaluation"), ("ppo", "PPO"), ("sft", "fine-tuned")):
             near = f"{held[split][0].instruction}?"
             ask(page, near)
             page.locator("#chat-log", has_text=f"0: {near} / ").wait_for()
             page.locator("#chat-make:enabled").click()
-            line(page, words)
+            line(page, fragment)
     assert desk.store.progress(1).sets == before
 
 
 def test_hostile_text_is_shown_as_it_is(desk):
     with visit(desk.browser) as page:
-        page.on("dialog", lambda one: pytest.fail("a dialog opened"))
+        page.on("dialog", lambda dialog: pytest.fail("a dialog opened"))
         go(page, desk.fake)
         for number, text in enumerate(HOSTILE, 1):
             ask(page, text)
@@ -229,7 +228,7 @@ def test_hostile_text_is_shown_as_it_is(desk):
             )
             line(page, "2 tokens")
             page.locator("#chat-send:enabled").wait_for()
-            mine, theirs = (restored(said(page, who)[-1]) for who in ("user", "bot"))
+            mine, theirs = (restored(said(page, role)[-1]) for role in ("user", "bot"))
             assert mine == text and text in theirs
         inside = page.locator("#chat-log .message-content")
         assert inside.locator("img, script, b, a, .katex").count() == 0
@@ -245,7 +244,7 @@ def test_text_made_inert_comes_back(text):
 def test_a_message_belongs_to_its_turn():
     """One without an answer takes one place, the others two."""
     turns = [Turn("a", "1"), Turn("b"), Turn("c", "3")]
-    assert [place(turns, at) for at in range(5)] == [0, 0, 1, 2, 2]
+    assert [turn_index(turns, at) for at in range(5)] == [0, 0, 1, 2, 2]
 
 
 @pytest.mark.parametrize("locale", ["en-US", "zh-CN"])

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from alpaca_rlhf.app.compare import compare_tab
-from alpaca_rlhf.app.duel import Duel, names_a_model
+from alpaca_rlhf.app.compare_controller import CompareController, names_a_model
+from alpaca_rlhf.app.compare_tab import compare_tab
 from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.app.worker import Worker
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.preferences.assignment import Rules
-from alpaca_rlhf.preferences.battles import Score
+from alpaca_rlhf.preferences.battles import VoteCounts
 from alpaca_rlhf.preferences.people import Account
 from alpaca_rlhf.preferences.schema import Battle
 from alpaca_rlhf.preferences.store import Store
@@ -33,11 +33,11 @@ HOSTILE = (
 
 def test_win_rates_by_hand():
     """Wilson's interval of 10 of 10, and of a half of 4, from the formula's tables."""
-    assert Score("a", "b", 10, 0, 0).rate == pytest.approx((1.0, 0.7225, 1.0), abs=1e-4)
-    assert Score("a", "b", 0, 10, 0).rate == pytest.approx((0.0, 0.0, 0.2775), abs=1e-4)
-    assert Score("a", "b", 1, 1, 2).rate == pytest.approx((0.5, 0.1500, 0.8500), abs=1e-4)
-    assert Score("a", "b", 1, 0, 1).rate == pytest.approx((0.75, 0.1979, 0.9733), abs=1e-4)
-    assert Score("a", "b", 0, 0, 4).rate == Score("a", "b", 2, 2, 0).rate
+    assert VoteCounts("a", "b", 10, 0, 0).rate == pytest.approx((1.0, 0.7225, 1.0), abs=1e-4)
+    assert VoteCounts("a", "b", 0, 10, 0).rate == pytest.approx((0.0, 0.0, 0.2775), abs=1e-4)
+    assert VoteCounts("a", "b", 1, 1, 2).rate == pytest.approx((0.5, 0.1500, 0.8500), abs=1e-4)
+    assert VoteCounts("a", "b", 1, 0, 1).rate == pytest.approx((0.75, 0.1979, 0.9733), abs=1e-4)
+    assert VoteCounts("a", "b", 0, 0, 4).rate == VoteCounts("a", "b", 2, 2, 0).rate
 
 
 @pytest.mark.parametrize(
@@ -63,17 +63,21 @@ def home(tmp_path_factory, tiny_folder):
 
 @pytest.fixture
 def table(home, tmp_path):
-    """A duel without a browser: whoever asks is set by a test."""
+    """A controller without a browser: whoever asks is set by a test."""
     echo = Echo(lambda policy, row, j: f"{policy.upper().replace('.', '')} says")
     plain = Rules(gold_rate=0, repeat_rate=0)
     with Store(tmp_path / "p.db", rules=plain, seed=0) as store:
         for name, role in (("ann", "admin"), ("bob", "annotator")):
             store.add_annotator(name, "long enough", role=role)
-        worker = Worker(home.run, make=lambda: echo, where=tmp_path / "card")
-        who = [ADMIN]
-        services = Services(store, lambda request: who[0], lambda request: "en")
+        worker = Worker(home.run, load=lambda: echo, gpu_folder=tmp_path / "card")
+        asker = [ADMIN]
+        services = Services(store, lambda request: asker[0], lambda request: "en")
         yield SimpleNamespace(
-            duel=Duel(services, worker), store=store, echo=echo, who=who, worker=worker
+            controller=CompareController(services, worker),
+            store=store,
+            echo=echo,
+            asker=asker,
+            worker=worker,
         )
         worker.close()
 
@@ -82,21 +86,21 @@ ASKER = SimpleNamespace(session_hash="s")
 
 
 def play(table, text="Say it.", chosen=("", "")):
-    return list(table.duel.play(text, chosen, ASKER))
+    return list(table.controller.play(text, chosen, ASKER))
 
 
 def test_only_an_admin_chooses_and_nothing_tells_who_is_who(table):
     pairs, sides, firsts = set(), set(), set()
     for number in range(12):
-        table.who[0] = ADMIN if number % 2 else BOB
-        seen = play(table, f"Question {number}.", ("base", "sft"))
-        assert all(one.round is None for one in seen[:-1]), "both appear together"
+        table.asker[0] = ADMIN if number % 2 else BOB
+        views = play(table, f"Question {number}.", ("base", "sft"))
+        assert all(view.round is None for view in views[:-1]), "both appear together"
         names = [policy for policy, _ in table.echo.asked[-2:]]
         if number % 2:
             assert set(names) == {"base", "sft"}
             firsts.add(names[0])
-            told = table.duel.vote(seen[-1].round, "tie", ASKER)
-            sides.add(told.partition("A was ")[2].partition(",")[0])
+            status = table.controller.vote(views[-1].round, "tie", ASKER)
+            sides.add(status.partition("A was ")[2].partition(",")[0])
         else:
             pairs.add(frozenset(names))
     assert len(pairs) > 1, "drawn for everybody else, whatever they send"
@@ -106,32 +110,32 @@ def test_only_an_admin_chooses_and_nothing_tells_who_is_who(table):
 
 def test_a_round_is_locked_by_its_first_vote(table):
     round_ = play(table)[-1].round
-    assert table.duel.vote(round_, "sideways", ASKER) == "This round is gone; ask again."
-    table.who[0] = BOB
-    assert "gone" in table.duel.vote(round_, "left", ASKER), "somebody else's"
-    table.who[0] = ADMIN
-    assert table.duel.vote(round_, "left", ASKER).startswith("You voted: A is better.")
-    again = table.duel.vote(round_, "right", ASKER)
-    assert again.startswith("Your first vote counts: A is better.")
-    assert "gone" in table.duel.vote(None, "left", ASKER)
+    assert table.controller.vote(round_, "sideways", ASKER) == "This round has expired; ask again."
+    table.asker[0] = BOB
+    assert "expired" in table.controller.vote(round_, "left", ASKER), "somebody else's"
+    table.asker[0] = ADMIN
+    assert table.controller.vote(round_, "left", ASKER).startswith("You voted: A is better.")
+    status = table.controller.vote(round_, "right", ASKER)
+    assert status.startswith("Your first vote counts: A is better.")
+    assert "expired" in table.controller.vote(None, "left", ASKER)
 
 
 def test_a_vote_on_an_answer_that_names_its_model_is_kept_apart(table):
     table.echo.say = lambda policy, row, j: "I am ChatGPT." if policy == "sft" else "Hello."
     round_ = play(table, chosen=("base", "sft"))[-1].round
-    assert "kept apart" in table.duel.vote(round_, "left", ASKER)
+    assert "does not count" in table.controller.vote(round_, "left", ASKER)
     assert table.store.scores() == []
     with table.store.database.reading() as session:
-        assert [one.blind for one in session.query(Battle)] == [False]
+        assert [battle.blind for battle in session.query(Battle)] == [False]
 
 
 @pytest.mark.parametrize(
-    ("text", "chosen", "says"),
+    ("text", "chosen", "fragment"),
     [("  ", ("", ""), "Type a prompt"), ("Hi.", ("sft", "sft"), "two different")],
 )
-def test_what_is_no_round(table, text, chosen, says):
-    (seen,) = play(table, text, chosen)
-    assert says in seen.line and not table.echo.asked
+def test_what_is_no_round(table, text, chosen, fragment):
+    (view,) = play(table, text, chosen)
+    assert fragment in view.status and not table.echo.asked
 
 
 # --- in a browser ---------------------------------------------------------------------------------
@@ -143,18 +147,18 @@ def desk(home):
     with Store(home.folder / "p.db", rules=Rules(gold_rate=0, repeat_rate=0), seed=0) as store:
         for name, role in (("ann", "admin"), ("bob", "annotator")):
             store.add_annotator(name, "long enough", role=role)
-        real = Worker(home.run, where=home.folder / "card")
-        fake = Worker(home.run, make=lambda: echo, where=home.folder / "card")
-        made = [
-            app(store, who, partial(compare_tab, worker=one))
-            for who, one in ((BOB, real), (ADMIN, fake))
+        real = Worker(home.run, gpu_folder=home.folder / "card")
+        fake = Worker(home.run, load=lambda: echo, gpu_folder=home.folder / "card")
+        apps = [
+            app(store, account, partial(compare_tab, worker=worker))
+            for account, worker in ((BOB, real), (ADMIN, fake))
         ]
         with (
-            serving(made[0], free_port()) as url,
-            serving(made[1], free_port()) as other,
+            serving(apps[0], free_port()) as url,
+            serving(apps[1], free_port()) as fake_url,
             browser() as opened,
         ):
-            yield SimpleNamespace(url=url, fake=other, browser=opened, store=store)
+            yield SimpleNamespace(url=url, fake=fake_url, browser=opened, store=store)
         real.close()
         fake.close()
 
@@ -185,8 +189,8 @@ def test_a_blind_round_with_the_real_model(desk):
             assert page.locator(f"#compare-{vote}").is_disabled()
         page.keyboard.press("Control+Enter")
         page.locator("#compare-left:enabled").wait_for()
-        one, other = answers(page)
-        assert one and other and one != other
+        left_answer, right_answer = answers(page)
+        assert left_answer and right_answer and left_answer != right_answer
         body = page.locator("body").inner_text()
         assert not any(name in body for name in ("ppo.2", "sft", "base")), "no name yet"
         page.locator("#compare-answer-left .answer").focus()
@@ -198,7 +202,7 @@ def test_a_blind_round_with_the_real_model(desk):
         assert "1 / 0 / 0" in page.locator("#compare-scores").inner_text() or (
             "0 / 1 / 0" in page.locator("#compare-scores").inner_text()
         )
-        assert answers(page) == [one, other], "they stay"
+        assert answers(page) == [left_answer, right_answer], "they stay"
     (score,) = desk.store.scores()
     assert score.wins + score.losses == 1 and score.ties == 0
     assert desk.store.claim(2) is None

@@ -30,8 +30,8 @@ def store(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def opened():
-    with browser.browser() as one:
-        yield one
+    with browser.browser() as chrome:
+        yield chrome
 
 
 @pytest.fixture
@@ -70,12 +70,12 @@ def cells(table):
 def serious(page):
     from axe_playwright_python.sync_playwright import Axe
 
-    found = Axe().run(page).response["violations"]
+    violations = Axe().run(page).response["violations"]
     return [
-        (one["id"], node["html"][:200])
-        for one in found
-        if one["impact"] in ("serious", "critical")
-        for node in one["nodes"]
+        (violation["id"], node["html"][:200])
+        for violation in violations
+        if violation["impact"] in ("serious", "critical")
+        for node in violation["nodes"]
     ]
 
 
@@ -83,48 +83,51 @@ def test_the_figures_are_the_stores(opened, store, home):
     with browser.visit(opened, locale="en-GB", viewport={"width": 1280, "height": 900}) as page:
         sign_in(page, home)
         to_data(page)
-        found = store.figures()
+        figures = store.figures()
         tiles = dict(
-            one.inner_text().split("\n") for one in page.locator(".tiles > div:visible").all()
+            tile.inner_text().split("\n") for tile in page.locator(".tiles > div:visible").all()
         )
-        assert tiles["Rankings"] == f"{found.counts['rankings']:,}" != "0"
-        assert tiles["Pairs"] == f"{found.counts['pairs']:,}"
+        assert tiles["Rankings"] == f"{figures.counts['rankings']:,}" != "0"
+        assert tiles["Pairs"] == f"{figures.counts['pairs']:,}"
         assert tiles["Open flags"] == "8"
         text = page.locator(".alpaca-data:visible").first.inner_text()
-        assert f"{found.agreement.alpha:.3f}" in text and f"{found.agreement.tau:.3f}" in text
-        assert "hidden: 0 of the 30 tasks it takes" in text, "no repeats: no self-consistency"
+        assert f"{figures.agreement.alpha:.3f}" in text and f"{figures.agreement.tau:.3f}" in text
+        assert "hidden: 0 of the 30 tasks needed" in text, "no repeats: no self-consistency"
         people = {row[0]: row for row in rows(page, "People")}
         assert set(people) == {"boss", "ann", *apps.HOSTILE[:3]}
-        for one in found.people:
-            assert people[one.name][2] == str(one.rankings)
-        (battle,) = rows(page, "Win rates of the blind comparisons")
+        for person in figures.people:
+            assert people[person.name][2] == str(person.rankings)
+        (battle,) = rows(page, "Win rates by blind votes")
         (score,) = store.scores()
         assert battle[0] == "ppo" and battle[3:] == [
-            str(one) for one in (score.wins, score.losses, score.ties)
+            str(n) for n in (score.wins, score.losses, score.ties)
         ]
 
 
 def test_a_judge_stands_beside_people(opened, store, home):
     """Whatever its name; what it ranked is not the people's."""
     prompts = [Instruction(f"Another {i}", source="test") for i in range(31)]
-    sets = [(one, [Completion(one.id, text, "ab12") for text in "ab"]) for one in prompts]
+    sets = [(prompt, [Completion(prompt.id, text, "ab12") for text in "ab"]) for prompt in prompts]
     store.add_sets(sets, origin="test")
     name = f"judge:{apps.HOSTILE[0]}"
-    for who in (name, "a file"):
+    for annotator in (name, "a file"):
         store.add_rankings(
-            [Ranking(one.id, tuple((each.id,) for each in own), who) for one, own in sets]
+            [
+                Ranking(prompt.id, tuple((completion.id,) for completion in completions), annotator)
+                for prompt, completions in sets
+            ]
         )
     with browser.visit(opened, locale="en-GB") as page:
         sign_in(page, home)
         to_data(page)
         tiles = dict(
-            one.inner_text().split("\n") for one in page.locator(".tiles > div:visible").all()
+            tile.inner_text().split("\n") for tile in page.locator(".tiles > div:visible").all()
         )
         assert tiles["Rankings by judges"] == "31"
         (row,) = (
-            one
-            for one in cells(page.locator("h3:text-is('Quality') ~ div table:has(thead)").first)
-            if one[0].endswith(" with people")
+            row
+            for row in cells(page.locator("h3:text-is('Quality') ~ div table:has(thead)").first)
+            if row[0].endswith(" with people")
         )
         assert row == [f"{name} with people", "31", "1.000", "1.000"]
         assert page.evaluate("window.hit") is None
@@ -146,9 +149,9 @@ def test_a_snapshot_is_exported_and_downloaded(opened, store, home, tmp_path):
             with page.expect_download() as waited:
                 page.get_by_role("link", name=name).click()
             assert waited.value.suggested_filename == f"{folder.name}-{name}"
-            got = tmp_path / "got"
-            waited.value.save_as(got)
-            assert got.read_bytes() == (folder / name).read_bytes() != b""
+            copy = tmp_path / "got"
+            waited.value.save_as(copy)
+            assert copy.read_bytes() == (folder / name).read_bytes() != b""
         page.get_by_role("button", name="Export a snapshot").click()
         page.get_by_text(folder.name).first.wait_for(state="detached")
     assert len(read_snapshot(folder)) == store.figures().counts["rankings"]
@@ -157,7 +160,7 @@ def test_a_snapshot_is_exported_and_downloaded(opened, store, home, tmp_path):
             assert not cell.startswith(("=", "+", "-", "@")), "a spreadsheet would run it"
 
 
-def test_hostile_text_is_shown_as_it_is(opened, store, home):
+def test_hostile_hostile_textis_shown_as_it_is(opened, store, home):
     """In names, reasons, prompts and words; nothing of it runs, whatever is clicked."""
     hostile = apps.HOSTILE[4]
     store.add_annotator(hostile, PASSWORD, role="admin")
@@ -167,8 +170,8 @@ def test_hostile_text_is_shown_as_it_is(opened, store, home):
             assert page.locator(".alpaca-head .user").inner_text() == hostile
             to_data(page, language)
             text = page.locator("body").inner_text()
-            for one in apps.HOSTILE[:5]:
-                assert one in text, one
+            for hostile_text in apps.HOSTILE[:5]:
+                assert hostile_text in text, hostile_text
             assert "Look: <img src=x onerror=window.hit=1>" in text
             page.locator("button[data-do=password]").first.click()
             page.locator(".alpaca-data .good").wait_for()
@@ -179,10 +182,10 @@ def test_hostile_text_is_shown_as_it_is(opened, store, home):
 
 
 def test_flags_are_paged_resolved_and_retired(opened, store, home):
-    who = store.add_annotator("finder", PASSWORD)
+    annotator = store.add_annotator("finder", PASSWORD)
     store.add_sets(apps_sets(9), origin="later")
     for at in range(9):
-        store.flag(who, store.claim(who).id, "spam", f"number {at}")
+        store.flag(annotator, store.claim(annotator).id, "spam", f"number {at}")
     with browser.visit(opened, locale="en-GB") as page:
         sign_in(page, home)
         to_data(page)
@@ -215,12 +218,12 @@ def test_people_are_added_and_changed(opened, store, home):
     with browser.visit(opened, locale="en-GB") as page:
         sign_in(page, home)
         to_data(page)
-        page.get_by_role("button", name="Add somebody").click()
+        page.get_by_role("button", name="Add a person").click()
         page.get_by_label("Name").fill("new one")
         page.get_by_role("button", name="Add", exact=True).click()
-        told = page.locator(".alpaca-data .good")
-        told.wait_for()
-        password = re.search(r"shown this once: (\S+)", told.inner_text())[1]
+        outcome = page.locator(".alpaca-data .good")
+        outcome.wait_for()
+        password = re.search(r"shown this once: (\S+)", outcome.inner_text())[1]
         new = store.sign_in("new one", password)
         assert new.role == "annotator"
         for do, after in (
@@ -341,13 +344,13 @@ def test_dark_follows_the_system_until_the_switch_is_pressed(opened, home):
 
 
 def test_the_line_about_the_model_and_a_server_that_is_gone(opened, store, tmp_path):
-    words = {"en": "loading <b>the base</b>", "zh-CN": "正在加载"}
-    app = apps.house(store, tmp_path, status=lambda language: words[language])
+    status = {"en": "loading <b>the base</b>", "zh-CN": "正在加载"}
+    app = apps.house(store, tmp_path, status=lambda language: status[language])
     with apps.serving(app) as home, browser.visit(opened, locale="en-GB") as page:
         sign_in(page, home, "ann")
         line = page.locator("#alpaca-status")
         page.get_by_text("loading <b>the base</b>").wait_for()
-        words["en"] = "ready: ppo"
+        status["en"] = "ready: ppo"
         page.get_by_text("ready: ppo").wait_for()
         page.context.set_offline(True)
         page.locator("#alpaca-status.lost").wait_for()

@@ -84,8 +84,8 @@ class Load:
     def run(self) -> list[threading.Thread]:
         """Begin; the threads end when there is nothing left to rank."""
         threads = [threading.Thread(target=self._work, args=(i,)) for i in range(ANNOTATORS)]
-        for one in threads:
-            one.start()
+        for thread in threads:
+            thread.start()
         return threads
 
     def _work(self, number: int) -> None:
@@ -107,7 +107,7 @@ class Load:
                 task = reply["task"]
                 if task is None:
                     return
-                order = [[one["id"]] for one in task["answers"]]
+                order = [[answer["id"]] for answer in task["answers"]]
                 rng.shuffle(order)
                 message = {"do": "submit", "task": task["id"], "revision": task["revision"]}
                 message |= {"tiers": order, "method": "mouse"}
@@ -122,13 +122,13 @@ class Load:
                     assert tries > 1 or not reply["already"], "saved before it was sent"
                     self.acknowledged[key] = order[0][0], reply["already"]
                 if rng.random() < 0.2:  # a page that never got the answer, though it came
-                    again, _ = self._ask(client, message)
-                    assert again["already"], "a submit that is sent again says that it is saved"
+                    repeated, _ = self._ask(client, message)
+                    assert repeated["already"], "a submit that is sent again says that it is saved"
 
     def _ask(self, client: httpx.Client, message: dict) -> tuple[dict, int]:
         body = {"data": [json.dumps(message)]}
-        got, tries = self._sent(lambda: client.post("/gradio_api/run/rank", json=body))
-        reply = json.loads(got.json()["data"][0])
+        response, tries = self._sent(lambda: client.post("/gradio_api/run/rank", json=body))
+        reply = json.loads(response.json()["data"][0])
         assert "problem" not in reply, reply
         return reply, tries
 
@@ -138,12 +138,12 @@ class Load:
         while time.monotonic() < self._until:
             tries += 1
             try:
-                got = send()
+                response = send()
             except httpx.TransportError:
                 time.sleep(0.1)
                 continue
-            assert got.status_code in (200, 303), (got.status_code, got.text[:200])
-            return got, tries
+            assert response.status_code in (200, 303), (response.status_code, response.text[:200])
+            return response, tries
         raise AssertionError("no answer in time")
 
 
@@ -154,7 +154,7 @@ def prepare(where: str, sets: int) -> int:
         store.add_annotator("boss", PASSWORD, role="admin")
         for i in range(ANNOTATORS):
             store.add_annotator(f"person {i}", PASSWORD)
-        return sum(one.target for one in rows(store, CandidateSet))
+        return sum(candidate_set.target for candidate_set in rows(store, CandidateSet))
 
 
 def check(where: str, load: Load, places: int) -> None:
@@ -163,10 +163,10 @@ def check(where: str, load: Load, places: int) -> None:
         alone(store)
         places_add_up(store)
         rankings = rows(store, Ranking)
-        best = {(one.assignment_id, one.revision): one.tiers[0][0] for one in rankings}
+        best = {(row.assignment_id, row.revision): row.tiers[0][0] for row in rankings}
         assert len(best) == len(rankings) == len(load.acknowledged), "one for each that was told"
         assert best == {key: first for key, (first, _) in load.acknowledged.items()}
-        pairs = Counter((one.candidate_set_id, one.annotator_id) for one in rows(store, Assignment))
+        pairs = Counter((row.candidate_set_id, row.annotator_id) for row in rows(store, Assignment))
         assert set(pairs.values()) == {1}, "nobody gets a set twice"
         assert len(rankings) == places, "every place was filled"
     assert load.signed_in == ANNOTATORS
@@ -184,12 +184,12 @@ def under_load(where: str, folder: Path, *, sets: int, kills: int) -> tuple[Load
         for at in range(kills):
             # Between two kills a share of the work is done, so that each falls into the load.
             share = places * (at + 1) // (kills + 1)
-            while len(load.acknowledged) < share and any(one.is_alive() for one in threads):
+            while len(load.acknowledged) < share and any(thread.is_alive() for thread in threads):
                 time.sleep(0.01)
             server.kill()
             server.start()
-        for one in threads:
-            one.join()
+        for thread in threads:
+            thread.join()
     finally:
         server.kill()
     assert not load.errors, load.errors[:3]

@@ -21,9 +21,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
 
-from alpaca_rlhf.app import board, rank
-from alpaca_rlhf.app.board import CRITERIA, REASONS, read
-from alpaca_rlhf.app.language import LANGUAGES, words
+from alpaca_rlhf.app import board, rank_tab
+from alpaca_rlhf.app.board import CRITERIA, REASONS, parse_request
+from alpaca_rlhf.app.language import LANGUAGES, translations
 from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.core.records import Completion, Instruction
 from alpaca_rlhf.preferences.assignment import Problem, Refused, Rules, Verdict
@@ -61,9 +61,9 @@ class Desk:
 
     def rows(self, table):
         with self.store.database.reading() as session:
-            found = list(session.scalars(select(table).order_by(table.id)))
+            rows = list(session.scalars(select(table).order_by(table.id)))
             session.expunge_all()
-            return found
+            return rows
 
     @contextmanager
     def open(self, **options):
@@ -81,12 +81,12 @@ def load(page, url):
 
 @pytest.fixture(scope="module")
 def served():
-    one = Desk()
+    desk = Desk()
     patch = pytest.MonkeyPatch()
-    patch.setattr(rank, "LOOK_AGAIN_S", 0.2)
-    app = rank_server.app(one, one.account)
-    with rank_server.serving(app, free_port()) as one.url, browser() as one.browser:
-        yield one
+    patch.setattr(rank_tab, "POLL_EMPTY_QUEUE_S", 0.2)
+    app = rank_server.app(desk, desk.account)
+    with rank_server.serving(app, free_port()) as desk.url, browser() as desk.browser:
+        yield desk
     patch.undo()
 
 
@@ -124,20 +124,22 @@ def tiers(row):
 
 def put(desk, *texts, prompt="Say something.", **columns):
     """One set of these answers."""
-    asked = Instruction(prompt, source="test", **columns)
-    own = [Completion(asked.id, text, "secret-adapter", sample=i) for i, text in enumerate(texts)]
-    desk.store.add_sets([(asked, own)], origin="secret-origin")
-    return own
+    instruction = Instruction(prompt, source="test", **columns)
+    completions = [
+        Completion(instruction.id, text, "secret-adapter", sample=i) for i, text in enumerate(texts)
+    ]
+    desk.store.add_sets([(instruction, completions)], origin="secret-origin")
+    return completions
 
 
 def target(page, card, place):
     """A point on the grip of a card, and one just beyond the middle of another."""
     page.locator(".card").nth(max(card, place)).scroll_into_view_if_needed()
     grip = page.locator(".card").nth(card).locator(".grip").bounding_box()
-    there = page.locator(".card").nth(place).bounding_box()
-    beyond = there["height"] * (0.2 if place < card else 0.8)
+    box = page.locator(".card").nth(place).bounding_box()
+    beyond = box["height"] * (0.2 if place < card else 0.8)
     x, y = grip["x"] + grip["width"] / 2, grip["y"] + 24
-    return x, y, there["y"] + beyond
+    return x, y, box["y"] + beyond
 
 
 def drag(page, card, place):
@@ -188,13 +190,13 @@ def test_four_answers_by_mouse_and_the_next_task_is_there_at_once(desk):
         harmless.click()  # takes it back
         page.get_by_label("Comment").fill("close <b>call</b>")
         page.get_by_text("2 left in the queue").wait_for()
-        asked = []
-        page.on("request", lambda one: asked.append(one.post_data or ""))
+        bodies = []
+        page.on("request", lambda request: bodies.append(request.post_data or ""))
         first_task = number(page)
         page.get_by_role("button", name="Submit").click()
         page.locator(".rank .toast.on").wait_for()
         gone(page, first_task)
-        assert [json.loads(json.loads(one)["data"][0])["do"] for one in asked if "data" in one][
+        assert [json.loads(json.loads(body)["data"][0])["do"] for body in bodies if "data" in body][
             :2
         ] == ["submit", "renew"], "the next task was fetched before it was needed"
         page.get_by_text("1 today").wait_for()
@@ -217,8 +219,8 @@ def test_four_answers_by_touch_on_a_phone(desk):
         page.locator(f".cards li:last-child [data-answer='{a}']").wait_for()
         page.get_by_role("button", name="More").tap()
         page.get_by_role("button", name="Ratings").tap()
-        wide, seen = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
-        assert wide <= seen == 390
+        width, window_width = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+        assert width <= window_width == 390
         small = page.evaluate(SMALL)
         assert small == [], f"controls that are hard to hit: {small}"
         page.get_by_role("button", name="Submit").tap()
@@ -304,7 +306,7 @@ def test_an_untouched_order_has_to_be_confirmed_and_undo_brings_it_back(desk):
         page.get_by_label("Comment").fill("a first thought")
         sure.click()
         gone(page, task)
-        assert [(tiers(one), one.input_method) for one in desk.rankings()] == [
+        assert [(tiers(ranking), ranking.input_method) for ranking in desk.rankings()] == [
             ([[a], [b], [c], [d]], "as_shown")
         ]
         page.get_by_role("button", name="Undo last").click()
@@ -317,8 +319,8 @@ def test_an_untouched_order_has_to_be_confirmed_and_undo_brings_it_back(desk):
         page.get_by_role("button", name="Undo last").click()
         page.locator(f".rank[data-task='{task}']").wait_for()
         assert order(page) == [a, d, b, c], "as it was when it was taken back"
-    first, undone, second, again = desk.rankings()
-    assert (first.withdrawn, undone.withdrawn, again.withdrawn) == (False, True, True)
+    first, undone, second, undone_again = desk.rankings()
+    assert (first.withdrawn, undone.withdrawn, undone_again.withdrawn) == (False, True, True)
     assert (tiers(second), second.revision) == ([[a], [d], [b], [c]], 2)
 
 
@@ -340,8 +342,8 @@ def test_skip_asks_only_where_work_would_be_lost(desk):
         page.get_by_label("Why? (optional)").fill("I know nothing of this")
         page.get_by_role("button", name="Skip it").click()
         gone(page, second)
-    skips = [one for one in desk.rows(Audit) if one.action == "skip"]
-    assert [(one.entity, one.after) for one in skips] == [
+    skips = [entry for entry in desk.rows(Audit) if entry.action == "skip"]
+    assert [(entry.entity, entry.after) for entry in skips] == [
         (f"assignment:{first}", None),
         (f"assignment:{second}", {"reason": "I know nothing of this"}),
     ]
@@ -425,8 +427,8 @@ def test_nothing_is_lost_when_the_server_is_killed(tmp_path, served):
             process = start()
             gone(page, task)  # by itself
             page.get_by_text("Not saved yet").wait_for(state="detached")
-            kept = page.evaluate("Object.keys(localStorage).filter(key => key.includes('draft'))")
-            assert kept == [], "what is acknowledged is forgotten"
+            drafts = page.evaluate("Object.keys(localStorage).filter(key => key.includes('draft'))")
+            assert drafts == [], "what is acknowledged is forgotten"
     finally:
         kill(process)
     with Store(where, rules=rank_server.PLAIN) as store, store.database.reading() as session:
@@ -462,8 +464,8 @@ def test_a_lost_answer_is_asked_for_again_and_saves_nothing_twice(desk):
             page.get_by_text("This ranking was already saved").wait_for()
             gone(page, task)
         page.unroute("**/run/rank")
-        kept = page.evaluate("Object.keys(localStorage).filter(key => key.includes('draft'))")
-        assert (kept, lost) == ([], [])
+        drafts = page.evaluate("Object.keys(localStorage).filter(key => key.includes('draft'))")
+        assert (drafts, lost) == ([], [])
     assert len(desk.rankings()) == 2
 
 
@@ -473,23 +475,24 @@ def test_signed_out_the_draft_waits(desk):
     with desk.open() as page:
         page.locator(".card").nth(1).focus()
         page.keyboard.press("1")
-        wanted = order(page)
+        moved_order = order(page)
         desk.signed_in = False
         page.get_by_role("button", name="Submit").click()
         page.get_by_role("alert").get_by_text("You are signed out").wait_for()
-        assert order(page) == wanted and not desk.rankings()
+        assert order(page) == moved_order and not desk.rankings()
         desk.signed_in = True
         page.get_by_role("button", name="Try now").click()
         page.get_by_text("Nothing to rank right now").wait_for()
-    assert [tiers(one) for one in desk.rankings()] == [[[one] for one in wanted]]
+    (ranking,) = desk.rankings()
+    assert tiers(ranking) == [[answer_id] for answer_id in moved_order]
 
 
 @needs_browser
 def test_a_task_that_went_to_somebody_else_is_not_shown_for_long(desk, tmp_path):
-    now = [1000.0]
+    clock_s = [1000.0]
     with Store(
         tmp_path / "clock.db", rules=Rules(gold_rate=0, repeat_rate=0, second_share=0),
-        clock=lambda: now[0],
+        clock=lambda: clock_s[0],
     ) as desk.store:  # fmt: skip
         desk.store.add_annotator("ann", "long enough")
         bob = desk.store.add_annotator("bob", "long enough")
@@ -499,15 +502,15 @@ def test_a_task_that_went_to_somebody_else_is_not_shown_for_long(desk, tmp_path)
             task = number(page)
             page.locator(".card").nth(1).focus()
             page.keyboard.press("1")
-            now[0] += 2 * desk.store.rules.lease_s
+            clock_s[0] += 2 * desk.store.rules.lease_s
             first = desk.store.claim(bob)
-            for one in (first, desk.store.claim(bob, holding=[first.id])):
-                verdict = Verdict(tuple((answer.id,) for answer in one.completions))
-                desk.store.submit(bob, one.id, verdict)
+            for bobs_task in (first, desk.store.claim(bob, holding=[first.id])):
+                verdict = Verdict(tuple((answer.id,) for answer in bobs_task.completions))
+                desk.store.submit(bob, bobs_task.id, verdict)
             page.get_by_role("button", name="Submit").click()
             page.get_by_text("went to somebody else").wait_for()
             page.get_by_text("Nothing to rank right now").wait_for()
-        mine = [one for one in desk.rankings() if one.assignment_id == int(task)]
+        mine = [ranking for ranking in desk.rankings() if ranking.assignment_id == int(task)]
         assert len(mine) == 1, "work that was done is kept all the same"
 
 
@@ -537,23 +540,25 @@ HOSTILE = (
 def test_hostile_texts_are_shown_literally(desk, options):
     history = ((HOSTILE[0] + HOSTILE[3], HOSTILE[1]), (HOSTILE[6], HOSTILE[2]))
     columns = {"prompt": "\n".join(HOSTILE), "input": HOSTILE[4] + HOSTILE[1], "history": history}
-    own = put(desk, *HOSTILE, **columns)
+    completions = put(desk, *HOSTILE, **columns)
     with desk.open(**options) as page:
         assert len(order(page)) == 9
-        for one in own:
-            shown = page.locator(f"[data-answer='{one.id}'] .said")
-            assert shown.evaluate("one => one.textContent") == one.text
-        asked = page.locator(".ask .said").evaluate_all("all => all.map(one => one.textContent)")
-        assert asked == [
+        for completion in completions:
+            element = page.locator(f"[data-answer='{completion.id}'] .said")
+            assert element.evaluate("one => one.textContent") == completion.text
+        prompt_texts = page.locator(".ask .said").evaluate_all(
+            "elements => elements.map(element => element.textContent)"
+        )
+        assert prompt_texts == [
             HOSTILE[0] + HOSTILE[3], HOSTILE[1], HOSTILE[6], HOSTILE[2],
             columns["prompt"], columns["input"],
         ]  # fmt: skip
         assert page.evaluate("document.body.dataset.pwned") is None
         assert page.locator(".rank img, .rank script, .rank style, .rank svg, .rank a").count() == 0
         page.get_by_role("button", name="Show all").first.click()
-        wide, seen = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
-        assert wide <= seen
-        long = page.locator(f"[data-answer='{own[6].id}']")
+        width, window_width = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+        assert width <= window_width
+        long = page.locator(f"[data-answer='{completions[6].id}']")
         assert long.locator(".said").evaluate("one => one.clientHeight") < 300
         long.get_by_role("button", name="Show all").click()
         assert long.locator(".said").evaluate("one => one.clientHeight") > 1000
@@ -564,16 +569,16 @@ def test_hostile_texts_are_shown_literally(desk, options):
         last = order(page)
         submit(page)
     (row,) = desk.rankings()
-    assert tiers(row) == [[one] for one in last]
+    assert tiers(row) == [[answer_id] for answer_id in last]
 
 
 @needs_browser
 def test_two_answers_and_a_conversation(desk):
-    own = put(desk, "yes", "no", prompt="And then?", history=(("Hello", "Hi"),))
+    completions = put(desk, "yes", "no", prompt="And then?", history=(("Hello", "Hi"),))
     with desk.open() as page:
         assert page.locator(".turn .who").all_inner_texts() == ["User", "Assistant"]
         a, b = order(page)
-        assert {a, b} == {one.id for one in own}
+        assert {a, b} == {completion.id for completion in completions}
         page.get_by_role("button", name="Move answer A down").click()
         submit(page)
     assert [tiers(one) for one in desk.rankings()] == [[[b], [a]]]
@@ -589,10 +594,10 @@ def test_axe_finds_nothing_serious(desk, scheme):
 
     def look(page, what):
         bad = [
-            (one["id"], node["html"][:120])
-            for one in axe.run(page, context=".rank").response["violations"]
-            if one["impact"] in ("serious", "critical")
-            for node in one["nodes"]
+            (violation["id"], node["html"][:120])
+            for violation in axe.run(page, context=".rank").response["violations"]
+            if violation["impact"] in ("serious", "critical")
+            for node in violation["nodes"]
         ]
         assert not bad, f"{what}: {bad}"
 
@@ -625,10 +630,10 @@ ENGLISH = """() => {
 
 @needs_browser
 def test_in_chinese_no_english_is_left(desk):
-    own = put(desk, "one", "two", prompt="Count.", input="1 2", history=(("Hello", "Hi"),))
+    completions = put(desk, "one", "two", prompt="Count.", input="1 2", history=(("Hello", "Hi"),))
     with desk.open(locale="zh-CN") as page:
         assert page.locator(".rank").get_attribute("lang") == "zh-CN"
-        assert len(order(page)) == len(own)
+        assert len(order(page)) == len(completions)
         page.locator(".numbers b").first.wait_for()
         assert page.evaluate(ENGLISH) == []
         page.get_by_role("button", name="举报").click()
@@ -666,11 +671,11 @@ FIELDS = (
 )
 def test_any_message_is_read_or_refused(fields, do):
     try:
-        asked = read(json.dumps(fields | ({"do": do} if do else {})))
+        board_request = parse_request(json.dumps(fields | ({"do": do} if do else {})))
     except Refused as refused:
         assert refused.problem in ("bad_value", "incomplete")
     else:
-        assert asked.do == do
+        assert board_request.action == do
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -684,10 +689,11 @@ def test_every_order_with_every_tie_is_read_as_sent(ids, k, data):
             st.sampled_from(ids), st.dictionaries(st.sampled_from(CRITERIA), st.integers(1, 5))
         )
     )
-    asked = read(message(tiers=sent, criteria=stars, comment="c", all_bad=True))
-    assert [list(tier) for tier in asked.verdict.tiers] == sent
-    assert asked.verdict.criteria == {one: own for one, own in stars.items() if own}
-    assert (asked.verdict.comment, asked.verdict.all_bad) == ("c", True)
+    board_request = parse_request(message(tiers=sent, criteria=stars, comment="c", all_bad=True))
+    assert [list(tier) for tier in board_request.verdict.tiers] == sent
+    rated = {answer_id: rating for answer_id, rating in stars.items() if rating}
+    assert board_request.verdict.criteria == rated
+    assert (board_request.verdict.comment, board_request.verdict.all_bad) == ("c", True)
 
 
 GOOD = {"tiers": [["a"], ["b"]]}
@@ -734,7 +740,7 @@ GOOD = {"tiers": [["a"], ["b"]]}
 )
 def test_what_is_refused(fields, problem):
     with pytest.raises(Refused) as refused:
-        read(message(**fields))
+        parse_request(message(**fields))
     assert refused.value.problem == problem
 
 
@@ -744,7 +750,7 @@ def test_what_is_refused(fields, problem):
 )
 def test_what_is_no_message(sent):
     with pytest.raises(Refused):
-        read(sent)
+        parse_request(sent)
 
 
 @pytest.fixture
@@ -755,14 +761,14 @@ def services(tmp_path):
         put(SimpleNamespace(store=store), "good", "better", "best")
         yield Services(
             store,
-            lambda request: Account(request.who, "x", "annotator", "en"),
-            lambda request: "zh-CN" if request.who == 2 else "en",
+            lambda request: Account(request.account, "x", "annotator", "en"),
+            lambda request: "zh-CN" if request.account == 2 else "en",
         )
 
 
-def says(services, who, **fields):
+def send(services, account, **fields):
     sent = json.dumps(fields)
-    return rank.reply(services, sent, SimpleNamespace(who=who))
+    return rank_tab.reply(services, sent, SimpleNamespace(account=account))
 
 
 def dump(store):
@@ -775,18 +781,18 @@ def dump(store):
 
 
 def test_a_hostile_client_changes_nothing(services):
-    task = says(services, 1, do="next")["task"]
-    ids = [one["id"] for one in task["answers"]]
+    task = send(services, 1, do="next")["task"]
+    ids = [answer["id"] for answer in task["answers"]]
     before = dump(services.store)
-    order_ = [[one] for one in ids]
+    tiers_in_order = [[answer_id] for answer_id in ids]
     base = {"do": "submit", "task": task["id"], "revision": 0, "method": "mouse"}
-    for who, fields, problem in [
-        (1, base | {"tiers": order_[:2]}, "incomplete"),
-        (1, base | {"tiers": [*order_, ["x"]]}, "incomplete"),
+    for account, fields, problem in [
+        (1, base | {"tiers": tiers_in_order[:2]}, "incomplete"),
+        (1, base | {"tiers": [*tiers_in_order, ["x"]]}, "incomplete"),
         (1, base | {"tiers": [[ids[0]], [ids[1]], ["another"]]}, "incomplete"),
-        (1, base | {"tiers": order_, "revision": 7}, "unknown"),
-        (1, base | {"tiers": order_, "task": 99}, "unknown"),
-        (2, base | {"tiers": order_}, "not_yours"),
+        (1, base | {"tiers": tiers_in_order, "revision": 7}, "unknown"),
+        (1, base | {"tiers": tiers_in_order, "task": 99}, "unknown"),
+        (2, base | {"tiers": tiers_in_order}, "not_yours"),
         (2, {"do": "skip", "task": task["id"]}, "not_yours"),
         (2, {"do": "undo", "task": task["id"]}, "not_yours"),
         (2, {"do": "renew", "task": task["id"]}, "not_yours"),
@@ -794,42 +800,42 @@ def test_a_hostile_client_changes_nothing(services):
         (1, {"do": "flag", "task": task["id"], "reason": "other", "completion": "x"}, "bad_value"),
         (3, {"do": "next"}, "unknown"),
     ]:
-        reply = says(services, who, **fields)
+        reply = send(services, account, **fields)
         assert reply["problem"] == problem, fields
-        language = "zh-CN" if who == 2 else "en"
-        assert reply["message"] == words("rank", language)[f"problem.{problem}"]
+        language = "zh-CN" if account == 2 else "en"
+        assert reply["message"] == translations("rank", language)[f"problem.{problem}"]
     assert dump(services.store) == before
 
 
 def test_the_page_is_told_nothing_that_is_not_blind(services):
-    task = says(services, 1, do="next")["task"]
+    task = send(services, 1, do="next")["task"]
     assert set(task) == {
         "id", "revision", "instruction", "input", "history", "answers", "lease_s",
         "tiers", "criteria",
     }  # fmt: skip
-    assert all(set(one) == {"id", "text", "cut"} for one in task["answers"])
+    assert all(set(answer) == {"id", "text", "cut"} for answer in task["answers"])
     assert "secret" not in json.dumps(task)
 
 
 def test_each_message_may_come_twice(services):
-    task = says(services, 1, do="next")["task"]
-    tiers_ = [[one["id"] for one in task["answers"]]]
-    sent = {"do": "submit", "task": task["id"], "revision": 0, "tiers": tiers_, "method": "mouse"}
-    assert [says(services, 1, **sent)["already"] for _ in range(2)] == [False, True]
-    back = [says(services, 1, do="undo", task=task["id"])["task"] for _ in range(2)]
+    task = send(services, 1, do="next")["task"]
+    one_tier = [[answer["id"] for answer in task["answers"]]]
+    sent = {"do": "submit", "task": task["id"], "revision": 0, "tiers": one_tier, "method": "mouse"}
+    assert [send(services, 1, **sent)["already"] for _ in range(2)] == [False, True]
+    back = [send(services, 1, do="undo", task=task["id"])["task"] for _ in range(2)]
     assert back[0] == back[1] and back[0]["revision"] == 2
     for do in ("skip", "flag"):
         for _ in range(2):
-            assert "problem" not in says(services, 1, do=do, task=task["id"], reason="other")
+            assert "problem" not in send(services, 1, do=do, task=task["id"], reason="other")
     assert len(dump(services.store)[1]) == 1
 
 
 def test_every_word_is_there_and_every_problem_has_a_sentence():
     script = (SOURCE / "board.js").read_text(encoding="utf-8")
-    english, chinese = (words("rank", language) for language in LANGUAGES)
-    used = {f"problem.{one}" for one in (*get_args(Problem), "signed_out", "full")}
-    used |= {f"reason.{one}" for one in REASONS}
-    used |= {f"{kind}.{one}" for kind in ("criterion", "hint") for one in CRITERIA}
+    english, chinese = (translations("rank", language) for language in LANGUAGES)
+    used = {f"problem.{problem}" for problem in (*get_args(Problem), "signed_out", "full")}
+    used |= {f"reason.{reason}" for reason in REASONS}
+    used |= {f"{kind}.{criterion}" for kind in ("criterion", "hint") for criterion in CRITERIA}
     assert set(re.findall(r'\bw\("([\w.]+)"', script)) | used <= set(english), "words are missing"
     unused = {key for key in set(english) - used if f'"{key}"' not in script}
     assert not unused, "nothing shows these words"

@@ -14,10 +14,10 @@ from starlette.routing import Mount
 from starlette.testclient import TestClient
 
 from alpaca_rlhf.app import environment
-from alpaca_rlhf.app.guards import LARGEST, Rates
-from alpaca_rlhf.app.language import preferred
-from alpaca_rlhf.app.limits import Limit
-from alpaca_rlhf.app.session import IDLE_S, LONGEST_S, Sessions, read_secret
+from alpaca_rlhf.app.gate import MAX_REQUEST_BYTES, RateLimits
+from alpaca_rlhf.app.language import preferred_language
+from alpaca_rlhf.app.login_session import IDLE_S, MAX_AGE_S, LoginSessions, read_secret
+from alpaca_rlhf.app.rate_limit import RateLimit
 from alpaca_rlhf.cli import main as cli
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.preferences import passwords
@@ -55,9 +55,9 @@ def enter(tmp_path):
     """Opens the app of a store, as a browser without cookies."""
     opened = []
 
-    def begin(store, base=HOME, **given):
+    def begin(store, base=HOME, **options):
         client = TestClient(
-            apps.house(store, tmp_path, **given), base_url=base, follow_redirects=False
+            apps.house(store, tmp_path, **options), base_url=base, follow_redirects=False
         )
         client.headers["origin"] = base
         client.__enter__()
@@ -75,12 +75,12 @@ def sign_in(client, name, password=PASSWORD):
 
 def event(client, name):
     """The number of an event, from the page's own configuration."""
-    found = [one for one in client.get("/config").json()["dependencies"]]
-    return next(one["id"] for one in found if one["api_name"] == name)
+    dependencies = client.get("/config").json()["dependencies"]
+    return next(dependency["id"] for dependency in dependencies if dependency["api_name"] == name)
 
 
-def ask(client, do, **more):
-    sent = {"data": [json.dumps({"do": do, **more})]}
+def ask(client, do, **fields):
+    sent = {"data": [json.dumps({"do": do, **fields})]}
     return client.post("/gradio_api/run/rank", json=sent)
 
 
@@ -91,8 +91,8 @@ def test_without_login_nothing_answers(enter, store):
     """Every route there is, Gradio's included: some of those ask for no login by themselves."""
     client = enter(store)
     answered = []
-    seen = 0
-    (mounted,) = (one for one in client.app.routes if isinstance(one, Mount))
+    n_requests = 0
+    (mounted,) = (route for route in client.app.routes if isinstance(route, Mount))
     for route in [*client.app.routes, *_all(mounted.app.routes)]:
         path = getattr(route, "path", "")
         for method in getattr(route, "methods", None) or []:
@@ -102,18 +102,19 @@ def test_without_login_nothing_answers(enter, store):
             while "{" in filled:
                 head, _, rest = filled.partition("{")
                 filled = head + "x" + rest.partition("}")[2]
-            seen += 1
-            got = client.request(method, filled or "/", json={})
-            if got.status_code not in (401, 404, 405) and got.headers.get("location") != "/login":
-                answered.append((method, path, got.status_code))
+            n_requests += 1
+            response = client.request(method, filled or "/", json={})
+            to_login = response.headers.get("location") == "/login"
+            if response.status_code not in (401, 404, 405) and not to_login:
+                answered.append((method, path, response.status_code))
     assert not answered
-    assert seen > 60
+    assert n_requests > 60
 
 
 def _all(routes):
-    for one in routes:
-        yield one
-        inner = getattr(one, "original_router", one)  # FastAPI resolves what is included late
+    for route in routes:
+        yield route
+        inner = getattr(route, "original_router", route)  # FastAPI resolves what is included late
         yield from _all(getattr(inner, "routes", None) or [])
 
 
@@ -122,37 +123,37 @@ def test_signing_in_and_out(enter, store):
     assert client.get("/").headers["location"] == "/login"
     assert "<form" in client.get("/login").text
     for name, password in (("ann", "wrong word"), ("nobody", PASSWORD), ("", "")):
-        got = sign_in(client, name, password)
-        assert got.status_code == 401 and "set-cookie" not in got.headers
-        assert "Name or password is wrong" in got.text
-    got = sign_in(client, "ann")
-    assert got.status_code == 303 and got.headers["location"] == "/"
-    cookie = got.headers["set-cookie"].lower()
+        response = sign_in(client, name, password)
+        assert response.status_code == 401 and "set-cookie" not in response.headers
+        assert "Name or password is wrong" in response.text
+    response = sign_in(client, "ann")
+    assert response.status_code == 303 and response.headers["location"] == "/"
+    cookie = response.headers["set-cookie"].lower()
     assert "httponly" in cookie and "samesite=strict" in cookie and "secure" not in cookie
     assert client.get("/").status_code == 200
     assert client.get("/status").json()["account"] == 2
-    kept = dict(client.cookies)
+    cookies = dict(client.cookies)
     assert client.post("/logout").headers["location"] == "/login"
     assert client.get("/status").status_code == 401
-    client.cookies.update(kept)
+    client.cookies.update(cookies)
     assert client.get("/status").status_code == 401, "a copy of the cookie ends too"
 
 
 def test_over_https_the_cookie_is_secure(enter, store):
     client = enter(store, base="https://127.0.0.1:7860")
-    got = sign_in(client, "ann")
-    assert "secure" in got.headers["set-cookie"].lower()
-    assert "strict-transport-security" in got.headers
+    response = sign_in(client, "ann")
+    assert "secure" in response.headers["set-cookie"].lower()
+    assert "strict-transport-security" in response.headers
 
 
 def test_a_page_signs_in_again_without_leaving(enter, store):
     client = enter(store)
     wants = {"accept": "application/json"}
     form = {"name": "ann", "password": "nope nope"}
-    got = client.post("/login", data=form, headers=wants)
-    assert got.status_code == 401 and got.json()["detail"]
-    got = client.post("/login", data={**form, "password": PASSWORD}, headers=wants)
-    assert got.json() == {"account": 2}
+    response = client.post("/login", data=form, headers=wants)
+    assert response.status_code == 401 and response.json()["detail"]
+    response = client.post("/login", data={**form, "password": PASSWORD}, headers=wants)
+    assert response.json() == {"account": 2}
 
 
 def test_a_session_dies_with_the_password_and_the_account(enter, store):
@@ -168,8 +169,8 @@ def test_a_session_dies_with_the_password_and_the_account(enter, store):
 
 def test_the_login_page_speaks_chinese(enter, store):
     client = enter(store)
-    got = client.get("/login", headers={"accept-language": "zh-CN,zh;q=0.9,en;q=0.5"})
-    assert "登录" in got.text and 'lang="zh-CN"' in got.text
+    response = client.get("/login", headers={"accept-language": "zh-CN,zh;q=0.9,en;q=0.5"})
+    assert "登录" in response.text and 'lang="zh-CN"' in response.text
 
 
 @pytest.mark.parametrize(
@@ -186,7 +187,7 @@ def test_the_login_page_speaks_chinese(enter, store):
     ],
 )
 def test_the_language_of_a_request(header, language):
-    assert preferred({"accept-language": header}) == language
+    assert preferred_language({"accept-language": header}) == language
 
 
 # --- cookies ------------------------------------------------------------------------------------
@@ -201,15 +202,15 @@ class Clock:
 
 def test_cookies_are_not_forged_and_end(store):
     clock = Clock()
-    sessions = Sessions(store, apps.SECRET, clock)
+    sessions = LoginSessions(store, apps.SECRET, clock)
     cookie = sessions.cookie(2)
     assert sessions.read(cookie).account.name == "ann"
     account, began, renewed, signature = cookie.split(".")
-    other = sessions.cookie(1).split(".")[3]
+    other_signature = sessions.cookie(1).split(".")[3]
     for forged in (
         f"1.{began}.{renewed}.{signature}",
         f"{account}.{began}.{int(renewed) + 1}.{signature}",
-        f"{account}.{began}.{renewed}.{other}",
+        f"{account}.{began}.{renewed}.{other_signature}",
         f"{account}.{began}.{renewed}.",
         f" {cookie}",
         f"+{cookie}",
@@ -218,10 +219,10 @@ def test_cookies_are_not_forged_and_end(store):
         "9" * 30 + f".{began}.{renewed}.{signature}",
         "",
         "....",
-        Sessions(store, b"y" * 32, clock).cookie(2),
+        LoginSessions(store, b"y" * 32, clock).cookie(2),
     ):
         assert sessions.read(forged) is None, forged
-    assert Sessions(store, apps.SECRET, clock).read(cookie), "a restart signs nobody out"
+    assert LoginSessions(store, apps.SECRET, clock).read(cookie), "a restart signs nobody out"
     clock.now += IDLE_S - 1
     assert sessions.read(cookie)
     clock.now += 2
@@ -230,22 +231,22 @@ def test_cookies_are_not_forged_and_end(store):
 
 def test_a_session_in_use_goes_on_but_not_for_ever(store):
     clock = Clock()
-    sessions = Sessions(store, apps.SECRET, clock)
+    sessions = LoginSessions(store, apps.SECRET, clock)
     cookie = sessions.cookie(2)
     assert sessions.renewal(sessions.read(cookie)) is None, "not on every request"
     begin = clock.now
     while (session := sessions.read(cookie)) is not None:
         clock.now += IDLE_S / 2
         cookie = sessions.renewal(session) or cookie
-        assert clock.now - begin < 2 * LONGEST_S
-    assert LONGEST_S <= clock.now - begin <= LONGEST_S + IDLE_S
+        assert clock.now - begin < 2 * MAX_AGE_S
+    assert MAX_AGE_S <= clock.now - begin <= MAX_AGE_S + IDLE_S
 
 
 def test_the_secret_is_its_owners_alone(tmp_path):
     path = tmp_path / "app.secret"
-    made = read_secret(path)
-    assert len(made) == 32 and path.stat().st_mode & 0o777 == 0o600
-    assert read_secret(path) == made
+    secret = read_secret(path)
+    assert len(secret) == 32 and path.stat().st_mode & 0o777 == 0o600
+    assert read_secret(path) == secret
     path.chmod(0o640)
     with pytest.raises(UserError, match="chmod 600"):
         read_secret(path)
@@ -315,33 +316,33 @@ def test_every_answer_carries_the_headers(enter, store):
     ]
     sign_in(client, "ann")
     answers.append(client.get("/"))
-    assert [one.status_code for one in answers] == [200, 303, 401, 404, 421, 403, 200]
-    for one in answers:
-        policy = one.headers["content-security-policy"]
+    assert [response.status_code for response in answers] == [200, 303, 401, 404, 421, 403, 200]
+    for response in answers:
+        policy = response.headers["content-security-policy"]
         assert "default-src 'self'" in policy and "frame-ancestors 'none'" in policy
         assert "http" not in policy and "*" not in policy
-        assert one.headers["x-content-type-options"] == "nosniff"
-        assert one.headers["x-frame-options"] == "DENY"
-        assert one.headers["referrer-policy"] == "same-origin"
-        assert one.headers["cache-control"] == "no-store"
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.headers["x-frame-options"] == "DENY"
+        assert response.headers["referrer-policy"] == "same-origin"
+        assert response.headers["cache-control"] == "no-store"
 
 
 def test_too_large_a_request_is_refused(enter, plain):
     client = enter(plain)
-    big = b"x" * (LARGEST + 1)
+    big = b"x" * (MAX_REQUEST_BYTES + 1)
     assert client.post("/gradio_api/run/rank", content=big).status_code == 413
 
     def pieces(n):
         yield b'{"data": ["{\\"do\\": \\"next\\", \\"more\\": \\"'
         for _ in range(n):
-            yield b"x" * (LARGEST // 8)
+            yield b"x" * (MAX_REQUEST_BYTES // 8)
         yield b'\\"}"]}'
 
     json_ = {"content-type": "application/json"}
-    got = client.post("/gradio_api/run/rank", content=pieces(7), headers=json_)
-    assert got.status_code == 200, got.text
-    got = client.post("/gradio_api/run/rank", content=pieces(9), headers=json_)
-    assert got.status_code >= 400 and "data" not in got.text
+    response = client.post("/gradio_api/run/rank", content=pieces(7), headers=json_)
+    assert response.status_code == 200, response.text
+    response = client.post("/gradio_api/run/rank", content=pieces(9), headers=json_)
+    assert response.status_code >= 400 and "data" not in response.text
 
 
 def test_what_no_tab_needs_is_closed(enter, plain):
@@ -375,8 +376,8 @@ def queued(client, number, data=()):
 
 
 def called(client, name, data=()):
-    got = client.post(f"/gradio_api/call/{name}", json={"data": list(data)}).json()
-    with client.stream("GET", f"/gradio_api/call/{name}/{got['event_id']}") as stream:
+    joined = client.post(f"/gradio_api/call/{name}", json={"data": list(data)}).json()
+    with client.stream("GET", f"/gradio_api/call/{name}/{joined['event_id']}") as stream:
         return "".join(stream.iter_text())
 
 
@@ -387,12 +388,12 @@ def test_only_admins_use_the_data_tab_however_they_call_it(enter, store, tmp_pat
     sign_in(client, "ann")
     number = event(client, "export")
     assert queued(client, event(client, "who"))["output"]["data"] == ["ann"]
-    said = queued(client, number)
-    assert said["success"] is False and "admins only" in said["output"]["error"]
+    outcome = queued(client, number)
+    assert outcome["success"] is False and "admins only" in outcome["output"]["error"]
     assert "event: error" in called(client, "export")
     assert client.post("/gradio_api/run/export", json={"data": []}).status_code >= 400
     assert not snapshots.exists()
-    for name in ("everything", "newest_flags", "add", "person", "flag"):
+    for name in ("refresh", "newest_flags", "add_person", "change_person", "handle_flag"):
         number = event(client, name)
         assert queued(client, number, ["x"] * 3)["success"] is False, name
     assert len(store.figures().people) == 2
@@ -414,7 +415,7 @@ def test_only_admins_use_the_data_tab_however_they_call_it(enter, store, tmp_pat
 def test_here_without_accounts_there_is_an_admin_who_needs_no_login(enter, plain):
     client = enter(plain)
     assert client.get("/login").headers["location"] == "/"
-    assert queued(client, event(client, "everything"))["success"]
+    assert queued(client, event(client, "refresh"))["success"]
     assert client.get("/status").json()["account"] == 1
     plain.add_annotator("boss", PASSWORD, role="admin")
     assert client.get("/status").status_code == 401, "from the first account on everybody signs in"
@@ -426,23 +427,23 @@ def test_here_without_accounts_there_is_an_admin_who_needs_no_login(enter, plain
 
 def test_guessing_passwords_is_slow(enter, store):
     client = enter(store)
-    got = [sign_in(client, "ann", f"guess {i} guess").status_code for i in range(12)]
-    assert got == [401] * 10 + [429] * 2
+    statuses = [sign_in(client, "ann", f"guess {i} guess").status_code for i in range(12)]
+    assert statuses == [401] * 10 + [429] * 2
     late = sign_in(client, "ann")
     assert late.status_code == 429 and int(late.headers["retry-after"]) > 0
     assert sign_in(client, "boss").status_code == 303, "another name may still sign in"
-    got = [sign_in(client, f"name {i}", "guess guess").status_code for i in range(12)]
-    assert got == [401] * 10 + [429] * 2, "20 of one address, whatever the names"
+    statuses = [sign_in(client, f"name {i}", "guess guess").status_code for i in range(12)]
+    assert statuses == [401] * 10 + [429] * 2, "20 of one address, whatever the names"
 
 
 def test_guesses_sent_at_once_are_counted_too(enter, store):
     client = enter(store)
     with ThreadPoolExecutor(24) as many:
-        got = [
-            one.status_code
-            for one in many.map(lambda i: sign_in(client, "ann", f"guess {i} guess"), range(24))
+        statuses = [
+            response.status_code
+            for response in many.map(lambda i: sign_in(client, "ann", f"guess {i}"), range(24))
         ]
-    assert sorted(got) == [401] * 10 + [429] * 14
+    assert sorted(statuses) == [401] * 10 + [429] * 14
 
 
 def test_a_room_full_of_people_signs_in_at_once(enter, store):
@@ -450,28 +451,29 @@ def test_a_room_full_of_people_signs_in_at_once(enter, store):
     for i in range(8):  # of the 10 and the 20 that are let through
         assert sign_in(client, "ann", f"guess {i} guess").status_code == 401
     with ThreadPoolExecutor(50) as many:
-        got = [one.status_code for one in many.map(lambda _: sign_in(client, "ann"), range(50))]
-    assert got == [303] * 50, "all come from one address, as behind a router"
+        responses = list(many.map(lambda _: sign_in(client, "ann"), range(50)))
+    statuses = [response.status_code for response in responses]
+    assert statuses == [303] * 50, "all come from one address, as behind a router"
 
 
 def test_a_right_password_costs_no_guess(enter, store):
     client = enter(store)
     for _ in range(25):
         assert sign_in(client, "ann").status_code == 303
-    got = [sign_in(client, "ann", f"guess {i} guess").status_code for i in range(12)]
-    assert got == [401] * 10 + [429] * 2
+    statuses = [sign_in(client, "ann", f"guess {i} guess").status_code for i in range(12)]
+    assert statuses == [401] * 10 + [429] * 2
 
 
 def test_where_others_can_reach_it_everything_is_counted(enter, store):
-    still = Limit(5, 0.001)
-    rates = Rates(False, still, Limit(20, 1), Limit(10, 1))
-    client = enter(store, local=False, rates=rates)
+    still = RateLimit(5, 0.001)
+    limits = RateLimits(False, still, RateLimit(20, 1), RateLimit(10, 1))
+    client = enter(store, local=False, limits=limits)
     sign_in(client, "ann")
-    got = [client.get("/status") for _ in range(7)]
-    assert [one.status_code for one in got] == [200] * 5 + [429] * 2
-    assert int(got[-1].headers["retry-after"]) > 0
-    rates = Rates(True, Limit(5, 0.001), Limit(20, 1), Limit(10, 1))
-    client = enter(store, rates=rates)
+    responses = [client.get("/status") for _ in range(7)]
+    assert [response.status_code for response in responses] == [200] * 5 + [429] * 2
+    assert int(responses[-1].headers["retry-after"]) > 0
+    limits = RateLimits(True, RateLimit(5, 0.001), RateLimit(20, 1), RateLimit(10, 1))
+    client = enter(store, limits=limits)
     sign_in(client, "ann")
     assert {client.get("/status").status_code for _ in range(9)} == {200}, "here it is not"
 
@@ -479,7 +481,7 @@ def test_where_others_can_reach_it_everything_is_counted(enter, store):
 def test_a_bucket_fills_up_again():
     clock = Clock()
     clock.now = 0.0
-    limit = Limit(3, 0.5, clock)
+    limit = RateLimit(3, 0.5, clock)
     assert [limit.take("a") for _ in range(4)] == [0, 0, 0, 2.0]
     assert limit.take("b") == 0 and limit.wait_s("a") == 2.0
     clock.now = 2.0
@@ -496,9 +498,9 @@ def test_gradios_own_switches_do_nothing(monkeypatch, enter, plain):
         monkeypatch.setenv(name, "True")
     config = enter(plain).get("/config").json()
     assert config["run_history"] is False and not config.get("mcp_server")
-    environment.own_environment()
-    left = {name for name in os.environ if name.startswith("GRADIO_")}
-    assert left == {"GRADIO_ANALYTICS_ENABLED", "GRADIO_TEMP_DIR"}
+    environment.isolate_environment()
+    switches = {name for name in os.environ if name.startswith("GRADIO_")}
+    assert switches == {"GRADIO_ANALYTICS_ENABLED", "GRADIO_TEMP_DIR"}
     assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
     assert os.stat(os.environ["GRADIO_TEMP_DIR"]).st_mode & 0o077 == 0
     monkeypatch.setenv("GRADIO_VIBE_MODE", "1")
@@ -506,11 +508,11 @@ def test_gradios_own_switches_do_nothing(monkeypatch, enter, plain):
         enter(plain)
 
 
-def one_line(capsys, code, *words):
-    said = capsys.readouterr().err
-    assert code == 2 and said.count("\n") == 1, said
-    for word in words:
-        assert word in said
+def one_line(capsys, code, *fragments):
+    message = capsys.readouterr().err
+    assert code == 2 and message.count("\n") == 1, message
+    for fragment in fragments:
+        assert fragment in message
 
 
 def test_what_would_open_the_app_to_others_is_refused(tmp_path, monkeypatch, capsys):
@@ -521,10 +523,10 @@ def test_what_would_open_the_app_to_others_is_refused(tmp_path, monkeypatch, cap
     one_line(capsys, cli.main(["app", "--url", "a.example"]), "--url", "https://")
     one_line(capsys, cli.main(["app", "--url", "https://a.example/x"]), "a name of its own")
     one_line(capsys, cli.main(["app", "--db", "mysql://x/y"]), "--db")
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = str(taken.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = str(listener.getsockname()[1])
         one_line(capsys, cli.main(["app", "--port", port]), f"--port {port}")
     one_line(capsys, cli.main(["app", "--host", "203.0.113.7", "--port", "0"]), "--port")
 
@@ -566,23 +568,22 @@ def test_gold_questions_from_the_command_line(tmp_path, monkeypatch, capsys):
         for i in range(2)
     ]
     file = tmp_path / "gold.jsonl"
-    file.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert cli.main(["app", "--add-gold", str(file)]) == 0
     assert cli.main(["app", "--add-gold", str(file)]) == 0
-    said = capsys.readouterr().out
-    assert "2 gold questions added" in said and "0 gold questions added" in said
+    output = capsys.readouterr().out
+    assert "2 gold questions added" in output and "0 gold questions added" in output
     always = Rules(gold_rate=1, repeat_rate=0, second_share=0)
     with Store(tmp_path / "preferences.db", rules=always, seed=0) as store:
         ann = store.add_annotator("Ann", "long enough")
         for right in (True, False):
             task = store.claim(ann)
-            order = sorted(
-                task.completions, key=lambda one: ["good", "fair", "bad"].index(one.text)
-            )
-            tiers = tuple((one.id,) for one in (order if right else order[::-1]))
+            by_text = {completion.text: completion for completion in task.completions}
+            order = [by_text[text] for text in ("good", "fair", "bad")]
+            tiers = tuple((completion.id,) for completion in (order if right else order[::-1]))
             store.submit(ann, task.id, Verdict(tiers), revision=task.revision)
-        found = store.figures()
-        assert (found.gold_rate, found.gold_asked) == (0.5, 2)
+        figures = store.figures()
+        assert (figures.gold_rate, figures.gold_asked) == (0.5, 2)
     file.write_text(json.dumps({"chosen": "a", "rejected": "b"}) + "\n")
     assert cli.main(["app", "--add-gold", str(file)]) == 2
     assert "no rankings" in capsys.readouterr().err
@@ -622,20 +623,20 @@ def test_the_command_serves_before_any_model_is_there_and_ends_with_a_signal(
     finally:
         process.kill()
         process.wait()
-    said = process.stderr.read()
-    assert "Traceback" not in said and ("To go on:" in said) == (number == signal.SIGINT)
+    errors = process.stderr.read()
+    assert "Traceback" not in errors and ("To go on:" in errors) == (number == signal.SIGINT)
     assert not any(files.iterdir()), "files that people sent stay nowhere"
     assert (tmp_path / "app.secret").exists() or (tmp_path / "p.db.secret").exists()
 
 
 def test_without_a_port_the_next_free_one_is_taken(monkeypatch):
-    from alpaca_rlhf.app.listening import listen
+    from alpaca_rlhf.app.server_socket import listen
 
-    usual = free_port()
-    with listen("127.0.0.1", None, usual) as one:
-        one.listen()
-        assert one.getsockname()[1] == usual
-        with listen("127.0.0.1", None, usual) as other:
-            assert other.getsockname()[1] > usual
-        with pytest.raises(UserError, match=f"--port {usual}"):
-            listen("127.0.0.1", usual, usual)
+    default_port = free_port()
+    with listen("127.0.0.1", None, default_port) as first:
+        first.listen()
+        assert first.getsockname()[1] == default_port
+        with listen("127.0.0.1", None, default_port) as second:
+            assert second.getsockname()[1] > default_port
+        with pytest.raises(UserError, match=f"--port {default_port}"):
+            listen("127.0.0.1", default_port, default_port)

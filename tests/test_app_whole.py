@@ -37,9 +37,11 @@ def run(tmp_path_factory) -> Path:
 def home(run):
     """`python app.py`, at work."""
     port = free_port()
-    words = [sys.executable, str(ROOT / "app.py"), "--run", str(run), "--port", str(port)]
-    with (run.parent / "said.txt").open("w") as said:
-        process = subprocess.Popen(words, env=offline(), stdout=said, stderr=said, cwd=run.parent)
+    app_command = [sys.executable, str(ROOT / "app.py"), "--run", str(run), "--port", str(port)]
+    with (run.parent / "said.txt").open("w") as log:
+        process = subprocess.Popen(
+            app_command, env=offline(), stdout=log, stderr=log, cwd=run.parent
+        )
     url = f"http://127.0.0.1:{port}"
     try:
         until(lambda: urllib.request.urlopen(url, timeout=60).status == 200, process)
@@ -117,7 +119,7 @@ def test_chat_streams_stops_and_makes_answers_to_rank(home, chrome, run):
         ).wait_for()
         page.locator("#chat-send:enabled").wait_for()
         page.locator("#chat-make").click()
-        page.locator("#chat-line", has_text="come on the Rank tab").wait_for()
+        page.locator("#chat-line", has_text="come up on the Rank tab").wait_for()
         assert status(home).startswith("The model is ready")
 
 
@@ -126,13 +128,13 @@ def test_ranked_by_mouse_by_touch_and_by_keyboard(home, chrome, run):
         ready(page)
         while not page.get_by_text("Tell a long story.").is_visible():
             skip(page)  # what was open before
-        one, two, three, four = order(page)
+        first, second, third, fourth = order(page)
         drag(page, 3, 0)
-        assert order(page) == [four, one, two, three]
+        assert order(page) == [fourth, first, second, third]
         submit(page)
         page.get_by_role("button", name="Undo").click()
         page.get_by_text("Tell a long story.").wait_for()
-        assert order(page) == [four, one, two, three], "as it was submitted"
+        assert order(page) == [fourth, first, second, third], "as it was submitted"
         submit(page)
         skip(page)
     with page_of(chrome, home, "rank", **PHONE) as page:
@@ -196,10 +198,10 @@ def test_a_reward_model_trains_from_the_export_and_the_app_gives_the_card_back(h
     with page_of(chrome, home, "data") as page:
         page.get_by_role("button", name="Export a snapshot").click()
         typed = page.locator(".alpaca-data pre").last.inner_text()
-        words = shlex.split(typed)
-        assert words[:2] == ["alpaca-rlhf", "reward"]
+        typed_command = shlex.split(typed)
+        assert typed_command[:2] == ["alpaca-rlhf", "reward"]
         done = subprocess.run(
-            [sys.executable, "-m", "alpaca_rlhf", *words[1:]],
+            [sys.executable, "-m", "alpaca_rlhf", *typed_command[1:]],
             env={**offline(), "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
@@ -207,7 +209,7 @@ def test_a_reward_model_trains_from_the_export_and_the_app_gives_the_card_back(h
         )
         assert done.returncode == 0, done.stderr
         assert "asking process" in done.stderr + done.stdout
-    out = Path(words[words.index("--out") + 1])
+    out = Path(typed_command[typed_command.index("--out") + 1])
     facts = json.loads((out / "ledger.json").read_text())["reward"]["facts"]
     assert facts["pairs"] > 10
     assert (out / "reward" / "adapter" / "adapter_model.safetensors").is_file()
@@ -219,6 +221,6 @@ def test_a_reward_model_trains_from_the_export_and_the_app_gives_the_card_back(h
 
 
 def test_the_app_said_nothing_that_a_person_need_not_know(home, run):
-    said = (run.parent / "said.txt").read_text()
-    assert not any(word in said for word in ("Traceback", "Warning", "kernels")), said
-    assert f"the app is at {home}" in said
+    log = (run.parent / "said.txt").read_text()
+    assert not any(fragment in log for fragment in ("Traceback", "Warning", "kernels")), log
+    assert f"the app is at {home}" in log

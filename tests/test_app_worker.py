@@ -72,9 +72,9 @@ class Gate:
 
 @pytest.fixture
 def worker(run, where):
-    made = Worker(run, make=lambda: SimpleNamespace(), where=where)
-    yield made
-    made.close()
+    fake_worker = Worker(run, load=lambda: SimpleNamespace(), gpu_folder=where)
+    yield fake_worker
+    fake_worker.close()
 
 
 def last(job):
@@ -87,22 +87,22 @@ def last(job):
 def test_it_is_loaded_when_first_asked_and_says_so(run, where):
     loading, go = threading.Event(), threading.Event()
 
-    def make():
+    def load():
         loading.set()
         go.wait(LONG)
         return "the speaker"
 
-    worker = Worker(run, make=make, where=where)
-    assert worker.state.kind == "empty" and threading.active_count() >= 1
+    worker = Worker(run, load=load, gpu_folder=where)
+    assert worker.state.phase == "empty" and threading.active_count() >= 1
     assert "not loaded" in worker.status("en") and "尚未加载" in worker.status("zh-CN")
     job = worker.start(lambda speaker, stop: iter([speaker]), "chat")
     loading.wait(LONG)
-    assert (worker.state.kind, job.now.phase) == ("loading", "loading")
+    assert (worker.state.phase, job.latest.phase) == ("loading", "loading")
     go.set()
     assert last(job).value == "the speaker"
-    until(lambda: worker.state.kind == "ready")
+    until(lambda: worker.state.phase == "ready")
     worker.close()
-    assert worker.start(lambda speaker, stop: iter([]), "chat").now.problem == "closed"
+    assert worker.start(lambda speaker, stop: iter([]), "chat").latest.problem == "closed"
 
 
 def test_people_come_before_the_background_which_gives_way_between_steps(worker):
@@ -111,13 +111,13 @@ def test_people_come_before_the_background_which_gives_way_between_steps(worker)
     slow = worker.start(background, "sample", urgent=False)
     background.begun.wait(LONG)
     people = [Gate(log, name) for name in ("x", "y")]
-    for one in people:
-        one.go.set()
-    jobs = [worker.start(one, "chat") for one in people]
-    assert [job.now.ahead for job in jobs] == [0, 1], "the background is not before anybody"
+    for gate in people:
+        gate.go.set()
+    jobs = [worker.start(gate, "chat") for gate in people]
+    assert [job.latest.jobs_ahead for job in jobs] == [0, 1], "the background is not before anybody"
     assert worker.state.waiting == 2 and "2 waiting" in worker.status("en")
     background.go.set()
-    assert [last(one).phase for one in (*jobs, slow)] == ["done"] * 3
+    assert [last(job).phase for job in (*jobs, slow)] == ["done"] * 3
     assert log == ["b0", "x0", "y0", "b1", "b2", "b3"], "it goes on where it was"
 
 
@@ -127,11 +127,11 @@ def test_stop_stops_what_runs_and_what_waits(worker):
     first.begun.wait(LONG)
     until(lambda: worker.state == type(worker.state)("busy", "chat", 0))
     waiting = worker.start(second, "chat")
-    assert waiting.now.ahead == 1
+    assert waiting.latest.jobs_ahead == 1
     waiting.stop()
     assert last(waiting).phase == "stopped" and not second.begun.is_set()
     running.stop()
-    assert last(running).phase == "stopped" and running.now.value == 0
+    assert last(running).phase == "stopped" and running.latest.value == 0
     third = Gate()
     third.go.set()
     assert last(worker.start(third, "chat")).phase == "done"
@@ -145,24 +145,24 @@ def test_whoever_leaves_stops_the_job(worker):
     gate.begun.wait(LONG)
     next(updates)
     updates.close()
-    until(lambda: job.over)
-    assert job.now.phase == "stopped"
+    until(lambda: job.finished)
+    assert job.latest.phase == "stopped"
 
 
 def test_errors_are_told_and_do_not_end_the_thread(run, where, caplog):
     fails = [UserError("no such base"), None]
 
-    def make():
+    def load():
         error = fails.pop(0)
         if error:
             raise error
         return "speaker"
 
-    worker = Worker(run, make=make, where=where)
-    told = last(worker.start(Gate(), "chat"))
-    assert (told.phase, told.problem, told.words) == ("failed", "user", "no such base")
-    assert worker.state.kind == "error" and "no such base" in worker.status("en")
-    assert not [one for one in card.live_notes("app", where) if one.holds]
+    worker = Worker(run, load=load, gpu_folder=where)
+    update = last(worker.start(Gate(), "chat"))
+    assert (update.phase, update.problem, update.message) == ("failed", "user", "no such base")
+    assert worker.state.phase == "error" and "no such base" in worker.status("en")
+    assert not [one for one in card.notes("app", where) if one.holds]
 
     def too_long(speaker, stop):
         yield 1
@@ -179,10 +179,10 @@ def test_errors_are_told_and_do_not_end_the_thread(run, where, caplog):
         raise OutOfMemoryError
         yield
 
-    assert last(worker.start(too_long, "chat")).words == "too long"
+    assert last(worker.start(too_long, "chat")).message == "too long"
     assert last(worker.start(broken, "chat")).problem == "bug" and "oops" in caplog.text
     assert last(worker.start(full, "chat")).problem == "memory"
-    until(lambda: worker.state.kind == "empty")
+    until(lambda: worker.state.phase == "empty")
     worker.close()
 
 
@@ -202,24 +202,24 @@ def test_a_training_run_gets_the_card_and_the_app_comes_back(worker, run, where,
     begun.wait(LONG)
     behind, step = Gate(steps=3), Gate()
     queued = worker.start(behind, "sample", urgent=False)
-    assert [(one.pid, one.holds) for one in card.live_notes("app", where)] == [(os.getpid(), True)]
-    said = []
-    with card.Loan(tmp_path / "training", said.append, where=where) as loan:
+    assert [(one.pid, one.holds) for one in card.notes("app", where)] == [(os.getpid(), True)]
+    messages = []
+    with card.Loan(tmp_path / "training", messages.append, where=where) as loan:
         loan.take()
         loan.take()
         assert (last(job).phase, last(job).value) == ("stopped", "so far"), (
             "what was under way stopped between two tokens"
         )
-        assert worker.state.kind == "released" and "training" in worker.status("en")
-        assert str(run) in said[0] and said[1] == "the card is free" and len(said) == 2
+        assert worker.state.phase == "released" and "training" in worker.status("en")
+        assert str(run) in messages[0] and messages[1] == "the card is free" and len(messages) == 2
         refused = last(worker.start(step, "chat"))
-        assert (refused.problem, refused.words) == ("training", str(tmp_path / "training"))
-        assert queued.now.phase == "waiting"
+        assert (refused.problem, refused.message) == ("training", str(tmp_path / "training"))
+        assert queued.latest.phase == "waiting"
     behind.go.set()
     assert last(queued).phase == "done", "the background went on by itself"
     step.go.set()
     assert last(worker.start(step, "chat")).phase == "done"
-    until(lambda: worker.state.kind == "ready")
+    until(lambda: worker.state.phase == "ready")
 
 
 def test_whoever_asks_after_the_training_is_answered_at_once(worker, where, tmp_path, monkeypatch):
@@ -235,22 +235,22 @@ def test_whoever_asks_after_the_training_is_answered_at_once(worker, where, tmp_
 
 
 def test_nobody_waits_where_no_app_holds_a_model(where, tmp_path):
-    said = []
-    with card.Loan(tmp_path, said.append, where=where, patience_s=0) as loan:
+    messages = []
+    with card.Loan(tmp_path, messages.append, where=where, patience_s=0) as loan:
         loan.take()
-        assert [one.run for one in card.live_notes("ask", where)] == [str(tmp_path)]
-    assert said == [] and not list(where.iterdir())
+        assert [one.run for one in card.notes("ask", where)] == [str(tmp_path)]
+    assert messages == [] and not list(where.iterdir())
 
 
 def test_an_app_that_keeps_the_card_is_named(where, tmp_path):
-    sign = card.Notice("app", tmp_path / "mine", where)
-    sign.publish(holds=True)
-    with pytest.raises(UserError) as told:
+    sign = card.Sign("app", tmp_path / "mine", where)
+    sign.put(holds=True)
+    with pytest.raises(UserError) as refusal:
         with card.Loan(tmp_path, lambda text: None, where=where, patience_s=0) as loan:
             loan.take()
-    assert f"process {os.getpid()}" in str(told.value) and "mine" in str(told.value)
-    assert card.live_notes("ask", where) == []
-    sign.withdraw()
+    assert f"process {os.getpid()}" in str(refusal.value) and "mine" in str(refusal.value)
+    assert card.notes("ask", where) == []
+    sign.down()
 
 
 @pytest.mark.parametrize("kind", ["app", "ask"])
@@ -262,20 +262,20 @@ def test_what_a_killed_process_left_counts_for_nothing(kind, where, tmp_path):
         "sign.publish(holds=True)\n"
         "print('up', flush=True)\ntime.sleep(600)\n"
     )
-    other = subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     try:
-        assert other.stdout.readline() == "up\n"
-        assert [one.pid for one in card.live_notes(kind, where)] == [other.pid]
-        other.send_signal(signal.SIGKILL)
-        other.wait()
-        assert card.live_notes(kind, where) == []
+        assert process.stdout.readline() == "up\n"
+        assert [one.pid for one in card.notes(kind, where)] == [process.pid]
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert card.notes(kind, where) == []
         assert list(where.iterdir()) == [], "taken away too"
     finally:
-        other.kill()
-        other.wait()
-        other.stdout.close()
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
 def test_a_run_asks_for_the_card_before_it_loads_the_base(monkeypatch, tmp_path, where):
@@ -300,9 +300,9 @@ def test_a_run_asks_for_the_card_before_it_loads_the_base(monkeypatch, tmp_path,
 
 @pytest.fixture(scope="module")
 def real(run, tmp_path_factory):
-    made = Worker(run, where=tmp_path_factory.mktemp("real-card"))
-    yield made
-    made.close()
+    real_worker = Worker(run, gpu_folder=tmp_path_factory.mktemp("real-card"))
+    yield real_worker
+    real_worker.close()
 
 
 ROW = Instruction("Name a colour.")
@@ -330,17 +330,17 @@ def test_answers_are_those_of_the_decode_loop_for_every_policy(real, run):
             adapters.load(role, folder)
         ids = prompt_ids(adapters.base, "brief", ROW)
         how = Sampling(max_new_tokens=60)
-        ((one,),) = sample(adapters, role, [ids], ["k"], sampling=how, seed=0)
-        alone[name] = answer(adapters.base, "brief", one.ids)
+        ((sampled,),) = sample(adapters, role, [ids], ["k"], sampling=how, seed=0)
+        alone[name] = answer(adapters.base, "brief", sampled.ids)
     assert list(alone) == real.policies() == ["base", "sft", "ppo.2"]
     assert len(set(alone.values())) == 3
     for name in ("ppo.2", "base", "sft", "base", "ppo.2"):
-        said = [one.value for one in real.start(speak(name), "chat").updates()]
-        assert said[-1][0].text == alone[name]
+        answers = [update.value for update in real.start(speak(name), "chat").updates()]
+        assert answers[-1][0].text == alone[name]
 
 
 def test_what_is_released_is_gone(run, where):
-    worker = Worker(run, where=where)
+    worker = Worker(run, gpu_folder=where)
     base = []
 
     def work(speaker, stop):
@@ -352,8 +352,8 @@ def test_what_is_released_is_gone(run, where):
         loan.take()
         gc.collect()
         assert base[0]() is None, "nothing holds the model any more"
-    again = last(worker.start(speak("sft"), "chat")).value[0].text
-    assert again == first
+    second = last(worker.start(speak("sft"), "chat")).value[0].text
+    assert second == first
     worker.close()
 
 
@@ -365,11 +365,11 @@ def test_the_queue_is_filled_and_filling_goes_on_where_it_stopped(real, run, tmp
         def work(n=99):
             def steps(speaker, stop):
                 how = Manner(temperature=1.0)
-                made = fill(
+                progresses = fill(
                     store, speaker, rows, "sft", k=4, manner=how, origin="runs/x/sft", batch=2
                 )
-                for number, one in enumerate(made):
-                    yield one
+                for number, progress in enumerate(progresses):
+                    yield progress
                     if number == n:
                         return
 
@@ -377,17 +377,17 @@ def test_the_queue_is_filled_and_filling_goes_on_where_it_stopped(real, run, tmp
 
         half = last(real.start(work(1), "sample", urgent=False)).value
         assert (half.done, half.total, half.new) == (2, 5, 2)
-        told = [one.value for one in real.start(work(), "sample", urgent=False).updates()]
-        assert (told[-1].done, told[-1].new + told[-1].alike) == (5, 3)
-        again = last(real.start(work(), "sample", urgent=False)).value
-        assert (again.done, again.new) == (5, 0)
+        updates = [update.value for update in real.start(work(), "sample", urgent=False).updates()]
+        assert (updates[-1].done, updates[-1].new + updates[-1].alike) == (5, 3)
+        second = last(real.start(work(), "sample", urgent=False)).value
+        assert (second.done, second.new) == (5, 0)
         ann = store.add_annotator("ann", "long enough")
-        seen = set()
-        while (task := store.claim(ann, holding=seen)) is not None:
-            seen.add(task.id)
-            texts = [one.text for one in task.completions]
+        task_ids = set()
+        while (task := store.claim(ann, holding=task_ids)) is not None:
+            task_ids.add(task.id)
+            texts = [completion.text for completion in task.completions]
             assert len(set(texts)) == len(texts) <= 4 and task.prompt in rows
-        assert len(seen) == 5 - told[-1].alike
+        assert len(task_ids) == 5 - updates[-1].alike
 
 
 def test_typed_prompts_stay_away_from_those_of_other_stages(run):

@@ -8,12 +8,12 @@ from tests.databases import candidates
 
 
 def test_a_store_without_accounts_has_a_local_admin_who_cannot_sign_in(store):
-    own = store.local()
-    assert own.role == "admin" and store.local() == own
+    local = store.local()
+    assert local.role == "admin" and store.local() == local
     assert not store.any_accounts()
     assert store.sign_in("local", "") is None
-    assert store.stamped(own.id) is None
-    assert store.account(own.id) == own
+    assert store.stamped(local.id) is None
+    assert store.account(local.id) == local
     store.add_annotator("Ann", "long enough")
     assert store.any_accounts()
     with pytest.raises(UserError, match="signs in"):
@@ -31,28 +31,28 @@ def test_the_last_admin_who_can_sign_in_stays(store):
 
 
 def test_a_stamp_changes_with_the_password_and_with_nothing_else(store):
-    one, other = (store.add_annotator(name, "the same word") for name in ("one", "other"))
-    account, stamp = store.stamped(one)
-    assert account.name == "one" and stamp != store.stamped(other)[1]
-    store.change_annotator(one, role="admin", lang="zh-CN", actor="test")
-    assert store.stamped(one)[1] == stamp
-    store.change_annotator(one, password="another word", actor="test")
-    assert store.stamped(one)[1] != stamp
-    store.change_annotator(other, active=False, actor="test")
-    assert store.stamped(other) is None and store.stamped(99) is None
+    first, second = (store.add_annotator(name, "the same word") for name in ("one", "other"))
+    account, stamp = store.stamped(first)
+    assert account.name == "one" and stamp != store.stamped(second)[1]
+    store.change_annotator(first, role="admin", lang="zh-CN", actor="test")
+    assert store.stamped(first)[1] == stamp
+    store.change_annotator(first, password="another word", actor="test")
+    assert store.stamped(first)[1] != stamp
+    store.change_annotator(second, active=False, actor="test")
+    assert store.stamped(second) is None and store.stamped(99) is None
 
 
 def test_a_resolved_flag_waits_no_more(store):
     store.add_sets(candidates(3), origin="test")
-    who = store.add_annotator("Ann", "long enough")
+    annotator = store.add_annotator("Ann", "long enough")
     for _ in range(3):
-        store.flag(who, store.claim(who).id, "spam", "words")
+        store.flag(annotator, store.claim(annotator).id, "spam", "words")
     newest, middle, oldest = store.flagged()
     assert store.figures().counts["flags"] == 3
     store.resolve(middle.id, actor="annotator:1")
     store.resolve(middle.id, actor="annotator:1")
-    assert [one.id for one in store.flagged()] == [newest.id, oldest.id]
-    assert [one.id for one in store.flagged(before=newest.id)] == [oldest.id]
+    assert [flag.id for flag in store.flagged()] == [newest.id, oldest.id]
+    assert [flag.id for flag in store.flagged(before=newest.id)] == [oldest.id]
     assert store.figures().counts["flags"] == 2
     with pytest.raises(Refused):
         store.resolve(99, actor="annotator:1")

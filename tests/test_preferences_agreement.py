@@ -9,11 +9,11 @@ import pytest
 from scipy.stats import kendalltau
 
 from alpaca_rlhf.preferences.agreement import (
-    FEWEST,
+    MIN_OVERLAPS,
     agreement,
     kendall_tau_b,
     krippendorff_alpha,
-    middle_ranks,
+    midranks,
 )
 
 
@@ -26,8 +26,8 @@ def test_alpha_equals_the_reference_with_ties_and_gaps(seed):
         [
             math.nan
             if rng.random() < 0.3
-            else float(one if rng.random() < 0.6 else rng.randint(1, levels))
-            for one in truth
+            else float(value if rng.random() < 0.6 else rng.randint(1, levels))
+            for value in truth
         ]
         for _ in range(raters)
     ]
@@ -78,21 +78,21 @@ def test_tau_b_by_hand():
 
 
 def test_ties_share_the_middle_of_their_ranks():
-    assert middle_ranks((("a",), ("b", "c"), ("d",))) == {"a": 1, "b": 2.5, "c": 2.5, "d": 4}
+    assert midranks((("a",), ("b", "c"), ("d",))) == {"a": 1, "b": 2.5, "c": 2.5, "d": 4}
 
 
 def test_figures_are_hidden_below_thirty_overlaps():
     same = [(("a",), ("b",), ("c",))] * 2
-    few = agreement([same] * (FEWEST - 1) + [same[:1]])
-    assert (few.n, few.alpha, few.tau) == (FEWEST - 1, None, None)
-    enough = agreement([same] * FEWEST)
-    assert (enough.n, enough.alpha, enough.tau) == (FEWEST, 1, 1)
+    few = agreement([same] * (MIN_OVERLAPS - 1) + [same[:1]])
+    assert (few.n, few.alpha, few.tau) == (MIN_OVERLAPS - 1, None, None)
+    enough = agreement([same] * MIN_OVERLAPS)
+    assert (enough.n, enough.alpha, enough.tau) == (MIN_OVERLAPS, 1, 1)
     turned = [same[0], tuple(reversed(same[0]))]
-    assert agreement([turned] * FEWEST).tau == -1
+    assert agreement([turned] * MIN_OVERLAPS).tau == -1
 
 
 def test_random_orders_agree_by_chance_alone():
     rng = random.Random(0)
-    tasks = [[[[one] for one in rng.sample("abcd", 4)] for _ in range(2)] for _ in range(2000)]
-    found = agreement(tasks)
-    assert abs(found.alpha) < 0.05 and abs(found.tau) < 0.05
+    tasks = [[list(rng.sample("abcd", 4)) for _ in range(2)] for _ in range(2000)]
+    result = agreement(tasks)
+    assert abs(result.alpha) < 0.05 and abs(result.tau) < 0.05

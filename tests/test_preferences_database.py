@@ -31,16 +31,21 @@ def test_a_database_of_version_1_is_migrated_with_what_it_holds(where, tmp_path,
         store.add_sets(candidates(40), origin="test")
         gold = candidates(5, tag="gold ")
         store.add_sets(
-            gold, origin="gold", gold={p.id: tuple((c.id,) for c in own) for p, own in gold}
+            gold,
+            origin="gold",
+            gold={
+                prompt.id: tuple((completion.id,) for completion in completions)
+                for prompt, completions in gold
+            },
         )
-        who = [store.add_annotator(f"person {i}", "long enough") for i in range(2)]
+        annotators = [store.add_annotator(f"person {i}", "long enough") for i in range(2)]
         for at in range(30):
-            task = store.claim(who[at % 2])
-            ids = [one.id for one in task.completions]
+            task = store.claim(annotators[at % 2])
+            ids = [completion.id for completion in task.completions]
             tiers = (tuple(ids),) if at % 7 == 0 else ((ids[0], ids[1]), *((x,) for x in ids[2:]))
-            store.submit(who[at % 2], task.id, Verdict(tiers), revision=task.revision)
+            store.submit(annotators[at % 2], task.id, Verdict(tiers), revision=task.revision)
             if at % 5 == 0:
-                store.undo(who[at % 2])
+                store.undo(annotators[at % 2])
             clock.now += 20_000
         before = sums(store)
         assert len(before) > 4
@@ -50,33 +55,37 @@ def test_a_database_of_version_1_is_migrated_with_what_it_holds(where, tmp_path,
             session.execute(text("ALTER TABLE flag DROP COLUMN resolved_ms"))
             session.execute(text("UPDATE alembic_version SET version_num = '0001'"))
     with Store(where) as store:
-        kept = {key: own for key, own in before.items() if own[0] or own[5]}
-        assert {key: own for key, own in sums(store).items() if own[0] or own[5]} == kept
+        assert counted(sums(store)) == counted(before)
         assert store.figures().counts["rankings"] > 0
     copies = list(tmp_path.glob("*.bak"))
     if "postgresql" not in where:
         (copy,) = copies
-        with sqlite3.connect(copy) as found:
-            assert found.execute("SELECT version_num FROM alembic_version").fetchall() == [
+        with sqlite3.connect(copy) as backup:
+            assert backup.execute("SELECT version_num FROM alembic_version").fetchall() == [
                 ("0001",)
             ]
-            assert found.execute("SELECT count(*) FROM ranking").fetchone()[0] >= 30
-        found.close()
+            assert backup.execute("SELECT count(*) FROM ranking").fetchone()[0] >= 30
+        backup.close()
+
+
+def counted(tallies):
+    """Those with a ranking or a gold question."""
+    return {key: columns for key, columns in tallies.items() if columns[0] or columns[5]}
 
 
 def sums(store):
     with store.database.reading() as session:
         return {
-            (one.annotator_id, one.day): (
-                one.rankings,
-                one.pairs,
-                one.decided,
-                pytest.approx(one.first_slot),
-                pytest.approx(one.first_slot_expected),
-                one.gold_asked,
-                one.gold_passed,
+            (tally.annotator_id, tally.day): (
+                tally.rankings,
+                tally.pairs,
+                tally.decided,
+                pytest.approx(tally.first_slot),
+                pytest.approx(tally.first_slot_expected),
+                tally.gold_asked,
+                tally.gold_passed,
             )
-            for one in session.scalars(select(Tally))
+            for tally in session.scalars(select(Tally))
         }
 
 
@@ -93,12 +102,12 @@ def test_what_is_no_database_of_ours_is_refused(tmp_path):
     file.write_text("these are my notes, not a database " * 100)
     with pytest.raises(UserError, match="notes"):
         Database(file)
-    other = tmp_path / "other.db"
-    with sqlite3.connect(other) as connection:
+    other_file = tmp_path / "other.db"
+    with sqlite3.connect(other_file) as connection:
         connection.execute("CREATE TABLE mine (x)")
     connection.close()
     with pytest.raises(UserError, match="holds something else"):
-        Database(other)
+        Database(other_file)
     for url in ("mysql://x/y", "postgresql+psycopg://:x:/", "sqlite://"):
         with pytest.raises(UserError, match="--db"):
             Database(url)
@@ -150,61 +159,64 @@ class Revisions(RuleBasedStateMachine):
         self.store = Revisions.shared
         Revisions.count += 1
         self.store.add_sets(candidates(1, k=3, tag=f"{Revisions.count} "), origin="machine")
-        self.who = self.store.add_annotator(f"machine {Revisions.count}", "long enough")
+        self.annotator = self.store.add_annotator(f"machine {Revisions.count}", "long enough")
         with self.store.database.writing() as session:
-            for own in session.scalars(select(CandidateSet)):
-                own.retired = own.id != Revisions.count
-        self.task = self.store.claim(self.who)
-        self.ids = [one.id for one in self.task.completions]
-        self.said = []  # what each revision says; None is withdrawn
+            for candidate_set in session.scalars(select(CandidateSet)):
+                candidate_set.retired = candidate_set.id != Revisions.count
+        self.task = self.store.claim(self.annotator)
+        self.ids = [completion.id for completion in self.task.completions]
+        self.revisions = []  # what each revision says; None is withdrawn
 
     @rule(order=st.permutations(range(3)), tie=st.booleans())
     def submit(self, order, tie):
         tiers = [(self.ids[at],) for at in order]
         tiers = [tiers[0] + tiers[1], tiers[2]] if tie else tiers
-        revision = len(self.said)
-        saved = self.store.submit(self.who, self.task.id, Verdict(tuple(tiers)), revision=revision)
+        revision = len(self.revisions)
+        saved = self.store.submit(
+            self.annotator, self.task.id, Verdict(tuple(tiers)), revision=revision
+        )
         assert not saved.already
-        self.said.append([list(tier) for tier in tiers])
+        self.revisions.append([list(tier) for tier in tiers])
 
-    @precondition(lambda self: self.said)
+    @precondition(lambda self: self.revisions)
     @rule(data=st.data())
     def retry(self, data):
-        revision = data.draw(st.integers(0, len(self.said) - 1))
-        verdict = Verdict(tuple((one,) for one in self.ids))
-        assert self.store.submit(self.who, self.task.id, verdict, revision=revision).already
+        revision = data.draw(st.integers(0, len(self.revisions) - 1))
+        verdict = Verdict(tuple((answer_id,) for answer_id in self.ids))
+        assert self.store.submit(self.annotator, self.task.id, verdict, revision=revision).already
 
     @rule()
     def undo(self):
-        if self.said and self.said[-1] is not None:
-            task = self.store.undo(self.who, self.task.id)
-            assert [list(tier) for tier in task.tiers] == self.said[-1]
-            self.said.append(None)
-            assert task.revision == len(self.said)
-        elif self.said:
-            assert self.store.undo(self.who, self.task.id).revision == len(self.said)
+        if self.revisions and self.revisions[-1] is not None:
+            task = self.store.undo(self.annotator, self.task.id)
+            assert [list(tier) for tier in task.tiers] == self.revisions[-1]
+            self.revisions.append(None)
+            assert task.revision == len(self.revisions)
+        elif self.revisions:
+            assert self.store.undo(self.annotator, self.task.id).revision == len(self.revisions)
         else:
             with pytest.raises(Refused):
-                self.store.undo(self.who, self.task.id)
+                self.store.undo(self.annotator, self.task.id)
 
     @invariant()
     def the_last_word_counts(self):
-        if not hasattr(self, "said"):
+        if not hasattr(self, "revisions"):
             return
-        last = self.said[-1] if self.said else None
+        last = self.revisions[-1] if self.revisions else None
         with self.store.database.reading() as session:
-            kept = session.scalars(
+            rankings = session.scalars(
                 select(Ranking)
                 .where(Ranking.assignment_id == self.task.id)
                 .order_by(Ranking.revision)
             ).all()
-            own = session.get(CandidateSet, Revisions.count)
-            assert [None if one.withdrawn else one.tiers for one in kept] == self.said
-            assert [one.revision for one in kept] == list(range(len(kept)))
-            assert own.verdicts == (last is not None)
-            assert 1 == own.claimed <= own.target
+            candidate_set = session.get(CandidateSet, Revisions.count)
+            tiers = [None if ranking.withdrawn else ranking.tiers for ranking in rankings]
+            assert tiers == self.revisions
+            assert [ranking.revision for ranking in rankings] == list(range(len(rankings)))
+            assert candidate_set.verdicts == (last is not None)
+            assert 1 == candidate_set.claimed <= candidate_set.target
             rankings, pairs = session.execute(
-                select(Tally.rankings, Tally.pairs).where(Tally.annotator_id == self.who)
+                select(Tally.rankings, Tally.pairs).where(Tally.annotator_id == self.annotator)
             ).first() or (0, 0)
         assert rankings == (last is not None)
         assert pairs == (0 if last is None else 3 if len(last) == 3 else 2)
@@ -241,8 +253,9 @@ def test_a_ranking_is_never_deleted(store):
     from alpaca_rlhf.preferences.schema import Assignment
 
     store.add_sets(candidates(1), origin="test")
-    who = store.add_annotator("Ann", "long enough")
-    task = store.claim(who)
-    store.submit(who, task.id, Verdict(tuple((one.id,) for one in task.completions)))
+    annotator = store.add_annotator("Ann", "long enough")
+    task = store.claim(annotator)
+    tiers = tuple((completion.id,) for completion in task.completions)
+    store.submit(annotator, task.id, Verdict(tiers))
     with pytest.raises(IntegrityError), store.database.writing() as session:
         session.execute(delete(Assignment))

@@ -1,4 +1,4 @@
-"""What Gradio reads from the environment: nothing of it may open a door."""
+"""Gradio's environment variables: none of them may open a door."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from alpaca_rlhf.core.errors import UserError
 
 
 def check_environment(environment: Mapping[str, str]) -> None:
-    """Refuse what would let a browser change the code that runs here.
+    """Refuse a switch that would let a browser change the code that runs here.
 
     Raises:
         UserError: `GRADIO_VIBE_MODE` is set.
@@ -21,12 +21,13 @@ def check_environment(environment: Mapping[str, str]) -> None:
         raise UserError("GRADIO_VIBE_MODE lets a browser change this program; unset it")
 
 
-def own_environment() -> None:
-    """Take away every switch of Gradio's; call this before Gradio is imported."""
+def isolate_environment() -> None:
+    """Remove every switch of Gradio's; call this before Gradio is imported."""
     check_environment(os.environ)
-    for name in [one for one in os.environ if one.startswith("GRADIO_")]:
+    for name in [name for name in os.environ if name.startswith("GRADIO_")]:
         del os.environ[name]
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    # Uploaded files go to a folder that ends with the process.
     folder = tempfile.mkdtemp(prefix="alpaca-rlhf-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # files that people sent
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["GRADIO_TEMP_DIR"] = folder

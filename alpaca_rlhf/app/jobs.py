@@ -1,4 +1,4 @@
-"""What the model's one thread is asked to do, and how whoever asked learns what becomes of it."""
+"""Jobs for the one thread that owns the model, and how whoever asked follows their progress."""
 
 from __future__ import annotations
 
@@ -14,55 +14,60 @@ T = TypeVar("T")
 
 Phase = Literal["waiting", "loading", "running", "done", "stopped", "failed"]
 Problem = Literal["", "user", "training", "memory", "bug", "closed"]
-"""Why a job failed; `user`: what was asked cannot be, as the words say."""
+"""Why a job failed; `user`: the request cannot be met, as the message says."""
 
-OVER: tuple[Phase, ...] = ("done", "stopped", "failed")
+FINAL_PHASES: tuple[Phase, ...] = ("done", "stopped", "failed")
 
 Work = Callable[["Speaker", threading.Event], Iterator[T]]
-"""Yields what has been made so far; ends soon after the event is set."""
+"""Yields the result so far; ends soon after the event is set."""
 
 
 @dataclass(frozen=True)
-class Update(Generic[T]):
-    """Where a job stands."""
+class JobUpdate(Generic[T]):
+    """Progress of a job."""
 
     phase: Phase
-    """How far it is."""
+    """Its phase."""
     value: T | None
-    """The newest thing it has made."""
-    ahead: int = 0
+    """Its newest result."""
+    jobs_ahead: int = 0
     """Jobs before it, while it waits."""
     problem: Problem = ""
     """Why it failed."""
-    words: str = ""
-    """What there is to say of that."""
+    message: str = ""
+    """Details of the failure."""
+
+    @property
+    def finished(self) -> bool:
+        """True once no further update comes."""
+        return self.phase in FINAL_PHASES
 
 
 class Job(Generic[T]):
-    """One thing to do. Only the newest of what it makes is kept: a slow reader misses steps.
+    """One job. Only its newest result is kept: a slow reader misses steps.
 
     Args:
-        work: What to do.
-        what: Who asks: `chat`, `compare` or `sample`.
-        urgent: Whether somebody waits for it; others give way to it.
-        place: How many jobs are before this one.
+        work: The job itself.
+        purpose: Its name in the status line: `chat`, `compare`, `make` or `sample`.
+        urgent: True if somebody waits for it; other jobs give way to it.
+        count_ahead: Returns the number of jobs before this one.
     """
 
     def __init__(
-        self, work: Work[T], what: str, *, urgent: bool, place: Callable[[Job[T]], int]
+        self, work: Work[T], purpose: str, *, urgent: bool, count_ahead: Callable[[Job[T]], int]
     ) -> None:
         self.work = work
-        self.what = what
+        self.purpose = purpose
         self.urgent = urgent
         self.stopping = threading.Event()
         self.steps: Iterator[T] | None = None
-        self._place = place
+        self._count_ahead = count_ahead
         self._changed = threading.Condition()
-        self._number = 0
+        self._version = 0
         self._phase: Phase = "waiting"
         self._value: T | None = None
         self._problem: Problem = ""
-        self._words = ""
+        self._message = ""
 
     def stop(self) -> None:
         """Stop it between two tokens, or before it begins."""
@@ -72,61 +77,62 @@ class Job(Generic[T]):
                 self._set("stopped")
 
     @property
-    def now(self) -> Update[T]:
-        """Where it stands."""
+    def latest(self) -> JobUpdate[T]:
+        """Its current state."""
         with self._changed:
-            ahead = self._place(self) if self._phase == "waiting" else 0
-            return Update(self._phase, self._value, ahead, self._problem, self._words)
+            jobs_ahead = self._count_ahead(self) if self._phase == "waiting" else 0
+            return JobUpdate(self._phase, self._value, jobs_ahead, self._problem, self._message)
 
     @property
-    def over(self) -> bool:
-        """Whether nothing more comes."""
-        return self._phase in OVER
+    def finished(self) -> bool:
+        """True once no further update comes."""
+        return self._phase in FINAL_PHASES
 
-    def updates(self, every_s: float = 0.25) -> Iterator[Update[T]]:
-        """Where it stands, at every change and every so many seconds, till it is over.
+    def updates(self, every_s: float = 0.25) -> Iterator[JobUpdate[T]]:
+        """Yield its state at every change, and every `every_s` seconds, until it has finished.
 
-        Whoever leaves the loop before that stops the job.
+        Leaving the loop earlier stops the job.
         """
-        seen = -1
+        version_seen = -1
         try:
             while True:
                 with self._changed:
-                    if self._number == seen:
+                    if self._version == version_seen:
                         self._changed.wait(every_s)
-                    seen = self._number
-                now = self.now
-                yield now
-                if now.phase in OVER:
+                    version_seen = self._version
+                update = self.latest
+                yield update
+                if update.finished:
                     return
         finally:
-            if not self.over:
+            # A closed page ends the generator here.
+            if not self.finished:
                 self.stop()
 
-    # --- for the thread that does it --------------------------------------------------------------
+    # --- for the thread that runs it --------------------------------------------------------------
 
     def enter(self, phase: Phase) -> bool:
-        """It is in this phase now; False if it is over already."""
+        """Set the phase; returns False if the job has finished already."""
         with self._changed:
-            if self._phase in OVER:
+            if self.finished:
                 return False
             self._set(phase)
             return True
 
     def publish(self, value: T) -> None:
-        """It has made something new."""
+        """Replace the newest result."""
         with self._changed:
             self._value = value
             self._set(self._phase)
 
-    def fail(self, problem: Problem, words: str = "") -> None:
-        """It cannot be done."""
+    def fail(self, problem: Problem, message: str = "") -> None:
+        """End it as failed, unless it has finished already."""
         with self._changed:
-            if self._phase not in OVER:
-                self._problem, self._words = problem, words
+            if not self.finished:
+                self._problem, self._message = problem, message
                 self._set("failed")
 
     def _set(self, phase: Phase) -> None:
         self._phase = phase
-        self._number += 1
+        self._version += 1
         self._changed.notify_all()

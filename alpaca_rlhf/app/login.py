@@ -1,9 +1,8 @@
-"""Signing in and out: a page of our own, which works without scripts and loads nothing."""
+"""Signing in and out: a page of our own that works without scripts and loads nothing."""
 
 from __future__ import annotations
 
 import asyncio
-from html import escape
 from urllib.parse import parse_qs
 
 from starlette.concurrency import run_in_threadpool
@@ -11,37 +10,52 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from alpaca_rlhf.app.guards import Rates, Who, address, as_json, asks_for_json, give_cookie
-from alpaca_rlhf.app.language import preferred, words
-from alpaca_rlhf.app.session import Sessions
+from alpaca_rlhf.app.gate import (
+    Authenticator,
+    RateLimits,
+    accepts_json,
+    client_address,
+    retry_after,
+    set_session_cookie,
+)
+from alpaca_rlhf.app.language import preferred_language, translations
+from alpaca_rlhf.app.login_session import LoginSessions
+from alpaca_rlhf.app.rendering import render
 from alpaca_rlhf.app.theme import LOGIN_STYLE
+from alpaca_rlhf.preferences.people import MAX_NAME_CHARS, MAX_PASSWORD_CHARS
 from alpaca_rlhf.preferences.store import Store
 
-_AT_ONCE = 2
-_FORM_BYTES = 4096
+_MAX_CONCURRENT_HASHES = 2
+_MAX_FORM_BYTES = 4096
 
 
 class Login:
     """The pages `/login` and `/logout`.
 
     Args:
-        store: Knows the accounts.
+        store: The accounts.
         sessions: Makes the cookies.
-        who: Whether there is anything to sign in to.
-        rates: How often one may fail.
+        authenticator: Knows whether there are accounts to sign in to.
+        limits: Limits of failed sign-ins.
     """
 
-    def __init__(self, store: Store, sessions: Sessions, who: Who, rates: Rates) -> None:
+    def __init__(
+        self,
+        store: Store,
+        sessions: LoginSessions,
+        authenticator: Authenticator,
+        limits: RateLimits,
+    ) -> None:
         self._store = store
         self._sessions = sessions
-        self._who = who
-        self._rates = rates
+        self._authenticator = authenticator
+        self._limits = limits
         # A hash takes 32 MiB and a tenth of a second: many at once would stop the app.
-        # Who waits for one holds no thread.
-        self._hashing = asyncio.Semaphore(_AT_ONCE)
+        # Requests that wait for one hold no thread.
+        self._hashing = asyncio.Semaphore(_MAX_CONCURRENT_HASHES)
 
     def routes(self) -> list[Route]:
-        """What to put before Gradio."""
+        """The routes to put before Gradio's."""
         return [
             Route("/login", self.show, methods=["GET"]),
             Route("/login", self.sign_in, methods=["POST"]),
@@ -50,92 +64,73 @@ class Login:
 
     async def show(self, request: Request) -> Response:
         """The form; without accounts there is nothing to sign in to."""
-        if not await run_in_threadpool(self._who.needs_login):
+        if not await run_in_threadpool(self._authenticator.needs_login):
             return RedirectResponse("/", 303)
         return _page(request, "")
 
     async def sign_in(self, request: Request) -> Response:
-        """Take a name and a password; the answer does not tell which of them is wrong."""
+        """Check a name and a password; the response does not tell which of them is wrong."""
         body = await request.body()
-        given = parse_qs(body[:_FORM_BYTES].decode("utf-8", "replace"), keep_blank_values=True)
-        name, password = (given.get(one, [""])[0] for one in ("name", "password"))
-        where, key = address(request), name.strip().casefold()
-        counted = ((self._rates.failures, where), (self._rates.guesses, (where, key)))
+        fields = parse_qs(body[:_MAX_FORM_BYTES].decode("utf-8", "replace"), keep_blank_values=True)
+        name, password = (fields.get(field, [""])[0] for field in ("name", "password"))
+        address, folded_name = client_address(request), name.strip().casefold()
+        counters = (
+            (self._limits.failures, address),
+            (self._limits.guesses, (address, folded_name)),
+        )
         async with self._hashing:
-            wait = max(limit.wait_s(of) for limit, of in counted)
-            if wait:
-                told = {"retry-after": str(int(wait) + 1)}
-                return self._refused(request, "login.wait", 429, told)
-            # Counted before the password is looked at: two may be looked at together.
-            for limit, of in counted:
-                limit.take(of)
+            wait_s = max(limit.wait_s(key) for limit, key in counters)
+            if wait_s:
+                return self._refusal(request, "login.wait", 429, retry_after(wait_s))
+            # Counted before the password is checked: two may be checked at the same time.
+            for limit, key in counters:
+                limit.take(key)
             account = await run_in_threadpool(self._store.sign_in, name, password)
             cookie = None
             if account is not None:
                 cookie = await run_in_threadpool(self._sessions.cookie, account.id)
             if account is None or cookie is None:
-                return self._refused(request, "login.wrong", 401)
-            for limit, of in counted:
-                limit.give(of)
+                return self._refusal(request, "login.wrong", 401)
+            for limit, key in counters:
+                limit.give_back(key)
         response: Response = RedirectResponse("/", 303)
-        if asks_for_json(request.headers):
+        if accepts_json(request.headers):
             response = JSONResponse({"account": account.id})
-        give_cookie(response, request, self._sessions.name, cookie)
+        set_session_cookie(response, request, self._sessions.cookie_name, cookie)
         return response
 
     async def sign_out(self, request: Request) -> Response:
-        """End the session; its cookie is not taken any more, even from a copy."""
-        self._sessions.end(request.cookies.get(self._sessions.name, ""))
+        """End the session; its cookie is refused from now on, even from a copy."""
+        self._sessions.end(request.cookies.get(self._sessions.cookie_name, ""))
         response = RedirectResponse("/login", 303)
-        give_cookie(response, request, self._sessions.name, "")
+        set_session_cookie(response, request, self._sessions.cookie_name, "")
         return response
 
     @staticmethod
-    def _refused(
-        request: Request, why: str, status: int, headers: dict[str, str] | None = None
+    def _refusal(
+        request: Request, reason: str, status: int, headers: dict[str, str] | None = None
     ) -> Response:
-        says = words("shell", preferred(request.headers))[why]
-        if asks_for_json(request.headers):
-            return JSONResponse({"detail": says}, status, headers)
-        return _page(request, says, status, headers)
+        message = translations("shell", preferred_language(request.headers))[reason]
+        if accepts_json(request.headers):
+            return JSONResponse({"detail": message}, status, headers)
+        return _page(request, message, status, headers)
 
 
 def _page(
     request: Request, problem: str, status: int = 200, headers: dict[str, str] | None = None
 ) -> HTMLResponse:
-    language = preferred(request.headers)
-    says = {key: escape(text) for key, text in words("shell", language).items()}
-    told = f'<p class="problem" role="alert">{escape(problem)}</p>' if problem else ""
-    # Somebody who comes by a link from another site has sent no cookie, though they have one.
-    look = f"if(!{as_json(bool(problem))})fetch('/status').then(r=>r.ok&&location.replace('/'))"
+    language = preferred_language(request.headers)
+    page = render(
+        "login",
+        language=language,
+        problem=problem,
+        style=LOGIN_STYLE,
+        max_name_chars=MAX_NAME_CHARS,
+        max_password_chars=MAX_PASSWORD_CHARS,
+        text=translations("shell", language),
+    )
     return HTMLResponse(
-        f"""<!doctype html>
-<html lang="{language}">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{says["login.title"]} · alpaca-rlhf</title>
-<style>{LOGIN_STYLE}</style>
-</head>
-<body>
-<main>
-<h1>alpaca-rlhf</h1>
-{told}
-<form method="post" action="/login">
-<label for="name">{says["login.name"]}</label>
-<input id="name" name="name" autocomplete="username" autocapitalize="none" required autofocus
- maxlength="80">
-<label for="password">{says["login.password"]}</label>
-<input id="password" name="password" type="password" autocomplete="current-password" required
- maxlength="1000">
-<button>{says["login.sign_in"]}</button>
-</form>
-</main>
-<script>{look}</script>
-</body>
-</html>
-""",
+        page,
         status,
         {"cache-control": "no-store", "content-language": language, **(headers or {})},
     )

@@ -16,45 +16,45 @@ from alpaca_rlhf.sources.run_prompts import RunPrompts
 if TYPE_CHECKING:
     from alpaca_rlhf.serving.speaker import Speaker
 
-FEW = 10
-"""Sets that nobody has ranked; below that more are made."""
-MANY = 30
-"""Where it stops."""
-K = 4
-"""Answers of a set."""
+LOW_WATER_SETS = 10
+"""Unranked candidate sets below which more are made."""
+HIGH_WATER_SETS = 30
+"""Unranked candidate sets at which filling pauses."""
+ANSWERS_PER_SET = 4
 
 
 def keep_filled(store: Store, worker: Worker) -> None:
-    """Let a worker top the queue up with answers of its last policy, from the rank split.
+    """Let a worker top up the queue with answers of its last policy, from the rank split.
 
-    It never loads the model by itself: somebody must have talked to it.
+    It never loads the model by itself: somebody must have used it first.
     """
+    # Once every prompt has answers of the last policy, there is nothing more to do.
     prompts = RunPrompts(worker.run, worker.settings)
-    through = False
+    exhausted = False
 
-    def left() -> int:
-        now = store.progress(0)
-        return now.sets - now.sets_ranked
+    def unranked_sets() -> int:
+        progress = store.progress(0)
+        return progress.sets - progress.sets_ranked
 
     def work(speaker: Speaker, stop: Event) -> Iterator[Filled]:
-        nonlocal through
+        nonlocal exhausted
         policy = worker.policies()[-1]
-        for now in fill(
+        for progress in fill(
             store,
             speaker,
             prompts.to_rank(),
             policy,
-            k=K,
+            k=ANSWERS_PER_SET,
             manner=Manner(temperature=1.0),
             origin=origin_of(worker.run, policy),
             batch=1,
         ):
-            through = now.done == now.total
-            yield now
-            if stop.is_set() or left() >= MANY:
+            exhausted = progress.done == progress.total
+            yield progress
+            if stop.is_set() or unranked_sets() >= HIGH_WATER_SETS:
                 return
 
-    def find() -> Work[Any] | None:
-        return None if through or left() >= FEW else work
+    def next_work() -> Work[Any] | None:
+        return None if exhausted or unranked_sets() >= LOW_WATER_SETS else work
 
-    worker.when_idle(find)
+    worker.when_idle(next_work)

@@ -19,110 +19,110 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from alpaca_rlhf.app import theme
-from alpaca_rlhf.app.build import Tab, build
+from alpaca_rlhf.app.data_view import SNAPSHOT_FILES
 from alpaca_rlhf.app.environment import check_environment
-from alpaca_rlhf.app.guards import Gate, Rates, Who, as_json
-from alpaca_rlhf.app.language import LANGUAGES, preferred, translations, words
+from alpaca_rlhf.app.gate import Authenticator, Gate, RateLimits
+from alpaca_rlhf.app.language import LANGUAGES, gradio_i18n, preferred_language, translations
 from alpaca_rlhf.app.login import Login
+from alpaca_rlhf.app.login_session import LoginSessions
+from alpaca_rlhf.app.page_layout import Tab, build_page
+from alpaca_rlhf.app.rendering import render
 from alpaca_rlhf.app.services import Services
-from alpaca_rlhf.app.session import Sessions
 from alpaca_rlhf.preferences.people import Account
 from alpaca_rlhf.preferences.store import Store
 
-FILE_BYTES = 2**20
+MAX_UPLOAD_BYTES = 2**20
 """Bytes of an uploaded file; no tab of ours takes one, and the gate has the route closed."""
-GOODBYE_S = 3
+SHUTDOWN_GRACE_S = 3
 """Seconds that open pages get when the server stops."""
-_SNAPSHOT_FILES = ("manifest.json", "rankings.jsonl", "pairs.jsonl", "rankings.csv")
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where an app is and what it is about."""
+class Deployment:
+    """The run of an app, its snapshots, and the hosts that may call it."""
 
     run: str
-    """What the header says of the run."""
+    """Name of the run for the header."""
     snapshots: Path
-    """Folder of the snapshots that were exported."""
+    """Folder of the exported snapshots."""
     hosts: Collection[str]
-    """Names by which it may be called."""
+    """Names by which the app may be called."""
     local: bool
-    """Whether only this machine can reach it."""
+    """True if only this machine can reach it."""
 
 
-def services_of(store: Store, who: Who, sessions: Sessions) -> Services:
-    """What the tabs are given: whoever sends a request is looked up anew each time."""
+def services_of(store: Store, authenticator: Authenticator, sessions: LoginSessions) -> Services:
+    """The services of the tabs; the account of a request is looked up anew each time."""
 
     def language(request: gr.Request) -> str:
         inner = request.request
-        return preferred(inner.headers if inner is not None else {})
+        return preferred_language(inner.headers if inner is not None else {})
 
     def account(request: gr.Request) -> Account:
         inner = request.request
-        cookie = inner.cookies.get(sessions.name) if inner is not None else None
-        session = who.session(cookie)
+        cookie = inner.cookies.get(sessions.cookie_name) if inner is not None else None
+        session = authenticator.session(cookie)
         if session is None:
-            says = words("shell", language(request))
-            raise gr.Error(says["ended.title"], print_exception=False)
+            text = translations("shell", language(request))
+            raise gr.Error(text["ended.title"], print_exception=False)
         return session.account
 
     return Services(store, account, language)
 
 
-def make(
+def build_app(
     store: Store,
     secret: bytes,
     tabs: Sequence[Tab],
-    place: Place,
+    deployment: Deployment,
     *,
     status: Callable[[str], str] = lambda language: "",
-    rates: Rates | None = None,
+    limits: RateLimits | None = None,
 ) -> FastAPI:
-    """The app, ready to be served.
+    """Build the app, ready to be served.
 
     Args:
         store: The preferences.
-        secret: What cookies are signed with.
-        tabs: In their order.
-        place: Where it is.
+        secret: The key that cookies are signed with.
+        tabs: The tabs in their order.
+        deployment: Where it runs.
         status: A line about the model in a language, for the header.
-        rates: How often anybody may ask.
+        limits: Rate limits; by default those of `RateLimits.default`.
 
     Raises:
-        UserError: The environment switches on what lets a browser edit code.
+        UserError: The environment switches on a feature that lets a browser edit code.
     """
     check_environment(os.environ)
-    sessions = Sessions(store, secret)
-    who = Who(store, sessions)
-    rates = rates or Rates.usual(local=place.local)
-    login = Login(store, sessions, who, rates)
+    # 1. Our own routes.
+    sessions = LoginSessions(store, secret)
+    authenticator = Authenticator(store, sessions)
+    limits = limits or RateLimits.default(local=deployment.local)
 
-    def state(request: Request) -> Response:
+    def model_status(request: Request) -> Response:
         lines = {language: status(language) for language in LANGUAGES}
         return JSONResponse({"account": request.state.account.id, "status": lines})
 
-    def snapshot(request: Request) -> Response:
+    def snapshot_file(request: Request) -> Response:
         name, file = request.path_params["name"], request.path_params["file"]
-        path = place.snapshots / name / file
+        path = deployment.snapshots / name / file
         if request.state.account.role != "admin":
             return JSONResponse({"detail": "for admins only"}, 403)
-        if file not in _SNAPSHOT_FILES or path.parent.parent != place.snapshots:
-            return JSONResponse({"detail": "there is no such file"}, 404)
-        if name.startswith(".") or not path.is_file():
+        inside = file in SNAPSHOT_FILES and path.parent.parent == deployment.snapshots
+        if not inside or name.startswith(".") or not path.is_file():
             return JSONResponse({"detail": "there is no such file"}, 404)
         return FileResponse(path, filename=f"{name}-{file}")
 
     routes: list[BaseRoute] = [
-        *login.routes(),
-        Route("/status", state),
-        Route("/snapshots/{name}/{file}", snapshot),
+        *Login(store, sessions, authenticator, limits).routes(),
+        Route("/status", model_status),
+        Route("/snapshots/{name}/{file}", snapshot_file),
     ]
     app = FastAPI(routes=routes, openapi_url=None, docs_url=None, redoc_url=None)
-    shown = {one: words("shell", one) for one in LANGUAGES}
-    page = build(services_of(store, who, sessions), tabs, run=place.run)
+    # 2. Gradio behind them.
+    texts = {language: translations("shell", language) for language in LANGUAGES}
     gr.mount_gradio_app(
         app,
-        page,
+        build_page(services_of(store, authenticator, sessions), tabs, run=deployment.run),
         path="/",
         server_name="127.0.0.1",
         footer_links=[],
@@ -132,27 +132,38 @@ def make(
         enable_monitoring=False,
         pwa=False,
         show_error=False,
-        max_file_size=FILE_BYTES,
-        i18n=translations(),
+        max_file_size=MAX_UPLOAD_BYTES,
+        i18n=gradio_i18n(),
         theme=theme.theme(),
         css=theme.CSS,
-        head=f"<script>window.alpacaWords={as_json(shown)};{theme.SCRIPT}</script>",
+        head=render("page_head", texts=texts, script=theme.SCRIPT),
     )
-    app.add_middleware(Gate, who=who, sessions=sessions, hosts=place.hosts, rates=rates)
+    # 3. The gate before everything.
+    app.add_middleware(
+        Gate,
+        authenticator=authenticator,
+        sessions=sessions,
+        hosts=deployment.hosts,
+        limits=limits,
+    )
     return app
 
 
 def serve(
-    app: FastAPI, where: socket.socket, *, behind_proxy: bool, ready: Callable[[], None]
+    app: FastAPI,
+    listener: socket.socket,
+    *,
+    behind_proxy: bool,
+    on_ready: Callable[[], None],
 ) -> None:
-    """Serve until Ctrl-C or SIGTERM, which raises SystemExit(143) then; in the main thread.
+    """Serve until Ctrl-C, or SIGTERM, which raises SystemExit(143); call it in the main thread.
 
     Args:
-        app: What `make` made.
-        where: The socket.
-        behind_proxy: Whether a proxy on this machine says by which scheme and from where it was
-            asked.
-        ready: Called when the first request can come.
+        app: The app of `build_app`.
+        listener: The bound socket.
+        behind_proxy: True if a proxy on this machine forwards the scheme and the address of each
+            request.
+        on_ready: Called once the first request can come.
     """
     config = uvicorn.Config(
         app,
@@ -161,22 +172,22 @@ def serve(
         proxy_headers=behind_proxy,
         forwarded_allow_ips="127.0.0.1",
         server_header=False,
-        timeout_graceful_shutdown=GOODBYE_S,
+        timeout_graceful_shutdown=SHUTDOWN_GRACE_S,
         ws="none",
     )
     server = _Server(config)
-    server.ready = ready
-    # uvicorn sends itself the signal again at the end, and by default that would end us at once
+    server.on_ready = on_ready
+    # uvicorn sends itself the signal again at the end, and by default that would end us at once.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    server.run(sockets=[where])
+    server.run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
-    ready: Callable[[], None]
+    on_ready: Callable[[], None]
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self.ready()
+        self.on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # Every open page holds a stream that never ends by itself; cutting it off is no error.

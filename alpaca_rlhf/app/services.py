@@ -1,4 +1,4 @@
-"""What every tab of the app is given."""
+"""The services that every tab of the app uses."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Services:
     """A tab is a function of this, called within `gr.Blocks`."""
 
     store: Store
-    """Prompts, candidates, rankings and people."""
+    """Prompts, candidate sets, rankings and people."""
     account: Callable[[gr.Request], Account]
-    """Who sends a request; `gr.Error` where nobody is signed in any more."""
+    """The account that sends a request; raises `gr.Error` once nobody is signed in."""
     language: Callable[[gr.Request], str]
     """The language to answer a request in, `en` or `zh-CN`."""

@@ -1,7 +1,7 @@
-"""How the app looks: the system's fonts, indigo, contrast that WCAG AA asks for, light and dark.
+"""The look of the app: the system's fonts, indigo, the contrast of WCAG AA, light and dark.
 
 Colours are Tailwind's; the ratios were computed by WCAG 2's formula (`tests/test_app_data.py` lets
-axe look at the pages).
+axe check the pages).
 """
 
 from __future__ import annotations
@@ -11,27 +11,27 @@ from pathlib import Path
 import gradio as gr
 
 FONTS = ["system-ui", "Noto Sans CJK SC", "PingFang SC", "Microsoft YaHei", "sans-serif"]
-MONO = ["ui-monospace", "Consolas", "Noto Sans Mono CJK SC", "monospace"]
-_FOLDER = Path(__file__).parent / "page"
+MONOSPACE_FONTS = ["ui-monospace", "Consolas", "Noto Sans Mono CJK SC", "monospace"]
+_FOLDER = Path(__file__).parent / "static"
 CSS = (_FOLDER / "page.css").read_text(encoding="utf-8")
-"""Of the app's page."""
+"""Style of the app's page."""
 SCRIPT = (_FOLDER / "page.js").read_text(encoding="utf-8")
-"""Of the app's page: theme, status line, the dialog to sign in again."""
+"""Script of the app's page: light and dark, the status line, the dialog to sign in again."""
 LOGIN_STYLE = (_FOLDER / "login.css").read_text(encoding="utf-8")
-"""Of the page to sign in."""
+"""Style of the login page."""
 
 
 def theme() -> gr.themes.Base:
     """Gradio's plain theme in our colours: indigo-600 on white is 6.3:1, white on it too."""
-    made = gr.themes.Base(
+    base = gr.themes.Base(
         primary_hue=gr.themes.colors.indigo,
         secondary_hue=gr.themes.colors.indigo,
         neutral_hue=gr.themes.colors.slate,
         font=FONTS,
-        font_mono=MONO,
+        font_mono=MONOSPACE_FONTS,
         radius_size=gr.themes.sizes.radius_md,
     )
-    return made.set(
+    return base.set(
         color_accent="*primary_600",
         body_background_fill="*neutral_50",
         body_background_fill_dark="*neutral_950",

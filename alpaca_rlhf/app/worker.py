@@ -1,7 +1,7 @@
 """The one thread that owns the model: chat, compare and background sampling queue for it.
 
-The base is loaded when it is first asked for, and given back when a training run asks for the card
-(`alpaca_rlhf/core/gpu_lock.py`); what is under way stops there, and background work goes on
+The base is loaded when it is first needed, and given back when a training run asks for the GPU
+(`alpaca_rlhf/core/gpu_lock.py`); the running job stops there, and background work goes on
 afterwards.
 """
 
@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from alpaca_rlhf.app.jobs import Job, Problem, Work
-from alpaca_rlhf.app.language import words
-from alpaca_rlhf.core import gpu_lock as card
-from alpaca_rlhf.core import quiet
+from alpaca_rlhf.app.language import translations
+from alpaca_rlhf.core import gpu_lock, quiet
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.serving import folders
 
@@ -31,24 +30,25 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Kind = Literal["empty", "loading", "ready", "busy", "released", "error"]
+ModelPhase = Literal["empty", "loading", "ready", "busy", "released", "error"]
+"""Not loaded, being loaded, idle, at work, given to a training run, or failed to load."""
 
-REST_S = 10.0
+BACKGROUND_EVERY_S = 10.0
 """Seconds between two looks for background work."""
-GOODBYE_S = 10.0
-"""How long the end of the app waits for what is under way."""
+CLOSE_TIMEOUT_S = 10.0
+"""Seconds that the end of the app waits for the running job."""
 
 
 @dataclass(frozen=True)
-class State:
-    """Where the model stands."""
+class ModelState:
+    """State of the model."""
 
-    kind: Kind
-    """Not loaded, being loaded, idle, at work, given to a training run, or failed to load."""
-    what: str = ""
-    """What it works for, who has the card, or what went wrong."""
+    phase: ModelPhase
+    """Its phase."""
+    detail: str = ""
+    """The purpose of the running job, the run that has the GPU, or the error."""
     waiting: int = 0
-    """Jobs that wait, those in the background left out."""
+    """Jobs that wait, background work excluded."""
 
 
 class Worker:
@@ -56,48 +56,50 @@ class Worker:
 
     Args:
         run: The run folder.
-        make: Loads them; by default the run's own.
-        where: The folder in which apps and training runs find each other.
+        load: Loads them; by default from the run.
+        gpu_folder: The folder in which apps and training runs find each other.
     """
 
     def __init__(
         self,
         run: Path,
         *,
-        make: Callable[[], Any] | None = None,
-        where: Path | None = None,
+        load: Callable[[], Any] | None = None,
+        gpu_folder: Path | None = None,
     ) -> None:
         self.run = run
         self.settings = folders.settings_of(run)
-        self._make = make or self._load
-        self._where = where or card.folder()
+        self._load = load or self._load_run
+        self._gpu_folder = gpu_folder or gpu_lock.folder()
         self._changed = threading.Condition()
+        # Shared between threads: the list is always replaced, never changed.
         self._jobs: list[Job[Any]] = []
         self._running: Job[Any] | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._sign: card.Notice | None = None
+        self._state: tuple[ModelPhase, str] = ("empty", "")
+        # Of the model's thread alone.
         self._speaker: Speaker | None = None
-        self._looked = 0.0
-        self._borrowers: list[card.ProcessNote] = []
-        self._state: tuple[Kind, str] = ("empty", "")
-        self._idle: Callable[[], Work[Any] | None] = lambda: None
-        self._rested = 0.0
+        self._notice: gpu_lock.Sign | None = None
+        self._training_runs: list[gpu_lock.Note] = []
+        self._polled_s = 0.0
+        self._find_background_work: Callable[[], Work[Any] | None] = lambda: None
+        self._background_checked_s = 0.0
 
     def policies(self) -> list[str]:
-        """Names of the policies that there are now, in the order of training."""
+        """Names of the policies that exist now, in the order of training."""
         return list(folders.policies(self.run))
 
-    def start(self, work: Work[T], what: str, *, urgent: bool = True) -> Job[T]:
-        """Queue something; it is done when those before it are.
+    def start(self, work: Work[T], purpose: str, *, urgent: bool = True) -> Job[T]:
+        """Queue a job; it runs after those before it.
 
         Args:
-            work: Given the speaker, yields what it has made so far. In the background it must
-                come to the same when it is begun again in the middle.
-            what: Who asks, a word of the status line.
-            urgent: Whether somebody waits for it. Others give way between two of their steps.
+            work: Given the speaker, yields its result so far. Background work may be begun again
+                in the middle, and must then come to the same result.
+            purpose: `chat`, `compare`, `make` or `sample`, for the status line.
+            urgent: True if somebody waits for it. Other jobs give way between two of their steps.
         """
-        job: Job[T] = Job(work, what, urgent=urgent, place=self._ahead)
+        job: Job[T] = Job(work, purpose, urgent=urgent, count_ahead=self._count_ahead)
         with self._changed:
             if self._closed:
                 job.fail("closed")
@@ -109,203 +111,214 @@ class Worker:
             self._changed.notify_all()
         return job
 
-    def when_idle(self, find: Callable[[], Work[Any] | None]) -> None:
+    def when_idle(self, find_work: Callable[[], Work[Any] | None]) -> None:
         """Ask now and then for background work while the model is loaded and nobody needs it."""
-        self._idle = find
+        self._find_background_work = find_work
 
     @property
-    def state(self) -> State:
-        """Where the model stands."""
+    def state(self) -> ModelState:
+        """State of the model."""
         with self._changed:
-            waiting = sum(job.urgent and not job.over for job in self._jobs)
+            waiting = sum(job.urgent and not job.finished for job in self._jobs)
             if self._running is not None and self._state[0] == "ready":
-                return State("busy", self._running.what, waiting)
-            return State(*self._state, waiting)
+                return ModelState("busy", self._running.purpose, waiting)
+            return ModelState(*self._state, waiting)
 
     def status(self, language: str) -> str:
-        """The same in a line for people."""
-        says, now = words("chat", language), self.state
-        what = says.get(f"what.{now.what}", now.what)
-        line = says[f"model.{now.kind}"].format(what=what)
-        return line + (says["model.waiting"].format(n=now.waiting) if now.waiting else "")
+        """The state of the model in one line, for people."""
+        text, state = translations("chat", language), self.state
+        detail = text.get(f"purpose.{state.detail}", state.detail)
+        line = text[f"model.{state.phase}"].format(detail=detail)
+        return line + (text["model.waiting"].format(n=state.waiting) if state.waiting else "")
 
     def close(self) -> None:
-        """Stop what is under way and let everything go."""
+        """Stop the running job and unload the model."""
         with self._changed:
             self._closed = True
             for job in [*self._jobs, *([self._running] if self._running else [])]:
                 job.stop()
             self._changed.notify_all()
         if self._thread is not None:
-            self._thread.join(GOODBYE_S)
+            self._thread.join(CLOSE_TIMEOUT_S)
 
-    # --- the thread -------------------------------------------------------------------------------
+    # --- the model's thread -----------------------------------------------------------------------
 
     def _main(self) -> None:
         try:
             while not self._closed:
-                if self._asked_for():
-                    self._release()
-                job = self._next()
+                # 1. A training run that asks for the GPU gets it.
+                if self._training_wants_gpu():
+                    self._release_gpu()
+                # 2. The next job, with the model loaded; or else background work, or rest.
+                job = self._next_job()
                 if job is None:
-                    self._rest()
+                    self._start_background_work()
                     with self._changed:
-                        self._changed.wait(card.POLL_S)
-                elif self._ready(job):
-                    self._work(job)
+                        self._changed.wait(gpu_lock.LOOK_S)
+                elif self._ensure_loaded(job):
+                    self._run_job(job)
         finally:
-            self._drop()
-            if self._sign is not None:
-                self._sign.withdraw()
+            self._unload()
+            if self._notice is not None:
+                self._notice.down()
 
-    def _rest(self) -> None:
-        now = time.monotonic()
-        if self._speaker is None or now - self._rested < REST_S:
+    def _start_background_work(self) -> None:
+        now_s = time.monotonic()
+        if self._speaker is None or now_s - self._background_checked_s < BACKGROUND_EVERY_S:
             return
-        self._rested = now
+        self._background_checked_s = now_s
         try:
-            work = self._idle()
+            work = self._find_background_work()
         except Exception as error:
-            _kind_of(error)
+            _problem_of(error)
             return
         if work is not None:
             self.start(work, "sample", urgent=False)
 
-    def _next(self) -> Job[Any] | None:
-        """Takes a job from the queue: the first urgent one, or else the first."""
+    def _next_job(self) -> Job[Any] | None:
+        """Take a job from the queue: the first urgent one, or else the first."""
         with self._changed:
-            self._jobs = [job for job in self._jobs if not job.over]
-            able = [job for job in self._jobs if job.urgent or not self._borrowers]
-            if not able or self._closed:
+            self._jobs = [job for job in self._jobs if not job.finished]
+            # Background work waits until training has ended; people are told at once.
+            eligible = [job for job in self._jobs if job.urgent or not self._training_runs]
+            if not eligible or self._closed:
                 return None
-            job = min(able, key=lambda one: not one.urgent)
-            self._jobs = [one for one in self._jobs if one is not job]
-            return job
+            next_job = min(eligible, key=lambda job: not job.urgent)
+            self._jobs = [job for job in self._jobs if job is not next_job]
+            return next_job
 
-    def _ahead(self, job: Job[Any]) -> int:
-        jobs = self._jobs  # always replaced, never changed, so that reading needs no lock
-        before = jobs[: jobs.index(job)] if job in jobs else []
-        first = [one for one in before if (one.urgent or not job.urgent) and not one.over]
-        return len(first) + (self._running is not None and self._running.urgent)
+    def _count_ahead(self, job: Job[Any]) -> int:
+        queue = self._jobs  # always replaced, never changed, so that reading needs no lock
+        earlier = queue[: queue.index(job)] if job in queue else []
+        ahead = [
+            queued
+            for queued in earlier
+            if (queued.urgent or not job.urgent) and not queued.finished
+        ]
+        return len(ahead) + (self._running is not None and self._running.urgent)
 
-    def _ready(self, job: Job[Any]) -> bool:
-        """Whether the model is loaded for a job, which is told if it is not."""
-        if self._borrowers and self._asked_for(now=True):  # it may have ended since the last look
-            job.fail("training", self._borrowers[0].run)
+    def _ensure_loaded(self, job: Job[Any]) -> bool:
+        """Load the model for a job; returns False, with the job failed, if it cannot be used."""
+        # The training run may have ended since the last poll.
+        if self._training_runs and self._training_wants_gpu(poll_now=True):
+            job.fail("training", self._training_runs[0].run)
             return False
         if self._speaker is not None:
             return True
         if not job.enter("loading"):
             return False
         self._set("loading")
-        self._hold()
-        if self._asked_for(now=True):  # whoever asked before it could see that we hold the card
-            self._release()
-            job.fail("training", self._borrowers[0].run)
+        # Announce first, then look again: a run that asked before it could see the announcement
+        # would not wait for us.
+        self._announce_model()
+        if self._training_wants_gpu(poll_now=True):
+            self._release_gpu()
+            job.fail("training", self._training_runs[0].run)
             return False
         try:
-            self._speaker = self._make()
+            self._speaker = self._load()
         except Exception as error:
-            kind, why = _kind_of(error), str(error)
+            problem, message = _problem_of(error), str(error)
         else:
             self._set("ready")
             return True
-        self._drop("error", why)  # now that no traceback holds on to what was loaded so far
-        job.fail(kind, why)
+        self._unload("error", message)  # here no traceback holds what was loaded so far
+        job.fail(problem, message)
         return False
 
-    def _work(self, job: Job[Any]) -> None:
+    def _run_job(self, job: Job[Any]) -> None:
         if not job.enter("running"):
             return
         with self._changed:
             self._running = job
         problem: Problem = ""
         try:
+            # A job that gave way goes on with the steps it has begun.
             if job.steps is None:
                 assert self._speaker is not None
                 job.steps = job.work(self._speaker, job.stopping)
             for value in job.steps:
                 job.publish(value)
-                if self._asked_for():
+                if self._training_wants_gpu():
                     if job.urgent:
                         job.stopping.set()
                     else:
                         self._requeue(job)
                         return
-                elif not job.urgent and not job.stopping.is_set() and self._somebody_waits():
+                elif not job.urgent and not job.stopping.is_set() and self._urgent_job_waits():
                     self._requeue(job)
                     return
                 if job.stopping.is_set() and not job.urgent:
                     break
             job.enter("stopped" if job.stopping.is_set() else "done")
         except Exception as error:
-            problem = _kind_of(error)
+            problem = _problem_of(error)
             job.fail(problem, str(error))
         finally:
             with self._changed:
                 self._running = None
-            if job.over:
+            if job.finished:
                 job.steps = None
         if problem == "memory":
-            self._drop()
+            self._unload()
 
     def _requeue(self, job: Job[Any]) -> None:
         job.enter("waiting")
         with self._changed:
             self._jobs = [job, *self._jobs]
 
-    def _somebody_waits(self) -> bool:
+    def _urgent_job_waits(self) -> bool:
         with self._changed:
-            return any(job.urgent and not job.over for job in self._jobs)
+            return any(job.urgent and not job.finished for job in self._jobs)
 
-    # --- the card ---------------------------------------------------------------------------------
+    # --- the GPU ----------------------------------------------------------------------------------
 
-    def _asked_for(self, *, now: bool = False) -> bool:
-        """Whether a training run wants the card; looks not at every token."""
-        if now or time.monotonic() - self._looked >= card.POLL_S:
-            self._looked = time.monotonic()
-            found = card.live_notes("ask", self._where)
+    def _training_wants_gpu(self, *, poll_now: bool = False) -> bool:
+        """True while a training run asks for the GPU; polled at intervals, not at every token."""
+        if poll_now or time.monotonic() - self._polled_s >= gpu_lock.LOOK_S:
+            self._polled_s = time.monotonic()
+            training_runs = gpu_lock.notes("ask", self._gpu_folder)
             with self._changed:
-                self._borrowers = found
-                if not found and self._state[0] == "released":
+                self._training_runs = training_runs
+                if not training_runs and self._state[0] == "released":
                     self._state = ("empty", "")
-        return bool(self._borrowers)
+        return bool(self._training_runs)
 
-    def _hold(self) -> None:
-        """Tell training runs that a model is about to be here."""
+    def _announce_model(self) -> None:
+        """Tell training runs that a model is about to be on the GPU."""
         with contextlib.suppress(UserError):  # then they cannot ask; nothing else is lost
-            if self._sign is None:
-                self._sign = card.Notice("app", self.run, self._where)
-            self._sign.publish(holds=True)
+            if self._notice is None:
+                self._notice = gpu_lock.Sign("app", self.run, self._gpu_folder)
+            self._notice.put(holds=True)
 
-    def _release(self) -> None:
-        now: tuple[Kind, str] = ("released", self._borrowers[0].run)
+    def _release_gpu(self) -> None:
+        run = self._training_runs[0].run
         if self._speaker is not None or self._state[0] != "released":
-            self._drop(*now)
+            self._unload("released", run)
         else:
-            self._set(*now)
+            self._set("released", run)
 
-    def _drop(self, kind: Kind = "empty", what: str = "") -> None:
+    def _unload(self, phase: ModelPhase = "empty", detail: str = "") -> None:
         for job in self._jobs:
-            job.steps = None  # it would keep the model; it is begun again
+            job.steps = None  # its steps hold the model; the job begins again
         self._speaker = None
         gc.collect()
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self._set(kind, what)  # before anybody who waits for the card can see that it is free
-        if self._sign is not None:
+        self._set(phase, detail)  # before a run that waits for the GPU can see that it is free
+        if self._notice is not None:
             try:
-                self._sign.publish(holds=False)
-            except UserError:  # a full disk: nobody shall wait for what is not held
-                self._sign.withdraw()
-                self._sign = None
+                self._notice.put(holds=False)
+            except UserError:  # a full disk: no run shall wait for a model that is gone
+                self._notice.down()
+                self._notice = None
 
-    def _set(self, kind: Kind, what: str = "") -> None:
+    def _set(self, phase: ModelPhase, detail: str = "") -> None:
         with self._changed:
-            self._state = (kind, what)
+            self._state = (phase, detail)
 
-    def _load(self) -> Speaker:
+    def _load_run(self) -> Speaker:
         quiet.quiet(self.settings.base)
         from alpaca_rlhf.serving.speaker import Speaker
 
@@ -313,10 +326,10 @@ class Worker:
         return Speaker(self.settings, folders.policies(self.run))
 
 
-def _kind_of(error: Exception) -> Problem:
+def _problem_of(error: Exception) -> Problem:
     if isinstance(error, UserError):
         return "user"
-    if type(error).__name__ == "OutOfMemoryError":  # torch's; torch may not be loaded
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, while torch may not be loaded
         return "memory"
     logger.error("the model's thread: %s", error, exc_info=error)
     return "bug"

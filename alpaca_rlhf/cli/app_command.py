@@ -82,7 +82,7 @@ def run(asked: App, terminal: Terminal) -> int:
     """
     from alpaca_rlhf.app import environment
 
-    environment.own_environment()
+    environment.isolate_environment()
     has_run = folders.holds_run(asked.run)
     home = asked.run if has_run else Path()
     with Store(asked.db or home / DATABASE) as store:
@@ -163,7 +163,7 @@ def _serve(store: Store, asked: App, home: Path, has_run: bool, terminal: Termin
     where = _listen(asked)
     port = where.getsockname()[1]
     address = asked.url or f"http://{_shown(asked.host)}:{port}"
-    from alpaca_rlhf.app import server, session
+    from alpaca_rlhf.app import login_session, server
     from alpaca_rlhf.app.tabs import tabs
 
     worker, shown = tabs(
@@ -172,11 +172,11 @@ def _serve(store: Store, asked: App, home: Path, has_run: bool, terminal: Termin
         _exports(asked, beside, has_run),
         refill=_refill(asked),
     )
-    app = server.make(
+    app = server.build_app(
         store,
-        session.read_secret(asked.secret or beside / _secret_name(file)),
+        login_session.read_secret(asked.secret or beside / _secret_name(file)),
         shown,
-        server.Place(
+        server.Deployment(
             run=str(asked.run) if has_run else "",
             snapshots=(beside / _SNAPSHOTS).absolute(),
             hosts=_hosts(asked),
@@ -195,7 +195,7 @@ def _serve(store: Store, asked: App, home: Path, has_run: bool, terminal: Termin
             webbrowser.open(address)
 
     try:
-        server.serve(app, where, behind_proxy=asked.url is not None, ready=ready)
+        server.serve(app, where, behind_proxy=asked.url is not None, on_ready=ready)
     finally:
         if worker is not None:
             worker.close()
@@ -203,7 +203,7 @@ def _serve(store: Store, asked: App, home: Path, has_run: bool, terminal: Termin
 
 
 def _listen(asked: App) -> socket.socket:
-    from alpaca_rlhf.app.listening import listen
+    from alpaca_rlhf.app.server_socket import listen
 
     return listen(asked.host, asked.port, USUAL_PORT)
 
@@ -246,7 +246,7 @@ def _secret_name(file: Path | None) -> str:
 
 def _exports(asked: App, beside: Path, has_run: bool) -> Any:
     """Where snapshots go, and the command that trains on one."""
-    from alpaca_rlhf.app.data import Exports
+    from alpaca_rlhf.app.data_tab import Exports
 
     ready = (
         has_run

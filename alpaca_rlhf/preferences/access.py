@@ -1,4 +1,4 @@
-"""An open database with the rules and the clock that go with it: what every call stands on."""
+"""An open database with the rules and the clock that every call of the store uses."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from alpaca_rlhf.preferences.assignment import Rules
-from alpaca_rlhf.preferences.database import TRIES, Database, broken_off
+from alpaca_rlhf.preferences.database import MAX_ATTEMPTS, Database, is_retryable
 
 T = TypeVar("T")
 
 
 class Access:
-    """A database, opened; see `Store`."""
+    """An open database; see `Store`."""
 
     def __init__(
         self,
@@ -46,16 +46,17 @@ class Access:
         self.close()
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close the database."""
         self.database.close()
 
     def _write(self, work: Callable[[Session], T]) -> T:
-        for _ in range(TRIES - 1):
+        # PostgreSQL may end a transaction to break a deadlock; it is then simply repeated.
+        for _ in range(MAX_ATTEMPTS - 1):
             try:
                 with self.database.writing() as session:
                     return work(session)
             except OperationalError as error:
-                if not broken_off(error):
+                if not is_retryable(error):
                     raise
         with self.database.writing() as session:
             return work(session)

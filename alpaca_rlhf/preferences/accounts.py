@@ -1,4 +1,4 @@
-"""Annotators, their passwords and roles, as the store shows them."""
+"""Accounts: annotators, their passwords and roles, as the store offers them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from alpaca_rlhf.preferences.schema import Annotator
 
 
 class Accounts(Access):
-    """The part of a `Store` that knows who may sign in."""
+    """The part of a `Store` that holds the accounts."""
 
     def add_annotator(
         self,
@@ -23,12 +23,12 @@ class Accounts(Access):
         lang: str = "en",
         actor: str = "system",
     ) -> int:
-        """Add somebody who may sign in; returns the number.
+        """Add an account; returns its number.
 
         Raises:
-            UserError: The name is taken or cannot be one, or the password is too short.
+            UserError: The name is taken or not allowed, or the password is too short.
         """
-        hashed = people.password_hash(password)  # takes long: not within the transaction
+        hashed = people.password_hash(password)  # slow, so outside the transaction
         try:
             return self._write(
                 lambda session: people.add(
@@ -36,7 +36,9 @@ class Accounts(Access):
                 )
             )
         except IntegrityError:
-            raise UserError(f"{name!r}: there is an annotator of this name already") from None
+            raise UserError(
+                f"{name!r}: there is an annotator of this name; choose another"
+            ) from None
 
     def change_annotator(
         self,
@@ -48,14 +50,15 @@ class Accounts(Access):
         active: bool | None = None,
         actor: str,
     ) -> None:
-        """Change what is given.
+        """Change the columns that are given.
 
         Raises:
-            UserError: The password is too short, nobody has this number, or no admin would be left.
+            UserError: The password is too short, there is no such annotator, or no admin would be
+                left.
         """
         hashed = None if password is None else people.password_hash(password)
-        given = {"password_hash": hashed, "role": role, "lang": lang, "active": active}
-        changes = {key: value for key, value in given.items() if value is not None}
+        columns = {"password_hash": hashed, "role": role, "lang": lang, "active": active}
+        changes = {key: value for key, value in columns.items() if value is not None}
         self._write(
             lambda session: people.change(
                 session, annotator, changes, actor=actor, now_ms=self._now()
@@ -63,37 +66,37 @@ class Accounts(Access):
         )
 
     def sign_in(self, name: str, password: str) -> Account | None:
-        """Whose name and password these are; None if they are nobody's."""
+        """The account with this name and password; None if there is none."""
         with self.database.reading() as session:
-            found, hashed = people.found(session, name)
-        return found if passwords.matches(password, hashed) else None
+            account, hashed = people.find_with_hash(session, name)
+        return account if passwords.matches(password, hashed) else None
 
     def any_accounts(self) -> bool:
-        """Whether anybody may sign in."""
+        """True if anybody may sign in."""
         with self.database.reading() as session:
             return people.any_accounts(session)
 
     def local(self, name: str = "local") -> Account:
-        """Who works on an app without accounts: an admin without a password, made if absent.
+        """The admin of an app without accounts, who has no password; added if absent.
 
         Raises:
-            UserError: Somebody who signs in has this name.
+            UserError: An account with a password has this name.
         """
         return self._write(lambda session: people.local(session, name, now_ms=self._now()))
 
     def stamped(self, annotator: int) -> tuple[Account, str] | None:
-        """An account, and what is another one once its password was changed.
+        """An account and its stamp, which changes with the password.
 
-        None if they may not sign in (any more).
+        None if it may not sign in (any more).
         """
         with self.database.reading() as session:
-            who = session.get(Annotator, annotator)
-            if who is None or not who.active or not who.password_hash:
+            row = session.get(Annotator, annotator)
+            if row is None or not row.active or not row.password_hash:
                 return None
-            return people.account(who), people.stamp(who)
+            return people.account(row), people.stamp(row)
 
     def account(self, annotator: int) -> Account | None:
-        """Somebody by number; None if they may not sign in (any more)."""
+        """The account of a number; None if it may not sign in (any more)."""
         with self.database.reading() as session:
-            who = session.get(Annotator, annotator)
-            return people.account(who) if who is not None and who.active else None
+            row = session.get(Annotator, annotator)
+            return people.account(row) if row is not None and row.active else None

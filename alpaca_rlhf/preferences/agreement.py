@@ -1,6 +1,7 @@
-"""How far annotators agree: Krippendorff's alpha for ordinal values, and Kendall's tau-b.
+"""Agreement of annotators: Krippendorff's alpha for ordinal values, and Kendall's tau-b.
 
-Both are None below `FEWEST` overlaps: a figure from a handful of tasks says nothing and is quoted.
+Both are None below `MIN_OVERLAPS` overlaps: a figure from a handful of tasks means nothing, and
+would be quoted all the same.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-FEWEST = 30
+MIN_OVERLAPS = 30
 """Overlapping tasks below which no figure is shown."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Figures over the tasks that two or more have ranked."""
+    """Agreement over the tasks that two or more annotators have ranked."""
 
     n: int
     """Overlapping tasks."""
@@ -28,9 +29,9 @@ class Agreement:
 
 
 def agreement(tasks: Iterable[Sequence[Sequence[Sequence[str]]]]) -> Agreement:
-    """Alpha and tau-b of tasks, each given as the orders (tiers) that were made of it.
+    """Alpha and tau-b of tasks, each given as the orders (tiers) that annotators gave it.
 
-    A unit of alpha is a completion, its values are the ranks that it got, ties at their middle.
+    A unit of alpha is a completion; its values are the ranks it got, ties at their midrank.
     Tasks with fewer than two orders do not count.
     """
     units: list[list[float]] = []
@@ -40,43 +41,47 @@ def agreement(tasks: Iterable[Sequence[Sequence[Sequence[str]]]]) -> Agreement:
         if len(orders) < 2:
             continue
         n += 1
-        ranks = [middle_ranks(order) for order in orders]
-        ids = sorted(ranks[0])
-        units += [[own[one] for own in ranks] for one in ids]
-        for a, b in combinations(ranks, 2):
-            tau = kendall_tau_b([a[one] for one in ids], [b[one] for one in ids])
+        ranks_by_order = [midranks(order) for order in orders]
+        ids = sorted(ranks_by_order[0])
+        units += [[ranks[completion_id] for ranks in ranks_by_order] for completion_id in ids]
+        for first, second in combinations(ranks_by_order, 2):
+            tau = kendall_tau_b(
+                [first[completion_id] for completion_id in ids],
+                [second[completion_id] for completion_id in ids],
+            )
             if tau is not None:
                 taus.append(tau)
-    if n < FEWEST:
+    if n < MIN_OVERLAPS:
         return Agreement(n, None, None)
     return Agreement(n, krippendorff_alpha(units), sum(taus) / len(taus) if taus else None)
 
 
-def middle_ranks(tiers: Sequence[Sequence[str]]) -> Mapping[str, float]:
-    """The rank of each completion, 1 the best; ties share the middle of the ranks they take up."""
+def midranks(tiers: Sequence[Sequence[str]]) -> Mapping[str, float]:
+    """The rank of each completion, 1 the best; ties share the mean of the ranks they take up."""
     ranks: dict[str, float] = {}
-    before = 0
+    n_better = 0
     for tier in tiers:
-        for one in tier:
-            ranks[one] = before + (len(tier) + 1) / 2
-        before += len(tier)
+        for completion_id in tier:
+            ranks[completion_id] = n_better + (len(tier) + 1) / 2
+        n_better += len(tier)
     return ranks
 
 
 def krippendorff_alpha(units: Iterable[Sequence[float]]) -> float | None:
     """Krippendorff's alpha with the ordinal metric.
 
-    1 - D_o / D_e over the coincidences of values, where the distance of two values is the square
-    of how many values lie from the one to the other, half of each end counted
+    1 - D_o / D_e over the coincidences of values, where the distance of two values is the squared
+    number of values from one to the other, with half of each end counted
     (K. Krippendorff, Computing Krippendorff's Alpha-Reliability, 2011).
 
     Args:
-        units: For each unit the values it was given, gaps left out. Units with fewer than two
-            values have nothing to compare.
+        units: The values of each unit, gaps left out. Units with fewer than two values do not
+            count.
 
     Returns:
         At most 1, or None where fewer than two different values were given.
     """
+    # 1. Coincidences: the pairs of values within a unit, each unit weighted by its values.
     coincidences: dict[tuple[float, float], float] = defaultdict(float)
     for values in units:
         if len(values) < 2:
@@ -88,12 +93,14 @@ def krippendorff_alpha(units: Iterable[Sequence[float]]) -> float | None:
     totals: dict[float, float] = defaultdict(float)
     for (a, _), weight in coincidences.items():
         totals[a] += weight
+    # 2. Each level's place on the ordinal scale: the middle of its values.
     levels = sorted(totals)
     below = 0.0
     middle = {}
     for level in levels:
         middle[level] = below + totals[level] / 2
         below += totals[level]
+    # 3. Observed and expected disagreement.
     observed = sum(w * (middle[a] - middle[b]) ** 2 for (a, b), w in coincidences.items())
     expected = sum(
         2 * totals[a] * totals[b] * (middle[a] - middle[b]) ** 2 for a, b in combinations(levels, 2)
@@ -104,24 +111,24 @@ def krippendorff_alpha(units: Iterable[Sequence[float]]) -> float | None:
 
 
 def kendall_tau_b(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Kendall's tau-b: pairs in the same order less pairs turned round, with ties taken out.
+    """Kendall's tau-b: concordant minus discordant pairs, corrected for ties.
 
-    Divided by the geometric mean of the pairs untied in the one and untied in the other
+    Divided by the geometric mean of the numbers of pairs untied in either sequence
     (M. G. Kendall, The treatment of ties in ranking problems, Biometrika 33, 1945).
 
     Args:
-        first: Values of some things.
-        second: Other values of the same things, in the same order.
+        first: Values of some objects.
+        second: Other values of the same objects, in the same order.
 
     Returns:
-        In [-1, 1], or None where all values of one side tie.
+        In [-1, 1], or None if all values of one sequence tie.
 
     Raises:
         ValueError: The two have different lengths.
     """
     difference = untied_first = untied_second = 0
-    things = list(zip(first, second, strict=True))
-    for (a, b), (c, d) in combinations(things, 2):
+    pairs = list(zip(first, second, strict=True))
+    for (a, b), (c, d) in combinations(pairs, 2):
         x, y = (a > c) - (a < c), (b > d) - (b < d)
         difference += x * y
         untied_first += x != 0

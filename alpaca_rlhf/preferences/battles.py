@@ -1,4 +1,4 @@
-"""Two answers side by side: the server draws the sides, and a vote is final."""
+"""Battles: two answers side by side on random sides, and a vote that is final."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from alpaca_rlhf.preferences.schema import Battle
 
 Vote = Literal["left", "right", "tie", "both_bad"]
 VOTES: tuple[Vote, ...] = ("left", "right", "tie", "both_bad")
-_SURE = 1.959963984540054
-"""Standard deviations of a 95 % interval."""
+_Z95 = 1.959963984540054
+"""Standard deviations of a 95% interval."""
 
 
 @dataclass(frozen=True)
 class Pairing:
-    """What an annotator sees: nothing says which policy wrote which."""
+    """The answers as an annotator sees them: nothing tells which policy wrote which."""
 
     round: str
-    """Names it in a vote."""
+    """Id of the round, which a vote names."""
     left: str
     """The text on the left."""
     right: str
@@ -36,12 +36,12 @@ class Pairing:
 
 @dataclass(frozen=True)
 class Revealed:
-    """What is shown after the vote."""
+    """The policies behind a round, shown after the vote."""
 
     vote: Vote
-    """The vote that was kept: the first."""
+    """The vote that counts: the first one."""
     already: bool
-    """Whether it had been kept before; then nothing was changed."""
+    """True if a vote had been saved before; then nothing was changed."""
     left: str
     """The policy on the left."""
     right: str
@@ -49,31 +49,31 @@ class Revealed:
 
 
 @dataclass(frozen=True)
-class Score:
-    """All votes between two policies."""
+class VoteCounts:
+    """Blind votes between two policies."""
 
     first: str
-    """One policy, the earlier by name."""
+    """The policy that is first by name."""
     second: str
-    """The other."""
+    """The other policy."""
     wins: int
     """Votes for the first."""
     losses: int
     """Votes for the second."""
     ties: int
-    """Ties, and both bad."""
+    """Ties and votes for "both bad"."""
 
     @property
     def rate(self) -> tuple[float, float, float]:
-        """Win rate of the first policy with the ends of its 95 % interval.
+        """Win rate of the first policy, with both ends of its 95% interval.
 
-        A tie counts one half, which makes the interval wider than it need be, never narrower.
+        A tie counts one half, which can only make the interval too wide, never too narrow.
         Source: Wilson, JASA 22 (1927).
         """
         n = self.wins + self.losses + self.ties
-        share, z2 = (self.wins + self.ties / 2) / n, _SURE**2
+        share, z2 = (self.wins + self.ties / 2) / n, _Z95**2
         middle = (share + z2 / (2 * n)) / (1 + z2 / n)
-        half = _SURE * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+        half = _Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
         return share, max(0.0, middle - half), min(1.0, middle + half)
 
 
@@ -91,69 +91,69 @@ def begin(
     Raises:
         Refused: `unknown`: the prompt or a completion has not been added.
     """
-    number = session.scalar(select(schema.Prompt.id).where(schema.Prompt.key == prompt))
+    prompt_id = session.scalar(select(schema.Prompt.id).where(schema.Prompt.key == prompt))
     table = schema.Completion
     sides = rng.sample(answers, 2)
-    found = [
+    left_row, right_row = (
         session.execute(
-            select(table.id, table.text).where(table.key == key, table.prompt_id == number)
+            select(table.id, table.text).where(table.key == key, table.prompt_id == prompt_id)
         ).first()
         for _, key in sides
-    ]
-    left, right = found
-    if left is None or right is None:
+    )
+    if left_row is None or right_row is None:
         raise Refused("unknown", "these answers have not been added")
     row = {
         "round": uuid.uuid4().hex,
         "annotator_id": annotator_id,
-        "prompt_id": number,
-        "left_id": left.id,
-        "right_id": right.id,
+        "prompt_id": prompt_id,
+        "left_id": left_row.id,
+        "right_id": right_row.id,
         "left_policy": sides[0][0],
         "right_policy": sides[1][0],
         "blind": True,
         "created_ms": now_ms,
     }
     session.execute(insert(Battle).values(row))
-    return Pairing(str(row["round"]), left.text, right.text)
+    return Pairing(str(row["round"]), left_row.text, right_row.text)
 
 
 def vote(
-    session: Session, round_: str, annotator_id: int, given: Vote, *, blind: bool, now_ms: int
+    session: Session, round_: str, annotator_id: int, vote: Vote, *, blind: bool, now_ms: int
 ) -> Revealed:
-    """Keep a vote, unless one was kept before; then tell the policies.
+    """Save a vote, unless one was saved before, and reveal the policies.
 
     Raises:
         Refused: `unknown`, `not_yours` or `bad_value`.
     """
-    if given not in VOTES:
-        raise Refused("bad_value", f"a vote is one of {', '.join(VOTES)}")
-    one = session.scalar(select(Battle).where(Battle.round == round_).with_for_update())
-    if one is None:
+    if vote not in VOTES:
+        raise Refused("bad_value", f"a vote must be one of {', '.join(VOTES)}")
+    battle = session.scalar(select(Battle).where(Battle.round == round_).with_for_update())
+    if battle is None:
         raise Refused("unknown", "there is no such round")
-    if one.annotator_id != annotator_id:
-        raise Refused("not_yours", "this round was given to somebody else")
-    if one.vote is not None:
-        return Revealed(one.vote, True, one.left_policy, one.right_policy)  # type: ignore[arg-type]
+    if battle.annotator_id != annotator_id:
+        raise Refused("not_yours", "this round belongs to somebody else")
+    if battle.vote is not None:
+        return Revealed(battle.vote, True, battle.left_policy, battle.right_policy)  # type: ignore[arg-type]
     session.execute(
-        update(Battle).where(Battle.id == one.id).values(vote=given, blind=blind, voted_ms=now_ms)
+        update(Battle).where(Battle.id == battle.id).values(vote=vote, blind=blind, voted_ms=now_ms)
     )
-    actor, entity = f"annotator:{annotator_id}", f"battle:{one.id}"
-    note(session, now_ms, actor, "vote", entity, after={"vote": given, "blind": blind})
-    return Revealed(given, False, one.left_policy, one.right_policy)
+    actor, entity = f"annotator:{annotator_id}", f"battle:{battle.id}"
+    note(session, now_ms, actor, "vote", entity, after={"vote": vote, "blind": blind})
+    return Revealed(vote, False, battle.left_policy, battle.right_policy)
 
 
-def scores(session: Session) -> list[Score]:
-    """All blind votes, a row for each two policies."""
-    found = session.execute(
+def scores(session: Session) -> list[VoteCounts]:
+    """The blind votes of each pair of policies."""
+    rows = session.execute(
         select(Battle.left_policy, Battle.right_policy, Battle.vote, func.count())
         .where(Battle.vote.is_not(None), Battle.blind)
         .group_by(Battle.left_policy, Battle.right_policy, Battle.vote)
     )
-    sums: dict[tuple[str, str], list[int]] = {}
-    for left, right, given, n in found:
-        first, second = sorted((left, right))
-        own = sums.setdefault((first, second), [0, 0, 0])
-        winner = {"left": left, "right": right}.get(str(given))
-        own[2 if winner is None else int(winner == second and first != second)] += n
-    return [Score(*names, *own) for names, own in sorted(sums.items())]
+    # Both ways round go into one row: wins of the first by name, its losses, ties.
+    counts_by_pair: dict[tuple[str, str], list[int]] = {}
+    for left_policy, right_policy, side, n in rows:
+        first, second = sorted((left_policy, right_policy))
+        counts = counts_by_pair.setdefault((first, second), [0, 0, 0])
+        winner = {"left": left_policy, "right": right_policy}.get(str(side))
+        counts[2 if winner is None else int(winner == second and first != second)] += n
+    return [VoteCounts(*policies, *counts) for policies, counts in sorted(counts_by_pair.items())]

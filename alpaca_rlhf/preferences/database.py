@@ -24,49 +24,51 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import is_full
 
 BUSY_MS = 30_000
-"""How long a writer waits for another process before SQLite gives up."""
+"""Milliseconds that a writer waits for another process before SQLite gives up."""
 CONNECTIONS = 50
 """Connections open at once; PostgreSQL allows 100 unless told otherwise."""
-TRIES = 5
-"""How often PostgreSQL is asked again where it broke off a transaction to end a deadlock."""
+MAX_ATTEMPTS = 5
+"""Attempts at a transaction that PostgreSQL ends to break a deadlock."""
 
-_ASK_AGAIN = ("40001", "40P01")
+_RETRYABLE_SQLSTATES = ("40001", "40P01")
 _MIGRATION_LOCK = 0x616C7061
 
 
 class DiskFull(UserError):
-    """A change was not saved; what was saved before is untouched."""
+    """A change was not saved; earlier ones are untouched."""
 
 
 class Database:
-    """A database that has been opened and migrated. Use it from any thread.
+    """An open, migrated database, for any thread.
 
     Args:
-        where: A file, made if absent, or a URL `postgresql+psycopg://user@host/name`.
+        where: A file, created if absent, or a URL `postgresql+psycopg://user@host/name`.
 
     Raises:
-        UserError: It cannot be opened, is no such database, or was made by a newer version.
+        UserError: It could not be opened, holds something else, or was made by a newer version.
     """
 
     def __init__(self, where: str | Path) -> None:
         self.url = _url(where)
         self.file = _file(self.url)
-        # SQLite lets one writer in at a time, and those that wait sleep and try: some for seconds.
+        # SQLite lets one writer in at a time; the others sleep and retry, some of them for seconds.
         # Threads of this process take turns; BEGIN IMMEDIATE still keeps out other processes.
-        self._turns = _Turns() if self._is_sqlite else None
+        self._fair_lock = _FairLock() if self._is_sqlite else None
         self._engine = _engine(self.url)
         try:
             _migrate(self._engine, self.file)
         except DBAPIError as error:
             self.close()
-            raise UserError(f"--db {self.shown}: cannot be opened ({_first_line(error)})") from None
+            raise UserError(
+                f"--db {self.shown}: could not be opened ({_first_line(error)})"
+            ) from None
         except BaseException:
             self.close()
             raise
 
     @property
     def shown(self) -> str:
-        """Its name, without a password."""
+        """Its name for messages, without a password."""
         return str(self.file) if self.file else self.url.render_as_string(hide_password=True)
 
     @property
@@ -80,10 +82,10 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
-        """A transaction that writes, on the disk once the block has ended; an error undoes it.
+        """A write transaction, on the disk once the block has ended; an error rolls it back.
 
         Raises:
-            DiskFull: Nothing of it was saved.
+            DiskFull: None of it was saved.
         """
         try:
             with self._transaction() as session:
@@ -98,18 +100,18 @@ class Database:
 
     @contextmanager
     def _transaction(self) -> Iterator[Session]:
-        if self._turns is None:
+        if self._fair_lock is None:
             with Session(self._engine, expire_on_commit=False) as session, session.begin():
                 yield session
             return
-        with self._turns.next():
+        with self._fair_lock.hold():
             engine = self._engine.execution_options(begin="BEGIN IMMEDIATE")
             with Session(engine, expire_on_commit=False) as session, session.begin():
                 yield session
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
-        """A transaction that sees one state of everything, and that no writer waits for."""
+        """A read transaction that sees one consistent state; no writer waits for it."""
         engine = self._engine
         if not self._is_sqlite:
             engine = engine.execution_options(
@@ -119,46 +121,45 @@ class Database:
             yield session
 
     def close(self) -> None:
-        """Let go of all connections."""
+        """Close all connections."""
         self._engine.dispose()
 
 
-def broken_off(error: Exception) -> bool:
-    """Whether PostgreSQL ended a transaction that may simply be done again."""
-    return (
-        isinstance(error, OperationalError) and getattr(error.orig, "sqlstate", None) in _ASK_AGAIN
-    )
+def is_retryable(error: Exception) -> bool:
+    """True if PostgreSQL ended a transaction that may simply be repeated."""
+    sqlstate = getattr(getattr(error, "orig", None), "sqlstate", None)
+    return isinstance(error, OperationalError) and sqlstate in _RETRYABLE_SQLSTATES
 
 
-class _Turns:
-    """A lock that is given to those who wait in the order in which they came."""
+class _FairLock:
+    """A lock that goes to waiting threads in the order in which they came."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
-        self._taken = False
+        self._held = False
         self._waiting: deque[threading.Event] = deque()
 
     @contextmanager
-    def next(self) -> Iterator[None]:
-        """Wait for one's turn."""
-        mine = threading.Event()
+    def hold(self) -> Iterator[None]:
+        """Wait for the lock and hold it."""
+        turn = threading.Event()
         with self._guard:
-            if self._taken:
-                self._waiting.append(mine)
+            if self._held:
+                self._waiting.append(turn)
             else:
-                self._taken = True
-                mine.set()
+                self._held = True
+                turn.set()
         try:
-            mine.wait()
+            turn.wait()
             yield
         finally:
             with self._guard:
-                if not mine.is_set():  # interrupted while it waited
-                    self._waiting.remove(mine)
+                if not turn.is_set():  # interrupted while it waited
+                    self._waiting.remove(turn)
                 elif self._waiting:
                     self._waiting.popleft().set()
                 else:
-                    self._taken = False
+                    self._held = False
 
 
 def _url(where: str | Path) -> URL:
@@ -172,9 +173,9 @@ def _url(where: str | Path) -> URL:
                 "postgresql+psycopg://user@host/name"
             )
         url.get_dialect().import_dbapi()
-    except (ArgumentError, NoSuchModuleError, ValueError):  # their words may hold a password
+    except (ArgumentError, NoSuchModuleError, ValueError):  # these errors may quote a password
         raise UserError(
-            "--db: is not a URL that can be read; write postgresql+psycopg://user@host/name"
+            "--db: is not a valid database URL; write postgresql+psycopg://user@host/name"
         ) from None
     except ImportError as error:
         raise UserError(
@@ -188,12 +189,12 @@ def _file(url: URL) -> Path | None:
     if url.get_backend_name() != "sqlite":
         return None
     if not url.database or url.database == ":memory:":
-        raise UserError("--db: a database in memory would lose rankings; give a file")
+        raise UserError("--db: a database in memory would lose all rankings; give a file")
     file = Path(url.database)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--db {file}: cannot be made ({error.strerror})") from None
+        raise UserError(f"--db {file}: could not be created ({error.strerror})") from None
     return file
 
 
@@ -205,7 +206,7 @@ def _engine(url: URL) -> Engine:
 
     @event.listens_for(engine, "connect")
     def prepare(connection: sqlite3.Connection, _: object) -> None:
-        connection.isolation_level = None  # transactions begin where `begin` below says so
+        connection.isolation_level = None  # `begin` below starts every transaction
         for name, value in (
             ("busy_timeout", BUSY_MS),
             ("journal_mode", "WAL"),
@@ -217,7 +218,7 @@ def _engine(url: URL) -> Engine:
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
         # Upgrading a reader to a writer fails at once, whatever the busy timeout, if another wrote
-        # in between: who will write says so at the start.
+        # in between: a writer says so at the start.
         connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
 
     return engine
@@ -230,20 +231,23 @@ def _migrate(engine: Engine, file: Path | None) -> None:
     newest = script.get_current_head()
     begin = "BEGIN IMMEDIATE" if file else ""
     with engine.execution_options(begin=begin).begin() as connection:
-        if file is None:  # one process migrates, the others wait and find it done
+        # 1. One process migrates; the others wait and find it done.
+        if file is None:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
         current = MigrationContext.configure(connection).get_current_revision()
         if current == newest:
             return
+        # 2. Refuse a database of a newer version, or of something else.
         name = file or engine.url.render_as_string()
-        known = {one.revision for one in script.walk_revisions()}
-        if current is not None and current not in known:
+        known_revisions = {revision.revision for revision in script.walk_revisions()}
+        if current is not None and current not in known_revisions:
             raise UserError(
                 f"--db {name}: was made by a newer version of alpaca-rlhf (schema {current}, this "
                 f"one knows up to {newest}); update alpaca-rlhf, or use another file"
             )
         if current is None and engine.dialect.get_table_names(connection):
             raise UserError(f"--db {name}: holds something else; use another file or database")
+        # 3. Back up, then upgrade.
         if file is not None and current is not None:
             _back_up(file, file.with_name(f"{file.name}.schema-{current}-{time.time_ns()}.bak"))
 
@@ -256,7 +260,7 @@ def _migrate(engine: Engine, file: Path | None) -> None:
 
 
 def _back_up(file: Path, copy: Path) -> None:
-    """Copy a database that a transaction of ours keeps still, and wait until the disk has it."""
+    """Copy a database that our open transaction keeps unchanged, and wait for the disk."""
     with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(copy)) as target:
         target.execute("PRAGMA synchronous = FULL")
         source.backup(target)

@@ -1,4 +1,4 @@
-"""Who may sign in: names, passwords and roles."""
+"""The rows of the accounts: names, passwords and roles."""
 
 from __future__ import annotations
 
@@ -17,25 +17,23 @@ from alpaca_rlhf.preferences.rankings import JUDGE
 from alpaca_rlhf.preferences.schema import Annotator
 
 Role = Literal["annotator", "admin"]
-MOST_NAME = 80
-"""Characters of a name."""
-FEWEST_PASSWORD = 8
-"""Characters of a password."""
-
+MAX_NAME_CHARS = 80
+MIN_PASSWORD_CHARS, MAX_PASSWORD_CHARS = 8, 1000
+"""Characters of a password; the forms take no more."""
 
 _MAY_SIGN_IN = (Annotator.active, Annotator.password_hash != "")
 
 
 @dataclass(frozen=True)
 class Account:
-    """Somebody who may sign in."""
+    """An account."""
 
     id: int
-    """Number, which the other calls take."""
+    """Number, which other calls take."""
     name: str
     """Name."""
     role: Role
-    """What they may do."""
+    """Their rights."""
     lang: str
     """Language of the app, `en` or `zh-CN`."""
 
@@ -50,73 +48,76 @@ def add(
     actor: str,
     now_ms: int,
 ) -> int:
-    """Add somebody; returns the number.
+    """Add an account; returns its number.
 
     Raises:
         UserError: The name is taken, empty, too long, or a judge's.
     """
     name = clean(name).strip()
-    if not 0 < len(name) <= MOST_NAME or name.startswith(JUDGE):
+    if not 0 < len(name) <= MAX_NAME_CHARS or name.startswith(JUDGE):
         raise UserError(
-            f"{name[:MOST_NAME]!r}: a name has 1 to {MOST_NAME} characters and does not begin "
-            f"with {JUDGE!r}"
+            f"{name[:MAX_NAME_CHARS]!r}: a name has 1 to {MAX_NAME_CHARS} characters and does not "
+            f"begin with {JUDGE!r}"
         )
     if session.scalar(select(Annotator.id).where(Annotator.name == name)) is not None:
         raise UserError(f"{name!r}: there is an annotator of this name; choose another")
     row = {"name": name, "password_hash": password_hash, "role": role, "lang": lang}
     row |= {"active": True, "created_ms": now_ms}  # type: ignore[dict-item]
-    number = session.execute(insert(Annotator).values(row).returning(Annotator.id)).scalar_one()
-    entity = f"annotator:{number}"
+    annotator_id = session.execute(
+        insert(Annotator).values(row).returning(Annotator.id)
+    ).scalar_one()
+    entity = f"annotator:{annotator_id}"
     note(session, now_ms, actor, "add", entity, after={"name": name, "role": role})
-    return number
+    return annotator_id
 
 
 def change(
     session: Session, annotator_id: int, changes: dict[str, Any], *, actor: str, now_ms: int
 ) -> None:
-    """Change columns of somebody; the audit has them, without the password.
+    """Change columns of an account; the audit log records them, without the password.
 
     Raises:
         UserError: There is no such annotator, or no admin would be left.
     """
-    who = session.get(Annotator, annotator_id, with_for_update=True)
-    if who is None:
-        raise UserError(f"annotator {annotator_id}: there is none")
-    before = {key: getattr(who, key) for key in changes if key != "password_hash"}
+    row = session.get(Annotator, annotator_id, with_for_update=True)
+    if row is None:
+        raise UserError(f"there is no annotator {annotator_id}")
+    before = {key: getattr(row, key) for key in changes if key != "password_hash"}
     for key, value in changes.items():
-        setattr(who, key, value)
+        setattr(row, key, value)
     session.flush()
     admins = select(Annotator.id).where(Annotator.role == "admin", *_MAY_SIGN_IN).limit(1)
-    if before.get("role") == "admin" or ("active" in before and who.role == "admin"):
+    # An admin who can sign in must remain, or nobody could add one again.
+    if before.get("role") == "admin" or ("active" in before and row.role == "admin"):
         if session.scalar(admins) is None:
-            raise UserError(f"{who.name!r}: is the last admin; make another one first")
+            raise UserError(f"{row.name!r} is the last admin; make another one first")
     after = {key: value if key != "password_hash" else "changed" for key, value in changes.items()}
-    note(session, now_ms, actor, "change", f"annotator:{who.id}", before=before, after=after)
+    note(session, now_ms, actor, "change", f"annotator:{row.id}", before=before, after=after)
 
 
 def any_accounts(session: Session) -> bool:
-    """Whether anybody may sign in."""
+    """True if anybody may sign in."""
     return session.scalar(select(Annotator.id).where(*_MAY_SIGN_IN).limit(1)) is not None
 
 
 def local(session: Session, name: str, *, now_ms: int) -> Account:
-    """Who works on an app without accounts: an admin who has no password, made if absent.
+    """The admin of an app without accounts, who has no password; added if absent.
 
     Raises:
-        UserError: Somebody who signs in has this name.
+        UserError: An account with a password has this name.
     """
-    who = session.scalar(select(Annotator).where(Annotator.name == name))
-    if who is None:
-        number = add(session, name, "", "admin", "en", actor="system", now_ms=now_ms)
-        return Account(number, name, "admin", "en")
-    if who.password_hash:
-        raise UserError(f"{name!r}: is somebody who signs in")
-    return account(who)
+    row = session.scalar(select(Annotator).where(Annotator.name == name))
+    if row is None:
+        annotator_id = add(session, name, "", "admin", "en", actor="system", now_ms=now_ms)
+        return Account(annotator_id, name, "admin", "en")
+    if row.password_hash:
+        raise UserError(f"{name!r} is an account that signs in with a password")
+    return account(row)
 
 
-def stamp(who: Annotator) -> str:
-    """What is another one once the password was changed, and tells nothing of it."""
-    return hashlib.sha256(f"{who.id} {who.password_hash}".encode()).hexdigest()
+def stamp(row: Annotator) -> str:
+    """A digest that changes with the password and reveals nothing of it."""
+    return hashlib.sha256(f"{row.id} {row.password_hash}".encode()).hexdigest()
 
 
 def password_hash(password: str) -> str:
@@ -125,19 +126,19 @@ def password_hash(password: str) -> str:
     Raises:
         UserError: It is too short.
     """
-    if len(password) < FEWEST_PASSWORD:
-        raise UserError(f"the password is too short: give {FEWEST_PASSWORD} characters or more")
+    if len(password) < MIN_PASSWORD_CHARS:
+        raise UserError(f"the password is too short: give {MIN_PASSWORD_CHARS} characters or more")
     return passwords.hashed(password)
 
 
-def found(session: Session, name: str) -> tuple[Account | None, str]:
-    """Somebody who may sign in, and the hash of the password, empty if there is no such name."""
-    who = session.scalar(select(Annotator).where(Annotator.name == clean(name).strip()))
-    if who is None or not who.active:
+def find_with_hash(session: Session, name: str) -> tuple[Account | None, str]:
+    """An active account and the hash of its password; None and empty if there is none."""
+    row = session.scalar(select(Annotator).where(Annotator.name == clean(name).strip()))
+    if row is None or not row.active:
         return None, ""
-    return account(who), who.password_hash
+    return account(row), row.password_hash
 
 
-def account(who: Annotator) -> Account:
+def account(row: Annotator) -> Account:
     """A row as an account."""
-    return Account(who.id, who.name, "admin" if who.role == "admin" else "annotator", who.lang)
+    return Account(row.id, row.name, "admin" if row.role == "admin" else "annotator", row.lang)

@@ -337,7 +337,7 @@ class Store(Accounts):
             )
         )
 
-    def scores(self) -> list[battles.Score]:
+    def scores(self) -> list[battles.VoteCounts]:
         """All blind votes, a row for each two policies."""
         with self.database.reading() as session:
             return battles.scores(session)
@@ -354,7 +354,7 @@ class Store(Accounts):
         with self.database.reading() as session:
             return tab.figures(session, self._now())
 
-    def flagged(self, *, before: int | None = None, n: int = 50) -> list[tab.Flagged]:
+    def flagged(self, *, before: int | None = None, n: int = 50) -> list[tab.OpenFlag]:
         """The newest flags, or those before a number."""
         with self.database.reading() as session:
             return tab.flagged(session, before=before, n=n)

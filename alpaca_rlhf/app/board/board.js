@@ -2,7 +2,7 @@
 // Whatever a model or a person wrote becomes a text node here, and nothing else.
 "use strict";
 
-const WORDS = props.words;
+const TEXTS = props.texts;
 const COMMAND = /Mac|iPhone|iPad/.test(navigator.platform) ? "⌘" : "Ctrl";
 const LETTERS = "ABCDEFGHI";
 const DRAG_FROM_PX = 8;
@@ -16,30 +16,31 @@ const root = element.querySelector(".rank");
 let language = (navigator.language || "en").toLowerCase().startsWith("zh") ? "zh-CN" : "en";
 let annotator = null; // number, known from the first reply
 let task = null; // what is on screen
-let ahead = []; // tasks that were fetched before they are needed
-let draft = null; // what the annotator has said of `task` so far
-let locked = true; // while the server is asked for something that changes the task
-let last = []; // what was submitted, newest last, for the undo
+let ahead = []; // prefetched tasks
+let draft = null; // the annotator's unsaved verdict on `task`
+let locked = true; // while a request that changes the task is under way
+let last = []; // submitted verdicts, newest last, for the undo
 let renewed = 0;
 let progressKnown = null;
 let ui = {};
 
-// --- small things ---------------------------------------------------------------------------
+// --- helpers ---------------------------------------------------------------------------
 
 function w(key, values = {}) {
-  const text = WORDS[language][key];
-  return text.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole));
+  const text = TEXTS[language][key];
+  return text.replace(/\{(\w+)\}/g, (placeholder, name) =>
+    name in values ? String(values[name]) : placeholder);
 }
 
 function make(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
+  const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
-    else if (value === true) made.setAttribute(name, "");
-    else if (value !== false && value !== null) made.setAttribute(name, value);
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (value === true) node.setAttribute(name, "");
+    else if (value !== false && value !== null) node.setAttribute(name, value);
   }
-  made.append(...children.filter((child) => child !== null));
-  return made;
+  node.append(...children.filter((child) => child !== null));
+  return node;
 }
 
 function button(kind, text, onclick, attributes = {}) {
@@ -50,7 +51,7 @@ function sleep(ms) {
   return new Promise((done) => setTimeout(done, ms));
 }
 
-const kept = {
+const storage = {
   get(key) {
     try {
       return JSON.parse(localStorage.getItem(key));
@@ -86,7 +87,7 @@ const kept = {
 const flat = (tiers) => tiers.flat();
 const tierOf = (tiers, id) => tiers.findIndex((tier) => tier.includes(id));
 const without = (tiers, id) =>
-  tiers.map((tier) => tier.filter((one) => one !== id)).filter((tier) => tier.length);
+  tiers.map((tier) => tier.filter((other) => other !== id)).filter((tier) => tier.length);
 
 /** `id` at a place, which is a number of a tier, alone. */
 function placed(tiers, id, place) {
@@ -116,7 +117,7 @@ function tied(tiers, id) {
     return rest;
   }
   if (at === 0) return tiers;
-  const joined = tiers.map((tier) => tier.filter((one) => one !== id));
+  const joined = tiers.map((tier) => tier.filter((other) => other !== id));
   joined[at - 1] = [...joined[at - 1], id];
   return joined.filter((tier) => tier.length);
 }
@@ -140,35 +141,35 @@ function dropped(tiers, id, index) {
   return [...rest, [id]];
 }
 
-// --- drafts: what is not on the server yet lies in the browser ---------------------------------
+// --- drafts: work that is not on the server yet is kept in the browser ---------------------------------
 
-const draftKey = (one) => `${DRAFTS}${annotator}.${one.id}.${one.revision}`;
+const draftKey = (aTask) => `${DRAFTS}${annotator}.${aTask.id}.${aTask.revision}`;
 const lastKey = () => `alpaca.rank.last.${annotator}`;
 
-/** A draft of a task; of one that was taken back, with what was said `before`. */
-function fresh(one, before) {
+/** A new draft of a task; after an undo with the comment and the like of `before`. */
+function newDraft(aTask, before) {
   return {
-    tiers: one.tiers.length ? one.tiers : one.answers.map((answer) => [answer.id]),
-    criteria: one.criteria,
+    tiers: aTask.tiers.length ? aTask.tiers : aTask.answers.map((answer) => [answer.id]),
+    criteria: aTask.criteria,
     comment: before?.comment || "",
     allBad: Boolean(before?.allBad),
     tiedAsBad: false,
-    methods: one.tiers.length ? before?.methods || ["mixed"] : [],
+    methods: aTask.tiers.length ? before?.methods || ["mixed"] : [],
     sent: null,
   };
 }
 
-function restored(one) {
-  const found = kept.get(draftKey(one));
-  const own = one.answers.map((answer) => answer.id).sort().join();
+function storedDraft(aTask) {
+  const stored = storage.get(draftKey(aTask));
+  const ids = aTask.answers.map((answer) => answer.id).sort().join();
   const valid =
-    found && Array.isArray(found.tiers) && flat(found.tiers).sort().join() === own &&
-    Array.isArray(found.methods) && typeof found.criteria === "object";
-  return valid ? found : null;
+    stored && Array.isArray(stored.tiers) && flat(stored.tiers).sort().join() === ids &&
+    Array.isArray(stored.methods) && typeof stored.criteria === "object";
+  return valid ? stored : null;
 }
 
 function save() {
-  if (task) kept.set(draftKey(task), { ...draft, at: Date.now() });
+  if (task) storage.set(draftKey(task), { ...draft, at: Date.now() });
 }
 
 const moved = () => draft.methods.length > 0 || draft.tiedAsBad;
@@ -180,10 +181,10 @@ const worked = () =>
 
 class Lost extends Error {}
 
-const LATER = ["signed_out", "full"]; // problems after which the same message is sent again
+const RETRIED = ["signed_out", "full"]; // problems after which the same message is sent again
 
 /** One message and its reply; `Lost` where none came. */
-async function ask(what, fields = {}) {
+async function ask(action, fields = {}) {
   const config = window.gradio_config || {};
   const home = new URL(config.root || "/", location.href).pathname.replace(/\/$/, "");
   const giveUp = new AbortController();
@@ -192,7 +193,7 @@ async function ask(what, fields = {}) {
     const response = await fetch(`${home}${config.api_prefix || "/gradio_api"}/run/${props.endpoint}`, {
       method: "POST",
       headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ data: [JSON.stringify({ do: what, ...fields })] }),
+      body: JSON.stringify({ data: [JSON.stringify({ do: action, ...fields })] }),
       signal: giveUp.signal,
     });
     const away = response.status === 401 || response.status === 403 || response.redirected;
@@ -211,9 +212,9 @@ async function ask(what, fields = {}) {
 function know(reply) {
   if (annotator !== reply.annotator) {
     annotator = reply.annotator;
-    last = kept.get(lastKey()) || [];
-    for (const key of kept.keys(DRAFTS)) {
-      if (!(kept.get(key)?.at > Date.now() - MONTH_MS)) kept.drop(key);
+    last = storage.get(lastKey()) || [];
+    for (const key of storage.keys(DRAFTS)) {
+      if (!(storage.get(key)?.at > Date.now() - MONTH_MS)) storage.drop(key);
     }
   }
   if (language !== reply.language) {
@@ -222,14 +223,14 @@ function know(reply) {
   }
 }
 
-/** Ask until there is an answer. Every message may be sent twice: the server does it once. */
-async function insist(what, fields = {}) {
+/** Retry until the server answers. A message may arrive twice: the server acts on it once. */
+async function insist(action, fields = {}) {
   lock(true);
   for (let tries = 0; ; tries++) {
     let problem;
     try {
-      const reply = await ask(what, fields);
-      if (!LATER.includes(reply.problem)) {
+      const reply = await ask(action, fields);
+      if (!RETRIED.includes(reply.problem)) {
         banner(null);
         lock(false);
         return reply;
@@ -237,7 +238,7 @@ async function insist(what, fields = {}) {
       problem = reply.message;
     } catch (error) {
       if (!(error instanceof Lost)) throw error;
-      problem = w(what === "submit" ? "lost.submit" : "lost");
+      problem = w(action === "submit" ? "lost.submit" : "lost");
     }
     const signedOut = problem === w("problem.signed_out");
     await new Promise((again) => {
@@ -254,10 +255,10 @@ async function insist(what, fields = {}) {
   }
 }
 
-/** Ask for something that nobody waits for. */
-async function quietly(what, fields = {}) {
+/** One attempt at a request that nobody waits for. */
+async function quietly(action, fields = {}) {
   try {
-    return await ask(what, fields);
+    return await ask(action, fields);
   } catch {
     return null;
   }
@@ -273,62 +274,62 @@ async function progress() {
 async function prefetch() {
   if (!task || ahead.length) return;
   const reply = await quietly("next", { holding: [task.id] });
-  const found = reply?.task;
-  if (!found || found.id === task?.id || ahead.some((one) => one.id === found.id)) return;
-  ahead.push(found);
+  const next = reply?.task;
+  if (!next || next.id === task?.id || ahead.some((waiting) => waiting.id === next.id)) return;
+  ahead.push(next);
 }
 
 function active() {
   if (!task || locked || !onScreen() || Date.now() - renewed < (task.lease_s * 1000) / 5) return;
   renewed = Date.now();
-  quietly("renew", { task: task.id, holding: ahead.map((one) => one.id) });
+  quietly("renew", { task: task.id, holding: ahead.map((waiting) => waiting.id) });
 }
 
 // --- from task to task ----------------------------------------------------------------------------
 
-async function advance(says = "") {
-  const own = ahead.shift();
-  if (own) return show(own, says);
+async function advance(message = "") {
+  const prefetched = ahead.shift();
+  if (prefetched) return show(prefetched, message);
   const reply = await insist("next", { holding: [] });
   if (reply.problem) return refused(reply);
-  if (reply.task) show(reply.task, says);
-  else empty(says);
+  if (reply.task) show(reply.task, message);
+  else empty(message);
 }
 
-function show(one, says = "", before = null) {
-  const within = root.contains(document.activeElement);
-  task = one;
-  const found = restored(one);
-  draft = found || fresh(one, before);
+function show(next, message = "", before = null) {
+  const hadFocus = root.contains(document.activeElement);
+  task = next;
+  const stored = storedDraft(next);
+  draft = stored || newDraft(next, before);
   if (before) save();
   renewed = Date.now();
   lock(false);
   frame();
-  if (says) toast(says);
-  if (found && !found.sent) toast(w("draft_restored"));
-  if (within) {
+  if (message) toast(message);
+  if (stored && !stored.sent) toast(w("draft_restored"));
+  if (hadFocus) {
     (root.dataset.by === "keyboard" ? ui.cards.values().next().value.card : ui.ask).focus({
       preventScroll: true,
     });
     if (root.getBoundingClientRect().top < 0) root.scrollIntoView({ block: "start" });
   }
-  if (found?.sent) return deliver();
-  first(one);
+  if (stored?.sent) return deliver();
+  startClock(next);
   prefetch().then(progress);
 }
 
-/** The clock of the task begins; where somebody else got it meanwhile, it goes. */
-async function first(one) {
-  const reply = await quietly("renew", { task: one.id, shown: true });
+/** Start the clock of a task; one that somebody else got meanwhile is replaced. */
+async function startClock(started) {
+  const reply = await quietly("renew", { task: started.id, shown: true });
   const gone = reply && ["done", "unknown", "not_yours"].includes(reply.problem);
-  if (!gone || task !== one || worked() || locked) return;
-  forget(one);
+  if (!gone || task !== started || worked() || locked) return;
+  forget(started);
   task = null;
   advance(w("given_away"));
 }
 
-function forget(one) {
-  kept.drop(draftKey(one));
+function forget(aTask) {
+  storage.drop(draftKey(aTask));
 }
 
 function refused(reply) {
@@ -342,22 +343,22 @@ function refused(reply) {
   ]);
 }
 
-function empty(says = "") {
+function empty(message = "") {
   task = draft = null;
   lock(false);
   frame();
-  if (says) toast(says);
+  if (message) toast(message);
   progress();
-  const here = ui.empty;
+  const panel = ui.empty;
   setTimeout(async () => {
-    while (ui.empty === here && here.isConnected) {
+    while (ui.empty === panel && panel.isConnected) {
       if (onScreen() && !locked) {
         const reply = await quietly("next", { holding: [] });
-        if (reply?.task && ui.empty === here) return show(reply.task, w("new_task"));
+        if (reply?.task && ui.empty === panel) return show(reply.task, w("new_task"));
       }
-      await sleep(props.look_again_s * 1000);
+      await sleep(props.poll_s * 1000);
     }
-  }, props.look_again_s * 1000);
+  }, props.poll_s * 1000);
 }
 
 const onScreen = () => root.isConnected && root.offsetParent !== null && !document.hidden;
@@ -365,7 +366,7 @@ const onScreen = () => root.isConnected && root.offsetParent !== null && !docume
 async function submit(confirmed = false) {
   if (locked || !task) return;
   if (!moved() && !confirmed) return confirmOrder(true);
-  const used = [...new Set(draft.methods)];
+  const methods = [...new Set(draft.methods)];
   draft.sent = {
     task: task.id,
     revision: task.revision,
@@ -373,43 +374,43 @@ async function submit(confirmed = false) {
     criteria: draft.criteria,
     all_bad: draft.allBad,
     comment: draft.comment.trim(),
-    method: used.length > 1 ? "mixed" : used[0] || (draft.tiedAsBad ? "buttons" : "as_shown"),
+    method: methods.length > 1 ? "mixed" : methods[0] || (draft.tiedAsBad ? "buttons" : "as_shown"),
   };
   save();
   confirmOrder(false);
   await deliver();
 }
 
-/** Send what was submitted, until the server says that it has it. */
+/** Send the submitted verdict until the server acknowledges it. */
 async function deliver() {
-  const one = task;
+  const submitted = task;
   const reply = await insist("submit", draft.sent);
   if (reply.problem) {
     draft.sent = null;
     save();
     return refused(reply);
   }
-  forget(one);
-  last = last.filter((entry) => entry.task !== one.id).slice(-19);
+  forget(submitted);
+  last = last.filter((entry) => entry.task !== submitted.id).slice(-19);
   const { comment, allBad, methods } = draft;
-  last.push({ task: one.id, comment, allBad, methods });
-  kept.set(lastKey(), last);
+  last.push({ task: submitted.id, comment, allBad, methods });
+  storage.set(lastKey(), last);
   task = null;
   await advance(w(reply.already ? "already_saved" : "saved"));
 }
 
-/** Send what an earlier page had submitted without hearing back, until it is heard of. */
+/** Send verdicts that an earlier page submitted without an acknowledgement. */
 async function leftovers() {
   for (let tries = 0; root.isConnected; tries++) {
     let waiting = false;
-    for (const key of kept.keys(`${DRAFTS}${annotator}.`)) {
-      const sent = kept.get(key)?.sent;
+    for (const key of storage.keys(`${DRAFTS}${annotator}.`)) {
+      const sent = storage.get(key)?.sent;
       if (!sent || (task && key === draftKey(task))) continue;
       const reply = await quietly("submit", sent);
-      const later = !reply || LATER.includes(reply.problem);
+      const later = !reply || RETRIED.includes(reply.problem);
       waiting ||= later;
       if (later) continue;
-      kept.drop(key);
+      storage.drop(key);
       if (!reply.problem) toast(w(reply.already ? "already_saved" : "saved"));
     }
     if (!waiting) return;
@@ -424,29 +425,29 @@ async function undo() {
   const reply = before
     ? await insist("undo", { task: before.task })
     : await quietly("undo", { task: 0 });
-  kept.set(lastKey(), last);
+  storage.set(lastKey(), last);
   if (!reply) return toast(w("lost"));
   if (reply.problem) return toast(reply.message);
   if (!reply.task) return toast(w("nothing_to_undo"));
-  const found = reply.task;
-  if (task && task.id !== found.id) ahead.unshift(task);
-  ahead = ahead.filter((one) => one.id !== found.id);
-  show(found, w("undone"), before || {});
+  const reopened = reply.task;
+  if (task && task.id !== reopened.id) ahead.unshift(task);
+  ahead = ahead.filter((waiting) => waiting.id !== reopened.id);
+  show(reopened, w("undone"), before || {});
 }
 
-async function leave(what, fields, says) {
-  const one = task;
-  const reply = await insist(what, { task: one.id, ...fields });
+async function leave(action, fields, message) {
+  const abandoned = task;
+  const reply = await insist(action, { task: abandoned.id, ...fields });
   if (reply.problem) return refused(reply);
-  forget(one);
+  forget(abandoned);
   task = null;
-  await advance(says);
+  await advance(message);
 }
 
 function skip() {
   if (locked || !task) return;
   if (!worked()) return leave("skip", {}, w("skipped"));
-  const why = make("input", { type: "text", maxlength: props.most.reason, class: "field" });
+  const why = make("input", { type: "text", maxlength: props.limits.reason, class: "field" });
   sheet(w("skip_title"), [
     make("p", {}, w("skip_loses")),
     make("label", { class: "stack" }, w("skip_reason"), why),
@@ -460,12 +461,12 @@ function flag() {
       make("label", { class: "choice" },
         make("input", { type: "radio", name: `${props.endpoint}-${name}`, value, checked: at === 0 }),
         make("span", {}, text)));
-  const answers = task.answers.map((one, at) => [one.id, w("answer", { letter: LETTERS[at] })]);
+  const answers = task.answers.map((answer, at) => [answer.id, w("answer", { letter: LETTERS[at] })]);
   const what = make("fieldset", {}, make("legend", {}, w("flag_what")),
     ...pick("what", [["", w("flag_prompt")], ...answers]));
   const why = make("fieldset", {}, make("legend", {}, w("flag_why")),
     ...pick("why", props.reasons.map((reason) => [reason, w(`reason.${reason}`)])));
-  const more = make("textarea", { rows: 2, maxlength: props.most.comment, class: "field" });
+  const more = make("textarea", { rows: 2, maxlength: props.limits.comment, class: "field" });
   const chosen = (group) => group.querySelector("input:checked").value;
   sheet(w("flag_title"), [
     make("p", {}, w("flag_means")), what, why,
@@ -521,14 +522,14 @@ function change(tiers, method, id) {
 function allBad() {
   if (locked || !task) return;
   draft.allBad = !draft.allBad;
-  const own = task.answers.map((one) => one.id);
+  const ids = task.answers.map((answer) => answer.id);
   if (draft.allBad && !moved()) {
     draft.tiedAsBad = true;
-    draft.tiers = [own];
+    draft.tiers = [ids];
     toast(w("all_bad_tied"));
   } else if (!draft.allBad && draft.tiedAsBad) {
     draft.tiedAsBad = false;
-    draft.tiers = own.map((id) => [id]);
+    draft.tiers = ids.map((id) => [id]);
   }
   confirmOrder(false);
   save();
@@ -588,11 +589,11 @@ function grab(event, id) {
   const item = ui.cards.get(id).item;
   const items = [...ui.list.children];
   const from = items.indexOf(item);
-  const others = items.filter((one) => one !== item);
+  const others = items.filter((other) => other !== item);
   const scroller = document.scrollingElement;
   const startY = event.clientY + scroller.scrollTop;
-  const middles = others.map((one) => {
-    const box = one.getBoundingClientRect();
+  const middles = others.map((other) => {
+    const box = other.getBoundingClientRect();
     return box.top + box.height / 2 + scroller.scrollTop;
   });
   const room = item.getBoundingClientRect().height + 12;
@@ -606,9 +607,9 @@ function grab(event, id) {
     const y = at + scroller.scrollTop;
     item.style.transform = `translateY(${y - startY}px)`;
     to = middles.filter((middle) => middle < y).length;
-    others.forEach((one, index) => {
+    others.forEach((other, index) => {
       const shift = index >= to && index < from ? room : index >= from && index < to ? -room : 0;
-      one.style.transform = shift ? `translateY(${shift}px)` : "";
+      other.style.transform = shift ? `translateY(${shift}px)` : "";
     });
   };
   const scroll = () => {
@@ -640,7 +641,7 @@ function grab(event, id) {
     document.removeEventListener("keydown", end, true);
     ui.list.classList.remove("dragging");
     item.classList.remove("dragged");
-    for (const one of items) one.style.transform = "";
+    for (const moved of items) moved.style.transform = "";
     if (dragging && endEvent.type === "pointerup") {
       change(dropped(draft.tiers, id, to), event.pointerType === "touch" ? "touch" : "mouse", id);
     }
@@ -652,13 +653,13 @@ function grab(event, id) {
 
 // --- the page -----------------------------------------------------------------------------------------
 
-function said(kind, text) {
+function literalText(kind, text) {
   return make("div", { class: `said ${kind}`, dir: "auto" }, text);
 }
 
 /** A text that is cut where it is long, with a button for the rest. */
 function folded(text, label) {
-  const body = said("text", text);
+  const body = literalText("text", text);
   const more = button("link more", w("show_all"), () => {
     const open = body.classList.toggle("open");
     more.textContent = w(open ? "show_less" : "show_all");
@@ -700,9 +701,9 @@ function stars(id, letter) {
       class: "stars", role: "radiogroup", "aria-labelledby": label, "aria-describedby": `${label}-hint`,
       title: w(`hint.${name}`), "data-criterion": name,
     });
-    for (let value = 1; value <= props.most.stars; value++) {
+    for (let value = 1; value <= props.limits.stars; value++) {
       const input = make("input", {
-        type: "radio", name: label, value, "aria-label": w("stars", { n: value, of: props.most.stars }),
+        type: "radio", name: label, value, "aria-label": w("stars", { n: value, of: props.limits.stars }),
         onchange: () => rate(id, name, value),
         onclick: (event) => {
           if (event.detail && draft.criteria[id]?.[name] === value) {
@@ -722,10 +723,10 @@ function stars(id, letter) {
   return make("div", { class: "criteria" }, ...rows);
 }
 
-function cardOf(one, at) {
+function cardOf(answer, at) {
   const letter = LETTERS[at];
-  const id = one.id;
-  const { body, more } = folded(one.text);
+  const id = answer.id;
+  const { body, more } = folded(answer.text);
   more.setAttribute("title", w("answer", { letter }));
   const by = (act) => (event) => change(act(draft.tiers), event.detail ? "buttons" : "keyboard", id);
   const place = make("span", { class: "place" });
@@ -747,7 +748,7 @@ function cardOf(one, at) {
     make("div", { class: "content" },
       make("div", { class: "head" },
         make("span", { class: "letter" }, w("answer", names)),
-        one.cut ? make("span", { class: "cut", title: w("cut_hint") }, w("cut")) : null,
+        answer.cut ? make("span", { class: "cut", title: w("cut_hint") }, w("cut")) : null,
         make("span", { class: "moves" }, up, down, tie)),
       body, more, stars(id, letter)));
   const item = make("li", {}, card);
@@ -772,21 +773,21 @@ function helpPanel() {
 }
 
 function ratingsShown() {
-  return kept.get("alpaca.rank.ratings") ?? root.clientWidth >= 640;
+  return storage.get("alpaca.rank.ratings") ?? root.clientWidth >= 640;
 }
 
 function answersPanel() {
   ui.list = make("ol", { class: "cards", "aria-label": w("answers_label") });
-  task.answers.forEach((one, at) => ui.list.append(cardOf(one, at)));
+  task.answers.forEach((answer, at) => ui.list.append(cardOf(answer, at)));
   const toggle = button("link", w("ratings"), () => {
     const on = !ui.list.classList.contains("rated");
-    kept.set("alpaca.rank.ratings", on);
+    storage.set("alpaca.rank.ratings", on);
     ui.list.classList.toggle("rated", on);
     toggle.setAttribute("aria-pressed", String(on));
   }, { "aria-pressed": String(ratingsShown()) });
   ui.list.classList.toggle("rated", ratingsShown());
   ui.comment = make("textarea", {
-    class: "field", rows: 1, maxlength: props.most.comment, placeholder: w("comment_hint"),
+    class: "field", rows: 1, maxlength: props.limits.comment, placeholder: w("comment_hint"),
     oninput: () => {
       draft.comment = ui.comment.value;
       save();
@@ -845,7 +846,7 @@ function actions() {
   return bar;
 }
 
-/** The whole board for what is known now. */
+/** Build the whole board anew for the current state. */
 function frame() {
   ui = { cards: new Map() };
   ui.numbers = make("div", { class: "numbers" });
@@ -865,7 +866,7 @@ function frame() {
   paintProgress();
   if (task) {
     paint(false);
-    task.answers.forEach((one) => paintStars(one.id));
+    task.answers.forEach((answer) => paintStars(answer.id));
   }
   lock(locked);
 }
@@ -875,21 +876,21 @@ function paint(animated = true) {
   const before = new Map(order.map((id) => [id, ui.cards.get(id).item.getBoundingClientRect().top]));
   const focused = document.activeElement;
   order.forEach((id, at) => {
-    const own = ui.cards.get(id);
-    if (ui.list.children[at] !== own.item) ui.list.insertBefore(own.item, ui.list.children[at] || null);
+    const entry = ui.cards.get(id);
+    if (ui.list.children[at] !== entry.item) ui.list.insertBefore(entry.item, ui.list.children[at] || null);
     const tier = tierOf(draft.tiers, id);
-    const mates = draft.tiers[tier].filter((one) => one !== id).map((one) => ui.cards.get(one).letter);
+    const mates = draft.tiers[tier].filter((other) => other !== id).map((other) => ui.cards.get(other).letter);
     const above = at > 0 && draft.tiers[tier].indexOf(id) > 0;
-    own.item.classList.toggle("tied", above);
-    own.item.classList.toggle("tie-next", draft.tiers[tier].indexOf(id) < mates.length);
-    own.place.textContent = String(tier + 1);
-    const place = w("card", { letter: own.letter, place: tier + 1, of: draft.tiers.length });
+    entry.item.classList.toggle("tied", above);
+    entry.item.classList.toggle("tie-next", draft.tiers[tier].indexOf(id) < mates.length);
+    entry.place.textContent = String(tier + 1);
+    const place = w("card", { letter: entry.letter, place: tier + 1, of: draft.tiers.length });
     const label = mates.length ? w("card_tied", { card: place, others: mates.join(w("comma")) }) : place;
-    own.card.setAttribute("aria-label", label);
-    own.tie.setAttribute("aria-pressed", String(above));
-    own.up.setAttribute("aria-disabled", String(tier === 0 && !mates.length));
-    own.down.setAttribute("aria-disabled", String(tier === draft.tiers.length - 1 && !mates.length));
-    own.tie.setAttribute("aria-disabled", String(at === 0));
+    entry.card.setAttribute("aria-label", label);
+    entry.tie.setAttribute("aria-pressed", String(above));
+    entry.up.setAttribute("aria-disabled", String(tier === 0 && !mates.length));
+    entry.down.setAttribute("aria-disabled", String(tier === draft.tiers.length - 1 && !mates.length));
+    entry.tie.setAttribute("aria-disabled", String(at === 0));
   });
   if (focused !== document.activeElement && focused?.isConnected) focused.focus({ preventScroll: true });
   ui.allBad.setAttribute("aria-pressed", String(draft.allBad));
@@ -970,11 +971,11 @@ for (const kind of ["pointerdown", "keydown", "input"]) root.addEventListener(ki
 addEventListener("scroll", active, { passive: true });
 
 frame();
-const seen = new IntersectionObserver(async (entries) => {
-  if (!entries.some((one) => one.isIntersecting)) return;
-  seen.disconnect();
+const visibility = new IntersectionObserver(async (entries) => {
+  if (!entries.some((entry) => entry.isIntersecting)) return;
+  visibility.disconnect();
   root.dataset.started = "yes";
   await advance();
   leftovers();
 });
-seen.observe(root);
+visibility.observe(root);

@@ -11,20 +11,20 @@ from pathlib import Path
 
 import gradio as gr
 
-from alpaca_rlhf.app.board.asked import CRITERIA, MOST_REASON, REASONS
-from alpaca_rlhf.app.language import LANGUAGES, words
+from alpaca_rlhf.app.board.requests import CRITERIA, MAX_REASON_CHARS, REASONS
+from alpaca_rlhf.app.language import LANGUAGES, translations
 from alpaca_rlhf.preferences.assignment import MOST_TEXT
 from alpaca_rlhf.preferences.rankings import MOST_STARS
 
 _FOLDER = Path(__file__).parent
 
 
-def rank_board(endpoint: str, *, look_again_s: float, refill: str) -> gr.HTML:
+def rank_board(endpoint: str, *, poll_s: float, refill: str) -> gr.HTML:
     """Cards to put in order by mouse, touch or keyboard.
 
     Args:
-        endpoint: Name of the API endpoint that answers what `board.js` asks for.
-        look_again_s: Seconds between two looks at an empty queue.
+        endpoint: Name of the API endpoint that answers the requests of `board.js`.
+        poll_s: Seconds between two looks at an empty queue.
         refill: The command that fills the queue.
     """
     return gr.HTML(
@@ -34,10 +34,10 @@ def rank_board(endpoint: str, *, look_again_s: float, refill: str) -> gr.HTML:
         apply_default_css=False,
         elem_id="rank",
         endpoint=endpoint,
-        look_again_s=look_again_s,
+        poll_s=poll_s,
         refill=refill,
-        words={language: words("rank", language) for language in LANGUAGES},
+        texts={language: translations("rank", language) for language in LANGUAGES},
         criteria=list(CRITERIA),
         reasons=list(REASONS),
-        most={"stars": MOST_STARS, "comment": MOST_TEXT, "reason": MOST_REASON},
+        limits={"stars": MOST_STARS, "comment": MOST_TEXT, "reason": MAX_REASON_CHARS},
     )

@@ -1,0 +1,233 @@
+"""The Chat tab's controller: streams answers, and queues sets of answers to be ranked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from threading import Event
+from typing import TYPE_CHECKING
+
+import gradio as gr
+
+from alpaca_rlhf.app.chat_messages import Turn
+from alpaca_rlhf.app.job_status import job_status
+from alpaca_rlhf.app.language import translations
+from alpaca_rlhf.app.page_jobs import PageJobs
+from alpaca_rlhf.app.services import Services
+from alpaca_rlhf.app.worker import Worker
+from alpaca_rlhf.core.records import Completion, Instruction
+from alpaca_rlhf.preferences.assignment import FEWEST, distinct
+from alpaca_rlhf.preferences.database import DiskFull
+from alpaca_rlhf.serving.filling import origin_of
+from alpaca_rlhf.serving.manner import Manner
+from alpaca_rlhf.sources.run_prompts import RunPrompts
+
+if TYPE_CHECKING:
+    from alpaca_rlhf.models.streaming import Spoken
+    from alpaca_rlhf.serving.speaker import Speaker
+
+MAX_MESSAGE_CHARS = 12_000
+MAX_TURNS = 50
+"""Turns of a conversation."""
+ANSWERS_TO_RANK = 4
+"""Answers that *Make 4 and rank* makes."""
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """Which policy answers, and how."""
+
+    policy: str
+    """Name of the policy."""
+    sampling: Manner
+    """Temperature, length, seed and the like."""
+    remember: bool
+    """True if the prompt includes the earlier turns."""
+
+    def prompt(self, earlier: Sequence[Turn], message: str) -> Instruction:
+        """The prompt for a message after earlier turns; those without an answer are left out."""
+        turns = earlier if self.remember else ()
+        history = tuple((turn.user, turn.reply) for turn in turns if turn.reply.strip())
+        return Instruction(message, history=history, source="chat")
+
+
+@dataclass(frozen=True)
+class ChatView:
+    """State of the page."""
+
+    turns: tuple[Turn, ...]
+    """The conversation."""
+    status: str
+    """The status line."""
+    running: bool
+    """True while there is something to stop."""
+
+
+@dataclass(frozen=True)
+class _CandidateProgress:
+    n_tokens: int
+    completions: tuple[Completion, ...] = ()
+
+
+class ChatController:
+    """Answers people, and makes answers for them to rank.
+
+    Args:
+        services: Store, accounts and language.
+        worker: Owns the model.
+    """
+
+    def __init__(self, services: Services, worker: Worker) -> None:
+        self.services = services
+        self.worker = worker
+        self.page_jobs = PageJobs()
+        self.prompts = RunPrompts(worker.run, worker.settings)
+
+    def answer(
+        self, turns: Sequence[Turn], generation: GenerationRequest, request: gr.Request
+    ) -> Iterator[ChatView]:
+        """Answer the last turn, which is shown as it grows and replaces any earlier answer."""
+        language = self.services.language(request)
+        self.services.account(request)
+        text = translations("chat", language)
+        *earlier, last = turns
+        refusal = _refusal(last.user, len(turns), text)
+        if refusal:
+            yield ChatView(tuple(earlier), refusal, False)
+            return
+        prompt = generation.prompt(earlier, last.user)
+        key = f"chat/{last.attempt}/{prompt.id}"
+
+        def work(speaker: Speaker, stop: Event) -> Iterator[Spoken]:
+            policy, sampling = generation.policy, generation.sampling
+            for (completion,) in speaker.speak(policy, prompt, sampling, stop, key=key):
+                yield completion
+
+        job = self.worker.start(work, "chat")
+        self.page_jobs.put(request, job)
+        last = replace(last, reply="")
+        for update in job.updates():
+            if update.value is not None:
+                last = replace(last, reply=update.value.text)
+            status = job_status(update, language)
+            if update.phase == "done" and update.value is not None:
+                status = _outcome(update.value, generation.policy, text)
+            status = status or text["status.running"].format(policy=generation.policy)
+            yield ChatView((*earlier, last), status, not update.finished)
+
+    def make_candidates(
+        self,
+        draft: str,
+        turns: Sequence[Turn],
+        generation: GenerationRequest,
+        request: gr.Request,
+    ) -> Iterator[ChatView]:
+        """Make answers to the draft, or else to the last turn, and queue them to be ranked."""
+        language = self.services.language(request)
+        account = self.services.account(request)
+        text = translations("chat", language)
+        conversation = tuple(turns)
+        *earlier, last = [*turns, Turn(draft)] if draft.strip() else turns or [Turn("")]
+        prompt = generation.prompt(earlier, last.user)
+        refusal = self._candidate_refusal(prompt, len(earlier) + 1, generation.sampling, text)
+        if refusal:
+            yield ChatView(conversation, refusal, False)
+            return
+        job = self.worker.start(
+            lambda speaker, stop: _distinct_answers(speaker, prompt, generation, stop), "make"
+        )
+        self.page_jobs.put(request, job)
+        for update in job.updates():
+            n_tokens = 0 if update.value is None else update.value.n_tokens
+            status = job_status(update, language) or text["make.running"].format(n=n_tokens)
+            if update.phase == "done" and update.value is not None:
+                try:
+                    completions = update.value.completions
+                    status = self._queue(account.id, prompt, completions, generation.policy, text)
+                except DiskFull:
+                    status = translations("shell", language)["full"]
+            yield ChatView(conversation, status, not update.finished)
+
+    def _candidate_refusal(
+        self, prompt: Instruction, n_turns: int, sampling: Manner, text: dict[str, str]
+    ) -> str:
+        """The reason why no answers to a prompt are made to be ranked; empty if there is none."""
+        if not prompt.instruction.strip():
+            return text["make.nothing"]
+        refusal = _refusal(prompt.instruction, n_turns, text)
+        if refusal:
+            return refusal
+        if sampling.system:
+            return text["make.system"]
+        if sampling.temperature == 0:
+            return text["make.greedy"]
+        # A prompt near one of another split must not reach the reward model.
+        leak = self.prompts.leak(prompt)
+        if leak is None:
+            return ""
+        split = {"dev": "eval"}.get(leak.other_split, leak.other_split)
+        return text[f"refused.{split}"]
+
+    def _queue(
+        self,
+        account: int,
+        prompt: Instruction,
+        completions: Sequence[Completion],
+        policy: str,
+        text: dict[str, str],
+    ) -> str:
+        """Add a candidate set, reserved for the account; returns the status."""
+        if len(completions) < FEWEST:
+            return text["make.alike"]
+        store = self.services.store
+        origin = f"{origin_of(self.worker.run, policy)}/chat"
+        n_added = store.add_sets([(prompt, completions)], origin=origin)
+        store.reserve(account, prompt.id, [completion.id for completion in completions])
+        return text["make.done" if n_added else "make.there"].format(n=len(completions))
+
+
+def _refusal(message: str, n_turns: int, text: dict[str, str]) -> str:
+    """The reason why a message is not answered; empty if there is none."""
+    if not message.strip():
+        return text["status.no_text"]
+    if len(message) > MAX_MESSAGE_CHARS:
+        return text["status.too_long"].format(n=MAX_MESSAGE_CHARS)
+    return text["status.many"].format(n=MAX_TURNS) if n_turns > MAX_TURNS else ""
+
+
+def _outcome(completion: Spoken, policy: str, text: dict[str, str]) -> str:
+    outcome = "done" if completion.sampled.finished else "cut"
+    outcome = outcome if completion.text.strip() else "nothing"
+    return text[f"status.{outcome}"].format(policy=policy, n=len(completion.sampled.ids))
+
+
+def _distinct_answers(
+    speaker: Speaker, prompt: Instruction, generation: GenerationRequest, stop: Event
+) -> Iterator[_CandidateProgress]:
+    """Answers that differ; if too many are alike, twice as many are sampled once."""
+    policy, sampling = generation.policy, generation.sampling
+    completions: list[Completion] = []
+    samples: list[Spoken] = []
+    for k in (ANSWERS_TO_RANK, 2 * ANSWERS_TO_RANK):
+        # 1. Sample K answers, streamed for the token count.
+        for samples in speaker.speak(
+            policy, prompt, sampling, stop, key=prompt.id, k=k, whole=True
+        ):
+            yield _CandidateProgress(_count_tokens(samples))
+        if stop.is_set():
+            return
+        # 2. Keep the first that say different things.
+        completions = distinct(
+            [
+                speaker.completion(policy, prompt, sampling, sample.text, sample.sampled, index)
+                for index, sample in enumerate(samples)
+            ],
+            ANSWERS_TO_RANK,
+        )
+        if len(completions) == ANSWERS_TO_RANK:
+            break
+    yield _CandidateProgress(_count_tokens(samples), tuple(completions))
+
+
+def _count_tokens(samples: Sequence[Spoken]) -> int:
+    return sum(len(sample.sampled.ids) for sample in samples)

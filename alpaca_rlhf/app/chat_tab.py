@@ -1,0 +1,287 @@
+"""The Chat tab: talk to any policy of the run, and make answers to rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+
+from alpaca_rlhf.app.chat_controller import ChatController, ChatView, GenerationRequest
+from alpaca_rlhf.app.chat_messages import Turn, messages, restored, turn_index
+from alpaca_rlhf.app.job_status import status_line
+from alpaca_rlhf.app.language import label
+from alpaca_rlhf.app.services import Services
+from alpaca_rlhf.app.shortcuts import keyboard_shortcuts
+from alpaca_rlhf.app.worker import Worker
+from alpaca_rlhf.serving import folders
+from alpaca_rlhf.serving.manner import Manner
+from alpaca_rlhf.settings import Loop
+
+SHORTCUTS = {
+    "Escape": "chat-stop",
+    "Ctrl+Enter": "chat-send",
+    "Alt+KeyR": "chat-regenerate",
+    "Alt+KeyZ": "chat-undo",
+    "Alt+KeyN": "chat-new",
+    "Alt+KeyM": "chat-make",
+}
+"""Keys to the buttons that they press; the buttons show them."""
+MAX_NEW_TOKENS = 2048
+"""The longest answer that can be asked for."""
+_MAX_SEED = 2**32 - 1
+
+Patch = dict[Any, Any]
+"""New values of some components."""
+
+
+def chat_tab(services: Services, worker: Worker) -> None:
+    """Build the tab; call it within `gr.Blocks`.
+
+    Args:
+        services: Store, accounts and language.
+        worker: Owns the model.
+    """
+    components = _Components(worker)
+    keyboard_shortcuts(SHORTCUTS)
+    _wire(components, _Events(ChatController(services, worker), components))
+
+
+class _Components:
+    """The components, laid out from top to bottom."""
+
+    def __init__(self, worker: Worker) -> None:
+        policies = worker.policies()
+        self.turns: gr.State = gr.State(())
+        with gr.Row():
+            self.policy = gr.Dropdown(
+                policies,
+                value=policies[-1],
+                label=label("chat", "policy"),
+                info=label("chat", "policy.info"),
+                elem_id="chat-policy",
+                scale=2,
+            )
+            self.new = _button("new", size="md")
+        # No Markdown, LaTeX or tags: the text of a model is only ever text.
+        self.log = gr.Chatbot(
+            label=label("chat", "log"),
+            elem_id="chat-log",
+            height="min(56vh, 620px)",
+            editable="user",
+            buttons=["copy", "copy_all"],
+            render_markdown=False,
+            sanitize_html=True,
+            latex_delimiters=[],
+            allow_tags=False,
+            placeholder=label("chat", "empty"),
+            feedback_options=None,
+            group_consecutive_messages=False,
+        )
+        self.status = gr.HTML(status_line(""), elem_id="chat-line", apply_default_css=False)
+        self.box = gr.Textbox(
+            label=label("chat", "box"),
+            placeholder=label("chat", "box.hint"),
+            elem_id="chat-box",
+            lines=1,
+            max_lines=10,
+            autofocus=True,
+        )
+        with gr.Row():
+            self.send = _button("send", variant="primary", scale=2)
+            self.stop = _button("stop", interactive=False)
+        with gr.Row():
+            self.make = _button("make", size="md", min_width=140)
+            self.regenerate = _button("regenerate", size="md", min_width=140)
+            self.undo = _button("undo", size="md", min_width=140)
+        self.settings = [self.policy, *_build_settings(worker)]
+
+
+def _button(key: str, *, min_width: int = 120, **options: Any) -> gr.Button:
+    return gr.Button(label("chat", key), elem_id=f"chat-{key}", min_width=min_width, **options)
+
+
+def _build_settings(worker: Worker) -> list[Any]:
+    """The sampling settings, in the order of `_generation_request`."""
+    template = worker.settings.template
+    chat = template == "chat"
+    with gr.Accordion(label("chat", "settings"), open=False):
+        system = gr.Textbox(
+            label=label("chat", "system"),
+            info=label("chat", "system.info" if chat else f"system.none.{template}"),
+            interactive=chat,
+            lines=2,
+            elem_id="chat-system",
+        )
+        with gr.Row():
+            temperature = gr.Slider(
+                0,
+                2,
+                Manner.temperature,
+                step=0.05,
+                label=label("chat", "temperature"),
+                info=label("chat", "temperature.info"),
+                elem_id="chat-temperature",
+            )
+            top_p = gr.Slider(
+                0.05,
+                1,
+                Manner.top_p,
+                step=0.05,
+                label=label("chat", "top_p"),
+                info=label("chat", "top_p.info"),
+            )
+        with gr.Row():
+            length = gr.Slider(
+                1,
+                MAX_NEW_TOKENS,
+                _default_length(worker.settings),
+                step=1,
+                label=label("chat", "length"),
+                elem_id="chat-length",
+            )
+            seed = gr.Number(
+                0,
+                label=label("chat", "seed"),
+                info=label("chat", "seed.info"),
+                precision=0,
+                minimum=0,
+                maximum=_MAX_SEED,
+            )
+        trained_on_turns = folders.saw_conversations(worker.run)
+        remember = gr.Checkbox(
+            trained_on_turns,
+            label=label("chat", "remember"),
+            info=label("chat", "remember.yes" if trained_on_turns else "remember.no"),
+            elem_id="chat-remember",
+        )
+    return [system, temperature, top_p, length, seed, remember]
+
+
+def _wire(ui: _Components, events: _Events) -> None:
+    outputs = [ui.turns, ui.log, ui.status, ui.box, ui.send, ui.stop, ui.make, ui.regenerate]
+    private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    gr.on(
+        [ui.send.click, ui.box.submit],
+        events.send,
+        [ui.box, ui.turns, *ui.settings],
+        outputs,
+        **private,
+    )
+    gr.on(
+        [ui.regenerate.click, ui.log.retry],
+        events.retry,
+        [ui.turns, *ui.settings],
+        outputs,
+        **private,
+    )
+    ui.log.edit(events.edit, [ui.turns, *ui.settings], outputs, **private)
+    gr.on([ui.undo.click, ui.log.undo], events.undo, [ui.turns], outputs, **private)
+    gr.on([ui.new.click, ui.log.clear], events.clear, None, outputs, **private)
+    ui.make.click(events.make_candidates, [ui.box, ui.turns, *ui.settings], outputs, **private)
+    ui.stop.click(events.stop, None, None, queue=False, **private)
+    gr.on(None, events.list_policies, None, ui.policy, **private)  # when the page opens
+
+
+class _Events:
+    """The event handlers: Gradio's values in, patches of the page out."""
+
+    def __init__(self, controller: ChatController, components: _Components) -> None:
+        self._controller = controller
+        self._components = components
+
+    def send(
+        self, request: gr.Request, message: str, turns: tuple[Turn, ...], *settings: Any
+    ) -> Iterator[Patch]:
+        clear_box: Patch = {self._components.box: ""}  # once: the next message may be typed
+        for patch in self._answer([*turns, Turn(message)], settings, request):
+            yield patch | clear_box
+            clear_box = {}
+
+    def retry(
+        self, request: gr.Request, turns: tuple[Turn, ...], *settings: Any
+    ) -> Iterator[Patch]:
+        if not turns:
+            yield {}
+            return
+        last = replace(turns[-1], attempt=turns[-1].attempt + 1)
+        yield from self._answer([*turns[:-1], last], settings, request)
+
+    def edit(
+        self, request: gr.Request, event: gr.EditData, turns: tuple[Turn, ...], *settings: Any
+    ) -> Iterator[Patch]:
+        message_index = event.index if isinstance(event.index, int) else event.index[0]
+        edited = Turn(restored(str(event.value)))
+        earlier_turns = turns[: turn_index(turns, message_index)]
+        yield from self._answer([*earlier_turns, edited], settings, request)
+
+    def undo(self, request: gr.Request, turns: tuple[Turn, ...]) -> Patch:
+        self.stop(request)
+        patch = self._patch(ChatView(turns[:-1], "", False))
+        message = turns[-1].user if turns else ""
+        return patch | ({self._components.box: message} if message else {})
+
+    def clear(self, request: gr.Request) -> Patch:
+        self.stop(request)
+        return self._patch(ChatView((), "", False)) | {self._components.box: ""}
+
+    def make_candidates(
+        self, request: gr.Request, draft: str, turns: tuple[Turn, ...], *settings: Any
+    ) -> Iterator[Patch]:
+        generation = _generation_request(self._controller.worker, settings)
+        for view in self._controller.make_candidates(draft, turns, generation, request):
+            yield self._patch(view)
+
+    def stop(self, request: gr.Request) -> None:
+        self._controller.page_jobs.stop(request)
+
+    def list_policies(self) -> Any:
+        return gr.update(choices=self._controller.worker.policies())
+
+    def _answer(
+        self, turns: list[Turn], settings: tuple[Any, ...], request: gr.Request
+    ) -> Iterator[Patch]:
+        generation = _generation_request(self._controller.worker, settings)
+        for view in self._controller.answer(turns, generation, request):
+            yield self._patch(view)
+
+    def _patch(self, view: ChatView) -> Patch:
+        ui = self._components
+        idle = gr.update(interactive=not view.running)
+        return {
+            ui.turns: view.turns,
+            ui.log: messages(view.turns),
+            ui.status: status_line(view.status),
+            ui.stop: gr.update(interactive=view.running),
+            **dict.fromkeys((ui.send, ui.make, ui.regenerate), idle),
+        }
+
+
+def _generation_request(worker: Worker, settings: tuple[Any, ...]) -> GenerationRequest:
+    """The settings that a browser sent, clamped to their limits; the default for missing ones."""
+    policy, system, temperature, top_p, length, seed, remember = settings
+    policies = worker.policies()
+    sampling = Manner(
+        temperature=_clamped(temperature, 0, 2, Manner.temperature),
+        top_p=_clamped(top_p, 0.05, 1, Manner.top_p),
+        max_new_tokens=int(_clamped(length, 1, MAX_NEW_TOKENS, _default_length(worker.settings))),
+        seed=int(_clamped(seed, 0, _MAX_SEED, 0)),
+        system=str(system or "").strip() if worker.settings.template == "chat" else "",
+    )
+    return GenerationRequest(
+        policy if policy in policies else policies[-1], sampling, bool(remember)
+    )
+
+
+def _default_length(settings: Loop) -> int:
+    return min(MAX_NEW_TOKENS, settings.sampling.max_new_tokens)
+
+
+def _clamped(value: Any, low: float, high: float, default: float) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return default
+    is_nan = number != number
+    return default if is_nan else min(high, max(low, number))

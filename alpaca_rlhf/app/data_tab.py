@@ -1,0 +1,269 @@
+"""The Data tab, for admins: figures and their quality, snapshots, flags and people."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from alpaca_rlhf.app import data_view
+from alpaca_rlhf.app.language import label, translations
+from alpaca_rlhf.app.rendering import render
+from alpaca_rlhf.app.services import Services
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.preferences.assignment import Refused
+from alpaca_rlhf.preferences.people import MAX_NAME_CHARS, MAX_PASSWORD_CHARS, Account, Role
+
+FLAGS_PER_PAGE = 10
+PASSWORD_BYTES = 12
+"""Random bytes of a password that is made here."""
+
+_CLICKS = (Path(__file__).parent / "static" / "clicks.js").read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Exports:
+    """The place of snapshots, and the command that trains on one."""
+
+    folder: Path
+    """Each snapshot gets a folder of its own in it."""
+    command: Callable[[Path], str]
+    """The command that trains a reward model on a snapshot."""
+    own_files: bool
+    """True if that command has placeholders for files of the user's own."""
+
+
+def data_tab(services: Services, exports: Exports) -> Callable[[gr.Tab], None]:
+    """Build the tab; call it within `gr.Blocks`.
+
+    Args:
+        services: Store, accounts and language.
+        exports: Where snapshots go.
+
+    Returns:
+        A function of the `gr.Tab` around it: the figures are read when that opens.
+    """
+    events = _Events(services, exports)
+    html: dict[str, Any] = {"apply_default_css": False, "elem_classes": ["alpaca-data"]}
+    small: dict[str, Any] = {"size": "sm", "scale": 0, "min_width": 120}
+    # 1. The figures.
+    with gr.Row():
+        refresh = gr.Button(label("data", "refresh"), **small)
+    figures, scores = gr.HTML(**html), gr.HTML(**html)
+    # 2. Snapshots.
+    intro = gr.HTML(**html)
+    with gr.Row():
+        export = gr.Button(label("data", "export.do"), variant="primary", scale=0, min_width=200)
+    exported = gr.HTML(**html)
+    # 3. Flags.
+    flags = gr.HTML(js_on_load=_CLICKS, **html)
+    oldest = gr.State(None)
+    with gr.Row():
+        newest = gr.Button(label("data", "flag.newest"), **small)
+        older = gr.Button(label("data", "flag.older"), **small)
+    # 4. People.
+    people = gr.HTML(js_on_load=_CLICKS, **html)
+    with gr.Accordion(label("data", "add"), open=False):
+        with gr.Row():
+            name = gr.Textbox(label=label("data", "name"), max_lines=1, max_length=MAX_NAME_CHARS)
+            password = gr.Textbox(
+                label=label("data", "add.password"),
+                info=label("data", "add.password.info"),
+                type="password",
+                max_length=MAX_PASSWORD_CHARS,
+                html_attributes=gr.InputHTMLAttributes(autocomplete="new-password"),
+            )
+            role = gr.Radio(
+                [(label("data", f"role.{key}"), key) for key in ("annotator", "admin")],
+                value="annotator",
+                label=label("data", "role"),
+            )
+        add = gr.Button(label("data", "add.do"))
+    outcome = gr.HTML(**html)
+
+    private: dict[str, Any] = {"api_visibility": "private"}
+    contents = [figures, scores, intro, flags, oldest, people]
+    refresh.click(events.refresh, None, contents, **private)
+    export.click(events.export, None, exported, **private)
+    newest.click(events.newest_flags, None, [flags, oldest], **private)
+    older.click(events.older_flags, oldest, [flags, oldest], **private)
+    flags.submit(events.handle_flag, None, [outcome, *contents], **private)
+    people.submit(events.change_person, None, [outcome, people], **private)
+    added = [outcome, people, name, password]
+    add.click(events.add_person, [name, password, role], added, **private)
+
+    def refresh_on_open(tab: gr.Tab) -> None:
+        tab.select(events.refresh, None, contents, **private)
+
+    return refresh_on_open
+
+
+class _Events:
+    """The event handlers. The guard of the page has made sure that an admin calls them.
+
+    Args:
+        services: Store, accounts and language.
+        exports: Where snapshots go.
+    """
+
+    def __init__(self, services: Services, exports: Exports) -> None:
+        self._services = services
+        self._store = services.store
+        self._exports = exports
+
+    def refresh(self, request: gr.Request) -> tuple[Any, ...]:
+        """Everything that is shown."""
+        text = self._text(request)
+        figures = self._store.figures()
+        flags, oldest = self.newest_flags(request)
+        return (
+            data_view.figures(figures, text),
+            render("data_scores", scores=self._store.scores(), text=text),
+            render("data_intro", text=text),
+            flags,
+            oldest,
+            self._people(request),
+        )
+
+    def newest_flags(self, request: gr.Request) -> tuple[str, int | None]:
+        """The first page of the flags."""
+        return self._flags(None, request)
+
+    def older_flags(self, oldest: int | None, request: gr.Request) -> tuple[str, int | None]:
+        """The next page; after the last one the first."""
+        return self._flags(oldest, request)
+
+    def export(self, request: gr.Request) -> str:
+        """Write a snapshot and show its contents."""
+        text = self._text(request)
+        timestamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        folder = self._exports.folder / f"{timestamp}-{secrets.token_hex(2)}"
+        try:
+            manifest = self._store.export(folder)
+        except UserError as error:
+            return _failure(text["export.failed"].format(why=error))
+        return render(
+            "data_exported",
+            manifest=manifest,
+            folder=folder,
+            files=data_view.SNAPSHOT_FILES,
+            command=self._exports.command(folder),
+            own_files=self._exports.own_files,
+            text=text,
+        )
+
+    def handle_flag(self, event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:
+        """Resolve a flag, or retire its candidate set."""
+        text, admin = self._text(request), self._services.account(request)
+        action, flag_id, set_id = _clicked(event)
+        actor = f"annotator:{admin.id}"
+        try:
+            if action == "retire":
+                self._store.retire(set_id, actor=actor)
+            elif action != "resolve":
+                raise Refused("bad_value", action)
+            self._store.resolve(flag_id, actor=actor)
+            outcome = _success(text[f"done.{action}"])
+        except Refused as refused:
+            outcome = _failure(text["outcome.refused"].format(why=refused))
+        return outcome, *self.refresh(request)
+
+    def change_person(self, event: gr.EventData, request: gr.Request) -> tuple[str, str]:
+        """Change the role, the password or the access of somebody."""
+        text, admin = self._text(request), self._services.account(request)
+        action, person_id, _ = _clicked(event)
+        oneself = person_id == admin.id
+        if person_id in self._without_account(admin) or (oneself and action != "password"):
+            return _failure(text["outcome.not_you"]), self._people(request)
+        password = secrets.token_urlsafe(PASSWORD_BYTES)
+        changes: dict[str, dict[str, Any]] = {
+            "off": {"active": False},
+            "on": {"active": True},
+            "admin": {"role": "admin"},
+            "annotator": {"role": "annotator"},
+            "password": {"password": password},
+        }
+        try:
+            people = {person.id: person for person in self._store.figures().people}
+            person = people.get(person_id)
+            if action not in changes or person is None or person.role == "judge":
+                raise UserError(action)
+            actor = f"annotator:{admin.id}"
+            self._store.change_annotator(person_id, actor=actor, **changes[action])
+        except UserError as error:
+            return _failure(text["outcome.refused"].format(why=error)), self._people(request)
+        key = "outcome.password" if action == "password" else "outcome.changed"
+        outcome = _success(text[key].format(name=person.name, password=password))
+        return outcome, self._people(request)
+
+    def add_person(
+        self, name: str, password: str, role: Role, request: gr.Request
+    ) -> tuple[str, str, str, str]:
+        """Add somebody who may sign in; returns the outcome, the people and the form's fields."""
+        text, admin = self._text(request), self._services.account(request)
+        new_password = password or secrets.token_urlsafe(PASSWORD_BYTES)
+        try:
+            if role not in ("annotator", "admin"):
+                raise UserError(str(role))
+            if role != "admin" and not self._store.any_accounts():
+                return _failure(text["add.first"]), self._people(request), name, ""
+            language = self._services.language(request)
+            actor = f"annotator:{admin.id}"
+            self._store.add_annotator(name, new_password, role=role, lang=language, actor=actor)
+        except UserError as error:
+            failure = _failure(text["outcome.refused"].format(why=error))
+            return failure, self._people(request), name, ""
+        key = "outcome.added" if password else "outcome.password"
+        outcome = _success(text[key].format(name=name.strip(), password=new_password))
+        return outcome, self._people(request) if self._still_signed_in(request) else "", "", ""
+
+    def _still_signed_in(self, request: gr.Request) -> bool:
+        """False once the first account exists, for whoever was here without one."""
+        try:
+            self._services.account(request)
+        except gr.Error:
+            return False
+        return True
+
+    def _flags(self, before: int | None, request: gr.Request) -> tuple[str, int | None]:
+        flags = self._store.flagged(before=before, n=FLAGS_PER_PAGE)
+        oldest = flags[-1].id if len(flags) == FLAGS_PER_PAGE else None
+        return render("data_flags", flags=flags, text=self._text(request)), oldest
+
+    def _people(self, request: gr.Request) -> str:
+        admin = self._services.account(request)
+        return render(
+            "data_people",
+            people=self._store.figures().people,
+            unchangeable=self._without_account(admin),
+            me=admin.id,
+            text=self._text(request),
+        )
+
+    def _without_account(self, admin: Account) -> list[int]:
+        """The local admin, who works here without an account and cannot be changed."""
+        return [] if self._store.stamped(admin.id) else [admin.id]
+
+    def _text(self, request: gr.Request) -> dict[str, str]:
+        return translations("data", self._services.language(request))
+
+
+def _success(message: str) -> str:
+    return render("data_outcome", message=message, kind="good")
+
+
+def _failure(message: str) -> str:
+    return render("data_outcome", message=message, kind="bad")
+
+
+def _clicked(event: gr.EventData) -> tuple[str, int, int]:
+    """The action, id and extra id of a button; anything else does nothing."""
+    try:
+        return str(event.do), int(event.id), int(event.extra)
+    except (AttributeError, ValueError, TypeError):
+        return "", 0, 0

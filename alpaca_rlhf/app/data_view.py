@@ -1,0 +1,56 @@
+"""The figures of the Data tab as HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from alpaca_rlhf.app.rendering import render
+from alpaca_rlhf.preferences.agreement import MIN_OVERLAPS, Agreement
+from alpaca_rlhf.preferences.figures import Figures
+
+SNAPSHOT_FILES = ("rankings.jsonl", "pairs.jsonl", "rankings.csv", "manifest.json")
+_BAR_PERCENT = 60
+"""Width of the longest bar of the pace."""
+_COUNTS = ("open_places", "flags", "sets", "prompts", "completions", "judged", "battles")
+
+
+def figures(figures: Figures, text: Mapping[str, str]) -> str:
+    """Counts, quality and pace."""
+    tiles = [
+        (text["rankings"], figures.counts["rankings"]),
+        (text["pairs"], figures.counts["pairs"]),
+        (text["last_hour"], figures.last_hour),
+        *((text[key], figures.counts[key]) for key in _COUNTS),
+    ]
+    agreements = [
+        (text["agreement"], figures.agreement),
+        (text["consistency"], figures.self_consistency),
+        *((text["with_people"].format(name=name), value) for name, value in figures.judges),
+    ]
+    busiest_day = max((n for _, n in figures.by_day), default=1)
+    return render(
+        "data_figures",
+        figures=figures,
+        tiles=tiles,
+        agreements=[
+            (
+                name,
+                agreement.n,
+                _measure(agreement, agreement.alpha, text),
+                _measure(agreement, agreement.tau, text),
+            )
+            for name, agreement in agreements
+        ],
+        days=[
+            (day, n, f"{n / busiest_day * _BAR_PERCENT:.1f}") for day, n in reversed(figures.by_day)
+        ],
+        text=text,
+    )
+
+
+def _measure(agreement: Agreement, value: float | None, text: Mapping[str, str]) -> str:
+    if value is not None:
+        return f"{value:.3f}"
+    if agreement.n < MIN_OVERLAPS:
+        return text["hidden"].format(n=agreement.n, fewest=MIN_OVERLAPS)
+    return text["undefined"]

@@ -1,0 +1,136 @@
+"""The Rank tab: people put the answers to a prompt in order, and no order is lost.
+
+The board uses one endpoint for everything, in JSON. Each message may be sent again after a lost
+response: an action that was done already is not done twice.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import gradio as gr
+from gradio.events import api
+
+from alpaca_rlhf.app.board import BoardRequest, parse_request, rank_board
+from alpaca_rlhf.app.language import translations
+from alpaca_rlhf.app.services import Services
+from alpaca_rlhf.preferences.assignment import Refused, Task
+from alpaca_rlhf.preferences.database import DiskFull
+from alpaca_rlhf.preferences.store import Store
+
+ENDPOINT = "rank"
+"""Name of the endpoint among those of the app."""
+POLL_EMPTY_QUEUE_S = 10.0
+"""Seconds between two looks at an empty queue."""
+
+Reply = dict[str, Any]
+
+
+def rank_tab(services: Services, *, refill: str = "alpaca-rlhf sample --run RUN") -> gr.HTML:
+    """Build the tab; call it within `gr.Blocks`.
+
+    Args:
+        services: Store, accounts and language.
+        refill: The command that fills the queue.
+
+    Returns:
+        The board. It claims no task before it is on screen.
+    """
+
+    def endpoint(message: str, request: gr.Request) -> str:
+        return json.dumps(reply(services, message, request))
+
+    api(endpoint, api_name=ENDPOINT, queue=False, api_visibility="private")
+    return rank_board(ENDPOINT, poll_s=POLL_EMPTY_QUEUE_S, refill=refill)
+
+
+def reply(services: Services, message: str, request: gr.Request) -> Reply:
+    """Answer one message of the board.
+
+    Args:
+        services: Store, accounts and language.
+        message: The message, as the browser sent it.
+        request: The request that carries it.
+
+    Returns:
+        The result, or `problem` with a `message` in the language of the request.
+    """
+    language = services.language(request)
+    text = translations("rank", language)
+    try:
+        account = services.account(request)
+        result = _perform(services.store, account.id, parse_request(message))
+    except gr.Error:
+        return {"problem": "signed_out", "message": text["problem.signed_out"]}
+    except DiskFull:
+        return {"problem": "full", "message": text["problem.full"]}
+    except Refused as refused:
+        result = {"problem": refused.problem, "message": text[f"problem.{refused.problem}"]}
+    return result | {"annotator": account.id, "language": language}
+
+
+def _perform(store: Store, annotator: int, board_request: BoardRequest) -> Reply:
+    if board_request.action == "next":
+        return {"task": _task_json(store.claim(annotator, holding=board_request.holding))}
+    # A renewal that starts the clock of the task on screen also keeps the prefetched ones.
+    if board_request.action == "renew":
+        _renew_prefetched(store, annotator, board_request)
+        store.renew(annotator, board_request.task, shown=board_request.on_screen)
+    elif board_request.action == "submit" and board_request.verdict is not None:
+        saved = store.submit(
+            annotator, board_request.task, board_request.verdict, revision=board_request.revision
+        )
+        return {"already": saved.already}
+    elif board_request.action == "undo":
+        return {"task": _task_json(store.undo(annotator, board_request.task or None))}
+    elif board_request.action == "skip":
+        store.skip(annotator, board_request.task, board_request.reason)
+    elif board_request.action == "flag":
+        store.flag(
+            annotator,
+            board_request.task,
+            board_request.reason,
+            board_request.comment,
+            completion=board_request.completion,
+        )
+    elif board_request.action == "progress":
+        progress = store.progress(annotator)
+        return {
+            "mine": progress.mine,
+            "today": progress.mine_today,
+            "hour": progress.mine_last_hour,
+            "left": progress.sets - progress.sets_ranked,
+            "sets": progress.sets,
+        }
+    return {}
+
+
+def _renew_prefetched(store: Store, annotator: int, board_request: BoardRequest) -> None:
+    """Renew the leases of prefetched tasks too; a lost one shows when its turn comes."""
+    for task in board_request.holding:
+        if task != board_request.task:
+            try:
+                store.renew(annotator, task)
+            except Refused:
+                continue
+
+
+def _task_json(task: Task | None) -> Reply | None:
+    """A task for the page, which must not tell why it is shown, or which policy wrote what."""
+    if task is None:
+        return None
+    prompt = task.prompt
+    return {
+        "id": task.id,
+        "revision": task.revision,
+        "instruction": prompt.instruction,
+        "input": prompt.input,
+        "history": prompt.history,
+        "answers": [
+            {"id": answer.id, "text": answer.text, "cut": answer.cut} for answer in task.completions
+        ],
+        "lease_s": task.lease_s,
+        "tiers": task.tiers,
+        "criteria": {answer_id: dict(stars) for answer_id, stars in task.criteria.items()},
+    }

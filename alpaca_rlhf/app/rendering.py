@@ -1,0 +1,29 @@
+"""The app's HTML: templates in `templates/`, every value escaped unless a template made it."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from alpaca_rlhf.core import html
+
+_FOLDER = Path(__file__).parent / "templates"
+
+
+@cache
+def _environment() -> Any:
+    environment = html.environment(_FOLDER)
+    environment.filters["count"] = "{:,}".format
+    environment.filters["percent"] = "{:.1%}".format
+    return environment
+
+
+def render(template: str, **values: object) -> str:
+    """HTML of a template.
+
+    Args:
+        template: Name of a file of `templates/`, without its suffix.
+        values: Its variables; one that the template uses and that is missing is an error.
+    """
+    return str(_environment().get_template(f"{template}.html").render(**values)).strip()

@@ -1,0 +1,101 @@
+"""The app's texts: complete in both languages, used, and one Chinese word for one thing."""
+
+import ast
+import json
+import re
+from pathlib import Path
+from typing import get_args
+
+import jinja2
+import pytest
+
+from alpaca_rlhf.app import rendering
+from alpaca_rlhf.app.jobs import Problem
+from alpaca_rlhf.app.language import LANGUAGES, label, translations
+from alpaca_rlhf.app.worker import ModelPhase
+from alpaca_rlhf.preferences.battles import VOTES
+
+APP = Path(rendering.__file__).parent
+TABS = sorted(path.stem for path in (APP / "translations").glob("*.json"))
+BANNED = {"令牌": "词元", "代币": "词元", "您": "你", "提问模板": "提示模板", "盲测": "盲评"}
+"""Chinese words that would be a second word for a thing, and the one to use."""
+
+BUILT_KEYS = {
+    "chat": [f"model.{phase}" for phase in get_args(ModelPhase)]
+    + [f"problem.{problem}" for problem in get_args(Problem) if problem]
+    + [f"purpose.{purpose}" for purpose in ("chat", "compare", "make", "sample")]
+    + [f"status.{status}" for status in ("loading", "stopped", "done", "cut", "nothing")]
+    + [f"refused.{split}" for split in ("ppo", "eval", "sft")]
+    + [f"system.none.{template}" for template in ("brief", "alpaca")],
+    "compare": [f"{kind}.{vote}" for kind in ("vote", "votes") for vote in VOTES],
+    "data": [f"done.{action}" for action in ("resolve", "retire")]
+    + [f"role.{role}" for role in ("admin", "annotator", "judge")]
+    + [f"user.{action}" for action in ("off", "on", "admin", "annotator")],
+    "shell": [],
+}
+"""Keys that the code puts together; all others stand in it as they are."""
+
+
+def placeholders(text):
+    return sorted(re.findall(r"\{(\w+)\}", text))
+
+
+def source():
+    """Everything that names a key: Python without docstrings, templates and scripts."""
+    texts = []
+    for path in APP.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(f'"{node.value}"')
+    for pattern in ("*.html", "*.js"):
+        texts += [path.read_text(encoding="utf-8") for path in APP.rglob(pattern)]
+    return "\n".join(texts)
+
+
+@pytest.mark.parametrize("tab", TABS)
+def test_both_languages_say_everything_with_the_same_placeholders(tab):
+    table = json.loads((APP / "translations" / f"{tab}.json").read_text(encoding="utf-8"))
+    for key, by_language in table.items():
+        assert tuple(by_language) == LANGUAGES, key
+        assert all(text.strip() for text in by_language.values()), key
+        english, chinese = by_language.values()
+        assert placeholders(english) == placeholders(chinese), key
+
+
+@pytest.mark.parametrize("tab", TABS)
+def test_chinese_has_one_word_for_one_thing(tab):
+    for key, text in translations(tab, "zh-CN").items():
+        for banned, right in BANNED.items():
+            assert banned not in text, f"{tab}.{key}: {right}"
+
+
+@pytest.mark.parametrize("tab", sorted(BUILT_KEYS))
+def test_every_text_is_used(tab):
+    known, code = set(translations(tab, "en")), source()
+    assert set(BUILT_KEYS[tab]) <= known
+    assert {key for key in known - set(BUILT_KEYS[tab]) if f'"{key}"' not in code} == set()
+
+
+def test_a_label_without_a_text_is_an_error():
+    with pytest.raises(KeyError):
+        label("chat", "no such text")
+
+
+@pytest.mark.parametrize("template", sorted(path.name for path in APP.glob("templates/*.html")))
+def test_every_key_in_a_template_is_there(template):
+    keys = re.findall(r'text\["([\w.]+)"\]', (APP / "templates" / template).read_text("utf-8"))
+    known = set().union(*(translations(tab, "en") for tab in TABS))
+    assert set(keys) <= known
+
+
+def test_a_template_escapes_and_refuses_a_missing_value():
+    hostile = "<script>alert(1)</script> ${1} {{ 1 }}"
+    page = rendering.render("compare_answer", title="A", answer=hostile)
+    assert "<script>" not in page and "${1} {{ 1 }}" in page
+    with pytest.raises(jinja2.UndefinedError):
+        rendering.render("compare_answer", title="A")
+
+
+def test_a_script_of_texts_cannot_end_early():
+    head = rendering.render("page_head", texts={"en": {"key": "</script>"}}, script="")
+    assert head.count("</script>") == 1
