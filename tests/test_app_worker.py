@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 from alpaca_rlhf.app.worker import Worker
-from alpaca_rlhf.core import gpu_lock as card
+from alpaca_rlhf.core import gpu_lock
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.models.batches import answer, prompt_ids
@@ -48,7 +48,7 @@ def run(tmp_path_factory, tiny_folder):
 
 @pytest.fixture
 def where(tmp_path, monkeypatch):
-    monkeypatch.setattr(card, "POLL_S", 0.02)
+    monkeypatch.setattr(gpu_lock, "POLL_S", 0.02)
     return tmp_path / "card"
 
 
@@ -162,7 +162,7 @@ def test_errors_are_told_and_do_not_end_the_thread(run, where, caplog):
     update = last(worker.start(Gate(), "chat"))
     assert (update.phase, update.problem, update.message) == ("failed", "user", "no such base")
     assert worker.state.phase == "error" and "no such base" in worker.status("en")
-    assert not [one for one in card.notes("app", where) if one.holds]
+    assert not [one for one in gpu_lock.live_notes("app", where) if one.holds]
 
     def too_long(speaker, stop):
         yield 1
@@ -202,9 +202,9 @@ def test_a_training_run_gets_the_card_and_the_app_comes_back(worker, run, where,
     begun.wait(LONG)
     behind, step = Gate(steps=3), Gate()
     queued = worker.start(behind, "sample", urgent=False)
-    assert [(one.pid, one.holds) for one in card.notes("app", where)] == [(os.getpid(), True)]
+    assert [(one.pid, one.holds) for one in gpu_lock.live_notes("app", where)] == [(os.getpid(), True)]
     messages = []
-    with card.Loan(tmp_path / "training", messages.append, where=where) as loan:
+    with gpu_lock.Loan(tmp_path / "training", messages.append, where=where) as loan:
         loan.take()
         loan.take()
         assert (last(job).phase, last(job).value) == ("stopped", "so far"), (
@@ -227,38 +227,38 @@ def test_whoever_asks_after_the_training_is_answered_at_once(worker, where, tmp_
     step = Gate()
     step.go.set()
     assert last(worker.start(step, "chat")).phase == "done"
-    with card.Loan(tmp_path / "training", lambda text: None, where=where) as loan:
+    with gpu_lock.Loan(tmp_path / "training", lambda text: None, where=where) as loan:
         loan.take()
-        monkeypatch.setattr(card, "POLL_S", LONG)
+        monkeypatch.setattr(gpu_lock, "POLL_S", LONG)
         assert last(worker.start(step, "chat")).problem == "training"
     assert last(worker.start(step, "chat")).phase == "done"
 
 
 def test_nobody_waits_where_no_app_holds_a_model(where, tmp_path):
     messages = []
-    with card.Loan(tmp_path, messages.append, where=where, patience_s=0) as loan:
+    with gpu_lock.Loan(tmp_path, messages.append, where=where, patience_s=0) as loan:
         loan.take()
-        assert [one.run for one in card.notes("ask", where)] == [str(tmp_path)]
+        assert [one.run for one in gpu_lock.live_notes("ask", where)] == [str(tmp_path)]
     assert messages == [] and not list(where.iterdir())
 
 
 def test_an_app_that_keeps_the_card_is_named(where, tmp_path):
-    sign = card.Sign("app", tmp_path / "mine", where)
-    sign.put(holds=True)
+    sign = gpu_lock.Notice("app", tmp_path / "mine", where)
+    sign.publish(holds=True)
     with pytest.raises(UserError) as refusal:
-        with card.Loan(tmp_path, lambda text: None, where=where, patience_s=0) as loan:
+        with gpu_lock.Loan(tmp_path, lambda text: None, where=where, patience_s=0) as loan:
             loan.take()
     assert f"process {os.getpid()}" in str(refusal.value) and "mine" in str(refusal.value)
-    assert card.notes("ask", where) == []
-    sign.down()
+    assert gpu_lock.live_notes("ask", where) == []
+    sign.withdraw()
 
 
 @pytest.mark.parametrize("kind", ["app", "ask"])
 def test_what_a_killed_process_left_counts_for_nothing(kind, where, tmp_path):
     program = (
         "import sys, time\nfrom pathlib import Path\n"
-        "from alpaca_rlhf.core import gpu_lock as card\n"
-        f"sign = card.Notice({kind!r}, Path('other'), Path({str(where)!r}))\n"
+        "from alpaca_rlhf.core import gpu_lock\n"
+        f"sign = gpu_lock.Notice({kind!r}, Path('other'), Path({str(where)!r}))\n"
         "sign.publish(holds=True)\n"
         "print('up', flush=True)\ntime.sleep(600)\n"
     )
@@ -267,10 +267,10 @@ def test_what_a_killed_process_left_counts_for_nothing(kind, where, tmp_path):
     )
     try:
         assert process.stdout.readline() == "up\n"
-        assert [one.pid for one in card.notes(kind, where)] == [process.pid]
+        assert [one.pid for one in gpu_lock.live_notes(kind, where)] == [process.pid]
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert card.notes(kind, where) == []
+        assert gpu_lock.live_notes(kind, where) == []
         assert list(where.iterdir()) == [], "taken away too"
     finally:
         process.kill()
@@ -284,7 +284,7 @@ def test_a_run_asks_for_the_card_before_it_loads_the_base(monkeypatch, tmp_path,
 
     monkeypatch.setenv("ALPACA_RLHF_CARD", str(where))
     order = []
-    monkeypatch.setattr(pipeline.card.Loan, "take", lambda self: order.append("take"))
+    monkeypatch.setattr(pipeline.gpu_lock.Loan, "take", lambda self: order.append("take"))
     monkeypatch.setattr(pipeline, "_work", lambda ctx, name, round_, stage: order.append(name))
     monkeypatch.setattr(
         pipeline, "order", lambda settings: [("rank", 1), ("sft", 1), ("generate", 1)]
@@ -348,7 +348,7 @@ def test_what_is_released_is_gone(run, where):
         yield from speak("sft")(speaker, stop)
 
     first = last(worker.start(work, "chat")).value[0].text
-    with card.Loan(run, lambda text: None, where=where) as loan:
+    with gpu_lock.Loan(run, lambda text: None, where=where) as loan:
         loan.take()
         gc.collect()
         assert base[0]() is None, "nothing holds the model any more"

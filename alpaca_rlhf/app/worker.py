@@ -80,8 +80,8 @@ class Worker:
         self._state: tuple[ModelPhase, str] = ("empty", "")
         # Of the model's thread alone.
         self._speaker: Speaker | None = None
-        self._notice: gpu_lock.Sign | None = None
-        self._training_runs: list[gpu_lock.Note] = []
+        self._notice: gpu_lock.Notice | None = None
+        self._training_runs: list[gpu_lock.ProcessNote] = []
         self._polled_s = 0.0
         self._find_background_work: Callable[[], Work[Any] | None] = lambda: None
         self._background_checked_s = 0.0
@@ -154,13 +154,13 @@ class Worker:
                 if job is None:
                     self._start_background_work()
                     with self._changed:
-                        self._changed.wait(gpu_lock.LOOK_S)
+                        self._changed.wait(gpu_lock.POLL_S)
                 elif self._ensure_loaded(job):
                     self._run_job(job)
         finally:
             self._unload()
             if self._notice is not None:
-                self._notice.down()
+                self._notice.withdraw()
 
     def _start_background_work(self) -> None:
         now_s = time.monotonic()
@@ -275,9 +275,9 @@ class Worker:
 
     def _training_wants_gpu(self, *, poll_now: bool = False) -> bool:
         """True while a training run asks for the GPU; polled at intervals, not at every token."""
-        if poll_now or time.monotonic() - self._polled_s >= gpu_lock.LOOK_S:
+        if poll_now or time.monotonic() - self._polled_s >= gpu_lock.POLL_S:
             self._polled_s = time.monotonic()
-            training_runs = gpu_lock.notes("ask", self._gpu_folder)
+            training_runs = gpu_lock.live_notes("ask", self._gpu_folder)
             with self._changed:
                 self._training_runs = training_runs
                 if not training_runs and self._state[0] == "released":
@@ -288,8 +288,8 @@ class Worker:
         """Tell training runs that a model is about to be on the GPU."""
         with contextlib.suppress(UserError):  # then they cannot ask; nothing else is lost
             if self._notice is None:
-                self._notice = gpu_lock.Sign("app", self.run, self._gpu_folder)
-            self._notice.put(holds=True)
+                self._notice = gpu_lock.Notice("app", self.run, self._gpu_folder)
+            self._notice.publish(holds=True)
 
     def _release_gpu(self) -> None:
         run = self._training_runs[0].run
@@ -309,9 +309,9 @@ class Worker:
         self._set(phase, detail)  # before a run that waits for the GPU can see that it is free
         if self._notice is not None:
             try:
-                self._notice.put(holds=False)
+                self._notice.publish(holds=False)
             except UserError:  # a full disk: no run shall wait for a model that is gone
-                self._notice.down()
+                self._notice.withdraw()
                 self._notice = None
 
     def _set(self, phase: ModelPhase, detail: str = "") -> None:
