@@ -20,7 +20,7 @@ from alpaca_rlhf.data import seed_file
 from alpaca_rlhf.models.base import weights_digest
 from alpaca_rlhf.preferences import manifest_of
 from alpaca_rlhf.settings import Loop
-from alpaca_rlhf.settings.given import leaves_of
+from alpaca_rlhf.settings.leaves import leaves_of
 from alpaca_rlhf.settings.parsing import to_yaml
 from alpaca_rlhf.sources import source_of
 from alpaca_rlhf.stages import forecast, room

@@ -35,7 +35,8 @@ from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.serving import folders
 from alpaca_rlhf.serving.manner import Manner
 from alpaca_rlhf.settings import Loop
-from alpaca_rlhf.settings.given import leaves_of, read_flags, read_yaml
+from alpaca_rlhf.settings.entries import read_flags, read_yaml
+from alpaca_rlhf.settings.leaves import leaves_of
 from alpaca_rlhf.settings.parsing import parse
 from alpaca_rlhf.settings.quickstart import QUICKSTART
 
