@@ -6,16 +6,21 @@ and keeps its traceback.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from alpaca_rlhf.cli.terminal import Terminal, plain
 from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import FULL, is_full
+
+T = TypeVar("T")
 
 _MEMORY_FLAGS = {
     "generate": "--generate.batch-size",
@@ -87,6 +92,32 @@ def printed(text: str) -> int:
 def command_line(program: str, words: Sequence[str]) -> str:
     """The command as it can be typed again; `program` is taken as it is."""
     return " ".join([program, shlex.join(words)]).strip()
+
+
+def wants_help(words: Sequence[str]) -> bool:
+    """True if help is asked for among the words."""
+    return "-h" in words or "--help" in words
+
+
+def parsed(
+    cls: type[T], words: Sequence[str], *, prog: str, about: str, default: T | None = None
+) -> T:
+    """The flags of a command as a dataclass; see `settings.parsing.parse`.
+
+    Raises:
+        UserError: A flag is wrong.
+        SystemExit: Help was asked for, and printed to a reader who may leave before its end.
+    """
+    from alpaca_rlhf.settings.parsing import (
+        parse,  # tyro is slow to load, and the overview needs none
+    )
+
+    if not wants_help(words) or sys.stdout.isatty():
+        return parse(cls, words, prog=prog, description=about, default=default)
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        parse(cls, words, prog=prog, description=about, default=default)
+    raise SystemExit(printed(text.getvalue()))
 
 
 class _WarningsToTerminal(logging.Handler):
