@@ -56,7 +56,8 @@ class Bounded:
             cls.group = group
 
     def __post_init__(self) -> None:
-        for name, metadata in _bounds(type(self)):
+        cls: Any = type(self)
+        for name, metadata in _bounds(cls):
             number = getattr(self, name)
             if number is not None:
                 flag = name.replace("_", "-")

@@ -77,11 +77,12 @@ def _build(cls: type[T], values: Mapping[str, Any], default: T | None, prefix: s
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         path, kind = prefix + field.name, hints[field.name]
+        is_group = dataclasses.is_dataclass(kind)
         if default is not None:
             arguments[field.name] = getattr(default, field.name)
         if path in values:
             arguments[field.name] = values[path]
-        elif dataclasses.is_dataclass(kind) and any(at.startswith(f"{path}.") for at in values):
+        elif is_group and any(at.startswith(f"{path}.") for at in values):
             inner = arguments.get(field.name)
             if inner is None and field.default_factory is not dataclasses.MISSING:
                 inner = field.default_factory()

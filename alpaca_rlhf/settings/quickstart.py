@@ -7,6 +7,7 @@ tried instead, and measured on the development split, stands in `docs/experiment
 
 from pathlib import Path
 
+from alpaca_rlhf.core.bases import EMBEDDED
 from alpaca_rlhf.settings import (
     PPO,
     SFT,
@@ -26,7 +27,7 @@ from alpaca_rlhf.settings import (
 ANSWER_TOKENS = 48
 
 QUICKSTART = Loop(
-    base="embedded",
+    base=EMBEDDED,
     template="brief",  # two headings and nothing else: short, and not in the corpus of the base
     out=Path("runs/quickstart"),
     generate=Generate(
