@@ -37,7 +37,7 @@ class LoopStage:
     run: stages.Stage
     """Does its work."""
     intent: str
-    """What it will do, for the person who watches."""
+    """Its intent, for the person who watches."""
     shared: bool = False
     """True if several processes share its work; the others wait while the main one does it."""
     needs_model: bool = True
@@ -131,8 +131,8 @@ def order(settings: Loop) -> list[Step]:
     has_rows = inputs.rows is not None or inputs.sft_adapter is not None
     first = ["sft"] if has_rows else ["generate", "sft"]
     ranked = ["sample", "rank"] if inputs.rankings is None else []
-    again = [*ranked, "reward", "ppo", "best_of_k"]
-    rounds = [Step(name, r) for r in range(1, settings.rounds + 1) for name in again]
+    per_round = [*ranked, "reward", "ppo", "best_of_k"]
+    rounds = [Step(name, r) for r in range(1, settings.rounds + 1) for name in per_round]
     return [*(Step(name, 1) for name in first), *rounds, Step("evaluate", settings.rounds)]
 
 

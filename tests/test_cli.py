@@ -482,7 +482,7 @@ def test_typed_prompts_train_too_and_what_says_the_same_is_not_waited_for(human_
 
 
 def ended(body, capsys, terminal=None) -> tuple[int, str]:
-    code = shell.guarded(body, again="alpaca-rlhf loop", terminal=terminal or Terminal())
+    code = shell.guarded(body, command="alpaca-rlhf loop", terminal=terminal or Terminal())
     return code, capsys.readouterr().err
 
 

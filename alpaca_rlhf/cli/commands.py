@@ -1,4 +1,4 @@
-"""The table of commands, and what becomes of a line that is typed.
+"""The table of commands, and the dispatch of a command line.
 
 Only the module of the command that is run is imported: help and refusals come at once.
 """
@@ -171,22 +171,22 @@ class Invocation:
     """Its name in the table; of a subcommand, both: `data drops`."""
     command: Command
     """Its row of the table."""
-    words: list[str]
-    """The words after the name."""
+    arguments: list[str]
+    """The command line after the name."""
     terminal: Terminal
-    """Where it speaks."""
+    """The terminal to write to."""
 
     @property
     def prog(self) -> str:
         """The command as people type it, without flags."""
         return f"{PROGRAM} {self.name} {self.command.operands}".strip()
 
-    def line(self, words: Sequence[str]) -> str:
+    def line(self, arguments: Sequence[str]) -> str:
         """The command with some words, as it can be typed again."""
-        return shell.command_line(f"{PROGRAM} {self.name}", words)
+        return shell.command_line(f"{PROGRAM} {self.name}", arguments)
 
     def parse(
-        self, cls: type[T], words: list[str], *, about: str = "", default: T | None = None
+        self, cls: type[T], arguments: list[str], *, about: str = "", default: T | None = None
     ) -> T:
         """The flags among the words as a dataclass.
 
@@ -195,7 +195,7 @@ class Invocation:
             SystemExit: Help was asked for, and printed.
         """
         about = about or self.command.about or self.command.summary
-        return shell.parsed(cls, words, prog=self.prog, about=about, default=default)
+        return shell.parsed(cls, arguments, prog=self.prog, about=about, default=default)
 
     def operands(self) -> tuple[list[str], list[str]]:
         """The words before the flags, one for each operand of the command, and the flags.
@@ -203,19 +203,19 @@ class Invocation:
         Raises:
             UserError: There are too many or too few.
         """
-        if shell.wants_help(self.words):
+        if shell.wants_help(self.arguments):
             return [], ["--help"]
-        flags = (at for at, word in enumerate(self.words) if word.startswith("--"))
-        at = next(flags, len(self.words))
-        given, names = self.words[:at], self.command.operands.split()
+        flags = (at for at, argument in enumerate(self.arguments) if argument.startswith("--"))
+        at = next(flags, len(self.arguments))
+        operands, names = self.arguments[:at], self.command.operands.split()
         several = names[-1].endswith("...")
-        if not given or (len(given) != len(names) and not several):
-            got = f"got {shlex.join(given)}" if given else "got nothing"
+        if not operands or (len(operands) != len(names) and not several):
+            got = f"got {shlex.join(operands)}" if operands else "got nothing"
             raise UserError(f"{self.name}: {got}; expected {self.prog}, flags after it")
-        return given, self.words[at:]
+        return operands, self.arguments[at:]
 
 
-def run(words: Sequence[str], terminal: Terminal) -> int:
+def run(arguments: Sequence[str], terminal: Terminal) -> int:
     """Find a command by the first words of a line, and run it with the others.
 
     Returns:
@@ -224,7 +224,7 @@ def run(words: Sequence[str], terminal: Terminal) -> int:
     Raises:
         UserError: There is no such command, or it has something to tell.
     """
-    name, command, rest = found(words)
+    name, command, rest = found(arguments)
     if command.subcommands:
         return shell.printed(f"usage: {PROGRAM} {name} COMMAND ... [flags]\n\n{_rows(command)}\n")
     invocation = Invocation(name, command, rest, terminal)
@@ -234,11 +234,11 @@ def run(words: Sequence[str], terminal: Terminal) -> int:
         return function(invocation)
     operands, flags = invocation.operands() if command.operands else (None, rest)
     settings = invocation.parse(getattr(module, command.settings), flags)
-    arguments: list[Any] = [] if operands is None else [operands]
-    arguments += [settings, terminal]
+    call: list[Any] = [] if operands is None else [operands]
+    call += [settings, terminal]
     if command.repeats:
-        arguments.append(invocation.line(rest))
-    return function(*arguments)
+        call.append(invocation.line(rest))
+    return function(*call)
 
 
 def overview() -> str:
@@ -263,10 +263,10 @@ def _rows(group: Command) -> str:
     )
 
 
-def found(words: Sequence[str]) -> tuple[str, Command, list[str]]:
+def found(arguments: Sequence[str]) -> tuple[str, Command, list[str]]:
     """The name of a command, its row of the table, and the words after the name."""
     path: list[str] = []
-    command, rest = _ALL, list(words)
+    command, rest = _ALL, list(arguments)
     # A group without a command below it, or with --help, is shown as an overview.
     while command.subcommands and rest and not (path and rest[0] in ("-h", "--help")):
         typed = rest.pop(0)

@@ -57,7 +57,7 @@ class ReportMade(Bounded):
     """Flags of `data report RUN`."""
 
     out: Path | None = None
-    """Where to write the page; by default report.html beside the events."""
+    """File for the page; by default report.html beside the events."""
     usd_per_million_tokens: NonNegativeFloat = 0.0
     """Price of a million tokens that the teacher wrote; 0 if it costs nothing, or told its cost."""
 
@@ -88,13 +88,13 @@ def drops(names: Sequence[str], settings: DropsShown, terminal: Terminal) -> int
     terminal.say(f"drops: rows of {folder} that were not kept")
     # 1. Count every rule, and choose the rows to show.
     counts: Counter[str] = Counter()
-    shown: list[tuple[int, Drop]] = []
+    examples: list[tuple[int, Drop]] = []
     for _, request in requests(folder):
         for drop in request.dropped:
             counts[drop.rule] += 1
-            has_room = not settings.limit or len(shown) < settings.limit
+            has_room = not settings.limit or len(examples) < settings.limit
             if has_room and settings.rule in (None, drop.rule):
-                shown.append((request.number, drop))
+                examples.append((request.number, drop))
     if settings.rule is not None and settings.rule not in counts:
         known = ", ".join(counts) or "none at all"
         near = difflib.get_close_matches(settings.rule, counts, n=1)
@@ -105,16 +105,16 @@ def drops(names: Sequence[str], settings: DropsShown, terminal: Terminal) -> int
     for rule, count in counts.most_common():
         terminal.say(f"  {rule:<{width}}  {count:>7,}  {count / counts.total():>6.1%}")
     terminal.say()
-    for number, drop in shown:
+    for number, drop in examples:
         terminal.say(f"{drop.rule}: {short(drop.detail)}")
         if drop.row is not None:
             terminal.say(f"  {drop.row.id}  {short(drop.row.instruction)}")
         nearest = f", nearest {drop.near} at {drop.score:.3f}" if drop.near else ""
         terminal.say(f"  request @{number}{nearest}")
     total = counts[settings.rule] if settings.rule else counts.total()
-    if len(shown) < total:
-        terminal.say(f"... {len(shown)} of {total:,} shown; --limit 0 shows all")
-    example = next((drop.row.id if drop.row else f"@{number}" for number, drop in shown), "ID")
+    if len(examples) < total:
+        terminal.say(f"... {len(examples)} of {total:,} shown; --limit 0 shows all")
+    example = next((drop.row.id if drop.row else f"@{number}" for number, drop in examples), "ID")
     _say_next(
         terminal,
         [
@@ -226,8 +226,8 @@ def _seconds(run: str) -> float | None:
 
 
 def _say_drops_next(terminal: Terminal, run: str) -> None:
-    shown = f"{PROGRAM} data drops {_quoted(run)}"
-    _say_next(terminal, [(shown, "rows that were dropped, and why")])
+    command = f"{PROGRAM} data drops {_quoted(run)}"
+    _say_next(terminal, [(command, "rows that were dropped, and why")])
 
 
 def _say_next(terminal: Terminal, commands: list[tuple[str, str]]) -> None:

@@ -17,7 +17,7 @@ class Check:
     """Flags of `data check FILE...`."""
 
     format: FormatName | None = None
-    """How the rows look; by default told by their columns."""
+    """Format of the rows; by default told by their columns."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Export:
     """Flags of `data export FOLDER`."""
 
     to: Target
-    """What to make: a folder of the datasets library, JSON lines, or Parquet."""
+    """Form of the data: a folder of the datasets library, JSON lines, or Parquet."""
     out: Path
     """Folder to make."""
 

@@ -68,8 +68,7 @@ def short(text: str) -> str:
 
 
 def _verdicts(request: Request) -> list[tuple[Instruction | None, Drop | None]]:
-    kept = [(row, None) for row in request.kept]
-    return [*kept, *((drop.row, drop) for drop in request.dropped)]
+    return [*((row, None) for row in request.kept), *((drop.row, drop) for drop in request.dropped)]
 
 
 def _verdict(drop: Drop | None, request: Request) -> str:
@@ -129,7 +128,8 @@ def _neighbours(folder: Path, row: Instruction) -> list[tuple[float, Instruction
     index = NoveltyIndex(0.01)  # its tables grow as the threshold falls
     known: list[tuple[Instruction, str]] = [(seed, "seed task") for seed in seeds_of(folder)]
     for _, request in requests(folder):
-        known += [(kept, f"request {request.number}") for kept in request.kept if kept.id != row.id]
+        source = f"request {request.number}"
+        known += [(kept_row, source) for kept_row in request.kept if kept_row.id != row.id]
     for instruction, _ in known:
         index.add(instruction.instruction)
     nearest: dict[str, tuple[float, Instruction, str]] = {}

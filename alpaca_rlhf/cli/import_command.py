@@ -41,9 +41,9 @@ class Import:
     out: Path
     """Folder to make."""
     format: FormatName | None = None
-    """How the rows look; by default told by their columns."""
+    """Format of the rows; by default told by their columns."""
     broken: Broken = "refuse"
-    """What to do about broken rows: refuse the files, or drop the rows and list them."""
+    """Treatment of broken rows: refuse the files, or drop the rows and list them."""
     licence: str | None = None
     """Licence of the data, for the manifest and the card of an export."""
     teacher: str | None = None
@@ -145,21 +145,23 @@ def _show_look(rows: Rows, source_look: Look, terminal: Terminal) -> None:
     if row_format is None:
         terminal.say(f"{rows.name}: {rows.container}, and no row of it can be read so far")
         return
-    told = "told by its columns; --format overrides" if source_look.guessed else "as --format says"
-    terminal.say(f"{rows.name}: {rows.container}, {row_format.name} ({told})")
-    shown = 0
+    reason = (
+        "told by its columns; --format overrides" if source_look.guessed else "as --format says"
+    )
+    terminal.say(f"{rows.name}: {rows.container}, {row_format.name} ({reason})")
+    examples = 0
     for number, row in rows:
         try:
             records = source_look.convert(row, rows.origin)
         except BadRow:  # it is told when all are read
             records = []
         for record in records[:1]:
-            shown += 1
-            terminal.say(f"  example {shown}, {rows.place(number)}, {row_format.kind}:")
+            examples += 1
+            terminal.say(f"  example {examples}, {rows.place(number)}, {row_format.kind}:")
             for column, value in record.items():
                 if value not in (None, "", []) and column != "source":
                     terminal.say(f"    {column}: {_elided(value)}")
-        if shown >= _EXAMPLES or number > _EXAMPLE_ROWS:
+        if examples >= _EXAMPLES or number > _EXAMPLE_ROWS:
             return
 
 

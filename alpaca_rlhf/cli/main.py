@@ -31,15 +31,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 when it is done, 2 if the user can mend what is wrong, 130 after an interruption.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help", "help"):
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
         return shell.printed(commands.overview())
-    if words[0] in ("-V", "--version"):
+    if arguments[0] in ("-V", "--version"):
         return shell.printed(f"{PROGRAM} {__version__}\n")
     terminal = Terminal()
     return shell.guarded(
-        lambda: commands.run(words, terminal),
-        again=shell.command_line(PROGRAM, words),
+        lambda: commands.run(arguments, terminal),
+        command=shell.command_line(PROGRAM, arguments),
         terminal=terminal,
     )
 
@@ -69,57 +69,57 @@ def recipe(
     from alpaca_rlhf.cli import plan_command, stage_commands
     from alpaca_rlhf.settings import Loop
 
-    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
     prog = f"python {shlex.quote(sys.argv[0])}"
-    again = shell.command_line(prog, words)
-    dry = architecture is not None and _DRY_RUN in words
-    real_words = [word for word in words if not (dry and word == _DRY_RUN)]
+    command = shell.command_line(prog, arguments)
+    dry = architecture is not None and _DRY_RUN in arguments
+    real_arguments = [argument for argument in arguments if not (dry and argument == _DRY_RUN)]
     terminal = Terminal()
     description += f"\n{_UNATTENDED}" if settings.inputs.judge == "human" else ""
 
     def body() -> int:
-        switches, flags = plan_command.taken(spelled_out(real_words))
+        switches, flags = plan_command.taken(spelled_out(real_arguments))
         named, flags = plan_command.card_word(flags) if switches or dry else (None, flags)
         chosen = shell.parsed(Loop, flags, prog=prog, about=description, default=settings)
         if switches:
             device = named or (card if dry else None)
             chosen = plan_command.auto(chosen, switches, device, terminal)
         if architecture is None or not dry:
-            part = stage_commands.Part(description.splitlines()[0], again, kind)
+            part = stage_commands.Part(description.splitlines()[0], command, kind)
             return stage_commands.run(chosen, terminal, part)
         if card is not None:
             planned = stage_commands.converted(plan_command.Plan, chosen)
             plan_command.show(replace(planned, card=named or card), chosen, [], terminal)
-        real = shell.command_line(prog, real_words)
-        return _rehearse(chosen, architecture, terminal, again=again, real=real)
+        real = shell.command_line(prog, real_arguments)
+        return _rehearse(chosen, architecture, terminal, command=command, real=real)
 
-    return shell.guarded(body, again=again, terminal=terminal)
+    return shell.guarded(body, command=command, terminal=terminal)
 
 
-def spelled_out(words: Sequence[str]) -> list[str]:
+def spelled_out(arguments: Sequence[str]) -> list[str]:
     """The words of a recipe with `--judge URL` as the two settings that it stands for."""
     flags: list[str] = []
-    for word in words:
-        if word == "--judge":
+    for argument in arguments:
+        if argument == "--judge":
             flags += ["--inputs.judge", "llm", "--judge.url"]
-        elif word.startswith("--judge="):
-            flags += ["--inputs.judge", "llm", "--judge.url", word.partition("=")[2]]
+        elif argument.startswith("--judge="):
+            flags += ["--inputs.judge", "llm", "--judge.url", argument.partition("=")[2]]
         else:
-            flags.append(word)
+            flags.append(argument)
     return flags
 
 
 def _rehearse(
-    settings: Loop, architecture: str, terminal: Terminal, *, again: str, real: str
+    settings: Loop, architecture: str, terminal: Terminal, *, command: str, real: str
 ) -> int:
-    """Run every stage on a shrunken model; `again` is this command, `real` the one after it."""
+    """Run every stage on a shrunken model; `command` is this one, `real` the one after it."""
     from alpaca_rlhf.core import quiet
 
     quiet.quiet(".")
     from alpaca_rlhf.cli.rehearsal import rehearse
 
     quiet.quiet_transformers(".")
-    out = rehearse(settings, architecture, terminal, command=again)
+    out = rehearse(settings, architecture, terminal, command=command)
     terminal.say(f"DRY RUN done: every stage ran. Its report, of random numbers: {out}/report.html")
     for line in next_lines([(real, "the real run")]):
         terminal.say(line)

@@ -31,7 +31,7 @@ _PROGRESS_EVERY = 200
 
 @dataclass(frozen=True)
 class Shares(Bounded, group="--shares"):
-    """How much of the clusters each split gets; only how they compare matters."""
+    """Shares of the clusters that each split gets; only their proportions matter."""
 
     sft: NonNegativeFloat = 0.4
     """Rows to fine-tune on."""
@@ -149,18 +149,18 @@ def _without_evaluation(
     evaluation = Evaluation(row for path in against for row in read_prompts(path))
     terminal.start("against", f"look for the {len(evaluation)} prompts of {_names(against)}")
     show_progress = _progress(terminal, "against")
-    kept, drops = [], []
+    clean, drops = [], []
     for number, row in enumerate(rows, 1):
         drop = evaluation.seen_in(row)
         if drop is None:
-            kept.append(row)
+            clean.append(row)
         else:
             drops.append(drop)
         show_progress(number, len(rows))
     terminal.finish("against", f"{len(drops)} rows lie near one of them")
-    if not kept:
+    if not clean:
         raise UserError(f"--against {_names(against)}: no row is left; is it the same file?")
-    return kept, drops
+    return clean, drops
 
 
 def _show(

@@ -46,78 +46,80 @@ class Part:
     title: str
     """Shown first."""
     command: str
-    """What the user typed, for the report."""
+    """The command line, for the report."""
     kind: str = "loop"
-    """What the run folder is for."""
+    """Purpose of the run folder."""
     until: str | None = None
     """The last stage to run; None runs all."""
     annotator: str | None = None
-    """Who ranks in this terminal, if people do; None is the account's name."""
+    """The person who ranks in this terminal, if people do; None is the account's name."""
 
 
 def stage(invocation: Invocation) -> int:
     """Run a loop up to the stage that the command is named after."""
-    settings, kind = _resumed(Loop, invocation, invocation.words)
-    part = _part(invocation, invocation.words, kind, until=invocation.name.replace("-", "_"))
+    settings, kind = _resumed(Loop, invocation, invocation.arguments)
+    part = _part(invocation, invocation.arguments, kind, until=invocation.name.replace("-", "_"))
     return run(settings, invocation.terminal, part)
 
 
 def whole(invocation: Invocation) -> int:
     """Run a loop to its end."""
-    settings, kind = _resumed(Loop, invocation, invocation.words)
-    return run(settings, invocation.terminal, _part(invocation, invocation.words, kind))
+    settings, kind = _resumed(Loop, invocation, invocation.arguments)
+    return run(settings, invocation.terminal, _part(invocation, invocation.arguments, kind))
 
 
 def quickstart(invocation: Invocation) -> int:
     """Run the quickstart, whose settings are the defaults whatever the folder holds."""
-    settings = invocation.parse(Loop, invocation.words, default=QUICKSTART)
-    return run(settings, invocation.terminal, _part(invocation, invocation.words, "quickstart"))
+    settings = invocation.parse(Loop, invocation.arguments, default=QUICKSTART)
+    return run(settings, invocation.terminal, _part(invocation, invocation.arguments, "quickstart"))
 
 
 def loop(invocation: Invocation) -> int:
     """Run a loop to its end, with --auto in batches that fit the card."""
-    switches, words = plan_command.taken(invocation.words)
-    card, words = plan_command.card_word(words) if switches else (None, words)
-    settings, kind = _resumed(Loop, invocation, words, plan_command.HELP)
+    switches, arguments = plan_command.taken(invocation.arguments)
+    card, arguments = plan_command.card_word(arguments) if switches else (None, arguments)
+    settings, kind = _resumed(Loop, invocation, arguments, plan_command.HELP)
     if switches:
         settings = plan_command.auto(settings, switches, card, invocation.terminal)
-    return run(settings, invocation.terminal, _part(invocation, words, kind))
+    return run(settings, invocation.terminal, _part(invocation, arguments, kind))
 
 
 def plan(invocation: Invocation) -> int:
     """Show what a loop will take."""
-    switches, words = plan_command.taken(invocation.words)
+    switches, arguments = plan_command.taken(invocation.arguments)
     about = f"{invocation.command.summary}.\n\n{plan_command.HELP}"
-    request = invocation.parse(plan_command.Plan, words, about=about)
+    request = invocation.parse(plan_command.Plan, arguments, about=about)
     return plan_command.run(request, converted(Loop, request), switches, invocation.terminal)
 
 
 def generate(invocation: Invocation) -> int:
     """Run a loop up to `generate`; with --dry-run, show what that would send and cost."""
-    words = [word for word in invocation.words if word != _DRY_RUN]
+    arguments = [word for word in invocation.arguments if word != _DRY_RUN]
     about = f"{_DRY_RUN} shows one prompt and what the run may cost, and asks nothing"
-    settings, kind = _resumed(Loop, invocation, words, about)
-    if _DRY_RUN in invocation.words:
+    settings, kind = _resumed(Loop, invocation, arguments, about)
+    if _DRY_RUN in invocation.arguments:
         from alpaca_rlhf.cli import dry_run
 
-        return dry_run.show(settings, invocation.terminal, command=invocation.line(words))
-    return run(settings, invocation.terminal, _part(invocation, words, kind, until="generate"))
+        return dry_run.show(settings, invocation.terminal, command=invocation.line(arguments))
+    return run(settings, invocation.terminal, _part(invocation, arguments, kind, until="generate"))
 
 
 def sample(invocation: Invocation) -> int:
     """Run a loop up to `sample`; with --run, fill the queue of the app."""
     from alpaca_rlhf.cli import sample_command
 
-    if not sample_command.wanted(invocation.words):
+    if not sample_command.wanted(invocation.arguments):
         return stage(invocation)
-    request = invocation.parse(sample_command.Fill, invocation.words, about=sample_command.ABOUT)
+    request = invocation.parse(
+        sample_command.Fill, invocation.arguments, about=sample_command.ABOUT
+    )
     return sample_command.run(request, invocation.terminal)
 
 
 def rank(invocation: Invocation) -> int:
     """Run a loop up to `rank`; where people judge, let one of them rank in this terminal."""
-    request, kind = _resumed(Ranked, invocation, invocation.words)
-    part = _part(invocation, invocation.words, kind, until="rank", annotator=request.annotator)
+    request, kind = _resumed(Ranked, invocation, invocation.arguments)
+    part = _part(invocation, invocation.arguments, kind, until="rank", annotator=request.annotator)
     return run(converted(Loop, request), invocation.terminal, part)
 
 
@@ -162,41 +164,41 @@ def converted(cls: type[L], settings: Loop) -> L:
 
 
 def _resumed(
-    cls: type[L], invocation: Invocation, words: list[str], about: str = ""
+    cls: type[L], invocation: Invocation, arguments: list[str], about: str = ""
 ) -> tuple[L, str]:
     """The settings that the words ask for, and the kind of run.
 
     In a folder that holds a run, its own settings are the defaults.
     """
     default, kind = Loop(), "loop"
-    out = _out(cls, words, invocation.prog) or default.out
+    out = _out(cls, arguments, invocation.prog) or default.out
     if folders.holds_run(out):
         default, kind = folders.settings_of(out), folders.kind_of(out)
     paragraphs = [invocation.command.summary, about, _RESUMES]
     help_text = ".\n\n".join(paragraph for paragraph in paragraphs if paragraph)
-    settings = invocation.parse(cls, words, about=help_text, default=converted(cls, default))
+    settings = invocation.parse(cls, arguments, about=help_text, default=converted(cls, default))
     return settings, kind
 
 
-def _out(cls: type[Loop], words: Sequence[str], prog: str) -> Path | None:
+def _out(cls: type[Loop], arguments: Sequence[str], prog: str) -> Path | None:
     """The run folder that flags or `--config` files name, before anything else is looked at."""
-    if shell.wants_help(words):
+    if shell.wants_help(arguments):
         return None
     leaves = {leaf.path: leaf for leaf in leaves_of(cls, required=False)}
-    entry = read_entries(words, leaves, prog).get("out")
-    return None if entry is None else Path(entry.words[0])
+    entry = read_entries(arguments, leaves, prog).get("out")
+    return None if entry is None else Path(entry.texts[0])
 
 
 def _part(
     invocation: Invocation,
-    words: Sequence[str],
+    arguments: Sequence[str],
     kind: str,
     *,
     until: str | None = None,
     annotator: str | None = None,
 ) -> Part:
     title = f"{invocation.name}: {invocation.command.summary}"
-    return Part(title, invocation.line(words), kind, until, annotator)
+    return Part(title, invocation.line(arguments), kind, until, annotator)
 
 
 def _account() -> str:

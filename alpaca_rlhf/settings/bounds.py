@@ -25,7 +25,7 @@ Share = Annotated[float, Interval(gt=0, le=1)]
 Discount = Annotated[float, Interval(ge=0.0, le=1.0)]
 """A factor on what comes later."""
 Seed = Annotated[int, Interval(ge=0, lt=2**32)]
-"""What numpy and torch both take as a seed."""
+"""The range of seeds that numpy and torch share."""
 
 
 Bound = Gt | Ge | Interval
@@ -45,7 +45,7 @@ class Bounded:
     in `__post_init__`, after `super().__post_init__()`.
 
     Args:
-        group: What the flags of its fields begin with, e.g. `--sft` of `--sft.lr`.
+        group: Beginning of the flags of its fields, e.g. `--sft` of `--sft.lr`.
     """
 
     group: ClassVar[str] = ""
@@ -83,8 +83,8 @@ def _check(flag: str, number: float, metadata: tuple[Any, ...]) -> None:
     reason = "".join(f": {text}" for text in metadata if isinstance(text, str))
     for bound in metadata:
         if isinstance(bound, Bound) and not _holds(number, bound):
-            shown = str(number) if isinstance(number, int) else f"{number:g}"
-            raise ValueError(f"{flag} must be {_in_words(bound)}, got {shown}{reason}")
+            digits = str(number) if isinstance(number, int) else f"{number:g}"
+            raise ValueError(f"{flag} must be {_in_words(bound)}, got {digits}{reason}")
 
 
 def _holds(number: float, bound: Bound) -> bool:

@@ -22,7 +22,7 @@ _FIELDS_OF_THE_KIT = ("model", "messages", "prompt", "stream", "stop", "seed", "
 
 @dataclass(frozen=True)
 class Access(Bounded):
-    """How an OpenAI-compatible endpoint is reached, and what it may cost."""
+    """Access to an OpenAI-compatible endpoint, and limits on its cost."""
 
     url: str | None = None
     """Base of its addresses, e.g. http://127.0.0.1:8000/v1."""

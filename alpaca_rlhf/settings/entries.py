@@ -26,9 +26,9 @@ class Entry:
     """A setting as the user wrote it."""
 
     leaf: Leaf
-    """Which setting."""
-    words: tuple[str, ...]
-    """What was written, not typed yet."""
+    """The setting."""
+    texts: tuple[str, ...]
+    """Its values as texts, not typed yet."""
     place: str
     """The flag as typed, or `file:line: key`."""
     line: str = ""
@@ -41,7 +41,7 @@ class Entry:
             UserError: They are not of its type.
         """
         try:
-            return self.leaf.value(self.words)
+            return self.leaf.value(self.texts)
         except ValueError as error:
             raise UserError(f"{self.place} {error}") from None
 
@@ -65,14 +65,14 @@ def read_flags(
     """The `--config` files of a command line, and its other flags.
 
     Raises:
-        UserError: A flag is not known or has no value, or a word belongs to no flag.
+        UserError: A flag is not known or has no value, or an argument belongs to no flag.
     """
     files: list[Path] = []
     entries: list[Entry] = []
-    words = list(argv)
-    while words:
+    arguments = list(argv)
+    while arguments:
         # 1. The flag, and which setting it names.
-        flag, equals, attached = words.pop(0).partition("=")
+        flag, equals, attached = arguments.pop(0).partition("=")
         if not _FLAG.match(flag):
             word = flag + equals + attached
             raise UserError(f"unexpected {word!r}: every setting is a flag; see {prog} --help")
@@ -80,10 +80,12 @@ def read_flags(
         leaf = Leaf(path, Path, False) if path == "config" else leaves.get(path)
         if leaf is None:
             raise UserError(f"{flag}: no such flag{_hint(path, leaves, '--')}; see {prog} --help")
-        # 2. Its values: what `=` attaches to it, or the words up to the next flag.
+        # 2. Its values: what `=` attaches to it, or the arguments up to the next flag.
         values = [attached] if equals else []
-        while words and not _FLAG.match(words[0]) and not equals and (leaf.is_list or not values):
-            values.append(words.pop(0))
+        while arguments and not equals and (leaf.is_list or not values):
+            if _FLAG.match(arguments[0]):
+                break
+            values.append(arguments.pop(0))
         if not values and not leaf.is_list:
             raise UserError(f"{flag} needs a value: {leaf.expected}")
         if path == "config":
@@ -123,7 +125,7 @@ def _walk(
     leaves: Mapping[str, Leaf],
     first_lines: dict[str, int],
 ) -> Iterator[Entry]:
-    """The settings below a mapping; `first_lines` says where each path stood first."""
+    """The settings below a mapping; `first_lines` holds the line on which each path stood first."""
     for key, node in mapping.value:
         number = key.start_mark.line + 1
         line = f"{file}:{number}: "
@@ -145,7 +147,7 @@ def _walk(
 
 
 def _words_of(node: yaml.Node, leaf: Leaf, place: str) -> list[str]:
-    """The node's values as they stand in the file, so that tyro types them and not YAML 1.1."""
+    """A node's values as they stand in the file, so that tyro types them and not YAML 1.1."""
     if isinstance(node, yaml.ScalarNode) and node.tag == _NULL:
         if not leaf.takes(type(None)):
             raise UserError(f"{place} is empty; give it {leaf.expected} or delete the line")
@@ -161,15 +163,16 @@ def _words_of(node: yaml.Node, leaf: Leaf, place: str) -> list[str]:
 
 
 def _hint(path: str, leaves: Mapping[str, Leaf], dashes: str) -> str:
-    """What may be meant by a path that names no setting; `dashes` are `--` where flags are typed.
+    """Suggest settings for a path that names none; `dashes` are `--` where flags are typed.
 
-    In order: a group, names in the same group, the same name elsewhere, any path that is close.
+    In order: members of the group that it names, close names in its own group, the same name in
+    other groups, any close path.
     """
 
-    def shown(path: str) -> str:
+    def as_typed(path: str) -> str:
         return dashes + path.replace("_", "-") if dashes else path
 
-    inside = [shown(other) for other in leaves if other.startswith(f"{path}.")]
+    inside = [as_typed(leaf_path) for leaf_path in leaves if leaf_path.startswith(f"{path}.")]
     if inside:
         return f", it is a group: {', '.join(inside)}"
     group, _, name = path.rpartition(".")
@@ -178,18 +181,19 @@ def _hint(path: str, leaves: Mapping[str, Leaf], dashes: str) -> str:
     near = difflib.get_close_matches(name, names, n=1)
     near = near or [sibling for sibling in names if sibling.startswith(name)]
     close = [f"{group}.{sibling}" for sibling in near]
-    namesakes = [other for other in leaves if other.rpartition(".")[2] == name]
+    namesakes = [leaf_path for leaf_path in leaves if leaf_path.rpartition(".")[2] == name]
     close = close or difflib.get_close_matches(path, namesakes, n=1) or namesakes[:3]
     if not close and not siblings:
         close = difflib.get_close_matches(path, leaves, n=1)
     if close:
-        return f", did you mean {' or '.join(map(shown, close))}?"
+        return f", did you mean {' or '.join(map(as_typed, close))}?"
     return f"; {group} has {siblings}" if siblings else ""
 
 
 def _below(path: str, leaves: Mapping[str, Leaf]) -> str:
     """The names in a group, listed; empty if it is none."""
-    inside = (other[len(path) + 1 :] for other in leaves if other.startswith(f"{path}."))
+    group = f"{path}."
+    inside = [leaf_path.removeprefix(group) for leaf_path in leaves if leaf_path.startswith(group)]
     return ", ".join(dict.fromkeys(name.partition(".")[0] for name in inside))
 
 

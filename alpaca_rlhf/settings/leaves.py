@@ -58,24 +58,23 @@ class Leaf:
         """True if a value of a type may stand here, alone or as one of a list."""
         return kind is self.type or kind in typing.get_args(self.type)
 
-    def value(self, words: Sequence[str]) -> Any:
-        """The words as a value of the field's type.
+    def value(self, texts: Sequence[str]) -> Any:
+        """Read texts as a value of the field's type.
 
         Raises:
             ValueError: They are not of its type; the message says what was expected.
         """
         if self.takes(bool):  # tyro knows `True` and `False`; `true` and `false` are welcome too
-            words = [
-                word.capitalize() if word.lower() in ("true", "false") else word for word in words
+            texts = [
+                text.capitalize() if text.lower() in ("true", "false") else text for text in texts
             ]
         choices = self._constructor.choices
         try:
-            if choices is not None and not {*words} <= {*choices}:
+            if choices is not None and not {*texts} <= {*choices}:
                 raise ValueError
-            value = self._constructor.instance_from_str(list(words))
+            value = self._constructor.instance_from_str(list(texts))
         except ValueError:
-            got = " ".join(words)
-            raise ValueError(f"expects {self.expected}, got {got!r}") from None
+            raise ValueError(f"expects {self.expected}, got {' '.join(texts)!r}") from None
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"expects a finite number, got {value}")
         return value

@@ -30,13 +30,13 @@ from alpaca_rlhf.settings.inputs import Inputs
 from alpaca_rlhf.settings.ppo import PPO, OptimizerName
 
 RecipeName = Literal["alpaca", "self-instruct", "evol"]
-"""How a teacher is asked for tasks."""
+"""Recipes by which a teacher is asked for tasks."""
 
 FilterName = Literal["self-instruct", "alpaca", "strict"]
 """Sets of rules on generated rows."""
 
 TrackerName = Literal["none", "tensorboard", "wandb"]
-"""Where metrics go beside `metrics.jsonl`."""
+"""Trackers that get metrics beside `metrics.jsonl`."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Lora(Bounded, group="--lora"):
 
 @dataclass(frozen=True)
 class Sampling(Bounded, group="--sampling"):
-    """How completions are drawn."""
+    """Sampling of completions."""
 
     temperature: NonNegativeFloat = 1.0
     """Divides the logits; 0 is greedy."""
@@ -63,8 +63,8 @@ class Sampling(Bounded, group="--sampling"):
     """Completions decoded together. Never changes the result's distribution, only speed and
     memory."""
     dense_gib: NonNegativeFloat = 4.0
-    """While it samples, the base is there in 16 bit too if that takes at most this many GiB (2 a
-    billion weights): faster, and the same completions. 0 never does it."""
+    """Keep a 16-bit copy of the base while sampling if it takes at most this many GiB (2 per
+    billion weights): faster, same completions. 0 never keeps one."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ class Generate(Bounded, group="--generate"):
     target: PositiveInt = 1000
     """Accepted rows to make."""
     recipe: RecipeName = "alpaca"
-    """`alpaca`: a worksheet of seed tasks that the teacher goes on with. `self-instruct`: tasks
-    first, shown its own ones too, then whether each is a classification, then several instances.
-    `evol`: tasks made harder, then answered, for a teacher that follows instructions."""
+    """`alpaca`: a worksheet of seed tasks that the teacher continues. `self-instruct`: tasks
+    first, after seed tasks and its own, then whether each is a classification, then several
+    instances. `evol`: tasks made harder, then answered, for a teacher that follows instructions."""
     filters: FilterName = "alpaca"
     """Rules that rows must pass: those of the originals, or `strict`, ours. Tasks of the small
     world are recognised instead."""
@@ -93,7 +93,7 @@ class Generate(Bounded, group="--generate"):
     top_p: Share = 1.0
     """Nucleus mass."""
     max_new_tokens: PositiveInt = 512
-    """Tokens at most a request."""
+    """Tokens at most per request."""
     novelty: PositiveFloat = 0.7
     """A row whose ROUGE-L with a seed task or an earlier row is above this is a duplicate; tasks of
     the small world are compared by what they ask."""
@@ -122,7 +122,7 @@ class SFT(Bounded, group="--sft"):
     epochs: PositiveInt = 3
     """Passes over the data (stanford_alpaca@761dc5b README)."""
     batch_size: PositiveInt = 128
-    """Examples an optimiser step (stanford_alpaca@761dc5b README)."""
+    """Examples per optimiser step (stanford_alpaca@761dc5b README)."""
     micro_batch_size: PositiveInt = 4
     """Examples in memory at once. Never changes the result."""
     warmup: Fraction = 0.03
@@ -142,7 +142,7 @@ class SFT(Bounded, group="--sft"):
     eval_every: NonNegativeInt = 0
     """Optimiser steps between evaluations of the held-out loss; 0 evaluates after each epoch."""
     patience: NonNegativeInt = 0
-    """Stop after this many evaluations without a better one, and go on with the weights of the best
+    """Stop after this many evaluations without a better one, and keep the weights of the best
     one; 0 trains to the end and keeps the last weights."""
 
     def __post_init__(self) -> None:
@@ -158,11 +158,11 @@ class Rank(Bounded, group="--rank"):
     """K completions a prompt, put in order by people or by a judge."""
 
     prompts: PositiveInt = 500
-    """Prompts of the rank split, a round."""
+    """Prompts of the rank split, per round."""
     k: Annotated[int, Interval(ge=2, le=9), "a ranking needs at least two completions"] = 4
-    """Completions a prompt (InstructGPT, arXiv 2203.02155 section 3.5: 4 to 9)."""
+    """Completions per prompt (InstructGPT, arXiv 2203.02155 section 3.5: 4 to 9)."""
     noise: Annotated[float, Interval(ge=0, lt=0.5)] = 0.08
-    """Share of a judge's pairwise verdicts that are turned round, standing in for human error."""
+    """Share of a judge's pairwise verdicts that are flipped, in place of human error."""
     tie_below: NonNegativeFloat = 0.03
     """Completions whose scores are closer than this share a tier."""
 
@@ -178,7 +178,7 @@ class Reward(Bounded, group="--reward"):
     epochs: PositiveInt = 1
     """Passes over the rankings (InstructGPT section 3.5: more than one overfits)."""
     batch_size: PositiveInt = 16
-    """Prompts (whole rankings) an optimiser step."""
+    """Prompts (whole rankings) per optimiser step."""
     micro_batch_size: PositiveInt = 2
     """Prompts in memory at once. Never changes the result."""
     warmup: Fraction = 0.03
@@ -192,14 +192,14 @@ class Reward(Bounded, group="--reward"):
     gate: float = 0.55
     """Refuse to train a policy on a reward model whose held-out accuracy is below this."""
     margin: NonNegativeFloat = 0.0
-    """How far the better score must be ahead (Llama 2, arXiv 2307.09288 section 3.2.2): this times
+    """Lead that the better score must have (Llama 2, arXiv 2307.09288 section 3.2.2): this times
     tiers apart / (K - 1), or times the column `margin` of pairs from a file; 0 asks for no lead."""
     ties: Literal["drop", "soft"] = "drop"
-    """`drop` learns nothing from completions of one tier; `soft` draws their scores together, with
-    one half as the chance that either wins."""
+    """`drop` learns nothing from completions of the same tier; `soft` pulls their scores together,
+    with a target of one half that either wins."""
     criteria_weight: NonNegativeFloat = 0.0
     """Weight of the loss on the order that the stars of each criterion give; above 0 the score is
-    the sum of one head a criterion."""
+    the sum of one head per criterion."""
     save_every: PositiveInt = 20
     """Optimiser steps between checkpoints."""
     optimizer: OptimizerName = "adamw"
@@ -212,7 +212,7 @@ class BestOfK(Bounded, group="--best-of-k"):
     """Rejection sampling: the reward model's favourite of K becomes training data."""
 
     k: Annotated[int, Interval(ge=2), "with one there is nothing to choose"] = 4
-    """Completions a prompt to choose from."""
+    """Completions per prompt to choose from."""
     prompts: PositiveInt = 500
     """Prompts of the ppo split to sample on."""
     keep: Share = 1.0
@@ -223,7 +223,7 @@ class BestOfK(Bounded, group="--best-of-k"):
     prompt; SFT completions have mean 0 and standard deviation 1."""
     pool: bool = False
     """Choose among the completions of all rounds so far, scored anew by the newest reward model,
-    so that what was won is not forgotten (Llama 2, arXiv 2307.09288 section 3.2.2)."""
+    so that earlier winners are not forgotten (Llama 2, arXiv 2307.09288 section 3.2.2)."""
     lr: PositiveFloat = 1e-4
     """Peak learning rate of the fine-tuning on the winners, from the SFT adapter."""
     epochs: PositiveInt = 2
@@ -247,7 +247,7 @@ class Evaluate(Bounded, group="--evaluate"):
     bootstrap: PositiveInt = 2000
     """Resamples of the prompts for a 95% interval."""
     shown: NonNegativeInt = 8
-    """Prompts whose answers stand side by side in the report."""
+    """Prompts whose answers are shown side by side in the report."""
     split: Literal["eval", "dev"] = "eval"
     """`dev` is another set of prompts, for tuning: never tune on `eval`."""
     watts: NonNegativeFloat = 350.0
@@ -271,7 +271,7 @@ class Stages:
     rank: Rank = field(default_factory=Rank)
     """Completions and their order."""
     judge: Judge = field(default_factory=Judge)
-    """Who ranks with --inputs.judge llm."""
+    """The model that ranks with --inputs.judge llm."""
     reward: Reward = field(default_factory=Reward)
     """Reward model."""
     ppo: PPO = field(default_factory=PPO)
@@ -319,4 +319,4 @@ class Loop(Bounded, Stages):
                 "address back with --judge.url None"
             )
         if self.evaluate.split == "dev" and self.inputs.judge != "gold":
-            raise ValueError("--evaluate.split dev is there only in the small world")
+            raise ValueError("--evaluate.split dev exists only in the small world")

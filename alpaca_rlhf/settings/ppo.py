@@ -1,4 +1,4 @@
-"""The numbers of PPO; `settings.py` holds those of everything else."""
+"""The numbers of PPO; `loop.py` holds those of everything else."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from alpaca_rlhf.settings.bounds import (
 )
 
 OptimizerName = Literal["adamw", "adamw8bit", "paged_adamw8bit"]
-"""Where the optimiser's moments live; the last two are bitsandbytes'."""
+"""Optimisers, by the place of their moments; the last two are bitsandbytes'."""
 
 
 @dataclass(frozen=True)
 class Clip(Bounded, group="--ppo.clip"):
-    """PPO's bounds."""
+    """Bounds of a PPO update."""
 
     ratio: PositiveFloat = 0.2
-    """The probability ratio counts within 1 +- this (arXiv 1707.06347 section 3)."""
+    """The probability ratio is clipped to 1 +- this (arXiv 1707.06347 section 3)."""
     value: NonNegativeFloat = 0.2
-    """A value moves at most this far from the old one, in normalised score units; 0 switches it
-    off."""
+    """A value is clipped to within this distance of the old one, in normalised score units; 0
+    switches it off."""
     score: NonNegativeFloat = 0.0
-    """Scores are clamped to +- this before they become rewards; 0 switches it off."""
+    """Scores are clipped to +- this before they become rewards; 0 switches it off."""
     grad_norm: PositiveFloat = 1.0
-    """Clip the gradients of policy and value to this norm, each for itself."""
+    """Clip the gradients of policy and value to this norm, each separately."""
     kl_stop: PositiveFloat = 0.05
     """Stop the inner epochs of an update once the k3 estimate of KL(old, new) is above this, in
-    nats a token."""
+    nats per token."""
     kl_target: NonNegativeFloat = 0.0
-    """Steer the KL coefficient towards this KL to the reference, in nats a completion (arXiv
+    """Steer the KL coefficient towards this KL to the reference, in nats per completion (arXiv
     1909.08593 section 2.2: 6); 0 keeps the coefficient."""
     kl_horizon: PositiveInt = 10000
     """Completions over which the steered coefficient follows (openai/lm-human-preferences@cbfd210
@@ -55,7 +55,7 @@ class Value(Bounded, group="--ppo.value"):
     """Peak learning rate of its head, and of its adapter where it has one, falling linearly to
     0."""
     coef: NonNegativeFloat = 0.1
-    """How much of its loss's gradient moves the policy on a `shared` trunk
+    """Weight of its loss's gradient on the policy on a `shared` trunk
     (openai/lm-human-preferences@cbfd210 train_policy.py:53)."""
     warmup: NonNegativeInt = 2
     """First updates in which the value learns and the policy does not."""
@@ -68,9 +68,9 @@ class PPO(Bounded, group="--ppo"):
     updates: PositiveInt = 40
     """Rollout batches (tatsu-lab/alpaca_farm@30717dd README: best at 20 to 80 of 512)."""
     batch_size: PositiveInt = 256
-    """Completions a rollout batch."""
+    """Completions per rollout batch."""
     minibatch_size: PositiveInt = 64
-    """Completions an optimiser step (InstructGPT appendix C.4)."""
+    """Completions per optimiser step (InstructGPT appendix C.4)."""
     micro_batch_size: PositiveInt = 4
     """Completions in memory at once. Never changes the result."""
     epochs: PositiveInt = 2
@@ -80,7 +80,7 @@ class PPO(Bounded, group="--ppo"):
     kl_coef: NonNegativeFloat = 0.02
     """Weight of the KL term in the reward (InstructGPT appendix C.4)."""
     gamma: Discount = 1.0
-    """Discount a token."""
+    """Discount per token."""
     lam: Discount = 0.95
     """GAE's lambda (arXiv 1506.02438)."""
     missing_eos_score: float = -1.0

@@ -1,8 +1,8 @@
 """The numbers of the quickstart: the whole loop on the embedded base, minutes on two CPU cores.
 
-The one place where they stand; `recipes/quickstart.py` and `alpaca-rlhf quickstart` both read them.
-What is not named here has the default of `settings.py`, which is meant for a 7-8B base. What was
-tried instead, and measured on the development split, stands in `docs/experiments.md`.
+`recipes/quickstart.py` and `alpaca-rlhf quickstart` both read them.
+All other settings keep the defaults of `loop.py`, which are meant for a 7-8B base.
+Alternatives that were tried and measured on the development split: `docs/experiments.md`.
 """
 
 from pathlib import Path
