@@ -6,13 +6,13 @@ A run that was interrupted anywhere goes on where it stopped.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from alpaca_rlhf import stages
-from alpaca_rlhf.core import gpu_lock as card
-from alpaca_rlhf.core import processes
+from alpaca_rlhf.core import gpu_lock, processes
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.provenance import measure
 from alpaca_rlhf.core.runs import RunFolder, finished
@@ -20,43 +20,65 @@ from alpaca_rlhf.data import seed_file
 from alpaca_rlhf.models.base import weights_digest
 from alpaca_rlhf.preferences import manifest_of
 from alpaca_rlhf.settings import Loop
-from alpaca_rlhf.settings.given import leaves_of
+from alpaca_rlhf.settings.leaves import leaves_of
 from alpaca_rlhf.settings.parsing import to_yaml
-from alpaca_rlhf.sources import source_of
+from alpaca_rlhf.sources import Source, source_of
 from alpaca_rlhf.stages import forecast, room
 from alpaca_rlhf.stages.context import Context, Reporter, forget, suffixed
 from alpaca_rlhf.stages.summary import write_summary
 
 logger = logging.getLogger(__name__)
 
-BODIES: dict[str, stages.Stage] = {
-    "generate": stages.generate,
-    "sft": stages.sft,
-    "sample": stages.sample_completions,
-    "rank": stages.rank,
-    "reward": stages.reward,
-    "ppo": stages.ppo,
-    "best_of_k": stages.best_of_k,
-    "evaluate": stages.evaluate,
-}
-"""What each stage runs, by its name in the report, in order."""
 
-INTENT = {
-    "generate": "the base or another teacher writes new tasks after the pattern of the seed tasks",
-    "sft": "fine-tune the sft adapter on seed and generated tasks",
-    "sample": "draw several completions of each new prompt",
-    "rank": "put the completions of each prompt in order",
-    "reward": "train the reward adapter on all pairs, and a control on shuffled verdicts",
-    "ppo": "train the policy adapter against the reward adapter, anchored to sft",
-    "best_of_k": "fine-tune on the reward adapter's favourite of several completions",
-    "evaluate": "compare every policy on prompts that no stage has seen",
+@dataclass(frozen=True)
+class LoopStage:
+    """A stage as the loop runs it."""
+
+    run: stages.Stage
+    """Does its work."""
+    intent: str
+    """Its intent, for the person who watches."""
+    shared: bool = False
+    """True if several processes share its work; the others wait while the main one does it."""
+    needs_model: bool = True
+    """False if it neither loads the base nor takes room on the card."""
+
+
+STAGES = {
+    "generate": LoopStage(
+        stages.generate,
+        "the base or another teacher writes new tasks after the pattern of the seed tasks",
+    ),
+    "sft": LoopStage(
+        stages.sft, "fine-tune the sft adapter on seed and generated tasks", shared=True
+    ),
+    "sample": LoopStage(stages.sample_completions, "draw several completions of each new prompt"),
+    "rank": LoopStage(
+        stages.rank, "put the completions of each prompt in order", needs_model=False
+    ),
+    "reward": LoopStage(
+        stages.reward,
+        "train the reward adapter on all pairs, and a control on shuffled verdicts",
+        shared=True,
+    ),
+    "ppo": LoopStage(
+        stages.ppo,
+        "train the policy adapter against the reward adapter, anchored to sft",
+        shared=True,
+    ),
+    "best_of_k": LoopStage(
+        stages.best_of_k,
+        "fine-tune on the reward adapter's favourite of several completions",
+        shared=True,
+    ),
+    "evaluate": LoopStage(
+        stages.evaluate, "compare every policy on prompts that no stage has seen"
+    ),
 }
+"""The stages by their names in the report, in order."""
 
 ADOPTION = "take the sft adapter that is given"
-"""What the stage `sft` does where there is one."""
-
-TOGETHER = ("sft", "reward", "ppo", "best_of_k")
-"""Stages that several processes share; the others are the main process's, and the rest wait."""
+"""The intent of the stage `sft` where an adapter is given."""
 
 FREE = (
     *(f"{stage}.micro_batch_size" for stage in ("sft", "reward", "ppo")),
@@ -76,7 +98,7 @@ FREE = (
     "evaluate.watts",
     "evaluate.usd_per_kwh",
 )
-"""Settings that may change within a run: what they cost changes, not what is learnt."""
+"""Settings that may change when a run is resumed; they affect cost, never results."""
 
 DEALING = (
     "rank.prompts",
@@ -86,21 +108,32 @@ DEALING = (
     "evaluate.prompts",
     "evaluate.split",
 )
-"""Settings that say which prompts go where, which is settled when a run begins."""
+"""Settings that deal the prompts to the splits, which is settled when a run begins."""
 
 
-def order(settings: Loop) -> list[tuple[str, int]]:
-    """The stages of a run, each with its round."""
+class Step(NamedTuple):
+    """One stage of one round."""
+
+    stage: str
+    """Its name in `STAGES`."""
+    round: int
+    """From 1; that of `evaluate` is the last."""
+
+    @property
+    def entry(self) -> str:
+        """Its name in the ledger: `ppo`, in later rounds `ppo.2` ...; `evaluate` comes once."""
+        return suffixed(self.stage, 1 if self.stage == "evaluate" else self.round)
+
+
+def order(settings: Loop) -> list[Step]:
+    """The steps of a whole run."""
     inputs = settings.inputs
-    given = inputs.rows is not None or inputs.sft_adapter is not None
-    first = ["sft"] if given else ["generate", "sft"]
-    again = (
-        ["reward", "ppo", "best_of_k"]
-        if inputs.rankings is not None
-        else ["sample", "rank", "reward", "ppo", "best_of_k"]
-    )
-    rounds = [(name, r) for r in range(1, settings.rounds + 1) for name in again]
-    return [(name, 1) for name in first] + rounds + [("evaluate", settings.rounds)]
+    has_rows = inputs.rows is not None or inputs.sft_adapter is not None
+    first = ["sft"] if has_rows else ["generate", "sft"]
+    ranked = ["sample", "rank"] if inputs.rankings is None else []
+    per_round = [*ranked, "reward", "ppo", "best_of_k"]
+    rounds = [Step(name, r) for r in range(1, settings.rounds + 1) for name in per_round]
+    return [*(Step(name, 1) for name in first), *rounds, Step("evaluate", settings.rounds)]
 
 
 def run_loop(
@@ -121,10 +154,49 @@ def run_loop(
     Raises:
         UserError: Anything the user can mend; what was made so far stays.
     """
-    todo = order(settings)
-    if until is not None:
-        todo = todo[: 1 + [name for name, _ in todo].index(until)]
-    last = todo[-1][0]
+    # 1. Check everything. Nothing has been written yet.
+    steps = _up_to(until, order(settings))
+    inputs = _checked_inputs(settings, steps)
+    processes.join()
+    pending = _pending(steps, settings.out)
+    with_model = [step for step in pending if STAGES[step.stage].needs_model]
+    processes.by_main(lambda: _check_disk(settings, with_model))
+    source = _checked_source(settings)
+    # 2. Open the folder, which locks it. Its settings are pinned when the card is known to do.
+    with (
+        _opened(settings, inputs, kind) as run,
+        gpu_lock.Loan(settings.out, logger.warning) as loan,
+    ):
+        context = Context(settings, run, source, reporter)
+        starts_with_model = pending[:1] == with_model[:1]
+        if with_model and starts_with_model:
+            processes.by_main(lambda: _take_card(settings, loan, with_model))
+        processes.by_main(run.pin)
+        _ = context.track  # a package that is missing is told of before anything is done
+        # 3. Run the stages. People who are yet to rank need no card, so it is taken after them.
+        for step in steps:
+            if step in with_model[:1] and not starts_with_model:
+                processes.by_main(lambda: _take_card(settings, loan, with_model))
+            _run_stage(context, step)
+        # 4. Summarise.
+        if until is None:
+            processes.by_main(lambda: _summarise(context, command, steps))
+    return run.path
+
+
+def _up_to(until: str | None, steps: list[Step]) -> list[Step]:
+    if until is None:
+        return steps
+    return steps[: 1 + [step.stage for step in steps].index(until)]
+
+
+def _checked_inputs(settings: Loop, steps: Sequence[Step]) -> dict[str, Path]:
+    """The files that the run reads, under their names.
+
+    Raises:
+        UserError: The steps need prompts and none are given, or the adapter's files are missing.
+    """
+    last = steps[-1].stage
     if last not in ("generate", "sft") and (last != "reward" or not settings.inputs.rankings):
         settings.inputs.require_prompts()
     inputs = settings.inputs.files()
@@ -138,126 +210,139 @@ def run_loop(
         inputs["seeds"] = seed_file(settings.inputs.seeds)
     if settings.inputs.rankings is not None:
         inputs["rankings"] = manifest_of(settings.inputs.rankings) or settings.inputs.rankings
-    processes.join()
-    opened = []
-    done = finished(settings.out)
-    left = [one for one in todo if one[0] != "rank" and _stage(*one) not in done]
-
-    def begin() -> None:
-        if left:
-            room.check_disk(room.shape_of_run(settings), settings, left)
-        run = RunFolder.open(settings.out, to_yaml(settings), kind=kind, inputs=inputs, free=_free)
-        opened.append(run)
-        for name in {key.partition(".")[0] for key in run.changed if key not in FREE}:
-            forget(run, name)
-
-    processes.by_main(begin)
-    with (
-        opened[0] if opened else RunFolder.follow(settings.out) as run,
-        card.Loan(settings.out, logger.warning) as loan,
-    ):
-        ctx = Context(settings, run, source_of(settings), reporter)
-        _ = ctx.track  # a package that is missing is told of before anything is done
-        for name, round_ in todo:
-            if (name, round_) in left[:1]:
-                processes.by_main(lambda: _make_room(settings, loan, left))
-            _run_stage(ctx, name, round_)
-        if until is None:
-            processes.by_main(lambda: _end(ctx, command, todo))
-        return run.path
+    return inputs
 
 
-def _make_room(settings: Loop, loan: card.Loan, left: Sequence[tuple[str, int]]) -> None:
+def _checked_source(settings: Loop) -> Source:
+    """The run's tasks and verdicts; before its first stage has ended, every split is drawn.
+
+    Raises:
+        UserError: A file cannot be read, or there are too few prompts.
+    """
+    source = source_of(settings)
+    if not finished(settings.out):
+        for split in source.names():
+            source.prompts(split)
+    return source
+
+
+def _pending(steps: Sequence[Step], out: Path) -> list[Step]:
+    done = finished(out)
+    return [step for step in steps if step.entry not in done]
+
+
+def _check_disk(settings: Loop, with_model: Sequence[Step]) -> None:
+    if with_model:
+        room.check_disk(room.shape_of_run(settings), settings, with_model)
+
+
+def _take_card(settings: Loop, loan: gpu_lock.Loan, with_model: Sequence[Step]) -> None:
     loan.take()
-    room.check_card(room.shape_of_run(settings), settings, left)
+    room.check_card(room.shape_of_run(settings), settings, with_model)
 
 
-def _stage(name: str, round_: int) -> str:
-    return suffixed(name, round_ if name != "evaluate" else 1)
+def _opened(settings: Loop, inputs: Mapping[str, Path], kind: str) -> RunFolder:
+    """The run folder, opened by the main process; stages with other settings begin anew."""
+    opened: list[RunFolder] = []
 
-
-def _free(stages: Collection[str]) -> set[str]:
-    """Settings that may differ from those the run was begun with: of stages yet to come, any."""
-    done = [name.partition(".")[0] for name in stages]
-    if "sample" in done:
-        done.append("rank")  # its settings are those of both
-    groups = ("sft", "rank", "reward", "ppo", "best_of_k", "evaluate")
-    coming = {*groups} - {*done}
-    if "rank" not in [name.partition(".")[0] for name in stages]:
-        coming.add("judge")
-    names = {
-        leaf.path
-        for leaf in leaves_of(Loop, required=False)
-        if leaf.path.partition(".")[0] in coming
-    }
-    who = {"inputs.judge"} if "judge" in coming else set()
-    return {*FREE, *(names - {*DEALING}), *who}
-
-
-def _run_stage(ctx: Context, name: str, round_: int) -> None:
-    stage = _stage(name, round_)
-    if ctx.run.done(stage) is not None:
-        logger.info("%s is done already", stage)
-        return
-    adopted = name == "sft" and ctx.settings.inputs.sft_adapter is not None
-    ctx.reporter.start(stage, ADOPTION if adopted else INTENT[name])
-    if name in TOGETHER:
-        _work(ctx, name, round_, stage)
-    else:
-        processes.by_main(lambda: _work(ctx, name, round_, stage))
-
-
-def _work(ctx: Context, name: str, round_: int, stage: str) -> None:
-    by_http = name == "generate" and ctx.settings.generate.endpoint.url is not None
-    if name != "rank" and not by_http and ctx.run.done("base") is None:
-        # taken before the first adapter is trained, and again at the end: invariant 1
-        facts = {"digest": weights_digest(ctx.base), "parameters": ctx.base.parameters}
-        ctx.run.finish(
-            "base",
-            facts | {"quantization": ctx.base.quantization, "fingerprint": ctx.base.fingerprint},
+    def open_folder() -> None:
+        run = RunFolder.open(
+            settings.out,
+            to_yaml(settings),
+            kind=kind,
+            inputs=inputs,
+            free=_changeable,
+            pin=False,
         )
+        opened.append(run)
+        for stage in {path.partition(".")[0] for path in run.changed if path not in FREE}:
+            forget(run, stage)
+
+    processes.by_main(open_folder)
+    return opened[0] if opened else RunFolder.follow(settings.out)
+
+
+def _changeable(done: Collection[str]) -> set[str]:
+    """Settings that may differ from those the run was begun with: of stages yet to come, any."""
+    ended = {name.partition(".")[0] for name in done}
+    coming = {"sft", "rank", "reward", "ppo", "best_of_k", "evaluate"} - ended
+    if "rank" not in ended:
+        coming.add("judge")
+    if "sample" in ended:
+        coming.discard("rank")  # its settings are those of both
+    paths = {leaf.path for leaf in leaves_of(Loop, required=False)}
+    changeable = {path for path in paths if path.partition(".")[0] in coming} - {*DEALING}
+    return {*FREE, *changeable, *({"inputs.judge"} if "judge" in coming else ())}
+
+
+def _run_stage(context: Context, step: Step) -> None:
+    if context.run.done(step.entry) is not None:
+        logger.info("%s is done already", step.entry)
+        return
+    stage = STAGES[step.stage]
+    adopts = step.stage == "sft" and context.settings.inputs.sft_adapter is not None
+    context.reporter.start(step.entry, ADOPTION if adopts else stage.intent)
+    if stage.shared:
+        _work(context, step)
+    else:
+        processes.by_main(lambda: _work(context, step))
+
+
+def _work(context: Context, step: Step) -> None:
+    """Do a stage's work and enter it in the ledger, with what it took."""
+    stage, settings = STAGES[step.stage], context.settings
+    by_http = step.stage == "generate" and settings.generate.endpoint.url is not None
+    if stage.needs_model and not by_http:
+        _note_base(context)
     forecast.begin_measuring()
     with measure() as used:
-        outcome = BODIES[name](ctx, round_)
+        outcome = stage.run(context, step.round)
     row = {
-        "name": name,
-        "round": round_,
+        "name": step.stage,
+        "round": step.round,
         "seconds": used.seconds,
         "peak_memory_gib": used.peak_memory_gib,
         "examples": outcome.examples,
         "tokens": outcome.tokens,
         "facts": dict(outcome.facts),
-        **_memory(ctx, name, round_),
+        **(_memory_gib(context, step) if stage.needs_model else {}),
     }
-    ctx.finish(stage, row)
-    ctx.reporter.finish(stage, outcome.summary + forecast.in_words(row))
+    context.finish(step.entry, row)
+    context.reporter.finish(step.entry, outcome.summary + forecast.in_words(row))
 
 
-def _memory(ctx: Context, name: str, round_: int) -> dict[str, float]:
-    """What a stage was planned to take, and what it took of the card."""
-    if name == "rank":
-        return {}
-    planned = {"planned_memory_gib": forecast.planned_gib(ctx, name, round_)}
+def _note_base(context: Context) -> None:
+    """Note the base before the first adapter is trained; `_check_base` compares at the end."""
+    if context.run.done("base") is None:
+        base = context.base
+        facts = {
+            "digest": weights_digest(base),
+            "parameters": base.parameters,
+            "quantization": base.quantization,
+            "fingerprint": base.fingerprint,
+        }
+        context.run.finish("base", facts)
+
+
+def _memory_gib(context: Context, step: Step) -> dict[str, float]:
+    """Memory that a stage was planned to take, and its measured peak on the card, in GiB."""
+    planned = {"planned_memory_gib": forecast.planned_gib(context, step.stage, step.round)}
     measured = forecast.measured_gib()
     return planned if measured is None else planned | {"gpu_memory_gib": measured}
 
 
-def _end(ctx: Context, command: str, todo: Sequence[tuple[str, int]]) -> None:
-    _check_base(ctx)
-    write_summary(ctx, command=command, stages=_rows(ctx, todo))
-
-
-def _check_base(ctx: Context) -> None:
-    before = ctx.run.done("base")
-    assert before is not None
-    if weights_digest(ctx.base) != before["digest"]:
-        raise RuntimeError("the frozen base changed during the run")
-
-
-def _rows(ctx: Context, todo: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
-    rows = []
-    for name, round_ in todo:
-        row = ctx.run.done(_stage(name, round_))
+def _summarise(context: Context, command: str, steps: Sequence[Step]) -> None:
+    _check_base(context)
+    rows: list[dict[str, Any]] = []
+    for step in steps:
+        row = context.run.done(step.entry)
         assert row is not None
         rows.append(row)
-    return rows
+    write_summary(context, command=command, stages=rows)
+
+
+def _check_base(context: Context) -> None:
+    noted = context.run.done("base")
+    assert noted is not None
+    if weights_digest(context.base) != noted["digest"]:
+        raise RuntimeError("the frozen base changed during the run")

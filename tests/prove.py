@@ -29,7 +29,7 @@ from typing import Any
 
 from alpaca_rlhf.core import provenance
 from alpaca_rlhf.core.runs import data_path
-from alpaca_rlhf.pipeline import BODIES
+from alpaca_rlhf.pipeline import STAGES
 
 ROOT = Path(__file__).resolve().parent.parent
 PROOF = ROOT / "docs" / "proof"
@@ -450,7 +450,7 @@ def kill_in(out: Path, stage: str, seconds: float) -> bool:
         began, _, _ = line.strip().partition(":")
         if began == stage:
             timer.start()
-        elif timer.is_alive() and began in BODIES:
+        elif timer.is_alive() and began in STAGES:
             process.kill()
     timer.cancel()
     process.stdout.close()

@@ -287,7 +287,9 @@ def test_a_run_asks_for_the_card_before_it_loads_the_base(monkeypatch, tmp_path,
     monkeypatch.setattr(pipeline.gpu_lock.Loan, "take", lambda self: order.append("take"))
     monkeypatch.setattr(pipeline, "_work", lambda ctx, name, round_, stage: order.append(name))
     monkeypatch.setattr(
-        pipeline, "order", lambda settings: [("rank", 1), ("sft", 1), ("generate", 1)]
+        pipeline,
+        "order",
+        lambda settings: [pipeline.Step(name, 1) for name in ("rank", "sft", "generate")],
     )
     settings = pipeline.Loop(out=tmp_path / "out")
     reporter = SimpleNamespace(start=lambda stage, what: None)

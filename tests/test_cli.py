@@ -17,8 +17,8 @@ from string import ascii_lowercase as LETTERS
 import pytest
 
 from alpaca_rlhf import __version__
-from alpaca_rlhf.cli import data_commands, shell
 from alpaca_rlhf.cli import main as cli
+from alpaca_rlhf.cli import shell, stage_commands
 from alpaca_rlhf.cli.terminal import Terminal
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Completion, Instruction
@@ -212,7 +212,9 @@ import contextlib, io, sys
 from alpaca_rlhf.cli.main import main
 with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
     code = main(sys.argv[1:])
-heavy = {"torch", "transformers", "peft", "datasets"} & set(sys.modules)
+heavy = {"torch", "transformers", "peft", "datasets"}
+heavy |= {"jinja2", "gradio", "fastapi", "sqlalchemy"}
+heavy &= set(sys.modules)
 sys.exit(f"loads {heavy}" if heavy else code)
 """
 
@@ -271,7 +273,7 @@ def test_every_command_explains_its_flags(name, capsys):
     assert (str(QUICKSTART.ppo.lr) in text) == (name == "quickstart")
 
 
-@pytest.mark.parametrize("name", list(data_commands.COMMANDS))
+@pytest.mark.parametrize("name", list(cli.COMMANDS["data"].subcommands))
 def test_every_data_command_explains_its_flags(name, capsys):
     assert cli.main(["data", "--help"]) == 0
     assert f"\n  {name} " in capsys.readouterr().out
@@ -307,11 +309,11 @@ def asked(monkeypatch, *words: object) -> dict[str, object]:
     """What a command would run with."""
     seen: dict[str, object] = {}
 
-    def stop(settings, terminal, **facts):
-        seen.update(facts, settings=settings)
+    def stop(settings, terminal, part):
+        seen.update(kind=part.kind, until=part.until, settings=settings)
         raise Stopped
 
-    monkeypatch.setattr(cli, "_run", stop)
+    monkeypatch.setattr(stage_commands, "run", stop)
     with pytest.raises(Stopped):
         cli.main([str(one) for one in words])
     return seen
@@ -480,7 +482,7 @@ def test_typed_prompts_train_too_and_what_says_the_same_is_not_waited_for(human_
 
 
 def ended(body, capsys, terminal=None) -> tuple[int, str]:
-    code = shell.guarded(body, again="alpaca-rlhf loop", terminal=terminal or Terminal())
+    code = shell.guarded(body, command="alpaca-rlhf loop", terminal=terminal or Terminal())
     return code, capsys.readouterr().err
 
 

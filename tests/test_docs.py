@@ -15,7 +15,7 @@ from alpaca_rlhf.cli.plan_command import AUTO, Plan
 from alpaca_rlhf.cli.sample_command import Fill
 from alpaca_rlhf.cli.split_command import Split
 from alpaca_rlhf.report import schema as report_data
-from alpaca_rlhf.settings.given import leaves_of
+from alpaca_rlhf.settings.leaves import leaves_of
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(

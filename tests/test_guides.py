@@ -8,36 +8,24 @@ import re
 import runpy
 import shlex
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from alpaca_rlhf.cli import data_commands, data_files, import_command, plan_command
-from alpaca_rlhf.cli.app_command import App
-from alpaca_rlhf.cli.chat import Chat
-from alpaca_rlhf.cli.doctor_command import Doctor
-from alpaca_rlhf.cli.export_command import Export
-from alpaca_rlhf.cli.judge_command import Judging
-from alpaca_rlhf.cli.main import COMMANDS, Ranked, _judged
+from alpaca_rlhf.cli import commands as table
+from alpaca_rlhf.cli import plan_command, stage_commands
+from alpaca_rlhf.cli.main import spelled_out
 from alpaca_rlhf.cli.sample_command import Fill
-from alpaca_rlhf.cli.split_command import Split
+from alpaca_rlhf.cli.terminal import Terminal
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.parsing import parse
 
 ROOT = Path(__file__).parent.parent
 GUIDES = {page.stem: page for page in sorted((ROOT / "docs" / "guides").glob("*.md"))}
-FLAGS = {
-    "app": App,
-    "chat": Chat,
-    "doctor": Doctor,
-    "export": Export,
-    "judge": Judging,
-    "plan": plan_command.Plan,
-    "rank": Ranked,
-    "split": Split,
-}
-"""Flags of commands that have their own."""
+LOOPS = {"plan": plan_command.Plan, "rank": stage_commands.Ranked}
+"""Commands of a loop that have more flags than it."""
 
 
 def commands(text):
@@ -53,25 +41,12 @@ def commands(text):
 
 def check(words):
     """Parse a command of ours as the program does, without running it."""
-    name, rest = words[0], words[1:]
-    assert name in COMMANDS, name
-    if name == "import":
-        files, flags = import_command.files_and_flags(rest, name)
-        assert files
-        return parse(import_command.Import, flags, prog=name, description="")
-    if name == "data":
-        assert rest[0] in data_commands.COMMANDS, rest
-        own = {
-            "drops": data_commands.DropsShown,
-            "refilter": data_commands.Refilter,
-            "report": data_commands.ReportMade,
-            "inspect": data_commands.Inspect,
-            "check": data_files.Check,
-            "export": data_files.Export,
-        }
-        names, flags = import_command.files_and_flags(rest[1:], name)
-        assert len(names) == 2 if rest[0] == "inspect" else names
-        return parse(own[rest[0]], flags, prog=name, description="")
+    name, command, rest = table.found(words)
+    if command.settings:
+        invocation = table.Invocation(name, command, rest, Terminal())
+        _, rest = invocation.operands() if command.operands else ([], rest)
+        module = import_module(f"alpaca_rlhf.cli.{command.module}")
+        return parse(getattr(module, command.settings), rest, prog=name, description="")
     if name == "sample" and "--run" in rest:
         return parse(Fill, rest, prog=name, description="")
     if name in ("plan", "loop"):
@@ -79,8 +54,7 @@ def check(words):
         _, rest = plan_command.card_word(rest) if name == "loop" else (None, rest)
     if name == "generate":
         rest = [word for word in rest if word != "--dry-run"]
-    cls = FLAGS.get(name, Loop)
-    return parse(cls, rest, prog=name, description="")
+    return parse(LOOPS.get(name, Loop), rest, prog=name, description="")
 
 
 @pytest.mark.parametrize("name", GUIDES)
@@ -101,7 +75,7 @@ def test_every_command_of_a_guide_parses(name):
             if words[1].startswith("recipes/"):
                 flags = [word for word in words[2:] if word != "--dry-run"]
                 settings = runpy.run_path(str(ROOT / words[1]))["EXPERIMENT"]
-                parse(Loop, _judged(flags), prog="recipe", description="", default=settings)
+                parse(Loop, spelled_out(flags), prog="recipe", description="", default=settings)
         seen += 1
     assert seen
 

@@ -274,3 +274,40 @@ def test_no_network_is_needed(tmp_path):
     flags = [*SMALL, "--base", "embedded", "--template", "brief", "--out", str(tmp_path / "run")]
     done = subprocess.run([*words, *flags], capture_output=True, text=True, env={**os.environ})
     assert done.returncode == 0, done.stderr
+
+
+class Stopping(Quiet):
+    """Stops the run where its first stage begins."""
+
+    def start(self, stage, what):
+        raise KeyboardInterrupt
+
+
+def test_a_refused_run_pins_no_settings(tmp_path, monkeypatch):
+    """Too few prompts, or too small a card: what is advised is then no other run."""
+    from alpaca_rlhf import pipeline
+
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "run"
+    words = ("Name a bird.", "Why is rain wet?", "Sing low.", "Count to nine.")
+    rows = [{"instruction": word, "output": "Yes."} for word in words]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    inputs = replace(QUICKSTART.inputs, data=prompts, prompts=prompts, judge="human")
+    for refused in (
+        small(out, inputs=inputs),
+        small(out, evaluate=replace(QUICKSTART.evaluate, prompts=10**5)),
+    ):
+        with pytest.raises(UserError, match=r"too few|--evaluate\.prompts"):
+            run_loop(refused, Quiet(), kind="quickstart", command="test")
+        assert not out.exists()
+
+    def refuse(*_):
+        raise UserError("use a larger card")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.room, "check_card", refuse)
+        with pytest.raises(UserError, match="larger card"):
+            run(out, base="embedded", seed=7)
+    assert not (out / "config.yaml").exists()
+    with pytest.raises(KeyboardInterrupt):
+        run(out, Stopping())
+    assert (out / "config.yaml").exists()

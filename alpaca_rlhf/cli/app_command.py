@@ -10,8 +10,10 @@ import sys
 import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
+
+from annotated_types import Interval
 
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines
 from alpaca_rlhf.core.errors import UserError
@@ -20,15 +22,15 @@ from alpaca_rlhf.preferences import DATABASE, manifest_of, read_snapshot
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.serving import folders
 from alpaca_rlhf.serving.queueing import queue_sampled
+from alpaca_rlhf.settings.bounds import Bounded
 
-ABOUT = "chat, compare, rank and look at the rankings in a browser"
 USUAL_PORT = 7860
 _SECRET, _SNAPSHOTS = "app.secret", "snapshots"
 _SFT = Path("sft/adapter")
 
 
 @dataclass(frozen=True)
-class App:
+class App(Bounded):
     """Flags of `alpaca-rlhf app`."""
 
     run: Path = Path("runs/quickstart")
@@ -38,7 +40,7 @@ class App:
     preferences.db in the run folder, or here where there is no run."""
     host: str = "127.0.0.1"
     """Address to listen on. Another one than this machine's own needs accounts."""
-    port: int | None = None
+    port: Annotated[int, Interval(ge=1, le=65535)] | None = None
     """Port; by default 7860, or the next one that is free."""
     url: str | None = None
     """Address that people type, where a proxy on this machine stands before the app, e.g.
@@ -59,8 +61,7 @@ class App:
     they passed."""
 
     def __post_init__(self) -> None:
-        if self.port is not None and not 0 < self.port < 65536:
-            raise ValueError(f"--port must be from 1 to 65535, got {self.port}")
+        super().__post_init__()
         if self.role is not None and self.add_user is None:
             raise ValueError("--role belongs to --add-user NAME")
         if self.url is not None:

@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
+
+from annotated_types import Ge
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.prompts import user_text
 from alpaca_rlhf.core.records import Instruction
+from alpaca_rlhf.settings.bounds import Bounded, NonNegativeFloat, Seed
 
 HELP = """\
 Type an instruction. Commands:
@@ -26,7 +29,7 @@ Type an instruction. Commands:
 
 
 @dataclass(frozen=True)
-class Chat:
+class Chat(Bounded):
     """Flags of `alpaca-rlhf chat`."""
 
     run: Path = Path("runs/quickstart")
@@ -37,22 +40,17 @@ class Chat:
     """Answer this one instruction and exit."""
     input: str = ""
     """Input that belongs to --prompt."""
-    temperature: float = 0.7
+    temperature: NonNegativeFloat = 0.7
     """Divides the logits; 0 is greedy."""
-    max_new_tokens: int | None = None
+    max_new_tokens: Annotated[int, Ge(1)] | None = None
     """Completion tokens at most; by default as many as in the run."""
-    seed: int = 0
+    seed: Seed = 0
     """Another seed, other answers."""
     remember: bool | None = None
     """Whether earlier turns are answered too; by default if SFT has seen conversations."""
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
-            raise ValueError(f"--temperature must be >= 0, got {self.temperature:g}")
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise ValueError(f"--max-new-tokens must be >= 1, got {self.max_new_tokens}")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"--seed must be at least 0 and below 2**32, got {self.seed}")
+        super().__post_init__()
         if self.prompt is not None and not self.prompt.strip():
             raise ValueError("--prompt is empty; leave it out to talk")
         if self.input and self.prompt is None:

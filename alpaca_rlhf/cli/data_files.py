@@ -1,4 +1,4 @@
-"""`alpaca-rlhf data check FILE...` and `data export FOLDER`: bodies for `data_commands`."""
+"""`alpaca-rlhf data check FILE...` and `data export FOLDER`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from alpaca_rlhf.cli.import_command import files_and_flags, looked_at, progress, show_account
+from alpaca_rlhf.cli.import_command import opened, progress, show_account
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines
-from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.data import FormatName, Tally, Target, export, exportable, one_kind, refuse_broken
-from alpaca_rlhf.settings.parsing import parse
 
 
 @dataclass(frozen=True)
@@ -19,7 +17,7 @@ class Check:
     """Flags of `data check FILE...`."""
 
     format: FormatName | None = None
-    """How the rows look; by default told by their columns."""
+    """Format of the rows; by default told by their columns."""
 
 
 @dataclass(frozen=True)
@@ -27,29 +25,25 @@ class Export:
     """Flags of `data export FOLDER`."""
 
     to: Target
-    """What to make: a folder of the datasets library, JSON lines, or Parquet."""
+    """Form of the data: a folder of the datasets library, JSON lines, or Parquet."""
     out: Path
     """Folder to make."""
 
 
-def check(words: Sequence[str], terminal: Terminal) -> int:
+def check(names: Sequence[str], settings: Check, terminal: Terminal) -> int:
     """Read every row of files as `import` does, and write nothing.
 
     Raises:
         UserError: `file:line:` of the first broken row, with the count of each problem.
     """
-    names, flags = files_and_flags(words, "data check")
-    about = "Read every row of FILE... as import does, and write nothing."
-    prog = f"{PROGRAM} data check FILE..."
-    asked = parse(Check, flags, prog=prog, description=about, default=Check())
     terminal.say(f"check: {shlex.join(names)}; nothing is written")
-    sources = looked_at(names, asked.format, terminal)
+    sources = opened(names, settings.format, terminal)
     terminal.start("check", "reading every row")
-    note = progress("check", terminal)
+    on_record = progress("check", terminal)
     tallies = [Tally(rows) for rows, _ in sources]
-    for tally, (_, seen) in zip(tallies, sources, strict=True):
-        for _ in tally.records_of(seen):
-            note(tally)
+    for tally, (_, look) in zip(tallies, sources, strict=True):
+        for _ in tally.records_of(look):
+            on_record(tally)
     terminal.finish("check", f"{sum(tally.rows for tally in tallies):,} rows")
     show_account(tallies, terminal)
     refuse_broken(tallies, allowed=False)
@@ -61,34 +55,29 @@ def check(words: Sequence[str], terminal: Terminal) -> int:
     return 0
 
 
-def exported(words: Sequence[str], terminal: Terminal) -> int:
-    """Write a folder of data for others, with a card.
+def exported(names: Sequence[str], settings: Export, terminal: Terminal) -> int:
+    """Write a folder of data (an import, a generation, splits) for others, with a card.
 
     Raises:
         UserError: The folder holds nothing to export; the other one cannot be written.
     """
-    names, flags = files_and_flags(words, "data export")
-    about = "Write the rows of FOLDER (an import, a generation, splits) for others, with a card."
-    asked = parse(Export, flags, prog=f"{PROGRAM} data export FOLDER", description=about)
-    if len(names) != 1:
-        raise UserError(f"data export: got {len(names)} folders; give one")
-    folder = Path(names[0])
-    terminal.say(f"export: {folder} to {asked.out} as {asked.to}")
-    found = exportable(folder)
-    terminal.start("export", f"reading every record of {', '.join(found.splits)}")
-    note = progress("export", terminal)
-    counts = export(found, asked.out, asked.to, note=lambda split, tally: note(tally))
-    terminal.finish("export", f"{sum(counts.values()):,} {found.kind}")
-    for name, count in counts.items():
-        terminal.say(f"  {name}: {count:,}")
-    terminal.say(f"card: {asked.out / 'README.md'}")
-    if not found.manifest.get("licence"):
+    folder, out = Path(names[0]), settings.out
+    terminal.say(f"export: {folder} to {out} as {settings.to}")
+    source = exportable(folder)
+    terminal.start("export", f"reading every record of {', '.join(source.splits)}")
+    on_record = progress("export", terminal)
+    counts = export(source, out, settings.to, note=lambda split, tally: on_record(tally))
+    terminal.finish("export", f"{sum(counts.values()):,} {source.kind}")
+    for split, count in counts.items():
+        terminal.say(f"  {split}: {count:,}")
+    terminal.say(f"card: {out / 'README.md'}")
+    if not source.manifest.get("licence"):
         terminal.say("its licence is unknown: say it in the card before you hand the data on")
-    here = asked.out
-    if asked.to != "datasets":
-        here = asked.out / "data" / f"{next(iter(counts))}.{asked.to}"
-    again = f"{PROGRAM} data check {shlex.quote(str(here))}"
+    readable = out
+    if settings.to != "datasets":
+        readable = out / "data" / f"{next(iter(counts))}.{settings.to}"
+    command = f"{PROGRAM} data check {shlex.quote(str(readable))}"
     terminal.say()
-    for line in next_lines([(again, "see that it reads back")]):
+    for line in next_lines([(command, "see that it reads back")]):
         terminal.say(line)
     return 0

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines
+from alpaca_rlhf.core import quiet
+from alpaca_rlhf.core.bases import EMBEDDED
 from alpaca_rlhf.settings import Loop, Lora
 
 if TYPE_CHECKING:
     from alpaca_rlhf.doctor import Finding
 
-ABOUT = "look at this machine and a base before a run: what is there, what is wrong, what to do"
 
 _MARKS = {"ok": "ok ", "warning": "!  ", "bad": "BAD"}
 
@@ -23,7 +24,7 @@ _MARKS = {"ok": "ok ", "warning": "!  ", "bad": "BAD"}
 class Doctor:
     """Flags of `alpaca-rlhf doctor`."""
 
-    base: str = "embedded"
+    base: str = EMBEDDED
     """`embedded`, a folder with a Hugging Face checkpoint, or a hub id."""
     template: Literal["brief", "alpaca", "chat"] = "alpaca"
     """Prompt template, as a run's."""
@@ -41,6 +42,8 @@ def run(asked: Doctor, terminal: Terminal) -> int:
     Returns:
         The exit code: 0, or 1 where something is bad.
     """
+    quiet.quiet(asked.base)
+    quiet.quiet_transformers(asked.base)
     findings = []
     for one in _findings(asked):
         findings.append(one)

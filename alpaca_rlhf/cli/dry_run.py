@@ -1,4 +1,4 @@
-"""What a run of generate would send and cost, without sending anything."""
+"""`alpaca-rlhf generate --dry-run`: the requests of a run and their cost; nothing is sent."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from alpaca_rlhf.llm.wire import estimate_tokens, prompt_of
 from alpaca_rlhf.settings import Generate, Loop
 
 ACCEPTED = 0.5
-"""Share of the tasks that is taken to be accepted; the run shows the true one."""
+"""Assumed share of accepted tasks; the run shows the true one."""
 
-_LISTED = 8  # tasks that a request of Self-Instruct lists
+_TASKS_PER_LIST = 8
+"""Tasks that a request of Self-Instruct lists."""
 
 
 def show(settings: Loop, terminal: Terminal, *, command: str) -> int:
@@ -29,11 +30,13 @@ def show(settings: Loop, terminal: Terminal, *, command: str) -> int:
     """
     from alpaca_rlhf.sources import source_of
 
-    now, end = settings.generate, settings.generate.endpoint
+    # 1. The first prompt, as the teacher would get it.
+    recipe, endpoint = settings.generate, settings.generate.endpoint
     seeds = source_of(settings).seeds()
-    prompt = recipe_of(now, seeds, settings.seed).phase(0)[0].prompt
-    api = end.api if end.url is not None else "completions"
-    teacher = f"{end.model} at {end.url}" if end.url is not None else settings.base
+    prompt = recipe_of(recipe, seeds, settings.seed).phase(0)[0].prompt
+    by_http = endpoint.url is not None
+    api = endpoint.api if by_http else "completions"
+    teacher = f"{endpoint.model} at {endpoint.url}" if by_http else settings.base
     terminal.say(f"dry run: nothing is asked. The first prompt, for {teacher}:")
     fields = prompt_fields(api, prompt)
     for message in fields.get("messages", []):
@@ -41,41 +44,42 @@ def show(settings: Loop, terminal: Terminal, *, command: str) -> int:
     if api == "completions":
         terminal.say(f"---\n{prompt}")
     terminal.say("---")
+    # 2. Tokens and money, as expected and at most.
     tokens_in = estimate_tokens(prompt_of(fields))
     terminal.say(
-        f"a request: about {tokens_in} tokens in, at most {now.max_new_tokens} out "
+        f"a request: about {tokens_in} tokens in, at most {recipe.max_new_tokens} out "
         "(a token is taken for 4 bytes)"
     )
-    a_row = requests_a_row(now, estimate_tokens(worksheet(seeds)) / len(seeds))
+    per_row = requests_a_row(recipe, estimate_tokens(worksheet(seeds)) / len(seeds))
+    expected = min(recipe.max_requests, math.ceil(recipe.target * per_row))
     for label, count in (
-        (
-            f"{now.target} rows, if {ACCEPTED:.0%} of the tasks are accepted",
-            min(now.max_requests, math.ceil(now.target * a_row)),
-        ),
-        ("at most, --generate.max-requests", now.max_requests),
+        (f"{recipe.target} rows, if {ACCEPTED:.0%} of the tasks are accepted", expected),
+        ("at most, --generate.max-requests", recipe.max_requests),
     ):
-        total = count * tokens_in, count * now.max_new_tokens
-        usd = price(end, *total)
+        total_in, total_out = count * tokens_in, count * recipe.max_new_tokens
+        usd = price(endpoint, total_in, total_out)
         cost = "no prices given" if usd is None else f"${usd:.2f} at your prices"
-        if end.url is None:
+        if not by_http:
             cost = "no money but power"
-        terminal.say(f"{label}: {count} requests, {total[0]:,} tokens in, {total[1]:,} out, {cost}")
+        terminal.say(
+            f"{label}: {count} requests, {total_in:,} tokens in, {total_out:,} out, {cost}"
+        )
     terminal.say()
     for line in next_lines([(command, "the real run")]):
         terminal.say(line)
     return 0
 
 
-def requests_a_row(settings: Generate, task_tokens: float) -> float:
-    """About how many requests one accepted row takes.
+def requests_a_row(recipe: Generate, task_tokens: float) -> float:
+    """Expected number of requests for one accepted row.
 
     Args:
-        settings: The recipe and its numbers.
+        recipe: The recipe and its numbers.
         task_tokens: Tokens of a task on a worksheet, with its output.
     """
-    needed = {
-        "alpaca": 1 / max(1.0, settings.max_new_tokens / task_tokens),
-        "self-instruct": 1 / _LISTED + 2,  # its share of a list, its kind, its instances
+    requests = {
+        "alpaca": 1 / max(1.0, recipe.max_new_tokens / task_tokens),
+        "self-instruct": 1 / _TASKS_PER_LIST + 2,  # its share of a list, its kind, its instances
         "evol": 2,  # the task, its answer
     }
-    return needed[settings.recipe] / ACCEPTED
+    return requests[recipe.recipe] / ACCEPTED

@@ -15,8 +15,6 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.serving import folders
 from alpaca_rlhf.settings import Loop
 
-ABOUT = "write a policy or the reward model for other programs, and check that it does the same"
-
 _DEFAULT_DTYPES = {
     "adapter": "float32",
     "merged": "bfloat16",

@@ -11,97 +11,98 @@ from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import Drop, NoveltyIndex, Request, requests, seeds_of
 
 _NEIGHBOURS = 5
-_SHOWN = 100  # characters of a row in a list
+_MAX_CHARS = 100
+"""Characters of a row in a list."""
 
 
-def show_row(folder: Path, wanted: str, say: Callable[[str], None]) -> None:
+def show_row(folder: Path, row_id: str, say: Callable[[str], None]) -> None:
     """Say a row, its verdict, its nearest neighbours, and its request with prompt and reply.
 
     Args:
         folder: Where the events lie.
-        wanted: The row's id, or its beginning.
+        row_id: The row's id, or its beginning.
         say: Takes a line.
 
     Raises:
         UserError: No row has this id, or several begin so; the run cannot be read.
     """
-    found = _with_id(folder, wanted)
-    for one, row, drop in found:
-        say(f"request {one.number} ({one.ask.step}): {_verdict(drop, one)}")
+    occurrences = _with_id(folder, row_id)
+    for request, row, drop in occurrences:
+        say(f"request {request.number} ({request.ask.step}): {_verdict(drop, request)}")
         _say_row(say, row)
     say("")
     say("nearest instructions (ROUGE-L):")
-    for score, other, where in _neighbours(folder, found[0][1]):
-        say(f"  {score:.3f}  {other.id}  {short(other.instruction)}  ({where})")
-    for one in {request.number: request for request, _, _ in found}.values():
+    for score, neighbour, source in _neighbours(folder, occurrences[0][1]):
+        say(f"  {score:.3f}  {neighbour.id}  {short(neighbour.instruction)}  ({source})")
+    for request in {request.number: request for request, _, _ in occurrences}.values():
         say("")
-        _say_reply(say, one)
+        _say_reply(say, request)
 
 
-def show_request(folder: Path, wanted: str, say: Callable[[str], None]) -> None:
+def show_request(folder: Path, name: str, say: Callable[[str], None]) -> None:
     """Say what came of a request, row by row, then its prompt and its reply.
 
     Args:
         folder: Where the events lie.
-        wanted: Its number after an `@`.
+        name: Its number after an `@`.
         say: Takes a line.
 
     Raises:
         UserError: There is no such request; the run cannot be read.
     """
-    one = _numbered(folder, wanted)
-    say(f"request {one.number} ({one.ask.step}):")
-    for row, drop in _verdicts(one):
+    request = _numbered(folder, name)
+    say(f"request {request.number} ({request.ask.step}):")
+    for row, drop in _verdicts(request):
         say("")
-        say(_verdict(drop, one))
+        say(_verdict(drop, request))
         if row is not None:
             _say_row(say, row)
     say("")
-    _say_reply(say, one)
+    _say_reply(say, request)
 
 
 def short(text: str) -> str:
     """A text on one line of a list, cut where it is too long."""
     line = " ".join(text.split())
-    return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 3]}..."
+    return line if len(line) <= _MAX_CHARS else f"{line[: _MAX_CHARS - 3]}..."
 
 
-def _verdicts(one: Request) -> list[tuple[Instruction | None, Drop | None]]:
-    return [*((row, None) for row in one.kept), *((drop.row, drop) for drop in one.dropped)]
+def _verdicts(request: Request) -> list[tuple[Instruction | None, Drop | None]]:
+    return [*((row, None) for row in request.kept), *((drop.row, drop) for drop in request.dropped)]
 
 
-def _verdict(drop: Drop | None, one: Request) -> str:
+def _verdict(drop: Drop | None, request: Request) -> str:
     if drop is None:
-        return "kept, to be answered" if one.ask.drafts else "kept"
+        return "kept, to be answered" if request.ask.drafts else "kept"
     near = f"; nearest {drop.near} at {drop.score:.3f}" if drop.near else ""
     return f"dropped by {drop.rule}: {drop.detail}{near}"
 
 
-def _with_id(folder: Path, wanted: str) -> list[tuple[Request, Instruction, Drop | None]]:
-    """Where the one row stands whose id begins so: a task may have come more than once."""
-    found = [
-        (one, row, drop)
-        for _, one in requests(folder)
-        for row, drop in _verdicts(one)
-        if row is not None and row.id.startswith(wanted)
+def _with_id(folder: Path, prefix: str) -> list[tuple[Request, Instruction, Drop | None]]:
+    """Each occurrence of the one row whose id begins so: a task may have come more than once."""
+    occurrences = [
+        (request, row, drop)
+        for _, request in requests(folder)
+        for row, drop in _verdicts(request)
+        if row is not None and row.id.startswith(prefix)
     ]
-    if not found:
+    if not occurrences:
         raise UserError(
-            f"{wanted}: no row of {folder} has this id; `{PROGRAM} data drops {folder}` lists ids"
+            f"{prefix}: no row of {folder} has this id; `{PROGRAM} data drops {folder}` lists ids"
         )
-    ids = {row.id for _, row, _ in found}
+    ids = {row.id for _, row, _ in occurrences}
     if len(ids) > 1:
-        raise UserError(f"{wanted}: is the beginning of {len(ids)} ids, as {min(ids)}; give more")
-    return found
+        raise UserError(f"{prefix}: is the beginning of {len(ids)} ids, as {min(ids)}; give more")
+    return occurrences
 
 
-def _numbered(folder: Path, wanted: str) -> Request:
+def _numbered(folder: Path, name: str) -> Request:
     last = -1
-    for _, one in requests(folder):
-        if wanted == f"@{one.number}":
-            return one
-        last = one.number
-    raise UserError(f"{wanted}: no request of {folder}; they are numbered from @0 to @{last}")
+    for _, request in requests(folder):
+        if name == f"@{request.number}":
+            return request
+        last = request.number
+    raise UserError(f"{name}: no request of {folder}; they are numbered from @0 to @{last}")
 
 
 def _say_row(say: Callable[[str], None], row: Instruction) -> None:
@@ -111,25 +112,30 @@ def _say_row(say: Callable[[str], None], row: Instruction) -> None:
     say(f"output:      {'(not asked for yet)' if row.output is None else row.output}")
 
 
-def _say_reply(say: Callable[[str], None], one: Request) -> None:
-    say(f"prompt of request {one.number}:")
-    say(one.ask.prompt)
-    say(f"reply ({one.reply.tokens} tokens, ended by {one.reply.finish_reason}):")
-    say(one.reply.text)
+def _say_reply(say: Callable[[str], None], request: Request) -> None:
+    say(f"prompt of request {request.number}:")
+    say(request.ask.prompt)
+    say(f"reply ({request.reply.tokens} tokens, ended by {request.reply.finish_reason}):")
+    say(request.reply.text)
 
 
 def _neighbours(folder: Path, row: Instruction) -> list[tuple[float, Instruction, str]]:
-    """The nearest of the seed tasks and kept rows, the row itself left out."""
+    """The nearest of the seed tasks and kept rows, the row itself left out.
+
+    Returns:
+        ROUGE-L, the neighbour, and where it came from.
+    """
     index = NoveltyIndex(0.01)  # its tables grow as the threshold falls
     known: list[tuple[Instruction, str]] = [(seed, "seed task") for seed in seeds_of(folder)]
-    for _, one in requests(folder):
-        known += [(kept, f"request {one.number}") for kept in one.kept if kept.id != row.id]
-    for other, _ in known:
-        index.add(other.instruction)
-    found: dict[str, tuple[float, Instruction, str]] = {}
-    for near in index.duplicates(row.instruction):
-        other, where = known[near.row]
-        found.setdefault(other.id, (near.score, other, where))
-        if len(found) == _NEIGHBOURS:
+    for _, request in requests(folder):
+        source = f"request {request.number}"
+        known += [(kept_row, source) for kept_row in request.kept if kept_row.id != row.id]
+    for instruction, _ in known:
+        index.add(instruction.instruction)
+    nearest: dict[str, tuple[float, Instruction, str]] = {}
+    for duplicate in index.duplicates(row.instruction):
+        neighbour, source = known[duplicate.row]
+        nearest.setdefault(neighbour.id, (duplicate.score, neighbour, source))
+        if len(nearest) == _NEIGHBOURS:
             break
-    return list(found.values())
+    return list(nearest.values())

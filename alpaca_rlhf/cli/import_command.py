@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,18 +24,14 @@ from alpaca_rlhf.data import (
     one_kind,
     open_rows,
 )
-from alpaca_rlhf.settings.parsing import parse
-
-ABOUT = "read data of any known format, check it, and write it in the kit's own"
-
-_ABOUT = """Read files of rows, tell their format, and write them to a new folder.
-
-FILE is JSON, JSON lines (both also gzipped), CSV, Parquet, a folder with a saved dataset, or
-hub:OWNER/NAME[:SPLIT]. A broken row refuses all, unless --broken drop."""
 
 _EXAMPLES = 2
-_SHOWN = 300  # characters of a column in an example
-_EVERY = 500  # records between two signs of progress
+_EXAMPLE_ROWS = 1000
+"""Rows among which examples are looked for."""
+_COLUMN_CHARS = 300
+"""Characters of a column in an example."""
+_PROGRESS_EVERY = 500
+"""Records between two signs of progress."""
 
 
 @dataclass(frozen=True)
@@ -45,17 +41,23 @@ class Import:
     out: Path
     """Folder to make."""
     format: FormatName | None = None
-    """How the rows look; by default told by their columns."""
+    """Format of the rows; by default told by their columns."""
     broken: Broken = "refuse"
-    """What to do about broken rows: refuse the files, or drop the rows and list them."""
+    """Treatment of broken rows: refuse the files, or drop the rows and list them."""
     licence: str | None = None
     """Licence of the data, for the manifest and the card of an export."""
     teacher: str | None = None
     """Model that wrote the answers, if one did, for the same."""
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """The facts for the manifest that were given."""
+        facts = {"licence": self.licence, "teacher": self.teacher}
+        return {name: fact for name, fact in facts.items() if fact is not None}
 
-def run(words: Sequence[str], terminal: Terminal) -> int:
-    """Look, read, write, tell what is next.
+
+def run(names: Sequence[str], settings: Import, terminal: Terminal) -> int:
+    """Read files of rows, tell their format, and write them to a new folder.
 
     Returns:
         The exit code, 0.
@@ -63,50 +65,33 @@ def run(words: Sequence[str], terminal: Terminal) -> int:
     Raises:
         UserError: A file cannot be read, has broken rows or no known format; it cannot be written.
     """
-    names, flags = files_and_flags(words, "import")
-    asked = parse(Import, flags, prog=f"{PROGRAM} import FILE...", description=_ABOUT)
-    terminal.say(f"import: {shlex.join(names)} into {asked.out}")
-    sources = looked_at(names, asked.format, terminal)
+    out = settings.out
+    terminal.say(f"import: {shlex.join(names)} into {out}")
+    sources = opened(names, settings.format, terminal)
     one_kind(sources)  # before the long reading
-    given = {"licence": asked.licence, "teacher": asked.teacher}
-    facts = {name: value for name, value in given.items() if value is not None}
-    if _is_done(asked.out, sources, asked.broken, facts):
-        terminal.say(f"{asked.out} holds these rows already; nothing is left to do")
-        _tell_next(terminal, asked.out, _kind_of(asked.out))
+    if _is_done(settings, sources):
+        terminal.say(f"{out} holds these rows already; nothing is left to do")
+        _say_next(terminal, out, str(_manifest(out)["kind"]))
         return 0
     terminal.start("import", "reading every row")
-    made = import_rows(
+    imported = import_rows(
         sources,
-        asked.out,
-        broken=asked.broken,
-        facts={"broken": asked.broken, **facts},
+        out,
+        broken=settings.broken,
+        facts={"broken": settings.broken, **settings.facts},
         note=progress("import", terminal),
         account=lambda tallies: show_account(tallies, terminal),
     )
-    counts = made.manifest
-    terminal.finish("import", f"{counts['records']:,} {made.kind} of {counts['rows_kept']:,} rows")
-    terminal.say(f"{made.kind}: {made.path}")
-    _tell_next(terminal, asked.out, made.kind)
+    manifest = imported.manifest
+    summary = f"{manifest['records']:,} {imported.kind} of {manifest['rows_kept']:,} rows"
+    terminal.finish("import", summary)
+    terminal.say(f"{imported.kind}: {imported.path}")
+    _say_next(terminal, out, imported.kind)
     return 0
 
 
-def files_and_flags(words: Sequence[str], command: str) -> tuple[list[str], list[str]]:
-    """The names before the flags, and the flags.
-
-    Raises:
-        UserError: There is no name.
-    """
-    if "-h" in words or "--help" in words:
-        return [], ["--help"]
-    at = next((i for i, word in enumerate(words) if word.startswith("--")), len(words))
-    if not at:
-        what = "FOLDER" if command == "data export" else "FILE..."
-        raise UserError(f"{command}: expected {PROGRAM} {command} {what}, flags after it")
-    return list(words[:at]), list(words[at:])
-
-
-def looked_at(
-    names: Sequence[str], asked: FormatName | None, terminal: Terminal
+def opened(
+    names: Sequence[str], format_name: FormatName | None, terminal: Terminal
 ) -> list[tuple[Rows, Look]]:
     """Open every source, tell its format and show it with two examples.
 
@@ -117,29 +102,29 @@ def looked_at(
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"{twice}: is given twice")
-    found: list[tuple[Rows, Look]] = []
+    sources: list[tuple[Rows, Look]] = []
     for name in names:
         rows = open_rows(name)
-        seen = look(rows, asked)
-        _show_look(rows, seen, terminal)
-        found.append((rows, seen))
-    return found
+        source_look = look(rows, format_name)
+        _show_look(rows, source_look, terminal)
+        sources.append((rows, source_look))
+    return sources
 
 
 def progress(stage: str, terminal: Terminal) -> Callable[[Tally], None]:
-    """Tells now and then how far a source is read."""
+    """A callback that shows now and then how far a source is read."""
 
-    def note(tally: Tally) -> None:
-        if tally.records % _EVERY == 0:
+    def on_record(tally: Tally) -> None:
+        if tally.records % _PROGRESS_EVERY == 0:
             share = tally.source.done()
             total = round(tally.rows / share) if share else tally.rows
             terminal.step(stage, tally.rows, max(total, tally.rows), {})
 
-    return note
+    return on_record
 
 
 def show_account(tallies: Sequence[Tally], terminal: Terminal) -> None:
-    """How many rows are kept and dropped, and why."""
+    """Say how many rows are kept and dropped, and why."""
     for tally in tallies:
         lost = tally.rows - tally.kept
         terminal.say(
@@ -154,64 +139,70 @@ def show_account(tallies: Sequence[Tally], terminal: Terminal) -> None:
             terminal.say(f"  ... and {tally.broken.total - len(tally.broken.first):,} more")
 
 
-def _show_look(rows: Rows, seen: Look, terminal: Terminal) -> None:
-    if seen.format is None:
+def _show_look(rows: Rows, source_look: Look, terminal: Terminal) -> None:
+    """Say a source's format, with a few of its records."""
+    row_format = source_look.format
+    if row_format is None:
         terminal.say(f"{rows.name}: {rows.container}, and no row of it can be read so far")
         return
-    told = "told by its columns; --format overrides" if seen.guessed else "as --format says"
-    terminal.say(f"{rows.name}: {rows.container}, {seen.format.name} ({told})")
-    shown = 0
+    reason = (
+        "told by its columns; --format overrides" if source_look.guessed else "as --format says"
+    )
+    terminal.say(f"{rows.name}: {rows.container}, {row_format.name} ({reason})")
+    examples = 0
     for number, row in rows:
         try:
-            made = seen.convert(row, rows.origin)
+            records = source_look.convert(row, rows.origin)
         except BadRow:  # it is told when all are read
-            made = []
-        for one in made[:1]:
-            shown += 1
-            terminal.say(f"  example {shown}, {rows.place(number)}, {seen.format.kind}:")
-            for column, value in one.items():
+            records = []
+        for record in records[:1]:
+            examples += 1
+            terminal.say(f"  example {examples}, {rows.place(number)}, {row_format.kind}:")
+            for column, value in record.items():
                 if value not in (None, "", []) and column != "source":
                     terminal.say(f"    {column}: {_elided(value)}")
-        if shown >= _EXAMPLES or number > 1000:
+        if examples >= _EXAMPLES or number > _EXAMPLE_ROWS:
             return
 
 
 def _elided(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    line = " ".join(text[: 2 * _SHOWN].split())
-    return line if len(text) <= _SHOWN else f"{line[:_SHOWN]} [... {len(text):,} characters]"
+    line = " ".join(text[: 2 * _COLUMN_CHARS].split())
+    if len(text) <= _COLUMN_CHARS:
+        return line
+    return f"{line[:_COLUMN_CHARS]} [... {len(text):,} characters]"
 
 
-def _is_done(
-    out: Path, sources: Sequence[tuple[Rows, Look]], broken: Broken, facts: dict[str, Any]
-) -> bool:
-    """Whether an earlier import made the folder of the same files in the same way."""
+def _is_done(settings: Import, sources: Sequence[tuple[Rows, Look]]) -> bool:
+    """True if an earlier import made the folder of the same files in the same way."""
     try:
-        manifest = json.loads((out / "manifest.json").read_text())
-        made = [(one["name"], one["format"], one.get("sha256")) for one in manifest["sources"]]
+        manifest = _manifest(settings.out)
+        made_of = [
+            (source["name"], source["format"], source.get("sha256"))
+            for source in manifest["sources"]
+        ]
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    if manifest.get("broken") != broken:
+    facts = {"licence": None, "teacher": None, "broken": settings.broken, **settings.facts}
+    if any(manifest.get(name) != fact for name, fact in facts.items()):
         return False
-    if any(manifest.get(name) != facts.get(name) for name in ("licence", "teacher")):
-        return False
-    wanted = [
-        (rows.name, seen.format.name if seen.format else None, rows.facts().get("sha256"))
-        for rows, seen in sources
+    return made_of == [
+        (rows.name, look.format.name if look.format else None, rows.facts().get("sha256"))
+        for rows, look in sources
     ]
-    return made == wanted
 
 
-def _kind_of(out: Path) -> str:
-    return str(json.loads((out / "manifest.json").read_text())["kind"])
+def _manifest(out: Path) -> Mapping[str, Any]:
+    manifest: Mapping[str, Any] = json.loads((out / "manifest.json").read_text())
+    return manifest
 
 
-def _tell_next(terminal: Terminal, out: Path, kind: str) -> None:
+def _say_next(terminal: Terminal, out: Path, kind: str) -> None:
     path = shlex.quote(str(out / f"{kind}.jsonl"))
     flag = {"instructions": "data", "prompts": "prompts"}.get(kind, "rankings")
-    others = {"data": "data ROWS.jsonl", "prompts": "prompts PROMPTS.jsonl"}
-    more = " ".join(f"--inputs.{one}" for name, one in others.items() if name != flag)
-    loop = f"{PROGRAM} loop --base BASE --inputs.judge human --inputs.{flag} {path} {more}"
+    placeholders = {"data": "data ROWS.jsonl", "prompts": "prompts PROMPTS.jsonl"}
+    others = " ".join(f"--inputs.{text}" for name, text in placeholders.items() if name != flag)
+    loop = f"{PROGRAM} loop --base BASE --inputs.judge human --inputs.{flag} {path} {others}"
     export = f"{PROGRAM} data export {shlex.quote(str(out))} --to parquet --out FOLDER"
     terminal.say()
     commands = [(loop, "train with them"), (export, "hand them on, with a card")]

@@ -21,17 +21,16 @@ from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.serving import folders
 from alpaca_rlhf.serving.queueing import queue_sampled
 from alpaca_rlhf.settings import Judge, Loop
-from alpaca_rlhf.settings.bounds import above
+from alpaca_rlhf.settings.bounds import Bounded, PositiveInt
 from alpaca_rlhf.sources import Gold, source_of
 
-ABOUT = "let a model behind HTTP, the reward model or the gold judge rank what waits in the queue"
 _STAGE = "judge"
 _Gold = Callable[[Instruction, str, bool], Gold]
 _AT_ONCE = 64
 
 
 @dataclass(frozen=True)
-class Judging:
+class Judging(Bounded):
     """Flags of `alpaca-rlhf judge`."""
 
     run: Path = Path("runs/quickstart")
@@ -41,14 +40,13 @@ class Judging:
     preferences.db in the run folder."""
     by: Literal["llm", "reward", "gold"] = "llm"
     """Who: the model at --judge.url, the run's last reward model, or the small world's judge."""
-    n: int | None = None
+    n: PositiveInt | None = None
     """Sets at most; by default all that wait."""
     judge: Judge = field(default_factory=Judge)
     """The model behind HTTP."""
 
     def __post_init__(self) -> None:
-        if self.n is not None:
-            above("--n", self.n, 0)
+        super().__post_init__()
         if (self.by == "llm") != (self.judge.url is not None):
             raise ValueError("--by llm and --judge.url URL belong together: give both")
 

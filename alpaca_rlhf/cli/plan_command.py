@@ -33,8 +33,8 @@ from alpaca_rlhf.planner import (
     shape_of,
 )
 from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.settings.bounds import NonNegativeFloat, PositiveFloat, PositiveInt
 
-ABOUT = "memory, time and cost of a run before it is started, from the base's config.json alone"
 AUTO, LENGTHS, JSON = "--auto", "--auto-lengths", "--json"
 HELP = (
     f"{AUTO} chooses micro-batches and batches that fit the card (results stay the same), "
@@ -64,31 +64,20 @@ class Plan(Loop):
 
     card: str = "24"
     """The graphics card: its memory in GiB, or a name such as rtx-3090; `cpu` for none."""
-    prompt_tokens: int = Lengths.prompt
+    prompt_tokens: PositiveInt = Lengths.prompt
     """Tokens of the longest prompt, its template included."""
-    rows: int | None = None
+    rows: PositiveInt | None = None
     """Rows to train on; by default those of --inputs.data, or what self-instruct makes."""
-    tflops: float | None = None
+    tflops: PositiveFloat | None = None
     """10^12 operations a second that a run reaches; by default a share of the data sheet's."""
-    bandwidth: float | None = None
+    bandwidth: PositiveFloat | None = None
     """GB a second that decoding reads; by default a share of the data sheet's."""
-    watts: float | None = None
+    watts: PositiveFloat | None = None
     """Power drawn; by default the card's."""
-    price_kwh: float | None = None
+    price_kwh: NonNegativeFloat | None = None
     """Price of a kWh; by default --evaluate.usd-per-kwh."""
-    price_hour: float = 0.0
+    price_hour: NonNegativeFloat = 0.0
     """Price of an hour of a hired card."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("prompt_tokens", "rows", "tflops", "bandwidth", "watts"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {value:g}")
-        for name in ("price_kwh", "price_hour"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 0, got {value:g}")
 
 
 def run(asked: Plan, settings: Loop, words: Sequence[str], terminal: Terminal) -> int:

@@ -6,6 +6,9 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Gt, Interval
 
 from alpaca_rlhf.cli.chat import choose
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines
@@ -21,7 +24,7 @@ from alpaca_rlhf.serving.manner import Manner
 from alpaca_rlhf.serving.queueing import queue_sampled
 from alpaca_rlhf.serving.served import Served
 from alpaca_rlhf.settings import Loop, Sampler
-from alpaca_rlhf.settings.bounds import above
+from alpaca_rlhf.settings.bounds import Bounded, PositiveInt, Seed, Share
 from alpaca_rlhf.sources.run_prompts import RunPrompts
 
 ABOUT = "fill the queue of the app with answers to rank, to the prompts of a run's rank split"
@@ -29,7 +32,7 @@ _STAGE = "fill"
 
 
 @dataclass(frozen=True)
-class Fill:
+class Fill(Bounded):
     """Flags of `alpaca-rlhf sample --run`."""
 
     run: Path = Path("runs/quickstart")
@@ -39,38 +42,25 @@ class Fill:
     preferences.db in the run folder."""
     policy: str | None = None
     """Who answers: base, sft, best_of_k, ppo, in later rounds ppo.2 ...; by default the last."""
-    k: int = 4
+    k: Annotated[int, Interval(ge=2, le=9), "people rank so many at once"] = 4
     """Answers a prompt; those that say the same are one."""
-    n: int | None = None
+    n: PositiveInt | None = None
     """Prompts at most; by default all of them."""
-    temperature: float = 1.0
+    temperature: Annotated[float, Gt(0), "else all answers to a prompt are the same"] = 1.0
     """Divides the logits; at 0 all answers are the same."""
-    top_p: float = 1.0
+    top_p: Share = 1.0
     """Nucleus mass; 1 keeps the whole distribution."""
-    max_new_tokens: int | None = None
+    max_new_tokens: PositiveInt | None = None
     """Completion tokens at most; by default as many as in the run."""
-    seed: int = 0
+    seed: Seed = 0
     """Another seed, other answers."""
     sampler: Sampler = field(default_factory=Sampler)
     """A model behind HTTP that answers instead of --policy."""
 
     def __post_init__(self) -> None:
-        if not 2 <= self.k <= 9:
-            raise ValueError(f"--k must be 2 to 9, got {self.k}: people rank so many at once")
-        for name in ("n", "max_new_tokens"):
-            if getattr(self, name) is not None:
-                above(f"--{name.replace('_', '-')}", getattr(self, name), 0)
-        if not self.temperature > 0:
-            raise ValueError(
-                f"--temperature must be above 0, got {self.temperature:g}: else all answers to a "
-                "prompt are the same"
-            )
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"--top-p must be in (0, 1], got {self.top_p:g}")
+        super().__post_init__()
         if self.policy is not None and self.sampler.url is not None:
             raise ValueError("--policy: the model at --sampler.url answers already; leave one out")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"--seed must be at least 0 and below 2**32, got {self.seed}")
 
 
 def wanted(words: list[str]) -> bool:

@@ -1,21 +1,26 @@
-"""Around every command: exit codes.
+"""The frame around every command: flags, help and exit codes.
 
-Codes: 0 done; 2 the user can mend it, told in one line; 130 interrupted. Anything else is a bug
-and keeps its traceback.
+Exit codes: 0 done; 2 the user can mend it, told in one line; 130 interrupted. Anything else is a
+bug and keeps its traceback.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from alpaca_rlhf.cli.terminal import Terminal, plain
 from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import FULL, is_full
+
+T = TypeVar("T")
 
 _MEMORY_FLAGS = {
     "generate": "--generate.batch-size",
@@ -24,22 +29,22 @@ _MEMORY_FLAGS = {
     "ppo": "--ppo.micro-batch-size",
     "best_of_k": "--sft.micro-batch-size",
 }
-"""What to lower where memory is full; none of them changes the result."""
+"""Flags to lower when a stage runs out of GPU memory; none of them changes the result."""
 
 
-def guarded(body: Callable[[], int], *, again: str, terminal: Terminal) -> int:
+def guarded(body: Callable[[], int], *, command: str, terminal: Terminal) -> int:
     """Run a command and turn how it ends into an exit code.
 
     Args:
         body: The command; returns its exit code.
-        again: The command line that goes on after an interruption.
+        command: The command line that goes on after an interruption.
         terminal: Stopped before anything is told; knows the stage.
     """
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a poor locale must not stop a run
-    ours, shown = logging.getLogger("alpaca_rlhf"), _WarningsToTerminal(terminal)
-    ours.addHandler(shown)
+    ours, handler = logging.getLogger("alpaca_rlhf"), _WarningsToTerminal(terminal)
+    ours.addHandler(handler)
     try:
         with terminal:
             code = body()
@@ -50,15 +55,15 @@ def guarded(body: Callable[[], int], *, again: str, terminal: Terminal) -> int:
     except UserError as error:
         return _tell(f"error: {error}", 2)
     except KeyboardInterrupt:
-        return _tell(f"interrupted; what was done is kept. To go on: {again}", 130)
+        return _tell(f"interrupted; what was done is kept. To go on: {command}", 130)
     except BrokenPipeError:
         _drop_output()
-        return _tell(f"the output was closed; what was done is kept. To go on: {again}", 130)
+        return _tell(f"the output was closed; what was done is kept. To go on: {command}", 130)
     except Exception as error:
         if is_full(error):
             where = getattr(error, "filename", None) or "something"
             return _tell(
-                f"error: {where}: cannot be written (No space left on device); {FULL}: {again}", 2
+                f"error: {where}: cannot be written (No space left on device); {FULL}: {command}", 2
             )
         if type(error).__name__ != "OutOfMemoryError":  # torch's; torch may not be loaded
             raise
@@ -71,7 +76,7 @@ def guarded(body: Callable[[], int], *, again: str, terminal: Terminal) -> int:
         )
         return _tell(f"error: {stage or 'the base'}: out of GPU memory; {way_out}", 2)
     finally:
-        ours.removeHandler(shown)
+        ours.removeHandler(handler)
 
 
 def printed(text: str) -> int:
@@ -84,9 +89,35 @@ def printed(text: str) -> int:
     return 0
 
 
-def command_line(program: str, words: Sequence[str]) -> str:
+def command_line(program: str, arguments: Sequence[str]) -> str:
     """The command as it can be typed again; `program` is taken as it is."""
-    return " ".join([program, shlex.join(words)]).strip()
+    return " ".join([program, shlex.join(arguments)]).strip()
+
+
+def wants_help(arguments: Sequence[str]) -> bool:
+    """True if help is asked for among the words."""
+    return "-h" in arguments or "--help" in arguments
+
+
+def parsed(
+    cls: type[T], arguments: Sequence[str], *, prog: str, about: str, default: T | None = None
+) -> T:
+    """The flags of a command as a dataclass; see `settings.parsing.parse`.
+
+    Raises:
+        UserError: A flag is wrong.
+        SystemExit: Help was asked for, and printed to a reader who may leave before its end.
+    """
+    from alpaca_rlhf.settings.parsing import (
+        parse,  # tyro is slow to load, and the overview needs none
+    )
+
+    if not wants_help(arguments) or sys.stdout.isatty():
+        return parse(cls, arguments, prog=prog, description=about, default=default)
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        parse(cls, arguments, prog=prog, description=about, default=default)
+    raise SystemExit(printed(text.getvalue()))
 
 
 class _WarningsToTerminal(logging.Handler):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -22,61 +22,56 @@ from alpaca_rlhf.data import (
     write_assignments,
     write_instructions,
 )
-from alpaca_rlhf.settings.bounds import above
-
-ABOUT = "deal rows to sft, rank, ppo and eval, so that no stage sees a near-duplicate of another's"
+from alpaca_rlhf.settings.bounds import Bounded, NonNegativeFloat, Seed
 
 _ASSIGNMENTS, _DROPS = "assignments.jsonl", "drops.jsonl"
-_EVERY = 200  # rows between two signs of progress
+_PROGRESS_EVERY = 200
+"""Rows between two signs of progress."""
 
 
 @dataclass(frozen=True)
-class Shares:
-    """How much of the clusters each split gets; only how they compare matters."""
+class Shares(Bounded, group="--shares"):
+    """Shares of the clusters that each split gets; only their proportions matter."""
 
-    sft: float = 0.4
+    sft: NonNegativeFloat = 0.4
     """Rows to fine-tune on."""
-    rank: float = 0.2
+    rank: NonNegativeFloat = 0.2
     """Prompts to rank completions of."""
-    ppo: float = 0.3
+    ppo: NonNegativeFloat = 0.3
     """Prompts of PPO and of best-of-K."""
-    eval: float = 0.1
+    eval: NonNegativeFloat = 0.1
     """Prompts to evaluate on."""
 
     def __post_init__(self) -> None:
-        for name, share in asdict(self).items():
-            above(f"--shares.{name}", share, 0, equal_allowed=True)
+        super().__post_init__()
         if not sum(asdict(self).values()) > 0:
             raise ValueError("--shares.sft, --shares.rank, --shares.ppo, --shares.eval are all 0")
 
 
 @dataclass(frozen=True)
-class Split:
+class Split(Bounded):
     """Flags of `alpaca-rlhf split`."""
 
     data: tuple[Path, ...]
     """Files of rows or prompts (as for --inputs.data and --inputs.prompts)."""
     out: Path = Path("splits")
-    """Folder for the splits. What it has assigned before stays where it is."""
+    """Folder for the splits. Prompts that it has assigned before keep their split."""
     against: tuple[Path, ...] = ()
     """Evaluation sets: rows near one of their prompts (ROUGE-L above 0.7), or with 13 tokens in a
     row in common, are left out."""
     shares: Shares = field(default_factory=Shares)
     """Share of each split."""
-    seed: int = 0
-    """Another seed, another dealing of what is new."""
+    seed: Seed = 0
+    """Another seed deals new prompts otherwise."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.data:
             raise ValueError("--data needs a file, or several")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"--seed must be at least 0 and below 2**32, got {self.seed}")
 
 
-def run(asked: Split, terminal: Terminal) -> int:
-    """Read, leave out what an evaluation holds, deal the rest, write, tell what is next.
-
-    The assignments are written first: a prompt that stands in a file of a split has been assigned.
+def run(settings: Split, terminal: Terminal) -> int:
+    """Deal the rows of files to the splits, and leave out what an evaluation set holds.
 
     Returns:
         The exit code, 0.
@@ -84,50 +79,51 @@ def run(asked: Split, terminal: Terminal) -> int:
     Raises:
         UserError: A file cannot be read or written, or nothing is left to deal.
     """
-    out = asked.out
-    _refuse_what_would_be_lost(asked)
+    out = settings.out
+    _refuse_to_overwrite(settings)
+    # 1. Earlier assignments stay; the rows are those of all files.
     earlier = read_assignments(out / _ASSIGNMENTS)
-    shares = asdict(asked.shares)
+    shares = asdict(settings.shares)
     listed = ", ".join(f"{name} {share:g}" for name, share in shares.items())
-    terminal.say(f"split: {_names(asked.data)} into {out} (shares: {listed}; seed {asked.seed})")
+    terminal.say(
+        f"split: {_names(settings.data)} into {out} (shares: {listed}; seed {settings.seed})"
+    )
     if earlier:
         terminal.say(f"{len(earlier)} prompts were assigned before, and stay where they are")
-    rows = [row for path in asked.data for row in read_prompts(path)]
-    held = Evaluation(row for path in asked.against for row in read_prompts(path))
-    drops: list[Drop] = []
-    if asked.against:
-        terminal.start("against", f"look for the {len(held)} prompts of {_names(asked.against)}")
-        rows, drops = _clean(rows, held, _told(terminal, "against"))
-        terminal.finish("against", f"{len(drops)} rows lie near one of them")
-    if not rows:
-        raise UserError(f"--against {_names(asked.against)}: no row is left; is it the same file?")
+    rows = [row for path in settings.data for row in read_prompts(path)]
+    # 2. Rows near a prompt of an evaluation set are left out.
+    rows, drops = _without_evaluation(rows, settings.against, terminal)
+    # 3. The clusters of the others are dealt.
     terminal.start("split", "near-duplicates go to one split together")
-    dealt = deal(rows, earlier, shares=shares, seed=asked.seed, progress=_told(terminal, "split"))
-    files, useless = files_of(rows, dealt.assigned, shares)
-    drops += [*dealt.drops, *useless]
+    progress = _progress(terminal, "split")
+    dealt = deal(rows, earlier, shares=shares, seed=settings.seed, progress=progress)
+    files, unusable = files_of(rows, dealt.assigned, shares)
+    drops += [*dealt.drops, *unusable]
+    # 4. Assignments are written first: a prompt in a file of a split has been assigned.
     write_assignments(out / _ASSIGNMENTS, dealt.assigned)
-    for name, own in files.items():
-        write_instructions(out / f"{name}.jsonl", own)
-    atomic_write(out / _DROPS, "".join(json_text(_drop_json(one), _DROPS) + "\n" for one in drops))
-    here = {row.id for row in rows}
-    absent = sum(one.id not in here for one in earlier)
+    for name, split_rows in files.items():
+        write_instructions(out / f"{name}.jsonl", split_rows)
+    lines = [json_text(_drop_json(drop), _DROPS) + "\n" for drop in drops]
+    atomic_write(out / _DROPS, "".join(lines))
     total = len(dealt.assigned)
     terminal.finish("split", f"{total - len(earlier)} new prompts of {total}")
+    present = {row.id for row in rows}
+    absent = sum(assignment.id not in present for assignment in earlier)
     if absent:
         terminal.say(
             f"  {absent} prompts assigned before are not among these rows: their places stay "
             "taken, but the files below do not hold them"
         )
-    _tell(terminal, asked, files, drops)
+    _show(terminal, out, files, drops)
     return 0
 
 
-def _refuse_what_would_be_lost(asked: Split) -> None:
-    """Refuse a folder whose files are not ours, and to read the files that are written anew."""
-    out = asked.out
+def _refuse_to_overwrite(settings: Split) -> None:
+    """Refuse a folder whose files are not ours, and input files that would be overwritten."""
+    out = settings.out
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; give a folder")
-    written = [out / f"{name}.jsonl" for name in asdict(asked.shares)]
+    written = [out / f"{name}.jsonl" for name in asdict(settings.shares)]
     if not (out / _ASSIGNMENTS).exists():
         for path in [*written, out / _DROPS]:
             if path.exists():
@@ -135,55 +131,66 @@ def _refuse_what_would_be_lost(asked: Split) -> None:
                     f"--out {out}: holds {path.name} but no {_ASSIGNMENTS}, so it is not a folder "
                     "of splits; give another"
                 )
-    for path in asked.data:
-        if path.resolve() in [one.resolve() for one in written]:
+    resolved = {path.resolve() for path in written}
+    for path in settings.data:
+        if path.resolve() in resolved:
             raise UserError(
                 f"--data {path}: is written anew by this command; give the files it was made from, "
                 "or another --out"
             )
 
 
-def _clean(
-    rows: Sequence[Instruction], held: Evaluation, told: Callable[[int, int], None]
+def _without_evaluation(
+    rows: list[Instruction], against: Sequence[Path], terminal: Terminal
 ) -> tuple[list[Instruction], list[Drop]]:
-    kept, drops = [], []
+    """The rows that lie near no prompt of the evaluation sets, and the others."""
+    if not against:
+        return rows, []
+    evaluation = Evaluation(row for path in against for row in read_prompts(path))
+    terminal.start("against", f"look for the {len(evaluation)} prompts of {_names(against)}")
+    show_progress = _progress(terminal, "against")
+    clean, drops = [], []
     for number, row in enumerate(rows, 1):
-        drop = held.seen_in(row)
+        drop = evaluation.seen_in(row)
         if drop is None:
-            kept.append(row)
+            clean.append(row)
         else:
             drops.append(drop)
-        told(number, len(rows))
-    return kept, drops
+        show_progress(number, len(rows))
+    terminal.finish("against", f"{len(drops)} rows lie near one of them")
+    if not clean:
+        raise UserError(f"--against {_names(against)}: no row is left; is it the same file?")
+    return clean, drops
 
 
-def _tell(
+def _show(
     terminal: Terminal,
-    asked: Split,
-    files: dict[str, list[Instruction]],
+    out: Path,
+    files: Mapping[str, Sequence[Instruction]],
     drops: Sequence[Drop],
 ) -> None:
+    """Say how large each split is, what was left out, and the next command."""
     written = sum(map(len, files.values()))
-    for name, own in files.items():
-        share = f"{len(own) / written:.1%}" if written else "0%"
-        terminal.say(f"  {name:<4}  {len(own):>7} rows  {share:>6}  {asked.out / name}.jsonl")
+    for name, rows in files.items():
+        share = f"{len(rows) / written:.1%}" if written else "0%"
+        terminal.say(f"  {name:<4}  {len(rows):>7} rows  {share:>6}  {out / name}.jsonl")
     if drops:
         counts = Counter(drop.rule for drop in drops).most_common()
         reasons = ", ".join(f"{rule} {count}" for rule, count in counts)
-        terminal.say(f"  left out {len(drops)}: {reasons}; see {asked.out / _DROPS}")
+        terminal.say(f"  left out {len(drops)}: {reasons}; see {out / _DROPS}")
     terminal.say()
-    folder = shlex.quote(str(asked.out))
+    folder = shlex.quote(str(out))
     command = f"{PROGRAM} loop --base BASE --inputs.judge human --inputs.splits {folder}"
     for line in next_lines([(command, "train, rank and evaluate with them")]):
         terminal.say(line)
 
 
-def _told(terminal: Terminal, stage: str) -> Callable[[int, int], None]:
-    def told(done: int, total: int) -> None:
-        if done % _EVERY == 0 or done == total:
+def _progress(terminal: Terminal, stage: str) -> Callable[[int, int], None]:
+    def show(done: int, total: int) -> None:
+        if done % _PROGRESS_EVERY == 0 or done == total:
             terminal.step(stage, done, total, {})
 
-    return told
+    return show
 
 
 def _names(paths: Iterable[Path]) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from pathlib import Path
+
+from alpaca_rlhf.core.bases import is_local
 
 
 def quiet(base: str) -> None:
@@ -14,7 +15,7 @@ def quiet(base: str) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    if _is_here(base):
+    if is_local(base):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     warnings.simplefilter("ignore")
     # A library's warning finds a handler and therefore does not reach the terminal by itself.
@@ -26,12 +27,5 @@ def quiet_transformers(base: str) -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    if _is_here(base):
+    if is_local(base):
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def _is_here(base: str) -> bool:
-    try:
-        return base == "embedded" or Path(base).expanduser().is_dir()
-    except (OSError, RuntimeError):  # too long a name; nobody's home: loading it will tell
-        return False

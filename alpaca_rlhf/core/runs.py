@@ -59,6 +59,7 @@ class RunFolder:
         self.path = path
         self.changed: list[str] = []
         self._lock = lock
+        self._unpinned: tuple[dict[str, Any], str] | None = None
 
     @classmethod
     def open(
@@ -69,6 +70,7 @@ class RunFolder:
         kind: str,
         inputs: Mapping[str, Path] | None = None,
         free: Callable[[Collection[str]], Collection[str]] = lambda done: (),
+        pin: bool = True,
     ) -> RunFolder:
         """Start a run in a new or empty folder, or go on with the same run.
 
@@ -79,6 +81,7 @@ class RunFolder:
             inputs: Name and path of every file that the run reads; a changed file is another run.
             free: Names of the finished stages to dotted names of the settings that may change now;
                 `out` always may. What did change stands in `changed`.
+            pin: Write the settings of a new run at once; otherwise `pin` does it.
 
         Raises:
             UserError: It holds another run or other things, is in use, or cannot be written; or
@@ -143,6 +146,15 @@ class RunFolder:
         """Unlock the folder."""
         if self._lock is not None:
             self._lock.close()
+
+    def pin(self) -> None:
+        """Write the settings of a new run: from now on the folder refuses other ones."""
+        if self._unpinned is not None:
+            facts, config_yaml = self._unpinned
+            # The settings come last: a folder that has them is a run.
+            self.write_json(_PROVENANCE, facts)
+            atomic_write(self.path / _CONFIG, config_yaml)
+            self._unpinned = None
 
     def note(self, **facts: Any) -> None:
         """Add facts to `provenance.json`, e.g. the base's fingerprint."""

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from alpaca_rlhf import __version__
+from alpaca_rlhf.core.bases import EMBEDDED
 from alpaca_rlhf.exporting.licences import duties
 from alpaca_rlhf.exporting.parity import Parity
 from alpaca_rlhf.exporting.request import Request
@@ -69,7 +70,7 @@ def card(
         head["library_name"] = "peft"
     elif request.target != "gguf":
         head["library_name"] = "transformers"
-    if settings.base == "embedded":
+    if settings.base == EMBEDDED:
         del head["base_model"]
         head["license"] = "apache-2.0"
     checks = "\n".join(
@@ -95,7 +96,7 @@ def card(
 
 
 def _what(request: Request) -> str:
-    base = "the embedded base of alpaca-rlhf" if request.settings.base == "embedded" else "`{}`"
+    base = "the embedded base of alpaca-rlhf" if request.settings.base == EMBEDDED else "`{}`"
     base = base.format(request.settings.base)
     kinds = {
         "adapter": f"A LoRA adapter on {base}, in 4 bits (NF4, double-quantised) as in training.",
@@ -108,14 +109,14 @@ def _what(request: Request) -> str:
     text = kinds[request.target]
     laboratory = (
         " A laboratory animal: it knows one small world in simple English and nothing else."
-        if request.settings.base == "embedded"
+        if request.settings.base == EMBEDDED
         else ""
     )
     return text[0].upper() + text[1:] + laboratory
 
 
 def _load(request: Request) -> str:
-    base = "data/cria" if request.settings.base == "embedded" else request.settings.base
+    base = "data/cria" if request.settings.base == EMBEDDED else request.settings.base
     folder = request.out.name
     lines = {
         "merged": (

@@ -10,12 +10,14 @@ import re
 import shutil
 from pathlib import Path
 
+from alpaca_rlhf.core.bases import EMBEDDED
+
 _OWN = re.compile(r"^(licen[cs]e|notice|use_policy)", re.IGNORECASE)
 
 
 def duties(base: str) -> list[str]:
     """What to do before a model made from a base is passed on, line by line."""
-    if base == "embedded":
+    if base == EMBEDDED:
         return ["The embedded base is this project's own, under Apache-2.0: keep that licence."]
     name = base.lower()
     found = re.search(r"llama[-_ ]?(2|3(?:[._]\d)?)(?!\d)", name)

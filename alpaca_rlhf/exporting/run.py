@@ -21,6 +21,7 @@ from transformers import (
     GenerationConfig,
 )
 
+from alpaca_rlhf.core.bases import EMBEDDED
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import json_text, new_folder
 from alpaca_rlhf.exporting import (
@@ -114,7 +115,7 @@ def _adapter(
             shutil.copyfile(path, folder / path.name)
     own = folder / "adapter_config.json"
     facts = json.loads(own.read_text(encoding="utf-8"))
-    if request.settings.base != "embedded":
+    if request.settings.base != EMBEDDED:
         facts["base_model_name_or_path"] = request.settings.base
     _write(own, json.dumps(facts, indent=2, sort_keys=True) + "\n")
     words = tokenizer.exported_tokenizer(base, request.settings.template)

@@ -27,6 +27,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from alpaca_rlhf.core.bases import EMBEDDED
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import FULL, is_full
 from alpaca_rlhf.core.runs import data_path
@@ -35,7 +36,6 @@ from alpaca_rlhf.models.hub import hub_refusal
 logger = logging.getLogger(__name__)
 
 Quantization = Literal["nf4", "none"]
-EMBEDDED = "embedded"
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alpaca_rlhf.core.bases import EMBEDDED
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.runs import data_path
 from alpaca_rlhf.models.hub import hub_refusal
 
-EMBEDDED = "embedded"
 NF4_BLOCK = 64
 """Weights that share a scale (bitsandbytes' default block of 4-bit quantisation)."""
 SCALE_BLOCK = 256

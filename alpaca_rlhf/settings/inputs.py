@@ -1,4 +1,4 @@
-"""Which files of the user's own a run reads, and who judges."""
+"""The user's own files that a run reads, and its judge."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Inputs:
     self-instruct and SFT. Give with --inputs.data what it was trained on, if you have it, so that
     no later prompt lies near it."""
     judge: Literal["gold", "human", "llm"] = "gold"
-    """Who ranks: the small world's gold judge, people, or the model at --judge.url."""
+    """The judge that ranks: the small world's gold judge, people, or the model at --judge.url."""
 
     def __post_init__(self) -> None:
         for name in ("data", "seeds", "prompts"):
@@ -48,13 +48,13 @@ class Inputs:
                     f"--inputs.{name}: --inputs.splits gives rows and prompts already; leave one "
                     "out"
                 )
-        made = self.sft_adapter is not None
-        if self.judge != "gold" and self.rows is None and self.seeds is None and not made:
+        has_adapter = self.sft_adapter is not None
+        if self.judge != "gold" and self.rows is None and self.seeds is None and not has_adapter:
             raise ValueError(
                 f"--inputs.judge {self.judge} needs rows to train on; give --inputs.data, or "
                 "--inputs.seeds to make them from"
             )
-        if made and self.seeds is not None:
+        if has_adapter and self.seeds is not None:
             raise ValueError(
                 "--inputs.seeds: nothing is generated with --inputs.sft-adapter; leave one out"
             )
@@ -88,10 +88,10 @@ class Inputs:
 
     def files(self) -> dict[str, Path]:
         """Every file that a run reads, under its name; of `splits`, `splits.sft` and so on."""
-        named = {name: getattr(self, name) for name in ("data", "seeds", "prompts", "rankings")}
-        found = {name: path for name, path in named.items() if path is not None}
+        paths = {name: getattr(self, name) for name in ("data", "seeds", "prompts", "rankings")}
+        files = {name: path for name, path in paths.items() if path is not None}
         if self.splits is not None:
-            found |= {f"splits.{name}": self.splits / f"{name}.jsonl" for name in SPLITS}
+            files |= {f"splits.{name}": self.splits / f"{name}.jsonl" for name in SPLITS}
         if self.sft_adapter is not None:
-            found |= {f"sft_adapter.{name}": self.sft_adapter / name for name in ADAPTER}
-        return found
+            files |= {f"sft_adapter.{name}": self.sft_adapter / name for name in ADAPTER}
+        return files

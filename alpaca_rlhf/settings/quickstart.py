@@ -1,12 +1,13 @@
 """The numbers of the quickstart: the whole loop on the embedded base, minutes on two CPU cores.
 
-The one place where they stand; `recipes/quickstart.py` and `alpaca-rlhf quickstart` both read them.
-What is not named here has the default of `settings.py`, which is meant for a 7-8B base. What was
-tried instead, and measured on the development split, stands in `docs/experiments.md`.
+`recipes/quickstart.py` and `alpaca-rlhf quickstart` both read them.
+All other settings keep the defaults of `loop.py`, which are meant for a 7-8B base.
+Alternatives that were tried and measured on the development split: `docs/experiments.md`.
 """
 
 from pathlib import Path
 
+from alpaca_rlhf.core.bases import EMBEDDED
 from alpaca_rlhf.settings import (
     PPO,
     SFT,
@@ -26,7 +27,7 @@ from alpaca_rlhf.settings import (
 ANSWER_TOKENS = 48
 
 QUICKSTART = Loop(
-    base="embedded",
+    base=EMBEDDED,
     template="brief",  # two headings and nothing else: short, and not in the corpus of the base
     out=Path("runs/quickstart"),
     generate=Generate(

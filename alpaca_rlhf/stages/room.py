@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
 
+from alpaca_rlhf.core.bases import is_local
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.models.base import EMBEDDED, base_config, default_dtype
+from alpaca_rlhf.models.base import base_config, default_dtype
 from alpaca_rlhf.planner import (
     Budget,
     Card,
@@ -133,7 +134,7 @@ def free_bytes(place: Path) -> int:
 def _to_download(shape: Shape, settings: Loop) -> int:
     """Bytes of a hub id's weights, in 16 bit, that are not in the cache."""
     name = settings.base
-    if name == EMBEDDED or Path(name).expanduser().is_dir():
+    if is_local(name):
         return 0
     if any(isinstance(try_to_load_from_cache(name, one), str) for one in _WEIGHT_FILES):
         return 0

@@ -1,0 +1,287 @@
+"""The table of commands, and the dispatch of a command line.
+
+Only the module of the command that is run is imported: help and refusals come at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, TypeVar
+
+from alpaca_rlhf.cli import shell
+from alpaca_rlhf.cli.terminal import PROGRAM, Terminal
+from alpaca_rlhf.core.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: its line in the overview, and where it lives."""
+
+    summary: str
+    """A line for the overview and for its help."""
+    module: str = ""
+    """The module in this package; empty for a group of subcommands."""
+    function: str = "run"
+    """The function that runs it and returns an exit code. It takes the operands if there are any,
+    the settings and the terminal; without `settings` it takes the `Invocation` alone."""
+    settings: str = ""
+    """The dataclass in the module whose fields are its flags."""
+    operands: str = ""
+    """Names of the words before the flags; a last one that ends in `...` stands for several."""
+    about: str = ""
+    """A longer text for its help than the summary."""
+    repeats: bool = False
+    """The function also takes the line that was typed, to write it down."""
+    subcommands: Mapping[str, Command] = field(default_factory=dict)
+    """Commands below it, by name."""
+
+
+COMMANDS = {
+    "doctor": Command(
+        "look at this machine and a base before a run: what is there, what is wrong, what to do",
+        "doctor_command",
+        settings="Doctor",
+    ),
+    "quickstart": Command(
+        "the whole loop on the embedded base: offline, in minutes, on two CPU cores",
+        "stage_commands",
+        "quickstart",
+    ),
+    "plan": Command(
+        "memory, time and cost of a run before it is started, from the base's config.json alone",
+        "stage_commands",
+        "plan",
+    ),
+    "loop": Command("the whole loop on a base of your own", "stage_commands", "loop"),
+    "generate": Command(
+        "bootstrap instruction data from seed tasks, with the base or a model behind HTTP",
+        "stage_commands",
+        "generate",
+    ),
+    "split": Command(
+        "deal rows to sft, rank, ppo and eval, so that no stage sees a near-duplicate of another's",
+        "split_command",
+        settings="Split",
+    ),
+    "sft": Command("fine-tune the base on instructions (QLoRA)", "stage_commands", "stage"),
+    "sample": Command(
+        "draw several completions of each new prompt; with --run RUN, for the app's queue",
+        "stage_commands",
+        "sample",
+    ),
+    "rank": Command(
+        "put them in order: people in this terminal, or the gold judge", "stage_commands", "rank"
+    ),
+    "judge": Command(
+        "let a model behind HTTP, the reward model or the gold judge rank what waits in the queue",
+        "judge_command",
+        settings="Judging",
+    ),
+    "reward": Command("train the reward model on the rankings", "stage_commands", "stage"),
+    "ppo": Command("train the policy against the reward model (PPO)", "stage_commands", "stage"),
+    "best-of-k": Command(
+        "fine-tune on the reward model's favourite completions", "stage_commands", "stage"
+    ),
+    "evaluate": Command(
+        "compare all policies on prompts no stage has seen, and write the report",
+        "stage_commands",
+        "whole",
+    ),
+    "chat": Command("talk to the policies of a run", "chat_command", settings="Chat"),
+    "export": Command(
+        "write a policy or the reward model for other programs, and check that it does the same",
+        "export_command",
+        settings="Export",
+        repeats=True,
+    ),
+    "app": Command(
+        "chat, compare, rank and look at the rankings in a browser", "app_command", settings="App"
+    ),
+    "import": Command(
+        "read data of any known format, check it, and write it in the kit's own",
+        "import_command",
+        settings="Import",
+        operands="FILE...",
+        about="Read files of rows, tell their format, and write them to a new folder.\n\n"
+        "FILE is JSON, JSON lines (both also gzipped), CSV, Parquet, a folder with a saved "
+        "dataset, or\nhub:OWNER/NAME[:SPLIT]. A broken row refuses all, unless --broken drop.",
+    ),
+    "data": Command(
+        "look at data: inspect, drops, refilter, report, check, export",
+        subcommands={
+            "inspect": Command(
+                "one row with its request, prompt and neighbours: RUN ID, or RUN @REQUEST",
+                "data_commands",
+                "inspect",
+                settings="Inspect",
+                operands="RUN ID",
+            ),
+            "drops": Command(
+                "rows that were dropped, and why: RUN [--rule NAME]",
+                "data_commands",
+                "drops",
+                settings="DropsShown",
+                operands="RUN",
+            ),
+            "refilter": Command(
+                "decide by other rules, without the teacher: RUN --filters strict",
+                "data_commands",
+                "refiltered",
+                settings="Refilter",
+                operands="RUN",
+            ),
+            "report": Command(
+                "one HTML page about a generation: RUN",
+                "data_commands",
+                "report",
+                settings="ReportMade",
+                operands="RUN",
+            ),
+            "check": Command(
+                "read files as import does, and write nothing: FILE...",
+                "data_files",
+                "check",
+                settings="Check",
+                operands="FILE...",
+            ),
+            "export": Command(
+                "data for others, with a card: FOLDER --to parquet --out DIR",
+                "data_files",
+                "exported",
+                settings="Export",
+                operands="FOLDER",
+            ),
+        },
+    ),
+}
+"""Every command, in the order of the overview."""
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """A command as it was typed."""
+
+    name: str
+    """Its name in the table; of a subcommand, both: `data drops`."""
+    command: Command
+    """Its row of the table."""
+    arguments: list[str]
+    """The command line after the name."""
+    terminal: Terminal
+    """The terminal to write to."""
+
+    @property
+    def prog(self) -> str:
+        """The command as people type it, without flags."""
+        return f"{PROGRAM} {self.name} {self.command.operands}".strip()
+
+    def line(self, arguments: Sequence[str]) -> str:
+        """The command with some words, as it can be typed again."""
+        return shell.command_line(f"{PROGRAM} {self.name}", arguments)
+
+    def parse(
+        self, cls: type[T], arguments: list[str], *, about: str = "", default: T | None = None
+    ) -> T:
+        """The flags among the words as a dataclass.
+
+        Raises:
+            UserError: A flag is wrong.
+            SystemExit: Help was asked for, and printed.
+        """
+        about = about or self.command.about or self.command.summary
+        return shell.parsed(cls, arguments, prog=self.prog, about=about, default=default)
+
+    def operands(self) -> tuple[list[str], list[str]]:
+        """The words before the flags, one for each operand of the command, and the flags.
+
+        Raises:
+            UserError: There are too many or too few.
+        """
+        if shell.wants_help(self.arguments):
+            return [], ["--help"]
+        flags = (at for at, argument in enumerate(self.arguments) if argument.startswith("--"))
+        at = next(flags, len(self.arguments))
+        operands, names = self.arguments[:at], self.command.operands.split()
+        several = names[-1].endswith("...")
+        if not operands or (len(operands) != len(names) and not several):
+            got = f"got {shlex.join(operands)}" if operands else "got nothing"
+            raise UserError(f"{self.name}: {got}; expected {self.prog}, flags after it")
+        return operands, self.arguments[at:]
+
+
+def run(arguments: Sequence[str], terminal: Terminal) -> int:
+    """Find a command by the first words of a line, and run it with the others.
+
+    Returns:
+        The command's exit code.
+
+    Raises:
+        UserError: There is no such command, or it has something to tell.
+    """
+    name, command, rest = found(arguments)
+    if command.subcommands:
+        return shell.printed(f"usage: {PROGRAM} {name} COMMAND ... [flags]\n\n{_rows(command)}\n")
+    invocation = Invocation(name, command, rest, terminal)
+    module = import_module(f"{__package__}.{command.module}")
+    function: Callable[..., int] = getattr(module, command.function)
+    if not command.settings:
+        return function(invocation)
+    operands, flags = invocation.operands() if command.operands else (None, rest)
+    settings = invocation.parse(getattr(module, command.settings), flags)
+    call: list[Any] = [] if operands is None else [operands]
+    call += [settings, terminal]
+    if command.repeats:
+        call.append(invocation.line(rest))
+    return function(*call)
+
+
+def overview() -> str:
+    """Every command with its summary."""
+    return (
+        f"usage: {PROGRAM} COMMAND [flags]\n\n"
+        "Instruction tuning and RLHF on one consumer GPU: a frozen 4-bit LLaMA, small adapters.\n"
+        f"\ncommands:\n{_rows(_ALL)}\n\n"
+        f"`{PROGRAM} COMMAND --help` shows the flags and their defaults; --config FILE.yaml\n"
+        "reads them from a file. Run again, a command goes on where it stopped.\n"
+        f"Start with: {PROGRAM} quickstart\n"
+    )
+
+
+_ALL = Command("", subcommands=COMMANDS)
+
+
+def _rows(group: Command) -> str:
+    width = max(map(len, group.subcommands))
+    return "\n".join(
+        f"  {name:<{width}}  {command.summary}" for name, command in group.subcommands.items()
+    )
+
+
+def found(arguments: Sequence[str]) -> tuple[str, Command, list[str]]:
+    """The name of a command, its row of the table, and the words after the name."""
+    path: list[str] = []
+    command, rest = _ALL, list(arguments)
+    # A group without a command below it, or with --help, is shown as an overview.
+    while command.subcommands and rest and not (path and rest[0] in ("-h", "--help")):
+        typed = rest.pop(0)
+        name = typed.replace("_", "-")
+        if name not in command.subcommands:
+            raise UserError(_unknown(typed, path, command.subcommands))
+        path.append(name)
+        command = command.subcommands[name]
+    return " ".join(path), command, rest
+
+
+def _unknown(typed: str, path: Sequence[str], known: Mapping[str, Command]) -> str:
+    if typed.startswith("-"):
+        return f"{typed}: flags come after the command, e.g. `{PROGRAM} quickstart {typed} ...`"
+    near = difflib.get_close_matches(typed.replace("_", "-").lower(), known, n=1)
+    hint = f"did you mean {near[0]}" if near else f"there are {', '.join(known)}"
+    group = " ".join([PROGRAM, *path])
+    return f"{' '.join([*path, typed])}: no such command; {hint}; see {group} --help"

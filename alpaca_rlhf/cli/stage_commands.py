@@ -1,0 +1,208 @@
+"""The commands that run a loop or a part of it: `loop`, `quickstart`, `plan`, one for each stage.
+
+Torch is loaded once the settings are known to be right.
+"""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TypeVar
+
+from alpaca_rlhf.cli import plan_command, shell
+from alpaca_rlhf.cli.commands import Invocation
+from alpaca_rlhf.cli.terminal import Terminal
+from alpaca_rlhf.core import quiet
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.serving import folders
+from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.settings.entries import read_entries
+from alpaca_rlhf.settings.leaves import leaves_of
+from alpaca_rlhf.settings.quickstart import QUICKSTART
+
+L = TypeVar("L", bound=Loop)
+
+_RESUMES = (
+    "In a folder that holds a run (--out) its own settings are the defaults, and what is done "
+    "stays done; earlier stages that are missing are run first."
+)
+_DRY_RUN = "--dry-run"
+
+
+@dataclass(frozen=True)
+class Ranked(Loop):
+    """Flags of `alpaca-rlhf rank`."""
+
+    annotator: str | None = None
+    """Your name, kept with your verdicts (for --inputs.judge human); by default the account's."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The part of a loop that a command runs."""
+
+    title: str
+    """Shown first."""
+    command: str
+    """The command line, for the report."""
+    kind: str = "loop"
+    """Purpose of the run folder."""
+    until: str | None = None
+    """The last stage to run; None runs all."""
+    annotator: str | None = None
+    """The person who ranks in this terminal, if people do; None is the account's name."""
+
+
+def stage(invocation: Invocation) -> int:
+    """Run a loop up to the stage that the command is named after."""
+    settings, kind = _resumed(Loop, invocation, invocation.arguments)
+    part = _part(invocation, invocation.arguments, kind, until=invocation.name.replace("-", "_"))
+    return run(settings, invocation.terminal, part)
+
+
+def whole(invocation: Invocation) -> int:
+    """Run a loop to its end."""
+    settings, kind = _resumed(Loop, invocation, invocation.arguments)
+    return run(settings, invocation.terminal, _part(invocation, invocation.arguments, kind))
+
+
+def quickstart(invocation: Invocation) -> int:
+    """Run the quickstart, whose settings are the defaults whatever the folder holds."""
+    settings = invocation.parse(Loop, invocation.arguments, default=QUICKSTART)
+    return run(settings, invocation.terminal, _part(invocation, invocation.arguments, "quickstart"))
+
+
+def loop(invocation: Invocation) -> int:
+    """Run a loop to its end, with --auto in batches that fit the card."""
+    switches, arguments = plan_command.taken(invocation.arguments)
+    card, arguments = plan_command.card_word(arguments) if switches else (None, arguments)
+    settings, kind = _resumed(Loop, invocation, arguments, plan_command.HELP)
+    if switches:
+        settings = plan_command.auto(settings, switches, card, invocation.terminal)
+    return run(settings, invocation.terminal, _part(invocation, arguments, kind))
+
+
+def plan(invocation: Invocation) -> int:
+    """Show what a loop will take."""
+    switches, arguments = plan_command.taken(invocation.arguments)
+    about = f"{invocation.command.summary}.\n\n{plan_command.HELP}"
+    request = invocation.parse(plan_command.Plan, arguments, about=about)
+    return plan_command.run(request, converted(Loop, request), switches, invocation.terminal)
+
+
+def generate(invocation: Invocation) -> int:
+    """Run a loop up to `generate`; with --dry-run, show what that would send and cost."""
+    arguments = [word for word in invocation.arguments if word != _DRY_RUN]
+    about = f"{_DRY_RUN} shows one prompt and what the run may cost, and asks nothing"
+    settings, kind = _resumed(Loop, invocation, arguments, about)
+    if _DRY_RUN in invocation.arguments:
+        from alpaca_rlhf.cli import dry_run
+
+        return dry_run.show(settings, invocation.terminal, command=invocation.line(arguments))
+    return run(settings, invocation.terminal, _part(invocation, arguments, kind, until="generate"))
+
+
+def sample(invocation: Invocation) -> int:
+    """Run a loop up to `sample`; with --run, fill the queue of the app."""
+    from alpaca_rlhf.cli import sample_command
+
+    if not sample_command.wanted(invocation.arguments):
+        return stage(invocation)
+    request = invocation.parse(
+        sample_command.Fill, invocation.arguments, about=sample_command.ABOUT
+    )
+    return sample_command.run(request, invocation.terminal)
+
+
+def rank(invocation: Invocation) -> int:
+    """Run a loop up to `rank`; where people judge, let one of them rank in this terminal."""
+    request, kind = _resumed(Ranked, invocation, invocation.arguments)
+    part = _part(invocation, invocation.arguments, kind, until="rank", annotator=request.annotator)
+    return run(converted(Loop, request), invocation.terminal, part)
+
+
+def run(settings: Loop, terminal: Terminal, part: Part) -> int:
+    """Run a part of a loop, or let a person rank where it is their turn.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: Anything that the user can mend.
+    """
+    by_people = part.until == "rank" and settings.inputs.judge == "human"
+    if part.annotator is not None and not by_people:
+        raise UserError("--annotator: no person ranks in this run; give --inputs.judge human")
+    terminal.say(part.title)
+    terminal.say(
+        f"base {settings.base}, seed {settings.seed}, in {settings.out}; "
+        "Ctrl-C at any time, the same command goes on"
+    )
+    done = folders.stages_done(settings.out)
+    if done:
+        terminal.say(f"done already: {', '.join(done)}")
+    quiet.quiet(settings.base)
+    from alpaca_rlhf.cli import running
+
+    quiet.quiet_transformers(settings.base)
+    if by_people:
+        return running.rank_by_people(
+            settings,
+            terminal,
+            annotator=part.annotator or _account(),
+            kind=part.kind,
+            command=part.command,
+        )
+    return running.run(settings, terminal, kind=part.kind, command=part.command, until=part.until)
+
+
+def converted(cls: type[L], settings: Loop) -> L:
+    """The settings of a loop as those of a class with more or fewer flags."""
+    return cls(**{field.name: getattr(settings, field.name) for field in fields(Loop)})
+
+
+def _resumed(
+    cls: type[L], invocation: Invocation, arguments: list[str], about: str = ""
+) -> tuple[L, str]:
+    """The settings that the words ask for, and the kind of run.
+
+    In a folder that holds a run, its own settings are the defaults.
+    """
+    default, kind = Loop(), "loop"
+    out = _out(cls, arguments, invocation.prog) or default.out
+    if folders.holds_run(out):
+        default, kind = folders.settings_of(out), folders.kind_of(out)
+    paragraphs = [invocation.command.summary, about, _RESUMES]
+    help_text = ".\n\n".join(paragraph for paragraph in paragraphs if paragraph)
+    settings = invocation.parse(cls, arguments, about=help_text, default=converted(cls, default))
+    return settings, kind
+
+
+def _out(cls: type[Loop], arguments: Sequence[str], prog: str) -> Path | None:
+    """The run folder that flags or `--config` files name, before anything else is looked at."""
+    if shell.wants_help(arguments):
+        return None
+    leaves = {leaf.path: leaf for leaf in leaves_of(cls, required=False)}
+    entry = read_entries(arguments, leaves, prog).get("out")
+    return None if entry is None else Path(entry.texts[0])
+
+
+def _part(
+    invocation: Invocation,
+    arguments: Sequence[str],
+    kind: str,
+    *,
+    until: str | None = None,
+    annotator: str | None = None,
+) -> Part:
+    title = f"{invocation.name}: {invocation.command.summary}"
+    return Part(title, invocation.line(arguments), kind, until, annotator)
+
+
+def _account() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        raise UserError("--annotator is missing: give your name") from None
