@@ -68,7 +68,7 @@ def test_a_reader_never_sees_half_a_file(tmp_path):
     program = f"""
         import itertools
         from pathlib import Path
-        from alpaca_rlhf.runs import atomic_write
+        from alpaca_rlhf.core.runs import atomic_write
         for turn in itertools.count():
             atomic_write(Path({str(target)!r}), bytes([turn % 256]) * 300_000)
     """
@@ -214,7 +214,7 @@ def test_one_process_at_a_time(tmp_path):
     holder = python(f"""
         import time
         from pathlib import Path
-        from alpaca_rlhf.runs import RunFolder
+        from alpaca_rlhf.core.runs import RunFolder
         run = RunFolder.open(Path({str(out)!r}), {CONFIG!r}, kind="loop")
         Path({str(tmp_path / "ready")!r}).write_text("")
         time.sleep(60)
@@ -318,7 +318,7 @@ def test_killed_anywhere_no_acknowledged_row_is_lost(tmp_path, seed):
     out, told = tmp_path / "a", tmp_path / "told"
     program = f"""
         from pathlib import Path
-        from alpaca_rlhf.runs import RunFolder
+        from alpaca_rlhf.core.runs import RunFolder
         with RunFolder.open(Path({str(out)!r}), {CONFIG!r}, kind="loop") as run:
             start = len(run.metrics())
             with open({str(told)!r}, "a") as told:
@@ -366,7 +366,7 @@ def test_measure_sees_time_and_memory():
 def test_commit_belongs_to_a_checkout(tmp_path, monkeypatch):
     package = tmp_path / "alpaca_rlhf"
     package.mkdir()
-    monkeypatch.setattr(provenance, "__file__", str(package / "provenance.py"))
+    monkeypatch.setattr(provenance, "__file__", str(package / "core" / "provenance.py"))
     assert provenance.commit() is None
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     (tmp_path / "file").write_text("1")
@@ -380,7 +380,7 @@ def test_commit_belongs_to_a_checkout(tmp_path, monkeypatch):
 
 
 def test_data_path_in_a_checkout_and_installed(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "__file__", str(tmp_path / "alpaca_rlhf" / "runs.py"))
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "alpaca_rlhf" / "core" / "runs.py"))
     assert data_path("cria") == tmp_path / "data" / "cria"
     (tmp_path / "alpaca_rlhf" / "_data").mkdir(parents=True)
     assert data_path("cria") == tmp_path / "alpaca_rlhf" / "_data" / "cria"

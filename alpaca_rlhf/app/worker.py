@@ -76,10 +76,10 @@ class Worker:
         self._running: Job[Any] | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._sign: card.Sign | None = None
+        self._sign: card.Notice | None = None
         self._speaker: Speaker | None = None
         self._looked = 0.0
-        self._borrowers: list[card.Note] = []
+        self._borrowers: list[card.ProcessNote] = []
         self._state: tuple[Kind, str] = ("empty", "")
         self._idle: Callable[[], Work[Any] | None] = lambda: None
         self._rested = 0.0
@@ -150,13 +150,13 @@ class Worker:
                 if job is None:
                     self._rest()
                     with self._changed:
-                        self._changed.wait(card.LOOK_S)
+                        self._changed.wait(card.POLL_S)
                 elif self._ready(job):
                     self._work(job)
         finally:
             self._drop()
             if self._sign is not None:
-                self._sign.down()
+                self._sign.withdraw()
 
     def _rest(self) -> None:
         now = time.monotonic()
@@ -262,9 +262,9 @@ class Worker:
 
     def _asked_for(self, *, now: bool = False) -> bool:
         """Whether a training run wants the card; looks not at every token."""
-        if now or time.monotonic() - self._looked >= card.LOOK_S:
+        if now or time.monotonic() - self._looked >= card.POLL_S:
             self._looked = time.monotonic()
-            found = card.notes("ask", self._where)
+            found = card.live_notes("ask", self._where)
             with self._changed:
                 self._borrowers = found
                 if not found and self._state[0] == "released":
@@ -275,8 +275,8 @@ class Worker:
         """Tell training runs that a model is about to be here."""
         with contextlib.suppress(UserError):  # then they cannot ask; nothing else is lost
             if self._sign is None:
-                self._sign = card.Sign("app", self.run, self._where)
-            self._sign.put(holds=True)
+                self._sign = card.Notice("app", self.run, self._where)
+            self._sign.publish(holds=True)
 
     def _release(self) -> None:
         now: tuple[Kind, str] = ("released", self._borrowers[0].run)
@@ -296,9 +296,9 @@ class Worker:
         self._set(kind, what)  # before anybody who waits for the card can see that it is free
         if self._sign is not None:
             try:
-                self._sign.put(holds=False)
+                self._sign.publish(holds=False)
             except UserError:  # a full disk: nobody shall wait for what is not held
-                self._sign.down()
+                self._sign.withdraw()
                 self._sign = None
 
     def _set(self, kind: Kind, what: str = "") -> None:

@@ -1,9 +1,8 @@
-"""Writing files so that nothing is ever half there: whole files, lines, and what JSON may hold."""
+"""Write files so that nothing is ever half there: whole files, whole folders, and valid JSON."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import math
 import os
@@ -15,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.locks import Lock, LockHeld
 
 FULL = "free some space and run it again"
-"""What to do about a full disk; what was written before is whole."""
-_SAID_OF_FULL = (
+"""Advice for a full disk; what was written before is whole."""
+_DISK_FULL_MESSAGES = (
     "no space left on device",
     "disk quota exceeded",
     "database or disk is full",
@@ -31,7 +31,7 @@ def atomic_write(path: Path, content: str | bytes, *, private: bool = False) -> 
     Args:
         path: Where; missing folders are made, an older file is replaced.
         content: Text is written as UTF-8.
-        private: Whether its owner alone may read it, from the first moment.
+        private: Only its owner may read it, from the first moment.
 
     Raises:
         UserError: It cannot be written: no permission, no space.
@@ -53,9 +53,9 @@ def atomic_write(path: Path, content: str | bytes, *, private: bool = False) -> 
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill that gets the name `out`, whole and on the disk, when the block ends.
+    """Fill a folder that gets the name `out`, whole and on the disk, when the block ends.
 
-    Where the block fails nothing is left; what a killed process left is taken away by the next.
+    Where the block fails nothing is left; what a killed process left is removed by the next one.
 
     Raises:
         UserError: Something stands at `out` already, another process is making it, or it cannot be
@@ -66,17 +66,14 @@ def new_folder(out: Path) -> Iterator[Path]:
     with writing(out):
         if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
             raise UserError(f"--out {out}: something is there already; give another folder")
-        temporary.mkdir(parents=True, exist_ok=True)
-        lock = os.open(temporary, os.O_RDONLY)
-    try:
+    with only_one(temporary, f"--out {out}: another process is making it; wait for it"):
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"--out {out}: another process is making it; wait for it") from None
-        try:
+            # 1. Remove what a killed process left of an earlier try.
             with writing(out):
                 _empty(temporary)
+            # 2. Let the caller fill it.
             yield temporary
+            # 3. Flush every file, then the names, then give the folder its own name.
             with writing(out):
                 for path in sorted(temporary.rglob("*")):
                     sync_folder(path)  # a file is flushed the same way
@@ -86,8 +83,6 @@ def new_folder(out: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-    finally:
-        os.close(lock)
 
 
 @contextmanager
@@ -95,49 +90,25 @@ def only_one(folder: Path, busy: str) -> Iterator[None]:
     """Keep a folder, made if absent, to this process while the block runs.
 
     Args:
-        folder: Which.
-        busy: What to say where another process has it.
+        folder: The folder.
+        busy: The message where another process has it.
 
     Raises:
         UserError: Another process has it, or it cannot be made.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY)
-    try:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            lock = Lock(folder)
+        except LockHeld:
             raise UserError(busy) from None
+    with lock:
         yield
-    finally:
-        os.close(lock)
 
 
 def _empty(folder: Path) -> None:
     for path in folder.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def append_lines(path: Path, lines: str, *, sync: bool = False) -> None:
-    r"""Append whole lines, each with its newline, after cutting a torn last line.
-
-    When it returns the lines survive the death of this process, and with `sync` a power cut too.
-
-    Raises:
-        UserError: The file cannot be written.
-    """
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+b") as stream:
-            end = stream.tell()
-            if end and os.pread(stream.fileno(), 1, end - 1) != b"\n":
-                stream.seek(0)
-                stream.truncate(stream.read().rfind(b"\n") + 1)
-            stream.write(lines.encode())
-            if sync:
-                stream.flush()
-                os.fsync(stream.fileno())
 
 
 def json_text(value: Any, name: str, indent: int | None = None) -> str:
@@ -167,22 +138,22 @@ def _not_finite(value: Any, at: str = "") -> str | None:
     else:
         inner = enumerate(value) if isinstance(value, (list, tuple)) else ()
     return next(
-        (bad for key, one in inner if (bad := _not_finite(one, f"{at}.{key}".lstrip(".")))), None
+        (bad for key, part in inner if (bad := _not_finite(part, f"{at}.{key}".lstrip(".")))), None
     )
 
 
 def sync_folder(folder: Path) -> None:
-    """Return when the disk knows which files a folder holds."""
-    number = os.open(folder, os.O_RDONLY)
+    """Flush a folder, so that the disk knows which files it holds."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(number)
+        os.fsync(descriptor)
     finally:
-        os.close(number)
+        os.close(descriptor)
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn the system's refusals into one line with a mend."""
+    """Turn the system's refusals to write into one line that says what to do."""
     try:
         yield
     except Exception as error:
@@ -198,11 +169,11 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error says that the disk is full, or the user's share of it.
+    """True for an error that says that the disk, or the user's quota, is full.
 
-    safetensors, SQLite and PostgreSQL hide the system's error in words of their own.
+    safetensors, SQLite and PostgreSQL hide the system's error in a message of their own.
     """
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    told = str(error).lower()
-    return any(words in told for words in _SAID_OF_FULL)
+    message = str(error).lower()
+    return any(phrase in message for phrase in _DISK_FULL_MESSAGES)

@@ -12,19 +12,19 @@ last line is dropped.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 import yaml
 
-from alpaca_rlhf.core import provenance
+from alpaca_rlhf.core import jsonl, provenance
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.core.files import append_lines, atomic_write, json_text, writing
+from alpaca_rlhf.core.files import atomic_write, json_text, writing
+from alpaca_rlhf.core.locks import Lock, LockHeld
 from alpaca_rlhf.core.provenance import measure
 
 __all__ = ["RunFolder", "atomic_write", "data_path", "finished", "measure"]
@@ -34,15 +34,14 @@ _LEDGER, _LOCK = "ledger.json", ".lock"
 
 
 def data_path(name: str) -> Path:
-    """Where our own data lies: `data/<name>` of a checkout, or its copy in an installed package."""
-    installed = Path(__file__).parent.parent / "_data"
-    return (
-        installed if installed.is_dir() else Path(__file__).parent.parent.parent / "data"
-    ) / name
+    """The path of the kit's own data: `data/<name>` of a checkout or of an installed package."""
+    package = Path(__file__).parent.parent
+    installed = package / "_data"
+    return (installed if installed.is_dir() else package.parent / "data") / name
 
 
 def finished(out: Path) -> set[str]:
-    """Names in the ledger of a run folder: what is done there. None where it cannot be read."""
+    """Names of the finished stages in a run folder's ledger; empty where it cannot be read."""
     try:
         return set(json.loads((out / _LEDGER).read_bytes()))
     except (OSError, ValueError):
@@ -56,7 +55,7 @@ class RunFolder:
     what they write is dropped, because it is the same.
     """
 
-    def __init__(self, path: Path, lock: TextIO | None) -> None:
+    def __init__(self, path: Path, lock: Lock | None) -> None:
         self.path = path
         self.changed: list[str] = []
         self._lock = lock
@@ -75,7 +74,7 @@ class RunFolder:
 
         Args:
             out: The folder.
-            config_yaml: The resolved settings (`config.to_yaml`).
+            config_yaml: The resolved settings (`settings.parsing.to_yaml`).
             kind: What runs there, e.g. `loop`.
             inputs: Name and path of every file that the run reads; a changed file is another run.
             free: Names of the finished stages to dotted names of the settings that may change now;
@@ -85,10 +84,12 @@ class RunFolder:
             UserError: It holds another run or other things, is in use, or cannot be written; or
                 an input is not there.
         """
-        read = {
+        # 1. Hash the inputs: a missing file is refused before anything is touched.
+        digests = {
             name: {"path": str(path), "sha256": provenance.sha256_of(path)}
             for name, path in (inputs or {}).items()
         }
+        # 2. Lock the folder, unless it belongs to something else.
         with writing(out):
             if out.exists() and not out.is_dir():
                 raise UserError(f"--out {out}: is a file; give a folder")
@@ -97,11 +98,13 @@ class RunFolder:
             lock = _locked(out)
         run = cls(out, lock)
         try:
-            for left in out.glob(".*.tmp"):
-                left.unlink()
+            # 3. Remove the half-written files of a killed process.
+            for temporary in out.glob(".*.tmp"):
+                temporary.unlink()
+            # 4. Go on with the same run, or describe a new one.
             if (out / _CONFIG).exists():
-                may = {"out", *free(run._ledger())}
-                run.changed = run._refuse_other(config_yaml, kind, read, may)
+                changeable = {"out", *free(run._ledger())}
+                run.changed = run._refuse_other(config_yaml, kind, digests, changeable)
                 if run.changed:
                     atomic_write(out / _CONFIG, config_yaml)
             else:
@@ -113,7 +116,7 @@ class RunFolder:
                     **provenance.made_with(),
                 }
                 # The settings come last: a folder that has them is a run.
-                run.write_json(_PROVENANCE, facts | {"inputs": read})
+                run.write_json(_PROVENANCE, facts | {"inputs": digests})
                 atomic_write(out / _CONFIG, config_yaml)
         except BaseException:
             run.close()
@@ -160,9 +163,9 @@ class RunFolder:
     def truncate_metrics(self, keep: Callable[[dict[str, Any]], bool]) -> None:
         """Keep only some rows: a resumed stage drops those that it is about to log again."""
         rows = self.metrics()
-        kept = [row for row in rows if keep(row)]
-        if len(kept) < len(rows):
-            self.write_jsonl(_METRICS, kept)
+        remaining = [row for row in rows if keep(row)]
+        if len(remaining) < len(rows):
+            self.write_jsonl(_METRICS, remaining)
 
     def done(self, stage: str) -> dict[str, Any] | None:
         """The result of a finished stage, None if it has not finished."""
@@ -198,27 +201,22 @@ class RunFolder:
 
     def write_jsonl(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write rows, one a line, all or nothing."""
-        self._write(name, "".join(json_text(dict(row), name) + "\n" for row in rows))
+        self._write(name, jsonl.encode(rows, name))
 
     def append_jsonl(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows; when it returns they survive the death of this process."""
-        text = "".join(json_text(dict(row), name) + "\n" for row in rows)
         if self._lock is not None:
-            append_lines(self.path / name, text)
+            jsonl.append(self.path / name, rows)
 
     def read_jsonl(self, name: str) -> list[dict[str, Any]]:
         """Read rows; a last line without its newline was never whole, and is left out."""
-        rows = []
-        for number, line in enumerate(self._read(name).split(b"\n")[:-1], 1):
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                raise self._damaged(f"{self.path / name}:{number}: is not JSON any more") from None
-        return rows
+        mend = f"put it back, or use another --out or delete {self.path}"
+        lines = jsonl.lines(self.path / name, expected="JSON any more", mend=mend)
+        return [line.value for line in lines]
 
-    def _write(self, name: str, text: str) -> None:
+    def _write(self, name: str, content: str | bytes) -> None:
         if self._lock is not None:
-            atomic_write(self.path / name, text)
+            atomic_write(self.path / name, content)
 
     def _read(self, name: str) -> bytes:
         try:
@@ -234,8 +232,8 @@ class RunFolder:
         self.write_json(_LEDGER, {k: v for k, v in self._ledger().items() if k != stage})
 
     def _ledger(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.read_json(_LEDGER) if (self.path / _LEDGER).exists() else {}
-        return found
+        stages: dict[str, Any] = self.read_json(_LEDGER) if (self.path / _LEDGER).exists() else {}
+        return stages
 
     def _refuse_other(
         self,
@@ -254,15 +252,16 @@ class RunFolder:
         changed = [key for key in dict.fromkeys([*new, *old]) if old.get(key) != new.get(key)]
         for key in changed:
             if key not in free:
-                was, now = old.get(key, "absent"), new.get(key, "absent")
                 raise UserError(
-                    f"--out {self.path}: holds another run: {key} was {was}, now {now}; "
+                    f"--out {self.path}: holds another run: {key} was {old.get(key, 'absent')}, "
+                    f"now {new.get(key, 'absent')}; "
                     "use another --out or delete it"
                 )
-        made = provenance.made_with()
+        versions = provenance.made_with()
         latest = facts.get("resumed", [facts])[-1]
-        if any(latest.get(key) != value for key, value in made.items()):
-            self.note(resumed=[*facts.get("resumed", []), {"started": provenance.now(), **made}])
+        if any(latest.get(key) != value for key, value in versions.items()):
+            resumed = {"started": provenance.now(), **versions}
+            self.note(resumed=[*facts.get("resumed", []), resumed])
         return changed
 
 
@@ -271,14 +270,14 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
         return {prefix.rstrip("."): value} if prefix else {}
     return {
-        name: one
+        name: leaf
         for key, inner in value.items()
-        for name, one in _flat(inner, f"{prefix}{key}.").items()
+        for name, leaf in _flat(inner, f"{prefix}{key}.").items()
     }
 
 
 def _digests(inputs: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    return {f"the sha256 of input {name}": one["sha256"] for name, one in inputs.items()}
+    return {f"the sha256 of input {name}": facts["sha256"] for name, facts in inputs.items()}
 
 
 def _refuse_foreign(out: Path) -> None:
@@ -295,20 +294,17 @@ def _refuse_foreign(out: Path) -> None:
         )
 
 
-def _locked(out: Path) -> TextIO:
-    lock = (out / _LOCK).open("a+", encoding="utf-8")
+def _locked(out: Path) -> Lock:
+    path = out / _LOCK
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        owner = lock.read().strip() or "of another user"
-        lock.close()
+        lock = Lock(path)
+    except LockHeld:
+        owner = path.read_text(encoding="utf-8").strip() or "of another user"
         raise UserError(
             f"--out {out}: is in use by process {owner}; wait for it or use another --out"
         ) from None
     try:
-        os.truncate(lock.fileno(), 0)
-        os.write(lock.fileno(), str(os.getpid()).encode())
+        lock.write_owner(str(os.getpid()))
     except OSError:
         lock.close()
         raise

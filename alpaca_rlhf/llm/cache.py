@@ -15,8 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from alpaca_rlhf.core import jsonl
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.core.files import append_lines, json_text
 from alpaca_rlhf.llm.wire import Answer
 
 PROBE = -1
@@ -88,10 +88,8 @@ class RequestCache:
 
     def _append(self, line: Line) -> int:
         """Write a line. Returns where it begins."""
-        text = json_text(line, self.path.name) + "\n"
         with self._lock:
-            append_lines(self.path, text, sync=True)
-            return self.path.stat().st_size - len(text.encode())
+            return jsonl.append(self.path, [line], sync=True)
 
     def _remember(self, line: Line, place: int) -> None:
         if line["request"] != PROBE:
@@ -100,24 +98,17 @@ class RequestCache:
                 self._first.setdefault(_digest(line["text"]), line["request"])
 
     def _load(self, replay: Callable[[Line], None]) -> None:
-        place = 0
-        with self.path.open("rb") as stream:
-            for number, raw in enumerate(stream, 1):
-                if not raw.endswith(b"\n"):
-                    return
-                try:
-                    line = json.loads(raw)
-                    if line["kind"] == "reply":
-                        _answer(line)
-                        self._remember(line, place)
-                    elif line["kind"] == "probe":
-                        self._probes[line["key"]] = line["found"]
-                    replay(line)
-                except (ValueError, KeyError, TypeError, AttributeError):
-                    raise UserError(
-                        f"{self.path}:{number}: not a request; the file was damaged, set it aside"
-                    ) from None
-                place += len(raw)
+        mend = "the file was damaged, set it aside"
+        for number, start, line in jsonl.lines(self.path, expected="a request", mend=mend):
+            try:
+                if line["kind"] == "reply":
+                    _answer(line)
+                    self._remember(line, start)
+                elif line["kind"] == "probe":
+                    self._probes[line["key"]] = line["found"]
+                replay(line)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise UserError(f"{self.path}:{number}: is not a request; {mend}") from None
 
 
 def _answer(line: Line) -> Answer:

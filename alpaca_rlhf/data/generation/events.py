@@ -11,7 +11,6 @@ has no hash yet, and only it may end in a torn line, which is cut when the store
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -20,8 +19,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from alpaca_rlhf.core import jsonl
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import atomic_write, json_text, sync_folder, writing
+from alpaca_rlhf.core.locks import Lock, LockHeld
 
 SCHEMA = 1
 """Version of the layout."""
@@ -113,7 +114,7 @@ class EventStore:
         """
         waiting: list[bytes] = []
         for event in events:
-            line = json_text(event, self._name()).encode() + b"\n"
+            line = jsonl.encode([event], self._name())
             waiting.append(line)
             self._bytes += len(line)
             self._events += 1
@@ -150,16 +151,13 @@ class EventStore:
         if path.name not in names:
             return
         with writing(path), path.open("r+b") as stream:
-            whole = 0
-            while line := stream.readline():
-                if line.endswith(b"\n"):
-                    whole += len(line)
-                    self._events += 1
-                    self._digest.update(line)
-            stream.truncate(whole)
+            self._bytes = jsonl.cut_torn_tail(stream)
             os.fsync(stream.fileno())
-        self._bytes = whole
-        if whole >= self._segment_bytes:
+            stream.seek(0)
+            for line in stream:
+                self._events += 1
+                self._digest.update(line)
+        if self._bytes >= self._segment_bytes:
             self._close_segment()
 
     def _write(self, lines: list[bytes]) -> None:
@@ -278,15 +276,12 @@ def _digest_of(path: Path) -> hashlib._Hash:
     return digest
 
 
-def _locked(folder: Path) -> BinaryIO:
+def _locked(folder: Path) -> Lock:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / _LOCK).open("a+b")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
+            return Lock(folder / _LOCK)
+        except LockHeld:
             raise UserError(
                 f"{folder}: another process generates there; wait for it or use another --out"
             ) from None
-    return lock
