@@ -104,7 +104,7 @@ def test_a_manifest_that_is_not_the_events_own_is_refused(tmp_path: Path) -> Non
     assert manifest["counts"]["requests"] == events_in(tmp_path)
     for text, want in (
         (None, "manifest.json: is missing, but events-00000.jsonl is there"),
-        ("{", "manifest.json: is not JSON any more"),
+        ("{", "manifest.json: is no longer valid JSON"),
         ('{"schema": 2}', "manifest.json: is not a manifest of schema 1"),
         (json.dumps(manifest | {"segments": manifest["segments"][:1]}), "does not know it"),
         ('{"schema": 1}', "its segments cannot be read"),

@@ -102,7 +102,7 @@ def probe(ask: Ask, body: Mapping[str, Any], api: str, listed: Sequence[str]) ->
     def draw(seed: int, **fields: Any) -> Answer:
         return ask({**plain, **({"seed": seed} if seeded else {}), **fields})
 
-    # 2. Two seeds must give two replies, if need be with `SAMPLE`; one seed should repeat its reply.
+    # 2. Two seeds must give two replies, if need be with `SAMPLE`; one seed repeats its reply.
     varies = draw(2).text != first.text
     extra: Mapping[str, Any] = {}
     if not varies and body["temperature"] > 0:

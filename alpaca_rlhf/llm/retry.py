@@ -100,6 +100,6 @@ class Retry:
         if self.gone:
             raise UserError(
                 f"{self._where}: gave up on {self._given_up_in_row} requests in a row, the last "
-                f"with {fault.kind} ({fault.detail}); every reply is kept; check the endpoint and run "
-                "the same command to go on"
+                f"with {fault.kind} ({fault.detail}); every reply is kept; check the endpoint and "
+                "run the same command to go on"
             )
