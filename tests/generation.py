@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_rlhf.core.records import Instruction
-from alpaca_rlhf.data import Generated, Reply, generate
+from alpaca_rlhf.data import GenerationResult, Reply, generate
 from alpaca_rlhf.settings import Generate
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,7 +103,9 @@ def settings(recipe: str, target: int = 200) -> Generate:
     return Generate(target=target, recipe=recipe, batch_size=4, max_requests=5000)  # type: ignore[arg-type]
 
 
-def run(folder: Path, recipe: str, teacher: AnyTeacher | None = None, **more: Any) -> Generated:
+def run(
+    folder: Path, recipe: str, teacher: AnyTeacher | None = None, **more: Any
+) -> GenerationResult:
     """A whole run."""
     given = {"seed": 1, "folder": folder, "segment_bytes": SEGMENT, **more}
     asked = given.pop("settings", settings(recipe))

@@ -156,7 +156,7 @@ def refiltered(words: Sequence[str], terminal: Terminal) -> int:
         rules=rule_set(asked.filters),
         accept=accept,
         novel=novel,
-        note=lambda done: terminal.step("refilter", done, max(done, total), {}),
+        on_progress=lambda done: terminal.step("refilter", done, max(done, total), {}),
     )
     path = folder / f"rows-{asked.filters}.jsonl"
     write_instructions(path, made.rows)

@@ -8,7 +8,7 @@ from pathlib import Path
 from alpaca_rlhf.cli.terminal import PROGRAM
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
-from alpaca_rlhf.data import Drop, NoveltyIndex, Request, requests, seeds_of
+from alpaca_rlhf.data import AnsweredRequest, Drop, NoveltyIndex, requests, seeds_of
 
 _NEIGHBOURS = 5
 _SHOWN = 100  # characters of a row in a list
@@ -66,18 +66,18 @@ def short(text: str) -> str:
     return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 3]}..."
 
 
-def _verdicts(one: Request) -> list[tuple[Instruction | None, Drop | None]]:
+def _verdicts(one: AnsweredRequest) -> list[tuple[Instruction | None, Drop | None]]:
     return [*((row, None) for row in one.kept), *((drop.row, drop) for drop in one.dropped)]
 
 
-def _verdict(drop: Drop | None, one: Request) -> str:
+def _verdict(drop: Drop | None, one: AnsweredRequest) -> str:
     if drop is None:
         return "kept, to be answered" if one.ask.drafts else "kept"
     near = f"; nearest {drop.near} at {drop.score:.3f}" if drop.near else ""
     return f"dropped by {drop.rule}: {drop.detail}{near}"
 
 
-def _with_id(folder: Path, wanted: str) -> list[tuple[Request, Instruction, Drop | None]]:
+def _with_id(folder: Path, wanted: str) -> list[tuple[AnsweredRequest, Instruction, Drop | None]]:
     """Where the one row stands whose id begins so: a task may have come more than once."""
     found = [
         (one, row, drop)
@@ -95,7 +95,7 @@ def _with_id(folder: Path, wanted: str) -> list[tuple[Request, Instruction, Drop
     return found
 
 
-def _numbered(folder: Path, wanted: str) -> Request:
+def _numbered(folder: Path, wanted: str) -> AnsweredRequest:
     last = -1
     for _, one in requests(folder):
         if wanted == f"@{one.number}":
@@ -111,7 +111,7 @@ def _say_row(say: Callable[[str], None], row: Instruction) -> None:
     say(f"output:      {'(not asked for yet)' if row.output is None else row.output}")
 
 
-def _say_reply(say: Callable[[str], None], one: Request) -> None:
+def _say_reply(say: Callable[[str], None], one: AnsweredRequest) -> None:
     say(f"prompt of request {one.number}:")
     say(one.ask.prompt)
     say(f"reply ({one.reply.tokens} tokens, ended by {one.reply.finish_reason}):")
