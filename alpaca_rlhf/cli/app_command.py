@@ -34,7 +34,7 @@ class App:
     run: Path = Path("runs/quickstart")
     """Run folder to take base and adapters from. Without one people can rank all the same."""
     db: str | None = None
-    """Where the rankings are: a file, or postgresql+psycopg://user@host/name; by default
+    """Database of the rankings: a file, or postgresql+psycopg://user@host/name; by default
     preferences.db in the run folder, or here where there is no run."""
     host: str = "127.0.0.1"
     """Address to listen on. Another one than this machine's own needs accounts."""
@@ -44,7 +44,7 @@ class App:
     """Address that people type, where a proxy on this machine stands before the app, e.g.
     https://rank.example.org."""
     open: bool = False
-    """Whether to open the page in this machine's browser."""
+    """Open the page in this machine's browser."""
     secret: Path | None = None
     """File with what sign-ins are signed with, made if absent; by default app.secret beside the
     database."""

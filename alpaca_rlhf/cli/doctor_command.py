@@ -30,7 +30,7 @@ class Doctor:
     lora: Lora = field(default_factory=Lora)
     """Shape of the adapters, as a run's."""
     out: Path = Path("runs")
-    """Where runs will be written; nothing is written now."""
+    """Folder where runs will be written; nothing is written now."""
     json: bool = False
     """One JSON object for programs, instead of lines."""
 

@@ -38,8 +38,8 @@ class Export:
     """`adapter`: a PEFT folder. `merged`: a model for transformers, vLLM and the like. `reward`: a
     sequence classifier. `gguf`: a file for llama.cpp and Ollama."""
     dtype: Literal["float32", "bfloat16", "float16", "q8_0"] | None = None
-    """What the weights are stored in: by default bfloat16 if merged, float32 for a reward
-    model, float16 as GGUF, which alone knows q8_0."""
+    """Number format of the weights: by default bfloat16 if merged, float32 for a reward model,
+    float16 as GGUF, which alone knows q8_0."""
     out: Path | None = None
     """Folder to make; by default `export/POLICY-TO` in the run folder."""
     llama_cpp: Path | None = None
@@ -66,6 +66,7 @@ def run(flags: Export, terminal: Terminal, command: str) -> int:
     Raises:
         UserError: Anything that the user can fix.
     """
+    # 1. Choose adapter and format, and say so before torch is loaded, which takes seconds.
     settings = folders.settings_of(flags.run)
     policy, adapter = _chosen(flags)
     dtype = flags.dtype or _DEFAULT_DTYPES[flags.to]
@@ -90,6 +91,7 @@ def run(flags: Export, terminal: Terminal, command: str) -> int:
         llama_cpp=flags.llama_cpp,
         command=command,
     )
+    # 2. Write the export and check it against the policy in memory.
     checks = export(
         request,
         terminal,
@@ -101,6 +103,7 @@ def run(flags: Export, terminal: Terminal, command: str) -> int:
         compared = check.facts.get("compared", True)
         mark = "FAILED" if not check.passed else "ok" if compared else "--"
         terminal.say(f"  {mark:<6} {name}: {check.line}")
+    # 3. A failed check is an error, though the files are there to be looked at.
     failed = [name for name, check in checks.items() if not check.passed]
     if failed:
         sys.stdout.flush()

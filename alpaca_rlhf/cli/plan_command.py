@@ -212,7 +212,7 @@ def _own_card() -> Card:
 
     card = own_card()
     if card is None:
-        raise UserError(f"{AUTO}: no graphics card was found here; name one, e.g. --card 24")
+        raise UserError(f"{AUTO}: no graphics card is seen here; name one, e.g. --card 24")
     return card
 
 

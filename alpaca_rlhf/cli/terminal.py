@@ -159,6 +159,7 @@ class Terminal:
     def step(self, stage: str, done: int, total: int, metrics: Mapping[str, Any]) -> None:
         """Show a finished step; `stage` may be a part of the current one, with steps of its own."""
         time_now = self._clock()
+        # A part of a stage counts from its own first step, and so does a stage that starts again.
         if stage != self._pace.stage or done < self._pace.first:
             self._pace = _Pace(stage, done, time_now)
         line = self._pace.line(done, total, time_now)
@@ -291,6 +292,7 @@ def _as_typed(command: str) -> str:
 
     That is so in a virtual environment that is not activated.
     """
+    # Only our own program, started by its path, is written with that path.
     name, _, arguments = command.partition(" ")
     program = Path(sys.argv[0])
     if name != PROGRAM or program.name != name or shutil.which(name) is not None:
