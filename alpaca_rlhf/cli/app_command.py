@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines
+from alpaca_rlhf.cli.terminal import PROGRAM, Terminal
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.data import holds_rankings, read_rankings
 from alpaca_rlhf.preferences import DATABASE, manifest_of, read_snapshot
@@ -125,8 +125,7 @@ def _add_user(store: Store, flags: App, terminal: Terminal) -> int:
     command = [PROGRAM, "app", *(["--db", flags.db] if flags.db else [])]
     if flags.run != App.run:
         command += ["--run", str(flags.run)]
-    for line in next_lines([(shlex.join(command), "open the app")]):
-        terminal.say(line)
+    terminal.say_next([(shlex.join(command), "open the app")])
     return 0
 
 

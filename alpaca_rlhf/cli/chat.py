@@ -32,7 +32,7 @@ class Chat:
     run: Path = Path("runs/quickstart")
     """Run folder to take base and adapters from."""
     policy: str | None = None
-    """Policy to talk to: base, sft, best_of_k, ppo, in later rounds ppo.2 ...; by default the last."""
+    """Policy to talk to: base, sft, best_of_k, ppo, ppo.2 in round 2 ...; by default the last."""
     prompt: str | None = None
     """Answer this one instruction and exit."""
     input: str = ""
@@ -157,7 +157,7 @@ class Conversation:
         self._say(", ".join(names))
 
     def _reply(self, typed: str, speakers: Sequence[str]) -> None:
-        # The reply becomes history only if it is complete, so that /remember never sends half a turn.
+        # Only a complete reply becomes history, so that /remember never sends half a turn.
         row = Instruction(typed, self._input, history=self._history)
         reply = self._answer(row, speakers).get(self._policy)
         if self._remember and reply is not None and reply.strip():

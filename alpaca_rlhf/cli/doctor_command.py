@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines
+from alpaca_rlhf.cli.terminal import PROGRAM, Terminal
 from alpaca_rlhf.settings import Loop, Lora
 
 if TYPE_CHECKING:
@@ -58,8 +58,7 @@ def run(flags: Doctor, terminal: Terminal) -> int:
         return 1
     terminal.say(f"{len(findings)} checks, nothing bad{f', {warnings} to know' * bool(warnings)}")
     start = "quickstart" if flags.base == Loop().base else f"loop --base {flags.base}"
-    for line in next_lines([(f"{PROGRAM} {start}", "the whole loop")]):
-        terminal.say(line)
+    terminal.say_next([(f"{PROGRAM} {start}", "the whole loop")])
     return 0
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines, plain
+from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, plain
 from alpaca_rlhf.core import quiet
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.serving import folders
@@ -115,8 +115,7 @@ def run(flags: Export, terminal: Terminal, command: str) -> int:
             + "\n"
         )
         return 1
-    for line in next_lines(_next(flags, out, settings)):
-        terminal.say(line)
+    terminal.say_next(_next(flags, out, settings))
     return 0
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, duration, next_lines
+from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, duration
 from alpaca_rlhf.core import quiet
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.data import read_instructions
@@ -110,8 +110,7 @@ def run(flags: Plan, settings: Loop, switches: Sequence[str], terminal: Terminal
     if JSON not in switches:
         command = f"{PROGRAM} loop --base {shlex.quote(flags.base)} {AUTO}"
         terminal.say()
-        for line in next_lines([(command, "run it with what fits this machine's card")]):
-            terminal.say(line)
+        terminal.say_next([(command, "run it with what fits this machine's card")])
     return 0
 
 

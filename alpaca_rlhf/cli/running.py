@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from alpaca_rlhf.cli.ranking import RankingSession
-from alpaca_rlhf.cli.terminal import Terminal, next_lines, result_lines
+from alpaca_rlhf.cli.terminal import Terminal, result_lines
 from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.pipeline import order, run_loop
@@ -56,7 +56,8 @@ def run(
         for line in result_lines(report):
             terminal.say(line)
         terminal.say(f"report: {out / 'report.html'}")
-    _say_next(terminal, _after(settings, out, kind, until))
+    terminal.say()
+    terminal.say_next(_after(settings, out, kind, until))
     return 0
 
 
@@ -82,7 +83,8 @@ def rank_by_people(
     resume = [(f"alpaca-rlhf loop --out {_quoted(out)}", "go on with all that follows")]
     if round_ is None:
         terminal.say("nothing to do: every prompt is ranked")
-        _say_next(terminal, resume)
+        terminal.say()
+        terminal.say_next(resume)
         return 0
     # 2. A later round samples from the policy of the round before, so the loop runs up to here.
     if suffixed("sample", round_) not in done:
@@ -100,10 +102,12 @@ def rank_by_people(
     )
     if session.run():
         terminal.say("every prompt is ranked")
-        _say_next(terminal, resume)
+        terminal.say()
+        terminal.say_next(resume)
     else:
         terminal.say(f"{session.left} left; your verdicts are kept")
-        _say_next(terminal, [(command, "go on ranking")])
+        terminal.say()
+        terminal.say_next([(command, "go on ranking")])
     return 0
 
 
@@ -138,12 +142,6 @@ def _after(settings: Loop, out: Path, kind: str, until: str | None) -> list[tupl
     if len(folders.policies(out)) > 1:
         rows.append((f"alpaca-rlhf chat --run {folder}", "talk to what there is"))
     return rows
-
-
-def _say_next(terminal: Terminal, commands: list[tuple[str, str]]) -> None:
-    terminal.say()
-    for line in next_lines(commands):
-        terminal.say(line)
 
 
 def _quoted(path: Path) -> str:

@@ -117,6 +117,11 @@ class Terminal:
         """Write text as it is, without the characters that `plain` removes."""
         self.console.print(plain(text), markup=False, highlight=False, emoji=False, soft_wrap=True)
 
+    def say_next(self, commands: Sequence[tuple[str, str]]) -> None:
+        """Write the commands that a person may run next, each with its purpose."""
+        for line in next_lines(commands):
+            self.say(line)
+
     def ask(self, question: str) -> str:
         """Read a line that a person types; the question is shown only at a keyboard.
 
@@ -177,12 +182,14 @@ class Terminal:
 
     def preview(self, stage: str, what: str, segments: Sequence[Segment]) -> None:
         """Show one training row, with the text that carries loss in colour or in brackets."""
-        parts = [(plain(_elided(text)), learned) for text, learned in segments]
+        parts = [(plain(_elided(text)), has_loss) for text, has_loss in segments]
         if self.console.color_system is None or self.console.no_color:
             self.say(f"  {what}, in [[...]]:\n{marked(parts)}")
             return
         self.say(f"  {what}, in green:")
-        styled = Text.assemble(*((text, "green" if learned else "dim") for text, learned in parts))
+        styled = Text.assemble(
+            *((text, "green" if has_loss else "dim") for text, has_loss in parts)
+        )
         self.console.print(styled, soft_wrap=True)
 
     def finish(self, stage: str, what: str) -> None:

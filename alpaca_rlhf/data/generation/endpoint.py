@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -83,11 +84,15 @@ class EndpointTeacher(EndpointUser):
             self._capabilities = Capabilities(**capabilities)
         return self._capabilities
 
-    def at(self, step: str) -> EndpointStep:
-        """This teacher for a step of a recipe."""
-        sampling = self._sampling
-        temperature, max_tokens = for_step(step, sampling.temperature, sampling.max_tokens)
-        return EndpointStep(self, _Sampling(temperature, sampling.top_p, max_tokens))
+    def at(self, step: str) -> EndpointTeacher:
+        """This teacher for a step of a recipe, with the same client, capabilities and counts."""
+        self.probe()  # with the settings of the run, before the step's replace them
+        teacher = copy(self)
+        temperature, max_tokens = for_step(
+            step, self._sampling.temperature, self._sampling.max_tokens
+        )
+        teacher._sampling = _Sampling(temperature, self._sampling.top_p, max_tokens)
+        return teacher
 
     def complete(self, prompts: Sequence[str], *, seed: int, first: int) -> list[Reply]:
         """Continue each prompt once, several at a time.
@@ -96,15 +101,9 @@ class EndpointTeacher(EndpointUser):
             TeacherStop: A budget is spent, the endpoint refuses or is gone, or it gives the same
                 reply again and again. The answers so far are in the cache.
         """
-        return self._complete(prompts, self._sampling, seed, first)
-
-    def _complete(
-        self, prompts: Sequence[str], sampling: _Sampling, seed: int, first: int
-    ) -> list[Reply]:
         self.probe()
         requests = [
-            self._request(number, prompt, sampling, seed)
-            for number, prompt in enumerate(prompts, first)
+            self._request(number, prompt, seed) for number, prompt in enumerate(prompts, first)
         ]
         stop: BaseException | None = None
         outcomes: Sequence[Outcome | None]
@@ -112,7 +111,7 @@ class EndpointTeacher(EndpointUser):
             outcomes = self._client.ask_all(requests)
         except BaseException as error:
             stop, outcomes = error, getattr(error, "outcomes", ())
-        self._count_repetitions(requests, outcomes, sampling)
+        self._count_repetitions(requests, outcomes)
         replies = self._leading_replies(prompts, outcomes)
         if stop is None:
             self._refuse_repetition(replies)
@@ -123,16 +122,14 @@ class EndpointTeacher(EndpointUser):
         stop.replies = replies  # type: ignore[attr-defined]
         raise stop
 
-    def _request(self, number: int, prompt: str, sampling: _Sampling, seed: int) -> EndpointRequest:
+    def _request(self, number: int, prompt: str, seed: int) -> EndpointRequest:
+        max_tokens = self._sampling.max_tokens
         by_capability = self.probe().fields(
-            seed=request_seed(seed, number), tokens=sampling.max_tokens, stop=self._settings.stop
+            seed=request_seed(seed, number), tokens=max_tokens, stop=self._settings.stop
         )
-        fields = {
-            **sampling.fields(),
-            **prompt_fields(self._settings.api, prompt),
-            **by_capability,
-        }
-        return self._client.request(fields, sampling.max_tokens, draw=number, number=number)
+        prompt_field = prompt_fields(self._settings.api, prompt)
+        fields = {**self._sampling.fields(), **prompt_field, **by_capability}
+        return self._client.request(fields, max_tokens, draw=number, number=number)
 
     def _leading_replies(
         self, prompts: Sequence[str], outcomes: Sequence[Outcome | None]
@@ -172,13 +169,10 @@ class EndpointTeacher(EndpointUser):
         )
 
     def _count_repetitions(
-        self,
-        requests: Sequence[EndpointRequest],
-        outcomes: Sequence[Outcome | None],
-        sampling: _Sampling,
+        self, requests: Sequence[EndpointRequest], outcomes: Sequence[Outcome | None]
     ) -> None:
         """Note which sampled replies repeat an earlier one, word for word."""
-        if sampling.temperature <= 0:
+        if self._sampling.temperature <= 0:
             return
         for request, answer in zip(requests, outcomes, strict=False):
             if isinstance(answer, Answer) and answer.tokens_out >= _MIN_TOKENS:
@@ -196,17 +190,3 @@ class EndpointTeacher(EndpointUser):
                 "and run the same command to go on",
                 replies,
             )
-
-
-@dataclass(frozen=True)
-class EndpointStep:
-    """An endpoint's teacher for one step of a recipe."""
-
-    teacher: EndpointTeacher
-    """Teacher that sends the requests."""
-    sampling: Any
-    """Temperature and length of the step."""
-
-    def complete(self, prompts: Sequence[str], *, seed: int, first: int) -> list[Reply]:
-        """Continue each prompt once, as `EndpointTeacher.complete`."""
-        return self.teacher._complete(prompts, self.sampling, seed, first)
