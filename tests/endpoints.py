@@ -52,8 +52,8 @@ class Server(ThreadingHTTPServer):
     @property
     def asked(self) -> Counter[str]:
         """How often each body that is no probe came."""
-        texts = (json.dumps(one, sort_keys=True) for one in self.bodies)
-        return Counter(one for one in texts if PROBE not in one)
+        texts = (json.dumps(body, sort_keys=True) for body in self.bodies)
+        return Counter(body for body in texts if PROBE not in body)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that hung up."""
@@ -115,10 +115,12 @@ def writer(seconds: float = 0.0) -> Callable[[Any, dict[str, Any] | None], None]
         text = reply.text.encode("utf-8", "replace").decode()
         for stop in body.get("stop", ()):
             text = text.partition(stop)[0]
-        words = {"text": text} if "prompt" in body else {"message": {"content": text}}
-        whole = "stop" if reply.finish_reason == "eos" else "length"
+        text_field = {"text": text} if "prompt" in body else {"message": {"content": text}}
+        finish_reason = "stop" if reply.finish_reason == "eos" else "length"
         usage = {"prompt_tokens": len(prompt) // 4, "completion_tokens": reply.tokens}
-        handler.give(200, {"choices": [{**words, "finish_reason": whole}], "usage": usage})
+        handler.give(
+            200, {"choices": [{**text_field, "finish_reason": finish_reason}], "usage": usage}
+        )
 
     return answer
 
@@ -165,8 +167,8 @@ def faulty(
         choose: Of the n-th request that is no probe, its body and how often that body came before:
             the fault to make, or None.
     """
-    made: Counter[str] = Counter()
-    seen: Counter[str] = Counter()
+    faults_made: Counter[str] = Counter()
+    times_seen: Counter[str] = Counter()
     lock = threading.Lock()
     # a fresh connection each time: servers close those that idle
     fresh = httpx.Limits(max_keepalive_connections=0)
@@ -178,20 +180,20 @@ def faulty(
         if body is not None and PROBE not in json.dumps(body):
             text = json.dumps(body, sort_keys=True)
             with lock:
-                fault = choose(seen.total(), body, seen[text])
-                seen[text] += 1
-                made.update([fault] if fault else [])
+                fault = choose(times_seen.total(), body, times_seen[text])
+                times_seen[text] += 1
+                faults_made.update([fault] if fault else [])
         if fault is not None:
             FAULTS[fault](handler)
             return
         if body is None:
-            found = client.get(f"{url}/{path}")
+            response = client.get(f"{url}/{path}")
         else:
-            found = client.post(f"{url}/{path}", json=body)
-        handler.give(found.status_code, found.content)
+            response = client.post(f"{url}/{path}", json=body)
+        handler.give(response.status_code, response.content)
 
     with serving(answer) as server, client:
-        yield server, made
+        yield server, faults_made
 
 
 def settings(url: str, recipe: str = "alpaca", target: int = 60, **endpoint: Any) -> Generate:
@@ -200,14 +202,16 @@ def settings(url: str, recipe: str = "alpaca", target: int = 60, **endpoint: Any
     return replace(recipe_settings(recipe, target), endpoint=Endpoint(url=url, **end))
 
 
-def run(folder: Path, asked: Generate, **teacher: Any) -> tuple[Any, EndpointTeacher]:
+def run(folder: Path, run_settings: Generate, **teacher: Any) -> tuple[Any, EndpointTeacher]:
     """A whole run, and its teacher; it never really waits."""
-    given = {"sleep": lambda seconds: None, "environ": {}, **teacher}
-    with EndpointTeacher(asked, folder, **given) as made:
-        rows = generate(made, SEEDS, asked, seed=1, folder=folder, segment_bytes=SEGMENT)
-        return rows, made
+    options = {"sleep": lambda seconds: None, "environ": {}, **teacher}
+    with EndpointTeacher(run_settings, folder, **options) as endpoint_teacher:
+        rows = generate(
+            endpoint_teacher, SEEDS, run_settings, seed=1, folder=folder, segment_bytes=SEGMENT
+        )
+        return rows, endpoint_teacher
 
 
 if __name__ == "__main__":
-    out, where, wanted = sys.argv[1:]
-    run(Path(out), settings(where, target=int(wanted)))
+    out, where, target = sys.argv[1:]
+    run(Path(out), settings(where, target=int(target)))

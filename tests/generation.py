@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_rlhf.core.records import Instruction
-from alpaca_rlhf.data import Generated, Reply, generate
+from alpaca_rlhf.data import GenerationResult, Reply, generate
 from alpaca_rlhf.settings import Generate
 
 ROOT = Path(__file__).resolve().parent.parent
 SEGMENT = 20_000
 VERBS = "Name List Draft Count Sort Compare Describe Explain Rewrite Add Find Choose".split()
 NOUNS = [
-    f"{size} {thing}"
+    f"{size} {noun}"
     for size in "small large old new".split()
-    for thing in "birds cars hats suns rivers lamps".split()
+    for noun in "birds cars hats suns rivers lamps".split()
 ]
 SEEDS = [
     Instruction(f"Tell me about seed number {i}, please.", "", f"It is {i}.", "seed")
@@ -69,9 +69,9 @@ class AnyTeacher:
             labels = [f"Class label: {rng.choice('ab')}\nText: {self.task(rng)}" for _ in range(3)]
             text = "\n".join(labels) + "\nTask: Another one"
         elif prompt.startswith("Come up with examples"):
-            found = [f"Example {i}\nList: {rng.randrange(9)}\nOutput: {rng.randrange(99)}"
+            examples = [f"Example {i}\nList: {rng.randrange(9)}\nOutput: {rng.randrange(99)}"
                      for i in range(1, rng.randint(2, 9))]  # fmt: skip
-            text = "\n".join(found)
+            text = "\n".join(examples)
         elif prompt.startswith("I want you to act"):
             text = rng.choice([self.task(rng), "Say the given prompt again.", "..."])
         elif prompt.startswith("Below is"):
@@ -103,11 +103,13 @@ def settings(recipe: str, target: int = 200) -> Generate:
     return Generate(target=target, recipe=recipe, batch_size=4, max_requests=5000)  # type: ignore[arg-type]
 
 
-def run(folder: Path, recipe: str, teacher: AnyTeacher | None = None, **more: Any) -> Generated:
+def run(
+    folder: Path, recipe: str, teacher: AnyTeacher | None = None, **more: Any
+) -> GenerationResult:
     """A whole run."""
-    given = {"seed": 1, "folder": folder, "segment_bytes": SEGMENT, **more}
-    asked = given.pop("settings", settings(recipe))
-    return generate(teacher or AnyTeacher(), SEEDS, asked, **given)
+    options = {"seed": 1, "folder": folder, "segment_bytes": SEGMENT, **more}
+    run_settings = options.pop("settings", settings(recipe))
+    return generate(teacher or AnyTeacher(), SEEDS, run_settings, **options)
 
 
 def files_of(folder: Path) -> dict[str, str]:
@@ -131,37 +133,37 @@ def killed_runs(folder: Path, recipe: str, kills: int, rng: random.Random) -> di
         Where it was killed; whether every process began with the first request that was not on the
         disk; and whether the files are those of an undisturbed run.
     """
-    calm, killed, asked = folder / "calm", folder / "killed", folder / "asked"
+    calm, killed, asked_file = folder / "calm", folder / "killed", folder / "asked"
     target = 150 + 50 * kills  # so long that no process ends before it is killed
     run(calm, recipe, settings=settings(recipe, target))
     total = events_in(calm)
     at: list[int] = []
     nothing_twice = True
-    for left in range(kills, -1, -1):
+    for kills_left in range(kills, -1, -1):
         done = events_in(killed)
-        asked.unlink(missing_ok=True)
-        words = [
+        asked_file.unlink(missing_ok=True)
+        command = [
             sys.executable,
             "-m",
             "tests.generation",
             str(killed),
             recipe,
             str(target),
-            str(asked),
+            str(asked_file),
         ]
-        process = subprocess.Popen(words, cwd=ROOT)
-        if left:
-            goal = done + rng.randrange(max(1, (total - done) // (left + 1)))
-            while not asked.exists() or events_in(killed) < goal:
+        process = subprocess.Popen(command, cwd=ROOT)
+        if kills_left:
+            goal = done + rng.randrange(max(1, (total - done) // (kills_left + 1)))
+            while not asked_file.exists() or events_in(killed) < goal:
                 time.sleep(0.001)
                 assert process.poll() is None, "it ended before it was killed"
             time.sleep(rng.random() * 0.02)
             process.send_signal(signal.SIGKILL)
         code = process.wait()
-        assert code == (-signal.SIGKILL if left else 0), code
-        first = asked.read_text().partition("\n")[0]
+        assert code == (-signal.SIGKILL if kills_left else 0), code
+        first = asked_file.read_text().partition("\n")[0]
         nothing_twice &= not first or int(first) == done  # killed before the line was written
-        at += [events_in(killed)] if left else []
+        at += [events_in(killed)] if kills_left else []
     return {
         "recipe": recipe,
         "requests": total,
@@ -173,6 +175,6 @@ def killed_runs(folder: Path, recipe: str, kills: int, rng: random.Random) -> di
 
 
 if __name__ == "__main__":
-    out, which, wanted, noted = sys.argv[1:]
+    out, which, target, noted = sys.argv[1:]
     slow = AnyTeacher(Path(noted), seconds=0.005)
-    run(Path(out), which, slow, settings=settings(which, int(wanted)))
+    run(Path(out), which, slow, settings=settings(which, int(target)))

@@ -31,7 +31,9 @@ def test_torn_anywhere_it_is_made_again(tmp_path: Path, recipe: str) -> None:
     files = files_of(tmp_path)
     path = max(tmp_path.glob("events-*.jsonl"))
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert path.name not in {one["file"] for one in manifest["segments"]}, "the newest is open"
+    assert path.name not in {segment["file"] for segment in manifest["segments"]}, (
+        "the newest is open"
+    )
     data = path.read_bytes()
     before = events_in(tmp_path) - data.count(b"\n")
     rng = random.Random(0)
@@ -50,7 +52,7 @@ def test_killed_between_a_full_segment_and_its_manifest(tmp_path: Path) -> None:
         store.append([{"request": n, "text": "x" * 20} for n in range(4)])
     files = files_of(tmp_path)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert [one["events"] for one in manifest["segments"]] == [2, 2]
+    assert [segment["events"] for segment in manifest["segments"]] == [2, 2]
     manifest["segments"].pop()  # as it was before the second one was closed
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     (tmp_path / ".manifest.json.12345678.tmp").write_text("half of the ne")
@@ -104,7 +106,7 @@ def test_a_manifest_that_is_not_the_events_own_is_refused(tmp_path: Path) -> Non
     assert manifest["counts"]["requests"] == events_in(tmp_path)
     for text, want in (
         (None, "manifest.json: is missing, but events-00000.jsonl is there"),
-        ("{", "manifest.json: is not JSON any more"),
+        ("{", "manifest.json: is no longer valid JSON"),
         ('{"schema": 2}', "manifest.json: is not a manifest of schema 1"),
         (json.dumps(manifest | {"segments": manifest["segments"][:1]}), "does not know it"),
         ('{"schema": 1}', "its segments cannot be read"),
@@ -152,10 +154,17 @@ def test_replay_holds_one_event_at_a_time(tmp_path: Path) -> None:
 def test_prompts_are_made_again_from_the_folder_alone(tmp_path: Path) -> None:
     for recipe in RECIPES:
         teacher = AnyTeacher()
-        made = run(tmp_path / recipe, recipe, teacher)
-        again = [one for _, one in requests(tmp_path / recipe)]
-        assert {one.number: one.ask.prompt for one in again} == teacher.prompts
-        assert [row for one in again if not one.ask.drafts for row in one.kept] == made.rows
+        result = run(tmp_path / recipe, recipe, teacher)
+        answered_requests = [answered for _, answered in requests(tmp_path / recipe)]
+        assert {
+            answered.number: answered.ask.prompt for answered in answered_requests
+        } == teacher.prompts
+        assert [
+            row
+            for answered in answered_requests
+            if not answered.ask.drafts
+            for row in answered.kept
+        ] == result.rows
 
 
 def test_segments_are_closed_at_their_size_and_not_after(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import RULES, drop_reason, read_instructions, rule_set
-from alpaca_rlhf.data.generation.filters import is_no_input
+from alpaca_rlhf.data.generation import is_no_input
 
 FINE = Instruction("Name three things that are blue.", "", "The sky, the sea and a jay.")
 

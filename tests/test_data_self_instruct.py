@@ -8,8 +8,8 @@ import pytest
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
-from alpaca_rlhf.data import Drop, Generated, GenerationProgress, Reply, generate
-from alpaca_rlhf.data.generation.events import EventStore, read_events
+from alpaca_rlhf.data import Drop, GenerationProgress, GenerationResult, Reply, generate
+from alpaca_rlhf.data.generation import EventStore, read_events
 from alpaca_rlhf.settings import Generate
 
 MADE_OTHERWISE = r"events-00000\.jsonl:\d+: made with other seed tasks"
@@ -58,7 +58,7 @@ class FakeTeacher:
         return Reply(text, "eos", len(text) // 4)
 
 
-def run(folder: Path, teacher: FakeTeacher | None = None, **more) -> Generated:
+def run(folder: Path, teacher: FakeTeacher | None = None, **more) -> GenerationResult:
     given = {"settings": SETTINGS, "seed": 1, "folder": folder, **more}
     return generate(teacher or FakeTeacher(), SEEDS, given.pop("settings"), **given)
 

@@ -333,7 +333,7 @@ def test_they_are_found_in_an_installed_package(tmp_path, monkeypatch):
     package = tmp_path / "alpaca_rlhf"
     (package / "_data").mkdir(parents=True)
     (package / "_data" / FILE.name).write_bytes(FILE.read_bytes())
-    monkeypatch.setattr(runs, "__file__", str(package / "runs.py"))
+    monkeypatch.setattr(runs, "__file__", str(package / "core" / "runs.py"))
     assert seed_file(Path("shipped")) == package / "_data" / FILE.name
     assert len(read_seeds(Path("shipped"))) == len(ROWS)
 

@@ -17,9 +17,9 @@ def replies(adapters, **given):
     settings = replace(SETTINGS, **given)
     ctx = SimpleNamespace(settings=SimpleNamespace(generate=settings), adapters=adapters)
     with teacher_of(ctx, {}) as teacher:
-        found = teacher.complete(PROMPTS, seed=1, first=0)
-        assert teacher.complete(PROMPTS[2:4], seed=1, first=2) == found[2:4]
-        return [one.text for one in found], teacher.name
+        first_replies = teacher.complete(PROMPTS, seed=1, first=0)
+        assert teacher.complete(PROMPTS[2:4], seed=1, first=2) == first_replies[2:4]
+        return [reply.text for reply in first_replies], teacher.name
 
 
 def test_an_adapter_writes_instead_of_the_base(tiny, tmp_path):
@@ -30,8 +30,8 @@ def test_an_adapter_writes_instead_of_the_base(tiny, tmp_path):
     assert len(set(bare)) > 1 and str(tmp_path) not in name
     same, _ = replies(tiny(), adapter=str(tmp_path / "zero"))
     assert same == bare, "an adapter that has learned nothing is the base"
-    other, name = replies(tiny(), adapter=str(tmp_path / "other"))
-    assert other != bare
+    adapted, name = replies(tiny(), adapter=str(tmp_path / "other"))
+    assert adapted != bare
     assert str(tmp_path / "other") in name, "the data card says who wrote"
 
 

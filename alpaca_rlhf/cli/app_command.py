@@ -1,4 +1,4 @@
-"""`alpaca-rlhf app`: the app in a browser, and who may sign in to it."""
+"""`alpaca-rlhf app`: the app in a browser, and its accounts."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from annotated_types import Interval
-
-from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines
+from alpaca_rlhf.cli.terminal import PROGRAM, Terminal
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.data import holds_rankings, read_rankings
 from alpaca_rlhf.preferences import DATABASE, manifest_of, read_snapshot
@@ -36,7 +34,7 @@ class App(Bounded):
     run: Path = Path("runs/quickstart")
     """Run folder to take base and adapters from. Without one people can rank all the same."""
     db: str | None = None
-    """Where the rankings are: a file, or postgresql+psycopg://user@host/name; by default
+    """Database of the rankings: a file, or postgresql+psycopg://user@host/name; by default
     preferences.db in the run folder, or here where there is no run."""
     host: str = "127.0.0.1"
     """Address to listen on. Another one than this machine's own needs accounts."""
@@ -46,7 +44,7 @@ class App(Bounded):
     """Address that people type, where a proxy on this machine stands before the app, e.g.
     https://rank.example.org."""
     open: bool = False
-    """Whether to open the page in this machine's browser."""
+    """Open the page in this machine's browser."""
     secret: Path | None = None
     """File with what sign-ins are signed with, made if absent; by default app.secret beside the
     database."""
@@ -72,62 +70,61 @@ class App(Bounded):
                 raise ValueError(f"--url {self.url}: the app needs a name of its own, not a path")
 
 
-def run(asked: App, terminal: Terminal) -> int:
-    """Add somebody, or serve until Ctrl-C.
+def run(flags: App, terminal: Terminal) -> int:
+    """Add an account or gold questions, or serve the app until Ctrl-C.
 
     Returns:
         The exit code, 0.
 
     Raises:
-        UserError: The database, the address or the password will not do.
+        UserError: The database, the address or the password is not acceptable.
     """
     from alpaca_rlhf.app import environment
 
-    environment.isolate_environment()
-    has_run = folders.holds_run(asked.run)
-    home = asked.run if has_run else Path()
-    with Store(asked.db or home / DATABASE) as store:
-        if asked.add_user is not None:
-            return _add_user(store, asked, terminal)
-        if asked.add_gold is not None:
-            return _add_gold(store, asked.add_gold, terminal)
+    environment.own_environment()
+    has_run = folders.holds_run(flags.run)
+    home = flags.run if has_run else Path()
+    with Store(flags.db or home / DATABASE) as store:
+        if flags.add_user is not None:
+            return _add_user(store, flags, terminal)
+        if flags.add_gold is not None:
+            return _add_gold(store, flags.add_gold, terminal)
         if has_run:
-            added = queue_sampled(asked.run, store)
+            added = queue_sampled(flags.run, store)
             if added:
-                terminal.say(f"{added} prompts that {asked.run} has sampled are new in the queue")
-        return _serve(store, asked, home, has_run, terminal)
+                terminal.say(f"{added} prompts that {flags.run} has sampled are new in the queue")
+        return _serve(store, flags, home, has_run, terminal)
 
 
 def password_of(name: str) -> str:
-    """A password that is typed twice on a terminal, or is the first line of another input.
+    """Read a password: typed twice on a terminal, or the first line of any other input.
 
     Raises:
-        UserError: The two differ, or there is none.
+        UserError: The two differ, or the input is empty.
     """
     if not sys.stdin.isatty():
         line = sys.stdin.readline()
         if not line:
             raise UserError("--add-user: the password is read from the input, which is empty")
         return line.rstrip("\n")
-    first = getpass.getpass(f"password for {name}: ")
-    if getpass.getpass("again: ") != first:
+    password = getpass.getpass(f"password for {name}: ")
+    if getpass.getpass("again: ") != password:
         raise UserError("--add-user: the two passwords differ; run it again")
-    return first
+    return password
 
 
-def _add_user(store: Store, asked: App, terminal: Terminal) -> int:
-    name = asked.add_user or ""
-    first = not store.any_accounts()
-    if first and asked.role == "annotator":
+def _add_user(store: Store, flags: App, terminal: Terminal) -> int:
+    name = flags.add_user or ""
+    first_account = not store.any_accounts()
+    if first_account and flags.role == "annotator":
         raise UserError("--role annotator: the first account must be an admin; leave --role out")
-    role = asked.role or ("admin" if first else "annotator")
+    role = flags.role or ("admin" if first_account else "annotator")
     store.add_annotator(name, password_of(name), role=role, actor="command line")
     terminal.say(f"{name} may sign in as {role} to the app with {store.database.shown}")
-    again = [PROGRAM, "app", *(["--db", asked.db] if asked.db else [])]
-    if asked.run != App.run:
-        again += ["--run", str(asked.run)]
-    for line in next_lines([(shlex.join(again), "open the app")]):
-        terminal.say(line)
+    command = [PROGRAM, "app", *(["--db", flags.db] if flags.db else [])]
+    if flags.run != App.run:
+        command += ["--run", str(flags.run)]
+    terminal.say_next([(shlex.join(command), "open the app")])
     return 0
 
 
@@ -139,48 +136,51 @@ def _add_gold(store: Store, path: Path, terminal: Terminal) -> int:
             "ranks, or the folder of a snapshot"
         )
     ranked = read_snapshot(path) if snapshot else read_rankings(path)
-    orders = {prompt.id: said.tiers for prompt, _, said in ranked}
-    rows = {prompt.id: (prompt, own) for prompt, own, _ in ranked}
-    new = store.add_sets(rows.values(), origin=str(path), gold=orders)
-    known = len(rows) - new
-    told = f"; {known} were in the queue already and stay what they are" if known else ""
-    terminal.say(f"{new} gold questions added to {store.database.shown}{told}")
+    tiers = {prompt.id: ranking.tiers for prompt, _, ranking in ranked}
+    sets = {prompt.id: (prompt, completions) for prompt, completions, _ in ranked}
+    new = store.add_sets(sets.values(), origin=str(path), gold=tiers)
+    known = len(sets) - new
+    note = f"; {known} were already in the queue and stay as they are" if known else ""
+    terminal.say(f"{new} gold questions added to {store.database.shown}{note}")
     return 0
 
 
-def _serve(store: Store, asked: App, home: Path, has_run: bool, terminal: Terminal) -> int:
-    local = is_local(asked.host) and asked.url is None
+def _serve(store: Store, flags: App, home: Path, has_run: bool, terminal: Terminal) -> int:
+    # 1. Nobody beyond this machine may reach an app without accounts.
+    local = is_local(flags.host) and flags.url is None
     accounts = store.any_accounts()
     if not local and not accounts:
-        what = f"--host {asked.host}" if asked.url is None else f"--url {asked.url}"
+        flag = f"--host {flags.host}" if flags.url is None else f"--url {flags.url}"
         raise UserError(
-            f"{what}: others could reach the app, and nobody would have to sign in; make an "
+            f"{flag}: others could reach the app, and nobody would have to sign in; make an "
             f"account first: {PROGRAM} app --add-user NAME"
         )
     file = store.database.file
-    beside = file.parent if file else home
-    about = f"run {asked.run}" if has_run else "no run: ranking only"
+    folder = file.parent if file else home
+    about = f"run {flags.run}" if has_run else "no run: ranking only"
     terminal.say(f"app: {about}; rankings in {store.database.shown}; Ctrl-C ends it")
-    where = _listen(asked)
-    port = where.getsockname()[1]
-    address = asked.url or f"http://{_shown(asked.host)}:{port}"
-    from alpaca_rlhf.app import login_session, server
+    # 2. Take the port before torch is loaded, so that a taken port is reported at once.
+    listener = _listen(flags)
+    port = listener.getsockname()[1]
+    address = flags.url or f"http://{_url_host(flags.host)}:{port}"
+    from alpaca_rlhf.app import server, session
     from alpaca_rlhf.app.tabs import tabs
 
-    worker, shown = tabs(
+    # 3. Build the tabs and the server, and serve until Ctrl-C.
+    worker, app_tabs = tabs(
         store,
-        asked.run if has_run else None,
-        _exports(asked, beside, has_run),
-        refill=_refill(asked),
+        flags.run if has_run else None,
+        _exports(flags, folder, has_run),
+        refill=_refill(flags),
     )
     app = server.build_app(
         store,
-        login_session.read_secret(asked.secret or beside / _secret_name(file)),
-        shown,
-        server.Deployment(
-            run=str(asked.run) if has_run else "",
-            snapshots=(beside / _SNAPSHOTS).absolute(),
-            hosts=_hosts(asked),
+        session.read_secret(flags.secret or folder / _secret_name(file)),
+        app_tabs,
+        server.Place(
+            run=str(flags.run) if has_run else "",
+            snapshots=(folder / _SNAPSHOTS).absolute(),
+            hosts=_hosts(flags),
             local=local,
         ),
         status=worker.status if worker is not None else lambda language: "",
@@ -188,29 +188,31 @@ def _serve(store: Store, asked: App, home: Path, has_run: bool, terminal: Termin
 
     def ready() -> None:
         terminal.say(f"the app is at {address}")
-        who = "everybody signs in" if accounts else "no accounts: whoever sits here is the admin"
-        terminal.say(f"  {who}; more accounts: {PROGRAM} app --add-user NAME")
+        access = "everybody signs in" if accounts else "no accounts: whoever sits here is the admin"
+        terminal.say(f"  {access}; more accounts: {PROGRAM} app --add-user NAME")
         if not local and not address.startswith("https"):
-            terminal.say("  passwords travel unencrypted: put a proxy with https before it (--url)")
-        if asked.open:
+            terminal.say(
+                "  passwords travel unencrypted: put a proxy with https in front of it (--url)"
+            )
+        if flags.open:
             webbrowser.open(address)
 
     try:
-        server.serve(app, where, behind_proxy=asked.url is not None, on_ready=ready)
+        server.serve(app, listener, behind_proxy=flags.url is not None, ready=ready)
     finally:
         if worker is not None:
             worker.close()
     return 0
 
 
-def _listen(asked: App) -> socket.socket:
-    from alpaca_rlhf.app.server_socket import listen
+def _listen(flags: App) -> socket.socket:
+    from alpaca_rlhf.app.listening import listen
 
-    return listen(asked.host, asked.port, USUAL_PORT)
+    return listen(flags.host, flags.port, USUAL_PORT)
 
 
 def is_local(host: str) -> bool:
-    """Whether only this machine can reach an address."""
+    """True if only this machine can reach the address."""
     if host == "localhost":
         return True
     try:
@@ -219,51 +221,58 @@ def is_local(host: str) -> bool:
         return False
 
 
-def _shown(host: str) -> str:
+def _url_host(host: str) -> str:
     if host in ("0.0.0.0", "::"):
         return socket.gethostname()
     return f"[{host}]" if ":" in host else host
 
 
-def _hosts(asked: App) -> list[str]:
-    """Names by which the app may be called; addresses are always good."""
-    names = ["localhost", asked.host]
-    if not is_local(asked.host):
+def _hosts(flags: App) -> list[str]:
+    """Host names that requests may use; IP addresses are always accepted."""
+    names = ["localhost", flags.host]
+    if not is_local(flags.host):
         names += [socket.gethostname(), socket.getfqdn()]
-    if asked.url is not None:
-        names.append(urlsplit(asked.url).hostname or "")
+    if flags.url is not None:
+        names.append(urlsplit(flags.url).hostname or "")
     return names
 
 
-def _refill(asked: App) -> str:
+def _refill(flags: App) -> str:
     """The command that fills the queue."""
-    words = [PROGRAM, "sample", "--run", str(asked.run)]
-    return shlex.join([*words, *(["--db", asked.db] if asked.db else [])])
+    command = [PROGRAM, "sample", "--run", str(flags.run)]
+    return shlex.join([*command, *(["--db", flags.db] if flags.db else [])])
 
 
 def _secret_name(file: Path | None) -> str:
     return _SECRET if file is None or file.name == DATABASE else f"{file.name}.secret"
 
 
-def _exports(asked: App, beside: Path, has_run: bool) -> Any:
-    """Where snapshots go, and the command that trains on one."""
-    from alpaca_rlhf.app.data_tab import Exports
+def _exports(flags: App, folder: Path, has_run: bool) -> Any:
+    """The folder of snapshots, and the command that trains on one."""
+    from alpaca_rlhf.app.data import Exports
 
     ready = (
         has_run
-        and (asked.run / _SFT).is_dir()
-        and folders.settings_of(asked.run).inputs.seeds is None  # it cannot be taken back by a flag
+        and (flags.run / _SFT).is_dir()
+        and folders.settings_of(flags.run).inputs.seeds is None  # no flag could undo it
     )
 
-    def command(folder: Path) -> str:
-        words = [PROGRAM, "reward", "--inputs.judge", "human", "--inputs.rankings", str(folder)]
+    def command(snapshot: Path) -> str:
+        arguments = [
+            PROGRAM,
+            "reward",
+            "--inputs.judge",
+            "human",
+            "--inputs.rankings",
+            str(snapshot),
+        ]
         if ready:
-            words += ["--config", str(asked.run / "config.yaml")]
-            words += ["--inputs.sft-adapter", str(asked.run / _SFT)]
-            words += ["--out", f"{asked.run}-people"]
+            arguments += ["--config", str(flags.run / "config.yaml")]
+            arguments += ["--inputs.sft-adapter", str(flags.run / _SFT)]
+            arguments += ["--out", f"{flags.run}-people"]
         else:
-            words += ["--inputs.data", "ROWS", "--inputs.prompts", "PROMPTS"]
-            words += ["--out", "runs/people"]
-        return shlex.join(words)
+            arguments += ["--inputs.data", "ROWS", "--inputs.prompts", "PROMPTS"]
+            arguments += ["--out", "runs/people"]
+        return shlex.join(arguments)
 
-    return Exports((beside / _SNAPSHOTS).absolute(), command, own_files=not ready)
+    return Exports((folder / _SNAPSHOTS).absolute(), command, own_files=not ready)

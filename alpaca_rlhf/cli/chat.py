@@ -1,6 +1,6 @@
-"""Talking to the policies of a run, turn by turn or one instruction at a time.
+"""Chat with the policies of a run, turn by turn or one instruction at a time.
 
-What answers is handed in.
+The caller provides the model.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Chat(Bounded):
     run: Path = Path("runs/quickstart")
     """Run folder to take base and adapters from."""
     policy: str | None = None
-    """Who answers: base, sft, best_of_k, ppo, in later rounds ppo.2 ...; by default the last."""
+    """Policy to talk to: base, sft, best_of_k, ppo, ppo.2 in round 2 ...; by default the last."""
     prompt: str | None = None
     """Answer this one instruction and exit."""
     input: str = ""
@@ -47,7 +47,7 @@ class Chat(Bounded):
     seed: Seed = 0
     """Another seed, other answers."""
     remember: bool | None = None
-    """Whether earlier turns are answered too; by default if SFT has seen conversations."""
+    """Send earlier turns along; by default if SFT was trained on conversations."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,16 +58,16 @@ class Chat(Bounded):
 
 
 class Answers(Protocol):
-    """What speaks for the policies."""
+    """Source of the policies' answers."""
 
     def answer(self, policy: str, row: Instruction, turn: int) -> str:
-        """The policy's answer; `turn` makes a question asked again be answered anew."""
+        """The policy's answer; another `turn` gives a repeated question another answer."""
         ...
 
 
-def choose(policies: Sequence[str], wanted: str) -> str | None:
-    """The policy that is meant (`best-of-k` is `best_of_k`); None if there is none of that name."""
-    name = wanted.strip().lower().replace("-", "_")
+def choose(policies: Sequence[str], typed: str) -> str | None:
+    """The policy of that name (`best-of-k` is `best_of_k`), or None."""
+    name = typed.strip().lower().replace("-", "_")
     return name if name in policies else None
 
 
@@ -75,10 +75,10 @@ class Conversation:
     """A person at the keyboard and the policies of a run.
 
     Args:
-        answers: Speaks for the policies.
-        policies: Names of those there are.
-        policy: The one that answers first.
-        remember: Whether an instruction is given together with the turns before it.
+        answers: Source of the policies' answers.
+        policies: Names of all policies.
+        policy: The policy that answers first.
+        remember: Send earlier turns along with an instruction.
         ask: Shows a prompt and returns the typed line; raises EOFError at the end of the input.
         say: Prints text.
     """
@@ -114,26 +114,29 @@ class Conversation:
             if typed == "/quit":
                 return
             if typed:
-                self._take(typed)
+                self._execute(typed)
 
-    def _take(self, typed: str) -> None:
-        command, _, rest = typed.partition(" ")
-        rest = rest.strip()
+    def _execute(self, typed: str) -> None:
+        command, _, argument = typed.partition(" ")
+        argument = argument.strip()
         if not command.startswith("/"):
-            self._go_on(typed, [self._policy])
+            self._reply(typed, [self._policy])
         elif command == "/policy":
-            self._switch(rest)
+            self._switch(argument)
         elif command == "/input":
-            self._input = rest
-        elif command == "/compare" and rest:
-            self._go_on(rest, self._policies)
+            self._input = argument
+        elif command == "/compare" and argument:
+            self._reply(argument, self._policies)
         elif command == "/compare" and self._last is not None:
             self._answer(self._last, self._policies)
         elif typed == "/remember":
             self._remember = not self._remember
             self._history = ()
-            kept = "earlier turns are remembered from now on"
-            self._say(kept if self._remember else "every instruction stands alone from now on")
+            self._say(
+                "earlier turns are remembered from now on"
+                if self._remember
+                else "every instruction stands alone from now on"
+            )
         elif typed == "/new":
             self._history = ()
             self._say("a new conversation")
@@ -142,31 +145,33 @@ class Conversation:
         else:
             self._say(f"{typed}: nothing to do; /help lists the commands")
 
-    def _switch(self, wanted: str) -> None:
-        name = choose(self._policies, wanted) if wanted else self._policy
+    def _switch(self, typed: str) -> None:
+        name = choose(self._policies, typed) if typed else self._policy
         if name is None:
-            self._say(f"there is no policy {wanted}; there are {', '.join(self._policies)}")
+            self._say(f"there is no policy {typed}; there are {', '.join(self._policies)}")
             return
         self._policy = name
-        self._say(", ".join(f"[{one}]" if one == name else one for one in self._policies))
+        names = (f"[{policy}]" if policy == name else policy for policy in self._policies)
+        self._say(", ".join(names))
 
-    def _go_on(self, typed: str, speakers: Sequence[str]) -> None:
+    def _reply(self, typed: str, speakers: Sequence[str]) -> None:
+        # Only a complete reply becomes history, so that /remember never sends half a turn.
         row = Instruction(typed, self._input, history=self._history)
         reply = self._answer(row, speakers).get(self._policy)
         if self._remember and reply is not None and reply.strip():
             self._history = (*self._history, (user_text(row), reply))
 
     def _answer(self, row: Instruction, speakers: Sequence[str]) -> dict[str, str]:
-        """What each of them said, as far as they got."""
+        """The answers of the policies; fewer than all after an error or Ctrl-C."""
         self._turn += 1
-        said: dict[str, str] = {}
+        answers: dict[str, str] = {}
         self._input, self._last = "", row
         try:
             for name in speakers:
-                text = said[name] = self._answers.answer(name, row, self._turn)
+                text = answers[name] = self._answers.answer(name, row, self._turn)
                 self._say(text if len(speakers) == 1 else f"[{name}] {text}")
         except KeyboardInterrupt:
             self._say("stopped")
         except UserError as error:
             self._say(str(error))
-        return said
+        return answers

@@ -142,7 +142,7 @@ def refiltered(names: Sequence[str], settings: Refilter, terminal: Terminal) -> 
         rules=rule_set(settings.filters),
         accept=accept,
         novel=novel,
-        note=lambda done: terminal.step("refilter", done, max(done, total), {}),
+        on_progress=lambda done: terminal.step("refilter", done, max(done, total), {}),
     )
     path = folder / f"rows-{settings.filters}.jsonl"
     write_instructions(path, outcome.rows)

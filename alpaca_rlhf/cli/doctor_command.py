@@ -1,4 +1,4 @@
-"""`alpaca-rlhf doctor`: what of this machine and a base would spoil a run."""
+"""`alpaca-rlhf doctor`: checks of this machine and a base before a run."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines
-from alpaca_rlhf.core import quiet
-from alpaca_rlhf.core.bases import EMBEDDED
+from alpaca_rlhf.cli.terminal import PROGRAM, Terminal
 from alpaca_rlhf.settings import Loop, Lora
 
 if TYPE_CHECKING:
@@ -31,52 +29,51 @@ class Doctor:
     lora: Lora = field(default_factory=Lora)
     """Shape of the adapters, as a run's."""
     out: Path = Path("runs")
-    """Where runs will be written; nothing is written now."""
+    """Folder where runs will be written; nothing is written now."""
     json: bool = False
     """One JSON object for programs, instead of lines."""
 
 
-def run(asked: Doctor, terminal: Terminal) -> int:
-    """Carry out every check and tell each as it is done.
+def run(flags: Doctor, terminal: Terminal) -> int:
+    """Carry out every check and print each result at once.
 
     Returns:
-        The exit code: 0, or 1 where something is bad.
+        The exit code: 0, or 1 if a check is BAD.
     """
     quiet.quiet(asked.base)
     quiet.quiet_transformers(asked.base)
     findings = []
-    for one in _findings(asked):
-        findings.append(one)
-        if not asked.json:
-            _tell(one, terminal)
-    bad = sum(one.verdict == "bad" for one in findings)
-    if asked.json:
-        found = {"good": bad == 0, "findings": [asdict(one) for one in findings]}
-        terminal.say(json.dumps(found, ensure_ascii=False, indent=1))
+    for finding in _findings(flags):
+        findings.append(finding)
+        if not flags.json:
+            _show(finding, terminal)
+    bad = sum(finding.verdict == "bad" for finding in findings)
+    if flags.json:
+        report = {"good": bad == 0, "findings": [asdict(finding) for finding in findings]}
+        terminal.say(json.dumps(report, ensure_ascii=False, indent=1))
         return min(bad, 1)
-    warnings = sum(one.verdict == "warning" for one in findings)
+    warnings = sum(finding.verdict == "warning" for finding in findings)
     terminal.say()
     if bad:
         terminal.say(f"{bad} of {len(findings)} checks are BAD: a run would go wrong here")
         return 1
     terminal.say(f"{len(findings)} checks, nothing bad{f', {warnings} to know' * bool(warnings)}")
-    start = "quickstart" if asked.base == Loop().base else f"loop --base {asked.base}"
-    for line in next_lines([(f"{PROGRAM} {start}", "the whole loop")]):
-        terminal.say(line)
+    start = "quickstart" if flags.base == Loop().base else f"loop --base {flags.base}"
+    terminal.say_next([(f"{PROGRAM} {start}", "the whole loop")])
     return 0
 
 
-def _findings(asked: Doctor) -> Iterator[Finding]:
+def _findings(flags: Doctor) -> Iterator[Finding]:
     from alpaca_rlhf.doctor import base_checks, machine_checks
 
-    yield from machine_checks(asked.out)
-    yield from base_checks(asked.base, asked.template, asked.lora)
+    yield from machine_checks(flags.out)
+    yield from base_checks(flags.base, flags.template, flags.lora)
 
 
-def _tell(one: Finding, terminal: Terminal) -> None:
-    first, *rest = one.found.splitlines() or [""]
-    terminal.say(f"{_MARKS[one.verdict]} {one.what:<18} {first}")
-    for line in rest:
+def _show(finding: Finding, terminal: Terminal) -> None:
+    first, *further = finding.found.splitlines() or [""]
+    terminal.say(f"{_MARKS[finding.verdict]} {finding.what:<18} {first}")
+    for line in further:
         terminal.say(f"{'':23}{line}")
-    if one.todo:
-        terminal.say(f"{'':23}-> {one.todo}")
+    if finding.todo:
+        terminal.say(f"{'':23}-> {finding.todo}")

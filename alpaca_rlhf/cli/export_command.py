@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines, plain
+from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, plain
 from alpaca_rlhf.core import quiet
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.serving import folders
@@ -36,8 +36,8 @@ class Export:
     """`adapter`: a PEFT folder. `merged`: a model for transformers, vLLM and the like. `reward`: a
     sequence classifier. `gguf`: a file for llama.cpp and Ollama."""
     dtype: Literal["float32", "bfloat16", "float16", "q8_0"] | None = None
-    """What the weights are stored in: by default bfloat16 if merged, float32 for a reward
-    model, float16 as GGUF, which alone knows q8_0."""
+    """Number format of the weights: by default bfloat16 if merged, float32 for a reward model,
+    float16 as GGUF, which alone knows q8_0."""
     out: Path | None = None
     """Folder to make; by default `export/POLICY-TO` in the run folder."""
     llama_cpp: Path | None = None
@@ -55,21 +55,24 @@ class Export:
             raise ValueError("--llama-cpp belongs to --to gguf")
 
 
-def run(asked: Export, terminal: Terminal, command: str) -> int:
-    """Export, check, tell what is next.
+def run(flags: Export, terminal: Terminal, command: str) -> int:
+    """Export, check the export, and name the next commands.
 
     Returns:
         The exit code: 0, or 1 if the export does not do what was trained.
 
     Raises:
-        UserError: Anything that the user can mend.
+        UserError: Anything that the user can fix.
     """
-    settings = folders.settings_of(asked.run)
-    policy, adapter = _chosen(asked)
-    dtype = asked.dtype or _DEFAULT_DTYPES[asked.to]
-    out = asked.out or asked.run / "export" / f"{policy}-{asked.to}"
-    kept = "" if asked.to == "adapter" else f" in {dtype}"
-    terminal.say(f"export: {policy} of {asked.run} ({settings.base}) as {asked.to}{kept} to {out}")
+    # 1. Choose adapter and format, and say so before torch is loaded, which takes seconds.
+    settings = folders.settings_of(flags.run)
+    policy, adapter = _chosen(flags)
+    dtype = flags.dtype or _DEFAULT_DTYPES[flags.to]
+    out = flags.out or flags.run / "export" / f"{policy}-{flags.to}"
+    storage = "" if flags.to == "adapter" else f" in {dtype}"
+    terminal.say(
+        f"export: {policy} of {flags.run} ({settings.base}) as {flags.to}{storage} to {out}"
+    )
     quiet.quiet(settings.base)
     from alpaca_rlhf.exporting.request import Request
     from alpaca_rlhf.exporting.run import FAILED, export
@@ -77,26 +80,29 @@ def run(asked: Export, terminal: Terminal, command: str) -> int:
     quiet.quiet_transformers(settings.base)
     request = Request(
         settings=settings,
-        run=asked.run,
+        run=flags.run,
         policy=policy,
         adapter=adapter,
-        target=asked.to,
+        target=flags.to,
         dtype=dtype,
         out=out,
-        llama_cpp=asked.llama_cpp,
+        llama_cpp=flags.llama_cpp,
         command=command,
     )
-    found = export(
+    # 2. Write the export and check it against the policy in memory.
+    checks = export(
         request,
         terminal,
-        report=folders.report_of(asked.run),
-        ledger=folders.ledger_of(asked.run),
-        answers=_answers(asked.run),
+        report=folders.report_of(flags.run),
+        ledger=folders.ledger_of(flags.run),
+        answers=_answers(flags.run),
     )
-    for name, one in found.items():
-        mark = "FAILED" if not one.passed else "ok" if one.facts.get("compared", True) else "--"
-        terminal.say(f"  {mark:<6} {name}: {one.line}")
-    failed = [name for name, one in found.items() if not one.passed]
+    for name, check in checks.items():
+        compared = check.facts.get("compared", True)
+        mark = "FAILED" if not check.passed else "ok" if compared else "--"
+        terminal.say(f"  {mark:<6} {name}: {check.line}")
+    # 3. A failed check is an error, though the files are there to be looked at.
+    failed = [name for name, check in checks.items() if not check.passed]
     if failed:
         sys.stdout.flush()
         sys.stderr.write(
@@ -107,26 +113,25 @@ def run(asked: Export, terminal: Terminal, command: str) -> int:
             + "\n"
         )
         return 1
-    for line in next_lines(_next(asked, out, settings)):
-        terminal.say(line)
+    terminal.say_next(_next(flags, out, settings))
     return 0
 
 
-def _chosen(asked: Export) -> tuple[str, Path]:
-    rewards = folders.rewards(asked.run)
-    policies = {name: path for name, path in folders.policies(asked.run).items() if path}
-    found = rewards if asked.to == "reward" else policies
-    what = "reward model" if asked.to == "reward" else "trained policy"
-    if not found:
+def _chosen(flags: Export) -> tuple[str, Path]:
+    rewards = folders.rewards(flags.run)
+    policies = {name: path for name, path in folders.policies(flags.run).items() if path}
+    adapters = rewards if flags.to == "reward" else policies
+    kind = "reward model" if flags.to == "reward" else "trained policy"
+    if not adapters:
         raise UserError(
-            f"--run {asked.run}: has no {what} yet; go on with `{PROGRAM} loop --out {asked.run}`"
+            f"--run {flags.run}: has no {kind} yet; go on with `{PROGRAM} loop --out {flags.run}`"
         )
-    name = list(found)[-1] if asked.policy is None else asked.policy.strip().replace("-", "_")
-    if name not in found:
+    name = list(adapters)[-1] if flags.policy is None else flags.policy.strip().replace("-", "_")
+    if name not in adapters:
         raise UserError(
-            f"--policy {asked.policy}: no {what} of {asked.run}; there are {', '.join(found)}"
+            f"--policy {flags.policy}: no {kind} of {flags.run}; there are {', '.join(adapters)}"
         )
-    return name, found[name]
+    return name, adapters[name]
 
 
 def _answers(run: Path) -> list[dict[str, Any]]:
@@ -138,13 +143,13 @@ def _answers(run: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path}: cannot be read ({error}); put it back or delete it") from None
 
 
-def _next(asked: Export, out: Path, settings: Loop) -> list[tuple[str, str]]:
-    where, run_ = shlex.quote(str(out)), shlex.quote(str(asked.run))
-    if asked.to == "gguf":
-        name = shlex.quote(asked.run.resolve().name.lower())
+def _next(flags: Export, out: Path, settings: Loop) -> list[tuple[str, str]]:
+    where, run_ = shlex.quote(str(out)), shlex.quote(str(flags.run))
+    if flags.to == "gguf":
+        name = shlex.quote(flags.run.resolve().name.lower())
         return [(f"cd {where} && ollama create {name} -f Modelfile", "then: ollama run " + name)]
     rows = [(f"cat {where}/README.md", "how to load it, and what its licence asks")]
-    if asked.to == "merged":
+    if flags.to == "merged":
         rows.append((f"vllm serve {where}", "serve it"))
         rows.append((f"{PROGRAM} export --run {run_} --to gguf", "for llama.cpp and Ollama"))
     return rows

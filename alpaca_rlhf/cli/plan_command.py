@@ -1,4 +1,4 @@
-"""`alpaca-rlhf plan`: what a run will take; and `--auto`, which chooses what fits the card."""
+"""`alpaca-rlhf plan`: the memory, time and cost of a run; `--auto` chooses what fits the card."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, duration, next_lines
+from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, duration
 from alpaca_rlhf.core import quiet
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.data import read_instructions
@@ -41,8 +41,8 @@ HELP = (
     f"{LENGTHS} may make rows and completions shorter too"
 )
 ASSUMED_ROWS = 10_000
-"""Rows to train on where nothing says how many."""
-_COLUMNS = {
+"""Rows to train on where nothing says how many there are."""
+_COLUMN_ITEMS = {
     "base": ("weights in 4 bit", "embeddings, head and norms", "one matrix in 16 bit"),
     "LoRA": ("adapters", "gradients", "optimiser"),
     "activ.": ("activations", "token ids and masks"),
@@ -51,7 +51,7 @@ _COLUMNS = {
     "copy": ("16-bit copy of the base",),
     "spare": ("CUDA context and gaps",),
 }
-"""Columns of the table, and the items they sum up."""
+"""Items of a phase that each column of the table sums up."""
 _LEGEND = (
     "LoRA: adapters, gradients, optimiser; activ.: activations; KV: KV cache; copy: 16-bit copy of "
     "the base while sampling; spare: CUDA context and gaps, estimated"
@@ -80,52 +80,56 @@ class Plan(Loop):
     """Price of an hour of a hired card."""
 
 
-def run(asked: Plan, settings: Loop, words: Sequence[str], terminal: Terminal) -> int:
-    """Plan a loop, show it, and tell the next command.
+def run(flags: Plan, settings: Loop, switches: Sequence[str], terminal: Terminal) -> int:
+    """Plan a loop, show the plan, and name the next command.
 
     Args:
-        asked: Every flag.
-        settings: Those of the loop alone.
-        words: `--auto`, `--auto-lengths` and `--json` as they were typed.
-        terminal: Where it is shown.
+        flags: All flags.
+        settings: The loop's flags alone.
+        switches: `--auto`, `--auto-lengths` and `--json` as they were typed.
+        terminal: Terminal to write to.
 
     Returns:
         The exit code, 0.
 
     Raises:
-        UserError: The card is too small, the base unknown ...
+        UserError: The card is too small, the base is unknown, and the like.
     """
-    show(asked, settings, words, terminal)
-    if JSON not in words:
-        command = f"{PROGRAM} loop --base {shlex.quote(asked.base)} {AUTO}"
+    show(flags, settings, switches, terminal)
+    if JSON not in switches:
+        command = f"{PROGRAM} loop --base {shlex.quote(flags.base)} {AUTO}"
         terminal.say()
-        for line in next_lines([(command, "run it with what fits this machine's card")]):
-            terminal.say(line)
+        terminal.say_next([(command, "run it with what fits this machine's card")])
     return 0
 
 
-def show(asked: Plan, settings: Loop, words: Sequence[str], terminal: Terminal) -> None:
-    """Plan a loop and show it; the rest is as in `run`."""
-    quiet.quiet(asked.base)
-    shape, card = shape_of(asked.base), card_of(asked.card)
-    budget = Budget(shape, card, Lengths(prompt=asked.prompt_tokens), device_of(card))
-    if LENGTHS not in words:
+def show(flags: Plan, settings: Loop, switches: Sequence[str], terminal: Terminal) -> None:
+    """Plan a loop and show the plan; arguments and errors as in `run`."""
+    # 1. Peak memory of every phase on this card, for the settings as typed or the largest that fit.
+    quiet.quiet(flags.base)
+    shape, card = shape_of(flags.base), card_of(flags.card)
+    budget = Budget(shape, card, Lengths(prompt=flags.prompt_tokens), device_of(card))
+    if LENGTHS not in switches:
         refuse_too_small(budget, settings)
-    best = chosen(budget, settings, lengths=LENGTHS in words)
-    shown = best if AUTO in words or LENGTHS in words else settings
-    rates = _rates(asked, card)
-    rows, counted = _rows(asked, settings)
+    best = chosen(budget, settings, lengths=LENGTHS in switches)
+    planned = best if AUTO in switches or LENGTHS in switches else settings
+    phases = budget.phases(planned)
+    # 2. Time and cost of every stage.
+    rates = _rates(flags, card)
+    rows, counted = _rows(flags, settings)
     checkpointing = budget.device.kind == "cuda"
-    work = Stages(shape, shown, budget.lengths, rows, checkpointing).all()
-    phases = budget.phases(shown)
-    seconds = {n: one.seconds(rates, shape.layers) for n, one in work.items() if n in phases}
-    prices = _Prices.of(asked, card)
-    if JSON in words:
-        told = _as_json(budget, phases, seconds, prices, changes(settings, best))
-        terminal.say(json.dumps(told, indent=1))
+    work = Stages(shape, planned, budget.lengths, rows, checkpointing).all()
+    seconds = {
+        name: stage.seconds(rates, shape.layers) for name, stage in work.items() if name in phases
+    }
+    prices = _Prices.of(flags, card)
+    # 3. Show both, and larger settings that would fit.
+    if JSON in switches:
+        plan = _as_json(budget, phases, seconds, prices, changes(settings, best))
+        terminal.say(json.dumps(plan, indent=1))
         return
     terminal.say(
-        f"{asked.base}: {shape.parameters / 1e9:.2f} billion weights; card: {card.name}, "
+        f"{flags.base}: {shape.parameters / 1e9:.2f} billion weights; card: {card.name}, "
         f"{card.gib:g} GiB. Nothing here is measured on that card"
     )
     terminal.console.print(_memory_table(phases, budget.bytes), markup=False)
@@ -133,87 +137,90 @@ def show(asked: Plan, settings: Loop, words: Sequence[str], terminal: Terminal) 
     for line in _too_much(phases, budget.bytes):
         terminal.say(line)
     terminal.console.print(_time_table(seconds, prices), markup=False)
-    projected = asked.tflops is None or asked.bandwidth is None
+    projected = flags.tflops is None or flags.bandwidth is None
     source = "two cores" if card == CPU else "the data sheet"
     terminal.say(
         f"time: {rates.tflops:.3g} TFLOPS, {rates.bandwidth:.3g} GB/s"
         + (f" (projected from {source})" if projected else "")
         + f"; rows half as long as the longest; {rows:,} rows to train on{counted}"
     )
-    other = changes(shown, best)
-    if other:
+    larger = changes(planned, best)
+    if larger:
         terminal.say("the largest that fit, with the same results (--auto takes them):")
-        for flag, (before, after) in other.items():
+        for flag, (before, after) in larger.items():
             terminal.say(f"  {flag} {after}   (now {before})")
 
 
-def taken(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Flags without a value among the words of a command, and the rest of the words."""
-    bare = (AUTO, LENGTHS, JSON)
-    return [one for one in words if one in bare], [one for one in words if one not in bare]
+def taken(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split the arguments of a command into switches without a value and all others."""
+    switches = (AUTO, LENGTHS, JSON)
+    return (
+        [argument for argument in arguments if argument in switches],
+        [argument for argument in arguments if argument not in switches],
+    )
 
 
-def card_word(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The value of `--card` among the words of `loop`, and the rest of them.
+def card_word(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The value of `--card` among the arguments of `loop`, and the other arguments.
 
     Raises:
         UserError: It has no value.
     """
-    rest = list(words)
-    for at, word in enumerate(words):
-        if word.startswith("--card="):
-            return word.partition("=")[2], rest[:at] + rest[at + 1 :]
-        if word == "--card":
-            if at + 1 == len(words):
+    others = list(arguments)
+    for at, argument in enumerate(arguments):
+        if argument.startswith("--card="):
+            return argument.partition("=")[2], others[:at] + others[at + 1 :]
+        if argument == "--card":
+            if at + 1 == len(arguments):
                 raise UserError("--card needs a value: its memory in GiB, or a name")
-            return words[at + 1], rest[:at] + rest[at + 2 :]
-    return None, rest
+            return arguments[at + 1], others[:at] + others[at + 2 :]
+    return None, others
 
 
-def auto(settings: Loop, words: Sequence[str], card: str | None, terminal: Terminal) -> Loop:
-    """The settings that fit the card of this machine, or the one that was named.
+def auto(settings: Loop, switches: Sequence[str], card: str | None, terminal: Terminal) -> Loop:
+    """The settings that fit this machine's card, or the card named.
 
     Raises:
         UserError: There is no card, or it is too small.
     """
-    named = card_of(card) if card else _own_card()
-    budget = Budget(shape_of(settings.base), named, device=device_of(named))
-    found = chosen(budget, settings, lengths=LENGTHS in words)
-    different = changes(settings, found)
+    gpu = card_of(card) if card else _own_card()
+    budget = Budget(shape_of(settings.base), gpu, device=device_of(gpu))
+    fitting = chosen(budget, settings, lengths=LENGTHS in switches)
+    changed = changes(settings, fitting)
     terminal.say(f"chosen for {budget.card.name}, {budget.card.gib:.4g} GiB:")
-    for flag, (before, after) in different.items():
+    for flag, (before, after) in changed.items():
         terminal.say(f"  {flag} {after} (was {before})")
-    if not different:
-        terminal.say("  nothing: the settings are the largest that fit already")
-    return found
+    if not changed:
+        terminal.say("  nothing: the settings are already the largest that fit")
+    return fitting
 
 
 def _own_card() -> Card:
     from alpaca_rlhf.stages.room import own_card
 
-    found = own_card()
-    if found is None:
+    card = own_card()
+    if card is None:
         raise UserError(f"{AUTO}: no graphics card is seen here; name one, e.g. --card 24")
-    return found
+    return card
 
 
-def _rates(asked: Plan, card: Card) -> Rates:
-    """What the user measured; else a share of the data sheet's, or what a CPU reached."""
+def _rates(flags: Plan, card: Card) -> Rates:
+    """The user's measurements; by default a share of the data sheet's rates, or a CPU's."""
     shares = (1.0, 1.0) if card == CPU else (REACHED_FLOPS, REACHED_BANDWIDTH)
     return Rates(
-        asked.tflops or card.tflops * shares[0], asked.bandwidth or card.bandwidth * shares[1]
+        flags.tflops or card.tflops * shares[0], flags.bandwidth or card.bandwidth * shares[1]
     )
 
 
-def _rows(asked: Plan, settings: Loop) -> tuple[int, str]:
-    if asked.rows is not None:
-        return asked.rows, ""
-    own = settings.inputs.rows
-    if own is None:
+def _rows(flags: Plan, settings: Loop) -> tuple[int, str]:
+    if flags.rows is not None:
+        return flags.rows, ""
+    path = settings.inputs.rows
+    if path is None:
         return settings.generate.target + settings.generate.seeds, ""
-    if own.is_file():
-        return len(read_instructions(own)), ""
-    return ASSUMED_ROWS, f" (assumed: {own} is not there; say how many with --rows)"
+    if path.is_file():
+        return len(read_instructions(path)), ""
+    return ASSUMED_ROWS, f" (assumed: {path} is not there; give their number with --rows)"
 
 
 @dataclass(frozen=True)
@@ -223,9 +230,9 @@ class _Prices:
     hour: float
 
     @classmethod
-    def of(cls, asked: Plan, card: Card) -> _Prices:
-        kwh = asked.evaluate.usd_per_kwh if asked.price_kwh is None else asked.price_kwh
-        return cls(asked.watts or card.watts, kwh, asked.price_hour)
+    def of(cls, flags: Plan, card: Card) -> _Prices:
+        kwh = flags.evaluate.usd_per_kwh if flags.price_kwh is None else flags.price_kwh
+        return cls(flags.watts or card.watts, kwh, flags.price_hour)
 
     def energy(self, seconds: float) -> float:
         return seconds / 3600 * self.watts / 1000
@@ -235,36 +242,36 @@ class _Prices:
 
 
 def _worst(phases: Sequence[Phase]) -> Phase:
-    return max(phases, key=lambda one: one.peak)
+    return max(phases, key=lambda phase: phase.peak)
 
 
-def _memory_table(phases: Mapping[str, Sequence[Phase]], most: int) -> Table:
+def _memory_table(phases: Mapping[str, Sequence[Phase]], limit: int) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title="peak memory, GiB", title_justify="left"
     )
     table.add_column("stage")
     table.add_column("at its worst")
-    for name in (*_COLUMNS, "peak"):
+    for name in (*_COLUMN_ITEMS, "peak"):
         table.add_column(name, justify="right")
-    for name, all_ in phases.items():
-        worst = _worst(all_)
+    for name, stage_phases in phases.items():
+        worst = _worst(stage_phases)
         cells = []
-        for items in _COLUMNS.values():
-            size = sum(worst.items.get(one, 0) for one in items) / 2**30
+        for items in _COLUMN_ITEMS.values():
+            size = sum(worst.items.get(item, 0) for item in items) / 2**30
             cells.append(f"{size:.2f}" if size >= 0.005 else "-")
-        mark = "" if worst.peak <= most else " !"
+        mark = "" if worst.peak <= limit else " !"
         table.add_row(name, worst.name, *cells, f"{worst.peak / 2**30:.2f}{mark}")
     return table
 
 
-def _too_much(phases: Mapping[str, Sequence[Phase]], most: int) -> list[str]:
+def _too_much(phases: Mapping[str, Sequence[Phase]], limit: int) -> list[str]:
     lines = []
-    for name, all_ in phases.items():
-        for phase in all_:
-            if phase.peak > most:
+    for name, stage_phases in phases.items():
+        for phase in stage_phases:
+            if phase.peak > limit:
                 need = phase.peak / 2**30
                 lines.append(
-                    f"! {name} does not fit: {phase.name} needs {need:.1f} of {most / 2**30:g} "
+                    f"! {name} does not fit: {phase.name} needs {need:.1f} of {limit / 2**30:g} "
                     f"GiB; lower {phase.flag}"
                 )
     return lines
@@ -276,8 +283,9 @@ def _time_table(seconds: Mapping[str, float], prices: _Prices) -> Table:
     for name in ("time", "kWh", "cost"):
         table.add_column(name, justify="right")
     total = sum(seconds.values())
-    for name, own in {**seconds, "all": total}.items():
-        table.add_row(name, duration(own), f"{prices.energy(own):.2f}", f"{prices.money(own):.2f}")
+    for name, stage_seconds in {**seconds, "all": total}.items():
+        energy, money = prices.energy(stage_seconds), prices.money(stage_seconds)
+        table.add_row(name, duration(stage_seconds), f"{energy:.2f}", f"{money:.2f}")
     return table
 
 
@@ -291,22 +299,22 @@ def _as_json(
     stages = [
         {
             "name": name,
-            "peak_gib": _worst(all_).peak / 2**30,
-            "fits": _worst(all_).peak <= budget.bytes,
+            "peak_gib": _worst(stage_phases).peak / 2**30,
+            "fits": _worst(stage_phases).peak <= budget.bytes,
             "phases": [
                 {
-                    "name": one.name,
-                    "peak_gib": one.peak / 2**30,
-                    "lower": one.flag,
-                    "items_gib": {item: size / 2**30 for item, size in one.items.items()},
+                    "name": phase.name,
+                    "peak_gib": phase.peak / 2**30,
+                    "lower": phase.flag,
+                    "items_gib": {item: size / 2**30 for item, size in phase.items.items()},
                 }
-                for one in all_
+                for phase in stage_phases
             ],
             "seconds": seconds.get(name),
             "kwh": prices.energy(seconds[name]) if name in seconds else None,
             "cost": prices.money(seconds[name]) if name in seconds else None,
         }
-        for name, all_ in phases.items()
+        for name, stage_phases in phases.items()
     ]
     return {
         "base": budget.shape.name,

@@ -1,8 +1,8 @@
 """Dry runs: every stage of an experiment on a tiny random model of the same architecture.
 
-What differs from the real run is size alone. The prompt template, the head layout, the kind of
-tokenizer, the positions and the stop for people are rehearsed as they are. The files are made up,
-and the people's verdicts are drawn at random.
+Only the size differs from the real run. Prompt template, head layout, kind of tokenizer, rotary
+positions and the pause for people are the same. The files are made up, and the people's verdicts
+are random.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ LAYERS, HEAD_SIZE = 2, 32
 TOKENS = 16
 """Completion tokens at most."""
 
-STOP, MUTE = 2.0, -6.0
-"""Logits of what ends a completion and of what is no printable ASCII; of the rest 0. So the
-random model writes text that can be read back, and often comes to an end."""
+STOP_LOGIT, MUTE_LOGIT = 2.0, -6.0
+"""Logits of the tokens that end a completion and of those that are not printable ASCII; all others
+have 0. So the random model writes readable text, and often comes to an end."""
 
 ROWS, PROMPTS = 32, 30
 """Rows to train on, and prompts a round for all splits."""
@@ -46,12 +46,12 @@ ROWS, PROMPTS = 32, 30
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a shrunken model keeps of a real one."""
+    """Properties of a real model that its shrunken copy keeps."""
 
     shared_by: int
-    """Query heads to a key-value head."""
+    """Query heads for each key-value head."""
     feed_forward: float
-    """Size of the feed-forward layer, in hidden sizes."""
+    """Size of the feed-forward layer, as a multiple of the hidden size."""
     context: int
     """Longest sequence, in tokens."""
     rope: Mapping[str, Any]
@@ -61,11 +61,11 @@ class Architecture:
     special: tuple[str, ...]
     """Special tokens; the first is bos, the second eos, and a third ends a turn of a chat."""
     unknown: str | None = None
-    """The token for what cannot be written. None of the models has one for padding."""
+    """The token for unknown text. None of the models has a padding token."""
     tied: bool = False
-    """Whether the output head is the embedding table."""
+    """True if the output head is the embedding table."""
     adds_bos: bool = True
-    """Whether the tokenizer itself puts bos before a text."""
+    """True if the tokenizer itself puts bos before a text."""
 
     @property
     def heads(self) -> int:
@@ -133,13 +133,13 @@ ARCHITECTURES = {
 
 
 def shrunken(architecture: Architecture, folder: Path, seed: int = 0) -> Path:
-    """Write a random model of two layers and a tokenizer made on the spot, as a checkpoint folder.
+    """Write a random model of two layers and a byte tokenizer as a checkpoint folder.
 
     Returns:
         The folder.
     """
     tokenizer = _tokenizer(architecture)
-    stops = [tokenizer.get_vocab()[one] for one in architecture.special[1:]]
+    stops = [tokenizer.get_vocab()[token] for token in architecture.special[1:]]
     hidden = architecture.heads * HEAD_SIZE
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -157,9 +157,11 @@ def shrunken(architecture: Architecture, folder: Path, seed: int = 0) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    words = {i: str(tokenizer.decode([i])) for i in range(len(tokenizer))}
-    mute = {i: MUTE for i, word in words.items() if not (word.isascii() and word.isprintable())}
-    _steer(model, mute | dict.fromkeys(stops, STOP))
+    texts = {i: str(tokenizer.decode([i])) for i in range(len(tokenizer))}
+    mute = {
+        i: MUTE_LOGIT for i, text in texts.items() if not (text.isascii() and text.isprintable())
+    }
+    _steer(model, mute | dict.fromkeys(stops, STOP_LOGIT))
     model.bfloat16()
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=tokenizer.bos_token_id, eos_token_id=stops if len(stops) > 1 else stops[0]
@@ -171,30 +173,32 @@ def shrunken(architecture: Architecture, folder: Path, seed: int = 0) -> Path:
 
 @torch.no_grad()
 def _steer(model: LlamaForCausalLM, logits: Mapping[int, float]) -> None:
-    """Give tokens a logit that hardly depends on the text: LLaMA has no bias, so one is made."""
+    """Give tokens a nearly constant logit: LLaMA has no output bias, so channel 0 serves as one."""
     embeddings, head = model.model.embed_tokens.weight, model.lm_head.weight
-    embeddings[:, 0] = 0.2  # ten times the others: it stays about the same through the layers
+    # 1. A constant channel, ten times as large as the others, passes the layers almost unchanged.
+    embeddings[:, 0] = 0.2
     ids = torch.arange(model.config.vocab_size)[None]
     constant = model.model(input_ids=ids).last_hidden_state[..., 0].mean()
-    rest = 0.2 if model.config.tie_word_embeddings else 0.0  # what a tied head cannot do without
-    head[:, 0] = rest
+    # 2. The head reads only that channel for these tokens. A tied head must keep its 0.2 there.
+    offset = 0.2 if model.config.tie_word_embeddings else 0.0
+    head[:, 0] = offset
     for token, logit in logits.items():
         head[token] = 0
-        head[token, 0] = rest + logit / constant
+        head[token, 0] = offset + logit / constant
 
 
 def _tokenizer(architecture: Architecture) -> PreTrainedTokenizerFast:
     unknown = [architecture.unknown] if architecture.unknown else []
     special = list(dict.fromkeys([*unknown, *architecture.special]))
     if architecture.tokenizer == "byte_level":
-        words = sorted(pre_tokenizers.ByteLevel.alphabet())
-        vocab = {word: i for i, word in enumerate([*words, *special])}
+        bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
+        vocab = {token: i for i, token in enumerate([*bytes_, *special])}
         tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
     else:
-        words = [*(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
-        vocab = {word: i for i, word in enumerate([*special, *words])}
+        bytes_ = [*(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
+        vocab = {token: i for i, token in enumerate([*special, *bytes_])}
         tokenizer = Tokenizer(
             models.BPE(vocab=vocab, merges=[], byte_fallback=True, unk_token=architecture.unknown)
         )
@@ -228,10 +232,10 @@ def rehearse(settings: Loop, architecture: str, terminal: Terminal, *, command: 
     """Run every stage of an experiment in a temporary folder, in about a minute on a CPU.
 
     Args:
-        settings: The experiment.
+        settings: Settings of the experiment.
         architecture: A key of `ARCHITECTURES`.
-        terminal: Told about everything.
-        command: What the user typed, for the report.
+        terminal: Terminal to write to.
+        command: Command as typed, for the report.
 
     Returns:
         The run folder, with its report.
@@ -246,17 +250,17 @@ def rehearse(settings: Loop, architecture: str, terminal: Terminal, *, command: 
         try:
             run_loop(small, terminal, kind="dry run", command=command)
         except PeopleNeeded:
-            terminal.say("  here people rank; in the dry run chance does")
+            terminal.say("  here people rank; the dry run ranks at random")
             _rank_at_random(small, suffixed("sample", round_), suffixed("rank", round_))
     return run_loop(small, terminal, kind="dry run", command=command)
 
 
 def _shrink(settings: Loop, architecture: str, folder: Path) -> Loop:
-    """The same experiment in tiny numbers, on files made up for it."""
+    """The same experiment with tiny numbers, on made-up files."""
     rows = _rows(ROWS + PROMPTS * settings.rounds, settings.seed)
     write_instructions(folder / "data.jsonl", rows[:ROWS])
     write_instructions(folder / "prompts.jsonl", rows[ROWS:])
-    room = 2048  # a token a byte, so that no row is too long
+    max_length = 2048  # every byte is a token, and no row may be too long
     return replace(
         settings,
         base=str(shrunken(ARCHITECTURES[architecture], folder / "model")),
@@ -265,16 +269,21 @@ def _shrink(settings: Loop, architecture: str, folder: Path) -> Loop:
         judge=Judge(),
         sampling=replace(settings.sampling, max_new_tokens=TOKENS, batch_size=16),
         sft=replace(
-            settings.sft, epochs=1, batch_size=8, micro_batch_size=2, max_length=room, held_out=0.1
+            settings.sft,
+            epochs=1,
+            batch_size=8,
+            micro_batch_size=2,
+            max_length=max_length,
+            held_out=0.1,
         ),
         rank=replace(settings.rank, prompts=8),
         reward=replace(
             settings.reward,
             batch_size=2,
             micro_batch_size=1,
-            max_length=room,
+            max_length=max_length,
             held_out=0.5,
-            gate=0.0,  # random verdicts teach nothing, and that is no reason to stop here
+            gate=0.0,  # random verdicts teach nothing, which must not stop a dry run
         ),
         ppo=replace(
             settings.ppo,
@@ -293,17 +302,17 @@ def _shrink(settings: Loop, architecture: str, folder: Path) -> Loop:
 def _rows(n: int, seed: int) -> list[Instruction]:
     """Tasks with answers, no two of which are near-duplicates."""
     rng = random.Random(f"{seed}/rehearsal")
-    drawn = [solved(sample_task(rng), rng) for _ in range(12 * n)]
-    rows = [near[0] for near in clusters(drawn)]
+    tasks = [solved(sample_task(rng), rng) for _ in range(12 * n)]
+    rows = [cluster[0] for cluster in clusters(tasks)]
     if len(rows) < n:
         raise UserError(f"--rounds: a dry run has tasks for fewer rounds ({len(rows)} of {n} rows)")
     return rows[:n]
 
 
 def _rank_at_random(settings: Loop, sample: str, rank: str) -> None:
-    """Type random orders where a person would type theirs."""
+    """Enter a random order wherever a person would type one."""
     rng = random.Random(f"{settings.seed}/{rank}")
-    numbers = [str(one) for one in range(1, settings.rank.k + 1)]
+    numbers = [str(number) for number in range(1, settings.rank.k + 1)]
     RankingSession(
         read_sheets(settings.out, sample),
         settings.out / rank / "rankings.jsonl",

@@ -1,4 +1,4 @@
-"""Running the loop, or a part of it, for a person at a terminal: what came out, what is next."""
+"""The loop, or a part of it, run for a person at a terminal, with results and next commands."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from alpaca_rlhf.cli.ranking import RankingSession
-from alpaca_rlhf.cli.terminal import Terminal, next_lines, result_lines
+from alpaca_rlhf.cli.terminal import Terminal, result_lines
 from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.pipeline import order, run_loop
@@ -16,36 +16,36 @@ from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.stages import PeopleNeeded
 from alpaca_rlhf.stages.context import suffixed
 
-_GIVEN_BY = {
+_REPLACED_BY = {
     "generate": "--inputs.data, --inputs.splits or --inputs.sft-adapter",
     "sample": "--inputs.rankings",
     "rank": "--inputs.rankings",
 }
-"""Stages that a run is spared where the user's own file takes their place."""
+"""Stages that a run skips, with the flags of the user's own files that replace them."""
 
 
 def run(
     settings: Loop, terminal: Terminal, *, kind: str, command: str, until: str | None = None
 ) -> int:
-    """Run the stages that are left, then tell what came out and what may come next.
+    """Run the remaining stages, then show the results and the next commands.
 
     Args:
-        settings: Every number.
-        terminal: Told about everything.
-        kind: What the run folder is for.
-        command: What the user typed, for the report.
+        settings: All settings.
+        terminal: Terminal to write to.
+        kind: Kind of the run folder.
+        command: Command as typed, for the report.
         until: The last stage to run; None runs all.
 
     Returns:
         The exit code, 0.
 
     Raises:
-        UserError: Anything that the user can mend.
+        UserError: Anything that the user can fix.
     """
-    _refuse_what_is_given(settings, until)
+    _refuse_replaced(settings, until)
     try:
         out = run_loop(settings, terminal, kind=kind, command=command, until=until)
-    except PeopleNeeded as wait:  # nothing is wrong: it is somebody's turn
+    except PeopleNeeded as wait:  # no error: it is a person's turn
         terminal.say(str(wait))
         return 0
     if until is not None and until not in terminal.stages:
@@ -56,38 +56,43 @@ def run(
         for line in result_lines(report):
             terminal.say(line)
         terminal.say(f"report: {out / 'report.html'}")
-    _tell_next(terminal, _after(settings, out, kind, until))
+    terminal.say()
+    terminal.say_next(_after(settings, out, kind, until))
     return 0
 
 
 def rank_by_people(
     settings: Loop, terminal: Terminal, *, annotator: str, kind: str, command: str
 ) -> int:
-    """Let a person rank what the run sampled, sampling it first if need be.
+    """Let a person rank the completions of a run, which are sampled first if necessary.
 
     Returns:
         The exit code, 0.
 
     Raises:
-        UserError: Anything that the user can mend.
+        UserError: Anything that the user can fix.
     """
     if processes.count() > 1:
         raise UserError("rank: one person ranks in one terminal; run it without accelerate launch")
-    _refuse_what_is_given(settings, "rank")
+    _refuse_replaced(settings, "rank")
     out = run_loop(settings, terminal, kind=kind, command=command, until="sample")
+    # 1. The first round that is not ranked yet.
     done = folders.stages_done(out)
     rounds = range(1, settings.rounds + 1)
-    round_ = next((one for one in rounds if suffixed("rank", one) not in done), None)
-    goes_on = [(f"alpaca-rlhf loop --out {_quoted(out)}", "go on with all that follows")]
+    round_ = next((number for number in rounds if suffixed("rank", number) not in done), None)
+    resume = [(f"alpaca-rlhf loop --out {_quoted(out)}", "go on with all that follows")]
     if round_ is None:
         terminal.say("nothing to do: every prompt is ranked")
-        _tell_next(terminal, goes_on)
+        terminal.say()
+        terminal.say_next(resume)
         return 0
+    # 2. A later round samples from the policy of the round before, so the loop runs up to here.
     if suffixed("sample", round_) not in done:
         try:
             run_loop(settings, terminal, kind=kind, command=command)
         except PeopleNeeded:
             terminal.say("it is your turn")
+    # 3. Rank, one prompt after the other.
     session = RankingSession(
         read_sheets(out, suffixed("sample", round_)),
         out / suffixed("rank", round_) / "rankings.jsonl",
@@ -97,48 +102,46 @@ def rank_by_people(
     )
     if session.run():
         terminal.say("every prompt is ranked")
-        _tell_next(terminal, goes_on)
+        terminal.say()
+        terminal.say_next(resume)
     else:
         terminal.say(f"{session.left} left; your verdicts are kept")
-        _tell_next(terminal, [(command, "go on ranking")])
+        terminal.say()
+        terminal.say_next([(command, "go on ranking")])
     return 0
 
 
-def _refuse_what_is_given(settings: Loop, until: str | None) -> None:
-    if until in _GIVEN_BY and until not in [name for name, _ in order(settings)]:
-        raise UserError(f"{until}: not a part of this run, because it has {_GIVEN_BY[until]}")
+def _refuse_replaced(settings: Loop, until: str | None) -> None:
+    if until in _REPLACED_BY and until not in [name for name, _ in order(settings)]:
+        raise UserError(f"{until}: not a part of this run, because it has {_REPLACED_BY[until]}")
 
 
 def _after(settings: Loop, out: Path, kind: str, until: str | None) -> list[tuple[str, str]]:
-    where = _quoted(out)
+    folder = _quoted(out)
     if until is None:
         rows = [
-            (f"alpaca-rlhf chat --run {where}", "talk to it; /compare asks every policy"),
-            (f"alpaca-rlhf chat --run {where} --policy sft", "as it was before the rankings"),
+            (f"alpaca-rlhf chat --run {folder}", "talk to it; /compare asks every policy"),
+            (f"alpaca-rlhf chat --run {folder} --policy sft", "as it was before the rankings"),
         ]
         if kind == "quickstart":
             seed = settings.seed + 1
-            beside = _quoted(out.with_name(f"{out.name}-seed{seed}"))
-            again = f"alpaca-rlhf quickstart --seed {seed} --out {beside}"
+            new_out = _quoted(out.with_name(f"{out.name}-seed{seed}"))
             rows += [
-                (again, "the same with other randomness"),
+                (
+                    f"alpaca-rlhf quickstart --seed {seed} --out {new_out}",
+                    "the same with other randomness",
+                ),
                 ("alpaca-rlhf loop --help", "with a base and data of your own"),
             ]
         return rows
     names = [name for name, round_ in order(settings) if round_ == 1]
     following = names[names.index(until) + 1 :][:1]
-    rows = [(f"alpaca-rlhf loop --out {where}", "all that is left, then the report")]
+    rows = [(f"alpaca-rlhf loop --out {folder}", "all that is left, then the report")]
     for name in following:
-        rows.insert(0, (f"alpaca-rlhf {name.replace('_', '-')} --out {where}", "the next stage"))
+        rows.insert(0, (f"alpaca-rlhf {name.replace('_', '-')} --out {folder}", "the next stage"))
     if len(folders.policies(out)) > 1:
-        rows.append((f"alpaca-rlhf chat --run {where}", "talk to what there is"))
+        rows.append((f"alpaca-rlhf chat --run {folder}", "talk to what there is"))
     return rows
-
-
-def _tell_next(terminal: Terminal, commands: list[tuple[str, str]]) -> None:
-    terminal.say()
-    for line in next_lines(commands):
-        terminal.say(line)
 
 
 def _quoted(path: Path) -> str:

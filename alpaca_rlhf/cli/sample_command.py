@@ -22,7 +22,7 @@ from alpaca_rlhf.serving import folders
 from alpaca_rlhf.serving.filling import Draws, fill, origin_of
 from alpaca_rlhf.serving.manner import Manner
 from alpaca_rlhf.serving.queueing import queue_sampled
-from alpaca_rlhf.serving.served import Served
+from alpaca_rlhf.serving.served import EndpointModel
 from alpaca_rlhf.settings import Loop, Sampler
 from alpaca_rlhf.settings.bounds import Bounded, PositiveInt, Seed, Share
 from alpaca_rlhf.sources.run_prompts import RunPrompts
@@ -142,7 +142,9 @@ def _by_http(
     folder = asked.run / "sampler"
     folder.mkdir(exist_ok=True)
     terminal.start(_STAGE, f"answers of {who} at {asked.sampler.url} to {len(rows)} prompts")
-    with Served(asked.sampler, folder, most=settings.sampling.max_new_tokens) as served:
+    with EndpointModel(
+        asked.sampler, folder, max_tokens=settings.sampling.max_new_tokens
+    ) as served:
         batch = max(1, 4 * asked.sampler.concurrency // asked.k)
         told = _fill(store, served, asked, who, rows, batch, terminal)
         terminal.finish(_STAGE, f"{told}; {served.account.line()}")

@@ -1,4 +1,4 @@
-"""Where a run stands, on a terminal or in a file of plain lines; and text that is safe to print."""
+"""Progress of a run, on a terminal or as plain lines in a file; and text that is safe to print."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.prompts import Segment, marked
 
 PROGRAM = "alpaca-rlhf"
-"""What a person types."""
+"""Command that a person types."""
 
 _UNITS = {
     "generate": "task",
@@ -41,22 +41,23 @@ _UNITS = {
     **dict.fromkeys(("what was trained", "plain peft", "plain transformers"), "prompt"),
     "transformers' reader of GGUF": "prompt",
 }
-"""What a step of a stage is; of the others, an optimiser step."""
+"""Unit in which a stage counts its steps; the default is an optimiser step."""
 
-_SHOWN = ("loss", "accuracy", "score", "kl", "gold_score")
-"""Metrics worth a glance, in this order."""
+_METRICS = ("loss", "accuracy", "score", "kl", "gold_score")
+"""Metrics shown beside the progress, in order of priority."""
 
-_SIDE = 600
-"""Characters shown at either end of a long text in a preview; the run folder has all of it."""
+_PREVIEW_CHARS = 600
+"""Characters shown at each end of a long text in a preview; the run folder holds it in full."""
 
 _BIDI = {chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 
 
 def plain(text: str) -> str:
-    """Text that cannot move the cursor, change colours or turn the direction of what follows."""
-    unified = text.replace("\r\n", "\n")
-    kept = (one for one in unified if one in "\n\t" or not _harmful(one))
-    return "".join(kept)
+    """Remove characters that move the cursor, change colours or reverse the writing direction."""
+    characters = text.replace("\r\n", "\n")
+    return "".join(
+        character for character in characters if character in "\n\t" or not _harmful(character)
+    )
 
 
 def _harmful(character: str) -> bool:
@@ -64,21 +65,22 @@ def _harmful(character: str) -> bool:
 
 
 def duration(seconds: float) -> str:
-    """`0:07`, `12:30`, `1:02:03`."""
-    whole = max(0, round(seconds))
-    minutes, rest = divmod(whole, 60)
+    """A duration as `0:07`, `12:30` or `1:02:03`."""
+    minutes, seconds_rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    if hours:
+        return f"{hours}:{minutes:02}:{seconds_rest:02}"
+    return f"{minutes}:{seconds_rest:02}"
 
 
 class Terminal:
-    """Tells a person what happens; a `context.Reporter`. Use it in a `with` block.
+    """Shows a person the progress; a `context.Reporter`. Use it in a `with` block.
 
     Args:
-        console: Where to write. Where it is a terminal a live line shows the stage; elsewhere a
-            plain line is written now and then.
-        every_s: Least seconds between two plain lines.
-        clock: Seconds, for rates.
+        console: Console to write to. A terminal shows the stage in a live line; anything else gets
+            a plain line now and then.
+        every_s: Seconds between two plain lines at least.
+        clock: Time in seconds, for rates.
     """
 
     def __init__(
@@ -112,11 +114,16 @@ class Terminal:
         self._stop()
 
     def say(self, text: str = "") -> None:
-        """Write text as it is, without the characters that `plain` drops."""
+        """Write text as it is, without the characters that `plain` removes."""
         self.console.print(plain(text), markup=False, highlight=False, emoji=False, soft_wrap=True)
 
+    def say_next(self, commands: Sequence[tuple[str, str]]) -> None:
+        """Write the commands that a person may run next, each with its purpose."""
+        for line in next_lines(commands):
+            self.say(line)
+
     def ask(self, question: str) -> str:
-        """A line that a person types; where nobody sits at a keyboard nothing is asked aloud.
+        """Read a line that a person types; the question is shown only at a keyboard.
 
         Raises:
             EOFError: The input ended.
@@ -126,11 +133,11 @@ class Terminal:
         try:
             return input(question)
         except EOFError:
-            self.say()  # leave the line of the question
+            self.say()  # end the line of the question
             raise
 
     def start(self, stage: str, what: str) -> None:
-        """A stage begins."""
+        """Show that a stage begins."""
         self._stop()
         self.say(f"{stage}: {what}")
         self.stage = stage
@@ -155,34 +162,38 @@ class Terminal:
             self._live.start()
 
     def step(self, stage: str, done: int, total: int, metrics: Mapping[str, Any]) -> None:
-        """A step is done; `stage` may be a part of the one that began, with steps of its own."""
-        now = self._clock()
+        """Show a finished step; `stage` may be a part of the current one, with steps of its own."""
+        time_now = self._clock()
+        # A part of a stage counts from its own first step, and so does a stage that starts again.
         if stage != self._pace.stage or done < self._pace.first:
-            self._pace = _Pace(stage, done, now)
-        line = self._pace.line(done, total, now)
+            self._pace = _Pace(stage, done, time_now)
+        line = self._pace.line(done, total, time_now)
         if stage == "generate":
-            line += generation_line(metrics, self._pace.tokens_per_second(metrics, now))
-        for name in [one for one in _SHOWN if isinstance(metrics.get(one), int | float)][:3]:
+            line += generation_line(metrics, self._pace.tokens_per_second(metrics, time_now))
+        numbers = [name for name in _METRICS if isinstance(metrics.get(name), int | float)]
+        for name in numbers[:3]:
             line += f", {name} {metrics[name]:.3g}"
         if self._live is not None:
             task = self._live.task_ids[0]
             self._live.update(task, description=line, completed=done, total=total)
-        elif now - self._written >= self._every_s:
-            self._written = now
+        elif time_now - self._written >= self._every_s:
+            self._written = time_now
             self.say(f"  {line}")
 
     def preview(self, stage: str, what: str, segments: Sequence[Segment]) -> None:
-        """One row that is learned from: in colour, or marked, what carries loss."""
-        shown = [(plain(_elided(text)), learned) for text, learned in segments]
+        """Show one training row, with the text that carries loss in colour or in brackets."""
+        parts = [(plain(_elided(text)), has_loss) for text, has_loss in segments]
         if self.console.color_system is None or self.console.no_color:
-            self.say(f"  {what}, in [[...]]:\n{marked(shown)}")
+            self.say(f"  {what}, in [[...]]:\n{marked(parts)}")
             return
         self.say(f"  {what}, in green:")
-        styled = Text.assemble(*((text, "green" if on else "dim") for text, on in shown))
+        styled = Text.assemble(
+            *((text, "green" if has_loss else "dim") for text, has_loss in parts)
+        )
         self.console.print(styled, soft_wrap=True)
 
     def finish(self, stage: str, what: str) -> None:
-        """A stage ended."""
+        """Show that a stage ended."""
         self._stop()
         self.say(f"  done in {duration(self._clock() - self._started)}: {what}")
         self.stage = None
@@ -194,45 +205,45 @@ class Terminal:
 
 
 def _elided(text: str) -> str:
-    cut = len(text) - 2 * _SIDE
+    cut = len(text) - 2 * _PREVIEW_CHARS
     if cut <= 0:
         return text
-    return f"{text[:_SIDE]} [... {cut} more characters ...] {text[-_SIDE:]}"
+    return f"{text[:_PREVIEW_CHARS]} [... {cut} more characters ...] {text[-_PREVIEW_CHARS:]}"
 
 
 class _Console(Console):
-    """rich's, but a reader who leaves is an error like any other, and not its own way out."""
+    """rich's console, but a closed pipe raises an error instead of ending the program."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
 
 
 class _Pace:
-    """How fast the steps come. The first step seen is where counting starts.
+    """Speed of the steps, counted from the first one seen.
 
-    Before it lies what is not a step: loading the base, or steps of an earlier run.
+    The time before it is not a step: the base was loaded, or an earlier run did the steps.
     """
 
-    def __init__(self, stage: str, first: int, at: float) -> None:
+    def __init__(self, stage: str, first: int, started: float) -> None:
         self.stage = stage
         self.first = first
-        self._at = at
+        self._started = started
         self._tokens: int | None = None
 
-    def tokens_per_second(self, metrics: Mapping[str, Any], now: float) -> float | None:
-        """Tokens since the first step seen, a second; None before there are two."""
+    def tokens_per_second(self, metrics: Mapping[str, Any], time_now: float) -> float | None:
+        """Tokens per second since the first step seen; None before the second one."""
         tokens = metrics.get("tokens", 0)
         if self._tokens is None:
             self._tokens = tokens
-        seconds = now - self._at
+        seconds = time_now - self._started
         return (tokens - self._tokens) / seconds if seconds > 0 < tokens - self._tokens else None
 
-    def line(self, done: int, total: int, now: float) -> str:
-        """`sft 12/60 steps, 3.1 steps/s, ETA 0:16`."""
+    def line(self, done: int, total: int, time_now: float) -> str:
+        """The progress as `sft 12/60 steps, 3.1 steps/s, ETA 0:16`."""
         unit = _UNITS.get(self.stage.partition(".")[0], "step")
         units = unit.removesuffix("y") + "ies" if unit.endswith("y") else unit + "s"
         line = f"{self.stage} {done}/{total} {units}"
-        steps, seconds = done - self.first, now - self._at
+        steps, seconds = done - self.first, time_now - self._started
         if steps <= 0 or seconds <= 0:
             return line
         rate = steps / seconds
@@ -241,15 +252,15 @@ class _Pace:
 
 
 def generation_line(metrics: Mapping[str, Any], tokens_per_second: float | None) -> str:
-    """`, 41% kept (duplicate 120, cut 31), 850 tokens/s, $0.02`: how a generation goes."""
-    kept = int(metrics.get("accepted", 0))
+    """The progress of a generation: `, 41% kept (duplicate 120, cut 31), 850 tokens/s, $0.02`."""
+    accepted = int(metrics.get("accepted", 0))
     dropped = {
         name.removeprefix("rejected_"): int(count)
         for name, count in metrics.items()
         if name.startswith("rejected_") and name != "rejected_surplus"
     }
-    written = kept + sum(dropped.values())
-    line = f", {kept / written:.0%} kept" if written else ""
+    written = accepted + sum(dropped.values())
+    line = f", {accepted / written:.0%} kept" if written else ""
     top = sorted(dropped, key=lambda name: (-dropped[name], name))[:2]
     if top:
         line += f" ({', '.join(f'{name} {dropped[name]}' for name in top)})"
@@ -261,7 +272,7 @@ def generation_line(metrics: Mapping[str, Any], tokens_per_second: float | None)
 
 
 def result_lines(report: Mapping[str, Any]) -> list[str]:
-    """One line a policy: its score with its interval, and its gain over SFT."""
+    """One line for each policy: its score and its gain over SFT, with intervals."""
     policies: Mapping[str, Mapping[str, Any]] = report["policies"]
     judge = str(report.get("judge", "gold"))
     width = max(len(name) for name in policies)
@@ -276,24 +287,25 @@ def result_lines(report: Mapping[str, Any]) -> list[str]:
 
 
 def next_lines(commands: Sequence[tuple[str, str]]) -> list[str]:
-    """Commands a person may run next, each with what it is for."""
-    rows = [(_as_typed(command), why) for command, why in commands]
+    """Commands that a person may run next, each with its purpose."""
+    rows = [(_as_typed(command), purpose) for command, purpose in commands]
     width = max((len(command) for command, _ in rows), default=0)
-    lines = [f"  {command:<{width}}  # {why}" for command, why in rows]
+    lines = [f"  {command:<{width}}  # {purpose}" for command, purpose in rows]
     return ["next:", *lines] if lines else []
 
 
 def _as_typed(command: str) -> str:
-    """A command of ours with the path of its program, where the shell would not find it.
+    """A command, with the path of the program if the shell would not find it by name.
 
-    That is so in a virtual environment which is not activated.
+    That is so in a virtual environment that is not activated.
     """
-    name, _, words = command.partition(" ")
+    # Only our own program, started by its path, is written with that path.
+    name, _, arguments = command.partition(" ")
     program = Path(sys.argv[0])
     if name != PROGRAM or program.name != name or shutil.which(name) is not None:
         return command
     near = program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program
-    return f"{shlex.quote(str(near))} {words}"
+    return f"{shlex.quote(str(near))} {arguments}"
 
 
 def _interval(bounds: Sequence[float], sign: str = "") -> str:

@@ -7,15 +7,38 @@ prompts are near-duplicates, `assignments` gives each prompt its split once and 
 `splits` is the firewall between the prompts of the stages.
 """
 
-from alpaca_rlhf.data.generation.decisions import Check
-from alpaca_rlhf.data.generation.events import EventStore, read_events, read_manifest
-from alpaca_rlhf.data.generation.filters import RULES, Drop, Rule, drop_reason, rule_set
-from alpaca_rlhf.data.generation.history import Request, recipe_of, requests, seeds_of, settings_of
-from alpaca_rlhf.data.generation.recipe import Ask, StepName, StepTeacher
-from alpaca_rlhf.data.generation.refilter import Refiltered, kept_by_rouge, refilter
-from alpaca_rlhf.data.generation.self_instruct import Drops, Generated, GenerationProgress, generate
-from alpaca_rlhf.data.generation.teachers import Reply, Teacher, TeacherStop, for_step
-from alpaca_rlhf.data.generation.worksheets import demonstrations, parse_worksheet
+from alpaca_rlhf.data.generation import (
+    RULES,
+    AnsweredRequest,
+    Check,
+    Drop,
+    Drops,
+    EventStore,
+    GenerationProgress,
+    GenerationRequest,
+    GenerationResult,
+    RefilterResult,
+    Reply,
+    Rule,
+    StepName,
+    StepTeacher,
+    Teacher,
+    TeacherStop,
+    demonstrations,
+    drop_reason,
+    for_step,
+    generate,
+    kept_by_rouge,
+    parse_worksheet,
+    read_events,
+    read_manifest,
+    recipe_of,
+    refilter,
+    requests,
+    rule_set,
+    seeds_of,
+    settings_of,
+)
 from alpaca_rlhf.data.readers.comparisons import dialogue, read_pairs
 from alpaca_rlhf.data.readers.detection import FORMATS, Format, FormatName, Kind, Look, look
 from alpaca_rlhf.data.readers.exporting import Exportable, Target, export, exportable
@@ -49,7 +72,7 @@ __all__ = [
     "FORMATS",
     "RULES",
     "SHIPPED",
-    "Ask",
+    "AnsweredRequest",
     "Assigned",
     "BadRow",
     "Broken",
@@ -63,17 +86,17 @@ __all__ = [
     "Firewall",
     "Format",
     "FormatName",
-    "Generated",
     "GenerationProgress",
+    "GenerationRequest",
+    "GenerationResult",
     "Imported",
     "Kind",
     "Leak",
     "Look",
     "Neighbour",
     "NoveltyIndex",
-    "Refiltered",
+    "RefilterResult",
     "Reply",
-    "Request",
     "Rows",
     "Rule",
     "StepName",

@@ -1,8 +1,8 @@
-"""What a teacher behind HTTP has cost, and how far it may go.
+"""Spending at an endpoint: the account of what was used, and the limits that requests must respect.
 
-Tokens are counted by the endpoint; where it does not count, by an estimate. Prices are the user's.
-A request whose answer was lost may still be on the provider's bill: nobody tells us, so it is not
-in these figures.
+The endpoint counts the tokens; where it does not, they are estimated. Prices are the user's.
+A request whose answer was lost may still be on the provider's bill: the kit has no way to know, so
+these figures leave it out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from alpaca_rlhf.settings.endpoint import Access
 
 
 def price(settings: Access, tokens_in: float, tokens_out: float) -> float | None:
-    """US dollars at the user's prices, or None where they are not given."""
+    """Cost in US dollars at the user's prices; None where no prices are set."""
     if settings.usd_per_1k_in is None or settings.usd_per_1k_out is None:
         return None
     return (tokens_in * settings.usd_per_1k_in + tokens_out * settings.usd_per_1k_out) / 1000
@@ -29,34 +29,34 @@ def price(settings: Access, tokens_in: float, tokens_out: float) -> float | None
 
 @dataclass
 class Account:
-    """What happened on the wire, in all starts of a run."""
+    """Everything that was exchanged with the endpoint, over all starts of a run."""
 
     answered: int = 0
     """Requests answered."""
     reused: int = 0
-    """Requests of this start whose answer an earlier one had paid for."""
+    """Requests of this start that were answered from the cache."""
     given_up: set[int] = field(default_factory=set)
-    """Numbers of the requests that failed every time."""
+    """Numbers of the requests that failed on every attempt."""
     identical: int = 0
-    """Replies of this start that were the same as an earlier reply to another sampled request."""
+    """Replies of this start that repeat an earlier reply to a different sampled request."""
     tokens_in: int = 0
     """Prompt tokens."""
     tokens_out: int = 0
-    """Tokens written."""
+    """Completion tokens."""
     usd: float | None = None
     """Cost at the user's prices."""
     estimated: bool = False
-    """Whether some of the tokens are estimates."""
+    """True if some of the token counts are estimates."""
     faults: Counter[str] = field(default_factory=Counter)
-    """Kind of fault to how often it was met."""
+    """Number of faults of each kind."""
 
     def facts(self) -> dict[str, Any]:
-        """As it stands in the report."""
+        """The account as JSON-ready facts for the report."""
         faults = dict(sorted(self.faults.items()))
         return {**vars(self), "given_up": len(self.given_up), "faults": faults}
 
     def line(self) -> str:
-        """As a person reads it."""
+        """The account as one line for a person."""
         about = "about " if self.estimated else ""
         parts = [f"{self.answered} answers, {about}{self.tokens_in} + {self.tokens_out} tokens"]
         if self.usd is not None:
@@ -64,20 +64,20 @@ class Account:
         if self.reused:
             parts.append(f"{self.reused} kept from an earlier start")
         if self.faults:
-            met = ", ".join(f"{count} x {kind}" for kind, count in sorted(self.faults.items()))
-            parts.append(f"faults: {met}; {len(self.given_up)} requests given up")
+            counts = ", ".join(f"{count} x {kind}" for kind, count in sorted(self.faults.items()))
+            parts.append(f"faults: {counts}; {len(self.given_up)} requests given up")
         if self.identical:
             parts.append(f"{self.identical} identical replies")
         return "; ".join(parts)
 
 
 class Budget:
-    """Keeps an account, and lets no request begin that could go beyond what the user allows.
+    """Keep the account, and start no request that could exceed the user's limits.
 
     Args:
         settings: Limits and prices.
-        clock: Seconds.
-        spent: Tokens in and out that other accounts under the same limits have taken.
+        clock: Time in seconds.
+        spent: (prompt, completion) tokens that other accounts under the same limits have used.
     """
 
     def __init__(
@@ -90,72 +90,80 @@ class Budget:
         self.account = Account()
         self._settings = settings
         self._clock = clock
-        self._began = clock()
-        self._held = spent
-        self._under_way = 0
+        self._started = clock()
+        self._reserved = spent
+        self._in_flight = 0
         self._changed = threading.Condition()
 
     def replay(self, line: Mapping[str, Any]) -> None:
-        """Book a line that an earlier start left in the request cache."""
+        """Book a line of the request cache that an earlier start wrote."""
         if line["kind"] == "fault":
             self.fault(line["request"], line["fault"], given_up=line["given_up"])
         elif line["kind"] == "reply":
-            given = (line[name] for name in ("tokens_in", "tokens_out", "estimated"))
-            self.spend(line["request"], *given)
+            usage = (line[name] for name in ("tokens_in", "tokens_out", "estimated"))
+            self.spend(line["request"], *usage)
 
     @contextmanager
     def request(self, tokens_in: int, tokens_out: int) -> Iterator[None]:
-        """One request under way, that may take so many tokens; waits for others if it must.
+        """Reserve tokens for one request in flight, waiting for others to finish if necessary.
+
+        Args:
+            tokens_in: Estimated prompt tokens.
+            tokens_out: Most completion tokens.
 
         Raises:
-            UserError: With all others done it would still go beyond a limit.
+            UserError: The request would exceed a limit even with all others finished.
         """
+        # 1. Reserve the most that the request may use. A request in flight may turn out cheaper
+        #    than its reservation, so wait for it before giving up; no waiting brings back time.
         with self._changed:
-            while (limit := self._beyond(tokens_in, tokens_out)) is not None:
-                if not self._under_way or ".max-minutes" in limit:
-                    raise UserError(self._stopped(limit))
+            while (limit := self._exceeded_limit(tokens_in, tokens_out)) is not None:
+                if not self._in_flight or ".max-minutes" in limit:
+                    raise UserError(self._stop_message(limit))
                 self._changed.wait()
-            self._held = (self._held[0] + tokens_in, self._held[1] + tokens_out)
-            self._under_way += 1
+            self._reserved = (self._reserved[0] + tokens_in, self._reserved[1] + tokens_out)
+            self._in_flight += 1
+        # 2. The caller sends the request, and books its real usage with `spend`.
         try:
             yield
         finally:
+            # 3. Release the reservation, and wake those who wait for it.
             with self._changed:
-                self._held = (self._held[0] - tokens_in, self._held[1] - tokens_out)
-                self._under_way -= 1
+                self._reserved = (self._reserved[0] - tokens_in, self._reserved[1] - tokens_out)
+                self._in_flight -= 1
                 self._changed.notify_all()
 
     def spend(self, number: int, tokens_in: int, tokens_out: int, estimated: bool) -> None:
-        """Book what an answered request took."""
+        """Book the tokens of an answered request."""
         with self._changed:
-            now = self.account
-            now.answered += 1
-            now.estimated |= estimated
-            now.given_up.discard(number)
-            now.tokens_in += tokens_in
-            now.tokens_out += tokens_out
-            now.usd = price(self._settings, now.tokens_in, now.tokens_out)
+            account = self.account
+            account.answered += 1
+            account.estimated |= estimated
+            account.given_up.discard(number)
+            account.tokens_in += tokens_in
+            account.tokens_out += tokens_out
+            account.usd = price(self._settings, account.tokens_in, account.tokens_out)
 
     def fault(self, number: int, kind: str, *, given_up: bool) -> None:
-        """Book a request that failed."""
+        """Book a failed attempt at a request."""
         with self._changed:
             self.account.faults[kind] += 1
             if given_up:
                 self.account.given_up.add(number)
 
     def seconds_left(self) -> float:
-        """Until this start must end."""
+        """Seconds until `max_minutes` of this start are over; infinity without that limit."""
         minutes = self._settings.max_minutes
-        return math.inf if minutes is None else minutes * 60 - (self._clock() - self._began)
+        return math.inf if minutes is None else minutes * 60 - (self._clock() - self._started)
 
-    def _beyond(self, more_in: int, more_out: int) -> str | None:
-        """The limit, as typed, that a request could go beyond."""
-        settings, now = self._settings, self.account
-        tokens_in = now.tokens_in + self._held[0] + more_in
-        tokens_out = now.tokens_out + self._held[1] + more_out
-        most = settings.max_tokens_total
-        if most is not None and tokens_in + tokens_out > most:
-            return f"{settings.group}.max-tokens-total {most}"
+    def _exceeded_limit(self, request_in: int, request_out: int) -> str | None:
+        """The limit, as typed, that a request could exceed; None if it fits."""
+        settings = self._settings
+        tokens_in = self.account.tokens_in + self._reserved[0] + request_in
+        tokens_out = self.account.tokens_out + self._reserved[1] + request_out
+        max_tokens = settings.max_tokens_total
+        if max_tokens is not None and tokens_in + tokens_out > max_tokens:
+            return f"{settings.group}.max-tokens-total {max_tokens}"
         usd = price(settings, tokens_in, tokens_out)
         if settings.max_usd is not None and usd is not None and usd > settings.max_usd:
             return f"{settings.group}.max-usd {settings.max_usd:g}"
@@ -163,9 +171,9 @@ class Budget:
             return f"{settings.group}.max-minutes {settings.max_minutes:g}"
         return None
 
-    def _stopped(self, limit: str) -> str:
+    def _stop_message(self, limit: str) -> str:
         if "minutes" in limit:
-            how = "run the same command to go on for as long again"
+            advice = "run the same command to go on for as long again"
         else:
-            how = "raise it and run the same command to go on"
-        return f"{limit}: reached ({self.account.line()}); every reply is kept; {how}"
+            advice = "raise it and run the same command to go on"
+        return f"{limit}: reached ({self.account.line()}); every reply is kept; {advice}"

@@ -1,8 +1,8 @@
-"""Everything that crossed the wire, one JSON object a line: so nothing paid for is asked twice.
+"""The request cache: every reply as a JSON line, so that nothing paid for is asked twice.
 
-Events are written in the order of the requests; replies come in any order. Each is on the disk here
-before anyone sees it, so that it survives a kill before its event. Beside replies there are lines
-for faults and for what a probe found. The key is in none of them.
+Events are written in the order of the requests; replies come in any order. Each reply is on the
+disk here before anyone uses it, so that it survives a kill before its event. Other lines record
+faults and the findings of probes. The API key is in none of them.
 """
 
 from __future__ import annotations
@@ -20,82 +20,84 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.llm.wire import Answer
 
 PROBE = -1
-"""Number of a probe's requests. They are asked anew each time."""
+"""Number of the requests of a probe, which are never answered from the cache."""
 
 Line = dict[str, Any]
 
 
 def request_key(body: Mapping[str, Any], number: int) -> str:
-    """SHA-256 of what is asked (model, messages, params) and of the request's number."""
+    """SHA-256 of a request's body (model, messages, params) and of its number."""
     text = json.dumps([dict(body), number], sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 class RequestCache:
-    """The requests of a run. Threads may share it; processes may not. Texts stay on the disk.
+    """Cache of the replies of a run. Threads may share it; processes may not.
+
+    Only keys, offsets and digests are in memory; the texts stay on the disk.
 
     Args:
-        path: Its file.
-        replay: Called with each line that earlier starts left.
+        path: The cache file.
+        replay: Called with each line that earlier starts wrote.
 
     Raises:
-        UserError: A line of the file is damaged. A torn last line is left out, as by a kill.
+        UserError: A line of the file is damaged. A torn last line, as a kill leaves it, is ignored.
     """
 
     def __init__(self, path: Path, replay: Callable[[Line], None]) -> None:
         self.path = path
         self._lock = threading.Lock()
-        self._places: dict[str, int] = {}
-        self._first: dict[bytes, int] = {}
+        self._offsets: dict[str, int] = {}
+        self._first_request: dict[bytes, int] = {}
         self._probes: dict[str, Line] = {}
         if path.exists():
             self._load(replay)
 
     def answer(self, key: str) -> Answer | None:
-        """The answer to a request that was paid for already."""
+        """The answer to a request, or None if it was never answered."""
         with self._lock:
-            place = self._places.get(key)
-        if place is None:
+            offset = self._offsets.get(key)
+        if offset is None:
             return None
         with self.path.open("rb") as stream:
-            stream.seek(place)
+            stream.seek(offset)
             return _answer(json.loads(stream.readline()))
 
     def keep(self, key: str, number: int, answer: Answer) -> None:
-        """Write an answer; when it returns the disk has it."""
+        """Write an answer; it is on the disk when this returns."""
         line = {"kind": "reply", "key": key, "request": number, **asdict(answer)}
         self._remember(line, self._append(line))
 
     def twin(self, number: int, answer: Answer) -> int | None:
-        """The number of another request that got the same text before, or None."""
+        """The number of an earlier request that got the same text, or None."""
         with self._lock:
-            first = self._first.get(_digest(answer.text), number)
-        return None if first == number else first
+            earlier = self._first_request.get(_digest(answer.text), number)
+        return None if earlier == number else earlier
 
     def fault(self, number: int, kind: str, detail: str, *, given_up: bool) -> None:
-        """Note a request that failed, and whether it is asked again."""
+        """Write a fault, and whether its request is given up."""
         line = {"kind": "fault", "request": number, "fault": kind}
         self._append({**line, "detail": detail, "given_up": given_up})
 
     def probe(self, key: str) -> Line | None:
-        """What a probe of the same endpoint found earlier in this run."""
+        """The findings of an earlier probe of the same endpoint in this run, or None."""
         return self._probes.get(key)
 
-    def keep_probe(self, key: str, found: Mapping[str, Any]) -> None:
-        """Write what a probe found."""
-        self._probes[key] = dict(found)
-        self._append({"kind": "probe", "key": key, "found": dict(found)})
+    def keep_probe(self, key: str, findings: Mapping[str, Any]) -> None:
+        """Write the findings of a probe."""
+        self._probes[key] = dict(findings)
+        self._append({"kind": "probe", "key": key, "found": dict(findings)})
 
     def _append(self, line: Line) -> int:
-        """Write a line. Returns where it begins."""
+        """Write a line and return the byte at which it begins."""
         with self._lock:
             return jsonl.append(self.path, [line], sync=True)
 
-    def _remember(self, line: Line, place: int) -> None:
+    def _remember(self, line: Line, offset: int) -> None:
         if line["request"] != PROBE:
             with self._lock:
-                self._places[line["key"]] = place
-                self._first.setdefault(_digest(line["text"]), line["request"])
+                self._offsets[line["key"]] = offset
+                self._first_request.setdefault(_digest(line["text"]), line["request"])
 
     def _load(self, replay: Callable[[Line], None]) -> None:
         mend = "the file was damaged, set it aside"

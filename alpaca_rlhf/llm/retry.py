@@ -1,7 +1,7 @@
-"""Asking again what another try may mend: later each time, as the endpoint asks, and not for ever.
+"""Retries with exponential backoff and jitter, `Retry-After`, and an end.
 
-Requests that failed together must not come back together, so every pause has jitter. When one is
-told to wait, all wait: they would be turned away too.
+Requests that failed together must not return together, so every pause has jitter. When the endpoint
+tells one request to wait, all wait: the others would be turned away too.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.llm.wire import Fault
 
 FIRST_PAUSE = 1.0
-"""Seconds between the first try and the second, before jitter; they double from try to try."""
+"""Seconds before the second attempt, before jitter; the pause doubles with each attempt."""
 LONGEST_PAUSE = 60.0
-"""Seconds between two tries at most, unless the endpoint asks for more."""
+"""Seconds between two attempts at most, unless the endpoint asks for more."""
 LONGEST_AFTER = 900.0
-"""Seconds that an endpoint may ask to wait; if it asks for more the run stops."""
+"""Longest `Retry-After` that is waited for, in seconds; a longer one stops the run."""
 
 
 class Retry:
-    """When requests to one endpoint may be tried again. Threads share it.
+    """Timing of the retries to one endpoint; threads share it.
 
     Args:
         where: The endpoint as typed, for messages.
         patience: Requests given up in a row after which the endpoint counts as gone.
-        clock: Seconds.
-        sleep: Waits so many seconds, or less if the run stops.
-        rng: Draws the jitter.
+        clock: Time in seconds.
+        sleep: Waits for a number of seconds, or less if the run stops.
+        rng: Source of the jitter.
     """
 
     def __init__(
@@ -49,29 +49,29 @@ class Retry:
         self._rng = rng or random.Random()  # jitter must differ between two runs
         self._lock = threading.Lock()
         self._not_before = 0.0
-        self._in_row = 0
+        self._given_up_in_row = 0
 
     @property
     def gone(self) -> bool:
-        """Whether so many requests were given up in a row that the endpoint counts as gone."""
-        return self._in_row >= self._patience
+        """True once `patience` requests in a row were given up."""
+        return self._given_up_in_row >= self._patience
 
     def hold(self) -> None:
-        """Wait while the endpoint has asked for that."""
-        left = self._not_before - self._clock()
-        if left > 0:
-            self._sleep(left)
+        """Wait until the time that the endpoint has asked for is over."""
+        seconds = self._not_before - self._clock()
+        if seconds > 0:
+            self._sleep(seconds)
 
     def wait(self, fault: Fault, attempt: int, *, longest: float) -> None:
-        """Wait before the next try.
+        """Wait before the next attempt.
 
         Args:
-            fault: What was met.
-            attempt: Tries before it, from 0.
-            longest: Seconds that this start has left.
+            fault: Fault of the last attempt.
+            attempt: Number of the last attempt, from 0.
+            longest: Seconds that remain for this start.
 
         Raises:
-            UserError: The endpoint asks for more patience than there is.
+            UserError: The endpoint asks for a longer wait than is allowed or remains.
         """
         after = fault.after or 0.0
         if after > min(LONGEST_AFTER, longest):
@@ -85,21 +85,21 @@ class Retry:
         self._sleep(after + min(LONGEST_PAUSE, FIRST_PAUSE * 2**attempt) * jitter)
 
     def answered(self) -> None:
-        """A request was answered."""
+        """Note that a request was answered."""
         with self._lock:
-            self._in_row = 0
+            self._given_up_in_row = 0
 
     def gave_up(self, fault: Fault) -> None:
-        """A request was given up.
+        """Note that a request was given up.
 
         Raises:
-            UserError: So were those before it, so that the endpoint counts as gone.
+            UserError: The endpoint counts as gone.
         """
         with self._lock:
-            self._in_row += 1
+            self._given_up_in_row += 1
         if self.gone:
             raise UserError(
-                f"{self._where}: gave up on {self._in_row} requests in a row, the last with "
-                f"{fault.kind} ({fault.detail}); every reply is kept; see to the endpoint and run "
-                "the same command to go on"
+                f"{self._where}: gave up on {self._given_up_in_row} requests in a row, the last "
+                f"with {fault.kind} ({fault.detail}); every reply is kept; check the endpoint and "
+                "run the same command to go on"
             )

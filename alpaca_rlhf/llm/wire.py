@@ -1,7 +1,7 @@
-"""One request to an OpenAI-compatible endpoint: sent, read, and judged by what came back.
+"""The wire to an OpenAI-compatible endpoint: send one request, read and classify the response.
 
-What may pass (429, 5xx, a timeout, a cut body, wrong JSON) is a `Fault`; what will not (a refused
-key, an unknown model) is a `Refusal`, one line without the key.
+A passing failure (429, 5xx, a timeout, a cut body, wrong JSON) is a `Fault`; a lasting one (a
+refused key, an unknown model) is a `Refusal`, one line without the key.
 """
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ import httpx
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.settings.endpoint import Endpoint
 
-LARGEST = 32 * 2**20
-"""Bytes of an answer at most; a longer one is not an answer."""
+MAX_RESPONSE_BYTES = 32 * 2**20
+"""Bytes of a response at most; a longer one is taken for broken."""
 
-_SHOWN = 200  # characters of the endpoint's own words that a message repeats
-_PASSING = (408, 409, 425, 429)  # 4xx that another try may mend
-_SPENT = ("insufficient_quota", "billing_hard_limit_reached")  # 429 that no waiting mends
-_SECRET = 8  # characters of a key that is one; shorter ones (EMPTY, none) are words like others
+_MAX_QUOTE = 200  # characters of the endpoint's own text that a message repeats
+_PASSING = (408, 409, 425, 429)  # 4xx that a retry may fix
+_NO_CREDIT = ("insufficient_quota", "billing_hard_limit_reached")  # 429 that waiting never fixes
+_MIN_SECRET = 8  # characters of a real key; shorter ones (EMPTY, none) are ordinary words
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What an endpoint wrote."""
+    """The answer of an endpoint; its fields are the columns of the request cache."""
 
     text: str
-    """Its words, as they came."""
+    """The completion, as it came."""
     whole: bool
-    """Whether the endpoint says that the model ended by itself or at a stop text."""
+    """True if the endpoint reports that the model ended by itself or at a stop text."""
     stopped: bool
-    """Whether it says that a stop text ended it (vLLM's `stop_reason`)."""
+    """True if it reports that a stop text ended it (vLLM's `stop_reason`)."""
     tokens_in: int
     """Prompt tokens."""
     tokens_out: int
-    """Tokens it wrote."""
+    """Completion tokens."""
     estimated: bool
-    """Whether the endpoint did not count them, so that they are estimates."""
+    """True if the endpoint did not count the tokens, so that they are estimates."""
 
 
 def estimate_tokens(text: str) -> int:
-    """About how many tokens a text has: one for each four bytes of UTF-8, rounded up.
+    """Estimate the tokens of a text: one for each four bytes of UTF-8, rounded up.
 
     English has 4 to 4.5 bytes a token in common vocabularies, Chinese 3 to 5.
     """
@@ -59,17 +59,17 @@ def estimate_tokens(text: str) -> int:
 
 
 def prompt_of(body: Mapping[str, Any]) -> str:
-    """All text that a request's body sends to the model."""
+    """All text that the body of a request sends to the model."""
     messages = body.get("messages") or [{"content": body.get("prompt", "")}]
-    return "\n".join(str(one["content"]) for one in messages)
+    return "\n".join(str(message["content"]) for message in messages)
 
 
 class Fault(Exception):
-    """Something that another try may mend.
+    """A failure that a retry may fix.
 
     Args:
         kind: `429` or another 4xx, `5xx`, `timeout`, `connection`, `cut` or `json`.
-        detail: What was seen, without the key.
+        detail: Description without the key.
         after: Seconds that the endpoint asks to wait.
     """
 
@@ -81,7 +81,7 @@ class Fault(Exception):
 
 
 class Refusal(UserError):
-    """Something that no other try mends.
+    """A failure that no retry can fix.
 
     Args:
         status: HTTP status.
@@ -94,16 +94,16 @@ class Refusal(UserError):
 
 
 class Wire:
-    """Sends requests to one endpoint. Threads may share it.
+    """Connections to one endpoint; threads may share it.
 
     Args:
-        url: Base of its addresses.
+        url: Base URL.
         key: The key or None.
         key_env: Name of the variable that holds the key, for messages.
-        timeout: Seconds for a whole answer.
-        group: What its flags begin with, for messages.
+        timeout: Seconds for a complete response.
+        group: Prefix of its flags, for messages.
         transport: Replaces the network.
-        clock: Seconds.
+        clock: Time in seconds.
     """
 
     def __init__(
@@ -126,106 +126,109 @@ class Wire:
         self._client = httpx.Client(
             headers={} if key is None else {"Authorization": f"Bearer {key}"},
             timeout=timeout,
-            # a proxy that the environment names has no business between us and this machine
+            # a proxy from the environment has no business between the kit and this machine
             trust_env=urlsplit(self.url).hostname not in _LOOPBACK,
             transport=transport,
             limits=httpx.Limits(max_connections=None),
         )
 
     def close(self) -> None:
-        """Close all connections; what is under way fails."""
+        """Close all connections; requests in flight fail."""
         self._client.close()
 
     def models(self) -> list[str]:
-        """The models that it offers; none where it does not tell, as many do not."""
+        """The models that it lists; empty where it does not list them, as many endpoints do not."""
         try:
             status, _, content = self._send("GET", "models", None)
-            found = json.loads(content)["data"] if status == 200 else []
-            return [self._plain(one["id"]) for one in found if isinstance(one["id"], str)]
+            models = json.loads(content)["data"] if status == 200 else []
+            names = [model["id"] for model in models]
+            return [self._one_line(name) for name in names if isinstance(name, str)]
         except (httpx.HTTPError, httpx.InvalidURL, Fault, ValueError, LookupError, TypeError):
             return []
 
     def post(self, path: str, body: Mapping[str, Any]) -> Answer:
-        """Ask once.
+        """Send a request once.
 
         Raises:
-            Fault: Another try may mend it.
-            Refusal: No other try mends it.
+            Fault: A retry may fix it.
+            Refusal: No retry can fix it.
         """
         try:
             status, headers, content = self._send("POST", path, body)
         except httpx.TimeoutException:
             raise Fault("timeout", f"no answer within {self._timeout:g} s") from None
         except (httpx.ConnectError, httpx.ProxyError) as error:
-            raise Fault("connection", self._plain(str(error) or "no connection")) from None
+            raise Fault("connection", self._one_line(str(error) or "no connection")) from None
         except (httpx.TransportError, httpx.DecodingError) as error:
-            raise Fault("cut", self._plain(str(error) or type(error).__name__)) from None
+            raise Fault("cut", self._one_line(str(error) or type(error).__name__)) from None
         except httpx.InvalidURL:
-            raise Refusal(0, f"{self._group}.url {self.url}: is no address") from None
+            raise Refusal(0, f"{self._group}.url {self.url}: is not a valid URL") from None
         if status != 200:
-            raise self._judge(status, headers, content)
-        return self._read(content, body)
+            raise self._failure(status, headers, content)
+        return self._answer(content, body)
 
     def _send(
         self, method: str, path: str, body: Mapping[str, Any] | None
     ) -> tuple[int, httpx.Headers, bytes]:
-        # The client's own timeout starts anew with every byte; this one does not.
-        until = self._clock() + self._timeout
+        # httpx restarts its timeout with every byte; this deadline holds for the whole response.
+        deadline = self._clock() + self._timeout
         content = bytearray()
         with self._client.stream(method, f"{self.url}/{path}", json=body) as response:
-            for piece in response.iter_bytes():
-                content += piece
-                if self._clock() > until:
-                    raise Fault("timeout", f"no whole answer within {self._timeout:g} s")
-                if len(content) > LARGEST:
-                    raise Fault("json", f"the answer is longer than {LARGEST} bytes")
+            for chunk in response.iter_bytes():
+                content += chunk
+                if self._clock() > deadline:
+                    raise Fault("timeout", f"no complete answer within {self._timeout:g} s")
+                if len(content) > MAX_RESPONSE_BYTES:
+                    raise Fault("json", f"the answer is longer than {MAX_RESPONSE_BYTES} bytes")
             return response.status_code, response.headers, bytes(content)
 
-    def _judge(self, status: int, headers: httpx.Headers, content: bytes) -> Fault | Refusal:
-        words, code = self._error_of(content)
-        if status in _PASSING and code not in _SPENT:
-            return Fault(str(status), f"{status} {words}", _after(headers))
+    def _failure(self, status: int, headers: httpx.Headers, content: bytes) -> Fault | Refusal:
+        message, code = self._error_of(content)
+        if status in _PASSING and code not in _NO_CREDIT:
+            return Fault(str(status), f"{status} {message}", _retry_after(headers))
         if status >= 500:
-            return Fault("5xx", f"{status} {words}", _after(headers))
-        where = f"{self._group}.url {self.url}: {status} {words}".strip()
+            return Fault("5xx", f"{status} {message}", _retry_after(headers))
+        where = f"{self._group}.url {self.url}: {status} {message}".strip()
         if status in (401, 403):
-            mend = (
+            advice = (
                 f"it wants a key; put one in the environment and name it with {self._group}.key-env"
                 if self._key is None
                 else f"it refuses the key in ${self._key_env}"
             )
         elif status == 404:
-            mend = f"check the address, which often ends in /v1, and {self._group}.model"
+            advice = f"check the address, which often ends in /v1, and {self._group}.model"
         elif 300 <= status < 400:
-            mend = "it points elsewhere; give that address"
+            advice = "it redirects elsewhere; give that address"
         elif status == 429:
-            mend = "the account there is spent"
+            advice = "the account there has no credit left"
         else:
-            mend = f"it refuses the request; check {self._group}.model, .api and .params"
-        return Refusal(status, f"{where}; {mend}")
+            advice = f"it refuses the request; check {self._group}.model, .api and .params"
+        return Refusal(status, f"{where}; {advice}")
 
-    def _read(self, content: bytes, body: Mapping[str, Any]) -> Answer:
+    def _answer(self, content: bytes, body: Mapping[str, Any]) -> Answer:
+        # 1. Decode, and find errors that came with status 200.
         try:
-            found = json.loads(content)
+            response = json.loads(content)
         except ValueError:
-            raise Fault("json", f"not JSON: {self._plain(_text(content))}") from None
-        if isinstance(found, dict) and found.get("error") and not found.get("choices"):
+            raise Fault("json", f"not JSON: {self._one_line(_text(content))}") from None
+        if isinstance(response, dict) and response.get("error") and not response.get("choices"):
             raise Fault("5xx", f"an error with status 200: {self._error_of(content)[0]}")
+        # 2. Take the text, how it ended and the token counts from the chat or completion form.
         try:
-            first = found["choices"][0]
-            text = first["message"]["content"] if "message" in first else first["text"]
-            if text is None and first.get("finish_reason"):
-                text = ""  # all its tokens went into thoughts; it is paid for all the same
-            usage = found.get("usage") or {}
+            choice = response["choices"][0]
+            text = choice["message"]["content"] if "message" in choice else choice["text"]
+            if text is None and choice.get("finish_reason"):
+                text = ""  # all its tokens were hidden reasoning; they are paid for all the same
+            usage = response.get("usage") or {}
             counts = [_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")]
-            whole = first.get("finish_reason") in ("stop", None)
-            stopped = isinstance(first.get("stop_reason"), str)
+            whole = choice.get("finish_reason") in ("stop", None)
+            stopped = isinstance(choice.get("stop_reason"), str)
         except (KeyError, IndexError, TypeError, AttributeError):
             text = None
         if not isinstance(text, str):
-            raise Fault("json", f"no text in it: {self._plain(_text(content))}")
-        # Half a surrogate pair, which JSON can spell, has no UTF-8.
-        text = self._hidden(text).encode("utf-8", "replace").decode()
+            raise Fault("json", f"no text in it: {self._one_line(_text(content))}")
+        # 3. Remove the key, and half surrogate pairs, which JSON can spell but UTF-8 cannot encode.
+        text = self._redacted(text).encode("utf-8", "replace").decode()
         return Answer(
             text,
             whole,
@@ -236,29 +239,29 @@ class Wire:
         )
 
     def _error_of(self, content: bytes) -> tuple[str, str]:
-        """The endpoint's own words on one line, and its code."""
+        """The endpoint's error message on one line, and its error code."""
         code: Any = ""
         try:
-            said: Any = json.loads(content)
+            error: Any = json.loads(content)
         except ValueError:
-            said = _text(content)
+            error = _text(content)
         for name in ("error", "detail", "message"):
-            if isinstance(said, dict) and name in said:
-                code = said.get("code", code)
-                said = said[name]
-        return self._plain(said if isinstance(said, str) else json.dumps(said)), str(code)
+            if isinstance(error, dict) and name in error:
+                code = error.get("code", code)
+                error = error[name]
+        return self._one_line(error if isinstance(error, str) else json.dumps(error)), str(code)
 
-    def _plain(self, words: str) -> str:
-        words = " ".join(self._hidden(words).split())
-        return words if len(words) <= _SHOWN else words[: _SHOWN - 3] + "..."
+    def _one_line(self, text: str) -> str:
+        text = " ".join(self._redacted(text).split())
+        return text if len(text) <= _MAX_QUOTE else text[: _MAX_QUOTE - 3] + "..."
 
-    def _hidden(self, words: str) -> str:
-        """Words without the key, which some servers repeat."""
-        secret = self._key is not None and len(self._key) >= _SECRET
-        return words.replace(self._key or "", "***") if secret else words
+    def _redacted(self, text: str) -> str:
+        """Replace the key, which some servers repeat, by asterisks."""
+        secret = self._key is not None and len(self._key) >= _MIN_SECRET
+        return text.replace(self._key or "", "***") if secret else text
 
 
-def _after(headers: httpx.Headers) -> float | None:
+def _retry_after(headers: httpx.Headers) -> float | None:
     """Seconds that `Retry-After` asks for: a number or an HTTP date (RFC 9110 section 10.2.3)."""
     value = headers.get("retry-after", "").strip()
     if re.fullmatch(r"\d{1,9}(\.\d*)?", value, re.ASCII):
@@ -266,7 +269,7 @@ def _after(headers: httpx.Headers) -> float | None:
     date = _date(value)
     if date is None:
         return None
-    # by the endpoint's own clock where it shows it, which may be off from ours
+    # measured by the endpoint's own clock where it shows it, which may differ from ours
     now = _date(headers.get("date", "")) or datetime.now(UTC)
     return max(0.0, (date - now).total_seconds())
 
@@ -284,4 +287,4 @@ def _count(value: Any) -> int | None:
 
 
 def _text(content: bytes) -> str:
-    return content[: 4 * _SHOWN].decode("utf-8", "replace")
+    return content[: 4 * _MAX_QUOTE].decode("utf-8", "replace")

@@ -1,61 +1,41 @@
-"""Answers to rank from a model behind an OpenAI-compatible endpoint, e.g. an export under vLLM."""
+"""The sampler behind HTTP: completions to rank from an endpoint, such as an export under vLLM."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from hashlib import blake2b
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.prompts import chat_messages
 from alpaca_rlhf.core.records import Completion, Instruction
-from alpaca_rlhf.llm.budget import Account
-from alpaca_rlhf.llm.cache import request_key
-from alpaca_rlhf.llm.client import Asker, Stopped
+from alpaca_rlhf.llm.client import EndpointUser, request_seed
 from alpaca_rlhf.llm.wire import Answer
 from alpaca_rlhf.serving.manner import Manner
 from alpaca_rlhf.settings import Sampler
 
 
-class Served:
-    """Answers as `Speaker.candidates` does, over HTTP. Use it in a `with` block.
+class EndpointModel(EndpointUser):
+    """Model behind an endpoint that answers as `Speaker` does. Use it in a `with` block.
 
     Args:
         settings: The endpoint, and what it may cost.
-        folder: Where `requests.jsonl` lies: what was asked before is not asked again.
-        most: Tokens of an answer, where the manner does not say.
-        asking: Goes to `Asker`.
+        folder: Folder of the request cache: no prompt is asked twice.
+        max_tokens: Tokens of a completion at most, where the caller sets no limit.
+        client_options: Further arguments of `EndpointClient`.
 
     Raises:
-        UserError: The key is not in the environment, or the file is damaged.
+        UserError: The key is not in the environment, or the cache is damaged.
     """
 
-    def __init__(self, settings: Sampler, folder: Path, *, most: int, **asking: Any) -> None:
-        self._settings = settings
-        self._most = most
-        self._asker = Asker(settings, folder, **asking)
-
-    def __enter__(self) -> Served:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+    def __init__(
+        self, settings: Sampler, folder: Path, *, max_tokens: int, **client_options: Any
     ) -> None:
-        self._asker.close()
-
-    @property
-    def account(self) -> Account:
-        """What happened on the wire so far."""
-        return self._asker.account
+        super().__init__(settings, folder, **client_options)
+        self._settings = settings
+        self._max_tokens = max_tokens
 
     def fingerprint(self, policy: str) -> str:
-        """What tells its answers from those of all others in records."""
+        """Name of the model in the records of its completions."""
         return f"http:{self._settings.model}"
 
     def candidates(
@@ -64,52 +44,39 @@ class Served:
         """K completions of each prompt; fewer where a request was given up.
 
         Raises:
-            UserError: A budget is spent, or the endpoint refuses or is gone. What it has written
-                is kept; the same call goes on.
+            UserError: A budget is spent, or the endpoint refuses or is gone. Its replies are kept;
+                the same call goes on.
         """
-        jobs = [
-            partial(self._one, at, row, j, manner) for at, row in enumerate(rows) for j in range(k)
-        ]
-        try:
-            found = self._asker.all(jobs)
-        except Stopped as stopped:
-            if isinstance(stopped.why, UserError):
-                raise UserError(str(stopped.why)) from None
-            raise stopped.why from None
-        own: list[list[Completion]] = [[] for _ in rows]
-        for at, one in found:
-            own[at].append(one)
-        return own
-
-    def _one(
-        self, at: int, row: Instruction, number: int, manner: Manner
-    ) -> tuple[int, Completion] | None:
-        tokens = manner.max_new_tokens or self._most
-        digest = blake2b(f"{manner.seed}/{row.id}/{number}".encode(), digest_size=4).digest()
-        body = {
-            "model": self._settings.model,
-            "messages": chat_messages(row),
-            "temperature": manner.temperature,
-            "top_p": manner.top_p,
-            "max_tokens": tokens,
-            "seed": int.from_bytes(digest, "big") >> 1,
-            **self._settings.fields(),
-        }
-        key = request_key(body, number)
-        answer = self._asker.cached(key)
-        if answer is None:
-            asked = self._asker.answer(int(key[:12], 16), body, tokens, key)
-            if not isinstance(asked, Answer):
-                return None
-            answer = asked
-        return at, Completion(
-            prompt_id=row.id,
-            text=answer.text.strip(),
-            adapter=self.fingerprint(""),
-            sampling=f"temperature={manner.temperature:g} top_p={manner.top_p:g} "
-            f"max_new_tokens={tokens}",
-            seed=manner.seed,
-            sample=number,
-            finish_reason="eos" if answer.whole else "length",
-            n_tokens=answer.tokens_out,
+        max_tokens = manner.max_new_tokens or self._max_tokens
+        draws = [(place, row, sample) for place, row in enumerate(rows) for sample in range(k)]
+        outcomes = self._client.ask_all(
+            self._client.request(
+                {
+                    "messages": chat_messages(row),
+                    "temperature": manner.temperature,
+                    "top_p": manner.top_p,
+                    "max_tokens": max_tokens,
+                    "seed": request_seed(manner.seed, row.id, sample),
+                },
+                max_tokens,
+                draw=sample,
+            )
+            for _, row, sample in draws
         )
+        completions: list[list[Completion]] = [[] for _ in rows]
+        for (place, row, sample), answer in zip(draws, outcomes, strict=True):
+            if isinstance(answer, Answer):
+                completions[place].append(
+                    Completion(
+                        prompt_id=row.id,
+                        text=answer.text.strip(),
+                        adapter=self.fingerprint(policy),
+                        sampling=f"temperature={manner.temperature:g} top_p={manner.top_p:g} "
+                        f"max_new_tokens={max_tokens}",
+                        seed=manner.seed,
+                        sample=sample,
+                        finish_reason="eos" if answer.whole else "length",
+                        n_tokens=answer.tokens_out,
+                    )
+                )
+        return completions

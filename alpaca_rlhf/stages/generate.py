@@ -1,4 +1,4 @@
-"""The generate stage: self-instruct."""
+"""The generate stage: a teacher writes instruction data by self-instruct."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from alpaca_rlhf.stages.teachers import teacher_of
 
 
 def generate(ctx: Context, round_: int) -> Outcome:
-    """Self-instruct: a teacher writes new tasks after the pattern of the seed tasks."""
+    """Let the teacher write new tasks on the pattern of the seed tasks, and save the rows."""
+    # An interrupted stage replays its events, so its metrics are logged again from the start.
     log = ctx.log("generate")
     ctx.run.truncate_metrics(lambda row: row["stage"] != "generate")
 
-    def progress(now: GenerationProgress) -> None:
-        counts = {f"rejected_{rule.replace(' ', '_')}": n for rule, n in now.dropped.items()}
+    def log_progress(progress: GenerationProgress) -> None:
+        counts = {f"rejected_{rule.replace(' ', '_')}": n for rule, n in progress.dropped.items()}
         log(
             {
-                "step": now.kept,
-                "steps": now.target,
-                "requests": now.requests,
-                "accepted": now.kept,
-                "tokens": now.tokens,
-                "failed": now.failed,
-                **({} if now.usd is None else {"cost_usd": now.usd}),
+                "step": progress.kept,
+                "steps": progress.target,
+                "requests": progress.requests,
+                "accepted": progress.kept,
+                "tokens": progress.tokens,
+                "failed": progress.failed,
+                **({} if progress.usd is None else {"cost_usd": progress.usd}),
                 **counts,
             }
         )
@@ -34,7 +35,7 @@ def generate(ctx: Context, round_: int) -> Outcome:
     settings = ctx.settings.generate
     facts: dict[str, Any] = {}
     with teacher_of(ctx, facts) as teacher:
-        made = self_instruct(
+        result = self_instruct(
             teacher,
             ctx.source.seeds(),
             settings,
@@ -43,22 +44,23 @@ def generate(ctx: Context, round_: int) -> Outcome:
             rules=ctx.source.rules,
             accept=ctx.source.accept,
             novel=ctx.source.novelty(),
-            progress=progress,
+            progress=log_progress,
         )
-    write_instructions(ctx.run.folder("generate") / "rows.jsonl", made.rows)
-    wrong = len(made.drops) - made.drops.counts.get("surplus", 0)
-    by_rouge, asked = kept_by_rouge(ctx.run.folder("generate"))
+    write_instructions(ctx.run.folder("generate") / "rows.jsonl", result.rows)
+    # Surplus rows came after the target was reached; nothing is wrong with them.
+    n_rejected = len(result.drops) - result.drops.counts.get("surplus", 0)
+    n_new_by_rouge, n_checked = kept_by_rouge(ctx.run.folder("generate"))
     facts |= {
-        "requests": made.requests,
-        "dropped": len(made.drops),
-        "accepted_share": len(made.rows) / (len(made.rows) + wrong),
-        "rouge_alone": {"kept": by_rouge, "of": asked},
+        "requests": result.requests,
+        "dropped": len(result.drops),
+        "accepted_share": len(result.rows) / (len(result.rows) + n_rejected),
+        "rouge_alone": {"kept": n_new_by_rouge, "of": n_checked},
     }
     gold = ctx.source.gold
     if gold is not None:
-        right = [gold(row, row.output or "", True).parts["correct"] for row in made.rows]
-        facts["correct"] = sum(right) / len(right)
-    summary = f"{len(made.rows)} new tasks, {len(made.drops)} dropped"
+        correct = [gold(row, row.output or "", True).parts["correct"] for row in result.rows]
+        facts["correct"] = sum(correct) / len(correct)
+    summary = f"{len(result.rows)} new tasks, {len(result.drops)} dropped"
     if ctx.source.novelty() is not None:
-        summary += f" (ROUGE-L alone would have kept {by_rouge} of {asked})"
-    return Outcome(len(made.rows), made.tokens, summary, facts)
+        summary += f" (ROUGE-L alone would have kept {n_new_by_rouge} of {n_checked})"
+    return Outcome(len(result.rows), result.tokens, summary, facts)

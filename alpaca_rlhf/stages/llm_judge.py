@@ -1,197 +1,163 @@
-"""A model behind an OpenAI-compatible endpoint that ranks in people's place."""
+"""The LLM judge: a model behind an OpenAI-compatible endpoint that ranks in place of people."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from itertools import combinations
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Completion, Instruction
-from alpaca_rlhf.llm.budget import Account
-from alpaca_rlhf.llm.cache import request_key
-from alpaca_rlhf.llm.client import Asker, Stopped
-from alpaca_rlhf.llm.wire import Answer, Fault, Refusal
+from alpaca_rlhf.llm.client import EndpointRequest, EndpointUser, Outcome
+from alpaca_rlhf.llm.wire import Answer, Refusal
 from alpaca_rlhf.preferences import JUDGE
 from alpaca_rlhf.preferences.pairwise import Order, Question, order_of, questions, verdict_of
 from alpaca_rlhf.settings import Judge
 
 Row = tuple[Instruction, Sequence[Completion]]
+"""A set to rank: a prompt and its completions."""
 
 PATIENCE = 3
 """Sets in a row, refused whole, after which the endpoint is taken to refuse everything."""
 
-_ABOUT_ONE = (400, 413, 422)
-"""HTTP statuses of a refusal that may be about one request: too long, or against a policy."""
+_ABOUT_ONE_REQUEST = (400, 413, 422)
+"""HTTP statuses of a refusal that may concern one request: too long, or against a policy."""
 _LIMITS = ("max_tokens", "max_completion_tokens")
-"""How endpoints call the most tokens of a reply."""
+"""Names that endpoints use for the limit on the tokens of a reply."""
 
 
 def questions_about(rows: Sequence[Row]) -> int:
-    """How many requests it takes to rank some sets."""
-    return sum(2 for _, own in rows for _ in combinations(own, 2))
+    """Number of requests that it takes to rank some sets."""
+    return sum(2 for _, completions in rows for _ in combinations(completions, 2))
 
 
 def outcomes(pairs: Mapping[str, int]) -> str:
-    """What came of all pairs, in words."""
+    """The outcomes of all pairs, as percentages in a sentence."""
     n = max(1, sum(pairs.values()))
-    words = {
+    descriptions = {
         "decided": "decided",
         "tied": "tied",
         "inconsistent": "dropped because the verdict changed with the order",
         "unreadable": "without a readable verdict",
     }
-    found = [f"{100 * pairs.get(key, 0) / n:.0f}% {text}" for key, text in words.items()]
-    return f"{sum(pairs.values())} pairs: {', '.join(found)}"
+    shares = [
+        f"{100 * pairs.get(outcome, 0) / n:.0f}% {text}" for outcome, text in descriptions.items()
+    ]
+    return f"{sum(pairs.values())} pairs: {', '.join(shares)}"
 
 
-class LLMJudge:
-    """Compares every two completions in both orders. Use it in a `with` block.
+class LLMJudge(EndpointUser):
+    """Judge that compares every two completions in both orders. Use it in a `with` block.
 
     Args:
         settings: The endpoint, and what it may cost.
-        folder: Where `requests.jsonl` lies: what was asked before is not asked again.
-        asking: Goes to `Asker`.
+        folder: Folder of the request cache: no question is asked twice.
+        client_options: Further arguments of `EndpointClient`.
 
     Raises:
-        UserError: The key is not in the environment, or the file is damaged.
+        UserError: The key is not in the environment, or the cache is damaged.
     """
 
-    def __init__(self, settings: Judge, folder: Path, **asking: Any) -> None:
+    def __init__(self, settings: Judge, folder: Path, **client_options: Any) -> None:
+        super().__init__(settings, folder, **client_options)
         self._settings = settings
-        self._asker = Asker(settings, folder, **asking)
         self._limit = ""
-
-    def __enter__(self) -> LLMJudge:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._asker.close()
 
     @property
     def annotator(self) -> str:
-        """What its rankings are signed with."""
+        """Annotator in whose name its rankings are recorded."""
         return f"{JUDGE}llm:{self._settings.model}"
 
-    @property
-    def account(self) -> Account:
-        """What happened on the wire so far."""
-        return self._asker.account
-
     def rank(
-        self, rows: Sequence[Row], *, told: Callable[[int], None] = lambda sets: None
+        self, rows: Sequence[Row], *, on_progress: Callable[[int], None] = lambda sets: None
     ) -> Iterator[tuple[Instruction, Order]]:
-        """The order of each set of completions.
+        """Yield each prompt with the order of its completions.
 
         Args:
             rows: Prompts with their completions.
-            told: Told how many sets are done.
+            on_progress: Called with the number of sets that are ranked.
 
         Raises:
-            UserError: A budget is spent, or the endpoint refuses or is gone. What it has said is
-                kept; the same call goes on.
+            UserError: A budget is spent, or the endpoint refuses or is gone. Its replies are kept;
+                the same call goes on.
         """
-        done = refused = 0
-        for group in _groups(rows, 4 * self._settings.concurrency):
+        done = refused_in_row = 0
+        for batch in _batches(rows, 4 * self._settings.concurrency):
+            # 1. Ask everything about these sets, both orders of every pair.
             self._find_limit(rows[done : done + PATIENCE])
-            replies = self._replies(group)
-            for prompt, own in group:
-                asked = [(one, replies.get(self._key(one))) for one in questions(prompt, own)]
-                said = {
-                    (one.first, one.second): verdict_of(reply)
-                    for one, reply in asked
-                    if isinstance(reply, str)
+            replies = self._replies(batch)
+            for prompt, completions in batch:
+                asked_questions = questions(prompt, completions)
+                answers = [replies[self._request(question).key] for question in asked_questions]
+                # 2. Read the verdicts. A reply that was cut off has not come to its last word.
+                verdicts = {
+                    (question.first, question.second): verdict_of(
+                        answer.text if answer.whole else ""
+                    )
+                    for question, answer in zip(asked_questions, answers, strict=True)
+                    if isinstance(answer, Answer)
                 }
-                yield prompt, order_of([one.id for one in own], said)
-                why = [reply for _, reply in asked if isinstance(reply, Refusal)]
-                refused = refused + 1 if len(why) == len(asked) else 0
-                if refused == PATIENCE:
-                    raise UserError(f"{why[0]}; {PATIENCE} sets in a row were refused whole")
-            done += len(group)
-            told(done)
+                yield prompt, order_of([completion.id for completion in completions], verdicts)
+                # 3. A refusal may concern one set; several sets in a row mean all of them.
+                refusals = [answer for answer in answers if isinstance(answer, Refusal)]
+                refused_whole = len(refusals) == len(answers)
+                refused_in_row = refused_in_row + 1 if refused_whole else 0
+                if refused_in_row == PATIENCE:
+                    raise UserError(
+                        f"{refusals[0]}; all questions about {PATIENCE} sets in a row were refused"
+                    )
+            done += len(batch)
+            on_progress(done)
 
-    def _replies(self, group: Sequence[Row]) -> dict[str, str | Refusal]:
-        """What was said to each question, by its key; one that stands there twice is asked once."""
-        asked = {self._key(one): one for row in group for one in questions(*row)}
-        jobs = [partial(self._reply, key, one) for key, one in asked.items()]
-        try:
-            return dict(self._asker.all(jobs))
-        except Stopped as stopped:
-            if isinstance(stopped.why, UserError):
-                raise UserError(str(stopped.why)) from None
-            raise stopped.why from None
-
-    def _reply(self, key: str, question: Question) -> tuple[str, str | Refusal] | None:
-        try:
-            answer = self._ask(question)
-        except Refusal as refusal:
-            if refusal.status not in _ABOUT_ONE:
-                raise
-            self._asker.refused(_number(key), refusal)
-            return key, refusal
-        if not isinstance(answer, Answer):
-            return None
-        # where the length cut it, the last line is not its last word
-        return key, answer.text if answer.whole else ""
-
-    def _ask(self, question: Question) -> Answer | Fault | None:
-        key = self._key(question)
-        kept = self._asker.cached(key)
-        if kept is not None:
-            return kept
-        return self._asker.answer(_number(key), self._body(question), self._settings.tokens, key)
-
-    def _body(self, question: Question) -> dict[str, Any]:
-        return {
-            "model": self._settings.model,
-            "temperature": 0.0,
-            "messages": [dict(one) for one in question.messages],
-            self._limit: self._settings.tokens,
-            **self._settings.fields(),
+    def _replies(self, batch: Sequence[Row]) -> dict[str, Outcome]:
+        """The outcome of each question by its key; a question that occurs twice is asked once."""
+        requests = {
+            request.key: request
+            for row in batch
+            for question in questions(*row)
+            for request in (self._request(question),)
         }
+        answers = self._client.ask_all(requests.values(), tolerated=_ABOUT_ONE_REQUEST)
+        return dict(zip(requests, answers, strict=True))
 
-    def _key(self, question: Question) -> str:
-        return request_key(self._body(question), 0)
+    def _request(self, question: Question) -> EndpointRequest:
+        fields = {
+            "temperature": 0.0,
+            "messages": [dict(message) for message in question.messages],
+            self._limit: self._settings.tokens,
+        }
+        return self._client.request(fields, self._settings.tokens)
 
     def _find_limit(self, rows: Sequence[Row]) -> None:
-        """How this endpoint calls the most tokens: told by a question that is asked anyway.
+        """Find this endpoint's name for the token limit with a question that is asked anyway.
 
-        By one of those that it does not refuse, the first and the last of some sets, which are
-        mostly about other answers: it may be the question's own fault.
+        A refusal may be due to the question itself. So the first and the last question of some
+        sets are tried, which are mostly about different completions.
         """
         if self._limit:
             return
-        tries = [one for row in rows for one in (questions(*row)[0], questions(*row)[-1])]
-        for at, question in enumerate(tries, 1):
+        trials = [
+            question for row in rows for question in (questions(*row)[0], questions(*row)[-1])
+        ]
+        for number, question in enumerate(trials, 1):
             for self._limit in _LIMITS:
                 try:
-                    self._ask(question)
+                    self._client.ask(self._request(question))
                     return
                 except Refusal as refusal:
-                    last = at == len(tries) and self._limit == _LIMITS[-1]
-                    if last or refusal.status not in _ABOUT_ONE:
+                    last = number == len(trials) and self._limit == _LIMITS[-1]
+                    if last or refusal.status not in _ABOUT_ONE_REQUEST:
                         raise
 
 
-def _number(key: str) -> int:
-    return int(key[:12], 16)
-
-
-def _groups(rows: Sequence[Row], least: int) -> Iterator[list[Row]]:
-    """Rows so many at a time that no request waits for another set's answers."""
-    group: list[Row] = []
+def _batches(rows: Sequence[Row], min_questions: int) -> Iterator[list[Row]]:
+    """Sets in batches with enough questions to keep all workers busy."""
+    batch: list[Row] = []
     for row in rows:
-        group.append(row)
-        if questions_about(group) >= least:
-            yield group
-            group = []
-    if group:
-        yield group
+        batch.append(row)
+        if questions_about(batch) >= min_questions:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -123,7 +123,7 @@ def _by_llm(
     with LLMJudge(settings, path.parent, spent=_spent_before(ctx, round_)) as judge:
         total = len(rows)
         for prompt, order in judge.rank(
-            rows, told=lambda sets: ctx.reporter.step(stage, sets, total, {})
+            rows, on_progress=lambda sets: ctx.reporter.step(stage, sets, total, {})
         ):
             pairs.update(order.pairs)
             if order.tiers is not None:

@@ -1,4 +1,4 @@
-"""Who writes the rows of a run: an endpoint, an adapter on the base, or the bare base."""
+"""The teacher of a run: an endpoint, an adapter on the base, or the bare base."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from alpaca_rlhf.models.teacher import LocalTeacher
 from alpaca_rlhf.stages.context import Context
 
 ROLE = "teacher"
-"""Name of the adapter that writes."""
+"""Name of the teacher's adapter."""
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def teacher_of(ctx: Context, facts: dict[str, Any]) -> Iterator[Teacher]:
 
     Args:
         ctx: The run.
-        facts: Receives, at the end, what an endpoint cost.
+        facts: Receives the account of an endpoint when the block ends.
 
     Raises:
         UserError: The endpoint cannot be used, or the adapter does not fit.

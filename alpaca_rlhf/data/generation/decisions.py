@@ -1,4 +1,4 @@
-"""Which rows stay: filters, the caller's check, novelty, and the target, asked in this order."""
+"""Decisions on rows: the target, filters, the caller's check and novelty, in this order."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from dataclasses import replace
 
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data.generation.filters import Drop, Rule, drop_reason
-from alpaca_rlhf.data.generation.recipe import Ask
+from alpaca_rlhf.data.generation.recipe import GenerationRequest
 from alpaca_rlhf.data.splits.novelty import NoveltyIndex
 
 Check = Callable[[Instruction], Drop | None]
-"""Looks at a row: a `Drop` if it may not stay, else None."""
+"""Checks a row; returns a `Drop` if the row must go, else None."""
 
 
 class Decisions:
-    """Decides on rows strictly in the order they come, and remembers those that stay.
+    """Decide on rows strictly in the order they come, and remember the accepted ones.
 
-    A task without an output yet is looked at by the filters and by ROUGE-L novelty; its instances
-    by the filters and the caller's checks.
+    A task without an output yet passes the filters and ROUGE-L novelty; its instances pass the
+    filters and the caller's checks.
 
     Args:
-        seeds: Seed tasks: nothing may lie near them. They are never filtered.
-        target: Rows wanted; those that come after are surplus.
+        seeds: Seed tasks, never filtered; no accepted task may be a near-duplicate of one.
+        target: Number of rows to accept; any later ones are surplus.
         rules: Filters on the row's text.
         accept: The caller's own check.
-        novel: Replaces ROUGE-L novelty. It is asked last: what it lets through is kept.
+        novel: Replaces ROUGE-L novelty. It is the last check: a row that passes it is accepted.
         threshold: Two instructions with a ROUGE-L F1 above it are near-duplicates.
     """
 
@@ -39,45 +39,46 @@ class Decisions:
         novel: Check | None,
         threshold: float,
     ) -> None:
-        self._left = target
+        self._missing = target
         self._target = target
         self._rules = rules
         self._accept = accept
         self._novel = novel
         self._index = NoveltyIndex(threshold)
-        self._known: list[Instruction] = []
+        self._known_rows: list[Instruction] = []
         self._parents: dict[str, str] = {}
         for row in seeds:
             self._remember(row)
 
     def decide(
-        self, ask: Ask, rows: Sequence[Instruction], broken: Sequence[Drop]
+        self, ask: GenerationRequest, rows: Sequence[Instruction], broken: Sequence[Drop]
     ) -> tuple[list[Instruction], list[Drop]]:
-        """The rows that stay, and why the others do not, each with its nearest neighbour.
+        """The accepted rows, and a `Drop` with the nearest neighbour for each of the others.
 
         Args:
             ask: The request.
             rows: Rows of the reply.
-            broken: What of the reply is no row.
+            broken: Parts of the reply that are no rows.
         """
-        kept: list[Instruction] = []
+        accepted: list[Instruction] = []
         dropped = [self._with_neighbour(drop) for drop in broken]
         for row in rows:
             drop = self._reason(ask, row)
             if drop is not None:
                 dropped.append(self._with_neighbour(replace(drop, row=row)))
                 continue
-            kept.append(row)
+            accepted.append(row)
             if ask.about is None or ask.drafts:  # an instance's task is known already
                 self._remember(row)
             if not ask.drafts:
-                self._left -= 1
+                self._missing -= 1
             elif ask.about is not None:
                 self._parents[row.id] = ask.about.id
-        return kept, dropped
+        return accepted, dropped
 
-    def _reason(self, ask: Ask, row: Instruction) -> Drop | None:
-        if self._left <= 0:
+    def _reason(self, ask: GenerationRequest, row: Instruction) -> Drop | None:
+        # The cheap checks come first; novelty compares with every known row.
+        if self._missing <= 0:
             return Drop("surplus", f"the target of {self._target} rows was reached")
         if (drop := drop_reason(row, self._rules)) is not None:
             return drop
@@ -88,22 +89,23 @@ class Decisions:
             return None if ask.drafts else self._novel(row)
         return self._duplicate(ask, row) if ask.drafts or ask.about is None else None
 
-    def _duplicate(self, ask: Ask, row: Instruction) -> Drop | None:
+    def _duplicate(self, ask: GenerationRequest, row: Instruction) -> Drop | None:
         ancestors = self._ancestors(ask.about)
         for near in self._index.duplicates(row.instruction):
-            other = self._known[near.row]
-            if other.id not in ancestors:
-                detail = f"too near to {other.instruction!r}"
-                return Drop("duplicate", detail, near=other.id, score=near.score)
+            neighbour = self._known_rows[near.row]
+            if neighbour.id not in ancestors:
+                detail = f"too near to {neighbour.instruction!r}"
+                return Drop("duplicate", detail, near=neighbour.id, score=near.score)
         return None
 
     def _ancestors(self, row: Instruction | None) -> set[str]:
-        found: set[str] = set()
-        one = row.id if row is not None else None
-        while one is not None and one not in found:
-            found.add(one)
-            one = self._parents.get(one)
-        return found
+        """Ids of a task and of the tasks it evolved from; it may lie near these."""
+        ancestors: set[str] = set()
+        row_id = row.id if row is not None else None
+        while row_id is not None and row_id not in ancestors:
+            ancestors.add(row_id)
+            row_id = self._parents.get(row_id)
+        return ancestors
 
     def _with_neighbour(self, drop: Drop) -> Drop:
         if drop.near or drop.row is None:
@@ -111,8 +113,8 @@ class Decisions:
         near = self._index.nearest(drop.row.instruction)
         if near is None:
             return drop
-        return replace(drop, near=self._known[near.row].id, score=near.score)
+        return replace(drop, near=self._known_rows[near.row].id, score=near.score)
 
     def _remember(self, row: Instruction) -> None:
         self._index.add(row.instruction)
-        self._known.append(row)
+        self._known_rows.append(row)

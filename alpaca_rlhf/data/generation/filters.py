@@ -1,11 +1,11 @@
-"""Reasons to drop a generated row: named pure rules on its text, in three sets.
+"""Filters for generated rows: named pure rules on the text, in three sets.
 
 `self-instruct` and `alpaca` are the originals' (yizhongw/self-instruct@10dd06e
 bootstrap_instructions.py:42-68 and prepare_for_finetuning.py:127-140;
 tatsu-lab/stanford_alpaca@4187a25 generate_instruction.py `post_process_gpt3_response`) with one
-repair: an empty output never passes. `strict` is ours. It sees other scripts than Latin, and what
-cleaners of the Alpaca data found (gururise/AlpacaDataCleaned@791174f README). Seed tasks never pass
-through filters: four of the 175 that Alpaca started from would not survive Alpaca's.
+repair: an empty output never passes. `strict` is ours. It handles scripts other than Latin, and the
+faults that the cleaners of the Alpaca data found (gururise/AlpacaDataCleaned@791174f README). Seed
+tasks are never filtered: four of the 175 that Alpaca started from would not survive its filters.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from alpaca_rlhf.data.splits.novelty import tokens
 
 @dataclass(frozen=True)
 class Drop:
-    """Why a row was not kept."""
+    """A dropped row and the reason."""
 
     rule: str
     """Name of the rule."""
     detail: str
-    """What it found."""
+    """The rule's finding in this row."""
     row: Instruction | None = None
     """The row, unless it could not even be parsed."""
     near: str = ""
-    """Id of the row it is too near to; empty otherwise."""
+    """Id of the row that it nearly duplicates; empty otherwise."""
     score: float = 0.0
     """ROUGE-L F1 with that row."""
 
@@ -41,22 +41,21 @@ class Rule:
     """One reason to drop a row."""
 
     name: str
-    """What it is called in reports."""
+    """Name in reports."""
     check: Callable[[Instruction], str | None]
-    """What it finds wrong, in words, or None."""
+    """Describes the fault it finds in a row, or returns None."""
 
 
-# Self-Instruct's bounds on words of an instruction, and its words for what a language model cannot
-# see or do.
-_FEWEST, _MOST = 4, 150
+# Self-Instruct's bounds on the words of an instruction, and its words for things that a language
+# model cannot see or do.
+_MIN_WORDS, _MAX_WORDS = 4, 150
 _SELF_INSTRUCT_WORDS = (
     *("image", "images", "graph", "graphs", "picture", "pictures", "file", "files", "map", "maps"),
     *("draw", "plot", "go to"),
 )
 _ALPACA_WORDS = (*_SELF_INSTRUCT_WORDS, "video", "audio", "music", "flowchart", "diagram")
-# Ours: an output of at least so many words whose distinct 4-grams are fewer than this share repeats
-# itself.
-_REPETITION_WORDS, _DISTINCT_SHARE, _GRAM = 16, 0.5, 4
+# Ours: an output of at least 16 words repeats itself if less than half of its 4-grams are distinct.
+_MIN_REPETITION_WORDS, _MIN_DISTINCT_SHARE, _GRAM = 16, 0.5, 4
 
 _NO_INPUT = re.compile(
     r"[<\[({]?\s*(?:no[\s_-]*inputs?|none|n\s*/\s*a|not[\s_-]applicable)"
@@ -82,7 +81,7 @@ _REFUSAL = re.compile(
 
 
 def is_no_input(text: str) -> bool:
-    """Whether an input only says that there is none: <noinput>, No input required, N/A ..."""
+    """True if an input only says that there is none: <noinput>, No input required, N/A ..."""
     return not text.strip() or _NO_INPUT.fullmatch(text.strip()) is not None
 
 
@@ -94,16 +93,16 @@ def _length_in_any_script(row: Instruction) -> str | None:
     return _bounds(len(tokens(row.instruction)))
 
 
-def _bounds(words: int) -> str | None:
-    return None if _FEWEST <= words <= _MOST else f"{words} words in the instruction"
+def _bounds(n_words: int) -> str | None:
+    return None if _MIN_WORDS <= n_words <= _MAX_WORDS else f"{n_words} words in the instruction"
 
 
-def _words(listed: Sequence[str]) -> Callable[[Instruction], str | None]:
+def _mentions(listed: Sequence[str]) -> Callable[[Instruction], str | None]:
     pattern = re.compile(rf"\b(?:{'|'.join(listed)})\b", re.IGNORECASE)
 
     def check(row: Instruction) -> str | None:
-        found = pattern.search(row.instruction)
-        return found and f"says {found[0]!r}"
+        match = pattern.search(row.instruction)
+        return match and f"says {match[0]!r}"
 
     return check
 
@@ -133,10 +132,11 @@ def _empty_output(row: Instruction) -> str | None:
 
 
 def _echo(row: Instruction) -> str | None:
-    said = (row.output or "").strip()
-    if said and said == row.input.strip():
+    output = (row.output or "").strip()
+    if output and output == row.input.strip():
         return "the output is the input"
-    return "the output is the instruction" if said and said == row.instruction.strip() else None
+    repeats = output and output == row.instruction.strip()
+    return "the output is the instruction" if repeats else None
 
 
 def _echo_of_input(row: Instruction) -> str | None:
@@ -151,43 +151,43 @@ def _colon(row: Instruction) -> str | None:
 
 
 def _not_available(row: Instruction) -> str | None:
-    said = (row.output or "").strip()
-    return f"the output is {said!r}" if _NOT_AVAILABLE.fullmatch(said) else None
+    output = (row.output or "").strip()
+    return f"the output is {output!r}" if _NOT_AVAILABLE.fullmatch(output) else None
 
 
 def _no_input_marker(row: Instruction) -> str | None:
     return f"the input is {row.input.strip()!r}" if row.input and is_no_input(row.input) else None
 
 
-def _found(pattern: re.Pattern[str], what: str) -> Callable[[Instruction], str | None]:
+def _contains(pattern: re.Pattern[str], description: str) -> Callable[[Instruction], str | None]:
     def check(row: Instruction) -> str | None:
         for name, text in (
             ("instruction", row.instruction),
             ("input", row.input),
             ("output", row.output or ""),
         ):
-            found = pattern.search(text)
-            if found:
-                return f"{what} in the {name}: {found[0].strip()!r}"
+            if match := pattern.search(text):
+                return f"{description} in the {name}: {match[0].strip()!r}"
         return None
 
     return check
 
 
 def _refusal(row: Instruction) -> str | None:
-    found = _REFUSAL.search(row.output or "")
-    return found and f"the output refuses: {found[0]!r}"
+    match = _REFUSAL.search(row.output or "")
+    return match and f"the output refuses: {match[0]!r}"
 
 
 def _repetition(row: Instruction) -> str | None:
-    words = tokens(row.output or "")
-    if len(words) < _REPETITION_WORDS:
+    output_tokens = tokens(row.output or "")
+    if len(output_tokens) < _MIN_REPETITION_WORDS:
         return None
-    grams = [tuple(words[at : at + _GRAM]) for at in range(len(words) - _GRAM + 1)]
+    starts = range(len(output_tokens) - _GRAM + 1)
+    grams = [tuple(output_tokens[start : start + _GRAM]) for start in starts]
     share = len(set(grams)) / len(grams)
     return (
         f"only {share:.0%} of the output's 4-grams are distinct"
-        if share < _DISTINCT_SHARE
+        if share < _MIN_DISTINCT_SHARE
         else None
     )
 
@@ -201,21 +201,21 @@ _START = (
 
 RULES: Mapping[str, tuple[Rule, ...]] = {
     "self-instruct": (
-        *_EMPTY, Rule("length", _length), Rule("words", _words(_SELF_INSTRUCT_WORDS)), *_START,
+        *_EMPTY, Rule("length", _length), Rule("words", _mentions(_SELF_INSTRUCT_WORDS)), *_START,
         Rule("echo", _echo_of_input), Rule("colon", _colon),
     ),
-    "alpaca": (*_EMPTY, Rule("length", _length), Rule("words", _words(_ALPACA_WORDS)), *_START),
+    "alpaca": (*_EMPTY, Rule("length", _length), Rule("words", _mentions(_ALPACA_WORDS)), *_START),
     "strict": (
-        *_EMPTY, Rule("length", _length_in_any_script), Rule("words", _words(_ALPACA_WORDS)),
+        *_EMPTY, Rule("length", _length_in_any_script), Rule("words", _mentions(_ALPACA_WORDS)),
         Rule("punctuation", _punctuation), Rule("echo", _echo), Rule("colon", _colon),
         Rule("not_available", _not_available), Rule("no_input_marker", _no_input_marker),
-        Rule("merged", _found(_MERGED, "another task's marker")),
-        Rule("url", _found(_URL, "a link")),
-        Rule("control", _found(_CONTROL, "a control character")),
+        Rule("merged", _contains(_MERGED, "another task's marker")),
+        Rule("url", _contains(_URL, "a link")),
+        Rule("control", _contains(_CONTROL, "a control character")),
         Rule("refusal", _refusal), Rule("repetition", _repetition),
     ),
 }  # fmt: skip
-"""Name of a set to its rules, in the order they are asked."""
+"""The rules of each set by name, in the order they are checked."""
 
 
 def rule_set(name: str) -> tuple[Rule, ...]:

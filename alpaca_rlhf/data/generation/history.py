@@ -1,4 +1,4 @@
-"""What a run of generation leaves on the disk, and reading it again without a teacher."""
+"""The history of a generation run on the disk, and its replay without a teacher."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from alpaca_rlhf.data.generation.bootstrap import SelfInstructRecipe
 from alpaca_rlhf.data.generation.events import Event, read_events, read_manifest
 from alpaca_rlhf.data.generation.evolve import EvolRecipe
 from alpaca_rlhf.data.generation.filters import Drop
-from alpaca_rlhf.data.generation.recipe import Ask, Recipe, Schedule
+from alpaca_rlhf.data.generation.recipe import GenerationRequest, Recipe, Schedule
 from alpaca_rlhf.data.generation.teachers import Reply, Teacher
 from alpaca_rlhf.data.generation.worksheets import AlpacaRecipe
 from alpaca_rlhf.settings import Generate
 
 _SEEDS = "seeds.jsonl"
-_OWN = ("text", "finish_reason", "tokens")
+_REPLY_KEYS = ("text", "finish_reason", "tokens")
 _PLAIN = (str, int, float, bool)
-_DECIDES = ("recipe", "seed", "seeds")
-"""Facts of the manifest that no second run may change; of others the replay tells."""
+_IDENTITY = ("recipe", "seed", "seeds")
+"""Facts of the manifest that a resumed run must share; the replay checks the others."""
 
 
 @dataclass(frozen=True)
-class Request:
+class AnsweredRequest:
     """An answered request of a run."""
 
     number: int
-    """Its number, from 0."""
-    ask: Ask
-    """What was asked."""
+    """Number, from 0."""
+    ask: GenerationRequest
+    """The request."""
     reply: Reply
-    """What came."""
+    """The reply."""
     kept: list[Instruction]
-    """Rows that stayed; of a step of drafts, tasks without an output."""
+    """Accepted rows; tasks without an output if the request was for drafts."""
     dropped: list[Drop]
-    """The others."""
+    """Dropped rows."""
 
 
 def recipe_of(settings: Generate, seeds: Sequence[Instruction], seed: int) -> Recipe:
-    """The recipe that the settings name, at its beginning.
+    """The recipe that the settings name, in its initial state.
 
     Raises:
         UserError: It needs more seed tasks.
@@ -73,7 +73,7 @@ def run_facts(
     seed: int,
     teacher: Teacher,
 ) -> dict[str, Any]:
-    """What the manifest says of a run; the seed tasks are written beside it.
+    """The manifest's facts about a run; writes the seed tasks beside it.
 
     Raises:
         UserError: The manifest says that another run lies there.
@@ -81,7 +81,7 @@ def run_facts(
     lines = "".join(json.dumps(row.to_json(), ensure_ascii=False) + "\n" for row in seeds)
     data = lines.encode("utf-8", "surrogatepass")
     digest = hashlib.sha256(data).hexdigest()
-    who = {
+    teacher_facts = {
         "name": str(getattr(teacher, "name", type(teacher).__name__)),
         "licence": str(getattr(teacher, "licence", "") or "unknown"),
     }
@@ -91,19 +91,19 @@ def run_facts(
         "seeds": {"file": _SEEDS, "rows": len(seeds), "sha256": digest},
         "settings": _plain_settings(settings),
     }
-    for name in _DECIDES:
+    for name in _IDENTITY:
         if name in manifest and manifest[name] != facts[name]:
-            what = {"seeds": "other seed tasks", "seed": f"seed {manifest[name]}"}.get(
+            difference = {"seeds": "other seed tasks", "seed": f"seed {manifest[name]}"}.get(
                 name, f"--generate.recipe {manifest[name]}"
             )
             raise UserError(
-                f"{folder / 'manifest.json'}: made with {what}; choose a new folder, or go back "
-                "to what it was made with"
+                f"{folder / 'manifest.json'}: made with {difference}; choose a new folder, or go "
+                "back to what it was made with"
             )
     if "seeds" not in manifest:
         atomic_write(folder / _SEEDS, data)
     teachers = list(manifest.get("teachers", []))
-    facts["teachers"] = teachers if who in teachers else [*teachers, who]
+    facts["teachers"] = teachers if teacher_facts in teachers else [*teachers, teacher_facts]
     return facts
 
 
@@ -111,7 +111,7 @@ def seeds_of(folder: Path) -> list[Instruction]:
     """The seed tasks of a run.
 
     Raises:
-        UserError: They are not those that the manifest knows.
+        UserError: The file is unreadable, or not the one that the manifest lists.
     """
     path = folder / _SEEDS
     try:
@@ -128,31 +128,34 @@ def settings_of(folder: Path) -> tuple[Generate, int]:
     """The settings and the seed of a run.
 
     Raises:
-        UserError: The manifest cannot be read.
+        UserError: The manifest is unreadable, or of another version.
     """
     manifest = read_manifest(folder)
     try:
-        known = {one.name for one in fields(Generate)}
-        given = {name: value for name, value in manifest["settings"].items() if name in known}
-        return Generate(**given), int(manifest["seed"])
+        known_names = {field.name for field in fields(Generate)}
+        values = {
+            name: value for name, value in manifest["settings"].items() if name in known_names
+        }
+        return Generate(**values), int(manifest["seed"])
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(
             f"{folder / 'manifest.json'}: its settings are of another version"
         ) from None
 
 
-def requests(folder: Path) -> Iterator[tuple[Recipe, Request]]:
-    """Every answered request of a run in order, with its prompt made again, and its recipe.
+def requests(folder: Path) -> Iterator[tuple[Recipe, AnsweredRequest]]:
+    """Yield each answered request of a run in order, its prompt rebuilt, with its recipe.
 
-    What the run decided is taken as it was. The recipe is that of the moment of the request.
+    The run's decisions are taken over. The recipe is in its state at the time of the request.
 
     Raises:
         UserError: Files are missing or damaged, or belong to another run.
     """
     settings, seed = settings_of(folder)
     recipe = recipe_of(settings, seeds_of(folder), seed)
-    schedule = Schedule(recipe, size=settings.batch_size, most=settings.max_requests)
+    schedule = Schedule(recipe, size=settings.batch_size, max_requests=settings.max_requests)
     for where, event in read_events(folder):
+        # 1. The recipe must lead to the prompt whose hash the event holds.
         chunk = schedule.chunk()
         try:
             if not chunk or content_hash(chunk[0].prompt) != event["prompt"]:
@@ -162,19 +165,24 @@ def requests(folder: Path) -> Iterator[tuple[Recipe, Request]]:
             raise UserError(
                 f"{where}: does not follow from the seed tasks and settings beside it"
             ) from None
+        # 2. The recipe learns from it only afterwards, as in the run.
         yield recipe, request
         recipe.learn(request.ask, request.reply, request.kept)
-        schedule.taken()
+        schedule.advance()
 
 
 def event_of(
-    number: int, ask: Ask, reply: Reply, kept: Sequence[Instruction], dropped: Sequence[Drop]
+    number: int,
+    ask: GenerationRequest,
+    reply: Reply,
+    accepted: Sequence[Instruction],
+    dropped: Sequence[Drop],
 ) -> Event:
-    """The event of an answered request. What a teacher adds to `Reply` is kept with it."""
-    more = {
-        one.name: value
-        for one in fields(reply)
-        if one.name not in _OWN and isinstance(value := getattr(reply, one.name), _PLAIN)
+    """The event of an answered request, including fields that a teacher adds to `Reply`."""
+    extra = {
+        field.name: value
+        for field in fields(reply)
+        if field.name not in _REPLY_KEYS and isinstance(value := getattr(reply, field.name), _PLAIN)
     }
     return {
         "request": number,
@@ -182,41 +190,41 @@ def event_of(
         "prompt": content_hash(ask.prompt),
         "finish_reason": reply.finish_reason,
         "tokens": reply.tokens,
-        **more,
+        **extra,
         "text": reply.text,
-        "drafts" if ask.drafts else "kept": [row.to_json() for row in kept],
+        "drafts" if ask.drafts else "kept": [row.to_json() for row in accepted],
         "dropped": [_drop_json(drop) for drop in dropped],
     }
 
 
 def reply_of(event: Event) -> Reply:
-    """The reply that an event holds; a KeyError or TypeError if it holds none."""
-    given = {name: event[name] for name in _OWN}
-    more = {one.name: event[one.name] for one in fields(Reply) if one.name in event}
-    return Reply(**{**given, **more})
+    """The reply in an event; raises KeyError or TypeError if it holds none."""
+    required = {name: event[name] for name in _REPLY_KEYS}
+    optional = {field.name: event[field.name] for field in fields(Reply) if field.name in event}
+    return Reply(**{**required, **optional})
 
 
 def drop_from_json(columns: Mapping[str, Any]) -> Drop:
-    """A `Drop` as an event holds it."""
+    """Rebuild a `Drop` from its columns in an event."""
     row = columns["row"]
-    known = {one.name for one in fields(Drop)}
-    given = {name: value for name, value in columns.items() if name in known}
-    return Drop(**{**given, "row": None if row is None else Instruction.from_json(row)})
+    known_names = {field.name for field in fields(Drop)}
+    values = {name: value for name, value in columns.items() if name in known_names}
+    return Drop(**{**values, "row": None if row is None else Instruction.from_json(row)})
 
 
 def _plain_settings(settings: Generate) -> dict[str, Any]:
-    """Settings that are one value; how a teacher is reached is not what it was asked."""
-    values = {one.name: getattr(settings, one.name) for one in fields(settings)}
+    """The plain values among the settings, without the address of an endpoint."""
+    values = {field.name: getattr(settings, field.name) for field in fields(settings)}
     return {name: value for name, value in values.items() if isinstance(value, _PLAIN)}
 
 
-def _request(event: Event, ask: Ask) -> Request:
-    return Request(
+def _request(event: Event, ask: GenerationRequest) -> AnsweredRequest:
+    return AnsweredRequest(
         number=event["request"],
         ask=ask,
         reply=reply_of(event),
         kept=[Instruction.from_json(row) for row in event["drafts" if ask.drafts else "kept"]],
-        dropped=[drop_from_json(one) for one in event["dropped"]],
+        dropped=[drop_from_json(columns) for columns in event["dropped"]],
     )
 
 

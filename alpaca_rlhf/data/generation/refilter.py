@@ -1,4 +1,4 @@
-"""Deciding anew on the replies of a run, without asking a teacher."""
+"""New decisions on the replies of a finished run, without a teacher."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from alpaca_rlhf.data.splits.novelty import NoveltyIndex
 
 
 @dataclass(frozen=True)
-class Refiltered:
-    """What other filters make of the replies of a run."""
+class RefilterResult:
+    """The outcome of other filters on the replies of a run."""
 
     rows: list[Instruction]
-    """Rows that stay now."""
+    """Rows accepted now."""
     drops: list[Drop]
-    """All others."""
+    """Rows dropped now."""
     before: int
-    """Rows that stayed in the run."""
+    """Number of rows accepted in the run."""
     gained: list[Instruction]
-    """Rows that stay now and did not before."""
+    """Rows accepted now and dropped in the run."""
     lost: Mapping[str, int]
-    """Rule to rows that stayed before and that it drops now."""
+    """For each rule, the rows accepted in the run that it drops now."""
     unanswered: int
-    """Tasks that would pass now, and of which the teacher was never asked for instances."""
+    """Tasks that would pass now, but whose instances the teacher was never asked for."""
 
 
 def refilter(
@@ -40,16 +40,16 @@ def refilter(
     rules: Sequence[Rule],
     accept: Check | None = None,
     novel: Check | None = None,
-    note: Callable[[int], None] | None = None,
-) -> Refiltered:
-    """Read every reply of a run again and decide on its rows by other rules.
+    on_progress: Callable[[int], None] | None = None,
+) -> RefilterResult:
+    """Read every reply of a run again and decide on its rows with other rules.
 
     Args:
-        folder: Where the events lie.
+        folder: Folder of the events.
         rules: The filters to use now.
         accept: As in `generate`.
         novel: As in `generate`; it must start empty.
-        note: Told how many requests are done.
+        on_progress: Called with the number of requests that are done.
 
     Raises:
         UserError: The folder's files are missing or damaged.
@@ -68,35 +68,38 @@ def refilter(
     gained: list[Instruction] = []
     lost: Counter[str] = Counter()
     before = unanswered = 0
-    refused: dict[str, Drop] = {}  # tasks that were answered, and would not be asked about now
-    for recipe, one in requests(folder):
-        read, broken = rows_of(recipe, one.ask, one.reply)
-        task = one.ask.about
-        if task is not None and not one.ask.drafts and task.id in refused:
-            why = refused[task.id]
-            broken = [*broken, *(dataclasses.replace(why, row=row) for row in read)]
-            read = []
-        kept, dropped = decisions.decide(one.ask, read, broken)
+    refused: dict[str, Drop] = {}  # tasks that were answered in the run and are dropped now
+    for recipe, answered in requests(folder):
+        rows_read, broken = rows_of(recipe, answered.ask, answered.reply)
+        task = answered.ask.about
+        if task is not None and not answered.ask.drafts and task.id in refused:
+            # Its instances would not exist, so they go for the reason for which their task goes.
+            task_drop = refused[task.id]
+            broken = [*broken, *(dataclasses.replace(task_drop, row=row) for row in rows_read)]
+            rows_read = []
+        accepted, dropped = decisions.decide(answered.ask, rows_read, broken)
         drops += dropped
-        if one.ask.drafts:
-            refused |= {drop.row.id: drop for drop in dropped if drop.row in one.kept and drop.row}
-            unanswered += sum(row not in one.kept for row in kept)
+        if answered.ask.drafts:
+            refused |= {
+                drop.row.id: drop for drop in dropped if drop.row in answered.kept and drop.row
+            }
+            unanswered += sum(row not in answered.kept for row in accepted)
         else:
-            rows += kept
-            before += len(one.kept)
-            gained += [row for row in kept if row not in one.kept]
-            lost.update(drop.rule for drop in dropped if drop.row in one.kept)
-        if note is not None:
-            note(one.number + 1)
-    return Refiltered(rows, drops, before, gained, lost, unanswered)
+            rows += accepted
+            before += len(answered.kept)
+            gained += [row for row in accepted if row not in answered.kept]
+            lost.update(drop.rule for drop in dropped if drop.row in answered.kept)
+        if on_progress is not None:
+            on_progress(answered.number + 1)
+    return RefilterResult(rows, drops, before, gained, lost, unanswered)
 
 
 def kept_by_rouge(folder: Path, threshold: float = 0.7) -> tuple[int, int]:
-    """What ROUGE-L alone would have kept, had it been the only judge of novelty.
+    """Count the rows that ROUGE-L would have accepted as the only criterion of novelty.
 
     Returns:
-        How many of the rows that reached the question of novelty are new by ROUGE-L of their
-        instruction against the seed tasks and each other; and how many rows these were.
+        The number of rows that are new by ROUGE-L of their instruction against the seed tasks and
+        each other, and the number of all rows whose novelty was checked in the run.
 
     Raises:
         UserError: The folder's files are missing or damaged.
@@ -104,15 +107,15 @@ def kept_by_rouge(folder: Path, threshold: float = 0.7) -> tuple[int, int]:
     index = NoveltyIndex(threshold)
     for row in seeds_of(folder):
         index.add(row.instruction)
-    new = asked = 0
-    for recipe, one in requests(folder):
-        if one.ask.drafts:
+    n_new = n_checked = 0
+    for recipe, answered in requests(folder):
+        if answered.ask.drafts:
             continue
-        repeated = [drop.row for drop in one.dropped if drop.rule == "duplicate"]
-        for row in rows_of(recipe, one.ask, one.reply)[0]:
-            if row in one.kept or row in repeated:
-                asked += 1
+        repeated = [drop.row for drop in answered.dropped if drop.rule == "duplicate"]
+        for row in rows_of(recipe, answered.ask, answered.reply)[0]:
+            if row in answered.kept or row in repeated:
+                n_checked += 1
                 if index.duplicate(row.instruction) is None:
                     index.add(row.instruction)
-                    new += 1
-    return new, asked
+                    n_new += 1
+    return n_new, n_checked

@@ -1,8 +1,8 @@
-"""Self-instruct: a teacher writes new tasks after the pattern of a few (arXiv 2212.10560).
+"""Self-instruct: a teacher writes new tasks on the pattern of a few seed tasks (arXiv 2212.10560).
 
-Every answered request becomes one event, with the reply and all rows kept and dropped, before
-anything else happens. Everything else is derived from the events: running again decides on them
-anew, one at a time, checks that it comes to the same, and goes on with the next request.
+Each answered request becomes one event, with its reply and all accepted and dropped rows, before
+anything else happens. Everything else is derived from the events: a resumed run repeats their
+decisions one by one, checks that they are the same, and continues with the next request.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from alpaca_rlhf.data.generation.history import (
     run_facts,
 )
 from alpaca_rlhf.data.generation.recipe import (
-    Ask,
+    GenerationRequest,
     Recipe,
     Schedule,
+    StepName,
     StepTeacher,
     failed,
-    parts,
     rows_of,
+    runs_of_steps,
 )
 from alpaca_rlhf.data.generation.teachers import Reply, Teacher
 from alpaca_rlhf.settings import Generate
@@ -40,34 +41,34 @@ from alpaca_rlhf.settings import Generate
 
 @dataclass(frozen=True)
 class GenerationProgress:
-    """Where a run of `generate` stands."""
+    """Progress of a run of `generate`."""
 
     requests: int
     """Requests answered so far."""
     kept: int
     """Rows accepted so far."""
     target: int
-    """Rows wanted."""
+    """Rows to accept."""
     tokens: int
     """Tokens the teacher has written."""
     dropped: Mapping[str, int]
-    """Rule to rows it dropped."""
+    """Number of dropped rows by rule."""
     replayed: int
-    """Requests that were taken from an earlier run instead of asked."""
+    """Requests whose reply an earlier run had left."""
     failed: int = 0
     """Requests that the teacher gave up."""
     usd: float | None = None
-    """What the teacher cost, where it tells."""
+    """Cost of the teacher, where it is known."""
 
 
 @dataclass(frozen=True)
 class Drops:
-    """The dropped rows of a run, read from its events when they are looked at."""
+    """The dropped rows of a run, read from its events on iteration."""
 
     folder: Path
-    """Where the events lie."""
+    """Folder of the events."""
     counts: Mapping[str, int]
-    """Rule to rows it dropped."""
+    """Number of dropped rows by rule."""
 
     def __len__(self) -> int:
         return sum(self.counts.values())
@@ -78,13 +79,13 @@ class Drops:
 
 
 @dataclass(frozen=True)
-class Generated:
-    """What `generate` made."""
+class GenerationResult:
+    """The result of `generate`."""
 
     rows: list[Instruction]
     """Accepted rows, in the order they came."""
     drops: Drops
-    """All others, with rule and detail."""
+    """All other rows, with rule and detail."""
     requests: int
     """Requests answered."""
     tokens: int
@@ -103,32 +104,32 @@ def generate(
     novel: Check | None = None,
     progress: Callable[[GenerationProgress], None] | None = None,
     segment_bytes: int = SEGMENT_BYTES,
-) -> Generated:
-    """Ask the teacher until the target of rows is accepted or the most requests are answered.
+) -> GenerationResult:
+    """Ask the teacher until `target` rows are accepted or `max_requests` requests are answered.
 
-    A row goes through the rules, then `accept`, then `novel`. Killed anywhere and called again with
-    the same arguments it asks nothing twice that is written, and with a deterministic teacher ends
-    with the same files.
+    A row passes the rules, then `accept`, then `novel`. Killed anywhere and called again with the
+    same arguments, it repeats no request whose event is written, and with a deterministic teacher
+    it ends with the same files.
 
     Args:
-        teacher: Continues the prompts. If it cannot go on, its error may carry the `replies` that
-            it has: those of the first prompts, which are then kept. Its `name` and `licence`, if it
-            has them, are noted; a `StepTeacher` is told what each request is for.
-        seeds: Seed tasks with outputs. They are never filtered.
-        settings: Numbers of the run, its recipe and its filters.
-        seed: Draws demonstrations, and seeds the teacher's sampling.
-        folder: Where the events and their manifest lie.
-        rules: Filters instead of those that `settings.filters` names; () for none.
-        accept: The caller's own check. It may be asked about rows that `novel` drops afterwards.
+        teacher: Continues the prompts. If it cannot go on, its error may carry the `replies` to the
+            first prompts, which are then kept. Its `name` and `licence`, if any, are recorded; a
+            `StepTeacher` learns the purpose of each request.
+        seeds: Seed tasks with outputs, never filtered.
+        settings: Settings of the run, its recipe and its filters.
+        seed: Seed of the demonstrations and of the teacher's sampling.
+        folder: Folder of the events and their manifest.
+        rules: Filters in place of the set that `settings.filters` names; () for none.
+        accept: The caller's own check. It may see rows that `novel` drops afterwards.
         novel: Replaces ROUGE-L novelty of the instruction against seeds and accepted rows. It is
-            asked last: a row that it lets through is kept, so it may remember it. On a second run
-            it is asked again from the first row on, so it must start empty.
-        progress: Called after every chunk of requests, those that an earlier run left included.
+            the last check: a row that passes is accepted, so it may remember the row. A resumed run
+            calls it again from the first row on, so it must start empty.
+        progress: Called after every chunk of requests, including those of an earlier run.
         segment_bytes: Size at which a file of events is closed.
 
     Raises:
-        UserError: Too few seeds; not one row was accepted; the folder holds the events of another
-            run, or damaged ones.
+        UserError: There are too few seeds; no row was accepted; the folder holds the events of
+            another run, or damaged ones.
     """
     recipe = recipe_of(settings, seeds, seed)
     decisions = Decisions(
@@ -139,7 +140,7 @@ def generate(
         novel=novel,
         threshold=settings.novelty,
     )
-    schedule = Schedule(recipe, size=settings.batch_size, most=settings.max_requests)
+    schedule = Schedule(recipe, size=settings.batch_size, max_requests=settings.max_requests)
     run = _Run(recipe, decisions, schedule, settings.target)
 
     def report(replayed: int) -> None:
@@ -158,48 +159,54 @@ def generate(
             )
 
     with EventStore(folder, segment_bytes=segment_bytes) as store:
+        # 1. Refuse the events of another run, and repeat the decisions of an earlier start.
         facts = run_facts(folder, store.manifest, settings, seeds, seed, teacher)
         if "recipe" not in store.manifest:
             store.describe(**facts)
         for where, event in store.replay():
             run.replay(event, where)
             report(schedule.requests)
-        store.describe(**facts)  # now it is known that this run is the same
+        store.describe(**facts)  # only now is it certain that the run is the same
         replayed = schedule.requests
+        # 2. Ask the teacher chunk by chunk; the requests of one step go out together.
         while chunk := run.next_chunk():
-            for step, asks in parts(chunk):
+            for step, asks in runs_of_steps(chunk):
                 try:
-                    replies = _asked(teacher, step, asks, seed=seed, first=schedule.requests)
+                    replies = _replies(teacher, step, asks, seed=seed, first=schedule.requests)
                 except BaseException as stop:
+                    # Whatever stops the teacher, the replies that were paid for are kept.
                     paid = zip(asks, getattr(stop, "replies", ()), strict=False)
-                    store.append([run.take(ask, _whole(reply)) for ask, reply in paid])
+                    store.append([run.take(ask, _encodable(reply)) for ask, reply in paid])
                     raise
-                store.append([run.take(*one) for one in zip(asks, replies, strict=True)])
+                # 3. Decide on the rows; the events are on the disk before the next request.
+                pairs = zip(asks, replies, strict=True)
+                store.append([run.take(ask, reply) for ask, reply in pairs])
             report(replayed)
         if not run.rows:
             raise UserError(run.nothing_accepted(folder))
         store.describe(counts=run.counts())
-    return Generated(run.rows, Drops(folder, dict(run.dropped)), schedule.requests, run.tokens)
+    drops = Drops(folder, dict(run.dropped))
+    return GenerationResult(run.rows, drops, schedule.requests, run.tokens)
 
 
-def _asked(
-    teacher: Teacher, step: Any, asks: Sequence[Ask], *, seed: int, first: int
+def _replies(
+    teacher: Teacher, step: StepName, asks: Sequence[GenerationRequest], *, seed: int, first: int
 ) -> list[Reply]:
-    asked = teacher.at(step) if isinstance(teacher, StepTeacher) else teacher
-    replies = asked.complete([ask.prompt for ask in asks], seed=seed, first=first)
+    step_teacher = teacher.at(step) if isinstance(teacher, StepTeacher) else teacher
+    replies = step_teacher.complete([ask.prompt for ask in asks], seed=seed, first=first)
     if len(replies) != len(asks):
         raise ValueError(f"{len(replies)} replies to {len(asks)} prompts")
-    return [_whole(reply) for reply in replies]
+    return [_encodable(reply) for reply in replies]
 
 
-def _whole(reply: Reply) -> Reply:
-    """Without halves of surrogate pairs, which UTF-8 does not have."""
+def _encodable(reply: Reply) -> Reply:
+    """The reply without half surrogate pairs, which UTF-8 cannot encode."""
     return replace(reply, text=reply.text.encode("utf-8", "replace").decode())
 
 
 @dataclass
 class _Run:
-    """The decisions of a run, made strictly in the order of the requests."""
+    """State of a run; its decisions are made strictly in the order of the requests."""
 
     recipe: Recipe
     decisions: Decisions
@@ -211,28 +218,28 @@ class _Run:
     failed: int = 0
     usd: float | None = None
 
-    def next_chunk(self) -> list[Ask]:
-        """The requests to make next; none when all is done."""
+    def next_chunk(self) -> list[GenerationRequest]:
+        """The requests to send next; empty when the run is complete."""
         done = len(self.rows) >= self.target and self.schedule.between
         return [] if done else self.schedule.chunk()
 
-    def take(self, ask: Ask, reply: Reply) -> Event:
-        """Decide on all rows of a reply. Returns its event."""
+    def take(self, ask: GenerationRequest, reply: Reply) -> Event:
+        """Decide on all rows of a reply and return its event."""
         number = self.schedule.requests
-        kept, dropped = self.decisions.decide(ask, *rows_of(self.recipe, ask, reply))
-        self.recipe.learn(ask, reply, kept)
-        self.schedule.taken()
+        accepted, dropped = self.decisions.decide(ask, *rows_of(self.recipe, ask, reply))
+        self.recipe.learn(ask, reply, accepted)
+        self.schedule.advance()
         if not ask.drafts:
-            self.rows.extend(kept)
+            self.rows.extend(accepted)
         self.dropped.update(drop.rule for drop in dropped)
         self.tokens += reply.tokens
         self.failed += failed(reply)
         if reply.usd is not None:
             self.usd = (self.usd or 0.0) + reply.usd
-        return event_of(number, ask, reply, kept, dropped)
+        return event_of(number, ask, reply, accepted, dropped)
 
     def replay(self, event: Event, where: str) -> None:
-        """Take the reply of an earlier run, which must lead to the decisions it led to then."""
+        """Take the reply of an earlier start, which must lead to the same decisions."""
         chunk = self.schedule.chunk()
         try:
             same = bool(chunk) and self.take(chunk[0], reply_of(event)) == event
@@ -245,7 +252,7 @@ class _Run:
             )
 
     def counts(self) -> dict[str, Any]:
-        """What the manifest says at the end."""
+        """Final counts for the manifest."""
         return {
             "requests": self.schedule.requests,
             "kept": len(self.rows),

@@ -1,6 +1,6 @@
-"""What a teacher is: anything that continues prompts.
+"""The interface of a teacher: anything that continues prompts.
 
-The one on the local base lives higher up, beside the models; the one behind HTTP is in `endpoint`.
+The local base as a teacher is in `models.teacher`, a teacher behind HTTP in `endpoint`.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ class Reply:
     text: str
     """The continuation, without the prompt and without an eos token."""
     finish_reason: FinishReason = "eos"
-    """`eos` if the teacher ended by itself, `length` if it was cut, by a stop string too."""
+    """`eos` if the teacher ended by itself, `length` if it was cut, even by a stop text."""
     tokens: int = 0
-    """Tokens it wrote."""
+    """Completion tokens."""
     prompt_tokens: int | None = None
-    """Tokens it read, where they are counted."""
+    """Prompt tokens, where they are counted."""
     usd: float | None = None
-    """What it cost at the user's prices, where they are given."""
+    """Cost at the user's prices, where they are set."""
     error: str | None = None
-    """Why there is no text: the request was given up. Such a reply holds no row and no drop."""
+    """Reason why the request was given up. Such a reply holds no row and no drop."""
 
 
 class TeacherStop(UserError):
-    """A teacher cannot go on, and the user can mend it: a budget is spent, a key is refused.
+    """A teacher cannot go on until the user acts: a budget is spent, a key is refused.
 
     Args:
-        message: One line: what happened and how to go on.
-        replies: Those to the first prompts of the batch, which are paid for and must be kept.
+        message: One line that says what happened and how to go on.
+        replies: Replies to the first prompts of the batch, which are paid for and must be kept.
     """
 
     def __init__(self, message: str, replies: Sequence[Reply] = ()) -> None:
@@ -45,10 +45,10 @@ class TeacherStop(UserError):
 
 
 def for_step(step: str, temperature: float, tokens: int) -> tuple[float, int]:
-    """Temperature and most tokens of a recipe's step: a yes or no wants no more than that.
+    """Temperature and token limit of a recipe's step; a yes or no is greedy and short.
 
     Source: yizhongw/self-instruct@0b26cca identify_clf_or_not.py:98, which has 3 tokens; ours are
-    8, because small vocabularies and chat models need a few to come to the word.
+    8, because small vocabularies and chat models need a few before the word.
     """
     return (0.0, min(8, tokens)) if step == "classify" else (temperature, tokens)
 
@@ -62,14 +62,14 @@ class Teacher(Protocol):
         Args:
             prompts: Texts to continue, together if the teacher can.
             seed: Seed of the run.
-            first: Request number of the first prompt; the others follow. The noise of a request
-                must depend on (seed, request number) alone, so that an interrupted run ends as an
-                uninterrupted one.
+            first: Request number of the first prompt; the others follow. The sampling noise of a
+                request must depend on (seed, request number) alone, so that an interrupted run ends
+                like an uninterrupted one.
 
         Returns:
             One reply a prompt, in order.
 
         Raises:
-            TeacherStop: It cannot go on. Another error (an interruption) may carry `replies` too.
+            TeacherStop: It cannot go on. Other errors (an interruption) may carry `replies` too.
         """
         ...
