@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_rlhf import stages
-from alpaca_rlhf.core import gpu_lock as card
-from alpaca_rlhf.core import processes
+from alpaca_rlhf.core import gpu_lock, processes
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.provenance import measure
 from alpaca_rlhf.core.runs import RunFolder, finished
@@ -154,7 +153,7 @@ def run_loop(
     processes.by_main(begin)
     with (
         opened[0] if opened else RunFolder.follow(settings.out) as run,
-        card.Loan(settings.out, logger.warning) as loan,
+        gpu_lock.Loan(settings.out, logger.warning) as loan,
     ):
         ctx = Context(settings, run, source_of(settings), reporter)
         _ = ctx.track  # a package that is missing is told of before anything is done
@@ -167,7 +166,7 @@ def run_loop(
         return run.path
 
 
-def _make_room(settings: Loop, loan: card.Loan, left: Sequence[tuple[str, int]]) -> None:
+def _make_room(settings: Loop, loan: gpu_lock.Loan, left: Sequence[tuple[str, int]]) -> None:
     loan.take()
     room.check_card(room.shape_of_run(settings), settings, left)
 

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 from alpaca_rlhf.app.worker import Worker
-from alpaca_rlhf.core import gpu_lock as card
+from alpaca_rlhf.core import gpu_lock
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.models.batches import answer, prompt_ids
@@ -48,7 +48,7 @@ def run(tmp_path_factory, tiny_folder):
 
 @pytest.fixture
 def where(tmp_path, monkeypatch):
-    monkeypatch.setattr(card, "LOOK_S", 0.02)
+    monkeypatch.setattr(gpu_lock, "LOOK_S", 0.02)
     return tmp_path / "card"
 
 
@@ -162,7 +162,7 @@ def test_errors_are_told_and_do_not_end_the_thread(run, where, caplog):
     told = last(worker.start(Gate(), "chat"))
     assert (told.phase, told.problem, told.words) == ("failed", "user", "no such base")
     assert worker.state.kind == "error" and "no such base" in worker.status("en")
-    assert not [one for one in card.notes("app", where) if one.holds]
+    assert not [one for one in gpu_lock.notes("app", where) if one.holds]
 
     def too_long(speaker, stop):
         yield 1
@@ -202,9 +202,9 @@ def test_a_training_run_gets_the_card_and_the_app_comes_back(worker, run, where,
     begun.wait(LONG)
     behind, step = Gate(steps=3), Gate()
     queued = worker.start(behind, "sample", urgent=False)
-    assert [(one.pid, one.holds) for one in card.notes("app", where)] == [(os.getpid(), True)]
+    assert [(one.pid, one.holds) for one in gpu_lock.notes("app", where)] == [(os.getpid(), True)]
     said = []
-    with card.Loan(tmp_path / "training", said.append, where=where) as loan:
+    with gpu_lock.Loan(tmp_path / "training", said.append, where=where) as loan:
         loan.take()
         loan.take()
         assert (last(job).phase, last(job).value) == ("stopped", "so far"), (
@@ -227,37 +227,38 @@ def test_whoever_asks_after_the_training_is_answered_at_once(worker, where, tmp_
     step = Gate()
     step.go.set()
     assert last(worker.start(step, "chat")).phase == "done"
-    with card.Loan(tmp_path / "training", lambda text: None, where=where) as loan:
+    with gpu_lock.Loan(tmp_path / "training", lambda text: None, where=where) as loan:
         loan.take()
-        monkeypatch.setattr(card, "LOOK_S", LONG)
+        monkeypatch.setattr(gpu_lock, "LOOK_S", LONG)
         assert last(worker.start(step, "chat")).problem == "training"
     assert last(worker.start(step, "chat")).phase == "done"
 
 
 def test_nobody_waits_where_no_app_holds_a_model(where, tmp_path):
     said = []
-    with card.Loan(tmp_path, said.append, where=where, patience_s=0) as loan:
+    with gpu_lock.Loan(tmp_path, said.append, where=where, patience_s=0) as loan:
         loan.take()
-        assert [one.run for one in card.notes("ask", where)] == [str(tmp_path)]
+        assert [one.run for one in gpu_lock.notes("ask", where)] == [str(tmp_path)]
     assert said == [] and not list(where.iterdir())
 
 
 def test_an_app_that_keeps_the_card_is_named(where, tmp_path):
-    sign = card.Sign("app", tmp_path / "mine", where)
+    sign = gpu_lock.Sign("app", tmp_path / "mine", where)
     sign.put(holds=True)
     with pytest.raises(UserError) as told:
-        with card.Loan(tmp_path, lambda text: None, where=where, patience_s=0) as loan:
+        with gpu_lock.Loan(tmp_path, lambda text: None, where=where, patience_s=0) as loan:
             loan.take()
     assert f"process {os.getpid()}" in str(told.value) and "mine" in str(told.value)
-    assert card.notes("ask", where) == []
+    assert gpu_lock.notes("ask", where) == []
     sign.down()
 
 
 @pytest.mark.parametrize("kind", ["app", "ask"])
 def test_what_a_killed_process_left_counts_for_nothing(kind, where, tmp_path):
     program = (
-        "import sys, time\nfrom pathlib import Path\nfrom alpaca_rlhf import card\n"
-        f"sign = card.Sign({kind!r}, Path('other'), Path({str(where)!r}))\nsign.put(holds=True)\n"
+        "import sys, time\nfrom pathlib import Path\nfrom alpaca_rlhf.core import gpu_lock\n"
+        f"sign = gpu_lock.Sign({kind!r}, Path('other'), Path({str(where)!r}))\n"
+        "sign.put(holds=True)\n"
         "print('up', flush=True)\ntime.sleep(600)\n"
     )
     other = subprocess.Popen(
@@ -265,10 +266,10 @@ def test_what_a_killed_process_left_counts_for_nothing(kind, where, tmp_path):
     )
     try:
         assert other.stdout.readline() == "up\n"
-        assert [one.pid for one in card.notes(kind, where)] == [other.pid]
+        assert [one.pid for one in gpu_lock.notes(kind, where)] == [other.pid]
         other.send_signal(signal.SIGKILL)
         other.wait()
-        assert card.notes(kind, where) == []
+        assert gpu_lock.notes(kind, where) == []
         assert list(where.iterdir()) == [], "taken away too"
     finally:
         other.kill()
@@ -282,7 +283,7 @@ def test_a_run_asks_for_the_card_before_it_loads_the_base(monkeypatch, tmp_path,
 
     monkeypatch.setenv("ALPACA_RLHF_CARD", str(where))
     order = []
-    monkeypatch.setattr(pipeline.card.Loan, "take", lambda self: order.append("take"))
+    monkeypatch.setattr(pipeline.gpu_lock.Loan, "take", lambda self: order.append("take"))
     monkeypatch.setattr(pipeline, "_work", lambda ctx, name, round_, stage: order.append(name))
     monkeypatch.setattr(
         pipeline, "order", lambda settings: [("rank", 1), ("sft", 1), ("generate", 1)]
@@ -346,7 +347,7 @@ def test_what_is_released_is_gone(run, where):
         yield from speak("sft")(speaker, stop)
 
     first = last(worker.start(work, "chat")).value[0].text
-    with card.Loan(run, lambda text: None, where=where) as loan:
+    with gpu_lock.Loan(run, lambda text: None, where=where) as loan:
         loan.take()
         gc.collect()
         assert base[0]() is None, "nothing holds the model any more"

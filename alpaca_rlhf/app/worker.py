@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from alpaca_rlhf.app.jobs import Job, Problem, Work
 from alpaca_rlhf.app.language import words
-from alpaca_rlhf.core import gpu_lock as card
-from alpaca_rlhf.core import quiet
+from alpaca_rlhf.core import gpu_lock, quiet
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.serving import folders
 
@@ -70,16 +69,16 @@ class Worker:
         self.run = run
         self.settings = folders.settings_of(run)
         self._make = make or self._load
-        self._where = where or card.folder()
+        self._where = where or gpu_lock.folder()
         self._changed = threading.Condition()
         self._jobs: list[Job[Any]] = []
         self._running: Job[Any] | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._sign: card.Sign | None = None
+        self._sign: gpu_lock.Sign | None = None
         self._speaker: Speaker | None = None
         self._looked = 0.0
-        self._borrowers: list[card.Note] = []
+        self._borrowers: list[gpu_lock.Note] = []
         self._state: tuple[Kind, str] = ("empty", "")
         self._idle: Callable[[], Work[Any] | None] = lambda: None
         self._rested = 0.0
@@ -150,7 +149,7 @@ class Worker:
                 if job is None:
                     self._rest()
                     with self._changed:
-                        self._changed.wait(card.LOOK_S)
+                        self._changed.wait(gpu_lock.LOOK_S)
                 elif self._ready(job):
                     self._work(job)
         finally:
@@ -262,9 +261,9 @@ class Worker:
 
     def _asked_for(self, *, now: bool = False) -> bool:
         """Whether a training run wants the card; looks not at every token."""
-        if now or time.monotonic() - self._looked >= card.LOOK_S:
+        if now or time.monotonic() - self._looked >= gpu_lock.LOOK_S:
             self._looked = time.monotonic()
-            found = card.notes("ask", self._where)
+            found = gpu_lock.notes("ask", self._where)
             with self._changed:
                 self._borrowers = found
                 if not found and self._state[0] == "released":
@@ -275,7 +274,7 @@ class Worker:
         """Tell training runs that a model is about to be here."""
         with contextlib.suppress(UserError):  # then they cannot ask; nothing else is lost
             if self._sign is None:
-                self._sign = card.Sign("app", self.run, self._where)
+                self._sign = gpu_lock.Sign("app", self.run, self._where)
             self._sign.put(holds=True)
 
     def _release(self) -> None:

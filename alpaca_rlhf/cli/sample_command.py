@@ -9,8 +9,7 @@ from pathlib import Path
 
 from alpaca_rlhf.cli.chat import choose
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines
-from alpaca_rlhf.core import gpu_lock as card
-from alpaca_rlhf.core import quiet
+from alpaca_rlhf.core import gpu_lock, quiet
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.preferences import DATABASE
@@ -129,7 +128,7 @@ def _by_policy(
     terminal: Terminal,
 ) -> None:
     quiet.quiet(settings.base)
-    with card.Loan(asked.run, terminal.say) as loan:
+    with gpu_lock.Loan(asked.run, terminal.say) as loan:
         loan.take()
         from alpaca_rlhf.serving.speaker import Speaker
 
