@@ -22,7 +22,7 @@ from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.given import leaves_of
 from alpaca_rlhf.settings.parsing import to_yaml
 from alpaca_rlhf.sources import source_of
-from alpaca_rlhf.stages import forecast, room
+from alpaca_rlhf.stages import forecast, preflight
 from alpaca_rlhf.stages.context import Context, Reporter, forget, suffixed
 from alpaca_rlhf.stages.summary import write_summary
 
@@ -144,7 +144,7 @@ def run_loop(
 
     def begin() -> None:
         if left:
-            room.check_disk(room.shape_of_run(settings), settings, left)
+            preflight.check_disk(preflight.shape_of_run(settings), settings, left)
         run = RunFolder.open(settings.out, to_yaml(settings), kind=kind, inputs=inputs, free=_free)
         opened.append(run)
         for name in {key.partition(".")[0] for key in run.changed if key not in FREE}:
@@ -168,7 +168,7 @@ def run_loop(
 
 def _make_room(settings: Loop, loan: gpu_lock.Loan, left: Sequence[tuple[str, int]]) -> None:
     loan.take()
-    room.check_card(room.shape_of_run(settings), settings, left)
+    preflight.check_gpu(preflight.shape_of_run(settings), settings, left)
 
 
 def _stage(name: str, round_: int) -> str:

@@ -20,15 +20,15 @@ from alpaca_rlhf.planner import (
     REACHED_BANDWIDTH,
     REACHED_FLOPS,
     Budget,
-    Card,
+    GpuSpec,
     Lengths,
     Phase,
     Rates,
-    Stages,
-    card_of,
-    changes,
-    chosen,
+    StageWork,
+    changed_flags,
     device_of,
+    find_gpu,
+    largest_fitting,
     refuse_too_small,
     shape_of,
 )
@@ -118,21 +118,21 @@ def run(asked: Plan, settings: Loop, words: Sequence[str], terminal: Terminal) -
 def show(asked: Plan, settings: Loop, words: Sequence[str], terminal: Terminal) -> None:
     """Plan a loop and show it; the rest is as in `run`."""
     quiet.quiet(asked.base)
-    shape, card = shape_of(asked.base), card_of(asked.card)
+    shape, card = shape_of(asked.base), find_gpu(asked.card)
     budget = Budget(shape, card, Lengths(prompt=asked.prompt_tokens), device_of(card))
     if LENGTHS not in words:
         refuse_too_small(budget, settings)
-    best = chosen(budget, settings, lengths=LENGTHS in words)
+    best = largest_fitting(budget, settings, lengths=LENGTHS in words)
     shown = best if AUTO in words or LENGTHS in words else settings
     rates = _rates(asked, card)
     rows, counted = _rows(asked, settings)
     checkpointing = budget.device.kind == "cuda"
-    work = Stages(shape, shown, budget.lengths, rows, checkpointing).all()
+    work = StageWork(shape, shown, budget.lengths, rows, checkpointing).all()
     phases = budget.phases(shown)
     seconds = {n: one.seconds(rates, shape.layers) for n, one in work.items() if n in phases}
     prices = _Prices.of(asked, card)
     if JSON in words:
-        told = _as_json(budget, phases, seconds, prices, changes(settings, best))
+        told = _as_json(budget, phases, seconds, prices, changed_flags(settings, best))
         terminal.say(json.dumps(told, indent=1))
         return
     terminal.say(
@@ -151,7 +151,7 @@ def show(asked: Plan, settings: Loop, words: Sequence[str], terminal: Terminal) 
         + (f" (projected from {source})" if projected else "")
         + f"; rows half as long as the longest; {rows:,} rows to train on{counted}"
     )
-    other = changes(shown, best)
+    other = changed_flags(shown, best)
     if other:
         terminal.say("the largest that fit, with the same results (--auto takes them):")
         for flag, (before, after) in other.items():
@@ -187,11 +187,11 @@ def auto(settings: Loop, words: Sequence[str], card: str | None, terminal: Termi
     Raises:
         UserError: There is no card, or it is too small.
     """
-    named = card_of(card) if card else _own_card()
+    named = find_gpu(card) if card else _own_card()
     budget = Budget(shape_of(settings.base), named, device=device_of(named))
-    found = chosen(budget, settings, lengths=LENGTHS in words)
-    different = changes(settings, found)
-    terminal.say(f"chosen for {budget.card.name}, {budget.card.gib:.4g} GiB:")
+    found = largest_fitting(budget, settings, lengths=LENGTHS in words)
+    different = changed_flags(settings, found)
+    terminal.say(f"chosen for {budget.gpu.name}, {budget.gpu.gib:.4g} GiB:")
     for flag, (before, after) in different.items():
         terminal.say(f"  {flag} {after} (was {before})")
     if not different:
@@ -199,16 +199,16 @@ def auto(settings: Loop, words: Sequence[str], card: str | None, terminal: Termi
     return found
 
 
-def _own_card() -> Card:
-    from alpaca_rlhf.stages.room import own_card
+def _own_card() -> GpuSpec:
+    from alpaca_rlhf.stages.preflight import local_gpu
 
-    found = own_card()
+    found = local_gpu()
     if found is None:
         raise UserError(f"{AUTO}: no graphics card is seen here; name one, e.g. --card 24")
     return found
 
 
-def _rates(asked: Plan, card: Card) -> Rates:
+def _rates(asked: Plan, card: GpuSpec) -> Rates:
     """What the user measured; else a share of the data sheet's, or what a CPU reached."""
     shares = (1.0, 1.0) if card == CPU else (REACHED_FLOPS, REACHED_BANDWIDTH)
     return Rates(
@@ -234,7 +234,7 @@ class _Prices:
     hour: float
 
     @classmethod
-    def of(cls, asked: Plan, card: Card) -> _Prices:
+    def of(cls, asked: Plan, card: GpuSpec) -> _Prices:
         kwh = asked.evaluate.usd_per_kwh if asked.price_kwh is None else asked.price_kwh
         return cls(asked.watts or card.watts, kwh, asked.price_hour)
 
@@ -322,7 +322,7 @@ def _as_json(
     return {
         "base": budget.shape.name,
         "parameters": budget.shape.parameters,
-        "card": {"name": budget.card.name, "gib": budget.card.gib},
+        "card": {"name": budget.gpu.name, "gib": budget.gpu.gib},
         "stages": stages,
         "largest": {flag: after for flag, (_, after) in best.items()},
         "measured": False,

@@ -18,13 +18,13 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.models.base import EMBEDDED, base_config, default_dtype
 from alpaca_rlhf.planner import (
     Budget,
-    Card,
     Device,
+    GpuSpec,
     Shape,
-    card_of,
-    from_config,
+    disk_needs,
+    find_gpu,
     refuse_too_small,
-    written,
+    shape_from_config,
 )
 from alpaca_rlhf.settings import Loop
 
@@ -45,7 +45,7 @@ def shape_of_run(settings: Loop) -> Shape:
     Raises:
         UserError: There is no such base, the hub does not give it, or it is not LLaMA-like.
     """
-    return from_config(settings.base, base_config(settings.base).to_dict())
+    return shape_from_config(settings.base, base_config(settings.base).to_dict())
 
 
 def check_disk(shape: Shape, settings: Loop, left: Collection[tuple[str, int]]) -> None:
@@ -59,7 +59,7 @@ def check_disk(shape: Shape, settings: Loop, left: Collection[tuple[str, int]]) 
     Raises:
         UserError: The disk is too small.
     """
-    needs = {_there(settings.out): sum(written(shape, settings, left).values())}
+    needs = {_there(settings.out): sum(disk_needs(shape, settings, left).values())}
     fetched = _to_download(shape, settings)
     if fetched:
         cache = _there(Path(constants.HF_HUB_CACHE))
@@ -75,7 +75,7 @@ def check_disk(shape: Shape, settings: Loop, left: Collection[tuple[str, int]]) 
             )
 
 
-def check_card(shape: Shape, settings: Loop, left: Collection[tuple[str, int]]) -> None:
+def check_gpu(shape: Shape, settings: Loop, left: Collection[tuple[str, int]]) -> None:
     """Refuse a card that is too small for what is left, and warn of what it cannot do as it stands.
 
     Without a card it warns of a base that is too large for the processor.
@@ -88,7 +88,7 @@ def check_card(shape: Shape, settings: Loop, left: Collection[tuple[str, int]]) 
     Raises:
         UserError: A stage does not fit even with one row at a time.
     """
-    card = own_card()
+    card = local_gpu()
     if card is None:
         if shape.parameters > SLOW:
             logger.warning(
@@ -116,13 +116,13 @@ def check_card(shape: Shape, settings: Loop, left: Collection[tuple[str, int]]) 
             )
 
 
-def own_card() -> Card | None:
+def local_gpu() -> GpuSpec | None:
     """This machine's card, with what no program holds of it now; None without one."""
     if not torch.cuda.is_available():
         return None
     found = torch.cuda.get_device_properties(torch.cuda.current_device())
     gib = max(1, torch.cuda.mem_get_info()[0]) / _GIB
-    return replace(card_of(f"{gib:.4g}"), name=found.name, here=True)
+    return replace(find_gpu(f"{gib:.4g}"), name=found.name, local=True)
 
 
 def free_bytes(place: Path) -> int:
