@@ -15,7 +15,6 @@ from alpaca_rlhf.planner.choosing import (
 from alpaca_rlhf.planner.disk import disk_needs
 from alpaca_rlhf.planner.gpu_specs import (
     CPU,
-    GPU_SPECS,
     REACHED_BANDWIDTH,
     REACHED_FLOPS,
     RESERVE,
@@ -24,32 +23,29 @@ from alpaca_rlhf.planner.gpu_specs import (
 )
 from alpaca_rlhf.planner.layers import Device
 from alpaca_rlhf.planner.peak_memory import Lengths, PeakMemory, Phase
-from alpaca_rlhf.planner.shapes import KNOWN_SHAPES, Shape, shape_from_config, shape_of
-from alpaca_rlhf.planner.work import Rates, StageWork, Work
+from alpaca_rlhf.planner.shapes import Shape, shape_from_config, shape_of
+from alpaca_rlhf.planner.work import Rates, StageWork
 
 __all__ = [
-    "CARDS",
     "CPU",
-    "KNOWN",
     "REACHED_BANDWIDTH",
     "REACHED_FLOPS",
     "RESERVE",
     "Budget",
-    "Card",
     "Device",
+    "GpuSpec",
     "Lengths",
-    "Memory",
+    "PeakMemory",
     "Phase",
     "Rates",
     "Shape",
-    "Stages",
-    "Work",
-    "card_of",
-    "changes",
-    "chosen",
+    "StageWork",
+    "changed_flags",
     "device_of",
-    "from_config",
+    "disk_needs",
+    "find_gpu",
+    "largest_fitting",
     "refuse_too_small",
+    "shape_from_config",
     "shape_of",
-    "written",
 ]

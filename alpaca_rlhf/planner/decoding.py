@@ -48,7 +48,7 @@ def make_ready(run: Pass, dense: bool) -> list[Block]:
 
 
 def decode(run: Pass, completions: Decode) -> None:
-    """Read the prompts, repeat their cache K times, and take the last step, which is the largest."""
+    """Read the prompts, repeat their cache K times, and take the last and largest step."""
     copies = make_ready(run, completions.dense)
 
     # 1. Prefill: one forward over all prompts fills the cache.

@@ -158,7 +158,7 @@ class Layers:
         return out
 
     def _spread(self, width: int, saves: bool) -> Block:
-        """Allocate packed tokens as rows of a table; the gathered ones are saved for the backward."""
+        """Allocate packed tokens as rows of a table; the gathered ones are saved."""
         size = self.device.attention
         empty, gathered = self.values(width, size), self.values(width, size)
         table = self.values(width, size)

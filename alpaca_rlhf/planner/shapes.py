@@ -162,7 +162,7 @@ def shape_of(base: str) -> Shape:
         if base.startswith((".", "/", "~")) or base.count("/") != 1:
             raise UserError(
                 f"--base {base}: no such folder, and no known shape; give `embedded`, a folder, "
-                f"a hub id, or one of {', '.join(KNOWN)}"
+                f"a hub id, or one of {', '.join(KNOWN_SHAPES)}"
             )
         path = _from_hub(base)
     try:
@@ -225,7 +225,7 @@ def _from_hub(base: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         refusal = (
-            hub_refusal(base, error)
-            or f"--base {base}: its config.json could not be read ({reason})"
-        )
-        raise UserError(f"{refusal}; a plan can also use one of {', '.join(KNOWN)}") from None
+        refusal = hub_refusal(base, error)
+        refusal = refusal or f"--base {base}: its config.json could not be read ({reason})"
+        names = ", ".join(KNOWN_SHAPES)
+        raise UserError(f"{refusal}; a plan can also use one of {names}") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from alpaca_rlhf.planner.peak_memory import Lengths
@@ -78,57 +77,42 @@ class StageWork:
     def all(self) -> dict[str, Work]:
         """Work of every stage, summed over all rounds."""
         settings, rounds = self.settings, self.settings.rounds
+        generate, best_of_k = settings.generate, settings.best_of_k
+        batch, k = settings.sampling.batch_size, settings.rank.k
         new, prompt = settings.sampling.max_new_tokens * TYPICAL, self.lengths.prompt * TYPICAL
         row = settings.sft.max_length * TYPICAL
-        sampled = self._sampled
-        requests = settings.generate.target / KEPT_TASKS
-        winners = settings.best_of_k.prompts * settings.best_of_k.keep * settings.best_of_k.epochs
-        rankings = settings.rank.prompts * settings.rank.k
-        stages: dict[str, Callable[[], Work]] = {
-            "generate": lambda: sampled(
-                requests,
-                self.lengths.worksheet * TYPICAL,
-                settings.generate.max_new_tokens,
-                settings.generate.batch_size,
+        worksheet = self.lengths.worksheet * TYPICAL
+        rankings = settings.rank.prompts * k
+        candidates = best_of_k.prompts * best_of_k.k
+        winners = best_of_k.prompts * best_of_k.keep * best_of_k.epochs
+        compared = 2 * settings.evaluate.prompts  # sampled and greedy
+        return {
+            "generate": self._sampled(
+                generate.target / KEPT_TASKS,
+                worksheet,
+                generate.max_new_tokens,
+                generate.batch_size,
             ),
-            "sft": lambda: self._trained(self.rows * settings.sft.epochs, row, row),
-            "sample": lambda: (
-                sampled(rankings, prompt, new, settings.sampling.batch_size, settings.rank.k)
-                * rounds
-            ),
-            "reward": lambda: (
-                (  # the shuffled control doubles the training
-                    self._trained(rankings * settings.reward.epochs, prompt + new, 0) * 2
-                    + self._read(2 * rankings, prompt + new, 0)
-                )
-                * rounds
-            ),
-            "ppo": lambda: self._ppo(prompt) * rounds,
-            "best_of_k": lambda: (
-                (
-                    sampled(
-                        settings.best_of_k.prompts * settings.best_of_k.k,
-                        prompt,
-                        new,
-                        settings.sampling.batch_size,
-                        settings.best_of_k.k,
-                    )
-                    + self._read(settings.best_of_k.prompts * settings.best_of_k.k, prompt + new, 0)
-                    + self._trained(winners, prompt + new, new)
-                )
-                * rounds
-            ),
-            "evaluate": lambda: (
-                (
-                    sampled(
-                        2 * settings.evaluate.prompts, prompt, new, settings.sampling.batch_size
-                    )
-                    + self._read(2 * settings.evaluate.prompts, prompt + new, new)
-                )
-                * (3 + 2 * rounds)
-            ),
+            "sft": self._trained(self.rows * settings.sft.epochs, row, row),
+            "sample": self._sampled(rankings, prompt, new, batch, k) * rounds,
+            "reward": (  # the shuffled control doubles the training
+                self._trained(rankings * settings.reward.epochs, prompt + new, 0) * 2
+                + self._read(2 * rankings, prompt + new, 0)
+            )
+            * rounds,
+            "ppo": self._ppo(prompt) * rounds,
+            "best_of_k": (
+                self._sampled(candidates, prompt, new, batch, best_of_k.k)
+                + self._read(candidates, prompt + new, 0)
+                + self._trained(winners, prompt + new, new)
+            )
+            * rounds,
+            "evaluate": (
+                self._sampled(compared, prompt, new, batch)
+                + self._read(compared, prompt + new, new)
+            )
+            * (3 + 2 * rounds),
         }
-        return {name: work() for name, work in stages.items()}
 
     def _ppo(self, prompt: float) -> Work:
         settings = self.settings.ppo
