@@ -224,7 +224,6 @@ def _from_hub(base: str) -> Path:
         return Path(hf_hub_download(base, "config.json"))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        refusal = (
         refusal = hub_refusal(base, error)
         refusal = refusal or f"--base {base}: its config.json could not be read ({reason})"
         names = ", ".join(KNOWN_SHAPES)
