@@ -73,11 +73,11 @@ def run(asked: Export, terminal: Terminal, command: str) -> int:
     kept = "" if asked.to == "adapter" else f" in {dtype}"
     terminal.say(f"export: {policy} of {asked.run} ({settings.base}) as {asked.to}{kept} to {out}")
     quiet.quiet(settings.base)
-    from alpaca_rlhf.exporting.request import Request
-    from alpaca_rlhf.exporting.run import FAILED, export
+    from alpaca_rlhf.exporting.export_model import FAILED, export_model
+    from alpaca_rlhf.exporting.request import ExportRequest
 
     quiet.quiet_transformers(settings.base)
-    request = Request(
+    request = ExportRequest(
         settings=settings,
         run=asked.run,
         policy=policy,
@@ -88,7 +88,7 @@ def run(asked: Export, terminal: Terminal, command: str) -> int:
         llama_cpp=asked.llama_cpp,
         command=command,
     )
-    found = export(
+    found = export_model(
         request,
         terminal,
         report=folders.report_of(asked.run),

@@ -206,3 +206,11 @@ def is_full(error: BaseException) -> bool:
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     told = str(error).lower()
     return any(words in told for words in _SAID_OF_FULL)
+
+
+def nearest_folder(path: Path) -> Path:
+    """The deepest existing folder on the way to a path that may not exist yet."""
+    folder = path.expanduser().absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder

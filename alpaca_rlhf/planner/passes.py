@@ -91,7 +91,7 @@ class Pass:
     def scored(
         self,
         rows: Rows,
-        learned: int,
+        loss_tokens: int,
         *,
         values: bool = False,
         decoding: bool = False,
@@ -101,8 +101,8 @@ class Pass:
 
         Args:
             rows: The sequences.
-            learned: Tokens of each row whose log-probability and entropy are computed; 0 reads one
-                score a row.
+            loss_tokens: Tokens of each row whose log-probability and entropy are computed; 0
+                reads one score a row.
             values: A scalar head reads the states of those tokens too.
             decoding: The layers have been made ready for decoding.
             dense: They then have a 16-bit copy.
@@ -110,10 +110,10 @@ class Pass:
         ids = self._ids(rows)
         net = self._layers(rows, decoding=decoding, dense=dense)
         hidden = self.hidden(net, saves=False)
-        width, count = self.device.width, rows.count * max(1, learned)
+        width, count = self.device.width, rows.count * max(1, loss_tokens)
         states = self.tape.new(count * self.shape.hidden * width)
         del hidden
-        if learned:
+        if loss_tokens:
             self.logprobs(count, slopes=False, entropy=True)
         if values and width < 4:
             self.tape.new(4 * count * self.shape.hidden)
@@ -122,7 +122,7 @@ class Pass:
     def trained(
         self,
         rows: Rows,
-        learned: int,
+        loss_tokens: int,
         *,
         logits: bool = True,
         head: bool = False,
@@ -132,7 +132,7 @@ class Pass:
 
         Args:
             rows: The sequences.
-            learned: Tokens of each row that carry loss; 0 is a score at each row's end.
+            loss_tokens: Tokens of each row that carry loss; 0 is a score at each row's end.
             logits: The loss is of their log-probabilities; otherwise of a head's values.
             head: A head reads the same states too, without a gradient into them.
             accumulates: Gradients of an earlier micro-batch exist.
@@ -144,10 +144,10 @@ class Pass:
         hidden = self.hidden(net, saves=True, checkpoints=checkpoints)
 
         # 2. Losses on the states that carry them.
-        width, states = self.device.width, rows.count * max(1, learned) * self.shape.hidden
+        width, states = self.device.width, rows.count * max(1, loss_tokens) * self.shape.hidden
         gathered = self.tape.new(states * width)
         saved: list[Block] = []
-        if learned and logits:
+        if loss_tokens and logits:
             saved += self.logprobs(states // self.shape.hidden, slopes=True)
         if head or not logits:
             saved += [self.tape.new(4 * states)] if width < 4 else [gathered]

@@ -72,7 +72,7 @@ class _Update:
 
     rows: Rows
     """One micro-batch."""
-    learned: int
+    loss_tokens: int
     """Tokens of each row that carry loss; 0 for a score at its end."""
     optimizer: OptimizerName
     batch: int
@@ -306,8 +306,8 @@ class PeakMemory:
             held.append(run.tape.new(4 * weights, GRADIENTS))
         run.trained(
             update.rows,
-            update.learned,
-            logits=update.logits and update.learned > 0,
+            update.loss_tokens,
+            logits=update.logits and update.loss_tokens > 0,
             head=update.head,
             accumulates=accumulates,
         )

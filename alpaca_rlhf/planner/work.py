@@ -140,19 +140,19 @@ class StageWork:
         """Operations of all layers' causal attention over a sequence."""
         return self.shape.layers * 2 * self.shape.queries * length * length
 
-    def _read(self, rows: float, length: float, learned: float) -> Work:
-        """Forward passes alone, with logits of `learned` tokens a row."""
+    def _read(self, rows: float, length: float, loss_tokens: float) -> Work:
+        """Forward passes alone, with logits of `loss_tokens` tokens a row."""
         weights = 2 * (self._base + self._lora) * length
-        head = 2 * self.shape.hidden * self.shape.vocabulary * learned
+        head = 2 * self.shape.hidden * self.shape.vocabulary * loss_tokens
         return Work(flops=rows * (weights + self._attention(length) + head))
 
-    def _trained(self, rows: float, length: float, learned: float) -> Work:
+    def _trained(self, rows: float, length: float, loss_tokens: float) -> Work:
         """Forward and backward passes, without gradients of the frozen base's weights."""
-        forward = self._read(rows, length, learned).flops
+        forward = self._read(rows, length, loss_tokens).flops
         backward = rows * (
             (2 * self._base + 4 * self._lora) * length
             + 2 * self._attention(length)
-            + 2 * self.shape.hidden * self.shape.vocabulary * learned
+            + 2 * self.shape.hidden * self.shape.vocabulary * loss_tokens
         )
         recomputed = self._read(rows, length, 0).flops if self.checkpointing else 0.0
         return Work(flops=forward + backward + recomputed, tokens=rows * length)
