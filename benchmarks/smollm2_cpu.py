@@ -26,7 +26,7 @@ from alpaca_rlhf import planner
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.settings import SFT, Loop, Sampling
 from benchmarks import measure
-from benchmarks.stage_memory import Meter, Stages, adapters_of, write_base
+from benchmarks.stage_memory import Meter, StageWork, adapters_of, write_base
 
 PROMPT, COMPLETION = 64, 64
 MICRO = 4
@@ -58,10 +58,12 @@ def rates(dtype: torch.dtype, scratch: Path, sizes: Loop) -> dict[str, float]:
     folder = write_base(scratch / "base", shape)
     adapters = adapters_of(folder, sizes, dtype=dtype, checkpointing=False, device="cpu")
     clock = Clock(adapters)
-    Stages(adapters, sizes, PROMPT, clock, scratch).all(("sft", "sample"))
+    StageWork(adapters, sizes, PROMPT, clock, scratch).all(("sft", "sample"))
     rows, length = 4 * sizes.sft.micro_batch_size, PROMPT + COMPLETION
     twice = replace(sizes, sft=replace(sizes.sft, epochs=1, max_length=2 * length))
-    work = planner.Stages(shape, twice, planner.Lengths(), rows, checkpointing=False).all()["sft"]
+    work = planner.StageWork(shape, twice, planner.Lengths(), rows, checkpointing=False).all()[
+        "sft"
+    ]
     drawn = sizes.sampling.batch_size * COMPLETION
     return {
         "sft_tokens_per_second": rows * length / clock.seconds["sft"],

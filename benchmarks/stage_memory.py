@@ -22,7 +22,7 @@ from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import load_base
 from alpaca_rlhf.models.batches import Example
 from alpaca_rlhf.models.heads import ScalarHead
-from alpaca_rlhf.planner import Device, Lengths, Memory, Shape
+from alpaca_rlhf.planner import Device, Lengths, PeakMemory, Shape
 from alpaca_rlhf.settings import Loop, Sampling
 from alpaca_rlhf.training import ppo as ppo_module
 from alpaca_rlhf.training.candidates import draw
@@ -309,7 +309,7 @@ def planned(
 ) -> dict[str, int]:
     """What the planner says of the same."""
     lengths = Lengths(prompt=prompt, worksheet=prompt, chat=prompt)
-    plan = Memory(shape, device, settings, lengths, checkpointing=checkpointing)
+    plan = PeakMemory(shape, device, settings, lengths, checkpointing=checkpointing)
     found = {name: list(phases) for name, phases in plan.all().items()}
     peaks = {name: max(one.peak for one in phases) for name, phases in found.items()}
     for one in found["ppo"]:

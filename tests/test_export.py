@@ -340,7 +340,7 @@ def test_a_gguf_file_is_read_in_sixteen_bit_where_memory_asks_for_it(
 
 def test_an_export_that_does_something_else_fails(plain, tmp_path, monkeypatch, capsys):
     """A merge that forgets the scaling: exit code 1, a line that says so, a mark in the folder."""
-    from alpaca_rlhf.exporting import run as exporting
+    from alpaca_rlhf.exporting import export_model as exporting
     from alpaca_rlhf.models import merging
 
     def unscaled(base, adapter):
@@ -372,7 +372,7 @@ def test_a_score_that_is_read_elsewhere_fails(plain, tmp_path, monkeypatch):
 @pytest.mark.parametrize("to", ["merged", "reward"])
 def test_an_export_that_overflows_fails(plain, tmp_path, monkeypatch, to):
     """NaN is no number that JSON has: it is a failed check all the same, and the folder stays."""
-    from alpaca_rlhf.exporting import run as exporting
+    from alpaca_rlhf.exporting import export_model as exporting
     from alpaca_rlhf.models.merging import merged
 
     def overflown(base, adapter):
@@ -585,7 +585,7 @@ sys.exit("no such model") if "fails" in __file__ else Path(out).write_bytes(b"GG
 
 def test_llama_cpps_converter_where_the_user_has_it(chat, tmp_path, monkeypatch, capsys):
     """It is given a merged model, which goes away again; what it says is told."""
-    from alpaca_rlhf.exporting import run as exporting
+    from alpaca_rlhf.exporting import export_model as exporting
 
     _, run = chat
     for name in ("works", "fails"):

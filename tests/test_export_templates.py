@@ -8,7 +8,7 @@ import torch
 from alpaca_rlhf.core.prompts import blocks
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.exporting.chat_template import jinja, messages, with_reply
-from alpaca_rlhf.exporting.ollama import go_template, modelfile, pieces
+from alpaca_rlhf.exporting.ollama import go_template, modelfile, template_pieces
 from alpaca_rlhf.exporting.probes import PROBES, SYSTEM
 from alpaca_rlhf.models.base import Base
 from alpaca_rlhf.models.batches import example, prompt_ids
@@ -200,7 +200,7 @@ CONVERSATIONS = [
 def test_ollama_renders_the_same_text(template, system):
     words = tokenizer_of("cria")
     words.chat_template = CHATML if template == "chatml" else jinja(template, bos=True)
-    found = pieces(words)
+    found = template_pieces(words)
     assert found is not None
     for said in CONVERSATIONS:
         if system:
@@ -224,4 +224,4 @@ def test_what_ollama_could_not_say_is_left_out():
     """A template that trims what is said has no pieces that add up to the same text."""
     words = tokenizer_of("cria")
     words.chat_template = CHATML.replace("message['content']", "message['content'] | trim")
-    assert pieces(words) is None
+    assert template_pieces(words) is None

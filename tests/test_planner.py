@@ -15,14 +15,14 @@ from alpaca_rlhf.planner import (
     Budget,
     Device,
     Lengths,
-    Memory,
+    PeakMemory,
     Rates,
     Shape,
-    Stages,
-    card_of,
-    changes,
-    chosen,
-    from_config,
+    StageWork,
+    changed_flags,
+    find_gpu,
+    largest_fitting,
+    shape_from_config,
     shape_of,
 )
 from alpaca_rlhf.planner.passes import CHUNK
@@ -86,18 +86,18 @@ def test_an_adapter_of_rank_16_on_llama_2_7b():
 )
 def test_another_architecture_is_refused_as_the_models_room_does(config):
     with pytest.raises(UserError, match="computes more than a LLaMA does"):
-        from_config("x", config)
+        shape_from_config("x", config)
 
 
 def test_a_config_without_a_size_is_told():
     with pytest.raises(UserError, match="hidden_size"):
-        from_config("x", {"model_type": "llama", "num_attention_heads": 2})
+        shape_from_config("x", {"model_type": "llama", "num_attention_heads": 2})
 
 
 @pytest.mark.parametrize(
     ("config", "told"),
     [
-        ([], "no table"),
+        ([], "not a table"),
         ({"num_attention_heads": 0}, "no usable num_attention_heads"),
         ({"num_hidden_layers": -2}, "-2 for layers"),
     ],
@@ -106,7 +106,7 @@ def test_a_config_that_makes_no_sense_is_told(config, told):
     sizes = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "vocab_size": 99}
     sizes |= {"num_attention_heads": 2, "num_hidden_layers": 2, "max_position_embeddings": 64}
     with pytest.raises(UserError, match=told):
-        from_config("x", {**sizes, **config} if isinstance(config, dict) else config)
+        shape_from_config("x", {**sizes, **config} if isinstance(config, dict) else config)
 
 
 # --- the arithmetic -------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def test_nothing_is_left_on_the_tape_after_any_stage(monkeypatch):
 
     monkeypatch.setattr(Tape, "__init__", seen)
     settings = replace(Loop(), ppo=PPO(value=Value(trunk="separate")))
-    Memory(shape_of("llama-3.2-1b"), CUDA, settings).all()
+    PeakMemory(shape_of("llama-3.2-1b"), CUDA, settings).all()
     assert len(tapes) > 10
     assert {tape.live for tape in tapes} == {0}
 
@@ -141,20 +141,20 @@ def test_nothing_is_left_on_the_tape_after_any_stage(monkeypatch):
 def test_keys_and_values_of_llama_2_are_half_a_mebibyte_a_token():
     """2 x 32 layers x 4096 x 2 bytes, for 32 completions of 256 + 256 - 1 tokens; a little more
     while the last layer is extended."""
-    plan = Memory(shape_of("llama-2-7b"), CUDA, Loop())
+    plan = PeakMemory(shape_of("llama-2-7b"), CUDA, Loop())
     exact = 32 * 511 * 0.5 / 1024
     assert exact < gib(plan.sample(), "keys and values") < exact * 1.04
 
 
 def test_grouped_queries_keep_a_quarter_of_the_keys():
     shape = shape_of("llama-2-7b")
-    plans = [Memory(replace(shape, kv_heads=n), CUDA, Loop()) for n in (32, 8)]
+    plans = [PeakMemory(replace(shape, kv_heads=n), CUDA, Loop()) for n in (32, 8)]
     whole, quarter = (gib(plan.sample(), "keys and values") for plan in plans)
     assert quarter == pytest.approx(whole / 4, rel=0.02)
 
 
 def test_the_optimiser_keeps_eight_bytes_a_weight_or_two():
-    plan = Memory(shape_of("llama-2-7b"), CUDA, Loop())
+    plan = PeakMemory(shape_of("llama-2-7b"), CUDA, Loop())
     eight = replace(Loop().sft, optimizer="adamw8bit")
     small = replace(plan, settings=replace(Loop(), sft=eight))
     assert gib([next(plan.sft())], "optimiser") == pytest.approx(39_976_960 * 8 / 2**30, rel=1e-3)
@@ -165,18 +165,20 @@ def test_logits_are_bounded_whatever_the_batch():
     """At most 2^24 numbers at once: 64 MiB in fp32, at most six such tables at a time."""
     for micro in (1, 4, 64):
         sft = replace(Loop().sft, micro_batch_size=micro)
-        plan = Memory(shape_of("llama-3-8b"), CUDA, replace(Loop(), sft=sft), checkpointing=False)
+        plan = PeakMemory(
+            shape_of("llama-3-8b"), CUDA, replace(Loop(), sft=sft), checkpointing=False
+        )
         for phase in plan.sft():
             assert phase.items.get("logits", 0) <= 6 * 4 * CHUNK
 
 
 def test_the_chunk_is_that_of_the_output_head():
     from alpaca_rlhf.models import vocabulary
-    from alpaca_rlhf.planner import memory
+    from alpaca_rlhf.planner import peak_memory
     from alpaca_rlhf.training import held_out
 
     assert CHUNK == vocabulary.CHUNK
-    assert memory.AT_ONCE == held_out.AT_ONCE
+    assert peak_memory.AT_ONCE == held_out.AT_ONCE
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
@@ -187,7 +189,7 @@ def test_checkpointing_keeps_a_state_a_layer(kv_heads):
     for layers in (4, 16):
         for checkpointing in (True, False):
             own = replace(shape, layers=layers)
-            plan = Memory(own, CUDA, Loop(), checkpointing=checkpointing)
+            plan = PeakMemory(own, CUDA, Loop(), checkpointing=checkpointing)
             peaks[layers, checkpointing] = next(plan.sft()).items["activations"]
     state = 4 * 512 * 256 * 2
     assert peaks[16, True] - peaks[4, True] == 12 * state
@@ -195,7 +197,7 @@ def test_checkpointing_keeps_a_state_a_layer(kv_heads):
 
 
 def test_a_separate_value_has_an_adapter_and_an_optimiser_of_its_own():
-    base = Memory(shape_of("llama-2-7b"), CUDA, Loop())
+    base = PeakMemory(shape_of("llama-2-7b"), CUDA, Loop())
     apart = replace(base, settings=replace(Loop(), ppo=PPO(value=Value(trunk="separate"))))
     more = apart.peak("ppo") - base.peak("ppo")
     assert more == pytest.approx(39_976_960 * (4 + 8), rel=0.02)
@@ -204,8 +206,8 @@ def test_a_separate_value_has_an_adapter_and_an_optimiser_of_its_own():
 def test_the_copy_of_the_base_is_made_only_within_its_limit():
     item = "16-bit copy of the base"
     settings = replace(Loop(), sampling=Sampling(dense_gib=4.0))
-    assert gib(Memory(shape_of("llama-2-7b"), CUDA, settings).sample(), item) == 0
-    small = Memory(shape_of("llama-3.2-1b"), CUDA, settings)
+    assert gib(PeakMemory(shape_of("llama-2-7b"), CUDA, settings).sample(), item) == 0
+    small = PeakMemory(shape_of("llama-3.2-1b"), CUDA, settings)
     # 16 layers of 60,817,408 weights (grouped queries), two bytes each
     assert gib(small.sample(), item) == pytest.approx(16 * 60_817_408 * 2 / 2**30)
     assert gib(small.generate(), item) == 0  # the bare base has no adapter's layers
@@ -213,7 +215,7 @@ def test_the_copy_of_the_base_is_made_only_within_its_limit():
 
 def test_stages_that_files_take_the_place_of_are_not_planned(tmp_path):
     inputs = Inputs(data=tmp_path / "d", prompts=tmp_path / "p", judge="human")
-    plan = Memory(shape_of("llama-2-7b"), CUDA, replace(Loop(), inputs=inputs))
+    plan = PeakMemory(shape_of("llama-2-7b"), CUDA, replace(Loop(), inputs=inputs))
     assert "generate" not in plan.all() and "sample" in plan.all()
 
 
@@ -249,8 +251,8 @@ def test_the_plan_still_says_what_was_measured_of_every_case():
     ("base", "card"), [("llama-2-7b", 24), ("llama-3-8b", 24), ("llama-2-7b", 12)]
 )
 def test_what_is_chosen_fits_and_is_the_largest(base, card):
-    budget = Budget(shape_of(base), card_of(str(card)))
-    found = chosen(budget, Loop(base=base))
+    budget = Budget(shape_of(base), find_gpu(str(card)))
+    found = largest_fitting(budget, Loop(base=base))
     assert all(one.peak <= card * 2**30 for all_ in budget.phases(found).values() for one in all_)
     size = found.sampling.batch_size
     more = replace(found, sampling=replace(found.sampling, batch_size=2 * size))
@@ -261,34 +263,34 @@ def test_choosing_changes_no_result():
     from alpaca_rlhf.pipeline import FREE
 
     before = Loop(base="llama-3-8b")
-    after = chosen(Budget(shape_of("llama-3-8b"), card_of("12")), before)
-    flags = {flag.removeprefix("--").replace("-", "_") for flag in changes(before, after)}
+    after = largest_fitting(Budget(shape_of("llama-3-8b"), find_gpu("12")), before)
+    flags = {flag.removeprefix("--").replace("-", "_") for flag in changed_flags(before, after)}
     assert flags and flags <= {*FREE, "generate.batch_size"}
     assert after.sft.max_length == before.sft.max_length
 
 
 def test_lengths_are_shortened_only_where_that_is_allowed():
     settings = Loop(base="llama-2-7b", sft=replace(Loop().sft, max_length=4096))
-    budget = Budget(shape_of("llama-2-7b"), card_of("6.5"))
+    budget = Budget(shape_of("llama-2-7b"), find_gpu("6.5"))
     with pytest.raises(UserError, match=r"sft .*lower --sft.max-length"):
-        chosen(budget, settings)
-    assert chosen(budget, settings, lengths=True).sft.max_length < 4096
+        largest_fitting(budget, settings)
+    assert largest_fitting(budget, settings, lengths=True).sft.max_length < 4096
 
 
 def test_choosing_twice_changes_nothing():
-    budget = Budget(shape_of("llama-2-7b"), card_of("12"))
-    once = chosen(budget, Loop(base="llama-2-7b"))
-    assert chosen(budget, once) == once
+    budget = Budget(shape_of("llama-2-7b"), find_gpu("12"))
+    once = largest_fitting(budget, Loop(base="llama-2-7b"))
+    assert largest_fitting(budget, once) == once
 
 
 def test_a_name_of_a_card_that_nobody_knows_is_refused():
     for asked in ("rtx-9999", "0", "-4", "nan", "3070"):
         with pytest.raises(UserError, match="--card"):
-            card_of(asked)
+            find_gpu(asked)
 
 
 def test_the_cpu_is_no_card_of_its_size():
-    assert card_of("cpu").tflops < 1 < card_of("8").tflops
+    assert find_gpu("cpu").tflops < 1 < find_gpu("8").tflops
     told = json.loads(run("plan", "--base", "smollm2-135m", "--card", "cpu", "--json").stdout)
     items = {item for one in told["stages"] for ph in one["phases"] for item in ph["items_gib"]}
     assert "activations" in items and not {one for one in items if "CUDA" in one}
@@ -301,13 +303,13 @@ def test_training_costs_six_operations_a_weight_and_token_with_checkpointing():
     """Forward, forward again, and the gradient of the input: 2 each, for 6.5e9 weights."""
     shape = shape_of("llama-2-7b")
     settings = replace(Loop(), lora=Lora(r=1, alpha=2))
-    plan = Stages(shape, settings, Lengths(), rows=1000)
+    plan = StageWork(shape, settings, Lengths(), rows=1000)
     tokens = 1000 * 3 * 256
     assert plan.all()["sft"].flops == pytest.approx(6 * 6.476e9 * tokens, rel=0.05)
 
 
 def test_time_falls_with_faster_cards_and_grows_with_the_work():
-    work = Stages(shape_of("llama-2-7b"), Loop(), Lengths(), rows=100).all()
+    work = StageWork(shape_of("llama-2-7b"), Loop(), Lengths(), rows=100).all()
     for one in work.values():
         slow, fast = one.seconds(Rates(10, 100), 32), one.seconds(Rates(20, 200), 32)
         assert 0 < fast <= slow

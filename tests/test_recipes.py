@@ -82,10 +82,10 @@ def test_a_file_that_is_not_there_is_told_in_one_line(tmp_path):
 
 @pytest.mark.parametrize("name", GIB)
 def test_the_plan_of_a_cards_recipe_fits_its_card_with_a_tenth_to_spare(name):
-    from alpaca_rlhf.planner import Budget, card_of, shape_of
+    from alpaca_rlhf.planner import Budget, find_gpu, shape_of
 
     settings = load(name).EXPERIMENT
-    card = card_of(str(GIB[name]))
+    card = find_gpu(str(GIB[name]))
     phases = Budget(shape_of(settings.base), card).phases(settings)
     assert {"sft", "sample", "reward", "ppo", "best_of_k", "evaluate"} <= set(phases)
     for stage, own in phases.items():
@@ -95,10 +95,10 @@ def test_the_plan_of_a_cards_recipe_fits_its_card_with_a_tenth_to_spare(name):
 
 def test_the_plan_of_the_recipe_without_a_card_fits_a_laptop():
     """In half of 8 GiB: Python, its libraries and a desktop want the rest. No gap of CUDA's."""
-    from alpaca_rlhf.planner import RESERVE, Budget, card_of, device_of, shape_of
+    from alpaca_rlhf.planner import RESERVE, Budget, device_of, find_gpu, shape_of
 
     settings = load("smollm2_135m_cpu").EXPERIMENT
-    card = card_of("cpu")
+    card = find_gpu("cpu")
     budget = Budget(shape_of(settings.base), card, device=device_of(card))
     for phases in budget.phases(settings).values():
         for phase in phases:

@@ -17,7 +17,7 @@ import pytest
 
 from alpaca_rlhf.cli import main as cli
 from alpaca_rlhf.core import files
-from alpaca_rlhf.planner import shape_of, written
+from alpaca_rlhf.planner import disk_needs, shape_of
 from alpaca_rlhf.planner.disk import SPARE
 from alpaca_rlhf.settings import SFT, Loop, Sampling
 from alpaca_rlhf.settings.parsing import parse
@@ -167,7 +167,7 @@ def test_a_card_too_small_is_refused_before_the_base_is_loaded(tmp_path, capsys,
 def test_what_fits_is_said_where_the_settings_do_not(card, caplog):
     """8 billion weights in 4 bit: 24 GiB hold the model, but not 64 rows of 1,024 at once."""
     from alpaca_rlhf.core.errors import UserError
-    from alpaca_rlhf.stages.room import check_card
+    from alpaca_rlhf.stages.preflight import check_gpu
 
     shape = shape_of("llama-3.1-8b")
     large = Loop(
@@ -176,26 +176,26 @@ def test_what_fits_is_said_where_the_settings_do_not(card, caplog):
         sampling=Sampling(batch_size=2),
     )
     card(23)
-    check_card(shape, large, [("reward", 1)])
+    check_gpu(shape, large, [("reward", 1)])
     assert caplog.text == "", "of what is not to be run nothing is said"
-    check_card(shape, large, [("sft", 1)])
+    check_gpu(shape, large, [("sft", 1)])
     assert "sft is planned to take" in caplog.text
     assert "lower --sft.micro-batch-size, or give --auto" in caplog.text
     card(3)
     with pytest.raises(UserError, match=r"3 GiB free: sft of --base llama-3.1-8b needs"):
-        check_card(shape, large, [("sft", 1)])
+        check_gpu(shape, large, [("sft", 1)])
 
 
 def test_a_large_base_without_a_card_is_warned_of(caplog):
     import torch
 
-    from alpaca_rlhf.stages.room import check_card
+    from alpaca_rlhf.stages.preflight import check_gpu
 
     if torch.cuda.is_available():
         pytest.skip("there is a card here")
-    check_card(shape_of("embedded"), QUICKSTART, [("sft", 1)])
+    check_gpu(shape_of("embedded"), QUICKSTART, [("sft", 1)])
     assert caplog.text == ""
-    check_card(shape_of("llama-3.1-8b"), Loop(), [("sft", 1)])
+    check_gpu(shape_of("llama-3.1-8b"), Loop(), [("sft", 1)])
     assert "no graphics card is seen" in caplog.text and "8.0 billion" in caplog.text
 
 
@@ -226,17 +226,17 @@ def test_a_processor_without_bf16_computes_in_float32(tmp_path):
 def test_what_a_run_writes_by_hand():
     """Llama 3.1 8B at rank 16 has 41,943,040 weights an adapter; three checkpoints, 12 B each."""
     settings = Loop(base="llama-3.1-8b")
-    found = written(shape_of(settings.base), settings, [("sft", 1), ("ppo", 1)])
+    found = disk_needs(shape_of(settings.base), settings, [("sft", 1), ("ppo", 1)])
     assert found["adapters"] == 2 * 4 * 41_943_040
     assert found["checkpoints"] == 3 * 12 * 41_943_040
     assert found["text"] == 0, "neither writes completions"
-    assert written(shape_of(settings.base), settings, [])["checkpoints"] == 0
+    assert disk_needs(shape_of(settings.base), settings, [])["checkpoints"] == 0
 
 
 def test_a_disk_too_small_is_refused_before_anything_is_written(tmp_path, capsys, monkeypatch):
-    from alpaca_rlhf.stages import room
+    from alpaca_rlhf.stages import preflight
 
-    monkeypatch.setattr(room, "free_bytes", lambda place: 10 * 2**20)
+    monkeypatch.setattr(preflight, "free_bytes", lambda place: 10 * 2**20)
     line = refused(capsys, "quickstart", "--out", tmp_path / "run", *SMALL)
     assert f"--out {tmp_path / 'run'}: this run needs 0.0" in line
     assert "has 0.01 GiB free; free some space, or give another --out" in line
@@ -246,25 +246,25 @@ def test_a_disk_too_small_is_refused_before_anything_is_written(tmp_path, capsys
 def test_weights_to_download_count_where_they_go(tmp_path, monkeypatch):
     """Of 8 billion weights in 16 bit 15 GiB come from the hub, unless they are here."""
     from alpaca_rlhf.core.errors import UserError
-    from alpaca_rlhf.stages import room
+    from alpaca_rlhf.stages import preflight
 
     settings = Loop(base="some/llama", out=tmp_path / "run")
     shape = shape_of("llama-3.1-8b")
-    monkeypatch.setattr(room.constants, "HF_HUB_CACHE", str(tmp_path / "cache" / "hub"))
-    monkeypatch.setattr(room, "free_bytes", lambda place: 12 * 2**30)
+    monkeypatch.setattr(preflight.constants, "HF_HUB_CACHE", str(tmp_path / "cache" / "hub"))
+    monkeypatch.setattr(preflight, "free_bytes", lambda place: 12 * 2**30)
     with pytest.raises(UserError, match=r"needs 1\d GiB, 15.0 of them for the weights.*HF_HOME"):
-        room.check_disk(shape, settings, [("sft", 1)])
+        preflight.check_disk(shape, settings, [("sft", 1)])
     snapshot = tmp_path / "cache" / "hub" / "models--some--llama"
     (snapshot / "refs").mkdir(parents=True)
     (snapshot / "refs" / "main").write_text("c" * 40)
     (snapshot / "snapshots" / ("c" * 40)).mkdir(parents=True)
     (snapshot / "snapshots" / ("c" * 40) / "model.safetensors").write_bytes(b"")
     monkeypatch.setattr(
-        room,
+        preflight,
         "try_to_load_from_cache",
         lambda name, file: room_cached(name, file, tmp_path / "cache" / "hub"),
     )
-    room.check_disk(shape, settings, [("sft", 1)])
+    preflight.check_disk(shape, settings, [("sft", 1)])
 
 
 def room_cached(name, file, cache):
@@ -317,7 +317,7 @@ def test_the_estimate_holds_what_a_run_writes(calm):
     settings = parse(Loop, SMALL, prog="test", description="", default=QUICKSTART)
     from alpaca_rlhf.pipeline import order
 
-    planned = sum(written(shape_of("embedded"), settings, order(settings)).values())
+    planned = sum(disk_needs(shape_of("embedded"), settings, order(settings)).values())
     assert calm.peak < planned < 2 * calm.peak + SPARE
 
 
@@ -380,9 +380,9 @@ def small_disk(tmp_path):
 
 def test_a_disk_that_is_really_full(small_disk, capsys, monkeypatch, calm):
     """Tasks, a checkpoint and an adapter that do not fit; what was made before is kept."""
-    from alpaca_rlhf.stages import room
+    from alpaca_rlhf.stages import preflight
 
-    monkeypatch.setattr(room, "free_bytes", lambda place: 2**40)  # it fills up after the start
+    monkeypatch.setattr(preflight, "free_bytes", lambda place: 2**40)  # it fills up after the start
     out = small_disk.place / "run"
     told = []
     for free in (4096, 40_000, 400_000, 6_000_000, 4_300_000, None):

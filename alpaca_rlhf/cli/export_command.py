@@ -74,11 +74,11 @@ def run(flags: Export, terminal: Terminal, command: str) -> int:
         f"export: {policy} of {flags.run} ({settings.base}) as {flags.to}{storage} to {out}"
     )
     quiet.quiet(settings.base)
-    from alpaca_rlhf.exporting.request import Request
-    from alpaca_rlhf.exporting.run import FAILED, export
+    from alpaca_rlhf.exporting.export_model import FAILED, export_model
+    from alpaca_rlhf.exporting.request import ExportRequest
 
     quiet.quiet_transformers(settings.base)
-    request = Request(
+    request = ExportRequest(
         settings=settings,
         run=flags.run,
         policy=policy,

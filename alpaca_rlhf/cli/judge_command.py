@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines
-from alpaca_rlhf.core import gpu_lock as card
-from alpaca_rlhf.core import quiet
+from alpaca_rlhf.core import gpu_lock, quiet
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import only_one
 from alpaca_rlhf.core.records import Completion, Instruction, Ranking
@@ -124,7 +123,7 @@ def _by_reward(store: Store, asked: Judging, settings: Loop, terminal: Terminal)
         raise UserError(f"--by reward: {asked.run} has no reward model yet; train it first")
     name, folder = list(found.items())[-1]
     quiet.quiet(settings.base)
-    with card.Loan(asked.run, terminal.say) as loan:
+    with gpu_lock.Loan(asked.run, terminal.say) as loan:
         loan.take()
         from alpaca_rlhf.serving.scoring import Scorer
 

@@ -20,15 +20,15 @@ from alpaca_rlhf.planner import (
     REACHED_BANDWIDTH,
     REACHED_FLOPS,
     Budget,
-    Card,
+    GpuSpec,
     Lengths,
     Phase,
     Rates,
-    Stages,
-    card_of,
-    changes,
-    chosen,
+    StageWork,
+    changed_flags,
     device_of,
+    find_gpu,
+    largest_fitting,
     refuse_too_small,
     shape_of,
 )
@@ -195,8 +195,8 @@ def auto(settings: Loop, switches: Sequence[str], card: str | None, terminal: Te
     return fitting
 
 
-def _own_card() -> Card:
-    from alpaca_rlhf.stages.room import own_card
+def _own_card() -> GpuSpec:
+    from alpaca_rlhf.stages.preflight import local_gpu
 
     card = own_card()
     if card is None:
@@ -319,7 +319,7 @@ def _as_json(
     return {
         "base": budget.shape.name,
         "parameters": budget.shape.parameters,
-        "card": {"name": budget.card.name, "gib": budget.card.gib},
+        "card": {"name": budget.gpu.name, "gib": budget.gpu.gib},
         "stages": stages,
         "largest": {flag: after for flag, (_, after) in best.items()},
         "measured": False,

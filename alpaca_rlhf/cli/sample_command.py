@@ -12,8 +12,7 @@ from annotated_types import Gt, Interval
 
 from alpaca_rlhf.cli.chat import choose
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines
-from alpaca_rlhf.core import gpu_lock as card
-from alpaca_rlhf.core import quiet
+from alpaca_rlhf.core import gpu_lock, quiet
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.preferences import DATABASE
@@ -119,7 +118,7 @@ def _by_policy(
     terminal: Terminal,
 ) -> None:
     quiet.quiet(settings.base)
-    with card.Loan(asked.run, terminal.say) as loan:
+    with gpu_lock.Loan(asked.run, terminal.say) as loan:
         loan.take()
         from alpaca_rlhf.serving.speaker import Speaker
 

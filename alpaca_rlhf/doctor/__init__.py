@@ -1,4 +1,4 @@
-"""What of a machine and a base would spoil a run, found out before it begins."""
+"""Checks of a machine and a base for anything that would spoil a run."""
 
 from alpaca_rlhf.doctor.base import base_checks
 from alpaca_rlhf.doctor.finding import Finding, Verdict

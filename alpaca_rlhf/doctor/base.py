@@ -1,4 +1,4 @@
-"""Checks of a base: is it there, and does everything that training rests on hold for it."""
+"""Checks of a base: can it be loaded, and does it meet everything that training relies on."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _ROWS = (
     Instruction("And of Italy?", "", "Rome.", history=(("Capital of France?", "Paris."),)),
 )
 _ANSWERS = ("Paris.", "Grüße aus Köln, 你好!", "  two  spaces,\n\na blank line and `code`")
-_SHOWN = 300
+_PREVIEW_CHARS = 300
 
 
 def base_checks(name: str, template: str, lora: Lora) -> Iterator[Finding]:
-    """Load a base and try it.
+    """Load a base and check it.
 
     Args:
         name: `embedded`, a folder or a hub id.
-        template: Prompt template to try with.
+        template: Prompt template to check it with.
         lora: Shape of the adapters.
     """
     try:
@@ -42,10 +42,10 @@ def base_checks(name: str, template: str, lora: Lora) -> Iterator[Finding]:
     except UserError as error:
         yield Finding("base", str(error), "bad", "see the message")
         return
-    held = sum(p.numel() * p.element_size() for p in base.model.parameters()) / 2**20
+    mebibytes = sum(p.numel() * p.element_size() for p in base.model.parameters()) / 2**20
     weights = base.parameters / 1e6
-    what = f"{name}: {weights:,.1f} M weights in {held:,.0f} MiB, context {base.context}"
-    yield Finding("base", f"{what}, fingerprint {base.fingerprint}")
+    size = f"{name}: {weights:,.1f} M weights in {mebibytes:,.0f} MiB, context {base.context}"
+    yield Finding("base", f"{size}, fingerprint {base.fingerprint}")
     yield from carried_out(
         {
             "tokenizer": partial(_tokenizer, base, template),
@@ -59,81 +59,100 @@ def base_checks(name: str, template: str, lora: Lora) -> Iterator[Finding]:
 
 
 def _tokenizer(base: Base, template: str) -> Finding:
-    lost = []
+    """Check that answers survive tokenisation, and that a prompt's ids do not depend on them."""
+    problems = []
     for text in _ANSWERS:
-        one = example(base, template, _ROWS[0], text)
-        back = answer(base, template, one.completion[:-1])
-        if back.strip() != text.strip():
-            lost.append(f"{text!r} comes back as {back!r}")
-        if one.prompt != prompt_ids(base, template, _ROWS[0]):
-            lost.append(f"the prompt before {text!r} has other tokens than alone")
-    if lost:
+        taught = example(base, template, _ROWS[0], text)
+        decoded = answer(base, template, taught.completion[:-1])
+        if decoded.strip() != text.strip():
+            problems.append(f"{text!r} comes back as {decoded!r}")
+        if taught.prompt != prompt_ids(base, template, _ROWS[0]):
+            problems.append(f"the prompt has other tokens before {text!r} than alone")
+    if problems:
         todo = "such texts are learned as they come back; take a base with another tokenizer"
-        return Finding("tokenizer", "; ".join(lost), "warning", todo)
+        return Finding("tokenizer", "; ".join(problems), "warning", todo)
     count = len(base.tokenizer)
     return Finding("tokenizer", f"{count:,} tokens; texts come back whole, {template} template")
 
 
 def _ends(base: Base, template: str) -> Finding:
+    """Check that eos ends every answer, is learned, and differs from padding."""
     eos = base.tokenizer.convert_ids_to_tokens(base.eos_id)
-    taught = example(base, template, _ROWS[0], "Paris.").completion[-1] == base.eos_id
-    found = f"{eos} ({base.eos_id}) ends each answer and is learned; padding is {base.pad_id}"
-    if not taught or base.pad_id == base.eos_id:
-        return Finding("end of text", found, "bad", "report it: no answer would end")
-    return Finding("end of text", found)
+    ends_with_eos = example(base, template, _ROWS[0], "Paris.").completion[-1] == base.eos_id
+    state = f"{eos} ({base.eos_id}) ends each answer and is learned; padding is {base.pad_id}"
+    if not ends_with_eos or base.pad_id == base.eos_id:
+        return Finding("end of text", state, "bad", "report it: no answer would end")
+    return Finding("end of text", state)
 
 
 def _mask(base: Base, template: str) -> Finding:
-    shown = []
+    """Show which text of a row carries loss."""
+    previews = []
     for row in _ROWS[1:]:
         text = marked(segments(base, example(base, template, row, row.output or "")))
-        shown.append(text if len(text) <= _SHOWN else "..." + text[-_SHOWN:])
-    return Finding("what carries loss", "in [[ ]]:\n" + "\n---\n".join(shown))
+        previews.append(text if len(text) <= _PREVIEW_CHARS else "..." + text[-_PREVIEW_CHARS:])
+    return Finding("what carries loss", "in [[ ]]:\n" + "\n---\n".join(previews))
 
 
 def _stats(adapters: Adapters, role: str | None) -> torch.Tensor:
+    """Log-probabilities in float64 of every learned token under an adapter."""
     rows = [example(adapters.base, adapters.template, row, row.output or "") for row in _ROWS]
     with torch.no_grad(), adapters.using(role):
         return learned_logprobs(adapters, collate(adapters.base, rows)).double()
 
 
 def _starts_at_the_base(adapters: Adapters) -> Finding:
+    """Check that a new adapter changes no log-probability."""
     adapters.add("doctor")
-    kl = float((_stats(adapters, None) - _stats(adapters, "doctor")).abs().max())
-    found = f"differs from the base by {kl:g} nats at most"
-    if kl != 0:
+    difference = float((_stats(adapters, None) - _stats(adapters, "doctor")).abs().max())
+    state = f"differs from the base by {difference:g} nats at most"
+    if difference != 0:
         todo = "report it: PPO's KL would not begin at 0"
-        return Finding("a new adapter", found, "bad", todo)
-    return Finding("a new adapter", f"{found}: KL begins at 0")
+        return Finding("a new adapter", state, "bad", todo)
+    return Finding("a new adapter", f"{state}: KL begins at 0")
 
 
 def _gradients(adapters: Adapters) -> Finding:
+    """Check that a loss reaches every layer's adapter with finite gradients."""
     adapters.trainable("doctor")
     rows = [example(adapters.base, adapters.template, row, row.output or "") for row in _ROWS]
     with adapters.using("doctor"), adapters.training():
         batch = collate(adapters.base, rows)
         (-learned_logprobs(adapters, batch).mean()).backward()  # type: ignore[no-untyped-call]
-    own = adapters.parameters("doctor")
-    reached = sum(p.grad is not None and bool(p.grad.any()) for k, p in own.items() if "_B" in k)
-    wanted = sum("_B" in key for key in own)
-    finite = all(bool(p.grad.isfinite().all()) for p in own.values() if p.grad is not None)
+    parameters = adapters.parameters("doctor")
+    # B starts at zero, so in the first step only B has a gradient
+    reached = sum(
+        parameter.grad is not None and bool(parameter.grad.any())
+        for key, parameter in parameters.items()
+        if "_B" in key
+    )
+    expected = sum("_B" in key for key in parameters)
+    finite = all(
+        bool(parameter.grad.isfinite().all())
+        for parameter in parameters.values()
+        if parameter.grad is not None
+    )
     adapters.trainable()
-    found = f"reach {reached} of {wanted} layers{'' if finite else ', and some are not finite'}"
-    if reached != wanted or not finite:
-        return Finding("gradients", found, "bad", "report it: these layers would not learn")
-    return Finding("gradients", found)
+    state = f"reach {reached} of {expected} layers{'' if finite else ', and some are not finite'}"
+    if reached != expected or not finite:
+        return Finding("gradients", state, "bad", "report it: these layers would not learn")
+    return Finding("gradients", state)
 
 
 def _reloads(adapters: Adapters) -> Finding:
+    """Check that an adapter that is saved and reloaded is the same."""
+    # 1. Change every weight, so that an empty adapter would be noticed.
     with torch.no_grad():
         for parameter in adapters.parameters("doctor").values():
             parameter.add_(0.01)
-    with tempfile.TemporaryDirectory() as name:
-        adapters.save("doctor", Path(name) / "adapter")
-        adapters.load("again", Path(name) / "adapter")
+    # 2. Save it and load it under another name.
+    with tempfile.TemporaryDirectory() as folder:
+        adapters.save("doctor", Path(folder) / "adapter")
+        adapters.load("again", Path(folder) / "adapter")
+    # 3. The weights and their effect must be the same.
     same = adapters.digest("doctor") == adapters.digest("again")
     same &= torch.equal(_stats(adapters, "doctor"), _stats(adapters, "again"))
     if not same:
-        todo = "report it: what is trained could not be loaded again"
-        return Finding("save and reload", "another adapter comes back", "bad", todo)
+        todo = "report it: a trained adapter could not be loaded again"
+        return Finding("save and reload", "a different adapter was loaded", "bad", todo)
     return Finding("save and reload", "the same weights and the same log-probabilities")

@@ -1,4 +1,4 @@
-"""One line of the doctor: what was looked at, what was found, and what to do."""
+"""One line of the doctor: the thing checked, its state, and the remedy."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from dataclasses import dataclass
 from typing import Literal
 
 Verdict = Literal["ok", "warning", "bad"]
-"""`warning` costs speed or comfort; `bad` spoils a run."""
+"""A `warning` costs speed or comfort; `bad` spoils a run."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found."""
+    """The result of one check. Its fields are the keys of `doctor --json`."""
 
     what: str
-    """What was looked at."""
+    """The thing checked."""
     found: str
-    """What is there."""
+    """Its state."""
     verdict: Verdict = "ok"
-    """How good that is."""
+    """The severity of that state."""
     todo: str = ""
-    """What to do, where it is not `ok`."""
+    """The remedy, unless the verdict is `ok`."""
 
 
 Check = Callable[[], Finding]
 
 
 def carried_out(checks: dict[str, Check]) -> Iterator[Finding]:
-    """Each check in order; one that fails itself is a finding too."""
-    for what, check in checks.items():
+    """Run each check in order; an exception inside a check becomes a finding."""
+    for name, check in checks.items():
         try:
             yield check()
         except Exception as error:  # whatever a broken installation provokes
             line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            yield Finding(what, f"{type(error).__name__}: {line}", "bad", "see the message")
+            yield Finding(name, f"{type(error).__name__}: {line}", "bad", "see the message")

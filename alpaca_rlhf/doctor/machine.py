@@ -1,4 +1,4 @@
-"""Checks of the machine: libraries, card, 4-bit arithmetic, precision, memory, disk."""
+"""Checks of the machine: libraries, GPU, 4-bit arithmetic, precision, memory, disk."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn.modules import Linear4bit
 from packaging.requirements import Requirement
 
+from alpaca_rlhf.core.files import nearest_folder
 from alpaca_rlhf.doctor.finding import Finding, carried_out
 from alpaca_rlhf.models.base import default_dtype
 
 _GIB = 2**30
-_OFF = 0.02
-"""How far, of its norm, a 4-bit product may lie from the product with the weights written out."""
+_TOLERANCE = 0.02
+"""Largest relative error of a 4-bit product against the dequantised weights' product."""
 
 
 def machine_checks(out: Path) -> Iterator[Finding]:
-    """Everything that does not need a base.
+    """Run every check that needs no base.
 
     Args:
-        out: Where runs will be written.
+        out: Folder that runs will be written to.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     yield from carried_out(
@@ -37,7 +38,7 @@ def machine_checks(out: Path) -> Iterator[Finding]:
             "python": _python,
             "libraries": _libraries,
             "torch": _torch,
-            "card": _card,
+            "card": _gpu,
             "precision": partial(_precision, device),
             "4-bit arithmetic": partial(_four_bit, device),
             "memory": _memory,
@@ -51,38 +52,42 @@ def _python() -> Finding:
 
 
 def _libraries() -> Finding:
-    wrong: list[str] = []
+    problems: list[str] = []
     try:
         lines = metadata.requires("alpaca-rlhf") or ()
     except metadata.PackageNotFoundError:
         todo = "install it, and what it needs with it: pip install -c constraints.txt -e ."
         return Finding("libraries", "alpaca-rlhf itself is not installed", "warning", todo)
-    wanted = [Requirement(line) for line in lines]
-    needed = [one for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})]
-    for one in needed:
+    requirements = [Requirement(line) for line in lines]
+    required = [
+        requirement
+        for requirement in requirements
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+    ]
+    for requirement in required:
         try:
-            found = metadata.version(one.name)
+            version = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
-            wrong.append(f"{one.name} is missing")
+            problems.append(f"{requirement.name} is missing")
             continue
-        if not one.specifier.contains(found, prereleases=True):
-            wrong.append(f"{one.name} {found} where {one.specifier} is needed")
-    if wrong:
+        if not requirement.specifier.contains(version, prereleases=True):
+            problems.append(f"{requirement.name} {version} where {requirement.specifier} is needed")
+    if problems:
         todo = "install them again: pip install -c constraints.txt -e ."
-        return Finding("libraries", "; ".join(wrong), "bad", todo)
-    return Finding("libraries", f"{len(needed)} installed, in the versions needed")
+        return Finding("libraries", "; ".join(problems), "bad", todo)
+    return Finding("libraries", f"{len(required)} installed, in the versions needed")
 
 
 def _torch() -> Finding:
     cuda = torch.version.cuda
-    built = f"{torch.__version__}, built {f'for CUDA {cuda}' if cuda else 'without CUDA'}"
+    build = f"{torch.__version__}, built {f'for CUDA {cuda}' if cuda else 'without CUDA'}"
     if cuda is None and shutil.which("nvidia-smi"):
         todo = "install the build for your card, see pytorch.org/get-started"
-        return Finding("torch", f"{built}; but there is an NVIDIA driver here", "bad", todo)
-    return Finding("torch", built)
+        return Finding("torch", f"{build}; but there is an NVIDIA driver here", "bad", todo)
+    return Finding("torch", build)
 
 
-def _card() -> Finding:
+def _gpu() -> Finding:
     if not torch.cuda.is_available():
         if torch.version.cuda is not None:
             todo = "see that `nvidia-smi` runs, and that its driver is new enough for this build"
@@ -91,12 +96,12 @@ def _card() -> Finding:
         return Finding("card", "none: everything runs on the CPU", "warning", todo)
     names = []
     for number in range(torch.cuda.device_count()):
-        of = torch.cuda.get_device_properties(number)
-        free, whole = torch.cuda.mem_get_info(number)
-        share = f"{free / _GIB:.1f} of {whole / _GIB:.1f} GiB free"
-        names.append(f"{of.name} (compute {of.major}.{of.minor}, {share})")
-    free, whole = torch.cuda.mem_get_info()
-    if free < 0.8 * whole:
+        properties = torch.cuda.get_device_properties(number)
+        free, total = torch.cuda.mem_get_info(number)
+        share = f"{free / _GIB:.1f} of {total / _GIB:.1f} GiB free"
+        names.append(f"{properties.name} (compute {properties.major}.{properties.minor}, {share})")
+    free, total = torch.cuda.mem_get_info()
+    if free < 0.8 * total:
         todo = "something else holds memory of the card: see `nvidia-smi`, and close it"
         return Finding("card", "; ".join(names), "warning", todo)
     return Finding("card", "; ".join(names))
@@ -115,55 +120,58 @@ def _precision(device: torch.device) -> Finding:
 
 
 def _four_bit(device: torch.device) -> Finding:
-    """A QLoRA layer's product and gradient, against the same with the 4-bit weights written out.
+    """Compare a QLoRA layer's product and gradient with those of its dequantised weights.
 
     A forward without gradients comes first, as in a run: on some processors bitsandbytes then
     packs the weights for a kernel whose backward is wrong.
     """
     dtype = default_dtype(device)
     torch.manual_seed(0)
-    made: Any = Linear4bit  # it has no types
-    layer = made(256, 512, bias=False, compute_dtype=dtype, quant_type="nf4").to(device)
+    layer_type: Any = Linear4bit  # it has no type annotations
+    layer = layer_type(256, 512, bias=False, compute_dtype=dtype, quant_type="nf4").to(device)
     layer.support_avx512bf16_for_cpu = False
     x = torch.randn(8, 256, device=device, dtype=dtype, requires_grad=True)
+    # 1. The forward without gradients, then one with them.
     with torch.no_grad():
         layer(x)
     y = layer(x)
     slope = torch.randn_like(y)
     y.backward(slope)
+    # 2. The same product and gradient from the dequantised weights.
     weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
     assert x.grad is not None
     pairs = (y.detach(), x.detach().float() @ weight.T), (x.grad, slope.float() @ weight)
-    off = max(float((got.float() - want).norm() / want.norm()) for got, want in pairs)
+    error = max(
+        float((measured.float() - expected).norm() / expected.norm())
+        for measured, expected in pairs
+    )
     version = metadata.version("bitsandbytes")
-    found = f"bitsandbytes {version}: product and gradient within {off:.1e} of the reference"
-    if off > _OFF:
+    state = f"bitsandbytes {version}: product and gradient within {error:.1e} of the reference"
+    if error > _TOLERANCE:
         todo = "do not train here; reinstall bitsandbytes, and torch for this card"
-        return Finding("4-bit arithmetic", found, "bad", todo)
-    return Finding("4-bit arithmetic", found)
+        return Finding("4-bit arithmetic", state, "bad", todo)
+    return Finding("4-bit arithmetic", state)
 
 
 def _memory() -> Finding:
     memory = psutil.virtual_memory()
-    free, whole = memory.available / _GIB, memory.total / _GIB
-    found = f"{free:.1f} of {whole:.1f} GiB free"
+    free, total = memory.available / _GIB, memory.total / _GIB
+    state = f"{free:.1f} of {total:.1f} GiB free"
     if free < 4:
         todo = "close other programs: the quickstart takes 2 GiB, loading a 7B base 4 to 16"
-        return Finding("memory", found, "warning", todo)
-    return Finding("memory", found)
+        return Finding("memory", state, "warning", todo)
+    return Finding("memory", state)
 
 
 def _disk(out: Path) -> Finding:
-    place = out.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free / _GIB
-    found = f"{free:.1f} GiB free at {place}"
-    if not os.access(place, os.W_OK):
-        return Finding("disk", f"{place} cannot be written", "bad", "give another --out")
+    folder = nearest_folder(out)
+    free = shutil.disk_usage(folder).free / _GIB
+    state = f"{free:.1f} GiB free at {folder}"
+    if not os.access(folder, os.W_OK):
+        return Finding("disk", f"{folder} cannot be written", "bad", "give another --out")
     if free < 1:
-        return Finding("disk", found, "bad", "free some, or give another --out")
+        return Finding("disk", state, "bad", "free some, or give another --out")
     if free < 20:
         todo = "enough for adapters (under 1 GiB a run); a 7B base in 16 bit has 13 GiB"
-        return Finding("disk", found, "warning", todo)
-    return Finding("disk", found)
+        return Finding("disk", state, "warning", todo)
+    return Finding("disk", state)

@@ -1,7 +1,7 @@
-r"""Our prompt templates as chat templates (Jinja), made of what `prompts.py` renders.
+r"""Our prompt templates as chat templates (Jinja), built from the text that `prompts.py` renders.
 
-A message of the user may have a key `input` beside its `content`; a system message is the first
-paragraph of the first instruction, as it is where conversations are imported.
+A user's message may have a key `input` beside its `content`; a system message becomes the first
+paragraph of the first instruction, as in imported conversations.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from alpaca_rlhf.core.prompts import blocks, chat_messages, lead, render
 from alpaca_rlhf.core.records import Instruction
 
 Messages = list[dict[str, Any]]
-"""A conversation as a chat template takes it."""
+"""A conversation in the form that chat templates take."""
 
-_ASKED, _GIVEN = "ASKED-HERE", "GIVEN-HERE"
+_INSTRUCTION, _INPUT = "INSTRUCTION-HERE", "INPUT-HERE"
 
 _JINJA = """\
 {%- set ns = namespace(system='', turn=0, last=-1) -%}
@@ -50,20 +50,23 @@ BOS
 
 
 def jinja(template: str, *, bos: bool, blank: bool = False) -> str:
-    """A chat template that renders what `prompts.blocks` does.
+    """Build a chat template that renders the text of `prompts.blocks`.
 
     Args:
         template: `brief` or `alpaca`; `chat` is the tokenizer's own.
-        bos: Whether the tokenizer has a bos token, which then stands at the start.
-        blank: Put a blank after it, for tokenizers that would else have put it there themselves.
+        bos: The tokenizer has a bos token, which then stands at the start.
+        blank: Add a blank after it, for tokenizers that would otherwise have added one themselves.
     """
-    first, tail = render(template, Instruction(_ASKED)).split(_ASKED)
-    with_input, rest = render(template, Instruction(_ASKED, _GIVEN)).split(_ASKED)
-    middle, same_tail = rest.split(_GIVEN)
+    # 1. Text around instruction and input, by rendering placeholders.
+    first, tail = render(template, Instruction(_INSTRUCTION)).split(_INSTRUCTION)
+    with_input, rest = render(template, Instruction(_INSTRUCTION, _INPUT)).split(_INSTRUCTION)
+    middle, same_tail = rest.split(_INPUT)
     assert same_tail == tail
-    later = blocks(template, Instruction(_ASKED, history=(("a", "b"),)))[1].split(_ASKED)[0]
+    later = blocks(template, Instruction(_INSTRUCTION, history=(("a", "b"),)))[1]
+    later = later.split(_INSTRUCTION)[0]
     start = ("bos_token" if bos else "''") + (" + ' '" if blank else "")
-    texts = {
+    # 2. The template, with this text in place of its names.
+    constants = {
         "FIRST_WITH_INPUT": with_input,
         "FIRST": first,
         "LATER": later,
@@ -71,22 +74,22 @@ def jinja(template: str, *, bos: bool, blank: bool = False) -> str:
         "RESPONSE": tail,
         "LEAD": lead(template),
     }
-    out = _JINJA.replace("BOS\n", f"{{{{- {start} -}}}}\n")
-    for name, text in texts.items():
-        out = out.replace(name, json.dumps(text))
-    return out
+    text_of_template = _JINJA.replace("BOS\n", f"{{{{- {start} -}}}}\n")
+    for name, constant in constants.items():
+        text_of_template = text_of_template.replace(name, json.dumps(constant))
+    return text_of_template
 
 
 def messages(template: str, row: Instruction) -> Messages:
-    """A prompt as messages; where the template is ours its input stands apart."""
+    """Turn a prompt into messages; in our own templates its input is a key of its own."""
     if template == "chat":
         return list(chat_messages(row))
-    whole: Messages = list(chat_messages(row))
+    conversation: Messages = list(chat_messages(row))
     if not row.input:
-        return whole
-    return [*whole[:-1], {"role": "user", "content": row.instruction, "input": row.input}]
+        return conversation
+    return [*conversation[:-1], {"role": "user", "content": row.instruction, "input": row.input}]
 
 
 def with_reply(template: str, row: Instruction, reply: str) -> Messages:
-    """A prompt and its reply as messages."""
+    """Turn a prompt and its reply into messages."""
     return [*messages(template, row), {"role": "assistant", "content": reply}]

@@ -1,4 +1,4 @@
-"""llama.cpp's own converter, where the user has it."""
+"""llama.cpp's own converter, for users who have it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "q8_0": "q8_0"
 
 
 def script(llama_cpp: Path) -> Path:
-    """The converter in llama.cpp's folder.
+    """Find the converter in llama.cpp's folder.
 
     Raises:
-        UserError: It is not there.
+        UserError: The folder has no converter.
     """
     path = llama_cpp / _SCRIPT
     if not path.is_file():
@@ -24,14 +24,25 @@ def script(llama_cpp: Path) -> Path:
     return path
 
 
-def convert(llama_cpp: Path, merged: Path, out: Path, dtype: str) -> None:
-    """Convert a merged model.
+def convert(llama_cpp: Path, folder: Path, out: Path, dtype: str) -> None:
+    """Convert the merged model in a folder to a GGUF file.
 
     Raises:
-        UserError: The converter fails; the last line it wrote is told.
+        UserError: The converter failed; the message quotes its last line.
     """
-    words = [str(script(llama_cpp)), str(merged), "--outfile", str(out), "--outtype", _TYPES[dtype]]
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
-    if done.returncode or not out.is_file():
-        said = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-1]
-        raise UserError(f"--llama-cpp {llama_cpp}: its converter failed ({said})")
+    arguments = [
+        str(script(llama_cpp)),
+        str(folder),
+        "--outfile",
+        str(out),
+        "--outtype",
+        _TYPES[dtype],
+    ]
+    process = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=False
+    )
+    if process.returncode or not out.is_file():
+        last_line = (process.stderr.strip() or process.stdout.strip() or "no output").splitlines()[
+            -1
+        ]
+        raise UserError(f"--llama-cpp {llama_cpp}: its converter failed ({last_line})")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from alpaca_rlhf.exporting.tokenizer import puts_bos
 from alpaca_rlhf.models.merging import Weight
 
 KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
-"""--dtype to GGUF's name of it."""
+"""GGUF's name for each value of `--dtype`."""
 _FILE_TYPES = {
     "F32": "ALL_F32",
     "F16": "MOSTLY_F16",
@@ -31,24 +32,24 @@ _FILE_TYPES = {
     "Q8_0": "MOSTLY_Q8_0",
 }
 _BLOCK = 32
-"""Weights of a row that Q8_0 packs together."""
+"""Weights of a row in one block of Q8_0."""
 
 
 def need_gguf() -> None:
-    """Refuse where the `gguf` package is missing.
+    """Refuse an export to GGUF without the `gguf` package.
 
     Raises:
-        UserError: It is.
+        UserError: The package is missing.
     """
     if importlib.util.find_spec("gguf") is None:
         raise UserError("--to gguf needs the package gguf: pip install 'alpaca-rlhf[gguf]'")
 
 
 def check_architecture(config: Any, base: str) -> None:
-    """Refuse what GGUF's `llama` does not compute.
+    """Refuse a base that GGUF's `llama` architecture cannot express.
 
     Raises:
-        UserError: Another architecture, or a rotary scaling that this writer does not know.
+        UserError: The architecture or the rotary scaling is unknown to this writer.
     """
     rope = (config.rope_parameters or {}).get("rope_type", "default")
     if config.model_type not in ("llama", "mistral") or rope not in ("default", "linear", "llama3"):
@@ -58,60 +59,68 @@ def check_architecture(config: Any, base: str) -> None:
         )
 
 
+@dataclass(frozen=True)
+class GGUFModel:
+    """A merged model to write as a GGUF file."""
+
+    weights: Sequence[Weight]
+    config: Any
+    """Configuration of transformers."""
+    tokenizer: Any
+    """Tokenizer with the chat template."""
+    name: str
+    """Name of the model."""
+    base: str
+    """Name of the base, for messages."""
+
+
 def write_gguf(
-    path: Path,
-    weights: Sequence[Weight],
-    config: Any,
-    tokenizer: Any,
-    *,
-    kind: str,
-    name: str,
-    base: str,
-    progress: Callable[[int, int], None],
+    path: Path, model: GGUFModel, kind: str, *, progress: Callable[[int, int], None]
 ) -> None:
     """Write a GGUF file.
 
     Args:
-        path: Where.
-        weights: The merged model's.
-        config: Its configuration.
-        tokenizer: With the chat template.
-        kind: F32, F16, BF16 or Q8_0, for the matrices; the rest stays in 32 bit.
-        name: What the model is called.
-        base: The base's name, for messages.
-        progress: Told how many tensors are done.
+        path: File to write.
+        model: The merged model.
+        kind: F32, F16, BF16 or Q8_0, for the matrices; vectors stay in 32 bit.
+        progress: Receives the number of finished tensors and the total.
 
     Raises:
-        UserError: The tokenizer is none that is known, or the file cannot be written.
+        UserError: The kind of tokenizer is unknown, or the file cannot be written.
     """
     import gguf
 
+    # 1. Metadata and vocabulary.
+    weights, config = model.weights, model.config
     writer: Any = gguf.GGUFWriter(str(path), "llama")
-    _describe(writer, config, name, getattr(gguf.LlamaFileType, _FILE_TYPES[kind]))
-    _add_vocabulary(writer, tokenizer, config, base)
+    _describe(writer, config, model.name, getattr(gguf.LlamaFileType, _FILE_TYPES[kind]))
+    _add_vocabulary(writer, model)
+
+    # 2. Name, shape and dtype of every tensor.
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, int(config.num_hidden_layers))
     factors = _rope_factors(config)
     if factors is not None:
         writer.add_tensor_info(
             "rope_freqs.weight", factors.shape, np.dtype(np.float32), factors.nbytes
         )
-    for one in weights:
-        own = _kind(one, kind)
-        dtype, shape, size = _stored(own, one.shape)
-        target = names.get_name(one.name, try_suffixes=(".weight", ".bias"))
-        writer.add_tensor_info(
-            target, shape, dtype, size, raw_dtype=getattr(gguf.GGMLQuantizationType, own)
-        )
+    for weight in weights:
+        stored_kind = _kind(weight, kind)
+        dtype, shape, size = _stored(stored_kind, weight.shape)
+        target = names.get_name(weight.name, try_suffixes=(".weight", ".bias"))
+        raw_dtype = getattr(gguf.GGMLQuantizationType, stored_kind)
+        writer.add_tensor_info(target, shape, dtype, size, raw_dtype=raw_dtype)
+
+    # 3. The data, one tensor in memory at a time.
     with writing(path):
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         if factors is not None:
             writer.write_tensor_data(factors)
-        for done, one in enumerate(weights, 1):
-            array = _rotated(one, config).numpy()
-            own = getattr(gguf.GGMLQuantizationType, _kind(one, kind))
-            writer.write_tensor_data(gguf.quants.quantize(array, own))
+        for done, weight in enumerate(weights, 1):
+            array = _rotated(weight, config).numpy()
+            raw_dtype = getattr(gguf.GGMLQuantizationType, _kind(weight, kind))
+            writer.write_tensor_data(gguf.quants.quantize(array, raw_dtype))
             progress(done, len(weights))
         writer.close()
 
@@ -120,9 +129,7 @@ def _describe(writer: Any, config: Any, name: str, file_type: Any) -> None:
     import gguf
 
     rope = config.rope_parameters or {}
-    head = int(
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
+    head = _head_size(config)
     writer.add_type("model")
     writer.add_name(name)
     writer.add_file_type(file_type)
@@ -144,34 +151,42 @@ def _describe(writer: Any, config: Any, name: str, file_type: Any) -> None:
         writer.add_rope_scaling_factor(float(rope["factor"]))
 
 
-def _add_vocabulary(writer: Any, tokenizer: Any, config: Any, base: str) -> None:
-    words = vocabulary(tokenizer, int(config.vocab_size), base)
-    writer.add_tokenizer_model(words.model)
-    writer.add_tokenizer_pre(words.pre)
-    writer.add_token_list(words.tokens)
-    if words.scores is not None:
-        writer.add_token_scores(words.scores)
-        writer.add_add_space_prefix(words.space_prefix)
-    writer.add_token_types(words.types)
-    if words.merges is not None:
-        writer.add_token_merges(words.merges)
-    for what in ("bos", "eos", "unk", "pad"):
-        number = getattr(tokenizer, f"{what}_token_id")
-        if number is not None and number < config.vocab_size:
-            getattr(writer, f"add_{what}_token_id")(int(number))
+def _head_size(config: Any) -> int:
+    return int(
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+
+
+def _add_vocabulary(writer: Any, model: GGUFModel) -> None:
+    tokenizer, config = model.tokenizer, model.config
+    vocabulary_of_file = vocabulary(tokenizer, int(config.vocab_size), model.base)
+    writer.add_tokenizer_model(vocabulary_of_file.model)
+    writer.add_tokenizer_pre(vocabulary_of_file.pre)
+    writer.add_token_list(vocabulary_of_file.tokens)
+    if vocabulary_of_file.scores is not None:
+        writer.add_token_scores(vocabulary_of_file.scores)
+        writer.add_add_space_prefix(vocabulary_of_file.space_prefix)
+    writer.add_token_types(vocabulary_of_file.types)
+    if vocabulary_of_file.merges is not None:
+        writer.add_token_merges(vocabulary_of_file.merges)
+    for token in ("bos", "eos", "unk", "pad"):
+        token_id = getattr(tokenizer, f"{token}_token_id")
+        if token_id is not None and token_id < config.vocab_size:
+            getattr(writer, f"add_{token}_token_id")(int(token_id))
     writer.add_add_bos_token(puts_bos(tokenizer))
     writer.add_add_eos_token(False)
     writer.add_chat_template(tokenizer.chat_template)
 
 
-def _kind(one: Weight, kind: str) -> str:
-    if len(one.shape) < 2:
+def _kind(weight: Weight, matrix_kind: str) -> str:
+    """Storage of a weight: vectors in 32 bit, and rows that Q8_0 cannot block in 16 bit."""
+    if len(weight.shape) < 2:
         return "F32"
-    return "F16" if kind == "Q8_0" and one.shape[-1] % _BLOCK else kind
+    return "F16" if matrix_kind == "Q8_0" and weight.shape[-1] % _BLOCK else matrix_kind
 
 
 def _stored(kind: str, shape: tuple[int, ...]) -> tuple[Any, tuple[int, ...], int]:
-    """Numpy's dtype of the bytes, their shape, and how many they are."""
+    """Numpy's dtype of the stored bytes, their shape, and their number."""
     if kind == "Q8_0":
         rows = (*shape[:-1], shape[-1] // _BLOCK * (_BLOCK + 2))
         return np.dtype(np.uint8), rows, prod(rows)
@@ -182,35 +197,33 @@ def _stored(kind: str, shape: tuple[int, ...]) -> tuple[Any, tuple[int, ...], in
     return dtype, shape, prod(shape) * dtype.itemsize
 
 
-def _rotated(one: Weight, config: Any) -> torch.Tensor:
-    """A weight with the rows of queries and keys in llama.cpp's order.
+def _rotated(source: Weight, config: Any) -> torch.Tensor:
+    """Compute a weight, with the rows of queries and keys in llama.cpp's order.
 
-    It turns neighbours; transformers turns row i of a head with row i + half.
+    llama.cpp rotates neighbouring rows; transformers rotates row i of a head with row i + half.
     """
-    weight = one.make()
-    if ".q_proj." in one.name:
+    tensor = source.make()
+    if ".q_proj." in source.name:
         heads = int(config.num_attention_heads)
-    elif ".k_proj." in one.name:
+    elif ".k_proj." in source.name:
         heads = int(config.num_key_value_heads)
     else:
-        return weight.contiguous()
-    parts = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
-    return parts.transpose(1, 2).reshape(weight.shape).contiguous()
+        return tensor.contiguous()
+    halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
+    return halves.transpose(1, 2).reshape(tensor.shape).contiguous()
 
 
 def _rope_factors(config: Any) -> np.ndarray[Any, np.dtype[np.float32]] | None:
-    """What Llama-3 divides each rotary frequency by."""
+    """The numbers that Llama-3 divides its rotary frequencies by; None for another scaling."""
     rope = config.rope_parameters or {}
     if rope.get("rope_type") != "llama3":
         return None
-    size = int(
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
+    size = _head_size(config)
     low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
     factor, context = float(rope["factor"]), float(rope["original_max_position_embeddings"])
-    out = []
+    divisors = []
     for i in range(0, size, 2):
         turns = context / (2 * math.pi * float(rope["rope_theta"]) ** (i / size))
         smooth = min(max((turns - low) / (high - low), 0.0), 1.0)
-        out.append(1 / ((1 - smooth) / factor + smooth))
-    return np.array(out, dtype=np.float32)
+        divisors.append(1 / ((1 - smooth) / factor + smooth))
+    return np.array(divisors, dtype=np.float32)

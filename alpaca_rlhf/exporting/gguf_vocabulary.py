@@ -1,7 +1,7 @@
-"""A tokenizer as llama.cpp knows it: SentencePiece's kind (`llama`) or byte-level BPE (`gpt2`).
+"""A tokenizer in llama.cpp's terms: SentencePiece's kind (`llama`) or byte-level BPE (`gpt2`).
 
-llama.cpp has the splitting of text before BPE in its code, under a name; a vocabulary whose
-splitting has none here is refused, because it would be tokenised otherwise than in training.
+llama.cpp has the pre-tokenizers of BPE in its code, each under a name. A vocabulary whose
+pre-tokenizer has no name here is refused: its text would be cut into other tokens than in training.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """Kinds of tokens (`gguf.TokenType`)."""
 
 _NEVER = -1e6
-"""Score of what no merge makes."""
+"""Score of a token that no merge produces."""
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -33,51 +33,58 @@ class Vocabulary:
     model: str
     """`llama` or `gpt2`."""
     pre: str
-    """How text is split before it is merged, by llama.cpp's name."""
+    """llama.cpp's name for the pre-tokenizer."""
     tokens: list[str]
     """Text of every token."""
     types: list[int]
     """Kind of every token."""
     scores: list[float] | None
-    """Which merge comes first, the highest: of `llama`."""
+    """Priority of every token as a merge, the highest first; of `llama` alone."""
     merges: list[str] | None
-    """Merges in their order: of `gpt2`."""
+    """Merges in order; of `gpt2` alone."""
     space_prefix: bool
-    """Whether a blank is put before text."""
+    """A blank is put before text."""
 
 
 def vocabulary(tokenizer: Any, size: int, base: str) -> Vocabulary:
-    """The vocabulary of a fast tokenizer.
+    """Read the vocabulary of a fast tokenizer.
 
     Args:
-        tokenizer: With the chat template of the export.
-        size: Rows of the embedding; what the tokenizer lacks is filled up with unused tokens, and
-            added tokens beyond them are left out.
-        base: The base's name, for the message.
+        tokenizer: The exported tokenizer.
+        size: Rows of the embedding; missing tokens are filled up with unused ones, and added
+            tokens beyond the last row are left out.
+        base: Name of the base, for the message.
 
     Raises:
-        UserError: It is neither of the two kinds.
+        UserError: The tokenizer is of neither kind.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     model = state["model"]
-    refused = UserError(
-        f"--base {base}: its tokenizer is none that --to gguf knows; give --llama-cpp, the folder "
-        "of llama.cpp, whose converter knows more"
+    refusal = UserError(
+        f"--base {base}: --to gguf does not know its kind of tokenizer; give --llama-cpp, the "
+        "folder of llama.cpp, whose converter knows more"
     )
     if model["type"] != "BPE":
-        raise refused
-    tokens = [f"[PAD{i}]" for i in range(size)]
+        raise refusal
+    # 1. Every token with its kind; added tokens override the model's.
+    tokens = [f"[PAD{index}]" for index in range(size)]
     types = [UNUSED] * size
-    added = [one for one in state["added_tokens"] if one["id"] < size]  # the rest has no row
-    known = {**model["vocab"], **{one["content"]: one["id"] for one in added}}
-    for token, i in known.items():
-        if i >= size:
-            raise refused
-        tokens[i] = token
-        types[i] = BYTE if model["byte_fallback"] and _BYTE_TOKEN.fullmatch(token) else NORMAL
-    for one in added:
-        types[one["id"]] = CONTROL if one["special"] else USER_DEFINED
-    merges = [one if isinstance(one, str) else " ".join(one) for one in model["merges"]]
+    added = [
+        token_state for token_state in state["added_tokens"] if token_state["id"] < size
+    ]  # others have no embedding
+    ids = {**model["vocab"], **{token_state["content"]: token_state["id"] for token_state in added}}
+    for token, index in ids.items():
+        if index >= size:
+            raise refusal
+        tokens[index] = token
+        types[index] = BYTE if model["byte_fallback"] and _BYTE_TOKEN.fullmatch(token) else NORMAL
+    for token_state in added:
+        types[token_state["id"]] = CONTROL if token_state["special"] else USER_DEFINED
+    # 2. SentencePiece orders merges by score, byte-level BPE by their list.
+    merges = [
+        token_state if isinstance(token_state, str) else " ".join(token_state)
+        for token_state in model["merges"]
+    ]
     if model["byte_fallback"]:
         if tokenizer.unk_token_id is not None and tokenizer.unk_token_id != tokenizer.pad_token_id:
             types[tokenizer.unk_token_id] = UNKNOWN
@@ -85,12 +92,12 @@ def vocabulary(tokenizer: Any, size: int, base: str) -> Vocabulary:
         return Vocabulary("llama", "default", tokens, types, scores, None, _blank(tokenizer))
     pre = _pre(state["pre_tokenizer"])
     if pre is None:
-        raise refused
+        raise refusal
     return Vocabulary("gpt2", pre, tokens, types, None, merges, False)
 
 
 def _scores(tokens: list[str], types: list[int], merges: list[str]) -> list[float]:
-    """Earlier merges score higher; SentencePiece merges the pair whose token scores highest."""
+    """Score tokens so that earlier merges are higher: SentencePiece merges the highest first."""
     rank: dict[str, int] = {}
     for number, merge in enumerate(merges):
         rank.setdefault(merge.replace(" ", "", 1), number)
@@ -102,23 +109,23 @@ def _scores(tokens: list[str], types: list[int], merges: list[str]) -> list[floa
 
 
 def _blank(tokenizer: Any) -> bool:
-    """Whether text after a special token gets a blank before it."""
+    """True if text after a special token gets a blank before it."""
     special = tokenizer.bos_token or tokenizer.eos_token
     ids = tokenizer(f"{special}x", add_special_tokens=False)["input_ids"]
     return str(tokenizer.convert_ids_to_tokens(ids)[1]).startswith("▁")
 
 
 def _pre(state: Any) -> str | None:
-    """llama.cpp's name of a pre-tokenizer."""
+    """llama.cpp's name for a pre-tokenizer; None if it has none."""
     if state is None:
         return None
-    parts = state["pretokenizers"] if state["type"] == "Sequence" else [state]
-    kinds = [one["type"] for one in parts]
-    if kinds == ["ByteLevel"] and parts[0]["use_regex"]:
+    steps = state["pretokenizers"] if state["type"] == "Sequence" else [state]
+    kinds = [step["type"] for step in steps]
+    if kinds == ["ByteLevel"] and steps[0]["use_regex"]:
         return "gpt-2"
-    if kinds == ["Digits", "ByteLevel"] and parts[0]["individual_digits"]:
-        return "smollm" if parts[1]["use_regex"] else None
+    if kinds == ["Digits", "ByteLevel"] and steps[0]["individual_digits"]:
+        return "smollm" if steps[1]["use_regex"] else None
     if kinds == ["Split", "ByteLevel"]:
-        pattern = parts[0]["pattern"].get("Regex")
+        pattern = steps[0]["pattern"].get("Regex")
         return {_LLAMA3: "llama-bpe", _QWEN2: "qwen2"}.get(pattern)
     return None

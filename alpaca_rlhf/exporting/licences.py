@@ -1,7 +1,7 @@
-"""What the licence of a base asks of whoever passes a model on. No legal advice: read the licence.
+"""Duties under the licence of a base for whoever distributes a model. No legal advice: read it.
 
 Sources: llama.com/llama2/license, llama.com/llama3/license, llama.com/llama3_1/license and on,
-section 1.b: a copy of the agreement, the name, what is to be displayed, the notice.
+section 1.b: a copy of the agreement, the name, the display, the notice.
 """
 
 from __future__ import annotations
@@ -10,23 +10,21 @@ import re
 import shutil
 from pathlib import Path
 
-from alpaca_rlhf.core.bases import EMBEDDED
-
-_OWN = re.compile(r"^(licen[cs]e|notice|use_policy)", re.IGNORECASE)
+_LICENCE_FILE = re.compile(r"^(licen[cs]e|notice|use_policy)", re.IGNORECASE)
 
 
 def duties(base: str) -> list[str]:
-    """What to do before a model made from a base is passed on, line by line."""
-    if base == EMBEDDED:
+    """List the duties to meet before a model made from a base is distributed."""
+    if base == "embedded":
         return ["The embedded base is this project's own, under Apache-2.0: keep that licence."]
     name = base.lower()
-    found = re.search(r"llama[-_ ]?(2|3(?:[._]\d)?)(?!\d)", name)
-    if found is None:
+    match = re.search(r"llama[-_ ]?(2|3(?:[._]\d)?)(?!\d)", name)
+    if match is None:
         return [
             f"The licence of `{base}` holds for what is made from it. Read it before you pass the "
             "model on, and put a copy beside it."
         ]
-    version = found[1].replace("_", ".")
+    version = match[1].replace("_", ".")
     copy = "Pass on a copy of its licence and of its acceptable use policy with the model."
     notice = (
         f"Keep a file `Notice` that says: Llama {version} is licensed under the Llama {version} "
@@ -37,26 +35,26 @@ def duties(base: str) -> list[str]:
         "is needed."
     )
     if version == "2":
-        other = "Its outputs may not be used to improve another language model."
-        return [copy, notice, other, large]
-    shown = "Built with Meta Llama 3" if version == "3" else "Built with Llama"
-    start = "Llama 3" if version == "3" else "Llama"
+        outputs = "Its outputs may not be used to improve another language model."
+        return [copy, notice, outputs, large]
+    display = "Built with Meta Llama 3" if version == "3" else "Built with Llama"
+    name_start = "Llama 3" if version == "3" else "Llama"
     return [
         copy,
         notice,
-        f'Display "{shown}" where it is used, and let its name begin with "{start}".',
+        f'Display "{display}" where it is used, and let its name begin with "{name_start}".',
         large,
     ]
 
 
 def copy_files(base: str, folder: Path) -> list[str]:
-    """Copy the licence files that lie in a base's folder; their names."""
+    """Copy the licence files of a base's folder, and return their names."""
     source = Path(base).expanduser()
     if not source.is_dir():
         return []
     names = []
     for path in sorted(source.iterdir()):
-        if path.is_file() and _OWN.match(path.name):
+        if path.is_file() and _LICENCE_FILE.match(path.name):
             shutil.copyfile(path, folder / path.name)
             names.append(path.name)
     return names

@@ -1,4 +1,4 @@
-"""The base and the adapter as they were when they were trained."""
+"""Loading the base and the adapter as they were in training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 
 import torch
 
-from alpaca_rlhf.exporting.request import Request
+from alpaca_rlhf.exporting.request import ExportRequest
 from alpaca_rlhf.models.adapters import FINGERPRINT, Adapters
 from alpaca_rlhf.models.base import Base, load_base
 from alpaca_rlhf.models.merging import in_float32
@@ -17,26 +17,26 @@ logger = logging.getLogger(__name__)
 _DTYPES = (torch.bfloat16, torch.float32, torch.float16)
 
 
-def trained_base(request: Request) -> Base:
-    """The run's base in the dtype that it was trained in.
+def trained_base(request: ExportRequest) -> Base:
+    """Load the run's base in the dtype that it was trained in.
 
-    A machine of another kind loads a base in another dtype, which may round it to other 4-bit
-    codes. The fingerprint beside the adapter tells.
+    Another machine may load a base in another dtype, which can round it to other 4-bit codes. The
+    fingerprint beside the adapter identifies the right one.
     """
     base = load_base(request.settings.base)
     path = request.adapter / FINGERPRINT
-    wanted = json.loads(path.read_text()).get("base") if path.is_file() else base.fingerprint
+    fingerprint = json.loads(path.read_text()).get("base") if path.is_file() else base.fingerprint
     for dtype in _DTYPES:
-        if base.fingerprint == wanted:
+        if base.fingerprint == fingerprint:
             return base
-        other = load_base(request.settings.base, dtype=dtype)
-        if other.fingerprint == wanted:
-            return other
-    return base  # loading the adapter refuses it, and says why
+        reloaded = load_base(request.settings.base, dtype=dtype)
+        if reloaded.fingerprint == fingerprint:
+            return reloaded
+    return base  # loading the adapter refuses it with a message
 
 
-def trained(request: Request, role: str) -> tuple[Base, Adapters]:
-    """The base in its training weights but computing in float32, and the adapter as `role`.
+def trained(request: ExportRequest, role: str) -> tuple[Base, Adapters]:
+    """Load the base with its training weights, computing in float32, and the adapter as `role`.
 
     Returns:
         The base as it was trained, for its dtype, and the adapters on its float32 version.

@@ -1,7 +1,7 @@
-"""A Modelfile for Ollama, whose templates are Go's.
+"""A Modelfile for Ollama, whose templates are in Go's language.
 
-The pieces of text around the turns are taken from what the chat template itself renders, and the
-Go template is made of them. Where they do not add up to the same text again there is none.
+The text around the turns is taken from what the chat template itself renders, and the Go template
+is built from it. Where the pieces do not add up to the same text again, no template is written.
 """
 
 from __future__ import annotations
@@ -11,83 +11,87 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_ASKED, _REPLY, _NEXT, _SYSTEM = "ASKED-A", "REPLY-B", "ASKED-C", "SYSTEM-S"
+_QUESTION, _REPLY, _NEXT, _SYSTEM = "QUESTION-A", "REPLY-B", "QUESTION-C", "SYSTEM-S"
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """The text of a chat template between the turns."""
+    """The text that a chat template puts around the turns."""
 
     first: str
     """Before the first question."""
     prompt: str
-    """After a question: where a reply begins."""
+    """After a question, where a reply begins."""
     lead: str
-    """What a reply in the history has before it besides."""
+    """Extra text before a reply in the history."""
     between: str
-    """After a reply and before the next question."""
+    """Between a reply and the next question."""
     system: tuple[str, str] | None
-    """Before a system message, and between it and the first question; None if there can be none."""
+    """Before a system message, and after it; None if the template supports none."""
 
-    def render(self, said: Sequence[dict[str, str]]) -> str:
-        """A conversation that ends with a question."""
-        out, start, turns = "", self.first, 0
-        for one in said:
-            if one["role"] == "system":
+    def render(self, turns: Sequence[dict[str, str]]) -> str:
+        """Render a conversation that ends with a question."""
+        text, opening, questions = "", self.first, 0
+        for turn in turns:
+            if turn["role"] == "system":
                 assert self.system is not None
-                start = self.system[0] + one["content"] + self.system[1]
-            elif one["role"] == "user":
-                out += (self.between if turns else start) + one["content"] + self.prompt
-                turns += 1
+                opening = self.system[0] + turn["content"] + self.system[1]
+            elif turn["role"] == "user":
+                text += (self.between if questions else opening) + turn["content"] + self.prompt
+                questions += 1
             else:
-                out += self.lead + one["content"]
-        return out
+                text += self.lead + turn["content"]
+        return text
 
 
-def pieces(tokenizer: Any) -> Pieces | None:
-    """The pieces of a tokenizer's chat template; None where it is more than such pieces."""
+def template_pieces(tokenizer: Any) -> Pieces | None:
+    """Take a tokenizer's chat template apart; None if it does more than surround the turns."""
     bos = tokenizer.bos_token or ""
 
-    def shown(*said: str, system: str | None = None) -> str:
+    def render(*texts: str, system: str | None = None) -> str:
         text = tokenizer.apply_chat_template(
-            _conversation(said, system), tokenize=False, add_generation_prompt=True
+            _conversation(texts, system), tokenize=False, add_generation_prompt=True
         )
         return str(text).removeprefix(bos)
 
+    # 1. Split what the template renders at the placeholders.
     try:
-        first, prompt = shown(_ASKED).split(_ASKED)
-        head, rest = shown(_ASKED, _REPLY, _NEXT).split(_ASKED)
+        first, prompt = render(_QUESTION).split(_QUESTION)
+        head, rest = render(_QUESTION, _REPLY, _NEXT).split(_QUESTION)
         before, rest = rest.split(_REPLY)
         between, tail = rest.split(_NEXT)
-    except Exception:  # the template has a text twice or not at all, or raises
+    except Exception:  # a placeholder appears twice or not at all, or the template raises
         return None
     if head != first or tail != prompt or not before.startswith(prompt):
         return None
     system = None
     try:
-        opening, rest = shown(_ASKED, system=_SYSTEM).split(_SYSTEM)
-        middle, rest = rest.split(_ASKED)
+        opening, rest = render(_QUESTION, system=_SYSTEM).split(_SYSTEM)
+        middle, rest = rest.split(_QUESTION)
         system = (opening, middle) if rest == prompt else None
     except Exception:
         pass
-    made = Pieces(first, prompt, before.removeprefix(prompt), between, system)
+    # 2. Keep the pieces only if they render other conversations as the template does.
+    result = Pieces(first, prompt, before.removeprefix(prompt), between, system)
     probes = [("One?",), ("One?", "Two.", "Three?"), ("a", " b", "c", "d\n", "e")]
-    for said in probes:
-        for own in (None, "S") if system else (None,):
+    for texts in probes:
+        for system_text in (None, "S") if system else (None,):
             try:
-                if made.render(_conversation(said, own)) != shown(*said, system=own):
+                if result.render(_conversation(texts, system_text)) != render(
+                    *texts, system=system_text
+                ):
                     return None
             except Exception:
                 return None
-    return made
+    return result
 
 
-def go_template(found: Pieces) -> str:
-    """The pieces as a template of Ollama."""
-    start = _text(found.first)
+def go_template(pieces: Pieces) -> str:
+    """Build a template of Ollama from the pieces."""
+    start = _text(pieces.first)
     keep = ""
-    if found.system is not None:
-        opening, middle = found.system
+    if pieces.system is not None:
+        opening, middle = pieces.system
         keep = '{{- if eq .Role "system" }}{{- $system = .Content }}{{- end }}'
         start = (
             f"{{{{- if $system }}}}{_text(opening)}{{{{- $system }}}}{_text(middle)}"
@@ -97,43 +101,43 @@ def go_template(found: Pieces) -> str:
         '{{- $turn := 0 }}{{- $system := "" }}'
         f"{{{{- range .Messages }}}}{keep}"
         '{{- if eq .Role "user" }}'
-        f"{{{{- if $turn }}}}{_text(found.between)}{{{{- else }}}}{start}{{{{- end }}}}"
-        f"{{{{- .Content }}}}{_text(found.prompt)}{{{{- $turn = 1 }}}}{{{{- end }}}}"
-        f'{{{{- if eq .Role "assistant" }}}}{_text(found.lead)}{{{{- .Content }}}}{{{{- end }}}}'
+        f"{{{{- if $turn }}}}{_text(pieces.between)}{{{{- else }}}}{start}{{{{- end }}}}"
+        f"{{{{- .Content }}}}{_text(pieces.prompt)}{{{{- $turn = 1 }}}}{{{{- end }}}}"
+        f'{{{{- if eq .Role "assistant" }}}}{_text(pieces.lead)}{{{{- .Content }}}}{{{{- end }}}}'
         "{{- end }}"
     )
 
 
 def modelfile(tokenizer: Any, model: str, stop_ids: Sequence[int]) -> str:
-    """A Modelfile.
+    """Write the text of a Modelfile.
 
     Args:
-        tokenizer: With the chat template of the export.
-        model: The model beside it: a GGUF file, or `.` for safetensors.
-        stop_ids: What ends a completion.
+        tokenizer: The exported tokenizer.
+        model: Path of the model: a GGUF file, or `.` for safetensors.
+        stop_ids: Ids that end a completion.
     """
-    found = pieces(tokenizer)
+    pieces = template_pieces(tokenizer)
     lines = [f"FROM {model}"]
-    if found is None:
+    if pieces is None:
         lines.append(
-            "# The tokenizer's chat template is more than text around the turns. Ollama knows many "
-            "of them;\n# where it does not, write a TEMPLATE after its own documentation."
+            "# The tokenizer's chat template does more than put text around the turns. Ollama\n"
+            "# knows many such templates; if not this one, write a TEMPLATE as it documents."
         )
     else:
-        lines.append(f'TEMPLATE """{go_template(found)}"""')
-    stops = [str(one) for one in tokenizer.convert_ids_to_tokens(list(stop_ids))]
-    lines += [f"PARAMETER stop {json.dumps(one, ensure_ascii=False)}" for one in stops]
+        lines.append(f'TEMPLATE """{go_template(pieces)}"""')
+    stops = [str(stop) for stop in tokenizer.convert_ids_to_tokens(list(stop_ids))]
+    lines += [f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in stops]
     return "\n".join(lines) + "\n"
 
 
-def _conversation(said: Sequence[str], system: str | None) -> list[dict[str, str]]:
+def _conversation(texts: Sequence[str], system: str | None) -> list[dict[str, str]]:
     turns = [
         {"role": "assistant" if number % 2 else "user", "content": text}
-        for number, text in enumerate(said)
+        for number, text in enumerate(texts)
     ]
     return turns if system is None else [{"role": "system", "content": system}, *turns]
 
 
 def _text(text: str) -> str:
-    """Exactly this text, as an action of Go's templates."""
+    """Quote a text as an action of Go's templates."""
     return f"{{{{- {json.dumps(text, ensure_ascii=False)} }}}}" if text else ""

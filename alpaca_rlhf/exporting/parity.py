@@ -1,8 +1,8 @@
-"""Whether what was exported does what was trained, seen through plain transformers and peft.
+"""Parity of an export with the trained model, measured in plain transformers and peft.
 
-The reference is the run's own base with its adapter, computed in float32 with the very weights that
-it was trained with. In 32 bit an export must go on with the same tokens, greedily. In 16 bit and
-below rounding may turn a close call, so agreement and perplexity are compared.
+The reference is the run's own base with its adapter, computed in float32 with exactly the weights
+of training. In 32 bit an export must continue prompts with the same tokens, greedily. In 16 bit and
+below rounding may decide a close call, so agreement and perplexity are compared.
 """
 
 from __future__ import annotations
@@ -22,56 +22,56 @@ from alpaca_rlhf.models.rollout import sample
 from alpaca_rlhf.settings import Sampling
 
 NEW_TOKENS = 32
-"""Tokens that each prompt is gone on with, at most."""
+"""Maximum tokens that each prompt is continued by."""
 TIE = 1e-3
-"""Two tokens whose logits lie closer than this are a tie, and either is right in 32 bit."""
+"""Two tokens whose logits are closer than this tie, and either is right in 32 bit."""
 AGREEMENT = 0.9
-"""Least share of next tokens that must be the same in 16 bit and below."""
+"""Minimum share of equal next tokens in 16 bit and below."""
 PERPLEXITY = 0.05
-"""Most that the perplexity may change there."""
+"""Maximum relative change of perplexity in 16 bit and below."""
 SCORE_TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
-"""Most that a score may differ, where the scores of SFT completions have standard deviation 1."""
+"""Maximum difference of a score, in standard deviations of SFT completions' scores."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """What a check found."""
+    """The result of a check."""
 
     passed: bool
-    """Whether the export does what was trained."""
+    """True if the export does what was trained."""
     line: str
-    """One line for a person."""
+    """The result in one line."""
     facts: dict[str, Any]
-    """Its numbers, for `parity.json`."""
+    """The numbers, for `parity.json`."""
 
 
 NOT_COMPARED = Parity(
     True,
-    "NOT COMPARED: transformers reads a GGUF file whole, and neither the card nor the processor "
-    "has the memory for it; try it in llama.cpp before you rely on it",
+    "NOT COMPARED: transformers reads a GGUF file in one piece, and neither the GPU nor main "
+    "memory has room for it; try it in llama.cpp before you rely on it",
     {"compared": False},
 )
-"""What is said of a file that is too large to be read again here."""
+"""The result for a GGUF file that is too large to be read again on this machine."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What the trained policy does with one prompt."""
+    """The trained policy's output for one prompt."""
 
     prompt: tuple[int, ...]
-    """Its ids."""
+    """Token ids of the prompt."""
     completion: tuple[int, ...]
-    """What the policy says, greedily."""
+    """Token ids of the greedy completion."""
     gaps: tuple[float, ...]
-    """How far each of these tokens was ahead of the second one, in logits."""
+    """Lead of each completion token over the runner-up, in logits."""
     logprobs: Tensor
-    """(T - 1,) log-probability of each token of the whole but the first."""
+    """(T - 1,) log-probability of every token but the first, prompt included."""
     best: Tensor
-    """(T - 1,) likeliest token at each of these places."""
+    """(T - 1,) likeliest token at each of these positions."""
 
     @property
-    def whole(self) -> list[int]:
-        """Ids of prompt and completion."""
+    def ids(self) -> list[int]:
+        """Token ids of prompt and completion."""
         return [*self.prompt, *self.completion]
 
 
@@ -83,29 +83,31 @@ def references(
     *,
     progress: Callable[[int, int], None],
 ) -> list[Reference]:
-    """What a trained policy does with prompts; those that leave no room are left out."""
-    out = []
+    """Record a trained policy's outputs; prompts that leave no room for one are left out."""
+    recorded = []
     for number, prompt in enumerate(prompts):
         progress(number + 1, len(prompts))
-        most = min(NEW_TOKENS, adapters.base.context - len(prompt))
-        if most < 1:
+        room = min(NEW_TOKENS, adapters.base.context - len(prompt))
+        if room < 1:
             continue
-        greedy = Sampling(temperature=0.0, max_new_tokens=most, batch_size=1)
-        ((one,),) = sample(adapters, role, [prompt], [str(number)], sampling=greedy, seed=0)
+        # 1. The greedy completion.
+        greedy = Sampling(temperature=0.0, max_new_tokens=room, batch_size=1)
+        ((drawn,),) = sample(adapters, role, [prompt], [str(number)], sampling=greedy, seed=0)
+        # 2. Logits of prompt and completion, in one forward.
         with adapters.using(role):
-            batch = collate(adapters.base, [Example(prompt, one.ids)])
+            batch = collate(adapters.base, [Example(prompt, drawn.ids)])
             logits = adapters.logits(adapters.hidden(batch))[:-1]
         top = logits.topk(2).values
         gaps = (top[:, 0] - top[:, 1])[len(prompt) - 1 :]
         logprobs, best = _figures(logits, batch.ids)
-        out.append(Reference(prompt, one.ids, tuple(gaps.tolist()), logprobs, best))
-    return out
+        recorded.append(Reference(prompt, drawn.ids, tuple(gaps.tolist()), logprobs, best))
+    return recorded
 
 
 @torch.no_grad()
 def compare(
     model: Any,
-    found: Sequence[Reference],
+    references: Sequence[Reference],
     *,
     exact: bool,
     stop_ids: Sequence[int],
@@ -115,48 +117,50 @@ def compare(
 
     Args:
         model: A causal language model of transformers, or a `PeftModel`.
-        found: What the trained policy does.
-        exact: Whether the same tokens are asked for.
-        stop_ids: What ends a completion.
-        progress: Told how many prompts are done.
+        references: The trained policy's outputs.
+        exact: The same tokens are required.
+        stop_ids: Ids that end a completion.
+        progress: Receives the number of finished prompts and the total.
     """
     same = ties = agreed = tokens = 0
-    ours = theirs = 0.0
+    trained_nats = exported_nats = 0.0
     differing = []
-    for number, one in enumerate(found):
-        said = _greedy(model, one, stop_ids)
-        ids = torch.tensor([one.whole], device=placing.entry(model))
+    for number, reference in enumerate(references):
+        # 1. Next tokens and their log-probabilities, given the reference's tokens.
+        ids = torch.tensor([reference.ids], device=placing.entry(model))
         logits = model(input_ids=ids).logits[0, :-1].float()
         logprobs, best = _figures(logits, ids[0])
-        ours -= float(one.logprobs.double().sum())
-        theirs -= float(logprobs.double().sum())
-        agreed += int((best == one.best).sum())
+        trained_nats -= float(reference.logprobs.double().sum())
+        exported_nats -= float(logprobs.double().sum())
+        agreed += int((best == reference.best).sum())
         tokens += len(best)
-        if said == one.completion:
+        # 2. The greedy completion.
+        completion = _greedy(model, reference, stop_ids)
+        if completion == reference.completion:
             same += 1
-        elif _is_tie(one, said):
+        elif _is_tie(reference, completion):
             ties += 1
         else:
             differing.append(number)
-        progress(number + 1, len(found))
-    change = _exp((theirs - ours) / tokens) - 1
+        progress(number + 1, len(references))
+    change = _exp((exported_nats - trained_nats) / tokens) - 1
     agreement = agreed / tokens
     passed = not differing if exact else agreement >= AGREEMENT and abs(change) <= PERPLEXITY
-    tied = f" ({ties} more part at a tie)" if ties else ""
+    tied = f" ({ties} more differ at a tie)" if ties else ""
     return Parity(
         passed and tokens > 0 and math.isfinite(change),
-        f"{same} of {len(found)} prompts gone on with alike{tied}, {agreement:.1%} of next tokens "
-        f"alike, perplexity {change:+.2%}",
+        f"{same} of {len(references)} prompts continued alike{tied}, {agreement:.1%} of next "
+        f"tokens alike, perplexity {change:+.2%}",
         {
-            "prompts": len(found),
+            "prompts": len(references),
             "same_greedy": same,
             "ties": ties,
             "differing": differing,
             "new_tokens": NEW_TOKENS,
             "tokens": tokens,
             "agreement": agreement,
-            "perplexity": _number(_exp(theirs / tokens)),
-            "perplexity_trained": _exp(ours / tokens),
+            "perplexity": _number(_exp(exported_nats / tokens)),
+            "perplexity_trained": _exp(trained_nats / tokens),
             "perplexity_change": _number(change),
             "asked": "the same tokens"
             if exact
@@ -172,23 +176,23 @@ def compare_scores(
     """Compare a plain sequence classifier with the trained reward model.
 
     Args:
-        model: Of transformers, with one label.
-        bias: What stands beside it, to be added to its logit.
+        model: A sequence classifier of transformers with one label.
+        bias: The `score_bias` to add to its logit.
         examples: Prompts with completions.
-        scores: (N,) what the trained reward model gives them.
-        dtype: What the export is stored in.
+        scores: (N,) scores by the trained reward model.
+        dtype: Dtype of the stored weights.
     """
     pad, device = int(model.config.pad_token_id), placing.entry(model)
-    found = []
-    for start in range(0, len(examples), 4):  # several at once, so that padding shows
-        rows = [[*one.prompt, *one.completion] for one in examples[start : start + 4]]
+    batches = []
+    for start in range(0, len(examples), 4):  # batches of four, so that padding matters
+        rows = [[*example.prompt, *example.completion] for example in examples[start : start + 4]]
         width = max(map(len, rows))
         ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
         out = model(input_ids=ids.to(device), attention_mask=mask.to(device))
-        found.append(out.logits[:, 0].float().cpu() + bias)
-    own = torch.cat(found)
-    difference = float((own - scores).abs().max())
+        batches.append(out.logits[:, 0].float().cpu() + bias)
+    exported = torch.cat(batches)
+    difference = float((exported - scores).abs().max())
     allowed = SCORE_TOLERANCE[dtype]
     return Parity(
         difference <= allowed,
@@ -198,40 +202,42 @@ def compare_scores(
             "largest_difference": _number(difference),
             "allowed": allowed,
             "trained": scores.tolist(),
-            "exported": [_number(one) for one in own.tolist()],
+            "exported": [_number(value) for value in exported.tolist()],
         },
     )
 
 
-def _greedy(model: Any, one: Reference, stop_ids: Sequence[int]) -> tuple[int, ...]:
-    ids = torch.tensor([one.prompt], device=placing.entry(model))
-    out = model.generate(
+def _greedy(model: Any, reference: Reference, stop_ids: Sequence[int]) -> tuple[int, ...]:
+    """Continue a reference's prompt greedily, by as many tokens as the reference has."""
+    ids = torch.tensor([reference.prompt], device=placing.entry(model))
+    ids_out = model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         do_sample=False,
-        max_new_tokens=min(NEW_TOKENS, len(one.completion)),
+        max_new_tokens=min(NEW_TOKENS, len(reference.completion)),
         eos_token_id=list(stop_ids),
         pad_token_id=int(stop_ids[0]),
     )
-    return tuple(out[0, len(one.prompt) :].tolist())
+    return tuple(ids_out[0, len(reference.prompt) :].tolist())
 
 
 def _exp(nats: float) -> float:
-    return math.exp(min(nats, 700.0))  # more is too large for a float
+    return math.exp(min(nats, 700.0))  # exp of more overflows a float
 
 
 def _number(value: float) -> float | None:
-    """As JSON has it: a model that overflows in 16 bit gives none."""
+    """A number as JSON can hold it; None where the model overflowed in 16 bit."""
     return value if math.isfinite(value) else None
 
 
-def _is_tie(one: Reference, said: Sequence[int]) -> bool:
-    pairs = enumerate(zip(one.completion, said, strict=False))
-    parted = next((at for at, (a, b) in pairs if a != b), None)
-    return parted is not None and one.gaps[parted] < TIE
+def _is_tie(reference: Reference, completion: Sequence[int]) -> bool:
+    """True if the first different token was a tie in the reference."""
+    pairs = enumerate(zip(reference.completion, completion, strict=False))
+    first_difference = next((index for index, (a, b) in pairs if a != b), None)
+    return first_difference is not None and reference.gaps[first_difference] < TIE
 
 
 def _figures(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Of (T - 1, V) logits before the (T,) ids: log-probabilities of the ids, likeliest tokens."""
+    """Log-probabilities of (T,) ids but the first, and likeliest tokens, from (T - 1, V) logits."""
     logprobs = logits.log_softmax(-1).gather(-1, ids[1:, None])[:, 0]
     return logprobs.cpu(), logits.argmax(-1).cpu()

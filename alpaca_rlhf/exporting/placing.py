@@ -1,7 +1,7 @@
-"""Where a model that was exported is read again: the card that trained it in 4 bit may not hold it.
+"""Placement of an exported model that is read again: the GPU that trained it may be too small.
 
-A checkpoint is dealt out by accelerate, to the card, the processor's memory and the disk in turn. A
-GGUF file is read whole, on the card or beside the processor, in 32 bit where that fits.
+Accelerate spreads a checkpoint over the GPU, main memory and the disk, in this order. A GGUF file
+is read in one piece, on the GPU or in main memory, in 32 bit where that fits.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import psutil
 import torch
 
 SPARE = 1.15
-"""What a model takes of memory, in its weights' bytes: its own, activations and the cache."""
+"""Memory of a model with activations and cache, as a multiple of its weights' bytes."""
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free now: the card's, or the processor's."""
+    """Free bytes of GPU memory, or of main memory."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
@@ -27,34 +27,34 @@ def dealt_out(device: torch.device, offload: Path) -> dict[str, Any]:
     """Options of `from_pretrained` for a checkpoint of any size.
 
     Args:
-        device: Where training computed.
-        offload: A folder for the map of what stays on the disk.
+        device: Device of training.
+        offload: Folder for the index of weights that stay on the disk.
     """
-    most: dict[int | str, int] = {}
+    max_memory: dict[int | str, int] = {}
     if device.type == "cuda":
-        most[device.index or 0] = int(free_bytes(device) / SPARE)
-    most["cpu"] = int(free_bytes(torch.device("cpu")) / SPARE)
-    return {"device_map": "auto", "max_memory": most, "offload_folder": str(offload)}
+        max_memory[device.index or 0] = int(free_bytes(device) / SPARE)
+    max_memory["cpu"] = int(free_bytes(torch.device("cpu")) / SPARE)
+    return {"device_map": "auto", "max_memory": max_memory, "offload_folder": str(offload)}
 
 
 def whole(
     weights: int, half: torch.dtype, device: torch.device
 ) -> tuple[torch.device, torch.dtype] | None:
-    """Where, and in which dtype, so many weights fit in one piece; None if nowhere.
+    """Choose the device and dtype in which a model fits in one piece; None if it fits nowhere.
 
-    32 bit comes before `half`, and the card before the processor.
+    Prefers 32 bit to `half`, and the GPU to the processor.
     """
     for dtype in (torch.float32, half):
-        for place in dict.fromkeys((device, torch.device("cpu"))):
-            if weights * dtype.itemsize * SPARE <= free_bytes(place):
-                return place, dtype
+        for candidate in dict.fromkeys((device, torch.device("cpu"))):
+            if weights * dtype.itemsize * SPARE <= free_bytes(candidate):
+                return candidate, dtype
     return None
 
 
 def entry(model: Any) -> torch.device:
-    """The device that a model takes its ids on, which weights left on the disk do not tell."""
-    places = getattr(model, "hf_device_map", None)
-    if places is None:
+    """The device of a model's input ids; weights left on the disk have none."""
+    device_map = getattr(model, "hf_device_map", None)
+    if device_map is None:
         return torch.device(model.device)
-    first = next((one for one in places.values() if one not in ("cpu", "disk")), "cpu")
+    first = next((device for device in device_map.values() if device not in ("cpu", "disk")), "cpu")
     return torch.device(first)

@@ -1,4 +1,4 @@
-"""The fixed prompts that an export is checked with."""
+"""Prompts that an export is checked with."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ PROBES = (
 """Lone tasks with and without input, conversations, a system message, several scripts."""
 
 SYSTEM_PROBE = len(PROBES) - 1
-"""Which of them begins with the system message."""
+"""Index of the one that begins with the system message."""
 
 
-def of_run(answers: Sequence[dict[str, object]], most: int = 8) -> list[Instruction]:
-    """The first prompts that a run was evaluated on, from its `answers.jsonl`."""
+def prompts_of_run(answers: Sequence[dict[str, object]], limit: int = 8) -> list[Instruction]:
+    """Read the first prompts that a run was evaluated on, from its `answers.jsonl`."""
     rows = []
-    for one in answers[:most]:
-        history = one.get("history") or ()
+    for answer in answers[:limit]:
+        history = answer.get("history") or ()
         assert isinstance(history, list | tuple)
         turns = tuple((str(user), str(reply)) for user, reply in history)
-        rows.append(Instruction(str(one["instruction"]), str(one["input"]), history=turns))
+        rows.append(Instruction(str(answer["instruction"]), str(answer["input"]), history=turns))
     return rows

@@ -1,4 +1,4 @@
-"""What is to be exported, and how large it will be."""
+"""The request for an export, and the size of its result."""
 
 from __future__ import annotations
 
@@ -15,93 +15,95 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.files import nearest_folder
 from alpaca_rlhf.models.base import base_config
 from alpaca_rlhf.settings import Loop
 
 Target = Literal["adapter", "merged", "reward", "gguf"]
-"""What an export is."""
+"""The form of an export."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""--dtype to torch's."""
+"""torch's dtype for each value of `--dtype`."""
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "q8_0": 34 / 32}
 _SPARE = 64 * 2**20
-"""Bytes for tokenizer, cards and the like."""
+"""Bytes for the tokenizer, the model card and the like."""
 
 
 @dataclass(frozen=True)
-class Request:
-    """One export."""
+class ExportRequest:
+    """The request for one export."""
 
     settings: Loop
-    """Those of the run."""
+    """Settings of the run."""
     run: Path
-    """Its folder."""
+    """Folder of the run."""
     policy: str
-    """Which of its adapters: `sft`, `ppo`, `reward` ..."""
+    """Name of the adapter: `sft`, `ppo`, `reward` ..."""
     adapter: Path
     """The adapter's folder."""
     target: Target
-    """What it becomes."""
+    """Form of the export."""
     dtype: str
-    """What the weights are stored in: `float32`, `bfloat16`, `float16` or (GGUF) `q8_0`."""
+    """Dtype of the stored weights: `float32`, `bfloat16`, `float16` or (GGUF) `q8_0`."""
     out: Path
-    """Folder to make."""
+    """Folder to create."""
     llama_cpp: Path | None = None
-    """llama.cpp's folder, whose converter then makes the GGUF."""
+    """llama.cpp's folder, if its converter is to make the GGUF file."""
     command: str = "alpaca-rlhf export"
-    """What the user typed, for the card."""
+    """The command as the user typed it, for the model card."""
 
     @property
     def name(self) -> str:
-        """What the model is called: that of the base, the run and the policy."""
+        """Name of the model, from the base, the run and the policy."""
         base = self.settings.base.rstrip("/").rpartition("/")[2]
         return f"{base}-{self.run.resolve().name}-{self.policy}".lower()
 
 
 def configuration(name: str) -> Any:
-    """The configuration of an unquantised base.
+    """Read the configuration of an unquantised base.
 
     Raises:
-        UserError: The checkpoint is quantised already, or cannot be read.
+        UserError: The checkpoint is already quantised, or cannot be read.
     """
     config = base_config(name)
-    found = getattr(config, "quantization_config", None)
-    if found:
-        how = dict(found).get("quant_method", "quantised") if isinstance(found, dict) else found
+    quantization = getattr(config, "quantization_config", None)
+    if quantization:
+        method = (
+            dict(quantization).get("quant_method", "quantised")
+            if isinstance(quantization, dict)
+            else quantization
+        )
         raise UserError(
-            f"--to merged: --base {name} is there only quantised ({how}), and nothing is merged "
+            f"--to merged: --base {name} exists only quantised ({method}), and nothing is merged "
             "into quantised weights; train on the 16-bit checkpoint, or give --to adapter"
         )
-    made = copy.deepcopy(config)
-    if not made.architectures:  # vLLM and llama.cpp's converter go by it
-        made.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
-    return made
+    copied = copy.deepcopy(config)
+    if not copied.architectures:  # vLLM and llama.cpp's converter rely on it
+        copied.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
+    return copied
 
 
-def weights_of(config: Any) -> int:
-    """Number of weights of a causal language model, without making it."""
+def count_weights(config: Any) -> int:
+    """Count the weights of a causal language model without allocating them."""
     with init_empty_weights():
         model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     return sum(prod(parameter.shape) for parameter in model.parameters())
 
 
-def check_disk(request: Request, config: Any) -> None:
+def check_disk(request: ExportRequest, config: Any) -> None:
     """Refuse an export that the disk has no room for.
 
     Raises:
-        UserError: It is too small.
+        UserError: The disk is too small.
     """
     if request.target == "adapter":
         needed = sum(file.stat().st_size for file in request.adapter.iterdir()) + _SPARE
     else:
-        count = weights_of(config)
+        count = count_weights(config)
         needed = int(count * _BYTES[request.dtype]) + _SPARE
         if request.llama_cpp is not None:  # the converter reads a merged model
             needed += count * 4
-    place = request.out.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(nearest_folder(request.out)).free
     if free < needed:
         raise UserError(
             f"--out {request.out}: needs {needed / 2**30:.1f} GiB, and the disk has "

@@ -1,12 +1,12 @@
 """A reward adapter and its head as a sequence classifier of transformers with one label.
 
-The classifier reads the last token that is not padding. Ours reads the last token of the
-completion, the eos where there is one. They are the same as long as no completion can end in the
-padding token; so the padding token is one that no text is made of, new if need be.
+The classifier reads the last token that is not padding. Our reward model reads the last token of
+the completion, eos where there is one. The two agree as long as no completion can end in the
+padding token, so that token is one which no text contains, a new one if necessary.
 
-Its head has no bias. The gain of the normalisation is folded into its weights; what is left, one
-number for all completions, stands in `config.json` as `score_bias`. It changes no order, no
-difference of scores and no advantage; who wants the very scores adds it.
+The classifier's head has no bias. The gain of the normalisation is folded into its weights; the
+bias, one number for all completions, is stored in `config.json` as `score_bias`. It changes no
+order, no difference of scores and no advantage; add it to get the scores of training.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from alpaca_rlhf.models.merging import Weight, merged
 _PAD = "<|pad|>"
 _EMBEDDING = "model.embed_tokens.weight"
 _REPLIES = ("Yes.", "Red, orange and yellow", "I do not know!", "9, 4")
-"""What is scored after each probe; every second time as if it had been cut."""
+"""Replies scored after each probe, once finished and once as if cut off."""
 
 
 def with_padding(tokenizer: Any, config: Any, base: Base) -> int:
-    """Give tokenizer and configuration a padding token that no text is made of; its id."""
+    """Give tokenizer and configuration a padding token that no text contains; return its id."""
     pad = spare_pad(tokenizer, base.stop_ids)
     if pad is None:
         tokenizer.add_special_tokens({"pad_token": _PAD})
@@ -47,21 +47,21 @@ def with_padding(tokenizer: Any, config: Any, base: Base) -> int:
 
 
 def reward_weights(adapters: Adapters, role: str, head: ScalarHead, rows: int) -> list[Weight]:
-    """Tensors of the classifier; its embedding has so many rows, new ones zero."""
-    out = []
-    for one in merged(adapters.base, role):
-        if one.name.startswith("lm_head."):
+    """List the classifier's tensors; its embedding is filled up to `rows` rows with zeros."""
+    weights = []
+    for weight in merged(adapters.base, role):
+        if weight.name.startswith("lm_head."):
             continue
-        if one.name == _EMBEDDING and one.shape[0] < rows:
-            out.append(_grown(one, rows))
+        if weight.name == _EMBEDDING and weight.shape[0] < rows:
+            weights.append(_grown(weight, rows))
         else:
-            out.append(one)
-    weight = (head.gain * head.total).detach().float().cpu()[None]
-    return [*out, Weight("score.weight", tuple(weight.shape), lambda: weight)]
+            weights.append(weight)
+    score_weight = (head.gain * head.total).detach().float().cpu()[None]
+    return [*weights, Weight("score.weight", tuple(score_weight.shape), lambda: score_weight)]
 
 
 def classifier_config(config: Any, head: ScalarHead) -> Any:
-    """The configuration as that of the classifier; changed in place."""
+    """Turn the configuration into that of the classifier, in place."""
     config.num_labels = 1
     config.id2label, config.label2id = {0: "score"}, {"score": 0}
     config.score_bias = float(head.bias)
@@ -72,27 +72,29 @@ def classifier_config(config: Any, head: ScalarHead) -> Any:
 
 
 def scored_examples(base: Base, template: str, rows: Sequence[Instruction]) -> list[Example]:
-    """Completions to compare scores on: finished and cut ones of several lengths."""
-    out = []
+    """Build completions to compare scores on: finished and cut ones of several lengths."""
+    examples = []
     for number, row in enumerate(rows):
         for turn in range(2):
             reply = _REPLIES[(number + turn) % len(_REPLIES)]
-            out.append(example(base, template, row, reply, finished=not turn))
-    return [one for one in out if len(one) <= base.context]
+            examples.append(example(base, template, row, reply, finished=not turn))
+    return [scored for scored in examples if len(scored) <= base.context]
 
 
 def read_classifier(
     folder: Path, dtype: torch.dtype, options: Mapping[str, Any]
 ) -> tuple[Any, float]:
-    """What anybody else reads there, placed by `options`, and the bias beside it."""
+    """Load the classifier as anybody else would, placed by `options`, and its score bias."""
     read = AutoModelForSequenceClassification.from_pretrained
     model: Any = read(str(folder), dtype=dtype, **options)
     return model.eval(), float(model.config.score_bias)
 
 
-def _grown(one: Weight, rows: int) -> Weight:
-    def make() -> torch.Tensor:
-        own = one.make()
-        return torch.cat([own, own.new_zeros(rows - len(own), own.shape[1])])
+def _grown(weight: Weight, rows: int) -> Weight:
+    """Fill a weight up to `rows` rows with zeros."""
 
-    return replace(one, shape=(rows, one.shape[1]), make=make)
+    def make() -> torch.Tensor:
+        trained = weight.make()
+        return torch.cat([trained, trained.new_zeros(rows - len(trained), trained.shape[1])])
+
+    return replace(weight, shape=(rows, weight.shape[1]), make=make)

@@ -1,4 +1,4 @@
-"""Weights into safetensors files: made and written one shard after the other, then read again."""
+"""Weights in safetensors files: computed and written shard by shard, then read again."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from alpaca_rlhf.core.files import atomic_write, writing
 from alpaca_rlhf.models.merging import Weight
 
 SHARD = 2 * 2**30
-"""Bytes a shard at most, so that little more than this is ever in memory."""
+"""Maximum bytes of a shard; little more than this is ever in memory."""
 
 _INDEX = "model.safetensors.index.json"
 
 Progress = Callable[[int, int], None]
-"""Told how many tensors of how many are done."""
+"""Receives the number of finished tensors and the total."""
 
 
 def write_shards(
@@ -32,60 +32,61 @@ def write_shards(
     progress: Progress,
     shard: int = SHARD,
 ) -> None:
-    """Write weights as a checkpoint that transformers reads; one file where they fit into one.
+    """Write weights as a checkpoint of transformers, in one file where they fit.
 
     Raises:
-        UserError: The disk is full, or the folder cannot be written.
+        UserError: The disk is full, or the folder cannot be written to.
     """
-    groups = list(_groups(weights, dtype.itemsize, shard))
-    names = _names(len(groups))
-    places: dict[str, str] = {}
+    shards = list(_split(weights, dtype.itemsize, shard))
+    names = _names(len(shards))
+    file_of_weight: dict[str, str] = {}
     done = 0
-    for name, group in zip(names, groups, strict=True):
+    for name, weights_of_shard in zip(names, shards, strict=True):
         tensors: dict[str, Tensor] = {}
-        for weight in group:
+        for weight in weights_of_shard:
             tensors[weight.name] = weight.make().to(dtype).contiguous()
-            places[weight.name] = name
+            file_of_weight[weight.name] = name
             done += 1
             progress(done, 2 * len(weights))
         with writing(folder / name):
             save_file(tensors, str(folder / name), {"format": "pt"})
-    if len(groups) > 1:
-        size = sum(prod(one.shape) for one in weights) * dtype.itemsize
-        index = {"metadata": {"total_size": size}, "weight_map": places}
+    if len(shards) > 1:
+        size = sum(prod(weight.shape) for weight in weights) * dtype.itemsize
+        index = {"metadata": {"total_size": size}, "weight_map": file_of_weight}
         atomic_write(folder / _INDEX, json.dumps(index, indent=2) + "\n")
 
 
 def first_difference(
     folder: Path, weights: Sequence[Weight], dtype: torch.dtype, *, progress: Progress
 ) -> str | None:
-    """The first tensor of a checkpoint that is not, bit for bit, the one it was made from."""
-    done, by_name = 0, {one.name: one for one in weights}
-    seen: set[str] = set()
+    """Name of the first tensor in a checkpoint that differs in any bit from its source."""
+    done, by_name = 0, {weight.name: weight for weight in weights}
+    names: set[str] = set()
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(str(path), framework="pt") as file:
             for name in file.keys():
-                seen.add(name)
+                names.add(name)
                 done += 1
                 progress(len(weights) + done, 2 * len(weights))
                 if name not in by_name:
                     return str(name)
                 if not torch.equal(file.get_tensor(name), by_name[name].make().to(dtype)):
                     return str(name)
-    return min(by_name.keys() - seen, default=None)
+    return min(by_name.keys() - names, default=None)
 
 
-def _groups(weights: Sequence[Weight], itemsize: int, shard: int) -> Iterator[list[Weight]]:
-    group: list[Weight] = []
+def _split(weights: Sequence[Weight], itemsize: int, limit: int) -> Iterator[list[Weight]]:
+    """Split weights, in order, into shards up to the limit; a larger weight gets its own."""
+    weights_of_shard: list[Weight] = []
     size = 0
-    for one in weights:
-        own = prod(one.shape) * itemsize
-        if group and size + own > shard:
-            yield group
-            group, size = [], 0
-        group.append(one)
-        size += own
-    yield group
+    for weight in weights:
+        weight_size = prod(weight.shape) * itemsize
+        if weights_of_shard and size + weight_size > limit:
+            yield weights_of_shard
+            weights_of_shard, size = [], 0
+        weights_of_shard.append(weight)
+        size += weight_size
+    yield weights_of_shard
 
 
 def _names(count: int) -> list[str]:

@@ -1,8 +1,8 @@
-"""The tokenizer of an export: its chat template gives the token ids that training saw.
+"""The tokenizer of an export, with a chat template that gives the token ids of training.
 
-Text after a special token is where tokenizers differ. Some of LLaMA's put a blank before it, and
-training did so after bos but not after the eos of an earlier reply. So the ways to write the same
-thing are tried, and the first whose ids are those of training is taken.
+Tokenizers differ in text after a special token. Some of LLaMA's put a blank before it, and training
+did so after bos but not after the eos of an earlier reply. Several ways to write the same template
+are therefore tried, and the first whose ids are those of training is used.
 """
 
 from __future__ import annotations
@@ -28,138 +28,144 @@ _METASPACE = "▁"
 
 @dataclass(frozen=True)
 class Ids:
-    """How the chat template's token ids compare with those of training."""
+    """Agreement of the chat template's token ids with those of training."""
 
     lone: int
-    """Prompts of a lone task."""
+    """Prompts of a single turn."""
     lone_same: int
-    """Those with the same ids."""
+    """Single-turn prompts with the same ids."""
     conversations: int
     """Prompts with earlier turns."""
     conversations_same: int
-    """Those with the same ids."""
+    """Multi-turn prompts with the same ids."""
 
     @property
     def good(self) -> bool:
-        """Whether lone tasks all have the same ids."""
+        """True if all single-turn prompts have the same ids."""
         return self.lone == self.lone_same
 
     @property
     def same(self) -> int:
-        """Prompts with the same ids."""
+        """All prompts with the same ids."""
         return self.lone_same + self.conversations_same
 
 
 def exported_tokenizer(base: Base, template: str) -> Any:
-    """A copy of the base's tokenizer with the chat template that fits the training best."""
+    """Copy the base's tokenizer, with the chat template whose ids agree best with training."""
     best: tuple[int, Any] | None = None
     for candidate in _candidates(base, template):
-        found = compare(base, template, candidate)
-        if best is None or found.same > best[0]:
-            best = (found.same, candidate)
-        if found.same == found.lone + found.conversations:
+        ids = compare(base, template, candidate)
+        if best is None or ids.same > best[0]:
+            best = (ids.same, candidate)
+        if ids.same == ids.lone + ids.conversations:
             break
     assert best is not None
     return best[1]
 
 
 def compare(base: Base, template: str, tokenizer: Any) -> Ids:
-    """Compare the ids of a tokenizer's chat template with those that training gave the probes."""
+    """Compare the ids of a tokenizer's chat template with those of training, on the probes."""
     counts = {True: [0, 0], False: [0, 0]}
     for number, row in enumerate(PROBES):
-        said = messages(template, row)
+        turns = messages(template, row)
         if number == SYSTEM_PROBE and template != "chat":
             task = row.instruction.removeprefix(f"{SYSTEM}\n\n")
-            said = [
+            turns = [
                 {"role": "system", "content": SYSTEM},
                 *messages(template, replace(row, instruction=task)),
             ]
-        found = _ids(tokenizer, said)
-        own = counts[bool(row.history)]
-        own[0] += 1
-        own[1] += found is not None and found == prompt_ids(base, template, row)
+        ids = _ids(tokenizer, turns)
+        count = counts[bool(row.history)]
+        count[0] += 1
+        count[1] += ids is not None and ids == prompt_ids(base, template, row)
     return Ids(*counts[False], *counts[True])
 
 
 def ids_of(tokenizer: Any, template: str, row: Instruction) -> tuple[int, ...]:
-    """The ids of a prompt in a tokenizer's chat template."""
-    found = _ids(tokenizer, messages(template, row))
-    assert found is not None
-    return found
+    """Render a prompt by a tokenizer's chat template, as token ids."""
+    ids = _ids(tokenizer, messages(template, row))
+    assert ids is not None
+    return ids
 
 
 def puts_bos(tokenizer: Any) -> bool:
-    """Whether a conversation begins with bos, which llama.cpp and Ollama put there themselves."""
+    """True if a conversation begins with bos, which llama.cpp and Ollama add themselves."""
     ids = _ids(tokenizer, [{"role": "user", "content": "Hi"}])
     return ids is not None and ids[:1] == (tokenizer.bos_token_id,)
 
 
 def save(tokenizer: Any, folder: Path) -> None:
-    """Write a tokenizer so that it is read as it is, and not made anew by a class of its own."""
+    """Save a tokenizer so that it is loaded as it is, not rebuilt by a model's own class."""
     tokenizer.save_pretrained(str(folder))
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     for key in ("is_local", "local_files_only", "backend", "name_or_path", "legacy"):
         config.pop(key, None)
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    config["add_bos_token"] = puts_bos(tokenizer)  # Ollama and llama.cpp ask for it
+    config["add_bos_token"] = puts_bos(tokenizer)  # Ollama and llama.cpp read it
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read(folder: Path) -> Any:
-    """What anybody else reads there."""
+    """Load a tokenizer as anybody else would."""
     return AutoTokenizer.from_pretrained(str(folder))
 
 
 def spare_pad(tokenizer: Any, stop_ids: frozenset[int], rows: int | None = None) -> int | None:
-    """A token for padding that no text and no end of a text can be; None if there is none.
+    """Find a padding token that neither occurs in text nor ends one; None if there is none.
 
     Args:
-        tokenizer: Of the export.
-        stop_ids: What ends a completion.
-        rows: Tokens that have an embedding; None where the embeddings may grow.
+        tokenizer: The exported tokenizer.
+        stop_ids: Ids that end a completion.
+        rows: Number of embeddings; None where they may grow.
     """
-    taken = {*stop_ids, tokenizer.bos_token_id, tokenizer.eos_token_id}
-    own = tokenizer.pad_token_id
-    if own is not None and own not in taken and (rows is None or own < rows):
-        return int(own)
+    # 1. The tokenizer's own.
+    excluded = {*stop_ids, tokenizer.bos_token_id, tokenizer.eos_token_id}
+    pad = tokenizer.pad_token_id
+    if pad is not None and pad not in excluded and (rows is None or pad < rows):
+        return int(pad)
+    # 2. A special token named for it, or reserved.
     special = {
-        i: str(token)
-        for i, token in tokenizer.added_tokens_decoder.items()
-        if rows is None or i < rows
+        token_id: str(token)
+        for token_id, token in tokenizer.added_tokens_decoder.items()
+        if rows is None or token_id < rows
     }
     free = [
-        i for i in sorted(special) if i not in taken and tokenizer.added_tokens_decoder[i].special
+        token_id
+        for token_id in sorted(special)
+        if token_id not in excluded and tokenizer.added_tokens_decoder[token_id].special
     ]
     for word in ("pad", "reserved"):
-        for i in free:
-            if word in special[i].lower():
-                return int(i)
+        for token_id in free:
+            if word in special[token_id].lower():
+                return int(token_id)
+    # 3. The unknown token.
     unknown = tokenizer.unk_token_id
-    return None if unknown is None or unknown in taken else int(unknown)
+    return None if unknown is None or unknown in excluded else int(unknown)
 
 
-def _ids(tokenizer: Any, said: list[dict[str, Any]]) -> tuple[int, ...] | None:
+def _ids(tokenizer: Any, turns: list[dict[str, Any]]) -> tuple[int, ...] | None:
     try:
         return tuple(
-            tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=False)
+            tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
         )
-    except Exception:  # what a foreign template raises, e.g. at a role it does not know
+    except Exception:  # a foreign template may raise anything, e.g. at an unknown role
         return None
 
 
 def _candidates(base: Base, template: str) -> Iterator[Any]:
-    own = _copy(base.tokenizer)
+    """Yield tokenizers with equivalent ways to write the template."""
+    copied = _copy(base.tokenizer)
     if template == "chat":
-        yield own
+        yield copied
         return
-    bos = own.bos_token is not None
-    for tokenizer in (own, _blank_at_start_only(own)):
+    bos = copied.bos_token is not None
+    for tokenizer in (copied, _blank_at_start_only(copied)):
         for blank in (False, True):
             if tokenizer is not None:
-                one = _copy(tokenizer)
-                one.chat_template = jinja(template, bos=bos, blank=blank)
-                yield one
+                candidate = _copy(tokenizer)
+                candidate.chat_template = jinja(template, bos=bos, blank=blank)
+                yield candidate
 
 
 def _copy(tokenizer: Any) -> Any:
@@ -167,24 +173,27 @@ def _copy(tokenizer: Any) -> Any:
 
 
 def _blank_at_start_only(tokenizer: Any) -> Any | None:
-    """The same tokenizer without a blank put before text after a special token, or None.
+    """Copy a tokenizer so that no blank is put before text after a special token.
 
-    That is LLaMA's `legacy=False`. Text alone is tokenised as before.
+    This is LLaMA's `legacy=False`; text by itself is tokenised as before. None if the tokenizer
+    puts no blank there.
     """
-    made = _copy(tokenizer)
-    backend = made.backend_tokenizer
+    copied = _copy(tokenizer)
+    backend = copied.backend_tokenizer
     state = json.loads(backend.to_str())
-    normalizer, before = state["normalizer"], state["pre_tokenizer"]
+    normalizer, pre_tokenizer = state["normalizer"], state["pre_tokenizer"]
     prepends = (
-        before is None
+        pre_tokenizer is None
         and normalizer is not None
-        and [one["type"] for one in normalizer.get("normalizers", ())] == ["Prepend", "Replace"]
+        and [step["type"] for step in normalizer.get("normalizers", ())] == ["Prepend", "Replace"]
     )
-    always = (before or {}).get("type") == "Metaspace" and before.get("prepend_scheme") == "always"
+    always = (pre_tokenizer or {}).get("type") == "Metaspace" and pre_tokenizer.get(
+        "prepend_scheme"
+    ) == "always"
     if not prepends and not always:
         return None
-    split = bool((before or {}).get("split", False))
+    split = bool((pre_tokenizer or {}).get("split", False))
     backend.pre_tokenizer = pre_tokenizers.Metaspace(_METASPACE, "first", split)
     if prepends:
         backend.normalizer = normalizers.Sequence([])
-    return made
+    return copied

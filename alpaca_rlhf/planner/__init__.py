@@ -1,49 +1,51 @@
-"""What a run will take before it is started: memory, time, cost, and the settings that fit.
+"""Forecast of a run's memory, time and cost, and the largest settings that fit a GPU.
 
-From the model's configuration alone: no weights and no torch. `layers` and `decoding` follow the
-real forwards tensor by tensor, `memory` stage by stage, `work` counts products, `disk` what is
-written, `cards` knows cards, `choosing` looks for the largest settings.
+Works from the model's configuration alone, without weights or torch. `layers` and `decoding` follow
+the real forwards tensor by tensor, `peak_memory` adds them up stage by stage, `work` counts
+operations, `disk` the bytes written; `gpu_specs` describes GPUs, `choosing` finds the settings.
 """
 
-from alpaca_rlhf.planner.cards import (
-    CARDS,
+from alpaca_rlhf.planner.choosing import (
+    Budget,
+    changed_flags,
+    device_of,
+    largest_fitting,
+    refuse_too_small,
+)
+from alpaca_rlhf.planner.disk import disk_needs
+from alpaca_rlhf.planner.gpu_specs import (
     CPU,
     REACHED_BANDWIDTH,
     REACHED_FLOPS,
     RESERVE,
-    Card,
-    card_of,
+    GpuSpec,
+    find_gpu,
 )
-from alpaca_rlhf.planner.choosing import Budget, changes, chosen, device_of, refuse_too_small
-from alpaca_rlhf.planner.disk import written
 from alpaca_rlhf.planner.layers import Device
-from alpaca_rlhf.planner.memory import Lengths, Memory, Phase
-from alpaca_rlhf.planner.shapes import KNOWN, Shape, from_config, shape_of
-from alpaca_rlhf.planner.work import Rates, Stages, Work
+from alpaca_rlhf.planner.peak_memory import Lengths, PeakMemory, Phase
+from alpaca_rlhf.planner.shapes import Shape, shape_from_config, shape_of
+from alpaca_rlhf.planner.work import Rates, StageWork
 
 __all__ = [
-    "CARDS",
     "CPU",
-    "KNOWN",
     "REACHED_BANDWIDTH",
     "REACHED_FLOPS",
     "RESERVE",
     "Budget",
-    "Card",
     "Device",
+    "GpuSpec",
     "Lengths",
-    "Memory",
+    "PeakMemory",
     "Phase",
     "Rates",
     "Shape",
-    "Stages",
-    "Work",
-    "card_of",
-    "changes",
-    "chosen",
+    "StageWork",
+    "changed_flags",
     "device_of",
-    "from_config",
+    "disk_needs",
+    "find_gpu",
+    "largest_fitting",
     "refuse_too_small",
+    "shape_from_config",
     "shape_of",
-    "written",
 ]

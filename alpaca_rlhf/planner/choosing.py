@@ -1,6 +1,6 @@
-"""The largest settings that fit a card: micro-batches and batches that are decoded together.
+"""The largest settings that fit a GPU: micro-batches and batches that are decoded together.
 
-None of them changes what is learned; lengths do, and are touched only if the user allows it.
+None of them changes what is learned; lengths do, and change only if the user allows it.
 """
 
 from __future__ import annotations
@@ -9,99 +9,98 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.planner.cards import CONTEXT_GIB, CPU, RESERVE, Card, reserve
+from alpaca_rlhf.planner.gpu_specs import CONTEXT_GIB, CPU, RESERVE, GpuSpec, reserve
 from alpaca_rlhf.planner.layers import Device
-from alpaca_rlhf.planner.memory import Lengths, Memory, Phase
+from alpaca_rlhf.planner.peak_memory import Lengths, PeakMemory, Phase
 from alpaca_rlhf.planner.shapes import Shape
 from alpaca_rlhf.settings import Loop
 
-SHORTEST = 64
-"""Tokens below which a length is not worth having."""
-ENOUGH = 8192
-"""Tokens in memory at once beyond which a product is no faster; an estimate. What is left of the
-card stays free, as a margin."""
-MOST_DECODED = 128
-"""Completions decoded together beyond which little is won."""
+MIN_LENGTH = 64
+"""Tokens below which a length is of no use."""
+ENOUGH_TOKENS = 8192
+"""Tokens in memory at once beyond which a product is no faster; an estimate. The rest of the GPU
+stays free, as a margin."""
+MAX_DECODED = 128
+"""Completions decoded together beyond which little is gained."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a run has, and what no setting says."""
+    """The base, the GPU, and what else bounds a run beside its settings."""
 
     shape: Shape
-    """The base."""
-    card: Card
-    """Its card."""
+    """Sizes of the base."""
+    gpu: GpuSpec
+    """The GPU, or the CPU."""
     lengths: Lengths = field(default_factory=Lengths)
-    """Tokens that no setting bounds."""
+    """Lengths that no setting bounds."""
     device: Device = field(default_factory=Device)
-    """How it computes."""
+    """Compute dtype and kind."""
 
     @property
     def bytes(self) -> int:
-        """Memory of the card."""
-        return int(self.card.gib * 2**30)
+        """Memory of the GPU."""
+        return int(self.gpu.gib * 2**30)
 
     def phases(self, settings: Loop) -> dict[str, list[Phase]]:
-        """Every phase with what must stay free beside it."""
-        cuda = self.device.kind == "cuda"
-        plan = Memory(self.shape, self.device, settings, self.lengths, checkpointing=cuda)
-        return {name: [self._kept_free(one) for one in all_] for name, all_ in plan.all().items()}
+        """Phases of every stage, each with the reserve that must stay free beside it."""
+        plan = self._plan(settings)
+        return {
+            stage: [self._with_reserve(phase) for phase in phases]
+            for stage, phases in plan.all().items()
+        }
 
-    def _kept_free(self, phase: Phase) -> Phase:
+    def fits(self, settings: Loop, stages: tuple[str, ...]) -> bool:
+        """True if every phase of the given stages fits."""
+        plan = self._plan(settings)
+        return all(
+            self._with_reserve(phase).peak <= self.bytes
+            for stage in stages
+            if stage not in plan.spared
+            for phase in getattr(plan, stage)()
+        )
+
+    def _plan(self, settings: Loop) -> PeakMemory:
+        cuda = self.device.kind == "cuda"
+        return PeakMemory(self.shape, self.device, settings, self.lengths, checkpointing=cuda)
+
+    def _with_reserve(self, phase: Phase) -> Phase:
         if self.device.kind == "cpu":
             return phase
         return replace(phase, items={**phase.items, RESERVE: reserve(dict(phase.items))})
 
-    def fits(self, settings: Loop, stages: tuple[str, ...]) -> bool:
-        """Whether every phase of some stages fits."""
-        cuda = self.device.kind == "cuda"
-        plan = Memory(self.shape, self.device, settings, self.lengths, checkpointing=cuda)
-        return all(
-            self._kept_free(one).peak <= self.bytes
-            for name in stages
-            if name not in plan.spared
-            for one in getattr(plan, name)()
-        )
 
-
-def device_of(card: Card) -> Device:
-    """How a card computes; the CPU in fp32, since not every CPU has bf16."""
-    return Device("cpu", 4) if card.name == CPU.name else Device()
+def device_of(gpu: GpuSpec) -> Device:
+    """Kind and compute dtype of a GPU; fp32 on the CPU, since not every CPU has bf16."""
+    return Device("cpu", 4) if gpu.name == CPU.name else Device()
 
 
 @dataclass(frozen=True)
 class _Knob:
-    flag: str
+    """A batch size that changes no result."""
+
+    section: str
+    """Section of the settings, e.g. `sft`."""
+    name: str
+    """Field of the section, e.g. `micro_batch_size`."""
     stages: tuple[str, ...]
+    """Stages that must fit with it."""
     most: Callable[[Loop], int]
-    put: Callable[[Loop, int], Loop]
+    """The largest size worth having."""
+
+    def turned(self, settings: Loop, size: int) -> Loop:
+        """Settings with the knob at `size`."""
+        return _with(settings, self.section, self.name, size)
 
 
-def _micro(stage: str, stages: tuple[str, ...], most: Callable[[Loop], int]) -> _Knob:
-    def put(settings: Loop, size: int) -> Loop:
-        own = replace(getattr(settings, stage), micro_batch_size=size)
-        return replace(settings, **{stage: own})
-
-    return _Knob(
-        f"--{stage}.micro-batch-size",
-        stages,
-        most,
-        put,
-    )
-
-
-def _sampling(settings: Loop, size: int) -> Loop:
-    return replace(settings, sampling=replace(settings.sampling, batch_size=size))
-
-
-def _generate(settings: Loop, size: int) -> Loop:
-    return replace(settings, generate=replace(settings.generate, batch_size=size))
+def _with(settings: Loop, section: str, name: str, number: int) -> Loop:
+    changed = replace(getattr(settings, section), **{name: number})
+    return replace(settings, **{section: changed})
 
 
 def _rows(batch: int, length: int) -> int:
-    """Rows of a batch that make up `ENOUGH` tokens."""
-    return max(1, min(batch, ENOUGH // length))
+    """Rows of a batch that make up `ENOUGH_TOKENS` tokens."""
+    return max(1, min(batch, ENOUGH_TOKENS // length))
 
 
 def _sft_rows(settings: Loop) -> int:
@@ -117,83 +116,81 @@ def _ppo_rows(settings: Loop) -> int:
 
 
 KNOBS = (
-    _micro("sft", ("sft", "best_of_k"), _sft_rows),
-    _micro("reward", ("reward",), _reward_rows),
-    _micro("ppo", ("ppo",), _ppo_rows),
+    _Knob("sft", "micro_batch_size", ("sft", "best_of_k"), _sft_rows),
+    _Knob("reward", "micro_batch_size", ("reward",), _reward_rows),
+    _Knob("ppo", "micro_batch_size", ("ppo",), _ppo_rows),
     _Knob(
-        "--sampling.batch-size",
+        "sampling",
+        "batch_size",
         ("sample", "ppo", "best_of_k", "evaluate"),
-        lambda settings: MOST_DECODED,
-        _sampling,
+        lambda settings: MAX_DECODED,
     ),
-    # Asked together, requests know less of each other: the teacher's tasks are others. So it is
+    # Requests sent together see fewer earlier tasks, so the teacher's tasks differ. This one is
     # lowered where it must be, and never raised.
-    _Knob(
-        "--generate.batch-size",
-        ("generate",),
-        lambda settings: settings.generate.batch_size,
-        _generate,
-    ),
+    _Knob("generate", "batch_size", ("generate",), lambda settings: settings.generate.batch_size),
 )
-"""What is chosen, and which stages must fit with it."""
+"""The sizes that are chosen, in this order."""
 
 
-def chosen(budget: Budget, settings: Loop, *, lengths: bool = False) -> Loop:
-    """The settings with the largest batches in memory that fit the card.
+def largest_fitting(budget: Budget, settings: Loop, *, lengths: bool = False) -> Loop:
+    """Choose the largest batches in memory that fit the GPU.
 
     Args:
-        budget: The card and the base.
-        settings: Every number; what changes a result stays.
-        lengths: Whether rows and completions may be made shorter where nothing else helps.
+        budget: The GPU and the base.
+        settings: Every number; those that change a result stay.
+        lengths: Rows and completions may be shortened where nothing else helps.
 
     Raises:
-        UserError: Something does not fit with one row at a time.
+        UserError: A stage does not fit with one row at a time.
     """
-    most = [knob.most(settings) for knob in KNOBS]
-    settings = _one_by_one(settings)
-    settings = _copied(budget, settings)
+    # 1. Start with one row at a time, without what only saves time.
+    limits = [knob.most(settings) for knob in KNOBS]
+    settings = _one_row_each(settings)
+    settings = _without_copy(budget, settings)
     if lengths:
         settings = _shortened(budget, settings)
     refuse_too_small(budget, settings)
-    for knob, size in zip(KNOBS, most, strict=True):
-        settings = _largest(budget, settings, knob, size)
+
+    # 2. Raise each size as far as it fits.
+    for knob, limit in zip(KNOBS, limits, strict=True):
+        settings = _largest(budget, settings, knob, limit)
     return settings
 
 
-def _one_by_one(settings: Loop) -> Loop:
+def _one_row_each(settings: Loop) -> Loop:
     for knob in KNOBS:
-        settings = knob.put(settings, 1)
+        settings = knob.turned(settings, 1)
     return settings
 
 
 def refuse_too_small(budget: Budget, settings: Loop, stages: Collection[str] | None = None) -> None:
-    """Refuse a card on which a stage does not fit even with one row at a time.
+    """Refuse a GPU on which a stage does not fit even with one row at a time.
 
     Args:
-        budget: The card and the base.
-        settings: Every number; what changes a result stays.
-        stages: Names of those that are to run; None for all.
+        budget: The GPU and the base.
+        settings: Every number; those that change a result stay.
+        stages: Names of the stages that are to run; None for all.
 
     Raises:
-        UserError: What does not fit, and what to lower.
+        UserError: Names the stage, its need, and the flag to lower.
     """
-    settings = _one_by_one(settings)
-    dense = replace(settings, sampling=replace(settings.sampling, dense_gib=0.0))
-    for stage, phases in budget.phases(dense).items():
+    settings = _one_row_each(settings)
+    without_copy = replace(settings, sampling=replace(settings.sampling, dense_gib=0.0))
+    for stage, phases in budget.phases(without_copy).items():
         for phase in phases:
             if phase.peak <= budget.bytes or stage == "chat":
                 continue
             if stages is not None and stage not in stages:
                 continue
             need = phase.peak / 2**30
-            lower = _LOWER.get(stage, "--sampling.max-new-tokens")
-            still = sum(phase.items.values()) - phase.items.get("activations", 0)
-            if still > budget.bytes or phase.peak > 4 * budget.bytes:
-                lower = "--lora.r or take a smaller base"
+            flag = _LOWER.get(stage, "--sampling.max-new-tokens")
+            resident = sum(phase.items.values()) - phase.items.get("activations", 0)
+            if resident > budget.bytes or phase.peak > 4 * budget.bytes:
+                flag = "--lora.r or take a smaller base"
             raise UserError(
-                f"{budget.card.asked}: {stage} of --base {budget.shape.name} needs "
+                f"{budget.gpu.described}: {stage} of --base {budget.shape.name} needs "
                 f"{need:.1f} GiB with one row at a time ({CONTEXT_GIB:g} GiB of it for CUDA); "
-                f"lower {lower}, or use a larger card"
+                f"lower {flag}, or use a larger card"
             )
 
 
@@ -204,30 +201,30 @@ _LOWER = {
     "ppo": "--ppo.max-new-tokens",
     "best_of_k": "--best-of-k.k or --sampling.max-new-tokens",
 }
-"""What to lower where one row at a time does not fit."""
+"""The flag to lower where one row at a time does not fit."""
 
 
-def _largest(budget: Budget, settings: Loop, knob: _Knob, most: int) -> Loop:
+def _largest(budget: Budget, settings: Loop, knob: _Knob, limit: int) -> Loop:
     best = settings
-    for size in _sizes(most):
-        tried = knob.put(settings, size)
-        if not budget.fits(tried, knob.stages):
+    for size in _sizes(limit):
+        candidate = knob.turned(settings, size)
+        if not budget.fits(candidate, knob.stages):
             break
-        best = tried
+        best = candidate
     return best
 
 
-def _sizes(most: int) -> Iterator[int]:
-    """Powers of two up to the most, and the most itself."""
+def _sizes(limit: int) -> Iterator[int]:
+    """Yield powers of two below the limit, then the limit itself."""
     size = 1
-    while size < most:
+    while size < limit:
         yield size
         size *= 2
-    yield most
+    yield limit
 
 
-def _copied(budget: Budget, settings: Loop) -> Loop:
-    """Without a 16-bit copy of the base while sampling, if that is what does not fit."""
+def _without_copy(budget: Budget, settings: Loop) -> Loop:
+    """Drop the 16-bit copy of the base while sampling if a stage does not fit with it."""
     stages = ("sample", "reward", "ppo", "best_of_k", "evaluate")
     if budget.fits(settings, stages):
         return settings
@@ -235,36 +232,29 @@ def _copied(budget: Budget, settings: Loop) -> Loop:
 
 
 def _shortened(budget: Budget, settings: Loop) -> Loop:
-    """Halve what is too long until one row fits, or it is as short as makes sense."""
-
-    def shorter(stage: str, name: str) -> bool:
-        nonlocal settings
-        own = getattr(settings, stage)
-        length = getattr(own, name)
-        if length // 2 < SHORTEST:
-            return False
-        settings = replace(settings, **{stage: replace(own, **{name: length // 2})})
-        return True
-
-    for stages, group, name in (
+    """Halve lengths until one row fits, or further halving makes no sense."""
+    for stages, section, name in (
         (("sft",), "sft", "max_length"),
         (("reward",), "reward", "max_length"),
         (("ppo",), "ppo", "max_new_tokens"),
         (("sample", "best_of_k", "evaluate"), "sampling", "max_new_tokens"),
     ):
         while not budget.fits(settings, stages):
-            if not shorter(group, name):
+            length = getattr(getattr(settings, section), name) // 2
+            if length < MIN_LENGTH:
                 break
+            settings = _with(settings, section, name, length)
     return settings
 
 
-def changes(before: Loop, after: Loop) -> dict[str, tuple[object, object]]:
-    """Flags that were chosen otherwise, with their value before and after."""
-    found: dict[str, tuple[object, object]] = {}
-    for stage in ("sft", "reward", "ppo", "sampling", "generate"):
+def changed_flags(before: Loop, after: Loop) -> dict[str, tuple[object, object]]:
+    """Flags whose values differ, with their value before and after."""
+    changes: dict[str, tuple[object, object]] = {}
+    for section in ("sft", "reward", "ppo", "sampling", "generate"):
+        old, new = getattr(before, section), getattr(after, section)
         for name in ("micro_batch_size", "batch_size", "max_length", "max_new_tokens", "dense_gib"):
-            own, new = getattr(before, stage), getattr(after, stage)
-            one = getattr(own, name, None)
-            if one is not None and one != getattr(new, name):
-                found[f"--{stage}.{name.replace('_', '-')}"] = (one, getattr(new, name))
-    return found
+            value = getattr(old, name, None)
+            if value is not None and value != getattr(new, name):
+                flag = f"--{section}.{name.replace('_', '-')}"
+                changes[flag] = (value, getattr(new, name))
+    return changes

@@ -1,7 +1,7 @@
-"""What a decoder layer keeps and passes through memory, forwards and backwards.
+"""Memory of a decoder layer, forward and backward.
 
-Line for line what transformers' LLaMA, PEFT's LoRA layer on a 4-bit one, and `models/attention.py`
-do, with a block for every tensor of the size of its tokens. Shapes in comments: N tokens.
+Follows transformers' LLaMA, PEFT's LoRA layer on a 4-bit one, and `models/attention.py` line by
+line, with a block for every tensor that grows with the tokens. N is the number of tokens.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from alpaca_rlhf.planner.shapes import NF4_BLOCK, Shape
 from alpaca_rlhf.planner.tape import Block, Tape
 
 COPY = "one matrix in 16 bit"
-"""Item of a 4-bit weight that is made whole for one product."""
+"""Item of a 4-bit weight that is dequantised for one product."""
 FEW = 4
-"""Rows up to which bitsandbytes multiplies with a 4-bit weight as it is, on every card
+"""Rows up to which bitsandbytes multiplies with the 4-bit codes themselves, on every GPU
 (bitsandbytes 0.50.2 backends/cuda/ops.py)."""
 GRADIENTS = "gradients"
 ADAPTERS = "adapters"
@@ -23,24 +23,24 @@ ADAPTERS = "adapters"
 
 @dataclass(frozen=True)
 class Device:
-    """How a device computes."""
+    """The kind of a device and the width of its compute dtype."""
 
     kind: Literal["cuda", "cpu"] = "cuda"
-    """Kernels on a CPU keep what they need inside; the meter that tests use cannot see it."""
+    """CPU kernels allocate their scratch space where the meter of the tests cannot see it."""
     width: int = 2
     """Bytes of a number in the compute dtype: 2 for bf16 and fp16, 4 for fp32."""
 
     @property
     def recasts(self) -> bool:
-        """Whether LoRA casts its input to fp32, and autocast back again.
+        """True if LoRA casts its input to fp32, and autocast casts it back.
 
-        PEFT asks whether autocast is on for CUDA, even on a CPU (peft 0.21.2 tuners/lora/bnb.py).
+        PEFT checks whether autocast is on for CUDA, even on a CPU (peft 0.21.2 tuners/lora/bnb.py).
         """
         return self.kind == "cpu" and self.width < 4
 
     @property
     def attention(self) -> int:
-        """Bytes of a number inside the attention, which is fp32 on a CPU."""
+        """Bytes of a number inside the attention kernel, which is fp32 on a CPU."""
         return 4 if self.kind == "cpu" else self.width
 
 
@@ -49,16 +49,16 @@ class Layers:
     """The decoder layers of a pass over `rows` packed sequences of `length` tokens.
 
     Args:
-        tape: Counts.
-        shape: The model.
-        device: How it computes.
-        rank: LoRA's, 0 without an adapter.
-        rows: Sequences.
+        tape: Counts the blocks.
+        shape: Sizes of the model.
+        device: Compute dtype and kind.
+        rank: LoRA rank; 0 without an adapter.
+        rows: Number of sequences.
         length: Tokens of each.
-        learns: Whether the adapter's weights ask for gradients.
-        accumulates: Whether gradients of an earlier micro-batch lie there already.
-        decoding: Whether the layers have been made ready by `models/dense.py`.
-        dense: Whether they then have a 16-bit copy.
+        learns: The adapter's weights require gradients.
+        accumulates: Gradients of an earlier micro-batch exist.
+        decoding: The layers have been made ready by `models/dense.py`.
+        dense: They then have a 16-bit copy.
     """
 
     tape: Tape
@@ -72,31 +72,32 @@ class Layers:
     decoding: bool = False
     dense: bool = False
     saved: list[tuple[Block | None, ...]] = field(default_factory=list)
-    """What the backward needs, the last first."""
+    """Tensors that the backward needs; it pops them from the end."""
     gradients: list[Block] = field(default_factory=list)
-    """Gradients of adapters, which stay."""
+    """Gradients of adapter weights, which outlive the pass."""
     casts: list[Block] = field(default_factory=list)
-    """Adapter weights that autocast keeps in 16 bit until its end."""
+    """Adapter weights that autocast caches in 16 bit until it ends."""
 
     @property
     def tokens(self) -> int:
-        """N."""
+        """N, the tokens of all rows."""
         return self.rows * self.length
 
-    def values(self, width: int, size: int | None = None, item: str | None = None) -> Block:
-        """(N, width) in `size` bytes a number, by default the compute dtype's."""
-        return self.tape.new(self.tokens * width * (size or self.device.width), item)
+    def values(self, width: int, size: int | None = None) -> Block:
+        """Allocate (N, width) at `size` bytes a number, by default the compute dtype's."""
+        return self.tape.new(self.tokens * width * (size or self.device.width))
 
     def _cast(self, weights: int) -> Block | None:
+        """Allocate autocast's 16-bit copy of adapter weights."""
         if self.device.width == 4 or self.decoding:
             return None
-        made = self.tape.new(weights * self.device.width, ADAPTERS)
-        if self.learns:  # autocast remembers casts of leaves that ask for gradients
-            self.casts.append(made)
-        return made
+        cast = self.tape.new(weights * self.device.width, ADAPTERS)
+        if self.learns:  # autocast caches the casts of leaves that require gradients
+            self.casts.append(cast)
+        return cast
 
-    def _whole(self, weights: int) -> Block | None:
-        """The 16-bit copy inside a fused product; on a CPU it is not seen."""
+    def _dequantised(self, weights: int) -> Block | None:
+        """Allocate the 16-bit matrix inside a fused product; the meter cannot see it on a CPU."""
         few = self.decoding and self.tokens <= FEW  # a kernel reads the codes themselves
         if self.device.kind == "cpu" or few or (self.decoding and self.dense and self.rank):
             return None
@@ -105,7 +106,7 @@ class Layers:
     # --- forward ----------------------------------------------------------------------------------
 
     def norm(self, x: Block, saves: bool) -> Block:
-        """RMSNorm of (N, H), in fp32."""
+        """Allocate RMSNorm of (N, H), computed in fp32."""
         h, exact = self.shape.hidden, self.device.width == 4
         x32 = x if exact else self.values(h, 4)
         squares = self.values(h, 4)
@@ -121,10 +122,10 @@ class Layers:
         return out
 
     def linear(self, x: Block, a: int, b: int, saves: bool) -> Block:
-        """(N, a) to (N, b) with an adapter."""
-        whole = self._whole(a * b)
+        """Allocate the product that takes (N, a) to (N, b), with the adapter's beside it."""
+        matrix = self._dequantised(a * b)
         product = self.values(b)
-        del whole
+        del matrix
         if not self.rank:
             return product
         recasts = self.device.recasts and not self.decoding
@@ -132,7 +133,7 @@ class Layers:
         del product
         exact = self.values(a, 4) if recasts else None
         down_weight = self._cast(self.rank * a)
-        own = self.values(a) if recasts else x
+        lora_input = self.values(a) if recasts else x
         down = self.values(self.rank)
         up_weight = self._cast(self.rank * b)
         up = self.values(b)
@@ -140,41 +141,42 @@ class Layers:
         del up
         out = self.values(b)
         if saves:
-            self.saved.append((own, down, down_weight, up_weight))
+            self.saved.append((lora_input, down, down_weight, up_weight))
         del result, exact, scaled
         return out
 
     def _rotated(self, x: Block, width: int) -> Block:
+        """Allocate rotary positions applied to (N, width): x * cos + rotate_half(x) * sin."""
         first = self.values(width)
         half = self.values(width // 2)
-        turned = self.values(width)
+        swapped = self.values(width)
         del half
         second = self.values(width)
-        del turned
+        del swapped
         out = self.values(width)
         del first, second
         return out
 
     def _spread(self, width: int, saves: bool) -> Block:
-        """Packed tokens as rows of a table; the gathered ones are kept for the backward."""
+        """Allocate packed tokens as rows of a table; the gathered ones are saved."""
         size = self.device.attention
-        empty, own = self.values(width, size), self.values(width, size)
+        empty, gathered = self.values(width, size), self.values(width, size)
         table = self.values(width, size)
         if saves:
-            self.saved.append((own,))
-        del empty, own
+            self.saved.append((gathered,))
+        del empty, gathered
         return table
 
     def attention(self, x: Block, saves: bool) -> Block:
-        """The attention block without its norm and residual."""
+        """Allocate the attention block without its norm and residual."""
         s, size = self.shape, self.device.attention
         q = self.linear(x, s.hidden, s.queries, saves)
         k = self.linear(x, s.hidden, s.keys, saves)
         v = self.linear(x, s.hidden, s.keys, saves)
         del x
-        turned = self._rotated(q, s.queries), self._rotated(k, s.keys)
-        q, k = turned
-        del turned
+        rotated = self._rotated(q, s.queries), self._rotated(k, s.keys)
+        q, k = rotated
+        del rotated
         exact: list[Block] = []
         if size != self.device.width:
             exact = [self.values(s.queries, size), self.values(s.keys, size)]
@@ -193,7 +195,7 @@ class Layers:
         return self.linear(back, s.queries, s.hidden, saves)
 
     def mlp(self, x: Block, saves: bool) -> Block:
-        """The feed-forward block without its norm and residual."""
+        """Allocate the feed-forward block without its norm and residual."""
         h, i = self.shape.hidden, self.shape.inner
         gate = self.linear(x, h, i, saves)
         active = self.values(i)
@@ -208,7 +210,7 @@ class Layers:
         return self.linear(product, i, h, saves)
 
     def layer(self, x: Block, saves: bool, *, first: bool = False) -> Block:
-        """(N, H) through a layer; the input of the first one asks for no gradient."""
+        """Take (N, H) through a layer; the first one's input requires no gradient."""
         for block in (self.attention, self.mlp):
             normed = self.norm(x, saves and not (first and block == self.attention))
             out = block(normed, saves)
@@ -222,17 +224,17 @@ class Layers:
     # --- backward ---------------------------------------------------------------------------------
 
     def _keep(self, weights: int) -> None:
-        """A gradient of adapter weights: kept, or added to what lies there."""
-        made = self.tape.new(4 * weights, GRADIENTS)
+        """Allocate a gradient of adapter weights: kept, or added to an earlier micro-batch's."""
+        gradient = self.tape.new(4 * weights, GRADIENTS)
         if not self.accumulates:
-            self.gradients.append(made)
+            self.gradients.append(gradient)
 
     def linear_back(
         self, g: list[Block], a: int, b: int, total: Block | None, *, into_input: bool = True
     ) -> Block | None:
-        """Gradient of a linear layer's input, added to `total`; takes (N, b) out of `g`."""
+        """Allocate a linear layer's input gradient, added to `total`; takes (N, b) out of `g`."""
         size = self.device.width
-        own, down, down_weight, up_weight = self.saved.pop()
+        lora_input, down, down_weight, up_weight = self.saved.pop()
         scaled = self.values(b)
         up_grad = self.tape.new(self.rank * b * size, GRADIENTS) if size < 4 else None
         down_grad = self.values(self.rank)
@@ -241,11 +243,11 @@ class Layers:
         if size < 4:
             self.tape.new(self.rank * a * size, GRADIENTS)
         self._keep(self.rank * a)
-        if not into_input:
+        if not into_input:  # the first layer's input is frozen
             g.pop()
             return None
         through = self.values(a)
-        del own, down_grad, down_weight
+        del lora_input, down_grad, down_weight
         if self.device.recasts:
             exact = self.values(a, 4)
             del through
@@ -255,22 +257,23 @@ class Layers:
             total = self._added([total, through])
             del through
         scales = self.tape.new(4 * a * b // NF4_BLOCK, COPY)
-        whole = self.tape.new(a * b * size, COPY)
-        plain = self.values(a)
+        matrix = self.tape.new(a * b * size, COPY)
+        through_base = self.values(a)
         del scales
         g.pop()
         if total is None:
             total = through
             del through
-        out = self._added([total, plain])
-        del whole
+        out = self._added([total, through_base])
+        del matrix
         return out
 
-    def _added(self, two: list[Block]) -> Block:
-        return self.tape.new(two[0].size)
+    def _added(self, terms: list[Block]) -> Block:
+        """Allocate the sum of blocks of one size."""
+        return self.tape.new(terms[0].size)
 
     def norm_back(self, g: list[Block]) -> Block:
-        """Gradient of RMSNorm's input."""
+        """Allocate the gradient of RMSNorm's input."""
         h = self.shape.hidden
         x32, root = self.saved.pop()
         weighed: Block | None = self.values(h)
@@ -279,34 +282,35 @@ class Layers:
         weighed = None
         through, by_x = self.values(h, 4), self.values(h, 4)
         del exact, by_x
-        parts = [self.values(h, 4) for _ in range(4)]
-        del parts[1:3]
+        terms = [self.values(h, 4) for _ in range(4)]
+        del terms[1:3]
         out = self.values(h, 4)
-        del parts, through, x32, root
+        del terms, through, x32, root
         if self.device.width == 4:
             return out
         return self.values(h)
 
     def mlp_back(self, g: list[Block]) -> Block:
-        """Gradient of the feed-forward block's input."""
+        """Allocate the gradient of the feed-forward block's input."""
         h, i = self.shape.hidden, self.shape.inner
         product = self.linear_back(g, i, h, None)
         assert product is not None
         active, up = self.saved.pop()
-        parts = [self.values(i), self.values(i)]
+        branch_grads = [self.values(i), self.values(i)]
         del product, active, up
-        total = self.linear_back(parts, h, i, None)
+        total = self.linear_back(branch_grads, h, i, None)
         (gate,) = self.saved.pop()
-        own = [self.values(i)]
-        parts.clear()
+        gate_grads = [self.values(i)]
+        branch_grads.clear()
         del gate
-        found = self.linear_back(own, h, i, total)
-        assert found is not None
-        return found
+        input_grad = self.linear_back(gate_grads, h, i, total)
+        assert input_grad is not None
+        return input_grad
 
     def attention_back(self, g: list[Block], *, first: bool) -> Block | None:
-        """Gradient of the attention block's input; None in the first layer."""
+        """Allocate the gradient of the attention block's input; None in the first layer."""
         s, size = self.shape, self.device.attention
+        # 1. Output projection, and its gradient as rows of a table.
         through = self.linear_back(g, s.queries, s.hidden, None)
         if size != self.device.width:
             through = self.values(s.queries, size)
@@ -316,6 +320,7 @@ class Layers:
         empty = self.values(s.queries, size)
         table = self.values(s.queries, size)
         del packed, empty
+        # 2. The kernel's backward.
         scratch = None
         if self.device.kind == "cuda":  # dq in fp32; dk and dv of every query head
             grouped = 2 * self.device.width if s.kv_heads != s.heads else 0
@@ -323,6 +328,7 @@ class Layers:
         tables = [self.values(w, size) for w in (s.keys, s.keys, s.queries)]
         self.saved.pop()
         del table, scratch
+        # 3. Gradients of query, key and value, gathered from their tables.
         packed_grads = []
         for width in (s.keys, s.keys, s.queries):
             gathered = self.values(width, size)
@@ -336,31 +342,32 @@ class Layers:
             packed_grads.clear()
             packed_grads += cast
             del cast
-        turned = []
+        # 4. Rotary positions, then the three projections.
+        rotated = []
         for width in (s.queries, s.keys):
-            parts = [self.values(width) for _ in range(3)]
-            turned.append(self.values(width))
-            del packed_grads[-1], parts
+            terms = [self.values(width) for _ in range(3)]
+            rotated.append(self.values(width))
+            del packed_grads[-1], terms
         total: Block | None = None
-        grads = [packed_grads.pop(), turned[1], turned[0]]  # value, key, query
-        turned.clear()
+        grads = [packed_grads.pop(), rotated[1], rotated[0]]  # value, key, query
+        rotated.clear()
         for width in (s.keys, s.keys, s.queries):
-            own = [self.values(width)]
+            output_grads = [self.values(width)]
             grads.pop(0)
-            total = self.linear_back(own, s.hidden, width, total, into_input=not first)
+            total = self.linear_back(output_grads, s.hidden, width, total, into_input=not first)
         return total
 
     def layer_back(self, g: list[Block], *, first: bool = False) -> None:
-        """Take the gradient of a layer's output out of `g`, put that of its input there."""
-        through = [self.mlp_back([g[0]])]
-        normed = self.norm_back(through)
+        """Replace the gradient of a layer's output in `g` by that of its input."""
+        grads = [self.mlp_back([g[0]])]
+        normed = self.norm_back(grads)
         g[0] = self._added([g[0], normed])
         del normed
-        found = self.attention_back([g[0]], first=first)
-        if found is None:
+        attention_grad = self.attention_back([g[0]], first=first)
+        if attention_grad is None:
             g.clear()
             return
-        through = [found]
-        del found
-        normed = self.norm_back(through)
+        grads = [attention_grad]
+        del attention_grad
+        normed = self.norm_back(grads)
         g[0] = self._added([g[0], normed])

@@ -1,4 +1,4 @@
-"""Whole passes on the tape: a micro-batch that is trained on, one that is scored, a decode."""
+"""Whole passes on the tape: training on a micro-batch, and scoring one without gradients."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Rows:
     """Sequences of one length."""
 
     count: int
-    """How many."""
+    """Number of sequences."""
     prompt: int
     """Tokens of each prompt."""
     completion: int
@@ -32,20 +32,17 @@ class Rows:
 
 @dataclass(frozen=True)
 class Pass:
-    """Runs packed rows through the base and one adapter."""
+    """A pass of packed rows through the base and one adapter."""
 
     tape: Tape
-    """Counts."""
     shape: Shape
-    """The model."""
     device: Device
-    """How it computes."""
     rank: int
-    """LoRA's; 0 without an adapter."""
+    """LoRA rank; 0 without an adapter."""
     checkpointing: bool = False
-    """Whether a layer's activations are made anew in the backward."""
+    """Recompute a layer's activations in the backward pass."""
     trainable: bool = False
-    """Whether the adapter's weights ask for gradients."""
+    """The adapter's weights require gradients."""
 
     def _layers(
         self, rows: Rows, *, accumulates: bool = True, decoding: bool = False, dense: bool = False
@@ -64,26 +61,27 @@ class Pass:
         )
 
     def _ids(self, rows: Rows) -> Block:
-        """Ids, positions, places in the tables, and the completions once more with their mask."""
+        """Allocate ids, positions, places in the tables, and the completions with their mask."""
         tokens = rows.count * rows.length
         return self.tape.new(8 * 6 * tokens + 9 * rows.count * rows.completion, IDS)
 
     def _positions(self, net: Layers) -> list[Block]:
+        """Allocate the cosines and sines of the rotary positions."""
         size = self.shape.head_size
-        parts = [net.values(size // 2, 4)] + [net.values(size, 4) for _ in range(3)]
-        del parts[0]
-        made = [net.values(size) for _ in range(2)]
-        parts.clear()
-        return made
+        exact = [net.values(size // 2, 4)] + [net.values(size, 4) for _ in range(3)]
+        del exact[0]
+        positions = [net.values(size) for _ in range(2)]
+        exact.clear()
+        return positions
 
     def hidden(self, net: Layers, *, saves: bool, checkpoints: list[Block] | None = None) -> Block:
-        """(N, H) last hidden states."""
+        """Allocate (N, H) last hidden states, and what the backward needs of every layer."""
         x = net.values(self.shape.hidden)
         positions = self._positions(net)
-        for number in range(self.shape.layers):
+        for index in range(self.shape.layers):
             if checkpoints is not None:
                 checkpoints.append(x)
-            x = net.layer(x, saves and checkpoints is None, first=number == 0)
+            x = net.layer(x, saves and checkpoints is None, first=index == 0)
         out = net.norm(x, saves)
         if saves:
             net.saved.append(tuple(positions))
@@ -93,29 +91,30 @@ class Pass:
     def scored(
         self,
         rows: Rows,
-        chosen: int,
+        loss_tokens: int,
         *,
         values: bool = False,
         decoding: bool = False,
         dense: bool = False,
     ) -> None:
-        """A forward without gradients.
+        """Run a forward without gradients.
 
         Args:
-            rows: What is in it.
-            chosen: Tokens a row whose log-probability and entropy are wanted; 0 reads a score.
-            values: Whether a scalar head reads the states of those tokens too.
-            decoding: Whether the layers are ready for decoding.
-            dense: Whether they then have a 16-bit copy.
+            rows: The sequences.
+            loss_tokens: Tokens of each row whose log-probability and entropy are computed; 0
+                reads one score a row.
+            values: A scalar head reads the states of those tokens too.
+            decoding: The layers have been made ready for decoding.
+            dense: They then have a 16-bit copy.
         """
         ids = self._ids(rows)
         net = self._layers(rows, decoding=decoding, dense=dense)
         hidden = self.hidden(net, saves=False)
-        width, count = self.device.width, rows.count * max(1, chosen)
+        width, count = self.device.width, rows.count * max(1, loss_tokens)
         states = self.tape.new(count * self.shape.hidden * width)
         del hidden
-        if chosen:
-            self.chosen(count, slopes=False, entropy=True)
+        if loss_tokens:
+            self.logprobs(count, slopes=False, entropy=True)
         if values and width < 4:
             self.tape.new(4 * count * self.shape.hidden)
         del ids, states
@@ -123,98 +122,105 @@ class Pass:
     def trained(
         self,
         rows: Rows,
-        chosen: int,
+        loss_tokens: int,
         *,
         logits: bool = True,
         head: bool = False,
         accumulates: bool = True,
     ) -> None:
-        """Forward and backward of a micro-batch.
+        """Run the forward and backward of a micro-batch.
 
         Args:
-            rows: What is in it.
-            chosen: Tokens a row that carry loss; 0 is a score at each row's end.
-            logits: Whether the loss is of their log-probabilities; else of a head's values.
-            head: Whether a head reads the same states beside, without a way back into them.
-            accumulates: Whether gradients lie there already.
+            rows: The sequences.
+            loss_tokens: Tokens of each row that carry loss; 0 is a score at each row's end.
+            logits: The loss is of their log-probabilities; otherwise of a head's values.
+            head: A head reads the same states too, without a gradient into them.
+            accumulates: Gradients of an earlier micro-batch exist.
         """
+        # 1. Forward through the layers.
         ids = self._ids(rows)
         net = self._layers(rows, accumulates=accumulates)
         checkpoints: list[Block] | None = [] if self.checkpointing else None
         hidden = self.hidden(net, saves=True, checkpoints=checkpoints)
-        width, states = self.device.width, rows.count * max(1, chosen) * self.shape.hidden
+
+        # 2. Losses on the states that carry them.
+        width, states = self.device.width, rows.count * max(1, loss_tokens) * self.shape.hidden
         gathered = self.tape.new(states * width)
-        kept: list[Block] = []
-        if chosen and logits:
-            kept += self.chosen(states // self.shape.hidden, slopes=True)
+        saved: list[Block] = []
+        if loss_tokens and logits:
+            saved += self.logprobs(states // self.shape.hidden, slopes=True)
         if head or not logits:
-            kept += [self.tape.new(4 * states)] if width < 4 else [gathered]
+            saved += [self.tape.new(4 * states)] if width < 4 else [gathered]
         del hidden, gathered
-        wide = [self.tape.new(4 * states) for _ in range(2)]
-        del kept, wide
+
+        # 3. Gradients of the states, scattered back to all tokens.
+        exact = [self.tape.new(4 * states) for _ in range(2)]
+        del saved, exact
         narrow = self.tape.new(states * width)
         zeros = net.values(self.shape.hidden)
         g = [net.values(self.shape.hidden)]
         del narrow, zeros
+
+        # 4. Backward through the layers; a checkpointed one runs its forward once more.
         positions = net.saved.pop()
         g = [net.norm_back(g)]
-        for number in reversed(range(self.shape.layers)):
+        for index in reversed(range(self.shape.layers)):
             if checkpoints is not None:
                 x = checkpoints.pop()
-                net.layer(x, True, first=number == 0)
+                net.layer(x, True, first=index == 0)
                 net.casts.clear()
                 del x
-            net.layer_back(g, first=number == 0)
+            net.layer_back(g, first=index == 0)
         del positions, ids
 
-    def chosen(self, count: int, *, slopes: bool, entropy: bool = False) -> list[Block]:
-        """`chosen_logprobs` of so many states; returns what its backward needs."""
+    def logprobs(self, count: int, *, slopes: bool, entropy: bool = False) -> list[Block]:
+        """Allocate `chosen_logprobs` of `count` states; returns what its backward needs.
+
+        Args:
+            count: Hidden states.
+            slopes: Gradients are computed in the forward, chunk by chunk.
+            entropy: The entropy is computed too.
+        """
         tape, h, v, width = self.tape, self.shape.hidden, self.shape.vocabulary, self.device.width
-        kept = [tape.new(count * h * width)] if slopes else []
+        saved = [tape.new(count * h * width)] if slopes else []
         numbers = tape.new(4 * count * (2 if entropy else 1))
-        rows = max(1, CHUNK // v)
+        max_rows = max(1, CHUNK // v)
         logits: Block | None = None
         probabilities: Block | None = None
         done = 0
-        while done < count and done < 2 * rows:  # the third chunk is like the second
-            now = min(rows, count - done)
-            raw = tape.new(now * v * width, LOGITS)
-            logits_now = raw if width == 4 else tape.new(now * v * 4, LOGITS)
+        while done < count and done < 2 * max_rows:  # the third chunk is like the second
+            rows = min(max_rows, count - done)
+            raw = tape.new(rows * v * width, LOGITS)
+            chunk_logits = raw if width == 4 else tape.new(rows * v * 4, LOGITS)
             del raw
-            logits = logits_now
-            del logits_now
+            logits = chunk_logits
+            del chunk_logits
             if self.device.kind == "cuda":
-                tape.new(now * v * 4, LOGITS)  # inside logsumexp
+                tape.new(rows * v * 4, LOGITS)  # inside logsumexp
             if slopes or entropy:
-                made = tape.new(now * v * 4, LOGITS)
-                probabilities = made
-                del made
+                chunk_probabilities = tape.new(rows * v * 4, LOGITS)
+                probabilities = chunk_probabilities
+                del chunk_probabilities
             if entropy:
-                tape.new(now * v * 4, LOGITS)
+                tape.new(rows * v * 4, LOGITS)
             if slopes:
-                cast = tape.new(now * v * width, LOGITS) if width < 4 else None
-                slope = tape.new(now * h * width)
+                cast = tape.new(rows * v * width, LOGITS) if width < 4 else None
+                slope = tape.new(rows * h * width)
                 del cast
-                parts = [tape.new(now * h * 4) for _ in range(2)]
-                del slope, parts
-            done += now
+                exact = [tape.new(rows * h * 4) for _ in range(2)]
+                del slope, exact
+            done += rows
         del numbers, logits, probabilities
-        return kept
+        return saved
 
 
-def resident(
-    tape: Tape,
-    shape: Shape,
-    device: Device,
-    *,
-    rank: int,
-    adapters: int,
-) -> list[Block]:
-    """What lies there whatever is done: the base, and so many adapters in fp32."""
-    made = [
+def resident(run: Pass, *, rank: int, adapters: int) -> list[Block]:
+    """Allocate what is resident in every phase: the base, and `adapters` adapters in fp32."""
+    tape, shape = run.tape, run.shape
+    blocks = [
         tape.new(shape.nf4_bytes(), "weights in 4 bit"),
-        tape.new(shape.plain_bytes(device.width), "embeddings, head and norms"),
+        tape.new(shape.plain_bytes(run.device.width), "embeddings, head and norms"),
     ]
     if adapters:
-        made.append(tape.new(4 * shape.adapter_weights(rank) * adapters, ADAPTERS))
-    return made
+        blocks.append(tape.new(4 * shape.adapter_weights(rank) * adapters, ADAPTERS))
+    return blocks

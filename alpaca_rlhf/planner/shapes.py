@@ -1,4 +1,4 @@
-"""Sizes of a LLaMA, from its configuration alone: no weights, no torch."""
+"""Sizes of a LLaMA-like model, from its configuration alone: no weights, no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from alpaca_rlhf.models.hub import hub_refusal
 NF4_BLOCK = 64
 """Weights that share a scale (bitsandbytes' default block of 4-bit quantisation)."""
 SCALE_BLOCK = 256
-"""Scales that share a scale of their own: double quantisation (QLoRA, arXiv 2305.14314)."""
+"""Scales that share a second-level scale: double quantisation (QLoRA, arXiv 2305.14314)."""
 ADAPTED = 7
 """Linear layers of a decoder layer, all of which have an adapter."""
 
@@ -26,29 +26,29 @@ class Shape:
     """Sizes of a LLaMA-like model."""
 
     name: str
-    """What the user typed."""
+    """The base as the user typed it."""
     hidden: int
-    """Width H."""
+    """Hidden size H."""
     inner: int
-    """Width of the feed-forward layer."""
+    """Width of the feed-forward block."""
     layers: int
-    """Decoder layers."""
+    """Number of decoder layers."""
     heads: int
-    """Query heads."""
+    """Number of query heads."""
     kv_heads: int
-    """Key and value heads: fewer than query heads under grouped-query attention."""
+    """Number of key and value heads; fewer than `heads` under grouped-query attention."""
     head_size: int
     """Width of a head."""
     vocabulary: int
-    """Tokens V."""
+    """Vocabulary size V."""
     context: int
     """Longest sequence, in tokens."""
     tied: bool = False
-    """Whether the output head is the embeddings' own matrix."""
+    """The output head shares the embedding matrix."""
     attention_bias: bool = False
-    """Whether query, key, value and output have a bias."""
+    """Query, key, value and output projections have a bias."""
     qkv_bias: bool = False
-    """Whether query, key and value alone have one, as in Qwen 2."""
+    """Query, key and value projections alone have a bias, as in Qwen 2."""
 
     @property
     def queries(self) -> int:
@@ -78,7 +78,7 @@ class Shape:
 
     @property
     def embeddings(self) -> int:
-        """Weights of the embeddings and, if it is another matrix, of the output head."""
+        """Weights of the embeddings and, unless tied, of the output head."""
         return self.vocabulary * self.hidden * (1 if self.tied else 2)
 
     @property
@@ -93,26 +93,26 @@ class Shape:
         return norms + (self.layers * biases if self.attention_bias or self.qkv_bias else 0)
 
     def nf4_bytes(self) -> int:
-        """4-bit codes, their scales in 8 bits, and the scales of the scales in float32."""
+        """Bytes of 4-bit codes, their scales in 8 bits, and the scales of the scales in float32."""
         total = 0
         for a, b in self.linears:
             scales = -(-a * b // NF4_BLOCK)
-            code_tables = 4 * (16 + 256) + 4  # of codes and of scales, and the scales' offset
+            code_tables = 4 * (16 + 256) + 4  # for codes and for scales, and the scales' offset
             total += -(-a * b // 2) + scales + 4 * -(-scales // SCALE_BLOCK) + code_tables
         return total * self.layers
 
     def plain_bytes(self, width: int) -> int:
-        """Embeddings, output head, norms and biases, in `width` bytes a weight."""
+        """Bytes of embeddings, output head, norms and biases, at `width` bytes a weight."""
         rotary = 2 * 4 * self.head_size // 2
         return (self.embeddings + self._small) * width + rotary
 
     def adapter_weights(self, rank: int) -> int:
-        """Weights of one adapter."""
+        """Weights of one adapter on all linear layers."""
         return self.layers * rank * sum(a + b for a, b in self.linears)
 
 
 # config.json of the models on the hub; none of their weights is needed
-KNOWN: dict[str, tuple[int, int, int, int, int, int, int, int, bool]] = {
+KNOWN_SHAPES: dict[str, tuple[int, int, int, int, int, int, int, int, bool]] = {
     "llama-2-7b": (4096, 11008, 32, 32, 32, 128, 32000, 4096, False),
     "llama-2-13b": (5120, 13824, 40, 40, 40, 128, 32000, 4096, False),
     "llama-3-8b": (4096, 14336, 32, 32, 8, 128, 128256, 8192, False),
@@ -128,58 +128,58 @@ KNOWN: dict[str, tuple[int, int, int, int, int, int, int, int, bool]] = {
 """Hidden, inner, layers, heads, key-value heads, head size, vocabulary, context, tied."""
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2")
-"""Model types whose layers are those of a LLaMA: what `models/likeness.py` lets through."""
+"""Model types with the layers of a LLaMA: those that `models/likeness.py` accepts."""
 
 
-def known(name: str) -> Shape | None:
-    """A well-known shape by its name, also as a hub id such as `meta-llama/Llama-2-7b-hf`."""
+def known_shape(name: str) -> Shape | None:
+    """Look up a well-known shape by name, also as a hub id such as `meta-llama/Llama-2-7b-hf`."""
     key = name.rpartition("/")[2].lower().removesuffix("-hf").replace("meta-llama", "llama")
-    sizes = KNOWN.get(key)
+    sizes = KNOWN_SHAPES.get(key)
     return None if sizes is None else Shape(name, *sizes)
 
 
 def shape_of(base: str) -> Shape:
-    """The sizes of `embedded`, of a folder with a config.json, of a known name or of a hub id.
+    """Read the sizes of `embedded`, a folder with a config.json, a known name or a hub id.
 
-    Of a hub id config.json alone is read, from the cache or over the network; where neither has
-    it, a known name serves.
+    For a hub id only config.json is read, from the cache or over the network; known names need
+    neither.
 
     Raises:
-        UserError: There is no such base, or it is not LLaMA-like.
+        UserError: The base does not exist, or is not LLaMA-like.
     """
     try:
         folder = data_path("cria") if base == EMBEDDED else Path(base).expanduser()
         path = folder / "config.json"
-        there = path.is_file()
+        has_config = path.is_file()
     except (OSError, RuntimeError) as error:
         raise UserError(f"--base {base}: no such folder ({error})") from None
-    if not there:
+    if not has_config:
         if folder.is_dir() or base == EMBEDDED:
             raise UserError(f"--base {base}: {folder} has no config.json")
-        found = known(base)
-        if found is not None:
-            return found
+        shape = known_shape(base)
+        if shape is not None:
+            return shape
         if base.startswith((".", "/", "~")) or base.count("/") != 1:
             raise UserError(
                 f"--base {base}: no such folder, and no known shape; give `embedded`, a folder, "
-                f"a hub id, or one of {', '.join(KNOWN)}"
+                f"a hub id, or one of {', '.join(KNOWN_SHAPES)}"
             )
         path = _from_hub(base)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"--base {base}: {path} cannot be read ({error})") from None
-    return from_config(base, config)
+        raise UserError(f"--base {base}: {path} could not be read ({error})") from None
+    return shape_from_config(base, config)
 
 
-def from_config(base: str, config: Mapping[str, Any]) -> Shape:
-    """The sizes that a config.json tells.
+def shape_from_config(base: str, config: Mapping[str, Any]) -> Shape:
+    """Read the sizes from the contents of a config.json.
 
     Raises:
-        UserError: The model computes something else than a LLaMA, or a size is missing.
+        UserError: The model computes more than a LLaMA does, or a size is missing or senseless.
     """
     if not isinstance(config, Mapping):
-        raise UserError(f"--base {base}: config.json is no table of settings")
+        raise UserError(f"--base {base}: config.json is not a table of settings")
     kind = config.get("model_type")
     capped = any(config.get(key) for key in ("final_logit_softcapping", "attn_logit_softcapping"))
     if kind not in LLAMA_LIKE or capped or config.get("hidden_act", "silu") != "silu":
@@ -194,7 +194,7 @@ def from_config(base: str, config: Mapping[str, Any]) -> Shape:
             raise ValueError("num_attention_heads")
         window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
         longest = int(config["max_position_embeddings"])
-        made = Shape(
+        shape = Shape(
             name=base,
             hidden=hidden,
             inner=int(config["intermediate_size"]),
@@ -211,9 +211,9 @@ def from_config(base: str, config: Mapping[str, Any]) -> Shape:
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"--base {base}: config.json has no usable {error}") from None
     for size in ("hidden", "inner", "layers", "heads", "kv_heads", "head_size", "vocabulary"):
-        if getattr(made, size) < 1:
-            raise UserError(f"--base {base}: config.json gives {getattr(made, size)} for {size}")
-    return made
+        if getattr(shape, size) < 1:
+            raise UserError(f"--base {base}: config.json gives {getattr(shape, size)} for {size}")
+    return shape
 
 
 def _from_hub(base: str) -> Path:
@@ -224,5 +224,7 @@ def _from_hub(base: str) -> Path:
         return Path(hf_hub_download(base, "config.json"))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        told = hub_refusal(base, error) or f"--base {base}: its config.json is not there ({reason})"
-        raise UserError(f"{told}; for a plan one of {', '.join(KNOWN)} does too") from None
+        refusal = hub_refusal(base, error)
+        refusal = refusal or f"--base {base}: its config.json could not be read ({reason})"
+        names = ", ".join(KNOWN_SHAPES)
+        raise UserError(f"{refusal}; a plan can also use one of {names}") from None

@@ -1,22 +1,21 @@
-"""Bytes alive at once: blocks stand for tensors, and die as tensors do, with their last name.
+"""Live bytes: blocks stand for tensors and, like them, are freed with their last reference.
 
-The planner writes down what the real forwards and backwards allocate, in their order, with blocks
-in place of tensors. So the peak is found as torch would find it, and no torch is needed.
+The planner repeats the allocations of the real forwards and backwards, in their order, with blocks
+in place of tensors. The peak is therefore found as torch would find it, without torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+ACTIVATIONS = "activations"
 
 
 class Block:
-    """Memory of one tensor; given back when nothing refers to it any more.
+    """The memory of one tensor, freed when nothing refers to it any more.
 
     Args:
-        tape: Counts it.
+        tape: The tape that counts it.
         size: Bytes.
-        item: What it is counted under.
+        item: The purpose that it is counted under.
     """
 
     __slots__ = ("item", "size", "tape")
@@ -30,32 +29,22 @@ class Block:
 
 
 class Tape:
-    """Counts live bytes by item, and keeps the moment of the most."""
+    """A count of live bytes by item, and its breakdown at the peak."""
 
     def __init__(self) -> None:
         self.live = 0
         self.peak = 0
         self.items: dict[str, int] = {}
         self.at_peak: dict[str, int] = {}
-        self._under = "activations"
 
-    def new(self, size: float, item: str | None = None) -> Block:
-        """A block of so many bytes, under the item of `under` unless told otherwise."""
-        return Block(self, int(size), item or self._under)
+    def new(self, size: float, item: str = ACTIVATIONS) -> Block:
+        """Allocate a block of `size` bytes."""
+        return Block(self, int(size), item)
 
     def count(self, size: int, item: str) -> None:
-        """Add bytes to an item, or take them away."""
+        """Add bytes to an item; a negative size frees them."""
         self.items[item] = self.items.get(item, 0) + size
         self.live += size
         if self.live > self.peak:
             self.peak = self.live
             self.at_peak = dict(self.items)
-
-    @contextmanager
-    def under(self, item: str) -> Iterator[None]:
-        """Count what is new in the block under an item."""
-        before, self._under = self._under, item
-        try:
-            yield
-        finally:
-            self._under = before

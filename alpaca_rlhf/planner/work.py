@@ -1,72 +1,71 @@
-"""Time of every stage, from its products and from the bytes that decoding reads; then its cost."""
+"""Time of every stage, from its floating-point operations and the bytes that decoding reads."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from alpaca_rlhf.planner.memory import Lengths
+from alpaca_rlhf.planner.peak_memory import Lengths
 from alpaca_rlhf.planner.shapes import Shape
 from alpaca_rlhf.settings import Loop
 
 LAUNCH_S = 0.8e-3
-"""Least seconds a layer takes in a step of decoding, whatever the card: its calls; an estimate."""
+"""Seconds of kernel launches for one layer in a decoding step, on any GPU; an estimate."""
 TYPICAL = 0.5
 """Length of a typical row, as a share of the longest."""
-KEPT = 1.0
-"""New tasks that come of a request, after filters; an estimate."""
+KEPT_TASKS = 1.0
+"""New tasks from each request, after filters; an estimate."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What a device reaches."""
+    """Rates that a device reaches."""
 
     tflops: float
-    """Products, 10^12 operations a second."""
+    """10^12 floating-point operations a second."""
     bandwidth: float
     """GB read a second."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage does."""
+    """The work of a stage."""
 
     flops: float = 0.0
-    """Operations of all products; decoding's are in `steps` too."""
+    """Floating-point operations, those of decoding included."""
     read: float = 0.0
-    """Bytes that decoding reads."""
+    """Bytes that decoding reads from memory."""
     steps: float = 0.0
-    """Steps of decoding."""
+    """Decoding steps."""
     tokens: float = 0.0
     """Tokens sampled, or trained on."""
 
-    def __add__(self, other: Work) -> Work:
+    def __add__(self, work: Work) -> Work:
         return Work(
-            self.flops + other.flops,
-            self.read + other.read,
-            self.steps + other.steps,
-            self.tokens + other.tokens,
+            self.flops + work.flops,
+            self.read + work.read,
+            self.steps + work.steps,
+            self.tokens + work.tokens,
         )
 
     def __mul__(self, times: float) -> Work:
         return Work(self.flops * times, self.read * times, self.steps * times, self.tokens * times)
 
     def seconds(self, rates: Rates, layers: int) -> float:
-        """Products, or for decoding reading and launching, whichever takes longer."""
+        """Time of the operations, plus reading or launching while decoding, whichever is longer."""
         reading = max(self.read / (rates.bandwidth * 1e9), self.steps * layers * LAUNCH_S)
         return self.flops / (rates.tflops * 1e12) + reading
 
 
 @dataclass(frozen=True)
-class Stages:
+class StageWork:
     """Work of a loop's stages.
 
     Args:
-        shape: The base.
+        shape: Sizes of the base.
         settings: Every number of the loop.
-        lengths: Tokens that no setting bounds.
-        rows: Rows to train on, where they are the user's own.
-        checkpointing: Whether layers run twice.
+        lengths: Lengths that no setting bounds.
+        rows: SFT rows.
+        checkpointing: Layers run their forward twice.
     """
 
     shape: Shape
@@ -76,68 +75,57 @@ class Stages:
     checkpointing: bool = True
 
     def all(self) -> dict[str, Work]:
-        """Work of every stage, all rounds together."""
-        own, rounds = self.settings, self.settings.rounds
-        new, prompt = own.sampling.max_new_tokens * TYPICAL, self.lengths.prompt * TYPICAL
-        row = own.sft.max_length * TYPICAL
-        drawn = self._drawn
-        requests = own.generate.target / KEPT
-        winners = own.best_of_k.prompts * own.best_of_k.keep * own.best_of_k.epochs
-        rankings = own.rank.prompts * own.rank.k
-        stages: dict[str, Callable[[], Work]] = {
-            "generate": lambda: drawn(
-                requests,
-                self.lengths.worksheet * TYPICAL,
-                own.generate.max_new_tokens,
-                own.generate.batch_size,
+        """Work of every stage, summed over all rounds."""
+        settings, rounds = self.settings, self.settings.rounds
+        generate, best_of_k = settings.generate, settings.best_of_k
+        batch, k = settings.sampling.batch_size, settings.rank.k
+        new, prompt = settings.sampling.max_new_tokens * TYPICAL, self.lengths.prompt * TYPICAL
+        row = settings.sft.max_length * TYPICAL
+        worksheet = self.lengths.worksheet * TYPICAL
+        rankings = settings.rank.prompts * k
+        candidates = best_of_k.prompts * best_of_k.k
+        winners = best_of_k.prompts * best_of_k.keep * best_of_k.epochs
+        compared = 2 * settings.evaluate.prompts  # sampled and greedy
+        return {
+            "generate": self._sampled(
+                generate.target / KEPT_TASKS,
+                worksheet,
+                generate.max_new_tokens,
+                generate.batch_size,
             ),
-            "sft": lambda: self._trained(self.rows * own.sft.epochs, row, row),
-            "sample": lambda: (
-                drawn(rankings, prompt, new, own.sampling.batch_size, own.rank.k) * rounds
-            ),
-            "reward": lambda: (
-                (  # with its control, which is as much again
-                    self._trained(rankings * own.reward.epochs, prompt + new, 0) * 2
-                    + self._read(2 * rankings, prompt + new, 0)
-                )
-                * rounds
-            ),
-            "ppo": lambda: self._ppo(prompt) * rounds,
-            "best_of_k": lambda: (
-                (
-                    drawn(
-                        own.best_of_k.prompts * own.best_of_k.k,
-                        prompt,
-                        new,
-                        own.sampling.batch_size,
-                        own.best_of_k.k,
-                    )
-                    + self._read(own.best_of_k.prompts * own.best_of_k.k, prompt + new, 0)
-                    + self._trained(winners, prompt + new, new)
-                )
-                * rounds
-            ),
-            "evaluate": lambda: (
-                (
-                    drawn(2 * own.evaluate.prompts, prompt, new, own.sampling.batch_size)
-                    + self._read(2 * own.evaluate.prompts, prompt + new, new)
-                )
-                * (3 + 2 * rounds)
-            ),
+            "sft": self._trained(self.rows * settings.sft.epochs, row, row),
+            "sample": self._sampled(rankings, prompt, new, batch, k) * rounds,
+            "reward": (  # the shuffled control doubles the training
+                self._trained(rankings * settings.reward.epochs, prompt + new, 0) * 2
+                + self._read(2 * rankings, prompt + new, 0)
+            )
+            * rounds,
+            "ppo": self._ppo(prompt) * rounds,
+            "best_of_k": (
+                self._sampled(candidates, prompt, new, batch, best_of_k.k)
+                + self._read(candidates, prompt + new, 0)
+                + self._trained(winners, prompt + new, new)
+            )
+            * rounds,
+            "evaluate": (
+                self._sampled(compared, prompt, new, batch)
+                + self._read(compared, prompt + new, new)
+            )
+            * (3 + 2 * rounds),
         }
-        return {name: work() for name, work in stages.items()}
 
     def _ppo(self, prompt: float) -> Work:
-        own = self.settings.ppo
-        new, count = own.max_new_tokens * TYPICAL, own.updates * own.batch_size
-        rows = min(self.settings.sampling.batch_size, own.batch_size)
-        apart = own.value.trunk == "separate"
-        work = self._drawn(count, prompt, new, rows)
+        settings = self.settings.ppo
+        new, count = settings.max_new_tokens * TYPICAL, settings.updates * settings.batch_size
+        rows = min(self.settings.sampling.batch_size, settings.batch_size)
+        separate = settings.value.trunk == "separate"
+        work = self._sampled(count, prompt, new, rows)
+        # policy and reference read every completion; the reward adapter reads a score
         work += self._read(count * 2, prompt + new, new) + self._read(count, prompt + new, 0)
-        work += self._trained(count * own.epochs, prompt + new, new)
-        if apart:
+        work += self._trained(count * settings.epochs, prompt + new, new)
+        if separate:
             work += self._read(count, prompt + new, 0)
-            work += self._trained(count * own.epochs, prompt + new, 0)
+            work += self._trained(count * settings.epochs, prompt + new, 0)
         return work
 
     @property
@@ -149,31 +137,31 @@ class Stages:
         return self.shape.adapter_weights(self.settings.lora.r)
 
     def _attention(self, length: float) -> float:
-        """Operations of all layers over a sequence: each token looks at those before it."""
+        """Operations of all layers' causal attention over a sequence."""
         return self.shape.layers * 2 * self.shape.queries * length * length
 
-    def _read(self, rows: float, length: float, chosen: float) -> Work:
-        """Forwards alone."""
+    def _read(self, rows: float, length: float, loss_tokens: float) -> Work:
+        """Forward passes alone, with logits of `loss_tokens` tokens a row."""
         weights = 2 * (self._base + self._lora) * length
-        head = 2 * self.shape.hidden * self.shape.vocabulary * chosen
+        head = 2 * self.shape.hidden * self.shape.vocabulary * loss_tokens
         return Work(flops=rows * (weights + self._attention(length) + head))
 
-    def _trained(self, rows: float, length: float, chosen: float) -> Work:
-        """Forwards and backwards: no gradients of the base's own weights."""
-        forward = self._read(rows, length, chosen).flops
+    def _trained(self, rows: float, length: float, loss_tokens: float) -> Work:
+        """Forward and backward passes, without gradients of the frozen base's weights."""
+        forward = self._read(rows, length, loss_tokens).flops
         backward = rows * (
             (2 * self._base + 4 * self._lora) * length
             + 2 * self._attention(length)
-            + 2 * self.shape.hidden * self.shape.vocabulary * chosen
+            + 2 * self.shape.hidden * self.shape.vocabulary * loss_tokens
         )
-        again = self._read(rows, length, 0).flops if self.checkpointing else 0.0
-        return Work(flops=forward + backward + again, tokens=rows * length)
+        recomputed = self._read(rows, length, 0).flops if self.checkpointing else 0.0
+        return Work(flops=forward + backward + recomputed, tokens=rows * length)
 
-    def _drawn(self, rows: float, prompt: float, new: float, at_once: int, k: int = 1) -> Work:
-        """Completions: prompts are read once for all K, then a step for each token."""
+    def _sampled(self, rows: float, prompt: float, new: float, batch: int, k: int = 1) -> Work:
+        """Sampling: each prompt is read once for its K completions, then a step for each token."""
         reading = self._read(rows / k, prompt, 0)
-        batches = rows / max(1, at_once)
-        steps = batches * new / TYPICAL  # a batch goes on until its longest is done
+        batches = rows / max(1, batch)
+        steps = batches * new / TYPICAL  # a batch continues until its longest row ends
         dense = 2 * self._base <= self.settings.sampling.dense_gib * 2**30
         weights = self._base * (2 if dense else 0.52) + 2 * self._lora
         weights += 2 * self.shape.vocabulary * self.shape.hidden

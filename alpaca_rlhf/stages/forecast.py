@@ -9,7 +9,7 @@ import torch
 
 from alpaca_rlhf.core import processes
 from alpaca_rlhf.models.batches import prompt_ids
-from alpaca_rlhf.planner import Device, Lengths, Memory, from_config
+from alpaca_rlhf.planner import Device, Lengths, PeakMemory, shape_from_config
 from alpaca_rlhf.stages.context import Context, suffixed
 
 _SPLIT = {"sample": "rank", "reward": "rank", "ppo": "ppo", "best_of_k": "ppo", "evaluate": "eval"}
@@ -24,8 +24,8 @@ def planned_gib(ctx: Context, stage: str, round_: int) -> float:
     """
     base = ctx.base
     device = Device("cuda" if base.device.type == "cuda" else "cpu", base.dtype.itemsize)
-    memory = Memory(
-        from_config(base.name, base.model.config.to_dict()),
+    memory = PeakMemory(
+        shape_from_config(base.name, base.model.config.to_dict()),
         device,
         ctx.settings,
         Lengths(prompt=_longest_prompt(ctx, stage, round_)),

@@ -29,7 +29,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import torch
 
-from alpaca_rlhf.planner import Budget, Card, Device, Lengths, Shape, card_of, chosen, shape_of
+from alpaca_rlhf.planner import (
+    Budget,
+    Device,
+    GpuSpec,
+    Lengths,
+    Shape,
+    find_gpu,
+    largest_fitting,
+    shape_of,
+)
 from alpaca_rlhf.settings import PPO, SFT, Loop, Rank, Reward, Sampling, Value
 from benchmarks import measure
 from benchmarks.stage_memory import Meter, Stages, adapters_of, planned, write_base
@@ -85,9 +94,9 @@ def run(base: str, cap_gib: float, folder: Path, *, dry: bool) -> dict[str, Any]
     shape = shrunken(shape_of(base)) if dry else shape_of(base)
     kind = Device("cpu" if dry else "cuda", 2)
     prompt = 16 if dry else PROMPT
-    card = replace(card_of(f"{cap_gib:g}"), gib=cap_gib)
-    budget = Budget(shape, Card(card.name, cap_gib, 1, 1, 1), Lengths(prompt=prompt), kind)
-    settings = chosen(budget, settings_of(base, dry=dry))
+    card = replace(find_gpu(f"{cap_gib:g}"), gib=cap_gib)
+    budget = Budget(shape, GpuSpec(card.name, cap_gib, 1, 1, 1), Lengths(prompt=prompt), kind)
+    settings = largest_fitting(budget, settings_of(base, dry=dry))
     sft, reward = settings.sft, settings.reward
     settings = replace(  # two micro-batches a step, as the stages are run
         settings,

@@ -1,4 +1,4 @@
-"""The model card of an export: what it is, how it was made and measured, how it is loaded."""
+"""The model card of an export: contents, loading, checks, training, figures and licence."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from alpaca_rlhf import __version__
 from alpaca_rlhf.core.bases import EMBEDDED
 from alpaca_rlhf.exporting.licences import duties
 from alpaca_rlhf.exporting.parity import Parity
-from alpaca_rlhf.exporting.request import Request
+from alpaca_rlhf.exporting.request import ExportRequest
 from alpaca_rlhf.settings.parsing import to_yaml
 
 _Names = tuple[tuple[str, str], ...]
@@ -31,72 +31,80 @@ _REWARD: _Names = (
     ("shuffled_label_accuracy", "accuracy of a control on shuffled verdicts"),
 )
 
-_SCORED: dict[bool, tuple[str, ...]] = {
+_SCORING_LINES: dict[bool, tuple[str, ...]] = {
     False: (
-        'said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]',
-        "score = model(words.apply_chat_template(said, return_tensors='pt', "
+        'turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]',
+        "score = model(tokenizer.apply_chat_template(turns, return_tensors='pt', "
         "return_dict=False)).logits[0, 0] + model.config.score_bias",
     ),
-    # a template of somebody else's may put more after eos, whose score is what was trained
+    # a base's own template may add text after eos, and training scored eos
     True: (
-        'said = words.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, '
-        "add_generation_prompt=True)",
-        'ids = words(said + "Hello." + words.eos_token, add_special_tokens=False, '
+        'prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], '
+        "tokenize=False, add_generation_prompt=True)",
+        'ids = tokenizer(prompt + "Hello." + tokenizer.eos_token, add_special_tokens=False, '
         "return_tensors='pt').input_ids",
         "score = model(ids).logits[0, 0] + model.config.score_bias",
     ),
 }
-"""How a reply is scored, and whether the chat template is the tokenizer's own."""
+"""Lines that score a reply; True where the chat template is the tokenizer's own."""
 
 
-def card(
-    request: Request,
+def model_card(
+    request: ExportRequest,
     report: Mapping[str, Any] | None,
     ledger: Mapping[str, Any],
-    parities: Mapping[str, Parity],
+    checks: Mapping[str, Parity],
     licence_files: Sequence[str],
 ) -> str:
-    """The text of `README.md`."""
+    """Write the text of `README.md`.
+
+    Args:
+        request: The request for the export.
+        report: The run's `report.json`.
+        ledger: The run's finished stages.
+        checks: Results of the parity checks, by name.
+        licence_files: Names of the licence files copied from the base.
+    """
     settings = request.settings
-    passed = all(one.passed for one in parities.values())
-    failed = (
+    passed = all(check.passed for check in checks.values())
+    warning = (
         ""
         if passed
         else "\n> **This export FAILED its check and must not be used.** `parity.json` says why.\n"
     )
     tags = ["alpaca-rlhf", request.policy.partition(".")[0], request.target]
-    head: dict[str, Any] = {"tags": tags, "base_model": settings.base}
+    front_matter: dict[str, Any] = {"tags": tags, "base_model": settings.base}
     if request.target == "adapter":
-        head["library_name"] = "peft"
+        front_matter["library_name"] = "peft"
     elif request.target != "gguf":
-        head["library_name"] = "transformers"
-    if settings.base == EMBEDDED:
-        del head["base_model"]
-        head["license"] = "apache-2.0"
-    checks = "\n".join(
-        f"- {name}: {'passed' if one.passed else 'FAILED'}; {one.line}"
-        for name, one in parities.items()
+        front_matter["library_name"] = "transformers"
+    if settings.base == "embedded":
+        del front_matter["base_model"]
+        front_matter["license"] = "apache-2.0"
+    check_lines = "\n".join(
+        f"- {name}: {'passed' if check.passed else 'FAILED'}; {check.line}"
+        for name, check in checks.items()
     )
-    rules = [*duties(settings.base)]
+    duty_lines = [*duties(settings.base)]
     if licence_files:
-        rules.append(f"Copied from the base: {', '.join(licence_files)}.")
-    rules.append(
+        duty_lines.append(f"Copied from the base: {', '.join(licence_files)}.")
+    duty_lines.append(
         "The licences of the training data hold too: answers written by OpenAI's models, as "
         "Alpaca's are (CC BY-NC 4.0), may not be used to compete with them."
     )
     return (
-        f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {request.name}\n{failed}\n"
-        f"{_what(request)}\n\n## Load it\n\n{_load(request)}\n\n{_prompts(request)}\n\n"
-        f"## Checked\n\n{checks}\n\n## How it was made\n\n{_stages(request, ledger)}\n\n"
+        f"---\n{yaml.safe_dump(front_matter, sort_keys=False)}---\n\n# {request.name}\n{warning}\n"
+        f"{_description(request)}\n\n## Load it\n\n{_load(request)}\n\n{_prompts(request)}\n\n"
+        f"## Checked\n\n{check_lines}\n\n## How it was made\n\n{_stages(request, ledger)}\n\n"
         f"Prompt template `{settings.template}`, seed {settings.seed}, made with alpaca-rlhf "
         f"{__version__}: `{request.command}`.\n\n## Figures\n\n{_figures(request, report)}\n\n"
-        "## Licence\n\n" + "\n".join(f"- {one}" for one in rules) + "\n\n## Settings\n\n"
+        "## Licence\n\n" + "\n".join(f"- {rule}" for rule in duty_lines) + "\n\n## Settings\n\n"
         f"```yaml\n{to_yaml(settings).rstrip()}\n```\n"
     )
 
 
-def _what(request: Request) -> str:
-    base = "the embedded base of alpaca-rlhf" if request.settings.base == EMBEDDED else "`{}`"
+def _description(request: ExportRequest) -> str:
+    base = "the embedded base of alpaca-rlhf" if request.settings.base == "embedded" else "`{}`"
     base = base.format(request.settings.base)
     kinds = {
         "adapter": f"A LoRA adapter on {base}, in 4 bits (NF4, double-quantised) as in training.",
@@ -115,29 +123,29 @@ def _what(request: Request) -> str:
     return text[0].upper() + text[1:] + laboratory
 
 
-def _load(request: Request) -> str:
-    base = "data/cria" if request.settings.base == EMBEDDED else request.settings.base
+def _load(request: ExportRequest) -> str:
+    base = "data/cria" if request.settings.base == "embedded" else request.settings.base
     folder = request.out.name
     lines = {
         "merged": (
             "from transformers import pipeline",
             f'chat = pipeline("text-generation", "{folder}")',
-            'said = [{"role": "user", "content": "Name three colours."}]',
-            'print(chat(said, max_new_tokens=64)[0]["generated_text"][-1]["content"])',
+            'turns = [{"role": "user", "content": "Name three colours."}]',
+            'print(chat(turns, max_new_tokens=64)[0]["generated_text"][-1]["content"])',
         ),
         "adapter": (
             "from peft import PeftModel",
             "from transformers import AutoModelForCausalLM, BitsAndBytesConfig",
-            'four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", '
+            'nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", '
             "bnb_4bit_use_double_quant=True)",
             "model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("
-            f'"{base}", quantization_config=four), "{folder}")',
+            f'"{base}", quantization_config=nf4), "{folder}")',
         ),
         "reward": (
             "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
-            f'model, words = (one.from_pretrained("{folder}") for one in '
+            f'model, tokenizer = (auto_class.from_pretrained("{folder}") for auto_class in '
             "(AutoModelForSequenceClassification, AutoTokenizer))",
-            *_SCORED[request.settings.template == "chat"],
+            *_SCORING_LINES[request.settings.template == "chat"],
         ),
     }
     if request.target == "gguf":
@@ -145,7 +153,7 @@ def _load(request: Request) -> str:
     return "```python\n" + "\n".join(lines[request.target]) + "\n```"
 
 
-def _prompts(request: Request) -> str:
+def _prompts(request: ExportRequest) -> str:
     if request.settings.template == "chat":
         return "Prompts are rendered by the tokenizer's own chat template, as in training."
     return (
@@ -155,7 +163,7 @@ def _prompts(request: Request) -> str:
     )
 
 
-def _stages(request: Request, ledger: Mapping[str, Any]) -> str:
+def _stages(request: ExportRequest, ledger: Mapping[str, Any]) -> str:
     rows = ["| stage | examples | tokens | minutes |", "|---|---|---|---|"]
     for stage, row in ledger.items():
         if isinstance(row, Mapping) and "examples" in row and "seconds" in row:
@@ -166,25 +174,29 @@ def _stages(request: Request, ledger: Mapping[str, Any]) -> str:
     return "\n".join([*rows, "", "Data:", "", *data])
 
 
-def _figures(request: Request, report: Mapping[str, Any] | None) -> str:
+def _figures(request: ExportRequest, report: Mapping[str, Any] | None) -> str:
     if report is None:
         return "The run has no report yet: its policies have not been compared."
     if request.target == "reward":
         number = request.policy.partition(".")[2] or "1"
-        found = [one for one in report["reward_models"] if str(one["round"]) == number]
-        own = found[0] if found else {}
+        reward_models = [
+            reward_model
+            for reward_model in report["reward_models"]
+            if str(reward_model["round"]) == number
+        ]
+        figures = reward_models[0] if reward_models else {}
     else:
-        own = report["policies"].get(request.policy, {})
+        figures = report["policies"].get(request.policy, {})
     names = _REWARD if request.target == "reward" else _POLICY
-    if not own:
-        return "The run's report has no figures of it."
+    if not figures:
+        return "The run's report has no figures for it."
     rows = ["| | |", "|---|---|"]
-    rows += [f"| {label} | {_number(own[key])} |" for key, label in names if key in own]
+    rows += [f"| {label} | {_number(figures[key])} |" for key, label in names if key in figures]
     judge = report.get("judge", "gold")
     return "\n".join([*rows, "", f"On prompts that no stage has seen; judge: {judge}."])
 
 
 def _number(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return " to ".join(_number(one) for one in value)
+        return " to ".join(_number(number) for number in value)
     return f"{value:.3f}" if isinstance(value, float) else str(value)

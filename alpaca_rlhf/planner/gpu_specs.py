@@ -1,0 +1,107 @@
+"""Specifications of GPUs: memory, speed and power. All rates are projected.
+
+Rates are those of the makers' data sheets. The share of them that a run reaches is an estimate
+until it has been measured on that GPU; `--tflops` and `--bandwidth` take measured rates.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from alpaca_rlhf.core.errors import UserError
+
+CONTEXT_GIB = 0.6
+"""CUDA context, kernels and cuBLAS' workspace, which torch does not count; an estimate."""
+GAPS = 0.08
+"""Share of short-lived memory that the allocator loses to fragmentation; an estimate."""
+REACHED_FLOPS, REACHED_BANDWIDTH = 0.35, 0.6
+"""Share of the data sheet's rates that small batches and 4-bit weights reach; estimates."""
+FIXED = ("weights in 4 bit", "embeddings, head and norms", "adapters", "optimiser", "gradients")
+"""Items that stay allocated and cause no fragmentation."""
+LARGEST_GIB = 512
+"""Upper bound on a size in GiB; a larger number is a mistyped name."""
+RESERVE = "CUDA context and gaps"
+
+
+@dataclass(frozen=True)
+class GpuSpec:
+    """Memory, speed and power of a GPU."""
+
+    name: str
+    """As typed after `--card`."""
+    gib: float
+    """Memory in GiB."""
+    tflops: float
+    """Dense bf16 products (fp16 without bf16) accumulated in fp32, from the data sheet."""
+    bandwidth: float
+    """GB a second, from the data sheet."""
+    watts: float
+    """Board power."""
+    local: bool = False
+    """This machine's GPU, with `gib` the memory that is free now."""
+
+    @property
+    def described(self) -> str:
+        """The GPU as a refusal names it."""
+        if self.local:
+            return f"the card, {self.name}, has {self.gib:.4g} GiB free"
+        return f"--card {self.gib:g}"
+
+
+GPU_SPECS = (
+    GpuSpec("rtx-3060", 12, 25.5, 360, 170),
+    GpuSpec("rtx-3080", 10, 59.5, 760, 320),
+    GpuSpec("rtx-3090", 24, 71, 936, 350),
+    GpuSpec("rtx-4060", 8, 30, 272, 115),
+    GpuSpec("rtx-4060-ti-16gb", 16, 44, 288, 165),
+    GpuSpec("rtx-4070", 12, 58, 504, 200),
+    GpuSpec("rtx-4080", 16, 97.5, 717, 320),
+    GpuSpec("rtx-4090", 24, 165, 1008, 450),
+    GpuSpec("rtx-5090", 32, 209, 1792, 575),
+    GpuSpec("rtx-2080-ti", 11, 54, 616, 250),
+    GpuSpec("t4", 16, 65, 320, 70),
+    GpuSpec("l4", 24, 60, 300, 72),
+    GpuSpec("a10g", 24, 70, 600, 300),
+    GpuSpec("a100-40gb", 40, 312, 1555, 400),
+    GpuSpec("a100-80gb", 80, 312, 2039, 400),
+    GpuSpec("h100-80gb", 80, 989, 3350, 700),
+)
+"""Common GPUs."""
+
+CPU = GpuSpec("cpu", 8, 0.075, 20, 65)
+"""No GPU: a laptop's memory and power, and the rate that two cores reached in fp32 with a small
+LLaMA (`benchmarks/smollm2_cpu.py`), used as it is; the bandwidth is an estimate."""
+
+
+def find_gpu(text: str) -> GpuSpec:
+    """Find a GPU by name, or by memory in GiB, with the rates of the slowest one of that size.
+
+    Raises:
+        UserError: The text is neither a known name nor a size.
+    """
+    name = text.lower().removeprefix("nvidia ").removeprefix("geforce ").replace(" ", "-")
+    for gpu in (*GPU_SPECS, CPU):
+        if gpu.name == name:
+            return gpu
+    try:
+        gib = float(name.removesuffix("gib").removesuffix("gb").rstrip("-"))
+    except ValueError:
+        gib = math.nan
+    if not 0 < gib <= LARGEST_GIB:
+        names = ", ".join(gpu.name for gpu in (*GPU_SPECS, CPU))
+        raise UserError(f"--card {text}: give its memory in GiB, or one of {names}")
+    nearest = min(GPU_SPECS, key=lambda gpu: (abs(gpu.gib - gib), gpu.tflops))
+    return GpuSpec(
+        f"{gib:g} GiB, rates of {nearest.name}",
+        gib,
+        nearest.tflops,
+        nearest.bandwidth,
+        nearest.watts,
+    )
+
+
+def reserve(items: dict[str, int]) -> int:
+    """Bytes to keep free beside the tensors: CUDA context and fragmentation."""
+    moving = sum(size for item, size in items.items() if item not in FIXED)
+    return int(CONTEXT_GIB * 2**30 + GAPS * moving)
