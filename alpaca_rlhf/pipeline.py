@@ -23,6 +23,7 @@ from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.given import leaves_of
 from alpaca_rlhf.settings.parsing import to_yaml
 from alpaca_rlhf.sources import source_of
+from alpaca_rlhf.sources.verdicts import take_up_earlier
 from alpaca_rlhf.stages import forecast, room
 from alpaca_rlhf.stages.context import Context, Reporter, forget, suffixed
 from alpaca_rlhf.stages.summary import write_summary
@@ -150,6 +151,7 @@ def run_loop(
         opened.append(run)
         for name in {key.partition(".")[0] for key in run.changed if key not in FREE}:
             forget(run, name)
+        take_up_earlier(run.path, logger.warning)
 
     processes.by_main(begin)
     with (

@@ -27,11 +27,11 @@ from alpaca_rlhf.preferences.assignment import Rules, Verdict
 from alpaca_rlhf.preferences.schema import Assignment
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.serving import folders
-from alpaca_rlhf.serving.queueing import queue_sampled
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.parsing import parse, to_yaml
 from alpaca_rlhf.settings.quickstart import QUICKSTART
 from alpaca_rlhf.sources.run_prompts import RunPrompts
+from alpaca_rlhf.sources.sampled import queue_sampled
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}

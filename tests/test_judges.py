@@ -22,8 +22,8 @@ from alpaca_rlhf.preferences import append, read_snapshot
 from alpaca_rlhf.preferences.assignment import Rules, Verdict, distinct
 from alpaca_rlhf.preferences.pairwise import order_of, questions, verdict_of
 from alpaca_rlhf.preferences.store import Store
-from alpaca_rlhf.serving.queueing import read_sheets
 from alpaca_rlhf.settings import Judge
+from alpaca_rlhf.sources.sampled import read_sheets
 from alpaca_rlhf.stages.llm_judge import LLMJudge, outcomes
 from tests.endpoints import FAULTS, KEY, serving
 from tests.model_app import make_run

@@ -27,9 +27,9 @@ from alpaca_rlhf.models.batches import prompt_ids
 from alpaca_rlhf.preferences import read
 from alpaca_rlhf.serving import folders
 from alpaca_rlhf.serving.manner import Manner
-from alpaca_rlhf.serving.queueing import Sheet, read_sheets
 from alpaca_rlhf.settings import Loop, Lora, Sampling
 from alpaca_rlhf.settings.parsing import to_yaml
+from alpaca_rlhf.sources.sampled import Sheet, read_sheets
 
 # --- text and progress -------------------------------------------------------------------------
 

@@ -19,7 +19,8 @@ from alpaca_rlhf.data import holds_rankings, read_rankings
 from alpaca_rlhf.preferences import DATABASE, manifest_of, read_snapshot
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.serving import folders
-from alpaca_rlhf.serving.queueing import queue_sampled
+from alpaca_rlhf.sources.sampled import queue_sampled
+from alpaca_rlhf.sources.verdicts import open_store
 
 ABOUT = "chat, compare, rank and look at the rankings in a browser"
 USUAL_PORT = 7860
@@ -85,7 +86,7 @@ def run(asked: App, terminal: Terminal) -> int:
     environment.own_environment()
     has_run = folders.holds_run(asked.run)
     home = asked.run if has_run else Path()
-    with Store(asked.db or home / DATABASE) as store:
+    with open_store(home, asked.db, say=terminal.say) as store:
         if asked.add_user is not None:
             return _add_user(store, asked, terminal)
         if asked.add_gold is not None:

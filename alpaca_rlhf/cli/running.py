@@ -11,8 +11,9 @@ from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.pipeline import order, run_loop
 from alpaca_rlhf.serving import folders
-from alpaca_rlhf.serving.queueing import read_sheets
 from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.sources.sampled import candidate_sets, origin_of_stage
+from alpaca_rlhf.sources.verdicts import open_store
 from alpaca_rlhf.stages import PeopleNeeded
 from alpaca_rlhf.stages.context import suffixed
 
@@ -75,29 +76,28 @@ def rank_by_people(
         raise UserError("rank: one person ranks in one terminal; run it without accelerate launch")
     _refuse_what_is_given(settings, "rank")
     out = run_loop(settings, terminal, kind=kind, command=command, until="sample")
-    done = folders.stages_done(out)
+    stages_done = folders.stages_done(out)
+    continue_run = [(f"alpaca-rlhf loop --out {_quoted(out)}", "go on with all that follows")]
     rounds = range(1, settings.rounds + 1)
-    round_ = next((one for one in rounds if suffixed("rank", one) not in done), None)
-    goes_on = [(f"alpaca-rlhf loop --out {_quoted(out)}", "go on with all that follows")]
+    round_ = next((r for r in rounds if suffixed("rank", r) not in stages_done), None)
     if round_ is None:
         terminal.say("nothing to do: every prompt is ranked")
-        _tell_next(terminal, goes_on)
+        _tell_next(terminal, continue_run)
         return 0
-    if suffixed("sample", round_) not in done:
+    if suffixed("sample", round_) not in stages_done:
         try:
             run_loop(settings, terminal, kind=kind, command=command)
         except PeopleNeeded:
             terminal.say("it is your turn")
-    session = RankingSession(
-        read_sheets(out, suffixed("sample", round_)),
-        out / suffixed("rank", round_) / "rankings.jsonl",
-        annotator,
-        ask=terminal.ask,
-        say=terminal.say,
-    )
-    if session.run():
+    stage = suffixed("sample", round_)
+    with open_store(out, say=terminal.say) as store:
+        sets = candidate_sets(out, stage)
+        store.add_sets(sets, origin=origin_of_stage(out, stage))
+        session = RankingSession(sets, store, annotator, ask=terminal.ask, say=terminal.say)
+        all_ranked = session.run()
+    if all_ranked:
         terminal.say("every prompt is ranked")
-        _tell_next(terminal, goes_on)
+        _tell_next(terminal, continue_run)
     else:
         terminal.say(f"{session.left} left; your verdicts are kept")
         _tell_next(terminal, [(command, "go on ranking")])

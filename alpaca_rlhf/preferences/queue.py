@@ -30,6 +30,7 @@ def add_sets(
     origin: str,
     second_share: float,
     gold: Mapping[str, Tiers],
+    for_people: bool = True,
 ) -> int:
     """Add what is not there yet; returns how many sets are new.
 
@@ -52,7 +53,7 @@ def add_sets(
         sets[key] = {
             "prompt_id": numbers[prompt.id],
             "completions": ids,
-            "target": places(key, second_share) if known is None else 0,
+            "target": places(key, second_share) if known is None and for_people else 0,
             "claimed": 0,
             "verdicts": 0,
             "gold": None if known is None else [list(tier) for tier in known],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import combinations
@@ -10,16 +11,20 @@ from types import TracebackType
 from typing import Any
 
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.core.records import Completion, Instruction
+from alpaca_rlhf.core.prompts import judge_messages
+from alpaca_rlhf.core.records import Completion, Instruction, content_hash
 from alpaca_rlhf.llm.budget import Account
 from alpaca_rlhf.llm.cache import request_key
 from alpaca_rlhf.llm.client import Asker, Stopped
 from alpaca_rlhf.llm.wire import Answer, Fault, Refusal
-from alpaca_rlhf.preferences import JUDGE
+from alpaca_rlhf.preferences import JUDGE, JudgeIdentity
 from alpaca_rlhf.preferences.pairwise import Order, Question, order_of, questions, verdict_of
 from alpaca_rlhf.settings import Judge
 
 Row = tuple[Instruction, Sequence[Completion]]
+
+BATCH_RANKINGS = 32
+"""Rankings that are saved in one transaction."""
 
 PATIENCE = 3
 """Sets in a row, refused whole, after which the endpoint is taken to refuse everything."""
@@ -77,9 +82,19 @@ class LLMJudge:
         self._asker.close()
 
     @property
-    def annotator(self) -> str:
-        """What its rankings are signed with."""
-        return f"{JUDGE}llm:{self._settings.model}"
+    def identity(self) -> JudgeIdentity:
+        """Its name in rankings, and the hash of the request apart from the two answers."""
+        settings = json.dumps(
+            {
+                "model": self._settings.model,
+                "temperature": 0.0,
+                "tokens": self._settings.tokens,
+                "fields": self._settings.fields(),
+                "wording": judge_messages(Instruction(""), "", ""),
+            },
+            sort_keys=True,
+        )
+        return JudgeIdentity(f"{JUDGE}llm:{self._settings.model}", content_hash(settings))
 
     @property
     def account(self) -> Account:
