@@ -144,13 +144,8 @@ def _by_reward(store: Store, flags: Judging, settings: Loop, terminal: Terminal)
         terminal.start(_STAGE, f"{name} of {flags.run} ranks {len(sets)} sets")
         for start in range(0, len(sets), _BATCH_SETS):
             batch = sets[start : start + _BATCH_SETS]
-            scores = scorer.scores(
-                [
-                    (prompt, completion)
-                    for prompt, completions in batch
-                    for completion in completions
-                ]
-            )
+            answers = [(prompt, answer) for prompt, answers in batch for answer in answers]
+            scores = scorer.scores(answers)
             rankings = [judge.rank(prompt, completions) for prompt, completions in batch]
             store.add_rankings(rankings, judge=judge.identity)
             terminal.step(_STAGE, start + len(batch), len(sets), {})

@@ -72,8 +72,9 @@ def verdicts(session: Session, judge: JudgeIdentity | None = None) -> Iterator[d
             Ranking.duration_ms,
             Ranking.created_ms,
         )
-        .join(Ranking, Ranking.id == _ranking_of(judge))
+        .select_from(Assignment)
         .join(Annotator, Annotator.id == Assignment.annotator_id)
+        .join(Ranking, Ranking.id == _ranking_of(judge))
         .join(CandidateSet, CandidateSet.id == Assignment.candidate_set_id)
         .join(Prompt, Prompt.id == CandidateSet.prompt_id)
         .where(counts)
@@ -174,12 +175,11 @@ def unjudged(session: Session, judge: JudgeIdentity, after: int) -> list[tuple[i
             source=row.source,
             history=tuple((user, reply) for user, reply in row.history),
         )
-        columns = [
-            {**completions[key], "prompt_id": prompt.id} for key in candidate_set.completions
-        ]
-        for fields in columns:
-            fields.pop("id")
-        sets.append((candidate_set.id, (prompt, [Record(**fields) for fields in columns])))
+        records = []
+        for key in candidate_set.completions:
+            columns = {name: value for name, value in completions[key].items() if name != "id"}
+            records.append(Record(prompt_id=prompt.id, **columns))
+        sets.append((candidate_set.id, (prompt, records)))
     return sets
 
 

@@ -47,7 +47,6 @@ class Store(Accounts):
         *,
         origin: str,
         gold: Mapping[str, Tiers] | None = None,
-        for_people: bool = True,
     ) -> int:
         """Add prompts with their completions to the queue; what is there already stays as it is.
 
@@ -55,7 +54,6 @@ class Store(Accounts):
             rows: Prompts, each with 2 to 9 completions.
             origin: Where they come from, e.g. `runs/mine/sample`.
             gold: Known orders by prompt id: their sets become gold questions.
-            for_people: False for sets that only judges rank; no person is asked about them.
 
         Returns:
             How many sets are new.
@@ -74,7 +72,6 @@ class Store(Accounts):
                     origin=origin,
                     second_share=self.rules.second_share,
                     gold=gold or {},
-                    for_people=for_people,
                 )
 
             new += self._write(work)
@@ -400,19 +397,18 @@ class Store(Accounts):
 
     def ranked(self, sets: Iterable[queue.Candidates]) -> set[str]:
         """Ids of the prompts of those candidate sets that a person has ranked."""
-        prompts = {
-            queue.set_key(prompt.id, [completion.id for completion in completions]): prompt.id
-            for prompt, completions in sets
-        }
+        prompts = _prompts_by_key(sets)
         with self.database.reading() as session:
             return {prompts[key] for key in reading.ranked_sets(session, prompts)}
 
     def ranked_by(self, annotator: str, sets: Iterable[queue.Candidates]) -> list[str]:
-        """Ids of the prompts of those sets that an annotator (by name) has ranked, the last last."""
-        prompts = {
-            queue.set_key(prompt.id, [completion.id for completion in completions]): prompt.id
-            for prompt, completions in sets
-        }
+        """Ids of the prompts of those sets that an annotator has ranked, in that order.
+
+        Args:
+            annotator: Name.
+            sets: Prompts with their completions.
+        """
+        prompts = _prompts_by_key(sets)
         with self.database.reading() as session:
             return [prompts[key] for key in reading.ranked_by(session, annotator, list(prompts))]
 
@@ -465,3 +461,11 @@ class Store(Accounts):
         session.flush()
         actor, entity = f"annotator:{annotator}", f"assignment:{task}"
         note(session, self._now(), actor, action, entity, after=after)
+
+
+def _prompts_by_key(sets: Iterable[queue.Candidates]) -> dict[str, str]:
+    """The id of the prompt of each candidate set, by the key of the set."""
+    return {
+        queue.set_key(prompt.id, [completion.id for completion in completions]): prompt.id
+        for prompt, completions in sets
+    }

@@ -185,9 +185,10 @@ def add(
     entries = []
     for assignment, ranking in zip(of_ranking, rankings, strict=True):
         content = (ranking.tiers, ranking.criteria)
-        known = (
-            assignment.id in replayed if judge_settings else current.get(assignment.id) == content
-        )
+        if judge_settings is None:
+            known = current.get(assignment.id) == content
+        else:
+            known = assignment.id in replayed
         if known:
             continue
         replayed.add(assignment.id)

@@ -80,7 +80,7 @@ def _take_up(run: Path, store: Store, say: Callable[[str], None]) -> None:
 
         # 1. The candidate sets, then the rankings. Doing it again after a kill adds nothing.
         rankings: list[Ranking] = []
-        sets: dict[bool, list[Candidates]] = {True: [], False: []}
+        sets: list[Candidates] = []
         for earlier in read_ranking_file(path, known):
             sheet = sheets[earlier.prompt_id]
             ranking = _as_shown_now(earlier, sheet)
@@ -88,12 +88,9 @@ def _take_up(run: Path, store: Store, say: Callable[[str], None]) -> None:
                 continue
             ranked = {key for tier in ranking.tiers for key in tier}
             completions = [answer for answer in sheet.completions if answer.id in ranked]
-            for_people = len(distinct(completions)) == len(completions)
-            sets[for_people].append((sheet.prompt, completions))
+            sets.append((sheet.prompt, completions))
             rankings.append(ranking)
-        for for_people, candidates in sets.items():
-            origin = origin_of_stage(run, sample_stage)
-            store.add_sets(candidates, origin=origin, for_people=for_people)
+        store.add_sets(sets, origin=origin_of_stage(run, sample_stage))
         added = store.add_rankings(rankings)
 
         # 2. The snapshot of a stage that is done; an older one held only the app's rankings.

@@ -16,7 +16,7 @@ from alpaca_rlhf.data import write_instructions
 from alpaca_rlhf.models.batches import answer, prompt_ids
 from alpaca_rlhf.models.rollout import Sampled, sample
 from alpaca_rlhf.preferences import DATABASE, JUDGE, ScoreJudge, read_snapshot, wrong_share
-from alpaca_rlhf.preferences.assignment import distinct, pairs
+from alpaca_rlhf.preferences.assignment import pairs
 from alpaca_rlhf.preferences.judges import JudgeIdentity
 from alpaca_rlhf.preferences.queue import Candidates
 from alpaca_rlhf.preferences.snapshot import Ranked
@@ -99,15 +99,10 @@ def _by_gold(ctx: Context, round_: int) -> Outcome:
     sets = sampled_sets(ctx, round_)
     rankings = [judge.rank(prompt, completions) for prompt, completions in sets]
 
-    # 2. The store. Sets with equal texts are for judges alone: people see each text once.
+    # 2. The store, and the snapshot of it that training reads.
     with _store(ctx) as store:
         origin = origin_of_stage(ctx.run.path, suffixed("sample", round_))
-        shown = [len(distinct(completions)) == len(completions) for _, completions in sets]
-        for for_people in (True, False):
-            part = [
-                row for row, all_shown in zip(sets, shown, strict=True) if all_shown == for_people
-            ]
-            store.add_sets(part, origin=origin, for_people=for_people)
+        store.add_sets(sets, origin=origin)
         store.add_rankings(rankings, judge=judge.identity)
         _take_snapshot(ctx, round_, store, judge.identity)
 
