@@ -23,6 +23,7 @@ from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.leaves import leaves_of
 from alpaca_rlhf.settings.parsing import to_yaml
 from alpaca_rlhf.sources import Source, source_of
+from alpaca_rlhf.sources.verdicts import take_up_earlier
 from alpaca_rlhf.stages import forecast, room
 from alpaca_rlhf.stages.context import Context, Reporter, forget, suffixed
 from alpaca_rlhf.stages.summary import write_summary
@@ -257,6 +258,7 @@ def _opened(settings: Loop, inputs: Mapping[str, Path], kind: str) -> RunFolder:
         opened.append(run)
         for stage in {path.partition(".")[0] for path in run.changed if path not in FREE}:
             forget(run, stage)
+        take_up_earlier(run.path, logger.warning)
 
     processes.by_main(open_folder)
     return opened[0] if opened else RunFolder.follow(settings.out)

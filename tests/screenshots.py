@@ -16,7 +16,7 @@ from alpaca_rlhf.app.tabs import tabs
 from alpaca_rlhf.preferences import passwords
 from alpaca_rlhf.preferences.assignment import Rules
 from alpaca_rlhf.preferences.store import Store
-from alpaca_rlhf.serving.queueing import queue_sampled
+from alpaca_rlhf.sources.sampled import queue_sampled
 from tests import apps
 from tests.browser import browser, visit
 from tests.databases import candidates

@@ -22,16 +22,16 @@ from alpaca_rlhf.cli import shell, stage_commands
 from alpaca_rlhf.cli.terminal import Terminal
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Completion, Instruction
-from alpaca_rlhf.preferences import read
+from alpaca_rlhf.preferences import read_snapshot
 from alpaca_rlhf.preferences.assignment import Rules, Verdict
 from alpaca_rlhf.preferences.schema import Assignment
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.serving import folders
-from alpaca_rlhf.serving.queueing import queue_sampled
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.parsing import parse, to_yaml
 from alpaca_rlhf.settings.quickstart import QUICKSTART
 from alpaca_rlhf.sources.run_prompts import RunPrompts
+from alpaca_rlhf.sources.sampled import queue_sampled
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
@@ -399,8 +399,9 @@ def test_people_rank_in_the_middle_and_the_run_goes_on(human_run, tmp_path, caps
     assert "--annotator Ann  # go on ranking" in first
     assert "3 of 4 prompts are not ranked yet" in typed("", "ppo", "--out", out)
     assert "every prompt is ranked" in typed("1 2\n2 1\n1 2\n\n", *rank)
-    assert {one.annotator for one in read(tmp_path / "run" / "rank" / "rankings.jsonl")} == {"Ann"}
     trained = typed("", "reward", "--out", out)
+    rankings = read_snapshot(tmp_path / "run" / "rank" / "snapshot")
+    assert {ranking.annotator for _, _, ranking in rankings} == {"Ann"} and len(rankings) == 4
     assert "done already: sft, sample" in trained and "held-out accuracy" in trained
     assert f"alpaca-rlhf ppo --out {out}" in trained
     assert "nothing to do: reward is done already" in typed("", "reward", "--out", out)
@@ -415,16 +416,17 @@ def test_people_rank_in_the_app_and_the_run_goes_on(human_run, tmp_path):
     told = typed("", "loop", "--out", run, *words)
     assert f"`alpaca-rlhf app --run {run}`" in told
     typed("2 1\nq\n", "rank", "--out", run, "--annotator", "Ann")
-    (by_hand,) = read(run / "rank" / "rankings.jsonl")
     plain = Rules(gold_rate=0, repeat_rate=0, second_share=0)
     with Store(run / "preferences.db", rules=plain, seed=0) as store:
-        assert queue_sampled(run, store) == 4
-        assert queue_sampled(run, store) == 0
+        assert queue_sampled(run, store) == 0, "the terminal put them there"
+        assert store.figures().counts["sets"] == 4
+        store.export(tmp_path / "by_hand")
+        ((_, _, by_hand),) = read_snapshot(tmp_path / "by_hand")
         ben, boss = (store.add_annotator(who, "long enough") for who in ("Ben", "Boss"))
         said = {}
         while len(said) < 2:
             task = store.claim(ben)
-            if task.prompt.id == by_hand.prompt_id:
+            if task.prompt.id == by_hand.prompt_id:  # where two people are asked
                 store.skip(ben, task.id)
                 continue
             order = tuple((one.id,) for one in task.completions)
@@ -437,13 +439,14 @@ def test_people_rank_in_the_app_and_the_run_goes_on(human_run, tmp_path):
         store.retire(number, actor=f"annotator:{boss}")
         trained = typed("", "reward", "--out", run)
     assert "held-out accuracy" in trained
-    kept = {one.prompt_id: one for one in read(run / "rank" / "rankings.jsonl")}
+    rows = read_snapshot(run / "rank" / "snapshot")
+    kept = {ranking.prompt_id: ranking for _, _, ranking in rows}
     assert kept.keys() == {by_hand.prompt_id, *said}
     assert kept[by_hand.prompt_id] == by_hand
     for prompt, order in said.items():
         assert (kept[prompt].tiers, kept[prompt].annotator) == (order, "Ben")
     made = json.loads((run / "rank" / "snapshot" / "manifest.json").read_text())
-    assert made["rankings"] == 2, "what the app gave is kept as a snapshot"
+    assert made["rankings"] == 3, "the app's and the terminal's"
 
 
 def test_typed_prompts_train_too_and_what_says_the_same_is_not_waited_for(human_run, tmp_path):

@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -18,12 +17,12 @@ from alpaca_rlhf.core.files import only_one
 from alpaca_rlhf.core.prompts import judge_messages
 from alpaca_rlhf.core.records import Completion, Instruction, Ranking
 from alpaca_rlhf.data import write_instructions
-from alpaca_rlhf.preferences import append, read_snapshot
+from alpaca_rlhf.preferences import read_snapshot
 from alpaca_rlhf.preferences.assignment import Rules, Verdict, distinct
 from alpaca_rlhf.preferences.pairwise import order_of, questions, verdict_of
 from alpaca_rlhf.preferences.store import Store
-from alpaca_rlhf.serving.queueing import read_sheets
 from alpaca_rlhf.settings import Judge
+from alpaca_rlhf.sources.sampled import queue_sampled, read_sheets
 from alpaca_rlhf.stages.llm_judge import LLMJudge, outcomes
 from tests.endpoints import FAULTS, KEY, serving
 from tests.model_app import make_run
@@ -342,12 +341,13 @@ def test_people_overrule_the_judge(home, tmp_path, capsys):
 
 def test_who_ranked_in_the_terminal_is_not_overruled(home, capsys):
     """Nor asked about: the judge ranks the other two of three that the run has sampled."""
-    run, _ = home
+    run, store = home
     rows = [Instruction(f"Name {i}.", source="test") for i in range(3)]
     make_sampled(run, rows)
+    queue_sampled(run, store)
     said = [Ranking(rows[0].id, shortest_first(own(rows[0])), "Tim")]
     said += [Ranking(rows[1].id, shortest_first(own(rows[1])), "judge:gold")]
-    append(run / "rank" / "rankings.jsonl", *said)
+    store.add_rankings(said)
     with judging(longer) as server:
         words = ["judge", "--run", run, "--judge.url", server.url, "--judge.model", "wise"]
         code, told = typed(capsys, *words)
@@ -513,14 +513,14 @@ def test_a_run_goes_through_without_people(tmp_path, tiny_folder, capsys):
     facts = json.loads((out / "ledger.json").read_text())["rank"]["facts"]
     assert facts["endpoint"]["answered"] == len(server.bodies) == 4 * 6, "people's are not asked"
     assert sum(facts["pairs"].values()) * 2 == len(server.bodies)
-    rankings = [json.loads(one) for one in Path(out / "rank/rankings.jsonl").open()]
+    rankings = [ranking for _, _, ranking in read_snapshot(out / "rank" / "snapshot")]
     texts = {
         one["id"]: one["text"] for one in map(json.loads, (out / "sample/completions.jsonl").open())
     }
     for one in rankings:
-        lengths = [len(texts[tier[0]]) for tier in one["tiers"]]
-        by_judge = one["annotator"] == "judge:llm:wise"
-        assert by_judge == (one["prompt_id"] not in mine.values())
+        lengths = [len(texts[tier[0]]) for tier in one.tiers]
+        by_judge = one.annotator == "judge:llm:wise"
+        assert by_judge == (one.prompt_id not in mine.values())
         assert lengths == sorted(lengths, reverse=by_judge), "people like short ones here"
     assert len(rankings) == 6
 
@@ -534,9 +534,9 @@ def people_begin(run):
     sheets = [(one.prompt, distinct(one.completions)) for one in read_sheets(run, "sample")]
     assert all(len(own) == 3 for _, own in sheets)
     prompt, own_ = sheets[0]
-    append(run / "rank" / "rankings.jsonl", Ranking(prompt.id, shortest_first(own_), "Tim"))
     with Store(run / "preferences.db", rules=Rules(0, 0, 0, 0), seed=0) as store:
-        store.add_sets(sheets[1:], origin="run/sample")
+        store.add_sets(sheets, origin="run/sample")
+        store.add_rankings([Ranking(prompt.id, shortest_first(own_), "Tim")])
         task = store.claim(ann := store.add_annotator("Ann", "long enough"))
         store.submit(ann, task.id, Verdict(shortest_first(task.completions)), revision=0)
     return {"Tim": prompt.id, "Ann": task.prompt.id}

@@ -250,8 +250,8 @@ def test_a_reward_model_below_the_gate_can_be_trained_otherwise(calm, tmp_path):
         own = [row for row in rows if row["stage"] == stage]
         assert [row["step"] for row in own] == list(range(1, own[0]["steps"] + 1))
         assert max(row["lr"] for row in own) <= 1e-30
-    assert (out / "rank" / "rankings.jsonl").read_bytes() == (
-        calm / "rank" / "rankings.jsonl"
+    assert (out / "rank" / "snapshot" / "rankings.jsonl").read_bytes() == (
+        calm / "rank" / "snapshot" / "rankings.jsonl"
     ).read_bytes()
 
 

@@ -53,6 +53,7 @@ def test_a_database_of_version_1_is_migrated_with_what_it_holds(where, tmp_path,
             session.execute(text("DROP TABLE tally"))
             session.execute(text("DROP INDEX ix_flag_waiting"))
             session.execute(text("ALTER TABLE flag DROP COLUMN resolved_ms"))
+            session.execute(text("ALTER TABLE ranking DROP COLUMN judge_settings"))
             session.execute(text("UPDATE alembic_version SET version_num = '0001'"))
     with Store(where) as store:
         assert counted(sums(store)) == counted(before)

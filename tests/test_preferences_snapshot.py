@@ -3,17 +3,22 @@
 import csv
 import hashlib
 import json
+import random
 import threading
 import tracemalloc
+from dataclasses import replace
 
 import pytest
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Completion, Instruction, Ranking
 from alpaca_rlhf.data import read_pairs
-from alpaca_rlhf.preferences import manifest_of, read_snapshot, snapshot
+from alpaca_rlhf.preferences import JudgeIdentity, manifest_of, read_snapshot, snapshot
 from alpaca_rlhf.preferences.assignment import Verdict
+from alpaca_rlhf.preferences.store import Store
 from tests.databases import candidates
+
+CANONICAL = ("rankings.jsonl", "pairs.jsonl")
 
 
 def ranked(store, n=3):
@@ -74,6 +79,103 @@ def test_only_what_counts_is_exported(store, tmp_path):
     assert store.export(tmp_path / "two").judged == 0, "people win"
     (again,) = [one for _, _, one in read_snapshot(tmp_path / "two") if one.revision]
     assert again.revision == 2
+
+
+def test_the_bytes_depend_on_what_was_said_and_not_on_when(tmp_path, clock):
+    """The same verdicts in another order and other batches, at another time."""
+    sets = candidates(12, k=3)
+    orders = [
+        Ranking(p.id, tuple((c.id,) for c in own), who, duration_s=3.0)
+        for p, own in sets
+        for who in ("judge:gold", "Ben", "安")
+        if who == "judge:gold" or len(p.instruction) % 2
+    ]
+    texts = []
+    for seed in range(3):
+        rng = random.Random(seed)
+        clock.now += 86_400 * seed
+        with Store(tmp_path / f"{seed}.db", clock=clock) as store:
+            rng.shuffle(sets)
+            rng.shuffle(orders)
+            store.add_sets(sets, origin=f"test {seed}")
+            for at in range(0, len(orders), seed + 1):
+                store.add_rankings(orders[at : at + seed + 1])
+            store.export(tmp_path / f"{seed}")
+        texts.append([(tmp_path / f"{seed}" / name).read_bytes() for name in CANONICAL])
+    assert texts[0] == texts[1] == texts[2] and texts[0][0]
+
+
+def test_people_outrank_judges_on_the_same_answers(store, tmp_path):
+    """Equal texts are shown to people once, so theirs is another set of the same answers."""
+    prompt = Instruction("Which bird?")
+    texts = ("A robin.", " A robin.", "An owl.")
+    all_three = [Completion(prompt.id, text, sample=n) for n, text in enumerate(texts)]
+    a, _, c = all_three
+    sets = [(prompt, all_three), (prompt, [a, c])]
+    store.add_sets(sets, origin="test")
+    judge = Ranking(prompt.id, tuple((one.id,) for one in all_three), "judge:gold")
+    store.add_rankings([judge])
+    store.export(tmp_path / "one")
+    assert [row for _, _, row in read_snapshot(tmp_path / "one")] == [judge]
+    assert [own for _, own in store.unjudged(JudgeIdentity("judge:llm", "x"))] == [[a, c]]
+    assert (store.progress(0).sets, store.ranked(sets)) == (1, set())
+    person = Ranking(prompt.id, ((c.id,), (a.id,)), "Ann")
+    store.add_rankings([person])
+    store.export(tmp_path / "two")
+    assert [row for _, _, row in read_snapshot(tmp_path / "two")] == [person]
+    assert store.ranked(sets) == {prompt.id}
+
+
+def test_a_replayed_judge_adds_nothing(store, tmp_path):
+    """A judge is known by its name and its settings; under other settings it may say otherwise."""
+    sets = candidates(3, k=3)
+    store.add_sets(sets, origin="test")
+    noisy, exact = (JudgeIdentity("judge:gold", name) for name in ("noisy", "exact"))
+    first = [Ranking(p.id, tuple((c.id,) for c in own), noisy.annotator) for p, own in sets]
+    second = [replace(row, tiers=row.tiers[::-1]) for row in first]
+    assert store.add_rankings(first[:2], judge=noisy) == 2
+    assert store.add_rankings(first, judge=noisy) == 1, "killed after two, it goes on"
+    store.export(tmp_path / "one", judge=noisy)
+    assert store.add_rankings(second, judge=noisy) == 0, "it was asked already"
+    assert list(store.unjudged(noisy)) == [] and len(list(store.unjudged(exact))) == 3
+    assert store.add_rankings(second, judge=exact) == 3
+    assert store.add_rankings(first, judge=noisy) == 0, "in whatever order they come"
+    store.export(tmp_path / "two", judge=noisy)
+    assert (tmp_path / "one" / "rankings.jsonl").read_bytes() == (
+        (tmp_path / "two" / "rankings.jsonl").read_bytes()
+    )
+    store.export(tmp_path / "three")
+    tiers = {row.prompt_id: row.tiers for _, _, row in read_snapshot(tmp_path / "three")}
+    assert tiers == {row.prompt_id: row.tiers for row in second}, "the newest, unless one is named"
+    assert store.figures().counts["judged"] == 3
+
+
+def test_what_a_judge_said_before_it_was_stopped_is_kept(store):
+    sets = candidates(5, k=3)
+    store.add_sets(sets, origin="test")
+
+    def ranked():
+        for n, (prompt, own) in enumerate(sets):
+            if n == 3:
+                raise UserError("the budget is spent")
+            yield Ranking(prompt.id, tuple((one.id,) for one in own), "judge:llm")
+
+    with pytest.raises(UserError, match="budget"):
+        store.add_rankings(ranked(), judge=JudgeIdentity("judge:llm", "x"), batch=2)
+    assert store.figures().counts["judged"] == 3
+
+
+def test_the_run_reads_its_own_texts(store, tmp_path):
+    """No database holds a zero byte; the run's rankings keep their ids all the same."""
+    prompt = Instruction("Say \0.")
+    own = [Completion(prompt.id, text) for text in ("\0", "no")]
+    store.add_sets([(prompt, own)], origin="test")
+    ranking = Ranking(prompt.id, ((own[1].id,), (own[0].id,)), "judge:gold")
+    store.add_rankings([ranking])
+    store.export(tmp_path / "one")
+    assert read_snapshot(tmp_path / "one", [(prompt, own)]) == [(prompt, own, ranking)]
+    ((elsewhere, _, _),) = read_snapshot(tmp_path / "one")
+    assert elsewhere.instruction == "Say \ufffd."
 
 
 def test_a_changed_snapshot_is_refused(store, tmp_path):

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from sqlalchemy import select
 
 from alpaca_rlhf.cli import main as cli
 from alpaca_rlhf.cli.chat import Conversation
@@ -24,12 +25,17 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Completion, Instruction, Ranking
 from alpaca_rlhf.data import write_instructions
 from alpaca_rlhf.models.batches import prompt_ids
-from alpaca_rlhf.preferences import read
+from alpaca_rlhf.preferences import read_snapshot
+from alpaca_rlhf.preferences.assignment import Rules, Verdict
+from alpaca_rlhf.preferences.queue import Candidates
+from alpaca_rlhf.preferences.schema import Assignment, CandidateSet, Prompt
+from alpaca_rlhf.preferences.schema import Ranking as Revision
+from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.serving import folders
 from alpaca_rlhf.serving.manner import Manner
-from alpaca_rlhf.serving.queueing import Sheet, read_sheets
 from alpaca_rlhf.settings import Loop, Lora, Sampling
 from alpaca_rlhf.settings.parsing import to_yaml
+from alpaca_rlhf.sources.sampled import Sheet, read_sheets
 
 # --- text and progress -------------------------------------------------------------------------
 
@@ -261,11 +267,11 @@ def test_whatever_is_typed_is_an_order_or_told(typed, k):
 # --- ranking: a sitting ------------------------------------------------------------------------
 
 
-def sheets(n: int = 3, k: int = 3) -> list[Sheet]:
+def candidates(n: int = 3, k: int = 3) -> list[Candidates]:
     prompts = [Instruction(f"Task {i}.", "the input" if i == 0 else "") for i in range(n)]
     return [
-        Sheet(one, tuple(Completion(one.id, f"answer {c} of {one.instruction}") for c in range(k)))
-        for one in prompts
+        (prompt, [Completion(prompt.id, f"answer {c} of {prompt.instruction}") for c in range(k)])
+        for prompt in prompts
     ]
 
 
@@ -286,35 +292,58 @@ class Person:
     def sit(
         self,
         path: Path,
-        todo: list[Sheet],
+        todo: list[Candidates],
         name: str = "Ann",
         clock: Callable[[], float] = time.monotonic,
     ) -> RankingSession:
-        session = RankingSession(todo, path, name, ask=self.ask, say=self.seen.append, clock=clock)
-        session.run()
+        with Store(path) as store:
+            store.add_sets(todo, origin="test")
+            session = RankingSession(
+                todo, store, name, ask=self.ask, say=self.seen.append, clock=clock
+            )
+            session.run()
         return session
 
     def tasks(self) -> list[str]:
         return [line.strip() for line in self.seen if line.startswith("  Task")]
 
 
-def texts(ranking: Ranking, todo: Iterable[Sheet]) -> list[set[str]]:
-    by_id = {one.id: one.text for sheet in todo for one in sheet.completions}
+def saved(path: Path, todo: Iterable[Candidates]) -> list[Ranking]:
+    """The rankings in a database that count, in the order of the prompts."""
+    folder = path.with_name(f"snapshot {time.time_ns()}")
+    with Store(path) as store:
+        store.export(folder)
+    place = {prompt.id: n for n, (prompt, _) in enumerate(todo)}
+    rankings = [ranking for _, _, ranking in read_snapshot(folder)]
+    return sorted(rankings, key=lambda ranking: place[ranking.prompt_id])
+
+
+def revisions(path: Path) -> list[tuple[str, int, list[list[str]]]]:
+    """Prompt, number and tiers of every revision in a database, in the order they were kept."""
+    with Store(path) as store, store.database.reading() as session:
+        query = (
+            select(Prompt.key, Revision.revision, Revision.tiers)
+            .join(Assignment, Assignment.id == Revision.assignment_id)
+            .join(CandidateSet, CandidateSet.id == Assignment.candidate_set_id)
+            .join(Prompt, Prompt.id == CandidateSet.prompt_id)
+            .order_by(Revision.id)
+        )
+        return [(prompt, revision, tiers) for prompt, revision, tiers in session.execute(query)]
+
+
+def texts(ranking: Ranking, todo: Iterable[Candidates]) -> list[set[str]]:
+    by_id = {one.id: one.text for _, completions in todo for one in completions}
     return [{by_id[one] for one in tier} for tier in ranking.tiers]
 
 
 def test_a_sitting_to_the_end(tmp_path):
-    todo, path, person = (
-        sheets(),
-        tmp_path / "rank" / "rankings.jsonl",
-        Person("2 1=3", "1 2 3", "3=2=1"),
-    )
+    todo, path, person = candidates(), tmp_path / "p.db", Person("2 1=3", "1 2 3", "3=2=1")
     session = person.sit(path, todo)
     assert session.left == 0
-    rankings = read(path)
-    assert [one.prompt_id for one in rankings] == [one.prompt.id for one in todo]
-    assert {one.annotator for one in rankings} == {"Ann"}
-    assert [len(one.tiers) for one in rankings] == [2, 3, 1]
+    rankings = saved(path, todo)
+    assert [ranking.prompt_id for ranking in rankings] == [prompt.id for prompt, _ in todo]
+    assert {ranking.annotator for ranking in rankings} == {"Ann"}
+    assert [len(ranking.tiers) for ranking in rankings] == [2, 3, 1]
     # what the person saw under a number is what stands in its tier
     first = [line for line in person.seen if line.startswith(("1) ", "2) ", "3) "))][:3]
     label = {line[0]: line[3:] for line in first}
@@ -323,25 +352,25 @@ def test_a_sitting_to_the_end(tmp_path):
 
 
 def test_the_order_on_the_screen_is_shuffled_but_always_the_same(tmp_path):
-    todo = sheets(12, 4)
+    todo = candidates(12, 4)
     first, again = Person(), Person()
     for person in (first, again):
         person._typed = iter(["s"] * 11)
-        person.sit(tmp_path / "none.jsonl", todo)
+        person.sit(tmp_path / "p.db", todo)
     assert first.seen == again.seen
     shown = [line[3:] for line in first.seen if line.startswith("1) ")]
     assert len({text.partition(" of ")[0] for text in shown}) > 1
 
 
 def test_errors_are_told_and_asked_again(tmp_path):
-    todo, path, person = sheets(1), tmp_path / "r.jsonl", Person("1 2", "x", "1 2 3")
+    todo, path, person = candidates(1), tmp_path / "p.db", Person("1 2", "x", "1 2 3")
     person.sit(path, todo)
     assert [line for line in person.seen if "without one: 3" in line or "'x'" in line]
-    assert len(read(path)) == 1
+    assert len(saved(path, todo)) == 1
 
 
 def test_it_goes_on_where_it_stopped(tmp_path):
-    todo, path = sheets(), tmp_path / "r.jsonl"
+    todo, path = candidates(), tmp_path / "p.db"
     first = Person("1 2 3", "q")
     assert first.sit(path, todo).left == 2
     second = Person("1 2 3", "1 2 3")
@@ -352,62 +381,77 @@ def test_it_goes_on_where_it_stopped(tmp_path):
     assert third.seen == []
 
 
+def test_what_the_app_ranked_is_not_asked_again_in_the_terminal(tmp_path):
+    todo, path = candidates(), tmp_path / "p.db"
+    with Store(path, rules=Rules(0, 0, 0, 0), seed=0) as store:
+        store.add_sets(todo, origin="test")
+        task = store.claim(ben := store.add_annotator("Ben", "long enough"))
+        store.submit(ben, task.id, Verdict(tuple((one.id,) for one in task.completions)))
+    person = Person("1 2 3", "1 2 3")
+    assert person.sit(path, todo).left == 0
+    assert task.prompt.instruction not in person.tasks() and len(person.tasks()) == 2
+
+
 def test_the_end_of_the_input_ends_the_sitting_and_keeps_what_was_ranked(tmp_path):
-    todo, path = sheets(), tmp_path / "r.jsonl"
+    todo, path = candidates(), tmp_path / "p.db"
     assert Person("1 2 3").sit(path, todo).left == 2
-    assert len(read(path)) == 1
+    assert len(saved(path, todo)) == 1
 
 
 def test_a_skipped_prompt_comes_again_at_the_end(tmp_path):
-    todo, path, person = sheets(), tmp_path / "r.jsonl", Person("s", "1 2 3", "1 2 3", "1 2 3")
+    todo, path = candidates(), tmp_path / "p.db"
+    person = Person("s", "1 2 3", "1 2 3", "1 2 3")
     assert person.sit(path, todo).left == 0
     assert person.tasks() == ["Task 0.", "Task 1.", "Task 2.", "Task 0."]
     assert any("skipped before" in line for line in person.seen)
 
 
 def test_undo_appends_a_new_revision(tmp_path):
-    todo, path = sheets(), tmp_path / "r.jsonl"
+    todo, path = candidates(), tmp_path / "p.db"
     person = Person("u", "1 2 3", "u", "3 2 1", "1 2 3", "1 2 3", "u", "2 1 3")
     assert person.sit(path, todo).left == 0
     assert any("nothing to go back to" in line for line in person.seen)
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    numbers = [(int(row["prompt_id"] == todo[0].prompt.id), row["revision"]) for row in rows]
+    rows = revisions(path)
+    numbers = [(int(key == todo[0][0].id), revision) for key, revision, _ in rows]
     assert numbers == [(1, 0), (1, 1), (0, 0), (0, 0), (0, 1)]
-    assert rows[1]["tiers"] == rows[0]["tiers"][::-1]
-    heard = {one.prompt_id: one for one in read(path)}
-    assert heard[todo[0].prompt.id].revision == 1 and heard[todo[2].prompt.id].revision == 1
+    assert rows[1][2] == rows[0][2][::-1]
+    assert [ranking.revision for ranking in saved(path, todo)] == [1, 0, 1]
 
 
 def test_undo_reaches_back_into_an_earlier_sitting_of_the_same_person(tmp_path):
-    todo, path = sheets(), tmp_path / "r.jsonl"
+    todo, path = candidates(), tmp_path / "p.db"
     Person("1 2 3", "q").sit(path, todo)
     person = Person("u", "3 2 1", "q")
     assert person.sit(path, todo).left == 2
     assert person.tasks() == ["Task 1.", "Task 0.", "Task 1."]
-    assert read(path)[0].revision == 1
+    assert saved(path, todo)[0].revision == 1
     other = Person("u", "q")
     other.sit(path, todo, "Bob")
     assert any("nothing to go back to" in line for line in other.seen)
 
 
 def test_going_back_without_a_new_verdict_leaves_the_old_one(tmp_path):
-    todo, path = sheets(), tmp_path / "r.jsonl"
+    todo, path = candidates(), tmp_path / "p.db"
     person = Person("1 2 3", "u", "s", "1 2 3", "1 2 3")
     assert person.sit(path, todo).left == 0
-    assert [one.revision for one in read(path)] == [0, 0, 0]
+    assert [ranking.revision for ranking in saved(path, todo)] == [0, 0, 0]
 
 
 def test_the_time_of_a_verdict_is_measured_from_when_its_prompt_was_shown(tmp_path):
-    now = iter([10.0, 17.5])
-    Person("nonsense", "1 2 3").sit(tmp_path / "r.jsonl", sheets(1), clock=lambda: next(now))
-    assert read(tmp_path / "r.jsonl")[0].duration_s == 7.5
+    now, todo = iter([10.0, 17.5]), candidates(1)
+    Person("nonsense", "1 2 3").sit(tmp_path / "p.db", todo, clock=lambda: next(now))
+    assert saved(tmp_path / "p.db", todo)[0].duration_s == 7.5
 
 
 def test_a_judges_verdict_does_not_count_as_a_persons(tmp_path):
-    todo, path = sheets(1), tmp_path / "r.jsonl"
-    row = Ranking(todo[0].prompt.id, tuple((one.id,) for one in todo[0].completions), "judge:gold")
-    path.write_text(json.dumps(row.to_json()) + "\n")
+    todo, path = candidates(1), tmp_path / "p.db"
+    ((prompt, completions),) = todo
+    with Store(path) as store:
+        store.add_sets(todo, origin="test")
+        tiers = tuple((completion.id,) for completion in completions)
+        store.add_rankings([Ranking(prompt.id, tiers, "judge:gold")])
     assert Person("1 2 3").sit(path, todo).left == 0
+    assert [ranking.annotator for ranking in saved(path, todo)] == ["Ann"]
     with pytest.raises(UserError, match="--annotator"):
         Person().sit(path, todo, "judge:me")
     with pytest.raises(UserError, match="--annotator"):
@@ -426,18 +470,24 @@ def ask(question):
     for line in lines:
         return line
     os.kill(os.getpid(), 9)
-RankingSession(sheets(), Path({path!r}), "Ann", ask=ask, say=lambda _: None).run()
+store = Store({path!r})
+store.add_sets(candidates(), origin="test")
+RankingSession(candidates(), store, "Ann", ask=ask, say=lambda _: None).run()
 """
 
 
 def test_a_verdict_survives_a_kill_right_after_it(tmp_path):
-    path = tmp_path / "r.jsonl"
+    path = tmp_path / "p.db"
     root = str(Path(__file__).parent.parent)
     program = KILLED.format(root=root, path=str(path))
     done = subprocess.run([sys.executable, "-c", program], timeout=60, cwd=root)
     assert done.returncode == -9
-    assert len(read(path)) == 1
-    assert Person("1 2 3", "1 2 3").sit(path, sheets()).left == 0
+    assert len(saved(path, candidates())) == 1
+    assert Person("1 2 3", "1 2 3").sit(path, candidates()).left == 0
+
+
+def sheets() -> list[Sheet]:
+    return [Sheet(prompt, tuple(completions)) for prompt, completions in candidates()]
 
 
 def test_sheets_are_read_back_from_a_run(tmp_path):

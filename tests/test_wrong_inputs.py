@@ -303,7 +303,7 @@ def calm(tmp_path_factory):
 
 def products(out: Path) -> dict[str, object]:
     """What a run made, apart from times and places."""
-    names = ("generate/rows.jsonl", "sample/completions.jsonl", "rank/rankings.jsonl")
+    names = ("generate/rows.jsonl", "sample/completions.jsonl", "rank/snapshot/rankings.jsonl")
     found: dict[str, object] = {
         name: (out / name).read_bytes() for name in (*names, "best_of_k/candidates.jsonl")
     }

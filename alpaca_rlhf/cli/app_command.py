@@ -18,6 +18,8 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.data import holds_rankings, read_rankings
 from alpaca_rlhf.preferences import DATABASE, manifest_of, read_snapshot
 from alpaca_rlhf.preferences.store import Store
+from alpaca_rlhf.sources.sampled import queue_sampled
+from alpaca_rlhf.sources.verdicts import open_store
 from alpaca_rlhf.serving import folders
 from alpaca_rlhf.serving.queueing import queue_sampled
 from alpaca_rlhf.settings.bounds import Bounded
@@ -84,7 +86,7 @@ def run(flags: App, terminal: Terminal) -> int:
     environment.own_environment()
     has_run = folders.holds_run(flags.run)
     home = flags.run if has_run else Path()
-    with Store(flags.db or home / DATABASE) as store:
+    with open_store(home, flags.db, say=terminal.say) as store:
         if flags.add_user is not None:
             return _add_user(store, flags, terminal)
         if flags.add_gold is not None:

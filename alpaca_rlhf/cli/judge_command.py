@@ -1,11 +1,12 @@
-"""`alpaca-rlhf judge`: a judge ranks what waits in the app's queue; people's word stands above."""
+"""`alpaca-rlhf judge`: a judge ranks the app's queue. People's verdicts outrank its own."""
 
 from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -13,19 +14,21 @@ from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines
 from alpaca_rlhf.core import gpu_lock, quiet
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import only_one
-from alpaca_rlhf.core.records import Completion, Instruction, Ranking
-from alpaca_rlhf.preferences import DATABASE, JUDGE, ScoreJudge, read
+from alpaca_rlhf.core.records import Instruction, Ranking
+from alpaca_rlhf.preferences import JudgeIdentity, ScoreJudge
 from alpaca_rlhf.preferences.queue import Candidates
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.serving import folders
-from alpaca_rlhf.serving.queueing import queue_sampled
 from alpaca_rlhf.settings import Judge, Loop
 from alpaca_rlhf.settings.bounds import Bounded, PositiveInt
 from alpaca_rlhf.sources import Gold, source_of
+from alpaca_rlhf.sources.sampled import queue_sampled
+from alpaca_rlhf.sources.verdicts import has_verdicts, open_store
 
 _STAGE = "judge"
-_Gold = Callable[[Instruction, str, bool], Gold]
-_AT_ONCE = 64
+_GoldScore = Callable[[Instruction, str, bool], Gold]
+_BATCH_SETS = 64
+"""Sets that the reward model scores at once, and that are saved in one transaction."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,8 @@ class Judging(Bounded):
             raise ValueError("--by llm and --judge.url URL belong together: give both")
 
 
-def run(asked: Judging, terminal: Terminal) -> int:
-    """Rank what waits; run again it goes on where it stopped.
+def run(flags: Judging, terminal: Terminal) -> int:
+    """Rank the sets that wait; run again it goes on where it stopped.
 
     Returns:
         The exit code, 0.
@@ -60,112 +63,128 @@ def run(asked: Judging, terminal: Terminal) -> int:
         UserError: There is no such run, reward model or endpoint, or a budget is spent; what was
             ranked is kept.
     """
-    settings = folders.settings_of(asked.run)
-    with Store(asked.db or asked.run / DATABASE) as store:
-        queue_sampled(asked.run, store)
-        work = {"llm": _by_llm, "reward": _by_reward, "gold": _by_gold}[asked.by]
-        told = work(store, asked, settings, terminal)
-        terminal.say(f"judge: {told}; a person who ranks the same answers overrules it")
-    words = [PROGRAM, "app", "--run", str(asked.run), *(["--db", asked.db] if asked.db else [])]
+    settings = folders.settings_of(flags.run)
+    with open_store(flags.run, flags.db, say=terminal.say) as store:
+        queue_sampled(flags.run, store)
+        rank = {"llm": _by_llm, "reward": _by_reward, "gold": _by_gold}[flags.by]
+        summary = rank(store, flags, settings, terminal)
+        terminal.say(f"judge: {summary}; a person who ranks the same answers overrules it")
+    words = [PROGRAM, "app", "--run", str(flags.run), *(["--db", flags.db] if flags.db else [])]
     for line in next_lines([(shlex.join(words), "see them on the Data tab, export, train")]):
         terminal.say(line)
     return 0
 
 
-def _waiting(store: Store, asked: Judging, annotator: str) -> list[Candidates]:
-    """The sets that no person has ranked, in the app or in the terminal, nor this judge."""
-    ranked = _ranked_in_the_terminal(asked.run)
-    rows: list[Candidates] = []
-    for row in store.unjudged(annotator):
-        if asked.n is not None and len(rows) == asked.n:
-            break
-        if not ranked >= {one.id for one in row[1]}:
-            rows.append(row)
-    return rows
+def _waiting(store: Store, flags: Judging, judge: JudgeIdentity) -> list[Candidates]:
+    """The sets that no person has ranked, nor this judge.
+
+    With --db elsewhere, people may have ranked them in the run's own database, in the terminal.
+    """
+    sets = store.unjudged(judge)
+    if flags.db is not None and has_verdicts(flags.run):
+        sets = _not_ranked_in_run(flags.run, sets)
+    return list(islice(sets, flags.n))
 
 
-def _ranked_in_the_terminal(run: Path) -> set[str]:
-    """Completions that people put in order there, by id."""
-    said = [one for path in sorted(run.glob("rank*/rankings.jsonl")) for one in read(path)]
-    people = [one for one in said if not one.annotator.startswith(JUDGE)]
-    return {key for one in people for tier in one.tiers for key in tier}
+def _not_ranked_in_run(run: Path, sets: Iterable[Candidates]) -> Iterator[Candidates]:
+    with open_store(run) as store:
+        for candidates in sets:
+            if not store.ranked([candidates]):
+                yield candidates
 
 
-def _by_llm(store: Store, asked: Judging, settings: Loop, terminal: Terminal) -> str:
-    from alpaca_rlhf.stages.llm_judge import LLMJudge, outcomes, questions_about
+def _by_llm(store: Store, flags: Judging, settings: Loop, terminal: Terminal) -> str:
+    from alpaca_rlhf.stages.llm_judge import BATCH_RANKINGS, LLMJudge, outcomes, questions_about
 
-    folder = asked.run / "judge"
-    pairs: Counter[str] = Counter()
-    kept = 0
-    busy = f"--run {asked.run}: another `{PROGRAM} judge` is at work there; wait for it"
-    with only_one(folder, busy), LLMJudge(asked.judge, folder) as judge:
-        rows = _waiting(store, asked, judge.annotator)
+    folder = flags.run / "judge"
+    outcome_counts: Counter[str] = Counter()
+    busy = f"--run {flags.run}: another `{PROGRAM} judge` is at work there; wait for it"
+    with only_one(folder, busy), LLMJudge(flags.judge, folder) as judge:
+        sets = _waiting(store, flags, judge.identity)
         terminal.start(
             _STAGE,
-            f"{asked.judge.model} ranks {len(rows)} sets of {asked.run}, in "
-            f"{questions_about(rows)} requests: every two answers, in both orders",
+            f"{flags.judge.model} ranks {len(sets)} sets of {flags.run}, in "
+            f"{questions_about(sets)} requests: every two answers, in both orders",
         )
-        for done, (prompt, order) in enumerate(judge.rank(rows), 1):
-            pairs.update(order.pairs)
-            if order.tiers is not None:
-                kept += store.add_rankings([Ranking(prompt.id, order.tiers, judge.annotator)])
-            terminal.step(_STAGE, done, len(rows), {})
+
+        def decided() -> Iterator[Ranking]:
+            for done, (prompt, order) in enumerate(judge.rank(sets), 1):
+                outcome_counts.update(order.pairs)
+                if order.tiers is not None:
+                    yield Ranking(prompt.id, order.tiers, judge.identity.annotator)
+                terminal.step(_STAGE, done, len(sets), {})
+
+        added = store.add_rankings(decided(), judge=judge.identity, batch=BATCH_RANKINGS)
         terminal.finish(_STAGE, judge.account.line())
     return (
-        f"{kept} rankings by {judge.annotator}; {outcomes(pairs)}; {len(rows) - kept} sets left to "
-        "people, because nothing was decided"
+        f"{added} rankings by {judge.identity.annotator}; {outcomes(outcome_counts)}; "
+        f"{len(sets) - added} sets left to people, because nothing was decided"
     )
 
 
-def _by_reward(store: Store, asked: Judging, settings: Loop, terminal: Terminal) -> str:
-    found = folders.rewards(asked.run)
-    if not found:
-        raise UserError(f"--by reward: {asked.run} has no reward model yet; train it first")
-    name, folder = list(found.items())[-1]
+def _by_reward(store: Store, flags: Judging, settings: Loop, terminal: Terminal) -> str:
+    reward_models = folders.rewards(flags.run)
+    if not reward_models:
+        raise UserError(f"--by reward: {flags.run} has no reward model yet; train it first")
+    name, folder = list(reward_models.items())[-1]
     quiet.quiet(settings.base)
-    with gpu_lock.Loan(asked.run, terminal.say) as loan:
+    with card.Loan(flags.run, terminal.say) as loan:
         loan.take()
         from alpaca_rlhf.serving.scoring import Scorer
 
         quiet.quiet_transformers(settings.base)
         scorer = Scorer(settings, folder)
-        judge = ScoreJudge(f"{name}:{scorer.fingerprint}", lambda prompt, one: scores[one.id])
-        rows = _waiting(store, asked, f"{JUDGE}{judge.name}")
-        terminal.start(_STAGE, f"{name} of {asked.run} ranks {len(rows)} sets")
-        for start in range(0, len(rows), _AT_ONCE):
-            part = rows[start : start + _AT_ONCE]
-            scores = scorer.scores([(prompt, one) for prompt, own in part for one in own])
-            store.add_rankings(judge.rank(prompt, own) for prompt, own in part)
-            terminal.step(_STAGE, start + len(part), len(rows), {})
+        judge = ScoreJudge(
+            f"{name}:{scorer.fingerprint}", lambda prompt, completion: scores[completion.id]
+        )
+        sets = _waiting(store, flags, judge.identity)
+        terminal.start(_STAGE, f"{name} of {flags.run} ranks {len(sets)} sets")
+        for start in range(0, len(sets), _BATCH_SETS):
+            batch = sets[start : start + _BATCH_SETS]
+            answers = [(prompt, answer) for prompt, answers in batch for answer in answers]
+            scores = scorer.scores(answers)
+            rankings = [judge.rank(prompt, completions) for prompt, completions in batch]
+            store.add_rankings(rankings, judge=judge.identity)
+            terminal.step(_STAGE, start + len(batch), len(sets), {})
         terminal.finish(_STAGE, "every completion scored once")
-    return f"{len(rows)} rankings by {JUDGE}{judge.name}"
+    return f"{len(sets)} rankings by {judge.identity.annotator}"
 
 
-def _by_gold(store: Store, asked: Judging, settings: Loop, terminal: Terminal) -> str:
+def _by_gold(store: Store, flags: Judging, settings: Loop, terminal: Terminal) -> str:
     gold = source_of(settings).gold
     if gold is None:
         raise UserError(
-            f"--by gold: {asked.run} has files of its own, and only the small world has known "
+            f"--by gold: {flags.run} has files of its own, and only the small world has known "
             "answers; take --by reward, or --by llm"
         )
     scores: dict[str, float] = {}
-    judge = ScoreJudge("gold", lambda prompt, one: scores[one.id])
-    rows = _waiting(store, asked, f"{JUDGE}{judge.name}")
-    terminal.start(_STAGE, f"the gold judge ranks {len(rows)} sets of {asked.run}")
-    good = list(_scored(rows, gold, scores))
-    store.add_rankings(judge.rank(prompt, own) for prompt, own in good)
-    terminal.finish(_STAGE, f"{len(good)} sets of the small world")
-    others = len(rows) - len(good)
-    return f"{len(good)} rankings by {JUDGE}gold; {others} sets have no known answer"
+    judge = ScoreJudge("gold", lambda prompt, completion: scores[completion.id])
+    sets = _waiting(store, flags, judge.identity)
+    terminal.start(_STAGE, f"the gold judge ranks {len(sets)} sets of {flags.run}")
+    known_sets = list(_scored(sets, gold, scores))
+    rankings = [judge.rank(prompt, completions) for prompt, completions in known_sets]
+    store.add_rankings(rankings, judge=judge.identity)
+    terminal.finish(_STAGE, f"{len(known_sets)} sets of the small world")
+    unknown = len(sets) - len(known_sets)
+    return (
+        f"{len(known_sets)} rankings by {judge.identity.annotator}; {unknown} sets have no known "
+        "answer"
+    )
 
 
 def _scored(
-    rows: Sequence[Candidates], gold: _Gold, scores: dict[str, float]
-) -> Iterator[tuple[Instruction, Sequence[Completion]]]:
-    for prompt, own in rows:
+    sets: Sequence[Candidates], gold: _GoldScore, scores: dict[str, float]
+) -> Iterator[Candidates]:
+    """The sets of the small world; the gold score of each completion goes into `scores`."""
+    for prompt, completions in sets:
         try:
-            found = {one.id: gold(prompt, one.text, one.finish_reason == "eos") for one in own}
+            scores_of_set = {
+                completion.id: gold(
+                    prompt, completion.text, completion.finish_reason == "eos"
+                ).score
+                for completion in completions
+            }
         except UserError:
             continue  # typed by somebody: no task of the small world
-        scores.update({key: one.score for key, one in found.items()})
-        yield prompt, own
+        scores.update(scores_of_set)
+        yield prompt, completions

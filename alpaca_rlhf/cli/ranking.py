@@ -1,6 +1,6 @@
 """Ranking in the terminal: a person puts the completions of each prompt in order.
 
-Each verdict is on the disk before the next prompt is shown; who stops goes on there later.
+Each verdict is in the store before the next prompt is shown; who stops goes on there later.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Completion, Ranking
-from alpaca_rlhf.preferences import JUDGE, append, read
-from alpaca_rlhf.serving.queueing import Sheet
+from alpaca_rlhf.preferences import JUDGE
+
+if TYPE_CHECKING:
+    from alpaca_rlhf.preferences.queue import Candidates
+    from alpaca_rlhf.preferences.store import Store
 
 HELP = (
     "Type the numbers best first, ties joined by `=`: `2 1=3 4`. "
@@ -31,29 +34,29 @@ def parse_order(text: str, k: int) -> tuple[tuple[int, ...], ...]:
     """
     tight = re.sub(r"\s*=\s*", "=", text.strip())
     tiers: list[tuple[int, ...]] = []
-    seen: set[int] = set()
+    used: set[int] = set()
     for word in re.split(r"[\s,>]+", tight):
-        numbers = word.split("=")
-        if not all(re.fullmatch(r"[0-9]+", one) for one in numbers):
-            what = "`=` joins two numbers" if "=" in word else f"{word!r} is not a number"
-            raise ValueError(f"{what}; type for example {_example(k)}")
-        tier = tuple(int(one) for one in numbers)
-        for one in tier:
-            if not 1 <= one <= k:
-                raise ValueError(f"there is no answer {one}; the answers are 1 to {k}")
-            if one in seen:
-                raise ValueError(f"answer {one} stands twice")
-            seen.add(one)
+        parts = word.split("=")
+        if not all(re.fullmatch(r"[0-9]+", part) for part in parts):
+            problem = "`=` joins two numbers" if "=" in word else f"{word!r} is not a number"
+            raise ValueError(f"{problem}; type for example {_example(k)}")
+        tier = tuple(int(part) for part in parts)
+        for number in tier:
+            if not 1 <= number <= k:
+                raise ValueError(f"there is no answer {number}; the answers are 1 to {k}")
+            if number in used:
+                raise ValueError(f"answer {number} stands twice")
+            used.add(number)
         tiers.append(tier)
-    missing = sorted(set(range(1, k + 1)) - seen)
+    missing = sorted(set(range(1, k + 1)) - used)
     if missing:
-        listed = ", ".join(map(str, missing))
-        raise ValueError(f"every answer needs a place; still without one: {listed}")
+        numbers = ", ".join(map(str, missing))
+        raise ValueError(f"every answer needs a place; still without one: {numbers}")
     return tuple(tiers)
 
 
 def _example(k: int) -> str:
-    rest = [str(one) for one in range(4, k + 1)]
+    rest = [str(number) for number in range(4, k + 1)]
     return " ".join(["2", "1=3" if k > 2 else "1", *rest])
 
 
@@ -61,21 +64,21 @@ class RankingSession:
     """One sitting of one annotator.
 
     Args:
-        sheets: What is to be ranked.
-        path: The file that the verdicts are appended to.
-        annotator: Who ranks.
+        sets: The prompts to rank, each with its completions; they stand in the store.
+        store: Where verdicts are kept.
+        annotator: Name of the person who ranks.
         ask: Shows a question and returns the typed line; raises EOFError at the end of the input.
         say: Prints a line.
         clock: Seconds, for the time a verdict took.
 
     Raises:
-        UserError: The annotator's name is empty or a judge's, or the file is broken.
+        UserError: The annotator's name is empty or a judge's.
     """
 
     def __init__(
         self,
-        sheets: Sequence[Sheet],
-        path: Path,
+        sets: Sequence[Candidates],
+        store: Store,
         annotator: str,
         *,
         ask: Callable[[str], str],
@@ -86,104 +89,97 @@ class RankingSession:
             raise UserError(
                 f"--annotator {annotator!r}: give a name that does not begin with {JUDGE!r}"
             )
-        self._sheets = {sheet.prompt.id: sheet for sheet in sheets}
-        self._path = path
+        self._sets = {candidates[0].id: candidates for candidates in sets}
+        self._store = store
         self._annotator = annotator
         self._ask = ask
         self._say = say
         self._clock = clock
-        known = {one.id for sheet in sheets for one in sheet.completions}
-        ranked = read(path, known) if path.exists() else []
-        ranked = [one for one in ranked if not one.annotator.startswith(JUDGE)]
-        self._done = {one.prompt_id for one in ranked}
-        mine = [one for one in ranked if one.annotator == annotator]
-        self._revisions = {one.prompt_id: one.revision + 1 for one in mine}
-        self._history = [one.prompt_id for one in mine]
+        self._history = store.ranked_by(annotator, sets)
+        self._done = store.settled(self._sets) | set(self._history)
 
     @property
     def left(self) -> int:
-        """Prompts that nobody has ranked yet."""
-        return len(self._sheets.keys() - self._done)
+        """Number of prompts that nobody has ranked yet."""
+        return len(self._sets.keys() - self._done)
 
     def run(self) -> bool:
-        """Rank until nothing is left or the annotator quits. Returns whether all is ranked."""
-        queue = deque(key for key in self._sheets if key not in self._done)
+        """Rank until nothing is left or the annotator quits; returns True if all is ranked."""
+        queue = deque(prompt_id for prompt_id in self._sets if prompt_id not in self._done)
         skipped: set[str] = set()
         if queue:
-            self._say(f"{self.left} of {len(self._sheets)} prompts to rank. {HELP}")
+            self._say(f"{self.left} of {len(self._sets)} prompts to rank. {HELP}")
         while queue:
-            key = queue.popleft()
-            if key in skipped:
+            prompt_id = queue.popleft()
+            if prompt_id in skipped:
                 self._say("This one was skipped before. A tie of all answers is a verdict, too.")
             try:
-                answer = self._rank(key)
+                command = self._rank(prompt_id)
             except EOFError:
                 break
-            if answer == "q":
+            if command == "q":
                 break
-            old = key in self._done  # gone back to: without a new verdict its old one stays
-            if answer == "s" and not old:
-                skipped.add(key)
-                queue.append(key)
-            elif answer == "u":
-                if not old:
-                    queue.appendleft(key)
+            ranked = (
+                prompt_id in self._done
+            )  # gone back to: without a new verdict the old one stays
+            if command == "s" and not ranked:
+                skipped.add(prompt_id)
+                queue.append(prompt_id)
+            elif command == "u":
+                if not ranked:
+                    queue.appendleft(prompt_id)
                 if self._history:
                     queue.appendleft(self._history.pop())
                 else:
                     self._say("There is nothing to go back to.")
-            elif answer == "" and not queue and self._wants_back():
+            elif command == "" and not queue and self._wants_back():
                 queue.append(self._history.pop())
         return self.left == 0
 
-    def _rank(self, key: str) -> str:
+    def _rank(self, prompt_id: str) -> str:
         """Show a prompt until it has a verdict or a command was typed, which is returned."""
-        sheet = self._sheets[key]
-        order = list(sheet.completions)
-        random.Random(f"{self._annotator}/{key}").shuffle(order)
-        self._show(sheet, order)
-        shown = self._clock()
+        order = list(self._sets[prompt_id][1])
+        random.Random(f"{self._annotator}/{prompt_id}").shuffle(order)
+        self._show(prompt_id, order)
+        shown_at = self._clock()
         while True:
-            typed = self._ask("order: ").strip().lower()
-            if typed in ("s", "u", "q"):
-                return typed
+            line = self._ask("order: ").strip().lower()
+            if line in ("s", "u", "q"):
+                return line
             try:
-                tiers = parse_order(typed, len(order))
+                tiers = parse_order(line, len(order))
             except ValueError as error:
                 self._say(f"{error}.")
                 continue
             ranking = Ranking(
-                prompt_id=key,
-                tiers=tuple(tuple(order[n - 1].id for n in tier) for tier in tiers),
+                prompt_id=prompt_id,
+                tiers=tuple(tuple(order[number - 1].id for number in tier) for tier in tiers),
                 annotator=self._annotator,
-                duration_s=round(self._clock() - shown, 2),
-                revision=self._revisions.get(key, 0),
+                duration_s=round(self._clock() - shown_at, 2),
             )
-            append(self._path, ranking)
-            self._revisions[key] = ranking.revision + 1
-            self._history.append(key)
-            self._done.add(key)
+            self._store.add_rankings([ranking])
+            self._history.append(prompt_id)
+            self._done.add(prompt_id)
             return ""
 
-    def _show(self, sheet: Sheet, order: Sequence[Completion]) -> None:
-        again = " (again: the new verdict replaces the old one)" if self._is_done(sheet) else ""
-        number = list(self._sheets).index(sheet.prompt.id) + 1
-        self._say(f"\n[{number}/{len(self._sheets)}, {self.left} left]{again}")
-        for user, reply in sheet.prompt.history:
+    def _show(self, prompt_id: str, order: Sequence[Completion]) -> None:
+        prompt, _ = self._sets[prompt_id]
+        ranked = prompt_id in self._done
+        again = " (again: the new verdict replaces the old one)" if ranked else ""
+        number = list(self._sets).index(prompt_id) + 1
+        self._say(f"\n[{number}/{len(self._sets)}, {self.left} left]{again}")
+        for user, reply in prompt.history:
             self._say(f"  User: {user}\n  Assistant: {reply}")
-        self._say(f"  {sheet.prompt.instruction}")
-        if sheet.prompt.input:
-            self._say(f"  Input: {sheet.prompt.input}")
-        for n, one in enumerate(order, 1):
-            cut = " [cut off here]" if one.finish_reason == "length" else ""
-            self._say(f"{n}) {one.text.strip() or '(nothing)'}{cut}")
-
-    def _is_done(self, sheet: Sheet) -> bool:
-        return sheet.prompt.id in self._done
+        self._say(f"  {prompt.instruction}")
+        if prompt.input:
+            self._say(f"  Input: {prompt.input}")
+        for number, completion in enumerate(order, 1):
+            cut = " [cut off here]" if completion.finish_reason == "length" else ""
+            self._say(f"{number}) {completion.text.strip() or '(nothing)'}{cut}")
 
     def _wants_back(self) -> bool:
         try:
-            typed = self._ask("That was the last one. Enter ends, `u` goes back to it: ")
+            line = self._ask("That was the last one. Enter ends, `u` goes back to it: ")
         except EOFError:
             return False
-        return typed.strip().lower() == "u"
+        return line.strip().lower() == "u"

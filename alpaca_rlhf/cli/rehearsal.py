@@ -18,15 +18,15 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from alpaca_rlhf.cli.ranking import RankingSession
 from alpaca_rlhf.cli.terminal import Terminal
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.core.records import Instruction
+from alpaca_rlhf.core.records import Instruction, Ranking
 from alpaca_rlhf.data import clusters, write_instructions
 from alpaca_rlhf.pipeline import run_loop
-from alpaca_rlhf.serving.queueing import read_sheets
 from alpaca_rlhf.settings import Inputs, Judge, Loop
 from alpaca_rlhf.smallworld import sample_task, solved
+from alpaca_rlhf.sources.sampled import candidate_sets
+from alpaca_rlhf.sources.verdicts import open_store
 from alpaca_rlhf.stages import PeopleNeeded
 from alpaca_rlhf.stages.context import suffixed
 
@@ -251,7 +251,7 @@ def rehearse(settings: Loop, architecture: str, terminal: Terminal, *, command: 
             run_loop(small, terminal, kind="dry run", command=command)
         except PeopleNeeded:
             terminal.say("  here people rank; the dry run ranks at random")
-            _rank_at_random(small, suffixed("sample", round_), suffixed("rank", round_))
+            _rank_at_random(small, round_)
     return run_loop(small, terminal, kind="dry run", command=command)
 
 
@@ -309,14 +309,15 @@ def _rows(n: int, seed: int) -> list[Instruction]:
     return rows[:n]
 
 
-def _rank_at_random(settings: Loop, sample: str, rank: str) -> None:
-    """Enter a random order wherever a person would type one."""
-    rng = random.Random(f"{settings.seed}/{rank}")
-    numbers = [str(number) for number in range(1, settings.rank.k + 1)]
-    RankingSession(
-        read_sheets(settings.out, sample),
-        settings.out / rank / "rankings.jsonl",
-        "chance",
-        ask=lambda _: " ".join(rng.sample(numbers, len(numbers))),
-        say=lambda _: None,
-    ).run()
+def _rank_at_random(settings: Loop, round_: int) -> None:
+    """Save a random order of each prompt's answers, where a person would rank them."""
+    rng = random.Random(f"{settings.seed}/{suffixed('rank', round_)}")
+    sets = candidate_sets(settings.out, suffixed("sample", round_))
+    with open_store(settings.out) as store:
+        store.add_sets(sets, origin="dry run")
+        rankings = []
+        for prompt, completions in sets:
+            order = rng.sample(completions, len(completions))
+            tiers = tuple((completion.id,) for completion in order)
+            rankings.append(Ranking(prompt.id, tiers, "chance"))
+        store.add_rankings(rankings)

@@ -11,8 +11,9 @@ from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.pipeline import order, run_loop
 from alpaca_rlhf.serving import folders
-from alpaca_rlhf.serving.queueing import read_sheets
 from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.sources.sampled import candidate_sets, origin_of_stage
+from alpaca_rlhf.sources.verdicts import open_store
 from alpaca_rlhf.stages import PeopleNeeded
 from alpaca_rlhf.stages.context import suffixed
 
@@ -93,14 +94,13 @@ def rank_by_people(
         except PeopleNeeded:
             terminal.say("it is your turn")
     # 3. Rank, one prompt after the other.
-    session = RankingSession(
-        read_sheets(out, suffixed("sample", round_)),
-        out / suffixed("rank", round_) / "rankings.jsonl",
-        annotator,
-        ask=terminal.ask,
-        say=terminal.say,
-    )
-    if session.run():
+    stage = suffixed("sample", round_)
+    with open_store(out, say=terminal.say) as store:
+        sets = candidate_sets(out, stage)
+        store.add_sets(sets, origin=origin_of_stage(out, stage))
+        session = RankingSession(sets, store, annotator, ask=terminal.ask, say=terminal.say)
+        all_ranked = session.run()
+    if all_ranked:
         terminal.say("every prompt is ranked")
         terminal.say()
         terminal.say_next(resume)

@@ -15,16 +15,16 @@ from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines
 from alpaca_rlhf.core import gpu_lock, quiet
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
-from alpaca_rlhf.preferences import DATABASE
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.serving import folders
 from alpaca_rlhf.serving.filling import Draws, fill, origin_of
 from alpaca_rlhf.serving.manner import Manner
-from alpaca_rlhf.serving.queueing import queue_sampled
-from alpaca_rlhf.serving.served import EndpointModel
+from alpaca_rlhf.serving.served import Served
 from alpaca_rlhf.settings import Loop, Sampler
 from alpaca_rlhf.settings.bounds import Bounded, PositiveInt, Seed, Share
 from alpaca_rlhf.sources.run_prompts import RunPrompts
+from alpaca_rlhf.sources.sampled import queue_sampled
+from alpaca_rlhf.sources.verdicts import open_store
 
 ABOUT = "fill the queue of the app with answers to rank, to the prompts of a run's rank split"
 _STAGE = "fill"
@@ -79,7 +79,7 @@ def run(asked: Fill, terminal: Terminal) -> int:
     """
     settings = folders.settings_of(asked.run)
     who = _policy(asked) if asked.sampler.url is None else asked.sampler.model
-    with Store(asked.db or asked.run / DATABASE) as store:
+    with open_store(asked.run, asked.db, say=terminal.say) as store:
         terminal.say(
             f"sample: {asked.k} answers of {who} to each prompt of the rank split of "
             f"{asked.run}, for the queue in {store.database.shown}; Ctrl-C at any time, the same "

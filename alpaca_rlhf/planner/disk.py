@@ -66,7 +66,10 @@ _TEXT: Mapping[str, Callable[[Loop, int], int]] = {
     # each reply is kept verbatim, with the rows made of it
     "generate": lambda s, _: 3 * _completions(s.generate.target, s.generate.max_new_tokens),
     "sample": lambda s, _: _completions(s.rank.prompts * s.rank.k, s.sampling.max_new_tokens),
-    "rank": lambda s, _: 2 * s.rank.prompts * s.rank.k * ROW_BYTES,
+    # in the database, in its journal and in the snapshot, and there in K - 1 pairs each
+    "rank": lambda s, _: (
+        (s.rank.k + 2) * _completions(s.rank.prompts * s.rank.k, s.sampling.max_new_tokens)
+    ),
     # the pool repeats those of earlier rounds; each has its token ids too
     "best_of_k": lambda s, round_: (
         2 * round_ * _completions(s.best_of_k.prompts * s.best_of_k.k, s.sampling.max_new_tokens)

@@ -1,27 +1,32 @@
-"""The preferences room: who found which completion better.
+"""The preferences room: candidate sets, verdicts on them by people and judges, and snapshots.
 
-`store` is the database of the app; take it from there, so that SQLAlchemy is loaded only where a
-database is opened.
+`store` is the database that keeps every verdict. It is imported from its own module, so that
+SQLAlchemy is loaded only where a database is opened.
 """
 
-from alpaca_rlhf.preferences.judges import Judge, Score, ScoreJudge, dispersion, wrong_share
-from alpaca_rlhf.preferences.rankings import JUDGE, append, drop_judges, read
+from alpaca_rlhf.preferences.judges import (
+    JUDGE,
+    Judge,
+    JudgeIdentity,
+    Score,
+    ScoreJudge,
+    dispersion,
+    wrong_share,
+)
 from alpaca_rlhf.preferences.snapshot import manifest_of, read_snapshot
 
 DATABASE = "preferences.db"
-"""The app's database in a run folder."""
+"""The database of a run, in its folder."""
 
 __all__ = [
     "DATABASE",
     "JUDGE",
     "Judge",
+    "JudgeIdentity",
     "Score",
     "ScoreJudge",
-    "append",
     "dispersion",
-    "drop_judges",
     "manifest_of",
-    "read",
     "read_snapshot",
     "wrong_share",
 ]

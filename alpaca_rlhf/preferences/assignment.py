@@ -6,10 +6,9 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from alpaca_rlhf.core.records import Completion, Instruction
-from alpaca_rlhf.preferences.rankings import MOST_STARS
 
 Kind = Literal["task", "gold", "repeat"]
 """An ordinary task, one whose right order is known, or one of the annotator's own again. Only
@@ -22,6 +21,8 @@ FEWEST, MOST = 2, 9
 """Completions of a candidate set."""
 MOST_TEXT = 2000
 """Characters of a comment."""
+MOST_STARS = 5
+"""The best that a criterion can be given; 1 is the worst."""
 
 METHODS = ("mouse", "touch", "keyboard", "buttons", "mixed", "as_shown", "")
 """How an order was put in; `as_shown` is an untouched order that was confirmed."""
@@ -29,10 +30,20 @@ METHODS = ("mouse", "touch", "keyboard", "buttons", "mixed", "as_shown", "")
 Problem = Literal["unknown", "not_yours", "incomplete", "bad_value", "done", "too_early"]
 
 
-def distinct(own: Sequence[Completion], k: int = MOST) -> list[Completion]:
-    """The first K completions that say different things: two that say the same rank alike."""
-    first = {one.text.strip(): one for one in reversed(own)}
-    return [one for one in own if first[one.text.strip()] is one][:k]
+T = TypeVar("T")
+
+
+def distinct_keys(keys: Sequence[T], texts: Sequence[str]) -> list[T]:
+    """The key of the first occurrence of each text, spaces around it apart."""
+    first: dict[str, T] = {}
+    for key, text in zip(keys, texts, strict=True):
+        first.setdefault(text.strip(), key)
+    return list(first.values())
+
+
+def distinct(completions: Sequence[Completion], k: int = MOST) -> list[Completion]:
+    """The first K completions with different texts: two with the same text would rank alike."""
+    return distinct_keys(completions, [completion.text for completion in completions])[:k]
 
 
 class Refused(Exception):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from alpaca_rlhf.preferences.schema import Audit
@@ -22,6 +21,13 @@ def note(
     after: Mapping[str, Any] | None = None,
 ) -> None:
     """Add a row: who (`annotator:7`, `system`) did what to what (`assignment:12`)."""
-    row = {"at_ms": at_ms, "actor": actor, "action": action, "entity": entity}
-    states = {"before": dict(before) if before else None, "after": dict(after) if after else None}
-    session.execute(insert(Audit).values(row | states))
+    session.add(
+        Audit(
+            at_ms=at_ms,
+            actor=actor,
+            action=action,
+            entity=entity,
+            before=dict(before) if before else None,
+            after=dict(after) if after else None,
+        )
+    )

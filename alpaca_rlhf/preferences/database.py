@@ -21,7 +21,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, Operati
 from sqlalchemy.orm import Session
 
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.core.files import is_full
+from alpaca_rlhf.core.files import FULL, is_full
 
 BUSY_MS = 30_000
 """Milliseconds that a writer waits for another process before SQLite gives up."""
@@ -59,6 +59,10 @@ class Database:
             _migrate(self._engine, self.file)
         except DBAPIError as error:
             self.close()
+            if is_full(error):
+                raise DiskFull(
+                    f"--db {self.shown}: cannot be written (No space left on device); {FULL}"
+                ) from None
             raise UserError(
                 f"--db {self.shown}: could not be opened ({_first_line(error)})"
             ) from None

@@ -8,12 +8,24 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from alpaca_rlhf.core.records import Completion, Instruction, Ranking
+from alpaca_rlhf.core.records import Completion, Instruction, Ranking, content_hash
+
+JUDGE = "judge:"
+"""Prefix of the annotator's name in every ranking that no person made."""
 
 Score = Callable[[Instruction, Completion], float]
 """How good a completion is; higher is better."""
+
+
+class JudgeIdentity(NamedTuple):
+    """A judge under certain settings: asked about a set again, it has nothing new to say."""
+
+    annotator: str
+    """Name in its rankings, beginning with `judge:`."""
+    settings: str
+    """Hash of all that its rankings depend on, apart from the name."""
 
 
 class Judge(Protocol):
@@ -56,6 +68,12 @@ class ScoreJudge:
         if not 0 <= self.noise < 0.5:
             raise ValueError(f"noise must be at least 0 and below 0.5, got {self.noise:g}")
 
+    @property
+    def identity(self) -> JudgeIdentity:
+        """Its name in rankings, and the hash of the noise, the tie threshold and the seed."""
+        settings = content_hash(repr(self.noise), repr(self.tie_below), str(self.seed))
+        return JudgeIdentity(f"{JUDGE}{self.name}", settings)
+
     def rank(self, prompt: Instruction, completions: Sequence[Completion]) -> Ranking:
         """The noisy order.
 
@@ -71,7 +89,7 @@ class ScoreJudge:
             weights = [q**places for places in range(at + 1)]
             places = rng.choices(range(at + 1), weights)[0]
             order.insert(at - places, tier)
-        return Ranking(prompt.id, tuple(order), f"judge:{self.name}")
+        return Ranking(prompt.id, tuple(order), f"{JUDGE}{self.name}")
 
     def _tiers(
         self, prompt: Instruction, completions: Sequence[Completion]

@@ -12,8 +12,8 @@ from sqlalchemy.orm import Session
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.preferences import passwords
 from alpaca_rlhf.preferences.audit import note
+from alpaca_rlhf.preferences.judges import JUDGE
 from alpaca_rlhf.preferences.queue import clean
-from alpaca_rlhf.preferences.rankings import JUDGE
 from alpaca_rlhf.preferences.schema import Annotator
 
 Role = Literal["annotator", "admin"]

@@ -11,35 +11,40 @@ from sqlalchemy.orm import Session
 
 from alpaca_rlhf.core.records import Completion, Instruction, content_hash
 from alpaca_rlhf.preferences import schema
-from alpaca_rlhf.preferences.assignment import FEWEST, MOST, Tiers, places
+from alpaca_rlhf.preferences.assignment import FEWEST, MOST, Tiers, distinct, places
 
 Candidates = tuple[Instruction, Sequence[Completion]]
 """A prompt and the completions to put in order."""
 
+_BATCH_PROMPTS = 500
+
 
 def set_key(prompt_id: str, completion_ids: Iterable[str]) -> str:
-    """What a candidate set is known by, whatever the order of its completions."""
+    """The key of a candidate set, whatever the order of its completions."""
     return content_hash(prompt_id, *sorted(completion_ids))
 
 
 def add_sets(
     session: Session,
-    rows: Sequence[Candidates],
+    sets: Sequence[Candidates],
     *,
     now_ms: int,
     origin: str,
     second_share: float,
     gold: Mapping[str, Tiers],
 ) -> int:
-    """Add what is not there yet; returns how many sets are new.
+    """Add the candidate sets that are not there yet; returns how many are new.
+
+    A set in which two completions have the same text has no places: people are shown each text
+    once, and only judges rank it.
 
     Raises:
         ValueError: A set has too few or too many completions, two alike, or one of another prompt.
     """
-    numbers = add_completions(session, rows, now_ms=now_ms)
-    sets = {}
-    for prompt, own in rows:
-        ids = [one.id for one in own]
+    numbers = add_completions(session, sets, now_ms=now_ms)
+    rows = {}
+    for prompt, completions in sets:
+        ids = [completion.id for completion in completions]
         if not FEWEST <= len(ids) <= MOST or len(set(ids)) != len(ids):
             raise ValueError(
                 f"prompt {prompt.id}: a candidate set has {FEWEST} to {MOST} different "
@@ -47,12 +52,13 @@ def add_sets(
             )
         key = set_key(prompt.id, ids)
         known = gold.get(prompt.id)
-        if known is not None and sorted(one for tier in known for one in tier) != sorted(ids):
+        if known is not None and sorted(key for tier in known for key in tier) != sorted(ids):
             raise ValueError(f"prompt {prompt.id}: its known order is of other completions")
-        sets[key] = {
+        for_people = known is None and len(distinct(completions)) == len(completions)
+        rows[key] = {
             "prompt_id": numbers[prompt.id],
             "completions": ids,
-            "target": places(key, second_share) if known is None else 0,
+            "target": places(key, second_share) if for_people else 0,
             "claimed": 0,
             "verdicts": 0,
             "gold": None if known is None else [list(tier) for tier in known],
@@ -60,10 +66,10 @@ def add_sets(
             "origin": origin,
             "created_ms": now_ms,
         }
-    return _add(session, schema.CandidateSet, sets)
+    return _add(session, schema.CandidateSet, rows)
 
 
-def add_completions(session: Session, rows: Sequence[Candidates], *, now_ms: int) -> dict[str, int]:
+def add_completions(session: Session, sets: Sequence[Candidates], *, now_ms: int) -> dict[str, int]:
     """Add prompts and completions that are not there yet, for nobody to rank.
 
     Returns:
@@ -72,32 +78,34 @@ def add_completions(session: Session, rows: Sequence[Candidates], *, now_ms: int
     Raises:
         ValueError: A completion answers another prompt.
     """
-    prompts = {prompt.id: _prompt(prompt, now_ms) for prompt, _ in rows}
-    numbers = _numbered(session, schema.Prompt, prompts)
-    completions = {}
-    for prompt, own in rows:
-        for one in own:
-            if one.prompt_id != prompt.id:
-                raise ValueError(f"completion {one.id} answers {one.prompt_id}, not {prompt.id}")
-            completions[one.id] = _completion(one, numbers[prompt.id], now_ms)
-    _add(session, schema.Completion, completions)
+    prompts = {prompt.id: _prompt_columns(prompt, now_ms) for prompt, _ in sets}
+    numbers = _add_prompts(session, prompts)
+    rows = {}
+    for prompt, completions in sets:
+        for completion in completions:
+            if completion.prompt_id != prompt.id:
+                raise ValueError(
+                    f"completion {completion.id} answers {completion.prompt_id}, not {prompt.id}"
+                )
+            rows[completion.id] = _completion_columns(completion, numbers[prompt.id], now_ms)
+    _add(session, schema.Completion, rows)
     return numbers
 
 
 def answered(session: Session, prompts: Collection[str], adapter: str) -> set[str]:
     """Those of these prompts (by id) that have a candidate set with an answer by this adapter."""
-    found: set[str] = set()
+    keys: set[str] = set()
     wanted = list(prompts)
-    for start in range(0, len(wanted), 500):
+    for start in range(0, len(wanted), _BATCH_PROMPTS):
         rows = session.execute(
             select(schema.Prompt.key, schema.Completion.key, schema.CandidateSet.completions)
             .join(schema.Completion, schema.Completion.prompt_id == schema.Prompt.id)
             .join(schema.CandidateSet, schema.CandidateSet.prompt_id == schema.Prompt.id)
-            .where(schema.Prompt.key.in_(wanted[start : start + 500]))
+            .where(schema.Prompt.key.in_(wanted[start : start + _BATCH_PROMPTS]))
             .where(schema.Completion.adapter == adapter)
         )
-        found |= {prompt for prompt, one, own in rows if one in own}
-    return found
+        keys |= {prompt for prompt, completion, of_set in rows if completion in of_set}
+    return keys
 
 
 def clean(text: str) -> str:
@@ -110,21 +118,21 @@ def _add(session: Session, table: type[schema.Base], rows: Mapping[str, dict[str
     if not rows:
         return 0
     target = cast(Table, table.__table__)
-    values = [{"key": key, **rows[key]} for key in sorted(rows)]  # one order: no deadlock
+    # Always in the same order, so that two writers on PostgreSQL never wait for each other.
+    values = [{"key": key, **rows[key]} for key in sorted(rows)]
     dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
     adding = dialect.insert(target).on_conflict_do_nothing(index_elements=["key"])
     return len(session.execute(adding.returning(target.c.id), values).all())
 
 
-def _numbered(
-    session: Session, table: type[schema.Prompt], rows: Mapping[str, dict[str, Any]]
-) -> dict[str, int]:
-    _add(session, table, rows)
-    found = session.execute(select(table.key, table.id).where(table.key.in_(list(rows))))
-    return {key: number for key, number in found}
+def _add_prompts(session: Session, rows: Mapping[str, dict[str, Any]]) -> dict[str, int]:
+    """Insert prompts that are not there yet; returns the number of each by its key."""
+    _add(session, schema.Prompt, rows)
+    numbers = select(schema.Prompt.key, schema.Prompt.id).where(schema.Prompt.key.in_(list(rows)))
+    return {key: number for key, number in session.execute(numbers)}
 
 
-def _prompt(prompt: Instruction, now_ms: int) -> dict[str, Any]:
+def _prompt_columns(prompt: Instruction, now_ms: int) -> dict[str, Any]:
     return {
         "instruction": clean(prompt.instruction),
         "input": clean(prompt.input),
@@ -134,15 +142,15 @@ def _prompt(prompt: Instruction, now_ms: int) -> dict[str, Any]:
     }
 
 
-def _completion(one: Completion, prompt: int, now_ms: int) -> dict[str, Any]:
+def _completion_columns(completion: Completion, prompt_number: int, now_ms: int) -> dict[str, Any]:
     return {
-        "prompt_id": prompt,
-        "text": clean(one.text),
-        "adapter": one.adapter,
-        "sampling": one.sampling,
-        "seed": one.seed,
-        "sample": one.sample,
-        "finish_reason": one.finish_reason,
-        "n_tokens": one.n_tokens,
+        "prompt_id": prompt_number,
+        "text": clean(completion.text),
+        "adapter": completion.adapter,
+        "sampling": completion.sampling,
+        "seed": completion.seed,
+        "sample": completion.sample,
+        "finish_reason": completion.finish_reason,
+        "n_tokens": completion.n_tokens,
         "created_ms": now_ms,
     }

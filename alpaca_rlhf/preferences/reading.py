@@ -1,17 +1,22 @@
-"""The verdicts that count, read in order and in bounded memory."""
+"""Queries over the verdicts that count, in bounded memory and in an order that is always the same.
+
+The rule that people outrank judges stands here and nowhere else.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import func, insert, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy import and_, exists, func, insert, or_, select
+from sqlalchemy.orm import Session, aliased
 
 from alpaca_rlhf.core.records import Completion as Record
 from alpaca_rlhf.core.records import Instruction
+from alpaca_rlhf.preferences.assignment import distinct_keys
 from alpaca_rlhf.preferences.audit import note
-from alpaca_rlhf.preferences.queue import clean
+from alpaca_rlhf.preferences.judges import JudgeIdentity
+from alpaca_rlhf.preferences.queue import Candidates, clean, set_key
 from alpaca_rlhf.preferences.schema import (
     Annotator,
     Assignment,
@@ -22,26 +27,42 @@ from alpaca_rlhf.preferences.schema import (
     Snapshot,
 )
 
-AT_ONCE = 1000
-"""Rankings in memory at once."""
+BATCH_SETS = 1000
+"""Candidate sets in memory at once."""
 
 
-def verdicts(session: Session) -> Iterator[dict[str, Any]]:
-    """The newest revision of every assignment, with its prompt and completions, oldest first.
+def verdicts(session: Session, judge: JudgeIdentity | None = None) -> Iterator[dict[str, Any]]:
+    """The newest revision of every assignment with its prompt and completions.
 
-    Repeats, gold questions and what was taken back are left out, and so are judges where a person
-    has ranked the same set.
+    They come in the order of the candidate sets' keys, which are hashes of what was ranked, and
+    within a set of the annotators' names: the same verdicts give the same rows in the same order,
+    whenever and in whatever order they arrived. Repeats, gold questions and withdrawn verdicts are
+    left out, and so are judges where a person has ranked the same answers.
+
+    Args:
+        session: A transaction that reads.
+        judge: Of this judge the revision made under these settings is taken, if there is one.
     """
-    after = 0
+    counts = and_(Assignment.ranking_id.is_not(None), Assignment.kind.in_(["task", "judge"]))
+    page = (
+        select(CandidateSet.key)
+        .where(exists().where(Assignment.candidate_set_id == CandidateSet.id, counts))
+        .order_by(CandidateSet.key)
+        .limit(BATCH_SETS)
+    )
     query = (
         select(
             Assignment.id,
+            Assignment.kind,
             Annotator.name.label("annotator"),
+            Prompt.key.label("prompt"),
             Prompt.instruction,
             Prompt.input,
             Prompt.history,
             Prompt.source,
+            CandidateSet.key.label("set"),
             CandidateSet.completions,
+            CandidateSet.verdicts,
             Ranking.revision,
             Ranking.tiers,
             Ranking.criteria,
@@ -51,70 +72,146 @@ def verdicts(session: Session) -> Iterator[dict[str, Any]]:
             Ranking.duration_ms,
             Ranking.created_ms,
         )
-        .join(Ranking, Ranking.id == Assignment.ranking_id)
+        .select_from(Assignment)
         .join(Annotator, Annotator.id == Assignment.annotator_id)
+        .join(Ranking, Ranking.id == _ranking_of(judge))
         .join(CandidateSet, CandidateSet.id == Assignment.candidate_set_id)
         .join(Prompt, Prompt.id == CandidateSet.prompt_id)
-        .where(Assignment.kind.in_(["task", "judge"]))
-        .where(or_(Assignment.kind == "task", CandidateSet.verdicts == 0))
-        .order_by(Assignment.id)
-        .limit(AT_ONCE)
+        .where(counts)
     )
-    while rows := session.execute(query.where(Assignment.id > after)).all():
-        texts = _completions(session, {key for row in rows for key in row.completions})
-        for row in rows:
-            yield {**row._mapping, "completions": [texts[key] for key in row.completions]}
-        after = rows[-1].id
+    after = ""
+    while keys := session.scalars(page.where(CandidateSet.key > after)).all():
+        rows = session.execute(query.where(CandidateSet.key.in_(keys))).all()
+        completions = _completions(session, {key for row in rows for key in row.completions})
+        outranked = _outranked(session, rows, completions)
+        for row in sorted(rows, key=lambda row: (row.set, row.annotator)):
+            if row.kind == "task" or row.set not in outranked:
+                columns = dict(row._mapping)
+                columns["completions"] = [completions[key] for key in row.completions]
+                yield columns
+        after = keys[-1]
 
 
-def unjudged(
-    session: Session, annotator: str, after: int
-) -> list[tuple[int, Instruction, list[Record]]]:
-    """The next sets, by number, that no person has ranked, nor this judge.
+def _ranking_of(judge: JudgeIdentity | None) -> Any:
+    """The number of the revision that counts of an assignment."""
+    if judge is None:
+        return Assignment.ranking_id
+    said = aliased(Ranking)
+    under_settings = (
+        select(func.max(said.id))
+        .where(said.assignment_id == Assignment.id, said.judge_settings == judge.settings)
+        .where(Annotator.name == clean(judge.annotator))
+        .scalar_subquery()
+        .correlate(Assignment, Annotator)
+    )
+    return func.coalesce(under_settings, Assignment.ranking_id)
 
-    Gold questions and what was taken out are left out.
+
+def _outranked(
+    session: Session, rows: Sequence[Any], completions: dict[str, dict[str, Any]]
+) -> set[str]:
+    """Keys of the sets on which judges do not count, because a person ranked the same answers.
+
+    People see every answer once. So where two completions of a set have the same text, a person has
+    ranked the same answers in the set of the distinct ones.
     """
-    own = (
+    outranked = {row.set for row in rows if row.verdicts > 0}
+    shown_as = {}
+    for row in rows:
+        if row.kind == "judge" and row.set not in outranked:
+            texts = [completions[key]["text"] for key in row.completions]
+            distinct = distinct_keys(row.completions, texts)
+            if len(distinct) < len(row.completions):
+                shown_as[row.set] = set_key(row.prompt, distinct)
+    ranked = ranked_sets(session, shown_as.values())
+    return outranked | {key for key, shown in shown_as.items() if shown in ranked}
+
+
+def ranked_sets(session: Session, keys: Iterable[str]) -> set[str]:
+    """Those of these candidate sets, by key, that a person has ranked."""
+    wanted = sorted(set(keys))
+    ranked: set[str] = set()
+    for start in range(0, len(wanted), BATCH_SETS):
+        part = wanted[start : start + BATCH_SETS]
+        ranked.update(
+            session.scalars(
+                select(CandidateSet.key).where(
+                    CandidateSet.key.in_(part), CandidateSet.verdicts > 0
+                )
+            )
+        )
+    return ranked
+
+
+def unjudged(session: Session, judge: JudgeIdentity, after: int) -> list[tuple[int, Candidates]]:
+    """The next sets, by number, that no person has ranked, nor this judge under these settings.
+
+    Gold questions, closed sets, and sets that nobody is asked about are left out. Verdicts of
+    earlier versions name no settings and count as made under any.
+    """
+    judged = (
         select(Assignment.candidate_set_id)
         .join(Annotator, Annotator.id == Assignment.annotator_id)
-        .where(Annotator.name == clean(annotator), Assignment.ranking_id.is_not(None))
+        .join(Ranking, Ranking.assignment_id == Assignment.id)
+        .where(Annotator.name == clean(judge.annotator))
+        .where(or_(Ranking.judge_settings == judge.settings, Ranking.judge_settings.is_(None)))
     )
     rows = session.execute(
         select(CandidateSet, Prompt)
         .join(Prompt, Prompt.id == CandidateSet.prompt_id)
         .where(CandidateSet.id > after, CandidateSet.verdicts == 0, ~CandidateSet.retired)
-        .where(CandidateSet.gold.is_(None), CandidateSet.id.not_in(own))
+        .where(CandidateSet.target > 0, CandidateSet.id.not_in(judged))
         .order_by(CandidateSet.id)
-        .limit(AT_ONCE)
+        .limit(BATCH_SETS)
     ).all()
-    texts = _completions(session, {key for one, _ in rows for key in one.completions})
-    found = []
-    for one, asked in rows:
+    completions = _completions(
+        session, {key for candidate_set, _ in rows for key in candidate_set.completions}
+    )
+    sets = []
+    for candidate_set, row in rows:
         prompt = Instruction(
-            asked.instruction,
-            asked.input,
-            source=asked.source,
-            history=tuple((user, reply) for user, reply in asked.history),
+            row.instruction,
+            row.input,
+            source=row.source,
+            history=tuple((user, reply) for user, reply in row.history),
         )
-        answers = [{**texts[key], "prompt_id": prompt.id} for key in one.completions]
-        for answer in answers:
-            answer.pop("id")
-        found.append((one.id, prompt, [Record(**answer) for answer in answers]))
-    return found
+        records = []
+        for key in candidate_set.completions:
+            columns = {name: value for name, value in completions[key].items() if name != "id"}
+            records.append(Record(prompt_id=prompt.id, **columns))
+        sets.append((candidate_set.id, (prompt, records)))
+    return sets
 
 
-def settled(session: Session, prompts: list[str]) -> set[str]:
-    """Those prompts, by key, of which a set has a verdict or was retired."""
-    found: set[str] = set()
+def ranked_by(session: Session, annotator: str, keys: Sequence[str]) -> list[str]:
+    """Those of these candidate sets, by key, that an annotator has ranked, the last one last."""
+    query = (
+        select(CandidateSet.key, Assignment.ranking_id)
+        .join(Assignment, Assignment.candidate_set_id == CandidateSet.id)
+        .join(Annotator, Annotator.id == Assignment.annotator_id)
+        .where(Annotator.name == clean(annotator), Assignment.repeat == 0)
+        .where(Assignment.ranking_id.is_not(None))
+    )
+    rows: list[tuple[int, str]] = []
+    for start in range(0, len(keys), BATCH_SETS):
+        part = keys[start : start + BATCH_SETS]
+        found = session.execute(query.where(CandidateSet.key.in_(part)))
+        rows += [(ranking_id or 0, key) for key, ranking_id in found]
+    return [key for _, key in sorted(rows)]
+
+
+def settled(session: Session, prompts: Sequence[str]) -> set[str]:
+    """Those of these prompts, by key, of which a set was ranked by a person, or was closed."""
+    keys: set[str] = set()
     query = (
         select(Prompt.key)
         .join(CandidateSet, CandidateSet.prompt_id == Prompt.id)
         .where(or_(CandidateSet.verdicts > 0, CandidateSet.retired))
     )
-    for start in range(0, len(prompts), AT_ONCE):
-        part = prompts[start : start + AT_ONCE]
-        found.update(session.scalars(query.where(Prompt.key.in_(part))))
-    return found
+    for start in range(0, len(prompts), BATCH_SETS):
+        part = prompts[start : start + BATCH_SETS]
+        keys.update(session.scalars(query.where(Prompt.key.in_(part))))
+    return keys
 
 
 def newest(session: Session) -> int:
@@ -126,14 +223,13 @@ def note_snapshot(
     session: Session, path: str, max_ranking: int, rankings: int, sha256: str, now_ms: int
 ) -> None:
     """Enter an export that was written."""
-    row = {"path": path, "max_ranking_id": max_ranking, "rankings": rankings, "sha256": sha256}
-    session.execute(insert(Snapshot).values(row | {"created_ms": now_ms}))
-    note(session, now_ms, "system", "export", f"snapshot:{sha256[:16]}", after=row)
+    columns = {"path": path, "max_ranking_id": max_ranking, "rankings": rankings, "sha256": sha256}
+    session.execute(insert(Snapshot).values(columns | {"created_ms": now_ms}))
+    note(session, now_ms, "system", "export", f"snapshot:{sha256[:16]}", after=columns)
 
 
 def _completions(session: Session, keys: set[str]) -> dict[str, dict[str, Any]]:
-    table = Completion
     names = ("text", "adapter", "sampling", "seed", "sample", "finish_reason", "n_tokens")
-    columns = [getattr(table, name) for name in names]
-    found = session.execute(select(table.key, *columns).where(table.key.in_(sorted(keys))))
-    return {key: {"id": key, **dict(zip(names, own, strict=True))} for key, *own in found}
+    columns = [getattr(Completion, name) for name in names]
+    rows = session.execute(select(Completion.key, *columns).where(Completion.key.in_(sorted(keys))))
+    return {key: {"id": key, **dict(zip(names, fields, strict=True))} for key, *fields in rows}

@@ -185,7 +185,10 @@ class Assignment(Base):
 
 
 class Ranking(Base):
-    """One revision of a verdict. Rows are added and never changed; an undo is a revision too."""
+    """One revision of a verdict. Rows are added and never changed; an undo is a revision too.
+
+    `judge_settings` is the hash of the settings that a judge ranked under; empty for people.
+    """
 
     __tablename__ = "ranking"
 
@@ -202,6 +205,7 @@ class Ranking(Base):
     app_version: Mapped[str]
     duration_ms: Mapped[int]
     created_ms: Mapped[int]
+    judge_settings: Mapped[str | None] = mapped_column(String(16))
 
     __table_args__ = (
         UniqueConstraint("assignment_id", "revision"),

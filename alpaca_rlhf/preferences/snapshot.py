@@ -3,10 +3,11 @@
     manifest.json    what it is, with the sha256 of every file
     rankings.jsonl   a ranking a line, with its prompt and completions; canonical JSON
     pairs.jsonl      the pairs that they decide, as TRL's trainers read them
-    rankings.csv     for a spreadsheet
+    rankings.csv     for a spreadsheet; the only one with times and the numbers of the database
     README.md        so that `datasets.load_dataset(folder)` finds the configurations
 
-The folder is whole or not there at all.
+The bytes of `rankings.jsonl` and `pairs.jsonl` depend on what was said, not on when or in which
+order it arrived. The folder is whole or not there at all.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
 from typing import IO, Any
@@ -26,12 +28,15 @@ from alpaca_rlhf import __version__
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import json_text, new_folder
 from alpaca_rlhf.core.records import Completion, Instruction, Ranking
-from alpaca_rlhf.preferences.rankings import JUDGE
+from alpaca_rlhf.preferences.judges import JUDGE
 
 SCHEMA = 1
 KIND = "alpaca_rlhf.snapshot"
 MANIFEST, RANKINGS, PAIRS, TABLE = "manifest.json", "rankings.jsonl", "pairs.jsonl", "rankings.csv"
 """Its files."""
+
+Ranked = tuple[Instruction, list[Completion], Ranking]
+"""A ranking with its prompt and its completions."""
 
 _README = f"""---
 configs:
@@ -44,13 +49,35 @@ configs:
 
 Rankings of completions, exported by alpaca-rlhf. `{MANIFEST}` has the sha256 of every file.
 """
-_COLUMNS = ("assignment", "annotator", "prompt", "order", "all_bad", "seconds", "comment")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_HEADER = (
+    "assignment",
+    "annotator",
+    "prompt",
+    "order",
+    "all_bad",
+    "seconds",
+    "comment",
+    "ranked_at",
+)
+_COLUMNS = (
+    "annotator",
+    "instruction",
+    "input",
+    "history",
+    "source",
+    "completions",
+    "revision",
+    "tiers",
+    "all_bad",
+    "comment",
+    "input_method",
+)
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a snapshot holds."""
+    """The contents of a snapshot in figures."""
 
     rankings: int
     """Rankings."""
@@ -59,7 +86,7 @@ class Manifest:
     pairs: int
     """Pairs that they decide, those of equal texts left out."""
     max_ranking: int
-    """The newest ranking of the database then."""
+    """The newest ranking of the database at that moment."""
     created: str
     """When, in UTC."""
     sha256: str
@@ -73,7 +100,7 @@ def write(
 
     Args:
         folder: Where; nothing may be there.
-        verdicts: Rows as `reading.verdicts` gives them.
+        verdicts: Rows as `reading.verdicts` gives them, in its order.
         max_ranking: The newest ranking of the database.
         created: When.
 
@@ -82,9 +109,9 @@ def write(
     """
     rankings = judged = pairs = 0
     with new_folder(folder) as inside, ExitStack() as stack:
-        files = {name: stack.enter_context(_File(inside / name)) for name in (RANKINGS, PAIRS)}
-        files[TABLE] = stack.enter_context(_File(inside / TABLE))
-        files[TABLE].add(_csv(_COLUMNS))
+        names = (RANKINGS, PAIRS, TABLE)
+        files = {name: stack.enter_context(_HashedFile(inside / name)) for name in names}
+        files[TABLE].add(_csv(_HEADER))
         for row in verdicts:
             files[RANKINGS].add(_canonical(_ranking(row)) + "\n")
             files[TABLE].add(_csv(_cells(row)))
@@ -94,13 +121,13 @@ def write(
             rankings += 1
             judged += row["annotator"].startswith(JUDGE)
         stack.close()
-        sums = {name: one.digest.hexdigest() for name, one in files.items()}
-        made = Manifest(rankings, judged, pairs, max_ranking, created, sums[RANKINGS])
-        facts = {"kind": KIND, "schema": SCHEMA, "version": __version__, **asdict(made)}
+        sums = {name: file.digest.hexdigest() for name, file in files.items()}
+        manifest = Manifest(rankings, judged, pairs, max_ranking, created, sums[RANKINGS])
+        facts = {"kind": KIND, "schema": SCHEMA, "version": __version__, **asdict(manifest)}
         text = json_text(facts | {"files": sums}, MANIFEST, indent=2) + "\n"
         (inside / MANIFEST).write_text(text, encoding="utf-8")
         (inside / "README.md").write_text(_README, encoding="utf-8")
-    return made
+    return manifest
 
 
 def manifest_of(path: Path) -> Path | None:
@@ -112,7 +139,7 @@ def manifest_of(path: Path) -> Path | None:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """What a snapshot holds, after comparing its rankings with their sha256.
+    """The manifest of a snapshot, after comparing its rankings with their sha256.
 
     Raises:
         UserError: It is no snapshot, of a newer version, or was changed since it was written.
@@ -124,67 +151,76 @@ def read_manifest(path: Path) -> Manifest:
             raise ValueError("it is no manifest")
         if facts["schema"] > SCHEMA:
             raise UserError(f"{file}: was made by a newer version; update alpaca-rlhf")
-        made = Manifest(**{name: facts[name] for name in Manifest.__dataclass_fields__})
+        manifest = Manifest(**{name: facts[name] for name in Manifest.__dataclass_fields__})
         with (Path(file or path).parent / RANKINGS).open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: is no snapshot that can be read ({error}); export one on the Data tab"
         ) from None
-    if found != made.sha256:
+    if sha256 != manifest.sha256:
         raise UserError(
             f"{Path(file or path).parent / RANKINGS}: was changed since it was exported (sha256 "
-            f"{found[:12]}, the manifest says {made.sha256[:12]}); export it anew"
+            f"{sha256[:12]}, the manifest says {manifest.sha256[:12]}); export it anew"
         )
-    return made
+    return manifest
 
 
-def read_snapshot(path: Path) -> list[tuple[Instruction, list[Completion], Ranking]]:
+def read_snapshot(
+    path: Path, sampled: Iterable[tuple[Instruction, Sequence[Completion]]] = ()
+) -> list[Ranked]:
     """All rankings of a snapshot, each with its prompt and completions.
 
     Args:
         path: Its folder, or its `manifest.json`.
+        sampled: Prompts and completions of a run, in which its own rankings are given: the database
+            replaces what it cannot hold, such as zero bytes, and so would the texts here.
 
     Raises:
         UserError: It is no snapshot, or was changed since it was written.
     """
-    return list(_rows(path))
+    exact = {
+        completion.id: (prompt, completion)
+        for prompt, completions in sampled
+        for completion in completions
+    }
+    return list(_rows(path, exact))
 
 
-def _rows(path: Path) -> Iterator[tuple[Instruction, list[Completion], Ranking]]:
+def _rows(path: Path, exact: Mapping[str, tuple[Instruction, Completion]]) -> Iterator[Ranked]:
     read_manifest(path)
     file = manifest_of(path)
     assert file is not None
     with (file.parent / RANKINGS).open(encoding="utf-8") as stream:
         for line in stream:
             row = json.loads(line)
-            prompt = Instruction(
-                row["instruction"],
-                row["input"],
-                source=row["source"],
-                history=tuple((user, reply) for user, reply in row["history"]),
-            )
-            own = {
-                one.pop("id"): Completion(prompt_id=prompt.id, **one) for one in row["completions"]
-            }
-            stars: dict[str, dict[str, int]] = {}
+            keys = [columns["id"] for columns in row["completions"]]
+            if all(key in exact for key in keys):
+                prompt = exact[keys[0]][0]
+                completions = {key: exact[key][1] for key in keys}
+            else:
+                prompt = Instruction(
+                    row["instruction"],
+                    row["input"],
+                    source=row["source"],
+                    history=tuple((user, reply) for user, reply in row["history"]),
+                )
+                completions = {
+                    columns.pop("id"): Completion(prompt_id=prompt.id, **columns)
+                    for columns in row["completions"]
+                }
+            criteria: dict[str, dict[str, int]] = {}
             for star in row["stars"]:
-                stars.setdefault(own[star["completion"]].id, {})[star["criterion"]] = star["stars"]
-            yield (
-                prompt,
-                list(own.values()),
-                Ranking(
-                    prompt.id,
-                    tuple(tuple(own[one].id for one in tier) for tier in row["tiers"]),
-                    row["annotator"],
-                    stars,
-                    row["duration_s"],
-                    row["revision"],
-                ),
+                stars = criteria.setdefault(completions[star["completion"]].id, {})
+                stars[star["criterion"]] = star["stars"]
+            tiers = tuple(tuple(completions[key].id for key in tier) for tier in row["tiers"])
+            ranking = Ranking(
+                prompt.id, tiers, row["annotator"], criteria, row["duration_s"], row["revision"]
             )
+            yield prompt, list(completions.values()), ranking
 
 
-class _File:
+class _HashedFile:
     """A file with the running sha256 of what goes into it."""
 
     def __init__(self, path: Path) -> None:
@@ -192,7 +228,7 @@ class _File:
         self._path = path
         self._stream: IO[bytes]
 
-    def __enter__(self) -> _File:
+    def __enter__(self) -> _HashedFile:
         self._stream = self._path.open("wb", buffering=2**20)
         return self
 
@@ -200,6 +236,7 @@ class _File:
         self._stream.close()
 
     def add(self, text: str) -> None:
+        """Append text, and take it into the hash."""
         data = text.encode()
         self.digest.update(data)
         self._stream.write(data)
@@ -212,20 +249,14 @@ def _canonical(row: object) -> str:
 
 
 def _ranking(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of `rankings.jsonl`. Every line has the same columns, as `datasets` wants it."""
-    kept = ("annotator", "instruction", "input", "history", "source", "completions", "revision")
-    more = ("tiers", "all_bad", "comment", "input_method", "created_ms")
+    """A line of `rankings.jsonl`. Every line has the same columns, as `datasets` requires."""
     stars = [
-        {"completion": one, "criterion": name, "stars": given}
-        for one, own in sorted(row["criteria"].items())
-        for name, given in sorted(own.items())
+        {"completion": key, "criterion": criterion, "stars": count}
+        for key, by_criterion in sorted(row["criteria"].items())
+        for criterion, count in sorted(by_criterion.items())
     ]
-    return {
-        "assignment": row["id"],
-        **{name: row[name] for name in (*kept, *more)},
-        "stars": stars,
-        "duration_s": row["duration_ms"] / 1000,
-    }
+    columns = {name: row[name] for name in _COLUMNS}
+    return columns | {"stars": stars, "duration_s": row["duration_ms"] / 1000}
 
 
 def _pairs(row: Mapping[str, Any]) -> list[str]:
@@ -233,31 +264,33 @@ def _pairs(row: Mapping[str, Any]) -> list[str]:
 
     Canonical too, from parts that are made once: K completions stand in K (K - 1) / 2 pairs.
     """
-    texts = {one["id"]: one["text"] for one in row["completions"]}
-    said = {key: _canonical([_said("assistant", text)]) for key, text in texts.items()}
-    asked = "\n\n".join(part for part in (row["instruction"], row["input"]) if part)
+    texts = {columns["id"]: columns["text"] for columns in row["completions"]}
+    replies = {key: _canonical([_message("assistant", text)]) for key, text in texts.items()}
+    question = "\n\n".join(part for part in (row["instruction"], row["input"]) if part)
     prompt = [
         message
         for user, reply in row["history"]
-        for message in (_said("user", user), _said("assistant", reply))
-    ] + [_said("user", asked)]
+        for message in (_message("user", user), _message("assistant", reply))
+    ] + [_message("user", question)]
     middle = f',"prompt":{_canonical(prompt)},"rejected":'
     return [
-        f'{{"chosen":{said[one]}{middle}{said[other]}}}\n'
+        f'{{"chosen":{replies[chosen]}{middle}{replies[rejected]}}}\n'
         for better, worse in combinations(row["tiers"], 2)
-        for one in better
-        for other in worse
-        if texts[one] != texts[other]
+        for chosen in better
+        for rejected in worse
+        if texts[chosen] != texts[rejected]
     ]
 
 
-def _said(role: str, content: str) -> dict[str, str]:
+def _message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    number = {one["id"]: str(at) for at, one in enumerate(row["completions"], 1)}
-    order = " > ".join(" = ".join(number[one] for one in tier) for tier in row["tiers"])
+    """A line of `rankings.csv`."""
+    number = {columns["id"]: str(n) for n, columns in enumerate(row["completions"], 1)}
+    order = " > ".join(" = ".join(number[key] for key in tier) for tier in row["tiers"])
+    ranked_at = datetime.fromtimestamp(row["created_ms"] / 1000, UTC)
     return [
         str(row["id"]),
         row["annotator"],
@@ -266,6 +299,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         "yes" if row["all_bad"] else "no",
         str(row["duration_ms"] / 1000),
         row["comment"],
+        ranked_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
     ]
 
 
@@ -273,6 +307,6 @@ def _csv(cells: Iterable[str]) -> str:
     """One line of a table in which no cell is a formula: a spreadsheet runs those it opens."""
     line = io.StringIO()
     csv.writer(line, quoting=csv.QUOTE_ALL).writerow(
-        f"'{one}" if one.lstrip(" ").startswith(_FORMULA) else one for one in cells
+        f"'{cell}" if cell.lstrip(" ").startswith(_FORMULA_STARTS) else cell for cell in cells
     )
     return line.getvalue()

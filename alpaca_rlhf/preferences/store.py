@@ -19,9 +19,10 @@ from alpaca_rlhf.preferences import figures as tab
 from alpaca_rlhf.preferences.accounts import Accounts
 from alpaca_rlhf.preferences.assignment import Refused, Saved, Task, Tiers, Verdict
 from alpaca_rlhf.preferences.audit import note
+from alpaca_rlhf.preferences.judges import JudgeIdentity
 from alpaca_rlhf.preferences.schema import CandidateSet, Flag
 
-_AT_ONCE = 500
+BATCH_ROWS = 500
 """Sets or rankings added in one transaction."""
 
 
@@ -61,7 +62,7 @@ class Store(Accounts):
             ValueError: A set is too small or too large, or holds another prompt's completion.
         """
         left, new = iter(rows), 0
-        while some := list(islice(left, _AT_ONCE)):
+        while some := list(islice(left, BATCH_ROWS)):
 
             def work(session: Session, some: list[queue.Candidates] = some) -> int:
                 return queue.add_sets(
@@ -76,23 +77,50 @@ class Store(Accounts):
             new += self._write(work)
         return new
 
-    def add_rankings(self, rankings: Iterable[Ranking]) -> int:
-        """Keep rankings made elsewhere, by judges or in files; their sets must have been added.
+    def add_rankings(
+        self,
+        rankings: Iterable[Ranking],
+        *,
+        judge: JudgeIdentity | None = None,
+        batch: int = BATCH_ROWS,
+    ) -> int:
+        """Keep rankings made outside the app, one transaction a batch; their sets are there.
+
+        What came before an error of the iterable is kept, so a judge that is stopped loses nothing.
+
+        Args:
+            rankings: By judges, by people in the terminal, or from files.
+            judge: Who made them, and under which settings: a set that this judge has ranked under
+                these settings is passed over. None where people made them.
+            batch: Rankings in one transaction.
 
         Returns:
-            How many say anything new: the same ranking twice is one.
+            How many were added: the same ranking twice is one.
 
         Raises:
             ValueError: The completions of one are no candidate set.
         """
-        left, new = iter(rankings), 0
-        while some := list(islice(left, _AT_ONCE)):
+        added, pending = 0, list[Ranking]()
+        settings = None if judge is None else judge.settings
 
-            def work(session: Session, some: list[Ranking] = some) -> int:
-                return sum(verdicts.add(session, one, now_ms=self._now()) for one in some)
+        def flush() -> int:
+            rows = pending.copy()
+            pending.clear()
+            return self._write(
+                lambda session: verdicts.add(
+                    session, rows, now_ms=self._now(), judge_settings=settings
+                )
+            )
 
-            new += self._write(work)
-        return new
+        try:
+            for ranking in rankings:
+                pending.append(ranking)
+                if len(pending) == batch:
+                    added += flush()
+        finally:
+            if pending:
+                added += flush()
+        return added
 
     def add_completions(self, rows: Iterable[queue.Candidates]) -> None:
         """Keep prompts with completions that nobody shall rank, e.g. for a battle.
@@ -367,38 +395,65 @@ class Store(Accounts):
         with self.database.reading() as session:
             return reading.settled(session, list(prompts))
 
-    def unjudged(self, annotator: str) -> Iterator[queue.Candidates]:
-        """The sets that no person has ranked, nor this judge; gold questions are left out."""
+    def ranked(self, sets: Iterable[queue.Candidates]) -> set[str]:
+        """Ids of the prompts of those candidate sets that a person has ranked."""
+        prompts = _prompts_by_key(sets)
+        with self.database.reading() as session:
+            return {prompts[key] for key in reading.ranked_sets(session, prompts)}
+
+    def ranked_by(self, annotator: str, sets: Iterable[queue.Candidates]) -> list[str]:
+        """Ids of the prompts of those sets that an annotator has ranked, in that order.
+
+        Args:
+            annotator: Name.
+            sets: Prompts with their completions.
+        """
+        prompts = _prompts_by_key(sets)
+        with self.database.reading() as session:
+            return [prompts[key] for key in reading.ranked_by(session, annotator, list(prompts))]
+
+    def unjudged(self, judge: JudgeIdentity) -> Iterator[queue.Candidates]:
+        """The sets that no person has ranked, nor this judge under its settings; no gold ones."""
         after = 0
         while True:
             with self.database.reading() as session:
-                found = reading.unjudged(session, annotator, after)
-            if not found:
+                rows = reading.unjudged(session, judge, after)
+            if not rows:
                 return
-            after = found[-1][0]
-            yield from ((prompt, own) for _, prompt, own in found)
+            after = rows[-1][0]
+            yield from (candidates for _, candidates in rows)
 
-    def export(self, folder: Path) -> snapshot.Manifest:
+    def export(self, folder: Path, *, judge: JudgeIdentity | None = None) -> snapshot.Manifest:
         """Write a snapshot to train from; claims and submits go on meanwhile.
+
+        Args:
+            folder: Where; nothing may be there.
+            judge: Of this judge the rankings made under these settings are taken, where there are
+                any; of everybody else, and by default, the newest.
 
         Raises:
             UserError: There is something in the folder already, or it cannot be written.
         """
-        at = self._now()
-        created = datetime.fromtimestamp(at / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        now_ms = self._now()
+        created = datetime.fromtimestamp(now_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         with self.database.reading() as session:
-            made = snapshot.write(
+            manifest = snapshot.write(
                 folder,
-                reading.verdicts(session),
+                reading.verdicts(session, judge),
                 max_ranking=reading.newest(session),
                 created=created,
             )
         self._write(
             lambda session: reading.note_snapshot(
-                session, str(folder), made.max_ranking, made.rankings, made.sha256, at
+                session,
+                str(folder),
+                manifest.max_ranking,
+                manifest.rankings,
+                manifest.sha256,
+                now_ms,
             )
         )
-        return made
+        return manifest
 
     def _note(
         self, session: Session, annotator: int, action: str, task: int, after: dict[str, str] | None
@@ -406,3 +461,11 @@ class Store(Accounts):
         session.flush()
         actor, entity = f"annotator:{annotator}", f"assignment:{task}"
         note(session, self._now(), actor, action, entity, after=after)
+
+
+def _prompts_by_key(sets: Iterable[queue.Candidates]) -> dict[str, str]:
+    """The id of the prompt of each candidate set, by the key of the set."""
+    return {
+        queue.set_key(prompt.id, [completion.id for completion in completions]): prompt.id
+        for prompt, completions in sets
+    }

@@ -1,8 +1,10 @@
-"""Keeping verdicts: every one is a new revision, and the newest counts."""
+"""Keeping verdicts: each one is a new revision of its assignment, and nothing is overwritten."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -16,9 +18,19 @@ from alpaca_rlhf.preferences import assignment as rules
 from alpaca_rlhf.preferences import claims
 from alpaca_rlhf.preferences.assignment import Refused, Saved, Verdict
 from alpaca_rlhf.preferences.audit import note
+from alpaca_rlhf.preferences.judges import JUDGE
 from alpaca_rlhf.preferences.queue import clean, set_key
-from alpaca_rlhf.preferences.rankings import JUDGE
 from alpaca_rlhf.preferences.schema import Annotator, Assignment, CandidateSet, Ranking, Tally
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A verdict about to be kept."""
+
+    assignment: Assignment
+    verdict: Verdict
+    duration_ms: int
+    judge_settings: str | None = None
 
 
 def submit(
@@ -30,50 +42,53 @@ def submit(
     revision: int,
     now_ms: int,
 ) -> Saved:
-    """Keep a verdict. What was kept before is answered so, and changes nothing.
+    """Keep a verdict. A revision that was kept before is reported so, and changes nothing.
 
     Raises:
         Refused: `unknown`, `not_yours`, `incomplete`, `bad_value`.
     """
-    one = claims.owned(session, assignment_id, annotator_id)
-    before = session.scalar(
-        select(Ranking).where(Ranking.assignment_id == one.id, Ranking.revision == revision)
+    assignment = claims.owned(session, assignment_id, annotator_id)
+    saved = session.scalar(
+        select(Ranking).where(Ranking.assignment_id == assignment.id, Ranking.revision == revision)
     )
-    if before is not None:
-        return Saved(before.id, True, before.duration_ms / 1000)
-    if revision != one.next_revision:
-        raise Refused("unknown", f"revision {revision} comes after {one.next_revision}")
-    rules.check(verdict, one.shown_order)
-    taken = max(0, now_ms - one.shown_ms)
-    return Saved(_keep(session, one, verdict, taken, now_ms), False, taken / 1000)
+    if saved is not None:
+        return Saved(saved.id, True, saved.duration_ms / 1000)
+    if revision != assignment.next_revision:
+        raise Refused("unknown", f"revision {revision} comes after {assignment.next_revision}")
+    rules.check(verdict, assignment.shown_order)
+    duration_ms = max(0, now_ms - assignment.shown_ms)
+    (ranking,) = _keep(session, [_Entry(assignment, verdict, duration_ms)], now_ms)
+    return Saved(ranking.id, False, duration_ms / 1000)
 
 
 def undo(
     session: Session, assignment_id: int, annotator_id: int, *, now_ms: int, until_ms: int
 ) -> None:
-    """Take a verdict back, by a revision that says so, and open its task again.
+    """Withdraw a verdict by a further revision, and open its task again.
 
     Raises:
         Refused: `unknown`, `not_yours`, or `done` where there is nothing to take back.
     """
-    one = claims.owned(session, assignment_id, annotator_id)
-    if one.state == "open" and one.next_revision > 0:
+    assignment = claims.owned(session, assignment_id, annotator_id)
+    if assignment.state == "open" and assignment.next_revision > 0:
         return  # a second press of the button
-    if one.ranking_id is None:
+    if assignment.ranking_id is None:
         raise Refused("done", "there is nothing to take back")
-    old = session.get_one(Ranking, one.ranking_id)
-    _count(session, one, old, -1)
-    row = {name: getattr(old, name) for name in _COLUMNS}
-    row |= {"withdrawn": True, "created_ms": now_ms, "revision": one.next_revision}
-    session.execute(insert(Ranking).values(row))
-    one.next_revision += 1
-    one.ranking_id = one.duration_ms = None
-    one.state, one.lease_ms, one.shown_ms = "open", until_ms, now_ms
-    _note(session, one, "undo", now_ms, {"revision": old.revision}, None)
+    withdrawn = session.get_one(Ranking, assignment.ranking_id)
+    _add_sums(session, [(assignment, withdrawn, -1)])
+    if assignment.kind == "task":
+        _count_verdict(session, assignment.candidate_set_id, -1)
+    columns = {name: getattr(withdrawn, name) for name in _COLUMNS}
+    columns |= {"withdrawn": True, "created_ms": now_ms, "revision": assignment.next_revision}
+    session.execute(insert(Ranking).values(columns))
+    assignment.next_revision += 1
+    assignment.ranking_id = assignment.duration_ms = None
+    assignment.state, assignment.lease_ms, assignment.shown_ms = "open", until_ms, now_ms
+    _note(session, assignment, "undo", now_ms, {"revision": withdrawn.revision}, None)
 
 
 def latest(session: Session, annotator_id: int) -> int | None:
-    """The assignment whose verdict an undo takes back: the one that was given last."""
+    """The assignment that an annotator ranked last, which an undo takes back."""
     return session.scalar(
         select(Assignment.id)
         .where(Assignment.annotator_id == annotator_id, Assignment.state == "done")
@@ -82,136 +97,107 @@ def latest(session: Session, annotator_id: int) -> int | None:
     )
 
 
-def add(session: Session, ranking: Record, *, now_ms: int) -> bool:
-    """Keep a ranking that was made elsewhere: a judge's, or a person's from a file.
+def add(
+    session: Session,
+    rankings: Sequence[Record],
+    *,
+    now_ms: int,
+    judge_settings: str | None = None,
+) -> int:
+    """Keep rankings that were made outside the app: a judge's, or a person's in the terminal.
 
-    Returns whether it says anything new.
+    With `judge_settings`, a judge that has ranked a set under these settings before is not heard
+    on it again, so that a replay adds nothing. Without, a ranking that repeats the annotator's
+    current one adds nothing.
+
+    Returns:
+        How many rankings were added.
 
     Raises:
-        ValueError: Its completions are no candidate set.
+        ValueError: The completions of a ranking are not a candidate set.
     """
-    ids = [one for tier in ranking.tiers for one in tier]
-    own = session.scalar(
-        select(CandidateSet).where(CandidateSet.key == set_key(ranking.prompt_id, ids))
-    )
-    if own is None:
-        raise ValueError(f"the completions of {ranking.prompt_id} are no candidate set")
-    by_judge = ranking.annotator.startswith(JUDGE)
-    who = session.scalar(select(Annotator.id).where(Annotator.name == clean(ranking.annotator)))
-    if who is None:
-        row = {
-            "name": clean(ranking.annotator),
-            "password_hash": "",
-            "role": "judge" if by_judge else "annotator",
-            "lang": "en",
-            "active": False,
-            "created_ms": now_ms,
-        }
-        who = session.execute(insert(Annotator).values(row).returning(Annotator.id)).scalar_one()
-    one = session.scalar(
-        select(Assignment)
-        .where(Assignment.candidate_set_id == own.id, Assignment.annotator_id == who)
-        .where(Assignment.repeat == 0)
-        .with_for_update()
-    )
-    verdict = Verdict(ranking.tiers, ranking.criteria)
-    if one is None:
-        one = Assignment(
-            candidate_set_id=own.id,
-            annotator_id=who,
-            kind="judge" if by_judge else "task",
-            repeat=0,
-            shown_order=own.completions,
-            state="expired",
-            lease_ms=now_ms,
-            shown_ms=now_ms,
-            next_revision=0,
+    # 1. The candidate set of each ranking, and its annotator.
+    keys = [
+        set_key(ranking.prompt_id, [key for tier in ranking.tiers for key in tier])
+        for ranking in rankings
+    ]
+    sets = {
+        row.key: row
+        for row in session.execute(
+            select(CandidateSet.key, CandidateSet.id, CandidateSet.completions).where(
+                CandidateSet.key.in_(set(keys))
+            )
         )
-        session.add(one)
-        session.flush()
-    elif one.ranking_id is not None:
-        kept = session.get_one(Ranking, one.ranking_id)
-        if rules.as_tiers(kept.tiers) == ranking.tiers and kept.criteria == ranking.criteria:
-            return False
-    _keep(session, one, verdict, round(ranking.duration_s * 1000), now_ms)
-    return True
+    }
+    for key, ranking in zip(keys, rankings, strict=True):
+        if key not in sets:
+            raise ValueError(f"the completions of {ranking.prompt_id} are no candidate set")
+    annotators = _annotator_ids(session, {ranking.annotator for ranking in rankings}, now_ms)
 
-
-_COLUMNS = [column.name for column in cast(Table, Ranking.__table__).columns if column.name != "id"]
-
-
-def _keep(
-    session: Session, one: Assignment, verdict: Verdict, duration_ms: int, now_ms: int
-) -> int:
-    old = session.get_one(Ranking, one.ranking_id) if one.ranking_id is not None else None
-    if old is not None:
-        _count(session, one, old, -1)
-    elif one.kind == "task" and one.state != "open":
-        claims.take_after_all(session, one.candidate_set_id)
-    new = Ranking(
-        assignment_id=one.id,
-        revision=one.next_revision,
-        withdrawn=False,
-        tiers=[list(tier) for tier in verdict.tiers],
-        criteria={key: dict(stars) for key, stars in verdict.criteria.items()},
-        all_bad=verdict.all_bad,
-        blind=verdict.blind,
-        comment=clean(verdict.comment),
-        input_method=verdict.input_method,
-        app_version=__version__,
-        duration_ms=duration_ms,
-        created_ms=now_ms,
-    )
-    session.add(new)
+    # 2. Its assignment, made where the annotator has never had the set.
+    assignments = {
+        (assignment.candidate_set_id, assignment.annotator_id): assignment
+        for assignment in session.scalars(
+            select(Assignment)
+            .where(Assignment.candidate_set_id.in_([row.id for row in sets.values()]))
+            .where(Assignment.annotator_id.in_(annotators.values()), Assignment.repeat == 0)
+            .with_for_update()
+        )
+    }
+    of_ranking = []
+    for key, ranking in zip(keys, rankings, strict=True):
+        place = sets[key].id, annotators[ranking.annotator]
+        if place not in assignments:
+            assignments[place] = Assignment(
+                candidate_set_id=place[0],
+                annotator_id=place[1],
+                kind="judge" if ranking.annotator.startswith(JUDGE) else "task",
+                repeat=0,
+                shown_order=sets[key].completions,
+                state="expired",
+                lease_ms=now_ms,
+                shown_ms=now_ms,
+                next_revision=0,
+            )
+            session.add(assignments[place])
+        of_ranking.append(assignments[place])
     session.flush()
-    one.ranking_id, one.duration_ms = new.id, duration_ms or None  # files and judges say none
-    one.state, one.next_revision = "done", one.next_revision + 1
-    _count(session, one, new, 1)
-    before = {"revision": old.revision} if old is not None else None
-    _note(session, one, "submit", now_ms, before, {"revision": new.revision, "ranking": new.id})
-    return new.id
 
-
-def _note(
-    session: Session, one: Assignment, action: str, now_ms: int, before: Any, after: Any
-) -> None:
-    session.flush()
-    actor, entity = f"annotator:{one.annotator_id}", f"assignment:{one.id}"
-    note(session, now_ms, actor, action, entity, before=before, after=after)
-
-
-def _count(session: Session, one: Assignment, ranking: Ranking, sign: int) -> None:
-    """Add a verdict to the running sums, or take it out again."""
-    if one.kind == "repeat":
-        return
-    sums: dict[str, float] = dict.fromkeys(_SUMS, 0)
-    if one.kind == "gold":
-        known = session.scalar(
-            select(CandidateSet.gold).where(CandidateSet.id == one.candidate_set_id)
+    # 3. The rankings that say anything new.
+    ids = [assignment.id for assignment in assignments.values()]
+    replayed: set[int] = set()
+    if judge_settings is not None:
+        replayed |= set(
+            session.scalars(
+                select(Ranking.assignment_id).where(
+                    Ranking.assignment_id.in_(ids), Ranking.judge_settings == judge_settings
+                )
+            )
         )
-        sums |= {"gold_asked": sign, "gold_passed": sign * rules.passes(known or [], ranking.tiers)}
-    else:
-        won, expected = rules.first_slot(one.shown_order, ranking.tiers)
-        sums |= {"rankings": sign, "pairs": sign * rules.pairs(ranking.tiers)}
-        sums |= {"decided": sign * (expected > 0)}
-        sums |= {"first_slot": sign * won, "first_slot_expected": sign * expected}
-    if one.kind == "task":
-        session.execute(
-            update(CandidateSet)
-            .where(CandidateSet.id == one.candidate_set_id)
-            .values(verdicts=CandidateSet.verdicts + sign)
+    current: dict[int, Any] = {
+        row.assignment_id: (rules.as_tiers(row.tiers), row.criteria)
+        for row in session.execute(
+            select(Ranking.assignment_id, Ranking.tiers, Ranking.criteria)
+            .join(Assignment, Assignment.ranking_id == Ranking.id)
+            .where(Assignment.id.in_(ids))
         )
-    table = cast(Table, Tally.__table__)
-    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
-    row = {"annotator_id": one.annotator_id, "day": day_of(ranking.created_ms), **sums}
-    session.execute(
-        dialect.insert(table)
-        .values(row)
-        .on_conflict_do_update(
-            index_elements=["annotator_id", "day"],
-            set_={name: table.c[name] + value for name, value in sums.items()},
-        )
-    )
+    }
+    entries = []
+    for assignment, ranking in zip(of_ranking, rankings, strict=True):
+        content = (ranking.tiers, ranking.criteria)
+        if judge_settings is None:
+            known = current.get(assignment.id) == content
+        else:
+            known = assignment.id in replayed
+        if known:
+            continue
+        replayed.add(assignment.id)
+        current[assignment.id] = content
+        verdict = Verdict(ranking.tiers, ranking.criteria)
+        duration_ms = round(ranking.duration_s * 1000)
+        entries.append(_Entry(assignment, verdict, duration_ms, judge_settings))
+    _keep(session, entries, now_ms)
+    return len(entries)
 
 
 def day_of(at_ms: int) -> str:
@@ -219,4 +205,137 @@ def day_of(at_ms: int) -> str:
     return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d")
 
 
+_COLUMNS = [column.name for column in cast(Table, Ranking.__table__).columns if column.name != "id"]
 _SUMS: Sequence[str] = [column.name for column in cast(Table, Tally.__table__).columns][2:]
+
+
+def _annotator_ids(session: Session, names: Iterable[str], now_ms: int) -> dict[str, int]:
+    """The number of each annotator by name; who is unknown is added, unable to sign in."""
+    numbers: dict[str, int] = {}
+    for name in sorted(names):
+        number = session.scalar(select(Annotator.id).where(Annotator.name == clean(name)))
+        if number is None:
+            columns = {
+                "name": clean(name),
+                "password_hash": "",
+                "role": "judge" if name.startswith(JUDGE) else "annotator",
+                "lang": "en",
+                "active": False,
+                "created_ms": now_ms,
+            }
+            adding = insert(Annotator).values(columns).returning(Annotator.id)
+            number = session.execute(adding).scalar_one()
+        numbers[name] = number
+    return numbers
+
+
+def _keep(session: Session, entries: Sequence[_Entry], now_ms: int) -> list[Ranking]:
+    """Add a revision for each entry, which becomes the current one; returns the new rows."""
+    old_ids = {entry.assignment.ranking_id for entry in entries} - {None}
+    old_rows = session.scalars(select(Ranking).where(Ranking.id.in_(old_ids))) if old_ids else ()
+    current = {ranking.assignment_id: ranking for ranking in old_rows}
+
+    # 1. The revisions.
+    changes: list[tuple[Assignment, Ranking | None, Ranking]] = []
+    for entry in entries:
+        assignment, verdict = entry.assignment, entry.verdict
+        ranking = Ranking(
+            assignment_id=assignment.id,
+            revision=assignment.next_revision,
+            withdrawn=False,
+            tiers=[list(tier) for tier in verdict.tiers],
+            criteria={key: dict(stars) for key, stars in verdict.criteria.items()},
+            all_bad=verdict.all_bad,
+            blind=verdict.blind,
+            comment=clean(verdict.comment),
+            input_method=verdict.input_method,
+            app_version=__version__,
+            duration_ms=entry.duration_ms,
+            created_ms=now_ms,
+            judge_settings=entry.judge_settings,
+        )
+        changes.append((assignment, current.get(assignment.id), ranking))
+        current[assignment.id] = ranking
+        assignment.next_revision += 1
+    session.add_all(ranking for _, _, ranking in changes)
+    session.flush()
+
+    # 2. The running sums: what each annotator said before comes out, the new verdict goes in.
+    replaced = [(assignment, old, -1) for assignment, old, _ in changes if old is not None]
+    _add_sums(session, [*replaced, *((assignment, new, 1) for assignment, _, new in changes)])
+
+    # 3. The places of people, the current revision, and the audit.
+    for assignment, old, ranking in changes:
+        if old is None and assignment.kind == "task":
+            if assignment.state != "open":
+                claims.take_after_all(session, assignment.candidate_set_id)
+            _count_verdict(session, assignment.candidate_set_id, 1)
+        assignment.ranking_id = ranking.id
+        assignment.duration_ms = ranking.duration_ms or None  # judges and files report no time
+        assignment.state = "done"
+        before = None if old is None else {"revision": old.revision}
+        after = {"revision": ranking.revision, "ranking": ranking.id}
+        _note(session, assignment, "submit", now_ms, before, after)
+    session.flush()
+    return [ranking for _, _, ranking in changes]
+
+
+def _note(
+    session: Session,
+    assignment: Assignment,
+    action: str,
+    now_ms: int,
+    before: Mapping[str, Any] | None,
+    after: Mapping[str, Any] | None,
+) -> None:
+    actor, entity = f"annotator:{assignment.annotator_id}", f"assignment:{assignment.id}"
+    note(session, now_ms, actor, action, entity, before=before, after=after)
+
+
+def _count_verdict(session: Session, set_id: int, sign: int) -> None:
+    """Count a person's verdict in its candidate set, or take it out again."""
+    session.execute(
+        update(CandidateSet)
+        .where(CandidateSet.id == set_id)
+        .values(verdicts=CandidateSet.verdicts + sign)
+    )
+
+
+def _add_sums(session: Session, changes: Sequence[tuple[Assignment, Ranking, int]]) -> None:
+    """Add verdicts (sign 1) to the running sums of their annotators and days, or take them out."""
+    totals: dict[tuple[int, str], Counter[str]] = defaultdict(Counter)
+    for assignment, ranking, sign in changes:
+        if assignment.kind == "repeat":
+            continue
+        sums = totals[assignment.annotator_id, day_of(ranking.created_ms)]
+        for name, count in _sums_of(session, assignment, ranking).items():
+            sums[name] += sign * count  # type: ignore[assignment]
+    table = cast(Table, Tally.__table__)
+    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
+    for (annotator_id, day), sums in sorted(totals.items()):
+        columns: dict[str, Any] = {name: sums[name] for name in _SUMS}
+        session.execute(
+            dialect.insert(table)
+            .values(columns | {"annotator_id": annotator_id, "day": day})
+            .on_conflict_do_update(
+                index_elements=["annotator_id", "day"],
+                set_={name: table.c[name] + count for name, count in columns.items()},
+            )
+        )
+
+
+def _sums_of(session: Session, assignment: Assignment, ranking: Ranking) -> dict[str, float]:
+    """The part of one verdict in the running sums."""
+    if assignment.kind == "gold":
+        known = session.scalar(
+            select(CandidateSet.gold).where(CandidateSet.id == assignment.candidate_set_id)
+        )
+        return {"gold_asked": 1, "gold_passed": rules.passes(known or [], ranking.tiers)}
+    won, expected = rules.first_slot(assignment.shown_order, ranking.tiers)
+    return {
+        "rankings": 1,
+        "pairs": rules.pairs(ranking.tiers),
+        "decided": expected > 0,
+        "first_slot": won,
+        "first_slot_expected": expected,
+    }

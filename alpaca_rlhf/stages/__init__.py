@@ -8,9 +8,8 @@ its last checkpoint, or begins anew, and ends with the same files.
 from alpaca_rlhf.stages.evaluate import evaluate
 from alpaca_rlhf.stages.generate import generate
 from alpaca_rlhf.stages.outcome import Outcome, Stage
-from alpaca_rlhf.stages.people import PeopleNeeded
 from alpaca_rlhf.stages.policies import best_of_k, ppo
-from alpaca_rlhf.stages.rank import rank, sample_completions, sampled
+from alpaca_rlhf.stages.rank import PeopleNeeded, rank, sample_completions
 from alpaca_rlhf.stages.reward import reward
 from alpaca_rlhf.stages.sft import sft
 
@@ -25,6 +24,5 @@ __all__ = [
     "rank",
     "reward",
     "sample_completions",
-    "sampled",
     "sft",
 ]

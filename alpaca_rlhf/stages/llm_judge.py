@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.core.records import Completion, Instruction
+from alpaca_rlhf.core.prompts import judge_messages
+from alpaca_rlhf.core.records import Completion, Instruction, content_hash
 from alpaca_rlhf.llm.client import EndpointRequest, EndpointUser, Outcome
 from alpaca_rlhf.llm.wire import Answer, Refusal
-from alpaca_rlhf.preferences import JUDGE
+from alpaca_rlhf.preferences import JUDGE, JudgeIdentity
 from alpaca_rlhf.preferences.pairwise import Order, Question, order_of, questions, verdict_of
 from alpaca_rlhf.settings import Judge
 
 Row = tuple[Instruction, Sequence[Completion]]
 """A set to rank: a prompt and its completions."""
+
+BATCH_RANKINGS = 32
+"""Rankings that are saved in one transaction."""
 
 PATIENCE = 3
 """Sets in a row, refused whole, after which the endpoint is taken to refuse everything."""
@@ -65,9 +70,19 @@ class LLMJudge(EndpointUser):
         self._limit = ""
 
     @property
-    def annotator(self) -> str:
-        """Annotator in whose name its rankings are recorded."""
-        return f"{JUDGE}llm:{self._settings.model}"
+    def identity(self) -> JudgeIdentity:
+        """Its name in rankings, and the hash of the request apart from the two answers."""
+        settings = json.dumps(
+            {
+                "model": self._settings.model,
+                "temperature": 0.0,
+                "tokens": self._settings.tokens,
+                "fields": self._settings.fields(),
+                "wording": judge_messages(Instruction(""), "", ""),
+            },
+            sort_keys=True,
+        )
+        return JudgeIdentity(f"{JUDGE}llm:{self._settings.model}", content_hash(settings))
 
     def rank(
         self, rows: Sequence[Row], *, on_progress: Callable[[int], None] = lambda sets: None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,203 +15,296 @@ from alpaca_rlhf.core.records import Completion, Instruction, Ranking
 from alpaca_rlhf.data import write_instructions
 from alpaca_rlhf.models.batches import answer, prompt_ids
 from alpaca_rlhf.models.rollout import Sampled, sample
-from alpaca_rlhf.preferences import ScoreJudge, append, wrong_share
-from alpaca_rlhf.preferences.assignment import FEWEST, distinct
+from alpaca_rlhf.preferences import DATABASE, JUDGE, ScoreJudge, read_snapshot, wrong_share
+from alpaca_rlhf.preferences.assignment import pairs
+from alpaca_rlhf.preferences.judges import JudgeIdentity
+from alpaca_rlhf.preferences.queue import Candidates
+from alpaca_rlhf.preferences.snapshot import Ranked
+from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.sources import RunPrompts
+from alpaca_rlhf.sources.sampled import candidate_sets, origin_of_stage, read_sheets
+from alpaca_rlhf.sources.verdicts import SNAPSHOT, open_store
 from alpaca_rlhf.stages.context import Context, suffixed
-from alpaca_rlhf.stages.llm_judge import LLMJudge, Row, outcomes
+from alpaca_rlhf.stages.llm_judge import BATCH_RANKINGS, LLMJudge, outcomes
 from alpaca_rlhf.stages.outcome import Outcome
-from alpaca_rlhf.stages.people import Ranked, by_people, of_other_answers, people_so_far
+
+
+class PeopleNeeded(UserError):
+    """The run waits for people's rankings."""
 
 
 def sample_completions(ctx: Context, round_: int) -> Outcome:
     """K completions of each new prompt, from SFT or, in later rounds, from the last policy."""
+    # 1. The adapter that answers.
     stage, settings = suffixed("sample", round_), ctx.settings.rank
     prompts = ctx.source.prompts(suffixed("rank", round_))
     role = "sft" if round_ == 1 else "policy"
     ctx.load(role, "sft" if round_ == 1 else suffixed("ppo", round_ - 1))
+
+    # 2. Its completions.
     seed = derived_seed(ctx.settings.seed, "round", round_)
-    drawn = _sample(ctx, role, prompts, k=settings.k, seed=seed, stage=stage)
-    fingerprint, how = ctx.adapters.digest(role), _sampling_words(ctx)
+    samples_by_prompt = _sample(ctx, role, prompts, k=settings.k, seed=seed, stage=stage)
+    fingerprint, sampling = ctx.adapters.digest(role), _sampling_words(ctx)
     completions = [
         Completion(
             prompt_id=prompt.id,
-            text=answer(ctx.base, ctx.settings.template, one.ids),
+            text=answer(ctx.base, ctx.settings.template, sampled_ids.ids),
             adapter=fingerprint,
-            sampling=how,
+            sampling=sampling,
             seed=seed,
             sample=j,
-            finish_reason="eos" if one.finished else "length",
-            n_tokens=len(one.ids),
+            finish_reason="eos" if sampled_ids.finished else "length",
+            n_tokens=len(sampled_ids.ids),
         )
-        for prompt, own in zip(prompts, drawn, strict=True)
-        for j, one in enumerate(own)
+        for prompt, samples in zip(prompts, samples_by_prompt, strict=True)
+        for j, sampled_ids in enumerate(samples)
     ]
+
+    # 3. Their files.
     ctx.run.folder(stage)
     write_instructions(ctx.run.path / stage / "prompts.jsonl", prompts)
-    ctx.run.write_jsonl(f"{stage}/completions.jsonl", [one.to_json() for one in completions])
-    tokens = sum(one.n_tokens for one in completions)
+    rows = [completion.to_json() for completion in completions]
+    ctx.run.write_jsonl(f"{stage}/completions.jsonl", rows)
+    tokens = sum(completion.n_tokens for completion in completions)
     return Outcome(
         len(completions), tokens, f"{settings.k} completions for each of {len(prompts)} prompts"
     )
 
 
 def rank(ctx: Context, round_: int) -> Outcome:
-    """Put the completions of each prompt in order: by the gold judge, by people or by a model."""
-    stage, settings = suffixed("rank", round_), ctx.settings.rank
-    prompts, completions = sampled(ctx, round_)
-    by_prompt: dict[str, list[Completion]] = {}
-    for one in completions.values():
-        by_prompt.setdefault(one.prompt_id, []).append(one)
-    path = ctx.run.folder(stage) / "rankings.jsonl"
-    if ctx.settings.inputs.judge == "human":
-        differ = [key for key, own in by_prompt.items() if len(distinct(own)) >= FEWEST]
-        rankings = by_people(ctx.run.path, path, differ, completions)
-        more, summary, facts = _others(ctx, round_)
-        facts |= {"noise": 0.0, "verdicts": 0}
-        return Outcome(
-            len(rankings) + more, 0, f"{len(rankings)} rankings by people{summary}", facts
-        )
-    if ctx.settings.inputs.judge == "llm":
-        rows = [(prompts[key], distinct(own, len(own))) for key, own in by_prompt.items()]
-        rows = [row for row in rows if len(row[1]) >= FEWEST]
-        return _by_llm(ctx, round_, path, rows, completions)
-    gold = ctx.source.gold
+    """Put the completions of each prompt in order: by the gold judge, by people or by a model.
+
+    All verdicts go to the run's database; the stage ends with a snapshot of it, which training
+    reads.
+    """
+    by_judge = {"gold": _by_gold, "human": _by_people, "llm": _by_llm}
+    return by_judge[ctx.settings.inputs.judge](ctx, round_)
+
+
+def _by_gold(ctx: Context, round_: int) -> Outcome:
+    """Let the small world's gold judge rank everything that was sampled."""
+    settings, gold = ctx.settings.rank, ctx.source.gold
     assert gold is not None
     scores: dict[str, float] = {}
 
     def score_of(prompt: Instruction, completion: Completion) -> float:
-        scores[completion.id] = gold(
-            prompt, completion.text, completion.finish_reason == "eos"
-        ).score
+        finished = completion.finish_reason == "eos"
+        scores[completion.id] = gold(prompt, completion.text, finished).score
         return scores[completion.id]
 
+    # 1. A verdict on each prompt. Equal texts stay in: the reward model sees all K completions.
     judge = ScoreJudge(
         "gold", score_of, noise=settings.noise, tie_below=settings.tie_below, seed=ctx.settings.seed
     )
-    rankings = [judge.rank(prompts[key], own) for key, own in by_prompt.items()]
-    path.unlink(missing_ok=True)
-    append(path, *rankings)
-    verdicts = sum(len(_pairs(r)) for r in rankings)
-    facts = {
+    sets = sampled_sets(ctx, round_)
+    rankings = [judge.rank(prompt, completions) for prompt, completions in sets]
+
+    # 2. The store, and the snapshot of it that training reads.
+    with _store(ctx) as store:
+        origin = origin_of_stage(ctx.run.path, suffixed("sample", round_))
+        store.add_sets(sets, origin=origin)
+        store.add_rankings(rankings, judge=judge.identity)
+        _take_snapshot(ctx, round_, store, judge.identity)
+
+    heard, (others, words, facts) = rankings_of_round(ctx, round_), _others(ctx, round_)
+    verdicts = sum(pairs(ranking.tiers) for ranking in rankings)
+    facts |= {
         "noise": settings.noise,
         "verdicts": verdicts,
         "measured_wrong_share": wrong_share(rankings, scores),
         "mean_gold": sum(scores.values()) / len(scores),
+        "by_people": sum(not _by_judge(ranking) for _, _, ranking in heard),
     }
     summary = (
         f"{verdicts} verdicts, {100 * facts['measured_wrong_share']:.1f}% of them wrong on purpose"
     )
-    return Outcome(len(rankings), 0, summary, facts)
+    if facts["by_people"]:
+        summary += f"; {facts['by_people']} rankings by people stand above them"
+    return Outcome(len(heard) + others, 0, summary + words, facts)
 
 
-def _by_llm(
-    ctx: Context,
-    round_: int,
-    path: Path,
-    rows: Sequence[Row],
-    completions: Mapping[str, Completion],
-) -> Outcome:
+def _by_people(ctx: Context, round_: int) -> Outcome:
+    """Take what people have ranked, in the terminal or in the app, once nothing is left.
+
+    Raises:
+        PeopleNeeded: There are prompts that nobody has ranked.
+    """
+    stage = suffixed("sample", round_)
+    prompts = {prompt.id for prompt, _ in candidate_sets(ctx.run.path, stage)}
+    left = set(prompts)
+    if (ctx.run.path / DATABASE).exists():
+        with _store(ctx) as store:
+            left -= store.settled(left)
+    if left:
+        run = shlex.quote(str(ctx.run.path))
+        raise PeopleNeeded(
+            f"{len(left)} of {len(prompts)} prompts are not ranked yet: rank them in a browser "
+            f"with `alpaca-rlhf app --run {run}`, or here with `alpaca-rlhf rank --out {run}`; "
+            "then run the same command again"
+        )
+    with _store(ctx) as store:
+        _take_snapshot(ctx, round_, store, None)
+    heard, (others, words, facts) = rankings_of_round(ctx, round_), _others(ctx, round_)
+    facts |= {"noise": 0.0, "verdicts": 0}
+    return Outcome(len(heard) + others, 0, f"{len(heard)} rankings by people{words}", facts)
+
+
+def _by_llm(ctx: Context, round_: int) -> Outcome:
     """Let the model at --judge.url rank what no person has ranked.
 
-    What it said before a stop is not asked again.
+    Replies it gave before a stop are not paid for again.
     """
     stage, settings = suffixed("rank", round_), ctx.settings.judge
-    people = people_so_far(ctx.run.path, path, completions)
-    ranked = {one.prompt_id for one in people}
-    rows = [row for row in rows if row[0].id not in ranked]
-    pairs: Counter[str] = Counter()
-    rankings = []
-    with LLMJudge(settings, path.parent, spent=_spent_before(ctx, round_)) as judge:
-        total = len(rows)
-        for prompt, order in judge.rank(
-            rows, on_progress=lambda sets: ctx.reporter.step(stage, sets, total, {})
-        ):
-            pairs.update(order.pairs)
-            if order.tiers is not None:
-                rankings.append(Ranking(prompt.id, order.tiers, judge.annotator))
+    sample_stage = suffixed("sample", round_)
+    sets = candidate_sets(ctx.run.path, sample_stage)
+    outcome_counts: Counter[str] = Counter()
+    decided = 0
+    spent = _spent_before(ctx, round_)
+    with _store(ctx) as store, LLMJudge(settings, ctx.run.folder(stage), spent=spent) as judge:
+        # 1. The sets that no person has ranked.
+        store.add_sets(sets, origin=origin_of_stage(ctx.run.path, sample_stage))
+        ranked = store.ranked(sets)
+        sets = [row for row in sets if row[0].id not in ranked]
+        total = len(sets)
+
+        # 2. The judge's verdicts, saved batch by batch. A replay after a stop adds nothing.
+        def judged() -> Iterator[Ranking]:
+            nonlocal decided
+            for prompt, order in judge.rank(
+                sets, told=lambda done: ctx.reporter.step(stage, done, total, {})
+            ):
+                outcome_counts.update(order.pairs)
+                if order.tiers is not None:
+                    decided += 1
+                    yield Ranking(prompt.id, order.tiers, judge.identity.annotator)
+
+        store.add_rankings(judged(), judge=judge.identity, batch=BATCH_RANKINGS)
         account = judge.account
-    if not rankings and not people:
-        raise UserError(
-            f"--judge.url {settings.url}: no ranking came of {total} prompts "
-            f"({outcomes(pairs)}); this model is no judge, take another --judge.model"
-        )
-    append(path, *rankings)
-    left = total - len(rankings)
-    more, others, facts = _others(ctx, round_)
-    summary = f"{len(rankings)} rankings by {settings.model}"
-    summary += f", {len(people)} by people{others}" if people or more else others
-    summary += f"; {outcomes(pairs)}"
-    if left:
-        summary += f"; {left} prompts left out: nothing decided"
-    facts |= {"noise": 0.0, "verdicts": pairs["decided"], "pairs": dict(pairs)}
-    facts |= {"left_out": left, "by_people": len(people), "endpoint": account.facts()}
+        if not decided and not ranked:
+            raise UserError(
+                f"--judge.url {settings.url}: no ranking came of {total} prompts "
+                f"({outcomes(outcome_counts)}); this model is no judge, take another --judge.model"
+            )
+
+        # 3. The snapshot that training reads.
+        _take_snapshot(ctx, round_, store, judge.identity)
+
+    heard, (others, words, facts) = rankings_of_round(ctx, round_), _others(ctx, round_)
+    by_people = sum(not _by_judge(ranking) for _, _, ranking in heard)
+    left_out = total - decided
+    summary = f"{decided} rankings by {settings.model}"
+    summary += f", {by_people} by people{words}" if by_people or others else words
+    summary += f"; {outcomes(outcome_counts)}"
+    if left_out:
+        summary += f"; {left_out} prompts left out: nothing decided"
+    facts |= {"noise": 0.0, "verdicts": outcome_counts["decided"], "pairs": dict(outcome_counts)}
+    facts |= {"left_out": left_out, "by_people": by_people, "endpoint": account.facts()}
     ctx.reporter.say(f"  {account.line()}")
-    examples = len(rankings) + len(people) + more
-    return Outcome(examples, account.tokens_in + account.tokens_out, summary, facts)
+    tokens = account.tokens_in + account.tokens_out
+    return Outcome(decided + by_people + others, tokens, summary, facts)
+
+
+def sampled_sets(ctx: Context, round_: int) -> list[Candidates]:
+    """Each prompt of a round with all of its completions, in the order in which they were drawn."""
+    sheets = read_sheets(ctx.run.path, suffixed("sample", round_))
+    return [(sheet.prompt, sheet.completions) for sheet in sheets]
+
+
+def rankings_of_round(ctx: Context, round_: int) -> list[Ranked]:
+    """The rankings that count of what a round has sampled, in the order of its prompts.
+
+    Of judges only the run's own one counts there; where people rank, all do.
+    """
+    sets = sampled_sets(ctx, round_)
+    place = {prompt.id: n for n, (prompt, _) in enumerate(sets)}
+    drawn = {completion.id for _, completions in sets for completion in completions}
+    annotator = _judge_of_run(ctx)
+    rows = [
+        (prompt, completions, ranking)
+        for prompt, completions, ranking in read_snapshot(_snapshot(ctx, round_), sets)
+        if all(completion.id in drawn for completion in completions)
+        and (annotator is None or not _by_judge(ranking) or ranking.annotator == annotator)
+    ]
+    return sorted(rows, key=lambda row: place[row[0].id])
+
+
+def other_rankings(ctx: Context, round_: int) -> tuple[list[Ranked], int]:
+    """The rankings of answers that no round so far has sampled, and how many more are left out.
+
+    These are prompts typed in the chat, and answers that `alpaca-rlhf sample --run` drew. Those
+    whose prompts lie near a prompt of another stage are left out.
+    """
+    sets = [row for r in range(1, round_ + 1) for row in sampled_sets(ctx, r)]
+    drawn = {completion.id for _, completions in sets for completion in completions}
+    rows = [
+        row
+        for row in read_snapshot(_snapshot(ctx, round_), sets)
+        if any(completion.id not in drawn for completion in row[1])
+    ]
+    prompts = RunPrompts(ctx.run.path, ctx.settings)
+    kept = [row for row in rows if prompts.leak(row[0]) is None]
+    return kept, len(rows) - len(kept)
+
+
+def _others(ctx: Context, round_: int) -> tuple[int, str, dict[str, Any]]:
+    """How many rankings are of other answers than the run's own: a count, in words, as facts."""
+    rows, near = other_rankings(ctx, round_)
+    words = f", and {len(rows)} in the app of other answers" if rows else ""
+    if near:
+        words += f"; {near} left out: their prompts lie near those of another stage"
+    return len(rows), words, {"of_other_answers": len(rows), "near": near}
+
+
+def _store(ctx: Context) -> Store:
+    return open_store(ctx.run.path, say=ctx.reporter.say)
+
+
+def _snapshot(ctx: Context, round_: int) -> Path:
+    return ctx.run.path / suffixed("rank", round_) / SNAPSHOT
+
+
+def _take_snapshot(ctx: Context, round_: int, store: Store, judge: JudgeIdentity | None) -> None:
+    """Write the snapshot of a round, in place of one that a broken-off sitting left."""
+    ctx.run.folder(suffixed("rank", round_))
+    shutil.rmtree(_snapshot(ctx, round_), ignore_errors=True)
+    store.export(_snapshot(ctx, round_), judge=judge)
+
+
+def _judge_of_run(ctx: Context) -> str | None:
+    """The annotator's name of the judge that ranks in people's place; None where people rank."""
+    names = {"gold": f"{JUDGE}gold", "llm": f"{JUDGE}llm:{ctx.settings.judge.model}"}
+    return names.get(ctx.settings.inputs.judge)
+
+
+def _by_judge(ranking: Ranking) -> bool:
+    return ranking.annotator.startswith(JUDGE)
 
 
 def _spent_before(ctx: Context, round_: int) -> tuple[int, int]:
     """Tokens in and out of earlier rounds: a limit is one for the whole run."""
-    done = [ctx.run.done(suffixed("rank", one)) or {} for one in range(1, round_)]
-    said = [one.get("facts", {}).get("endpoint", {}) for one in done]
-    total = [sum(one.get(name, 0) for one in said) for name in ("tokens_in", "tokens_out")]
-    return total[0], total[1]
-
-
-def _others(ctx: Context, round_: int) -> tuple[int, str, dict[str, Any]]:
-    """The app's rankings of answers that the run has not sampled: how many, in words, as facts."""
-    more, near = other_rankings(ctx, round_)
-    words = f", and {len(more)} in the app of other answers" if more else ""
-    if near:
-        words += f"; {near} left out: their prompts lie near those of another stage"
-    return len(more), words, {"of_other_answers": len(more), "near": near}
-
-
-def sampled(ctx: Context, round_: int) -> tuple[dict[str, Instruction], dict[str, Completion]]:
-    """Prompts and completions of a finished sample stage, by id."""
-    stage = suffixed("sample", round_)
-    prompts = [Instruction.from_json(row) for row in ctx.run.read_jsonl(f"{stage}/prompts.jsonl")]
-    completions = []
-    for row in ctx.run.read_jsonl(f"{stage}/completions.jsonl"):
-        row.pop("id")
-        completions.append(Completion(**row))
-    return {p.id: p for p in prompts}, {c.id: c for c in completions}
-
-
-def other_rankings(ctx: Context, round_: int) -> tuple[list[Ranked], int]:
-    """The app's rankings of answers that no round so far has sampled, and how many are left out."""
-    drawn = {key for one in range(1, round_ + 1) for key in sampled(ctx, one)[1]}
-    prompts = RunPrompts(ctx.run.path, ctx.settings)
-    return of_other_answers(ctx.run.path / suffixed("rank", round_), drawn, prompts)
+    rows = [ctx.run.done(suffixed("rank", r)) or {} for r in range(1, round_)]
+    accounts = [row.get("facts", {}).get("endpoint", {}) for row in rows]
+    tokens_in, tokens_out = (
+        sum(account.get(name, 0) for account in accounts) for name in ("tokens_in", "tokens_out")
+    )
+    return tokens_in, tokens_out
 
 
 def _sample(
-    ctx: Context, role: str | None, rows: list[Instruction], *, k: int, seed: int, stage: str
+    ctx: Context, role: str | None, prompts: list[Instruction], *, k: int, seed: int, stage: str
 ) -> list[list[Sampled]]:
     return sample(
         ctx.adapters,
         role,
-        [prompt_ids(ctx.base, ctx.settings.template, row) for row in rows],
-        [row.id for row in rows],
+        [prompt_ids(ctx.base, ctx.settings.template, prompt) for prompt in prompts],
+        [prompt.id for prompt in prompts],
         k=k,
         sampling=ctx.settings.sampling,
         seed=seed,
-        on_batch=ctx.counting(stage, len(rows) * k),
+        on_batch=ctx.counting(stage, len(prompts) * k),
     )
 
 
 def _sampling_words(ctx: Context) -> str:
     sampling = ctx.settings.sampling
     return f"temperature={sampling.temperature:g} top_p={sampling.top_p:g}"
-
-
-def _pairs(ranking: Ranking) -> list[tuple[str, str]]:
-    tiers = ranking.tiers
-    return [
-        (a, b)
-        for i, tier in enumerate(tiers)
-        for later in tiers[i + 1 :]
-        for a in tier
-        for b in later
-    ]

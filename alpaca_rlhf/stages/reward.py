@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.core.records import Completion, Instruction, PreferencePair, Ranking, content_hash
+from alpaca_rlhf.core.records import PreferencePair, content_hash
 from alpaca_rlhf.data import holds_rankings, read_pairs, read_rankings
 from alpaca_rlhf.evaluation.reward_accuracy import accuracy_of, figures
 from alpaca_rlhf.models.batches import Example, prompt_ids
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.rollout import sample, score
-from alpaca_rlhf.preferences import manifest_of, read, read_snapshot
+from alpaca_rlhf.preferences import manifest_of, read_snapshot
+from alpaca_rlhf.preferences.snapshot import Ranked
 from alpaca_rlhf.stages.context import Context, forget, suffixed
 from alpaca_rlhf.stages.outcome import Outcome
-from alpaca_rlhf.stages.people import Ranked
-from alpaca_rlhf.stages.rank import other_rankings, sampled
+from alpaca_rlhf.stages.rank import other_rankings, rankings_of_round, sampled_sets
 from alpaca_rlhf.training import groups as reward_groups
 from alpaca_rlhf.training.groups import Group
 from alpaca_rlhf.training.held_out import scored
@@ -154,16 +154,10 @@ def ranking_groups(ctx: Context, round_: int) -> Rankings:
         apart = {prompt.id for prompt in ctx.source.prompts("rank")}
         found, read_ = _of_file(ctx, path, apart)
     else:
-        found, read_ = [], 0
-        for earlier in range(1, round_ + 1):
-            own_prompts, own = sampled(ctx, earlier)
-            path = ctx.run.path / suffixed("rank", earlier) / "rankings.jsonl"
-            rankings = read(path, own)
-            found += _of_rankings(ctx, rankings, own_prompts, own)
-            read_ += len(rankings)
-        more, _ = other_rankings(ctx, round_)
-        found += _of_ranked(ctx, more)
-        read_ += len(more)
+        path = ctx.run.path / suffixed("rank", round_)
+        rows = [row for r in range(1, round_ + 1) for row in rankings_of_round(ctx, r)]
+        rows += other_rankings(ctx, round_)[0]
+        found, read_ = _of_ranked(ctx, rows), len(rows)
     if not found:
         raise UserError(
             f"{path}: in none of the {read_} rankings anybody wins: all their completions tie or "
@@ -173,20 +167,14 @@ def ranking_groups(ctx: Context, round_: int) -> Rankings:
     return Rankings(*split, undecided=read_ - len(found))
 
 
-def _of_rankings(
-    ctx: Context,
-    rankings: Sequence[Ranking],
-    prompts: Mapping[str, Instruction],
-    completions: Mapping[str, Completion],
-) -> list[Group]:
-    ties = ctx.settings.reward.ties == "soft"
-    return reward_groups.from_rankings(ctx.adapters, rankings, prompts, completions, ties=ties)
-
-
-def _of_ranked(ctx: Context, ranked: Sequence[Ranked]) -> list[Group]:
-    prompts = {prompt.id: prompt for prompt, _, _ in ranked}
-    completions = {one.id: one for _, own, _ in ranked for one in own}
-    return _of_rankings(ctx, [one for _, _, one in ranked], prompts, completions)
+def _of_ranked(ctx: Context, rows: Sequence[Ranked]) -> list[Group]:
+    return reward_groups.from_rankings(
+        ctx.adapters,
+        [ranking for _, _, ranking in rows],
+        {prompt.id: prompt for prompt, _, _ in rows},
+        {completion.id: completion for _, completions, _ in rows for completion in completions},
+        ties=ctx.settings.reward.ties == "soft",
+    )
 
 
 def _of_file(ctx: Context, path: Path, prompts: Collection[str]) -> tuple[list[Group], int]:
@@ -226,10 +214,10 @@ def reference_examples(ctx: Context, groups: list[Group]) -> list[Example]:
     split; where there is no such split, what the file holds.
     """
     if ctx.settings.inputs.rankings is None:
-        prompts, completions = sampled(ctx, 1)
         return [
-            reward_groups.completion_example(ctx.adapters, prompts[one.prompt_id], one)
-            for one in completions.values()
+            reward_groups.completion_example(ctx.adapters, prompt, completion)
+            for prompt, completions in sampled_sets(ctx, 1)
+            for completion in completions
         ]
     if "ppo" not in ctx.source.names():
         return [e for g in groups for e in g.examples][:REFERENCES]

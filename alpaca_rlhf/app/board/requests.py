@@ -7,8 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
-from alpaca_rlhf.preferences.assignment import FEWEST, METHODS, MOST, MOST_TEXT, Refused, Verdict
-from alpaca_rlhf.preferences.rankings import MOST_STARS
+from alpaca_rlhf.preferences.assignment import (
+    FEWEST,
+    METHODS,
+    MOST,
+    MOST_STARS,
+    MOST_TEXT,
+    Refused,
+    Verdict,
+)
 
 Action = Literal["next", "renew", "submit", "undo", "skip", "flag", "progress"]
 

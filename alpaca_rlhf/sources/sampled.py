@@ -1,0 +1,81 @@
+"""The completions that a run has sampled, to be ranked by people or judges."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.records import Completion, Instruction
+from alpaca_rlhf.core.runs import finished
+from alpaca_rlhf.data import read_prompts
+from alpaca_rlhf.preferences.assignment import FEWEST, distinct
+from alpaca_rlhf.preferences.queue import Candidates
+from alpaca_rlhf.preferences.store import Store
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One prompt and the completions to put in order."""
+
+    prompt: Instruction
+    """What was asked."""
+    completions: tuple[Completion, ...]
+    """The answers."""
+
+
+def read_sheets(run: Path, stage: str) -> list[Sheet]:
+    """The prompts of a run's sample stage with all their completions, in its order.
+
+    Args:
+        run: The run folder.
+        stage: `sample`, in later rounds `sample.2` ...
+
+    Raises:
+        UserError: It is not there, or cannot be read.
+    """
+    prompts = {prompt.id: prompt for prompt in read_prompts(run / stage / "prompts.jsonl")}
+    path = run / stage / "completions.jsonl"
+    completions: dict[str, list[Completion]] = {key: [] for key in prompts}
+    try:
+        for line in path.read_text(encoding="utf-8").strip("\n").split("\n"):
+            columns = json.loads(line)
+            columns.pop("id")
+            completions[columns["prompt_id"]].append(Completion(**columns))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); begin anew in another --out") from None
+    return [Sheet(prompt, tuple(completions[key])) for key, prompt in prompts.items()]
+
+
+def candidate_sets(run: Path, stage: str) -> list[Candidates]:
+    """The candidate sets of a sample stage: of completions with the same text one is shown.
+
+    A prompt all of whose completions say the same is nothing to rank, and left out.
+
+    Raises:
+        UserError: The stage is not there, or cannot be read.
+    """
+    sets = [(sheet.prompt, distinct(sheet.completions)) for sheet in read_sheets(run, stage)]
+    return [(prompt, completions) for prompt, completions in sets if len(completions) >= FEWEST]
+
+
+def origin_of_stage(run: Path, stage: str) -> str:
+    """The origin that is noted with the candidate sets of a sample stage."""
+    return f"{run.name}/{stage}"
+
+
+def queue_sampled(run: Path, store: Store) -> int:
+    """Put what every sample stage of a run drew into the queue; what is there already stays.
+
+    Returns:
+        How many candidate sets are new there.
+
+    Raises:
+        UserError: The run's files cannot be read.
+    """
+    stages = [name for name in finished(run) if name.partition(".")[0] == "sample"]
+    return sum(
+        store.add_sets(candidate_sets(run, stage), origin=origin_of_stage(run, stage))
+        for stage in sorted(stages, key=lambda name: int(name.partition(".")[2] or 1))
+    )
