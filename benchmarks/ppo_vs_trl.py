@@ -91,7 +91,7 @@ class Ours:
     """
 
     def __init__(self, folder: str, settings: PPO) -> None:
-        from alpaca_rlhf.models import rollout
+        from alpaca_rlhf.models import rollout, scoring
         from alpaca_rlhf.models.adapters import Adapters
         from alpaca_rlhf.models.base import load_base
         from alpaca_rlhf.models.heads import ScalarHead
@@ -124,14 +124,14 @@ class Ours:
 
     def probe(self) -> dict[str, float]:
         """Log-probability a token and score of fixed completions."""
-        from alpaca_rlhf.models import rollout
+        from alpaca_rlhf.models import rollout, scoring
         from alpaca_rlhf.models.batches import Example, collate
 
         examples = [Example(tuple(p), tuple(c)) for p, c in probe_sequences()]
-        found = rollout.logprobs(
+        found = scoring.logprobs(
             self.adapters, "policy", collate(self.base, examples), micro_batch_size=MICRO
         )[0]
-        scores = rollout.score(self.adapters, "reward", self.head, examples, batch_size=MICRO)
+        scores = scoring.score(self.adapters, "reward", self.head, examples, batch_size=MICRO)
         tokens = sum(len(one.completion) for one in examples)
         return {"logprob": float(found.sum()) / tokens, "score": float(scores.mean())}
 

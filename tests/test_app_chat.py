@@ -83,14 +83,14 @@ def slow(monkeypatch):
     """Every token takes a moment, so that there is time to press a key."""
     from alpaca_rlhf.serving import speaker
 
-    whole = speaker.spoken
+    whole = speaker.stream_text
 
     def slowly(*given, **named):
         for one in whole(*given, **named):
             time.sleep(0.02)
             yield one
 
-    monkeypatch.setattr(speaker, "spoken", slowly)
+    monkeypatch.setattr(speaker, "stream_text", slowly)
 
 
 def test_it_streams_stops_and_goes_on(desk, monkeypatch):

@@ -30,7 +30,7 @@ from alpaca_rlhf.models.batches import (
     segments,
     text_ids,
 )
-from alpaca_rlhf.models.rollout import micro_batches
+from alpaca_rlhf.models.scoring import micro_batches
 
 BOS, EOS, PAD = 1, 2, 0
 CHAT = (

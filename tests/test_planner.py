@@ -25,7 +25,7 @@ from alpaca_rlhf.planner import (
     from_config,
     shape_of,
 )
-from alpaca_rlhf.planner.passes import CHUNK
+from alpaca_rlhf.core.sizes import LOGITS_PER_CHUNK
 from alpaca_rlhf.planner.tape import Tape
 from alpaca_rlhf.settings import PPO, Inputs, Loop, Lora, Sampling, Value
 
@@ -167,16 +167,7 @@ def test_logits_are_bounded_whatever_the_batch():
         sft = replace(Loop().sft, micro_batch_size=micro)
         plan = Memory(shape_of("llama-3-8b"), CUDA, replace(Loop(), sft=sft), checkpointing=False)
         for phase in plan.sft():
-            assert phase.items.get("logits", 0) <= 6 * 4 * CHUNK
-
-
-def test_the_chunk_is_that_of_the_output_head():
-    from alpaca_rlhf.models import vocabulary
-    from alpaca_rlhf.planner import memory
-    from alpaca_rlhf.training import held_out
-
-    assert CHUNK == vocabulary.CHUNK
-    assert memory.AT_ONCE == held_out.AT_ONCE
+            assert phase.items.get("logits", 0) <= 6 * 4 * LOGITS_PER_CHUNK
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])

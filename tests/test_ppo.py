@@ -11,7 +11,8 @@ from alpaca_rlhf.models import rollout as runs
 from alpaca_rlhf.models.base import weights_digest
 from alpaca_rlhf.models.batches import Example, collate
 from alpaca_rlhf.models.heads import ScalarHead
-from alpaca_rlhf.models.rollout import Sampled, score
+from alpaca_rlhf.models.rollout import SampledCompletion
+from alpaca_rlhf.models.scoring import score
 from alpaca_rlhf.settings import PPO, Clip, Value
 from alpaca_rlhf.training import loss_scale, ppo
 from alpaca_rlhf.training.loop import Checkpoints, Learner
@@ -77,11 +78,11 @@ def train(adapters, head, folder, settings=SETTINGS, *, asked=None, seed=0, log=
 
 
 COMPLETIONS = [
-    Sampled((200, 210, 2), True),
-    Sampled((220,), False),
-    Sampled((230, 240, 250, 260, 105), True),
-    Sampled((2,), True),
-    Sampled((270, 280), False),
+    SampledCompletion((200, 210, 2), True),
+    SampledCompletion((220,), False),
+    SampledCompletion((230, 240, 250, 260, 105), True),
+    SampledCompletion((2,), True),
+    SampledCompletion((270, 280), False),
 ]
 
 

@@ -14,7 +14,7 @@ from alpaca_rlhf.models.base import load_base, weights_digest
 from alpaca_rlhf.models.batches import Example, answer, collate, example
 from alpaca_rlhf.models.forward import completion_scores
 from alpaca_rlhf.models.heads import CriteriaHead, ScalarHead
-from alpaca_rlhf.models.rollout import score
+from alpaca_rlhf.models.scoring import score
 from alpaca_rlhf.settings import Lora, Reward
 from alpaca_rlhf.training.groups import (
     Group,

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.models import rollout
+from alpaca_rlhf.models import rollout, scoring
 from alpaca_rlhf.models.batches import Example, collate, left_pad
 from alpaca_rlhf.models.heads import ScalarHead
-from alpaca_rlhf.models.rollout import logprobs, sample, score
+from alpaca_rlhf.models.rollout import sample
+from alpaca_rlhf.models.scoring import logprobs, score
 from alpaca_rlhf.settings import Sampling
 
 PROMPTS = [(1, 20, 30, 40), (1, 21), (1, *range(50, 70)), (1, 22, 32), (1, 300, 301)]
@@ -317,7 +318,7 @@ def test_scores_do_not_depend_on_their_batch(adapters):
             score(adapters, "sft", head, examples, batch_size=size), one_by_one, atol=1e-5
         )
     batch = collate(adapters.base, examples)
-    found = rollout.scores(adapters, "sft", head, batch, micro_batch_size=4)
+    found = scoring.scores(adapters, "sft", head, batch, micro_batch_size=4)
     assert torch.allclose(found, one_by_one, atol=1e-5)
 
 

@@ -11,7 +11,7 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.models.base import weights_digest
 from alpaca_rlhf.models.batches import Example, collate, example
-from alpaca_rlhf.models.forward import learned_logprobs
+from alpaca_rlhf.models.forward import loss_logprobs
 from alpaca_rlhf.models.rollout import sample
 from alpaca_rlhf.settings import SFT, Sampling
 from alpaca_rlhf.training import loss_scale, sft
@@ -149,7 +149,7 @@ def test_float16_keeps_small_gradients_by_its_scale(tiny):
     def gradient(scale, divisor):
         with adapters.using("sft"), adapters.training():
             batch = collate(adapters.base, examples(4))
-            scale.backward(-learned_logprobs(adapters, batch).sum() / divisor)
+            scale.backward(-loss_logprobs(adapters, batch).sum() / divisor)
         scale.undo(parameters)
         whole = torch.cat([p.grad.flatten() for p in parameters]) * divisor
         for p in parameters:
@@ -253,12 +253,12 @@ def crammed(monkeypatch, most, error=no_cuda_memory):
 
     def logprobs(adapters, batch):
         sizes.append(len(batch))
-        found = learned_logprobs(adapters, batch)
+        found = loss_logprobs(adapters, batch)
         if len(batch) > most and (sizes.count(len(batch)) > 1 or most == 0):
             found.register_hook(fail) if found.requires_grad else fail()
         return found
 
-    monkeypatch.setattr(sft, "learned_logprobs", logprobs)
+    monkeypatch.setattr(sft, "loss_logprobs", logprobs)
     return sizes
 
 

@@ -7,7 +7,7 @@ import torch
 
 from alpaca_rlhf.models.batches import answer
 from alpaca_rlhf.models.rollout import sample, stream
-from alpaca_rlhf.models.streaming import Text, spoken
+from alpaca_rlhf.models.streaming import Text, stream_text
 from alpaca_rlhf.models.turns import text_ids
 from alpaca_rlhf.settings import Sampling
 
@@ -47,7 +47,7 @@ def test_it_stops_between_two_tokens_and_leaves_the_adapters_free(adapters):
     (whole,) = sample(adapters, "sft", PROMPTS[1:2], ["zz"], sampling=how, seed=1)
     assert len(whole[0].ids) > 5
     seen = []
-    for (one,) in spoken(adapters, "sft", PROMPTS[1:2], ["zz"], sampling=how, seed=1, stop=stop):
+    for (one,) in stream_text(adapters, "sft", PROMPTS[1:2], ["zz"], sampling=how, seed=1, stop=stop):
         seen.append(one.sampled.ids)
         if len(one.sampled.ids) == 3:
             stop.set()
@@ -82,7 +82,7 @@ def test_what_is_shown_last_is_the_answer_itself_even_where_bytes_are_broken(ada
     how = Sampling(max_new_tokens=40)
     object.__setattr__(adapters.base, "stop_ids", frozenset({2}))
     (drawn,) = sample(adapters, "policy", PROMPTS[:1], ["q"], k=4, sampling=how, seed=3)
-    *_, last = spoken(
+    *_, last = stream_text(
         adapters, "policy", PROMPTS[:1], ["q"], k=4, sampling=how, seed=3, stop=Event()
     )
     assert [one.sampled for one in last] == drawn

@@ -30,7 +30,7 @@ from alpaca_rlhf.serving.manner import Manner
 from alpaca_rlhf.sources.run_prompts import RunPrompts
 
 if TYPE_CHECKING:
-    from alpaca_rlhf.models.streaming import Spoken
+    from alpaca_rlhf.models.streaming import GenerationUpdate
     from alpaca_rlhf.serving.speaker import Speaker
 
 NAMES = (
@@ -191,7 +191,7 @@ def _both(
     own: list[tuple[str, Completion]] = []
     for number, name in enumerate(names):
         yield _Drawn(number / 2)
-        said: list[Spoken] = []
+        said: list[GenerationUpdate] = []
         for now in speaker.speak(name, row, manner, stop, key=f"compare/{row.id}"):
             said = now
         if stop.is_set():

@@ -22,7 +22,7 @@ from alpaca_rlhf.serving.manner import Manner
 from alpaca_rlhf.sources.run_prompts import RunPrompts
 
 if TYPE_CHECKING:
-    from alpaca_rlhf.models.streaming import Spoken
+    from alpaca_rlhf.models.streaming import GenerationUpdate
     from alpaca_rlhf.serving.speaker import Speaker
 
 MOST_TEXT = 12_000
@@ -102,7 +102,7 @@ class Talk:
         row = Instruction(last.user, history=_history(earlier, asked), source="chat")
         key = f"chat/{last.draws}/{row.id}"
 
-        def work(speaker: Speaker, stop: Event) -> Iterator[Spoken]:
+        def work(speaker: Speaker, stop: Event) -> Iterator[GenerationUpdate]:
             for (one,) in speaker.speak(asked.policy, row, asked.manner, stop, key=key):
                 yield one
 
@@ -213,7 +213,7 @@ def _history(turns: Sequence[Turn], asked: Asked) -> tuple[tuple[str, str], ...]
 def _four(speaker: Speaker, row: Instruction, asked: Asked, stop: Event) -> Iterator[_Made]:
     """Answers that differ; where too many are alike, as many again are drawn once."""
     own: list[Completion] = []
-    said: list[Spoken] = []
+    said: list[GenerationUpdate] = []
     for k in (TO_RANK, 2 * TO_RANK):
         for said in speaker.speak(
             asked.policy, row, asked.manner, stop, key=row.id, k=k, whole=True

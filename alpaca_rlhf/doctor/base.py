@@ -16,7 +16,7 @@ from alpaca_rlhf.doctor.finding import Finding, carried_out
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import Base, load_base
 from alpaca_rlhf.models.batches import answer, collate, example, prompt_ids, segments
-from alpaca_rlhf.models.forward import learned_logprobs
+from alpaca_rlhf.models.forward import loss_logprobs
 from alpaca_rlhf.settings import Lora
 
 _ROWS = (
@@ -94,7 +94,7 @@ def _mask(base: Base, template: str) -> Finding:
 def _stats(adapters: Adapters, role: str | None) -> torch.Tensor:
     rows = [example(adapters.base, adapters.template, row, row.output or "") for row in _ROWS]
     with torch.no_grad(), adapters.using(role):
-        return learned_logprobs(adapters, collate(adapters.base, rows)).double()
+        return loss_logprobs(adapters, collate(adapters.base, rows)).double()
 
 
 def _starts_at_the_base(adapters: Adapters) -> Finding:
@@ -112,7 +112,7 @@ def _gradients(adapters: Adapters) -> Finding:
     rows = [example(adapters.base, adapters.template, row, row.output or "") for row in _ROWS]
     with adapters.using("doctor"), adapters.training():
         batch = collate(adapters.base, rows)
-        (-learned_logprobs(adapters, batch).mean()).backward()  # type: ignore[no-untyped-call]
+        (-loss_logprobs(adapters, batch).mean()).backward()  # type: ignore[no-untyped-call]
     own = adapters.parameters("doctor")
     reached = sum(p.grad is not None and bool(p.grad.any()) for k, p in own.items() if "_B" in k)
     wanted = sum("_B" in key for key in own)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from alpaca_rlhf.core.sizes import LOGPROBS_BATCH_DIVISOR, SCORING_BATCH_FACTOR
 from alpaca_rlhf.planner.decoding import Decode, decoded, ready
 from alpaca_rlhf.planner.layers import GRADIENTS, Device
 from alpaca_rlhf.planner.passes import Pass, Rows, resident
@@ -13,8 +14,6 @@ from alpaca_rlhf.planner.tape import Block, Tape
 from alpaca_rlhf.settings import Loop, OptimizerName
 
 OPTIMIZER = "optimiser"
-AT_ONCE = 4
-"""Completions scored at once for each ranking: `training.held_out.AT_ONCE`."""
 BYTES_OF_MOMENTS: dict[OptimizerName, float] = {
     "adamw": 8,
     "adamw8bit": 2 + 8 / 256,
@@ -141,7 +140,7 @@ class Memory:
         rows = Rows(micro * k, prompt, length - prompt)
         batch, flag = own.batch_size * k, "--reward.micro-batch-size"
         yield from self._training("reward", rows, 0, 2, own.optimizer, batch, flag)
-        more = Rows(own.micro_batch_size * AT_ONCE, prompt, length - prompt)
+        more = Rows(own.micro_batch_size * SCORING_BATCH_FACTOR, prompt, length - prompt)
         yield self._scoring("reward", more, 2, flag, moments=self._moments(own.optimizer))
 
     def ppo(self) -> Iterator[Phase]:
@@ -208,7 +207,7 @@ class Memory:
         """Completions of every policy, and their log-probabilities."""
         sampling = self.settings.sampling
         yield self._sampling("evaluate", 1, self._trained)
-        size = max(1, sampling.batch_size // 4)
+        size = max(1, sampling.batch_size // LOGPROBS_BATCH_DIVISOR)
         rows = Rows(size, self.lengths.prompt, sampling.max_new_tokens)
         run = self._run(Tape())
         held = self._resident(run, self._trained, 0)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alpaca_rlhf.core.embedded import EMBEDDED
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.runs import data_path
 from alpaca_rlhf.models.hub import hub_refusal
 
-EMBEDDED = "embedded"
 NF4_BLOCK = 64
 """Weights that share a scale (bitsandbytes' default block of 4-bit quantisation)."""
 SCALE_BLOCK = 256
@@ -128,7 +128,7 @@ KNOWN: dict[str, tuple[int, int, int, int, int, int, int, int, bool]] = {
 """Hidden, inner, layers, heads, key-value heads, head size, vocabulary, context, tied."""
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2")
-"""Model types whose layers are those of a LLaMA: what `models/likeness.py` lets through."""
+"""Model types whose layers are those of a LLaMA: what `models/compatibility.py` lets through."""
 
 
 def known(name: str) -> Shape | None:

@@ -12,7 +12,7 @@ from alpaca_rlhf.core.randomness import derived_seed
 from alpaca_rlhf.core.records import Completion, Instruction, Ranking
 from alpaca_rlhf.data import write_instructions
 from alpaca_rlhf.models.batches import answer, prompt_ids
-from alpaca_rlhf.models.rollout import Sampled, sample
+from alpaca_rlhf.models.rollout import SampledCompletion, sample
 from alpaca_rlhf.preferences import ScoreJudge, append, wrong_share
 from alpaca_rlhf.preferences.assignment import FEWEST, distinct
 from alpaca_rlhf.sources import RunPrompts
@@ -186,7 +186,7 @@ def other_rankings(ctx: Context, round_: int) -> tuple[list[Ranked], int]:
 
 def _sample(
     ctx: Context, role: str | None, rows: list[Instruction], *, k: int, seed: int, stage: str
-) -> list[list[Sampled]]:
+) -> list[list[SampledCompletion]]:
     return sample(
         ctx.adapters,
         role,

@@ -14,7 +14,8 @@ from alpaca_rlhf.data import holds_rankings, read_pairs, read_rankings
 from alpaca_rlhf.evaluation.reward_accuracy import accuracy_of, figures
 from alpaca_rlhf.models.batches import Example, prompt_ids
 from alpaca_rlhf.models.heads import ScalarHead
-from alpaca_rlhf.models.rollout import sample, score
+from alpaca_rlhf.models.rollout import sample
+from alpaca_rlhf.models.scoring import score
 from alpaca_rlhf.preferences import manifest_of, read, read_snapshot
 from alpaca_rlhf.stages.context import Context, forget, suffixed
 from alpaca_rlhf.stages.outcome import Outcome

@@ -77,7 +77,7 @@ def _preview(ctx: Context, examples: Sequence[Example], *, show: bool) -> None:
     text = ""
     for number in previewed(examples):
         one = examples[number]
-        what = f"example {number + 1}: {one.learned} of {len(one)} tokens carry loss"
+        what = f"example {number + 1}: {one.loss_tokens} of {len(one)} tokens carry loss"
         pieces = segments(ctx.base, one)
         text += f"{what}\n{marked(pieces)}\n\n"
         if show:

@@ -10,7 +10,8 @@ from alpaca_rlhf.core import processes
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import Example
 from alpaca_rlhf.models.heads import ScalarHead
-from alpaca_rlhf.models.rollout import Sampled, sample, score
+from alpaca_rlhf.models.rollout import SampledCompletion, sample
+from alpaca_rlhf.models.scoring import score
 from alpaca_rlhf.settings import Sampling
 
 
@@ -22,7 +23,7 @@ class Candidates:
     """Id of the prompt."""
     prompt: tuple[int, ...]
     """Its token ids."""
-    completions: tuple[Sampled, ...]
+    completions: tuple[SampledCompletion, ...]
     """In the order of their sample numbers. Two may be equal: each counts."""
     scores: tuple[float, ...]
     """The reward model's score of each."""
@@ -50,7 +51,7 @@ class Candidates:
         return cls(
             key=row["prompt_id"],
             prompt=tuple(row["prompt"]),
-            completions=tuple(Sampled(tuple(one["ids"]), one["finished"]) for one in said),
+            completions=tuple(SampledCompletion(tuple(one["ids"]), one["finished"]) for one in said),
             scores=tuple(one["score"] for one in said),
         )
 
@@ -73,7 +74,7 @@ def draw(
     `on_batch` is told the number of completions that each batch of this process finished.
     """
     share = processes.share(range(len(prompts)))
-    drawn: list[list[Sampled]] = processes.gather(
+    drawn: list[list[SampledCompletion]] = processes.gather(
         sample(
             adapters,
             sampler,
@@ -89,10 +90,10 @@ def draw(
         Candidates(key, tuple(prompt), tuple(own), (0.0,) * len(own))
         for key, prompt, own in zip(keys, prompts, drawn, strict=True)
     ]
-    return rescored(adapters, reward_head, found, batch_size=score_batch_size)
+    return rescore(adapters, reward_head, found, batch_size=score_batch_size)
 
 
-def rescored(
+def rescore(
     adapters: Adapters, reward_head: ScalarHead, pool: Sequence[Candidates], *, batch_size: int
 ) -> list[Candidates]:
     """The same completions with the scores of the reward adapter as it is now."""

@@ -12,7 +12,7 @@ from alpaca_rlhf.core import processes
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import Example
 from alpaca_rlhf.models.heads import CriteriaHead, ScalarHead
-from alpaca_rlhf.models.rollout import score
+from alpaca_rlhf.models.scoring import score
 from alpaca_rlhf.training.groups import Group
 from alpaca_rlhf.training.memory import MicroBatch
 

@@ -13,7 +13,7 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction, content_hash
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import Example, by_length, collate, example
-from alpaca_rlhf.models.forward import learned_logprobs
+from alpaca_rlhf.models.forward import loss_logprobs
 from alpaca_rlhf.settings import SFT
 from alpaca_rlhf.training.bad_batch import readable
 from alpaca_rlhf.training.loop import Checkpoints, Learner, Log, batches, fit
@@ -82,7 +82,7 @@ def held_out_loss(
     with adapters.using(role):
         for group in by_length([len(one) for one in own], micro_batch_size):
             batch = collate(adapters.base, [own[i] for i in group])
-            total -= float(learned_logprobs(adapters, batch).double().sum())
+            total -= float(loss_logprobs(adapters, batch).double().sum())
             count += len(batch.learned)
     sums = processes.add({"loss": total, "tokens": count})
     return sums["loss"] / max(1, sums["tokens"])
@@ -136,7 +136,7 @@ def train_sft(
             with adapters.using(role), adapters.training():
                 for group in by_length([len(one) for one in own], size):
                     batch = collate(adapters.base, [own[i] for i in group])
-                    loss = -learned_logprobs(adapters, batch).sum() / tokens
+                    loss = -loss_logprobs(adapters, batch).sum() / tokens
                     learner.scale.backward(loss)
                     total += loss.item()
             return total
