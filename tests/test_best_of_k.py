@@ -42,7 +42,9 @@ def drawn(adapters, head, prompts=PROMPTS, keys=KEYS, *, k=3, seed=0, **numbers)
 def by_hand(said, scores, keys=KEYS):
     """Candidates of the first prompts: (name, finished) and a score each."""
     return [
-        Candidates(key, prompt, tuple(SampledCompletion((name,), end) for name, end in own), tuple(numbers))
+        Candidates(
+            key, prompt, tuple(SampledCompletion((name,), end) for name, end in own), tuple(numbers)
+        )
         for key, prompt, own, numbers in zip(keys, PROMPTS, said, scores, strict=False)
     ]
 

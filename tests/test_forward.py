@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
 
-from alpaca_rlhf.models import rollout, scoring
+from alpaca_rlhf.models import scoring
 from alpaca_rlhf.models.batches import Example, collate, left_pad
 from alpaca_rlhf.models.forward import completion_scores, token_stats, token_values
 from alpaca_rlhf.models.heads import ScalarHead

@@ -346,7 +346,7 @@ def test_sampling_goes_on_in_smaller_groups_with_the_same_tokens(tiny, monkeypat
     monkeypatch.setattr(rollout, "_decode", full)
     assert draw() == whole
     assert sizes[:2] == [8, 4] and max(sizes[2:]) == 2 and sum(sizes[2:]) == 9
-    assert "out of memory with 8 at once; goes on with 4" in caplog.text
+    assert "out of memory with 8 at once; continuing with 4" in caplog.text
 
 
 def test_where_not_one_prompt_fits_it_is_one_line(tiny, monkeypatch):
@@ -363,12 +363,12 @@ def test_scoring_goes_on_in_smaller_groups_with_the_same_scores(tiny, monkeypatc
     head = ScalarHead(adapters.base.model.config.hidden_size, seed=7)
     examples = [Example((1, 100 + i), (200 + i, 2)) for i in range(7)]
     whole = score(adapters, "reward", head, examples, batch_size=7)
-    scores = rollout.completion_scores
+    scores = scoring.completion_scores
 
     def full(adapters, head, batch):
         if len(batch) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return scores(adapters, head, batch)
 
-    monkeypatch.setattr(rollout, "completion_scores", full)
+    monkeypatch.setattr(scoring, "completion_scores", full)
     assert torch.allclose(score(adapters, "reward", head, examples, batch_size=7), whole, atol=1e-6)

@@ -16,7 +16,13 @@ from alpaca_rlhf.models.rollout import sample
 from alpaca_rlhf.settings import SFT, Sampling
 from alpaca_rlhf.training import loss_scale, sft
 from alpaca_rlhf.training.loop import Checkpoints, Learner, batches
-from alpaca_rlhf.training.sft import encode, held_out_loss, previewed, split_held_out, train_sft
+from alpaca_rlhf.training.sft import (
+    encode,
+    held_out_loss,
+    preview_indices,
+    split_held_out,
+    train_sft,
+)
 
 
 def examples(n, seed=0):
@@ -150,7 +156,7 @@ def test_float16_keeps_small_gradients_by_its_scale(tiny):
         with adapters.using("sft"), adapters.training():
             batch = collate(adapters.base, examples(4))
             scale.backward(-loss_logprobs(adapters, batch).sum() / divisor)
-        scale.undo(parameters)
+        scale.unscale(parameters)
         whole = torch.cat([p.grad.flatten() for p in parameters]) * divisor
         for p in parameters:
             p.grad = None
@@ -279,8 +285,8 @@ def test_where_memory_runs_out_the_result_is_that_of_smaller_micro_batches(
     assert sizes[:4] == [8, 8, 4, 4], "twice halved, each try from its start"
     assert set(sizes[4:]) == {2}, "and it stays small"
     assert [one.getMessage() for one in caplog.records if one.levelname == "WARNING"] == [
-        "sft: out of memory with --sft.micro-batch-size 8; goes on with 4, and the same result",
-        "sft: out of memory with --sft.micro-batch-size 4; goes on with 2, and the same result",
+        "sft: out of memory with --sft.micro-batch-size 8; continuing with 4, and the same result",
+        "sft: out of memory with --sft.micro-batch-size 4; continuing with 2, and the same result",
     ]
 
 
@@ -455,11 +461,11 @@ def test_a_rows_side_depends_on_its_prompt_alone():
 
 def test_the_preview_is_of_the_first_row_and_the_first_conversation():
     one, talk = Example((1, 20), (30, 2)), Example((1, 20, 30, 2, 21), (31, 2), ((2, 4),))
-    assert previewed([one, one, talk, talk]) == [0, 2]
-    assert previewed([talk, one]) == [0]
-    assert previewed([one, one]) == [0]
-    assert previewed([]) == []
-    assert (one.learned, talk.learned) == (2, 4)
+    assert preview_indices([one, one, talk, talk]) == [0, 2]
+    assert preview_indices([talk, one]) == [0]
+    assert preview_indices([one, one]) == [0]
+    assert preview_indices([]) == []
+    assert (one.loss_tokens, talk.loss_tokens) == (2, 4)
 
 
 def test_the_held_out_loss_is_a_mean_over_tokens(tiny):

@@ -47,7 +47,9 @@ def test_it_stops_between_two_tokens_and_leaves_the_adapters_free(adapters):
     (whole,) = sample(adapters, "sft", PROMPTS[1:2], ["zz"], sampling=how, seed=1)
     assert len(whole[0].ids) > 5
     seen = []
-    for (one,) in stream_text(adapters, "sft", PROMPTS[1:2], ["zz"], sampling=how, seed=1, stop=stop):
+    for (one,) in stream_text(
+        adapters, "sft", PROMPTS[1:2], ["zz"], sampling=how, seed=1, stop=stop
+    ):
         seen.append(one.sampled.ids)
         if len(one.sampled.ids) == 3:
             stop.set()

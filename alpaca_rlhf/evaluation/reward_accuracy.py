@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from alpaca_rlhf.evaluation.win_rate import Interval, accuracy_interval
-from alpaca_rlhf.training.held_out import HeldOut, HeldOutPair
+from alpaca_rlhf.training.held_out import HeldOutEvaluation, HeldOutPair
 
 SATURATED = 0.99
 """A pair is saturated where the model gives either side at least this chance: nothing is left to
@@ -44,7 +44,7 @@ def accuracy_of(pairs: Sequence[HeldOutPair], *, resamples: int, seed: int) -> I
     return accuracy_interval(list(by_prompt.values()), resamples=resamples, seed=seed)
 
 
-def figures(held_out: HeldOut, *, resamples: int, seed: int) -> dict[str, Any]:
+def figures(held_out: HeldOutEvaluation, *, resamples: int, seed: int) -> dict[str, Any]:
     """Every figure of `docs/metrics.md` about held-out pairs, for `report.json`."""
     gaps = np.array([pair.gap for pair in held_out.pairs])
     accuracy = accuracy_of(held_out.pairs, resamples=resamples, seed=seed)
@@ -61,7 +61,9 @@ def figures(held_out: HeldOut, *, resamples: int, seed: int) -> dict[str, Any]:
     }
 
 
-def accuracy_by(held_out: HeldOut, *, resamples: int, seed: int) -> dict[str, list[dict[str, Any]]]:
+def accuracy_by(
+    held_out: HeldOutEvaluation, *, resamples: int, seed: int
+) -> dict[str, list[dict[str, Any]]]:
     """Accuracy by K, tiers apart, length, confidence and criterion, where there are any.
 
     Each is a list of `{"is", "pairs", "accuracy", "ci95"}`; with `confidence` also the mean chance
@@ -90,7 +92,7 @@ def accuracy_by(held_out: HeldOut, *, resamples: int, seed: int) -> dict[str, li
         return [str(one) for one in sorted(values)]
 
     ks = numbers({pair.completions for pair in held_out.pairs})
-    tiers = numbers({pair.apart for pair in held_out.pairs} - {0})
+    tiers = numbers({pair.tier_gap for pair in held_out.pairs} - {0})
     by_confidence = split(_confidence, [name for _, name in CONFIDENCES])
     confidences = rows(by_confidence)
     for row in confidences:
@@ -98,7 +100,7 @@ def accuracy_by(held_out: HeldOut, *, resamples: int, seed: int) -> dict[str, li
         row["confidence"] = float(_chance(np.abs(own)).mean())
     parts = {
         "completions": rows(split(lambda pair: str(pair.completions), ks)),
-        "tiers_apart": rows(split(lambda pair: str(pair.apart), tiers)),
+        "tiers_apart": rows(split(lambda pair: str(pair.tier_gap), tiers)),
         "preferred_is": rows(split(_length, [name for _, name in LENGTHS])),
         "confidence": confidences,
         "criterion": rows(held_out.criteria),

@@ -93,9 +93,7 @@ def read_adapter(folder: Path, lora: Lora, fingerprint: Mapping[str, Any]) -> di
         UserError: It is not there, or it belongs to another base, template or shape.
     """
     if not (folder / "adapter_config.json").is_file():
-        raise UserError(
-            f"{folder}: no adapter_config.json; give the folder of a PEFT LoRA adapter"
-        )
+        raise UserError(f"{folder}: no adapter_config.json; give the folder of a PEFT LoRA adapter")
     config = LoraConfig.from_pretrained(str(folder))
     if (config.r, config.lora_alpha) != (lora.r, lora.alpha):
         raise UserError(

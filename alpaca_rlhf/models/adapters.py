@@ -288,7 +288,7 @@ class Adapters:
 
     @contextlib.contextmanager
     def decoding(self) -> Iterator[None]:
-        """Prepare the linear layers for many calls of `decode`; no gradients and no switch inside."""
+        """Prepare the layers for many calls of `decode`; no gradients and no switch inside."""
         limit = int(self.dense_gib * 2**30)
         layers, dtype = self._layers, self.base.dtype
         with torch.no_grad(), dense.prepared(layers, self._active, dtype, max_copy_bytes=limit):

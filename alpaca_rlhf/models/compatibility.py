@@ -105,8 +105,8 @@ def check_adapter(config: LoraConfig, folder: Path) -> None:
     initialisation = str(config.init_lora_weights).lower()
     if initialisation.startswith(MOVES_BASE):
         raise UserError(
-            f"{folder / 'adapter_config.json'}: init_lora_weights is {initialisation!r}, which changes the "
-            "base's own weights too; save it as plain LoRA "
+            f"{folder / 'adapter_config.json'}: init_lora_weights is {initialisation!r}, which "
+            "changes the base's own weights too; save it as plain LoRA "
             "(save_pretrained(path_initial_model_for_weight_conversion=...)), or merge it into its "
             "base and give that as --base"
         )

@@ -43,7 +43,7 @@ class ScalarHead(nn.Module):
         self.register_buffer("bias", torch.zeros(()))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Map (..., H) hidden states of any dtype to (...) scores in the weight's dtype, float32."""
+        """Map (..., H) hidden states of any dtype to (...) scores in the weight's, float32."""
         with torch.autocast(hidden.device.type, enabled=False):
             return self.gain * (hidden.to(self.weight.dtype) @ self.total) + self.bias
 

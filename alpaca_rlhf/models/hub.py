@@ -28,15 +28,19 @@ def hub_refusal(name: str, error: BaseException) -> str | None:
             f"--base {name}: the hub has no such model, or it is private; check the spelling at "
             f"{page}, or log in with `hf auth login`"
         )
-    unreachable = (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, httpx.TransportError)
+    unreachable = (
+        errors.OfflineModeIsEnabled,
+        errors.LocalEntryNotFoundError,
+        httpx.TransportError,
+    )
     if any(isinstance(cause, unreachable) for cause in causes):
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
             remedy = "unset HF_HUB_OFFLINE to download it"
         else:
             remedy = "check the connection"
         return (
-            f"--base {name}: is not on this machine and the hub cannot be reached; {remedy}, or give "
-            "the folder of a downloaded model"
+            f"--base {name}: is not on this machine and the hub cannot be reached; {remedy}, or "
+            "give the folder of a downloaded model"
         )
     return None
 

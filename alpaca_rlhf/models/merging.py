@@ -70,7 +70,9 @@ def as_float32(model: nn.Module) -> None:
             module.compute_dtype = torch.float32
             module.compute_type_is_set = True
             module.support_avx512bf16_for_cpu = False  # would compute in bfloat16 all the same
-            cast(Any, module.weight).quant_state.dtype = torch.float32  # the dtype it is dequantised to
+            cast(
+                Any, module.weight
+            ).quant_state.dtype = torch.float32  # the dtype it is dequantised to
             if module.bias is not None:
                 module.bias.data = module.bias.data.float()
         else:

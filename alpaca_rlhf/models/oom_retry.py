@@ -32,7 +32,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _MESSAGES)
 
 
-def attempt(work: Callable[[], T], *, discard: Callable[[], None] = lambda: None) -> tuple[T] | None:
+def attempt(
+    work: Callable[[], T], *, discard: Callable[[], None] = lambda: None
+) -> tuple[T] | None:
     """Run `work`; return its result in a tuple, or None where memory ran out.
 
     Args:

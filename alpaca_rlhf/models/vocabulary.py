@@ -5,8 +5,8 @@ The head is frozen, so the gradient of a token's log-probability with respect to
     d log p(y) / d h = (W[y] - p W) / temperature,
 
 can be computed in the forward, chunk by chunk, from the same probabilities. The backward only
-scales it, row by row. No tensor of tokens x vocabulary outlives its chunk, nothing is computed twice, and
-it serves any loss that is a function of log-probabilities: SFT's and PPO's alike.
+scales it, row by row. No tensor of tokens x vocabulary outlives its chunk, nothing is computed
+twice, and it serves any loss that is a function of log-probabilities: SFT's and PPO's alike.
 
 Computing the gradient in the forward is Liger Kernel's idea (arXiv 2410.10989 section 3.2).
 """

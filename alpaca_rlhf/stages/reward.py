@@ -23,7 +23,7 @@ from alpaca_rlhf.stages.people import Ranked
 from alpaca_rlhf.stages.rank import other_rankings, sampled
 from alpaca_rlhf.training import groups as reward_groups
 from alpaca_rlhf.training.groups import Group
-from alpaca_rlhf.training.held_out import scored
+from alpaca_rlhf.training.held_out import score_completions
 from alpaca_rlhf.training.reward import micro_batch, train_reward
 
 REFERENCES = 256
@@ -81,7 +81,7 @@ def reward(ctx: Context, round_: int) -> Outcome:
         if done is not None:
             control = done
     reference = reference_examples(ctx, train)
-    raw = scored(ctx.adapters, "reward", head, reference, micro_batch(stage, settings))
+    raw = score_completions(ctx.adapters, "reward", head, reference, micro_batch(stage, settings))
     head.normalise(raw)
     ctx.save("reward", stage, head)
     check_saved(ctx, stage, head, reference[0])

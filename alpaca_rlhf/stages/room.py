@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
 
-from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.embedded import EMBEDDED
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.models.base import base_config, default_dtype
 from alpaca_rlhf.planner import (
     Budget,

@@ -77,7 +77,9 @@ class Learner:
             NotFiniteError: It is NaN or infinite.
         """
         if not math.isfinite(loss):
-            raise NotFiniteError(f"{self.stage}: {name} is {loss}; lower {self.flag} and run it again")
+            raise NotFiniteError(
+                f"{self.stage}: {name} is {loss}; lower {self.flag} and run it again"
+            )
 
     def step(self) -> dict[str, float]:
         """Clip the accumulated gradients, take one optimiser step, and clear them.

@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Patience:
-    """Track the best evaluation. Part of a checkpoint, so that a resumed run stops at the same step.
+    """Track the best evaluation; part of a checkpoint, so a resumed run stops at the same step.
 
     Args:
         limit: Evaluations without an improvement after which it is exhausted; 0 waits for ever.
