@@ -96,7 +96,7 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenize
         ),
     )
     token_ids = bpe.get_vocab()
-    merges = [(left, right) for left, right in json.loads(bpe.to_str())["model"]["merges"]]
+    merges = [(first, second) for first, second in json.loads(bpe.to_str())["model"]["merges"]]
     # 2. LLaMA's order of ids: special tokens, bytes, then what was learned.
     learned_tokens = sorted(token_ids, key=lambda token: token_ids[token])
     vocab = {token: i for i, token in enumerate([*SPECIAL_TOKENS, *BYTE_TOKENS, *learned_tokens])}

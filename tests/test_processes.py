@@ -146,7 +146,7 @@ def test_what_is_shared_comes_back_in_order(monkeypatch):
 def test_one_process_joins_nobody():
     program = """
 import sys, torch
-from alpaca_rlhf import processes
+from alpaca_rlhf.core import processes
 processes.join(); processes.wait()
 parameter = torch.nn.Parameter(torch.ones(2)); parameter.grad = torch.ones(2)
 processes.add_gradients([parameter])

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _MESSAGES = ("DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""How an allocation that failed outside torch's CUDA allocator is worded."""
+"""Texts of allocation errors raised outside torch's CUDA allocator."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,11 +1,11 @@
 """Completions as text while they are sampled.
 
-The tokens are those of `rollout.sample` for the same key, sample and seed.
+The tokens come from `rollout.stream`, which draws what `rollout.sample` does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from threading import Event
@@ -14,9 +14,8 @@ from alpaca_rlhf.core.prompts import lead
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import Base
 from alpaca_rlhf.models.batches import answer
-from alpaca_rlhf.models.rollout import SampledCompletion, stream
+from alpaca_rlhf.models.rollout import SampledCompletion, Token
 from alpaca_rlhf.models.turns import decode
-from alpaca_rlhf.settings import Sampling
 
 _INCOMPLETE = "\ufffd"
 """Decoded form of a character some of whose bytes are still missing."""
@@ -65,32 +64,19 @@ class Text:
 
 
 def stream_text(
-    adapters: Adapters,
-    role: str | None,
-    prompts: Sequence[Sequence[int]],
-    keys: Sequence[str],
-    *,
-    k: int = 1,
-    sampling: Sampling,
-    seed: int,
-    stop: Event,
+    adapters: Adapters, token_stream: Generator[list[Token], None, None], *, rows: int, stop: Event
 ) -> Iterator[list[GenerationUpdate]]:
-    """Sample K completions of each prompt in one batch, and yield their text as it grows.
+    """Yield the text of completions as their tokens are sampled.
 
     Args:
         adapters: Adapters on the base.
-        role: Adapter that samples; None is the bare base.
-        prompts: Token ids of each prompt.
-        keys: Name of each prompt's noise.
-        k: Completions a prompt.
-        sampling: Temperature, top-p, length.
-        seed: Seed of the noise.
+        token_stream: Result of `rollout.stream`; closed at the end.
+        rows: Completions that it samples.
         stop: Once it is set, no further token is sampled.
 
     Yields:
         All rows after each step; the last time with their exact texts.
     """
-    rows = len(prompts) * k
     texts = [Text(adapters.base, adapters.template) for _ in range(rows)]
     ids: list[list[int]] = [[] for _ in range(rows)]
     finished = [False] * rows
@@ -101,8 +87,8 @@ def stream_text(
             for text, row_ids, ended in zip(row_texts, ids, finished, strict=True)
         ]
 
-    with closing(stream(adapters, role, prompts, keys, k=k, sampling=sampling, seed=seed)) as steps:
-        for tokens in steps:
+    with closing(token_stream):
+        for tokens in token_stream:
             for token in tokens:
                 ids[token.row].append(token.id)
                 finished[token.row] = token.ends

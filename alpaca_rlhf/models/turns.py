@@ -154,7 +154,7 @@ def _starts_by_prefix(base: Base, row: Instruction, ids: Sequence[int]) -> list[
     for number, (user, _) in enumerate(row.history):
         prompt = chat_ids(base, Instruction(user, history=row.history[:number]))
         pairs = enumerate(zip(prompt, ids, strict=False))
-        differing = (position for position, (left, right) in pairs if left != right)
+        differing = (position for position, (expected, actual) in pairs if expected != actual)
         starts.append(next(differing, min(len(prompt), len(ids))))
     return starts
 

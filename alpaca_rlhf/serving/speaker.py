@@ -12,7 +12,7 @@ from alpaca_rlhf.core.records import Completion, Instruction
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import load_base
 from alpaca_rlhf.models.batches import answer, prompt_ids
-from alpaca_rlhf.models.rollout import SampledCompletion, sample
+from alpaca_rlhf.models.rollout import SampledCompletion, sample, stream
 from alpaca_rlhf.models.streaming import GenerationUpdate, stream_text
 from alpaca_rlhf.models.turns import chat_ids, takes_system
 from alpaca_rlhf.serving.manner import Manner
@@ -85,9 +85,10 @@ class Speaker:
         """
         ids, sampling = self._asked(row, manner, whole=whole)
         role = self._role(policy)
-        return stream_text(
-            self._adapters, role, [ids], [key], k=k, sampling=sampling, seed=manner.seed, stop=stop
+        tokens = stream(
+            self._adapters, role, [ids], [key], k=k, sampling=sampling, seed=manner.seed
         )
+        return stream_text(self._adapters, tokens, rows=k, stop=stop)
 
     def candidates(
         self, policy: str, rows: Sequence[Instruction], manner: Manner, *, k: int

@@ -99,9 +99,9 @@ def _pairs_by_criterion(
         stars = [ranking.criteria.get(completion_id, {}).get(name) for completion_id in ids]
         ordered = []
         for i, j in pairs:
-            left, right = stars[i], stars[j]
-            if left is not None and right is not None and left != right:
-                ordered.append((i, j) if left > right else (j, i))
+            stars_i, stars_j = stars[i], stars[j]
+            if stars_i is not None and stars_j is not None and stars_i != stars_j:
+                ordered.append((i, j) if stars_i > stars_j else (j, i))
         if ordered:
             yield name, tuple(ordered)
 

@@ -47,7 +47,7 @@ class Bookkeeping:
     """Checkpoints and log of a stage."""
 
     checkpoints: Checkpoints
-    """Where to resume from, and to save to."""
+    """Checkpoints to resume from and to save to."""
     save_every: int
     """Steps between checkpoints."""
     log: Log

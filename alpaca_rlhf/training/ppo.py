@@ -82,7 +82,7 @@ def train_ppo(
         settings: Hyperparameters.
         seed: Seed of order and noise.
         rollout_batch_size: Completions decoded together.
-        checkpoints: Where to resume from, and to save to.
+        checkpoints: Checkpoints to resume from and to save to.
         log: Receives a row of metrics an update.
         completion_metrics: Adds metrics to each row.
 

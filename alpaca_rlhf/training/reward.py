@@ -78,7 +78,7 @@ def train_reward(
         held_out: Rankings to evaluate on.
         settings: Hyperparameters.
         seed: Seed of the order and of the head.
-        checkpoints: Where to resume from, and to save to.
+        checkpoints: Checkpoints to resume from and to save to.
         log: Receives a row of metrics a step.
         stage: Name in messages.
 

@@ -110,7 +110,7 @@ def train_sft(
         held_out: Examples to evaluate on; may be empty.
         settings: Hyperparameters.
         seed: Seed of the order.
-        checkpoints: Where to resume from, and to save to.
+        checkpoints: Checkpoints to resume from and to save to.
         log: Receives a row of metrics a step.
         stage: Name in messages.
 
