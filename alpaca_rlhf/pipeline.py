@@ -24,7 +24,7 @@ from alpaca_rlhf.settings.leaves import leaves_of
 from alpaca_rlhf.settings.parsing import to_yaml
 from alpaca_rlhf.sources import Source, source_of
 from alpaca_rlhf.sources.verdicts import take_up_earlier
-from alpaca_rlhf.stages import forecast, room
+from alpaca_rlhf.stages import forecast, preflight
 from alpaca_rlhf.stages.context import Context, Reporter, forget, suffixed
 from alpaca_rlhf.stages.summary import write_summary
 
@@ -234,12 +234,12 @@ def _pending(steps: Sequence[Step], out: Path) -> list[Step]:
 
 def _check_disk(settings: Loop, with_model: Sequence[Step]) -> None:
     if with_model:
-        room.check_disk(room.shape_of_run(settings), settings, with_model)
+        preflight.check_disk(preflight.shape_of_run(settings), settings, with_model)
 
 
 def _take_card(settings: Loop, loan: gpu_lock.Loan, with_model: Sequence[Step]) -> None:
     loan.take()
-    room.check_card(room.shape_of_run(settings), settings, with_model)
+    preflight.check_gpu(preflight.shape_of_run(settings), settings, with_model)
 
 
 def _opened(settings: Loop, inputs: Mapping[str, Path], kind: str) -> RunFolder:

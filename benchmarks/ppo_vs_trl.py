@@ -91,12 +91,13 @@ class Ours:
     """
 
     def __init__(self, folder: str, settings: PPO) -> None:
-        from alpaca_rlhf.models import rollout
+        from alpaca_rlhf.models import rollout, scoring
         from alpaca_rlhf.models.adapters import Adapters
         from alpaca_rlhf.models.base import load_base
         from alpaca_rlhf.models.heads import ScalarHead
         from alpaca_rlhf.settings import Lora
-        from alpaca_rlhf.training import ppo_update
+        from alpaca_rlhf.training import ppo
+        from alpaca_rlhf.training.ppo_update import PPOUpdate
 
         self.settings = settings
         self.phases: dict[str, float] = {}
@@ -108,13 +109,13 @@ class Ours:
         self.head = ScalarHead(SHAPE.hidden, seed=0)
         forced_noise(rollout)
         for name, module, function in (
-            ("rollout", rollout, "sample"),
-            ("log-probabilities", rollout, "logprobs"),
-            ("log-probabilities", rollout, "logprobs_and_values"),
-            ("scores", rollout, "scores"),
-            ("values", rollout, "values"),
-            ("policy update", ppo_update, "_policy_step"),
-            ("value update", ppo_update, "_value_step"),
+            ("rollout", ppo, "sample"),
+            ("log-probabilities", scoring, "logprobs"),
+            ("log-probabilities", scoring, "logprobs_and_values"),
+            ("scores", scoring, "scores"),
+            ("values", scoring, "values"),
+            ("policy update", PPOUpdate, "policy_backward"),
+            ("value update", PPOUpdate, "value_backward"),
         ):
             measure.timed(self.phases, name, module, function)
 
@@ -124,14 +125,14 @@ class Ours:
 
     def probe(self) -> dict[str, float]:
         """Log-probability a token and score of fixed completions."""
-        from alpaca_rlhf.models import rollout
+        from alpaca_rlhf.models import scoring
         from alpaca_rlhf.models.batches import Example, collate
 
         examples = [Example(tuple(p), tuple(c)) for p, c in probe_sequences()]
-        found = rollout.logprobs(
+        found = scoring.logprobs(
             self.adapters, "policy", collate(self.base, examples), micro_batch_size=MICRO
         )[0]
-        scores = rollout.score(self.adapters, "reward", self.head, examples, batch_size=MICRO)
+        scores = scoring.score(self.adapters, "reward", self.head, examples, batch_size=MICRO)
         tokens = sum(len(one.completion) for one in examples)
         return {"logprob": float(found.sum()) / tokens, "score": float(scores.mean())}
 

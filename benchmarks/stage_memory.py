@@ -267,10 +267,10 @@ class Stages:
             for number, ids in enumerate(self._prompts(own.updates * own.batch_size))
         ]
         patched: Any = ppo_module
-        sample, collect, improve = rollout.sample, patched.collect, patched.improve
+        sample, collect, improve = patched.sample, patched.collect, patched.improve
         between, phase = "ppo: between", self.meter.phase
         try:
-            patched.runs.sample = phase("ppo: rollout", between, sample)
+            patched.sample = phase("ppo: rollout", between, sample)
             patched.collect = phase("ppo: scoring", between, collect)
             patched.improve = phase("ppo: update", between, improve)
             with self.meter.stage(between):
@@ -285,7 +285,7 @@ class Stages:
                     log=lambda row: None,
                 )
         finally:
-            patched.runs.sample, patched.collect, patched.improve = sample, collect, improve
+            patched.sample, patched.collect, patched.improve = sample, collect, improve
 
     def _best_of_k(self, head: ScalarHead) -> None:
         own, sampling = self.settings.best_of_k, self.settings.sampling

@@ -41,7 +41,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-    from alpaca_rlhf.training.pretrain import train_tokenizer
+    from recipes.pretrain_cria import train_tokenizer
 
     folder = tmp_path_factory.mktemp("tiny")
     tokenizer = train_tokenizer(iter(TEXTS), 400)
@@ -195,7 +195,7 @@ def scaled(monkeypatch):
     @contextmanager
     def by(value):
         def fixed(self, dtype):
-            self.value, self._moves, self._good = value, False, 0
+            self.value, self._dynamic, self._clean_backwards = value, False, 0
 
         with monkeypatch.context() as patch:
             patch.setattr(LossScale, "__init__", fixed)

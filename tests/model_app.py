@@ -132,13 +132,13 @@ class Echo:
         k: int = 1,
         whole: bool = False,
     ) -> Iterator[list[Any]]:
-        from alpaca_rlhf.models.rollout import Sampled
-        from alpaca_rlhf.models.streaming import Spoken
+        from alpaca_rlhf.models.rollout import SampledCompletion
+        from alpaca_rlhf.models.streaming import GenerationUpdate
 
         self.asked.append((policy, row))
         texts = [self.say(policy, row, j) for j in range(k)]
-        yield [Spoken(text[:1], Sampled((1,), False)) for text in texts]
-        yield [Spoken(text, Sampled((1, 2), True)) for text in texts]
+        yield [GenerationUpdate(text[:1], SampledCompletion((1,), False)) for text in texts]
+        yield [GenerationUpdate(text, SampledCompletion((1, 2), True)) for text in texts]
 
     def completion(
         self, policy: str, row: Instruction, manner: Any, text: str, sampled: Any, number: int = 0

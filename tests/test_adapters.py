@@ -203,7 +203,7 @@ def test_every_forward_is_in_the_precision_of_the_base(tiny_folder, dtype, dense
 
     Each pass shows a layer with its adapter; while sampling, the layer adds the adapter itself.
     """
-    from alpaca_rlhf.models import rollout
+    from alpaca_rlhf.models import rollout, scoring
     from alpaca_rlhf.settings import Sampling
 
     adapters = make(load(tiny_folder, dtype=dtype), "policy", "sft")
@@ -217,7 +217,7 @@ def test_every_forward_is_in_the_precision_of_the_base(tiny_folder, dtype, dense
     with adapters.using("policy"), adapters.training():
         loss_of(adapters).backward()
     for role in ("policy", "sft"):
-        rollout.logprobs(adapters, role, collate(adapters.base, EXAMPLES), micro_batch_size=2)
+        scoring.logprobs(adapters, role, collate(adapters.base, EXAMPLES), micro_batch_size=2)
     one = Sampling(max_new_tokens=2)
     rollout.sample(adapters, "policy", [(1, 20)], ["a"], sampling=one, seed=0)
     assert len(seen) == (1 + 2) * 2 + 2  # training, scoring by two adapters; two tokens sampled
@@ -277,7 +277,7 @@ def test_a_saved_adapter_is_plain_peft(tiny_folder, tmp_path):
 
 
 def test_save_and_load_give_the_same_scores_bit_for_bit(tiny_folder, tmp_path):
-    from alpaca_rlhf.models.rollout import score
+    from alpaca_rlhf.models.scoring import score
 
     adapters = make(load(tiny_folder), "reward")
     head = ScalarHead(128, seed=3)

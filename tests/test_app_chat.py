@@ -82,14 +82,14 @@ def slow(monkeypatch):
     """Every token takes a moment, so that there is time to press a key."""
     from alpaca_rlhf.serving import speaker
 
-    spoken = speaker.spoken
+    stream_text = speaker.stream_text
 
     def slowly(*args, **options):
-        for update in spoken(*args, **options):
+        for update in stream_text(*args, **options):
             time.sleep(0.02)
             yield update
 
-    monkeypatch.setattr(speaker, "spoken", slowly)
+    monkeypatch.setattr(speaker, "stream_text", slowly)
 
 
 def test_it_streams_stops_and_goes_on(desk, monkeypatch):

@@ -30,7 +30,7 @@ from alpaca_rlhf.models.batches import (
     segments,
     text_ids,
 )
-from alpaca_rlhf.models.rollout import micro_batches
+from alpaca_rlhf.models.scoring import micro_batches
 
 BOS, EOS, PAD = 1, 2, 0
 CHAT = (
@@ -238,7 +238,7 @@ def test_every_reply_of_a_conversation_has_a_span_and_ends(
     assert made.prompt.count(EOS) == len(row.history)
     assert made.prompt == prompt_ids(base, template, row)
     assert answer(base, template, made.completion) == read(completion)
-    assert made.learned == sum(map(len, spans)) + len(made.completion)
+    assert made.loss_tokens == sum(map(len, spans)) + len(made.completion)
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -375,8 +375,8 @@ def test_collate_puts_sequences_end_to_end(tiny_base):
     assert batch.starts.tolist() == [3, 5, 2]
     assert batch.completion_ids.tolist() == [[40, 50, 2], [2, 0, 0], [32, 42, 0]]
     assert batch.completion_mask.int().tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0]]
-    assert batch.last.tolist() == [5, 11, 15]
-    assert batch.completion.tolist() == [3, 4, 5, 11, 14, 15]
+    assert batch.last_positions.tolist() == [5, 11, 15]
+    assert batch.completion_positions.tolist() == [3, 4, 5, 11, 14, 15]
 
 
 def test_sequences_of_about_the_same_length_share_a_table():
@@ -398,22 +398,22 @@ def test_sequences_of_about_the_same_length_share_a_table():
 def test_an_empty_completion_ends_at_its_prompt(tiny_base):
     batch = collate(tiny_base, [Example((1, 20, 30), ())])
     assert batch.completion_mask.tolist() == [[False]]
-    assert batch.last.tolist() == [2]
-    assert batch.completion.tolist() == []
+    assert batch.last_positions.tolist() == [2]
+    assert batch.completion_positions.tolist() == []
 
 
 def test_earlier_replies_are_taught_too(tiny_base):
     """The second example's prompt holds two earlier replies: 11, eos and 13, eos."""
     turns = Example((1, 10, 11, 2, 12, 13, 2, 14), (15, 2), earlier=((2, 4), (5, 7)))
     batch = collate(tiny_base, [THREE[0], turns, THREE[2]])
-    assert turns.learned == 6
-    assert sorted(batch.ids[batch.learned].tolist()) == sorted(
+    assert turns.loss_tokens == 6
+    assert sorted(batch.ids[batch.loss_positions].tolist()) == sorted(
         [40, 50, 2, 11, 2, 13, 2, 15, 2, 32, 42]
     )
-    assert batch.ids[batch.completion].tolist() == [40, 50, 2, 15, 2, 32, 42]
-    part = batch.part(1, 2)
+    assert batch.ids[batch.completion_positions].tolist() == [40, 50, 2, 15, 2, 32, 42]
+    part = batch.rows(1, 2)
     assert part.ids[part.earlier].tolist() == [11, 2, 13, 2]
-    assert batch.part(2, 3).earlier.tolist() == []
+    assert batch.rows(2, 3).earlier.tolist() == []
 
 
 def test_left_pad_pads_on_the_left(tiny_base):

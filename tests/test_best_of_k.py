@@ -13,10 +13,11 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.evaluation.win_rate import best_of_n_kl, expected_best
 from alpaca_rlhf.models.batches import Example
 from alpaca_rlhf.models.heads import ScalarHead
-from alpaca_rlhf.models.rollout import Sampled, sample, score
+from alpaca_rlhf.models.rollout import SampledCompletion, sample
+from alpaca_rlhf.models.scoring import score
 from alpaca_rlhf.settings import BestOfK, Sampling
 from alpaca_rlhf.training.best_of_k import choose
-from alpaca_rlhf.training.candidates import Candidates, draw, rescored
+from alpaca_rlhf.training.candidates import Candidates, draw, rescore
 
 evaluate_stage = import_module("alpaca_rlhf.stages.evaluate")  # a function has its name
 PROMPTS = [(1, 20, 30), (1, 40), (1, 50, 60, 70)]
@@ -41,7 +42,9 @@ def drawn(adapters, head, prompts=PROMPTS, keys=KEYS, *, k=3, seed=0, **numbers)
 def by_hand(said, scores, keys=KEYS):
     """Candidates of the first prompts: (name, finished) and a score each."""
     return [
-        Candidates(key, prompt, tuple(Sampled((name,), end) for name, end in own), tuple(numbers))
+        Candidates(
+            key, prompt, tuple(SampledCompletion((name,), end) for name, end in own), tuple(numbers)
+        )
         for key, prompt, own, numbers in zip(keys, PROMPTS, said, scores, strict=False)
     ]
 
@@ -136,7 +139,7 @@ def law_of_the_winner(chances, scores, n):
         Candidates(
             str(i),
             (1,),
-            tuple(Sampled((arm,), True) for arm in arms),
+            tuple(SampledCompletion((arm,), True) for arm in arms),
             tuple(scores[arm] for arm in arms),
         )
         for i, arms in enumerate(every)
@@ -201,7 +204,7 @@ def test_candidates_survive_a_file(tiny):
     """Numbers bit for bit, through text; equal completions stay apart."""
     adapters = tiny("policy", "reward")
     found = drawn(adapters, ScalarHead(128, seed=1), k=4)
-    twice = Candidates("d", (1,), (Sampled((2,), True),) * 2, (0.1 + 0.2, -1e-30))
+    twice = Candidates("d", (1,), (SampledCompletion((2,), True),) * 2, (0.1 + 0.2, -1e-30))
     for one in [*found, twice]:
         row = json.loads(json.dumps(one.to_json(lambda ids: f"{len(ids)} tokens")))
         assert Candidates.from_json(row) == one
@@ -213,7 +216,7 @@ def test_candidates_survive_a_file(tiny):
 def test_rescored_candidates_are_the_same_with_the_new_scores(tiny):
     adapters, new = tiny("policy", "reward"), ScalarHead(128, seed=2)
     old = drawn(adapters, ScalarHead(128, seed=1), k=4)
-    found = rescored(adapters, new, old, batch_size=3)
+    found = rescore(adapters, new, old, batch_size=3)
     for one, before in zip(found, old, strict=True):
         assert (one.key, one.completions) == (before.key, before.completions)
         scores = score(adapters, "reward", new, before.examples, batch_size=1)

@@ -12,7 +12,7 @@ from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import load_base
 from alpaca_rlhf.models.batches import Example
 from alpaca_rlhf.models.heads import HEAD, ScalarHead
-from alpaca_rlhf.models.rollout import score
+from alpaca_rlhf.models.scoring import score
 from alpaca_rlhf.pipeline import run_loop
 from alpaca_rlhf.settings import (
     PPO,

@@ -57,7 +57,7 @@ def little_llama(folder: Path, kv: int, tied: bool, rope: float | None, seed: in
     """A random two-layer LLaMA, sharper than LLaMA's own initialisation, so that answers differ."""
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-    from alpaca_rlhf.training.pretrain import train_tokenizer
+    from recipes.pretrain_cria import train_tokenizer
 
     tokenizer = byte_level_tokenizer() if rope else train_tokenizer(iter(TEXTS), 400)
     torch.manual_seed(seed)

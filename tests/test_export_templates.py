@@ -26,7 +26,7 @@ def tokenizer_of(kind: str):
     """Byte fallback as in cria; LLaMA-2's with its two ways to put a blank; Llama-3's."""
     from tokenizers import normalizers, pre_tokenizers
 
-    from alpaca_rlhf.training.pretrain import train_tokenizer
+    from recipes.pretrain_cria import train_tokenizer
 
     if kind == "llama3":
         return byte_level_tokenizer()

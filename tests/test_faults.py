@@ -70,7 +70,9 @@ def test_reward_goes_on_with_smaller_micro_batches(tiny, tmp_path, monkeypatch, 
     expected, found = gradients
     assert (found - expected).norm() <= 1e-5 * expected.norm()
     assert sizes == [24, 12, 12, 6, 6, 6, 6], "three completions a ranking"
-    assert "reward: out of memory with --reward.micro-batch-size 4; goes on with 2" in caplog.text
+    assert (
+        "reward: out of memory with --reward.micro-batch-size 4; continuing with 2" in caplog.text
+    )
 
 
 def test_reward_keeps_the_rankings_that_gave_a_nan(tiny, tmp_path):
@@ -127,7 +129,7 @@ def test_ppo_goes_on_with_smaller_micro_batches(tiny, tmp_path, monkeypatch, ful
             assert torch.allclose(p, small.parameters(role)[key], atol=PPO_SETTINGS.lr / 50)
     assert tried[:2] == [4, 2]
     assert set(tried[2:]) == {1}
-    assert "ppo: out of memory with --ppo.micro-batch-size 2; goes on with 1" in caplog.text
+    assert "ppo: out of memory with --ppo.micro-batch-size 2; continuing with 1" in caplog.text
 
 
 def test_ppo_keeps_the_completions_that_gave_a_nan(tiny, tmp_path):

@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
 
-from alpaca_rlhf.models import rollout
+from alpaca_rlhf.models import scoring
 from alpaca_rlhf.models.batches import Example, collate, left_pad
 from alpaca_rlhf.models.forward import completion_scores, token_stats, token_values
 from alpaca_rlhf.models.heads import ScalarHead
@@ -193,12 +193,12 @@ def test_scores_and_values_never_touch_the_output_head(adapters, head):
     batch = collate(adapters.base, EXAMPLES)
     output = adapters.base.model.lm_head
     with Largest(output) as seen:
-        rollout.values(adapters, "policy", head, batch, micro_batch_size=2)
-        rollout.scores(adapters, "reward", head, batch, micro_batch_size=2)
-        rollout.score(adapters, "reward", head, EXAMPLES, batch_size=2)
+        scoring.values(adapters, "policy", head, batch, micro_batch_size=2)
+        scoring.scores(adapters, "reward", head, batch, micro_batch_size=2)
+        scoring.score(adapters, "reward", head, EXAMPLES, batch_size=2)
     assert seen.rows == 0
     with Largest(output) as seen:
-        rollout.logprobs(adapters, "policy", batch, micro_batch_size=2)
+        scoring.logprobs(adapters, "policy", batch, micro_batch_size=2)
     assert seen.rows > 0
 
 

@@ -124,9 +124,9 @@ def test_the_score_is_the_sum_of_the_criteria():
         head.bias.fill_(10.0)
     hidden = torch.tensor([[1.0, 4.0], [0.0, 0.0]])
     assert head(hidden).tolist() == [5, 10]
-    assert head.parts(hidden).tolist() == [[5, 6, -1], [10, 5, 5]]
+    assert head.all_scores(hidden).tolist() == [[5, 6, -1], [10, 5, 5]]
     drawn = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
-    parts = normalised().parts(drawn)
+    parts = normalised().all_scores(drawn)
     assert parts.shape == (20, 4)
     assert torch.allclose(parts[:, 1:].sum(1), parts[:, 0], atol=1e-5)
     assert torch.equal(parts[:, 0], normalised()(drawn))
@@ -134,7 +134,7 @@ def test_the_score_is_the_sum_of_the_criteria():
 
 def test_a_scalar_head_is_its_only_part():
     head, hidden = ScalarHead(8, seed=1), torch.randn(5, 8)
-    assert torch.equal(head.parts(hidden), head(hidden)[:, None])
+    assert torch.equal(head.all_scores(hidden), head(hidden)[:, None])
 
 
 def test_its_score_starts_with_the_variance_of_a_scalar_head():
@@ -151,7 +151,7 @@ def test_criteria_compute_in_fp32_inside_autocast():
         head.weight.zero_()
         head.weight[:, 0] = 1 + 2**-9
     with torch.autocast("cpu", torch.bfloat16):
-        parts = head.parts(torch.ones(1, 64, dtype=torch.bfloat16))
+        parts = head.all_scores(torch.ones(1, 64, dtype=torch.bfloat16))
     assert parts.dtype == torch.float32
     assert parts.tolist() == [[2 + 2**-8, 1 + 2**-9, 1 + 2**-9]]
 
@@ -162,7 +162,7 @@ def test_criteria_are_saved_with_their_names_and_load_as_a_scalar_head_too(tmp_p
     head.save(tmp_path)
     again = CriteriaHead.load(tmp_path, 8)
     assert again.criteria == NAMES
-    assert torch.equal(again.parts(hidden), head.parts(hidden))
+    assert torch.equal(again.all_scores(hidden), head.all_scores(hidden))
     plain = ScalarHead.load(tmp_path, 8)
     assert type(plain) is ScalarHead and plain.weight.shape == (8,)
     assert torch.equal(plain(hidden), head(hidden))

@@ -11,10 +11,10 @@ import torch
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.randomness import derived_seed
+from alpaca_rlhf.models.oom_retry import MicroBatch
 from alpaca_rlhf.training import loop
-from alpaca_rlhf.training.loop import Checkpoints, Learner, batches, fit, parts
+from alpaca_rlhf.training.loop import Bookkeeping, Checkpoints, Learner, batches, chunks, fit
 from alpaca_rlhf.training.loss_scale import LossScale
-from alpaca_rlhf.training.memory import MicroBatch
 from alpaca_rlhf.training.patience import Patience
 
 
@@ -79,9 +79,9 @@ def test_no_seed_orders_what_another_seed_orders_later():
     assert len(set(long)) == 3000
 
 
-def test_parts():
-    assert parts([1, 2, 3, 4, 5], 2) == [[1, 2], [3, 4], [5]]
-    assert parts([], 2) == []
+def test_chunks():
+    assert chunks([1, 2, 3, 4, 5], 2) == [[1, 2], [3, 4], [5]]
+    assert chunks([], 2) == []
 
 
 # --- the optimiser --------------------------------------------------------------------------------
@@ -308,11 +308,10 @@ def run(folder, *, until=None, plan=None, save_every=2, logged=None, each_step=N
         if row["step"] == until:
             raise KeyboardInterrupt
 
-    checkpoints = Checkpoints(folder)
-    options = {} if each_step is None else {"each_step": each_step}
+    options = {} if each_step is None else {"evaluate": each_step}
     options["describe"] = lambda indices: [{"example": i} for i in indices]
-    options["micro"] = micro_batch()
-    fit(made, plan, backward, checkpoints=checkpoints, save_every=save_every, log=log, **options)
+    books = Bookkeeping(Checkpoints(folder), save_every, log)
+    fit(made, plan, backward, books, micro=micro_batch(), **options)
     return w.detach().clone()
 
 
@@ -349,9 +348,7 @@ def test_what_is_not_finite_stops_the_run_with_its_batch(tmp_path, loss, gradien
             learner(w),
             [[0, 1], [2, 3], [4]],
             backward,
-            checkpoints=Checkpoints(tmp_path),
-            save_every=1,
-            log=lambda row: None,
+            Bookkeeping(Checkpoints(tmp_path), save_every=1, log=lambda row: None),
             describe=lambda indices: [{"example": i} for i in indices],
             micro=micro_batch(),
         )
@@ -451,17 +448,17 @@ def test_the_best_checkpoint_outlives_the_newest(tmp_path):
 def test_patience_by_hand():
     made = Patience(2)
     for step, loss in ((1, 3.0), (2, 2.0), (3, 2.0)):
-        made.see(step, loss)
+        made.observe(step, loss)
         assert not made.exhausted
     again = Patience(2)
     again.load_state(made.state())
-    again.see(4, 1.9)
+    again.observe(4, 1.9)
     assert (again.best_step, again.exhausted) == (4, False)
-    made.see(4, 2.1)
+    made.observe(4, 2.1)
     assert (made.best_step, made.exhausted) == (2, True)
     endless = Patience(0)
     for step in range(100):
-        endless.see(step, 1.0)
+        endless.observe(step, 1.0)
     assert not endless.exhausted
 
 
@@ -470,4 +467,4 @@ def test_the_log_says_where_it_goes_on(tmp_path, caplog):
         run(tmp_path, until=5)
     with caplog.at_level("INFO", logger=loop.__name__):
         run(tmp_path)
-    assert "sft goes on at step 4 of 10" in caplog.text
+    assert "sft resumes at step 4 of 10" in caplog.text

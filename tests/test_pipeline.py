@@ -106,7 +106,7 @@ def test_scores_are_normalised_on_sft_completions(calm):
     from alpaca_rlhf.models.adapters import Adapters
     from alpaca_rlhf.models.base import load_base
     from alpaca_rlhf.models.heads import ScalarHead
-    from alpaca_rlhf.models.rollout import score
+    from alpaca_rlhf.models.scoring import score
     from alpaca_rlhf.training.groups import completion_example
 
     settings = small(calm)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.sizes import LOGITS_PER_CHUNK
 from alpaca_rlhf.planner import (
     Budget,
     Device,
@@ -25,7 +26,6 @@ from alpaca_rlhf.planner import (
     shape_from_config,
     shape_of,
 )
-from alpaca_rlhf.planner.passes import CHUNK
 from alpaca_rlhf.planner.tape import Tape
 from alpaca_rlhf.settings import PPO, Inputs, Loop, Lora, Sampling, Value
 

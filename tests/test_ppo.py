@@ -7,17 +7,24 @@ import torch
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Rollout
-from alpaca_rlhf.models import rollout as runs
+from alpaca_rlhf.models import scoring
 from alpaca_rlhf.models.base import weights_digest
 from alpaca_rlhf.models.batches import Example, collate
 from alpaca_rlhf.models.heads import ScalarHead
-from alpaca_rlhf.models.rollout import Sampled, score
+from alpaca_rlhf.models.oom_retry import MicroBatch
+from alpaca_rlhf.models.rollout import SampledCompletion
+from alpaca_rlhf.models.scoring import score
 from alpaca_rlhf.settings import PPO, Clip, Value
 from alpaca_rlhf.training import loss_scale, ppo
 from alpaca_rlhf.training.loop import Checkpoints, Learner
-from alpaca_rlhf.training.memory import MicroBatch
 from alpaca_rlhf.training.ppo import PPOPrompt, collect, train_ppo
-from alpaca_rlhf.training.ppo_update import Critic, KLCoefficient, advantages_of, explained_variance
+from alpaca_rlhf.training.ppo_update import (
+    Critic,
+    KLCoefficient,
+    PPOContext,
+    advantages_of,
+    explained_variance,
+)
 
 SETTINGS = PPO(
     updates=3,
@@ -77,11 +84,11 @@ def train(adapters, head, folder, settings=SETTINGS, *, asked=None, seed=0, log=
 
 
 COMPLETIONS = [
-    Sampled((200, 210, 2), True),
-    Sampled((220,), False),
-    Sampled((230, 240, 250, 260, 105), True),
-    Sampled((2,), True),
-    Sampled((270, 280), False),
+    SampledCompletion((200, 210, 2), True),
+    SampledCompletion((220,), False),
+    SampledCompletion((230, 240, 250, 260, 105), True),
+    SampledCompletion((2,), True),
+    SampledCompletion((270, 280), False),
 ]
 
 
@@ -91,7 +98,8 @@ def rolled(adapters, head, settings=SETTINGS, completions=COMPLETIONS):
     adapters.add("value", copy_of="reward")
     micro = MicroBatch("ppo", "--ppo.micro-batch-size", settings.micro_batch_size, lower="")
     critic = Critic("value", value)
-    return collect(adapters, head, critic, prompts(len(completions)), completions, settings, micro)
+    context = PPOContext(adapters, head, critic, settings, micro)
+    return collect(context, prompts(len(completions)), completions)
 
 
 # --- what is collected ----------------------------------------------------------------------------
@@ -166,7 +174,7 @@ def test_the_reference_is_sft_not_the_bare_base(tiny, tmp_path):
     assert torch.equal(found.logprobs, found.ref_logprobs)
     assert metrics["kl"] == metrics["kl_k3"] == 0
     examples = [Example(p.ids, c.ids) for p, c in zip(prompts(5), COMPLETIONS, strict=True)]
-    bare, _ = runs.logprobs(adapters, None, collate(adapters.base, examples), micro_batch_size=4)
+    bare, _ = scoring.logprobs(adapters, None, collate(adapters.base, examples), micro_batch_size=4)
     assert (bare - found.logprobs).abs().max() > 0.05
     assert train(adapters, head, tmp_path)[0]["kl"] == 0
 
@@ -350,11 +358,11 @@ def test_the_kl_coefficient_follows_its_target_by_hand():
     steered = KLCoefficient(PPO(kl_coef=0.5, clip=Clip(kl_target=6.0, kl_horizon=1000)))
     seen = []
     for kl in (12.0, 6.6, 0.0):
-        steered.follow(kl, 100)
+        steered.update(kl, 100)
         seen.append(steered.value)
     assert seen == pytest.approx([0.51, 0.5151, 0.504798])
     fixed = KLCoefficient(PPO(kl_coef=0.5))
-    fixed.follow(12.0, 100)
+    fixed.update(12.0, 100)
     assert fixed.value == 0.5
 
 
@@ -465,7 +473,7 @@ def test_no_prompt_comes_twice_in_an_epoch(tiny, tmp_path):
         return {"watched": 1.0}
 
     settings = replace(SETTINGS, updates=6, max_new_tokens=2)
-    rows = train(adapters, head, tmp_path, settings, asked=prompts(26), watch=watch)
+    rows = train(adapters, head, tmp_path, settings, asked=prompts(26), completion_metrics=watch)
     assert all(row["watched"] == 1 for row in rows)
     for epoch in (seen[:3], seen[3:]):
         keys = [key for one in epoch for key in one]
@@ -483,7 +491,7 @@ def test_the_same_prompt_draws_new_noise_in_each_update(tiny, tmp_path):
         return {}
 
     settings = replace(SETTINGS, lr=1e-30)
-    train(adapters, head, tmp_path, settings, asked=prompts(8), watch=watch)
+    train(adapters, head, tmp_path, settings, asked=prompts(8), completion_metrics=watch)
     assert all(len(own) == 3 for own in said.values())
     assert sum(len(set(own)) > 1 for own in said.values()) > 5
 

@@ -14,7 +14,7 @@ from alpaca_rlhf.models.base import load_base, weights_digest
 from alpaca_rlhf.models.batches import Example, answer, collate, example
 from alpaca_rlhf.models.forward import completion_scores
 from alpaca_rlhf.models.heads import CriteriaHead, ScalarHead
-from alpaca_rlhf.models.rollout import score
+from alpaca_rlhf.models.scoring import score
 from alpaca_rlhf.settings import Lora, Reward
 from alpaca_rlhf.training.groups import (
     Group,
@@ -214,7 +214,10 @@ def test_stars_add_the_loss_of_their_own_pairs():
 def test_what_is_not_asked_for_changes_nothing(tiny, tmp_path):
     """Margins, stars: with the settings at 0, groups that hold them train as those that do not."""
     found = []
-    for data in (starred(8), [replace(g, margins=(), apart=(), criteria={}) for g in starred(8)]):
+    for data in (
+        starred(8),
+        [replace(g, margins=(), tier_gaps=(), criteria={}) for g in starred(8)],
+    ):
         adapters = tiny("reward")
         head, _ = train(adapters, tmp_path, data, starred(2, seed=1))
         found.append((adapters.digest("reward"), head.weight.tolist()))
@@ -224,7 +227,9 @@ def test_what_is_not_asked_for_changes_nothing(tiny, tmp_path):
 
 def test_a_ranking_of_ties_alone_is_learned_from_but_not_measured_on(tiny, tmp_path):
     three = starred(1)[0]
-    tied = replace(three, prompt_id="tied", pairs=(), apart=(), margins=(), ties=((0, 1), (2, 3)))
+    tied = replace(
+        three, prompt_id="tied", pairs=(), tier_gaps=(), margins=(), ties=((0, 1), (2, 3))
+    )
     rows = []
     settings = replace(SETTINGS, batch_size=1)
     _, result = train(
@@ -282,7 +287,7 @@ def test_each_criterion_is_learned_by_its_own_head(tiny, tmp_path):
     parts = score(
         adapters,
         "reward",
-        head.parts,
+        head.all_scores,
         [replace(one, completion=row) for row in rows],
         batch_size=2,
     )
@@ -361,7 +366,7 @@ def test_completions_that_are_too_long_leave_with_their_pairs():
     tied = Group("c", (long, short, short), (), ties=((0, 1), (1, 2)))
     kept, drawn = usable([three, two, tied], 20)
     assert kept.examples == (three.examples[0], three.examples[2])
-    assert (kept.pairs, kept.apart, kept.margins) == (((0, 1),), (2,), (1.0,))
+    assert (kept.pairs, kept.tier_gaps, kept.margins) == (((0, 1),), (2,), (1.0,))
     assert kept.criteria == {"use": ((1, 0),)}
     assert drawn.ties == ((0, 1),)
     assert usable([three, two, tied], 100) == [three, two, tied]
@@ -412,9 +417,11 @@ def test_a_ranking_becomes_all_its_untied_pairs(tiny):
     named = {(order[i], order[j]) for i, j in group.pairs}
     assert named == {(b, a), (b, d), (b, c), (a, c), (d, c)}
     assert all(i < j for i, j in group.pairs), "the better ones stand first"
-    apart = {(order[i], order[j]): n for (i, j), n in zip(group.pairs, group.apart, strict=True)}
+    apart = {
+        (order[i], order[j]): n for (i, j), n in zip(group.pairs, group.tier_gaps, strict=True)
+    }
     assert apart == {(b, a): 1, (b, d): 1, (b, c): 2, (a, c): 1, (d, c): 1}
-    assert group.margins == tuple(one / 3 for one in group.apart)
+    assert group.margins == tuple(one / 3 for one in group.tier_gaps)
     assert not group.ties and not group.criteria
     ends = {order[i]: e.completion[-1] == 2 for i, e in enumerate(group.examples)}
     assert ends == {a: True, b: True, c: True, d: False}, "eos only where the model wrote it"
@@ -527,13 +534,13 @@ def flat(value):
 def test_what_is_held_of_each_pair(tiny):
     adapters, head, data = tiny("reward"), CriteriaHead(128, ["use", "x"], seed=2), starred(3)
     found = evaluate_reward(adapters, "reward", head, data, rankings_at_once(2))
-    alone = [score(adapters, "reward", head.parts, g.examples, batch_size=1) for g in data]
+    alone = [score(adapters, "reward", head.all_scores, g.examples, batch_size=1) for g in data]
     expected = [
         (g.prompt_id, 4, n, float(s[a, 0] - s[b, 0]))
         for g, s in zip(data, alone, strict=True)
-        for (a, b), n in zip(g.pairs, g.apart, strict=True)
+        for (a, b), n in zip(g.pairs, g.tier_gaps, strict=True)
     ]
-    held = [(p.prompt_id, p.completions, p.apart, p.gap) for p in found.pairs]
+    held = [(p.prompt_id, p.completions, p.tier_gap, p.gap) for p in found.pairs]
     assert [one[:3] for one in held] == [one[:3] for one in expected]
     assert [one[3] for one in held] == pytest.approx([one[3] for one in expected], abs=1e-5)
     use = [
@@ -630,5 +637,7 @@ def test_reloaded_on_a_fresh_base_it_scores_the_same_bit_for_bit(
     if isinstance(head, CriteriaHead):
         both = CriteriaHead.load(tmp_path / "reward", 128)
         assert both.criteria == ("kindness", "use")
-        parts = score(again, "reward", both.parts, examples, batch_size=4)
-        assert torch.equal(parts, score(adapters, "reward", head.parts, examples, batch_size=4))
+        parts = score(again, "reward", both.all_scores, examples, batch_size=4)
+        assert torch.equal(
+            parts, score(adapters, "reward", head.all_scores, examples, batch_size=4)
+        )

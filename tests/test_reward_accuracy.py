@@ -10,17 +10,17 @@ from alpaca_rlhf.evaluation.reward_accuracy import (
     correlation,
     figures,
 )
-from alpaca_rlhf.training.held_out import HeldOut, HeldOutPair
+from alpaca_rlhf.training.held_out import HeldOutEvaluation, HeldOutPair
 
 OPTIONS = {"resamples": 200, "seed": 0}
 
 
-def pair(gap, prompt="p", k=2, apart=1, tokens=(10, 10)):
-    return HeldOutPair(prompt, k, apart, tokens, gap)
+def pair(gap, prompt="p", k=2, tier_gap=1, tokens=(10, 10)):
+    return HeldOutPair(prompt, k, tier_gap, tokens, gap)
 
 
 def held_out(pairs, scores=(0.0, 1.0), lengths=(3, 4), criteria=None):
-    return HeldOut(tuple(pairs), criteria or {}, tuple(scores), tuple(lengths))
+    return HeldOutEvaluation(tuple(pairs), criteria or {}, tuple(scores), tuple(lengths))
 
 
 def parts(pairs, kind, **more):
@@ -43,10 +43,10 @@ def test_its_interval_draws_prompts_not_pairs():
 
 
 def test_by_k_and_by_tiers_apart():
-    pairs = [pair(1.0, k=4, apart=3), pair(-1.0, k=4), pair(1.0, k=4), pair(1.0, k=2)]
+    pairs = [pair(1.0, k=4, tier_gap=3), pair(-1.0, k=4), pair(1.0, k=4), pair(1.0, k=2)]
     assert parts(pairs, "completions") == {"2": (1, 1.0), "4": (3, 2 / 3)}
     assert parts(pairs, "tiers_apart") == {"1": (3, 2 / 3), "3": (1, 1.0)}
-    assert parts([pair(1.0, apart=0)], "tiers_apart") == {}, "nobody put them in tiers"
+    assert parts([pair(1.0, tier_gap=0)], "tiers_apart") == {}, "nobody put them in tiers"
 
 
 @pytest.mark.parametrize(

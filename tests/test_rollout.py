@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.models import rollout
+from alpaca_rlhf.models import rollout, scoring
 from alpaca_rlhf.models.batches import Example, collate, left_pad
 from alpaca_rlhf.models.heads import ScalarHead
-from alpaca_rlhf.models.rollout import logprobs, sample, score
+from alpaca_rlhf.models.rollout import sample
+from alpaca_rlhf.models.scoring import logprobs, score
 from alpaca_rlhf.settings import Sampling
 
 PROMPTS = [(1, 20, 30, 40), (1, 21), (1, *range(50, 70)), (1, 22, 32), (1, 300, 301)]
@@ -317,7 +318,7 @@ def test_scores_do_not_depend_on_their_batch(adapters):
             score(adapters, "sft", head, examples, batch_size=size), one_by_one, atol=1e-5
         )
     batch = collate(adapters.base, examples)
-    found = rollout.scores(adapters, "sft", head, batch, micro_batch_size=4)
+    found = scoring.scores(adapters, "sft", head, batch, micro_batch_size=4)
     assert torch.allclose(found, one_by_one, atol=1e-5)
 
 
@@ -345,7 +346,7 @@ def test_sampling_goes_on_in_smaller_groups_with_the_same_tokens(tiny, monkeypat
     monkeypatch.setattr(rollout, "_decode", full)
     assert draw() == whole
     assert sizes[:2] == [8, 4] and max(sizes[2:]) == 2 and sum(sizes[2:]) == 9
-    assert "out of memory with 8 at once; goes on with 4" in caplog.text
+    assert "out of memory with 8 at once; continuing with 4" in caplog.text
 
 
 def test_where_not_one_prompt_fits_it_is_one_line(tiny, monkeypatch):
@@ -362,12 +363,12 @@ def test_scoring_goes_on_in_smaller_groups_with_the_same_scores(tiny, monkeypatc
     head = ScalarHead(adapters.base.model.config.hidden_size, seed=7)
     examples = [Example((1, 100 + i), (200 + i, 2)) for i in range(7)]
     whole = score(adapters, "reward", head, examples, batch_size=7)
-    scores = rollout.completion_scores
+    scores = scoring.completion_scores
 
     def full(adapters, head, batch):
         if len(batch) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return scores(adapters, head, batch)
 
-    monkeypatch.setattr(rollout, "completion_scores", full)
+    monkeypatch.setattr(scoring, "completion_scores", full)
     assert torch.allclose(score(adapters, "reward", head, examples, batch_size=7), whole, atol=1e-6)

@@ -11,12 +11,18 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.models.base import weights_digest
 from alpaca_rlhf.models.batches import Example, collate, example
-from alpaca_rlhf.models.forward import learned_logprobs
+from alpaca_rlhf.models.forward import loss_logprobs
 from alpaca_rlhf.models.rollout import sample
 from alpaca_rlhf.settings import SFT, Sampling
 from alpaca_rlhf.training import loss_scale, sft
 from alpaca_rlhf.training.loop import Checkpoints, Learner, batches
-from alpaca_rlhf.training.sft import encode, held_out_loss, previewed, split_held_out, train_sft
+from alpaca_rlhf.training.sft import (
+    encode,
+    held_out_loss,
+    preview_indices,
+    split_held_out,
+    train_sft,
+)
 
 
 def examples(n, seed=0):
@@ -149,8 +155,8 @@ def test_float16_keeps_small_gradients_by_its_scale(tiny):
     def gradient(scale, divisor):
         with adapters.using("sft"), adapters.training():
             batch = collate(adapters.base, examples(4))
-            scale.backward(-learned_logprobs(adapters, batch).sum() / divisor)
-        scale.undo(parameters)
+            scale.backward(-loss_logprobs(adapters, batch).sum() / divisor)
+        scale.unscale(parameters)
         whole = torch.cat([p.grad.flatten() for p in parameters]) * divisor
         for p in parameters:
             p.grad = None
@@ -253,12 +259,12 @@ def crammed(monkeypatch, most, error=no_cuda_memory):
 
     def logprobs(adapters, batch):
         sizes.append(len(batch))
-        found = learned_logprobs(adapters, batch)
+        found = loss_logprobs(adapters, batch)
         if len(batch) > most and (sizes.count(len(batch)) > 1 or most == 0):
             found.register_hook(fail) if found.requires_grad else fail()
         return found
 
-    monkeypatch.setattr(sft, "learned_logprobs", logprobs)
+    monkeypatch.setattr(sft, "loss_logprobs", logprobs)
     return sizes
 
 
@@ -279,8 +285,8 @@ def test_where_memory_runs_out_the_result_is_that_of_smaller_micro_batches(
     assert sizes[:4] == [8, 8, 4, 4], "twice halved, each try from its start"
     assert set(sizes[4:]) == {2}, "and it stays small"
     assert [one.getMessage() for one in caplog.records if one.levelname == "WARNING"] == [
-        "sft: out of memory with --sft.micro-batch-size 8; goes on with 4, and the same result",
-        "sft: out of memory with --sft.micro-batch-size 4; goes on with 2, and the same result",
+        "sft: out of memory with --sft.micro-batch-size 8; continuing with 4, and the same result",
+        "sft: out of memory with --sft.micro-batch-size 4; continuing with 2, and the same result",
     ]
 
 
@@ -455,11 +461,11 @@ def test_a_rows_side_depends_on_its_prompt_alone():
 
 def test_the_preview_is_of_the_first_row_and_the_first_conversation():
     one, talk = Example((1, 20), (30, 2)), Example((1, 20, 30, 2, 21), (31, 2), ((2, 4),))
-    assert previewed([one, one, talk, talk]) == [0, 2]
-    assert previewed([talk, one]) == [0]
-    assert previewed([one, one]) == [0]
-    assert previewed([]) == []
-    assert (one.learned, talk.learned) == (2, 4)
+    assert preview_indices([one, one, talk, talk]) == [0, 2]
+    assert preview_indices([talk, one]) == [0]
+    assert preview_indices([one, one]) == [0]
+    assert preview_indices([]) == []
+    assert (one.loss_tokens, talk.loss_tokens) == (2, 4)
 
 
 def test_the_held_out_loss_is_a_mean_over_tokens(tiny):

@@ -1,5 +1,6 @@
 """Completions as they come: the tokens of those drawn at once, and whole characters."""
 
+from itertools import chain
 from threading import Event
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from alpaca_rlhf.models.batches import answer
 from alpaca_rlhf.models.rollout import sample, stream
-from alpaca_rlhf.models.streaming import Text, spoken
+from alpaca_rlhf.models.streaming import Text, stream_text
 from alpaca_rlhf.models.turns import text_ids
 from alpaca_rlhf.settings import Sampling
 
@@ -18,74 +19,72 @@ STOPS = frozenset({2, *range(100, 130)})  # many, so that rows finish at differe
 
 @pytest.fixture
 def adapters(tiny):
-    made = tiny("policy", "sft")
-    object.__setattr__(made.base, "stop_ids", STOPS)
-    return made
+    adapters = tiny("policy", "sft")
+    object.__setattr__(adapters.base, "stop_ids", STOPS)
+    return adapters
 
 
-@pytest.mark.parametrize("sampling", [{}, {"temperature": 0}, {"temperature": 1.3, "top_p": 0.8}])
+@pytest.mark.parametrize("options", [{}, {"temperature": 0}, {"temperature": 1.3, "top_p": 0.8}])
 @pytest.mark.parametrize("k", [1, 3])
-def test_a_stream_draws_what_sample_draws(adapters, sampling, k):
-    how = Sampling(max_new_tokens=14, batch_size=64, **sampling)
+def test_a_stream_draws_what_sample_draws(adapters, options, k):
+    sampling = Sampling(max_new_tokens=14, batch_size=64, **options)
     for prompts, keys in ((PROMPTS, KEYS), (PROMPTS[:1], KEYS[:1])):
-        drawn = sample(adapters, "policy", prompts, keys, k=k, sampling=how, seed=5)
+        completions = sample(adapters, "policy", prompts, keys, k=k, sampling=sampling, seed=5)
         rows = [[] for _ in range(len(prompts) * k)]
         ends = [False] * len(rows)
-        for step in stream(adapters, "policy", prompts, keys, k=k, sampling=how, seed=5):
-            for one in step:
-                assert not ends[one.row], "nothing comes after a stop token"
-                rows[one.row].append(one.id)
-                ends[one.row] = one.ends
-        flat = [one for own in drawn for one in own]
-        assert [tuple(row) for row in rows] == [one.ids for one in flat]
-        assert ends == [one.finished for one in flat]
+        for tokens in stream(adapters, "policy", prompts, keys, k=k, sampling=sampling, seed=5):
+            for token in tokens:
+                assert not ends[token.row], "nothing comes after a stop token"
+                rows[token.row].append(token.id)
+                ends[token.row] = token.ends
+        flat = list(chain.from_iterable(completions))
+        assert [tuple(row) for row in rows] == [completion.ids for completion in flat]
+        assert ends == [completion.finished for completion in flat]
         assert len(set(map(len, rows))) > 1 or len(prompts) == 1
 
 
 def test_it_stops_between_two_tokens_and_leaves_the_adapters_free(adapters):
-    how, stop = Sampling(max_new_tokens=14), Event()
-    (whole,) = sample(adapters, "sft", PROMPTS[1:2], ["zz"], sampling=how, seed=1)
-    assert len(whole[0].ids) > 5
-    seen = []
-    for (one,) in spoken(adapters, "sft", PROMPTS[1:2], ["zz"], sampling=how, seed=1, stop=stop):
-        seen.append(one.sampled.ids)
-        if len(one.sampled.ids) == 3:
+    sampling, stop = Sampling(max_new_tokens=14), Event()
+    ((completion,),) = sample(adapters, "sft", PROMPTS[1:2], ["zz"], sampling=sampling, seed=1)
+    assert len(completion.ids) > 5
+    tokens = stream(adapters, "sft", PROMPTS[1:2], ["zz"], sampling=sampling, seed=1)
+    for (update,) in stream_text(adapters, tokens, rows=1, stop=stop):
+        ids = update.sampled.ids
+        if len(ids) == 3:
             stop.set()
         assert torch.is_grad_enabled(), "the caller's own mode"
-    assert seen[-1] == whole[0].ids[: len(seen[-1])] and len(seen[-1]) == 4
-    left = stream(adapters, "sft", PROMPTS, KEYS, sampling=how, seed=1)
-    next(left)
+    assert ids == completion.ids[:4]
+    unfinished = stream(adapters, "sft", PROMPTS, KEYS, sampling=sampling, seed=1)
+    next(unfinished)
     with pytest.raises(RuntimeError, match="in the middle of decoding"), adapters.using("policy"):
         pass
-    left.close()
+    unfinished.close()
     with adapters.using("policy"):
         assert adapters.active == "policy"
 
 
-SAID = ["The dog says woof. 12 + 3 = 15.", "naïve 中文 🙂👍🏽 done", "  two"]
+TEXTS = ["The dog says woof. 12 + 3 = 15.", "naïve 中文 🙂👍🏽 done", "  two"]
 
 
-@pytest.mark.parametrize("said", SAID)
-def test_text_grows_by_whole_characters(adapters, said):
-    ids = list(text_ids(adapters.base, said)[1:])
-    text, before = Text(adapters.base, "alpaca"), ""
+@pytest.mark.parametrize("completion", TEXTS)
+def test_text_grows_by_whole_characters(adapters, completion):
+    ids = list(text_ids(adapters.base, completion)[1:])
+    text, previous = Text(adapters.base, "alpaca"), ""
     for token in ids:
         text.add(token)
-        now = str(text)
-        assert now.startswith(before) and "\ufffd" not in now
-        before = now
-    assert before == answer(adapters.base, "alpaca", ids)
-    assert said.strip() in before
+        assert str(text).startswith(previous) and "\ufffd" not in str(text)
+        previous = str(text)
+    assert previous == answer(adapters.base, "alpaca", ids)
+    assert completion.strip() in previous
 
 
 def test_what_is_shown_last_is_the_answer_itself_even_where_bytes_are_broken(adapters):
-    how = Sampling(max_new_tokens=40)
+    sampling = Sampling(max_new_tokens=40)
     object.__setattr__(adapters.base, "stop_ids", frozenset({2}))
-    (drawn,) = sample(adapters, "policy", PROMPTS[:1], ["q"], k=4, sampling=how, seed=3)
-    *_, last = spoken(
-        adapters, "policy", PROMPTS[:1], ["q"], k=4, sampling=how, seed=3, stop=Event()
-    )
-    assert [one.sampled for one in last] == drawn
-    assert [one.text for one in last] == [
-        answer(adapters.base, adapters.template, one.ids) for one in drawn
+    (completions,) = sample(adapters, "policy", PROMPTS[:1], ["q"], k=4, sampling=sampling, seed=3)
+    tokens = stream(adapters, "policy", PROMPTS[:1], ["q"], k=4, sampling=sampling, seed=3)
+    *_, last = stream_text(adapters, tokens, rows=4, stop=Event())
+    assert [update.sampled for update in last] == completions
+    assert [update.text for update in last] == [
+        answer(adapters.base, adapters.template, completion.ids) for completion in completions
     ]

@@ -23,13 +23,13 @@ from transformers import (
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.evaluation.win_rate import accuracy_interval
-from alpaca_rlhf.models import rollout
+from alpaca_rlhf.models import rollout, scoring
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import load_base
 from alpaca_rlhf.models.batches import Example, collate, example, prompt_ids
 from alpaca_rlhf.models.forward import completion_scores, token_stats, token_values
 from alpaca_rlhf.models.heads import ScalarHead
-from alpaca_rlhf.models.vocabulary import chosen_logprobs
+from alpaca_rlhf.models.vocabulary import target_logprobs
 from alpaca_rlhf.settings import SFT, Lora, Sampling
 from alpaca_rlhf.training import losses
 from alpaca_rlhf.training.loop import Checkpoints, batches
@@ -384,7 +384,7 @@ def test_log_probabilities_of_the_decode_loop_are_not_those_of_training(tiny):
     said = out.sequences[0, 4:]
     decoded = torch.stack(out.logits).float()[:, 0].log_softmax(-1).gather(1, said[:, None])[:, 0]
     batch = collate(adapters.base, [Example(prompt, tuple(said.tolist()))])
-    old, _ = rollout.logprobs(adapters, "policy", batch, micro_batch_size=1)
+    old, _ = scoring.logprobs(adapters, "policy", batch, micro_batch_size=1)
     adapters.trainable("policy")
     with adapters.using("policy"), adapters.training():
         new = token_stats(adapters, batch).logprobs.detach()
@@ -480,7 +480,7 @@ def test_bf16_log_softmax_is_wrong_in_the_second_digit():
     logits = states @ head.T
     exact = logits.double().log_softmax(-1).gather(1, targets[:, None])[:, 0]
     naive = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0].double()
-    ours = chosen_logprobs(states, head, targets).logprobs
+    ours = target_logprobs(states, head, targets).logprobs
     assert (naive - exact).std() > 0.01, "a tenth of PPO's clip range"
     assert ours.dtype == torch.float32
     assert (ours.double() - exact).abs().max() < 1e-4
@@ -563,7 +563,7 @@ def test_the_bare_base_as_reference_is_far_away_at_step_0(tiny_folder, tiny):
     adapters.add("policy", copy_of="sft")
     batch = collate(adapters.base, EXAMPLES)
     found = [
-        rollout.logprobs(adapters, role, batch, micro_batch_size=2)[0] for role in ("policy", "sft")
+        scoring.logprobs(adapters, role, batch, micro_batch_size=2)[0] for role in ("policy", "sft")
     ]
     assert torch.equal(losses.kl_k1(*found), torch.zeros_like(found[0]))
 

@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from alpaca_rlhf.models import vocabulary
-from alpaca_rlhf.models.vocabulary import chosen_logprobs
+from alpaca_rlhf.models.vocabulary import target_logprobs
 
 
 def case(n=7, width=5, words=11, dtype=torch.float64):
@@ -18,13 +18,13 @@ def case(n=7, width=5, words=11, dtype=torch.float64):
 @pytest.fixture(params=[1, 3, 2**24], ids=lambda rows: f"chunks of {rows} numbers")
 def chunk(request, monkeypatch):
     """So small that each token is a chunk of its own, some, or all in one."""
-    monkeypatch.setattr(vocabulary, "CHUNK", request.param * 11)
+    monkeypatch.setattr(vocabulary, "LOGITS_PER_CHUNK", request.param * 11)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_it_is_a_log_softmax(chunk, temperature):
     hidden, weight, targets = case()
-    found = chosen_logprobs(hidden, weight, targets, temperature=temperature, entropy=True)
+    found = target_logprobs(hidden, weight, targets, temperature=temperature, entropy=True)
     plain = torch.distributions.Categorical(logits=hidden @ weight.T / temperature)
     assert torch.allclose(found.logprobs, plain.log_prob(targets), atol=1e-12)
     assert torch.allclose(found.entropy, plain.entropy(), atol=1e-12)
@@ -38,7 +38,7 @@ def test_its_gradient_is_the_derivative(chunk, temperature):
     scale = torch.linspace(-2, 3, len(hidden), dtype=torch.float64)
 
     def loss(states):
-        found = chosen_logprobs(states, weight, targets, temperature=temperature)
+        found = target_logprobs(states, weight, targets, temperature=temperature)
         return (found.logprobs * scale).sin()
 
     assert torch.autograd.gradcheck(loss, (hidden,))
@@ -48,7 +48,7 @@ def test_two_equal_words_by_hand():
     """Two words of probability one half each: log 1/2, one bit, and half their difference."""
     hidden = torch.tensor([[0.0, 0.0]], requires_grad=True)
     weight = torch.tensor([[3.0, 1.0], [1.0, 5.0]])
-    found = chosen_logprobs(hidden, weight, torch.tensor([0]), entropy=True)
+    found = target_logprobs(hidden, weight, torch.tensor([0]), entropy=True)
     found.logprobs.sum().backward()
     assert found.logprobs.item() == pytest.approx(-0.693147, abs=1e-6)
     assert found.entropy.item() == pytest.approx(0.693147, abs=1e-6)
@@ -58,14 +58,14 @@ def test_two_equal_words_by_hand():
 def test_a_word_without_a_chance_has_a_finite_entropy():
     hidden = torch.tensor([[1.0]])
     weight = torch.tensor([[0.0], [-torch.inf]])
-    found = chosen_logprobs(hidden, weight, torch.tensor([0]), entropy=True)
+    found = target_logprobs(hidden, weight, torch.tensor([0]), entropy=True)
     assert found.logprobs.item() == 0
     assert found.entropy.item() == 0
 
 
 def test_no_token_is_no_loss():
     hidden, weight, targets = case()
-    found = chosen_logprobs(hidden[:0], weight, targets[:0], entropy=True)
+    found = target_logprobs(hidden[:0], weight, targets[:0], entropy=True)
     found.logprobs.sum().backward()
     assert found.logprobs.shape == found.entropy.shape == (0,)
 
@@ -73,7 +73,7 @@ def test_no_token_is_no_loss():
 def test_low_precision_states_give_float32_log_probabilities():
     """bfloat16 logits rounded once, and everything after them exact: within 1e-5 of float64's."""
     hidden, weight, targets = case(words=4000, dtype=torch.bfloat16)
-    found = chosen_logprobs(hidden, weight, targets).logprobs
+    found = target_logprobs(hidden, weight, targets).logprobs
     logits = (hidden.detach() @ weight.T).double()
     assert found.dtype == torch.float32
     assert torch.allclose(
@@ -100,9 +100,9 @@ class Logits(TorchDispatchMode):
 
 def test_logits_are_made_a_chunk_at_a_time(monkeypatch):
     hidden, weight, targets = case(n=100)
-    monkeypatch.setattr(vocabulary, "CHUNK", 11 * 8)
+    monkeypatch.setattr(vocabulary, "LOGITS_PER_CHUNK", 11 * 8)
     with Logits(11) as seen:
-        chosen_logprobs(hidden, weight, targets, entropy=True).logprobs.sum().backward()
+        target_logprobs(hidden, weight, targets, entropy=True).logprobs.sum().backward()
     assert seen.most == 11 * 8
     with Logits(11) as seen:
         (hidden @ weight.T).log_softmax(-1).sum().backward()
@@ -129,7 +129,7 @@ def test_the_gradient_of_a_token_that_was_all_but_certain_is_not_lost_in_bf16(ch
 
     def gradient(states, head):
         states = states[None].clone().requires_grad_()
-        chosen_logprobs(states, head, torch.tensor([0])).logprobs.sum().backward()
+        target_logprobs(states, head, torch.tensor([0])).logprobs.sum().backward()
         return states.grad[0].double()
 
     exact = gradient(hidden.double(), weight.double())

@@ -23,7 +23,7 @@ from alpaca_rlhf.serving.manner import Manner
 from alpaca_rlhf.sources.run_prompts import RunPrompts
 
 if TYPE_CHECKING:
-    from alpaca_rlhf.models.streaming import Spoken
+    from alpaca_rlhf.models.streaming import GenerationUpdate
     from alpaca_rlhf.serving.speaker import Speaker
 
 MAX_MESSAGE_CHARS = 12_000
@@ -98,7 +98,7 @@ class ChatController:
         prompt = generation.prompt(earlier, last.user)
         key = f"chat/{last.attempt}/{prompt.id}"
 
-        def work(speaker: Speaker, stop: Event) -> Iterator[Spoken]:
+        def work(speaker: Speaker, stop: Event) -> Iterator[GenerationUpdate]:
             policy, sampling = generation.policy, generation.sampling
             for (completion,) in speaker.speak(policy, prompt, sampling, stop, key=key):
                 yield completion
@@ -195,7 +195,7 @@ def _refusal(message: str, n_turns: int, text: dict[str, str]) -> str:
     return text["status.many"].format(n=MAX_TURNS) if n_turns > MAX_TURNS else ""
 
 
-def _outcome(completion: Spoken, policy: str, text: dict[str, str]) -> str:
+def _outcome(completion: GenerationUpdate, policy: str, text: dict[str, str]) -> str:
     outcome = "done" if completion.sampled.finished else "cut"
     outcome = outcome if completion.text.strip() else "nothing"
     return text[f"status.{outcome}"].format(policy=policy, n=len(completion.sampled.ids))
@@ -207,7 +207,7 @@ def _distinct_answers(
     """Answers that differ; if too many are alike, twice as many are sampled once."""
     policy, sampling = generation.policy, generation.sampling
     completions: list[Completion] = []
-    samples: list[Spoken] = []
+    samples: list[GenerationUpdate] = []
     for k in (ANSWERS_TO_RANK, 2 * ANSWERS_TO_RANK):
         # 1. Sample K answers, streamed for the token count.
         for samples in speaker.speak(
@@ -229,5 +229,5 @@ def _distinct_answers(
     yield _CandidateProgress(_count_tokens(samples), tuple(completions))
 
 
-def _count_tokens(samples: Sequence[Spoken]) -> int:
+def _count_tokens(samples: Sequence[GenerationUpdate]) -> int:
     return sum(len(sample.sampled.ids) for sample in samples)

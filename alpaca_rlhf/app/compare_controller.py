@@ -29,7 +29,7 @@ from alpaca_rlhf.serving.manner import Manner
 from alpaca_rlhf.sources.run_prompts import RunPrompts
 
 if TYPE_CHECKING:
-    from alpaca_rlhf.models.streaming import Spoken
+    from alpaca_rlhf.models.streaming import GenerationUpdate
     from alpaca_rlhf.serving.speaker import Speaker
 
 MODEL_NAMES = (
@@ -204,7 +204,7 @@ def _both_answers(
     answers: list[tuple[str, Completion]] = []
     for index, policy in enumerate(policies):
         yield _RoundProgress(index / 2)
-        samples: list[Spoken] = []
+        samples: list[GenerationUpdate] = []
         for partial in speaker.speak(policy, prompt, sampling, stop, key=f"compare/{prompt.id}"):
             samples = partial  # only the complete answer is shown
         if stop.is_set():

@@ -16,7 +16,7 @@ from alpaca_rlhf.doctor.finding import Finding, carried_out
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import Base, load_base
 from alpaca_rlhf.models.batches import answer, collate, example, prompt_ids, segments
-from alpaca_rlhf.models.forward import learned_logprobs
+from alpaca_rlhf.models.forward import loss_logprobs
 from alpaca_rlhf.settings import Lora
 
 _ROWS = (
@@ -98,7 +98,7 @@ def _stats(adapters: Adapters, role: str | None) -> torch.Tensor:
     """Log-probabilities in float64 of every learned token under an adapter."""
     rows = [example(adapters.base, adapters.template, row, row.output or "") for row in _ROWS]
     with torch.no_grad(), adapters.using(role):
-        return learned_logprobs(adapters, collate(adapters.base, rows)).double()
+        return loss_logprobs(adapters, collate(adapters.base, rows)).double()
 
 
 def _starts_at_the_base(adapters: Adapters) -> Finding:
@@ -118,7 +118,7 @@ def _gradients(adapters: Adapters) -> Finding:
     rows = [example(adapters.base, adapters.template, row, row.output or "") for row in _ROWS]
     with adapters.using("doctor"), adapters.training():
         batch = collate(adapters.base, rows)
-        (-learned_logprobs(adapters, batch).mean()).backward()  # type: ignore[no-untyped-call]
+        (-loss_logprobs(adapters, batch).mean()).backward()  # type: ignore[no-untyped-call]
     parameters = adapters.parameters("doctor")
     # B starts at zero, so in the first step only B has a gradient
     reached = sum(

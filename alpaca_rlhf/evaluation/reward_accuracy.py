@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from alpaca_rlhf.evaluation.win_rate import Interval, accuracy_interval
-from alpaca_rlhf.training.held_out import HeldOut, HeldOutPair
+from alpaca_rlhf.training.held_out import HeldOutEvaluation, HeldOutPair
 
 SATURATED = 0.99
 """A pair is saturated where the model gives either side at least this probability: almost nothing
@@ -45,7 +45,7 @@ def accuracy_of(pairs: Sequence[HeldOutPair], *, resamples: int, seed: int) -> I
     return accuracy_interval(list(by_prompt.values()), resamples=resamples, seed=seed)
 
 
-def figures(held_out: HeldOut, *, resamples: int, seed: int) -> dict[str, Any]:
+def figures(held_out: HeldOutEvaluation, *, resamples: int, seed: int) -> dict[str, Any]:
     """Every held-out figure of `docs/metrics.md`, for `report.json`."""
     gaps = np.array([pair.gap for pair in held_out.pairs])
     accuracy = accuracy_of(held_out.pairs, resamples=resamples, seed=seed)
@@ -62,7 +62,7 @@ def figures(held_out: HeldOut, *, resamples: int, seed: int) -> dict[str, Any]:
     }
 
 
-def accuracy_by(held_out: HeldOut, *, resamples: int, seed: int) -> dict[str, list[dict[str, Any]]]:
+def accuracy_by(held_out: HeldOutEvaluation, *, resamples: int, seed: int) -> dict[str, list[dict[str, Any]]]:
     """Accuracy by K, distance in tiers, length, confidence and criterion, where there are pairs.
 
     Each is a list of `{"is", "pairs", "accuracy", "ci95"}`; `confidence` rows also hold the mean
@@ -99,7 +99,7 @@ def accuracy_by(held_out: HeldOut, *, resamples: int, seed: int) -> dict[str, li
 
     # 1. Name the kinds of pairs that occur. 0 tiers means that nobody put the two in tiers.
     completions = names_of({pair.completions for pair in held_out.pairs})
-    tiers = names_of({pair.apart for pair in held_out.pairs} - {0})
+    tiers = names_of({pair.tier_gap for pair in held_out.pairs} - {0})
     # 2. Compare confidence with accuracy, bin by bin: a reliability table.
     by_confidence = split(_confidence_bin, [name for _, name in CONFIDENCES])
     confidences = rows(by_confidence)
@@ -109,7 +109,7 @@ def accuracy_by(held_out: HeldOut, *, resamples: int, seed: int) -> dict[str, li
     # 3. Measure the other kinds; those without pairs are left out.
     tables = {
         "completions": rows(split(lambda pair: str(pair.completions), completions)),
-        "tiers_apart": rows(split(lambda pair: str(pair.apart), tiers)),
+        "tiers_apart": rows(split(lambda pair: str(pair.tier_gap), tiers)),
         "preferred_is": rows(split(_length_bin, [name for _, name in LENGTHS])),
         "confidence": confidences,
         "criterion": rows(held_out.criteria),

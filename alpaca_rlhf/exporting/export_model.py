@@ -54,7 +54,7 @@ from alpaca_rlhf.models.base import Base, base_source
 from alpaca_rlhf.models.batches import prompt_ids
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.merging import Weight, as_float32, merged
-from alpaca_rlhf.models.rollout import score
+from alpaca_rlhf.models.scoring import score
 from alpaca_rlhf.stages.context import Reporter
 
 PARITY = "parity.json"

@@ -1,1 +1,1 @@
-"""The model room: one frozen base, its adapters and heads, batches, every run without gradients."""
+"""Models: the frozen base, its adapters and heads, batches, sampling and scoring."""

@@ -1,7 +1,7 @@
 """The frozen base: the embedded model, a folder or a hub id, in NF4 with double quantisation.
 
-Nothing is upcast: embeddings, norms and head stay in the dtype they are computed in, so that a 7B
-base needs 3.6 GiB (QLoRA, arXiv 2305.14314, with 4.127 bits a weight in the linear layers).
+Nothing is upcast: embeddings, norms and head stay in the compute dtype, so that a 7B base needs
+3.6 GiB (QLoRA, arXiv 2305.14314, with 4.127 bits a weight in the linear layers).
 """
 
 from __future__ import annotations
@@ -40,30 +40,30 @@ Quantization = Literal["nf4", "none"]
 
 @dataclass(frozen=True)
 class Base:
-    """A frozen base and what belongs to it."""
+    """A frozen base with its tokenizer and special tokens."""
 
     name: str
-    """What the user typed: `embedded`, a folder or a hub id."""
+    """`embedded`, a folder or a hub id, as typed by the user."""
     model: PreTrainedModel
     """The causal language model, every parameter frozen, in eval mode."""
     tokenizer: Any
-    """Its fast tokenizer."""
+    """The base's fast tokenizer."""
     quantization: Quantization
     """`nf4` (double-quantised), or `none` for tests in full precision."""
     dtype: torch.dtype
     """Compute dtype: that of `default_dtype`."""
     pad_id: int
-    """Fills the rows of a batch; never eos. Masks are explicit, so its meaning never matters."""
+    """Padding token, never eos. Masks are explicit, so its meaning never matters."""
     eos_id: int
-    """The token that ends a completion, and that SFT teaches."""
+    """Token that ends a completion, as SFT teaches it."""
     stop_ids: frozenset[int]
     """Tokens that end a generation: eos and those of the generation configuration."""
     fingerprint: str
-    """Hash of configuration, quantised weights and tokenizer: an adapter fits this base only."""
+    """Hash of configuration, quantised weights and tokenizer; an adapter fits this base only."""
 
     @property
     def device(self) -> torch.device:
-        """Where the base lies."""
+        """Device that holds the base."""
         return next(self.model.parameters()).device
 
     @property
@@ -73,13 +73,13 @@ class Base:
 
     @property
     def context(self) -> int:
-        """Longest sequence, in tokens; attention sees all of it, so a sliding window ends it."""
+        """Longest sequence in tokens; at most a sliding window, since our attention has none."""
         config = self.model.config
         window = getattr(config, "sliding_window", None)
         return int(min(config.max_position_embeddings, window or math.inf))
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The precision that every forward runs in: rollouts, reference and training alike."""
+        """Precision of every forward: rollouts, reference and training alike."""
         if self.dtype in (torch.bfloat16, torch.float16):
             return torch.autocast(self.device.type, self.dtype)
         return nullcontext()
@@ -103,13 +103,13 @@ def load_base(
     Raises:
         UserError: There is no such base, or it is not a causal language model with its tokenizer.
     """
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = dtype or default_dtype(place)
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = dtype or default_dtype(target)
     source = base_source(name)
     with _refusals(name):
         config = AutoConfig.from_pretrained(source)
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model = _load(source, quantization, dtype, place)
+        model = _load(source, quantization, dtype, target)
     if not hasattr(model, "lm_head") or not hasattr(getattr(model, "model", None), "layers"):
         raise UserError(
             f"--base {name}: {config.architectures} is not a LLaMA-like causal language model"
@@ -132,16 +132,16 @@ def load_base(
         dtype=dtype,
         pad_id=_pad_id(tokenizer, int(model.config.vocab_size)),
         eos_id=int(tokenizer.eos_token_id),
-        stop_ids=frozenset(int(one) for one in stop_ids),
+        stop_ids=frozenset(int(token_id) for token_id in stop_ids),
         fingerprint=_fingerprint(model, tokenizer, quantization),
     )
 
 
 def base_config(name: str) -> Any:
-    """The configuration of a base, as transformers reads it; of a hub id no weights are fetched.
+    """Configuration of a base as transformers reads it; no weights are fetched from the hub.
 
     Raises:
-        UserError: There is no such base, or the hub does not give it.
+        UserError: There is no such base, or the hub does not provide it.
     """
     source = base_source(name)
     with _refusals(name):
@@ -150,7 +150,7 @@ def base_config(name: str) -> Any:
 
 @contextmanager
 def _refusals(name: str) -> Iterator[None]:
-    """Whatever a foreign file or the hub provokes, in one line."""
+    """Turn whatever a foreign file or the hub provokes into one line."""
     try:
         yield
     except UserError:
@@ -160,9 +160,9 @@ def _refusals(name: str) -> Iterator[None]:
             raise UserError(
                 f"--base {name}: the disk is full ({error}); {FULL}, or let HF_HOME name another"
             ) from error
-        told = hub_refusal(name, error)
-        if told is not None:
-            raise UserError(told) from error
+        refusal = hub_refusal(name, error)
+        if refusal is not None:
+            raise UserError(refusal) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"--base {name}: cannot be loaded ({reason}); give `embedded`, a folder or a hub id"
@@ -170,7 +170,7 @@ def _refusals(name: str) -> Iterator[None]:
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
-    """The compute dtype of a device: bfloat16 where native, else float16, on a CPU float32.
+    """Compute dtype of a device: bfloat16 where native, else float16, on a CPU float32.
 
     Training scales its losses in float16 (`training/loss_scale.py`).
     """
@@ -193,7 +193,7 @@ def weights_digest(base: Base) -> str:
 
 
 def base_source(name: str) -> str:
-    """Where transformers finds a base: a folder, or a hub id.
+    """Folder or hub id under which transformers finds a base.
 
     Raises:
         UserError: There is no such folder, or it holds no checkpoint.
@@ -208,10 +208,10 @@ def base_source(name: str) -> str:
         return str(folder)
     try:
         folder = Path(name).expanduser()
-        found = folder.is_dir()
+        is_folder = folder.is_dir()
     except (OSError, RuntimeError) as error:
         raise UserError(f"--base {name}: no such folder ({error})") from None
-    if found:
+    if is_folder:
         if not (folder / "config.json").is_file():
             raise UserError(
                 f"--base {name}: the folder has no config.json; "
@@ -242,33 +242,33 @@ def _load(
             bnb_4bit_compute_dtype=dtype,
         )
         if device.type == "cuda":
-            here = torch.cuda.current_device() if device.index is None else device.index
-            options["device_map"] = {"": here}
+            index = torch.cuda.current_device() if device.index is None else device.index
+            options["device_map"] = {"": index}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*kernels.*")
         loaded: Any = AutoModelForCausalLM.from_pretrained(source, **options)
     model: PreTrainedModel = loaded[0]
-    found = loaded[1]
-    if found["missing_keys"]:  # transformers would make them up at random
+    missing = loaded[1]["missing_keys"]
+    if missing:  # transformers would initialise them at random
         raise UserError(
-            f"--base {source}: the checkpoint lacks {len(found['missing_keys'])} tensors, "
-            f"e.g. {min(found['missing_keys'])}; download it again"
+            f"--base {source}: the checkpoint lacks {len(missing)} tensors, "
+            f"e.g. {min(missing)}; download it again"
         )
     if quantization == "none":
         model.to(device)  # type: ignore[arg-type]
     for module in model.modules():
         if isinstance(module, Linear4bit):
             # On CPUs with AVX512-BF16 the first forward without gradients would repack the weights
-            # for a kernel that has no backward, and every later gradient would be wrong without a
-            # word (bitsandbytes 0.50 nn/modules.py:613).
+            # for a kernel that has no backward, and every later gradient would silently be wrong
+            # (bitsandbytes 0.50 nn/modules.py:613).
             module.support_avx512bf16_for_cpu = False
     return model
 
 
-def _pad_id(tokenizer: Any, rows: int) -> int:
-    """A token with a row among the embeddings: a `[PAD]` that was only added to words has none."""
+def _pad_id(tokenizer: Any, embeddings: int) -> int:
+    """A padding token that has an embedding: a `[PAD]` added to the tokenizer alone has none."""
     for candidate in (tokenizer.pad_token_id, tokenizer.unk_token_id):
-        if candidate is not None and candidate != tokenizer.eos_token_id and candidate < rows:
+        if candidate is not None and candidate != tokenizer.eos_token_id and candidate < embeddings:
             return int(candidate)
     return 1 if tokenizer.eos_token_id == 0 else 0
 
@@ -279,7 +279,7 @@ def _numel(parameter: torch.Tensor) -> int:
 
 
 def _scales(parameter: torch.Tensor) -> list[torch.Tensor]:
-    """What a 4-bit weight needs besides its codes; its scales are themselves in 8 bits."""
+    """Scales of a 4-bit weight, which complete its codes; they are themselves in 8 bits."""
     state = getattr(parameter, "quant_state", None)
     if state is None:
         return []
@@ -300,14 +300,14 @@ _CONFIGURATION = (
     "rms_norm_eps",
     "rope_parameters",
 )
-"""What changes the function of the weights without changing their shapes."""
+"""Configuration keys that change the model's function but no shape of a weight."""
 
 
 def _fingerprint(model: PreTrainedModel, tokenizer: Any, quantization: Quantization) -> str:
-    """Hash of what an adapter was trained on.
+    """Hash of all that an adapter depends on.
 
-    Quantisation; configuration; vocabulary, special tokens and chat template; shape and 1024 evenly
-    spaced elements of every weight.
+    That is quantisation; configuration; vocabulary, special tokens and chat template; shape and
+    1024 evenly spaced elements of every weight.
     """
     digest = hashlib.sha256(quantization.encode())
     settings = {key: getattr(model.config, key, None) for key in _CONFIGURATION}
@@ -322,7 +322,7 @@ def _fingerprint(model: PreTrainedModel, tokenizer: Any, quantization: Quantizat
         digest.update(f"{name} {tuple(parameter.shape)}".encode())
         flat = parameter.detach().flatten()
         sample = flat[:: -(-len(flat) // 1024)]
-        if sample.dtype != torch.uint8:  # in steps that bf16, fp16 and fp32 copies agree on
+        if sample.dtype != torch.uint8:  # rounded to steps that bf16, fp16 and fp32 copies agree on
             sample = (sample.float() * 1024).round().int()
         digest.update(sample.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -1,10 +1,10 @@
-"""Linear layers with an adapter, made ready for many small products: what decoding needs.
+"""Linear layers with an adapter, prepared for the many small products of decoding.
 
 A step of decoding multiplies each weight with a few rows. On a 4-bit weight most of that time goes
-into making it 16-bit, casting LoRA's matrices, and the calls around them. Here that is done once
-for a whole rollout: the products are those of the layer itself, on the same numbers, so the tokens
-are the same. It costs a 16-bit copy of the 4-bit weights for as long as the rollout lasts, where
-that fits a limit.
+into dequantising it, casting LoRA's matrices, and the calls around them. Here that is done once for
+a whole rollout: the products are those of the layer itself, on the same numbers, so the tokens are
+the same. It costs a 16-bit copy of the 4-bit weights for as long as the rollout lasts, where that
+fits a limit.
 """
 
 from __future__ import annotations
@@ -21,26 +21,29 @@ from torch.nn.functional import linear
 
 
 @contextlib.contextmanager
-def ready(
-    layers: Sequence[LoraLayer], adapter: str | None, dtype: torch.dtype, *, limit: int
+def prepared(
+    layers: Sequence[LoraLayer], adapter: str | None, dtype: torch.dtype, *, max_copy_bytes: int
 ) -> Iterator[None]:
     """Give layers a forward for one adapter, without gradients and without autocast.
 
     Args:
-        layers: PEFT's LoRA layers on linear ones.
-        adapter: The one whose products are added; None for the bare base.
-        dtype: What they compute in.
-        limit: 4-bit weights are copied to `dtype` if all together take at most so many bytes.
+        layers: PEFT's LoRA layers around linear ones.
+        adapter: Adapter whose products are added; None for the bare base.
+        dtype: Compute dtype.
+        max_copy_bytes: 4-bit weights are copied to `dtype` if all together fit into so many bytes.
     """
     states = [_quant_state(layer) for layer in layers]
-    size = sum(s.shape.numel() for s in states if s is not None) * dtype.itemsize
+    copy_bytes = sum(s.shape.numel() for s in states if s is not None) * dtype.itemsize
     try:
         for layer in layers:
-            vars(layer)["forward"] = _forward(layer, adapter, dtype, copy=size <= limit)
+            # An attribute of the instance hides the method of its class.
+            vars(layer)["forward"] = _forward(
+                layer, adapter, dtype, copy=copy_bytes <= max_copy_bytes
+            )
         yield
     finally:
         for layer in layers:
-            vars(layer).pop("forward", None)  # the class's own again
+            vars(layer).pop("forward", None)
 
 
 def _quant_state(layer: Any) -> Any:
@@ -50,19 +53,23 @@ def _quant_state(layer: Any) -> Any:
 def _forward(
     layer: Any, adapter: str | None, dtype: torch.dtype, *, copy: bool
 ) -> Callable[[Tensor], Tensor]:
+    # 1. The base's product: on a 16-bit copy, or on the 4-bit weight where a copy does not fit.
     base = layer.base_layer
     state = _quant_state(layer)
-    whole: Callable[[Tensor], Tensor] = base
+    base_product: Callable[[Tensor], Tensor] = base
     if state is None or copy:
         weight = base.weight if state is None else dequantize_4bit(base.weight.data, state)
         weight = weight.detach().to(dtype)
         bias = None if base.bias is None else base.bias.detach().to(dtype)
 
-        def whole(x: Tensor) -> Tensor:
+        def base_product(x: Tensor) -> Tensor:
             return linear(x.to(dtype), weight, bias)
 
     if adapter is None:
-        return whole
-    down, up = (part[adapter].weight.detach().to(dtype) for part in (layer.lora_A, layer.lora_B))
+        return base_product
+    # 2. The adapter's, on matrices cast once.
+    lora_a, lora_b = (
+        matrices[adapter].weight.detach().to(dtype) for matrices in (layer.lora_A, layer.lora_B)
+    )
     scaling = layer.scaling[adapter]
-    return lambda x: whole(x) + linear(linear(x.to(dtype), down), up) * scaling
+    return lambda x: base_product(x) + linear(linear(x.to(dtype), lora_a), lora_b) * scaling

@@ -1,7 +1,7 @@
-"""What one forward with the active adapter gives: log-probabilities, values, scores.
+"""One forward with the active adapter: log-probabilities, values and scores.
 
-With or without gradients. Only the states that predict a completion token reach the output head, so
-no (B, T, V) tensor is ever made, and scores and values never touch it.
+With or without gradients. Only the hidden states that predict a completion token reach the output
+head, so no (B, T, V) tensor ever exists; scores and values never touch that head.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from alpaca_rlhf.models.heads import ScalarHead
 
 
 class TokenStats(NamedTuple):
-    """Of each completion token."""
+    """Log-probability, entropy and value of each completion token."""
 
     logprobs: Tensor
     """(B, C) float32; 0 where masked."""
     entropy: Tensor
     """(B, C) float32 entropy of the whole distribution in nats, no gradient; 0 where masked."""
     values: Tensor | None
-    """(B, C) float32 value of the state before it, if a head was given; 0 where masked."""
+    """(B, C) float32 value of the state before each, if there is a value head; 0 where masked."""
 
 
 def token_stats(
@@ -32,21 +32,25 @@ def token_stats(
 ) -> TokenStats:
     """Log-probability and entropy of the completion tokens at a temperature, in fp32.
 
-    With a head, the values it reads from the same states.
+    With a value head, also the values it reads from the same hidden states.
     """
-    places = batch.completion
-    states = adapters.hidden(batch)[places - 1]
-    found = adapters.chosen(states, batch.ids[places], temperature=temperature, entropy=True)
-    assert found.entropy is not None
-    values = None if head is None else batch.spread(head(states))
-    return TokenStats(batch.spread(found.logprobs), batch.spread(found.entropy), values)
+    positions = batch.completion_positions
+    hidden = adapters.hidden(batch)[positions - 1]  # the state before a token predicts it
+    logprobs, entropy = adapters.target_logprobs(
+        hidden, batch.ids[positions], temperature=temperature, entropy=True
+    )
+    assert entropy is not None
+    values = None if head is None else batch.spread(head(hidden))
+    return TokenStats(batch.spread(logprobs), batch.spread(entropy), values)
 
 
 def token_logprobs(adapters: Adapters, batch: Batch) -> Tensor:
     """(B, C) float32 log-probabilities of the completion tokens; 0 where masked."""
-    places = batch.completion
+    positions = batch.completion_positions
     hidden = adapters.hidden(batch)
-    return batch.spread(adapters.chosen(hidden[places - 1], batch.ids[places]).logprobs)
+    return batch.spread(
+        adapters.target_logprobs(hidden[positions - 1], batch.ids[positions]).logprobs
+    )
 
 
 def token_logprobs_and_values(
@@ -54,22 +58,22 @@ def token_logprobs_and_values(
 ) -> tuple[Tensor, Tensor]:
     """(B, C) log-probabilities and (B, C) values of one forward, on the same hidden states.
 
-    Of the values' gradient into those states, `share` goes on into the adapter; the head's own is
-    whole.
+    The fraction `share` of the values' gradient into those states reaches the adapter; the head's
+    own gradient is always whole.
     """
-    places = batch.completion
-    states = adapters.hidden(batch)[places - 1]
-    logprobs = adapters.chosen(states, batch.ids[places]).logprobs
-    apart = states.detach()
-    values = head(apart + share * (states - apart) if share else apart)
+    positions = batch.completion_positions
+    hidden = adapters.hidden(batch)[positions - 1]
+    logprobs = adapters.target_logprobs(hidden, batch.ids[positions]).logprobs
+    detached = hidden.detach()
+    values = head(detached + share * (hidden - detached) if share else detached)
     return batch.spread(logprobs), batch.spread(values)
 
 
-def learned_logprobs(adapters: Adapters, batch: Batch) -> Tensor:
-    """(M,) float32 log-probabilities of all tokens that carry loss in SFT."""
-    places = batch.learned
+def loss_logprobs(adapters: Adapters, batch: Batch) -> Tensor:
+    """(M + E,) float32 log-probabilities of all tokens that carry loss in SFT."""
+    positions = batch.loss_positions
     hidden = adapters.hidden(batch)
-    return adapters.chosen(hidden[places - 1], batch.ids[places]).logprobs
+    return adapters.target_logprobs(hidden[positions - 1], batch.ids[positions]).logprobs
 
 
 def token_values(adapters: Adapters, head: ScalarHead, batch: Batch) -> Tensor:
@@ -78,13 +82,13 @@ def token_values(adapters: Adapters, head: ScalarHead, batch: Batch) -> Tensor:
 
 
 def value_states(adapters: Adapters, batch: Batch) -> Tensor:
-    """(M, H) hidden states before each completion token, which a value is read from."""
-    return adapters.hidden(batch)[batch.completion - 1]
+    """(M, H) hidden states before each completion token, from which a head reads the values."""
+    return adapters.hidden(batch)[batch.completion_positions - 1]
 
 
 def completion_scores(adapters: Adapters, head: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
     """(B,) float32 score, read at the last token: the eos where there is one.
 
-    With a head's `parts` it is (B, 1 + C), the score and that of each criterion.
+    With a head's `all_scores` it is (B, 1 + C): the score, then that of each criterion.
     """
-    return head(adapters.hidden(batch)[batch.last])
+    return head(adapters.hidden(batch)[batch.last_positions])

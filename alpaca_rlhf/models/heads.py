@@ -1,4 +1,4 @@
-"""Heads in fp32, outside autocast: one number a position, or one for each of several criteria."""
+"""Scalar heads in fp32, outside autocast: one score a position, or one for each criterion."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from alpaca_rlhf.core.errors import UserError
 
 HEAD = "head.safetensors"
+"""File of a head, beside its adapter."""
 CRITERIA = "criteria"
-"""What the tensor of the criteria's weights, and the metadata of their names, are called there."""
+"""Key of the criteria's weights among its tensors, and of their names in its metadata."""
 
 
 class ScalarHead(nn.Module):
@@ -36,31 +37,31 @@ class ScalarHead(nn.Module):
     def __init__(self, hidden_size: int, *, seed: int = 0) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        drawn = torch.randn(hidden_size, generator=generator) / math.sqrt(hidden_size + 1)
-        self.weight = nn.Parameter(drawn)
+        weight = torch.randn(hidden_size, generator=generator) / math.sqrt(hidden_size + 1)
+        self.weight = nn.Parameter(weight)
         self.register_buffer("gain", torch.ones(()))
         self.register_buffer("bias", torch.zeros(()))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(..., H) hidden states of any dtype to (...) scores in the weight's dtype, float32."""
+        """Map (..., H) hidden states of any dtype to (...) scores in the weight's, float32."""
         with torch.autocast(hidden.device.type, enabled=False):
             return self.gain * (hidden.to(self.weight.dtype) @ self.total) + self.bias
 
     @property
     def total(self) -> Tensor:
-        """(H,) what the score weighs the hidden state with."""
+        """(H,) weight of the hidden state in the score."""
         return self.weight
 
-    def parts(self, hidden: Tensor) -> Tensor:
-        """(..., H) hidden states to (..., 1 + C): the score, then that of each criterion.
+    def all_scores(self, hidden: Tensor) -> Tensor:
+        """Map (..., H) hidden states to (..., 1 + C): the score, then that of each criterion.
 
-        A scalar head knows no criteria: its C is 0.
+        A scalar head has no criteria: its C is 0.
         """
         return self(hidden)[..., None]  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def normalise(self, scores: Tensor) -> None:
-        """Fold gain and bias so that `scores`, as this head gave them, would have mean 0 and std 1.
+        """Fold gain and bias so that `scores`, computed by this head, would have mean 0 and std 1.
 
         Raises:
             ValueError: Fewer than two scores, or all the same.
@@ -75,15 +76,15 @@ class ScalarHead(nn.Module):
         self.bias.sub_(mean).div_(std)
 
     def save(self, folder: Path) -> None:
-        """Write weight, gain and bias beside an adapter."""
+        """Write weight, gain and bias into an adapter's folder."""
         _write(folder, {"weight": self.total, "gain": self.gain, "bias": self.bias})
 
     @classmethod
     def load(cls, folder: Path, hidden_size: int) -> ScalarHead:
-        """Read a head. Of a head of criteria this is their sum, which gives the same scores.
+        """Read a head; a head of criteria becomes their sum, which gives the same scores.
 
         Raises:
-            UserError: It is not there, or has another size.
+            UserError: It is not there, or has another hidden size.
         """
         state = _read(folder, hidden_size)
         state.pop(CRITERIA, None)
@@ -93,33 +94,33 @@ class ScalarHead(nn.Module):
 
 
 class CriteriaHead(ScalarHead):
-    """A head for each of C criteria; the score is their sum.
+    """One head for each of C criteria; the score is their sum.
 
     Each starts as N(0, 1 / (C (H + 1))), so that the score's variance is that of a scalar head.
-    Gain and bias are those of the score; a criterion has the gain, and its share of the bias.
+    Gain and bias belong to the score; each criterion has the same gain, and 1 / C of the bias.
     """
 
     def __init__(self, hidden_size: int, criteria: Sequence[str], *, seed: int = 0) -> None:
         super().__init__(hidden_size)
         self.criteria = tuple(criteria)
         generator = torch.Generator().manual_seed(seed)
-        drawn = torch.randn(len(self.criteria), hidden_size, generator=generator)
-        self.weight = nn.Parameter(drawn / math.sqrt(len(self.criteria) * (hidden_size + 1)))
+        weight = torch.randn(len(self.criteria), hidden_size, generator=generator)
+        self.weight = nn.Parameter(weight / math.sqrt(len(self.criteria) * (hidden_size + 1)))
 
     @property
     def total(self) -> Tensor:
         """(H,) sum of the criteria's weights."""
         return self.weight.sum(0)
 
-    def parts(self, hidden: Tensor) -> Tensor:
-        """(..., H) hidden states to (..., 1 + C): the score, then that of each criterion."""
+    def all_scores(self, hidden: Tensor) -> Tensor:
+        """Map (..., H) hidden states to (..., 1 + C): the score, then that of each criterion."""
         with torch.autocast(hidden.device.type, enabled=False):
-            each = self.gain * (hidden.to(self.weight.dtype) @ self.weight.T)
-            each = each + self.bias / len(self.criteria)
-        return torch.cat([super().parts(hidden), each], -1)
+            scores = self.gain * (hidden.to(self.weight.dtype) @ self.weight.T)
+            scores = scores + self.bias / len(self.criteria)
+        return torch.cat([super().all_scores(hidden), scores], -1)
 
     def save(self, folder: Path) -> None:
-        """Write the scalar head that this one is as a whole, and the criteria with their names."""
+        """Write the equivalent scalar head, and the criteria with their names."""
         tensors = {"weight": self.total, "gain": self.gain, "bias": self.bias}
         names = {CRITERIA: json.dumps(self.criteria, ensure_ascii=False)}
         _write(folder, {**tensors, CRITERIA: self.weight}, names)
@@ -129,7 +130,7 @@ class CriteriaHead(ScalarHead):
         """Read a head of criteria.
 
         Raises:
-            UserError: It is not there, has another size, or has no criteria.
+            UserError: It is not there, has another hidden size, or has no criteria.
         """
         state = _read(folder, hidden_size)
         if CRITERIA not in state:
@@ -147,8 +148,8 @@ class CriteriaHead(ScalarHead):
 def _write(
     folder: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    own = {name: one.detach().cpu().contiguous() for name, one in tensors.items()}
-    save_file(own, str(folder / HEAD), metadata)
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(on_cpu, str(folder / HEAD), metadata)
 
 
 def _read(folder: Path, hidden_size: int) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What the hub's refusals mean for a person, in one line."""
+"""The hub's refusals as one line for a person."""
 
 from __future__ import annotations
 
@@ -10,33 +10,37 @@ from huggingface_hub import errors
 
 
 def hub_refusal(name: str, error: BaseException) -> str | None:
-    """One line about a base that the hub does not give, and what to do; None for other errors.
+    """One line about a base that the hub does not provide, and what to do; None for other errors.
 
     Args:
         name: The hub id, as typed.
-        error: What loading it raised; its causes are looked at too.
+        error: The error of loading it; its causes are examined too.
     """
     causes = list(_causes(error))
     page = f"https://huggingface.co/{name}"
-    if any(isinstance(one, errors.GatedRepoError) for one in causes):
+    if any(isinstance(cause, errors.GatedRepoError) for cause in causes):
         return (
             f"--base {name}: its owner asks you to accept a licence first; accept it at {page}, "
             "then log in with `hf auth login` and run the same command again"
         )
-    if any(isinstance(one, errors.RepositoryNotFoundError) for one in causes):
+    if any(isinstance(cause, errors.RepositoryNotFoundError) for cause in causes):
         return (
             f"--base {name}: the hub has no such model, or it is private; check the spelling at "
             f"{page}, or log in with `hf auth login`"
         )
-    away = (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, httpx.TransportError)
-    if any(isinstance(one, away) for one in causes):
+    unreachable = (
+        errors.OfflineModeIsEnabled,
+        errors.LocalEntryNotFoundError,
+        httpx.TransportError,
+    )
+    if any(isinstance(cause, unreachable) for cause in causes):
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-            how = "unset HF_HUB_OFFLINE to download it"
+            remedy = "unset HF_HUB_OFFLINE to download it"
         else:
-            how = "see to the connection"
+            remedy = "check the connection"
         return (
-            f"--base {name}: is not on this machine and the hub cannot be reached; {how}, or give "
-            "the folder of a downloaded model"
+            f"--base {name}: is not on this machine and the hub cannot be reached; {remedy}, or "
+            "give the folder of a downloaded model"
         )
     return None
 

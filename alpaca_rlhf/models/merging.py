@@ -1,10 +1,9 @@
-"""A base and one of its adapters as one set of plain weights, made one tensor at a time.
+"""A base and one of its adapters merged into plain weights, one tensor at a time.
 
-What is merged into is what the adapter was trained on: the dequantised NF4 weights, never the
-original 16-bit ones, which are another function, and never 4-bit codes, whose rounding is as large
-as the adapter itself (huggingface/peft issue 2321). They are dequantised in float32, as
-bitsandbytes does it for a layer that computes in float32; one that computes in 16 bit rounds the
-same numbers.
+The adapter is merged into what it was trained on: the dequantised NF4 weights, never the original
+16-bit ones, which are another function, and never 4-bit codes, whose rounding error is as large as
+the adapter itself (huggingface/peft issue 2321). They are dequantised in float32, as bitsandbytes
+does for a layer that computes in float32; a layer that computes in 16 bit rounds the same numbers.
 """
 
 from __future__ import annotations
@@ -25,22 +24,22 @@ from alpaca_rlhf.models.base import Base
 
 @dataclass(frozen=True)
 class Weight:
-    """A tensor of the merged model that has yet to be made."""
+    """A tensor of the merged model that is computed on demand."""
 
     name: str
-    """As in a checkpoint of the base, e.g. `model.layers.0.self_attn.q_proj.weight`."""
+    """Its name in a checkpoint of the base, e.g. `model.layers.0.self_attn.q_proj.weight`."""
     shape: tuple[int, ...]
-    """Its shape."""
+    """Shape of the tensor."""
     make: Callable[[], Tensor]
-    """Makes it: float32, on the CPU."""
+    """Computes it: float32, on the CPU."""
 
 
 def merged(base: Base, adapter: str | None) -> Iterator[Weight]:
-    """Every tensor of a base with an adapter merged in; tied heads stand there once.
+    """Every tensor of a base with an adapter merged in; a tied head appears once.
 
     Args:
         base: A base, with or without LoRA layers.
-        adapter: Which adapter; None for the dequantised base alone.
+        adapter: Name of the adapter; None for the dequantised base alone.
     """
     for path, module in base.model.named_modules():
         if ".lora_" in f".{path}" or path.endswith(".base_layer"):
@@ -50,28 +49,30 @@ def merged(base: Base, adapter: str | None) -> Iterator[Weight]:
         for key, parameter in inner.named_parameters(recurse=False):
             if path == "lm_head" and parameter is base.model.get_input_embeddings().weight:
                 continue  # tied: the file holds it once
-            lora = isinstance(module, LoraLayer) and key == "weight"
+            adapted = isinstance(module, LoraLayer) and key == "weight"
             yield Weight(
                 f"{path}.{key}",
                 _shape(parameter),
-                _maker(parameter, layer if lora else None, adapter),
+                _maker(parameter, layer if adapted else None, adapter),
             )
 
 
 def in_float32(base: Base) -> Base:
-    """The same base, computing in float32 with the very weights it has; changed in place."""
+    """Let a base compute in float32 with the weights it has; changes it in place."""
     as_float32(base.model)
     return replace(base, dtype=torch.float32)
 
 
 def as_float32(model: nn.Module) -> None:
-    """Let a model compute in float32 with the very weights it has, 4-bit ones included."""
+    """Let a model compute in float32 with the weights it has, 4-bit ones included."""
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.compute_dtype = torch.float32
             module.compute_type_is_set = True
             module.support_avx512bf16_for_cpu = False  # would compute in bfloat16 all the same
-            cast(Any, module.weight).quant_state.dtype = torch.float32  # what it is dequantised to
+            cast(
+                Any, module.weight
+            ).quant_state.dtype = torch.float32  # the dtype it is dequantised to
             if module.bias is not None:
                 module.bias.data = module.bias.data.float()
         else:
@@ -92,13 +93,13 @@ def _maker(parameter: Any, layer: Any, adapter: str | None) -> Callable[[], Tens
         if state is None:
             weight = parameter.detach().float().cpu()
         else:
-            exact = copy.copy(state)
-            exact.dtype = torch.float32
-            weight = dequantize_4bit(parameter.data, exact).cpu()
+            float32_state = copy.copy(state)
+            float32_state.dtype = torch.float32
+            weight = dequantize_4bit(parameter.data, float32_state).cpu()
         if layer is None or adapter is None:
             return cast(Tensor, weight)
-        down, up = (part[adapter].weight for part in (layer.lora_A, layer.lora_B))
-        delta = up.detach().float().cpu() @ down.detach().float().cpu()
+        lora_a, lora_b = (matrices[adapter].weight for matrices in (layer.lora_A, layer.lora_B))
+        delta = lora_b.detach().float().cpu() @ lora_a.detach().float().cpu()
         return torch.add(weight, delta, alpha=layer.scaling[adapter])
 
     return make

@@ -1,11 +1,11 @@
-"""Completions as text while they are drawn.
+"""Completions as text while they are sampled.
 
-The tokens are those of `rollout.sample` for the same key, sample and seed.
+The tokens come from `rollout.stream`, which draws what `rollout.sample` does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from threading import Event
@@ -14,99 +14,86 @@ from alpaca_rlhf.core.prompts import lead
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import Base
 from alpaca_rlhf.models.batches import answer
-from alpaca_rlhf.models.rollout import Sampled, stream
+from alpaca_rlhf.models.rollout import SampledCompletion, Token
 from alpaca_rlhf.models.turns import decode
-from alpaca_rlhf.settings import Sampling
 
-_BROKEN = "\ufffd"
-"""How a character looks of which some bytes have yet to come."""
+_INCOMPLETE = "\ufffd"
+"""Decoded form of a character some of whose bytes are still missing."""
 
 
 @dataclass(frozen=True)
-class Spoken:
-    """One completion so far."""
+class GenerationUpdate:
+    """One completion as far as it has been sampled."""
 
     text: str
-    """What it says; while it goes on, without a character that has yet to be completed."""
-    sampled: Sampled
+    """Its text; while it grows, without a last character that is still incomplete."""
+    sampled: SampledCompletion
     """Its tokens, and whether it has ended with a stop token."""
 
 
 class Text:
-    """The text of a completion that grows token by token.
+    """Text of a completion that grows token by token.
 
-    A tail is decoded with the tokens before it, back to where the text was whole last, so the cost
-    of a token does not grow with the text.
+    Only a tail is decoded, with the tokens before it back to where the text was last complete, so
+    the cost of a token does not grow with the text.
 
     Args:
-        base: Whose tokens they are.
-        template: Of the prompt; what it puts before a completion is left out.
+        base: Base whose tokens they are.
+        template: Template of the prompt; its lead before a completion is left out.
     """
 
     def __init__(self, base: Base, template: str) -> None:
         self._base = base
         self._lead = lead(template)
-        self._whole = ""
+        self._text = ""
         self._ids: list[int] = []
-        self._before, self._shown = 0, 0  # the tail starts here; up to here it is in the text
+        self._tail_start = 0
+        self._text_end = 0  # the text holds the ids up to here
 
-    def add(self, token: int) -> None:
-        """One more token."""
-        self._ids.append(token)
-        known = decode(self._base, self._ids[self._before : self._shown])
-        tail = decode(self._base, self._ids[self._before :])
-        if not tail.endswith(_BROKEN):
-            self._whole += tail[len(known) :]
-            self._before, self._shown = self._shown, len(self._ids)
+    def add(self, token_id: int) -> None:
+        """Append one token."""
+        self._ids.append(token_id)
+        known = decode(self._base, self._ids[self._tail_start : self._text_end])
+        tail = decode(self._base, self._ids[self._tail_start :])
+        if not tail.endswith(_INCOMPLETE):
+            self._text += tail[len(known) :]
+            self._tail_start, self._text_end = self._text_end, len(self._ids)
 
     def __str__(self) -> str:
-        return self._whole.removeprefix(self._lead)
+        return self._text.removeprefix(self._lead)
 
 
-def spoken(
-    adapters: Adapters,
-    role: str | None,
-    prompts: Sequence[Sequence[int]],
-    keys: Sequence[str],
-    *,
-    k: int = 1,
-    sampling: Sampling,
-    seed: int,
-    stop: Event,
-) -> Iterator[list[Spoken]]:
-    """Draw K completions of each prompt in one batch, as far as they have come.
+def stream_text(
+    adapters: Adapters, token_stream: Generator[list[Token], None, None], *, rows: int, stop: Event
+) -> Iterator[list[GenerationUpdate]]:
+    """Yield the text of completions as their tokens are sampled.
 
     Args:
-        adapters: The adapters of the base.
-        role: Which adapter speaks; None is the bare base.
-        prompts: Token ids of each prompt.
-        keys: Name of each prompt, for its noise.
-        k: Completions a prompt.
-        sampling: Temperature, top-p, length.
-        seed: Seed of the noise.
-        stop: Once it is set, no further token is drawn.
+        adapters: Adapters on the base.
+        token_stream: Result of `rollout.stream`; closed at the end.
+        rows: Completions that it samples.
+        stop: Once it is set, no further token is sampled.
 
     Yields:
         All rows after each step; the last time with their exact texts.
     """
-    rows = len(prompts) * k
     texts = [Text(adapters.base, adapters.template) for _ in range(rows)]
     ids: list[list[int]] = [[] for _ in range(rows)]
-    ended = [False] * rows
+    finished = [False] * rows
 
-    def so_far(said: Sequence[str]) -> list[Spoken]:
+    def updates(row_texts: Sequence[str]) -> list[GenerationUpdate]:
         return [
-            Spoken(one, Sampled(tuple(own), end))
-            for one, own, end in zip(said, ids, ended, strict=True)
+            GenerationUpdate(text, SampledCompletion(tuple(row_ids), ended))
+            for text, row_ids, ended in zip(row_texts, ids, finished, strict=True)
         ]
 
-    with closing(stream(adapters, role, prompts, keys, k=k, sampling=sampling, seed=seed)) as steps:
-        for step in steps:
-            for one in step:
-                ids[one.row].append(one.id)
-                ended[one.row] = one.ends
-                texts[one.row].add(one.id)
+    with closing(token_stream):
+        for tokens in token_stream:
+            for token in tokens:
+                ids[token.row].append(token.id)
+                finished[token.row] = token.ends
+                texts[token.row].add(token.id)
             if stop.is_set():
                 break
-            yield so_far([str(text) for text in texts])
-    yield so_far([answer(adapters.base, adapters.template, own) for own in ids])
+            yield updates([str(text) for text in texts])
+    yield updates([answer(adapters.base, adapters.template, row_ids) for row_ids in ids])

@@ -13,12 +13,12 @@ from alpaca_rlhf.settings import Generate, Sampling
 
 
 class LocalTeacher:
-    """Continues prompts with the bare base, or with an adapter on it.
+    """Continue prompts with the bare base, or with an adapter on it.
 
     Args:
         adapters: The adapters of the base.
-        settings: Sampling numbers.
-        role: The adapter that writes; None is the bare base.
+        settings: Sampling settings.
+        role: Adapter that writes; None is the bare base.
     """
 
     def __init__(self, adapters: Adapters, settings: Generate, role: str | None = None) -> None:
@@ -34,21 +34,21 @@ class LocalTeacher:
 
     @property
     def name(self) -> str:
-        """The base and its adapter, for the data card."""
+        """Name of the base and its adapter, for the data card."""
         adapter = f" with {self._settings.adapter}" if self._role is not None else ""
         return f"{self._adapters.base.name}{adapter}"
 
     def at(self, step: str) -> LocalTeacher:
         """This teacher for a step of a recipe."""
-        now = self._settings
-        temperature, tokens = for_step(step, now.temperature, now.max_new_tokens)
-        asked = replace(now, temperature=temperature, max_new_tokens=tokens)
-        return LocalTeacher(self._adapters, asked, self._role)
+        settings = self._settings
+        temperature, tokens = for_step(step, settings.temperature, settings.max_new_tokens)
+        step_settings = replace(settings, temperature=temperature, max_new_tokens=tokens)
+        return LocalTeacher(self._adapters, step_settings, self._role)
 
     def complete(self, prompts: Sequence[str], *, seed: int, first: int) -> list[Reply]:
         """Continue each prompt once; the noise depends on seed and request number alone."""
         base = self._adapters.base
-        drawn = sample(
+        completions = sample(
             self._adapters,
             self._role,
             [text_ids(base, prompt) for prompt in prompts],
@@ -57,6 +57,10 @@ class LocalTeacher:
             seed=seed,
         )
         return [
-            Reply(decode(base, one.ids), "eos" if one.finished else "length", len(one.ids))
-            for (one,) in drawn
+            Reply(
+                decode(base, completion.ids),
+                "eos" if completion.finished else "length",
+                len(completion.ids),
+            )
+            for (completion,) in completions
         ]

@@ -1,9 +1,9 @@
-"""Token ids of the turns of a prompt, and where its earlier replies lie.
+"""Token ids of the turns of a prompt, and the spans of its earlier replies.
 
-A reply's tokens are the same wherever it stands: as the last completion, or as an earlier reply of
-a conversation. In the plain templates they are put together here, block by block, each reply closed
-by eos. A chat template is the tokenizer's own, so there the replies are looked for in what it
-rendered, and what cannot be proven is refused.
+A reply has the same tokens as the last completion and as an earlier reply of a conversation. In the
+plain templates they are assembled here, block by block, each reply closed by eos. A chat template
+is the tokenizer's own, so the replies are searched for in what it rendered, and a span that cannot
+be proven is refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Spans = tuple[tuple[int, int], ...]
 """(start, end) positions in a prompt, one for each earlier reply, its eos included."""
 
 _ANCHOR = "."
-"""Stands before a text, where LLaMA-2's tokenizers would add a blank, or drop one."""
+"""Encoded before a text, at whose start LLaMA-2's tokenizers would add or drop a blank."""
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -32,42 +32,42 @@ def text_ids(base: Base, text: str) -> tuple[int, ...]:
 
 
 def decode(base: Base, ids: Sequence[int]) -> str:
-    """The text of ids as they go on after other text, special tokens left out."""
+    """Text of ids that continue other text, without special tokens."""
     anchor = _encode(base, _ANCHOR)
-    before, whole = (
-        str(base.tokenizer.decode(one, skip_special_tokens=True))
-        for one in (anchor, [*anchor, *ids])
+    prefix, text = (
+        str(base.tokenizer.decode(tokens, skip_special_tokens=True))
+        for tokens in (anchor, [*anchor, *ids])
     )
-    return whole[len(before) :]
+    return text[len(prefix) :]
 
 
 def prompt_turns(base: Base, template: str, row: Instruction) -> tuple[tuple[int, ...], Spans]:
-    """A prompt from bos to where the completion starts, and where its earlier replies lie.
+    """Ids of a prompt from bos to where the completion starts, and the spans of earlier replies.
 
     Raises:
         UserError: The template is `chat`, and the tokenizer has none, or one in which an earlier
-            reply cannot be told from what is around it.
+            reply cannot be told from its surroundings.
     """
     if template == "chat":
         ids = chat_ids(base, row)
         return ids, _chat_spans(base, row, ids)
     texts = blocks(template, row)
-    made: list[int] = []
+    prompt: list[int] = []
     spans: list[tuple[int, int]] = []
     for number, (_, reply) in enumerate(row.history):
-        made += _block(base, texts[number], first=not number)
-        start = len(made)
-        made += reply_ids(base, texts[number], lead(template) + reply, first=not number)
-        made.append(base.eos_id)
-        spans.append((start, len(made)))
-    made += _block(base, texts[-1], first=not row.history)
-    return tuple(made), tuple(spans)
+        prompt += _block(base, texts[number], first=not number)
+        start = len(prompt)
+        prompt += reply_ids(base, texts[number], lead(template) + reply, first=not number)
+        prompt.append(base.eos_id)
+        spans.append((start, len(prompt)))
+    prompt += _block(base, texts[-1], first=not row.history)
+    return tuple(prompt), tuple(spans)
 
 
 def chat_ids(base: Base, row: Instruction, system: str = "") -> tuple[int, ...]:
-    """A prompt in the tokenizer's own chat template, from its bos to where the completion starts.
+    """Ids of a prompt in the tokenizer's chat template, from bos to where the completion starts.
 
-    With a system prompt, if one is given: `takes_system` knows whether the template shows it.
+    A system prompt is included if there is one; `takes_system` tells if the template shows it.
 
     Raises:
         UserError: The tokenizer has no chat template.
@@ -87,7 +87,7 @@ def chat_ids(base: Base, row: Instruction, system: str = "") -> tuple[int, ...]:
 
 
 def takes_system(base: Base, template: str) -> bool:
-    """Whether a prompt of this template has a place for a system prompt."""
+    """True if a prompt of this template has a place for a system prompt."""
     if template != "chat" or base.tokenizer.chat_template is None:
         return False
     marker = "a rule to follow"
@@ -99,33 +99,33 @@ def takes_system(base: Base, template: str) -> bool:
 
 def last_reply_ids(base: Base, template: str, row: Instruction, completion: str) -> list[int]:
     """Token ids of the completion of a prompt, without eos."""
-    said = lead(template) + completion
+    reply = lead(template) + completion
     if template == "chat":
-        return _following(base, said)
-    return reply_ids(base, blocks(template, row)[-1], said, first=not row.history)
+        return _continuation(base, reply)
+    return reply_ids(base, blocks(template, row)[-1], reply, first=not row.history)
 
 
-def reply_ids(base: Base, block: str, said: str, *, first: bool) -> list[int]:
-    """Token ids of what is said after a block.
+def reply_ids(base: Base, block: str, reply: str, *, first: bool) -> list[int]:
+    """Token ids of a reply after a block.
 
     They are those of the rendered whole wherever the block's own tokens are a prefix of the
     whole's, as they are when the policy generates.
     """
-    before, whole = (_block(base, text, first=first) for text in (block, block + said))
-    if whole[: len(before)] == before:
-        return whole[len(before) :]
-    return _following(base, said)
+    block_tokens, tokens = (_block(base, text, first=first) for text in (block, block + reply))
+    if tokens[: len(block_tokens)] == block_tokens:
+        return tokens[len(block_tokens) :]
+    return _continuation(base, reply)
 
 
 def _block(base: Base, text: str, *, first: bool) -> list[int]:
-    return list(text_ids(base, text)) if first else _following(base, text)
+    return list(text_ids(base, text)) if first else _continuation(base, text)
 
 
-def _following(base: Base, text: str) -> list[int]:
-    """Token ids of text as they go on after other text."""
-    anchor, whole = _encode(base, _ANCHOR), _encode(base, _ANCHOR + text)
-    fits = whole[: len(anchor)] == anchor
-    return whole[len(anchor) :] if fits else _encode(base, text)
+def _continuation(base: Base, text: str) -> list[int]:
+    """Token ids of text that continues other text."""
+    anchor, anchored = _encode(base, _ANCHOR), _encode(base, _ANCHOR + text)
+    is_prefix = anchored[: len(anchor)] == anchor
+    return anchored[len(anchor) :] if is_prefix else _encode(base, text)
 
 
 def _encode(base: Base, text: str) -> list[int]:
@@ -134,8 +134,8 @@ def _encode(base: Base, text: str) -> list[int]:
 
 
 def _chat_spans(base: Base, row: Instruction, ids: Sequence[int]) -> Spans:
-    for find in (_starts_by_prefix, _starts_by_mask):
-        spans = _proven(base, row, ids, find(base, row, ids)) if row.history else ()
+    for find_starts in (_starts_by_prefix, _starts_by_mask):
+        spans = _proven_spans(base, row, ids, find_starts(base, row, ids)) if row.history else ()
         if spans is not None:
             return spans
     raise UserError(
@@ -146,51 +146,54 @@ def _chat_spans(base: Base, row: Instruction, ids: Sequence[int]) -> Spans:
 
 
 def _starts_by_prefix(base: Base, row: Instruction, ids: Sequence[int]) -> list[int]:
-    """Where the prompt that each reply answers ends in `ids`.
+    """Start of each reply in `ids`: the end of the prompt that it answers.
 
-    That may be a token early, where a blank melts into the reply.
+    That may be one token early, where a blank merges into the reply.
     """
     starts = []
     for number, (user, _) in enumerate(row.history):
-        before = chat_ids(base, Instruction(user, history=row.history[:number]))
-        pairs = enumerate(zip(before, ids, strict=False))
-        parted = (at for at, (one, other) in pairs if one != other)
-        starts.append(next(parted, min(len(before), len(ids))))
+        prompt = chat_ids(base, Instruction(user, history=row.history[:number]))
+        pairs = enumerate(zip(prompt, ids, strict=False))
+        differing = (position for position, (expected, actual) in pairs if expected != actual)
+        starts.append(next(differing, min(len(prompt), len(ids))))
     return starts
 
 
 def _starts_by_mask(base: Base, row: Instruction, ids: Sequence[int]) -> list[int]:
-    """Where each reply starts by the template's own mark of what the assistant says."""
+    """Start of each reply in `ids` by the template's own `generation` marks; empty without them."""
     if not _GENERATION.search(base.tokenizer.chat_template):
         return []
-    found = base.tokenizer.apply_chat_template(
+    marked = base.tokenizer.apply_chat_template(
         chat_messages(row),
         add_generation_prompt=True,
         return_dict=True,
         return_assistant_tokens_mask=True,
     )
-    # It cannot be had together with special tokens kept out of the text: where those matter, no.
-    if list(found["input_ids"]) != list(ids):
+    # The mask cannot be requested together with sanitised control tokens: if those changed the ids,
+    # it belongs to another text.
+    if list(marked["input_ids"]) != list(ids):
         return []
-    mask = [0, *found["assistant_masks"]]
-    return [at for at in range(len(ids)) if mask[at + 1] and not mask[at]]
+    mask = [0, *marked["assistant_masks"]]
+    return [start for start in range(len(ids)) if mask[start + 1] and not mask[start]]
 
 
-def _proven(base: Base, row: Instruction, ids: Sequence[int], starts: list[int]) -> Spans | None:
-    """The replies from these starts to their first stop token, if each says what it should."""
+def _proven_spans(
+    base: Base, row: Instruction, ids: Sequence[int], starts: list[int]
+) -> Spans | None:
+    """Spans from these starts to the first stop token, or None if one is not its reply's text."""
     if len(starts) != len(row.history):
         return None
     special = set(base.tokenizer.all_special_ids)
     spans = []
     for start, (_, reply) in zip(starts, row.history, strict=True):
-        end = next((at for at in range(start, len(ids)) if ids[at] in base.stop_ids), None)
+        end = next((i for i in range(start, len(ids)) if ids[i] in base.stop_ids), None)
         if end is None:
             return None
-        wanted, found = (
-            decode(base, one).strip()  # templates trim
-            for one in (_following(base, reply), ids[start:end])
+        expected, text = (
+            decode(base, tokens).strip()  # templates trim
+            for tokens in (_continuation(base, reply), ids[start:end])
         )
-        if found != wanted or special.intersection(ids[start:end]):
+        if text != expected or special.intersection(ids[start:end]):
             return None
         spans.append((start, end + 1))
     return tuple(spans)

@@ -1,14 +1,14 @@
-"""Log-probabilities of chosen tokens, fused with the output head.
+"""Log-probabilities of given tokens, fused with the output head.
 
 The head is frozen, so the gradient of a token's log-probability with respect to its hidden state,
 
     d log p(y) / d h = (W[y] - p W) / temperature,
 
-can be made in the forward, chunk by chunk, from the same probabilities. The backward only scales
-it, row by row. No tensor of tokens x vocabulary outlives its chunk, nothing is computed twice, and
-it serves any loss that is a function of log-probabilities: SFT's and PPO's alike.
+can be computed in the forward, chunk by chunk, from the same probabilities. The backward only
+scales it, row by row. No tensor of tokens x vocabulary outlives its chunk, nothing is computed
+twice, and it serves any loss that is a function of log-probabilities: SFT's and PPO's alike.
 
-The idea of making the gradient in the forward is Liger Kernel's (arXiv 2410.10989 section 3.2).
+Computing the gradient in the forward is Liger Kernel's idea (arXiv 2410.10989 section 3.2).
 """
 
 from __future__ import annotations
@@ -18,74 +18,74 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-CHUNK = 2**24
-"""Logits in memory at once, at most: 64 MiB in float32."""
+from alpaca_rlhf.core.sizes import LOGITS_PER_CHUNK
 
 
-class Chosen(NamedTuple):
-    """Of each of N tokens."""
+class TokenLogprobs(NamedTuple):
+    """Log-probability of each of N tokens, and the entropy of its distribution."""
 
     logprobs: Tensor
-    """(N,) float32 (float64 for float64 states)."""
+    """(N,) float32; float64 for float64 hidden states."""
     entropy: Tensor | None
-    """(N,) entropy of the whole distribution in nats, without a gradient; None if not asked for."""
+    """(N,) entropy of the whole distribution in nats, without a gradient; None unless requested."""
 
 
-def chosen_logprobs(
+def target_logprobs(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
     *,
     temperature: float = 1.0,
     entropy: bool = False,
-) -> Chosen:
+) -> TokenLogprobs:
     """Log-probabilities of `targets` under softmax(hidden @ weight.T / temperature).
 
     Args:
-        hidden: (N, H), of the precision that the head is to be computed in.
+        hidden: (N, H) hidden states, in the precision that the head is computed in.
         weight: (V, H) frozen output head.
-        targets: (N,) int64.
+        targets: (N,) int64 token ids.
         temperature: Divides the logits.
-        entropy: Whether to give the entropies too.
+        entropy: Also return the entropies.
     """
-    logprobs, entropies = _Chosen.apply(hidden, weight, targets, temperature, entropy)  # type: ignore[no-untyped-call]
-    return Chosen(logprobs, entropies)
+    logprobs, entropies = _TargetLogprobs.apply(hidden, weight, targets, temperature, entropy)  # type: ignore[no-untyped-call]
+    return TokenLogprobs(logprobs, entropies)
 
 
-class _Chosen(torch.autograd.Function):
+class _TargetLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, entropy: bool
     ) -> tuple[Tensor, Tensor | None]:
-        exact = torch.promote_types(hidden.dtype, torch.float32)
-        learns = ctx.needs_input_grad[0]
+        exact_dtype = torch.promote_types(hidden.dtype, torch.float32)
+        needs_grad = ctx.needs_input_grad[0]
         weight = weight.to(hidden.dtype)
-        logprobs = torch.empty(len(hidden), dtype=exact, device=hidden.device)
+        logprobs = torch.empty(len(hidden), dtype=exact_dtype, device=hidden.device)
         entropies = torch.empty_like(logprobs) if entropy else None
-        slopes = torch.empty_like(hidden) if learns else None
-        rows = max(1, CHUNK // len(weight))
+        slopes = torch.empty_like(hidden) if needs_grad else None
+        chunk_rows = max(1, LOGITS_PER_CHUNK // len(weight))
         with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, len(hidden), rows):
-                part = slice(start, start + rows)
-                logits = (hidden[part] @ weight.T).to(exact)
+            for start in range(0, len(hidden), chunk_rows):
+                chunk = slice(start, start + chunk_rows)
+                # 1. Log-probabilities of this chunk, in at least float32.
+                logits = (hidden[chunk] @ weight.T).to(exact_dtype)
                 if temperature != 1.0:
                     logits /= temperature
                 logits -= logits.logsumexp(-1, keepdim=True)
-                logprobs[part] = logits.gather(-1, targets[part, None])[:, 0]
+                logprobs[chunk] = logits.gather(-1, targets[chunk, None])[:, 0]
                 if entropies is None and slopes is None:
                     continue
+                # 2. Entropy of the whole distribution. entr(0) is 0, also for a masked token.
                 probabilities = logits.exp()
                 if entropies is not None:
-                    # 0 log 0 is 0, also where a token has been ruled out
-                    entropies[part] = torch.special.entr(probabilities).sum(-1)
+                    entropies[chunk] = torch.special.entr(probabilities).sum(-1)
                 if slopes is not None:
-                    # 1 - p of the target before anything is rounded: where p is near 1, the
-                    # difference of two rounded products would be noise
+                    # 3. Gradient d log p / d h. The target's entry is p - 1 before anything is
+                    # rounded: near p = 1 the difference of two rounded products would be noise.
                     excess = probabilities.scatter_(
-                        1, targets[part, None], logprobs[part, None].expm1()
+                        1, targets[chunk, None], logprobs[chunk, None].expm1()
                     )
-                    slope = -(excess.to(weight.dtype) @ weight).to(exact) / temperature
-                    slopes[part] = slope.to(slopes.dtype)
+                    slope = -(excess.to(weight.dtype) @ weight).to(exact_dtype) / temperature
+                    slopes[chunk] = slope.to(slopes.dtype)
         if slopes is not None:
             ctx.save_for_backward(slopes)
         if entropies is not None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from alpaca_rlhf.core.sizes import LOGITS_PER_CHUNK
 from alpaca_rlhf.planner.layers import ADAPTERS, Device, Layers
 from alpaca_rlhf.planner.shapes import Shape
 from alpaca_rlhf.planner.tape import Block, Tape
 
-CHUNK = 2**24
-"""Logits in memory at once: `models.vocabulary.CHUNK`."""
 LOGITS, CACHE, IDS = "logits", "keys and values", "token ids and masks"
 
 
@@ -184,7 +183,7 @@ class Pass:
         tape, h, v, width = self.tape, self.shape.hidden, self.shape.vocabulary, self.device.width
         saved = [tape.new(count * h * width)] if slopes else []
         numbers = tape.new(4 * count * (2 if entropy else 1))
-        max_rows = max(1, CHUNK // v)
+        max_rows = max(1, LOGITS_PER_CHUNK // v)
         logits: Block | None = None
         probabilities: Block | None = None
         done = 0

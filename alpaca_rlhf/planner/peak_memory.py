@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+from alpaca_rlhf.core.sizes import LOGPROBS_BATCH_DIVISOR, SCORING_BATCH_FACTOR
 from alpaca_rlhf.planner.decoding import Decode, decode, make_ready
 from alpaca_rlhf.planner.layers import GRADIENTS, Device
 from alpaca_rlhf.planner.passes import Pass, Rows, resident
@@ -13,8 +14,6 @@ from alpaca_rlhf.planner.tape import Block, Tape
 from alpaca_rlhf.settings import Loop, OptimizerName
 
 OPTIMIZER = "optimiser"
-AT_ONCE = 4
-"""Completions scored at once for each ranking: `training.held_out.AT_ONCE`."""
 BYTES_OF_MOMENTS: dict[OptimizerName, float] = {
     "adamw": 8,
     "adamw8bit": 2 + 8 / 256,
@@ -172,7 +171,7 @@ class PeakMemory:
         update = _Update(rows, 0, settings.optimizer, settings.batch_size * k)
         residents = self._trained_by("reward", update, 2)
         yield from self._training(residents, update)
-        held_out = Rows(settings.micro_batch_size * AT_ONCE, prompt, length - prompt)
+        held_out = Rows(settings.micro_batch_size * SCORING_BATCH_FACTOR, prompt, length - prompt)
         yield self._scoring(residents, held_out)
 
     def ppo(self) -> Iterator[Phase]:
@@ -222,7 +221,7 @@ class PeakMemory:
         """Yield the phases of sampling from every policy and of its log-probabilities."""
         sampling = self.settings.sampling
         yield self._sampling("evaluate", 1, self._trained_adapters)
-        size = max(1, sampling.batch_size // 4)
+        size = max(1, sampling.batch_size // LOGPROBS_BATCH_DIVISOR)
         rows = Rows(size, self.lengths.prompt, sampling.max_new_tokens)
         residents = _Residents("evaluate", "--sampling.batch-size", self._trained_adapters)
         scoring = self._pass(Tape())

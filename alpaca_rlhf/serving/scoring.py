@@ -9,7 +9,7 @@ from alpaca_rlhf.core.records import Completion, Instruction
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import load_base
 from alpaca_rlhf.models.heads import ScalarHead
-from alpaca_rlhf.models.rollout import score
+from alpaca_rlhf.models.scoring import score
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.training.groups import completion_example
 

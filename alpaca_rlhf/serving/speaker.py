@@ -12,8 +12,8 @@ from alpaca_rlhf.core.records import Completion, Instruction
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import load_base
 from alpaca_rlhf.models.batches import answer, prompt_ids
-from alpaca_rlhf.models.rollout import Sampled, sample
-from alpaca_rlhf.models.streaming import Spoken, spoken
+from alpaca_rlhf.models.rollout import SampledCompletion, sample, stream
+from alpaca_rlhf.models.streaming import GenerationUpdate, stream_text
 from alpaca_rlhf.models.turns import chat_ids, takes_system
 from alpaca_rlhf.serving.manner import Manner
 from alpaca_rlhf.settings import Loop, Sampling
@@ -76,7 +76,7 @@ class Speaker:
         key: str,
         k: int = 1,
         whole: bool = False,
-    ) -> Iterator[list[Spoken]]:
+    ) -> Iterator[list[GenerationUpdate]]:
         """Stream K answers to an instruction; `key` names their noise.
 
         Raises:
@@ -85,9 +85,10 @@ class Speaker:
         """
         ids, sampling = self._request(row, manner, whole=whole)
         role = self._role(policy)
-        return spoken(
-            self._adapters, role, [ids], [key], k=k, sampling=sampling, seed=manner.seed, stop=stop
+        tokens = stream(
+            self._adapters, role, [ids], [key], k=k, sampling=sampling, seed=manner.seed
         )
+        return stream_text(self._adapters, tokens, rows=k, stop=stop)
 
     def candidates(
         self, policy: str, rows: Sequence[Instruction], manner: Manner, *, k: int
@@ -129,7 +130,7 @@ class Speaker:
         row: Instruction,
         manner: Manner,
         text: str,
-        sampled: Sampled,
+        sampled: SampledCompletion,
         number: int = 0,
     ) -> Completion:
         """The record of an answer: its text, and how it was sampled."""

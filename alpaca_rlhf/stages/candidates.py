@@ -19,7 +19,7 @@ from alpaca_rlhf.core.records import content_hash
 from alpaca_rlhf.models.batches import answer, prompt_ids
 from alpaca_rlhf.models.heads import HEAD
 from alpaca_rlhf.stages.context import Context, forget, suffixed
-from alpaca_rlhf.training.candidates import Candidates, draw, rescored
+from alpaca_rlhf.training.candidates import Candidates, draw, rescore
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def candidates(ctx: Context, round_: int, *, sampler: str) -> Pool:
     if kept is not None:
         return kept
     head, size = ctx.load_head(judge), sampling.batch_size
-    pool = {r: rescored(ctx.adapters, head, own, batch_size=size) for r, own in pool.items()}
+    pool = {r: rescore(ctx.adapters, head, own, batch_size=size) for r, own in pool.items()}
     pool[round_] = draw(
         ctx.adapters,
         "policy",

@@ -15,6 +15,7 @@ import torch
 
 from alpaca_rlhf.core.prompts import worksheet_question
 from alpaca_rlhf.core.records import Instruction
+from alpaca_rlhf.core.sizes import LOGPROBS_BATCH_DIVISOR
 from alpaca_rlhf.evaluation.win_rate import bootstrap_ci, paired_gain, win_rate
 from alpaca_rlhf.models.batches import (
     Example,
@@ -26,7 +27,8 @@ from alpaca_rlhf.models.batches import (
     text_ids,
 )
 from alpaca_rlhf.models.forward import token_stats
-from alpaca_rlhf.models.rollout import sample, score
+from alpaca_rlhf.models.rollout import sample
+from alpaca_rlhf.models.scoring import score
 from alpaca_rlhf.sources import Gold
 from alpaca_rlhf.stages.context import Context, suffixed
 from alpaca_rlhf.stages.outcome import Outcome
@@ -256,7 +258,7 @@ def _kl(
     k1 is log p(completion) - log p_sft(completion). Each policy sees its own prompt.
     """
     totals = dict.fromkeys(_KL, 0.0)
-    size = max(1, _batch_rows(ctx, few_shot=few_shot) // 4)  # logits of every token, not of one
+    size = max(1, _batch_rows(ctx, few_shot=few_shot) // LOGPROBS_BATCH_DIVISOR)
     pairs = list(zip(rows, completions, strict=True))
     for start in range(0, len(pairs), size):
         batch = pairs[start : start + size]

@@ -28,7 +28,7 @@ def ppo(ctx: Context, round_: int) -> Outcome:
     by_key = {row.id: row for row in rows}
     gold = ctx.source.gold
 
-    def watch(asked: Any, completions: Any) -> dict[str, float]:
+    def completion_metrics(asked: Any, completions: Any) -> dict[str, float]:
         if gold is None:
             return {}
         seen = [
@@ -49,7 +49,7 @@ def ppo(ctx: Context, round_: int) -> Outcome:
         rollout_batch_size=ctx.settings.sampling.batch_size,
         checkpoints=ctx.checkpoints(stage),
         log=ctx.log(stage),
-        watch=watch,
+        completion_metrics=completion_metrics,
     )
     ctx.save("policy", stage)
     rows_logged = [row for row in ctx.run.metrics() if row["stage"] == stage]

@@ -14,7 +14,7 @@ from alpaca_rlhf.core.randomness import derived_seed
 from alpaca_rlhf.core.records import Completion, Instruction, Ranking
 from alpaca_rlhf.data import write_instructions
 from alpaca_rlhf.models.batches import answer, prompt_ids
-from alpaca_rlhf.models.rollout import Sampled, sample
+from alpaca_rlhf.models.rollout import SampledCompletion, sample
 from alpaca_rlhf.preferences import DATABASE, JUDGE, ScoreJudge, read_snapshot, wrong_share
 from alpaca_rlhf.preferences.assignment import pairs
 from alpaca_rlhf.preferences.judges import JudgeIdentity
@@ -292,7 +292,7 @@ def _spent_before(ctx: Context, round_: int) -> tuple[int, int]:
 
 def _sample(
     ctx: Context, role: str | None, prompts: list[Instruction], *, k: int, seed: int, stage: str
-) -> list[list[Sampled]]:
+) -> list[list[SampledCompletion]]:
     return sample(
         ctx.adapters,
         role,

@@ -14,7 +14,8 @@ from alpaca_rlhf.data import holds_rankings, read_pairs, read_rankings
 from alpaca_rlhf.evaluation.reward_accuracy import accuracy_of, figures
 from alpaca_rlhf.models.batches import Example, prompt_ids
 from alpaca_rlhf.models.heads import ScalarHead
-from alpaca_rlhf.models.rollout import sample, score
+from alpaca_rlhf.models.rollout import sample
+from alpaca_rlhf.models.scoring import score
 from alpaca_rlhf.preferences import manifest_of, read_snapshot
 from alpaca_rlhf.preferences.snapshot import Ranked
 from alpaca_rlhf.stages.context import Context, forget, suffixed
@@ -22,7 +23,7 @@ from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.stages.rank import other_rankings, rankings_of_round, sampled_sets
 from alpaca_rlhf.training import groups as reward_groups
 from alpaca_rlhf.training.groups import Group
-from alpaca_rlhf.training.held_out import scored
+from alpaca_rlhf.training.held_out import score_completions
 from alpaca_rlhf.training.reward import micro_batch, train_reward
 
 REFERENCES = 256
@@ -80,7 +81,7 @@ def reward(ctx: Context, round_: int) -> Outcome:
         if done is not None:
             control = done
     reference = reference_examples(ctx, train)
-    raw = scored(ctx.adapters, "reward", head, reference, micro_batch(stage, settings))
+    raw = score_completions(ctx.adapters, "reward", head, reference, micro_batch(stage, settings))
     head.normalise(raw)
     ctx.save("reward", stage, head)
     check_saved(ctx, stage, head, reference[0])

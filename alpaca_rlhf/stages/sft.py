@@ -14,7 +14,7 @@ from alpaca_rlhf.models.batches import Example, prompt_ids, segments
 from alpaca_rlhf.models.foreign import adopt
 from alpaca_rlhf.stages.context import Context
 from alpaca_rlhf.stages.outcome import Outcome
-from alpaca_rlhf.training.sft import encode, previewed, split_held_out, train_sft
+from alpaca_rlhf.training.sft import encode, preview_indices, split_held_out, train_sft
 
 
 def sft(ctx: Context, round_: int) -> Outcome:
@@ -75,9 +75,9 @@ def _adopted(ctx: Context, folder: Path, counts: Mapping[str, int]) -> Outcome:
 def _preview(ctx: Context, examples: Sequence[Example], *, show: bool) -> None:
     """Write what carries loss in a row or two; show it too where training has yet to begin."""
     text = ""
-    for number in previewed(examples):
+    for number in preview_indices(examples):
         one = examples[number]
-        what = f"example {number + 1}: {one.learned} of {len(one)} tokens carry loss"
+        what = f"example {number + 1}: {one.loss_tokens} of {len(one)} tokens carry loss"
         pieces = segments(ctx.base, one)
         text += f"{what}\n{marked(pieces)}\n\n"
         if show:

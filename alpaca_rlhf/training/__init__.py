@@ -1,4 +1,1 @@
-"""The stages that change weights: losses, the shared loop, SFT, reward, PPO, best-of-K.
-
-And the pre-training of the embedded base.
-"""
+"""Training: losses, the shared loop, SFT, the reward model, PPO and best-of-K."""

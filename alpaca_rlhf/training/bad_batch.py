@@ -1,4 +1,4 @@
-"""The batch that gave a NaN, kept where a person can read it."""
+"""The batch whose loss or gradient was not finite, kept where a person can read it."""
 
 from __future__ import annotations
 
@@ -10,38 +10,41 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.models.base import Base
 from alpaca_rlhf.models.batches import Example, decode
 from alpaca_rlhf.training.checkpoints import Checkpoints
-from alpaca_rlhf.training.optimizer import NotFinite
+from alpaca_rlhf.training.optimizer import NotFiniteError
 
 
 @contextlib.contextmanager
-def keeping_the_batch(
+def saving_bad_batch(
     checkpoints: Checkpoints, step: int, rows: Callable[[], Sequence[dict[str, Any]]]
 ) -> Iterator[None]:
-    """Inside, a `NotFinite` ends the run with the batch of `step` (counted from 1) written.
+    """Inside, a `NotFiniteError` writes the batch of `step` (counted from 1) and ends the run.
 
     Raises:
-        UserError: What was not finite, what to lower, and where the batch is.
+        UserError: Names what was not finite, what to lower, and the file of the batch.
     """
     try:
         yield
-    except NotFinite as error:
-        path = checkpoints.keep_batch(step, rows())
+    except NotFiniteError as error:
+        path = checkpoints.save_bad_batch(step, rows())
         raise UserError(f"{error} (step {step}; its batch is in {path})") from None
 
 
-def readable(base: Base, examples: Sequence[Example]) -> list[dict[str, Any]]:
+def readable_examples(base: Base, examples: Sequence[Example]) -> list[dict[str, Any]]:
     """Token ids of examples, and their text where the base has a tokenizer."""
     return [
         {
-            **_text(base, one),
-            "prompt_ids": list(one.prompt),
-            "completion_ids": list(one.completion),
+            **_text(base, example),
+            "prompt_ids": list(example.prompt),
+            "completion_ids": list(example.completion),
         }
-        for one in examples
+        for example in examples
     ]
 
 
-def _text(base: Base, one: Example) -> dict[str, str]:
+def _text(base: Base, example: Example) -> dict[str, str]:
     if base.tokenizer is None:
         return {}
-    return {"prompt": decode(base, one.prompt), "completion": decode(base, one.completion)}
+    return {
+        "prompt": decode(base, example.prompt),
+        "completion": decode(base, example.completion),
+    }

@@ -1,4 +1,4 @@
-"""What best-of-K chooses from: K completions of each prompt, with their scores."""
+"""Candidates of best-of-K: K completions of each prompt, with their scores."""
 
 from __future__ import annotations
 
@@ -10,48 +10,56 @@ from alpaca_rlhf.core import processes
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import Example
 from alpaca_rlhf.models.heads import ScalarHead
-from alpaca_rlhf.models.rollout import Sampled, sample, score
+from alpaca_rlhf.models.rollout import SampledCompletion, sample
+from alpaca_rlhf.models.scoring import score
 from alpaca_rlhf.settings import Sampling
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """K independent completions of one prompt, drawn from one policy."""
+    """K independent completions of one prompt, sampled from one policy."""
 
     key: str
     """Id of the prompt."""
     prompt: tuple[int, ...]
-    """Its token ids."""
-    completions: tuple[Sampled, ...]
-    """In the order of their sample numbers. Two may be equal: each counts."""
+    """Token ids of the prompt."""
+    completions: tuple[SampledCompletion, ...]
+    """In the order of their sample numbers. Equal ones each count."""
     scores: tuple[float, ...]
-    """The reward model's score of each."""
+    """Score of each completion by the reward model."""
 
     @property
     def examples(self) -> list[Example]:
-        """Prompt and completion, each."""
-        return [Example(self.prompt, one.ids) for one in self.completions]
+        """Each completion with the prompt."""
+        return [Example(self.prompt, completion.ids) for completion in self.completions]
 
     def to_json(self, text: Callable[[Sequence[int]], str]) -> dict[str, Any]:
-        """As plain JSON, with the text of each completion for people who read it."""
+        """Convert to plain JSON, with the text of each completion for human readers."""
         return {
             "prompt_id": self.key,
             "prompt": list(self.prompt),
             "completions": [
-                {"score": own, "finished": one.finished, "text": text(one.ids), "ids": one.ids}
-                for one, own in zip(self.completions, self.scores, strict=True)
+                {
+                    "score": score,
+                    "finished": completion.finished,
+                    "text": text(completion.ids),
+                    "ids": completion.ids,
+                }
+                for completion, score in zip(self.completions, self.scores, strict=True)
             ],
         }
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Candidates:
-        """Read what `to_json` made; the same numbers, bit for bit."""
-        said = row["completions"]
+        """Read the result of `to_json`; the same numbers, bit for bit."""
+        completions = row["completions"]
         return cls(
             key=row["prompt_id"],
             prompt=tuple(row["prompt"]),
-            completions=tuple(Sampled(tuple(one["ids"]), one["finished"]) for one in said),
-            scores=tuple(one["score"] for one in said),
+            completions=tuple(
+                SampledCompletion(tuple(c["ids"]), c["finished"]) for c in completions
+            ),
+            scores=tuple(c["score"] for c in completions),
         )
 
 
@@ -70,10 +78,20 @@ def draw(
 ) -> list[Candidates]:
     """Sample K completions of each prompt, and score them with the reward adapter.
 
-    `on_batch` is told the number of completions that each batch of this process finished.
+    Args:
+        adapters: Adapters on the base; `reward` among them.
+        sampler: Adapter that samples.
+        reward_head: Head of `reward`.
+        prompts: Token ids of each prompt.
+        keys: Id of each prompt, which names its noise.
+        k: Completions a prompt.
+        sampling: Temperature, top-p, length, batch size.
+        seed: Seed of the noise.
+        score_batch_size: Completions scored at once.
+        on_batch: Called with the number of completions that each batch of this process finished.
     """
     share = processes.share(range(len(prompts)))
-    drawn: list[list[Sampled]] = processes.gather(
+    completions: list[list[SampledCompletion]] = processes.gather(
         sample(
             adapters,
             sampler,
@@ -85,18 +103,22 @@ def draw(
             on_batch=on_batch,
         )
     )
-    found = [
-        Candidates(key, tuple(prompt), tuple(own), (0.0,) * len(own))
-        for key, prompt, own in zip(keys, prompts, drawn, strict=True)
+    unscored = [
+        Candidates(key, tuple(prompt), tuple(samples), (0.0,) * len(samples))
+        for key, prompt, samples in zip(keys, prompts, completions, strict=True)
     ]
-    return rescored(adapters, reward_head, found, batch_size=score_batch_size)
+    return rescore(adapters, reward_head, unscored, batch_size=score_batch_size)
 
 
-def rescored(
+def rescore(
     adapters: Adapters, reward_head: ScalarHead, pool: Sequence[Candidates], *, batch_size: int
 ) -> list[Candidates]:
-    """The same completions with the scores of the reward adapter as it is now."""
-    examples = [example for own in pool for example in own.examples]
-    mine = score(adapters, "reward", reward_head, processes.share(examples), batch_size=batch_size)
-    scores = iter(processes.gather(mine.tolist()))
-    return [replace(own, scores=tuple(next(scores) for _ in own.completions)) for own in pool]
+    """The same completions, scored with the current reward adapter."""
+    examples = [example for candidates in pool for example in candidates.examples]
+    local_examples = processes.share(examples)
+    local_scores = score(adapters, "reward", reward_head, local_examples, batch_size=batch_size)
+    scores = iter(processes.gather(local_scores.tolist()))
+    return [
+        replace(candidates, scores=tuple(next(scores) for _ in candidates.completions))
+        for candidates in pool
+    ]

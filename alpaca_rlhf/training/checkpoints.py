@@ -1,9 +1,9 @@
 """Checkpoints of one stage: each written whole or not at all, the last few and the best kept.
 
-A checkpoint holds the weights that learn (adapter and heads), optimiser, schedule, and whatever
-else a stage counts, all after so many steps. No random state is in it: data order, noise and
-initial weights are functions of the seed, the step and names, and nothing is drawn from a global
-generator. So the number of steps done says all there is to know about randomness.
+A checkpoint holds the trainable weights (adapter and heads), optimiser, schedule, and whatever else
+a stage counts, after a number of steps. It holds no random state: data order, noise and initial
+weights are functions of the seed, the step and names, and nothing is drawn from a global generator,
+so the number of steps done determines all randomness that follows.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Checkpoints:
     """Checkpoints of one stage.
 
     Args:
-        folder: Where they are; made when first needed.
-        keep: How many of the newest stay, beside the best.
-        bad_batches: Where a batch goes that gave no finite loss or gradient; by default inside
+        folder: Their folder; created when first needed.
+        keep: Number of newest checkpoints that stay, beside the best.
+        bad_batches: Folder for batches without a finite loss or gradient; by default inside
             `folder`.
     """
 
@@ -36,14 +36,14 @@ class Checkpoints:
         self.bad_batches = bad_batches or folder / "bad_batch"
 
     def save(self, step: int, state: dict[str, Any], *, best: int | None = None) -> None:
-        """Write the state after `step` steps, and drop older ones.
+        """Write the state after `step` steps, and delete older checkpoints.
 
-        Of several processes, which hold the same, one writes; all go on when it is written.
+        Of several processes, which hold the same state, one writes; all wait for it.
 
         Args:
             step: Steps done.
             state: Tensors, numbers and text only: it is read back with `weights_only`.
-            best: The step whose checkpoint is to stay however old it is.
+            best: Step whose checkpoint stays however old it is.
         """
         if processes.main():
             self._write(step, state, best)
@@ -53,34 +53,34 @@ class Checkpoints:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         atomic_write(self._at(step) / "state.pt", buffer.getvalue())
-        for old in self._saved()[: -self.keep]:
-            if _step_of(old) != best:
-                shutil.rmtree(old)
+        for folder in self._saved()[: -self.keep]:
+            if _step_of(folder) != best:
+                shutil.rmtree(folder)
 
     def step(self) -> int:
-        """Steps done by the newest whole checkpoint; 0 where there is none."""
+        """Steps done at the newest complete checkpoint; 0 if there is none."""
         saved = self._saved()
         return _step_of(saved[-1]) if saved else 0
 
     def latest(self) -> tuple[int, dict[str, Any]] | None:
-        """The newest whole checkpoint: steps done, and the state."""
+        """The newest complete checkpoint: steps done, and the state."""
         step = self.step()
         return (step, self.load(step)) if self._saved() else None
 
     def load(self, step: int) -> dict[str, Any]:
-        """The state after `step` steps, which is there."""
+        """State after `step` steps, for which there must be a checkpoint."""
         state: dict[str, Any] = torch.load(
             self._at(step) / "state.pt", weights_only=True, map_location="cpu"
         )
         return state
 
     def clear(self) -> None:
-        """Remove them: the stage is done and its result written."""
+        """Delete all of them: the stage is done and its result written."""
         if processes.main():
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def keep_batch(self, step: int, rows: Sequence[dict[str, Any]]) -> Path:
-        """Write the batch that a step failed on, to be read by a person; returns the file."""
+    def save_bad_batch(self, step: int, rows: Sequence[dict[str, Any]]) -> Path:
+        """Write the batch that a step failed on, for a person to read; returns the file."""
         path = self.bad_batches / f"step-{step:06d}.json"
         value = {"step": step, "rows": list(rows)}
         if processes.main():
@@ -91,7 +91,8 @@ class Checkpoints:
         return self.folder / f"step-{step:06d}"
 
     def _saved(self) -> list[Path]:
-        return sorted(f for f in self.folder.glob("step-*") if (f / "state.pt").is_file())
+        folders = self.folder.glob("step-*")
+        return sorted(folder for folder in folders if (folder / "state.pt").is_file())
 
 
 def _step_of(folder: Path) -> int:

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
-from alpaca_rlhf.core.records import Completion, Instruction, PreferencePair, Ranking, content_hash
+from alpaca_rlhf.core.records import Completion, Instruction, PreferencePair, Ranking
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import Example, example
+from alpaca_rlhf.training.held_out_split import split_by_hash
 
 Pairs = tuple[tuple[int, int], ...]
 """Indices of two completions of a group each, the better one first where one is better."""
@@ -20,16 +21,16 @@ class Group:
     """One ranking, ready for training."""
 
     prompt_id: str
-    """No split ever parts a group."""
+    """Prompt of the ranking; a group is never divided between splits."""
     examples: tuple[Example, ...]
     """Its K completions."""
     pairs: Pairs
     """(better, worse) indices of all untied pairs."""
-    apart: tuple[int, ...] = ()
-    """For each pair, how many tiers down the worse one stands; empty where there are no tiers."""
+    tier_gaps: tuple[int, ...] = ()
+    """For each pair, how many tiers lower the worse one is; empty where there are no tiers."""
     margins: tuple[float, ...] = ()
-    """For each pair, how much better the better one is; multiplies `--reward.margin`. Empty is 0
-    for all."""
+    """For each pair, how much better the better one is; multiplied by `--reward.margin`. Empty is
+    0 for all."""
     ties: Pairs = ()
     """Pairs of one tier to learn from; empty unless `--reward.ties soft`."""
     criteria: Mapping[str, Pairs] = field(default_factory=dict)
@@ -44,104 +45,115 @@ def from_rankings(
     *,
     ties: bool = False,
 ) -> list[Group]:
-    """One group a ranking, with all pairs of different tiers; where there is none, no group.
+    """One group for each ranking that has a pair of different tiers.
 
-    Two completions with the same text give no pair: there is nothing to learn from them. Neither
-    do two with the same stars, or without stars, for the criterion in question. A pair's margin is
-    its tiers apart / (K - 1), so 1 for the first and last of K completions that all differ.
+    Two completions with the same text form no pair: there is nothing to learn from them. For a
+    criterion, neither do two with the same stars or without stars. A pair's margin is its tier gap
+    / (K - 1), so 1 for the first and last of K completions that all differ.
 
     Args:
-        adapters: The adapters of the base.
-        rankings: What annotators said.
+        adapters: Adapters on the base.
+        rankings: Verdicts of annotators.
         prompts: By id.
         completions: By id.
-        ties: Whether two completions of one tier are a pair without a winner.
+        ties: Let two completions of one tier be a pair without a winner.
     """
     groups = []
     for ranking in rankings:
-        ids = [one for tier in ranking.tiers for one in tier]
-        tier_of = [t for t, tier in enumerate(ranking.tiers) for _ in tier]
-        texts = [completions[one].text for one in ids]
-        # the best tier comes first, so the first of two is never the worse one
-        two = [(i, j) for i, j in combinations(range(len(ids)), 2) if texts[i] != texts[j]]
-        pairs = tuple((i, j) for i, j in two if tier_of[i] < tier_of[j])
-        even = tuple((i, j) for i, j in two if tier_of[i] == tier_of[j])
-        if pairs or (ties and even):
-            prompt = prompts[ranking.prompt_id]
-            apart = tuple(tier_of[j] - tier_of[i] for i, j in pairs)
-            groups.append(
-                Group(
-                    ranking.prompt_id,
-                    tuple(completion_example(adapters, prompt, completions[one]) for one in ids),
-                    pairs,
-                    apart,
-                    tuple(one / (len(ids) - 1) for one in apart),
-                    even if ties else (),
-                    dict(_by_stars(ranking, ids, two)),
-                )
+        # 1. Completions from the best tier down, with the tier of each.
+        ids = [completion_id for tier in ranking.tiers for completion_id in tier]
+        tier_of = [number for number, tier in enumerate(ranking.tiers) for _ in tier]
+        texts = [completions[completion_id].text for completion_id in ids]
+        # 2. All pairs of different texts; in this order the first is never the worse one.
+        distinct = [(i, j) for i, j in combinations(range(len(ids)), 2) if texts[i] != texts[j]]
+        pairs = tuple((i, j) for i, j in distinct if tier_of[i] < tier_of[j])
+        tied_pairs = tuple((i, j) for i, j in distinct if tier_of[i] == tier_of[j])
+        if not pairs and not (ties and tied_pairs):
+            continue
+        # 3. The group, with margins from the tier gaps.
+        prompt = prompts[ranking.prompt_id]
+        tier_gaps = tuple(tier_of[j] - tier_of[i] for i, j in pairs)
+        groups.append(
+            Group(
+                ranking.prompt_id,
+                tuple(
+                    completion_example(adapters, prompt, completions[completion_id])
+                    for completion_id in ids
+                ),
+                pairs,
+                tier_gaps,
+                tuple(tier_gap / (len(ids) - 1) for tier_gap in tier_gaps),
+                tied_pairs if ties else (),
+                dict(_pairs_by_criterion(ranking, ids, distinct)),
             )
+        )
     return groups
 
 
-def _by_stars(
-    ranking: Ranking, ids: Sequence[str], two: Sequence[tuple[int, int]]
+def _pairs_by_criterion(
+    ranking: Ranking, ids: Sequence[str], pairs: Sequence[tuple[int, int]]
 ) -> Iterator[tuple[str, Pairs]]:
-    """Criterion by criterion, the pairs whose stars differ, the one with more stars first."""
-    for name in sorted({name for given in ranking.criteria.values() for name in given}):
-        stars = [ranking.criteria.get(one, {}).get(name) for one in ids]
-        pairs = []
-        for i, j in two:
-            one, other = stars[i], stars[j]
-            if one is not None and other is not None and one != other:
-                pairs.append((i, j) if one > other else (j, i))
-        if pairs:
-            yield name, tuple(pairs)
+    """For each criterion, the pairs whose stars differ, the one with more stars first."""
+    names = {name for stars_by_name in ranking.criteria.values() for name in stars_by_name}
+    for name in sorted(names):
+        stars = [ranking.criteria.get(completion_id, {}).get(name) for completion_id in ids]
+        ordered = []
+        for i, j in pairs:
+            stars_i, stars_j = stars[i], stars[j]
+            if stars_i is not None and stars_j is not None and stars_i != stars_j:
+                ordered.append((i, j) if stars_i > stars_j else (j, i))
+        if ordered:
+            yield name, tuple(ordered)
 
 
 def from_pairs(adapters: Adapters, pairs: Iterable[Sequence[PreferencePair]]) -> list[Group]:
-    """One group a prompt; a completion that stands in several pairs gets one forward."""
+    """One group for each prompt's pairs; a completion in several pairs gets one forward."""
     groups = []
-    for own in pairs:
-        texts = list(dict.fromkeys(text for pair in own for text in (pair.chosen, pair.rejected)))
-        place = {text: i for i, text in enumerate(texts)}
-        made = tuple(
-            example(adapters.base, adapters.template, own[0].prompt, text) for text in texts
+    for prompt_pairs in pairs:
+        texts = list(
+            dict.fromkeys(text for pair in prompt_pairs for text in (pair.chosen, pair.rejected))
         )
+        index = {text: i for i, text in enumerate(texts)}
+        prompt = prompt_pairs[0].prompt
         groups.append(
             Group(
-                own[0].group,
-                made,
-                tuple((place[p.chosen], place[p.rejected]) for p in own),
-                margins=tuple(p.margin for p in own),
+                prompt_pairs[0].group,
+                tuple(example(adapters.base, adapters.template, prompt, text) for text in texts),
+                tuple((index[pair.chosen], index[pair.rejected]) for pair in prompt_pairs),
+                margins=tuple(pair.margin for pair in prompt_pairs),
             )
         )
     return groups
 
 
 def usable(groups: Sequence[Group], max_length: int) -> list[Group]:
-    """Groups without completions longer than the limit, and without those left with no pair."""
-    out = []
+    """Groups without completions longer than the limit, and without groups left with no pair."""
+    usable_groups = []
     for group in groups:
-        keep = [i for i, one in enumerate(group.examples) if len(one) <= max_length]
-        place = {i: n for n, i in enumerate(keep)}
-        whole = [a in place and b in place for a, b in group.pairs]
+        keep = [i for i, example in enumerate(group.examples) if len(example) <= max_length]
+        new_index = {i: n for n, i in enumerate(keep)}
+        pair_kept = [a in new_index and b in new_index for a, b in group.pairs]
 
-        def moved(pairs: Pairs, place: Mapping[int, int] = place) -> Pairs:
-            return tuple((place[a], place[b]) for a, b in pairs if a in place and b in place)
+        def reindexed(pairs: Pairs, new_index: Mapping[int, int] = new_index) -> Pairs:
+            return tuple(
+                (new_index[a], new_index[b]) for a, b in pairs if a in new_index and b in new_index
+            )
 
-        criteria = {name: moved(own) for name, own in group.criteria.items()}
-        left = Group(
+        criteria = {name: reindexed(pairs) for name, pairs in group.criteria.items()}
+        shortened = Group(
             group.prompt_id,
             tuple(group.examples[i] for i in keep),
-            moved(group.pairs),
-            tuple(one for one, kept in zip(group.apart, whole, strict=False) if kept),
-            tuple(one for one, kept in zip(group.margins, whole, strict=False) if kept),
-            moved(group.ties),
-            {name: own for name, own in criteria.items() if own},
+            reindexed(group.pairs),
+            tuple(gap for gap, is_kept in zip(group.tier_gaps, pair_kept, strict=False) if is_kept),
+            tuple(
+                margin for margin, is_kept in zip(group.margins, pair_kept, strict=False) if is_kept
+            ),
+            reindexed(group.ties),
+            {name: pairs for name, pairs in criteria.items() if pairs},
         )
-        if left.pairs or left.ties:
-            out.append(left)
-    return out
+        if shortened.pairs or shortened.ties:
+            usable_groups.append(shortened)
+    return usable_groups
 
 
 def split_held_out(groups: Sequence[Group], share: float) -> tuple[list[Group], list[Group]]:
@@ -149,21 +161,18 @@ def split_held_out(groups: Sequence[Group], share: float) -> tuple[list[Group], 
 
     A group's side depends on its prompt alone, so no prompt is ever on both.
     """
-    bound = int(share * 2**32)
-    side = [int(content_hash("reward", g.prompt_id)[:8], 16) < bound for g in groups]
-    return [g for g, out in zip(groups, side, strict=True) if not out], [
-        g for g, out in zip(groups, side, strict=True) if out
-    ]
+    return split_by_hash(groups, [group.prompt_id for group in groups], share, salt="reward")
 
 
 def shuffled(groups: Sequence[Group], seed: int) -> list[Group]:
-    """The control: a group's completions change places at random, so its verdicts say nothing."""
-    out = []
+    """The control: each group's completions permuted at random, so that its verdicts are noise."""
+    shuffled_groups = []
     for group in groups:
         order = list(range(len(group.examples)))
         random.Random(f"{seed}/{group.prompt_id}").shuffle(order)
-        out.append(replace(group, examples=tuple(group.examples[i] for i in order)))
-    return out
+        examples = tuple(group.examples[i] for i in order)
+        shuffled_groups.append(replace(group, examples=examples))
+    return shuffled_groups
 
 
 def completion_example(adapters: Adapters, prompt: Instruction, completion: Completion) -> Example:

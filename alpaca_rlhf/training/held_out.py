@@ -1,4 +1,4 @@
-"""What a reward model says of rankings that it has not learned from, pair by pair."""
+"""Evaluation of a reward model on held-out rankings, pair by pair."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ import torch
 from torch import Tensor
 
 from alpaca_rlhf.core import processes
+from alpaca_rlhf.core.sizes import SCORING_BATCH_FACTOR
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import Example
 from alpaca_rlhf.models.heads import CriteriaHead, ScalarHead
-from alpaca_rlhf.models.rollout import score
+from alpaca_rlhf.models.oom_retry import MicroBatch
+from alpaca_rlhf.models.scoring import score
 from alpaca_rlhf.training.groups import Group
-from alpaca_rlhf.training.memory import MicroBatch
-
-AT_ONCE = 4
-"""Completions scored at once for each ranking that is trained on at once."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +23,11 @@ class HeldOutPair:
     """Two completions of a prompt, one of them preferred, and their scores."""
 
     prompt_id: str
-    """The prompt."""
+    """Id of the prompt."""
     completions: int
-    """K of the ranking that the pair is part of."""
-    apart: int
-    """Tiers between the two, at least 1; 0 where nobody put them in tiers."""
+    """K of the ranking that the pair belongs to."""
+    tier_gap: int
+    """Tiers between the two, at least 1; 0 where they were never ranked in tiers."""
     tokens: tuple[int, int]
     """Completion tokens of the better and of the worse one."""
     gap: float
@@ -42,13 +40,13 @@ class HeldOutPair:
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """Scores of the completions of held-out rankings, and what they say of each pair."""
+class HeldOutEvaluation:
+    """Scores of the completions of held-out rankings, and of each of their pairs."""
 
     pairs: tuple[HeldOutPair, ...]
     """All pairs that the rankings order, ranking by ranking."""
     criteria: Mapping[str, tuple[HeldOutPair, ...]]
-    """For each criterion that the head knows, the pairs that its stars order, scored by it."""
+    """For each criterion of the head, the pairs that its stars order, scored by it."""
     scores: tuple[float, ...]
     """Score of each completion."""
     lengths: tuple[int, ...]
@@ -60,50 +58,56 @@ class HeldOut:
         return sum(pair.correct for pair in self.pairs) / max(1, len(self.pairs))
 
 
-def scored(
+def score_completions(
     adapters: Adapters,
     role: str,
     head: Callable[[Tensor], Tensor],
     examples: Sequence[Example],
     micro: MicroBatch,
 ) -> Tensor:
-    """Scores of completions, without gradients: more of them fit into memory than of rankings."""
-    return micro.run(lambda size: score(adapters, role, head, examples, batch_size=size * AT_ONCE))
+    """(N,) scores without gradients, in larger batches than training has; or (N, 1 + C)."""
+    return micro.run(
+        lambda rankings: score(
+            adapters, role, head, examples, batch_size=rankings * SCORING_BATCH_FACTOR
+        )
+    )
 
 
 def evaluate_reward(
     adapters: Adapters, role: str, head: ScalarHead, groups: Sequence[Group], micro: MicroBatch
-) -> HeldOut:
-    """Score rankings that the model has not seen."""
-    examples = [e for g in groups for e in g.examples]
-    share = processes.share(examples)
-    found = scored(adapters, role, head.parts, share, micro)
-    parts = torch.tensor(processes.gather(found.tolist()))
+) -> HeldOutEvaluation:
+    """Score rankings that the reward model was not trained on."""
+    # 1. Scores of all completions, and of each criterion; every process scores its share.
+    examples = [example for group in groups for example in group.examples]
+    local_examples = processes.share(examples)
+    local_scores = score_completions(adapters, role, head.all_scores, local_examples, micro)
+    all_scores = torch.tensor(processes.gather(local_scores.tolist()))
+    # 2. Score gaps of all pairs, overall and by criterion.
     names = head.criteria if isinstance(head, CriteriaHead) else ()
     pairs: list[HeldOutPair] = []
     criteria: dict[str, list[HeldOutPair]] = {name: [] for name in names}
-    sizes = [len(g.examples) for g in groups]
-    for group, own in zip(groups, parts.split_with_sizes(sizes), strict=True):
-        apart = group.apart or (0,) * len(group.pairs)
-        for two, tiers in zip(group.pairs, apart, strict=True):
-            pairs.append(_pair(group, two, tiers, own[:, 0]))
+    sizes = [len(group.examples) for group in groups]
+    for group, group_scores in zip(groups, all_scores.split_with_sizes(sizes), strict=True):
+        tier_gaps = group.tier_gaps or (0,) * len(group.pairs)
+        for pair, tier_gap in zip(group.pairs, tier_gaps, strict=True):
+            pairs.append(_pair(group, pair, tier_gap, group_scores[:, 0]))
         for column, name in enumerate(names, 1):
-            for two in group.criteria.get(name, ()):
-                criteria[name].append(_pair(group, two, 0, own[:, column]))
-    return HeldOut(
+            for pair in group.criteria.get(name, ()):
+                criteria[name].append(_pair(group, pair, 0, group_scores[:, column]))
+    return HeldOutEvaluation(
         pairs=tuple(pairs),
-        criteria={name: tuple(own) for name, own in criteria.items()},
-        scores=tuple(parts[:, 0].tolist()),
-        lengths=tuple(len(e.completion) for e in examples),
+        criteria={name: tuple(criterion_pairs) for name, criterion_pairs in criteria.items()},
+        scores=tuple(all_scores[:, 0].tolist()),
+        lengths=tuple(len(example.completion) for example in examples),
     )
 
 
-def _pair(group: Group, two: tuple[int, int], apart: int, scores: Tensor) -> HeldOutPair:
-    better, worse = two
+def _pair(group: Group, pair: tuple[int, int], tier_gap: int, scores: Tensor) -> HeldOutPair:
+    better, worse = pair
     return HeldOutPair(
         group.prompt_id,
         len(group.examples),
-        apart,
+        tier_gap,
         (len(group.examples[better].completion), len(group.examples[worse].completion)),
         float(scores[better] - scores[worse]),
     )

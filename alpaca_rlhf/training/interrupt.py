@@ -1,4 +1,4 @@
-"""Ctrl-C while a stage trains: the step under way is finished and saved; a second one stops now."""
+"""Ctrl-C while a stage trains: the current step is finished and saved; a second one stops now."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def finishing_the_step() -> Iterator[Callable[[], bool]]:
-    """Inside, the first SIGINT only makes what is yielded return True; the handler is put back.
+    """Inside, the first SIGINT only makes the yielded function return True; a second interrupts.
 
-    Where it is not Python's own handler that would be replaced, or in another thread than the main
-    one (where Python sets no handlers), nothing is changed.
+    Nothing changes where a handler other than Python's own is installed, or outside the main
+    thread, where Python allows no handlers.
     """
-    asked = False
-    ours = threading.current_thread() is threading.main_thread()
-    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    interrupted = False
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield lambda: False
         return
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
+    def on_sigint(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        # Told from a thread: the signal may have come in the middle of another line of the log.
-        told = "finishing this step, then saving; Ctrl-C again stops at once"
-        threading.Thread(target=logger.warning, args=(told,)).start()
+        # Logged from a thread: the signal may have come while the logger's lock is held.
+        message = "finishing this step, then saving; Ctrl-C again stops at once"
+        threading.Thread(target=logger.warning, args=(message,)).start()
 
-    signal.signal(signal.SIGINT, ask)
+    signal.signal(signal.SIGINT, on_sigint)
     try:
-        yield lambda: asked
+        yield lambda: interrupted
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)

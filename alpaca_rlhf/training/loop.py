@@ -1,27 +1,28 @@
-"""What every stage's loop shares: the order of the data, and steps that can be interrupted.
+"""The loop that all stages share: the order of the data, and steps that can be interrupted.
 
 A stage's data order and noise are functions of (seed, step), so a checkpoint is weights, optimiser
-and step, and a killed run goes on exactly where it stopped.
+and step, and a killed run resumes exactly where it stopped.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
 from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.randomness import derived_seed
-from alpaca_rlhf.training.bad_batch import keeping_the_batch
+from alpaca_rlhf.models.oom_retry import MicroBatch
+from alpaca_rlhf.training.bad_batch import saving_bad_batch
 from alpaca_rlhf.training.checkpoints import Checkpoints
 from alpaca_rlhf.training.interrupt import finishing_the_step
-from alpaca_rlhf.training.memory import MicroBatch
 from alpaca_rlhf.training.optimizer import Learner
 from alpaca_rlhf.training.patience import Patience
 
-__all__ = ["Checkpoints", "Learner", "Log", "batches", "fit", "parts", "run_steps"]
+__all__ = ["Bookkeeping", "Checkpoints", "Learner", "Log", "batches", "chunks", "fit", "run_steps"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,19 +31,35 @@ Log = Callable[[dict[str, Any]], None]
 
 
 class Stateful(Protocol):
-    """What a checkpoint holds the state of: learners, a KL coefficient ..."""
+    """A part of a stage whose state belongs into its checkpoint: a learner, a KL coefficient ..."""
 
     def state(self) -> dict[str, Any]:
         """Tensors, numbers and text."""
         ...
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state` gave."""
+        """Restore what `state` returned."""
         ...
 
 
+@dataclass(frozen=True)
+class Bookkeeping:
+    """Checkpoints and log of a stage."""
+
+    checkpoints: Checkpoints
+    """Checkpoints to resume from and to save to."""
+    save_every: int
+    """Steps between checkpoints."""
+    log: Log
+    """Receives a row of metrics a step."""
+    patience: Patience | None = None
+    """Keeps the checkpoint of its best evaluation, and ends the stage when exhausted."""
+    save_last: bool = False
+    """Save after the last step too: what follows it may fail and be repeated."""
+
+
 def batches(n: int, size: int, epochs: int, seed: int) -> list[list[int]]:
-    """Indices of every optimiser step: each epoch a fresh permutation.
+    """Indices of every optimiser step: each epoch a fresh permutation of range(n).
 
     The last batch of an epoch may be smaller.
     """
@@ -57,67 +74,63 @@ def batches(n: int, size: int, epochs: int, seed: int) -> list[list[int]]:
 def run_steps(
     stage: str,
     steps: int,
-    take: Callable[[int], Mapping[str, Any]],
-    learning: Mapping[str, Stateful],
-    *,
-    checkpoints: Checkpoints,
-    save_every: int,
-    log: Log,
-    patience: Patience | None = None,
-    save_last: bool = False,
+    take_step: Callable[[int], Mapping[str, Any]],
+    components: Mapping[str, Stateful],
+    books: Bookkeeping,
 ) -> int:
     """Take the steps of a stage, or those that are left, with checkpoints between them.
 
-    Ctrl-C finishes the step under way and saves.
+    Ctrl-C finishes the current step and saves.
 
     Args:
-        stage: For messages.
+        stage: Name of the stage in messages.
         steps: Steps in all.
-        take: Takes a step, counted from 0; returns its metrics. Where they hold `eval_loss`,
-            `patience` sees it.
-        learning: By name, what the steps change and a checkpoint must hold.
-        checkpoints: Where to go on from, and to save to.
-        save_every: Steps between checkpoints.
-        log: Receives a row a step.
-        patience: Keeps the checkpoint of its best evaluation, and ends the stage when exhausted.
-        save_last: Save after the last step too: what comes after it may fail and be done again.
+        take_step: Takes a step, counted from 0; returns its metrics. `patience` observes their
+            `eval_loss`, if any.
+        components: By name, what the steps change and a checkpoint must hold.
+        books: Checkpoints and log.
 
     Returns:
-        Steps taken, earlier sittings included.
+        Steps taken, those before a resumption included.
 
     Raises:
         KeyboardInterrupt: It was interrupted; all steps taken are saved.
     """
-    held = {**learning, **({"patience": patience} if patience is not None else {})}
-    done = _restore(held, checkpoints)
+    patience = books.patience
+    stateful = {**components, **({"patience": patience} if patience is not None else {})}
+    # 1. Resume from the latest checkpoint.
+    done = _restore(stateful, books.checkpoints)
     if done:
-        logger.info("%s goes on at step %d of %d", stage, done, steps)
-    with finishing_the_step() as asked_to_stop:
+        logger.info("%s resumes at step %d of %d", stage, done, steps)
+    with finishing_the_step() as interrupted:
         while done < steps and not (patience is not None and patience.exhausted):
-            row = take(done)
+            # 2. One step and its metrics.
+            row = take_step(done)
             done += 1
-            log({"step": done, "steps": steps, **row})
+            books.log({"step": done, "steps": steps, **row})
+            # 3. The best evaluation so far.
             if patience is not None and "eval_loss" in row:
-                patience.see(done, row["eval_loss"])
+                patience.observe(done, row["eval_loss"])
             best = None if patience is None else patience.best_step
-            stop = processes.any_of(asked_to_stop())
-            due = save_last if done == steps else done % save_every == 0
+            # 4. A checkpoint: when due, after a new best, and before giving in to Ctrl-C.
+            stop = processes.any_of(interrupted())
+            due = books.save_last if done == steps else done % books.save_every == 0
             if stop or done == best or due:
-                state = {name: one.state() for name, one in held.items()}
-                checkpoints.save(done, state, best=best)
+                state = {name: component.state() for name, component in stateful.items()}
+                books.checkpoints.save(done, state, best=best)
             if stop:
                 raise KeyboardInterrupt
     return done
 
 
-def _restore(held: Mapping[str, Stateful], checkpoints: Checkpoints) -> int:
-    """Restore the latest checkpoint, which does not outlive this call; returns the steps done."""
-    saved = checkpoints.latest()
-    if saved is None:
+def _restore(stateful: Mapping[str, Stateful], checkpoints: Checkpoints) -> int:
+    """Restore the latest checkpoint, whose memory is free after this call; returns steps done."""
+    latest = checkpoints.latest()
+    if latest is None:
         return 0
-    done, state = saved
-    for name, one in held.items():
-        one.load_state(state[name])
+    done, state = latest
+    for name, component in stateful.items():
+        component.load_state(state[name])
     return done
 
 
@@ -125,34 +138,26 @@ def fit(
     learner: Learner,
     plan: Sequence[list[int]],
     backward: Callable[[list[int]], dict[str, float]],
+    books: Bookkeeping,
     *,
-    checkpoints: Checkpoints,
-    save_every: int,
-    log: Log,
-    each_step: Callable[[int], dict[str, float] | None] = lambda step: None,
-    describe: Callable[[list[int]], Sequence[dict[str, Any]]],
     micro: MicroBatch,
-    patience: Patience | None = None,
-    save_last: bool = False,
+    describe: Callable[[list[int]], Sequence[dict[str, Any]]],
+    evaluate: Callable[[int], dict[str, float] | None] = lambda step: None,
 ) -> int:
-    """Run (or go on with) a stage that takes one optimiser step a batch.
+    """Run (or resume) a stage that takes one optimiser step a batch.
 
     Args:
-        learner: What learns.
+        learner: The parameters that learn, and their optimiser.
         plan: Indices of the examples of every step.
-        backward: Leaves the gradient of the batch's mean loss in the parameters, of several
-            processes each its share's part of the sum; returns metrics of the whole batch.
-        checkpoints: Where to go on from, and to save to.
-        save_every: Steps between checkpoints.
-        log: Receives a row a step.
-        each_step: Called with the number of steps done; may return metrics of an evaluation.
-        describe: A batch for a person to read, should its loss or gradient not be finite.
+        backward: Accumulates the gradient of the batch's mean loss in the parameters, each of
+            several processes its share's part of the sum; returns metrics of the whole batch.
+        books: Checkpoints and log.
         micro: Rows in memory at once, as `backward` uses it.
-        patience: As in `run_steps`.
-        save_last: As in `run_steps`.
+        describe: Returns a batch for a person to read, should its loss or gradient not be finite.
+        evaluate: Called with the number of steps done; may return metrics.
 
     Returns:
-        Steps taken, earlier sittings included.
+        Steps taken, those before a resumption included.
 
     Raises:
         UserError: A loss or gradient is not finite; the weights are those before that step, and
@@ -160,31 +165,30 @@ def fit(
         KeyboardInterrupt: As in `run_steps`.
     """
 
-    def take(step: int) -> dict[str, float]:
+    def take_step(step: int) -> dict[str, float]:
         indices = plan[step]
-        with keeping_the_batch(checkpoints, step + 1, lambda: describe(indices)):
+        with saving_bad_batch(books.checkpoints, step + 1, lambda: describe(indices)):
+            # 1. Gradients of the batch, again with half the loss scale if one overflows.
             metrics = learner.scale.run(
                 lambda: backward(indices),
                 parameters=learner.parameters.values(),
-                forget=learner.forget_gradients,
+                discard=learner.clear_gradients,
             )
-            learner.check_loss(metrics.get("loss", 0.0), of=f"the loss of step {step + 1}")
+            # 2. Optimiser step, unless loss or gradient is not finite.
+            learner.check_loss(metrics.get("loss", 0.0), name=f"the loss of step {step + 1}")
             metrics |= learner.step()
-        return metrics | (each_step(step + 1) or {})
+        # 3. Evaluation, where it is due.
+        return metrics | (evaluate(step + 1) or {})
 
     return run_steps(
         learner.stage,
         len(plan),
-        take,
+        take_step,
         {"learner": learner, "micro": micro, "scale": learner.scale},
-        checkpoints=checkpoints,
-        save_every=save_every,
-        log=log,
-        patience=patience,
-        save_last=save_last,
+        books,
     )
 
 
-def parts(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    """A sequence in parts of at most `size`."""
-    return [items[i : i + size] for i in range(0, len(items), size)]
+def chunks(sequence: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    """Consecutive parts of at most `size` elements."""
+    return [sequence[i : i + size] for i in range(0, len(sequence), size)]

@@ -1,9 +1,9 @@
-"""Loss scaling for float16, whose small gradients would round to zero and whose large overflow.
+"""Loss scaling for float16: small gradients would round to zero, large ones overflow.
 
 The loss is multiplied by a power of two before the backward and the gradients are divided by it
-before the step (arXiv 1710.03740 section 3.2). Where a gradient overflows all the same, the same
-batch is done again with half the scale: none is left out, so that the order of the data stays a
-function of the seed.
+before the step (arXiv 1710.03740 section 3.2). Where a gradient still overflows, the same batch is
+repeated with half the scale. No batch is skipped, so that the order of the data stays a function of
+the seed.
 """
 
 from __future__ import annotations
@@ -19,67 +19,70 @@ from alpaca_rlhf.core import processes
 T = TypeVar("T")
 
 START = 2.0**16
-"""The scale to begin with, and the largest (torch.amp.GradScaler's start)."""
+"""Initial and largest scale (torch.amp.GradScaler's initial one)."""
 DOUBLE_AFTER = 2000
 """Backwards without an overflow after which the scale is doubled (likewise)."""
 
 
 class LossScale:
-    """A power of two, shared by all that one backward gives gradients to.
+    """A power of two, shared by all parameters that get gradients from one backward.
 
     Args:
-        dtype: What the base computes in; the scale stays 1 unless it is float16.
+        dtype: Compute dtype of the base; the scale stays 1 unless it is float16.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.value = START if dtype == torch.float16 else 1.0
-        self._moves = dtype == torch.float16
-        self._good = 0
+        self._dynamic = dtype == torch.float16
+        self._clean_backwards = 0
 
     def backward(self, loss: Tensor) -> None:
-        """The backward of a scalar loss, scaled."""
+        """Run the backward of a scalar loss, scaled."""
         (loss * self.value).backward()  # type: ignore[no-untyped-call]
 
     def run(
         self,
-        work: Callable[[], T],
+        backward: Callable[[], T],
         *,
         parameters: Iterable[nn.Parameter],
-        forget: Callable[[], None],
+        discard: Callable[[], None],
     ) -> T:
-        """`work()`, done again with half the scale for as long as a gradient overflows.
+        """Return `backward()`, repeated with half the scale as long as a gradient overflows.
 
         A gradient that is not finite at scale 1 is no overflow: it is left for the step to refuse.
 
         Args:
-            work: Leaves scaled gradients.
-            parameters: What may have one.
-            forget: Drops those of a failed try.
+            backward: Accumulates scaled gradients.
+            parameters: Parameters that may get one.
+            discard: Clears the gradients of a failed attempt.
         """
-        watched = list(parameters)
-        if self._moves and self._good >= DOUBLE_AFTER:
-            self.value, self._good = min(2 * self.value, START), 0
+        checked = list(parameters)
+        # 1. Try a larger scale after many backwards without an overflow.
+        if self._dynamic and self._clean_backwards >= DOUBLE_AFTER:
+            self.value, self._clean_backwards = min(2 * self.value, START), 0
         while True:
-            found = work()
-            if not self._moves or self.value <= 1 or not processes.any_of(_overflowed(watched)):
-                self._good += 1
-                return found
-            forget()
-            self.value, self._good = self.value / 2, 0
+            # 2. Backward, and done unless a gradient overflowed in any process.
+            result = backward()
+            if not self._dynamic or self.value <= 1 or not processes.any_of(_overflowed(checked)):
+                self._clean_backwards += 1
+                return result
+            # 3. Halve the scale and repeat the same batch.
+            discard()
+            self.value, self._clean_backwards = self.value / 2, 0
 
-    def undo(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Divide the gradients that lie there by the scale."""
+    def unscale(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Divide the accumulated gradients by the scale."""
         grads = [p.grad for p in parameters if p.grad is not None]
         if self.value != 1 and grads:
             torch._foreach_div_(grads, self.value)
 
     def state(self) -> dict[str, Any]:
-        """The scale and how long it has held, for a checkpoint."""
-        return {"value": self.value, "good": self._good}
+        """The scale, and the backwards since it last changed, for a checkpoint."""
+        return {"value": self.value, "good": self._clean_backwards}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state` gave."""
-        self.value, self._good = state["value"], state["good"]
+        """Restore what `state` returned."""
+        self.value, self._clean_backwards = state["value"], state["good"]
 
 
 def _overflowed(parameters: Iterable[nn.Parameter]) -> bool:

@@ -1,7 +1,7 @@
-"""The arithmetic of every stage, as pure functions of tensors.
+"""Losses, KL estimates and advantages of every stage, as pure functions of tensors.
 
 Losses are sums over tokens or groups, not means: the caller divides by the count of the whole
-optimiser batch, so that cutting a batch into micro-batches never changes a gradient.
+optimiser batch, so that splitting a batch into micro-batches never changes a gradient.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.nn.functional import logsigmoid
 
 
 class Advantages(NamedTuple):
-    """What GAE gives."""
+    """Advantages of a rollout, and the returns that its values should have had."""
 
     advantages: Tensor
     """(B, C) float32, not whitened; 0 where masked."""
@@ -23,7 +23,7 @@ class Advantages(NamedTuple):
 
 
 class PolicyLoss(NamedTuple):
-    """Sums over the unmasked tokens."""
+    """PPO's loss and its diagnostics, as sums over the unmasked tokens."""
 
     loss: Tensor
     """Clipped surrogate, to be minimised."""
@@ -65,9 +65,9 @@ def ranking_loss(
     Args:
         scores: (K,) float32, one forward each.
         pairs: (M, 2) int64 indices (better, worse).
-        margins: (M,) float32, by how much the better score must be ahead: subtracted from the gap.
-        ties: (N, 2) int64 indices of pairs without a winner. Each counts as half a win of either,
-            so its gradient by the gap is sigmoid(gap) - 1/2: none where the scores are equal.
+        margins: (M,) float32, required lead of the better score: subtracted from the gap.
+        ties: (N, 2) int64 indices of pairs without a winner. Each counts as half a win for either,
+            so its gradient by the gap is sigmoid(gap) - 1/2: zero where the scores are equal.
 
     Source: InstructGPT (arXiv 2203.02155) equation 1, with its weight 1 / C(K, 2); the margin is
     Llama 2's (arXiv 2307.09288 equation 2).
@@ -75,8 +75,8 @@ def ranking_loss(
     gaps = scores[pairs[:, 0]] - scores[pairs[:, 1]]
     losses = -logsigmoid(gaps if margins is None else gaps - margins)
     if ties is not None:
-        even = scores[ties[:, 0]] - scores[ties[:, 1]]
-        losses = torch.cat([losses, -(logsigmoid(even) + logsigmoid(-even)) / 2])
+        tie_gaps = scores[ties[:, 0]] - scores[ties[:, 1]]
+        losses = torch.cat([losses, -(logsigmoid(tie_gaps) + logsigmoid(-tie_gaps)) / 2])
     return losses.mean()
 
 
@@ -103,7 +103,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: flo
         rewards: (B, C) float32, 0 where masked.
         values: (B, C) float32, value of the state before each token.
         mask: (B, C) bool, True from the first token through the last.
-        gamma: Discount a token.
+        gamma: Discount per token.
         lam: 0 is one-step TD, 1 is Monte Carlo.
 
     Source: arXiv 1506.02438 equations 11 and 16; recursion as in
@@ -115,12 +115,12 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: flo
         )
     values = values * mask
     advantages = torch.zeros_like(rewards)
-    following = torch.zeros_like(rewards[:, 0])
+    next_advantage = torch.zeros_like(rewards[:, 0])
     next_value = torch.zeros_like(rewards[:, 0])
     for t in reversed(range(rewards.shape[1])):
         delta = rewards[:, t] + gamma * next_value - values[:, t]
-        following = (delta + gamma * lam * following) * mask[:, t]
-        advantages[:, t] = following
+        next_advantage = (delta + gamma * lam * next_advantage) * mask[:, t]
+        advantages[:, t] = next_advantage
         next_value = values[:, t]
     return Advantages(advantages, advantages + values)
 
@@ -143,13 +143,13 @@ def policy_loss(
     Source: arXiv 1707.06347 equation 7.
     """
     log_ratio = (logprobs - old_logprobs) * mask
-    log_ratio = log_ratio.clamp(-20, 20)
+    log_ratio = log_ratio.clamp(-20, 20)  # keeps the exponential finite
     ratio = log_ratio.exp()
-    plain = -advantages * ratio
-    bounded = -advantages * ratio.clamp(1 - clip, 1 + clip)
-    loss = (torch.maximum(plain, bounded) * mask).sum()
+    unclipped_loss = -advantages * ratio
+    clipped_loss = -advantages * ratio.clamp(1 - clip, 1 + clip)
+    loss = (torch.maximum(unclipped_loss, clipped_loss) * mask).sum()
     with torch.no_grad():
-        clipped = ((bounded > plain) & mask).sum()
+        clipped = ((clipped_loss > unclipped_loss) & mask).sum()
         kl = ((torch.expm1(log_ratio) - log_ratio) * mask).sum()
     return PolicyLoss(loss, clipped, kl)
 
@@ -157,7 +157,7 @@ def policy_loss(
 def value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, *, clip: float
 ) -> Tensor:
-    """Half the squared error, of the worse of value and clipped value, summed over tokens.
+    """Half the squared error of value or clipped value, whichever is larger, summed over tokens.
 
     With clip 0 nothing is clipped.
 
@@ -165,6 +165,6 @@ def value_loss(
     """
     error = (values - returns) ** 2
     if clip > 0:
-        bounded = old_values + (values - old_values).clamp(-clip, clip)
-        error = torch.maximum(error, (bounded - returns) ** 2)
+        clipped_values = old_values + (values - old_values).clamp(-clip, clip)
+        error = torch.maximum(error, (clipped_values - returns) ** 2)
     return 0.5 * (error * mask).sum()

@@ -1,4 +1,4 @@
-"""The optimiser of a stage: AdamW, plain or with 8-bit states, its schedule and its clipping."""
+"""The optimiser of a stage: AdamW, plain or with 8-bit states, its schedule and clipping."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from alpaca_rlhf.settings import OptimizerName
 from alpaca_rlhf.training.loss_scale import LossScale
 
 
-class NotFinite(UserError):
-    """A loss or a gradient is NaN or infinite; no weight has been touched by it."""
+class NotFiniteError(UserError):
+    """A loss or a gradient is NaN or infinite; no weight has been changed by it."""
 
 
 class Learner:
     """AdamW over named parameters, with warm-up, linear decay to 0 and gradient clipping.
 
     Args:
-        stage: For messages, e.g. `sft`.
-        flag: Its learning rate's flag, likewise, e.g. `--sft.lr`.
-        groups: Parameters by name, and their peak learning rate.
+        stage: Name of the stage in messages, e.g. `sft`.
+        flag: Flag of its learning rate in messages, e.g. `--sft.lr`.
+        groups: Parameters by name, each group with its peak learning rate.
         steps: Optimiser steps in all.
         warmup: Share of the steps over which the learning rate rises.
         max_grad_norm: Norm that the gradient of all groups together is clipped to.
-        optimizer: Where its moments live: `adamw` in fp32, `adamw8bit` in blocks of 8 bit,
-            `paged_adamw8bit` likewise in memory that CUDA moves to the host when the card is full.
-        scale: What the losses are multiplied by before their backward.
+        optimizer: Format of its moments: `adamw` in fp32, `adamw8bit` in blocks of 8 bit,
+            `paged_adamw8bit` the same in memory that CUDA moves to the host when the GPU is full.
+        scale: Loss scale that the gradients are divided by.
     """
 
     def __init__(
@@ -56,52 +56,58 @@ class Learner:
         self.optimizer = _adamw(
             optimizer, [{"params": list(group.values()), "lr": lr} for group, lr in groups]
         )
-        rise = math.ceil(warmup * steps)
+        warmup_steps = math.ceil(warmup * steps)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer,
             lambda step: (
-                (step + 1) / (rise + 1)
-                if step < rise
-                else max(0.0, (steps - step) / max(1, steps - rise))
+                (step + 1) / (warmup_steps + 1)
+                if step < warmup_steps
+                else max(0.0, (steps - step) / max(1, steps - warmup_steps))
             ),
         )
 
-    def forget_gradients(self) -> None:
-        """Drop whatever gradients lie there."""
+    def clear_gradients(self) -> None:
+        """Discard the accumulated gradients."""
         self.optimizer.zero_grad(set_to_none=True)
 
-    def check_loss(self, loss: float, *, of: str = "the loss") -> None:
-        """Refuse a loss of the batch whose gradients lie there, before `step` would use them.
+    def check_loss(self, loss: float, *, name: str = "the loss") -> None:
+        """Refuse the loss of the current batch, before `step` would use its gradients.
 
         Raises:
-            NotFinite: It is NaN or infinite.
+            NotFiniteError: It is NaN or infinite.
         """
         if not math.isfinite(loss):
-            raise NotFinite(f"{self.stage}: {of} is {loss}; lower {self.flag} and run it again")
+            raise NotFiniteError(
+                f"{self.stage}: {name} is {loss}; lower {self.flag} and run it again"
+            )
 
     def step(self) -> dict[str, float]:
-        """One clipped optimiser step on the gradients that lie there, then none lie there.
+        """Clip the accumulated gradients, take one optimiser step, and clear them.
 
-        Where there are several processes their gradients are added up first.
+        Returns:
+            Learning rate of the first group, and the gradient's norm before clipping.
 
         Raises:
-            NotFinite: The gradients are not finite.
+            NotFiniteError: The gradients are not finite.
         """
+        # 1. Add up the gradients of all processes, and undo the loss scale.
         processes.add_gradients(self.parameters.values())
-        self.scale.undo(self.parameters.values())
+        self.scale.unscale(self.parameters.values())
+        # 2. Clip all groups together.
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.max_grad_norm)
         if not torch.isfinite(norm):
-            raise NotFinite(
+            raise NotFiniteError(
                 f"{self.stage}: the gradient is not finite; lower {self.flag} and run it again"
             )
+        # 3. Step, schedule, clear.
         lr = self.optimizer.param_groups[0]["lr"]
         self.optimizer.step()
         self.schedule.step()
-        self.forget_gradients()
+        self.clear_gradients()
         return {"lr": lr, "grad_norm": float(norm)}
 
-    def skip(self) -> None:
-        """Let the schedule go on by a step that is not taken: the moments stay as they are."""
+    def skip_step(self) -> None:
+        """Advance the schedule by a step that is not taken; the moments stay as they are."""
         self.schedule.step()
 
     def state(self) -> dict[str, Any]:
@@ -114,7 +120,7 @@ class Learner:
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state` gave."""
+        """Restore what `state` returned."""
         for name, parameter in self.parameters.items():
             parameter.copy_(state["weights"][name])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -122,16 +128,16 @@ class Learner:
 
 
 def _adamw(kind: OptimizerName, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """AdamW as every stage has it.
+    """AdamW with the betas, epsilon and weight decay of every stage.
 
-    bitsandbytes keeps tensors of fewer than 4096 numbers, such as a scalar head, in fp32 states
-    whatever is asked (bitsandbytes 0.50.2 optim/adamw.py:73).
+    bitsandbytes keeps the states of tensors of fewer than 4096 numbers, such as a scalar head, in
+    fp32 in any case (bitsandbytes 0.50.2 optim/adamw.py:73).
     """
     options: dict[str, Any] = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0}
     if kind == "adamw":
         return torch.optim.AdamW(groups, **options)
     from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit
 
-    eight_bit = PagedAdamW8bit if kind == "paged_adamw8bit" else AdamW8bit
-    made: torch.optim.Optimizer = eight_bit(groups, **options)
-    return made
+    optimizer_class = PagedAdamW8bit if kind == "paged_adamw8bit" else AdamW8bit
+    optimizer: torch.optim.Optimizer = optimizer_class(groups, **options)
+    return optimizer

@@ -1,4 +1,4 @@
-"""Which weights were best by held-out loss, and when to stop waiting for better ones."""
+"""Early stopping: the step with the lowest held-out loss, and when to stop waiting for a lower."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 
 class Patience:
-    """Remembers the best evaluation. Part of a checkpoint, so that a resumed run stops alike.
+    """Track the best evaluation; part of a checkpoint, so a resumed run stops at the same step.
 
     Args:
-        limit: Evaluations without a better one after which it is exhausted; 0 waits for ever.
+        limit: Evaluations without an improvement after which it is exhausted; 0 waits for ever.
     """
 
     def __init__(self, limit: int) -> None:
@@ -20,8 +20,8 @@ class Patience:
         self.best_step: int | None = None
         self.waited = 0
 
-    def see(self, step: int, loss: float) -> None:
-        """Note the held-out loss after `step` steps; equal is not better."""
+    def observe(self, step: int, loss: float) -> None:
+        """Record the held-out loss after `step` steps; an equal loss is no improvement."""
         if loss < self.best:
             self.best, self.best_step, self.waited = loss, step, 0
         else:
@@ -29,14 +29,14 @@ class Patience:
 
     @property
     def exhausted(self) -> bool:
-        """Whether as many evaluations as the limit were none of them better than the best."""
+        """True once `limit` evaluations in a row have not improved on the best loss."""
         return 0 < self.limit <= self.waited
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """Best loss, its step, and evaluations since, for a checkpoint."""
         return {"best": self.best, "best_step": self.best_step, "waited": self.waited}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state` gave."""
+        """Restore what `state` returned."""
         self.best, self.best_step = state["best"], state["best_step"]
         self.waited = state["waited"]

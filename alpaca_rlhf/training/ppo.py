@@ -2,8 +2,8 @@
 
 Four adapters on one base, one after the other: the policy samples; the SFT adapter gives reference
 log-probabilities, the reward adapter scores, the value adapter (a copy of the reward adapter with
-its head) gives values; then policy and value each take their own steps. Or the value is a head on
-the policy's own hidden states, and there is one forward and one backward for both. Old
+its head) gives values; then policy and value each take their own steps. Or the value function is a
+head on the policy's own hidden states, and there is one forward and one backward for both. Old
 log-probabilities come from the training forward, not from the decode loop.
 
 Sources: arXiv 1707.06347, arXiv 2009.01325, openai/lm-human-preferences@cbfd210, InstructGPT
@@ -12,27 +12,38 @@ appendix C.4.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.randomness import derived_seed
 from alpaca_rlhf.core.records import Rollout
-from alpaca_rlhf.models import rollout as runs
+from alpaca_rlhf.models import scoring
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import Batch, Example, collate, left_pad
 from alpaca_rlhf.models.heads import ScalarHead
+from alpaca_rlhf.models.oom_retry import MicroBatch
+from alpaca_rlhf.models.rollout import SampledCompletion, sample
 from alpaca_rlhf.settings import PPO, Sampling
-from alpaca_rlhf.training.bad_batch import keeping_the_batch, readable
-from alpaca_rlhf.training.loop import Checkpoints, Learner, Log, batches, run_steps
+from alpaca_rlhf.training.bad_batch import readable_examples, saving_bad_batch
+from alpaca_rlhf.training.loop import (
+    Bookkeeping,
+    Checkpoints,
+    Learner,
+    Log,
+    batches,
+    run_steps,
+)
 from alpaca_rlhf.training.loss_scale import LossScale
 from alpaca_rlhf.training.losses import kl_k1, kl_k3, masked_mean
-from alpaca_rlhf.training.memory import MicroBatch
-from alpaca_rlhf.training.ppo_update import Critic, KLCoefficient, improve
+from alpaca_rlhf.training.ppo_update import Critic, KLCoefficient, PPOContext, PPOUpdate, improve
+
+WARMUP = 0.02
+"""Share of the steps over which both learning rates rise."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +56,8 @@ class PPOPrompt:
     """Token ids from bos to where the completion starts."""
 
 
-Watch = Callable[[Sequence[PPOPrompt], Sequence[runs.Sampled]], dict[str, float]]
-"""Looks at the completions of an update for the report; what it says never reaches the training."""
-
-
-def _critic(adapters: Adapters, reward_head: ScalarHead, settings: PPO, seed: int) -> Critic:
-    """An adapter that begins as the reward model; or a head on the policy that begins at 0."""
-    head = ScalarHead(len(reward_head.weight)).to(adapters.base.device)
-    if settings.value.trunk == "separate":
-        adapters.add("value", copy_of="reward", seed=seed)
-        head.load_state_dict(reward_head.state_dict())
-        return Critic("value", head)
-    torch.nn.init.zeros_(head.weight)
-    return Critic("policy", head, settings.value.coef if settings.value.trunk == "shared" else 0.0)
+CompletionMetrics = Callable[[Sequence[PPOPrompt], Sequence[SampledCompletion]], dict[str, float]]
+"""Measures the completions of an update for the report; never influences the training."""
 
 
 def train_ppo(
@@ -70,21 +70,21 @@ def train_ppo(
     rollout_batch_size: int,
     checkpoints: Checkpoints,
     log: Log,
-    watch: Watch = lambda prompts, completions: {},
+    completion_metrics: CompletionMetrics = lambda prompts, completions: {},
 ) -> None:
     """Train adapter `policy`, copied by the caller from where it starts, and its value function.
 
     Args:
-        adapters: Holds `sft` (frozen reference), `policy` and `reward`; `value` is made here
+        adapters: Holds `sft` (frozen reference), `policy` and `reward`; `value` is created here
             where the value function has an adapter of its own.
         reward_head: Head of `reward`, normalised on SFT completions.
         prompts: Each is used once an epoch, in an order drawn from the seed.
-        settings: PPO's numbers.
-        seed: Changes order and noise.
+        settings: Hyperparameters.
+        seed: Seed of order and noise.
         rollout_batch_size: Completions decoded together.
-        checkpoints: Where to go on from, and to save to.
-        log: Receives a row an update.
-        watch: Adds numbers of its own to each row.
+        checkpoints: Checkpoints to resume from and to save to.
+        log: Receives a row of metrics an update.
+        completion_metrics: Adds metrics to each row.
 
     Raises:
         UserError: There are fewer prompts than one rollout batch needs.
@@ -94,158 +94,195 @@ def train_ppo(
             f"--ppo.batch-size {settings.batch_size} needs as many prompts; "
             f"the ppo split has {len(prompts)}"
         )
+    # 1. Critic, and one optimiser each for policy and value.
     critic = _critic(adapters, reward_head, settings, seed)
     adapters.trainable(*{"policy", critic.role})
-    own = {} if critic.joint else adapters.parameters(critic.role)
-    per_update = settings.epochs * (settings.batch_size // settings.minibatch_size)
-    scale = LossScale(adapters.base.dtype)
-    policy = Learner(
-        "ppo",
-        "--ppo.lr",
-        [(adapters.parameters("policy"), settings.lr)],
-        steps=max(1, settings.updates - settings.value.warmup) * per_update,
-        warmup=0.02,
-        max_grad_norm=settings.clip.grad_norm,
-        optimizer=settings.optimizer,
-        scale=scale,
-    )
-    value = Learner(
-        "ppo",
-        "--ppo.value.lr",
-        [({**own, "head": critic.head.weight}, settings.value.lr)],
-        steps=settings.updates * per_update,
-        warmup=0.02,
-        max_grad_norm=settings.clip.grad_norm,
-        optimizer=settings.optimizer,
-        scale=scale,
-    )
+    policy, value = _learners(adapters, critic, settings)
     kl_coef = KLCoefficient(settings)
-    order = _prompt_order(len(prompts), settings, seed)
     micro = MicroBatch(
         "ppo", "--ppo.micro-batch-size", settings.micro_batch_size, lower="--ppo.max-new-tokens"
     )
+    context = PPOContext(adapters, reward_head, critic, settings, micro)
+    # 2. Prompts of every update, in an order drawn from the seed.
+    prompt_order = _prompt_order(len(prompts), settings, seed)
     sampling = Sampling(max_new_tokens=settings.max_new_tokens, batch_size=rollout_batch_size)
 
-    def take(update: int) -> dict[str, float]:
-        chosen = [prompts[i] for i in order[update]]
-        own = processes.share(chosen)
-        drawn = runs.sample(
+    def take_update(update: int) -> dict[str, float]:
+        # 3. Sample a completion of each prompt from the current policy.
+        update_prompts = [prompts[i] for i in prompt_order[update]]
+        local_prompts = processes.share(update_prompts)
+        local_samples = sample(
             adapters,
             "policy",
-            [p.ids for p in own],
-            [f"{update}/{p.key}" for p in own],
+            [prompt.ids for prompt in local_prompts],
+            [f"{update}/{prompt.key}" for prompt in local_prompts],
             sampling=sampling,
             seed=seed,
         )
-        completions = [one[0] for one in processes.gather(drawn)]
-        seen = [Example(p.ids, c.ids) for p, c in zip(chosen, completions, strict=True)]
-        with keeping_the_batch(checkpoints, update + 1, lambda: readable(adapters.base, seen)):
-            rollout, metrics = collect(
-                adapters, reward_head, critic, chosen, completions, settings, micro
-            )
+        completions = [completion for (completion,) in processes.gather(local_samples)]
+        examples = [
+            Example(prompt.ids, completion.ids)
+            for prompt, completion in zip(update_prompts, completions, strict=True)
+        ]
+        with saving_bad_batch(
+            checkpoints, update + 1, lambda: readable_examples(adapters.base, examples)
+        ):
+            # 4. Score them: log-probabilities, reference, values, reward.
+            rollout, metrics = collect(context, update_prompts, completions)
             metrics["kl_coef"] = kl_coef.value
+            # 5. Epochs of minibatch steps of policy and value.
             metrics |= improve(
-                adapters,
-                critic,
-                rollout,
-                policy,
-                value,
-                settings,
-                micro,
-                kl_coef=kl_coef.value,
+                PPOUpdate(context, policy, value, rollout, kl_coef.value),
                 seed=derived_seed(seed, "update", update),
-                learns=update >= settings.value.warmup,
+                train_policy=update >= settings.value.warmup,
             )
-            kl_coef.follow(metrics["kl"], len(rollout))
-        return {**metrics, **watch(chosen, completions)}
+            # 6. Adapt the KL coefficient for the next update.
+            kl_coef.update(metrics["kl"], len(rollout))
+        return {**metrics, **completion_metrics(update_prompts, completions)}
 
     run_steps(
         "ppo",
         settings.updates,
-        take,
-        {"policy": policy, "value": value, "kl_coef": kl_coef, "micro": micro, "scale": scale},
-        checkpoints=checkpoints,
-        save_every=settings.save_every,
-        log=log,
+        take_update,
+        {
+            "policy": policy,
+            "value": value,
+            "kl_coef": kl_coef,
+            "micro": micro,
+            "scale": policy.scale,
+        },
+        Bookkeeping(checkpoints, settings.save_every, log),
     )
     adapters.trainable()
 
 
+def _critic(adapters: Adapters, reward_head: ScalarHead, settings: PPO, seed: int) -> Critic:
+    """A value adapter that starts as the reward model; or a head on the policy that starts at 0."""
+    head = ScalarHead(len(reward_head.weight)).to(adapters.base.device)
+    if settings.value.trunk == "separate":
+        adapters.add("value", copy_of="reward", seed=seed)
+        head.load_state_dict(reward_head.state_dict())
+        return Critic("value", head)
+    torch.nn.init.zeros_(head.weight)
+    return Critic("policy", head, settings.value.coef if settings.value.trunk == "shared" else 0.0)
+
+
+def _learners(adapters: Adapters, critic: Critic, settings: PPO) -> tuple[Learner, Learner]:
+    """Optimisers of policy and value; on the policy's hidden states the value's has a head only."""
+    steps_per_update = settings.epochs * (settings.batch_size // settings.minibatch_size)
+    scale = LossScale(adapters.base.dtype)
+
+    def learner(
+        flag: str, parameters: Mapping[str, nn.Parameter], lr: float, updates: int
+    ) -> Learner:
+        return Learner(
+            "ppo",
+            flag,
+            [(parameters, lr)],
+            steps=updates * steps_per_update,
+            warmup=WARMUP,
+            max_grad_norm=settings.clip.grad_norm,
+            optimizer=settings.optimizer,
+            scale=scale,
+        )
+
+    policy_updates = max(1, settings.updates - settings.value.warmup)
+    policy = learner("--ppo.lr", adapters.parameters("policy"), settings.lr, policy_updates)
+    trunk = {} if critic.joint else adapters.parameters(critic.role)
+    value_parameters = {**trunk, "head": critic.head.weight}
+    value = learner("--ppo.value.lr", value_parameters, settings.value.lr, settings.updates)
+    return policy, value
+
+
 def _prompt_order(n: int, settings: PPO, seed: int) -> list[list[int]]:
     """Prompt indices of every update: no prompt twice in an epoch, and only whole batches."""
-    whole = n // settings.batch_size
-    epochs = -(-settings.updates // whole)
-    plan = [
-        one
-        for one in batches(n, settings.batch_size, epochs, seed)
-        if len(one) == settings.batch_size
+    batches_per_epoch = n // settings.batch_size
+    epochs = -(-settings.updates // batches_per_epoch)
+    whole_batches = [
+        batch
+        for batch in batches(n, settings.batch_size, epochs, seed)
+        if len(batch) == settings.batch_size
     ]
-    return plan[: settings.updates]
+    return whole_batches[: settings.updates]
 
 
 def collect(
-    adapters: Adapters,
-    reward_head: ScalarHead,
-    critic: Critic,
-    prompts: Sequence[PPOPrompt],
-    completions: Sequence[runs.Sampled],
-    settings: PPO,
-    micro: MicroBatch,
+    context: PPOContext, prompts: Sequence[PPOPrompt], completions: Sequence[SampledCompletion]
 ) -> tuple[Rollout, dict[str, float]]:
-    """What the update needs to know of the sampled completions, and the numbers to report.
+    """Evaluate sampled completions under policy, reference, value function and reward model.
 
-    Of several processes each runs its share of the rows; all hold the whole rollout.
+    Of several processes each evaluates its share of the rows; all hold the whole rollout.
+
+    Returns:
+        The rollout: B completions of up to C tokens. And the metrics to report.
     """
+    adapters, critic, settings = context.adapters, context.critic, context.settings
     base = adapters.base
+    # 1. Prompts and completions, packed.
     examples = [Example(p.ids, c.ids) for p, c in zip(prompts, completions, strict=True)]
     batch = collate(base, examples)
+    local_examples = processes.share(examples)
+    columns = batch.completion_mask.shape[1]
+    local_batch = collate(base, local_examples, columns=columns) if local_examples else batch
 
-    def rows(run: Callable[[Batch, int], Sequence[Tensor]]) -> list[Tensor]:
-        own = processes.share(examples)
-        columns = batch.completion_mask.shape[1]
-        part = collate(base, own, columns=columns) if own else batch
-        found = micro.run(lambda size: run(part, size)) if own else []
-        every = processes.gather(list(zip(*(one.cpu() for one in found), strict=True)))
-        return [torch.stack(one).to(base.device) for one in zip(*every, strict=True)]
+    def all_rows(evaluate: Callable[[Batch, int], Sequence[Tensor]]) -> list[Tensor]:
+        """Tensors of all rows, from a pass over this process's rows in micro-batches."""
+        tensors = (
+            context.micro.run(lambda size: evaluate(local_batch, size)) if local_examples else []
+        )
+        rows = processes.gather(list(zip(*(tensor.cpu() for tensor in tensors), strict=True)))
+        return [torch.stack(column).to(base.device) for column in zip(*rows, strict=True)]
 
+    # 2. Log-probabilities and entropies of the policy, and values: together on a shared trunk.
     if critic.joint:
-        old, entropy, values = rows(
-            lambda b, n: runs.logprobs_and_values(
+        logprobs, entropy, values = all_rows(
+            lambda b, n: scoring.logprobs_and_values(
                 adapters, "policy", critic.head, b, micro_batch_size=n
             )
         )
     else:
-        old, entropy = rows(lambda b, n: runs.logprobs(adapters, "policy", b, micro_batch_size=n))
-        (values,) = rows(
-            lambda b, n: (runs.values(adapters, critic.role, critic.head, b, micro_batch_size=n),)
+        logprobs, entropy = all_rows(
+            lambda b, n: scoring.logprobs(adapters, "policy", b, micro_batch_size=n)
         )
-    reference, _ = rows(lambda b, n: runs.logprobs(adapters, "sft", b, micro_batch_size=n))
-    (scores,) = rows(
-        lambda b, n: (runs.scores(adapters, "reward", reward_head, b, micro_batch_size=n),)
+        (values,) = all_rows(
+            lambda b, n: (
+                scoring.values(adapters, critic.role, critic.head, b, micro_batch_size=n),
+            )
+        )
+    # 3. Reference log-probabilities from the frozen SFT adapter.
+    ref_logprobs, _ = all_rows(
+        lambda b, n: scoring.logprobs(adapters, "sft", b, micro_batch_size=n)
+    )
+    # 4. Scores from the reward adapter, clamped; a completion without eos gets a fixed one.
+    (reward_scores,) = all_rows(
+        lambda b, n: (
+            scoring.scores(adapters, "reward", context.reward_head, b, micro_batch_size=n),
+        )
     )
     finished = torch.tensor([c.finished for c in completions], device=base.device)
-    raw = scores.clone()
+    scores = reward_scores.clone()
     if settings.clip.score > 0:
         scores = scores.clamp(-settings.clip.score, settings.clip.score)
     scores = torch.where(finished, scores, torch.full_like(scores, settings.missing_eos_score))
-    ids, prompt_mask = left_pad(base, [p.ids for p in prompts])
+    # 5. The rollout and its metrics.
+    prompt_ids, prompt_mask = left_pad(base, [prompt.ids for prompt in prompts])
     mask = batch.completion_mask
     rollout = Rollout(
-        prompt_ids=ids,
+        prompt_ids=prompt_ids,
         completion_ids=batch.completion_ids,
         prompt_mask=prompt_mask,
         completion_mask=mask,
-        logprobs=old,
-        ref_logprobs=reference,
+        logprobs=logprobs,
+        ref_logprobs=ref_logprobs,
         values=values,
         scores=scores,
     )
     lengths = mask.sum(1).double()
     metrics = {
-        "score": float(raw.double().mean()),
-        "score_std": float(raw.double().std(correction=0)),
-        "kl": float((kl_k1(old, reference) * mask).sum(1).double().mean()),
-        "kl_k3": float((kl_k3(old, reference) * mask).sum(1).double().mean()),
+        "score": float(reward_scores.double().mean()),
+        "score_std": float(reward_scores.double().std(correction=0)),
+        "kl": float((kl_k1(logprobs, ref_logprobs) * mask).sum(1).double().mean()),
+        "kl_k3": float((kl_k3(logprobs, ref_logprobs) * mask).sum(1).double().mean()),
         "entropy": float(masked_mean(entropy, mask)),
         "stop_rate": float(finished.double().mean()),
         "mean_tokens": float(lengths.mean()),

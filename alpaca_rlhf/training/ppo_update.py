@@ -6,7 +6,7 @@ Sources: arXiv 1707.06347, arXiv 1506.02438, openai/lm-human-preferences@cbfd210
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
@@ -19,9 +19,9 @@ from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import Batch, from_rollout
 from alpaca_rlhf.models.forward import token_logprobs, token_logprobs_and_values, value_states
 from alpaca_rlhf.models.heads import ScalarHead
+from alpaca_rlhf.models.oom_retry import MicroBatch
 from alpaca_rlhf.settings import PPO
 from alpaca_rlhf.training.loop import Learner, batches
-from alpaca_rlhf.training.loss_scale import LossScale
 from alpaca_rlhf.training.losses import (
     Advantages,
     gae,
@@ -31,13 +31,12 @@ from alpaca_rlhf.training.losses import (
     value_loss,
     whiten,
 )
-from alpaca_rlhf.training.memory import MicroBatch
 
 T = TypeVar("T")
 
 
 class KLCoefficient:
-    """Weight of the KL term: fixed, or steered so that the KL comes to a target.
+    """Weight of the KL term: fixed, or adapted so that the KL approaches a target.
 
     Source: openai/lm-human-preferences@cbfd210 train_policy.py:115-124.
     """
@@ -47,151 +46,243 @@ class KLCoefficient:
         self._target = settings.clip.kl_target
         self._horizon = settings.clip.kl_horizon
 
-    def follow(self, kl: float, completions: int) -> None:
-        """Raise or lower it after an update whose completions had this mean KL, in nats."""
+    def update(self, kl: float, completions: int) -> None:
+        """Adapt to an update of so many completions with this mean KL a completion, in nats."""
         if self._target > 0:
             error = min(max(kl / self._target - 1, -0.2), 0.2)
             self.value *= 1 + error * completions / self._horizon
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """The coefficient, for a checkpoint."""
         return {"value": self.value}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state` gave."""
+        """Restore what `state` returned."""
         self.value = state["value"]
 
 
 @dataclass(frozen=True)
 class Critic:
-    """What gives values."""
+    """The value function: a head on the hidden states of an adapter."""
 
     role: str
-    """The adapter whose hidden states the head reads: `value`, or `policy`."""
+    """Adapter whose hidden states the head reads: `value`, or `policy`."""
     head: ScalarHead
     """The value head."""
     share: float = 0.0
-    """Of the gradient that the value's loss sends into the policy's hidden states, how much goes
-    on into the policy; 0 stops it there. The head's own gradient is always whole."""
+    """Fraction of the value loss's gradient into the policy's hidden states that reaches the
+    policy; 0 detaches them. The head's own gradient is always whole."""
 
     @property
     def joint(self) -> bool:
-        """Whether policy and value share their forwards."""
+        """True if policy and value share their forwards."""
         return self.role == "policy"
 
 
-def improve(
-    adapters: Adapters,
-    critic: Critic,
-    rollout: Rollout,
-    policy: Learner,
-    value: Learner,
-    settings: PPO,
-    micro: MicroBatch,
-    *,
-    kl_coef: float,
-    seed: int,
-    learns: bool = True,
-) -> dict[str, float]:
-    """The inner epochs of one update.
+@dataclass(frozen=True)
+class PPOContext:
+    """Models and settings that stay the same over a run of PPO."""
+
+    adapters: Adapters
+    """`policy`, `sft` (frozen reference), `reward` (frozen), and `value` if the critic has one."""
+    reward_head: ScalarHead
+    """Head of `reward`, normalised on SFT completions."""
+    critic: Critic
+    """The value function."""
+    settings: PPO
+    """Hyperparameters."""
+    micro: MicroBatch
+    """Rows in memory at once."""
+
+
+@dataclass
+class PPOUpdate:
+    """A rollout with its advantages, and the two steps that are taken on its minibatches."""
+
+    context: PPOContext
+    """Models and settings; policy and value are trainable."""
+    policy: Learner
+    """Optimiser of the policy adapter."""
+    value: Learner
+    """Optimiser of the value head, and of its adapter where it has one."""
+    rollout: Rollout
+    """B completions of C tokens, sampled from the policy."""
+    kl_coef: float
+    """Weight of the KL term in the reward."""
+    advantages: Tensor = field(init=False)
+    """(B, C) float32, whitened over the whole rollout; 0 where masked."""
+    returns: Tensor = field(init=False)
+    """(B, C) float32 targets of the value; 0 where masked."""
+
+    def __post_init__(self) -> None:
+        targets = advantages_of(self.rollout, self.context.settings, kl_coef=self.kl_coef)
+        self.advantages = whiten(targets.advantages, self.rollout.completion_mask)
+        self.returns = targets.returns
+
+    def policy_backward(self, rows: Tensor, tokens: int, micro_batch_size: int) -> dict[str, float]:
+        """Accumulate the gradient of a minibatch's mean surrogate in the policy.
+
+        On the policy's own hidden states the value head gets its gradient too, the whole of it.
+
+        Args:
+            rows: (R,) int64, this process's rows of the minibatch.
+            tokens: Completion tokens of the whole minibatch.
+            micro_batch_size: Rows at once.
+
+        Returns:
+            Sums over the tokens of these rows.
+        """
+        adapters, critic, rollout = self.context.adapters, self.context.critic, self.rollout
+        sums = {"policy_loss": 0.0, "clip_fraction": 0.0, "approx_kl": 0.0, "value_loss": 0.0}
+        with adapters.using("policy"), adapters.training():
+            for part, batch in self._micro_batches(rows, micro_batch_size):
+                # 1. New log-probabilities, and values where they come from the same forward.
+                value_term: Tensor | float = 0.0
+                if critic.joint:
+                    logprobs, values = token_logprobs_and_values(
+                        adapters, critic.head, batch, share=critic.share
+                    )
+                    value_sum = self._value_loss(values, part)
+                    sums["value_loss"] += value_sum.item()
+                    value_term = value_sum
+                else:
+                    logprobs = token_logprobs(adapters, batch)
+                # 2. The clipped surrogate against the rollout's log-probabilities.
+                surrogate = policy_loss(
+                    logprobs,
+                    rollout.logprobs[part],
+                    self.advantages[part],
+                    rollout.completion_mask[part],
+                    clip=self.context.settings.clip.ratio,
+                )
+                # 3. Sums over tokens become a mean over the minibatch.
+                self.policy.scale.backward((surrogate.loss + value_term) / tokens)
+                sums["policy_loss"] += surrogate.loss.item()
+                sums["clip_fraction"] += float(surrogate.clipped)
+                sums["approx_kl"] += float(surrogate.kl)
+        return sums
+
+    def value_backward(self, rows: Tensor, tokens: int, micro_batch_size: int) -> float:
+        """Accumulate the gradient of a minibatch's mean loss in the value function.
+
+        On the policy's hidden states in its head alone: the policy does not learn here.
+
+        Args:
+            rows: (R,) int64, this process's rows of the minibatch.
+            tokens: Completion tokens of the whole minibatch.
+            micro_batch_size: Rows at once.
+
+        Returns:
+            Sum of the loss over the tokens of these rows.
+        """
+        adapters, critic = self.context.adapters, self.context.critic
+        loss_sum = 0.0
+        with adapters.using(critic.role), adapters.training():
+            for part, batch in self._micro_batches(rows, micro_batch_size):
+                with torch.set_grad_enabled(not critic.joint):
+                    hidden = value_states(adapters, batch)
+                loss = self._value_loss(batch.spread(critic.head(hidden)), part)
+                self.value.scale.backward(loss / tokens)
+                loss_sum += loss.item()
+        return loss_sum
+
+    def retried(self, backward: Callable[[int], T], *learners: Learner) -> T:
+        """Run a backward, again where memory runs out or a float16 gradient overflows.
+
+        Args:
+            backward: Takes the micro-batch size.
+            learners: Learners that get gradients; those of a failed attempt are cleared.
+        """
+
+        def discard() -> None:
+            for learner in learners:
+                learner.clear_gradients()
+
+        return self.policy.scale.run(
+            lambda: self.context.micro.run(backward, discard=discard),
+            parameters=[p for learner in learners for p in learner.parameters.values()],
+            discard=discard,
+        )
+
+    def _value_loss(self, values: Tensor, part: Tensor) -> Tensor:
+        return value_loss(
+            values,
+            self.rollout.values[part],
+            self.returns[part],
+            self.rollout.completion_mask[part],
+            clip=self.context.settings.clip.value,
+        )
+
+    def _micro_batches(self, rows: Tensor, size: int) -> list[tuple[Tensor, Batch]]:
+        parts = [rows[i : i + size] for i in range(0, len(rows), size)]
+        return [(part, from_rollout(self.rollout[part])) for part in parts]
+
+
+def improve(update: PPOUpdate, *, seed: int, train_policy: bool = True) -> dict[str, float]:
+    """Run the inner epochs of one update.
 
     Args:
-        adapters: Policy and value are trainable.
-        critic: The value function.
-        rollout: What was sampled.
-        policy: Optimiser of the policy adapter.
-        value: Optimiser of the value's head, and of its adapter where it has one.
-        settings: PPO's numbers.
-        micro: Rows in memory at once.
-        kl_coef: Weight of the KL term in the reward.
+        update: The rollout, its advantages, and the learners.
         seed: Order of the minibatches.
-        learns: False trains the value alone.
+        train_policy: False trains the value function alone.
 
     Returns:
         Means over the tokens of the inner steps taken, and the last learning rates; the policy's
         only where it learned. `approx_kl` includes the minibatch that stopped the policy.
     """
-    targets = advantages_of(rollout, settings, kl_coef=kl_coef)
-    whitened = whiten(targets.advantages, rollout.completion_mask)
+    settings, critic, rollout = update.context.settings, update.context.critic, update.rollout
+    policy, value = update.policy, update.value
     mask = rollout.completion_mask
-    mean = {"policy": _Means(), "value": _Means(), "kl": _Means()}
-    rates: dict[str, float] = {}
+    means = {"policy": _TokenMeans(), "value": _TokenMeans(), "kl": _TokenMeans()}
+    learning_rates: dict[str, float] = {}
     policy_steps, stopped = 0, False
-
-    def forget() -> None:
-        policy.forget_gradients()
-        value.forget_gradients()
-
-    def redone(work: Callable[[int], T], forget: Callable[[], None], *who: Learner) -> T:
-        return policy.scale.run(
-            lambda: micro.run(work, forget=forget),
-            parameters=[p for one in who for p in one.parameters.values()],
-            forget=forget,
-        )
-
     for minibatch in batches(len(rollout), settings.minibatch_size, settings.epochs, seed):
+        # 1. The minibatch's tokens, and this process's share of its rows.
         tokens = int(mask[torch.tensor(minibatch, device=mask.device)].sum())
-        own = processes.share(minibatch)
-        rows = torch.tensor(own, dtype=torch.int64, device=mask.device)
-        if learns and not stopped:
-            step_of_policy = partial(
-                _policy_step,
-                adapters,
-                critic,
-                rollout,
-                targets,
-                whitened,
-                rows,
-                tokens,
-                settings,
-                policy.scale,
-            )
-            found = processes.add(redone(step_of_policy, forget, policy, value))
-            policy.check_loss(found["policy_loss"], of="the policy's loss")
-            mean["kl"].add(tokens, approx_kl=found["approx_kl"])
-            stopped = found["approx_kl"] / tokens > settings.clip.kl_stop
+        rows = torch.tensor(processes.share(minibatch), dtype=torch.int64, device=mask.device)
+        # 2. Policy step, unless the policy has already moved too far from the rollout's.
+        if train_policy and not stopped:
+            policy_backward = partial(update.policy_backward, rows, tokens)
+            sums = processes.add(update.retried(policy_backward, policy, value))
+            policy.check_loss(sums["policy_loss"], name="the policy's loss")
+            means["kl"].add(tokens, approx_kl=sums["approx_kl"])
+            stopped = sums["approx_kl"] / tokens > settings.clip.kl_stop
             if stopped:
-                forget()
+                policy.clear_gradients()
+                value.clear_gradients()
             else:
                 step = policy.step()
                 policy_steps += 1
-                rates["lr"] = step["lr"]
-                mean["policy"].add(
+                learning_rates["lr"] = step["lr"]
+                means["policy"].add(
                     tokens,
-                    policy_loss=found["policy_loss"],
-                    clip_fraction=found["clip_fraction"],
+                    policy_loss=sums["policy_loss"],
+                    clip_fraction=sums["clip_fraction"],
                     policy_grad_norm=step["grad_norm"] * tokens,
                 )
         if stopped:
-            policy.skip()
-        if critic.joint and learns and not stopped:
-            value_sum = found["value_loss"]
+            policy.skip_step()  # its learning rate decays all the same
+        # 3. Value step: on the gradient of the shared forward, or on one of its own.
+        if critic.joint and train_policy and not stopped:
+            value_sum = sums["value_loss"]
         else:
-            step_of_value = partial(
-                _value_step,
-                adapters,
-                critic,
-                rollout,
-                targets,
-                rows,
-                tokens,
-                settings,
-                value.scale,
-            )
-            total = redone(step_of_value, value.forget_gradients, value)
-            (value_sum,) = processes.add({"loss": total}).values()
-        value.check_loss(value_sum, of="the value's loss")
+            value_backward = partial(update.value_backward, rows, tokens)
+            local_sum = update.retried(value_backward, value)
+            (value_sum,) = processes.add({"loss": local_sum}).values()
+        value.check_loss(value_sum, name="the value's loss")
         step = value.step()
-        rates["value_lr"] = step["lr"]
-        mean["value"].add(tokens, value_loss=value_sum, value_grad_norm=step["grad_norm"] * tokens)
-    metrics = {name: value for one in mean.values() for name, value in one.each().items()} | rates
+        learning_rates["value_lr"] = step["lr"]
+        means["value"].add(tokens, value_loss=value_sum, value_grad_norm=step["grad_norm"] * tokens)
+    # 4. Metrics of the whole update.
+    metrics = {name: mean for group in means.values() for name, mean in group.means().items()}
+    metrics |= learning_rates
     metrics["policy_steps"] = policy_steps
-    metrics["explained_variance"] = explained_variance(rollout.values, targets.returns, mask)
+    metrics["explained_variance"] = explained_variance(rollout.values, update.returns, mask)
     return metrics
 
 
-class _Means:
-    """Means over tokens of sums over tokens; nothing where nothing was added."""
+class _TokenMeans:
+    """Means over tokens, from sums over tokens; empty where nothing was added."""
 
     def __init__(self) -> None:
         self._tokens = 0
@@ -202,103 +293,17 @@ class _Means:
         for name, value in sums.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
 
-    def each(self) -> dict[str, float]:
+    def means(self) -> dict[str, float]:
         return {name: value / self._tokens for name, value in self._sums.items()}
 
 
 def advantages_of(rollout: Rollout, settings: PPO, *, kl_coef: float) -> Advantages:
-    """GAE of a rollout: the score at the last token, the KL to the reference at each."""
+    """GAE of a rollout: the score at the last token, the KL to the reference at every token."""
     kl = kl_k1(rollout.logprobs, rollout.ref_logprobs)
     rewards = token_rewards(rollout.scores, kl, rollout.completion_mask, kl_coef=kl_coef)
     return gae(
         rewards, rollout.values, rollout.completion_mask, gamma=settings.gamma, lam=settings.lam
     )
-
-
-def _policy_step(
-    adapters: Adapters,
-    critic: Critic,
-    rollout: Rollout,
-    targets: Advantages,
-    advantages: Tensor,
-    rows: Tensor,
-    tokens: int,
-    settings: PPO,
-    scale: LossScale,
-    size: int,
-) -> dict[str, float]:
-    """Leave the gradient of a minibatch's mean surrogate in the policy; returns token sums.
-
-    On the policy's own states the value's head gets its gradient too, the whole of it.
-    """
-    sums = {"policy_loss": 0.0, "clip_fraction": 0.0, "approx_kl": 0.0, "value_loss": 0.0}
-    with adapters.using("policy"), adapters.training():
-        for part, batch in _micro(rollout, rows, size):
-            beside: Tensor | float = 0.0
-            if critic.joint:
-                new, values = token_logprobs_and_values(
-                    adapters, critic.head, batch, share=critic.share
-                )
-                lost = _value_loss(values, rollout, targets, part, settings)
-                sums["value_loss"] += lost.item()
-                beside = lost
-            else:
-                new = token_logprobs(adapters, batch)
-            found = policy_loss(
-                new,
-                rollout.logprobs[part],
-                advantages[part],
-                rollout.completion_mask[part],
-                clip=settings.clip.ratio,
-            )
-            scale.backward((found.loss + beside) / tokens)
-            sums["policy_loss"] += found.loss.item()
-            sums["clip_fraction"] += float(found.clipped)
-            sums["approx_kl"] += float(found.kl)
-    return sums
-
-
-def _value_step(
-    adapters: Adapters,
-    critic: Critic,
-    rollout: Rollout,
-    targets: Advantages,
-    rows: Tensor,
-    tokens: int,
-    settings: PPO,
-    scale: LossScale,
-    size: int,
-) -> float:
-    """Leave the gradient of a minibatch's mean loss in the value function; returns the sum.
-
-    On a shared trunk in its head alone: the policy does not learn now.
-    """
-    total = 0.0
-    with adapters.using(critic.role), adapters.training():
-        for part, batch in _micro(rollout, rows, size):
-            with torch.set_grad_enabled(not critic.joint):
-                states = value_states(adapters, batch)
-            loss = _value_loss(batch.spread(critic.head(states)), rollout, targets, part, settings)
-            scale.backward(loss / tokens)
-            total += loss.item()
-    return total
-
-
-def _value_loss(
-    values: Tensor, rollout: Rollout, targets: Advantages, part: Tensor, settings: PPO
-) -> Tensor:
-    return value_loss(
-        values,
-        rollout.values[part],
-        targets.returns[part],
-        rollout.completion_mask[part],
-        clip=settings.clip.value,
-    )
-
-
-def _micro(rollout: Rollout, rows: Tensor, size: int) -> list[tuple[Tensor, Batch]]:
-    parts = [rows[i : i + size] for i in range(0, len(rows), size)]
-    return [(part, from_rollout(rollout[part])) for part in parts]
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:

@@ -18,30 +18,38 @@ from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import collate
 from alpaca_rlhf.models.forward import completion_scores
 from alpaca_rlhf.models.heads import CriteriaHead, ScalarHead
+from alpaca_rlhf.models.oom_retry import MicroBatch
 from alpaca_rlhf.settings import Reward
-from alpaca_rlhf.training.bad_batch import readable
+from alpaca_rlhf.training.bad_batch import readable_examples
 from alpaca_rlhf.training.groups import Group, Pairs, usable
-from alpaca_rlhf.training.held_out import HeldOut, evaluate_reward
-from alpaca_rlhf.training.loop import Checkpoints, Learner, Log, batches, fit, parts
+from alpaca_rlhf.training.held_out import HeldOutEvaluation, evaluate_reward
+from alpaca_rlhf.training.loop import (
+    Bookkeeping,
+    Checkpoints,
+    Learner,
+    Log,
+    batches,
+    chunks,
+    fit,
+)
 from alpaca_rlhf.training.loss_scale import LossScale
 from alpaca_rlhf.training.losses import ranking_loss
-from alpaca_rlhf.training.memory import MicroBatch
 
 
 @dataclass(frozen=True)
 class RewardResult:
-    """What came of it."""
+    """Size of the training data, and the held-out evaluation."""
 
     rankings: int
     """Rankings trained on."""
     pairs: int
-    """Pairs trained on, ties among them if they are learned from."""
+    """Pairs trained on, including ties if they are learned from."""
     too_long: int
-    """Completions left out, of both sides, with their pairs."""
+    """Completions left out for their length, with their pairs; of both sides of the split."""
     left_out: int
     """Rankings left out, of both sides, because no pair of theirs is within the limit."""
-    held_out: HeldOut
-    """Scores and pairs of the rankings it has not seen."""
+    held_out: HeldOutEvaluation
+    """Scores and pairs of the held-out rankings."""
 
     @property
     def accuracy(self) -> float:
@@ -63,29 +71,31 @@ def train_reward(
 ) -> tuple[ScalarHead, RewardResult]:
     """Train adapter `role`, which the caller has copied from SFT, with a new head.
 
+    Args:
+        adapters: Adapters on the base.
+        role: Adapter to train.
+        train: Rankings to train on.
+        held_out: Rankings to evaluate on.
+        settings: Hyperparameters.
+        seed: Seed of the order and of the head.
+        checkpoints: Checkpoints to resume from and to save to.
+        log: Receives a row of metrics a step.
+        stage: Name in messages.
+
     Raises:
-        UserError: No ranking with a pair is left, or a prompt stands on both sides of the split.
+        UserError: No ranking with a pair is left, or a prompt is on both sides of the split.
     """
+    # 1. Leave out completions that are too long, and check the split.
     limit = min(settings.max_length, adapters.base.context)
-    given = (*train, *held_out)
-    too_long = sum(len(e) > limit for g in given for e in g.examples)
+    rankings = (*train, *held_out)
+    too_long = sum(len(example) > limit for group in rankings for example in group.examples)
     train, held_out = usable(train, limit), usable(held_out, limit)
-    left_out = len(given) - len(train) - len(held_out)
+    left_out = len(rankings) - len(train) - len(held_out)
     held_out = [group for group in held_out if group.pairs]  # ties have no right order
-    if not train or not held_out:
-        raise UserError(
-            f"{stage}: {len(train)} rankings to train on and {len(held_out)} held out "
-            f"(within --reward.max-length {settings.max_length}); needs some of each"
-        )
-    shared = {g.prompt_id for g in train} & {g.prompt_id for g in held_out}
-    if shared:
-        raise UserError(f"{stage}: prompt {sorted(shared)[0]} is both trained on and held out")
-    width = adapters.base.model.config.hidden_size
-    criteria = sorted({name for g in train for name in g.criteria})
-    head = ScalarHead(width, seed=seed)
-    if settings.criteria_weight > 0 and criteria:
-        head = CriteriaHead(width, criteria, seed=seed)
-    head = head.to(adapters.base.device)
+    _check_split(train, held_out, settings, stage)
+    # 2. A new head, and one optimiser for adapter and head.
+    criteria = sorted({name for group in train for name in group.criteria})
+    head = _new_head(adapters, criteria if settings.criteria_weight > 0 else [], seed)
     plan = batches(len(train), settings.batch_size, settings.epochs, seed)
     adapters.trainable(role)
     learner = Learner(
@@ -101,66 +111,91 @@ def train_reward(
         optimizer=settings.optimizer,
         scale=LossScale(adapters.base.dtype),
     )
-
     micro = micro_batch(stage, settings)
 
     def backward(indices: list[int]) -> dict[str, float]:
-        def of(size: int) -> tuple[float, float, int]:
-            total, right, seen = 0.0, 0.0, 0
+        """Accumulate the gradient of the mean loss of these rankings."""
+
+        def backward_share(size: int) -> tuple[float, float, int]:
+            loss_sum, correct, pairs = 0.0, 0.0, 0
             with adapters.using(role), adapters.training():
-                for part in parts(processes.share(indices), size):
-                    groups = [train[i] for i in part]
-                    batch = collate(adapters.base, [e for g in groups for e in g.examples])
-                    scored = completion_scores(adapters, head.parts, batch)
-                    loss = scored.new_zeros(())
-                    for group, own in zip(
-                        groups,
-                        scored.split_with_sizes([len(g.examples) for g in groups]),
-                        strict=True,
+                for chunk in chunks(processes.share(indices), size):
+                    # 3. One forward for all completions of a micro-batch of rankings.
+                    groups = [train[i] for i in chunk]
+                    examples = [example for group in groups for example in group.examples]
+                    batch = collate(adapters.base, examples)
+                    scores = completion_scores(adapters, head.all_scores, batch)
+                    # 4. The ranking loss of each, with weight 1 / batch size.
+                    loss = scores.new_zeros(())
+                    sizes = [len(group.examples) for group in groups]
+                    for group, group_scores in zip(
+                        groups, scores.split_with_sizes(sizes), strict=True
                     ):
-                        loss = loss + group_loss(own, group, settings, criteria) / len(indices)
-                        better, worse = own[:, 0][_indices(group.pairs, own)].T
-                        right += float((better > worse).sum())
-                        seen += len(group.pairs)
+                        ranking = group_loss(group_scores, group, settings, criteria)
+                        loss = loss + ranking / len(indices)
+                        pair_indices = _indices(group.pairs, group_scores)
+                        better, worse = group_scores[:, 0][pair_indices].T
+                        correct += float((better > worse).sum())
+                        pairs += len(group.pairs)
                     learner.scale.backward(loss)
-                    total += loss.item()
-            return total, right, seen
+                    loss_sum += loss.item()
+            return loss_sum, correct, pairs
 
-        total, right, seen = micro.run(of, forget=learner.forget_gradients)
-        sums = processes.add({"loss": total, "right": right, "seen": seen})
-        accuracy = {"accuracy": sums["right"] / sums["seen"]} if sums["seen"] else {}
-        return {"loss": sums["loss"], **accuracy}  # a batch may hold nothing but ties
+        loss_sum, correct, pairs = micro.run(backward_share, discard=learner.clear_gradients)
+        # 5. Metrics over all processes; a batch may hold nothing but ties.
+        sums = processes.add({"loss": loss_sum, "correct": correct, "pairs": pairs})
+        accuracy = {"accuracy": sums["correct"] / sums["pairs"]} if sums["pairs"] else {}
+        return {"loss": sums["loss"], **accuracy}
 
-    fit(
-        learner,
-        plan,
-        backward,
-        checkpoints=checkpoints,
-        save_every=settings.save_every,
-        log=log,
-        describe=lambda indices: [
+    def describe(indices: list[int]) -> list[dict[str, object]]:
+        return [
             {
                 "prompt_id": train[i].prompt_id,
                 "pairs": [list(pair) for pair in train[i].pairs],
-                "completions": readable(adapters.base, train[i].examples),
+                "completions": readable_examples(adapters.base, train[i].examples),
             }
             for i in indices
-        ],
-        micro=micro,
-        save_last=True,  # its accuracy may not pass the gate
-    )
+        ]
+
+    # The last step is saved too: the accuracy that follows it may not pass the gate.
+    books = Bookkeeping(checkpoints, settings.save_every, log, save_last=True)
+    fit(learner, plan, backward, books, micro=micro, describe=describe)
     adapters.trainable()
+    # 6. Accuracy on the held-out rankings.
     return head, RewardResult(
         rankings=len(train),
-        pairs=sum(len(g.pairs) + len(g.ties) for g in train),
+        pairs=sum(len(group.pairs) + len(group.ties) for group in train),
         too_long=too_long,
         left_out=left_out,
         held_out=evaluate_reward(adapters, role, head, held_out, micro),
     )
 
 
+def _check_split(
+    train: Sequence[Group], held_out: Sequence[Group], settings: Reward, stage: str
+) -> None:
+    if not train or not held_out:
+        raise UserError(
+            f"{stage}: {len(train)} rankings to train on and {len(held_out)} held out "
+            f"(within --reward.max-length {settings.max_length}); needs some of each"
+        )
+    shared = {group.prompt_id for group in train} & {group.prompt_id for group in held_out}
+    if shared:
+        raise UserError(f"{stage}: prompt {sorted(shared)[0]} is both trained on and held out")
+
+
+def _new_head(adapters: Adapters, criteria: Sequence[str], seed: int) -> ScalarHead:
+    hidden_size = adapters.base.model.config.hidden_size
+    head = (
+        CriteriaHead(hidden_size, criteria, seed=seed)
+        if criteria
+        else ScalarHead(hidden_size, seed=seed)
+    )
+    return head.to(adapters.base.device)
+
+
 def micro_batch(stage: str, settings: Reward) -> MicroBatch:
-    """How many rankings are in memory at once."""
+    """Number of rankings in memory at once."""
     return MicroBatch(
         stage,
         "--reward.micro-batch-size",
@@ -170,27 +205,29 @@ def micro_batch(stage: str, settings: Reward) -> MicroBatch:
 
 
 def group_loss(
-    parts: Tensor, group: Group, settings: Reward, criteria: Sequence[str] = ()
+    all_scores: Tensor, group: Group, settings: Reward, criteria: Sequence[str] = ()
 ) -> Tensor:
-    """The loss of one ranking: of its order and, weighted, of what its stars say of each criterion.
+    """Loss of one ranking: of its order and, weighted, of the order of each criterion's stars.
 
     Args:
-        parts: (K, 1 + C) float32, the score of each completion, then its score for each criterion.
+        all_scores: (K, 1 + C) float32, the score of each completion, then that of each criterion.
         group: The ranking.
-        settings: Margin and weight of the criteria.
-        criteria: Names of the C criteria; all are passed over where the columns are missing.
+        settings: Margin, and weight of the criteria.
+        criteria: Names of the C criteria; skipped where the head has no columns for them.
     """
     margins = None
     if settings.margin > 0 and group.margins:
-        margins = parts.new_tensor(group.margins) * settings.margin
-    ties = _indices(group.ties, parts) if group.ties else None
-    loss = ranking_loss(parts[:, 0], _indices(group.pairs, parts), margins=margins, ties=ties)
-    for scores, name in zip(parts.T[1:], criteria, strict=False):
+        margins = all_scores.new_tensor(group.margins) * settings.margin
+    ties = _indices(group.ties, all_scores) if group.ties else None
+    pairs = _indices(group.pairs, all_scores)
+    loss = ranking_loss(all_scores[:, 0], pairs, margins=margins, ties=ties)
+    for scores, name in zip(all_scores.T[1:], criteria, strict=False):
         if name in group.criteria:
-            own = ranking_loss(scores, _indices(group.criteria[name], parts))
-            loss = loss + settings.criteria_weight * own
+            criterion_loss = ranking_loss(scores, _indices(group.criteria[name], all_scores))
+            loss = loss + settings.criteria_weight * criterion_loss
     return loss
 
 
 def _indices(pairs: Pairs, like: Tensor) -> Tensor:
+    """(M, 2) int64 indices on the device of another tensor."""
     return torch.tensor(pairs, dtype=torch.int64, device=like.device).view(-1, 2)

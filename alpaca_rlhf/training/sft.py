@@ -10,21 +10,22 @@ import torch
 
 from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.core.records import Instruction, content_hash
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import Example, by_length, collate, example
-from alpaca_rlhf.models.forward import learned_logprobs
+from alpaca_rlhf.models.forward import loss_logprobs
+from alpaca_rlhf.models.oom_retry import MicroBatch
 from alpaca_rlhf.settings import SFT
-from alpaca_rlhf.training.bad_batch import readable
-from alpaca_rlhf.training.loop import Checkpoints, Learner, Log, batches, fit
+from alpaca_rlhf.training.bad_batch import readable_examples
+from alpaca_rlhf.training.held_out_split import split_by_hash
+from alpaca_rlhf.training.loop import Bookkeeping, Checkpoints, Learner, Log, batches, fit
 from alpaca_rlhf.training.loss_scale import LossScale
-from alpaca_rlhf.training.memory import MicroBatch
 from alpaca_rlhf.training.patience import Patience
 
 
 @dataclass(frozen=True)
 class SFTResult:
-    """What came of it."""
+    """Size of the training data, and the held-out loss before and after."""
 
     examples: int
     """Rows trained on."""
@@ -33,27 +34,31 @@ class SFTResult:
     tokens: int
     """Completion tokens of all steps taken."""
     loss_before: float
-    """Held-out loss before the first step, in nats a completion token."""
+    """Held-out loss before the first step, in nats per completion token."""
     loss_after: float
-    """The same of the weights that stay."""
+    """Held-out loss of the weights that are kept."""
     steps: int
     """Optimiser steps taken."""
     best_step: int
-    """Steps after which the held-out loss was lowest; 0 if it was never looked at."""
+    """Steps after which the held-out loss was lowest; 0 if it was never evaluated."""
 
 
 def encode(
     adapters: Adapters, rows: Sequence[Instruction], max_length: int
 ) -> tuple[list[Example], int]:
-    """Rows with an output as examples, and how many are too long. Nothing is ever cut."""
+    """Tokenise rows with an output; returns those that fit, and how many are too long.
+
+    Nothing is ever truncated.
+    """
     examples = [example(adapters.base, adapters.template, row, row.output or "") for row in rows]
-    fitting = [one for one in examples if len(one) <= min(max_length, adapters.base.context)]
+    limit = min(max_length, adapters.base.context)
+    fitting = [encoded for encoded in examples if len(encoded) <= limit]
     return fitting, len(examples) - len(fitting)
 
 
-def previewed(examples: Sequence[Example]) -> list[int]:
+def preview_indices(examples: Sequence[Example]) -> list[int]:
     """Indices of the examples to show before training: the first, and the first conversation."""
-    conversations = (number for number, one in enumerate(examples) if one.earlier)
+    conversations = (number for number, example in enumerate(examples) if example.earlier)
     return sorted({*range(min(1, len(examples))), *islice(conversations, 1)})
 
 
@@ -62,29 +67,25 @@ def split_held_out(
 ) -> tuple[list[Instruction], list[Instruction]]:
     """Training rows and held-out rows; a row's side depends on its prompt alone.
 
-    That of a conversation depends on its first turn, which may stand at the start of others too.
+    That of a conversation depends on its first turn, which other conversations may share.
     """
-    bound = int(share * 2**32)
-    opening = [Instruction(row.history[0][0]) if row.history else row for row in rows]
-    side = [int(content_hash("held-out", one.id)[:8], 16) < bound for one in opening]
-    return [r for r, out in zip(rows, side, strict=True) if not out], [
-        r for r, out in zip(rows, side, strict=True) if out
-    ]
+    openings = [Instruction(row.history[0][0]) if row.history else row for row in rows]
+    return split_by_hash(rows, [opening.id for opening in openings], share, salt="held-out")
 
 
 @torch.no_grad()
 def held_out_loss(
     adapters: Adapters, role: str | None, examples: Sequence[Example], micro_batch_size: int
 ) -> float:
-    """Mean loss a completion token, in nats; NaN-free: 0.0 without examples."""
-    total, count = 0.0, 0
-    own = processes.share(examples)
+    """Mean loss in nats per completion token; 0.0 without examples."""
+    loss_sum, tokens = 0.0, 0
+    local_examples = processes.share(examples)
     with adapters.using(role):
-        for group in by_length([len(one) for one in own], micro_batch_size):
-            batch = collate(adapters.base, [own[i] for i in group])
-            total -= float(learned_logprobs(adapters, batch).double().sum())
-            count += len(batch.learned)
-    sums = processes.add({"loss": total, "tokens": count})
+        for indices in by_length([len(example) for example in local_examples], micro_batch_size):
+            batch = collate(adapters.base, [local_examples[i] for i in indices])
+            loss_sum -= float(loss_logprobs(adapters, batch).double().sum())
+            tokens += len(batch.loss_positions)
+    sums = processes.add({"loss": loss_sum, "tokens": tokens})
     return sums["loss"] / max(1, sums["tokens"])
 
 
@@ -102,6 +103,17 @@ def train_sft(
 ) -> SFTResult:
     """Train adapter `role`; the loss of a step is a mean over all completion tokens of its batch.
 
+    Args:
+        adapters: Adapters on the base.
+        role: Adapter to train.
+        examples: Examples to train on.
+        held_out: Examples to evaluate on; may be empty.
+        settings: Hyperparameters.
+        seed: Seed of the order.
+        checkpoints: Checkpoints to resume from and to save to.
+        log: Receives a row of metrics a step.
+        stage: Name in messages.
+
     Raises:
         UserError: There is nothing to train on.
     """
@@ -110,6 +122,7 @@ def train_sft(
             f"{stage}: no rows to train on that fit into "
             f"--sft.max-length {settings.max_length} tokens"
         )
+    # 1. Batches of every step, and one optimiser for the adapter.
     plan = batches(len(examples), settings.batch_size, settings.epochs, seed)
     adapters.trainable(role)
     learner = Learner(
@@ -127,56 +140,58 @@ def train_sft(
     )
 
     def backward(indices: list[int]) -> dict[str, float]:
-        chosen = [examples[i] for i in indices]
-        tokens = sum(one.learned for one in chosen)
-        own = processes.share(chosen)
+        """Accumulate the gradient of the mean loss of these examples."""
+        batch_examples = [examples[i] for i in indices]
+        tokens = sum(example.loss_tokens for example in batch_examples)
+        local_examples = processes.share(batch_examples)
 
-        def of(size: int) -> float:
-            total = 0.0
+        def backward_share(size: int) -> float:
+            loss_sum = 0.0
             with adapters.using(role), adapters.training():
-                for group in by_length([len(one) for one in own], size):
-                    batch = collate(adapters.base, [own[i] for i in group])
-                    loss = -learned_logprobs(adapters, batch).sum() / tokens
+                for rows in by_length([len(example) for example in local_examples], size):
+                    # 2. Sum over the micro-batch's tokens / tokens of the whole batch.
+                    batch = collate(adapters.base, [local_examples[i] for i in rows])
+                    loss = -loss_logprobs(adapters, batch).sum() / tokens
                     learner.scale.backward(loss)
-                    total += loss.item()
-            return total
+                    loss_sum += loss.item()
+            return loss_sum
 
-        loss = micro.run(of, forget=learner.forget_gradients)
+        loss = micro.run(backward_share, discard=learner.clear_gradients)
         return {**processes.add({"loss": loss}), "tokens": tokens}
 
-    def evaluated() -> float:
+    def eval_loss() -> float:
         return micro.run(lambda size: held_out_loss(adapters, role, held_out, size))
 
-    every = settings.eval_every or -(-len(examples) // settings.batch_size)
+    eval_every = settings.eval_every or -(-len(examples) // settings.batch_size)
 
     def evaluate(step: int) -> dict[str, float] | None:
-        due = step % every == 0 or step == len(plan)
-        return {"eval_loss": evaluated()} if held_out and due else None
+        """Held-out loss, by default after every epoch."""
+        due = step % eval_every == 0 or step == len(plan)
+        return {"eval_loss": eval_loss()} if held_out and due else None
 
+    # 3. Held-out loss before, then the optimiser steps with evaluations between them.
     patience = Patience(settings.patience)
-    before = evaluated()
-    taken = fit(
+    loss_before = eval_loss()
+    steps = fit(
         learner,
         plan,
         backward,
-        checkpoints=checkpoints,
-        save_every=settings.save_every,
-        log=log,
-        each_step=evaluate,
+        Bookkeeping(checkpoints, settings.save_every, log, patience=patience),
         micro=micro,
-        describe=lambda indices: readable(adapters.base, [examples[i] for i in indices]),
-        patience=patience,
+        describe=lambda indices: readable_examples(adapters.base, [examples[i] for i in indices]),
+        evaluate=evaluate,
     )
-    if settings.patience and patience.best_step not in (None, taken):
+    # 4. With early stopping, back to the weights of the best evaluation.
+    if settings.patience and patience.best_step not in (None, steps):
         assert patience.best_step is not None
         learner.load_state(checkpoints.load(patience.best_step)["learner"])
     adapters.trainable()
     return SFTResult(
         examples=len(examples),
         held_out=len(held_out),
-        tokens=sum(examples[i].learned for step in plan[:taken] for i in step),
-        loss_before=before,
-        loss_after=evaluated(),
-        steps=taken,
+        tokens=sum(examples[i].loss_tokens for batch in plan[:steps] for i in batch),
+        loss_before=loss_before,
+        loss_after=eval_loss(),
+        steps=steps,
         best_step=patience.best_step or 0,
     )
