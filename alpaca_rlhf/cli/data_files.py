@@ -10,7 +10,15 @@ from pathlib import Path
 from alpaca_rlhf.cli.import_command import files_and_flags, looked_at, progress, show_account
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.data import FormatName, Tally, Target, export, exportable, one_kind, refuse_broken
+from alpaca_rlhf.data import (
+    FormatName,
+    RowTally,
+    Target,
+    export,
+    exportable,
+    one_kind,
+    refuse_broken,
+)
 from alpaca_rlhf.settings.parsing import parse
 
 
@@ -46,7 +54,7 @@ def check(words: Sequence[str], terminal: Terminal) -> int:
     sources = looked_at(names, asked.format, terminal)
     terminal.start("check", "reading every row")
     note = progress("check", terminal)
-    tallies = [Tally(rows) for rows, _ in sources]
+    tallies = [RowTally(rows) for rows, _ in sources]
     for tally, (_, seen) in zip(tallies, sources, strict=True):
         for _ in tally.records_of(seen):
             note(tally)

@@ -14,13 +14,13 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.quiet import quiet
 from alpaca_rlhf.data import (
     BadRow,
-    Broken,
+    BrokenRowPolicy,
+    DetectedFormat,
     FormatName,
-    Look,
     Rows,
-    Tally,
+    RowTally,
+    detect_format,
     import_rows,
-    look,
     one_kind,
     open_rows,
 )
@@ -46,7 +46,7 @@ class Import:
     """Folder to make."""
     format: FormatName | None = None
     """How the rows look; by default told by their columns."""
-    broken: Broken = "refuse"
+    broken: BrokenRowPolicy = "refuse"
     """What to do about broken rows: refuse the files, or drop the rows and list them."""
     licence: str | None = None
     """Licence of the data, for the manifest and the card of an export."""
@@ -107,7 +107,7 @@ def files_and_flags(words: Sequence[str], command: str) -> tuple[list[str], list
 
 def looked_at(
     names: Sequence[str], asked: FormatName | None, terminal: Terminal
-) -> list[tuple[Rows, Look]]:
+) -> list[tuple[Rows, DetectedFormat]]:
     """Open every source, tell its format and show it with two examples.
 
     Raises:
@@ -117,19 +117,19 @@ def looked_at(
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"{twice}: is given twice")
-    found: list[tuple[Rows, Look]] = []
+    found: list[tuple[Rows, DetectedFormat]] = []
     for name in names:
         rows = open_rows(name)
-        seen = look(rows, asked)
+        seen = detect_format(rows, asked)
         _show_look(rows, seen, terminal)
         found.append((rows, seen))
     return found
 
 
-def progress(stage: str, terminal: Terminal) -> Callable[[Tally], None]:
+def progress(stage: str, terminal: Terminal) -> Callable[[RowTally], None]:
     """Tells now and then how far a source is read."""
 
-    def note(tally: Tally) -> None:
+    def note(tally: RowTally) -> None:
         if tally.records % _EVERY == 0:
             share = tally.source.done()
             total = round(tally.rows / share) if share else tally.rows
@@ -138,7 +138,7 @@ def progress(stage: str, terminal: Terminal) -> Callable[[Tally], None]:
     return note
 
 
-def show_account(tallies: Sequence[Tally], terminal: Terminal) -> None:
+def show_account(tallies: Sequence[RowTally], terminal: Terminal) -> None:
     """How many rows are kept and dropped, and why."""
     for tally in tallies:
         lost = tally.rows - tally.kept
@@ -154,7 +154,7 @@ def show_account(tallies: Sequence[Tally], terminal: Terminal) -> None:
             terminal.say(f"  ... and {tally.broken.total - len(tally.broken.first):,} more")
 
 
-def _show_look(rows: Rows, seen: Look, terminal: Terminal) -> None:
+def _show_look(rows: Rows, seen: DetectedFormat, terminal: Terminal) -> None:
     if seen.format is None:
         terminal.say(f"{rows.name}: {rows.container}, and no row of it can be read so far")
         return
@@ -183,7 +183,10 @@ def _elided(value: Any) -> str:
 
 
 def _is_done(
-    out: Path, sources: Sequence[tuple[Rows, Look]], broken: Broken, facts: dict[str, Any]
+    out: Path,
+    sources: Sequence[tuple[Rows, DetectedFormat]],
+    broken: BrokenRowPolicy,
+    facts: dict[str, Any],
 ) -> bool:
     """Whether an earlier import made the folder of the same files in the same way."""
     try:

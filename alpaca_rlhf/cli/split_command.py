@@ -14,7 +14,7 @@ from alpaca_rlhf.core.files import atomic_write, json_text
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import (
     Drop,
-    Evaluation,
+    EvaluationPrompts,
     deal,
     files_of,
     read_assignments,
@@ -93,7 +93,7 @@ def run(asked: Split, terminal: Terminal) -> int:
     if earlier:
         terminal.say(f"{len(earlier)} prompts were assigned before, and stay where they are")
     rows = [row for path in asked.data for row in read_prompts(path)]
-    held = Evaluation(row for path in asked.against for row in read_prompts(path))
+    held = EvaluationPrompts(row for path in asked.against for row in read_prompts(path))
     drops: list[Drop] = []
     if asked.against:
         terminal.start("against", f"look for the {len(held)} prompts of {_names(asked.against)}")
@@ -144,11 +144,11 @@ def _refuse_what_would_be_lost(asked: Split) -> None:
 
 
 def _clean(
-    rows: Sequence[Instruction], held: Evaluation, told: Callable[[int, int], None]
+    rows: Sequence[Instruction], held: EvaluationPrompts, told: Callable[[int, int], None]
 ) -> tuple[list[Instruction], list[Drop]]:
     kept, drops = [], []
     for number, row in enumerate(rows, 1):
-        drop = held.seen_in(row)
+        drop = held.contamination(row)
         if drop is None:
             kept.append(row)
         else:

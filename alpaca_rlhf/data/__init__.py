@@ -17,13 +17,20 @@ from alpaca_rlhf.data.generation.self_instruct import Drops, Generated, Generati
 from alpaca_rlhf.data.generation.teachers import Reply, Teacher, TeacherStop, for_step
 from alpaca_rlhf.data.generation.worksheets import demonstrations, parse_worksheet
 from alpaca_rlhf.data.readers.comparisons import dialogue, read_pairs
-from alpaca_rlhf.data.readers.detection import FORMATS, Format, FormatName, Kind, Look, look
+from alpaca_rlhf.data.readers.detection import (
+    FORMATS,
+    DetectedFormat,
+    Format,
+    FormatName,
+    Kind,
+    detect_format,
+)
 from alpaca_rlhf.data.readers.exporting import Exportable, Target, export, exportable
 from alpaca_rlhf.data.readers.formats import read_instructions, read_prompts, write_instructions
 from alpaca_rlhf.data.readers.importing import (
-    Broken,
+    BrokenRowPolicy,
     Imported,
-    Tally,
+    RowTally,
     import_rows,
     one_kind,
     refuse_broken,
@@ -33,15 +40,15 @@ from alpaca_rlhf.data.readers.ranked import holds_rankings, ranked_prompts, read
 from alpaca_rlhf.data.readers.rows import Rows, open_rows
 from alpaca_rlhf.data.readers.seeds import SHIPPED, read_seeds, seed_file
 from alpaca_rlhf.data.splits.assignments import (
-    Assigned,
-    Dealt,
+    Dealing,
+    SplitAssignment,
     deal,
     files_of,
     read_assignments,
     write_assignments,
 )
 from alpaca_rlhf.data.splits.clusters import answered_prompts, clusters, prompt_text
-from alpaca_rlhf.data.splits.decontamination import Evaluation
+from alpaca_rlhf.data.splits.decontamination import EvaluationPrompts
 from alpaca_rlhf.data.splits.firewall import Firewall, Leak, check_disjoint, split_prompts
 from alpaca_rlhf.data.splits.novelty import Neighbour, NoveltyIndex, tokens
 

@@ -30,7 +30,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Assigned:
+class SplitAssignment:
     """A prompt and its split."""
 
     id: str
@@ -42,10 +42,10 @@ class Assigned:
 
 
 @dataclass(frozen=True)
-class Dealt:
+class Dealing:
     """What `deal` decided."""
 
-    assigned: list[Assigned]
+    assigned: list[SplitAssignment]
     """Every prompt assigned so far, the earlier ones first, as they were."""
     drops: list[Drop] = field(default_factory=list)
     """New prompts that may go nowhere."""
@@ -53,12 +53,12 @@ class Dealt:
 
 def deal(
     rows: Iterable[Instruction],
-    earlier: Sequence[Assigned] = (),
+    earlier: Sequence[SplitAssignment] = (),
     *,
     shares: Mapping[str, float],
     seed: int = 0,
     progress: Progress | None = None,
-) -> Dealt:
+) -> Dealing:
     """Assign every new prompt among `rows` to a split; their order does not matter.
 
     A cluster of new prompts that lies near earlier ones of one split joins it. Where it lies near
@@ -94,7 +94,7 @@ def deal(
     names = {one.split: number for number, one in enumerate(earlier)}
     splits = np.array([names[one.split] for one in earlier], dtype=np.intp)
     forest = Forest(len(prompts))
-    touched: dict[int, Assigned] = {}  # new prompt to an earlier one that it lies near
+    touched: dict[int, SplitAssignment] = {}  # new prompt to an earlier one that it lies near
     apart: set[int] = set()
     for number, said in enumerate(texts):
         near = [earlier[at] for at in old.by_group(said, splits).values()]
@@ -124,12 +124,15 @@ def deal(
                 drops.append(_between(prompts[number], [touched[number], first]))
             else:
                 place[number] = split
-    added = [Assigned(prompts[number].id, place[number], texts[number]) for number in sorted(place)]
-    return Dealt([*earlier, *added], drops)
+    added = [
+        SplitAssignment(prompts[number].id, place[number], texts[number])
+        for number in sorted(place)
+    ]
+    return Dealing([*earlier, *added], drops)
 
 
 def files_of(
-    rows: Iterable[Instruction], assigned: Iterable[Assigned], names: Iterable[str]
+    rows: Iterable[Instruction], assigned: Iterable[SplitAssignment], names: Iterable[str]
 ) -> tuple[dict[str, list[Instruction]], list[Drop]]:
     """The rows of each split's file, in the order of `rows`, and those that are of no use there.
 
@@ -155,7 +158,7 @@ def files_of(
     return files, drops
 
 
-def read_assignments(path: Path) -> list[Assigned]:
+def read_assignments(path: Path) -> list[SplitAssignment]:
     """What `write_assignments` wrote; nothing if there is no such file.
 
     Raises:
@@ -169,7 +172,7 @@ def read_assignments(path: Path) -> list[Assigned]:
     return [_parsed(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
 
 
-def write_assignments(path: Path, assigned: Iterable[Assigned]) -> None:
+def write_assignments(path: Path, assigned: Iterable[SplitAssignment]) -> None:
     """Write assignments, one a line, all or nothing."""
     atomic_write(path, "".join(json_text(asdict(one), path.name) + "\n" for one in assigned))
 
@@ -217,7 +220,7 @@ def _drawn(group: Sequence[Instruction], shares: Mapping[str, float], seed: int)
     return max(open_to, key=lambda name: open_to[name])  # the last rounding error
 
 
-def _between(row: Instruction, near: Sequence[Assigned]) -> Drop:
+def _between(row: Instruction, near: Sequence[SplitAssignment]) -> Drop:
     first, second = near[0], near[1]
     detail = (
         f"lies near {first.texts[-1]!r} of {first.split}, and with others near "
@@ -226,11 +229,11 @@ def _between(row: Instruction, near: Sequence[Assigned]) -> Drop:
     return Drop("between splits", detail, row, near=first.id)
 
 
-def _parsed(line: str, where: str) -> Assigned:
+def _parsed(line: str, where: str) -> SplitAssignment:
     try:
         columns: dict[str, Any] = json.loads(line)
         columns["texts"] = tuple(columns["texts"])
-        made = Assigned(**columns)
+        made = SplitAssignment(**columns)
         if not all(isinstance(one, str) for one in (made.id, made.split, *made.texts)):
             raise TypeError
     except (ValueError, TypeError, KeyError):

@@ -20,7 +20,7 @@ GRAM = 13
 _RULE = "contaminated"
 
 
-class Evaluation:
+class EvaluationPrompts:
     """The prompts of evaluation sets, to be asked whether a row gives one away.
 
     Args:
@@ -41,7 +41,7 @@ class Evaluation:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def seen_in(self, row: Instruction) -> Drop | None:
+    def contamination(self, row: Instruction) -> Drop | None:
         """Why a row must not be trained on, with the prompt it lies near; None if it may be.
 
         Every turn of a conversation counts, because SFT learns from all of them.
@@ -68,7 +68,7 @@ class Evaluation:
         """The same as a rule for filters."""
 
         def check(row: Instruction) -> str | None:
-            drop = self.seen_in(row)
+            drop = self.contamination(row)
             return None if drop is None else drop.detail
 
         return Rule(_RULE, check)
