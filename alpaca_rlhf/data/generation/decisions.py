@@ -8,7 +8,7 @@ from dataclasses import replace
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data.generation.filters import Drop, Rule, drop_reason
 from alpaca_rlhf.data.generation.recipe import Ask
-from alpaca_rlhf.data.splits.novelty import NoveltyIndex
+from alpaca_rlhf.data.novelty import NoveltyIndex
 
 Check = Callable[[Instruction], Drop | None]
 """Looks at a row: a `Drop` if it may not stay, else None."""
