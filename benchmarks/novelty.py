@@ -31,7 +31,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from alpaca_rlhf.data import NoveltyIndex, read_prompts, tokens
-from alpaca_rlhf.data.splits.novelty import Tokenizer, rouge_l
+from alpaca_rlhf.data.novelty import Tokenizer, rouge_l
 from benchmarks import measure
 
 THRESHOLD = 0.7

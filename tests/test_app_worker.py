@@ -202,7 +202,9 @@ def test_a_training_run_gets_the_card_and_the_app_comes_back(worker, run, where,
     begun.wait(LONG)
     behind, step = Gate(steps=3), Gate()
     queued = worker.start(behind, "sample", urgent=False)
-    assert [(one.pid, one.holds) for one in gpu_lock.live_notes("app", where)] == [(os.getpid(), True)]
+    assert [(one.pid, one.holds) for one in gpu_lock.live_notes("app", where)] == [
+        (os.getpid(), True)
+    ]
     messages = []
     with gpu_lock.Loan(tmp_path / "training", messages.append, where=where) as loan:
         loan.take()

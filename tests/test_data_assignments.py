@@ -14,8 +14,8 @@ from alpaca_rlhf.cli import main as cli
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import (
-    Assigned,
-    Evaluation,
+    EvaluationPrompts,
+    SplitAssignment,
     check_disjoint,
     deal,
     drop_reason,
@@ -40,7 +40,7 @@ def row(words: str, output: str | None = "yes") -> Instruction:
     return Instruction(words, "", output)
 
 
-def places(assigned: list[Assigned]) -> dict[str, str]:
+def places(assigned: list[SplitAssignment]) -> dict[str, str]:
     return {one.texts[-1]: one.split for one in assigned}
 
 
@@ -75,14 +75,14 @@ def test_no_two_splits_come_near_and_what_was_assigned_stays(first, more, seed) 
 
 def test_a_row_between_two_splits_is_dropped_and_names_both() -> None:
     a, b = "a b c d e f g h i j", "i j k l m n o p q r"
-    earlier = [Assigned("1", "sft", (a,)), Assigned("2", "rank", (b,))]
+    earlier = [SplitAssignment("1", "sft", (a,)), SplitAssignment("2", "rank", (b,))]
     joins_a, joins_b = "a b c d e f g h i x", "y j k l m n o p q r"
     dealt = deal([row(joins_a), row(joins_b)], earlier, shares=SHARES)
     assert places(dealt.assigned) == {a: "sft", b: "rank", joins_a: "sft", joins_b: "rank"}
     wide = "a b c d e f g h i j k l m n"
     narrow = [
-        Assigned("1", "sft", ("a b c d e f g h i j",)),
-        Assigned("2", "ppo", ("e f g h i j k l m n",)),
+        SplitAssignment("1", "sft", ("a b c d e f g h i j",)),
+        SplitAssignment("2", "ppo", ("e f g h i j k l m n",)),
     ]
     dealt = deal([row(wide)], narrow, shares=SHARES)
     assert [one.id for one in dealt.assigned] == ["1", "2"]
@@ -93,7 +93,7 @@ def test_a_row_between_two_splits_is_dropped_and_names_both() -> None:
 def test_new_rows_that_link_two_splits_are_parted() -> None:
     """x lies near sft's, y near rank's, and x and y near each other: only one of them can stay."""
     first, x, y, last = (" ".join("abcdefghijklmnop"[at : at + 10]) for at in (0, 2, 4, 6))
-    earlier = [Assigned("1", "sft", (first,)), Assigned("2", "rank", (last,))]
+    earlier = [SplitAssignment("1", "sft", (first,)), SplitAssignment("2", "rank", (last,))]
     assert near(first, x) and near(x, y) and near(y, last)
     assert not near(first, y) and not near(x, last)
     dealt = deal([row(x), row(y)], earlier, shares=SHARES)
@@ -142,7 +142,10 @@ def test_files_of() -> None:
         row("b", "1"),
         row("b", "2"),
     ]
-    assigned = [Assigned(rows[0].id, "sft", ("a",)), Assigned(rows[4].id, "eval", ("b",))]
+    assigned = [
+        SplitAssignment(rows[0].id, "sft", ("a",)),
+        SplitAssignment(rows[4].id, "eval", ("b",)),
+    ]
     files, drops = files_of([*rows, row("c")], assigned, SHARES)
     assert files == {"sft": rows[:2], "rank": [], "ppo": [], "eval": [rows[4]]}
     assert [drop.rule for drop in drops] == ["repeated", "no output", "repeated"]
@@ -151,9 +154,9 @@ def test_files_of() -> None:
 def test_assignments_are_read_back_and_damage_is_told(tmp_path: Path) -> None:
     path = tmp_path / "assignments.jsonl"
     assert read_assignments(path) == []
-    one = Assigned("1", "sft", ("a line\u2028end \n 字", "b"))
-    write_assignments(path, [one, Assigned("2", "ppo", ("c",))])
-    assert read_assignments(path) == [one, Assigned("2", "ppo", ("c",))]
+    one = SplitAssignment("1", "sft", ("a line\u2028end \n 字", "b"))
+    write_assignments(path, [one, SplitAssignment("2", "ppo", ("c",))])
+    assert read_assignments(path) == [one, SplitAssignment("2", "ppo", ("c",))]
     for damage in ('{"id": "1"}\n', "[1]\n", "{\n", '{"id": 1, "split": "sft", "texts": []}\n'):
         path.write_text(path.read_text().splitlines(keepends=True)[0] + damage)
         with pytest.raises(UserError, match=r"assignments.jsonl:\d: is not an assignment"):
@@ -165,23 +168,25 @@ HELD = "Write a short letter to the mayor of our town about the noise of the new
 
 
 def test_evaluation_sets_are_kept_out() -> None:
-    held = Evaluation([Instruction(HELD), Instruction("Sort the words.", "pear fig plum nut")])
+    held = EvaluationPrompts(
+        [Instruction(HELD), Instruction("Sort the words.", "pear fig plum nut")]
+    )
     assert len(held) == 2
-    near_it = held.seen_in(row(HELD.replace("noise", "smell")))
+    near_it = held.contamination(row(HELD.replace("noise", "smell")))
     assert near_it is not None and near_it.score > 0.7 and near_it.near == Instruction(HELD).id
     long = "Here is what I thought of in the night, please tell me what you think: " * 5
-    copied = held.seen_in(Instruction("Answer.", long + " ".join(HELD.split()[:13])))
+    copied = held.contamination(Instruction("Answer.", long + " ".join(HELD.split()[:13])))
     assert copied is not None and "shares 'write a short letter" in copied.detail
-    assert held.seen_in(Instruction("Answer.", long + " ".join(HELD.split()[:12]))) is None
-    assert held.seen_in(Instruction("Sort the words.", "seven eight nine ten")) is None
-    assert held.seen_in(Instruction("Sort these words.", "pear fig plum nut")) is not None
+    assert held.contamination(Instruction("Answer.", long + " ".join(HELD.split()[:12]))) is None
+    assert held.contamination(Instruction("Sort the words.", "seven eight nine ten")) is None
+    assert held.contamination(Instruction("Sort these words.", "pear fig plum nut")) is not None
     talk = Instruction("and now something else", "", "yes", "", ((HELD, "Dear mayor"),))
-    assert held.seen_in(talk) is not None  # SFT would learn from that turn
-    assert Evaluation([]).seen_in(row(HELD)) is None
+    assert held.contamination(talk) is not None  # SFT would learn from that turn
+    assert EvaluationPrompts([]).contamination(row(HELD)) is None
 
 
 def test_an_evaluation_is_a_rule_for_filters() -> None:
-    rule = Evaluation([Instruction(HELD)]).rule()
+    rule = EvaluationPrompts([Instruction(HELD)]).rule()
     drop = drop_reason(row(HELD.upper()), [rule])
     assert drop is not None and drop.rule == "contaminated" and "mayor" in drop.detail
     assert drop_reason(row("Name three colours."), [rule]) is None
@@ -362,7 +367,7 @@ def test_training_on_a_cluster_that_another_stage_has_is_refused_with_the_pair(
 
 def test_real_rows_near_an_evaluation(shared: Path) -> None:
     rows = read_prompts(shared / "data" / "selfinstruct_user_oriented_252.jsonl")
-    held = Evaluation(rows)
-    assert all(held.seen_in(one) is not None for one in rows)
+    held = EvaluationPrompts(rows)
+    assert all(held.contamination(one) is not None for one in rows)
     dolly = read_prompts(shared / "data" / "dolly_2000.json")
-    assert sum(held.seen_in(one) is not None for one in dolly) < 20
+    assert sum(held.contamination(one) is not None for one in dolly) < 20

@@ -18,8 +18,8 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import (
     FORMATS,
+    detect_format,
     holds_rankings,
-    look,
     open_rows,
     read_instructions,
     read_pairs,
@@ -464,9 +464,9 @@ def test_an_export_refuses_what_is_not_what_it_was(tmp_path):
 def test_the_guess_needs_no_more_than_the_first_rows(tmp_path):
     path = lines(tmp_path / "a.jsonl", *[GOOD] * 300)
     rows = open_rows(str(path))
-    assert look(rows).format is FORMATS["alpaca"]
+    assert detect_format(rows).format is FORMATS["alpaca"]
     path.write_text(path.read_text().replace('"output"', '"answer"'))
-    assert look(rows).format is FORMATS["prompts"]
+    assert detect_format(rows).format is FORMATS["prompts"]
     with pytest.raises(UserError, match="no such file"):
         open_rows(str(tmp_path / "absent"))
 

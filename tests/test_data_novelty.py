@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alpaca_rlhf.data import NoveltyIndex, read_prompts, tokens
-from alpaca_rlhf.data.splits import novelty
+from alpaca_rlhf.data import NoveltyIndex, novelty, read_prompts, tokens
 
 try:
     from rouge_score.rouge_scorer import RougeScorer

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.core.sizes import LOGITS_PER_CHUNK
 from alpaca_rlhf.planner import (
     Budget,
     Device,

@@ -9,7 +9,15 @@ from pathlib import Path
 
 from alpaca_rlhf.cli.import_command import opened, progress, show_account
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines
-from alpaca_rlhf.data import FormatName, Tally, Target, export, exportable, one_kind, refuse_broken
+from alpaca_rlhf.data import (
+    FormatName,
+    RowTally,
+    Target,
+    export,
+    exportable,
+    one_kind,
+    refuse_broken,
+)
 
 
 @dataclass(frozen=True)
@@ -40,9 +48,9 @@ def check(names: Sequence[str], settings: Check, terminal: Terminal) -> int:
     sources = opened(names, settings.format, terminal)
     terminal.start("check", "reading every row")
     on_record = progress("check", terminal)
-    tallies = [Tally(rows) for rows, _ in sources]
-    for tally, (_, look) in zip(tallies, sources, strict=True):
-        for _ in tally.records_of(look):
+    tallies = [RowTally(rows) for rows, _ in sources]
+    for tally, (_, detect_format) in zip(tallies, sources, strict=True):
+        for _ in tally.records_of(detect_format):
             on_record(tally)
     terminal.finish("check", f"{sum(tally.rows for tally in tallies):,} rows")
     show_account(tallies, terminal)

@@ -74,7 +74,7 @@ def run(flags: Export, terminal: Terminal, command: str) -> int:
         f"export: {policy} of {flags.run} ({settings.base}) as {flags.to}{storage} to {out}"
     )
     quiet.quiet(settings.base)
-    from alpaca_rlhf.exporting.export_model import FAILED, export_model
+    from alpaca_rlhf.exporting.export_model import FAILED
     from alpaca_rlhf.exporting.request import ExportRequest
 
     quiet.quiet_transformers(settings.base)

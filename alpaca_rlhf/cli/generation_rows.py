@@ -8,7 +8,7 @@ from pathlib import Path
 from alpaca_rlhf.cli.terminal import PROGRAM
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
-from alpaca_rlhf.data import AnsweredRequest, Drop, NoveltyIndex, requests, seeds_of
+from alpaca_rlhf.data import Drop, NoveltyIndex, requests, seeds_of
 
 _NEIGHBOURS = 5
 _MAX_CHARS = 100

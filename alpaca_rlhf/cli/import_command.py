@@ -14,13 +14,13 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.quiet import quiet
 from alpaca_rlhf.data import (
     BadRow,
-    Broken,
+    BrokenRowPolicy,
+    DetectedFormat,
     FormatName,
-    Look,
     Rows,
-    Tally,
+    RowTally,
+    detect_format,
     import_rows,
-    look,
     one_kind,
     open_rows,
 )
@@ -42,7 +42,7 @@ class Import:
     """Folder to make."""
     format: FormatName | None = None
     """Format of the rows; by default told by their columns."""
-    broken: Broken = "refuse"
+    broken: BrokenRowPolicy = "refuse"
     """Treatment of broken rows: refuse the files, or drop the rows and list them."""
     licence: str | None = None
     """Licence of the data, for the manifest and the card of an export."""
@@ -92,7 +92,7 @@ def run(names: Sequence[str], settings: Import, terminal: Terminal) -> int:
 
 def opened(
     names: Sequence[str], format_name: FormatName | None, terminal: Terminal
-) -> list[tuple[Rows, Look]]:
+) -> list[tuple[Rows, DetectedFormat]]:
     """Open every source, tell its format and show it with two examples.
 
     Raises:
@@ -102,19 +102,19 @@ def opened(
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"{twice}: is given twice")
-    sources: list[tuple[Rows, Look]] = []
+    sources: list[tuple[Rows, DetectedFormat]] = []
     for name in names:
         rows = open_rows(name)
-        source_look = look(rows, format_name)
+        source_look = detect_format(rows, format_name)
         _show_look(rows, source_look, terminal)
         sources.append((rows, source_look))
     return sources
 
 
-def progress(stage: str, terminal: Terminal) -> Callable[[Tally], None]:
+def progress(stage: str, terminal: Terminal) -> Callable[[RowTally], None]:
     """A callback that shows now and then how far a source is read."""
 
-    def on_record(tally: Tally) -> None:
+    def on_record(tally: RowTally) -> None:
         if tally.records % _PROGRESS_EVERY == 0:
             share = tally.source.done()
             total = round(tally.rows / share) if share else tally.rows
@@ -123,7 +123,7 @@ def progress(stage: str, terminal: Terminal) -> Callable[[Tally], None]:
     return on_record
 
 
-def show_account(tallies: Sequence[Tally], terminal: Terminal) -> None:
+def show_account(tallies: Sequence[RowTally], terminal: Terminal) -> None:
     """Say how many rows are kept and dropped, and why."""
     for tally in tallies:
         lost = tally.rows - tally.kept
@@ -139,7 +139,7 @@ def show_account(tallies: Sequence[Tally], terminal: Terminal) -> None:
             terminal.say(f"  ... and {tally.broken.total - len(tally.broken.first):,} more")
 
 
-def _show_look(rows: Rows, source_look: Look, terminal: Terminal) -> None:
+def _show_look(rows: Rows, source_look: DetectedFormat, terminal: Terminal) -> None:
     """Say a source's format, with a few of its records."""
     row_format = source_look.format
     if row_format is None:
@@ -173,7 +173,7 @@ def _elided(value: Any) -> str:
     return f"{line[:_COLUMN_CHARS]} [... {len(text):,} characters]"
 
 
-def _is_done(settings: Import, sources: Sequence[tuple[Rows, Look]]) -> bool:
+def _is_done(settings: Import, sources: Sequence[tuple[Rows, DetectedFormat]]) -> bool:
     """True if an earlier import made the folder of the same files in the same way."""
     try:
         manifest = _manifest(settings.out)
@@ -187,8 +187,12 @@ def _is_done(settings: Import, sources: Sequence[tuple[Rows, Look]]) -> bool:
     if any(manifest.get(name) != fact for name, fact in facts.items()):
         return False
     return made_of == [
-        (rows.name, look.format.name if look.format else None, rows.facts().get("sha256"))
-        for rows, look in sources
+        (
+            rows.name,
+            detect_format.format.name if detect_format.format else None,
+            rows.facts().get("sha256"),
+        )
+        for rows, detect_format in sources
     ]
 
 

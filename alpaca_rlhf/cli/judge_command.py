@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines
-from alpaca_rlhf.core import gpu_lock, quiet
+from alpaca_rlhf.core import quiet
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import only_one
 from alpaca_rlhf.core.records import Instruction, Ranking

@@ -24,11 +24,7 @@ from alpaca_rlhf.planner import (
     Lengths,
     Phase,
     Rates,
-    StageWork,
-    changed_flags,
     device_of,
-    find_gpu,
-    largest_fitting,
     refuse_too_small,
     shape_of,
 )
@@ -196,7 +192,6 @@ def auto(settings: Loop, switches: Sequence[str], card: str | None, terminal: Te
 
 
 def _own_card() -> GpuSpec:
-    from alpaca_rlhf.stages.preflight import local_gpu
 
     card = own_card()
     if card is None:

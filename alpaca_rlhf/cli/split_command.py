@@ -14,7 +14,7 @@ from alpaca_rlhf.core.files import atomic_write, json_text
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import (
     Drop,
-    Evaluation,
+    EvaluationPrompts,
     deal,
     files_of,
     read_assignments,
@@ -146,12 +146,12 @@ def _without_evaluation(
     """The rows that lie near no prompt of the evaluation sets, and the others."""
     if not against:
         return rows, []
-    evaluation = Evaluation(row for path in against for row in read_prompts(path))
+    evaluation = EvaluationPrompts(row for path in against for row in read_prompts(path))
     terminal.start("against", f"look for the {len(evaluation)} prompts of {_names(against)}")
     show_progress = _progress(terminal, "against")
     clean, drops = [], []
     for number, row in enumerate(rows, 1):
-        drop = evaluation.seen_in(row)
+        drop = evaluation.contamination(row)
         if drop is None:
             clean.append(row)
         else:

@@ -1,10 +1,8 @@
-"""The data room: instructions made, read, filtered, kept apart. No torch here.
+"""The data room: instructions made, read, filtered and kept apart. No torch here.
 
-`formats`, `conversations`, `comparisons`, `ranked` and `seeds` read rows of files (`rows`), whose
-format `detection` tells and `importing` makes our own; `self_instruct` lets a teacher write new
-tasks, `filters`, `novelty` and `decontamination` decide which of them stay, `clusters` says which
-prompts are near-duplicates, `assignments` gives each prompt its split once and for good, and
-`splits` is the firewall between the prompts of the stages.
+`readers` turns files of any format into records and back; `generation` lets a teacher write new
+tasks and filters them; `novelty` finds near-duplicate texts for both of the others; `splits` gives
+each prompt its split once and for good, and keeps the prompts of the stages apart.
 """
 
 from alpaca_rlhf.data.generation import (
@@ -39,48 +37,69 @@ from alpaca_rlhf.data.generation import (
     seeds_of,
     settings_of,
 )
-from alpaca_rlhf.data.readers.comparisons import dialogue, read_pairs
-from alpaca_rlhf.data.readers.detection import FORMATS, Format, FormatName, Kind, Look, look
-from alpaca_rlhf.data.readers.exporting import Exportable, Target, export, exportable
-from alpaca_rlhf.data.readers.formats import read_instructions, read_prompts, write_instructions
-from alpaca_rlhf.data.readers.importing import (
-    Broken,
+from alpaca_rlhf.data.novelty import Neighbour, NoveltyIndex, tokens
+from alpaca_rlhf.data.readers import (
+    FORMATS,
+    SHIPPED,
+    BadRow,
+    BrokenRowPolicy,
+    DetectedFormat,
+    Exportable,
+    Format,
+    FormatName,
     Imported,
-    Tally,
+    Kind,
+    Rows,
+    RowTally,
+    Target,
+    detect_format,
+    dialogue,
+    export,
+    exportable,
+    holds_rankings,
     import_rows,
     one_kind,
+    open_rows,
+    ranked_prompts,
+    read_instructions,
+    read_pairs,
+    read_prompts,
+    read_rankings,
+    read_seeds,
     refuse_broken,
+    seed_file,
+    write_instructions,
 )
-from alpaca_rlhf.data.readers.problems import BadRow
-from alpaca_rlhf.data.readers.ranked import holds_rankings, ranked_prompts, read_rankings
-from alpaca_rlhf.data.readers.rows import Rows, open_rows
-from alpaca_rlhf.data.readers.seeds import SHIPPED, read_seeds, seed_file
-from alpaca_rlhf.data.splits.assignments import (
-    Assigned,
-    Dealt,
+from alpaca_rlhf.data.splits import (
+    Dealing,
+    EvaluationPrompts,
+    Firewall,
+    Leak,
+    SplitAssignment,
+    answered_prompts,
+    check_disjoint,
+    clusters,
     deal,
     files_of,
+    prompt_text,
     read_assignments,
+    split_prompts,
     write_assignments,
 )
-from alpaca_rlhf.data.splits.clusters import answered_prompts, clusters, prompt_text
-from alpaca_rlhf.data.splits.decontamination import Evaluation
-from alpaca_rlhf.data.splits.firewall import Firewall, Leak, check_disjoint, split_prompts
-from alpaca_rlhf.data.splits.novelty import Neighbour, NoveltyIndex, tokens
 
 __all__ = [
     "FORMATS",
     "RULES",
     "SHIPPED",
     "AnsweredRequest",
-    "Assigned",
     "BadRow",
-    "Broken",
+    "BrokenRowPolicy",
     "Check",
-    "Dealt",
+    "Dealing",
+    "DetectedFormat",
     "Drop",
     "Drops",
-    "Evaluation",
+    "EvaluationPrompts",
     "EventStore",
     "Exportable",
     "Firewall",
@@ -92,16 +111,16 @@ __all__ = [
     "Imported",
     "Kind",
     "Leak",
-    "Look",
     "Neighbour",
     "NoveltyIndex",
     "RefilterResult",
     "Reply",
+    "RowTally",
     "Rows",
     "Rule",
+    "SplitAssignment",
     "StepName",
     "StepTeacher",
-    "Tally",
     "Target",
     "Teacher",
     "TeacherStop",
@@ -110,6 +129,7 @@ __all__ = [
     "clusters",
     "deal",
     "demonstrations",
+    "detect_format",
     "dialogue",
     "drop_reason",
     "export",
@@ -120,7 +140,6 @@ __all__ = [
     "holds_rankings",
     "import_rows",
     "kept_by_rouge",
-    "look",
     "one_kind",
     "open_rows",
     "parse_worksheet",

@@ -62,7 +62,9 @@ def figures(held_out: HeldOutEvaluation, *, resamples: int, seed: int) -> dict[s
     }
 
 
-def accuracy_by(held_out: HeldOutEvaluation, *, resamples: int, seed: int) -> dict[str, list[dict[str, Any]]]:
+def accuracy_by(
+    held_out: HeldOutEvaluation, *, resamples: int, seed: int
+) -> dict[str, list[dict[str, Any]]]:
     """Accuracy by K, distance in tiers, length, confidence and criterion, where there are pairs.
 
     Each is a list of `{"is", "pairs", "accuracy", "ci95"}`; `confidence` rows also hold the mean

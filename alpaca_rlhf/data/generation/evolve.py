@@ -16,7 +16,7 @@ from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data.generation.filters import Drop
 from alpaca_rlhf.data.generation.recipe import SOURCE, GenerationRequest
 from alpaca_rlhf.data.generation.teachers import Reply
-from alpaca_rlhf.data.splits.novelty import tokens
+from alpaca_rlhf.data.novelty import tokens
 
 _MARKER = re.compile(r"\b(?:given|rewritten|created) prompt\b", re.IGNORECASE)
 _LABEL = re.compile(r"^#?\s*(?:the )?rewritten prompt\s*#?\s*:?\s*", re.IGNORECASE)

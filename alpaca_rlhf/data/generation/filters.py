@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
-from alpaca_rlhf.data.splits.novelty import tokens
+from alpaca_rlhf.data.novelty import tokens
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from alpaca_rlhf.data.generation.decisions import Check, Decisions
 from alpaca_rlhf.data.generation.filters import Drop, Rule
 from alpaca_rlhf.data.generation.history import requests, seeds_of, settings_of
 from alpaca_rlhf.data.generation.recipe import rows_of
-from alpaca_rlhf.data.splits.novelty import NoveltyIndex
+from alpaca_rlhf.data.novelty import NoveltyIndex
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,58 @@
-"""Reading rows of files: their format, and the records they become."""
+"""Reading rows of files: their format, the records they become, and the way out again."""
+
+from alpaca_rlhf.data.readers.comparisons import dialogue, read_pairs
+from alpaca_rlhf.data.readers.detection import (
+    FORMATS,
+    DetectedFormat,
+    Format,
+    FormatName,
+    Kind,
+    detect_format,
+)
+from alpaca_rlhf.data.readers.exporting import Exportable, Target, export, exportable
+from alpaca_rlhf.data.readers.formats import read_instructions, read_prompts, write_instructions
+from alpaca_rlhf.data.readers.importing import (
+    BrokenRowPolicy,
+    Imported,
+    RowTally,
+    import_rows,
+    one_kind,
+    refuse_broken,
+)
+from alpaca_rlhf.data.readers.problems import BadRow
+from alpaca_rlhf.data.readers.ranked import holds_rankings, ranked_prompts, read_rankings
+from alpaca_rlhf.data.readers.rows import Rows, open_rows
+from alpaca_rlhf.data.readers.seeds import SHIPPED, read_seeds, seed_file
+
+__all__ = [
+    "FORMATS",
+    "SHIPPED",
+    "BadRow",
+    "BrokenRowPolicy",
+    "DetectedFormat",
+    "Exportable",
+    "Format",
+    "FormatName",
+    "Imported",
+    "Kind",
+    "RowTally",
+    "Rows",
+    "Target",
+    "detect_format",
+    "dialogue",
+    "export",
+    "exportable",
+    "holds_rankings",
+    "import_rows",
+    "one_kind",
+    "open_rows",
+    "ranked_prompts",
+    "read_instructions",
+    "read_pairs",
+    "read_prompts",
+    "read_rankings",
+    "read_seeds",
+    "refuse_broken",
+    "seed_file",
+    "write_instructions",
+]

@@ -160,7 +160,7 @@ FORMATS: dict[str, Format] = {
 
 
 @dataclass(frozen=True)
-class Look:
+class DetectedFormat:
     """What the first rows of a file tell."""
 
     format: Format | None
@@ -192,7 +192,7 @@ def signature(row: Mapping[str, Any]) -> str | None:
     return next((name for name, one in FORMATS.items() if one.fits(row)), None)
 
 
-def look(rows: Rows, asked: str | None = None) -> Look:
+def detect_format(rows: Rows, asked: str | None = None) -> DetectedFormat:
     """Tell the format of rows by the first 200 of them, or take the one that was asked for.
 
     The format that most of them have is it. Rows without an answer do not count where others have
@@ -202,15 +202,15 @@ def look(rows: Rows, asked: str | None = None) -> Look:
         UserError: No format is known by their columns; `file:line:` of the first row.
     """
     if asked is not None:
-        return Look(FORMATS[asked], guessed=False)
+        return DetectedFormat(FORMATS[asked], guessed=False)
     sample = [(n, row) for n, row in islice(rows, SAMPLE) if isinstance(row, dict)]
     counts = Counter(name for _, row in sample if (name := signature(row)) is not None)
     if counts["prompts"] and any(counts[name] for name in _ANSWERED):
         del counts["prompts"]
     if counts:
-        return Look(FORMATS[counts.most_common(1)[0][0]], guessed=True)
+        return DetectedFormat(FORMATS[counts.most_common(1)[0][0]], guessed=True)
     if not sample:
-        return Look(None, guessed=True)
+        return DetectedFormat(None, guessed=True)
     number, row = sample[0]
     known = "; ".join(f"{one.name}: {one.columns}" for one in FORMATS.values())
     raise UserError(

@@ -18,9 +18,9 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import atomic_write, new_folder, writing
 from alpaca_rlhf.core.provenance import sha256_of
 from alpaca_rlhf.data.readers.data_card import card_of
-from alpaca_rlhf.data.readers.detection import FORMATS, Columns, Format, Kind, Look
+from alpaca_rlhf.data.readers.detection import FORMATS, Columns, DetectedFormat, Format, Kind
 from alpaca_rlhf.data.readers.formats import instructions_of
-from alpaca_rlhf.data.readers.importing import MANIFEST, LineFile, Tally, refuse_broken
+from alpaca_rlhf.data.readers.importing import MANIFEST, LineFile, RowTally, refuse_broken
 from alpaca_rlhf.data.readers.rows import RowFile
 
 Target = Literal["datasets", "jsonl", "parquet"]
@@ -30,7 +30,7 @@ SPLITS = ("sft", "rank", "ppo", "eval")
 """Files of a folder of splits, without their ending."""
 
 _BATCH_ROWS, _BATCH_BYTES = 5000, 2**24
-_TASKS = Look(
+_TASKS = DetectedFormat(
     Format(
         "prompts",
         "instructions",
@@ -40,11 +40,11 @@ _TASKS = Look(
     ),
     guessed=False,
 )
-_LOOKS: dict[Kind, Look] = {
+_LOOKS: dict[Kind, DetectedFormat] = {
     "instructions": _TASKS,
     "prompts": _TASKS,
-    "pairs": Look(FORMATS["chosen-rejected"], guessed=False),
-    "rankings": Look(FORMATS["ranking-list"], guessed=False),
+    "pairs": DetectedFormat(FORMATS["chosen-rejected"], guessed=False),
+    "rankings": DetectedFormat(FORMATS["ranking-list"], guessed=False),
 }
 
 
@@ -84,7 +84,7 @@ def export(
     out: Path,
     to: Target,
     *,
-    note: Callable[[str, Tally], None] = lambda split, tally: None,
+    note: Callable[[str, RowTally], None] = lambda split, tally: None,
 ) -> dict[str, int]:
     """Write all splits and the card to a new folder.
 
@@ -100,7 +100,7 @@ def export(
     Raises:
         UserError: A row is broken; the folder cannot be written.
     """
-    tallies = {name: Tally(RowFile(path)) for name, path in found.splits.items()}
+    tallies = {name: RowTally(RowFile(path)) for name, path in found.splits.items()}
 
     def records(split: str) -> Iterator[Columns]:
         tally = tallies[split]

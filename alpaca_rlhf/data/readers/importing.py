@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Literal
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import atomic_write, json_text, new_folder, writing
-from alpaca_rlhf.data.readers.detection import Columns, Kind, Look
+from alpaca_rlhf.data.readers.detection import Columns, DetectedFormat, Kind
 from alpaca_rlhf.data.readers.problems import BadRow, Problems, Unreadable
 from alpaca_rlhf.data.readers.rows import Rows, no_rows
 
@@ -30,13 +30,13 @@ SCHEMA = 1
 
 MANIFEST, DROPPED = "manifest.json", "dropped.jsonl"
 
-Broken = Literal["refuse", "drop"]
+BrokenRowPolicy = Literal["refuse", "drop"]
 """What to do about rows that are broken."""
 
 _BUFFER = 2**20
 
 
-class Tally:
+class RowTally:
     """The account of one source: every row is kept, broken, or has nothing in it."""
 
     def __init__(self, rows: Rows) -> None:
@@ -53,13 +53,15 @@ class Tally:
         return dict((self.broken.counts + self.without).most_common())
 
     def records_of(
-        self, look: Look, dropped: Callable[[int, str], None] = lambda number, reason: None
+        self,
+        detect_format: DetectedFormat,
+        dropped: Callable[[int, str], None] = lambda number, reason: None,
     ) -> Iterator[Columns]:
         """Canonical rows, one after the other; `dropped` is told the others."""
         for number, row in self.source:
             self.rows += 1
             try:
-                made = look.convert(row, self.source.origin)
+                made = detect_format.convert(row, self.source.origin)
             except BadRow as problem:
                 self.torn = self.torn or isinstance(problem, Unreadable)
                 self.broken.note(self.source.place(number), str(problem))
@@ -70,9 +72,9 @@ class Tally:
                 self.records += len(made)
                 yield from made
             else:
-                assert look.format is not None
-                self.without[look.format.without] += 1
-                dropped(number, look.format.without)
+                assert detect_format.format is not None
+                self.without[detect_format.format.without] += 1
+                dropped(number, detect_format.format.without)
 
 
 @dataclass(frozen=True)
@@ -88,13 +90,13 @@ class Imported:
 
 
 def import_rows(
-    sources: Sequence[tuple[Rows, Look]],
+    sources: Sequence[tuple[Rows, DetectedFormat]],
     out: Path,
     *,
-    broken: Broken = "refuse",
+    broken: BrokenRowPolicy = "refuse",
     facts: dict[str, Any] | None = None,
-    note: Callable[[Tally], None] = lambda tally: None,
-    account: Callable[[Sequence[Tally]], None] = lambda tallies: None,
+    note: Callable[[RowTally], None] = lambda tally: None,
+    account: Callable[[Sequence[RowTally]], None] = lambda tallies: None,
 ) -> Imported:
     """Write the rows of all sources to a new folder.
 
@@ -111,12 +113,12 @@ def import_rows(
             it cannot be written.
     """
     kind = one_kind(sources)
-    tallies = [Tally(rows) for rows, _ in sources]
+    tallies = [RowTally(rows) for rows, _ in sources]
     with new_folder(out) as folder:
         path = folder / f"{kind}.jsonl"
         with LineFile(path) as lines, LineFile(folder / DROPPED) as drops:
-            for tally, (_, look) in zip(tallies, sources, strict=True):
-                for record in tally.records_of(look, _listing(drops, tally)):
+            for tally, (_, detect_format) in zip(tallies, sources, strict=True):
+                for record in tally.records_of(detect_format, _listing(drops, tally)):
                     lines.write(json.dumps(record, ensure_ascii=False))
                     note(tally)
         account(tallies)
@@ -132,12 +134,12 @@ def import_rows(
             "sources": [
                 {
                     "name": rows.name,
-                    "format": look.format.name if look.format else None,
+                    "format": detect_format.format.name if detect_format.format else None,
                     "container": rows.container,
                     **rows.facts(),
                     **_counts([tally]),
                 }
-                for tally, (rows, look) in zip(tallies, sources, strict=True)
+                for tally, (rows, detect_format) in zip(tallies, sources, strict=True)
             ],
         }
         if not drops.count:
@@ -146,23 +148,23 @@ def import_rows(
     return Imported(out / path.name, kind, manifest)
 
 
-def one_kind(sources: Iterable[tuple[Rows, Look]]) -> Kind:
+def one_kind(sources: Iterable[tuple[Rows, DetectedFormat]]) -> Kind:
     """The kind that all sources have.
 
     Raises:
         UserError: They differ.
     """
     kinds: dict[Kind, str] = {}
-    for rows, look in sources:
-        if look.format is not None:
-            kinds.setdefault(look.format.kind, rows.name)
+    for rows, detect_format in sources:
+        if detect_format.format is not None:
+            kinds.setdefault(detect_format.format.kind, rows.name)
     if len(kinds) > 1:
         told = ", ".join(f"{name} holds {kind}" for kind, name in kinds.items())
         raise UserError(f"{told}; import them into folders of their own")
     return next(iter(kinds), "instructions")
 
 
-def refuse_broken(tallies: Sequence[Tally], *, allowed: bool) -> None:
+def refuse_broken(tallies: Sequence[RowTally], *, allowed: bool) -> None:
     """Refuse rows that are broken, unless that is allowed, and files of which nothing is left.
 
     Raises:
@@ -183,7 +185,7 @@ def refuse_broken(tallies: Sequence[Tally], *, allowed: bool) -> None:
             )
 
 
-def _counts(tallies: Sequence[Tally]) -> dict[str, Any]:
+def _counts(tallies: Sequence[RowTally]) -> dict[str, Any]:
     dropped: Counter[str] = Counter()
     for tally in tallies:
         dropped.update(tally.dropped)
@@ -194,7 +196,7 @@ def _counts(tallies: Sequence[Tally]) -> dict[str, Any]:
     }
 
 
-def _listing(drops: LineFile, tally: Tally) -> Callable[[int, str], None]:
+def _listing(drops: LineFile, tally: RowTally) -> Callable[[int, str], None]:
     def note(number: int, reason: str) -> None:
         place = tally.source.place(number)
         drops.write(json_text({"place": place, "reason": reason}, DROPPED))

@@ -1,8 +1,8 @@
-"""Which prompts are near-duplicates of each other.
+"""Clusters of near-duplicate prompts.
 
-Two prompts are if a caller's `key` gives the same for both (in the small world: the task, whatever
-its phrasing). Where there is no key, they are if the ROUGE-L F1 of their texts is above 0.7. A
-prompt with a key is never compared with one without.
+Two prompts are near-duplicates if a caller's `key` gives the same value for both (in the small
+world: the task, however it is phrased). Without a key, they are if the ROUGE-L F1 of their texts is
+above 0.7. A prompt with a key is never compared with one without.
 """
 
 from __future__ import annotations
@@ -14,47 +14,44 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alpaca_rlhf.core.records import Instruction
-from alpaca_rlhf.data.splits.novelty import NoveltyIndex
+from alpaca_rlhf.data.novelty import NoveltyIndex
 
 Key = Callable[[Instruction], str | None]
-"""What makes two prompts the same task, or None to compare their texts."""
+"""The identity of a prompt's task, or None to compare texts."""
 
 NEAR = 0.7
 """ROUGE-L F1 above which two texts are near-duplicates (arXiv 2212.10560 section 2.2)."""
 
 
 def prompt_text(row: Instruction) -> str:
-    """The text by which free-text prompts are compared: all that the user said.
+    """The text by which free-text prompts are compared: everything that the user wrote.
 
     That is the instruction and its input, after the user's earlier turns if there are any.
     """
-    earlier = [user for user, _ in row.history]
-    return "\n".join([*earlier, row.instruction, *([row.input] if row.input else [])])
+    earlier_turns = [user for user, _ in row.history]
+    return "\n".join([*earlier_turns, row.instruction, *([row.input] if row.input else [])])
 
 
 def answered_prompts(rows: Iterable[Instruction]) -> list[Instruction]:
-    """Every prompt that rows answer: of a conversation, the prompt of each of its replies.
+    """Every prompt that rows answer; for a conversation, the prompt of each of its replies.
 
     SFT learns from all of them, so no other stage may hold one.
     """
-    return [
-        one
-        for row in rows
-        for one in (
-            *(
-                Instruction(user, "", reply, row.source, row.history[:number])
-                for number, (user, reply) in enumerate(row.history)
-            ),
-            row,
-        )
-    ]
+    prompts = []
+    for row in rows:
+        prompts += [
+            Instruction(user, "", reply, row.source, row.history[:number])
+            for number, (user, reply) in enumerate(row.history)
+        ]
+        prompts.append(row)
+    return prompts
 
 
-class Near:
-    """Prompts added so far, to be asked which of them lie near another.
+class PromptIndex:
+    """An index of prompts that finds near-duplicates of another prompt.
 
     Args:
-        key: See the top of this module.
+        key: See the module docstring.
     """
 
     def __init__(self, key: Key | None = None) -> None:
@@ -62,10 +59,10 @@ class Near:
         self.rows: list[Instruction] = []
         self._by_key: dict[str, list[int]] = {}
         self._index = NoveltyIndex(NEAR)
-        self._indexed = array("q")
+        self._indexed = array("q")  # prompt number of each text in the index
 
     def add(self, row: Instruction) -> int:
-        """Remember a prompt and return its number: 0, 1, 2 ..."""
+        """Add a prompt and return its number: 0, 1, 2 ..."""
         number = len(self.rows)
         self.rows.append(row)
         key = self._key(row) if self._key else None
@@ -81,9 +78,8 @@ class Near:
         key = self._key(row) if self._key else None
         if key is not None:
             return [(1.0, number) for number in self._by_key.get(key, ())]
-        return [
-            (one.score, self._indexed[one.row]) for one in self._index.duplicates(prompt_text(row))
-        ]
+        neighbours = self._index.duplicates(prompt_text(row))
+        return [(neighbour.score, self._indexed[neighbour.row]) for neighbour in neighbours]
 
     def groups(self, row: Instruction, groups: NDArray[np.intp]) -> set[int]:
         """The groups that hold a prompt near `row`; `groups` (N,) has the group of each number."""
@@ -95,30 +91,31 @@ class Near:
 
 
 class Forest:
-    """Things joined into groups; a group has the number of one of them.
+    """A union-find over numbers; a group bears the number of one of its members.
 
     Args:
-        size: How many things there are, each alone at first.
+        size: Count of members, each alone at first.
     """
 
     def __init__(self, size: int) -> None:
         self.group: NDArray[np.intp] = np.arange(size)
         self._members: dict[int, list[int]] = {}  # of groups of two and more
 
-    def join(self, one: int, other: int) -> None:
-        """Make one group of two; the smaller one is renamed."""
-        large, small = int(self.group[one]), int(self.group[other])
+    def join(self, first: int, second: int) -> None:
+        """Merge the groups of two members; the smaller group is relabelled."""
+        large, small = int(self.group[first]), int(self.group[second])
         if large == small:
             return
-        kept, moved = self._members.pop(large, [large]), self._members.pop(small, [small])
-        if len(kept) < len(moved):
-            large, kept, moved = small, moved, kept
-        self.group[moved] = large
-        kept.extend(moved)
-        self._members[large] = kept
+        large_members = self._members.pop(large, [large])
+        small_members = self._members.pop(small, [small])
+        if len(large_members) < len(small_members):
+            large, large_members, small_members = small, small_members, large_members
+        self.group[small_members] = large
+        large_members.extend(small_members)
+        self._members[large] = large_members
 
     def groups(self) -> list[list[int]]:
-        """All groups, each ascending, in the order of their least numbers."""
+        """All groups, each ascending, ordered by their smallest numbers."""
         members: dict[int, list[int]] = {}
         for number, group in enumerate(self.group.tolist()):
             members.setdefault(group, []).append(number)
@@ -127,10 +124,14 @@ class Forest:
 
 def clusters(rows: Sequence[Instruction], key: Key | None = None) -> list[list[Instruction]]:
     """Near-duplicates joined into groups, transitively; all in the order of `rows`."""
-    near, forest = Near(key), Forest(len(rows))
-    same_id: dict[str, int] = {}  # a text without any token is near nothing, but it is itself
+    index, forest = PromptIndex(key), Forest(len(rows))
+    first_number: dict[str, int] = {}
     for number, row in enumerate(rows):
-        for other in [same_id.setdefault(row.id, number), *near.groups(row, forest.group)]:
-            forest.join(other, number)
-        near.add(row)
+        # 1. Join a prompt with its own copies: a text without tokens is near nothing, not even
+        #    itself.
+        forest.join(first_number.setdefault(row.id, number), number)
+        # 2. Join it with every group that holds a near-duplicate.
+        for group in index.groups(row, forest.group):
+            forest.join(group, number)
+        index.add(row)
     return [[rows[number] for number in group] for group in forest.groups()]

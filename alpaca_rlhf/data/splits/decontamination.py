@@ -1,8 +1,8 @@
-"""Keeping the prompts of an evaluation out of what is trained on.
+"""Decontamination: keeping the prompts of an evaluation out of the training data.
 
-A prompt counts as seen if its ROUGE-L F1 with one of the evaluation is above 0.7, or if both share
-13 tokens in a row (arXiv 2005.14165 appendix C), each taken as instruction and input together. The
-first finds what was reworded, the second what was copied into a longer text.
+A prompt is contaminated if its ROUGE-L F1 with an evaluation prompt is above 0.7, or if both share
+13 consecutive tokens (arXiv 2005.14165 appendix C); instruction and input are compared as one text.
+The first test finds reworded prompts, the second finds prompts copied into a longer text.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from collections.abc import Iterable, Sequence
 
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data.generation.filters import Drop, Rule
+from alpaca_rlhf.data.novelty import NoveltyIndex, tokens
 from alpaca_rlhf.data.splits.clusters import NEAR, answered_prompts, prompt_text
-from alpaca_rlhf.data.splits.novelty import NoveltyIndex, tokens
 
-GRAM = 13
-"""Tokens in a row that two prompts may not share (arXiv 2005.14165 appendix C)."""
+NGRAM_TOKENS = 13
+"""Consecutive tokens that two prompts may not share (arXiv 2005.14165 appendix C)."""
 
 _RULE = "contaminated"
 
 
-class Evaluation:
-    """The prompts of evaluation sets, to be asked whether a row gives one away.
+class EvaluationPrompts:
+    """The prompts of evaluation sets, against which training rows are checked.
 
     Args:
         rows: Prompts of the evaluation; their outputs do not matter.
@@ -30,53 +30,52 @@ class Evaluation:
     def __init__(self, rows: Iterable[Instruction]) -> None:
         self._rows: list[Instruction] = []
         self._index = NoveltyIndex(NEAR)
-        self._grams: dict[str, int] = {}
+        self._ngrams: dict[str, int] = {}  # n-gram to the first prompt that holds it
         for row in rows:
             text = prompt_text(row)
-            for gram in _grams(tokens(text)):
-                self._grams.setdefault(gram, len(self._rows))
+            for ngram in _ngrams(tokens(text)):
+                self._ngrams.setdefault(ngram, len(self._rows))
             self._index.add(text)
             self._rows.append(row)
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def seen_in(self, row: Instruction) -> Drop | None:
-        """Why a row must not be trained on, with the prompt it lies near; None if it may be.
+    def contamination(self, row: Instruction) -> Drop | None:
+        """The reason not to train on a row, with the prompt it is near; None if it is clean.
 
         Every turn of a conversation counts, because SFT learns from all of them.
         """
         for prompt in answered_prompts([row]):
             text = prompt_text(prompt)
-            near = self._index.duplicate(text)
-            if near is not None:
-                other = self._rows[near.row]
-                return Drop(
-                    _RULE,
-                    f"ROUGE-L {near.score:.2f} with {_shown(other)}",
-                    row,
-                    other.id,
-                    near.score,
-                )
-            for gram in _grams(tokens(text)):
-                if gram in self._grams:
-                    other = self._rows[self._grams[gram]]
-                    return Drop(_RULE, f"shares {gram!r} with {_shown(other)}", row, other.id)
+            # 1. A reworded evaluation prompt.
+            neighbour = self._index.duplicate(text)
+            if neighbour is not None:
+                evaluation_row = self._rows[neighbour.row]
+                detail = f"ROUGE-L {neighbour.score:.2f} with {_quoted(evaluation_row)}"
+                return Drop(_RULE, detail, row, evaluation_row.id, neighbour.score)
+            # 2. A passage copied from one.
+            for ngram in _ngrams(tokens(text)):
+                if ngram in self._ngrams:
+                    evaluation_row = self._rows[self._ngrams[ngram]]
+                    detail = f"shares {ngram!r} with {_quoted(evaluation_row)}"
+                    return Drop(_RULE, detail, row, evaluation_row.id)
         return None
 
     def rule(self) -> Rule:
-        """The same as a rule for filters."""
+        """The same check as a filter rule."""
 
         def check(row: Instruction) -> str | None:
-            drop = self.seen_in(row)
+            drop = self.contamination(row)
             return None if drop is None else drop.detail
 
         return Rule(_RULE, check)
 
 
-def _grams(words: Sequence[str]) -> list[str]:
-    return [" ".join(words[at : at + GRAM]) for at in range(len(words) - GRAM + 1)]
+def _ngrams(text_tokens: Sequence[str]) -> list[str]:
+    starts = range(len(text_tokens) - NGRAM_TOKENS + 1)
+    return [" ".join(text_tokens[start : start + NGRAM_TOKENS]) for start in starts]
 
 
-def _shown(row: Instruction) -> str:
+def _quoted(row: Instruction) -> str:
     return f"{prompt_text(row)!r} of the evaluation"
