@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.sizes import LOGITS_PER_CHUNK
 from alpaca_rlhf.planner import (
     Budget,
     Device,
@@ -168,16 +169,7 @@ def test_logits_are_bounded_whatever_the_batch():
             shape_of("llama-3-8b"), CUDA, replace(Loop(), sft=sft), checkpointing=False
         )
         for phase in plan.sft():
-            assert phase.items.get("logits", 0) <= 6 * 4 * CHUNK
-
-
-def test_the_chunk_is_that_of_the_output_head():
-    from alpaca_rlhf.models import vocabulary
-    from alpaca_rlhf.planner import peak_memory
-    from alpaca_rlhf.training import held_out
-
-    assert CHUNK == vocabulary.CHUNK
-    assert peak_memory.AT_ONCE == held_out.AT_ONCE
+            assert phase.items.get("logits", 0) <= 6 * 4 * LOGITS_PER_CHUNK
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
+from annotated_types import Interval
+
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.data import holds_rankings, read_rankings
 from alpaca_rlhf.preferences import DATABASE, manifest_of, read_snapshot
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.serving import folders
-from alpaca_rlhf.serving.queueing import queue_sampled
 from alpaca_rlhf.settings.bounds import Bounded
 from alpaca_rlhf.sources.sampled import queue_sampled
 from alpaca_rlhf.sources.verdicts import open_store
@@ -83,7 +84,7 @@ def run(flags: App, terminal: Terminal) -> int:
     """
     from alpaca_rlhf.app import environment
 
-    environment.own_environment()
+    environment.isolate_environment()
     has_run = folders.holds_run(flags.run)
     home = flags.run if has_run else Path()
     with open_store(home, flags.db, say=terminal.say) as store:
@@ -165,7 +166,7 @@ def _serve(store: Store, flags: App, home: Path, has_run: bool, terminal: Termin
     listener = _listen(flags)
     port = listener.getsockname()[1]
     address = flags.url or f"http://{_url_host(flags.host)}:{port}"
-    from alpaca_rlhf.app import server, session
+    from alpaca_rlhf.app import login_session, server
     from alpaca_rlhf.app.tabs import tabs
 
     # 3. Build the tabs and the server, and serve until Ctrl-C.
@@ -177,9 +178,9 @@ def _serve(store: Store, flags: App, home: Path, has_run: bool, terminal: Termin
     )
     app = server.build_app(
         store,
-        session.read_secret(flags.secret or folder / _secret_name(file)),
+        login_session.read_secret(flags.secret or folder / _secret_name(file)),
         app_tabs,
-        server.Place(
+        server.Deployment(
             run=str(flags.run) if has_run else "",
             snapshots=(folder / _SNAPSHOTS).absolute(),
             hosts=_hosts(flags),
@@ -200,7 +201,7 @@ def _serve(store: Store, flags: App, home: Path, has_run: bool, terminal: Termin
             webbrowser.open(address)
 
     try:
-        server.serve(app, listener, behind_proxy=flags.url is not None, ready=ready)
+        server.serve(app, listener, behind_proxy=flags.url is not None, on_ready=ready)
     finally:
         if worker is not None:
             worker.close()
@@ -208,7 +209,7 @@ def _serve(store: Store, flags: App, home: Path, has_run: bool, terminal: Termin
 
 
 def _listen(flags: App) -> socket.socket:
-    from alpaca_rlhf.app.listening import listen
+    from alpaca_rlhf.app.server_socket import listen
 
     return listen(flags.host, flags.port, USUAL_PORT)
 
@@ -251,7 +252,7 @@ def _secret_name(file: Path | None) -> str:
 
 def _exports(flags: App, folder: Path, has_run: bool) -> Any:
     """The folder of snapshots, and the command that trains on one."""
-    from alpaca_rlhf.app.data import Exports
+    from alpaca_rlhf.app.data_tab import Exports
 
     ready = (
         has_run

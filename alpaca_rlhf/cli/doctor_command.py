@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal
+from alpaca_rlhf.core import quiet
+from alpaca_rlhf.core.bases import EMBEDDED
 from alpaca_rlhf.settings import Loop, Lora
 
 if TYPE_CHECKING:
@@ -40,8 +42,8 @@ def run(flags: Doctor, terminal: Terminal) -> int:
     Returns:
         The exit code: 0, or 1 if a check is BAD.
     """
-    quiet.quiet(asked.base)
-    quiet.quiet_transformers(asked.base)
+    quiet.quiet(flags.base)
+    quiet.quiet_transformers(flags.base)
     findings = []
     for finding in _findings(flags):
         findings.append(finding)

@@ -74,7 +74,7 @@ def run(flags: Export, terminal: Terminal, command: str) -> int:
         f"export: {policy} of {flags.run} ({settings.base}) as {flags.to}{storage} to {out}"
     )
     quiet.quiet(settings.base)
-    from alpaca_rlhf.exporting.export_model import FAILED
+    from alpaca_rlhf.exporting.export_model import FAILED, export_model
     from alpaca_rlhf.exporting.request import ExportRequest
 
     quiet.quiet_transformers(settings.base)
@@ -90,7 +90,7 @@ def run(flags: Export, terminal: Terminal, command: str) -> int:
         command=command,
     )
     # 2. Write the export and check it against the policy in memory.
-    checks = export(
+    checks = export_model(
         request,
         terminal,
         report=folders.report_of(flags.run),

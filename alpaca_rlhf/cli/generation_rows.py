@@ -8,7 +8,7 @@ from pathlib import Path
 from alpaca_rlhf.cli.terminal import PROGRAM
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
-from alpaca_rlhf.data import Drop, NoveltyIndex, requests, seeds_of
+from alpaca_rlhf.data import AnsweredRequest, Drop, NoveltyIndex, requests, seeds_of
 
 _NEIGHBOURS = 5
 _MAX_CHARS = 100
@@ -67,18 +67,18 @@ def short(text: str) -> str:
     return line if len(line) <= _MAX_CHARS else f"{line[: _MAX_CHARS - 3]}..."
 
 
-def _verdicts(request: Request) -> list[tuple[Instruction | None, Drop | None]]:
+def _verdicts(request: AnsweredRequest) -> list[tuple[Instruction | None, Drop | None]]:
     return [*((row, None) for row in request.kept), *((drop.row, drop) for drop in request.dropped)]
 
 
-def _verdict(drop: Drop | None, request: Request) -> str:
+def _verdict(drop: Drop | None, request: AnsweredRequest) -> str:
     if drop is None:
         return "kept, to be answered" if request.ask.drafts else "kept"
     near = f"; nearest {drop.near} at {drop.score:.3f}" if drop.near else ""
     return f"dropped by {drop.rule}: {drop.detail}{near}"
 
 
-def _with_id(folder: Path, prefix: str) -> list[tuple[Request, Instruction, Drop | None]]:
+def _with_id(folder: Path, prefix: str) -> list[tuple[AnsweredRequest, Instruction, Drop | None]]:
     """Each occurrence of the one row whose id begins so: a task may have come more than once."""
     occurrences = [
         (request, row, drop)
@@ -96,7 +96,7 @@ def _with_id(folder: Path, prefix: str) -> list[tuple[Request, Instruction, Drop
     return occurrences
 
 
-def _numbered(folder: Path, name: str) -> Request:
+def _numbered(folder: Path, name: str) -> AnsweredRequest:
     last = -1
     for _, request in requests(folder):
         if name == f"@{request.number}":
@@ -112,7 +112,7 @@ def _say_row(say: Callable[[str], None], row: Instruction) -> None:
     say(f"output:      {'(not asked for yet)' if row.output is None else row.output}")
 
 
-def _say_reply(say: Callable[[str], None], request: Request) -> None:
+def _say_reply(say: Callable[[str], None], request: AnsweredRequest) -> None:
     say(f"prompt of request {request.number}:")
     say(request.ask.prompt)
     say(f"reply ({request.reply.tokens} tokens, ended by {request.reply.finish_reason}):")

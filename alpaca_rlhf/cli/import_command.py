@@ -189,10 +189,10 @@ def _is_done(settings: Import, sources: Sequence[tuple[Rows, DetectedFormat]]) -
     return made_of == [
         (
             rows.name,
-            detect_format.format.name if detect_format.format else None,
+            detected.format.name if detected.format else None,
             rows.facts().get("sha256"),
         )
-        for rows, detect_format in sources
+        for rows, detected in sources
     ]
 
 

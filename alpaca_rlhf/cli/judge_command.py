@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines
-from alpaca_rlhf.core import quiet
+from alpaca_rlhf.core import gpu_lock, quiet
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import only_one
 from alpaca_rlhf.core.records import Instruction, Ranking
@@ -128,7 +128,7 @@ def _by_reward(store: Store, flags: Judging, settings: Loop, terminal: Terminal)
         raise UserError(f"--by reward: {flags.run} has no reward model yet; train it first")
     name, folder = list(reward_models.items())[-1]
     quiet.quiet(settings.base)
-    with card.Loan(flags.run, terminal.say) as loan:
+    with gpu_lock.Loan(flags.run, terminal.say) as loan:
         loan.take()
         from alpaca_rlhf.serving.scoring import Scorer
 

@@ -24,7 +24,11 @@ from alpaca_rlhf.planner import (
     Lengths,
     Phase,
     Rates,
+    StageWork,
+    changed_flags,
     device_of,
+    find_gpu,
+    largest_fitting,
     refuse_too_small,
     shape_of,
 )
@@ -103,25 +107,25 @@ def show(flags: Plan, settings: Loop, switches: Sequence[str], terminal: Termina
     """Plan a loop and show the plan; arguments and errors as in `run`."""
     # 1. Peak memory of every phase on this card, for the settings as typed or the largest that fit.
     quiet.quiet(flags.base)
-    shape, card = shape_of(flags.base), card_of(flags.card)
+    shape, card = shape_of(flags.base), find_gpu(flags.card)
     budget = Budget(shape, card, Lengths(prompt=flags.prompt_tokens), device_of(card))
     if LENGTHS not in switches:
         refuse_too_small(budget, settings)
-    best = chosen(budget, settings, lengths=LENGTHS in switches)
+    best = largest_fitting(budget, settings, lengths=LENGTHS in switches)
     planned = best if AUTO in switches or LENGTHS in switches else settings
     phases = budget.phases(planned)
     # 2. Time and cost of every stage.
     rates = _rates(flags, card)
     rows, counted = _rows(flags, settings)
     checkpointing = budget.device.kind == "cuda"
-    work = Stages(shape, planned, budget.lengths, rows, checkpointing).all()
+    work = StageWork(shape, planned, budget.lengths, rows, checkpointing).all()
     seconds = {
         name: stage.seconds(rates, shape.layers) for name, stage in work.items() if name in phases
     }
     prices = _Prices.of(flags, card)
     # 3. Show both, and larger settings that would fit.
     if JSON in switches:
-        plan = _as_json(budget, phases, seconds, prices, changes(settings, best))
+        plan = _as_json(budget, phases, seconds, prices, changed_flags(settings, best))
         terminal.say(json.dumps(plan, indent=1))
         return
     terminal.say(
@@ -140,7 +144,7 @@ def show(flags: Plan, settings: Loop, switches: Sequence[str], terminal: Termina
         + (f" (projected from {source})" if projected else "")
         + f"; rows half as long as the longest; {rows:,} rows to train on{counted}"
     )
-    larger = changes(planned, best)
+    larger = changed_flags(planned, best)
     if larger:
         terminal.say("the largest that fit, with the same results (--auto takes them):")
         for flag, (before, after) in larger.items():
@@ -179,11 +183,11 @@ def auto(settings: Loop, switches: Sequence[str], card: str | None, terminal: Te
     Raises:
         UserError: There is no card, or it is too small.
     """
-    gpu = card_of(card) if card else _own_card()
+    gpu = find_gpu(card) if card else _local_gpu()
     budget = Budget(shape_of(settings.base), gpu, device=device_of(gpu))
-    fitting = chosen(budget, settings, lengths=LENGTHS in switches)
-    changed = changes(settings, fitting)
-    terminal.say(f"chosen for {budget.card.name}, {budget.card.gib:.4g} GiB:")
+    fitting = largest_fitting(budget, settings, lengths=LENGTHS in switches)
+    changed = changed_flags(settings, fitting)
+    terminal.say(f"chosen for {budget.gpu.name}, {budget.gpu.gib:.4g} GiB:")
     for flag, (before, after) in changed.items():
         terminal.say(f"  {flag} {after} (was {before})")
     if not changed:
@@ -191,15 +195,16 @@ def auto(settings: Loop, switches: Sequence[str], card: str | None, terminal: Te
     return fitting
 
 
-def _own_card() -> GpuSpec:
+def _local_gpu() -> GpuSpec:
+    from alpaca_rlhf.stages.preflight import local_gpu
 
-    card = own_card()
-    if card is None:
+    gpu = local_gpu()
+    if gpu is None:
         raise UserError(f"{AUTO}: no graphics card is seen here; name one, e.g. --card 24")
-    return card
+    return gpu
 
 
-def _rates(flags: Plan, card: Card) -> Rates:
+def _rates(flags: Plan, card: GpuSpec) -> Rates:
     """The user's measurements; by default a share of the data sheet's rates, or a CPU's."""
     shares = (1.0, 1.0) if card == CPU else (REACHED_FLOPS, REACHED_BANDWIDTH)
     return Rates(
@@ -225,7 +230,7 @@ class _Prices:
     hour: float
 
     @classmethod
-    def of(cls, flags: Plan, card: Card) -> _Prices:
+    def of(cls, flags: Plan, card: GpuSpec) -> _Prices:
         kwh = flags.evaluate.usd_per_kwh if flags.price_kwh is None else flags.price_kwh
         return cls(flags.watts or card.watts, kwh, flags.price_hour)
 

@@ -19,6 +19,7 @@ from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.serving import folders
 from alpaca_rlhf.serving.filling import Draws, fill, origin_of
 from alpaca_rlhf.serving.manner import Manner
+from alpaca_rlhf.serving.served import EndpointModel
 from alpaca_rlhf.settings import Loop, Sampler
 from alpaca_rlhf.settings.bounds import Bounded, PositiveInt, Seed, Share
 from alpaca_rlhf.sources.run_prompts import RunPrompts

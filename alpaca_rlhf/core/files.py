@@ -177,3 +177,11 @@ def is_full(error: BaseException) -> bool:
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     message = str(error).lower()
     return any(phrase in message for phrase in _DISK_FULL_MESSAGES)
+
+
+def nearest_folder(path: Path) -> Path:
+    """The deepest existing folder on the way to a path that may not exist yet."""
+    folder = path.expanduser().absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder

@@ -8,7 +8,8 @@ import logging
 import torch
 
 from alpaca_rlhf.exporting.request import ExportRequest
-from alpaca_rlhf.models.adapters import FINGERPRINT, Adapters
+from alpaca_rlhf.models.adapter_files import FINGERPRINT
+from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import Base, load_base
 from alpaca_rlhf.models.merging import in_float32
 

@@ -167,7 +167,7 @@ def unjudged(session: Session, judge: JudgeIdentity, after: int) -> list[tuple[i
     completions = _completions(
         session, {key for candidate_set, _ in rows for key in candidate_set.completions}
     )
-    sets = []
+    sets: list[tuple[int, Candidates]] = []
     for candidate_set, row in rows:
         prompt = Instruction(
             row.instruction,

@@ -171,7 +171,7 @@ def _by_llm(ctx: Context, round_: int) -> Outcome:
         def judged() -> Iterator[Ranking]:
             nonlocal decided
             for prompt, order in judge.rank(
-                sets, told=lambda done: ctx.reporter.step(stage, done, total, {})
+                sets, on_progress=lambda done: ctx.reporter.step(stage, done, total, {})
             ):
                 outcome_counts.update(order.pairs)
                 if order.tiers is not None:

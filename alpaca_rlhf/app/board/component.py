@@ -13,8 +13,7 @@ import gradio as gr
 
 from alpaca_rlhf.app.board.requests import CRITERIA, MAX_REASON_CHARS, REASONS
 from alpaca_rlhf.app.language import LANGUAGES, translations
-from alpaca_rlhf.preferences.assignment import MOST_TEXT
-from alpaca_rlhf.preferences.rankings import MOST_STARS
+from alpaca_rlhf.preferences.assignment import MOST_STARS, MOST_TEXT
 
 _FOLDER = Path(__file__).parent
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data.generation.filters import Drop, Rule, drop_reason
 from alpaca_rlhf.data.generation.recipe import GenerationRequest
-from alpaca_rlhf.data.splits.novelty import NoveltyIndex
+from alpaca_rlhf.data.novelty import NoveltyIndex
 
 Check = Callable[[Instruction], Drop | None]
 """Checks a row; returns a `Drop` if the row must go, else None."""
