@@ -45,37 +45,26 @@ class LoopStage:
     """False if it neither loads the base nor takes room on the card."""
 
 
+# fmt: off
 STAGES = {
-    "generate": LoopStage(
-        stages.generate,
-        "the base or another teacher writes new tasks after the pattern of the seed tasks",
-    ),
-    "sft": LoopStage(
-        stages.sft, "fine-tune the sft adapter on seed and generated tasks", shared=True
-    ),
-    "sample": LoopStage(stages.sample_completions, "draw several completions of each new prompt"),
-    "rank": LoopStage(
-        stages.rank, "put the completions of each prompt in order", needs_model=False
-    ),
-    "reward": LoopStage(
-        stages.reward,
-        "train the reward adapter on all pairs, and a control on shuffled verdicts",
-        shared=True,
-    ),
-    "ppo": LoopStage(
-        stages.ppo,
-        "train the policy adapter against the reward adapter, anchored to sft",
-        shared=True,
-    ),
-    "best_of_k": LoopStage(
-        stages.best_of_k,
-        "fine-tune on the reward adapter's favourite of several completions",
-        shared=True,
-    ),
-    "evaluate": LoopStage(
-        stages.evaluate, "compare every policy on prompts that no stage has seen"
-    ),
+    "generate": LoopStage(stages.generate,
+        "the base or another teacher writes new tasks after the pattern of the seed tasks"),
+    "sft": LoopStage(stages.sft,
+        "fine-tune the sft adapter on seed and generated tasks", shared=True),
+    "sample": LoopStage(stages.sample_completions,
+        "draw several completions of each new prompt"),
+    "rank": LoopStage(stages.rank,
+        "put the completions of each prompt in order", needs_model=False),
+    "reward": LoopStage(stages.reward,
+        "train the reward adapter on all pairs, and a control on shuffled verdicts", shared=True),
+    "ppo": LoopStage(stages.ppo,
+        "train the policy adapter against the reward adapter, anchored to sft", shared=True),
+    "best_of_k": LoopStage(stages.best_of_k,
+        "fine-tune on the reward adapter's favourite of several completions", shared=True),
+    "evaluate": LoopStage(stages.evaluate,
+        "compare every policy on prompts that no stage has seen"),
 }
+# fmt: on
 """The stages by their names in the report, in order."""
 
 ADOPTION = "take the sft adapter that is given"

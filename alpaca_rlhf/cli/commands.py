@@ -42,124 +42,89 @@ class Command:
     """Commands below it, by name."""
 
 
+_IMPORT = """Read files of rows, tell their format, and write them to a new folder.
+
+FILE is JSON, JSON lines (both also gzipped), CSV, Parquet, a folder with a saved dataset, or
+hub:OWNER/NAME[:SPLIT]. A broken row refuses all, unless --broken drop."""
+
+# fmt: off
 COMMANDS = {
     "doctor": Command(
         "look at this machine and a base before a run: what is there, what is wrong, what to do",
-        "doctor_command",
-        settings="Doctor",
-    ),
+        "doctor_command", settings="Doctor"),
     "quickstart": Command(
         "the whole loop on the embedded base: offline, in minutes, on two CPU cores",
-        "stage_commands",
-        "quickstart",
-    ),
+        "stage_commands", function="quickstart"),
     "plan": Command(
         "memory, time and cost of a run before it is started, from the base's config.json alone",
-        "stage_commands",
-        "plan",
-    ),
-    "loop": Command("the whole loop on a base of your own", "stage_commands", "loop"),
+        "stage_commands", function="plan"),
+    "loop": Command(
+        "the whole loop on a base of your own",
+        "stage_commands", function="loop"),
     "generate": Command(
         "bootstrap instruction data from seed tasks, with the base or a model behind HTTP",
-        "stage_commands",
-        "generate",
-    ),
+        "stage_commands", function="generate"),
     "split": Command(
         "deal rows to sft, rank, ppo and eval, so that no stage sees a near-duplicate of another's",
-        "split_command",
-        settings="Split",
-    ),
-    "sft": Command("fine-tune the base on instructions (QLoRA)", "stage_commands", "stage"),
+        "split_command", settings="Split"),
+    "sft": Command(
+        "fine-tune the base on instructions (QLoRA)",
+        "stage_commands", function="stage"),
     "sample": Command(
         "draw several completions of each new prompt; with --run RUN, for the app's queue",
-        "stage_commands",
-        "sample",
-    ),
+        "stage_commands", function="sample"),
     "rank": Command(
-        "put them in order: people in this terminal, or the gold judge", "stage_commands", "rank"
-    ),
+        "put them in order: people in this terminal, or the gold judge",
+        "stage_commands", function="rank"),
     "judge": Command(
         "let a model behind HTTP, the reward model or the gold judge rank what waits in the queue",
-        "judge_command",
-        settings="Judging",
-    ),
-    "reward": Command("train the reward model on the rankings", "stage_commands", "stage"),
-    "ppo": Command("train the policy against the reward model (PPO)", "stage_commands", "stage"),
+        "judge_command", settings="Judging"),
+    "reward": Command(
+        "train the reward model on the rankings",
+        "stage_commands", function="stage"),
+    "ppo": Command(
+        "train the policy against the reward model (PPO)",
+        "stage_commands", function="stage"),
     "best-of-k": Command(
-        "fine-tune on the reward model's favourite completions", "stage_commands", "stage"
-    ),
+        "fine-tune on the reward model's favourite completions",
+        "stage_commands", function="stage"),
     "evaluate": Command(
         "compare all policies on prompts no stage has seen, and write the report",
-        "stage_commands",
-        "whole",
-    ),
-    "chat": Command("talk to the policies of a run", "chat_command", settings="Chat"),
+        "stage_commands", function="whole"),
+    "chat": Command(
+        "talk to the policies of a run",
+        "chat_command", settings="Chat"),
     "export": Command(
         "write a policy or the reward model for other programs, and check that it does the same",
-        "export_command",
-        settings="Export",
-        repeats=True,
-    ),
+        "export_command", settings="Export", repeats=True),
     "app": Command(
-        "chat, compare, rank and look at the rankings in a browser", "app_command", settings="App"
-    ),
+        "chat, compare, rank and look at the rankings in a browser",
+        "app_command", settings="App"),
     "import": Command(
         "read data of any known format, check it, and write it in the kit's own",
-        "import_command",
-        settings="Import",
-        operands="FILE...",
-        about="Read files of rows, tell their format, and write them to a new folder.\n\n"
-        "FILE is JSON, JSON lines (both also gzipped), CSV, Parquet, a folder with a saved "
-        "dataset, or\nhub:OWNER/NAME[:SPLIT]. A broken row refuses all, unless --broken drop.",
-    ),
-    "data": Command(
-        "look at data: inspect, drops, refilter, report, check, export",
-        subcommands={
-            "inspect": Command(
-                "one row with its request, prompt and neighbours: RUN ID, or RUN @REQUEST",
-                "data_commands",
-                "inspect",
-                settings="Inspect",
-                operands="RUN ID",
-            ),
-            "drops": Command(
-                "rows that were dropped, and why: RUN [--rule NAME]",
-                "data_commands",
-                "drops",
-                settings="DropsShown",
-                operands="RUN",
-            ),
-            "refilter": Command(
-                "decide by other rules, without the teacher: RUN --filters strict",
-                "data_commands",
-                "refiltered",
-                settings="Refilter",
-                operands="RUN",
-            ),
-            "report": Command(
-                "one HTML page about a generation: RUN",
-                "data_commands",
-                "report",
-                settings="ReportMade",
-                operands="RUN",
-            ),
-            "check": Command(
-                "read files as import does, and write nothing: FILE...",
-                "data_files",
-                "check",
-                settings="Check",
-                operands="FILE...",
-            ),
-            "export": Command(
-                "data for others, with a card: FOLDER --to parquet --out DIR",
-                "data_files",
-                "exported",
-                settings="Export",
-                operands="FOLDER",
-            ),
-        },
-    ),
+        "import_command", settings="Import", operands="FILE...", about=_IMPORT),
+    "data": Command("look at data: inspect, drops, refilter, report, check, export", subcommands={
+        "inspect": Command(
+            "one row with its request, prompt and neighbours: RUN ID, or RUN @REQUEST",
+            "data_commands", function="inspect", settings="Inspect", operands="RUN ID"),
+        "drops": Command(
+            "rows that were dropped, and why: RUN [--rule NAME]",
+            "data_commands", function="drops", settings="DropsShown", operands="RUN"),
+        "refilter": Command(
+            "decide by other rules, without the teacher: RUN --filters strict",
+            "data_commands", function="refiltered", settings="Refilter", operands="RUN"),
+        "report": Command(
+            "one HTML page about a generation: RUN",
+            "data_commands", function="report", settings="ReportMade", operands="RUN"),
+        "check": Command(
+            "read files as import does, and write nothing: FILE...",
+            "data_files", function="check", settings="Check", operands="FILE..."),
+        "export": Command(
+            "data for others, with a card: FOLDER --to parquet --out DIR",
+            "data_files", function="exported", settings="Export", operands="FOLDER"),
+    }),
 }
+# fmt: on
 """Every command, in the order of the overview."""
 
 
