@@ -270,8 +270,8 @@ def _retry_after(headers: httpx.Headers) -> float | None:
     if date is None:
         return None
     # measured by the endpoint's own clock where it shows it, which may differ from ours
-    now = _date(headers.get("date", "")) or datetime.now(UTC)
-    return max(0.0, (date - now).total_seconds())
+    server_time = _date(headers.get("date", "")) or datetime.now(UTC)
+    return max(0.0, (date - server_time).total_seconds())
 
 
 def _date(value: str) -> datetime | None:
