@@ -332,7 +332,7 @@ def run(*words):
 
 def test_plan_shows_a_table_without_torch():
     program = (
-        "import sys; from alpaca_rlhf.cli import main;"
+        "import sys; from alpaca_rlhf.cli.main import main;"
         "code = main(['plan', '--base', 'llama-2-7b', '--card', '24']);"
         "sys.exit(code or ('torch' in sys.modules and 'torch was loaded'))"
     )
