@@ -1,4 +1,4 @@
-"""Every stage on little random LLaMAs, and the live bytes that it takes: what a plan must tell."""
+"""Every stage on little random LLaMAs, and the live bytes that a plan of it must forecast."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Case:
 
     @property
     def shape(self) -> Shape:
-        """Its sizes, as the planner has them."""
+        """Its sizes in the planner's terms."""
         return Shape(
             self.name,
             self.hidden,
@@ -123,18 +123,18 @@ CASES = (
     Case("one row, separate value, no copy", micro=1, separate=True, dense=False, kv_heads=1),
     Case("wide batch, K of 4, separate value", micro=4, k=4, rows=16, separate=True, rank=32),
 )
-"""Shapes and sizes that the plan is compared with."""
+"""Shapes and sizes that plans are compared on."""
 
 
-def said_of(case: Case) -> dict[str, int]:
+def forecast(case: Case) -> dict[str, int]:
     """Planned bytes of every stage."""
     device = Device("cpu", 4 if case.fp32 else 2)
     return planned(case.shape, device, case.settings, case.prompt, checkpointing=case.checkpointing)
 
 
 def compared(case: Case) -> dict[str, Any]:
-    """Planned and measured bytes of a case, and how far they lie apart."""
-    said = said_of(case)
+    """Compare planned and measured bytes of a case."""
+    planned_bytes = forecast(case)
     with tempfile.TemporaryDirectory() as scratch:
         adapters = adapters_of(
             write_base(Path(scratch) / "base", case.shape),
@@ -144,12 +144,12 @@ def compared(case: Case) -> dict[str, Any]:
             device="cpu",
         )
         meter = Meter(adapters, on_card=False)
-        took = Stages(adapters, case.settings, case.prompt, meter, Path(scratch)).all()
+        measured_bytes = Stages(adapters, case.settings, case.prompt, meter, Path(scratch)).all()
     rows = {
         name: {
-            "planned": said[name],
-            "measured": took[name],
-            "error": said[name] / took[name] - 1,
+            "planned": planned_bytes[name],
+            "measured": measured_bytes[name],
+            "error": planned_bytes[name] / measured_bytes[name] - 1,
         }
         for name in STAGES
     }

@@ -56,8 +56,8 @@ def ended():
 def settings(tmp_path_factory, tiny_folder) -> Loop:
     """A run on files of its own."""
     folder = tmp_path_factory.mktemp("files")
-    words = "how why when where who which whose what whom whether".split()
-    asked = [f"{w} {i} {i * 7} {w * 3}" for i in range(8) for w in words]
+    openers = "how why when where who which whose what whom whether".split()
+    questions = [f"{w} {i} {i * 7} {w * 3}" for i in range(8) for w in openers]
     pairs = [
         {"instruction": f"Name a {c} thing.", "chosen": f"{c} sky", "rejected": f"a {c * 2}"}
         for c in ("red", "green", "blue", "black", "white", "grey", "pink", "brown")
@@ -70,7 +70,9 @@ def settings(tmp_path_factory, tiny_folder) -> Loop:
         inputs=Inputs(
             judge="human",
             data=written(folder / "data.jsonl", rows),
-            prompts=written(folder / "prompts.jsonl", [{"instruction": one} for one in asked]),
+            prompts=written(
+                folder / "prompts.jsonl", [{"instruction": question} for question in questions]
+            ),
             rankings=written(folder / "pairs.jsonl", pairs),
         ),
         sampling=Sampling(max_new_tokens=8, batch_size=16),
@@ -89,8 +91,8 @@ def settings(tmp_path_factory, tiny_folder) -> Loop:
 
 
 def go(settings, out, reporter=None, until="best_of_k"):
-    given = replace(settings, out=out)
-    run_loop(given, reporter or Quiet(), kind="loop", command="test", until=until)
+    settings_of_run = replace(settings, out=out)
+    run_loop(settings_of_run, reporter or Quiet(), kind="loop", command="test", until=until)
 
 
 @pytest.fixture(scope="module")
@@ -127,16 +129,16 @@ def stopped(settings, out):
 @pytest.fixture
 def calls(monkeypatch):
     """How often completions are sampled and scored from now on."""
-    seen = []
+    names = []
     for name in ("sample", "score"):
         real = getattr(candidates, name)
 
-        def spy(*words, name=name, real=real, **named):
-            seen.append(name)
-            return real(*words, **named)
+        def spy(*arguments, name=name, real=real, **options):
+            names.append(name)
+            return real(*arguments, **options)
 
         monkeypatch.setattr(candidates, name, spy)
-    return seen
+    return names
 
 
 def rows_of(out, stage="best_of_k"):
@@ -160,41 +162,48 @@ def test_candidates_are_kept_with_their_scores(calm, settings, ended):
     adapters = Adapters(ended(settings.base), settings.lora, template="brief")
     adapters.load("reward", calm / "reward" / "adapter")
     head = ScalarHead.load(calm / "reward" / "adapter", 128)
-    said = [(row["prompt"], one) for row in rows for one in row["completions"]]
-    examples = [Example(tuple(prompt), tuple(one["ids"])) for prompt, one in said]
+    scored = [(row["prompt"], completion) for row in rows for completion in row["completions"]]
+    examples = [Example(tuple(prompt), tuple(completion["ids"])) for prompt, completion in scored]
     scores = score(adapters, "reward", head, examples, batch_size=4)
-    assert torch.allclose(scores, torch.tensor([one["score"] for _, one in said]), atol=1e-2)
+    assert torch.allclose(
+        scores, torch.tensor([completion["score"] for _, completion in scored]), atol=1e-2
+    )
     stops = ended(settings.base).stop_ids
-    assert [one["finished"] for _, one in said] == [one["ids"][-1] in stops for _, one in said]
-    assert any(one["text"] for _, one in said)
+    assert [completion["finished"] for _, completion in scored] == [
+        completion["ids"][-1] in stops for _, completion in scored
+    ]
+    assert any(completion["text"] for _, completion in scored)
 
 
 def test_sampling_tells_where_it_stands(settings, out, calls):
     """Stopped half-way there nothing is kept: the next sitting draws all of them again."""
-    told = []
+    progress = []
 
     class Counting(Quiet):
         def step(self, stage, done, total, metrics):
             if stage == "candidates":
-                told.append((done, total))
+                progress.append((done, total))
             super().step(stage, done, total, metrics)
 
     with pytest.raises(KeyboardInterrupt):
         go(settings, out, Counting(stop_in="candidates"))
-    assert K * PROMPTS / 2 < told[-1][0] < K * PROMPTS == told[-1][1]
-    told.clear()
+    assert K * PROMPTS / 2 < progress[-1][0] < K * PROMPTS == progress[-1][1]
+    progress.clear()
     go(settings, out, Counting())
-    counts = [done for done, _ in told]
+    counts = [done for done, _ in progress]
     assert counts[-1] == K * PROMPTS and counts == sorted(set(counts)) and len(counts) > 1
     assert calls == ["sample", "sample", "score"]
 
 
 def test_its_facts_are_those_of_the_file(calm):
     facts, rows = facts_of(calm), rows_of(calm)
-    scores = [[one["score"] for one in row["completions"]] for row in rows]
-    done = [[one["score"] for one in row["completions"] if one["finished"]] for row in rows]
-    best = [max(own) for own in done if own]
-    assert facts["candidates"] == K * PROMPTS > facts["finished"] == sum(map(len, done)) > 0
+    scores = [[completion["score"] for completion in row["completions"]] for row in rows]
+    finished = [
+        [completion["score"] for completion in row["completions"] if completion["finished"]]
+        for row in rows
+    ]
+    best = [max(scores_of_prompt) for scores_of_prompt in finished if scores_of_prompt]
+    assert facts["candidates"] == K * PROMPTS > facts["finished"] == sum(map(len, finished)) > 0
     assert facts["winners"] == len(best)
     assert facts["mean_best_score"] == pytest.approx(sum(best) / len(best))
     assert facts["mean_score"] == pytest.approx(sum(map(sum, scores)) / (K * PROMPTS))
@@ -211,12 +220,12 @@ def test_stopped_in_the_fine_tuning_nothing_is_sampled_or_scored_again(
     def never(*_, **__):
         raise AssertionError("the candidates are there already")
 
-    kept = (stopped / "best_of_k" / "candidates.jsonl").read_bytes()
+    saved = (stopped / "best_of_k" / "candidates.jsonl").read_bytes()
     assert not (stopped / "best_of_k" / "adapter").exists()
     monkeypatch.setattr(candidates, "sample", never)
     monkeypatch.setattr(candidates, "score", never)
     go(settings, stopped)
-    assert (stopped / "best_of_k" / "candidates.jsonl").read_bytes() == kept
+    assert (stopped / "best_of_k" / "candidates.jsonl").read_bytes() == saved
     assert weights(stopped) == weights(calm)
     assert facts_of(stopped) == facts_of(calm)
 
@@ -248,21 +257,25 @@ def test_candidates_of_another_reward_model_are_not_used(
 ):
     """Nor what was learned from them."""
     straight = shutil.copytree(before, tmp_path / "straight")
-    for one in (straight, stopped):
-        turn_round(one / "reward" / "adapter")
+    for folder in (straight, stopped):
+        turn_round(folder / "reward" / "adapter")
     go(settings, straight)
     del calls[:]
     assert list(stopped.glob("checkpoints/best_of_k/step-*"))
     go(settings, stopped)
     assert calls == ["sample", "score"]
-    for row, old in zip(rows_of(stopped), rows_of(calm), strict=True):
-        for one, other in zip(row["completions"], old["completions"], strict=True):
-            assert one["ids"] == other["ids"]
-            assert one["score"] == pytest.approx(-other["score"], abs=1e-5)
+    assert_scores_negated(rows_of(stopped), rows_of(calm))
     assert weights(stopped) == weights(straight) != weights(calm)
     logged = (stopped / "metrics.jsonl").read_text().splitlines()
     steps = [row["step"] for row in map(json.loads, logged) if row["stage"] == "best_of_k"]
     assert steps == list(range(1, len(steps) + 1))
+
+
+def assert_scores_negated(rows, old_rows):
+    for row, old_row in zip(rows, old_rows, strict=True):
+        for new, old in zip(row["completions"], old_row["completions"], strict=True):
+            assert new["ids"] == old["ids"]
+            assert new["score"] == pytest.approx(-old["score"], abs=1e-5)
 
 
 def turn_round(folder):
@@ -278,8 +291,13 @@ def test_a_threshold_that_leaves_nothing_can_be_lowered(out, settings, calls):
     high = replace(settings, best_of_k=replace(settings.best_of_k, threshold=1e6))
     with pytest.raises(UserError, match=r"--best-of-k\.threshold 1e\+06, the highest scores ") as e:
         go(high, out)
-    drawn = [one for row in rows_of(out) for one in row["completions"] if one["finished"]]
-    scores = sorted((one["score"] for one in drawn), reverse=True)
+    finished = [
+        completion
+        for row in rows_of(out)
+        for completion in row["completions"]
+        if completion["finished"]
+    ]
+    scores = sorted((completion["score"] for completion in finished), reverse=True)
     assert f"the highest scores {scores[0]:.4g};" in str(e.value)
     assert calls == ["sample", "score"]
     lower = (scores[2] + scores[3]) / 2
@@ -319,18 +337,18 @@ def test_the_pool_of_all_rounds_is_scored_by_the_newest_reward_model(
     first = rows_of(out)
     turn_round(out / "reward.2" / "adapter")
     path = out / "best_of_k" / "candidates.jsonl"
-    kept = path.read_text()
-    path.write_text(kept.replace('"finished": false', '"finished": true'))
+    saved = path.read_text()
+    path.write_text(saved.replace('"finished": false', '"finished": true'))
     with pytest.raises(UserError, match=r"best_of_k/candidates\.jsonl: is not what round 1 wrote"):
         go(both, out, until=None)
-    path.write_text(kept)
+    path.write_text(saved)
 
     trained = []
     real = policies.train_sft
 
-    def spy(adapters, role, examples, *words, **named):
+    def spy(adapters, role, examples, *arguments, **options):
         trained.extend(examples)
-        return real(adapters, role, examples, *words, **named)
+        return real(adapters, role, examples, *arguments, **options)
 
     monkeypatch.setattr(policies, "train_sft", spy)
     del calls[:]
@@ -340,18 +358,15 @@ def test_the_pool_of_all_rounds_is_scored_by_the_newest_reward_model(
     rows = rows_of(out, "best_of_k.2")
     assert [row["round"] for row in rows] == [1] * PROMPTS + [2] * PROMPTS
     assert len({row["prompt_id"] for row in rows}) == 2 * PROMPTS
-    for row, old in zip(rows, first, strict=False):
-        assert row["prompt_id"] == old["prompt_id"]
-        for one, other in zip(row["completions"], old["completions"], strict=True):
-            assert one["ids"] == other["ids"]
-            assert one["score"] == pytest.approx(-other["score"], abs=1e-5)
+    assert [row["prompt_id"] for row in rows[:PROMPTS]] == [row["prompt_id"] for row in first]
+    assert_scores_negated(rows[:PROMPTS], first)
     best = {}
     for row in rows:
-        done = [one for one in row["completions"] if one["finished"]]
-        if done:
-            top = max(done, key=lambda one: one["score"])
+        finished = [completion for completion in row["completions"] if completion["finished"]]
+        if finished:
+            top = max(finished, key=lambda completion: completion["score"])
             best[tuple(row["prompt"])] = tuple(top["ids"])
-    assert {one.prompt: one.completion for one in trained} == best
+    assert {example.prompt: example.completion for example in trained} == best
 
     del calls[:]
     go(both, out, until=None)
@@ -359,7 +374,7 @@ def test_the_pool_of_all_rounds_is_scored_by_the_newest_reward_model(
     facts = facts_of(out, "best_of_k.2")
     assert facts["candidates"] == 2 * K * PROMPTS
     report = json.loads((out / "report.json").read_text())
-    assert [one["round"] for one in report["best_of_k"]] == [1, 2]
+    assert [entry["round"] for entry in report["best_of_k"]] == [1, 2]
     measured = report["policies"]["best_of_k.2"]
     assert measured["kl_from_sft_k3_nats"] > 0 and "kl_from_sft_nats" in measured
     assert report["policies"]["sft"]["kl_from_sft_k3_nats"] == 0

@@ -1,4 +1,4 @@
-"""The doctor: what it finds where all is well, and that it sees each thing that is not."""
+"""The doctor: its findings on a sound machine, and that it notices each defect."""
 
 import json
 import shutil
@@ -20,28 +20,28 @@ LORA = Lora(r=4, alpha=8)
 
 
 def of(findings, what):
-    return next(one for one in findings if one.what == what)
+    return next(finding for finding in findings if finding.what == what)
 
 
 def test_a_sound_machine_and_base(tmp_path, capsys):
     assert main(["doctor", "--json", "True", "--out", str(tmp_path)]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["good"]
-    names = [one["what"] for one in found["findings"]]
+    report = json.loads(capsys.readouterr().out)
+    assert report["good"]
+    names = [finding["what"] for finding in report["findings"]]
     assert names == [
         *("python", "libraries", "torch", "card", "precision", "4-bit arithmetic", "memory"),
         *("disk", "base", "tokenizer", "end of text", "what carries loss", "a new adapter"),
         *("gradients", "save and reload"),
     ]
-    assert all(one["todo"] for one in found["findings"] if one["verdict"] != "ok")
+    assert all(finding["todo"] for finding in report["findings"] if finding["verdict"] != "ok")
     assert not list(tmp_path.iterdir()), "nothing is written"
 
 
 def test_as_lines_it_ends_with_the_next_command(tmp_path, capsys):
     assert main(["doctor", "--out", str(tmp_path)]) == 0
-    told = capsys.readouterr().out
-    assert "### Response:[[" in told, "what carries loss is shown"
-    assert told.rstrip().splitlines()[-1].lstrip().startswith("alpaca-rlhf quickstart")
+    output = capsys.readouterr().out
+    assert "### Response:[[" in output, "what carries loss is shown"
+    assert output.rstrip().splitlines()[-1].lstrip().startswith("alpaca-rlhf quickstart")
 
 
 def test_a_kernel_with_a_wrong_backward_is_seen(monkeypatch):
@@ -53,16 +53,16 @@ def test_a_kernel_with_a_wrong_backward_is_seen(monkeypatch):
         return out.detach() + 0.5 * (out - out.detach())
 
     monkeypatch.setattr(Linear4bit, "forward", wrong)
-    found = machine._four_bit(torch.device("cpu"))
-    assert found.verdict == "bad" and "do not train here" in found.todo
+    finding = machine._four_bit(torch.device("cpu"))
+    assert finding.verdict == "bad" and "do not train here" in finding.todo
 
 
 @pytest.mark.parametrize("native", [True, False])
 def test_the_precision_of_a_card(monkeypatch, native):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
-    found = machine._precision(torch.device("cuda"))
-    assert found.found.startswith("bfloat16" if native else "float16")
-    assert found.verdict == ("ok" if native else "warning")
+    finding = machine._precision(torch.device("cuda"))
+    assert finding.found.startswith("bfloat16" if native else "float16")
+    assert finding.verdict == ("ok" if native else "warning")
 
 
 def test_a_driver_without_a_build_for_it_is_seen(monkeypatch):
@@ -76,16 +76,16 @@ def test_a_library_that_is_missing_or_too_old_is_named(monkeypatch):
     needs = ["peft>=0.21", "nowhere-to-be-found>=1", 'krippendorff; extra == "dev"']
     monkeypatch.setattr(metadata, "requires", lambda name: needs)
     monkeypatch.setattr(metadata, "version", lambda name: "0.3" if name == "peft" else real(name))
-    found = machine._libraries()
-    assert found.verdict == "bad"
-    assert found.found == "peft 0.3 where >=0.21 is needed; nowhere-to-be-found is missing"
+    finding = machine._libraries()
+    assert finding.verdict == "bad"
+    assert finding.found == "peft 0.3 where >=0.21 is needed; nowhere-to-be-found is missing"
 
 
 def test_a_full_disk_is_bad(monkeypatch, tmp_path):
     full = shutil._ntuple_diskusage(10**12, 10**12 - 2**29, 2**29)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: full)
-    found = machine._disk(tmp_path / "not" / "there")
-    assert found.verdict == "bad" and found.found.startswith("0.5 GiB")
+    finding = machine._disk(tmp_path / "not" / "there")
+    assert finding.verdict == "bad" and finding.found.startswith("0.5 GiB")
 
 
 def test_a_check_that_fails_is_a_finding(monkeypatch, tmp_path):
@@ -93,8 +93,8 @@ def test_a_check_that_fails_is_a_finding(monkeypatch, tmp_path):
         raise OSError("libcudart.so: cannot open\nand more")
 
     monkeypatch.setattr(machine, "_four_bit", broken)
-    found = of(machine_checks(tmp_path), "4-bit arithmetic")
-    assert (found.verdict, found.found) == ("bad", "OSError: libcudart.so: cannot open")
+    finding = of(machine_checks(tmp_path), "4-bit arithmetic")
+    assert (finding.verdict, finding.found) == ("bad", "OSError: libcudart.so: cannot open")
 
 
 # --- the base -------------------------------------------------------------------------------------
@@ -102,14 +102,14 @@ def test_a_check_that_fails_is_a_finding(monkeypatch, tmp_path):
 
 def test_a_base_that_is_not_there_is_one_finding(tmp_path, capsys):
     assert main(["doctor", "--base", str(tmp_path / "x"), "--out", str(tmp_path)]) == 1
-    told = capsys.readouterr().out
-    assert f"--base {tmp_path / 'x'}: no such folder" in told
-    assert "a new adapter" not in told
+    output = capsys.readouterr().out
+    assert f"--base {tmp_path / 'x'}: no such folder" in output
+    assert "a new adapter" not in output
 
 
 def test_what_does_not_learn_or_reload_is_seen(tiny_folder, monkeypatch):
     findings = list(base_checks(str(tiny_folder), "alpaca", LORA))
-    assert {one.verdict for one in findings} == {"ok"}, findings
+    assert {finding.verdict for finding in findings} == {"ok"}, findings
     save = Adapters.save
 
     def forgetful(self, name, folder, head=None):
@@ -146,7 +146,7 @@ def raised(kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "words"),
+    ("kind", "remedy"),
     [
         (errors.GatedRepoError, "accept it at https://huggingface.co/a/b, then log in"),
         (errors.RepositoryNotFoundError, "the hub has no such model, or it is private"),
@@ -154,10 +154,10 @@ def raised(kind):
         (httpx.ConnectError, "unset HF_HUB_OFFLINE"),
     ],
 )
-def test_what_the_hub_refuses_is_one_line_with_the_way_out(monkeypatch, kind, words):
+def test_what_the_hub_refuses_is_one_line_with_the_way_out(monkeypatch, kind, remedy):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    told = hub_refusal("a/b", raised(kind))
-    assert told.startswith("--base a/b: ") and words in told and "\n" not in told
+    refusal = hub_refusal("a/b", raised(kind))
+    assert refusal.startswith("--base a/b: ") and remedy in refusal and "\n" not in refusal
     monkeypatch.delenv("HF_HUB_OFFLINE")
     assert "unset" not in hub_refusal("a/b", raised(kind))
 

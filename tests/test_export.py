@@ -98,7 +98,7 @@ def little_llama(folder: Path, kv: int, tied: bool, rope: float | None, seed: in
 def little_run(
     folder: Path, base: Path, template: str = "alpaca", dtype: torch.dtype | None = None
 ) -> Path:
-    """What a run leaves: settings, an sft and a ppo adapter, a reward adapter with its head."""
+    """Write a run: settings, an sft and a ppo adapter, a reward adapter with its head."""
     from alpaca_rlhf.models.adapters import Adapters
     from alpaca_rlhf.models.base import load_base
     from alpaca_rlhf.models.heads import ScalarHead
@@ -140,16 +140,16 @@ def plain(tmp_path_factory) -> tuple[Path, Path]:
     return top / "base", little_run(top / "run", top / "base")
 
 
-def export(run: Path, out: Path, *words: str) -> dict:
-    code = cli.main(["export", "--run", str(run), "--out", str(out), *words])
-    found = json.loads((out / "parity.json").read_text())
-    assert code == (0 if found["passed"] else 1)
-    return found
+def export(run: Path, out: Path, *arguments: str) -> dict:
+    code = cli.main(["export", "--run", str(run), "--out", str(out), *arguments])
+    result = json.loads((out / "parity.json").read_text())
+    assert code == (0 if result["passed"] else 1)
+    return result
 
 
-def refused(capsys, *words: str) -> str:
+def refused(capsys, *arguments: str) -> str:
     """The one line that a wrong command gets."""
-    assert cli.main(["export", *words]) == 2
+    assert cli.main(["export", *arguments]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1, lines
     return lines[0]
@@ -186,12 +186,12 @@ def test_a_merged_model_needs_nothing_of_ours(flavour, tmp_path):
     from alpaca_rlhf.models.rollout import sample
 
     base, run = flavour
-    found = export(run, tmp_path / "out", "--policy", "ppo", "--dtype", "float32")
-    assert found["passed"] and found["checks"]["transformers"]["same_greedy"] >= 5
-    asked = [messages("alpaca", one) for one in PROBES[:5]]
-    words = [sys.executable, "-I", "-c", ALONE, str(tmp_path / "out"), json.dumps(asked)]
+    parity = export(run, tmp_path / "out", "--policy", "ppo", "--dtype", "float32")
+    assert parity["passed"] and parity["checks"]["transformers"]["same_greedy"] >= 5
+    conversations = [messages("alpaca", probe) for probe in PROBES[:5]]
+    command = [sys.executable, "-I", "-c", ALONE, str(tmp_path / "out"), json.dumps(conversations)]
     done = subprocess.run(
-        words,
+        command,
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -201,17 +201,17 @@ def test_a_merged_model_needs_nothing_of_ours(flavour, tmp_path):
     assert done.returncode == 0, done.stderr
     adapters = Adapters(load_base(str(base), dtype=torch.float32), LORA, template="alpaca")
     adapters.load("ppo", run / "ppo" / "adapter")
-    prompts = [prompt_ids(adapters.base, "alpaca", one) for one in PROBES[:5]]
+    prompts = [prompt_ids(adapters.base, "alpaca", probe) for probe in PROBES[:5]]
     greedy = Sampling(temperature=0.0, max_new_tokens=24, batch_size=1)
-    own = sample(adapters, "ppo", prompts, list("abcde"), sampling=greedy, seed=0)
-    assert json.loads(done.stdout) == [list(one.ids) for (one,) in own]
+    completions = sample(adapters, "ppo", prompts, list("abcde"), sampling=greedy, seed=0)
+    assert json.loads(done.stdout) == [list(completion.ids) for (completion,) in completions]
     assert not list((tmp_path / "out").glob("*.bin"))
 
 
 def test_adapter_with_plain_peft(flavour, tmp_path):
     base, run = flavour
-    found = export(run, tmp_path / "out", "--to", "adapter", "--policy", "sft")
-    assert found["checks"]["peft"]["passed"]
+    parity = export(run, tmp_path / "out", "--to", "adapter", "--policy", "sft")
+    assert parity["checks"]["peft"]["passed"]
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(base) and config["r"] == 4
 
@@ -219,10 +219,10 @@ def test_adapter_with_plain_peft(flavour, tmp_path):
 def test_reward_model_pools_the_token_that_ours_reads(flavour, tmp_path):
     """Also where a completion was cut and rows of one batch are padded."""
     _, run = flavour
-    found = export(run, tmp_path / "out", "--to", "reward")["checks"]["transformers"]
-    assert found["passed"] and found["scores"] >= 14
-    spread = max(found["trained"]) - min(found["trained"])
-    assert found["largest_difference"] < 1e-3 < 0.1 < spread
+    check = export(run, tmp_path / "out", "--to", "reward")["checks"]["transformers"]
+    assert check["passed"] and check["scores"] >= 14
+    spread = max(check["trained"]) - min(check["trained"])
+    assert check["largest_difference"] < 1e-3 < 0.1 < spread
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["architectures"] == ["LlamaForSequenceClassification"]
     assert config["score_bias"] == pytest.approx(-0.8)
@@ -231,8 +231,8 @@ def test_reward_model_pools_the_token_that_ours_reads(flavour, tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "float16", "q8_0"])
 def test_gguf_through_transformers_own_reader(flavour, tmp_path, dtype):
     _, run = flavour
-    found = export(run, tmp_path / "out", "--to", "gguf", "--policy", "sft", "--dtype", dtype)
-    check = found["checks"]["transformers"]
+    parity = export(run, tmp_path / "out", "--to", "gguf", "--policy", "sft", "--dtype", dtype)
+    check = parity["checks"]["transformers"]
     assert check["passed"]
     if dtype == "float32":
         assert check["same_greedy"] + check["ties"] == check["prompts"] >= 5
@@ -242,9 +242,9 @@ def test_gguf_through_transformers_own_reader(flavour, tmp_path, dtype):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_sixteen_bit_says_what_it_costs(plain, tmp_path, dtype):
     _, run = plain
-    found = export(run, tmp_path / "out", "--dtype", dtype)
-    check = found["checks"]["transformers"]
-    assert found["passed"] and 0 < abs(check["perplexity_change"]) < 0.05
+    parity = export(run, tmp_path / "out", "--dtype", dtype)
+    check = parity["checks"]["transformers"]
+    assert parity["passed"] and 0 < abs(check["perplexity_change"]) < 0.05
     from safetensors import safe_open
 
     with safe_open(str(tmp_path / "out" / "model.safetensors"), framework="pt") as file:
@@ -260,15 +260,15 @@ def test_a_float32_export_is_the_weight_and_its_product(plain, tmp_path):
     base, run = plain
     export(run, tmp_path / "out", "--policy", "sft", "--dtype", "float32")
     name = "model.layers.1.mlp.down_proj"
-    made = load_file(tmp_path / "out" / "model.safetensors")[f"{name}.weight"]
+    exported = load_file(tmp_path / "out" / "model.safetensors")[f"{name}.weight"]
     lora = load_file(run / "sft" / "adapter" / "adapter_model.safetensors")
-    a, b = (lora[f"base_model.model.{name}.lora_{one}.weight"] for one in "AB")
+    a, b = (lora[f"base_model.model.{name}.lora_{matrix}.weight"] for matrix in "AB")
     weight = load_base(str(base)).model.get_submodule(name).weight
     weight.quant_state.dtype = torch.float32
-    four = dequantize_4bit(weight.data, weight.quant_state)
-    assert torch.allclose(made, four + 2 * b @ a, atol=1e-6)
+    dequantised = dequantize_4bit(weight.data, weight.quant_state)
+    assert torch.allclose(exported, dequantised + 2 * b @ a, atol=1e-6)
     original = load_file(base / "model.safetensors")[f"{name}.weight"]
-    assert (made - 2 * b @ a - original).abs().max() > 1e-2
+    assert (exported - 2 * b @ a - original).abs().max() > 1e-2
 
 
 def test_large_models_are_sharded(plain, tmp_path, monkeypatch):
@@ -277,9 +277,9 @@ def test_large_models_are_sharded(plain, tmp_path, monkeypatch):
     _, run = plain
     limit = 300_000
     monkeypatch.setattr(shards.write_shards, "__kwdefaults__", {"shard": limit})
-    found = export(run, tmp_path / "out", "--dtype", "float32")
+    parity = export(run, tmp_path / "out", "--dtype", "float32")
     files = sorted((tmp_path / "out").glob("*.safetensors"))
-    assert found["passed"] and len(files) > 3
+    assert parity["passed"] and len(files) > 3
     largest = 400 * 128 * 4
     assert all(file.stat().st_size < limit + largest for file in files)
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
@@ -303,19 +303,19 @@ def test_a_model_larger_than_memory_is_compared_from_the_disk(plain, tmp_path, l
     from transformers import PreTrainedModel
 
     _, run = plain
-    whole = export(run, tmp_path / "whole", "--to", to, "--dtype", "float32")
+    in_memory = export(run, tmp_path / "whole", "--to", to, "--dtype", "float32")
     little_memory(500_000)
-    seen, real = [], PreTrainedModel.eval
+    device_maps, real = [], PreTrainedModel.eval
 
     def spy(model):
-        seen.append(getattr(model, "hf_device_map", {}))
+        device_maps.append(getattr(model, "hf_device_map", {}))
         return real(model)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PreTrainedModel, "eval", spy)
-        found = export(run, tmp_path / "out", "--to", to, "--dtype", "float32")
-    assert "disk" in {place for one in seen for place in one.values()}
-    assert found["checks"] == whole["checks"] and found["passed"]
+        from_disk = export(run, tmp_path / "out", "--to", to, "--dtype", "float32")
+    assert "disk" in {device for device_map in device_maps for device in device_map.values()}
+    assert from_disk["checks"] == in_memory["checks"] and from_disk["passed"]
     assert not (tmp_path / "out" / "offload").exists()
 
 
@@ -324,16 +324,16 @@ def test_a_gguf_file_is_read_in_sixteen_bit_where_memory_asks_for_it(
 ):
     """And where even that is too much, the file stays and says that it was not compared."""
     base, run = plain
-    weights = sum(one.numel() for one in load_file(base / "model.safetensors").values())
+    weights = sum(tensor.numel() for tensor in load_file(base / "model.safetensors").values())
     little_memory(weights * 3)
-    found = export(run, tmp_path / "half", "--to", "gguf", "--policy", "sft", "--dtype", "float32")
-    check = found["checks"]["transformers"]
-    assert found["passed"] and 0 < abs(check["perplexity_change"]) < 0.05
+    parity = export(run, tmp_path / "half", "--to", "gguf", "--policy", "sft", "--dtype", "float32")
+    check = parity["checks"]["transformers"]
+    assert parity["passed"] and 0 < abs(check["perplexity_change"]) < 0.05
     assert check["asked"].startswith("agreement")
     capsys.readouterr()
     little_memory(weights)
-    found = export(run, tmp_path / "none", "--to", "gguf", "--policy", "sft")
-    assert found["checks"]["transformers"] == {"passed": True, "compared": False}
+    parity = export(run, tmp_path / "none", "--to", "gguf", "--policy", "sft")
+    assert parity["checks"]["transformers"] == {"passed": True, "compared": False}
     assert "--     transformers: NOT COMPARED" in capsys.readouterr().out
     assert "NOT COMPARED" in (tmp_path / "none" / "README.md").read_text()
 
@@ -344,14 +344,14 @@ def test_an_export_that_does_something_else_fails(plain, tmp_path, monkeypatch, 
     from alpaca_rlhf.models import merging
 
     def unscaled(base, adapter):
-        for one in merging.merged(base, adapter):
-            made = one.make
-            yield replace(one, make=lambda made=made: made() * 1.2)
+        for weight in merging.merged(base, adapter):
+            make = weight.make
+            yield replace(weight, make=lambda make=make: make() * 1.2)
 
     monkeypatch.setattr(exporting, "merged", unscaled)
     _, run = plain
-    found = export(run, tmp_path / "out", "--dtype", "float32")
-    assert not found["passed"] and not found["checks"]["transformers"]["passed"]
+    parity = export(run, tmp_path / "out", "--dtype", "float32")
+    assert not parity["passed"] and not parity["checks"]["transformers"]["passed"]
     assert "does not do what was trained (transformers)" in capsys.readouterr().err
     assert "transformers" in (tmp_path / "out" / "PARITY_FAILED").read_text()
     assert "FAILED its check" in (tmp_path / "out" / "README.md").read_text()
@@ -376,15 +376,15 @@ def test_an_export_that_overflows_fails(plain, tmp_path, monkeypatch, to):
     from alpaca_rlhf.models.merging import merged
 
     def overflown(base, adapter):
-        for one in merged(base, adapter):
-            made = one.make
-            yield replace(one, make=lambda made=made: made() * 1e30)
+        for weight in merged(base, adapter):
+            make = weight.make
+            yield replace(weight, make=lambda make=make: make() * 1e30)
 
     place = exporting if to == "merged" else exporting.reward_model
     monkeypatch.setattr(place, "merged", overflown)
     _, run = plain
-    found = export(run, tmp_path / "out", "--to", to, "--dtype", "float16")
-    assert not found["passed"] and (tmp_path / "out" / "PARITY_FAILED").is_file()
+    parity = export(run, tmp_path / "out", "--to", to, "--dtype", "float16")
+    assert not parity["passed"] and (tmp_path / "out" / "PARITY_FAILED").is_file()
 
 
 def test_rotary_halves_become_neighbours(tmp_path):
@@ -453,10 +453,10 @@ def chat(tmp_path_factory) -> tuple[Path, Path]:
 
     top = tmp_path_factory.mktemp("chat")
     little_llama(top / "base", *FLAVOURS["llama3"])
-    words = AutoTokenizer.from_pretrained(top / "base")
-    words.chat_template = CHATML.replace("<|im_end|>", "<|end|>")
-    words.unk_token = "<|end|>"  # one token is everything, as in SmolLM2
-    words.save_pretrained(top / "base")
+    tokenizer = AutoTokenizer.from_pretrained(top / "base")
+    tokenizer.chat_template = CHATML.replace("<|im_end|>", "<|end|>")
+    tokenizer.unk_token = "<|end|>"  # one token is everything, as in SmolLM2
+    tokenizer.save_pretrained(top / "base")
     return top / "base", little_run(top / "run", top / "base", template="chat")
 
 
@@ -484,15 +484,15 @@ def test_the_cards_lines_give_the_score_of_training(kind, request, tmp_path, mon
 
     base, run = request.getfixturevalue(kind)
     template = "chat" if kind == "chat" else "alpaca"
-    one = example(load_base(str(base)), template, Instruction("Hi"), "Hello.")
+    trained = example(load_base(str(base)), template, Instruction("Hi"), "Hello.")
     export(run, tmp_path / "out", "--to", "reward")
     lines = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]
     names: dict = {}
     monkeypatch.chdir(tmp_path)
     exec(lines, names)
-    ids = torch.tensor([[*one.prompt, *one.completion]])
-    wanted = names["model"](ids).logits[0, 0] + names["model"].config.score_bias
-    assert names["score"] == wanted
+    ids = torch.tensor([[*trained.prompt, *trained.completion]])
+    expected = names["model"](ids).logits[0, 0] + names["model"].config.score_bias
+    assert names["score"] == expected
 
 
 def test_a_gguf_file_is_compared_without_the_base_in_memory(plain, tmp_path, monkeypatch):
@@ -504,11 +504,11 @@ def test_a_gguf_file_is_compared_without_the_base_in_memory(plain, tmp_path, mon
 
     def linears():
         gc.collect()
-        return sum(type(one) is Linear4bit for one in gc.get_objects())
+        return sum(type(instance) is Linear4bit for instance in gc.get_objects())
 
     before = linears()  # of bases that other tests share
 
-    def whole(*given):
+    def whole(*arguments):
         assert linears() == before
 
     monkeypatch.setattr(placing, "whole", whole)
@@ -525,14 +525,14 @@ def test_the_sentencepiece_model_goes_along(plain, tmp_path, capsys):
     config = (run / "config.yaml").read_text()
     (tmp_path / "run" / "config.yaml").write_text(config.replace(str(base), str(tmp_path / "base")))
     (tmp_path / "base" / "tokenizer.model").write_bytes(b"pieces")
-    found = export(tmp_path / "run", tmp_path / "with")
+    parity = export(tmp_path / "run", tmp_path / "with")
     assert (tmp_path / "with" / "tokenizer.model").read_bytes() == b"pieces"
-    assert (tmp_path / "with" / "Modelfile").is_file() and found["checks"]["template"]["passed"]
+    assert (tmp_path / "with" / "Modelfile").is_file() and parity["checks"]["template"]["passed"]
     (tmp_path / "cpp").mkdir()
     (tmp_path / "cpp" / "convert_hf_to_gguf.py").write_text(CONVERTER)
-    words = ["--run", str(run), "--to", "gguf", "--out", str(tmp_path / "out")]
-    said = refused(capsys, *words, "--llama-cpp", str(tmp_path / "cpp"))
-    assert "tokenizer.model" in said and str(base) in said and not (tmp_path / "out").exists()
+    arguments = ["--run", str(run), "--to", "gguf", "--out", str(tmp_path / "out")]
+    line = refused(capsys, *arguments, "--llama-cpp", str(tmp_path / "cpp"))
+    assert "tokenizer.model" in line and str(base) in line and not (tmp_path / "out").exists()
 
 
 def test_a_run_in_this_folder_has_a_name(plain, tmp_path, monkeypatch, capsys):
@@ -550,14 +550,14 @@ def test_a_padding_token_without_an_embedding(tmp_path):
 
     base = tmp_path / "base"
     little_llama(base, *FLAVOURS["llama3"])
-    words = AutoTokenizer.from_pretrained(base)
-    words.add_special_tokens({"pad_token": "[PAD]"})
-    words.save_pretrained(base)
-    own = json.loads((base / "config.json").read_text())
-    del own["architectures"]
-    (base / "config.json").write_text(json.dumps(own))
-    rows = own["vocab_size"]
-    assert words.pad_token_id == rows and load_base(str(base)).pad_id < rows
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(base)
+    base_config = json.loads((base / "config.json").read_text())
+    del base_config["architectures"]
+    (base / "config.json").write_text(json.dumps(base_config))
+    rows = base_config["vocab_size"]
+    assert tokenizer.pad_token_id == rows and load_base(str(base)).pad_id < rows
     run = little_run(tmp_path / "run", base)
     assert export(run, tmp_path / "merged")["passed"]
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").pad_token_id < rows
@@ -591,9 +591,9 @@ def test_llama_cpps_converter_where_the_user_has_it(chat, tmp_path, monkeypatch,
     for name in ("works", "fails"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "convert_hf_to_gguf.py").write_text(CONVERTER)
-    words = ["--run", str(run), "--to", "gguf", "--out", str(tmp_path / "out")]
-    said = refused(capsys, *words, "--llama-cpp", str(tmp_path / "fails"))
-    assert "--llama-cpp" in said and "no such model" in said and not (tmp_path / "out").exists()
+    arguments = ["--run", str(run), "--to", "gguf", "--out", str(tmp_path / "out")]
+    line = refused(capsys, *arguments, "--llama-cpp", str(tmp_path / "fails"))
+    assert "--llama-cpp" in line and "no such model" in line and not (tmp_path / "out").exists()
 
     class Stop(Exception):
         pass
@@ -604,16 +604,16 @@ def test_llama_cpps_converter_where_the_user_has_it(chat, tmp_path, monkeypatch,
 
     monkeypatch.setattr(exporting.AutoConfig, "from_pretrained", _after_first(seen))
     with pytest.raises(Stop):
-        cli.main(["export", *words, "--llama-cpp", str(tmp_path / "works")])
-    assert "--llama-cpp" in refused(capsys, *words, "--llama-cpp", str(tmp_path))
+        cli.main(["export", *arguments, "--llama-cpp", str(tmp_path / "works")])
+    assert "--llama-cpp" in refused(capsys, *arguments, "--llama-cpp", str(tmp_path))
 
 
-def _after_first(seen):
+def _after_first(reader):
     """`AutoConfig.from_pretrained`, until a GGUF file is asked for."""
     from transformers import AutoConfig
 
     real = AutoConfig.from_pretrained
-    return lambda name, **options: seen(name) if "gguf_file" in options else real(name, **options)
+    return lambda name, **options: reader(name) if "gguf_file" in options else real(name, **options)
 
 
 def test_what_the_card_says(plain, tmp_path):
@@ -643,40 +643,40 @@ def test_wrong_inputs_get_one_line(plain, tmp_path, capsys, monkeypatch):
     _, run = plain
     at, out = str(run), str(tmp_path / "out")
     assert "sft, ppo" in refused(capsys, "--run", at, "--policy", "best-of-k", "--out", out)
-    said = refused(capsys, "--run", at, "--policy", "reward.2", "--to", "reward", "--out", out)
-    assert "there are reward" in said
+    line = refused(capsys, "--run", at, "--policy", "reward.2", "--to", "reward", "--out", out)
+    assert "there are reward" in line
     assert "holds no run" in refused(capsys, "--run", str(tmp_path), "--out", out)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
-    said = refused(capsys, "--run", at, "--out", str(tmp_path / "full"))
-    assert "--out" in said and "something is there" in said
+    line = refused(capsys, "--run", at, "--out", str(tmp_path / "full"))
+    assert "--out" in line and "something is there" in line
     assert "--dtype q8_0" in refused(capsys, "--run", at, "--dtype", "q8_0", "--out", out)
     assert "--dtype" in refused(capsys, "--run", at, "--dtype", "nf4", "--out", out)
     usage = shutil.disk_usage(tmp_path)._replace(free=2**20)
     with monkeypatch.context() as patch:
         patch.setattr("alpaca_rlhf.exporting.request.shutil.disk_usage", lambda path: usage)
-        said = refused(capsys, "--run", at, "--out", out)
-        assert "--out" in said and "GiB left" in said
+        line = refused(capsys, "--run", at, "--out", out)
+        assert "--out" in line and "GiB left" in line
     assert sorted(p.name for p in tmp_path.iterdir()) == ["full"], "nothing is left behind"
 
 
 def test_another_base_and_a_quantised_one_are_refused(plain, tmp_path, capsys):
     base, run = plain
-    other = tmp_path / "other"
-    little_llama(other, *FLAVOURS["gqa"], seed=9)
+    other_base = tmp_path / "other"
+    little_llama(other_base, *FLAVOURS["gqa"], seed=9)
     moved = tmp_path / "moved"
     shutil.copytree(run, moved)
     config = (moved / "config.yaml").read_text()
-    (moved / "config.yaml").write_text(config.replace(str(base), str(other)))
+    (moved / "config.yaml").write_text(config.replace(str(base), str(other_base)))
     out = str(tmp_path / "out")
     for kind in ("merged", "adapter", "reward"):
-        said = refused(capsys, "--run", str(moved), "--out", out, "--to", kind)
-        assert "trained on" in said and "with base" in said
-    own = json.loads((other / "config.json").read_text())
-    own["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    (other / "config.json").write_text(json.dumps(own))
-    said = refused(capsys, "--run", str(moved), "--out", out)
-    assert "only quantised (bitsandbytes)" in said and "--to adapter" in said
+        line = refused(capsys, "--run", str(moved), "--out", out, "--to", kind)
+        assert "trained on" in line and "with base" in line
+    config_of_base = json.loads((other_base / "config.json").read_text())
+    config_of_base["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (other_base / "config.json").write_text(json.dumps(config_of_base))
+    line = refused(capsys, "--run", str(moved), "--out", out)
+    assert "only quantised (bitsandbytes)" in line and "--to adapter" in line
     assert not (tmp_path / "out").exists()
 
 
@@ -685,8 +685,8 @@ def test_a_real_little_llama(shared, tmp_path):
     base = shared / "models" / "stories260k"
     run = little_run(tmp_path / "run", base, template="brief")
     for to in ("merged", "gguf"):
-        found = export(run, tmp_path / to, "--to", to, "--policy", "sft", "--dtype", "float32")
-        assert found["checks"]["transformers"]["passed"]
+        parity = export(run, tmp_path / to, "--to", to, "--policy", "sft", "--dtype", "float32")
+        assert parity["checks"]["transformers"]["passed"]
     template = json.loads((tmp_path / "merged" / "parity.json").read_text())["checks"]["template"]
     assert template["lone_same"] == template["lone"] == 5
     assert template["conversations_same"] == template["conversations"] == 2

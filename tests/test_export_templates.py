@@ -30,15 +30,15 @@ def tokenizer_of(kind: str):
 
     if kind == "llama3":
         return byte_level_tokenizer()
-    made = train_tokenizer(iter(TEXTS), 400)
+    tokenizer = train_tokenizer(iter(TEXTS), 400)
     if kind == "prepend":
-        made.backend_tokenizer.normalizer = normalizers.Sequence(
+        tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
             [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
         )
-        made.backend_tokenizer.pre_tokenizer = None
+        tokenizer.backend_tokenizer.pre_tokenizer = None
     elif kind in ("first", "always"):
-        made.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", kind, False)
-    return made
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", kind, False)
+    return tokenizer
 
 
 def base_of(tokenizer) -> Base:
@@ -65,32 +65,34 @@ def test_the_ids_are_those_of_training(kind, template, tmp_path):
     base = base_of(tokenizer_of(kind))
     before = base.tokenizer("Hello you", add_special_tokens=True)["input_ids"]
     save(exported_tokenizer(base, template), tmp_path)
-    words = read(tmp_path)
-    found = compare(base, template, words)
-    assert (found.lone_same, found.lone) == (5, 5)
-    assert (found.conversations_same, found.conversations) == (2, 2)
-    assert words("Hello you", add_special_tokens=True)["input_ids"] == before
+    tokenizer = read(tmp_path)
+    ids_compared = compare(base, template, tokenizer)
+    assert (ids_compared.lone_same, ids_compared.lone) == (5, 5)
+    assert (ids_compared.conversations_same, ids_compared.conversations) == (2, 2)
+    assert tokenizer("Hello you", add_special_tokens=True)["input_ids"] == before
     for row in PROBES[:3]:
-        whole = example(base, template, row, "Blue 12.")
-        ids = words.apply_chat_template(with_reply(template, row, "Blue 12."), return_dict=False)
-        assert ids == [*whole.prompt, *whole.completion]
+        training_example = example(base, template, row, "Blue 12.")
+        ids = tokenizer.apply_chat_template(
+            with_reply(template, row, "Blue 12."), return_dict=False
+        )
+        assert ids == [*training_example.prompt, *training_example.completion]
 
 
 @pytest.mark.parametrize("template", ["alpaca", "brief"])
 def test_the_text_is_that_of_prompts(template):
     """Stanford's words, rendered by transformers' own Jinja."""
-    words = tokenizer_of("cria")
-    words.chat_template = jinja(template, bos=True)
+    tokenizer = tokenizer_of("cria")
+    tokenizer.chat_template = jinja(template, bos=True)
     row = Instruction("Sort.", "b, a", history=(("Hi", "Hello."),))
     first, second = blocks(template, row)
     lead = " " if template == "brief" else ""
-    shown = words.apply_chat_template(
+    rendered = tokenizer.apply_chat_template(
         messages(template, row), tokenize=False, add_generation_prompt=True
     )
-    assert shown == f"<s>{first}{lead}Hello.</s>{second}"
-    assert shown.endswith("b, a\n\n### Response:")
+    assert rendered == f"<s>{first}{lead}Hello.</s>{second}"
+    assert rendered.endswith("b, a\n\n### Response:")
     lone = [{"role": "user", "content": "Sort.", "input": "b, a"}]
-    assert ("paired with an input" in words.apply_chat_template(lone, tokenize=False)) == (
+    assert ("paired with an input" in tokenizer.apply_chat_template(lone, tokenize=False)) == (
         template == "alpaca"
     )
 
@@ -98,12 +100,12 @@ def test_the_text_is_that_of_prompts(template):
 def test_a_tokenizers_own_template_is_left_alone():
     from alpaca_rlhf.exporting.tokenizer import exported_tokenizer, ids_of
 
-    words = tokenizer_of("cria")
-    words.chat_template = CHATML
-    base = base_of(words)
-    made = exported_tokenizer(base, "chat")
-    assert made.chat_template == CHATML
-    assert all(ids_of(made, "chat", row) == prompt_ids(base, "chat", row) for row in PROBES)
+    tokenizer = tokenizer_of("cria")
+    tokenizer.chat_template = CHATML
+    base = base_of(tokenizer)
+    exported = exported_tokenizer(base, "chat")
+    assert exported.chat_template == CHATML
+    assert all(ids_of(exported, "chat", row) == prompt_ids(base, "chat", row) for row in PROBES)
 
 
 def test_padding_is_no_token_of_text():
@@ -123,13 +125,13 @@ def test_padding_is_no_token_of_text():
 # --- Ollama ---------------------------------------------------------------------------------------
 
 
-def go(template: str, said: list[dict[str, str]]) -> str:
-    """What Go's text/template makes of a template: the few actions that ours have."""
+def go(template: str, turns: list[dict[str, str]]) -> str:
+    """Render a template as Go's text/template does, for the few actions that ours have."""
     import json
 
     tokens = re.findall(r"\{\{- (.*?) \}\}|(\S)", re.sub(r"\{\{- \"", '{{- "', template), re.DOTALL)
     assert not any(text for _, text in tokens), "text outside of actions"
-    actions = [one for one, _ in tokens]
+    actions = [action for action, _ in tokens]
     variables: dict[str, object] = {}
     out: list[str] = []
 
@@ -142,16 +144,16 @@ def go(template: str, said: list[dict[str, str]]) -> str:
 
     def block(at: int) -> dict[str, int]:
         """Places of the else and the end of the block that opens at `at`."""
-        depth, found = 0, {}
+        depth, places = 0, {}
         for place in range(at, len(actions)):
             word = actions[place].split(" ")[0]
             depth += word in ("if", "range")
             if depth == 1 and word == "else":
-                found["else"] = place
+                places["else"] = place
             if word == "end":
                 depth -= 1
                 if depth == 0:
-                    return {**found, "end": place}
+                    return {**places, "end": place}
         raise AssertionError("no end")
 
     def run(start: int, end: int, dot) -> None:
@@ -160,19 +162,19 @@ def go(template: str, said: list[dict[str, str]]) -> str:
             action = actions[at]
             if action.startswith("range "):
                 places = block(at)
-                for one in said:
-                    run(at + 1, places["end"], one)
+                for turn in turns:
+                    run(at + 1, places["end"], turn)
                 at = places["end"]
             elif action.startswith("if "):
                 places = block(at)
-                asked = action[3:]
-                if asked.startswith("eq "):
-                    left, right = asked[3:].split(" ", 1)
-                    true = value(left, dot) == value(right, dot)
+                condition = action[3:]
+                if condition.startswith("eq "):
+                    first, second = condition[3:].split(" ", 1)
+                    true = value(first, dot) == value(second, dot)
                 else:
-                    true = bool(value(asked, dot))
-                other = places.get("else", places["end"])
-                run(at + 1, other, dot) if true else run(other + 1, places["end"], dot)
+                    true = bool(value(condition, dot))
+                otherwise = places.get("else", places["end"])
+                run(at + 1, otherwise, dot) if true else run(otherwise + 1, places["end"], dot)
                 at = places["end"]
             elif "=" in action and action.startswith("$"):
                 name, _, what = action.replace(":=", "=").partition(" = ")
@@ -198,30 +200,30 @@ CONVERSATIONS = [
 @pytest.mark.parametrize("template", ["alpaca", "brief", "chatml"])
 @pytest.mark.parametrize("system", [False, True])
 def test_ollama_renders_the_same_text(template, system):
-    words = tokenizer_of("cria")
-    words.chat_template = CHATML if template == "chatml" else jinja(template, bos=True)
-    found = template_pieces(words)
-    assert found is not None
-    for said in CONVERSATIONS:
+    tokenizer = tokenizer_of("cria")
+    tokenizer.chat_template = CHATML if template == "chatml" else jinja(template, bos=True)
+    pieces = template_pieces(tokenizer)
+    assert pieces is not None
+    for turns in CONVERSATIONS:
         if system:
-            said = [{"role": "system", "content": SYSTEM}, *said]
-        shown = words.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+            turns = [{"role": "system", "content": SYSTEM}, *turns]
+        rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         bos = "" if template == "chatml" else "<s>"  # Ollama puts it there itself
-        assert bos + go(go_template(found), said) == shown
+        assert bos + go(go_template(pieces), turns) == rendered
 
 
 def test_the_modelfile():
-    words = tokenizer_of("cria")
-    words.chat_template = jinja("brief", bos=True)
-    text = modelfile(words, "./model-f16.gguf", [2])
+    tokenizer = tokenizer_of("cria")
+    tokenizer.chat_template = jinja("brief", bos=True)
+    text = modelfile(tokenizer, "./model-f16.gguf", [2])
     assert text.startswith('FROM ./model-f16.gguf\nTEMPLATE """')
     assert text.endswith('PARAMETER stop "</s>"\n')
-    words.chat_template = "{{ messages[0]['content'] }}{{ messages[0]['content'] }}"
-    assert 'TEMPLATE "' not in modelfile(words, ".", [2])
+    tokenizer.chat_template = "{{ messages[0]['content'] }}{{ messages[0]['content'] }}"
+    assert 'TEMPLATE "' not in modelfile(tokenizer, ".", [2])
 
 
 def test_what_ollama_could_not_say_is_left_out():
     """A template that trims what is said has no pieces that add up to the same text."""
-    words = tokenizer_of("cria")
-    words.chat_template = CHATML.replace("message['content']", "message['content'] | trim")
-    assert template_pieces(words) is None
+    tokenizer = tokenizer_of("cria")
+    tokenizer.chat_template = CHATML.replace("message['content']", "message['content'] | trim")
+    assert template_pieces(tokenizer) is None

@@ -60,15 +60,15 @@ def test_reward_goes_on_with_smaller_micro_batches(tiny, tmp_path, monkeypatch, 
 
     def scores(adapters, head, batch):
         sizes.append(len(batch))
-        found = completion_scores(adapters, head, batch)
+        scores_of_batch = completion_scores(adapters, head, batch)
         if sizes[-1] > 6 and (sizes[-1] == 24 or sizes.count(sizes[-1]) > 1):
-            found.register_hook(fail)
-        return found
+            scores_of_batch.register_hook(fail)
+        return scores_of_batch
 
     monkeypatch.setattr(reward, "completion_scores", scores)
     learn(tiny("reward"), tmp_path / "b", rankings(8))
-    expected, found = gradients
-    assert (found - expected).norm() <= 1e-5 * expected.norm()
+    expected, measured = gradients
+    assert (measured - expected).norm() <= 1e-5 * expected.norm()
     assert sizes == [24, 12, 12, 6, 6, 6, 6], "three completions a ranking"
     assert (
         "reward: out of memory with --reward.micro-batch-size 4; continuing with 2" in caplog.text
@@ -86,12 +86,12 @@ def test_reward_keeps_the_rankings_that_gave_a_nan(tiny, tmp_path):
         learn(adapters, tmp_path, rows, replace(REWARD, batch_size=6), log=poison)
     (path,) = (tmp_path / "bad_batch").iterdir()
     assert str(path) in str(caught.value)
-    kept = json.loads(path.read_text())["rows"]
-    assert [row["prompt_id"] for row in kept] == [
+    bad_rows = json.loads(path.read_text())["rows"]
+    assert [row["prompt_id"] for row in bad_rows] == [
         rows[i].prompt_id for i in batches(12, 6, 1, seed=0)[1]
     ]
-    assert kept[0]["pairs"] == [[0, 1], [0, 2], [1, 2]]
-    assert len(kept[0]["completions"]) == 3
+    assert bad_rows[0]["pairs"] == [[0, 1], [0, 2], [1, 2]]
+    assert len(bad_rows[0]["completions"]) == 3
 
 
 @pytest.mark.parametrize("full", ["policy", "value"])
@@ -99,37 +99,39 @@ def test_ppo_goes_on_with_smaller_micro_batches(tiny, tmp_path, monkeypatch, ful
     small, head = ppo_tests.cast(tiny)
     ppo_tests.train(small, head, tmp_path / "a", replace(PPO_SETTINGS, micro_batch_size=1))
     big, head = ppo_tests.cast(tiny)
-    tried = []
+    sizes = []
 
     def fail(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     def logprobs(adapters, batch):
-        found = token_logprobs(adapters, batch)
-        watch(len(batch), found)
-        return found
+        logprobs_of_batch = token_logprobs(adapters, batch)
+        watch(len(batch), logprobs_of_batch)
+        return logprobs_of_batch
 
     def states(adapters, batch):
-        found = value_states(adapters, batch)
-        watch(len(batch), found)
-        return found
+        states_of_batch = value_states(adapters, batch)
+        watch(len(batch), states_of_batch)
+        return states_of_batch
 
     def watch(rows, out):
         if not out.requires_grad:
             return
-        tried.append(rows)
+        sizes.append(rows)
         if rows > 1:
             out.register_hook(fail)
 
-    name, made = ("token_logprobs", logprobs) if full == "policy" else ("value_states", states)
-    monkeypatch.setattr(ppo_update, name, made)
+    name, replacement = (
+        ("token_logprobs", logprobs) if full == "policy" else ("value_states", states)
+    )
+    monkeypatch.setattr(ppo_update, name, replacement)
     ppo_tests.train(big, head, tmp_path / "b", PPO_SETTINGS)
     for role in ("policy", "value"):
         for key, p in big.parameters(role).items():
             assert torch.allclose(p, small.parameters(role)[key], atol=PPO_SETTINGS.lr / 50)
-    assert tried[:2] == [4, 2]
-    assert set(tried[2:]) == {1}
-    assert "ppo: out of memory with --ppo.micro-batch-size 2; continuing with 1" in caplog.text
+    assert sizes[:2] == [4, 2]
+    assert set(sizes[2:]) == {1}
+    assert "ppo: out of memory with --ppo.micro-batch-size 2; goes on with 1" in caplog.text
 
 
 def test_ppo_keeps_the_completions_that_gave_a_nan(tiny, tmp_path):
@@ -146,7 +148,7 @@ def test_ppo_keeps_the_completions_that_gave_a_nan(tiny, tmp_path):
         ppo_tests.train(adapters, head, tmp_path, settings, log=poison)
     (path,) = (tmp_path / "bad_batch").iterdir()
     assert str(path) in str(caught.value)
-    kept = json.loads(path.read_text())["rows"]
-    assert len(kept) == settings.batch_size
-    asked = {one.ids for one in ppo_tests.prompts()}
-    assert all(tuple(row["prompt_ids"]) in asked for row in kept)
+    bad_rows = json.loads(path.read_text())["rows"]
+    assert len(bad_rows) == settings.batch_size
+    prompts = {prompt.ids for prompt in ppo_tests.prompts()}
+    assert all(tuple(row["prompt_ids"]) in prompts for row in bad_rows)

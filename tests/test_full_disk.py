@@ -27,8 +27,8 @@ def disk(tmp_path):
     """A disk of 200 MB, in memory; to be filled up and emptied."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(words, capture_output=True).returncode != 0:
+    command = ["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
         pytest.skip("needs a disk of its own: mounting one is not allowed here")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
@@ -76,7 +76,9 @@ def test_a_disk_that_fills_up_in_any_stage_costs_nothing_but_time(disk, tmp_path
             run_loop(small(out), Filler(disk, stage), kind="quickstart", command="test")
         (disk / "ballast").unlink()
     run_loop(small(out), Quiet(), kind="quickstart", command="test")
-    reports = [without_times(json.loads((one / "report.json").read_text())) for one in (calm, out)]
+    reports = [
+        without_times(json.loads((folder / "report.json").read_text())) for folder in (calm, out)
+    ]
     assert reports[0] == reports[1]
     assert weights(calm) == weights(out)
 
@@ -93,20 +95,20 @@ def test_what_safetensors_says_is_told_in_a_line(tmp_path):
 
 def test_a_ranking_that_the_disk_cannot_take_is_not_told_as_saved(disk):
     plain = Rules(gold_rate=0, repeat_rate=0, second_share=0)
-    told, refused = 0, 0
+    saved, refused = 0, 0
     with Store(disk / "p.db", rules=plain, seed=0) as store:
         store.add_sets(candidates(50), origin="test")
         ann = store.add_annotator("Ann", "long enough")
         fill(disk)
-        while not refused or told < 10:
+        while not refused or saved < 10:
             try:
                 task = store.claim(ann)
-                order = tuple((one.id,) for one in task.completions)
+                order = tuple((completion.id,) for completion in task.completions)
                 verdict = Verdict(order, comment="x" * 2000)
                 store.submit(ann, task.id, verdict, revision=task.revision)
-                told += 1
+                saved += 1
             except DiskFull as error:
                 assert "full" in str(error)
                 refused += 1
                 (disk / "ballast").unlink()
-        assert store.progress(ann).mine == told
+        assert store.progress(ann).mine == saved

@@ -21,9 +21,9 @@ def written(path, rows):
     return path
 
 
-def rouge_l(one: str, other: str) -> float:
+def rouge_l(text: str, reference: str) -> float:
     """F1 of the longest common subsequence of words, the slow way."""
-    a, b = one.lower().split(), other.lower().split()
+    a, b = text.lower().split(), reference.lower().split()
     longest = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
     for i, x in enumerate(a):
         for j, y in enumerate(b):
@@ -37,35 +37,37 @@ def rouge_l(one: str, other: str) -> float:
 def files(tmp_path):
     """Seed tasks with answers, and prompts, of the kind that the embedded base can continue."""
     rng = random.Random(0)
-    rows = {(one := solved(sample_task(rng), rng)).instruction: one for _ in range(400)}
-    made = [
-        {"instruction": one.instruction, "input": one.input, "output": one.output}
-        for one in rows.values()
+    rows = {(row := solved(sample_task(rng), rng)).instruction: row for _ in range(400)}
+    rows_of_file = [
+        {"instruction": row.instruction, "input": row.input, "output": row.output}
+        for row in rows.values()
     ]
-    seeds = written(tmp_path / "seeds.jsonl", made[:20])
-    prompts = written(tmp_path / "prompts.jsonl", [one | {"output": ""} for one in made[20:]])
+    seeds = written(tmp_path / "seeds.jsonl", rows_of_file[:20])
+    prompts = written(
+        tmp_path / "prompts.jsonl", [row | {"output": ""} for row in rows_of_file[20:]]
+    )
     return seeds, prompts
 
 
-def words(files, out, *more):
+def words(files, out, *extra):
     seeds, prompts = files
     flags = ["--inputs.judge", "human", "--inputs.seeds", seeds, "--inputs.prompts", prompts]
     flags += ["--rank.prompts", 6, "--ppo.batch-size", 6, "--ppo.minibatch-size", 6]
     flags += ["--best-of-k.prompts", 6, "--evaluate.prompts", 6, "--out", out]
-    return [str(one) for one in (*flags, *more)]
+    return [str(argument) for argument in (*flags, *extra)]
 
 
 def test_self_instruct_from_seed_tasks_of_ones_own(files, tmp_path, capsys):
     out = tmp_path / "run"
-    more = ["--generate.target", 4, "--generate.max-new-tokens", 96]
-    assert cli.main(["generate", *words(files, out, *more)]) == 0, capsys.readouterr().err
+    extra = ["--generate.target", 4, "--generate.max-new-tokens", 96]
+    assert cli.main(["generate", *words(files, out, *extra)]) == 0, capsys.readouterr().err
     rows = read_instructions(out / "generate" / "rows.jsonl")
     assert len(rows) == 4 and all(row.output for row in rows)
     seeds = read_instructions(files[0])
     for i, row in enumerate(rows):
-        for other in (*seeds, *rows[:i]):
-            assert rouge_l(row.instruction.strip("?."), other.instruction.strip("?.")) <= ROUGE
-    events = [json.loads(one) for one in (out / "generate" / "events-00000.jsonl").open()]
+        for earlier in (*seeds, *rows[:i]):
+            assert rouge_l(row.instruction.strip("?."), earlier.instruction.strip("?.")) <= ROUGE
+    events = [json.loads(line) for line in (out / "generate" / "events-00000.jsonl").open()]
     dropped = {drop["rule"] for event in events for drop in event["dropped"]}
     assert "duplicate" in dropped, "a base that knows one small world repeats itself"
 
@@ -92,8 +94,8 @@ def test_a_run_learns_from_conversations_and_shows_what_carries_loss(
 
     rows = [{"instruction": word(), "output": "Blue."}]
     for _ in range(7):
-        said = [("user", word()), ("assistant", "a"), ("user", word()), ("assistant", "b c")]
-        rows.append({"messages": [{"role": one, "content": text} for one, text in said]})
+        turns = [("user", word()), ("assistant", "a"), ("user", word()), ("assistant", "b c")]
+        rows.append({"messages": [{"role": role, "content": text} for role, text in turns]})
     data = written(tmp_path / "talks.jsonl", rows)
     waiting = [
         {"conversations": [*chat(word(), word()), {"from": "human", "value": f"{word()} {word()}"}]}
@@ -106,7 +108,7 @@ def test_a_run_learns_from_conversations_and_shows_what_carries_loss(
     flags += ["--sampling.max-new-tokens", "8", "--ppo.max-new-tokens", "8"]
     flags += ["--rank.k", "2", "--sft.held-out", "0", "--sft.epochs", "1"]
     assert cli.main(["sample", *flags]) == 0, capsys.readouterr().err
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     text = (out / "sft" / "preview.txt").read_text()
     first, talk = rows[0]["instruction"], rows[1]["messages"]
     assert f"<s>### Instruction: {first}\n\n### Response:[[ Blue.</s>]]\n\nexample 2: " in text, (
@@ -117,20 +119,27 @@ def test_a_run_learns_from_conversations_and_shows_what_carries_loss(
         f"\n\n### Instruction: {talk[2]['content']}\n\n### Response:[[ b c</s>]]" in text
     )
     assert text.count(" tokens carry loss") == 2
-    assert "[[ b c</s>]]" in told  # nobody's terminal: no colours
+    assert "[[ b c</s>]]" in output  # nobody's terminal: no colours
     ledger = json.loads((out / "ledger.json").read_text())
     assert ledger["sft"]["facts"]["conversations"] == 7
-    asked = [json.loads(one) for one in (out / "sample" / "prompts.jsonl").open()]
-    assert len(asked) == 6 and all(len(one["history"]) == 1 for one in asked)
-    made = [json.loads(one) for one in (out / "sample" / "completions.jsonl").open()]
-    ids = {Instruction.from_json(one).id for one in asked}
-    assert {one["prompt_id"] for one in made} == ids
+    prompts_of_run = [json.loads(line) for line in (out / "sample" / "prompts.jsonl").open()]
+    assert len(prompts_of_run) == 6 and all(len(row["history"]) == 1 for row in prompts_of_run)
+    completions_of_run = [
+        json.loads(line) for line in (out / "sample" / "completions.jsonl").open()
+    ]
+    ids = {Instruction.from_json(row).id for row in prompts_of_run}
+    assert {row["prompt_id"] for row in completions_of_run} == ids
 
     def read_jsonl(name):
-        return [json.loads(one) for one in (out / name).open()]
+        return [json.loads(line) for line in (out / name).open()]
 
-    found, completions = sampled(SimpleNamespace(run=SimpleNamespace(read_jsonl=read_jsonl)), 1)
-    assert set(found) == ids and {one.prompt_id for one in completions.values()} == ids
+    prompts_by_id, completions = sampled(
+        SimpleNamespace(run=SimpleNamespace(read_jsonl=read_jsonl)), 1
+    )
+    assert (
+        set(prompts_by_id) == ids
+        and {completion.prompt_id for completion in completions.values()} == ids
+    )
 
 
 def chat(question, reply):
@@ -159,13 +168,15 @@ def test_a_prompt_without_room_for_a_completion_is_refused_before_training(
     long = [
         " ".join("".join(rng.choices(ascii_lowercase, k=5)) for _ in range(60)) for _ in range(24)
     ]
-    prompts = written(tmp_path / "long.jsonl", [{"instruction": one} for one in long])
+    prompts = written(
+        tmp_path / "long.jsonl", [{"instruction": instruction} for instruction in long]
+    )
     flags = words((data, prompts), tmp_path / "run", "--base", tiny_folder, "--template", "brief")
     flags[flags.index("--inputs.seeds")] = "--inputs.data"
     assert cli.main(["sft", *flags, "--sampling.max-new-tokens", "8"]) == 2
     error = capsys.readouterr().err
     assert "--sampling.max-new-tokens 8" in error and "256 of the base" in error
-    assert error.count("\n") == 1 and any(one[:20] in error for one in long)
+    assert error.count("\n") == 1 and any(instruction[:20] in error for instruction in long)
     assert not (tmp_path / "run" / "sft").exists()
 
 

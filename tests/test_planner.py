@@ -34,7 +34,7 @@ CUDA = Device("cuda", 2)
 
 
 def gib(phases, item):
-    return max(one.items.get(item, 0) for one in phases) / 2**30
+    return max(phase.items.get(item, 0) for phase in phases) / 2**30
 
 
 # --- shapes ---------------------------------------------------------------------------------------
@@ -95,17 +95,17 @@ def test_a_config_without_a_size_is_told():
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "message"),
     [
         ([], "not a table"),
         ({"num_attention_heads": 0}, "no usable num_attention_heads"),
         ({"num_hidden_layers": -2}, "-2 for layers"),
     ],
 )
-def test_a_config_that_makes_no_sense_is_told(config, told):
+def test_a_config_that_makes_no_sense_is_told(config, message):
     sizes = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "vocab_size": 99}
     sizes |= {"num_attention_heads": 2, "num_hidden_layers": 2, "max_position_embeddings": 64}
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         shape_from_config("x", {**sizes, **config} if isinstance(config, dict) else config)
 
 
@@ -114,12 +114,12 @@ def test_a_config_that_makes_no_sense_is_told(config, told):
 
 def test_a_block_lives_as_long_as_its_name():
     tape = Tape()
-    one = tape.new(100, "a")
-    two = tape.new(50, "b")
-    del one
-    three = tape.new(20, "b")
+    first = tape.new(100, "a")
+    second = tape.new(50, "b")
+    del first
+    third = tape.new(20, "b")
     assert (tape.peak, tape.live, tape.at_peak) == (150, 70, {"a": 100, "b": 50})
-    del two, three
+    del second, third
     assert tape.live == 0
 
 
@@ -149,8 +149,8 @@ def test_keys_and_values_of_llama_2_are_half_a_mebibyte_a_token():
 def test_grouped_queries_keep_a_quarter_of_the_keys():
     shape = shape_of("llama-2-7b")
     plans = [PeakMemory(replace(shape, kv_heads=n), CUDA, Loop()) for n in (32, 8)]
-    whole, quarter = (gib(plan.sample(), "keys and values") for plan in plans)
-    assert quarter == pytest.approx(whole / 4, rel=0.02)
+    full, quarter = (gib(plan.sample(), "keys and values") for plan in plans)
+    assert quarter == pytest.approx(full / 4, rel=0.02)
 
 
 def test_the_optimiser_keeps_eight_bytes_a_weight_or_two():
@@ -179,8 +179,8 @@ def test_checkpointing_keeps_a_state_a_layer(kv_heads):
     peaks = {}
     for layers in (4, 16):
         for checkpointing in (True, False):
-            own = replace(shape, layers=layers)
-            plan = PeakMemory(own, CUDA, Loop(), checkpointing=checkpointing)
+            deeper = replace(shape, layers=layers)
+            plan = PeakMemory(deeper, CUDA, Loop(), checkpointing=checkpointing)
             peaks[layers, checkpointing] = next(plan.sft()).items["activations"]
     state = 4 * 512 * 256 * 2
     assert peaks[16, True] - peaks[4, True] == 12 * state
@@ -189,9 +189,9 @@ def test_checkpointing_keeps_a_state_a_layer(kv_heads):
 
 def test_a_separate_value_has_an_adapter_and_an_optimiser_of_its_own():
     base = PeakMemory(shape_of("llama-2-7b"), CUDA, Loop())
-    apart = replace(base, settings=replace(Loop(), ppo=PPO(value=Value(trunk="separate"))))
-    more = apart.peak("ppo") - base.peak("ppo")
-    assert more == pytest.approx(39_976_960 * (4 + 8), rel=0.02)
+    separate = replace(base, settings=replace(Loop(), ppo=PPO(value=Value(trunk="separate"))))
+    difference = separate.peak("ppo") - base.peak("ppo")
+    assert difference == pytest.approx(39_976_960 * (4 + 8), rel=0.02)
 
 
 def test_the_copy_of_the_base_is_made_only_within_its_limit():
@@ -217,22 +217,26 @@ def test_stages_that_files_take_the_place_of_are_not_planned(tmp_path):
 def test_planned_is_within_a_tenth_of_the_live_bytes(number):
     from tests.planned import CASES, compared
 
-    found = compared(CASES[number])
-    far = {k: v["error"] for k, v in found["stages"].items() if abs(v["error"]) > 0.1}
-    assert not far
+    comparison = compared(CASES[number])
+    errors = {
+        stage: row["error"]
+        for stage, row in comparison["stages"].items()
+        if abs(row["error"]) > 0.1
+    }
+    assert not errors
 
 
 def test_the_plan_still_says_what_was_measured_of_every_case():
     """docs/proof/plan.json, which `python -m tests.prove plan` writes."""
-    from tests.planned import CASES, said_of
+    from tests.planned import CASES, forecast
 
     proof = json.loads((ROOT / "docs/proof/plan.json").read_text())
-    measured = {one["case"]["name"]: one["stages"] for one in proof["cases"]}
+    measured = {entry["case"]["name"]: entry["stages"] for entry in proof["cases"]}
     assert set(measured) == {case.name for case in CASES}
     for case in CASES:
-        for stage, planned in said_of(case).items():
-            took = measured[case.name][stage]["measured"]
-            assert abs(planned / took - 1) <= 0.05, (case.name, stage)
+        for stage, planned in forecast(case).items():
+            measured_bytes = measured[case.name][stage]["measured"]
+            assert abs(planned / measured_bytes - 1) <= 0.05, (case.name, stage)
 
 
 # --- choosing -------------------------------------------------------------------------------------
@@ -243,11 +247,15 @@ def test_the_plan_still_says_what_was_measured_of_every_case():
 )
 def test_what_is_chosen_fits_and_is_the_largest(base, card):
     budget = Budget(shape_of(base), find_gpu(str(card)))
-    found = largest_fitting(budget, Loop(base=base))
-    assert all(one.peak <= card * 2**30 for all_ in budget.phases(found).values() for one in all_)
-    size = found.sampling.batch_size
-    more = replace(found, sampling=replace(found.sampling, batch_size=2 * size))
-    assert size == 128 or not budget.fits(more, ("sample", "ppo", "best_of_k", "evaluate"))
+    settings = largest_fitting(budget, Loop(base=base))
+    assert all(
+        phase.peak <= card * 2**30
+        for phases in budget.phases(settings).values()
+        for phase in phases
+    )
+    size = settings.sampling.batch_size
+    larger = replace(settings, sampling=replace(settings.sampling, batch_size=2 * size))
+    assert size == 128 or not budget.fits(larger, ("sample", "ppo", "best_of_k", "evaluate"))
 
 
 def test_choosing_changes_no_result():
@@ -275,16 +283,18 @@ def test_choosing_twice_changes_nothing():
 
 
 def test_a_name_of_a_card_that_nobody_knows_is_refused():
-    for asked in ("rtx-9999", "0", "-4", "nan", "3070"):
+    for text in ("rtx-9999", "0", "-4", "nan", "3070"):
         with pytest.raises(UserError, match="--card"):
-            find_gpu(asked)
+            find_gpu(text)
 
 
 def test_the_cpu_is_no_card_of_its_size():
     assert find_gpu("cpu").tflops < 1 < find_gpu("8").tflops
-    told = json.loads(run("plan", "--base", "smollm2-135m", "--card", "cpu", "--json").stdout)
-    items = {item for one in told["stages"] for ph in one["phases"] for item in ph["items_gib"]}
-    assert "activations" in items and not {one for one in items if "CUDA" in one}
+    plan = json.loads(run("plan", "--base", "smollm2-135m", "--card", "cpu", "--json").stdout)
+    items = {
+        item for stage in plan["stages"] for phase in stage["phases"] for item in phase["items_gib"]
+    }
+    assert "activations" in items and not {item for item in items if "CUDA" in item}
 
 
 # --- time -----------------------------------------------------------------------------------------
@@ -301,18 +311,18 @@ def test_training_costs_six_operations_a_weight_and_token_with_checkpointing():
 
 def test_time_falls_with_faster_cards_and_grows_with_the_work():
     work = StageWork(shape_of("llama-2-7b"), Loop(), Lengths(), rows=100).all()
-    for one in work.values():
-        slow, fast = one.seconds(Rates(10, 100), 32), one.seconds(Rates(20, 200), 32)
+    for stage_work in work.values():
+        slow, fast = stage_work.seconds(Rates(10, 100), 32), stage_work.seconds(Rates(20, 200), 32)
         assert 0 < fast <= slow
-        assert (one * 2).seconds(Rates(10, 100), 32) == pytest.approx(2 * slow)
+        assert (stage_work * 2).seconds(Rates(10, 100), 32) == pytest.approx(2 * slow)
 
 
 # --- the command ----------------------------------------------------------------------------------
 
 
-def run(*words):
+def run(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "alpaca_rlhf", *words],
+        [sys.executable, "-m", "alpaca_rlhf", *arguments],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -337,26 +347,26 @@ def test_plan_shows_a_table_without_torch():
 
 
 def test_plan_as_json_adds_up():
-    told = json.loads(run("plan", "--base", "llama-3-8b", "--card", "24", "--json").stdout)
-    for stage in told["stages"]:
+    plan = json.loads(run("plan", "--base", "llama-3-8b", "--card", "24", "--json").stdout)
+    for stage in plan["stages"]:
         for phase in stage["phases"]:
             assert sum(phase["items_gib"].values()) == pytest.approx(phase["peak_gib"])
-        assert stage["peak_gib"] == max(one["peak_gib"] for one in stage["phases"])
-    assert told["largest"]["--sft.micro-batch-size"] > 4
-    assert told["measured"] is False
+        assert stage["peak_gib"] == max(phase["peak_gib"] for phase in stage["phases"])
+    assert plan["largest"]["--sft.micro-batch-size"] > 4
+    assert plan["measured"] is False
 
 
 def test_prices_are_the_users():
     flags = ("--watts", "1000", "--price-kwh", "2", "--price-hour", "3", "--json")
-    told = json.loads(run("plan", "--base", "llama-2-7b", "--card", "24", *flags).stdout)
-    sft = next(one for one in told["stages"] if one["name"] == "sft")
+    plan = json.loads(run("plan", "--base", "llama-2-7b", "--card", "24", *flags).stdout)
+    sft = next(stage for stage in plan["stages"] if stage["name"] == "sft")
     hours = sft["seconds"] / 3600
     assert sft["kwh"] == pytest.approx(hours)
     assert sft["cost"] == pytest.approx(5 * hours)
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("arguments", "message"),
     [
         (("plan", "--base", "llama-2-7b", "--card", "4"), "--card 4: "),
         (("plan", "--base", "no-such-model", "--card", "24"), "--base no-such-model"),
@@ -366,10 +376,10 @@ def test_prices_are_the_users():
         (("loop", "--base", "llama-2-7b", "--auto", "--card", "3"), "--card 3: "),
     ],
 )
-def test_what_is_wrong_is_one_line_and_exit_2(words, told):
-    done = run(*words)
+def test_what_is_wrong_is_one_line_and_exit_2(arguments, message):
+    done = run(*arguments)
     assert done.returncode == 2
-    assert done.stderr.count("\n") == 1 and told in done.stderr
+    assert done.stderr.count("\n") == 1 and message in done.stderr
 
 
 def test_the_benchmark_for_a_card_runs_dry_on_a_cpu(tmp_path):
@@ -382,7 +392,7 @@ def test_the_benchmark_for_a_card_runs_dry_on_a_cpu(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "out").read_text())
-    assert found["measured_on_gpu"] is False
-    assert [row["name"] for row in found["rows"]] == ["llama-2-7b, 24 GiB", "llama-3.1-8b, 24 GiB"]
-    assert found["summary"]["largest_error"] <= 0.1
+    result = json.loads((tmp_path / "out").read_text())
+    assert result["measured_on_gpu"] is False
+    assert [row["name"] for row in result["rows"]] == ["llama-2-7b, 24 GiB", "llama-3.1-8b, 24 GiB"]
+    assert result["summary"]["largest_error"] <= 0.1

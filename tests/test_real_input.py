@@ -83,15 +83,15 @@ def test_the_loop_learns_from_files_alone(shared, prompts, tmp_path):
     out = tmp_path / "run"
     chosen = settings(shared, prompts, "hh_harmless_pairs_1156.jsonl.gz", out)
     run_loop(chosen, Quiet(), kind="loop", command="test", until="ppo")
-    found = ledger(out)
-    sft = found["sft"]["facts"]
+    entries = ledger(out)
+    sft = entries["sft"]["facts"]
     assert sft["loss_after"] < sft["loss_before"] - 0.1
     assert sft["too_long"] > 0  # counted, never cut
-    reward = found["reward"]["facts"]
+    reward = entries["reward"]["facts"]
     low, high = reward["ci95"]
     assert low < reward["held_out_accuracy"] < high
     assert reward["held_out_pairs"] > 50
-    assert found["ppo"]["facts"]["kl_at_start"] == 0.0
+    assert entries["ppo"]["facts"]["kl_at_start"] == 0.0
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row["stage"] == "ppo"] == [1, 2, 3]
 
@@ -110,11 +110,11 @@ def test_a_reward_model_trains_on_a_snapshot_of_imported_trees(shared, prompts, 
     """Every tree goes into the database, and comes out as a snapshot to train from."""
     trees = read_rankings(shared / "data" / "oasst_en_100_tree.jsonl.gz")
     with Store(tmp_path / "preferences.db") as store:
-        store.add_sets(((prompt, own) for prompt, own, _ in trees), origin="oasst")
-        added = store.add_rankings(said for prompt, _, said in trees)
+        store.add_sets(((prompt, completions) for prompt, completions, _ in trees), origin="oasst")
+        added = store.add_rankings(ranking for prompt, _, ranking in trees)
         assert added == len(trees) > 90
-        made = store.export(tmp_path / "snapshot")
-    assert made.rankings == len(trees) and made.judged == 0
+        snapshot = store.export(tmp_path / "snapshot")
+    assert snapshot.rankings == len(trees) and snapshot.judged == 0
     out = tmp_path / "run"
     chosen = settings(shared, prompts, str(tmp_path / "snapshot"), out)
     run_loop(chosen, Quiet(), kind="loop", command="test", until="reward")
@@ -122,4 +122,4 @@ def test_a_reward_model_trains_on_a_snapshot_of_imported_trees(shared, prompts, 
     read = json.loads((out / "provenance.json").read_text())["inputs"]["rankings"]
     manifest = tmp_path / "snapshot" / "manifest.json"
     assert read["sha256"] == sha256_of(manifest), "the adapter's run says what it was trained on"
-    assert json.loads(manifest.read_text())["sha256"] == made.sha256
+    assert json.loads(manifest.read_text())["sha256"] == snapshot.sha256

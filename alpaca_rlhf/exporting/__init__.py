@@ -1,1 +1,1 @@
-"""What a run made, for other programs: adapter, merged model, reward model, GGUF; each checked."""
+"""Exports for other programs: adapter, merged model, reward model, GGUF; each one checked."""

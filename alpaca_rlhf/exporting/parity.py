@@ -92,15 +92,19 @@ def references(
             continue
         # 1. The greedy completion.
         greedy = Sampling(temperature=0.0, max_new_tokens=room, batch_size=1)
-        ((drawn,),) = sample(adapters, role, [prompt], [str(number)], sampling=greedy, seed=0)
+        ((greedy_completion,),) = sample(
+            adapters, role, [prompt], [str(number)], sampling=greedy, seed=0
+        )
         # 2. Logits of prompt and completion, in one forward.
         with adapters.using(role):
-            batch = collate(adapters.base, [Example(prompt, drawn.ids)])
+            batch = collate(adapters.base, [Example(prompt, greedy_completion.ids)])
             logits = adapters.logits(adapters.hidden(batch))[:-1]
         top = logits.topk(2).values
         gaps = (top[:, 0] - top[:, 1])[len(prompt) - 1 :]
         logprobs, best = _figures(logits, batch.ids)
-        recorded.append(Reference(prompt, drawn.ids, tuple(gaps.tolist()), logprobs, best))
+        recorded.append(
+            Reference(prompt, greedy_completion.ids, tuple(gaps.tolist()), logprobs, best)
+        )
     return recorded
 
 

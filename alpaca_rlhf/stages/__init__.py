@@ -1,8 +1,7 @@
-"""The stages of the loop, each from files to files: what `pipeline` runs in order.
+"""The stages of the loop, which `pipeline` runs in order; each reads and writes files.
 
-A stage is a function of the settings, the seed and the files of earlier stages. Killed and run
-again it goes on from
-its last checkpoint, or begins anew, and ends with the same files.
+A stage is a function of the settings, the seed and the files of earlier stages. When it is killed
+and run again, it resumes from its last checkpoint, or starts over, and ends with the same files.
 """
 
 from alpaca_rlhf.stages.evaluate import evaluate

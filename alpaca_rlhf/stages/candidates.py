@@ -1,8 +1,8 @@
 """Best-of-K's candidates in the run folder: `best_of_k/candidates.jsonl`, in later rounds `.2` ...
 
-They cost most of the stage, so a run that was interrupted in the fine-tuning reads them back. The
-ledger says what they were made of and the file's sha256; candidates of another policy, reward
-model, seed or setting are made anew.
+They cost most of the stage, so a run that was interrupted during fine-tuning reads them back. The
+ledger holds the file's sha256 and everything that determines the candidates; those of another
+policy, reward model, seed or setting are sampled again.
 """
 
 from __future__ import annotations
@@ -25,28 +25,29 @@ logger = logging.getLogger(__name__)
 
 
 Pool = dict[int, list[Candidates]]
-"""Round to the candidates that were drawn in it, a prompt each."""
+"""Candidates by the round that sampled them, one entry for each prompt."""
 
 
 def candidates(ctx: Context, round_: int, *, sampler: str) -> Pool:
-    """Candidates of each round that is to be chosen from, all scored by this round's reward model.
+    """Collect the candidates to choose from, all scored by this round's reward model.
 
     The adapters `policy` and `reward` must be loaded.
 
     Args:
         ctx: The run.
-        round_: The round.
-        sampler: The stage that `policy` comes from.
+        round_: The current round.
+        sampler: Stage of the adapter `policy`.
 
     Raises:
-        UserError: With `--best-of-k.pool`, the file of an earlier round is not what it was.
+        UserError: With `--best-of-k.pool`, the file of an earlier round has changed.
     """
+    # 1. Prompts, candidates of earlier rounds, and everything that determines the new ones.
     settings, sampling = ctx.settings.best_of_k, ctx.settings.sampling
     judge = suffixed("reward", round_)
     rows = ctx.source.prompts(suffixed("ppo", round_))[: settings.prompts]
     prompts = [prompt_ids(ctx.base, ctx.settings.template, row) for row in rows]
     seed = derived_seed(ctx.settings.seed, "round", round_)
-    pool = {r: _of_round(ctx, r) for r in range(1, round_) if settings.pool}
+    pool = {earlier: _of_round(ctx, earlier) for earlier in range(1, round_) if settings.pool}
     made_of = {
         "policy": sha256_of(ctx.adapter_folder(sampler) / "adapter_model.safetensors"),
         "reward": sha256_of(ctx.adapter_folder(judge) / "adapter_model.safetensors"),
@@ -57,13 +58,20 @@ def candidates(ctx: Context, round_: int, *, sampler: str) -> Pool:
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "max_new_tokens": sampling.max_new_tokens,
-        "pool": [_noted(ctx, r)["sha256"] for r in pool],
+        "pool": [_entry(ctx, earlier)["sha256"] for earlier in pool],
     }
-    kept = _kept(ctx, round_, made_of)
-    if kept is not None:
-        return kept
+
+    # 2. An earlier sitting may have saved them.
+    saved_pool = _saved(ctx, round_, made_of)
+    if saved_pool is not None:
+        return saved_pool
+
+    # 3. Score the old candidates with the new reward model, and sample new ones.
     head, size = ctx.load_head(judge), sampling.batch_size
-    pool = {r: rescore(ctx.adapters, head, own, batch_size=size) for r, own in pool.items()}
+    pool = {
+        earlier: rescored(ctx.adapters, head, round_candidates, batch_size=size)
+        for earlier, round_candidates in pool.items()
+    }
     pool[round_] = draw(
         ctx.adapters,
         "policy",
@@ -79,38 +87,44 @@ def candidates(ctx: Context, round_: int, *, sampler: str) -> Pool:
         ),
     )
     if processes.main():
-        _keep(ctx, round_, pool, made_of)
+        _save(ctx, round_, pool, made_of)
     processes.wait()
     return pool
 
 
-def _keep(ctx: Context, round_: int, pool: Pool, made_of: Mapping[str, Any]) -> None:
+def _save(ctx: Context, round_: int, pool: Pool, made_of: Mapping[str, Any]) -> None:
     def text(ids: Sequence[int]) -> str:
         return answer(ctx.base, ctx.settings.template, ids)
 
-    rows = [{"round": r, **one.to_json(text)} for r, own in pool.items() for one in own]
+    rows = [
+        {"round": source_round, **prompt_candidates.to_json(text)}
+        for source_round, round_candidates in pool.items()
+        for prompt_candidates in round_candidates
+    ]
     ctx.run.write_jsonl(_file(round_), rows)
-    written = sha256_of(ctx.run.path / _file(round_))
-    ctx.run.finish(_part(round_), {"sha256": written, "made_of": made_of})
+    digest = sha256_of(ctx.run.path / _file(round_))
+    ctx.run.finish(_part(round_), {"sha256": digest, "made_of": made_of})
 
 
-def _kept(ctx: Context, round_: int, made_of: Mapping[str, Any]) -> Pool | None:
-    """What an earlier sitting kept, if it is made of the same."""
-    noted = _noted(ctx, round_)
-    if noted.get("made_of") != made_of:
-        if noted and processes.main():  # what was learned from the others so far belongs to them
+def _saved(ctx: Context, round_: int, made_of: Mapping[str, Any]) -> Pool | None:
+    """Load the pool that an earlier sitting saved, if it was made of the same."""
+    entry = _entry(ctx, round_)
+    if entry.get("made_of") != made_of:
+        if entry and processes.main():  # checkpoints were trained on the other candidates
             forget(ctx.run, suffixed("best_of_k", round_))
         processes.wait()
         return None
-    if not _is_whole(ctx, round_):
-        logger.warning("%s is not what was written; made anew", ctx.run.path / _file(round_))
+    if not _is_unchanged(ctx, round_):
+        logger.warning(
+            "%s was changed after it was written; sampling again", ctx.run.path / _file(round_)
+        )
         return None
     return _read(ctx, round_)
 
 
 def _of_round(ctx: Context, round_: int) -> list[Candidates]:
-    """The candidates that an earlier round drew."""
-    if not _is_whole(ctx, round_):
+    """Load the candidates that an earlier round sampled."""
+    if not _is_unchanged(ctx, round_):
         raise UserError(
             f"{ctx.run.path / _file(round_)}: is not what round {round_} wrote, and "
             "--best-of-k.pool needs it; put it back, or use another --out"
@@ -125,12 +139,13 @@ def _read(ctx: Context, round_: int) -> Pool:
     return pool
 
 
-def _is_whole(ctx: Context, round_: int) -> bool:
+def _is_unchanged(ctx: Context, round_: int) -> bool:
     path = ctx.run.path / _file(round_)
-    return path.is_file() and sha256_of(path) == _noted(ctx, round_).get("sha256")
+    return path.is_file() and sha256_of(path) == _entry(ctx, round_).get("sha256")
 
 
-def _noted(ctx: Context, round_: int) -> dict[str, Any]:
+def _entry(ctx: Context, round_: int) -> dict[str, Any]:
+    """The ledger's entry on the candidates of a round; empty if there is none."""
     return ctx.run.done(_part(round_)) or {}
 
 

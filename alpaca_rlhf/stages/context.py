@@ -1,6 +1,6 @@
-"""What every stage of a run shares.
+"""The context that all stages of a run share.
 
-Settings, run folder, tasks, and the base with its adapters, loaded when first needed.
+Settings, run folder, tasks, and the base with its adapters, which are loaded on first use.
 """
 
 from __future__ import annotations
@@ -26,36 +26,36 @@ from alpaca_rlhf.training.trackers import tracker
 
 
 class Reporter(Protocol):
-    """Shows a person where a run stands."""
+    """Shows the progress of a run to a person."""
 
     def start(self, stage: str, what: str) -> None:
-        """A stage begins, and will do `what`."""
+        """Announce a stage and its work."""
         ...
 
     def step(self, stage: str, done: int, total: int, metrics: dict[str, Any]) -> None:
-        """`done` of `total` steps are done."""
+        """Report that `done` of `total` steps are finished."""
         ...
 
     def preview(self, stage: str, what: str, segments: Sequence[Segment]) -> None:
-        """One row that is learned from, before the first step, and what of it carries loss."""
+        """Show one training row before the first step, and which of its text carries loss."""
         ...
 
     def say(self, text: str) -> None:
-        """Something worth a line of its own."""
+        """Show a message on a line of its own."""
         ...
 
     def finish(self, stage: str, what: str) -> None:
-        """A stage ended with `what`."""
+        """Announce the end of a stage and its result."""
         ...
 
 
 def suffixed(name: str, round_: int) -> str:
-    """`ppo`, in later rounds `ppo.2` ..."""
+    """Name of a stage in a round: `ppo`, in later rounds `ppo.2` ..."""
     return name if round_ == 1 else f"{name}.{round_}"
 
 
 def forget(run: RunFolder, stage: str) -> None:
-    """Let a stage that is under way begin anew; with a reward model its control."""
+    """Delete the progress of an unfinished stage, and that of a reward model's control."""
     for name in (stage, f"{stage}_shuffled"):
         _checkpoints(run, name).clear()
         run.undo(name)
@@ -71,22 +71,22 @@ class Context:
     """A run in progress."""
 
     settings: Loop
-    """Every number."""
+    """Every number of the run."""
     run: RunFolder
-    """Where everything is written."""
+    """Folder that all results are written to."""
     source: Source
-    """Tasks and verdicts."""
+    """Tasks, prompts and the gold judge."""
     reporter: Reporter
     """Shows progress."""
 
     @cached_property
     def base(self) -> Base:
-        """The frozen base."""
+        """The frozen base model."""
         return load_base(self.settings.base)
 
     @cached_property
     def adapters(self) -> Adapters:
-        """The adapters on the base; checkpointed activations on CUDA, where memory is dear."""
+        """The adapters on the base, with activation checkpointing on CUDA to save memory."""
         adapters = Adapters(
             self.base,
             self.settings.lora,
@@ -99,60 +99,60 @@ class Context:
 
     @cached_property
     def track(self) -> Callable[[Mapping[str, Any]], None]:
-        """Where metrics go beside the run folder."""
+        """Sends metrics to the tracker, which comes on top of the run folder."""
         return tracker(self.settings.track if processes.main() else "none", self.run.path)
 
     def splits(self) -> dict[str, list[Instruction]]:
-        """What SFT trains on, under `sft`, and the prompts of every other split.
+        """Collect SFT's training rows under `sft`, and the prompts of every other split.
 
-        That is the user's rows, or the seed tasks and the generated ones; none where the adapter
-        is somebody else's.
+        The rows are the user's own, or the seed tasks and the generated ones; none are known for
+        an adapter that was trained elsewhere.
         """
         if self.settings.inputs.rows is not None:
             rows = read_instructions(self.settings.inputs.rows)
         elif self.settings.inputs.sft_adapter is not None:
-            rows = []  # what somebody trained it on is not known
+            rows = []
         else:
             generated = read_instructions(self.run.path / "generate" / "rows.jsonl")
             rows = self.source.seeds() + generated
         return {"sft": rows, **{name: self.source.prompts(name) for name in self.source.names()}}
 
     def adapter_folder(self, stage: str) -> Path:
-        """Where a stage keeps its adapter."""
+        """Folder of a stage's adapter."""
         return self.run.path / stage / "adapter"
 
     def load(self, role: str, stage: str) -> None:
-        """Read the adapter that a finished stage made, as `role`."""
+        """Load the adapter of a finished stage as `role`."""
         self.adapters.load(role, self.adapter_folder(stage))
 
     def save(self, role: str, stage: str, head: ScalarHead | None = None) -> None:
-        """Write the adapter that a stage made, once for all processes, and its head beside it."""
+        """Save a stage's adapter, and its head beside it, from the main process alone."""
         if processes.main():
             self.adapters.save(role, self.adapter_folder(stage), head)
         processes.wait()
 
     def load_head(self, stage: str) -> ScalarHead:
-        """Read the scalar head that a finished reward stage made."""
+        """Load the scalar head of a finished reward stage."""
         head = ScalarHead.load(self.adapter_folder(stage), int(self.base.model.config.hidden_size))
         return head.to(self.base.device)
 
     def checkpoints(self, stage: str) -> Checkpoints:
-        """Checkpoints of a stage.
+        """Open the checkpoints of a stage.
 
-        Metrics that come after the newest one are dropped: they will be logged again.
+        Metrics logged after the newest one are dropped: those steps run again.
         """
         checkpoints = _checkpoints(self.run, stage)
-        done = checkpoints.step()
-        self.run.truncate_metrics(lambda row: row["stage"] != stage or row["step"] <= done)
+        last_step = checkpoints.step()
+        self.run.truncate_metrics(lambda row: row["stage"] != stage or row["step"] <= last_step)
         return checkpoints
 
     def finish(self, stage: str, facts: dict[str, Any]) -> None:
-        """Note in the ledger that a stage, or a part of one, is done; it needs no checkpoint."""
+        """Enter a finished stage, or part of one, in the ledger, and delete its checkpoints."""
         self.run.finish(stage, facts)
         _checkpoints(self.run, stage).clear()
 
     def log(self, stage: str) -> Callable[[dict[str, Any]], None]:
-        """Receives a stage's metrics: for the run folder, a tracker, and the person who watches."""
+        """Return a function that logs a stage's metrics to the run folder, tracker and reporter."""
 
         def log(row: dict[str, Any]) -> None:
             self.run.log({"stage": stage, **row})
@@ -162,16 +162,16 @@ class Context:
         return log
 
     def counting(self, stage: str, total: int) -> Callable[[int], None]:
-        """Shows how many of `total` are done, told how many more are."""
+        """Return a counter of finished work, which is called with each newly finished number."""
         done = 0
 
-        def count(more: int) -> None:
+        def count(newly_done: int) -> None:
             nonlocal done
-            done += more
+            done += newly_done
             self.reporter.step(stage, done, total, {})
 
         return count
 
     def sampling(self, **changes: Any) -> Sampling:
-        """The run's sampling settings, with changes."""
+        """Return the run's sampling settings with changes."""
         return replace(self.settings.sampling, **changes)

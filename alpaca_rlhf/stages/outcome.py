@@ -1,4 +1,4 @@
-"""What a stage is, and what it tells when it is done."""
+"""The type of a stage, and of its result."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from alpaca_rlhf.stages.context import Context
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage did."""
+    """The result of a stage."""
 
     examples: int
-    """Rows, prompts or rankings it worked through."""
+    """Rows, prompts or rankings processed."""
     tokens: int
-    """Tokens it generated or trained on."""
+    """Tokens generated or trained on."""
     summary: str
-    """One line for the person who watches."""
+    """The result in one line."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Numbers for the report."""
 
 
 Stage = Callable[[Context, int], Outcome]
-"""A stage: the run and the round to what it did."""
+"""A function of the run and the round."""

@@ -1,8 +1,9 @@
-"""The stages that train a policy: ppo and best_of_k."""
+"""The stages that train a policy: PPO and best-of-K."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from alpaca_rlhf.core.randomness import derived_seed
@@ -17,29 +18,37 @@ from alpaca_rlhf.training.sft import train_sft
 
 
 def ppo(ctx: Context, round_: int) -> Outcome:
-    """PPO from SFT or, in later rounds, from the last policy; SFT stays the reference."""
+    """Run PPO from SFT or, in later rounds, from the last policy; SFT stays the reference."""
+    # 1. Load the reference, the reward model, and the policy to start from.
     stage, settings = suffixed("ppo", round_), ctx.settings.ppo
     ctx.load("sft", "sft")
     ctx.load("reward", suffixed("reward", round_))
     head = ctx.load_head(suffixed("reward", round_))
     ctx.load("policy", "sft" if round_ == 1 else suffixed("ppo", round_ - 1))
+
+    # 2. Prompts, and the gold judge that watches where there is one.
     rows = ctx.source.prompts(suffixed("ppo", round_))
     prompts = [PPOPrompt(row.id, prompt_ids(ctx.base, ctx.settings.template, row)) for row in rows]
     by_key = {row.id: row for row in rows}
     gold = ctx.source.gold
 
-    def completion_metrics(asked: Any, completions: Any) -> dict[str, float]:
+    def watch(batch: Any, completions: Any) -> dict[str, float]:
         if gold is None:
             return {}
-        seen = [
-            gold(by_key[p.key], answer(ctx.base, ctx.settings.template, c.ids), c.finished)
-            for p, c in zip(asked, completions, strict=True)
+        verdicts = [
+            gold(
+                by_key[prompt.key],
+                answer(ctx.base, ctx.settings.template, completion.ids),
+                completion.finished,
+            )
+            for prompt, completion in zip(batch, completions, strict=True)
         ]
         return {
-            "gold_score": sum(g.score for g in seen) / len(seen),
-            "gold_correct": sum(g.parts["correct"] for g in seen) / len(seen),
+            "gold_score": sum(verdict.score for verdict in verdicts) / len(verdicts),
+            "gold_correct": sum(verdict.parts["correct"] for verdict in verdicts) / len(verdicts),
         }
 
+    # 3. Train from the last checkpoint, and save.
     train_ppo(
         ctx.adapters,
         head,
@@ -52,6 +61,8 @@ def ppo(ctx: Context, round_: int) -> Outcome:
         completion_metrics=completion_metrics,
     )
     ctx.save("policy", stage)
+
+    # 4. Report from the metrics of all sittings.
     rows_logged = [row for row in ctx.run.metrics() if row["stage"] == stage]
     first, last = rows_logged[0], rows_logged[-1]
     tokens = round(sum(row["mean_tokens"] for row in rows_logged) * settings.batch_size)
@@ -63,20 +74,22 @@ def ppo(ctx: Context, round_: int) -> Outcome:
 
 
 def best_of_k(ctx: Context, round_: int) -> Outcome:
-    """Sample K, keep the reward model's favourite, fine-tune on the winners.
+    """Sample K completions a prompt, keep the best scored, and fine-tune on the winners.
 
-    From SFT, later from the last best-of-K.
+    Starts from SFT or, in later rounds, from the last best-of-K.
     """
+    # 1. Load the policy to start from and the reward model.
     stage, settings = suffixed("best_of_k", round_), ctx.settings.best_of_k
-    before = "sft" if round_ == 1 else suffixed("best_of_k", round_ - 1)
-    ctx.load("policy", before)
+    sampler = "sft" if round_ == 1 else suffixed("best_of_k", round_ - 1)
+    ctx.load("policy", sampler)
     ctx.load("reward", suffixed("reward", round_))
-    pool = candidates(ctx, round_, sampler=before)
-    winners = choose(
-        [one for own in pool.values() for one in own],
-        keep=settings.keep,
-        threshold=settings.threshold,
-    )
+
+    # 2. Sample and score candidates, and choose the winners.
+    pool = candidates(ctx, round_, sampler=sampler)
+    sampled = list(chain.from_iterable(pool.values()))
+    winners = choose(sampled, keep=settings.keep, threshold=settings.threshold)
+
+    # 3. Fine-tune on the winners, and save.
     result = train_sft(
         ctx.adapters,
         "policy",
@@ -89,12 +102,16 @@ def best_of_k(ctx: Context, round_: int) -> Outcome:
         stage=stage,
     )
     ctx.save("policy", stage)
-    best = expected_best([one.scores for one in pool[round_]])
+
+    # 4. Report.
+    best = expected_best([prompt_candidates.scores for prompt_candidates in pool[round_]])
     facts = {
         "k": settings.k,
-        "candidates": sum(len(one.scores) for own in pool.values() for one in own),
+        "candidates": sum(len(prompt_candidates.scores) for prompt_candidates in sampled),
         "finished": sum(
-            one.finished for own in pool.values() for each in own for one in each.completions
+            completion.finished
+            for prompt_candidates in sampled
+            for completion in prompt_candidates.completions
         ),
         "winners": len(winners.examples),
         "mean_score": best[0],

@@ -1,10 +1,10 @@
-"""The reward stage, with its shuffled control."""
+"""The reward stage: a reward model and its control on shuffled verdicts."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -23,66 +23,59 @@ from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.stages.rank import other_rankings, rankings_of_round, sampled_sets
 from alpaca_rlhf.training import groups as reward_groups
 from alpaca_rlhf.training.groups import Group
-from alpaca_rlhf.training.held_out import score_completions
-from alpaca_rlhf.training.reward import micro_batch, train_reward
+from alpaca_rlhf.training.held_out import scored
+from alpaca_rlhf.training.reward import RewardResult, micro_batch, train_reward
 
 REFERENCES = 256
-"""Completions to normalise scores on, where they have to be drawn for it."""
+"""Completions to normalise scores on, where they are sampled for this purpose."""
 
 
 class Rankings(NamedTuple):
-    """All rankings that a reward model may see."""
+    """All rankings that a reward model may see, split by prompt."""
 
     train: list[Group]
-    """Those to train on."""
+    """Rankings to train on."""
     held_out: list[Group]
-    """Those to measure on: no prompt of theirs is among the others."""
+    """Rankings to measure on; their prompts are not among those trained on."""
     undecided: int
-    """Rankings that are neither, because nobody wins in them: all completions tie or are equal."""
+    """Number of rankings left out because all their completions tie or are equal."""
 
 
 def reward(ctx: Context, round_: int) -> Outcome:
-    """The reward adapter, from SFT, on all rankings so far.
+    """Train the reward adapter from SFT on all rankings so far, and a control.
 
-    And a control trained on shuffled verdicts.
+    The control is trained on shuffled verdicts, the held-out ones included: whatever it learns, its
+    accuracy must be one half, unless something other than the verdicts gives the better one away.
+
+    Raises:
+        UserError: There is nothing to learn from, or the accuracy is below `--reward.gate`.
     """
-    stage, settings = suffixed("reward", round_), ctx.settings.reward
+    stage, settings, seed = suffixed("reward", round_), ctx.settings.reward, ctx.settings.seed
     ctx.load("sft", "sft")
+
+    # 1. Read the rankings and split them by prompt.
     train, held_out, undecided = ranking_groups(ctx, round_)
-    _check_wishes(ctx, train)
-    _begin_anew_on_other_rankings(ctx, stage, [*train, *held_out])
-    seed = ctx.settings.seed
-    options = {"resamples": ctx.settings.evaluate.bootstrap, "seed": seed}
-    control: dict[str, Any] = {}
-    # In the control all verdicts are shuffled, the held-out ones too: whatever it learns, it must
-    # sit at one half, unless something other than the verdicts tells the better one.
-    control_groups = [reward_groups.shuffled(part, seed) for part in (train, held_out)]
-    for name, (learned, asked) in (
-        (f"{stage}_shuffled", control_groups),
-        (stage, [train, held_out]),
-    ):
-        done = ctx.run.done(name) if name != stage else None
-        if done is None:
-            ctx.adapters.add("reward", copy_of="sft", seed=seed)
-            head, result = train_reward(
-                ctx.adapters,
-                "reward",
-                learned,
-                asked,
-                settings,
-                seed=seed,
-                checkpoints=ctx.checkpoints(name),
-                log=ctx.log(name),
-            )
-            if name != stage:
-                interval = accuracy_of(result.held_out.pairs, **options)
-                done = {"accuracy": interval.mean, "ci95": interval.ci95}
-                ctx.finish(name, done)
-        if done is not None:
-            control = done
+    _check_criteria(ctx, train)
+    _forget_other_rankings(ctx, stage, [*train, *held_out])
+
+    # 2. Train the control, unless an earlier sitting has.
+    control = ctx.run.done(f"{stage}_shuffled")
+    if control is None:
+        shuffled_split = [reward_groups.shuffled(groups, seed) for groups in (train, held_out)]
+        _, result = _train(ctx, f"{stage}_shuffled", *shuffled_split)
+        interval = accuracy_of(result.held_out.pairs, **_resampling(ctx))
+        control = {"accuracy": interval.mean, "ci95": interval.ci95}
+        ctx.finish(f"{stage}_shuffled", control)
+
+    # 3. Train the reward model and measure it on held-out rankings.
+    head, result = _train(ctx, stage, train, held_out)
+
+    # 4. Normalise its scores on completions of SFT.
     reference = reference_examples(ctx, train)
     raw = score_completions(ctx.adapters, "reward", head, reference, micro_batch(stage, settings))
     head.normalise(raw)
+
+    # 5. Save, reopen, and compare.
     ctx.save("reward", stage, head)
     check_saved(ctx, stage, head, reference[0])
     if result.accuracy < settings.gate:
@@ -92,12 +85,14 @@ def reward(ctx: Context, round_: int) -> Outcome:
             "train otherwise (--reward.lr, --reward.epochs) or lower the gate: what is trained is "
             "kept"
         )
+
+    # 6. Report.
     facts = {
         "pairs": result.pairs,
         "too_long": result.too_long,
         "left_out": result.left_out,
         "undecided": undecided,
-        **figures(result.held_out, **options),
+        **figures(result.held_out, **_resampling(ctx)),
         "shuffled_label_accuracy": control["accuracy"],
         "shuffled_label_ci95": control["ci95"],
         "reference_mean": float(raw.double().mean()),
@@ -112,12 +107,34 @@ def reward(ctx: Context, round_: int) -> Outcome:
         summary += f", {result.left_out} rankings with them"
     if undecided:
         summary += f"; {undecided} rankings in which nobody wins left out"
-    tokens = sum(len(e) for g in train for e in g.examples) * settings.epochs
+    tokens = sum(len(example) for group in train for example in group.examples) * settings.epochs
     return Outcome(result.rankings, tokens, summary, facts)
 
 
-def _begin_anew_on_other_rankings(ctx: Context, stage: str, groups: Sequence[Group]) -> None:
-    """Forget what an earlier sitting trained, unless it was on these rankings."""
+def _train(
+    ctx: Context, name: str, train: Sequence[Group], held_out: Sequence[Group]
+) -> tuple[ScalarHead, RewardResult]:
+    """Train a new reward adapter, a copy of SFT, from the last checkpoint under `name`."""
+    ctx.adapters.add("reward", copy_of="sft", seed=ctx.settings.seed)
+    return train_reward(
+        ctx.adapters,
+        "reward",
+        train,
+        held_out,
+        ctx.settings.reward,
+        seed=ctx.settings.seed,
+        checkpoints=ctx.checkpoints(name),
+        log=ctx.log(name),
+    )
+
+
+def _resampling(ctx: Context) -> dict[str, int]:
+    """Options of a bootstrap interval."""
+    return {"resamples": ctx.settings.evaluate.bootstrap, "seed": ctx.settings.seed}
+
+
+def _forget_other_rankings(ctx: Context, stage: str, groups: Sequence[Group]) -> None:
+    """Delete what an earlier sitting trained if it was on other rankings."""
     name = f"{stage}_rankings"
     digest = content_hash(*(repr(group) for group in groups))
     before = ctx.run.done(name)
@@ -127,15 +144,15 @@ def _begin_anew_on_other_rankings(ctx: Context, stage: str, groups: Sequence[Gro
         ctx.run.finish(name, {"digest": digest})
 
 
-def check_saved(ctx: Context, stage: str, head: ScalarHead, one: Example) -> None:
-    """Read a stage's adapter and head back from the disk, and compare the score of one example.
+def check_saved(ctx: Context, stage: str, head: ScalarHead, example: Example) -> None:
+    """Reload a stage's adapter and head from the disk, and compare the score of one example.
 
     Raises:
-        RuntimeError: It is not the same number, bit for bit.
+        RuntimeError: The scores differ in any bit.
     """
-    before = score(ctx.adapters, "reward", head, [one], batch_size=1)
+    before = score(ctx.adapters, "reward", head, [example], batch_size=1)
     ctx.load("reward", stage)
-    after = score(ctx.adapters, "reward", ctx.load_head(stage), [one], batch_size=1)
+    after = score(ctx.adapters, "reward", ctx.load_head(stage), [example], batch_size=1)
     if not torch.equal(before, after):
         raise RuntimeError(
             f"{ctx.adapter_folder(stage)}: reopened, it scores {float(after)} "
@@ -144,47 +161,63 @@ def check_saved(ctx: Context, stage: str, head: ScalarHead, one: Example) -> Non
 
 
 def ranking_groups(ctx: Context, round_: int) -> Rankings:
-    """All rankings up to a round, as groups to train on and held-out ones.
+    """Collect all rankings up to a round, as groups to train on and held-out groups.
 
     Raises:
-        UserError: Nobody wins in any of them.
+        UserError: Every ranking is a tie.
     """
     path = ctx.settings.inputs.rankings
     if path is not None:
-        # prompts that lie near those of another split are left out
-        apart = {prompt.id for prompt in ctx.source.prompts("rank")}
-        found, read_ = _of_file(ctx, path, apart)
+        # the split leaves out prompts that are near-duplicates of another split's
+        prompts_of_split = {prompt.id for prompt in ctx.source.prompts("rank")}
+        groups, count = _of_file(ctx, path, prompts_of_split)
     else:
-        path = ctx.run.path / suffixed("rank", round_)
-        rows = [row for r in range(1, round_ + 1) for row in rankings_of_round(ctx, r)]
-        rows += other_rankings(ctx, round_)[0]
-        found, read_ = _of_ranked(ctx, rows), len(rows)
-    if not found:
+        groups, count = [], 0
+        for earlier in range(1, round_ + 1):
+            prompts, completions = sampled(ctx, earlier)
+            path = ctx.run.path / suffixed("rank", earlier) / "rankings.jsonl"
+            rankings = read(path, completions)
+            groups += _of_rankings(ctx, rankings, prompts, completions)
+            count += len(rankings)
+        ranked, _ = other_rankings(ctx, round_)
+        groups += _of_ranked(ctx, ranked)
+        count += len(ranked)
+    if not groups:
         raise UserError(
-            f"{path}: in none of the {read_} rankings anybody wins: all their completions tie or "
-            "have the same text; rank them otherwise, or learn from ties with --reward.ties soft"
+            f"{path}: every one of the {count} rankings is a tie, or between completions with the "
+            "same text; change the rankings, or learn from ties with --reward.ties soft"
         )
-    split = reward_groups.split_held_out(found, ctx.settings.reward.held_out)
-    return Rankings(*split, undecided=read_ - len(found))
+    split = reward_groups.split_held_out(groups, ctx.settings.reward.held_out)
+    return Rankings(*split, undecided=count - len(groups))
 
 
-def _of_ranked(ctx: Context, rows: Sequence[Ranked]) -> list[Group]:
-    return reward_groups.from_rankings(
-        ctx.adapters,
-        [ranking for _, _, ranking in rows],
-        {prompt.id: prompt for prompt, _, _ in rows},
-        {completion.id: completion for _, completions, _ in rows for completion in completions},
-        ties=ctx.settings.reward.ties == "soft",
-    )
+def _of_rankings(
+    ctx: Context,
+    rankings: Sequence[Ranking],
+    prompts: Mapping[str, Instruction],
+    completions: Mapping[str, Completion],
+) -> list[Group]:
+    ties = ctx.settings.reward.ties == "soft"
+    return reward_groups.from_rankings(ctx.adapters, rankings, prompts, completions, ties=ties)
+
+
+def _of_ranked(ctx: Context, ranked: Sequence[Ranked]) -> list[Group]:
+    prompts = {prompt.id: prompt for prompt, _, _ in ranked}
+    completions = {completion.id: completion for _, answers, _ in ranked for completion in answers}
+    return _of_rankings(ctx, [ranking for _, _, ranking in ranked], prompts, completions)
 
 
 def _of_file(ctx: Context, path: Path, prompts: Collection[str]) -> tuple[list[Group], int]:
-    """The rankings of a file that answer some prompts, and how many there are."""
+    """Read the rankings of a file for the given prompts, as groups, and count them."""
     snapshot = manifest_of(path) is not None
     if snapshot or holds_rankings(path):
         ranked = read_snapshot(path) if snapshot else read_rankings(path)
-        trees = [one for one in ranked if one[0].id in prompts]
-        return _of_ranked(ctx, trees), len(trees)
+        ranked = [
+            (prompt, answers, ranking)
+            for prompt, answers, ranking in ranked
+            if prompt.id in prompts
+        ]
+        return _of_ranked(ctx, ranked), len(ranked)
     pairs: dict[str, list[PreferencePair]] = {}
     for pair in read_pairs(path):
         if pair.group in prompts:
@@ -192,8 +225,8 @@ def _of_file(ctx: Context, path: Path, prompts: Collection[str]) -> tuple[list[G
     return reward_groups.from_pairs(ctx.adapters, pairs.values()), len(pairs)
 
 
-def _check_wishes(ctx: Context, groups: Sequence[Group]) -> None:
-    """Refuse settings that ask for what no ranking says."""
+def _check_criteria(ctx: Context, groups: Sequence[Group]) -> None:
+    """Refuse settings that need margins or stars which no ranking gives."""
     settings = ctx.settings.reward
     if settings.margin > 0 and not any(any(group.margins) for group in groups):
         raise UserError(
@@ -209,22 +242,23 @@ def _check_wishes(ctx: Context, groups: Sequence[Group]) -> None:
 
 
 def reference_examples(ctx: Context, groups: list[Group]) -> list[Example]:
-    """Completions of the SFT adapter, on which scores are normalised.
+    """Collect completions of the SFT adapter to normalise scores on.
 
-    Those of the first round; where rankings come from a file, fresh ones to prompts of the ppo
-    split; where there is no such split, what the file holds.
+    They are those of the first round. If rankings come from a file, new ones are sampled to prompts
+    of the ppo split; without such a split, the file's own completions serve.
     """
     if ctx.settings.inputs.rankings is None:
         return [
-            reward_groups.completion_example(ctx.adapters, prompt, completion)
-            for prompt, completions in sampled_sets(ctx, 1)
-            for completion in completions
+            reward_groups.completion_example(
+                ctx.adapters, prompts[completion.prompt_id], completion
+            )
+            for completion in completions.values()
         ]
     if "ppo" not in ctx.source.names():
-        return [e for g in groups for e in g.examples][:REFERENCES]
+        return [example for group in groups for example in group.examples][:REFERENCES]
     rows = ctx.source.prompts("ppo")[:REFERENCES]
     ids = [prompt_ids(ctx.base, ctx.settings.template, row) for row in rows]
-    drawn = sample(
+    samples = sample(
         ctx.adapters,
         "sft",
         ids,
@@ -232,4 +266,6 @@ def reference_examples(ctx: Context, groups: list[Group]) -> list[Example]:
         sampling=ctx.settings.sampling,
         seed=ctx.settings.seed,
     )
-    return [Example(own, one.ids) for own, (one,) in zip(ids, drawn, strict=True)]
+    return [
+        Example(prompt, completion.ids) for prompt, (completion,) in zip(ids, samples, strict=True)
+    ]

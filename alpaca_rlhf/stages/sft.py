@@ -18,7 +18,8 @@ from alpaca_rlhf.training.sft import encode, preview_indices, split_held_out, tr
 
 
 def sft(ctx: Context, round_: int) -> Outcome:
-    """Supervised fine-tuning on the seed tasks and the generated ones, or the adapter given."""
+    """Fine-tune on the seed tasks and the generated ones, or take the adapter that is given."""
+    # 1. Refuse prompts shared between splits, and prompts without room for a completion.
     splits = ctx.splits()
     rows = splits["sft"]
     answered = {**splits, "sft": answered_prompts(rows)}
@@ -27,15 +28,19 @@ def sft(ctx: Context, round_: int) -> Outcome:
     counts = {"sft": len(rows), "overlap": overlap}
     if ctx.settings.inputs.sft_adapter is not None:
         return _adopted(ctx, ctx.settings.inputs.sft_adapter, counts)
+
+    # 2. Encode the rows, with some held out by prompt.
     settings = ctx.settings.sft
-    kept, out = split_held_out(rows, settings.held_out)
-    examples, too_long = encode(ctx.adapters, kept, settings.max_length)
-    held_out, also_too_long = encode(ctx.adapters, out, settings.max_length)
+    training_rows, held_out_rows = split_held_out(rows, settings.held_out)
+    examples, too_long = encode(ctx.adapters, training_rows, settings.max_length)
+    held_out, also_too_long = encode(ctx.adapters, held_out_rows, settings.max_length)
     if settings.patience and not held_out:
         raise UserError(
             f"--sft.patience {settings.patience}: none of {len(rows)} rows is held out; "
             f"raise --sft.held-out {settings.held_out:g}"
         )
+
+    # 3. Train from the last checkpoint, and save.
     checkpoints = ctx.checkpoints("sft")
     _preview(ctx, examples, show=checkpoints.step() == 0)
     ctx.adapters.add("sft", seed=ctx.settings.seed)
@@ -50,6 +55,8 @@ def sft(ctx: Context, round_: int) -> Outcome:
         log=ctx.log("sft"),
     )
     ctx.save("sft", "sft")
+
+    # 4. Report.
     loss = f"{result.loss_before:.2f} -> {result.loss_after:.2f} nats a token"
     summary = f"held-out loss {loss} on {len(held_out)} rows"
     if settings.patience:
@@ -65,7 +72,7 @@ def sft(ctx: Context, round_: int) -> Outcome:
 
 
 def _adopted(ctx: Context, folder: Path, counts: Mapping[str, int]) -> Outcome:
-    """Somebody else's adapter in place of training."""
+    """Take an adapter that was trained elsewhere instead of training one."""
     layers = adopt(ctx.adapters, "sft", folder, seed=ctx.settings.seed)
     ctx.save("sft", "sft")
     facts = {"adapter": str(folder), "layers": layers, "prompts": counts}
@@ -73,35 +80,37 @@ def _adopted(ctx: Context, folder: Path, counts: Mapping[str, int]) -> Outcome:
 
 
 def _preview(ctx: Context, examples: Sequence[Example], *, show: bool) -> None:
-    """Write what carries loss in a row or two; show it too where training has yet to begin."""
+    """Write which text of a row or two carries loss; also show it before training begins."""
     text = ""
-    for number in preview_indices(examples):
-        one = examples[number]
-        what = f"example {number + 1}: {one.loss_tokens} of {len(one)} tokens carry loss"
-        pieces = segments(ctx.base, one)
-        text += f"{what}\n{marked(pieces)}\n\n"
+    for index in previewed(examples):
+        example = examples[index]
+        title = f"example {index + 1}: {example.learned} of {len(example)} tokens carry loss"
+        segments_of_row = segments(ctx.base, example)
+        text += f"{title}\n{marked(segments_of_row)}\n\n"
         if show:
-            ctx.reporter.preview("sft", what, pieces)
+            ctx.reporter.preview("sft", title, segments_of_row)
     if text:
         ctx.run.write_text("sft/preview.txt", text)
 
 
 def _refuse_too_long(ctx: Context, splits: Mapping[str, Sequence[Instruction]]) -> None:
-    """Refuse prompts that leave no room for a completion, before any time is spent on training."""
+    """Refuse prompts that leave no room for a completion, before any training."""
     for name, rows in splits.items():
         ranked_already = name == "rank" and ctx.settings.inputs.rankings is not None
-        if name == "sft" or ranked_already:  # nothing is sampled; what is too long is counted
+        if (
+            name == "sft" or ranked_already
+        ):  # nothing is sampled; rows that are too long are counted
             continue
-        flag, new = (
+        flag, new_tokens = (
             ("--ppo.max-new-tokens", ctx.settings.ppo.max_new_tokens)
             if name.partition(".")[0] == "ppo"
             else ("--sampling.max-new-tokens", ctx.settings.sampling.max_new_tokens)
         )
         for row in rows:
             length = len(prompt_ids(ctx.base, ctx.settings.template, row))
-            if length + new > ctx.base.context:
+            if length + new_tokens > ctx.base.context:
                 raise UserError(
-                    f"a prompt of the {name} split has {length} tokens, with {flag} {new} more "
-                    f"than the {ctx.base.context} of the base: {row.instruction[:60]!r}; leave it "
-                    f"out or lower {flag}"
+                    f"a prompt of the {name} split has {length} tokens, with {flag} {new_tokens} "
+                    f"more than the {ctx.base.context} of the base: {row.instruction[:60]!r}; leave "
+                    f"it out or lower {flag}"
                 )
