@@ -152,19 +152,19 @@ def ranking_groups(ctx: Context, round_: int) -> Rankings:
     if path is not None:
         # prompts that lie near those of another split are left out
         apart = {prompt.id for prompt in ctx.source.prompts("rank")}
-        found, read_ = _of_file(ctx, path, apart)
+        groups, count = _of_file(ctx, path, apart)
     else:
         path = ctx.run.path / suffixed("rank", round_)
         rows = [row for r in range(1, round_ + 1) for row in rankings_of_round(ctx, r)]
         rows += other_rankings(ctx, round_)[0]
-        found, read_ = _of_ranked(ctx, rows), len(rows)
-    if not found:
+        groups, count = _of_ranked(ctx, rows), len(rows)
+    if not groups:
         raise UserError(
-            f"{path}: in none of the {read_} rankings anybody wins: all their completions tie or "
+            f"{path}: in none of the {count} rankings anybody wins: all their completions tie or "
             "have the same text; rank them otherwise, or learn from ties with --reward.ties soft"
         )
-    split = reward_groups.split_held_out(found, ctx.settings.reward.held_out)
-    return Rankings(*split, undecided=read_ - len(found))
+    split = reward_groups.split_held_out(groups, ctx.settings.reward.held_out)
+    return Rankings(*split, undecided=count - len(groups))
 
 
 def _of_ranked(ctx: Context, rows: Sequence[Ranked]) -> list[Group]:
