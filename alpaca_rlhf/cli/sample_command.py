@@ -38,7 +38,8 @@ class Fill:
     """Where the queue is: a file, or postgresql+psycopg://user@host/name; by default
     preferences.db in the run folder."""
     policy: str | None = None
-    """The policy that answers: base, sft, best_of_k, ppo, in later rounds ppo.2 ...; by default the last."""
+    """The policy that answers: base, sft, best_of_k, ppo, in later rounds ppo.2 ...; by default
+    the last."""
     k: int = 4
     """Answers a prompt; those with the same text count once."""
     n: int | None = None
