@@ -40,10 +40,11 @@ class Fill(Bounded):
     """Where the queue is: a file, or postgresql+psycopg://user@host/name; by default
     preferences.db in the run folder."""
     policy: str | None = None
-    """Who answers: base, sft, best_of_k, ppo, in later rounds ppo.2 ...; by default the last."""
-    k: Annotated[int, Interval(ge=2, le=9), "people rank so many at once"] = 4
-    """Answers a prompt; those that say the same are one."""
-    n: PositiveInt | None = None
+    """The policy that answers: base, sft, best_of_k, ppo, in later rounds ppo.2 ...; by default
+    the last."""
+    k: int = 4
+    """Answers a prompt; those with the same text count once."""
+    n: int | None = None
     """Prompts at most; by default all of them."""
     temperature: Annotated[float, Gt(0), "else all answers to a prompt are the same"] = 1.0
     """Divides the logits; at 0 all answers are the same."""
@@ -63,11 +64,11 @@ class Fill(Bounded):
 
 
 def wanted(words: list[str]) -> bool:
-    """Whether `sample` means the queue and not the stage of a loop."""
-    return any(one == "--run" or one.startswith("--run=") for one in words)
+    """True if `sample` means the queue and not the stage of a loop."""
+    return any(word == "--run" or word.startswith("--run=") for word in words)
 
 
-def run(asked: Fill, terminal: Terminal) -> int:
+def run(flags: Fill, terminal: Terminal) -> int:
     """Fill the queue; run again it goes on where it stopped.
 
     Returns:
@@ -77,100 +78,105 @@ def run(asked: Fill, terminal: Terminal) -> int:
         UserError: There is no such run or policy, or no prompts to rank; or the model behind HTTP
             is gone, and what it has written is kept.
     """
-    settings = folders.settings_of(asked.run)
-    who = _policy(asked) if asked.sampler.url is None else asked.sampler.model
-    with open_store(asked.run, asked.db, say=terminal.say) as store:
+    settings = folders.settings_of(flags.run)
+    answerer = _policy(flags) if flags.sampler.url is None else flags.sampler.model
+    with open_store(flags.run, flags.db, say=terminal.say) as store:
         terminal.say(
-            f"sample: {asked.k} answers of {who} to each prompt of the rank split of "
-            f"{asked.run}, for the queue in {store.database.shown}; Ctrl-C at any time, the same "
+            f"sample: {flags.k} answers of {answerer} to each prompt of the rank split of "
+            f"{flags.run}, for the queue in {store.database.shown}; Ctrl-C at any time, the same "
             "command goes on"
         )
-        own = queue_sampled(asked.run, store)
-        if own:
-            terminal.say(f"  {own} sets that the run has sampled itself are in the queue now")
-        rows = RunPrompts(asked.run, settings).to_rank()[: asked.n]
+        sampled_sets = queue_sampled(flags.run, store)
+        if sampled_sets:
+            terminal.say(
+                f"  {sampled_sets} sets that the run has sampled itself are in the queue now"
+            )
+        rows = RunPrompts(flags.run, settings).to_rank()[: flags.n]
         if not rows:
-            raise UserError(f"--run {asked.run}: has no prompts to rank; it was given its rankings")
-        work = _by_policy if asked.sampler.url is None else _by_http
-        work(store, asked, settings, who, rows, terminal)
-        waiting = store.progress(0)
-        terminal.say(f"  {waiting.sets - waiting.sets_ranked} sets wait for somebody to rank them")
-    words = [PROGRAM, "app", "--run", str(asked.run), *(["--db", asked.db] if asked.db else [])]
+            raise UserError(f"--run {flags.run}: has no prompts to rank; it was given its rankings")
+        fill_queue = _by_policy if flags.sampler.url is None else _by_http
+        fill_queue(store, flags, settings, answerer, rows, terminal)
+        progress = store.progress(0)
+        terminal.say(
+            f"  {progress.sets - progress.sets_ranked} sets wait for somebody to rank them"
+        )
+    words = [PROGRAM, "app", "--run", str(flags.run), *(["--db", flags.db] if flags.db else [])]
     for line in next_lines([(shlex.join(words), "rank them in a browser")]):
         terminal.say(line)
     return 0
 
 
-def _policy(asked: Fill) -> str:
-    policies = folders.policies(asked.run)
-    found = list(policies)[-1] if asked.policy is None else choose(list(policies), asked.policy)
-    if found is None:
-        raise UserError(f"--policy {asked.policy}: {asked.run} has {', '.join(policies)}")
-    return found
+def _policy(flags: Fill) -> str:
+    policies = folders.policies(flags.run)
+    if flags.policy is None:
+        return list(policies)[-1]
+    policy = choose(list(policies), flags.policy)
+    if policy is None:
+        raise UserError(f"--policy {flags.policy}: {flags.run} has {', '.join(policies)}")
+    return policy
 
 
 def _by_policy(
     store: Store,
-    asked: Fill,
+    flags: Fill,
     settings: Loop,
-    who: str,
+    answerer: str,
     rows: Sequence[Instruction],
     terminal: Terminal,
 ) -> None:
     quiet.quiet(settings.base)
-    with gpu_lock.Loan(asked.run, terminal.say) as loan:
+    with card.Loan(flags.run, terminal.say) as loan:
         loan.take()
         from alpaca_rlhf.serving.speaker import Speaker
 
         quiet.quiet_transformers(settings.base)
-        terminal.start(_STAGE, f"answers of {who} to {len(rows)} prompts")
-        speaker = Speaker(settings, folders.policies(asked.run))
-        batch = max(1, settings.sampling.batch_size // asked.k)
-        told = _fill(store, speaker, asked, who, rows, batch, terminal)
-        terminal.finish(_STAGE, told)
+        terminal.start(_STAGE, f"answers of {answerer} to {len(rows)} prompts")
+        speaker = Speaker(settings, folders.policies(flags.run))
+        batch = max(1, settings.sampling.batch_size // flags.k)
+        summary = _fill(store, speaker, flags, answerer, rows, batch, terminal)
+        terminal.finish(_STAGE, summary)
 
 
 def _by_http(
     store: Store,
-    asked: Fill,
+    flags: Fill,
     settings: Loop,
-    who: str,
+    answerer: str,
     rows: Sequence[Instruction],
     terminal: Terminal,
 ) -> None:
-    folder = asked.run / "sampler"
+    folder = flags.run / "sampler"
     folder.mkdir(exist_ok=True)
-    terminal.start(_STAGE, f"answers of {who} at {asked.sampler.url} to {len(rows)} prompts")
-    with EndpointModel(
-        asked.sampler, folder, max_tokens=settings.sampling.max_new_tokens
-    ) as served:
-        batch = max(1, 4 * asked.sampler.concurrency // asked.k)
-        told = _fill(store, served, asked, who, rows, batch, terminal)
-        terminal.finish(_STAGE, f"{told}; {served.account.line()}")
+    terminal.start(_STAGE, f"answers of {answerer} at {flags.sampler.url} to {len(rows)} prompts")
+    with Served(flags.sampler, folder, most=settings.sampling.max_new_tokens) as served:
+        batch = max(1, 4 * flags.sampler.concurrency // flags.k)
+        summary = _fill(store, served, flags, answerer, rows, batch, terminal)
+        terminal.finish(_STAGE, f"{summary}; {served.account.line()}")
 
 
 def _fill(
     store: Store,
     draws: Draws,
-    asked: Fill,
-    who: str,
+    flags: Fill,
+    answerer: str,
     rows: Sequence[Instruction],
     batch: int,
     terminal: Terminal,
 ) -> str:
-    told = ""
-    for now in fill(
+    summary = ""
+    for progress in fill(
         store,
         draws,
         rows,
-        who,
-        k=asked.k,
-        manner=Manner(asked.temperature, asked.top_p, asked.max_new_tokens, asked.seed),
-        origin=origin_of(asked.run, who),
+        answerer,
+        k=flags.k,
+        manner=Manner(flags.temperature, flags.top_p, flags.max_new_tokens, flags.seed),
+        origin=origin_of(flags.run, answerer),
         batch=batch,
     ):
-        terminal.step(_STAGE, now.done, now.total, {})
-        told = f"{now.new} sets added, {now.total - now.new - now.alike} were there already"
-        if now.alike:
-            told += f", {now.alike} left out because all their answers say the same"
-    return told
+        terminal.step(_STAGE, progress.done, progress.total, {})
+        known = progress.total - progress.new - progress.alike
+        summary = f"{progress.new} sets added, {known} were there already"
+        if progress.alike:
+            summary += f", {progress.alike} left out because all their answers say the same"
+    return summary

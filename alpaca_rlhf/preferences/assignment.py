@@ -1,4 +1,4 @@
-"""Who gets which task, and what a verdict must be: the rules, without the database."""
+"""The rules of assigning tasks and checking verdicts, without the database."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def distinct(completions: Sequence[Completion], k: int = MOST) -> list[Completio
 
 
 class Refused(Exception):
-    """What an annotator asked for is not done. `problem` is the kind, for a translated message."""
+    """A request of an annotator is refused; `problem` is the kind, for a translated message."""
 
     def __init__(self, problem: Problem, message: str) -> None:
         super().__init__(message)
@@ -56,10 +56,10 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Rules:
-    """How tasks are handed out."""
+    """Shares and times by which tasks are assigned."""
 
     lease_s: float = 900.0
-    """Seconds that a task is kept for an annotator who does nothing."""
+    """Seconds that a task is kept for an idle annotator."""
     second_share: float = 0.2
     """Share of the sets that two people rank, for the agreement."""
     gold_rate: float = 0.05
@@ -72,28 +72,28 @@ class Rules:
 
 @dataclass(frozen=True)
 class Shown:
-    """One completion before an annotator: nothing says who wrote it."""
+    """One completion as an annotator sees it: nothing tells who wrote it."""
 
     id: str
     """`Completion.id`."""
     text: str
-    """What to read."""
+    """The answer."""
     cut: bool
-    """Whether it was cut at the length limit."""
+    """True if it was cut at the length limit."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One candidate set before one annotator."""
+    """One candidate set as it is shown to one annotator."""
 
     id: int
     """The assignment, which a submit names."""
     revision: int
-    """What a submit is the revision of; a submit of an older one was saved already."""
+    """The revision that a submit will be; a submit of an older one was saved already."""
     kind: Kind
-    """Why it is shown; the annotator is not told."""
+    """The reason it is shown; the annotator is not told."""
     prompt: Instruction
-    """What was asked."""
+    """The prompt."""
     completions: tuple[Shown, ...]
     """The answers, in the shuffled order in which they are shown."""
     lease_s: float
@@ -106,20 +106,20 @@ class Task:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What an annotator says of a task."""
+    """An annotator's answer to a task."""
 
     tiers: Tiers
     """Every completion once, best tier first."""
     criteria: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Completion id to criterion to stars, 1 to 5; may be empty."""
     all_bad: bool = False
-    """Whether none of them is acceptable; the order counts all the same."""
+    """True if none of them is acceptable; the order counts all the same."""
     comment: str = ""
-    """What else the annotator says."""
+    """A remark by the annotator."""
     input_method: str = ""
-    """How it was put in, one of `METHODS`."""
+    """The way the order was entered, one of `METHODS`."""
     blind: bool = True
-    """Whether nothing told who wrote which."""
+    """True if nothing told who wrote which."""
 
 
 @dataclass(frozen=True)
@@ -129,13 +129,13 @@ class Saved:
     ranking_id: int
     """Its row."""
     already: bool
-    """Whether it had been saved before; then nothing was changed."""
+    """True if it had been saved before; then nothing was changed."""
     duration_s: float
     """From being shown until the submit, by the server's clock."""
 
 
 def places(key: str, second_share: float) -> int:
-    """How many people rank a set: 2 for a share of all keys, else 1. Always the same for a key."""
+    """The number of people who rank a set: 2 for a share of all keys, else 1; fixed by the key."""
     draw = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64
     return 2 if draw < second_share else 1
 
@@ -148,25 +148,24 @@ def check(verdict: Verdict, completions: Collection[str]) -> None:
     Raises:
         Refused: `incomplete` or `bad_value`, with what is wrong.
     """
-    given = [one for tier in verdict.tiers for one in tier]
+    ranked = [key for tier in verdict.tiers for key in tier]
     if any(not tier for tier in verdict.tiers):
         raise Refused("incomplete", "a tier is empty")
-    for one in given:
-        if one not in completions:
-            raise Refused("incomplete", f"{str(one)[:40]!r} is not one of the answers")
-    if len(set(given)) != len(given):
+    for key in ranked:
+        if key not in completions:
+            raise Refused("incomplete", f"{str(key)[:40]!r} is not one of the answers")
+    if len(set(ranked)) != len(ranked):
         raise Refused("incomplete", "an answer stands in two places")
-    if len(given) != len(completions):
-        raise Refused("incomplete", f"{len(completions) - len(given)} answers have no place")
-    for one, stars in verdict.criteria.items():
-        if one not in completions:
-            raise Refused("bad_value", f"stars for {str(one)[:40]!r}, which is not an answer")
-        for name, value in stars.items():
-            if not isinstance(name, str) or not 0 < len(name) <= 40:
+    if len(ranked) != len(completions):
+        raise Refused("incomplete", f"{len(completions) - len(ranked)} answers have no place")
+    for key, stars in verdict.criteria.items():
+        if key not in completions:
+            raise Refused("bad_value", f"stars for {str(key)[:40]!r}, which is not an answer")
+        for criterion, count in stars.items():
+            if not isinstance(criterion, str) or not 0 < len(criterion) <= 40:
                 raise Refused("bad_value", "a criterion needs a name of at most 40 characters")
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if not whole or not 1 <= value <= MOST_STARS:
-                raise Refused("bad_value", f"{name}: give 1 to {MOST_STARS} stars")
+            if type(count) is not int or not 1 <= count <= MOST_STARS:
+                raise Refused("bad_value", f"{criterion}: give 1 to {MOST_STARS} stars")
     if len(verdict.comment) > MOST_TEXT:
         raise Refused("bad_value", f"a comment has at most {MOST_TEXT} characters")
     if verdict.input_method not in METHODS:
@@ -174,23 +173,23 @@ def check(verdict: Verdict, completions: Collection[str]) -> None:
 
 
 def pairs(tiers: Sequence[Sequence[str]]) -> int:
-    """How many pairs of completions an order decides: those in different tiers."""
+    """The number of pairs that an order decides: those of completions in different tiers."""
     return sum(len(a) * len(b) for a, b in combinations(tiers, 2))
 
 
-def first_slot(shown: Sequence[str], tiers: Sequence[Sequence[str]]) -> tuple[float, float]:
-    """Whether the answer shown first won, and how often it would by chance.
+def first_slot(shown_order: Sequence[str], tiers: Sequence[Sequence[str]]) -> tuple[float, float]:
+    """The share of the win that went to the answer shown first, and the share by chance.
 
     A tie at the top is shared. Where all tie nobody wins: (0, 0).
     """
     if len(tiers) < 2:
         return 0.0, 0.0
-    return (shown[0] in tiers[0]) / len(tiers[0]), 1 / len(shown)
+    return (shown_order[0] in tiers[0]) / len(tiers[0]), 1 / len(shown_order)
 
 
 def passes(gold: Sequence[Sequence[str]], tiers: Sequence[Sequence[str]]) -> bool:
-    """Whether every pair that the known order decides stands in that order, untied."""
-    place = {one: at for at, tier in enumerate(tiers) for one in tier}
+    """True if every pair that the known order decides stands in that order, untied."""
+    place = {key: rank for rank, tier in enumerate(tiers) for key in tier}
     return all(
         place[a] < place[b]
         for better, worse in combinations(gold, 2)

@@ -1,4 +1,4 @@
-"""Handing out tasks: a place is taken by one UPDATE, kept by a lease, and given back.
+"""Assigning tasks: a place is taken by one UPDATE, kept by a lease, and given back.
 
 Lock order on PostgreSQL: the annotator, assignments, then candidate sets by number. What is looked
 for in the queue is taken with SKIP LOCKED, so nobody waits for a task that somebody else takes.
@@ -21,7 +21,7 @@ from alpaca_rlhf.preferences.schema import Annotator, Assignment, CandidateSet, 
 
 WINDOW = 100
 """Sets looked at for a second opinion before a fresh one is given, so that a claim stays quick for
-somebody who has seen most of them."""
+an annotator who has seen most of them."""
 
 
 def claim(
@@ -33,57 +33,67 @@ def claim(
     rng: random.Random,
     holding: Collection[int],
 ) -> int | None:
-    """The next assignment of an annotator: one that is open already, or a new one; None if none.
+    """Claim the next assignment of an annotator, an open one or a new one; None if there is none.
 
     Args:
         session: A transaction that writes.
-        annotator_id: Whose.
+        annotator_id: The annotator.
         rules: How tasks are handed out.
         now_ms: The server's clock.
         rng: Draws kinds, sets and orders.
-        holding: Assignments that are not asked for: they are before the annotator already.
+        holding: Assignments to pass over: they are before the annotator already.
     """
-    who = select(Annotator.active).where(Annotator.id == annotator_id)
-    if not session.scalar(who.with_for_update(key_share=True)):
+    # 1. Lock the annotator, so that two requests of one person come one after the other.
+    active = select(Annotator.active).where(Annotator.id == annotator_id)
+    if not session.scalar(active.with_for_update(key_share=True)):
         raise Refused("unknown", "there is no such annotator, or not any more")
+
+    # 2. Give back the places of leases that ended.
     expire(session, now_ms)
-    until = now_ms + round(rules.lease_s * 1000)
+    until_ms = now_ms + round(rules.lease_s * 1000)
+
+    # 3. A task that is open already comes first.
     mine = [Assignment.annotator_id == annotator_id, schema.condition(schema.OPEN)]
     if holding:
         mine.append(Assignment.id.not_in(list(holding)))
-    kept = session.scalar(select(Assignment.id).where(*mine).order_by(Assignment.id).limit(1))
-    if kept is not None:
-        session.execute(update(Assignment).where(Assignment.id == kept).values(lease_ms=until))
-        return kept
-    drawn = rng.random()
-    if drawn < rules.gold_rate:
+    open_id = session.scalar(select(Assignment.id).where(*mine).order_by(Assignment.id).limit(1))
+    if open_id is not None:
+        renewal = update(Assignment).where(Assignment.id == open_id).values(lease_ms=until_ms)
+        session.execute(renewal)
+        return open_id
+
+    # 4. By chance a gold question, or one of the annotator's own tasks again.
+    draw = rng.random()
+    if draw < rules.gold_rate:
         gold = _first_new(session, annotator_id, schema.GOLD)
         if gold is not None:
-            return _assign(session, annotator_id, gold, "gold", now_ms, until, rng)
-    elif drawn < rules.gold_rate + rules.repeat_rate:
-        again = _repeat(session, annotator_id, rules, now_ms, until, rng)
-        if again is not None:
-            return again
-    back = _own_expired(session, annotator_id, now_ms, until)
-    if back is not None:
-        return back
-    taken = _take(session, annotator_id, rng)
-    if taken is not None:
-        return _assign(session, annotator_id, taken, "task", now_ms, until, rng)
+            return _assign(session, annotator_id, gold, "gold", now_ms, until_ms, rng)
+    elif draw < rules.gold_rate + rules.repeat_rate:
+        repeat_id = _repeat(session, annotator_id, rules, now_ms, until_ms, rng)
+        if repeat_id is not None:
+            return repeat_id
+
+    # 5. A task whose lease ended, then a new one, then any gold question that is left.
+    expired_id = _own_expired(session, annotator_id, now_ms, until_ms)
+    if expired_id is not None:
+        return expired_id
+    set_id = _take(session, annotator_id, rng)
+    if set_id is not None:
+        return _assign(session, annotator_id, set_id, "task", now_ms, until_ms, rng)
     gold = _first_new(session, annotator_id, schema.GOLD) if rules.gold_rate > 0 else None
     if gold is not None:
-        return _assign(session, annotator_id, gold, "gold", now_ms, until, rng)
+        return _assign(session, annotator_id, gold, "gold", now_ms, until_ms, rng)
     return None
 
 
 def reserve(
     session: Session, annotator_id: int, key: str, *, now_ms: int, until_ms: int, rng: random.Random
 ) -> bool:
-    """Open a set, named by its key, for an annotator who has not seen it; False if it is taken."""
-    taken = _take_one(session, annotator_id, [CandidateSet.key == key, ~CandidateSet.retired])
-    if taken is not None:
-        _assign(session, annotator_id, taken, "task", now_ms, until_ms, rng)
-    return taken is not None
+    """Open a set, named by its key, for an annotator who has not seen it; False if it is full."""
+    set_id = _take_one(session, annotator_id, [CandidateSet.key == key, ~CandidateSet.retired])
+    if set_id is not None:
+        _assign(session, annotator_id, set_id, "task", now_ms, until_ms, rng)
+    return set_id is not None
 
 
 def expire(session: Session, now_ms: int) -> int:
@@ -102,10 +112,11 @@ def expire(session: Session, now_ms: int) -> int:
         .values(state="expired")
         .returning(Assignment.id, Assignment.candidate_set_id, Assignment.kind)
     ).all()
-    for one in sorted(ended, key=lambda row: row.candidate_set_id):
-        if one.kind == "task":
-            give_back(session, one.candidate_set_id)
-        note(session, now_ms, "system", "expire", f"assignment:{one.id}")
+    # In the order of the sets: the lock order of all writers.
+    for row in sorted(ended, key=lambda row: row.candidate_set_id):
+        if row.kind == "task":
+            give_back(session, row.candidate_set_id)
+        note(session, now_ms, "system", "expire", f"assignment:{row.id}")
     return len(ended)
 
 
@@ -137,49 +148,50 @@ def owned(session: Session, assignment_id: int, annotator_id: int) -> Assignment
     Raises:
         Refused: `unknown`, or `not_yours`.
     """
-    found = session.get(Assignment, assignment_id, with_for_update=True)
-    if found is None:
+    assignment = session.get(Assignment, assignment_id, with_for_update=True)
+    if assignment is None:
         raise Refused("unknown", "there is no such task")
-    if found.annotator_id != annotator_id:
+    if assignment.annotator_id != annotator_id:
         raise Refused("not_yours", "this task was given to somebody else")
-    return found
+    return assignment
 
 
 def task(session: Session, assignment_id: int, *, rules: Rules) -> Task:
-    """What an annotator sees of an assignment."""
-    one = session.get_one(Assignment, assignment_id)
-    own = session.get_one(CandidateSet, one.candidate_set_id)
-    prompt = session.get_one(Prompt, own.prompt_id)
+    """The task that an annotator sees of an assignment: the texts, but not who wrote them."""
+    assignment = session.get_one(Assignment, assignment_id)
+    candidate_set = session.get_one(CandidateSet, assignment.candidate_set_id)
+    prompt = session.get_one(Prompt, candidate_set.prompt_id)
     table = schema.Completion
-    found = session.execute(
-        select(table.key, table.text, table.finish_reason).where(table.key.in_(one.shown_order))
+    order = assignment.shown_order
+    rows = session.execute(
+        select(table.key, table.text, table.finish_reason).where(table.key.in_(order))
     )
-    by_id = {key: Shown(key, words, reason == "length") for key, words, reason in found}
-    before = session.scalar(
+    by_id = {key: Shown(key, text, reason == "length") for key, text, reason in rows}
+    previous = session.scalar(
         select(schema.Ranking)
-        .where(schema.Ranking.assignment_id == one.id)
+        .where(schema.Ranking.assignment_id == assignment.id)
         .order_by(schema.Ranking.revision.desc())
         .limit(1)
     )
     return Task(
-        id=one.id,
-        revision=one.next_revision,
-        kind=one.kind,  # type: ignore[arg-type]
+        id=assignment.id,
+        revision=assignment.next_revision,
+        kind=assignment.kind,  # type: ignore[arg-type]
         prompt=Instruction(
             prompt.instruction,
             prompt.input,
             source=prompt.source,
             history=tuple((user, reply) for user, reply in prompt.history),
         ),
-        completions=tuple(by_id[key] for key in one.shown_order),
+        completions=tuple(by_id[key] for key in order),
         lease_s=rules.lease_s,
-        tiers=as_tiers(before.tiers) if before else (),
-        criteria=before.criteria if before else {},
+        tiers=as_tiers(previous.tiers) if previous else (),
+        criteria=previous.criteria if previous else {},
     )
 
 
 def give_back(session: Session, set_id: int) -> None:
-    """One place of a set is free again."""
+    """Free one place of a set."""
     session.execute(
         update(CandidateSet)
         .where(CandidateSet.id == set_id)
@@ -188,16 +200,16 @@ def give_back(session: Session, set_id: int) -> None:
 
 
 def take_after_all(session: Session, set_id: int) -> None:
-    """A place for somebody who ranked a set after the lease had ended: a new one if none is free.
+    """Take a place for somebody whose lease had ended: a further one if none is free.
 
     Work that was done is kept, and no place is counted twice.
     """
-    more = CandidateSet.claimed + 1
-    wider = func.greatest if session.get_bind().dialect.name == "postgresql" else func.max
+    claimed = CandidateSet.claimed + 1
+    greatest = func.greatest if session.get_bind().dialect.name == "postgresql" else func.max
     session.execute(
         update(CandidateSet)
         .where(CandidateSet.id == set_id)
-        .values(claimed=more, target=wider(CandidateSet.target, more))
+        .values(claimed=claimed, target=greatest(CandidateSet.target, claimed))
     )
 
 
@@ -214,30 +226,33 @@ def _take(session: Session, annotator_id: int, rng: random.Random) -> int | None
             .order_by(CandidateSet.id)
             .limit(WINDOW)
         )
-        for wanted in (
+        for conditions in (
             [schema.condition(schema.SHARED), CandidateSet.id.in_(near.scalar_subquery())],
             [schema.condition(schema.FRESH)],
             [schema.condition(schema.SHARED)],
         ):
-            taken = _take_one(session, annotator_id, wanted)
-            if taken is not None:
-                return taken
+            set_id = _take_one(session, annotator_id, conditions)
+            if set_id is not None:
+                return set_id
         if session.get_bind().dialect.name != "postgresql":
             return None
     return None
 
 
-def _take_one(session: Session, annotator_id: int, wanted: list[ColumnElement[bool]]) -> int | None:
-    found = (
+def _take_one(
+    session: Session, annotator_id: int, conditions: list[ColumnElement[bool]]
+) -> int | None:
+    """Take a place of the first set that meets some conditions and is new to the annotator."""
+    first = (
         select(CandidateSet.id)
-        .where(*wanted, _new_to(annotator_id))
+        .where(*conditions, _new_to(annotator_id))
         .order_by(CandidateSet.id)
         .limit(1)
         .with_for_update(skip_locked=True, key_share=True)
     )
     return session.scalar(
         update(CandidateSet)
-        .where(CandidateSet.id == found.scalar_subquery())
+        .where(CandidateSet.id == first.scalar_subquery())
         .where(CandidateSet.claimed < CandidateSet.target)
         .values(claimed=CandidateSet.claimed + 1)
         .returning(CandidateSet.id)
@@ -267,7 +282,7 @@ def _repeat(
     until_ms: int,
     rng: random.Random,
 ) -> int | None:
-    """Somebody's own task again: one that was ranked some tasks ago and not repeated yet."""
+    """One of the annotator's own tasks again: ranked some tasks ago and not repeated yet."""
     done = [Assignment.annotator_id == annotator_id, schema.condition(schema.DONE)]
     newest = select(Assignment.id, Assignment.ranking_id).where(*done)
     newest = newest.order_by(Assignment.ranking_id.desc())
@@ -277,52 +292,55 @@ def _repeat(
     )
     if recent is None or first is None:
         return None
-    again = Assignment.__table__.alias("again")
+    repeats = Assignment.__table__.alias("again")
     old = (
         select(Assignment)
         .where(*done, Assignment.kind == "task", Assignment.ranking_id < recent.ranking_id)
         .where(
             ~exists()
-            .where(again.c.candidate_set_id == Assignment.candidate_set_id)
-            .where(again.c.annotator_id == annotator_id, again.c.repeat > 0)
+            .where(repeats.c.candidate_set_id == Assignment.candidate_set_id)
+            .where(repeats.c.annotator_id == annotator_id, repeats.c.repeat > 0)
         )
         .order_by(Assignment.ranking_id)
         .limit(1)
     )
     start = rng.randint(first, recent.ranking_id)
-    found = session.scalar(old.where(Assignment.ranking_id >= start)) or session.scalar(old)
-    if found is None:
+    # From a random place on, so that repeats are spread over all that was ranked.
+    original = session.scalar(old.where(Assignment.ranking_id >= start)) or session.scalar(old)
+    if original is None:
         return None
     return _assign(
         session,
         annotator_id,
-        found.candidate_set_id,
+        original.candidate_set_id,
         "repeat",
         now_ms,
         until_ms,
         rng,
-        repeat_of=found.id,
+        repeat_of=original.id,
     )
 
 
 def _own_expired(session: Session, annotator_id: int, now_ms: int, until_ms: int) -> int | None:
-    """A task that the annotator had and let lie, if nobody else has taken its place."""
-    old = session.scalars(
+    """A task whose lease the annotator let end, if nobody else has taken its place."""
+    expired = session.scalars(
         select(Assignment)
         .where(Assignment.annotator_id == annotator_id, schema.condition(schema.EXPIRED))
         .order_by(Assignment.id)
         .limit(WINDOW)
         .with_for_update()
     )
-    for one in old:
-        if _retake(session, one):
-            one.state, one.lease_ms, one.shown_ms = "open", until_ms, now_ms
+    for assignment in expired:
+        if _retake(session, assignment):
+            assignment.state = "open"
+            assignment.lease_ms, assignment.shown_ms = until_ms, now_ms
             session.flush()
-            return one.id
+            return assignment.id
     return None
 
 
 def _retake(session: Session, assignment: Assignment) -> bool:
+    """Take the place of an expired assignment again; False if it is gone."""
     if assignment.kind != "task":
         return True
     free = update(CandidateSet).where(
@@ -330,8 +348,8 @@ def _retake(session: Session, assignment: Assignment) -> bool:
         CandidateSet.claimed < CandidateSet.target,
         ~CandidateSet.retired,
     )
-    taken = free.values(claimed=CandidateSet.claimed + 1).returning(CandidateSet.id)
-    return session.scalar(taken) is not None
+    retaking = free.values(claimed=CandidateSet.claimed + 1).returning(CandidateSet.id)
+    return session.scalar(retaking) is not None
 
 
 def _assign(
@@ -345,21 +363,23 @@ def _assign(
     *,
     repeat_of: int | None = None,
 ) -> int:
-    order = list(session.scalars(select(CandidateSet.completions).where(CandidateSet.id == set_id)))
-    shown = rng.sample(order[0], len(order[0]))
-    row = {
+    """Open an assignment of a set, in a shuffled order; returns its number."""
+    query = select(CandidateSet.completions).where(CandidateSet.id == set_id)
+    completions = session.scalars(query).one()
+    columns = {
         "candidate_set_id": set_id,
         "annotator_id": annotator_id,
         "kind": kind,
         "repeat": int(repeat_of is not None),
         "repeat_of": repeat_of,
-        "shown_order": shown,
+        "shown_order": rng.sample(completions, len(completions)),
         "state": "open",
         "lease_ms": until_ms,
         "shown_ms": now_ms,
         "next_revision": 0,
     }
-    number = session.execute(insert(Assignment).values(row).returning(Assignment.id)).scalar_one()
+    adding = insert(Assignment).values(columns).returning(Assignment.id)
+    number = session.execute(adding).scalar_one()
     note(
         session,
         now_ms,
@@ -372,9 +392,9 @@ def _assign(
 
 
 def add_flag(
-    session: Session, assignment: Assignment, completion: str, reason: str, words: str, now_ms: int
+    session: Session, assignment: Assignment, completion: str, reason: str, text: str, now_ms: int
 ) -> None:
-    """Note what is wrong with a task, once.
+    """Note a problem with a task, once.
 
     Raises:
         Refused: `bad_value`: no reason, or a completion that the task does not have.
@@ -384,13 +404,13 @@ def add_flag(
     if completion and completion not in assignment.shown_order:
         raise Refused("bad_value", "this answer is not one of the task")
     table = schema.Flag
-    again = select(table.id).where(
+    same_flag = select(table.id).where(
         table.assignment_id == assignment.id,
         table.completion == completion,
         table.reason == clean(reason),
     )
-    if session.scalar(again) is None:
-        row = {"completion": completion, "reason": clean(reason), "text": clean(words)}
+    if session.scalar(same_flag) is None:
+        columns = {"completion": completion, "reason": clean(reason), "text": clean(text)}
         session.execute(
-            insert(table).values(row | {"assignment_id": assignment.id, "created_ms": now_ms})
+            insert(table).values(columns | {"assignment_id": assignment.id, "created_ms": now_ms})
         )

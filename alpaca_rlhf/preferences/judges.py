@@ -1,4 +1,4 @@
-"""Judges: whatever puts completions in order in place of people, through the same records."""
+"""Judges: programs that put completions in order in place of people, in the same records."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class JudgeIdentity(NamedTuple):
 
 
 class Judge(Protocol):
-    """Puts the completions of a prompt in order."""
+    """An order for the completions of a prompt."""
 
     @property
     def name(self) -> str:
-        """What it is called; its rankings are signed `judge:<name>`."""
+        """Its name; its rankings are signed `judge:<name>`."""
         ...
 
     def rank(self, prompt: Instruction, completions: Sequence[Completion]) -> Ranking:
@@ -43,7 +43,7 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class ScoreJudge:
-    """Ranks by a score, and errs in a settable share of its verdicts, mostly between near ranks.
+    """A judge that ranks by a score, and errs in a chosen share of verdicts, mostly on near ranks.
 
     Completions are put in tiers by their true scores. Then the order of the tiers is drawn from
     Mallows' model (each order has probability proportional to q to the power of the pairs it turns
@@ -54,7 +54,7 @@ class ScoreJudge:
     """
 
     name: str
-    """What it is called."""
+    """Its name."""
     score: Score
     """True score of a completion."""
     noise: float = 0.0
@@ -81,46 +81,50 @@ class ScoreJudge:
             ValueError: Fewer than two completions, one of another prompt, or a score that is not a
                 number.
         """
+        # 1. The tiers by true score, and the dispersion that turns round the wanted share.
         tiers = self._tiers(prompt, completions)
         q = dispersion(len(tiers), self.noise)
         rng = random.Random(f"{self.seed}/{self.name}/{prompt.id}")
+        # 2. Repeated insertion, the best tier first.
         order: list[tuple[str, ...]] = []
-        for at, tier in enumerate(tiers):
-            weights = [q**places for places in range(at + 1)]
-            places = rng.choices(range(at + 1), weights)[0]
-            order.insert(at - places, tier)
+        for rank, tier in enumerate(tiers):
+            weights = [q**places for places in range(rank + 1)]
+            places = rng.choices(range(rank + 1), weights)[0]
+            order.insert(rank - places, tier)
         return Ranking(prompt.id, tuple(order), f"{JUDGE}{self.name}")
 
     def _tiers(
         self, prompt: Instruction, completions: Sequence[Completion]
     ) -> list[tuple[str, ...]]:
-        scored = []
-        for one in completions:
-            if one.prompt_id != prompt.id:
+        best_first = []
+        for completion in completions:
+            if completion.prompt_id != prompt.id:
                 raise ValueError(
-                    f"completion {one.id} belongs to prompt {one.prompt_id}, not to {prompt.id}"
+                    f"completion {completion.id} belongs to prompt {completion.prompt_id}, "
+                    f"not to {prompt.id}"
                 )
-            score = self.score(prompt, one)
+            score = self.score(prompt, completion)
             if not math.isfinite(score):
-                raise ValueError(f"judge {self.name}: completion {one.id} scores {score}")
-            scored.append((-score, one.id))
-        scored.sort()
+                raise ValueError(f"judge {self.name}: completion {completion.id} scores {score}")
+            best_first.append((-score, completion.id))
+        best_first.sort()
         tiers: list[list[str]] = []
         top = math.inf
-        for negated, one_id in scored:
-            if not tiers or (negated != top and negated - top >= self.tie_below):
+        for negated_score, completion_id in best_first:
+            if not tiers or (negated_score != top and negated_score - top >= self.tie_below):
                 tiers.append([])
-                top = negated
-            tiers[-1].append(one_id)
+                top = negated_score
+            tiers[-1].append(completion_id)
         return [tuple(tier) for tier in tiers]
 
 
 @lru_cache
 def dispersion(tiers: int, noise: float) -> float:
-    """Mallows' q that turns round an expected share `noise` of the pairs of so many tiers."""
+    """Mallows' q that turns round an expected share `noise` of the pairs of a number of tiers."""
     if tiers < 2 or noise == 0:
         return 0.0
     pairs = tiers * (tiers - 1) / 2
+    # The expected share grows with q, so q is found by bisection.
     low, high = 0.0, 1.0
     for _ in range(60):
         q = (low + high) / 2

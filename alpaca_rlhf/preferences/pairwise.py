@@ -1,4 +1,4 @@
-"""A judge that compares two answers at a time: what it is asked, what it said, and the order.
+"""Pairwise judging: the questions, the verdict in each reply, and the order they give.
 
 Every two answers are asked in both orders. A verdict that changes with the order is none.
 """
@@ -16,15 +16,15 @@ from alpaca_rlhf.core.prompts import judge_messages
 from alpaca_rlhf.core.records import Completion, Instruction
 from alpaca_rlhf.preferences.assignment import Tiers
 
-Said = Literal["first", "second", "tie", "unreadable"]
-"""What one reply says."""
+PairVerdict = Literal["first", "second", "tie", "unreadable"]
+"""The verdict of one reply."""
 
 Outcome = Literal["decided", "tied", "inconsistent", "unreadable"]
-"""What both orders of a pair say together."""
+"""The outcome of a pair from both orders together."""
 
-_LAST = re.compile(r"\W*(?:verdict\W*)?\b(A|B|tie)\b\W*", re.IGNORECASE)
-_SAYS: dict[str, Said] = {"a": "first", "b": "second", "tie": "tie"}
-_TURNED: dict[Said, Said] = {"first": "second", "second": "first"}
+_VERDICT_LINE = re.compile(r"\W*(?:verdict\W*)?\b(A|B|tie)\b\W*", re.IGNORECASE)
+_VERDICTS: dict[str, PairVerdict] = {"a": "first", "b": "second", "tie": "tie"}
+_TURNED: dict[PairVerdict, PairVerdict] = {"first": "second", "second": "first"}
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,17 @@ class Question:
     second: str
     """Id of the other."""
     messages: tuple[Mapping[str, str], ...]
-    """What the judge is asked."""
+    """The chat sent to the judge."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What a judge's replies come to."""
+    """The order that a judge's replies give."""
 
     tiers: Tiers | None
     """The order; None where no pair was decided, so that there is none."""
     pairs: Mapping[Outcome, int]
-    """How many pairs had which outcome."""
+    """The number of pairs by outcome."""
 
 
 def questions(prompt: Instruction, completions: Sequence[Completion]) -> list[Question]:
@@ -57,37 +57,37 @@ def questions(prompt: Instruction, completions: Sequence[Completion]) -> list[Qu
     ]
 
 
-def verdict_of(reply: str) -> Said:
-    """What a reply says: its last line must be a verdict and nothing else."""
+def verdict_of(reply: str) -> PairVerdict:
+    """The verdict of a reply, whose last line must be a verdict and nothing else."""
     lines = [line for line in reply.splitlines() if line.strip()]
-    found = _LAST.fullmatch(lines[-1]) if lines else None
-    return "unreadable" if found is None else _SAYS[found[1].lower()]
+    match = _VERDICT_LINE.fullmatch(lines[-1]) if lines else None
+    return "unreadable" if match is None else _VERDICTS[match[1].lower()]
 
 
-def order_of(ids: Sequence[str], said: Mapping[tuple[str, str], Said]) -> Order:
+def order_of(ids: Sequence[str], verdicts: Mapping[tuple[str, str], PairVerdict]) -> Order:
     """The order that the verdicts give: by wins less losses, equal ones tied.
 
     Only verdicts that are the same in both orders count.
 
     Args:
         ids: The completions.
-        said: For each (first, second) what was said; what is missing counts as unreadable.
+        verdicts: The verdict on each (first, second); a missing one counts as unreadable.
     """
     points, pairs = dict.fromkeys(ids, 0), Counter[Outcome]()
     for at, a in enumerate(ids):
         for b in ids[at + 1 :]:
-            one = said.get((a, b), "unreadable")
-            other = said.get((b, a), "unreadable")
-            if "unreadable" in (one, other):
+            straight = verdicts.get((a, b), "unreadable")
+            turned = verdicts.get((b, a), "unreadable")
+            if "unreadable" in (straight, turned):
                 pairs["unreadable"] += 1
-            elif _TURNED.get(other, other) != one:
+            elif _TURNED.get(turned, turned) != straight:
                 pairs["inconsistent"] += 1
-            elif one == "tie":
+            elif straight == "tie":
                 pairs["tied"] += 1
             else:
                 pairs["decided"] += 1
-                points[a] += 1 if one == "first" else -1
-                points[b] += 1 if one == "second" else -1
+                points[a] += 1 if straight == "first" else -1
+                points[b] += 1 if straight == "second" else -1
     levels = sorted(set(points.values()), reverse=True)
-    tiers = tuple(tuple(sorted(one for one in ids if points[one] == level)) for level in levels)
+    tiers = tuple(tuple(sorted(key for key in ids if points[key] == level)) for level in levels)
     return Order(tiers if len(tiers) > 1 else None, pairs)

@@ -80,6 +80,7 @@ def verdicts(session: Session, judge: JudgeIdentity | None = None) -> Iterator[d
         .where(counts)
     )
     after = ""
+    # One page of sets at a time, by their keys: other sets may be added meanwhile.
     while keys := session.scalars(page.where(CandidateSet.key > after)).all():
         rows = session.execute(query.where(CandidateSet.key.in_(keys))).all()
         completions = _completions(session, {key for row in rows for key in row.completions})
@@ -96,10 +97,11 @@ def _ranking_of(judge: JudgeIdentity | None) -> Any:
     """The number of the revision that counts of an assignment."""
     if judge is None:
         return Assignment.ranking_id
-    said = aliased(Ranking)
+    revision = aliased(Ranking)
     under_settings = (
-        select(func.max(said.id))
-        .where(said.assignment_id == Assignment.id, said.judge_settings == judge.settings)
+        select(func.max(revision.id))
+        .where(revision.assignment_id == Assignment.id)
+        .where(revision.judge_settings == judge.settings)
         .where(Annotator.name == clean(judge.annotator))
         .scalar_subquery()
         .correlate(Assignment, Annotator)
@@ -116,23 +118,23 @@ def _outranked(
     ranked the same answers in the set of the distinct ones.
     """
     outranked = {row.set for row in rows if row.verdicts > 0}
-    shown_as = {}
+    distinct_set = {}
     for row in rows:
         if row.kind == "judge" and row.set not in outranked:
             texts = [completions[key]["text"] for key in row.completions]
             distinct = distinct_keys(row.completions, texts)
             if len(distinct) < len(row.completions):
-                shown_as[row.set] = set_key(row.prompt, distinct)
-    ranked = ranked_sets(session, shown_as.values())
-    return outranked | {key for key, shown in shown_as.items() if shown in ranked}
+                distinct_set[row.set] = set_key(row.prompt, distinct)
+    ranked = ranked_sets(session, distinct_set.values())
+    return outranked | {key for key, shown_key in distinct_set.items() if shown_key in ranked}
 
 
 def ranked_sets(session: Session, keys: Iterable[str]) -> set[str]:
     """Those of these candidate sets, by key, that a person has ranked."""
-    wanted = sorted(set(keys))
+    sorted_keys = sorted(set(keys))
     ranked: set[str] = set()
-    for start in range(0, len(wanted), BATCH_SETS):
-        part = wanted[start : start + BATCH_SETS]
+    for start in range(0, len(sorted_keys), BATCH_SETS):
+        part = sorted_keys[start : start + BATCH_SETS]
         ranked.update(
             session.scalars(
                 select(CandidateSet.key).where(
@@ -195,8 +197,10 @@ def ranked_by(session: Session, annotator: str, keys: Sequence[str]) -> list[str
     rows: list[tuple[int, str]] = []
     for start in range(0, len(keys), BATCH_SETS):
         part = keys[start : start + BATCH_SETS]
-        found = session.execute(query.where(CandidateSet.key.in_(part)))
-        rows += [(ranking_id or 0, key) for key, ranking_id in found]
+        rows += [
+            (ranking_id or 0, key)
+            for key, ranking_id in session.execute(query.where(CandidateSet.key.in_(part)))
+        ]
     return [key for _, key in sorted(rows)]
 
 

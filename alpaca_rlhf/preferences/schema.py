@@ -54,7 +54,7 @@ def condition(words: str) -> ColumnElement[bool]:
 
 
 class Base(DeclarativeBase):
-    """What all tables share."""
+    """The base of all tables: naming of constraints, and types of columns."""
 
     metadata = MetaData(
         naming_convention={
@@ -136,7 +136,7 @@ class CandidateSet(Base):
 
 
 class Annotator(Base):
-    """Who ranks: a person with a password and a role, or a judge (`judge:<name>`)."""
+    """An annotator: a person with a password and a role, or a judge (`judge:<name>`)."""
 
     __tablename__ = "annotator"
 
@@ -253,7 +253,7 @@ class Battle(Base):
 
 
 class Flag(Base):
-    """What an annotator found wrong with a task; it waits until an admin has resolved it."""
+    """A problem that an annotator found with a task; it waits until an admin has resolved it."""
 
     __tablename__ = "flag"
 
@@ -272,7 +272,7 @@ class Flag(Base):
 
 
 class Audit(Base):
-    """Who did what, written in the transaction that did it."""
+    """A change and its author, written in the transaction that made it."""
 
     __tablename__ = "audit"
 

@@ -1,4 +1,4 @@
-"""The store: everything that people say of completions, kept in a database.
+"""The store: every verdict on completions, by people and by judges, kept in a database.
 
 Each method that changes something is one transaction, on the disk when the method returns. The
 queries stand in the modules beside this one, and nowhere outside this room.
@@ -23,7 +23,7 @@ from alpaca_rlhf.preferences.judges import JudgeIdentity
 from alpaca_rlhf.preferences.schema import CandidateSet, Flag
 
 BATCH_ROWS = 500
-"""Sets or rankings added in one transaction."""
+"""Sets or rankings added in one transaction, unless told otherwise."""
 
 
 class Store(Accounts):
@@ -32,7 +32,7 @@ class Store(Accounts):
     Args:
         where: A file for SQLite, made if absent, or `postgresql+psycopg://user@host/name`.
         rules: How tasks are handed out.
-        seed: Of what is drawn: the order of the answers, the kind of a task. None is a fresh one.
+        seed: Draws the order of the answers and the kind of a task. None is a fresh one.
         clock: Seconds since 1970.
 
     Raises:
@@ -61,21 +61,21 @@ class Store(Accounts):
         Raises:
             ValueError: A set is too small or too large, or holds another prompt's completion.
         """
-        left, new = iter(rows), 0
-        while some := list(islice(left, BATCH_ROWS)):
+        remaining, added = iter(rows), 0
+        while batch := list(islice(remaining, BATCH_ROWS)):
 
-            def work(session: Session, some: list[queue.Candidates] = some) -> int:
+            def work(session: Session, batch: list[queue.Candidates] = batch) -> int:
                 return queue.add_sets(
                     session,
-                    some,
+                    batch,
                     now_ms=self._now(),
                     origin=origin,
                     second_share=self.rules.second_share,
                     gold=gold or {},
                 )
 
-            new += self._write(work)
-        return new
+            added += self._write(work)
+        return added
 
     def add_rankings(
         self,
@@ -104,7 +104,7 @@ class Store(Accounts):
         settings = None if judge is None else judge.settings
 
         def flush() -> int:
-            rows = pending.copy()
+            rows = pending.copy()  # a transaction may be done again
             pending.clear()
             return self._write(
                 lambda session: verdicts.add(
@@ -128,8 +128,8 @@ class Store(Accounts):
         Raises:
             ValueError: A completion answers another prompt.
         """
-        some = list(rows)
-        self._write(lambda session: queue.add_completions(session, some, now_ms=self._now()))
+        batch = list(rows)
+        self._write(lambda session: queue.add_completions(session, batch, now_ms=self._now()))
 
     def answered(self, prompts: Collection[str], adapter: str) -> set[str]:
         """Those of these prompts that have a candidate set with an answer by this adapter.
@@ -142,30 +142,30 @@ class Store(Accounts):
             return queue.answered(session, prompts, adapter)
 
     def retire(self, candidate_set: int, *, actor: str) -> None:
-        """Hand a set out no more, e.g. because it was flagged. What was said of it stays."""
+        """Close a candidate set: no further annotator receives it; existing verdicts are kept."""
 
         def work(session: Session) -> None:
-            own = session.get(CandidateSet, candidate_set, with_for_update=True)
-            if own is None:
+            row = session.get(CandidateSet, candidate_set, with_for_update=True)
+            if row is None:
                 raise Refused("unknown", "there is no such set")
-            own.retired = True
+            row.retired = True
             note(session, self._now(), actor, "retire", f"candidate_set:{candidate_set}")
 
         self._write(work)
 
     def resolve(self, flag: int, *, actor: str) -> None:
-        """An admin has looked at a flag; it is listed no more.
+        """Mark a flag as looked at by an admin; it is no longer listed.
 
         Raises:
             Refused: `unknown`: there is no such flag.
         """
 
         def work(session: Session) -> None:
-            own = session.get(Flag, flag, with_for_update=True)
-            if own is None:
+            row = session.get(Flag, flag, with_for_update=True)
+            if row is None:
                 raise Refused("unknown", "there is no such flag")
-            if own.resolved_ms is None:
-                own.resolved_ms = self._now()
+            if row.resolved_ms is None:
+                row.resolved_ms = self._now()
                 note(session, self._now(), actor, "resolve", f"flag:{flag}")
 
         self._write(work)
@@ -187,7 +187,7 @@ class Store(Accounts):
         """
 
         def work(session: Session) -> Task | None:
-            found = claims.claim(
+            assignment_id = claims.claim(
                 session,
                 annotator,
                 rules=self.rules,
@@ -195,7 +195,9 @@ class Store(Accounts):
                 rng=self._rng,
                 holding=holding,
             )
-            return None if found is None else claims.task(session, found, rules=self.rules)
+            if assignment_id is None:
+                return None
+            return claims.task(session, assignment_id, rules=self.rules)
 
         return self._write(work)
 
@@ -228,27 +230,27 @@ class Store(Accounts):
         Args:
             annotator: Number.
             task: Its id.
-            shown: Whether it comes before the annotator just now; its time begins.
+            shown: True if it is shown to the annotator just now, so that its time begins.
 
         Raises:
             Refused: `done`: it is not open any more; `unknown`, `not_yours`.
         """
 
         def work(session: Session) -> None:
-            one = claims.owned(session, task, annotator)
-            claims.renew(session, one, until_ms=self._until())
+            assignment = claims.owned(session, task, annotator)
+            claims.renew(session, assignment, until_ms=self._until())
             if shown:
-                one.shown_ms = self._now()
+                assignment.shown_ms = self._now()
 
         self._write(work)
 
     def submit(self, annotator: int, task: int, verdict: Verdict, *, revision: int = 0) -> Saved:
-        """Keep a verdict. Sent again after a lost answer, it says that it was saved already.
+        """Keep a verdict. Sent again after a lost response, it reports that it was saved already.
 
         Args:
             annotator: Number.
             task: Its id.
-            verdict: What the annotator says.
+            verdict: The annotator's order and remarks.
             revision: `Task.revision` of the task as it was shown.
 
         Raises:
@@ -275,18 +277,18 @@ class Store(Accounts):
         """
 
         def work(session: Session) -> Task | None:
-            found = verdicts.latest(session, annotator) if task is None else task
-            if found is None:
+            assignment_id = verdicts.latest(session, annotator) if task is None else task
+            if assignment_id is None:
                 return None
-            now, until = self._now(), self._until()
-            verdicts.undo(session, found, annotator, now_ms=now, until_ms=until)
+            now_ms, until_ms = self._now(), self._until()
+            verdicts.undo(session, assignment_id, annotator, now_ms=now_ms, until_ms=until_ms)
             session.flush()
-            return claims.task(session, found, rules=self.rules)
+            return claims.task(session, assignment_id, rules=self.rules)
 
         return self._write(work)
 
     def skip(self, annotator: int, task: int, reason: str = "") -> None:
-        """Leave a task to others; the annotator does not see it again.
+        """Leave a task to others; the annotator is not shown it again.
 
         Raises:
             Refused: `done`: it is ranked already; `unknown`, `not_yours`.
@@ -300,15 +302,15 @@ class Store(Accounts):
         self._write(work)
 
     def flag(
-        self, annotator: int, task: int, reason: str, words: str = "", *, completion: str = ""
+        self, annotator: int, task: int, reason: str, text: str = "", *, completion: str = ""
     ) -> None:
-        """Say that something is wrong with a task, and leave it if it is open.
+        """Report a problem with a task, and leave it if it is open.
 
         Args:
             annotator: Number.
             task: Its id.
             reason: In a word, e.g. `spam`.
-            words: In the annotator's words.
+            text: The annotator's own description.
             completion: Id of the answer that is meant, if one is.
 
         Raises:
@@ -316,10 +318,10 @@ class Store(Accounts):
         """
 
         def work(session: Session) -> None:
-            one = claims.owned(session, task, annotator)
-            claims.add_flag(session, one, completion, reason, words[:2000], self._now())
-            if one.state == "open":
-                claims.leave(session, one, "flagged")
+            assignment = claims.owned(session, task, annotator)
+            claims.add_flag(session, assignment, completion, reason, text[:2000], self._now())
+            if assignment.state == "open":
+                claims.leave(session, assignment, "flagged")
             self._note(session, annotator, "flag", task, {"reason": queue.clean(reason)})
 
         self._write(work)
@@ -329,7 +331,7 @@ class Store(Accounts):
     def battle(
         self, annotator: int, prompt: str, answers: tuple[tuple[str, str], tuple[str, str]]
     ) -> battles.Pairing:
-        """Two answers side by side, the sides drawn here.
+        """Begin a battle: two answers side by side, the sides drawn here.
 
         Args:
             annotator: Number.
@@ -348,13 +350,13 @@ class Store(Accounts):
     def vote(
         self, annotator: int, round_: str, given: battles.Vote, *, blind: bool = True
     ) -> battles.Revealed:
-        """Keep a vote, which is final, and tell who wrote which.
+        """Keep a vote, which is final, and reveal who wrote which.
 
         Args:
             annotator: Number.
             round_: `Pairing.round`.
             given: The vote.
-            blind: Whether the texts did not tell by themselves who wrote them.
+            blind: False if the texts themselves gave away who wrote them.
 
         Raises:
             Refused: `unknown`, `not_yours`, `bad_value`.
@@ -373,12 +375,12 @@ class Store(Accounts):
     # --- figures ------------------------------------------------------------------------------
 
     def progress(self, annotator: int) -> tab.Progress:
-        """Where an annotator stands."""
+        """The progress of an annotator, and of all."""
         with self.database.reading() as session:
             return tab.progress(session, annotator, self._now())
 
     def figures(self) -> tab.Figures:
-        """Everything that the Data tab shows but the lists."""
+        """Everything that the Data tab shows, apart from the lists."""
         with self.database.reading() as session:
             return tab.figures(session, self._now())
 
@@ -388,7 +390,7 @@ class Store(Accounts):
             return tab.flagged(session, before=before, n=n)
 
     def settled(self, prompts: Iterable[str]) -> set[str]:
-        """Those of some prompts, by id, that a person has ranked or that were taken out.
+        """Those of these prompts, by id, of which a set was ranked by a person, or was closed.
 
         A judge's verdict settles nothing: a person may still come.
         """

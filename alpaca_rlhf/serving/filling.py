@@ -1,6 +1,6 @@
-"""Filling the queue: candidates of the prompts that a run holds ready for ranking.
+"""Filling the queue: candidate completions of the prompts in a run's rank split.
 
-What is there already is passed over, so it goes on where it stopped.
+Prompts that have candidates already are passed over, so it goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from alpaca_rlhf.serving.manner import Manner
 
 
 class Draws(Protocol):
-    """What answers: a policy of the run, or a model behind HTTP."""
+    """A source of answers: a policy of the run, or a model behind HTTP."""
 
     def fingerprint(self, policy: str) -> str:
-        """What tells its answers from those of others."""
+        """The fingerprint that its answers carry."""
         ...
 
     def candidates(
@@ -32,10 +32,10 @@ class Draws(Protocol):
 
 @dataclass(frozen=True)
 class Filled:
-    """How far the filling is."""
+    """Progress of the filling."""
 
     done: int
-    """Prompts dealt with, those of earlier times included."""
+    """Prompts done, those of earlier times included."""
     total: int
     """Prompts."""
     new: int
@@ -61,34 +61,40 @@ def fill(
         store: Whose queue is filled.
         speaker: Draws.
         rows: The prompts.
-        policy: Who answers.
+        policy: The policy that answers.
         k: Completions a prompt.
-        manner: How they are drawn.
+        manner: The sampling settings.
         origin: Noted with each set.
         batch: Prompts at once.
 
     Yields:
-        How far it is, at first and after each batch, which is then in the queue.
+        The progress, at first and after each batch, which is then in the queue.
 
     Raises:
         UserError: A prompt leaves no room for an answer.
     """
-    once = list({row.id: row for row in rows}.values())
-    known = store.answered([row.id for row in once], speaker.fingerprint(policy))
-    left = [row for row in once if row.id not in known]
-    done, new, alike = len(once) - len(left), 0, 0
-    yield Filled(done, len(once), new, alike)
-    for start in range(0, len(left), batch):
-        some = left[start : start + batch]
-        drawn = speaker.candidates(policy, some, manner, k=k)
-        kept = [(row, distinct(own, k)) for row, own in zip(some, drawn, strict=True)]
-        good = [(row, own) for row, own in kept if len(own) >= FEWEST]
-        new += store.add_sets(good, origin=origin)
-        alike += len(some) - len(good)
-        done += len(some)
-        yield Filled(done, len(once), new, alike)
+    # 1. Pass over prompts that this policy has answered.
+    prompts = list({row.id: row for row in rows}.values())
+    known = store.answered([prompt.id for prompt in prompts], speaker.fingerprint(policy))
+    unanswered = [prompt for prompt in prompts if prompt.id not in known]
+    done, new, alike = len(prompts) - len(unanswered), 0, 0
+    yield Filled(done, len(prompts), new, alike)
+
+    # 2. Batch by batch, sample and save; answers that all say the same are nothing to rank.
+    for start in range(0, len(unanswered), batch):
+        batch_prompts = unanswered[start : start + batch]
+        completions = speaker.candidates(policy, batch_prompts, manner, k=k)
+        sets = [
+            (prompt, distinct(answers, k))
+            for prompt, answers in zip(batch_prompts, completions, strict=True)
+        ]
+        sets = [(prompt, answers) for prompt, answers in sets if len(answers) >= FEWEST]
+        new += store.add_sets(sets, origin=origin)
+        alike += len(batch_prompts) - len(sets)
+        done += len(batch_prompts)
+        yield Filled(done, len(prompts), new, alike)
 
 
 def origin_of(run: Path, policy: str) -> str:
-    """What is noted with a set of a run's policy."""
+    """The origin noted with a set of a run's policy."""
     return f"{run}/{policy}"

@@ -1,4 +1,4 @@
-"""Which source of tasks and verdicts a run's settings ask for."""
+"""The choice of a run's source of tasks and verdicts, by its settings."""
 
 from __future__ import annotations
 
@@ -36,10 +36,12 @@ def source_of(settings: Loop) -> Source:
         sizes[_of_round("ppo", r)] = max(settings.best_of_k.prompts, settings.ppo.batch_size)
     sizes["eval"] = settings.evaluate.prompts
     if settings.inputs.judge == "gold":
-        wanted = max(settings.best_of_k.prompts, settings.ppo.batch_size * settings.ppo.updates)
+        policy_prompts = max(
+            settings.best_of_k.prompts, settings.ppo.batch_size * settings.ppo.updates
+        )
         for name in sizes:
             if name.startswith("ppo"):
-                sizes[name] = wanted
+                sizes[name] = policy_prompts
         return SmallWorld(
             settings.seed, settings.generate.seeds, {**sizes, "dev": settings.evaluate.prompts}
         )
@@ -60,8 +62,8 @@ def source_of(settings: Loop) -> Source:
                 splits |= _dealt(inputs.splits / f"{file}.jsonl", of_file, settings.seed)
     if inputs.rankings is not None:
         wall = Firewall()
-        for name, own in {"sft": answered_prompts(rows), **splits}.items():
-            wall.note(name, own)
+        for name, prompts in {"sft": answered_prompts(rows), **splits}.items():
+            wall.note(name, prompts)
         ranked = _ranked(inputs.rankings)
         splits["rank"] = [row for row in ranked if wall.leak("rank", row) is None]
         if not splits["rank"]:

@@ -41,7 +41,7 @@ class Files:
         return self.splits[split]
 
     def slices(self, rows: Sequence[Instruction]) -> dict[Slice, list[int]]:
-        """Nothing is reported apart."""
+        """No slices are reported separately."""
         return {}
 
     def key(self, row: Instruction) -> None:

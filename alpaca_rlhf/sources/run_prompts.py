@@ -1,4 +1,4 @@
-"""The prompts of a run, split by split, and the firewall between them, for what people type."""
+"""The prompts of a run, split by split, and the firewall that typed prompts must pass."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class RunPrompts:
 
     @cached_property
     def splits(self) -> dict[str, list[Instruction]]:
-        """What SFT has learned from, under `sft`, and the prompts of every other split.
+        """The rows that SFT was trained on, under `sft`, and the prompts of every other split.
 
         Raises:
             UserError: A file of the run cannot be read any more.
@@ -37,12 +37,12 @@ class RunPrompts:
         rows = self._settings.inputs.rows
         generated = self._run / "generate" / "rows.jsonl"
         if rows is not None:
-            learned = read_instructions(rows)
+            sft_rows = read_instructions(rows)
         else:
-            learned = self._source.seeds()
-            learned += read_instructions(generated) if generated.is_file() else []
+            sft_rows = self._source.seeds()
+            sft_rows += read_instructions(generated) if generated.is_file() else []
         source = self._source
-        return {"sft": learned, **{name: source.prompts(name) for name in source.names()}}
+        return {"sft": sft_rows, **{name: source.prompts(name) for name in source.names()}}
 
     def to_rank(self) -> list[Instruction]:
         """The prompts of all rounds whose answers are to be ranked."""
@@ -58,7 +58,7 @@ class RunPrompts:
         return self.splits.get("eval", [])
 
     def leak(self, row: Instruction) -> Leak | None:
-        """Why a typed prompt may not be ranked: it lies near one of another stage."""
+        """The prompt of another stage that a typed one lies near, so that it may not be ranked."""
         return self._firewall.leak(RANK, row)
 
     @cached_property

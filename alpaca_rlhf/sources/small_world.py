@@ -15,17 +15,18 @@ from alpaca_rlhf.data import Drop, Firewall, Rule
 from alpaca_rlhf.smallworld import SEED_WEIGHTS, GoldJudge, Task, recognise, sample_task, solved
 from alpaca_rlhf.sources.source import Gold, Slice
 
-FEWEST_DRAWS, DRAWS_A_TASK = 20_000, 30
-"""A split of the small world counts as used up when drawing finds new tasks too seldom."""
+MIN_DRAWS, DRAWS_PER_TASK = 20_000, 30
+"""Draws after which a split of the small world counts as exhausted: so many, and so many more for
+each task that was found."""
 
-ASKED_BY = {
+SIZE_FLAGS = {
     "sft": "--generate.seeds",
     "rank": "--rank.prompts",
     "ppo": "--ppo.updates times --ppo.batch-size, or --best-of-k.prompts",
     "eval": "--evaluate.prompts",
     "dev": "--evaluate.prompts",
 }
-"""Flags that say how large a split is."""
+"""The flags that set the size of each split."""
 
 
 @dataclass
@@ -74,9 +75,11 @@ class SmallWorld:
                     round(n * self.phrasing_share),
                     phrasing="held_out",
                     fact="train",
-                    taken=rows,
+                    excluded=rows,
                 )
-                rows += self._draw(split, n - len(rows), phrasing="train", fact="train", taken=rows)
+                rows += self._draw(
+                    split, n - len(rows), phrasing="train", fact="train", excluded=rows
+                )
             else:
                 rows = self._draw(split, n, phrasing="train", fact="train")
             self._by_split[split] = [task.record() for task in rows]
@@ -109,7 +112,7 @@ class SmallWorld:
         return None if leak is None else Drop("leak", str(leak), row=row)
 
     def novelty(self) -> Callable[[Instruction], Drop | None]:
-        """A task is new if no seed and no row before it asks the same, in whatever phrasing."""
+        """A check that no seed and no earlier row asks the same as a row, in whatever phrasing."""
         known = {self.key(row) for row in self.seeds()}
 
         def check(row: Instruction) -> Drop | None:
@@ -155,15 +158,15 @@ class SmallWorld:
         return firewall
 
     def _draw(
-        self, split: str, n: int, *, phrasing: str, fact: str, taken: Sequence[Task] = ()
+        self, split: str, n: int, *, phrasing: str, fact: str, excluded: Sequence[Task] = ()
     ) -> list[Task]:
         rng = random.Random(f"{self.seed}/{split}/{phrasing}/{fact}")
         tasks: list[Task] = []
-        keys = {task.key for task in taken}
+        keys = {task.key for task in excluded}
         if "." in split:
             keys |= self._earlier(split)
         draws = 0
-        while len(tasks) < n and draws < FEWEST_DRAWS + DRAWS_A_TASK * len(tasks):
+        while len(tasks) < n and draws < MIN_DRAWS + DRAWS_PER_TASK * len(tasks):
             draws += 1
             task = sample_task(rng, phrasing=phrasing, fact=fact)  # type: ignore[arg-type]
             if task.key not in keys and self._split_of(task) == split.split(".")[0]:
@@ -172,14 +175,14 @@ class SmallWorld:
         if len(tasks) == n or fact == "held_out":
             return tasks
         raise UserError(
-            f"{ASKED_BY[split.partition('.')[0]]}: the small world has about {len(tasks)} tasks "
+            f"{SIZE_FLAGS[split.partition('.')[0]]}: the small world has about {len(tasks)} tasks "
             f"for this part of the {split} split, not {n}; ask for fewer"
         )
 
     def _earlier(self, split: str) -> set[str]:
         name, number = split.split(".")
-        before = [name, *(f"{name}.{i}" for i in range(2, int(number)))]
-        return {str(self.key(row)) for one in before for row in self.prompts(one)}
+        earlier = [name, *(f"{name}.{i}" for i in range(2, int(number)))]
+        return {str(self.key(row)) for name in earlier for row in self.prompts(name)}
 
     def _split_of(self, task: Task) -> str:
         digest = hashlib.blake2b(f"{self.seed}/{task.key}".encode(), digest_size=8).digest()

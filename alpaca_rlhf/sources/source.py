@@ -1,4 +1,4 @@
-"""What a run asks of whatever gives it its tasks and verdicts."""
+"""The protocol of a run's source of tasks and verdicts."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import Drop, Rule
 
 Slice = str
-"""Part of the evaluation prompts that is reported apart."""
+"""A part of the evaluation prompts with figures of its own."""
 
 
 @dataclass(frozen=True)
 class Gold:
-    """A judge's view of one completion."""
+    """A gold judge's verdict on one completion."""
 
     score: float
     """In [0, 1]."""
     parts: Mapping[str, float]
-    """What it is made of, each in [0, 1], `correct` among them; empty where no one knows."""
+    """The parts of the score, each in [0, 1], `correct` among them; empty if unknown."""
 
 
 class Source(Protocol):
@@ -42,11 +42,11 @@ class Source(Protocol):
         ...
 
     def slices(self, rows: Sequence[Instruction]) -> dict[Slice, list[int]]:
-        """Indices of the evaluation prompts that are reported apart."""
+        """Indices of the evaluation prompts of each slice that is reported separately."""
         ...
 
     def key(self, row: Instruction) -> str | None:
-        """What makes two prompts near-duplicates; None compares their texts."""
+        """Key that near-duplicate prompts share; None compares their texts."""
         ...
 
     @property
@@ -55,7 +55,7 @@ class Source(Protocol):
         ...
 
     def accept(self, row: Instruction) -> Drop | None:
-        """Whether a generated row may stay."""
+        """The reason to drop a generated row; None if it may stay."""
         ...
 
     def novelty(self) -> Callable[[Instruction], Drop | None] | None:

@@ -97,8 +97,8 @@ def _take_up(run: Path, store: Store, say: Callable[[str], None]) -> None:
         if stage in finished(run):
             snapshot = path.with_name(SNAPSHOT)
             if snapshot.exists():
-                kept = path.with_name(f"{SNAPSHOT}-earlier")
-                shutil.rmtree(snapshot) if kept.exists() else snapshot.rename(kept)
+                backup = path.with_name(f"{SNAPSHOT}-earlier")
+                shutil.rmtree(snapshot) if backup.exists() else snapshot.rename(backup)
             store.export(snapshot)
 
         # 3. The file is read no more.
@@ -113,8 +113,8 @@ def _as_shown_now(ranking: Ranking, sheet: Sheet) -> Ranking | None:
     """A person's ranking without repeated texts, which are no longer shown; None if one is left."""
     if ranking.annotator.startswith(JUDGE):
         return ranking
-    kept = {completion.id for completion in distinct(sheet.completions)}
-    tiers = [tuple(key for key in tier if key in kept) for tier in ranking.tiers]
+    shown = {completion.id for completion in distinct(sheet.completions)}
+    tiers = [tuple(key for key in tier if key in shown) for tier in ranking.tiers]
     tiers = [tier for tier in tiers if tier]
     if sum(map(len, tiers)) < 2:
         return None
@@ -122,7 +122,7 @@ def _as_shown_now(ranking: Ranking, sheet: Sheet) -> Ranking | None:
         ranking.prompt_id,
         tuple(tiers),
         ranking.annotator,
-        {key: stars for key, stars in ranking.criteria.items() if key in kept},
+        {key: stars for key, stars in ranking.criteria.items() if key in shown},
         ranking.duration_s,
         ranking.revision,
     )

@@ -48,16 +48,16 @@ def sample_completions(ctx: Context, round_: int) -> Outcome:
     completions = [
         Completion(
             prompt_id=prompt.id,
-            text=answer(ctx.base, ctx.settings.template, sampled_ids.ids),
+            text=answer(ctx.base, ctx.settings.template, tokens.ids),
             adapter=fingerprint,
             sampling=sampling,
             seed=seed,
             sample=j,
-            finish_reason="eos" if sampled_ids.finished else "length",
-            n_tokens=len(sampled_ids.ids),
+            finish_reason="eos" if tokens.finished else "length",
+            n_tokens=len(tokens.ids),
         )
         for prompt, samples in zip(prompts, samples_by_prompt, strict=True)
-        for j, sampled_ids in enumerate(samples)
+        for j, tokens in enumerate(samples)
     ]
 
     # 3. Their files.
@@ -65,9 +65,9 @@ def sample_completions(ctx: Context, round_: int) -> Outcome:
     write_instructions(ctx.run.path / stage / "prompts.jsonl", prompts)
     rows = [completion.to_json() for completion in completions]
     ctx.run.write_jsonl(f"{stage}/completions.jsonl", rows)
-    tokens = sum(completion.n_tokens for completion in completions)
+    n_tokens = sum(completion.n_tokens for completion in completions)
     return Outcome(
-        len(completions), tokens, f"{settings.k} completions for each of {len(prompts)} prompts"
+        len(completions), n_tokens, f"{settings.k} completions for each of {len(prompts)} prompts"
     )
 
 
@@ -100,13 +100,13 @@ def _by_gold(ctx: Context, round_: int) -> Outcome:
     rankings = [judge.rank(prompt, completions) for prompt, completions in sets]
 
     # 2. The store, and the snapshot of it that training reads.
-    with _store(ctx) as store:
+    with open_store(ctx.run.path) as store:
         origin = origin_of_stage(ctx.run.path, suffixed("sample", round_))
         store.add_sets(sets, origin=origin)
         store.add_rankings(rankings, judge=judge.identity)
         _take_snapshot(ctx, round_, store, judge.identity)
 
-    heard, (others, words, facts) = rankings_of_round(ctx, round_), _others(ctx, round_)
+    heard, (others, others_text, facts) = rankings_of_round(ctx, round_), _others(ctx, round_)
     verdicts = sum(pairs(ranking.tiers) for ranking in rankings)
     facts |= {
         "noise": settings.noise,
@@ -120,7 +120,7 @@ def _by_gold(ctx: Context, round_: int) -> Outcome:
     )
     if facts["by_people"]:
         summary += f"; {facts['by_people']} rankings by people stand above them"
-    return Outcome(len(heard) + others, 0, summary + words, facts)
+    return Outcome(len(heard) + others, 0, summary + others_text, facts)
 
 
 def _by_people(ctx: Context, round_: int) -> Outcome:
@@ -131,22 +131,22 @@ def _by_people(ctx: Context, round_: int) -> Outcome:
     """
     stage = suffixed("sample", round_)
     prompts = {prompt.id for prompt, _ in candidate_sets(ctx.run.path, stage)}
-    left = set(prompts)
+    unranked = set(prompts)
     if (ctx.run.path / DATABASE).exists():
-        with _store(ctx) as store:
-            left -= store.settled(left)
-    if left:
+        with open_store(ctx.run.path) as store:
+            unranked -= store.settled(unranked)
+    if unranked:
         run = shlex.quote(str(ctx.run.path))
         raise PeopleNeeded(
-            f"{len(left)} of {len(prompts)} prompts are not ranked yet: rank them in a browser "
+            f"{len(unranked)} of {len(prompts)} prompts are not ranked yet: rank them in a browser "
             f"with `alpaca-rlhf app --run {run}`, or here with `alpaca-rlhf rank --out {run}`; "
             "then run the same command again"
         )
-    with _store(ctx) as store:
+    with open_store(ctx.run.path) as store:
         _take_snapshot(ctx, round_, store, None)
-    heard, (others, words, facts) = rankings_of_round(ctx, round_), _others(ctx, round_)
+    heard, (others, others_text, facts) = rankings_of_round(ctx, round_), _others(ctx, round_)
     facts |= {"noise": 0.0, "verdicts": 0}
-    return Outcome(len(heard) + others, 0, f"{len(heard)} rankings by people{words}", facts)
+    return Outcome(len(heard) + others, 0, f"{len(heard)} rankings by people{others_text}", facts)
 
 
 def _by_llm(ctx: Context, round_: int) -> Outcome:
@@ -160,7 +160,10 @@ def _by_llm(ctx: Context, round_: int) -> Outcome:
     outcome_counts: Counter[str] = Counter()
     decided = 0
     spent = _spent_before(ctx, round_)
-    with _store(ctx) as store, LLMJudge(settings, ctx.run.folder(stage), spent=spent) as judge:
+    with (
+        open_store(ctx.run.path) as store,
+        LLMJudge(settings, ctx.run.folder(stage), spent=spent) as judge,
+    ):
         # 1. The sets that no person has ranked.
         store.add_sets(sets, origin=origin_of_stage(ctx.run.path, sample_stage))
         ranked = store.ranked(sets)
@@ -189,11 +192,11 @@ def _by_llm(ctx: Context, round_: int) -> Outcome:
         # 3. The snapshot that training reads.
         _take_snapshot(ctx, round_, store, judge.identity)
 
-    heard, (others, words, facts) = rankings_of_round(ctx, round_), _others(ctx, round_)
+    heard, (others, others_text, facts) = rankings_of_round(ctx, round_), _others(ctx, round_)
     by_people = sum(not _by_judge(ranking) for _, _, ranking in heard)
     left_out = total - decided
     summary = f"{decided} rankings by {settings.model}"
-    summary += f", {by_people} by people{words}" if by_people or others else words
+    summary += f", {by_people} by people{others_text}" if by_people or others else others_text
     summary += f"; {outcomes(outcome_counts)}"
     if left_out:
         summary += f"; {left_out} prompts left out: nothing decided"
@@ -217,12 +220,12 @@ def rankings_of_round(ctx: Context, round_: int) -> list[Ranked]:
     """
     sets = sampled_sets(ctx, round_)
     place = {prompt.id: n for n, (prompt, _) in enumerate(sets)}
-    drawn = {completion.id for _, completions in sets for completion in completions}
+    sampled_ids = {completion.id for _, completions in sets for completion in completions}
     annotator = _judge_of_run(ctx)
     rows = [
         (prompt, completions, ranking)
         for prompt, completions, ranking in read_snapshot(_snapshot(ctx, round_), sets)
-        if all(completion.id in drawn for completion in completions)
+        if all(completion.id in sampled_ids for completion in completions)
         and (annotator is None or not _by_judge(ranking) or ranking.annotator == annotator)
     ]
     return sorted(rows, key=lambda row: place[row[0].id])
@@ -235,28 +238,24 @@ def other_rankings(ctx: Context, round_: int) -> tuple[list[Ranked], int]:
     whose prompts lie near a prompt of another stage are left out.
     """
     sets = [row for r in range(1, round_ + 1) for row in sampled_sets(ctx, r)]
-    drawn = {completion.id for _, completions in sets for completion in completions}
+    sampled_ids = {completion.id for _, completions in sets for completion in completions}
     rows = [
         row
         for row in read_snapshot(_snapshot(ctx, round_), sets)
-        if any(completion.id not in drawn for completion in row[1])
+        if any(completion.id not in sampled_ids for completion in row[1])
     ]
     prompts = RunPrompts(ctx.run.path, ctx.settings)
-    kept = [row for row in rows if prompts.leak(row[0]) is None]
-    return kept, len(rows) - len(kept)
+    apart = [row for row in rows if prompts.leak(row[0]) is None]
+    return apart, len(rows) - len(apart)
 
 
 def _others(ctx: Context, round_: int) -> tuple[int, str, dict[str, Any]]:
     """How many rankings are of other answers than the run's own: a count, in words, as facts."""
     rows, near = other_rankings(ctx, round_)
-    words = f", and {len(rows)} in the app of other answers" if rows else ""
+    text = f", and {len(rows)} in the app of other answers" if rows else ""
     if near:
-        words += f"; {near} left out: their prompts lie near those of another stage"
-    return len(rows), words, {"of_other_answers": len(rows), "near": near}
-
-
-def _store(ctx: Context) -> Store:
-    return open_store(ctx.run.path, say=ctx.reporter.say)
+        text += f"; {near} left out: their prompts lie near those of another stage"
+    return len(rows), text, {"of_other_answers": len(rows), "near": near}
 
 
 def _snapshot(ctx: Context, round_: int) -> Path:

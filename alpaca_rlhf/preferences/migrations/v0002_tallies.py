@@ -40,11 +40,14 @@ def upgrade() -> None:
     for row in _verdicts(op.get_bind()):
         day = datetime.fromtimestamp(row.created_ms / 1000, UTC).strftime("%Y-%m-%d")
         names = [column.name for column in tally.columns][2:]
-        own = sums.setdefault((row.annotator_id, day), dict.fromkeys(names, 0))
+        tally_row = sums.setdefault((row.annotator_id, day), dict.fromkeys(names, 0))
         for name, value in _facts(row).items():
-            own[name] += value
+            tally_row[name] += value
     if sums:
-        rows = [{"annotator_id": who, "day": day, **own} for (who, day), own in sums.items()]
+        rows = [
+            {"annotator_id": annotator_id, "day": day, **columns}
+            for (annotator_id, day), columns in sums.items()
+        ]
         op.bulk_insert(tally, rows)
 
 
@@ -62,12 +65,12 @@ def _verdicts(connection: sa.Connection) -> Iterator[Any]:
 
 
 def _facts(row: Any) -> dict[str, float]:
-    place = {one: at for at, tier in enumerate(row.tiers) for one in tier}
+    place = {key: rank for rank, tier in enumerate(row.tiers) for key in tier}
     if row.kind == "gold":
         wrong = sum(
             place[a] >= place[b]
-            for at, tier in enumerate(row.gold)
-            for later in row.gold[at + 1 :]
+            for rank, tier in enumerate(row.gold)
+            for later in row.gold[rank + 1 :]
             for a in tier
             for b in later
         )
