@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from annotated_types import Gt, Interval
+from annotated_types import Gt
 
 from alpaca_rlhf.cli.chat import choose
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines
@@ -125,7 +125,7 @@ def _by_policy(
     terminal: Terminal,
 ) -> None:
     quiet.quiet(settings.base)
-    with card.Loan(flags.run, terminal.say) as loan:
+    with gpu_lock.Loan(flags.run, terminal.say) as loan:
         loan.take()
         from alpaca_rlhf.serving.speaker import Speaker
 
@@ -148,7 +148,9 @@ def _by_http(
     folder = flags.run / "sampler"
     folder.mkdir(exist_ok=True)
     terminal.start(_STAGE, f"answers of {answerer} at {flags.sampler.url} to {len(rows)} prompts")
-    with Served(flags.sampler, folder, most=settings.sampling.max_new_tokens) as served:
+    with EndpointModel(
+        flags.sampler, folder, max_tokens=settings.sampling.max_new_tokens
+    ) as served:
         batch = max(1, 4 * flags.sampler.concurrency // flags.k)
         summary = _fill(store, served, flags, answerer, rows, batch, terminal)
         terminal.finish(_STAGE, f"{summary}; {served.account.line()}")

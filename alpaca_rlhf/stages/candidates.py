@@ -69,7 +69,7 @@ def candidates(ctx: Context, round_: int, *, sampler: str) -> Pool:
     # 3. Score the old candidates with the new reward model, and sample new ones.
     head, size = ctx.load_head(judge), sampling.batch_size
     pool = {
-        earlier: rescored(ctx.adapters, head, round_candidates, batch_size=size)
+        earlier: rescore(ctx.adapters, head, round_candidates, batch_size=size)
         for earlier, round_candidates in pool.items()
     }
     pool[round_] = draw(

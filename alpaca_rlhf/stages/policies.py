@@ -32,7 +32,7 @@ def ppo(ctx: Context, round_: int) -> Outcome:
     by_key = {row.id: row for row in rows}
     gold = ctx.source.gold
 
-    def watch(batch: Any, completions: Any) -> dict[str, float]:
+    def completion_metrics(batch: Any, completions: Any) -> dict[str, float]:
         if gold is None:
             return {}
         verdicts = [

@@ -23,7 +23,7 @@ from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.stages.rank import other_rankings, rankings_of_round, sampled_sets
 from alpaca_rlhf.training import groups as reward_groups
 from alpaca_rlhf.training.groups import Group
-from alpaca_rlhf.training.held_out import scored
+from alpaca_rlhf.training.held_out import score_completions
 from alpaca_rlhf.training.reward import RewardResult, micro_batch, train_reward
 
 REFERENCES = 256
@@ -172,16 +172,10 @@ def ranking_groups(ctx: Context, round_: int) -> Rankings:
         prompts_of_split = {prompt.id for prompt in ctx.source.prompts("rank")}
         groups, count = _of_file(ctx, path, prompts_of_split)
     else:
-        groups, count = [], 0
-        for earlier in range(1, round_ + 1):
-            prompts, completions = sampled(ctx, earlier)
-            path = ctx.run.path / suffixed("rank", earlier) / "rankings.jsonl"
-            rankings = read(path, completions)
-            groups += _of_rankings(ctx, rankings, prompts, completions)
-            count += len(rankings)
-        ranked, _ = other_rankings(ctx, round_)
-        groups += _of_ranked(ctx, ranked)
-        count += len(ranked)
+        path = ctx.run.path / suffixed("rank", round_)
+        ranked = [row for r in range(1, round_ + 1) for row in rankings_of_round(ctx, r)]
+        ranked += other_rankings(ctx, round_)[0]
+        groups, count = _of_ranked(ctx, ranked), len(ranked)
     if not groups:
         raise UserError(
             f"{path}: every one of the {count} rankings is a tie, or between completions with the "
@@ -191,20 +185,14 @@ def ranking_groups(ctx: Context, round_: int) -> Rankings:
     return Rankings(*split, undecided=count - len(groups))
 
 
-def _of_rankings(
-    ctx: Context,
-    rankings: Sequence[Ranking],
-    prompts: Mapping[str, Instruction],
-    completions: Mapping[str, Completion],
-) -> list[Group]:
-    ties = ctx.settings.reward.ties == "soft"
-    return reward_groups.from_rankings(ctx.adapters, rankings, prompts, completions, ties=ties)
-
-
 def _of_ranked(ctx: Context, ranked: Sequence[Ranked]) -> list[Group]:
-    prompts = {prompt.id: prompt for prompt, _, _ in ranked}
-    completions = {completion.id: completion for _, answers, _ in ranked for completion in answers}
-    return _of_rankings(ctx, [ranking for _, _, ranking in ranked], prompts, completions)
+    return reward_groups.from_rankings(
+        ctx.adapters,
+        [ranking for _, _, ranking in ranked],
+        {prompt.id: prompt for prompt, _, _ in ranked},
+        {completion.id: completion for _, completions, _ in ranked for completion in completions},
+        ties=ctx.settings.reward.ties == "soft",
+    )
 
 
 def _of_file(ctx: Context, path: Path, prompts: Collection[str]) -> tuple[list[Group], int]:
@@ -249,10 +237,9 @@ def reference_examples(ctx: Context, groups: list[Group]) -> list[Example]:
     """
     if ctx.settings.inputs.rankings is None:
         return [
-            reward_groups.completion_example(
-                ctx.adapters, prompts[completion.prompt_id], completion
-            )
-            for completion in completions.values()
+            reward_groups.completion_example(ctx.adapters, prompt, completion)
+            for prompt, completions in sampled_sets(ctx, 1)
+            for completion in completions
         ]
     if "ppo" not in ctx.source.names():
         return [example for group in groups for example in group.examples][:REFERENCES]

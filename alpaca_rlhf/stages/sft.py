@@ -82,9 +82,9 @@ def _adopted(ctx: Context, folder: Path, counts: Mapping[str, int]) -> Outcome:
 def _preview(ctx: Context, examples: Sequence[Example], *, show: bool) -> None:
     """Write which text of a row or two carries loss; also show it before training begins."""
     text = ""
-    for index in previewed(examples):
+    for index in preview_indices(examples):
         example = examples[index]
-        title = f"example {index + 1}: {example.learned} of {len(example)} tokens carry loss"
+        title = f"example {index + 1}: {example.loss_tokens} of {len(example)} tokens carry loss"
         segments_of_row = segments(ctx.base, example)
         text += f"{title}\n{marked(segments_of_row)}\n\n"
         if show:
@@ -111,6 +111,6 @@ def _refuse_too_long(ctx: Context, splits: Mapping[str, Sequence[Instruction]]) 
             if length + new_tokens > ctx.base.context:
                 raise UserError(
                     f"a prompt of the {name} split has {length} tokens, with {flag} {new_tokens} "
-                    f"more than the {ctx.base.context} of the base: {row.instruction[:60]!r}; leave "
-                    f"it out or lower {flag}"
+                    f"more than the {ctx.base.context} of the base: {row.instruction[:60]!r}; "
+                    f"leave it out or lower {flag}"
                 )
