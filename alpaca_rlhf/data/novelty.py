@@ -1,12 +1,13 @@
-"""Is this text new? ROUGE-L against everything seen so far, exact, without scoring everything.
+"""Novelty of a text: exact ROUGE-L against all earlier texts, without scoring each of them.
 
-A duplicate of an m-token text with an n-token one needs a longest common subsequence (LCS) of some
-least length, which a table gives that is made with the floats of google-research/rouge_score. So
-decisions are the same, F1 = 0.7 included. The LCS is never longer than the number of tokens both
-share, counted with multiplicity, and a posting list for each (token, k-th occurrence) counts those.
-A row that needs `least` of m tokens has one at least of any m - least + 1, so the rarest ones name
-the candidates; the frequent ones are only looked up for these. The few rows left are verified with
-a bit-parallel LCS (Hyyro 2004) on Python's big integers.
+For an m-token text to duplicate an n-token one, their longest common subsequence (LCS) must have a
+minimum length. A table of these minimum lengths is computed with the floats of
+google-research/rouge_score, so decisions are identical to its own, F1 = 0.7 included. The LCS is
+never longer than the number of shared tokens, counted with multiplicity, and a posting list for
+each (token, k-th occurrence) counts those. A row that shares at least `min_lcs` of m tokens shares
+at least one of any m - min_lcs + 1, so the rarest tokens yield all candidates; the frequent ones
+are looked up for these candidates alone. The few rows that remain are verified with a bit-parallel
+LCS (Hyyro 2004) on Python's big integers.
 """
 
 from __future__ import annotations
@@ -28,52 +29,52 @@ GroupsOf = Callable[[NDArray[np.intp]], NDArray[np.intp]]
 """Row numbers (N,) to the numbers of their groups (N,)."""
 
 _ROUGE_TOKEN = re.compile("[a-z0-9]+")
-# Scripts written without spaces, whose characters are tokens of their own: Thai and Lao, Burmese,
-# Khmer, kana and the marks among Chinese characters, Chinese characters (the compatibility ones are
-# normalised away).
+# Scripts written without spaces; each of their characters is a token: Thai and Lao, Burmese, Khmer,
+# kana and the marks among Chinese characters, Chinese characters (NFKC replaces the compatibility
+# forms).
 _UNSPACED = (
     (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3005, 0x3007), (0x3041, 0x30FF),
     (0x31F0, 0x31FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF),
 )  # fmt: skip
-_TABLE_KEPT = 2048  # tokens of the longest query whose table of least LCS is kept
-_FEW = 8  # candidates that are verified sooner than counted further
+_CACHED_QUERY_TOKENS = 2048  # longest query whose table of minimum LCS is cached
+_FEW_CANDIDATES = 8  # so few are verified faster than they are counted further
 
 
 def tokens(text: str, tokenizer: Tokenizer = "unicode") -> list[str]:
-    """The tokens of a text.
+    """Split a text into tokens.
 
     Args:
         text: Any text.
         tokenizer: `rouge` keeps only a-z and 0-9, as rouge_score@0.1.2 tokenize.py does: other
-            scripts vanish. `unicode` does the same to ASCII text, and elsewhere keeps words of
-            letters, marks and digits after NFKC, and single characters of the scripts that have no
-            spaces.
+            scripts vanish. `unicode` does the same with ASCII text; other text is normalised
+            (NFKC) and split into words of letters, marks and digits, or into single characters
+            where the script has no spaces.
     """
     if tokenizer == "rouge" or text.isascii():
         return _ROUGE_TOKEN.findall(text.lower())
-    found: list[str] = []
-    before = ""  # what stands before this character: "word", "single", or "" for a gap
+    text_tokens: list[str] = []
+    previous = ""  # kind of the token that the character before belongs to; "" after a gap
     for char in unicodedata.normalize("NFKC", text).lower():
         kind = _kind(char)
-        if kind == "mark" and before:
-            found[-1] += char
+        if kind == "mark" and previous:  # a combining mark belongs to the character before it
+            text_tokens[-1] += char
         elif not kind:
-            before = ""
+            previous = ""
         elif kind == "single":
-            found.append(char)
-            before = "single"
+            text_tokens.append(char)
+            previous = "single"
         else:
-            if before == "word":
-                found[-1] += char
+            if previous == "word":
+                text_tokens[-1] += char
             else:
-                found.append(char)
-            before = "word"
-    return found
+                text_tokens.append(char)
+            previous = "word"
+    return text_tokens
 
 
 @cache
 def _kind(char: str) -> str:
-    """`mark`, `single` (a token by itself), `word` (part of one), or "" for what parts words."""
+    """`mark`, `single` (a token by itself), `word` (part of a word), or "" for a separator."""
     category = unicodedata.category(char)[0]
     if category == "M":
         return "mark"
@@ -83,28 +84,34 @@ def _kind(char: str) -> str:
 
 
 def rouge_l(lcs: int, m: int, n: int) -> float:
-    """ROUGE-L F1 in the floats of rouge_score@0.1.2 rouge_scorer.py:202 and scoring.py:161."""
+    """ROUGE-L F1, in the float operations of rouge_score@0.1.2 rouge_scorer.py:202, scoring.py:161.
+
+    Args:
+        lcs: Length of the longest common subsequence, in tokens.
+        m: Tokens of the query.
+        n: Tokens of the row.
+    """
     precision, recall = lcs / m, lcs / n
     return 2 * precision * recall / (precision + recall) if precision + recall > 0 else 0.0
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A row that lies near a text."""
+    """A row and its similarity to a query."""
 
     score: float
     """ROUGE-L F1 with the text."""
     row: int
-    """Its number, as `NoveltyIndex.add` gave it."""
+    """Its number, as returned by `NoveltyIndex.add`."""
 
 
 class NoveltyIndex:
-    """All texts seen so far, to be asked which lie near another. One without tokens is near none.
+    """An index of texts that finds near-duplicates of a query. A text without tokens has none.
 
-    It holds 8 bytes a token and 12 a row, and about 200 for each distinct (token, occurrence).
+    It takes 8 bytes a token and 12 a row, and about 200 for each distinct (token, occurrence).
 
     Args:
-        threshold: Two texts whose ROUGE-L F1 is above this are near-duplicates; above 0.
+        threshold: ROUGE-L F1 above which two texts are near-duplicates; above 0.
         tokenizer: See `tokens`.
     """
 
@@ -114,82 +121,85 @@ class NoveltyIndex:
         self.threshold = threshold
         self.tokenizer = tokenizer
         self._vocabulary: dict[str, int] = {}
-        self._ids = array("i")  # of all rows, one after the other
+        self._ids = array("i")  # token ids of all rows, concatenated
         self._starts = array("q", [0])
         self._lengths = array("i")
-        # For each token, for its k-th occurrence in a row: the rows that have so many, ascending.
+        # _postings[token][k]: the rows that hold the token more than k times, ascending.
         self._postings: list[list[array[int]]] = []
-        self._counts: NDArray[np.intc] = np.zeros(1024, dtype=np.intc)  # of each row; 0 at rest
+        self._counts: NDArray[np.intc] = np.zeros(1024, dtype=np.intc)  # scratch; 0 between calls
 
     def __len__(self) -> int:
         return len(self._lengths)
 
     def add(self, text: str) -> int:
-        """Remember a text and return its row number: 0, 1, 2 ..."""
+        """Add a text and return its row number: 0, 1, 2 ..."""
         row = len(self._lengths)
-        seen: dict[int, int] = {}
-        found = tokens(text, self.tokenizer)
-        for token in found:
-            one = self._vocabulary.setdefault(token, len(self._postings))
-            if one == len(self._postings):
+        occurrences: dict[int, int] = {}
+        text_tokens = tokens(text, self.tokenizer)
+        for token in text_tokens:
+            token_id = self._vocabulary.setdefault(token, len(self._postings))
+            if token_id == len(self._postings):
                 self._postings.append([])
-            self._ids.append(one)
-            nth = seen.get(one, 0)
-            seen[one] = nth + 1
-            if nth == len(self._postings[one]):
-                self._postings[one].append(array("i"))
-            self._postings[one][nth].append(row)
+            self._ids.append(token_id)
+            nth = occurrences.get(token_id, 0)
+            occurrences[token_id] = nth + 1
+            if nth == len(self._postings[token_id]):
+                self._postings[token_id].append(array("i"))
+            self._postings[token_id][nth].append(row)
         self._starts.append(len(self._ids))
-        self._lengths.append(len(found))
+        self._lengths.append(len(text_tokens))
         if row >= len(self._counts):
             self._counts = np.zeros(2 * row, dtype=np.intc)
         return row
 
     def duplicates(self, text: str) -> list[Neighbour]:
-        """Every row above the threshold, the nearest first, earlier rows first among equals."""
+        """Every row above the threshold: the nearest first, and earlier rows first among equals."""
         query = self._query(text)
         if not query:
             return []
         rows = self._candidates(query).tolist()
         masks = _masks(query)
         scored = ((self._score(masks, len(query), row), row) for row in rows)
-        found = [Neighbour(score, row) for score, row in scored if score > self.threshold]
-        return sorted(found, key=lambda one: (-one.score, one.row))
+        neighbours = [Neighbour(score, row) for score, row in scored if score > self.threshold]
+        return sorted(neighbours, key=lambda neighbour: (-neighbour.score, neighbour.row))
 
     def duplicate(self, text: str) -> Neighbour | None:
         """The nearest row if it is above the threshold; None if the text is new."""
-        found = self.duplicates(text)
-        return found[0] if found else None
+        neighbours = self.duplicates(text)
+        return neighbours[0] if neighbours else None
 
     def by_group(self, text: str, groups_of: GroupsOf) -> dict[int, Neighbour]:
         """For each group with a row above the threshold, the earliest such row.
 
-        No row of a group is scored once one is found, so thousands of near-duplicates of each other
-        cost little more than one.
+        Scoring of a group stops at its first such row, so thousands of mutual near-duplicates cost
+        little more than one.
 
         Args:
             text: Any text.
             groups_of: Row numbers (N,) to the numbers of their groups (N,).
         """
         query = self._query(text)
-        found: dict[int, Neighbour] = {}
+        neighbours: dict[int, Neighbour] = {}
         if not query:
-            return found
+            return neighbours
         masks = _masks(query)
         rows = self._candidates(query)
         groups = groups_of(rows)
-        order = groups.argsort(kind="stable")
+        order = groups.argsort(kind="stable")  # stable: rows stay ascending within their group
         names, starts = np.unique(groups[order], return_index=True)
-        for name, own in zip(names.tolist(), np.split(rows[order], starts[1:]), strict=False):
-            for row in map(int, own):
+        rows_by_group = np.split(rows[order], starts[1:])
+        # Without any candidate there are no names, but np.split still returns one empty part.
+        for name, group_rows in zip(names.tolist(), rows_by_group, strict=False):
+            for row in map(int, group_rows):
                 score = self._score(masks, len(query), row)
                 if score > self.threshold:
-                    found[name] = Neighbour(score, row)
+                    neighbours[name] = Neighbour(score, row)
                     break
-        return found
+        return neighbours
 
     def nearest(self, text: str) -> Neighbour | None:
-        """The nearest row whatever its score, earlier ones first; None if none has a token."""
+        """The nearest row whatever its score, the earliest among equals; None if none shares a token."""
+        # 1. Count the tokens that each row shares with the query.
         query = self._query(text)
         shared = np.zeros(len(self), dtype=np.intc)
         for posting in self._posted(query):
@@ -198,13 +208,14 @@ class NoveltyIndex:
         if not rows.size:
             return None
         lengths = np.frombuffer(self._lengths, dtype=np.intc)[rows]
-        # The score if all shared tokens stood in the same order: never below the true one.
+        # 2. Bound each score from above: its value if all shared tokens stood in the same order.
         bound = _rouge_l(shared[rows], len(query), lengths)
         masks = _masks(query)
         first = int(bound.argmax())
         best = Neighbour(self._score(masks, len(query), int(rows[first])), int(rows[first]))
-        hopeful = np.flatnonzero(bound >= best.score)
-        for at in hopeful[np.argsort(-bound[hopeful], kind="stable")].tolist():
+        # 3. Score the rows in the order of their bounds, until a bound falls below the best score.
+        contenders = np.flatnonzero(bound >= best.score)
+        for at in contenders[np.argsort(-bound[contenders], kind="stable")].tolist():
             if bound[at] < best.score:
                 break
             row = int(rows[at])
@@ -214,48 +225,54 @@ class NoveltyIndex:
         return best
 
     def _query(self, text: str) -> list[int]:
-        """Token ids of a query; a token that no row holds gets an id that matches nothing."""
+        """Token ids of a query; -1, which matches nothing, for a token that no row holds."""
         return [self._vocabulary.get(token, -1) for token in tokens(text, self.tokenizer)]
 
     def _posted(self, query: Sequence[int]) -> list[NDArray[np.intc]]:
-        """The rows that hold each token of a query so often as it has come up there by then."""
-        found = []
-        seen: Counter[int] = Counter()
-        for one in query:
-            nth = seen[one]
-            seen[one] += 1
-            if one >= 0 and nth < len(self._postings[one]):
-                found.append(np.frombuffer(self._postings[one][nth], dtype=np.intc))
-        return found
+        """For each query token, the rows that hold it as often as it has occurred so far."""
+        postings = []
+        occurrences: Counter[int] = Counter()
+        for token_id in query:
+            nth = occurrences[token_id]
+            occurrences[token_id] += 1
+            if token_id >= 0 and nth < len(self._postings[token_id]):
+                postings.append(np.frombuffer(self._postings[token_id][nth], dtype=np.intc))
+        return postings
 
     def _candidates(self, query: Sequence[int]) -> NDArray[np.intp]:
-        """Rows that may lie above the threshold, ascending: all that do, and few others."""
+        """Rows that may be above the threshold, ascending: all that are, and few others."""
         m = len(query)
-        least = _least_lcs(self.threshold, m) if m <= _TABLE_KEPT else _made(self.threshold, m)
+        table = _cached_min_lcs if m <= _CACHED_QUERY_TOKENS else _min_lcs
+        min_lcs = table(self.threshold, m)
         postings = sorted(self._posted(query), key=len)
-        # A row must hold `fewest` tokens of the query, so it holds one that is not among the
-        # `fewest` - 1 in the longest posting lists.
-        fewest = int(least.min())
-        rarest = len(postings) - fewest + 1
+
+        # 1. Take all rows from the rarest tokens. A row must share `min_shared` tokens of the
+        #    query, so it shares one that is not among the `min_shared` - 1 most frequent.
+        min_shared = int(min_lcs.min())
+        rarest = len(postings) - min_shared + 1
         if rarest <= 0:
             return np.empty(0, dtype=np.intp)
         counts, touched = self._counts, np.concatenate(postings[:rarest])
         for posting in postings[:rarest]:
             counts[posting] += 1
-        left = len(postings) - rarest
+
+        # 2. Drop rows that fall short even if they share every token not yet counted.
+        uncounted = len(postings) - rarest
         lengths = np.frombuffer(self._lengths, dtype=np.intc)
-        needed = least[np.minimum(lengths[touched], len(least) - 1)]
-        rows = np.unique(touched[counts[touched] + left >= needed])
-        shared, needed = counts[rows], least[np.minimum(lengths[rows], len(least) - 1)]
+        needed = min_lcs[np.minimum(lengths[touched], len(min_lcs) - 1)]
+        rows = np.unique(touched[counts[touched] + uncounted >= needed])
+        shared, needed = counts[rows], min_lcs[np.minimum(lengths[rows], len(min_lcs) - 1)]
         counts[touched] = 0
+
+        # 3. Look the frequent tokens up for the rows that remain, and drop more.
         for posting in postings[rarest:]:
-            if len(rows) <= _FEW:
+            if len(rows) <= _FEW_CANDIDATES:
                 break
-            left -= 1
+            uncounted -= 1
             at = np.minimum(posting.searchsorted(rows), len(posting) - 1)
             shared = shared + (posting[at] == rows)
-            kept = shared + left >= needed
-            rows, shared, needed = rows[kept], shared[kept], needed[kept]
+            possible = shared + uncounted >= needed
+            rows, shared, needed = rows[possible], shared[possible], needed[possible]
         return rows.astype(np.intp)
 
     def _score(self, masks: dict[int, int], m: int, row: int) -> float:
@@ -264,49 +281,50 @@ class NoveltyIndex:
 
 
 def _rouge_l(lcs: NDArray[np.integer], m: int, n: NDArray[np.integer]) -> NDArray[np.float64]:
-    """`rouge_l` of many rows at once: the same operations, so the same floats."""
+    """`rouge_l` of many rows: the same operations in the same order, so the same floats."""
     precision, recall = lcs / m, lcs / n
     score: NDArray[np.float64] = 2 * precision * recall / (precision + recall)
     return score
 
 
-def _made(threshold: float, m: int) -> NDArray[np.intc]:
-    """The least LCS of an m-token text with one of 0, 1, 2 ... tokens that is above the threshold.
+def _min_lcs(threshold: float, m: int) -> NDArray[np.intc]:
+    """The smallest LCS above the threshold, of an m-token text and one of 0, 1, 2 ... tokens.
 
-    m + 1, which no LCS reaches, where there is none; the last entry stands for all longer texts.
+    Where there is none the entry is m + 1, which no LCS reaches. The last entry stands for all
+    longer texts.
     """
     longest = int(m * (2 - threshold) / threshold) + 1 if threshold < 1 else m
     n = np.arange(longest + 2)
-    least = np.full(longest + 2, m + 1, dtype=np.intc)
-    # 2 LCS / (m + n) is the score up to rounding, so the first LCS above the threshold is one of
-    # these, the smaller ones written last.
-    middle = np.floor(threshold * (m + n) / 2).astype(np.intc)
-    for more in (2, 1, 0, -1):
-        lcs = middle + more
+    min_lcs = np.full(longest + 2, m + 1, dtype=np.intc)
+    # 2 LCS / (m + n) is the score up to rounding, so the smallest LCS above the threshold is within
+    # 2 of this estimate. The smaller candidates are written last.
+    estimate = np.floor(threshold * (m + n) / 2).astype(np.intc)
+    for offset in (2, 1, 0, -1):
+        lcs = estimate + offset
         possible = (lcs >= 1) & (lcs <= np.minimum(m, n))
         above = np.zeros(len(n), dtype=bool)
         above[possible] = _rouge_l(lcs[possible], m, n[possible]) > threshold
-        least[above] = lcs[above]
-    return least
+        min_lcs[above] = lcs[above]
+    return min_lcs
 
 
-_least_lcs = lru_cache(_TABLE_KEPT)(_made)
+_cached_min_lcs = lru_cache(_CACHED_QUERY_TOKENS)(_min_lcs)
 
 
 def _masks(query: Sequence[int]) -> dict[int, int]:
-    """For each token, the places where it stands in the query, as the bits of an integer."""
+    """For each token, its positions in the query as the bits of an integer."""
     masks: dict[int, int] = {}
-    for place, one in enumerate(query):
-        masks[one] = masks.get(one, 0) | 1 << place
+    for position, token_id in enumerate(query):
+        masks[token_id] = masks.get(token_id, 0) | 1 << position
     return masks
 
 
 def _lcs(masks: dict[int, int], m: int, row: Sequence[int]) -> int:
-    """Length of the longest common subsequence of the m-token query behind `masks` and a row."""
+    """Length of the longest common subsequence of a row and the m-token query behind `masks`."""
     full = (1 << m) - 1
     free = full  # bit i is 0 where taking query token i makes the LCS longer
-    for one in row:
-        mask = masks.get(one)
+    for token_id in row:
+        mask = masks.get(token_id)
         if mask:
             match = free & mask
             free = ((free + match) | (free - match)) & full

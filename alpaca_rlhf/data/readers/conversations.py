@@ -1,7 +1,7 @@
-"""Messages in the manners of OpenAI and of ShareGPT: turns, and conversations to learn from.
+"""Messages in OpenAI's and ShareGPT's columns: turns, and conversations to learn from.
 
 A conversation is one row: its last reply is the output, the pairs before it are the history. A
-system message, or a column `system`, is the first paragraph of the first instruction.
+system message, or a column `system`, becomes the first paragraph of the first instruction.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data.readers.rows import BadRow, checked_text, text_column, type_name
 
 Turn = tuple[str, str]
-"""Who speaks (Human, Assistant or System) and what."""
+"""The speaker (Human, Assistant or System) and the text."""
 
-COLUMNS = ("messages", "conversations")
+CONVERSATION_COLUMNS = ("messages", "conversations")
 """Columns that hold a conversation: OpenAI's (`role`, `content`), ShareGPT's (`from`, `value`)."""
 
 _SPEAKERS = {
@@ -27,60 +27,63 @@ _SPEAKERS = {
 _NAMES = {"Human": "user", "Assistant": "assistant", "System": "system"}
 
 
-def read_message(value: object, what: str) -> Turn:
-    """One message; `what` names where it stands.
+def read_message(value: object, label: str) -> Turn:
+    """Convert one message; `label` names its place in error messages.
 
     Raises:
-        BadRow: It is no message, its role is unknown, or it says something that is not text.
+        BadRow: It is not a message, its role is unknown, or its content is not text.
     """
     if not isinstance(value, dict):
-        raise BadRow(f"a message in {what} must be an object, got {type_name(value)}")
-    role = _first(value, "from", "role")
+        raise BadRow(f"a message in {label} must be an object, got {type_name(value)}")
+    role = _first_value(value, "from", "role")
     speaker = _SPEAKERS.get(role) if isinstance(role, str) else None
     if speaker is None:
-        named = f"; {role[:40]!r} is unknown" if isinstance(role, str) else ""
+        unknown = f"; {role[:40]!r} is unknown" if isinstance(role, str) else ""
         raise BadRow(
-            f"a message in {what} must say who speaks "
-            f"(`from` or `role`: human, gpt, user, assistant, system){named}"
+            f"a message in {label} must say who speaks "
+            f"(`from` or `role`: human, gpt, user, assistant, system){unknown}"
         )
-    return speaker, checked_text(_first(value, "value", "content"), f"a message in {what}")
+    return speaker, checked_text(_first_value(value, "value", "content"), f"a message in {label}")
 
 
-def read_turns(value: object, what: str) -> list[Turn]:
-    """A list of messages.
+def read_turns(value: object, label: str) -> list[Turn]:
+    """Convert a list of messages.
 
     Raises:
-        BadRow: It is none.
+        BadRow: It is not a list, or one of its messages is broken.
     """
     if not isinstance(value, list):
-        raise BadRow(f"{what} must be a list of messages, got {type_name(value)}")
-    return [read_message(one, what) for one in value]
+        raise BadRow(f"{label} must be a list of messages, got {type_name(value)}")
+    return [read_message(message, label) for message in value]
 
 
 def holds_conversation(row: Mapping[str, Any]) -> bool:
-    """Whether a row is a conversation, whatever other columns it has."""
-    return any(row.get(name) is not None for name in COLUMNS)
+    """True for a row with a conversation, whatever other columns it has."""
+    return any(row.get(name) is not None for name in CONVERSATION_COLUMNS)
 
 
 def conversation(row: Mapping[str, Any], source: str) -> Instruction:
-    """A row with `messages` or `conversations` as its last turn, with what came before.
+    """The last user turn of a conversation, with its reply and the turns before it.
 
-    Without a last reply its output is None. Nothing is stripped or changed.
+    If no reply follows the last user turn, the output is None. Texts are kept unchanged.
 
     Raises:
-        BadRow: Turns do not alternate from the user's on, or one of them is empty.
+        BadRow: The turns do not alternate, starting with the user, or one of them is empty.
     """
-    name = next(name for name in COLUMNS if row.get(name) is not None)
-    said = read_turns(row[name], f"column `{name}`")
+    name = next(name for name in CONVERSATION_COLUMNS if row.get(name) is not None)
+    turns = read_turns(row[name], f"column `{name}`")
+    # 1. Take the system text, from its column or from the first turn. If both are there, the turn
+    #    stays in place and is refused as a second one.
     system = text_column(row, ("system",), required=False)
     if system.strip():
-        said = [("System", system), *said]
-    if said and said[0][0] == "System":
-        (_, system), *said = said
-    _refuse_broken(said)
+        turns = [("System", system), *turns]
+    if turns and turns[0][0] == "System":
+        (_, system), *turns = turns
+    _refuse_broken(turns)
     if system.strip():
-        said[0] = ("Human", f"{system}\n\n{said[0][1]}")
-    texts = [text for _, text in said]
+        turns[0] = ("Human", f"{system}\n\n{turns[0][1]}")
+    # 2. The turns alternate, so an even number of them ends with a reply.
+    texts = [text for _, text in turns]
     output = texts.pop() if len(texts) % 2 == 0 else None
     history = tuple(zip(texts[:-1:2], texts[1::2], strict=True))
     return Instruction(texts[-1], "", output, source, history)
@@ -90,37 +93,37 @@ def dialogue_history(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """The column `history` of a row in Alpaca's columns: pairs of an instruction and its reply.
 
     Raises:
-        BadRow: It holds something else, or an empty text.
+        BadRow: The column is not a list of pairs, or a text in it is empty.
     """
     value = row.get("history")
     if value is None:
         return ()
     pairs = value if isinstance(value, list) else [value]
-    if not all(isinstance(one, list) and len(one) == 2 for one in pairs):
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise BadRow("column `history` must be a list of pairs: an instruction and its reply")
-    made = [tuple(checked_text(text, "a text in `history`") for text in one) for one in pairs]
-    if not all(text.strip() for one in made for text in one):
+    texts = [tuple(checked_text(text, "a text in `history`") for text in pair) for pair in pairs]
+    if not all(text.strip() for pair in texts for text in pair):
         raise BadRow("a text in `history` is empty")
-    return tuple((one[0], one[1]) for one in made)
+    return tuple((pair[0], pair[1]) for pair in texts)
 
 
-def _first(value: Mapping[str, Any], *names: str) -> Any:
-    """The first of the columns that is there; Parquet names all of them, with null for none."""
+def _first_value(value: Mapping[str, Any], *names: str) -> Any:
+    """The first of these columns that is not null: Parquet names all of them, absent ones null."""
     return next((value[name] for name in names if value.get(name) is not None), None)
 
 
-def _refuse_broken(said: Sequence[Turn]) -> None:
-    speakers = [speaker for speaker, _ in said]
+def _refuse_broken(turns: Sequence[Turn]) -> None:
+    speakers = [speaker for speaker, _ in turns]
     if "System" in speakers:
         raise BadRow("the conversation has a second system turn, or one that is not its first")
-    if not said:
+    if not turns:
         raise BadRow("the conversation has no turns")
     if speakers[0] == "Assistant":
         raise BadRow("the conversation starts with the assistant; it must start with the user")
-    for one, other in pairwise(speakers):
-        if one == other:
-            raise BadRow(f"the conversation has two {_NAMES[one]} turns in a row")
-    for speaker, text in said:
+    for speaker, next_speaker in pairwise(speakers):
+        if speaker == next_speaker:
+            raise BadRow(f"the conversation has two {_NAMES[speaker]} turns in a row")
+    for speaker, text in turns:
         if not text.strip():
-            what = "reply" if speaker == "Assistant" else "user turn"
-            raise BadRow(f"the conversation has an empty {what}")
+            turn_name = "reply" if speaker == "Assistant" else "user turn"
+            raise BadRow(f"the conversation has an empty {turn_name}")

@@ -1,4 +1,4 @@
-"""Which format the rows of a file have: told by their columns, from the first of them."""
+"""Detection of a file's format from the columns of its first rows."""
 
 from __future__ import annotations
 
@@ -27,35 +27,35 @@ FormatName = Literal[
     "prompt-completion",
     "prompts",
 ]
-"""Names for `--format`; in this order the columns of a row are looked at."""
+"""Values of `--format`, in the order in which a row's columns are tested."""
 
 Kind = Literal["instructions", "prompts", "pairs", "rankings"]
-"""What becomes of the rows, and the name of the file they are written to."""
+"""The kind of the canonical records, and the name of the file they are written to."""
 
 Columns = dict[str, Any]
-SAMPLE = 200
-"""Rows that are looked at to tell the format."""
+SAMPLE_ROWS = 200
+"""Rows from which the format is detected."""
 
-_OUTPUT = ("output", "completion", "response")
-_ANSWERED = ("alpaca", "prompt-completion")
+_OUTPUT_COLUMNS = ("output", "completion", "response")
+_ANSWERED_FORMATS = ("alpaca", "prompt-completion")
 
 
 @dataclass(frozen=True)
 class Format:
-    """How rows look, and what is made of them."""
+    """The columns of a format, and its conversion to canonical records."""
 
     name: FormatName
-    """What `--format` calls it."""
+    """Value of `--format`."""
     kind: Kind
-    """What its rows become."""
+    """Kind of its records."""
     columns: str
-    """Its columns, for people."""
-    fits: Callable[[Mapping[str, Any]], bool]
-    """Whether a row that no earlier format fits looks like it."""
+    """Its columns, as shown to the user."""
+    matches: Callable[[Mapping[str, Any]], bool]
+    """Tests a row that no earlier format matches."""
     convert: Callable[[Columns, str], list[Columns]]
-    """Canonical rows of a row, given the name of its file; raises `BadRow`."""
-    without: str = ""
-    """Why a row that is not broken may give nothing."""
+    """Canonical records of a row, given the name of its file; raises `BadRow`."""
+    empty_reason: str = ""
+    """The reason why a valid row may give no records."""
 
 
 def _has(row: Mapping[str, Any], *names: str) -> bool:
@@ -63,30 +63,30 @@ def _has(row: Mapping[str, Any], *names: str) -> bool:
 
 
 def _answered(row: Mapping[str, Any]) -> bool:
-    return any(row.get(name) not in (None, "") for name in _OUTPUT)
+    return any(row.get(name) not in (None, "") for name in _OUTPUT_COLUMNS)
 
 
 def _prompts(row: Columns, source: str) -> list[Columns]:
-    return [replace(one, output=None).to_json() for one in instructions_of(row, source)]
+    return [replace(task, output=None).to_json() for task in instructions_of(row, source)]
 
 
 def _instructions(row: Columns, source: str) -> list[Columns]:
-    return [one.to_json() for one in answered_of(row, source)]
+    return [task.to_json() for task in answered_of(row, source)]
 
 
 def _pairs(row: Columns, source: str) -> list[Columns]:
-    return [pair_to_json(one) for one in pairs_of(row, source)]
+    return [pair_to_json(pair) for pair in pairs_of(row, source)]
 
 
 FORMATS: dict[str, Format] = {
-    one.name: one
-    for one in (
+    row_format.name: row_format
+    for row_format in (
         Format(
             "trees",
             "rankings",
             "prompt (a message with replies that have a rank)",
             is_tree,
-            lambda row, source: [one.to_json() for one in trees(row, source)],
+            lambda row, source: [ranking.to_json() for ranking in trees(row, source)],
             "no message of the tree has two replies with a rank",
         ),
         Format(
@@ -156,63 +156,65 @@ FORMATS: dict[str, Format] = {
         ),
     )
 }
-"""Every format by its name."""
+"""Every format by its name, in the order in which they are tested."""
 
 
 @dataclass(frozen=True)
 class DetectedFormat:
-    """What the first rows of a file tell."""
+    """The format of a file, detected or given by the user."""
 
     format: Format | None
-    """Its format; None if none of the first rows can be read at all."""
+    """The format; None if none of the first rows can be read."""
     guessed: bool
-    """Whether the rows told it, and not the user."""
+    """True if it was detected from the rows."""
 
     def convert(self, row: Any, source: str) -> list[Columns]:
-        """Canonical rows of a row; none if there is nothing in it (see `Format.without`).
+        """Canonical records of a row; none if it holds nothing (see `Format.empty_reason`).
 
         Raises:
-            BadRow: It is broken, or has another format than the file.
+            BadRow: It is broken, or its format is not that of the file.
         """
         columns = columns_of(row)
-        if self.format is None:  # told only when the first rows are broken, so the file is refused
+        if self.format is None:  # all of the first rows are broken, so the file will be refused
             raise BadRow(f"no format is known by the columns {listed(list(columns))}")
-        other = signature(columns) if self.guessed else None
-        # Where a column is missing the format's own reader says which.
-        if other in (None, "prompts", self.format.name):
+        row_format = signature(columns) if self.guessed else None
+        # A row that looks like no format, or only like a prompt, may lack a column: the converter
+        # says which.
+        if row_format in (None, "prompts", self.format.name):
             return self.format.convert(columns, source)
         raise BadRow(
-            f"looks like `{other}`, but the file like `{self.format.name}`; split the file, or "
-            "give --format"
+            f"looks like `{row_format}`, but the file like `{self.format.name}`; split the file, "
+            "or give --format"
         )
 
 
 def signature(row: Mapping[str, Any]) -> str | None:
-    """The name of the format that a row's columns look like, if any."""
-    return next((name for name, one in FORMATS.items() if one.fits(row)), None)
+    """The name of the first format that matches a row's columns, if any."""
+    return next((name for name, candidate in FORMATS.items() if candidate.matches(row)), None)
 
 
-def detect_format(rows: Rows, asked: str | None = None) -> DetectedFormat:
-    """Tell the format of rows by the first 200 of them, or take the one that was asked for.
+def detect_format(rows: Rows, format_name: str | None = None) -> DetectedFormat:
+    """Detect the format of rows from the first 200 of them, or take the one that is named.
 
-    The format that most of them have is it. Rows without an answer do not count where others have
-    one.
+    The most frequent format wins. Rows without an answer do not count where others have one.
 
     Raises:
-        UserError: No format is known by their columns; `file:line:` of the first row.
+        UserError: No format matches their columns; `file:line:` of the first row.
     """
-    if asked is not None:
-        return DetectedFormat(FORMATS[asked], guessed=False)
-    sample = [(n, row) for n, row in islice(rows, SAMPLE) if isinstance(row, dict)]
+    if format_name is not None:
+        return DetectedFormat(FORMATS[format_name], guessed=False)
+    # 1. Count the formats of the rows that can be read.
+    sample = [(n, row) for n, row in islice(rows, SAMPLE_ROWS) if isinstance(row, dict)]
     counts = Counter(name for _, row in sample if (name := signature(row)) is not None)
-    if counts["prompts"] and any(counts[name] for name in _ANSWERED):
+    # 2. An answer that is missing here and there must not make prompts of a file of answers.
+    if counts["prompts"] and any(counts[name] for name in _ANSWERED_FORMATS):
         del counts["prompts"]
     if counts:
         return DetectedFormat(FORMATS[counts.most_common(1)[0][0]], guessed=True)
     if not sample:
         return DetectedFormat(None, guessed=True)
     number, row = sample[0]
-    known = "; ".join(f"{one.name}: {one.columns}" for one in FORMATS.values())
+    known = "; ".join(f"{name}: {candidate.columns}" for name, candidate in FORMATS.items())
     raise UserError(
         f"{rows.place(number)}: no format is known by the columns {listed(list(row))}; rename "
         f"them, or give --format ({known})"

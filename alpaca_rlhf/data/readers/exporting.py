@@ -1,8 +1,8 @@
-"""A folder of data made ready for others: JSON lines, Parquet or a `datasets` folder, with a card.
+"""Export of data for others: JSON lines, Parquet or a `datasets` folder, with a data card.
 
-What can be exported: a folder that `import` made, a run that holds a generation, and a folder of
-splits. All rows pass through the readers again, so nothing broken leaves the house, and the sha256
-in a manifest must be that of its file.
+A folder made by `import`, a run that holds a generation, and a folder of splits can be exported.
+All rows pass through the readers again, so no broken row is exported, and the sha256 in a manifest
+must be that of its file.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from alpaca_rlhf.data.readers.importing import MANIFEST, LineFile, RowTally, ref
 from alpaca_rlhf.data.readers.rows import RowFile
 
 Target = Literal["datasets", "jsonl", "parquet"]
-"""What to make."""
+"""Formats of an export."""
 
 SPLITS = ("sft", "rank", "ppo", "eval")
-"""Files of a folder of splits, without their ending."""
+"""Files of a folder of splits, without their suffix."""
 
-_BATCH_ROWS, _BATCH_BYTES = 5000, 2**24
+_BATCH_ROWS, _BATCH_CHARS = 5000, 2**24
 _TASKS = DetectedFormat(
     Format(
         "prompts",
         "instructions",
         "",
         lambda row: True,
-        lambda row, source: [one.to_json() for one in instructions_of(row, source)],
+        lambda row, source: [task.to_json() for task in instructions_of(row, source)],
     ),
     guessed=False,
 )
-_LOOKS: dict[Kind, DetectedFormat] = {
+_FORMATS_OF_KINDS: dict[Kind, DetectedFormat] = {
     "instructions": _TASKS,
     "prompts": _TASKS,
     "pairs": DetectedFormat(FORMATS["chosen-rejected"], guessed=False),
@@ -50,61 +50,61 @@ _LOOKS: dict[Kind, DetectedFormat] = {
 
 @dataclass(frozen=True)
 class Exportable:
-    """What a folder holds for others."""
+    """The data of a folder that can be exported."""
 
     kind: Kind
-    """What its records are."""
+    """Kind of its records."""
     splits: dict[str, Path]
     """Files of records, by the name of their split."""
     manifest: Mapping[str, Any]
-    """What the folder says of itself."""
+    """Manifest of the folder; empty for splits."""
 
 
 def exportable(folder: Path) -> Exportable:
-    """Look into a folder.
+    """Find the data of a folder that can be exported.
 
     Raises:
-        UserError: It holds nothing to export, or a file is not the one that the manifest knows.
+        UserError: There is none, or a file does not match its manifest.
     """
-    for place in (folder, folder / "generate"):
-        if (place / MANIFEST).is_file():
-            return _with_manifest(place)
-    found = {name: folder / f"{name}.jsonl" for name in SPLITS}
-    found = {name: path for name, path in found.items() if path.is_file() and path.stat().st_size}
-    if not found:
+    for data_folder in (folder, folder / "generate"):
+        if (data_folder / MANIFEST).is_file():
+            return _with_manifest(data_folder)
+    paths = {name: folder / f"{name}.jsonl" for name in SPLITS}
+    splits = {name: path for name, path in paths.items() if path.is_file() and path.stat().st_size}
+    if not splits:
         raise UserError(
             f"{folder}: holds nothing to export; give a folder that `import` made, a run with a "
             "generation, or a folder of splits"
         )
-    return Exportable("instructions", found, {})
+    return Exportable("instructions", splits, {})
 
 
 def export(
-    found: Exportable,
+    data: Exportable,
     out: Path,
     to: Target,
     *,
     note: Callable[[str, RowTally], None] = lambda split, tally: None,
 ) -> dict[str, int]:
-    """Write all splits and the card to a new folder.
+    """Write all splits and the data card to a new folder.
 
     Args:
-        found: What to export.
-        out: The folder; nothing may be there yet.
-        to: What to make.
+        data: Data to export.
+        out: The folder; it must not exist yet.
+        to: Format of the export.
         note: Called after each record with the name of its split.
 
     Returns:
         Records by split.
 
     Raises:
-        UserError: A row is broken; the folder cannot be written.
+        UserError: A row is broken, or the folder cannot be written.
     """
-    tallies = {name: RowTally(RowFile(path)) for name, path in found.splits.items()}
+    tallies = {name: RowTally(RowFile(path)) for name, path in data.splits.items()}
 
     def records(split: str) -> Iterator[Columns]:
         tally = tallies[split]
-        for record in tally.records_of(_LOOKS[found.kind]):
+        for record in tally.records_of(_FORMATS_OF_KINDS[data.kind]):
             yield record
             note(split, tally)
         refuse_broken([tally], allowed=False)
@@ -113,31 +113,33 @@ def export(
         if to == "jsonl":
             _write_jsonl(folder / "data", tallies, records)
         elif to == "parquet":
-            _write_parquet(folder / "data", found.kind, tallies, records)
+            _write_parquet(folder / "data", data.kind, tallies, records)
         else:
-            _write_datasets(folder, found, tallies, records)
+            _write_datasets(folder, data, tallies, records)
         counts = {name: tally.records for name, tally in tallies.items()}
-        atomic_write(folder / "README.md", card_of(found.kind, counts, found.manifest, to))
+        atomic_write(folder / "README.md", card_of(data.kind, counts, data.manifest, to))
     return counts
 
 
-def _with_manifest(place: Path) -> Exportable:
-    path = place / MANIFEST
+def _with_manifest(folder: Path) -> Exportable:
+    path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text())
         if "kind" in manifest:
             kind, file, sha256 = manifest["kind"], str(manifest["file"]), manifest["sha256"]
-        else:
+        else:  # the manifest of a generation
             kind, file, sha256 = "instructions", "rows.jsonl", None
-        if kind not in _LOOKS or Path(file).name != file:
+        if kind not in _FORMATS_OF_KINDS or Path(file).name != file:
             raise ValueError(kind)
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: is no manifest of ours, or of another version") from None
-    rows = place / file
+        raise UserError(
+            f"{path}: is not a manifest of an import or a generation, or is one of another version"
+        ) from None
+    rows = folder / file
     if not rows.is_file():
-        raise UserError(f"{rows}: is missing; run again what makes it")
+        raise UserError(f"{rows}: is missing; repeat the import or the generation")
     if sha256 is not None and sha256_of(rows) != sha256:
-        raise UserError(f"{rows}: is not the file that {path} knows; import it anew")
+        raise UserError(f"{rows}: is not the file that {path} describes; import it again")
     return Exportable(kind, {"train": rows}, manifest)
 
 
@@ -167,7 +169,7 @@ def _write_parquet(
 
 def _write_datasets(
     folder: Path,
-    found: Exportable,
+    data: Exportable,
     splits: Mapping[str, Any],
     records: Callable[[str], Iterator[Columns]],
 ) -> None:
@@ -175,38 +177,39 @@ def _write_datasets(
     from pyarrow import ipc
 
     datasets.disable_progress_bars()
-    with writing(folder), tempfile.TemporaryDirectory(dir=folder.parent) as beside:
-        made = {}
+    # Arrow files beside the folder, so that the library maps the rows instead of holding them.
+    with writing(folder), tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        parts = {}
         for name in splits:
-            path = Path(beside) / f"{name}.arrow"
-            with ipc.new_stream(str(path), _schema(found.kind)) as writer:
-                for batch in _batches(records(name), found.kind):
+            path = Path(scratch) / f"{name}.arrow"
+            with ipc.new_stream(str(path), _schema(data.kind)) as writer:
+                for batch in _batches(records(name), data.kind):
                     writer.write_batch(batch)
-            made[name] = datasets.Dataset.from_file(str(path))
-            made[name].info.license = str(found.manifest.get("licence", ""))
-        whole = next(iter(made.values())) if len(made) == 1 else datasets.DatasetDict(made)
-        whole.save_to_disk(str(folder))
+            parts[name] = datasets.Dataset.from_file(str(path))
+            parts[name].info.license = str(data.manifest.get("licence", ""))
+        dataset = next(iter(parts.values())) if len(parts) == 1 else datasets.DatasetDict(parts)
+        dataset.save_to_disk(str(folder))
 
 
 def _batches(records: Iterator[Columns], kind: Kind) -> Iterator[Any]:
-    """Record batches, bounded in rows and in bytes."""
+    """Arrow record batches, bounded in rows and in characters."""
     import pyarrow
 
     schema = _schema(kind)
-    waiting: list[Columns] = []
+    batch: list[Columns] = []
     size = 0
     for record in records:
-        waiting.append(record)
+        batch.append(record)
         size += sum(len(str(value)) for value in record.values())
-        if len(waiting) >= _BATCH_ROWS or size >= _BATCH_BYTES:
-            yield pyarrow.RecordBatch.from_pylist(waiting, schema=schema)
-            waiting, size = [], 0
-    if waiting:
-        yield pyarrow.RecordBatch.from_pylist(waiting, schema=schema)
+        if len(batch) >= _BATCH_ROWS or size >= _BATCH_CHARS:
+            yield pyarrow.RecordBatch.from_pylist(batch, schema=schema)
+            batch, size = [], 0
+    if batch:
+        yield pyarrow.RecordBatch.from_pylist(batch, schema=schema)
 
 
 def _schema(kind: Kind) -> Any:
-    """Columns of a kind, the same whatever the rows hold."""
+    """The Arrow schema of a kind, the same whatever the rows hold."""
     import pyarrow
 
     text, texts = pyarrow.string(), pyarrow.list_(pyarrow.string())
