@@ -11,7 +11,7 @@ from alpaca_rlhf.cli import main as cli
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import read_instructions
 from alpaca_rlhf.smallworld import sample_task, solved
-from alpaca_rlhf.stages.rank import sampled
+from alpaca_rlhf.stages.rank import sampled_sets
 
 ROUGE = 0.7
 
@@ -130,16 +130,10 @@ def test_a_run_learns_from_conversations_and_shows_what_carries_loss(
     ids = {Instruction.from_json(row).id for row in prompts_of_run}
     assert {row["prompt_id"] for row in completions_of_run} == ids
 
-    def read_jsonl(name):
-        return [json.loads(line) for line in (out / name).open()]
-
-    prompts_by_id, completions = sampled(
-        SimpleNamespace(run=SimpleNamespace(read_jsonl=read_jsonl)), 1
-    )
-    assert (
-        set(prompts_by_id) == ids
-        and {completion.prompt_id for completion in completions.values()} == ids
-    )
+    run = SimpleNamespace(run=SimpleNamespace(path=out))
+    sets = sampled_sets(run, 1)
+    assert {prompt.id for prompt, _ in sets} == ids
+    assert all(row.prompt_id == prompt.id for prompt, rows in sets for row in rows)
 
 
 def chat(question, reply):
