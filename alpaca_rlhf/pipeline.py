@@ -186,6 +186,7 @@ def _checked_inputs(settings: Loop, steps: Sequence[Step]) -> dict[str, Path]:
     Raises:
         UserError: The steps need prompts and none are given, or the adapter's files are missing.
     """
+    # Rows alone suffice up to sft; a file of rankings brings the prompts of the reward model.
     last = steps[-1].stage
     if last not in ("generate", "sft") and (last != "reward" or not settings.inputs.rankings):
         settings.inputs.require_prompts()
@@ -209,6 +210,7 @@ def _checked_source(settings: Loop) -> Source:
     Raises:
         UserError: A file cannot be read, or there are too few prompts.
     """
+    # The small world draws a split when it is first read; drawing all of them finds what is short.
     source = source_of(settings)
     if not finished(settings.out):
         for split in source.names():
@@ -282,6 +284,7 @@ def _run_stage(context: Context, step: Step) -> None:
 def _work(context: Context, step: Step) -> None:
     """Do a stage's work and enter it in the ledger, with what it took."""
     stage, settings = STAGES[step.stage], context.settings
+    # A teacher behind HTTP writes without the base; there it is not even loaded.
     by_http = step.stage == "generate" and settings.generate.endpoint.url is not None
     if stage.needs_model and not by_http:
         _note_base(context)

@@ -41,7 +41,7 @@ def commands(text):
 
 def check(words):
     """Parse a command of ours as the program does, without running it."""
-    name, command, rest = table.found(words)
+    name, command, rest = table.resolve(words)
     if command.settings:
         invocation = table.Invocation(name, command, rest, Terminal())
         _, rest = invocation.operands() if command.operands else ([], rest)

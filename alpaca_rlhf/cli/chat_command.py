@@ -22,6 +22,7 @@ def run(request: Chat, terminal: Terminal) -> int:
     Raises:
         UserError: There is no such run or policy.
     """
+    # 1. Refuse a wrong run or policy before torch is loaded.
     settings = folders.settings_of(request.run)
     policies = folders.policies(request.run)
     names = list(policies)
@@ -31,12 +32,14 @@ def run(request: Chat, terminal: Terminal) -> int:
     if request.prompt is None:
         listed = ", ".join(names)
         terminal.say(f"chat: {settings.base} with {listed} of {request.run}; /help, /quit")
+    # 2. Load the base with every adapter.
     quiet.quiet(settings.base)
     from alpaca_rlhf.serving.speaker import Speaker
 
     quiet.quiet_transformers(settings.base)
     sampling = Manner(request.temperature, max_new_tokens=request.max_new_tokens, seed=request.seed)
     speaker = Speaker(settings, policies, sampling)
+    # 3. Answer once, or talk.
     if request.prompt is not None:
         instruction = Instruction(request.prompt, request.input)
         terminal.say(speaker.answer(policy, instruction, 0))

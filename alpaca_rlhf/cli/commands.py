@@ -175,8 +175,8 @@ class Invocation:
         operands, names = self.arguments[:at], self.command.operands.split()
         several = names[-1].endswith("...")
         if not operands or (len(operands) != len(names) and not several):
-            got = f"got {shlex.join(operands)}" if operands else "got nothing"
-            raise UserError(f"{self.name}: {got}; expected {self.prog}, flags after it")
+            given = shlex.join(operands) or "nothing"
+            raise UserError(f"{self.name}: got {given}; expected {self.prog}, flags after it")
         return operands, self.arguments[at:]
 
 
@@ -189,16 +189,19 @@ def run(arguments: Sequence[str], terminal: Terminal) -> int:
     Raises:
         UserError: There is no such command, or it has something to tell.
     """
-    name, command, rest = found(arguments)
+    name, command, rest = resolve(arguments)
     if command.subcommands:
         return shell.printed(f"usage: {PROGRAM} {name} COMMAND ... [flags]\n\n{_rows(command)}\n")
+    # 1. The function; importing its module is what costs time.
     invocation = Invocation(name, command, rest, terminal)
     module = import_module(f"{__package__}.{command.module}")
     function: Callable[..., int] = getattr(module, command.function)
-    if not command.settings:
+    if not command.settings:  # it parses its own flags, some of which are not settings
         return function(invocation)
+    # 2. Its operands and settings.
     operands, flags = invocation.operands() if command.operands else (None, rest)
     settings = invocation.parse(getattr(module, command.settings), flags)
+    # 3. The call.
     call: list[Any] = [] if operands is None else [operands]
     call += [settings, terminal]
     if command.repeats:
@@ -228,8 +231,8 @@ def _rows(group: Command) -> str:
     )
 
 
-def found(arguments: Sequence[str]) -> tuple[str, Command, list[str]]:
-    """The name of a command, its row of the table, and the words after the name."""
+def resolve(arguments: Sequence[str]) -> tuple[str, Command, list[str]]:
+    """Resolve a command line to a command's name, its row of the table, and its arguments."""
     path: list[str] = []
     command, rest = _ALL, list(arguments)
     # A group without a command below it, or with --help, is shown as an overview.

@@ -130,6 +130,7 @@ def _neighbours(folder: Path, row: Instruction) -> list[tuple[float, Instruction
     for _, request in requests(folder):
         source = f"request {request.number}"
         known += [(kept_row, source) for kept_row in request.kept if kept_row.id != row.id]
+    # The index gives duplicates from the nearest on; an id that comes again is shown once.
     for instruction, _ in known:
         index.add(instruction.instruction)
     nearest: dict[str, tuple[float, Instruction, str]] = {}

@@ -69,6 +69,7 @@ def run(names: Sequence[str], settings: Import, terminal: Terminal) -> int:
     terminal.say(f"import: {shlex.join(names)} into {out}")
     sources = opened(names, settings.format, terminal)
     one_kind(sources)  # before the long reading
+    # An import that was made of the same files in the same way is not repeated.
     if _is_done(settings, sources):
         terminal.say(f"{out} holds these rows already; nothing is left to do")
         _say_next(terminal, out, str(_manifest(out)["kind"]))

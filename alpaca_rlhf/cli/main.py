@@ -78,12 +78,15 @@ def recipe(
     description += f"\n{_UNATTENDED}" if settings.inputs.judge == "human" else ""
 
     def body() -> int:
+        # 1. Flags without values are taken out first: tyro's all have one.
         switches, flags = plan_command.taken(spelled_out(real_arguments))
         named, flags = plan_command.card_word(flags) if switches or dry else (None, flags)
         chosen = shell.parsed(Loop, flags, prog=prog, about=description, default=settings)
+        # 2. --auto changes batches to what fits the card.
         if switches:
             device = named or (card if dry else None)
             chosen = plan_command.auto(chosen, switches, device, terminal)
+        # 3. The real run, or a rehearsal after the plan of the card the recipe is for.
         if architecture is None or not dry:
             part = stage_commands.Part(description.splitlines()[0], command, kind)
             return stage_commands.run(chosen, terminal, part)

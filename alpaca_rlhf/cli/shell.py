@@ -46,6 +46,7 @@ def guarded(body: Callable[[], int], *, command: str, terminal: Terminal) -> int
     ours, handler = logging.getLogger("alpaca_rlhf"), _WarningsToTerminal(terminal)
     ours.addHandler(handler)
     try:
+        # The terminal's live line ends before anything is told.
         with terminal:
             code = body()
             sys.stdout.flush()
@@ -60,6 +61,7 @@ def guarded(body: Callable[[], int], *, command: str, terminal: Terminal) -> int
         _drop_output()
         return _tell(f"the output was closed; what was done is kept. To go on: {command}", 130)
     except Exception as error:
+        # Two failures are the user's to mend though no UserError: a full disk, a full card.
         if is_full(error):
             where = getattr(error, "filename", None) or "something"
             return _tell(
@@ -95,7 +97,7 @@ def command_line(program: str, arguments: Sequence[str]) -> str:
 
 
 def wants_help(arguments: Sequence[str]) -> bool:
-    """True if help is asked for among the words."""
+    """True if help is asked for among the arguments."""
     return "-h" in arguments or "--help" in arguments
 
 

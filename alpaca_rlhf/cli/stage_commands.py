@@ -70,6 +70,7 @@ def whole(invocation: Invocation) -> int:
 
 def quickstart(invocation: Invocation) -> int:
     """Run the quickstart, whose settings are the defaults whatever the folder holds."""
+    # Defaults from the folder would let a changed quickstart pass for the quickstart.
     settings = invocation.parse(Loop, invocation.arguments, default=QUICKSTART)
     return run(settings, invocation.terminal, _part(invocation, invocation.arguments, "quickstart"))
 
@@ -143,6 +144,7 @@ def run(settings: Loop, terminal: Terminal, part: Part) -> int:
     done = folders.stages_done(settings.out)
     if done:
         terminal.say(f"done already: {', '.join(done)}")
+    # Libraries are silenced before they are imported, and transformers once more after it.
     quiet.quiet(settings.base)
     from alpaca_rlhf.cli import running
 
@@ -170,10 +172,12 @@ def _resumed(
 
     In a folder that holds a run, its own settings are the defaults.
     """
+    # 1. The folder is read from the arguments first: whether a run lies there sets the defaults.
     default, kind = Loop(), "loop"
     out = _out(cls, arguments, invocation.prog) or default.out
     if folders.holds_run(out):
         default, kind = folders.settings_of(out), folders.kind_of(out)
+    # 2. All arguments are parsed, with these defaults.
     paragraphs = [invocation.command.summary, about, _RESUMES]
     help_text = ".\n\n".join(paragraph for paragraph in paragraphs if paragraph)
     settings = invocation.parse(cls, arguments, about=help_text, default=converted(cls, default))

@@ -81,6 +81,7 @@ def _metadata(hint: Any) -> Iterator[tuple[Any, ...]]:
 
 def _check(flag: str, number: float, metadata: tuple[Any, ...]) -> None:
     reason = "".join(f": {text}" for text in metadata if isinstance(text, str))
+    # Several bounds are checked in the order in which they are written; the first to fail is told.
     for bound in metadata:
         if isinstance(bound, Bound) and not _holds(number, bound):
             digits = str(number) if isinstance(number, int) else f"{number:g}"

@@ -133,6 +133,7 @@ def _walk(
             raise UserError(f"{line}a key must be a plain word")
         path = prefix + key.value.replace("-", "_")
         place = line + path
+        # Dotted keys and nested ones may name the same setting, so paths are compared.
         if path in first_lines:
             raise UserError(f"{place} stands twice (first on line {first_lines[path]}); keep one")
         first_lines[path] = number

@@ -68,6 +68,7 @@ class Leaf:
             texts = [
                 text.capitalize() if text.lower() in ("true", "false") else text for text in texts
             ]
+        # tyro checks choices in its parser, not in the constructor: there `maybe` would be False.
         choices = self._constructor.choices
         try:
             if choices is not None and not {*texts} <= {*choices}:

@@ -58,12 +58,15 @@ def parse(
             "the flags beside it stand above it.",
             config=(tyro.conf.FlagConversionOff,),
         )
+    # 1. What was written, each value as text with its place.
     leaves = {leaf.path: leaf for leaf in leaves_of(cls, required=default is None)}
     entries = read_entries(argv, leaves, prog)
     for leaf in leaves.values():
         if leaf.required and leaf.path not in entries:
             raise UserError(f"{leaf.flag} is missing: give it {leaf.expected}")
+    # 2. The texts as values of their types.
     values = {path: entry.value() for path, entry in entries.items()}
+    # 3. The instance, which checks ranges and fields against each other.
     try:
         return _build(cls, values, default)
     except ValueError as error:  # of a `__post_init__`
