@@ -111,6 +111,6 @@ def _refuse_too_long(ctx: Context, splits: Mapping[str, Sequence[Instruction]]) 
             if length + new_tokens > ctx.base.context:
                 raise UserError(
                     f"a prompt of the {name} split has {length} tokens, with {flag} {new_tokens} "
-                    f"more than the {ctx.base.context} of the base: {row.instruction[:60]!r}; leave "
-                    f"it out or lower {flag}"
+                    f"more than the {ctx.base.context} of the base: {row.instruction[:60]!r}; "
+                    f"leave it out or lower {flag}"
                 )
