@@ -121,17 +121,10 @@ def _gradients(adapters: Adapters) -> Finding:
         (-loss_logprobs(adapters, batch).mean()).backward()  # type: ignore[no-untyped-call]
     parameters = adapters.parameters("doctor")
     # B starts at zero, so in the first step only B has a gradient
-    reached = sum(
-        parameter.grad is not None and bool(parameter.grad.any())
-        for key, parameter in parameters.items()
-        if "_B" in key
-    )
+    gradients = {key: tensor.grad for key, tensor in parameters.items() if tensor.grad is not None}
+    reached = sum("_B" in key and bool(gradient.any()) for key, gradient in gradients.items())
     expected = sum("_B" in key for key in parameters)
-    finite = all(
-        bool(parameter.grad.isfinite().all())
-        for parameter in parameters.values()
-        if parameter.grad is not None
-    )
+    finite = all(bool(gradient.isfinite().all()) for gradient in gradients.values())
     adapters.trainable()
     state = f"reach {reached} of {expected} layers{'' if finite else ', and some are not finite'}"
     if reached != expected or not finite:

@@ -58,24 +58,20 @@ def _libraries() -> Finding:
     except metadata.PackageNotFoundError:
         todo = "install it, and what it needs with it: pip install -c constraints.txt -e ."
         return Finding("libraries", "alpaca-rlhf itself is not installed", "warning", todo)
-    requirements = [Requirement(line) for line in lines]
-    required = [
-        requirement
-        for requirement in requirements
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-    ]
-    for requirement in required:
+    needs = [Requirement(line) for line in lines]
+    needs = [need for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
+    for need in needs:
         try:
-            version = metadata.version(requirement.name)
+            version = metadata.version(need.name)
         except metadata.PackageNotFoundError:
-            problems.append(f"{requirement.name} is missing")
+            problems.append(f"{need.name} is missing")
             continue
-        if not requirement.specifier.contains(version, prereleases=True):
-            problems.append(f"{requirement.name} {version} where {requirement.specifier} is needed")
+        if not need.specifier.contains(version, prereleases=True):
+            problems.append(f"{need.name} {version} where {need.specifier} is needed")
     if problems:
         todo = "install them again: pip install -c constraints.txt -e ."
         return Finding("libraries", "; ".join(problems), "bad", todo)
-    return Finding("libraries", f"{len(required)} installed, in the versions needed")
+    return Finding("libraries", f"{len(needs)} installed, in the versions needed")
 
 
 def _torch() -> Finding:
@@ -141,10 +137,7 @@ def _four_bit(device: torch.device) -> Finding:
     weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
     assert x.grad is not None
     pairs = (y.detach(), x.detach().float() @ weight.T), (x.grad, slope.float() @ weight)
-    error = max(
-        float((measured.float() - expected).norm() / expected.norm())
-        for measured, expected in pairs
-    )
+    error = max(float((actual.float() - exact).norm() / exact.norm()) for actual, exact in pairs)
     version = metadata.version("bitsandbytes")
     state = f"bitsandbytes {version}: product and gradient within {error:.1e} of the reference"
     if error > _TOLERANCE:

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.exporting.gguf_file import KINDS
 
 _SCRIPT = "convert_hf_to_gguf.py"
-_TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "q8_0": "q8_0"}
 
 
 def script(llama_cpp: Path) -> Path:
@@ -30,19 +30,11 @@ def convert(llama_cpp: Path, folder: Path, out: Path, dtype: str) -> None:
     Raises:
         UserError: The converter failed; the message quotes its last line.
     """
-    arguments = [
-        str(script(llama_cpp)),
-        str(folder),
-        "--outfile",
-        str(out),
-        "--outtype",
-        _TYPES[dtype],
-    ]
-    process = subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, str(script(llama_cpp)), str(folder), "--outfile", str(out)]
+    command += ["--outtype", KINDS[dtype].lower()]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
     if process.returncode or not out.is_file():
-        last_line = (process.stderr.strip() or process.stdout.strip() or "no output").splitlines()[
-            -1
-        ]
-        raise UserError(f"--llama-cpp {llama_cpp}: its converter failed ({last_line})")
+        output = process.stderr.strip() or process.stdout.strip() or "no output"
+        raise UserError(
+            f"--llama-cpp {llama_cpp}: its converter failed ({output.splitlines()[-1]})"
+        )

@@ -15,12 +15,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    BitsAndBytesConfig,
-    GenerationConfig,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
 
 from alpaca_rlhf.core.bases import EMBEDDED
 from alpaca_rlhf.core.errors import UserError
@@ -102,13 +97,7 @@ def export_model(
         # 2. Write the weights, read them again with others' code, and compare.
         reporter.start("export", f"{request.policy} of {request.run} to {request.out}")
         job = _Export(request, folder, config, (*PROBES, *prompts_of_run(answers)), reporter)
-        bodies = {
-            "adapter": job.adapter,
-            "merged": job.merged,
-            "reward": job.reward,
-            "gguf": job.gguf,
-        }
-        checks = bodies[request.target]()
+        checks: dict[str, Parity] = getattr(job, request.target)()
 
         # 3. Describe the result: licence files, model card, parity.
         licences = copy_files(request.settings.base, folder)
@@ -127,7 +116,7 @@ def export_model(
 
 @dataclass(frozen=True)
 class _Export:
-    """One export under way. Each target's method writes it and returns its checks by name."""
+    """An export in progress. The method named like its target writes it and returns the checks."""
 
     request: ExportRequest
     folder: Path
@@ -179,9 +168,7 @@ class _Export:
         model = PeftModel.from_pretrained(plain, str(self.folder))
         as_float32(model)
         model.eval()
-        check = parity.compare(
-            model, references, exact=True, stop_ids=stops, progress=self._progress("plain peft")
-        )
+        check = parity.compare(model, references, stops, self._progress("plain peft"), exact=True)
         return {"template": ids, "peft": check}
 
     def merged(self) -> dict[str, Parity]:
@@ -207,13 +194,8 @@ class _Export:
             model: Any = AutoModelForCausalLM.from_pretrained(
                 str(self.folder), dtype=dtype, **options
             )
-            check = parity.compare(
-                model.eval(),
-                references,
-                exact=dtype == torch.float32,
-                stop_ids=stops,
-                progress=self._progress("plain transformers"),
-            )
+            exact, progress = dtype == torch.float32, self._progress("plain transformers")
+            check = parity.compare(model.eval(), references, stops, progress, exact=exact)
         return {"template": ids, "file": file, "transformers": check}
 
     def reward(self) -> dict[str, Parity]:
@@ -287,13 +269,9 @@ class _Export:
                 str(self.folder), gguf_file=path.name, config=config, dtype=place[1]
             )
         model.to(place[0]).eval()
-        checks["transformers"] = parity.compare(
-            model,
-            references,
-            exact=self.request.dtype == "float32" and place[1] == torch.float32,
-            stop_ids=stops,
-            progress=self._progress("transformers' reader of GGUF"),
-        )
+        exact = self.request.dtype == "float32" and place[1] == torch.float32
+        progress = self._progress("transformers' reader of GGUF")
+        checks["transformers"] = parity.compare(model, references, stops, progress, exact=exact)
         return checks
 
     # --- steps ------------------------------------------------------------------------------------

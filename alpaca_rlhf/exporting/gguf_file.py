@@ -25,12 +25,6 @@ from alpaca_rlhf.models.merging import Weight
 
 KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
 """GGUF's name for each value of `--dtype`."""
-_FILE_TYPES = {
-    "F32": "ALL_F32",
-    "F16": "MOSTLY_F16",
-    "BF16": "MOSTLY_BF16",
-    "Q8_0": "MOSTLY_Q8_0",
-}
 _BLOCK = 32
 """Weights of a row in one block of Q8_0."""
 
@@ -93,7 +87,8 @@ def write_gguf(
     # 1. Metadata and vocabulary.
     weights, config = model.weights, model.config
     writer: Any = gguf.GGUFWriter(str(path), "llama")
-    _describe(writer, config, model.name, getattr(gguf.LlamaFileType, _FILE_TYPES[kind]))
+    file_type = "ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"
+    _describe(writer, config, model.name, getattr(gguf.LlamaFileType, file_type))
     _add_vocabulary(writer, model)
 
     # 2. Name, shape and dtype of every tensor.
@@ -187,11 +182,9 @@ def _kind(weight: Weight, matrix_kind: str) -> str:
 
 def _stored(kind: str, shape: tuple[int, ...]) -> tuple[Any, tuple[int, ...], int]:
     """Numpy's dtype of the stored bytes, their shape, and their number."""
-    if kind == "Q8_0":
-        rows = (*shape[:-1], shape[-1] // _BLOCK * (_BLOCK + 2))
-        return np.dtype(np.uint8), rows, prod(rows)
-    if kind == "BF16":
-        rows = (*shape[:-1], shape[-1] * 2)
+    if kind in ("Q8_0", "BF16"):  # numpy has neither
+        width = shape[-1] * 2 if kind == "BF16" else shape[-1] // _BLOCK * (_BLOCK + 2)
+        rows = (*shape[:-1], width)
         return np.dtype(np.uint8), rows, prod(rows)
     dtype = np.dtype(np.float16 if kind == "F16" else np.float32)
     return dtype, shape, prod(shape) * dtype.itemsize

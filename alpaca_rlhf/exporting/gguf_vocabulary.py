@@ -69,22 +69,17 @@ def vocabulary(tokenizer: Any, size: int, base: str) -> Vocabulary:
     # 1. Every token with its kind; added tokens override the model's.
     tokens = [f"[PAD{index}]" for index in range(size)]
     types = [UNUSED] * size
-    added = [
-        token_state for token_state in state["added_tokens"] if token_state["id"] < size
-    ]  # others have no embedding
-    ids = {**model["vocab"], **{token_state["content"]: token_state["id"] for token_state in added}}
+    added = [entry for entry in state["added_tokens"] if entry["id"] < size]  # with an embedding
+    ids = {**model["vocab"], **{entry["content"]: entry["id"] for entry in added}}
     for token, index in ids.items():
         if index >= size:
             raise refusal
         tokens[index] = token
         types[index] = BYTE if model["byte_fallback"] and _BYTE_TOKEN.fullmatch(token) else NORMAL
-    for token_state in added:
-        types[token_state["id"]] = CONTROL if token_state["special"] else USER_DEFINED
+    for entry in added:
+        types[entry["id"]] = CONTROL if entry["special"] else USER_DEFINED
     # 2. SentencePiece orders merges by score, byte-level BPE by their list.
-    merges = [
-        token_state if isinstance(token_state, str) else " ".join(token_state)
-        for token_state in model["merges"]
-    ]
+    merges = [entry if isinstance(entry, str) else " ".join(entry) for entry in model["merges"]]
     if model["byte_fallback"]:
         if tokenizer.unk_token_id is not None and tokenizer.unk_token_id != tokenizer.pad_token_id:
             types[tokenizer.unk_token_id] = UNKNOWN

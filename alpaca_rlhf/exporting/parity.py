@@ -112,19 +112,19 @@ def references(
 def compare(
     model: Any,
     references: Sequence[Reference],
-    *,
-    exact: bool,
     stop_ids: Sequence[int],
     progress: Callable[[int, int], None],
+    *,
+    exact: bool,
 ) -> Parity:
     """Compare a plain model with the trained policy.
 
     Args:
         model: A causal language model of transformers, or a `PeftModel`.
         references: The trained policy's outputs.
-        exact: The same tokens are required.
         stop_ids: Ids that end a completion.
         progress: Receives the number of finished prompts and the total.
+        exact: The same tokens are required.
     """
     same = ties = agreed = tokens = 0
     trained_nats = exported_nats = 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from alpaca_rlhf.core.sizes import LOGPROBS_BATCH_DIVISOR, SCORING_BATCH_FACTOR
@@ -13,6 +13,8 @@ from alpaca_rlhf.planner.shapes import Shape
 from alpaca_rlhf.planner.tape import Block, Tape
 from alpaca_rlhf.settings import Loop, OptimizerName
 
+STAGES = ("generate", "sft", "sample", "reward", "ppo", "best_of_k", "evaluate", "chat")
+"""Stages with a model, each a method of `PeakMemory`, in the order of the report."""
 OPTIMIZER = "optimiser"
 BYTES_OF_MOMENTS: dict[OptimizerName, float] = {
     "adamw": 8,
@@ -104,17 +106,7 @@ class PeakMemory:
 
     def all(self) -> dict[str, list[Phase]]:
         """Phases of every stage that is run, in the order of the report."""
-        stages: dict[str, Callable[[], Iterator[Phase]]] = {
-            "generate": self.generate,
-            "sft": self.sft,
-            "sample": self.sample,
-            "reward": self.reward,
-            "ppo": self.ppo,
-            "best_of_k": self.best_of_k,
-            "evaluate": self.evaluate,
-            "chat": self.chat,
-        }
-        return {name: list(phases()) for name, phases in stages.items() if name not in self.spared}
+        return {name: list(getattr(self, name)()) for name in STAGES if name not in self.spared}
 
     @property
     def spared(self) -> set[str]:

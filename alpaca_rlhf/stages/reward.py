@@ -106,7 +106,7 @@ def reward(ctx: Context, round_: int) -> Outcome:
     if result.left_out:
         summary += f", {result.left_out} rankings with them"
     if undecided:
-        summary += f"; {undecided} rankings in which nobody wins left out"
+        summary += f"; {undecided} rankings without a winner left out"
     tokens = sum(len(example) for group in train for example in group.examples) * settings.epochs
     return Outcome(result.rankings, tokens, summary, facts)
 
@@ -178,8 +178,8 @@ def ranking_groups(ctx: Context, round_: int) -> Rankings:
         groups, count = _of_ranked(ctx, ranked), len(ranked)
     if not groups:
         raise UserError(
-            f"{path}: every one of the {count} rankings is a tie, or between completions with the "
-            "same text; change the rankings, or learn from ties with --reward.ties soft"
+            f"{path}: none of the {count} rankings has a winner: all their completions tie or have "
+            "the same text; change the rankings, or learn from ties with --reward.ties soft"
         )
     split = reward_groups.split_held_out(groups, ctx.settings.reward.held_out)
     return Rankings(*split, undecided=count - len(groups))
