@@ -286,7 +286,7 @@ def test_csv(tmp_path, data, want):
 
 FILES = {
     "a.xlsx": (b"PK\x03\x04rest", "is a zip archive or a spreadsheet"),
-    "a.parquet": (b"not parquet", "is no Parquet file, in spite of its name"),
+    "a.parquet": (b"not parquet", "is not a Parquet file, in spite of its name"),
     "b.parquet": (b"PAR1 and then nothing", "cannot be read as Parquet"),
     "a.jsonl.zst": (b"\x28\xb5\x2f\xfdrest", "compressed with zstd"),
     "a.json": (b'{\n "data": [\n  {"prompt": "a"}\n ]\n}\n', ":1: not JSON lines: one object"),
@@ -357,7 +357,7 @@ def test_a_parquet_row_is_named_by_its_number(tmp_path):
 def test_a_name_on_the_hub_is_refused_offline(tmp_path):
     code, _, err = tried(["import", "hub:nobody/nothing", "--out", str(tmp_path / "out")])
     assert code == 2 and err.count("\n") == 1
-    assert "error: hub:nobody/nothing: cannot be had" in err and "HF_HUB_OFFLINE" in err
+    assert "error: hub:nobody/nothing: could not be loaded" in err and "HF_HUB_OFFLINE" in err
 
 
 def test_a_dataset_by_name_is_read_split_by_split(tmp_path):

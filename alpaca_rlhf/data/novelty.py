@@ -198,7 +198,7 @@ class NoveltyIndex:
         return neighbours
 
     def nearest(self, text: str) -> Neighbour | None:
-        """The nearest row whatever its score, the earliest among equals; None if none shares a token."""
+        """The nearest row at any score, the earliest among equals; None if none shares a token."""
         # 1. Count the tokens that each row shares with the query.
         query = self._query(text)
         shared = np.zeros(len(self), dtype=np.intc)
