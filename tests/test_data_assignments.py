@@ -44,8 +44,8 @@ def places(assigned: list[SplitAssignment]) -> dict[str, str]:
     return {assignment.texts[-1]: assignment.split for assignment in assigned}
 
 
-def near(left: str, right: str) -> bool:
-    return f1(left.split(), right.split()) > 0.7
+def near(text_a: str, text_b: str) -> bool:
+    return f1(text_a.split(), text_b.split()) > 0.7
 
 
 few_words = st.lists(st.sampled_from("abcdefgh"), min_size=3, max_size=6).map(" ".join)
@@ -63,10 +63,10 @@ def test_no_two_splits_come_near_and_what_was_assigned_stays(earlier, later, see
     where = places(after.assigned)
     dropped = {drop.row.instruction for drop in after.drops}
     assert where.keys() | dropped == {*earlier, *later} and not where.keys() & dropped
-    for left, right in combinations(where, 2):
-        assert where[left] == where[right] or not near(left, right)
+    for text_a, text_b in combinations(where, 2):
+        assert where[text_a] == where[text_b] or not near(text_a, text_b)
     for text in dropped:  # each lies near something that has a place
-        assert any(near(text, right) for right in where) or len(dropped) > 1
+        assert any(near(text, text_b) for text_b in where) or len(dropped) > 1
     reversed_order = deal(
         map(row, (earlier + later)[::-1]), before.assigned, shares=SHARES, seed=seed
     )
