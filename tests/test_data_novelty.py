@@ -120,7 +120,7 @@ def test_seven_of_nine_and_eleven_is_dropped_and_seven_of_ten_and_ten_kept() -> 
 @settings(max_examples=200, deadline=None)
 @given(st.text(), st.text("aAbB1_-' é字İK", max_size=30))
 def test_rouge_tokens_are_those_of_rouge_score(any_text: str, hard_text: str) -> None:
-    for text in (any_text, hard_text, any_text + ascii_heavy):
+    for text in (any_text, hard_text, any_text + hard_text):
         assert tokens(text, "rouge") == DefaultTokenizer(use_stemmer=False).tokenize(text)
         if text.isascii():
             assert tokens(text) == tokens(text, "rouge")
