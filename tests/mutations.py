@@ -130,11 +130,11 @@ def _inside(rng: random.Random, rows: list[Any], at: int) -> None:
     if not inner:
         _retype(rng, rows, at)
         return
-    one = rng.choice(inner)
-    if isinstance(one, list):
-        one[rng.randrange(len(one))] = rng.choice(VALUES)
+    nested = rng.choice(inner)
+    if isinstance(nested, list):
+        nested[rng.randrange(len(nested))] = rng.choice(VALUES)
     else:
-        one[rng.choice(list(one))] = rng.choice(VALUES)
+        nested[rng.choice(list(nested))] = rng.choice(VALUES)
 
 
 def _mixed(rng: random.Random, rows: list[Any], at: int) -> None:
@@ -153,10 +153,10 @@ def _truncate(rng: random.Random, data: bytes) -> bytes:
 
 
 def _flip(rng: random.Random, data: bytes) -> bytes:
-    made = bytearray(data)
+    flipped = bytearray(data)
     for _ in range(rng.choice((1, 3, 20))):
-        made[rng.randrange(len(made))] = rng.randrange(256)
-    return bytes(made)
+        flipped[rng.randrange(len(flipped))] = rng.randrange(256)
+    return bytes(flipped)
 
 
 PIECES: tuple[bytes, ...] = (
@@ -203,7 +203,9 @@ BYTE_CHANGES = (_truncate, _flip, _insert, _twice, _cut_out, _recoded, _doubled)
 def mutated(rng: random.Random, folder: Path) -> tuple[Path, str]:
     """A broken file (rarely a good one), and what was done to it."""
     name = rng.choice(list(MAKERS))
-    container = rng.choice([one for one in CONTAINERS if not (name == "trees" and "csv" in one)])
+    container = rng.choice(
+        [candidate for candidate in CONTAINERS if not (name == "trees" and "csv" in candidate)]
+    )
     rows: list[Any] = [MAKERS[name](rng) for _ in range(rng.choice((1, 3, 30, 250)))]
     done = []
     for _ in range(rng.choice((0, 1, 1, 5))):
@@ -235,25 +237,25 @@ def mutated(rng: random.Random, folder: Path) -> tuple[Path, str]:
     return path, f"{name} {container}{' misnamed' if wrong_name else ''} {' '.join(done)}"
 
 
-def tried(words: list[str]) -> tuple[int, str, str]:
+def tried(arguments: list[str]) -> tuple[int, str, str]:
     """Exit code (1 for an exception), stdout and stderr of a command line, in this process."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            code = cli.main(words)
+            code = cli.main(arguments)
         except Exception:
             code = 1
             err.write(traceback.format_exc())
     return code, out.getvalue(), err.getvalue()
 
 
-def wrong_with(path: Path, words: list[str], out: Path) -> tuple[int, str]:
+def wrong_with(path: Path, arguments: list[str], out: Path) -> tuple[int, str]:
     """Import a file; the exit code, and what must not be: "" if all is well."""
     shutil.rmtree(out, ignore_errors=True)
-    code, _, err = tried(["import", str(path), "--out", str(out), *words])
+    code, _, err = tried(["import", str(path), "--out", str(out), *arguments])
     if code not in (0, 2):
         return code, f"exit {code}: {err[-2000:]}"
-    if [one for one in out.parent.iterdir() if one.name.startswith(f".{out.name}")]:
+    if [leftover for leftover in out.parent.iterdir() if leftover.name.startswith(f".{out.name}")]:
         return code, "an unfinished folder is left"
     if code == 2:
         if out.exists():
@@ -281,8 +283,8 @@ def fuzz(folder: Path, count: int, seed: int) -> dict[str, Any]:
     for number in range(count):
         rng = random.Random(f"{seed}/{number}")
         path, what = mutated(rng, folder)
-        words = rng.choice(([], ["--broken", "drop"], ["--format", rng.choice(list(MAKERS))]))
-        code, wrong = wrong_with(path, words, folder / "out")
+        arguments = rng.choice(([], ["--broken", "drop"], ["--format", rng.choice(list(MAKERS))]))
+        code, wrong = wrong_with(path, arguments, folder / "out")
         ends[f"exit {code}"] += 1
         if wrong:
             failures.append({"seed": f"{seed}/{number}", "file": what, "wrong": wrong})
@@ -346,9 +348,9 @@ def memory_of(path: Path, out: Path) -> dict[str, Any]:
         check=True,
     )
     code, peak = done.stderr.split()[-2:]
-    made: dict[str, Any] = {"exit": int(code), "peak_mib": round(int(peak) / 1024, 1)}
+    outcome: dict[str, Any] = {"exit": int(code), "peak_mib": round(int(peak) / 1024, 1)}
     if code == "0":
         manifest = json.loads((out / "manifest.json").read_text())
-        made |= {"rows": manifest["rows"], "records": manifest["records"]}
-        made["sha256"] = manifest["sha256"]
-    return made
+        outcome |= {"rows": manifest["rows"], "records": manifest["records"]}
+        outcome["sha256"] = manifest["sha256"]
+    return outcome

@@ -36,16 +36,16 @@ from tests.test_data_novelty import f1
 SHARES = {"sft": 0.4, "rank": 0.2, "ppo": 0.3, "eval": 0.1}
 
 
-def row(words: str, output: str | None = "yes") -> Instruction:
-    return Instruction(words, "", output)
+def row(instruction: str, output: str | None = "yes") -> Instruction:
+    return Instruction(instruction, "", output)
 
 
 def places(assigned: list[SplitAssignment]) -> dict[str, str]:
-    return {one.texts[-1]: one.split for one in assigned}
+    return {assignment.texts[-1]: assignment.split for assignment in assigned}
 
 
-def near(one: str, other: str) -> bool:
-    return f1(one.split(), other.split()) > 0.7
+def near(text_a: str, text_b: str) -> bool:
+    return f1(text_a.split(), text_b.split()) > 0.7
 
 
 few_words = st.lists(st.sampled_from("abcdefgh"), min_size=3, max_size=6).map(" ".join)
@@ -53,23 +53,25 @@ few_words = st.lists(st.sampled_from("abcdefgh"), min_size=3, max_size=6).map(" 
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(few_words, max_size=14), st.lists(few_words, max_size=14), st.integers(0, 9))
-def test_no_two_splits_come_near_and_what_was_assigned_stays(first, more, seed) -> None:
+def test_no_two_splits_come_near_and_what_was_assigned_stays(earlier, later, seed) -> None:
     """The texts are so short and alike that clusters meet all the time."""
-    before = deal(map(row, first), shares=SHARES, seed=seed)
+    before = deal(map(row, earlier), shares=SHARES, seed=seed)
     assert not before.drops  # nothing is between splits before there are any
-    assert {one.texts[-1] for one in before.assigned} == set(first)
-    after = deal(map(row, first + more), before.assigned, shares=SHARES, seed=seed)
+    assert {assignment.texts[-1] for assignment in before.assigned} == set(earlier)
+    after = deal(map(row, earlier + later), before.assigned, shares=SHARES, seed=seed)
     assert after.assigned[: len(before.assigned)] == before.assigned
     where = places(after.assigned)
     dropped = {drop.row.instruction for drop in after.drops}
-    assert where.keys() | dropped == {*first, *more} and not where.keys() & dropped
-    for one, other in combinations(where, 2):
-        assert where[one] == where[other] or not near(one, other)
+    assert where.keys() | dropped == {*earlier, *later} and not where.keys() & dropped
+    for text_a, text_b in combinations(where, 2):
+        assert where[text_a] == where[text_b] or not near(text_a, text_b)
     for text in dropped:  # each lies near something that has a place
-        assert any(near(text, other) for other in where) or len(dropped) > 1
-    again = deal(map(row, (first + more)[::-1]), before.assigned, shares=SHARES, seed=seed)
-    assert places(again.assigned) == where  # the order of the rows does not matter
-    third = deal(map(row, first + more), after.assigned, shares=SHARES, seed=seed)
+        assert any(near(text, text_b) for text_b in where) or len(dropped) > 1
+    reversed_order = deal(
+        map(row, (earlier + later)[::-1]), before.assigned, shares=SHARES, seed=seed
+    )
+    assert places(reversed_order.assigned) == where  # the order of the rows does not matter
+    third = deal(map(row, earlier + later), after.assigned, shares=SHARES, seed=seed)
     assert third.assigned == after.assigned and dropped == {d.row.instruction for d in third.drops}
 
 
@@ -85,7 +87,7 @@ def test_a_row_between_two_splits_is_dropped_and_names_both() -> None:
         SplitAssignment("2", "ppo", ("e f g h i j k l m n",)),
     ]
     dealt = deal([row(wide)], narrow, shares=SHARES)
-    assert [one.id for one in dealt.assigned] == ["1", "2"]
+    assert [assignment.id for assignment in dealt.assigned] == ["1", "2"]
     (drop,) = dealt.drops
     assert drop.rule == "between splits" and "of sft" in drop.detail and "of ppo" in drop.detail
 
@@ -104,18 +106,18 @@ def test_new_rows_that_link_two_splits_are_parted() -> None:
 
 def test_about_the_shares_that_were_asked_for() -> None:
     rows = [row(f"one{i} two{i} three{i} four{i}") for i in range(2000)]
-    counts = Counter(one.split for one in deal(rows, shares=SHARES).assigned)
+    counts = Counter(assignment.split for assignment in deal(rows, shares=SHARES).assigned)
     for name, share in SHARES.items():
         assert abs(counts[name] / 2000 - share) < 0.04
     only = deal(rows[:50], shares={**dict.fromkeys(SHARES, 0.0), "ppo": 3})
-    assert {one.split for one in only.assigned} == {"ppo"}
-    other = deal(rows, shares=SHARES, seed=1)
-    assert places(other.assigned) != places(deal(rows, shares=SHARES).assigned)
+    assert {assignment.split for assignment in only.assigned} == {"ppo"}
+    other_seed = deal(rows, shares=SHARES, seed=1)
+    assert places(other_seed.assigned) != places(deal(rows, shares=SHARES).assigned)
 
 
 def test_prompts_without_outputs_never_fill_sft() -> None:
     rows = [row(f"one{i} two{i} three{i} four{i}", output=None) for i in range(300)]
-    counts = Counter(one.split for one in deal(rows, shares=SHARES).assigned)
+    counts = Counter(assignment.split for assignment in deal(rows, shares=SHARES).assigned)
     assert counts["sft"] == 0 and counts["rank"] and counts["ppo"] and counts["eval"]
     with pytest.raises(UserError, match="no output to learn from"):
         deal(rows, shares={"sft": 1.0, "rank": 0.0, "ppo": 0.0, "eval": 0.0})
@@ -123,14 +125,17 @@ def test_prompts_without_outputs_never_fill_sft() -> None:
 
 def test_a_conversation_is_near_what_each_of_its_turns_is_near() -> None:
     opening = "tell me all about the mice of this house"
-    talk = Instruction(
+    conversation = Instruction(
         "and what do they eat at night", "", "Cheese.", "", ((opening, "They are."),)
     )
-    dealt = deal([talk, row(opening)], shares=SHARES)
-    assert len({one.split for one in dealt.assigned}) == 1
+    dealt = deal([conversation, row(opening)], shares=SHARES)
+    assert len({assignment.split for assignment in dealt.assigned}) == 1
     for seed in range(20):  # whatever the dealing
-        where = {one.split for one in deal([talk, row(opening)], shares=SHARES, seed=seed).assigned}
-        assert len(where) == 1
+        splits = {
+            assignment.split
+            for assignment in deal([conversation, row(opening)], shares=SHARES, seed=seed).assigned
+        }
+        assert len(splits) == 1
 
 
 def test_files_of() -> None:
@@ -154,14 +159,14 @@ def test_files_of() -> None:
 def test_assignments_are_read_back_and_damage_is_told(tmp_path: Path) -> None:
     path = tmp_path / "assignments.jsonl"
     assert read_assignments(path) == []
-    one = SplitAssignment("1", "sft", ("a line\u2028end \n 字", "b"))
-    write_assignments(path, [one, SplitAssignment("2", "ppo", ("c",))])
-    assert read_assignments(path) == [one, SplitAssignment("2", "ppo", ("c",))]
+    assignment = SplitAssignment("1", "sft", ("a line\u2028end \n 字", "b"))
+    write_assignments(path, [assignment, SplitAssignment("2", "ppo", ("c",))])
+    assert read_assignments(path) == [assignment, SplitAssignment("2", "ppo", ("c",))]
     for damage in ('{"id": "1"}\n', "[1]\n", "{\n", '{"id": 1, "split": "sft", "texts": []}\n'):
         path.write_text(path.read_text().splitlines(keepends=True)[0] + damage)
         with pytest.raises(UserError, match=r"assignments.jsonl:\d: is not an assignment"):
             read_assignments(path)
-        write_assignments(path, [one])
+        write_assignments(path, [assignment])
 
 
 HELD = "Write a short letter to the mayor of our town about the noise of the new motorway."
@@ -192,8 +197,8 @@ def test_an_evaluation_is_a_rule_for_filters() -> None:
     assert drop_reason(row("Name three colours."), [rule]) is None
 
 
-def split(*words: object) -> int:
-    return cli.main(["split", *map(str, words)])
+def split(*arguments: object) -> int:
+    return cli.main(["split", *map(str, arguments)])
 
 
 def write(path: Path, texts: list[str]) -> Path:
@@ -202,15 +207,15 @@ def write(path: Path, texts: list[str]) -> Path:
 
 
 def read(out: Path) -> dict[str, list[str]]:
-    found = {}
+    files = {}
     for name in SHARES:
         lines = (out / f"{name}.jsonl").read_text().splitlines()
-        found[name] = [json.loads(line)["instruction"] for line in lines]
-    return found
+        files[name] = [json.loads(line)["instruction"] for line in lines]
+    return files
 
 
 def everything(parts: dict[str, list[str]]) -> list[str]:
-    return [text for own in parts.values() for text in own]
+    return [text for texts in parts.values() for text in texts]
 
 
 def test_the_command_adds_rows_and_leaves_the_rest_where_it_was(tmp_path, capsys) -> None:
@@ -220,10 +225,10 @@ def test_the_command_adds_rows_and_leaves_the_rest_where_it_was(tmp_path, capsys
     assert split("--data", first, "--out", out) == 0
     before = read(out)
     assert sorted(everything(before)) == sorted(texts[:80]) and all(before.values())
-    said = capsys.readouterr().out
-    assert f"{len(before['sft'])} rows" in said and f"--inputs.splits '{out}'" in said
-    more = write(tmp_path / "more.jsonl", [*texts[80:], texts[0] + " again"])
-    assert split("--data", first, more, "--out", out, "--shares.sft", 0, "--seed", 7) == 0
+    output = capsys.readouterr().out
+    assert f"{len(before['sft'])} rows" in output and f"--inputs.splits '{out}'" in output
+    later = write(tmp_path / "more.jsonl", [*texts[80:], texts[0] + " again"])
+    assert split("--data", first, later, "--out", out, "--shares.sft", 0, "--seed", 7) == 0
     after = read(out)
     assert all(set(before[name]) <= set(after[name]) for name in SHARES)
     home = next(name for name in SHARES if texts[0] in before[name])
@@ -246,7 +251,7 @@ def test_the_command_keeps_an_evaluation_out_and_says_what_it_left_out(tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         ([], "--data is missing"),
         (["--data", "absent.jsonl"], "absent.jsonl: no such file"),
@@ -259,21 +264,21 @@ def test_the_command_keeps_an_evaluation_out_and_says_what_it_left_out(tmp_path,
         (["--data", "rows.jsonl", "--shares", "1"], "--shares"),
     ],
 )
-def test_what_the_command_refuses(words, message, tmp_path, monkeypatch, capsys) -> None:
+def test_what_the_command_refuses(arguments, message, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "rows.jsonl", ["Name three colours."])
-    assert split(*words) == 2
-    told = capsys.readouterr().err
-    assert message in told and told.count("\n") == 1
+    assert split(*arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
 
 
 def test_no_file_is_lost_to_the_command(tmp_path, capsys) -> None:
     rows = write(tmp_path / "rows.jsonl", ["Name three colours.", "Say hello to Ann."])
     foreign = tmp_path / "mine"
-    own = write(foreign / "sft.jsonl", ["Something that I wrote myself."]).read_text()
+    text_before = write(foreign / "sft.jsonl", ["Something that I wrote myself."]).read_text()
     assert split("--data", rows, "--out", foreign) == 2
     assert "holds sft.jsonl but no assignments.jsonl" in capsys.readouterr().err
-    assert (foreign / "sft.jsonl").read_text() == own
+    assert (foreign / "sft.jsonl").read_text() == text_before
     out = tmp_path / "out"
     assert split("--data", rows, "--out", out) == 0
     assert split("--data", out / "sft.jsonl", "--out", out) == 2
@@ -291,18 +296,26 @@ def test_real_splits_are_disjoint(shared: Path, tmp_path: Path) -> None:
     parts = {name: read_prompts(tmp_path / f"{name}.jsonl") for name in SHARES}
     assert sum(map(len, parts.values())) == 17387
     assert len(read_instructions(tmp_path / "sft.jsonl")) == len(parts["sft"])  # all have outputs
-    words = {name: [tokens(prompt_text(one)) for one in rows] for name, rows in parts.items()}
+    tokens_of_split = {
+        name: [tokens(prompt_text(row)) for row in rows] for name, rows in parts.items()
+    }
     rng = random.Random(0)
     compared = 0
-    for name, own in words.items():
-        others = [text for other, texts in words.items() if other != name for text in texts]
-        for text in rng.sample(own, 25):
+    for name, split_tokens in tokens_of_split.items():
+        others = [
+            text
+            for other_name, texts in tokens_of_split.items()
+            if other_name != name
+            for text in texts
+        ]
+        for text in rng.sample(split_tokens, 25):
             bag = Counter(text)
-            for other in others:
+            for other_tokens in others:
                 # An LCS is never longer than the words in common, which are quicker to count.
-                if 2 * (bag & Counter(other)).total() > 0.6 * (len(text) + len(other)):
+                shared_tokens = (bag & Counter(other_tokens)).total()
+                if 2 * shared_tokens > 0.6 * (len(text) + len(other_tokens)):
                     compared += 1
-                    assert f1(text, other) <= 0.7
+                    assert f1(text, other_tokens) <= 0.7
     assert compared > 10
 
 
@@ -326,23 +339,23 @@ def settings_of(folder: Path, rounds: int = 1, **inputs: Path) -> Loop:
 
 
 def test_a_loop_takes_its_rows_and_prompts_from_a_folder_of_splits(tmp_path: Path) -> None:
-    asked = settings_of(folder_of_splits(tmp_path), rounds=2)
-    source = source_of(asked)
+    loop = settings_of(folder_of_splits(tmp_path), rounds=2)
+    source = source_of(loop)
     sizes = {"rank": 10, "ppo": 12, "rank.2": 10, "ppo.2": 12, "eval": 25}
     assert {name: len(source.prompts(name)) for name in source.names()} == sizes
     for name in sizes:
-        own = {one.instruction for one in source.prompts(name)}
-        assert all(text.startswith(name.partition(".")[0]) for text in own)
-    for one, other in (("rank", "rank.2"), ("ppo", "ppo.2")):
-        first = {row.id for row in source.prompts(one)}
-        assert not first & {row.id for row in source.prompts(other)}
-    assert len(source.seeds()) == 20 and order(asked)[0] == ("sft", 1)
-    assert set(asked.inputs.files()) == {f"splits.{name}" for name in SHARES}
+        instructions = {prompt.instruction for prompt in source.prompts(name)}
+        assert all(text.startswith(name.partition(".")[0]) for text in instructions)
+    for first_round, second_round in (("rank", "rank.2"), ("ppo", "ppo.2")):
+        first_ids = {row.id for row in source.prompts(first_round)}
+        assert not first_ids & {row.id for row in source.prompts(second_round)}
+    assert len(source.seeds()) == 20 and order(loop)[0] == ("sft", 1)
+    assert set(loop.inputs.files()) == {f"splits.{name}" for name in SHARES}
     with pytest.raises(UserError, match=r"rank.jsonl: split: 40 prompts .* rank.* lacks"):
         source_of(settings_of(tmp_path, rounds=5))
     (tmp_path / "ppo.jsonl").unlink()
     with pytest.raises(UserError, match=r"ppo.jsonl: no such file"):
-        source_of(asked)
+        source_of(loop)
     for name in ("data", "seeds", "prompts"):
         with pytest.raises(ValueError, match=f"--inputs.{name}: --inputs.splits gives rows"):
             settings_of(tmp_path, **{name: tmp_path / "x.jsonl"})
@@ -354,20 +367,20 @@ def test_training_on_a_cluster_that_another_stage_has_is_refused_with_the_pair(
     """Someone has copied a prompt of `ppo` into `sft`, one word of eight changed."""
     folder = folder_of_splits(tmp_path)
     source = source_of(settings_of(folder))
-    taken = source.prompts("ppo")[0].instruction
-    changed = " ".join([*taken.split()[:-1], "other"])
+    ppo_text = source.prompts("ppo")[0].instruction
+    changed = " ".join([*ppo_text.split()[:-1], "other"])
     sft = read_instructions(folder / "sft.jsonl")
     write_instructions(folder / "sft.jsonl", [*sft, row(changed)])
     source = source_of(settings_of(folder))
     splits = {"sft": source.seeds(), **{name: source.prompts(name) for name in source.names()}}
     with pytest.raises(UserError, match="prompts leak between stages") as caught:
         check_disjoint(splits)
-    assert repr(taken) in str(caught.value) and repr(changed) in str(caught.value)
+    assert repr(ppo_text) in str(caught.value) and repr(changed) in str(caught.value)
 
 
 def test_real_rows_near_an_evaluation(shared: Path) -> None:
     rows = read_prompts(shared / "data" / "selfinstruct_user_oriented_252.jsonl")
     held = EvaluationPrompts(rows)
-    assert all(held.contamination(one) is not None for one in rows)
+    assert all(held.contamination(row) is not None for row in rows)
     dolly = read_prompts(shared / "data" / "dolly_2000.json")
-    assert sum(held.contamination(one) is not None for one in dolly) < 20
+    assert sum(held.contamination(row) is not None for row in dolly) < 20

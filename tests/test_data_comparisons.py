@@ -18,12 +18,14 @@ def write(path: Path, *rows: object) -> Path:
 
 def test_hh_dialogues_part_at_the_last_answer(tmp_path: Path) -> None:
     start = "\n\nHuman: Hi.\n\nAssistant: Hello!\n\nHuman: Sing.\n\nAssistant:"
-    one = {
+    single_turn = {
         "chosen": "\n\nHuman: Hi.\n\nAssistant: Hello!",
         "rejected": "\n\nHuman: Hi.\n\nAssistant: He",
     }
     path = write(
-        tmp_path / "a.jsonl", {"chosen": f"{start} La la.", "rejected": f"{start} La no."}, one
+        tmp_path / "a.jsonl",
+        {"chosen": f"{start} La la.", "rejected": f"{start} La no."},
+        single_turn,
     )
     long, short = read_pairs(path)
     assert long.prompt.instruction == "Human: Hi.\n\nAssistant: Hello!\n\nHuman: Sing."
@@ -71,7 +73,7 @@ def test_conversations_messages_and_plain_columns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "says"),
+    ("row", "fragment"),
     [
         (
             {"prompt": "a", "chosen": "b"},
@@ -102,16 +104,16 @@ def test_conversations_messages_and_plain_columns(tmp_path: Path) -> None:
         ({"prompt": "a", "chosen": [], "rejected": "c"}, "must be one answer"),
     ],
 )
-def test_broken_pairs(tmp_path: Path, row: object, says: str) -> None:
+def test_broken_pairs(tmp_path: Path, row: object, fragment: str) -> None:
     good = {"prompt": "Why?", "chosen": "So.", "rejected": "No."}
     path = write(tmp_path / "a.jsonl", good, row)
     with pytest.raises(UserError, match=r"a\.jsonl:2: ") as caught:
         read_pairs(path)
-    assert says in str(caught.value)
+    assert fragment in str(caught.value)
 
 
-def node(role: str, text: str, *replies: dict, **more: object) -> dict:
-    return {"role": role, "text": text, "replies": list(replies), **more}
+def node(role: str, text: str, *replies: dict, **columns: object) -> dict:
+    return {"role": role, "text": text, "replies": list(replies), **columns}
 
 
 def test_a_tree_gives_a_ranking_for_every_ranked_human_turn(tmp_path: Path) -> None:
@@ -132,19 +134,22 @@ def test_a_tree_gives_a_ranking_for_every_ranked_human_turn(tmp_path: Path) -> N
     )
     lone = node("prompter", "Alone?", node("assistant", "Yes.", rank=0))
     path = write(tmp_path / "a.jsonl", {"prompt": root}, {"prompt": lone}, {"prompt": root})
-    found = read_rankings(path)
-    assert [ranking.annotator for _, _, ranking in found] == [
+    rankings = read_rankings(path)
+    assert [ranking.annotator for _, _, ranking in rankings] == [
         "oasst",
         "oasst",
         "oasst-2",
         "oasst-2",
     ]
-    (first, answers, order), (second, more, ties) = found[:2]
+    (first, answers, order), (second, later_answers, ties) = rankings[:2]
     assert first.instruction == "What?"
     assert second.instruction == "Human: What?\n\nAssistant: This.\n\nHuman: And why?"
-    texts = {one.id: one.text for one in [*answers, *more]}
-    assert [[texts[one] for one in tier] for tier in order.tiers] == [["That."], ["This."]]
-    assert [[texts[one] for one in tier] for tier in ties.tiers] == [
+    texts = {completion.id: completion.text for completion in [*answers, *later_answers]}
+    assert [[texts[completion] for completion in tier] for tier in order.tiers] == [
+        ["That."],
+        ["This."],
+    ]
+    assert [[texts[completion] for completion in tier] for tier in ties.tiers] == [
         ["best"],
         ["worse", "also worse"],
     ]
@@ -155,7 +160,7 @@ def test_replies_with_the_same_text_stay_apart(tmp_path: Path) -> None:
         "prompter", "What?", node("assistant", "This.", rank=1), node("assistant", "This.", rank=0)
     )
     ((_, answers, ranking),) = read_rankings(write(tmp_path / "a.jsonl", {"prompt": root}))
-    assert len({one.id for one in answers}) == 2 and len(ranking.tiers) == 2
+    assert len({completion.id for completion in answers}) == 2 and len(ranking.tiers) == 2
 
 
 @pytest.mark.parametrize(
@@ -188,10 +193,12 @@ def test_real_pairs(shared: Path) -> None:
 
 
 def test_real_trees(shared: Path) -> None:
-    found = read_rankings(shared / "data" / "oasst_en_100_tree.jsonl.gz")
-    assert len(found) == 212
-    assert sum("Assistant:" in prompt.instruction for prompt, _, _ in found) == 113
-    for prompt, answers, ranking in found:
+    rankings = read_rankings(shared / "data" / "oasst_en_100_tree.jsonl.gz")
+    assert len(rankings) == 212
+    assert sum("Assistant:" in prompt.instruction for prompt, _, _ in rankings) == 113
+    for prompt, answers, ranking in rankings:
         assert ranking.prompt_id == prompt.id
-        assert {one for tier in ranking.tiers for one in tier} == {one.id for one in answers}
+        assert {completion for tier in ranking.tiers for completion in tier} == {
+            completion.id for completion in answers
+        }
         assert all(len(better) == len(worse) == 1 for better, worse in pairwise(ranking.tiers))

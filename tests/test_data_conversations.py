@@ -22,12 +22,12 @@ from alpaca_rlhf.data import (
 TEXT = st.text(st.characters(exclude_categories=["Cs"])).filter(str.strip)
 
 
-def openai(*turns: tuple[str, str], **more: object) -> dict:
-    return {"messages": [{"role": role, "content": text} for role, text in turns], **more}
+def openai(*turns: tuple[str, str], **columns: object) -> dict:
+    return {"messages": [{"role": role, "content": text} for role, text in turns], **columns}
 
 
-def sharegpt(*turns: tuple[str, str], **more: object) -> dict:
-    return {"conversations": [{"from": role, "value": text} for role, text in turns], **more}
+def sharegpt(*turns: tuple[str, str], **columns: object) -> dict:
+    return {"conversations": [{"from": role, "value": text} for role, text in turns], **columns}
 
 
 def lines(path: Path, *rows: object) -> Path:
@@ -36,14 +36,14 @@ def lines(path: Path, *rows: object) -> Path:
 
 
 def test_the_last_reply_is_the_output_and_earlier_pairs_are_the_history(tmp_path: Path) -> None:
-    asked = [("user", " Name a colour.\n"), ("assistant", "Blue."), ("user", "Why?")]
-    asked += [("assistant", "So.\n"), ("user", "Sort."), ("assistant", "a b")]
+    turns = [("user", " Name a colour.\n"), ("assistant", "Blue."), ("user", "Why?")]
+    turns += [("assistant", "So.\n"), ("user", "Sort."), ("assistant", "a b")]
     names = {"user": "human", "assistant": "gpt"}
     path = lines(
         tmp_path / "a.jsonl",
-        openai(*asked, prompt="a column beside", prompt_id="7"),
-        sharegpt(*((names[role], said) for role, said in asked), source="forum"),
-        openai(*asked[:2]),
+        openai(*turns, prompt="a column beside", prompt_id="7"),
+        sharegpt(*((names[role], text) for role, text in turns), source="forum"),
+        openai(*turns[:2]),
     )
     history = ((" Name a colour.\n", "Blue."), ("Why?", "So.\n"))
     assert read_instructions(path) == [
@@ -72,7 +72,7 @@ ASK, SAY = ("user", "Why?"), ("assistant", "So.")
 
 
 @pytest.mark.parametrize(
-    ("row", "says"),
+    ("row", "fragment"),
     [
         (openai(ASK), "the conversation has no assistant turn: there is no reply to learn from"),
         (openai(ASK, SAY, ASK), "the conversation ends with the user's turn: there is no reply"),
@@ -98,12 +98,12 @@ ASK, SAY = ("user", "Why?"), ("assistant", "So.")
         ({"instruction": "a", "output": "b", "history": [["c", 1]]}, "must be text, got a number"),
     ],
 )
-def test_broken_conversations_are_named_by_line(tmp_path: Path, row: object, says: str) -> None:
+def test_broken_conversations_are_named_by_line(tmp_path: Path, row: object, fragment: str) -> None:
     path = lines(tmp_path / "a.jsonl", openai(ASK, SAY), row, openai(ASK, SAY))
     with pytest.raises(UserError) as caught:
         read_instructions(path)
     message = str(caught.value)
-    assert message.startswith(f"{path}:2: ") and says in message and "\n" not in message
+    assert message.startswith(f"{path}:2: ") and fragment in message and "\n" not in message
     assert "(1 of 3 rows broken)" in message
 
 
@@ -144,8 +144,10 @@ def test_written_conversations_come_back_as_they_were(tmp_path_factory, rows) ->
     write_instructions(path, rows)
     assert read_instructions(path) == rows
     columns = [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
-    assert [Instruction.from_json(one) for one in columns] == rows
-    assert [("history" in one) for one in columns] == [bool(row.history) for row in rows]
+    assert [Instruction.from_json(row_columns) for row_columns in columns] == rows
+    assert [("history" in row_columns) for row_columns in columns] == [
+        bool(row.history) for row in rows
+    ]
 
 
 # --- near-duplicates -----------------------------------------------------------------------------
@@ -157,18 +159,20 @@ TALK = Instruction("Thanks.", "", "Bye.", history=((LONG, "Mice."), (MORE, "Noth
 
 def test_a_conversation_is_compared_by_all_that_the_user_said() -> None:
     assert prompt_text(TALK) == f"{LONG}\n{MORE}\nThanks."
-    other = Instruction("Thanks.", history=(("How do I get to the station from here", "Left."),))
-    assert len(clusters([TALK, other])) == 2  # only their last turns are the same
+    same_last_turn = Instruction(
+        "Thanks.", history=(("How do I get to the station from here", "Left."),)
+    )
+    assert len(clusters([TALK, same_last_turn])) == 2  # only their last turns are the same
 
 
 def test_a_prompt_that_any_reply_of_a_conversation_answers_is_a_leak() -> None:
-    assert [prompt_text(one) for one in answered_prompts([TALK])] == [
+    assert [prompt_text(prompt) for prompt in answered_prompts([TALK])] == [
         LONG,
         f"{LONG}\n{MORE}",
         f"{LONG}\n{MORE}\nThanks.",
     ]
-    assert [one.output for one in answered_prompts([TALK])] == ["Mice.", "Nothing.", "Bye."]
-    asked = Instruction(LONG + "?")
-    assert check_disjoint({"sft": [TALK], "eval": [asked]}) == 0  # the whole is far from it
+    assert [prompt.output for prompt in answered_prompts([TALK])] == ["Mice.", "Nothing.", "Bye."]
+    opening = Instruction(LONG + "?")
+    assert check_disjoint({"sft": [TALK], "eval": [opening]}) == 0  # the whole is far from it
     with pytest.raises(UserError, match="near-duplicates"):
-        check_disjoint({"sft": answered_prompts([TALK]), "eval": [asked]})
+        check_disjoint({"sft": answered_prompts([TALK]), "eval": [opening]})

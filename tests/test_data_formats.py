@@ -68,7 +68,7 @@ def test_dolly_and_seed_task_columns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "says"),
+    ("row", "fragment"),
     [
         ({"instruction": "Go.", "output": " \n"}, "output is empty"),
         ({"instruction": "Go."}, "output is empty or absent"),
@@ -85,14 +85,14 @@ def test_dolly_and_seed_task_columns(tmp_path: Path) -> None:
         (None, "got null"),
     ],
 )
-def test_broken_rows_are_named_by_line(tmp_path: Path, row: object, says: str) -> None:
+def test_broken_rows_are_named_by_line(tmp_path: Path, row: object, fragment: str) -> None:
     message = refusal(lines(tmp_path / "a.jsonl", GOOD, row, GOOD))
-    assert message.startswith(":2: ") and says in message and "(1 of 3 rows broken)" in message
+    assert message.startswith(":2: ") and fragment in message and "(1 of 3 rows broken)" in message
     array = tmp_path / "a.json"
     array.write_text(
         json.dumps([GOOD, row, GOOD]).replace("}, {", "},\n\n{").replace("}, [", "},\n\n[")
     )
-    assert says in refusal(array)
+    assert fragment in refusal(array)
 
 
 def test_every_problem_is_counted(tmp_path: Path) -> None:
@@ -151,20 +151,20 @@ def test_prompts_need_no_output(tmp_path: Path) -> None:
 )
 def test_written_rows_come_back_as_they_were(tmp_path_factory, rows) -> None:
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    made = [Instruction(*row) for row in rows]
-    write_instructions(path, made)
-    assert read_instructions(path) == made
+    tasks = [Instruction(*row) for row in rows]
+    write_instructions(path, tasks)
+    assert read_instructions(path) == tasks
 
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_mutated_files_are_read_or_refused(tmp_path_factory, data) -> None:
-    whole = json.dumps([GOOD, {"prompt": "p", "chosen": "a", "rejected": "b"}]).encode()
+    original = json.dumps([GOOD, {"prompt": "p", "chosen": "a", "rejected": "b"}]).encode()
     if data.draw(st.booleans()):
-        whole = whole[1:-1].replace(b"}, {", b"}\n{")
-    at = data.draw(st.integers(0, len(whole)))
+        original = original[1:-1].replace(b"}, {", b"}\n{")
+    at = data.draw(st.integers(0, len(original)))
     cut = data.draw(st.integers(0, 8))
-    mutated = whole[:at] + data.draw(st.binary(max_size=4)) + whole[at + cut :]
+    mutated = original[:at] + data.draw(st.binary(max_size=4)) + original[at + cut :]
     path = tmp_path_factory.getbasetemp() / "mutated.json"
     path.write_bytes(mutated)
     for read in (read_instructions, read_prompts, read_pairs, read_rankings):

@@ -41,9 +41,9 @@ def lines(path: Path, *rows: object) -> Path:
 def imported(path: Path, *flags: str, out: Path | None = None) -> tuple[list[dict], dict]:
     """Records and manifest of an import that succeeds."""
     out = out or path.parent / f"{path.name}-out"
-    code, said, err = tried(["import", str(path), "--out", str(out), *flags])
+    code, output, err = tried(["import", str(path), "--out", str(out), *flags])
     assert code == 0, err
-    assert "example 1" in said and "next:" in said
+    assert "example 1" in output and "next:" in output
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["rows"] == manifest["rows_kept"] + sum(manifest["rows_dropped"].values())
     records = [json.loads(line) for line in (out / manifest["file"]).read_text().splitlines()]
@@ -63,7 +63,7 @@ def refusal(path: Path, *flags: str) -> str:
 
 
 TABLES = [
-    (one, box) for one in MAKERS for box in CONTAINERS if not (one == "trees" and "csv" in box)
+    (name, box) for name in MAKERS for box in CONTAINERS if not (name == "trees" and "csv" in box)
 ]
 
 
@@ -78,8 +78,8 @@ def test_every_format_in_every_container(tmp_path, name, container):
     path = tmp_path / f"rows.{container}"
     path.write_bytes(packed(rows, container))
     records, manifest = imported(path)
-    for one in [*want, *records]:
-        del one["source"]
+    for record in [*want, *records]:
+        del record["source"]
     assert records == want
     assert manifest["sources"][0]["format"] == name
     assert manifest["kind"] == FORMATS[name].kind
@@ -87,7 +87,7 @@ def test_every_format_in_every_container(tmp_path, name, container):
 
 def test_canonical_rows_by_hand(tmp_path):
     """What each format becomes, written out."""
-    said = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
+    messages = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
     cases = [
         (
             {"user_input": "Q", "completion_a": "x", "completion_b": "y", "preference": 2},
@@ -107,7 +107,7 @@ def test_canonical_rows_by_hand(tmp_path):
             | {"annotator": "file"},
         ),
         (
-            {"messages": [*said, *said]},
+            {"messages": [*messages, *messages]},
             {"instruction": "Hi.", "input": "", "output": "Hello.", "history": [["Hi.", "Hello."]]},
         ),
         ({"prompt": "Q"}, {"instruction": "Q", "input": "", "output": None}),
@@ -161,24 +161,24 @@ def test_real_files_are_imported_and_exported(tmp_path, shared, name):
     assert (source["rows"], source["rows_kept"], manifest["records"]) == (rows, rows, records)
     assert READERS[kind](out / f"{kind}.jsonl") == READERS[kind](path)
     for to in ("jsonl", "parquet", "datasets"):
-        made = tmp_path / to
-        code, _, err = tried(["data", "export", str(out), "--to", to, "--out", str(made)])
+        exported = tmp_path / to
+        code, _, err = tried(["data", "export", str(out), "--to", to, "--out", str(exported)])
         assert code == 0, err
-        card = (made / "README.md").read_text()
+        card = (exported / "README.md").read_text()
         assert "license: apache-2.0" in card and f"| train | {records:,} |" in card
         assert f"| {name} | {format_} | {rows:,} | {rows:,} |" in card
-        again = made if to == "datasets" else made / "data" / f"train.{to}"
-        _, second = imported(again, out=tmp_path / f"again-{to}")
+        reimported = exported if to == "datasets" else exported / "data" / f"train.{to}"
+        _, second = imported(reimported, out=tmp_path / f"again-{to}")
         assert second["sha256"] == manifest["sha256"]
 
 
 def test_empty_answers_of_alpaca_are_refused_or_dropped(tmp_path, shared):
     path = shared / "data" / "alpaca_17k.jsonl.gz"
     out = tmp_path / "out"
-    code, said, err = tried(["import", str(path), "--out", str(out)])
+    code, output, err = tried(["import", str(path), "--out", str(out)])
     assert code == 2 and not out.exists()
     assert err.startswith(f"error: {path}:2591: the output is empty") and "(9 of 17387 rows" in err
-    assert said.count(": the output is empty") == 5 and "... and 4 more" in said
+    assert output.count(": the output is empty") == 5 and "... and 4 more" in output
     records, manifest = imported(path, "--broken", "drop", out=out)
     assert (len(records), sum(manifest["rows_dropped"].values())) == (17378, 9)
     assert len((out / "dropped.jsonl").read_text().splitlines()) == 9
@@ -187,17 +187,17 @@ def test_empty_answers_of_alpaca_are_refused_or_dropped(tmp_path, shared):
 def test_any_two_formats_in_one_file_are_refused(tmp_path):
     """The rare row is named by its line. A row without an answer is told as such."""
     rng = random.Random(1)
-    for name, other in combinations(MAKERS, 2):
-        for one, few in ((name, other), (other, name)):
-            rows = [MAKERS[one](rng) for _ in range(3)]
-            rows.insert(1, MAKERS[few](rng))
+    for first, second in combinations(MAKERS, 2):
+        for common, rare in ((first, second), (second, first)):
+            rows = [MAKERS[common](rng) for _ in range(3)]
+            rows.insert(1, MAKERS[rare](rng))
             message = refusal(lines(tmp_path / "a.jsonl", *rows))
-            if "prompts" in (one, few) and {one, few} & {"alpaca", "prompt-completion"}:
+            if "prompts" in (common, rare) and {common, rare} & {"alpaca", "prompt-completion"}:
                 assert "the output is empty or absent" in message
-            elif few == "prompts":
+            elif rare == "prompts":
                 assert message.startswith(":2: ")
             else:
-                assert message.startswith(f":2: looks like `{few}`, but the file like `{one}`")
+                assert message.startswith(f":2: looks like `{rare}`, but the file like `{common}`")
 
 
 def test_format_overrides_the_guess(tmp_path):
@@ -214,27 +214,27 @@ def test_unknown_columns_are_refused_with_those_that_are_known(tmp_path):
 
 
 def test_several_files_become_one_and_kinds_do_not_mix(tmp_path):
-    one, two = lines(tmp_path / "a.jsonl", GOOD), tmp_path / "b.csv"
-    two.write_text("prompt,completion\nGo.,Went.\n")
+    json_file, csv_file = lines(tmp_path / "a.jsonl", GOOD), tmp_path / "b.csv"
+    csv_file.write_text("prompt,completion\nGo.,Went.\n")
     pairs = lines(tmp_path / "c.jsonl", {"prompt": "a", "chosen": "b", "rejected": "c"})
     out = tmp_path / "out"
-    code, _, err = tried(["import", str(one), str(two), "--out", str(out)])
+    code, _, err = tried(["import", str(json_file), str(csv_file), "--out", str(out)])
     assert code == 0, err
-    made = read_instructions(out / "instructions.jsonl")
-    assert [row.source for row in made] == ["a.jsonl", "b.csv"]
-    code, _, err = tried(["import", str(one), str(pairs), "--out", str(tmp_path / "no")])
+    tasks = read_instructions(out / "instructions.jsonl")
+    assert [row.source for row in tasks] == ["a.jsonl", "b.csv"]
+    code, _, err = tried(["import", str(json_file), str(pairs), "--out", str(tmp_path / "no")])
     assert code == 2 and "a.jsonl holds instructions" in err and "c.jsonl holds pairs" in err
-    code, _, err = tried(["import", str(one), str(one), "--out", str(tmp_path / "no")])
+    code, _, err = tried(["import", str(json_file), str(json_file), "--out", str(tmp_path / "no")])
     assert code == 2 and "given twice" in err
 
 
 def test_an_import_again_does_nothing_and_another_is_refused(tmp_path):
     path, out = lines(tmp_path / "a.jsonl", GOOD), tmp_path / "out"
     imported(path, out=out)
-    before = {one.name: one.stat().st_mtime_ns for one in out.iterdir()}
-    code, said, _ = tried(["import", str(path), "--out", str(out)])
-    assert code == 0 and "already" in said
-    assert {one.name: one.stat().st_mtime_ns for one in out.iterdir()} == before
+    before = {file.name: file.stat().st_mtime_ns for file in out.iterdir()}
+    code, output, _ = tried(["import", str(path), "--out", str(out)])
+    assert code == 0 and "already" in output
+    assert {file.name: file.stat().st_mtime_ns for file in out.iterdir()} == before
     lines(path, GOOD, GOOD)
     code, _, err = tried(["import", str(path), "--out", str(out)])
     assert code == 2 and "something is there already" in err
@@ -243,16 +243,16 @@ def test_an_import_again_does_nothing_and_another_is_refused(tmp_path):
 def test_a_killed_import_leaves_nothing_and_the_next_succeeds(tmp_path):
     path, out = tmp_path / "a.jsonl", tmp_path / "out"
     lines(path, *[GOOD | {"output": f"{n}"} for n in range(30_000)])
-    words = [sys.executable, "-m", "alpaca_rlhf", "import", str(path), "--out", str(out)]
+    command = [sys.executable, "-m", "alpaca_rlhf", "import", str(path), "--out", str(out)]
     root = Path(__file__).parent.parent
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, cwd=root)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=root)
     while not list(tmp_path.glob(".out.making/instructions.jsonl")) and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not out.exists()
     assert len(imported(path, out=out)[0]) == 30_000
-    assert {one.name for one in tmp_path.iterdir()} == {"a.jsonl", "out"}
+    assert {file.name for file in tmp_path.iterdir()} == {"a.jsonl", "out"}
 
 
 CSVS = [
@@ -286,7 +286,7 @@ def test_csv(tmp_path, data, want):
 
 FILES = {
     "a.xlsx": (b"PK\x03\x04rest", "is a zip archive or a spreadsheet"),
-    "a.parquet": (b"not parquet", "is no Parquet file, in spite of its name"),
+    "a.parquet": (b"not parquet", "is not a Parquet file, in spite of its name"),
     "b.parquet": (b"PAR1 and then nothing", "cannot be read as Parquet"),
     "a.jsonl.zst": (b"\x28\xb5\x2f\xfdrest", "compressed with zstd"),
     "a.json": (b'{\n "data": [\n  {"prompt": "a"}\n ]\n}\n', ":1: not JSON lines: one object"),
@@ -303,10 +303,10 @@ FILES = {
 
 @pytest.mark.parametrize("name", FILES)
 def test_files_that_cannot_be_rows(tmp_path, name):
-    data, says = FILES[name]
+    data, fragment = FILES[name]
     path = tmp_path / name
     path.write_bytes(data)
-    assert says in refusal(path)
+    assert fragment in refusal(path)
 
 
 def test_what_follows_a_break_cannot_be_dropped(tmp_path):
@@ -357,7 +357,7 @@ def test_a_parquet_row_is_named_by_its_number(tmp_path):
 def test_a_name_on_the_hub_is_refused_offline(tmp_path):
     code, _, err = tried(["import", "hub:nobody/nothing", "--out", str(tmp_path / "out")])
     assert code == 2 and err.count("\n") == 1
-    assert "error: hub:nobody/nothing: cannot be had" in err and "HF_HUB_OFFLINE" in err
+    assert "error: hub:nobody/nothing: could not be loaded" in err and "HF_HUB_OFFLINE" in err
 
 
 def test_a_dataset_by_name_is_read_split_by_split(tmp_path):
@@ -368,9 +368,9 @@ def test_a_dataset_by_name_is_read_split_by_split(tmp_path):
     lines(folder / "test.jsonl", GOOD, GOOD)
     program = "import sys; from alpaca_rlhf.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
-    def run(*words: str) -> subprocess.CompletedProcess:
+    def run(*arguments: str) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [sys.executable, "-c", program, "import", *words],
+            [sys.executable, "-c", program, "import", *arguments],
             cwd=tmp_path,
             env={**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
             | {"PYTHONPATH": str(Path(__file__).parent.parent)},
@@ -412,33 +412,33 @@ def test_a_saved_dataset_with_media_and_splits(tmp_path):
         | {"photo": datasets.Image()}
     )
     rows = [{"prompt": "Go.", "completion": "Went.", "photo": {"bytes": b"none", "path": None}}]
-    one = datasets.Dataset.from_list(rows, features=features)
-    one.save_to_disk(str(tmp_path / "one"))
+    dataset = datasets.Dataset.from_list(rows, features=features)
+    dataset.save_to_disk(str(tmp_path / "one"))
     (record,), _ = imported(tmp_path / "one")
     assert (record["instruction"], record["output"]) == ("Go.", "Went.")
-    two = tmp_path / "two"
-    datasets.DatasetDict(a=one, b=one).save_to_disk(str(two))
-    assert "has the splits a, b; give the folder of one of them" in refusal(two)
-    assert len(imported(two / "a")[0]) == 1
-    (two / "a" / "state.json").write_text("{")
-    assert "cannot be read as a saved dataset" in refusal(two / "a")
+    two_splits = tmp_path / "two"
+    datasets.DatasetDict(a=dataset, b=dataset).save_to_disk(str(two_splits))
+    assert "has the splits a, b; give the folder of one of them" in refusal(two_splits)
+    assert len(imported(two_splits / "a")[0]) == 1
+    (two_splits / "a" / "state.json").write_text("{")
+    assert "cannot be read as a saved dataset" in refusal(two_splits / "a")
 
 
 def test_files_come_before_the_flags(tmp_path):
     path = lines(tmp_path / "a.jsonl", GOOD)
-    for words in (["import"], ["data", "check"], ["data", "export"]):
-        code, _, err = tried([*words, "--out", str(tmp_path / "out"), str(path)])
+    for command in (["import"], ["data", "check"], ["data", "export"]):
+        code, _, err = tried([*command, "--out", str(tmp_path / "out"), str(path)])
         assert code == 2 and err.count("\n") == 1 and "flags after it" in err
 
 
 def test_a_generation_is_exported_with_its_teacher_and_filters(tmp_path):
     from tests.generation import AnyTeacher, run
 
-    made = run(tmp_path / "run" / "generate", "alpaca", AnyTeacher())
-    write_instructions(tmp_path / "run" / "generate" / "rows.jsonl", made.rows)
+    generated = run(tmp_path / "run" / "generate", "alpaca", AnyTeacher())
+    write_instructions(tmp_path / "run" / "generate" / "rows.jsonl", generated.rows)
     manifest = json.loads((tmp_path / "run" / "generate" / "manifest.json").read_text())
-    words = ["data", "export", str(tmp_path / "run"), "--to", "jsonl"]
-    code, _, err = tried([*words, "--out", str(tmp_path / "out")])
+    command = ["data", "export", str(tmp_path / "run"), "--to", "jsonl"]
+    code, _, err = tried([*command, "--out", str(tmp_path / "out")])
     assert code == 0, err
     card = (tmp_path / "out" / "README.md").read_text()
     assert manifest["teachers"][0]["name"] in card
@@ -450,14 +450,14 @@ def test_a_generation_is_exported_with_its_teacher_and_filters(tmp_path):
 def test_an_export_refuses_what_is_not_what_it_was(tmp_path):
     out = tmp_path / "in"
     imported(lines(tmp_path / "a.jsonl", GOOD), out=out)
-    words = ["data", "export", str(out), "--to", "jsonl", "--out", str(tmp_path / "out")]
+    command = ["data", "export", str(out), "--to", "jsonl", "--out", str(tmp_path / "out")]
     with (out / "instructions.jsonl").open("a") as stream:
         stream.write(json.dumps(GOOD) + "\n")
-    code, _, err = tried(words)
+    code, _, err = tried(command)
     assert code == 2 and "is not the file that" in err and not (tmp_path / "out").exists()
     (out / "manifest.json").write_text("{")
-    assert tried(words)[0] == 2
-    code, _, err = tried(["data", "export", str(tmp_path / "x"), *words[3:]])
+    assert tried(command)[0] == 2
+    code, _, err = tried(["data", "export", str(tmp_path / "x"), *command[3:]])
     assert code == 2 and "holds nothing to export" in err
 
 
@@ -472,6 +472,6 @@ def test_the_guess_needs_no_more_than_the_first_rows(tmp_path):
 
 
 def test_mutated_files_end_with_0_or_2_and_lose_no_row(tmp_path):
-    found = fuzz(tmp_path, 150, 1)
-    assert not found["failures"]
-    assert Counter(found["ends"])["exit 0"] > 15 and Counter(found["ends"])["exit 2"] > 15
+    outcome = fuzz(tmp_path, 150, 1)
+    assert not outcome["failures"]
+    assert Counter(outcome["ends"])["exit 0"] > 15 and Counter(outcome["ends"])["exit 2"] > 15

@@ -22,41 +22,41 @@ needs_rouge_score = pytest.mark.skipif(
 )
 
 
-def rouge(one: str, other: str) -> float:
-    return SCORER.score(one, other)["rougeL"].fmeasure
+def rouge(text_a: str, text_b: str) -> float:
+    return SCORER.score(text_a, text_b)["rougeL"].fmeasure
 
 
-def lcs(one: list[str], other: list[str]) -> int:
+def lcs(tokens_a: list[str], tokens_b: list[str]) -> int:
     """The table that every textbook has."""
-    above = [0] * (len(other) + 1)
-    for word in one:
+    above = [0] * (len(tokens_b) + 1)
+    for word in tokens_a:
         line = [0]
-        for at, second in enumerate(other):
+        for at, second in enumerate(tokens_b):
             line.append(above[at] + 1 if word == second else max(above[at + 1], line[at]))
         above = line
     return above[-1]
 
 
-def f1(one: list[str], other: list[str]) -> float:
+def f1(tokens_a: list[str], tokens_b: list[str]) -> float:
     """ROUGE-L in the order of operations that rouge_score has."""
-    common = lcs(one, other)
+    common = lcs(tokens_a, tokens_b)
     if not common:
         return 0.0
-    precision, recall = common / len(one), common / len(other)
+    precision, recall = common / len(tokens_a), common / len(tokens_b)
     return 2 * precision * recall / (precision + recall)
 
 
-def edited(rng: random.Random, words: list[str]) -> str:
-    words = list(words)
+def edited(rng: random.Random, tokens_of_text: list[str]) -> str:
+    tokens_of_text = list(tokens_of_text)
     for _ in range(rng.randint(0, 5)):
-        at = rng.randrange(len(words) + 1)
-        if rng.random() < 0.4 and len(words) > 1:
-            words.pop(min(at, len(words) - 1))
+        at = rng.randrange(len(tokens_of_text) + 1)
+        if rng.random() < 0.4 and len(tokens_of_text) > 1:
+            tokens_of_text.pop(min(at, len(tokens_of_text) - 1))
         elif rng.random() < 0.5:
-            words.insert(at, f"w{rng.randrange(12)}")
+            tokens_of_text.insert(at, f"w{rng.randrange(12)}")
         else:
-            rng.shuffle(words)
-    return " ".join(words)
+            rng.shuffle(tokens_of_text)
+    return " ".join(tokens_of_text)
 
 
 @needs_rouge_score
@@ -79,15 +79,15 @@ def test_decisions_and_scores_are_those_of_rouge_score() -> None:
             ).split()
             query = " ".join(known[:7] + [f"new{i}" for i in range(13 - len(known))])
         true = [rouge(query, text) for text in pool]
-        found = index.duplicates(query)
-        assert {one.row: one.score for one in found} == {
+        neighbours = index.duplicates(query)
+        assert {neighbour.row: neighbour.score for neighbour in neighbours} == {
             row: s for row, s in enumerate(true) if s > 0.7
         }
         best = max(true)
         nearest = index.nearest(query)
         assert nearest is not None and (nearest.score, nearest.row) == (best, true.index(best))
         assert index.duplicate(query) == (nearest if best > 0.7 else None)
-        duplicates += bool(found)
+        duplicates += bool(neighbours)
         borders += any(abs(score - 0.7) < 1e-9 for score in true)
     assert duplicates > 50 and 240 - duplicates > 50 and borders >= 40  # the test reaches all cases
 
@@ -108,19 +108,19 @@ def test_f1_of_exactly_seven_tenths_is_decided_by_the_same_floats(
 
 
 def test_seven_of_nine_and_eleven_is_dropped_and_seven_of_ten_and_ten_kept() -> None:
-    words = "a b c d e f g".split()
+    shared_words = "a b c d e f g".split()
     for m, n, dropped in ((9, 11, True), (10, 10, False)):
         index = NoveltyIndex()
-        index.add(" ".join(words + [f"x{i}" for i in range(m - 7)]))
-        found = index.duplicate(" ".join(words + [f"y{i}" for i in range(n - 7)]))
-        assert (found is not None) is dropped
+        index.add(" ".join(shared_words + [f"x{i}" for i in range(m - 7)]))
+        neighbour = index.duplicate(" ".join(shared_words + [f"y{i}" for i in range(n - 7)]))
+        assert (neighbour is not None) is dropped
 
 
 @needs_rouge_score
 @settings(max_examples=200, deadline=None)
 @given(st.text(), st.text("aAbB1_-' é字İK", max_size=30))
-def test_rouge_tokens_are_those_of_rouge_score(one: str, other: str) -> None:
-    for text in (one, other, one + other):
+def test_rouge_tokens_are_those_of_rouge_score(any_text: str, hard_text: str) -> None:
+    for text in (any_text, hard_text, any_text + hard_text):
         assert tokens(text, "rouge") == DefaultTokenizer(use_stemmer=False).tokenize(text)
         if text.isascii():
             assert tokens(text) == tokens(text, "rouge")
@@ -151,10 +151,10 @@ def test_chinese_duplicates_are_seen_by_unicode_and_not_by_rouge() -> None:
         "请把下面这个句子翻译成英文",
         "列出三种常见的水果。",
     )
-    for tokenizer, seen in (("unicode", True), ("rouge", False)):
+    for tokenizer, detected in (("unicode", True), ("rouge", False)):
         index = NoveltyIndex(tokenizer=tokenizer)
         assert index.add(first) == 0 and len(index) == 1
-        assert (index.duplicate(second) is not None) is seen
+        assert (index.duplicate(second) is not None) is detected
         assert index.duplicate(third) is None
 
 
@@ -170,27 +170,29 @@ def test_empty_texts_are_near_nothing() -> None:
     )
 
 
-words = st.lists(st.sampled_from("abcde"), max_size=12)
+few_letters = st.lists(st.sampled_from("abcde"), max_size=12)
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(words, max_size=12), words, st.sampled_from([0.1, 0.5, 0.7, 0.9, 1.0, 1.5]))
+@given(
+    st.lists(few_letters, max_size=12), few_letters, st.sampled_from([0.1, 0.5, 0.7, 0.9, 1.0, 1.5])
+)
 def test_every_answer_is_that_of_brute_force(rows, query, threshold) -> None:
     """Few letters, so that they come up often and stand in every order."""
     index = NoveltyIndex(threshold)
     for row in rows:
         index.add(" ".join(row))
-    true = {row: f1(query, said) for row, said in enumerate(rows)}
+    true = {row: f1(query, row_tokens) for row, row_tokens in enumerate(rows)}
     above = sorted((-score, row) for row, score in true.items() if score > threshold)
     text = " ".join(query)
-    assert [(-one.score, one.row) for one in index.duplicates(text)] == above
+    assert [(-neighbour.score, neighbour.row) for neighbour in index.duplicates(text)] == above
     near = index.nearest(text)
     best = max(true.values(), default=0.0)
     assert (near.score if near else 0.0) == best
     if near:
         assert near.row == min(row for row, score in true.items() if score == best)
     groups = index.by_group(text, lambda rows: rows % 3)
-    assert {group: one.row for group, one in groups.items()} == {
+    assert {group: neighbour.row for group, neighbour in groups.items()} == {
         group: min(row for _, row in above if row % 3 == group)
         for group in {row % 3 for _, row in above}
     }
@@ -226,7 +228,7 @@ def test_few_rows_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
         index.add(text)
     scored = []
     inner = novelty._lcs
-    monkeypatch.setattr(novelty, "_lcs", lambda *given: scored.append(1) or inner(*given))
+    monkeypatch.setattr(novelty, "_lcs", lambda *arguments: scored.append(1) or inner(*arguments))
     for text in texts[:300]:
         assert index.duplicates(text)
     assert len(scored) < 10 * 300

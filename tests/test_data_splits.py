@@ -21,8 +21,8 @@ from tests.test_data_novelty import f1
 SIZES = {"sft": 0.4, "rank": 0.3, "ppo": 0.2, "eval": 0.1}
 
 
-def text(words: str) -> Instruction:
-    return Instruction(words)
+def text(instruction: str) -> Instruction:
+    return Instruction(instruction)
 
 
 def keyed(task: int, phrasing: int) -> Instruction:
@@ -30,8 +30,8 @@ def keyed(task: int, phrasing: int) -> Instruction:
 
 
 def key(row: Instruction) -> str | None:
-    words = row.instruction.split()
-    return words[-1] if words[0] == "phrasing" else None
+    parts = row.instruction.split()
+    return parts[-1] if parts[0] == "phrasing" else None
 
 
 def random_texts(count: int) -> list[Instruction]:
@@ -54,13 +54,13 @@ def test_clusters_join_near_duplicates_transitively() -> None:
 
 
 def test_the_input_counts_as_text() -> None:
-    one, other = (
+    words, numbers = (
         Instruction("Sort these words.", "pear fig plum nut"),
         Instruction("Sort these words.", "7 3 9 1"),
     )
     assert (
-        len(clusters([one, other])) == 2
-        and prompt_text(one) == "Sort these words.\npear fig plum nut"
+        len(clusters([words, numbers])) == 2
+        and prompt_text(words) == "Sort these words.\npear fig plum nut"
     )
 
 
@@ -73,10 +73,11 @@ def test_whole_clusters_and_no_near_duplicate_across_splits() -> None:
     )
     for name, share in SIZES.items():
         assert abs(len(deal[name]) / 400 - share) < 0.12
-    for (_, one), (_, other) in combinations(deal.items(), 2):
-        for first in one[:40]:
+    for (_, left_rows), (_, right_rows) in combinations(deal.items(), 2):
+        for first in left_rows[:40]:
             assert all(
-                f1(first.instruction.split(), second.instruction.split()) <= 0.7 for second in other
+                f1(first.instruction.split(), second.instruction.split()) <= 0.7
+                for second in right_rows
             )
     assert check_disjoint(deal) == 0
 
@@ -85,9 +86,9 @@ def test_the_deal_is_a_function_of_the_rows_and_the_seed() -> None:
     rows = random_texts(300)
     deal = split_prompts(rows, sizes=SIZES, seed=0)
     shuffled = random.Random(1).sample(rows, len(rows))
-    again = split_prompts(shuffled, sizes=SIZES, seed=0)
+    deal_of_shuffled = split_prompts(shuffled, sizes=SIZES, seed=0)
     assert {name: {row.id for row in part} for name, part in deal.items()} == {
-        name: {row.id for row in part} for name, part in again.items()
+        name: {row.id for row in part} for name, part in deal_of_shuffled.items()
     }
     assert split_prompts(rows, sizes=SIZES, seed=1) != deal
 
@@ -99,13 +100,13 @@ def test_adding_rows_moves_no_other_cluster() -> None:
         for name, part in split_prompts(rows, sizes=SIZES, seed=0).items()
         for row in part
     }
-    more = [text(f"unheard{i} of{i} words{i} here{i}") for i in range(100)]
+    new_rows = [text(f"unheard{i} of{i} words{i} here{i}") for i in range(100)]
     after = {
         row.id: name
-        for name, part in split_prompts(more + rows, sizes=SIZES, seed=0).items()
+        for name, part in split_prompts(new_rows + rows, sizes=SIZES, seed=0).items()
         for row in part
     }
-    assert {one: after[one] for one in before} == before
+    assert {row_id: after[row_id] for row_id in before} == before
 
 
 def test_numbers_are_met_exactly_or_refused() -> None:
@@ -115,7 +116,7 @@ def test_numbers_are_met_exactly_or_refused() -> None:
     assert {name: len(part) for name, part in deal.items()} == sizes
     assert check_disjoint(deal, key) == 0
     tasks = [{key(row) for row in part} for part in deal.values()]
-    assert all(not one & other for one, other in combinations(tasks, 2))
+    assert all(not left_tasks & right_tasks for left_tasks, right_tasks in combinations(tasks, 2))
     with pytest.raises(
         UserError, match=r"399 prompts in 200 groups .* are too few: .*eval lacks \d+ of 300"
     ):

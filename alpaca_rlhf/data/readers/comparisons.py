@@ -157,7 +157,7 @@ def _hh_pair(chosen: str, rejected: str, source: str) -> PreferencePair:
     # 1. Find where the two dialogues diverge, and the last answer that begins before that point.
     chars = zip(chosen, rejected, strict=False)
     shorter = min(len(chosen), len(rejected))
-    common = next((at for at, (left, right) in enumerate(chars) if left != right), shorter)
+    common = next((at for at, (a, b) in enumerate(chars) if a != b), shorter)
     at = chosen[:common].rfind(_HH_ANSWER)
     if at < 0:
         raise BadRow(

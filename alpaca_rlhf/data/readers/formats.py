@@ -1,7 +1,7 @@
 """Instructions from files and into files: Alpaca's columns and their relatives.
 
-Reading converts without loss: no text is stripped, joined or changed. What the originals let slip
-through (an empty output, a number where text belongs) is refused with its line.
+Reading converts without loss: no text is stripped, joined or changed. Flaws that the original
+tools accept (an empty output, a number in place of text) are refused with their line.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _OUTPUT = ("output", "completion", "response")
 
 
 def read_instructions(path: Path) -> list[Instruction]:
-    """Tasks with their answers.
+    """Read tasks with their answers.
 
     Columns: `instruction` (or `prompt`), `input` (or `context`; may be absent), `output` (or
-    `completion`, `response`). Rows in the manner of Self-Instruct's seed tasks (`instruction`,
-    `instances`) give one task an instance. Conversations (`messages`, `conversations`; or Alpaca's
-    columns with a `history` of pairs) give one row each: its last reply is the output. Other
-    columns are ignored. `source` is the row's own, or the name of the file.
+    `completion`, `response`). Rows with the columns of Self-Instruct's seed tasks (`instruction`,
+    `instances`) give one task per instance. Conversations (`messages`, `conversations`; or Alpaca's
+    columns with a `history` of pairs) give one task each: its last reply is the output. Other
+    columns are ignored. `source` is that of the row, or else the name of the file.
 
     Args:
-        path: A JSON array or JSON lines, plain or gzipped; a CSV by its name; a Parquet file.
+        path: A JSON array or JSON lines, plain or gzipped; a CSV by its suffix; a Parquet file.
 
     Raises:
         UserError: `file:line:` of the first broken row (no instruction, an empty output, not text
@@ -46,22 +46,26 @@ def read_instructions(path: Path) -> list[Instruction]:
 
 
 def read_prompts(path: Path) -> list[Instruction]:
-    """Like `read_instructions`, but an absent or empty output is None: only prompts are needed.
+    """Read tasks whose answers may be missing: an absent or empty output is None.
 
-    A conversation may end with the user's turn.
+    Otherwise like `read_instructions`. A conversation may end with the user's turn.
     """
     path = Path(path)
     return collect(path, lambda row: instructions_of(row, path.name))
 
 
 def write_instructions(path: Path, rows: Iterable[Instruction]) -> None:
-    """Write JSON lines that `read_instructions` reads back as they were; all or nothing."""
+    """Write JSON lines that `read_instructions` reads back unchanged; all or nothing."""
     lines = [json.dumps(row.to_json(), ensure_ascii=False) + "\n" for row in rows]
     atomic_write(Path(path), "".join(lines))
 
 
 def prompt_columns(row: dict[str, Any]) -> tuple[str, str]:
-    """Instruction and input of a row, the instruction not empty."""
+    """The instruction and the input of a row.
+
+    Raises:
+        BadRow: The instruction is absent or empty.
+    """
     instruction = text_column(row, _INSTRUCTION)
     if not instruction.strip():
         raise BadRow("the instruction is empty")
@@ -69,7 +73,7 @@ def prompt_columns(row: dict[str, Any]) -> tuple[str, str]:
 
 
 def source_of(row: dict[str, Any], default: str) -> str:
-    """The row's own `source`, else `default`."""
+    """The column `source` of a row, or else `default`."""
     return text_column(row, ("source",), required=False) if "source" in row else default
 
 
@@ -79,7 +83,7 @@ def answered_of(row: dict[str, Any], file_name: str) -> list[Instruction]:
     Raises:
         BadRow: It is broken, or has no answer.
     """
-    return _answered(row, instructions_of(row, file_name))
+    return _refuse_unanswered(row, instructions_of(row, file_name))
 
 
 def instructions_of(row: dict[str, Any], file_name: str) -> list[Instruction]:
@@ -98,9 +102,9 @@ def instructions_of(row: dict[str, Any], file_name: str) -> list[Instruction]:
                 f"column `instances` must be a list, not empty, got {type_name(instances)}"
             )
         instruction = text_column(row, ("instruction",))
-        columns = [{**_instance(one), "instruction": instruction} for one in instances]
-        return [_one(one, source) for one in columns]
-    return [_one(row, source)]
+        rows = [{**_instance(value), "instruction": instruction} for value in instances]
+        return [_task(instance_row, source) for instance_row in rows]
+    return [_task(row, source)]
 
 
 def _instance(value: object) -> dict[str, Any]:
@@ -111,20 +115,20 @@ def _instance(value: object) -> dict[str, Any]:
     return value
 
 
-def _one(row: dict[str, Any], source: str) -> Instruction:
-    instruction, given = prompt_columns(row)
-    output = text_column(row, _OUTPUT, required=False)
-    answered = output if output.strip() else None
-    return Instruction(instruction, given, answered, source, dialogue_history(row))
+def _task(row: dict[str, Any], source: str) -> Instruction:
+    instruction, input_text = prompt_columns(row)
+    text = text_column(row, _OUTPUT, required=False)
+    output = text if text.strip() else None
+    return Instruction(instruction, input_text, output, source, dialogue_history(row))
 
 
-def _answered(row: dict[str, Any], made: list[Instruction]) -> list[Instruction]:
-    if all(one.output is not None for one in made):
-        return made
+def _refuse_unanswered(row: dict[str, Any], tasks: list[Instruction]) -> list[Instruction]:
+    if all(task.output is not None for task in tasks):
+        return tasks
     if not holds_conversation(row):
         names = " or ".join(f"`{name}`" for name in _OUTPUT)
         raise BadRow(
             f"the output is empty or absent; expected the answer in {names}, or take the row out"
         )
-    what = "ends with the user's turn" if made[0].history else "has no assistant turn"
-    raise BadRow(f"the conversation {what}: there is no reply to learn from")
+    flaw = "ends with the user's turn" if tasks[0].history else "has no assistant turn"
+    raise BadRow(f"the conversation {flaw}: there is no reply to learn from")

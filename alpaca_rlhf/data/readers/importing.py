@@ -1,12 +1,12 @@
-"""Rows of any format into canonical JSON lines: a stream, in bounded memory, all or nothing.
+"""Import of rows of any format into canonical JSON lines: streamed, all or nothing.
 
-A folder of an import holds
+The folder of an import holds
 
-    manifest.json        kind, counts, sha256, licence, teacher, and the same of every source
-    KIND.jsonl           instructions, prompts, pairs or rankings, a record a line
-    dropped.jsonl        a line for every row that gave no record: its source, place and reason
+    manifest.json        kind, counts, sha256, licence, teacher, and the same for every source
+    KIND.jsonl           instructions, prompts, pairs or rankings, one record a line
+    dropped.jsonl        one line for every row that gave no record: its place and the reason
 
-Each row that was read is kept or dropped, and the counts add up.
+Every row read is either kept or dropped, and the counts add up.
 """
 
 from __future__ import annotations
@@ -26,67 +26,67 @@ from alpaca_rlhf.data.readers.problems import BadRow, Problems, Unreadable
 from alpaca_rlhf.data.readers.rows import Rows, no_rows
 
 SCHEMA = 1
-"""Version of the layout."""
+"""Version of the folder's layout."""
 
 MANIFEST, DROPPED = "manifest.json", "dropped.jsonl"
 
 BrokenRowPolicy = Literal["refuse", "drop"]
-"""What to do about rows that are broken."""
+"""Policy for broken rows: refuse the import, or drop and list them."""
 
-_BUFFER = 2**20
+_BUFFER_BYTES = 2**20
 
 
 class RowTally:
-    """The account of one source: every row is kept, broken, or has nothing in it."""
+    """Row counts of one source: every row is kept, broken, or valid without any record."""
 
     def __init__(self, rows: Rows) -> None:
         self.source = rows
         self.rows = self.kept = self.records = 0
         self.broken = Problems()
-        self.without: Counter[str] = Counter()
-        self.torn = False
-        """Whether it could not be read to its end."""
+        self.empty: Counter[str] = Counter()
+        self.unreadable = False
+        """True once the source cannot be read to its end."""
 
     @property
     def dropped(self) -> dict[str, int]:
-        """How many rows gave nothing, by reason."""
-        return dict((self.broken.counts + self.without).most_common())
+        """Number of rows that gave no record, by reason."""
+        return dict((self.broken.counts + self.empty).most_common())
 
     def records_of(
         self,
-        detect_format: DetectedFormat,
+        detected: DetectedFormat,
         dropped: Callable[[int, str], None] = lambda number, reason: None,
     ) -> Iterator[Columns]:
-        """Canonical rows, one after the other; `dropped` is told the others."""
+        """Canonical records in order; calls `dropped` with the number and reason of other rows."""
         for number, row in self.source:
             self.rows += 1
             try:
-                made = detect_format.convert(row, self.source.origin)
+                records = detected.convert(row, self.source.origin)
             except BadRow as problem:
-                self.torn = self.torn or isinstance(problem, Unreadable)
+                self.unreadable = self.unreadable or isinstance(problem, Unreadable)
                 self.broken.note(self.source.place(number), str(problem))
                 dropped(number, str(problem))
                 continue
-            if made:
+            if records:
                 self.kept += 1
-                self.records += len(made)
-                yield from made
+                self.records += len(records)
+                yield from records
             else:
-                assert detect_format.format is not None
-                self.without[detect_format.format.without] += 1
-                dropped(number, detect_format.format.without)
+                assert detected.format is not None
+                self.empty[detected.format.empty_reason] += 1
+                dropped(number, detected.format.empty_reason)
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import made."""
+    """The result of an import."""
 
     path: Path
-    """The file of records."""
+    """File of the records."""
     kind: Kind
-    """What they are."""
+    """Kind of the records."""
     manifest: dict[str, Any]
-    """What the manifest says."""
+    """Content of the manifest."""
 
 
 def import_rows(
@@ -98,31 +98,34 @@ def import_rows(
     note: Callable[[RowTally], None] = lambda tally: None,
     account: Callable[[Sequence[RowTally]], None] = lambda tallies: None,
 ) -> Imported:
-    """Write the rows of all sources to a new folder.
+    """Write the records of all sources to a new folder.
 
     Args:
         sources: Rows and their format; all of one kind.
-        out: The folder; nothing may be there yet.
-        broken: Whether one broken row refuses all, or is left out and listed.
-        facts: More for the manifest: licence, teacher.
+        out: The folder; it must not exist yet.
+        broken: Policy for broken rows.
+        facts: Further entries of the manifest: licence, teacher.
         note: Called after each record.
-        account: Told how it went, before anything is refused.
+        account: Called with the tallies, before anything is refused.
 
     Raises:
-        UserError: `file:line:` of the first broken row; sources of several kinds; nothing is left;
-            it cannot be written.
+        UserError: `file:line:` of the first broken row; the sources differ in kind, no record is
+            left, or the folder cannot be written.
     """
     kind = one_kind(sources)
     tallies = [RowTally(rows) for rows, _ in sources]
     with new_folder(out) as folder:
+        # 1. Write the records of every source, and list the rows that give none.
         path = folder / f"{kind}.jsonl"
         with LineFile(path) as lines, LineFile(folder / DROPPED) as drops:
-            for tally, (_, detect_format) in zip(tallies, sources, strict=True):
-                for record in tally.records_of(detect_format, _listing(drops, tally)):
+            for tally, (_, detected) in zip(tallies, sources, strict=True):
+                for record in tally.records_of(detected, _drop_writer(drops, tally)):
                     lines.write(json.dumps(record, ensure_ascii=False))
                     note(tally)
+        # 2. Report, then refuse: a refusal leaves no folder behind.
         account(tallies)
         refuse_broken(tallies, allowed=broken == "drop")
+        # 3. Write the manifest last: a folder that has one is complete.
         manifest = {
             "schema": SCHEMA,
             "kind": kind,
@@ -134,12 +137,12 @@ def import_rows(
             "sources": [
                 {
                     "name": rows.name,
-                    "format": detect_format.format.name if detect_format.format else None,
+                    "format": detected.format.name if detected.format else None,
                     "container": rows.container,
                     **rows.facts(),
                     **_counts([tally]),
                 }
-                for tally, (rows, detect_format) in zip(tallies, sources, strict=True)
+                for tally, (rows, detected) in zip(tallies, sources, strict=True)
             ],
         }
         if not drops.count:
@@ -149,33 +152,34 @@ def import_rows(
 
 
 def one_kind(sources: Iterable[tuple[Rows, DetectedFormat]]) -> Kind:
-    """The kind that all sources have.
+    """The common kind of all sources.
 
     Raises:
-        UserError: They differ.
+        UserError: The sources differ in kind.
     """
     kinds: dict[Kind, str] = {}
-    for rows, detect_format in sources:
-        if detect_format.format is not None:
-            kinds.setdefault(detect_format.format.kind, rows.name)
+    for rows, detected in sources:
+        if detected.format is not None:
+            kinds.setdefault(detected.format.kind, rows.name)
     if len(kinds) > 1:
-        told = ", ".join(f"{name} holds {kind}" for kind, name in kinds.items())
-        raise UserError(f"{told}; import them into folders of their own")
+        contents = ", ".join(f"{name} holds {kind}" for kind, name in kinds.items())
+        raise UserError(f"{contents}; import each kind into a folder of its own")
     return next(iter(kinds), "instructions")
 
 
 def refuse_broken(tallies: Sequence[RowTally], *, allowed: bool) -> None:
-    """Refuse rows that are broken, unless that is allowed, and files of which nothing is left.
+    """Refuse broken rows, unless they are allowed, and sources that give no record.
 
     Raises:
         UserError: `file:line:` of the first broken row, with the count of each problem.
     """
     for tally in tallies:
-        if tally.torn:
+        # After an unreadable row nothing can be dropped row by row: the rest would be lost.
+        if tally.unreadable:
             raise UserError(f"{tally.broken.summary(tally.rows)}; what follows cannot be read")
         if tally.broken.total and not allowed:
-            mend = "mend them, or import with --broken drop"
-            raise UserError(f"{tally.broken.summary(tally.rows)}; {mend}")
+            remedy = "correct them, or import with --broken drop"
+            raise UserError(f"{tally.broken.summary(tally.rows)}; {remedy}")
         if not tally.rows:
             raise UserError(no_rows(tally.source.name))
         if not tally.kept:
@@ -196,32 +200,32 @@ def _counts(tallies: Sequence[RowTally]) -> dict[str, Any]:
     }
 
 
-def _listing(drops: LineFile, tally: RowTally) -> Callable[[int, str], None]:
-    def note(number: int, reason: str) -> None:
+def _drop_writer(drops: LineFile, tally: RowTally) -> Callable[[int, str], None]:
+    def write_drop(number: int, reason: str) -> None:
         place = tally.source.place(number)
         drops.write(json_text({"place": place, "reason": reason}, DROPPED))
 
-    return note
+    return write_drop
 
 
 class LineFile:
-    """A file of lines with its digest, written as they come; for a folder not yet in its place."""
+    """A file of lines and its sha256, written as a stream into a folder that is not yet final."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._digest = hashlib.sha256()
         self._stream: BinaryIO
         self.count = 0
-        """Lines so far."""
+        """Lines written so far."""
 
     @property
     def sha256(self) -> str:
-        """Of what was written so far."""
+        """Hex digest of the bytes written so far."""
         return self._digest.hexdigest()
 
     def __enter__(self) -> LineFile:
         with writing(self._path):
-            self._stream = self._path.open("wb", buffering=_BUFFER)
+            self._stream = self._path.open("wb", buffering=_BUFFER_BYTES)
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
@@ -229,10 +233,10 @@ class LineFile:
             self._stream.close()
 
     def write(self, line: str) -> None:
-        """Add a line.
+        """Append a line.
 
         Raises:
-            UserError: The disk is full.
+            UserError: It cannot be written, for example because the disk is full.
         """
         data = line.encode() + b"\n"
         self._digest.update(data)

@@ -1,28 +1,28 @@
-"""What is wrong with rows: one problem, and an account of all of them."""
+"""Problems of rows: the exception for one, and a summary of all of them."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 
-SHOWN = 5
-"""Problems told with their place, and kinds told with their count."""
+MAX_SHOWN = 5
+"""Problems reported with their place, and kinds reported with their count."""
 
-_KINDS = 1000
+_MAX_KINDS = 1000
 _OTHER = "other problems"
-_NAMES, _NAME = 12, 40
+_MAX_NAMES, _MAX_NAME_CHARS = 12, 40
 
 
 class BadRow(Exception):
-    """One row cannot be used; the message says what is wrong and what was expected."""
+    """A row that cannot be used; the message says what is wrong and what was expected."""
 
 
 class Unreadable(BadRow):
-    """From here on the file cannot be read: where its next row begins is unknown."""
+    """A break after which the file cannot be read, because the next row's start is unknown."""
 
 
 class Problems:
-    """Counts problems by kind and remembers the first few with their place; bounded in memory."""
+    """Counts of problems by kind, and the first few with their place; bounded in memory."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -30,14 +30,14 @@ class Problems:
 
     def note(self, place: str, message: str) -> None:
         """Count a problem; `place` is `file:line`."""
-        known = message in self.counts or len(self.counts) < _KINDS
-        self.counts[message if known else _OTHER] += 1
-        if len(self.first) < SHOWN:
+        countable = message in self.counts or len(self.counts) < _MAX_KINDS
+        self.counts[message if countable else _OTHER] += 1
+        if len(self.first) < MAX_SHOWN:
             self.first.append((place, message))
 
     @property
     def total(self) -> int:
-        """How many there were."""
+        """Number of problems."""
         return self.counts.total()
 
     def summary(self, rows: int) -> str:
@@ -48,16 +48,17 @@ class Problems:
     def _kinds(self) -> str:
         if len(self.counts) == 1:
             return ""
-        listed = [f"{count} x {message}" for message, count in self.counts.most_common(SHOWN)]
-        return ": " + "; ".join(listed + (["..."] if len(self.counts) > SHOWN else []))
+        kinds = [f"{count} x {message}" for message, count in self.counts.most_common(MAX_SHOWN)]
+        return ": " + "; ".join(kinds + (["..."] if len(self.counts) > MAX_SHOWN else []))
 
 
-def short(text: str, length: int = _NAME) -> str:
-    """The beginning of a text that a file brought, for a message."""
+def short(text: str, length: int = _MAX_NAME_CHARS) -> str:
+    """The beginning of a text from a file, for a message."""
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def listed(names: Sequence[object]) -> str:
-    """Column names for a message: sorted, not all of very many, none of them long."""
-    known = sorted(short(str(name)) for name in names)
-    return ", ".join(known[:_NAMES] + (["..."] if len(known) > _NAMES else [])) or "none"
+    """Column names for a message: sorted, shortened, and at most a dozen."""
+    columns = sorted(short(str(name)) for name in names)
+    ellipsis = ["..."] if len(columns) > _MAX_NAMES else []
+    return ", ".join(columns[:_MAX_NAMES] + ellipsis) or "none"

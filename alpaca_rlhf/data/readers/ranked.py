@@ -1,4 +1,7 @@
-"""Rankings of K answers from files: OpenAssistant's message trees, and lists with ranks."""
+"""Rankings of K answers from files: OpenAssistant's message trees, and lists with ranks or scores.
+
+A tree becomes one ranking for every human turn that has at least two ranked replies.
+"""
 
 from __future__ import annotations
 
@@ -17,28 +20,28 @@ from alpaca_rlhf.data.readers.formats import prompt_columns, source_of
 from alpaca_rlhf.data.readers.problems import BadRow, short
 from alpaca_rlhf.data.readers.rows import RowFile, checked_text, collect, text_column, type_name
 
-ANSWERS = ("responses", "completions")
+ANSWER_COLUMNS = ("responses", "completions")
 """Columns that hold a list of answers."""
 
-_SAMPLE = 200
-_ANNOTATOR = "file"
+_SAMPLE_ROWS = 200
+_DEFAULT_ANNOTATOR = "file"
 
 
 @dataclass(frozen=True)
 class RankedAnswers:
-    """Answers to one prompt, and what an annotator thinks of each."""
+    """Answers to one prompt, and an annotator's rank for each."""
 
     prompt: Instruction
-    """What they answer."""
+    """The prompt they answer."""
     answers: tuple[str, ...]
     """Two or more texts."""
     ranks: tuple[int, ...]
-    """Rank of each, the least is the best; equal ranks are ties."""
+    """Rank of each answer; the lowest is the best, and equal ranks are ties."""
     annotator: str
-    """Who ranked."""
+    """Name of the annotator."""
 
     def to_json(self) -> dict[str, Any]:
-        """Its columns, for a JSON line."""
+        """The columns for a JSON line."""
         return {
             "instruction": self.prompt.instruction,
             "input": self.prompt.input,
@@ -50,86 +53,92 @@ class RankedAnswers:
 
 
 def read_rankings(path: Path) -> list[tuple[Instruction, list[Completion], Ranking]]:
-    """K-way rankings out of message trees (`trees`) or of lists (`ranking_list`).
+    """Read K-way rankings from message trees (`trees`) or from lists (`ranking_list`).
 
     Ties share a tier. The annotator of a tree is `oasst` (the ranks are a consensus of many
-    people). Where the same annotator ranks the same dialogue a second time it is `oasst-2`, so that
-    neither replaces the other.
+    people). If the same annotator ranks the same dialogue a second time, the name becomes
+    `oasst-2`, so that neither ranking replaces the other.
 
     Args:
-        path: What `rows.collect` reads.
+        path: A file that `rows.collect` reads.
 
     Raises:
         UserError: `file:line:` of the first broken row.
     """
     path = Path(path)
-    times: dict[tuple[str, str], int] = {}
+    counts: dict[tuple[str, str], int] = {}
 
     def convert(row: dict[str, Any]) -> list[tuple[Instruction, list[Completion], Ranking]]:
-        found = []
-        for one in ranked_answers(row, path.name):
-            prompt = one.prompt
-            made = [Completion(prompt.id, text, sample=at) for at, text in enumerate(one.answers)]
-            both = list(zip(made, one.ranks, strict=True))
+        rankings = []
+        for ranked in ranked_answers(row, path.name):
+            prompt, annotator = ranked.prompt, ranked.annotator
+            # 1. Completions with the same text stay apart by their sample number.
+            completions = [
+                Completion(prompt.id, text, sample=number)
+                for number, text in enumerate(ranked.answers)
+            ]
+            # 2. One tier for each rank, the best first.
+            ranked_completions = list(zip(completions, ranked.ranks, strict=True))
             tiers = tuple(
-                tuple(answer.id for answer, rank in both if rank == level)
-                for level in sorted(set(one.ranks))
+                tuple(completion.id for completion, rank in ranked_completions if rank == level)
+                for level in sorted(set(ranked.ranks))
             )
-            time = times[prompt.id, one.annotator] = times.get((prompt.id, one.annotator), 0) + 1
-            annotator = one.annotator if time == 1 else f"{one.annotator}-{time}"
-            found.append((prompt, made, Ranking(prompt.id, tiers, annotator)))
-        return found
+            # 3. A further name for the annotator's second ranking of the same prompt.
+            count = counts[prompt.id, annotator] = counts.get((prompt.id, annotator), 0) + 1
+            name = annotator if count == 1 else f"{annotator}-{count}"
+            rankings.append((prompt, completions, Ranking(prompt.id, tiers, name)))
+        return rankings
 
     return collect(path, convert)
 
 
 def holds_rankings(path: Path) -> bool:
-    """Whether a file of rankings holds ranked answers, K at a time; if not, it holds pairs.
+    """True for a file with K ranked answers a row, False for one with pairs.
 
-    The first row that is an object tells.
+    The first row that is an object decides.
 
     Raises:
         UserError: The file cannot be read.
     """
-    sample = islice(RowFile(Path(path)), _SAMPLE)
+    sample = islice(RowFile(Path(path)), _SAMPLE_ROWS)
     first = next((row for _, row in sample if isinstance(row, dict)), {})
     return is_tree(first) or is_ranking_list(first)
 
 
 def ranked_prompts(path: Path) -> list[Instruction]:
-    """The prompts of a file of rankings, each once.
+    """The distinct prompts of a file of rankings or pairs, in order.
 
     Raises:
         UserError: `file:line:` of the first broken row, or no ranking has two completions.
     """
-    found = (
+    prompts = (
         [prompt for prompt, _, _ in read_rankings(path)]
         if holds_rankings(path)
         else [pair.prompt for pair in read_pairs(path)]
     )
-    if not found:
+    if not prompts:
         raise UserError(
             f"{path}: no message of these trees has two replies with a `rank`, "
             "and a ranking needs at least two completions"
         )
-    return list({prompt.id: prompt for prompt in found}.values())
+    return list({prompt.id: prompt for prompt in prompts}.values())
 
 
 def is_tree(row: Mapping[str, Any]) -> bool:
-    """Whether a row looks like a message tree."""
+    """True for a row that looks like a message tree."""
     return isinstance(row.get("prompt"), dict)
 
 
 def is_ranking_list(row: Mapping[str, Any]) -> bool:
-    """Whether a row looks like a list of ranked answers."""
-    return any(row.get(name) is not None for name in ANSWERS)
+    """True for a row that looks like a list of ranked answers."""
+    return any(row.get(name) is not None for name in ANSWER_COLUMNS)
 
 
 def ranked_answers(row: dict[str, Any], source: str) -> list[RankedAnswers]:
-    """The rankings of one row, whichever of the two it is.
+    """The rankings of one row, a message tree or a list.
 
     Raises:
-        BadRow: It is neither.
+        BadRow: It is neither, or it is broken.
     """
     return [ranking_list(row, source)] if is_ranking_list(row) else trees(row, source)
 
@@ -137,11 +146,11 @@ def ranked_answers(row: dict[str, Any], source: str) -> list[RankedAnswers]:
 def trees(row: dict[str, Any], source: str) -> list[RankedAnswers]:
     """The rankings of one message tree.
 
-    Every human turn with at least two ranked replies gives one. Replies without a rank and deleted
-    ones are left out.
+    Every human turn with at least two ranked replies gives one. Deleted replies and replies without
+    a rank are omitted.
 
     Raises:
-        BadRow: It is no tree.
+        BadRow: It is not a tree.
     """
     return [
         RankedAnswers(
@@ -155,22 +164,22 @@ def trees(row: dict[str, Any], source: str) -> list[RankedAnswers]:
 
 
 def ranking_list(row: dict[str, Any], source: str) -> RankedAnswers:
-    """One row of `prompt` (or `instruction` and `input`), `responses`, and `ranks` or `scores`.
+    """The ranking of a row with `prompt` (or `instruction` and `input`), `responses`, and ranks.
 
-    The least rank is the best, the greatest score is the best.
+    In `ranks` the lowest is the best; in `scores` the highest is.
 
     Raises:
         BadRow: It is broken.
     """
-    name = next((one for one in ANSWERS if row.get(one) is not None), "")
+    name = next((column for column in ANSWER_COLUMNS if row.get(column) is not None), "")
     if not name:
         raise BadRow("expected the answers as a list in `responses`")
     answers = row[name]
     if not isinstance(answers, list) or len(answers) < 2:
         raise BadRow(f"column `{name}` must be a list of at least two answers")
-    texts = tuple(checked_text(one, f"an answer in `{name}`") for one in answers)
+    texts = tuple(checked_text(answer, f"an answer in `{name}`") for answer in answers)
     ranks = _ranks(row, len(texts))
-    annotator = text_column(row, ("annotator",), required=False) or _ANNOTATOR
+    annotator = text_column(row, ("annotator",), required=False) or _DEFAULT_ANNOTATOR
     origin = source_of(row, source)
     if isinstance(row.get("prompt"), list):
         prompt = dialogue(read_turns(row["prompt"], "column `prompt`"), source=origin)
@@ -180,45 +189,47 @@ def ranking_list(row: dict[str, Any], source: str) -> RankedAnswers:
 
 
 def _ranks(row: dict[str, Any], count: int) -> tuple[int, ...]:
-    name = next((one for one in ("ranks", "scores") if row.get(one) is not None), "")
+    name = next((column for column in ("ranks", "scores") if row.get(column) is not None), "")
     if not name:
         raise BadRow("expected `ranks` (the least is the best) or `scores` (the greatest is)")
     values: Any = row[name]
     if not isinstance(values, list) or len(values) != count:
-        got = f"{len(values)} values" if isinstance(values, list) else type_name(values)
-        raise BadRow(f"column `{name}` must be a list, one number an answer; got {got}")
-    whole = name == "ranks"
-    for one in values:
-        number = isinstance(one, int) or (isinstance(one, float) and not whole)
-        if isinstance(one, bool) or not number or not -math.inf < one < math.inf:
-            what = "whole numbers" if whole else "numbers"
-            raise BadRow(f"column `{name}` must hold {what}, got {short(str(one))}")
-    if whole:
+        actual = f"{len(values)} values" if isinstance(values, list) else type_name(values)
+        raise BadRow(f"column `{name}` must be a list, one number an answer; got {actual}")
+    integral = name == "ranks"
+    for value in values:
+        number = isinstance(value, int) or (isinstance(value, float) and not integral)
+        if isinstance(value, bool) or not number or not -math.inf < value < math.inf:
+            expected = "whole numbers" if integral else "numbers"
+            raise BadRow(f"column `{name}` must hold {expected}, got {short(str(value))}")
+    if integral:
         return tuple(values)
+    # Scores become ranks: the highest score has rank 0, equal scores the same rank.
     levels = sorted(set(values), reverse=True)
-    return tuple(levels.index(one) for one in values)
+    return tuple(levels.index(score) for score in values)
 
 
 def _ranked_nodes(tree: dict[str, Any]) -> Iterator[tuple[list[Turn], list[tuple[int, str]]]]:
-    """Dialogue and (rank, text) of the replies, for human turns with two or more ranked ones."""
+    """The dialogue and the (rank, text) of its replies, for human turns with two ranked replies."""
     if not isinstance(tree.get("prompt"), dict):
         raise BadRow(
             "expected a message tree with the first message, and its `replies`, in `prompt`"
         )
+    # A depth-first walk with a stack of its own: a tree may be deeper than Python's recursion.
     stack: list[tuple[Sequence[Turn], dict[str, Any]]] = [([], tree["prompt"])]
     while stack:
-        before, node = stack.pop()
+        earlier_turns, node = stack.pop()
         turn = read_message({"role": node.get("role"), "content": node.get("text")}, "the tree")
-        turns = [*before, turn]
+        turns = [*earlier_turns, turn]
         replies = node.get("replies") or []
-        if not isinstance(replies, list) or not all(isinstance(one, dict) for one in replies):
+        if not isinstance(replies, list) or not all(isinstance(reply, dict) for reply in replies):
             raise BadRow("`replies` must be a list of messages")
-        alive = [one for one in replies if not one.get("deleted")]
+        visible = [reply for reply in replies if not reply.get("deleted")]
         if turn[0] == "Human":
-            ranked = [_ranked(one) for one in alive if one.get("rank") is not None]
+            ranked = [_ranked(reply) for reply in visible if reply.get("rank") is not None]
             if len(ranked) >= 2:
                 yield turns, ranked
-        stack.extend((turns, one) for one in reversed(alive))
+        stack.extend((turns, reply) for reply in reversed(visible))
 
 
 def _ranked(node: dict[str, Any]) -> tuple[int, str]:

@@ -1,7 +1,7 @@
-"""Rows of a file, each with the line it stands on.
+"""Rows of a file, each with its line number.
 
-JSON and JSON lines, plain or gzipped; CSV; Parquet; and datasets that the `datasets` library knows.
-A broken row does not end the reading: all of them are counted, and the error names the first one
+JSON and JSON lines, plain or gzipped; CSV; Parquet; and datasets of the `datasets` library. A
+broken row does not stop the reading: all broken rows are counted, and the error names the first one
 with its line.
 """
 
@@ -43,12 +43,13 @@ __all__ = [
 T = TypeVar("T")
 
 Container = Literal["JSON", "JSON lines", "CSV", "Parquet", "dataset"]
-"""How rows are packed."""
+"""The file format that holds rows."""
 
-_SAVED = ("dataset_info.json", "dataset_dict.json")
-_GZIP = b"\x1f\x8b"
-_PARQUET = b"PAR1"
-_FOREIGN = {
+_SAVED_DATASET_FILES = ("dataset_info.json", "dataset_dict.json")
+_GZIP_MAGIC = b"\x1f\x8b"
+_PARQUET_MAGIC = b"PAR1"
+# First bytes of formats that are refused by name.
+_FOREIGN_MAGIC = {
     b"PK\x03\x04": "a zip archive or a spreadsheet",
     b"\x28\xb5\x2f\xfd": "compressed with zstd",
     b"BZh": "compressed with bzip2",
@@ -57,34 +58,34 @@ _FOREIGN = {
     b"SQLite format 3": "a database",
     b"\xff\xfe": "UTF-16 text",
     b"\xfe\xff": "UTF-16 text",
-    _PARQUET: "a gzipped Parquet file",
+    _PARQUET_MAGIC: "a gzipped Parquet file",
 }
 
 
 class Rows(Protocol):
-    """Rows that can be read again and again."""
+    """Rows that can be read repeatedly."""
 
     name: str
-    """What the user calls them."""
+    """Name as given by the user."""
     origin: str
-    """Their `source`, where a row has none of its own: the name of the file."""
+    """Default `source` of a row: the name of the file."""
     container: Container
-    """How they are packed."""
+    """The file format that holds them."""
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
-        """Number (of the line; where there are none, of the row) and value; `BadRow` if broken."""
+        """Number (of the line or, without lines, of the row) and value; a `BadRow` if broken."""
         ...
 
     def place(self, number: int) -> str:
-        """Where a row stands, for a message."""
+        """The place of a row, for a message."""
         ...
 
     def done(self) -> float:
-        """The share of it that has been read, from 0 to 1."""
+        """The fraction read so far, from 0 to 1."""
         ...
 
     def facts(self) -> dict[str, Any]:
-        """What tells these rows from others, for a manifest."""
+        """The identity of these rows, for a manifest."""
         ...
 
 
@@ -92,27 +93,27 @@ class RowFile:
     """The rows of one file.
 
     Raises:
-        UserError: It is not there, is no file, or is packed in a way that is not read here.
+        UserError: It does not exist, is not a plain file, or has an unsupported format.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = str(path)
         self.origin = path.name
-        with _told(path):
-            if not stat.S_ISREG(path.stat().st_mode):  # a pipe could be read only once
+        with _reading(path):
+            if not stat.S_ISREG(path.stat().st_mode):  # a pipe can be read only once
                 raise UserError(f"{path}: cannot be read: not a plain file")
             with path.open("rb") as raw:
                 head = raw.read(16)
-        self._packed = head.startswith(_GZIP)
-        if self._packed:
-            with _told(path), gzip.open(path) as unpacked:
+        self._gzipped = head.startswith(_GZIP_MAGIC)
+        if self._gzipped:
+            with _reading(path), gzip.open(path) as unpacked:
                 head = unpacked.read(16)
         suffix = "".join(path.suffixes[-2:]).lower().removesuffix(".gz")
-        self.container: Container = _container(path, head, suffix, packed=self._packed)
+        self.container: Container = _container(path, head, suffix, gzipped=self._gzipped)
         self._raw: BinaryIO | None = None
-        self._length = 0
-        self._seen = 0
+        self._length = 0  # bytes; rows of Parquet
+        self._position = 0
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         """Line (of Parquet: row) number and value of every row; a broken one is a `BadRow`.
@@ -123,12 +124,12 @@ class RowFile:
         if self.container == "Parquet":
             self._length = parquet_length(self.path)
             for number, row in parquet_rows(self.path):
-                self._seen = number
+                self._position = number
                 yield number, row
             return
-        with _told(self.path), self.path.open("rb") as raw:
+        with _reading(self.path), self.path.open("rb") as raw:
             self._raw, self._length = raw, self.path.stat().st_size
-            with cast(BinaryIO, gzip.open(raw)) if self._packed else raw as stream:
+            with cast(BinaryIO, gzip.open(raw)) if self._gzipped else raw as stream:
                 if self.container == "CSV":
                     yield from csv_rows(stream, self.path)
                 elif _begins_array(stream):
@@ -145,10 +146,10 @@ class RowFile:
         return f"{self.path}:{number}"
 
     def done(self) -> float:
-        """The share of it that has been read."""
+        """The fraction read so far, from 0 to 1."""
         if self._raw is not None and not self._raw.closed:
-            self._seen = self._raw.tell()
-        return self._seen / self._length if self._length else 0.0
+            self._position = self._raw.tell()
+        return self._position / self._length if self._length else 0.0
 
     def facts(self) -> dict[str, Any]:
         """Its size and sha256.
@@ -160,10 +161,10 @@ class RowFile:
 
 
 class RowDataset:
-    """The rows of a dataset on the hub, or of one that was saved in a folder.
+    """The rows of a dataset on the hub, or of one saved in a folder.
 
     Raises:
-        UserError: It cannot be had.
+        UserError: It could not be loaded.
     """
 
     container: Container = "dataset"
@@ -171,12 +172,12 @@ class RowDataset:
     def __init__(self, name: str) -> None:
         self.name = self.origin = name
         self.dataset = dataset_of(name)
-        self._seen = 0
+        self._position = 0
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         """Row number and columns."""
         for number, row in dataset_rows(self.dataset, self.name):
-            self._seen = number
+            self._position = number
             yield number, row
 
     def place(self, number: int) -> str:
@@ -184,65 +185,66 @@ class RowDataset:
         return f"{self.name}: row {number}"
 
     def done(self) -> float:
-        """The share of it that has been read."""
-        return self._seen / max(1, len(self.dataset))
+        """The fraction read so far, from 0 to 1."""
+        return self._position / max(1, len(self.dataset))
 
     def facts(self) -> dict[str, Any]:
-        """Its fingerprint, and the licence that it names."""
-        named = self.dataset.info.license
-        return {"fingerprint": self.dataset._fingerprint} | ({"licence": named} if named else {})
+        """Its fingerprint and, if it names one, its licence."""
+        licence = self.dataset.info.license
+        facts = {"fingerprint": self.dataset._fingerprint}
+        return facts | ({"licence": licence} if licence else {})
 
 
 def open_rows(name: str) -> RowFile | RowDataset:
     """The rows of a file, of a dataset on the hub (`hub:owner/name[:split]`) or of a saved one.
 
     Raises:
-        UserError: They cannot be had.
+        UserError: They could not be opened.
     """
-    if name.startswith(HUB) or any((Path(name) / one).is_file() for one in _SAVED):
+    if name.startswith(HUB) or any((Path(name) / f).is_file() for f in _SAVED_DATASET_FILES):
         return RowDataset(name)
     return RowFile(Path(name))
 
 
 def collect(path: Path, convert: Callable[[dict[str, Any]], list[T]]) -> list[T]:
-    """What `convert` makes of every row of a file.
+    """Convert every row of a file.
 
     Args:
-        path: A JSON array of objects or one JSON object a line, either may be gzipped; a CSV whose
-            name says so; a Parquet file.
+        path: A JSON array of objects or one JSON object a line, either may be gzipped; a CSV with
+            its suffix; a Parquet file.
         convert: Turns a row into records, or raises `BadRow`.
 
     Raises:
         UserError: The file cannot be read, is empty, or has broken rows. The message starts with
             `file:line:` of the first broken row and counts each kind of problem.
     """
-    made: list[T] = []
+    records: list[T] = []
     problems = Problems()
     total = 0
     rows = RowFile(path)
     for number, row in rows:
         total += 1
         try:
-            made.extend(convert(columns_of(row)))
+            records.extend(convert(columns_of(row)))
         except BadRow as problem:
             problems.note(rows.place(number), str(problem))
     if problems.total:
         raise UserError(problems.summary(total))
     if not total:
         raise UserError(no_rows(str(path)))
-    return made
+    return records
 
 
 def no_rows(name: str) -> str:
-    """What to say of a file without rows."""
+    """The message about a file without rows."""
     return f"{name}: no rows in it; expected a JSON array or one JSON object a line"
 
 
 def columns_of(row: Any) -> dict[str, Any]:
-    """A row as it was read, if it is one.
+    """The columns of a row as it was read.
 
     Raises:
-        BadRow: It is broken, or something else than named columns.
+        BadRow: It is broken, or is not an object with named columns.
     """
     if isinstance(row, BadRow):
         raise row
@@ -252,22 +254,30 @@ def columns_of(row: Any) -> dict[str, Any]:
 
 
 def text_column(row: Mapping[str, Any], names: tuple[str, ...], *, required: bool = True) -> str:
-    """The text of the first of the columns `names` that is there; "" if none is and none must."""
+    """The text of the first of the columns `names` that is present.
+
+    Raises:
+        BadRow: It is not text, or none is present although one is required; else "" stands in.
+    """
     for name in names:
         if row.get(name) is not None:
             return checked_text(row[name], f"column `{name}`")
     if required:
-        wanted = " or ".join(f"`{name}`" for name in names)
-        raise BadRow(f"expected a column {wanted}; columns here: {listed(list(row))}")
+        expected = " or ".join(f"`{name}`" for name in names)
+        raise BadRow(f"expected a column {expected}; columns here: {listed(list(row))}")
     return ""
 
 
-def checked_text(value: object, what: str) -> str:
-    """`value` if it is text that can be written as UTF-8."""
+def checked_text(value: object, label: str) -> str:
+    """The value, if it is text that can be written as UTF-8.
+
+    Raises:
+        BadRow: It is not; the message begins with `label`.
+    """
     if not isinstance(value, str):
-        raise BadRow(f"{what} must be text, got {type_name(value)}")
+        raise BadRow(f"{label} must be text, got {type_name(value)}")
     if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
-        raise BadRow(f"{what} holds half of a surrogate pair (a broken \\u escape)")
+        raise BadRow(f"{label} holds half of a surrogate pair (a broken \\u escape)")
     return value
 
 
@@ -286,8 +296,8 @@ def type_name(value: object) -> str:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Turn what the system and gzip refuse into one line."""
+def _reading(path: Path) -> Iterator[None]:
+    """Turn errors of the operating system and of gzip into a `UserError` of one line."""
     try:
         yield
     except FileNotFoundError:
@@ -296,22 +306,24 @@ def _told(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: cannot be read: {short(str(error), 120)}") from None
 
 
-def _container(path: Path, head: bytes, suffix: str, *, packed: bool) -> Container:
-    if head.startswith(_PARQUET) and not packed:
+def _container(path: Path, head: bytes, suffix: str, *, gzipped: bool) -> Container:
+    if head.startswith(_PARQUET_MAGIC) and not gzipped:
         return "Parquet"
-    for magic, what in _FOREIGN.items():
+    for magic, description in _FOREIGN_MAGIC.items():
         if head.startswith(magic):
             raise UserError(
-                f"{path}: is {what}; expected JSON, JSON lines (both also gzipped), CSV or "
+                f"{path}: is {description}; expected JSON, JSON lines (both also gzipped), CSV or "
                 "Parquet: unpack or convert it"
             )
     if suffix.endswith(".parquet"):
-        raise UserError(f"{path}: is no Parquet file, in spite of its name; is it cut or damaged?")
+        raise UserError(
+            f"{path}: is not a Parquet file, in spite of its name; is it truncated or damaged?"
+        )
     return "CSV" if suffix.endswith((".csv", ".tsv")) else "JSON lines"
 
 
 def _begins_array(stream: BinaryIO) -> bool:
-    """Whether the first character is an opening bracket; the stream stands at its begin again."""
+    """True if the first character is an opening bracket; leaves the stream at its start."""
     head = stream.read(1024)
     while head and not head.strip(b"\xef\xbb\xbf \t\r\n"):
         head = stream.read(1024)

@@ -1,6 +1,6 @@
-"""Seed tasks: this project's own, which ship with the package, or those of a user's file.
+"""Seed tasks: the shipped ones, or those of a user's file.
 
-They stand outside the filters and the novelty check: generated rows are measured against them.
+They pass neither the filters nor the novelty check; generated rows are compared with them.
 """
 
 from __future__ import annotations
@@ -14,35 +14,39 @@ from alpaca_rlhf.data.readers.formats import read_instructions
 from alpaca_rlhf.data.readers.rows import collect, text_column
 
 SHIPPED = {"shipped": None, "shipped-en": "en", "shipped-zh": "zh"}
-"""Words that stand for this project's own seed tasks, and the language that each keeps."""
+"""Names of the shipped seed tasks, and the language that each selects (None: all)."""
 
 
-def seed_file(given: Path) -> Path:
-    """The file that `--inputs.seeds` means: our own for a word of `SHIPPED`, else the one given."""
-    return data_path("seed_tasks.jsonl") if str(given) in SHIPPED else given
+def seed_file(seeds: Path) -> Path:
+    """The file behind `--inputs.seeds`: the shipped one for a name in `SHIPPED`, else the path."""
+    return data_path("seed_tasks.jsonl") if str(seeds) in SHIPPED else seeds
 
 
-def read_seeds(given: Path) -> list[Instruction]:
-    """Seed tasks with their outputs, in the order of the file, none of them filtered.
+def read_seeds(seeds: Path) -> list[Instruction]:
+    """Read seed tasks with their outputs, unfiltered, in the order of the file.
 
     Args:
-        given: A word of `SHIPPED`, or a file that `read_instructions` reads: Alpaca's columns, or
+        seeds: A name in `SHIPPED`, or a file that `read_instructions` reads: Alpaca's columns, or
             Self-Instruct's `instances` (one row each).
 
     Raises:
-        UserError: `file:line:` of the first broken row; or there are conversations among them.
+        UserError: `file:line:` of the first broken row; or some rows are conversations.
     """
-    path = seed_file(given)
+    path = seed_file(seeds)
     rows = read_instructions(path)
-    talks = sum(bool(row.history) for row in rows)
-    if talks:
+    conversations = sum(bool(row.history) for row in rows)
+    if conversations:
         raise UserError(
-            f"--inputs.seeds {given}: {talks} of {len(rows)} rows are conversations of several "
-            "turns, and a seed task is one instruction with its output; take them out, or train on "
-            "them with --inputs.data"
+            f"--inputs.seeds {seeds}: {conversations} of {len(rows)} rows are conversations of "
+            "several turns, and a seed task is one instruction with its output; take them out, or "
+            "train on them with --inputs.data"
         )
-    language = SHIPPED.get(str(given))
+    language = SHIPPED.get(str(seeds))
     if language is None:
         return rows
-    languages = collect(path, lambda row: [text_column(row, ("language",))])
-    return [row for row, its in zip(rows, languages, strict=True) if its == language]
+    row_languages = collect(path, lambda row: [text_column(row, ("language",))])
+    return [
+        row
+        for row, row_language in zip(rows, row_languages, strict=True)
+        if row_language == language
+    ]

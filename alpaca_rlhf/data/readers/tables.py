@@ -1,7 +1,7 @@
-"""Rows of tables: CSV, Parquet, and what the `datasets` library knows. All are streams.
+"""Rows of tables: CSV, Parquet, and datasets of the `datasets` library, all streamed.
 
-CSV is UTF-8 with a header; the delimiter (comma, semicolon, tab or bar) is the one that finds known
-columns. Its cells are text, so columns that hold lists hold them as JSON.
+CSV is UTF-8 with a header; the delimiter (comma, semicolon, tab or bar) is the one that yields the
+most known columns. Its cells are text, so lists are JSON within a cell.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from alpaca_rlhf.data.readers.json_rows import ROW_LIMIT, Decoder, lines_of
 from alpaca_rlhf.data.readers.problems import BadRow, Unreadable, listed, short
 
 HUB = "hub:"
-"""What the name of a dataset on the hub begins with: `hub:owner/name` or `hub:owner/name:split`."""
+"""Prefix of a dataset on the hub: `hub:owner/name` or `hub:owner/name:split`."""
 
-KNOWN = frozenset(
+KNOWN_COLUMNS = frozenset(
     "instruction prompt input context output completion response source system history messages "
     "conversations instances chosen rejected margin user_input completion_a completion_b output_1 "
     "output_2 preference responses completions ranks scores annotator".split()
 )
-"""Columns that the readers look at."""
+"""Columns that the readers use."""
 
-_LISTS: tuple[str, ...] = ("messages", "conversations", "instances", "history")
-_LISTS += ("responses", "completions", "ranks", "scores")
-_MAYBE = (*_LISTS, "margin", "preference")
-_BATCH = 256
+_LIST_COLUMNS: tuple[str, ...] = ("messages", "conversations", "instances", "history")
+_LIST_COLUMNS += ("responses", "completions", "ranks", "scores")
+_NULLABLE_COLUMNS = (*_LIST_COLUMNS, "margin", "preference")
+_BATCH_ROWS = 256
 
 
 def csv_rows(stream: BinaryIO, path: Path) -> Iterator[tuple[int, Any]]:
@@ -39,38 +39,43 @@ def csv_rows(stream: BinaryIO, path: Path) -> Iterator[tuple[int, Any]]:
     Raises:
         UserError: The header names a column twice, or the file is not UTF-8.
     """
+    # 1. Read the header, with the delimiter that yields the most known columns.
     csv.field_size_limit(ROW_LIMIT)
     lines = _text_lines(stream, path)
     first = next(((number, line) for number, line in lines if line.strip()), None)
     if first is None:
         return
     number, line = first
-    delimiter = max(",;\t|", key=lambda one: len(KNOWN & set(_cells(line, one))))
+    delimiter = max(",;\t|", key=lambda char: len(KNOWN_COLUMNS & set(_cells(line, char))))
     names = _cells(line, delimiter)
-    twice = next((name for name in names if name and names.count(name) > 1), None)
-    if twice is not None:
-        raise UserError(f"{path}:{number}: the header names `{short(twice)}` twice; rename one")
-    last = number
+    repeated = next((name for name in names if name and names.count(name) > 1), None)
+    if repeated is not None:
+        raise UserError(f"{path}:{number}: the header names `{short(repeated)}` twice; rename one")
 
-    def rest() -> Iterator[str]:
-        nonlocal last
+    # 2. Read the records. A record may span lines, so its first line is the one after the last that
+    #    the CSV reader took.
+    last_line = number
+
+    def remaining_lines() -> Iterator[str]:
+        nonlocal last_line
         for number, text in lines:
-            last = number
+            last_line = number
             yield text
 
-    reader = csv.reader(rest(), delimiter=delimiter, strict=True)
+    reader = csv.reader(remaining_lines(), delimiter=delimiter, strict=True)
     decoder = Decoder()
     while True:
-        begun = last + 1
+        first_line = last_line + 1
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            yield begun, Unreadable(f"not CSV: {error}; the record begins here, check its quotes")
+            flaw = f"not CSV: {error}; the record begins here, check its quotes"
+            yield first_line, Unreadable(flaw)
             return
         if cells is None:
             return
         if cells:
-            yield begun, _record(names, cells, decoder)
+            yield first_line, _record(names, cells, decoder)
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -88,19 +93,20 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
             names = file.schema_arrow.names
             if len(set(names)) < len(names):
                 raise UserError(f"{path}: two columns have the same name; rename one")
-            for batch in file.iter_batches(batch_size=_BATCH):
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS):
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
-        why = short(" ".join(str(error).split()), 160)
+        reason = short(" ".join(str(error).split()), 160)
         raise UserError(
-            f"{path}: cannot be read as Parquet after row {number}: {why}; is it cut or damaged?"
+            f"{path}: cannot be read as Parquet after row {number}: {reason}; is it truncated or "
+            "damaged?"
         ) from None
 
 
 def parquet_length(path: Path) -> int:
-    """How many rows its footer promises; 0 if it cannot be read."""
+    """Number of rows according to the footer; 0 if it cannot be read."""
     import pyarrow
     from pyarrow import parquet
 
@@ -111,10 +117,10 @@ def parquet_length(path: Path) -> int:
 
 
 def dataset_of(name: str) -> Any:
-    """A `datasets.Dataset`: from the hub or its cache (`hub:...`), or saved in a folder.
+    """Load a `datasets.Dataset` from the hub or its cache (`hub:...`), or from a folder.
 
     Raises:
-        UserError: It cannot be had, or it has several splits and none is named.
+        UserError: It could not be loaded, or it has several splits and none is named.
     """
     import datasets
 
@@ -122,31 +128,32 @@ def dataset_of(name: str) -> Any:
     try:
         if name.startswith(HUB):
             owner, _, split = name.removeprefix(HUB).partition(":")
-            found = datasets.load_dataset(owner, split=split or None)
+            dataset = datasets.load_dataset(owner, split=split or None)
         else:
             split = ""
-            found = datasets.load_from_disk(name)
-    except Exception as error:  # the library's own, the hub's and the network's: dozens of kinds
-        raise UserError(_not_had(name, error)) from None
-    if not isinstance(found, datasets.DatasetDict):
-        return found
-    if len(found) == 1:
-        return next(iter(found.values()))
+            dataset = datasets.load_from_disk(name)
+    except Exception as error:  # the library, the hub and the network raise dozens of types
+        raise UserError(_load_failure(name, error)) from None
+    if not isinstance(dataset, datasets.DatasetDict):
+        return dataset
+    if len(dataset) == 1:
+        return next(iter(dataset.values()))
+    splits = ", ".join(dataset)
     if name.startswith(HUB):
-        raise UserError(f"{name}: has the splits {', '.join(found)}; name one, as {name}:train")
-    raise UserError(f"{name}: has the splits {', '.join(found)}; give the folder of one of them")
+        raise UserError(f"{name}: has the splits {splits}; name one, as {name}:train")
+    raise UserError(f"{name}: has the splits {splits}; give the folder of one of them")
 
 
-def dataset_rows(found: Any, name: str) -> Iterator[tuple[int, Any]]:
-    """Row number, from 1, and columns of every row; the library maps the file, nothing is held.
+def dataset_rows(dataset: Any, name: str) -> Iterator[tuple[int, Any]]:
+    """Row number, from 1, and columns of every row; the library maps the file into memory.
 
-    Pictures and sounds are left out: nobody here can read them.
+    Images and audio are omitted: decoding them would need further libraries.
 
     Raises:
-        UserError: The library cannot read on.
+        UserError: The library cannot read further.
     """
-    media = [one for one, kind in found.features.items() if hasattr(kind, "decode_example")]
-    rows = iter(found.remove_columns(media) if media else found)
+    media = [column for column, kind in dataset.features.items() if hasattr(kind, "decode_example")]
+    rows = iter(dataset.remove_columns(media) if media else dataset)
     number = 0
     while True:
         try:
@@ -154,19 +161,19 @@ def dataset_rows(found: Any, name: str) -> Iterator[tuple[int, Any]]:
         except StopIteration:
             return
         except Exception as error:  # whatever a damaged or foreign column raises
-            why = short(" ".join(str(error).split()), 160)
-            raise UserError(f"{name}: cannot be read after row {number}: {why}") from None
+            reason = short(" ".join(str(error).split()), 160)
+            raise UserError(f"{name}: cannot be read after row {number}: {reason}") from None
         number += 1
         yield number, row
 
 
-def _not_had(name: str, error: Exception) -> str:
-    why = short(" ".join(str(error).split()), 160) or type(error).__name__
+def _load_failure(name: str, error: Exception) -> str:
+    reason = short(" ".join(str(error).split()), 160) or type(error).__name__
     if not name.startswith(HUB):
-        return f"{name}: cannot be read as a saved dataset: {why}"
+        return f"{name}: cannot be read as a saved dataset: {reason}"
     offline = os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false", "no")
-    mend = "unset HF_HUB_OFFLINE" if offline else "check the name and the network"
-    return f"{name}: cannot be had ({why}); {mend}, or download it and give its files"
+    remedy = "unset HF_HUB_OFFLINE" if offline else "check the name and the network"
+    return f"{name}: could not be loaded ({reason}); {remedy}, or download it and give its files"
 
 
 def _text_lines(stream: BinaryIO, path: Path) -> Iterator[tuple[int, str]]:
@@ -193,15 +200,17 @@ def _cells(line: str, delimiter: str) -> list[str]:
 
 def _record(names: list[str], cells: list[str], decoder: Decoder) -> Any:
     if len(cells) != len(names):
-        what = f"{len(cells)} cells, but the header names {len(names)} columns ({listed(names)})"
-        return BadRow(f"{what}; put cells that hold the delimiter into quotes")
+        flaw = f"{len(cells)} cells, but the header names {len(names)} columns ({listed(names)})"
+        return BadRow(f"{flaw}; put cells that hold the delimiter into quotes")
     row: dict[str, Any] = dict(zip(names, cells, strict=True))
-    for name in _MAYBE:
+    # 1. An empty cell of a column that is not text means that the value is absent.
+    for name in _NULLABLE_COLUMNS:
         if row.get(name) == "":
             row[name] = None
-    for name in _LISTS:
+    # 2. Lists are JSON within a cell, and a margin is a number.
+    for name in _LIST_COLUMNS:
         if row.get(name) is not None:
-            value = decoder.whole(row[name])
+            value = decoder.decode(row[name])
             if isinstance(value, BadRow):
                 return BadRow(f"column `{name}` of a CSV must hold a list as JSON")
             row[name] = value
