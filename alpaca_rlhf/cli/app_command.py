@@ -10,17 +10,19 @@ import sys
 import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.data import holds_rankings, read_rankings
 from alpaca_rlhf.preferences import DATABASE, manifest_of, read_snapshot
-from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.serving import folders
 from alpaca_rlhf.sources.sampled import queue_sampled
 from alpaca_rlhf.sources.verdicts import open_store
+
+if TYPE_CHECKING:
+    from alpaca_rlhf.preferences.store import Store
 
 ABOUT = "chat, compare, rank and look at the rankings in a browser"
 USUAL_PORT = 7860

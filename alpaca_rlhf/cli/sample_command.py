@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from alpaca_rlhf.cli.chat import choose
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines
@@ -13,7 +14,6 @@ from alpaca_rlhf.core import gpu_lock as card
 from alpaca_rlhf.core import quiet
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
-from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.serving import folders
 from alpaca_rlhf.serving.filling import Draws, fill, origin_of
 from alpaca_rlhf.serving.manner import Manner
@@ -23,6 +23,9 @@ from alpaca_rlhf.settings.bounds import above
 from alpaca_rlhf.sources.run_prompts import RunPrompts
 from alpaca_rlhf.sources.sampled import queue_sampled
 from alpaca_rlhf.sources.verdicts import open_store
+
+if TYPE_CHECKING:
+    from alpaca_rlhf.preferences.store import Store
 
 ABOUT = "fill the queue of the app with answers to rank, to the prompts of a run's rank split"
 _STAGE = "fill"
