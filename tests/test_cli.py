@@ -212,7 +212,7 @@ import contextlib, io, sys
 from alpaca_rlhf.cli.main import main
 with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
     code = main(sys.argv[1:])
-heavy = {"torch", "transformers", "peft", "datasets"} & set(sys.modules)
+heavy = {"torch", "transformers", "peft", "datasets", "sqlalchemy", "jinja2"} & set(sys.modules)
 sys.exit(f"loads {heavy}" if heavy else code)
 """
 
