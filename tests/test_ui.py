@@ -26,8 +26,7 @@ from alpaca_rlhf.core.records import Completion, Instruction, Ranking
 from alpaca_rlhf.data import write_instructions
 from alpaca_rlhf.models.batches import prompt_ids
 from alpaca_rlhf.preferences import read_snapshot
-from alpaca_rlhf.preferences.assignment import Rules, Verdict
-from alpaca_rlhf.preferences.queue import Candidates
+from alpaca_rlhf.preferences.assignment import Candidates, Rules, Verdict
 from alpaca_rlhf.preferences.schema import Assignment, CandidateSet, Prompt
 from alpaca_rlhf.preferences.schema import Ranking as Revision
 from alpaca_rlhf.preferences.store import Store

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines
 from alpaca_rlhf.core import gpu_lock, quiet
@@ -16,8 +16,7 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import only_one
 from alpaca_rlhf.core.records import Instruction, Ranking
 from alpaca_rlhf.preferences import JudgeIdentity, ScoreJudge
-from alpaca_rlhf.preferences.queue import Candidates
-from alpaca_rlhf.preferences.store import Store
+from alpaca_rlhf.preferences.assignment import Candidates
 from alpaca_rlhf.serving import folders
 from alpaca_rlhf.settings import Judge, Loop
 from alpaca_rlhf.settings.bounds import Bounded, PositiveInt
@@ -25,6 +24,10 @@ from alpaca_rlhf.sources import Gold, source_of
 from alpaca_rlhf.sources.sampled import queue_sampled
 from alpaca_rlhf.sources.verdicts import has_verdicts, open_store
 
+if TYPE_CHECKING:
+    from alpaca_rlhf.preferences.store import Store
+
+ABOUT = "let a model behind HTTP, the reward model or the gold judge rank what waits in the queue"
 _STAGE = "judge"
 _GoldScore = Callable[[Instruction, str, bool], Gold]
 _BATCH_SETS = 64

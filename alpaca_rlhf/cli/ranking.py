@@ -17,7 +17,7 @@ from alpaca_rlhf.core.records import Completion, Ranking
 from alpaca_rlhf.preferences import JUDGE
 
 if TYPE_CHECKING:
-    from alpaca_rlhf.preferences.queue import Candidates
+    from alpaca_rlhf.preferences.assignment import Candidates
     from alpaca_rlhf.preferences.store import Store
 
 HELP = (

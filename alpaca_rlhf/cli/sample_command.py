@@ -6,16 +6,13 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
-
-from annotated_types import Gt
+from typing import TYPE_CHECKING
 
 from alpaca_rlhf.cli.chat import choose
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines
 from alpaca_rlhf.core import gpu_lock, quiet
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
-from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.serving import folders
 from alpaca_rlhf.serving.filling import Draws, fill, origin_of
 from alpaca_rlhf.serving.manner import Manner
@@ -25,6 +22,9 @@ from alpaca_rlhf.settings.bounds import Bounded, PositiveInt, Seed, Share
 from alpaca_rlhf.sources.run_prompts import RunPrompts
 from alpaca_rlhf.sources.sampled import queue_sampled
 from alpaca_rlhf.sources.verdicts import open_store
+
+if TYPE_CHECKING:
+    from alpaca_rlhf.preferences.store import Store
 
 ABOUT = "fill the queue of the app with answers to rank, to the prompts of a run's rank split"
 _STAGE = "fill"

@@ -17,6 +17,9 @@ ordinary ones are trained on."""
 Tiers = tuple[tuple[str, ...], ...]
 """Completion ids, best tier first; ties share a tier."""
 
+Candidates = tuple[Instruction, Sequence[Completion]]
+"""A prompt and the completions to put in order."""
+
 FEWEST, MOST = 2, 9
 """Completions of a candidate set."""
 MOST_TEXT = 2000

@@ -11,10 +11,7 @@ from sqlalchemy.orm import Session
 
 from alpaca_rlhf.core.records import Completion, Instruction, content_hash
 from alpaca_rlhf.preferences import schema
-from alpaca_rlhf.preferences.assignment import FEWEST, MOST, Tiers, distinct, places
-
-Candidates = tuple[Instruction, Sequence[Completion]]
-"""A prompt and the completions to put in order."""
+from alpaca_rlhf.preferences.assignment import FEWEST, MOST, Candidates, Tiers, distinct, places
 
 _BATCH_PROMPTS = 500
 

@@ -13,10 +13,10 @@ from sqlalchemy.orm import Session, aliased
 
 from alpaca_rlhf.core.records import Completion as Record
 from alpaca_rlhf.core.records import Instruction
-from alpaca_rlhf.preferences.assignment import distinct_keys
+from alpaca_rlhf.preferences.assignment import Candidates, distinct_keys
 from alpaca_rlhf.preferences.audit import note
 from alpaca_rlhf.preferences.judges import JudgeIdentity
-from alpaca_rlhf.preferences.queue import Candidates, clean, set_key
+from alpaca_rlhf.preferences.queue import clean, set_key
 from alpaca_rlhf.preferences.schema import (
     Annotator,
     Assignment,

@@ -17,7 +17,7 @@ from alpaca_rlhf.core.records import Ranking
 from alpaca_rlhf.preferences import battles, claims, queue, reading, snapshot, verdicts
 from alpaca_rlhf.preferences import figures as tab
 from alpaca_rlhf.preferences.accounts import Accounts
-from alpaca_rlhf.preferences.assignment import Refused, Saved, Task, Tiers, Verdict
+from alpaca_rlhf.preferences.assignment import Candidates, Refused, Saved, Task, Tiers, Verdict
 from alpaca_rlhf.preferences.audit import note
 from alpaca_rlhf.preferences.judges import JudgeIdentity
 from alpaca_rlhf.preferences.schema import CandidateSet, Flag
@@ -43,7 +43,7 @@ class Store(Accounts):
 
     def add_sets(
         self,
-        rows: Iterable[queue.Candidates],
+        rows: Iterable[Candidates],
         *,
         origin: str,
         gold: Mapping[str, Tiers] | None = None,
@@ -64,7 +64,7 @@ class Store(Accounts):
         remaining, added = iter(rows), 0
         while batch := list(islice(remaining, BATCH_ROWS)):
 
-            def work(session: Session, batch: list[queue.Candidates] = batch) -> int:
+            def work(session: Session, batch: list[Candidates] = batch) -> int:
                 return queue.add_sets(
                     session,
                     batch,
@@ -122,7 +122,7 @@ class Store(Accounts):
                 added += flush()
         return added
 
-    def add_completions(self, rows: Iterable[queue.Candidates]) -> None:
+    def add_completions(self, rows: Iterable[Candidates]) -> None:
         """Keep prompts with completions that nobody shall rank, e.g. for a battle.
 
         Raises:
@@ -397,13 +397,13 @@ class Store(Accounts):
         with self.database.reading() as session:
             return reading.settled(session, list(prompts))
 
-    def ranked(self, sets: Iterable[queue.Candidates]) -> set[str]:
+    def ranked(self, sets: Iterable[Candidates]) -> set[str]:
         """Ids of the prompts of those candidate sets that a person has ranked."""
         prompts = _prompts_by_key(sets)
         with self.database.reading() as session:
             return {prompts[key] for key in reading.ranked_sets(session, prompts)}
 
-    def ranked_by(self, annotator: str, sets: Iterable[queue.Candidates]) -> list[str]:
+    def ranked_by(self, annotator: str, sets: Iterable[Candidates]) -> list[str]:
         """Ids of the prompts of those sets that an annotator has ranked, in that order.
 
         Args:
@@ -414,7 +414,7 @@ class Store(Accounts):
         with self.database.reading() as session:
             return [prompts[key] for key in reading.ranked_by(session, annotator, list(prompts))]
 
-    def unjudged(self, judge: JudgeIdentity) -> Iterator[queue.Candidates]:
+    def unjudged(self, judge: JudgeIdentity) -> Iterator[Candidates]:
         """The sets that no person has ranked, nor this judge under its settings; no gold ones."""
         after = 0
         while True:
@@ -465,7 +465,7 @@ class Store(Accounts):
         note(session, self._now(), actor, action, entity, after=after)
 
 
-def _prompts_by_key(sets: Iterable[queue.Candidates]) -> dict[str, str]:
+def _prompts_by_key(sets: Iterable[Candidates]) -> dict[str, str]:
     """The id of the prompt of each candidate set, by the key of the set."""
     return {
         queue.set_key(prompt.id, [completion.id for completion in completions]): prompt.id

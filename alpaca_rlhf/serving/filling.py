@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from alpaca_rlhf.core.records import Completion, Instruction
 from alpaca_rlhf.preferences.assignment import FEWEST, distinct
-from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.serving.manner import Manner
+
+if TYPE_CHECKING:
+    from alpaca_rlhf.preferences.store import Store
 
 
 class Draws(Protocol):

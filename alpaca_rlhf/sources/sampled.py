@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Completion, Instruction
 from alpaca_rlhf.core.runs import finished
 from alpaca_rlhf.data import read_prompts
-from alpaca_rlhf.preferences.assignment import FEWEST, distinct
-from alpaca_rlhf.preferences.queue import Candidates
-from alpaca_rlhf.preferences.store import Store
+from alpaca_rlhf.preferences.assignment import FEWEST, Candidates, distinct
+
+if TYPE_CHECKING:
+    from alpaca_rlhf.preferences.store import Store
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from alpaca_rlhf.core.records import Ranking
 from alpaca_rlhf.core.runs import finished
 from alpaca_rlhf.preferences import DATABASE, JUDGE
-from alpaca_rlhf.preferences.assignment import distinct
-from alpaca_rlhf.preferences.queue import Candidates
+from alpaca_rlhf.preferences.assignment import Candidates, distinct
 from alpaca_rlhf.preferences.ranking_files import read_ranking_file
-from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.sources.sampled import Sheet, origin_of_stage, read_sheets
+
+if TYPE_CHECKING:
+    from alpaca_rlhf.preferences.store import Store
 
 SNAPSHOT = "snapshot"
 """The snapshot that training reads, in the folder of a rank stage."""
@@ -34,6 +36,8 @@ def open_store(
     Raises:
         UserError: It cannot be opened, or rankings of an earlier version cannot be read.
     """
+    from alpaca_rlhf.preferences.store import Store  # loads SQLAlchemy
+
     if where is not None:
         return Store(where)
     store = Store(run / DATABASE)
@@ -64,6 +68,8 @@ def has_verdicts(run: Path) -> bool:
 
 
 def _earlier_files(run: Path) -> list[Path]:
+    if not (run / "ledger.json").exists():
+        return []  # no run, or none that has sampled anything
     return sorted(run.glob("rank*/rankings.jsonl"))
 
 

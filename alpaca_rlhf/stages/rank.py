@@ -16,9 +16,8 @@ from alpaca_rlhf.data import write_instructions
 from alpaca_rlhf.models.batches import answer, prompt_ids
 from alpaca_rlhf.models.rollout import SampledCompletion, sample
 from alpaca_rlhf.preferences import DATABASE, JUDGE, ScoreJudge, read_snapshot, wrong_share
-from alpaca_rlhf.preferences.assignment import pairs
+from alpaca_rlhf.preferences.assignment import Candidates, pairs
 from alpaca_rlhf.preferences.judges import JudgeIdentity
-from alpaca_rlhf.preferences.queue import Candidates
 from alpaca_rlhf.preferences.snapshot import Ranked
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.sources import RunPrompts
