@@ -442,12 +442,12 @@ def _snapshot_rows(store, folder):
 def test_the_gold_judge_knows_the_small_world_only(tmp_path, capsys):
     from alpaca_rlhf.settings.parsing import to_yaml
     from alpaca_rlhf.settings.quickstart import QUICKSTART
-    from alpaca_rlhf.smallworld import sample_task, solved
+    from alpaca_rlhf.smallworld import answered_task, sample_task
 
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.yaml").write_text(to_yaml(QUICKSTART))
-    row = solved(sample_task(random.Random(0)), random.Random(0))
+    row = answered_task(sample_task(random.Random(0)), random.Random(0))
     good = row.output
     other = Instruction("Who are you?", source="chat")
     with Store(run / "preferences.db", rules=Rules(0, 0, 0, 0), seed=0) as store:

@@ -10,7 +10,7 @@ import pytest
 from alpaca_rlhf.cli import main as cli
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import read_instructions
-from alpaca_rlhf.smallworld import sample_task, solved
+from alpaca_rlhf.smallworld import answered_task, sample_task
 from alpaca_rlhf.stages.rank import sampled_sets
 
 ROUGE = 0.7
@@ -37,7 +37,7 @@ def rouge_l(text: str, reference: str) -> float:
 def files(tmp_path):
     """Seed tasks with answers, and prompts, of the kind that the embedded base can continue."""
     rng = random.Random(0)
-    rows = {(row := solved(sample_task(rng), rng)).instruction: row for _ in range(400)}
+    rows = {(row := answered_task(sample_task(rng), rng)).instruction: row for _ in range(400)}
     rows_of_file = [
         {"instruction": row.instruction, "input": row.input, "output": row.output}
         for row in rows.values()

@@ -22,12 +22,12 @@ from alpaca_rlhf.smallworld import (
     GoldWeights,
     Task,
     answer,
+    answered_task,
     corpus,
     facts,
     recognise,
     sample_answer,
     sample_task,
-    solved,
 )
 
 JUDGE = GoldJudge()
@@ -63,13 +63,13 @@ def is_plain(document: str) -> bool:
 def asked_in(document: str) -> list[Task]:
     """The tasks that a document asks, in whatever format."""
     lines = [*document.split("\n"), ""]
-    found = []
+    recognised = []
     for line, after in itertools.pairwise(lines):
         question = ASKED_BEFORE.sub("", line)
         material = re.sub(r"^\d+\. Input: ", "", after).replace("<noinput>", "")
         task = recognise(question, material) or recognise(question)
-        found += [task] if task is not None else []
-    return found
+        recognised += [task] if task is not None else []
+    return recognised
 
 
 def by_family(tasks: list[Task]) -> dict[str, list[Task]]:
@@ -101,9 +101,9 @@ def known_facts() -> list[tuple[str, str, str]]:
         if family.fact == (kind, "x"):
             rng = random.Random(kind)
             for name in sorted({family.draw(rng)["x"] for _ in range(3000)}):
-                found = family.solve({"x": name})
-                assert found is not None
-                out.append((kind, name, found.sentence))
+                solution = family.solve({"x": name})
+                assert solution is not None
+                out.append((kind, name, solution.sentence))
     return out
 
 
@@ -113,7 +113,7 @@ def said_of(task: Task) -> list[str]:
     return [s.rstrip(".") for s in (solution.terse, solution.sentence, *solution.extras)]
 
 
-HELD_OUT = [one for one in known_facts() if facts.held_out(one[0], one[1])]
+HELD_OUT = [fact for fact in known_facts() if facts.held_out(fact[0], fact[1])]
 
 
 # --- tasks and recognition --------------------------------------------------------------------
@@ -126,35 +126,35 @@ def test_there_are_many_families_phrasings_and_keys():
         assert 2 <= len(set(family.unseen)), name
         assert not set(family.phrasings) & set(family.unseen), name
     rng = random.Random(0)
-    drawn = {
+    draws = {
         (name, *sorted(family.draw(rng).items()))
         for name, family in FAMILIES.items()
         for _ in range(2000)
     }
-    assert len(drawn) >= 20_000
+    assert len(draws) >= 20_000
 
 
 def test_recognition_inverts_sampling(tasks):
     for task in tasks:
-        found = recognise(task.instruction, task.input)
-        assert found is not None, task
-        assert (found.key, found.args) == (task.key, task.args)
-        assert found.held_out_fact == task.held_out_fact, task
-        assert found.held_out_phrasing == task.held_out_phrasing, task
-        assert found.solution.terse == task.solution.terse
+        recognised = recognise(task.instruction, task.input)
+        assert recognised is not None, task
+        assert (recognised.key, recognised.args) == (task.key, task.args)
+        assert recognised.held_out_fact == task.held_out_fact, task
+        assert recognised.held_out_phrasing == task.held_out_phrasing, task
+        assert recognised.solution.terse == task.solution.terse
 
 
 def test_sampling_gives_the_kind_that_was_asked_for(tasks):
-    asked = [t for p, f in SPLITS for t in draw(50, 3, p, f)]
-    flags = [(t.held_out_phrasing, t.held_out_fact) for t in asked]
+    tasks_asked = [t for p, f in SPLITS for t in draw(50, 3, p, f)]
+    flags = [(t.held_out_phrasing, t.held_out_fact) for t in tasks_asked]
     assert flags == [(p == "held_out", f == "held_out") for p, f in SPLITS for _ in range(50)]
 
 
 def test_recognition_forgives_case_space_and_the_last_stop(tasks):
     for task in tasks[::7]:
         loose = "  " + task.instruction.upper().rstrip(".?").replace(" ", "  ") + " "
-        found = recognise(loose, task.input.upper())
-        assert found is not None and found.key == task.key, loose
+        recognised = recognise(loose, task.input.upper())
+        assert recognised is not None and recognised.key == task.key, loose
 
 
 def test_recognition_of_what_is_no_task():
@@ -176,9 +176,9 @@ def test_the_key_is_the_same_in_every_phrasing():
     keys = set()
     family = FAMILIES["colour"]
     for pattern in (*family.phrasings, *family.unseen):
-        found = recognise(pattern.replace("{a:x}", "a lemon").replace("{x}", "lemon"))
-        assert found is not None, pattern
-        keys.add(found.key)
+        recognised = recognise(pattern.replace("{a:x}", "a lemon").replace("{x}", "lemon"))
+        assert recognised is not None, pattern
+        keys.add(recognised.key)
     assert keys == {"colour:lemon"}
 
 
@@ -188,7 +188,7 @@ def test_families_are_drawn_evenly():
         count[task.family] += 1
     assert count.keys() == FAMILIES.keys()
     even = n / len(FAMILIES)
-    assert all(0.7 * even < seen < 1.3 * even for seen in count.values())
+    assert all(0.7 * even < count_of_family < 1.3 * even for count_of_family in count.values())
 
 
 def test_sampling_is_a_function_of_the_seed():
@@ -201,7 +201,7 @@ def test_a_record_is_the_prompt_without_an_answer():
     record = task.record()
     assert (record.instruction, record.input) == (task.instruction, task.input)
     assert record.output is None and record.source == "smallworld"
-    row = solved(task, random.Random(0))
+    row = answered_task(task, random.Random(0))
     assert row.source == "seed" and row.output
     assert JUDGE.verdict(task, row.output).correct == 1
 
@@ -238,9 +238,9 @@ def test_styles_come_as_often_as_their_weights():
     assert sum(STYLE_WEIGHTS.values()) == pytest.approx(1)
     rng = random.Random(2)
     task = next(t for t in draw(300, 1) if t.family == "colour")
-    said = [sample_answer(task, rng) for _ in range(4000)]
-    friendly = sum(text.endswith(CLOSINGS) for text in said) / len(said)
-    terse = sum(text == task.solution.terse for text in said) / len(said)
+    answers = [sample_answer(task, rng) for _ in range(4000)]
+    friendly = sum(text.endswith(CLOSINGS) for text in answers) / len(answers)
+    terse = sum(text == task.solution.terse for text in answers) / len(answers)
     assert friendly == pytest.approx(STYLE_WEIGHTS["polite"] + STYLE_WEIGHTS["full"], abs=0.03)
     assert terse == pytest.approx(STYLE_WEIGHTS["terse"], abs=0.03)
 
@@ -250,8 +250,8 @@ def test_another_tasks_answer_is_wrong(tasks, style):
     rng = random.Random(4)
     pairs = wrong_pairs(tasks)
     assert len(pairs) > 1500
-    for task, other in pairs:
-        text = answer(other, rng, style)
+    for task, other_task in pairs:
+        text = answer(other_task, rng, style)
         verdict = JUDGE.verdict(task, text)
         assert verdict.correct == 0 and verdict.score < 0.08, (task, text, verdict)
         assert JUDGE.verdict(task, text, finished=False).score < 0.05
@@ -323,8 +323,8 @@ def test_open_tasks_graded_by_hand(instruction, text, correct):
 
 
 def test_a_list_of_possibilities_or_a_hedge_is_wrong(tasks):
-    for task, other in wrong_pairs(tasks):
-        mine, theirs = task.solution.terse, other.solution.terse
+    for task, other_task in wrong_pairs(tasks):
+        mine, theirs = task.solution.terse, other_task.solution.terse
         sentence = task.solution.sentence
         for text in (
             f"{theirs}. {mine}.",
@@ -342,10 +342,10 @@ def test_a_list_of_possibilities_or_a_hedge_is_wrong(tasks):
 def test_another_true_fact_is_beside_the_point_and_no_contradiction(tasks):
     pairs = [p for p in wrong_pairs(tasks) if FAMILIES[p[0].family].fact == (p[0].family, "x")]
     assert len({task.family for task, _ in pairs}) == 12
-    for task, other in pairs:
-        verdict = JUDGE.verdict(task, f"{task.solution.sentence} {other.solution.sentence}")
-        assert verdict.correct == 1, (task, other)
-        assert verdict.to_the_point == (other.solution.sentence in task.solution.extras)
+    for task, other_task in pairs:
+        verdict = JUDGE.verdict(task, f"{task.solution.sentence} {other_task.solution.sentence}")
+        assert verdict.correct == 1, (task, other_task)
+        assert verdict.to_the_point == (other_task.solution.sentence in task.solution.extras)
 
 
 COLOUR_OF_A_LEMON = "What colour is a lemon?"
@@ -455,8 +455,8 @@ def test_the_judge_bears_any_text(text, finished, seed):
 @given(instruction=TEXTS, material=TEXTS)
 @settings(max_examples=100, deadline=None)
 def test_recognition_bears_any_text(instruction, material):
-    for found in (recognise(instruction), recognise(instruction, material)):
-        assert found is None or found.solution.terse
+    for recognised in (recognise(instruction), recognise(instruction, material)):
+        assert recognised is None or recognised.solution.terse
 
 
 # --- the corpus -------------------------------------------------------------------------------
@@ -500,9 +500,9 @@ def test_held_out_phrasings_use_words_that_occur(documents):
 
 
 def test_no_held_out_phrasing_or_fact_is_asked(documents):
-    asked = [t for d in documents if not is_plain(d) for t in asked_in(d)]
-    assert len(asked) > 5000
-    assert not [t for t in asked if t.held_out_phrasing or t.held_out_fact]
+    tasks_asked = [t for d in documents if not is_plain(d) for t in asked_in(d)]
+    assert len(tasks_asked) > 5000
+    assert not [t for t in tasks_asked if t.held_out_phrasing or t.held_out_fact]
     lines = {ASKED_BEFORE.sub("", line) for d in documents for line in d.split("\n")}
     assert not [t for t in draw(3000, 8, "held_out") if t.instruction in lines]
 
@@ -556,12 +556,12 @@ def test_the_default_evaluation_finds_its_tasks():
 
 def test_held_out_facts_stay_out_of_questions_and_worksheets(documents):
     answers = "".join(d for d in documents if not is_plain(d)).lower()
-    assert not [one for one in HELD_OUT if one[2].lower().rstrip(".") in answers]
+    assert not [fact for fact in HELD_OUT if fact[2].lower().rstrip(".") in answers]
 
 
 def test_no_solution_of_a_trained_task_tells_a_held_out_fact():
-    told = {s.lower() for task in draw(6000, 9) for s in said_of(task)}
-    assert not [one for one in HELD_OUT if one[2].lower().rstrip(".") in told]
+    sentences = {s.lower() for task in draw(6000, 9) for s in said_of(task)}
+    assert not [fact for fact in HELD_OUT if fact[2].lower().rstrip(".") in sentences]
 
 
 def test_every_family_that_needs_a_category_respects_its_held_out_facts():
@@ -570,13 +570,13 @@ def test_every_family_that_needs_a_category_respects_its_held_out_facts():
         if task.family in ("is_a", "classify", "category"):
             assert not facts.held_out("category", args["x"]), task
         if task.family in ("odd_one_out", "list_members"):
-            shown = task.solution.terse.split(", ") if task.family in OPEN else args.values()
-            assert not any(facts.held_out("category", word) for word in shown), task
+            printed = task.solution.terse.split(", ") if task.family in OPEN else args.values()
+            assert not any(facts.held_out("category", word) for word in printed), task
 
 
 def test_both_words_of_an_opposite_are_held_out_together():
-    for word, other in facts.OPPOSITE_OF.items():
-        assert facts.held_out("opposite", word) == facts.held_out("opposite", other), word
+    for word, other_task in facts.OPPOSITE_OF.items():
+        assert facts.held_out("opposite", word) == facts.held_out("opposite", other_task), word
 
 
 def test_each_kind_of_fact_has_held_out_ones():
@@ -586,24 +586,24 @@ def test_each_kind_of_fact_has_held_out_ones():
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("prompt", "swapped"),
     [
         ("Which number is bigger, 7 or 12?", "Which number is bigger, 12 or 7?"),
         ("Add 3 and 4.", "What is 4 plus 3?"),
         ("Which animal is bigger, a dog or a cow?", "Which animal is bigger, a cow or a dog?"),
     ],
 )
-def test_the_order_of_two_like_things_is_phrasing(one, other):
-    tasks = recognise(one), recognise(other)
+def test_the_order_of_two_like_things_is_phrasing(prompt, swapped):
+    tasks = recognise(prompt), recognise(swapped)
     assert tasks[0] is not None and tasks[1] is not None
     assert tasks[0].key == tasks[1].key
 
 
 def test_the_order_of_two_groups_is_phrasing():
-    one, other = (
+    task, swapped = (
         recognise(f"Is this {x}?", "lemon") for x in ("a fruit or a toy", "a toy or a fruit")
     )
-    assert one is not None and other is not None and one.key == other.key
+    assert task is not None and swapped is not None and task.key == swapped.key
 
 
 @pytest.mark.xfail(

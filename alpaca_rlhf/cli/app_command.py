@@ -10,7 +10,7 @@ import sys
 import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from annotated_types import Interval
@@ -23,6 +23,9 @@ from alpaca_rlhf.serving import folders
 from alpaca_rlhf.settings.bounds import Bounded
 from alpaca_rlhf.sources.sampled import queue_sampled
 from alpaca_rlhf.sources.verdicts import open_store
+
+if TYPE_CHECKING:
+    from alpaca_rlhf.preferences.store import Store
 
 USUAL_PORT = 7860
 _SECRET, _SNAPSHOTS = "app.secret", "snapshots"

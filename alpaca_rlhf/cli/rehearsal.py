@@ -24,7 +24,7 @@ from alpaca_rlhf.core.records import Instruction, Ranking
 from alpaca_rlhf.data import clusters, write_instructions
 from alpaca_rlhf.pipeline import run_loop
 from alpaca_rlhf.settings import Inputs, Judge, Loop
-from alpaca_rlhf.smallworld import sample_task, solved
+from alpaca_rlhf.smallworld import answered_task, sample_task
 from alpaca_rlhf.sources.sampled import candidate_sets
 from alpaca_rlhf.sources.verdicts import open_store
 from alpaca_rlhf.stages import PeopleNeeded
@@ -302,7 +302,7 @@ def _shrink(settings: Loop, architecture: str, folder: Path) -> Loop:
 def _rows(n: int, seed: int) -> list[Instruction]:
     """Tasks with answers, no two of which are near-duplicates."""
     rng = random.Random(f"{seed}/rehearsal")
-    tasks = [solved(sample_task(rng), rng) for _ in range(12 * n)]
+    tasks = [answered_task(sample_task(rng), rng) for _ in range(12 * n)]
     rows = [cluster[0] for cluster in clusters(tasks)]
     if len(rows) < n:
         raise UserError(f"--rounds: a dry run has tasks for fewer rounds ({len(rows)} of {n} rows)")

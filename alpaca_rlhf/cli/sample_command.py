@@ -6,7 +6,9 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from annotated_types import Gt
 
 from alpaca_rlhf.cli.chat import choose
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines

@@ -1,7 +1,9 @@
 """The small world: a closed world in simple English in which every task has a known answer.
 
 The embedded base is pre-trained on its text, the quickstart's tasks are drawn from it, and its
-gold judge measures what a reward model only guesses.
+gold judge measures exactly what a reward model only estimates. `facts` says what is true,
+`families` and the modules named after their topics define the tasks, `tasks` draws and recognises
+them, `answers` writes right answers, `judge` grades answers, and `corpus` writes documents.
 """
 
 from alpaca_rlhf.smallworld.answers import (
@@ -9,8 +11,8 @@ from alpaca_rlhf.smallworld.answers import (
     SEED_WEIGHTS,
     STYLE_WEIGHTS,
     answer,
+    answered_task,
     sample_answer,
-    solved,
 )
 from alpaca_rlhf.smallworld.judge import GoldJudge, GoldWeights, Verdict
 from alpaca_rlhf.smallworld.tasks import FAMILIES, Task, recognise, sample_task
@@ -25,8 +27,8 @@ __all__ = [
     "Task",
     "Verdict",
     "answer",
+    "answered_task",
     "recognise",
     "sample_answer",
     "sample_task",
-    "solved",
 ]

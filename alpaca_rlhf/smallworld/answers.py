@@ -18,10 +18,10 @@ STYLE_WEIGHTS: Mapping[Style, float] = {
     "polite": 0.12,
     "full": 0.06,
 }
-"""How often each style is written where nobody has said which is better."""
+"""Style to its frequency in the pre-training text, before any preference is expressed."""
 
 SEED_WEIGHTS: Mapping[Style, float] = dict.fromkeys(STYLE_WEIGHTS, 0.2)
-"""The same of seed tasks: all alike, so that rankings find every style to choose from."""
+"""Style to its frequency in seed tasks: equal, so that rankings meet every style."""
 
 CLOSINGS = (
     "I hope this helps!",
@@ -33,28 +33,28 @@ CLOSINGS = (
 
 
 def answer(task: Task, rng: random.Random, style: Style) -> str:
-    """A right answer in a style."""
+    """Write a right answer in a style."""
     solution = task.solution
     if style == "terse":
         return solution.terse
-    parts = [solution.sentence]
+    sentences = [solution.sentence]
     if style in ("extra", "full"):
-        parts += [rng.choice(solution.extras)] if solution.extras else []
+        sentences += [rng.choice(solution.extras)] if solution.extras else []
     if style in ("polite", "full"):
-        parts.append(rng.choice(CLOSINGS))
-    return " ".join(parts)
+        sentences.append(rng.choice(CLOSINGS))
+    return " ".join(sentences)
 
 
 def sample_answer(
     task: Task, rng: random.Random, weights: Mapping[Style, float] = STYLE_WEIGHTS
 ) -> str:
-    """A right answer in a style drawn by `weights`."""
+    """Write a right answer in a style drawn by `weights`."""
     (style,) = rng.choices(list(weights), weights=list(weights.values()))
     return answer(task, rng, style)
 
 
-def solved(
+def answered_task(
     task: Task, rng: random.Random, weights: Mapping[Style, float] = STYLE_WEIGHTS
 ) -> Instruction:
-    """A task with a right answer in a style drawn by `weights`."""
+    """Return a task with a right answer in a style drawn by `weights`."""
     return Instruction(task.instruction, task.input, sample_answer(task, rng, weights), "seed")

@@ -1,6 +1,6 @@
 """Endless text of the small world for pre-training: documents, questions, numbered worksheets.
 
-The SFT prompt template never occurs. Held-out facts occur in plain documents alone, held-out
+The SFT prompt template never occurs. Held-out facts occur in plain documents only, held-out
 phrasings nowhere.
 """
 
@@ -12,9 +12,9 @@ from itertools import islice, pairwise
 
 from alpaca_rlhf.core.prompts import worksheet
 from alpaca_rlhf.smallworld import facts
-from alpaca_rlhf.smallworld.answers import CLOSINGS, sample_answer, solved
+from alpaca_rlhf.smallworld.answers import CLOSINGS, answered_task, sample_answer
 from alpaca_rlhf.smallworld.families import FRAMES
-from alpaca_rlhf.smallworld.lists import spoken
+from alpaca_rlhf.smallworld.lists import with_and
 from alpaca_rlhf.smallworld.tasks import FAMILIES, sample_task
 
 _TEMPLATE = """\
@@ -30,12 +30,12 @@ Write a response that appropriately completes the request.
 
 
 def documents(seed: int, *, worksheets: float = 0.25, questions: float = 0.20) -> Iterator[str]:
-    """Documents without end, the same for the same arguments.
+    """Yield documents without end, the same ones for the same arguments.
 
     Args:
-        seed: Draws everything.
-        worksheets: Share of the documents that are numbered worksheets.
-        questions: Share that are questions with answers; the rest are plain documents.
+        seed: Seed of all draws.
+        worksheets: Share of documents that are numbered worksheets.
+        questions: Share of documents that are questions with answers; the rest are plain.
     """
     rng = random.Random(f"corpus/{seed}")
     while True:
@@ -49,7 +49,10 @@ def documents(seed: int, *, worksheets: float = 0.25, questions: float = 0.20) -
 
 
 def tokenizer_text(seed: int, n: int) -> Iterator[str]:
-    """`n` documents, and among them the words of the prompt template and of the held-out frames."""
+    """Yield `n` documents, mixed with the words of the prompt template and of held-out frames.
+
+    The tokenizer needs tokens for these words too, although the model never trains on them.
+    """
     frames = [frame.replace("{}", "it") for _, unseen in FRAMES.values() for frame in unseen]
     for i, document in enumerate(islice(documents(seed), n)):
         yield document
@@ -59,16 +62,16 @@ def tokenizer_text(seed: int, n: int) -> Iterator[str]:
 
 
 def _worksheet(rng: random.Random) -> str:
-    return worksheet([solved(sample_task(rng), rng) for _ in range(rng.randint(3, 5))])
+    return worksheet([answered_task(sample_task(rng), rng) for _ in range(rng.randint(3, 5))])
 
 
 def _questions(rng: random.Random) -> str:
-    asker, other = rng.sample(facts.CHILDREN, 2)
+    asker, answerer = rng.sample(facts.CHILDREN, 2)
     question, reply = rng.choice(
         (
             ("Q: ", "A: "),
             ("Question: ", "Answer: "),
-            (f"{asker}: ", f"{other}: "),
+            (f"{asker}: ", f"{answerer}: "),
             ("Task: ", "Solution: "),
             ("", ""),
         )
@@ -77,8 +80,8 @@ def _questions(rng: random.Random) -> str:
     for _ in range(rng.randint(2, 5)):
         task = sample_task(rng)
         material = f"\n{task.input}" if task.input else ""
-        asked = f"{question}{task.instruction}{material}\n"
-        blocks.append(f"{asked}{reply}{sample_answer(task, rng)}\n")
+        question_lines = f"{question}{task.instruction}{material}\n"
+        blocks.append(f"{question_lines}{reply}{sample_answer(task, rng)}\n")
     return "".join(blocks)
 
 
@@ -86,21 +89,21 @@ def _plain(rng: random.Random) -> str:
     return rng.choice(_PLAIN)(rng)
 
 
-def _about_a_thing(rng: random.Random) -> str:
-    """Everything known about one thing; held-out facts are told here."""
+def _about_a_noun(rng: random.Random) -> str:
+    """Write a few facts about one noun, held-out facts included."""
     noun = rng.choice(sorted(facts.CATEGORY_OF))
-    says = [f"{facts.article(noun).capitalize()} is {facts.article(facts.CATEGORY_OF[noun])}."]
+    sentences = [f"{facts.article(noun).capitalize()} is {facts.article(facts.CATEGORY_OF[noun])}."]
     for name in ("colour", "sound", "home", "food", "legs", "young", "plural", "use"):
-        found = FAMILIES[name].solve({"x": noun})
-        says += [found.sentence] if found is not None else []
-    rng.shuffle(says)
-    says = says[: rng.randint(2, 5)]
-    says += [rng.choice(CLOSINGS)] if rng.random() < 0.05 else []
-    return " ".join(says) + "\n"
+        solution = FAMILIES[name].solve({"x": noun})
+        sentences += [solution.sentence] if solution is not None else []
+    rng.shuffle(sentences)
+    sentences = sentences[: rng.randint(2, 5)]
+    sentences += [rng.choice(CLOSINGS)] if rng.random() < 0.05 else []
+    return " ".join(sentences) + "\n"
 
 
 def _about_a_kind(rng: random.Random) -> str:
-    """Several facts of one kind."""
+    """Write several facts of one kind."""
     family = FAMILIES[rng.choice(_KINDS_OF_FACTS)]
     keys = dict.fromkeys(family.draw(rng)["x"] for _ in range(6))
     return " ".join(s.sentence for x in keys if (s := family.solve({"x": x})) is not None) + "\n"
@@ -112,9 +115,9 @@ def _about_time(rng: random.Random) -> str:
     names, kind, count = rng.choice((week, year))
     start, n = rng.randrange(len(names)), rng.randint(3, len(names))
     run = [names[(start + i) % len(names)] for i in range(n)]
-    told = [count, f"The {kind} are {spoken(run)}."]
-    told += [f"{b} comes after {a}." for a, b in pairwise(run)][:3]
-    return " ".join(told) + "\n"
+    sentences = [count, f"The {kind} are {with_and(run)}."]
+    sentences += [f"{b} comes after {a}." for a, b in pairwise(run)][:3]
+    return " ".join(sentences) + "\n"
 
 
 def _about_numbers(rng: random.Random) -> str:
@@ -131,23 +134,23 @@ def _about_numbers(rng: random.Random) -> str:
 def _about_a_group(rng: random.Random) -> str:
     kind = rng.choice(sorted(facts.CATEGORIES))
     names = rng.sample(facts.CATEGORIES[kind], rng.randint(3, 6))
-    told = [f"Some {kind}s are {spoken(names)}."]
-    told += [f"{facts.article(n).capitalize()} is {facts.article(kind)}." for n in names[:2]]
-    return " ".join(told) + "\n"
+    sentences = [f"Some {kind}s are {with_and(names)}."]
+    sentences += [f"{facts.article(n).capitalize()} is {facts.article(kind)}." for n in names[:2]]
+    return " ".join(sentences) + "\n"
 
 
 def _tale(rng: random.Random) -> str:
-    """A few sentences about children."""
+    """Write a few sentences about children."""
     names = ("story", "read_what", "past_sentence", "thank", "sorry")
-    told = []
+    sentences = []
     for _ in range(rng.randint(1, 3)):
         family = FAMILIES[rng.choice(names)]
         args = family.draw(rng)
-        found = family.solve({k: v.lower() for k, v in args.items()})
-        assert found is not None
-        extra = f" {rng.choice(found.extras)}" if found.extras and rng.random() < 0.5 else ""
-        told.append(found.sentence + extra)
-    return " ".join(told) + "\n"
+        solution = family.solve({k: v.lower() for k, v in args.items()})
+        assert solution is not None
+        extra = f" {rng.choice(solution.extras)}" if solution.extras and rng.random() < 0.5 else ""
+        sentences.append(solution.sentence + extra)
+    return " ".join(sentences) + "\n"
 
 
 _KINDS_OF_FACTS = (
@@ -165,8 +168,8 @@ _KINDS_OF_FACTS = (
     "past",
 )
 _PLAIN: tuple[Callable[[random.Random], str], ...] = (
-    _about_a_thing,
-    _about_a_thing,
+    _about_a_noun,
+    _about_a_noun,
     _about_a_kind,
     _about_a_kind,
     _about_a_group,

@@ -1,4 +1,4 @@
-"""What is true in the small world. Every fact has one right answer."""
+"""The facts of the small world. Every fact has one right answer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 
 def _table(text: str) -> Mapping[str, str]:
-    """The table that `one:its value, two:its value` writes down."""
+    """Parse a table written as `name:value, name:value`."""
     pairs = (entry.strip().partition(":") for entry in text.split(","))
     return {name: value for name, _, value in pairs}
 
@@ -78,7 +78,7 @@ _OPPOSITES = _table("""
     wide:narrow, deep:shallow
 """)
 OPPOSITE_OF: Mapping[str, str] = {
-    word: other for a, b in _OPPOSITES.items() for word, other in ((a, b), (b, a))
+    word: opposite for a, b in _OPPOSITES.items() for word, opposite in ((a, b), (b, a))
 }
 USE_OF = _table("""
     knife:cutting, saw:sawing, hammer:hitting nails, spade:digging, brush:painting,
@@ -119,26 +119,26 @@ NUMBER_WORDS = tuple("zero one two three four five six seven eight nine ten elev
 CHILDREN = tuple("Tom Anna Ben Lily Max Mia Sam Lucy Leo Emma Jack Rosa".split())
 PLACES = tuple("park garden school forest beach farm market river".split())
 NOUNS = sorted(PLURAL_OF)
-"""Everything that can be put on a list or told a story about."""
+"""Nouns for lists and stories."""
 THINGS = sorted(CATEGORIES["toy"] + CATEGORIES["garment"])
-"""What a child can own, lose or be given."""
+"""Nouns of what a child can own, lose or be given."""
 
 
 def article(noun: str) -> str:
-    """The noun with a or an."""
+    """Return the noun with its article, a or an."""
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
 def held_out(kind: str, name: str) -> bool:
-    """Whether a fact is kept for the evaluation.
+    """True if a fact is reserved for the evaluation.
 
-    A fixed seventh of each kind, both words of a pair of opposites.
+    About a seventh of each kind is, by a fixed hash; of a pair of opposites, both words or none.
     """
     if kind == "opposite" and name in OPPOSITE_OF:
         name = "/".join(sorted((name, OPPOSITE_OF[name])))
     return hashlib.blake2b(f"cria/{kind}/{name}".encode(), digest_size=4).digest()[0] % 7 == 0
 
 
-def told(kind: str) -> list[str]:
-    """Members of a category that tasks and answers may name as such: the ones not held out."""
+def known_members(kind: str) -> list[str]:
+    """List the members of a category that tasks and answers may name: those not held out."""
     return [name for name in CATEGORIES[kind] if not held_out("category", name)]

@@ -1,8 +1,7 @@
-"""What a family of tasks is: its phrasings, how its arguments are drawn, and how it is solved.
+"""Families of tasks: their phrasings, the draw of their arguments, and their solution.
 
-Every family has cores in up to three moods, and its phrasings are frames around them: a thing
-asked for ("the colour of a lemon"), something to do ("sort the words"), a question ("is a dog an
-animal").
+Every family has cores in up to three moods, and its phrasings are frames around the cores: a thing
+("the colour of a lemon"), a deed ("sort the words"), a question ("is a dog an animal").
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ FRAMES = {
     "deed": (DEED, DEED_UNSEEN),
     "question": (QUESTION, QUESTION_UNSEEN),
 }
-"""Mood to the frames that are trained on, and those kept for the evaluation."""
+"""Mood to its frames for training and its frames for the evaluation."""
 
 WORD = "[a-z]+"
 NUMBER = "[0-9]{1,4}"
@@ -66,23 +65,23 @@ _ARTICLE = "an? "
 
 @dataclass(frozen=True)
 class Solution:
-    """What a right answer is."""
+    """The right answer to a task, in several forms."""
 
     terse: str
     """The bare answer, e.g. `yellow`."""
     sentence: str
-    """The same as a sentence."""
+    """The answer as a sentence."""
     extras: tuple[str, ...]
-    """True sentences that help, about the topic."""
+    """True, helpful sentences about the topic."""
     accepted: tuple[str, ...] = ()
     """Other right answers."""
     grade: Callable[[str], float] | None = None
-    """Correctness in [0, 1] of a free answer, where no list of right answers exists."""
+    """Grades the correctness of a free answer, in [0, 1], where right answers cannot be listed."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of task."""
+    """A kind of task, such as sorting words or naming a colour."""
 
     name: str
     """Its name, the first part of every key."""
@@ -93,62 +92,63 @@ class Family:
     draw: Callable[[random.Random], dict[str, str]]
     """Draws arguments."""
     solve: Callable[[Mapping[str, str]], Solution | None]
-    """The right answer, or None if the arguments make no task."""
+    """Returns the right answer, or None if the arguments make no task."""
     input: str = ""
-    """The input column, with slots."""
+    """Text of the input column, with slots; may be empty."""
     fact: tuple[str, str] | None = None
     """(kind, slot) of the fact that an answer needs, where facts are held out."""
     symmetric: tuple[str, str] | None = None
-    """Two slots whose order makes no other task."""
+    """Two slots whose order makes no difference to the task."""
     free: bool = False
-    """Whether answers are free text, graded instead of compared."""
+    """True if answers are free text, graded instead of compared."""
 
     @cached_property
     def phrasings(self) -> tuple[str, ...]:
-        """Phrasings that are trained on."""
+        """Phrasings for training."""
         return self._frame(0)
 
     @cached_property
     def unseen(self) -> tuple[str, ...]:
-        """Phrasings that are kept for the evaluation."""
+        """Phrasings for the evaluation."""
         return self._frame(1)
 
-    def _frame(self, which: int) -> tuple[str, ...]:
-        out = []
+    def _frame(self, part: int) -> tuple[str, ...]:
+        phrasings = []
         for mood, cores in self.cores.items():
-            for frame in FRAMES[mood][which]:
+            for frame in FRAMES[mood][part]:
                 for core in cores:
                     text = frame.replace("{}", core)
-                    out.append(text[0].upper() + text[1:])
-        return tuple(dict.fromkeys(out))
+                    phrasings.append(text[0].upper() + text[1:])
+        return tuple(dict.fromkeys(phrasings))
 
     @cached_property
     def patterns(self) -> list[tuple[re.Pattern[str], bool]]:
-        """Compiled phrasings, and whether each is an unseen one."""
-        groups = [(p, False) for p in self.phrasings] + [(p, True) for p in self.unseen]
-        return [(re.compile(self._regex(text.rstrip(".?"))), unseen) for text, unseen in groups]
+        """Compiled phrasings, each with True if it is an unseen one."""
+        texts = [(text, False) for text in self.phrasings] + [(text, True) for text in self.unseen]
+        return [(re.compile(self._regex(text.rstrip(".?"))), unseen) for text, unseen in texts]
 
     @cached_property
     def input_pattern(self) -> re.Pattern[str]:
-        """The compiled input column."""
+        """Compiled text of the input column."""
         return re.compile(self._regex(self.input.rstrip(".")))
 
     def _regex(self, text: str) -> str:
-        out, seen = [], set()
+        regex, bound_slots = [], set()
         for part in re.split(r"(\{[a-z:_0-9]+\})", text.lower()):
             if part.startswith("{"):
                 slot = part[1:-1].removeprefix("a:")
                 value = self.slots[slot].lower()
-                out.append(_ARTICLE if part.startswith("{a:") else "")
-                out.append(f"(?P={slot})" if slot in seen else f"(?P<{slot}>{value})")
-                seen.add(slot)
+                regex.append(_ARTICLE if part.startswith("{a:") else "")
+                # A slot that comes up again must have the same value.
+                regex.append(f"(?P={slot})" if slot in bound_slots else f"(?P<{slot}>{value})")
+                bound_slots.add(slot)
             else:
-                out.append(re.escape(part))
-        return "".join(out)
+                regex.append(re.escape(part))
+        return "".join(regex)
 
 
 def fill(text: str, args: Mapping[str, str]) -> str:
-    """A phrasing with its arguments."""
+    """Fill the slots of a phrasing with arguments."""
 
     def value(match: re.Match[str]) -> str:
         slot = match[1]

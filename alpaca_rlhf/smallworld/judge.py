@@ -1,4 +1,4 @@
-"""The gold judge: how good an answer is, in [0, 1], and why. Plain code, the same every time."""
+"""The gold judge: a deterministic score of an answer, in [0, 1], with its parts."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from alpaca_rlhf.smallworld.tasks import FAMILIES, Task, recognise
 
 @dataclass(frozen=True)
 class GoldWeights:
-    """How the parts of a verdict add up.
+    """Weights of the parts of a verdict.
 
-    With C for the correctness, score = correct * C + (floor + (1 - floor) * C) * (the other
-    shares that were earned) - penalties, kept within [0, 1].
+    With correctness C, score = correct * C + (floor + (1 - floor) * C) * (the other shares that
+    were earned) - penalties, clamped to [0, 1].
     """
 
     correct: float = 0.52
@@ -24,95 +24,101 @@ class GoldWeights:
     well_formed: float = 0.10
     """Share of whole sentences."""
     to_the_point: float = 0.04
-    """Share of saying nothing beside the point."""
+    """Share of staying on the point."""
     helpful: float = 0.19
     """Share of a true extra sentence about the topic."""
     friendly: float = 0.15
     """Share of one friendly closing."""
     floor: float = 0.1
-    """How much of the rest a wrong answer still earns."""
+    """Fraction of the other shares that a wrong answer still earns."""
     unfinished: float = 0.3
-    """Penalty of an answer that does not stop."""
+    """Penalty for an answer that does not stop."""
     repetition: float = 0.2
-    """Penalty of a sentence said twice, or of a second friendly closing."""
+    """Penalty for a repeated sentence, or for a second friendly closing."""
     too_long: float = 0.2
-    """Penalty of more than five sentences."""
+    """Penalty for more than five sentences."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A judgement; every part lies in [0, 1]."""
+    """A score and its parts, each in [0, 1]."""
 
     correct: float
     """Right and complete."""
     well_formed: float
     """Whole sentences: a capital, a full stop."""
     to_the_point: float
-    """Nothing beside the point."""
+    """No sentence beside the point."""
     helpful: float
     """A true extra sentence about the topic."""
     friendly: float
     """One friendly closing."""
     penalty: float
-    """What was taken off."""
+    """Sum of the penalties."""
     score: float
-    """All of it together."""
+    """The total."""
 
 
 class GoldJudge:
-    """Judges completions of tasks of the small world.
+    """A judge of completions to tasks of the small world.
 
     Args:
-        weights: How the parts add up.
+        weights: Weights of the parts.
     """
 
     def __init__(self, weights: GoldWeights | None = None) -> None:
         self.weights = weights or GoldWeights()
 
     def verdict(self, task: Task, completion: str, finished: bool = True) -> Verdict:
-        """Judge one completion; `finished` says whether the model ended it by itself."""
+        """Judge one completion; `finished` is True if the model ended it with a stop token."""
         w, free = self.weights, FAMILIES[task.family].free
+        # 1. Split the completion: friendly closings, the answer proper, known extras, and the rest.
         sentences = _sentences(completion)
         closings = [s for s in sentences if _plain(s) in _CLOSINGS]
-        said = [s for s in sentences if _plain(s) not in _CLOSINGS]
+        statements = [s for s in sentences if _plain(s) not in _CLOSINGS]
         extras = {_plain(e) for e in task.solution.extras}
-        proper, rest = _proper(task, said, extras)
-        beside = [s for s in rest if _plain(s) not in extras]
+        proper, rest = _proper(task, statements, extras)
+        beside_point = [s for s in rest if _plain(s) not in extras]
+        # 2. Correctness: none if a further sentence contradicts the answer.
         correct = _correct(task, proper)
-        if not free and any(_contradicts(task, s) for s in beside):
+        if not free and any(_contradicts(task, s) for s in beside_point):
             correct = 0.0
+        # 3. The other parts, and the penalties.
         repeated = len({_plain(s) for s in sentences}) < len(sentences) or len(closings) > 1
-        whole = bool(said) and all(re.match(r"[A-Z0-9].*[.!?]$", s) is not None for s in said)
-        well = whole and len(proper.split()) > 1
+        well_formed = bool(statements) and all(
+            re.match(r"[A-Z0-9].*[.!?]$", s) is not None for s in statements
+        )
+        full_sentences = well_formed and len(proper.split()) > 1
         parts = {
-            "well_formed": float(well and (correct > 0 or free)),
-            "to_the_point": float(not beside and bool(said) and len(sentences) <= 4),
-            "helpful": float(len(rest) > len(beside) and correct > 0),
-            "friendly": float(len(closings) == 1 and bool(said)),
+            "well_formed": float(full_sentences and (correct > 0 or free)),
+            "to_the_point": float(not beside_point and bool(statements) and len(sentences) <= 4),
+            "helpful": float(len(rest) > len(beside_point) and correct > 0),
+            "friendly": float(len(closings) == 1 and bool(statements)),
         }
         penalty = (
             w.unfinished * (not finished)
             + w.repetition * repeated
             + w.too_long * (len(sentences) > 5)
         )
+        # 4. The score: a wrong answer earns only a fraction of the other parts.
         rest_score = sum(getattr(w, name) * value for name, value in parts.items())
         score = w.correct * correct + (w.floor + (1 - w.floor) * correct) * rest_score - penalty
         return Verdict(correct, **parts, penalty=penalty, score=min(1.0, max(0.0, score)))
 
 
-def _proper(task: Task, said: list[str], extras: set[str]) -> tuple[str, list[str]]:
-    """The answer proper and what follows it.
+def _proper(task: Task, statements: list[str], extras: set[str]) -> tuple[str, list[str]]:
+    """Split statements into the answer proper and the sentences after it.
 
-    A free answer takes in up to three sentences, as far as the first known extra.
+    A free answer is up to three sentences long and ends before the first known extra.
     """
     if not FAMILIES[task.family].free:
-        return (said[0] if said else ""), said[1:]
-    cut = next((i for i, s in enumerate(said[:3]) if i > 0 and _plain(s) in extras), 3)
-    return " ".join(said[:cut]), said[cut:]
+        return (statements[0] if statements else ""), statements[1:]
+    cut = next((i for i, s in enumerate(statements[:3]) if i > 0 and _plain(s) in extras), 3)
+    return " ".join(statements[:cut]), statements[cut:]
 
 
 def _correct(task: Task, proper: str) -> float:
-    """How right the answer proper is. The task said back is no answer, nor the start of one."""
+    """Grade the answer proper, in [0, 1]. Repeating the task, or beginning with it, is no answer."""
     solution = task.solution
     if not proper:
         return 0.0
@@ -123,40 +129,46 @@ def _correct(task: Task, proper: str) -> float:
     right = {_bare(a) for a in (solution.terse, *solution.accepted)}
     if text == _plain(solution.sentence) or text in right or _bare(proper) in right:
         return 1.0
-    head, found, tail = solution.sentence.partition(solution.terse)
-    others = {_plain(f"{head}{a}{tail}") for a in solution.accepted} if found else set()
+    head, terse, tail = solution.sentence.partition(solution.terse)
+    others = {_plain(f"{head}{a}{tail}") for a in solution.accepted} if terse else set()
     return float(text in others)
 
 
-def _contradicts(task: Task, said: str) -> bool:
-    """Whether a further sentence answers a second time.
+def _contradicts(task: Task, sentence: str) -> bool:
+    """True if a further sentence gives a second answer.
 
-    That is: words as few as an answer's, `It ...`, yes or no, the beginning of the right sentence,
-    or the whole of it with another answer in its place. The right sentence itself, in any of its
-    forms, a true fact of the world and a true denial contradict nothing.
+    It does if it has no more words than an answer, begins with `It`, yes or no or like the right
+    sentence, or is the right sentence with another answer in it. The right sentence itself, in any
+    of its forms, a true fact of the world and a true denial do not contradict the answer.
     """
-    solution, theirs = task.solution, _words(said)
+    solution, theirs = task.solution, _words(sentence)
     if len(set(theirs)) < 3:
         return True
-    if _correct(task, said) == 1 or _plain(said) in _true_sentences() or _denies(task, said):
+    if (
+        _correct(task, sentence) == 1
+        or _plain(sentence) in _true_sentences()
+        or _denies(task, sentence)
+    ):
         return False
     ours, terse = _words(solution.sentence), _words(solution.terse)
+    # A second answer by its form,
     if len(theirs) <= len(terse) or theirs[0] in ("it", "no", "yes") or theirs[:3] == ours[:3]:
         return True
-    if FAMILIES[task.family].symmetric is not None:  # of two others, the same may be true
+    if FAMILIES[task.family].symmetric is not None:  # the same may be true of two others
         return False
-    head, found, tail = f" {' '.join(ours)} ".partition(f" {' '.join(terse)} ")
-    again = f" {' '.join(theirs)} "
+    # or the right sentence around another answer.
+    head, answer, tail = f" {' '.join(ours)} ".partition(f" {' '.join(terse)} ")
+    padded = f" {' '.join(theirs)} "
     return bool(
-        found and (head or tail) and again.startswith(f"{head} ") and again.endswith(f" {tail}")
+        answer and (head or tail) and padded.startswith(f"{head} ") and padded.endswith(f" {tail}")
     )
 
 
-def _denies(task: Task, said: str) -> bool:
-    """Whether a sentence says rightly what the task's thing is not: `It is not a room`."""
-    thing = dict(task.args).get("x", "")
-    denial = re.fullmatch(rf"(?:it|an? {re.escape(thing)}) is not an? (\w+)", _plain(said))
-    kind = facts.CATEGORY_OF.get(thing)
+def _denies(task: Task, sentence: str) -> bool:
+    """True if a sentence rightly denies a category of the task's noun: `It is not a room`."""
+    noun = dict(task.args).get("x", "")
+    denial = re.fullmatch(rf"(?:it|an? {re.escape(noun)}) is not an? (\w+)", _plain(sentence))
+    kind = facts.CATEGORY_OF.get(noun)
     return bool(denial and kind and denial[1] in facts.CATEGORIES and denial[1] != kind)
 
 
@@ -192,8 +204,10 @@ def _true_sentences() -> frozenset[str]:
         "plural": facts.PLURAL_OF,
         "past": facts.PAST_OF,
     }
-    solved = (FAMILIES[name].solve({"x": key}) for name, table in tables.items() for key in table)
-    return frozenset(_plain(one.sentence) for one in solved if one is not None)
+    solutions = (
+        FAMILIES[name].solve({"x": key}) for name, table in tables.items() for key in table
+    )
+    return frozenset(_plain(solution.sentence) for solution in solutions if solution is not None)
 
 
 _CLOSINGS = frozenset(_plain(c) for c in CLOSINGS)

@@ -11,41 +11,41 @@ from alpaca_rlhf.smallworld.families import WORD, Family, Solution
 _WORDS = r"[a-z ]+?"
 
 
-def another(kind: str, noun: str) -> str:
-    """A member of a category other than `noun`, and none whose category is held out."""
-    return next(name for name in reversed(facts.told(kind)) if name != noun)
+def other_member(kind: str, noun: str) -> str:
+    """Return a member of a category other than `noun` whose category is not held out."""
+    return next(name for name in reversed(facts.known_members(kind)) if name != noun)
 
 
 def _about(noun: str, _: str = "") -> tuple[str, ...]:
-    """True sentences about a thing, none of them held out."""
-    out = []
+    """List true sentences about a noun, none of them held out."""
+    sentences = []
     if noun in facts.CATEGORY_OF and not facts.held_out("category", noun):
-        out.append(f"{article(noun).capitalize()} is {article(facts.CATEGORY_OF[noun])}.")
+        sentences.append(f"{article(noun).capitalize()} is {article(facts.CATEGORY_OF[noun])}.")
     if noun in facts.LEGS_OF and not facts.held_out("legs", noun):
-        out.append(f"{article(noun).capitalize()} has {facts.LEGS_OF[noun]} legs.")
-    return tuple(out)
+        sentences.append(f"{article(noun).capitalize()} has {facts.LEGS_OF[noun]} legs.")
+    return tuple(sentences)
 
 
 def _fact(
     name: str,
     table: Mapping[str, str],
     sentence: str,
-    things: tuple[str, ...],
-    questions: tuple[str, ...],
+    thing_cores: tuple[str, ...],
+    question_cores: tuple[str, ...],
     extras: Callable[[str, str], tuple[str, ...]] = _about,
     *,
     pattern: str = WORD,
 ) -> Family:
-    """A family that looks `{x}` up in a table.
+    """Make a family that looks `{x}` up in a table.
 
     Args:
-        name: Its name, and the kind of fact.
-        table: What is asked about, to the answer.
+        name: Name of the family, and the kind of fact.
+        table: Key to answer.
         sentence: The answer as a sentence, with `{key}`, `{value}`, `{a_key}` and `{a_value}`.
-        things: Its cores in the mood `thing`.
-        questions: Its cores in the mood `question`.
-        extras: Key and value to true sentences that help.
-        pattern: The regular expression of the keys.
+        thing_cores: Cores in the mood `thing`.
+        question_cores: Cores in the mood `question`.
+        extras: Key and value to true, helpful sentences.
+        pattern: Regular expression of the keys.
     """
     names = sorted(table)
 
@@ -59,7 +59,7 @@ def _fact(
 
     return Family(
         name,
-        {"thing": things, "question": questions},
+        {"thing": thing_cores, "question": question_cores},
         {"x": pattern},
         lambda rng: {"x": rng.choice(names)},
         solve,
@@ -68,16 +68,18 @@ def _fact(
 
 
 def _sequence(names: tuple[str, ...], step: int, extra: str) -> Family:
-    """A family that asks what comes after a name (step 1) or before it (step -1)."""
+    """Make a family that asks what comes after a name (step 1) or before it (step -1)."""
     kind, where = "day" if len(names) == 7 else "month", "after" if step > 0 else "before"
     table = {name: names[(i + step) % len(names)] for i, name in enumerate(names)}
     keys = sorted(table)
 
     def solve(args: Mapping[str, str]) -> Solution | None:
-        asked = args["x"].capitalize()
-        if asked not in table:
+        asked_name = args["x"].capitalize()
+        if asked_name not in table:
             return None
-        return Solution(table[asked], f"{table[asked]} comes {where} {asked}.", (extra,))
+        return Solution(
+            table[asked_name], f"{table[asked_name]} comes {where} {asked_name}.", (extra,)
+        )
 
     return Family(
         f"{kind}_{where}",
@@ -150,7 +152,7 @@ KNOWLEDGE: tuple[Family, ...] = (
         ("the group that {a:x} belongs to",),
         ("what kind of thing is {a:x}", "which group does {a:x} belong to"),
         lambda key, value: (
-            f"{article(another(value, key)).capitalize()} is {article(value)} too.",
+            f"{article(other_member(value, key)).capitalize()} is {article(value)} too.",
         ),
     ),
     _fact(

@@ -13,14 +13,14 @@ _KNOWN = frozenset((*facts.COLOURS, *facts.CATEGORY_OF))
 _ORDINALS = ("first", "second", "third", "fourth")
 
 
-def commas(words: Sequence[str]) -> str:
-    """The words with commas between them."""
-    return ", ".join(words)
+def commas(nouns: Sequence[str]) -> str:
+    """Join nouns with commas."""
+    return ", ".join(nouns)
 
 
-def spoken(words: Sequence[str]) -> str:
-    """The words with commas, and an `and` before the last one."""
-    return f"{commas(words[:-1])} and {words[-1]}"
+def with_and(nouns: Sequence[str]) -> str:
+    """Join nouns with commas, and with `and` before the last."""
+    return f"{commas(nouns[:-1])} and {nouns[-1]}"
 
 
 def _family(
@@ -32,18 +32,19 @@ def _family(
     draw: Callable[[random.Random], Sequence[str]] | None = None,
     pattern: str = WORD,
 ) -> Family:
-    """A family whose input is a list of `size` different words, drawn from the nouns by default."""
+    """Make a family whose input is a list of `size` different words, by default nouns."""
     slots = [f"w{i}" for i in range(size)]
 
     def drawn(rng: random.Random) -> dict[str, str]:
-        words = draw(rng) if draw else rng.sample(facts.NOUNS, size)
-        return dict(zip(slots, words, strict=True))
+        items = draw(rng) if draw else rng.sample(facts.NOUNS, size)
+        return dict(zip(slots, items, strict=True))
 
     def solved(args: Mapping[str, str]) -> Solution | None:
-        words = [args[slot] for slot in slots]
-        if len(set(words)) < size or (pattern == WORD and not set(words) <= _KNOWN):
+        items = [args[slot] for slot in slots]
+        # Numbers are sorted by another pattern; nouns must be known ones.
+        if len(set(items)) < size or (pattern == WORD and not set(items) <= _KNOWN):
             return None
-        return solve(words)
+        return solve(items)
 
     return Family(
         name,
@@ -55,64 +56,65 @@ def _family(
     )
 
 
-def _item(index: int) -> Callable[[list[str]], Solution | None]:
-    """Solves for the item at a place, -1 being the last."""
+def _item_at(index: int) -> Callable[[list[str]], Solution | None]:
+    """Make the solver for the item at an index; -1 is the last."""
     place = "last" if index < 0 else _ORDINALS[index]
 
-    def solve(words: list[str]) -> Solution | None:
-        extra = f"The first word is {words[0]}." if index else f"The last word is {words[-1]}."
-        return Solution(words[index], f"The {place} word is {words[index]}.", (extra,))
+    def solve(items: list[str]) -> Solution | None:
+        extra = f"The first word is {items[0]}." if index else f"The last word is {items[-1]}."
+        return Solution(items[index], f"The {place} word is {items[index]}.", (extra,))
 
     return solve
 
 
-def _solve_count(words: list[str]) -> Solution | None:
-    n = facts.NUMBER_WORDS[len(words)]
+def _solve_count(items: list[str]) -> Solution | None:
+    n = facts.NUMBER_WORDS[len(items)]
     return Solution(
         n,
         f"There are {n} words.",
-        (f"The first word is {words[0]}.", f"The last word is {words[-1]}."),
-        (str(len(words)),),
+        (f"The first word is {items[0]}.", f"The last word is {items[-1]}."),
+        (str(len(items)),),
     )
 
 
 def _draw_odd(rng: random.Random) -> list[str]:
     a, b = rng.sample(sorted(facts.CATEGORIES), 2)
-    words = [*rng.sample(facts.told(a), 2), rng.choice(facts.told(b))]
-    rng.shuffle(words)
-    return words
+    items = [*rng.sample(facts.known_members(a), 2), rng.choice(facts.known_members(b))]
+    rng.shuffle(items)
+    return items
 
 
-def _solve_odd(words: list[str]) -> Solution | None:
-    if any(w not in facts.CATEGORY_OF or facts.held_out("category", w) for w in words):
+def _solve_odd(items: list[str]) -> Solution | None:
+    if any(item not in facts.CATEGORY_OF or facts.held_out("category", item) for item in items):
         return None
-    kinds = [facts.CATEGORY_OF[w] for w in words]
-    odd = [w for w, kind in zip(words, kinds, strict=True) if kinds.count(kind) == 1]
-    if len(odd) != 1:
+    kinds = [facts.CATEGORY_OF[item] for item in items]
+    odd_items = [item for item, kind in zip(items, kinds, strict=True) if kinds.count(kind) == 1]
+    if len(odd_items) != 1:
         return None
     return Solution(
-        odd[0],
-        f"{odd[0].capitalize()} does not belong.",
-        (f"{article(odd[0]).capitalize()} is {article(facts.CATEGORY_OF[odd[0]])}.",),
+        odd_items[0],
+        f"{odd_items[0].capitalize()} does not belong.",
+        (f"{article(odd_items[0]).capitalize()} is {article(facts.CATEGORY_OF[odd_items[0]])}.",),
     )
 
 
 def _draw_sortable(rng: random.Random) -> list[str]:
     while True:
-        words = rng.sample(facts.NOUNS, 3)
-        if len({w[0] for w in words}) == 3:
-            return words
+        items = rng.sample(facts.NOUNS, 3)
+        # Different first letters, so that the order needs no second look.
+        if len({item[0] for item in items}) == 3:
+            return items
 
 
-def _solve_sorted_words(words: list[str]) -> Solution | None:
-    if len({w[0] for w in words}) < len(words):
+def _solve_sorted_words(items: list[str]) -> Solution | None:
+    if len({item[0] for item in items}) < len(items):
         return None
-    right = sorted(words)
+    ordered = sorted(items)
     return Solution(
-        commas(right),
-        f"In order, the words are {spoken(right)}.",
-        (f"The first word is {right[0]}.",),
-        (spoken(right),),
+        commas(ordered),
+        f"In order, the words are {with_and(ordered)}.",
+        (f"The first word is {ordered[0]}.",),
+        (with_and(ordered),),
     )
 
 
@@ -120,31 +122,31 @@ def _draw_numbers(rng: random.Random) -> list[str]:
     return [str(n) for n in rng.sample(range(1, 21), 3)]
 
 
-def _solve_sorted_numbers(words: list[str]) -> Solution | None:
-    right = sorted(words, key=int)
+def _solve_sorted_numbers(items: list[str]) -> Solution | None:
+    ordered = sorted(items, key=int)
     return Solution(
-        commas(right),
-        f"In order, the numbers are {spoken(right)}.",
-        (f"The smallest number is {right[0]}.", f"The biggest number is {right[-1]}."),
-        (spoken(right),),
+        commas(ordered),
+        f"In order, the numbers are {with_and(ordered)}.",
+        (f"The smallest number is {ordered[0]}.", f"The biggest number is {ordered[-1]}."),
+        (with_and(ordered),),
     )
 
 
-def _solve_reversed(words: list[str]) -> Solution | None:
-    right = words[::-1]
+def _solve_reversed(items: list[str]) -> Solution | None:
+    ordered = items[::-1]
     return Solution(
-        commas(right),
-        f"Backwards, the words are {spoken(right)}.",
-        (f"The last word is now {words[0]}.",),
-        (spoken(right),),
+        commas(ordered),
+        f"Backwards, the words are {with_and(ordered)}.",
+        (f"The last word is now {items[0]}.",),
+        (with_and(ordered),),
     )
 
 
-def _solve_joined(words: list[str]) -> Solution | None:
+def _solve_joined(items: list[str]) -> Solution | None:
     return Solution(
-        spoken(words),
-        f"The words together are {spoken(words)}.",
-        (f"There are {facts.NUMBER_WORDS[len(words)]} words.",),
+        with_and(items),
+        f"The words together are {with_and(items)}.",
+        (f"There are {facts.NUMBER_WORDS[len(items)]} words.",),
     )
 
 
@@ -154,17 +156,17 @@ LISTS: tuple[Family, ...] = (
     _family(
         "first_word",
         {"thing": ("the first word of this list", "the word that comes first in the list")},
-        _item(0),
+        _item_at(0),
     ),
     _family(
         "second_word",
         {"thing": ("the second word of this list", "the word that comes second in the list")},
-        _item(1),
+        _item_at(1),
     ),
     _family(
         "last_word",
         {"thing": ("the last word of this list", "the word that comes last in the list")},
-        _item(-1),
+        _item_at(-1),
     ),
     _family("count_two", _COUNT, _solve_count, size=2),
     _family("count_three", _COUNT, _solve_count, size=3),
@@ -203,4 +205,4 @@ LISTS: tuple[Family, ...] = (
         "join", {"deed": ("join the words with and", "put and before the last word")}, _solve_joined
     ),
 )
-"""Tasks about a list."""
+"""Families of tasks about a list."""

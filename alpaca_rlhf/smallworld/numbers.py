@@ -10,8 +10,8 @@ from alpaca_rlhf.smallworld.families import NUMBER, Family, Solution
 _PAIR = {"x": NUMBER, "y": NUMBER}
 
 
-def _draws_two(low: int, high: int) -> Callable[[random.Random], dict[str, str]]:
-    """Draws two different numbers."""
+def _two_numbers(low: int, high: int) -> Callable[[random.Random], dict[str, str]]:
+    """Make a draw of two different numbers."""
 
     def draw(rng: random.Random) -> dict[str, str]:
         x, y = rng.randint(low, high), rng.randint(low, high)
@@ -41,35 +41,35 @@ def _solve_subtract(args: Mapping[str, str]) -> Solution | None:
     return Solution(str(x - y), f"{x} minus {y} is {x - y}.", (f"{x - y} plus {y} is {x}.",))
 
 
-def _two(args: Mapping[str, str]) -> tuple[int, int] | None:
-    """The smaller number and the bigger; None if they are equal or too big."""
+def _ordered_pair(args: Mapping[str, str]) -> tuple[int, int] | None:
+    """Return the smaller and the bigger number; None if they are equal or too big."""
     small, big = sorted((int(args["x"]), int(args["y"])))
     return None if small == big or big > 99 else (small, big)
 
 
 def _solve_bigger(args: Mapping[str, str]) -> Solution | None:
-    if (two := _two(args)) is None:
+    if (pair := _ordered_pair(args)) is None:
         return None
-    small, big = two
+    small, big = pair
     return Solution(
         str(big), f"{big} is bigger than {small}.", (f"{small} is smaller than {big}.",)
     )
 
 
 def _solve_smaller(args: Mapping[str, str]) -> Solution | None:
-    if (two := _two(args)) is None:
+    if (pair := _ordered_pair(args)) is None:
         return None
-    small, big = two
+    small, big = pair
     return Solution(
         str(small), f"{small} is smaller than {big}.", (f"{big} is bigger than {small}.",)
     )
 
 
 def _solve_is_bigger(args: Mapping[str, str]) -> Solution | None:
-    if (two := _two(args)) is None:
+    if (pair := _ordered_pair(args)) is None:
         return None
     x, y = int(args["x"]), int(args["y"])
-    if (y, x) == two:
+    if (y, x) == pair:
         return Solution("yes", f"Yes, {x} is bigger than {y}.", (f"{y} is smaller than {x}.",))
     return Solution("no", f"No, {x} is not bigger than {y}.", (f"{y} is bigger than {x}.",))
 
@@ -86,7 +86,7 @@ NUMBERS: tuple[Family, ...] = (
         "add",
         {"thing": ("{x} plus {y}", "the sum of {x} and {y}"), "deed": ("add {x} and {y}",)},
         _PAIR,
-        _draws_two(0, 12),
+        _two_numbers(0, 12),
         _solve_add,
         symmetric=("x", "y"),
     ),
@@ -104,7 +104,7 @@ NUMBERS: tuple[Family, ...] = (
             "question": ("which number is bigger, {x} or {y}",),
         },
         _PAIR,
-        _draws_two(1, 40),
+        _two_numbers(1, 40),
         _solve_bigger,
         symmetric=("x", "y"),
     ),
@@ -115,7 +115,7 @@ NUMBERS: tuple[Family, ...] = (
             "question": ("which number is smaller, {x} or {y}",),
         },
         _PAIR,
-        _draws_two(1, 40),
+        _two_numbers(1, 40),
         _solve_smaller,
         symmetric=("x", "y"),
     ),
@@ -123,7 +123,7 @@ NUMBERS: tuple[Family, ...] = (
         "is_bigger",
         {"question": ("is {x} bigger than {y}", "is the number {x} bigger than {y}")},
         _PAIR,
-        _draws_two(1, 40),
+        _two_numbers(1, 40),
         _solve_is_bigger,
     ),
     Family(
@@ -137,4 +137,4 @@ NUMBERS: tuple[Family, ...] = (
         _solve_next,
     ),
 )
-"""Tasks about numbers."""
+"""Families of tasks about numbers."""

@@ -1,4 +1,4 @@
-"""Families of tasks that compare two things, or a thing and a group."""
+"""Families of tasks that compare two nouns, or a noun and a category."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from collections.abc import Mapping
 from alpaca_rlhf.smallworld import facts
 from alpaca_rlhf.smallworld.facts import article
 from alpaca_rlhf.smallworld.families import WORD, Family, Solution
-from alpaca_rlhf.smallworld.knowledge import another
+from alpaca_rlhf.smallworld.knowledge import other_member
 
 
 def _draw_is_a(rng: random.Random) -> dict[str, str]:
     noun = rng.choice(sorted(facts.CATEGORY_OF))
     kind = facts.CATEGORY_OF[noun]
     right = rng.random() < 0.5
-    other = rng.choice([k for k in facts.CATEGORIES if k != kind])
-    return {"x": noun, "y": kind if right else other}
+    wrong_kind = rng.choice([k for k in facts.CATEGORIES if k != kind])
+    return {"x": noun, "y": kind if right else wrong_kind}
 
 
 def _solve_is_a(args: Mapping[str, str]) -> Solution | None:
-    noun, asked = args["x"], args["y"]
-    if noun not in facts.CATEGORY_OF or asked not in facts.CATEGORIES:
+    noun, asked_kind = args["x"], args["y"]
+    if noun not in facts.CATEGORY_OF or asked_kind not in facts.CATEGORIES:
         return None
     kind = facts.CATEGORY_OF[noun]
-    if kind == asked:
-        extra = f"{article(another(kind, noun)).capitalize()} is {article(kind)} too."
+    if kind == asked_kind:
+        extra = f"{article(other_member(kind, noun)).capitalize()} is {article(kind)} too."
         return Solution("yes", f"Yes, {article(noun)} is {article(kind)}.", (extra,))
     extra = f"{article(noun).capitalize()} is {article(kind)}."
-    return Solution("no", f"No, {article(noun)} is not {article(asked)}.", (extra,))
+    return Solution("no", f"No, {article(noun)} is not {article(asked_kind)}.", (extra,))
 
 
 def _draw_classify(rng: random.Random) -> dict[str, str]:
@@ -41,11 +41,11 @@ def _solve_classify(args: Mapping[str, str]) -> Solution | None:
     kind = facts.CATEGORY_OF.get(noun)
     if kind is None or kind not in (a, b) or a == b:
         return None
-    other = a if kind == b else b
+    wrong_kind = a if kind == b else b
     return Solution(
         kind,
         f"{article(noun).capitalize()} is {article(kind)}.",
-        (f"It is not {article(other)}.",),
+        (f"It is not {article(wrong_kind)}.",),
     )
 
 
@@ -99,4 +99,4 @@ RELATIONS: tuple[Family, ...] = (
         symmetric=("x", "y"),
     ),
 )
-"""Tasks that compare."""
+"""Families of tasks that compare."""

@@ -20,6 +20,7 @@ _VERBS = {
         ("flies", "fly"),
         ("jumps", "jump"),
     )
+    # A sentence to rewrite would give a held-out form away.
     if not facts.held_out("past", verb)
 }
 _TEXT = "{c} has {a:h} {x}. {d} has {a:i} {y}."
@@ -34,8 +35,8 @@ def _solve_repeat(args: Mapping[str, str]) -> Solution | None:
     word, times = args["x"], args["n"]
     if times not in facts.NUMBER_WORDS[2:7] or word not in facts.PLURAL_OF:
         return None
-    words = " ".join([word] * facts.NUMBER_WORDS.index(times))
-    return Solution(words, f"Here you are: {words}.", (f"I wrote it {times} times.",))
+    repeated = " ".join([word] * facts.NUMBER_WORDS.index(times))
+    return Solution(repeated, f"Here you are: {repeated}.", (f"I wrote it {times} times.",))
 
 
 def _draw_past(rng: random.Random) -> dict[str, str]:
@@ -66,37 +67,37 @@ def _draw_who(rng: random.Random) -> dict[str, str]:
     return args | {"q": rng.choice((args["x"], args["y"]))}
 
 
-def _owned(args: Mapping[str, str]) -> dict[str, tuple[str, str]] | None:
-    """Child to the colour and name of what it has; None if the text makes no sense."""
+def _possessions(args: Mapping[str, str]) -> dict[str, tuple[str, str]] | None:
+    """Map each child to the colour and noun it has; None if the text makes no sense."""
     children = args["c"].capitalize(), args["d"].capitalize()
-    things = (args["h"], args["x"]), (args["i"], args["y"])
-    colours, names = zip(*things, strict=True)
+    possessions = (args["h"], args["x"]), (args["i"], args["y"])
+    colours, names = zip(*possessions, strict=True)
     if not set(children) <= set(facts.CHILDREN) or not set(names) <= set(facts.THINGS):
         return None
     if len(set(children)) < 2 or len(set(names)) < 2 or not set(colours) <= set(facts.COLOURS):
         return None
-    return dict(zip(children, things, strict=True))
+    return dict(zip(children, possessions, strict=True))
 
 
 def _solve_what(args: Mapping[str, str]) -> Solution | None:
-    owned, child = _owned(args), args["q"].capitalize()
-    if owned is None or child not in owned:
+    possessions, child = _possessions(args), args["q"].capitalize()
+    if possessions is None or child not in possessions:
         return None
-    colour, thing = owned[child]
-    answer = article(f"{colour} {thing}")
+    colour, noun = possessions[child]
+    answer = article(f"{colour} {noun}")
     return Solution(
         answer,
         f"{child} has {answer}.",
-        (f"The {thing} is {colour}.",),
-        (f"{colour} {thing}", article(thing), thing),
+        (f"The {noun} is {colour}.",),
+        (f"{colour} {noun}", article(noun), noun),
     )
 
 
 def _solve_who(args: Mapping[str, str]) -> Solution | None:
-    owned = _owned(args) or {}
-    for child, (colour, thing) in owned.items():
-        if thing == args["q"]:
-            return Solution(child, f"{child} has the {thing}.", (f"The {thing} is {colour}.",))
+    possessions = _possessions(args) or {}
+    for child, (colour, noun) in possessions.items():
+        if noun == args["q"]:
+            return Solution(child, f"{child} has the {noun}.", (f"The {noun} is {colour}.",))
     return None
 
 
@@ -139,4 +140,4 @@ SENTENCES: tuple[Family, ...] = (
         input=_TEXT,
     ),
 )
-"""Tasks about a word or a text."""
+"""Families of tasks about a word or a text."""

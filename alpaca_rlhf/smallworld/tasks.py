@@ -1,4 +1,4 @@
-"""Tasks of the small world: drawing them, phrasing them, and recognising them in any phrasing."""
+"""Tasks of the small world: how they are drawn and phrased, and recognised in any phrasing."""
 
 from __future__ import annotations
 
@@ -36,18 +36,19 @@ class Task:
     args: tuple[tuple[str, str], ...]
     """Slots and their values, lower-case, sorted."""
     instruction: str
-    """How it is asked."""
+    """Text that asks for it."""
     input: str
-    """The material it is asked about; may be empty."""
+    """Material the task is about; may be empty."""
     held_out_fact: bool
-    """Whether its fact is kept for the evaluation."""
+    """True if its fact is reserved for the evaluation."""
     held_out_phrasing: bool
-    """Whether its phrasing is."""
+    """True if its phrasing is reserved for the evaluation."""
 
     @property
     def key(self) -> str:
-        """Family and arguments: the same for every phrasing."""
+        """Family and arguments, the same for every phrasing."""
         args = dict(self.args)
+        # "3 plus 4" and "4 plus 3" are one task, so that no split holds one and another its twin.
         pair = FAMILIES[self.family].symmetric
         if pair is not None:
             args |= dict(zip(pair, sorted(args[slot] for slot in pair), strict=True))
@@ -56,12 +57,12 @@ class Task:
     @property
     def solution(self) -> Solution:
         """The right answer."""
-        found = FAMILIES[self.family].solve(dict(self.args))
-        assert found is not None
-        return found
+        solution = FAMILIES[self.family].solve(dict(self.args))
+        assert solution is not None
+        return solution
 
     def record(self) -> Instruction:
-        """The prompt, without an output."""
+        """Return the prompt, without an output."""
         return Instruction(self.instruction, self.input, None, "smallworld")
 
 
@@ -69,13 +70,13 @@ def sample_task(rng: random.Random, *, phrasing: Part = "train", fact: Part = "t
     """Draw a task: a family first, so that families are balanced, then arguments and a phrasing.
 
     Args:
-        rng: Draws everything.
-        phrasing: Whether it is asked as in training, or as in the evaluation alone.
-        fact: Whether its fact is one of training or one that is held out; `held_out` leaves only
-            the families that have such facts.
+        rng: Source of all draws.
+        phrasing: `train` for a phrasing of the training text, `held_out` for one of the evaluation.
+        fact: The same for the fact; `held_out` leaves only the families with held-out facts.
     """
     names = [n for n, f in FAMILIES.items() if fact == "train" or f.fact is not None]
     family = FAMILIES[rng.choice(names)]
+    # Arguments are drawn until their fact is of the wanted part; a family that has none is redrawn.
     for _ in range(1000):
         args = family.draw(rng)
         if _fact_held_out(family, args) == (fact == "held_out"):
@@ -94,14 +95,16 @@ def sample_task(rng: random.Random, *, phrasing: Part = "train", fact: Part = "t
 
 
 def recognise(instruction: str, input: str = "") -> Task | None:
-    """The task that a prompt asks, in any known phrasing; None if it is none, or has no answer."""
+    """Recognise the task of a prompt in any known phrasing; None if it has none, or no answer."""
     return _recognise(instruction, input)
 
 
 @lru_cache(maxsize=100_000)
-def _recognise(instruction: str, given: str) -> Task | None:
+def _recognise(instruction: str, input_text: str) -> Task | None:
+    # 1. Case, spacing and the closing mark do not matter.
     text = re.sub(r"\s+", " ", instruction).strip().lower().rstrip(".?!: ")
-    material = re.sub(r"\s+", " ", given).strip().lower().rstrip(". ")
+    material = re.sub(r"\s+", " ", input_text).strip().lower().rstrip(". ")
+    # 2. The first family wins whose input and phrasing both match with arguments that it solves.
     for family in FAMILIES.values():
         if bool(family.input) != bool(material):
             continue
@@ -113,13 +116,13 @@ def _recognise(instruction: str, given: str) -> Task | None:
             if match is None:
                 continue
             args = match.groupdict() | (inputs.groupdict() if inputs else {})
-            if family.solve(args) is None:
+            if family.solve(args) is None:  # words of the right form, but no task
                 continue
             return Task(
                 family.name,
                 _canonical(args),
                 instruction,
-                given,
+                input_text,
                 _fact_held_out(family, args),
                 unseen,
             )

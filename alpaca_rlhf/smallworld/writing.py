@@ -1,4 +1,4 @@
-"""Families of tasks that are answered freely, and graded instead of compared.
+"""Families of tasks with free answers, which are graded instead of compared.
 
 Lists, stories, and notes of thanks or regret.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from alpaca_rlhf.smallworld import facts
 from alpaca_rlhf.smallworld.facts import article
 from alpaca_rlhf.smallworld.families import CHILD, WORD, Family, Solution
-from alpaca_rlhf.smallworld.lists import commas, spoken
+from alpaca_rlhf.smallworld.lists import commas, with_and
 
 _KINDS = {f"{kind}s": kind for kind in facts.CATEGORIES}
 _NAMES = frozenset(name.lower() for name in facts.CHILDREN)
@@ -31,24 +31,25 @@ def _solve_list(args: Mapping[str, str]) -> Solution | None:
     kind = _KINDS.get(args["k"])
     if kind is None or args["n"] not in facts.NUMBER_WORDS[2:5]:
         return None
-    n, told = facts.NUMBER_WORDS.index(args["n"]), facts.told(kind)
+    n, members = facts.NUMBER_WORDS.index(args["n"]), facts.known_members(kind)
     return Solution(
-        commas(told[:n]),
-        f"{args['n'].capitalize()} {args['k']} are {spoken(told[:n])}.",
-        (f"{article(told[-1]).capitalize()} is {article(kind)} too.",),
+        commas(members[:n]),
+        f"{args['n'].capitalize()} {args['k']} are {with_and(members[:n])}.",
+        (f"{article(members[-1]).capitalize()} is {article(kind)} too.",),
         grade=_grade_list(kind, n),
     )
 
 
 def _grade_list(kind: str, n: int) -> Callable[[str], float]:
-    """Members named, less what is none, of the `n` asked for; half for too many."""
+    """Make a grade: members named minus wrong nouns, out of `n`; one half if there are too many."""
 
     def grade(text: str) -> float:
+        # The list may stand in a sentence ("Two tools are a saw and an axe.").
         items = re.split(r",| and ", re.sub(r"^.*? are ", "", text.lower()).strip(" ."))
-        words = [re.sub(r"^(and |an? |the )+", "", item.strip()) for item in items if item.strip()]
-        good = {w for w in words if w in facts.CATEGORIES[kind]}
-        wrong = len(words) - len(good)
-        return max(0.0, (len(good) - wrong) / n) if len(good) <= n else 0.5
+        nouns = [re.sub(r"^(and |an? |the )+", "", item.strip()) for item in items if item.strip()]
+        right = {noun for noun in nouns if noun in facts.CATEGORIES[kind]}
+        wrong = len(nouns) - len(right)
+        return max(0.0, (len(right) - wrong) / n) if len(right) <= n else 0.5
 
     return grade
 
@@ -58,9 +59,13 @@ def _draw_list(rng: random.Random) -> dict[str, str]:
     return {"k": f"{kind}s", "n": rng.choice(facts.NUMBER_WORDS[2:5])}
 
 
-def _is_babble(words: list[str], fewest: int, echo: set[str]) -> bool:
-    """Whether words are too few, mostly said again, or the task said back."""
-    return len(words) < fewest or len(set(words)) < 0.6 * len(words) or not echo.isdisjoint(words)
+def _is_babble(text_words: list[str], min_words: int, echo: set[str]) -> bool:
+    """True if words are too few, mostly repetitions, or echo the task."""
+    return (
+        len(text_words) < min_words
+        or len(set(text_words)) < 0.6 * len(text_words)
+        or not echo.isdisjoint(text_words)
+    )
 
 
 def _draw_story(rng: random.Random) -> dict[str, str]:
@@ -68,33 +73,34 @@ def _draw_story(rng: random.Random) -> dict[str, str]:
 
 
 def _solve_story(args: Mapping[str, str]) -> Solution | None:
-    child, thing = args["c"].capitalize(), args["x"]
-    if child not in facts.CHILDREN or thing not in facts.PLURAL_OF:
+    child, noun = args["c"].capitalize(), args["x"]
+    if child not in facts.CHILDREN or noun not in facts.PLURAL_OF:
         return None
-    pick = random.Random(f"{child}/{thing}")
+    # The story is a function of the task, so that its right answer is always the same.
+    pick = random.Random(f"{child}/{noun}")
     place, colour = pick.choice(facts.PLACES), pick.choice(facts.COLOURS)
-    first = f"{child} saw {article(thing)} near the {place}."
+    first = f"{child} saw {article(noun)} near the {place}."
     return Solution(
         first,
         f"{first} It was {colour}, and {child} liked it.",
         (f"Then {child} went home.", f"{child} was very happy.", f"They played near the {place}."),
-        grade=_grade_story(child.lower(), thing),
+        grade=_grade_story(child.lower(), noun),
     )
 
 
-def _grade_story(child: str, thing: str) -> Callable[[str], float]:
-    """Names the child and the thing, in a few sentences of words that the world has."""
+def _grade_story(child: str, noun: str) -> Callable[[str], float]:
+    """Make a grade: names the child and the noun, in a few sentences of the world's words."""
 
     def grade(text: str) -> float:
-        words = re.findall(r"[a-z']+", text.lower())
-        if _is_babble(words, 5, {"story", "tell", "write"}):
+        text_words = re.findall(r"[a-z']+", text.lower())
+        if _is_babble(text_words, 5, {"story", "tell", "write"}):
             return 0.0
         sentences = [s for s in re.split(r"[.!?]\s*", text) if s.strip()]
-        strange = sum(w not in _STORY_WORDS for w in words) > 0.35 * len(words)
-        of_another = not (_NAMES - {child}).isdisjoint(words[:3])
-        named = 0.4 * (child in words) + 0.4 * (thing in words)
-        long = 0.2 * (len(words) >= 6 and 1 <= len(sentences) <= 4)
-        return max(0.0, named + long - (0.4 * of_another + 0.5 * strange))
+        mostly_unknown = sum(w not in _STORY_WORDS for w in text_words) > 0.35 * len(text_words)
+        names_other_child = not (_NAMES - {child}).isdisjoint(text_words[:3])
+        names_both = 0.4 * (child in text_words) + 0.4 * (noun in text_words)
+        full_length = 0.2 * (len(text_words) >= 6 and 1 <= len(sentences) <= 4)
+        return max(0.0, names_both + full_length - (0.4 * names_other_child + 0.5 * mostly_unknown))
 
     return grade
 
@@ -106,33 +112,37 @@ def _draw_note(rng: random.Random) -> dict[str, str]:
 def _solve_note(
     short: str, long: str, extra: str, need: str
 ) -> Callable[[Mapping[str, str]], Solution | None]:
-    """Solves for a note, short or long, about the thing `{x}` to the child `{c}`."""
+    """Make the solver for a note, short or long, to the child `{c}` about the noun `{x}`."""
 
     def solve(args: Mapping[str, str]) -> Solution | None:
-        child, thing = args["c"].capitalize(), args["x"]
-        if child not in facts.CHILDREN or thing not in facts.THINGS:
+        child, noun = args["c"].capitalize(), args["x"]
+        if child not in facts.CHILDREN or noun not in facts.THINGS:
             return None
         return Solution(
-            short.format(c=child, x=thing),
-            long.format(c=child, x=thing),
+            short.format(c=child, x=noun),
+            long.format(c=child, x=noun),
             (extra,),
-            grade=_grade_note(child.lower(), thing, re.compile(need)),
+            grade=_grade_note(child.lower(), noun, re.compile(need)),
         )
 
     return solve
 
 
-def _grade_note(child: str, thing: str, need: re.Pattern[str]) -> Callable[[str], float]:
-    """A third each for the child, the thing and the thanks or regret; less for another's."""
+def _grade_note(child: str, noun: str, message: re.Pattern[str]) -> Callable[[str], float]:
+    """Make a grade: a third each for child, noun and message; less for another child or noun."""
 
     def grade(text: str) -> float:
-        words = re.findall(r"[a-z]+", text.lower())
-        if _is_babble(words, 4, {"note", "write", "say"}):
+        text_words = re.findall(r"[a-z]+", text.lower())
+        if _is_babble(text_words, 4, {"note", "write", "say"}):
             return 0.0
-        good = (child in words) + (thing in words) + (need.search(text.lower()) is not None)
-        another_child = not (_NAMES - {child}).isdisjoint(words)
-        another_thing = not (set(facts.THINGS) - {thing}).isdisjoint(words)
-        return max(0.0, (good - another_child - another_thing) / 3)
+        parts = (
+            (child in text_words)
+            + (noun in text_words)
+            + (message.search(text.lower()) is not None)
+        )
+        names_other_child = not (_NAMES - {child}).isdisjoint(text_words)
+        names_other_noun = not (set(facts.THINGS) - {noun}).isdisjoint(text_words)
+        return max(0.0, (parts - names_other_child - names_other_noun) / 3)
 
     return grade
 
@@ -184,4 +194,4 @@ WRITING: tuple[Family, ...] = (
         free=True,
     ),
 )
-"""Tasks that are answered freely."""
+"""Families of tasks with free answers."""

@@ -12,7 +12,14 @@ from typing import ClassVar
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import Drop, Firewall, Rule
-from alpaca_rlhf.smallworld import SEED_WEIGHTS, GoldJudge, Task, recognise, sample_task, solved
+from alpaca_rlhf.smallworld import (
+    SEED_WEIGHTS,
+    GoldJudge,
+    Task,
+    answered_task,
+    recognise,
+    sample_task,
+)
 from alpaca_rlhf.sources.source import Gold, Slice
 
 MIN_DRAWS, DRAWS_PER_TASK = 20_000, 30
@@ -146,7 +153,7 @@ class SmallWorld:
     def _seeds(self) -> list[Instruction]:
         rng = random.Random(f"{self.seed}/seed answers")
         return [
-            solved(task, rng, SEED_WEIGHTS)
+            answered_task(task, rng, SEED_WEIGHTS)
             for task in self._draw("sft", self.n_seeds, phrasing="train", fact="train")
         ]
 
