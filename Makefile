@@ -1,5 +1,6 @@
 # make quickstart    the whole loop on the embedded base, then its report     ARGS="--seed 1"
 # make test          the tests, two files at a time                            ARGS="-k runs"
+# make smoke         the quick ones, in under a minute
 # make check         lint, format, types
 # make prove         the long proofs, written to docs/proof/
 # make clean         remove the environment and the caches; runs/ stays
@@ -11,13 +12,18 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraint
 TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
 SOURCES := $(wildcard alpaca_rlhf recipes tests benchmarks app.py)
 
-.PHONY: quickstart test check prove clean
+SMOKE := house records prompts config losses win_rate runs docs guides
+
+.PHONY: quickstart test smoke check prove clean
 
 quickstart: $(VENV)/.installed
 	@$(BIN)/alpaca-rlhf quickstart $(ARGS)
 
 test: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+smoke: $(VENV)/.installed-dev
+	@$(BIN)/python -m pytest -q $(SMOKE:%=tests/test_%.py) $(ARGS)
 
 check: $(VENV)/.installed-dev
 	@$(BIN)/ruff check $(SOURCES)
