@@ -6,8 +6,12 @@ import tempfile
 import time
 from pathlib import Path
 
+import hypothesis
 import pytest
 
+# No test asserts on time, and Hypothesis's deadline of 200 ms an example does.
+hypothesis.settings.register_profile("kit", deadline=None)
+hypothesis.settings.load_profile("kit")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 BESIDE = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if BESIDE > 1:  # or each would compute on all cores, in the others' way

@@ -287,7 +287,7 @@ def test_a_run_asks_for_the_card_before_it_loads_the_base(monkeypatch, tmp_path,
     monkeypatch.setenv("ALPACA_RLHF_CARD", str(where))
     order = []
     monkeypatch.setattr(pipeline.gpu_lock.Loan, "take", lambda self: order.append("take"))
-    monkeypatch.setattr(pipeline, "_work", lambda ctx, name, round_, stage: order.append(name))
+    monkeypatch.setattr(pipeline, "_work", lambda context, step: order.append(step.stage))
     monkeypatch.setattr(
         pipeline,
         "order",

@@ -131,7 +131,7 @@ def test_ppo_goes_on_with_smaller_micro_batches(tiny, tmp_path, monkeypatch, ful
             assert torch.allclose(p, small.parameters(role)[key], atol=PPO_SETTINGS.lr / 50)
     assert sizes[:2] == [4, 2]
     assert set(sizes[2:]) == {1}
-    assert "ppo: out of memory with --ppo.micro-batch-size 2; goes on with 1" in caplog.text
+    assert "ppo: out of memory with --ppo.micro-batch-size 2; continuing with 1" in caplog.text
 
 
 def test_ppo_keeps_the_completions_that_gave_a_nan(tiny, tmp_path):
