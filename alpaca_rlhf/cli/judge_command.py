@@ -16,6 +16,7 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import only_one
 from alpaca_rlhf.core.records import Instruction, Ranking
 from alpaca_rlhf.preferences import JudgeIdentity, ScoreJudge
+from alpaca_rlhf.preferences.database import db_flag
 from alpaca_rlhf.preferences.queue import Candidates
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.serving import folders
@@ -69,7 +70,7 @@ def run(flags: Judging, terminal: Terminal) -> int:
         rank = {"llm": _by_llm, "reward": _by_reward, "gold": _by_gold}[flags.by]
         summary = rank(store, flags, settings, terminal)
         terminal.say(f"judge: {summary}; a person who ranks the same answers overrules it")
-    words = [PROGRAM, "app", "--run", str(flags.run), *(["--db", flags.db] if flags.db else [])]
+    words = [PROGRAM, "app", "--run", str(flags.run), *db_flag(flags.db)]
     for line in next_lines([(shlex.join(words), "see them on the Data tab, export, train")]):
         terminal.say(line)
     return 0
