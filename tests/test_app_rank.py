@@ -45,13 +45,14 @@ class Desk:
     def __init__(self) -> None:
         self.store: Store | None = None
         self.signed_in = True
+        self.role = "annotator"
         self.url = ""
         self.browser = None
 
     def account(self, request):
         if not self.signed_in:
             raise gr.Error("sign in")
-        return Account(1, "ann", "annotator", "en")
+        return Account(1, "ann", self.role, "en")
 
     def __getattr__(self, name):
         return getattr(self.store, name)
@@ -93,6 +94,7 @@ def served():
 @pytest.fixture
 def desk(served, tmp_path):
     served.signed_in = True
+    served.role = "annotator"
     with Store(tmp_path / "own.db", rules=rank_server.PLAIN, seed=0) as served.store:
         served.store.add_annotator("ann", "long enough")
         yield served
@@ -546,9 +548,12 @@ def test_a_task_that_went_to_somebody_else_is_not_shown_for_long(desk, tmp_path)
 
 
 @needs_browser
-def test_an_empty_queue_says_what_to_do_and_looks_again(desk):
+@pytest.mark.parametrize("role", ["annotator", "admin"])
+def test_an_empty_queue_says_what_to_do_and_looks_again(desk, role):
+    desk.role = role
     with desk.open() as page:
-        page.get_by_text("alpaca-rlhf sample --run").wait_for()
+        page.get_by_text("Nothing to rank right now").wait_for()
+        assert page.get_by_text("alpaca-rlhf sample --run").count() == (role == "admin")
         desk.add_sets(candidates(1), origin="test")
         page.get_by_text("What is 0 plus 0?").wait_for()
 

@@ -225,14 +225,15 @@ def _file(url: URL) -> Path | None:
 def _make_private(file: Path) -> None:
     """Let only its owner read a database: it is made so, and an older one is closed to others.
 
-    SQLite gives its journals the same mode. A file that its owner shares with a group alone, such
-    as 660, stays so.
+    SQLite gives its journals the same mode. A group that may write, since its members share the
+    database, still may.
     """
     # Errors are left to SQLite, which names them when it opens the file.
     with suppress(OSError):
         os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
-        if file.stat().st_mode & 0o007:
-            file.chmod(0o600)
+        mode = file.stat().st_mode
+        if mode & 0o007:
+            file.chmod(0o660 if mode & 0o020 else 0o600)
 
 
 def _engine(url: URL) -> Engine:
