@@ -71,12 +71,16 @@ def exports(folder: Path) -> Exports:
 
 def house(store: Store, folder: Path, *, local: bool = True, real: bool = False, **options: Any):
     """The app with the real Data tab, and where `real` the real Rank tab."""
-    tabs = [
+    tabs = options.pop("tabs", None) or [
         Tab("rank", rank_tab if real else stand_in),
         Tab("data", partial(data_tab, exports=exports(folder / "snapshots")), admin=True),
     ]
     deployment = server.Deployment(
-        "runs/mine", folder / "snapshots", ["localhost", "testserver"], local
+        options.pop("run", "runs/mine"),
+        folder / "snapshots",
+        ["localhost", "testserver"],
+        local,
+        options.pop("origin", ""),
     )
     return server.build_app(store, options.pop("secret", SECRET), tabs, deployment, **options)
 

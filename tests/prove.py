@@ -10,6 +10,7 @@ Writes docs/proof/*.json, with the commit and the machine they belong to.
     python -m tests.prove formats [N]        import N mutated files; the memory of 1,000,000 rows
     python -m tests.prove plan               planned against measured memory, every case and stage
     python -m tests.prove app [N]            SIGKILL the app N times under 50 annotators
+    python -m tests.prove half-sent [N]      N half-sent requests, and the app answers all the while
     python -m tests.prove                    all
 """
 
@@ -433,6 +434,23 @@ def prove_app(kills: int) -> bool:
     return len(runs) == 2
 
 
+def prove_half_sent(requests: int) -> bool:
+    """Send requests to the app's server by halves; in between whole ones are answered."""
+    began = time.perf_counter()
+    words = ["-m", "pytest", "-q", "tests/test_app_connections.py", "-k", "lock_nobody_out"]
+    environment = offline() | {"HALF_SENT": str(requests)}
+    ended = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment)
+    proof = {
+        "command": f"python -m tests.prove half-sent {requests}",
+        "half_sent_requests": requests,
+        "whole_requests_answered": ended.returncode == 0,
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+    tell(f"half-sent: {proof}")
+    write("app-half-sent.json", {**stamp(), **proof})
+    return ended.returncode == 0
+
+
 def kill_in(out: Path, stage: str, seconds: float) -> bool:
     """Run until `stage` begins, wait so many seconds, SIGKILL. False if it was done before.
 
@@ -473,6 +491,7 @@ def main(words: list[str]) -> int:
     """Run the proofs that were asked for."""
     which = words[0] if words else "all"
     names = ("seeds", "kills", "generation", "teachers", "generate-kills", "formats", "plan", "app")
+    names += ("half-sent",)
     if which not in ("all", *names):
         sys.exit(f"prove: {which}: give {', '.join(names)} or nothing")
     good = True
@@ -494,6 +513,8 @@ def main(words: list[str]) -> int:
         good &= prove_plan()
     if which in ("all", "app"):
         good &= prove_app(count or 5)
+    if which in ("all", "half-sent"):
+        good &= prove_half_sent(count or 1100)
     return 0 if good else 1
 
 

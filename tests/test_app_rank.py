@@ -45,13 +45,14 @@ class Desk:
     def __init__(self) -> None:
         self.store: Store | None = None
         self.signed_in = True
+        self.role = "annotator"
         self.url = ""
         self.browser = None
 
     def account(self, request):
         if not self.signed_in:
             raise gr.Error("sign in")
-        return Account(1, "ann", "annotator", "en")
+        return Account(1, "ann", self.role, "en")
 
     def __getattr__(self, name):
         return getattr(self.store, name)
@@ -93,6 +94,7 @@ def served():
 @pytest.fixture
 def desk(served, tmp_path):
     served.signed_in = True
+    served.role = "annotator"
     with Store(tmp_path / "own.db", rules=rank_server.PLAIN, seed=0) as served.store:
         served.store.add_annotator("ann", "long enough")
         yield served
@@ -438,6 +440,37 @@ def test_nothing_is_lost_when_the_server_is_killed(tmp_path, served):
 
 
 @needs_browser
+@pytest.mark.parametrize("how", ["mouse", "keyboard", "touch"])
+def test_after_submit_the_next_task_is_at_its_top_and_takes_keys(desk, how):
+    """Without a click: the pressed button is disabled, which leaves the focus to the page."""
+    for prompt in range(3):
+        put(desk, *(f"{prompt} {answer} " + "long " * 2000 for answer in "abcde"))
+    with desk.open(has_touch=how == "touch") as page:
+        for _ in range(2):
+            task = number(page)
+            page.keyboard.press("2")  # of the first answer, which is in focus
+            page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+            submit = page.get_by_role("button", name="Submit")
+            if how == "keyboard":
+                submit.focus()
+                page.keyboard.press("Enter")
+            else:
+                (submit.tap if how == "touch" else submit.click)()
+            gone(page, task)
+            top = "document.querySelector('.rank .ask').getBoundingClientRect().top"
+            page.wait_for_function(f"{top} >= 0 && {top} < innerHeight / 2")
+            assert page.evaluate("document.activeElement.matches('.card')")
+        # A click beside the cards takes the focus from them, and no key.
+        page.locator(".rank h2").click()
+        assert page.evaluate("document.activeElement === document.body")
+        first, second = order(page)[:2]
+        page.keyboard.press("2")
+        assert order(page)[:2] == [second, first]
+        page.get_by_label("Comment").fill("12")
+        assert order(page)[:2] == [second, first], "whoever writes moves nothing"
+
+
+@needs_browser
 def test_a_lost_answer_is_asked_for_again_and_saves_nothing_twice(desk):
     desk.add_sets(candidates(2), origin="test")
     lost = []
@@ -515,9 +548,12 @@ def test_a_task_that_went_to_somebody_else_is_not_shown_for_long(desk, tmp_path)
 
 
 @needs_browser
-def test_an_empty_queue_says_what_to_do_and_looks_again(desk):
+@pytest.mark.parametrize("role", ["annotator", "admin"])
+def test_an_empty_queue_says_what_to_do_and_looks_again(desk, role):
+    desk.role = role
     with desk.open() as page:
-        page.get_by_text("alpaca-rlhf sample --run").wait_for()
+        page.get_by_text("Nothing to rank right now").wait_for()
+        assert page.get_by_text("alpaca-rlhf sample --run").count() == (role == "admin")
         desk.add_sets(candidates(1), origin="test")
         page.get_by_text("What is 0 plus 0?").wait_for()
 
@@ -805,6 +841,36 @@ def test_a_hostile_client_changes_nothing(services):
         language = "zh-CN" if account == 2 else "en"
         assert reply["message"] == translations("rank", language)[f"problem.{problem}"]
     assert dump(services.store) == before
+
+
+def test_another_verdict_from_another_tab_is_not_called_saved(services):
+    task = send(services, 1, do="next")["task"]
+    ids = [answer["id"] for answer in task["answers"]]
+    sent = {"do": "submit", "task": task["id"], "revision": 0, "method": "mouse"}
+    sent |= {"tiers": [[answer_id] for answer_id in ids], "comment": " with\x00care "}
+    other_tabs = [
+        {"tiers": sent["tiers"][::-1]},
+        {"tiers": [ids]},
+        {"comment": "otherwise"},
+        {"criteria": {ids[0]: {"relevance": 3}}},
+        {"all_bad": True},
+    ]
+    assert not send(services, 1, **sent)["already"]
+    for other in other_tabs:
+        reply = send(services, 1, **(sent | other))
+        assert reply["problem"] == "other_verdict", other
+        assert reply["message"].startswith("Not saved")
+    assert send(services, 1, **sent)["already"], "the same one is there"
+    assert send(services, 1, **(sent | {"method": "keyboard"}))["already"], "however it was entered"
+    send(services, 1, do="undo", task=task["id"])
+    assert send(services, 1, **sent)["problem"] == "other_verdict", (
+        "what was taken back is not kept"
+    )
+    again = sent | {"revision": 2, "tiers": sent["tiers"][::-1]}
+    assert not send(services, 1, **again)["already"]
+    assert send(services, 1, **sent)["problem"] == "other_verdict"
+    assert send(services, 1, **again)["already"]
+    assert len(dump(services.store)[0]) == 3, "kept, taken back, kept"
 
 
 def test_the_page_is_told_nothing_that_is_not_blind(services):

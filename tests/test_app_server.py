@@ -1,5 +1,8 @@
 """The gate of the app: who gets in, from where, how often, and what they may do there."""
 
+import asyncio
+import errno
+import io
 import json
 import os
 import signal
@@ -10,18 +13,25 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 
 from alpaca_rlhf.app import environment
 from alpaca_rlhf.app.gate import MAX_REQUEST_BYTES, RateLimits
 from alpaca_rlhf.app.language import preferred_language
-from alpaca_rlhf.app.login_session import IDLE_S, MAX_AGE_S, LoginSessions, read_secret
+from alpaca_rlhf.app.login_session import IDLE_S, MAX_AGE_S, RENEW_S, LoginSessions, read_secret
+from alpaca_rlhf.app.proxy import ProxyHeaders
 from alpaca_rlhf.app.rate_limit import RateLimit
+from alpaca_rlhf.app.tabs import tabs as all_tabs
+from alpaca_rlhf.cli import app_command
 from alpaca_rlhf.cli import main as cli
+from alpaca_rlhf.cli.terminal import Terminal
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.preferences import passwords
+from alpaca_rlhf.preferences import passwords, snapshot
 from alpaca_rlhf.preferences.assignment import Rules, Verdict
+from alpaca_rlhf.preferences.database import DiskFull, db_flag
+from alpaca_rlhf.preferences.schema import EndedSession
 from alpaca_rlhf.preferences.store import Store
 from tests import apps
 from tests.browser import free_port
@@ -30,6 +40,7 @@ from tests.databases import candidates
 HOME = "http://127.0.0.1:7860"
 ORIGIN = {"origin": HOME}
 PASSWORD = "long enough"
+SECRET_URL = "postgresql+psycopg://u:hunter2@h/n"
 ROOT = Path(__file__).parent.parent
 HERE = {**os.environ, "PYTHONPATH": str(ROOT)}
 
@@ -56,8 +67,11 @@ def enter(tmp_path):
     opened = []
 
     def begin(store, base=HOME, **options):
+        wrap = options.pop("wrap", None)
+        app = apps.house(store, tmp_path, **options)
+        here = {} if wrap is None else {"client": ("127.0.0.1", 5)}
         client = TestClient(
-            apps.house(store, tmp_path, **options), base_url=base, follow_redirects=False
+            wrap(app) if wrap else app, base_url=base, follow_redirects=False, **here
         )
         client.headers["origin"] = base
         client.__enter__()
@@ -242,6 +256,65 @@ def test_a_session_in_use_goes_on_but_not_for_ever(store):
     assert MAX_AGE_S <= clock.now - begin <= MAX_AGE_S + IDLE_S
 
 
+def test_logging_out_ends_every_cookie_of_the_login(tmp_path, store):
+    """A copy from before a renewal too, and after a restart; other logins go on."""
+    clock = Clock()
+    sessions = LoginSessions(store, apps.SECRET, clock)
+    stolen = sessions.cookie(2)
+    clock.now += RENEW_S
+    elsewhere = sessions.cookie(2)
+    renewed = sessions.renewal(sessions.read(stolen))
+    assert sessions.read(renewed) and sessions.read(stolen)
+    held = sessions.read(stolen)
+    for not_genuine in ("", "2.1.1.x", f"1.{held.began}.{held.renewed}.{stolen[-64:]}"):
+        sessions.end(not_genuine)
+    assert sessions.read(stolen), "only who holds a cookie ends its login"
+    sessions.end(renewed)
+    sessions.end(renewed)
+    clock.now += RENEW_S
+    with Store(tmp_path / "preferences.db") as reopened:
+        for known in (sessions, LoginSessions(reopened, apps.SECRET, clock)):
+            assert known.read(stolen) is None and known.read(renewed) is None
+            assert known.renewal(held) is None, "a request under way renews nothing"
+            assert known.read(elsewhere).account.name == "ann"
+
+
+def test_an_idle_page_that_logs_out_ends_a_copy_that_was_kept_in_use(store):
+    clock = Clock()
+    sessions = LoginSessions(store, apps.SECRET, clock)
+    idle = sessions.cookie(2)
+    clock.now += IDLE_S - RENEW_S
+    copied = sessions.renewal(sessions.read(idle))
+    clock.now += 2 * RENEW_S
+    assert sessions.read(idle) is None and sessions.read(copied)
+    sessions.end(idle)
+    assert sessions.read(copied) is None
+
+
+def test_the_list_of_ended_logins_does_not_grow_for_ever(store):
+    clock = Clock()
+    sessions = LoginSessions(store, apps.SECRET, clock)
+    for _ in range(4):
+        sessions.end(sessions.cookie(2))
+        clock.now += MAX_AGE_S
+    with store.database.reading() as session:
+        assert len(session.scalars(select(EndedSession)).all()) <= 2
+
+
+def test_on_a_full_disk_logging_out_still_ends_the_login(enter, store, monkeypatch):
+    client = enter(store)
+    sign_in(client, "ann")
+    cookies = dict(client.cookies)
+
+    def full(*_, **__):
+        raise DiskFull("--db: the disk is full")
+
+    monkeypatch.setattr(store, "end_session", full)
+    assert client.post("/logout").headers["location"] == "/login"
+    client.cookies.update(cookies)
+    assert client.get("/status").status_code == 401
+
+
 def test_the_secret_is_its_owners_alone(tmp_path):
     path = tmp_path / "app.secret"
     secret = read_secret(path)
@@ -295,6 +368,22 @@ def test_a_post_comes_from_our_own_page(enter, plain):
     assert ask(client, "next").status_code == 403
 
 
+def test_behind_a_proxy_that_passes_on_nothing_people_sign_in(enter, store):
+    """nginx with a bare `proxy_pass`: our host is its name for us, and the scheme is http."""
+    client = enter(store, wrap=ProxyHeaders, origin="https://rank.example.org")
+    for origin, status in (
+        ("https://rank.example.org", 303),
+        ("https://rank.example.org.evil.example", 403),
+        ("http://rank.example.org", 403),
+        ("https://other.example.org", 403),
+        ("null", 403),
+        ("", 403),
+        (HOME, 303),
+    ):
+        client.headers["origin"] = origin
+        assert sign_in(client, "ann").status_code == status, origin
+
+
 def test_other_sites_may_link_here_and_nothing_else(enter, plain):
     client = enter(plain)
     link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
@@ -342,7 +431,7 @@ def test_too_large_a_request_is_refused(enter, plain):
     response = client.post("/gradio_api/run/rank", content=pieces(7), headers=json_)
     assert response.status_code == 200, response.text
     response = client.post("/gradio_api/run/rank", content=pieces(9), headers=json_)
-    assert response.status_code >= 400 and "data" not in response.text
+    assert response.status_code == 413 and "data" not in response.text
 
 
 def test_what_no_tab_needs_is_closed(enter, plain):
@@ -422,6 +511,123 @@ def test_here_without_accounts_there_is_an_admin_who_needs_no_login(enter, plain
     assert sign_in(client, "local", "").status_code == 401
 
 
+def test_annotators_are_told_no_command_and_no_secret(enter, store, tmp_path):
+    """Whatever an annotator's browser can fetch; only an admin who finds no task is told more."""
+    refill = app_command._refill(app_command.App(db=SECRET_URL, run=Path("/srv/hidden/mine")))
+    assert refill == "alpaca-rlhf sample --run /srv/hidden/mine --db postgresql+psycopg://u@h/n"
+    worker, tabs = all_tabs(store, None, apps.exports(tmp_path), refill=refill)
+    assert worker is None
+    client = enter(store, tabs=tabs, run="/srv/hidden/mine")
+    sign_in(client, "ann")
+    pages = ["/config", "/", "/status", "/gradio_api/info", "/theme.css"]
+    answers = [client.get(page).text for page in pages]
+    answers += [ask(client, do).text for do in ("next", "progress")]
+    answers.append(
+        json.dumps(queued(client, client.get("/config").json()["dependencies"][-1]["id"]))
+    )
+    for answer in answers:
+        for secret in ("hunter2", "alpaca-rlhf sample", "/srv/hidden", "psycopg"):
+            assert secret not in answer
+    assert "mine" in answers[-1], "the run's name is the header's"
+    boss = enter(store, tabs=tabs, run="/srv/hidden/mine")
+    sign_in(boss, "boss")
+    assert refill not in boss.get("/config").text
+    assert json.loads(ask(boss, "next").json()["data"][0])["refill"] == refill
+
+
+@pytest.mark.parametrize(
+    ("typed", "repeated"),
+    [
+        (None, []),
+        ("people:1.db", ["--db", "people:1.db"]),
+        ("postgresql+psycopg://u@h/n", ["--db", "postgresql+psycopg://u@h/n"]),
+        ("postgresql+psycopg://u:p%40w@h:5/n", ["--db", "postgresql+psycopg://u@h:5/n"]),
+        (
+            "postgresql+psycopg://u@h/n?password=pw&sslmode=require",
+            ["--db", "postgresql+psycopg://u@h/n?sslmode=require"],
+        ),
+    ],
+)
+def test_a_command_that_is_shown_repeats_no_password(typed, repeated):
+    assert db_flag(typed) == repeated
+
+
+def test_adding_somebody_prints_no_password_of_the_database(store, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("long enough\n"))
+    with Terminal() as terminal:
+        app_command._add_user(store, app_command.App(db=SECRET_URL, add_user="new"), terminal)
+    output = capsys.readouterr()
+    assert "app --db postgresql+psycopg://u@h/n" in output.out
+    assert "hunter2" not in output.out + output.err and "long enough" not in output.out
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("run/rank", b'{"data": []}', 422),
+        ("run/rank", b'{"data": null}', 422),
+        ("run/rank", b'{"data": "x"}', 422),
+        ("run/rank", b"{}", 422),
+        ("run/rank", b"[]", 422),
+        ("run/rank", b"not json", 422),
+        ("run/rank", b"[" * 100_000, 422),
+        ("run/rank", b"", 422),
+        ("run/rank", b'{"data": [], "fn_index": 9999}', 404),
+        ("run/rank", b'{"data": [], "fn_index": "x"}', 404),
+        ("run/no_such_event", b'{"data": []}', 404),
+        ("call/echo", b'{"data": []}', 422),
+        ("call/no_such_event", b'{"data": []}', 404),
+        ("queue/join", b'{"data": [], "session_hash": "abc"}', 404),
+        ("queue/join", b'{"data": [], "fn_index": -1, "session_hash": "abc"}', 404),
+    ],
+)
+def test_a_call_that_no_page_sends_is_refused_in_one_line(enter, plain, capfd, path, body, status):
+    client = enter(plain)
+    json_ = {"content-type": "application/json"}
+    response = client.post(f"/gradio_api/{path}", content=body, headers=json_)
+    assert response.status_code == status, response.text
+    assert len(response.json()["detail"]) < 80
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_an_event_without_its_inputs_is_refused_in_the_queue_too(enter, plain, capfd):
+    client = enter(plain)
+    body = {"data": [], "fn_index": event(client, "add_person"), "session_hash": "abc"}
+    assert client.post("/gradio_api/queue/join", json=body).status_code == 422
+    assert called(client, "echo", ["said"]).count("said") == 1
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_on_a_full_disk_an_admin_is_told_so_and_no_snapshot_is_left(
+    enter, store, tmp_path, monkeypatch, capfd
+):
+    boss = enter(store)
+    sign_in(boss, "boss")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshot._HashedFile, "add", full)
+        outcome = queued(boss, event(boss, "export"))
+    assert outcome["success"] and "No space left on device" in outcome["output"]["data"][0]
+    assert not list((tmp_path / "snapshots").glob("*"))
+
+    def disk_full(*_, **__):
+        raise DiskFull("--db: the disk is full")
+
+    for name, method, error in (
+        ("refresh", "figures", full),
+        ("newest_flags", "flagged", disk_full),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(store, method, error)
+            outcome = queued(boss, event(boss, name))
+        assert outcome["success"] is False and "disk is full" in outcome["output"]["error"], name
+    assert "Traceback" not in capfd.readouterr().err
+    assert queued(boss, event(boss, "export"))["success"]
+
+
 # --- how often ----------------------------------------------------------------------------------
 
 
@@ -444,6 +650,58 @@ def test_guesses_sent_at_once_are_counted_too(enter, store):
             for response in many.map(lambda i: sign_in(client, "ann", f"guess {i}"), range(24))
         ]
     assert sorted(statuses) == [401] * 10 + [429] * 14
+
+
+def test_forged_addresses_do_not_walk_round_the_limit_of_sign_ins(enter, store):
+    """Behind a proxy: only what it added counts, and that alone is not believed for ever."""
+    client = enter(store, wrap=ProxyHeaders)
+
+    def guess(i, forwarded):
+        client.headers["x-forwarded-for"] = forwarded
+        return sign_in(client, "ann", f"guess {i} guess").status_code
+
+    statuses = [guess(i, f"10.0.0.{i}, 198.51.100.7") for i in range(12)]
+    assert statuses == [401] * 10 + [429] * 2, "one address, whatever stands left of it"
+    client.headers["x-forwarded-for"] = "198.51.100.8"
+    assert sign_in(client, "ann").status_code == 303, "another address is another person"
+    statuses = [guess(i, f"10.0.1.{i}, 127.0.0.1") for i in range(12)]
+    assert statuses == [401] * 10 + [429] * 2, "not even where the last hop is this machine"
+    # Sent past the proxy, from this machine, with an address that nobody checks.
+    statuses = [guess(i, f"10.0.2.{i}") for i in range(40)]
+    assert statuses == [401] * 10 + [429] * 30, "30 guesses of one name from wherever they come"
+    client.headers["x-forwarded-for"] = "198.51.100.8"
+    assert sign_in(client, "ann").status_code == 303, "at her usual address she is not kept out"
+
+
+@pytest.mark.parametrize(
+    ("headers", "address", "scheme"),
+    [
+        ([], "127.0.0.1", "http"),
+        ([("x-forwarded-for", "1.2.3.4, 5.6.7.8")], "5.6.7.8", "http"),
+        ([("x-forwarded-for", "1.2.3.4"), ("x-forwarded-for", "5.6.7.8")], "5.6.7.8", "http"),
+        ([("x-forwarded-for", "5.6.7.8:4711")], "5.6.7.8", "http"),
+        ([("x-forwarded-for", "[2001:db8::1]:4711")], "2001:db8::1", "http"),
+        ([("x-forwarded-for", "1.2.3.4, 127.0.0.1")], "127.0.0.1", "http"),
+        ([("x-forwarded-for", "1.2.3.4, unknown")], "127.0.0.1", "http"),
+        ([("x-forwarded-for", "1.2.3.4,")], "127.0.0.1", "http"),
+        ([("x-forwarded-proto", "https")], "127.0.0.1", "https"),
+        ([("x-forwarded-proto", "https, http")], "127.0.0.1", "http"),
+        ([("x-forwarded-proto", "file")], "127.0.0.1", "http"),
+    ],
+)
+def test_only_the_last_hop_of_a_proxy_counts(headers, address, scheme):
+    seen = {}
+
+    async def app(scope, receive, send):
+        seen.update(scope)
+
+    raw = [(name.encode(), value.encode()) for name, value in headers]
+    scope = {"type": "http", "client": ("127.0.0.1", 5), "scheme": "http", "headers": raw}
+    asyncio.run(ProxyHeaders(app)(scope, None, None))
+    assert (seen["client"][0], seen["scheme"]) == (address, scheme)
+    scope |= {"client": ("192.0.2.1", 5), "scheme": "http"}
+    asyncio.run(ProxyHeaders(app)(scope, None, None))
+    assert (seen["client"][0], seen["scheme"]) == ("192.0.2.1", "http"), "only a proxy is believed"
 
 
 def test_a_room_full_of_people_signs_in_at_once(enter, store):

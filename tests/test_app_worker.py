@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from alpaca_rlhf.app.jobs import without_folders
 from alpaca_rlhf.app.worker import Worker
 from alpaca_rlhf.core import gpu_lock
 from alpaca_rlhf.core.errors import UserError
@@ -72,7 +73,9 @@ class Gate:
 
 @pytest.fixture
 def worker(run, where):
-    fake_worker = Worker(run, load=lambda: SimpleNamespace(), gpu_folder=where)
+    fake_worker = Worker(
+        run, load=lambda: SimpleNamespace(), gpu_folder=where, has_gpu=lambda: True
+    )
     yield fake_worker
     fake_worker.close()
 
@@ -158,7 +161,7 @@ def test_errors_are_told_and_do_not_end_the_thread(run, where, caplog):
             raise error
         return "speaker"
 
-    worker = Worker(run, load=load, gpu_folder=where)
+    worker = Worker(run, load=load, gpu_folder=where, has_gpu=lambda: True)
     update = last(worker.start(Gate(), "chat"))
     assert (update.phase, update.problem, update.message) == ("failed", "user", "no such base")
     assert worker.state.phase == "error" and "no such base" in worker.status("en")
@@ -215,13 +218,56 @@ def test_a_training_run_gets_the_card_and_the_app_comes_back(worker, run, where,
         assert worker.state.phase == "released" and "training" in worker.status("en")
         assert str(run) in messages[0] and messages[1] == "the card is free" and len(messages) == 2
         refused = last(worker.start(step, "chat"))
-        assert (refused.problem, refused.message) == ("training", str(tmp_path / "training"))
+        assert (refused.problem, refused.message) == ("training", "training")
+        assert str(tmp_path) not in worker.status("en"), "people are told no path of the server"
         assert queued.latest.phase == "waiting"
     behind.go.set()
     assert last(queued).phase == "done", "the background went on by itself"
     step.go.set()
     assert last(worker.start(step, "chat")).phase == "done"
     until(lambda: worker.state.phase == "ready")
+
+
+def test_without_a_gpu_no_training_run_stops_the_chat_and_none_waits_for_it(run, where, tmp_path):
+    """There is nothing to give back: both go on, each on its share of the processor."""
+    worker = Worker(run, load=lambda: "speaker", gpu_folder=where, has_gpu=lambda: False)
+    step, messages = Gate(), []
+    step.go.set()
+    for folder in (tmp_path / "another", run):
+        with gpu_lock.Loan(folder, messages.append, where=where, patience_s=0) as loan:
+            loan.take()
+            assert last(worker.start(step, "chat")).phase == "done"
+            assert worker.state.phase == "ready" and str(folder) not in worker.status("en")
+            with gpu_lock.Loan(run, messages.append, where=where, patience_s=0) as later:
+                later.take()
+    worker.close()
+    assert messages == []
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("/srv/people/runs/mine: no base", "mine: no base"),
+        ("'/srv/a/b.json' and /x/y/z", "'b.json' and z"),
+        ("~/runs/mine is empty", "mine is empty"),
+        ("https://host/a/b and 3/4 and a/b/c", "https://host/a/b and 3/4 and a/b/c"),
+        ("nothing / to do", "nothing / to do"),
+    ],
+)
+def test_people_are_shown_no_path_of_the_server(message, shown):
+    assert without_folders(message) == shown
+
+
+def test_a_base_that_cannot_be_loaded_names_no_folder_to_people(run, where, caplog):
+    def load():
+        raise UserError("/srv/hidden/base: no such base")
+
+    worker = Worker(run, load=load, gpu_folder=where)
+    update = last(worker.start(Gate(), "chat"))
+    assert update.message == "base: no such base"
+    assert "hidden" not in worker.status("en") and "base: no such base" in worker.status("en")
+    assert "/srv/hidden/base" in caplog.text, "whoever runs the app is told where"
+    worker.close()
 
 
 def test_whoever_asks_after_the_training_is_answered_at_once(worker, where, tmp_path, monkeypatch):
@@ -344,7 +390,7 @@ def test_answers_are_those_of_the_decode_loop_for_every_policy(real, run):
 
 
 def test_what_is_released_is_gone(run, where):
-    worker = Worker(run, gpu_folder=where)
+    worker = Worker(run, gpu_folder=where, has_gpu=lambda: True)
     base = []
 
     def work(speaker, stop):

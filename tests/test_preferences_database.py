@@ -1,5 +1,6 @@
 """Opening and migrating databases, and revisions and undos whatever their order."""
 
+import os
 import sqlite3
 
 import pytest
@@ -51,6 +52,7 @@ def test_a_database_of_version_1_is_migrated_with_what_it_holds(where, tmp_path,
         assert len(before) > 4
         with store.database.writing() as session:
             session.execute(text("DROP TABLE tally"))
+            session.execute(text("DROP TABLE ended_session"))
             session.execute(text("DROP INDEX ix_flag_waiting"))
             session.execute(text("ALTER TABLE flag DROP COLUMN resolved_ms"))
             session.execute(text("ALTER TABLE ranking DROP COLUMN judge_settings"))
@@ -260,3 +262,24 @@ def test_a_ranking_is_never_deleted(store):
     store.submit(annotator, task.id, Verdict(tiers))
     with pytest.raises(IntegrityError), store.database.writing() as session:
         session.execute(delete(Assignment))
+
+
+def test_a_database_is_its_owners_alone(tmp_path):
+    """The journals and the copy before a migration too; an older database is closed to others."""
+    old_mask = os.umask(0)
+    try:
+        path = tmp_path / "preferences.db"
+        with Store(path) as store:
+            store.add_sets(candidates(1), origin="test")
+            modes = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}
+            assert set(modes.values()) == {0o600} and len(modes) == 3, modes
+        for mode, kept in ((0o644, 0o600), (0o664, 0o660), (0o660, 0o660), (0o600, 0o600)):
+            path.chmod(mode)
+            Store(path).close()
+            assert path.stat().st_mode & 0o777 == kept
+        database._back_up(path, tmp_path / "copy.bak")
+        assert (tmp_path / "copy.bak").stat().st_mode & 0o777 == 0o600
+        with Store(tmp_path / "copy.bak") as copy:
+            assert copy.figures().counts["sets"] == 1
+    finally:
+        os.umask(old_mask)

@@ -7,10 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_MARK = "\u200b"
-"""Zero-width space: keeps the character before it from beginning a tag or an entity."""
-_TAG, _ENTITY = re.compile(r"<(?=[A-Za-z/!?])"), re.compile(r"&(?=[#A-Za-z])")
-_MARKED = re.compile(f"([<&]){_MARK}")
+MARK = "\u200b"
+"""Zero-width space: keeps the character before it from beginning a tag or an entity.
+
+It is on the screen only: `static/copying.js` takes it out of what is copied, and `restored` out of
+what is edited. A space of this kind that a text has itself after such a character is kept: it gets
+a mark before it.
+"""
+_TAG = re.compile(f"<(?=[A-Za-z/!?{MARK}])")
+_ENTITY = re.compile(f"&(?=[#A-Za-z{MARK}])")
+MARKED = re.compile(f"([<&]){MARK}")
 
 
 @dataclass(frozen=True)
@@ -31,12 +37,12 @@ def inert(text: str) -> str:
     The chat gives every message to the browser as HTML, sanitised but not literal, even where
     Markdown is switched off.
     """
-    return _ENTITY.sub(f"&{_MARK}", _TAG.sub(f"<{_MARK}", text))
+    return _ENTITY.sub(f"&{MARK}", _TAG.sub(f"<{MARK}", text))
 
 
 def restored(text: str) -> str:
     """The text that `inert` was given."""
-    return _MARKED.sub(r"\1", text)
+    return MARKED.sub(r"\1", text)
 
 
 def messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from alpaca_rlhf.app.chat_controller import ChatController, ChatView, GenerationRequest
-from alpaca_rlhf.app.chat_messages import Turn, messages, restored, turn_index
+from alpaca_rlhf.app.chat_messages import MARK, Turn, messages, restored, turn_index
 from alpaca_rlhf.app.job_status import status_line
 from alpaca_rlhf.app.language import label
 from alpaca_rlhf.app.services import Services
@@ -31,6 +32,7 @@ SHORTCUTS = {
 MAX_NEW_TOKENS = 2048
 """The longest answer that can be asked for."""
 _MAX_SEED = 2**32 - 1
+_COPYING = (Path(__file__).parent / "static" / "copying.js").read_text(encoding="utf-8")
 
 Patch = dict[Any, Any]
 """New values of some components."""
@@ -45,6 +47,14 @@ def chat_tab(services: Services, worker: Worker) -> None:
     """
     components = _Components(worker)
     keyboard_shortcuts(SHORTCUTS)
+    gr.HTML(
+        html_template="<span hidden></span>",
+        js_on_load=_COPYING,
+        apply_default_css=False,
+        container=False,
+        padding=False,
+        mark=MARK,
+    )
     _wire(components, _Events(ChatController(services, worker), components))
 
 

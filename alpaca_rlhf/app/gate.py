@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Collection, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -72,6 +72,10 @@ class RateLimits:
     """Failed sign-ins from one address."""
     guesses: RateLimit
     """Failed sign-ins from one address with one name."""
+    names: RateLimit = field(default_factory=lambda: RateLimit(30, 1 / 60))
+    """Failed sign-ins with one name from all addresses together, those left out from which that
+    name has signed in before: whoever changes addresses, or can forge them on this machine, gets
+    no further, and keeps nobody out where they usually are."""
 
     @classmethod
     def default(cls, *, local: bool) -> RateLimits:
@@ -117,6 +121,9 @@ class Gate:
         hosts: Names by which the app may be called, without ports. Addresses are always allowed:
             only a name can be made to point elsewhere (DNS rebinding).
         limits: The rate limits.
+        origin: The origin that people type where a proxy stands before the app (`--url`), such as
+            https://rank.example.org. Our pages send it even if the proxy passes on neither the
+            host nor the scheme.
     """
 
     def __init__(
@@ -127,8 +134,10 @@ class Gate:
         sessions: LoginSessions,
         hosts: Collection[str],
         limits: RateLimits,
+        origin: str = "",
     ) -> None:
         self._app = app
+        self._origin = origin
         self._authenticator = authenticator
         self._sessions = sessions
         self._hosts = {host.lower() for host in hosts}
@@ -144,9 +153,12 @@ class Gate:
             return
         request = Request(scope)
         fresh_cookies: list[str] = []
+        responded = False
 
         async def guarded_send(message: Message) -> None:
+            nonlocal responded
             if message["type"] == "http.response.start":
+                responded = True
                 _add_headers(message, request)
                 for cookie in fresh_cookies:
                     _set_cookie(message, request, self._sessions.cookie_name, cookie)
@@ -172,7 +184,12 @@ class Gate:
         if refusal is not None:
             await refusal(scope, receive, guarded_send)
             return
-        await self._app(scope, _LimitedBody(receive), guarded_send)
+        try:
+            await self._app(scope, _LimitedBody(receive), guarded_send)
+        except ClientDisconnect:  # a body that was too long, or never came whole
+            if not responded:
+                refusal = _problem(413, f"a request has at most {MAX_REQUEST_BYTES} bytes")
+                await refusal(scope, receive, guarded_send)
 
     def _refusal(self, request: Request) -> Response | None:
         """The response to a request that no page of the app sends; None for all others."""
@@ -185,7 +202,7 @@ class Gate:
             return _problem(404, "there is nothing here")
         if method not in (*_SAFE_METHODS, "POST"):
             return _problem(405, "only GET, HEAD and POST are allowed")
-        if method == "POST" and not _same_origin(request):
+        if method == "POST" and not _same_origin(request, self._origin):
             return _problem(403, "this request was not sent by a page of the app")
         if headers.get("sec-fetch-site") in ("cross-site", "same-site"):
             if headers.get("sec-fetch-mode") != "navigate" or method != "GET":
@@ -202,7 +219,9 @@ class Gate:
         wait_s = self._limits.requests.take(key)
         if not wait_s:
             return None
-        return _problem(429, "too many requests; wait a moment", retry_after(wait_s))
+        # Whoever keeps to no limit does not keep a connection either.
+        headers = {**retry_after(wait_s), "connection": "close"}
+        return _problem(429, "too many requests; wait a moment", headers)
 
     def _is_our_host(self, host: str) -> bool:
         name = urlsplit(f"//{host}").hostname or ""
@@ -243,13 +262,13 @@ def set_session_cookie(response: Response, request: Request, name: str, value: s
     )
 
 
-def _same_origin(request: Request) -> bool:
+def _same_origin(request: Request, public: str) -> bool:
     """True if a POST comes from our own page; every browser sends its origin."""
     origin = urlsplit(request.headers.get("origin", ""))
-    return bool(origin.netloc) and (origin.scheme, origin.netloc.lower()) == (
-        request.url.scheme,
-        request.headers.get("host", "").lower(),
-    )
+    own = (request.url.scheme, request.headers.get("host", "").lower())
+    typed = urlsplit(public)
+    sent = (origin.scheme, origin.netloc.lower())
+    return bool(origin.netloc) and sent in (own, (typed.scheme, typed.netloc.lower()))
 
 
 def _signed_out(request: Request) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,14 @@ FINAL_PHASES: tuple[Phase, ...] = ("done", "stopped", "failed")
 
 Work = Callable[["Speaker", threading.Event], Iterator[T]]
 """Yields the result so far; ends soon after the event is set."""
+
+
+_FOLDERS = re.compile(r"(?<![\w/.:~-])~?/(?:[^\s/:;,'\"]+/)+(?=[^\s/:;,'\"])")
+
+
+def without_folders(message: str) -> str:
+    """A message with absolute paths of the server cut down to their last names."""
+    return _FOLDERS.sub("", message)
 
 
 @dataclass(frozen=True)
@@ -126,10 +135,13 @@ class Job(Generic[T]):
             self._set(self._phase)
 
     def fail(self, problem: Problem, message: str = "") -> None:
-        """End it as failed, unless it has finished already."""
+        """End it as failed, unless it has finished already.
+
+        People read the message: paths of the server are left out of it.
+        """
         with self._changed:
             if not self.finished:
-                self._problem, self._message = problem, message
+                self._problem, self._message = problem, without_folders(message)
                 self._set("failed")
 
     def _set(self, phase: Phase) -> None:

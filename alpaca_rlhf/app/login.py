@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Hashable
 from urllib.parse import parse_qs
 
 from starlette.concurrency import run_in_threadpool
@@ -20,6 +21,7 @@ from alpaca_rlhf.app.gate import (
 )
 from alpaca_rlhf.app.language import preferred_language, translations
 from alpaca_rlhf.app.login_session import LoginSessions
+from alpaca_rlhf.app.rate_limit import RateLimit
 from alpaca_rlhf.app.rendering import render
 from alpaca_rlhf.app.theme import LOGIN_STYLE
 from alpaca_rlhf.preferences.people import MAX_NAME_CHARS, MAX_PASSWORD_CHARS
@@ -27,6 +29,7 @@ from alpaca_rlhf.preferences.store import Store
 
 _MAX_CONCURRENT_HASHES = 2
 _MAX_FORM_BYTES = 4096
+_MAX_USUAL = 10_000
 
 
 class Login:
@@ -50,6 +53,8 @@ class Login:
         self._sessions = sessions
         self._authenticator = authenticator
         self._limits = limits
+        # Addresses from which a name has signed in.
+        self._usual: set[tuple[str, str]] = set()
         # A hash takes 32 MiB and a tenth of a second: many at once would stop the app.
         # Requests that wait for one hold no thread.
         self._hashing = asyncio.Semaphore(_MAX_CONCURRENT_HASHES)
@@ -74,10 +79,12 @@ class Login:
         fields = parse_qs(body[:_MAX_FORM_BYTES].decode("utf-8", "replace"), keep_blank_values=True)
         name, password = (fields.get(field, [""])[0] for field in ("name", "password"))
         address, folded_name = client_address(request), name.strip().casefold()
-        counters = (
+        counters: list[tuple[RateLimit, Hashable]] = [
             (self._limits.failures, address),
             (self._limits.guesses, (address, folded_name)),
-        )
+        ]
+        if (address, folded_name) not in self._usual:
+            counters.append((self._limits.names, folded_name))
         async with self._hashing:
             wait_s = max(limit.wait_s(key) for limit, key in counters)
             if wait_s:
@@ -93,6 +100,9 @@ class Login:
                 return self._refusal(request, "login.wrong", 401)
             for limit, key in counters:
                 limit.give_back(key)
+            if len(self._usual) >= _MAX_USUAL:
+                self._usual.clear()
+            self._usual.add((address, folded_name))
         response: Response = RedirectResponse("/", 303)
         if accepts_json(request.headers):
             response = JSONResponse({"account": account.id})
@@ -100,8 +110,9 @@ class Login:
         return response
 
     async def sign_out(self, request: Request) -> Response:
-        """End the session; its cookie is refused from now on, even from a copy."""
-        self._sessions.end(request.cookies.get(self._sessions.cookie_name, ""))
+        """End the login; all its cookies are refused from now on, copies and older ones too."""
+        cookie = request.cookies.get(self._sessions.cookie_name, "")
+        await run_in_threadpool(self._sessions.end, cookie)
         response = RedirectResponse("/login", 303)
         set_session_cookie(response, request, self._sessions.cookie_name, "")
         return response

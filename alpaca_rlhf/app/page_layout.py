@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -12,6 +14,10 @@ from starlette.concurrency import run_in_threadpool
 from alpaca_rlhf.app.language import label, translations
 from alpaca_rlhf.app.rendering import render
 from alpaca_rlhf.app.services import Services
+from alpaca_rlhf.core.files import is_full
+from alpaca_rlhf.preferences.database import DiskFull
+
+logger = logging.getLogger(__name__)
 
 MAX_CONCURRENT_CALLS = 20
 """Calls of one event that run at once; the store's take milliseconds."""
@@ -54,14 +60,26 @@ class GuardedBlocks(gr.Blocks):
         *args: Any,
         **options: Any,
     ) -> dict[str, Any]:
-        """Run an event after checking who calls it; raises `gr.Error` if they may not."""
+        """Run an event after checking who calls it.
+
+        Raises:
+            gr.Error: They may not, or the disk is full: both are told in their language.
+        """
+        callers = request if isinstance(request, list) else [request]
         if iterator is None:  # a stream was checked when it began
             event = block_fn if isinstance(block_fn, int) else block_fn._id
-            for caller in request if isinstance(request, list) else [request]:
+            for caller in callers:
                 await run_in_threadpool(self._check, event, caller)
-        return await super().process_api(
-            block_fn, inputs, state, request, iterator, *args, **options
-        )
+        try:
+            return await super().process_api(
+                block_fn, inputs, state, request, iterator, *args, **options
+            )
+        except Exception as error:
+            if callers[0] is None or not (isinstance(error, DiskFull) or is_full(error)):
+                raise
+            logger.warning("a change was not saved: %s", error)
+            text = translations("shell", self._services.language(callers[0]))
+            raise gr.Error(text["full"], print_exception=False) from None
 
     def _check(self, event: int, request: gr.Request | None) -> None:
         if request is None:
@@ -104,7 +122,7 @@ def build_page(services: Services, tabs: Sequence[Tab], *, run: str) -> GuardedB
             head = render(
                 "header",
                 account=account,
-                run=run,
+                run=run if account.role == "admin" else Path(run).name,
                 local=not services.store.any_accounts(),
                 text=translations("shell", services.language(request)),
             )

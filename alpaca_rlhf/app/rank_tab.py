@@ -32,26 +32,27 @@ def rank_tab(services: Services, *, refill: str = "alpaca-rlhf sample --run RUN"
 
     Args:
         services: Store, accounts and language.
-        refill: The command that fills the queue.
+        refill: The command that fills the queue, for admins who find it empty.
 
     Returns:
         The board. It claims no task before it is on screen.
     """
 
     def endpoint(message: str, request: gr.Request) -> str:
-        return json.dumps(reply(services, message, request))
+        return json.dumps(reply(services, message, request, refill=refill))
 
     api(endpoint, api_name=ENDPOINT, queue=False, api_visibility="private")
-    return rank_board(ENDPOINT, poll_s=POLL_EMPTY_QUEUE_S, refill=refill)
+    return rank_board(ENDPOINT, poll_s=POLL_EMPTY_QUEUE_S)
 
 
-def reply(services: Services, message: str, request: gr.Request) -> Reply:
+def reply(services: Services, message: str, request: gr.Request, *, refill: str = "") -> Reply:
     """Answer one message of the board.
 
     Args:
         services: Store, accounts and language.
         message: The message, as the browser sent it.
         request: The request that carries it.
+        refill: The command that fills the queue, for admins who find it empty.
 
     Returns:
         The result, or `problem` with a `message` in the language of the request.
@@ -61,6 +62,8 @@ def reply(services: Services, message: str, request: gr.Request) -> Reply:
     try:
         account = services.account(request)
         result = _perform(services.store, account.id, parse_request(message))
+        if account.role == "admin" and result.get("task", "") is None:
+            result["refill"] = refill
     except gr.Error:
         return {"problem": "signed_out", "message": text["problem.signed_out"]}
     except DiskFull:
@@ -81,6 +84,8 @@ def _perform(store: Store, annotator: int, board_request: BoardRequest) -> Reply
         saved = store.submit(
             annotator, board_request.task, board_request.verdict, revision=board_request.revision
         )
+        if not saved.counts:
+            raise Refused("other_verdict", "another verdict on this task was kept before")
         return {"already": saved.already}
     elif board_request.action == "undo":
         return {"task": _task_json(store.undo(annotator, board_request.task or None))}

@@ -19,13 +19,16 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from alpaca_rlhf.app import theme
+from alpaca_rlhf.app.connections import ConnectionLimits, Connections, limits_of_process
 from alpaca_rlhf.app.data_view import SNAPSHOT_FILES
 from alpaca_rlhf.app.environment import check_environment
+from alpaca_rlhf.app.event_requests import EventRequests
 from alpaca_rlhf.app.gate import Authenticator, Gate, RateLimits
 from alpaca_rlhf.app.language import LANGUAGES, gradio_i18n, preferred_language, translations
 from alpaca_rlhf.app.login import Login
 from alpaca_rlhf.app.login_session import LoginSessions
 from alpaca_rlhf.app.page_layout import Tab, build_page
+from alpaca_rlhf.app.proxy import ProxyHeaders
 from alpaca_rlhf.app.rendering import render
 from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.preferences.people import Account
@@ -49,6 +52,8 @@ class Deployment:
     """Names by which the app may be called."""
     local: bool
     """True if only this machine can reach it."""
+    origin: str = ""
+    """The origin that people type where a proxy stands before it."""
 
 
 def services_of(store: Store, authenticator: Authenticator, sessions: LoginSessions) -> Services:
@@ -120,9 +125,10 @@ def build_app(
     app = FastAPI(routes=routes, openapi_url=None, docs_url=None, redoc_url=None)
     # 2. Gradio behind them.
     texts = {language: translations("shell", language) for language in LANGUAGES}
+    page = build_page(services_of(store, authenticator, sessions), tabs, run=deployment.run)
     gr.mount_gradio_app(
         app,
-        build_page(services_of(store, authenticator, sessions), tabs, run=deployment.run),
+        page,
         path="/",
         server_name="127.0.0.1",
         footer_links=[],
@@ -138,13 +144,15 @@ def build_app(
         css=theme.CSS,
         head=render("page_head", texts=texts, script=theme.SCRIPT),
     )
-    # 3. The gate before everything.
+    # 3. The gate before everything, and behind it what no page of ours sends.
+    app.add_middleware(EventRequests, page=page)
     app.add_middleware(
         Gate,
         authenticator=authenticator,
         sessions=sessions,
         hosts=deployment.hosts,
         limits=limits,
+        origin=deployment.origin,
     )
     return app
 
@@ -155,6 +163,7 @@ def serve(
     *,
     behind_proxy: bool,
     on_ready: Callable[[], None],
+    limits: ConnectionLimits | None = None,
 ) -> None:
     """Serve until Ctrl-C, or SIGTERM, which raises SystemExit(143); call it in the main thread.
 
@@ -164,13 +173,15 @@ def serve(
         behind_proxy: True if a proxy on this machine forwards the scheme and the address of each
             request.
         on_ready: Called once the first request can come.
+        limits: Limits of connections; by default those of `limits_of_process`.
     """
+    connections = Connections(limits or limits_of_process(), proxy=behind_proxy)
     config = uvicorn.Config(
-        app,
+        ProxyHeaders(app) if behind_proxy else app,
+        http=connections.protocol(),
         log_level="warning",
         access_log=False,
-        proxy_headers=behind_proxy,
-        forwarded_allow_ips="127.0.0.1",
+        proxy_headers=False,
         server_header=False,
         timeout_graceful_shutdown=SHUTDOWN_GRACE_S,
         ws="none",

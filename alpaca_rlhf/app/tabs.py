@@ -24,7 +24,7 @@ def tabs(
         store: The preferences.
         run: Run folder to take base and adapters from.
         exports: Where snapshots go.
-        refill: The command that fills the queue.
+        refill: The command that fills the queue, which only admins are shown.
     """
     rank = Tab("rank", partial(rank_tab, refill=refill))
     data = Tab("data", partial(data_tab, exports=exports), admin=True)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from alpaca_rlhf.app.jobs import Job, Problem, Work
+from alpaca_rlhf.app.jobs import Job, Problem, Work, without_folders
 from alpaca_rlhf.app.language import translations
 from alpaca_rlhf.core import gpu_lock, quiet
 from alpaca_rlhf.core.errors import UserError
@@ -58,6 +58,8 @@ class Worker:
         run: The run folder.
         load: Loads them; by default from the run.
         gpu_folder: The folder in which apps and training runs find each other.
+        has_gpu: True if this machine has a GPU that a training run could want; by default torch
+            is asked, once a training run is there.
     """
 
     def __init__(
@@ -66,11 +68,13 @@ class Worker:
         *,
         load: Callable[[], Any] | None = None,
         gpu_folder: Path | None = None,
+        has_gpu: Callable[[], bool] | None = None,
     ) -> None:
         self.run = run
         self.settings = folders.settings_of(run)
         self._load = load or self._load_run
         self._gpu_folder = gpu_folder or gpu_lock.folder()
+        self._has_gpu = has_gpu or _machine_has_gpu
         self._changed = threading.Condition()
         # Shared between threads: the list is always replaced, never changed.
         self._jobs: list[Job[Any]] = []
@@ -201,7 +205,7 @@ class Worker:
         """Load the model for a job; returns False, with the job failed, if it cannot be used."""
         # The training run may have ended since the last poll.
         if self._training_runs and self._training_wants_gpu(poll_now=True):
-            job.fail("training", self._training_runs[0].run)
+            job.fail("training", Path(self._training_runs[0].run).name)
             return False
         if self._speaker is not None:
             return True
@@ -213,12 +217,14 @@ class Worker:
         self._announce_model()
         if self._training_wants_gpu(poll_now=True):
             self._release_gpu()
-            job.fail("training", self._training_runs[0].run)
+            job.fail("training", Path(self._training_runs[0].run).name)
             return False
         try:
             self._speaker = self._load()
         except Exception as error:
-            problem, message = _problem_of(error), str(error)
+            problem, message = _problem_of(error), without_folders(str(error))
+            if problem == "user":
+                logger.warning("the model could not be loaded: %s", error)
         else:
             self._set("ready")
             return True
@@ -278,6 +284,8 @@ class Worker:
         if poll_now or time.monotonic() - self._polled_s >= gpu_lock.POLL_S:
             self._polled_s = time.monotonic()
             training_runs = gpu_lock.live_notes("ask", self._gpu_folder)
+            if training_runs and not self._has_gpu():
+                training_runs = []  # they train on the CPU, and there is nothing to give back
             with self._changed:
                 self._training_runs = training_runs
                 if not training_runs and self._state[0] == "released":
@@ -285,14 +293,16 @@ class Worker:
         return bool(self._training_runs)
 
     def _announce_model(self) -> None:
-        """Tell training runs that a model is about to be on the GPU."""
+        """Tell training runs that a model is about to be on the GPU, if there is one."""
+        if not self._has_gpu():
+            return
         with contextlib.suppress(UserError):  # then they cannot ask; nothing else is lost
             if self._notice is None:
                 self._notice = gpu_lock.Notice("app", self.run, self._gpu_folder)
             self._notice.publish(holds=True)
 
     def _release_gpu(self) -> None:
-        run = self._training_runs[0].run
+        run = Path(self._training_runs[0].run).name  # people need no path of the server
         if self._speaker is not None or self._state[0] != "released":
             self._unload("released", run)
         else:
@@ -324,6 +334,13 @@ class Worker:
 
         quiet.quiet_transformers(self.settings.base)
         return Speaker(self.settings, folders.policies(self.run))
+
+
+def _machine_has_gpu() -> bool:
+    """True if torch can use a GPU. Only the model's thread asks, which needs torch anyway."""
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _problem_of(error: Exception) -> Problem:

@@ -126,7 +126,9 @@ def _add_user(store: Store, flags: App, terminal: Terminal) -> int:
     role = flags.role or ("admin" if first_account else "annotator")
     store.add_annotator(name, password_of(name), role=role, actor="command line")
     terminal.say(f"{name} may sign in as {role} to the app with {store.database.shown}")
-    command = [PROGRAM, "app", *(["--db", flags.db] if flags.db else [])]
+    from alpaca_rlhf.preferences.database import db_flag  # loads SQLAlchemy
+
+    command = [PROGRAM, "app", *db_flag(flags.db)]
     if flags.run != App.run:
         command += ["--run", str(flags.run)]
     terminal.say_next([(shlex.join(command), "open the app")])
@@ -187,6 +189,7 @@ def _serve(store: Store, flags: App, home: Path, has_run: bool, terminal: Termin
             snapshots=(folder / _SNAPSHOTS).absolute(),
             hosts=_hosts(flags),
             local=local,
+            origin=(flags.url or "").rstrip("/"),
         ),
         status=worker.status if worker is not None else lambda language: "",
     )
@@ -245,7 +248,9 @@ def _hosts(flags: App) -> list[str]:
 def _refill(flags: App) -> str:
     """The command that fills the queue."""
     command = [PROGRAM, "sample", "--run", str(flags.run)]
-    return shlex.join([*command, *(["--db", flags.db] if flags.db else [])])
+    from alpaca_rlhf.preferences.database import db_flag  # loads SQLAlchemy
+
+    return shlex.join([*command, *db_flag(flags.db)])
 
 
 def _secret_name(file: Path | None) -> str:

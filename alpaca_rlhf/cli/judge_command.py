@@ -72,7 +72,9 @@ def run(flags: Judging, terminal: Terminal) -> int:
         rank = {"llm": _by_llm, "reward": _by_reward, "gold": _by_gold}[flags.by]
         summary = rank(store, flags, settings, terminal)
         terminal.say(f"judge: {summary}; a person who ranks the same answers overrules it")
-    words = [PROGRAM, "app", "--run", str(flags.run), *(["--db", flags.db] if flags.db else [])]
+    from alpaca_rlhf.preferences.database import db_flag  # loads SQLAlchemy
+
+    words = [PROGRAM, "app", "--run", str(flags.run), *db_flag(flags.db)]
     for line in next_lines([(shlex.join(words), "see them on the Data tab, export, train")]):
         terminal.say(line)
     return 0

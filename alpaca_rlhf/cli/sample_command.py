@@ -102,7 +102,9 @@ def run(flags: Fill, terminal: Terminal) -> int:
         terminal.say(
             f"  {progress.sets - progress.sets_ranked} sets wait for somebody to rank them"
         )
-    words = [PROGRAM, "app", "--run", str(flags.run), *(["--db", flags.db] if flags.db else [])]
+    from alpaca_rlhf.preferences.database import db_flag  # loads SQLAlchemy
+
+    words = [PROGRAM, "app", "--run", str(flags.run), *db_flag(flags.db)]
     for line in next_lines([(shlex.join(words), "rank them in a browser")]):
         terminal.say(line)
     return 0

@@ -84,16 +84,33 @@ class Accounts(Access):
         """
         return self._write(lambda session: people.local(session, name, now_ms=self._now()))
 
-    def stamped(self, annotator: int) -> tuple[Account, str] | None:
+    def stamped(self, annotator: int, began_s: int | None = None) -> tuple[Account, str] | None:
         """An account and its stamp, which changes with the password.
 
-        None if it may not sign in (any more).
+        None if it may not sign in (any more), or if its login of `began_s` was ended.
         """
         with self.database.reading() as session:
             row = session.get(Annotator, annotator)
             if row is None or not row.active or not row.password_hash:
                 return None
+            if began_s is not None and people.session_ended(session, annotator, began_s):
+                return None
             return people.account(row), people.stamp(row)
+
+    def end_session(self, annotator: int, began_s: int, *, forget_before_s: int) -> None:
+        """End the login of an account that began at a time, for good.
+
+        Args:
+            annotator: Number of the account.
+            began_s: When the login began, in seconds since 1970.
+            forget_before_s: Logins that began earlier are too old to be used: they are dropped
+                from the list.
+        """
+        self._write(
+            lambda session: people.end_session(
+                session, annotator, began_s, forget_before_s=forget_before_s
+            )
+        )
 
     def account(self, annotator: int) -> Account | None:
         """The account of a number; None if it may not sign in (any more)."""

@@ -30,7 +30,9 @@ MOST_STARS = 5
 METHODS = ("mouse", "touch", "keyboard", "buttons", "mixed", "as_shown", "")
 """How an order was put in; `as_shown` is an untouched order that was confirmed."""
 
-Problem = Literal["unknown", "not_yours", "incomplete", "bad_value", "done", "too_early"]
+Problem = Literal[
+    "unknown", "not_yours", "incomplete", "bad_value", "done", "too_early", "other_verdict"
+]
 
 
 T = TypeVar("T")
@@ -135,6 +137,9 @@ class Saved:
     """True if it had been saved before; then nothing was changed."""
     duration_s: float
     """From being shown until the submit, by the server's clock."""
+    counts: bool = True
+    """False if it was kept before and another verdict counts instead: the task was ranked otherwise
+    in the meantime, or taken back."""
 
 
 def places(key: str, second_share: float) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sqlite3
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ CONNECTIONS = 50
 MAX_ATTEMPTS = 5
 """Attempts at a transaction that PostgreSQL ends to break a deadlock."""
 
+_SECRET_PARAMETER = re.compile("pass|pwd|secret|token|key", re.IGNORECASE)
 _RETRYABLE_SQLSTATES = ("40001", "40P01")
 _MIGRATION_LOCK = 0x616C7061
 
@@ -73,7 +76,7 @@ class Database:
     @property
     def shown(self) -> str:
         """Its name for messages, without a password."""
-        return str(self.file) if self.file else self.url.render_as_string(hide_password=True)
+        return str(self.file) if self.file else _without_secrets(self.url)
 
     @property
     def dialect(self) -> str:
@@ -129,6 +132,22 @@ class Database:
         self._engine.dispose()
 
 
+def db_flag(where: str | None) -> list[str]:
+    """The --db flag as a command for people repeats it, without the passwords of a URL.
+
+    The command still works: PostgreSQL's client reads PGPASSWORD and ~/.pgpass.
+    """
+    if where is None:
+        return []
+    return ["--db", where if "://" not in where else _without_secrets(_url(where))]
+
+
+def _without_secrets(url: URL) -> str:
+    # A password may stand before the host or among the parameters.
+    secret_names = [name for name in url.query if _SECRET_PARAMETER.search(name)]
+    return url.difference_update_query(secret_names)._replace(password=None).render_as_string()
+
+
 def is_retryable(error: Exception) -> bool:
     """True if PostgreSQL ended a transaction that may simply be repeated."""
     sqlstate = getattr(getattr(error, "orig", None), "sqlstate", None)
@@ -173,7 +192,7 @@ def _url(where: str | Path) -> URL:
         url = make_url(where)
         if url.get_backend_name() not in ("sqlite", "postgresql"):
             raise UserError(
-                f"--db {url.render_as_string()}: give a file for SQLite, or a URL "
+                f"--db {_without_secrets(url)}: give a file for SQLite, or a URL "
                 "postgresql+psycopg://user@host/name"
             )
         url.get_dialect().import_dbapi()
@@ -183,7 +202,7 @@ def _url(where: str | Path) -> URL:
         ) from None
     except ImportError as error:
         raise UserError(
-            f"--db {url.render_as_string()}: {error}; pip install 'alpaca-rlhf[postgres]', "
+            f"--db {_without_secrets(url)}: {error}; pip install 'alpaca-rlhf[postgres]', "
             "and write postgresql+psycopg://"
         ) from None
     return url
@@ -199,7 +218,22 @@ def _file(url: URL) -> Path | None:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--db {file}: could not be created ({error.strerror})") from None
+    _make_private(file)
     return file
+
+
+def _make_private(file: Path) -> None:
+    """Let only its owner read a database: it is made so, and an older one is closed to others.
+
+    SQLite gives its journals the same mode. A group that may write, since its members share the
+    database, still may.
+    """
+    # Errors are left to SQLite, which names them when it opens the file.
+    with suppress(OSError):
+        os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
+        mode = file.stat().st_mode
+        if mode & 0o007:
+            file.chmod(0o660 if mode & 0o020 else 0o600)
 
 
 def _engine(url: URL) -> Engine:
@@ -242,7 +276,7 @@ def _migrate(engine: Engine, file: Path | None) -> None:
         if current == newest:
             return
         # 2. Refuse a database of a newer version, or of something else.
-        name = file or engine.url.render_as_string()
+        name = file or _without_secrets(engine.url)
         known_revisions = {revision.revision for revision in script.walk_revisions()}
         if current is not None and current not in known_revisions:
             raise UserError(
@@ -265,6 +299,7 @@ def _migrate(engine: Engine, file: Path | None) -> None:
 
 def _back_up(file: Path, copy: Path) -> None:
     """Copy a database that our open transaction keeps unchanged, and wait for the disk."""
+    _make_private(copy)
     with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(copy)) as target:
         target.execute("PRAGMA synchronous = FULL")
         source.backup(target)

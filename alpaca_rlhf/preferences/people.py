@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import insert, select
+from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
 from alpaca_rlhf.core.errors import UserError
@@ -14,7 +14,7 @@ from alpaca_rlhf.preferences import passwords
 from alpaca_rlhf.preferences.audit import note
 from alpaca_rlhf.preferences.judges import JUDGE
 from alpaca_rlhf.preferences.queue import clean
-from alpaca_rlhf.preferences.schema import Annotator
+from alpaca_rlhf.preferences.schema import Annotator, EndedSession
 
 Role = Literal["annotator", "admin"]
 MAX_NAME_CHARS = 80
@@ -113,6 +113,18 @@ def local(session: Session, name: str, *, now_ms: int) -> Account:
     if row.password_hash:
         raise UserError(f"{name!r} is an account that signs in with a password")
     return account(row)
+
+
+def session_ended(session: Session, annotator_id: int, began_s: int) -> bool:
+    """True if this login of an account was ended."""
+    return session.get(EndedSession, (annotator_id, began_s)) is not None
+
+
+def end_session(session: Session, annotator_id: int, began_s: int, *, forget_before_s: int) -> None:
+    """Put a login on the list of those that ended, and drop the ones that are too old to matter."""
+    session.execute(delete(EndedSession).where(EndedSession.began_s < forget_before_s))
+    if not session_ended(session, annotator_id, began_s):
+        session.add(EndedSession(annotator_id=annotator_id, began_s=began_s))
 
 
 def stamp(row: Annotator) -> str:

@@ -149,6 +149,15 @@ class Annotator(Base):
     created_ms: Mapped[int]
 
 
+class EndedSession(Base):
+    """A login of the app that was ended: every cookie of this account and begin is refused."""
+
+    __tablename__ = "ended_session"
+
+    annotator_id: Mapped[int] = mapped_column(ForeignKey("annotator.id"), primary_key=True)
+    began_s: Mapped[int] = mapped_column(primary_key=True)
+
+
 class Assignment(Base):
     """One candidate set before one annotator.
 

@@ -26,7 +26,7 @@ from typing import IO, Any
 
 from alpaca_rlhf import __version__
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.core.files import json_text, new_folder
+from alpaca_rlhf.core.files import json_text, new_folder, writing
 from alpaca_rlhf.core.records import Completion, Instruction, Ranking
 from alpaca_rlhf.preferences.judges import JUDGE
 
@@ -108,7 +108,7 @@ def write(
         UserError: There is something already, or it cannot be written.
     """
     rankings = judged = pairs = 0
-    with new_folder(folder) as inside, ExitStack() as stack:
+    with writing(folder), new_folder(folder) as inside, ExitStack() as stack:
         names = (RANKINGS, PAIRS, TABLE)
         files = {name: stack.enter_context(_HashedFile(inside / name)) for name in names}
         files[TABLE].add(_csv(_HEADER))

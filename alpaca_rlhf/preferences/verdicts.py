@@ -52,13 +52,22 @@ def submit(
         select(Ranking).where(Ranking.assignment_id == assignment.id, Ranking.revision == revision)
     )
     if saved is not None:
-        return Saved(saved.id, True, saved.duration_ms / 1000)
+        current = session.get(Ranking, assignment.ranking_id) if assignment.ranking_id else None
+        counts = current is not None and _same(current, verdict)
+        return Saved(saved.id, True, saved.duration_ms / 1000, counts=counts)
     if revision != assignment.next_revision:
         raise Refused("unknown", f"revision {revision} comes after {assignment.next_revision}")
     rules.check(verdict, assignment.shown_order)
     duration_ms = max(0, now_ms - assignment.shown_ms)
     (ranking,) = _keep(session, [_Entry(assignment, verdict, duration_ms)], now_ms)
     return Saved(ranking.id, False, duration_ms / 1000)
+
+
+def _same(ranking: Ranking, verdict: Verdict) -> bool:
+    """True if a ranking says what a verdict says; how it was entered does not matter."""
+    kept = (rules.as_tiers(ranking.tiers), ranking.criteria, ranking.all_bad, ranking.comment)
+    criteria = {key: dict(stars) for key, stars in verdict.criteria.items()}
+    return kept == (verdict.tiers, criteria, verdict.all_bad, clean(verdict.comment))
 
 
 def undo(

@@ -22,6 +22,7 @@ let locked = true; // while a request that changes the task is under way
 let last = []; // submitted verdicts, newest last, for the undo
 let renewed = 0;
 let progressKnown = null;
+let refill = ""; // the command that fills the queue, which only admins are told
 let ui = {};
 
 // --- helpers ---------------------------------------------------------------------------
@@ -201,6 +202,7 @@ async function ask(action, fields = {}) {
     if (!response.ok) throw new Lost(String(response.status));
     const reply = JSON.parse((await response.json()).data[0]);
     if (reply.annotator !== undefined) know(reply);
+    refill = reply.refill ?? refill;
     return reply;
   } catch (error) {
     throw error instanceof Lost ? error : new Lost(String(error));
@@ -212,6 +214,7 @@ async function ask(action, fields = {}) {
 function know(reply) {
   if (annotator !== reply.annotator) {
     annotator = reply.annotator;
+    refill = "";
     last = storage.get(lastKey()) || [];
     for (const key of storage.keys(DRAFTS)) {
       if (!(storage.get(key)?.at > Date.now() - MONTH_MS)) storage.drop(key);
@@ -297,7 +300,6 @@ async function advance(message = "") {
 }
 
 function show(next, message = "", before = null) {
-  const hadFocus = root.contains(document.activeElement);
   task = next;
   const stored = storedDraft(next);
   draft = stored || newDraft(next, before);
@@ -307,15 +309,20 @@ function show(next, message = "", before = null) {
   frame();
   if (message) toast(message);
   if (stored && !stored.sent) toast(w("draft_restored"));
-  if (hadFocus) {
-    (root.dataset.by === "keyboard" ? ui.cards.values().next().value.card : ui.ask).focus({
-      preventScroll: true,
-    });
-    if (root.getBoundingClientRect().top < 0) root.scrollIntoView({ block: "start" });
-  }
+  toTop();
   if (stored?.sent) return deliver();
   startClock(next);
   prefetch().then(progress);
+}
+
+/** Show the top of a new task, with its first answer in focus, so that the keys work at once. */
+function toTop() {
+  // The button that was pressed is gone or disabled, which leaves the focus to the page. Whoever
+  // is elsewhere, such as in a field of the page around the board, stays there.
+  const free = !document.activeElement || document.activeElement === document.body;
+  if (!onScreen() || !(free || root.contains(document.activeElement))) return;
+  ui.cards.values().next().value.card.focus({ preventScroll: true });
+  if (root.getBoundingClientRect().top < 0) root.scrollIntoView({ block: "start" });
 }
 
 /** Start the clock of a task; one that somebody else got meanwhile is replaced. */
@@ -388,6 +395,7 @@ async function deliver() {
   if (reply.problem) {
     draft.sent = null;
     save();
+    if (reply.problem === "other_verdict") forget(submitted); // it is ranked, and not by this
     return refused(reply);
   }
   forget(submitted);
@@ -411,7 +419,7 @@ async function leftovers() {
       waiting ||= later;
       if (later) continue;
       storage.drop(key);
-      if (!reply.problem) toast(w(reply.already ? "already_saved" : "saved"));
+      toast(reply.problem ? reply.message : w(reply.already ? "already_saved" : "saved"));
     }
     if (!waiting) return;
     await sleep(WAITS_MS[Math.min(tries, WAITS_MS.length - 1)]);
@@ -546,9 +554,7 @@ function rate(id, name, value) {
   paintStars(id);
 }
 
-function typed(event) {
-  root.dataset.by = "keyboard";
-  const at = event.target;
+function typed(event, at = event.target) {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     if (at.closest("dialog")) return;
     event.preventDefault();
@@ -812,7 +818,7 @@ function emptyPanel() {
   ui.empty = make("section", { class: "empty", tabindex: -1 },
     make("div", { class: "tick", "aria-hidden": "true" }, "✓"),
     make("h3", {}, w("empty_title")), make("p", {}, w("empty_text")),
-    make("code", {}, props.refill),
+    ...(refill ? [make("p", {}, w("empty_refill")), make("code", {}, refill)] : []),
     make("p", { class: "soft" }, w("empty_looks")), again);
   return ui.empty;
 }
@@ -964,8 +970,14 @@ function tell(text) {
 }
 
 root.addEventListener("keydown", typed);
-root.addEventListener("pointerdown", () => {
-  root.dataset.by = "pointer";
+// A click beside the cards leaves the focus to the page: the first answer takes the keys then.
+document.addEventListener("keydown", function beside(event) {
+  if (!root.isConnected) return document.removeEventListener("keydown", beside);
+  if (event.target !== document.body || !task || !onScreen()) return;
+  // Home, End and Enter are the page's there.
+  if (/^([1-9=]|ArrowUp|ArrowDown|Escape)$/.test(event.key) || event.ctrlKey || event.metaKey) {
+    typed(event, ui.list.querySelector(".card"));
+  }
 });
 for (const kind of ["pointerdown", "keydown", "input"]) root.addEventListener(kind, active);
 addEventListener("scroll", active, { passive: true });

@@ -18,13 +18,14 @@ from alpaca_rlhf.preferences.assignment import MOST_STARS, MOST_TEXT
 _FOLDER = Path(__file__).parent
 
 
-def rank_board(endpoint: str, *, poll_s: float, refill: str) -> gr.HTML:
+def rank_board(endpoint: str, *, poll_s: float) -> gr.HTML:
     """Cards to put in order by mouse, touch or keyboard.
+
+    Everything given here is part of the page that every annotator gets.
 
     Args:
         endpoint: Name of the API endpoint that answers the requests of `board.js`.
         poll_s: Seconds between two looks at an empty queue.
-        refill: The command that fills the queue.
     """
     return gr.HTML(
         html_template='<div class="rank"></div>',
@@ -34,7 +35,6 @@ def rank_board(endpoint: str, *, poll_s: float, refill: str) -> gr.HTML:
         elem_id="rank",
         endpoint=endpoint,
         poll_s=poll_s,
-        refill=refill,
         texts={language: translations("rank", language) for language in LANGUAGES},
         criteria=list(CRITERIA),
         reasons=list(REASONS),

@@ -1,0 +1,168 @@
+"""Half-sent requests lock nobody out: attacks on a server of this machine, bounded in number."""
+
+import os
+import socket
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from starlette.requests import Request
+
+from alpaca_rlhf.app import connections, server, server_socket
+from alpaca_rlhf.app.connections import ConnectionLimits
+from tests.browser import free_port
+
+HALF = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "
+HALF_BODY = b"POST /echo HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\nhalf"
+N_HALF_SENT = int(os.environ.get("HALF_SENT", "200"))
+"""1,100 in `make prove`."""
+
+
+@contextmanager
+def served(limits, *, behind_proxy=False, monkeypatch):
+    """The address of a small app behind the product's own server."""
+    app = FastAPI()
+
+    @app.get("/")
+    def home():
+        return "here"
+
+    @app.post("/echo")
+    async def echo(request: Request):
+        return len(await request.body())
+
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # only the main thread may
+    servers = []
+
+    class Stoppable(server._Server):
+        def __init__(self, config):
+            super().__init__(config)
+            servers.append(self)
+
+    monkeypatch.setattr(server, "_Server", Stoppable)
+    ready = threading.Event()
+    listener = server_socket.listen("127.0.0.1", None, free_port())
+    port = listener.getsockname()[1]
+    thread = threading.Thread(
+        target=server.serve,
+        args=(app, listener),
+        kwargs={"behind_proxy": behind_proxy, "on_ready": ready.set, "limits": limits},
+    )
+    thread.start()
+    try:
+        assert ready.wait(20)
+        yield port
+    finally:
+        servers[0].should_exit = True
+        thread.join(20)
+
+
+def send(stack, port, data):
+    line = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+    if data:
+        line.sendall(data)
+    return line
+
+
+def closed_after(line, limit_s):
+    """Seconds until the server closes a connection; fails if it does not in time."""
+    begin = time.monotonic()
+    line.settimeout(limit_s)
+    try:
+        while line.recv(1000):
+            pass
+    except ConnectionError:
+        pass
+    return time.monotonic() - begin
+
+
+@pytest.mark.parametrize("behind_proxy", [False, True])
+def test_many_half_sent_requests_lock_nobody_out(behind_proxy, monkeypatch):
+    connections.limits_of_process()  # this process holds both ends
+    limits = ConnectionLimits(head_s=120, body_s=120, unfinished_per_address=40)
+    with (
+        served(limits, behind_proxy=behind_proxy, monkeypatch=monkeypatch) as port,
+        ExitStack() as stack,
+    ):
+        url = f"http://127.0.0.1:{port}"
+        lines = []
+        for i in range(N_HALF_SENT):
+            try:
+                lines.append(send(stack, port, (HALF, HALF_BODY, b"", HALF[:9])[i % 4]))
+            except ConnectionError:
+                continue
+            if i % 50 == 49:
+                assert httpx.get(url, timeout=10).json() == "here", f"after {i + 1}"
+        assert httpx.get(url, timeout=10).json() == "here"
+        assert httpx.post(f"{url}/echo", content=b"x" * 9, timeout=10).json() == 9
+        assert closed_after(lines[0], 10) < 10, "the oldest made room"
+        lines[-1].settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            lines[-1].recv(1)
+
+
+@pytest.mark.parametrize("first", [b"", HALF, HALF_BODY])
+def test_a_half_sent_request_is_given_up_in_time(first, monkeypatch):
+    limits = ConnectionLimits(head_s=0.5, body_s=0.5)
+    with served(limits, monkeypatch=monkeypatch) as port, ExitStack() as stack:
+        line = send(stack, port, first)
+        assert closed_after(line, 10) < 5
+
+
+def test_a_byte_now_and_then_wins_no_time(monkeypatch):
+    limits = ConnectionLimits(head_s=0.6, body_s=60)
+    with served(limits, monkeypatch=monkeypatch) as port, ExitStack() as stack:
+        line = send(stack, port, HALF)
+        with pytest.raises(OSError):
+            for _ in range(50):
+                time.sleep(0.1)
+                line.sendall(b"x")
+
+
+def test_the_second_request_of_a_connection_has_its_time_too(monkeypatch):
+    """uvicorn itself ends an idle line, but not one on which a request has begun."""
+    limits = ConnectionLimits(head_s=0.5, body_s=60)
+    with served(limits, monkeypatch=monkeypatch) as port, ExitStack() as stack:
+        line = send(stack, port, b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert b"200 OK" in line.recv(1000)
+        line.sendall(HALF)
+        assert closed_after(line, 10) < 4
+
+
+def test_requests_one_after_the_other_and_pipelined_are_answered(monkeypatch):
+    """Limits shorter than the connection's life do not cut off whole requests."""
+    limits = ConnectionLimits(head_s=0.4, body_s=0.4)
+    whole = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    body = b"POST /echo HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 3\r\n\r\nabc"
+    with served(limits, monkeypatch=monkeypatch) as port, ExitStack() as stack:
+        line = send(stack, port, b"")
+        for request in (whole, body, whole + body, whole):
+            line.sendall(request)
+            replies = b""
+            while replies.count(b"200 OK") < request.count(b"HTTP/1.1"):
+                replies += line.recv(4000)
+            time.sleep(0.6)
+
+
+def test_one_address_does_not_take_all_connections(monkeypatch):
+    limits = ConnectionLimits(per_address=8, unfinished_per_address=100, head_s=60)
+    with served(limits, monkeypatch=monkeypatch) as port, ExitStack() as stack:
+        lines = [send(stack, port, HALF) for _ in range(9)]
+        assert closed_after(lines[0], 10) < 10
+        assert httpx.get(f"http://127.0.0.1:{port}", timeout=10).json() == "here"
+
+
+def test_the_limits_leave_files_for_everything_else(monkeypatch):
+    """The soft limit of open files is raised where it may be, and kept to where it may not."""
+    raised = []
+    monkeypatch.setattr(connections.resource, "setrlimit", lambda _, to: raised.append(to))
+    monkeypatch.setattr(connections.resource, "getrlimit", lambda _: (1024, 1_000_000))
+    assert connections.limits_of_process() == ConnectionLimits()
+    assert raised == [(65_536, 1_000_000)]
+    monkeypatch.setattr(connections.resource, "getrlimit", lambda _: (1024, 1024))
+    limits = connections.limits_of_process()
+    assert limits.total == 1024 - connections.FILES_RESERVED and limits.per_address == 412
+    assert limits.unfinished_per_address < limits.per_address < limits.total
