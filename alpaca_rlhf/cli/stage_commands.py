@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
-from alpaca_rlhf.cli import plan_command, shell
+from alpaca_rlhf.cli import own_files, plan_command, shell
 from alpaca_rlhf.cli.commands import Invocation
 from alpaca_rlhf.cli.terminal import Terminal
 from alpaca_rlhf.core import quiet
@@ -102,6 +102,7 @@ def generate(invocation: Invocation) -> int:
     about = f"{_DRY_RUN} shows one prompt and what the run may cost, and asks nothing"
     settings, kind = _resumed(Loop, invocation, arguments, about)
     if _DRY_RUN in invocation.arguments:
+        own_files.refuse_small_world(settings, "generate")
         from alpaca_rlhf.cli import dry_run
 
         return dry_run.show(settings, invocation.terminal, command=invocation.line(arguments))
@@ -139,6 +140,9 @@ def run(settings: Loop, terminal: Terminal, part: Part) -> int:
     by_people = part.until == "rank" and settings.inputs.judge == "human"
     if part.annotator is not None and not by_people:
         raise UserError("--annotator: no person ranks in this run; give --inputs.judge human")
+    if part.kind != "quickstart":
+        quiet.quiet(settings.base)
+        own_files.refuse_small_world(settings, part.until)
     terminal.say(part.title)
     where = f"in {settings.out}" if folders.holds_run(settings.out) else f"new in {settings.out}"
     terminal.say(
