@@ -187,7 +187,8 @@ def test_a_folder_of_something_else_is_refused(tmp_path, capsys):
         (["chat", "--run", "nowhere"], "--run nowhere: holds no run"),
         (["chat", "--temperature", "-1"], "--temperature must be >= 0"),
         (["chat", "--input", "x"], "--input belongs to --prompt"),
-        (["rank", "--annotator", "Ann", "--out", "nowhere"], "no person ranks in this run"),
+        (["rank", "--annotator", "Ann", "--out", "nowhere"], "--out nowhere: holds no run"),
+        (["loop", "--seed", "x"], "--seed expects"),
     ],
 )
 def test_wrong_words_are_refused_at_once(words, said, capsys, monkeypatch, tmp_path):
@@ -197,6 +198,58 @@ def test_wrong_words_are_refused_at_once(words, said, capsys, monkeypatch, tmp_p
     assert said in output.err and output.err.count("\n") == 1
     assert output.out == ""
     assert not list(tmp_path.iterdir())
+
+
+def test_annotator_belongs_to_a_run_that_people_rank(tmp_path, capsys):
+    begun(tmp_path / "run")
+    line = refused_here(capsys, "rank", "--annotator", "Ann", "--out", tmp_path / "run")
+    assert "no person ranks in this run" in line
+
+
+@pytest.mark.parametrize("command", ["rank", "reward", "ppo", "best-of-k", "evaluate"])
+def test_a_later_stage_begins_no_run_in_a_mistyped_folder(command, tmp_path, capsys):
+    begun(tmp_path / "mine")
+    line = refused_here(capsys, command, "--out", tmp_path / "mien", "--seed", 3)
+    assert f"--out {tmp_path / 'mien'}: holds no run; did you mean {tmp_path / 'mine'}?" in line
+    assert "--inputs." in line
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("command", ["generate", "sft", "sample", "loop"])
+def test_commands_that_begin_runs_take_a_new_folder(command, tmp_path, monkeypatch):
+    assert asked(monkeypatch, command, "--out", tmp_path / "new")["settings"].out.name == "new"
+
+
+def test_a_reward_model_from_given_rankings_begins_a_run(tmp_path, monkeypatch):
+    words = ["--inputs.rankings", "pairs.jsonl", "--inputs.judge", "human", "--inputs.data", "d"]
+    assert asked(monkeypatch, "reward", "--out", tmp_path / "new", *words)["until"] == "reward"
+    file = tmp_path / "rankings.yaml"
+    file.write_text("inputs: {judge: human, rankings: pairs.jsonl, data: rows.jsonl}\n")
+    seen = asked(monkeypatch, "reward", "--out", tmp_path / "new", "--config", file)
+    assert seen["until"] == "reward"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["app"],
+        ["app", "--db", "elsewhere.db"],
+        ["app", "--add-user", "ada"],
+        ["chat"],
+        ["export"],
+        ["sample"],
+        ["judge", "--by", "gold"],
+    ],
+)
+def test_a_mistyped_run_is_refused_with_the_one_beside_it(words, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    begun(tmp_path / "runs" / "typo")
+    line = refused_here(capsys, *words, "--run", "runs/tpyo")
+    assert "--run runs/tpyo: holds no run; did you mean runs/typo?" in line
+    inside = refused_here(capsys, *words, "--run", "runs")
+    assert "--run runs: holds no run; did you mean runs/typo?" in inside
+    assert sorted(path.name for path in tmp_path.rglob("*") if "typo" not in str(path)) == ["runs"]
 
 
 def test_a_policy_that_the_run_does_not_have_is_refused(tmp_path, capsys):
@@ -326,8 +379,9 @@ def test_quickstart_has_numbers_of_its_own_and_loop_the_defaults(monkeypatch, tm
     whole = asked(monkeypatch, "loop", "--seed", 3)
     assert whole["settings"] == Loop(seed=3)
     assert (whole["kind"], whole["until"]) == ("loop", None)
-    assert asked(monkeypatch, "best-of-k")["until"] == "best_of_k"
-    assert asked(monkeypatch, "evaluate")["until"] is None
+    begun(tmp_path / "run")
+    assert asked(monkeypatch, "best-of-k", "--out", "run")["until"] == "best_of_k"
+    assert asked(monkeypatch, "evaluate", "--out", "run")["until"] is None
 
 
 def test_in_a_run_folder_its_own_settings_are_the_defaults(monkeypatch, tmp_path):

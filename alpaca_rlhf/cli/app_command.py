@@ -88,6 +88,8 @@ def run(flags: App, terminal: Terminal) -> int:
 
     environment.isolate_environment()
     has_run = folders.holds_run(flags.run)
+    if flags.run != App.run:  # only the default may be absent: people then rank without a run
+        folders.refuse_missing(flags.run)
     home = flags.run if has_run else Path()
     with open_store(home, flags.db, say=terminal.say) as store:
         if flags.add_user is not None:

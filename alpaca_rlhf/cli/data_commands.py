@@ -199,7 +199,11 @@ def _folder(run: str) -> Path:
     for folder in (Path(run) / "generate", Path(run)):
         if (folder / "manifest.json").is_file():
             return folder
-    raise UserError(f"{run}: holds no generation; `{PROGRAM} generate --out {run}` makes one")
+    meant = [path for path in folders.nearest_runs(Path(run)) if (path / "generate").is_dir()]
+    near = f"did you mean {' or '.join(map(str, meant))}? " if meant else ""
+    raise UserError(
+        f"{run}: holds no generation; {near}`{PROGRAM} generate --out {_quoted(run)}` makes one"
+    )
 
 
 def _run_of(run: str) -> Path | None:

@@ -56,7 +56,8 @@ def check(names: Sequence[str], settings: Check, terminal: Terminal) -> int:
     show_account(tallies, terminal)
     refuse_broken(tallies, allowed=False)
     one_kind(sources)
-    command = f"{PROGRAM} import {shlex.join(names)} --out FOLDER"
+    format_ = f" --format {settings.format}" if settings.format else ""
+    command = f"{PROGRAM} import {shlex.join(names)}{format_} --out FOLDER"
     terminal.say()
     for line in next_lines([(command, "write them in the kit's own form")]):
         terminal.say(line)

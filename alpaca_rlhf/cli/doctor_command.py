@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from alpaca_rlhf.cli import own_files
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal
 from alpaca_rlhf.core import quiet
 from alpaca_rlhf.core.bases import EMBEDDED
@@ -60,9 +62,19 @@ def run(flags: Doctor, terminal: Terminal) -> int:
         terminal.say(f"{bad} of {len(findings)} checks are BAD: a run would go wrong here")
         return 1
     terminal.say(f"{len(findings)} checks, nothing bad{f', {warnings} to know' * bool(warnings)}")
-    start = "quickstart" if flags.base == Loop().base else f"loop --base {flags.base}"
-    terminal.say_next([(f"{PROGRAM} {start}", "the whole loop")])
+    terminal.say_next([(_next(flags), "the whole loop")])
     return 0
+
+
+def _next(flags: Doctor) -> str:
+    """The command that runs what was checked, with the flags that were given."""
+    settings = Loop(base=flags.base, template=flags.template, lora=flags.lora)
+    quick = flags.base == EMBEDDED
+    if flags.out != Doctor.out:
+        settings = replace(settings, out=flags.out / ("quickstart" if quick else "loop"))
+    if quick:
+        return shlex.join([PROGRAM, "quickstart", *own_files.given(settings)])
+    return own_files.loop_command(settings)
 
 
 def _findings(flags: Doctor) -> Iterator[Finding]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +10,10 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from alpaca_rlhf.cli import own_files
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, duration
 from alpaca_rlhf.core import quiet
+from alpaca_rlhf.core.bases import is_local
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.data import read_instructions
 from alpaca_rlhf.planner import (
@@ -32,6 +33,7 @@ from alpaca_rlhf.planner import (
     refuse_too_small,
     shape_of,
 )
+from alpaca_rlhf.planner.shapes import KNOWN_SHAPES
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.bounds import NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -97,10 +99,19 @@ def run(flags: Plan, settings: Loop, switches: Sequence[str], terminal: Terminal
     """
     show(flags, settings, switches, terminal)
     if JSON not in switches:
-        command = f"{PROGRAM} loop --base {shlex.quote(flags.base)} {AUTO}"
         terminal.say()
-        terminal.say_next([(command, "run it with what fits this machine's card")])
+        terminal.say_next([_next(flags, settings, switches)])
     return 0
+
+
+def _next(flags: Plan, settings: Loop, switches: Sequence[str]) -> tuple[str, str]:
+    """The run that was planned, or a check of the base where only its sizes are known here."""
+    if flags.base in KNOWN_SHAPES and not is_local(flags.base):
+        command = f"{PROGRAM} doctor --base HUB_ID_OR_FOLDER"
+        return command, f"`{flags.base}` names sizes alone: check the base that you mean"
+    words = [LENGTHS if LENGTHS in switches else AUTO]
+    words += ["--card", "cpu"] if find_gpu(flags.card) == CPU else []
+    return own_files.loop_command(settings, *words), "run it with what fits this machine's card"
 
 
 def show(flags: Plan, settings: Loop, switches: Sequence[str], terminal: Terminal) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from alpaca_rlhf.cli import own_files
 from alpaca_rlhf.cli.ranking import RankingSession
 from alpaca_rlhf.cli.terminal import Terminal, result_lines
 from alpaca_rlhf.core import processes
@@ -137,6 +138,9 @@ def _after(settings: Loop, out: Path, kind: str, until: str | None) -> list[tupl
     names = [name for name, round_ in order(settings) if round_ == 1]
     following = names[names.index(until) + 1 :][:1]
     rows = [(f"alpaca-rlhf loop --out {folder}", "all that is left, then the report")]
+    if until == "sft" and own_files.ends_at_sft(settings):
+        command = own_files.with_prompts(settings, out)
+        rows, following = [(command, "all that is left, with prompts to rank")], []
     for name in following:
         rows.insert(0, (f"alpaca-rlhf {name.replace('_', '-')} --out {folder}", "the next stage"))
     if len(folders.policies(out)) > 1:

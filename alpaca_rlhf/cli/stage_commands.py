@@ -6,19 +6,19 @@ Torch is loaded once the settings are known to be right.
 from __future__ import annotations
 
 import getpass
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
-from alpaca_rlhf.cli import plan_command, shell
+from alpaca_rlhf.cli import own_files, plan_command, shell
 from alpaca_rlhf.cli.commands import Invocation
 from alpaca_rlhf.cli.terminal import Terminal
 from alpaca_rlhf.core import quiet
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.serving import folders
 from alpaca_rlhf.settings import Loop
-from alpaca_rlhf.settings.entries import read_entries
+from alpaca_rlhf.settings.entries import Entry, read_entries
 from alpaca_rlhf.settings.leaves import leaves_of
 from alpaca_rlhf.settings.quickstart import QUICKSTART
 
@@ -29,6 +29,9 @@ _RESUMES = (
     "stays done; earlier stages that are missing are run first."
 )
 _DRY_RUN = "--dry-run"
+
+_GO_ON = ("rank", "reward", "ppo", "best-of-k", "evaluate")
+"""Commands of later stages, which begin a run only from files that are given with them."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ def generate(invocation: Invocation) -> int:
     about = f"{_DRY_RUN} shows one prompt and what the run may cost, and asks nothing"
     settings, kind = _resumed(Loop, invocation, arguments, about)
     if _DRY_RUN in invocation.arguments:
+        own_files.refuse_small_world(settings, "generate")
         from alpaca_rlhf.cli import dry_run
 
         return dry_run.show(settings, invocation.terminal, command=invocation.line(arguments))
@@ -136,9 +140,13 @@ def run(settings: Loop, terminal: Terminal, part: Part) -> int:
     by_people = part.until == "rank" and settings.inputs.judge == "human"
     if part.annotator is not None and not by_people:
         raise UserError("--annotator: no person ranks in this run; give --inputs.judge human")
+    if part.kind != "quickstart":
+        quiet.quiet(settings.base)
+        own_files.refuse_small_world(settings, part.until)
     terminal.say(part.title)
+    where = f"in {settings.out}" if folders.holds_run(settings.out) else f"new in {settings.out}"
     terminal.say(
-        f"base {settings.base}, seed {settings.seed}, in {settings.out}; "
+        f"base {settings.base}, seed {settings.seed}, {where}; "
         "Ctrl-C at any time, the same command goes on"
     )
     done = folders.stages_done(settings.out)
@@ -174,23 +182,27 @@ def _resumed(
     """
     # 1. The folder is read from the arguments first: whether a run lies there sets the defaults.
     default, kind = Loop(), "loop"
-    out = _out(cls, arguments, invocation.prog) or default.out
+    entries = _entries(cls, arguments, invocation.prog)
+    out = Path(entries["out"].texts[0]) if "out" in entries else default.out
     if folders.holds_run(out):
         default, kind = folders.settings_of(out), folders.kind_of(out)
     # 2. All arguments are parsed, with these defaults.
     paragraphs = [invocation.command.summary, about, _RESUMES]
     help_text = ".\n\n".join(paragraph for paragraph in paragraphs if paragraph)
     settings = invocation.parse(cls, arguments, about=help_text, default=converted(cls, default))
+    # 3. A mistyped folder must not begin a run: later stages begin one only from given files.
+    if invocation.name in _GO_ON and not any(path.startswith("inputs.") for path in entries):
+        remedy = f"`loop`, `generate`, `sft` and `sample` begin one, `{invocation.name}` only from "
+        folders.refuse_missing(settings.out, "--out", remedy=f"{remedy}files given as --inputs.*")
     return settings, kind
 
 
-def _out(cls: type[Loop], arguments: Sequence[str], prog: str) -> Path | None:
-    """The run folder that flags or `--config` files name, before anything else is looked at."""
+def _entries(cls: type[Loop], arguments: Sequence[str], prog: str) -> Mapping[str, Entry]:
+    """The settings that flags and `--config` files name, before anything else is looked at."""
     if shell.wants_help(arguments):
-        return None
+        return {}
     leaves = {leaf.path: leaf for leaf in leaves_of(cls, required=False)}
-    entry = read_entries(arguments, leaves, prog).get("out")
-    return None if entry is None else Path(entry.texts[0])
+    return read_entries(arguments, leaves, prog)
 
 
 def _part(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,49 @@ def holds_run(run: Path) -> bool:
     return _is_there(run / "config.yaml")
 
 
+def refuse_missing(run: Path, flag: str = "--run", *, remedy: str = "") -> None:
+    """Refuse a folder that holds no run, with the runs beside it that may have been meant.
+
+    Args:
+        run: The folder.
+        flag: The flag that names it, as typed.
+        remedy: What begins a run; by default the quickstart.
+
+    Raises:
+        UserError: There is no run.
+    """
+    if holds_run(run):
+        return
+    meant = nearest_runs(run)
+    near = f"did you mean {' or '.join(map(str, meant))}? " if meant else ""
+    remedy = remedy or "`alpaca-rlhf quickstart` makes one"
+    raise UserError(f"{flag} {run}: holds no run; {near}{remedy}")
+
+
+def nearest_runs(run: Path) -> list[Path]:
+    """Up to three runs that a folder may have been mistaken for: in it, or of a similar name."""
+    inside = _runs_in(run)
+    if inside:
+        return inside[:3]
+    beside = {path.name.lower(): path for path in _runs_in(run.parent)}
+    close = difflib.get_close_matches(run.name.lower(), beside, n=3)
+    return [beside[name] for name in close]
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if (path / "config.yaml").is_file())
+    except OSError:  # not a folder, or not readable: nothing is suggested
+        return []
+
+
 def settings_of(run: Path) -> Loop:
     """The settings of the run in a folder, as they were when it was begun, but for where it lies.
 
     Raises:
         UserError: There is no run, or its settings cannot be read.
     """
-    if not holds_run(run):
-        raise UserError(f"--run {run}: holds no run; `alpaca-rlhf quickstart` makes one")
+    refuse_missing(run)
     # `out` is given apart: the folder may have been moved.
     flags = ["--config", str(run / "config.yaml"), f"--out={run}"]
     return parse(Loop, flags, prog="alpaca-rlhf", description="")

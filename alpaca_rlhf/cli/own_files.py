@@ -1,0 +1,121 @@
+"""The user's own files: what a run on a base of one's own needs, and commands that repeat it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from alpaca_rlhf.cli.terminal import PROGRAM
+from alpaca_rlhf.core.bases import EMBEDDED
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.serving import folders
+from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.settings.leaves import leaves_of
+
+ROWS, PROMPTS = "ROWS.jsonl", "PROMPTS.jsonl"
+"""Stand for the user's files in a command that is suggested."""
+_BY_PEOPLE = ["--inputs.prompts", PROMPTS, "--inputs.judge", "human"]
+_NO_PROMPTS = ("generate", "sft")
+"""Stages that rank nothing."""
+
+
+def refuse_small_world(settings: Loop, until: str | None) -> None:
+    """Refuse to rank a base or rows of the user's own by the small world's tasks and gold judge.
+
+    A run of the small world that was begun earlier goes on.
+
+    Raises:
+        UserError: Files or a judge are missing, or the base cannot be read, which is said first.
+    """
+    if settings.inputs.judge != "gold":
+        return
+    rows = settings.inputs.rows or settings.inputs.sft_adapter
+    if rows is None:
+        if settings.base == EMBEDDED or folders.holds_run(settings.out):
+            return
+    elif until in _NO_PROMPTS or not _lacks_prompts(settings):
+        return
+    elif "sample" in folders.stages_done(settings.out):
+        return
+    from alpaca_rlhf.stages.preflight import shape_of_run
+
+    shape_of_run(settings)
+    if rows is None:
+        base = shlex.quote(settings.base)
+        raise UserError(
+            f"--base {settings.base}: outside the quickstart a base needs files to train on and a "
+            f"judge: give --inputs.data {ROWS} --inputs.prompts {PROMPTS} --inputs.judge human (or "
+            "--inputs.seeds shipped instead of the data, or --inputs.splits); `"
+            f"{PROGRAM} quickstart --base {base}` tries it on the small world"
+        )
+    raise UserError(
+        f"--inputs.judge gold knows only the small world, and {rows} is your own: give "
+        f"{shlex.join(_BY_PEOPLE)}"
+        + (
+            f", in a new run: `{with_prompts(settings, settings.out)}`"
+            if folders.holds_run(settings.out)
+            else ""
+        )
+    )
+
+
+def _lacks_prompts(settings: Loop) -> bool:
+    """True if a run was given rows or an adapter, and no prompts that would fit them."""
+    inputs = settings.inputs
+    if inputs.judge != "gold":
+        return inputs.prompts is None and inputs.splits is None
+    own_base = settings.base != EMBEDDED
+    return inputs.rows is not None or (own_base and inputs.sft_adapter is not None)
+
+
+def ends_at_sft(settings: Loop) -> bool:
+    """True if nothing can be ranked after SFT, because prompts or a judge are missing."""
+    return _lacks_prompts(settings)
+
+
+def with_prompts(settings: Loop, run: Path) -> str:
+    """The command that goes on from the SFT adapter of a run with prompts, in a new run."""
+    words = [PROGRAM, "loop", "--config", str(run / "config.yaml")]
+    words += ["--inputs.seeds", "None"] if settings.inputs.seeds is not None else []
+    words += ["--inputs.sft-adapter", str(run / "sft" / "adapter")]
+    words += _BY_PEOPLE if settings.inputs.judge == "gold" else _BY_PEOPLE[:2]
+    return shlex.join([*words, "--out", f"{run}-ranked"])
+
+
+def loop_command(settings: Loop, *more: str) -> str:
+    """The command `loop` with the settings that were given, and names in place of missing files.
+
+    Args:
+        settings: What was given.
+        more: Further words.
+    """
+    words = given(settings)
+    inputs = settings.inputs
+    if settings.base != EMBEDDED and inputs.judge == "gold":
+        words += [] if inputs.rows or inputs.sft_adapter else ["--inputs.data", ROWS]
+        words += _BY_PEOPLE
+    return shlex.join([PROGRAM, "loop", *words, *more])
+
+
+def given(settings: Loop) -> list[str]:
+    """The flags of the settings that differ from the loop's defaults, the general ones first."""
+    default = Loop()
+    leaves = sorted(leaves_of(Loop, required=False), key=lambda leaf: _rank(leaf.path))
+    words: list[str] = []
+    for leaf in leaves:
+        value = _at(settings, leaf.path)
+        if value != _at(default, leaf.path):
+            several = isinstance(value, (list, tuple))
+            words += [leaf.flag, *map(str, value if several else [value])]
+    return words
+
+
+def _rank(path: str) -> int:
+    return 0 if "." not in path else 1 if path.startswith("inputs.") else 2
+
+
+def _at(settings: Any, path: str) -> Any:
+    for name in path.split("."):
+        settings = getattr(settings, name)
+    return settings
