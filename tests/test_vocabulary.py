@@ -83,6 +83,55 @@ def test_low_precision_states_give_float32_log_probabilities():
     assert not torch.allclose(found, rounded.float(), atol=1e-3), "what rounding them all would do"
 
 
+@pytest.mark.parametrize(
+    ("device", "dtype", "exact"),
+    [
+        ("cuda", torch.bfloat16, True),
+        ("cuda", torch.float16, True),
+        ("cuda", torch.float32, False),
+        ("cuda", torch.float64, False),
+        ("cpu", torch.bfloat16, False),
+        ("mps", torch.float16, False),
+    ],
+)
+def test_float32_logits_are_asked_for_where_the_device_gives_them(device, dtype, exact):
+    assert vocabulary.accumulates_exactly(torch.device(device), dtype) is exact
+
+
+def test_an_amd_card_is_not_asked_for_float32_logits(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert not vocabulary.accumulates_exactly(torch.device("cuda"), torch.bfloat16)
+
+
+def test_logits_of_such_a_device_are_not_rounded_before_the_softmax(monkeypatch):
+    """At logits around 20 the rounded ones are off by percents, those of float32 by nothing."""
+    hidden, weight, targets = case(n=50, width=64, words=400, dtype=torch.bfloat16)
+    hidden = 1.3 * hidden.detach()
+    exact = (hidden.double() @ weight.double().T).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    asked = []
+
+    def mm(a, b, *, out_dtype):
+        asked.append((a.dtype, b.dtype, out_dtype))
+        return a.to(out_dtype) @ b.to(out_dtype)
+
+    rounded = target_logprobs(hidden, weight, targets).logprobs
+    monkeypatch.setattr(vocabulary, "accumulates_exactly", lambda device, dtype: True)
+    monkeypatch.setattr(torch, "mm", mm)
+    found = target_logprobs(hidden, weight, targets).logprobs
+    assert asked == [(torch.bfloat16, torch.bfloat16, torch.float32)]
+    assert found.dtype == torch.float32
+    assert (found - exact).abs().max() < 1e-4
+    assert (rounded - exact).abs().max() > 0.03, "what rounding does, so the check can fail"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_on_a_cpu_the_logits_are_bit_for_bit_the_plain_product(dtype):
+    hidden, weight, targets = case(n=20, words=50, dtype=dtype)
+    logits = (hidden.detach() @ weight.T).to(torch.promote_types(dtype, torch.float32))
+    plain = (logits - logits.logsumexp(-1, keepdim=True)).gather(1, targets[:, None])[:, 0]
+    assert torch.equal(target_logprobs(hidden, weight, targets).logprobs, plain)
+
+
 class Logits(TorchDispatchMode):
     """Remembers the most logits of any tensor, forward or backward."""
 
