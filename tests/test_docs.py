@@ -11,7 +11,7 @@ from alpaca_rlhf.cli.doctor_command import Doctor
 from alpaca_rlhf.cli.export_command import Export
 from alpaca_rlhf.cli.judge_command import Judging
 from alpaca_rlhf.cli.main import COMMANDS
-from alpaca_rlhf.cli.plan_command import AUTO, Plan
+from alpaca_rlhf.cli.plan_command import AUTO, LENGTHS, Plan
 from alpaca_rlhf.cli.sample_command import Fill
 from alpaca_rlhf.cli.split_command import Split
 from alpaca_rlhf.report import schema as report_data
@@ -29,7 +29,7 @@ PAGES = sorted(
 OTHER_FLAGS = {"--help", "--dry-run", "--config", "--run", "--policy", "--annotator", "--version"}
 OTHER_FLAGS |= {"--scale"}  # recipes/pretrain_cria.py
 OTHER_FLAGS |= {"--format", "--broken"}  # alpaca-rlhf import
-OTHER_FLAGS |= {AUTO, "--judge"}  # recipes
+OTHER_FLAGS |= {AUTO, LENGTHS, "--judge"}  # recipes, plan
 
 
 def named(page: Path) -> str:
