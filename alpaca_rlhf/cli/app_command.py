@@ -19,7 +19,6 @@ from alpaca_rlhf.cli.terminal import PROGRAM, Terminal
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.data import holds_rankings, read_rankings
 from alpaca_rlhf.preferences import DATABASE, manifest_of, read_snapshot
-from alpaca_rlhf.preferences.database import db_flag
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.serving import folders
 from alpaca_rlhf.settings.bounds import Bounded
@@ -118,6 +117,8 @@ def password_of(name: str) -> str:
 
 
 def _add_user(store: Store, flags: App, terminal: Terminal) -> int:
+    from alpaca_rlhf.preferences.database import db_flag  # SQLAlchemy is slow to load
+
     name = flags.add_user or ""
     first_account = not store.any_accounts()
     if first_account and flags.role == "annotator":
@@ -244,6 +245,8 @@ def _hosts(flags: App) -> list[str]:
 
 def _refill(flags: App) -> str:
     """The command that fills the queue."""
+    from alpaca_rlhf.preferences.database import db_flag  # SQLAlchemy is slow to load
+
     command = [PROGRAM, "sample", "--run", str(flags.run)]
     return shlex.join([*command, *db_flag(flags.db)])
 

@@ -16,7 +16,6 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import only_one
 from alpaca_rlhf.core.records import Instruction, Ranking
 from alpaca_rlhf.preferences import JudgeIdentity, ScoreJudge
-from alpaca_rlhf.preferences.database import db_flag
 from alpaca_rlhf.preferences.queue import Candidates
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.serving import folders
@@ -70,6 +69,8 @@ def run(flags: Judging, terminal: Terminal) -> int:
         rank = {"llm": _by_llm, "reward": _by_reward, "gold": _by_gold}[flags.by]
         summary = rank(store, flags, settings, terminal)
         terminal.say(f"judge: {summary}; a person who ranks the same answers overrules it")
+    from alpaca_rlhf.preferences.database import db_flag  # SQLAlchemy is slow to load
+
     words = [PROGRAM, "app", "--run", str(flags.run), *db_flag(flags.db)]
     for line in next_lines([(shlex.join(words), "see them on the Data tab, export, train")]):
         terminal.say(line)

@@ -15,7 +15,6 @@ from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines
 from alpaca_rlhf.core import gpu_lock, quiet
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
-from alpaca_rlhf.preferences.database import db_flag
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.serving import folders
 from alpaca_rlhf.serving.filling import Draws, fill, origin_of
@@ -101,6 +100,8 @@ def run(flags: Fill, terminal: Terminal) -> int:
         terminal.say(
             f"  {progress.sets - progress.sets_ranked} sets wait for somebody to rank them"
         )
+    from alpaca_rlhf.preferences.database import db_flag  # SQLAlchemy is slow to load
+
     words = [PROGRAM, "app", "--run", str(flags.run), *db_flag(flags.db)]
     for line in next_lines([(shlex.join(words), "rank them in a browser")]):
         terminal.say(line)
