@@ -9,7 +9,7 @@ address, so that one address never spends what others need.
 from __future__ import annotations
 
 import asyncio
-import resource
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -18,6 +18,9 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from alpaca_rlhf.app.proxy import LOOPBACK
+
+if sys.platform != "win32":
+    import resource
 
 Phase = Literal["head", "body", "complete"]
 """The part of a request that is awaited; `complete`: none, the app is at work or the line idle."""
@@ -29,7 +32,7 @@ _MAX_FILES = 65_536
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """What a connection, an address and all of them together may take."""
+    """Limits of a connection, of an address, and of all of them together."""
 
     head_s: float = 10.0
     """Seconds from the first byte, or from the connection, to the end of a request's headers."""
@@ -59,11 +62,11 @@ class Connections:
 
     def add(self, connection: BoundedProtocol) -> bool:
         """Take a new connection in; False if it has to be closed, since all others are at work."""
-        own = self._open.setdefault(connection.address, {})
+        neighbours = self._open.setdefault(connection.address, {})
         proxied = self.proxy and connection.address in LOOPBACK
-        own[connection] = None
-        if not proxied and len(own) > self.limits.per_address:
-            return self._make_room(own, connection)
+        neighbours[connection] = None
+        if not proxied and len(neighbours) > self.limits.per_address:
+            return self._make_room(neighbours, connection)
         if sum(map(len, self._open.values())) > self.limits.total:
             everybody = [other for others in self._open.values() for other in others]
             return self._make_room(everybody, connection)
@@ -71,15 +74,15 @@ class Connections:
 
     def remove(self, connection: BoundedProtocol) -> None:
         """Forget a closed connection."""
-        own = self._open.get(connection.address, {})
-        own.pop(connection, None)
-        if not own:
+        neighbours = self._open.get(connection.address, {})
+        neighbours.pop(connection, None)
+        if not neighbours:
             self._open.pop(connection.address, None)
 
     def enforce(self, connection: BoundedProtocol) -> None:
         """Close the oldest half-sent request of an address that has too many of them."""
-        own = self._open.get(connection.address, {})
-        unfinished = [other for other in own if other.phase != "complete"]
+        neighbours = self._open.get(connection.address, {})
+        unfinished = [other for other in neighbours if other.phase != "complete"]
         if len(unfinished) > self.limits.unfinished_per_address:
             min(unfinished, key=lambda other: other.since_s).abort()
 
@@ -174,6 +177,8 @@ def limits_of_process() -> ConnectionLimits:
 
     The soft limit, usually 1,024, is raised as far as the system allows.
     """
+    if sys.platform == "win32":  # which has no such limit
+        return ConnectionLimits()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -265,10 +265,10 @@ def set_session_cookie(response: Response, request: Request, name: str, value: s
 def _same_origin(request: Request, public: str) -> bool:
     """True if a POST comes from our own page; every browser sends its origin."""
     origin = urlsplit(request.headers.get("origin", ""))
-    own = (request.url.scheme, request.headers.get("host", "").lower())
+    called = (request.url.scheme, request.headers.get("host", "").lower())
     typed = urlsplit(public)
     sent = (origin.scheme, origin.netloc.lower())
-    return bool(origin.netloc) and sent in (own, (typed.scheme, typed.netloc.lower()))
+    return bool(origin.netloc) and sent in (called, (typed.scheme, typed.netloc.lower()))
 
 
 def _signed_out(request: Request) -> Response:

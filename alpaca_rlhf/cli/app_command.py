@@ -121,6 +121,8 @@ def password_of(name: str) -> str:
 
 
 def _add_user(store: Store, flags: App, terminal: Terminal) -> int:
+    from alpaca_rlhf.preferences.database import db_flag  # SQLAlchemy is slow to load
+
     name = flags.add_user or ""
     first_account = not store.any_accounts()
     if first_account and flags.role == "annotator":
@@ -128,7 +130,6 @@ def _add_user(store: Store, flags: App, terminal: Terminal) -> int:
     role = flags.role or ("admin" if first_account else "annotator")
     store.add_annotator(name, password_of(name), role=role, actor="command line")
     terminal.say(f"{name} may sign in as {role} to the app with {store.database.shown}")
-    from alpaca_rlhf.preferences.database import db_flag  # loads SQLAlchemy
 
     command = [PROGRAM, "app", *db_flag(flags.db)]
     if flags.run != App.run:
