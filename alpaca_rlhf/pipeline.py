@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import yaml
 
 from alpaca_rlhf import stages
 from alpaca_rlhf.core import gpu_lock, processes
@@ -90,6 +92,9 @@ FREE = (
 )
 """Settings that may change when a run is resumed; they affect cost, never results."""
 
+EARLIER_MISSING_EOS_SCORE = -1.0
+"""Default of `--ppo.missing-eos-score` in runs begun before it followed the batch."""
+
 DEALING = (
     "rank.prompts",
     "ppo.updates",
@@ -145,6 +150,7 @@ def run_loop(
         UserError: Anything the user can mend; what was made so far stays.
     """
     # 1. Check everything. Nothing has been written yet.
+    settings = with_earlier_defaults(settings)
     steps = _up_to(until, order(settings))
     inputs = _checked_inputs(settings, steps)
     processes.join()
@@ -172,6 +178,23 @@ def run_loop(
         if until is None:
             processes.by_main(lambda: _summarise(context, command, steps))
     return run.path
+
+
+def with_earlier_defaults(settings: Loop) -> Loop:
+    """Return the settings with the defaults that their run was begun with, where those changed.
+
+    `--ppo.missing-eos-score` was -1 by default. A run that has it goes on with it, unless another
+    number is given.
+    """
+    try:
+        begun = yaml.safe_load((settings.out / "config.yaml").read_bytes())
+        score = begun["ppo"]["missing_eos_score"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError):  # no run yet; or opening it says more
+        return settings
+    if settings.ppo.missing_eos_score is not None or score != EARLIER_MISSING_EOS_SCORE:
+        return settings
+    logger.info("%s goes on with --ppo.missing-eos-score %g, as it began", settings.out, score)
+    return replace(settings, ppo=replace(settings.ppo, missing_eos_score=score))
 
 
 def _up_to(until: str | None, steps: list[Step]) -> list[Step]:

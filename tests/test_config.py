@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -11,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.settings import PPO, SFT, Loop
+from alpaca_rlhf.pipeline import with_earlier_defaults
+from alpaca_rlhf.settings import PPO, SFT, Loop, Value
 from alpaca_rlhf.settings.parsing import parse, to_yaml
+from alpaca_rlhf.settings.quickstart import QUICKSTART
 
 
 @dataclass(frozen=True)
@@ -282,3 +285,35 @@ def test_any_settings_read_back(tmp_path_factory, lr, layers, note, limit):
     file = tmp_path_factory.getbasetemp() / "any.yaml"
     file.write_bytes(to_yaml(made).encode())
     assert read("--config", str(file)) == made
+
+
+@pytest.mark.parametrize(
+    ("begun", "typed", "used"),
+    [
+        ("{ppo: {missing_eos_score: -1.0}}", None, -1.0),
+        ("{ppo: {missing_eos_score: -1.0}}", -2.0, -2.0),
+        ("{ppo: {missing_eos_score: -1.0}}", -1.0, -1.0),
+        ("{ppo: {missing_eos_score: null}}", None, None),
+        (
+            "{ppo: {missing_eos_score: -2.0}}",
+            None,
+            None,
+        ),  # refused, or taken, like any other change
+        ("{ppo: 3}", None, None),
+        ("[", None, None),
+        (None, None, None),
+    ],
+)
+def test_a_run_begun_before_goes_on_with_the_default_of_its_time(tmp_path, begun, typed, used):
+    if begun is not None:
+        (tmp_path / "config.yaml").write_text(begun)
+    settings = Loop(out=tmp_path, ppo=PPO(missing_eos_score=typed))
+    assert with_earlier_defaults(settings).ppo.missing_eos_score == used
+
+
+def test_the_help_of_the_values_rate_says_what_the_quickstart_takes():
+    help_text = inspect.getsource(Value).partition("    lr: ")[2].partition("    coef:")[0]
+    rate = f"{QUICKSTART.ppo.value.lr:.0e}".replace("e-0", "e-")
+    assert f"the quickstart's head learns at {rate}" in " ".join(help_text.split())
+    experiments = (Path(__file__).parents[1] / "docs" / "experiments.md").read_text("utf-8")
+    assert f"The quickstart's head learns at {rate}." in experiments

@@ -462,6 +462,19 @@ def test_patience_by_hand():
     assert not endless.exhausted
 
 
+@pytest.mark.parametrize(("limit", "kept"), [(0, []), (9, [5, 6])])
+def test_without_early_stopping_a_better_evaluation_writes_no_checkpoint(tmp_path, limit, kept):
+    patience = Patience(limit)
+    made, saved = Checkpoints(tmp_path), []
+    write = made.save
+    made.save = lambda step, state, **more: (saved.append(step), write(step, state, **more))
+    books = Bookkeeping(made, 100, lambda row: None, patience=patience)
+    steps = loop.run_steps("sft", 6, lambda done: {"eval_loss": 1.0 / (1 + done)}, {}, books)
+    assert (steps, patience.best_step, patience.best) == (6, 6, 1 / 6), "it is still recorded"
+    assert saved == ([1, 2, 3, 4, 5, 6] if limit else [])
+    assert names(tmp_path) == [f"step-{step:06d}" for step in kept]
+
+
 def test_the_log_says_where_it_goes_on(tmp_path, caplog):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, until=5)

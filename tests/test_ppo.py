@@ -17,7 +17,7 @@ from alpaca_rlhf.models.scoring import score
 from alpaca_rlhf.settings import PPO, Clip, Value
 from alpaca_rlhf.training import loss_scale, ppo
 from alpaca_rlhf.training.loop import Checkpoints, Learner
-from alpaca_rlhf.training.ppo import PPOPrompt, collect, train_ppo
+from alpaca_rlhf.training.ppo import PPOPrompt, collect, missing_eos_score, train_ppo
 from alpaca_rlhf.training.ppo_update import (
     Critic,
     KLCoefficient,
@@ -115,6 +115,38 @@ def test_a_completion_that_does_not_stop_gets_the_missing_eos_score(tiny):
         assert found.scores[i].item() == pytest.approx(expected, abs=1e-5)
     assert metrics["score"] == pytest.approx(real.mean().item(), abs=1e-5), "reported as it was"
     assert metrics["stop_rate"] == 0.6
+
+
+@pytest.mark.parametrize(
+    ("finished", "expected"),
+    [([0.5, -0.2, 2.0], -1.0), ([0.5, -3.25, -1.5], -3.25), ([-1.0], -1.0), ([], -1.0)],
+)
+def test_the_score_of_not_stopping_by_hand(finished, expected):
+    assert missing_eos_score(torch.tensor(finished), PPO()) == expected
+    for chosen in (-2.0, 0.0, 5.0):
+        settings = replace(PPO(), missing_eos_score=chosen)
+        assert missing_eos_score(torch.tensor(finished), settings) == chosen, "as the user says"
+
+
+def test_by_default_not_stopping_never_pays(tiny):
+    """A fixed -1 lies above finished completions that the reward model dislikes."""
+    adapters, head = cast(tiny)
+    finished = torch.tensor([one.finished for one in COMPLETIONS])
+    head.bias.sub_(20)  # now all of them score far below -1
+    found, _ = rolled(adapters, head)
+    assert (found.scores[finished] > -1).sum() == 0, "the fixed score would be the best one"
+    assert (found.scores[~finished] == found.scores[finished].min()).all()
+    head.bias.add_(40)
+    found, _ = rolled(adapters, head)
+    assert (found.scores[finished] > 0).all() and (found.scores[~finished] == -1).all()
+
+
+def test_the_worst_finished_one_is_that_after_clamping(tiny):
+    adapters, head = cast(tiny)
+    head.bias.sub_(20)
+    finished = torch.tensor([one.finished for one in COMPLETIONS])
+    found, _ = rolled(adapters, head, replace(SETTINGS, clip=replace(SETTINGS.clip, score=2.0)))
+    assert (found.scores == -2).all() and not finished.all()
 
 
 def test_scores_are_clamped_where_the_user_says_so(tiny):

@@ -52,8 +52,10 @@ class Value(Bounded, group="--ppo.value"):
     but its loss moves the policy too; `separate` is an adapter of its own, which begins as the
     reward model."""
     lr: PositiveFloat = 1e-4
-    """Peak learning rate of its head, and of its adapter where it has one, falling linearly to
-    0."""
+    """Peak learning rate of its head, and of its adapter where it has one, falling linearly to 0;
+    meant for a 7B base, where a step moves a head's output by the sum of thousands of hidden
+    units. A small base needs more: the quickstart's head learns at 1e-2
+    (docs/experiments.md)."""
     coef: NonNegativeFloat = 0.1
     """Weight of its loss's gradient on the policy on a `shared` trunk
     (openai/lm-human-preferences@cbfd210 train_policy.py:53)."""
@@ -83,9 +85,10 @@ class PPO(Bounded, group="--ppo"):
     """Discount per token."""
     lam: Discount = 0.95
     """GAE's lambda (arXiv 1506.02438)."""
-    missing_eos_score: float = -1.0
-    """Score of a completion that does not stop (openai/lm-human-preferences@cbfd210
-    train_policy.py:388)."""
+    missing_eos_score: float | None = None
+    """Score of a completion that does not stop; None gives it the lowest score of the batch's
+    finished ones, or -1 where that is lower (openai/lm-human-preferences@cbfd210
+    train_policy.py:388), so that not stopping never pays."""
     max_new_tokens: PositiveInt = 256
     """Completion tokens at most."""
     save_every: PositiveInt = 5

@@ -53,7 +53,8 @@ class Bookkeeping:
     log: Log
     """Receives a row of metrics a step."""
     patience: Patience | None = None
-    """Keeps the checkpoint of its best evaluation, and ends the stage when exhausted."""
+    """With a limit, keeps the checkpoint of its best evaluation, and ends the stage when
+    exhausted."""
     save_last: bool = False
     """Save after the last step too: what follows it may fail and be repeated."""
 
@@ -108,10 +109,10 @@ def run_steps(
             row = take_step(done)
             done += 1
             books.log({"step": done, "steps": steps, **row})
-            # 3. The best evaluation so far.
+            # 3. The best evaluation so far; without early stopping nobody goes back to it.
             if patience is not None and "eval_loss" in row:
                 patience.observe(done, row["eval_loss"])
-            best = None if patience is None else patience.best_step
+            best = patience.best_step if patience is not None and patience.limit else None
             # 4. A checkpoint: when due, after a new best, and before giving in to Ctrl-C.
             stop = processes.any_of(interrupted())
             due = books.save_last if done == steps else done % books.save_every == 0

@@ -44,6 +44,9 @@ from alpaca_rlhf.training.ppo_update import Critic, KLCoefficient, PPOContext, P
 
 WARMUP = 0.02
 """Share of the steps over which both learning rates rise."""
+MAX_MISSING_EOS_SCORE = -1.0
+"""Score of a completion that does not stop, unless a finished one of its batch is worse, on the
+normalised scale (openai/lm-human-preferences@cbfd210 train_policy.py:388)."""
 
 
 @dataclass(frozen=True)
@@ -253,7 +256,7 @@ def collect(
     ref_logprobs, _ = all_rows(
         lambda b, n: scoring.logprobs(adapters, "sft", b, micro_batch_size=n)
     )
-    # 4. Scores from the reward adapter, clamped; a completion without eos gets a fixed one.
+    # 4. Scores from the reward adapter, clamped; a completion without eos does not get its own.
     (reward_scores,) = all_rows(
         lambda b, n: (
             scoring.scores(adapters, "reward", context.reward_head, b, micro_batch_size=n),
@@ -263,7 +266,8 @@ def collect(
     scores = reward_scores.clone()
     if settings.clip.score > 0:
         scores = scores.clamp(-settings.clip.score, settings.clip.score)
-    scores = torch.where(finished, scores, torch.full_like(scores, settings.missing_eos_score))
+    unfinished_score = missing_eos_score(scores[finished], settings)
+    scores = torch.where(finished, scores, torch.full_like(scores, unfinished_score))
     # 5. The rollout and its metrics.
     prompt_ids, prompt_mask = left_pad(base, [prompt.ids for prompt in prompts])
     mask = batch.completion_mask
@@ -288,3 +292,15 @@ def collect(
         "mean_tokens": float(lengths.mean()),
     }
     return rollout, metrics
+
+
+def missing_eos_score(finished_scores: Tensor, settings: PPO) -> float:
+    """Score of the completions of a rollout batch that do not stop.
+
+    Args:
+        finished_scores: (N,) clamped scores of those that stop; may be empty.
+        settings: A number in `missing_eos_score` is taken as it is.
+    """
+    if settings.missing_eos_score is not None:
+        return settings.missing_eos_score
+    return min([MAX_MISSING_EOS_SCORE, *finished_scores.tolist()])
