@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.browser import NO_CHROMIUM, browser, chromium, free_port, visit
 from tests.model_app import nothing_serious
@@ -195,6 +196,8 @@ def test_chat_and_compare_in_the_apps_own_colours(home, chrome, scheme):
 
 
 def test_a_reward_model_trains_from_the_export_and_the_app_gives_the_card_back(home, chrome, run):
+    """Where there is one; without it the training waits for nobody, and the model stays."""
+    has_gpu = torch.cuda.is_available()
     with page_of(chrome, home, "data") as page:
         page.get_by_role("button", name="Export a snapshot").click()
         typed = page.locator(".alpaca-data pre").last.inner_text()
@@ -208,12 +211,12 @@ def test_a_reward_model_trains_from_the_export_and_the_app_gives_the_card_back(h
             cwd=run.parent,
         )
         assert done.returncode == 0, done.stderr
-        assert "asking process" in done.stderr + done.stdout
+        assert ("asking process" in done.stderr + done.stdout) == has_gpu
     out = Path(typed_command[typed_command.index("--out") + 1])
     facts = json.loads((out / "ledger.json").read_text())["reward"]["facts"]
     assert facts["pairs"] > 10
     assert (out / "reward" / "adapter" / "adapter_model.safetensors").is_file()
-    until(lambda: status(home).startswith("The model is not loaded"))
+    until(lambda: status(home).startswith("The model is not loaded" if has_gpu else "The model is"))
     with page_of(chrome, home, "chat") as page:
         page.locator("#chat-box textarea").fill("Are you back?")
         page.keyboard.press("Enter")
