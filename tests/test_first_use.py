@@ -3,17 +3,43 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shlex
+import subprocess
+import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from alpaca_rlhf.cli import (
+    app_command,
+    doctor_command,
+    export_command,
+    own_files,
+    plan_command,
+    running,
+    stage_commands,
+)
 from alpaca_rlhf.cli import commands as table
 from alpaca_rlhf.cli import main as cli
-from alpaca_rlhf.cli import own_files, plan_command, running, stage_commands
+from alpaca_rlhf.cli.ranking import HELP, RankingSession
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.records import Completion, Instruction
+from alpaca_rlhf.exporting import gguf_file
+from alpaca_rlhf.exporting.ollama import model_name
+from alpaca_rlhf.models.adapter_files import FINGERPRINT
+from alpaca_rlhf.models.adapters import Adapters
+from alpaca_rlhf.models.base import load_base
+from alpaca_rlhf.models.heads import HEAD, ScalarHead
+from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.settings import Inputs, Loop, Lora
+from alpaca_rlhf.settings.inputs import ADAPTER
 from alpaca_rlhf.settings.parsing import parse, to_yaml
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -138,3 +164,162 @@ def test_data_check_repeats_the_format(rows, capsys):
     assert cli.main(["data", "check", str(rows), "--format", "alpaca"]) == 0
     typed = next_command(capsys.readouterr().out)
     assert typed[typed.index("--format") + 1] == "alpaca"
+
+
+# --- hints that work as they stand ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", [["--host", "0.0.0.0"], ["--url", "https://a.example"]])
+def test_the_hint_for_an_account_names_the_same_database(where, tmp_path, capsys):
+    (tmp_path / "my run").mkdir()
+    (tmp_path / "my run" / "config.yaml").write_text("base: embedded\n")
+    for more in ([], ["--db", str(tmp_path / "p.db")]):
+        words = ["--run", str(tmp_path / "my run"), *more]
+        line = refused(capsys, "app", *words, *where)
+        hint = shlex.split(line.partition("first: ")[2])
+        assert hint == ["alpaca-rlhf", "app", *words, "--add-user", "NAME"]
+
+
+def test_gguf_comes_with_the_package(monkeypatch):
+    needs = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert any(need.startswith("gguf") for need in needs["dependencies"])
+    assert re.search(r"^gguf==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert "gguf" in needs["optional-dependencies"], "`alpaca-rlhf[gguf]` can still be typed"
+    monkeypatch.setattr(gguf_file.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install gguf$"):
+        gguf_file.need_gguf()
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("quickstart", "quickstart"),
+        ("My Run", "my-run"),
+        ('it\'s "the" one', "it-s-the-one"),
+        ("我的运行", "model"),
+        ("v2 我的", "v2"),
+        ("Llama-3.1_8B (ppo.2)", "llama-3.1_8b-ppo.2"),
+        ("-.hidden", "hidden"),
+        ("été", "ete"),
+        ("x" * 99, "x" * 80),
+    ],
+)
+def test_ollama_takes_the_name_that_is_suggested(text, name):
+    assert model_name(text) == name
+    assert re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,79}", name), "ollama/ollama types/model/name.go"
+
+
+def test_after_an_export_the_commands_take_any_folder(tmp_path):
+    run = tmp_path / 'Mein "Lauf" 我'
+    flags = export_command.Export(run=run, to="gguf")
+    ((command, then),) = export_command._next(flags, run / "export", Loop())
+    assert shlex.split(command)[:3] == ["cd", str(run / "export"), "&&"]
+    assert shlex.split(command)[3:] == ["ollama", "create", "mein-lauf", "-f", "Modelfile"]
+    assert then == "then: ollama run mein-lauf"
+
+
+# --- early and odd ends ---------------------------------------------------------------------------
+
+
+def started(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(word) for word in words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
+    )
+
+
+ENTRIES = (["-m", "alpaca_rlhf"], ["app.py"], ["recipes/quickstart.py"])
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize(
+    ("happens", "code", "told"),
+    [
+        ("raise KeyboardInterrupt", 130, "interrupted; run it again"),
+        ("raise ModuleNotFoundError('No module', name='rich')", 2, "error: rich is not installed"),
+    ],
+)
+def test_an_end_while_modules_load_is_one_line(entry, happens, code, told, tmp_path):
+    """Ctrl-C in the first second, and a Python outside the environment."""
+    (tmp_path / "rich").mkdir()
+    (tmp_path / "rich" / "__init__.py").write_text(happens + "\n")
+    path = f"{tmp_path}{os.pathsep}{ROOT}"
+    done = started(sys.executable, *entry, PYTHONPATH=path)
+    assert (done.returncode, done.stdout) == (code, ""), done.stderr
+    assert done.stderr.startswith(told) and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        ("--help >&-", 2, "error: the output is closed; give it a file: alpaca-rlhf --help > log"),
+        ("chat --run nowhere >&-", 2, "error: the output is closed"),
+        ("chat --run nowhere <&-", 2, "error: --run nowhere: holds no run"),
+        ("app --add-user ada --db DB <&-", 2, "error: --add-user: the password is read from"),
+        ("chat --run nowhere 2>&-", 2, ""),
+        ("chat --run nowhere <&- >&- 2>&-", 2, ""),
+    ],
+)
+def test_closed_streams_end_in_one_line(words, code, told, tmp_path):
+    words = words.replace("DB", str(tmp_path / "p.db"))
+    command = f"{shlex.quote(sys.executable)} -m alpaca_rlhf {words}"
+    done = started("bash", "-c", command, PYTHONPATH=str(ROOT))
+    assert (done.returncode, done.stdout) == (code, ""), done.stderr
+    assert done.stderr.startswith(told) and done.stderr.count("\n") == bool(told)
+
+
+@pytest.mark.parametrize("file", [*ADAPTER, FINGERPRINT, HEAD])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]"])
+def test_a_damaged_adapter_is_told_in_one_line(file, content, tmp_path, tiny_folder):
+    adapters = Adapters(load_base(str(tiny_folder)), Lora(), template="brief")
+    adapters.add("reward", seed=0)
+    folder = tmp_path / "adapter"
+    adapters.save("reward", folder, ScalarHead(128))
+    (folder / file).write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(str(folder))) as told:
+        adapters.load("policy", folder)
+        ScalarHead.load(folder, 128)
+    assert "\n" not in str(told.value)
+
+
+# --- small ones -----------------------------------------------------------------------------------
+
+
+def test_home_is_expanded_in_files_and_flags(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text("out: ~/runs/x\ninputs:\n  data: ~/rows.jsonl\n")
+    words = ["--config=~/mine.yaml", "--inputs.prompts=~/prompts.jsonl", "--inputs.judge", "human"]
+    settings = parse(Loop, words, prog="loop", description="")
+    assert settings.out == tmp_path / "runs" / "x"
+    assert settings.inputs.files() == {
+        "data": tmp_path / "rows.jsonl",
+        "prompts": tmp_path / "prompts.jsonl",
+    }
+    odd = parse(Loop, ["--out", "~nobody-here/x"], prog="loop", description="")
+    assert odd.out == Path("~nobody-here/x")
+
+
+@pytest.mark.parametrize("words", [["--json"], ["--json", "--base", "x"], ["--json", "True"]])
+def test_a_switch_needs_no_value(words):
+    assert parse(doctor_command.Doctor, words, prog="doctor", description="").json
+    assert parse(app_command.App, ["--open"], prog="app", description="").open
+    with pytest.raises(UserError, match="--json expects True or False, got 'maybe'"):
+        parse(doctor_command.Doctor, ["--json", "maybe"], prog="doctor", description="")
+
+
+def test_answers_are_indented_and_a_question_mark_helps(tmp_path):
+    prompt = Instruction("Count.\nSlowly.", "one\ntwo")
+    answers = [Completion(prompt.id, text, text) for text in ("1) one\n2) two", "none")]
+    typed, said = iter(["?", "1 2", ""]), list[str]()
+    with Store(tmp_path / "p.db") as store:
+        store.add_sets([(prompt, answers)], origin="test")
+        ask, say = (lambda question: next(typed)), said.append
+        assert RankingSession([(prompt, answers)], store, "Ann", ask=ask, say=say).run()
+    lines = "\n".join(said).splitlines()
+    assert sum(line.startswith("2) ") for line in lines) == 1 and "   2) two" in lines
+    assert "    Slowly." in lines and "    two" in lines
+    assert said.count(HELP) == 1 and "`?`" in HELP

@@ -138,6 +138,13 @@ def _add_user(store: Store, flags: App, terminal: Terminal) -> int:
     return 0
 
 
+def _add_user_command(flags: App, store: Store) -> str:
+    """The command that adds an account to this app's own database, without its password."""
+    command = [PROGRAM, "app", *(["--run", str(flags.run)] if flags.run != App.run else [])]
+    command += ["--db", store.database.shown] if flags.db else []
+    return shlex.join([*command, "--add-user", "NAME"])
+
+
 def _add_gold(store: Store, path: Path, terminal: Terminal) -> int:
     snapshot = manifest_of(path) is not None
     if not snapshot and not holds_rankings(path):
@@ -163,7 +170,7 @@ def _serve(store: Store, flags: App, home: Path, has_run: bool, terminal: Termin
         flag = f"--host {flags.host}" if flags.url is None else f"--url {flags.url}"
         raise UserError(
             f"{flag}: others could reach the app, and nobody would have to sign in; make an "
-            f"account first: {PROGRAM} app --add-user NAME"
+            f"account first: {_add_user_command(flags, store)}"
         )
     file = store.database.file
     folder = file.parent if file else home
@@ -200,7 +207,7 @@ def _serve(store: Store, flags: App, home: Path, has_run: bool, terminal: Termin
     def ready() -> None:
         terminal.say(f"the app is at {address}")
         access = "everybody signs in" if accounts else "no accounts: whoever sits here is the admin"
-        terminal.say(f"  {access}; more accounts: {PROGRAM} app --add-user NAME")
+        terminal.say(f"  {access}; more accounts: {_add_user_command(flags, store)}")
         if not local and not address.startswith("https"):
             terminal.say(
                 "  passwords travel unencrypted: put a proxy with https in front of it (--url)"

@@ -124,7 +124,8 @@ def _chosen(flags: Export) -> tuple[str, Path]:
     kind = "reward model" if flags.to == "reward" else "trained policy"
     if not adapters:
         raise UserError(
-            f"--run {flags.run}: has no {kind} yet; go on with `{PROGRAM} loop --out {flags.run}`"
+            f"--run {flags.run}: has no {kind} yet; go on with `{PROGRAM} loop --out "
+            f"{shlex.quote(str(flags.run))}`"
         )
     name = list(adapters)[-1] if flags.policy is None else flags.policy.strip().replace("-", "_")
     if name not in adapters:
@@ -146,7 +147,9 @@ def _answers(run: Path) -> list[dict[str, Any]]:
 def _next(flags: Export, out: Path, settings: Loop) -> list[tuple[str, str]]:
     where, run_ = shlex.quote(str(out)), shlex.quote(str(flags.run))
     if flags.to == "gguf":
-        name = shlex.quote(flags.run.resolve().name.lower())
+        from alpaca_rlhf.exporting.ollama import model_name
+
+        name = model_name(flags.run.resolve().name)
         return [(f"cd {where} && ollama create {name} -f Modelfile", "then: ollama run " + name)]
     rows = [(f"cat {where}/README.md", "how to load it, and what its licence asks")]
     if flags.to == "merged":

@@ -32,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 when it is done, 2 if the user can mend what is wrong, 130 after an interruption.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if not shell.open_streams():
+        return shell.refuse_closed_output(shell.command_line(PROGRAM, arguments))
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         return shell.printed(commands.overview())
     if arguments[0] in ("-V", "--version"):
@@ -72,6 +74,8 @@ def recipe(
     arguments = list(sys.argv[1:] if argv is None else argv)
     prog = f"python {shlex.quote(sys.argv[0])}"
     command = shell.command_line(prog, arguments)
+    if not shell.open_streams():
+        return shell.refuse_closed_output(command)
     dry = architecture is not None and _DRY_RUN in arguments
     real_arguments = [argument for argument in arguments if not (dry and argument == _DRY_RUN)]
     terminal = Terminal()

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 HELP = (
     "Type the numbers best first, ties joined by `=`: `2 1=3 4`. "
-    "`s` skips, `u` goes back to the last one, `q` quits; every verdict is kept at once."
+    "`s` skips, `u` goes back to the last one, `q` quits, `?` shows this; every verdict is kept at "
+    "once."
 )
 
 
@@ -146,6 +147,9 @@ class RankingSession:
             line = self._ask("order: ").strip().lower()
             if line in ("s", "u", "q"):
                 return line
+            if line in ("?", "h", "help"):
+                self._say(HELP)
+                continue
             try:
                 tiers = parse_order(line, len(order))
             except ValueError as error:
@@ -169,13 +173,14 @@ class RankingSession:
         number = list(self._sets).index(prompt_id) + 1
         self._say(f"\n[{number}/{len(self._sets)}, {self.left} left]{again}")
         for user, reply in prompt.history:
-            self._say(f"  User: {user}\n  Assistant: {reply}")
-        self._say(f"  {prompt.instruction}")
+            self._say(f"  User: {_indented(user)}\n  Assistant: {_indented(reply)}")
+        self._say(f"  {_indented(prompt.instruction)}")
         if prompt.input:
-            self._say(f"  Input: {prompt.input}")
+            self._say(f"  Input: {_indented(prompt.input)}")
         for number, completion in enumerate(order, 1):
             cut = " [cut off here]" if completion.finish_reason == "length" else ""
-            self._say(f"{number}) {completion.text.strip() or '(nothing)'}{cut}")
+            text = _indented(completion.text.strip(), 3) or "(nothing)"
+            self._say(f"{number}) {text}{cut}")
 
     def _wants_back(self) -> bool:
         try:
@@ -183,3 +188,8 @@ class RankingSession:
         except EOFError:
             return False
         return line.strip().lower() == "u"
+
+
+def _indented(text: str, by: int = 4) -> str:
+    """A text whose further lines stand below its first one, so that none looks like a new item."""
+    return text.replace("\n", "\n" + " " * by)

@@ -81,6 +81,28 @@ def guarded(body: Callable[[], int], *, command: str, terminal: Terminal) -> int
         ours.removeHandler(handler)
 
 
+def open_streams() -> bool:
+    """Open the standard streams that were closed at the start; False if the output was.
+
+    Else the next file that is opened would take the place of one, and what is printed would end
+    up in it. A closed input is one that has ended.
+    """
+    has_output = sys.stdout is not None
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            if descriptor != number:
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r"))
+    return has_output
+
+
+def refuse_closed_output(command: str) -> int:
+    """Say that the output is closed; returns the exit code."""
+    return _tell(f"error: the output is closed; give it a file: {command} > log.txt", 2)
+
+
 def printed(text: str) -> int:
     """Write a text to a reader who may leave before its end, as `head` does."""
     try:

@@ -36,7 +36,7 @@ def need_gguf() -> None:
         UserError: The package is missing.
     """
     if importlib.util.find_spec("gguf") is None:
-        raise UserError("--to gguf needs the package gguf: pip install 'alpaca-rlhf[gguf]'")
+        raise UserError("--to gguf needs the package gguf: pip install gguf")
 
 
 def check_architecture(config: Any, base: str) -> None:

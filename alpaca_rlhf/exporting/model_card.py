@@ -9,6 +9,7 @@ import yaml
 
 from alpaca_rlhf import __version__
 from alpaca_rlhf.core.bases import EMBEDDED
+from alpaca_rlhf.exporting import ollama
 from alpaca_rlhf.exporting.licences import duties
 from alpaca_rlhf.exporting.parity import Parity
 from alpaca_rlhf.exporting.request import ExportRequest
@@ -149,7 +150,8 @@ def _load(request: ExportRequest) -> str:
         ),
     }
     if request.target == "gguf":
-        return f"    ollama create {request.name} -f Modelfile\n    ollama run {request.name}"
+        name = ollama.model_name(request.name)
+        return f"    ollama create {name} -f Modelfile\n    ollama run {name}"
     return "```python\n" + "\n".join(lines[request.target]) + "\n```"
 
 

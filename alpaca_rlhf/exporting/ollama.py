@@ -7,11 +7,22 @@ is built from it. Where the pieces do not add up to the same text again, no temp
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 _QUESTION, _REPLY, _NEXT, _SYSTEM = "QUESTION-A", "REPLY-B", "QUESTION-C", "SYSTEM-S"
+_MAX_NAME = 80
+"""Characters of a model's name that Ollama takes (ollama/ollama types/model/name.go)."""
+
+
+def model_name(text: str) -> str:
+    """A name that `ollama create` takes, near a text: lower-case letters, digits, `-`, `_`, `.`."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    name = re.sub(r"[^a-z0-9._-]+", "-", plain).strip("-._")[:_MAX_NAME].rstrip("-._")
+    return name or "model"
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,11 @@ def read_adapter(folder: Path, lora: Lora, fingerprint: Mapping[str, Any]) -> di
     """
     if not (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder}: no adapter_config.json; give the folder of a PEFT LoRA adapter")
-    config = LoraConfig.from_pretrained(str(folder))
+    try:
+        config = LoraConfig.from_pretrained(str(folder))
+        weights: dict[str, Tensor] = load_peft_weights(str(folder), device="cpu")
+    except Exception as error:  # whatever an empty or cut file provokes
+        raise UserError(f"{folder}: {_unreadable(error)}") from None
     if (config.r, config.lora_alpha) != (lora.r, lora.alpha):
         raise UserError(
             f"{folder}: r={config.r}, alpha={config.lora_alpha}, but this run has "
@@ -102,8 +106,12 @@ def read_adapter(folder: Path, lora: Lora, fingerprint: Mapping[str, Any]) -> di
         )
     check_fingerprint(folder, fingerprint, f"{folder}")
     check_adapter(config, folder)
-    weights: dict[str, Tensor] = load_peft_weights(str(folder), device="cpu")
     return weights
+
+
+def _unreadable(error: Exception) -> str:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"is no whole PEFT adapter ({reason}); put its files back, or train the stage anew"
 
 
 def check_fingerprint(folder: Path, fingerprint: Mapping[str, Any], place: str) -> bool:
@@ -120,7 +128,10 @@ def check_fingerprint(folder: Path, fingerprint: Mapping[str, Any], place: str) 
     path = folder / FINGERPRINT
     if not path.is_file():
         return False
-    saved = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        saved = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{place}: {_unreadable(error)}") from None
     for key, value in fingerprint.items():
         if key != "base_name" and saved.get(key) != value:
             raise UserError(

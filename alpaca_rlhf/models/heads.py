@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -155,7 +155,12 @@ def _write(
 def _read(folder: Path, hidden_size: int) -> dict[str, Tensor]:
     if not (folder / HEAD).is_file():
         raise UserError(f"{folder}: no {HEAD}; give the folder of a reward adapter")
-    state = load_file(str(folder / HEAD))
+    try:
+        state = load_file(str(folder / HEAD))
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{folder / HEAD}: cannot be read ({error}); put it back, or train the stage anew"
+        ) from None
     if state["weight"].shape != (hidden_size,):
         raise UserError(
             f"{folder / HEAD}: made for hidden size {len(state['weight'])}, "

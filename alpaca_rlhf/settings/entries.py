@@ -86,10 +86,12 @@ def read_flags(
             if _FLAG.match(arguments[0]):
                 break
             values.append(arguments.pop(0))
+        if not values and leaf.takes(bool):
+            values = ["True"]  # a switch
         if not values and not leaf.is_list:
             raise UserError(f"{flag} needs a value: {leaf.expected}")
         if path == "config":
-            files.append(Path(values[0]))
+            files.append(leaf.value(values))
         else:
             entries.append(Entry(leaf, tuple(values), flag))
     return files, entries

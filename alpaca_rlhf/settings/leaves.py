@@ -68,6 +68,8 @@ class Leaf:
             texts = [
                 text.capitalize() if text.lower() in ("true", "false") else text for text in texts
             ]
+        if self.takes(Path):  # the shell expands no `~` in a file, nor after `=`
+            texts = [_at_home(text) for text in texts]
         # tyro checks choices in its parser, not in the constructor: there `maybe` would be False.
         choices = self._constructor.choices
         try:
@@ -88,6 +90,13 @@ class Leaf:
         if not isinstance(constructor, PrimitiveConstructorSpec):
             raise TypeError(f"{self.path}: tyro cannot read a {self.type} from words")
         return constructor
+
+
+def _at_home(text: str) -> str:
+    try:
+        return str(Path(text).expanduser()) if text.startswith("~") else text
+    except RuntimeError:  # nobody's home: it stays as it was written
+        return text
 
 
 def leaves_of(cls: Any, *, required: bool, prefix: str = "") -> Iterator[Leaf]:
