@@ -17,6 +17,8 @@ from alpaca_rlhf.data.readers.conversations import (
     conversation,
     dialogue_history,
     holds_conversation,
+    masked_replies,
+    system_text,
 )
 from alpaca_rlhf.data.readers.rows import BadRow, collect, text_column, type_name
 
@@ -115,7 +117,9 @@ def _one(row: dict[str, Any], source: str) -> Instruction:
     instruction, given = prompt_columns(row)
     output = text_column(row, _OUTPUT, required=False)
     answered = output if output.strip() else None
-    return Instruction(instruction, given, answered, source, dialogue_history(row))
+    history = dialogue_history(row)
+    masked = masked_replies(row, len(history))
+    return Instruction(instruction, given, answered, source, history, system_text(row), masked)
 
 
 def _answered(row: dict[str, Any], made: list[Instruction]) -> list[Instruction]:
