@@ -25,7 +25,7 @@ from alpaca_rlhf.doctor.base import _ends, _mask
 from alpaca_rlhf.exporting.tokenizer import compare, exported_tokenizer, ids_of
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import load_base
-from alpaca_rlhf.models.batches import collate, example, prompt_ids, segments
+from alpaca_rlhf.models.batches import example, prompt_ids, segments
 from alpaca_rlhf.serving.manner import Manner
 from alpaca_rlhf.serving.speaker import Speaker
 from alpaca_rlhf.settings import Lora
@@ -287,25 +287,21 @@ def test_generation_stops_at_the_templates_end(base_with):
 
     base = base_with("like_smollm2")
     end = base.tokenizer.convert_tokens_to_ids("<|im_end|>")
-    adapters = Adapters(base, Lora(r=4), template="chat")
     ids = prompt_ids(base, "chat", Instruction("Name a colour."))
     head = base.model.lm_head.weight
     before = head.detach().clone()
-    hidden = adapters.hidden(collate(base, [example(base, "chat", Instruction("x"), "y")]))
     try:
-        with torch.no_grad():
+        with torch.no_grad():  # a head that draws the end after this prompt
+            state = base.model.model(torch.tensor([ids])).last_hidden_state[0, -1]
             head.zero_()
-            head[end] = hidden.flatten(0, -2)[0] * 0 + 1
-            head[end + 1] = -1
-        ((drawn, other),) = sample(
-            adapters, None, [ids], ["a"], k=2, sampling=Sampling(max_new_tokens=40), seed=0
-        )
+            head[end] = state
+        adapters = Adapters(base, Lora(r=4), template="chat")
+        greedy = Sampling(temperature=0, max_new_tokens=40)
+        ((drawn,),) = sample(adapters, None, [ids], ["a"], sampling=greedy, seed=0)
     finally:
         with torch.no_grad():
             head.copy_(before)
-    for completion in (drawn, other):
-        assert completion.finished == (completion.ids[-1] in base.stop_ids)
-        assert end not in completion.ids[:-1]
+    assert drawn.ids == (end,) and drawn.finished
 
 
 def test_a_reply_that_plain_text_follows_ends_with_eos_and_doctor_warns(checkpoint):
@@ -459,3 +455,23 @@ def test_the_firewall_sees_dialogues_of_pairs(tmp_path):
     }
     assert [row.id for row in splits["rank"]] == [row.id for row in splits["ppo"]]
     assert check_disjoint(splits, raise_on_leak=False) == len(words)
+
+
+# --- kept beside the prompt -----------------------------------------------------------------------
+
+
+def test_ids_of_prompts_without_a_system_text_are_what_they_were():
+    from alpaca_rlhf.core.records import content_hash
+
+    row = Instruction("c", "d", history=(("a", "b"),))
+    assert row.id == content_hash("c", "d", "a", "b")
+    assert replace(row, system="s").id == content_hash("c", "d", "a", "b", "s")
+    assert row.to_json().keys() == {"instruction", "input", "output", "source", "history"}
+
+
+def test_the_queue_of_rankings_keeps_the_system_text():
+    from alpaca_rlhf.preferences.queue import restored_history, stored_history
+
+    for row in (ROW, replace(ROW, history=()), replace(ROW, system=""), Instruction("x")):
+        restored = restored_history(json.loads(json.dumps(stored_history(row))))
+        assert restored == {"system": row.system, "history": row.history}
