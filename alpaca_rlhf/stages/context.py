@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.prompts import Segment
 from alpaca_rlhf.core.records import Instruction
-from alpaca_rlhf.core.runs import RunFolder
+from alpaca_rlhf.core.runs import RunFolder, day_of
 from alpaca_rlhf.data import read_instructions
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import Base, load_base
@@ -82,7 +82,7 @@ class Context:
     @cached_property
     def base(self) -> Base:
         """The frozen base model."""
-        return load_base(self.settings.base)
+        return load_base(self.settings.base, day=day_of(self.run.path))
 
     @cached_property
     def adapters(self) -> Adapters:

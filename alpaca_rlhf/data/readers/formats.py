@@ -17,6 +17,8 @@ from alpaca_rlhf.data.readers.conversations import (
     conversation,
     dialogue_history,
     holds_conversation,
+    masked_replies,
+    system_text,
 )
 from alpaca_rlhf.data.readers.rows import BadRow, collect, text_column, type_name
 
@@ -119,7 +121,9 @@ def _task(row: dict[str, Any], source: str) -> Instruction:
     instruction, input_text = prompt_columns(row)
     text = text_column(row, _OUTPUT, required=False)
     output = text if text.strip() else None
-    return Instruction(instruction, input_text, output, source, dialogue_history(row))
+    history = dialogue_history(row)
+    masked = masked_replies(row, len(history))
+    return Instruction(instruction, input_text, output, source, history, system_text(row), masked)
 
 
 def _refuse_unanswered(row: dict[str, Any], tasks: list[Instruction]) -> list[Instruction]:

@@ -14,9 +14,9 @@ from typing import Any
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Completion, Instruction, Ranking
-from alpaca_rlhf.data.readers.comparisons import dialogue, read_pairs
+from alpaca_rlhf.data.readers.comparisons import dialogue, read_pairs, task
 from alpaca_rlhf.data.readers.conversations import Turn, read_message, read_turns
-from alpaca_rlhf.data.readers.formats import prompt_columns, source_of
+from alpaca_rlhf.data.readers.formats import source_of
 from alpaca_rlhf.data.readers.problems import BadRow, short
 from alpaca_rlhf.data.readers.rows import RowFile, checked_text, collect, text_column, type_name
 
@@ -49,6 +49,8 @@ class RankedAnswers:
             "ranks": list(self.ranks),
             "annotator": self.annotator,
             "source": self.prompt.source,
+            **({"history": self.prompt.history} if self.prompt.history else {}),
+            **({"system": self.prompt.system} if self.prompt.system else {}),
         }
 
 
@@ -182,9 +184,9 @@ def ranking_list(row: dict[str, Any], source: str) -> RankedAnswers:
     annotator = text_column(row, ("annotator",), required=False) or _DEFAULT_ANNOTATOR
     origin = source_of(row, source)
     if isinstance(row.get("prompt"), list):
-        prompt = dialogue(read_turns(row["prompt"], "column `prompt`"), source=origin)
+        prompt = dialogue(read_turns(row["prompt"], "column `prompt`"), source=origin, row=row)
     else:
-        prompt = Instruction(*prompt_columns(row), source=origin)
+        prompt = task(row, origin)
     return RankedAnswers(prompt, texts, ranks, annotator)
 
 
