@@ -100,7 +100,8 @@ def instructions_of(row: dict[str, Any], file_name: str) -> list[Instruction]:
                 f"column `instances` must be a list, not empty, got {type_name(instances)}"
             )
         instruction = text_column(row, ("instruction",))
-        columns = [{**_instance(one), "instruction": instruction} for one in instances]
+        shared = {"instruction": instruction, "system": system_text(row)}
+        columns = [{**_instance(one), **shared} for one in instances]
         return [_one(one, source) for one in columns]
     return [_one(row, source)]
 
