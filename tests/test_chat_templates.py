@@ -17,7 +17,7 @@ import torch
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.prompts import marked
-from alpaca_rlhf.core.records import Instruction
+from alpaca_rlhf.core.records import Instruction, PreferencePair
 from alpaca_rlhf.core.runs import day_of
 from alpaca_rlhf.data import check_disjoint, read_instructions, read_pairs, read_prompts
 from alpaca_rlhf.data.readers.ranked import read_rankings
@@ -475,3 +475,58 @@ def test_the_queue_of_rankings_keeps_the_system_text():
     for row in (ROW, replace(ROW, history=()), replace(ROW, system=""), Instruction("x")):
         restored = restored_history(json.loads(json.dumps(stored_history(row))))
         assert restored == {"system": row.system, "history": row.history}
+
+
+def test_an_export_of_data_keeps_system_texts_and_loss_flags():
+    from alpaca_rlhf.data.readers.comparisons import pair_to_json, pairs_of
+    from alpaca_rlhf.data.readers.exporting import _batches
+    from alpaca_rlhf.data.readers.formats import instructions_of
+
+    rows = [replace(ROW, output="Red.", masked_replies=(0,)), Instruction("x", "", "y")]
+    (batch,) = _batches(iter([row.to_json() for row in rows]), "instructions")
+    assert [row for columns in batch.to_pylist() for row in instructions_of(columns, "")] == rows
+    pair = PreferencePair(ROW, "Red.", "No.", ROW.id)
+    (batch,) = _batches(iter([pair_to_json(pair)]), "pairs")
+    assert pairs_of(batch.to_pylist()[0], "") == [pair]
+
+
+def test_instances_of_a_seed_task_share_its_system_text():
+    from alpaca_rlhf.data.readers.formats import instructions_of
+
+    row = {"instruction": "a", "system": "s", "instances": [{"input": "", "output": "b"}]}
+    assert [task.system for task in instructions_of(row, "")] == ["s"]
+
+
+# --- a run's own day ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reader", ["training", "chat", "scores", "export"])
+def test_whoever_loads_the_base_of_a_run_gives_its_first_day(tmp_path, monkeypatch, reader):
+    from types import SimpleNamespace
+
+    from alpaca_rlhf.exporting import loading
+    from alpaca_rlhf.serving import scoring, speaker
+    from alpaca_rlhf.settings import Loop
+    from alpaca_rlhf.stages import context
+
+    class Loaded(Exception):
+        pass
+
+    def load(name, **options):
+        raise Loaded(options["day"])
+
+    (tmp_path / "provenance.json").write_text('{"started": "2026-03-04T05:06:07Z"}')
+    settings = Loop(out=tmp_path)
+    run = SimpleNamespace(path=tmp_path)
+    module, start = {
+        "training": (context, lambda: context.Context(settings, run, None, None).base),
+        "chat": (speaker, lambda: Speaker(settings, {})),
+        "scores": (scoring, lambda: scoring.Scorer(settings, tmp_path)),
+        "export": (
+            loading,
+            lambda: loading.trained_base(SimpleNamespace(settings=settings, adapter=tmp_path)),
+        ),
+    }[reader]
+    monkeypatch.setattr(module, "load_base", load)
+    with pytest.raises(Loaded, match="2026-03-04"):
+        start()

@@ -104,7 +104,8 @@ def instructions_of(row: dict[str, Any], file_name: str) -> list[Instruction]:
                 f"column `instances` must be a list, not empty, got {type_name(instances)}"
             )
         instruction = text_column(row, ("instruction",))
-        rows = [{**_instance(value), "instruction": instruction} for value in instances]
+        shared = {"instruction": instruction, "system": system_text(row)}
+        rows = [{**_instance(value), **shared} for value in instances]
         return [_task(instance_row, source) for instance_row in rows]
     return [_task(row, source)]
 
