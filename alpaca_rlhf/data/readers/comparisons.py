@@ -16,13 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_rlhf.core.records import Instruction, PreferencePair
+from alpaca_rlhf.data.readers.columns import COMPARED, refuse_unsupported
 from alpaca_rlhf.data.readers.conversations import Turn, read_message, read_turns
 from alpaca_rlhf.data.readers.formats import prompt_columns, source_of
+from alpaca_rlhf.data.readers.preference_shapes import (
+    are_conversations,
+    implicit_texts,
+    whole_conversations,
+)
 from alpaca_rlhf.data.readers.problems import BadRow, listed, short
+from alpaca_rlhf.data.readers.reading import Reading
 from alpaca_rlhf.data.readers.rows import checked_text, collect
 
 _HH_ANSWER = "\n\nAssistant:"
-_COMPARED_COLUMNS = (("completion_a", "completion_b"), ("output_1", "output_2"))
 # Values of `preference`, in lower case.
 _PREFERS_FIRST = ("1", "a", "completion_a", "output_1")
 _PREFERS_SECOND = ("2", "b", "completion_b", "output_2")
@@ -46,26 +52,29 @@ def dialogue(turns: Sequence[Turn], *, source: str = "") -> Instruction:
     return Instruction(transcript, source=source)
 
 
-def read_pairs(path: Path) -> list[PreferencePair]:
+def read_pairs(path: Path, reading: Reading | None = None) -> list[PreferencePair]:
     r"""Read pairs of answers, the better one first.
 
     Supported formats: Anthropic's HH (`chosen`, `rejected`: whole dialogues of `\n\nHuman:` and
     `\n\nAssistant:` that differ in their last answer), LLaMA-Factory's (`conversations`, `chosen`,
-    `rejected`), and `prompt` (or `instruction` and `input`) with `chosen` and `rejected`. Messages
-    may be text, `from`/`value` or `role`/`content`. One of the two answers may be empty: people
-    sometimes prefer silence. A column `margin`, a number of at least 0, says how much better the
-    chosen answer is. GPT-4-LLM's `completion_a`, `completion_b` and AlpacaFarm's `output_1`,
-    `output_2` are ordered by `preference` (1, 2, a, b, or tie, which gives no pair); without that
-    column the first answer is the better one.
+    `rejected`), and `prompt` (or `instruction` and `input`) with `chosen` and `rejected`. These two
+    may also be whole conversations, with or without `prompt`, or texts that share their beginning
+    (UltraFeedback binarised, TRL: see `preference_shapes`). Messages may be text, `from`/`value` or
+    `role`/`content`. One of the two answers may be empty: people sometimes prefer silence. A column
+    `margin`, a number of at least 0, says how much better the chosen answer is. GPT-4-LLM's
+    `completion_a`, `completion_b` and AlpacaFarm's `output_1`, `output_2` are ordered by
+    `preference` (1, 2, a, b, or tie, which gives no pair); without that column the first answer is
+    the better one.
 
     Args:
         path: A JSON array or JSON lines, plain or gzipped.
+        reading: Renamed columns, and whether broken rows are left out; its account is filled.
 
     Raises:
         UserError: `file:line:` of the first broken row; two identical answers count as broken.
     """
     path = Path(path)
-    return collect(path, lambda row: pairs_of(row, path.name))
+    return collect(path, lambda row: pairs_of(row, path.name), reading)
 
 
 def pairs_of(row: dict[str, Any], source: str) -> list[PreferencePair]:
@@ -74,6 +83,7 @@ def pairs_of(row: dict[str, Any], source: str) -> list[PreferencePair]:
     Raises:
         BadRow: The row is broken.
     """
+    refuse_unsupported(row)
     if is_comparison(row):
         return _comparison(row, source_of(row, source))
     return [replace(_pair(row, source_of(row, source)), margin=_margin(row))]
@@ -93,7 +103,7 @@ def pair_to_json(pair: PreferencePair) -> dict[str, Any]:
 
 def is_comparison(row: Mapping[str, Any]) -> bool:
     """True for a row with two answers whose column names do not say which is better."""
-    return any(all(row.get(name) is not None for name in names) for names in _COMPARED_COLUMNS)
+    return any(all(row.get(name) is not None for name in names) for names in COMPARED)
 
 
 def _pair(row: dict[str, Any], source: str) -> PreferencePair:
@@ -101,11 +111,14 @@ def _pair(row: dict[str, Any], source: str) -> PreferencePair:
         if row.get(name) is None:
             columns = listed(list(row))
             raise BadRow(f"expected columns `chosen` and `rejected`; columns here: {columns}")
-    if "conversations" in row:
+    if row.get("conversations") is not None:
         prompt = dialogue(read_turns(row["conversations"], "column `conversations`"), source=source)
+    elif are_conversations(row):
+        turns, chosen, rejected = whole_conversations(row)
+        return _make_pair(dialogue(turns, source=source), chosen, rejected)
     elif isinstance(row.get("prompt"), list):
         prompt = dialogue(read_turns(row["prompt"], "column `prompt`"), source=source)
-    elif "prompt" in row or "instruction" in row:
+    elif row.get("prompt") is not None or row.get("instruction") is not None:
         instruction, input_text = prompt_columns(row)
         prompt = Instruction(instruction, input_text, source=source)
     else:
@@ -120,9 +133,7 @@ def _pair(row: dict[str, Any], source: str) -> PreferencePair:
 
 
 def _comparison(row: dict[str, Any], source: str) -> list[PreferencePair]:
-    names = next(
-        names for names in _COMPARED_COLUMNS if all(row.get(name) is not None for name in names)
-    )
+    names = next(names for names in COMPARED if all(row.get(name) is not None for name in names))
     first, second = (checked_text(row[name], f"column `{name}`") for name in names)
     value = row.get("preference")
     # A column of whole numbers with gaps becomes floats in Parquet and CSV, hence the ".0".
@@ -160,6 +171,12 @@ def _hh_pair(chosen: str, rejected: str, source: str) -> PreferencePair:
     common = next((at for at, (left, right) in enumerate(chars) if left != right), shorter)
     at = chosen[:common].rfind(_HH_ANSWER)
     if at < 0:
+        implicit = None
+        if not any(_HH_TURN.search(f"\n\n{text}") for text in (chosen, rejected)):
+            implicit = implicit_texts(chosen, rejected)
+        if implicit is not None:
+            turns, *texts = implicit
+            return _make_pair(dialogue(turns, source=source), *texts)
         raise BadRow(
             "expected a column `prompt` or `conversations`, or in `chosen` and `rejected` two "
             "dialogues of `Human:` and `Assistant:` turns with the same beginning"

@@ -11,18 +11,17 @@ from itertools import pairwise
 from typing import Any
 
 from alpaca_rlhf.core.records import Instruction
+from alpaca_rlhf.data.readers.columns import CONVERSATION
+from alpaca_rlhf.data.readers.problems import EmptyRow
 from alpaca_rlhf.data.readers.rows import BadRow, checked_text, text_column, type_name
 
 Turn = tuple[str, str]
 """The speaker (Human, Assistant or System) and the text."""
 
-CONVERSATION_COLUMNS = ("messages", "conversations")
-"""Columns that hold a conversation: OpenAI's (`role`, `content`), ShareGPT's (`from`, `value`)."""
-
 _SPEAKERS = {
     "human": "Human", "user": "Human", "prompter": "Human",
-    "gpt": "Assistant", "assistant": "Assistant", "chatgpt": "Assistant",
-    "system": "System",
+    "gpt": "Assistant", "assistant": "Assistant", "chatgpt": "Assistant", "model": "Assistant",
+    "bot": "Assistant", "system": "System", "developer": "System",
 }  # fmt: skip
 _NAMES = {"Human": "user", "Assistant": "assistant", "System": "system"}
 
@@ -43,7 +42,8 @@ def read_message(value: object, label: str) -> Turn:
             f"a message in {label} must say who speaks "
             f"(`from` or `role`: human, gpt, user, assistant, system){unknown}"
         )
-    return speaker, checked_text(_first_value(value, "value", "content"), f"a message in {label}")
+    content = _text_of_parts(_first_value(value, "value", "content"), label)
+    return speaker, checked_text(content, f"a message in {label}")
 
 
 def read_turns(value: object, label: str) -> list[Turn]:
@@ -59,7 +59,7 @@ def read_turns(value: object, label: str) -> list[Turn]:
 
 def holds_conversation(row: Mapping[str, Any]) -> bool:
     """True for a row with a conversation, whatever other columns it has."""
-    return any(row.get(name) is not None for name in CONVERSATION_COLUMNS)
+    return any(row.get(name) is not None for name in CONVERSATION)
 
 
 def conversation(row: Mapping[str, Any], source: str) -> Instruction:
@@ -70,7 +70,7 @@ def conversation(row: Mapping[str, Any], source: str) -> Instruction:
     Raises:
         BadRow: The turns do not alternate, starting with the user, or one of them is empty.
     """
-    name = next(name for name in CONVERSATION_COLUMNS if row.get(name) is not None)
+    name = next(name for name in CONVERSATION if row.get(name) is not None)
     turns = read_turns(row[name], f"column `{name}`")
     # 1. Take the system text, from its column or from the first turn. If both are there, the turn
     #    stays in place and is refused as a second one.
@@ -103,8 +103,24 @@ def dialogue_history(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         raise BadRow("column `history` must be a list of pairs: an instruction and its reply")
     texts = [tuple(checked_text(text, "a text in `history`") for text in pair) for pair in pairs]
     if not all(text.strip() for pair in texts for text in pair):
-        raise BadRow("a text in `history` is empty")
+        raise EmptyRow("a text in `history` is empty")
     return tuple((pair[0], pair[1]) for pair in texts)
+
+
+def _text_of_parts(content: Any, label: str) -> Any:
+    """The text of a content of parts (`type` and `text`), joined; any other content unchanged."""
+    if not isinstance(content, list):
+        return content
+    texts = []
+    for part in content:
+        kind = part.get("type", "text") if isinstance(part, dict) else type_name(part)
+        if kind not in ("text", "input_text", "output_text"):
+            raise BadRow(
+                f"a message in {label} has a part of type {str(kind)[:40]!r}: text alone is learnt "
+                "from; leave the row out"
+            )
+        texts.append(checked_text(part.get("text"), f"a part of a message in {label}"))
+    return "".join(texts)
 
 
 def _first_value(value: Mapping[str, Any], *names: str) -> Any:
@@ -117,7 +133,7 @@ def _refuse_broken(turns: Sequence[Turn]) -> None:
     if "System" in speakers:
         raise BadRow("the conversation has a second system turn, or one that is not its first")
     if not turns:
-        raise BadRow("the conversation has no turns")
+        raise EmptyRow("the conversation has no turns")
     if speakers[0] == "Assistant":
         raise BadRow("the conversation starts with the assistant; it must start with the user")
     for speaker, next_speaker in pairwise(speakers):
@@ -126,4 +142,4 @@ def _refuse_broken(turns: Sequence[Turn]) -> None:
     for speaker, text in turns:
         if not text.strip():
             turn_name = "reply" if speaker == "Assistant" else "user turn"
-            raise BadRow(f"the conversation has an empty {turn_name}")
+            raise EmptyRow(f"the conversation has an empty {turn_name}")

@@ -13,45 +13,54 @@ from typing import Any
 
 from alpaca_rlhf.core.files import atomic_write
 from alpaca_rlhf.core.records import Instruction
+from alpaca_rlhf.data.readers.columns import (
+    INPUT,
+    INSTRUCTION,
+    OUTPUT,
+    refuse_marked_bad,
+    refuse_unsupported,
+    with_system,
+)
 from alpaca_rlhf.data.readers.conversations import (
     conversation,
     dialogue_history,
     holds_conversation,
 )
+from alpaca_rlhf.data.readers.problems import EmptyRow
+from alpaca_rlhf.data.readers.reading import Reading
 from alpaca_rlhf.data.readers.rows import BadRow, collect, text_column, type_name
 
-_INSTRUCTION = ("instruction", "prompt")
-_INPUT = ("input", "context")
-_OUTPUT = ("output", "completion", "response")
 
-
-def read_instructions(path: Path) -> list[Instruction]:
+def read_instructions(path: Path, reading: Reading | None = None) -> list[Instruction]:
     """Tasks with their answers.
 
     Columns: `instruction` (or `prompt`), `input` (or `context`; may be absent), `output` (or
     `completion`, `response`). Rows in the manner of Self-Instruct's seed tasks (`instruction`,
     `instances`) give one task an instance. Conversations (`messages`, `conversations`; or Alpaca's
-    columns with a `history` of pairs) give one row each: its last reply is the output. Other
-    columns are ignored. `source` is the row's own, or the name of the file.
+    columns with a `history` of pairs; or a `prompt` of messages and its `completion`) give one row
+    each: its last reply is the output. A row that a KTO `label` or a `weight` of 0 marks as bad
+    gives none; one with tools, images or a system text that has no place is broken. Other columns
+    are named in the account. `source` is the row's own, or the name of the file.
 
     Args:
         path: A JSON array or JSON lines, plain or gzipped; a CSV by its name; a Parquet file.
+        reading: Renamed columns, and whether broken rows are left out; its account is filled.
 
     Raises:
         UserError: `file:line:` of the first broken row (no instruction, an empty output, not text
             ...).
     """
     path = Path(path)
-    return collect(path, lambda row: answered_of(row, path.name))
+    return collect(path, lambda row: answered_of(row, path.name), reading)
 
 
-def read_prompts(path: Path) -> list[Instruction]:
+def read_prompts(path: Path, reading: Reading | None = None) -> list[Instruction]:
     """Like `read_instructions`, but an absent or empty output is None: only prompts are needed.
 
     A conversation may end with the user's turn.
     """
     path = Path(path)
-    return collect(path, lambda row: instructions_of(row, path.name))
+    return collect(path, lambda row: instructions_of(row, path.name), reading)
 
 
 def write_instructions(path: Path, rows: Iterable[Instruction]) -> None:
@@ -62,10 +71,10 @@ def write_instructions(path: Path, rows: Iterable[Instruction]) -> None:
 
 def prompt_columns(row: dict[str, Any]) -> tuple[str, str]:
     """Instruction and input of a row, the instruction not empty."""
-    instruction = text_column(row, _INSTRUCTION)
+    instruction = text_column(row, INSTRUCTION)
     if not instruction.strip():
-        raise BadRow("the instruction is empty")
-    return instruction, text_column(row, _INPUT, required=False)
+        raise EmptyRow("the instruction is empty")
+    return instruction, text_column(row, INPUT, required=False)
 
 
 def source_of(row: dict[str, Any], default: str) -> str:
@@ -78,7 +87,9 @@ def answered_of(row: dict[str, Any], file_name: str) -> list[Instruction]:
 
     Raises:
         BadRow: It is broken, or has no answer.
+        MarkedBad: Its own label says that it is not to be learnt from.
     """
+    refuse_marked_bad(row)
     return _answered(row, instructions_of(row, file_name))
 
 
@@ -88,9 +99,11 @@ def instructions_of(row: dict[str, Any], file_name: str) -> list[Instruction]:
     Raises:
         BadRow: It is broken.
     """
+    refuse_unsupported(row)
     source = source_of(row, file_name)
+    row = _as_conversation(row)
     if holds_conversation(row):
-        return [conversation(row, source)]
+        return [conversation(with_system(row), source)]
     if "instances" in row:
         instances = row["instances"]
         if not isinstance(instances, list) or not instances:
@@ -103,6 +116,24 @@ def instructions_of(row: dict[str, Any], file_name: str) -> list[Instruction]:
     return [_one(row, source)]
 
 
+def _as_conversation(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose `prompt` or `completion` is a list of messages, as one with `messages`."""
+    if holds_conversation(row):
+        return row
+    prompt = row.get("prompt")
+    name = next((name for name in OUTPUT if row.get(name) is not None), OUTPUT[0])
+    completion = row.get(name)
+    if isinstance(prompt, list):
+        answer = [{"role": "assistant", "content": completion}]
+        answer = completion if isinstance(completion, list) else answer if completion else []
+        return {"messages": [*prompt, *answer]}
+    if isinstance(completion, list) and any(isinstance(part, dict) for part in completion):
+        instruction, input_text = prompt_columns(row)
+        question = f"{instruction}\n\n{input_text}" if input_text else instruction
+        return {"messages": [{"role": "user", "content": question}, *completion]}
+    return row
+
+
 def _instance(value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadRow(
@@ -113,7 +144,7 @@ def _instance(value: object) -> dict[str, Any]:
 
 def _one(row: dict[str, Any], source: str) -> Instruction:
     instruction, given = prompt_columns(row)
-    output = text_column(row, _OUTPUT, required=False)
+    output = text_column(row, OUTPUT, required=False)
     answered = output if output.strip() else None
     return Instruction(instruction, given, answered, source, dialogue_history(row))
 
@@ -122,9 +153,9 @@ def _answered(row: dict[str, Any], made: list[Instruction]) -> list[Instruction]
     if all(one.output is not None for one in made):
         return made
     if not holds_conversation(row):
-        names = " or ".join(f"`{name}`" for name in _OUTPUT)
-        raise BadRow(
+        names = " or ".join(f"`{name}`" for name in OUTPUT)
+        raise EmptyRow(
             f"the output is empty or absent; expected the answer in {names}, or take the row out"
         )
     what = "ends with the user's turn" if made[0].history else "has no assistant turn"
-    raise BadRow(f"the conversation {what}: there is no reply to learn from")
+    raise EmptyRow(f"the conversation {what}: there is no reply to learn from")

@@ -11,14 +11,14 @@ from typing import Any
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Completion, Instruction, Ranking
+from alpaca_rlhf.data.readers.columns import ANSWERS, SCORES, refuse_unsupported, renamed
 from alpaca_rlhf.data.readers.comparisons import dialogue, read_pairs
 from alpaca_rlhf.data.readers.conversations import Turn, read_message, read_turns
 from alpaca_rlhf.data.readers.formats import prompt_columns, source_of
+from alpaca_rlhf.data.readers.preference_shapes import rated_answers
 from alpaca_rlhf.data.readers.problems import BadRow, short
+from alpaca_rlhf.data.readers.reading import Reading
 from alpaca_rlhf.data.readers.rows import RowFile, checked_text, collect, text_column, type_name
-
-ANSWERS = ("responses", "completions")
-"""Columns that hold a list of answers."""
 
 _SAMPLE = 200
 _ANNOTATOR = "file"
@@ -49,7 +49,9 @@ class RankedAnswers:
         }
 
 
-def read_rankings(path: Path) -> list[tuple[Instruction, list[Completion], Ranking]]:
+def read_rankings(
+    path: Path, reading: Reading | None = None
+) -> list[tuple[Instruction, list[Completion], Ranking]]:
     """K-way rankings out of message trees (`trees`) or of lists (`ranking_list`).
 
     Ties share a tier. The annotator of a tree is `oasst` (the ranks are a consensus of many
@@ -58,6 +60,7 @@ def read_rankings(path: Path) -> list[tuple[Instruction, list[Completion], Ranki
 
     Args:
         path: What `rows.collect` reads.
+        reading: Renamed columns, and whether broken rows are left out; its account is filled.
 
     Raises:
         UserError: `file:line:` of the first broken row.
@@ -80,10 +83,10 @@ def read_rankings(path: Path) -> list[tuple[Instruction, list[Completion], Ranki
             found.append((prompt, made, Ranking(prompt.id, tiers, annotator)))
         return found
 
-    return collect(path, convert)
+    return collect(path, convert, reading)
 
 
-def holds_rankings(path: Path) -> bool:
+def holds_rankings(path: Path, reading: Reading | None = None) -> bool:
     """Whether a file of rankings holds ranked answers, K at a time; if not, it holds pairs.
 
     The first row that is an object tells.
@@ -93,26 +96,27 @@ def holds_rankings(path: Path) -> bool:
     """
     sample = islice(RowFile(Path(path)), _SAMPLE)
     first = next((row for _, row in sample if isinstance(row, dict)), {})
+    first = renamed(first, reading.columns if reading is not None else {})
     return is_tree(first) or is_ranking_list(first)
 
 
-def ranked_prompts(path: Path) -> list[Instruction]:
-    """The prompts of a file of rankings, each once.
+def ranked_prompts(path: Path, reading: Reading | None = None) -> list[Instruction]:
+    """The prompt of every ranking or pair of a file, in its order.
 
     Raises:
         UserError: `file:line:` of the first broken row, or no ranking has two completions.
     """
     found = (
-        [prompt for prompt, _, _ in read_rankings(path)]
-        if holds_rankings(path)
-        else [pair.prompt for pair in read_pairs(path)]
+        [prompt for prompt, _, _ in read_rankings(path, reading)]
+        if holds_rankings(path, reading)
+        else [pair.prompt for pair in read_pairs(path, reading)]
     )
     if not found:
         raise UserError(
             f"{path}: no message of these trees has two replies with a `rank`, "
             "and a ranking needs at least two completions"
         )
-    return list({prompt.id: prompt for prompt in found}.values())
+    return found
 
 
 def is_tree(row: Mapping[str, Any]) -> bool:
@@ -131,6 +135,7 @@ def ranked_answers(row: dict[str, Any], source: str) -> list[RankedAnswers]:
     Raises:
         BadRow: It is neither.
     """
+    refuse_unsupported(row)
     return [ranking_list(row, source)] if is_ranking_list(row) else trees(row, source)
 
 
@@ -157,7 +162,8 @@ def trees(row: dict[str, Any], source: str) -> list[RankedAnswers]:
 def ranking_list(row: dict[str, Any], source: str) -> RankedAnswers:
     """One row of `prompt` (or `instruction` and `input`), `responses`, and `ranks` or `scores`.
 
-    The least rank is the best, the greatest score is the best.
+    The least rank is the best, the greatest score is the best. `ratings` are scores; the answers
+    may also be objects with a text and its rating, as UltraFeedback's `completions`.
 
     Raises:
         BadRow: It is broken.
@@ -168,7 +174,10 @@ def ranking_list(row: dict[str, Any], source: str) -> RankedAnswers:
     answers = row[name]
     if not isinstance(answers, list) or len(answers) < 2:
         raise BadRow(f"column `{name}` must be a list of at least two answers")
-    texts = tuple(checked_text(one, f"an answer in `{name}`") for one in answers)
+    ordered = any(row.get(column) is not None for column in SCORES)
+    texts, ratings = rated_answers(answers, name, rate=not ordered)
+    if ratings is not None:
+        row = {**row, "scores": ratings}
     ranks = _ranks(row, len(texts))
     annotator = text_column(row, ("annotator",), required=False) or _ANNOTATOR
     origin = source_of(row, source)
@@ -176,11 +185,11 @@ def ranking_list(row: dict[str, Any], source: str) -> RankedAnswers:
         prompt = dialogue(read_turns(row["prompt"], "column `prompt`"), source=origin)
     else:
         prompt = Instruction(*prompt_columns(row), source=origin)
-    return RankedAnswers(prompt, texts, ranks, annotator)
+    return RankedAnswers(prompt, tuple(texts), ranks, annotator)
 
 
 def _ranks(row: dict[str, Any], count: int) -> tuple[int, ...]:
-    name = next((one for one in ("ranks", "scores") if row.get(one) is not None), "")
+    name = next((one for one in SCORES if row.get(one) is not None), "")
     if not name:
         raise BadRow("expected `ranks` (the least is the best) or `scores` (the greatest is)")
     values: Any = row[name]

@@ -23,12 +23,12 @@ HUB = "hub:"
 KNOWN = frozenset(
     "instruction prompt input context output completion response source system history messages "
     "conversations instances chosen rejected margin user_input completion_a completion_b output_1 "
-    "output_2 preference responses completions ranks scores annotator".split()
+    "output_2 preference responses completions ranks scores ratings annotator label kto_tag".split()
 )
 """Columns that the readers look at."""
 
 _LISTS: tuple[str, ...] = ("messages", "conversations", "instances", "history")
-_LISTS += ("responses", "completions", "ranks", "scores")
+_LISTS += ("responses", "completions", "ranks", "scores", "ratings")
 _MAYBE = (*_LISTS, "margin", "preference")
 _BATCH = 256
 
@@ -140,13 +140,15 @@ def dataset_of(name: str) -> Any:
 def dataset_rows(found: Any, name: str) -> Iterator[tuple[int, Any]]:
     """Row number, from 1, and columns of every row; the library maps the file, nothing is held.
 
-    Pictures and sounds are left out: nobody here can read them.
+    Pictures and sounds stay undecoded, as `bytes` and `path`.
 
     Raises:
         UserError: The library cannot read on.
     """
     media = [one for one, kind in found.features.items() if hasattr(kind, "decode_example")]
-    rows = iter(found.remove_columns(media) if media else found)
+    for column in media:
+        found = found.cast_column(column, type(found.features[column])(decode=False))
+    rows = iter(found)
     number = 0
     while True:
         try:
