@@ -92,7 +92,9 @@ def _account(ctx: Context, records: int, too_long: int) -> dict[str, Any]:
     """
     path = ctx.settings.inputs.rows
     account = next((each for each in ctx.source.accounts if each.name == str(path)), None)
-    given = account.to_json() if account is not None else {"rows": records, "left_out": {}}
+    given: dict[str, Any] = {"rows": records, "left_out": {}}
+    if account is not None:
+        given = account.to_json()
     left_out = {**given["left_out"], **({"too long": too_long} if too_long else {})}
     return {**given, "examples": records - too_long, "left_out": left_out}
 
