@@ -20,7 +20,7 @@ from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import Base, load_base
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.settings import Loop, Sampling
-from alpaca_rlhf.sources import Source
+from alpaca_rlhf.sources import Source, read_rows
 from alpaca_rlhf.training.loop import Checkpoints
 from alpaca_rlhf.training.trackers import tracker
 
@@ -109,7 +109,7 @@ class Context:
         an adapter that was trained elsewhere.
         """
         if self.settings.inputs.rows is not None:
-            rows = read_instructions(self.settings.inputs.rows)
+            rows, _ = read_rows(self.settings.inputs)
         elif self.settings.inputs.sft_adapter is not None:
             rows = []
         else:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_rlhf.core.records import Instruction, PreferencePair
+from alpaca_rlhf.data.readers.columns import COMPARED, refuse_unsupported
 from alpaca_rlhf.data.readers.conversations import (
     Turn,
     dialogue_history,
@@ -24,11 +25,16 @@ from alpaca_rlhf.data.readers.conversations import (
     system_text,
 )
 from alpaca_rlhf.data.readers.formats import prompt_columns, source_of
+from alpaca_rlhf.data.readers.preference_shapes import (
+    are_conversations,
+    implicit_texts,
+    whole_conversations,
+)
 from alpaca_rlhf.data.readers.problems import BadRow, listed, short
+from alpaca_rlhf.data.readers.reading import Reading
 from alpaca_rlhf.data.readers.rows import checked_text, collect
 
 _HH_ANSWER = "\n\nAssistant:"
-_COMPARED_COLUMNS = (("completion_a", "completion_b"), ("output_1", "output_2"))
 # Values of `preference`, in lower case.
 _PREFERS_FIRST = ("1", "a", "completion_a", "output_1")
 _PREFERS_SECOND = ("2", "b", "completion_b", "output_2")
@@ -45,7 +51,7 @@ def dialogue(
         turns: The dialogue. White space around its texts is removed, turns without text are left
             out, and those of the same speaker in a row are joined, as people's dialogues need it.
         source: Where it is from.
-        row: The row that holds it, for its columns `system` and `system_prompt`.
+        row: The row that holds it, for its system text in a column.
 
     Raises:
         BadRow: It does not start with the human, or does not end with a non-empty turn of theirs.
@@ -83,26 +89,29 @@ def task(row: dict[str, Any], source: str) -> Instruction:
     )
 
 
-def read_pairs(path: Path) -> list[PreferencePair]:
+def read_pairs(path: Path, reading: Reading | None = None) -> list[PreferencePair]:
     r"""Read pairs of answers, the better one first.
 
     Supported formats: Anthropic's HH (`chosen`, `rejected`: whole dialogues of `\n\nHuman:` and
     `\n\nAssistant:` that differ in their last answer), LLaMA-Factory's (`conversations`, `chosen`,
-    `rejected`), and `prompt` (or `instruction` and `input`) with `chosen` and `rejected`. Messages
-    may be text, `from`/`value` or `role`/`content`. One of the two answers may be empty: people
-    sometimes prefer silence. A column `margin`, a number of at least 0, says how much better the
-    chosen answer is. GPT-4-LLM's `completion_a`, `completion_b` and AlpacaFarm's `output_1`,
-    `output_2` are ordered by `preference` (1, 2, a, b, or tie, which gives no pair); without that
-    column the first answer is the better one.
+    `rejected`), and `prompt` (or `instruction` and `input`) with `chosen` and `rejected`. These two
+    may also be whole conversations, with or without `prompt`, or texts that share their beginning
+    (UltraFeedback binarised, TRL: see `preference_shapes`). Messages may be text, `from`/`value` or
+    `role`/`content`. One of the two answers may be empty: people sometimes prefer silence. A column
+    `margin`, a number of at least 0, says how much better the chosen answer is. GPT-4-LLM's
+    `completion_a`, `completion_b` and AlpacaFarm's `output_1`, `output_2` are ordered by
+    `preference` (1, 2, a, b, or tie, which gives no pair); without that column the first answer is
+    the better one.
 
     Args:
         path: A JSON array or JSON lines, plain or gzipped.
+        reading: Renamed columns, and whether broken rows are left out; its account is filled.
 
     Raises:
         UserError: `file:line:` of the first broken row; two identical answers count as broken.
     """
     path = Path(path)
-    return collect(path, lambda row: pairs_of(row, path.name))
+    return collect(path, lambda row: pairs_of(row, path.name), reading)
 
 
 def pairs_of(row: dict[str, Any], source: str) -> list[PreferencePair]:
@@ -111,6 +120,7 @@ def pairs_of(row: dict[str, Any], source: str) -> list[PreferencePair]:
     Raises:
         BadRow: The row is broken.
     """
+    refuse_unsupported(row)
     if is_comparison(row):
         return _comparison(row, source_of(row, source))
     return [replace(_pair(row, source_of(row, source)), margin=_margin(row))]
@@ -135,7 +145,7 @@ def pair_to_json(pair: PreferencePair) -> dict[str, Any]:
 
 def is_comparison(row: Mapping[str, Any]) -> bool:
     """True for a row with two answers whose column names do not say which is better."""
-    return any(all(row.get(name) is not None for name in names) for names in _COMPARED_COLUMNS)
+    return any(all(row.get(name) is not None for name in names) for names in COMPARED)
 
 
 def _pair(row: dict[str, Any], source: str) -> PreferencePair:
@@ -143,12 +153,15 @@ def _pair(row: dict[str, Any], source: str) -> PreferencePair:
         if row.get(name) is None:
             columns = listed(list(row))
             raise BadRow(f"expected columns `chosen` and `rejected`; columns here: {columns}")
-    if "conversations" in row:
+    if row.get("conversations") is not None:
         turns = read_turns(row["conversations"], "column `conversations`")
         prompt = dialogue(turns, source=source, row=row)
+    elif are_conversations(row):
+        turns, chosen, rejected = whole_conversations(row)
+        return _make_pair(dialogue(turns, source=source, row=row), chosen, rejected)
     elif isinstance(row.get("prompt"), list):
         prompt = dialogue(read_turns(row["prompt"], "column `prompt`"), source=source, row=row)
-    elif "prompt" in row or "instruction" in row:
+    elif row.get("prompt") is not None or row.get("instruction") is not None:
         prompt = task(row, source)
     else:
         return _hh_pair(
@@ -163,9 +176,7 @@ def _pair(row: dict[str, Any], source: str) -> PreferencePair:
 
 
 def _comparison(row: dict[str, Any], source: str) -> list[PreferencePair]:
-    names = next(
-        names for names in _COMPARED_COLUMNS if all(row.get(name) is not None for name in names)
-    )
+    names = next(names for names in COMPARED if all(row.get(name) is not None for name in names))
     first, second = (checked_text(row[name], f"column `{name}`") for name in names)
     value = row.get("preference")
     # A column of whole numbers with gaps becomes floats in Parquet and CSV, hence the ".0".
@@ -203,6 +214,12 @@ def _hh_pair(chosen: str, rejected: str, source: str, row: dict[str, Any]) -> Pr
     common = next((at for at, (a, b) in enumerate(chars) if a != b), shorter)
     at = chosen[:common].rfind(_HH_ANSWER)
     if at < 0:
+        implicit = None
+        if not any(_HH_TURN.search(f"\n\n{text}") for text in (chosen, rejected)):
+            implicit = implicit_texts(chosen, rejected)
+        if implicit is not None:
+            turns, *texts = implicit
+            return _make_pair(dialogue(turns, source=source, row=row), *texts)
         raise BadRow(
             "expected a column `prompt` or `conversations`, or in `chosen` and `rejected` two "
             "dialogues of `Human:` and `Assistant:` turns with the same beginning"

@@ -11,22 +11,20 @@ from itertools import pairwise
 from typing import Any
 
 from alpaca_rlhf.core.records import Instruction
+from alpaca_rlhf.data.readers.columns import CONVERSATION, system_column
+from alpaca_rlhf.data.readers.problems import EmptyRow
 from alpaca_rlhf.data.readers.rows import BadRow, checked_text, text_column, type_name
 
 Turn = tuple[str, str]
 """The speaker (Human, Assistant or System) and the text."""
 
-CONVERSATION_COLUMNS = ("messages", "conversations")
-"""Columns that hold a conversation: OpenAI's (`role`, `content`), ShareGPT's (`from`, `value`)."""
-
 _SPEAKERS = {
     "human": "Human", "user": "Human", "prompter": "Human",
-    "gpt": "Assistant", "assistant": "Assistant", "chatgpt": "Assistant",
-    "system": "System",
+    "gpt": "Assistant", "assistant": "Assistant", "chatgpt": "Assistant", "model": "Assistant",
+    "bot": "Assistant", "system": "System", "developer": "System",
 }  # fmt: skip
 _NAMES = {"Human": "user", "Assistant": "assistant", "System": "system"}
 
-_SYSTEM_COLUMNS = ("system", "system_prompt")
 _LOSS_FLAGS = ("weight", "train", "loss")
 """Keys of a message that say if it carries loss: OpenAI's, Axolotl's and ms-swift's."""
 
@@ -47,7 +45,8 @@ def read_message(value: object, label: str) -> Turn:
             f"a message in {label} must say who speaks "
             f"(`from` or `role`: human, gpt, user, assistant, system){unknown}"
         )
-    return speaker, checked_text(_first_value(value, "value", "content"), f"a message in {label}")
+    content = _text_of_parts(_first_value(value, "value", "content"), label)
+    return speaker, checked_text(content, f"a message in {label}")
 
 
 def read_turns(value: object, label: str) -> list[Turn]:
@@ -63,7 +62,7 @@ def read_turns(value: object, label: str) -> list[Turn]:
 
 def holds_conversation(row: Mapping[str, Any]) -> bool:
     """True for a row with a conversation, whatever other columns it has."""
-    return any(row.get(name) is not None for name in CONVERSATION_COLUMNS)
+    return any(row.get(name) is not None for name in CONVERSATION)
 
 
 def conversation(row: Mapping[str, Any], source: str) -> Instruction:
@@ -77,7 +76,7 @@ def conversation(row: Mapping[str, Any], source: str) -> Instruction:
         BadRow: The turns do not alternate, starting with the user, or one of them is empty; or a
             loss flag is broken, or no reply carries loss.
     """
-    name = next(name for name in CONVERSATION_COLUMNS if row.get(name) is not None)
+    name = next(name for name in CONVERSATION if row.get(name) is not None)
     label = f"column `{name}`"
     system, turns = split_system(row, read_turns(row[name], label))
     refuse_broken(turns)
@@ -110,8 +109,8 @@ def split_system(row: Mapping[str, Any], turns: Sequence[Turn]) -> tuple[str, li
 
 
 def system_text(row: Mapping[str, Any]) -> str:
-    """The text of the column `system` or `system_prompt`; "" if there is none, or it is blank."""
-    system = text_column(row, _SYSTEM_COLUMNS, required=False)
+    """The text of the first system column that holds any (see `columns.SYSTEM`), or ""."""
+    system = text_column(row, (system_column(row),), required=False)
     return system if system.strip() else ""
 
 
@@ -157,8 +156,24 @@ def dialogue_history(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         raise BadRow("column `history` must be a list of pairs: an instruction and its reply")
     texts = [tuple(checked_text(text, "a text in `history`") for text in pair) for pair in pairs]
     if not all(text.strip() for pair in texts for text in pair):
-        raise BadRow("a text in `history` is empty")
+        raise EmptyRow("a text in `history` is empty")
     return tuple((pair[0], pair[1]) for pair in texts)
+
+
+def _text_of_parts(content: Any, label: str) -> Any:
+    """The text of a content of parts (`type` and `text`), joined; any other content unchanged."""
+    if not isinstance(content, list):
+        return content
+    texts = []
+    for part in content:
+        kind = part.get("type", "text") if isinstance(part, dict) else type_name(part)
+        if kind not in ("text", "input_text", "output_text"):
+            raise BadRow(
+                f"a message in {label} has a part of type {str(kind)[:40]!r}: text alone is learnt "
+                "from; leave the row out"
+            )
+        texts.append(checked_text(part.get("text"), f"a part of a message in {label}"))
+    return "".join(texts)
 
 
 def _first_value(value: Mapping[str, Any], *names: str) -> Any:
@@ -176,7 +191,7 @@ def refuse_broken(turns: Sequence[Turn]) -> None:
     if "System" in speakers:
         raise BadRow("the conversation has a second system turn, or one that is not its first")
     if not turns:
-        raise BadRow("the conversation has no turns")
+        raise EmptyRow("the conversation has no turns")
     if speakers[0] == "Assistant":
         raise BadRow("the conversation starts with the assistant; it must start with the user")
     for speaker, next_speaker in pairwise(speakers):
@@ -185,4 +200,4 @@ def refuse_broken(turns: Sequence[Turn]) -> None:
     for speaker, text in turns:
         if not text.strip():
             turn_name = "reply" if speaker == "Assistant" else "user turn"
-            raise BadRow(f"the conversation has an empty {turn_name}")
+            raise EmptyRow(f"the conversation has an empty {turn_name}")
