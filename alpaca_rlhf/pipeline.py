@@ -69,6 +69,9 @@ STAGES = {
 # fmt: on
 """The stages by their names in the report, in order."""
 
+OWN_ROWS = "fine-tune the sft adapter on your rows"
+"""The intent of the stage `sft` where the rows are the user's own."""
+
 ADOPTION = "take the sft adapter that is given"
 """The intent of the stage `sft` where an adapter is given."""
 
@@ -164,6 +167,9 @@ def run_loop(
         gpu_lock.Loan(settings.out, logger.warning) as loan,
     ):
         context = Context(settings, run, source, reporter)
+        if pending and processes.main():
+            for line in (line for account in source.accounts for line in account.lines()):
+                reporter.say(line)
         starts_with_model = pending[:1] == with_model[:1]
         if with_model and starts_with_model:
             processes.by_main(lambda: _take_card(settings, loan, with_model))
@@ -286,9 +292,10 @@ def _changeable(done: Collection[str]) -> set[str]:
         coming.add("judge")
     if "sample" in ended:
         coming.discard("rank")  # its settings are those of both
+    reading = {f"inputs.{name}" for name in ("columns", "broken", "leaks")} if not ended else set()
     paths = {leaf.path for leaf in leaves_of(Loop, required=False)}
     changeable = {path for path in paths if path.partition(".")[0] in coming} - {*DEALING}
-    return {*FREE, *changeable, *({"inputs.judge"} if "judge" in coming else ())}
+    return {*FREE, *changeable, *reading, *({"inputs.judge"} if "judge" in coming else ())}
 
 
 def _run_stage(context: Context, step: Step) -> None:
@@ -296,8 +303,10 @@ def _run_stage(context: Context, step: Step) -> None:
         logger.info("%s is done already", step.entry)
         return
     stage = STAGES[step.stage]
-    adopts = step.stage == "sft" and context.settings.inputs.sft_adapter is not None
-    context.reporter.start(step.entry, ADOPTION if adopts else stage.intent)
+    intent, inputs = stage.intent, context.settings.inputs
+    if step.stage == "sft" and (inputs.sft_adapter is not None or inputs.rows is not None):
+        intent = ADOPTION if inputs.sft_adapter is not None else OWN_ROWS
+    context.reporter.start(step.entry, intent)
     if stage.shared:
         _work(context, step)
     else:

@@ -8,6 +8,7 @@ Writes docs/proof/*.json, with the commit and the machine they belong to.
     python -m tests.prove teachers [N]       N tasks by HTTP from `transformers serve`, with faults
     python -m tests.prove generate-kills [N] SIGKILL a generation N times at random: the same files
     python -m tests.prove formats [N]        import N mutated files; the memory of 1,000,000 rows
+    python -m tests.prove columns [N]        read N mutated rows of the shapes of real files
     python -m tests.prove plan               planned against measured memory, every case and stage
     python -m tests.prove app [N]            SIGKILL the app N times under 50 annotators
     python -m tests.prove half-sent [N]      N half-sent requests, and the app answers all the while
@@ -375,6 +376,19 @@ def prove_formats(count: int) -> bool:
     return good and not found["failures"] and max(growth.values()) < 32
 
 
+def prove_columns(count: int) -> bool:
+    """Read mutated rows: no traceback, and each row is used, counted, or its file refused."""
+    from tests.mutated_rows import fuzz
+
+    seed = random.SystemRandom().randrange(2**32)
+    with tempfile.TemporaryDirectory() as folder:
+        found = fuzz(Path(folder), count, seed)
+    tell(f"columns: {found}")
+    command = f"python -m tests.prove columns {count}"
+    write("columns.json", {**stamp(), "command": command, "seed_of_the_rows": seed, **found})
+    return not found["failures"]
+
+
 def prove_plan() -> bool:
     """Every stage on every little LLaMA: planned within 10% of the measured live bytes."""
     from tests.planned import CASES, compared
@@ -490,8 +504,8 @@ def write(name: str, proof: dict[str, Any]) -> None:
 def main(words: list[str]) -> int:
     """Run the proofs that were asked for."""
     which = words[0] if words else "all"
-    names = ("seeds", "kills", "generation", "teachers", "generate-kills", "formats", "plan", "app")
-    names += ("half-sent",)
+    names = ("seeds", "kills", "generation", "teachers", "generate-kills", "formats", "columns")
+    names += ("plan", "app", "half-sent")
     if which not in ("all", *names):
         sys.exit(f"prove: {which}: give {', '.join(names)} or nothing")
     good = True
@@ -509,6 +523,8 @@ def main(words: list[str]) -> int:
         good &= prove_generation_kills(count or 20)
     if which in ("all", "formats"):
         good &= prove_formats(count or 2000)
+    if which in ("all", "columns"):
+        good &= prove_columns(count or 3000)
     if which in ("all", "plan"):
         good &= prove_plan()
     if which in ("all", "app"):

@@ -9,6 +9,8 @@ import pytest
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import read_pairs, read_rankings
+from alpaca_rlhf.data.readers.comparisons import pair_to_json
+from alpaca_rlhf.data.readers.ranked import ranking_list
 
 
 def write(path: Path, *rows: object) -> Path:
@@ -28,10 +30,36 @@ def test_hh_dialogues_part_at_the_last_answer(tmp_path: Path) -> None:
         single_turn,
     )
     long, short = read_pairs(path)
-    assert long.prompt.instruction == "Human: Hi.\n\nAssistant: Hello!\n\nHuman: Sing."
+    assert long.prompt == Instruction("Sing.", source="a.jsonl", history=(("Hi.", "Hello!"),))
     assert (long.chosen, long.rejected) == ("La la.", "La no.")
     assert short.prompt == Instruction("Hi.", source="a.jsonl")  # a single question stands as it is
     assert (short.chosen, short.rejected, short.group) == ("Hello!", "He", short.prompt.id)
+
+
+def test_turns_without_text_and_turns_in_a_row_make_a_dialogue_that_alternates(tmp_path) -> None:
+    """People's dialogues have both: nothing of what was said is lost, and no file is refused."""
+    start = "\n\nHuman: Hi.\n\nHuman: You there?\n\nAssistant:\n\nHuman: Well?"
+    start += "\n\nAssistant: Yes.\n\nHuman: Sing.\n\nAssistant:"
+    path = write(tmp_path / "a.jsonl", {"chosen": f"{start} La.", "rejected": f"{start} No."})
+    (pair,) = read_pairs(path)
+    history = (("Hi.\n\nYou there?\n\nWell?", "Yes."),)
+    assert pair.prompt == Instruction("Sing.", source="a.jsonl", history=history)
+
+
+def test_pairs_and_rankings_keep_history_and_system_on_their_way_through_a_file(tmp_path) -> None:
+    columns = {"instruction": "c", "history": [["a", "b"]], "system": "s"}
+    prompt = Instruction("c", source="file", history=(("a", "b"),), system="s")
+    row = {**columns, "source": "file"}
+    pairs = write(tmp_path / "a.jsonl", {**row, "chosen": "x", "rejected": "y"})
+    (pair,) = read_pairs(pairs)
+    assert pair.prompt == prompt
+    assert read_pairs(write(tmp_path / "b.jsonl", pair_to_json(pair))) == [pair]
+    two = {"completion_a": "x", "completion_b": "y", "preference": 2, **row}
+    (second,) = read_pairs(write(tmp_path / "c.jsonl", two))
+    assert (second.prompt, second.chosen) == (prompt, "y")
+    ranked = ranking_list({**row, "responses": ["x", "y"], "ranks": [0, 1]}, "file")
+    assert ranked.prompt == prompt
+    assert ranking_list(json.loads(json.dumps(ranked.to_json())), "file") == ranked
 
 
 @pytest.mark.parametrize("swapped", [False, True])
@@ -65,7 +93,8 @@ def test_conversations_messages_and_plain_columns(tmp_path: Path) -> None:
         {"instruction": "Add.", "input": "1 2", "chosen": "3", "rejected": "4"},
     )
     first, *same, last = read_pairs(path)
-    assert first.prompt.instruction == "System: Be brief.\n\nHuman: Why?" and first.rejected == ""
+    assert first.prompt == Instruction("Why?", source="a.jsonl", system="Be brief.")
+    assert first.rejected == ""
     assert [(pair.prompt.instruction, pair.chosen, pair.rejected) for pair in same] == [
         ("Why?", "So.", "No.")
     ] * 2
@@ -143,7 +172,7 @@ def test_a_tree_gives_a_ranking_for_every_ranked_human_turn(tmp_path: Path) -> N
     ]
     (first, answers, order), (second, later_answers, ties) = rankings[:2]
     assert first.instruction == "What?"
-    assert second.instruction == "Human: What?\n\nAssistant: This.\n\nHuman: And why?"
+    assert second == Instruction("And why?", source="a.jsonl", history=(("What?", "This."),))
     texts = {completion.id: completion.text for completion in [*answers, *later_answers]}
     assert [[texts[completion] for completion in tier] for tier in order.tiers] == [
         ["That."],
@@ -195,7 +224,7 @@ def test_real_pairs(shared: Path) -> None:
 def test_real_trees(shared: Path) -> None:
     rankings = read_rankings(shared / "data" / "oasst_en_100_tree.jsonl.gz")
     assert len(rankings) == 212
-    assert sum("Assistant:" in prompt.instruction for prompt, _, _ in rankings) == 113
+    assert sum(bool(prompt.history) for prompt, _, _ in rankings) == 113
     for prompt, answers, ranking in rankings:
         assert ranking.prompt_id == prompt.id
         assert {completion for tier in ranking.tiers for completion in tier} == {

@@ -53,7 +53,7 @@ def test_the_last_reply_is_the_output_and_earlier_pairs_are_the_history(tmp_path
     ]
 
 
-def test_a_system_text_is_the_first_paragraph_of_the_first_instruction(tmp_path: Path) -> None:
+def test_a_system_text_stands_apart(tmp_path: Path) -> None:
     system, ask, say = ("system", "Be brief."), ("user", "Why?"), ("assistant", "So.")
     path = lines(
         tmp_path / "a.jsonl",
@@ -63,9 +63,10 @@ def test_a_system_text_is_the_first_paragraph_of_the_first_instruction(tmp_path:
         openai(("system", " "), ask, say),
     )
     first, longer, column, empty = read_instructions(path)
-    assert first.instruction == column.instruction == "Be brief.\n\nWhy?"
-    assert longer.history == (("Be brief.\n\nWhy?", "So."),) and longer.instruction == "Why?"
-    assert empty.instruction == "Why?"
+    assert first == column == Instruction("Why?", "", "So.", "a.jsonl", system="Be brief.")
+    assert longer.history == (("Why?", "So."),) and longer.system == "Be brief."
+    assert empty == Instruction("Why?", "", "So.", "a.jsonl")
+    assert len({first.id, longer.id, empty.id}) == 3
 
 
 ASK, SAY = ("user", "Why?"), ("assistant", "So.")

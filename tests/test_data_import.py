@@ -404,7 +404,7 @@ def test_splits_are_exported_apart(tmp_path):
 
 
 def test_a_saved_dataset_with_media_and_splits(tmp_path):
-    """Pictures are left out without being looked at; of several splits one must be named."""
+    """Pictures are refused unless their column is left out; of several splits one is named."""
     import datasets
 
     features = datasets.Features(
@@ -414,12 +414,13 @@ def test_a_saved_dataset_with_media_and_splits(tmp_path):
     rows = [{"prompt": "Go.", "completion": "Went.", "photo": {"bytes": b"none", "path": None}}]
     dataset = datasets.Dataset.from_list(rows, features=features)
     dataset.save_to_disk(str(tmp_path / "one"))
-    (record,), _ = imported(tmp_path / "one")
+    assert "column `photo` is not supported" in refusal(tmp_path / "one")
+    (record,), _ = imported(tmp_path / "one", "--columns", "photo=-")
     assert (record["instruction"], record["output"]) == ("Go.", "Went.")
     two_splits = tmp_path / "two"
     datasets.DatasetDict(a=dataset, b=dataset).save_to_disk(str(two_splits))
     assert "has the splits a, b; give the folder of one of them" in refusal(two_splits)
-    assert len(imported(two_splits / "a")[0]) == 1
+    assert len(imported(two_splits / "a", "--columns", "photo=-")[0]) == 1
     (two_splits / "a" / "state.json").write_text("{")
     assert "cannot be read as a saved dataset" in refusal(two_splits / "a")
 

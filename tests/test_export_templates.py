@@ -68,7 +68,7 @@ def test_the_ids_are_those_of_training(kind, template, tmp_path):
     tokenizer = read(tmp_path)
     ids_compared = compare(base, template, tokenizer)
     assert (ids_compared.lone_same, ids_compared.lone) == (5, 5)
-    assert (ids_compared.conversations_same, ids_compared.conversations) == (2, 2)
+    assert (ids_compared.conversations_same, ids_compared.conversations) == (3, 3)
     assert tokenizer("Hello you", add_special_tokens=True)["input_ids"] == before
     for row in PROBES[:3]:
         training_example = example(base, template, row, "Blue 12.")

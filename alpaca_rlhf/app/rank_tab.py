@@ -15,6 +15,7 @@ from gradio.events import api
 from alpaca_rlhf.app.board import BoardRequest, parse_request, rank_board
 from alpaca_rlhf.app.language import translations
 from alpaca_rlhf.app.services import Services
+from alpaca_rlhf.core.prompts import system_folded
 from alpaca_rlhf.preferences.assignment import Refused, Task
 from alpaca_rlhf.preferences.database import DiskFull
 from alpaca_rlhf.preferences.store import Store
@@ -125,7 +126,7 @@ def _task_json(task: Task | None) -> Reply | None:
     """A task for the page, which must not tell why it is shown, or which policy wrote what."""
     if task is None:
         return None
-    prompt = task.prompt
+    prompt = system_folded(task.prompt)
     return {
         "id": task.id,
         "revision": task.revision,

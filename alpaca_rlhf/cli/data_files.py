@@ -13,6 +13,7 @@ from alpaca_rlhf.data import (
     FormatName,
     RowTally,
     Target,
+    column_names,
     export,
     exportable,
     one_kind,
@@ -26,6 +27,8 @@ class Check:
 
     format: FormatName | None = None
     """Format of the rows; by default told by their columns."""
+    columns: str = ""
+    """New names of columns, as `question=instruction,answer=output`; `NAME=-` leaves one out."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def check(names: Sequence[str], settings: Check, terminal: Terminal) -> int:
         UserError: `file:line:` of the first broken row, with the count of each problem.
     """
     terminal.say(f"check: {shlex.join(names)}; nothing is written")
-    sources = opened(names, settings.format, terminal)
+    sources = opened(names, settings.format, terminal, column_names(settings.columns, "--columns"))
     terminal.start("check", "reading every row")
     on_record = progress("check", terminal)
     tallies = [RowTally(rows) for rows, _ in sources]

@@ -17,8 +17,11 @@ from alpaca_rlhf.data import (
     BrokenRowPolicy,
     DetectedFormat,
     FormatName,
+    MarkedBad,
     Rows,
     RowTally,
+    column_names,
+    columns_text,
     detect_format,
     import_rows,
     one_kind,
@@ -42,6 +45,8 @@ class Import:
     """Folder to make."""
     format: FormatName | None = None
     """Format of the rows; by default told by their columns."""
+    columns: str = ""
+    """New names of columns, as `question=instruction,answer=output`; `NAME=-` leaves one out."""
     broken: BrokenRowPolicy = "refuse"
     """Treatment of broken rows: refuse the files, or drop the rows and list them."""
     licence: str | None = None
@@ -67,7 +72,8 @@ def run(names: Sequence[str], settings: Import, terminal: Terminal) -> int:
     """
     out = settings.out
     terminal.say(f"import: {shlex.join(names)} into {out}")
-    sources = opened(names, settings.format, terminal)
+    columns = column_names(settings.columns, "--columns")
+    sources = opened(names, settings.format, terminal, columns)
     one_kind(sources)  # before the long reading
     # An import that was made of the same files in the same way is not repeated.
     if _is_done(settings, sources):
@@ -79,7 +85,7 @@ def run(names: Sequence[str], settings: Import, terminal: Terminal) -> int:
         sources,
         out,
         broken=settings.broken,
-        facts={"broken": settings.broken, **settings.facts},
+        facts={"broken": settings.broken, "columns": columns, **settings.facts},
         note=progress("import", terminal),
         account=lambda tallies: show_account(tallies, terminal),
     )
@@ -92,7 +98,10 @@ def run(names: Sequence[str], settings: Import, terminal: Terminal) -> int:
 
 
 def opened(
-    names: Sequence[str], format_name: FormatName | None, terminal: Terminal
+    names: Sequence[str],
+    format_name: FormatName | None,
+    terminal: Terminal,
+    columns: Mapping[str, str] | None = None,
 ) -> list[tuple[Rows, DetectedFormat]]:
     """Open every source, tell its format and show it with two examples.
 
@@ -106,7 +115,7 @@ def opened(
     sources: list[tuple[Rows, DetectedFormat]] = []
     for name in names:
         rows = open_rows(name)
-        source_look = detect_format(rows, format_name)
+        source_look = detect_format(rows, format_name, columns)
         _show_look(rows, source_look, terminal)
         sources.append((rows, source_look))
     return sources
@@ -132,6 +141,8 @@ def show_account(tallies: Sequence[RowTally], terminal: Terminal) -> None:
             f"{tally.source.name}: {tally.rows:,} rows read, {tally.kept:,} good "
             f"({tally.records:,} records), {lost:,} not"
         )
+        if tally.unread:
+            terminal.say(f"  columns that are not read: {columns_text(tally.unread)}")
         for reason, count in list(tally.dropped.items())[:10]:
             terminal.say(f"  {count:>7,}  {reason}")
         for place, message in tally.broken.first:
@@ -154,7 +165,7 @@ def _show_look(rows: Rows, source_look: DetectedFormat, terminal: Terminal) -> N
     for number, row in rows:
         try:
             records = source_look.convert(row, rows.origin)
-        except BadRow:  # it is told when all are read
+        except (BadRow, MarkedBad):  # it is told when all are read
             records = []
         for record in records[:1]:
             examples += 1
@@ -185,6 +196,8 @@ def _is_done(settings: Import, sources: Sequence[tuple[Rows, DetectedFormat]]) -
     except (OSError, ValueError, KeyError, TypeError):
         return False
     facts = {"licence": None, "teacher": None, "broken": settings.broken, **settings.facts}
+    if manifest.get("columns", {}) != column_names(settings.columns, "--columns"):
+        return False
     if any(manifest.get(name) != fact for name, fact in facts.items()):
         return False
     return made_of == [

@@ -15,7 +15,6 @@ from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, duration
 from alpaca_rlhf.core import quiet
 from alpaca_rlhf.core.bases import is_local
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.data import read_instructions
 from alpaca_rlhf.planner import (
     CPU,
     REACHED_BANDWIDTH,
@@ -36,6 +35,7 @@ from alpaca_rlhf.planner import (
 from alpaca_rlhf.planner.shapes import KNOWN_SHAPES
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.bounds import NonNegativeFloat, PositiveFloat, PositiveInt
+from alpaca_rlhf.sources import read_rows
 
 AUTO, LENGTHS, JSON = "--auto", "--auto-lengths", "--json"
 HELP = (
@@ -230,7 +230,7 @@ def _rows(flags: Plan, settings: Loop) -> tuple[int, str]:
     if path is None:
         return settings.generate.target + settings.generate.seeds, ""
     if path.is_file():
-        return len(read_instructions(path)), ""
+        return len(read_rows(settings.inputs)[0]), ""
     return ASSUMED_ROWS, f" (assumed: {path} is not there; give their number with --rows)"
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.prompts import system_folded
 from alpaca_rlhf.core.records import Completion, Ranking
 from alpaca_rlhf.preferences import JUDGE
 
@@ -167,7 +168,7 @@ class RankingSession:
             return ""
 
     def _show(self, prompt_id: str, order: Sequence[Completion]) -> None:
-        prompt, _ = self._sets[prompt_id]
+        prompt = system_folded(self._sets[prompt_id][0])
         ranked = prompt_id in self._done
         again = " (again: the new verdict replaces the old one)" if ranked else ""
         number = list(self._sets).index(prompt_id) + 1

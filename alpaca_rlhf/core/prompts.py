@@ -9,6 +9,7 @@ is one; `chat_messages` says with what.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from alpaca_rlhf.core.demonstrations import CLASSIFICATION, INPUT_FIRST, OUTPUT_FIRST
 from alpaca_rlhf.core.records import Instruction, content_hash
@@ -60,7 +61,7 @@ def render(template: str, instruction: Instruction) -> str:
     Args:
         template: `brief` (headings only, for small contexts) or `alpaca` (Stanford's preambles).
         instruction: The task; its Input section is left out when its input is empty. Its history
-            is not looked at.
+            is not looked at; its system text is the first paragraph.
 
     Raises:
         ValueError: The template is `chat`, which only a tokenizer can render, or unknown.
@@ -76,7 +77,23 @@ def render(template: str, instruction: Instruction) -> str:
         raise ValueError("the chat template is the tokenizer's: give it chat_messages(instruction)")
     else:
         raise ValueError(f"no template {template!r}; there are {', '.join(TEMPLATES)}")
-    return text.format(instruction=instruction.instruction, input=instruction.input)
+    first_turn = system_folded(replace(instruction, history=()))
+    return text.format(instruction=first_turn.instruction, input=first_turn.input)
+
+
+def system_folded(instruction: Instruction) -> Instruction:
+    """The system text as the first paragraph of the first user turn.
+
+    The form for templates that have no place for a system text.
+    """
+    if not instruction.system:
+        return instruction
+    if not instruction.history:
+        text = f"{instruction.system}\n\n{instruction.instruction}"
+        return replace(instruction, instruction=text, system="")
+    (user, reply), *later_turns = instruction.history
+    first_turn = (f"{instruction.system}\n\n{user}", reply)
+    return replace(instruction, history=(first_turn, *later_turns), system="")
 
 
 def blocks(template: str, instruction: Instruction) -> tuple[str, ...]:
@@ -89,6 +106,7 @@ def blocks(template: str, instruction: Instruction) -> tuple[str, ...]:
     Raises:
         ValueError: As in `render`.
     """
+    instruction = system_folded(instruction)
     tasks = [*(Instruction(user) for user, _ in instruction.history), instruction]
     later_blocks = [
         f"\n\n{render(template, task).removeprefix(_preamble(task, template))}"
@@ -120,16 +138,17 @@ def user_text(instruction: Instruction) -> str:
     return f"{instruction.instruction}\n\n{instruction.input}"
 
 
-def chat_messages(instruction: Instruction, system: str = "") -> list[dict[str, str]]:
+def chat_messages(instruction: Instruction) -> list[dict[str, str]]:
     """Messages for a tokenizer's chat template: every turn, the last one the user's.
 
-    A system prompt, where there is one, comes first.
+    The system text, where there is one, comes first; `system_folded` is for templates without one.
     """
     earlier_turns = [
         {"role": role, "content": message}
         for turn in instruction.history
         for role, message in zip(("user", "assistant"), turn, strict=True)
     ]
+    system = instruction.system
     system_turn = [{"role": "system", "content": system}] if system else []
     last_turn = {"role": "user", "content": user_text(instruction)}
     return [*system_turn, *earlier_turns, last_turn]
@@ -160,7 +179,8 @@ def judge_messages(instruction: Instruction, first: str, second: str) -> list[di
     section 3.4) and OpenAssistant's labels; the words are ours.
     """
     turns = [f"User: {user}\nAssistant: {reply}" for user, reply in instruction.history]
-    request = "\n\n".join([*turns, user_text(instruction)])
+    system = [f"System: {instruction.system}"] if instruction.system else []
+    request = "\n\n".join([*system, *turns, user_text(instruction)])
     mark = f"=== {content_hash(request, first, second)} ==="
     sections = (("Request", request), ("Answer A", first), ("Answer B", second))
     text = "\n\n".join(f"{title}:\n{mark}\n{content}\n{mark}" for title, content in sections)

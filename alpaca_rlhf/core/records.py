@@ -45,28 +45,46 @@ class Instruction:
     """Its origin: seed, self_instruct, a file name ..."""
     history: tuple[tuple[str, str], ...] = ()
     """Earlier turns of a conversation, (user, assistant), oldest first; empty for a lone task."""
+    system: str = ""
+    """The system text before the first turn; empty if there is none."""
+    masked_replies: tuple[int, ...] = ()
+    """Positions in `history` of replies that carry no loss in SFT."""
 
     @property
     def id(self) -> str:
-        """Hash of instruction, input and history: a prompt's id is the same whatever its output."""
+        """Hash of instruction, input, history and system text.
+
+        A prompt's id is the same whatever its output.
+        """
         earlier_messages = [message for turn in self.history for message in turn]
-        return content_hash(self.instruction, self.input, *earlier_messages)
+        # Turns come in twos, so a system text after them cannot be taken for one.
+        system = [self.system] if self.system else []
+        return content_hash(self.instruction, self.input, *earlier_messages, *system)
 
     def to_json(self) -> dict[str, Any]:
-        """Its columns, for a JSON line; `history` is left out where there is none."""
+        """Its columns, for a JSON line.
+
+        `history`, `system` and `masked_replies` are left out where there are none.
+        """
         columns: dict[str, Any] = {
             "instruction": self.instruction,
             "input": self.input,
             "output": self.output,
             "source": self.source,
         }
-        return columns | ({"history": self.history} if self.history else {})
+        optional = {
+            "history": self.history,
+            "system": self.system,
+            "masked_replies": self.masked_replies,
+        }
+        return columns | {name: value for name, value in optional.items() if value}
 
     @classmethod
     def from_json(cls, columns: Mapping[str, Any]) -> Instruction:
         """Restore what `to_json` gave; unknown columns raise TypeError."""
         history = tuple((user, reply) for user, reply in columns.get("history", ()))
-        return cls(**{**columns, "history": history})
+        masked = tuple(columns.get("masked_replies", ()))
+        return cls(**{**columns, "history": history, "masked_replies": masked})
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
+from datetime import date
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -46,6 +47,18 @@ def finished(out: Path) -> set[str]:
         return set(json.loads((out / _LEDGER).read_bytes()))
     except (OSError, ValueError):
         return set()
+
+
+def day_of(out: Path) -> str:
+    """The day on which the run in a folder began, as YYYY-MM-DD; empty where there is no run.
+
+    A chat template that prints the date prints this one, so that a resumed run has the same ids.
+    """
+    try:
+        started = json.loads((out / _PROVENANCE).read_bytes())["started"]
+        return date.fromisoformat(str(started)[:10]).isoformat()
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 class RunFolder:

@@ -16,6 +16,7 @@ from alpaca_rlhf.doctor.finding import Finding, carried_out
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import Base, load_base
 from alpaca_rlhf.models.batches import answer, collate, example, prompt_ids, segments
+from alpaca_rlhf.models.chat_format import chat_format, end_id
 from alpaca_rlhf.models.forward import loss_logprobs
 from alpaca_rlhf.settings import Lora
 
@@ -76,18 +77,29 @@ def _tokenizer(base: Base, template: str) -> Finding:
 
 
 def _ends(base: Base, template: str) -> Finding:
-    """Check that eos ends every answer, is learned, and differs from padding."""
-    eos = base.tokenizer.convert_ids_to_tokens(base.eos_id)
-    ends_with_eos = example(base, template, _ROWS[0], "Paris.").completion[-1] == base.eos_id
-    state = f"{eos} ({base.eos_id}) ends each answer and is learned; padding is {base.pad_id}"
-    if not ends_with_eos or base.pad_id == base.eos_id:
+    """Check that one token ends every answer, is learned, stops, and differs from padding."""
+    end = end_id(base.tokenizer, template)
+    token, eos = base.tokenizer.convert_ids_to_tokens([end, base.eos_id])
+    is_learned = example(base, template, _ROWS[0], "Paris.").completion[-1] == end
+    state = f"{token} ({end}) ends each answer, is learned and stops; padding is {base.pad_id}"
+    if end != base.eos_id:
+        state += f"; it is the chat template's end of turn, not the tokenizer's eos {eos}"
+    if not is_learned or end not in base.stop_ids or base.pad_id == end:
         return Finding("end of text", state, "bad", "report it: no answer would end")
+    chat = chat_format(base.tokenizer) if template == "chat" else None
+    if chat is not None and chat.end_id is None:
+        todo = "conversations of several turns are refused; use a template that closes its replies"
+        state += "; the chat template closes a reply with no token, so the tokenizer's eos does"
+        return Finding("end of text", state, "warning", todo)
     return Finding("end of text", state)
 
 
 def _mask(base: Base, template: str) -> Finding:
     """Show which text of a row carries loss."""
     previews = []
+    if template == "chat" and base.day:
+        state = "the chat template prints today's date; a run keeps that of its first day"
+        previews.append(f"{state}, here {base.day}")
     for row in _ROWS[1:]:
         text = marked(segments(base, example(base, template, row, row.output or "")))
         previews.append(text if len(text) <= _PREVIEW_CHARS else "..." + text[-_PREVIEW_CHARS:])

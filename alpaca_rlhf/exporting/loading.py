@@ -7,6 +7,7 @@ import logging
 
 import torch
 
+from alpaca_rlhf.core.runs import day_of
 from alpaca_rlhf.exporting.request import ExportRequest
 from alpaca_rlhf.models.adapter_files import FINGERPRINT
 from alpaca_rlhf.models.adapters import Adapters
@@ -24,13 +25,14 @@ def trained_base(request: ExportRequest) -> Base:
     Another machine may load a base in another dtype, which can round it to other 4-bit codes. The
     fingerprint beside the adapter identifies the right one.
     """
-    base = load_base(request.settings.base)
+    day = day_of(request.settings.out)
+    base = load_base(request.settings.base, day=day)
     path = request.adapter / FINGERPRINT
     fingerprint = json.loads(path.read_text()).get("base") if path.is_file() else base.fingerprint
     for dtype in _DTYPES:
         if base.fingerprint == fingerprint:
             return base
-        reloaded = load_base(request.settings.base, dtype=dtype)
+        reloaded = load_base(request.settings.base, dtype=dtype, day=day)
         if reloaded.fingerprint == fingerprint:
             return reloaded
     return base  # loading the adapter refuses it with a message

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from alpaca_rlhf.core.records import Instruction
 
 SYSTEM = "Answer in one short sentence."
-"""A system message; it is the first paragraph of the first instruction, as in imported data."""
+"""A system message."""
 
 PROBES = (
     Instruction("Name three colours of the rainbow."),
@@ -20,12 +20,10 @@ PROBES = (
         "9, 4",
         history=(("Hello!", "Hello. What can I do?"), ("Give me two numbers.", " 9 and 4")),
     ),
-    Instruction(f"{SYSTEM}\n\nWhy is the sky blue?"),
+    Instruction("Why is the sky blue?", system=SYSTEM),
+    Instruction("And why is it red?", history=(("Why is it blue?", "Air."),), system=SYSTEM),
 )
-"""Lone tasks with and without input, conversations, a system message, several scripts."""
-
-SYSTEM_PROBE = len(PROBES) - 1
-"""Index of the one that begins with the system message."""
+"""Lone tasks with and without input, conversations, system messages, several scripts."""
 
 
 def prompts_of_run(answers: Sequence[dict[str, object]], limit: int = 8) -> list[Instruction]:
@@ -35,5 +33,10 @@ def prompts_of_run(answers: Sequence[dict[str, object]], limit: int = 8) -> list
         history = answer.get("history") or ()
         assert isinstance(history, list | tuple)
         turns = tuple((str(user), str(reply)) for user, reply in history)
-        rows.append(Instruction(str(answer["instruction"]), str(answer["input"]), history=turns))
+        system = str(answer.get("system", ""))
+        rows.append(
+            Instruction(
+                str(answer["instruction"]), str(answer["input"]), history=turns, system=system
+            )
+        )
     return rows

@@ -10,18 +10,20 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
+from alpaca_rlhf.core.prompts import system_folded
 from alpaca_rlhf.core.records import Instruction
-from alpaca_rlhf.exporting.chat_template import jinja, messages
-from alpaca_rlhf.exporting.probes import PROBES, SYSTEM, SYSTEM_PROBE
+from alpaca_rlhf.exporting.chat_template import Messages, jinja, messages
+from alpaca_rlhf.exporting.probes import PROBES
 from alpaca_rlhf.models.base import Base
 from alpaca_rlhf.models.batches import prompt_ids
+from alpaca_rlhf.models.chat_format import chat_format
 
 _METASPACE = "▁"
 
@@ -66,15 +68,8 @@ def exported_tokenizer(base: Base, template: str) -> Any:
 def compare(base: Base, template: str, tokenizer: Any) -> Ids:
     """Compare the ids of a tokenizer's chat template with those of training, on the probes."""
     counts = {True: [0, 0], False: [0, 0]}
-    for number, row in enumerate(PROBES):
-        turns = messages(template, row)
-        if number == SYSTEM_PROBE and template != "chat":
-            task = row.instruction.removeprefix(f"{SYSTEM}\n\n")
-            turns = [
-                {"role": "system", "content": SYSTEM},
-                *messages(template, replace(row, instruction=task)),
-            ]
-        ids = _ids(tokenizer, turns)
+    for row in PROBES:
+        ids = _ids(tokenizer, _turns(tokenizer, template, row))
         count = counts[bool(row.history)]
         count[0] += 1
         count[1] += ids is not None and ids == prompt_ids(base, template, row)
@@ -83,9 +78,16 @@ def compare(base: Base, template: str, tokenizer: Any) -> Ids:
 
 def ids_of(tokenizer: Any, template: str, row: Instruction) -> tuple[int, ...]:
     """Render a prompt by a tokenizer's chat template, as token ids."""
-    ids = _ids(tokenizer, messages(template, row))
+    ids = _ids(tokenizer, _turns(tokenizer, template, row))
     assert ids is not None
     return ids
+
+
+def _turns(tokenizer: Any, template: str, row: Instruction) -> Messages:
+    """Messages of a prompt; its system text is folded where the tokenizer's own has no place."""
+    chat = chat_format(tokenizer) if template == "chat" else None
+    folds = chat is not None and not chat.takes_system
+    return messages(template, system_folded(row) if folds else row)
 
 
 def puts_bos(tokenizer: Any) -> bool:

@@ -30,8 +30,9 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import content_hash
 from alpaca_rlhf.models import attention, dense
 from alpaca_rlhf.models.adapter_files import read_adapter, write_adapter
-from alpaca_rlhf.models.base import Base
+from alpaca_rlhf.models.base import Base, embedding_rows
 from alpaca_rlhf.models.batches import Batch
+from alpaca_rlhf.models.chat_format import check_chat
 from alpaca_rlhf.models.compatibility import check_base, native_logprobs
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.vocabulary import TokenLogprobs, target_logprobs
@@ -91,6 +92,9 @@ class Adapters:
         self._active: str | None = None
         self._decoding = False
         self._graphs: weakref.WeakSet[_Graph] = weakref.WeakSet()
+        if template == "chat":
+            rows = embedding_rows(base.model)
+            check_chat(base.tokenizer, name=base.name, rows=rows)
         expected = native_logprobs(base)
         base.model.set_attn_implementation(attention.NAME)
         self._backbone: nn.Module = base.model.model

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ from alpaca_rlhf.core.bases import EMBEDDED
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import FULL, is_full
 from alpaca_rlhf.core.runs import data_path
+from alpaca_rlhf.models.chat_format import chat_format, frozen_clock, template_text
 from alpaca_rlhf.models.hub import hub_refusal
 
 logger = logging.getLogger(__name__)
@@ -55,11 +57,14 @@ class Base:
     pad_id: int
     """Padding token, never eos. Masks are explicit, so its meaning never matters."""
     eos_id: int
-    """Token that ends a completion, as SFT teaches it."""
+    """Token that ends a completion in the plain templates, as SFT teaches it."""
     stop_ids: frozenset[int]
-    """Tokens that end a generation: eos and those of the generation configuration."""
+    """Tokens that end a generation: eos, those of the generation configuration, and the one after
+    a reply in the chat template."""
     fingerprint: str
     """Hash of configuration, quantised weights and tokenizer; an adapter fits this base only."""
+    day: str = ""
+    """The date that the chat template prints, frozen as YYYY-MM-DD; empty if it prints none."""
 
     @property
     def device(self) -> torch.device:
@@ -91,6 +96,7 @@ def load_base(
     quantization: Quantization = "nf4",
     dtype: torch.dtype | None = None,
     device: str | None = None,
+    day: str = "",
 ) -> Base:
     """Load, quantise and freeze a base.
 
@@ -99,6 +105,8 @@ def load_base(
         quantization: `nf4`, or `none` for full precision.
         dtype: Compute dtype; by default `default_dtype` of the device.
         device: `cpu`, `cuda` ...; by default CUDA if there is one.
+        day: The date that a chat template prints instead of that of the clock, as YYYY-MM-DD; by
+            default today's.
 
     Raises:
         UserError: There is no such base, or it is not a causal language model with its tokenizer.
@@ -118,12 +126,25 @@ def load_base(
         raise UserError(
             f"--base {name}: its tokenizer has no eos token, so no completion could end"
         )
+    rows = embedding_rows(model)
+    for token_id in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token_id is not None and token_id >= rows:
+            raise UserError(
+                f"--base {name}: its tokenizer's {tokenizer.convert_ids_to_tokens(token_id)} is "
+                f"token {token_id}, and the base has {rows} embeddings; resize them and save it, "
+                "or take the tokenizer that it was trained with"
+            )
+    fingerprint = _fingerprint(model, tokenizer, quantization)
     model.requires_grad_(False)
     model.eval()  # type: ignore[no-untyped-call]
     stops = getattr(model.generation_config, "eos_token_id", None)
     stop_ids = {tokenizer.eos_token_id} | set(
         stops if isinstance(stops, list) else [stops] if stops is not None else []
     )
+    day = _freeze_clock(tokenizer, day, name)
+    chat = chat_format(tokenizer)
+    if chat is not None and chat.end_id is not None and chat.end_id < rows:
+        stop_ids.add(chat.end_id)
     return Base(
         name=name,
         model=model,
@@ -133,8 +154,38 @@ def load_base(
         pad_id=_pad_id(tokenizer, int(model.config.vocab_size)),
         eos_id=int(tokenizer.eos_token_id),
         stop_ids=frozenset(int(token_id) for token_id in stop_ids),
-        fingerprint=_fingerprint(model, tokenizer, quantization),
+        fingerprint=fingerprint,
+        day=day,
     )
+
+
+def _freeze_clock(tokenizer: Any, day: str, name: str) -> str:
+    """Write the date into a chat template that asks for it, so that a prompt's ids stay.
+
+    Exports carry the template with the date on. A template that computes its format is left alone:
+    only `--template chat` refuses it.
+
+    Returns:
+        The date, or "" where the template prints none.
+    """
+    template = template_text(tokenizer)
+    if template is None or "strftime_now" not in template:
+        return ""
+    frozen_day = date.fromisoformat(day) if day else datetime.now(UTC).date()
+    try:
+        frozen = frozen_clock(template, frozen_day, name=name)
+    except UserError:
+        return ""
+    if isinstance(tokenizer.chat_template, dict):
+        tokenizer.chat_template = {**tokenizer.chat_template, "default": frozen}
+    else:
+        tokenizer.chat_template = frozen
+    return frozen_day.isoformat()
+
+
+def embedding_rows(model: Any) -> int:
+    """Rows of a model's input embeddings: one more than the largest token id that it can read."""
+    return int(model.get_input_embeddings().weight.shape[0])
 
 
 def base_config(name: str) -> Any:

@@ -13,11 +13,19 @@ from itertools import chain, pairwise
 import torch
 from torch import Tensor
 
-from alpaca_rlhf.core.prompts import Segment, lead
+from alpaca_rlhf.core.prompts import Segment
 from alpaca_rlhf.core.records import Instruction, Rollout
 from alpaca_rlhf.models.attention import Packing
 from alpaca_rlhf.models.base import Base
-from alpaca_rlhf.models.turns import chat_ids, decode, last_reply_ids, prompt_turns, text_ids
+from alpaca_rlhf.models.chat_format import end_id
+from alpaca_rlhf.models.turns import (
+    chat_ids,
+    decode,
+    last_reply_ids,
+    prompt_turns,
+    reply_lead,
+    text_ids,
+)
 
 __all__ = [
     "Batch",
@@ -42,10 +50,10 @@ class Example:
     prompt: tuple[int, ...]
     """Token ids; they start with bos, if the tokenizer has one, exactly once."""
     completion: tuple[int, ...]
-    """Token ids; they end with eos unless the completion was cut."""
+    """Token ids; they end with the template's end token unless the completion was cut."""
     earlier: tuple[tuple[int, int], ...] = ()
-    """(start, end) positions in `prompt` of the earlier replies of a conversation, each with its
-    eos, oldest first. They carry loss in SFT as the completion does."""
+    """(start, end) positions in `prompt` of the earlier replies of a conversation that carry loss
+    in SFT as the completion does, each with its end token, oldest first."""
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
@@ -131,19 +139,27 @@ def prompt_ids(base: Base, template: str, row: Instruction) -> tuple[int, ...]:
 def example(
     base: Base, template: str, row: Instruction, completion: str, *, finished: bool = True
 ) -> Example:
-    """A prompt with its completion, which eos ends unless it was cut.
+    """A prompt with its completion, which the template's end token ends unless it was cut.
+
+    That token is eos in the plain templates, and in a chat template the one after a reply.
 
     The completion's tokens are those it has in the rendered whole wherever the prompt's own tokens
     are a prefix of the whole's, as they are when the policy generates. So are those of the earlier
-    replies of a conversation, each of which eos ends.
+    replies of a conversation. Those in `row.masked_replies` carry no loss.
 
     Raises:
         UserError: The template is `chat`, and the tokenizer has none, or one in which the earlier
             replies of a conversation cannot be found.
     """
     prompt, earlier = prompt_turns(base, template, row)
+    earlier = tuple(span for number, span in enumerate(earlier) if number not in row.masked_replies)
     ids = last_reply_ids(base, template, row, completion)
-    return Example(prompt, (*ids, base.eos_id) if finished else tuple(ids), earlier)
+    end = _end_id(base, template)
+    return Example(prompt, (*ids, end) if finished else tuple(ids), earlier)
+
+
+def _end_id(base: Base, template: str) -> int:
+    return end_id(base.tokenizer, template) if template == "chat" else base.eos_id
 
 
 def segments(base: Base, example: Example) -> list[Segment]:
@@ -166,7 +182,7 @@ def segments(base: Base, example: Example) -> list[Segment]:
 
 def answer(base: Base, template: str, ids: Sequence[int]) -> str:
     """Text of a completion's ids, without the lead that the template puts before it."""
-    return decode(base, ids).removeprefix(lead(template))
+    return decode(base, ids).removeprefix(reply_lead(base, template))
 
 
 def collate(base: Base, examples: Sequence[Example], *, columns: int = 1) -> Batch:

@@ -10,12 +10,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from threading import Event
 
-from alpaca_rlhf.core.prompts import lead
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import Base
 from alpaca_rlhf.models.batches import answer
 from alpaca_rlhf.models.rollout import SampledCompletion, Token
-from alpaca_rlhf.models.turns import decode
+from alpaca_rlhf.models.turns import decode, reply_lead
 
 _INCOMPLETE = "\ufffd"
 """Decoded form of a character some of whose bytes are still missing."""
@@ -44,7 +43,7 @@ class Text:
 
     def __init__(self, base: Base, template: str) -> None:
         self._base = base
-        self._lead = lead(template)
+        self._lead = reply_lead(base, template)
         self._text = ""
         self._ids: list[int] = []
         self._tail_start = 0

@@ -12,12 +12,13 @@ import re
 from collections.abc import Sequence
 
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.core.prompts import blocks, chat_messages, lead
+from alpaca_rlhf.core.prompts import blocks, chat_messages, lead, system_folded
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.models.base import Base
+from alpaca_rlhf.models.chat_format import chat_format, template_text
 
 Spans = tuple[tuple[int, int], ...]
-"""(start, end) positions in a prompt, one for each earlier reply, its eos included."""
+"""(start, end) positions in a prompt, one for each earlier reply, its end token included."""
 
 _ANCHOR = "."
 """Encoded before a text, at whose start LLaMA-2's tokenizers would add or drop a blank."""
@@ -64,42 +65,56 @@ def prompt_turns(base: Base, template: str, row: Instruction) -> tuple[tuple[int
     return tuple(prompt), tuple(spans)
 
 
-def chat_ids(base: Base, row: Instruction, system: str = "") -> tuple[int, ...]:
+def chat_ids(base: Base, row: Instruction) -> tuple[int, ...]:
     """Ids of a prompt in the tokenizer's chat template, from bos to where the completion starts.
 
-    A system prompt is included if there is one; `takes_system` tells if the template shows it.
+    A system text is a message of its own where the template shows it; elsewhere it is the first
+    paragraph of the first user turn.
 
     Raises:
-        UserError: The tokenizer has no chat template.
+        UserError: The tokenizer has no chat template, or one that refuses the conversation.
     """
-    if base.tokenizer.chat_template is None:
+    if template_text(base.tokenizer) is None:
         raise UserError(
             f"--template chat: the tokenizer of {base.name} has no chat template; "
             "use --template alpaca or --template brief"
         )
-    ids = base.tokenizer.apply_chat_template(
-        chat_messages(row, system),
-        add_generation_prompt=True,
-        return_dict=False,
-        sanitize_control_tokens=True,
-    )
+    try:
+        ids = base.tokenizer.apply_chat_template(
+            chat_messages(_placed(base, row)),
+            add_generation_prompt=True,
+            return_dict=False,
+            sanitize_control_tokens=True,
+        )
+    except Exception as error:  # a foreign template raises errors of its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"--template chat: the chat template of {base.name} refuses the conversation that ends "
+            f"with {row.instruction[:60]!r} ({reason}); use --template alpaca or --template brief"
+        ) from error
     return tuple(ids)
 
 
 def takes_system(base: Base, template: str) -> bool:
-    """True if a prompt of this template has a place for a system prompt."""
-    if template != "chat" or base.tokenizer.chat_template is None:
-        return False
-    marker = "a rule to follow"
-    try:
-        return marker in decode(base, chat_ids(base, Instruction("Hi."), marker))
-    except Exception:  # some templates refuse the role by raising an error of their own
-        return False
+    """True if a prompt of this template has a place of its own for a system text."""
+    chat = chat_format(base.tokenizer) if template == "chat" else None
+    return chat is not None and chat.takes_system
+
+
+def reply_lead(base: Base, template: str) -> str:
+    """The text between a prompt and its completion, which belongs to neither."""
+    chat = chat_format(base.tokenizer) if template == "chat" else None
+    return lead(template) if chat is None else chat.gap
+
+
+def _placed(base: Base, row: Instruction) -> Instruction:
+    """A row for the chat template: its system text folded where the template has no place."""
+    return row if takes_system(base, "chat") else system_folded(row)
 
 
 def last_reply_ids(base: Base, template: str, row: Instruction, completion: str) -> list[int]:
-    """Token ids of the completion of a prompt, without eos."""
-    reply = lead(template) + completion
+    """Token ids of the completion of a prompt, without the token that ends it."""
+    reply = reply_lead(base, template) + completion
     if template == "chat":
         return _continuation(base, reply)
     return reply_ids(base, blocks(template, row)[-1], reply, first=not row.history)
@@ -152,7 +167,7 @@ def _starts_by_prefix(base: Base, row: Instruction, ids: Sequence[int]) -> list[
     """
     starts = []
     for number, (user, _) in enumerate(row.history):
-        prompt = chat_ids(base, Instruction(user, history=row.history[:number]))
+        prompt = chat_ids(base, Instruction(user, history=row.history[:number], system=row.system))
         pairs = enumerate(zip(prompt, ids, strict=False))
         differing = (position for position, (expected, actual) in pairs if expected != actual)
         starts.append(next(differing, min(len(prompt), len(ids))))
@@ -161,10 +176,10 @@ def _starts_by_prefix(base: Base, row: Instruction, ids: Sequence[int]) -> list[
 
 def _starts_by_mask(base: Base, row: Instruction, ids: Sequence[int]) -> list[int]:
     """Start of each reply in `ids` by the template's own `generation` marks; empty without them."""
-    if not _GENERATION.search(base.tokenizer.chat_template):
+    if not _GENERATION.search(template_text(base.tokenizer) or ""):
         return []
     marked = base.tokenizer.apply_chat_template(
-        chat_messages(row),
+        chat_messages(_placed(base, row)),
         add_generation_prompt=True,
         return_dict=True,
         return_assistant_tokens_mask=True,
@@ -180,13 +195,15 @@ def _starts_by_mask(base: Base, row: Instruction, ids: Sequence[int]) -> list[in
 def _proven_spans(
     base: Base, row: Instruction, ids: Sequence[int], starts: list[int]
 ) -> Spans | None:
-    """Spans from these starts to the first stop token, or None if one is not its reply's text."""
+    """Spans from these starts to the template's end, or None if one is not its reply's text."""
     if len(starts) != len(row.history):
         return None
+    chat = chat_format(base.tokenizer)
+    ends = base.stop_ids if chat is None or chat.end_id is None else {chat.end_id}
     special = set(base.tokenizer.all_special_ids)
     spans = []
     for start, (_, reply) in zip(starts, row.history, strict=True):
-        end = next((i for i in range(start, len(ids)) if ids[i] in base.stop_ids), None)
+        end = next((i for i in range(start, len(ids)) if ids[i] in ends), None)
         if end is None:
             return None
         expected, text = (

@@ -16,7 +16,7 @@ from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.preferences import schema
 from alpaca_rlhf.preferences.assignment import Kind, Refused, Rules, Shown, Task, as_tiers
 from alpaca_rlhf.preferences.audit import note
-from alpaca_rlhf.preferences.queue import clean
+from alpaca_rlhf.preferences.queue import clean, restored_history
 from alpaca_rlhf.preferences.schema import Annotator, Assignment, CandidateSet, Prompt
 
 WINDOW = 100
@@ -181,7 +181,7 @@ def task(session: Session, assignment_id: int, *, rules: Rules) -> Task:
             prompt.instruction,
             prompt.input,
             source=prompt.source,
-            history=tuple((user, reply) for user, reply in prompt.history),
+            **restored_history(prompt.history),
         ),
         completions=tuple(by_id[key] for key in order),
         lease_s=rules.lease_s,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 from sqlalchemy import Table, select
 from sqlalchemy.dialects import postgresql, sqlite
@@ -110,6 +110,26 @@ def clean(text: str) -> str:
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
 
 
+def stored_history(prompt: Instruction) -> list[list[str]]:
+    """The column `history` of a prompt: [user, reply] each turn, after [system] if there is one."""
+    system = [[clean(prompt.system)]] if prompt.system else []
+    return [*system, *([clean(user), clean(reply)] for user, reply in prompt.history)]
+
+
+class Context(TypedDict):
+    """The fields of an `Instruction` that the column `history` holds."""
+
+    system: str
+    history: tuple[tuple[str, str], ...]
+
+
+def restored_history(column: Sequence[Sequence[str]]) -> Context:
+    """The history and system text that `stored_history` was given."""
+    system = "".join(turn[0] for turn in column[:1] if len(turn) == 1)
+    turns = column[1:] if system else column
+    return {"system": system, "history": tuple((user, reply) for user, reply in turns)}
+
+
 def _add(session: Session, table: type[schema.Base], rows: Mapping[str, dict[str, Any]]) -> int:
     """Insert rows by their keys, passing over those that are there; returns how many were not."""
     if not rows:
@@ -133,7 +153,7 @@ def _prompt_columns(prompt: Instruction, now_ms: int) -> dict[str, Any]:
     return {
         "instruction": clean(prompt.instruction),
         "input": clean(prompt.input),
-        "history": [[clean(user), clean(reply)] for user, reply in prompt.history],
+        "history": stored_history(prompt),
         "source": clean(prompt.source),
         "created_ms": now_ms,
     }

@@ -16,7 +16,7 @@ from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.preferences.assignment import Candidates, distinct_keys
 from alpaca_rlhf.preferences.audit import note
 from alpaca_rlhf.preferences.judges import JudgeIdentity
-from alpaca_rlhf.preferences.queue import clean, set_key
+from alpaca_rlhf.preferences.queue import clean, restored_history, set_key
 from alpaca_rlhf.preferences.schema import (
     Annotator,
     Assignment,
@@ -175,7 +175,7 @@ def unjudged(session: Session, judge: JudgeIdentity, after: int) -> list[tuple[i
             row.instruction,
             row.input,
             source=row.source,
-            history=tuple((user, reply) for user, reply in row.history),
+            **restored_history(row.history),
         )
         records = []
         for key in candidate_set.completions:

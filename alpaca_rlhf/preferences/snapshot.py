@@ -29,6 +29,7 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import json_text, new_folder, writing
 from alpaca_rlhf.core.records import Completion, Instruction, Ranking
 from alpaca_rlhf.preferences.judges import JUDGE
+from alpaca_rlhf.preferences.queue import restored_history
 
 SCHEMA = 1
 KIND = "alpaca_rlhf.snapshot"
@@ -203,7 +204,7 @@ def _rows(path: Path, exact: Mapping[str, tuple[Instruction, Completion]]) -> It
                     row["instruction"],
                     row["input"],
                     source=row["source"],
-                    history=tuple((user, reply) for user, reply in row["history"]),
+                    **restored_history(row["history"]),
                 )
                 completions = {
                     columns.pop("id"): Completion(prompt_id=prompt.id, **columns)
@@ -267,11 +268,14 @@ def _pairs(row: Mapping[str, Any]) -> list[str]:
     texts = {columns["id"]: columns["text"] for columns in row["completions"]}
     replies = {key: _canonical([_message("assistant", text)]) for key, text in texts.items()}
     question = "\n\n".join(part for part in (row["instruction"], row["input"]) if part)
-    prompt = [
+    context = restored_history(row["history"])
+    system = [_message("system", context["system"])] if context["system"] else []
+    earlier_turns = [
         message
-        for user, reply in row["history"]
+        for user, reply in context["history"]
         for message in (_message("user", user), _message("assistant", reply))
-    ] + [_message("user", question)]
+    ]
+    prompt = [*system, *earlier_turns, _message("user", question)]
     middle = f',"prompt":{_canonical(prompt)},"rejected":'
     return [
         f'{{"chosen":{replies[chosen]}{middle}{replies[rejected]}}}\n'

@@ -110,6 +110,18 @@ class Prompts(_Object):
     overlap: Count
 
 
+class InputFile(_Object):
+    """The rows of one of the user's files."""
+
+    file: str
+    rows: Count
+    used: int
+    left_out: dict[str, Count] = {}
+    """Rows that were not used, by reason."""
+    unread_columns: dict[str, Count] = {}
+    """Columns that were not read, and in how many rows each stands."""
+
+
 class PairAccuracy(_Object):
     """Held-out accuracy on one kind of pair."""
 
@@ -188,6 +200,7 @@ class Report(_Object):
     """`noise` (the setting), `measured_wrong_share` and `verdicts`, where a judge ranked."""
     stages: list[Stage]
     prompts: Prompts
+    files: list[InputFile] = []
     reward_models: list[RewardModel]
     best_of_k: list[BestOfK] = []
     policies: dict[Annotated[str, AfterValidator(_policy_name)], Policy]

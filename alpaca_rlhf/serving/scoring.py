@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alpaca_rlhf.core.records import Completion, Instruction
+from alpaca_rlhf.core.runs import day_of
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import load_base
 from alpaca_rlhf.models.heads import ScalarHead
@@ -28,7 +29,7 @@ class Scorer:
     """
 
     def __init__(self, settings: Loop, folder: Path) -> None:
-        base = load_base(settings.base)
+        base = load_base(settings.base, day=day_of(settings.out))
         self._adapters = Adapters(base, settings.lora, template=settings.template)
         self._adapters.load(_ROLE, folder)
         head = ScalarHead.load(folder, int(base.model.config.hidden_size))

@@ -9,12 +9,13 @@ from threading import Event
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Completion, Instruction
+from alpaca_rlhf.core.runs import day_of
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import load_base
 from alpaca_rlhf.models.batches import answer, prompt_ids
 from alpaca_rlhf.models.rollout import SampledCompletion, sample, stream
 from alpaca_rlhf.models.streaming import GenerationUpdate, stream_text
-from alpaca_rlhf.models.turns import chat_ids, takes_system
+from alpaca_rlhf.models.turns import takes_system
 from alpaca_rlhf.serving.manner import Manner
 from alpaca_rlhf.settings import Loop, Sampling
 
@@ -36,7 +37,7 @@ class Speaker:
     def __init__(
         self, settings: Loop, policies: Mapping[str, Path | None], manner: Manner | None = None
     ) -> None:
-        self._base = load_base(settings.base)
+        self._base = load_base(settings.base, day=day_of(settings.out))
         self._adapters = Adapters(
             self._base,
             settings.lora,
@@ -185,8 +186,8 @@ class Speaker:
         return ids, sampling
 
     def _ids(self, row: Instruction, manner: Manner) -> Ids:
-        if manner.system and self.takes_system:
-            return chat_ids(self._base, row, manner.system)
+        if manner.system:
+            row = replace(row, system=manner.system)
         return prompt_ids(self._base, self._template, row)
 
     def _role(self, policy: str) -> str | None:

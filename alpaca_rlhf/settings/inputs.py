@@ -41,6 +41,15 @@ class Inputs:
     judge: Literal["gold", "human", "llm"] = "gold"
     """The judge that ranks: the small world's gold judge, people, or the model at --judge.url."""
 
+    columns: str = ""
+    """New names for columns of these files, as `question=instruction,answer=output`; `NAME=-`
+    leaves a column out."""
+    broken: Literal["refuse", "drop"] = "refuse"
+    """Treatment of broken rows of these files: refuse the file, or leave the rows out, counted."""
+    leaks: Literal["refuse", "drop"] = "refuse"
+    """Treatment of prompts near a row to train on: refuse the run, or leave the prompts out,
+    counted."""
+
     def __post_init__(self) -> None:
         for name in ("data", "seeds", "prompts"):
             if self.splits is not None and getattr(self, name) is not None:

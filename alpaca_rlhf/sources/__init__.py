@@ -5,8 +5,19 @@ The small world with its gold judge, or the user's files and people.
 
 from alpaca_rlhf.sources.choosing import source_of
 from alpaca_rlhf.sources.files import Files
+from alpaca_rlhf.sources.own_files import read_rows, reading_of
 from alpaca_rlhf.sources.run_prompts import RunPrompts
 from alpaca_rlhf.sources.small_world import SmallWorld
 from alpaca_rlhf.sources.source import Gold, Slice, Source
 
-__all__ = ["Files", "Gold", "RunPrompts", "Slice", "SmallWorld", "Source", "source_of"]
+__all__ = [
+    "Files",
+    "Gold",
+    "RunPrompts",
+    "Slice",
+    "SmallWorld",
+    "Source",
+    "read_rows",
+    "reading_of",
+    "source_of",
+]

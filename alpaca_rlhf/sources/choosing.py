@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import (
+    FileAccount,
     Firewall,
     answered_prompts,
     ranked_prompts,
-    read_instructions,
     read_prompts,
     read_seeds,
     split_prompts,
 )
 from alpaca_rlhf.preferences import manifest_of, read_snapshot
 from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.settings.inputs import Inputs
 from alpaca_rlhf.sources.files import Files
+from alpaca_rlhf.sources.own_files import read_rows, reading_of, refuse_unknown_columns
 from alpaca_rlhf.sources.small_world import SmallWorld
 from alpaca_rlhf.sources.source import Source
 
@@ -42,52 +44,95 @@ def source_of(settings: Loop) -> Source:
         for name in sizes:
             if name.startswith("ppo"):
                 sizes[name] = policy_prompts
+        accounts = [read_rows(settings.inputs)[1]] if settings.inputs.rows is not None else []
+        refuse_unknown_columns(settings.inputs, accounts)
         return SmallWorld(
-            settings.seed, settings.generate.seeds, {**sizes, "dev": settings.evaluate.prompts}
+            settings.seed,
+            settings.generate.seeds,
+            {**sizes, "dev": settings.evaluate.prompts},
+            accounts,
         )
+    # 1. Rows to train on.
     inputs = settings.inputs
+    accounts = []
     rows: list[Instruction] = []
     if inputs.rows is not None:
-        rows = read_instructions(inputs.rows)
+        rows, account = read_rows(inputs)
+        accounts.append(account)
     elif inputs.seeds is not None:
         rows = read_seeds(inputs.seeds)
+    # 2. Prompts, dealt to the splits; those near a row to train on may be left out.
+    wall = Firewall()
+    wall.note("sft", answered_prompts(rows) if inputs.leaks == "drop" else [])
     splits: dict[str, list[Instruction]] = {}
     if inputs.prompts is not None:
-        once = {row.id: row for row in read_prompts(inputs.prompts)}
-        splits |= split_prompts(list(once.values()), sizes=sizes, seed=settings.seed)
+        prompts, account = _prompts(inputs, inputs.prompts, "prompts", wall)
+        accounts.append(account)
+        try:
+            splits |= split_prompts(prompts, sizes=sizes, seed=settings.seed)
+        except UserError as error:
+            if not account.left_out:
+                raise
+            raise UserError(f"{error} ({'; '.join(account.lines()[:1])})") from None
     if inputs.splits is not None:
         for file in ("rank", "ppo", "eval"):
             of_file = {name: n for name, n in sizes.items() if name.partition(".")[0] == file}
             if of_file:
-                splits |= _dealt(inputs.splits / f"{file}.jsonl", of_file, settings.seed)
+                path = inputs.splits / f"{file}.jsonl"
+                prompts, account = _prompts(inputs, path, file, wall)
+                accounts.append(account)
+                splits |= _dealt(path, prompts, of_file, settings.seed)
+    # 3. The prompts of rankings; those near any other are left out.
     if inputs.rankings is not None:
         wall = Firewall()
         for name, prompts in {"sft": answered_prompts(rows), **splits}.items():
             wall.note(name, prompts)
-        ranked = _ranked(inputs.rankings)
-        splits["rank"] = [row for row in ranked if wall.leak("rank", row) is None]
+        ranked, account = _ranked(inputs, inputs.rankings)
+        accounts.append(account)
+        once = {row.id: row for row in ranked}
+        splits["rank"] = [row for row in once.values() if wall.leak("rank", row) is None]
+        kept = {row.id for row in splits["rank"]}
+        account.leave_out("leak", sum(row.id not in kept for row in ranked))
         if not splits["rank"]:
             raise UserError(
-                f"--inputs.rankings {inputs.rankings}: each of its {len(ranked)} prompts lies near "
+                f"--inputs.rankings {inputs.rankings}: each of its {len(once)} prompts lies near "
                 "a row to train on or near one of --inputs.prompts, and no prompt may serve twice"
             )
-    return Files(rows, splits)
+    refuse_unknown_columns(inputs, accounts)
+    return Files(rows, splits, accounts)
 
 
-def _dealt(path: Path, sizes: Mapping[str, int], seed: int) -> dict[str, list[Instruction]]:
+def _prompts(
+    inputs: Inputs, path: Path, split: str, wall: Firewall
+) -> tuple[list[Instruction], FileAccount]:
+    """The prompts of a file, each once, without those that leak where these are left out."""
+    reading = reading_of(inputs, "prompts", path)
+    rows = read_prompts(path, reading)
+    once = {row.id: row for row in rows}
+    if inputs.leaks == "drop":
+        once = {row.id: row for row in once.values() if wall.leak(split, row) is None}
+        wall.note(split, list(once.values()))
+        reading.account.leave_out("leak", sum(row.id not in once for row in rows))
+    return list(once.values()), reading.account
+
+
+def _dealt(
+    path: Path, prompts: Sequence[Instruction], sizes: Mapping[str, int], seed: int
+) -> dict[str, list[Instruction]]:
     """The prompts of one file of a folder of splits, each round's own."""
-    once = {row.id: row for row in read_prompts(path)}
     try:
-        return split_prompts(list(once.values()), sizes=sizes, seed=seed)
+        return split_prompts(prompts, sizes=sizes, seed=seed)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def _ranked(path: Path) -> list[Instruction]:
-    """The prompts of a file of rankings, or of a snapshot, each once."""
+def _ranked(inputs: Inputs, path: Path) -> tuple[list[Instruction], FileAccount]:
+    """The prompt of every ranking of a file, or of a snapshot."""
     if manifest_of(path) is None:
-        return ranked_prompts(path)
-    return list({prompt.id: prompt for prompt, _, _ in read_snapshot(path)}.values())
+        reading = reading_of(inputs, "rankings", path)
+        return ranked_prompts(path, reading), reading.account
+    prompts = [prompt for prompt, _, _ in read_snapshot(path)]
+    return prompts, FileAccount(str(path), rows=len(prompts))
 
 
 def _of_round(name: str, round_: int) -> str:

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
-from alpaca_rlhf.data import Drop, Firewall, Rule
+from alpaca_rlhf.data import Drop, FileAccount, Firewall, Rule
 from alpaca_rlhf.sources.source import Slice
 
 
@@ -21,6 +21,8 @@ class Files:
     """Seed tasks, or rows to train on."""
     splits: Mapping[str, list[Instruction]]
     """Prompts of each split."""
+    accounts: Sequence[FileAccount] = ()
+    """The rows of the user's files."""
     rules: ClassVar[Sequence[Rule] | None] = None
     """Those that Alpaca used."""
 

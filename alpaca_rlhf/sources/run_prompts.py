@@ -9,6 +9,7 @@ from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import Firewall, Leak, answered_prompts, read_instructions
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.sources.choosing import source_of
+from alpaca_rlhf.sources.own_files import read_rows
 from alpaca_rlhf.sources.source import Source
 
 RANK = "rank"
@@ -34,10 +35,9 @@ class RunPrompts:
         Raises:
             UserError: A file of the run cannot be read any more.
         """
-        rows = self._settings.inputs.rows
         generated = self._run / "generate" / "rows.jsonl"
-        if rows is not None:
-            sft_rows = read_instructions(rows)
+        if self._settings.inputs.rows is not None:
+            sft_rows, _ = read_rows(self._settings.inputs)
         else:
             sft_rows = self._source.seeds()
             sft_rows += read_instructions(generated) if generated.is_file() else []

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
-from alpaca_rlhf.data import Drop, Firewall, Rule
+from alpaca_rlhf.data import Drop, FileAccount, Firewall, Rule
 from alpaca_rlhf.smallworld import (
     SEED_WEIGHTS,
     GoldJudge,
@@ -49,6 +49,8 @@ class SmallWorld:
     """Seed tasks."""
     sizes: Mapping[str, int]
     """Prompts of each split other than sft, e.g. {"eval": 400, "rank": 400, "ppo": 1280}."""
+    accounts: Sequence[FileAccount] = ()
+    """The rows of the user's files."""
     _by_split: dict[str, list[Instruction]] = field(default_factory=dict, init=False)
 
     rules: ClassVar[Sequence[Rule] | None] = ()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from alpaca_rlhf.core.records import Instruction
-from alpaca_rlhf.data import Drop, Rule
+from alpaca_rlhf.data import Drop, FileAccount, Rule
 
 Slice = str
 """A part of the evaluation prompts with figures of its own."""
@@ -47,6 +47,11 @@ class Source(Protocol):
 
     def key(self, row: Instruction) -> str | None:
         """Key that near-duplicate prompts share; None compares their texts."""
+        ...
+
+    @property
+    def accounts(self) -> Sequence[FileAccount]:
+        """The rows of each of the user's files: used or left out, by reason."""
         ...
 
     @property

@@ -14,13 +14,13 @@ from typing import Any, Protocol
 from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.prompts import Segment
 from alpaca_rlhf.core.records import Instruction
-from alpaca_rlhf.core.runs import RunFolder
+from alpaca_rlhf.core.runs import RunFolder, day_of
 from alpaca_rlhf.data import read_instructions
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import Base, load_base
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.settings import Loop, Sampling
-from alpaca_rlhf.sources import Source
+from alpaca_rlhf.sources import Source, read_rows
 from alpaca_rlhf.training.loop import Checkpoints
 from alpaca_rlhf.training.trackers import tracker
 
@@ -82,7 +82,7 @@ class Context:
     @cached_property
     def base(self) -> Base:
         """The frozen base model."""
-        return load_base(self.settings.base)
+        return load_base(self.settings.base, day=day_of(self.run.path))
 
     @cached_property
     def adapters(self) -> Adapters:
@@ -109,7 +109,7 @@ class Context:
         an adapter that was trained elsewhere.
         """
         if self.settings.inputs.rows is not None:
-            rows = read_instructions(self.settings.inputs.rows)
+            rows, _ = read_rows(self.settings.inputs)
         elif self.settings.inputs.sft_adapter is not None:
             rows = []
         else:

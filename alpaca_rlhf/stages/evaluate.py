@@ -132,6 +132,7 @@ def _answer_rows(
             "instruction": row.instruction,
             "input": row.input,
             **({"history": row.history} if row.history else {}),
+            **({"system": row.system} if row.system else {}),
             "answers": {
                 name: {
                     "text": completions[name]["sampled"][position].text,

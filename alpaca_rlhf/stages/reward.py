@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,6 +18,7 @@ from alpaca_rlhf.models.rollout import sample
 from alpaca_rlhf.models.scoring import score
 from alpaca_rlhf.preferences import manifest_of, read_snapshot
 from alpaca_rlhf.preferences.snapshot import Ranked
+from alpaca_rlhf.sources import reading_of
 from alpaca_rlhf.stages.context import Context, forget, suffixed
 from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.stages.rank import other_rankings, rankings_of_round, sampled_sets
@@ -92,6 +93,7 @@ def reward(ctx: Context, round_: int) -> Outcome:
         "too_long": result.too_long,
         "left_out": result.left_out,
         "undecided": undecided,
+        **_account(ctx),
         **figures(result.held_out, **_resampling(ctx)),
         "shuffled_label_accuracy": control["accuracy"],
         "shuffled_label_ci95": control["ci95"],
@@ -109,6 +111,13 @@ def reward(ctx: Context, round_: int) -> Outcome:
         summary += f"; {undecided} rankings without a winner left out"
     tokens = sum(len(example) for group in train for example in group.examples) * settings.epochs
     return Outcome(result.rankings, tokens, summary, facts)
+
+
+def _account(ctx: Context) -> dict[str, Any]:
+    """The rows of the user's rankings: used or left out, by reason."""
+    path = str(ctx.settings.inputs.rankings)
+    account = next((each for each in ctx.source.accounts if each.name == path), None)
+    return {} if account is None else {"rows": account.to_json()}
 
 
 def _train(
@@ -198,8 +207,9 @@ def _of_ranked(ctx: Context, ranked: Sequence[Ranked]) -> list[Group]:
 def _of_file(ctx: Context, path: Path, prompts: Collection[str]) -> tuple[list[Group], int]:
     """Read the rankings of a file for the given prompts, as groups, and count them."""
     snapshot = manifest_of(path) is not None
-    if snapshot or holds_rankings(path):
-        ranked = read_snapshot(path) if snapshot else read_rankings(path)
+    reading = reading_of(ctx.settings.inputs, "rankings", path)
+    if snapshot or holds_rankings(path, reading):
+        ranked = read_snapshot(path) if snapshot else read_rankings(path, reading)
         ranked = [
             (prompt, answers, ranking)
             for prompt, answers, ranking in ranked
@@ -207,7 +217,7 @@ def _of_file(ctx: Context, path: Path, prompts: Collection[str]) -> tuple[list[G
         ]
         return _of_ranked(ctx, ranked), len(ranked)
     pairs: dict[str, list[PreferencePair]] = {}
-    for pair in read_pairs(path):
+    for pair in read_pairs(path, reading):
         if pair.group in prompts:
             pairs.setdefault(pair.group, []).append(pair)
     return reward_groups.from_pairs(ctx.adapters, pairs.values()), len(pairs)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.prompts import marked
 from alpaca_rlhf.core.records import Instruction
-from alpaca_rlhf.data import answered_prompts, check_disjoint
+from alpaca_rlhf.data import answered_prompts, check_disjoint, reasons_text
 from alpaca_rlhf.models.batches import Example, prompt_ids, segments
 from alpaca_rlhf.models.foreign import adopt
+from alpaca_rlhf.settings.inputs import Inputs
 from alpaca_rlhf.stages.context import Context
 from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.training.sft import encode, preview_indices, split_held_out, train_sft
@@ -23,7 +26,7 @@ def sft(ctx: Context, round_: int) -> Outcome:
     splits = ctx.splits()
     rows = splits["sft"]
     answered = {**splits, "sft": answered_prompts(rows)}
-    overlap = check_disjoint(answered, ctx.source.key, raise_on_leak=True)
+    overlap = check_disjoint(answered, ctx.source.key, way_out=_way_out(ctx.settings.inputs))
     _refuse_too_long(ctx, splits)
     counts = {"sft": len(rows), "overlap": overlap}
     if ctx.settings.inputs.sft_adapter is not None:
@@ -34,6 +37,7 @@ def sft(ctx: Context, round_: int) -> Outcome:
     training_rows, held_out_rows = split_held_out(rows, settings.held_out)
     examples, too_long = encode(ctx.adapters, training_rows, settings.max_length)
     held_out, also_too_long = encode(ctx.adapters, held_out_rows, settings.max_length)
+    account = _account(ctx, len(training_rows) + len(held_out_rows), too_long + also_too_long)
     if settings.patience and not held_out:
         raise UserError(
             f"--sft.patience {settings.patience}: none of {len(rows)} rows is held out; "
@@ -42,6 +46,11 @@ def sft(ctx: Context, round_: int) -> Outcome:
 
     # 3. Train from the last checkpoint, and save.
     checkpoints = ctx.checkpoints("sft")
+    if too_long + also_too_long:
+        ctx.reporter.say(
+            f"{too_long + also_too_long:,} of {len(rows):,} rows are longer than --sft.max-length "
+            f"{settings.max_length} tokens and left out; raise it to train on them"
+        )
     _preview(ctx, examples, show=checkpoints.step() == 0)
     ctx.adapters.add("sft", seed=ctx.settings.seed)
     result = train_sft(
@@ -59,6 +68,9 @@ def sft(ctx: Context, round_: int) -> Outcome:
     # 4. Report.
     loss = f"{result.loss_before:.2f} -> {result.loss_after:.2f} nats a token"
     summary = f"held-out loss {loss} on {len(held_out)} rows"
+    left_out = reasons_text(account["left_out"])
+    if left_out:
+        summary += f"; rows left out: {left_out}"
     if settings.patience:
         summary += f"; the weights of step {result.best_step}, the best of {result.steps}"
     conversations = sum(bool(row.history) for row in rows)
@@ -67,8 +79,39 @@ def sft(ctx: Context, round_: int) -> Outcome:
         "too_long": too_long + also_too_long,
         "conversations": conversations,
         "prompts": counts,
+        "rows": account,
     }
     return Outcome(result.examples, result.tokens, summary, facts)
+
+
+def _account(ctx: Context, records: int, too_long: int) -> dict[str, Any]:
+    """The rows that SFT was given: used or left out, by reason.
+
+    The rows of a file of the user's, or those that were generated. A row of several instances
+    gives several examples, of which each that is too long is counted.
+    """
+    path = ctx.settings.inputs.rows
+    account = next((each for each in ctx.source.accounts if each.name == str(path)), None)
+    given: dict[str, Any] = {"rows": records, "left_out": {}}
+    if account is not None:
+        given = account.to_json()
+    left_out = {**given["left_out"], **({"too long": too_long} if too_long else {})}
+    return {**given, "examples": records - too_long, "left_out": left_out}
+
+
+def _way_out(inputs: Inputs) -> str:
+    """The next steps after a leak between the user's own files; nothing to add without them."""
+    files = [path for path in (inputs.data, inputs.seeds, inputs.prompts) if path is not None]
+    if not files and inputs.splits is None:
+        return ""
+    leave_out = "leave the leaking prompts out, counted, with --inputs.leaks drop"
+    if inputs.splits is not None:
+        return f"; {leave_out}"
+    listed = " ".join(shlex.quote(str(path)) for path in files)
+    return (
+        f"; deal all rows with: alpaca-rlhf split --data {listed} --out FOLDER (then "
+        f"--inputs.splits FOLDER), or {leave_out}"
+    )
 
 
 def _adopted(ctx: Context, folder: Path, counts: Mapping[str, int]) -> Outcome:

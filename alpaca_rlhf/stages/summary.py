@@ -52,6 +52,7 @@ def write_summary(ctx: Context, *, command: str, stages: Sequence[Mapping[str, A
         "annotator": _annotator(ctx),
         "stages": [_stage(ctx, row) for row in stages],
         "prompts": _prompts(ctx),
+        "files": _files(ctx),
         "reward_models": _facts_by_round(ctx, "reward"),
         "best_of_k": _facts_by_round(ctx, "best_of_k"),
         "policies": evaluated["facts"]["policies"],
@@ -106,6 +107,21 @@ def _prompts(ctx: Context) -> dict[str, int]:
     }
     answered = {**splits, "sft": answered_prompts(splits["sft"])}
     return counts | {"overlap": check_disjoint(answered, ctx.source.key, raise_on_leak=False)}
+
+
+def _files(ctx: Context) -> list[dict[str, Any]]:
+    """The rows of each of the user's files: used or left out, by reason.
+
+    Those that are too long for SFT were counted when they were encoded.
+    """
+    trained = ((ctx.run.done("sft") or {}).get("facts") or {}).get("rows") or {}
+    accounts = [account.to_json() for account in ctx.source.accounts]
+    for account in accounts:
+        too_long = trained.get("left_out", {}).get("too long", 0)
+        if too_long and account["file"] == trained.get("file"):
+            account["left_out"] |= {"too long": too_long}
+            account["used"] -= too_long
+    return accounts
 
 
 def _facts_by_round(ctx: Context, stage: str) -> list[dict[str, Any]]:

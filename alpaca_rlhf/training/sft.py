@@ -69,7 +69,9 @@ def split_held_out(
 
     That of a conversation depends on its first turn, which other conversations may share.
     """
-    openings = [Instruction(row.history[0][0]) if row.history else row for row in rows]
+    openings = [
+        Instruction(row.history[0][0], system=row.system) if row.history else row for row in rows
+    ]
     return split_by_hash(rows, [opening.id for opening in openings], share, salt="held-out")
 
 

@@ -1,5 +1,6 @@
 """Reading rows of files: their format, the records they become, and the way out again."""
 
+from alpaca_rlhf.data.readers.columns import RowKind, column_names
 from alpaca_rlhf.data.readers.comparisons import dialogue, read_pairs
 from alpaca_rlhf.data.readers.detection import (
     FORMATS,
@@ -19,8 +20,9 @@ from alpaca_rlhf.data.readers.importing import (
     one_kind,
     refuse_broken,
 )
-from alpaca_rlhf.data.readers.problems import BadRow
+from alpaca_rlhf.data.readers.problems import BadRow, MarkedBad
 from alpaca_rlhf.data.readers.ranked import holds_rankings, ranked_prompts, read_rankings
+from alpaca_rlhf.data.readers.reading import FileAccount, Reading, columns_text, reasons_text
 from alpaca_rlhf.data.readers.rows import Rows, open_rows
 from alpaca_rlhf.data.readers.seeds import SHIPPED, read_seeds, seed_file
 
@@ -31,13 +33,19 @@ __all__ = [
     "BrokenRowPolicy",
     "DetectedFormat",
     "Exportable",
+    "FileAccount",
     "Format",
     "FormatName",
     "Imported",
     "Kind",
+    "MarkedBad",
+    "Reading",
+    "RowKind",
     "RowTally",
     "Rows",
     "Target",
+    "column_names",
+    "columns_text",
     "detect_format",
     "dialogue",
     "export",
@@ -52,6 +60,7 @@ __all__ = [
     "read_prompts",
     "read_rankings",
     "read_seeds",
+    "reasons_text",
     "refuse_broken",
     "seed_file",
     "write_instructions",

@@ -1,9 +1,7 @@
 """Human preferences from files: pairs of answers.
 
-A dialogue that precedes ranked answers becomes the text of one instruction. A single question is
-used unchanged. Several turns become a transcript of paragraphs, `Human: ...` and `Assistant: ...`,
-that ends with the human's last turn; a system message is the first paragraph, `System: ...`. The
-prompt template wraps that text.
+A dialogue that precedes ranked answers is a prompt as any other: its last turn is the instruction,
+the turns before it are its history, and a system message is its system text.
 """
 
 from __future__ import annotations
@@ -16,13 +14,27 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_rlhf.core.records import Instruction, PreferencePair
-from alpaca_rlhf.data.readers.conversations import Turn, read_message, read_turns
+from alpaca_rlhf.data.readers.columns import COMPARED, refuse_unsupported
+from alpaca_rlhf.data.readers.conversations import (
+    Turn,
+    dialogue_history,
+    read_message,
+    read_turns,
+    refuse_broken,
+    split_system,
+    system_text,
+)
 from alpaca_rlhf.data.readers.formats import prompt_columns, source_of
+from alpaca_rlhf.data.readers.preference_shapes import (
+    are_conversations,
+    implicit_texts,
+    whole_conversations,
+)
 from alpaca_rlhf.data.readers.problems import BadRow, listed, short
+from alpaca_rlhf.data.readers.reading import Reading
 from alpaca_rlhf.data.readers.rows import checked_text, collect
 
 _HH_ANSWER = "\n\nAssistant:"
-_COMPARED_COLUMNS = (("completion_a", "completion_b"), ("output_1", "output_2"))
 # Values of `preference`, in lower case.
 _PREFERS_FIRST = ("1", "a", "completion_a", "output_1")
 _PREFERS_SECOND = ("2", "b", "completion_b", "output_2")
@@ -30,42 +42,76 @@ _TIE = ("0", "tie")
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
-def dialogue(turns: Sequence[Turn], *, source: str = "") -> Instruction:
-    """Turn a dialogue that awaits the assistant's answer into one instruction (see the top).
+def dialogue(
+    turns: Sequence[Turn], *, source: str = "", row: Mapping[str, Any] | None = None
+) -> Instruction:
+    """Turn a dialogue that awaits the assistant's answer into a prompt (see the top).
+
+    Args:
+        turns: The dialogue. White space around its texts is removed, turns without text are left
+            out, and those of the same speaker in a row are joined, as people's dialogues need it.
+        source: Where it is from.
+        row: The row that holds it, for its system text in a column.
 
     Raises:
-        BadRow: It does not end with a non-empty turn of the human.
+        BadRow: It does not start with the human, or does not end with a non-empty turn of theirs.
     """
+    system, turns = split_system(row or {}, turns)
     if not turns or turns[-1][0] != "Human":
         raise BadRow("the dialogue before the answer must end with the human's turn")
     if not turns[-1][1].strip():
         raise BadRow("the human's last turn is empty")
-    if len(turns) == 1:
-        return Instruction(turns[0][1].strip(), source=source)
-    transcript = "\n\n".join(f"{speaker}: {text.strip()}" for speaker, text in turns)
-    return Instruction(transcript, source=source)
+    joined: list[Turn] = []
+    for speaker, text in ((speaker, text.strip()) for speaker, text in turns):
+        if text and joined and joined[-1][0] == speaker:
+            joined[-1] = (speaker, f"{joined[-1][1]}\n\n{text}")
+        elif text:
+            joined.append((speaker, text))
+    refuse_broken(joined)
+    *earlier_texts, question = (text for _, text in joined)
+    history = tuple(zip(earlier_texts[::2], earlier_texts[1::2], strict=True))
+    return Instruction(question, source=source, history=history, system=system.strip())
 
 
-def read_pairs(path: Path) -> list[PreferencePair]:
+def task(row: dict[str, Any], source: str) -> Instruction:
+    """The prompt in Alpaca's columns, with its `history` and `system` where they are there.
+
+    Raises:
+        BadRow: A column is broken.
+    """
+    instruction, input_text = prompt_columns(row)
+    return Instruction(
+        instruction,
+        input_text,
+        source=source,
+        history=dialogue_history(row),
+        system=system_text(row),
+    )
+
+
+def read_pairs(path: Path, reading: Reading | None = None) -> list[PreferencePair]:
     r"""Read pairs of answers, the better one first.
 
     Supported formats: Anthropic's HH (`chosen`, `rejected`: whole dialogues of `\n\nHuman:` and
     `\n\nAssistant:` that differ in their last answer), LLaMA-Factory's (`conversations`, `chosen`,
-    `rejected`), and `prompt` (or `instruction` and `input`) with `chosen` and `rejected`. Messages
-    may be text, `from`/`value` or `role`/`content`. One of the two answers may be empty: people
-    sometimes prefer silence. A column `margin`, a number of at least 0, says how much better the
-    chosen answer is. GPT-4-LLM's `completion_a`, `completion_b` and AlpacaFarm's `output_1`,
-    `output_2` are ordered by `preference` (1, 2, a, b, or tie, which gives no pair); without that
-    column the first answer is the better one.
+    `rejected`), and `prompt` (or `instruction` and `input`) with `chosen` and `rejected`. These two
+    may also be whole conversations, with or without `prompt`, or texts that share their beginning
+    (UltraFeedback binarised, TRL: see `preference_shapes`). Messages may be text, `from`/`value` or
+    `role`/`content`. One of the two answers may be empty: people sometimes prefer silence. A column
+    `margin`, a number of at least 0, says how much better the chosen answer is. GPT-4-LLM's
+    `completion_a`, `completion_b` and AlpacaFarm's `output_1`, `output_2` are ordered by
+    `preference` (1, 2, a, b, or tie, which gives no pair); without that column the first answer is
+    the better one.
 
     Args:
         path: A JSON array or JSON lines, plain or gzipped.
+        reading: Renamed columns, and whether broken rows are left out; its account is filled.
 
     Raises:
         UserError: `file:line:` of the first broken row; two identical answers count as broken.
     """
     path = Path(path)
-    return collect(path, lambda row: pairs_of(row, path.name))
+    return collect(path, lambda row: pairs_of(row, path.name), reading)
 
 
 def pairs_of(row: dict[str, Any], source: str) -> list[PreferencePair]:
@@ -74,6 +120,7 @@ def pairs_of(row: dict[str, Any], source: str) -> list[PreferencePair]:
     Raises:
         BadRow: The row is broken.
     """
+    refuse_unsupported(row)
     if is_comparison(row):
         return _comparison(row, source_of(row, source))
     return [replace(_pair(row, source_of(row, source)), margin=_margin(row))]
@@ -88,12 +135,17 @@ def pair_to_json(pair: PreferencePair) -> dict[str, Any]:
         "rejected": pair.rejected,
         "source": pair.prompt.source,
     }
-    return columns | ({"margin": pair.margin} if pair.margin else {})
+    optional = {
+        "history": pair.prompt.history,
+        "system": pair.prompt.system,
+        "margin": pair.margin,
+    }
+    return columns | {name: value for name, value in optional.items() if value}
 
 
 def is_comparison(row: Mapping[str, Any]) -> bool:
     """True for a row with two answers whose column names do not say which is better."""
-    return any(all(row.get(name) is not None for name in names) for names in _COMPARED_COLUMNS)
+    return any(all(row.get(name) is not None for name in names) for names in COMPARED)
 
 
 def _pair(row: dict[str, Any], source: str) -> PreferencePair:
@@ -101,18 +153,22 @@ def _pair(row: dict[str, Any], source: str) -> PreferencePair:
         if row.get(name) is None:
             columns = listed(list(row))
             raise BadRow(f"expected columns `chosen` and `rejected`; columns here: {columns}")
-    if "conversations" in row:
-        prompt = dialogue(read_turns(row["conversations"], "column `conversations`"), source=source)
+    if row.get("conversations") is not None:
+        turns = read_turns(row["conversations"], "column `conversations`")
+        prompt = dialogue(turns, source=source, row=row)
+    elif are_conversations(row):
+        turns, chosen, rejected = whole_conversations(row)
+        return _make_pair(dialogue(turns, source=source, row=row), chosen, rejected)
     elif isinstance(row.get("prompt"), list):
-        prompt = dialogue(read_turns(row["prompt"], "column `prompt`"), source=source)
-    elif "prompt" in row or "instruction" in row:
-        instruction, input_text = prompt_columns(row)
-        prompt = Instruction(instruction, input_text, source=source)
+        prompt = dialogue(read_turns(row["prompt"], "column `prompt`"), source=source, row=row)
+    elif row.get("prompt") is not None or row.get("instruction") is not None:
+        prompt = task(row, source)
     else:
         return _hh_pair(
             checked_text(row["chosen"], "`chosen`"),
             checked_text(row["rejected"], "`rejected`"),
             source,
+            row,
         )
     return _make_pair(
         prompt, _answer(row["chosen"], "`chosen`"), _answer(row["rejected"], "`rejected`")
@@ -120,9 +176,7 @@ def _pair(row: dict[str, Any], source: str) -> PreferencePair:
 
 
 def _comparison(row: dict[str, Any], source: str) -> list[PreferencePair]:
-    names = next(
-        names for names in _COMPARED_COLUMNS if all(row.get(name) is not None for name in names)
-    )
+    names = next(names for names in COMPARED if all(row.get(name) is not None for name in names))
     first, second = (checked_text(row[name], f"column `{name}`") for name in names)
     value = row.get("preference")
     # A column of whole numbers with gaps becomes floats in Parquet and CSV, hence the ".0".
@@ -130,8 +184,8 @@ def _comparison(row: dict[str, Any], source: str) -> list[PreferencePair]:
     if preference not in (*_PREFERS_FIRST, *_PREFERS_SECOND, *_TIE):
         raise BadRow(f"`preference` must be 1, 2, a, b or tie, got {short(str(value))}")
     if "user_input" in row:
-        row = {"instruction": row["user_input"], "input": row.get("input")}
-    prompt = Instruction(*prompt_columns(row), source=source)
+        row = {**row, "instruction": row["user_input"]}
+    prompt = task(row, source)
     if preference in _TIE:
         return []
     chosen, rejected = (first, second) if preference in _PREFERS_FIRST else (second, first)
@@ -153,13 +207,19 @@ def _make_pair(prompt: Instruction, chosen: str, rejected: str) -> PreferencePai
     return PreferencePair(prompt, chosen, rejected, prompt.id)
 
 
-def _hh_pair(chosen: str, rejected: str, source: str) -> PreferencePair:
+def _hh_pair(chosen: str, rejected: str, source: str, row: dict[str, Any]) -> PreferencePair:
     # 1. Find where the two dialogues diverge, and the last answer that begins before that point.
     chars = zip(chosen, rejected, strict=False)
     shorter = min(len(chosen), len(rejected))
     common = next((at for at, (a, b) in enumerate(chars) if a != b), shorter)
     at = chosen[:common].rfind(_HH_ANSWER)
     if at < 0:
+        implicit = None
+        if not any(_HH_TURN.search(f"\n\n{text}") for text in (chosen, rejected)):
+            implicit = implicit_texts(chosen, rejected)
+        if implicit is not None:
+            turns, *texts = implicit
+            return _make_pair(dialogue(turns, source=source, row=row), *texts)
         raise BadRow(
             "expected a column `prompt` or `conversations`, or in `chosen` and `rejected` two "
             "dialogues of `Human:` and `Assistant:` turns with the same beginning"
@@ -175,7 +235,7 @@ def _hh_pair(chosen: str, rejected: str, source: str) -> PreferencePair:
     if parts[0].strip():
         raise BadRow("there is text before the first `Human:` turn")
     turns = [(parts[i], parts[i + 1]) for i in range(1, len(parts), 2)]
-    return _make_pair(dialogue(turns, source=source), *answers)
+    return _make_pair(dialogue(turns, source=source, row=row), *answers)
 
 
 def _answer(value: object, label: str) -> str:

@@ -1,7 +1,7 @@
 """Messages in OpenAI's and ShareGPT's columns: turns, and conversations to learn from.
 
-A conversation is one row: its last reply is the output, the pairs before it are the history. A
-system message, or a column `system`, becomes the first paragraph of the first instruction.
+A conversation is one row: its last reply is the output, the pairs before it are the history, and a
+system message, or a column `system`, is its system text. A reply with `weight` 0 carries no loss.
 """
 
 from __future__ import annotations
@@ -11,20 +11,22 @@ from itertools import pairwise
 from typing import Any
 
 from alpaca_rlhf.core.records import Instruction
+from alpaca_rlhf.data.readers.columns import CONVERSATION, system_column
+from alpaca_rlhf.data.readers.problems import EmptyRow
 from alpaca_rlhf.data.readers.rows import BadRow, checked_text, text_column, type_name
 
 Turn = tuple[str, str]
 """The speaker (Human, Assistant or System) and the text."""
 
-CONVERSATION_COLUMNS = ("messages", "conversations")
-"""Columns that hold a conversation: OpenAI's (`role`, `content`), ShareGPT's (`from`, `value`)."""
-
 _SPEAKERS = {
     "human": "Human", "user": "Human", "prompter": "Human",
-    "gpt": "Assistant", "assistant": "Assistant", "chatgpt": "Assistant",
-    "system": "System",
+    "gpt": "Assistant", "assistant": "Assistant", "chatgpt": "Assistant", "model": "Assistant",
+    "bot": "Assistant", "system": "System", "developer": "System",
 }  # fmt: skip
 _NAMES = {"Human": "user", "Assistant": "assistant", "System": "system"}
+
+_LOSS_FLAGS = ("weight", "train", "loss")
+"""Keys of a message that say if it carries loss: OpenAI's, Axolotl's and ms-swift's."""
 
 
 def read_message(value: object, label: str) -> Turn:
@@ -43,7 +45,8 @@ def read_message(value: object, label: str) -> Turn:
             f"a message in {label} must say who speaks "
             f"(`from` or `role`: human, gpt, user, assistant, system){unknown}"
         )
-    return speaker, checked_text(_first_value(value, "value", "content"), f"a message in {label}")
+    content = _text_of_parts(_first_value(value, "value", "content"), label)
+    return speaker, checked_text(content, f"a message in {label}")
 
 
 def read_turns(value: object, label: str) -> list[Turn]:
@@ -59,34 +62,84 @@ def read_turns(value: object, label: str) -> list[Turn]:
 
 def holds_conversation(row: Mapping[str, Any]) -> bool:
     """True for a row with a conversation, whatever other columns it has."""
-    return any(row.get(name) is not None for name in CONVERSATION_COLUMNS)
+    return any(row.get(name) is not None for name in CONVERSATION)
 
 
 def conversation(row: Mapping[str, Any], source: str) -> Instruction:
     """The last user turn of a conversation, with its reply and the turns before it.
 
-    If no reply follows the last user turn, the output is None. Texts are kept unchanged.
+    If no reply follows the last user turn, the output is None. Texts are kept unchanged. Replies
+    that carry no loss are `masked_replies`; those after the last one that carries loss are left
+    out, with what they answer, because nothing would be learned from them.
 
     Raises:
-        BadRow: The turns do not alternate, starting with the user, or one of them is empty.
+        BadRow: The turns do not alternate, starting with the user, or one of them is empty; or a
+            loss flag is broken, or no reply carries loss.
     """
-    name = next(name for name in CONVERSATION_COLUMNS if row.get(name) is not None)
-    turns = read_turns(row[name], f"column `{name}`")
-    # 1. Take the system text, from its column or from the first turn. If both are there, the turn
-    #    stays in place and is refused as a second one.
-    system = text_column(row, ("system",), required=False)
-    if system.strip():
-        turns = [("System", system), *turns]
-    if turns and turns[0][0] == "System":
-        (_, system), *turns = turns
-    _refuse_broken(turns)
-    if system.strip():
-        turns[0] = ("Human", f"{system}\n\n{turns[0][1]}")
-    # 2. The turns alternate, so an even number of them ends with a reply.
+    name = next(name for name in CONVERSATION if row.get(name) is not None)
+    label = f"column `{name}`"
+    system, turns = split_system(row, read_turns(row[name], label))
+    refuse_broken(turns)
+    # 1. The turns alternate, so an even number of them ends with a reply.
     texts = [text for _, text in turns]
+    has_loss = [_carries_loss(message, label) for message in row[name][-len(turns) :]][1::2]
+    if len(texts) % 2 == 0:
+        # 2. End with the last reply that carries loss.
+        if not any(has_loss):
+            raise BadRow("no reply of the conversation carries loss: every `weight` is 0")
+        while not has_loss[-1]:
+            has_loss.pop()
+        texts = texts[: 2 * len(has_loss)]
     output = texts.pop() if len(texts) % 2 == 0 else None
     history = tuple(zip(texts[:-1:2], texts[1::2], strict=True))
-    return Instruction(texts[-1], "", output, source, history)
+    masked = tuple(at for at, flag in enumerate(has_loss[: len(history)]) if not flag)
+    return Instruction(texts[-1], "", output, source, history, system, masked)
+
+
+def split_system(row: Mapping[str, Any], turns: Sequence[Turn]) -> tuple[str, list[Turn]]:
+    """The system text, from its column or the first turn, and the turns after it.
+
+    If both are there, the turn stays in place, to be refused as a second one. A blank text is none.
+    """
+    turns = list(turns)
+    system = system_text(row)
+    if not system and turns and turns[0][0] == "System":
+        (_, system), *turns = turns
+    return (system if system.strip() else ""), turns
+
+
+def system_text(row: Mapping[str, Any]) -> str:
+    """The text of the first system column that holds any (see `columns.SYSTEM`), or ""."""
+    system = text_column(row, (system_column(row),), required=False)
+    return system if system.strip() else ""
+
+
+def masked_replies(row: Mapping[str, Any], turns: int) -> tuple[int, ...]:
+    """The column `masked_replies` of a row with so many earlier turns.
+
+    Raises:
+        BadRow: It is not a list of their positions.
+    """
+    value = row.get("masked_replies")
+    if value is None:
+        return ()
+    known = range(turns)
+    if not isinstance(value, list) or not all(type(at) is int and at in known for at in value):
+        raise BadRow("column `masked_replies` must be a list of positions in `history`")
+    return tuple(sorted(set(value)))
+
+
+def _carries_loss(message: Mapping[str, Any], label: str) -> bool:
+    """True unless a flag of the message says that it carries no loss."""
+    for name in _LOSS_FLAGS:
+        flag = message.get(name)
+        if flag is None:
+            continue
+        if not isinstance(flag, bool | int | float) or flag not in (0, 1):
+            raise BadRow(f"`{name}` of a message in {label} must be 0 or 1, got {str(flag)[:40]!r}")
+        if not flag:
+            return False
+    return True
 
 
 def dialogue_history(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
@@ -103,8 +156,24 @@ def dialogue_history(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         raise BadRow("column `history` must be a list of pairs: an instruction and its reply")
     texts = [tuple(checked_text(text, "a text in `history`") for text in pair) for pair in pairs]
     if not all(text.strip() for pair in texts for text in pair):
-        raise BadRow("a text in `history` is empty")
+        raise EmptyRow("a text in `history` is empty")
     return tuple((pair[0], pair[1]) for pair in texts)
+
+
+def _text_of_parts(content: Any, label: str) -> Any:
+    """The text of a content of parts (`type` and `text`), joined; any other content unchanged."""
+    if not isinstance(content, list):
+        return content
+    texts = []
+    for part in content:
+        kind = part.get("type", "text") if isinstance(part, dict) else type_name(part)
+        if kind not in ("text", "input_text", "output_text"):
+            raise BadRow(
+                f"a message in {label} has a part of type {str(kind)[:40]!r}: text alone is learnt "
+                "from; leave the row out"
+            )
+        texts.append(checked_text(part.get("text"), f"a part of a message in {label}"))
+    return "".join(texts)
 
 
 def _first_value(value: Mapping[str, Any], *names: str) -> Any:
@@ -112,12 +181,17 @@ def _first_value(value: Mapping[str, Any], *names: str) -> Any:
     return next((value[name] for name in names if value.get(name) is not None), None)
 
 
-def _refuse_broken(turns: Sequence[Turn]) -> None:
+def refuse_broken(turns: Sequence[Turn]) -> None:
+    """Check that turns, without their system text, alternate and that none is empty.
+
+    Raises:
+        BadRow: They do not start with the user, or do not alternate, or one is empty.
+    """
     speakers = [speaker for speaker, _ in turns]
     if "System" in speakers:
         raise BadRow("the conversation has a second system turn, or one that is not its first")
     if not turns:
-        raise BadRow("the conversation has no turns")
+        raise EmptyRow("the conversation has no turns")
     if speakers[0] == "Assistant":
         raise BadRow("the conversation starts with the assistant; it must start with the user")
     for speaker, next_speaker in pairwise(speakers):
@@ -126,4 +200,4 @@ def _refuse_broken(turns: Sequence[Turn]) -> None:
     for speaker, text in turns:
         if not text.strip():
             turn_name = "reply" if speaker == "Assistant" else "user turn"
-            raise BadRow(f"the conversation has an empty {turn_name}")
+            raise EmptyRow(f"the conversation has an empty {turn_name}")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Literal
 
 from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.data.readers.columns import OUTPUT, renamed
 from alpaca_rlhf.data.readers.comparisons import is_comparison, pair_to_json, pairs_of
 from alpaca_rlhf.data.readers.formats import answered_of, instructions_of
 from alpaca_rlhf.data.readers.problems import BadRow, listed
-from alpaca_rlhf.data.readers.ranked import is_ranking_list, is_tree, ranking_list, trees
+from alpaca_rlhf.data.readers.ranked import is_ranking_list, is_tree, ranked_answers, trees
 from alpaca_rlhf.data.readers.rows import Rows, columns_of
 
 FormatName = Literal[
@@ -36,7 +37,6 @@ Columns = dict[str, Any]
 SAMPLE_ROWS = 200
 """Rows from which the format is detected."""
 
-_OUTPUT_COLUMNS = ("output", "completion", "response")
 _ANSWERED_FORMATS = ("alpaca", "prompt-completion")
 
 
@@ -63,7 +63,7 @@ def _has(row: Mapping[str, Any], *names: str) -> bool:
 
 
 def _answered(row: Mapping[str, Any]) -> bool:
-    return any(row.get(name) not in (None, "") for name in _OUTPUT_COLUMNS)
+    return any(row.get(name) not in (None, "") for name in OUTPUT)
 
 
 def _prompts(row: Columns, source: str) -> list[Columns]:
@@ -92,7 +92,8 @@ FORMATS: dict[str, Format] = {
         Format(
             "chosen-rejected",
             "pairs",
-            "chosen, rejected, and prompt, instruction or conversations (HH: these two alone)",
+            "chosen, rejected, and prompt, instruction or conversations (or none: their shared "
+            "beginning is the prompt)",
             lambda row: _has(row, "chosen", "rejected"),
             _pairs,
         ),
@@ -108,9 +109,9 @@ FORMATS: dict[str, Format] = {
         Format(
             "ranking-list",
             "rankings",
-            "prompt or instruction, responses, ranks or scores",
+            "prompt or instruction, responses or completions, ranks, scores or ratings",
             is_ranking_list,
-            lambda row, source: [ranking_list(row, source).to_json()],
+            lambda row, source: [ranking.to_json() for ranking in ranked_answers(row, source)],
         ),
         Format(
             "openai",
@@ -167,14 +168,17 @@ class DetectedFormat:
     """The format; None if none of the first rows can be read."""
     guessed: bool
     """True if it was detected from the rows."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """New names of columns, `-` for one that is left out."""
 
     def convert(self, row: Any, source: str) -> list[Columns]:
         """Canonical records of a row; none if it holds nothing (see `Format.empty_reason`).
 
         Raises:
+            MarkedBad: Its own label says that it is not to be learnt from.
             BadRow: It is broken, or its format is not that of the file.
         """
-        columns = columns_of(row)
+        columns = renamed(columns_of(row), self.columns)
         if self.format is None:  # all of the first rows are broken, so the file will be refused
             raise BadRow(f"no format is known by the columns {listed(list(columns))}")
         row_format = signature(columns) if self.guessed else None
@@ -193,29 +197,37 @@ def signature(row: Mapping[str, Any]) -> str | None:
     return next((name for name, candidate in FORMATS.items() if candidate.matches(row)), None)
 
 
-def detect_format(rows: Rows, format_name: str | None = None) -> DetectedFormat:
+def detect_format(
+    rows: Rows, format_name: str | None = None, columns: Mapping[str, str] | None = None
+) -> DetectedFormat:
     """Detect the format of rows from the first 200 of them, or take the one that is named.
 
     The most frequent format wins. Rows without an answer do not count where others have one.
+    `columns` gives columns new names before anything else (see `columns.column_names`).
 
     Raises:
         UserError: No format matches their columns; `file:line:` of the first row.
     """
     if format_name is not None:
-        return DetectedFormat(FORMATS[format_name], guessed=False)
+        return DetectedFormat(FORMATS[format_name], guessed=False, columns=columns or {})
     # 1. Count the formats of the rows that can be read.
-    sample = [(n, row) for n, row in islice(rows, SAMPLE_ROWS) if isinstance(row, dict)]
+    columns = columns or {}
+    sample = [
+        (number, renamed(row, columns))
+        for number, row in islice(rows, SAMPLE_ROWS)
+        if isinstance(row, dict)
+    ]
     counts = Counter(name for _, row in sample if (name := signature(row)) is not None)
     # 2. An answer that is missing here and there must not make prompts of a file of answers.
     if counts["prompts"] and any(counts[name] for name in _ANSWERED_FORMATS):
         del counts["prompts"]
     if counts:
-        return DetectedFormat(FORMATS[counts.most_common(1)[0][0]], guessed=True)
+        return DetectedFormat(FORMATS[counts.most_common(1)[0][0]], guessed=True, columns=columns)
     if not sample:
-        return DetectedFormat(None, guessed=True)
+        return DetectedFormat(None, guessed=True, columns=columns)
     number, row = sample[0]
-    known = "; ".join(f"{name}: {candidate.columns}" for name, candidate in FORMATS.items())
     raise UserError(
-        f"{rows.place(number)}: no format is known by the columns {listed(list(row))}; rename "
-        f"them, or give --format ({known})"
+        f"{rows.place(number)}: no format is known by the columns {listed(list(row))}; map "
+        "them, such as --columns question=instruction,answer=output, or give --format "
+        f"({', '.join(FORMATS)})"
     )

@@ -215,10 +215,12 @@ def _schema(kind: Kind) -> Any:
     text, texts = pyarrow.string(), pyarrow.list_(pyarrow.string())
     columns = {"instruction": text, "input": text}
     if kind in ("instructions", "prompts"):
-        columns |= {"output": text, "source": text, "history": pyarrow.list_(texts)}
+        columns |= {"output": text, "source": text}
+        columns |= {"masked_replies": pyarrow.list_(pyarrow.int64())}
     elif kind == "pairs":
         columns |= {"chosen": text, "rejected": text, "source": text, "margin": pyarrow.float64()}
     else:
         columns |= {"responses": texts, "ranks": pyarrow.list_(pyarrow.int64())}
         columns |= {"annotator": text, "source": text}
+    columns |= {"history": pyarrow.list_(texts), "system": text}
     return pyarrow.schema(list(columns.items()))

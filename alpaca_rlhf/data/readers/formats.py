@@ -13,45 +13,55 @@ from typing import Any
 
 from alpaca_rlhf.core.files import atomic_write
 from alpaca_rlhf.core.records import Instruction
+from alpaca_rlhf.data.readers.columns import (
+    INPUT,
+    INSTRUCTION,
+    OUTPUT,
+    refuse_marked_bad,
+    refuse_unsupported,
+)
 from alpaca_rlhf.data.readers.conversations import (
     conversation,
     dialogue_history,
     holds_conversation,
+    masked_replies,
+    system_text,
 )
+from alpaca_rlhf.data.readers.problems import EmptyRow
+from alpaca_rlhf.data.readers.reading import Reading
 from alpaca_rlhf.data.readers.rows import BadRow, collect, text_column, type_name
 
-_INSTRUCTION = ("instruction", "prompt")
-_INPUT = ("input", "context")
-_OUTPUT = ("output", "completion", "response")
 
-
-def read_instructions(path: Path) -> list[Instruction]:
+def read_instructions(path: Path, reading: Reading | None = None) -> list[Instruction]:
     """Read tasks with their answers.
 
     Columns: `instruction` (or `prompt`), `input` (or `context`; may be absent), `output` (or
     `completion`, `response`). Rows with the columns of Self-Instruct's seed tasks (`instruction`,
     `instances`) give one task per instance. Conversations (`messages`, `conversations`; or Alpaca's
-    columns with a `history` of pairs) give one task each: its last reply is the output. Other
-    columns are ignored. `source` is that of the row, or else the name of the file.
+    columns with a `history` of pairs; or a `prompt` of messages and its `completion`) give one task
+    each: its last reply is the output. A row that a KTO `label` or a `weight` of 0 marks as bad
+    gives none; a row with tools or images is broken. Other columns are named in the account.
+    `source` is that of the row, or else the name of the file.
 
     Args:
         path: A JSON array or JSON lines, plain or gzipped; a CSV by its suffix; a Parquet file.
+        reading: Renamed columns, and the treatment of broken rows; its account is filled.
 
     Raises:
         UserError: `file:line:` of the first broken row (no instruction, an empty output, not text
             ...).
     """
     path = Path(path)
-    return collect(path, lambda row: answered_of(row, path.name))
+    return collect(path, lambda row: answered_of(row, path.name), reading)
 
 
-def read_prompts(path: Path) -> list[Instruction]:
+def read_prompts(path: Path, reading: Reading | None = None) -> list[Instruction]:
     """Read tasks whose answers may be missing: an absent or empty output is None.
 
     Otherwise like `read_instructions`. A conversation may end with the user's turn.
     """
     path = Path(path)
-    return collect(path, lambda row: instructions_of(row, path.name))
+    return collect(path, lambda row: instructions_of(row, path.name), reading)
 
 
 def write_instructions(path: Path, rows: Iterable[Instruction]) -> None:
@@ -66,10 +76,10 @@ def prompt_columns(row: dict[str, Any]) -> tuple[str, str]:
     Raises:
         BadRow: The instruction is absent or empty.
     """
-    instruction = text_column(row, _INSTRUCTION)
+    instruction = text_column(row, INSTRUCTION)
     if not instruction.strip():
-        raise BadRow("the instruction is empty")
-    return instruction, text_column(row, _INPUT, required=False)
+        raise EmptyRow("the instruction is empty")
+    return instruction, text_column(row, INPUT, required=False)
 
 
 def source_of(row: dict[str, Any], default: str) -> str:
@@ -82,7 +92,9 @@ def answered_of(row: dict[str, Any], file_name: str) -> list[Instruction]:
 
     Raises:
         BadRow: It is broken, or has no answer.
+        MarkedBad: Its label says that it is not to be learnt from.
     """
+    refuse_marked_bad(row)
     return _refuse_unanswered(row, instructions_of(row, file_name))
 
 
@@ -92,7 +104,9 @@ def instructions_of(row: dict[str, Any], file_name: str) -> list[Instruction]:
     Raises:
         BadRow: It is broken.
     """
+    refuse_unsupported(row)
     source = source_of(row, file_name)
+    row = _as_conversation(row)
     if holds_conversation(row):
         return [conversation(row, source)]
     if "instances" in row:
@@ -102,9 +116,28 @@ def instructions_of(row: dict[str, Any], file_name: str) -> list[Instruction]:
                 f"column `instances` must be a list, not empty, got {type_name(instances)}"
             )
         instruction = text_column(row, ("instruction",))
-        rows = [{**_instance(value), "instruction": instruction} for value in instances]
+        shared = {"instruction": instruction, "system": system_text(row)}
+        rows = [{**_instance(value), **shared} for value in instances]
         return [_task(instance_row, source) for instance_row in rows]
     return [_task(row, source)]
+
+
+def _as_conversation(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose `prompt` or `completion` is a list of messages, as one with `messages`."""
+    if holds_conversation(row):
+        return row
+    prompt = row.get("prompt")
+    name = next((name for name in OUTPUT if row.get(name) is not None), OUTPUT[0])
+    completion = row.get(name)
+    if isinstance(prompt, list):
+        answer = [{"role": "assistant", "content": completion}]
+        answer = completion if isinstance(completion, list) else answer if completion else []
+        return {**row, "messages": [*prompt, *answer]}
+    if isinstance(completion, list) and any(isinstance(part, dict) for part in completion):
+        instruction, input_text = prompt_columns(row)
+        question = f"{instruction}\n\n{input_text}" if input_text else instruction
+        return {**row, "messages": [{"role": "user", "content": question}, *completion]}
+    return row
 
 
 def _instance(value: object) -> dict[str, Any]:
@@ -117,18 +150,20 @@ def _instance(value: object) -> dict[str, Any]:
 
 def _task(row: dict[str, Any], source: str) -> Instruction:
     instruction, input_text = prompt_columns(row)
-    text = text_column(row, _OUTPUT, required=False)
+    text = text_column(row, OUTPUT, required=False)
     output = text if text.strip() else None
-    return Instruction(instruction, input_text, output, source, dialogue_history(row))
+    history = dialogue_history(row)
+    masked = masked_replies(row, len(history))
+    return Instruction(instruction, input_text, output, source, history, system_text(row), masked)
 
 
 def _refuse_unanswered(row: dict[str, Any], tasks: list[Instruction]) -> list[Instruction]:
     if all(task.output is not None for task in tasks):
         return tasks
     if not holds_conversation(row):
-        names = " or ".join(f"`{name}`" for name in _OUTPUT)
-        raise BadRow(
+        names = " or ".join(f"`{name}`" for name in OUTPUT)
+        raise EmptyRow(
             f"the output is empty or absent; expected the answer in {names}, or take the row out"
         )
     flaw = "ends with the user's turn" if tasks[0].history else "has no assistant turn"
-    raise BadRow(f"the conversation {flaw}: there is no reply to learn from")
+    raise EmptyRow(f"the conversation {flaw}: there is no reply to learn from")

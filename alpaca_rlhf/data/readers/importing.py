@@ -21,8 +21,9 @@ from typing import Any, BinaryIO, Literal
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import atomic_write, json_text, new_folder, writing
+from alpaca_rlhf.data.readers.columns import RowKind, renamed, unread_columns
 from alpaca_rlhf.data.readers.detection import Columns, DetectedFormat, Kind
-from alpaca_rlhf.data.readers.problems import BadRow, Problems, Unreadable
+from alpaca_rlhf.data.readers.problems import BadRow, MarkedBad, Problems, Unreadable, short
 from alpaca_rlhf.data.readers.rows import Rows, no_rows
 
 SCHEMA = 1
@@ -44,6 +45,8 @@ class RowTally:
         self.rows = self.kept = self.records = 0
         self.broken = Problems()
         self.empty: Counter[str] = Counter()
+        self.unread: Counter[str] = Counter()
+        """Columns that are not read, and in how many rows each stands."""
         self.unreadable = False
         """True once the source cannot be read to its end."""
 
@@ -67,6 +70,12 @@ class RowTally:
                 self.broken.note(self.source.place(number), str(problem))
                 dropped(number, str(problem))
                 continue
+            except MarkedBad as problem:
+                self._count_unread(row, detected)
+                self.empty[str(problem)] += 1
+                dropped(number, str(problem))
+                continue
+            self._count_unread(row, detected)
             if records:
                 self.kept += 1
                 self.records += len(records)
@@ -75,6 +84,14 @@ class RowTally:
                 assert detected.format is not None
                 self.empty[detected.format.empty_reason] += 1
                 dropped(number, detected.format.empty_reason)
+
+    def _count_unread(self, row: Any, detected: DetectedFormat) -> None:
+        if not isinstance(row, dict) or detected.format is None:
+            return
+        kinds: dict[Kind, RowKind] = {"pairs": "rankings", "rankings": "rankings"}
+        kind = kinds.get(detected.format.kind, "instructions")
+        columns = renamed(row, detected.columns)
+        self.unread.update(short(name) for name in unread_columns(columns, kind))
 
 
 @dataclass(frozen=True)
@@ -191,12 +208,15 @@ def refuse_broken(tallies: Sequence[RowTally], *, allowed: bool) -> None:
 
 def _counts(tallies: Sequence[RowTally]) -> dict[str, Any]:
     dropped: Counter[str] = Counter()
+    unread: Counter[str] = Counter()
     for tally in tallies:
         dropped.update(tally.dropped)
+        unread.update(tally.unread)
     return {
         "rows": sum(tally.rows for tally in tallies),
         "rows_kept": sum(tally.kept for tally in tallies),
         "rows_dropped": dict(dropped.most_common()),
+        "unread_columns": dict(unread.most_common()),
     }
 
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+Reason = Literal["too long", "empty", "bad label", "leak", "unusable"]
+"""The reasons why a row is not trained on."""
 
 MAX_SHOWN = 5
 """Problems reported with their place, and kinds reported with their count."""
@@ -15,6 +19,21 @@ _MAX_NAMES, _MAX_NAME_CHARS = 12, 40
 
 class BadRow(Exception):
     """A row that cannot be used; the message says what is wrong and what was expected."""
+
+    reason: ClassVar[Reason] = "unusable"
+    """The reason under which it is counted where broken rows are left out."""
+
+
+class EmptyRow(BadRow):
+    """A text that the row needs is empty or absent."""
+
+    reason = "empty"
+
+
+class MarkedBad(Exception):
+    """A valid row that its own label marks as one not to learn from; the message says which."""
+
+    reason: ClassVar[Reason] = "bad label"
 
 
 class Unreadable(BadRow):

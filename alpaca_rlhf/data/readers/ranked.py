@@ -14,14 +14,14 @@ from typing import Any
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Completion, Instruction, Ranking
-from alpaca_rlhf.data.readers.comparisons import dialogue, read_pairs
+from alpaca_rlhf.data.readers.columns import ANSWERS, SCORES, refuse_unsupported, renamed
+from alpaca_rlhf.data.readers.comparisons import dialogue, read_pairs, task
 from alpaca_rlhf.data.readers.conversations import Turn, read_message, read_turns
-from alpaca_rlhf.data.readers.formats import prompt_columns, source_of
+from alpaca_rlhf.data.readers.formats import source_of
+from alpaca_rlhf.data.readers.preference_shapes import rated_answers
 from alpaca_rlhf.data.readers.problems import BadRow, short
+from alpaca_rlhf.data.readers.reading import Reading
 from alpaca_rlhf.data.readers.rows import RowFile, checked_text, collect, text_column, type_name
-
-ANSWER_COLUMNS = ("responses", "completions")
-"""Columns that hold a list of answers."""
 
 _SAMPLE_ROWS = 200
 _DEFAULT_ANNOTATOR = "file"
@@ -49,10 +49,14 @@ class RankedAnswers:
             "ranks": list(self.ranks),
             "annotator": self.annotator,
             "source": self.prompt.source,
+            **({"history": self.prompt.history} if self.prompt.history else {}),
+            **({"system": self.prompt.system} if self.prompt.system else {}),
         }
 
 
-def read_rankings(path: Path) -> list[tuple[Instruction, list[Completion], Ranking]]:
+def read_rankings(
+    path: Path, reading: Reading | None = None
+) -> list[tuple[Instruction, list[Completion], Ranking]]:
     """Read K-way rankings from message trees (`trees`) or from lists (`ranking_list`).
 
     Ties share a tier. The annotator of a tree is `oasst` (the ranks are a consensus of many
@@ -61,6 +65,7 @@ def read_rankings(path: Path) -> list[tuple[Instruction, list[Completion], Ranki
 
     Args:
         path: A file that `rows.collect` reads.
+        reading: Renamed columns, and the treatment of broken rows; its account is filled.
 
     Raises:
         UserError: `file:line:` of the first broken row.
@@ -89,10 +94,10 @@ def read_rankings(path: Path) -> list[tuple[Instruction, list[Completion], Ranki
             rankings.append((prompt, completions, Ranking(prompt.id, tiers, name)))
         return rankings
 
-    return collect(path, convert)
+    return collect(path, convert, reading)
 
 
-def holds_rankings(path: Path) -> bool:
+def holds_rankings(path: Path, reading: Reading | None = None) -> bool:
     """True for a file with K ranked answers a row, False for one with pairs.
 
     The first row that is an object decides.
@@ -102,26 +107,27 @@ def holds_rankings(path: Path) -> bool:
     """
     sample = islice(RowFile(Path(path)), _SAMPLE_ROWS)
     first = next((row for _, row in sample if isinstance(row, dict)), {})
+    first = renamed(first, reading.columns if reading is not None else {})
     return is_tree(first) or is_ranking_list(first)
 
 
-def ranked_prompts(path: Path) -> list[Instruction]:
-    """The distinct prompts of a file of rankings or pairs, in order.
+def ranked_prompts(path: Path, reading: Reading | None = None) -> list[Instruction]:
+    """The prompt of every ranking or pair of a file, in order.
 
     Raises:
         UserError: `file:line:` of the first broken row, or no ranking has two completions.
     """
     prompts = (
-        [prompt for prompt, _, _ in read_rankings(path)]
-        if holds_rankings(path)
-        else [pair.prompt for pair in read_pairs(path)]
+        [prompt for prompt, _, _ in read_rankings(path, reading)]
+        if holds_rankings(path, reading)
+        else [pair.prompt for pair in read_pairs(path, reading)]
     )
     if not prompts:
         raise UserError(
             f"{path}: no message of these trees has two replies with a `rank`, "
             "and a ranking needs at least two completions"
         )
-    return list({prompt.id: prompt for prompt in prompts}.values())
+    return prompts
 
 
 def is_tree(row: Mapping[str, Any]) -> bool:
@@ -131,7 +137,7 @@ def is_tree(row: Mapping[str, Any]) -> bool:
 
 def is_ranking_list(row: Mapping[str, Any]) -> bool:
     """True for a row that looks like a list of ranked answers."""
-    return any(row.get(name) is not None for name in ANSWER_COLUMNS)
+    return any(row.get(name) is not None for name in ANSWERS)
 
 
 def ranked_answers(row: dict[str, Any], source: str) -> list[RankedAnswers]:
@@ -140,6 +146,7 @@ def ranked_answers(row: dict[str, Any], source: str) -> list[RankedAnswers]:
     Raises:
         BadRow: It is neither, or it is broken.
     """
+    refuse_unsupported(row)
     return [ranking_list(row, source)] if is_ranking_list(row) else trees(row, source)
 
 
@@ -154,7 +161,7 @@ def trees(row: dict[str, Any], source: str) -> list[RankedAnswers]:
     """
     return [
         RankedAnswers(
-            dialogue(turns, source=source),
+            dialogue(turns, source=source, row=row),
             tuple(text for _, text in replies),
             tuple(rank for rank, _ in replies),
             "oasst",
@@ -166,30 +173,34 @@ def trees(row: dict[str, Any], source: str) -> list[RankedAnswers]:
 def ranking_list(row: dict[str, Any], source: str) -> RankedAnswers:
     """The ranking of a row with `prompt` (or `instruction` and `input`), `responses`, and ranks.
 
-    In `ranks` the lowest is the best; in `scores` the highest is.
+    In `ranks` the lowest is the best; in `scores` and `ratings` the highest is. The answers may
+    also be objects with a text and its rating, as UltraFeedback's `completions`.
 
     Raises:
         BadRow: It is broken.
     """
-    name = next((column for column in ANSWER_COLUMNS if row.get(column) is not None), "")
+    name = next((column for column in ANSWERS if row.get(column) is not None), "")
     if not name:
         raise BadRow("expected the answers as a list in `responses`")
     answers = row[name]
     if not isinstance(answers, list) or len(answers) < 2:
         raise BadRow(f"column `{name}` must be a list of at least two answers")
-    texts = tuple(checked_text(answer, f"an answer in `{name}`") for answer in answers)
+    ordered = any(row.get(column) is not None for column in SCORES)
+    texts, ratings = rated_answers(answers, name, rate=not ordered)
+    if ratings is not None:
+        row = {**row, "scores": ratings}
     ranks = _ranks(row, len(texts))
     annotator = text_column(row, ("annotator",), required=False) or _DEFAULT_ANNOTATOR
     origin = source_of(row, source)
     if isinstance(row.get("prompt"), list):
-        prompt = dialogue(read_turns(row["prompt"], "column `prompt`"), source=origin)
+        prompt = dialogue(read_turns(row["prompt"], "column `prompt`"), source=origin, row=row)
     else:
-        prompt = Instruction(*prompt_columns(row), source=origin)
-    return RankedAnswers(prompt, texts, ranks, annotator)
+        prompt = task(row, origin)
+    return RankedAnswers(prompt, tuple(texts), ranks, annotator)
 
 
 def _ranks(row: dict[str, Any], count: int) -> tuple[int, ...]:
-    name = next((column for column in ("ranks", "scores") if row.get(column) is not None), "")
+    name = next((column for column in SCORES if row.get(column) is not None), "")
     if not name:
         raise BadRow("expected `ranks` (the least is the best) or `scores` (the greatest is)")
     values: Any = row[name]

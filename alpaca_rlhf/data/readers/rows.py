@@ -8,6 +8,7 @@ with its line.
 from __future__ import annotations
 
 import gzip
+import re
 import stat
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +19,16 @@ from typing import Any, BinaryIO, Literal, Protocol, TypeVar, cast
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.provenance import sha256_of
 from alpaca_rlhf.data.readers.json_rows import array_rows, line_rows
-from alpaca_rlhf.data.readers.problems import BadRow, Problems, Unreadable, listed, short
+from alpaca_rlhf.data.readers.problems import (
+    MAX_SHOWN,
+    BadRow,
+    MarkedBad,
+    Problems,
+    Unreadable,
+    listed,
+    short,
+)
+from alpaca_rlhf.data.readers.reading import Reading, reasons_text
 from alpaca_rlhf.data.readers.tables import (
     HUB,
     csv_rows,
@@ -206,32 +216,54 @@ def open_rows(name: str) -> RowFile | RowDataset:
     return RowFile(Path(name))
 
 
-def collect(path: Path, convert: Callable[[dict[str, Any]], list[T]]) -> list[T]:
+def collect(
+    path: Path, convert: Callable[[dict[str, Any]], list[T]], reading: Reading | None = None
+) -> list[T]:
     """Convert every row of a file.
 
     Args:
         path: A JSON array of objects or one JSON object a line, either may be gzipped; a CSV with
             its suffix; a Parquet file.
-        convert: Turns a row into records, or raises `BadRow`.
+        convert: Turns a row into records, or raises `BadRow` or `MarkedBad`.
+        reading: Renames columns, may leave broken rows out, and takes the account of the rows.
 
     Raises:
-        UserError: The file cannot be read, is empty, or has broken rows. The message starts with
-            `file:line:` of the first broken row and counts each kind of problem.
+        UserError: The file cannot be read, is empty, has broken rows, or nothing is left of it. The
+            message starts with `file:line:` of the first broken row and counts each kind of
+            problem.
     """
     records: list[T] = []
     problems = Problems()
-    total = 0
+    reading = reading if reading is not None else Reading("instructions")
+    account = reading.account
+    account.name = account.name or str(path)
     rows = RowFile(path)
     for number, row in rows:
-        total += 1
+        account.rows += 1
         try:
-            records.extend(convert(columns_of(row)))
-        except BadRow as problem:
-            problems.note(rows.place(number), str(problem))
-    if problems.total:
-        raise UserError(problems.summary(total))
-    if not total:
+            row_records = convert(reading.prepared(columns_of(row)))
+        except (BadRow, MarkedBad) as problem:
+            account.left_out[problem.reason] += 1
+            place = rows.place(number)
+            if isinstance(problem, BadRow):
+                problems.note(place, str(problem))
+            if isinstance(problem, Unreadable):
+                raise UserError(
+                    f"{problems.summary(account.rows)}; what follows cannot be read"
+                ) from None
+            if len(account.places) < MAX_SHOWN:
+                account.places.append(f"{place}: {problem}")
+            continue
+        if not row_records:
+            account.left_out["unusable"] += 1
+        records.extend(row_records)
+    if problems.total and not reading.drop_broken:
+        raise UserError(problems.summary(account.rows) + reading.way_out)
+    if not account.rows:
         raise UserError(no_rows(str(path)))
+    if not account.used and (account.left_out["bad label"] or problems.total):
+        left_out = reasons_text(account.left_out)
+        raise UserError(f"{path}: nothing is left of its {account.rows} rows: {left_out}")
     return records
 
 
@@ -301,9 +333,19 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise UserError(f"{path}: no such file{_hub_hint(path)}") from None
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read: {short(str(error), 120)}") from None
+
+
+def _hub_hint(path: Path) -> str:
+    """The command for a dataset on the hub, if the path looks like the name of one."""
+    name = str(path)
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) or path.parent.exists():
+        return ""
+    if path.suffix.lower() in (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gz"):
+        return ""
+    return f"; a dataset on the hub is read by: alpaca-rlhf import {HUB}{name} --out FOLDER"
 
 
 def _container(path: Path, head: bytes, suffix: str, *, gzipped: bool) -> Container:

@@ -23,12 +23,12 @@ HUB = "hub:"
 KNOWN_COLUMNS = frozenset(
     "instruction prompt input context output completion response source system history messages "
     "conversations instances chosen rejected margin user_input completion_a completion_b output_1 "
-    "output_2 preference responses completions ranks scores annotator".split()
+    "output_2 preference responses completions ranks scores ratings annotator label kto_tag".split()
 )
 """Columns that the readers use."""
 
 _LIST_COLUMNS: tuple[str, ...] = ("messages", "conversations", "instances", "history")
-_LIST_COLUMNS += ("responses", "completions", "ranks", "scores")
+_LIST_COLUMNS += ("responses", "completions", "ranks", "scores", "ratings")
 _NULLABLE_COLUMNS = (*_LIST_COLUMNS, "margin", "preference")
 _BATCH_ROWS = 256
 
@@ -147,13 +147,15 @@ def dataset_of(name: str) -> Any:
 def dataset_rows(dataset: Any, name: str) -> Iterator[tuple[int, Any]]:
     """Row number, from 1, and columns of every row; the library maps the file into memory.
 
-    Images and audio are omitted: decoding them would need further libraries.
+    Images and audio stay undecoded, as `bytes` and `path`: decoding would need further libraries.
 
     Raises:
         UserError: The library cannot read further.
     """
     media = [column for column, kind in dataset.features.items() if hasattr(kind, "decode_example")]
-    rows = iter(dataset.remove_columns(media) if media else dataset)
+    for column in media:
+        dataset = dataset.cast_column(column, type(dataset.features[column])(decode=False))
+    rows = iter(dataset)
     number = 0
     while True:
         try:

@@ -40,7 +40,7 @@ def answered_prompts(rows: Iterable[Instruction]) -> list[Instruction]:
     prompts = []
     for row in rows:
         prompts += [
-            Instruction(user, "", reply, row.source, row.history[:number])
+            Instruction(user, "", reply, row.source, row.history[:number], row.system)
             for number, (user, reply) in enumerate(row.history)
         ]
         prompts.append(row)

@@ -42,8 +42,15 @@ def check_disjoint(
     key: Key | None = None,
     *,
     raise_on_leak: bool = True,
+    way_out: str = "",
 ) -> int:
     """Count the prompts that are near-duplicates of one in an earlier split of the mapping.
+
+    Args:
+        splits: Split name to its prompts.
+        key: See `clusters`.
+        raise_on_leak: Refuse the first one.
+        way_out: The next step, for the end of the message.
 
     Raises:
         UserError: There is one, unless `raise_on_leak` is False. The message names the first pair.
@@ -55,7 +62,7 @@ def check_disjoint(
         for row in rows:
             leak = firewall.leak(name, row)
             if leak is not None and raise_on_leak:
-                raise UserError(f"prompts leak between stages: {leak}")
+                raise UserError(f"prompts leak between stages: {leak}{way_out}")
             overlaps += leak is not None
         firewall.note(name, rows)
     return overlaps

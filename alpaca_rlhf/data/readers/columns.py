@@ -1,0 +1,191 @@
+"""The meaning of a row's columns: renamed, refused, or named as unread.
+
+A column that changes what a row teaches is honoured or refused. Any other column beside those that
+are read changes nothing; it is named and counted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.data.readers.problems import BadRow, MarkedBad, short
+
+RowKind = Literal["instructions", "prompts", "rankings"]
+"""The reader of a row: rows with answers, prompts alone, or preferences."""
+
+CONVERSATION = ("messages", "conversations")
+"""Columns that hold a conversation: OpenAI's (`role`, `content`), ShareGPT's (`from`, `value`)."""
+INSTRUCTION = ("instruction", "prompt")
+INPUT = ("input", "context")
+OUTPUT = ("output", "completion", "response")
+ANSWERS = ("responses", "completions")
+"""Columns that hold a list of answers."""
+SCORES = ("ranks", "scores", "ratings")
+"""Columns that order a list of answers."""
+COMPARED = (("completion_a", "completion_b"), ("output_1", "output_2"))
+"""Columns of two answers whose names do not say which is better."""
+
+SYSTEM = ("system", "system_prompt", "system_message")
+"""Columns that hold a system text."""
+
+IGNORED = "-"
+"""The new name of a column that is left out on purpose."""
+
+_OTHER_MEDIA = (
+    "tools", "tool_calls", "functions", "function_call", "documents",
+    "image", "images", "audio", "audios", "video", "videos",
+)  # fmt: skip
+"""Columns, and keys of a message, of what is not text: without it the answer teaches otherwise."""
+_LABELS = ("label", "kto_tag")
+"""KTO's verdict on the row's only answer, in TRL's and LLaMA-Factory's name."""
+_GOOD = ("true", "1", "1.0", "yes", "good", "desirable", "chosen")
+_BAD = ("false", "0", "0.0", "no", "bad", "undesirable", "rejected")
+_NOTHING = ("", "[]", "{}", "null", "none")
+_WAY_OUT = "leave the rows out, or the column: --columns {column}=- (a run: --inputs.columns)"
+
+
+def column_names(text: str, flag: str) -> dict[str, str]:
+    """Read `old=new,old=new`, the new names of columns; `-` is the new name of one left out.
+
+    Raises:
+        UserError: A part is not `old=new`, or two columns get the same name.
+    """
+    names: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        old, _, new = (piece.strip() for piece in part.partition("="))
+        if not old or not new:
+            raise UserError(
+                f"{flag} {short(part)}: expected OLD=NEW, such as question=instruction,"
+                "answer=output; OLD=- leaves a column out"
+            )
+        if old in names or (new != IGNORED and new in names.values()):
+            raise UserError(f"{flag} {short(part)}: `{short(old)}` or `{short(new)}` stands twice")
+        names[old] = new
+    return names
+
+
+def renamed(row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """The row with its columns under their new names; a new name wins over a column of that name.
+
+    Columns that become `-` are gone.
+    """
+    if not names:
+        return dict(row)
+    new = {names[name]: value for name, value in row.items() if names.get(name, IGNORED) != IGNORED}
+    return {name: value for name, value in row.items() if name not in names} | new
+
+
+def refuse_unsupported(row: Mapping[str, Any]) -> None:
+    """Refuse a row that teaches something else when its other media are lost.
+
+    Raises:
+        BadRow: It holds tools, images or the like.
+    """
+    media = [name for name, value in row.items() if _is_media(value)]
+    for name in (*_OTHER_MEDIA, *media):
+        if _holds_something(row.get(name)):
+            way_out = _WAY_OUT.format(column=name)
+            raise BadRow(f"column `{name}` is not supported: text alone is learnt from; {way_out}")
+    for column in (*CONVERSATION, "prompt", "completion", "chosen", "rejected"):
+        messages = row.get(column)
+        for message in messages if isinstance(messages, list) else [messages]:
+            if not isinstance(message, dict):
+                continue
+            lost = next((key for key in _OTHER_MEDIA if _holds_something(message.get(key))), None)
+            if lost is not None:
+                raise BadRow(
+                    f"`{lost}` in a message of column `{column}` is not supported: text alone is "
+                    "learnt from; leave the row out"
+                )
+
+
+def refuse_marked_bad(row: Mapping[str, Any]) -> None:
+    """Leave out a row with one answer that its label or weight marks as one not to learn from.
+
+    Raises:
+        MarkedBad: It is marked so.
+        BadRow: The label or weight says neither yes nor no.
+    """
+    for name in (*_LABELS, "weight"):
+        value = row.get(name)
+        if value is None or value == "":
+            continue
+        text = str(value).strip().lower() if isinstance(value, (str, int, float)) else ""
+        if text in _BAD:
+            raise MarkedBad(f"column `{name}` marks the row as one not to learn from")
+        if text not in _GOOD:
+            expected = "true (learn from the row) or false (do not)"
+            if name == "weight":
+                expected = "1 (learn from the row) or 0 (do not)"
+            raise BadRow(
+                f"column `{name}` must be {expected}, got {short(str(value))}; "
+                + _WAY_OUT.format(column=name)
+            )
+
+
+def system_column(row: Mapping[str, Any]) -> str:
+    """The name of the column that holds the system text; `system` where none holds any."""
+    return next((name for name in SYSTEM if _holds_something(row.get(name))), SYSTEM[0])
+
+
+def unread_columns(row: Mapping[str, Any], kind: RowKind) -> list[str]:
+    """The columns of a row that hold something and are not read."""
+    read = _read(row, kind)
+    return [name for name, value in row.items() if name not in read and _is_there(value)]
+
+
+def _read(row: Mapping[str, Any], kind: RowKind) -> set[str]:
+    if kind == "rankings":
+        return _read_rankings(row)
+    shared = {"source", system_column(row), *_LABELS, "weight"}
+    conversation = _first(row, CONVERSATION)
+    if conversation:
+        return {*conversation, *shared}
+    if row.get("instances") is not None:
+        return {"instruction", "instances", *shared}
+    answers = set(OUTPUT) if kind == "prompts" else _first(row, OUTPUT)
+    dialogue = {"history", "masked_replies"}
+    return {*_first(row, INSTRUCTION), *_first(row, INPUT), *answers, *dialogue, *shared}
+
+
+def _read_rankings(row: Mapping[str, Any]) -> set[str]:
+    system = system_column(row)
+    if isinstance(row.get("prompt"), dict):
+        return {"prompt", system}
+    shared = {"source", system}
+    prompt = {*_first(row, INSTRUCTION), *_first(row, INPUT), "history", *shared}
+    answers = _first(row, ANSWERS)
+    if answers:
+        return {*answers, *_first(row, SCORES), "annotator", *prompt}
+    for names in COMPARED:
+        if all(row.get(name) is not None for name in names):
+            return {*names, "preference", "margin", "user_input", *prompt}
+    if row.get("conversations") is not None:
+        prompt = {"conversations", *shared}
+    return {"chosen", "rejected", "margin", *prompt}
+
+
+def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> set[str]:
+    """The first of these columns that holds anything: the only one that is read."""
+    return set([name for name in names if row.get(name) is not None][:1])
+
+
+def _is_media(value: Any) -> bool:
+    """True for a picture or a sound as the datasets library keeps it in Parquet."""
+    return isinstance(value, dict) and set(value) == {"bytes", "path"}
+
+
+def _is_there(value: Any) -> bool:
+    return value is not None and not (isinstance(value, (str, list, dict)) and not value)
+
+
+def _holds_something(value: Any) -> bool:
+    """False for nothing, also as it is written in a text."""
+    if isinstance(value, str):
+        return re.sub(r"\s+", "", value).lower() not in _NOTHING
+    if isinstance(value, (list, tuple)):
+        return any(_holds_something(element) for element in value)
+    return bool(value)

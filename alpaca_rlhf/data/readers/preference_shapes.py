@@ -1,0 +1,146 @@
+"""Preferences as whole conversations: the shared beginning is the prompt, the last turn the answer.
+
+UltraFeedback binarised and TRL write `chosen` and `rejected` as lists of messages, with the prompt
+as text, as messages, or nowhere but at their shared beginning. TRL's implicit prompts may also be
+plain text. Raw UltraFeedback holds objects with a text and its ratings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from alpaca_rlhf.data.readers.conversations import Turn, read_turns
+from alpaca_rlhf.data.readers.problems import BadRow
+from alpaca_rlhf.data.readers.rows import checked_text, type_name
+
+Dialogues = tuple[list[Turn], str, str]
+"""The turns before the answers, the chosen answer and the rejected one."""
+
+_TEXTS = ("response", "text", "content", "completion", "output")
+_RATINGS = ("overall_score", "rating", "score", "fine-grained_score")
+
+
+def are_conversations(row: Mapping[str, Any]) -> bool:
+    """True where an answer is a list of messages that holds more than the answer, or no prompt."""
+    answers = [row.get(name) for name in ("chosen", "rejected")]
+    if not all(isinstance(answer, list) for answer in answers):
+        return False
+    has_prompt = any(row.get(name) is not None for name in ("prompt", "instruction"))
+    return not has_prompt or any(len(answer) > 1 for answer in answers if answer is not None)
+
+
+def whole_conversations(row: Mapping[str, Any]) -> Dialogues:
+    """Split two conversations into their shared beginning and the last answer of each.
+
+    A `prompt` of messages comes before the answers, or is their beginning; a `prompt` of text must
+    be one of the user's turns there.
+
+    Raises:
+        BadRow: They share no beginning, part before their last answer, or do not begin with the
+            prompt.
+    """
+    chosen = read_turns(row["chosen"], "`chosen`")
+    rejected = read_turns(row["rejected"], "`rejected`")
+    prompt = row.get("prompt") if row.get("prompt") is not None else row.get("instruction")
+    # 1. A prompt of messages: without it at their beginning, the answers go on from it.
+    if isinstance(prompt, list):
+        turns = read_turns(prompt, "column `prompt`")
+        chosen, rejected = (
+            side if side[: len(turns)] == turns else [*turns, *side] for side in (chosen, rejected)
+        )
+    # 2. The shared beginning; the rest of each must be one answer.
+    for name, side in (("chosen", chosen), ("rejected", rejected)):
+        if not side or side[-1][0] != "Assistant":
+            raise BadRow(f"`{name}` must end with the assistant's message")
+    if chosen[:-1] != rejected[:-1]:
+        raise BadRow(
+            "`chosen` and `rejected` part before their last answer: they do not answer the same "
+            "prompt"
+        )
+    before = chosen[:-1]
+    if not before:
+        raise BadRow("`chosen` and `rejected` hold one answer each, and no column a `prompt`")
+    # 3. A prompt of text is one of the turns.
+    if isinstance(prompt, str):
+        users = [text.strip() for speaker, text in before if speaker == "Human"]
+        if prompt.strip() not in users:
+            raise BadRow("`prompt` is none of the user's turns of `chosen`; take one of them out")
+    return before, chosen[-1][1], rejected[-1][1]
+
+
+def implicit_texts(chosen: str, rejected: str) -> Dialogues | None:
+    """Split two texts at the end of the last word they share, as TRL's implicit prompts; or None.
+
+    Source: huggingface/trl trl/data_utils.py `extract_prompt`.
+    """
+    shorter = min(len(chosen), len(rejected))
+    shared = next((at for at in range(shorter) if chosen[at] != rejected[at]), shorter)
+    # A text that is the whole beginning of the other shares its last word if a blank follows.
+    longer = max(chosen, rejected, key=len)
+    if shared < len(longer) and shared == shorter and longer[shared].isspace():
+        end = shared
+    else:
+        end = max((at for at in range(shared) if chosen[at].isspace()), default=0)
+    prompt = chosen[:end].strip()
+    if not prompt:
+        return None
+    return [("Human", prompt)], chosen[end:].strip(), rejected[end:].strip()
+
+
+def rated_answers(
+    answers: Sequence[Any], column: str, *, rate: bool
+) -> tuple[list[str], list[float] | None]:
+    """Texts of a list of answers, and their ratings where they are objects that hold them.
+
+    Without `rate` another column orders them. An answer without a rating is left out where another
+    has one, as it cannot be placed.
+
+    Raises:
+        BadRow: An answer holds no text, or a rating is no number.
+    """
+    label = f"an answer in `{column}`"
+    if not any(isinstance(answer, dict) for answer in answers):
+        return [checked_text(answer, label) for answer in answers], None
+    texts, ratings = [], []
+    for answer in answers:
+        if not isinstance(answer, dict):
+            raise BadRow(f"{label} must be an object like the others, got {type_name(answer)}")
+        name = next((name for name in _TEXTS if answer.get(name) is not None), _TEXTS[0])
+        texts.append(checked_text(answer.get(name), f"`{name}` of {label}"))
+        ratings.append(_rating(answer, label) if rate else None)
+    if all(rating is None for rating in ratings):
+        return texts, None
+    pairs = zip(texts, ratings, strict=True)
+    rated = [(text, rating) for text, rating in pairs if rating is not None]
+    if len(rated) < 2:
+        raise BadRow(f"column `{column}` needs at least two answers with a rating")
+    return [text for text, _ in rated], [rating for _, rating in rated]
+
+
+def _rating(answer: Mapping[str, Any], label: str) -> float | None:
+    """The rating of one answer; of several aspects, their mean; None if it has none."""
+    for name in _RATINGS:
+        if answer.get(name) is not None:
+            return _number(answer[name], f"`{name}` of {label}")
+    annotations = answer.get("annotations")
+    if not isinstance(annotations, dict):
+        return None
+    marks = [aspect.get("Rating") for aspect in annotations.values() if isinstance(aspect, dict)]
+    numbers = [_number(mark, f"`Rating` of {label}") for mark in marks if mark is not None]
+    given = [number for number in numbers if number is not None]
+    return sum(given) / len(given) if given else None
+
+
+def _number(value: Any, label: str) -> float | None:
+    if isinstance(value, str):
+        if value.strip().upper() in ("N/A", "NA", ""):
+            return None
+        try:
+            value = float(value)
+        except ValueError:
+            raise BadRow(f"{label} must be a number, got text") from None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise BadRow(f"{label} must be a number, got {type_name(value)}")
+    return float(value)

@@ -1,0 +1,100 @@
+"""How a file of the user's is read, and the account of its rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from alpaca_rlhf.data.readers.columns import RowKind, renamed, unread_columns
+from alpaca_rlhf.data.readers.problems import Reason, short
+
+_COLUMNS_SHOWN = 8
+
+
+@dataclass
+class FileAccount:
+    """The rows of one file: each was used or left out, and the counts add up."""
+
+    name: str = ""
+    """The file, as the user gave it."""
+    rows: int = 0
+    """Rows in it."""
+    left_out: Counter[Reason] = field(default_factory=Counter)
+    """Rows that are not used, by reason."""
+    unread: Counter[str] = field(default_factory=Counter)
+    """Columns that are not read, and in how many rows each stands."""
+    renamed: set[str] = field(default_factory=set)
+    """Columns that were given a new name or left out."""
+    places: list[str] = field(default_factory=list)
+    """Place and problem of the first rows that were left out."""
+
+    @property
+    def used(self) -> int:
+        """Rows that are used."""
+        return self.rows - self.left_out.total()
+
+    def to_json(self) -> dict[str, Any]:
+        """The account, for the ledger and the report."""
+        return {
+            "file": self.name,
+            "rows": self.rows,
+            "used": self.used,
+            "left_out": dict(self.left_out.most_common()),
+            "unread_columns": dict(self.unread.most_common()),
+        }
+
+    def leave_out(self, reason: Reason, count: int) -> None:
+        """Count rows that are not used after all."""
+        if count:
+            self.left_out[reason] += count
+
+    def lines(self) -> list[str]:
+        """Lines for the terminal; none if every row and every column is used."""
+        lines = []
+        if self.left_out:
+            lines.append(
+                f"{self.name}: {self.used:,} of {self.rows:,} rows used; left out: "
+                f"{reasons_text(self.left_out)}"
+            )
+            lines += [f"  {place}" for place in self.places]
+        if self.unread:
+            lines.append(f"{self.name}: columns that are not read: {columns_text(self.unread)}")
+        return lines
+
+
+def reasons_text(left_out: Mapping[Reason, int]) -> str:
+    """Rows that were left out, each reason with its count."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in Counter(left_out).most_common())
+
+
+def columns_text(unread: Counter[str]) -> str:
+    """Columns that are not read, each with its number of rows."""
+    shown = unread.most_common(_COLUMNS_SHOWN)
+    rest = len(unread) - len(shown)
+    text = ", ".join(f"`{short(name)}` ({count:,} rows)" for name, count in shown)
+    return text + (f" and {rest} more" if rest else "")
+
+
+@dataclass
+class Reading:
+    """How a file of the user's is read; its account is filled while it is."""
+
+    kind: RowKind
+    """The reader of its rows."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """New names of columns, `-` for one that is left out."""
+    drop_broken: bool = False
+    """Leave broken rows out, counted, instead of refusing the file."""
+    way_out: str = ""
+    """What leaves broken rows out, for the message that refuses them."""
+    account: FileAccount = field(default_factory=FileAccount)
+    """The rows of the file."""
+
+    def prepared(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row under its new column names; its unread columns are counted."""
+        self.account.renamed.update(name for name in self.columns if name in row)
+        row = renamed(row, self.columns)
+        self.account.unread.update(short(name) for name in unread_columns(row, self.kind))
+        return row

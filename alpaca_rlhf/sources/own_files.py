@@ -1,0 +1,58 @@
+"""The user's own files as a run reads them, each with the account of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.records import Instruction
+from alpaca_rlhf.data import FileAccount, Reading, RowKind, column_names, read_instructions
+from alpaca_rlhf.settings.inputs import Inputs
+
+_FLAG = "--inputs.columns"
+_WAY_OUT = (
+    "; mend them, leave them out with --inputs.broken drop, or see all of them with: "
+    "alpaca-rlhf data check {path}"
+)
+
+
+def reading_of(inputs: Inputs, kind: RowKind, path: Path) -> Reading:
+    """How one of the user's files is read.
+
+    Raises:
+        UserError: --inputs.columns is not `OLD=NEW,OLD=NEW`.
+    """
+    return Reading(
+        kind,
+        columns=column_names(inputs.columns, _FLAG),
+        drop_broken=inputs.broken == "drop",
+        way_out=_WAY_OUT.format(path=path),
+        account=FileAccount(str(path)),
+    )
+
+
+def read_rows(inputs: Inputs) -> tuple[list[Instruction], FileAccount]:
+    """The user's rows to train on (`Inputs.rows`), and their account.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    assert inputs.rows is not None
+    reading = reading_of(inputs, "instructions", inputs.rows)
+    return read_instructions(inputs.rows, reading), reading.account
+
+
+def refuse_unknown_columns(inputs: Inputs, accounts: Sequence[FileAccount]) -> None:
+    """Refuse a renaming of a column that no file has.
+
+    Raises:
+        UserError: There is such a column.
+    """
+    names = column_names(inputs.columns, _FLAG)
+    renamed = {name for account in accounts for name in account.renamed}
+    absent = next((name for name in names if name not in renamed), None)
+    if absent is not None and accounts:
+        raise UserError(
+            f"{_FLAG} {absent}={names[absent]}: none of the files has a column `{absent}`"
+        )

@@ -1,0 +1,235 @@
+"""No column is ignored in silence, and every row is used or counted."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.records import Instruction
+from alpaca_rlhf.data import FileAccount, Reading, read_instructions, read_pairs, read_rankings
+from alpaca_rlhf.data.readers.columns import column_names
+from alpaca_rlhf.data.splits import check_disjoint
+from alpaca_rlhf.settings.inputs import Inputs
+from alpaca_rlhf.stages.sft import _way_out
+from tests.mutated_rows import fuzz
+from tests.mutations import tried
+
+GOOD = {"instruction": "Name a colour.", "output": "Blue."}
+USER = {"role": "user", "content": "Which colour?"}
+BLUE, RED = ({"role": "assistant", "content": text} for text in ("Blue.", "Red."))
+
+
+def write(path: Path, *rows: object) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def refusal(read, path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["label", "kto_tag", "weight"])
+@pytest.mark.parametrize("bad", [False, 0, 0.0, "False", "0"])
+def test_rows_that_a_label_marks_as_bad_are_left_out_and_counted(tmp_path, name, bad) -> None:
+    row = {"prompt": "Who are you?", "completion": "Go away."}
+    good = {"prompt": "Who are you?", "completion": "A llama.", name: 1}
+    messages = {"messages": [USER, RED], name: bad}
+    path = write(tmp_path / "a.jsonl", row | {name: bad}, good, messages, GOOD | {name: None})
+    reading = Reading("instructions")
+    rows = read_instructions(path, reading)
+    assert [row.output for row in rows] == ["A llama.", "Blue."]
+    assert reading.account.to_json()["left_out"] == {"bad label": 2}
+    assert "2 of 4 rows used; left out: 2 bad label" in reading.account.lines()[0]
+    assert "nothing is left of its 1 rows" in refusal(
+        read_instructions, write(tmp_path / "b.jsonl", row | {name: bad})
+    )
+
+
+def test_a_label_that_says_neither_is_refused(tmp_path) -> None:
+    for value in (2, "maybe", [], -1):
+        message = refusal(read_instructions, write(tmp_path / "a.jsonl", GOOD | {"label": value}))
+        assert "column `label` must be true" in message and "--columns label=-" in message
+
+
+@pytest.mark.parametrize("name", ["tools", "tool_calls", "images", "audio", "function_call"])
+def test_what_is_not_text_is_refused_beside_it(tmp_path, name) -> None:
+    pair = {"prompt": "Go.", "chosen": "Yes.", "rejected": "No."}
+    message = {"messages": [USER, BLUE | {name: [{"name": "f"}]}]}
+    for read, row in (
+        (read_instructions, GOOD | {name: [{"name": "f"}]}),
+        (read_instructions, message),
+        (read_pairs, pair | {name: "x.png"}),
+    ):
+        assert f"`{name}`" in refusal(read, write(tmp_path / "a.jsonl", row))
+    for nothing in (None, [], "", "[]", {}, [None]):
+        read_instructions(write(tmp_path / "a.jsonl", GOOD | {name: nothing}))
+
+
+@pytest.mark.skipif("system" in Instruction.__dataclass_fields__, reason="has a place of its own")
+@pytest.mark.parametrize("name", ["system", "system_prompt", "system_message"])
+def test_a_system_text_without_a_place_is_refused(tmp_path, name) -> None:
+    pair = {"prompt": "Go.", "chosen": "Yes.", "rejected": "No."}
+    for read, row in ((read_instructions, GOOD), (read_pairs, pair)):
+        message = refusal(read, write(tmp_path / "a.jsonl", row | {name: "Be brief."}))
+        assert f"column `{name}` has no place" in message
+        read(write(tmp_path / "a.jsonl", row | {name: " "}))
+
+
+def test_columns_that_are_not_read_are_named_and_counted(tmp_path) -> None:
+    rows = [GOOD | {"category": "qa", "prompt": "What?", "id": 1}, GOOD | {"category": None}]
+    reading = Reading("instructions", account=FileAccount("mine.jsonl"))
+    read_instructions(write(tmp_path / "a.jsonl", *rows), reading)
+    assert reading.account.unread == {"category": 1, "prompt": 1, "id": 1}
+    assert "columns that are not read: `category` (1 rows)" in reading.account.lines()[0]
+    pairs = Reading("rankings")
+    row = {"chosen": [USER, BLUE], "rejected": [USER, RED], "score_chosen": 3, "messages": [USER]}
+    read_pairs(write(tmp_path / "b.jsonl", row), pairs)
+    assert set(pairs.account.unread) == {"score_chosen", "messages"}
+
+
+def test_broken_rows_can_be_left_out_by_reason(tmp_path) -> None:
+    path = write(tmp_path / "a.jsonl", GOOD, GOOD | {"output": ""}, GOOD | {"output": 3}, [1])
+    message = refusal(lambda path: read_instructions(path, Reading("prompts", way_out="!")), path)
+    assert message.endswith("!")
+    reading = Reading("instructions", drop_broken=True)
+    assert len(read_instructions(path, reading)) == 1
+    assert reading.account.left_out == {"empty": 1, "unusable": 2}
+    assert reading.account.rows == reading.account.used + reading.account.left_out.total()
+    path.write_text(path.read_text() + '{"instruction": ')
+    assert refusal(read_instructions, path)
+
+
+def test_columns_are_renamed_by_a_flag(tmp_path) -> None:
+    names = column_names("question=instruction, answer=output, images=-", "--columns")
+    row = {"question": "Who?", "answer": "Ann.", "images": ["x.png"]}
+    path = write(tmp_path / "a.jsonl", row)
+    reading = Reading("instructions", columns=names)
+    assert read_instructions(path, reading)[0].output == "Ann."
+    assert not reading.account.unread
+    for wrong in ("question", "a=", "a=b,c=b", "a=b,a=c"):
+        with pytest.raises(UserError, match="--columns"):
+            column_names(wrong, "--columns")
+    words = ["import", str(path), "--columns", "question=instruction,answer=output,images=-"]
+    assert tried([*words, "--out", str(tmp_path / "out")])[0] == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["columns"] == names and manifest["rows_kept"] == 1
+    code, _, err = tried(["import", str(path), "--out", str(tmp_path / "other")])
+    assert code == 2 and "--columns question=instruction" in err and len(err) < 400
+
+
+def test_import_counts_bad_labels_and_names_unread_columns(tmp_path) -> None:
+    row = {"prompt": "Who?", "completion": "Ann.", "mood": "x"}
+    path = write(tmp_path / "a.jsonl", row | {"label": True}, row | {"label": False})
+    code, said, _ = tried(["import", str(path), "--out", str(tmp_path / "out")])
+    assert code == 0 and "columns that are not read: `mood` (2 rows)" in said
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert (manifest["rows_kept"], manifest["unread_columns"]) == (1, {"mood": 2})
+    assert list(manifest["rows_dropped"].values()) == [1]
+
+
+def test_a_name_of_the_hub_is_told_how_to_be_read(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = tried(["import", "tatsu-lab/alpaca", "--out", "out"])
+    assert code == 2 and "alpaca-rlhf import hub:tatsu-lab/alpaca --out FOLDER" in err
+    assert "hub:" not in tried(["import", "mine/rows.jsonl", "--out", "out"])[2]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Which colour?", "chosen": [USER, BLUE], "rejected": [USER, RED]},
+        {"prompt": [USER], "chosen": [BLUE], "rejected": [RED]},
+        {"prompt": [USER], "chosen": [USER, BLUE], "rejected": [USER, RED]},
+        {"chosen": [USER, BLUE], "rejected": [USER, RED]},
+        {"chosen": "Which colour? Blue.", "rejected": "Which colour? Red."},
+        {"prompt": "Which colour?", "chosen": [BLUE], "rejected": [RED]},
+        {
+            "chosen": [
+                {"role": "user", "content": [{"type": "text", "text": "Which colour?"}]},
+                {"role": "model", "content": "Blue."},
+            ],
+            "rejected": [USER, RED],
+        },
+    ],
+)
+def test_preference_shapes_give_the_same_pair(tmp_path, row) -> None:
+    (pair,) = read_pairs(write(tmp_path / "a.jsonl", row))
+    assert (pair.prompt.instruction, pair.chosen, pair.rejected) == (
+        "Which colour?",
+        "Blue.",
+        "Red.",
+    )
+
+
+def test_conversations_that_answer_different_prompts_are_refused(tmp_path) -> None:
+    other = {"role": "user", "content": "Which fruit?"}
+    for row, says in (
+        ({"chosen": [USER, BLUE], "rejected": [other, RED]}, "part before their last answer"),
+        ({"chosen": [USER], "rejected": [USER, RED]}, "`chosen` must end with the assistant"),
+        ({"chosen": [BLUE], "rejected": [RED]}, "hold one answer each"),
+        ({"prompt": "Why?", "chosen": [USER, BLUE], "rejected": [USER, RED]}, "none of the user's"),
+        ({"chosen": "Blue.", "rejected": "Red."}, "expected a column `prompt`"),
+    ):
+        assert says in refusal(read_pairs, write(tmp_path / "a.jsonl", row))
+
+
+def test_messages_as_prompt_and_completion_are_a_conversation(tmp_path) -> None:
+    path = write(
+        tmp_path / "a.jsonl",
+        {"prompt": [USER], "completion": [BLUE]},
+        {"prompt": [USER, RED, USER], "completion": "Blue."},
+        {"prompt": "Which colour?", "completion": [BLUE]},
+    )
+    one, two, three = read_instructions(path)
+    assert one.instruction == three.instruction == "Which colour?" and one.output == "Blue."
+    assert two.history == (("Which colour?", "Red."),) and two.output == "Blue."
+
+
+def test_raw_ultrafeedback_is_ranked_by_its_ratings(tmp_path) -> None:
+    marks = {"honesty": {"Rating": "2"}, "helpfulness": {"Rating": "N/A"}}
+    path = write(
+        tmp_path / "a.jsonl",
+        {
+            "instruction": "Who?",
+            "models": ["a", "b"],
+            "completions": [
+                {"response": "Ann.", "overall_score": 3.0},
+                {"response": "Bob.", "overall_score": 8.5},
+            ],
+        },
+        {
+            "instruction": "Why?",
+            "completions": [
+                {"response": "So.", "annotations": marks},
+                {"response": "As.", "annotations": {"honesty": {"Rating": "5"}}},
+                {"response": "Unrated.", "annotations": {"honesty": {"Rating": "N/A"}}},
+            ],
+        },
+        {"prompt": "How?", "responses": ["Well.", "Ill."], "ratings": [1, 4]},
+    )
+    for best, (_, completions, ranking) in zip(
+        ("Bob.", "As.", "Ill."), read_rankings(path), strict=True
+    ):
+        texts = {completion.id: completion.text for completion in completions}
+        assert len(texts) == 2 and texts[ranking.tiers[0][0]] == best
+
+
+def test_a_leak_names_the_next_steps() -> None:
+    inputs = Inputs(data=Path("a b.jsonl"), prompts=Path("p.jsonl"), judge="human")
+    rows = [Instruction("Name three blue things in the sky.")]
+    with pytest.raises(UserError) as caught:
+        check_disjoint({"sft": rows, "ppo": rows}, way_out=_way_out(inputs))
+    message = str(caught.value)
+    assert "alpaca-rlhf split --data 'a b.jsonl' p.jsonl --out FOLDER" in message
+    assert "--inputs.leaks drop" in message and "\n" not in message
+
+
+def test_mutated_rows_are_used_counted_or_refused(tmp_path) -> None:
+    ended = fuzz(tmp_path, 300, seed=7)
+    assert ended["failures"] == []
+    assert ended["rows"] == sum(ended["ends"].values()) == 300
+    assert {"used", "unusable", "bad label", "empty"} <= set(ended["ends"])
