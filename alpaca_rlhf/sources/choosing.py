@@ -29,12 +29,14 @@ def source_of(settings: Loop) -> Source:
     Raises:
         UserError: A file cannot be read, or has too few prompts.
     """
+    # 1. Count the prompts that each split needs.
     sizes: dict[str, int] = {}
     for r in range(1, settings.rounds + 1):
         if settings.inputs.rankings is None:
             sizes[_of_round("rank", r)] = settings.rank.prompts
         sizes[_of_round("ppo", r)] = max(settings.best_of_k.prompts, settings.ppo.batch_size)
     sizes["eval"] = settings.evaluate.prompts
+    # 2. With the gold judge, tasks of the small world.
     if settings.inputs.judge == "gold":
         policy_prompts = max(
             settings.best_of_k.prompts, settings.ppo.batch_size * settings.ppo.updates
@@ -45,6 +47,7 @@ def source_of(settings: Loop) -> Source:
         return SmallWorld(
             settings.seed, settings.generate.seeds, {**sizes, "dev": settings.evaluate.prompts}
         )
+    # 3. Otherwise the user's rows, and prompts dealt to the splits.
     inputs = settings.inputs
     rows: list[Instruction] = []
     if inputs.rows is not None:
@@ -60,6 +63,7 @@ def source_of(settings: Loop) -> Source:
             of_file = {name: n for name, n in sizes.items() if name.partition(".")[0] == file}
             if of_file:
                 splits |= _dealt(inputs.splits / f"{file}.jsonl", of_file, settings.seed)
+    # 4. Existing rankings bring their own prompts, less those near another split.
     if inputs.rankings is not None:
         wall = Firewall()
         for name, prompts in {"sft": answered_prompts(rows), **splits}.items():
