@@ -1,1 +1,1 @@
-"""What every room stands on: records, files, the run folder, processes, prompt text. No torch."""
+"""The ground floor: records, files, the run folder, processes, prompt text. No torch."""

@@ -41,13 +41,16 @@ def atomic_write(path: Path, content: str | bytes, *, private: bool = False) -> 
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            # 1. Write beside the place, and flush the bytes to the disk.
             with os.fdopen(os.open(temporary, flags, mode), "wb") as stream:
                 stream.write(content.encode() if isinstance(content, str) else content)
                 stream.flush()
                 os.fsync(stream.fileno())
+            # 2. Put the file in its place in one step.
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+        # 3. Flush the folder, or a power cut could lose the name.
         sync_folder(path.parent)
 
 

@@ -67,6 +67,7 @@ def share(items: Sequence[T]) -> list[T]:
 def gather(results: Sequence[T]) -> list[T]:
     """Results of every process for its `share` of the items, in the order of all items."""
     shares = _from_each(list(results))
+    # `share` deals in turn, so item i is number i // n of process i % n.
     return [shares[i % len(shares)][i // len(shares)] for i in range(sum(map(len, shares)))]
 
 
@@ -106,6 +107,7 @@ def add_gradients(parameters: Iterable[nn.Parameter]) -> None:
     total: Tensor = reduce(torch.cat([gradient.flatten() for gradient in gradients]), "sum")
     start = 0
     for parameter in trainable:
+        # A copy, since a view would keep the whole flat tensor alive.
         parameter.grad = total[start : start + parameter.numel()].view_as(parameter).clone()
         start += parameter.numel()
 

@@ -18,7 +18,7 @@ TEMPLATES = ("brief", "alpaca", "chat")
 """Names of the prompt templates."""
 
 NO_INPUT = "<noinput>"
-"""What a worksheet writes for an empty input (stanford_alpaca@761dc5b generate_instruction.py)."""
+"""The text of an empty input in a worksheet (stanford_alpaca@761dc5b generate_instruction.py)."""
 
 _JUDGE_INSTRUCTIONS = (
     "You compare two answers to the same request. The better one is more relevant (it does what "

@@ -174,7 +174,7 @@ class PreferencePair:
 
 @dataclass(frozen=True)
 class Rollout:
-    """What a batch of sampled completions is to PPO. Masks are carried, never inferred from ids."""
+    """A batch of sampled completions for PPO. Masks are carried, never inferred from ids."""
 
     prompt_ids: Tensor
     """(B, P) int64, left-padded."""

@@ -272,9 +272,11 @@ class RunFolder:
             before = yaml.safe_load(self._read(_CONFIG))
         except yaml.YAMLError:
             raise self._damaged(f"{self.path / _CONFIG}: is not YAML any more") from None
+        # 1. Compare all settings and inputs with those of the run.
         old = {"kind": facts.get("kind"), **_flat(before), **_digests(facts.get("inputs", {}))}
         new = {"kind": kind, **_flat(yaml.safe_load(config_yaml)), **_digests(inputs)}
         changed = [key for key in dict.fromkeys([*new, *old]) if old.get(key) != new.get(key)]
+        # 2. Refuse the first difference that may not change.
         for key in changed:
             if key not in free:
                 raise UserError(
@@ -282,6 +284,7 @@ class RunFolder:
                     f"now {new.get(key, 'absent')}; "
                     "use another --out or delete it"
                 )
+        # 3. Note a resumption under other versions, since the run then mixes them.
         versions = provenance.made_with()
         latest = facts.get("resumed", [facts])[-1]
         if any(latest.get(key) != value for key, value in versions.items()):

@@ -143,6 +143,7 @@ class NoveltyIndex:
             self._ids.append(token_id)
             nth = occurrences.get(token_id, 0)
             occurrences[token_id] = nth + 1
+            # The row enters the list of this occurrence of the token.
             if nth == len(self._postings[token_id]):
                 self._postings[token_id].append(array("i"))
             self._postings[token_id][nth].append(row)
@@ -327,5 +328,7 @@ def _lcs(masks: dict[int, int], m: int, row: Sequence[int]) -> int:
         mask = masks.get(token_id)
         if mask:
             match = free & mask
+            # Hyyro 2004: in each run of free bits the lowest match becomes 0, and the carry of the
+            # sum frees the 0 above the run.
             free = ((free + match) | (free - match)) & full
     return m - free.bit_count()

@@ -53,6 +53,7 @@ def figures(held_out: HeldOutEvaluation, *, resamples: int, seed: int) -> dict[s
         "held_out_pairs": len(held_out.pairs),
         "held_out_accuracy": accuracy.mean,
         "ci95": accuracy.ci95,
+        # -log sigmoid(gap), in a form that does not overflow.
         "log_loss": float(np.logaddexp(0.0, -gaps).mean()),
         "calibration_error": calibration_error(gaps),
         "saturated": float((_probability(np.abs(gaps)) >= SATURATED).mean()),
@@ -130,11 +131,13 @@ def calibration_error(gaps: ArrayLike, bins: int = 10) -> float:
     better = np.asarray(gaps, dtype=np.float64)
     probability = _probability(np.concatenate([better, -better]))
     label = np.concatenate([np.ones_like(better), np.zeros_like(better)])
+    # A probability of exactly 1 belongs to the last bin.
     bin_of = np.minimum((probability * bins).astype(int), bins - 1)
     error = 0.0
     for bin_ in range(bins):
         inside = bin_of == bin_
         if inside.any():
+            # A bin weighs as much as the share of probabilities in it.
             error += float(inside.mean() * abs(probability[inside].mean() - label[inside].mean()))
     return error
 
@@ -150,6 +153,7 @@ def correlation(x: ArrayLike, y: ArrayLike) -> float:
 def _ranks(x: ArrayLike) -> NDArray[np.float64]:
     """Ranks from 1, ties sharing their mean; Pearson's correlation of ranks is Spearman's."""
     _, inverse, counts = np.unique(np.asarray(x), return_inverse=True, return_counts=True)
+    # Equal values take up the last `counts` ranks up to counts.cumsum(); this is their middle.
     mean: NDArray[np.float64] = counts.cumsum() - (counts - 1) / 2
     return mean[inverse]
 

@@ -102,6 +102,8 @@ def accuracy_interval(
     flat = _vector("correct_by_group", np.concatenate(groups))
     if flat.min() < 0 or flat.max() > 1:
         raise ValueError("correct_by_group must hold values from 0 to 1")
+    # Whole prompts are resampled: pairs of one prompt share completions, so they are not
+    # independent.
     correct = np.array([group.sum() for group in groups])
     pairs = np.array([float(group.size) for group in groups])
     return _ratio(correct, pairs, resamples=resamples, seed=seed)
@@ -132,6 +134,7 @@ def expected_best(scores: Sequence[Sequence[float]]) -> list[float]:
     """
     if not scores:
         raise ValueError("scores must hold at least one prompt")
+    # Every prompt must enter each mean, so the shortest list bounds n.
     k = min(len(prompt_scores) for prompt_scores in scores)
     return [
         sum(expected_max(prompt_scores, n) for prompt_scores in scores) / len(scores)

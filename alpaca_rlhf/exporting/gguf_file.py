@@ -166,6 +166,7 @@ def _add_vocabulary(writer: Any, model: GGUFModel) -> None:
         writer.add_token_merges(vocabulary_of_file.merges)
     for token in ("bos", "eos", "unk", "pad"):
         token_id = getattr(tokenizer, f"{token}_token_id")
+        # Added tokens beyond the embedding are not in the list.
         if token_id is not None and token_id < config.vocab_size:
             getattr(writer, f"add_{token}_token_id")(int(token_id))
     writer.add_add_bos_token(puts_bos(tokenizer))
@@ -183,6 +184,7 @@ def _kind(weight: Weight, matrix_kind: str) -> str:
 def _stored(kind: str, shape: tuple[int, ...]) -> tuple[Any, tuple[int, ...], int]:
     """Numpy's dtype of the stored bytes, their shape, and their number."""
     if kind in ("Q8_0", "BF16"):  # numpy has neither
+        # A block of Q8_0 is 32 numbers of 8 bits and a scale of 16.
         width = shape[-1] * 2 if kind == "BF16" else shape[-1] // _BLOCK * (_BLOCK + 2)
         rows = (*shape[:-1], width)
         return np.dtype(np.uint8), rows, prod(rows)
@@ -202,6 +204,7 @@ def _rotated(source: Weight, config: Any) -> torch.Tensor:
         heads = int(config.num_key_value_heads)
     else:
         return tensor.contiguous()
+    # Swapping the axes (2, half) of each head interleaves its two halves.
     halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
     return halves.transpose(1, 2).reshape(tensor.shape).contiguous()
 
@@ -216,6 +219,8 @@ def _rope_factors(config: Any) -> np.ndarray[Any, np.dtype[np.float32]] | None:
     factor, context = float(rope["factor"]), float(rope["original_max_position_embeddings"])
     divisors = []
     for i in range(0, size, 2):
+        # Turns within the original context: a frequency with many stays, one with few is divided by
+        # the whole factor, and those between are interpolated.
         turns = context / (2 * math.pi * float(rope["rope_theta"]) ** (i / size))
         smooth = min(max((turns - low) / (high - low), 0.0), 1.0)
         divisors.append(1 / ((1 - smooth) / factor + smooth))

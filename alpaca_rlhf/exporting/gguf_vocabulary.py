@@ -95,6 +95,7 @@ def _scores(tokens: list[str], types: list[int], merges: list[str]) -> list[floa
     """Score tokens so that earlier merges are higher: SentencePiece merges the highest first."""
     rank: dict[str, int] = {}
     for number, merge in enumerate(merges):
+        # A token that several merges produce has the rank of the first.
         rank.setdefault(merge.replace(" ", "", 1), number)
     plain = (NORMAL, USER_DEFINED)
     return [
@@ -107,6 +108,7 @@ def _blank(tokenizer: Any) -> bool:
     """True if text after a special token gets a blank before it."""
     special = tokenizer.bos_token or tokenizer.eos_token
     ids = tokenizer(f"{special}x", add_special_tokens=False)["input_ids"]
+    # Index 0 is the special token.
     return str(tokenizer.convert_ids_to_tokens(ids)[1]).startswith("▁")
 
 
@@ -121,6 +123,7 @@ def _pre(state: Any) -> str | None:
     if kinds == ["Digits", "ByteLevel"] and steps[0]["individual_digits"]:
         return "smollm" if steps[1]["use_regex"] else None
     if kinds == ["Split", "ByteLevel"]:
+        # Only the very pattern that llama.cpp has in its code under that name will do.
         pattern = steps[0]["pattern"].get("Regex")
         return {_LLAMA3: "llama-bpe", _QWEN2: "qwen2"}.get(pattern)
     return None

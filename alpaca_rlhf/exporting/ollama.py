@@ -46,6 +46,7 @@ class Pieces:
         for turn in turns:
             if turn["role"] == "system":
                 assert self.system is not None
+                # A system message brings the opening of the first question with it.
                 opening = self.system[0] + turn["content"] + self.system[1]
             elif turn["role"] == "user":
                 text += (self.between if questions else opening) + turn["content"] + self.prompt
@@ -103,11 +104,13 @@ def go_template(pieces: Pieces) -> str:
     keep = ""
     if pieces.system is not None:
         opening, middle = pieces.system
+        # The template stores a system message, and opens the first question with it.
         keep = '{{- if eq .Role "system" }}{{- $system = .Content }}{{- end }}'
         start = (
             f"{{{{- if $system }}}}{_text(opening)}{{{{- $system }}}}{_text(middle)}"
             f"{{{{- else }}}}{start}{{{{- end }}}}"
         )
+    # `range` gives no count, so `$turn` tells the first question from later ones.
     return (
         '{{- $turn := 0 }}{{- $system := "" }}'
         f"{{{{- range .Messages }}}}{keep}"

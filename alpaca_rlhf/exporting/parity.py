@@ -100,6 +100,7 @@ def references(
             batch = collate(adapters.base, [Example(prompt, greedy_completion.ids)])
             logits = adapters.logits(adapters.hidden(batch))[:-1]
         top = logits.topk(2).values
+        # Logits at a position are of the token after it, hence from the prompt's last one on.
         gaps = (top[:, 0] - top[:, 1])[len(prompt) - 1 :]
         logprobs, best = _figures(logits, batch.ids)
         recorded.append(
@@ -147,8 +148,10 @@ def compare(
         else:
             differing.append(number)
         progress(number + 1, len(references))
+    # 3. Perplexity relative to the trained policy's, over the same tokens.
     change = _exp((exported_nats - trained_nats) / tokens) - 1
     agreement = agreed / tokens
+    # 4. Exact exports may differ at ties alone; others within the two limits.
     passed = not differing if exact else agreement >= AGREEMENT and abs(change) <= PERPLEXITY
     tied = f" ({ties} more differ at a tie)" if ties else ""
     return Parity(

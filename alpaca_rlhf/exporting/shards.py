@@ -41,6 +41,7 @@ def write_shards(
     names = _names(len(shards))
     file_of_weight: dict[str, str] = {}
     done = 0
+    # 1. Compute the tensors of a shard and write them; the next shard frees their memory.
     for name, weights_of_shard in zip(names, shards, strict=True):
         tensors: dict[str, Tensor] = {}
         for weight in weights_of_shard:
@@ -50,6 +51,7 @@ def write_shards(
             progress(done, 2 * len(weights))
         with writing(folder / name):
             save_file(tensors, str(folder / name), {"format": "pt"})
+    # 2. With several files, transformers looks tensors up in an index.
     if len(shards) > 1:
         size = sum(prod(weight.shape) for weight in weights) * dtype.itemsize
         index = {"metadata": {"total_size": size}, "weight_map": file_of_weight}
@@ -62,6 +64,7 @@ def first_difference(
     """Name of the first tensor in a checkpoint that differs in any bit from its source."""
     done, by_name = 0, {weight.name: weight for weight in weights}
     names: set[str] = set()
+    # 1. Every stored tensor against its source, computed once more.
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(str(path), framework="pt") as file:
             for name in file.keys():
@@ -72,6 +75,7 @@ def first_difference(
                     return str(name)
                 if not torch.equal(file.get_tensor(name), by_name[name].make().to(dtype)):
                     return str(name)
+    # 2. A tensor that no file holds.
     return min(by_name.keys() - names, default=None)
 
 

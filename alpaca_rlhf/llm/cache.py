@@ -104,6 +104,7 @@ class RequestCache:
         for number, start, line in jsonl.lines(self.path, expected="a request", mend=mend):
             try:
                 if line["kind"] == "reply":
+                    # Raises now if a field is missing, rather than when the answer is used.
                     _answer(line)
                     self._remember(line, start)
                 elif line["kind"] == "probe":

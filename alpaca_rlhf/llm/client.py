@@ -130,6 +130,7 @@ class EndpointClient:
         """
         body = {"model": self.settings.model, **fields, **self.settings.fields()}
         key = request_key(body, draw)
+        # 48 bits of the key tell requests apart in the account.
         return EndpointRequest(
             body, max_tokens, int(key[:12], 16) if number is None else number, key
         )
@@ -216,6 +217,7 @@ class EndpointClient:
         for attempt in range(self.settings.retries + 1):
             self._retry.hold()
             try:
+                # 1. Reserve the most that it may use, send it, and book the real usage.
                 tokens_in = estimate_tokens(prompt_of(request.body))
                 with self.budget.request(tokens_in, request.max_tokens):
                     if self._stopping.is_set():
@@ -232,11 +234,13 @@ class EndpointClient:
                 fault = error
             if self._stopping.is_set():
                 return None  # a second Ctrl-C may have cut the connection
+            # 2. Note the failed attempt; a probe gives an unreachable endpoint up at once.
             unreachable = request.number == PROBE and fault.kind == "connection"
             given_up = attempt == self.settings.retries or unreachable
             self._note_fault(request.number, fault.kind, fault.detail, given_up=given_up)
             if given_up:
                 break
+            # 3. Wait, longer after each attempt.
             self._retry.wait(fault, attempt, longest=self.budget.seconds_left())
         self._retry.gave_up(fault)
         return fault

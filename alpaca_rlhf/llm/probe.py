@@ -129,6 +129,7 @@ def _accepted(ask: Ask, body: Mapping[str, Any]) -> tuple[str, bool, Answer]:
     Newer models of OpenAI accept `max_completion_tokens` only; some servers refuse unknown fields.
     """
     first_refusal: Refusal | None = None
+    # The commonest form first: the older name of the limit, and a seed.
     for limit in ("max_tokens", "max_completion_tokens"):
         for seed in ({"seed": 1}, {}):
             try:

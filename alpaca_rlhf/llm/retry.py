@@ -80,6 +80,7 @@ class Retry:
                 "run the same command later to go on"
             )
         with self._lock:
+            # All requests hold until then, not only this one.
             self._not_before = max(self._not_before, self._clock() + after)
             jitter = self._rng.uniform(0.5, 1.0)
         self._sleep(after + min(LONGEST_PAUSE, FIRST_PAUSE * 2**attempt) * jitter)

@@ -184,10 +184,12 @@ class Wire:
 
     def _failure(self, status: int, headers: httpx.Headers, content: bytes) -> Fault | Refusal:
         message, code = self._error_of(content)
+        # 1. Failures that pass.
         if status in _PASSING and code not in _NO_CREDIT:
             return Fault(str(status), f"{status} {message}", _retry_after(headers))
         if status >= 500:
             return Fault("5xx", f"{status} {message}", _retry_after(headers))
+        # 2. Failures that stay, each with advice.
         where = f"{self._group}.url {self.url}: {status} {message}".strip()
         if status in (401, 403):
             advice = (
@@ -221,7 +223,7 @@ class Wire:
                 text = ""  # all its tokens were hidden reasoning; they are paid for all the same
             usage = response.get("usage") or {}
             counts = [_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")]
-            whole = choice.get("finish_reason") in ("stop", None)
+            complete = choice.get("finish_reason") in ("stop", None)
             stopped = isinstance(choice.get("stop_reason"), str)
         except (KeyError, IndexError, TypeError, AttributeError):
             text = None
@@ -231,7 +233,7 @@ class Wire:
         text = self._redacted(text).encode("utf-8", "replace").decode()
         return Answer(
             text,
-            whole,
+            complete,
             stopped,
             estimate_tokens(prompt_of(body)) if counts[0] is None else counts[0],
             estimate_tokens(text) if counts[1] is None else counts[1],
@@ -245,6 +247,7 @@ class Wire:
             error: Any = json.loads(content)
         except ValueError:
             error = _text(content)
+        # OpenAI nests {"error": {"message": ...}}; other servers give a bare "detail".
         for name in ("error", "detail", "message"):
             if isinstance(error, dict) and name in error:
                 code = error.get("code", code)

@@ -65,6 +65,7 @@ class Budget:
         return PeakMemory(self.shape, self.device, settings, self.lengths, checkpointing=cuda)
 
     def _with_reserve(self, phase: Phase) -> Phase:
+        # The reserve is for CUDA's context and the gaps of its allocator.
         if self.device.kind == "cpu":
             return phase
         return replace(phase, items={**phase.items, RESERVE: reserve(dict(phase.items))})
@@ -175,6 +176,7 @@ def refuse_too_small(budget: Budget, settings: Loop, stages: Collection[str] | N
         UserError: Names the stage, its need, and the flag to lower.
     """
     settings = _one_row_each(settings)
+    # The smallest need: one row at a time, and no 16-bit copy of the base.
     without_copy = replace(settings, sampling=replace(settings.sampling, dense_gib=0.0))
     for stage, phases in budget.phases(without_copy).items():
         for phase in phases:
@@ -184,6 +186,7 @@ def refuse_too_small(budget: Budget, settings: Loop, stages: Collection[str] | N
                 continue
             need = phase.peak / 2**30
             flag = _LOWER.get(stage, "--sampling.max-new-tokens")
+            # Shorter rows cannot help where the weights alone do not fit, or the need is far above.
             resident = sum(phase.items.values()) - phase.items.get("activations", 0)
             if resident > budget.bytes or phase.peak > 4 * budget.bytes:
                 flag = "--lora.r or take a smaller base"
@@ -208,6 +211,7 @@ def _largest(budget: Budget, settings: Loop, knob: _Knob, limit: int) -> Loop:
     best = settings
     for size in _sizes(limit):
         candidate = knob.turned(settings, size)
+        # Memory grows with the size, so no larger one fits either.
         if not budget.fits(candidate, knob.stages):
             break
         best = candidate

@@ -77,14 +77,17 @@ def decode(run: Pass, completions: Decode) -> None:
 def _pick(run: Pass, completions: Decode) -> None:
     """Allocate as `models.rollout._pick` does on (B, V) logits in fp32."""
     numbers, tape = completions.rows * run.shape.vocabulary, run.tape
+    # 1. Logits in the compute dtype, then in fp32.
     raw = tape.new(numbers * run.device.width, LOGITS)
     logits = raw if run.device.width == 4 else tape.new(numbers * 4, LOGITS)
     del raw
+    # 2. Divided by the temperature, then the softmax.
     tempered = tape.new(numbers * 4, LOGITS)
     probabilities = tape.new(numbers * 4, LOGITS)
     del tempered
     ordered = None
     if completions.top_p:
+        # 3. Nucleus sampling sorts; each number comes with an index of 8 bytes.
         ordered = tape.new(numbers * (4 + 8), LOGITS)
         tape.new(numbers * (4 + 4 + 1), LOGITS)  # cumulative sums, and the mask of the tail
         masked = tape.new(numbers * (1 + 4), LOGITS)
@@ -135,6 +138,7 @@ class _Cached(Layers):
         x = self.values(self.shape.hidden)
         mask = None
         if self.padded:
+            # One mask is made from the other, and only one stays.
             masks = [self._cells(1) for _ in range(2)]
             mask = masks.pop()
             del masks
@@ -153,19 +157,23 @@ class _Cached(Layers):
     def attention(self, x: Block, saves: bool) -> Block:
         """Allocate the attention of the new tokens to all tokens so far."""
         s, total = self.shape, self.past + self.length
+        # 1. Project, and rotate queries and keys.
         q = self.linear(x, s.hidden, s.queries, saves)
         k = self.linear(x, s.hidden, s.keys, saves)
         v = self.linear(x, s.hidden, s.keys, saves)
         rotated = self._rotated(q, s.queries), self._rotated(k, s.keys)
         q, k = rotated
         del rotated
+        # 2. Append the new keys and values to the cache, which copies it.
         for index in range(2):
             self.cache[self.layer_index][index] = self.half(total)
         del k, v
+        # 3. A padded prefill repeats keys and values for every query head of their group.
         repeated: list[Block] = []
         if self.padded and self.length > 1 and s.kv_heads != s.heads:
             expanded = self.rows * total * s.queries * self.device.width
             repeated = [self.tape.new(expanded) for _ in range(2)]
+        # 4. The attention kernel and the output projection.
         bias = self._cells(self.device.width) if self.padded else None  # the mask as numbers
         out = self.values(s.queries)
         sums = self.values(s.heads, 4)

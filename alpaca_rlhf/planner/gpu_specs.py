@@ -81,16 +81,19 @@ def find_gpu(text: str) -> GpuSpec:
         UserError: The text is neither a known name nor a size.
     """
     name = text.lower().removeprefix("nvidia ").removeprefix("geforce ").replace(" ", "-")
+    # 1. A known name.
     for gpu in (*GPU_SPECS, CPU):
         if gpu.name == name:
             return gpu
     try:
+        # 2. Otherwise a size: `24`, `24gb` or `24 GiB`.
         gib = float(name.removesuffix("gib").removesuffix("gb").rstrip("-"))
     except ValueError:
         gib = math.nan
     if not 0 < gib <= LARGEST_GIB:
         names = ", ".join(gpu.name for gpu in (*GPU_SPECS, CPU))
         raise UserError(f"--card {text}: give its memory in GiB, or one of {names}")
+    # 3. Rates of the slowest GPU of the nearest size, so that no time is promised too short.
     nearest = min(GPU_SPECS, key=lambda gpu: (abs(gpu.gib - gib), gpu.tflops))
     return GpuSpec(
         f"{gib:g} GiB, rates of {nearest.name}",

@@ -123,6 +123,7 @@ class Layers:
 
     def linear(self, x: Block, a: int, b: int, saves: bool) -> Block:
         """Allocate the product that takes (N, a) to (N, b), with the adapter's beside it."""
+        # 1. The frozen product, through a dequantised matrix.
         matrix = self._dequantised(a * b)
         product = self.values(b)
         del matrix
@@ -131,6 +132,7 @@ class Layers:
         recasts = self.device.recasts and not self.decoding
         result = product if self.decoding else self.values(b)
         del product
+        # 2. The adapter's product: down to the rank, up again, scaled, and added to the frozen one.
         exact = self.values(a, 4) if recasts else None
         down_weight = self._cast(self.rank * a)
         lora_input = self.values(a) if recasts else x
@@ -170,6 +172,7 @@ class Layers:
     def attention(self, x: Block, saves: bool) -> Block:
         """Allocate the attention block without its norm and residual."""
         s, size = self.shape, self.device.attention
+        # 1. Project, and rotate queries and keys.
         q = self.linear(x, s.hidden, s.queries, saves)
         k = self.linear(x, s.hidden, s.keys, saves)
         v = self.linear(x, s.hidden, s.keys, saves)
@@ -177,16 +180,19 @@ class Layers:
         rotated = self._rotated(q, s.queries), self._rotated(k, s.keys)
         q, k = rotated
         del rotated
+        # 2. Cast to the kernel's dtype, and spread the packed rows into tables.
         exact: list[Block] = []
         if size != self.device.width:
             exact = [self.values(s.queries, size), self.values(s.keys, size)]
             exact.append(self.values(s.keys, size))
         tables = [self._spread(width, saves) for width in (s.queries, s.keys, s.keys)]
+        # 3. The attention kernel; its softmax sums are in fp32.
         out = self.values(s.queries, size)
         sums = self.values(s.heads, 4)
         if saves:
             self.saved.append((*tables, out, sums))
         del sums
+        # 4. Pack the rows again, and project.
         collected = self.values(s.queries, size)
         joined = self.values(s.queries, size)
         ordered = self.values(s.queries, size)
@@ -235,6 +241,7 @@ class Layers:
         """Allocate a linear layer's input gradient, added to `total`; takes (N, b) out of `g`."""
         size = self.device.width
         lora_input, down, down_weight, up_weight = self.saved.pop()
+        # 1. Gradients of the adapter's two matrices.
         scaled = self.values(b)
         up_grad = self.tape.new(self.rank * b * size, GRADIENTS) if size < 4 else None
         down_grad = self.values(self.rank)
@@ -246,6 +253,7 @@ class Layers:
         if not into_input:  # the first layer's input is frozen
             g.pop()
             return None
+        # 2. The input's gradient through the adapter.
         through = self.values(a)
         del lora_input, down_grad, down_weight
         if self.device.recasts:
@@ -256,6 +264,7 @@ class Layers:
         if total is not None:
             total = self._added([total, through])
             del through
+        # 3. The input's gradient through the dequantised base.
         scales = self.tape.new(4 * a * b // NF4_BLOCK, COPY)
         matrix = self.tape.new(a * b * size, COPY)
         through_base = self.values(a)
@@ -360,6 +369,7 @@ class Layers:
     def layer_back(self, g: list[Block], *, first: bool = False) -> None:
         """Replace the gradient of a layer's output in `g` by that of its input."""
         grads = [self.mlp_back([g[0]])]
+        # The residual carries the gradient past the block.
         normed = self.norm_back(grads)
         g[0] = self._added([g[0], normed])
         del normed

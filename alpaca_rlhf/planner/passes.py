@@ -67,6 +67,7 @@ class Pass:
     def _positions(self, net: Layers) -> list[Block]:
         """Allocate the cosines and sines of the rotary positions."""
         size = self.shape.head_size
+        # Computed in fp32; both are then cast to the compute dtype.
         exact = [net.values(size // 2, 4)] + [net.values(size, 4) for _ in range(3)]
         del exact[0]
         positions = [net.values(size) for _ in range(2)]
@@ -84,6 +85,7 @@ class Pass:
         out = net.norm(x, saves)
         if saves:
             net.saved.append(tuple(positions))
+        # Autocast ends with the forward, and drops its cached casts.
         net.casts.clear()
         return out
 
@@ -107,8 +109,10 @@ class Pass:
             dense: They then have a 16-bit copy.
         """
         ids = self._ids(rows)
+        # 1. Forward through the layers.
         net = self._layers(rows, decoding=decoding, dense=dense)
         hidden = self.hidden(net, saves=False)
+        # 2. Only the states that are scored outlive the others.
         width, count = self.device.width, rows.count * max(1, loss_tokens)
         states = self.tape.new(count * self.shape.hidden * width)
         del hidden
@@ -189,19 +193,23 @@ class Pass:
         done = 0
         while done < count and done < 2 * max_rows:  # the third chunk is like the second
             rows = min(max_rows, count - done)
+            # 1. Logits of a chunk, in the compute dtype and then in fp32.
             raw = tape.new(rows * v * width, LOGITS)
             chunk_logits = raw if width == 4 else tape.new(rows * v * 4, LOGITS)
             del raw
+            # The chunk before lives until here, as in the loop that this follows.
             logits = chunk_logits
             del chunk_logits
             if self.device.kind == "cuda":
                 tape.new(rows * v * 4, LOGITS)  # inside logsumexp
+            # 2. Probabilities, which the slopes and the entropy share.
             if slopes or entropy:
                 chunk_probabilities = tape.new(rows * v * 4, LOGITS)
                 probabilities = chunk_probabilities
                 del chunk_probabilities
             if entropy:
                 tape.new(rows * v * 4, LOGITS)
+            # 3. Gradients of the chunk's states, multiplied in the compute dtype and kept in fp32.
             if slopes:
                 cast = tape.new(rows * v * width, LOGITS) if width < 4 else None
                 slope = tape.new(rows * h * width)

@@ -161,8 +161,10 @@ class PeakMemory:
         micro = min(settings.micro_batch_size, settings.batch_size)
         rows = Rows(micro * k, prompt, length - prompt)
         update = _Update(rows, 0, settings.optimizer, settings.batch_size * k)
+        # 1. Training, with the SFT adapter still loaded.
         residents = self._trained_by("reward", update, 2)
         yield from self._training(residents, update)
+        # 2. Scoring of held-out rankings, which keeps no activations, so in larger batches.
         held_out = Rows(settings.micro_batch_size * SCORING_BATCH_FACTOR, prompt, length - prompt)
         yield self._scoring(residents, held_out)
 
@@ -197,11 +199,14 @@ class PeakMemory:
     def best_of_k(self) -> Iterator[Phase]:
         """Yield the phases of sampling K completions, scoring them, and training on the winners."""
         settings, sampling = self.settings.best_of_k, self.settings.sampling
+        # 1. Sample K completions of each prompt.
         yield self._sampling("best_of_k", settings.k, self._trained_adapters)
+        # 2. Score them with the reward model.
         rows = Rows(sampling.batch_size, self.lengths.prompt, sampling.max_new_tokens)
         yield self._scoring(
             _Residents("best_of_k", "--sampling.batch-size", self._trained_adapters), rows
         )
+        # 3. Train on the winners as SFT does.
         sft = self.settings.sft
         micro = min(sft.micro_batch_size, sft.batch_size)
         winners = Rows(micro, self.lengths.prompt, sampling.max_new_tokens)
@@ -212,7 +217,9 @@ class PeakMemory:
     def evaluate(self) -> Iterator[Phase]:
         """Yield the phases of sampling from every policy and of its log-probabilities."""
         sampling = self.settings.sampling
+        # 1. Sample from every policy.
         yield self._sampling("evaluate", 1, self._trained_adapters)
+        # 2. Log-probabilities, in smaller batches because of the logits of all tokens.
         size = max(1, sampling.batch_size // LOGPROBS_BATCH_DIVISOR)
         rows = Rows(size, self.lengths.prompt, sampling.max_new_tokens)
         residents = _Residents("evaluate", "--sampling.batch-size", self._trained_adapters)

@@ -133,6 +133,7 @@ LLAMA_LIKE = ("llama", "mistral", "qwen2")
 
 def known_shape(name: str) -> Shape | None:
     """Look up a well-known shape by name, also as a hub id such as `meta-llama/Llama-2-7b-hf`."""
+    # The same model is `Llama-2-7b-hf` and `Meta-Llama-3-8B` on the hub.
     key = name.rpartition("/")[2].lower().removesuffix("-hf").replace("meta-llama", "llama")
     sizes = KNOWN_SHAPES.get(key)
     return None if sizes is None else Shape(name, *sizes)
@@ -192,6 +193,7 @@ def shape_from_config(base: str, config: Mapping[str, Any]) -> Shape:
         heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
         if heads < 1:
             raise ValueError("num_attention_heads")
+        # A sliding window bounds the context unless it is switched off.
         window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
         longest = int(config["max_position_embeddings"])
         shape = Shape(

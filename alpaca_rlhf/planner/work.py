@@ -138,6 +138,7 @@ class StageWork:
 
     def _attention(self, length: float) -> float:
         """Operations of all layers' causal attention over a sequence."""
+        # Two products of 2 T^2 operations a channel, halved by the causal mask.
         return self.shape.layers * 2 * self.shape.queries * length * length
 
     def _read(self, rows: float, length: float, loss_tokens: float) -> Work:
@@ -149,6 +150,7 @@ class StageWork:
     def _trained(self, rows: float, length: float, loss_tokens: float) -> Work:
         """Forward and backward passes, without gradients of the frozen base's weights."""
         forward = self._read(rows, length, loss_tokens).flops
+        # All weights pass gradients on; only the adapter's also have gradients of their own.
         backward = rows * (
             (2 * self._base + 4 * self._lora) * length
             + 2 * self._attention(length)
@@ -163,8 +165,10 @@ class StageWork:
         batches = rows / max(1, batch)
         steps = batches * new / TYPICAL  # a batch continues until its longest row ends
         dense = 2 * self._base <= self.settings.sampling.dense_gib * 2**30
+        # Each step reads all weights; one in 4 bit takes 0.52 bytes with its scales.
         weights = self._base * (2 if dense else 0.52) + 2 * self._lora
         weights += 2 * self.shape.vocabulary * self.shape.hidden
+        # Keys and values in 16 bit, on average of half the completion.
         cache = 4 * self.shape.layers * self.shape.keys * (prompt + new / 2)
         read = steps * weights + rows * new * cache
         products = 2 * (self._base + self._lora) + 2 * self.shape.hidden * self.shape.vocabulary

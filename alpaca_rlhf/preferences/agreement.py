@@ -41,9 +41,11 @@ def agreement(tasks: Iterable[Sequence[Sequence[Sequence[str]]]]) -> Agreement:
         if len(orders) < 2:
             continue
         n += 1
+        # 1. The ranks of a completion in all orders are one unit of alpha.
         ranks_by_order = [midranks(order) for order in orders]
         ids = sorted(ranks_by_order[0])
         units += [[ranks[completion_id] for ranks in ranks_by_order] for completion_id in ids]
+        # 2. Tau-b of each two orders.
         for first, second in combinations(ranks_by_order, 2):
             tau = kendall_tau_b(
                 [first[completion_id] for completion_id in ids],
@@ -51,6 +53,7 @@ def agreement(tasks: Iterable[Sequence[Sequence[Sequence[str]]]]) -> Agreement:
             )
             if tau is not None:
                 taus.append(tau)
+    # Over few tasks the figures would be mostly chance.
     if n < MIN_OVERLAPS:
         return Agreement(n, None, None)
     return Agreement(n, krippendorff_alpha(units), sum(taus) / len(taus) if taus else None)
@@ -62,6 +65,7 @@ def midranks(tiers: Sequence[Sequence[str]]) -> Mapping[str, float]:
     n_better = 0
     for tier in tiers:
         for completion_id in tier:
+            # The mean of the ranks from n_better + 1 to n_better + len(tier).
             ranks[completion_id] = n_better + (len(tier) + 1) / 2
         n_better += len(tier)
     return ranks
@@ -107,6 +111,7 @@ def krippendorff_alpha(units: Iterable[Sequence[float]]) -> float | None:
     )
     if expected == 0:
         return None
+    # After the last level `below` is n, the number of all values.
     return 1 - (below - 1) * observed / expected
 
 
@@ -129,6 +134,7 @@ def kendall_tau_b(first: Sequence[float], second: Sequence[float]) -> float | No
     difference = untied_first = untied_second = 0
     pairs = list(zip(first, second, strict=True))
     for (a, b), (c, d) in combinations(pairs, 2):
+        # The sign of each difference; 0 for a tie.
         x, y = (a > c) - (a < c), (b > d) - (b < d)
         difference += x * y
         untied_first += x != 0

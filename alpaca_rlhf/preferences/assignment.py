@@ -28,7 +28,7 @@ MOST_STARS = 5
 """The best that a criterion can be given; 1 is the worst."""
 
 METHODS = ("mouse", "touch", "keyboard", "buttons", "mixed", "as_shown", "")
-"""How an order was put in; `as_shown` is an untouched order that was confirmed."""
+"""Ways to put an order in; `as_shown` is an untouched order that was confirmed."""
 
 Problem = Literal[
     "unknown", "not_yours", "incomplete", "bad_value", "done", "too_early", "other_verdict"

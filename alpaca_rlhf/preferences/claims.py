@@ -98,6 +98,7 @@ def reserve(
 
 def expire(session: Session, now_ms: int) -> int:
     """Give back the places of all leases that ended; returns how many."""
+    # Rows that another writer has locked are skipped: it renews or ends them itself.
     late = (
         select(Assignment.id)
         .where(schema.condition(schema.OPEN), Assignment.lease_ms < now_ms)
@@ -167,6 +168,7 @@ def task(session: Session, assignment_id: int, *, rules: Rules) -> Task:
         select(table.key, table.text, table.finish_reason).where(table.key.in_(order))
     )
     by_id = {key: Shown(key, text, reason == "length") for key, text, reason in rows}
+    # The newest revision, a withdrawn one too: after an undo the order is shown again.
     previous = session.scalar(
         select(schema.Ranking)
         .where(schema.Ranking.assignment_id == assignment.id)
@@ -205,6 +207,7 @@ def take_after_all(session: Session, set_id: int) -> None:
     Work that was done is kept, and no place is counted twice.
     """
     claimed = CandidateSet.claimed + 1
+    # SQLite's `max` of two arguments is PostgreSQL's `greatest`.
     greatest = func.greatest if session.get_bind().dialect.name == "postgresql" else func.max
     session.execute(
         update(CandidateSet)
@@ -220,12 +223,14 @@ def _take(session: Session, annotator_id: int, rng: random.Random) -> int | None
     """
     last = session.scalar(select(func.max(CandidateSet.id))) or 0
     for _ in range(3):
+        # A random start spreads the annotators over the shared sets.
         near = (
             select(CandidateSet.id)
             .where(schema.condition(schema.SHARED), CandidateSet.id >= rng.randint(0, last))
             .order_by(CandidateSet.id)
             .limit(WINDOW)
         )
+        # Second opinions near the start, then fresh sets, then second opinions anywhere.
         for conditions in (
             [schema.condition(schema.SHARED), CandidateSet.id.in_(near.scalar_subquery())],
             [schema.condition(schema.FRESH)],
@@ -234,6 +239,7 @@ def _take(session: Session, annotator_id: int, rng: random.Random) -> int | None
             set_id = _take_one(session, annotator_id, conditions)
             if set_id is not None:
                 return set_id
+        # SQLite has one writer at a time, so no row was locked and a further try finds no more.
         if session.get_bind().dialect.name != "postgresql":
             return None
     return None
@@ -253,6 +259,7 @@ def _take_one(
     return session.scalar(
         update(CandidateSet)
         .where(CandidateSet.id == first.scalar_subquery())
+        # `reserve` names a set by its key, and that set may be full.
         .where(CandidateSet.claimed < CandidateSet.target)
         .values(claimed=CandidateSet.claimed + 1)
         .returning(CandidateSet.id)
@@ -283,6 +290,7 @@ def _repeat(
     rng: random.Random,
 ) -> int | None:
     """One of the annotator's own tasks again: ranked some tasks ago and not repeated yet."""
+    # 1. The ranking that lies `repeat_after` tasks back; a repeat must be older.
     done = [Assignment.annotator_id == annotator_id, schema.condition(schema.DONE)]
     newest = select(Assignment.id, Assignment.ranking_id).where(*done)
     newest = newest.order_by(Assignment.ranking_id.desc())
@@ -292,6 +300,7 @@ def _repeat(
     )
     if recent is None or first is None:
         return None
+    # 2. Older tasks that have not been repeated.
     repeats = Assignment.__table__.alias("again")
     old = (
         select(Assignment)
@@ -304,8 +313,8 @@ def _repeat(
         .order_by(Assignment.ranking_id)
         .limit(1)
     )
+    # 3. The next from a random place on, so that repeats are spread over all that was ranked.
     start = rng.randint(first, recent.ranking_id)
-    # From a random place on, so that repeats are spread over all that was ranked.
     original = session.scalar(old.where(Assignment.ranking_id >= start)) or session.scalar(old)
     if original is None:
         return None
@@ -341,6 +350,7 @@ def _own_expired(session: Session, annotator_id: int, now_ms: int, until_ms: int
 
 def _retake(session: Session, assignment: Assignment) -> bool:
     """Take the place of an expired assignment again; False if it is gone."""
+    # Repeats and gold questions take no place in their set.
     if assignment.kind != "task":
         return True
     free = update(CandidateSet).where(
@@ -404,6 +414,7 @@ def add_flag(
     if completion and completion not in assignment.shown_order:
         raise Refused("bad_value", "this answer is not one of the task")
     table = schema.Flag
+    # A second press of the button adds no second flag.
     same_flag = select(table.id).where(
         table.assignment_id == assignment.id,
         table.completion == completion,

@@ -165,6 +165,7 @@ def figures(session: Session, now_ms: int) -> Figures:
     recent = select(func.count()).select_from(Ranking)
     recent = recent.join(Assignment, Assignment.id == Ranking.assignment_id)
     recent = recent.where(Assignment.kind != "judge")
+    # 3. Counts, and agreement over a bounded number of the newest tasks.
     return Figures(
         counts={
             "prompts": _count(session, schema.Prompt),
@@ -226,6 +227,7 @@ def _annotators(session: Session) -> list[Person]:
     columns = [getattr(Tally, name) for name in (*names, "gold_asked", "gold_passed")]
     rows = session.execute(
         select(Annotator, *(func.coalesce(func.sum(column), 0) for column in columns))
+        # An outer join: who has ranked nothing yet is listed too.
         .outerjoin(Tally, Tally.annotator_id == Annotator.id)
         .group_by(Annotator.id)
     )
@@ -302,6 +304,8 @@ def _repeated(session: Session) -> Iterator[list[Any]]:
         .join(original, original.id == Assignment.repeat_of)
         .join(original_ranking, original_ranking.id == original.ranking_id)
         .where(
+            # Values in the statement itself: with parameters SQLite would not use the partial
+            # index.
             Assignment.kind == literal("repeat", literal_execute=True),
             Assignment.state == literal("done", literal_execute=True),
         )
@@ -331,6 +335,7 @@ def _judged(session: Session, judge_id: int) -> list[list[Any]]:
         .order_by(newest.c.ranking_id.desc(), Assignment.id)
     )
     orders: dict[int, list[Any]] = {}
+    # Of the people who ranked a set only the first counts; their rows come in order.
     for set_id, judge_tiers, person_tiers in rows:
         if set_id not in orders and len(orders) == MAX_OVERLAPS:
             break

@@ -16,7 +16,7 @@ JUDGE = "judge:"
 """Prefix of the annotator's name in every ranking that no person made."""
 
 Score = Callable[[Instruction, Completion], float]
-"""How good a completion is; higher is better."""
+"""Rates a completion; higher is better."""
 
 
 class JudgeIdentity(NamedTuple):

@@ -48,6 +48,7 @@ def add_sets(
                 f"completions, got {len(set(ids))}"
             )
         key = set_key(prompt.id, ids)
+        # A gold question's known order must be of exactly these completions.
         known = gold.get(prompt.id)
         if known is not None and sorted(key for tier in known for key in tier) != sorted(ids):
             raise ValueError(f"prompt {prompt.id}: its known order is of other completions")
@@ -76,6 +77,7 @@ def add_completions(session: Session, sets: Sequence[Candidates], *, now_ms: int
         ValueError: A completion answers another prompt.
     """
     prompts = {prompt.id: _prompt_columns(prompt, now_ms) for prompt, _ in sets}
+    # Prompts first: completions refer to their numbers.
     numbers = _add_prompts(session, prompts)
     rows = {}
     for prompt, completions in sets:
@@ -92,15 +94,16 @@ def add_completions(session: Session, sets: Sequence[Candidates], *, now_ms: int
 def answered(session: Session, prompts: Collection[str], adapter: str) -> set[str]:
     """Those of these prompts (by id) that have a candidate set with an answer by this adapter."""
     keys: set[str] = set()
-    wanted = list(prompts)
-    for start in range(0, len(wanted), _BATCH_PROMPTS):
+    prompt_ids = list(prompts)
+    for start in range(0, len(prompt_ids), _BATCH_PROMPTS):
         rows = session.execute(
             select(schema.Prompt.key, schema.Completion.key, schema.CandidateSet.completions)
             .join(schema.Completion, schema.Completion.prompt_id == schema.Prompt.id)
             .join(schema.CandidateSet, schema.CandidateSet.prompt_id == schema.Prompt.id)
-            .where(schema.Prompt.key.in_(wanted[start : start + _BATCH_PROMPTS]))
+            .where(schema.Prompt.key.in_(prompt_ids[start : start + _BATCH_PROMPTS]))
             .where(schema.Completion.adapter == adapter)
         )
+        # Completions outside the set were added for nobody to rank, and do not count.
         keys |= {prompt for prompt, completion, of_set in rows if completion in of_set}
     return keys
 

@@ -43,6 +43,7 @@ def verdicts(session: Session, judge: JudgeIdentity | None = None) -> Iterator[d
         session: A transaction that reads.
         judge: Of this judge the revision made under these settings is taken, if there is one.
     """
+    # Only assignments with a current verdict, of people and of judges.
     counts = and_(Assignment.ranking_id.is_not(None), Assignment.kind.in_(["task", "judge"]))
     page = (
         select(CandidateSet.key)
@@ -106,6 +107,7 @@ def _ranking_of(judge: JudgeIdentity | None) -> Any:
         .scalar_subquery()
         .correlate(Assignment, Annotator)
     )
+    # Other annotators, and a judge without a verdict under these settings: the current revision.
     return func.coalesce(under_settings, Assignment.ranking_id)
 
 
@@ -118,6 +120,7 @@ def _outranked(
     ranked the same answers in the set of the distinct ones.
     """
     outranked = {row.set for row in rows if row.verdicts > 0}
+    # For a judged set with repeated texts, the key of the set that people are shown instead.
     distinct_set = {}
     for row in rows:
         if row.kind == "judge" and row.set not in outranked:
@@ -133,6 +136,7 @@ def ranked_sets(session: Session, keys: Iterable[str]) -> set[str]:
     """Those of these candidate sets, by key, that a person has ranked."""
     sorted_keys = sorted(set(keys))
     ranked: set[str] = set()
+    # In parts, since a database limits the parameters of one statement.
     for start in range(0, len(sorted_keys), BATCH_SETS):
         part = sorted_keys[start : start + BATCH_SETS]
         ranked.update(
@@ -201,6 +205,7 @@ def ranked_by(session: Session, annotator: str, keys: Sequence[str]) -> list[str
             (ranking_id or 0, key)
             for key, ranking_id in session.execute(query.where(CandidateSet.key.in_(part)))
         ]
+    # Rankings are numbered in the order in which they were made.
     return [key for _, key in sorted(rows)]
 
 

@@ -113,6 +113,7 @@ def write(
         names = (RANKINGS, PAIRS, TABLE)
         files = {name: stack.enter_context(_HashedFile(inside / name)) for name in names}
         files[TABLE].add(_csv(_HEADER))
+        # 2. Add each ranking to all three.
         for row in verdicts:
             files[RANKINGS].add(_canonical(_ranking(row)) + "\n")
             files[TABLE].add(_csv(_cells(row)))
@@ -121,6 +122,7 @@ def write(
             pairs += len(lines)
             rankings += 1
             judged += row["annotator"].startswith(JUDGE)
+        # 3. Describe them in the manifest, once all their bytes are written.
         stack.close()
         sums = {name: file.digest.hexdigest() for name, file in files.items()}
         manifest = Manifest(rankings, judged, pairs, max_ranking, created, sums[RANKINGS])
@@ -195,6 +197,7 @@ def _rows(path: Path, exact: Mapping[str, tuple[Instruction, Completion]]) -> It
     with (file.parent / RANKINGS).open(encoding="utf-8") as stream:
         for line in stream:
             row = json.loads(line)
+            # 1. The run's own texts where it sampled all of them, otherwise the snapshot's.
             keys = [columns["id"] for columns in row["completions"]]
             if all(key in exact for key in keys):
                 prompt = exact[keys[0]][0]
@@ -210,6 +213,8 @@ def _rows(path: Path, exact: Mapping[str, tuple[Instruction, Completion]]) -> It
                     columns.pop("id"): Completion(prompt_id=prompt.id, **columns)
                     for columns in row["completions"]
                 }
+            # 2. The verdict, by the ids of these texts: a text that the database had to change
+            #    hashes to another id than its key.
             criteria: dict[str, dict[str, int]] = {}
             for star in row["stars"]:
                 stars = criteria.setdefault(completions[star["completion"]].id, {})
@@ -244,6 +249,7 @@ class _HashedFile:
 
 
 def _canonical(row: object) -> str:
+    # One spelling of each row, so that the same rankings have the same sha256.
     return json.dumps(
         row, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")
     )
@@ -310,6 +316,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 def _csv(cells: Iterable[str]) -> str:
     """One line of a table in which no cell is a formula: a spreadsheet runs those it opens."""
     line = io.StringIO()
+    # A leading apostrophe makes a spreadsheet show a formula as text.
     csv.writer(line, quoting=csv.QUOTE_ALL).writerow(
         f"'{cell}" if cell.lstrip(" ").startswith(_FORMULA_STARTS) else cell for cell in cells
     )

@@ -417,6 +417,7 @@ class Store(Accounts):
     def unjudged(self, judge: JudgeIdentity) -> Iterator[Candidates]:
         """The sets that no person has ranked, nor this judge under its settings; no gold ones."""
         after = 0
+        # A transaction for each page: the caller takes long between two, and blocks no writer.
         while True:
             with self.database.reading() as session:
                 rows = reading.unjudged(session, judge, after)
@@ -437,6 +438,7 @@ class Store(Accounts):
             UserError: There is something in the folder already, or it cannot be written.
         """
         now_ms = self._now()
+        # 1. Read everything in one transaction, so that the snapshot shows one moment.
         created = datetime.fromtimestamp(now_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         with self.database.reading() as session:
             manifest = snapshot.write(
@@ -445,6 +447,7 @@ class Store(Accounts):
                 max_ranking=reading.newest(session),
                 created=created,
             )
+        # 2. Note the export in another one, since a reading transaction may not write.
         self._write(
             lambda session: reading.note_snapshot(
                 session,

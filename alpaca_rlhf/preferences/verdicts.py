@@ -48,6 +48,7 @@ def submit(
         Refused: `unknown`, `not_yours`, `incomplete`, `bad_value`.
     """
     assignment = claims.owned(session, assignment_id, annotator_id)
+    # 1. A revision that was kept before: its response was lost, so it is given again.
     saved = session.scalar(
         select(Ranking).where(Ranking.assignment_id == assignment.id, Ranking.revision == revision)
     )
@@ -58,6 +59,7 @@ def submit(
     if revision != assignment.next_revision:
         raise Refused("unknown", f"revision {revision} comes after {assignment.next_revision}")
     rules.check(verdict, assignment.shown_order)
+    # 3. Keep the verdict, with the time since the task was shown.
     duration_ms = max(0, now_ms - assignment.shown_ms)
     (ranking,) = _keep(session, [_Entry(assignment, verdict, duration_ms)], now_ms)
     return Saved(ranking.id, False, duration_ms / 1000)
@@ -83,14 +85,17 @@ def undo(
         return  # a second press of the button
     if assignment.ranking_id is None:
         raise Refused("done", "there is nothing to take back")
+    # 1. Take the verdict out of the running sums and of its set's count.
     withdrawn = session.get_one(Ranking, assignment.ranking_id)
     _add_sums(session, [(assignment, withdrawn, -1)])
     if assignment.kind == "task":
         _count_verdict(session, assignment.candidate_set_id, -1)
+    # 2. Add a revision that withdraws it; the verdict itself stays.
     columns = {name: getattr(withdrawn, name) for name in _COLUMNS}
     columns |= {"withdrawn": True, "created_ms": now_ms, "revision": assignment.next_revision}
     session.execute(insert(Ranking).values(columns))
     assignment.next_revision += 1
+    # 3. Open the task again.
     assignment.ranking_id = assignment.duration_ms = None
     assignment.state, assignment.lease_ms, assignment.shown_ms = "open", until_ms, now_ms
     _note(session, assignment, "undo", now_ms, {"revision": withdrawn.revision}, None)
@@ -200,6 +205,7 @@ def add(
             known = assignment.id in replayed
         if known:
             continue
+        # A later ranking of this call may repeat this one.
         replayed.add(assignment.id)
         current[assignment.id] = content
         verdict = Verdict(ranking.tiers, ranking.criteria)
@@ -314,12 +320,14 @@ def _add_sums(session: Session, changes: Sequence[tuple[Assignment, Ranking, int
     """Add verdicts (sign 1) to the running sums of their annotators and days, or take them out."""
     totals: dict[tuple[int, str], Counter[str]] = defaultdict(Counter)
     for assignment, ranking, sign in changes:
+        # A repeat measures self-consistency; as a ranking it would count twice.
         if assignment.kind == "repeat":
             continue
         sums = totals[assignment.annotator_id, day_of(ranking.created_ms)]
         for name, count in _sums_of(session, assignment, ranking).items():
             sums[name] += sign * count  # type: ignore[assignment]
     table = cast(Table, Tally.__table__)
+    # SQLAlchemy has upserts only in its dialects.
     dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
     for (annotator_id, day), sums in sorted(totals.items()):
         columns: dict[str, Any] = {name: sums[name] for name in _SUMS}

@@ -206,6 +206,7 @@ class Sector:
         share = min(self.share, 0.9999)  # a whole circle has no arc
         is_large = int(share > 0.5)
         end = self.start + share
+        # Along the outer arc, inwards, and back along the inner arc.
         corners = ((far, self.start), (far, end), (near, end), (near, self.start))
         a, b, c, d = (_polar(radius, turn) for radius, turn in corners)
         return f"M{a}A{far:g} {far:g} 0 {is_large} 1 {b}L{c}A{near:g} {near:g} 0 {is_large} 0 {d}Z"
@@ -237,16 +238,19 @@ def histogram(
     The scale is `domain`, by default from 0 to a value that 99% do not exceed; values beyond it
     count in the last bin.
     """
+    # 1. Choose the scale.
     ordered = sorted(values)
     if domain is None:  # bins of whole numbers, which counts of words fall into
         top = ordered[math.ceil(0.99 * len(ordered)) - 1]
         bins = min(bins, max(1, int(top) + 1))
         domain = (0.0, float(bins * math.ceil((top + 1) / bins)))
     low, high = domain
+    # 2. Count; a value beyond the scale falls into the first or the last bin.
     counts = Counter(
         min(bins - 1, max(0, int((value - low) / (high - low) * bins))) for value in values
     )
     y = Axis.covering([0, *counts.values()])
+    # 3. Lay the bars out in percent of the square, with a gap between them.
     bars = [
         (100 * position / bins + 0.3, 100 - y.percent(size), 100 / bins - 0.6, y.percent(size))
         for position, size in sorted(counts.items())

@@ -48,6 +48,7 @@ def chart(
     series = []
     for round_, rows in _rounds(metrics, stage).items():
         for position, (key, label) in enumerate(lines.items()):
+            # Later rounds have one colour; all their lines but the first are dashed.
             tone = "tone-ppo" if position else "tone-sft"
             sparse = key in ("eval_loss", "gold_score")  # measured only now and then
             series.append(
@@ -97,6 +98,7 @@ def _rounds(metrics: Metrics, stage: str) -> dict[int, list[Mapping[str, Any]]]:
     """Rows of `stage` by round."""
     rounds: dict[int, list[Mapping[str, Any]]] = {}
     for row in metrics:
+        # `ppo` is round 1 and `ppo.2` round 2; a suffix that is no number is another stage.
         stem, _, round_ = str(row.get("stage", "")).partition(".")
         if stem == stage and (round_ or "1").isdecimal():
             rounds.setdefault(int(round_ or 1), []).append(row)

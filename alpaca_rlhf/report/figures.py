@@ -123,6 +123,7 @@ def steps(report: Report) -> list[Step]:
         if name == "sft" and "base" in policies:
             pairs.append(("base", name))
         elif stem in ("best_of_k", "ppo"):
+            # The first round bears no number.
             earlier = [f"{stem}.{int(round_) - 1}", stem] if round_ else []
             pairs.append((next((policy for policy in earlier if policy in policies), "sft"), name))
     return [Step(before, after, policies[before], policies[after]) for before, after in pairs]

@@ -1,4 +1,4 @@
-"""How an answer is drawn, as a person sets it."""
+"""Sampling settings of an answer, as a person sets them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a run's tasks and verdicts come from.
+"""The sources of a run's tasks and verdicts.
 
 The small world with its gold judge, or the user's files and people.
 """

@@ -31,12 +31,14 @@ def source_of(settings: Loop) -> Source:
     Raises:
         UserError: A file cannot be read, or has too few prompts.
     """
+    # 1. Count the prompts that each split needs.
     sizes: dict[str, int] = {}
     for r in range(1, settings.rounds + 1):
         if settings.inputs.rankings is None:
             sizes[_of_round("rank", r)] = settings.rank.prompts
         sizes[_of_round("ppo", r)] = max(settings.best_of_k.prompts, settings.ppo.batch_size)
     sizes["eval"] = settings.evaluate.prompts
+    # 2. With the gold judge, tasks of the small world.
     if settings.inputs.judge == "gold":
         policy_prompts = max(
             settings.best_of_k.prompts, settings.ppo.batch_size * settings.ppo.updates

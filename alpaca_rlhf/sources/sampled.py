@@ -22,7 +22,7 @@ class Sheet:
     """One prompt and the completions to put in order."""
 
     prompt: Instruction
-    """What was asked."""
+    """The request."""
     completions: tuple[Completion, ...]
     """The answers."""
 

@@ -75,6 +75,7 @@ class SmallWorld:
         """
         if split not in self._by_split:
             n = self.sizes[split]
+            # Held-out facts as far as they go, then held-out phrasings; known tasks fill up.
             if split in ("eval", "dev"):
                 rows = self._draw(
                     split, round(n * self.fact_share), phrasing="train", fact="held_out"
@@ -172,6 +173,7 @@ class SmallWorld:
         rng = random.Random(f"{self.seed}/{split}/{phrasing}/{fact}")
         tasks: list[Task] = []
         keys = {task.key for task in excluded}
+        # A later round gets no task of an earlier one.
         if "." in split:
             keys |= self._earlier(split)
         draws = 0
@@ -181,6 +183,7 @@ class SmallWorld:
             if task.key not in keys and self._split_of(task) == split.split(".")[0]:
                 keys.add(task.key)
                 tasks.append(task)
+        # Few facts are held out, so fewer tasks than asked for will do.
         if len(tasks) == n or fact == "held_out":
             return tasks
         raise UserError(

@@ -119,16 +119,17 @@ def _as_shown_now(ranking: Ranking, sheet: Sheet) -> Ranking | None:
     """A person's ranking without repeated texts, which are no longer shown; None if one is left."""
     if ranking.annotator.startswith(JUDGE):
         return ranking
-    shown = {completion.id for completion in distinct(sheet.completions)}
-    tiers = [tuple(key for key in tier if key in shown) for tier in ranking.tiers]
+    distinct_ids = {completion.id for completion in distinct(sheet.completions)}
+    tiers = [tuple(key for key in tier if key in distinct_ids) for tier in ranking.tiers]
     tiers = [tier for tier in tiers if tier]
+    # A single answer has no order.
     if sum(map(len, tiers)) < 2:
         return None
     return Ranking(
         ranking.prompt_id,
         tuple(tiers),
         ranking.annotator,
-        {key: stars for key, stars in ranking.criteria.items() if key in shown},
+        {key: stars for key, stars in ranking.criteria.items() if key in distinct_ids},
         ranking.duration_s,
         ranking.revision,
     )

@@ -45,6 +45,8 @@ class SelfInstructRecipe:
 
     def phase(self, first: int) -> list[GenerationRequest]:
         """Requests for new tasks, for the kind of each new task, or for its instances."""
+        # A round proposes, classifies, then asks for instances; the list that is filled tells which
+        # step comes next.
         if self._to_answer:
             tasks, self._to_answer = self._to_answer, []
             return [

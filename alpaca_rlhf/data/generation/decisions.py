@@ -91,6 +91,7 @@ class Decisions:
 
     def _duplicate(self, ask: GenerationRequest, row: Instruction) -> Drop | None:
         ancestors = self._ancestors(ask.about)
+        # The nearest first, so that the drop names the nearest that is no ancestor.
         for near in self._index.duplicates(row.instruction):
             neighbour = self._known_rows[near.row]
             if neighbour.id not in ancestors:

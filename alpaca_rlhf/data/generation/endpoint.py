@@ -105,12 +105,14 @@ class EndpointTeacher(EndpointUser):
         requests = [
             self._request(number, prompt, seed) for number, prompt in enumerate(prompts, first)
         ]
+        # 1. Send all requests; whatever stops them carries the outcomes so far.
         stop: BaseException | None = None
         outcomes: Sequence[Outcome | None]
         try:
             outcomes = self._client.ask_all(requests)
         except BaseException as error:
             stop, outcomes = error, getattr(error, "outcomes", ())
+        # 2. Read the replies, and refuse an endpoint that repeats itself.
         self._count_repetitions(requests, outcomes)
         replies = self._leading_replies(prompts, outcomes)
         if stop is None:

@@ -113,6 +113,7 @@ class EventStore:
             self._bytes += len(line)
             self._events += 1
             self._digest.update(line)
+            # A segment ends with a whole event.
             if self._bytes >= self._segment_bytes:
                 self._write(pending)
                 self._close_segment()

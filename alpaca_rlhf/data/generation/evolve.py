@@ -33,11 +33,13 @@ class EvolRecipe:
 
     def phase(self, first: int) -> list[GenerationRequest]:
         """Requests to evolve parents, or to answer the evolved tasks."""
+        # Evolved tasks are answered before more are evolved.
         if self._new_tasks:
             tasks, self._new_tasks = self._new_tasks, []
             return [GenerationRequest("answer", render("alpaca", task), task) for task in tasks]
         asks = []
         for request in range(first, first + self._batch_size):
+            # Drawn from the request's number alone, so a resumed run draws the same.
             rng = random.Random(f"{self._seed}/{request}")
             parent = rng.choice(self._parents)
             asks.append(

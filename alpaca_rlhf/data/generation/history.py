@@ -78,6 +78,7 @@ def run_facts(
     Raises:
         UserError: The manifest says that another run lies there.
     """
+    # 1. The run's identity and settings; seeds are hashed as they lie in their file.
     lines = "".join(json.dumps(row.to_json(), ensure_ascii=False) + "\n" for row in seeds)
     data = lines.encode("utf-8", "surrogatepass")
     digest = hashlib.sha256(data).hexdigest()
@@ -91,6 +92,7 @@ def run_facts(
         "seeds": {"file": _SEEDS, "rows": len(seeds), "sha256": digest},
         "settings": _plain_settings(settings),
     }
+    # 2. Refuse the folder of another run.
     for name in _IDENTITY:
         if name in manifest and manifest[name] != facts[name]:
             difference = {"seeds": "other seed tasks", "seed": f"seed {manifest[name]}"}.get(
@@ -100,6 +102,7 @@ def run_facts(
                 f"{folder / 'manifest.json'}: made with {difference}; choose a new folder, or go "
                 "back to what it was made with"
             )
+    # 3. Write the seeds once; a resumed run may add a teacher.
     if "seeds" not in manifest:
         atomic_write(folder / _SEEDS, data)
     teachers = list(manifest.get("teachers", []))
@@ -132,6 +135,7 @@ def settings_of(folder: Path) -> tuple[Generate, int]:
     """
     manifest = read_manifest(folder)
     try:
+        # Settings that this version no longer has are passed over.
         known_names = {field.name for field in fields(Generate)}
         values = {
             name: value for name, value in manifest["settings"].items() if name in known_names

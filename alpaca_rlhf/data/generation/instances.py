@@ -159,4 +159,5 @@ def _choose(rows: Sequence[Instruction], draw: str) -> list[Instruction]:
     if len(rows) <= MAX_INSTANCES:
         return list(rows)
     places = random.Random(draw).sample(range(len(rows)), MAX_INSTANCES)
+    # In the order of the reply.
     return [rows[place] for place in sorted(places)]

@@ -70,6 +70,7 @@ def refilter(
     before = unanswered = 0
     refused: dict[str, Drop] = {}  # tasks that were answered in the run and are dropped now
     for recipe, answered in requests(folder):
+        # 1. Read the reply; its rows go if their task is dropped now.
         rows_read, broken = rows_of(recipe, answered.ask, answered.reply)
         task = answered.ask.about
         if task is not None and not answered.ask.drafts and task.id in refused:
@@ -77,6 +78,7 @@ def refilter(
             task_drop = refused[task.id]
             broken = [*broken, *(dataclasses.replace(task_drop, row=row) for row in rows_read)]
             rows_read = []
+        # 2. Decide with the new rules, and compare with the run.
         accepted, dropped = decisions.decide(answered.ask, rows_read, broken)
         drops += dropped
         if answered.ask.drafts:
@@ -111,6 +113,7 @@ def kept_by_rouge(folder: Path, threshold: float = 0.7) -> tuple[int, int]:
     for recipe, answered in requests(folder):
         if answered.ask.drafts:
             continue
+        # Rows that another check dropped never came to the check of novelty.
         repeated = [drop.row for drop in answered.dropped if drop.rule == "duplicate"]
         for row in rows_of(recipe, answered.ask, answered.reply)[0]:
             if row in answered.kept or row in repeated:

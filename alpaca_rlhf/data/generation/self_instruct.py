@@ -229,6 +229,7 @@ class _Run:
         accepted, dropped = self.decisions.decide(ask, *rows_of(self.recipe, ask, reply))
         self.recipe.learn(ask, reply, accepted)
         self.schedule.advance()
+        # Drafts become rows only with their outputs.
         if not ask.drafts:
             self.rows.extend(accepted)
         self.dropped.update(drop.rule for drop in dropped)
@@ -242,6 +243,7 @@ class _Run:
         """Take the reply of an earlier start, which must lead to the same decisions."""
         chunk = self.schedule.chunk()
         try:
+            # Deciding again must lead to the very event that was written.
             same = bool(chunk) and self.take(chunk[0], reply_of(event)) == event
         except (KeyError, AttributeError, TypeError):
             same = False

@@ -106,8 +106,10 @@ class Forest:
         large, small = int(self.group[first]), int(self.group[second])
         if large == small:
             return
+        # A member that is still alone has no entry.
         large_members = self._members.pop(large, [large])
         small_members = self._members.pop(small, [small])
+        # Relabelling the smaller group bounds all merges together by N log N.
         if len(large_members) < len(small_members):
             large, large_members, small_members = small, small_members, large_members
         self.group[small_members] = large

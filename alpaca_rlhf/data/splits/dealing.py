@@ -76,6 +76,7 @@ def split_prompts(
         for number, group in enumerate(clusters(rows, key))
     )
     split_of: dict[str, str] = {}
+    # Shares are no limits, so every group fits.
     free = dict(sizes) if counted else dict.fromkeys(sizes, float("inf"))
 
     def place(group: Sequence[Instruction], name: str) -> bool:
@@ -217,6 +218,7 @@ class _TextsIndex:
 def _draw(seed: int, smallest: str) -> float:
     """The draw of a cluster in [0, 1), from the seed and its smallest id or key alone."""
     digest = hashlib.sha256(f"{seed}/{smallest}".encode()).digest()
+    # A float holds 48 bits exactly.
     return int.from_bytes(digest[:6], "big") / 2**48
 
 

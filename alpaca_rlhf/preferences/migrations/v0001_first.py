@@ -169,8 +169,8 @@ def _wholes(*names: str) -> list[sa.Column[int]]:
     return [sa.Column(name, _WHOLE, nullable=False) for name in names]
 
 
-def _reference(table: str, name: str, other: str, *, nullable: bool = False) -> sa.Column[int]:
-    key = sa.ForeignKey(f"{other}.id", name=f"fk_{table}_{name}")
+def _reference(table: str, name: str, target: str, *, nullable: bool = False) -> sa.Column[int]:
+    key = sa.ForeignKey(f"{target}.id", name=f"fk_{table}_{name}")
     return sa.Column(name, _WHOLE, key, nullable=nullable)
 
 

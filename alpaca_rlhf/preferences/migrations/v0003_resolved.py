@@ -13,8 +13,8 @@ depends_on = None
 
 def upgrade() -> None:
     """Add the column; all flags that are there wait."""
-    whole = sa.BigInteger().with_variant(sa.Integer, "sqlite")
-    op.add_column("flag", sa.Column("resolved_ms", whole, nullable=True))
+    big_integer = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+    op.add_column("flag", sa.Column("resolved_ms", big_integer, nullable=True))
     waiting = sa.text("resolved_ms IS NULL")
     op.create_index(
         "ix_flag_waiting", "flag", ["id"], sqlite_where=waiting, postgresql_where=waiting
