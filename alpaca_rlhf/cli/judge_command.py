@@ -41,7 +41,7 @@ class Judging(Bounded):
     run: Path = Path("runs/quickstart")
     """Run folder: whose queue, and whose reward model."""
     db: str | None = None
-    """Where the queue is: a file, or postgresql+psycopg://user@host/name; by default
+    """Database of the queue: a file, or postgresql+psycopg://user@host/name; by default
     preferences.db in the run folder."""
     by: Literal["llm", "reward", "gold"] = "llm"
     """Who: the model at --judge.url, the run's last reward model, or the small world's judge."""

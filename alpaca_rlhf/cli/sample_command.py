@@ -39,7 +39,7 @@ class Fill(Bounded):
     run: Path = Path("runs/quickstart")
     """Run folder to take prompts, base and adapters from."""
     db: str | None = None
-    """Where the queue is: a file, or postgresql+psycopg://user@host/name; by default
+    """Database of the queue: a file, or postgresql+psycopg://user@host/name; by default
     preferences.db in the run folder."""
     policy: str | None = None
     """The policy that answers: base, sft, best_of_k, ppo, in later rounds ppo.2 ...; by default

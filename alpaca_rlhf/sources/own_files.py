@@ -18,7 +18,7 @@ _WAY_OUT = (
 
 
 def reading_of(inputs: Inputs, kind: RowKind, path: Path) -> Reading:
-    """How one of the user's files is read.
+    """The settings by which one of the user's files is read.
 
     Raises:
         UserError: --inputs.columns is not `OLD=NEW,OLD=NEW`.

@@ -249,7 +249,7 @@ def other_rankings(ctx: Context, round_: int) -> tuple[list[Ranked], int]:
 
 
 def _others(ctx: Context, round_: int) -> tuple[int, str, dict[str, Any]]:
-    """How many rankings are of other answers than the run's own: a count, in words, as facts."""
+    """Rankings of other answers than the run's own: their count, in words, as facts."""
     rows, near = other_rankings(ctx, round_)
     text = f", and {len(rows)} in the app of other answers" if rows else ""
     if near:

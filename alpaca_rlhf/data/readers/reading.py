@@ -1,4 +1,4 @@
-"""How a file of the user's is read, and the account of its rows."""
+"""The reading of a user's file, and the account of its rows."""
 
 from __future__ import annotations
 
