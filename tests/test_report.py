@@ -642,6 +642,80 @@ def test_a_control_with_an_interval_may_stray_within_it() -> None:
     assert failed_checks(report) == []
 
 
+def a_baseline(kind: str, accuracy: float, lead: float) -> dict[str, Any]:
+    return {
+        "is": kind,
+        "accuracy": accuracy,
+        "ci95": [accuracy - 0.03, accuracy + 0.03],
+        "lead": lead,
+        "lead_ci95": [lead - 0.02, lead + 0.02],
+    }
+
+
+def test_a_reward_model_that_does_not_beat_the_best_rule_fails_a_check() -> None:
+    report = a_report()
+    weak = a_baseline("the shorter", 0.183, 0.6)
+    report["reward_models"][0]["baselines"] = [a_baseline("the longer", 0.6, 0.19), weak]
+    assert failed_checks(report) == []
+    text = Page(render_html(ReportData(report))).text
+    assert "The longer, round 1" in text and "The shorter, round 1" in text
+    report["reward_models"][0]["baselines"][0] = a_baseline("the longer", 0.787, 0.005)
+    (failed,) = failed_checks(report)
+    assert "lead over \u201cthe longer\u201d" in failed and "(0.79)" in failed
+    assert "\u22120.01 to +0.03" in failed or "\u22120.02 to +0.03" in failed
+
+
+def checks_of(report: dict[str, Any]) -> list[str]:
+    text = section(render_html(ReportData(report)), "checks").partition("</ul>")[0]
+    return [Page("<li" + line).text for line in text.split("<li")[1:]]
+
+
+@pytest.mark.parametrize(("pairs", "prompts"), [(3, 1), (19, 19), (300, 19)])
+def test_a_handful_of_pairs_has_no_interval_and_holds_nothing(pairs: int, prompts: int) -> None:
+    report = a_report()
+    del report["reward_models"][1]
+    model = report["reward_models"][0]
+    model |= {"held_out_pairs": pairs, "held_out_prompts": prompts, "ci95": [0.67, 0.67]}
+    model["baselines"] = [a_baseline("the longer", 0.6, 0.2)]
+    kind = {"is": "1", "pairs": pairs, "prompts": prompts, "accuracy": 0.67, "ci95": [0.67, 0.67]}
+    model["accuracy_by"] = {"tiers_apart": [kind]}
+    page = render_html(ReportData(report))
+    assert "0.67 to 0.67" not in page and "too few" in section(page, "reward")
+    (line,) = [line for line in checks_of(report) if "Reward model" in line]
+    assert "? too few" in line and "holds" not in line
+    assert f"{pairs} pairs of {prompts} prompts" in line
+    model |= {"held_out_pairs": 20, "held_out_prompts": 20}
+    assert "0.67 to 0.67" in render_html(ReportData(report))
+
+
+def test_a_handful_of_evaluation_prompts_has_no_interval_and_no_gain() -> None:
+    report = a_report()
+    report["prompts"]["eval"] = 19
+    text = Page(render_html(ReportData(report))).text
+    for name in ("sft", "ppo"):
+        low, high = report["policies"][name]["ci95"]
+        assert f"{low:.2f} to {high:.2f}" not in text and f"{low:.3f} to {high:.3f}" not in text
+    assert "fewer than 20 prompts are too few for an interval" in text
+    assert "a gain of" not in headline(report) and "too few prompts to tell" in headline(report)
+    gains = [line for line in checks_of(report) if "gain over SFT" in line]
+    assert gains and all("? too few" in line for line in gains)
+
+
+def test_gold_is_said_only_where_there_is_a_gold_judge() -> None:
+    report = a_report()
+    assert "Gold score by policy" in Page(render_html(ReportData(report))).text
+    for policy in report["policies"].values():
+        policy |= {"gold_parts": {}, "gold_parts_greedy": {}}
+    report["judge"] = "reward model trained on held-out rankings"
+    report["slices"] = some_slices(report["policies"])
+    answers = some_answers()
+    html = render_html(ReportData(report, answers=answers))
+    page = Page(html.partition("<body>")[2].partition("</body>")[0])
+    assert "gold" not in page.text.lower() and "Judge's score by policy" in page.text
+    labels = [str(value) for _, attributes in page.tags for value in attributes.values()]
+    assert not [label for label in labels if "gold " in label.lower()]
+
+
 def with_kinds() -> ReportData:
     """Of round 2 alone it is known which pairs the reward model gets right."""
     data = some_data()

@@ -4,19 +4,24 @@ import math
 
 import pytest
 
+from alpaca_rlhf.core.records import Completion
 from alpaca_rlhf.evaluation.reward_accuracy import (
     accuracy_of,
+    baselines,
     calibration_error,
     correlation,
     figures,
 )
+from alpaca_rlhf.models.batches import Example
+from alpaca_rlhf.stages.reward import _beside_baselines
+from alpaca_rlhf.training.groups import Group, _sample_numbers, shuffled, usable
 from alpaca_rlhf.training.held_out import HeldOutEvaluation, HeldOutPair
 
 OPTIONS = {"resamples": 200, "seed": 0}
 
 
-def pair(gap, prompt="p", k=2, tier_gap=1, tokens=(10, 10)):
-    return HeldOutPair(prompt, k, tier_gap, tokens, gap)
+def pair(gap, prompt="p", k=2, tier_gap=1, tokens=(10, 10), samples=None):
+    return HeldOutPair(prompt, k, tier_gap, tokens, gap, samples)
 
 
 def held_out(pairs, scores=(0.0, 1.0), lengths=(3, 4), criteria=None):
@@ -118,3 +123,85 @@ def test_length_correlations_by_hand():
         if pearson is not None:
             assert held_out_figures["length_correlation"] == pytest.approx(pearson)
     assert correlation([0.0, 1.0, 2.0, 1e9], lengths) < 0.9
+
+
+def rules(pairs):
+    return {row["is"]: row for row in baselines(pairs, **OPTIONS)}
+
+
+def test_rules_that_learn_nothing_by_hand():
+    """Of four pairs the longer one wins in two, and in one they are of one length."""
+    pairs = [
+        pair(1.0, tokens=(12, 10), samples=(0, 1)),
+        pair(1.0, tokens=(11, 10), samples=(2, 3)),
+        pair(-1.0, tokens=(9, 10), samples=(0, 3)),
+        pair(1.0, tokens=(7, 7), samples=(3, 1)),
+    ]
+    found = rules(pairs)
+    assert {name: row["accuracy"] for name, row in found.items()} == {
+        "the longer": 2.5 / 4,
+        "the shorter": 1.5 / 4,
+        "the first sampled": 3 / 4,
+    }
+    assert {name: row["lead"] for name, row in found.items()} == {
+        "the longer": pytest.approx(0.75 - 2.5 / 4),
+        "the shorter": pytest.approx(0.75 - 1.5 / 4),
+        "the first sampled": pytest.approx(0),
+    }
+    unknown = [*pairs, pair(1.0)]
+    assert set(rules(unknown)) == {"the longer", "the shorter"}, "of one pair nobody knows"
+
+
+def test_the_lead_over_a_rule_is_resampled_in_pairs():
+    """A model that has learned length and nothing else leads by 0, however much either varies."""
+    lengths = [(12, 10), (8, 10), (14, 10)] * 20
+    pairs = [
+        pair(float(a - b), prompt=str(number), tokens=(a, b))
+        for number, (a, b) in enumerate(lengths)
+    ]
+    row = rules(pairs)["the longer"]
+    assert row["ci95"][1] - row["ci95"][0] > 0.1
+    assert row["lead"] == 0 and row["lead_ci95"] == [0, 0]
+    better = [pair(1.0, prompt=str(n), tokens=tokens) for n, tokens in enumerate(lengths)]
+    row = rules(better)["the longer"]
+    assert row["lead"] == pytest.approx(1 / 3) and row["lead_ci95"][0] > 0.15
+
+
+def test_prompts_are_counted_beside_pairs():
+    found = figures(held_out([pair(1.0, "a"), pair(1.0, "a"), pair(-1.0, "b")]), **OPTIONS)
+    assert (found["held_out_pairs"], found["held_out_prompts"]) == (3, 2)
+    (row,) = found["accuracy_by"]["tiers_apart"]
+    assert (row["pairs"], row["prompts"]) == (3, 2)
+
+
+def test_numbers_of_samples_are_known_of_what_was_sampled_here_alone():
+    """A file may list its answers from best to worst: its first one is no baseline."""
+    sampled = [Completion("p", text, adapter="a", sample=n) for n, text in enumerate("xyz")]
+    assert _sample_numbers(sampled[::-1]) == (2, 1, 0)
+    assert _sample_numbers([Completion("p", text, sample=n) for n, text in enumerate("xy")]) == ()
+    assert _sample_numbers([sampled[1], sampled[1]]) == (), "of two samplings"
+
+
+def test_numbers_of_samples_go_with_their_completions():
+    short, long = Example((1,), (2,)), Example((1,), (3, 4, 5, 6))
+    group = Group("p", (short, long, short), ((0, 1), (0, 2)), samples=(2, 0, 1))
+    (kept,) = usable([group], 3)
+    assert kept.samples == (2, 1)
+    (other,) = shuffled([group], 3)
+    assert sorted(other.samples) == [0, 1, 2]
+    assert all(
+        (number == 0) == (example is long)
+        for number, example in zip(other.samples, other.examples, strict=True)
+    )
+    assert repr(group) == repr(Group("p", (short, long, short), ((0, 1), (0, 2)))), "one digest"
+
+
+def test_the_summary_says_whether_the_best_rule_is_beaten():
+    won = [pair(1.0, str(n), tokens=(9, 10) if n % 2 else (10, 9)) for n in range(40)]
+    text = _beside_baselines(figures(held_out(won), **OPTIONS))
+    assert text.startswith("the longer 0.500, the shorter 0.500: it beats the best of them (lead +")
+    length = [pair(1.0, str(n), tokens=(10, 9)) for n in range(40)]
+    text = _beside_baselines(figures(held_out(length), **OPTIONS))
+    assert "it does not beat the best of them (lead +0.000 to +0.000)" in text
+    few = _beside_baselines(figures(held_out([pair(1.0), pair(1.0), pair(-1.0)]), **OPTIONS))
+    assert few.endswith("3 pairs of 1 prompts are too few to tell")

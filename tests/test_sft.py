@@ -14,9 +14,11 @@ from alpaca_rlhf.models.batches import Example, collate, example
 from alpaca_rlhf.models.forward import loss_logprobs
 from alpaca_rlhf.models.rollout import sample
 from alpaca_rlhf.settings import SFT, Sampling
+from alpaca_rlhf.stages.sft import held_out_summary
 from alpaca_rlhf.training import loss_scale, sft
 from alpaca_rlhf.training.loop import Checkpoints, Learner, batches
 from alpaca_rlhf.training.sft import (
+    SFTResult,
     encode,
     held_out_loss,
     preview_indices,
@@ -536,3 +538,12 @@ def test_a_run_that_blows_up_names_the_flag_as_typed_and_keeps_the_batch(tiny, t
     with torch.no_grad():
         first[0, 0] = before[next(iter(before))][0, 0]
     assert all(torch.equal(p, before[k]) for k, p in adapters.parameters("policy").items())
+
+
+def test_a_loss_on_no_rows_is_not_reported():
+    result = SFTResult(
+        examples=8, held_out=0, tokens=40, loss_before=0.0, loss_after=0.0, steps=2, best_step=0
+    )
+    assert held_out_summary(result, 0) == "no row is held out, so there is no held-out loss"
+    told = held_out_summary(replace(result, loss_before=3.0, loss_after=1.5), 1)
+    assert told == "held-out loss 3.00 -> 1.50 nats a token on 1 rows"

@@ -176,6 +176,17 @@ def test_results_are_one_line_a_policy():
     assert lines[1] == "  best_of_k  0.500 [0.400, 0.600]  +0.125 [+0.100, +0.150]"
 
 
+def test_results_of_a_handful_of_prompts_have_no_interval():
+    figures = {"gold_score": 0.5, "ci95": [0.4, 0.6]}
+    gain = {"paired_gain_vs_sft": 0.125, "paired_gain_ci95": [0.1, 0.15]}
+    policies = {"sft": figures, "ppo": figures | gain}
+    first, *lines = result_lines({"policies": policies, "prompts": {"eval": 19}})
+    assert "19 prompts are too few for an interval" in first
+    assert lines == ["  sft  0.500", "  ppo  0.500  +0.125"]
+    enough = result_lines({"policies": policies, "prompts": {"eval": 20}})
+    assert enough == result_lines({"policies": policies})
+
+
 def test_next_commands_stand_in_a_column():
     assert next_lines([("a", "one"), ("long", "two")]) == [
         "next:",

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.prompts import Segment, marked
+from alpaca_rlhf.core.sizes import MIN_PROMPTS
 
 PROGRAM = "alpaca-rlhf"
 """Command that a person types."""
@@ -276,12 +277,23 @@ def result_lines(report: Mapping[str, Any]) -> list[str]:
     policies: Mapping[str, Mapping[str, Any]] = report["policies"]
     judge = str(report.get("judge", "gold"))
     width = max(len(name) for name in policies)
-    lines = [f"score at temperature 1 with its 95% interval (judge: {judge}), gain over sft"]
+    prompts = report.get("prompts", {}).get("eval", MIN_PROMPTS)
+    if prompts < MIN_PROMPTS:
+        lines = [
+            f"score at temperature 1 (judge: {judge}), gain over sft; "
+            f"{prompts} prompts are too few for an interval"
+        ]
+    else:
+        lines = [f"score at temperature 1 with its 95% interval (judge: {judge}), gain over sft"]
     for name, figures in policies.items():
-        line = f"  {name:<{width}}  {figures['gold_score']:.3f} {_interval(figures['ci95'])}"
+        line = f"  {name:<{width}}  {figures['gold_score']:.3f}"
+        if prompts >= MIN_PROMPTS:
+            line += f" {_interval(figures['ci95'])}"
         if name not in ("base", "base_few_shot", "sft"):
             gain = figures["paired_gain_vs_sft"]
-            line += f"  {gain:+.3f} {_interval(figures['paired_gain_ci95'], sign='+')}"
+            line += f"  {gain:+.3f}"
+            if prompts >= MIN_PROMPTS:
+                line += f" {_interval(figures['paired_gain_ci95'], sign='+')}"
         lines.append(line)
     return lines
 

@@ -1,6 +1,6 @@
-"""Sizes that the engine computes with and the planner predicts memory from.
+"""Sizes that the engine computes with and the planner predicts memory from; and of samples.
 
-They lie below both, so that the planner can read them without loading torch.
+They lie below both, so that the planner and the terminal can read them without loading torch.
 """
 
 LOGITS_PER_CHUNK = 2**24
@@ -12,3 +12,6 @@ SCORING_BATCH_FACTOR = 4
 LOGPROBS_BATCH_DIVISOR = 4
 """Completions decoded at once for each whose log-probabilities are evaluated at once: those need
 the logits of every token, decoding those of one."""
+MIN_PROMPTS = 20
+"""Prompts and pairs below which no 95% interval is shown and nothing is said to hold: resampling a
+handful gives whatever the handful happened to be."""

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from alpaca_rlhf.evaluation.win_rate import Interval, accuracy_interval
+from alpaca_rlhf.evaluation.win_rate import Interval, accuracy_interval, accuracy_lead
 from alpaca_rlhf.training.held_out import HeldOutEvaluation, HeldOutPair
 
 SATURATED = 0.99
@@ -39,10 +39,63 @@ def accuracy_of(pairs: Sequence[HeldOutPair], *, resamples: int, seed: int) -> I
     Raises:
         ValueError: There are no pairs.
     """
+    correct = _by_prompt(pairs, lambda pair: pair.correct)
+    return accuracy_interval(correct, resamples=resamples, seed=seed)
+
+
+def baselines(pairs: Sequence[HeldOutPair], *, resamples: int, seed: int) -> list[dict[str, Any]]:
+    """Accuracy on the same pairs of rules that learn nothing, and the reward model's lead.
+
+    Each is `{"is", "accuracy", "ci95", "lead", "lead_ci95"}`. "the first sampled" stands only
+    where it is known of all pairs.
+
+    Raises:
+        ValueError: There are no pairs.
+    """
+    rules: dict[str, Callable[[HeldOutPair], float]] = {
+        "the longer": lambda pair: _share(pair.tokens[0] - pair.tokens[1]),
+        "the shorter": lambda pair: _share(pair.tokens[1] - pair.tokens[0]),
+    }
+    if all(pair.samples is not None for pair in pairs):
+        rules["the first sampled"] = _first_sampled
+    options = {"resamples": resamples, "seed": seed}
+    correct = _by_prompt(pairs, lambda pair: pair.correct)
+    rows = []
+    for name, rule in rules.items():
+        by_rule = _by_prompt(pairs, rule)
+        accuracy = accuracy_interval(by_rule, **options)
+        lead = accuracy_lead(correct, by_rule, **options)
+        rows.append(
+            {
+                "is": name,
+                "accuracy": accuracy.mean,
+                "ci95": accuracy.ci95,
+                "lead": lead.mean,
+                "lead_ci95": lead.ci95,
+            }
+        )
+    return rows
+
+
+def _by_prompt(
+    pairs: Sequence[HeldOutPair], value_of: Callable[[HeldOutPair], float]
+) -> list[list[float]]:
+    """Values of the pairs, a list for each prompt in the order of their first pairs."""
     by_prompt: dict[str, list[float]] = {}
     for pair in pairs:
-        by_prompt.setdefault(pair.prompt_id, []).append(pair.correct)
-    return accuracy_interval(list(by_prompt.values()), resamples=resamples, seed=seed)
+        by_prompt.setdefault(pair.prompt_id, []).append(value_of(pair))
+    return list(by_prompt.values())
+
+
+def _first_sampled(pair: HeldOutPair) -> float:
+    assert pair.samples is not None
+    better, worse = pair.samples
+    return _share(worse - better)
+
+
+def _share(advantage: float) -> float:
+    """1 where the better one of a pair is chosen, one half where nothing tells them apart."""
+    return 1.0 if advantage > 0 else 0.5 if advantage == 0 else 0.0
 
 
 def figures(held_out: HeldOutEvaluation, *, resamples: int, seed: int) -> dict[str, Any]:
@@ -51,8 +104,10 @@ def figures(held_out: HeldOutEvaluation, *, resamples: int, seed: int) -> dict[s
     accuracy = accuracy_of(held_out.pairs, resamples=resamples, seed=seed)
     return {
         "held_out_pairs": len(held_out.pairs),
+        "held_out_prompts": _prompts(held_out.pairs),
         "held_out_accuracy": accuracy.mean,
         "ci95": accuracy.ci95,
+        "baselines": baselines(held_out.pairs, resamples=resamples, seed=seed),
         # -log sigmoid(gap), in a form that does not overflow.
         "log_loss": float(np.logaddexp(0.0, -gaps).mean()),
         "calibration_error": calibration_error(gaps),
@@ -68,8 +123,8 @@ def accuracy_by(
 ) -> dict[str, list[dict[str, Any]]]:
     """Accuracy by K, distance in tiers, length, confidence and criterion, where there are pairs.
 
-    Each is a list of `{"is", "pairs", "accuracy", "ci95"}`; `confidence` rows also hold the mean
-    probability that the model gave the side it preferred.
+    Each is a list of `{"is", "pairs", "prompts", "accuracy", "ci95"}`; `confidence` rows also hold
+    the mean probability that the model gave the side it preferred.
     """
 
     def rows(kinds: Mapping[str, Sequence[HeldOutPair]]) -> list[dict[str, Any]]:
@@ -82,6 +137,7 @@ def accuracy_by(
             {
                 "is": name,
                 "pairs": len(kinds[name]),
+                "prompts": _prompts(kinds[name]),
                 "accuracy": accuracy.mean,
                 "ci95": accuracy.ci95,
             }
@@ -156,6 +212,11 @@ def _ranks(x: ArrayLike) -> NDArray[np.float64]:
     # Equal values take up the last `counts` ranks up to counts.cumsum(); this is their middle.
     mean: NDArray[np.float64] = counts.cumsum() - (counts - 1) / 2
     return mean[inverse]
+
+
+def _prompts(pairs: Sequence[HeldOutPair]) -> int:
+    """Number of prompts that the pairs belong to."""
+    return len({pair.prompt_id for pair in pairs})
 
 
 def _probability(gaps: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -109,6 +109,33 @@ def accuracy_interval(
     return _ratio(correct, pairs, resamples=resamples, seed=seed)
 
 
+def accuracy_lead(
+    correct_by_group: Sequence[Sequence[float]],
+    other_by_group: Sequence[Sequence[float]],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """Accuracy minus another one on the same pairs, resampled together over prompts.
+
+    Args:
+        correct_by_group: As in `accuracy_interval`.
+        other_by_group: The same pairs, judged otherwise.
+        resamples: Bootstrap resamples.
+        seed: Seed of the resampling.
+
+    Raises:
+        ValueError: the sizes differ, or as `accuracy_interval`.
+    """
+    halves = [
+        [(1 + a - b) / 2 for a, b in zip(group, other, strict=True)]
+        for group, other in zip(correct_by_group, other_by_group, strict=True)
+    ]
+    return Interval(
+        *(2 * share - 1 for share in accuracy_interval(halves, resamples=resamples, seed=seed))
+    )
+
+
 def expected_max(scores: ArrayLike, n: int) -> float:
     """Unbiased estimate of the expected best of `n` scores, from N >= n samples `scores` (N,).
 

@@ -55,8 +55,11 @@ def gold_rows(report: Report) -> list[Row]:
     return [
         _row(
             name,
-            Mark(policy.gold_score, policy.ci95),
-            Mark(policy.gold_score_greedy, policy.gold_score_greedy_ci95),
+            Mark(policy.gold_score, None if report.too_few else policy.ci95),
+            Mark(
+                policy.gold_score_greedy,
+                None if report.too_few else policy.gold_score_greedy_ci95,
+            ),
         )
         for name, policy in report.ordered
     ]
@@ -73,20 +76,29 @@ def part_rows(report: Report, part: str) -> list[Row]:
 def slice_rows(report: Report, key: str) -> list[Row]:
     """Gold scores on one slice of the evaluation prompts, of the policies that have one."""
     return [
-        _row(name, Mark(scores[key].gold_score, scores[key].ci95))
+        _row(name, Mark(scores[key].gold_score, None if scores[key].too_few else scores[key].ci95))
         for name, _ in report.ordered
         if key in (scores := report.slices.get(name, {}))
     ]
 
 
 def reward_rows(report: Report) -> list[Row]:
-    """Held-out accuracy of every reward model, and of its control with shuffled labels."""
-    rows = []
+    """Held-out accuracy of every reward model, of its control, and of its baselines."""
+    rows: list[Row] = []
     for model in report.reward_models:
         suffix = f", round {model.round}" if len(report.reward_models) > 1 else ""
-        control = Mark(model.shuffled_label_accuracy, model.shuffled_label_ci95)
-        rows.append(Row(f"Reward{suffix}", "tone-ppo", Mark(model.held_out_accuracy, model.ci95)))
-        rows.append(Row(f"Shuffled{suffix}", "tone-base", control))
+        marks = [
+            ("Reward", "tone-ppo", model.held_out_accuracy, model.ci95),
+            ("Shuffled", "tone-base", model.shuffled_label_accuracy, model.shuffled_label_ci95),
+            *(
+                (baseline.kind.capitalize(), "tone-few", baseline.accuracy, baseline.ci95)
+                for baseline in model.baselines
+            ),
+        ]
+        rows += [
+            Row(f"{label}{suffix}", tone, Mark(accuracy, None if model.too_few else ci95))
+            for label, tone, accuracy, ci95 in marks
+        ]
     return rows
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from alpaca_rlhf.core.files import atomic_write
 from alpaca_rlhf.core.html import environment
+from alpaca_rlhf.core.sizes import MIN_PROMPTS
 from alpaca_rlhf.report import charts, curves, figures, formatting, schema
 from alpaca_rlhf.report.generation_figures import figures_of
 from alpaca_rlhf.report.schema import ReportData, validate_report
@@ -31,6 +32,7 @@ def templates() -> jinja2.Environment:
     ):
         env.filters[filter_.__name__] = filter_
     env.globals.update(charts=charts, curves=curves, figures=figures, slices=schema.SLICES)
+    env.globals["MIN_PROMPTS"] = MIN_PROMPTS
     return env
 
 

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from alpaca_rlhf.core.sizes import MIN_PROMPTS
+
 SLICES = {
     "seen_facts_train_phrasings": "Known facts, known phrasings",
     "held_out_facts": "Held-out facts",
@@ -127,8 +129,24 @@ class PairAccuracy(_Object):
 
     kind: str = Field(alias="is")
     pairs: Count
+    prompts: Count | None = None
     accuracy: Share
     ci95: Interval
+
+    @property
+    def too_few(self) -> bool:
+        """True where there are too few pairs or prompts for an interval."""
+        return _too_few(self.pairs, self.prompts)
+
+
+class Baseline(_Object):
+    """Held-out accuracy of a rule that has learned nothing, and the reward model's lead over it."""
+
+    kind: str = Field(alias="is")
+    accuracy: Share
+    ci95: Interval
+    lead: Number
+    lead_ci95: Interval
 
 
 class RewardModel(_Object):
@@ -140,12 +158,25 @@ class RewardModel(_Object):
     ci95: Interval
     shuffled_label_accuracy: Share
     shuffled_label_ci95: Interval | None = None
+    held_out_pairs: Count | None = None
+    held_out_prompts: Count | None = None
+    baselines: list[Baseline] = []
     accuracy_by: dict[str, list[PairAccuracy]] = {}
     log_loss: Number | None = None
     calibration_error: Number | None = None
     saturated: Number | None = None
     length_correlation: Number | None = None
     length_rank_correlation: Number | None = None
+
+    @property
+    def too_few(self) -> bool:
+        """True where there are too few held-out pairs or prompts for an interval."""
+        return _too_few(self.held_out_pairs, self.held_out_prompts)
+
+    @property
+    def best_baseline(self) -> Baseline | None:
+        """The most accurate of the baselines."""
+        return max(self.baselines, key=lambda baseline: baseline.accuracy, default=None)
 
 
 class BestOfK(_Object):
@@ -188,6 +219,11 @@ class SliceScore(_Object):
     ci95: Interval
     n: Count
 
+    @property
+    def too_few(self) -> bool:
+        """True where there are too few prompts for an interval."""
+        return _too_few(self.n)
+
 
 class Report(_Object):
     """The content of `report.json`."""
@@ -212,6 +248,16 @@ class Report(_Object):
     def judged_by_gold(self) -> bool:
         """True where a gold judge gave the scores: then they have parts, `correct` among them."""
         return self.judge == "gold"
+
+    @property
+    def score_name(self) -> str:
+        """Name of the score that policies are compared by."""
+        return "Gold score" if self.judged_by_gold else "Judge's score"
+
+    @property
+    def too_few(self) -> bool:
+        """True where there are too few evaluation prompts for an interval."""
+        return _too_few(self.prompts.eval)
 
     @property
     def ordered(self) -> list[tuple[str, Policy]]:
@@ -290,6 +336,10 @@ def validate_report(report: Mapping[str, Any]) -> Report:
     for key, value in _not_json(report, ""):
         raise ValueError(f"report.json: {key} must be finite, plain JSON, got {value!r:.80}")
     return typed
+
+
+def _too_few(*counts: int | None) -> bool:
+    return any(count is not None and count < MIN_PROMPTS for count in counts)
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ import torch
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import PreferencePair, content_hash
+from alpaca_rlhf.core.sizes import MIN_PROMPTS
 from alpaca_rlhf.data import holds_rankings, read_pairs, read_rankings
 from alpaca_rlhf.evaluation.reward_accuracy import accuracy_of, figures
 from alpaca_rlhf.models.batches import Example, prompt_ids
@@ -88,13 +89,14 @@ def reward(ctx: Context, round_: int) -> Outcome:
         )
 
     # 6. Report.
+    measured = figures(result.held_out, **_resampling(ctx))
     facts = {
         "pairs": result.pairs,
         "too_long": result.too_long,
         "left_out": result.left_out,
         "undecided": undecided,
         **_account(ctx),
-        **figures(result.held_out, **_resampling(ctx)),
+        **measured,
         "shuffled_label_accuracy": control["accuracy"],
         "shuffled_label_ci95": control["ci95"],
         "reference_mean": float(raw.double().mean()),
@@ -102,6 +104,7 @@ def reward(ctx: Context, round_: int) -> Outcome:
     }
     summary = (
         f"held-out accuracy {result.accuracy:.3f}, with shuffled labels {control['accuracy']:.3f}"
+        f"; {_beside_baselines(measured)}"
     )
     if result.too_long:
         summary += f"; {result.too_long} completions beyond --reward.max-length left out"
@@ -118,6 +121,23 @@ def _account(ctx: Context) -> dict[str, Any]:
     path = str(ctx.settings.inputs.rankings)
     account = next((each for each in ctx.source.accounts if each.name == path), None)
     return {} if account is None else {"rows": account.to_json()}
+
+
+def _beside_baselines(measured: Mapping[str, Any]) -> str:
+    """The rules that learn nothing, in a few words, and whether the model beats the best of them.
+
+    Args:
+        measured: Figures of `evaluation.reward_accuracy`.
+    """
+    rows = measured["baselines"]
+    words = ", ".join(f"{row['is']} {row['accuracy']:.3f}" for row in rows)
+    pairs, prompts = measured["held_out_pairs"], measured["held_out_prompts"]
+    if min(pairs, prompts) < MIN_PROMPTS:
+        return f"{words}; {pairs} pairs of {prompts} prompts are too few to tell"
+    best = max(rows, key=lambda row: row["accuracy"])
+    low, high = best["lead_ci95"]
+    verdict = "beats" if low > 0 else "does not beat"
+    return f"{words}: it {verdict} the best of them (lead {low:+.3f} to {high:+.3f})"
 
 
 def _train(

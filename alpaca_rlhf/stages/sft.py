@@ -17,7 +17,7 @@ from alpaca_rlhf.models.foreign import adopt
 from alpaca_rlhf.settings.inputs import Inputs
 from alpaca_rlhf.stages.context import Context
 from alpaca_rlhf.stages.outcome import Outcome
-from alpaca_rlhf.training.sft import encode, preview_indices, split_held_out, train_sft
+from alpaca_rlhf.training.sft import SFTResult, encode, preview_indices, split_held_out, train_sft
 
 
 def sft(ctx: Context, round_: int) -> Outcome:
@@ -66,8 +66,7 @@ def sft(ctx: Context, round_: int) -> Outcome:
     ctx.save("sft", "sft")
 
     # 4. Report.
-    loss = f"{result.loss_before:.2f} -> {result.loss_after:.2f} nats a token"
-    summary = f"held-out loss {loss} on {len(held_out)} rows"
+    summary = held_out_summary(result, len(held_out))
     left_out = reasons_text(account["left_out"])
     if left_out:
         summary += f"; rows left out: {left_out}"
@@ -112,6 +111,14 @@ def _way_out(inputs: Inputs) -> str:
         f"; deal all rows with: alpaca-rlhf split --data {listed} --out FOLDER (then "
         f"--inputs.splits FOLDER), or {leave_out}"
     )
+
+
+def held_out_summary(result: SFTResult, rows: int) -> str:
+    """The held-out loss before and after, or that there is none."""
+    if not rows:
+        return "no row is held out, so there is no held-out loss"
+    loss = f"{result.loss_before:.2f} -> {result.loss_after:.2f} nats a token"
+    return f"held-out loss {loss} on {rows} rows"
 
 
 def _adopted(ctx: Context, folder: Path, counts: Mapping[str, int]) -> Outcome:

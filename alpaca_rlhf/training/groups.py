@@ -35,6 +35,9 @@ class Group:
     """Pairs of one tier to learn from; empty unless `--reward.ties soft`."""
     criteria: Mapping[str, Pairs] = field(default_factory=dict)
     """For each criterion, (better, worse) indices of the pairs whose stars differ."""
+    # Not in the digest of the rankings, so that runs begun before it go on.
+    samples: tuple[int, ...] = field(default=(), repr=False)
+    """Number of each completion among the samples of its prompt; empty where nobody knows."""
 
 
 def from_rankings(
@@ -85,9 +88,20 @@ def from_rankings(
                 tuple(tier_gap / (len(ids) - 1) for tier_gap in tier_gaps),
                 tied_pairs if ties else (),
                 dict(_pairs_by_criterion(ranking, ids, distinct)),
+                _sample_numbers([completions[completion_id] for completion_id in ids]),
             )
         )
     return groups
+
+
+def _sample_numbers(completions: Sequence[Completion]) -> tuple[int, ...]:
+    """The number of each among the samples of its prompt; empty where nobody knows.
+
+    Texts of a file are numbered as they stand there, which may well be from best to worst.
+    """
+    numbers = tuple(completion.sample for completion in completions)
+    sampled_here = all(completion.adapter for completion in completions)
+    return numbers if sampled_here and len(set(numbers)) == len(numbers) else ()
 
 
 def _pairs_by_criterion(
@@ -150,6 +164,7 @@ def usable(groups: Sequence[Group], max_length: int) -> list[Group]:
             ),
             reindexed(group.ties),
             {name: pairs for name, pairs in criteria.items() if pairs},
+            tuple(group.samples[i] for i in keep) if group.samples else (),
         )
         if shortened.pairs or shortened.ties:
             usable_groups.append(shortened)
@@ -171,7 +186,8 @@ def shuffled(groups: Sequence[Group], seed: int) -> list[Group]:
         order = list(range(len(group.examples)))
         random.Random(f"{seed}/{group.prompt_id}").shuffle(order)
         examples = tuple(group.examples[i] for i in order)
-        shuffled_groups.append(replace(group, examples=examples))
+        samples = tuple(group.samples[i] for i in order) if group.samples else ()
+        shuffled_groups.append(replace(group, examples=examples, samples=samples))
     return shuffled_groups
 
 

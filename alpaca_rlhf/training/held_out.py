@@ -32,6 +32,9 @@ class HeldOutPair:
     """Completion tokens of the better and of the worse one."""
     gap: float
     """Score of the better minus score of the worse one."""
+    samples: tuple[int, int] | None = None
+    """Numbers of the better and of the worse one among the samples of their prompt, from 0; None
+    where they were not sampled in this order, or nobody knows."""
 
     @property
     def correct(self) -> float:
@@ -110,4 +113,5 @@ def _pair(group: Group, pair: tuple[int, int], tier_gap: int, scores: Tensor) ->
         tier_gap,
         (len(group.examples[better].completion), len(group.examples[worse].completion)),
         float(scores[better] - scores[worse]),
+        (group.samples[better], group.samples[worse]) if group.samples else None,
     )

@@ -303,4 +303,4 @@ def missing_eos_score(finished_scores: Tensor, settings: PPO) -> float:
     """
     if settings.missing_eos_score is not None:
         return settings.missing_eos_score
-    return float(min([MAX_MISSING_EOS_SCORE, *finished_scores.tolist()]))
+    return min([MAX_MISSING_EOS_SCORE, *map(float, finished_scores)])
