@@ -269,7 +269,9 @@ def _changeable(done: Collection[str]) -> set[str]:
         coming.add("judge")
     if "sample" in ended:
         coming.discard("rank")  # its settings are those of both
-    reading = {f"inputs.{name}" for name in ("columns", "broken", "leaks")} if not ended else set()
+    reading = {"inputs.columns", "inputs.broken", "inputs.leaks"}
+    if not ended.isdisjoint(("generate", "sft")):  # their rows were read already
+        reading = set()
     paths = {leaf.path for leaf in leaves_of(Loop, required=False)}
     changeable = {path for path in paths if path.partition(".")[0] in coming} - {*DEALING}
     return {*FREE, *changeable, *reading, *({"inputs.judge"} if "judge" in coming else ())}

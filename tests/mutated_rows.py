@@ -3,6 +3,7 @@
 Used by tests/test_columns.py (300) and by tests/prove.py (3,000).
 """
 
+import copy
 import json
 import random
 import traceback
@@ -108,7 +109,8 @@ def changed(value: Any, rng: random.Random) -> Any:
         else:
             value[key] = changed(value[key], rng)
         return value
-    return rng.choice((*VALUES, [{"role": "tool", "content": "x"}], "N/A", {"bytes": 1, "path": 2}))
+    other = ([{"role": "tool", "content": "x"}], "N/A", {"bytes": 1, "path": 2})
+    return copy.deepcopy(rng.choice((*VALUES, *other)))
 
 
 def wrong_with(

@@ -118,7 +118,7 @@ def test_columns_are_renamed_by_a_flag(tmp_path) -> None:
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["columns"] == names and manifest["rows_kept"] == 1
     code, _, err = tried(["import", str(path), "--out", str(tmp_path / "other")])
-    assert code == 2 and "--columns question=instruction" in err and len(err) < 400
+    assert code == 2 and "--columns question=instruction" in err and len(err) < 500
 
 
 def test_import_counts_bad_labels_and_names_unread_columns(tmp_path) -> None:
@@ -129,6 +129,21 @@ def test_import_counts_bad_labels_and_names_unread_columns(tmp_path) -> None:
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert (manifest["rows_kept"], manifest["unread_columns"]) == (1, {"mood": 2})
     assert list(manifest["rows_dropped"].values()) == [1]
+
+
+def test_split_leaves_out_rows_marked_bad(tmp_path) -> None:
+    rows = [
+        {"prompt": f"Name {noun} number {number}.", "completion": "Yes.", "label": number > 0}
+        for number, noun in enumerate(("trees", "cars", "songs", "lakes", "stars", "cakes"))
+    ]
+    path = write(tmp_path / "a.jsonl", *rows)
+    code, said, _ = tried(["split", "--data", str(path), "--out", str(tmp_path / "out")])
+    assert code == 0 and "5 of 6 rows used; left out: 1 bad label" in said
+    written = "".join(file.read_text() for file in (tmp_path / "out").glob("*.jsonl"))
+    assert "cars" in written and "trees" not in written
+    write(path, *rows, {"prompt": 3})
+    code, _, err = tried(["split", "--data", str(path), "--out", str(tmp_path / "other")])
+    assert code == 2 and f"alpaca-rlhf import {path} --broken drop" in err
 
 
 def test_a_name_of_the_hub_is_told_how_to_be_read(tmp_path, monkeypatch) -> None:

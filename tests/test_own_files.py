@@ -178,3 +178,25 @@ def test_more_tasks_than_the_small_world_has_are_refused(tmp_path, capsys):
     flags = ["--evaluate.prompts", "30000", "--out", str(tmp_path / "run")]
     assert cli.main(["quickstart", *flags]) == 2
     assert "--evaluate.prompts: the small world has about" in capsys.readouterr().err
+
+
+def test_every_row_of_an_sft_run_is_trained_on_or_counted(files, tmp_path, capsys):
+    """Bad labels, broken, empty, too long and leaking rows are named before the first step."""
+    seeds, prompts = files
+    good = [json.loads(line) | {"mood": "x"} for line in seeds.read_text().splitlines()]
+    leak = json.loads(prompts.read_text().splitlines()[0])
+    bad = [good[0] | {"label": False}, good[1] | {"output": ""}, good[2] | {"output": 3}]
+    too_long = good[3] | {"instruction": "Tell a story.", "output": "word " * 400}
+    data = written(tmp_path / "data.jsonl", [*good, leak | {"output": "Yes."}, *bad, too_long])
+    out = tmp_path / "run"
+    flags = words((data, prompts), out, "--sft.epochs", 1, "--sft.max-length", 128)
+    flags[flags.index("--inputs.seeds")] = "--inputs.data"
+    assert cli.main(["sft", *flags]) == 2
+    assert "--inputs.broken drop" in capsys.readouterr().err
+    assert cli.main(["sft", *flags, "--inputs.broken", "drop", "--inputs.leaks", "drop"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "`mood`" in said and "1 bad label" in said and " leak" in said
+    assert "longer than --sft.max-length 128" in said and "on your rows" in said
+    rows = json.loads((out / "ledger.json").read_text())["sft"]["facts"]["rows"]
+    assert rows["left_out"] == {"bad label": 1, "empty": 1, "unusable": 1, "too long": 1}
+    assert rows["rows"] == rows["examples"] + sum(rows["left_out"].values())

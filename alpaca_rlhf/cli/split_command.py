@@ -15,6 +15,7 @@ from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import (
     Drop,
     EvaluationPrompts,
+    Reading,
     deal,
     files_of,
     read_assignments,
@@ -90,7 +91,17 @@ def run(settings: Split, terminal: Terminal) -> int:
     )
     if earlier:
         terminal.say(f"{len(earlier)} prompts were assigned before, and stay where they are")
-    rows = [row for path in settings.data for row in read_prompts(path)]
+    rows = []
+    for path in settings.data:
+        way_out = (
+            "; mend them, or leave them out with: "
+            f"{PROGRAM} import {shlex.quote(str(path))} --broken drop --out FOLDER"
+        )
+        # Answers are dealt with their prompts, hence the kind.
+        reading = Reading("instructions", way_out=way_out)
+        rows += read_prompts(path, reading, learnt_from=True)
+        for line in reading.account.lines():
+            terminal.say(line)
     # 2. Rows near a prompt of an evaluation set are left out.
     rows, drops = _without_evaluation(rows, settings.against, terminal)
     # 3. The clusters of the others are dealt.

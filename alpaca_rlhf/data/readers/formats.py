@@ -55,13 +55,23 @@ def read_instructions(path: Path, reading: Reading | None = None) -> list[Instru
     return collect(path, lambda row: answered_of(row, path.name), reading)
 
 
-def read_prompts(path: Path, reading: Reading | None = None) -> list[Instruction]:
+def read_prompts(
+    path: Path, reading: Reading | None = None, *, learnt_from: bool = False
+) -> list[Instruction]:
     """Read tasks whose answers may be missing: an absent or empty output is None.
 
-    Otherwise like `read_instructions`. A conversation may end with the user's turn.
+    Otherwise like `read_instructions`. A conversation may end with the user's turn. With
+    `learnt_from`, for rows that may be learnt from later, those that a label marks as bad are left
+    out.
     """
     path = Path(path)
-    return collect(path, lambda row: instructions_of(row, path.name), reading)
+
+    def convert(row: dict[str, Any]) -> list[Instruction]:
+        if learnt_from:
+            refuse_marked_bad(row)
+        return instructions_of(row, path.name)
+
+    return collect(path, convert, reading)
 
 
 def write_instructions(path: Path, rows: Iterable[Instruction]) -> None:
