@@ -18,7 +18,7 @@ _WAY_OUT = (
 
 
 def reading_of(inputs: Inputs, kind: RowKind, path: Path) -> Reading:
-    """The settings by which one of the user's files is read.
+    """Options for reading one of the user's files, with an empty account.
 
     Raises:
         UserError: --inputs.columns is not `OLD=NEW,OLD=NEW`.

@@ -60,8 +60,9 @@ def read_prompts(
 ) -> list[Instruction]:
     """Read tasks whose answers may be missing: an absent or empty output is None.
 
-    Otherwise like `read_instructions`. A conversation may end with the user's turn. Where the rows
-    may be learnt from later, those that their own label marks as bad are left out.
+    Otherwise like `read_instructions`. A conversation may end with the user's turn. With
+    `learnt_from`, for rows that may be learnt from later, those that a label marks as bad are left
+    out.
     """
     path = Path(path)
 

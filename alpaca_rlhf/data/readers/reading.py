@@ -1,4 +1,4 @@
-"""The reading of a user's file, and the account of its rows."""
+"""Options for reading a file of the user's, and the account of its rows."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def columns_text(unread: Counter[str]) -> str:
 
 @dataclass
 class Reading:
-    """How a file of the user's is read; its account is filled while it is."""
+    """Options for reading a file of the user's, and its account, which the reader fills."""
 
     kind: RowKind
     """The reader of its rows."""
@@ -88,7 +88,7 @@ class Reading:
     drop_broken: bool = False
     """Leave broken rows out, counted, instead of refusing the file."""
     way_out: str = ""
-    """What leaves broken rows out, for the message that refuses them."""
+    """The next steps, for the end of the message that refuses broken rows."""
     account: FileAccount = field(default_factory=FileAccount)
     """The rows of the file."""
 
