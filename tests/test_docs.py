@@ -28,7 +28,7 @@ PAGES = sorted(
 )
 OTHER_FLAGS = {"--help", "--dry-run", "--config", "--run", "--policy", "--annotator", "--version"}
 OTHER_FLAGS |= {"--scale"}  # recipes/pretrain_cria.py
-OTHER_FLAGS |= {"--format", "--broken"}  # alpaca-rlhf import
+OTHER_FLAGS |= {"--format", "--broken", "--columns"}  # alpaca-rlhf import
 OTHER_FLAGS |= {AUTO, LENGTHS, "--judge"}  # recipes, plan
 
 
