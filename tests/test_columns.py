@@ -69,13 +69,30 @@ def test_what_is_not_text_is_refused_beside_it(tmp_path, name) -> None:
         read_instructions(write(tmp_path / "a.jsonl", GOOD | {name: nothing}))
 
 
-@pytest.mark.skipif("system" in Instruction.__dataclass_fields__, reason="has a place of its own")
 @pytest.mark.parametrize("name", ["system", "system_prompt", "system_message"])
-def test_a_system_text_without_a_place_is_refused(tmp_path, name) -> None:
-    pair = {"prompt": "Go.", "chosen": "Yes.", "rejected": "No."}
-    for read, row in ((read_instructions, GOOD), (read_pairs, pair)):
-        message = refusal(read, write(tmp_path / "a.jsonl", row | {name: "Be brief."}))
-        assert f"column `{name}` has no place" in message
+def test_a_system_column_is_the_system_text_of_every_shape(tmp_path, name) -> None:
+    answers = {"chosen": "Yes.", "rejected": "No."}
+    reply = {"role": "assistant", "content": "Blue."}
+    tree = {"role": "prompter", "text": "Go.", "replies": []}
+    tree["replies"] = [{"role": "assistant", "text": t, "rank": n} for n, t in enumerate("ab")]
+    shapes = [
+        (read_instructions, GOOD),
+        (read_instructions, {"messages": [USER, reply]}),
+        (read_instructions, {"prompt": [USER], "completion": [reply]}),
+        (read_instructions, {"instruction": "Go.", "instances": [{"output": "Went."}]}),
+        (read_pairs, {"prompt": "Go.", **answers}),
+        (read_pairs, {"prompt": [USER], **answers}),
+        (read_pairs, {"chosen": [USER, BLUE], "rejected": [USER, RED]}),
+        (read_rankings, {"prompt": "Go.", "responses": ["a", "b"], "ranks": [1, 2]}),
+        (read_rankings, {"prompt": tree}),
+    ]
+    for read, row in shapes:
+        reading = Reading("instructions" if read is read_instructions else "rankings")
+        (record,) = read(write(tmp_path / "a.jsonl", row | {name: "Be brief."}), reading)
+        prompt = record if read is read_instructions else getattr(record, "prompt", record)
+        prompt = prompt[0] if isinstance(prompt, tuple) else prompt
+        assert prompt.system == "Be brief.", row
+        assert name not in reading.account.unread, row
         read(write(tmp_path / "a.jsonl", row | {name: " "}))
 
 
