@@ -10,6 +10,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
+# Chat templates as they are published, for the tests; the wheel is read, never installed, since the
+# benchmarks need an older TRL.
+TEMPLATES := trl==1.16.0
 SOURCES := $(wildcard alpaca_rlhf recipes tests benchmarks app.py)
 
 SMOKE := house records prompts config losses win_rate runs docs guides
@@ -20,7 +23,8 @@ quickstart: $(VENV)/.installed
 	@$(BIN)/alpaca-rlhf quickstart $(ARGS)
 
 test: $(VENV)/.installed-dev
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@ALPACA_RLHF_TRL_WHEEL=$$(ls $(VENV)/wheels/trl-*.whl 2>/dev/null) \
+		$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 smoke: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest -q $(SMOKE:%=tests/test_%.py) $(ARGS)
@@ -56,4 +60,6 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "[dev] tools for tests and checks"
 	@$(PIP) -e '.[dev]'
+	@$(BIN)/python -m pip download -q --no-deps --disable-pip-version-check -d $(VENV)/wheels $(TEMPLATES) || \
+		echo "warning: $(TEMPLATES) could not be downloaded; the tests with its templates are skipped"
 	@touch $@
