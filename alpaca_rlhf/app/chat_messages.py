@@ -1,4 +1,4 @@
-"""A conversation as Gradio's chat component takes it; the text of a model is only ever text."""
+"""Conversations as messages for Gradio's chat component, every text shown literally."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 MARK = "\u200b"
-"""Zero-width space: keeps the character before it from beginning a tag or an entity.
+"""Zero-width space, inserted so that the character before it cannot begin a tag or an entity.
 
-It is on the screen only: `static/copying.js` takes it out of what is copied, and `restored` out of
-what is edited. A space of this kind that a text has itself after such a character is kept: it gets
-a mark before it.
+It exists only on the screen: `static/copying.js` removes it from copied text, and `restored` from
+edited text. If a text already has such a space after one of these characters, another is inserted
+before it, so that removing one mark restores the original.
 """
 _TAG = re.compile(f"<(?=[A-Za-z/!?{MARK}])")
 _ENTITY = re.compile(f"&(?=[#A-Za-z{MARK}])")
@@ -21,32 +21,32 @@ MARKED = re.compile(f"([<&]){MARK}")
 
 @dataclass(frozen=True)
 class Turn:
-    """One message of a person and the answer to it."""
+    """A user's message and the answer to it."""
 
     user: str
     """The message."""
     reply: str = ""
-    """The answer; empty while there is none."""
+    """The answer; empty until there is one."""
     attempt: int = 0
-    """Number of answers that were made before and replaced; part of the sampling key."""
+    """Number of earlier answers that were replaced; part of the sampling key."""
 
 
 def inert(text: str) -> str:
-    """A text that Gradio's chat shows literally, tags and entities included.
+    """Mark a text so that Gradio's chat shows it literally, tags and entities included.
 
-    The chat gives every message to the browser as HTML, sanitised but not literal, even where
-    Markdown is switched off.
+    The chat sends every message to the browser as sanitised HTML, even with Markdown switched off,
+    so unmarked tags and entities would be interpreted.
     """
     return _ENTITY.sub(f"&{MARK}", _TAG.sub(f"<{MARK}", text))
 
 
 def restored(text: str) -> str:
-    """The text that `inert` was given."""
+    """Undo `inert`: return the original text."""
     return MARKED.sub(r"\1", text)
 
 
 def messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
-    """The messages of a conversation for `gr.Chatbot`, every text shown literally."""
+    """Messages of a conversation for `gr.Chatbot`, with every text shown literally."""
     return [
         {"role": role, "content": inert(text)}
         for turn in turns
@@ -56,7 +56,7 @@ def messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
 
 
 def turn_index(turns: Sequence[Turn], message_index: int) -> int:
-    """The index of the turn that a message of `messages` belongs to."""
+    """Index of the turn to which the message at `message_index` of `messages` belongs."""
     last_message = -1
     for index, turn in enumerate(turns):
         last_message += 1 + bool(turn.reply)

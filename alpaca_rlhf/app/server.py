@@ -35,9 +35,9 @@ from alpaca_rlhf.preferences.people import Account
 from alpaca_rlhf.preferences.store import Store
 
 MAX_UPLOAD_BYTES = 2**20
-"""Bytes of an uploaded file; no tab of ours takes one, and the gate has the route closed."""
+"""Largest upload in bytes; no tab of ours takes uploads, and the gate closes their route."""
 SHUTDOWN_GRACE_S = 3
-"""Seconds that open pages get when the server stops."""
+"""Seconds that open pages have left when the server stops."""
 
 
 @dataclass(frozen=True)
@@ -49,23 +49,25 @@ class Deployment:
     snapshots: Path
     """Folder of the exported snapshots."""
     hosts: Collection[str]
-    """Names by which the app may be called."""
+    """Host names that requests may address the app by."""
     local: bool
     """True if only this machine can reach it."""
     origin: str = ""
-    """The origin that people type where a proxy stands before it."""
+    """The public origin, if the app is behind a proxy."""
 
 
 def services_of(store: Store, authenticator: Authenticator, sessions: LoginSessions) -> Services:
     """The services of the tabs; the account of a request is looked up anew each time."""
 
     def language(request: gr.Request) -> str:
-        inner = request.request
-        return preferred_language(inner.headers if inner is not None else {})
+        http_request = request.request
+        return preferred_language(http_request.headers if http_request is not None else {})
 
     def account(request: gr.Request) -> Account:
-        inner = request.request
-        cookie = inner.cookies.get(sessions.cookie_name) if inner is not None else None
+        http_request = request.request
+        cookie = (
+            http_request.cookies.get(sessions.cookie_name) if http_request is not None else None
+        )
         session = authenticator.session(cookie)
         if session is None:
             text = translations("shell", language(request))
@@ -87,11 +89,11 @@ def build_app(
     """Build the app, ready to be served.
 
     Args:
-        store: The preferences.
-        secret: The key that cookies are signed with.
-        tabs: The tabs in their order.
-        deployment: Where it runs.
-        status: A line about the model in a language, for the header.
+        store: The store of verdicts and accounts.
+        secret: The key that signs cookies.
+        tabs: The tabs, in order.
+        deployment: The run, its snapshots, and the hosts that may call the app.
+        status: Returns a line about the model for the header, in the given language.
         limits: Rate limits; by default those of `RateLimits.default`.
 
     Raises:
@@ -104,16 +106,16 @@ def build_app(
     limits = limits or RateLimits.default(local=deployment.local)
 
     def model_status(request: Request) -> Response:
-        lines = {language: status(language) for language in LANGUAGES}
-        return JSONResponse({"account": request.state.account.id, "status": lines})
+        status_lines = {language: status(language) for language in LANGUAGES}
+        return JSONResponse({"account": request.state.account.id, "status": status_lines})
 
     def snapshot_file(request: Request) -> Response:
         name, file = request.path_params["name"], request.path_params["file"]
         path = deployment.snapshots / name / file
         if request.state.account.role != "admin":
             return JSONResponse({"detail": "for admins only"}, 403)
-        inside = file in SNAPSHOT_FILES and path.parent.parent == deployment.snapshots
-        if not inside or name.startswith(".") or not path.is_file():
+        is_snapshot_file = file in SNAPSHOT_FILES and path.parent.parent == deployment.snapshots
+        if not is_snapshot_file or name.startswith(".") or not path.is_file():
             return JSONResponse({"detail": "there is no such file"}, 404)
         return FileResponse(path, filename=f"{name}-{file}")
 
@@ -144,7 +146,7 @@ def build_app(
         css=theme.CSS,
         head=render("page_head", texts=texts, script=theme.SCRIPT),
     )
-    # 3. The gate before everything, and behind it what no page of ours sends.
+    # 3. The gate before everything; behind it, a check that refuses events no page of ours sends.
     app.add_middleware(EventRequests, page=page)
     app.add_middleware(
         Gate,
@@ -172,8 +174,8 @@ def serve(
         listener: The bound socket.
         behind_proxy: True if a proxy on this machine forwards the scheme and the address of each
             request.
-        on_ready: Called once the first request can come.
-        limits: Limits of connections; by default those of `limits_of_process`.
+        on_ready: Called once the server accepts requests.
+        limits: Connection limits; by default those of `limits_of_process`.
     """
     connections = Connections(limits or limits_of_process(), proxy=behind_proxy)
     config = uvicorn.Config(
@@ -188,8 +190,9 @@ def serve(
     )
     server = _Server(config)
     server.on_ready = on_ready
-    # uvicorn sends itself the signal again at the end, and by default that would end us at once.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    # uvicorn raises the signal again once it has stopped; the default handler would then kill the
+    # process at once.
+    signal.signal(signal.SIGTERM, lambda signal_number, frame: sys.exit(128 + signal_number))
     server.run(sockets=[listener])
 
 
@@ -201,6 +204,6 @@ class _Server(uvicorn.Server):
         self.on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # Every open page holds a stream that never ends by itself; cutting it off is no error.
+        # Every open page holds a stream that never ends by itself; cutting it off is not an error.
         logging.getLogger("uvicorn.error").disabled = True
         await super().shutdown(sockets)

@@ -1,4 +1,4 @@
-"""`alpaca-rlhf judge`: a judge ranks the app's queue. People's verdicts outrank its own."""
+"""`alpaca-rlhf judge`: a judge ranks the app's queue. People's verdicts outrank a judge's."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ABOUT = "let a model behind HTTP, the reward model or the gold judge rank what w
 _STAGE = "judge"
 _GoldScore = Callable[[Instruction, str, bool], Gold]
 _BATCH_SETS = 64
-"""Sets that the reward model scores at once, and that are saved in one transaction."""
+"""Candidate sets that the reward model scores at once and one transaction saves."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,15 @@ class Judging(Bounded):
     """Flags of `alpaca-rlhf judge`."""
 
     run: Path = Path("runs/quickstart")
-    """Run folder: whose queue, and whose reward model."""
+    """Run folder with the queue and the reward model."""
     db: str | None = None
     """Database of the queue: a file, or postgresql+psycopg://user@host/name; by default
     preferences.db in the run folder."""
     by: Literal["llm", "reward", "gold"] = "llm"
-    """Who: the model at --judge.url, the run's last reward model, or the small world's judge."""
+    """The judge: the model at --judge.url, the run's last reward model, or the small world's
+    judge."""
     n: PositiveInt | None = None
-    """Sets at most; by default all that wait."""
+    """Maximum number of sets to rank; by default all that wait."""
     judge: Judge = field(default_factory=Judge)
     """The model behind HTTP."""
 
@@ -57,33 +58,35 @@ class Judging(Bounded):
 
 
 def run(flags: Judging, terminal: Terminal) -> int:
-    """Rank the sets that wait; run again it goes on where it stopped.
+    """Rank the sets that wait; run again, it resumes where it stopped.
 
     Returns:
         The exit code, 0.
 
     Raises:
-        UserError: There is no such run, reward model or endpoint, or a budget is spent; what was
-            ranked is kept.
+        UserError: There is no such run, reward model or endpoint, or a budget is spent;
+            rankings made before are kept.
     """
     settings = folders.settings_of(flags.run)
     with open_store(flags.run, flags.db, say=terminal.say) as store:
         queue_sampled(flags.run, store)
-        rank = {"llm": _by_llm, "reward": _by_reward, "gold": _by_gold}[flags.by]
-        summary = rank(store, flags, settings, terminal)
+        rank_sets = {"llm": _by_llm, "reward": _by_reward, "gold": _by_gold}[flags.by]
+        summary = rank_sets(store, flags, settings, terminal)
         terminal.say(f"judge: {summary}; a person who ranks the same answers overrules it")
     from alpaca_rlhf.preferences.database import db_flag  # loads SQLAlchemy
 
-    words = [PROGRAM, "app", "--run", str(flags.run), *db_flag(flags.db)]
-    for line in next_lines([(shlex.join(words), "see them on the Data tab, export, train")]):
+    app_command = [PROGRAM, "app", "--run", str(flags.run), *db_flag(flags.db)]
+    for line in next_lines(
+        [(shlex.join(app_command), "see the rankings on the Data tab, export them, train on them")]
+    ):
         terminal.say(line)
     return 0
 
 
 def _waiting(store: Store, flags: Judging, judge: JudgeIdentity) -> list[Candidates]:
-    """The sets that no person has ranked, nor this judge.
+    """The sets that neither a person nor this judge has ranked, at most `flags.n`.
 
-    With --db elsewhere, people may have ranked them in the run's own database, in the terminal.
+    With --db, people may also have ranked sets in the terminal, into the run's own database.
     """
     sets = store.unjudged(judge)
     if flags.db is not None and has_verdicts(flags.run):
@@ -103,23 +106,23 @@ def _by_llm(store: Store, flags: Judging, settings: Loop, terminal: Terminal) ->
 
     folder = flags.run / "judge"
     outcome_counts: Counter[str] = Counter()
-    busy = f"--run {flags.run}: another `{PROGRAM} judge` is at work there; wait for it"
-    with only_one(folder, busy), LLMJudge(flags.judge, folder) as judge:
+    busy_message = f"--run {flags.run}: another `{PROGRAM} judge` is at work there; wait for it"
+    with only_one(folder, busy_message), LLMJudge(flags.judge, folder) as judge:
         sets = _waiting(store, flags, judge.identity)
         terminal.start(
             _STAGE,
             f"{flags.judge.model} ranks {len(sets)} sets of {flags.run}, in "
-            f"{questions_about(sets)} requests: every two answers, in both orders",
+            f"{questions_about(sets)} requests: every pair of answers, in both orders",
         )
 
-        def decided() -> Iterator[Ranking]:
-            for done, (prompt, order) in enumerate(judge.rank(sets), 1):
+        def decided_rankings() -> Iterator[Ranking]:
+            for sets_done, (prompt, order) in enumerate(judge.rank(sets), 1):
                 outcome_counts.update(order.pairs)
                 if order.tiers is not None:
                     yield Ranking(prompt.id, order.tiers, judge.identity.annotator)
-                terminal.step(_STAGE, done, len(sets), {})
+                terminal.step(_STAGE, sets_done, len(sets), {})
 
-        added = store.add_rankings(decided(), judge=judge.identity, batch=BATCH_RANKINGS)
+        added = store.add_rankings(decided_rankings(), judge=judge.identity, batch=BATCH_RANKINGS)
         terminal.finish(_STAGE, judge.account.line())
     return (
         f"{added} rankings by {judge.identity.annotator}; {outcomes(outcome_counts)}; "
@@ -146,8 +149,10 @@ def _by_reward(store: Store, flags: Judging, settings: Loop, terminal: Terminal)
         terminal.start(_STAGE, f"{name} of {flags.run} ranks {len(sets)} sets")
         for start in range(0, len(sets), _BATCH_SETS):
             batch = sets[start : start + _BATCH_SETS]
-            answers = [(prompt, answer) for prompt, answers in batch for answer in answers]
-            scores = scorer.scores(answers)
+            pairs = [
+                (prompt, completion) for prompt, completions in batch for completion in completions
+            ]
+            scores = scorer.scores(pairs)
             rankings = [judge.rank(prompt, completions) for prompt, completions in batch]
             store.add_rankings(rankings, judge=judge.identity)
             terminal.step(_STAGE, start + len(batch), len(sets), {})
@@ -159,28 +164,28 @@ def _by_gold(store: Store, flags: Judging, settings: Loop, terminal: Terminal) -
     gold = source_of(settings).gold
     if gold is None:
         raise UserError(
-            f"--by gold: {flags.run} has files of its own, and only the small world has known "
-            "answers; take --by reward, or --by llm"
+            f"--by gold: {flags.run} uses files of your own, and only the small world has "
+            "known answers; use --by reward or --by llm"
         )
     scores: dict[str, float] = {}
     judge = ScoreJudge("gold", lambda prompt, completion: scores[completion.id])
     sets = _waiting(store, flags, judge.identity)
     terminal.start(_STAGE, f"the gold judge ranks {len(sets)} sets of {flags.run}")
-    known_sets = list(_scored(sets, gold, scores))
-    rankings = [judge.rank(prompt, completions) for prompt, completions in known_sets]
+    scored_sets = list(_scored(sets, gold, scores))
+    rankings = [judge.rank(prompt, completions) for prompt, completions in scored_sets]
     store.add_rankings(rankings, judge=judge.identity)
-    terminal.finish(_STAGE, f"{len(known_sets)} sets of the small world")
-    unknown = len(sets) - len(known_sets)
+    terminal.finish(_STAGE, f"{len(scored_sets)} sets of the small world")
+    unknown_count = len(sets) - len(scored_sets)
     return (
-        f"{len(known_sets)} rankings by {judge.identity.annotator}; {unknown} sets have no known "
-        "answer"
+        f"{len(scored_sets)} rankings by {judge.identity.annotator}; "
+        f"{unknown_count} sets have no known answer"
     )
 
 
 def _scored(
     sets: Sequence[Candidates], gold: _GoldScore, scores: dict[str, float]
 ) -> Iterator[Candidates]:
-    """The sets of the small world; the gold score of each completion goes into `scores`."""
+    """Yield the sets of the small world; add the gold score of each completion to `scores`."""
     for prompt, completions in sets:
         try:
             scores_of_set = {
@@ -190,6 +195,6 @@ def _scored(
                 for completion in completions
             }
         except UserError:
-            continue  # typed by somebody: no task of the small world
+            continue  # a prompt that somebody typed, not a task of the small world
         scores.update(scores_of_set)
         yield prompt, completions

@@ -1,6 +1,6 @@
 """The commands that run a loop or a part of it: `loop`, `quickstart`, `plan`, one for each stage.
 
-Torch is loaded once the settings are known to be right.
+Torch is loaded only once the settings have been checked.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from alpaca_rlhf.settings.quickstart import QUICKSTART
 
 L = TypeVar("L", bound=Loop)
 
-_RESUMES = (
-    "In a folder that holds a run (--out) its own settings are the defaults, and what is done "
-    "stays done; earlier stages that are missing are run first."
+_RESUME_HELP = (
+    "If --out already holds a run, its settings are the defaults, and finished stages are not "
+    "repeated; earlier stages that are missing are run first."
 )
 _DRY_RUN = "--dry-run"
 
-_GO_ON = ("rank", "reward", "ppo", "best-of-k", "evaluate")
-"""Commands of later stages, which begin a run only from files that are given with them."""
+_LATER_STAGES = ("rank", "reward", "ppo", "best-of-k", "evaluate")
+"""Commands of later stages, which begin a run only from files given as --inputs.*."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Ranked(Loop):
     """Flags of `alpaca-rlhf rank`."""
 
     annotator: str | None = None
-    """Your name, kept with your verdicts (for --inputs.judge human); by default the account's."""
+    """Your name, saved with your verdicts (for --inputs.judge human); by default your login
+    name."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,15 @@ class Part:
     """The part of a loop that a command runs."""
 
     title: str
-    """Shown first."""
+    """The first line shown."""
     command: str
-    """The command line, for the report."""
+    """The command line as typed, for the report."""
     kind: str = "loop"
     """Purpose of the run folder."""
     until: str | None = None
     """The last stage to run; None runs all."""
     annotator: str | None = None
-    """The person who ranks in this terminal, if people do; None is the account's name."""
+    """The person who ranks in this terminal, if people do; None is the login name."""
 
 
 def stage(invocation: Invocation) -> int:
@@ -72,24 +73,24 @@ def whole(invocation: Invocation) -> int:
 
 
 def quickstart(invocation: Invocation) -> int:
-    """Run the quickstart, whose settings are the defaults whatever the folder holds."""
+    """Run the quickstart with its own defaults, whatever the folder holds."""
     # Defaults from the folder would let a changed quickstart pass for the quickstart.
     settings = invocation.parse(Loop, invocation.arguments, default=QUICKSTART)
     return run(settings, invocation.terminal, _part(invocation, invocation.arguments, "quickstart"))
 
 
 def loop(invocation: Invocation) -> int:
-    """Run a loop to its end, with --auto in batches that fit the card."""
+    """Run a loop to its end; with --auto, in batches that fit the GPU."""
     switches, arguments = plan_command.taken(invocation.arguments)
-    card, arguments = plan_command.card_word(arguments) if switches else (None, arguments)
+    gpu, arguments = plan_command.card_word(arguments) if switches else (None, arguments)
     settings, kind = _resumed(Loop, invocation, arguments, plan_command.HELP)
     if switches:
-        settings = plan_command.auto(settings, switches, card, invocation.terminal)
+        settings = plan_command.auto(settings, switches, gpu, invocation.terminal)
     return run(settings, invocation.terminal, _part(invocation, arguments, kind))
 
 
 def plan(invocation: Invocation) -> int:
-    """Show what a loop will take."""
+    """Show the memory, time and cost that a loop will take."""
     switches, arguments = plan_command.taken(invocation.arguments)
     about = f"{invocation.command.summary}.\n\n{plan_command.HELP}"
     request = invocation.parse(plan_command.Plan, arguments, about=about)
@@ -98,8 +99,8 @@ def plan(invocation: Invocation) -> int:
 
 def generate(invocation: Invocation) -> int:
     """Run a loop up to `generate`; with --dry-run, show what that would send and cost."""
-    arguments = [word for word in invocation.arguments if word != _DRY_RUN]
-    about = f"{_DRY_RUN} shows one prompt and what the run may cost, and asks nothing"
+    arguments = [argument for argument in invocation.arguments if argument != _DRY_RUN]
+    about = f"{_DRY_RUN} shows one prompt and what the run may cost, and sends no request"
     settings, kind = _resumed(Loop, invocation, arguments, about)
     if _DRY_RUN in invocation.arguments:
         own_files.refuse_small_world(settings, "generate")
@@ -122,20 +123,20 @@ def sample(invocation: Invocation) -> int:
 
 
 def rank(invocation: Invocation) -> int:
-    """Run a loop up to `rank`; where people judge, let one of them rank in this terminal."""
+    """Run a loop up to `rank`; if people judge, let one of them rank in this terminal."""
     request, kind = _resumed(Ranked, invocation, invocation.arguments)
     part = _part(invocation, invocation.arguments, kind, until="rank", annotator=request.annotator)
     return run(converted(Loop, request), invocation.terminal, part)
 
 
 def run(settings: Loop, terminal: Terminal, part: Part) -> int:
-    """Run a part of a loop, or let a person rank where it is their turn.
+    """Run a part of a loop, or let a person rank in this terminal.
 
     Returns:
         The exit code.
 
     Raises:
-        UserError: Anything that the user can mend.
+        UserError: Anything that the user can fix.
     """
     by_people = part.until == "rank" and settings.inputs.judge == "human"
     if part.annotator is not None and not by_people:
@@ -144,14 +145,14 @@ def run(settings: Loop, terminal: Terminal, part: Part) -> int:
         quiet.quiet(settings.base)
         own_files.refuse_small_world(settings, part.until)
     terminal.say(part.title)
-    where = f"in {settings.out}" if folders.holds_run(settings.out) else f"new in {settings.out}"
+    location = f"in {settings.out}" if folders.holds_run(settings.out) else f"new in {settings.out}"
     terminal.say(
-        f"base {settings.base}, seed {settings.seed}, {where}; "
-        "Ctrl-C at any time, the same command goes on"
+        f"base {settings.base}, seed {settings.seed}, {location}; "
+        "press Ctrl-C at any time; the same command resumes the run"
     )
-    done = folders.stages_done(settings.out)
-    if done:
-        terminal.say(f"done already: {', '.join(done)}")
+    stages_done = folders.stages_done(settings.out)
+    if stages_done:
+        terminal.say(f"done already: {', '.join(stages_done)}")
     # Libraries are silenced before they are imported, and transformers once more after it.
     quiet.quiet(settings.base)
     from alpaca_rlhf.cli import running
@@ -169,16 +170,16 @@ def run(settings: Loop, terminal: Terminal, part: Part) -> int:
 
 
 def converted(cls: type[L], settings: Loop) -> L:
-    """The settings of a loop as those of a class with more or fewer flags."""
+    """Convert the settings of a loop to a subclass with more flags, or back."""
     return cls(**{field.name: getattr(settings, field.name) for field in fields(Loop)})
 
 
 def _resumed(
     cls: type[L], invocation: Invocation, arguments: list[str], about: str = ""
 ) -> tuple[L, str]:
-    """The settings that the words ask for, and the kind of run.
+    """The settings that the arguments ask for, and the kind of run.
 
-    In a folder that holds a run, its own settings are the defaults.
+    If the folder already holds a run, its settings are the defaults.
     """
     # 1. The folder is read from the arguments first: whether a run lies there sets the defaults.
     default, kind = Loop(), "loop"
@@ -187,18 +188,18 @@ def _resumed(
     if folders.holds_run(out):
         default, kind = folders.settings_of(out), folders.kind_of(out)
     # 2. All arguments are parsed, with these defaults.
-    paragraphs = [invocation.command.summary, about, _RESUMES]
+    paragraphs = [invocation.command.summary, about, _RESUME_HELP]
     help_text = ".\n\n".join(paragraph for paragraph in paragraphs if paragraph)
     settings = invocation.parse(cls, arguments, about=help_text, default=converted(cls, default))
-    # 3. A mistyped folder must not begin a run: later stages begin one only from given files.
-    if invocation.name in _GO_ON and not any(path.startswith("inputs.") for path in entries):
+    # 3. A mistyped folder must not begin a run, so later stages begin one only from given files.
+    if invocation.name in _LATER_STAGES and not any(path.startswith("inputs.") for path in entries):
         remedy = f"`loop`, `generate`, `sft` and `sample` begin one, `{invocation.name}` only from "
         folders.refuse_missing(settings.out, "--out", remedy=f"{remedy}files given as --inputs.*")
     return settings, kind
 
 
 def _entries(cls: type[Loop], arguments: Sequence[str], prog: str) -> Mapping[str, Entry]:
-    """The settings that flags and `--config` files name, before anything else is looked at."""
+    """The settings that flags and `--config` files name, unchecked; none if help is requested."""
     if shell.wants_help(arguments):
         return {}
     leaves = {leaf.path: leaf for leaf in leaves_of(cls, required=False)}
@@ -221,4 +222,6 @@ def _account() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError):
-        raise UserError("--annotator is missing: give your name") from None
+        raise UserError(
+            "--annotator is missing, and your login name could not be read: give --annotator NAME"
+        ) from None

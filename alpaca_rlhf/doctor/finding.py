@@ -1,4 +1,4 @@
-"""One line of the doctor: the thing checked, its state, and the remedy."""
+"""A finding of the doctor: the thing checked, its state, and the remedy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Verdict = Literal["ok", "warning", "bad"]
-"""A `warning` costs speed or comfort; `bad` spoils a run."""
+"""A `warning` costs speed or comfort; `bad` would spoil a run."""
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,11 @@ class Finding:
     what: str
     """The thing checked."""
     found: str
-    """Its state."""
+    """The state it was found in."""
     verdict: Verdict = "ok"
     """The severity of that state."""
     todo: str = ""
-    """The remedy, unless the verdict is `ok`."""
+    """The remedy; empty if the verdict is `ok`."""
 
 
 Check = Callable[[], Finding]
@@ -32,6 +32,6 @@ def carried_out(checks: dict[str, Check]) -> Iterator[Finding]:
     for name, check in checks.items():
         try:
             yield check()
-        except Exception as error:  # whatever a broken installation provokes
-            line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            yield Finding(name, f"{type(error).__name__}: {line}", "bad", "see the message")
+        except Exception as error:  # a broken installation may raise anything
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            yield Finding(name, f"{type(error).__name__}: {reason}", "bad", "see the error message")

@@ -12,7 +12,7 @@ from alpaca_rlhf.preferences.schema import Annotator
 
 
 class Accounts(Access):
-    """The part of a `Store` that holds the accounts."""
+    """The methods of a `Store` that manage accounts."""
 
     def add_annotator(
         self,
@@ -23,16 +23,16 @@ class Accounts(Access):
         lang: str = "en",
         actor: str = "system",
     ) -> int:
-        """Add an account; returns its number.
+        """Add an account and return its id.
 
         Raises:
             UserError: The name is taken or not allowed, or the password is too short.
         """
-        hashed = people.password_hash(password)  # slow, so outside the transaction
+        password_hash = people.password_hash(password)  # slow, so outside the transaction
         try:
             return self._write(
                 lambda session: people.add(
-                    session, name, hashed, role, lang, actor=actor, now_ms=self._now()
+                    session, name, password_hash, role, lang, actor=actor, now_ms=self._now()
                 )
             )
         except IntegrityError:
@@ -50,14 +50,14 @@ class Accounts(Access):
         active: bool | None = None,
         actor: str,
     ) -> None:
-        """Change the columns that are given.
+        """Change the given properties of an account; None leaves a property as it is.
 
         Raises:
             UserError: The password is too short, there is no such annotator, or no admin would be
                 left.
         """
-        hashed = None if password is None else people.password_hash(password)
-        columns = {"password_hash": hashed, "role": role, "lang": lang, "active": active}
+        password_hash = None if password is None else people.password_hash(password)
+        columns = {"password_hash": password_hash, "role": role, "lang": lang, "active": active}
         changes = {key: value for key, value in columns.items() if value is not None}
         self._write(
             lambda session: people.change(
@@ -68,16 +68,16 @@ class Accounts(Access):
     def sign_in(self, name: str, password: str) -> Account | None:
         """The account with this name and password; None if there is none."""
         with self.database.reading() as session:
-            account, hashed = people.find_with_hash(session, name)
-        return account if passwords.matches(password, hashed) else None
+            account, password_hash = people.find_with_hash(session, name)
+        return account if passwords.matches(password, password_hash) else None
 
     def any_accounts(self) -> bool:
-        """True if anybody may sign in."""
+        """True if any account can sign in."""
         with self.database.reading() as session:
             return people.any_accounts(session)
 
     def local(self, name: str = "local") -> Account:
-        """The admin of an app without accounts, who has no password; added if absent.
+        """The admin of an app without accounts, who has no password; it is added if absent.
 
         Raises:
             UserError: An account with a password has this name.
@@ -87,7 +87,7 @@ class Accounts(Access):
     def stamped(self, annotator: int, began_s: int | None = None) -> tuple[Account, str] | None:
         """An account and its stamp, which changes with the password.
 
-        None if it may not sign in (any more), or if its login of `began_s` was ended.
+        None if the account cannot sign in, or if its login that began at `began_s` has been ended.
         """
         with self.database.reading() as session:
             row = session.get(Annotator, annotator)
@@ -98,13 +98,13 @@ class Accounts(Access):
             return people.account(row), people.stamp(row)
 
     def end_session(self, annotator: int, began_s: int, *, forget_before_s: int) -> None:
-        """End the login of an account that began at a time, for good.
+        """End a login of an account for good.
 
         Args:
-            annotator: Number of the account.
+            annotator: Id of the account.
             began_s: When the login began, in seconds since 1970.
-            forget_before_s: Logins that began earlier are too old to be used: they are dropped
-                from the list.
+            forget_before_s: Logins that began earlier have expired anyway, so their records are
+                deleted.
         """
         self._write(
             lambda session: people.end_session(
@@ -113,7 +113,7 @@ class Accounts(Access):
         )
 
     def account(self, annotator: int) -> Account | None:
-        """The account of a number; None if it may not sign in (any more)."""
+        """The account with this id; None if it is missing or deactivated."""
         with self.database.reading() as session:
             row = session.get(Annotator, annotator)
             return people.account(row) if row is not None and row.active else None

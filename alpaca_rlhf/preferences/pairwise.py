@@ -1,6 +1,7 @@
-"""Pairwise judging: the questions, the verdict in each reply, and the order they give.
+"""Pairwise judging: the questions, the verdict in each reply, and the ranking they add up to.
 
-Every two answers are asked in both orders. A verdict that changes with the order is none.
+The judge compares every pair of answers in both orders; a verdict that changes with the order is
+discarded.
 """
 
 from __future__ import annotations
@@ -20,40 +21,40 @@ PairVerdict = Literal["first", "second", "tie", "unreadable"]
 """The verdict of one reply."""
 
 Outcome = Literal["decided", "tied", "inconsistent", "unreadable"]
-"""The outcome of a pair from both orders together."""
+"""The outcome of a pair, from its verdicts in both orders."""
 
 _VERDICT_LINE = re.compile(r"\W*(?:verdict\W*)?\b(A|B|tie)\b\W*", re.IGNORECASE)
 _VERDICTS: dict[str, PairVerdict] = {"a": "first", "b": "second", "tie": "tie"}
-_TURNED: dict[PairVerdict, PairVerdict] = {"first": "second", "second": "first"}
+_SWAPPED: dict[PairVerdict, PairVerdict] = {"first": "second", "second": "first"}
 
 
 @dataclass(frozen=True)
 class Question:
-    """Two answers in one order."""
+    """A pair of answers to compare, in one of its two orders."""
 
     first: str
-    """Id of the completion that is shown first."""
+    """Id of the completion shown first."""
     second: str
-    """Id of the other."""
+    """Id of the completion shown second."""
     messages: tuple[Mapping[str, str], ...]
     """The chat sent to the judge."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """The order that a judge's replies give."""
+    """The ranking that a judge's verdicts add up to."""
 
     tiers: Tiers | None
-    """The order; None where no pair was decided, so that there is none."""
+    """Tiers from best to worst; None if all completions tie."""
     pairs: Mapping[Outcome, int]
     """The number of pairs by outcome."""
 
 
 def questions(prompt: Instruction, completions: Sequence[Completion]) -> list[Question]:
-    """Every two completions of a prompt, in both orders."""
+    """The questions on every pair of completions of a prompt, in both orders."""
     return [
-        Question(a.id, b.id, tuple(judge_messages(prompt, a.text, b.text)))
-        for a, b in permutations(completions, 2)
+        Question(first.id, second.id, tuple(judge_messages(prompt, first.text, second.text)))
+        for first, second in permutations(completions, 2)
     ]
 
 
@@ -65,29 +66,29 @@ def verdict_of(reply: str) -> PairVerdict:
 
 
 def order_of(ids: Sequence[str], verdicts: Mapping[tuple[str, str], PairVerdict]) -> Order:
-    """The order that the verdicts give: by wins less losses, equal ones tied.
+    """Rank completions by wins minus losses; completions with equal differences tie.
 
     Only verdicts that are the same in both orders count.
 
     Args:
-        ids: The completions.
+        ids: Ids of the completions.
         verdicts: The verdict on each (first, second); a missing one counts as unreadable.
     """
     points, pairs = dict.fromkeys(ids, 0), Counter[Outcome]()
-    for at, a in enumerate(ids):
-        for b in ids[at + 1 :]:
-            straight = verdicts.get((a, b), "unreadable")
-            turned = verdicts.get((b, a), "unreadable")
-            if "unreadable" in (straight, turned):
+    for index, first in enumerate(ids):
+        for second in ids[index + 1 :]:
+            verdict = verdicts.get((first, second), "unreadable")
+            swapped_verdict = verdicts.get((second, first), "unreadable")
+            if "unreadable" in (verdict, swapped_verdict):
                 pairs["unreadable"] += 1
-            elif _TURNED.get(turned, turned) != straight:
+            elif _SWAPPED.get(swapped_verdict, swapped_verdict) != verdict:
                 pairs["inconsistent"] += 1
-            elif straight == "tie":
+            elif verdict == "tie":
                 pairs["tied"] += 1
             else:
                 pairs["decided"] += 1
-                points[a] += 1 if straight == "first" else -1
-                points[b] += 1 if straight == "second" else -1
+                points[first] += 1 if verdict == "first" else -1
+                points[second] += 1 if verdict == "second" else -1
     levels = sorted(set(points.values()), reverse=True)
-    tiers = tuple(tuple(sorted(key for key in ids if points[key] == level)) for level in levels)
+    tiers = tuple(tuple(sorted(id_ for id_ in ids if points[id_] == level)) for level in levels)
     return Order(tiers if len(tiers) > 1 else None, pairs)

@@ -1,4 +1,4 @@
-"""The rows of the accounts: names, passwords and roles."""
+"""Queries on the rows of accounts: names, password hashes, roles and ended logins."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from alpaca_rlhf.preferences.schema import Annotator, EndedSession
 Role = Literal["annotator", "admin"]
 MAX_NAME_CHARS = 80
 MIN_PASSWORD_CHARS, MAX_PASSWORD_CHARS = 8, 1000
-"""Characters of a password; the forms take no more."""
+"""Limits of a password's length; the forms accept no more characters than the maximum."""
 
 _MAY_SIGN_IN = (Annotator.active, Annotator.password_hash != "")
 
 
 @dataclass(frozen=True)
 class Account:
-    """An account."""
+    """An annotator's account."""
 
     id: int
-    """Number, which other calls take."""
+    """Id, by which other calls refer to the account."""
     name: str
-    """Name."""
+    """Name that its annotator signs in with."""
     role: Role
-    """Their rights."""
+    """Role, which decides the rights of the account."""
     lang: str
     """Language of the app, `en` or `zh-CN`."""
 
@@ -48,7 +48,7 @@ def add(
     actor: str,
     now_ms: int,
 ) -> int:
-    """Add an account; returns its number.
+    """Add an account and return its id.
 
     Raises:
         UserError: The name is taken, empty, too long, or a judge's.
@@ -56,15 +56,15 @@ def add(
     name = clean(name).strip()
     if not 0 < len(name) <= MAX_NAME_CHARS or name.startswith(JUDGE):
         raise UserError(
-            f"{name[:MAX_NAME_CHARS]!r}: a name has 1 to {MAX_NAME_CHARS} characters and does not "
-            f"begin with {JUDGE!r}"
+            f"{name[:MAX_NAME_CHARS]!r}: a name must have 1 to {MAX_NAME_CHARS} characters and "
+            f"must not begin with {JUDGE!r}"
         )
     if session.scalar(select(Annotator.id).where(Annotator.name == name)) is not None:
         raise UserError(f"{name!r}: there is an annotator of this name; choose another")
-    row = {"name": name, "password_hash": password_hash, "role": role, "lang": lang}
-    row |= {"active": True, "created_ms": now_ms}  # type: ignore[dict-item]
+    columns = {"name": name, "password_hash": password_hash, "role": role, "lang": lang}
+    columns |= {"active": True, "created_ms": now_ms}  # type: ignore[dict-item]
     annotator_id = session.execute(
-        insert(Annotator).values(row).returning(Annotator.id)
+        insert(Annotator).values(columns).returning(Annotator.id)
     ).scalar_one()
     entity = f"annotator:{annotator_id}"
     note(session, now_ms, actor, "add", entity, after={"name": name, "role": role})
@@ -74,34 +74,36 @@ def add(
 def change(
     session: Session, annotator_id: int, changes: dict[str, Any], *, actor: str, now_ms: int
 ) -> None:
-    """Change columns of an account; the audit log records them, without the password.
+    """Change columns of an account; the audit log records the changes, without the password.
 
     Raises:
         UserError: There is no such annotator, or no admin would be left.
     """
-    row = session.get(Annotator, annotator_id, with_for_update=True)
-    if row is None:
+    annotator = session.get(Annotator, annotator_id, with_for_update=True)
+    if annotator is None:
         raise UserError(f"there is no annotator {annotator_id}")
-    before = {key: getattr(row, key) for key in changes if key != "password_hash"}
+    before = {key: getattr(annotator, key) for key in changes if key != "password_hash"}
     for key, value in changes.items():
-        setattr(row, key, value)
+        setattr(annotator, key, value)
     session.flush()
-    admins = select(Annotator.id).where(Annotator.role == "admin", *_MAY_SIGN_IN).limit(1)
+    any_admin = select(Annotator.id).where(Annotator.role == "admin", *_MAY_SIGN_IN).limit(1)
     # An admin who can sign in must remain, or nobody could add one again.
-    if before.get("role") == "admin" or ("active" in before and row.role == "admin"):
-        if session.scalar(admins) is None:
-            raise UserError(f"{row.name!r} is the last admin; make another one first")
+    if before.get("role") == "admin" or ("active" in before and annotator.role == "admin"):
+        if session.scalar(any_admin) is None:
+            raise UserError(
+                f"{annotator.name!r} is the last admin; make someone else an admin first"
+            )
     after = {key: value if key != "password_hash" else "changed" for key, value in changes.items()}
-    note(session, now_ms, actor, "change", f"annotator:{row.id}", before=before, after=after)
+    note(session, now_ms, actor, "change", f"annotator:{annotator.id}", before=before, after=after)
 
 
 def any_accounts(session: Session) -> bool:
-    """True if anybody may sign in."""
+    """True if any account can sign in."""
     return session.scalar(select(Annotator.id).where(*_MAY_SIGN_IN).limit(1)) is not None
 
 
 def local(session: Session, name: str, *, now_ms: int) -> Account:
-    """The admin of an app without accounts, who has no password; added if absent.
+    """The admin of an app without accounts, who has no password; it is added if absent.
 
     Raises:
         UserError: An account with a password has this name.
@@ -116,27 +118,27 @@ def local(session: Session, name: str, *, now_ms: int) -> Account:
 
 
 def session_ended(session: Session, annotator_id: int, began_s: int) -> bool:
-    """True if this login of an account was ended."""
+    """True if the account's login that began at `began_s` has been ended."""
     return session.get(EndedSession, (annotator_id, began_s)) is not None
 
 
 def end_session(session: Session, annotator_id: int, began_s: int, *, forget_before_s: int) -> None:
-    """Put a login on the list of those that ended, and drop the ones that are too old to matter."""
+    """Record that a login has ended, and delete the records from before `forget_before_s`."""
     session.execute(delete(EndedSession).where(EndedSession.began_s < forget_before_s))
     if not session_ended(session, annotator_id, began_s):
         session.add(EndedSession(annotator_id=annotator_id, began_s=began_s))
 
 
 def stamp(row: Annotator) -> str:
-    """A digest that changes with the password and reveals nothing of it."""
+    """A digest that changes with the password and does not reveal it."""
     return hashlib.sha256(f"{row.id} {row.password_hash}".encode()).hexdigest()
 
 
 def password_hash(password: str) -> str:
-    """The hash of a new password.
+    """Hash a new password.
 
     Raises:
-        UserError: It is too short.
+        UserError: The password is too short.
     """
     if len(password) < MIN_PASSWORD_CHARS:
         raise UserError(f"the password is too short: give {MIN_PASSWORD_CHARS} characters or more")
@@ -144,7 +146,7 @@ def password_hash(password: str) -> str:
 
 
 def find_with_hash(session: Session, name: str) -> tuple[Account | None, str]:
-    """An active account and the hash of its password; None and empty if there is none."""
+    """An active account and its password hash; None and an empty hash if there is none."""
     row = session.scalar(select(Annotator).where(Annotator.name == clean(name).strip()))
     if row is None or not row.active:
         return None, ""
@@ -152,5 +154,5 @@ def find_with_hash(session: Session, name: str) -> tuple[Account | None, str]:
 
 
 def account(row: Annotator) -> Account:
-    """A row as an account."""
+    """Convert a database row to an account."""
     return Account(row.id, row.name, "admin" if row.role == "admin" else "annotator", row.lang)

@@ -1,4 +1,4 @@
-"""Right answers, in five styles."""
+"""Correct answers to tasks, in five styles."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ STYLE_WEIGHTS: Mapping[Style, float] = {
     "polite": 0.12,
     "full": 0.06,
 }
-"""Style to its frequency in the pre-training text, before any preference is expressed."""
+"""Share of each style in the pre-training text, before any preference is expressed."""
 
 SEED_WEIGHTS: Mapping[Style, float] = dict.fromkeys(STYLE_WEIGHTS, 0.2)
-"""Style to its frequency in seed tasks: equal, so that rankings meet every style."""
+"""Share of each style in seed tasks; equal, so that rankings cover every style."""
 
 CLOSINGS = (
     "I hope this helps!",
@@ -29,11 +29,11 @@ CLOSINGS = (
     "I am happy to help!",
     "Ask me again any time!",
 )
-"""Friendly last sentences."""
+"""Friendly closing sentences."""
 
 
 def answer(task: Task, rng: random.Random, style: Style) -> str:
-    """Write a right answer in a style."""
+    """Write a correct answer to a task in the given style."""
     solution = task.solution
     if style == "terse":
         return solution.terse
@@ -48,7 +48,7 @@ def answer(task: Task, rng: random.Random, style: Style) -> str:
 def sample_answer(
     task: Task, rng: random.Random, weights: Mapping[Style, float] = STYLE_WEIGHTS
 ) -> str:
-    """Write a right answer in a style drawn by `weights`."""
+    """Write a correct answer to a task in a style drawn by `weights`."""
     (style,) = rng.choices(list(weights), weights=list(weights.values()))
     return answer(task, rng, style)
 
@@ -56,5 +56,5 @@ def sample_answer(
 def answered_task(
     task: Task, rng: random.Random, weights: Mapping[Style, float] = STYLE_WEIGHTS
 ) -> Instruction:
-    """Return a task with a right answer in a style drawn by `weights`."""
+    """Return a task as a seed row, with a correct answer in a style drawn by `weights`."""
     return Instruction(task.instruction, task.input, sample_answer(task, rng, weights), "seed")

@@ -31,10 +31,10 @@ Log = Callable[[dict[str, Any]], None]
 
 
 class Stateful(Protocol):
-    """A part of a stage whose state belongs into its checkpoint: a learner, a KL coefficient ..."""
+    """A part of a stage whose state belongs in its checkpoint: a learner, a KL coefficient ..."""
 
     def state(self) -> dict[str, Any]:
-        """Tensors, numbers and text."""
+        """Return the state as tensors, numbers and text."""
         ...
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -51,16 +51,16 @@ class Bookkeeping:
     save_every: int
     """Steps between checkpoints."""
     log: Log
-    """Receives a row of metrics a step."""
+    """Receives one row of metrics per step."""
     patience: Patience | None = None
-    """With a limit, keeps the checkpoint of its best evaluation, and ends the stage when
-    exhausted."""
+    """Tracks the best evaluation; with a limit, its checkpoint is kept, and the stage ends once
+    the limit is reached."""
     save_last: bool = False
-    """Save after the last step too: what follows it may fail and be repeated."""
+    """Save after the last step too, because the work that follows it may fail and be repeated."""
 
 
 def batches(n: int, size: int, epochs: int, seed: int) -> list[list[int]]:
-    """Indices of every optimiser step: each epoch a fresh permutation of range(n).
+    """Example indices of every optimiser step; each epoch is a fresh permutation of range(n).
 
     The last batch of an epoch may be smaller.
     """
@@ -68,7 +68,7 @@ def batches(n: int, size: int, epochs: int, seed: int) -> list[list[int]]:
     for epoch in range(epochs):
         generator = torch.Generator().manual_seed(derived_seed(seed, "epoch", epoch))
         order = torch.randperm(n, generator=generator).tolist()
-        plan += [order[i : i + size] for i in range(0, n, size)]
+        plan += [order[start : start + size] for start in range(0, n, size)]
     return plan
 
 
@@ -79,23 +79,23 @@ def run_steps(
     components: Mapping[str, Stateful],
     books: Bookkeeping,
 ) -> int:
-    """Take the steps of a stage, or those that are left, with checkpoints between them.
+    """Take the remaining steps of a stage, saving checkpoints along the way.
 
     Ctrl-C finishes the current step and saves.
 
     Args:
         stage: Name of the stage in messages.
-        steps: Steps in all.
+        steps: Total number of steps.
         take_step: Takes a step, counted from 0; returns its metrics. `patience` observes their
             `eval_loss`, if any.
-        components: By name, what the steps change and a checkpoint must hold.
+        components: The parts that the steps change and a checkpoint must hold, by name.
         books: Checkpoints and log.
 
     Returns:
-        Steps taken, those before a resumption included.
+        Number of steps taken, including those before a resumption.
 
     Raises:
-        KeyboardInterrupt: It was interrupted; all steps taken are saved.
+        KeyboardInterrupt: Ctrl-C was pressed; all steps taken are saved.
     """
     patience = books.patience
     stateful = {**components, **({"patience": patience} if patience is not None else {})}
@@ -106,30 +106,33 @@ def run_steps(
     with finishing_the_step() as interrupted:
         while done < steps and not (patience is not None and patience.exhausted):
             # 2. One step and its metrics.
-            row = take_step(done)
+            metrics = take_step(done)
             done += 1
-            books.log({"step": done, "steps": steps, **row})
-            # 3. The best evaluation so far; without early stopping nobody goes back to it.
-            if patience is not None and "eval_loss" in row:
-                patience.observe(done, row["eval_loss"])
-            best = patience.best_step if patience is not None and patience.limit else None
+            books.log({"step": done, "steps": steps, **metrics})
+            # 3. The best evaluation so far; its checkpoint is kept only for early stopping.
+            if patience is not None and "eval_loss" in metrics:
+                patience.observe(done, metrics["eval_loss"])
+            best_step = patience.best_step if patience is not None and patience.limit else None
             # 4. A checkpoint: when due, after a new best, and before giving in to Ctrl-C.
-            stop = processes.any_of(interrupted())
-            due = books.save_last if done == steps else done % books.save_every == 0
-            if stop or done == best or due:
+            stop_requested = processes.any_of(interrupted())
+            save_due = books.save_last if done == steps else done % books.save_every == 0
+            if stop_requested or done == best_step or save_due:
                 state = {name: component.state() for name, component in stateful.items()}
-                books.checkpoints.save(done, state, best=best)
-            if stop:
+                books.checkpoints.save(done, state, best=best_step)
+            if stop_requested:
                 raise KeyboardInterrupt
     return done
 
 
 def _restore(stateful: Mapping[str, Stateful], checkpoints: Checkpoints) -> int:
-    """Restore the latest checkpoint, whose memory is free after this call; returns steps done."""
-    latest = checkpoints.latest()
-    if latest is None:
+    """Restore the latest checkpoint, if any, and return the number of steps done.
+
+    The loaded state is local to this call, so its memory is freed on return.
+    """
+    checkpoint = checkpoints.latest()
+    if checkpoint is None:
         return 0
-    done, state = latest
+    done, state = checkpoint
     for name, component in stateful.items():
         component.load_state(state[name])
     return done
@@ -145,31 +148,31 @@ def fit(
     describe: Callable[[list[int]], Sequence[dict[str, Any]]],
     evaluate: Callable[[int], dict[str, float] | None] = lambda step: None,
 ) -> int:
-    """Run (or resume) a stage that takes one optimiser step a batch.
+    """Run (or resume) a stage that takes one optimiser step per batch.
 
     Args:
-        learner: The parameters that learn, and their optimiser.
-        plan: Indices of the examples of every step.
-        backward: Accumulates the gradient of the batch's mean loss in the parameters, each of
-            several processes its share's part of the sum; returns metrics of the whole batch.
+        learner: The trainable parameters and their optimiser.
+        plan: Example indices of every step.
+        backward: Accumulates the gradient of the batch's mean loss in the parameters and returns
+            metrics of the whole batch. Among several processes, each adds the part of its own rows.
         books: Checkpoints and log.
-        micro: Rows in memory at once, as `backward` uses it.
-        describe: Returns a batch for a person to read, should its loss or gradient not be finite.
+        micro: Number of rows in memory at once, as `backward` uses it.
+        describe: Returns a batch in readable form, saved if its loss or gradient is not finite.
         evaluate: Called with the number of steps done; may return metrics.
 
     Returns:
-        Steps taken, those before a resumption included.
+        Number of steps taken, including those before a resumption.
 
     Raises:
-        UserError: A loss or gradient is not finite; the weights are those before that step, and
-            the batch is written.
+        UserError: A loss or gradient is not finite; the weights are those from before that step,
+            and the batch is saved.
         KeyboardInterrupt: As in `run_steps`.
     """
 
     def take_step(step: int) -> dict[str, float]:
         indices = plan[step]
         with saving_bad_batch(books.checkpoints, step + 1, lambda: describe(indices)):
-            # 1. Gradients of the batch, again with half the loss scale if one overflows.
+            # 1. Gradients of the batch, recomputed at half the loss scale if one overflows.
             metrics = learner.scale.run(
                 lambda: backward(indices),
                 parameters=learner.parameters.values(),
@@ -178,7 +181,7 @@ def fit(
             # 2. Optimiser step, unless loss or gradient is not finite.
             learner.check_loss(metrics.get("loss", 0.0), name=f"the loss of step {step + 1}")
             metrics |= learner.step()
-        # 3. Evaluation, where it is due.
+        # 3. Evaluation, if it is due.
         return metrics | (evaluate(step + 1) or {})
 
     return run_steps(
@@ -192,4 +195,4 @@ def fit(
 
 def chunks(sequence: Sequence[Any], size: int) -> list[Sequence[Any]]:
     """Consecutive parts of at most `size` elements."""
-    return [sequence[i : i + size] for i in range(0, len(sequence), size)]
+    return [sequence[start : start + size] for start in range(0, len(sequence), size)]
