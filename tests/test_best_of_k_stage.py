@@ -42,8 +42,8 @@ def written(path, rows):
 def ended():
     """Many tokens end a completion, so that a random base finishes some and others not."""
 
-    def load(name):
-        base = load_base(name)
+    def load(name, **options):
+        base = load_base(name, **options)
         object.__setattr__(base, "stop_ids", frozenset({2, *range(100, 386, 6)}))
         return base
 
@@ -308,8 +308,8 @@ def test_a_threshold_that_leaves_nothing_can_be_lowered(out, settings, calls):
 
 
 def test_where_nothing_ends_the_run_says_so(out, settings, monkeypatch):
-    def endless(name):
-        base = load_base(name)
+    def endless(name, **options):
+        base = load_base(name, **options)
         object.__setattr__(base, "stop_ids", frozenset({1}))
         return base
 

@@ -157,7 +157,7 @@ def card(monkeypatch):
 def test_a_card_too_small_is_refused_before_the_base_is_loaded(tmp_path, capsys, card, monkeypatch):
     import alpaca_rlhf.stages.context as context
 
-    monkeypatch.setattr(context, "load_base", lambda name: pytest.fail("it was loaded"))
+    monkeypatch.setattr(context, "load_base", lambda name, **options: pytest.fail("it was loaded"))
     card(0.3)
     line = refused(capsys, "quickstart", "--out", tmp_path / "run", *SMALL)
     assert "NVIDIA Tiny, has 0.3 GiB free" in line
