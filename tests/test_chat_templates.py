@@ -470,7 +470,7 @@ def test_ids_of_prompts_without_a_system_text_are_what_they_were():
 
 
 def test_the_queue_of_rankings_keeps_the_system_text():
-    from alpaca_rlhf.preferences.queue import restored_history, stored_history
+    from alpaca_rlhf.preferences.stored_text import restored_history, stored_history
 
     for row in (ROW, replace(ROW, history=()), replace(ROW, system=""), Instruction("x")):
         restored = restored_history(json.loads(json.dumps(stored_history(row))))

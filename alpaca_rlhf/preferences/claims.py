@@ -16,8 +16,8 @@ from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.preferences import schema
 from alpaca_rlhf.preferences.assignment import Kind, Refused, Rules, Shown, Task, as_tiers
 from alpaca_rlhf.preferences.audit import note
-from alpaca_rlhf.preferences.queue import clean, restored_history
 from alpaca_rlhf.preferences.schema import Annotator, Assignment, CandidateSet, Prompt
+from alpaca_rlhf.preferences.stored_text import clean, restored_history
 
 WINDOW = 100
 """Sets looked at for a second opinion before a fresh one is given, so that a claim stays quick for

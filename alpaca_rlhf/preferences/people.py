@@ -13,8 +13,8 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.preferences import passwords
 from alpaca_rlhf.preferences.audit import note
 from alpaca_rlhf.preferences.judges import JUDGE
-from alpaca_rlhf.preferences.queue import clean
 from alpaca_rlhf.preferences.schema import Annotator, EndedSession
+from alpaca_rlhf.preferences.stored_text import clean
 
 Role = Literal["annotator", "admin"]
 MAX_NAME_CHARS = 80

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, TypedDict, cast
+from typing import Any, cast
 
 from sqlalchemy import Table, select
 from sqlalchemy.dialects import postgresql, sqlite
@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from alpaca_rlhf.core.records import Completion, Instruction, content_hash
 from alpaca_rlhf.preferences import schema
 from alpaca_rlhf.preferences.assignment import FEWEST, MOST, Candidates, Tiers, distinct, places
+from alpaca_rlhf.preferences.stored_text import clean, stored_history
 
 _BATCH_PROMPTS = 500
 
@@ -106,31 +107,6 @@ def answered(session: Session, prompts: Collection[str], adapter: str) -> set[st
         # Completions outside the set were added for nobody to rank, and do not count.
         keys |= {prompt for prompt, completion, of_set in rows if completion in of_set}
     return keys
-
-
-def clean(text: str) -> str:
-    """A text as any database can hold it: no zero bytes, no half characters."""
-    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
-
-
-def stored_history(prompt: Instruction) -> list[list[str]]:
-    """The column `history` of a prompt: [user, reply] each turn, after [system] if there is one."""
-    system = [[clean(prompt.system)]] if prompt.system else []
-    return [*system, *([clean(user), clean(reply)] for user, reply in prompt.history)]
-
-
-class Context(TypedDict):
-    """The fields of an `Instruction` that the column `history` holds."""
-
-    system: str
-    history: tuple[tuple[str, str], ...]
-
-
-def restored_history(column: Sequence[Sequence[str]]) -> Context:
-    """The history and system text that `stored_history` was given."""
-    system = "".join(turn[0] for turn in column[:1] if len(turn) == 1)
-    turns = column[1:] if system else column
-    return {"system": system, "history": tuple((user, reply) for user, reply in turns)}
 
 
 def _add(session: Session, table: type[schema.Base], rows: Mapping[str, dict[str, Any]]) -> int:

@@ -16,7 +16,7 @@ from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.preferences.assignment import Candidates, distinct_keys
 from alpaca_rlhf.preferences.audit import note
 from alpaca_rlhf.preferences.judges import JudgeIdentity
-from alpaca_rlhf.preferences.queue import clean, restored_history, set_key
+from alpaca_rlhf.preferences.queue import set_key
 from alpaca_rlhf.preferences.schema import (
     Annotator,
     Assignment,
@@ -26,6 +26,7 @@ from alpaca_rlhf.preferences.schema import (
     Ranking,
     Snapshot,
 )
+from alpaca_rlhf.preferences.stored_text import clean, restored_history
 
 BATCH_SETS = 1000
 """Candidate sets in memory at once."""

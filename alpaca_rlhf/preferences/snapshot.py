@@ -29,7 +29,7 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import json_text, new_folder, writing
 from alpaca_rlhf.core.records import Completion, Instruction, Ranking
 from alpaca_rlhf.preferences.judges import JUDGE
-from alpaca_rlhf.preferences.queue import restored_history
+from alpaca_rlhf.preferences.stored_text import restored_history
 
 SCHEMA = 1
 KIND = "alpaca_rlhf.snapshot"

@@ -19,8 +19,9 @@ from alpaca_rlhf.preferences import claims
 from alpaca_rlhf.preferences.assignment import Refused, Saved, Verdict
 from alpaca_rlhf.preferences.audit import note
 from alpaca_rlhf.preferences.judges import JUDGE
-from alpaca_rlhf.preferences.queue import clean, set_key
+from alpaca_rlhf.preferences.queue import set_key
 from alpaca_rlhf.preferences.schema import Annotator, Assignment, CandidateSet, Ranking, Tally
+from alpaca_rlhf.preferences.stored_text import clean
 
 
 @dataclass(frozen=True)
