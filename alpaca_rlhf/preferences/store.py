@@ -21,6 +21,7 @@ from alpaca_rlhf.preferences.assignment import Candidates, Refused, Saved, Task,
 from alpaca_rlhf.preferences.audit import note
 from alpaca_rlhf.preferences.judges import JudgeIdentity
 from alpaca_rlhf.preferences.schema import CandidateSet, Flag
+from alpaca_rlhf.preferences.stored_text import clean
 
 BATCH_ROWS = 500
 """Sets or rankings added in one transaction, unless told otherwise."""
@@ -296,7 +297,7 @@ class Store(Accounts):
 
         def work(session: Session) -> None:
             claims.leave(session, claims.owned(session, task, annotator), "skipped")
-            after = {"reason": queue.clean(reason[:500])} if reason else None
+            after = {"reason": clean(reason[:500])} if reason else None
             self._note(session, annotator, "skip", task, after)
 
         self._write(work)
@@ -322,7 +323,7 @@ class Store(Accounts):
             claims.add_flag(session, assignment, completion, reason, text[:2000], self._now())
             if assignment.state == "open":
                 claims.leave(session, assignment, "flagged")
-            self._note(session, annotator, "flag", task, {"reason": queue.clean(reason)})
+            self._note(session, annotator, "flag", task, {"reason": clean(reason)})
 
         self._write(work)
 

@@ -1,4 +1,4 @@
-"""Texts as the database and snapshots hold them. No SQL here, so that reading a snapshot is light."""
+"""Texts as the database and snapshots hold them. No SQL: reading a snapshot must stay light."""
 
 from __future__ import annotations
 
