@@ -689,5 +689,5 @@ def test_a_real_little_llama(shared, tmp_path):
         assert parity["checks"]["transformers"]["passed"]
     template = json.loads((tmp_path / "merged" / "parity.json").read_text())["checks"]["template"]
     assert template["lone_same"] == template["lone"] == 5
-    assert template["conversations_same"] == template["conversations"] == 2
+    assert template["conversations_same"] == template["conversations"] == 3
     assert export(run, tmp_path / "reward", "--to", "reward")["passed"]

@@ -484,7 +484,11 @@ def test_only_policy_and_value_move(tiny, tmp_path):
 def test_the_value_moves_towards_the_returns(tiny, tmp_path):
     adapters, head = cast(tiny)
     settings = replace(
-        SETTINGS, updates=24, lr=1e-30, value=Value(trunk="separate", lr=5e-3, warmup=24)
+        SETTINGS,
+        updates=24,
+        lr=1e-30,
+        value=Value(trunk="separate", lr=5e-3, warmup=24),
+        missing_eos_score=-1.0,  # the default follows the batch, and with it the returns
     )
     settings = replace(settings, clip=replace(settings.clip, value=0.0))
     rows = train(adapters, head, tmp_path, settings)
