@@ -40,6 +40,8 @@ class Quiet:
     def preview(self, stage, what, segments):
         pass
 
+    def say(self, text): ...
+
     def finish(self, stage, what):
         pass
 
@@ -304,7 +306,7 @@ def test_a_refused_run_pins_no_settings(tmp_path, monkeypatch):
         raise UserError("use a larger card")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.room, "check_card", refuse)
+        patch.setattr(pipeline.preflight, "check_gpu", refuse)
         with pytest.raises(UserError, match="larger card"):
             run(out, base="embedded", seed=7)
     assert not (out / "config.yaml").exists()
