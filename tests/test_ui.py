@@ -472,9 +472,9 @@ KILLED = """
 import os, sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from tests.test_ui import sheets
-from alpaca_rlhf.serving.manner import Manner
 from alpaca_rlhf.cli.ranking import RankingSession
+from alpaca_rlhf.preferences.store import Store
+from tests.test_ui import candidates
 lines = iter(["1 2 3"])
 def ask(question):
     for line in lines:

@@ -131,9 +131,9 @@ class RunFolder:
                     "started": provenance.now(),
                     **provenance.made_with(),
                 }
-                # The settings come last: a folder that has them is a run.
-                run.write_json(_PROVENANCE, facts | {"inputs": digests})
-                atomic_write(out / _CONFIG, config_yaml)
+                run._unpinned = facts | {"inputs": digests}, config_yaml
+                if pin:
+                    run.pin()
         except BaseException:
             run.close()
             raise
