@@ -15,12 +15,13 @@ from alpaca_rlhf.core import gpu_lock, quiet
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import only_one
 from alpaca_rlhf.core.records import Instruction, Ranking
+from alpaca_rlhf.core.scorers import Scores
 from alpaca_rlhf.preferences import JudgeIdentity, ScoreJudge
 from alpaca_rlhf.preferences.assignment import Candidates
 from alpaca_rlhf.serving import folders
 from alpaca_rlhf.settings import Judge, Loop
 from alpaca_rlhf.settings.bounds import Bounded, PositiveInt
-from alpaca_rlhf.sources import Gold, source_of
+from alpaca_rlhf.sources import source_of
 from alpaca_rlhf.sources.sampled import queue_sampled
 from alpaca_rlhf.sources.verdicts import has_verdicts, open_store
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 ABOUT = "let a model behind HTTP, the reward model or the gold judge rank what waits in the queue"
 _STAGE = "judge"
-_GoldScore = Callable[[Instruction, str, bool], Gold]
+_GoldScore = Callable[[Instruction, str, bool], Scores]
 _BATCH_SETS = 64
 """Candidate sets that the reward model scores at once and one transaction saves."""
 

@@ -8,11 +8,10 @@ from alpaca_rlhf.sources.files import Files
 from alpaca_rlhf.sources.own_files import read_rows, reading_of
 from alpaca_rlhf.sources.run_prompts import RunPrompts
 from alpaca_rlhf.sources.small_world import SmallWorld
-from alpaca_rlhf.sources.source import Gold, Slice, Source
+from alpaca_rlhf.sources.source import Slice, Source
 
 __all__ = [
     "Files",
-    "Gold",
     "RunPrompts",
     "Slice",
     "SmallWorld",

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
+from alpaca_rlhf.core.scorers import Scores
 from alpaca_rlhf.data import Drop, FileAccount, Firewall, Rule
 from alpaca_rlhf.smallworld import (
     SEED_WEIGHTS,
@@ -20,7 +21,7 @@ from alpaca_rlhf.smallworld import (
     recognise,
     sample_task,
 )
-from alpaca_rlhf.sources.source import Gold, Slice
+from alpaca_rlhf.sources.source import Slice
 
 MIN_DRAWS, DRAWS_PER_TASK = 20_000, 30
 """Draws after which a split of the small world counts as exhausted: so many, and so many more for
@@ -135,14 +136,14 @@ class SmallWorld:
         return check
 
     @property
-    def gold(self) -> Callable[[Instruction, str, bool], Gold]:
+    def gold(self) -> Callable[[Instruction, str, bool], Scores]:
         """The gold judge."""
         return self._gold
 
-    def _gold(self, row: Instruction, completion: str, finished: bool) -> Gold:
+    def _gold(self, row: Instruction, completion: str, finished: bool) -> Scores:
         verdict = GoldJudge().verdict(self._task(row), completion, finished)
         parts = ("correct", "well_formed", "to_the_point", "helpful", "friendly")
-        return Gold(verdict.score, {name: float(getattr(verdict, name)) for name in parts})
+        return Scores(verdict.score, {name: float(getattr(verdict, name)) for name in parts})
 
     def _task(self, row: Instruction) -> Task:
         task = recognise(row.instruction, row.input)

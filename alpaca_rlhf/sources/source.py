@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from alpaca_rlhf.core.records import Instruction
+from alpaca_rlhf.core.scorers import Scores
 from alpaca_rlhf.data import Drop, FileAccount, Rule
 
 Slice = str
 """A part of the evaluation prompts with figures of its own."""
-
-
-@dataclass(frozen=True)
-class Gold:
-    """A gold judge's verdict on one completion."""
-
-    score: float
-    """In [0, 1]."""
-    parts: Mapping[str, float]
-    """The parts of the score, each in [0, 1], `correct` among them; empty if unknown."""
 
 
 class Source(Protocol):
@@ -68,6 +58,6 @@ class Source(Protocol):
         ...
 
     @property
-    def gold(self) -> Callable[[Instruction, str, bool], Gold] | None:
+    def gold(self) -> Callable[[Instruction, str, bool], Scores] | None:
         """The judge of (prompt, completion, finished), or None where only people judge."""
         ...

@@ -15,6 +15,7 @@ import torch
 
 from alpaca_rlhf.core.prompts import worksheet_question
 from alpaca_rlhf.core.records import Instruction
+from alpaca_rlhf.core.scorers import Scores
 from alpaca_rlhf.core.sizes import LOGPROBS_BATCH_DIVISOR
 from alpaca_rlhf.evaluation.win_rate import bootstrap_ci, paired_gain, win_rate
 from alpaca_rlhf.models.batches import (
@@ -29,7 +30,6 @@ from alpaca_rlhf.models.batches import (
 from alpaca_rlhf.models.forward import token_stats
 from alpaca_rlhf.models.rollout import sample
 from alpaca_rlhf.models.scoring import score
-from alpaca_rlhf.sources import Gold
 from alpaca_rlhf.stages.context import Context, suffixed
 from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.stages.reward import ranking_groups, reference_examples
@@ -74,7 +74,7 @@ def evaluate(ctx: Context, round_: int) -> Outcome:
     ctx.load("sft", "sft")
     ctx.adapters.add("policy", copy_of="sft")
     judge = _judge(ctx)
-    judgements: dict[str, dict[str, list[Gold]]] = {}
+    judgements: dict[str, dict[str, list[Scores]]] = {}
     completions: dict[str, dict[str, list[_Completion]]] = {}
     facts: dict[str, dict[str, float]] = {}
     policies = _policies(round_)
@@ -124,7 +124,7 @@ def evaluate(ctx: Context, round_: int) -> Outcome:
 def _answer_rows(
     rows: Sequence[Instruction],
     completions: Mapping[str, Mapping[str, Sequence[_Completion]]],
-    judgements: Mapping[str, Mapping[str, Sequence[Gold]]],
+    judgements: Mapping[str, Mapping[str, Sequence[Scores]]],
 ) -> list[dict[str, Any]]:
     """Rows of `answers.jsonl`: a prompt, and every policy's answers with their scores."""
     return [
@@ -147,7 +147,7 @@ def _answer_rows(
     ]
 
 
-Judge = Callable[[Sequence[Instruction], Sequence[_Completion]], list[Gold]]
+Judge = Callable[[Sequence[Instruction], Sequence[_Completion]], list[Scores]]
 """Scores a completion of each prompt."""
 
 
@@ -179,13 +179,13 @@ def _judge(ctx: Context) -> Judge:
     head.normalise(score(ctx.adapters, "reward", head, reference, batch_size=size))
     ctx.finish("judge", {"accuracy": result.accuracy})
 
-    def judge(rows: Sequence[Instruction], answers: Sequence[_Completion]) -> list[Gold]:
+    def judge(rows: Sequence[Instruction], answers: Sequence[_Completion]) -> list[Scores]:
         examples = [
             example(ctx.base, ctx.settings.template, row, answer.text, finished=answer.finished)
             for row, answer in zip(rows, answers, strict=True)
         ]
         scores = score(ctx.adapters, "reward", head, examples, batch_size=size)
-        return [Gold(value, {}) for value in torch.sigmoid(scores.double()).tolist()]
+        return [Scores(value, {}) for value in torch.sigmoid(scores.double()).tolist()]
 
     return judge
 
@@ -277,7 +277,7 @@ def _kl(
 
 
 def _figures(
-    ctx: Context, judgements: Mapping[str, Sequence[Gold]], sft: Mapping[str, Sequence[Gold]]
+    ctx: Context, judgements: Mapping[str, Sequence[Scores]], sft: Mapping[str, Sequence[Scores]]
 ) -> dict[str, Any]:
     """Figures of a policy for `report.json`, from its judgements and those of SFT by decoding."""
     sampled, greedy, reference = (
@@ -306,11 +306,11 @@ def _bootstrap(ctx: Context) -> dict[str, int]:
     return {"resamples": ctx.settings.evaluate.bootstrap, "seed": ctx.settings.seed}
 
 
-def _mean_parts(golds: Sequence[Gold]) -> dict[str, float]:
+def _mean_parts(golds: Sequence[Scores]) -> dict[str, float]:
     return {part: sum(gold.parts[part] for gold in golds) / len(golds) for part in golds[0].parts}
 
 
-def _slices(ctx: Context, rows: Sequence[Instruction], golds: Sequence[Gold]) -> dict[str, Any]:
+def _slices(ctx: Context, rows: Sequence[Instruction], golds: Sequence[Scores]) -> dict[str, Any]:
     """Gold score of each slice of the prompts that holds any."""
     slices = {}
     for name, indices in ctx.source.slices(rows).items():
