@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import yaml
 
 from alpaca_rlhf import stages
 from alpaca_rlhf.core import gpu_lock, processes
@@ -22,6 +20,7 @@ from alpaca_rlhf.data import seed_file
 from alpaca_rlhf.models.base import weights_digest
 from alpaca_rlhf.preferences import manifest_of
 from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.settings.earlier import added, with_earlier_defaults
 from alpaca_rlhf.settings.leaves import leaves_of
 from alpaca_rlhf.settings.parsing import to_yaml
 from alpaca_rlhf.sources import Source, source_of
@@ -58,7 +57,7 @@ STAGES = {
     "rank": LoopStage(stages.rank,
         "put the completions of each prompt in order", needs_model=False),
     "reward": LoopStage(stages.reward,
-        "train the reward adapter on all pairs, and a control on shuffled verdicts", shared=True),
+        "train the reward adapter on all pairs", shared=True),
     "ppo": LoopStage(stages.ppo,
         "train the policy adapter against the reward adapter, anchored to sft", shared=True),
     "best_of_k": LoopStage(stages.best_of_k,
@@ -94,9 +93,6 @@ FREE = (
     "evaluate.usd_per_kwh",
 )
 """Settings that may change when a run is resumed; they affect cost, never results."""
-
-EARLIER_MISSING_EOS_SCORE = -1.0
-"""Default of `--ppo.missing-eos-score` in runs begun before it followed the batch."""
 
 DEALING = (
     "rank.prompts",
@@ -186,23 +182,6 @@ def run_loop(
     return run.path
 
 
-def with_earlier_defaults(settings: Loop) -> Loop:
-    """Return the settings with the defaults that their run was begun with, where those changed.
-
-    `--ppo.missing-eos-score` was -1 by default. A run that has it goes on with it, unless another
-    number is given.
-    """
-    try:
-        begun = yaml.safe_load((settings.out / "config.yaml").read_bytes())
-        score = begun["ppo"]["missing_eos_score"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError):  # no run yet; or opening it says more
-        return settings
-    if settings.ppo.missing_eos_score is not None or score != EARLIER_MISSING_EOS_SCORE:
-        return settings
-    logger.info("%s goes on with --ppo.missing-eos-score %g, as it began", settings.out, score)
-    return replace(settings, ppo=replace(settings.ppo, missing_eos_score=score))
-
-
 def _up_to(until: str | None, steps: list[Step]) -> list[Step]:
     if until is None:
         return steps
@@ -273,6 +252,7 @@ def _opened(settings: Loop, inputs: Mapping[str, Path], kind: str) -> RunFolder:
             kind=kind,
             inputs=inputs,
             free=_changeable,
+            added=added(settings.out),
             pin=False,
         )
         opened.append(run)

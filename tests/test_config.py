@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.pipeline import with_earlier_defaults
-from alpaca_rlhf.settings import PPO, SFT, Loop, Value
+from alpaca_rlhf.core.runs import RunFolder
+from alpaca_rlhf.settings import PPO, SFT, Loop, Reward, Value
+from alpaca_rlhf.settings.earlier import ADDED, added, with_earlier_defaults
 from alpaca_rlhf.settings.parsing import parse, to_yaml
 from alpaca_rlhf.settings.quickstart import QUICKSTART
 
@@ -309,6 +311,42 @@ def test_a_run_begun_before_goes_on_with_the_default_of_its_time(tmp_path, begun
         (tmp_path / "config.yaml").write_text(begun)
     settings = Loop(out=tmp_path, ppo=PPO(missing_eos_score=typed))
     assert with_earlier_defaults(settings).ppo.missing_eos_score == used
+
+
+@pytest.mark.parametrize(
+    ("begun", "typed", "used"),
+    [
+        ("{reward: {gate: 0.5}}", False, True),
+        ("{reward: {control: false}}", False, False),
+        ("{reward: {control: false}}", True, True),  # refused, or taken, like any other change
+        ("{reward: 3}", False, False),
+        (None, False, False),
+    ],
+)
+def test_a_run_older_than_a_setting_goes_on_with_what_it_had(tmp_path, begun, typed, used):
+    if begun is not None:
+        (tmp_path / "config.yaml").write_text(begun)
+    settings = Loop(out=tmp_path, reward=Reward(control=typed))
+    assert with_earlier_defaults(settings).reward.control is used
+
+
+def test_a_run_older_than_settings_is_opened_as_it_was(tmp_path):
+    """Its file lacks every setting that was added since, and nothing counts as changed."""
+    settings = replace(QUICKSTART, out=tmp_path)
+    RunFolder.open(tmp_path, to_yaml(settings), kind="loop").close()
+    lines = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    for path in ADDED:
+        section, name = path.split(".")
+        del lines[section][name]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(lines))
+    settings = with_earlier_defaults(settings)
+    assert added(tmp_path) == ADDED
+    options = {"kind": "loop", "added": added(tmp_path)}
+    with RunFolder.open(tmp_path, to_yaml(settings), **options) as run:
+        assert run.changed == []
+    other = replace(settings, reward=replace(settings.reward, control=not ADDED["reward.control"]))
+    with pytest.raises(UserError, match=r"reward\.control was True, now False"):
+        RunFolder.open(tmp_path, to_yaml(other), **options)
 
 
 def test_the_help_of_the_values_rate_says_what_the_quickstart_takes():

@@ -642,6 +642,19 @@ def test_a_control_with_an_interval_may_stray_within_it() -> None:
     assert failed_checks(report) == []
 
 
+def test_without_a_control_nothing_is_said_of_one() -> None:
+    report = a_report()
+    for model in report["reward_models"]:
+        model["shuffled_label_accuracy"] = None
+    validate_report(report)
+    assert failed_checks(report) == []
+    text = Page(render_html(ReportData(report=report))).text
+    assert (
+        "shuffled" not in text.lower()
+        and "Shuffled" in Page(render_html(ReportData(a_report()))).text
+    )
+
+
 def a_baseline(kind: str, accuracy: float, lead: float) -> dict[str, Any]:
     return {
         "is": kind,

@@ -76,6 +76,8 @@ def test_pairs_with_margins(go, tmp_path, capsys):
     assert (found["too_long"], found["left_out"], found["undecided"]) == (2, 1, 0)
     assert found["reference_std"] > 0
     assert set(found["accuracy_by"]) == {"completions", "preferred_is", "confidence"}
+    assert found["shuffled_label_accuracy"] is found["shuffled_label_ci95"] is None
+    assert not (tmp_path / "run" / "reward_shuffled").exists(), "unasked"
     folder = tmp_path / "run" / "reward" / "adapter"
     assert type(ScalarHead.load(folder, 128)) is ScalarHead
 

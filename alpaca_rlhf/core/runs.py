@@ -83,6 +83,7 @@ class RunFolder:
         kind: str,
         inputs: Mapping[str, Path] | None = None,
         free: Callable[[Collection[str]], Collection[str]] = lambda done: (),
+        added: Mapping[str, Any] | None = None,
         pin: bool = True,
     ) -> RunFolder:
         """Start a run in a new or empty folder, or go on with the same run.
@@ -94,6 +95,7 @@ class RunFolder:
             inputs: Name and path of every file that the run reads; a changed file is another run.
             free: Names of the finished stages to dotted names of the settings that may change now;
                 `out` always may. What did change stands in `changed`.
+            added: Dotted names of settings that the run there is older than, and what it has.
             pin: Write the settings of a new run at once; otherwise `pin` does it.
 
         Raises:
@@ -120,7 +122,7 @@ class RunFolder:
             # 4. Go on with the same run, or describe a new one.
             if (out / _CONFIG).exists():
                 changeable = {"out", *free(run._ledger())}
-                run.changed = run._refuse_other(config_yaml, kind, digests, changeable)
+                run.changed = run._refuse_other(config_yaml, kind, digests, changeable, added or {})
                 if run.changed:
                     atomic_write(out / _CONFIG, config_yaml)
             else:
@@ -266,6 +268,7 @@ class RunFolder:
         kind: str,
         inputs: Mapping[str, Mapping[str, str]],
         free: Collection[str],
+        added: Mapping[str, Any],
     ) -> list[str]:
         facts = self.read_json(_PROVENANCE)
         try:
@@ -273,7 +276,12 @@ class RunFolder:
         except yaml.YAMLError:
             raise self._damaged(f"{self.path / _CONFIG}: is not YAML any more") from None
         # 1. Compare all settings and inputs with those of the run.
-        old = {"kind": facts.get("kind"), **_flat(before), **_digests(facts.get("inputs", {}))}
+        old = {
+            "kind": facts.get("kind"),
+            **added,
+            **_flat(before),
+            **_digests(facts.get("inputs", {})),
+        }
         new = {"kind": kind, **_flat(yaml.safe_load(config_yaml)), **_digests(inputs)}
         changed = [key for key in dict.fromkeys([*new, *old]) if old.get(key) != new.get(key)]
         # 2. Refuse the first difference that may not change.

@@ -193,7 +193,11 @@ def _figures(request: ExportRequest, report: Mapping[str, Any] | None) -> str:
     if not figures:
         return "The run's report has no figures for it."
     rows = ["| | |", "|---|---|"]
-    rows += [f"| {label} | {_number(figures[key])} |" for key, label in names if key in figures]
+    rows += [
+        f"| {label} | {_number(figures[key])} |"
+        for key, label in names
+        if figures.get(key) is not None
+    ]
     judge = report.get("judge", "gold")
     return "\n".join([*rows, "", f"On prompts that no stage has seen; judge: {judge}."])
 

@@ -34,13 +34,22 @@ def disk_needs(shape: Shape, settings: Loop, stages: Collection[tuple[str, int]]
     """
     names = [name for name, _ in stages]
     weights = shape.adapter_weights(settings.lora.r)
-    adapters = sum(weights * MASTER for name in names if name in ("sft", "reward", *_POLICIES))
+    adapters = sum(
+        weights * MASTER * (2 if name in controlled(settings) else 1)
+        for name in names
+        if name in ("sft", "reward", *_POLICIES)
+    )
     text = sum(_TEXT[name](settings, round_) for name, round_ in stages if name in _TEXT)
     checkpoints = max((_checkpoint_bytes(settings, name) * weights for name in names), default=0)
     return {"adapters": adapters, "checkpoints": int(checkpoints), "text": text, "spare": SPARE}
 
 
 _POLICIES = ("ppo", "best_of_k")
+
+
+def controlled(settings: Loop) -> set[str]:
+    """Stages that train a control beside, with an adapter of its own."""
+    return {"reward"} if settings.reward.control else set()
 
 
 def _checkpoint_bytes(settings: Loop, stage: str) -> float:

@@ -85,6 +85,7 @@ class StageWork:
         rankings = settings.rank.prompts * k
         candidates = best_of_k.prompts * best_of_k.k
         winners = best_of_k.prompts * best_of_k.keep * best_of_k.epochs
+        reward_models = 2 if settings.reward.control else 1
         compared = 2 * settings.evaluate.prompts  # sampled and greedy
         return {
             "generate": self._sampled(
@@ -95,8 +96,8 @@ class StageWork:
             ),
             "sft": self._trained(self.rows * settings.sft.epochs, row, row),
             "sample": self._sampled(rankings, prompt, new, batch, k) * rounds,
-            "reward": (  # the shuffled control doubles the training
-                self._trained(rankings * settings.reward.epochs, prompt + new, 0) * 2
+            "reward": (
+                self._trained(rankings * settings.reward.epochs, prompt + new, 0) * reward_models
                 + self._read(2 * rankings, prompt + new, 0)
             )
             * rounds,

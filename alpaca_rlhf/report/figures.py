@@ -89,7 +89,11 @@ def reward_rows(report: Report) -> list[Row]:
         suffix = f", round {model.round}" if len(report.reward_models) > 1 else ""
         marks = [
             ("Reward", "tone-ppo", model.held_out_accuracy, model.ci95),
-            ("Shuffled", "tone-base", model.shuffled_label_accuracy, model.shuffled_label_ci95),
+            *(
+                [("Shuffled", "tone-base", control, model.shuffled_label_ci95)]
+                if (control := model.shuffled_label_accuracy) is not None
+                else []
+            ),
             *(
                 (baseline.kind.capitalize(), "tone-few", baseline.accuracy, baseline.ci95)
                 for baseline in model.baselines

@@ -156,7 +156,8 @@ class RewardModel(_Object):
     pairs: Count
     held_out_accuracy: Share
     ci95: Interval
-    shuffled_label_accuracy: Share
+    shuffled_label_accuracy: Share | None
+    """None where no control was trained."""
     shuffled_label_ci95: Interval | None = None
     held_out_pairs: Count | None = None
     held_out_prompts: Count | None = None

@@ -189,6 +189,9 @@ class Reward(Bounded, group="--reward"):
     """Tokens at most; longer completions are left out with their ranking's pairs, and counted."""
     held_out: Annotated[Fraction, Gt(0)] = 0.2
     """Share of the prompts kept for the accuracy."""
+    control: bool = False
+    """Train a second reward model on shuffled verdicts, whose accuracy must be one half: it shows
+    what else gives the better one away, and doubles the time of the stage."""
     gate: float = 0.55
     """Refuse to train a policy on a reward model whose held-out accuracy is below this."""
     margin: NonNegativeFloat = 0.0

@@ -47,7 +47,9 @@ QUICKSTART = Loop(
         noise=0.06,  # at least one verdict in twenty is wrong, as people's are
     ),
     # More verdicts teach this small base nothing more, but they measure the accuracy better.
-    reward=Reward(lr=1e-3, head_lr=1e-3, batch_size=8, micro_batch_size=8, held_out=0.4),
+    reward=Reward(
+        lr=1e-3, head_lr=1e-3, batch_size=8, micro_batch_size=8, held_out=0.4, control=True
+    ),
     ppo=PPO(
         updates=9,
         batch_size=128,  # at 64 the noise of the gradient costs right answers

@@ -24,6 +24,9 @@ from alpaca_rlhf.sources import Source, read_rows
 from alpaca_rlhf.training.loop import Checkpoints
 from alpaca_rlhf.training.trackers import tracker
 
+CONTROLS = {"reward": "reward_shuffled"}
+"""Stages that can train a control beside, and its name."""
+
 
 class Reporter(Protocol):
     """Shows the progress of a run to a person."""
@@ -54,9 +57,16 @@ def suffixed(name: str, round_: int) -> str:
     return name if round_ == 1 else f"{name}.{round_}"
 
 
+def control_of(stage: str) -> str:
+    """Name of a stage's control, in any round: `reward.2` has `reward_shuffled.2`."""
+    stem, dot, round_ = stage.partition(".")
+    return f"{CONTROLS[stem]}{dot}{round_}"
+
+
 def forget(run: RunFolder, stage: str) -> None:
-    """Delete the progress of an unfinished stage, and that of a reward model's control."""
-    for name in (stage, f"{stage}_shuffled"):
+    """Delete the progress of an unfinished stage, and that of its control."""
+    controls = [control_of(stage)] if stage.partition(".")[0] in CONTROLS else []
+    for name in (stage, *controls):
         _checkpoints(run, name).clear()
         run.undo(name)
 

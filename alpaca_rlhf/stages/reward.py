@@ -1,4 +1,4 @@
-"""The reward stage: a reward model and its control on shuffled verdicts."""
+"""The reward stage: a reward model and, if asked for, its control on shuffled verdicts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from alpaca_rlhf.models.scoring import score
 from alpaca_rlhf.preferences import manifest_of, read_snapshot
 from alpaca_rlhf.preferences.snapshot import Ranked
 from alpaca_rlhf.sources import reading_of
-from alpaca_rlhf.stages.context import Context, forget, suffixed
+from alpaca_rlhf.stages.context import Context, control_of, forget, suffixed
 from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.stages.rank import other_rankings, rankings_of_round, sampled_sets
 from alpaca_rlhf.training import groups as reward_groups
@@ -44,15 +44,12 @@ class Rankings(NamedTuple):
 
 
 def reward(ctx: Context, round_: int) -> Outcome:
-    """Train the reward adapter from SFT on all rankings so far, and a control.
-
-    The control is trained on shuffled verdicts, the held-out ones included: whatever it learns, its
-    accuracy must be one half, unless something other than the verdicts gives the better one away.
+    """Train the reward adapter from SFT on all rankings so far; with `--reward.control` a control.
 
     Raises:
         UserError: There is nothing to learn from, or the accuracy is below `--reward.gate`.
     """
-    stage, settings, seed = suffixed("reward", round_), ctx.settings.reward, ctx.settings.seed
+    stage, settings = suffixed("reward", round_), ctx.settings.reward
     ctx.load("sft", "sft")
 
     # 1. Read the rankings and split them by prompt.
@@ -60,14 +57,8 @@ def reward(ctx: Context, round_: int) -> Outcome:
     _check_criteria(ctx, train)
     _forget_other_rankings(ctx, stage, [*train, *held_out])
 
-    # 2. Train the control, unless an earlier sitting has.
-    control = ctx.run.done(f"{stage}_shuffled")
-    if control is None:
-        shuffled_split = [reward_groups.shuffled(groups, seed) for groups in (train, held_out)]
-        _, result = _train(ctx, f"{stage}_shuffled", *shuffled_split)
-        interval = accuracy_of(result.held_out.pairs, **_resampling(ctx))
-        control = {"accuracy": interval.mean, "ci95": interval.ci95}
-        ctx.finish(f"{stage}_shuffled", control)
+    # 2. Train the control, if it is asked for.
+    control = _control(ctx, stage, train, held_out) if settings.control else {}
 
     # 3. Train the reward model and measure it on held-out rankings.
     head, result = _train(ctx, stage, train, held_out)
@@ -97,15 +88,15 @@ def reward(ctx: Context, round_: int) -> Outcome:
         "undecided": undecided,
         **_account(ctx),
         **measured,
-        "shuffled_label_accuracy": control["accuracy"],
-        "shuffled_label_ci95": control["ci95"],
+        "shuffled_label_accuracy": control.get("accuracy"),
+        "shuffled_label_ci95": control.get("ci95"),
         "reference_mean": float(raw.double().mean()),
         "reference_std": float(raw.double().std(correction=0)),
     }
-    summary = (
-        f"held-out accuracy {result.accuracy:.3f}, with shuffled labels {control['accuracy']:.3f}"
-        f"; {_beside_baselines(measured)}"
-    )
+    summary = f"held-out accuracy {result.accuracy:.3f}"
+    if control:
+        summary += f", with shuffled labels {control['accuracy']:.3f}"
+    summary += f"; {_beside_baselines(measured)}"
     if result.too_long:
         summary += f"; {result.too_long} completions beyond --reward.max-length left out"
     if result.left_out:
@@ -114,6 +105,30 @@ def reward(ctx: Context, round_: int) -> Outcome:
         summary += f"; {undecided} rankings without a winner left out"
     tokens = sum(len(example) for group in train for example in group.examples) * settings.epochs
     return Outcome(result.rankings, tokens, summary, facts)
+
+
+def _control(
+    ctx: Context, stage: str, train: Sequence[Group], held_out: Sequence[Group]
+) -> Mapping[str, Any]:
+    """Train a control on shuffled verdicts, the held-out ones too, unless it is done.
+
+    Whatever it learns, its accuracy must be one half, unless something other than the verdicts
+    gives the better one away.
+
+    Returns:
+        Its `accuracy`, and `ci95`.
+    """
+    name, seed = control_of(stage), ctx.settings.seed
+    done = ctx.run.done(name)
+    if done is not None:
+        return done
+    shuffled_split = [reward_groups.shuffled(groups, seed) for groups in (train, held_out)]
+    head, result = _train(ctx, name, *shuffled_split)
+    ctx.save("reward", name, head)
+    interval = accuracy_of(result.held_out.pairs, **_resampling(ctx))
+    control = {"accuracy": interval.mean, "ci95": interval.ci95}
+    ctx.finish(name, control)
+    return control
 
 
 def _account(ctx: Context) -> dict[str, Any]:

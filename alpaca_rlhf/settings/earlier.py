@@ -1,0 +1,79 @@
+"""Settings of runs that were begun before a default changed, or before a setting existed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from alpaca_rlhf.settings.loop import Loop
+
+logger = logging.getLogger(__name__)
+
+CHANGED: Mapping[str, Any] = {"ppo.missing_eos_score": -1.0}
+"""Settings whose default changed, and the earlier one; a run that has it goes on with it unless
+another value is given."""
+
+ADDED: Mapping[str, Any] = {"reward.control": True}
+"""Settings that are newer than some runs, and the value that those runs have."""
+
+_ABSENT = object()
+
+
+def with_earlier_defaults(settings: Loop) -> Loop:
+    """Return the settings with what their run was begun with, where defaults have changed since."""
+    begun = _config(settings.out)
+    if not begun:
+        return settings
+    defaults = Loop()
+    for path, value in {**CHANGED, **added(settings.out)}.items():
+        is_default = _at(settings, path) == _at(defaults, path)
+        keeps = path in ADDED or (is_default and _in(begun, path) == value)
+        if keeps and _at(settings, path) != value:
+            flag = "--" + path.replace("_", "-")
+            logger.info("%s goes on with %s %s, as it began", settings.out, flag, value)
+            settings = _changed(settings, path, value)
+    return settings
+
+
+def added(out: Path) -> dict[str, Any]:
+    """Settings that the run in a folder is older than, and the values that it has; else empty."""
+    begun = _config(out)
+    return {
+        path: value
+        for path, value in ADDED.items()
+        if isinstance(begun.get(path.partition(".")[0]), Mapping) and _in(begun, path) is _ABSENT
+    }
+
+
+def _config(out: Path) -> Mapping[str, Any]:
+    """The settings in a run folder; empty where there are none to read: opening it says more."""
+    try:
+        begun = yaml.safe_load((out / "config.yaml").read_bytes())
+    except (OSError, yaml.YAMLError):
+        return {}
+    return begun if isinstance(begun, Mapping) else {}
+
+
+def _in(begun: Mapping[str, Any], path: str) -> Any:
+    value: Any = begun
+    for name in path.split("."):
+        value = value.get(name, _ABSENT) if isinstance(value, Mapping) else _ABSENT
+    return value
+
+
+def _at(settings: Any, path: str) -> Any:
+    for name in path.split("."):
+        settings = getattr(settings, name)
+    return settings
+
+
+def _changed(settings: Any, path: str, value: Any) -> Any:
+    name, _, rest = path.partition(".")
+    return replace(
+        settings, **{name: _changed(getattr(settings, name), rest, value) if rest else value}
+    )
