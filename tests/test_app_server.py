@@ -33,7 +33,7 @@ from alpaca_rlhf.preferences.assignment import Rules, Verdict
 from alpaca_rlhf.preferences.database import DiskFull, db_flag
 from alpaca_rlhf.preferences.schema import EndedSession
 from alpaca_rlhf.preferences.store import Store
-from tests import apps
+from tests import apps, forked
 from tests.browser import free_port
 from tests.databases import candidates
 
@@ -797,13 +797,7 @@ def test_accounts_from_the_command_line(tmp_path, monkeypatch):
     """The password is never an argument; the first one is an admin, so that there is one."""
 
     def add(*flags, word="long enough\n"):
-        return subprocess.run(
-            command(tmp_path, "--add-user", *flags),
-            input=word,
-            text=True,
-            capture_output=True,
-            env=HERE,
-        )
+        return forked.run(*command(tmp_path, "--add-user", *flags)[1:], input=word, env=HERE)
 
     done = add("boss", "--role", "annotator")
     assert done.returncode == 2 and "must be an admin" in done.stderr

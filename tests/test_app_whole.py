@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import forked
 from tests.browser import NO_CHROMIUM, browser, chromium, free_port, visit
 from tests.model_app import nothing_serious
 from tests.prove import SMALL, command, offline
@@ -30,7 +31,7 @@ DESK = {"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce", 
 def run(tmp_path_factory) -> Path:
     """A small quickstart on the embedded base."""
     out = tmp_path_factory.mktemp("whole") / "quickstart"
-    subprocess.run(command(out, *SMALL), check=True, env=offline(), stdout=subprocess.DEVNULL)
+    forked.run(*command(out, *SMALL)[1:], env=offline(), timeout=900).check_returncode()
     return out
 
 
@@ -203,13 +204,7 @@ def test_a_reward_model_trains_from_the_export_and_the_app_gives_the_card_back(h
         typed = page.locator(".alpaca-data pre").last.inner_text()
         typed_command = shlex.split(typed)
         assert typed_command[:2] == ["alpaca-rlhf", "reward"]
-        done = subprocess.run(
-            [sys.executable, "-m", "alpaca_rlhf", *typed_command[1:]],
-            env={**offline(), "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            cwd=run.parent,
-        )
+        done = forked.run("-m", "alpaca_rlhf", *typed_command[1:], env=offline(), cwd=run.parent)
         assert done.returncode == 0, done.stderr
         assert ("asking process" in done.stderr + done.stdout) == has_gpu
     out = Path(typed_command[typed_command.index("--out") + 1])

@@ -32,6 +32,7 @@ from alpaca_rlhf.settings.parsing import parse, to_yaml
 from alpaca_rlhf.settings.quickstart import QUICKSTART
 from alpaca_rlhf.sources.run_prompts import RunPrompts
 from alpaca_rlhf.sources.sampled import queue_sampled
+from tests import forked
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
@@ -54,14 +55,7 @@ SMALL = [
 
 
 def run(*words: object, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "alpaca_rlhf", *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=ENVIRONMENT,
-        **options,
-    )
+    return forked.run("-m", "alpaca_rlhf", *words, env=ENVIRONMENT, **options)
 
 
 def refused(*words: object) -> str:

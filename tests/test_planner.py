@@ -28,6 +28,7 @@ from alpaca_rlhf.planner import (
 )
 from alpaca_rlhf.planner.tape import Tape
 from alpaca_rlhf.settings import PPO, Inputs, Loop, Lora, Sampling, Value
+from tests import forked
 
 ROOT = Path(__file__).parent.parent
 CUDA = Device("cuda", 2)
@@ -321,14 +322,7 @@ def test_time_falls_with_faster_cards_and_grows_with_the_work():
 
 
 def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "alpaca_rlhf", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=120,
-        check=False,
-    )
+    return forked.run("-m", "alpaca_rlhf", *arguments, cwd=ROOT)
 
 
 def test_plan_shows_a_table_without_torch():
@@ -383,13 +377,13 @@ def test_what_is_wrong_is_one_line_and_exit_2(arguments, message):
 
 
 def test_the_benchmark_for_a_card_runs_dry_on_a_cpu(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "benchmarks/gpu/plan.py", "--dry-run", "--json", str(tmp_path / "out")],
-        capture_output=True,
-        text=True,
+    done = forked.run(
+        "benchmarks/gpu/plan.py",
+        "--dry-run",
+        "--json",
+        tmp_path / "out",
         cwd=ROOT,
         timeout=600,
-        check=False,
     )
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out").read_text())

@@ -6,13 +6,13 @@ import importlib.util
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.settings.quickstart import QUICKSTART
+from tests import forked
 
 ROOT = Path(__file__).parent.parent
 CARDS = {
@@ -36,13 +36,8 @@ def load(name: str):
 
 
 def run(name: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "recipes" / f"{name}.py"), *words],
-        capture_output=True,
-        text=True,
-        timeout=900,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **environment},
-    )
+    variables = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
+    return forked.run(ROOT / "recipes" / f"{name}.py", *words, env=variables, timeout=900)
 
 
 def test_the_quickstart_recipe_is_the_quickstart():

@@ -35,6 +35,7 @@ from alpaca_rlhf.serving.manner import Manner
 from alpaca_rlhf.settings import Loop, Lora, Sampling
 from alpaca_rlhf.settings.parsing import to_yaml
 from alpaca_rlhf.sources.sampled import Sheet, read_sheets
+from tests import forked
 
 # --- text and progress -------------------------------------------------------------------------
 
@@ -668,14 +669,7 @@ def finished(tmp_path_factory, tiny_folder) -> Path:
 
 
 def chat(run: Path, *words: str, typed: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "alpaca_rlhf", "chat", "--run", str(run), *words],
-        input=typed,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=Path(__file__).parent.parent,
-    )
+    return forked.run("-m", "alpaca_rlhf", "chat", "--run", run, *words, input=typed)
 
 
 def test_one_prompt_gives_one_answer_and_nothing_else(finished):

@@ -329,10 +329,8 @@ class Worker:
             self._state = (phase, detail)
 
     def _load_run(self) -> Speaker:
-        quiet.quiet(self.settings.base)
-        from alpaca_rlhf.serving.speaker import Speaker
-
-        quiet.quiet_transformers(self.settings.base)
+        with quiet.loading(self.settings.base):
+            from alpaca_rlhf.serving.speaker import Speaker
         return Speaker(self.settings, folders.policies(self.run))
 
 

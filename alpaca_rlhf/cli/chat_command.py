@@ -33,10 +33,8 @@ def run(request: Chat, terminal: Terminal) -> int:
         listed = ", ".join(names)
         terminal.say(f"chat: {settings.base} with {listed} of {request.run}; /help, /quit")
     # 2. Load the base with every adapter.
-    quiet.quiet(settings.base)
-    from alpaca_rlhf.serving.speaker import Speaker
-
-    quiet.quiet_transformers(settings.base)
+    with quiet.loading(settings.base):
+        from alpaca_rlhf.serving.speaker import Speaker
     sampling = Manner(request.temperature, max_new_tokens=request.max_new_tokens, seed=request.seed)
     speaker = Speaker(settings, policies, sampling)
     # 3. Answer once, or talk.

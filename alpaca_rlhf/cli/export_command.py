@@ -73,11 +73,9 @@ def run(flags: Export, terminal: Terminal, command: str) -> int:
     terminal.say(
         f"export: {policy} of {flags.run} ({settings.base}) as {flags.to}{storage} to {out}"
     )
-    quiet.quiet(settings.base)
-    from alpaca_rlhf.exporting.export_model import FAILED, export_model
-    from alpaca_rlhf.exporting.request import ExportRequest
-
-    quiet.quiet_transformers(settings.base)
+    with quiet.loading(settings.base):
+        from alpaca_rlhf.exporting.export_model import FAILED, export_model
+        from alpaca_rlhf.exporting.request import ExportRequest
     request = ExportRequest(
         settings=settings,
         run=flags.run,

@@ -136,12 +136,10 @@ def _by_reward(store: Store, flags: Judging, settings: Loop, terminal: Terminal)
     if not reward_models:
         raise UserError(f"--by reward: {flags.run} has no reward model yet; train it first")
     name, folder = list(reward_models.items())[-1]
-    quiet.quiet(settings.base)
     with gpu_lock.Loan(flags.run, terminal.say) as loan:
         loan.take()
-        from alpaca_rlhf.serving.scoring import Scorer
-
-        quiet.quiet_transformers(settings.base)
+        with quiet.loading(settings.base):
+            from alpaca_rlhf.serving.scoring import Scorer
         scorer = Scorer(settings, folder)
         judge = ScoreJudge(
             f"{name}:{scorer.fingerprint}", lambda prompt, completion: scores[completion.id]

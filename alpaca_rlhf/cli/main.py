@@ -122,10 +122,8 @@ def _rehearse(
     """Run every stage on a shrunken model; `command` is this one, `real` the one after it."""
     from alpaca_rlhf.core import quiet
 
-    quiet.quiet(".")
-    from alpaca_rlhf.cli.rehearsal import rehearse
-
-    quiet.quiet_transformers(".")
+    with quiet.loading("."):
+        from alpaca_rlhf.cli.rehearsal import rehearse
     out = rehearse(settings, architecture, terminal, command=command)
     terminal.say(f"DRY RUN done: every stage ran. Its report, of random numbers: {out}/report.html")
     for line in next_lines([(real, "the real run")]):

@@ -9,6 +9,7 @@ from typing import Any
 from alpaca_rlhf.cli.terminal import PROGRAM
 from alpaca_rlhf.core.bases import EMBEDDED
 from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.quiet import loading
 from alpaca_rlhf.serving import folders
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.leaves import leaves_of
@@ -38,7 +39,8 @@ def refuse_small_world(settings: Loop, until: str | None) -> None:
         return
     elif "sample" in folders.stages_done(settings.out):
         return
-    from alpaca_rlhf.stages.preflight import shape_of_run
+    with loading(settings.base):
+        from alpaca_rlhf.stages.preflight import shape_of_run
 
     shape_of_run(settings)
     if rows is None:

@@ -128,12 +128,10 @@ def _by_policy(
     rows: Sequence[Instruction],
     terminal: Terminal,
 ) -> None:
-    quiet.quiet(settings.base)
     with gpu_lock.Loan(flags.run, terminal.say) as loan:
         loan.take()
-        from alpaca_rlhf.serving.speaker import Speaker
-
-        quiet.quiet_transformers(settings.base)
+        with quiet.loading(settings.base):
+            from alpaca_rlhf.serving.speaker import Speaker
         terminal.start(_STAGE, f"answers of {answerer} to {len(rows)} prompts")
         speaker = Speaker(settings, folders.policies(flags.run))
         batch = max(1, settings.sampling.batch_size // flags.k)

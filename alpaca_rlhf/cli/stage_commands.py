@@ -142,7 +142,6 @@ def run(settings: Loop, terminal: Terminal, part: Part) -> int:
     if part.annotator is not None and not by_people:
         raise UserError("--annotator: no person ranks in this run; give --inputs.judge human")
     if part.kind != "quickstart":
-        quiet.quiet(settings.base)
         own_files.refuse_small_world(settings, part.until)
     terminal.say(part.title)
     location = f"in {settings.out}" if folders.holds_run(settings.out) else f"new in {settings.out}"
@@ -153,11 +152,8 @@ def run(settings: Loop, terminal: Terminal, part: Part) -> int:
     stages_done = folders.stages_done(settings.out)
     if stages_done:
         terminal.say(f"done already: {', '.join(stages_done)}")
-    # Libraries are silenced before they are imported, and transformers once more after it.
-    quiet.quiet(settings.base)
-    from alpaca_rlhf.cli import running
-
-    quiet.quiet_transformers(settings.base)
+    with quiet.loading(settings.base):
+        from alpaca_rlhf.cli import running
     if by_people:
         return running.rank_by_people(
             settings,
