@@ -22,6 +22,7 @@ from alpaca_rlhf.preferences import manifest_of
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.earlier import added, with_earlier_defaults
 from alpaca_rlhf.settings.leaves import leaves_of
+from alpaca_rlhf.settings.loop import SAMPLING_SECTIONS
 from alpaca_rlhf.settings.parsing import to_yaml
 from alpaca_rlhf.sources import Source, source_of
 from alpaca_rlhf.sources.verdicts import take_up_earlier
@@ -151,6 +152,7 @@ def run_loop(
     # 1. Check everything. Nothing has been written yet.
     settings = with_earlier_defaults(settings)
     steps = _up_to(until, order(settings))
+    _check_temperatures(settings, steps)
     inputs = _checked_inputs(settings, steps)
     processes.join()
     pending = _pending(steps, settings.out)
@@ -186,6 +188,22 @@ def _up_to(until: str | None, steps: list[Step]) -> list[Step]:
     if until is None:
         return steps
     return steps[: 1 + [step.stage for step in steps].index(until)]
+
+
+def _check_temperatures(settings: Loop, steps: Sequence[Step]) -> None:
+    """Refuse temperature 0 for stages that sample.
+
+    Raises:
+        UserError: A stage would draw the same completion again and again; greedy answers are
+            evaluated in any case.
+    """
+    for stage in dict.fromkeys(step.stage for step in steps if step.stage in SAMPLING_SECTIONS):
+        if settings.temperature_of(stage) == 0:
+            flag = f"--{SAMPLING_SECTIONS[stage].replace('_', '-')}.temperature"
+            raise UserError(
+                f"--sampling.temperature 0 is greedy, and {suffixed(stage, 1)} needs completions "
+                f"that differ; give {flag} above 0, or leave --sampling.temperature out"
+            )
 
 
 def _checked_inputs(settings: Loop, steps: Sequence[Step]) -> dict[str, Path]:

@@ -75,7 +75,7 @@ class Bench:
             role,
             [prompt_ids(ctx.base, template, row) for row in self.rows],
             [f"value_trunk/{row.id}" for row in self.rows],
-            sampling=ctx.sampling(temperature=1.0, top_p=1.0),
+            sampling=ctx.sampling("evaluate", temperature=1.0, top_p=1.0),
             seed=0,
         )
         return [

@@ -160,13 +160,14 @@ def test_scores_are_clamped_where_the_user_says_so(tiny):
     assert (found.scores[~finished] == -9).all()
 
 
-def test_the_reported_numbers_are_those_of_a_slow_loop(tiny):
-    """KL is the token sum of a completion; pads count nowhere."""
+@pytest.mark.parametrize("temperature", [None, 0.7])
+def test_the_reported_numbers_are_those_of_a_slow_loop(tiny, temperature):
+    """KL is the token sum of a completion; pads count nowhere. Both policies at the temperature."""
     adapters, head = cast(tiny)
     with torch.no_grad():  # a policy that has moved away from its reference
         for p in adapters.parameters("policy").values():
             p.mul_(2)
-    found, metrics = rolled(adapters, head)
+    found, metrics = rolled(adapters, head, replace(SETTINGS, temperature=temperature))
     k1 = k3 = entropy = tokens = 0.0
     for prompt, one in zip(prompts(5), COMPLETIONS, strict=True):
         ids = torch.tensor([prompt.ids + one.ids])
@@ -174,7 +175,8 @@ def test_the_reported_numbers_are_those_of_a_slow_loop(tiny):
         logs = {}
         for role in ("policy", "sft"):
             with torch.no_grad(), adapters.using(role):
-                logs[role] = adapters.base.model(input_ids=ids).logits[0, place].log_softmax(-1)
+                logits = adapters.base.model(input_ids=ids).logits[0, place]
+            logs[role] = (logits / (temperature or 1)).log_softmax(-1)
         said = torch.tensor(one.ids)[:, None]
         ratio = (logs["policy"] - logs["sft"]).gather(1, said)[:, 0].double()
         k1 += float(ratio.sum())
@@ -247,11 +249,21 @@ def test_explained_variance_by_hand():
 # --- the update -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_rate_of_0_leaves_ratio_1(tiny, tmp_path, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "temperature", "trunk"),
+    [
+        (torch.float32, None, "separate"),
+        (torch.bfloat16, None, "separate"),
+        (torch.float32, 0.7, "separate"),
+        (torch.float32, 0.7, "detached"),
+    ],
+)
+def test_a_rate_of_0_leaves_ratio_1(tiny, tmp_path, dtype, temperature, trunk):
     adapters, head = cast(tiny, dtype=dtype)
     before = adapters.digest("policy")
-    rows = train(adapters, head, tmp_path, replace(SETTINGS, lr=1e-30))
+    value = replace(SETTINGS.value, trunk=trunk)
+    settings = replace(SETTINGS, lr=1e-30, temperature=temperature, value=value)
+    rows = train(adapters, head, tmp_path, settings)
     assert adapters.digest("policy") == before
     for row in rows:
         assert abs(row["approx_kl"]) < 1e-8
@@ -612,11 +624,20 @@ def total_variation(p, q):
 
 
 @pytest.mark.parametrize(
-    ("seed", "trunk"),
-    [(0, "detached"), (1, "detached"), (2, "detached"), (0, "shared"), (0, "separate")],
+    ("seed", "trunk", "temperature"),
+    [
+        (0, "detached", 1.0),
+        (1, "detached", 1.0),
+        (2, "detached", 1.0),
+        (0, "shared", 1.0),
+        (0, "separate", 1.0),
+        (0, "detached", 0.7),
+    ],
 )
-def test_the_bandit_ends_at_the_closed_form(toy, tmp_path, seed, trunk):
+def test_the_bandit_ends_at_the_closed_form(toy, tmp_path, seed, trunk, temperature):
     """With one-token completions the best policy is known: pi* ~ pi_ref exp(r / kl_coef).
+
+    At any temperature, of policy and reference alike.
 
     The real reward adapter scores, the real sampler samples; the sum runs over 16 tokens.
     """
@@ -631,7 +652,7 @@ def test_the_bandit_ends_at_the_closed_form(toy, tmp_path, seed, trunk):
     def distribution(role):
         with torch.no_grad(), adapters.using(role):
             logits = adapters.base.model(input_ids=torch.tensor([prompt])).logits[0, -1]
-        return logits.double().softmax(0)
+        return (logits.double() / temperature).softmax(0)
 
     reference = distribution("sft")
     best = (reference.log() + rewards / 1.0).softmax(0)
@@ -645,6 +666,7 @@ def test_the_bandit_ends_at_the_closed_form(toy, tmp_path, seed, trunk):
         lr=1e-2,
         value=Value(trunk=trunk, lr=1e-2, warmup=0),
         kl_coef=1.0,
+        temperature=temperature,
         max_new_tokens=1,
         save_every=1000,
         clip=Clip(kl_stop=10.0),

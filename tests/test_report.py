@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from jinja2 import UndefinedError
 
+from alpaca_rlhf.cli.terminal import result_lines
 from alpaca_rlhf.core.html import environment
 from alpaca_rlhf.report.charts import (
     IntervalChart,
@@ -640,6 +641,15 @@ def test_a_control_with_an_interval_may_stray_within_it() -> None:
     assert len(failed_checks(report)) == 1
     report["reward_models"][0] |= {"shuffled_label_ci95": [0.33, 0.51]}
     assert failed_checks(report) == []
+
+
+def test_the_temperature_of_the_scores_is_said() -> None:
+    report = a_report()
+    assert "temperature 1" in Page(render_html(ReportData(report=report))).text
+    report["temperatures"] = {"ppo": 1.0, "evaluate": 0.7}
+    text = Page(render_html(ReportData(report=report))).text.lower()
+    assert text.count("temperature 0.7") > 5 and "temperature 1" not in text
+    assert "at temperature 0.7" in result_lines(report)[0]
 
 
 def test_without_a_control_nothing_is_said_of_one() -> None:

@@ -276,15 +276,19 @@ def result_lines(report: Mapping[str, Any]) -> list[str]:
     """One line for each policy: its score and its gain over SFT, with intervals."""
     policies: Mapping[str, Mapping[str, Any]] = report["policies"]
     judge = str(report.get("judge", "gold"))
+    temperature = report.get("temperatures", {}).get("evaluate", 1.0)
     width = max(len(name) for name in policies)
     prompts = report.get("prompts", {}).get("eval", MIN_PROMPTS)
     if prompts < MIN_PROMPTS:
         lines = [
-            f"score at temperature 1 (judge: {judge}), gain over sft; "
+            f"score at temperature {temperature:g} (judge: {judge}), gain over sft; "
             f"{prompts} prompts are too few for an interval"
         ]
     else:
-        lines = [f"score at temperature 1 with its 95% interval (judge: {judge}), gain over sft"]
+        lines = [
+            f"score at temperature {temperature:g} with its 95% interval (judge: {judge}), "
+            "gain over sft"
+        ]
     for name, figures in policies.items():
         line = f"  {name:<{width}}  {figures['gold_score']:.3f}"
         if prompts >= MIN_PROMPTS:

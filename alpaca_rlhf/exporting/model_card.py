@@ -17,7 +17,7 @@ from alpaca_rlhf.settings.parsing import to_yaml
 
 _Names = tuple[tuple[str, str], ...]
 _POLICY: _Names = (
-    ("gold_score", "score at temperature 1"),
+    ("gold_score", "score, sampled"),
     ("gold_score_greedy", "score, greedy"),
     ("paired_gain_vs_sft", "gain over SFT"),
     ("win_rate_vs_sft", "wins against SFT"),
@@ -199,7 +199,9 @@ def _figures(request: ExportRequest, report: Mapping[str, Any] | None) -> str:
         if figures.get(key) is not None
     ]
     judge = report.get("judge", "gold")
-    return "\n".join([*rows, "", f"On prompts that no stage has seen; judge: {judge}."])
+    temperature = report.get("temperatures", {}).get("evaluate", 1.0)
+    note = f"On prompts that no stage has seen, at temperature {temperature:g}; judge: {judge}."
+    return "\n".join([*rows, "", note])
 
 
 def _number(value: Any) -> str:

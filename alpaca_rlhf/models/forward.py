@@ -44,17 +44,16 @@ def token_stats(
     return TokenStats(batch.spread(logprobs), batch.spread(entropy), values)
 
 
-def token_logprobs(adapters: Adapters, batch: Batch) -> Tensor:
+def token_logprobs(adapters: Adapters, batch: Batch, *, temperature: float = 1.0) -> Tensor:
     """(B, C) float32 log-probabilities of the completion tokens; 0 where masked."""
     positions = batch.completion_positions
-    hidden = adapters.hidden(batch)
-    return batch.spread(
-        adapters.target_logprobs(hidden[positions - 1], batch.ids[positions]).logprobs
-    )
+    hidden = adapters.hidden(batch)[positions - 1]
+    logprobs = adapters.target_logprobs(hidden, batch.ids[positions], temperature=temperature)
+    return batch.spread(logprobs.logprobs)
 
 
 def token_logprobs_and_values(
-    adapters: Adapters, head: ScalarHead, batch: Batch, *, share: float
+    adapters: Adapters, head: ScalarHead, batch: Batch, *, share: float, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """(B, C) log-probabilities and (B, C) values of one forward, on the same hidden states.
 
@@ -63,7 +62,7 @@ def token_logprobs_and_values(
     """
     positions = batch.completion_positions
     hidden = adapters.hidden(batch)[positions - 1]
-    logprobs = adapters.target_logprobs(hidden, batch.ids[positions]).logprobs
+    logprobs, _ = adapters.target_logprobs(hidden, batch.ids[positions], temperature=temperature)
     detached = hidden.detach()
     values = head(detached + share * (hidden - detached) if share else detached)
     return batch.spread(logprobs), batch.spread(values)

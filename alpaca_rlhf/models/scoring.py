@@ -60,12 +60,18 @@ def logprobs(
 
 @torch.no_grad()
 def logprobs_and_values(
-    adapters: Adapters, role: str, head: ScalarHead, batch: Batch, *, micro_batch_size: int
+    adapters: Adapters,
+    role: str,
+    head: ScalarHead,
+    batch: Batch,
+    *,
+    micro_batch_size: int,
+    temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(B, C) log-probabilities, entropies and values, all of one forward a row."""
     with adapters.using(role):
         stats = [
-            token_stats(adapters, micro_batch, head=head)
+            token_stats(adapters, micro_batch, temperature=temperature, head=head)
             for micro_batch in micro_batches(batch, micro_batch_size)
         ]
     logprobs, entropy, values = zip(*stats, strict=True)

@@ -32,7 +32,7 @@ class Step(NamedTuple):
     after: Policy
 
     def change(self, part: str) -> float:
-        """Change of a part of the gold score at temperature 1."""
+        """Change of a part of the gold score, sampled."""
         return self.after.gold_parts[part] - self.before.gold_parts[part]
 
     def greedy_change(self, part: str) -> float:
@@ -40,7 +40,7 @@ class Step(NamedTuple):
         return self.after.gold_parts_greedy[part] - self.before.gold_parts_greedy[part]
 
     def most_changed(self, parts: Iterable[str]) -> str:
-        """The part that changed most at temperature 1."""
+        """The part that changed most, sampled."""
         return max(parts, key=lambda part: abs(self.change(part)))
 
 
@@ -66,7 +66,7 @@ def gold_rows(report: Report) -> list[Row]:
 
 
 def part_rows(report: Report, part: str) -> list[Row]:
-    """Every policy's mean of one part of the gold score, at temperature 1 and greedy."""
+    """Every policy's mean of one part of the gold score, sampled and greedy."""
     return [
         _row(name, Mark(policy.gold_parts[part]), Mark(policy.gold_parts_greedy[part]))
         for name, policy in report.ordered

@@ -233,6 +233,8 @@ class Report(_Object):
     seed: int = 0
     base: Base
     judge: str = "gold"
+    temperatures: dict[str, NonNegative] = {}
+    """Temperature at which each stage sampled; 1 where it is not said."""
     annotator: dict[str, Number] = {}
     """`noise` (the setting), `measured_wrong_share` and `verdicts`, where a judge ranked."""
     stages: list[Stage]
@@ -254,6 +256,11 @@ class Report(_Object):
     def score_name(self) -> str:
         """Name of the score that policies are compared by."""
         return "Gold score" if self.judged_by_gold else "Judge's score"
+
+    @property
+    def temperature(self) -> str:
+        """Temperature of the evaluation's samples, e.g. `temperature 0.7`."""
+        return f"temperature {self.temperatures.get('evaluate', 1.0):g}"
 
     @property
     def too_few(self) -> bool:

@@ -18,7 +18,11 @@ CHANGED: Mapping[str, Any] = {"ppo.missing_eos_score": -1.0}
 """Settings whose default changed, and the earlier one; a run that has it goes on with it unless
 another value is given."""
 
-ADDED: Mapping[str, Any] = {"reward.control": True}
+ADDED: Mapping[str, Any] = {
+    "reward.control": True,
+    "ppo.temperature": 1.0,
+    "evaluate.temperature": 1.0,
+}
 """Settings that are newer than some runs, and the value that those runs have."""
 
 _ABSENT = object()

@@ -54,7 +54,9 @@ class Sampling(Bounded, group="--sampling"):
     """Sampling of completions."""
 
     temperature: NonNegativeFloat = 1.0
-    """Divides the logits; 0 is greedy."""
+    """Divides the logits; 0 is greedy, which no stage of the loop can sample at. Each has a flag of
+    its own: --rank.temperature, --ppo.temperature, --best-of-k.temperature,
+    --evaluate.temperature."""
     top_p: Share = 1.0
     """Nucleus mass; 1 keeps the whole distribution."""
     max_new_tokens: PositiveInt = 256
@@ -161,6 +163,8 @@ class Rank(Bounded, group="--rank"):
     """Prompts of the rank split, per round."""
     k: Annotated[int, Interval(ge=2, le=9), "a ranking needs at least two completions"] = 4
     """Completions per prompt (InstructGPT, arXiv 2203.02155 section 3.5: 4 to 9)."""
+    temperature: PositiveFloat | None = None
+    """Temperature of the completions to rank; None takes that of --sampling.temperature."""
     noise: Annotated[float, Interval(ge=0, lt=0.5)] = 0.08
     """Share of a judge's pairwise verdicts that are flipped, in place of human error."""
     tie_below: NonNegativeFloat = 0.03
@@ -218,6 +222,8 @@ class BestOfK(Bounded, group="--best-of-k"):
     """Completions per prompt to choose from."""
     prompts: PositiveInt = 500
     """Prompts of the ppo split to sample on."""
+    temperature: PositiveFloat | None = None
+    """Temperature of the completions to choose from; None takes that of --sampling.temperature."""
     keep: Share = 1.0
     """Share of the winners to fine-tune on, the best-scored ones; 1 keeps the winner of every
     prompt."""
@@ -249,6 +255,9 @@ class Evaluate(Bounded, group="--evaluate"):
     """Evaluation prompts."""
     bootstrap: PositiveInt = 2000
     """Resamples of the prompts for a 95% interval."""
+    temperature: PositiveFloat | None = None
+    """Temperature of the scores and of the KL from SFT; greedy answers stand beside them. None
+    takes that of --sampling.temperature."""
     shown: NonNegativeInt = 8
     """Prompts whose answers are shown side by side in the report."""
     split: Literal["eval", "dev"] = "eval"
@@ -257,6 +266,15 @@ class Evaluate(Bounded, group="--evaluate"):
     """Power drawn while running, for the cost column."""
     usd_per_kwh: NonNegativeFloat = 0.30
     """Price of electricity, for the cost column."""
+
+
+SAMPLING_SECTIONS = {
+    "sample": "rank",
+    "ppo": "ppo",
+    "best_of_k": "best_of_k",
+    "evaluate": "evaluate",
+}
+"""Stages of the loop that sample completions, and the section of their settings."""
 
 
 @dataclass(frozen=True)
@@ -303,6 +321,11 @@ class Loop(Bounded, Stages):
     """Times that ranking, reward and policy training are done, each from the last policy."""
     track: TrackerName = "none"
     """Send metrics to `tensorboard` (files in the run folder) or `wandb` (over the network) too."""
+
+    def temperature_of(self, stage: str) -> float:
+        """Temperature at which a stage samples: `sample`, `ppo`, `best_of_k` or `evaluate`."""
+        section = getattr(self, SAMPLING_SECTIONS[stage])
+        return self.sampling.temperature if section.temperature is None else section.temperature
 
     def __post_init__(self) -> None:
         super().__post_init__()

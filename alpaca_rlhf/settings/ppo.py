@@ -81,6 +81,9 @@ class PPO(Bounded, group="--ppo"):
     """Peak learning rate of the policy adapter, falling linearly to 0."""
     kl_coef: NonNegativeFloat = 0.02
     """Weight of the KL term in the reward (InstructGPT appendix C.4)."""
+    temperature: PositiveFloat | None = None
+    """Temperature of the rollouts; the policy's and the reference's log-probabilities, and so
+    ratios and KL, are those of this temperature. None takes that of --sampling.temperature."""
     gamma: Discount = 1.0
     """Discount per token."""
     lam: Discount = 0.95
@@ -100,6 +103,11 @@ class PPO(Bounded, group="--ppo"):
     """Bounds of the update."""
     value: Value = field(default_factory=Value)
     """The value function."""
+
+    @property
+    def rollout_temperature(self) -> float:
+        """Temperature of the rollouts; 1 unless it was set."""
+        return 1.0 if self.temperature is None else self.temperature
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -42,7 +42,7 @@ def candidates(ctx: Context, round_: int, *, sampler: str) -> Pool:
         UserError: With `--best-of-k.pool`, the file of an earlier round has changed.
     """
     # 1. Prompts, candidates of earlier rounds, and everything that determines the new ones.
-    settings, sampling = ctx.settings.best_of_k, ctx.settings.sampling
+    settings, sampling = ctx.settings.best_of_k, ctx.sampling("best_of_k")
     judge = suffixed("reward", round_)
     rows = ctx.source.prompts(suffixed("ppo", round_))[: settings.prompts]
     prompts = [prompt_ids(ctx.base, ctx.settings.template, row) for row in rows]

@@ -182,6 +182,7 @@ class Context:
 
         return count
 
-    def sampling(self, **changes: Any) -> Sampling:
-        """Return the run's sampling settings with changes."""
-        return replace(self.settings.sampling, **changes)
+    def sampling(self, stage: str, **changes: Any) -> Sampling:
+        """Return the run's sampling settings at a stage's temperature, with changes."""
+        temperature = self.settings.temperature_of(stage)
+        return replace(self.settings.sampling, **{"temperature": temperature, **changes})

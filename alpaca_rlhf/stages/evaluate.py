@@ -39,7 +39,7 @@ from alpaca_rlhf.training.reward import train_reward
 DEMONSTRATIONS = 3
 """Solved examples in the prompts of the few-shot control."""
 _KL = {"kl_from_sft_nats": kl_k1, "kl_from_sft_k3_nats": kl_k3}
-_TEMPERATURES = {"sampled": 1.0, "greedy": 0.0}
+_DECODINGS = ("sampled", "greedy")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class _Completion:
 
 
 def evaluate(ctx: Context, round_: int) -> Outcome:
-    """Sample at temperature 1 and greedily, judge without noise, compare with SFT."""
+    """Sample at the stage's temperature and greedily, judge without noise, compare with SFT."""
     rows = ctx.source.prompts(ctx.settings.evaluate.split)
     ctx.load("sft", "sft")
     ctx.adapters.add("policy", copy_of="sft")
@@ -82,10 +82,9 @@ def evaluate(ctx: Context, round_: int) -> Outcome:
         name = policy.name
         if policy.role == "policy" and policy.stage is not None:
             ctx.load("policy", policy.stage)
-        # 1. Answer every prompt at temperature 1 and greedily.
+        # 1. Answer every prompt, sampled and greedily.
         completions[name] = {
-            decoding: _complete(ctx, policy, rows, temperature)
-            for decoding, temperature in _TEMPERATURES.items()
+            decoding: _complete(ctx, policy, rows, decoding) for decoding in _DECODINGS
         }
         # 2. Judge both, without the annotator's noise.
         judgements[name] = {
@@ -200,7 +199,7 @@ def _policies(rounds: int) -> list[_Policy]:
 
 
 def _complete(
-    ctx: Context, policy: _Policy, rows: Sequence[Instruction], temperature: float
+    ctx: Context, policy: _Policy, rows: Sequence[Instruction], decoding: str
 ) -> list[_Completion]:
     """A completion of each prompt."""
     samples = sample(
@@ -209,7 +208,8 @@ def _complete(
         [_prompt(ctx, row, few_shot=policy.few_shot) for row in rows],
         [f"evaluate/{row.id}" for row in rows],
         sampling=ctx.sampling(
-            temperature=temperature,
+            "evaluate",
+            **({"temperature": 0.0} if decoding == "greedy" else {}),
             top_p=1.0,
             batch_size=_batch_rows(ctx, few_shot=policy.few_shot),
         ),
@@ -256,8 +256,10 @@ def _kl(
 ) -> dict[str, float]:
     """Means over completions of k1 and k3, each summed over a completion's tokens, in nats.
 
-    k1 is log p(completion) - log p_sft(completion). Each policy sees its own prompt.
+    k1 is log p(completion) - log p_sft(completion), both at the temperature of the samples. Each
+    policy sees its own prompt.
     """
+    temperature = ctx.settings.temperature_of("evaluate")
     totals = dict.fromkeys(_KL, 0.0)
     size = max(1, _batch_rows(ctx, few_shot=few_shot) // LOGPROBS_BATCH_DIVISOR)
     pairs = list(zip(rows, completions, strict=True))
@@ -268,9 +270,11 @@ def _kl(
             for shots in (few_shot, False)
         )
         with ctx.adapters.using(role):
-            policy = token_stats(ctx.adapters, collate(ctx.base, policy_batch)).logprobs.double()
+            packed = collate(ctx.base, policy_batch)
+            policy = token_stats(ctx.adapters, packed, temperature=temperature).logprobs.double()
         with ctx.adapters.using("sft"):
-            sft = token_stats(ctx.adapters, collate(ctx.base, sft_batch)).logprobs.double()
+            packed = collate(ctx.base, sft_batch)
+            sft = token_stats(ctx.adapters, packed, temperature=temperature).logprobs.double()
         for name, estimate in _KL.items():
             totals[name] += float(estimate(policy, sft).sum())
     return {name: total / len(rows) for name, total in totals.items()}

@@ -20,7 +20,8 @@ from alpaca_rlhf.training.sft import train_sft
 def ppo(ctx: Context, round_: int) -> Outcome:
     """Run PPO from SFT or, in later rounds, from the last policy; SFT stays the reference."""
     # 1. Load the reference, the reward model, and the policy to start from.
-    stage, settings = suffixed("ppo", round_), ctx.settings.ppo
+    stage = suffixed("ppo", round_)
+    settings = replace(ctx.settings.ppo, temperature=ctx.settings.temperature_of("ppo"))
     ctx.load("sft", "sft")
     ctx.load("reward", suffixed("reward", round_))
     head = ctx.load_head(suffixed("reward", round_))

@@ -297,12 +297,12 @@ def _sample(
         [prompt_ids(ctx.base, ctx.settings.template, prompt) for prompt in prompts],
         [prompt.id for prompt in prompts],
         k=k,
-        sampling=ctx.settings.sampling,
+        sampling=ctx.sampling("sample"),
         seed=seed,
         on_batch=ctx.counting(stage, len(prompts) * k),
     )
 
 
 def _sampling_words(ctx: Context) -> str:
-    sampling = ctx.settings.sampling
+    sampling = ctx.sampling("sample")
     return f"temperature={sampling.temperature:g} top_p={sampling.top_p:g}"

@@ -295,7 +295,7 @@ def reference_examples(ctx: Context, groups: list[Group]) -> list[Example]:
         "sft",
         ids,
         [f"reference/{row.id}" for row in rows],
-        sampling=ctx.settings.sampling,
+        sampling=ctx.sampling("sample"),
         seed=ctx.settings.seed,
     )
     return [

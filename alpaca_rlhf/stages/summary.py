@@ -10,6 +10,7 @@ from typing import Any
 from alpaca_rlhf.data import answered_prompts, check_disjoint
 from alpaca_rlhf.report.render import write_report
 from alpaca_rlhf.report.schema import ReportData
+from alpaca_rlhf.settings.loop import SAMPLING_SECTIONS
 from alpaca_rlhf.settings.parsing import to_yaml
 from alpaca_rlhf.stages.context import Context, suffixed
 
@@ -50,6 +51,7 @@ def write_summary(ctx: Context, *, command: str, stages: Sequence[Mapping[str, A
         | {"name": ctx.settings.base},
         "judge": "gold" if has_gold else "reward model trained on held-out rankings",
         "annotator": _annotator(ctx),
+        "temperatures": {name: ctx.settings.temperature_of(name) for name in SAMPLING_SECTIONS},
         "stages": [_stage(ctx, row) for row in stages],
         "prompts": _prompts(ctx),
         "files": _files(ctx),

@@ -108,7 +108,11 @@ def train_ppo(
     context = PPOContext(adapters, reward_head, critic, settings, micro)
     # 2. Prompts of every update, in an order drawn from the seed.
     prompt_order = _prompt_order(len(prompts), settings, seed)
-    sampling = Sampling(max_new_tokens=settings.max_new_tokens, batch_size=rollout_batch_size)
+    sampling = Sampling(
+        temperature=settings.rollout_temperature,
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=rollout_batch_size,
+    )
 
     def take_update(update: int) -> dict[str, float]:
         # 3. Sample a completion of each prompt from the current policy.
@@ -214,13 +218,15 @@ def collect(
 ) -> tuple[Rollout, dict[str, float]]:
     """Evaluate sampled completions under policy, reference, value function and reward model.
 
+    Log-probabilities of policy and reference are those of the temperature they were sampled at.
+
     Of several processes each evaluates its share of the rows; all hold the whole rollout.
 
     Returns:
         The rollout: B completions of up to C tokens. And the metrics to report.
     """
     adapters, critic, settings = context.adapters, context.critic, context.settings
-    base = adapters.base
+    base, temperature = adapters.base, settings.rollout_temperature
     # 1. Prompts and completions, packed.
     examples = [Example(p.ids, c.ids) for p, c in zip(prompts, completions, strict=True)]
     batch = collate(base, examples)
@@ -240,12 +246,14 @@ def collect(
     if critic.joint:
         logprobs, entropy, values = all_rows(
             lambda b, n: scoring.logprobs_and_values(
-                adapters, "policy", critic.head, b, micro_batch_size=n
+                adapters, "policy", critic.head, b, micro_batch_size=n, temperature=temperature
             )
         )
     else:
         logprobs, entropy = all_rows(
-            lambda b, n: scoring.logprobs(adapters, "policy", b, micro_batch_size=n)
+            lambda b, n: scoring.logprobs(
+                adapters, "policy", b, micro_batch_size=n, temperature=temperature
+            )
         )
         (values,) = all_rows(
             lambda b, n: (
@@ -254,7 +262,9 @@ def collect(
         )
     # 3. Reference log-probabilities from the frozen SFT adapter.
     ref_logprobs, _ = all_rows(
-        lambda b, n: scoring.logprobs(adapters, "sft", b, micro_batch_size=n)
+        lambda b, n: scoring.logprobs(
+            adapters, "sft", b, micro_batch_size=n, temperature=temperature
+        )
     )
     # 4. Scores from the reward adapter, clamped; a completion without eos does not get its own.
     (reward_scores,) = all_rows(

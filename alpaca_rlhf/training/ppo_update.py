@@ -140,13 +140,19 @@ class PPOUpdate:
                 value_term: Tensor | float = 0.0
                 if critic.joint:
                     logprobs, values = token_logprobs_and_values(
-                        adapters, critic.head, batch, share=critic.share
+                        adapters,
+                        critic.head,
+                        batch,
+                        share=critic.share,
+                        temperature=self.context.settings.rollout_temperature,
                     )
                     value_sum = self._value_loss(values, part)
                     sums["value_loss"] += value_sum.item()
                     value_term = value_sum
                 else:
-                    logprobs = token_logprobs(adapters, batch)
+                    logprobs = token_logprobs(
+                        adapters, batch, temperature=self.context.settings.rollout_temperature
+                    )
                 # 2. The clipped surrogate against the rollout's log-probabilities.
                 surrogate = policy_loss(
                     logprobs,
