@@ -312,7 +312,7 @@ def test_the_measured_kl_is_the_exact_one(toy, monkeypatch):
     ctx = SimpleNamespace(
         adapters=adapters,
         base=adapters.base,
-        settings=SimpleNamespace(sampling=Sampling(batch_size=count)),
+        settings=Loop(sampling=Sampling(batch_size=count)),
     )
     found = evaluate_stage._kl(ctx, "policy", keys, [one for (one,) in own], few_shot=False)
     ratio = (law["policy"] / law["sft"]).log()
