@@ -15,7 +15,7 @@ from alpaca_rlhf.models.batches import Example
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.rollout import SampledCompletion, sample
 from alpaca_rlhf.models.scoring import score
-from alpaca_rlhf.settings import BestOfK, Sampling
+from alpaca_rlhf.settings import BestOfK, Loop, Sampling
 from alpaca_rlhf.training.best_of_k import choose
 from alpaca_rlhf.training.candidates import Candidates, draw, rescore
 
