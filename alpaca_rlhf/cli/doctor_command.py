@@ -27,7 +27,7 @@ class Doctor:
     """Flags of `alpaca-rlhf doctor`."""
 
     base: str = EMBEDDED
-    """`embedded`, a folder with a Hugging Face checkpoint, or a hub id."""
+    """`embedded`, `smollm2`, a folder with a Hugging Face checkpoint, a GGUF file, or a hub id."""
     template: Literal["brief", "alpaca", "chat"] = "alpaca"
     """Prompt template, as a run's."""
     lora: Lora = field(default_factory=Lora)

@@ -13,7 +13,7 @@ from rich.table import Table
 from alpaca_rlhf.cli import own_files
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, duration
 from alpaca_rlhf.core import quiet
-from alpaca_rlhf.core.bases import is_local
+from alpaca_rlhf.core.bases import SMOLLM2, is_local, smollm2_folder
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.planner import (
     CPU,
@@ -106,6 +106,8 @@ def run(flags: Plan, settings: Loop, switches: Sequence[str], terminal: Terminal
 
 def _next(flags: Plan, settings: Loop, switches: Sequence[str]) -> tuple[str, str]:
     """The run that was planned, or a check of the base where only its sizes are known here."""
+    if flags.base == SMOLLM2 and not smollm2_folder().is_dir():
+        return f"{PROGRAM} base get {SMOLLM2}", "fetch the base that was planned for, 93 MiB, once"
     if flags.base in KNOWN_SHAPES and not is_local(flags.base):
         command = f"{PROGRAM} doctor --base HUB_ID_OR_FOLDER"
         return command, f"`{flags.base}` names sizes alone: check the base that you mean"

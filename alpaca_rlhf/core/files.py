@@ -18,6 +18,8 @@ from alpaca_rlhf.core.locks import Lock, LockHeld
 
 FULL = "free some space and run it again"
 """Advice for a full disk; what was written before is whole."""
+_OTHER_OUT = "use another --out"
+"""Advice for a place that cannot be written."""
 _DISK_FULL_MESSAGES = (
     "no space left on device",
     "disk quota exceeded",
@@ -55,10 +57,15 @@ def atomic_write(path: Path, content: str | bytes, *, private: bool = False) -> 
 
 
 @contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
+def new_folder(out: Path, *, flag: str = "--out", remedy: str = _OTHER_OUT) -> Iterator[Path]:
     """Fill a folder that gets the name `out`, whole and on the disk, when the block ends.
 
     Where the block fails nothing is left; what a killed process left is removed by the next one.
+
+    Args:
+        out: The folder.
+        flag: Names the folder in messages, as the user typed it.
+        remedy: Advice for a place that cannot be written.
 
     Raises:
         UserError: Something stands at `out` already, another process is making it, or it cannot be
@@ -66,18 +73,19 @@ def new_folder(out: Path) -> Iterator[Path]:
     """
     out = out.absolute()
     temporary = out.with_name(f".{out.name}.making")
-    with writing(out):
+    with writing(out, remedy):
         if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
-            raise UserError(f"--out {out}: something is there already; give another folder")
-    with only_one(temporary, f"--out {out}: another process is making it; wait for it"):
+            raise UserError(f"{flag} {out}: something is there already; give another folder")
+    busy = f"{flag} {out}: another process is making it; wait for it"
+    with only_one(temporary, busy, remedy=remedy):
         try:
             # 1. Remove what a killed process left of an earlier try.
-            with writing(out):
+            with writing(out, remedy):
                 _empty(temporary)
             # 2. Let the caller fill it.
             yield temporary
             # 3. Flush every file, then the names, then give the folder its own name.
-            with writing(out):
+            with writing(out, remedy):
                 for path in sorted(temporary.rglob("*")):
                     sync_folder(path)  # a file is flushed the same way
                 sync_folder(temporary)
@@ -89,17 +97,18 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def only_one(folder: Path, busy: str) -> Iterator[None]:
+def only_one(folder: Path, busy: str, *, remedy: str = _OTHER_OUT) -> Iterator[None]:
     """Keep a folder, made if absent, to this process while the block runs.
 
     Args:
         folder: The folder.
         busy: The message where another process has it.
+        remedy: Advice for a place that cannot be written.
 
     Raises:
         UserError: Another process has it, or it cannot be made.
     """
-    with writing(folder):
+    with writing(folder, remedy):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             lock = Lock(folder)
@@ -155,7 +164,7 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path, remedy: str = _OTHER_OUT) -> Iterator[None]:
     """Turn the system's refusals to write into one line that says what to do."""
     try:
         yield
@@ -166,9 +175,7 @@ def writing(path: Path) -> Iterator[None]:
             ) from None
         if not isinstance(error, OSError):
             raise
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}); use another --out"
-        ) from None
+        raise UserError(f"{path}: cannot be written ({error.strerror}); {remedy}") from None
 
 
 def is_full(error: BaseException) -> bool:

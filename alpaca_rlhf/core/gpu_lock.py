@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
+from alpaca_rlhf.core.bases import cache_folder
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import atomic_write, writing
 from alpaca_rlhf.core.locks import Lock, is_locked
@@ -37,8 +38,7 @@ def folder() -> Path:
     override = os.environ.get("ALPACA_RLHF_CARD")
     if override:
         return Path(override)
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "alpaca_rlhf" / "card"
+    return cache_folder() / "card"
 
 
 @dataclass(frozen=True)

@@ -29,13 +29,17 @@ def loading(base: str) -> Iterator[None]:
     quiet_transformers(base)
 
 
-def quiet(base: str) -> None:
-    """Silence the libraries, before they are imported; only a hub id may use the network."""
+def quiet(base: str | None) -> None:
+    """Silence the libraries, before they are imported; only a hub id may use the network.
+
+    Args:
+        base: The base as typed; None for a command that fetches one.
+    """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    if is_local(base):
+    if base is not None and is_local(base):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     warnings.simplefilter("ignore")
     # A library's warning finds a handler and therefore does not reach the terminal by itself.

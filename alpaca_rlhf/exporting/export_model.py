@@ -17,7 +17,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
 
-from alpaca_rlhf.core.bases import EMBEDDED
+from alpaca_rlhf.core.bases import EMBEDDED, SMOLLM2, is_gguf
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import json_text, new_folder
 from alpaca_rlhf.core.records import Instruction
@@ -144,7 +144,9 @@ class _Export:
         config_path = self.folder / "adapter_config.json"
         adapter_config = json.loads(config_path.read_text(encoding="utf-8"))
         if self.request.settings.base != EMBEDDED:
-            adapter_config["base_model_name_or_path"] = self.request.settings.base
+            name = self.request.settings.base
+            made_here = name == SMOLLM2 or is_gguf(name)
+            adapter_config["base_model_name_or_path"] = base_source(name) if made_here else name
         _write(config_path, json.dumps(adapter_config, indent=2, sort_keys=True) + "\n")
         tokenizer.save(tokenizer.exported_tokenizer(base, self._template), self.folder)
         ids = self._check_ids(base)

@@ -10,6 +10,8 @@ import re
 import shutil
 from pathlib import Path
 
+from alpaca_rlhf.core.bases import SMOLLM2, smollm2_folder
+
 _LICENCE_FILE = re.compile(r"^(licen[cs]e|notice|use_policy)", re.IGNORECASE)
 
 
@@ -17,6 +19,8 @@ def duties(base: str) -> list[str]:
     """List the duties to meet before a model made from a base is distributed."""
     if base == "embedded":
         return ["The embedded base is this project's own, under Apache-2.0: keep that licence."]
+    if base == SMOLLM2:
+        return ["The base is SmolLM2-135M-Instruct by Hugging Face, under Apache-2.0: keep it."]
     name = base.lower()
     match = re.search(r"llama[-_ ]?(2|3(?:[._]\d)?)(?!\d)", name)
     if match is None:
@@ -49,7 +53,7 @@ def duties(base: str) -> list[str]:
 
 def copy_files(base: str, folder: Path) -> list[str]:
     """Copy the licence files of a base's folder, and return their names."""
-    source = Path(base).expanduser()
+    source = smollm2_folder() if base == SMOLLM2 else Path(base).expanduser()
     if not source.is_dir():
         return []
     names = []

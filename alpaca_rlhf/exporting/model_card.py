@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from alpaca_rlhf import __version__
-from alpaca_rlhf.core.bases import EMBEDDED
+from alpaca_rlhf.core.bases import EMBEDDED, SMOLLM2, smollm2_folder
 from alpaca_rlhf.exporting import ollama
 from alpaca_rlhf.exporting.licences import duties
 from alpaca_rlhf.exporting.parity import Parity
@@ -81,6 +81,9 @@ def model_card(
         front_matter["library_name"] = "transformers"
     if settings.base == "embedded":
         del front_matter["base_model"]
+    if settings.base == SMOLLM2:
+        front_matter["base_model"] = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    if settings.base in (EMBEDDED, SMOLLM2):
         front_matter["license"] = "apache-2.0"
     check_lines = "\n".join(
         f"- {name}: {'passed' if check.passed else 'FAILED'}; {check.line}"
@@ -125,7 +128,8 @@ def _description(request: ExportRequest) -> str:
 
 
 def _load(request: ExportRequest) -> str:
-    base = "data/cria" if request.settings.base == "embedded" else request.settings.base
+    folders = {EMBEDDED: "data/cria", SMOLLM2: str(smollm2_folder())}
+    base = folders.get(request.settings.base, request.settings.base)
     folder = request.out.name
     lines = {
         "merged": (

@@ -1,4 +1,4 @@
-"""The frozen base: the embedded model, a folder or a hub id, in NF4 with double quantisation.
+"""The frozen base, in NF4 with double quantisation.
 
 Nothing is upcast: embeddings, norms and head stay in the compute dtype, so that a 7B base needs
 3.6 GiB (QLoRA, arXiv 2305.14314, with 4.127 bits a weight in the linear layers).
@@ -28,12 +28,14 @@ from transformers import (
     PreTrainedModel,
 )
 
-from alpaca_rlhf.core.bases import EMBEDDED
+from alpaca_rlhf.core.bases import EMBEDDED, SMOLLM2, is_gguf
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import FULL, is_full
 from alpaca_rlhf.core.runs import data_path
 from alpaca_rlhf.models.chat_format import chat_format, frozen_clock, template_text
+from alpaca_rlhf.models.gguf_base import checkpoint
 from alpaca_rlhf.models.hub import hub_refusal
+from alpaca_rlhf.models.pinned_base import pinned_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +47,7 @@ class Base:
     """A frozen base with its tokenizer and special tokens."""
 
     name: str
-    """`embedded`, a folder or a hub id, as typed by the user."""
+    """`embedded`, `smollm2`, a folder, a GGUF file or a hub id, as typed by the user."""
     model: PreTrainedModel
     """The causal language model, every parameter frozen, in eval mode."""
     tokenizer: Any
@@ -101,7 +103,8 @@ def load_base(
     """Load, quantise and freeze a base.
 
     Args:
-        name: `embedded`, a folder with a Hugging Face checkpoint, or a hub id.
+        name: `embedded`, `smollm2`, a folder with a Hugging Face checkpoint, a GGUF file or a hub
+            id.
         quantization: `nf4`, or `none` for full precision.
         dtype: Compute dtype; by default `default_dtype` of the device.
         device: `cpu`, `cuda` ...; by default CUDA if there is one.
@@ -216,7 +219,8 @@ def _refusals(name: str) -> Iterator[None]:
             raise UserError(refusal) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"--base {name}: cannot be loaded ({reason}); give `embedded`, a folder or a hub id"
+            f"--base {name}: cannot be loaded ({reason}); give `embedded`, `smollm2`, a folder, a "
+            "GGUF file or a hub id"
         ) from error
 
 
@@ -257,7 +261,11 @@ def base_source(name: str) -> str:
                 "make it with `python recipes/pretrain_cria.py --out data/cria`"
             )
         return str(folder)
+    if name == SMOLLM2:
+        return str(pinned_checkpoint())
     try:
+        if is_gguf(name):
+            return str(checkpoint(Path(name).expanduser()))
         folder = Path(name).expanduser()
         is_folder = folder.is_dir()
     except (OSError, RuntimeError) as error:
@@ -272,7 +280,7 @@ def base_source(name: str) -> str:
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(
             f"--base {name}: no such folder; "
-            "give `embedded`, a folder or a hub id such as org/model"
+            "give `embedded`, `smollm2`, a folder, a GGUF file or a hub id such as org/model"
         )
     return name
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import httpx
 from huggingface_hub import errors
+
+from alpaca_rlhf.core.bases import offline
 
 
 def hub_refusal(name: str, error: BaseException) -> str | None:
@@ -34,7 +35,7 @@ def hub_refusal(name: str, error: BaseException) -> str | None:
         httpx.TransportError,
     )
     if any(isinstance(cause, unreachable) for cause in causes):
-        if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        if offline():
             remedy = "unset HF_HUB_OFFLINE to download it"
         else:
             remedy = "check the connection"

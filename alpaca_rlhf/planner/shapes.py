@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alpaca_rlhf.core.bases import EMBEDDED
+from alpaca_rlhf.core.bases import EMBEDDED, SMOLLM2, is_gguf, smollm2_folder
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.runs import data_path
+from alpaca_rlhf.models.gguf_header import read_header
 from alpaca_rlhf.models.hub import hub_refusal
 
 NF4_BLOCK = 64
@@ -127,6 +128,8 @@ KNOWN_SHAPES: dict[str, tuple[int, int, int, int, int, int, int, int, bool]] = {
 }
 """Hidden, inner, layers, heads, key-value heads, head size, vocabulary, context, tied."""
 
+_SMOLLM2_SIZES = "smollm2-135m"
+
 LLAMA_LIKE = ("llama", "mistral", "qwen2")
 """Model types with the layers of a LLaMA: those that `models/likeness.py` accepts."""
 
@@ -140,30 +143,36 @@ def known_shape(name: str) -> Shape | None:
 
 
 def shape_of(base: str) -> Shape:
-    """Read the sizes of `embedded`, a folder with a config.json, a known name or a hub id.
+    """Read the sizes of `embedded`, `smollm2`, a folder, a GGUF file, a known name or a hub id.
 
+    Of a folder its config.json is read, of a GGUF file the header; `smollm2` need not be there.
     For a hub id only config.json is read, from the cache or over the network; known names need
     neither.
 
     Raises:
         UserError: The base does not exist, or is not LLaMA-like.
     """
+    if base == SMOLLM2 and not smollm2_folder().is_dir():
+        return Shape(base, *KNOWN_SHAPES[_SMOLLM2_SIZES])
+    places = {EMBEDDED: data_path("cria"), SMOLLM2: smollm2_folder()}
     try:
-        folder = data_path("cria") if base == EMBEDDED else Path(base).expanduser()
+        if is_gguf(base):
+            return shape_from_config(base, read_header(Path(base).expanduser()).config)
+        folder = places.get(base) or Path(base).expanduser()
         path = folder / "config.json"
         has_config = path.is_file()
     except (OSError, RuntimeError) as error:
         raise UserError(f"--base {base}: no such folder ({error})") from None
     if not has_config:
-        if folder.is_dir() or base == EMBEDDED:
+        if folder.is_dir() or base in places:
             raise UserError(f"--base {base}: {folder} has no config.json")
         shape = known_shape(base)
         if shape is not None:
             return shape
         if base.startswith((".", "/", "~")) or base.count("/") != 1:
             raise UserError(
-                f"--base {base}: no such folder, and no known shape; give `embedded`, a folder, "
-                f"a hub id, or one of {', '.join(KNOWN_SHAPES)}"
+                f"--base {base}: no such folder, and no known shape; give `embedded`, `smollm2`, a "
+                f"folder, a GGUF file, a hub id, or one of {', '.join(KNOWN_SHAPES)}"
             )
         path = _from_hub(base)
     try:

@@ -308,7 +308,7 @@ class Loop(Bounded, Stages):
     """One run of the whole loop."""
 
     base: str = EMBEDDED
-    """The frozen base: `embedded`, a folder, or a hub id."""
+    """The frozen base: `embedded`, `smollm2`, a folder, a GGUF file, or a hub id."""
     template: Literal["brief", "alpaca", "chat"] = "alpaca"
     """Prompt template: `brief` and `alpaca` are text, `chat` is the tokenizer's own."""
     out: Path = Path("runs/loop")
