@@ -19,7 +19,7 @@ PACKAGE = ROOT / "alpaca_rlhf"
 LAYERS = (
     {"core"},
     {"settings"},
-    {"llm", "preferences", "smallworld"},
+    {"checks", "llm", "preferences", "smallworld"},
     {"data"},
     {"models"},
     {"training"},

@@ -3,6 +3,7 @@
 The small world with its gold judge, or the user's files and people.
 """
 
+from alpaca_rlhf.sources.checks import ChecksSource
 from alpaca_rlhf.sources.choosing import source_of
 from alpaca_rlhf.sources.files import Files
 from alpaca_rlhf.sources.own_files import read_rows, reading_of
@@ -11,6 +12,7 @@ from alpaca_rlhf.sources.small_world import SmallWorld
 from alpaca_rlhf.sources.source import Slice, Source
 
 __all__ = [
+    "ChecksSource",
     "Files",
     "RunPrompts",
     "Slice",

@@ -1,0 +1,237 @@
+"""A kind of constraint: its phrasings, its checker, and what an answer must have to meet it.
+
+A phrasing is a template. `{n}` takes a number in digits or in words, `{word}`, `{other}` and
+`{phrase}` take a text in quotation marks, `{words}` takes several of them, `{letter}` a letter.
+`sentence[s]` is a plural that follows the number. The last phrasing of each language is held out:
+no prompt of a training split is written with it.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+from alpaca_rlhf.checks.text import Answer
+
+Language = Literal["en", "zh"]
+Arguments = Mapping[str, str]
+"""Slot to its value as text: numbers in digits, several words joined by `|`."""
+Draw = Callable[[random.Random, Language], dict[str, str]]
+"""Draws arguments for a language."""
+
+NUMBER_WORDS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen twenty"
+).split()
+_CHINESE_NUMBERS = "零一二三四五六七八九十"
+_NUMBER = rf"\d{{1,4}}|{'|'.join(reversed(NUMBER_WORDS))}|两|[{_CHINESE_NUMBERS}]"
+_MARK = '["“”‘’「」『』]'
+_QUOTED = f'{_MARK}[^"“”「」『』\\n]{{1,80}}?{_MARK}'
+_SEVERAL = rf"{_QUOTED}(?:(?:,?\s+(?:and|or)\s+|,\s*|、|和|或|以及){_QUOTED})*"
+_SLOT = re.compile(r"(\{\w+\}|\[s\]|\"|\s+)")
+_TEXT_SLOTS = ("word", "other", "phrase")
+ANY_LENGTH = (0, 10_000)
+"""Bounds that any answer keeps."""
+
+
+@dataclass(frozen=True)
+class Demands:
+    """Properties that an answer must have to meet a constraint, as far as another may clash."""
+
+    words: tuple[int, int] = ANY_LENGTH
+    """Fewest and most words."""
+    sentences: tuple[int, int] = ANY_LENGTH
+    """Fewest and most sentences."""
+    roles: frozenset[str] = frozenset()
+    """Places of the answer that one constraint alone may rule: `layout`, `start`, `end`,
+    `sentences`, `words`, `case` ..."""
+    required: tuple[str, ...] = ()
+    """Texts that must occur."""
+    forbidden: tuple[str, ...] = ()
+    """Regular expressions that no required text may match, in either case."""
+    required_words: tuple[str, ...] = ()
+    """Words that must occur, whatever other marks there are."""
+    caseless: bool = True
+    """False if meeting it takes capitals and small letters as they are written."""
+    repeats_question: bool = False
+    """True if the text of the request must stand in the answer."""
+
+
+@dataclass(frozen=True)
+class Phrasing:
+    """A template ready to be found in a text."""
+
+    pattern: re.Pattern[str]
+    """Its compiled pattern."""
+    rarest: str
+    """Its longest word in lower case: a text without it need not be searched."""
+    held_out: bool
+    """True if it is held out from training."""
+
+    @classmethod
+    def of(cls, template: str, *, held_out: bool) -> Phrasing:
+        """Compile a template."""
+        literals = [
+            part
+            for part in re.split(r"\{\w+\}|\[s\]|[\s\"“”]+", template.rstrip(".。").lower())
+            if part
+        ]
+        return cls(_compiled(template), max(literals, key=len), held_out)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of constraint on the surface form of an answer."""
+
+    name: str
+    """Its name."""
+    summary: str
+    """A line for people."""
+    english: tuple[str, ...]
+    """Templates; the last is held out."""
+    degree: Callable[[Answer, Arguments], float]
+    """The degree in [0, 1] to which an answer meets it; 1 if it does."""
+    chinese: tuple[str, ...] = ()
+    """Templates in Chinese; the last is held out. None if the kind makes no sense there."""
+    also: tuple[str, ...] = ()
+    """Templates that are recognised in people's prompts and never written."""
+    draw: Draw = lambda rng, language: {}
+    """Draws arguments, apart from `word`, `other`, `words`, which belong to the subject."""
+    demands: Callable[[Arguments], Demands] = lambda arguments: Demands()
+    """Properties of any answer that meets it."""
+    held_out: bool = False
+    """True if no prompt of a training split has this kind."""
+    except_genres: frozenset[str] = frozenset()
+    """Genres of requests that it would not suit."""
+    weight: float = 1.0
+    """Weight in the draw of kinds."""
+
+    def templates(self, language: Language) -> tuple[str, ...]:
+        """Its templates in a language."""
+        return self.english if language == "en" else self.chinese
+
+    @cached_property
+    def phrasings(self) -> tuple[Phrasing, ...]:
+        """Every template, those that are only recognised included."""
+        written = [
+            Phrasing.of(template, held_out=template == templates[-1])
+            for templates in (self.english, self.chinese)
+            for template in templates
+        ]
+        return (*written, *(Phrasing.of(template, held_out=False) for template in self.also))
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """One constraint of a prompt."""
+
+    kind: Kind
+    """Its kind."""
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    """Its arguments."""
+    text: str = ""
+    """Its words in the prompt."""
+    held_out_phrasing: bool = False
+    """True if its phrasing is held out from training."""
+
+    @property
+    def demands(self) -> Demands:
+        """Properties of any answer that meets it."""
+        return self.kind.demands(self.arguments)
+
+    def degree(self, answer: Answer) -> float:
+        """The degree in [0, 1] to which an answer meets it."""
+        if not answer.words:
+            return 0.0
+        return min(1.0, max(0.0, self.kind.degree(answer, self.arguments)))
+
+
+def write_template(template: str, arguments: Arguments, *, in_words: bool) -> str:
+    """Fill a template.
+
+    Args:
+        template: A phrasing.
+        arguments: The values of its slots.
+        in_words: Write numbers up to ten as words.
+    """
+    chinese = not template.isascii()
+
+    def filled(match: re.Match[str]) -> str:
+        token = match[0]
+        if token == "[s]":
+            return "" if arguments.get("n") == "1" else "s"
+        if not token.startswith("{"):
+            return token
+        slot = token[1:-1]
+        value = arguments[slot]
+        if slot == "words":
+            quoted = [f"“{word}”" if chinese else f'"{word}"' for word in value.split("|")]
+            joined = "、".join(quoted[:-1]) if chinese else ", ".join(quoted[:-1])
+            last = "和" if chinese else " and "
+            return f"{joined}{last}{quoted[-1]}" if joined else quoted[-1]
+        if value.isdigit() and in_words and int(value) <= 10:
+            if chinese:
+                return "两" if value == "2" else _CHINESE_NUMBERS[int(value)]
+            return NUMBER_WORDS[int(value)]
+        return value
+
+    text = _SLOT.sub(filled, template)
+    return text[0].upper() + text[1:]
+
+
+def read_arguments(match: re.Match[str]) -> dict[str, str]:
+    """The values of the slots of a template that a pattern has matched."""
+    arguments = {}
+    for slot, text in match.groupdict().items():
+        if slot == "words":
+            marks = '"“”‘’「」『』'
+            quoted = re.findall(_QUOTED, text)
+            arguments[slot] = "|".join(part.strip(marks) for part in quoted)
+        elif slot in _TEXT_SLOTS or slot == "letter":
+            arguments[slot] = " ".join(text.split())
+        else:
+            arguments[slot] = str(_number(text))
+    return arguments
+
+
+def _number(text: str) -> int:
+    lowered = text.lower()
+    if lowered.isdigit() and lowered.isascii():
+        return int(lowered)
+    if lowered == "两":
+        return 2
+    if lowered in NUMBER_WORDS:
+        return NUMBER_WORDS.index(lowered)
+    return _CHINESE_NUMBERS.index(lowered)
+
+
+def _compiled(template: str) -> re.Pattern[str]:
+    """The pattern of a template, in either case, with any white space and quotation marks."""
+    parts = []
+    for token in _SLOT.split(template.rstrip(".。")):
+        if not token:
+            continue
+        if token.isspace():
+            parts.append(r"\s+")
+        elif token == "[s]":
+            parts.append("s?")
+        elif token == '"':
+            parts.append(_MARK)
+        elif token == "{words}":
+            parts.append(f"(?P<words>{_SEVERAL})")
+        elif token == "{letter}":
+            parts.append("(?P<letter>[A-Za-z])")
+        elif token[1:-1] in _TEXT_SLOTS and token.startswith("{"):
+            parts.append(f'(?P<{token[1:-1]}>[^"“”「」『』\\n]{{1,80}}?)')
+        elif token.startswith("{"):
+            parts.append(f"(?P<{token[1:-1]}>{_NUMBER})")
+        else:
+            parts.append(re.sub("[“”]", lambda mark: _MARK, re.escape(token)))
+    body = "".join(parts)
+    head = r"(?<![^\W_])" if template[0].isascii() else ""
+    tail = r"(?![^\W_])" if template.rstrip(".。")[-1].isascii() else ""
+    return re.compile(f"{head}{body}{tail}[.。]?", re.IGNORECASE)

@@ -1,0 +1,219 @@
+"""Kinds of constraint on length: sentences, words, paragraphs, lines."""
+
+from __future__ import annotations
+
+import random
+
+from alpaca_rlhf.checks.degrees import exactly, most, within
+from alpaca_rlhf.checks.kinds import ANY_LENGTH, Arguments, Demands, Draw, Kind, Language
+from alpaca_rlhf.checks.text import Answer, words_of
+
+MOST = ANY_LENGTH[1]
+WORDS_PER_SENTENCE = (5, 25)
+"""Fewest and most words of an ordinary sentence."""
+
+
+def _number(low: int, high: int, step: int = 1) -> Draw:
+    return lambda rng, language: {"n": str(rng.randrange(low, high + 1, step))}
+
+
+def _between(rng: random.Random, language: Language) -> dict[str, str]:
+    low = rng.randrange(20, 61, 10)
+    return {"n": str(low), "m": str(low + rng.choice((20, 30, 40)))}
+
+
+def _sentences(low: int, high: int) -> Demands:
+    return Demands(
+        sentences=(low, high),
+        words=(low * 4, high * WORDS_PER_SENTENCE[1]),
+        roles=frozenset({"sentences"}),
+    )
+
+
+def _n(arguments: Arguments) -> int:
+    return int(arguments["n"])
+
+
+def _bounds(arguments: Arguments) -> tuple[int, int]:
+    return int(arguments["n"]), int(arguments["m"])
+
+
+def _longest(answer: Answer, arguments: Arguments) -> float:
+    lengths = [len(words_of(sentence)) for sentence in answer.sentences]
+    return most(sum(length <= _n(arguments) for length in lengths), len(lengths))
+
+
+_VERSE = frozenset({"poem"})
+
+LENGTHS = (
+    Kind(
+        "sentences_exactly",
+        "exactly N sentences",
+        (
+            "Answer in exactly {n} sentence[s].",
+            "Use exactly {n} sentence[s], no more and no fewer.",
+            "Your answer should be {n} sentence[s] long.",
+            "Write precisely {n} sentence[s].",
+            "The reply must consist of {n} sentence[s].",
+        ),
+        lambda answer, a: exactly(len(answer.sentences), _n(a)),
+        chinese=("请正好用{n}句话回答。", "回答必须是{n}句话。", "只写{n}句话，不多不少。"),
+        also=("in exactly {n} sentence[s]", "in {n} sentence[s]", "用{n}句话"),
+        draw=_number(2, 5),
+        demands=lambda a: _sentences(_n(a), _n(a)),
+        except_genres=_VERSE,
+    ),
+    Kind(
+        "sentences_at_most",
+        "at most N sentences",
+        (
+            "Use at most {n} sentence[s].",
+            "Answer in no more than {n} sentence[s].",
+            "Keep it to {n} sentence[s] or fewer.",
+            "Do not write more than {n} sentence[s].",
+            "Your response may have {n} sentence[s] at the very most.",
+        ),
+        lambda answer, a: within(len(answer.sentences), 1, _n(a)),
+        chinese=("最多写{n}句话。", "请不要超过{n}句话。", "回答控制在{n}句话以内。"),
+        also=(
+            "in at most {n} sentence[s]",
+            "in {n} sentence[s] or fewer",
+            "at most {n} sentence[s]",
+        ),
+        draw=_number(2, 4),
+        demands=lambda a: _sentences(1, _n(a)),
+        except_genres=_VERSE,
+    ),
+    Kind(
+        "sentences_at_least",
+        "at least N sentences",
+        (
+            "Write at least {n} sentence[s].",
+            "Use {n} sentence[s] or more.",
+            "Your answer should have no fewer than {n} sentence[s].",
+            "Give me {n} or more sentences.",
+            "The answer needs a minimum of {n} sentence[s].",
+        ),
+        lambda answer, a: within(len(answer.sentences), _n(a), MOST),
+        chinese=("至少写{n}句话。", "回答不少于{n}句话。", "请写{n}句话或更多。"),
+        also=("in at least {n} sentence[s]",),
+        draw=_number(3, 7),
+        demands=lambda a: _sentences(_n(a), MOST),
+        except_genres=_VERSE,
+    ),
+    Kind(
+        "words_at_most",
+        "at most N words",
+        (
+            "Use at most {n} words.",
+            "Answer in no more than {n} words.",
+            "Keep your answer under {n} words.",
+            "Stay within {n} words.",
+            "Do not go over {n} words in your reply.",
+        ),
+        lambda answer, a: within(len(answer.words), 1, _n(a)),
+        chinese=("最多写{n}个字。", "请不要超过{n}个字。", "字数控制在{n}个字以内。"),
+        also=(
+            "in at most {n} words",
+            "in {n} words or fewer",
+            "in {n} words or less",
+            "in under {n} words",
+            "不超过{n}字",
+        ),
+        draw=_number(25, 80, 5),
+        demands=lambda a: Demands(words=(8, _n(a)), roles=frozenset({"words"})),
+    ),
+    Kind(
+        "words_at_least",
+        "at least N words",
+        (
+            "Write at least {n} words.",
+            "Use {n} words or more.",
+            "Your answer should have no fewer than {n} words.",
+            "Make it at least {n} words long.",
+            "The text must run to {n} words as a minimum.",
+        ),
+        lambda answer, a: within(len(answer.words), _n(a), MOST),
+        chinese=("至少写{n}个字。", "回答不少于{n}个字。", "篇幅要达到{n}个字或更多。"),
+        also=("in at least {n} words", "不少于{n}字"),
+        draw=_number(40, 120, 10),
+        demands=lambda a: Demands(words=(_n(a), MOST), roles=frozenset({"words"})),
+    ),
+    Kind(
+        "words_between",
+        "between N and M words",
+        (
+            "Write between {n} and {m} words.",
+            "Your answer should have {n} to {m} words.",
+            "Keep the length from {n} to {m} words.",
+            "Use no fewer than {n} and no more than {m} words.",
+            "Aim for a length of {n} to {m} words.",
+        ),
+        lambda answer, a: within(len(answer.words), *_bounds(a)),
+        chinese=("请写{n}到{m}个字。", "字数在{n}与{m}之间。", "篇幅为{n}至{m}个字。"),
+        draw=_between,
+        demands=lambda a: Demands(words=_bounds(a), roles=frozenset({"words"})),
+        held_out=True,
+    ),
+    Kind(
+        "longest_sentence",
+        "no sentence of more than N words",
+        (
+            "No sentence may have more than {n} words.",
+            "Keep every sentence to {n} words or fewer.",
+            "Use short sentences of at most {n} words each.",
+            "Each sentence should have no more than {n} words.",
+            "Let no sentence run past {n} words.",
+        ),
+        _longest,
+        draw=_number(10, 18, 2),
+        demands=lambda a: Demands(roles=frozenset({"sentence length"})),
+        except_genres=_VERSE,
+        held_out=True,
+    ),
+    Kind(
+        "paragraphs",
+        "N paragraphs with blank lines between them",
+        (
+            "Write {n} paragraphs with a blank line between them.",
+            "Your answer should have {n} paragraphs, separated by blank lines.",
+            "Divide the answer into exactly {n} paragraphs and leave a blank line between them.",
+            "Give me {n} paragraphs, each set apart by an empty line.",
+            "Set it out as {n} paragraphs with an empty line after each but the last.",
+        ),
+        lambda answer, a: exactly(len(answer.paragraphs), _n(a)),
+        chinese=(
+            "请分成{n}段，段落之间空一行。",
+            "回答要有{n}段，用空行隔开。",
+            "写成{n}个自然段，每段之间留一个空行。",
+        ),
+        also=("in {n} paragraphs", "with {n} paragraphs"),
+        draw=_number(2, 4),
+        demands=lambda a: Demands(
+            words=(8 * _n(a), MOST),
+            sentences=(_n(a), MOST),
+            roles=frozenset({"layout"}),
+        ),
+        except_genres=_VERSE,
+    ),
+    Kind(
+        "lines",
+        "N lines of text",
+        (
+            "Write exactly {n} lines.",
+            "Put your answer on {n} lines.",
+            "Your answer should be {n} lines long.",
+            "Break the answer into {n} lines.",
+            "Let the reply take up {n} separate lines.",
+        ),
+        lambda answer, a: exactly(len(answer.lines), _n(a)),
+        chinese=("请正好写{n}行。", "回答分成{n}行。", "内容要占{n}行。"),
+        draw=_number(2, 6),
+        demands=lambda a: Demands(
+            words=(4 * _n(a), MOST),
+            roles=frozenset({"layout", "sentences"}),
+        ),
+        held_out=True,
+    ),
+)
+"""The kinds of this module."""

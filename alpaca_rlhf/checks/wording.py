@@ -1,0 +1,212 @@
+"""Kinds of constraint on words: those that open, close, must stand in or stay out of an answer."""
+
+from __future__ import annotations
+
+import re
+
+from alpaca_rlhf.checks.degrees import exactly, most, within, without
+from alpaca_rlhf.checks.kinds import Arguments, Demands, Draw, Kind
+from alpaca_rlhf.checks.text import Answer, bare, phrase_pattern
+
+_MOST = 10_000
+OPENINGS = (
+    "Well", "In short", "To begin with", "Here is what I think", "Good question", "First of all",
+    "Let me think", "The truth is", "Many people wonder", "Today", "Once upon a time", "Imagine",
+    "Dear reader", "Honestly", "As you may know",
+)  # fmt: skip
+"""Phrases for an answer to begin with, in every genre."""
+CLOSINGS = (
+    "That is all", "I hope this helps", "Thank you for reading", "Good luck", "Stay curious",
+    "The end", "Think about it", "Take care", "Now you know", "Enjoy the day", "It is worth it",
+    "Time will tell",
+)  # fmt: skip
+"""Phrases for an answer to end with."""
+CHINESE_OPENINGS = ("总的来说", "首先", "说实话", "大家好", "很久以前", "其实", "简单来说")
+"""The same in Chinese."""
+CHINESE_CLOSINGS = (
+    "希望对你有帮助",
+    "谢谢阅读",
+    "祝你好运",
+    "就是这样",
+    "让我们一起努力",
+    "故事到此结束",
+)
+"""The same in Chinese."""
+_ENDS_WITH_QUESTION = re.compile(r"[?？][\"”'’)\]*_」』]*\s*$")
+_TRAILING_MARKS = re.compile(r"[\s.!?…。！？\"“”'’)\]*_」』]+$")
+_LEADING_MARKS = re.compile(r"^[\s\"“'‘(\[*_「『#<>-]+")
+
+
+def _n(arguments: Arguments) -> int:
+    return int(arguments["n"])
+
+
+def _words(arguments: Arguments) -> list[str]:
+    return arguments["words"].split("|")
+
+
+def _phrase(english: tuple[str, ...], chinese: tuple[str, ...]) -> Draw:
+    phrases = {"en": english, "zh": chinese}
+    return lambda rng, language: {"phrase": rng.choice(phrases[language])}
+
+
+def _begins(answer: Answer, arguments: Arguments) -> float:
+    pattern = phrase_pattern(arguments["phrase"])
+    if pattern.match(_LEADING_MARKS.sub("", answer.text)):
+        return 1.0
+    return 0.3 if pattern.search(answer.text) else 0.0
+
+
+def _ends(answer: Answer, arguments: Arguments) -> float:
+    phrase = bare(arguments["phrase"])
+    text = bare(_TRAILING_MARKS.sub("", answer.text))
+    if text == phrase or text.endswith(f" {phrase}"):
+        return 1.0
+    return 0.3 if f" {phrase} " in f" {text} " else 0.0
+
+
+def _asks_last(answer: Answer, arguments: Arguments) -> float:
+    if _ENDS_WITH_QUESTION.search(answer.text):
+        return 1.0
+    return 0.3 if re.search("[?？]", answer.text) else 0.0
+
+
+def _contains(answer: Answer, arguments: Arguments) -> float:
+    words = _words(arguments)
+    return most(sum(answer.count(word) > 0 for word in words), len(words))
+
+
+def _leaves_out(answer: Answer, arguments: Arguments) -> float:
+    return without(sum(answer.count(word) for word in _words(arguments)))
+
+
+WORDING = (
+    Kind(
+        "begins_with",
+        "a given beginning",
+        (
+            'Begin your answer with "{phrase}".',
+            'Start with the words "{phrase}".',
+            'The first words of your answer should be "{phrase}".',
+            'Open your answer with "{phrase}".',
+            'Let the text set off with "{phrase}".',
+        ),
+        _begins,
+        chinese=(
+            "请以“{phrase}”开头。",
+            "回答的开头必须是“{phrase}”。",
+            "第一句话要从“{phrase}”说起。",
+        ),
+        draw=_phrase(OPENINGS, CHINESE_OPENINGS),
+        demands=lambda a: Demands(roles=frozenset({"start"}), required=(a["phrase"],)),
+        except_genres=frozenset({"message"}),
+    ),
+    Kind(
+        "ends_with",
+        "a given end",
+        (
+            'End your answer with "{phrase}".',
+            'Finish with the words "{phrase}".',
+            'The last words of your answer should be "{phrase}".',
+            'Close with "{phrase}".',
+            'Let "{phrase}" be how the text stops.',
+        ),
+        _ends,
+        chinese=("请以“{phrase}”结尾。", "回答的最后必须是“{phrase}”。", "全文用“{phrase}”收尾。"),
+        draw=_phrase(CLOSINGS, CHINESE_CLOSINGS),
+        demands=lambda a: Demands(roles=frozenset({"end"}), required=(a["phrase"],)),
+    ),
+    Kind(
+        "ends_with_question",
+        "a question at the end",
+        (
+            "End with a question.",
+            "Finish your answer by asking a question.",
+            "The last sentence should be a question.",
+            "Close with a question to the reader.",
+            "Let the text stop on a question mark.",
+        ),
+        _asks_last,
+        chinese=("请以一个问题结尾。", "最后一句话必须是问句。", "全文要用问号收尾。"),
+        demands=lambda a: Demands(roles=frozenset({"end"}), required=("?",)),
+    ),
+    Kind(
+        "contains_words",
+        "words that must occur",
+        (
+            "Use the words {words}.",
+            "Include the words {words}.",
+            "Make sure to mention {words}.",
+            "The words {words} should appear in your answer.",
+            "Work {words} into the text.",
+        ),
+        _contains,
+        chinese=("回答中要用到{words}。", "请提到{words}。", "文中必须出现{words}。"),
+        also=("use the word {words}", "include the word {words}", "include the phrase {words}"),
+        demands=lambda a: Demands(required_words=tuple(_words(a)), words=(8, _MOST)),
+    ),
+    Kind(
+        "word_at_least",
+        "a word at least N times",
+        (
+            'Use the word "{word}" at least {n} times.',
+            'The word "{word}" should appear {n} or more times.',
+            'Mention "{word}" at least {n} times.',
+            'Say the word "{word}" no fewer than {n} times.',
+            'Bring up the word "{word}" on {n} or more occasions.',
+        ),
+        lambda answer, a: within(answer.count(a["word"]), _n(a), _MOST),
+        chinese=(
+            "“{word}”一词至少要出现{n}次。",
+            "请至少{n}次用到“{word}”。",
+            "“{word}”要出现{n}次或更多。",
+        ),
+        draw=lambda rng, language: {"n": str(rng.randint(2, 3))},
+        demands=lambda a: Demands(required_words=(a["word"],), words=(8 * _n(a), _MOST)),
+    ),
+    Kind(
+        "word_exactly",
+        "a word exactly N times",
+        (
+            'Use the word "{word}" exactly {n} times.',
+            'The word "{word}" should appear {n} times, no more and no fewer.',
+            'Mention "{word}" exactly {n} times.',
+            'Let the word "{word}" occur precisely {n} times.',
+            'Count on the word "{word}" just {n} times in all.',
+        ),
+        lambda answer, a: exactly(answer.count(a["word"]), _n(a)),
+        chinese=(
+            "“{word}”一词正好出现{n}次。",
+            "请恰好{n}次用到“{word}”。",
+            "“{word}”要出现{n}次，不多不少。",
+        ),
+        draw=lambda rng, language: {"n": str(rng.randint(2, 3))},
+        demands=lambda a: Demands(
+            required_words=(a["word"],),
+            words=(8 * _n(a), _MOST),
+            roles=frozenset({f"count of {a['word'].lower()}"}),
+        ),
+    ),
+    Kind(
+        "leaves_out",
+        "words that may not occur",
+        (
+            "Do not use the words {words}.",
+            "Leave out the words {words}.",
+            "Avoid the words {words}.",
+            "The words {words} must not appear in your answer.",
+            "Get by without the words {words}.",
+        ),
+        _leaves_out,
+        chinese=("不要使用{words}。", "回答里不能出现{words}。", "请避开{words}这些词。"),
+        also=(
+            "do not use the word {words}",
+            "avoid the word {words}",
+            "without using the word {words}",
+        ),
+        demands=lambda a: Demands(
+            forbidden=tuple(phrase_pattern(word).pattern for word in _words(a))
+        ),
+    ),
+)
+"""The kinds of this module."""
