@@ -88,6 +88,7 @@ FREE = (
     *(f"judge.usd_per_1k_{name}" for name in ("in", "out")),
     "sampling.dense_gib",
     "track",
+    "rank.at_least",
     "reward.gate",
     "evaluate.shown",
     "evaluate.watts",

@@ -191,7 +191,7 @@ def test_four_answers_by_mouse_and_the_next_task_is_there_at_once(desk):
         harmless.click()
         harmless.click()  # takes it back
         page.get_by_label("Comment").fill("close <b>call</b>")
-        page.get_by_text("2 left in the queue").wait_for()
+        page.get_by_text("2 left for you").wait_for()
         bodies = []
         page.on("request", lambda request: bodies.append(request.post_data or ""))
         first_task = number(page)
@@ -531,7 +531,7 @@ def test_a_task_that_went_to_somebody_else_is_not_shown_for_long(desk, tmp_path)
         bob = desk.store.add_annotator("bob", "long enough")
         desk.store.add_sets(candidates(2), origin="test")
         with desk.open() as page:
-            page.get_by_text("2 left in the queue").wait_for()  # both are here now
+            page.get_by_text("2 left for you").wait_for()  # both are here now
             task = number(page)
             page.locator(".card").nth(1).focus()
             page.keyboard.press("1")

@@ -453,8 +453,87 @@ def test_people_rank_in_the_middle_and_the_run_goes_on(human_run, tmp_path, caps
     assert "done already: sft, sample" in trained and "held-out accuracy" in trained
     assert f"alpaca-rlhf ppo --out {out}" in trained
     assert "nothing to do: reward is done already" in typed("", "reward", "--out", out)
-    assert "nothing to do: every prompt is ranked" in typed("", *rank)
+    assert "nothing to do: the rankings of every round were taken" in typed("", *rank)
     assert "rank.k was 2, now 3" in refused_here(capsys, *rank, "--rank.k", 3)
+
+
+def test_skipped_prompts_are_left_out_and_enough_is_enough(human_run, tmp_path):
+    """One is skipped, two are enough; the same numbers everywhere; then a person is left out."""
+    typed, words = human_run
+    run = tmp_path / "run"
+    typed("", "loop", "--out", run, *words)
+    rank = ["rank", "--out", run, "--annotator"]
+    said = typed("s\n1 2\nq\n", *rank, "Ann")
+    assert "1 of 4 prompts ranked, 1 skipped, 2 waiting; 2 left" in said
+    waits = typed("", "reward", "--out", run)
+    assert (
+        "2 of 4 prompts are not ranked yet (1 of 4 prompts ranked, 1 skipped, 2 waiting)" in waits
+    )
+    waits = typed("", "reward", "--out", run, "--rank.at-least", 4)
+    assert "3 more must be ranked" in waits and "--rank.at-least 3" in waits
+    assert "1 of 4 prompts are not ranked yet" in typed(
+        "", "loop", "--out", run, "--rank.at-least", 2
+    )
+    said = typed("1 2\nq\n", *rank, "Ben")
+    assert "that is enough to go on" in said and f"alpaca-rlhf loop --out {run}" in said
+    status = typed("", "verdicts", "status", "--run", run)
+    line = "2 of 4 prompts ranked, 1 skipped, 1 waiting"
+    assert f"round 1: {line}, at least 2 asked for; enough to train on" in status
+    assert f"preferences.db: {line}" in status and "Ben: 1 rankings" in status
+
+    said = typed(
+        "", "verdicts", "leave-out", "--run", run, "--person", "Ben", "--reason", "guesses"
+    )
+    assert "Ben: left out; 1 rankings do not count" in said
+    assert f"alpaca-rlhf verdicts take-in --run {run} --person Ben" in said
+    assert "1 of 4 prompts are not ranked yet" in typed("", "reward", "--out", run)
+    assert "Ben: taken in again" in typed(
+        "", "verdicts", "take-in", "--run", run, "--person", "Ben"
+    )
+    trained = typed("", "reward", "--out", run, "--reward.epochs", 1)
+    assert f"2 rankings by people; {line}, at least 2 asked for: 2 left out of training" in trained
+    facts = json.loads((run / "ledger.json").read_text())["rank"]["facts"]["standing"]
+    assert facts == {"prompts": 4, "ranked": 2, "skipped": 1, "closed": 0, "waiting": 1}
+
+
+def test_who_is_left_out_after_the_rankings_were_taken_is_not_trained_on(
+    human_run, tmp_path, capsys
+):
+    typed, words = human_run
+    run = tmp_path / "run"
+    typed("", "loop", "--out", run, *words)
+    typed("1 2\n1 2\n1 2\nq\n", "rank", "--out", run, "--annotator", "Ann")
+    typed("1 2\n\n", "rank", "--out", run, "--annotator", "Ben")
+    gated = ["reward", "--out", str(run), "--reward.gate", "2"]
+    assert "is below --reward.gate 2" in refused_here(capsys, *gated), "the rankings are taken"
+    assert len(read_snapshot(run / "rank" / "snapshot")) == 4
+    typed("", "verdicts", "leave-out", "--run", run, "--person", "Ben")
+    assert "its snapshot is taken anew" in typed("", "reward", "--out", run, "--reward.gate", 0)
+    names = [ranking.annotator for _, _, ranking in read_snapshot(run / "rank" / "snapshot")]
+    assert names == ["Ann"] * 3
+    assert "reward: trained already" in typed(
+        "", "verdicts", "take-in", "--run", run, "--person", "Ben"
+    )
+
+
+def test_mistakes_about_whom_to_leave_out(tmp_path, capsys):
+    db = tmp_path / "p.db"
+    with Store(db) as store:
+        store.add_annotator("Ann", "long enough")
+    words = ["verdicts", "leave-out", "--db", str(db)]
+    assert "there is no annotator of this name; there are Ann" in refused_here(
+        capsys, *words, "--person", "An"
+    )
+    assert "there is no candidate set 9" in refused_here(capsys, *words, "--set", 9)
+    assert "give one of --person NAME, --set NUMBER and --gold-below SHARE" in refused_here(
+        capsys, *words
+    )
+    assert "there is no such file" in refused_here(
+        capsys, *words[:-1], str(tmp_path / "q.db"), "--set", 1
+    )
+    assert not (tmp_path / "q.db").exists()
+    assert cli.main([*words, "--gold-below", "0.9"]) == 0
+    assert "nobody is below" in capsys.readouterr().out
 
 
 def test_people_rank_in_the_app_and_the_run_goes_on(human_run, tmp_path):

@@ -26,6 +26,15 @@ def test_the_migrations_make_the_tables_of_the_models(store):
         assert compare_metadata(context, Base.metadata) == []
 
 
+OLD_INDICES = {
+    "ix_candidate_set_fresh": "claimed = 0 AND target > 0 AND NOT retired",
+    "ix_candidate_set_shared": "claimed > 0 AND claimed < target AND NOT retired",
+    "ix_candidate_set_gold": "gold IS NOT NULL AND NOT retired",
+    "ix_candidate_set_overlapping": "verdicts >= 2",
+}
+"""Indices of the first version, before sets could be left out."""
+
+
 def test_a_database_of_version_1_is_migrated_with_what_it_holds(where, tmp_path, clock):
     """Its running sums are those that the store would have kept; SQLite is backed up first."""
     with Store(where, rules=Rules(gold_rate=0.3, repeat_rate=0.1), seed=3, clock=clock) as store:
@@ -51,6 +60,14 @@ def test_a_database_of_version_1_is_migrated_with_what_it_holds(where, tmp_path,
         before = sums(store)
         assert len(before) > 4
         with store.database.writing() as session:
+            for name in ("fresh", "shared", "gold", "overlapping", "left_out"):
+                session.execute(text(f"DROP INDEX ix_candidate_set_{name}"))
+            for name, words in OLD_INDICES.items():
+                session.execute(text(f"CREATE INDEX {name} ON candidate_set (id) WHERE {words}"))
+            session.execute(text("DROP INDEX ix_ranking_remark"))
+            session.execute(text("DROP INDEX ix_audit_skip"))
+            session.execute(text("ALTER TABLE annotator DROP COLUMN left_out"))
+            session.execute(text("ALTER TABLE candidate_set DROP COLUMN left_out"))
             session.execute(text("DROP TABLE tally"))
             session.execute(text("DROP TABLE ended_session"))
             session.execute(text("DROP INDEX ix_flag_waiting"))

@@ -372,6 +372,7 @@ def test_figures_by_hand(store, clock):
         "prompts": 2,
         "completions": 6,
         "sets": 2,
+        "left_out": 0,
         "open_places": 0,
         "rankings": 4,
         "judged": 0,

@@ -162,7 +162,8 @@ def test_a_run_with_rankings_in_a_file_is_taken_up_once(tmp_path):
     lines = []
     with open_store(run, say=lines.append) as store:
         store.export(tmp_path / "one")
-        assert store.settled([prompt.id for prompt, _ in (first, second, third)]) == {
+        found = store.statuses([prompt.id for prompt, _ in (first, second, third)])
+        assert {key for key, status in found.items() if status == "ranked"} == {
             second[0].id,
             third[0].id,
         }

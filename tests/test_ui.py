@@ -29,6 +29,7 @@ from alpaca_rlhf.preferences import read_snapshot
 from alpaca_rlhf.preferences.assignment import Candidates, Rules, Verdict
 from alpaca_rlhf.preferences.schema import Assignment, CandidateSet, Prompt
 from alpaca_rlhf.preferences.schema import Ranking as Revision
+from alpaca_rlhf.preferences.standing import Standing
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.serving import folders
 from alpaca_rlhf.serving.manner import Manner
@@ -367,7 +368,7 @@ def test_the_order_on_the_screen_is_shuffled_but_always_the_same(tmp_path):
     first, again = Person(), Person()
     for person in (first, again):
         person._typed = iter(["s"] * 11)
-        person.sit(tmp_path / "p.db", todo)
+        person.sit(tmp_path / f"{id(person)}.db", todo)
     assert first.seen == again.seen
     shown = [line[3:] for line in first.seen if line.startswith("1) ")]
     assert len({text.partition(" of ")[0] for text in shown}) > 1
@@ -415,6 +416,18 @@ def test_a_skipped_prompt_comes_again_at_the_end(tmp_path):
     assert person.sit(path, todo).left == 0
     assert person.tasks() == ["Task 0.", "Task 1.", "Task 2.", "Task 0."]
     assert any("skipped before" in line for line in person.seen)
+
+
+def test_a_prompt_that_stays_skipped_holds_up_nothing_and_is_asked_again_another_day(tmp_path):
+    todo, path = candidates(), tmp_path / "p.db"
+    person = Person("s", "1 2 3", "1 2 3", "s")
+    session = person.sit(path, todo)
+    assert session.left == 0 and len(saved(path, todo)) == 2
+    with Store(path) as store:
+        assert store.standing() == Standing(ranked=2, skipped=1)
+    other = Person("1 2 3")
+    assert other.sit(path, todo, "Bob").left == 0 and other.tasks() == ["Task 0."]
+    assert len(saved(path, todo)) == 3
 
 
 def test_undo_appends_a_new_revision(tmp_path):
@@ -474,6 +487,7 @@ import os, sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from alpaca_rlhf.cli.ranking import RankingSession
+from alpaca_rlhf.preferences.standing import Standing
 from alpaca_rlhf.preferences.store import Store
 from tests.test_ui import candidates
 lines = iter(["1 2 3"])

@@ -16,7 +16,7 @@ from alpaca_rlhf.app.page_jobs import PageJobs
 from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.app.worker import Worker
 from alpaca_rlhf.core.records import Completion, Instruction
-from alpaca_rlhf.preferences.assignment import FEWEST, distinct
+from alpaca_rlhf.preferences.assignment import MIN_ANSWERS, distinct
 from alpaca_rlhf.preferences.database import DiskFull
 from alpaca_rlhf.serving.filling import origin_of
 from alpaca_rlhf.serving.manner import Manner
@@ -177,7 +177,7 @@ class ChatController:
         text: dict[str, str],
     ) -> str:
         """Add a candidate set, reserved for the account; returns the status."""
-        if len(completions) < FEWEST:
+        if len(completions) < MIN_ANSWERS:
             return text["make.alike"]
         store = self.services.store
         origin = f"{origin_of(self.worker.run, policy)}/chat"

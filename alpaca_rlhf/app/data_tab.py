@@ -20,6 +20,8 @@ from alpaca_rlhf.preferences.assignment import Refused
 from alpaca_rlhf.preferences.people import MAX_NAME_CHARS, MAX_PASSWORD_CHARS, Account, Role
 
 FLAGS_PER_PAGE = 10
+REMARKS_PER_PAGE = 10
+"""Comments, and as many reasons for skips."""
 PASSWORD_BYTES = 12
 """Random bytes of a password that is made here."""
 
@@ -38,17 +40,20 @@ class Exports:
     """True if that command has placeholders for files of the user's own."""
 
 
-def data_tab(services: Services, exports: Exports) -> Callable[[gr.Tab], None]:
+def data_tab(
+    services: Services, exports: Exports, rounds: data_view.Rounds = data_view.NO_ROUNDS
+) -> Callable[[gr.Tab], None]:
     """Build the tab; call it within `gr.Blocks`.
 
     Args:
         services: Store, accounts and language.
         exports: Where snapshots go.
+        rounds: How far the rounds of the run are.
 
     Returns:
         A function of the `gr.Tab` around it: the figures are read when that opens.
     """
-    events = _Events(services, exports)
+    events = _Events(services, exports, rounds)
     html: dict[str, Any] = {"apply_default_css": False, "elem_classes": ["alpaca-data"]}
     small: dict[str, Any] = {"size": "sm", "scale": 0, "min_width": 120}
     # 1. The figures.
@@ -66,7 +71,13 @@ def data_tab(services: Services, exports: Exports) -> Callable[[gr.Tab], None]:
     with gr.Row():
         newest = gr.Button(label("data", "flag.newest"), **small)
         older = gr.Button(label("data", "flag.older"), **small)
-    # 4. People.
+    # 4. What people wrote.
+    remarks = gr.HTML(**html)
+    oldest_remarks = gr.State((None, None))
+    with gr.Row():
+        newest_remarks = gr.Button(label("data", "remark.newest"), **small)
+        older_remarks = gr.Button(label("data", "remark.older"), **small)
+    # 5. People.
     people = gr.HTML(js_on_load=_CLICKS, **html)
     with gr.Accordion(label("data", "add"), open=False):
         with gr.Row():
@@ -87,7 +98,10 @@ def data_tab(services: Services, exports: Exports) -> Callable[[gr.Tab], None]:
     outcome = gr.HTML(**html)
 
     private: dict[str, Any] = {"api_visibility": "private"}
-    contents = [figures, scores, intro, flags, oldest, people]
+    contents = [figures, scores, intro, flags, oldest, remarks, oldest_remarks, people]
+    pages = [remarks, oldest_remarks]
+    newest_remarks.click(events.newest_remarks, None, pages, **private)
+    older_remarks.click(events.older_remarks, oldest_remarks, pages, **private)
     refresh.click(events.refresh, None, contents, **private)
     export.click(events.export, None, exported, **private)
     newest.click(events.newest_flags, None, [flags, oldest], **private)
@@ -109,24 +123,29 @@ class _Events:
     Args:
         services: Store, accounts and language.
         exports: Where snapshots go.
+        rounds: How far the rounds of the run are.
     """
 
-    def __init__(self, services: Services, exports: Exports) -> None:
+    def __init__(self, services: Services, exports: Exports, rounds: data_view.Rounds) -> None:
         self._services = services
         self._store = services.store
         self._exports = exports
+        self._rounds = rounds
 
     def refresh(self, request: gr.Request) -> tuple[Any, ...]:
         """Everything that is shown."""
         text = self._text(request)
         figures = self._store.figures()
         flags, oldest = self.newest_flags(request)
+        remarks, oldest_remarks = self.newest_remarks(request)
         return (
-            data_view.figures(figures, text),
+            data_view.figures(figures, self._rounds, text),
             render("data_scores", scores=self._store.scores(), text=text),
             render("data_intro", text=text),
             flags,
             oldest,
+            remarks,
+            oldest_remarks,
             self._people(request),
         )
 
@@ -137,6 +156,14 @@ class _Events:
     def older_flags(self, oldest: int | None, request: gr.Request) -> tuple[str, int | None]:
         """The next page; after the last one the first."""
         return self._flags(oldest, request)
+
+    def newest_remarks(self, request: gr.Request) -> tuple[str, Any]:
+        """The first page of comments and of reasons for skips."""
+        return self._remarks((None, None), request)
+
+    def older_remarks(self, oldest: Any, request: gr.Request) -> tuple[str, Any]:
+        """The next page; after the last one the first."""
+        return self._remarks(oldest, request)
 
     def export(self, request: gr.Request) -> str:
         """Write a snapshot and show its contents."""
@@ -197,7 +224,7 @@ class _Events:
             self._store.change_annotator(person_id, actor=actor, **changes[action])
         except UserError as error:
             return _failure(text["outcome.refused"].format(why=error)), self._people(request)
-        key = "outcome.password" if action == "password" else "outcome.changed"
+        key = {"password": "outcome.password", "off": "outcome.off"}.get(action, "outcome.changed")
         outcome = _success(text[key].format(name=person.name, password=password))
         return outcome, self._people(request)
 
@@ -234,6 +261,20 @@ class _Events:
         flags = self._store.flagged(before=before, n=FLAGS_PER_PAGE)
         oldest = flags[-1].id if len(flags) == FLAGS_PER_PAGE else None
         return render("data_flags", flags=flags, text=self._text(request)), oldest
+
+    def _remarks(self, before: Any, request: gr.Request) -> tuple[str, Any]:
+        """A page of comments and one of skips, newest first, and what the next ones begin before.
+
+        A list that is at its end gives no more rows until both begin anew.
+        """
+        first_page = tuple(before) == (None, None)
+        pages = [
+            read(before=number, n=REMARKS_PER_PAGE) if first_page or number is not None else []
+            for read, number in zip((self._store.comments, self._store.skips), before, strict=True)
+        ]
+        oldest = [page[-1].id if len(page) == REMARKS_PER_PAGE else None for page in pages]
+        remarks = sorted((remark for page in pages for remark in page), key=lambda r: -r.at_ms)
+        return render("data_remarks", remarks=remarks, text=self._text(request)), oldest
 
     def _people(self, request: gr.Request) -> str:
         admin = self._services.account(request)

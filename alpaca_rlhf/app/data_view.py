@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from alpaca_rlhf.app.rendering import render
 from alpaca_rlhf.preferences.agreement import MIN_OVERLAPS, Agreement
 from alpaca_rlhf.preferences.figures import Figures
+from alpaca_rlhf.preferences.standing import Standing
 
 SNAPSHOT_FILES = ("rankings.jsonl", "pairs.jsonl", "rankings.csv", "manifest.json")
 _BAR_PERCENT = 60
 """Width of the longest bar of the pace."""
-_COUNTS = ("open_places", "flags", "sets", "prompts", "completions", "judged", "battles")
+_COUNTS: tuple[str, ...] = ("open_places", "flags", "sets", "left_out", "prompts", "completions")
+_COUNTS += ("judged", "battles")
 
 
-def figures(figures: Figures, text: Mapping[str, str]) -> str:
-    """Counts, quality and pace."""
+@dataclass(frozen=True)
+class Rounds:
+    """How far people are with the rounds of a run."""
+
+    by_round: Callable[[], Mapping[int, Standing]]
+    """The standing of each round by its number; none without a run."""
+    at_least: int | None
+    """`--rank.at-least` of the run."""
+
+
+NO_ROUNDS = Rounds(dict, None)
+"""An app without a run."""
+
+
+def figures(figures: Figures, rounds: Rounds, text: Mapping[str, str]) -> str:
+    """Counts, how far the ranking is, quality and pace."""
     tiles = [
         (text["rankings"], figures.counts["rankings"]),
         (text["pairs"], figures.counts["pairs"]),
@@ -27,11 +44,17 @@ def figures(figures: Figures, text: Mapping[str, str]) -> str:
         (text["consistency"], figures.self_consistency),
         *((text["with_people"].format(name=name), value) for name, value in figures.judges),
     ]
+    standings = [(text["standing.all"], figures.standing, text["none"])]
+    for number, standing in rounds.by_round().items():
+        missing = standing.missing(rounds.at_least)
+        enough = text["standing.missing"].format(n=missing) if missing else text["standing.yes"]
+        standings.append((text["standing.round"].format(n=number), standing, enough))
     busiest_day = max((n for _, n in figures.by_day), default=1)
     return render(
         "data_figures",
         figures=figures,
         tiles=tiles,
+        standings=standings,
         agreements=[
             (
                 name,

@@ -106,8 +106,7 @@ def _perform(store: Store, annotator: int, board_request: BoardRequest) -> Reply
             "mine": progress.mine,
             "today": progress.mine_today,
             "hour": progress.mine_last_hour,
-            "left": progress.sets - progress.sets_ranked,
-            "sets": progress.sets,
+            "left": progress.mine_left,
         }
     return {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,13 @@ def _environment() -> Any:
     environment = html.environment(_FOLDER)
     environment.filters["count"] = "{:,}".format
     environment.filters["percent"] = "{:.1%}".format
+    environment.filters["minute"] = _minute
     return environment
+
+
+def _minute(at_ms: int) -> str:
+    """A time in milliseconds since 1970, as 2026-11-28 21:04 UTC."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def render(template: str, **values: object) -> str:

@@ -8,11 +8,13 @@ from pathlib import Path
 from alpaca_rlhf.app.chat_tab import chat_tab
 from alpaca_rlhf.app.compare_tab import compare_tab
 from alpaca_rlhf.app.data_tab import Exports, data_tab
+from alpaca_rlhf.app.data_view import Rounds
 from alpaca_rlhf.app.page_layout import Tab
 from alpaca_rlhf.app.prefetch import keep_filled
 from alpaca_rlhf.app.rank_tab import rank_tab
 from alpaca_rlhf.app.worker import Worker
 from alpaca_rlhf.preferences.store import Store
+from alpaca_rlhf.sources.standing import standing_by_round
 
 
 def tabs(
@@ -27,10 +29,11 @@ def tabs(
         refill: The command that fills the queue, which only admins are shown.
     """
     rank = Tab("rank", partial(rank_tab, refill=refill))
-    data = Tab("data", partial(data_tab, exports=exports), admin=True)
     if run is None:
-        return None, [rank, data]
+        return None, [rank, Tab("data", partial(data_tab, exports=exports), admin=True)]
     worker = Worker(run)
+    rounds = Rounds(partial(standing_by_round, run, store), worker.settings.rank.at_least)
+    data = Tab("data", partial(data_tab, exports=exports, rounds=rounds), admin=True)
     keep_filled(store, worker)
     chat = Tab("chat", partial(chat_tab, worker=worker))
     compare = Tab("compare", partial(compare_tab, worker=worker))

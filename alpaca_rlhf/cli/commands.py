@@ -105,6 +105,17 @@ COMMANDS = {
     "app": Command(
         "chat, compare, rank and look at the rankings in a browser",
         "app_command", settings="App"),
+    "verdicts": Command("rankings by people: status, leave-out, take-in", subcommands={
+        "status": Command(
+            "how far the ranking is, and whose rankings count: --run RUN",
+            "verdicts_command", function="status", settings="Status"),
+        "leave-out": Command(
+            "let no ranking by a person, or of a set, count: --run RUN --person NAME",
+            "verdicts_command", function="leave_out", settings="LeaveOut"),
+        "take-in": Command(
+            "let what was left out count again: --run RUN --person NAME",
+            "verdicts_command", function="take_in", settings="TakeIn"),
+    }),
     "import": Command(
         "read data of any known format, check it, and write it in the kit's own",
         "import_command", settings="Import", operands="FILE...", about=_IMPORT),

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 HELP = (
     "Type the numbers best first, ties joined by `=`: `2 1=3 4`. "
-    "`s` skips, `u` goes back to the last one, `q` quits, `?` shows this; every verdict is kept at "
-    "once."
+    "`s` skips (what stays skipped is left out of training), `u` goes back to the last one, `q` "
+    "quits, `?` shows this; every verdict is kept at once."
 )
 
 
@@ -98,22 +98,30 @@ class RankingSession:
         self._say = say
         self._clock = clock
         self._history = store.ranked_by(annotator, sets)
-        self._done = store.settled(self._sets) | set(self._history)
+        statuses = store.statuses(self._sets)
+        self._skipped = {key for key, status in statuses.items() if status == "skipped"}
+        settled = {key for key, status in statuses.items() if status in ("ranked", "closed")}
+        self._done = settled | set(self._history)
 
     @property
     def left(self) -> int:
-        """Number of prompts that nobody has ranked yet."""
-        return len(self._sets.keys() - self._done)
+        """Number of prompts that nobody has ranked or skipped yet."""
+        return len(self._sets.keys() - self._done - self._skipped)
 
     def run(self) -> bool:
-        """Rank until nothing is left or the annotator quits; returns True if all is ranked."""
-        queue = deque(prompt_id for prompt_id in self._sets if prompt_id not in self._done)
-        skipped: set[str] = set()
+        """Rank until nothing is left or the annotator quits; returns True if nothing waits.
+
+        Skipped prompts come once more at the end.
+        """
+        open_prompts = [prompt_id for prompt_id in self._sets if prompt_id not in self._done]
+        queue = deque(sorted(open_prompts, key=lambda prompt_id: prompt_id in self._skipped))
+        asked_again: set[str] = set()
         if queue:
-            self._say(f"{self.left} of {len(self._sets)} prompts to rank. {HELP}")
+            self._say(f"{len(queue)} of {len(self._sets)} prompts to rank. {HELP}")
         while queue:
             prompt_id = queue.popleft()
-            if prompt_id in skipped:
+            if prompt_id in self._skipped:
+                asked_again.add(prompt_id)
                 self._say("This one was skipped before. A tie of all answers is a verdict, too.")
             try:
                 command = self._rank(prompt_id)
@@ -125,8 +133,10 @@ class RankingSession:
                 prompt_id in self._done
             )  # gone back to: without a new verdict the old one stays
             if command == "s" and not ranked:
-                skipped.add(prompt_id)
-                queue.append(prompt_id)
+                self._store.skip_outside(self._annotator, self._sets[prompt_id])
+                self._skipped.add(prompt_id)
+                if prompt_id not in asked_again:
+                    queue.append(prompt_id)
             elif command == "u":
                 if not ranked:
                     queue.appendleft(prompt_id)
@@ -165,6 +175,7 @@ class RankingSession:
             self._store.add_rankings([ranking])
             self._history.append(prompt_id)
             self._done.add(prompt_id)
+            self._skipped.discard(prompt_id)
             return ""
 
     def _show(self, prompt_id: str, order: Sequence[Completion]) -> None:

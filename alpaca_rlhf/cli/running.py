@@ -14,6 +14,7 @@ from alpaca_rlhf.pipeline import order, run_loop
 from alpaca_rlhf.serving import folders
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.sources.sampled import candidate_sets, origin_of_stage
+from alpaca_rlhf.sources.standing import standing_of_stage
 from alpaca_rlhf.sources.verdicts import open_store
 from alpaca_rlhf.stages import PeopleNeeded
 from alpaca_rlhf.stages.context import suffixed
@@ -84,7 +85,7 @@ def rank_by_people(
     round_ = next((number for number in rounds if suffixed("rank", number) not in done), None)
     resume = [(f"alpaca-rlhf loop --out {_quoted(out)}", "go on with all that follows")]
     if round_ is None:
-        terminal.say("nothing to do: every prompt is ranked")
+        terminal.say("nothing to do: the rankings of every round were taken")
         terminal.say()
         terminal.say_next(resume)
         return 0
@@ -100,15 +101,18 @@ def rank_by_people(
         sets = candidate_sets(out, stage)
         store.add_sets(sets, origin=origin_of_stage(out, stage))
         session = RankingSession(sets, store, annotator, ask=terminal.ask, say=terminal.say)
-        all_ranked = session.run()
-    if all_ranked:
+        session.run()
+        standing = standing_of_stage(out, stage, store)
+    at_least = settings.rank.at_least
+    enough = not standing.missing(at_least)
+    if standing.ranked == standing.prompts:
         terminal.say("every prompt is ranked")
-        terminal.say()
-        terminal.say_next(resume)
     else:
-        terminal.say(f"{session.left} left; your verdicts are kept")
-        terminal.say()
-        terminal.say_next([(command, "go on ranking")])
+        text = "that is enough to go on" if enough else f"{standing.missing(at_least)} left"
+        terminal.say(f"{standing.line(at_least)}; {text}; your verdicts are kept")
+    terminal.say()
+    further = [(command, "go on ranking")] if standing.waiting or not enough else []
+    terminal.say_next([*(resume if enough else []), *further])
     return 0
 
 

@@ -20,11 +20,11 @@ Tiers = tuple[tuple[str, ...], ...]
 Candidates = tuple[Instruction, Sequence[Completion]]
 """A prompt and the completions to put in order."""
 
-FEWEST, MOST = 2, 9
+MIN_ANSWERS, MAX_ANSWERS = 2, 9
 """Completions of a candidate set."""
-MOST_TEXT = 2000
+MAX_TEXT_CHARS = 2000
 """Characters of a comment."""
-MOST_STARS = 5
+MAX_STARS = 5
 """The best that a criterion can be given; 1 is the worst."""
 
 METHODS = ("mouse", "touch", "keyboard", "buttons", "mixed", "as_shown", "")
@@ -46,7 +46,7 @@ def distinct_keys(keys: Sequence[T], texts: Sequence[str]) -> list[T]:
     return list(first.values())
 
 
-def distinct(completions: Sequence[Completion], k: int = MOST) -> list[Completion]:
+def distinct(completions: Sequence[Completion], k: int = MAX_ANSWERS) -> list[Completion]:
     """The first K completions with different texts: two with the same text would rank alike."""
     return distinct_keys(completions, [completion.text for completion in completions])[:k]
 
@@ -172,10 +172,10 @@ def check(verdict: Verdict, completions: Collection[str]) -> None:
         for criterion, count in stars.items():
             if not isinstance(criterion, str) or not 0 < len(criterion) <= 40:
                 raise Refused("bad_value", "a criterion needs a name of at most 40 characters")
-            if type(count) is not int or not 1 <= count <= MOST_STARS:
-                raise Refused("bad_value", f"{criterion}: give 1 to {MOST_STARS} stars")
-    if len(verdict.comment) > MOST_TEXT:
-        raise Refused("bad_value", f"a comment has at most {MOST_TEXT} characters")
+            if type(count) is not int or not 1 <= count <= MAX_STARS:
+                raise Refused("bad_value", f"{criterion}: give 1 to {MAX_STARS} stars")
+    if len(verdict.comment) > MAX_TEXT_CHARS:
+        raise Refused("bad_value", f"a comment has at most {MAX_TEXT_CHARS} characters")
     if verdict.input_method not in METHODS:
         raise Refused("bad_value", f"the input method is one of {', '.join(METHODS[:-1])}")
 

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from alpaca_rlhf.preferences import schema
 from alpaca_rlhf.preferences.assignment import Refused
 from alpaca_rlhf.preferences.audit import note
-from alpaca_rlhf.preferences.schema import Battle
+from alpaca_rlhf.preferences.schema import Annotator, Battle
 
 Vote = Literal["left", "right", "tie", "both_bad"]
 VOTES: tuple[Vote, ...] = ("left", "right", "tie", "both_bad")
@@ -143,10 +143,11 @@ def vote(
 
 
 def scores(session: Session) -> list[VoteCounts]:
-    """The blind votes of each pair of policies."""
+    """The blind votes of each pair of policies, by annotators who are not left out."""
     rows = session.execute(
         select(Battle.left_policy, Battle.right_policy, Battle.vote, func.count())
-        .where(Battle.vote.is_not(None), Battle.blind)
+        .join(Annotator, Annotator.id == Battle.annotator_id)
+        .where(Battle.vote.is_not(None), Battle.blind, ~Annotator.left_out)
         .group_by(Battle.left_policy, Battle.right_policy, Battle.vote)
     )
     # Both ways round go into one row: wins of the first by name, its losses, ties.

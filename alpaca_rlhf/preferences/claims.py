@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection
+from typing import Any
 
 from sqlalchemy import ColumnElement, exists, func, insert, select, update
 from sqlalchemy.orm import Session
@@ -44,9 +45,13 @@ def claim(
         holding: Assignments to pass over: they are before the annotator already.
     """
     # 1. Lock the annotator, so that two requests of one person come one after the other.
-    active = select(Annotator.active).where(Annotator.id == annotator_id)
-    if not session.scalar(active.with_for_update(key_share=True)):
+    columns = select(Annotator.active, Annotator.left_out).where(Annotator.id == annotator_id)
+    annotator = session.execute(columns.with_for_update(key_share=True)).first()
+    if annotator is None or not annotator.active:
         raise Refused("unknown", "there is no such annotator, or not any more")
+    # Whatever somebody who is left out ranked would count for nothing.
+    if annotator.left_out:
+        return None
 
     # 2. Give back the places of leases that ended.
     expire(session, now_ms)
@@ -90,7 +95,10 @@ def reserve(
     session: Session, annotator_id: int, key: str, *, now_ms: int, until_ms: int, rng: random.Random
 ) -> bool:
     """Open a set, named by its key, for an annotator who has not seen it; False if it is full."""
-    set_id = _take_one(session, annotator_id, [CandidateSet.key == key, ~CandidateSet.retired])
+    if is_left_out(session, annotator_id):
+        return False
+    named = [CandidateSet.key == key, schema.condition(schema.HANDED_OUT)]
+    set_id = _take_one(session, annotator_id, named)
     if set_id is not None:
         _assign(session, annotator_id, set_id, "task", now_ms, until_ms, rng)
     return set_id is not None
@@ -207,13 +215,22 @@ def take_after_all(session: Session, set_id: int) -> None:
     Work that was done is kept, and no place is counted twice.
     """
     claimed = CandidateSet.claimed + 1
-    # SQLite's `max` of two arguments is PostgreSQL's `greatest`.
-    greatest = func.greatest if session.get_bind().dialect.name == "postgresql" else func.max
+    target = greatest(session, CandidateSet.target, claimed)
     session.execute(
-        update(CandidateSet)
-        .where(CandidateSet.id == set_id)
-        .values(claimed=claimed, target=greatest(CandidateSet.target, claimed))
+        update(CandidateSet).where(CandidateSet.id == set_id).values(claimed=claimed, target=target)
     )
+
+
+def greatest(session: Session, *columns: Any) -> ColumnElement[int]:
+    """The greatest of some columns: `max` on SQLite, `greatest` on PostgreSQL."""
+    name = "greatest" if session.get_bind().dialect.name == "postgresql" else "max"
+    return getattr(func, name)(*columns)  # type: ignore[no-any-return]
+
+
+def is_left_out(session: Session, annotator_id: int) -> bool:
+    """True if nothing of an annotator counts; it stays so till the end of the transaction."""
+    query = select(Annotator.left_out).where(Annotator.id == annotator_id)
+    return bool(session.scalar(query.with_for_update(read=True, key_share=True)))
 
 
 def _take(session: Session, annotator_id: int, rng: random.Random) -> int | None:
@@ -304,7 +321,9 @@ def _repeat(
     repeats = Assignment.__table__.alias("again")
     old = (
         select(Assignment)
+        .join(CandidateSet, CandidateSet.id == Assignment.candidate_set_id)
         .where(*done, Assignment.kind == "task", Assignment.ranking_id < recent.ranking_id)
+        .where(~CandidateSet.left_out)
         .where(
             ~exists()
             .where(repeats.c.candidate_set_id == Assignment.candidate_set_id)
@@ -356,7 +375,7 @@ def _retake(session: Session, assignment: Assignment) -> bool:
     free = update(CandidateSet).where(
         CandidateSet.id == assignment.candidate_set_id,
         CandidateSet.claimed < CandidateSet.target,
-        ~CandidateSet.retired,
+        schema.condition(schema.HANDED_OUT),
     )
     retaking = free.values(claimed=CandidateSet.claimed + 1).returning(CandidateSet.id)
     return session.scalar(retaking) is not None

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Select, func, literal, select
+from sqlalchemy import ColumnElement, Select, exists, func, literal, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from alpaca_rlhf.preferences import schema
 from alpaca_rlhf.preferences.agreement import Agreement, agreement
-from alpaca_rlhf.preferences.schema import Annotator, Assignment, CandidateSet, Ranking, Tally
-from alpaca_rlhf.preferences.verdicts import day_of
+from alpaca_rlhf.preferences.reading import standing
+from alpaca_rlhf.preferences.schema import (
+    Annotator,
+    Assignment,
+    Audit,
+    CandidateSet,
+    Ranking,
+    Tally,
+)
+from alpaca_rlhf.preferences.standing import Standing
 
 MAX_OVERLAPS = 500
 """Newest overlapping sets, and newest repeats, that the agreement is computed from."""
@@ -21,26 +29,35 @@ MAX_JUDGE_VERDICTS = 10_000
 MAX_DAYS = 30
 """Days of which the pace is shown."""
 _HOUR_MS = 3_600_000
+_DAY_MS = 24 * _HOUR_MS
 _COUNT_OPEN_FLAGS = select(func.count()).select_from(schema.Flag)
 _COUNT_OPEN_FLAGS = _COUNT_OPEN_FLAGS.where(schema.condition(schema.WAITING))
+_COUNT_SETS_LEFT_OUT = select(func.count()).select_from(CandidateSet)
+_COUNT_SETS_LEFT_OUT = _COUNT_SETS_LEFT_OUT.where(schema.condition(schema.LEFT_OUT))
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Progress of an annotator and of the queue."""
+    """Progress of an annotator and of the queue.
+
+    The annotator's own numbers count gold questions like any other task: whoever watches them does
+    not learn which task was one.
+    """
 
     mine: int
-    """The annotator's rankings that count."""
+    """Tasks that the annotator has done."""
     mine_today: int
     """Those of today, by UTC."""
     mine_last_hour: int
     """Those of the last hour, the pace."""
+    mine_left: int
+    """Tasks that the annotator can still get, the open ones among them."""
     all_rankings: int
-    """Rankings of all people."""
+    """Rankings of all people that count."""
     sets_ranked: int
     """Candidate sets that need no further annotator: ranked, or claimed."""
     sets: int
-    """Candidate sets, without retired ones and gold questions."""
+    """Candidate sets, without gold questions and those that nobody receives any more."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +72,10 @@ class Person:
     """`annotator`, `admin` or `judge`."""
     active: bool
     """True if they may sign in."""
+    has_account: bool
+    """True if they have a password; judges and people in the terminal have none."""
+    left_out: bool
+    """True if nothing that they ranked counts."""
     rankings: int
     """Rankings that count."""
     pairs: int
@@ -83,8 +104,8 @@ class OpenFlag:
     """Name of the annotator who set it."""
     prompt: str
     """The instruction."""
-    completion: str
-    """Id of the flagged answer; empty for the prompt."""
+    answer: str | None
+    """Text of the flagged answer; None for the prompt."""
     reason: str
     """The reason, one word."""
     text: str
@@ -92,12 +113,34 @@ class OpenFlag:
 
 
 @dataclass(frozen=True)
+class Remark:
+    """A comment on a ranking, or the reason for a skip."""
+
+    kind: Literal["comment", "skip"]
+    """Which of the two."""
+    id: int
+    """Number among those of its kind; the next page begins before it."""
+    at_ms: int
+    """Time, in milliseconds since 1970."""
+    candidate_set: int
+    """The set."""
+    annotator: str
+    """Name of the annotator who wrote it."""
+    prompt: str
+    """The instruction."""
+    text: str
+    """The annotator's words."""
+
+
+@dataclass(frozen=True)
 class Figures:
     """All figures of the Data tab but its lists; None where there is nothing to divide by."""
 
     counts: dict[str, int]
-    """Rows: prompts, completions, sets, open places, rankings (by people), judged, pairs, open
-    flags, battles."""
+    """Rows: prompts, completions, sets, sets left out, open places, rankings (by people), judged,
+    pairs, open flags, battles."""
+    standing: Standing
+    """How far the ranking of all prompts is."""
     last_hour: int
     """Rankings and revisions by people in the last hour."""
     by_day: list[tuple[str, int]]
@@ -123,37 +166,77 @@ class Figures:
     """People and judges, most rankings first."""
 
 
-def progress(session: Session, annotator_id: int, now_ms: int) -> Progress:
-    """Progress of an annotator and of the queue."""
-    n_rankings = select(func.coalesce(func.sum(Tally.rankings), 0))
-    n_mine = n_rankings.where(Tally.annotator_id == annotator_id)
-    # The last hour begins at a ranking, and rankings are numbered in their order: the annotator's
-    # own index counts from there.
-    last_hour = select(Ranking.id).where(Ranking.created_ms > now_ms - _HOUR_MS)
-    first_id = session.scalar(last_hour.order_by(Ranking.created_ms).limit(1))
-    n_done = select(func.count()).select_from(Assignment)
-    n_done = n_done.where(Assignment.annotator_id == annotator_id, schema.condition(schema.DONE))
+def progress(session: Session, annotator_id: int, now_ms: int, *, gold: bool = True) -> Progress:
+    """Progress of an annotator and of the queue; `gold` is False if none is handed out."""
+    # 1. All tasks that the annotator has done, whichever kind. An hour or a day begins at a
+    #    ranking, and rankings are numbered in their order: the annotator's own index counts from
+    #    there.
+    done = select(func.count()).select_from(Assignment)
+    done = done.where(Assignment.annotator_id == annotator_id, schema.condition(schema.DONE))
+
+    def done_since(start_ms: int) -> int:
+        later = select(Ranking.id).where(Ranking.created_ms >= start_ms)
+        first_id = session.scalar(later.order_by(Ranking.created_ms).limit(1))
+        if first_id is None:
+            return 0
+        return session.scalar(done.where(Assignment.ranking_id >= first_id)) or 0
+
+    # 2. The queue.
     n_sets = select(func.count()).select_from(CandidateSet)
-    n_sets = n_sets.where(CandidateSet.target > 0, ~CandidateSet.retired)
-    n_open = _open_sets(session)
-    total = session.scalar(n_sets) or 0
+    n_sets = n_sets.where(CandidateSet.target > 0, schema.condition(schema.HANDED_OUT))
+    total, n_open = session.scalar(n_sets) or 0, _open_sets(session)
+    all_rankings = select(func.coalesce(func.sum(Tally.rankings), 0))
     return Progress(
-        mine=session.scalar(n_mine) or 0,
-        mine_today=session.scalar(n_mine.where(Tally.day == day_of(now_ms))) or 0,
-        mine_last_hour=session.scalar(n_done.where(Assignment.ranking_id >= first_id)) or 0
-        if first_id is not None
-        else 0,
-        all_rankings=session.scalar(_by_people(n_rankings)) or 0,
+        mine=session.scalar(done) or 0,
+        mine_today=done_since(now_ms - now_ms % _DAY_MS),
+        mine_last_hour=done_since(now_ms - _HOUR_MS + 1),
+        mine_left=_left(session, annotator_id, n_open, gold=gold),
+        all_rankings=session.scalar(_by_people(all_rankings)) or 0,
         sets_ranked=total - n_open,
         sets=total,
     )
+
+
+def _left(session: Session, annotator_id: int, n_open: int, *, gold: bool) -> int:
+    """Tasks that an annotator can still get, of any kind, and those that are open.
+
+    A task moves from what can be got to what is open when it is claimed, and leaves the sum when it
+    is done, whatever its kind.
+    """
+    annotator = session.get(Annotator, annotator_id)
+    if annotator is None or annotator.left_out:
+        return 0
+    # 1. Sets with a free place that this annotator has not had, or has let expire.
+    had = (
+        select(func.count())
+        .select_from(CandidateSet)
+        .join(Assignment, Assignment.candidate_set_id == CandidateSet.id)
+        .where(Assignment.annotator_id == annotator_id, Assignment.repeat == 0)
+        .where(Assignment.state != "expired")
+        .where(or_(schema.condition(schema.FRESH), schema.condition(schema.SHARED)))
+    )
+    # 2. Gold questions that they have not had.
+    seen = exists().where(
+        Assignment.candidate_set_id == CandidateSet.id, Assignment.annotator_id == annotator_id
+    )
+    unseen_gold = select(func.count()).select_from(CandidateSet)
+    unseen_gold = unseen_gold.where(schema.condition(schema.GOLD), ~seen)
+    # 3. What is open, or can be opened again without a place.
+    own = select(func.count()).select_from(Assignment)
+    own = own.where(Assignment.annotator_id == annotator_id)
+    n_own = session.scalar(own.where(schema.condition(schema.OPEN))) or 0
+    expired = own.where(schema.condition(schema.EXPIRED), Assignment.kind != "task")
+    n_own += session.scalar(expired) or 0
+    n_gold = (session.scalar(unseen_gold) or 0) if gold else 0
+    return n_open - (session.scalar(had) or 0) + n_gold + n_own
 
 
 def figures(session: Session, now_ms: int) -> Figures:
     """All figures of the Data tab but its lists."""
     # 1. Running sums, of people without judges.
     annotators = _annotators(session)
-    people = [person for person in annotators if person.role != "judge"]
+    counted = [annotator for annotator in annotators if not annotator.left_out]
+    people = [person for person in counted if person.role != "judge"]
     columns = (Tally.decided, Tally.first_slot, Tally.first_slot_expected, Tally.gold_passed)
     decided, won, expected, passed = session.execute(
         _by_people(select(*(func.coalesce(func.sum(column), 0) for column in columns)))
@@ -164,20 +247,22 @@ def figures(session: Session, now_ms: int) -> Figures:
     days = days.group_by(Tally.day).having(func.sum(Tally.rankings) > 0)
     recent = select(func.count()).select_from(Ranking)
     recent = recent.join(Assignment, Assignment.id == Ranking.assignment_id)
-    recent = recent.where(Assignment.kind != "judge")
+    recent = recent.where(Assignment.kind != "judge", *_counted())
     # 3. Counts, and agreement over a bounded number of the newest tasks.
     return Figures(
         counts={
             "prompts": _count(session, schema.Prompt),
             "completions": _count(session, schema.Completion),
             "sets": _count(session, CandidateSet),
+            "left_out": session.scalar(_COUNT_SETS_LEFT_OUT) or 0,
             "open_places": _open_places(session),
             "rankings": sum(person.rankings for person in people),
-            "judged": sum(judge.rankings for judge in annotators if judge.role == "judge"),
+            "judged": sum(judge.rankings for judge in counted if judge.role == "judge"),
             "pairs": sum(person.pairs for person in people),
             "flags": session.scalar(_COUNT_OPEN_FLAGS) or 0,
             "battles": _count(session, schema.Battle),
         },
+        standing=standing(session, now_ms),
         last_hour=session.scalar(recent.where(Ranking.created_ms > now_ms - _HOUR_MS)) or 0,
         by_day=[
             (day, int(n))
@@ -194,7 +279,7 @@ def figures(session: Session, now_ms: int) -> Figures:
         self_consistency=agreement(_repeated(session)),
         judges=[
             (judge.name, agreement(_judged(session, judge.id)))
-            for judge in sorted(annotators, key=lambda annotator: annotator.id)
+            for judge in sorted(counted, key=lambda annotator: annotator.id)
             if judge.role == "judge"
         ],
         people=annotators,
@@ -204,11 +289,18 @@ def figures(session: Session, now_ms: int) -> Figures:
 def flagged(session: Session, *, before: int | None = None, n: int = 50) -> list[OpenFlag]:
     """The newest open flags, or those before a number, for the next page."""
     query = (
-        select(schema.Flag, Annotator.name, Assignment.candidate_set_id, schema.Prompt.instruction)
+        select(
+            schema.Flag,
+            Annotator.name,
+            Assignment.candidate_set_id,
+            schema.Prompt.instruction,
+            schema.Completion.text,
+        )
         .join(Assignment, Assignment.id == schema.Flag.assignment_id)
         .join(Annotator, Annotator.id == Assignment.annotator_id)
         .join(CandidateSet, CandidateSet.id == Assignment.candidate_set_id)
         .join(schema.Prompt, schema.Prompt.id == CandidateSet.prompt_id)
+        .outerjoin(schema.Completion, schema.Completion.key == schema.Flag.completion)
         .where(schema.condition(f"flag.{schema.WAITING}"))
         .order_by(schema.Flag.id.desc())
         .limit(n)
@@ -216,9 +308,60 @@ def flagged(session: Session, *, before: int | None = None, n: int = 50) -> list
     if before is not None:
         query = query.where(schema.Flag.id < before)
     return [
-        OpenFlag(flag.id, set_id, name, prompt, flag.completion, flag.reason, flag.text)
-        for flag, name, set_id, prompt in session.execute(query)
+        OpenFlag(flag.id, set_id, name, prompt, answer, flag.reason, flag.text)
+        for flag, name, set_id, prompt, answer in session.execute(query)
     ]
+
+
+def comments(session: Session, *, before: int | None = None, n: int = 50) -> list[Remark]:
+    """The newest comments on rankings that stand, or those before a number, for the next page."""
+    query = (
+        select(Ranking, Annotator.name, CandidateSet.id, schema.Prompt.instruction)
+        .join(Assignment, Assignment.ranking_id == Ranking.id)
+        .join(Annotator, Annotator.id == Assignment.annotator_id)
+        .join(CandidateSet, CandidateSet.id == Assignment.candidate_set_id)
+        .join(schema.Prompt, schema.Prompt.id == CandidateSet.prompt_id)
+        .where(schema.condition(f"ranking.{schema.REMARK}"))
+        .order_by(Ranking.id.desc())
+        .limit(n)
+    )
+    if before is not None:
+        query = query.where(Ranking.id < before)
+    return [
+        Remark("comment", row.id, row.created_ms, set_id, name, prompt, row.comment)
+        for row, name, set_id, prompt in session.execute(query)
+    ]
+
+
+def skips(session: Session, *, before: int | None = None, n: int = 50) -> list[Remark]:
+    """The newest reasons for skips, or those before a number, for the next page."""
+    query = select(Audit).where(schema.condition(schema.SKIP), Audit.after.is_not(None))
+    if before is not None:
+        query = query.where(Audit.id < before)
+    rows = session.scalars(query.order_by(Audit.id.desc()).limit(n)).all()
+    # The audit names its assignment in words.
+    numbers = {row.id: int(row.entity.partition(":")[2]) for row in rows}
+    tasks = {
+        row.id: row
+        for row in session.execute(
+            select(
+                Assignment.id,
+                Assignment.candidate_set_id,
+                Annotator.name,
+                schema.Prompt.instruction,
+            )
+            .join(Annotator, Annotator.id == Assignment.annotator_id)
+            .join(CandidateSet, CandidateSet.id == Assignment.candidate_set_id)
+            .join(schema.Prompt, schema.Prompt.id == CandidateSet.prompt_id)
+            .where(Assignment.id.in_(numbers.values()))
+        )
+    }
+    remarks = []
+    for row in rows:
+        task, reason = tasks[numbers[row.id]], (row.after or {})["reason"]
+        set_id, prompt = task.candidate_set_id, task.instruction
+        remarks.append(Remark("skip", row.id, row.at_ms, set_id, task.name, prompt, reason))
+    return remarks
 
 
 def _annotators(session: Session) -> list[Person]:
@@ -237,6 +380,8 @@ def _annotators(session: Session) -> list[Person]:
             name=row.name,
             role=row.role,
             active=row.active,
+            has_account=bool(row.password_hash),
+            left_out=row.left_out,
             rankings=int(rankings),
             pairs=int(pairs),
             median_s=_median(session, row.id),
@@ -251,10 +396,20 @@ def _annotators(session: Session) -> list[Person]:
 
 
 def _by_people(query: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
-    """Restrict sums of `Tally` to people, without judges."""
+    """Restrict sums of `Tally` to people who are not left out, without judges."""
     return query.join(Annotator, Annotator.id == Tally.annotator_id).where(
-        Annotator.role != "judge"
+        Annotator.role != "judge", ~Annotator.left_out
     )
+
+
+def _counted() -> list[ColumnElement[bool]]:
+    """Conditions on an assignment: neither its annotator nor its set is left out."""
+    return [
+        Assignment.annotator_id.not_in(select(Annotator.id).where(Annotator.left_out)),
+        Assignment.candidate_set_id.not_in(
+            select(CandidateSet.id).where(schema.condition(schema.LEFT_OUT))
+        ),
+    ]
 
 
 def _median(session: Session, annotator_id: int | None) -> float | None:
@@ -263,7 +418,9 @@ def _median(session: Session, annotator_id: int | None) -> float | None:
     Walks half an index instead of sorting.
     """
     timed: list[ColumnElement[bool]] = [Assignment.duration_ms.is_not(None)]
-    if annotator_id is not None:
+    if annotator_id is None:
+        timed += _counted()
+    else:
         timed.append(Assignment.annotator_id == annotator_id)
     n = session.scalar(select(func.count()).select_from(Assignment).where(*timed)) or 0
     if not n:
@@ -284,7 +441,7 @@ def _overlapping(session: Session) -> Iterator[list[Any]]:
         select(Assignment.candidate_set_id, Ranking.tiers)
         .join(Ranking, Ranking.id == Assignment.ranking_id)
         .where(Assignment.candidate_set_id.in_(newest.scalar_subquery()))
-        .where(Assignment.kind == "task")
+        .where(Assignment.kind == "task", *_counted())
         .order_by(Assignment.id)
     )
     orders: dict[int, list[Any]] = {}
@@ -308,6 +465,7 @@ def _repeated(session: Session) -> Iterator[list[Any]]:
             # index.
             Assignment.kind == literal("repeat", literal_execute=True),
             Assignment.state == literal("done", literal_execute=True),
+            *_counted(),
         )
         .order_by(Assignment.id.desc())
         .limit(MAX_OVERLAPS)
@@ -331,7 +489,7 @@ def _judged(session: Session, judge_id: int) -> list[list[Any]]:
         .join(Assignment, Assignment.candidate_set_id == newest.c.candidate_set_id)
         .join(by_judge, by_judge.id == newest.c.ranking_id)
         .join(by_person, by_person.id == Assignment.ranking_id)
-        .where(Assignment.kind == "task")
+        .where(Assignment.kind == "task", *_counted())
         .order_by(newest.c.ranking_id.desc(), Assignment.id)
     )
     orders: dict[int, list[Any]] = {}

@@ -11,7 +11,14 @@ from sqlalchemy.orm import Session
 
 from alpaca_rlhf.core.records import Completion, Instruction, content_hash
 from alpaca_rlhf.preferences import schema
-from alpaca_rlhf.preferences.assignment import FEWEST, MOST, Candidates, Tiers, distinct, places
+from alpaca_rlhf.preferences.assignment import (
+    MAX_ANSWERS,
+    MIN_ANSWERS,
+    Candidates,
+    Tiers,
+    distinct,
+    places,
+)
 from alpaca_rlhf.preferences.stored_text import clean, stored_history
 
 _BATCH_PROMPTS = 500
@@ -43,9 +50,9 @@ def add_sets(
     rows = {}
     for prompt, completions in sets:
         ids = [completion.id for completion in completions]
-        if not FEWEST <= len(ids) <= MOST or len(set(ids)) != len(ids):
+        if not MIN_ANSWERS <= len(ids) <= MAX_ANSWERS or len(set(ids)) != len(ids):
             raise ValueError(
-                f"prompt {prompt.id}: a candidate set has {FEWEST} to {MOST} different "
+                f"prompt {prompt.id}: a candidate set has {MIN_ANSWERS} to {MAX_ANSWERS} different "
                 f"completions, got {len(set(ids))}"
             )
         key = set_key(prompt.id, ids)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import and_, exists, func, insert, or_, select
+from sqlalchemy import Select, and_, case, exists, func, insert, not_, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from alpaca_rlhf.core.records import Completion as Record
@@ -26,6 +26,7 @@ from alpaca_rlhf.preferences.schema import (
     Ranking,
     Snapshot,
 )
+from alpaca_rlhf.preferences.standing import Standing, Status
 from alpaca_rlhf.preferences.stored_text import clean, restored_history
 
 BATCH_SETS = 1000
@@ -38,17 +39,24 @@ def verdicts(session: Session, judge: JudgeIdentity | None = None) -> Iterator[d
     They come in the order of the candidate sets' keys, which are hashes of what was ranked, and
     within a set of the annotators' names: the same verdicts give the same rows in the same order,
     whenever and in whatever order they arrived. Repeats, gold questions and withdrawn verdicts are
-    left out, and so are judges where a person has ranked the same answers.
+    left out, and so are annotators and sets that an admin has left out, and judges where a person
+    has ranked the same answers.
 
     Args:
         session: A transaction that reads.
         judge: Of this judge the revision made under these settings is taken, if there is one.
     """
     # Only assignments with a current verdict, of people and of judges.
-    counts = and_(Assignment.ranking_id.is_not(None), Assignment.kind.in_(["task", "judge"]))
+    annotators_left_out = select(Annotator.id).where(Annotator.left_out)
+    counts = and_(
+        Assignment.ranking_id.is_not(None),
+        Assignment.kind.in_(["task", "judge"]),
+        Assignment.annotator_id.not_in(annotators_left_out),
+    )
     page = (
         select(CandidateSet.key)
         .where(exists().where(Assignment.candidate_set_id == CandidateSet.id, counts))
+        .where(~CandidateSet.left_out)
         .order_by(CandidateSet.key)
         .limit(BATCH_SETS)
     )
@@ -166,7 +174,8 @@ def unjudged(session: Session, judge: JudgeIdentity, after: int) -> list[tuple[i
     rows = session.execute(
         select(CandidateSet, Prompt)
         .join(Prompt, Prompt.id == CandidateSet.prompt_id)
-        .where(CandidateSet.id > after, CandidateSet.verdicts == 0, ~CandidateSet.retired)
+        .where(CandidateSet.id > after, CandidateSet.verdicts == 0)
+        .where(~CandidateSet.retired, ~CandidateSet.left_out)
         .where(CandidateSet.target > 0, CandidateSet.id.not_in(judged))
         .order_by(CandidateSet.id)
         .limit(BATCH_SETS)
@@ -210,18 +219,20 @@ def ranked_by(session: Session, annotator: str, keys: Sequence[str]) -> list[str
     return [key for _, key in sorted(rows)]
 
 
-def settled(session: Session, prompts: Sequence[str]) -> set[str]:
-    """Those of these prompts, by key, of which a set was ranked by a person, or was closed."""
-    keys: set[str] = set()
-    query = (
-        select(Prompt.key)
-        .join(CandidateSet, CandidateSet.prompt_id == Prompt.id)
-        .where(or_(CandidateSet.verdicts > 0, CandidateSet.retired))
-    )
+def statuses(session: Session, prompts: Sequence[str], now_ms: int) -> dict[str, Status]:
+    """The status of each prompt, by id; one without a candidate set waits."""
+    query = _by_prompt(now_ms)
+    found: dict[str, Status] = dict.fromkeys(prompts, "waiting")
     for start in range(0, len(prompts), BATCH_SETS):
         part = prompts[start : start + BATCH_SETS]
-        keys.update(session.scalars(query.where(Prompt.key.in_(part))))
-    return keys
+        for row in session.execute(query.where(Prompt.key.in_(part))):
+            found[row.key] = _status(row)
+    return found
+
+
+def standing(session: Session, now_ms: int) -> Standing:
+    """The standing of all prompts of the database that are there for people to rank."""
+    return Standing.of(_status(row) for row in session.execute(_by_prompt(now_ms)))
 
 
 def newest(session: Session) -> int:
@@ -243,3 +254,37 @@ def _completions(session: Session, keys: set[str]) -> dict[str, dict[str, Any]]:
     columns = [getattr(Completion, name) for name in names]
     rows = session.execute(select(Completion.key, *columns).where(Completion.key.in_(sorted(keys))))
     return {key: {"id": key, **dict(zip(names, fields, strict=True))} for key, *fields in rows}
+
+
+def _by_prompt(now_ms: int) -> Select[Any]:
+    """For each prompt: is a set of it ranked, does one wait, was one skipped?"""
+    of_set = and_(Assignment.candidate_set_id == CandidateSet.id, Assignment.kind == "task")
+    skipped = exists().where(of_set, Assignment.state.in_(["skipped", "flagged"]))
+    held = exists().where(of_set, Assignment.state == "open", Assignment.lease_ms >= now_ms)
+    given_up = and_(skipped, not_(held))
+    open_ = and_(not_(CandidateSet.retired), not_(CandidateSet.left_out))
+
+    def any_set(condition: Any) -> Any:
+        return func.max(case((condition, 1), else_=0))
+
+    return (
+        select(
+            Prompt.key,
+            any_set(and_(CandidateSet.verdicts > 0, not_(CandidateSet.left_out))).label("ranked"),
+            any_set(and_(open_, not_(given_up))).label("waiting"),
+            any_set(and_(open_, given_up)).label("skipped"),
+        )
+        .join(CandidateSet, CandidateSet.prompt_id == Prompt.id)
+        .where(CandidateSet.gold.is_(None))
+        # Sets without places are ranked by judges alone.
+        .where(or_(CandidateSet.target > 0, CandidateSet.verdicts > 0))
+        .group_by(Prompt.key)
+    )
+
+
+def _status(row: Any) -> Status:
+    if row.ranked:
+        return "ranked"
+    if row.waiting:
+        return "waiting"
+    return "skipped" if row.skipped else "closed"

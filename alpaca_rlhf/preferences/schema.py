@@ -21,6 +21,7 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -29,20 +30,27 @@ Whole = BigInteger().with_variant(Integer, "sqlite")
 """64 bits on both; SQLite numbers rows by itself only where the type is INTEGER."""
 Json = JSON(none_as_null=True)
 
-FRESH = "claimed = 0 AND target > 0 AND NOT retired"
+HANDED_OUT = "NOT retired AND NOT left_out"
+"""Sets that annotators may receive."""
+FRESH = f"claimed = 0 AND target > 0 AND {HANDED_OUT}"
 """Sets that nobody has. The claim and its index say it in the same words, or SQLite's planner does
 not use the index."""
-SHARED = "claimed > 0 AND claimed < target AND NOT retired"
+SHARED = f"claimed > 0 AND claimed < target AND {HANDED_OUT}"
 """Sets that somebody has and that want another opinion."""
-OVERLAPPING = "verdicts >= 2"
+OVERLAPPING = "verdicts >= 2 AND NOT left_out"
 """Sets that two or more people have ranked."""
-GOLD = "gold IS NOT NULL AND NOT retired"
+GOLD = f"gold IS NOT NULL AND {HANDED_OUT}"
 """Sets whose right order is known."""
 OPEN = "state = 'open'"
 EXPIRED = "state = 'expired'"
 DONE = "state = 'done'"
 WAITING = "resolved_ms IS NULL"
 REPEATED = "kind = 'repeat' AND state = 'done'"
+LEFT_OUT = "left_out"
+REMARK = "comment <> ''"
+"""Revisions with a remark of the annotator's."""
+SKIP = "action = 'skip'"
+"""Audit rows of skipped tasks, which hold the reasons."""
 
 
 def condition(words: str) -> ColumnElement[bool]:
@@ -108,8 +116,9 @@ class CandidateSet(Base):
     """K completions of one prompt, frozen: completions that come later change no task.
 
     `target` people shall rank it, `claimed` of these places are taken (being ranked or done), and
-    `verdicts` people have ranked it. A gold question has a known order in `gold` and no places:
-    everybody may get it.
+    `verdicts` people have ranked it; people who are left out take no place and are not counted. A
+    gold question has a known order in `gold` and no places: everybody may get it. Nobody receives a
+    set that is `retired`; of one that is `left_out` no verdict counts either.
     """
 
     __tablename__ = "candidate_set"
@@ -123,6 +132,7 @@ class CandidateSet(Base):
     verdicts: Mapped[int]
     gold: Mapped[list[Any] | None] = mapped_column(Json)
     retired: Mapped[bool]
+    left_out: Mapped[bool] = mapped_column(server_default=false())
     origin: Mapped[str]
     created_ms: Mapped[int]
 
@@ -132,11 +142,16 @@ class CandidateSet(Base):
         _partial("ix_candidate_set_shared", SHARED, "id"),
         _partial("ix_candidate_set_overlapping", OVERLAPPING, "id"),
         _partial("ix_candidate_set_gold", GOLD, "id"),
+        _partial("ix_candidate_set_left_out", LEFT_OUT, "id"),
     )
 
 
 class Annotator(Base):
-    """An annotator: a person with a password and a role, or a judge (`judge:<name>`)."""
+    """An annotator: a person with a password and a role, or a judge (`judge:<name>`).
+
+    Who is not `active` may not sign in, and what they ranked counts. Who is `left_out` is given no
+    tasks, and nothing that they ranked counts.
+    """
 
     __tablename__ = "annotator"
 
@@ -146,6 +161,7 @@ class Annotator(Base):
     role: Mapped[str] = mapped_column(String(16))
     lang: Mapped[str] = mapped_column(String(16))
     active: Mapped[bool]
+    left_out: Mapped[bool] = mapped_column(server_default=false())
     created_ms: Mapped[int]
 
 
@@ -219,6 +235,7 @@ class Ranking(Base):
     __table_args__ = (
         UniqueConstraint("assignment_id", "revision"),
         Index(None, "created_ms"),
+        _partial("ix_ranking_remark", REMARK, "id"),
     )
 
 
@@ -292,6 +309,8 @@ class Audit(Base):
     entity: Mapped[str]
     before: Mapped[dict[str, Any] | None] = mapped_column(Json)
     after: Mapped[dict[str, Any] | None] = mapped_column(Json)
+
+    __table_args__ = (_partial("ix_audit_skip", SKIP, "id"),)
 
 
 class Snapshot(Base):

@@ -14,13 +14,22 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from alpaca_rlhf.core.records import Ranking
-from alpaca_rlhf.preferences import battles, claims, queue, reading, snapshot, verdicts
+from alpaca_rlhf.preferences import (
+    battles,
+    claims,
+    leaving_out,
+    queue,
+    reading,
+    snapshot,
+    verdicts,
+)
 from alpaca_rlhf.preferences import figures as tab
 from alpaca_rlhf.preferences.accounts import Accounts
 from alpaca_rlhf.preferences.assignment import Candidates, Refused, Saved, Task, Tiers, Verdict
 from alpaca_rlhf.preferences.audit import note
 from alpaca_rlhf.preferences.judges import JudgeIdentity
 from alpaca_rlhf.preferences.schema import CandidateSet, Flag
+from alpaca_rlhf.preferences.standing import Standing, Status
 from alpaca_rlhf.preferences.stored_text import clean
 
 BATCH_ROWS = 500
@@ -171,6 +180,56 @@ class Store(Accounts):
 
         self._write(work)
 
+    def leave_out_person(
+        self, name: str, *, actor: str, reason: str = "", undo: bool = False
+    ) -> leaving_out.Change:
+        """Let nothing count that an annotator has ranked or will rank; they get no more tasks.
+
+        Args:
+            name: Name of the annotator, or `judge:<name>`.
+            actor: Who does it, for the audit.
+            reason: Why, for the audit.
+            undo: True takes them in again.
+
+        Raises:
+            UserError: There is no annotator of this name.
+        """
+        return self._write(
+            lambda session: leaving_out.change_person(
+                session, name, not undo, actor=actor, reason=reason, now_ms=self._now()
+            )
+        )
+
+    def leave_out_set(
+        self, number: int, *, actor: str, reason: str = "", undo: bool = False
+    ) -> leaving_out.Change:
+        """Let no verdict on a candidate set count, and hand it to nobody.
+
+        Args:
+            number: Number of the set.
+            actor: Who does it, for the audit.
+            reason: Why, for the audit.
+            undo: True takes it in again.
+
+        Raises:
+            UserError: There is no such set.
+        """
+        return self._write(
+            lambda session: leaving_out.change_set(
+                session, number, not undo, actor=actor, reason=reason, now_ms=self._now()
+            )
+        )
+
+    def left_out(self) -> list[str]:
+        """Everything that is left out: names of annotators, and keys of sets after `set:`."""
+        with self.database.reading() as session:
+            return leaving_out.left_out(session)
+
+    def below_gold_rate(self, rate: float, *, min_asked: int) -> list[str]:
+        """Names of the people who passed less than a share of at least so many gold questions."""
+        with self.database.reading() as session:
+            return leaving_out.below_gold_rate(session, rate, min_asked)
+
     # --- tasks --------------------------------------------------------------------------------
 
     def claim(self, annotator: int, *, holding: Collection[int] = ()) -> Task | None:
@@ -302,6 +361,26 @@ class Store(Accounts):
 
         self._write(work)
 
+    def skip_outside(self, annotator: str, candidates: Candidates, *, reason: str = "") -> None:
+        """Keep that a person skipped a set outside the app, e.g. in the terminal.
+
+        Args:
+            annotator: Name.
+            candidates: The prompt with its completions, which are a candidate set.
+            reason: The person's own words.
+
+        Raises:
+            Refused: `done`: they have ranked it already.
+            ValueError: There is no such set.
+        """
+        prompt, completions = candidates
+        key = queue.set_key(prompt.id, [completion.id for completion in completions])
+        self._write(
+            lambda session: verdicts.skip(
+                session, annotator, key, reason=reason[:500], now_ms=self._now()
+            )
+        )
+
     def flag(
         self, annotator: int, task: int, reason: str, text: str = "", *, completion: str = ""
     ) -> None:
@@ -378,7 +457,8 @@ class Store(Accounts):
     def progress(self, annotator: int) -> tab.Progress:
         """The progress of an annotator, and of all."""
         with self.database.reading() as session:
-            return tab.progress(session, annotator, self._now())
+            gold = self.rules.gold_rate > 0
+            return tab.progress(session, annotator, self._now(), gold=gold)
 
     def figures(self) -> tab.Figures:
         """Everything that the Data tab shows, apart from the lists."""
@@ -390,13 +470,28 @@ class Store(Accounts):
         with self.database.reading() as session:
             return tab.flagged(session, before=before, n=n)
 
-    def settled(self, prompts: Iterable[str]) -> set[str]:
-        """Those of these prompts, by id, of which a set was ranked by a person, or was closed.
+    def comments(self, *, before: int | None = None, n: int = 50) -> list[tab.Remark]:
+        """The newest comments on rankings, or those before a number."""
+        with self.database.reading() as session:
+            return tab.comments(session, before=before, n=n)
+
+    def skips(self, *, before: int | None = None, n: int = 50) -> list[tab.Remark]:
+        """The newest reasons for skips, or those before a number."""
+        with self.database.reading() as session:
+            return tab.skips(session, before=before, n=n)
+
+    def statuses(self, prompts: Iterable[str]) -> dict[str, Status]:
+        """How far the ranking of each of these prompts is, by their ids.
 
         A judge's verdict settles nothing: a person may still come.
         """
         with self.database.reading() as session:
-            return reading.settled(session, list(prompts))
+            return reading.statuses(session, list(prompts), self._now())
+
+    def standing(self) -> Standing:
+        """How far the ranking of all prompts is that wait for people or did."""
+        with self.database.reading() as session:
+            return reading.standing(session, self._now())
 
     def ranked(self, sets: Iterable[Candidates]) -> set[str]:
         """Ids of the prompts of those candidate sets that a person has ranked."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -48,6 +48,7 @@ def submit(
     Raises:
         Refused: `unknown`, `not_yours`, `incomplete`, `bad_value`.
     """
+    left_out = {annotator_id} if claims.is_left_out(session, annotator_id) else set[int]()
     assignment = claims.owned(session, assignment_id, annotator_id)
     # 1. A revision that was kept before: its response was lost, so it is given again.
     saved = session.scalar(
@@ -59,10 +60,12 @@ def submit(
         return Saved(saved.id, True, saved.duration_ms / 1000, counts=counts)
     if revision != assignment.next_revision:
         raise Refused("unknown", f"revision {revision} comes after {assignment.next_revision}")
+    # 2. A verdict that puts each answer in one place.
     rules.check(verdict, assignment.shown_order)
     # 3. Keep the verdict, with the time since the task was shown.
     duration_ms = max(0, now_ms - assignment.shown_ms)
-    (ranking,) = _keep(session, [_Entry(assignment, verdict, duration_ms)], now_ms)
+    entry = _Entry(assignment, verdict, duration_ms)
+    (ranking,) = _keep(session, [entry], now_ms, left_out=left_out)
     return Saved(ranking.id, False, duration_ms / 1000)
 
 
@@ -81,6 +84,7 @@ def undo(
     Raises:
         Refused: `unknown`, `not_yours`, or `done` where there is nothing to take back.
     """
+    left_out = claims.is_left_out(session, annotator_id)
     assignment = claims.owned(session, assignment_id, annotator_id)
     if assignment.state == "open" and assignment.next_revision > 0:
         return  # a second press of the button
@@ -88,8 +92,10 @@ def undo(
         raise Refused("done", "there is nothing to take back")
     # 1. Take the verdict out of the running sums and of its set's count.
     withdrawn = session.get_one(Ranking, assignment.ranking_id)
-    _add_sums(session, [(assignment, withdrawn, -1)])
-    if assignment.kind == "task":
+    _add_counted_sums(session, [(assignment, withdrawn, -1)])
+    if assignment.kind == "task" and left_out:
+        claims.take_after_all(session, assignment.candidate_set_id)  # an open task has a place
+    elif assignment.kind == "task":
         _count_verdict(session, assignment.candidate_set_id, -1)
     # 2. Add a revision that withdraws it; the verdict itself stays.
     columns = {name: getattr(withdrawn, name) for name in _COLUMNS}
@@ -148,6 +154,9 @@ def add(
         if key not in sets:
             raise ValueError(f"the completions of {ranking.prompt_id} are no candidate set")
     annotators = _annotator_ids(session, {ranking.annotator for ranking in rankings}, now_ms)
+    left_out = {
+        number for number in sorted(annotators.values()) if claims.is_left_out(session, number)
+    }
 
     # 2. Its assignment, made where the annotator has never had the set.
     assignments = {
@@ -212,8 +221,42 @@ def add(
         verdict = Verdict(ranking.tiers, ranking.criteria)
         duration_ms = round(ranking.duration_s * 1000)
         entries.append(_Entry(assignment, verdict, duration_ms, judge_settings))
-    _keep(session, entries, now_ms)
+    _keep(session, entries, now_ms, left_out=left_out)
     return len(entries)
+
+
+def skip(session: Session, annotator: str, key: str, *, reason: str, now_ms: int) -> None:
+    """Keep that a person skipped a set outside the app, unless they have ranked it.
+
+    Raises:
+        ValueError: There is no candidate set of this key.
+    """
+    candidate_set = session.scalar(select(CandidateSet).where(CandidateSet.key == key))
+    if candidate_set is None:
+        raise ValueError(f"there is no candidate set {key}")
+    annotator_id = _annotator_ids(session, {annotator}, now_ms)[annotator]
+    assignment = session.scalar(
+        select(Assignment)
+        .where(Assignment.candidate_set_id == candidate_set.id, Assignment.repeat == 0)
+        .where(Assignment.annotator_id == annotator_id)
+        .with_for_update()
+    )
+    if assignment is None:
+        assignment = Assignment(
+            candidate_set_id=candidate_set.id,
+            annotator_id=annotator_id,
+            kind="task",
+            repeat=0,
+            shown_order=candidate_set.completions,
+            state="expired",
+            lease_ms=now_ms,
+            shown_ms=now_ms,
+            next_revision=0,
+        )
+        session.add(assignment)
+        session.flush()
+    claims.leave(session, assignment, "skipped")
+    _note(session, assignment, "skip", now_ms, None, {"reason": clean(reason)} if reason else None)
 
 
 def day_of(at_ms: int) -> str:
@@ -245,8 +288,13 @@ def _annotator_ids(session: Session, names: Iterable[str], now_ms: int) -> dict[
     return numbers
 
 
-def _keep(session: Session, entries: Sequence[_Entry], now_ms: int) -> list[Ranking]:
-    """Add a revision for each entry, which becomes the current one; returns the new rows."""
+def _keep(
+    session: Session, entries: Sequence[_Entry], now_ms: int, *, left_out: Collection[int]
+) -> list[Ranking]:
+    """Add a revision for each entry, which becomes the current one; returns the new rows.
+
+    Verdicts of annotators who are `left_out` are kept, but take no place in their sets.
+    """
     old_ids = {entry.assignment.ranking_id for entry in entries} - {None}
     old_rows = session.scalars(select(Ranking).where(Ranking.id.in_(old_ids))) if old_ids else ()
     current = {ranking.assignment_id: ranking for ranking in old_rows}
@@ -278,14 +326,20 @@ def _keep(session: Session, entries: Sequence[_Entry], now_ms: int) -> list[Rank
 
     # 2. The running sums: what each annotator said before comes out, the new verdict goes in.
     replaced = [(assignment, old, -1) for assignment, old, _ in changes if old is not None]
-    _add_sums(session, [*replaced, *((assignment, new, 1) for assignment, _, new in changes)])
+    added = [(assignment, new, 1) for assignment, _, new in changes]
+    _add_counted_sums(session, [*replaced, *added])
 
     # 3. The places of people, the current revision, and the audit.
     for assignment, old, ranking in changes:
         if old is None and assignment.kind == "task":
-            if assignment.state != "open":
-                claims.take_after_all(session, assignment.candidate_set_id)
-            _count_verdict(session, assignment.candidate_set_id, 1)
+            set_id, is_open = assignment.candidate_set_id, assignment.state == "open"
+            if assignment.annotator_id in left_out:
+                if is_open:
+                    claims.give_back(session, set_id)
+            else:
+                if not is_open:
+                    claims.take_after_all(session, set_id)
+                _count_verdict(session, set_id, 1)
         assignment.ranking_id = ranking.id
         assignment.duration_ms = ranking.duration_ms or None  # judges and files report no time
         assignment.state = "done"
@@ -317,7 +371,17 @@ def _count_verdict(session: Session, set_id: int, sign: int) -> None:
     )
 
 
-def _add_sums(session: Session, changes: Sequence[tuple[Assignment, Ranking, int]]) -> None:
+def _add_counted_sums(session: Session, changes: Sequence[tuple[Assignment, Ranking, int]]) -> None:
+    """Add verdicts to the running sums, apart from those on sets that are left out."""
+    sets = {assignment.candidate_set_id for assignment, _, _ in changes}
+    # Locked, so that a set which is left out just now has all its verdicts taken out.
+    query = select(CandidateSet.id, CandidateSet.left_out).where(CandidateSet.id.in_(sets))
+    query = query.order_by(CandidateSet.id).with_for_update(read=True, key_share=True)
+    left_out = {set_id for set_id, is_left_out in session.execute(query) if is_left_out}
+    add_sums(session, [row for row in changes if row[0].candidate_set_id not in left_out])
+
+
+def add_sums(session: Session, changes: Sequence[tuple[Assignment, Ranking, int]]) -> None:
     """Add verdicts (sign 1) to the running sums of their annotators and days, or take them out."""
     totals: dict[tuple[int, str], Counter[str]] = defaultdict(Counter)
     for assignment, ranking, sign in changes:

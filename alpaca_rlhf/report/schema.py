@@ -124,6 +124,23 @@ class InputFile(_Object):
     """Columns that were not read, and in how many rows each stands."""
 
 
+class RoundStanding(_Object):
+    """How far people were with a round when its rankings were taken."""
+
+    round: int
+    """From 1."""
+    prompts: int
+    """Prompts of the round."""
+    ranked: int
+    """Ranked by a person."""
+    skipped: int
+    """Skipped or flagged, and ranked by nobody."""
+    closed: int
+    """Closed or left out by an admin."""
+    waiting: int
+    """Not ranked, because fewer were enough."""
+
+
 class PairAccuracy(_Object):
     """Held-out accuracy on one kind of pair."""
 
@@ -240,6 +257,7 @@ class Report(_Object):
     stages: list[Stage]
     prompts: Prompts
     files: list[InputFile] = []
+    standings: list[RoundStanding] = []
     reward_models: list[RewardModel]
     best_of_k: list[BestOfK] = []
     policies: dict[Annotated[str, AfterValidator(_policy_name)], Policy]

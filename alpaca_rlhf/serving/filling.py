@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from alpaca_rlhf.core.records import Completion, Instruction
-from alpaca_rlhf.preferences.assignment import FEWEST, distinct
+from alpaca_rlhf.preferences.assignment import MIN_ANSWERS, distinct
 from alpaca_rlhf.serving.manner import Manner
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def fill(
             (prompt, distinct(answers, k))
             for prompt, answers in zip(batch_prompts, completions, strict=True)
         ]
-        sets = [(prompt, answers) for prompt, answers in sets if len(answers) >= FEWEST]
+        sets = [(prompt, answers) for prompt, answers in sets if len(answers) >= MIN_ANSWERS]
         new += store.add_sets(sets, origin=origin)
         alike += len(batch_prompts) - len(sets)
         done += len(batch_prompts)

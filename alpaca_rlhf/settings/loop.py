@@ -161,6 +161,9 @@ class Rank(Bounded, group="--rank"):
 
     prompts: PositiveInt = 500
     """Prompts of the rank split, per round."""
+    at_least: PositiveInt | None = None
+    """Prompts that people must have ranked, per round, before the run goes on; by default all that
+    they did not skip. Prompts without a ranking are left out of training, and counted."""
     k: Annotated[int, Interval(ge=2, le=9), "a ranking needs at least two completions"] = 4
     """Completions per prompt (InstructGPT, arXiv 2203.02155 section 3.5: 4 to 9)."""
     temperature: PositiveFloat | None = None

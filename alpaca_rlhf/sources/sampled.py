@@ -11,7 +11,7 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Completion, Instruction
 from alpaca_rlhf.core.runs import finished
 from alpaca_rlhf.data import read_prompts
-from alpaca_rlhf.preferences.assignment import FEWEST, Candidates, distinct
+from alpaca_rlhf.preferences.assignment import MIN_ANSWERS, Candidates, distinct
 
 if TYPE_CHECKING:
     from alpaca_rlhf.preferences.store import Store
@@ -59,7 +59,9 @@ def candidate_sets(run: Path, stage: str) -> list[Candidates]:
         UserError: The stage is not there, or cannot be read.
     """
     sets = [(sheet.prompt, distinct(sheet.completions)) for sheet in read_sheets(run, stage)]
-    return [(prompt, completions) for prompt, completions in sets if len(completions) >= FEWEST]
+    return [
+        (prompt, completions) for prompt, completions in sets if len(completions) >= MIN_ANSWERS
+    ]
 
 
 def origin_of_stage(run: Path, stage: str) -> str:

@@ -19,9 +19,11 @@ from alpaca_rlhf.preferences import DATABASE, JUDGE, ScoreJudge, read_snapshot, 
 from alpaca_rlhf.preferences.assignment import Candidates, pairs
 from alpaca_rlhf.preferences.judges import JudgeIdentity
 from alpaca_rlhf.preferences.snapshot import Ranked
+from alpaca_rlhf.preferences.standing import Standing
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.sources import RunPrompts
 from alpaca_rlhf.sources.sampled import candidate_sets, origin_of_stage, read_sheets
+from alpaca_rlhf.sources.standing import standing_of_stage
 from alpaca_rlhf.sources.verdicts import SNAPSHOT, open_store
 from alpaca_rlhf.stages.context import Context, suffixed
 from alpaca_rlhf.stages.llm_judge import BATCH_RANKINGS, LLMJudge, outcomes
@@ -123,29 +125,51 @@ def _by_gold(ctx: Context, round_: int) -> Outcome:
 
 
 def _by_people(ctx: Context, round_: int) -> Outcome:
-    """Take what people have ranked, in the terminal or in the app, once nothing is left.
+    """Take what people have ranked, in the terminal or in the app, once it is enough.
 
     Raises:
-        PeopleNeeded: There are prompts that nobody has ranked.
+        PeopleNeeded: Prompts must still be ranked.
     """
-    stage = suffixed("sample", round_)
-    prompts = {prompt.id for prompt, _ in candidate_sets(ctx.run.path, stage)}
-    unranked = set(prompts)
+    stage, at_least = suffixed("sample", round_), ctx.settings.rank.at_least
     if (ctx.run.path / DATABASE).exists():
         with open_store(ctx.run.path) as store:
-            unranked -= store.settled(unranked)
-    if unranked:
-        run = shlex.quote(str(ctx.run.path))
-        raise PeopleNeeded(
-            f"{len(unranked)} of {len(prompts)} prompts are not ranked yet: rank them in a browser "
-            f"with `alpaca-rlhf app --run {run}`, or here with `alpaca-rlhf rank --out {run}`; "
-            "then run the same command again"
-        )
+            standing = standing_of_stage(ctx.run.path, stage, store)
+    else:
+        standing = Standing(waiting=len(candidate_sets(ctx.run.path, stage)))
+    if standing.missing(at_least):
+        raise PeopleNeeded(_wait_for_people(standing, at_least, ctx.run.path))
     with open_store(ctx.run.path) as store:
         _take_snapshot(ctx, round_, store, None)
     heard, (others, others_text, facts) = rankings_of_round(ctx, round_), _others(ctx, round_)
-    facts |= {"noise": 0.0, "verdicts": 0}
-    return Outcome(len(heard) + others, 0, f"{len(heard)} rankings by people{others_text}", facts)
+    facts |= {"noise": 0.0, "verdicts": 0, "standing": standing.facts()}
+    summary = f"{len(heard)} rankings by people{others_text}"
+    unranked = standing.prompts - standing.ranked
+    if unranked:
+        summary += f"; {standing.line(at_least)}: {unranked} left out of training"
+    return Outcome(len(heard) + others, 0, summary, facts)
+
+
+def _wait_for_people(standing: Standing, at_least: int | None, path: Path) -> str:
+    """What people must do before a run goes on, in one line."""
+    run, missing = shlex.quote(str(path)), standing.missing(at_least)
+    if missing > standing.waiting:
+        # Not even all that wait would do: most were skipped, or more are asked for than there are.
+        possible = standing.ranked + standing.waiting
+        lower = f", or go on with fewer: --rank.at-least {possible}" if possible else ""
+        return (
+            f"{standing.line(at_least)}: {missing} more must be ranked; rank skipped ones after "
+            f"all with `alpaca-rlhf rank --out {run}`{lower}; then run the same command again"
+        )
+    count = f"{missing} of {standing.prompts} prompts are not ranked yet"
+    if at_least is not None:
+        count += f" ({standing.line(at_least)})"
+    elif standing.prompts > standing.ranked + standing.waiting:
+        count += f" ({standing.line()})"
+    return (
+        f"{count}: rank them in a browser "
+        f"with `alpaca-rlhf app --run {run}`, or here with `alpaca-rlhf rank --out {run}`; "
+        "then run the same command again"
+    )
 
 
 def _by_llm(ctx: Context, round_: int) -> Outcome:
@@ -265,7 +289,34 @@ def _take_snapshot(ctx: Context, round_: int, store: Store, judge: JudgeIdentity
     """Write the snapshot of a round, in place of one that a broken-off sitting left."""
     ctx.run.folder(suffixed("rank", round_))
     shutil.rmtree(_snapshot(ctx, round_), ignore_errors=True)
+    left_out = store.left_out()
     store.export(_snapshot(ctx, round_), judge=judge)
+    settings = None if judge is None else judge.settings
+    ctx.run.finish(_snapshot_entry(round_), {"judge_settings": settings, "left_out": left_out})
+
+
+def renew_snapshots(ctx: Context, round_: int) -> None:
+    """Take the snapshots up to a round anew if people or sets were left out or taken in since."""
+    if not (ctx.run.path / DATABASE).exists():
+        return
+    with open_store(ctx.run.path) as store:
+        left_out, annotator = store.left_out(), _judge_of_run(ctx)
+        for number in range(1, round_ + 1):
+            taken = ctx.run.done(_snapshot_entry(number)) or {}
+            if taken.get("left_out", []) == left_out or not _snapshot(ctx, number).exists():
+                continue
+            settings = taken.get("judge_settings")
+            known = annotator is not None and settings is not None
+            judge = JudgeIdentity(annotator or "", settings or "") if known else None
+            ctx.reporter.say(
+                f"  rankings were left out or taken in since round {number} was ranked: its "
+                "snapshot is taken anew"
+            )
+            _take_snapshot(ctx, number, store, judge)
+
+
+def _snapshot_entry(round_: int) -> str:
+    return f"{suffixed('rank', round_)}_snapshot"
 
 
 def _judge_of_run(ctx: Context) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import PreferencePair, content_hash
 from alpaca_rlhf.core.sizes import MIN_PROMPTS
@@ -22,7 +23,12 @@ from alpaca_rlhf.preferences.snapshot import Ranked
 from alpaca_rlhf.sources import reading_of
 from alpaca_rlhf.stages.context import Context, control_of, forget, suffixed
 from alpaca_rlhf.stages.outcome import Outcome
-from alpaca_rlhf.stages.rank import other_rankings, rankings_of_round, sampled_sets
+from alpaca_rlhf.stages.rank import (
+    other_rankings,
+    rankings_of_round,
+    renew_snapshots,
+    sampled_sets,
+)
 from alpaca_rlhf.training import groups as reward_groups
 from alpaca_rlhf.training.groups import Group
 from alpaca_rlhf.training.held_out import score_completions
@@ -53,6 +59,8 @@ def reward(ctx: Context, round_: int) -> Outcome:
     ctx.load("sft", "sft")
 
     # 1. Read the rankings and split them by prompt.
+    if ctx.settings.inputs.rankings is None:
+        processes.by_main(lambda: renew_snapshots(ctx, round_))
     train, held_out, undecided = ranking_groups(ctx, round_)
     _check_criteria(ctx, train)
     _forget_other_rankings(ctx, stage, [*train, *held_out])

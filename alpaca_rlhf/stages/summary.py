@@ -55,6 +55,7 @@ def write_summary(ctx: Context, *, command: str, stages: Sequence[Mapping[str, A
         "stages": [_stage(ctx, row) for row in stages],
         "prompts": _prompts(ctx),
         "files": _files(ctx),
+        "standings": _standings(ctx),
         "reward_models": _facts_by_round(ctx, "reward"),
         "best_of_k": _facts_by_round(ctx, "best_of_k"),
         "policies": evaluated["facts"]["policies"],
@@ -124,6 +125,12 @@ def _files(ctx: Context) -> list[dict[str, Any]]:
             account["left_out"] |= {"too long": too_long}
             account["used"] -= too_long
     return accounts
+
+
+def _standings(ctx: Context) -> list[dict[str, Any]]:
+    """How far people were with each round when its rankings were taken; empty without people."""
+    rows = _facts_by_round(ctx, "rank")
+    return [{"round": row["round"], **row["standing"]} for row in rows if "standing" in row]
 
 
 def _facts_by_round(ctx: Context, stage: str) -> list[dict[str, Any]]:

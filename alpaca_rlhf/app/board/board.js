@@ -921,10 +921,8 @@ function paintStars(id) {
 
 function paintProgress() {
   if (!progressKnown) return;
-  const { mine, today, hour, sets } = progressKnown;
-  const held = (task ? 1 : 0) + ahead.length; // taken, and still to do
-  const left = Math.min(progressKnown.left + held, sets);
-  const share = sets ? Math.round(((sets - left) / sets) * 100) : 100;
+  const { mine, today, hour, left } = progressKnown; // of all kinds: gold questions do not show
+  const share = mine + left ? Math.floor((mine / (mine + left)) * 100) : 100;
   const number = (key, n) => make("span", {}, make("b", {}, String(n)), " ", w(key));
   const inside = make("span");
   inside.style.width = `${share}%`;

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 from alpaca_rlhf.preferences.assignment import (
-    FEWEST,
+    MAX_ANSWERS,
+    MAX_STARS,
+    MAX_TEXT_CHARS,
     METHODS,
-    MOST,
-    MOST_STARS,
-    MOST_TEXT,
+    MIN_ANSWERS,
     Refused,
     Verdict,
 )
@@ -93,7 +93,7 @@ def parse_request(message: str) -> BoardRequest:
         action,
         task,
         reason=fields["reason"],
-        comment=_text(fields, "words", MOST_TEXT),
+        comment=_text(fields, "words", MAX_TEXT_CHARS),
         completion=_text(fields, "completion", _MAX_ID_CHARS),
     )
 
@@ -110,8 +110,10 @@ def _verdict(fields: Mapping[str, Any]) -> Verdict:
         isinstance(answer_id, str) and 0 < len(answer_id) <= _MAX_ID_CHARS for answer_id in ids
     ):
         raise Refused("incomplete", "an answer must be named by its id")
-    if not FEWEST <= len(ids) <= MOST or len(set(ids)) != len(ids):
-        raise Refused("incomplete", f"give {FEWEST} to {MOST} answers, each in one place")
+    if not MIN_ANSWERS <= len(ids) <= MAX_ANSWERS or len(set(ids)) != len(ids):
+        raise Refused(
+            "incomplete", f"give {MIN_ANSWERS} to {MAX_ANSWERS} answers, each in one place"
+        )
     # 2. Everything beside the order.
     method = fields.get("method")
     if method not in METHODS or not method:
@@ -122,7 +124,7 @@ def _verdict(fields: Mapping[str, Any]) -> Verdict:
         tuple(tuple(tier) for tier in tiers),
         _criteria(fields.get("criteria", {}), set(ids)),
         all_bad=fields.get("all_bad", False),
-        comment=_text(fields, "comment", MOST_TEXT),
+        comment=_text(fields, "comment", MAX_TEXT_CHARS),
         input_method=method,
     )
 
@@ -138,8 +140,8 @@ def _criteria(criteria: Any, ids: set[str]) -> dict[str, dict[str, int]]:
         for criterion, n_stars in stars.items():
             if criterion not in CRITERIA:
                 raise Refused("bad_value", f"a criterion must be one of {', '.join(CRITERIA)}")
-            if type(n_stars) is not int or not 1 <= n_stars <= MOST_STARS:
-                raise Refused("bad_value", f"{criterion}: give 1 to {MOST_STARS} stars")
+            if type(n_stars) is not int or not 1 <= n_stars <= MAX_STARS:
+                raise Refused("bad_value", f"{criterion}: give 1 to {MAX_STARS} stars")
     return {answer_id: dict(stars) for answer_id, stars in criteria.items() if stars}
 
 
