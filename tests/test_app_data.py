@@ -7,7 +7,7 @@ import pytest
 
 from alpaca_rlhf.core.records import Completion, Instruction, Ranking
 from alpaca_rlhf.preferences import passwords, read_snapshot
-from alpaca_rlhf.preferences.assignment import Rules
+from alpaca_rlhf.preferences.assignment import Rules, Verdict
 from alpaca_rlhf.preferences.store import Store
 from tests import apps, browser
 from tests.screenshots import open_tab
@@ -181,6 +181,30 @@ def test_hostile_hostile_textis_shown_as_it_is(opened, store, home):
             assert page.locator("img[src=x]").count() == 0
 
 
+def test_an_admin_reads_what_was_flagged_and_remarked(opened, store, home):
+    """The flagged answer itself, a comment and the reason for a skip; who is left out is marked."""
+    annotator = store.add_annotator("finder", PASSWORD)
+    store.add_sets(apps_sets(3), origin="later")
+    task = store.claim(annotator)
+    answer = task.completions[1]
+    store.flag(annotator, task.id, "harmful", "look here", completion=answer.id)
+    store.skip(annotator, store.claim(annotator).id, "I know too little of this")
+    task = store.claim(annotator)
+    order = tuple((completion.id,) for completion in task.completions)
+    store.submit(annotator, task.id, Verdict(order, comment="the second one has a mistake"))
+    store.leave_out_person("finder", actor="test")
+    with browser.visit(opened, locale="en-GB") as page:
+        sign_in(page, home)
+        to_data(page)
+        flag = page.locator(".flags:not(.remarks) li", has_text="look here")
+        assert answer.text in flag.locator("blockquote.answer").inner_text()
+        remarks = page.locator(".remarks li").all_inner_texts()
+        assert "the second one has a mistake" in remarks[0] and "Comment" in remarks[0]
+        assert "I know too little of this" in remarks[1] and "Skipped" in remarks[1]
+        people = {row[0]: row for row in rows(page, "People")}
+        assert people["finder"][1] == "annotator, left out"
+
+
 def test_flags_are_paged_resolved_and_retired(opened, store, home):
     annotator = store.add_annotator("finder", PASSWORD)
     store.add_sets(apps_sets(9), origin="later")
@@ -189,12 +213,12 @@ def test_flags_are_paged_resolved_and_retired(opened, store, home):
     with browser.visit(opened, locale="en-GB") as page:
         sign_in(page, home)
         to_data(page)
-        items = page.locator(".flags:visible li")
+        items = page.locator(".flags:not(.remarks):visible li")
         assert items.count() == 10 and "number 8" in items.first.inner_text()
-        page.get_by_role("button", name="Older").click()
+        page.get_by_role("button", name="Older", exact=True).click()
         page.locator(".flags li", has_text="number 8").wait_for(state="detached")
         assert items.count() == 7
-        page.get_by_role("button", name="Newest").click()
+        page.get_by_role("button", name="Newest", exact=True).click()
         first = page.locator(".flags li", has_text="number 8")
         first.wait_for()
         first.get_by_role("button", name="Resolve: spam").click()

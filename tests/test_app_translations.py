@@ -29,6 +29,7 @@ BUILT_KEYS = {
     + [f"system.none.{template}" for template in ("brief", "alpaca")],
     "compare": [f"{kind}.{vote}" for kind in ("vote", "votes") for vote in VOTES],
     "data": [f"done.{action}" for action in ("resolve", "retire")]
+    + [f"remark.{kind}" for kind in ("comment", "skip")]
     + [f"role.{role}" for role in ("admin", "annotator", "judge")]
     + [f"user.{action}" for action in ("off", "on", "admin", "annotator")],
     "shell": [],

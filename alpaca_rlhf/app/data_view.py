@@ -19,7 +19,7 @@ _COUNTS += ("judged", "battles")
 
 @dataclass(frozen=True)
 class Rounds:
-    """How far people are with the rounds of a run."""
+    """Source of the standing of a run's rounds."""
 
     by_round: Callable[[], Mapping[int, Standing]]
     """The standing of each round by its number; none without a run."""

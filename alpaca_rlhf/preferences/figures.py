@@ -140,7 +140,7 @@ class Figures:
     """Rows: prompts, completions, sets, sets left out, open places, rankings (by people), judged,
     pairs, open flags, battles."""
     standing: Standing
-    """How far the ranking of all prompts is."""
+    """Standing of all prompts: ranked, skipped, closed or waiting."""
     last_hour: int
     """Rankings and revisions by people in the last hour."""
     by_day: list[tuple[str, int]]
@@ -222,13 +222,13 @@ def _left(session: Session, annotator_id: int, n_open: int, *, gold: bool) -> in
     unseen_gold = select(func.count()).select_from(CandidateSet)
     unseen_gold = unseen_gold.where(schema.condition(schema.GOLD), ~seen)
     # 3. What is open, or can be opened again without a place.
-    own = select(func.count()).select_from(Assignment)
-    own = own.where(Assignment.annotator_id == annotator_id)
-    n_own = session.scalar(own.where(schema.condition(schema.OPEN))) or 0
-    expired = own.where(schema.condition(schema.EXPIRED), Assignment.kind != "task")
-    n_own += session.scalar(expired) or 0
+    assignments = select(func.count()).select_from(Assignment)
+    assignments = assignments.where(Assignment.annotator_id == annotator_id)
+    n_at_hand = session.scalar(assignments.where(schema.condition(schema.OPEN))) or 0
+    expired = assignments.where(schema.condition(schema.EXPIRED), Assignment.kind != "task")
+    n_at_hand += session.scalar(expired) or 0
     n_gold = (session.scalar(unseen_gold) or 0) if gold else 0
-    return n_open - (session.scalar(had) or 0) + n_gold + n_own
+    return n_open - (session.scalar(had) or 0) + n_gold + n_at_hand
 
 
 def figures(session: Session, now_ms: int) -> Figures:

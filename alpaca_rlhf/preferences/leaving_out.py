@@ -124,14 +124,14 @@ def below_gold_rate(session: Session, rate: float, min_asked: int) -> list[str]:
         rate: The share.
         min_asked: Gold questions that somebody must have been asked to be judged by them.
     """
-    asked, passed = func.sum(Tally.gold_asked), func.sum(Tally.gold_passed)
+    n_asked, n_passed = func.sum(Tally.gold_asked), func.sum(Tally.gold_passed)
     return list(
         session.scalars(
             select(Annotator.name)
             .join(Tally, Tally.annotator_id == Annotator.id)
             .where(Annotator.role != "judge")
             .group_by(Annotator.id)
-            .having(asked >= max(1, min_asked), passed < rate * asked)
+            .having(n_asked >= max(1, min_asked), n_passed < rate * n_asked)
             .order_by(Annotator.name)
         )
     )

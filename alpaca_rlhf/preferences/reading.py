@@ -222,12 +222,12 @@ def ranked_by(session: Session, annotator: str, keys: Sequence[str]) -> list[str
 def statuses(session: Session, prompts: Sequence[str], now_ms: int) -> dict[str, Status]:
     """The status of each prompt, by id; one without a candidate set waits."""
     query = _by_prompt(now_ms)
-    found: dict[str, Status] = dict.fromkeys(prompts, "waiting")
+    by_prompt: dict[str, Status] = dict.fromkeys(prompts, "waiting")
     for start in range(0, len(prompts), BATCH_SETS):
         part = prompts[start : start + BATCH_SETS]
         for row in session.execute(query.where(Prompt.key.in_(part))):
-            found[row.key] = _status(row)
-    return found
+            by_prompt[row.key] = _status(row)
+    return by_prompt
 
 
 def standing(session: Session, now_ms: int) -> Standing:

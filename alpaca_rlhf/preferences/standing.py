@@ -1,4 +1,4 @@
-"""How far the ranking of some prompts is: the one truth for app, terminal, loop and report.
+"""The standing of prompts in the ranking: the one truth for app, terminal, loop and report.
 
 A prompt is *ranked* once a person who is not left out has ranked a set of it. It is *skipped* if
 somebody has skipped or flagged it, nobody has it now and nobody has ranked it; whoever ranks it
@@ -18,7 +18,7 @@ Status = Literal["ranked", "skipped", "closed", "waiting"]
 
 @dataclass(frozen=True)
 class Standing:
-    """Numbers of prompts by how far their ranking is."""
+    """Numbers of prompts by their status."""
 
     ranked: int = 0
     """Ranked by a person; used in training."""

@@ -481,7 +481,7 @@ class Store(Accounts):
             return tab.skips(session, before=before, n=n)
 
     def statuses(self, prompts: Iterable[str]) -> dict[str, Status]:
-        """How far the ranking of each of these prompts is, by their ids.
+        """The status of each of these prompts in the ranking, by their ids.
 
         A judge's verdict settles nothing: a person may still come.
         """
@@ -489,7 +489,7 @@ class Store(Accounts):
             return reading.statuses(session, list(prompts), self._now())
 
     def standing(self) -> Standing:
-        """How far the ranking of all prompts is that wait for people or did."""
+        """The standing of all prompts that are there for people to rank."""
         with self.database.reading() as session:
             return reading.standing(session, self._now())
 

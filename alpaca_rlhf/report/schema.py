@@ -125,7 +125,7 @@ class InputFile(_Object):
 
 
 class RoundStanding(_Object):
-    """How far people were with a round when its rankings were taken."""
+    """Standing of a round's prompts when its rankings were taken."""
 
     round: int
     """From 1."""

@@ -1,4 +1,4 @@
-"""How far people are with the rankings of a run, round by round."""
+"""The standing of the prompts of a run in the ranking, round by round."""
 
 from __future__ import annotations
 

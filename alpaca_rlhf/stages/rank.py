@@ -150,7 +150,7 @@ def _by_people(ctx: Context, round_: int) -> Outcome:
 
 
 def _wait_for_people(standing: Standing, at_least: int | None, path: Path) -> str:
-    """What people must do before a run goes on, in one line."""
+    """One line about the rankings that a run still waits for."""
     run, missing = shlex.quote(str(path)), standing.missing(at_least)
     if missing > standing.waiting:
         # Not even all that wait would do: most were skipped, or more are asked for than there are.
@@ -160,15 +160,12 @@ def _wait_for_people(standing: Standing, at_least: int | None, path: Path) -> st
             f"{standing.line(at_least)}: {missing} more must be ranked; rank skipped ones after "
             f"all with `alpaca-rlhf rank --out {run}`{lower}; then run the same command again"
         )
-    count = f"{missing} of {standing.prompts} prompts are not ranked yet"
-    if at_least is not None:
-        count += f" ({standing.line(at_least)})"
-    elif standing.prompts > standing.ranked + standing.waiting:
-        count += f" ({standing.line()})"
+    plain = at_least is None and standing.prompts == standing.ranked + standing.waiting
+    more = "" if plain else f" ({standing.line(at_least)})"
     return (
-        f"{count}: rank them in a browser "
+        f"{missing} of {standing.prompts} prompts are not ranked yet: rank them in a browser "
         f"with `alpaca-rlhf app --run {run}`, or here with `alpaca-rlhf rank --out {run}`; "
-        "then run the same command again"
+        f"then run the same command again{more}"
     )
 
 

@@ -128,7 +128,7 @@ def _files(ctx: Context) -> list[dict[str, Any]]:
 
 
 def _standings(ctx: Context) -> list[dict[str, Any]]:
-    """How far people were with each round when its rankings were taken; empty without people."""
+    """Standing of each round when its rankings were taken; empty without people."""
     rows = _facts_by_round(ctx, "rank")
     return [{"round": row["round"], **row["standing"]} for row in rows if "standing" in row]
 
