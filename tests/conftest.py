@@ -209,6 +209,15 @@ def scaled(monkeypatch):
 
 
 @pytest.fixture(scope="session")
+def whole_run(tmp_path_factory):
+    """A small quickstart that nobody disturbed, made once for all workers; copy to change it."""
+    from tests.whole_run import make_once
+
+    folder = tmp_path_factory.getbasetemp()
+    return make_once(folder.parent if BESIDE > 1 else folder)
+
+
+@pytest.fixture(scope="session")
 def server():
     from tests.databases import postgres
 

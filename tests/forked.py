@@ -9,6 +9,7 @@ modules are loaded (help, refusals without torch, an early Ctrl-C) is tested on 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import json
 import os
@@ -31,6 +32,64 @@ READ_WHILE_LOADING = (
 MODULES = ("alpaca_rlhf.cli.running", "alpaca_rlhf.serving", "alpaca_rlhf.exporting", "peft")
 
 
+class Forked:
+    """A command at work, with the methods of `subprocess.Popen` that the tests use.
+
+    Args:
+        words: The command line; the first word, the interpreter, is left out.
+        env: Its whole environment.
+        stdin: A file descriptor to read from; None reads nothing.
+        stdout: A file descriptor to write to, or `subprocess.PIPE`.
+        stderr: A file descriptor to write to; None is that of the tests.
+        cwd: Its folder; None is that of the tests.
+        text: Always true: `stdout` is text.
+    """
+
+    def __init__(
+        self,
+        words: Sequence[object],
+        *,
+        env: Mapping[str, str],
+        stdout: int,
+        stdin: int | None = None,
+        stderr: int | None = None,
+        cwd: Path | str | None = None,
+        text: bool = True,
+    ) -> None:
+        self.stdout = None
+        line = [str(word) for word in words[1:]]
+        request = {"words": line, "cwd": str(cwd or Path.cwd()), "env": dict(env)}
+        body = json.dumps(request).encode()
+        reading, writing = os.pipe() if stdout == subprocess.PIPE else (None, stdout)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        descriptors = [nothing if stdin is None else stdin, writing]
+        descriptors.append(2 if stderr is None else stderr)
+        self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._connection.connect(_server())
+        socket.send_fds(self._connection, [len(body).to_bytes(8, "big")], descriptors)
+        self._connection.sendall(body)
+        self.pid = int.from_bytes(self._connection.recv(8), "big")
+        os.close(nothing)
+        if reading is not None:
+            os.close(writing)
+            self.stdout = os.fdopen(reading, encoding="utf-8")
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end; returns the exit code, or minus the signal.
+
+        Raises:
+            TimeoutError: It takes longer.
+        """
+        self._connection.settimeout(timeout)
+        with self._connection:
+            return os.waitstatus_to_exitcode(int.from_bytes(self._connection.recv(8), "big"))
+
+
 def run(
     *words: object,
     cwd: Path | str | None = None,
@@ -42,19 +101,19 @@ def run(
 
     Args:
         words: The command line after `python`.
-        cwd: Its folder; None is the one of the tests.
-        env: Its whole environment; None is the one of the tests.
+        cwd: Its folder; None is that of the tests.
+        env: Its whole environment; None is that of the tests.
         input: Its standard input.
         timeout: Seconds after which it is killed.
 
     Raises:
         TimeoutExpired: It took longer.
     """
-    line = [str(word) for word in words]
+    line = [sys.executable, *map(str, words)]
     environment = dict(os.environ if env is None else env)
     if _loading(environment) != _loading(os.environ):
         return subprocess.run(
-            [sys.executable, *line],
+            line,
             capture_output=True,
             text=True,
             cwd=cwd,
@@ -65,26 +124,24 @@ def run(
     with tempfile.TemporaryFile() as typed, _output() as out, _output() as err:
         typed.write(input.encode())
         typed.seek(0)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.connect(_server())
-            request = {"words": line, "cwd": str(cwd or Path.cwd()), "env": environment}
-            body = json.dumps(request).encode()
-            descriptors = [typed.fileno(), out.fileno(), err.fileno()]
-            socket.send_fds(connection, [len(body).to_bytes(8, "big")], descriptors)
-            connection.sendall(body)
-            pid = int.from_bytes(connection.recv(8), "big")
-            connection.settimeout(timeout)
-            try:
-                status = int.from_bytes(connection.recv(8), "big")
-            except TimeoutError:
-                os.kill(pid, signal.SIGKILL)
-                raise subprocess.TimeoutExpired(line, timeout) from None
+        process = Forked(
+            line,
+            env=environment,
+            cwd=cwd,
+            stdin=typed.fileno(),
+            stdout=out.fileno(),
+            stderr=err.fileno(),
+        )
+        try:
+            code = process.wait(timeout)
+        except TimeoutError:
+            process.kill()
+            raise subprocess.TimeoutExpired(line, timeout) from None
         texts = []
         for stream in (out, err):
             stream.seek(0)
             texts.append(stream.read())
-    code = os.waitstatus_to_exitcode(status)
-    return subprocess.CompletedProcess([sys.executable, *line], code, *texts)
+    return subprocess.CompletedProcess(line, code, *texts)
 
 
 def _output() -> tempfile._TemporaryFileWrapper[str]:

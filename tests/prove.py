@@ -26,6 +26,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PROOF = ROOT / "docs" / "proof"
 TIMES = {"seconds", "peak_memory_gib", "gpu_memory_gib", "cost_usd"}
 SMALL = (
-    "--generate.target 16 --generate.seeds 24 --generate.batch-size 16 --rank.prompts 24 "
-    "--reward.gate 0.01 --ppo.updates 4 --ppo.batch-size 16 --ppo.minibatch-size 8 "
-    "--ppo.save-every 1 --sft.save-every 2 --reward.save-every 2 "
-    "--best-of-k.prompts 16 --evaluate.prompts 16 --generate.max-new-tokens 64"
+    "--generate.target 12 --generate.seeds 24 --generate.batch-size 16 --rank.prompts 24 "
+    "--reward.gate 0.01 --ppo.updates 3 --ppo.batch-size 16 --ppo.minibatch-size 8 "
+    "--ppo.save-every 1 --sft.save-every 2 --reward.save-every 2 --best-of-k.prompts 12 "
+    "--evaluate.prompts 10 --generate.max-new-tokens 64 --sampling.max-new-tokens 24 "
+    "--ppo.max-new-tokens 24"
 ).split()
 
 
@@ -465,7 +467,9 @@ def prove_half_sent(requests: int) -> bool:
     return ended.returncode == 0
 
 
-def kill_in(out: Path, stage: str, seconds: float) -> bool:
+def kill_in(
+    out: Path, stage: str, seconds: float, *, start: Callable[..., Any] = subprocess.Popen
+) -> bool:
     """Run until `stage` begins, wait so many seconds, SIGKILL. False if it was done before.
 
     A run that is faster than the one it was timed by is killed as the next stage begins.
@@ -473,9 +477,7 @@ def kill_in(out: Path, stage: str, seconds: float) -> bool:
     ledger = out / "ledger.json"
     if ledger.exists() and stage in json.loads(ledger.read_text()):
         return False
-    process = subprocess.Popen(
-        command(out, *SMALL), env=offline(), stdout=subprocess.PIPE, text=True
-    )
+    process = start(command(out, *SMALL), env=offline(), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     timer = threading.Timer(seconds, process.kill)
     for line in process.stdout:

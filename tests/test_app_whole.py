@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ import torch
 from tests import forked
 from tests.browser import NO_CHROMIUM, browser, chromium, free_port, visit
 from tests.model_app import nothing_serious
-from tests.prove import SMALL, command, offline
+from tests.prove import offline
 from tests.screenshots import open_tab
 from tests.test_app_rank import PHONE, drag, gone, number, order, submit, swipe
 
@@ -28,10 +29,10 @@ DESK = {"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce", 
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
+def run(whole_run, tmp_path_factory) -> Path:
     """A small quickstart on the embedded base."""
     out = tmp_path_factory.mktemp("whole") / "quickstart"
-    forked.run(*command(out, *SMALL)[1:], env=offline(), timeout=900).check_returncode()
+    shutil.copytree(whole_run.path, out)
     return out
 
 

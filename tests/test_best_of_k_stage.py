@@ -28,7 +28,7 @@ from alpaca_rlhf.settings import (
 )
 from alpaca_rlhf.stages import context, policies
 from alpaca_rlhf.training import candidates
-from tests.test_pipeline import Quiet
+from tests.whole_run import Quiet
 
 K, PROMPTS = 3, 6
 

@@ -10,7 +10,8 @@ from alpaca_rlhf.cli import main as cli
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.report.schema import validate_report
 from alpaca_rlhf.settings import Inputs
-from tests.test_pipeline import Quiet, report_of, run, small
+from tests.test_pipeline import report_of, run
+from tests.whole_run import Quiet, small
 
 ATTENTION = ["q_proj", "v_proj"]
 

@@ -17,7 +17,7 @@ from alpaca_rlhf.preferences.store import Store
 from tests.databases import candidates
 from tests.prove import weights, without_times
 from tests.test_cli import refused_here
-from tests.test_pipeline import Quiet, small
+from tests.whole_run import Quiet, small
 
 STAGES = ("generate", "sft", "sample", "reward", "ppo", "best_of_k", "evaluate")
 
@@ -65,9 +65,7 @@ class Filler(Quiet):
             fill(self.disk)
 
 
-def test_a_disk_that_fills_up_in_any_stage_costs_nothing_but_time(disk, tmp_path):
-    calm = tmp_path / "calm"
-    run_loop(small(calm), Quiet(), kind="quickstart", command="test")
+def test_a_disk_that_fills_up_in_any_stage_costs_nothing_but_time(disk, whole_run):
     out = disk / "run"
     for stage in STAGES:
         with pytest.raises(
@@ -77,10 +75,11 @@ def test_a_disk_that_fills_up_in_any_stage_costs_nothing_but_time(disk, tmp_path
         (disk / "ballast").unlink()
     run_loop(small(out), Quiet(), kind="quickstart", command="test")
     reports = [
-        without_times(json.loads((folder / "report.json").read_text())) for folder in (calm, out)
+        without_times(json.loads((folder / "report.json").read_text()))
+        for folder in (whole_run.path, out)
     ]
     assert reports[0] == reports[1]
-    assert weights(calm) == weights(out)
+    assert weights(whole_run.path) == weights(out)
 
 
 def test_what_safetensors_says_is_told_in_a_line(tmp_path):

@@ -15,40 +15,10 @@ import pytest
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.pipeline import order, run_loop
 from alpaca_rlhf.report.schema import validate_report
-from alpaca_rlhf.settings import Loop
-from alpaca_rlhf.settings.parsing import parse
 from alpaca_rlhf.settings.quickstart import QUICKSTART
+from tests.forked import Forked
 from tests.prove import SMALL, kill_in, weights, without_times
-
-
-class Quiet:
-    """A reporter that remembers the stages, and may stop the run in the middle of one."""
-
-    def __init__(self, stop_in: str | None = None) -> None:
-        self.stop_in = stop_in
-        self.started: list[str] = []
-
-    def start(self, stage, what):
-        self.started.append(stage)
-        if stage == self.stop_in and stage.startswith("rank"):
-            raise KeyboardInterrupt  # it has no steps
-
-    def step(self, stage, done, total, metrics):
-        if stage == self.stop_in and (done > total / 2 or total == 1):
-            raise KeyboardInterrupt
-
-    def preview(self, stage, what, segments):
-        pass
-
-    def say(self, text): ...
-
-    def finish(self, stage, what):
-        pass
-
-
-def small(out: Path, **changes) -> Loop:
-    settings = parse(Loop, SMALL, prog="test", description="", default=QUICKSTART)
-    return replace(settings, out=out, **changes)
+from tests.whole_run import Quiet, small
 
 
 def run(out: Path, reporter=None, **changes) -> dict:
@@ -56,12 +26,10 @@ def run(out: Path, reporter=None, **changes) -> dict:
     return json.loads((out / "report.json").read_text())
 
 
-@pytest.fixture(scope="module")
-def calm(tmp_path_factory) -> Path:
-    """A run that nobody disturbed."""
-    out = tmp_path_factory.mktemp("calm") / "run"
-    run(out)
-    return out
+@pytest.fixture
+def calm(whole_run) -> Path:
+    """The folder of a run that nobody disturbed."""
+    return whole_run.path
 
 
 def report_of(out: Path) -> dict:
@@ -171,10 +139,12 @@ def test_killed_twice_in_every_training_stage_it_ends_with_the_same_weights(calm
     took = json.loads((calm / "ledger.json").read_text())
     for stage in ("sft", "reward", "ppo", "best_of_k"):
         # the second one may come after the end of the stage
-        assert kill_in(out, stage, took[stage]["seconds"] * rng.uniform(0.05, 0.6)), seed
-        kill_in(out, stage, took[stage]["seconds"] * rng.uniform(0.05, 0.6))
+        moments = [took[stage]["seconds"] * rng.uniform(0.05, 0.6) for _ in range(2)]
+        assert kill_in(out, stage, moments[0], start=Forked), seed
+        kill_in(out, stage, moments[1], start=Forked)
     assert without_times(run(out)) == without_times(report_of(calm)), f"moments of seed {seed}"
-    assert len(weights(calm)) == 5, "four adapters and the reward model's head"
+    stages = {name.partition("/")[0] for name in weights(calm)}
+    assert stages == {"sft", "reward", "reward_shuffled", "ppo", "best_of_k"}
     assert weights(out) == weights(calm), f"moments of seed {seed}"
 
 

@@ -17,7 +17,7 @@ from alpaca_rlhf.settings.parsing import parse, to_yaml
 from alpaca_rlhf.settings.quickstart import QUICKSTART
 from tests import together
 from tests.prove import SMALL
-from tests.test_pipeline import Quiet
+from tests.whole_run import Quiet
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = list(together.STAGES)

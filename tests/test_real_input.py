@@ -27,7 +27,7 @@ from alpaca_rlhf.settings import (
     Sampling,
     Value,
 )
-from tests.test_pipeline import Quiet
+from tests.whole_run import Quiet
 
 
 @pytest.fixture(scope="module")

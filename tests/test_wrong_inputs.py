@@ -276,29 +276,8 @@ def room_cached(name, file, cache):
 # --- a disk that fills up during a run ------------------------------------------------------------
 
 
-def size_of(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
 def quickstart(out: Path) -> int:
     return cli.main(["quickstart", "--out", str(out), *SMALL])
-
-
-@pytest.fixture(scope="module")
-def calm(tmp_path_factory):
-    """A run that no full disk disturbed, how often it flushed, and its largest size meanwhile."""
-    out = tmp_path_factory.mktemp("calm") / "run"
-    seen = []
-    flush = os.fsync
-
-    def watch(number):
-        seen.append(size_of(out) if out.exists() else 0)
-        flush(number)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files.os, "fsync", watch)
-        assert quickstart(out) == 0
-    return SimpleNamespace(out=out, flushes=len(seen), peak=max(seen))
 
 
 def products(out: Path) -> dict[str, object]:
@@ -313,16 +292,16 @@ def products(out: Path) -> dict[str, object]:
     return found | {"weights": weights(out), "answers": (out / "answers.jsonl").read_bytes()}
 
 
-def test_the_estimate_holds_what_a_run_writes(calm):
+def test_the_estimate_holds_what_a_run_writes(whole_run):
     settings = parse(Loop, SMALL, prog="test", description="", default=QUICKSTART)
     from alpaca_rlhf.pipeline import order
 
     planned = sum(disk_needs(shape_of("embedded"), settings, order(settings)).values())
-    assert calm.peak < planned < 2 * calm.peak + SPARE
+    assert whole_run.peak < planned < 2 * whole_run.peak + SPARE
 
 
 def test_a_full_disk_anywhere_ends_with_one_line_and_harms_nothing(
-    tmp_path, capsys, monkeypatch, calm
+    tmp_path, capsys, monkeypatch, whole_run
 ):
     """No space at the 2nd flush, then after so many more each time it is run again."""
     out = tmp_path / "run"
@@ -337,7 +316,7 @@ def test_a_full_disk_anywhere_ends_with_one_line_and_harms_nothing(
 
     monkeypatch.setattr(files.os, "fsync", full)
     told = []
-    step = calm.flushes // 9 + 7
+    step = whole_run.flushes // 9 + 7
     while (code := quickstart(out)) != 0:
         assert code == 2 and len(told) < 40
         line = only_line(capsys.readouterr().err)
@@ -348,7 +327,7 @@ def test_a_full_disk_anywhere_ends_with_one_line_and_harms_nothing(
         left[0] = step
     assert len(told) >= 6, told
     assert len({one.partition(" cannot be")[0] for one in told}) >= 4, "in different files"
-    assert products(out) == products(calm.out)
+    assert products(out) == products(whole_run.path)
 
 
 @pytest.fixture
@@ -378,7 +357,7 @@ def small_disk(tmp_path):
         subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def test_a_disk_that_is_really_full(small_disk, capsys, monkeypatch, calm):
+def test_a_disk_that_is_really_full(small_disk, capsys, monkeypatch, whole_run):
     """Tasks, a checkpoint and an adapter that do not fit; what was made before is kept."""
     from alpaca_rlhf.stages import preflight
 
@@ -393,4 +372,4 @@ def test_a_disk_that_is_really_full(small_disk, capsys, monkeypatch, calm):
         assert code == 2 and str(out) in only_line(line) and "free some space" in line
         told.append(only_line(line))
     assert code == 0 and len({one.partition(" cannot be")[0] for one in told}) >= 4, told
-    assert products(out) == products(calm.out)
+    assert products(out) == products(whole_run.path)
