@@ -17,6 +17,7 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.provenance import measure
 from alpaca_rlhf.core.runs import RunFolder, finished
 from alpaca_rlhf.data import seed_file
+from alpaca_rlhf.judges import JudgeFailure
 from alpaca_rlhf.models.base import weights_digest
 from alpaca_rlhf.preferences import manifest_of
 from alpaca_rlhf.settings import Loop
@@ -26,7 +27,7 @@ from alpaca_rlhf.settings.loop import SAMPLING_SECTIONS
 from alpaca_rlhf.settings.parsing import to_yaml
 from alpaca_rlhf.sources import Source, source_of
 from alpaca_rlhf.sources.verdicts import take_up_earlier
-from alpaca_rlhf.stages import forecast, preflight
+from alpaca_rlhf.stages import forecast, judging, preflight
 from alpaca_rlhf.stages.context import Context, Reporter, forget, suffixed
 from alpaca_rlhf.stages.summary import write_summary
 
@@ -74,6 +75,12 @@ OWN_ROWS = "fine-tune the sft adapter on your rows"
 
 ADOPTION = "take the sft adapter that is given"
 """The intent of the stage `sft` where an adapter is given."""
+
+BY_JUDGE = {
+    "ppo": "train the policy adapter against the judge, anchored to sft",
+    "best_of_k": "fine-tune on the judge's favourite of several completions",
+}
+"""The intents of stages whose reward a judge gives."""
 
 FREE = (
     *(f"{stage}.micro_batch_size" for stage in ("sft", "reward", "ppo")),
@@ -127,7 +134,9 @@ def order(settings: Loop) -> list[Step]:
     has_rows = inputs.rows is not None or inputs.sft_adapter is not None
     first = ["sft"] if has_rows else ["generate", "sft"]
     ranked = ["sample", "rank"] if inputs.rankings is None else []
-    per_round = [*ranked, "reward", "ppo", "best_of_k"]
+    by_judge = settings.reward.source == "judge"
+    rewarded = [] if by_judge else [*ranked, "reward"]
+    per_round = [*rewarded, "ppo", "best_of_k"]
     rounds = [Step(name, r) for r in range(1, settings.rounds + 1) for name in per_round]
     return [*(Step(name, 1) for name in first), *rounds, Step("evaluate", settings.rounds)]
 
@@ -157,15 +166,19 @@ def run_loop(
     inputs = _checked_inputs(settings, steps)
     processes.join()
     pending = _pending(steps, settings.out)
-    with_model = [step for step in pending if STAGES[step.stage].needs_model]
+    with_model = [step for step in pending if _needs_model(step, settings)]
     processes.by_main(lambda: _check_disk(settings, with_model))
     source = _checked_source(settings)
+    judges = judging.open_judges(settings, source)
+    if steps[-1].stage == "evaluate":
+        judging.refuse_only_judge(settings, judges)
     # 2. Open the folder, which locks it. Its settings are pinned when the card is known to do.
     with (
         _opened(settings, inputs, kind) as run,
         gpu_lock.Loan(settings.out, logger.warning) as loan,
     ):
-        context = Context(settings, run, source, reporter)
+        processes.by_main(lambda: judging.refuse_changed(run, judges, settings, finished(run.path)))
+        context = Context(settings, run, source, reporter, judges)
         if pending and processes.main():
             for line in (line for account in source.accounts for line in account.lines()):
                 reporter.say(line)
@@ -173,8 +186,11 @@ def run_loop(
         if with_model and starts_with_model:
             processes.by_main(lambda: _take_card(settings, loan, with_model))
         processes.by_main(run.pin)
+        processes.by_main(lambda: judging.note_files(run, judges))
         _ = context.track  # a package that is missing is told of before anything is done
         # 3. Run the stages. People who are yet to rank need no card, so it is taken after them.
+        if settings.reward.source == "judge" and pending and processes.main():
+            reporter.say(judging.LEFT_OUT.format(judge=settings.inputs.judge))
         for step in steps:
             if step in with_model[:1] and not starts_with_model:
                 processes.by_main(lambda: _take_card(settings, loan, with_model))
@@ -250,6 +266,12 @@ def _pending(steps: Sequence[Step], out: Path) -> list[Step]:
     return [step for step in steps if step.entry not in done]
 
 
+def _needs_model(step: Step, settings: Loop) -> bool:
+    """True if a step loads the base: ranking does where a reward model judges."""
+    by_model = step.stage == "rank" and settings.inputs.judge_name.kind == "reward"
+    return STAGES[step.stage].needs_model or by_model
+
+
 def _check_disk(settings: Loop, with_model: Sequence[Step]) -> None:
     if with_model:
         preflight.check_disk(preflight.shape_of_run(settings), settings, with_model)
@@ -304,7 +326,10 @@ def _run_stage(context: Context, step: Step) -> None:
         logger.info("%s is done already", step.entry)
         return
     stage = STAGES[step.stage]
-    intent, inputs = stage.intent, context.settings.inputs
+    settings = context.settings
+    intent, inputs = stage.intent, settings.inputs
+    if settings.reward.source == "judge" and step.stage in BY_JUDGE:
+        intent = BY_JUDGE[step.stage]
     if step.stage == "sft" and (inputs.sft_adapter is not None or inputs.rows is not None):
         intent = ADOPTION if inputs.sft_adapter is not None else OWN_ROWS
     context.reporter.start(step.entry, intent)
@@ -319,11 +344,15 @@ def _work(context: Context, step: Step) -> None:
     stage, settings = STAGES[step.stage], context.settings
     # A teacher behind HTTP writes without the base; there it is not even loaded.
     by_http = step.stage == "generate" and settings.generate.endpoint.url is not None
-    if stage.needs_model and not by_http:
+    if _needs_model(step, settings) and not by_http:
         _note_base(context)
     forecast.begin_measuring()
     with measure() as used:
-        outcome = stage.run(context, step.round)
+        try:
+            outcome = stage.run(context, step.round)
+        except JudgeFailure as failure:
+            done = finished(context.run.path)
+            raise judging.noted_failure(context.run, settings, done, failure) from None
     row = {
         "name": step.stage,
         "round": step.round,

@@ -29,13 +29,12 @@ def drawn(adapters, head, prompts=PROMPTS, keys=KEYS, *, k=3, seed=0, **numbers)
     return draw(
         adapters,
         "policy",
-        head,
         prompts,
         keys,
         k=k,
         sampling=sampling,
         seed=seed,
-        score_batch_size=sampling.batch_size,
+        score_candidates=lambda pool: rescore(adapters, head, pool, batch_size=sampling.batch_size),
     )
 
 

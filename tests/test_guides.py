@@ -30,6 +30,7 @@ LOOPS = {"plan": plan_command.Plan, "rank": stage_commands.Ranked}
 
 def commands(text):
     """Lines of the indented blocks, continued lines joined, comments cut off, as words."""
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     block = "\n".join(line[4:] for line in text.splitlines() if line.startswith("    "))
     for line in block.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)

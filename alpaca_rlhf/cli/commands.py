@@ -38,6 +38,8 @@ class Command:
     """A longer text for its help than the summary."""
     repeats: bool = False
     """The function also takes the line that was typed, to write it down."""
+    leading: str = ""
+    """The flag that a first word without one stands for: `judge RUN` is `judge --run RUN`."""
     subcommands: Mapping[str, Command] = field(default_factory=dict)
     """Commands below it, by name."""
 
@@ -79,11 +81,11 @@ COMMANDS = {
         "draw several completions of each new prompt; with --run RUN, for the app's queue",
         "stage_commands", function="sample"),
     "rank": Command(
-        "put them in order: people in this terminal, or the gold judge",
+        "put them in order: people in this terminal, or a judge",
         "stage_commands", function="rank"),
     "judge": Command(
-        "let a model behind HTTP, the reward model or the gold judge rank what waits in the queue",
-        "judge_command", settings="Judging"),
+        "let a model behind HTTP, a reward model or a function rank what waits in the queue",
+        "judge_command", settings="Judging", leading="--run"),
     "reward": Command(
         "train the reward model on the rankings",
         "stage_commands", function="stage"),
@@ -259,6 +261,8 @@ def resolve(arguments: Sequence[str]) -> tuple[str, Command, list[str]]:
             raise UserError(_unknown(typed, path, command.subcommands))
         path.append(name)
         command = command.subcommands[name]
+    if command.leading and rest and not rest[0].startswith("-"):
+        rest.insert(0, command.leading)
     return " ".join(path), command, rest
 
 

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines
 from alpaca_rlhf.core import gpu_lock, quiet
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import only_one
-from alpaca_rlhf.core.records import Instruction, Ranking
-from alpaca_rlhf.core.scorers import Scores
+from alpaca_rlhf.core.records import Completion, Instruction, Ranking
+from alpaca_rlhf.core.scorers import Response
+from alpaca_rlhf.judges import Judge, JudgeFailure
+from alpaca_rlhf.judges.score_log import LOG
 from alpaca_rlhf.preferences import JudgeIdentity, ScoreJudge
 from alpaca_rlhf.preferences.assignment import Candidates
 from alpaca_rlhf.serving import folders
-from alpaca_rlhf.settings import Judge, Loop
+from alpaca_rlhf.settings import Judge as JudgeEndpoint
+from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.bounds import Bounded, PositiveInt
+from alpaca_rlhf.settings.judge_names import SCORERS, parse_judge
 from alpaca_rlhf.sources import source_of
 from alpaca_rlhf.sources.sampled import queue_sampled
 from alpaca_rlhf.sources.verdicts import has_verdicts, open_store
@@ -28,9 +33,9 @@ from alpaca_rlhf.sources.verdicts import has_verdicts, open_store
 if TYPE_CHECKING:
     from alpaca_rlhf.preferences.store import Store
 
-ABOUT = "let a model behind HTTP, the reward model or the gold judge rank what waits in the queue"
 _STAGE = "judge"
-_GoldScore = Callable[[Instruction, str, bool], Scores]
+_LAST_REWARD = "reward"
+"""`--by reward` without a folder: the run's last reward model."""
 _BATCH_SETS = 64
 """Candidate sets that the reward model scores at once and one transaction saves."""
 
@@ -44,16 +49,26 @@ class Judging(Bounded):
     db: str | None = None
     """Database of the queue: a file, or postgresql+psycopg://user@host/name; by default
     preferences.db in the run folder."""
-    by: Literal["llm", "reward", "gold"] = "llm"
-    """The judge: the model at --judge.url, the run's last reward model, or the small world's
-    judge."""
+    by: str = "llm"
+    """The judge: `llm` (the model at --judge.url), `reward` (the run's last reward model),
+    `reward:FOLDER`, `gold` (the small world's), `checks`, or a function of your own as
+    `FILE.py:function` or `package.module:function`."""
     n: PositiveInt | None = None
     """Maximum number of sets to rank; by default all that wait."""
-    judge: Judge = field(default_factory=Judge)
+    judge: JudgeEndpoint = field(default_factory=JudgeEndpoint)
     """The model behind HTTP."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        try:
+            judge = parse_judge(self.by) if self.by != _LAST_REWARD else None
+        except ValueError as error:
+            raise ValueError(f"--by {error}") from None
+        if judge is not None and judge.kind == "human":
+            raise ValueError(
+                f"--by {self.by}: people rank in the app, or with `{PROGRAM} rank`; give llm, "
+                f"reward, {SCORERS}"
+            )
         if (self.by == "llm") != (self.judge.url is not None):
             raise ValueError("--by llm and --judge.url URL belong together: give both")
 
@@ -71,7 +86,7 @@ def run(flags: Judging, terminal: Terminal) -> int:
     settings = folders.settings_of(flags.run)
     with open_store(flags.run, flags.db, say=terminal.say) as store:
         queue_sampled(flags.run, store)
-        rank_sets = {"llm": _by_llm, "reward": _by_reward, "gold": _by_gold}[flags.by]
+        rank_sets = {"llm": _by_llm, _LAST_REWARD: _by_reward}.get(flags.by, _by_scorer)
         summary = rank_sets(store, flags, settings, terminal)
         terminal.say(f"judge: {summary}; a person who ranks the same answers overrules it")
     from alpaca_rlhf.preferences.database import db_flag  # loads SQLAlchemy
@@ -139,10 +154,10 @@ def _by_reward(store: Store, flags: Judging, settings: Loop, terminal: Terminal)
     with gpu_lock.Loan(flags.run, terminal.say) as loan:
         loan.take()
         with quiet.loading(settings.base):
-            from alpaca_rlhf.serving.scoring import Scorer
-        scorer = Scorer(settings, folder)
+            from alpaca_rlhf.serving.scoring import RewardModel
+        reward_model = RewardModel(settings, folder)
         judge = ScoreJudge(
-            f"{name}:{scorer.fingerprint}", lambda prompt, completion: scores[completion.id]
+            f"{name}:{reward_model.fingerprint}", lambda prompt, completion: scores[completion.id]
         )
         sets = _waiting(store, flags, judge.identity)
         terminal.start(_STAGE, f"{name} of {flags.run} ranks {len(sets)} sets")
@@ -151,7 +166,7 @@ def _by_reward(store: Store, flags: Judging, settings: Loop, terminal: Terminal)
             pairs = [
                 (prompt, completion) for prompt, completions in batch for completion in completions
             ]
-            scores = scorer.scores(pairs)
+            scores = reward_model.scores(pairs)
             rankings = [judge.rank(prompt, completions) for prompt, completions in batch]
             store.add_rankings(rankings, judge=judge.identity)
             terminal.step(_STAGE, start + len(batch), len(sets), {})
@@ -159,41 +174,49 @@ def _by_reward(store: Store, flags: Judging, settings: Loop, terminal: Terminal)
     return f"{len(sets)} rankings by {judge.identity.annotator}"
 
 
-def _by_gold(store: Store, flags: Judging, settings: Loop, terminal: Terminal) -> str:
-    gold = source_of(settings).gold
-    if gold is None:
-        raise UserError(
-            f"--by gold: {flags.run} uses files of your own, and only the small world has "
-            "known answers; use --by reward or --by llm"
-        )
-    scores: dict[str, float] = {}
-    judge = ScoreJudge("gold", lambda prompt, completion: scores[completion.id])
-    sets = _waiting(store, flags, judge.identity)
-    terminal.start(_STAGE, f"the gold judge ranks {len(sets)} sets of {flags.run}")
-    scored_sets = list(_scored(sets, gold, scores))
-    rankings = [judge.rank(prompt, completions) for prompt, completions in scored_sets]
-    store.add_rankings(rankings, judge=judge.identity)
-    terminal.finish(_STAGE, f"{len(scored_sets)} sets of the small world")
-    unknown_count = len(sets) - len(scored_sets)
-    return (
-        f"{len(scored_sets)} rankings by {judge.identity.annotator}; "
-        f"{unknown_count} sets have no known answer"
-    )
+def _by_scorer(store: Store, flags: Judging, settings: Loop, terminal: Terminal) -> str:
+    with quiet.loading(settings.base):
+        from alpaca_rlhf.serving.scoring import adapters_of
+        from alpaca_rlhf.stages.judging import Judges, open_judge
+    name, folder = parse_judge(flags.by), flags.run / "judge"
+    busy_message = f"--run {flags.run}: another `{PROGRAM} judge` is at work there; wait for it"
+    with only_one(folder, busy_message), gpu_lock.Loan(flags.run, terminal.say) as loan:
+        size = settings.sampling.batch_size
+        judge = open_judge(name, "--by", source_of(settings), folder / LOG, batch_size=size)
+        if name.kind == "reward":
+            loan.take()
+        Judges(judge).lend(cache(lambda: adapters_of(settings)))
+        scores: dict[str, float] = {}
+        ranker = ScoreJudge(judge.title, lambda prompt, completion: scores[completion.id])
+        sets = _waiting(store, flags, ranker.identity)
+        terminal.start(_STAGE, f"{judge.title} ranks {len(sets)} sets of {flags.run}")
+        ranked = 0
+        for number, (prompt, completions) in enumerate(sets, 1):
+            try:
+                scores = _scores(judge, prompt, completions)
+            except JudgeFailure:
+                raise
+            except UserError:
+                continue  # a prompt that somebody typed, of which the kit's own rules know nothing
+            finally:
+                terminal.step(_STAGE, number, len(sets), {})
+            store.add_rankings([ranker.rank(prompt, completions)], judge=ranker.identity)
+            ranked += 1
+        terminal.finish(_STAGE, f"{ranked} sets ranked")
+    summary = f"{ranked} rankings by {ranker.identity.annotator}"
+    unknown_count = len(sets) - ranked
+    return summary + (f"; {unknown_count} sets have no known answer" if unknown_count else "")
 
 
-def _scored(
-    sets: Sequence[Candidates], gold: _GoldScore, scores: dict[str, float]
-) -> Iterator[Candidates]:
-    """Yield the sets of the small world; add the gold score of each completion to `scores`."""
-    for prompt, completions in sets:
-        try:
-            scores_of_set = {
-                completion.id: gold(
-                    prompt, completion.text, completion.finish_reason == "eos"
-                ).score
-                for completion in completions
-            }
-        except UserError:
-            continue  # a prompt that somebody typed, not a task of the small world
-        scores.update(scores_of_set)
-        yield prompt, completions
+def _scores(
+    judge: Judge, prompt: Instruction, completions: Sequence[Completion]
+) -> dict[str, float]:
+    """The score of each completion by its id."""
+    responses = [
+        Response(prompt, completion.text, completion.finish_reason == "eos")
+        for completion in completions
+    ]
+    judged = judge.scores(responses, stage=_STAGE)
+    return {
+        completion.id: rating.score for completion, rating in zip(completions, judged, strict=True)
+    }

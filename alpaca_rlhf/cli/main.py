@@ -20,7 +20,7 @@ __all__ = ["COMMANDS", "main", "recipe", "spelled_out"]
 
 _UNATTENDED = (
     "--judge URL --judge.model NAME lets a model behind an OpenAI-compatible endpoint rank in "
-    "people's place."
+    "people's place, --judge FILE.py:function a function of yours."
 )
 _DRY_RUN = "--dry-run"
 
@@ -104,15 +104,18 @@ def recipe(
 
 
 def spelled_out(arguments: Sequence[str]) -> list[str]:
-    """The words of a recipe with `--judge URL` as the two settings that it stands for."""
+    """The words of a recipe with `--judge NAME`, or `--judge URL`, as what it stands for."""
     flags: list[str] = []
-    for argument in arguments:
-        if argument == "--judge":
-            flags += ["--inputs.judge", "llm", "--judge.url"]
-        elif argument.startswith("--judge="):
-            flags += ["--inputs.judge", "llm", "--judge.url", argument.partition("=")[2]]
-        else:
+    remaining = iter(arguments)
+    for argument in remaining:
+        flag, equals, value = argument.partition("=")
+        if flag != "--judge":
             flags.append(argument)
+            continue
+        value = value if equals else next(remaining, "")
+        by_http = "://" in value
+        flags += ["--inputs.judge", "llm", "--judge.url"] if by_http else ["--inputs.judge"]
+        flags += [value] if value else []
     return flags
 
 

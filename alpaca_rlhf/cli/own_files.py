@@ -29,7 +29,7 @@ def refuse_small_world(settings: Loop, until: str | None) -> None:
     Raises:
         UserError: Files or a judge are missing, or the base cannot be read, which is said first.
     """
-    if settings.inputs.judge != "gold":
+    if settings.inputs.prompts_from != "small world":
         return
     rows = settings.inputs.rows or settings.inputs.sft_adapter
     if rows is None:
@@ -65,8 +65,9 @@ def refuse_small_world(settings: Loop, until: str | None) -> None:
 def _lacks_prompts(settings: Loop) -> bool:
     """True if a run was given rows or an adapter, and no prompts that would fit them."""
     inputs = settings.inputs
-    if inputs.judge != "gold":
-        return inputs.prompts is None and inputs.splits is None
+    if inputs.prompts_from != "small world":
+        no_prompts = inputs.prompts is None and inputs.splits is None
+        return no_prompts and inputs.prompts_from == "files"
     own_base = settings.base != EMBEDDED
     return inputs.rows is not None or (own_base and inputs.sft_adapter is not None)
 

@@ -283,6 +283,7 @@ def _shrink(settings: Loop, architecture: str, folder: Path) -> Loop:
             micro_batch_size=1,
             max_length=max_length,
             held_out=0.5,
+            source="rankings",  # made-up people rank
             gate=0.0,  # random verdicts teach nothing, which must not stop a dry run
         ),
         ppo=replace(
@@ -295,7 +296,7 @@ def _shrink(settings: Loop, architecture: str, folder: Path) -> Loop:
             max_new_tokens=TOKENS,
         ),
         best_of_k=replace(settings.best_of_k, prompts=8, epochs=1),
-        evaluate=replace(settings.evaluate, prompts=8, bootstrap=200, shown=4),
+        evaluate=replace(settings.evaluate, prompts=8, bootstrap=200, shown=4, judge=None),
     )
 
 

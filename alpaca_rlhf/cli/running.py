@@ -117,8 +117,11 @@ def rank_by_people(
 
 
 def _refuse_replaced(settings: Loop, until: str | None) -> None:
-    if until in _REPLACED_BY and until not in [name for name, _ in order(settings)]:
-        raise UserError(f"{until}: not a part of this run, because it has {_REPLACED_BY[until]}")
+    if until is None or until in [name for name, _ in order(settings)]:
+        return
+    by_judge = settings.reward.source == "judge" and until in ("sample", "rank", "reward")
+    replacement = "--reward.source judge" if by_judge else _REPLACED_BY[until]
+    raise UserError(f"{until}: not a part of this run, because it has {replacement}")
 
 
 def _after(settings: Loop, out: Path, kind: str, until: str | None) -> list[tuple[str, str]]:

@@ -112,6 +112,17 @@ def add_gradients(parameters: Iterable[nn.Parameter]) -> None:
         start += parameter.numel()
 
 
+def from_main(work: Callable[[], T]) -> T:
+    """Return what `work` returns in the main process; the others wait for it.
+
+    Raises:
+        UserError: The main process refused, or was interrupted; the others do too.
+    """
+    results: list[T] = []
+    by_main(lambda: results.append(work()))
+    return next(result for results in _from_each(results) for result in results)
+
+
 def wait() -> None:
     """Block until every process has arrived."""
     if count() > 1:

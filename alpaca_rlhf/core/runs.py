@@ -175,6 +175,13 @@ class RunFolder:
         """Add facts to `provenance.json`, e.g. the base's fingerprint."""
         self.write_json(_PROVENANCE, self.read_json(_PROVENANCE) | facts)
 
+    def noted(self, name: str) -> dict[str, Any]:
+        """An entry of `provenance.json` that `note` wrote; empty if there is none."""
+        if not (self.path / _PROVENANCE).exists():
+            return {}
+        entry: dict[str, Any] = self.read_json(_PROVENANCE).get(name, {})
+        return entry
+
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one row of metrics, e.g. `{"stage": "sft", "step": 3, "loss": 2.1}`.
 

@@ -1,10 +1,10 @@
-"""The protocol of a judge that scores one completion: a rule, a function, or a reward model."""
+"""The protocols of judges that score completions: a rule, a function, or a reward model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from alpaca_rlhf.core.records import Instruction
 
@@ -33,4 +33,26 @@ class Scorer(Protocol):
         Returns:
             A number in [0, 1], or `Scores` with named parts.
         """
+        ...
+
+
+class Response(NamedTuple):
+    """A completion to be scored, as a batched judge receives it."""
+
+    prompt: Instruction
+    """The request, with its history and system text."""
+    completion: str
+    """The text that was sampled, without special tokens."""
+    finished: bool
+    """True if the completion ended by itself, false if it was cut at the limit."""
+
+
+class BatchScorer(Protocol):
+    """A judge of several completions at once."""
+
+    batched: Literal[True]
+    """Says so."""
+
+    def score_batch(self, responses: Sequence[Response]) -> Sequence[float | Scores]:
+        """Score completions, perhaps of different prompts; one score each, in their order."""
         ...

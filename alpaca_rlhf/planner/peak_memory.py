@@ -110,10 +110,12 @@ class PeakMemory:
 
     @property
     def spared(self) -> set[str]:
-        """Names of the stages that the user's own files replace."""
+        """Names of the stages that the user's own files, or a judge as the reward, replace."""
         inputs = self.settings.inputs
         has_rows = inputs.rows is not None or inputs.sft_adapter is not None
         spared = {"generate"} if has_rows else set()
+        if self.settings.reward.source == "judge":
+            spared |= {"sample", "reward"}
         return spared | ({"sample"} if inputs.rankings is not None else set())
 
     def peak(self, stage: str) -> int:
@@ -202,10 +204,11 @@ class PeakMemory:
         # 1. Sample K completions of each prompt.
         yield self._sampling("best_of_k", settings.k, self._trained_adapters)
         # 2. Score them with the reward model.
-        rows = Rows(sampling.batch_size, self.lengths.prompt, sampling.max_new_tokens)
-        yield self._scoring(
-            _Residents("best_of_k", "--sampling.batch-size", self._trained_adapters), rows
-        )
+        if self.settings.reward.source == "rankings":
+            rows = Rows(sampling.batch_size, self.lengths.prompt, sampling.max_new_tokens)
+            yield self._scoring(
+                _Residents("best_of_k", "--sampling.batch-size", self._trained_adapters), rows
+            )
         # 3. Train on the winners as SFT does.
         sft = self.settings.sft
         micro = min(sft.micro_batch_size, sft.batch_size)
@@ -239,8 +242,9 @@ class PeakMemory:
 
     @property
     def _trained_adapters(self) -> int:
-        """Adapters once a policy is trained: sft, reward, policy, and a separate value's."""
-        return 4 if self.settings.ppo.value.trunk == "separate" else 3
+        """Adapters once a policy is trained: sft, policy, and perhaps reward and value."""
+        separate_value = self.settings.ppo.value.trunk == "separate"
+        return 2 + (self.settings.reward.source == "rankings") + separate_value
 
     def _pass(self, tape: Tape, *, trainable: bool = False, adapted: bool = True) -> Pass:
         rank = self.settings.lora.r if adapted else 0

@@ -84,6 +84,7 @@ class StageWork:
         worksheet = self.lengths.worksheet * TYPICAL
         rankings = settings.rank.prompts * k
         candidates = best_of_k.prompts * best_of_k.k
+        by_judge = settings.reward.source == "judge"
         winners = best_of_k.prompts * best_of_k.keep * best_of_k.epochs
         reward_models = 2 if settings.reward.control else 1
         compared = 2 * settings.evaluate.prompts  # sampled and greedy
@@ -104,7 +105,7 @@ class StageWork:
             "ppo": self._ppo(prompt) * rounds,
             "best_of_k": (
                 self._sampled(candidates, prompt, new, batch, best_of_k.k)
-                + self._read(candidates, prompt + new, 0)
+                + self._read(0 if by_judge else candidates, prompt + new, 0)
                 + self._trained(winners, prompt + new, new)
             )
             * rounds,
@@ -121,8 +122,10 @@ class StageWork:
         rows = min(self.settings.sampling.batch_size, settings.batch_size)
         separate = settings.value.trunk == "separate"
         work = self._sampled(count, prompt, new, rows)
-        # policy and reference read every completion; the reward adapter reads a score
-        work += self._read(count * 2, prompt + new, new) + self._read(count, prompt + new, 0)
+        # policy and reference read every completion; a reward adapter reads a score
+        work += self._read(count * 2, prompt + new, new)
+        if self.settings.reward.source == "rankings":
+            work += self._read(count, prompt + new, 0)
         work += self._trained(count * settings.epochs, prompt + new, new)
         if separate:
             work += self._read(count, prompt + new, 0)

@@ -18,6 +18,8 @@ SLICES = {
     "held_out_phrasings": "Held-out phrasings",
 }
 """Parts of the evaluation prompts that have figures of their own, and their titles."""
+HELD_OUT_JUDGE = "reward model trained on held-out rankings"
+"""Name of the judge in reports of runs that people or a model that compares has ranked."""
 _POLICIES = {
     "base": ("Base", "tone-base"),
     "base_few_shot": ("Base, few-shot", "tone-few"),
@@ -269,6 +271,23 @@ class Report(_Object):
     def judged_by_gold(self) -> bool:
         """True where a gold judge gave the scores: then they have parts, `correct` among them."""
         return self.judge == "gold"
+
+    @property
+    def judged_by_reward_model(self) -> bool:
+        """True where a reward model trained on held-out rankings gave the scores."""
+        return self.judge == HELD_OUT_JUDGE
+
+    @property
+    def judge_phrase(self) -> str:
+        """The judge, within a sentence."""
+        if self.judged_by_gold:
+            return "the gold judge"
+        return f"a {self.judge}" if self.judged_by_reward_model else f"the judge {self.judge}"
+
+    @property
+    def rewarded_by_judge(self) -> bool:
+        """True where a judge gave the reward, and no reward model was trained."""
+        return not self.reward_models and any(stage.name == "ppo" for stage in self.stages)
 
     @property
     def score_name(self) -> str:

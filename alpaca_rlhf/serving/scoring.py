@@ -17,8 +17,18 @@ from alpaca_rlhf.training.groups import completion_example
 _ROLE = "reward"
 
 
-class Scorer:
-    """Scores completions.
+def adapters_of(settings: Loop) -> Adapters:
+    """Load a run's base, with no adapter on it yet.
+
+    Raises:
+        UserError: It cannot be loaded.
+    """
+    base = load_base(settings.base, day=day_of(settings.out))
+    return Adapters(base, settings.lora, template=settings.template)
+
+
+class RewardModel:
+    """A run's reward model, which scores completions.
 
     Args:
         settings: The run's settings.
@@ -29,9 +39,9 @@ class Scorer:
     """
 
     def __init__(self, settings: Loop, folder: Path) -> None:
-        base = load_base(settings.base, day=day_of(settings.out))
-        self._adapters = Adapters(base, settings.lora, template=settings.template)
+        self._adapters = adapters_of(settings)
         self._adapters.load(_ROLE, folder)
+        base = self._adapters.base
         head = ScalarHead.load(folder, int(base.model.config.hidden_size))
         self._head = head.to(base.device)
         self._batch_size = settings.sampling.batch_size

@@ -20,10 +20,12 @@ another value is given."""
 
 ADDED: Mapping[str, Any] = {
     "reward.control": True,
+    "reward.source": "rankings",
     "ppo.temperature": 1.0,
     "evaluate.temperature": 1.0,
 }
-"""Settings that are newer than some runs, and the value that those runs have."""
+"""Settings that are newer than some runs, and the value that those runs have; they keep it unless
+another than the default is given."""
 
 _ABSENT = object()
 
@@ -36,8 +38,8 @@ def with_earlier_defaults(settings: Loop) -> Loop:
     defaults = Loop()
     for path, value in {**CHANGED, **added(settings.out)}.items():
         is_default = _at(settings, path) == _at(defaults, path)
-        keeps = path in ADDED or (is_default and _in(begun, path) == value)
-        if keeps and _at(settings, path) != value:
+        keeps = path in ADDED or _in(begun, path) == value
+        if is_default and keeps and _at(settings, path) != value:
             flag = "--" + path.replace("_", "-")
             logger.info("%s goes on with %s %s, as it began", settings.out, flag, value)
             settings = _changed(settings, path, value)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.settings.judge_names import JudgeName, canonical, parse_judge
 
 SPLITS = ("sft", "rank", "ppo", "eval")
 """The files that `alpaca-rlhf split` writes into a folder, each with `.jsonl` after its name."""
@@ -38,8 +39,10 @@ class Inputs:
     """Somebody's SFT adapter on the base (a plain PEFT LoRA folder) to start from, instead of
     self-instruct and SFT. Give with --inputs.data what it was trained on, if you have it, so that
     no later prompt lies near it."""
-    judge: Literal["gold", "human", "llm"] = "gold"
-    """The judge that ranks: the small world's gold judge, people, or the model at --judge.url."""
+    judge: str = "gold"
+    """The judge that ranks: `gold` (the small world's), `human` (or `people`), `llm` (the model at
+    --judge.url), `checks` (verifiable instructions), `reward:FOLDER`, or a function of your own as
+    `FILE.py:function` or `package.module:function`."""
 
     columns: str = ""
     """New names for columns of these files, as `question=instruction,answer=output`; `NAME=-`
@@ -51,6 +54,11 @@ class Inputs:
     counted."""
 
     def __post_init__(self) -> None:
+        try:
+            parse_judge(self.judge)
+        except ValueError as error:
+            raise ValueError(f"--inputs.judge {error}") from None
+        object.__setattr__(self, "judge", canonical(self.judge))  # frozen: how dataclasses set it
         for name in ("data", "seeds", "prompts"):
             if self.splits is not None and getattr(self, name) is not None:
                 raise ValueError(
@@ -58,7 +66,8 @@ class Inputs:
                     "out"
                 )
         has_adapter = self.sft_adapter is not None
-        if self.judge != "gold" and self.rows is None and self.seeds is None and not has_adapter:
+        has_rows = self.rows is not None or self.seeds is not None or has_adapter
+        if not has_rows and (not self.scorer or (self.has_prompts and self.judge != "gold")):
             raise ValueError(
                 f"--inputs.judge {self.judge} needs rows to train on; give --inputs.data, or "
                 "--inputs.seeds to make them from"
@@ -75,16 +84,43 @@ class Inputs:
             if getattr(self, name) is not None and self.judge == "gold":
                 raise ValueError(
                     f"--inputs.{name}: --inputs.judge gold knows only the small world; "
-                    "with files of your own give --inputs.judge human"
+                    "with files of your own give --inputs.judge human, or FILE.py:function"
                 )
+
+    @property
+    def judge_name(self) -> JudgeName:
+        """The judge that ranks, read by the grammar."""
+        return parse_judge(self.judge)
+
+    @property
+    def scorer(self) -> bool:
+        """True if the judge rates one completion at a time: not people and not `llm`."""
+        return self.judge_name.is_scorer
+
+    @property
+    def has_prompts(self) -> bool:
+        """True if the user gave prompts, or rankings, which bring theirs."""
+        return any(path is not None for path in (self.prompts, self.splits, self.rankings))
+
+    @property
+    def prompts_from(self) -> Literal["small world", "checks", "files"]:
+        """The source of the prompts: the kit's own tasks, or the user's files."""
+        if self.judge == "gold":
+            return "small world"
+        if self.has_prompts or not self.scorer:
+            return "files"
+        if self.judge == "checks":
+            return "checks"
+        has_rows = self.data is not None or self.seeds is not None
+        return "files" if has_rows or self.sft_adapter is not None else "small world"
 
     def require_prompts(self) -> None:
         """Refuse a run that goes beyond rows and SFT without prompts for it.
 
         Raises:
-            UserError: People judge, and there is nothing for them to rank.
+            UserError: The prompts are to come from the user's files, and there are none.
         """
-        if self.judge != "gold" and self.prompts is None and self.splits is None:
+        if self.prompts_from == "files" and self.prompts is None and self.splits is None:
             raise UserError(
                 f"--inputs.judge {self.judge} needs prompts to rank; give --inputs.prompts, or "
                 "--inputs.splits"

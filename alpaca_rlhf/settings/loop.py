@@ -27,6 +27,7 @@ from alpaca_rlhf.settings.bounds import (
 )
 from alpaca_rlhf.settings.endpoint import Endpoint, Judge
 from alpaca_rlhf.settings.inputs import Inputs
+from alpaca_rlhf.settings.judge_names import SCORERS, parse_judge
 from alpaca_rlhf.settings.ppo import PPO, OptimizerName
 
 RecipeName = Literal["alpaca", "self-instruct", "evol"]
@@ -169,7 +170,8 @@ class Rank(Bounded, group="--rank"):
     temperature: PositiveFloat | None = None
     """Temperature of the completions to rank; None takes that of --sampling.temperature."""
     noise: Annotated[float, Interval(ge=0, lt=0.5)] = 0.08
-    """Share of a judge's pairwise verdicts that are flipped, in place of human error."""
+    """Share of the gold judge's pairwise verdicts that are flipped, in place of human error; any
+    other judge is taken at its word."""
     tie_below: NonNegativeFloat = 0.03
     """Completions whose scores are closer than this share a tier."""
 
@@ -178,6 +180,9 @@ class Rank(Bounded, group="--rank"):
 class Reward(Bounded, group="--reward"):
     """The reward adapter and its scalar head, trained on all pairs of each ranking."""
 
+    source: Literal["rankings", "judge"] = "rankings"
+    """`rankings` trains a reward model on them; with `judge` the scores of --inputs.judge are the
+    reward themselves (verifiable rewards): nothing is ranked, and no reward model is trained."""
     lr: PositiveFloat = 1e-4
     """Peak learning rate, falling linearly to 0."""
     head_lr: PositiveFloat = 1e-3
@@ -265,10 +270,28 @@ class Evaluate(Bounded, group="--evaluate"):
     """Prompts whose answers are shown side by side in the report."""
     split: Literal["eval", "dev"] = "eval"
     """`dev` is another set of prompts, for tuning: never tune on `eval`."""
+    judge: str | None = None
+    """The judge that compares the policies: gold, checks, reward:FOLDER, FILE.py:function or
+    package.module:function. By default that of --inputs.judge; where people or `llm` rank, a second
+    reward model trained on held-out rankings."""
     watts: NonNegativeFloat = 350.0
     """Power drawn while running, for the cost column."""
     usd_per_kwh: NonNegativeFloat = 0.30
     """Price of electricity, for the cost column."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.judge is None:
+            return
+        try:
+            judge = parse_judge(self.judge)
+        except ValueError as error:
+            raise ValueError(f"--evaluate.judge {error}") from None
+        if not judge.is_scorer:
+            raise ValueError(
+                f"--evaluate.judge {self.judge}: people and models that compare give win rates, "
+                f"not scores; give {SCORERS}"
+            )
 
 
 SAMPLING_SECTIONS = {
@@ -347,5 +370,15 @@ class Loop(Bounded, Stages):
                 "--inputs.judge llm and --judge.url URL belong together: give both, or take the "
                 "address back with --judge.url None"
             )
-        if self.evaluate.split == "dev" and self.inputs.judge != "gold":
+        if self.reward.source == "judge" and not self.inputs.scorer:
+            raise ValueError(
+                f"--reward.source judge: --inputs.judge {self.inputs.judge} compares completions "
+                f"and gives no scores; give {SCORERS}"
+            )
+        if self.reward.source == "judge" and self.inputs.rankings is not None:
+            raise ValueError(
+                "--reward.source judge: a judge gives the reward, and --inputs.rankings would "
+                "train a reward model; leave one out"
+            )
+        if self.evaluate.split == "dev" and self.inputs.prompts_from == "files":
             raise ValueError("--evaluate.split dev exists only in the small world")

@@ -38,8 +38,10 @@ def source_of(settings: Loop) -> Source:
             sizes[_of_round("rank", r)] = settings.rank.prompts
         sizes[_of_round("ppo", r)] = max(settings.best_of_k.prompts, settings.ppo.batch_size)
     sizes["eval"] = settings.evaluate.prompts
-    # 2. With the gold judge, tasks of the small world.
-    if settings.inputs.judge == "gold":
+    # 2. Tasks that the kit makes.
+    if settings.inputs.prompts_from == "checks":
+        return _checks_source(settings, sizes)
+    if settings.inputs.prompts_from == "small world":
         policy_prompts = max(
             settings.best_of_k.prompts, settings.ppo.batch_size * settings.ppo.updates
         )
@@ -102,6 +104,14 @@ def source_of(settings: Loop) -> Source:
             )
     refuse_unknown_columns(inputs, accounts)
     return Files(rows, splits, accounts)
+
+
+def _checks_source(settings: Loop, sizes: Mapping[str, int]) -> Source:
+    """Verifiable instructions, dealt to their own splits."""
+    raise UserError(
+        "--inputs.judge checks has no prompts of its own in this version; give --inputs.data and "
+        "--inputs.prompts, or another judge"
+    )
 
 
 def _prompts(

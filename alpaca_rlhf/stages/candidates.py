@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from alpaca_rlhf.core import processes
@@ -16,10 +17,12 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.provenance import sha256_of
 from alpaca_rlhf.core.randomness import derived_seed
 from alpaca_rlhf.core.records import content_hash
+from alpaca_rlhf.core.scorers import Response
 from alpaca_rlhf.models.batches import answer, prompt_ids
 from alpaca_rlhf.models.heads import HEAD
 from alpaca_rlhf.stages.context import Context, forget, suffixed
-from alpaca_rlhf.training.candidates import Candidates, draw, rescore
+from alpaca_rlhf.stages.judge_reward import JudgeReward, judge_reward
+from alpaca_rlhf.training.candidates import Candidates, ScoreCandidates, draw, rescore
 
 logger = logging.getLogger(__name__)
 
@@ -29,9 +32,9 @@ Pool = dict[int, list[Candidates]]
 
 
 def candidates(ctx: Context, round_: int, *, sampler: str) -> Pool:
-    """Collect the candidates to choose from, all scored by this round's reward model.
+    """Collect the candidates to choose from, all scored by this round's reward model or the judge.
 
-    The adapters `policy` and `reward` must be loaded.
+    The adapters `policy` and `reward` must be loaded; where a judge gives the reward, `sft`.
 
     Args:
         ctx: The run.
@@ -43,15 +46,14 @@ def candidates(ctx: Context, round_: int, *, sampler: str) -> Pool:
     """
     # 1. Prompts, candidates of earlier rounds, and everything that determines the new ones.
     settings, sampling = ctx.settings.best_of_k, ctx.sampling("best_of_k")
-    judge = suffixed("reward", round_)
+    by_judge = judge_reward(ctx, round_) if ctx.settings.reward.source == "judge" else None
     rows = ctx.source.prompts(suffixed("ppo", round_))[: settings.prompts]
     prompts = [prompt_ids(ctx.base, ctx.settings.template, row) for row in rows]
     seed = derived_seed(ctx.settings.seed, "round", round_)
     pool = {earlier: _of_round(ctx, earlier) for earlier in range(1, round_) if settings.pool}
     made_of = {
         "policy": sha256_of(ctx.adapter_folder(sampler) / "adapter_model.safetensors"),
-        "reward": sha256_of(ctx.adapter_folder(judge) / "adapter_model.safetensors"),
-        "reward_head": sha256_of(ctx.adapter_folder(judge) / HEAD),
+        **_reward_digests(ctx, round_, by_judge),
         "prompts": content_hash(*(row.id for row in rows), *map(str, prompts)),
         "k": settings.k,
         "seed": seed,
@@ -66,22 +68,20 @@ def candidates(ctx: Context, round_: int, *, sampler: str) -> Pool:
     if saved_pool is not None:
         return saved_pool
 
-    # 3. Score the old candidates with the new reward model, and sample new ones.
-    head, size = ctx.load_head(judge), sampling.batch_size
+    # 3. Score the old candidates with the new reward, and sample new ones.
+    score_candidates = _score_candidates(ctx, round_, by_judge)
     pool = {
-        earlier: rescore(ctx.adapters, head, round_candidates, batch_size=size)
-        for earlier, round_candidates in pool.items()
+        earlier: score_candidates(round_candidates) for earlier, round_candidates in pool.items()
     }
     pool[round_] = draw(
         ctx.adapters,
         "policy",
-        head,
         prompts,
         [row.id for row in rows],
         k=settings.k,
         sampling=sampling,
         seed=seed,
-        score_batch_size=size,
+        score_candidates=score_candidates,
         on_batch=ctx.counting(
             suffixed("candidates", round_), len(processes.share(prompts)) * settings.k
         ),
@@ -90,6 +90,48 @@ def candidates(ctx: Context, round_: int, *, sampler: str) -> Pool:
         _save(ctx, round_, pool, made_of)
     processes.wait()
     return pool
+
+
+def _reward_digests(ctx: Context, round_: int, by_judge: JudgeReward | None) -> dict[str, Any]:
+    """Everything that determines the scores."""
+    if by_judge is not None:
+        return {"judge": {"name": by_judge.judge.name.text, **by_judge.to_json()}}
+    folder = ctx.adapter_folder(suffixed("reward", round_))
+    return {
+        "reward": sha256_of(folder / "adapter_model.safetensors"),
+        "reward_head": sha256_of(folder / HEAD),
+    }
+
+
+def _score_candidates(ctx: Context, round_: int, by_judge: JudgeReward | None) -> ScoreCandidates:
+    """Scores candidates with the round's reward model, or with the judge."""
+    if by_judge is None:
+        head = ctx.load_head(suffixed("reward", round_))
+        size = ctx.settings.sampling.batch_size
+        return lambda pool: rescore(ctx.adapters, head, pool, batch_size=size)
+
+    def score_candidates(pool: Sequence[Candidates]) -> list[Candidates]:
+        rows = {
+            row.id: row
+            for earlier in range(1, round_ + 1)
+            for row in ctx.source.prompts(suffixed("ppo", earlier))
+        }
+        responses = [
+            Response(
+                rows[candidates.key],
+                answer(ctx.base, ctx.settings.template, completion.ids),
+                completion.finished,
+            )
+            for candidates in pool
+            for completion in candidates.completions
+        ]
+        scores = iter(by_judge.scores(responses, stage=suffixed("best_of_k", round_)))
+        return [
+            replace(candidates, scores=tuple(next(scores) for _ in candidates.completions))
+            for candidates in pool
+        ]
+
+    return score_candidates
 
 
 def _save(ctx: Context, round_: int, pool: Pool, made_of: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ Settings, run folder, tasks, and the base with its adapters, which are loaded on
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from alpaca_rlhf.models.base import Base, load_base
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.settings import Loop, Sampling
 from alpaca_rlhf.sources import Source, read_rows
+from alpaca_rlhf.stages.judging import Judges
 from alpaca_rlhf.training.loop import Checkpoints
 from alpaca_rlhf.training.trackers import tracker
 
@@ -85,9 +86,14 @@ class Context:
     run: RunFolder
     """Folder that all results are written to."""
     source: Source
-    """Tasks, prompts and the gold judge."""
+    """Tasks and prompts."""
     reporter: Reporter
     """Shows progress."""
+    judges: Judges = field(default_factory=Judges)
+    """The judges that its settings name."""
+
+    def __post_init__(self) -> None:
+        self.judges.lend(lambda: self.adapters)
 
     @cached_property
     def base(self) -> Base:

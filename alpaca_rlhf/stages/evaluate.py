@@ -15,7 +15,7 @@ import torch
 
 from alpaca_rlhf.core.prompts import worksheet_question
 from alpaca_rlhf.core.records import Instruction
-from alpaca_rlhf.core.scorers import Scores
+from alpaca_rlhf.core.scorers import Response, Scores
 from alpaca_rlhf.core.sizes import LOGPROBS_BATCH_DIVISOR
 from alpaca_rlhf.evaluation.win_rate import bootstrap_ci, paired_gain, win_rate
 from alpaca_rlhf.models.batches import (
@@ -151,13 +151,16 @@ Judge = Callable[[Sequence[Instruction], Sequence[_Completion]], list[Scores]]
 
 
 def _judge(ctx: Context) -> Judge:
-    """The gold judge, or a reward model trained on nothing but the held-out rankings."""
-    gold = ctx.source.gold
-    if gold is not None:
-        return lambda rows, answers: [
-            gold(row, answer.text, answer.finished)
-            for row, answer in zip(rows, answers, strict=True)
-        ]
+    """The run's judge, or a reward model trained on nothing but the held-out rankings."""
+    judge_of_run = ctx.judges.evaluates
+    if judge_of_run is not None:
+        return lambda rows, answers: judge_of_run.scores(
+            [
+                Response(row, answer.text, answer.finished)
+                for row, answer in zip(rows, answers, strict=True)
+            ],
+            stage="evaluate",
+        )
     groups = ranking_groups(ctx, ctx.settings.rounds)
     ctx.adapters.add("reward", copy_of="sft", seed=ctx.settings.seed + 1)
     # The two sets change places: this model learns from what the reward model has not seen.

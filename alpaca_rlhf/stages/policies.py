@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import Any
 
 from alpaca_rlhf.core.randomness import derived_seed
+from alpaca_rlhf.core.scorers import Response
 from alpaca_rlhf.evaluation.win_rate import best_of_n_kl, expected_best
 from alpaca_rlhf.models.batches import answer, prompt_ids
+from alpaca_rlhf.models.rollout import SampledCompletion
 from alpaca_rlhf.stages.candidates import candidates
 from alpaca_rlhf.stages.context import Context, suffixed
+from alpaca_rlhf.stages.judge_reward import judge_reward
 from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.training.best_of_k import choose
 from alpaca_rlhf.training.ppo import PPOPrompt, train_ppo
@@ -19,40 +22,56 @@ from alpaca_rlhf.training.sft import train_sft
 
 def ppo(ctx: Context, round_: int) -> Outcome:
     """Run PPO from SFT or, in later rounds, from the last policy; SFT stays the reference."""
-    # 1. Load the reference, the reward model, and the policy to start from.
+    # 1. Load the reference, the reward, and the policy to start from.
     stage = suffixed("ppo", round_)
     settings = replace(ctx.settings.ppo, temperature=ctx.settings.temperature_of("ppo"))
     ctx.load("sft", "sft")
-    ctx.load("reward", suffixed("reward", round_))
-    head = ctx.load_head(suffixed("reward", round_))
+    by_judge = judge_reward(ctx, round_) if ctx.settings.reward.source == "judge" else None
+    head = None
+    if by_judge is None:
+        ctx.load("reward", suffixed("reward", round_))
+        head = ctx.load_head(suffixed("reward", round_))
     ctx.load("policy", "sft" if round_ == 1 else suffixed("ppo", round_ - 1))
 
-    # 2. Prompts, and the gold judge that watches where there is one.
+    # 2. Prompts, and the judge of the evaluation, which watches where it is a rule of the kit's.
     rows = ctx.source.prompts(suffixed("ppo", round_))
     prompts = [PPOPrompt(row.id, prompt_ids(ctx.base, ctx.settings.template, row)) for row in rows]
     by_key = {row.id: row for row in rows}
-    gold = ctx.source.gold
 
-    def completion_metrics(batch: Any, completions: Any) -> dict[str, float]:
-        if gold is None:
-            return {}
-        verdicts = [
-            gold(
-                by_key[prompt.key],
-                answer(ctx.base, ctx.settings.template, completion.ids),
-                completion.finished,
+    def responses(
+        batch: Sequence[PPOPrompt], completions: Sequence[SampledCompletion]
+    ) -> list[Response]:
+        template = ctx.settings.template
+        return [
+            Response(
+                by_key[prompt.key], answer(ctx.base, template, completion.ids), completion.finished
             )
             for prompt, completion in zip(batch, completions, strict=True)
         ]
-        return {
-            "gold_score": sum(verdict.score for verdict in verdicts) / len(verdicts),
-            "gold_correct": sum(verdict.parts["correct"] for verdict in verdicts) / len(verdicts),
-        }
+
+    def completion_metrics(
+        batch: Sequence[PPOPrompt], completions: Sequence[SampledCompletion]
+    ) -> dict[str, float]:
+        watching = ctx.judges.watches
+        if watching is None:
+            return {}
+        verdicts = watching.scores(responses(batch, completions), stage=stage)
+        metrics = {"gold_score": sum(verdict.score for verdict in verdicts) / len(verdicts)}
+        if "correct" in verdicts[0].parts:
+            correct = sum(verdict.parts["correct"] for verdict in verdicts)
+            metrics["gold_correct"] = correct / len(verdicts)
+        return metrics
+
+    def reward_scores(
+        batch: Sequence[PPOPrompt], completions: Sequence[SampledCompletion]
+    ) -> list[float]:
+        assert by_judge is not None
+        return by_judge.scores(responses(batch, completions), stage=stage)
 
     # 3. Train from the last checkpoint, and save.
     train_ppo(
         ctx.adapters,
-        head,
+        reward_scores if head is None else head,
         prompts,
         settings,
         seed=derived_seed(ctx.settings.seed, "round", round_),
@@ -79,11 +98,14 @@ def best_of_k(ctx: Context, round_: int) -> Outcome:
 
     Starts from SFT or, in later rounds, from the last best-of-K.
     """
-    # 1. Load the policy to start from and the reward model.
+    # 1. Load the policy to start from and the reward.
     stage, settings = suffixed("best_of_k", round_), ctx.settings.best_of_k
     sampler = "sft" if round_ == 1 else suffixed("best_of_k", round_ - 1)
     ctx.load("policy", sampler)
-    ctx.load("reward", suffixed("reward", round_))
+    if ctx.settings.reward.source == "judge":
+        ctx.load("sft", "sft")
+    else:
+        ctx.load("reward", suffixed("reward", round_))
 
     # 2. Sample and score candidates, and choose the winners.
     pool = candidates(ctx, round_, sampler=sampler)

@@ -12,6 +12,7 @@ from typing import Any
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.randomness import derived_seed
 from alpaca_rlhf.core.records import Completion, Instruction, Ranking
+from alpaca_rlhf.core.scorers import Response
 from alpaca_rlhf.data import write_instructions
 from alpaca_rlhf.models.batches import answer, prompt_ids
 from alpaca_rlhf.models.rollout import SampledCompletion, sample
@@ -73,52 +74,66 @@ def sample_completions(ctx: Context, round_: int) -> Outcome:
 
 
 def rank(ctx: Context, round_: int) -> Outcome:
-    """Put the completions of each prompt in order: by the gold judge, by people or by a model.
+    """Put the completions of each prompt in order: by people, by a scorer, or by a model.
 
     All verdicts go to the run's database; the stage ends with a snapshot of it, which training
     reads.
     """
-    by_judge = {"gold": _by_gold, "human": _by_people, "llm": _by_llm}
+    if ctx.settings.inputs.scorer:
+        return _by_scorer(ctx, round_)
+    by_judge = {"human": _by_people, "llm": _by_llm}
     return by_judge[ctx.settings.inputs.judge](ctx, round_)
 
 
-def _by_gold(ctx: Context, round_: int) -> Outcome:
-    """Let the small world's gold judge rank everything that was sampled."""
-    settings, gold = ctx.settings.rank, ctx.source.gold
-    assert gold is not None
-    scores: dict[str, float] = {}
-
-    def score_of(prompt: Instruction, completion: Completion) -> float:
-        finished = completion.finish_reason == "eos"
-        scores[completion.id] = gold(prompt, completion.text, finished).score
-        return scores[completion.id]
-
-    # 1. A verdict on each prompt. Equal texts stay in: the reward model sees all K completions.
-    judge = ScoreJudge(
-        "gold", score_of, noise=settings.noise, tie_below=settings.tie_below, seed=ctx.settings.seed
-    )
+def _by_scorer(ctx: Context, round_: int) -> Outcome:
+    """Let a judge that rates one completion at a time rank everything that was sampled."""
+    settings, judge, stage = ctx.settings.rank, ctx.judges.ranks, suffixed("rank", round_)
+    assert judge is not None
+    noise = settings.noise if judge.name.kind == "gold" else 0.0
+    # 1. A score for each completion. Equal texts stay in: the reward model sees all of them.
     sets = sampled_sets(ctx, round_)
-    rankings = [judge.rank(prompt, completions) for prompt, completions in sets]
+    completions = [(prompt, completion) for prompt, group in sets for completion in group]
+    judged = judge.scores(
+        [
+            Response(prompt, completion.text, completion.finish_reason == "eos")
+            for prompt, completion in completions
+        ],
+        stage=stage,
+        on_progress=lambda done: ctx.reporter.step(stage, done, len(completions), {}),
+    )
+    scores = {
+        completion.id: rating.score
+        for (_, completion), rating in zip(completions, judged, strict=True)
+    }
 
-    # 2. The store, and the snapshot of it that training reads.
+    # 2. A verdict on each prompt, in the store; and the snapshot of it that training reads.
+    ranker = ScoreJudge(
+        judge.title,
+        lambda _, completion: scores[completion.id],
+        noise=noise,
+        tie_below=settings.tie_below,
+        seed=ctx.settings.seed,
+    )
+    rankings = [ranker.rank(prompt, group) for prompt, group in sets]
     with open_store(ctx.run.path) as store:
         origin = origin_of_stage(ctx.run.path, suffixed("sample", round_))
         store.add_sets(sets, origin=origin)
-        store.add_rankings(rankings, judge=judge.identity)
-        _take_snapshot(ctx, round_, store, judge.identity)
+        store.add_rankings(rankings, judge=ranker.identity)
+        _take_snapshot(ctx, round_, store, ranker.identity)
 
+    # 3. Report.
     heard, (others, others_text, facts) = rankings_of_round(ctx, round_), _others(ctx, round_)
     verdicts = sum(pairs(ranking.tiers) for ranking in rankings)
     facts |= {
-        "noise": settings.noise,
+        "judge": judge.title,
+        "noise": noise,
         "verdicts": verdicts,
         "measured_wrong_share": wrong_share(rankings, scores),
         "mean_gold": sum(scores.values()) / len(scores),
         "by_people": sum(not _by_judge(ranking) for _, _, ranking in heard),
     }
-    summary = (
-        f"{verdicts} verdicts, {100 * facts['measured_wrong_share']:.1f}% of them wrong on purpose"
-    )
+    wrong = f"{100 * facts['measured_wrong_share']:.1f}% of them wrong on purpose"
+    summary = f"{verdicts} verdicts, {wrong if noise else f'by {judge.title}'}"
     if facts["by_people"]:
         summary += f"; {facts['by_people']} rankings by people stand above them"
     return Outcome(len(heard) + others, 0, summary + others_text, facts)
@@ -318,8 +333,10 @@ def _snapshot_entry(round_: int) -> str:
 
 def _judge_of_run(ctx: Context) -> str | None:
     """The annotator's name of the judge that ranks in people's place; None where people rank."""
-    names = {"gold": f"{JUDGE}gold", "llm": f"{JUDGE}llm:{ctx.settings.judge.model}"}
-    return names.get(ctx.settings.inputs.judge)
+    if ctx.judges.ranks is not None:
+        return ctx.judges.ranks.annotator
+    by_llm = ctx.settings.inputs.judge == "llm"
+    return f"{JUDGE}llm:{ctx.settings.judge.model}" if by_llm else None
 
 
 def _by_judge(ranking: Ranking) -> bool:

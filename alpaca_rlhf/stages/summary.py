@@ -9,7 +9,7 @@ from typing import Any
 
 from alpaca_rlhf.data import answered_prompts, check_disjoint
 from alpaca_rlhf.report.render import write_report
-from alpaca_rlhf.report.schema import ReportData
+from alpaca_rlhf.report.schema import HELD_OUT_JUDGE, ReportData
 from alpaca_rlhf.settings.loop import SAMPLING_SECTIONS
 from alpaca_rlhf.settings.parsing import to_yaml
 from alpaca_rlhf.stages.context import Context, suffixed
@@ -24,10 +24,23 @@ _NOISE = (
     "in for people. The policies are compared by the same judge without that noise; the reward "
     "model that trained them has no say in it."
 )
-_HELD_OUT_JUDGE = (
+_HELD_OUT_CAVEAT = (
     "No gold judge knows these tasks. The scores come from a second reward model, trained only on "
     "rankings that the first one has not seen; read them as what that model would prefer, and "
     "read the answers yourself."
+)
+_SAME_JUDGE = (
+    "The rankings come from the judge {judge}, and the same judge compares the policies; the "
+    "reward model that trained them has no say in it. The scores say how well that judge is "
+    "pleased, and nothing else: read the answers yourself."
+)
+_OTHER_JUDGE = (
+    "The policies are compared by the judge {judge}, which had no say in their training. The "
+    "scores say how well that judge is pleased, and nothing else: read the answers yourself."
+)
+_JUDGE_AS_REWARD = (
+    "The reward of PPO and best-of-K came from the judge {judge} itself: there is no reward model "
+    "here, nor a gate on its accuracy. What it rewards by mistake, the policies have learned too."
 )
 _ADOPTED = (
     "SFT is somebody else's adapter. What it was trained on was not given, so that nobody can say "
@@ -43,13 +56,13 @@ def write_summary(ctx: Context, *, command: str, stages: Sequence[Mapping[str, A
     base = ctx.run.done("base")
     assert evaluated is not None and base is not None
     settings = ctx.settings.evaluate
-    has_gold = ctx.source.gold is not None
+    judge = ctx.judges.evaluates
     report = {
         "schema": 1,
         "seed": ctx.settings.seed,
         "base": {key: base[key] for key in ("parameters", "quantization")}
         | {"name": ctx.settings.base},
-        "judge": "gold" if has_gold else "reward model trained on held-out rankings",
+        "judge": HELD_OUT_JUDGE if judge is None else judge.title,
         "annotator": _annotator(ctx),
         "temperatures": {name: ctx.settings.temperature_of(name) for name in SAMPLING_SECTIONS},
         "stages": [_stage(ctx, row) for row in stages],
@@ -86,7 +99,18 @@ def write_summary(ctx: Context, *, command: str, stages: Sequence[Mapping[str, A
 def _caveats(ctx: Context) -> list[str]:
     inputs = ctx.settings.inputs
     adopted = inputs.sft_adapter is not None and inputs.rows is None
-    caveats = [_LABORATORY, _NOISE] if ctx.source.gold is not None else [_HELD_OUT_JUDGE]
+    ranks, evaluates = ctx.judges.ranks, ctx.judges.evaluates
+    caveats = [_LABORATORY] if inputs.prompts_from == "small world" else []
+    if evaluates is None:
+        caveats.append(_HELD_OUT_CAVEAT)
+    elif ranks is evaluates and evaluates.name.kind == "gold":
+        caveats.append(_NOISE)
+    elif ranks is evaluates:
+        caveats.append(_SAME_JUDGE.format(judge=evaluates.title))
+    else:
+        caveats.append(_OTHER_JUDGE.format(judge=evaluates.title))
+    if ctx.settings.reward.source == "judge" and ranks is not None:
+        caveats.append(_JUDGE_AS_REWARD.format(judge=ranks.title))
     return [*caveats, _ADOPTED] if adopted else caveats
 
 
@@ -142,12 +166,12 @@ def _facts_by_round(ctx: Context, stage: str) -> list[dict[str, Any]]:
 
 def _annotator(ctx: Context) -> dict[str, float]:
     """Noise of the judge that ranked, as set and as measured over all rounds; empty without one."""
-    facts = _facts_by_round(ctx, "rank")
+    facts = [row for row in _facts_by_round(ctx, "rank") if "measured_wrong_share" in row]
     verdicts = sum(row["verdicts"] for row in facts)
     if not verdicts:
         return {}
     wrong = sum(row["measured_wrong_share"] * row["verdicts"] for row in facts) / verdicts
-    return {"noise": ctx.settings.rank.noise, "verdicts": verdicts, "measured_wrong_share": wrong}
+    return {"noise": facts[0]["noise"], "verdicts": verdicts, "measured_wrong_share": wrong}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -26,7 +26,7 @@ class Candidates:
     completions: tuple[SampledCompletion, ...]
     """In the order of their sample numbers. Equal ones each count."""
     scores: tuple[float, ...]
-    """Score of each completion by the reward model."""
+    """Score of each completion, by the reward model or a judge."""
 
     @property
     def examples(self) -> list[Example]:
@@ -63,31 +63,33 @@ class Candidates:
         )
 
 
+ScoreCandidates = Callable[[Sequence[Candidates]], list[Candidates]]
+"""Scores the completions of candidates, in place of the scores that they have."""
+
+
 def draw(
     adapters: Adapters,
     sampler: str,
-    reward_head: ScalarHead,
     prompts: Sequence[Sequence[int]],
     keys: Sequence[str],
     *,
     k: int,
     sampling: Sampling,
     seed: int,
-    score_batch_size: int,
+    score_candidates: ScoreCandidates,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[Candidates]:
-    """Sample K completions of each prompt, and score them with the reward adapter.
+    """Sample K completions of each prompt, and score them.
 
     Args:
-        adapters: Adapters on the base; `reward` among them.
+        adapters: Adapters on the base.
         sampler: Adapter that samples.
-        reward_head: Head of `reward`.
         prompts: Token ids of each prompt.
         keys: Id of each prompt, which names its noise.
         k: Completions a prompt.
         sampling: Temperature, top-p, length, batch size.
         seed: Seed of the noise.
-        score_batch_size: Completions scored at once.
+        score_candidates: Scores them.
         on_batch: Called with the number of completions that each batch of this process finished.
     """
     share = processes.share(range(len(prompts)))
@@ -107,7 +109,7 @@ def draw(
         Candidates(key, tuple(prompt), tuple(samples), (0.0,) * len(samples))
         for key, prompt, samples in zip(keys, prompts, completions, strict=True)
     ]
-    return rescore(adapters, reward_head, unscored, batch_size=score_batch_size)
+    return score_candidates(unscored)
 
 
 def rescore(

@@ -1,4 +1,4 @@
-"""PPO of the policy adapter against the reward adapter, anchored to the frozen SFT adapter.
+"""PPO of the policy adapter against a reward model or a judge, anchored to the frozen SFT adapter.
 
 Four adapters on one base, one after the other: the policy samples; the SFT adapter gives reference
 log-probabilities, the reward adapter scores, the value adapter (a copy of the reward adapter with
@@ -63,9 +63,13 @@ CompletionMetrics = Callable[[Sequence[PPOPrompt], Sequence[SampledCompletion]],
 """Measures the completions of an update for the report; never influences the training."""
 
 
+RewardScores = Callable[[Sequence[PPOPrompt], Sequence[SampledCompletion]], Sequence[float]]
+"""Scores completions in a reward model's place, on its scale: SFT has mean 0, deviation 1."""
+
+
 def train_ppo(
     adapters: Adapters,
-    reward_head: ScalarHead,
+    reward: ScalarHead | RewardScores,
     prompts: Sequence[PPOPrompt],
     settings: PPO,
     *,
@@ -78,9 +82,9 @@ def train_ppo(
     """Train adapter `policy`, copied by the caller from where it starts, and its value function.
 
     Args:
-        adapters: Holds `sft` (frozen reference), `policy` and `reward`; `value` is created here
-            where the value function has an adapter of its own.
-        reward_head: Head of `reward`, normalised on SFT completions.
+        adapters: Holds `sft` (frozen reference), `policy` and, for a head, `reward`; `value` is
+            created here where the value function has an adapter of its own.
+        reward: Head of `reward`, normalised on SFT completions, or a judge in its place.
         prompts: Each is used once an epoch, in an order drawn from the seed.
         settings: Hyperparameters.
         seed: Seed of order and noise.
@@ -98,6 +102,8 @@ def train_ppo(
             f"the ppo split has {len(prompts)}"
         )
     # 1. Critic, and one optimiser each for policy and value.
+    reward_head = reward if isinstance(reward, ScalarHead) else None
+    reward_scores = None if isinstance(reward, ScalarHead) else reward
     critic = _critic(adapters, reward_head, settings, seed)
     adapters.trainable(*{"policy", critic.role})
     policy, value = _learners(adapters, critic, settings)
@@ -135,7 +141,8 @@ def train_ppo(
             checkpoints, update + 1, lambda: readable_examples(adapters.base, examples)
         ):
             # 4. Score them: log-probabilities, reference, values, reward.
-            rollout, metrics = collect(context, update_prompts, completions)
+            scores = None if reward_scores is None else reward_scores(update_prompts, completions)
+            rollout, metrics = collect(context, update_prompts, completions, scores)
             metrics["kl_coef"] = kl_coef.value
             # 5. Epochs of minibatch steps of policy and value.
             metrics |= improve(
@@ -163,14 +170,21 @@ def train_ppo(
     adapters.trainable()
 
 
-def _critic(adapters: Adapters, reward_head: ScalarHead, settings: PPO, seed: int) -> Critic:
-    """A value adapter that starts as the reward model; or a head on the policy that starts at 0."""
-    head = ScalarHead(len(reward_head.weight)).to(adapters.base.device)
-    if settings.value.trunk == "separate":
+def _critic(adapters: Adapters, reward_head: ScalarHead | None, settings: PPO, seed: int) -> Critic:
+    """A value adapter that starts as the reward model; or a head on the policy that starts at 0.
+
+    Without a reward model the adapter starts as SFT, and its head at 0.
+    """
+    head = ScalarHead(int(adapters.base.model.config.hidden_size)).to(adapters.base.device)
+    separate = settings.value.trunk == "separate"
+    if separate and reward_head is not None:
         adapters.add("value", copy_of="reward", seed=seed)
         head.load_state_dict(reward_head.state_dict())
         return Critic("value", head)
     torch.nn.init.zeros_(head.weight)
+    if separate:
+        adapters.add("value", copy_of="sft", seed=seed)
+        return Critic("value", head)
     return Critic("policy", head, settings.value.coef if settings.value.trunk == "shared" else 0.0)
 
 
@@ -214,13 +228,17 @@ def _prompt_order(n: int, settings: PPO, seed: int) -> list[list[int]]:
 
 
 def collect(
-    context: PPOContext, prompts: Sequence[PPOPrompt], completions: Sequence[SampledCompletion]
+    context: PPOContext,
+    prompts: Sequence[PPOPrompt],
+    completions: Sequence[SampledCompletion],
+    scores_of_judge: Sequence[float] | None = None,
 ) -> tuple[Rollout, dict[str, float]]:
     """Evaluate sampled completions under policy, reference, value function and reward model.
 
     Log-probabilities of policy and reference are those of the temperature they were sampled at.
 
     Of several processes each evaluates its share of the rows; all hold the whole rollout.
+    `scores_of_judge` stand in for those of the reward model.
 
     Returns:
         The rollout: B completions of up to C tokens. And the metrics to report.
@@ -267,11 +285,14 @@ def collect(
         )
     )
     # 4. Scores from the reward adapter, clamped; a completion without eos does not get its own.
-    (reward_scores,) = all_rows(
-        lambda b, n: (
-            scoring.scores(adapters, "reward", context.reward_head, b, micro_batch_size=n),
+    head = context.reward_head
+    if head is not None:
+        (reward_scores,) = all_rows(
+            lambda b, n: (scoring.scores(adapters, "reward", head, b, micro_batch_size=n),)
         )
-    )
+    else:
+        assert scores_of_judge is not None
+        reward_scores = torch.tensor(scores_of_judge, dtype=torch.float32, device=base.device)
     finished = torch.tensor([c.finished for c in completions], device=base.device)
     scores = reward_scores.clone()
     if settings.clip.score > 0:

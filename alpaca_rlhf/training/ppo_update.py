@@ -85,8 +85,8 @@ class PPOContext:
 
     adapters: Adapters
     """`policy`, `sft` (frozen reference), `reward` (frozen), and `value` if the critic has one."""
-    reward_head: ScalarHead
-    """Head of `reward`, normalised on SFT completions."""
+    reward_head: ScalarHead | None
+    """Head of `reward`, normalised on SFT completions; None where a judge gives the reward."""
     critic: Critic
     """The value function."""
     settings: PPO

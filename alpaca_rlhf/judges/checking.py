@@ -1,0 +1,66 @@
+"""The check of what a judge returned: a number in [0, 1], or `Scores` of such numbers."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any
+
+from alpaca_rlhf.core.scorers import Scores
+
+ROUNDING = 1e-9
+"""How far beyond 0 or 1 a sum of shares may come by rounding."""
+MAX_SHOWN_CHARS = 60
+"""Characters of a wrong value that a message shows."""
+
+
+def checked(value: Any) -> Scores:
+    """A judge's return value as `Scores`.
+
+    Raises:
+        ValueError: It is not a number in [0, 1], nor `Scores` of such numbers; the message goes
+            after the name of the function.
+    """
+    if not isinstance(value, Scores):
+        return Scores(_number(value, "returned"))
+    if not isinstance(value.parts, Mapping):
+        raise ValueError(f"returned Scores whose parts are {_shown(value.parts)}; give a dict")
+    for name in value.parts:
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"returned Scores with a part named {_shown(name)}; give it a text")
+    parts = {
+        name: _number(part, f"returned Scores whose part {name!r} is")
+        for name, part in value.parts.items()
+    }
+    return Scores(_number(value.score, "returned Scores whose score is"), parts)
+
+
+def _number(value: Any, said: str) -> float:
+    """A number in [0, 1]; `said` begins the refusal."""
+    if inspect.iscoroutine(value):
+        value.close()  # or Python warns that it was never awaited
+        raise ValueError(f"{said} a coroutine; make it a plain function, without async")
+    if inspect.isgenerator(value):
+        raise ValueError(f"{said} a generator; return a number instead of yielding it")
+    if value is None:
+        raise ValueError(f"{said} None; return a number in [0, 1] on every path")
+    if not isinstance(value, Real):
+        raise ValueError(f"{said} {_shown(value)}; return a number in [0, 1], or Scores")
+    number = float(value)
+    if math.isnan(number):
+        raise ValueError(f"{said} NaN; return a number in [0, 1]")
+    if not -ROUNDING <= number <= 1 + ROUNDING:
+        raise ValueError(f"{said} {number:g}; return a number in [0, 1]")
+    return min(max(number, 0.0), 1.0)
+
+
+def _shown(value: Any) -> str:
+    """A value with its type, on one line."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # a user's class may fail even here
+        text = "?"
+    short = text if len(text) <= MAX_SHOWN_CHARS else text[:MAX_SHOWN_CHARS] + "..."
+    return f"{short} ({type(value).__name__})"

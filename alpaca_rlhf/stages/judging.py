@@ -1,0 +1,258 @@
+"""The judges of a run: those that its settings name, loaded before anything is computed."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.provenance import sha256_of
+from alpaca_rlhf.core.records import Instruction, content_hash
+from alpaca_rlhf.core.runs import RunFolder
+from alpaca_rlhf.core.scorers import Scores
+from alpaca_rlhf.judges import Judge, JudgeFailure, ScoreLog, load_function
+from alpaca_rlhf.judges.judge import MEND
+from alpaca_rlhf.judges.score_log import LOG
+from alpaca_rlhf.models.adapters import Adapters
+from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.settings.judge_names import SCORERS, JudgeName, parse_judge
+from alpaca_rlhf.sources import Source
+from alpaca_rlhf.stages.reward_judge import RewardScorer, reward_files
+
+RANKS, EVALUATES = "inputs.judge", "evaluate.judge"
+"""The settings that name a judge."""
+LEFT_OUT = (
+    "--reward.source judge: {judge} gives the reward itself; sample, rank and reward are left out, "
+    "and no gate is held"
+)
+"""What a run whose judge gives the reward says first."""
+_NOTE = "judges"
+"""Entry of `provenance.json` with the files of each judge."""
+
+
+@dataclass(frozen=True)
+class GoldScorer:
+    """The small world's gold judge."""
+
+    gold: Callable[[Instruction, str, bool], Scores]
+    """Scores a completion of a task of the small world."""
+
+    def score(self, prompt: Instruction, completion: str, finished: bool) -> Scores:
+        """Score a completion."""
+        return self.gold(prompt, completion, finished)
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The judges of a run that rate one completion at a time."""
+
+    ranks: Judge | None = None
+    """The judge that ranks; None where people or a model that compares do."""
+    evaluates: Judge | None = None
+    """The judge that compares the policies; None leaves it to a reward model trained on held-out
+    rankings."""
+
+    @property
+    def watches(self) -> Judge | None:
+        """The judge of the evaluation, if it is a rule of the kit's, which costs nothing.
+
+        It scores every update of PPO for the report.
+        """
+        judge = self.evaluates
+        return judge if judge is not None and judge.name.kind in ("gold", "checks") else None
+
+    def lend(self, adapters: Callable[[], Adapters]) -> None:
+        """Let judges that are reward models use the run's base, once they need it."""
+        for judge in self.by_setting().values():
+            if isinstance(judge.source, RewardScorer):
+                judge.source.adapters = adapters
+
+    def by_setting(self) -> dict[str, Judge]:
+        """The judges by the setting that names them; one judge that does both stands once."""
+        judges = {} if self.ranks is None else {RANKS: self.ranks}
+        if self.evaluates is not None and self.evaluates is not self.ranks:
+            judges[EVALUATES] = self.evaluates
+        return judges
+
+
+def open_judges(settings: Loop, source: Source) -> Judges:
+    """Load the judges that a run's settings name.
+
+    Raises:
+        UserError: A judge cannot be loaded, or knows nothing of the run's prompts.
+    """
+
+    def opened(name: JudgeName, setting: str) -> Judge:
+        size = settings.sampling.batch_size
+        return open_judge(name, f"--{setting}", source, settings.out / LOG, batch_size=size)
+
+    ranks = opened(settings.inputs.judge_name, RANKS) if settings.inputs.scorer else None
+    if settings.evaluate.judge is None:
+        # Who gave the reward does not compare the policies that it trained.
+        return Judges(ranks, None if settings.reward.source == "judge" else ranks)
+    name = parse_judge(settings.evaluate.judge)
+    if ranks is not None and name == ranks.name:
+        return Judges(ranks, ranks)
+    return Judges(ranks, opened(name, EVALUATES))
+
+
+def refuse_only_judge(settings: Loop, judges: Judges) -> None:
+    """Refuse an evaluation whose only judge gave the reward of what it compares.
+
+    Raises:
+        UserError: It is the judge of --inputs.judge as the reward, or a reward model of this run.
+    """
+    if settings.reward.source == "judge":
+        ranks, evaluates = judges.ranks, judges.evaluates
+        assert ranks is not None
+        if evaluates is None:
+            raise UserError(
+                f"--reward.source judge: {ranks.name.text} gives the reward, and may not be the "
+                f"only judge of what it trained; give --evaluate.judge another one: {SCORERS}"
+            )
+        same_files = ranks.digest == evaluates.digest if ranks.digest else False
+        if ranks is evaluates or same_files:
+            raise UserError(
+                f"--evaluate.judge {evaluates.name.text} gives the reward too, and may not be the "
+                f"only judge of what it trained; give another one: {SCORERS}"
+            )
+    for setting, judge in judges.by_setting().items():
+        own = settings.out.resolve()
+        if judge.name.kind == "reward" and judge.name.path.resolve().is_relative_to(own):
+            raise UserError(
+                f"--{setting} {judge.name.text}: is a reward model of this run, and may not judge "
+                "what it trained; give one of another run, or another judge"
+            )
+
+
+def open_judge(name: JudgeName, flag: str, source: Source, log: Path, *, batch_size: int) -> Judge:
+    """Load a judge that rates one completion at a time.
+
+    Args:
+        name: Its name.
+        flag: The flag that named it, as typed, for messages.
+        source: Knows the gold judge of its tasks, if there is one.
+        log: File of the scores that the judge has given.
+        batch_size: Completions that a reward model scores at once.
+
+    Raises:
+        UserError: It cannot be loaded.
+    """
+    match name.kind:
+        case "gold":
+            if source.gold is None:
+                raise UserError(
+                    f"{flag} gold: only the small world has known answers, and the prompts of this "
+                    "run are your own; name another judge"
+                )
+            return Judge(name, GoldScorer(source.gold))
+        case "checks":
+            return Judge(name, _checks(flag))
+        case "function":
+            function = load_function(name, flag)
+            return Judge(name, function, function.digest, function.files, ScoreLog(log))
+        case "reward":
+            files = reward_files(name.path, flag)
+            digest = content_hash(*(sha256_of(path) for path in files))
+            scorer = RewardScorer(name.path, batch_size, f"judge_{digest[:8]}")
+            return Judge(name, scorer, digest, tuple(files), ScoreLog(log))
+        case _:
+            raise UserError(f"{flag} {name.text}: this judge gives no scores")
+
+
+def _checks(flag: str) -> Any:
+    """The judge of verifiable instructions."""
+    try:
+        module = importlib.import_module("alpaca_rlhf.checks.judge")
+    except ModuleNotFoundError:
+        raise UserError(f"{flag} checks: is not part of this version") from None
+    return module.Checks()
+
+
+# --- the files of judges --------------------------------------------------------------------------
+
+
+def refuse_changed(run: RunFolder, judges: Judges, settings: Loop, done: Collection[str]) -> None:
+    """Refuse to go on with a judge whose files have changed since the run began.
+
+    A judge that failed may be mended as long as no finished stage has used it.
+
+    Raises:
+        UserError: A file has changed; the message names it and how to go on.
+    """
+    noted = run.noted(_NOTE)
+    for setting, judge in judges.by_setting().items():
+        entry = noted.get(setting, {})
+        if entry.get("judge") != judge.name.text or entry.get("digest") == judge.digest:
+            continue
+        if entry.get("failed") == entry["digest"] and not _used(setting, settings, done):
+            continue
+        changed = next(_changed_files(entry["files"], judge), judge.name.text)
+        raise UserError(
+            f"{changed}: was changed since the run in {run.path} began, so that its scores would "
+            f"be those of two judges; put it back, or begin a new run with another --out"
+            + _other_way(setting, settings, done)
+        )
+
+
+def note_files(run: RunFolder, judges: Judges) -> None:
+    """Note the judges and the hashes of their files in the run's provenance."""
+    noted = {
+        setting: {
+            "judge": judge.name.text,
+            "digest": judge.digest,
+            "files": {str(path): sha256_of(path) for path in judge.files},
+        }
+        for setting, judge in judges.by_setting().items()
+        if judge.digest
+    }
+    before = run.noted(_NOTE)
+    if noted and noted != before:
+        run.note(**{_NOTE: noted})
+
+
+def noted_failure(
+    run: RunFolder, settings: Loop, done: Collection[str], failure: JudgeFailure
+) -> JudgeFailure:
+    """Note that a judge has failed, so that it may be mended, and say how.
+
+    Returns:
+        The failure; where a finished stage has used the judge, with another way out.
+    """
+    noted = run.noted(_NOTE)
+    failed = [name for name, entry in noted.items() if entry["digest"] == failure.digest]
+    if not failed:
+        return failure
+    run.note(**{_NOTE: noted | {n: noted[n] | {"failed": failure.digest} for n in failed}})
+    if not any(_used(setting, settings, done) for setting in failed):
+        return failure
+    # Mended it would be another judge than the one that ranked, or rewarded an earlier stage.
+    way = "a finished stage has used it, so begin anew with another --out"
+    if settings.reward.source == "rankings":
+        way = "a finished stage has used it, so mend a copy and give that as --evaluate.judge"
+    return JudgeFailure(str(failure).replace(MEND, way))
+
+
+def _changed_files(before: dict[str, str], judge: Judge) -> Iterator[str]:
+    now = {str(path): sha256_of(path) for path in judge.files}
+    for path in [*now, *before]:
+        if now.get(path) != before.get(path):
+            yield path
+
+
+def _used(setting: str, settings: Loop, done: Collection[str]) -> bool:
+    """True if a finished stage has used the judge that a setting names."""
+    if setting == EVALUATES:
+        stages = ["evaluate"]
+    else:
+        stages = ["ppo", "best_of_k"] if settings.reward.source == "judge" else ["rank"]
+    return any(name.partition(".")[0] in stages for name in done)
+
+
+def _other_way(setting: str, settings: Loop, done: Collection[str]) -> str:
+    if setting == RANKS and settings.reward.source == "rankings" and "evaluate" not in done:
+        return "; --evaluate.judge may name another judge for the evaluation alone"
+    return ""
