@@ -27,6 +27,9 @@ from alpaca_rlhf.settings import (
     Sampling,
     Value,
 )
+from alpaca_rlhf.settings import (
+    Judge as JudgeEndpoint,
+)
 from alpaca_rlhf.stages import context
 from tests.prove import weights, without_times
 from tests.test_pipeline import Quiet
@@ -252,16 +255,15 @@ def test_a_judge_that_fails_is_mended_and_nothing_is_lost(settings, tmp_path):
         "N = [0]\ndef score(prompt, completion, finished):\n    N[0] += 1\n"
         "    return 0.5 if N[0] % 2 else {}\n"
     )
-    judge.write_text(text.format("1 / (9 - N[0])"))
+    judge.write_text(text.format("1 / (10 - N[0])"))
     mine = replace(settings, inputs=replace(settings.inputs, judge=f"{judge}:score"))
-    with pytest.raises(UserError, match=r"mine\.py:4: score\(\) raised ZeroDivisionError") as stop:
+    with pytest.raises(UserError, match=r"mine\.py:4: score\(\) raised ZeroDivisionError"):
         go(mine, out, until="rank")
-    assert "response 9 of" in str(stop.value) or "response 1" in str(stop.value)
     kept = logged(out)
-    assert len(kept) == 8
+    assert len(kept) == 9
     judge.write_text(text.format("len(completion) / 1000"))
     go(mine, out, until="rank")
-    assert logged(out)[:8] == kept
+    assert logged(out)[:9] == kept
     judge.write_text(text.format("0.25"))
     with pytest.raises(UserError, match="was changed since"):
         go(mine, out, until="reward")
@@ -323,8 +325,7 @@ def test_its_scores_are_on_the_scale_of_a_reward_model(rewarded):
         json.loads(line)
         for line in (rewarded / "best_of_k" / "candidates.jsonl").read_text().splitlines()
     ]
-    by_key = {row["completion"]: row["score"] for row in logged(rewarded)}
-    raw = set(by_key.values())
+    raw = {row["score"] for row in logged(rewarded)}
     assert scale["std"] > 0
     for row in candidates:
         for completion in row["completions"]:
@@ -352,6 +353,7 @@ def test_who_compares_gives_no_reward(settings, judge):
         replace(
             settings,
             inputs=replace(settings.inputs, judge=judge),
+            judge=JudgeEndpoint(url="http://127.0.0.1:9/v1" if judge == "llm" else None),
             reward=replace(settings.reward, source="judge"),
         )
 

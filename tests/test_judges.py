@@ -410,7 +410,7 @@ def test_the_reward_model_judges_by_its_scores(home, tmp_path, capsys):
 
     from alpaca_rlhf.models.heads import ScalarHead
     from alpaca_rlhf.serving import folders
-    from alpaca_rlhf.serving.scoring import Scorer
+    from alpaca_rlhf.serving.scoring import RewardModel
 
     run, store = home
     code, said = typed(capsys, "judge", "--run", run, "--by", "reward")
@@ -427,7 +427,7 @@ def test_the_reward_model_judges_by_its_scores(home, tmp_path, capsys):
     head.save(folder)
     code, said = typed(capsys, "judge", "--run", run, "--by", "reward")
     assert code == 0 and "3 rankings by judge:reward:" in said
-    scorer = Scorer(folders.settings_of(run), folder)
+    scorer = RewardModel(folders.settings_of(run), folder)
     for row, answers, ranking in _snapshot_rows(store, tmp_path / "s"):
         scores = scorer.scores([(row, one) for one in answers])
         best = [scores[tier[0]] for tier in ranking.tiers]

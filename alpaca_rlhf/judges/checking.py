@@ -11,7 +11,7 @@ from typing import Any
 from alpaca_rlhf.core.scorers import Scores
 
 ROUNDING = 1e-9
-"""How far beyond 0 or 1 a sum of shares may come by rounding."""
+"""Largest distance beyond 0 or 1 that counts as the rounding of a sum of shares."""
 MAX_SHOWN_CHARS = 60
 """Characters of a wrong value that a message shows."""
 
@@ -37,22 +37,22 @@ def checked(value: Any) -> Scores:
     return Scores(_number(value.score, "returned Scores whose score is"), parts)
 
 
-def _number(value: Any, said: str) -> float:
-    """A number in [0, 1]; `said` begins the refusal."""
+def _number(value: Any, beginning: str) -> float:
+    """A number in [0, 1]; `beginning` opens the refusal."""
     if inspect.iscoroutine(value):
         value.close()  # or Python warns that it was never awaited
-        raise ValueError(f"{said} a coroutine; make it a plain function, without async")
+        raise ValueError(f"{beginning} a coroutine; make it a plain function, without async")
     if inspect.isgenerator(value):
-        raise ValueError(f"{said} a generator; return a number instead of yielding it")
+        raise ValueError(f"{beginning} a generator; return a number instead of yielding it")
     if value is None:
-        raise ValueError(f"{said} None; return a number in [0, 1] on every path")
+        raise ValueError(f"{beginning} None; return a number in [0, 1] on every path")
     if not isinstance(value, Real):
-        raise ValueError(f"{said} {_shown(value)}; return a number in [0, 1], or Scores")
+        raise ValueError(f"{beginning} {_shown(value)}; return a number in [0, 1], or Scores")
     number = float(value)
     if math.isnan(number):
-        raise ValueError(f"{said} NaN; return a number in [0, 1]")
+        raise ValueError(f"{beginning} NaN; return a number in [0, 1]")
     if not -ROUNDING <= number <= 1 + ROUNDING:
-        raise ValueError(f"{said} {number:g}; return a number in [0, 1]")
+        raise ValueError(f"{beginning} {number:g}; return a number in [0, 1]")
     return min(max(number, 0.0), 1.0)
 
 

@@ -51,7 +51,7 @@ class JudgeFunction:
     title: str
     """Its name, for messages: `score`."""
     place: str
-    """Where it stands: `judge.py:12`."""
+    """Its file and line: `judge.py:12`."""
     folder: Path
     """Folder of its file: an error is told at the last line of a file in there."""
     batch_size: int | None
@@ -86,8 +86,8 @@ def load_function(name: JudgeName, flag: str) -> JudgeFunction:
     file = None if module.__file__ is None else Path(module.__file__)
     where = name.place if name.is_file else str(file or name.place)
     # 2. The function, or an object with one.
-    found = _member(module, name, where)
-    judge = _instance(found, name.function, where) if inspect.isclass(found) else found
+    member = _member(module, name, where)
+    judge = _instance(member, name.function, where) if inspect.isclass(member) else member
     size = _batch_size(judge, where)
     is_object = not inspect.isroutine(judge) and (hasattr(judge, "score") or size is not None)
     call = judge
@@ -172,18 +172,18 @@ def described(error: BaseException) -> str:
 
 
 def _member(module: ModuleType, name: JudgeName, where: str) -> Any:
-    found: Any = module
+    member: Any = module
     for part in name.function.split("."):
-        if not hasattr(found, part):
+        if not hasattr(member, part):
             functions = [
-                member
-                for member, value in vars(module).items()
+                key
+                for key, value in vars(module).items()
                 if inspect.isfunction(value) and value.__module__ == module.__name__
             ]
             defines = f"it defines {', '.join(functions)}" if functions else "it defines none"
             raise UserError(f"{where}: has no function {name.function}; {defines}")
-        found = getattr(found, part)
-    return found
+        member = getattr(member, part)
+    return member
 
 
 def _instance(judge_class: type, title: str, where: str) -> Any:

@@ -16,7 +16,7 @@ from alpaca_rlhf.preferences import JUDGE
 from alpaca_rlhf.settings.judge_names import JudgeName
 
 MEND = "mend it and run the same command again, the scores before it are kept"
-"""How a judge's failure ends: what to do."""
+"""The end of a judge's failure: the next step."""
 
 
 class JudgeFailure(UserError):
@@ -37,7 +37,7 @@ class Judge:
     name: JudgeName
     """Its name by the grammar."""
     source: Scorer | BatchScorer | JudgeFunction
-    """What gives the scores."""
+    """The scorer."""
     digest: str = ""
     """Hash of all that its scores depend on; empty for the kit's own rules."""
     files: tuple[Path, ...] = ()
@@ -121,7 +121,7 @@ class Judge:
         return 1
 
     def _values(self, batch: Sequence[Response], row: Callable[[int], str]) -> list[Any]:
-        """What the judge returns for a batch; a refusal by the kit's own judges passes through."""
+        """Return values of the judge for a batch; a refusal by the kit's own judges passes through."""
         source = self.source
         if not isinstance(source, JudgeFunction):
             if getattr(source, "batched", False):

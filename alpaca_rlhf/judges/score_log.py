@@ -22,7 +22,7 @@ LOG = "judge_scores.jsonl"
 
 
 class ScoreKey(NamedTuple):
-    """What a score is of."""
+    """The judge and the response that a score belongs to."""
 
     judge: str
     """The judge's digest."""

@@ -27,7 +27,7 @@ class JudgeName:
     """A judge's name, read by the grammar."""
 
     kind: JudgeKind
-    """What kind of judge it is."""
+    """Its kind."""
     text: str
     """The name as typed, an alias in its long form."""
     place: str = ""

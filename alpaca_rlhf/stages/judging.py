@@ -28,7 +28,7 @@ LEFT_OUT = (
     "--reward.source judge: {judge} gives the reward itself; sample, rank and reward are left out, "
     "and no gate is held"
 )
-"""What a run whose judge gives the reward says first."""
+"""First line of a run whose judge gives the reward."""
 _NOTE = "judges"
 """Entry of `provenance.json` with the files of each judge."""
 
@@ -120,8 +120,8 @@ def refuse_only_judge(settings: Loop, judges: Judges) -> None:
                 f"only judge of what it trained; give another one: {SCORERS}"
             )
     for setting, judge in judges.by_setting().items():
-        own = settings.out.resolve()
-        if judge.name.kind == "reward" and judge.name.path.resolve().is_relative_to(own):
+        run = settings.out.resolve()
+        if judge.name.kind == "reward" and judge.name.path.resolve().is_relative_to(run):
             raise UserError(
                 f"--{setting} {judge.name.text}: is a reward model of this run, and may not judge "
                 "what it trained; give one of another run, or another judge"

@@ -22,7 +22,7 @@ from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.randomness import derived_seed
 from alpaca_rlhf.core.records import Rollout
-from alpaca_rlhf.models import scoring
+from alpaca_rlhf.models import heads, scoring
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import Batch, Example, collate, left_pad
 from alpaca_rlhf.models.heads import ScalarHead
@@ -102,8 +102,8 @@ def train_ppo(
             f"the ppo split has {len(prompts)}"
         )
     # 1. Critic, and one optimiser each for policy and value.
-    reward_head = reward if isinstance(reward, ScalarHead) else None
-    reward_scores = None if isinstance(reward, ScalarHead) else reward
+    reward_head = reward if isinstance(reward, heads.ScalarHead) else None
+    reward_scores = None if isinstance(reward, heads.ScalarHead) else reward
     critic = _critic(adapters, reward_head, settings, seed)
     adapters.trainable(*{"policy", critic.role})
     policy, value = _learners(adapters, critic, settings)
