@@ -121,7 +121,7 @@ class Judge:
         return 1
 
     def _values(self, batch: Sequence[Response], row: Callable[[int], str]) -> list[Any]:
-        """Return values of the judge for a batch; a refusal by the kit's own judges passes through."""
+        """Return values of the judge for a batch; refusals by the kit's own judges pass through."""
         source = self.source
         if not isinstance(source, JudgeFunction):
             if getattr(source, "batched", False):
