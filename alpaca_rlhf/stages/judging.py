@@ -19,7 +19,7 @@ from alpaca_rlhf.judges.score_log import LOG
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.judge_names import SCORERS, JudgeName, parse_judge
-from alpaca_rlhf.sources import Source
+from alpaca_rlhf.sources import SmallWorld, Source
 from alpaca_rlhf.stages.reward_judge import RewardScorer, reward_files
 
 RANKS, EVALUATES = "inputs.judge", "evaluate.judge"
@@ -143,7 +143,7 @@ def open_judge(name: JudgeName, flag: str, source: Source, log: Path, *, batch_s
     """
     match name.kind:
         case "gold":
-            if source.gold is None:
+            if not isinstance(source, SmallWorld):
                 raise UserError(
                     f"{flag} gold: only the small world has known answers, and the prompts of this "
                     "run are your own; name another judge"
