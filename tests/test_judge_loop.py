@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from alpaca_rlhf.cli import main as cli
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.models.base import load_base
 from alpaca_rlhf.pipeline import order, run_loop
@@ -353,7 +354,9 @@ def test_who_compares_gives_no_reward(settings, judge):
         replace(
             settings,
             inputs=replace(settings.inputs, judge=judge),
-            judge=JudgeEndpoint(url="http://127.0.0.1:9/v1" if judge == "llm" else None),
+            judge=JudgeEndpoint(url="http://127.0.0.1:9/v1", model="wise")
+            if judge == "llm"
+            else JudgeEndpoint(),
             reward=replace(settings.reward, source="judge"),
         )
 
@@ -382,6 +385,19 @@ def test_a_reward_model_of_another_run_judges(settings, as_reward, ranked, tmp_p
     compared = replace(as_reward, evaluate=replace(as_reward.evaluate, judge=judge))
     go(compared, tmp_path / "other")
     assert report_of(tmp_path / "other")["judge"].startswith("reward:")
+
+
+def test_an_exported_reward_model_judges_alike(settings, ranked, tmp_path, capsys):
+    exported = tmp_path / "exported"
+    words = ["export", "--run", ranked, "--to", "reward", "--out", exported]
+    assert cli.main([str(word) for word in words]) == 0, capsys.readouterr()
+    scores = []
+    for number, folder in enumerate((ranked / "reward" / "adapter", exported)):
+        mine = replace(settings.inputs, judge=f"reward:{folder}")
+        go(replace(settings, inputs=mine), tmp_path / str(number), until="rank")
+        rows = logged(tmp_path / str(number))
+        scores.append({(row["prompt"], row["completion"]): row["score"] for row in rows})
+    assert scores[0] == pytest.approx(scores[1], abs=0.03) and len(scores[0]) > 10
 
 
 def test_a_reward_model_of_this_run_may_not_compare(settings, ranked, tmp_path):

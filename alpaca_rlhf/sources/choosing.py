@@ -19,6 +19,7 @@ from alpaca_rlhf.data import (
 from alpaca_rlhf.preferences import manifest_of, read_snapshot
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.inputs import Inputs
+from alpaca_rlhf.sources.checks import ChecksSource
 from alpaca_rlhf.sources.files import Files
 from alpaca_rlhf.sources.own_files import read_rows, reading_of, refuse_unknown_columns
 from alpaca_rlhf.sources.small_world import SmallWorld
@@ -108,9 +109,10 @@ def source_of(settings: Loop) -> Source:
 
 def _checks_source(settings: Loop, sizes: Mapping[str, int]) -> Source:
     """Verifiable instructions, dealt to their own splits."""
-    raise UserError(
-        "--inputs.judge checks has no prompts of its own in this version; give --inputs.data and "
-        "--inputs.prompts, or another judge"
+    accounts = [read_rows(settings.inputs)[1]] if settings.inputs.rows is not None else []
+    refuse_unknown_columns(settings.inputs, accounts)
+    return ChecksSource(
+        settings.seed, {**sizes, "dev": settings.evaluate.prompts}, accounts=accounts
     )
 
 
