@@ -368,11 +368,15 @@ def _work(context: Context, step: Step) -> None:
 
 
 def _note_base(context: Context) -> None:
-    """Note the base before the first adapter is trained; `_check_base` compares at the end."""
+    """Note the base before an adapter is trained; `_check_base` compares at the end.
+
+    A run may go on on another machine, where other bytes compute the same base: each process
+    compares with its own beginning.
+    """
+    base, digest = context.base, context.base_digest
     if context.run.done("base") is None:
-        base = context.base
         facts = {
-            "digest": weights_digest(base),
+            "digest": digest,
             "parameters": base.parameters,
             "quantization": base.quantization,
             "fingerprint": base.fingerprint,
@@ -398,7 +402,6 @@ def _summarise(context: Context, command: str, steps: Sequence[Step]) -> None:
 
 
 def _check_base(context: Context) -> None:
-    noted = context.run.done("base")
-    assert noted is not None
-    if weights_digest(context.base) != noted["digest"]:
+    trained_here = "base_digest" in vars(context)
+    if trained_here and weights_digest(context.base) != context.base_digest:
         raise RuntimeError("the frozen base changed during the run")

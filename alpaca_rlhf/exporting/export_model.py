@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from alpaca_rlhf.core.bases import EMBEDDED, SMOLLM2, is_gguf
 from alpaca_rlhf.core.errors import UserError
@@ -45,10 +45,10 @@ from alpaca_rlhf.exporting.request import (
     count_weights,
 )
 from alpaca_rlhf.models.adapters import Adapters
-from alpaca_rlhf.models.base import Base, base_source
+from alpaca_rlhf.models.base import Base, base_source, compute_in, nf4_options
 from alpaca_rlhf.models.batches import prompt_ids
 from alpaca_rlhf.models.heads import ScalarHead
-from alpaca_rlhf.models.merging import Weight, as_float32, merged
+from alpaca_rlhf.models.merging import Weight, merged
 from alpaca_rlhf.models.scoring import score
 from alpaca_rlhf.stages.context import Reporter
 
@@ -152,23 +152,18 @@ class _Export:
         ids = self._check_ids(base)
 
         # 3. Free the base, and load the export as anybody else would.
-        dtype, device = base.dtype, base.device
+        dtype, stored, device = base.dtype, base.quantized_from or base.dtype, base.device
         stops = sorted(base.stop_ids)
         del base, adapters
         _free_memory()
-        quantization = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.float32,
-        )
         source = base_source(self.request.settings.base)
-        options: dict[str, Any] = {"quantization_config": quantization, "dtype": dtype}
+        options = {"dtype": stored, **nf4_options(source, torch.float32)}
         if device.type == "cuda":
             options["device_map"] = {"": device}
         plain = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, **options)
-        model = PeftModel.from_pretrained(plain, str(self.folder))
-        as_float32(model)
+        compute_in(plain, dtype)  # embeddings, norms and head are rounded as in training
+        model: Any = PeftModel.from_pretrained(plain, str(self.folder))
+        compute_in(model, torch.float32)
         model.eval()
         check = parity.compare(model, references, stops, self._progress("plain peft"), exact=True)
         return {"template": ids, "peft": check}

@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
-import json
-import logging
-
 import torch
 
 from alpaca_rlhf.core.runs import day_of
 from alpaca_rlhf.exporting.request import ExportRequest
-from alpaca_rlhf.models.adapter_files import FINGERPRINT
+from alpaca_rlhf.models.adapter_files import saved_fingerprint
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import Base, load_base
 from alpaca_rlhf.models.merging import in_float32
 
-logger = logging.getLogger(__name__)
-
-_DTYPES = (torch.bfloat16, torch.float32, torch.float16)
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 def trained_base(request: ExportRequest) -> Base:
-    """Load the run's base in the dtype that it was trained in.
+    """Load the run's base with the very weights that the adapter was trained on.
 
-    Another machine may load a base in another dtype, which can round it to other 4-bit codes. The
-    fingerprint beside the adapter identifies the right one.
+    The 4-bit weights are those of the checkpoint everywhere; embeddings, norms and head were in the
+    compute dtype of the machine that trained, which stands beside the adapter. An earlier version
+    rounded all weights to that dtype before it quantised them, and its fingerprint tells which.
     """
-    day = day_of(request.settings.out)
-    base = load_base(request.settings.base, day=day)
-    path = request.adapter / FINGERPRINT
-    fingerprint = json.loads(path.read_text()).get("base") if path.is_file() else base.fingerprint
-    for dtype in _DTYPES:
-        if base.fingerprint == fingerprint:
-            return base
-        reloaded = load_base(request.settings.base, dtype=dtype, day=day)
-        if reloaded.fingerprint == fingerprint:
-            return reloaded
-    return base  # loading the adapter refuses it with a message
+    name, day = request.settings.base, day_of(request.settings.out)
+    saved = saved_fingerprint(request.adapter, f"{request.adapter}") or {}
+    base = load_base(name, day=day, dtype=_DTYPES.get(str(saved.get("dtype"))))
+    if base.earlier is None or base.fingerprint == saved.get("base"):
+        return base
+    rounded_to, stored = base.earlier.dtype_of(saved.get("base")), base.quantized_from
+    if rounded_to is None or stored is None:
+        return base  # loading the adapter refuses it with a message
+    if torch.promote_types(stored, rounded_to) == rounded_to:
+        return base  # that rounding changed nothing
+    return load_base(name, day=day, dtype=rounded_to, rounded_to=rounded_to)
 
 
 def trained(request: ExportRequest, role: str) -> tuple[Base, Adapters]:

@@ -60,26 +60,16 @@ class ExportRequest:
 
 
 def configuration(name: str) -> Any:
-    """Read the configuration of an unquantised base.
+    """Read the configuration of the dequantised base.
 
     Raises:
-        UserError: The checkpoint is already quantised, or cannot be read.
+        UserError: The base is refused, or its configuration cannot be read.
     """
-    config = base_config(name)
-    quantization = getattr(config, "quantization_config", None)
-    if quantization:
-        method = (
-            dict(quantization).get("quant_method", "quantised")
-            if isinstance(quantization, dict)
-            else quantization
-        )
-        raise UserError(
-            f"--to merged: --base {name} exists only quantised ({method}), and nothing is merged "
-            "into quantised weights; train on the 16-bit checkpoint, or give --to adapter"
-        )
-    copied = copy.deepcopy(config)
+    copied = copy.deepcopy(base_config(name))
+    if getattr(copied, "quantization_config", None) is not None:
+        del copied.quantization_config  # in NF4, or it would have been refused
     if not copied.architectures:  # vLLM and llama.cpp's converter rely on it
-        copied.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
+        copied.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[copied.model_type]]
     return copied
 
 

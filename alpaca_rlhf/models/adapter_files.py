@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from alpaca_rlhf.settings import Lora
 
 FINGERPRINT = "fingerprint.json"
 """File in an adapter's folder: the base, quantisation and template that the adapter fits."""
+_TOLD = ("base_name", "dtype")
+"""Keys of that file which may differ: they tell, and identify nothing."""
 
 
 def write_adapter(
@@ -81,13 +83,19 @@ def _check_written(peft: PeftModel, name: str, folder: Path) -> None:
         raise RuntimeError(f"{folder}: every B matrix is zero, so nothing was trained")
 
 
-def read_adapter(folder: Path, lora: Lora, fingerprint: Mapping[str, Any]) -> dict[str, Tensor]:
+def read_adapter(
+    folder: Path,
+    lora: Lora,
+    fingerprint: Mapping[str, Any],
+    fits_earlier: Callable[[object], bool],
+) -> dict[str, Tensor]:
     """Weights of an adapter of ours, by PEFT's names.
 
     Args:
         folder: A plain PEFT folder.
         lora: The shape that it must have.
         fingerprint: The base, quantisation and template that it must have been trained with.
+        fits_earlier: True for a fingerprint that an earlier version gave the same base.
 
     Raises:
         UserError: It is not there, or it belongs to another base, template or shape.
@@ -104,7 +112,7 @@ def read_adapter(folder: Path, lora: Lora, fingerprint: Mapping[str, Any]) -> di
             f"{folder}: r={config.r}, alpha={config.lora_alpha}, but this run has "
             f"--lora.r {lora.r} --lora.alpha {lora.alpha}; use the adapter's own"
         )
-    check_fingerprint(folder, fingerprint, f"{folder}")
+    check_fingerprint(folder, fingerprint, f"{folder}", fits_earlier)
     check_adapter(config, folder)
     return weights
 
@@ -114,28 +122,48 @@ def _unreadable(error: Exception) -> str:
     return f"is no whole PEFT adapter ({reason}); put its files back, or train the stage anew"
 
 
-def check_fingerprint(folder: Path, fingerprint: Mapping[str, Any], place: str) -> bool:
+def check_fingerprint(
+    folder: Path,
+    fingerprint: Mapping[str, Any],
+    place: str,
+    fits_earlier: Callable[[object], bool],
+) -> bool:
     """Compare an adapter's fingerprint with that of this run; False if the folder has none.
 
     Args:
         folder: The adapter's folder.
         fingerprint: Of this run.
         place: Names the folder in the message.
+        fits_earlier: True for a fingerprint that an earlier version gave the same base.
 
     Raises:
-        UserError: They differ in more than the name of the base.
+        UserError: They differ in more than the name of the base and the dtype it computed in.
+    """
+    saved = saved_fingerprint(folder, place)
+    if saved is None:
+        return False
+    for key, value in fingerprint.items():
+        if key in _TOLD or saved.get(key) == value:
+            continue
+        if key == "base" and fits_earlier(saved.get(key)):
+            continue
+        raise UserError(
+            f"{place}: trained on {saved.get('base_name')!r} with {key} {saved.get(key)}, "
+            f"but this run has {fingerprint['base_name']!r} with {key} {value}"
+        )
+    return True
+
+
+def saved_fingerprint(folder: Path, place: str) -> dict[str, Any] | None:
+    """The fingerprint beside an adapter; None if the folder has none.
+
+    Raises:
+        UserError: It cannot be read.
     """
     path = folder / FINGERPRINT
     if not path.is_file():
-        return False
+        return None
     try:
-        saved = dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{place}: {_unreadable(error)}") from None
-    for key, value in fingerprint.items():
-        if key != "base_name" and saved.get(key) != value:
-            raise UserError(
-                f"{place}: trained on {saved.get('base_name')!r} with {key} {saved.get(key)}, "
-                f"but this run has {fingerprint['base_name']!r} with {key} {value}"
-            )
-    return True

@@ -343,13 +343,22 @@ class Adapters:
     # --- on disk ----------------------------------------------------------------------------------
 
     def fingerprint(self) -> dict[str, Any]:
-        """Base, quantisation and template that an adapter saved now belongs to."""
+        """Base, quantisation and template that an adapter saved now belongs to.
+
+        `base_name` and `dtype` only tell where it was trained: they need not be those of a run
+        that loads it.
+        """
         return {
             "base": self.base.fingerprint,
             "base_name": self.base.name,
+            "dtype": str(self.base.dtype).removeprefix("torch."),
             "quantization": self.base.quantization,
             "template": self.template,
         }
+
+    def fits_earlier(self, fingerprint: object) -> bool:
+        """True if an earlier version gave this base that fingerprint."""
+        return self.base.earlier is not None and self.base.earlier.fits(fingerprint)
 
     def save(self, name: str, folder: Path, head: ScalarHead | None = None) -> None:
         """Write a plain PEFT folder, its head beside it; then reopen it and compare every tensor.
@@ -367,7 +376,7 @@ class Adapters:
         Raises:
             UserError: It is not there, or it belongs to another base, template or shape.
         """
-        weights = read_adapter(folder, self.lora, self.fingerprint())
+        weights = read_adapter(folder, self.lora, self.fingerprint(), self.fits_earlier)
         self.add(name)
         assert self._peft is not None
         expected = get_peft_model_state_dict(self._peft, adapter_name=name)

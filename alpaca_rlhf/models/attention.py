@@ -2,7 +2,8 @@
 
 The sequences of a batch lie end to end in one row of N tokens, so that every linear layer works on
 real tokens only. For the attention alone they are laid out as rows again, those of similar length
-in one padded table, where the causal order hides the padding on the right. It is one path for CPU
+in one padded table, where the causal order hides the padding on the right. Only in rows longer than
+a layer's sliding window is a mask needed, of one row's length squared. It is one path for CPU
 and GPU, on torch's own scaled-dot-product attention, and needs neither flash-attn nor an N x N
 mask. There is no attention dropout, whatever the base's configuration says: it would add noise to
 PPO's ratio and to the reward model's scores.
@@ -124,6 +125,13 @@ def no_mask(device: torch.device) -> Tensor:
     return torch.empty(1, 1, 0, 0, device=device)
 
 
+def _window_mask(width: int, window: int, device: torch.device) -> Tensor:
+    """(1, 1, width, width) bool: a token attends to itself and to the `window` - 1 before it."""
+    indices = torch.arange(width, device=device)
+    distance = indices[:, None] - indices[None]
+    return ((distance >= 0) & (distance < window))[None, None]
+
+
 def _attention(
     module: nn.Module,
     query: Tensor,
@@ -141,12 +149,16 @@ def _attention(
     device, dtype = query.device.type, query.dtype
     kernel_dtype = torch.float32 if device == "cpu" and dtype == torch.bfloat16 else dtype
     query, key, value = (packed.to(kernel_dtype) for packed in (query, key, value))
-    options["is_causal"] = True
+    window = options.get("sliding_window")
     outputs = []
     with torch.autocast(device, enabled=False):
         for table in packing.tables:
             q, k, v = (table.spread(packed) for packed in (query, key, value))
-            output, _ = sdpa_attention_forward(module, q, k, v, None, **options)
+            mask = None
+            if window is not None and table.width > window:
+                mask = _window_mask(table.width, window, query.device)
+            options["is_causal"] = mask is None
+            output, _ = sdpa_attention_forward(module, q, k, v, mask, **options)
             outputs.append(table.collect(output))
     return torch.cat(outputs).index_select(0, packing.order)[None].to(dtype), None
 

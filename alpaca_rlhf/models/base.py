@@ -1,15 +1,14 @@
 """The frozen base, in NF4 with double quantisation.
 
-Nothing is upcast: embeddings, norms and head stay in the compute dtype, so that a 7B base needs
-3.6 GiB (QLoRA, arXiv 2305.14314, with 4.127 bits a weight in the linear layers).
+Linear layers are quantised from the dtype in which the checkpoint stores them, whatever the machine
+computes in, so that the same checkpoint is the same base everywhere. Nothing is upcast: embeddings,
+norms and head are in the compute dtype, so that a 7B base needs 3.6 GiB (QLoRA, arXiv 2305.14314,
+with 4.127 bits a weight in the linear layers).
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
-import math
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,6 +24,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 
@@ -33,11 +33,16 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import FULL, is_full
 from alpaca_rlhf.core.runs import data_path
 from alpaca_rlhf.models.chat_format import chat_format, frozen_clock, template_text
+from alpaca_rlhf.models.checkpoint import (
+    eight_bit_kind,
+    stored_dtype,
+    stored_tensors,
+)
+from alpaca_rlhf.models.families import check_config, is_nf4, refuse_quantized, taken_families
+from alpaca_rlhf.models.fingerprint import EarlierFingerprints, fingerprint_of, own_parameters
 from alpaca_rlhf.models.gguf_base import checkpoint
 from alpaca_rlhf.models.hub import hub_refusal
 from alpaca_rlhf.models.pinned_base import pinned_checkpoint
-
-logger = logging.getLogger(__name__)
 
 Quantization = Literal["nf4", "none"]
 
@@ -64,9 +69,13 @@ class Base:
     """Tokens that end a generation: eos, those of the generation configuration, and the one after
     a reply in the chat template."""
     fingerprint: str
-    """Hash of configuration, quantised weights and tokenizer; an adapter fits this base only."""
+    """Hash of configuration, stored weights and tokenizer; an adapter fits this base only."""
     day: str = ""
     """The date that the chat template prints, frozen as YYYY-MM-DD; empty if it prints none."""
+    quantized_from: torch.dtype | None = None
+    """Dtype that the weights had before they were quantised; by default `dtype`."""
+    earlier: EarlierFingerprints | None = None
+    """The fingerprints that earlier versions gave this base."""
 
     @property
     def device(self) -> torch.device:
@@ -76,14 +85,12 @@ class Base:
     @property
     def parameters(self) -> int:
         """Number of weights, 4-bit ones counted one by one."""
-        return sum(_numel(p) for _, p in _own_parameters(self.model))
+        return sum(_numel(p) for _, p in own_parameters(self.model))
 
     @property
     def context(self) -> int:
-        """Longest sequence in tokens; at most a sliding window, since our attention has none."""
-        config = self.model.config
-        window = getattr(config, "sliding_window", None)
-        return int(min(config.max_position_embeddings, window or math.inf))
+        """Longest sequence in tokens."""
+        return int(self.model.config.max_position_embeddings)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Precision of every forward: rollouts, reference and training alike."""
@@ -99,6 +106,7 @@ def load_base(
     dtype: torch.dtype | None = None,
     device: str | None = None,
     day: str = "",
+    rounded_to: torch.dtype | None = None,
 ) -> Base:
     """Load, quantise and freeze a base.
 
@@ -110,20 +118,30 @@ def load_base(
         device: `cpu`, `cuda` ...; by default CUDA if there is one.
         day: The date that a chat template prints instead of that of the clock, as YYYY-MM-DD; by
             default today's.
+        rounded_to: Dtype that the weights are rounded to before they are quantised, as earlier
+            versions did; by default they are quantised from the dtype they are stored in.
 
     Raises:
-        UserError: There is no such base, or it is not a causal language model with its tokenizer.
+        UserError: There is no such base, it is quantised in another way than NF4, or it is not a
+            causal language model of a family that is taken, with its tokenizer.
     """
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or default_dtype(target)
     source = base_source(name)
+    config = base_config(name)
     with _refusals(name):
-        config = AutoConfig.from_pretrained(source)
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model = _load(source, quantization, dtype, target)
+        tensors = stored_tensors(source)
+        kind = eight_bit_kind(tensors)
+        if kind is not None:
+            raise refuse_quantized(name, kind, config.to_dict())
+        stored = rounded_to or stored_dtype(tensors) or dtype
+        model = _load(
+            source, quantization, dtype, stored if quantization == "nf4" else dtype, target
+        )
     if not hasattr(model, "lm_head") or not hasattr(getattr(model, "model", None), "layers"):
         raise UserError(
-            f"--base {name}: {config.architectures} is not a LLaMA-like causal language model"
+            f"--base {name}: {config.architectures} is no causal language model; {taken_families()}"
         )
     if tokenizer.eos_token_id is None:
         raise UserError(
@@ -137,7 +155,8 @@ def load_base(
                 f"token {token_id}, and the base has {rows} embeddings; resize them and save it, "
                 "or take the tokenizer that it was trained with"
             )
-    fingerprint = _fingerprint(model, tokenizer, quantization)
+    fingerprint = fingerprint_of(model, tokenizer, quantization, tensors)
+    earlier = EarlierFingerprints(name, model, tokenizer, quantization, tensors)
     model.requires_grad_(False)
     model.eval()  # type: ignore[no-untyped-call]
     stops = getattr(model.generation_config, "eos_token_id", None)
@@ -159,6 +178,8 @@ def load_base(
         stop_ids=frozenset(int(token_id) for token_id in stop_ids),
         fingerprint=fingerprint,
         day=day,
+        quantized_from=stored,
+        earlier=earlier,
     )
 
 
@@ -195,10 +216,12 @@ def base_config(name: str) -> Any:
     """Configuration of a base as transformers reads it; no weights are fetched from the hub.
 
     Raises:
-        UserError: There is no such base, or the hub does not provide it.
+        UserError: There is no such base, the hub does not provide it, or it is refused.
     """
     source = base_source(name)
     with _refusals(name):
+        # A family that transformers does not know is refused for what it is, too.
+        check_config(name, PreTrainedConfig.get_config_dict(source)[0])
         return AutoConfig.from_pretrained(source)
 
 
@@ -239,7 +262,7 @@ def default_dtype(device: torch.device) -> torch.dtype:
 def weights_digest(base: Base) -> str:
     """SHA-256 over every frozen byte of the base: equal before and after any training."""
     digest = hashlib.sha256()
-    for name, parameter in _own_parameters(base.model):
+    for name, parameter in own_parameters(base.model):
         digest.update(name.encode())
         digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         for scale in _scales(parameter):
@@ -286,20 +309,20 @@ def base_source(name: str) -> str:
 
 
 def _load(
-    source: str, quantization: Quantization, dtype: torch.dtype, device: torch.device
+    source: str,
+    quantization: Quantization,
+    dtype: torch.dtype,
+    stored: torch.dtype,
+    device: torch.device,
 ) -> PreTrainedModel:
+    """Load a checkpoint whose weights are quantised from `stored`, to compute in `dtype`."""
     options: dict[str, Any] = {
-        "dtype": dtype,
+        "dtype": stored,
         "use_safetensors": True,
         "output_loading_info": True,
     }
     if quantization == "nf4":
-        options["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
+        options |= nf4_options(source, dtype)
         if device.type == "cuda":
             index = torch.cuda.current_device() if device.index is None else device.index
             options["device_map"] = {"": index}
@@ -315,13 +338,46 @@ def _load(
         )
     if quantization == "none":
         model.to(device)  # type: ignore[arg-type]
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            # On CPUs with AVX512-BF16 the first forward without gradients would repack the weights
-            # for a kernel that has no backward, and every later gradient would silently be wrong
-            # (bitsandbytes 0.50 nn/modules.py:613).
-            module.support_avx512bf16_for_cpu = False
+    compute_in(model, dtype)
     return model
+
+
+def nf4_options(source: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Options of `from_pretrained` for NF4; none for a checkpoint that is stored so already.
+
+    Args:
+        source: A folder or a hub id.
+        dtype: Compute dtype.
+    """
+    if is_nf4(PreTrainedConfig.get_config_dict(source)[0]):
+        return {}
+    quantization = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    return {"quantization_config": quantization}
+
+
+def compute_in(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Let a model compute in a dtype with the weights it has: 4-bit codes stay as they are."""
+    for module in model.modules():
+        if not isinstance(module, Linear4bit):
+            for parameter in module.parameters(recurse=False):
+                if parameter.is_floating_point():
+                    parameter.data = parameter.data.to(dtype)
+            continue
+        module.compute_dtype = dtype
+        module.compute_type_is_set = True
+        # On CPUs with AVX512-BF16 the first forward without gradients would repack the weights
+        # for a kernel that has no backward, and every later gradient would silently be wrong
+        # (bitsandbytes 0.50 nn/modules.py:613). It would compute in bfloat16 in any case.
+        module.support_avx512bf16_for_cpu = False
+        weight: Any = module.weight
+        weight.quant_state.dtype = dtype  # the dtype it is dequantised to
+        if module.bias is not None:
+            module.bias.data = module.bias.data.to(dtype)
 
 
 def _pad_id(tokenizer: Any, embeddings: int) -> int:
@@ -343,45 +399,3 @@ def _scales(parameter: torch.Tensor) -> list[torch.Tensor]:
     if state is None:
         return []
     return [state.absmax, *([state.offset, state.state2.absmax] if state.nested else [])]
-
-
-def _own_parameters(model: PreTrainedModel) -> list[tuple[str, torch.nn.Parameter]]:
-    return sorted(
-        (n.replace(".base_layer", ""), p) for n, p in model.named_parameters() if "lora_" not in n
-    )
-
-
-_CONFIGURATION = (
-    "model_type",
-    "hidden_act",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "rms_norm_eps",
-    "rope_parameters",
-)
-"""Configuration keys that change the model's function but no shape of a weight."""
-
-
-def _fingerprint(model: PreTrainedModel, tokenizer: Any, quantization: Quantization) -> str:
-    """Hash of all that an adapter depends on.
-
-    That is quantisation; configuration; vocabulary, special tokens and chat template; shape and
-    1024 evenly spaced elements of every weight.
-    """
-    digest = hashlib.sha256(quantization.encode())
-    settings = {key: getattr(model.config, key, None) for key in _CONFIGURATION}
-    special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.chat_template]
-    digest.update(json.dumps([settings, special], sort_keys=True, default=str).encode())
-    digest.update(
-        json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False).encode(
-            "utf-8", "surrogatepass"
-        )
-    )
-    for name, parameter in _own_parameters(model):
-        digest.update(f"{name} {tuple(parameter.shape)}".encode())
-        flat = parameter.detach().flatten()
-        sample = flat[:: -(-len(flat) // 1024)]
-        if sample.dtype != torch.uint8:  # rounded to steps that bf16, fp16 and fp32 copies agree on
-            sample = (sample.float() * 1024).round().int()
-        digest.update(sample.cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

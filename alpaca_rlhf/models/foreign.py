@@ -70,7 +70,8 @@ def adopt(adapters: Adapters, name: str, folder: Path, *, seed: int = 0) -> int:
 
 def _check_base(adapters: Adapters, config: LoraConfig, folder: Path) -> None:
     # An adapter of ours tells exactly which base it fits; of others only the base's name is known.
-    if check_fingerprint(folder, adapters.fingerprint(), f"{_FLAG} {folder}"):
+    place = f"{_FLAG} {folder}"
+    if check_fingerprint(folder, adapters.fingerprint(), place, adapters.fits_earlier):
         return
     trained_on = str(config.base_model_name_or_path or "")
     if trained_on and _last_part(trained_on) != _last_part(adapters.base.name):

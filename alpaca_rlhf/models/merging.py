@@ -15,11 +15,10 @@ from typing import Any, cast
 
 import torch
 from bitsandbytes.functional import dequantize_4bit
-from bitsandbytes.nn.modules import Linear4bit
 from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
+from torch import Tensor
 
-from alpaca_rlhf.models.base import Base
+from alpaca_rlhf.models.base import Base, compute_in
 
 
 @dataclass(frozen=True)
@@ -59,26 +58,8 @@ def merged(base: Base, adapter: str | None) -> Iterator[Weight]:
 
 def in_float32(base: Base) -> Base:
     """Let a base compute in float32 with the weights it has; changes it in place."""
-    as_float32(base.model)
+    compute_in(base.model, torch.float32)
     return replace(base, dtype=torch.float32)
-
-
-def as_float32(model: nn.Module) -> None:
-    """Let a model compute in float32 with the weights it has, 4-bit ones included."""
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.compute_dtype = torch.float32
-            module.compute_type_is_set = True
-            module.support_avx512bf16_for_cpu = False  # would compute in bfloat16 all the same
-            cast(
-                Any, module.weight
-            ).quant_state.dtype = torch.float32  # the dtype it is dequantised to
-            if module.bias is not None:
-                module.bias.data = module.bias.data.float()
-        else:
-            for parameter in module.parameters(recurse=False):
-                if parameter.is_floating_point():
-                    parameter.data = parameter.data.float()
 
 
 def _shape(parameter: Any) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Sizes of a LLaMA-like model, from its configuration alone: no weights, no torch."""
+"""Sizes of a base of a family that is taken, from its configuration alone: no weights, no torch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from alpaca_rlhf.core.bases import EMBEDDED, SMOLLM2, is_gguf, smollm2_folder
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.runs import data_path
+from alpaca_rlhf.models.families import check_config
 from alpaca_rlhf.models.gguf_header import read_header
 from alpaca_rlhf.models.hub import hub_refusal
 
@@ -24,7 +25,7 @@ ADAPTED = 7
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a LLaMA-like model."""
+    """Sizes of a base."""
 
     name: str
     """The base as the user typed it."""
@@ -48,8 +49,27 @@ class Shape:
     """The output head shares the embedding matrix."""
     attention_bias: bool = False
     """Query, key, value and output projections have a bias."""
-    qkv_bias: bool = False
-    """Query, key and value projections alone have a bias, as in Qwen 2."""
+    family: str = "llama"
+    """Model type, which tells what its layers have beside those of a LLaMA."""
+    window: int | None = None
+    """Tokens that a layer with a sliding window attends to."""
+    windowed: int = 0
+    """Layers with a sliding window."""
+
+    @property
+    def qkv_bias(self) -> bool:
+        """Query, key and value projections alone have a bias."""
+        return self.family == "qwen2"
+
+    @property
+    def head_norms(self) -> bool:
+        """The queries and keys of every head are normalised."""
+        return self.family in ("qwen3", "gemma3_text")
+
+    @property
+    def gemma(self) -> bool:
+        """Embeddings are scaled, blocks are normalised after as well as before, all in fp32."""
+        return self.family == "gemma3_text"
 
     @property
     def queries(self) -> int:
@@ -89,7 +109,8 @@ class Shape:
 
     @property
     def _small(self) -> int:
-        norms = (2 * self.layers + 1) * self.hidden
+        norms = ((4 if self.gemma else 2) * self.layers + 1) * self.hidden
+        norms += 2 * self.layers * self.head_size if self.head_norms else 0
         biases = self.queries + 2 * self.keys + (self.hidden if self.attention_bias else 0)
         return norms + (self.layers * biases if self.attention_bias or self.qkv_bias else 0)
 
@@ -104,7 +125,7 @@ class Shape:
 
     def plain_bytes(self, width: int) -> int:
         """Bytes of embeddings, output head, norms and biases, at `width` bytes a weight."""
-        rotary = 2 * 4 * self.head_size // 2
+        rotary = 2 * 4 * self.head_size // 2 * (2 if self.gemma else 1)
         return (self.embeddings + self._small) * width + rotary
 
     def adapter_weights(self, rank: int) -> int:
@@ -125,21 +146,36 @@ KNOWN_SHAPES: dict[str, tuple[int, int, int, int, int, int, int, int, bool]] = {
     "smollm2-360m": (960, 2560, 32, 15, 5, 64, 49152, 8192, True),
     "smollm2-1.7b": (2048, 8192, 24, 32, 32, 64, 49152, 8192, True),
     "mistral-7b": (4096, 14336, 32, 32, 8, 128, 32000, 32768, False),
+    "qwen3-0.6b": (1024, 3072, 28, 16, 8, 128, 151936, 40960, True),
+    "qwen3-1.7b": (2048, 6144, 28, 16, 8, 128, 151936, 40960, True),
+    "qwen3-4b": (2560, 9728, 36, 32, 8, 128, 151936, 40960, True),
+    "qwen3-8b": (4096, 12288, 36, 32, 8, 128, 151936, 40960, False),
+    "gemma-3-270m": (640, 2048, 18, 4, 1, 256, 262144, 32768, True),
+    "gemma-3-1b": (1152, 6912, 26, 4, 1, 256, 262144, 32768, True),
 }
 """Hidden, inner, layers, heads, key-value heads, head size, vocabulary, context, tied."""
 
 _SMOLLM2_SIZES = "smollm2-135m"
-
-LLAMA_LIKE = ("llama", "mistral", "qwen2")
-"""Model types with the layers of a LLaMA: those that `models/likeness.py` accepts."""
+_GEMMA_WINDOW, _GEMMA_PATTERN = 512, 6
+"""Window of the known Gemma 3 models; every sixth layer attends to everything."""
+_VARIANTS = ("-hf", "-it", "-pt", "-base", "-instruct")
+"""Endings of names whose shape is that of the name without them."""
 
 
 def known_shape(name: str) -> Shape | None:
     """Look up a well-known shape by name, also as a hub id such as `meta-llama/Llama-2-7b-hf`."""
     # The same model is `Llama-2-7b-hf` and `Meta-Llama-3-8B` on the hub.
-    key = name.rpartition("/")[2].lower().removesuffix("-hf").replace("meta-llama", "llama")
+    key = name.rpartition("/")[2].lower().replace("meta-llama", "llama")
+    for ending in _VARIANTS:
+        key = key.removesuffix(ending)
     sizes = KNOWN_SHAPES.get(key)
-    return None if sizes is None else Shape(name, *sizes)
+    if sizes is None:
+        return None
+    if key.startswith("gemma"):
+        layers = sizes[2]
+        windowed = layers - layers // _GEMMA_PATTERN
+        return Shape(name, *sizes, family="gemma3_text", window=_GEMMA_WINDOW, windowed=windowed)
+    return Shape(name, *sizes, family="qwen3" if key.startswith("qwen3") else "llama")
 
 
 def shape_of(base: str) -> Shape:
@@ -150,7 +186,7 @@ def shape_of(base: str) -> Shape:
     neither.
 
     Raises:
-        UserError: The base does not exist, or is not LLaMA-like.
+        UserError: The base does not exist, or is of no family that is taken.
     """
     if base == SMOLLM2 and not smollm2_folder().is_dir():
         return Shape(base, *KNOWN_SHAPES[_SMOLLM2_SIZES])
@@ -186,38 +222,33 @@ def shape_from_config(base: str, config: Mapping[str, Any]) -> Shape:
     """Read the sizes from the contents of a config.json.
 
     Raises:
-        UserError: The model computes more than a LLaMA does, or a size is missing or senseless.
+        UserError: The base is refused, or a size is missing or senseless.
     """
     if not isinstance(config, Mapping):
         raise UserError(f"--base {base}: config.json is not a table of settings")
-    kind = config.get("model_type")
-    capped = any(config.get(key) for key in ("final_logit_softcapping", "attn_logit_softcapping"))
-    if kind not in LLAMA_LIKE or capped or config.get("hidden_act", "silu") != "silu":
-        name = (config.get("architectures") or [kind])[0]
-        raise UserError(
-            f"--base {base}: {name} computes more than a LLaMA does (scaled or capped logits, "
-            "a bias at its output head ...); use a LLaMA-like base"
-        )
+    check_config(base, config)
+    kind = str(config["model_type"])
     try:
         heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
         if heads < 1:
             raise ValueError("num_attention_heads")
-        # A sliding window bounds the context unless it is switched off.
+        layers = int(config["num_hidden_layers"])
         window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
-        longest = int(config["max_position_embeddings"])
         shape = Shape(
             name=base,
             hidden=hidden,
             inner=int(config["intermediate_size"]),
-            layers=int(config["num_hidden_layers"]),
+            layers=layers,
             heads=heads,
             kv_heads=int(config.get("num_key_value_heads") or heads),
             head_size=int(config.get("head_dim") or hidden // heads),
             vocabulary=int(config["vocab_size"]),
-            context=min(longest, int(window)) if window else longest,
-            tied=bool(config.get("tie_word_embeddings", False)),
+            context=int(config["max_position_embeddings"]),
+            tied=bool(config.get("tie_word_embeddings", kind == "gemma3_text")),
             attention_bias=bool(config.get("attention_bias", False)),
-            qkv_bias=kind == "qwen2",
+            family=kind,
+            window=int(window) if window else None,
+            windowed=_windowed(config, kind, layers) if window else 0,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"--base {base}: config.json has no usable {error}") from None
@@ -225,6 +256,18 @@ def shape_from_config(base: str, config: Mapping[str, Any]) -> Shape:
         if getattr(shape, size) < 1:
             raise UserError(f"--base {base}: config.json gives {getattr(shape, size)} for {size}")
     return shape
+
+
+def _windowed(config: Mapping[str, Any], kind: str, layers: int) -> int:
+    """Number of layers with a sliding window."""
+    types = config.get("layer_types")
+    if types:
+        return list(types).count("sliding_attention")
+    if kind == "gemma3_text":
+        return layers - layers // int(config.get("sliding_window_pattern") or _GEMMA_PATTERN)
+    if kind in ("qwen2", "qwen3"):
+        return max(0, layers - int(config.get("max_window_layers") or 0))
+    return layers
 
 
 def _from_hub(base: str) -> Path:

@@ -17,7 +17,7 @@ from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.core.runs import RunFolder, day_of
 from alpaca_rlhf.data import read_instructions
 from alpaca_rlhf.models.adapters import Adapters
-from alpaca_rlhf.models.base import Base, load_base
+from alpaca_rlhf.models.base import Base, load_base, weights_digest
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.settings import Loop, Sampling
 from alpaca_rlhf.sources import Source, read_rows
@@ -99,6 +99,11 @@ class Context:
     def base(self) -> Base:
         """The frozen base model."""
         return load_base(self.settings.base, day=day_of(self.run.path))
+
+    @cached_property
+    def base_digest(self) -> str:
+        """Digest of the base's bytes on this machine, taken before this process trains."""
+        return weights_digest(self.base)
 
     @cached_property
     def adapters(self) -> Adapters:

@@ -42,7 +42,7 @@ def shape_of_run(settings: Loop) -> Shape:
     """Read the sizes of a run's base.
 
     Raises:
-        UserError: The base does not exist, the hub refuses it, or it is not LLaMA-like.
+        UserError: The base does not exist, the hub refuses it, or it is of no family that is taken.
     """
     return shape_from_config(settings.base, base_config(settings.base).to_dict())
 
