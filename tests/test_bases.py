@@ -263,7 +263,7 @@ GEMMA = {
     "layer_types": ["sliding_attention", "full_attention"],
 }
 TAKEN = {
-    "Mistral": {},
+    "Mistral": {"sliding_window": None},
     "Mistral with a window": {"sliding_window": 8},
     "Qwen2": {},
     "Qwen2 with a window": {

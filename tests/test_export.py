@@ -676,7 +676,7 @@ def test_another_base_and_a_quantised_one_are_refused(plain, tmp_path, capsys):
     config_of_base["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (other_base / "config.json").write_text(json.dumps(config_of_base))
     line = refused(capsys, "--run", str(moved), "--out", out)
-    assert "only quantised (bitsandbytes)" in line and "--to adapter" in line
+    assert "is quantised in FP4 (bitsandbytes)" in line and "full-precision" in line
     assert not (tmp_path / "out").exists()
 
 

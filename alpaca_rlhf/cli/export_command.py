@@ -35,19 +35,34 @@ class Export:
     to: Literal["adapter", "merged", "reward", "gguf"] = "merged"
     """`adapter`: a PEFT folder. `merged`: a model for transformers, vLLM and the like. `reward`: a
     sequence classifier. `gguf`: a file for llama.cpp and Ollama."""
-    dtype: Literal["float32", "bfloat16", "float16", "q8_0"] | None = None
+    dtype: (
+        Literal[
+            "float32",
+            "bfloat16",
+            "float16",
+            "q8_0",
+            "q6_k",
+            "q5_k_m",
+            "q4_k_m",
+            "q4_k_s",
+            "q3_k_m",
+        ]
+        | None
+    ) = None
     """Number format of the weights: by default bfloat16 if merged, float32 for a reward model,
-    float16 as GGUF, which alone knows q8_0."""
+    float16 as GGUF. GGUF alone knows q8_0, and the K-quants, q4_k_m and the like, which
+    llama.cpp's `llama-quantize` makes, from the PATH or from --llama-cpp."""
     out: Path | None = None
     """Folder to make; by default `export/POLICY-TO` in the run folder."""
     llama_cpp: Path | None = None
     """llama.cpp's folder: its converter then makes the GGUF, of any architecture it knows."""
 
     def __post_init__(self) -> None:
-        if self.dtype == "q8_0" and self.to != "gguf":
+        quantised = self.dtype is not None and self.dtype.startswith("q")
+        if quantised and self.to != "gguf":
             raise ValueError(
-                f"--dtype q8_0 belongs to --to gguf; nothing is merged into quantised weights, so "
-                f"--to {self.to} takes float32, bfloat16 or float16"
+                f"--dtype {self.dtype} belongs to --to gguf; nothing is merged into quantised "
+                f"weights, so --to {self.to} takes float32, bfloat16 or float16"
             )
         if self.dtype is not None and self.to == "adapter":
             raise ValueError("--dtype: an adapter keeps its own, float32; leave it out")

@@ -26,6 +26,7 @@ from alpaca_rlhf.exporting import (
     gguf_file,
     parity,
     placing,
+    quantize,
     reward_model,
     sentencepiece_model,
     shards,
@@ -57,6 +58,8 @@ FAILED = "PARITY_FAILED"
 """File that marks an export whose outputs differ from the trained model's."""
 
 _ROLE = "policy"
+_UNREAD = ("rope_parameters", "head_dim", "query_pre_attn_scalar")
+"""Settings that transformers' reader of GGUF ignores, for some family or all."""
 
 
 def export_model(
@@ -86,6 +89,8 @@ def export_model(
     config = None if request.target == "adapter" else configuration(request.settings.base)
     if request.target == "gguf":
         gguf_file.need_gguf()
+        if quantize.is_k_quant(request.dtype):
+            _quantizer(request)
         if request.llama_cpp is None:
             gguf_file.check_architecture(config, request.settings.base)
         else:
@@ -231,7 +236,7 @@ class _Export:
         references = self._references(adapters)
 
         # 2. The file, by our writer or by llama.cpp's converter.
-        kind = gguf_file.KINDS[self.request.dtype]
+        kind = gguf_file.KINDS[self.request.written_dtype]
         path = self.folder / f"model-{kind.lower()}.gguf"
         exported = tokenizer.exported_tokenizer(base, self._template)
         checks: dict[str, Parity] = {}
@@ -247,6 +252,8 @@ class _Export:
             del model_to_write
         else:
             checks["file"] = self._convert(self.request.llama_cpp, base, adapters, exported, path)
+        if quantize.is_k_quant(self.request.dtype):
+            path = self._quantize(path)
         stops = sorted(base.stop_ids)
         _write(self.folder / "Modelfile", modelfile(exported, f"./{path.name}", stops))
 
@@ -260,7 +267,9 @@ class _Export:
             checks["transformers"] = parity.NOT_COMPARED
             return checks
         config: Any = AutoConfig.from_pretrained(str(self.folder), gguf_file=path.name)
-        config.rope_parameters = self.config.rope_parameters  # the reader ignores rotary scaling
+        for name in _UNREAD:
+            if hasattr(self.config, name):
+                setattr(config, name, getattr(self.config, name))
         with redirect_stderr(io.StringIO()):  # its progress bar cannot be switched off
             model: Any = AutoModelForCausalLM.from_pretrained(
                 str(self.folder), gguf_file=path.name, config=config, dtype=place[1]
@@ -268,7 +277,14 @@ class _Export:
         model.to(place[0]).eval()
         exact = self.request.dtype == "float32" and place[1] == torch.float32
         progress = self._progress("transformers' reader of GGUF")
-        checks["transformers"] = parity.compare(model, references, stops, progress, exact=exact)
+        checks["transformers"] = parity.compare(
+            model,
+            references,
+            stops,
+            progress,
+            exact=exact,
+            limits=parity.LIMITS.get(self.request.dtype, parity.SIXTEEN_BIT),
+        )
         return checks
 
     # --- steps ------------------------------------------------------------------------------------
@@ -292,9 +308,15 @@ class _Export:
                 "it there, or leave --llama-cpp out"
             )
         file = self._write_merged(intermediate, base, adapters, torch.float32)
-        converter.convert(llama_cpp, intermediate, path, self.request.dtype)
+        converter.convert(llama_cpp, intermediate, path, self.request.written_dtype)
         shutil.rmtree(intermediate)
         return file
+
+    def _quantize(self, path: Path) -> Path:
+        """Make a K-quant of the file, in its place."""
+        target = self.folder / f"model-{self.request.dtype}.gguf"
+        quantize.quantize(_quantizer(self.request), path, target, self.request.dtype)
+        return target
 
     def _write_merged(
         self, folder: Path, base: Base, adapters: Adapters, dtype: torch.dtype
@@ -344,6 +366,12 @@ class _Export:
 
     def _progress(self, name: str) -> Callable[[int, int], None]:
         return lambda done, total: self.reporter.step(name, done, total, {})
+
+
+def _quantizer(request: ExportRequest) -> Path:
+    return quantize.program(
+        request.llama_cpp, request.dtype, request.unquantized_command, request.out
+    )
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,7 +1,8 @@
-"""A merged LLaMA as a GGUF file, tensor by tensor, through the `gguf` package.
+"""A merged base as a GGUF file, tensor by tensor, through the `gguf` package.
 
-Source: ggml-org/llama.cpp convert_hf_to_gguf.py, `LlamaModel`: names, the order of the rotary
-halves, which tensors stay in 32 bit, the factors of Llama-3's rotary scaling.
+Source: ggml-org/llama.cpp convert_hf_to_gguf.py, `LlamaModel`, `Qwen2Model`, `Qwen3Model` and
+`Gemma3Model`: names, the order of the rotary halves, which tensors stay in 32 bit, the factors of
+Llama-3's rotary scaling, the norms of Gemma.
 """
 
 from __future__ import annotations
@@ -24,7 +25,18 @@ from alpaca_rlhf.exporting.tokenizer import puts_bos
 from alpaca_rlhf.models.merging import Weight
 
 KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
-"""GGUF's name for each value of `--dtype`."""
+"""GGUF's name for each value of `--dtype`, without the K-quants of `quantize`."""
+_ARCHITECTURES = {
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma3_text": "gemma3",
+}
+"""llama.cpp's name for each family of bases."""
+_GEMMA_PATTERN, _GEMMA_THETA = 6, 10000.0
+"""Every so many layers one of Gemma 3 attends to everything; the rotary base of all others. Both
+are fixed in llama.cpp's code (src/llama-model.cpp)."""
 _BLOCK = 32
 """Weights of a row in one block of Q8_0."""
 
@@ -40,17 +52,55 @@ def need_gguf() -> None:
 
 
 def check_architecture(config: Any, base: str) -> None:
-    """Refuse a base that GGUF's `llama` architecture cannot express.
+    """Refuse a base that llama.cpp's architectures, or this writer, cannot express.
 
     Raises:
-        UserError: The architecture or the rotary scaling is unknown to this writer.
+        UserError: The architecture, its windows or the rotary scaling is unknown to this writer.
     """
-    rope = (config.rope_parameters or {}).get("rope_type", "default")
-    if config.model_type not in ("llama", "mistral") or rope not in ("default", "linear", "llama3"):
+    kind = str(config.model_type)
+    rope = _rope(config)
+    scaling = str(rope.get("rope_type", "default"))
+    known = (
+        ("default", "linear", "llama3") if kind in ("llama", "mistral") else ("default", "linear")
+    )
+    reason = None
+    if kind not in _ARCHITECTURES:
+        reason = f"is {kind}"
+    elif scaling not in known:
+        reason = f"is {kind} with {scaling} rotary positions"
+    elif kind == "gemma3_text" and not _is_plain_gemma(config):
+        reason = "has other windows, rotary bases or attention scales than Gemma 3 as published"
+    if reason is not None:
         raise UserError(
-            f"--to gguf: --base {base} is {config.model_type} with {rope} rotary positions, which "
-            "this writer does not know; give --llama-cpp, the folder of llama.cpp"
+            f"--to gguf: --base {base} {reason}, which this writer does not know; get llama.cpp's "
+            "converter with `git clone https://github.com/ggml-org/llama.cpp` and add "
+            "--llama-cpp llama.cpp"
         )
+
+
+def _is_plain_gemma(config: Any) -> bool:
+    """True where llama.cpp's own numbers for Gemma 3 are those of the base."""
+    layers = int(config.num_hidden_layers)
+    pattern = [
+        "sliding_attention" if (index + 1) % _GEMMA_PATTERN else "full_attention"
+        for index in range(layers)
+    ]
+    local = config.rope_parameters["sliding_attention"]
+    scales = {int(config.head_dim)}
+    if layers == 62:  # the 27B model, for which llama.cpp has a rule of its own
+        scales.add(int(config.hidden_size) // int(config.num_attention_heads))
+    return (
+        list(config.layer_types) == pattern
+        and local.get("rope_type", "default") == "default"
+        and float(local["rope_theta"]) == _GEMMA_THETA
+        and int(config.query_pre_attn_scalar) in scales
+    )
+
+
+def _rope(config: Any) -> dict[str, Any]:
+    """Parameters of the rotary positions; of Gemma's layers that attend to everything."""
+    parameters = config.rope_parameters or {}
+    return dict(parameters.get("full_attention", parameters))
 
 
 @dataclass(frozen=True)
@@ -86,13 +136,15 @@ def write_gguf(
 
     # 1. Metadata and vocabulary.
     weights, config = model.weights, model.config
-    writer: Any = gguf.GGUFWriter(str(path), "llama")
+    architecture = _ARCHITECTURES[config.model_type]
+    writer: Any = gguf.GGUFWriter(str(path), architecture)
     file_type = "ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"
     _describe(writer, config, model.name, getattr(gguf.LlamaFileType, file_type))
     _add_vocabulary(writer, model)
 
     # 2. Name, shape and dtype of every tensor.
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, int(config.num_hidden_layers))
+    model_arch = getattr(gguf.MODEL_ARCH, architecture.upper())
+    names = gguf.get_tensor_name_map(model_arch, int(config.num_hidden_layers))
     factors = _rope_factors(config)
     if factors is not None:
         writer.add_tensor_info(
@@ -113,7 +165,7 @@ def write_gguf(
         if factors is not None:
             writer.write_tensor_data(factors)
         for done, weight in enumerate(weights, 1):
-            array = _rotated(weight, config).numpy()
+            array = _in_order(weight, config).numpy()
             raw_dtype = getattr(gguf.GGMLQuantizationType, _kind(weight, kind))
             writer.write_tensor_data(gguf.quants.quantize(array, raw_dtype))
             progress(done, len(weights))
@@ -123,14 +175,18 @@ def write_gguf(
 def _describe(writer: Any, config: Any, name: str, file_type: Any) -> None:
     import gguf
 
-    rope = config.rope_parameters or {}
+    rope = _rope(config)
     head = _head_size(config)
+    gemma = config.model_type == "gemma3_text"
+    window = getattr(config, "sliding_window", None)
+    context = int(config.max_position_embeddings)
     writer.add_type("model")
     writer.add_name(name)
     writer.add_file_type(file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_vocab_size(int(config.vocab_size))
-    writer.add_context_length(int(config.max_position_embeddings))
+    # llama.cpp has the windows of Gemma alone; up to its length a window changes nothing.
+    writer.add_context_length(context if gemma or not window else min(context, int(window)))
     writer.add_embedding_length(int(config.hidden_size))
     writer.add_block_count(int(config.num_hidden_layers))
     writer.add_feed_forward_length(int(config.intermediate_size))
@@ -144,6 +200,10 @@ def _describe(writer: Any, config: Any, name: str, file_type: Any) -> None:
     if rope.get("rope_type") == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(float(rope["factor"]))
+    if gemma:
+        writer.add_sliding_window(int(config.sliding_window))
+        writer.add_sliding_window_pattern(_GEMMA_PATTERN)
+        writer.add_rope_freq_base_swa(_GEMMA_THETA)
 
 
 def _head_size(config: Any) -> int:
@@ -192,17 +252,23 @@ def _stored(kind: str, shape: tuple[int, ...]) -> tuple[Any, tuple[int, ...], in
     return dtype, shape, prod(shape) * dtype.itemsize
 
 
-def _rotated(source: Weight, config: Any) -> torch.Tensor:
-    """Compute a weight, with the rows of queries and keys in llama.cpp's order.
+def _in_order(source: Weight, config: Any) -> torch.Tensor:
+    """Compute a weight as llama.cpp expects it.
 
-    llama.cpp rotates neighbouring rows; transformers rotates row i of a head with row i + half.
+    In a LLaMA it rotates neighbouring rows of queries and keys, where transformers rotates row i of
+    a head with row i + half; in Qwen and Gemma it rotates as transformers does. Gemma's norms
+    multiply with 1 + weight, and the file holds the sum.
     """
     tensor = source.make()
-    if ".q_proj." in source.name:
-        heads = int(config.num_attention_heads)
-    elif ".k_proj." in source.name:
-        heads = int(config.num_key_value_heads)
-    else:
+    if config.model_type == "gemma3_text" and source.name.endswith("norm.weight"):
+        return (tensor + 1).contiguous()
+    heads = 0
+    if _ARCHITECTURES[config.model_type] == "llama":
+        if ".q_proj." in source.name:
+            heads = int(config.num_attention_heads)
+        elif ".k_proj." in source.name:
+            heads = int(config.num_key_value_heads)
+    if not heads:
         return tensor.contiguous()
     # Swapping the axes (2, half) of each head interleaves its two halves.
     halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
@@ -211,7 +277,7 @@ def _rotated(source: Weight, config: Any) -> torch.Tensor:
 
 def _rope_factors(config: Any) -> np.ndarray[Any, np.dtype[np.float32]] | None:
     """The numbers that Llama-3 divides its rotary frequencies by; None for another scaling."""
-    rope = config.rope_parameters or {}
+    rope = _rope(config)
     if rope.get("rope_type") != "llama3":
         return None
     size = _head_size(config)

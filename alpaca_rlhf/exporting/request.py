@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shlex
 import shutil
 from dataclasses import dataclass
 from math import prod
@@ -16,6 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import nearest_folder
+from alpaca_rlhf.exporting.quantize import INTERMEDIATE, K_QUANTS, is_k_quant
 from alpaca_rlhf.models.base import base_config
 from alpaca_rlhf.settings import Loop
 
@@ -25,6 +27,7 @@ Target = Literal["adapter", "merged", "reward", "gguf"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """torch's dtype for each value of `--dtype`."""
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "q8_0": 34 / 32}
+_BYTES |= {dtype: bits / 8 + _BYTES[INTERMEDIATE] for dtype, bits in K_QUANTS.items()}
 _SPARE = 64 * 2**20
 """Bytes for the tokenizer, the model card and the like."""
 
@@ -44,13 +47,27 @@ class ExportRequest:
     target: Target
     """Form of the export."""
     dtype: str
-    """Dtype of the stored weights: `float32`, `bfloat16`, `float16` or (GGUF) `q8_0`."""
+    """Dtype of the stored weights: `float32`, `bfloat16`, `float16`, or for a GGUF file `q8_0` or a
+    K-quant such as `q4_k_m`."""
     out: Path
     """Folder to create."""
     llama_cpp: Path | None = None
     """llama.cpp's folder, if its converter is to make the GGUF file."""
     command: str = "alpaca-rlhf export"
     """The command as the user typed it, for the model card."""
+
+    @property
+    def written_dtype(self) -> str:
+        """Dtype of the weights as we write them: a K-quant is made of 16 bit."""
+        return INTERMEDIATE if is_k_quant(self.dtype) else self.dtype
+
+    @property
+    def unquantized_command(self) -> str:
+        """The command of the same export in the dtype that a K-quant is made of."""
+        words = ["alpaca-rlhf", "export", "--run", str(self.run), "--policy", self.policy]
+        words += ["--to", self.target, "--dtype", INTERMEDIATE, "--out", str(self.out)]
+        words += [] if self.llama_cpp is None else ["--llama-cpp", str(self.llama_cpp)]
+        return shlex.join(words)
 
     @property
     def name(self) -> str:

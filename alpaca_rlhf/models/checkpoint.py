@@ -132,8 +132,8 @@ def stored_dtype(tensors: Mapping[str, StoredTensor]) -> torch.dtype | None:
     dtype: torch.dtype | None = None
     for tensor in tensors.values():
         if tensor.is_weight and tensor.dtype in _FLOATS:
-            found = _FLOATS[tensor.dtype]
-            dtype = found if dtype is None else torch.promote_types(dtype, found)
+            stored_as = _FLOATS[tensor.dtype]
+            dtype = stored_as if dtype is None else torch.promote_types(dtype, stored_as)
     return torch.float32 if dtype == torch.float64 else dtype
 
 

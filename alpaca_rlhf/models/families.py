@@ -216,9 +216,9 @@ def _original(base: str, config: Mapping[str, Any]) -> str | None:
         folder = Path(base).expanduser()
         card = folder / "README.md"
         if card.is_file():
-            found = _BASE_MODEL.search(card.read_text(encoding="utf-8", errors="replace"))
-            if found and found.group(1) != base:
-                return found.group(1)
+            match = _BASE_MODEL.search(card.read_text(encoding="utf-8", errors="replace"))
+            if match and match.group(1) != base:
+                return match.group(1)
         if folder.is_dir():
             base = str(config.get("_name_or_path") or "")
     except (OSError, RuntimeError):
