@@ -48,12 +48,24 @@ STAGES = (
 """What is compared."""
 
 
+_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {}),
+    "qwen3": ("Qwen3", {}),
+    "gemma3_text": ("Gemma3Text", {}),
+}
+"""Name of each family's classes in transformers, and what it is configured with."""
+
+
 def write_base(folder: Path, shape: Shape) -> Path:
-    """A random LLaMA of the shape in bf16, as a checkpoint; fast, however large it is."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    """A random base of the shape in bf16, as a checkpoint; fast, however large it is."""
+    import transformers
 
     little_llama.write_tokenizer(folder, shape.vocabulary)
-    config = LlamaConfig(
+    kind, options = _FAMILIES[shape.family]
+    if shape.gemma:
+        options = {**options, "query_pre_attn_scalar": shape.head_size}
+        options |= {"sliding_window": shape.window}
+    config = getattr(transformers, f"{kind}Config")(
         vocab_size=shape.vocabulary,
         hidden_size=shape.hidden,
         intermediate_size=shape.inner,
@@ -66,10 +78,11 @@ def write_base(folder: Path, shape: Shape) -> Path:
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=shape.vocabulary - 1,
+        **options,
     )
     with torch.device("meta"):
-        model = LlamaForCausalLM(config)
-    model = model.to(torch.bfloat16)  # type: ignore[arg-type]
+        model = getattr(transformers, kind.removesuffix("Text") + "ForCausalLM")(config)
+    model = model.to(torch.bfloat16)
     model = model.to_empty(device="cpu")
     model.tie_weights()
     generator = torch.Generator().manual_seed(0)

@@ -47,6 +47,8 @@ class Case:
     k: int = 2
     separate: bool = False
     dense: bool = True
+    family: str = "llama"
+    head_size: int | None = None
 
     @property
     def shape(self) -> Shape:
@@ -58,10 +60,12 @@ class Case:
             self.layers,
             self.heads,
             self.kv_heads,
-            self.hidden // self.heads,
+            self.head_size or self.hidden // self.heads,
             self.vocabulary,
             1024,
             tied=self.tied,
+            family=self.family,
+            window=1024 if self.family == "gemma3_text" else None,
         )
 
     @property
@@ -124,6 +128,12 @@ CASES = (
     Case("wide batch, K of 4, separate value", micro=4, k=4, rows=16, separate=True, rank=32),
 )
 """Shapes and sizes that plans are compared on."""
+
+FAMILY_CASES = (
+    Case("Qwen 3", family="qwen3", kv_heads=2, head_size=64, layers=2, checkpointing=True),
+    Case("Gemma 3", family="gemma3_text", kv_heads=2, head_size=64, layers=2, tied=True),
+)
+"""The same for families whose layers have more norms than those of a LLaMA."""
 
 
 def forecast(case: Case) -> dict[str, int]:

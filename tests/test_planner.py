@@ -204,11 +204,11 @@ def test_stages_that_files_take_the_place_of_are_not_planned(tmp_path):
 # --- against measurement --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [1, 5, 7])
+@pytest.mark.parametrize("number", [1, 5, 7, 9, 10])
 def test_planned_is_within_a_tenth_of_the_live_bytes(number):
-    from tests.planned import CASES, compared
+    from tests.planned import CASES, FAMILY_CASES, compared
 
-    comparison = compared(CASES[number])
+    comparison = compared((*CASES, *FAMILY_CASES)[number])
     errors = {
         stage: row["error"]
         for stage, row in comparison["stages"].items()
@@ -328,6 +328,33 @@ def test_plan_shows_a_table_without_torch():
     assert max(map(len, done.stdout.splitlines()[1:14])) <= 80
     for word in ("sft", "ppo", "KV cache", "16-bit copy", "kWh", "projected", "next:"):
         assert word in done.stdout
+
+
+def peaks(width, capsys, monkeypatch, *arguments):
+    """Lines of a plan as a terminal of some width shows it."""
+    from alpaca_rlhf.cli import main as cli
+
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert cli.main(["plan", "--base", "llama-2-7b", *arguments]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("width", [40, 60, 79, 120])
+def test_no_width_cuts_a_peak(capsys, monkeypatch, width):
+    lines = peaks(width, capsys, monkeypatch, "--card", "12")
+    plan = json.loads("\n".join(peaks(80, capsys, monkeypatch, "--card", "12", "--json")))
+    for stage in plan["stages"]:
+        peak = f"{stage['peak_gib']:.2f}"
+        rows = [line.split() for line in lines if line.split()[:1] == [stage["name"]]]
+        assert any(peak in row for row in rows), (stage["name"], peak)
+    assert any("activ." in line for line in lines) == (width > 60)
+
+
+def test_a_card_that_nobody_named_is_said_to_be_assumed(capsys, monkeypatch):
+    assumed = [line for line in peaks(120, capsys, monkeypatch) if "no --card was given" in line]
+    assert len(assumed) == 1 and "24 GiB, rates of l4" in assumed[0] and "--card cpu" in assumed[0]
+    named = peaks(120, capsys, monkeypatch, "--card", "24")
+    assert not any("no --card was given" in line for line in named)
 
 
 def test_plan_as_json_adds_up():

@@ -42,6 +42,8 @@ HELP = (
     f"{AUTO} chooses micro-batches and batches that fit the card (results stay the same), "
     f"{LENGTHS} may make rows and completions shorter too"
 )
+_DEFAULT_CARD = "24"
+"""Memory in GiB of the card that is planned for where none is named."""
 ASSUMED_ROWS = 10_000
 """Rows to train on where nothing says how many there are."""
 _COLUMN_ITEMS = {
@@ -54,6 +56,8 @@ _COLUMN_ITEMS = {
     "spare": ("CUDA context and gaps",),
 }
 """Items of a phase that each column of the table sums up."""
+_ANY_WIDTH = 1000
+"""Columns of a terminal that no table fills."""
 _LEGEND = (
     "LoRA: adapters, gradients, optimiser; activ.: activations; KV: KV cache; copy: 16-bit copy of "
     "the base while sampling; spare: CUDA context and gaps, estimated"
@@ -64,8 +68,19 @@ _LEGEND = (
 class Plan(Loop):
     """Flags of `alpaca-rlhf plan`: those of the loop, and these."""
 
-    card: str = "24"
-    """The graphics card: its memory in GiB, or a name such as rtx-3090; `cpu` for none."""
+    card: str | None = None
+    """The graphics card: its memory in GiB, or a name such as rtx-3090; `cpu` for none. By default
+    24 GiB, at the rates of the slowest card of that size."""
+
+    @property
+    def gpu(self) -> GpuSpec:
+        """The card that is planned for.
+
+        Raises:
+            UserError: Its name is unknown.
+        """
+        return find_gpu(self.card or _DEFAULT_CARD)
+
     prompt_tokens: PositiveInt = Lengths.prompt
     """Tokens of the longest prompt, its template included."""
     rows: PositiveInt | None = None
@@ -112,7 +127,7 @@ def _next(flags: Plan, settings: Loop, switches: Sequence[str]) -> tuple[str, st
         command = f"{PROGRAM} doctor --base HUB_ID_OR_FOLDER"
         return command, f"`{flags.base}` names sizes alone: check the base that you mean"
     words = [LENGTHS if LENGTHS in switches else AUTO]
-    words += ["--card", "cpu"] if find_gpu(flags.card) == CPU else []
+    words += ["--card", "cpu"] if flags.gpu == CPU else []
     return own_files.loop_command(settings, *words), "run it with what fits this machine's card"
 
 
@@ -120,7 +135,7 @@ def show(flags: Plan, settings: Loop, switches: Sequence[str], terminal: Termina
     """Plan a loop and show the plan; arguments and errors as in `run`."""
     # 1. Peak memory of every phase on this card, for the settings as typed or the largest that fit.
     quiet.quiet(flags.base)
-    shape, card = shape_of(flags.base), find_gpu(flags.card)
+    shape, card = shape_of(flags.base), flags.gpu
     budget = Budget(shape, card, Lengths(prompt=flags.prompt_tokens), device_of(card))
     if LENGTHS not in switches:
         refuse_too_small(budget, settings)
@@ -145,8 +160,20 @@ def show(flags: Plan, settings: Loop, switches: Sequence[str], terminal: Termina
         f"{flags.base}: {shape.parameters / 1e9:.2f} billion weights; card: {card.name}, "
         f"{card.gib:g} GiB. Nothing here is measured on that card"
     )
-    terminal.console.print(_memory_table(phases, budget.bytes), markup=False)
-    terminal.say(_LEGEND)
+    if flags.card is None:
+        terminal.say(
+            f"no --card was given, so one of {card.name} is assumed; name yours (--card rtx-3060), "
+            "its memory (--card 12), or --card cpu"
+        )
+    table = _memory_table(phases, budget.bytes)
+    wide = terminal.console.options.update(max_width=_ANY_WIDTH)
+    if terminal.console.measure(table, options=wide).minimum > terminal.console.width:
+        table = _memory_table(phases, budget.bytes, columns={})
+        terminal.console.print(table, markup=False)
+        terminal.say("a wider terminal, or --json, shows what each peak is made of")
+    else:
+        terminal.console.print(table, markup=False)
+        terminal.say(_LEGEND)
     for line in _too_much(phases, budget.bytes):
         terminal.say(line)
     terminal.console.print(_time_table(seconds, prices), markup=False)
@@ -258,18 +285,23 @@ def _worst(phases: Sequence[Phase]) -> Phase:
     return max(phases, key=lambda phase: phase.peak)
 
 
-def _memory_table(phases: Mapping[str, Sequence[Phase]], limit: int) -> Table:
+def _memory_table(
+    phases: Mapping[str, Sequence[Phase]],
+    limit: int,
+    columns: Mapping[str, Sequence[str]] = _COLUMN_ITEMS,
+) -> Table:
+    """The peak of every stage, with columns that sum up the items of its worst phase."""
     table = Table(
         box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title="peak memory, GiB", title_justify="left"
     )
     table.add_column("stage")
     table.add_column("at its worst")
-    for name in (*_COLUMN_ITEMS, "peak"):
-        table.add_column(name, justify="right")
+    for name in (*columns, "peak"):
+        table.add_column(name, justify="right", no_wrap=True)
     for name, stage_phases in phases.items():
         worst = _worst(stage_phases)
         cells = []
-        for items in _COLUMN_ITEMS.values():
+        for items in columns.values():
             size = sum(worst.items.get(item, 0) for item in items) / 2**30
             cells.append(f"{size:.2f}" if size >= 0.005 else "-")
         mark = "" if worst.peak <= limit else " !"

@@ -142,7 +142,8 @@ class _Cached(Layers):
             masks = [self._cells(1) for _ in range(2)]
             mask = masks.pop()
             del masks
-        positions = [self.values(self.shape.head_size) for _ in range(2)]
+        kinds = 2 if self.shape.gemma else 1
+        positions = [self.values(self.shape.head_size) for _ in range(2 * kinds)]
         for index in range(self.shape.layers):
             self.layer_index = index
             x = self.layer(x, False)
@@ -159,7 +160,9 @@ class _Cached(Layers):
         s, total = self.shape, self.past + self.length
         # 1. Project, and rotate queries and keys.
         q = self.linear(x, s.hidden, s.queries, saves)
+        q = self._head_norm(q, s.queries, s.heads, saves)
         k = self.linear(x, s.hidden, s.keys, saves)
+        k = self._head_norm(k, s.keys, s.kv_heads, saves)
         v = self.linear(x, s.hidden, s.keys, saves)
         rotated = self._rotated(q, s.queries), self._rotated(k, s.keys)
         q, k = rotated

@@ -1,6 +1,6 @@
 """Memory of a decoder layer, forward and backward.
 
-Follows transformers' LLaMA, PEFT's LoRA layer on a 4-bit one, and `models/attention.py` line by
+Follows transformers' LLaMA (Qwen and Gemma where they differ), PEFT's LoRA layer on a 4-bit one, and `models/attention.py` line by
 line, with a block for every tensor that grows with the tokens. N is the number of tokens.
 """
 
@@ -105,21 +105,38 @@ class Layers:
 
     # --- forward ----------------------------------------------------------------------------------
 
-    def norm(self, x: Block, saves: bool) -> Block:
-        """Allocate RMSNorm of (N, H), computed in fp32."""
-        h, exact = self.shape.hidden, self.device.width == 4
+    def norm(self, x: Block, saves: bool, *, width: int = 0, rows: int = 1) -> Block:
+        """Allocate RMSNorm, computed in fp32.
+
+        Args:
+            x: (N, H), or (N, width).
+            saves: The backward needs its tensors.
+            width: All heads together, where each is normalised apart.
+            rows: Heads of a token.
+        """
+        h, exact = width or self.shape.hidden, self.device.width == 4
         x32 = x if exact else self.values(h, 4)
         squares = self.values(h, 4)
-        root = self.values(1, 4)
+        root = self.values(rows, 4)
         del squares
         scaled = self.values(h, 4)
         if saves:
             self.saved.append((x32, root))
+        if self.shape.gemma:  # weighed in fp32, and cast only then
+            weighed = self.values(h, 4)
+            del x32, scaled
+            return weighed if exact else self.values(h)
         del x32
         back = scaled if exact else self.values(h)
         out = self.values(h)
         del scaled, back
         return out
+
+    def _head_norm(self, x: Block, width: int, heads: int, saves: bool) -> Block:
+        """Allocate the norm of queries or keys, in families that have one."""
+        if not self.shape.head_norms:
+            return x
+        return self.norm(x, saves, width=width, rows=heads)
 
     def linear(self, x: Block, a: int, b: int, saves: bool) -> Block:
         """Allocate the product that takes (N, a) to (N, b), with the adapter's beside it."""
@@ -174,7 +191,9 @@ class Layers:
         s, size = self.shape, self.device.attention
         # 1. Project, and rotate queries and keys.
         q = self.linear(x, s.hidden, s.queries, saves)
+        q = self._head_norm(q, s.queries, s.heads, saves)
         k = self.linear(x, s.hidden, s.keys, saves)
+        k = self._head_norm(k, s.keys, s.kv_heads, saves)
         v = self.linear(x, s.hidden, s.keys, saves)
         del x
         rotated = self._rotated(q, s.queries), self._rotated(k, s.keys)
@@ -221,6 +240,8 @@ class Layers:
             normed = self.norm(x, saves and not (first and block == self.attention))
             out = block(normed, saves)
             del normed
+            if self.shape.gemma:  # normalised after as well as before
+                out = self.norm(out, saves)
             x_next = self.values(self.shape.hidden)
             del out
             x = x_next
@@ -281,21 +302,28 @@ class Layers:
         """Allocate the sum of blocks of one size."""
         return self.tape.new(terms[0].size)
 
-    def norm_back(self, g: list[Block]) -> Block:
+    def norm_back(self, g: list[Block], width: int = 0) -> Block:
         """Allocate the gradient of RMSNorm's input."""
-        h = self.shape.hidden
+        h, exact = width or self.shape.hidden, self.device.width == 4
         x32, root = self.saved.pop()
-        weighed: Block | None = self.values(h)
-        g.pop()
-        exact = weighed if self.device.width == 4 else self.values(h, 4)
+        if self.shape.gemma:  # cast to fp32 first, and weighed there
+            cast = g[0] if exact else self.values(h, 4)
+            g.pop()
+            weighed: Block | None = self.values(h, 4)
+            del cast
+            exact32 = weighed
+        else:
+            weighed = self.values(h)
+            g.pop()
+            exact32 = weighed if exact else self.values(h, 4)
         weighed = None
         through, by_x = self.values(h, 4), self.values(h, 4)
-        del exact, by_x
+        del exact32, by_x
         terms = [self.values(h, 4) for _ in range(4)]
         del terms[1:3]
         out = self.values(h, 4)
         del terms, through, x32, root
-        if self.device.width == 4:
+        if exact:
             return out
         return self.values(h)
 
@@ -360,20 +388,26 @@ class Layers:
         total: Block | None = None
         grads = [packed_grads.pop(), rotated[1], rotated[0]]  # value, key, query
         rotated.clear()
-        for width in (s.keys, s.keys, s.queries):
+        for index, width in enumerate((s.keys, s.keys, s.queries)):
             output_grads = [self.values(width)]
             grads.pop(0)
+            if index and s.head_norms:
+                output_grads.append(self.norm_back(output_grads, width))
             total = self.linear_back(output_grads, s.hidden, width, total, into_input=not first)
         return total
 
+    def _past_post_norm(self, g: list[Block]) -> list[Block]:
+        """The gradient of a block's output, before the norm that some families have there."""
+        return [self.norm_back([g[0]])] if self.shape.gemma else [g[0]]
+
     def layer_back(self, g: list[Block], *, first: bool = False) -> None:
         """Replace the gradient of a layer's output in `g` by that of its input."""
-        grads = [self.mlp_back([g[0]])]
+        grads = [self.mlp_back(self._past_post_norm(g))]
         # The residual carries the gradient past the block.
         normed = self.norm_back(grads)
         g[0] = self._added([g[0], normed])
         del normed
-        attention_grad = self.attention_back([g[0]], first=first)
+        attention_grad = self.attention_back(self._past_post_norm(g), first=first)
         if attention_grad is None:
             g.clear()
             return

@@ -78,6 +78,8 @@ class Pass:
         """Allocate (N, H) last hidden states, and what the backward needs of every layer."""
         x = net.values(self.shape.hidden)
         positions = self._positions(net)
+        if self.shape.gemma:  # of layers with a window and without have a rotary base each
+            positions += self._positions(net)
         for index in range(self.shape.layers):
             if checkpoints is not None:
                 checkpoints.append(x)
