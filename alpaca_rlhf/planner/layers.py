@@ -1,7 +1,8 @@
 """Memory of a decoder layer, forward and backward.
 
-Follows transformers' LLaMA (Qwen and Gemma where they differ), PEFT's LoRA layer on a 4-bit one, and `models/attention.py` line by
-line, with a block for every tensor that grows with the tokens. N is the number of tokens.
+Follows transformers' LLaMA (Qwen and Gemma where they differ), PEFT's LoRA layer on a 4-bit one,
+and `models/attention.py` line by line, with a block for every tensor that grows with the tokens. N
+is the number of tokens.
 """
 
 from __future__ import annotations
