@@ -177,7 +177,7 @@ def _check_quantization(base: str, config: Mapping[str, Any]) -> None:
 
 
 def _difference(kind: str, config: Mapping[str, Any]) -> str | None:
-    """What a base computes that is not computed here; None if there is nothing."""
+    """Name the thing that a base computes and this kit does not; None if there is nothing."""
     # 1. Another family.
     if kind not in FAMILIES:
         if config.get("vision_config") or config.get("audio_config"):
