@@ -476,3 +476,21 @@ def test_mutated_files_end_with_0_or_2_and_lose_no_row(tmp_path):
     outcome = fuzz(tmp_path, 150, 1)
     assert not outcome["failures"]
     assert Counter(outcome["ends"])["exit 0"] > 15 and Counter(outcome["ends"])["exit 2"] > 15
+
+
+def test_rows_that_repeat_an_earlier_one_are_counted_and_said(tmp_path):
+    """Whatever columns they are written in; a different answer is another row."""
+    path = lines(
+        tmp_path / "rows.jsonl",
+        {"instruction": "Name a colour.", "output": "Blue."},
+        {"instruction": "Name a colour.", "output": "Red."},
+        {"output": "Blue.", "instruction": "Name a colour.", "input": ""},
+        {"instruction": "Name a colour.", "output": "Blue."},
+    )
+    for command, flags in ((["data", "check"], []), (["import"], ["--out", str(tmp_path / "out")])):
+        code, out, _ = tried([*command, str(path), *flags])
+        assert code == 0 and "4 rows read, 4 good (4 records), 0 not" in out
+        assert f"2 of them the same as an earlier one, the first at {path}:3; they are kept" in out
+    lines(path, {"instruction": "A", "output": "B"}, {"instruction": "C", "output": "D"})
+    code, out, _ = tried(["data", "check", str(path)])
+    assert code == 0 and "the same as" not in out

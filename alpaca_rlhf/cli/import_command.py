@@ -141,6 +141,12 @@ def show_account(tallies: Sequence[RowTally], terminal: Terminal) -> None:
             f"{tally.source.name}: {tally.rows:,} rows read, {tally.kept:,} good "
             f"({tally.records:,} records), {lost:,} not"
         )
+        if tally.repeated:
+            several = "" if tally.repeated == 1 else ", the first"
+            terminal.say(
+                f"  {tally.repeated:,} of them the same as an earlier one{several} at "
+                f"{tally.first_repeated}; they are kept, and each counts in training"
+            )
         if tally.unread:
             terminal.say(f"  columns that are not read: {columns_text(tally.unread)}")
         for reason, count in list(tally.dropped.items())[:10]:

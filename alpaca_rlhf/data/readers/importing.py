@@ -35,6 +35,8 @@ BrokenRowPolicy = Literal["refuse", "drop"]
 """Policy for broken rows: refuse the import, or drop and list them."""
 
 _BUFFER_BYTES = 2**20
+_REMEMBERED = 200_000
+"""Records of a source that later ones are compared with, so that memory stays bounded."""
 
 
 class RowTally:
@@ -49,6 +51,11 @@ class RowTally:
         """Columns that are not read, and in how many rows each stands."""
         self.unreadable = False
         """True once the source cannot be read to its end."""
+        self.repeated = 0
+        """Records that are the same as an earlier one."""
+        self.first_repeated = ""
+        """Place of the first of them."""
+        self._hashes: set[int] = set()
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -79,11 +86,25 @@ class RowTally:
             if records:
                 self.kept += 1
                 self.records += len(records)
+                self._count_repeated(number, records)
                 yield from records
             else:
                 assert detected.format is not None
                 self.empty[detected.format.empty_reason] += 1
                 dropped(number, detected.format.empty_reason)
+
+    def _count_repeated(self, number: int, records: Sequence[Columns]) -> None:
+        """Count records that say the same as an earlier one, wherever they are from."""
+        for record in records:
+            content = {name: value for name, value in record.items() if name != "source"}
+            text = json.dumps(content, ensure_ascii=False, sort_keys=True)
+            digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+            key = int.from_bytes(digest, "little")
+            if key in self._hashes:
+                self.repeated += 1
+                self.first_repeated = self.first_repeated or self.source.place(number)
+            elif len(self._hashes) < _REMEMBERED:
+                self._hashes.add(key)
 
     def _count_unread(self, row: Any, detected: DetectedFormat) -> None:
         if not isinstance(row, dict) or detected.format is None:
