@@ -391,6 +391,31 @@ def prove_columns(count: int) -> bool:
     return not found["failures"]
 
 
+def prove_templates() -> bool:
+    """Compare the ids of ten conversations in every stage, for twelve chat templates."""
+    import pytest
+
+    from tests.published_templates import CONVERSATIONS, TWELVE
+    from tests.template_table import is_good, markdown, table_row
+
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in TWELVE:
+            try:
+                rows.append(table_row(name, Path(folder) / name))
+            except pytest.skip.Exception as absent:  # a file or Go
+                tell(f"templates: {name} not proven: {absent}")
+    tell(markdown(rows))
+    proof = {
+        "command": "python -m tests.prove templates",
+        "what": "conversations, out of all, whose ids are those of SFT",
+        "conversations": list(CONVERSATIONS),
+        "rows": rows,
+    }
+    write("templates.json", {**stamp(), **proof})
+    return len(rows) == len(TWELVE) and all(is_good(row) for row in rows)
+
+
 def prove_plan() -> bool:
     """Every stage on every little LLaMA: planned within 10% of the measured live bytes."""
     from tests.planned import CASES, compared
@@ -507,7 +532,7 @@ def main(words: list[str]) -> int:
     """Run the proofs that were asked for."""
     which = words[0] if words else "all"
     names = ("seeds", "kills", "generation", "teachers", "generate-kills", "formats", "columns")
-    names += ("plan", "app", "half-sent")
+    names += ("templates", "plan", "app", "half-sent")
     if which not in ("all", *names):
         sys.exit(f"prove: {which}: give {', '.join(names)} or nothing")
     good = True
@@ -527,6 +552,8 @@ def main(words: list[str]) -> int:
         good &= prove_formats(count or 2000)
     if which in ("all", "columns"):
         good &= prove_columns(count or 3000)
+    if which in ("all", "templates"):
+        good &= prove_templates()
     if which in ("all", "plan"):
         good &= prove_plan()
     if which in ("all", "app"):

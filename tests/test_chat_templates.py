@@ -1,13 +1,6 @@
-"""One way from a conversation to tokens, with chat templates as they are published.
+"""One way from a conversation to tokens, with chat templates as they are published."""
 
-Those of the wheel `trl` are read from the installed package, or from the wheel that the variable
-ALPACA_RLHF_TRL_WHEEL names; the others are of the shape of their models', in our words.
-"""
-
-import importlib.util
 import json
-import os
-import zipfile
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -29,61 +22,19 @@ from alpaca_rlhf.models.batches import example, prompt_ids, segments
 from alpaca_rlhf.serving.manner import Manner
 from alpaca_rlhf.serving.speaker import Speaker
 from alpaca_rlhf.settings import Lora
-
-ENDS = {
-    "llama3": "<|eot_id|>",
-    "llama3_1": "<|eot_id|>",
-    "llama3_2": "<|eot_id|>",
-    "qwen2_5": "<|im_end|>",
-    "qwen3": "<|im_end|>",
-    "gemma3": "<end_of_turn>",
-    "phi3": "<|end|>",
-    "phi3_5": "<|end|>",
-    "deepseek_r1_distill": "<\uff5cend▁of▁sentence\uff5c>",
-}
-OURS = {
-    # Llama-2: no header of a reply, so none is missing; blanks around each reply; a system block.
-    "like_llama2": (
-        "{% if messages[0]['role'] == 'system' %}"
-        "{% set rules = '<<SYS>>\n' + messages[0]['content'] + "
-        "'\n<</SYS>>\n\n' %}{% set messages = messages[1:] %}{% else %}{% set rules = '' %}"
-        "{% endif %}{% for m in messages %}{% if m['role'] == 'user' %}"
-        "{{ bos_token + '[INST] ' + (rules if loop.first else '') + m['content'] + ' [/INST]' }}"
-        "{% else %}{{ ' ' + m['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
-    ),
-    # Zephyr: roles on lines of their own, eos after every turn.
-    "like_zephyr": (
-        "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + eos_token + '\n' }}"
-        "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
-    ),
-    # ChatML on a base whose own eos is another token, as SmolLM2 and Qwen2.5 bases have it.
-    "like_smollm2": (
-        "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}"
-        "{% endif %}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + "
-        "'<|im_end|>\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-    ),
-    # A template that refuses the system role, as Gemma's first one did.
-    "refuses_system": (
-        "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}"
-        "{{ raise_exception('no system') }}{% endif %}{{ '<start_of_turn>' + "
-        "('model' if m['role'] == 'assistant' else m['role']) + '\n' + "
-        "m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
-    ),
-}
-OUR_ENDS = {
-    "like_llama2": "<|end_of_text|>",
-    "like_zephyr": "<|end_of_text|>",
-    "like_smollm2": "<|im_end|>",
-    "refuses_system": "<end_of_turn>",
-}
-NAMES = [*ENDS, *OURS]
-TOKENS = [
-    *("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|im_start|>", "<|im_end|>"),
-    *("<start_of_turn>", "<end_of_turn>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"),
-    *("<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>", "<\uff5cend▁of▁sentence\uff5c>"),
-]
+from tests.published_templates import (
+    ENDS,
+    NAMES,
+    OUR_ENDS,
+    OURS,
+    TWELVE,
+    base_with_template,
+    published,
+    tokenizer_with,
+    write_checkpoint,
+)
+from tests.published_templates import write_rows as lines
+from tests.template_table import draws_the_end, is_frozen, is_good, markdown, table_row
 
 SYSTEM = "Answer in one word."
 TURNS = [
@@ -95,74 +46,26 @@ TURNS = [
 ROW = Instruction("Another.", history=(("Name a colour.", "Blue."),), system=SYSTEM)
 
 
-@cache
-def published(name: str) -> str:
-    """A template of the wheel `trl`; skips where the wheel is absent or older."""
-    wheel, inside = os.environ.get("ALPACA_RLHF_TRL_WHEEL"), f"chat_templates/{name}.jinja"
-    if wheel:
-        return zipfile.ZipFile(wheel).read(f"trl/{inside}").decode()
-    spec = importlib.util.find_spec("trl")
-    path = Path(spec.origin).parent / inside if spec and spec.origin else None
-    if path is None or not path.is_file():
-        pytest.skip(
-            "needs trl >= 1.16 for its chat_templates/: install it, or let ALPACA_RLHF_TRL_WHEEL "
-            "name its wheel (pip download --no-deps trl==1.16.0)"
-        )
-    return path.read_text(encoding="utf-8")
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """Makes a tiny LLaMA whose tokenizer has everybody's special tokens, and eos of a base."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from recipes.pretrain_cria import train_tokenizer
-    from tests.conftest import TEXTS
 
     def make(template, *, rows=None):
-        folder = tmp_path_factory.mktemp("base")
-        tokenizer = train_tokenizer(iter(TEXTS), 400)
-        tokenizer.add_special_tokens({"additional_special_tokens": TOKENS})
-        tokenizer.add_special_tokens({"eos_token": "<|end_of_text|>"})
-        tokenizer.chat_template = template
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=rows or len(tokenizer),
-            hidden_size=64,
-            intermediate_size=64,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=512,
-            bos_token_id=1,
-            eos_token_id=tokenizer.eos_token_id,
+        return write_checkpoint(
+            tmp_path_factory.mktemp("base"), tokenizer_with(template), rows=rows
         )
-        LlamaForCausalLM(config).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        return str(folder)
 
     return make
 
 
 @pytest.fixture(scope="module")
-def base_with(checkpoint):
+def base_with(tmp_path_factory):
     """Loads the tiny LLaMA with a template by its name, once; the first day is 2026-01-02."""
-
-    @cache
-    def load(name):
-        template = OURS[name] if name in OURS else published(name)
-        return load_base(checkpoint(template), dtype=torch.float32, day="2026-01-02")
-
-    return load
+    return cache(lambda name: base_with_template(name, tmp_path_factory.mktemp("base")))
 
 
 def message(role: str, text: str) -> dict[str, str]:
     return {"role": role, "content": text}
-
-
-def lines(path: Path, *rows: object) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 @pytest.fixture
@@ -282,26 +185,8 @@ def test_the_token_after_a_rendered_reply_is_learned_and_stops(base_with, files,
 
 def test_generation_stops_at_the_templates_end(base_with):
     """The rollout looks at `stop_ids` alone, so a drawn end of turn finishes a completion."""
-    from alpaca_rlhf.models.rollout import sample
-    from alpaca_rlhf.settings import Sampling
-
     base = base_with("like_smollm2")
-    end = base.tokenizer.convert_tokens_to_ids("<|im_end|>")
-    ids = prompt_ids(base, "chat", Instruction("Name a colour."))
-    head = base.model.lm_head.weight
-    before = head.detach().clone()
-    try:
-        with torch.no_grad():  # a head that draws the end after this prompt
-            state = base.model.model(torch.tensor([ids])).last_hidden_state[0, -1]
-            head.zero_()
-            head[end] = state
-        adapters = Adapters(base, Lora(r=4), template="chat")
-        greedy = Sampling(temperature=0, max_new_tokens=40)
-        ((drawn,),) = sample(adapters, None, [ids], ["a"], sampling=greedy, seed=0)
-    finally:
-        with torch.no_grad():
-            head.copy_(before)
-    assert drawn.ids == (end,) and drawn.finished
+    assert draws_the_end(base, base.tokenizer.convert_tokens_to_ids("<|im_end|>"))
 
 
 def test_a_reply_that_plain_text_follows_ends_with_eos_and_doctor_warns(checkpoint):
@@ -530,3 +415,28 @@ def test_whoever_loads_the_base_of_a_run_gives_its_first_day(tmp_path, monkeypat
     monkeypatch.setattr(module, "load_base", load)
     with pytest.raises(Loaded, match="2026-03-04"):
         start()
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ten_conversations_have_the_same_ids_in_files_app_export_and_ollama(name, tmp_path):
+    """A row of docs/templates.md; `refuses_system` puts system texts into the first question."""
+    row = table_row(name, tmp_path)
+    assert is_good(row), row
+
+
+def test_the_table_sees_a_date_that_is_not_frozen(base_with):
+    base = base_with("like_zephyr")
+    tokenizer = tokenizer_with(DATED)
+    assert is_frozen(base, [ROW])
+    assert not is_frozen(replace(base, tokenizer=tokenizer), [ROW])
+
+
+def test_the_page_shows_the_table_of_the_proof():
+    root = Path(__file__).parent.parent
+    proof = json.loads((root / "docs" / "proof" / "templates.json").read_text())
+    assert [row["template"] for row in proof["rows"]] == TWELVE
+    assert all(is_good(row) for row in proof["rows"])
+    assert markdown(proof["rows"]) in (root / "docs" / "templates.md").read_text()

@@ -16,8 +16,8 @@ from alpaca_rlhf.doctor.finding import Finding, carried_out
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import Base, load_base
 from alpaca_rlhf.models.batches import answer, collate, example, prompt_ids, segments
-from alpaca_rlhf.models.chat_format import chat_format, end_id
 from alpaca_rlhf.models.forward import loss_logprobs
+from alpaca_rlhf.models.template_traits import end_id, template_traits
 from alpaca_rlhf.settings import Lora
 
 _ROWS = (
@@ -86,7 +86,7 @@ def _ends(base: Base, template: str) -> Finding:
         state += f"; it is the chat template's end of turn, not the tokenizer's eos {eos}"
     if not is_learned or end not in base.stop_ids or base.pad_id == end:
         return Finding("end of text", state, "bad", "report it: no answer would end")
-    chat = chat_format(base.tokenizer) if template == "chat" else None
+    chat = template_traits(base.tokenizer) if template == "chat" else None
     if chat is not None and chat.end_id is None:
         todo = "conversations of several turns are refused; use a template that closes its replies"
         state += "; the chat template closes a reply with no token, so the tokenizer's eos does"

@@ -35,7 +35,7 @@ from alpaca_rlhf.exporting import (
 from alpaca_rlhf.exporting.licences import copy_files
 from alpaca_rlhf.exporting.loading import trained
 from alpaca_rlhf.exporting.model_card import model_card
-from alpaca_rlhf.exporting.ollama import modelfile
+from alpaca_rlhf.exporting.ollama import modelfile, ollama_template, stop_texts
 from alpaca_rlhf.exporting.parity import Parity, Reference
 from alpaca_rlhf.exporting.probes import PROBES, prompts_of_run
 from alpaca_rlhf.exporting.request import (
@@ -183,9 +183,9 @@ class _Export:
         dtype = DTYPES[self.request.dtype]
         file = self._write_merged(self.folder, base, adapters, dtype)
         exported = tokenizer.read(self.folder)
+        checks = {"template": self._check_ids(base), "file": file}
         if sentencepiece_model.copy_model(self.request.settings.base, exported, self.folder):
-            _write(self.folder / "Modelfile", modelfile(exported, ".", sorted(base.stop_ids)))
-        ids = self._check_ids(base)
+            checks["ollama"] = self._write_modelfile(exported, ".", base.stop_ids)
 
         # 3. Free the base, and load the export as anybody else would.
         device, stops = base.device, sorted(base.stop_ids)
@@ -198,7 +198,7 @@ class _Export:
             )
             exact, progress = dtype == torch.float32, self._progress("plain transformers")
             check = parity.compare(model.eval(), references, stops, progress, exact=exact)
-        return {"template": ids, "file": file, "transformers": check}
+        return {**checks, "transformers": check}
 
     def reward(self) -> dict[str, Parity]:
         """Write a sequence classifier with one label, and compare it in plain transformers."""
@@ -255,7 +255,7 @@ class _Export:
         if quantize.is_k_quant(self.request.dtype):
             path = self._quantize(path)
         stops = sorted(base.stop_ids)
-        _write(self.folder / "Modelfile", modelfile(exported, f"./{path.name}", stops))
+        checks["ollama"] = self._write_modelfile(exported, f"./{path.name}", base.stop_ids)
 
         # 3. Free the base, and read the file where it fits in one piece.
         device = base.device
@@ -359,6 +359,14 @@ class _Export:
             f"prompts and {ids.conversations_same} of {ids.conversations} conversations"
         )
         return Parity(ids.good, line, dict(vars(ids)))
+
+    def _write_modelfile(self, exported: Any, model: str, stop_ids: frozenset[int]) -> Parity:
+        """Write a Modelfile, and say how far its template is that of the tokenizer."""
+        template = ollama_template(exported)
+        text = modelfile(template, model, stop_texts(exported, sorted(stop_ids)))
+        _write(self.folder / "Modelfile", text)
+        facts = {"compared": template.text is not None, "exact": template.exact}
+        return Parity(True, template.line, facts)
 
     def _save_config(self, dtype: torch.dtype, folder: Path) -> None:
         self.config.dtype = dtype

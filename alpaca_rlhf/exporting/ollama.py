@@ -1,19 +1,16 @@
-"""A Modelfile for Ollama, whose templates are in Go's language.
-
-The text around the turns is taken from what the chat template itself renders, and the Go template
-is built from it. Where the pieces do not add up to the same text again, no template is written.
-"""
+"""A Modelfile for Ollama: the model, its template and its stops."""
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_QUESTION, _REPLY, _NEXT, _SYSTEM = "QUESTION-A", "REPLY-B", "QUESTION-C", "SYSTEM-S"
+from alpaca_rlhf.exporting.chat_pieces import InexpressibleError, chat_pieces, exceptions
+from alpaca_rlhf.exporting.go_template import go_template
+
 _MAX_NAME = 80
 """Characters of a model's name that Ollama takes (ollama/ollama types/model/name.go)."""
 
@@ -26,132 +23,63 @@ def model_name(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Pieces:
-    """The text that a chat template puts around the turns."""
+class OllamaTemplate:
+    """A tokenizer's chat template in Ollama's language, as far as it can be said in it."""
 
-    first: str
-    """Before the first question."""
-    prompt: str
-    """After a question, where a reply begins."""
-    lead: str
-    """Extra text before a reply in the history."""
-    between: str
-    """Between a reply and the next question."""
-    system: tuple[str, str] | None
-    """Before a system message, and after it; None if the template supports none."""
+    text: str | None
+    """The template; None if there is none."""
+    line: str
+    """What holds for it, or why there is none, in one line."""
 
-    def render(self, turns: Sequence[dict[str, str]]) -> str:
-        """Render a conversation that ends with a question."""
-        text, opening, questions = "", self.first, 0
-        for turn in turns:
-            if turn["role"] == "system":
-                assert self.system is not None
-                # A system message brings the opening of the first question with it.
-                opening = self.system[0] + turn["content"] + self.system[1]
-            elif turn["role"] == "user":
-                text += (self.between if questions else opening) + turn["content"] + self.prompt
-                questions += 1
-            else:
-                text += self.lead + turn["content"]
-        return text
+    @property
+    def exact(self) -> bool:
+        """True if it gives the chat template's text for every conversation that was tried."""
+        return self.text is not None and self.line == _EXACT
 
 
-def template_pieces(tokenizer: Any) -> Pieces | None:
-    """Take a tokenizer's chat template apart; None if it does more than surround the turns."""
-    bos = tokenizer.bos_token or ""
+_EXACT = "the Modelfile's TEMPLATE gives the text of the chat template for all kinds of turns"
 
-    def render(*texts: str, system: str | None = None) -> str:
-        text = tokenizer.apply_chat_template(
-            _conversation(texts, system), tokenize=False, add_generation_prompt=True
-        )
-        return str(text).removeprefix(bos)
 
-    # 1. Split what the template renders at the placeholders.
+def ollama_template(tokenizer: Any) -> OllamaTemplate:
+    """Translate a tokenizer's chat template for Ollama."""
     try:
-        first, prompt = render(_QUESTION).split(_QUESTION)
-        head, rest = render(_QUESTION, _REPLY, _NEXT).split(_QUESTION)
-        before, rest = rest.split(_REPLY)
-        between, tail = rest.split(_NEXT)
-    except Exception:  # a placeholder appears twice or not at all, or the template raises
-        return None
-    if head != first or tail != prompt or not before.startswith(prompt):
-        return None
-    system = None
-    try:
-        opening, rest = render(_QUESTION, system=_SYSTEM).split(_SYSTEM)
-        middle, rest = rest.split(_QUESTION)
-        system = (opening, middle) if rest == prompt else None
-    except Exception:
-        pass
-    # 2. Keep the pieces only if they render other conversations as the template does.
-    result = Pieces(first, prompt, before.removeprefix(prompt), between, system)
-    probes = [("One?",), ("One?", "Two.", "Three?"), ("a", " b", "c", "d\n", "e")]
-    for texts in probes:
-        for system_text in (None, "S") if system else (None,):
-            try:
-                if result.render(_conversation(texts, system_text)) != render(
-                    *texts, system=system_text
-                ):
-                    return None
-            except Exception:
-                return None
-    return result
-
-
-def go_template(pieces: Pieces) -> str:
-    """Build a template of Ollama from the pieces."""
-    start = _text(pieces.first)
-    keep = ""
-    if pieces.system is not None:
-        opening, middle = pieces.system
-        # The template stores a system message, and opens the first question with it.
-        keep = '{{- if eq .Role "system" }}{{- $system = .Content }}{{- end }}'
-        start = (
-            f"{{{{- if $system }}}}{_text(opening)}{{{{- $system }}}}{_text(middle)}"
-            f"{{{{- else }}}}{start}{{{{- end }}}}"
+        pieces = chat_pieces(tokenizer)
+    except InexpressibleError as reason:
+        return OllamaTemplate(
+            None,
+            "the Modelfile has no TEMPLATE, since the chat template cannot be said in Ollama's "
+            f"language: {reason}; write one before `ollama create`, or serve the model elsewhere",
         )
-    # `range` gives no count, so `$turn` tells the first question from later ones.
-    return (
-        '{{- $turn := 0 }}{{- $system := "" }}'
-        f"{{{{- range .Messages }}}}{keep}"
-        '{{- if eq .Role "user" }}'
-        f"{{{{- if $turn }}}}{_text(pieces.between)}{{{{- else }}}}{start}{{{{- end }}}}"
-        f"{{{{- .Content }}}}{_text(pieces.prompt)}{{{{- $turn = 1 }}}}{{{{- end }}}}"
-        f'{{{{- if eq .Role "assistant" }}}}{_text(pieces.lead)}{{{{- .Content }}}}{{{{- end }}}}'
-        "{{- end }}"
-    )
+    different = exceptions(tokenizer, pieces)
+    line = _EXACT
+    if different:
+        line += f", except in conversations with {', '.join(different)}"
+    return OllamaTemplate(go_template(pieces), line)
 
 
-def modelfile(tokenizer: Any, model: str, stop_ids: Sequence[int]) -> str:
+def modelfile(template: OllamaTemplate, model: str, stops: Sequence[str]) -> str:
     """Write the text of a Modelfile.
 
     Args:
-        tokenizer: The exported tokenizer.
+        template: The exported tokenizer's chat template.
         model: Path of the model: a GGUF file, or `.` for safetensors.
-        stop_ids: Ids that end a completion.
+        stops: Texts of the tokens that end a completion.
     """
-    pieces = template_pieces(tokenizer)
     lines = [f"FROM {model}"]
-    if pieces is None:
-        lines.append(
-            "# The tokenizer's chat template does more than put text around the turns. Ollama\n"
-            "# knows many such templates; if not this one, write a TEMPLATE as it documents."
-        )
-    else:
-        lines.append(f'TEMPLATE """{go_template(pieces)}"""')
-    stops = [str(stop) for stop in tokenizer.convert_ids_to_tokens(list(stop_ids))]
-    lines += [f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in stops]
+    if not template.exact:
+        lines.append(f"# {template.line[0].upper()}{template.line[1:]}.")
+    if template.text is not None:
+        lines.append(f'TEMPLATE """{template.text}"""')
+    lines += [f"PARAMETER stop {_quoted(stop)}" for stop in stops]
     return "\n".join(lines) + "\n"
 
 
-def _conversation(texts: Sequence[str], system: str | None) -> list[dict[str, str]]:
-    turns = [
-        {"role": "assistant" if number % 2 else "user", "content": text}
-        for number, text in enumerate(texts)
-    ]
-    return turns if system is None else [{"role": "system", "content": system}, *turns]
+def stop_texts(tokenizer: Any, stop_ids: Sequence[int]) -> list[str]:
+    """Texts of the tokens that end a completion, in the order of their ids."""
+    return [str(token) for token in tokenizer.convert_ids_to_tokens(sorted(stop_ids))]
 
 
-def _text(text: str) -> str:
-    """Quote a text as an action of Go's templates."""
-    return f"{{{{- {json.dumps(text, ensure_ascii=False)} }}}}" if text else ""
+def _quoted(text: str) -> str:
+    """Quote a value of a Modelfile, in which a backslash is a backslash."""
+    mark = '"""' if '"' in text else '"'
+    return f"{mark}{text}{mark}"

@@ -25,6 +25,29 @@ PROBES = (
 )
 """Lone tasks with and without input, conversations, system messages, several scripts."""
 
+_CODE = 'def f(x):\n\treturn {"a": x}  # {{ x }} {% raw %} \\n'
+
+EDGES = (
+    Instruction(" \n\tWhy?\u3000\n"),
+    Instruction(f"\n\n{_CODE}\n", system=f" {_CODE}\n"),
+    Instruction(
+        " 然后呢\n",
+        history=((" 你好。\n", "\n 你好。\n\n请说。 "), (_CODE, _CODE), ('"""', "`'\"")),
+    ),
+    Instruction("\nd ", history=(("\ta ", " b\n"), (" c", "C\u00a0")), system="\n\nS:\n 1. x \n"),
+)
+"""Conversations with white space at the ends of turns, code, quotes and braces."""
+
+UNUSUAL = {
+    "an empty question": Instruction("", history=(("", "Yes?"),), system=SYSTEM),
+    "an empty reply": Instruction("Hello?", history=(("Hi.", ""),)),
+    "a system text of blanks": Instruction("Hi.", system=" \n"),
+    "a thought, up to </think>, in an earlier reply": Instruction(
+        "And 3 + 3?", history=(("What is 2 + 2?", "<think>\nTwo twos.\n</think>\n\n4."),)
+    ),
+}
+"""Conversations that some chat templates change, by kind."""
+
 
 def prompts_of_run(answers: Sequence[dict[str, object]], limit: int = 8) -> list[Instruction]:
     """Read the first prompts that a run was evaluated on, from its `answers.jsonl`."""

@@ -23,7 +23,7 @@ from alpaca_rlhf.exporting.chat_template import Messages, jinja, messages
 from alpaca_rlhf.exporting.probes import PROBES
 from alpaca_rlhf.models.base import Base
 from alpaca_rlhf.models.batches import prompt_ids
-from alpaca_rlhf.models.chat_format import chat_format
+from alpaca_rlhf.models.template_traits import template_traits
 
 _METASPACE = "▁"
 
@@ -69,7 +69,7 @@ def compare(base: Base, template: str, tokenizer: Any) -> Ids:
     """Compare the ids of a tokenizer's chat template with those of training, on the probes."""
     counts = {True: [0, 0], False: [0, 0]}
     for row in PROBES:
-        ids = _ids(tokenizer, _turns(tokenizer, template, row))
+        ids = _ids(tokenizer, conversation(tokenizer, template, row))
         count = counts[bool(row.history)]
         count[0] += 1
         count[1] += ids is not None and ids == prompt_ids(base, template, row)
@@ -78,14 +78,14 @@ def compare(base: Base, template: str, tokenizer: Any) -> Ids:
 
 def ids_of(tokenizer: Any, template: str, row: Instruction) -> tuple[int, ...]:
     """Render a prompt by a tokenizer's chat template, as token ids."""
-    ids = _ids(tokenizer, _turns(tokenizer, template, row))
+    ids = _ids(tokenizer, conversation(tokenizer, template, row))
     assert ids is not None
     return ids
 
 
-def _turns(tokenizer: Any, template: str, row: Instruction) -> Messages:
+def conversation(tokenizer: Any, template: str, row: Instruction) -> Messages:
     """Messages of a prompt; its system text is folded where the tokenizer's own has no place."""
-    chat = chat_format(tokenizer) if template == "chat" else None
+    chat = template_traits(tokenizer) if template == "chat" else None
     folds = chat is not None and not chat.takes_system
     return messages(template, system_folded(row) if folds else row)
 

@@ -32,9 +32,9 @@ from alpaca_rlhf.models import attention, dense
 from alpaca_rlhf.models.adapter_files import read_adapter, write_adapter
 from alpaca_rlhf.models.base import Base, embedding_rows
 from alpaca_rlhf.models.batches import Batch
-from alpaca_rlhf.models.chat_format import check_chat
 from alpaca_rlhf.models.compatibility import check_base, native_logprobs
 from alpaca_rlhf.models.heads import ScalarHead
+from alpaca_rlhf.models.template_traits import check_chat
 from alpaca_rlhf.models.vocabulary import TokenLogprobs, target_logprobs
 from alpaca_rlhf.settings import Lora, Sampling
 

@@ -32,7 +32,6 @@ from alpaca_rlhf.core.bases import EMBEDDED, SMOLLM2, is_gguf
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import FULL, is_full
 from alpaca_rlhf.core.runs import data_path
-from alpaca_rlhf.models.chat_format import chat_format, frozen_clock, template_text
 from alpaca_rlhf.models.checkpoint import (
     eight_bit_kind,
     stored_dtype,
@@ -43,6 +42,7 @@ from alpaca_rlhf.models.fingerprint import EarlierFingerprints, fingerprint_of, 
 from alpaca_rlhf.models.gguf_base import checkpoint
 from alpaca_rlhf.models.hub import hub_refusal
 from alpaca_rlhf.models.pinned_base import pinned_checkpoint
+from alpaca_rlhf.models.template_traits import frozen_clock, template_text, template_traits
 
 Quantization = Literal["nf4", "none"]
 
@@ -164,7 +164,7 @@ def load_base(
         stops if isinstance(stops, list) else [stops] if stops is not None else []
     )
     day = _freeze_clock(tokenizer, day, name)
-    chat = chat_format(tokenizer)
+    chat = template_traits(tokenizer)
     if chat is not None and chat.end_id is not None and chat.end_id < rows:
         stop_ids.add(chat.end_id)
     return Base(

@@ -17,7 +17,7 @@ from alpaca_rlhf.core.prompts import Segment
 from alpaca_rlhf.core.records import Instruction, Rollout
 from alpaca_rlhf.models.attention import Packing
 from alpaca_rlhf.models.base import Base
-from alpaca_rlhf.models.chat_format import end_id
+from alpaca_rlhf.models.template_traits import end_id
 from alpaca_rlhf.models.turns import (
     chat_ids,
     decode,

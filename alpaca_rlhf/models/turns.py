@@ -15,7 +15,7 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.prompts import blocks, chat_messages, lead, system_folded
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.models.base import Base
-from alpaca_rlhf.models.chat_format import chat_format, template_text
+from alpaca_rlhf.models.template_traits import template_text, template_traits
 
 Spans = tuple[tuple[int, int], ...]
 """(start, end) positions in a prompt, one for each earlier reply, its end token included."""
@@ -97,13 +97,13 @@ def chat_ids(base: Base, row: Instruction) -> tuple[int, ...]:
 
 def takes_system(base: Base, template: str) -> bool:
     """True if a prompt of this template has a place of its own for a system text."""
-    chat = chat_format(base.tokenizer) if template == "chat" else None
+    chat = template_traits(base.tokenizer) if template == "chat" else None
     return chat is not None and chat.takes_system
 
 
 def reply_lead(base: Base, template: str) -> str:
     """The text between a prompt and its completion, which belongs to neither."""
-    chat = chat_format(base.tokenizer) if template == "chat" else None
+    chat = template_traits(base.tokenizer) if template == "chat" else None
     return lead(template) if chat is None else chat.gap
 
 
@@ -198,7 +198,7 @@ def _proven_spans(
     """Spans from these starts to the template's end, or None if one is not its reply's text."""
     if len(starts) != len(row.history):
         return None
-    chat = chat_format(base.tokenizer)
+    chat = template_traits(base.tokenizer)
     ends = base.stop_ids if chat is None or chat.end_id is None else {chat.end_id}
     special = set(base.tokenizer.all_special_ids)
     spans = []

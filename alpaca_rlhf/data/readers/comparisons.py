@@ -48,8 +48,8 @@ def dialogue(
     """Turn a dialogue that awaits the assistant's answer into a prompt (see the top).
 
     Args:
-        turns: The dialogue. White space around its texts is removed, turns without text are left
-            out, and those of the same speaker in a row are joined, as people's dialogues need it.
+        turns: The dialogue. Turns without text are left out, and those of the same speaker in a row
+            are joined, as people's dialogues need it. The texts are kept as they are, as in SFT.
         source: Where it is from.
         row: The row that holds it, for its system text in a column.
 
@@ -62,15 +62,15 @@ def dialogue(
     if not turns[-1][1].strip():
         raise BadRow("the human's last turn is empty")
     joined: list[Turn] = []
-    for speaker, text in ((speaker, text.strip()) for speaker, text in turns):
-        if text and joined and joined[-1][0] == speaker:
+    for speaker, text in turns:
+        if text.strip() and joined and joined[-1][0] == speaker:
             joined[-1] = (speaker, f"{joined[-1][1]}\n\n{text}")
-        elif text:
+        elif text.strip():
             joined.append((speaker, text))
     refuse_broken(joined)
     *earlier_texts, question = (text for _, text in joined)
     history = tuple(zip(earlier_texts[::2], earlier_texts[1::2], strict=True))
-    return Instruction(question, source=source, history=history, system=system.strip())
+    return Instruction(question, source=source, history=history, system=system)
 
 
 def task(row: dict[str, Any], source: str) -> Instruction:
@@ -234,7 +234,7 @@ def _hh_pair(chosen: str, rejected: str, source: str, row: dict[str, Any]) -> Pr
     parts = _HH_TURN.split(chosen[:at])
     if parts[0].strip():
         raise BadRow("there is text before the first `Human:` turn")
-    turns = [(parts[i], parts[i + 1]) for i in range(1, len(parts), 2)]
+    turns = [(parts[i], parts[i + 1].strip()) for i in range(1, len(parts), 2)]
     return _make_pair(dialogue(turns, source=source, row=row), *answers)
 
 

@@ -1,7 +1,7 @@
-"""A tokenizer's chat template, taken at its word by rendering small conversations.
+"""Traits of a tokenizer's chat template, and the templates that cannot be trained with.
 
-Where a reply ends, whether a system text has a place, whether a prompt leads up to a reply: what
-was rendered says it, whatever the special tokens of the tokenizer are called.
+The end of a reply, the place of a system text, the header of a reply: they are read off small
+conversations that the template renders, whatever the special tokens of the tokenizer are called.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Messages = Sequence[dict[str, str]]
 
 
 @dataclass(frozen=True)
-class ChatFormat:
-    """The facts that training and sampling need of a chat template."""
+class TemplateTraits:
+    """The traits of a chat template that training and sampling depend on."""
 
     end_id: int | None
     """The token after a rendered reply; None if plain text or nothing follows it."""
@@ -36,10 +36,10 @@ class ChatFormat:
     """False if a prompt stops before the header of the reply."""
 
 
-def chat_format(tokenizer: Any) -> ChatFormat | None:
-    """The format of a tokenizer's chat template as it is now; None if it has none."""
+def template_traits(tokenizer: Any) -> TemplateTraits | None:
+    """The traits of a tokenizer's chat template as it is now; None if it has none."""
     template = template_text(tokenizer)
-    return None if template is None else _chat_format(tokenizer, template)
+    return None if template is None else _probed_traits(tokenizer, template)
 
 
 def template_text(tokenizer: Any) -> str | None:
@@ -52,7 +52,7 @@ def template_text(tokenizer: Any) -> str | None:
 
 def end_id(tokenizer: Any, template: str) -> int:
     """The token that ends a reply: of `chat` the template's own end, else the tokenizer's eos."""
-    chat = chat_format(tokenizer) if template == "chat" else None
+    chat = template_traits(tokenizer) if template == "chat" else None
     if chat is None or chat.end_id is None:
         return int(tokenizer.eos_token_id)
     return chat.end_id
@@ -71,7 +71,7 @@ def check_chat(tokenizer: Any, *, name: str, rows: int) -> None:
             that have no embedding.
     """
     other = "use --template alpaca or --template brief"
-    chat = chat_format(tokenizer)
+    chat = template_traits(tokenizer)
     if chat is None:
         raise UserError(f"--template chat: the tokenizer of {name} has no chat template; {other}")
     if not chat.has_generation_prompt:
@@ -114,7 +114,7 @@ def frozen_clock(template: str, day: date, *, name: str) -> str:
 
 
 @lru_cache(maxsize=32)
-def _chat_format(tokenizer: Any, template: str) -> ChatFormat:
+def _probed_traits(tokenizer: Any, template: str) -> TemplateTraits:
     user = {"role": "user", "content": _USER}
     reply = {"role": "assistant", "content": _REPLY}
     whole = _rendered(tokenizer, [user, reply], generation_prompt=False)
@@ -125,7 +125,7 @@ def _chat_format(tokenizer: Any, template: str) -> ChatFormat:
     )
     takes_system = with_system is not None and _SYSTEM in with_system
     if whole is None or prompt is None or whole.count(_REPLY) != 1:
-        return ChatFormat(None, "", takes_system, True)
+        return TemplateTraits(None, "", takes_system, True)
     before, _, after = whole.partition(_REPLY)
     # 1. White space between prompt and reply belongs to the reply, as where a prompt ends in
     #    `[/INST]`; anything else is a header, or a thought that the template writes for the model.
@@ -135,7 +135,7 @@ def _chat_format(tokenizer: Any, template: str) -> ChatFormat:
     has_generation_prompt = not (
         rest.strip() and waiting is not None and waiting.startswith(prompt)
     )
-    return ChatFormat(_first_token(tokenizer, after), gap, takes_system, has_generation_prompt)
+    return TemplateTraits(_first_token(tokenizer, after), gap, takes_system, has_generation_prompt)
 
 
 def _first_token(tokenizer: Any, text: str) -> int | None:
