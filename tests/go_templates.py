@@ -58,7 +58,8 @@ def template_of_modelfile(text: str) -> str:
 
 
 def stops_of_modelfile(text: str) -> list[str]:
-    """The stops of a Modelfile, whose quotes hold no escapes."""
+    """The stops of a Modelfile, whose quotes, one or three, hold no escapes."""
     prefix = "PARAMETER stop "
     values = [line.removeprefix(prefix) for line in text.splitlines() if line.startswith(prefix)]
-    return [value.strip('"') for value in values]
+    quotes = [3 if value.startswith('"""') else 1 for value in values]
+    return [value[n:-n] for value, n in zip(values, quotes, strict=True)]

@@ -17,8 +17,8 @@ from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.exporting.probes import EDGES, PROBES, UNUSUAL
 from alpaca_rlhf.exporting.tokenizer import conversation, puts_bos
 
-_QUESTIONS, _REPLIES = ("QUESTION-A", "QUESTION-C", "QUESTION-E"), ("REPLY-B", "REPLY-D")
-_SYSTEM, _WORD = "SYSTEM-S", "WORD-W"
+_QUESTIONS, _REPLIES = ("qUestion-a", "qUestion-c", "qUestion-e"), ("rEply-b", "rEply-d")
+_SYSTEM, _WORD = "sYstem-s", "wOrd-w"
 _HISTORY = tuple(zip(_QUESTIONS, _REPLIES, strict=False))
 _WHITE = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
 """The characters that Python's `strip`, and so Jinja's `trim`, drops."""
