@@ -538,7 +538,26 @@ def test_the_sentencepiece_model_goes_along(plain, tmp_path, capsys):
 def test_a_run_in_this_folder_has_a_name(plain, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(plain[1])
     export(Path(), tmp_path / "out", "--to", "gguf")
-    assert "ollama create run -f Modelfile" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "ollama create run -f Modelfile" in out
+    assert "ok     ollama: the Modelfile's TEMPLATE gives the text of the chat template" in out
+
+
+def test_terminal_and_card_say_why_a_modelfile_has_no_template(
+    plain, tmp_path, monkeypatch, capsys
+):
+    from alpaca_rlhf.exporting import ollama
+
+    def refuse(tokenizer):
+        raise ollama.InexpressibleError("it counts the turns")
+
+    monkeypatch.setattr(ollama, "chat_pieces", refuse)
+    parity = export(plain[1], tmp_path / "out", "--to", "gguf")
+    assert parity["checks"]["ollama"] == {"passed": True, "compared": False, "exact": False}
+    texts = [capsys.readouterr().out]
+    texts += [(tmp_path / "out" / name).read_text() for name in ("README.md", "Modelfile")]
+    assert all("it counts the turns" in text for text in texts)
+    assert 'TEMPLATE "' not in texts[-1]
 
 
 def test_a_padding_token_without_an_embedding(tmp_path):
