@@ -11,7 +11,7 @@ import torch
 
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import read_instructions, read_pairs
-from alpaca_rlhf.exporting.ollama import modelfile, ollama_template, stop_texts
+from alpaca_rlhf.exporting.ollama import modelfile
 from alpaca_rlhf.exporting.tokenizer import exported_tokenizer, ids_of, puts_bos
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import Base
@@ -48,7 +48,7 @@ def table_row(name: str, folder: Path) -> dict[str, Any]:
     """One template's row: counts of conversations with the ids of SFT, and three truths."""
     base = base_with_template(name, folder)
     exported = exported_tokenizer(base, "chat")
-    text = modelfile(ollama_template(exported), ".", stop_texts(exported, base.stop_ids))
+    text = modelfile(exported, ".", base.stop_ids)
     conversations = list(CONVERSATIONS.values())
     # 1. The ids of SFT and of pairs, from files; those of the app's chat, and of the export.
     reply = {"role": "assistant", "content": REPLY}

@@ -518,7 +518,9 @@ def test_a_gguf_file_is_compared_without_the_base_in_memory(plain, tmp_path, mon
 def test_the_sentencepiece_model_goes_along(plain, tmp_path, capsys):
     """Without it Ollama and llama.cpp's converter would cut text into other tokens."""
     base, run = plain
-    export(run, tmp_path / "without")
+    parity = export(run, tmp_path / "without")
+    assert parity["checks"]["ollama"] == {"passed": True, "compared": False}
+    assert "there is no Modelfile" in (tmp_path / "without" / "README.md").read_text()
     assert not (tmp_path / "without" / "Modelfile").exists()
     for name in ("base", "run"):
         shutil.copytree({"base": base, "run": run}[name], tmp_path / name)

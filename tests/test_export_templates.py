@@ -9,7 +9,7 @@ from alpaca_rlhf.core.prompts import blocks
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.exporting.chat_template import jinja, messages, with_reply
 from alpaca_rlhf.exporting.go_template import go_string
-from alpaca_rlhf.exporting.ollama import modelfile, ollama_template, stop_texts
+from alpaca_rlhf.exporting.ollama import modelfile, ollama_template
 from alpaca_rlhf.exporting.probes import PROBES
 from alpaca_rlhf.exporting.tokenizer import conversation
 from alpaca_rlhf.models.base import Base
@@ -203,7 +203,7 @@ def ollama_of(template: str):
     tokenizer = tokenizer_of("cria")
     tokenizer.chat_template = jinja(template, bos=True) if template in BOTH else template
     made = ollama_template(tokenizer)
-    return tokenizer, made, modelfile(made, ".", ["</s>"])
+    return tokenizer, made, modelfile(tokenizer, ".", [2])
 
 
 BOTH = ("alpaca", "brief")
@@ -290,12 +290,14 @@ def test_conversations_that_differ_are_named():
 
 
 def test_the_modelfile():
-    tokenizer, made, _ = ollama_of("brief")
-    text = modelfile(made, "./model-f16.gguf", stop_texts(tokenizer, [2]))
+    tokenizer, _, _ = ollama_of("brief")
+    text = modelfile(tokenizer, "./model-f16.gguf", [2])
     assert text.startswith('FROM ./model-f16.gguf\nTEMPLATE """')
     assert text.endswith('PARAMETER stop "</s>"\n')
     stops = ["<|end|>", "back\\slash", 'a "quote"']
-    assert stops_of_modelfile(modelfile(made, ".", stops)) == stops
+    tokenizer.add_special_tokens({"additional_special_tokens": stops})
+    ids = tokenizer.convert_tokens_to_ids(stops)
+    assert stops_of_modelfile(modelfile(tokenizer, ".", ids)) == stops
 
 
 def test_go_reads_what_ollama_leaves_in_a_modelfile():

@@ -195,15 +195,15 @@ def _system_place(render: _Renderer, pieces: ChatPieces) -> SystemPlace:
     last = text.find(_SYSTEM) > text.find(_REPLIES[-1])
     texts = _texts(long)
     texts.insert(texts.index(_QUESTIONS[2]) if last else 0, _SYSTEM)
-    found = _split(text, texts)
+    around = _split(text, texts)
     middle = [pieces.reply, pieces.later, pieces.reply]
     if last:
-        later_before = found[4]
+        later_before = around[4]
         expected = [pieces.first, *middle, later_before, after, prompt]
     else:
         later_before = ""
         expected = [first_before, after, *middle, pieces.later, prompt]
-    if found != expected:
+    if around != expected:
         raise elsewhere
     # 3. White space dropped at the ends of both texts.
     trim = _trim(

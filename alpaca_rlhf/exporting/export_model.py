@@ -35,7 +35,7 @@ from alpaca_rlhf.exporting import (
 from alpaca_rlhf.exporting.licences import copy_files
 from alpaca_rlhf.exporting.loading import trained
 from alpaca_rlhf.exporting.model_card import model_card
-from alpaca_rlhf.exporting.ollama import modelfile, ollama_template, stop_texts
+from alpaca_rlhf.exporting.ollama import modelfile, ollama_template
 from alpaca_rlhf.exporting.parity import Parity, Reference
 from alpaca_rlhf.exporting.probes import PROBES, prompts_of_run
 from alpaca_rlhf.exporting.request import (
@@ -119,6 +119,15 @@ def export_model(
     return checks
 
 
+_NO_MODELFILE = Parity(
+    True,
+    "there is no Modelfile, since Ollama would need a file tokenizer.model, which the base lacks; "
+    "`--to gguf` writes a file for it",
+    {"compared": False},
+)
+"""The result for a merged model whose tokenizer Ollama could not read."""
+
+
 @dataclass(frozen=True)
 class _Export:
     """An export in progress. The method named like its target writes it and returns the checks."""
@@ -186,6 +195,8 @@ class _Export:
         checks = {"template": self._check_ids(base), "file": file}
         if sentencepiece_model.copy_model(self.request.settings.base, exported, self.folder):
             checks["ollama"] = self._write_modelfile(exported, ".", base.stop_ids)
+        else:
+            checks["ollama"] = _NO_MODELFILE
 
         # 3. Free the base, and load the export as anybody else would.
         device, stops = base.device, sorted(base.stop_ids)
@@ -363,8 +374,7 @@ class _Export:
     def _write_modelfile(self, exported: Any, model: str, stop_ids: frozenset[int]) -> Parity:
         """Write a Modelfile, and say how far its template is that of the tokenizer."""
         template = ollama_template(exported)
-        text = modelfile(template, model, stop_texts(exported, sorted(stop_ids)))
-        _write(self.folder / "Modelfile", text)
+        _write(self.folder / "Modelfile", modelfile(exported, model, stop_ids))
         facts = {"compared": template.text is not None, "exact": template.exact}
         return Parity(True, template.line, facts)
 

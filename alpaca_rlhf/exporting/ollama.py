@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,26 +57,23 @@ def ollama_template(tokenizer: Any) -> OllamaTemplate:
     return OllamaTemplate(go_template(pieces), line)
 
 
-def modelfile(template: OllamaTemplate, model: str, stops: Sequence[str]) -> str:
+def modelfile(tokenizer: Any, model: str, stop_ids: Collection[int]) -> str:
     """Write the text of a Modelfile.
 
     Args:
-        template: The exported tokenizer's chat template.
+        tokenizer: The exported tokenizer.
         model: Path of the model: a GGUF file, or `.` for safetensors.
-        stops: Texts of the tokens that end a completion.
+        stop_ids: Ids of the tokens that end a completion.
     """
+    template = ollama_template(tokenizer)
     lines = [f"FROM {model}"]
     if not template.exact:
         lines.append(f"# {template.line[0].upper()}{template.line[1:]}.")
     if template.text is not None:
         lines.append(f'TEMPLATE """{template.text}"""')
-    lines += [f"PARAMETER stop {_quoted(stop)}" for stop in stops]
+    stops = tokenizer.convert_ids_to_tokens(sorted(stop_ids))
+    lines += [f"PARAMETER stop {_quoted(str(stop))}" for stop in stops]
     return "\n".join(lines) + "\n"
-
-
-def stop_texts(tokenizer: Any, stop_ids: Sequence[int]) -> list[str]:
-    """Texts of the tokens that end a completion, in the order of their ids."""
-    return [str(token) for token in tokenizer.convert_ids_to_tokens(sorted(stop_ids))]
 
 
 def _quoted(text: str) -> str:
