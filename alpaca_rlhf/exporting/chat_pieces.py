@@ -229,7 +229,7 @@ def _trim(render: Callable[[str], str], before: str, what: str) -> Trim:
     after = plain[len(before) + len(_WORD) :]
 
     def ends(white: str) -> tuple[str, str]:
-        """What is left of white space on both sides of a word."""
+        """The rest of white space on both sides of a word."""
         left, right = _split(render(white + _WORD + white), (_WORD,))
         if not left.startswith(before) or not right.endswith(after):
             raise InexpressibleError(f"it changes the text of {what}")

@@ -29,7 +29,7 @@ class OllamaTemplate:
     text: str | None
     """The template; None if there is none."""
     line: str
-    """What holds for it, or why there is none, in one line."""
+    """The conversations that it is exact for, or the reason for its absence, in one line."""
 
     @property
     def exact(self) -> bool:
