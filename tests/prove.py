@@ -395,8 +395,8 @@ def prove_templates() -> bool:
     """Compare the ids of ten conversations in every stage, for twelve chat templates."""
     import pytest
 
-    from tests.published_templates import CONVERSATIONS, TWELVE
-    from tests.template_table import is_good, markdown, table_row
+    from tests.published_templates import CONVERSATIONS, TWELVE, other_templates
+    from tests.template_table import in_ollama, is_good, markdown, table_row
 
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -406,14 +406,22 @@ def prove_templates() -> bool:
             except pytest.skip.Exception as absent:  # a file or Go
                 tell(f"templates: {name} not proven: {absent}")
     tell(markdown(rows))
+    others = {}
+    if os.environ.get("ALPACA_RLHF_TRL_WHEEL"):
+        others = {name: in_ollama(template) for name, template in other_templates().items()}
+    exact = sum(other["same"] == len(CONVERSATIONS) for other in others.values())
+    refused = [name for name, other in others.items() if "has no TEMPLATE" in other["told"]]
+    tell(f"templates: {exact} of {len(others)} others in Ollama, refused: {', '.join(refused)}")
     proof = {
         "command": "python -m tests.prove templates",
         "what": "conversations, out of all, whose ids are those of SFT",
         "conversations": list(CONVERSATIONS),
         "rows": rows,
+        "others_in_ollama": others,
     }
     write("templates.json", {**stamp(), **proof})
-    return len(rows) == len(TWELVE) and all(is_good(row) for row in rows)
+    told = exact + len(refused) == len(others)
+    return len(rows) == len(TWELVE) and all(is_good(row) for row in rows) and told
 
 
 def prove_plan() -> bool:

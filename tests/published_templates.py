@@ -130,6 +130,18 @@ def template_of(name: str) -> str:
     return OURS[name] if name in OURS else published(name)
 
 
+def other_templates() -> dict[str, str]:
+    """The other templates of the wheel that ALPACA_RLHF_TRL_WHEEL names, by name."""
+    wheel = zipfile.ZipFile(os.environ["ALPACA_RLHF_TRL_WHEEL"])
+    folder, ending = "trl/chat_templates/", ".jinja"
+    return {
+        path.removeprefix(folder).removesuffix(ending): wheel.read(path).decode()
+        for path in sorted(wheel.namelist())
+        if path.startswith(folder) and path.endswith(ending)
+        if path.removeprefix(folder).removesuffix(ending) not in ENDS
+    }
+
+
 def _of_trl(name: str) -> str:
     wheel, inside = os.environ.get("ALPACA_RLHF_TRL_WHEEL"), f"chat_templates/{name}.jinja"
     if wheel:

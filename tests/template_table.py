@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -11,23 +11,26 @@ import torch
 
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import read_instructions, read_pairs
-from alpaca_rlhf.exporting.ollama import modelfile
-from alpaca_rlhf.exporting.tokenizer import exported_tokenizer, ids_of, puts_bos
+from alpaca_rlhf.exporting.ollama import modelfile, ollama_template
+from alpaca_rlhf.exporting.tokenizer import conversation, exported_tokenizer, ids_of, puts_bos
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import Base
 from alpaca_rlhf.models.batches import example, prompt_ids
 from alpaca_rlhf.models.rollout import sample
+from alpaca_rlhf.models.template_traits import frozen_clock
 from alpaca_rlhf.serving.manner import Manner
 from alpaca_rlhf.serving.speaker import Speaker
 from alpaca_rlhf.settings import Lora, Sampling
 from tests.go_templates import go_render, stops_of_modelfile, template_of_modelfile
 from tests.published_templates import (
     CONVERSATIONS,
+    DAY,
     ENDS,
     OUR_ENDS,
     base_with_template,
     dialogue,
     row_of,
+    tokenizer_with,
     write_rows,
 )
 
@@ -68,7 +71,7 @@ def table_row(name: str, folder: Path) -> dict[str, Any]:
     ollama = [(*bos, *exported(part, add_special_tokens=False)["input_ids"]) for part in rendered]
     # 3. The end of a reply, and the date.
     end = base.tokenizer.convert_tokens_to_ids({**ENDS, **OUR_ENDS}[name])
-    in_ollama = {**ENDS, **OUR_ENDS}[name] in stops_of_modelfile(text)
+    is_stop = {**ENDS, **OUR_ENDS}[name] in stops_of_modelfile(text)
     learned = [m.completion[-1] == end and m.completion.count(end) == 1 for m in examples]
     return {
         "template": name,
@@ -77,9 +80,26 @@ def table_row(name: str, folder: Path) -> dict[str, Any]:
         "sft_is_exported": _same(ids, (ids_of(exported, "chat", row) for row in talks)),
         "sft_is_ollama": _same(ids, ollama),
         "end_learned": all(learned),
-        "stop_honoured": draws_the_end(base, end) and in_ollama,
+        "stop_honoured": draws_the_end(base, end) and is_stop,
         "date_frozen": is_frozen(base, talks),
     }
+
+
+def in_ollama(template: str) -> dict[str, Any]:
+    """How many of the ten conversations Go renders as a template does, and what is told of it."""
+    tokenizer = tokenizer_with(frozen_clock(template, date.fromisoformat(DAY), name="a template"))
+    told = ollama_template(tokenizer)
+    if told.text is None:
+        return {"same": 0, "told": told.line}
+    rendered = go_render(told.text, list(CONVERSATIONS.values()))
+    messages = [conversation(tokenizer, "chat", row_of(turns)) for turns in CONVERSATIONS.values()]
+    bos = "<s>" if puts_bos(tokenizer) else ""
+    same = [
+        bos + text
+        == tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        for text, turns in zip(rendered, messages, strict=True)
+    ]
+    return {"same": sum(same), "told": "" if told.exact else told.line}
 
 
 def is_good(row: dict[str, Any]) -> bool:
