@@ -110,6 +110,7 @@ DEALING = (
     "best_of_k.prompts",
     "evaluate.prompts",
     "evaluate.split",
+    "evaluate.max_cluster",
 )
 """Settings that deal the prompts to the splits, which is settled when a run begins."""
 
@@ -255,6 +256,10 @@ def _checked_source(settings: Loop) -> Source:
     """
     # The small world draws a split when it is first read; drawing all of them finds what is short.
     source = source_of(settings)
+    if settings.evaluate.dev and "dev" not in source.names():
+        raise UserError(
+            "--evaluate.dev: these prompts are dealt to no split `dev`; leave the flag out"
+        )
     if not finished(settings.out):
         for split in source.names():
             source.prompts(split)

@@ -38,9 +38,9 @@ EXPERIMENT = Loop(
     # Keys and values take 512 KiB a token: 8 completions of 448 tokens, 1.75 GiB.
     sampling=Sampling(max_new_tokens=192, batch_size=8),
     # The same batches as on 24 GB, in smaller parts: the results are the same.
-    sft=SFT(lr=2e-4, epochs=3, batch_size=128, micro_batch_size=2, max_length=512),
+    sft=SFT(lr=2e-4, epochs=3, micro_batch_size=2, max_length=512),
     rank=Rank(prompts=400, k=4),  # about 45 s each
-    reward=Reward(lr=1e-4, batch_size=16, micro_batch_size=1, max_length=448),
+    reward=Reward(lr=1e-4, micro_batch_size=1, max_length=448),
     ppo=PPO(
         updates=40,
         batch_size=128,

@@ -38,9 +38,9 @@ EXPERIMENT = Loop(
     # No grouped-query attention: keys and values take 512 KiB a token, four times Llama 3's, so
     # fewer completions at once: 16 of 512 tokens, 4 GiB.
     sampling=Sampling(max_new_tokens=256, batch_size=16),
-    sft=SFT(lr=2e-4, epochs=3, batch_size=128, micro_batch_size=4, max_length=512),
+    sft=SFT(lr=2e-4, epochs=3, micro_batch_size=4, max_length=512),
     rank=Rank(prompts=500, k=4),  # about 45 s each
-    reward=Reward(lr=1e-4, batch_size=16, micro_batch_size=1),  # 4 completions at once
+    reward=Reward(lr=1e-4, micro_batch_size=1),  # 4 completions at once
     ppo=PPO(updates=40, batch_size=256, minibatch_size=64, micro_batch_size=4, kl_coef=0.02),
     best_of_k=BestOfK(k=4, prompts=500, lr=1e-4, epochs=2),
     evaluate=Evaluate(prompts=300),

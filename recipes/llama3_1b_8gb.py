@@ -38,9 +38,9 @@ EXPERIMENT = Loop(
     # Keys and values take 32 KiB a token: 32 completions of 512 tokens, half a GiB. A 16-bit copy
     # of the base (1.8 GiB) makes sampling twice as fast.
     sampling=Sampling(max_new_tokens=256, batch_size=32),
-    sft=SFT(lr=3e-4, epochs=3, batch_size=128, micro_batch_size=8, max_length=512),
+    sft=SFT(lr=3e-4, epochs=3, micro_batch_size=8, max_length=512),
     rank=Rank(prompts=500, k=4),  # about 45 s each
-    reward=Reward(lr=2e-4, batch_size=16, micro_batch_size=2),  # 8 completions at once
+    reward=Reward(lr=2e-4, micro_batch_size=2),  # 8 completions at once
     ppo=PPO(updates=40, batch_size=256, minibatch_size=64, micro_batch_size=8, kl_coef=0.02),
     best_of_k=BestOfK(k=4, prompts=500, lr=2e-4, epochs=2),
     evaluate=Evaluate(prompts=300),

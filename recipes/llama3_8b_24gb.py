@@ -37,9 +37,9 @@ EXPERIMENT = Loop(
     lora=Lora(r=16, alpha=32),
     # Keys and values take 128 KiB a token: 32 completions of 512 tokens, 2 GiB.
     sampling=Sampling(max_new_tokens=256, batch_size=32),
-    sft=SFT(lr=2e-4, epochs=3, batch_size=128, micro_batch_size=4, max_length=512),
+    sft=SFT(lr=2e-4, epochs=3, micro_batch_size=4, max_length=512),
     rank=Rank(prompts=500, k=4),  # about 45 s each
-    reward=Reward(lr=1e-4, batch_size=16, micro_batch_size=1),  # 4 completions at once
+    reward=Reward(lr=1e-4, micro_batch_size=1),  # 4 completions at once
     # A vocabulary of 128,256 makes logits dear: 2 x 256 tokens are 0.25 GiB in fp32, several times.
     ppo=PPO(updates=40, batch_size=256, minibatch_size=64, micro_batch_size=2, kl_coef=0.02),
     best_of_k=BestOfK(k=4, prompts=500, lr=1e-4, epochs=2),

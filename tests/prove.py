@@ -41,8 +41,8 @@ SMALL = (
     "--generate.target 12 --generate.seeds 24 --generate.batch-size 16 --rank.prompts 24 "
     "--reward.gate 0.01 --ppo.updates 3 --ppo.batch-size 16 --ppo.minibatch-size 8 "
     "--ppo.save-every 1 --sft.save-every 2 --reward.save-every 2 --best-of-k.prompts 12 "
-    "--evaluate.prompts 10 --generate.max-new-tokens 64 --sampling.max-new-tokens 24 "
-    "--ppo.max-new-tokens 24"
+    "--evaluate.prompts 10 --evaluate.dev --generate.max-new-tokens 64 "
+    "--sampling.max-new-tokens 24 --ppo.max-new-tokens 24"
 ).split()
 
 

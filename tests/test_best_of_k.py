@@ -15,8 +15,10 @@ from alpaca_rlhf.models.batches import Example
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.rollout import SampledCompletion, sample
 from alpaca_rlhf.models.scoring import score
-from alpaca_rlhf.settings import BestOfK, Loop, Sampling
-from alpaca_rlhf.training.best_of_k import choose
+from alpaca_rlhf.report.schema import policy_order
+from alpaca_rlhf.settings import PPO, BestOfK, Loop, Reward, Sampling
+from alpaca_rlhf.stages.arms import arms as arms_of
+from alpaca_rlhf.training.best_of_k import best_sample, choose, choose_at_random
 from alpaca_rlhf.training.candidates import Candidates, draw, rescore
 
 evaluate_stage = import_module("alpaca_rlhf.stages.evaluate")  # a function has its name
@@ -116,6 +118,78 @@ def test_a_prompt_of_two_rounds_has_one_winner():
     assert names(choose([*first, *later])) == [11, 23]
     other = by_hand([[(14, True), (15, True)]], [[0.5, -1.0]], keys=["later"])
     assert names(choose([*first, *other])) == [11, 20, 14]
+
+
+SAID = [
+    [(10, True), (11, False), (12, True)],
+    [(20, True), (21, True), (22, True)],
+    [(30, False), (31, True), (32, True)],
+]
+SCORES = [[0.1, 9.0, 0.3], [-2.0, 5.0, -1.0], [7.0, 4.0, -7.0]]
+
+
+def test_the_control_of_the_choice_looks_at_no_score():
+    """As many finished completions as there are winners, one of a prompt, whatever they score."""
+    pool = by_hand(SAID, SCORES)
+    other = by_hand(SAID, [[-s for s in scores] for scores in SCORES])
+    seen = set()
+    for seed in range(60):
+        chosen = choose_at_random(pool, 2, seed=seed)
+        assert chosen == choose_at_random(pool, 2, seed=seed)
+        assert names(chosen) == names(choose_at_random(other, 2, seed=seed))
+        assert len({name // 10 for name in names(chosen)}) == len(chosen.examples) == 2
+        seen |= set(names(chosen))
+    assert seen == {10, 12, 20, 21, 22, 31, 32}, "any finished one, and no other"
+    firsts = [names(choose_at_random(pool, 3, seed=seed))[1] for seed in range(600)]
+    assert all(abs(firsts.count(name) - 200) < 60 for name in (20, 21, 22)), "each as often"
+
+
+def test_where_a_threshold_lets_many_win_the_control_has_as_many():
+    pool = by_hand(SAID, SCORES)
+    winners = choose(pool, threshold=-5.0)
+    chosen = choose_at_random(pool, len(winners.examples), seed=0)
+    assert len(set(names(chosen))) == len(chosen.examples) == len(winners.examples) == 6
+
+
+@pytest.mark.parametrize(
+    ("scores", "finished", "best"),
+    [
+        ([0.1, 0.9, 0.5], [True, True, True], 1),
+        ([0.1, 0.9, 0.5], [True, False, True], 2),
+        ([0.1, 0.9, 0.5], [False, False, False], 1),
+        ([0.5, 0.5], [True, True], 0),
+        ([-1.0, 9.0], [True, False], 0),
+    ],
+)
+def test_of_samples_the_best_finished_one_is_taken(scores, finished, best):
+    assert best_sample(scores, finished) == best
+
+
+def test_the_arms_of_a_run():
+    plain = [arm.name for arm in arms_of(Loop(), ["reward"])]
+    assert plain == (
+        "base base_few_shot sft best_of_k sampler_best_of_k oracle_best_of_k ppo".split()
+    )
+    full = Loop(
+        rounds=2,
+        reward=Reward(control=True),
+        ppo=PPO(control=True),
+        best_of_k=BestOfK(control=True),
+    )
+    names_of_arms = [arm.name for arm in arms_of(full, ["reward", "reward.2"])]
+    later = "random_of_k best_of_k sampler_best_of_k ppo ppo_shuffled".split()
+    assert (
+        policy_order(names_of_arms)
+        == names_of_arms
+        == [
+            *"base base_few_shot sft random_of_k best_of_k sampler_best_of_k".split(),
+            *"oracle_best_of_k ppo ppo_shuffled".split(),
+            *(f"{name}.2" for name in later),
+        ]
+    )
+    assert "sampler_best_of_k" not in [arm.name for arm in arms_of(full, [])], "no reward model"
+    with pytest.raises(ValueError, match=r"--ppo\.control .* --reward\.control"):
+        Loop(ppo=PPO(control=True))
 
 
 @pytest.mark.parametrize(
@@ -317,9 +391,10 @@ def test_the_measured_kl_is_the_exact_one(toy, monkeypatch):
     ratio = (law["policy"] / law["sft"]).log()
     variance = float((law["policy"] * ratio**2).sum()) - exact**2
     spread = math.sqrt(variance / count)
-    assert found["kl_from_sft_nats"] == pytest.approx(exact, abs=4 * spread)
-    assert found["kl_from_sft_k3_nats"] == pytest.approx(exact, abs=4 * spread)
-    assert found["kl_from_sft_nats"] != found["kl_from_sft_k3_nats"]
+    means = {name: sum(values) / count for name, values in found.items()}
+    assert means["kl_from_sft_nats"] == pytest.approx(exact, abs=4 * spread)
+    assert means["kl_from_sft_k3_nats"] == pytest.approx(exact, abs=4 * spread)
+    assert means["kl_from_sft_nats"] != means["kl_from_sft_k3_nats"]
 
 
 def test_more_candidates_score_higher(toy):

@@ -349,6 +349,40 @@ def test_a_run_older_than_settings_is_opened_as_it_was(tmp_path):
         RunFolder.open(tmp_path, to_yaml(other), **options)
 
 
+@pytest.mark.parametrize(
+    ("rows", "epochs", "size"),
+    [
+        (1, 3, 8),  # one step
+        (266, 3, 8),  # 102 steps; with 16 they would be 51
+        (528, 3, 8),  # 16 leave 99 steps
+        (529, 3, 16),  # and here 102
+        (1_000, 3, 16),
+        (1_175, 3, 32),  # 111, where 128 left 30
+        (52_002, 3, 128),  # 1221, as Stanford's
+        (10**7, 1, 128),
+    ],
+)
+def test_the_sft_batch_follows_the_rows(rows, epochs, size):
+    assert SFT(epochs=epochs).examples_per_step(rows) == size
+    assert SFT(epochs=epochs, batch_size=5).examples_per_step(rows) == 5
+
+
+@pytest.mark.parametrize(
+    ("rankings", "size"), [(3, 4), (400, 4), (792, 4), (793, 8), (6_336, 32), (6_337, 64)]
+)
+def test_the_batch_of_the_reward_model_follows_the_rankings(rankings, size):
+    assert Reward().rankings_per_step(rankings) == size
+    assert Reward(batch_size=16).rankings_per_step(rankings) == 16
+
+
+def test_a_run_begun_with_large_batches_goes_on_with_them(tmp_path):
+    (tmp_path / "config.yaml").write_text("{sft: {batch_size: 128}, reward: {batch_size: 16}}")
+    settings = with_earlier_defaults(Loop(out=tmp_path))
+    assert (settings.sft.batch_size, settings.reward.batch_size) == (128, 16)
+    typed = with_earlier_defaults(Loop(out=tmp_path, sft=SFT(batch_size=32)))
+    assert typed.sft.batch_size == 32, "refused, or taken, like any other change"
+
+
 def test_the_help_of_the_values_rate_says_what_the_quickstart_takes():
     help_text = inspect.getsource(Value).partition("    lr: ")[2].partition("    coef:")[0]
     rate = f"{QUICKSTART.ppo.value.lr:.0e}".replace("e-0", "e-")

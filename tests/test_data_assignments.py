@@ -115,6 +115,20 @@ def test_about_the_shares_that_were_asked_for() -> None:
     assert places(other_seed.assigned) != places(deal(rows, shares=SHARES).assigned)
 
 
+@pytest.mark.parametrize("output", ["yes", None])
+def test_no_cluster_rules_the_evaluation(output) -> None:
+    """83 phrasings of one task among 400, whatever the seed: the evaluation has none of them."""
+    rows = [row(f"w{i} x{i} y{i} z{i} v{i}", output) for i in range(317)]
+    cluster = [row(f"identify which of a b c d e f g h i j is {i}", output) for i in range(83)]
+    for seed in range(8):
+        dealt = places(deal(rows + cluster, shares=SHARES, seed=seed).assigned)
+        assert len({dealt[one.instruction] for one in cluster}) == 1
+        assert dealt[cluster[0].instruction] != "eval"
+    only = {"sft": 1.0, "rank": 0.0, "ppo": 0.0, "eval": 1.0}
+    dealt = places(deal([row("a b c", None), *cluster], shares=only).assigned)
+    assert dealt[cluster[0].instruction] in (("sft", "eval") if output else ("eval",))
+
+
 def test_prompts_without_outputs_never_fill_sft() -> None:
     rows = [row(f"one{i} two{i} three{i} four{i}", output=None) for i in range(300)]
     counts = Counter(assignment.split for assignment in deal(rows, shares=SHARES).assigned)

@@ -1,6 +1,7 @@
 """The prompt firewall: whole clusters, stable deals, leaks named."""
 
 import random
+from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
@@ -123,6 +124,35 @@ def test_numbers_are_met_exactly_or_refused() -> None:
         split_prompts(rows, sizes={**sizes, "eval": 300}, seed=0, key=key)
     with pytest.raises(UserError, match="shares that sum up to 1"):
         split_prompts(rows, sizes={"sft": 0.8, "eval": 0.4}, seed=0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_cluster_rules_an_evaluation_set(seed) -> None:
+    """Seven clusters of 40 among 1,400 prompts: none in eval, which has its share all the same."""
+    rows = [keyed(task, 0) for task in range(1120)]
+    rows += [keyed(task, phrasing) for task in range(2000, 2007) for phrasing in range(40)]
+    whole = split_prompts(rows, sizes=SIZES, seed=seed, key=key)
+    largest = max(Counter(key(row) for row in whole["eval"]).values())
+    assert largest == 1 and 80 <= len(whole["eval"]) <= 145
+    assert sum(map(len, whole.values())) == len(rows)
+    counted = {"rank": 300, "ppo": 560, "dev": 100, "eval": 140}
+    exact = split_prompts(rows, sizes=counted, seed=seed, key=key)
+    assert {name: len(part) for name, part in exact.items()} == counted
+    for name in ("eval", "dev"):
+        assert max(Counter(key(row) for row in exact[name]).values()) == 1
+    free = [
+        split_prompts(rows, sizes=SIZES, seed=n, key=key, max_cluster=1.0)["eval"]
+        for n in range(20)
+    ]
+    assert any(max(Counter(key(row) for row in part).values()) == 40 for part in free)
+
+
+def test_what_has_no_other_place_is_evaluated_on_all_the_same() -> None:
+    """Nothing but large clusters, or no other split: the bound gives way."""
+    rows = [keyed(task, phrasing) for task in range(40) for phrasing in range(30)]
+    assert split_prompts(rows, sizes=SIZES, seed=0, key=key)["eval"]
+    alone = split_prompts(rows, sizes={"eval": 600}, seed=0, key=key)["eval"]
+    assert len(alone) == 600
 
 
 def test_left_over_shares_stay_out() -> None:

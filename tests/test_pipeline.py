@@ -1,6 +1,7 @@
 """The whole loop at a small size: what it writes, and that interruptions change nothing."""
 
 import json
+import math
 import os
 import random
 import re
@@ -14,7 +15,8 @@ import pytest
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.pipeline import order, run_loop
-from alpaca_rlhf.report.schema import validate_report
+from alpaca_rlhf.report.schema import policy_order, validate_report
+from alpaca_rlhf.settings import PPO, BestOfK, Evaluate
 from alpaca_rlhf.settings.quickstart import QUICKSTART
 from tests.forked import Forked
 from tests.prove import SMALL, kill_in, weights, without_times
@@ -40,16 +42,70 @@ def test_the_report_keeps_its_contract(calm):
     report = report_of(calm)
     validate_report(report)
     assert [row["name"] for row in report["stages"]] == [name for name, _ in order(small(calm))]
-    assert set(report["policies"]) == {"base", "base_few_shot", "sft", "best_of_k", "ppo"}
+    assert (
+        policy_order(report["policies"])
+        == (
+            "base base_few_shot sft random_of_k best_of_k sampler_best_of_k oracle_best_of_k ppo"
+        ).split()
+    )
     assert report["prompts"]["overlap"] == 0
     assert report["policies"]["sft"]["kl_from_sft_nats"] == 0.0
     assert (calm / "report.html").stat().st_size > 10_000
 
 
+def test_the_arms_that_rerank_bound_each_other(calm):
+    """The judge's choice among K samples is the best of all; greedy, all K are SFT's answer."""
+    policies = report_of(calm)["policies"]
+    sampler, oracle, sft = (
+        policies[name] for name in ("sampler_best_of_k", "oracle_best_of_k", "sft")
+    )
+    assert oracle["gold_score"] >= max(sampler["gold_score"], sft["gold_score"])
+    assert oracle["paired_gain_ci95"][0] >= 0, "prompt by prompt, its first sample being SFT's"
+    for arm in (sampler, oracle):
+        assert arm["kl_from_sft_nats"] == pytest.approx(math.log(4) - 3 / 4)
+        assert arm["gold_score_greedy"] == sft["gold_score_greedy"]
+    assert all(math.isfinite(arm["proxy_score"]) for arm in policies.values())
+    assert sampler["proxy_score"] > sft["proxy_score"], "what it chooses by"
+    rows = [json.loads(line) for line in (calm / "answers.jsonl").read_text().splitlines()]
+    for row in rows:
+        golds = {name: answer["gold"] for name, answer in row["answers"].items()}
+        assert golds["oracle_best_of_k"] >= max(golds["sft"], golds["sampler_best_of_k"])
+
+
+def test_the_control_of_the_choice_costs_as_much_as_the_choice(calm):
+    rows = [json.loads(line) for line in (calm / "metrics.jsonl").read_text().splitlines()]
+    steps = {
+        stage: [row["lr"] for row in rows if row["stage"] == stage]
+        for stage in ("best_of_k", "random_of_k")
+    }
+    assert steps["best_of_k"] == steps["random_of_k"] != []
+    policies = report_of(calm)["policies"]
+    low, high = policies["best_of_k"]["paired_gain_vs_control_ci95"]
+    difference = policies["best_of_k"]["gold_score"] - policies["random_of_k"]["gold_score"]
+    assert policies["best_of_k"]["paired_gain_vs_control"] == pytest.approx(difference)
+    assert low <= difference <= high
+    assert (
+        weights(calm)["random_of_k/adapter/adapter_model.safetensors"]
+        != (weights(calm)["best_of_k/adapter/adapter_model.safetensors"])
+    )
+
+
+def test_parts_of_the_prompts_stand_in_each_policys_figures(calm):
+    report = report_of(calm)
+    for name, policy in report["policies"].items():
+        assert (
+            policy["held_out_phrasings"]["n"] == report["slices"][name]["held_out_phrasings"]["n"]
+        )
+        assert policy["dev"]["n"] == small(calm).evaluate.prompts
+        assert 0 <= policy["dev"]["gold_score"] <= 1
+    assert report["policies"]["sft"]["dev"]["paired_gain_vs_sft"] == 0
+    assert len((calm / "answers.jsonl").read_text().splitlines()) == report["prompts"]["eval"]
+
+
 def test_every_step_is_in_the_metrics_once(calm):
     """Nothing that came after the last checkpoint is lost, and no checkpoint is left behind."""
     rows = [json.loads(line) for line in (calm / "metrics.jsonl").read_text().splitlines()]
-    for stage in ("sft", "reward_shuffled", "reward", "ppo", "best_of_k"):
+    for stage in ("sft", "reward_shuffled", "reward", "ppo", "random_of_k", "best_of_k"):
         own = [row for row in rows if row["stage"] == stage]
         assert [row["step"] for row in own] == list(range(1, own[0]["steps"] + 1)), stage
     assert not list(calm.glob("checkpoints/*/*"))
@@ -93,7 +149,8 @@ def test_scores_are_normalised_on_sft_completions(calm):
         row = json.loads(line)
         row.pop("id")
         one = Completion(**row)
-        examples.append(completion_example(adapters, prompts[one.prompt_id], one))
+        if one.finish_reason == "eos":  # PPO gives one that was cut no score of its own
+            examples.append(completion_example(adapters, prompts[one.prompt_id], one))
     scores = score(adapters, "reward", head, examples, batch_size=32).double()
     assert abs(float(scores.mean())) < 1e-3
     assert abs(float(scores.std(correction=0)) - 1) < 1e-3
@@ -229,9 +286,15 @@ def test_a_reward_model_below_the_gate_can_be_trained_otherwise(calm, tmp_path):
 
 def test_a_second_round_goes_on_from_the_last_policy(tmp_path):
     out = tmp_path / "run"
-    report = run(out, rounds=2)
+    control = replace(small(out).ppo, control=True)
+    report = run(out, rounds=2, ppo=control)
     validate_report(report)
-    assert {"ppo.2", "best_of_k.2"} <= set(report["policies"])
+    assert {
+        *("random_of_k", "sampler_best_of_k", "ppo_shuffled", "ppo.2", "best_of_k.2"),
+        *("random_of_k.2", "sampler_best_of_k.2", "ppo_shuffled.2"),
+    } <= set(report["policies"])
+    assert "oracle_best_of_k.2" not in report["policies"], "it is the same in every round"
+    assert "paired_gain_vs_control" in report["policies"]["ppo.2"]
     assert [m["round"] for m in report["reward_models"]] == [1, 2]
     assert report["reward_models"][1]["pairs"] > report["reward_models"][0]["pairs"]
     assert report["prompts"]["overlap"] == 0
@@ -271,6 +334,17 @@ def test_a_refused_run_pins_no_settings(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=r"too few|--evaluate\.prompts"):
             run_loop(refused, Quiet(), kind="quickstart", command="test")
         assert not out.exists()
+
+    own = replace(QUICKSTART.inputs, data=prompts, prompts=prompts, judge="human")
+    sizes = {
+        "rank": replace(QUICKSTART.rank, prompts=1),
+        "best_of_k": replace(BestOfK(), prompts=1),
+    }
+    sizes |= {"ppo": replace(PPO(), batch_size=1, minibatch_size=1)}
+    no_dev = small(out, inputs=own, **sizes, evaluate=Evaluate(prompts=2, dev=True))
+    with pytest.raises(UserError, match=r"--evaluate\.dev: .* no split `dev`"):
+        run_loop(no_dev, Quiet(), kind="quickstart", command="test")
+    assert not out.exists()
 
     def refuse(*_):
         raise UserError("use a larger card")

@@ -116,7 +116,15 @@ def test_a_whole_run_in_two_processes(tmp_path):
     keys = [(row["stage"], row["step"]) for row in two]
     assert len(keys) == len(set(keys)), "each row once"
     stages = list(dict.fromkeys(stage for stage, _ in keys))
-    assert stages == ["generate", "sft", "reward_shuffled", "reward", "ppo", "best_of_k"]
+    assert stages == [
+        "generate",
+        "sft",
+        "reward_shuffled",
+        "reward",
+        "ppo",
+        "random_of_k",
+        "best_of_k",
+    ]
     assert [row["tokens"] for row in two if row["stage"] == "sft"] == [
         row["tokens"] for row in one if row["stage"] == "sft"
     ]

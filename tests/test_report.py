@@ -20,6 +20,7 @@ from alpaca_rlhf.report.charts import (
     IntervalChart,
     LineChart,
     Mark,
+    RootAxis,
     Row,
     Series,
     thin,
@@ -641,6 +642,63 @@ def test_a_control_with_an_interval_may_stray_within_it() -> None:
     assert len(failed_checks(report)) == 1
     report["reward_models"][0] |= {"shuffled_label_ci95": [0.33, 0.51]}
     assert failed_checks(report) == []
+
+
+def test_both_scores_stand_over_the_kl_and_controls_are_shown_but_not_checked() -> None:
+    report = a_report()
+    before = len(section(render_html(ReportData(report)), "checks").split("<li"))
+    arms = ("random_of_k", "sampler_best_of_k", "oracle_best_of_k", "ppo_shuffled.2")
+    for name in arms:
+        report["policies"][name] = a_policy("sft") | {"kl_from_sft_nats": 0.64, "stop_rate": 0.5}
+    for position, policy in enumerate(report["policies"].values()):
+        policy["proxy_score"] = position - 3.25
+    report["policies"]["ppo"] |= {
+        "paired_gain_vs_control": -0.02,
+        "paired_gain_vs_control_ci95": [-0.05, 0.01],
+    }
+    page = render_html(ReportData(report=report, metrics=some_metrics()))
+    text = Page(page).text
+    assert "PPO against its control" in text and "(\u22120.050 to +0.010)" in text
+    chart = page.partition("Scores by KL from SFT")[2].partition("</figure>")[0]
+    assert chart.count("dot large") == chart.count("hole") == len(report["policies"])
+    assert "tone-bound" in chart and "line dashed" in chart
+    for name in (*arms, "base", "ppo.2"):
+        assert policy_label(name) in chart
+    failed = failed_checks(report)
+    assert len(failed) == 1 and "gain over its control" in failed[0]
+    assert len(section(page, "checks").split("<li")) == before + 1
+
+
+def test_the_axis_of_kl_is_that_of_its_root() -> None:
+    axis = RootAxis.covering([0.0, 2.5, 16.0, -0.3])
+    assert [axis.percent(kl) for kl in (-0.3, 0, 1, 4, 16)] == [0, 0, 25, 50, 100]
+    assert axis.labels == [(0, "0"), (25, "1"), (50, "4"), (75, "9"), (100, "16")]
+    flat = RootAxis.covering([0.0])
+    assert flat.percent(0.0) == 0 and flat.labels
+
+
+def test_a_reward_model_that_judges_is_shown_with_its_size_and_accuracy() -> None:
+    report = a_report()
+    for policy in report["policies"].values():
+        policy |= {"gold_parts": {}, "gold_parts_greedy": {}}
+    report["judge"] = "reward model trained on held-out rankings"
+    report["judge_accuracy"] = {
+        **{"trained_pairs": 143, "pairs": 1612, "prompts": 570},
+        **{"accuracy": 0.624, "ci95": [0.58, 0.67]},
+    }
+    words = (
+        "a second reward model, trained on 143 held-out pairs: "
+        "accuracy 0.62 (0.58 to 0.67) on 1,612 others"
+    )
+    page = render_html(ReportData(report=report, answers=some_answers()))
+    assert words in Page(section(page, "policies")).text
+    assert words in Page(section(page, "answers")).text
+    assert words in Page(page.partition("<nav")[0]).text
+    line = result_lines(report)[0]
+    assert "second reward model, accuracy 0.624 [0.580, 0.670] on 1612 pairs" in line
+    report["judge_accuracy"] |= {"pairs": 12}
+    assert "0.58 to 0.67" not in render_html(ReportData(report=report))
+    assert "accuracy 0.624 on 12 pairs" in result_lines(report)[0]
 
 
 def test_the_temperature_of_the_scores_is_said() -> None:

@@ -9,7 +9,7 @@ import torch
 from alpaca_rlhf.cli import main as cli
 from alpaca_rlhf.models.batches import Example
 from alpaca_rlhf.models.heads import CriteriaHead, ScalarHead
-from alpaca_rlhf.stages.reward import check_saved
+from alpaca_rlhf.stages.reward import _finished_ones, check_saved
 
 COLOURS = ["amber", "black", "coral", "denim", "ebony", "fawn", "green", "hazel", "ivory", "jade"]
 
@@ -75,6 +75,7 @@ def test_pairs_with_margins(go, tmp_path, capsys):
     assert found["pairs"] + found["held_out_pairs"] == 10
     assert (found["too_long"], found["left_out"], found["undecided"]) == (2, 1, 0)
     assert found["reference_std"] > 0
+    assert 0 <= found["reference_finished"] <= found["reference_completions"] > 0
     assert set(found["accuracy_by"]) == {"completions", "preferred_is", "confidence"}
     assert found["shuffled_label_accuracy"] is found["shuffled_label_ci95"] is None
     assert not (tmp_path / "run" / "reward_shuffled").exists(), "unasked"
@@ -185,6 +186,26 @@ class Context:
 
 
 ONE = Example((1, 20, 30), (50, 60, 2))
+CUT = Example((1, 20, 30), (50, 60, 70))
+EMPTY = Example((1, 20, 30), ())
+
+
+@pytest.mark.parametrize(
+    ("finished", "cut", "used"),
+    [(30, 0, 30), (20, 80, 20), (19, 80, 99), (0, 5, 5), (5, 0, 5), (4, 1, 5)],
+)
+def test_scores_are_normalised_on_completions_that_stopped(finished, cut, used):
+    """PPO scores no others; where fewer than 20 stopped, all serve, and it is said."""
+    examples = [CUT, EMPTY][:cut] + [ONE] * finished + [CUT] * (cut - 2)
+    found = _finished_ones(examples, {2, 3})
+    assert len(found.examples) == used
+    assert (found.sampled, found.finished) == (finished + cut, finished)
+    words = str(found)
+    if cut == 0:
+        assert words == f"scores normalised on {used} completions of SFT"
+    else:
+        assert f"{finished} " in words and f"{finished + cut} completions" in words
+        assert ("of which only" in words) == (used > finished)
 
 
 @pytest.mark.parametrize("head", [ScalarHead(128, seed=3), CriteriaHead(128, "ab", seed=3)])

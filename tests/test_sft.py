@@ -540,9 +540,34 @@ def test_a_run_that_blows_up_names_the_flag_as_typed_and_keeps_the_batch(tiny, t
     assert all(torch.equal(p, before[k]) for k, p in adapters.parameters("policy").items())
 
 
+def test_a_batch_that_follows_the_rows_is_that_of_the_steps(tiny, tmp_path):
+    """Twenty rows in two epochs are batches of 8: six steps, the last of an epoch of 4."""
+    examples = [Example((1, 20, 30 + i), (50, 2)) for i in range(20)]
+    rows = []
+    result = train_sft(
+        tiny("policy"),
+        "policy",
+        examples,
+        [],
+        SFT(epochs=2, lr=1e-3),
+        seed=0,
+        checkpoints=Checkpoints(tmp_path),
+        log=rows.append,
+    )
+    assert (result.batch_size, result.steps) == (8, 6)
+    assert [row["tokens"] for row in rows] == [16, 16, 8, 16, 16, 8]
+
+
 def test_a_loss_on_no_rows_is_not_reported():
     result = SFTResult(
-        examples=8, held_out=0, tokens=40, loss_before=0.0, loss_after=0.0, steps=2, best_step=0
+        examples=8,
+        held_out=0,
+        tokens=40,
+        loss_before=0.0,
+        loss_after=0.0,
+        batch_size=4,
+        steps=2,
+        best_step=0,
     )
     assert held_out_summary(result, 0) == "no row is held out, so there is no held-out loss"
     told = held_out_summary(replace(result, loss_before=3.0, loss_after=1.5), 1)

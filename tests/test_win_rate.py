@@ -35,6 +35,35 @@ def test_one_in_two_coin_of_two_prompts() -> None:
     assert bootstrap_ci([0, 1]) == Interval(0.5, 0.0, 1.0)
 
 
+def test_whole_clusters_are_resampled_by_hand() -> None:
+    """Three prompts of one cluster at 1 and one prompt at 0.
+
+    Two draws of two clusters: both the large one (mean 1), both the lone one (0), or one of each
+    (3 / 4): a quarter, a quarter, one half.
+    """
+    found = bootstrap_ci([1.0, 1.0, 1.0, 0.0], groups=[7, 7, 7, 2], resamples=4000)
+    assert (found.mean, found.low, found.high) == (0.75, 0.0, 1.0)
+    alone = bootstrap_ci([1.0, 1.0, 1.0, 0.0], resamples=4000)
+    assert alone.low > 0 and alone.mean == 0.75, "a chance of 1 in 256 of nothing but the last"
+    one = bootstrap_ci([0.2, 0.9, 0.4], groups=[5, 5, 5])
+    assert one.low == one.mean == one.high == pytest.approx(0.5)
+
+
+def test_clusters_of_one_change_nothing_and_copies_add_nothing() -> None:
+    rng = np.random.default_rng(3)
+    values, others = rng.random(40), rng.random(40)
+    numbers = list(range(40))
+    for measure in (paired_gain, win_rate):
+        assert measure(values, others, groups=numbers) == measure(values, others)
+    assert bootstrap_ci(values, groups=numbers) == bootstrap_ci(values)
+    copied = bootstrap_ci(np.repeat(values, 5), groups=np.repeat(numbers, 5).tolist())
+    assert copied == pytest.approx(bootstrap_ci(values)), "five copies of each prompt: as wide"
+    naive = bootstrap_ci(np.repeat(values, 5))
+    assert naive.high - naive.low < 0.6 * (copied.high - copied.low)
+    with pytest.raises(ValueError, match="groups must name 40 groups, got 3"):
+        bootstrap_ci(values, groups=[1, 2, 3])
+
+
 def test_width_follows_the_standard_error() -> None:
     values = np.random.default_rng(3).normal(size=1000)
     result = bootstrap_ci(values)

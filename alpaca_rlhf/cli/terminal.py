@@ -275,7 +275,7 @@ def generation_line(metrics: Mapping[str, Any], tokens_per_second: float | None)
 def result_lines(report: Mapping[str, Any]) -> list[str]:
     """One line for each policy: its score and its gain over SFT, with intervals."""
     policies: Mapping[str, Mapping[str, Any]] = report["policies"]
-    judge = str(report.get("judge", "gold"))
+    judge = _judge_in_words(report)
     temperature = report.get("temperatures", {}).get("evaluate", 1.0)
     width = max(len(name) for name in policies)
     prompts = report.get("prompts", {}).get("eval", MIN_PROMPTS)
@@ -300,6 +300,19 @@ def result_lines(report: Mapping[str, Any]) -> list[str]:
                 line += f" {_interval(figures['paired_gain_ci95'], sign='+')}"
         lines.append(line)
     return lines
+
+
+def _judge_in_words(report: Mapping[str, Any]) -> str:
+    """The judge, with its size and accuracy where it is a reward model."""
+    measured = report.get("judge_accuracy")
+    if measured is None:
+        return str(report.get("judge", "gold"))
+    few = min(measured["pairs"], measured["prompts"]) < MIN_PROMPTS
+    ends = "" if few else f" {_interval(measured['ci95'])}"
+    return (
+        f"a second reward model, accuracy {measured['accuracy']:.3f}{ends} on "
+        f"{measured['pairs']} pairs"
+    )
 
 
 def next_lines(commands: Sequence[tuple[str, str]]) -> list[str]:

@@ -12,6 +12,23 @@ SCORING_BATCH_FACTOR = 4
 LOGPROBS_BATCH_DIVISOR = 4
 """Completions decoded at once for each whose log-probabilities are evaluated at once: those need
 the logits of every token, decoding those of one."""
+MIN_STEPS = 100
+"""Optimiser steps that training on few rows should have: in 27 steps of 128 rows a learning rate
+that suits batches of 16 hardly moves an adapter."""
+MAX_CLUSTER_SHARE = 0.05
+"""Share of an evaluation set that one cluster of near-duplicate prompts may be: one of 83 among 304
+would rule it."""
 MIN_PROMPTS = 20
 """Prompts and pairs below which no 95% interval is shown and nothing is said to hold: resampling a
 handful gives whatever the handful happened to be."""
+
+
+def batch_for(rows: int, epochs: int, *, smallest: int, largest: int) -> int:
+    """The largest power of two times `smallest`, up to `largest`, that leaves `MIN_STEPS` steps.
+
+    `smallest` where no size does.
+    """
+    size = smallest
+    while 2 * size <= largest and epochs * -(-rows // (2 * size)) >= MIN_STEPS:
+        size *= 2
+    return size

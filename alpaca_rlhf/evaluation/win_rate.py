@@ -1,7 +1,9 @@
 """Statistics of an evaluation: means with intervals, paired gains, win rates. Pure numpy.
 
 The prompt is the unit that is resampled everywhere, because what one prompt contributes (its score,
-its pairs) is independent of other prompts, but its parts depend on each other. The scores here come
+its pairs) is independent of other prompts, but its parts depend on each other. Prompts that are
+near-duplicates are not independent either: with `groups` they are resampled together (Field and
+Welsh 2007, "Bootstrapping clustered data", the cluster bootstrap). The scores here come
 from a held-out scorer, never from the reward model that trained the policy.
 """
 
@@ -40,18 +42,46 @@ class Interval(NamedTuple):
         return value < self.low or value > self.high
 
 
-def bootstrap_ci(values: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+def bootstrap_ci(
+    values: ArrayLike,
+    *,
+    groups: Sequence[int] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
     """Mean of `values` (N,), one per prompt, with a 95% percentile bootstrap interval (Efron 1979).
 
+    Args:
+        values: A number for each prompt.
+        groups: (N,) group of each prompt; whole groups are resampled. None resamples prompts.
+        resamples: Bootstrap resamples.
+        seed: Seed of the resampling.
+
     Raises:
-        ValueError: `values` is empty, not one-dimensional or not finite, or `resamples` is below 1.
+        ValueError: `values` is empty, not one-dimensional or not finite, `groups` has another
+            length, or `resamples` is below 1.
     """
     data = _vector("values", values)
-    return _ratio(data, np.ones_like(data), resamples=resamples, seed=seed)
+    if groups is None:
+        return _ratio(data, np.ones_like(data), resamples=resamples, seed=seed)
+    if len(groups) != data.size:
+        raise ValueError(f"groups must name {data.size} groups, got {len(groups)}")
+    sums: dict[int, float] = {}
+    sizes: dict[int, float] = {}
+    for value, group in zip(data.tolist(), groups, strict=True):
+        sums[group] = sums.get(group, 0.0) + value
+        sizes[group] = sizes.get(group, 0.0) + 1
+    numerator, denominator = np.array(list(sums.values())), np.array(list(sizes.values()))
+    return _ratio(numerator, denominator, resamples=resamples, seed=seed)
 
 
 def paired_gain(
-    a: ArrayLike, b: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
+    a: ArrayLike,
+    b: ArrayLike,
+    *,
+    groups: Sequence[int] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> Interval:
     """Mean of `a - b` over prompts, both (N,) in the same order of prompts.
 
@@ -61,11 +91,17 @@ def paired_gain(
         ValueError: the lengths differ, or as `bootstrap_ci`.
     """
     first, second = _pair(a, b)
-    return bootstrap_ci(first - second, resamples=resamples, seed=seed)
+    return bootstrap_ci(first - second, groups=groups, resamples=resamples, seed=seed)
 
 
 def win_rate(
-    a: ArrayLike, b: ArrayLike, *, tie: float = 1e-9, resamples: int = RESAMPLES, seed: int = 0
+    a: ArrayLike,
+    b: ArrayLike,
+    *,
+    groups: Sequence[int] | None = None,
+    tie: float = 1e-9,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> Interval:
     """Share of prompts on which `a` beats `b`, both (N,): a win counts 1, a tie one half.
 
@@ -79,7 +115,7 @@ def win_rate(
     first, second = _pair(a, b)
     gain = first - second
     points = np.where(np.abs(gain) <= tie, 0.5, np.where(gain > 0, 1.0, 0.0))
-    return bootstrap_ci(points, resamples=resamples, seed=seed)
+    return bootstrap_ci(points, groups=groups, resamples=resamples, seed=seed)
 
 
 def accuracy_interval(

@@ -205,6 +205,9 @@ def _figures(request: ExportRequest, report: Mapping[str, Any] | None) -> str:
     judge = report.get("judge", "gold")
     temperature = report.get("temperatures", {}).get("evaluate", 1.0)
     note = f"On prompts that no stage has seen, at temperature {temperature:g}; judge: {judge}."
+    measured = report.get("judge_accuracy")
+    if measured is not None:
+        note += f" Its accuracy: {measured['accuracy']:.3f} on {measured['pairs']} pairs."
     return "\n".join([*rows, "", note])
 
 

@@ -105,11 +105,11 @@ def _rows(batch: int, length: int) -> int:
 
 
 def _sft_rows(settings: Loop) -> int:
-    return _rows(settings.sft.batch_size, settings.sft.max_length)
+    return _rows(settings.sft.examples_per_step(), settings.sft.max_length)
 
 
 def _reward_rows(settings: Loop) -> int:
-    return _rows(settings.reward.batch_size, settings.reward.max_length * settings.rank.k)
+    return _rows(settings.reward.rankings_per_step(), settings.reward.max_length * settings.rank.k)
 
 
 def _ppo_rows(settings: Loop) -> int:

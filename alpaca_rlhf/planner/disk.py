@@ -49,7 +49,18 @@ _POLICIES = ("ppo", "best_of_k")
 
 def controlled(settings: Loop) -> set[str]:
     """Stages that train a control beside, with an adapter of its own."""
-    return {"reward"} if settings.reward.control else set()
+    controls = {
+        "reward": settings.reward.control,
+        "best_of_k": settings.best_of_k.control,
+        "ppo": settings.ppo.control,
+    }
+    return {stage for stage, control in controls.items() if control}
+
+
+def evaluated_arms(settings: Loop) -> int:
+    """Arms of the evaluation: controls, SFT, each round's policies, and those that rerank."""
+    policies = 2 + len(controlled(settings) - {"reward"})
+    return 4 + (policies + 1) * settings.rounds
 
 
 def _checkpoint_bytes(settings: Loop, stage: str) -> float:
@@ -85,6 +96,6 @@ _TEXT: Mapping[str, Callable[[Loop, int], int]] = {
     ),
     # every policy samples and decodes greedily
     "evaluate": lambda s, _: (
-        2 * (3 + 2 * s.rounds) * _completions(s.evaluate.prompts, s.sampling.max_new_tokens)
+        2 * evaluated_arms(s) * _completions(s.evaluate.prompts, s.sampling.max_new_tokens)
     ),
 }

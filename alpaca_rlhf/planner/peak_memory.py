@@ -143,9 +143,9 @@ class PeakMemory:
         settings = self.settings.sft
         length = min(settings.max_length, self.shape.context)
         prompt = min(self.lengths.prompt, length // 2)
-        micro = min(settings.micro_batch_size, settings.batch_size)
+        micro = min(settings.micro_batch_size, settings.examples_per_step())
         rows = Rows(micro, prompt, length - prompt)
-        update = _Update(rows, rows.completion, settings.optimizer, settings.batch_size)
+        update = _Update(rows, rows.completion, settings.optimizer, settings.examples_per_step())
         yield from self._training(self._trained_by("sft", update, 1), update)
 
     def sample(self) -> Iterator[Phase]:
@@ -160,9 +160,9 @@ class PeakMemory:
             longest = self.lengths.prompt + self.settings.sampling.max_new_tokens
             length = min(length, longest)
         prompt = min(self.lengths.prompt, length // 2)
-        micro = min(settings.micro_batch_size, settings.batch_size)
+        micro = min(settings.micro_batch_size, settings.rankings_per_step())
         rows = Rows(micro * k, prompt, length - prompt)
-        update = _Update(rows, 0, settings.optimizer, settings.batch_size * k)
+        update = _Update(rows, 0, settings.optimizer, settings.rankings_per_step() * k)
         # 1. Training, with the SFT adapter still loaded.
         residents = self._trained_by("reward", update, 2)
         yield from self._training(residents, update)
@@ -211,21 +211,24 @@ class PeakMemory:
             )
         # 3. Train on the winners as SFT does.
         sft = self.settings.sft
-        micro = min(sft.micro_batch_size, sft.batch_size)
+        micro = min(sft.micro_batch_size, sft.examples_per_step())
         winners = Rows(micro, self.lengths.prompt, sampling.max_new_tokens)
-        update = _Update(winners, winners.completion, sft.optimizer, sft.batch_size)
+        update = _Update(winners, winners.completion, sft.optimizer, sft.examples_per_step())
         residents = self._trained_by("best_of_k", update, self._trained_adapters)
         yield from self._training(replace(residents, flag="--sft.micro-batch-size"), update)
 
     def evaluate(self) -> Iterator[Phase]:
         """Yield the phases of sampling from every policy and of its log-probabilities."""
         sampling = self.settings.sampling
-        # 1. Sample from every policy.
+        # 1. Sample from every policy, and the samples to rerank; score them.
         yield self._sampling("evaluate", 1, self._trained_adapters)
+        yield self._sampling("evaluate", self.settings.best_of_k.k, self._trained_adapters)
+        scored = Rows(sampling.batch_size, self.lengths.prompt, sampling.max_new_tokens)
+        residents = _Residents("evaluate", "--sampling.batch-size", self._trained_adapters)
+        yield self._scoring(residents, scored)
         # 2. Log-probabilities, in smaller batches because of the logits of all tokens.
         size = max(1, sampling.batch_size // LOGPROBS_BATCH_DIVISOR)
         rows = Rows(size, self.lengths.prompt, sampling.max_new_tokens)
-        residents = _Residents("evaluate", "--sampling.batch-size", self._trained_adapters)
         scoring = self._pass(Tape())
         held = self._resident(scoring, residents)
         scoring.scored(rows, rows.completion)

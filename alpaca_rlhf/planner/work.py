@@ -87,7 +87,10 @@ class StageWork:
         by_judge = settings.reward.source == "judge"
         winners = best_of_k.prompts * best_of_k.keep * best_of_k.epochs
         reward_models = 2 if settings.reward.control else 1
-        compared = 2 * settings.evaluate.prompts  # sampled and greedy
+        fine_tunings = 2 if best_of_k.control else 1
+        prompts = settings.evaluate.prompts * (2 if settings.evaluate.dev else 1)
+        compared, reranked = 2 * prompts, best_of_k.k * prompts  # sampled and greedy; K of SFT
+        policies = 3 + (2 + best_of_k.control + settings.ppo.control) * rounds
         return {
             "generate": self._sampled(
                 generate.target / KEPT_TASKS,
@@ -102,18 +105,20 @@ class StageWork:
                 + self._read(2 * rankings, prompt + new, 0)
             )
             * rounds,
-            "ppo": self._ppo(prompt) * rounds,
+            "ppo": self._ppo(prompt) * (2 if settings.ppo.control else 1) * rounds,
             "best_of_k": (
                 self._sampled(candidates, prompt, new, batch, best_of_k.k)
                 + self._read(0 if by_judge else candidates, prompt + new, 0)
-                + self._trained(winners, prompt + new, new)
+                + self._trained(winners, prompt + new, new) * fine_tunings
             )
             * rounds,
             "evaluate": (
                 self._sampled(compared, prompt, new, batch)
                 + self._read(compared, prompt + new, new)
             )
-            * (3 + 2 * rounds),
+            * policies
+            + self._sampled(reranked, prompt, new, batch, best_of_k.k)
+            + self._read(reranked * rounds, prompt + new, 0),
         }
 
     def _ppo(self, prompt: float) -> Work:

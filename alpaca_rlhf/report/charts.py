@@ -58,6 +58,21 @@ class Axis:
         ]
 
 
+class RootAxis(Axis):
+    """An axis of square roots from 0, for distances that grow with the square of a step."""
+
+    @classmethod
+    def covering(cls, values: Iterable[float], intervals: int = 4) -> RootAxis:
+        """An axis from 0 to the greatest value, whose ticks are squares."""
+        high = max(0.0, *values) or 1.0
+        marked = ticks(0.0, math.sqrt(high), intervals)
+        return cls(0.0, high, [tick**2 for tick in marked])
+
+    def percent(self, value: float) -> float:
+        """Position of `value`, 0 at 0 and 100 at `high`; negative estimates lie at 0."""
+        return 100 * math.sqrt(max(0.0, value) / self.high)
+
+
 @dataclass(frozen=True)
 class Mark:
     """A measured value and its 95% interval, if there is one."""
@@ -165,6 +180,56 @@ class LineChart:
             (place(x.percent(across)), place(100 - y.percent(up)))
             for across, up in thin(line.points)
         ]
+
+
+@dataclass(frozen=True)
+class TwoScores:
+    """Two scores, each on a scale of its own, over one distance."""
+
+    title: str
+    note: str
+    """One sentence on how to read it."""
+    x_label: str
+    points: Sequence[tuple[str, str, float, float, float | None]]
+    """(label, tone, distance, left score, right score) of everything that was measured."""
+    courses: Sequence[tuple[Series, bool]] = ()
+    """Lines of (distance, score), and whether the right scale is theirs."""
+
+    @property
+    def x(self) -> RootAxis:
+        """The distance."""
+        lines = [x for line, _ in self.courses for x, _ in line.points]
+        return RootAxis.covering([0.0, *(point[2] for point in self.points), *lines])
+
+    @property
+    def y(self) -> Axis:
+        """The scale of the left score."""
+        return Axis.covering([*(point[3] for point in self.points), *self._heights(right=False)])
+
+    @property
+    def right(self) -> Axis | None:
+        """The scale of the right score, if there is one."""
+        heights = [point[4] for point in self.points if point[4] is not None]
+        heights += self._heights(right=True)
+        return Axis.covering(heights) if heights else None
+
+    def coordinates(self, line: Series, right: bool) -> list[tuple[str, str]]:
+        """Coordinates of the points of a course in the square, from its upper left corner."""
+        axis = self.right if right else self.y
+        assert axis is not None
+        return [(place(self.x.percent(x)), place(100 - axis.percent(y))) for x, y in line.points]
+
+    @property
+    def summary(self) -> str:
+        """A sentence for each point, for people who cannot see it."""
+        return " ".join(
+            f"{label}: {value_text(x)} nats, {value_text(left)}"
+            + ("." if right is None else f", reward {value_text(right)}.")
+            for label, _, x, left, right in self.points
+        )
+
+    def _heights(self, *, right: bool) -> list[float]:
+        return [y for line, on_right in self.courses if on_right == right for _, y in line.points]
 
 
 @dataclass(frozen=True)

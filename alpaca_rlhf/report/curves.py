@@ -90,6 +90,20 @@ def gold_by_kl(metrics: Metrics, title: str, note: str, x_label: str) -> LineCha
     return LineChart(title, series, note, x_label)
 
 
+def courses_of_ppo(metrics: Metrics) -> list[tuple[list[tuple[float, float]], bool]]:
+    """Points of the judge's score over KL, and of the reward model's (True), of judged rounds."""
+    rounds = [
+        [row for row in rows if finite(row.get("gold_score"))]
+        for rows in _rounds(metrics, "ppo").values()
+    ]
+    return [
+        (points, key == "score")
+        for rows in rounds
+        for key in ("gold_score", "score")
+        if (points := _points(rows, key, "kl"))
+    ]
+
+
 def _line_label(label: str, round_: int) -> str:
     return f"{label}, round {round_}" if round_ > 1 else label
 

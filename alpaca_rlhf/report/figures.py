@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from alpaca_rlhf.report.charts import Mark, Row, Series
-from alpaca_rlhf.report.schema import Policy, Report, policy_label, policy_tone
+from alpaca_rlhf.report import curves
+from alpaca_rlhf.report.charts import Mark, Row, Series, TwoScores
+from alpaca_rlhf.report.schema import (
+    Policy,
+    Report,
+    policy_label,
+    policy_reranks,
+    policy_tone,
+)
 
 MAX_GREEDY_LOSS = 0.05
 """A policy may lose this much greedy correctness against SFT before the report says so."""
@@ -56,13 +63,34 @@ def gold_rows(report: Report) -> list[Row]:
         _row(
             name,
             Mark(policy.gold_score, None if report.too_few else policy.ci95),
-            Mark(
+            None
+            if policy_reranks(name)  # K greedy answers are all the same
+            else Mark(
                 policy.gold_score_greedy,
                 None if report.too_few else policy.gold_score_greedy_ci95,
             ),
         )
         for name, policy in report.ordered
     ]
+
+
+def scores_by_kl(report: Report, metrics: curves.Metrics, title: str, note: str) -> TwoScores:
+    """The judge's and the reward model's score of every policy, and the course of PPO, over KL."""
+    points = [
+        (
+            policy_label(name),
+            policy_tone(name),
+            policy.kl_from_sft_nats,
+            policy.gold_score,
+            policy.proxy_score,
+        )
+        for name, policy in report.ordered
+    ]
+    courses = [
+        (Series("PPO", line, policy_tone("ppo")), on_right)
+        for line, on_right in curves.courses_of_ppo(metrics)
+    ]
+    return TwoScores(title, note, "KL from SFT, nats (its root to scale)", points, courses)
 
 
 def part_rows(report: Report, part: str) -> list[Row]:

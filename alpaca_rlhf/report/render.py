@@ -28,9 +28,10 @@ def templates() -> jinja2.Environment:
         *(formatting.count, formatting.duration, formatting.interval, formatting.large),
         *(formatting.money, formatting.number, formatting.percent, formatting.place),
         *(formatting.shortened, formatting.signed, figures.part_label),
-        *(schema.policy_label, schema.policy_order, schema.policy_tone),
+        *(schema.policy_label, schema.policy_order, schema.policy_reranks, schema.policy_tone),
     ):
         env.filters[filter_.__name__] = filter_
+    env.tests["policy_reranks"] = schema.policy_reranks
     env.globals.update(charts=charts, curves=curves, figures=figures, slices=schema.SLICES)
     env.globals["MIN_PROMPTS"] = MIN_PROMPTS
     return env

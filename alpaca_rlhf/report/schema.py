@@ -6,42 +6,71 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from alpaca_rlhf.core.sizes import MIN_PROMPTS
+from alpaca_rlhf.report.formatting import count, interval, number
 
 SLICES = {
     "seen_facts_train_phrasings": "Known facts, known phrasings",
     "held_out_facts": "Held-out facts",
+    "trained": "Trained kinds, trained phrasings",
+    "held_out_kinds": "Held-out kinds of task",
     "held_out_phrasings": "Held-out phrasings",
 }
 """Parts of the evaluation prompts that have figures of their own, and their titles."""
 HELD_OUT_JUDGE = "reward model trained on held-out rankings"
 """Name of the judge in reports of runs that people or a model that compares has ranked."""
+
+
+class _Arm(NamedTuple):
+    """Look of a policy in reports, and its kind."""
+
+    label: str
+    tone: str
+    """The colour class that it has in every picture."""
+    trained: bool = False
+    """True if it was trained on preferences, so that a gain is expected of it."""
+    reranks: bool = False
+    """True if it chooses among samples of SFT and is no policy of its own."""
+
+
 _POLICIES = {
-    "base": ("Base", "tone-base"),
-    "base_few_shot": ("Base, few-shot", "tone-few"),
-    "sft": ("SFT", "tone-sft"),
-    "best_of_k": ("Best-of-K", "tone-bok"),
-    "ppo": ("PPO", "tone-ppo"),
+    "base": _Arm("Base", "tone-base"),
+    "base_few_shot": _Arm("Base, few-shot", "tone-few"),
+    "sft": _Arm("SFT", "tone-sft"),
+    "random_of_k": _Arm("Random of K", "tone-control"),
+    "best_of_k": _Arm("Best-of-K", "tone-bok", trained=True),
+    "sampler_best_of_k": _Arm("SFT, best of K by reward", "tone-rerank", reranks=True),
+    "oracle_best_of_k": _Arm("SFT, best of K by judge", "tone-bound", reranks=True),
+    "ppo": _Arm("PPO", "tone-ppo", trained=True),
+    "ppo_shuffled": _Arm("PPO, shuffled verdicts", "tone-control"),
 }
-"""Policy, without its round, to the label and the colour class it has in every picture."""
-POLICY_NAME = re.compile(rf"(?:{'|'.join(_POLICIES)})|(?:best_of_k|ppo)\.(?:[2-9]|[1-9]\d+)")
+"""Policies without their rounds, in the order of the loop."""
+POLICY_NAME = re.compile(
+    rf"(?:{'|'.join(_POLICIES)})"
+    rf"|(?:{'|'.join(list(_POLICIES)[3:])})\.(?:[2-9]|[1-9]\d+)"
+)
 """The name of a policy: round 1 has no suffix, later rounds end in `.2`, `.3` ..."""
 
 
 def policy_label(name: str) -> str:
     """The name people call a policy by: `ppo.2` is `PPO, round 2`."""
     stem, _, round_ = name.partition(".")
-    label = _POLICIES[stem][0]
+    label = _POLICIES[stem].label
     return f"{label}, round {round_}" if round_ else label
 
 
 def policy_tone(name: str) -> str:
     """The CSS class that colours a policy, the same in every picture."""
-    return _POLICIES[name.partition(".")[0]][1]
+    return _POLICIES[name.partition(".")[0]].tone
+
+
+def policy_reranks(name: str) -> bool:
+    """True if a policy chooses among samples of SFT."""
+    return _POLICIES[name.partition(".")[0]].reranks
 
 
 def policy_order(policies: Iterable[str]) -> list[str]:
@@ -112,6 +141,15 @@ class Prompts(_Object):
     ppo: Count
     eval: Count
     overlap: Count
+    eval_clusters: Count | None = None
+    """Clusters of near-duplicates among the evaluation prompts."""
+
+    @property
+    def resampled(self) -> str:
+        """Units that the intervals of policies are resampled over."""
+        if self.eval_clusters in (None, self.eval):
+            return "prompts"
+        return f"{count(self.eval_clusters or 0)} clusters of near-duplicate prompts"
 
 
 class InputFile(_Object):
@@ -213,23 +251,19 @@ class BestOfK(_Object):
     sampler_kl_bound_nats: NonNegative
 
 
-class Policy(_Object):
-    """A policy on the evaluation prompts."""
+class JudgeAccuracy(_Object):
+    """A reward model that judges, on pairs that it has not seen."""
 
-    gold_score: Number
+    trained_pairs: Count
+    pairs: Count
+    prompts: Count
+    accuracy: Share
     ci95: Interval
-    gold_score_greedy: Number
-    gold_score_greedy_ci95: Interval | None = None
-    paired_gain_vs_sft: Number
-    paired_gain_ci95: Interval
-    gold_parts: dict[str, Number]
-    gold_parts_greedy: dict[str, Number]
-    win_rate_vs_sft: Share
-    win_rate_ci95: Interval
-    kl_from_sft_nats: Number
-    kl_from_sft_k3_nats: NonNegative | None = None
-    stop_rate: Share
-    mean_tokens: NonNegative
+
+    @property
+    def too_few(self) -> bool:
+        """True where there are too few pairs or prompts for an interval."""
+        return _too_few(self.pairs, self.prompts)
 
 
 class SliceScore(_Object):
@@ -245,6 +279,39 @@ class SliceScore(_Object):
         return _too_few(self.n)
 
 
+class PartScore(SliceScore):
+    """A policy on one part of the prompts, and its gain over SFT there."""
+
+    gold_score_greedy: Number
+    paired_gain_vs_sft: Number
+    paired_gain_ci95: Interval
+
+
+class Policy(_Object):
+    """A policy on the evaluation prompts."""
+
+    gold_score: Number
+    ci95: Interval
+    gold_score_greedy: Number
+    gold_score_greedy_ci95: Interval | None = None
+    paired_gain_vs_sft: Number
+    paired_gain_ci95: Interval
+    gold_parts: dict[str, Number]
+    gold_parts_greedy: dict[str, Number]
+    win_rate_vs_sft: Share
+    win_rate_ci95: Interval
+    paired_gain_vs_control: Number | None = None
+    paired_gain_vs_control_ci95: Interval | None = None
+    proxy_score: Number | None = None
+    kl_from_sft_nats: Number
+    kl_from_sft_k3_nats: NonNegative | None = None
+    stop_rate: Share
+    mean_tokens: NonNegative
+    held_out_kinds: PartScore | None = None
+    held_out_phrasings: PartScore | None = None
+    dev: PartScore | None = None
+
+
 class Report(_Object):
     """The content of `report.json`."""
 
@@ -252,6 +319,8 @@ class Report(_Object):
     seed: int = 0
     base: Base
     judge: str = "gold"
+    judge_accuracy: JudgeAccuracy | None = None
+    """Size and accuracy of the reward model that judges; None where none does."""
     temperatures: dict[str, NonNegative] = {}
     """Temperature at which each stage sampled; 1 where it is not said."""
     annotator: dict[str, Number] = {}
@@ -295,6 +364,18 @@ class Report(_Object):
         return "Gold score" if self.judged_by_gold else "Judge's score"
 
     @property
+    def judged_by(self) -> str:
+        """The judge in words, with its size and accuracy where it is a reward model."""
+        measured = self.judge_accuracy
+        if measured is None:
+            return self.judge_phrase
+        ends = "" if measured.too_few else f" ({interval(measured.ci95)})"
+        return (
+            f"a second reward model, trained on {count(measured.trained_pairs)} held-out pairs: "
+            f"accuracy {number(measured.accuracy)}{ends} on {count(measured.pairs)} others"
+        )
+
+    @property
     def temperature(self) -> str:
         """Temperature of the evaluation's samples, e.g. `temperature 0.7`."""
         return f"temperature {self.temperatures.get('evaluate', 1.0):g}"
@@ -312,7 +393,7 @@ class Report(_Object):
     @property
     def trained(self) -> list[str]:
         """Policies trained on preferences, in the order of the loop."""
-        return [name for name, _ in self.ordered if not name.startswith(("base", "sft"))]
+        return [name for name, _ in self.ordered if _POLICIES[name.partition(".")[0]].trained]
 
     @property
     def peak_memory_gib(self) -> float:

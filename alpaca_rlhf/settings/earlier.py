@@ -11,17 +11,26 @@ from typing import Any
 import yaml
 
 from alpaca_rlhf.settings.loop import Loop
+from alpaca_rlhf.settings.quickstart import QUICKSTART
 
 logger = logging.getLogger(__name__)
 
-CHANGED: Mapping[str, Any] = {"ppo.missing_eos_score": -1.0}
+CHANGED: Mapping[str, Any] = {
+    "ppo.missing_eos_score": -1.0,
+    "sft.batch_size": 128,
+    "reward.batch_size": 16,
+}
 """Settings whose default changed, and the earlier one; a run that has it goes on with it unless
 another value is given."""
 
 ADDED: Mapping[str, Any] = {
     "reward.control": True,
     "reward.source": "rankings",
+    "best_of_k.control": False,
+    "ppo.control": False,
     "ppo.temperature": 1.0,
+    "evaluate.dev": False,
+    "evaluate.max_cluster": 1.0,
     "evaluate.temperature": 1.0,
 }
 """Settings that are newer than some runs, and the value that those runs have; they keep it unless
@@ -35,9 +44,9 @@ def with_earlier_defaults(settings: Loop) -> Loop:
     begun = _config(settings.out)
     if not begun:
         return settings
-    defaults = Loop()
     for path, value in {**CHANGED, **added(settings.out)}.items():
-        is_default = _at(settings, path) == _at(defaults, path)
+        defaults = (Loop(), QUICKSTART) if path in ADDED else (Loop(),)
+        is_default = _at(settings, path) in [_at(default, path) for default in defaults]
         keeps = path in ADDED or _in(begun, path) == value
         if is_default and keeps and _at(settings, path) != value:
             flag = "--" + path.replace("_", "-")

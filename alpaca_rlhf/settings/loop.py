@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from annotated_types import Gt, Interval
 
 from alpaca_rlhf.core.bases import EMBEDDED
+from alpaca_rlhf.core.sizes import MAX_CLUSTER_SHARE, batch_for
 from alpaca_rlhf.settings.bounds import (
     Bounded,
     Fraction,
@@ -35,6 +36,12 @@ RecipeName = Literal["alpaca", "self-instruct", "evol"]
 
 FilterName = Literal["self-instruct", "alpaca", "strict"]
 """Sets of rules on generated rows."""
+
+MIN_SFT_BATCH, MAX_SFT_BATCH = 8, 128
+"""Bounds of an SFT batch that follows the rows."""
+
+MIN_REWARD_BATCH, MAX_REWARD_BATCH = 4, 64
+"""Bounds of a reward model's batch that follows the rankings."""
 
 TrackerName = Literal["none", "tensorboard", "wandb"]
 """Trackers that get metrics beside `metrics.jsonl`."""
@@ -124,8 +131,11 @@ class SFT(Bounded, group="--sft"):
     """Peak learning rate (artidoro/qlora@7f4e95a README, 7B)."""
     epochs: PositiveInt = 3
     """Passes over the data (stanford_alpaca@761dc5b README)."""
-    batch_size: PositiveInt = 128
-    """Examples per optimiser step (stanford_alpaca@761dc5b README)."""
+    batch_size: PositiveInt | None = None
+    """Examples per optimiser step, here and in best-of-K. None follows the rows: the largest of 8,
+    16, 32, 64 and 128 that leaves 100 steps, so that 1,000 rows in 3 epochs take 16 as QLoRA does
+    (artidoro/qlora@7f4e95a scripts/finetune_guanaco_7b.sh), and 52,000 take 128
+    (stanford_alpaca@761dc5b README)."""
     micro_batch_size: PositiveInt = 4
     """Examples in memory at once. Never changes the result."""
     warmup: Fraction = 0.03
@@ -147,6 +157,12 @@ class SFT(Bounded, group="--sft"):
     patience: NonNegativeInt = 0
     """Stop after this many evaluations without a better one, and keep the weights of the best
     one; 0 trains to the end and keeps the last weights."""
+
+    def examples_per_step(self, rows: int | None = None) -> int:
+        """Examples per optimiser step for so many rows; the most there can be if None."""
+        if self.batch_size is not None or rows is None:
+            return self.batch_size or MAX_SFT_BATCH
+        return batch_for(rows, self.epochs, smallest=MIN_SFT_BATCH, largest=MAX_SFT_BATCH)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -189,8 +205,10 @@ class Reward(Bounded, group="--reward"):
     """Peak learning rate of the scalar head."""
     epochs: PositiveInt = 1
     """Passes over the rankings (InstructGPT section 3.5: more than one overfits)."""
-    batch_size: PositiveInt = 16
-    """Prompts (whole rankings) per optimiser step."""
+    batch_size: PositiveInt | None = None
+    """Prompts (whole rankings) per optimiser step. None follows the rankings: the largest of 4, 8,
+    16, 32 and 64 that leaves 100 steps, so that 6,400 and more take 64 as InstructGPT does
+    (appendix C.2)."""
     micro_batch_size: PositiveInt = 2
     """Prompts in memory at once. Never changes the result."""
     warmup: Fraction = 0.03
@@ -221,6 +239,12 @@ class Reward(Bounded, group="--reward"):
     """`adamw`; `adamw8bit` keeps its moments in 8 bit (arXiv 2110.02861), a quarter of the memory;
     `paged_adamw8bit` moves them to the host when the card is full (QLoRA section 3)."""
 
+    def rankings_per_step(self, rankings: int | None = None) -> int:
+        """Rankings per optimiser step for so many of them; the most there can be if None."""
+        if self.batch_size is not None or rankings is None:
+            return self.batch_size or MAX_REWARD_BATCH
+        return batch_for(rankings, self.epochs, smallest=MIN_REWARD_BATCH, largest=MAX_REWARD_BATCH)
+
 
 @dataclass(frozen=True)
 class BestOfK(Bounded, group="--best-of-k"):
@@ -241,6 +265,9 @@ class BestOfK(Bounded, group="--best-of-k"):
     pool: bool = False
     """Choose among the completions of all rounds so far, scored anew by the newest reward model,
     so that earlier winners are not forgotten (Llama 2, arXiv 2307.09288 section 3.2.2)."""
+    control: bool = False
+    """Fine-tune a second time, on a random one of the K, as many and as long: what that gains, the
+    choice has not earned."""
     lr: PositiveFloat = 1e-4
     """Peak learning rate of the fine-tuning on the winners, from the SFT adapter."""
     epochs: PositiveInt = 2
@@ -261,11 +288,16 @@ class Evaluate(Bounded, group="--evaluate"):
 
     prompts: Annotated[int, Gt(1)] = 300
     """Evaluation prompts."""
+    max_cluster: Share = MAX_CLUSTER_SHARE
+    """Share of the evaluation prompts that one cluster of near-duplicates may be, where prompts of
+    your own are dealt; larger ones go to another split. 1 sets no bound."""
     bootstrap: PositiveInt = 2000
-    """Resamples of the prompts for a 95% interval."""
+    """Resamples for a 95% interval, of whole clusters of near-duplicate prompts."""
     temperature: PositiveFloat | None = None
     """Temperature of the scores and of the KL from SFT; greedy answers stand beside them. None
     takes that of --sampling.temperature."""
+    dev: bool = False
+    """Answer the prompts of the split `dev` too, whose figures stand beside: tune on those."""
     shown: NonNegativeInt = 8
     """Prompts whose answers are shown side by side in the report."""
     split: Literal["eval", "dev"] = "eval"
@@ -359,6 +391,11 @@ class Loop(Bounded, Stages):
             raise ValueError(
                 f"--ppo.value.warmup {self.ppo.value.warmup} must be below --ppo.updates "
                 f"{self.ppo.updates}: in those updates the policy does not learn"
+            )
+        if self.ppo.control and (self.reward.source == "judge" or not self.reward.control):
+            raise ValueError(
+                "--ppo.control trains against the reward model of shuffled verdicts, which "
+                "--reward.control trains from rankings; give both, or leave it out"
             )
         if self.best_of_k.pool and self.rounds == 1:
             raise ValueError(

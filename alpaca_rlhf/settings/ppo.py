@@ -94,6 +94,9 @@ class PPO(Bounded, group="--ppo"):
     train_policy.py:388), so that not stopping never pays."""
     max_new_tokens: PositiveInt = 256
     """Completion tokens at most."""
+    control: bool = False
+    """Train a second policy against the reward model of shuffled verdicts (--reward.control): what
+    it gains, the verdicts have not earned. It takes as long as the stage itself."""
     save_every: PositiveInt = 5
     """Updates between checkpoints."""
     optimizer: OptimizerName = "adamw"

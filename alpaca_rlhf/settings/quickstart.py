@@ -65,7 +65,7 @@ QUICKSTART = Loop(
         ),  # a head alone: at 1e-3 it comes too late (docs/experiments.md)
         clip=Clip(score=3.0),  # one score must not rule a batch
     ),
-    best_of_k=BestOfK(k=4, prompts=480, keep=0.5, lr=3e-4, epochs=2),
+    best_of_k=BestOfK(k=4, prompts=480, keep=0.5, lr=3e-4, epochs=2, control=True),
     evaluate=Evaluate(prompts=300, watts=65.0),  # a desktop processor, not a graphics card
 )
 """The quickstart's settings."""

@@ -74,7 +74,12 @@ def source_of(settings: Loop) -> Source:
         prompts, account = _prompts(inputs, inputs.prompts, "prompts", wall)
         accounts.append(account)
         try:
-            splits |= split_prompts(prompts, sizes=sizes, seed=settings.seed)
+            splits |= split_prompts(
+                prompts,
+                sizes=sizes,
+                seed=settings.seed,
+                max_cluster=settings.evaluate.max_cluster,
+            )
         except UserError as error:
             if not account.left_out:
                 raise

@@ -25,7 +25,7 @@ from alpaca_rlhf.stages.judging import Judges
 from alpaca_rlhf.training.loop import Checkpoints
 from alpaca_rlhf.training.trackers import tracker
 
-CONTROLS = {"reward": "reward_shuffled"}
+CONTROLS = {"reward": "reward_shuffled", "best_of_k": "random_of_k", "ppo": "ppo_shuffled"}
 """Stages that can train a control beside, and its name."""
 
 
@@ -181,6 +181,12 @@ class Context:
             self.reporter.step(stage, row["step"], row["steps"], row)
 
         return log
+
+    def note_batch_size(self, stage: str, size: int, rows: str) -> str:
+        """Keep the batch size that a stage took in the provenance; what the terminal says of it."""
+        sizes = self.run.read_json("provenance.json").get("batch_sizes", {})
+        self.run.note(batch_sizes={**sizes, stage: size})
+        return f"batches of {size} for {rows}"
 
     def counting(self, stage: str, total: int) -> Callable[[int], None]:
         """Return a counter of finished work, which is called with each newly finished number."""

@@ -6,32 +6,28 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.randomness import derived_seed
 from alpaca_rlhf.core.scorers import Response
 from alpaca_rlhf.evaluation.win_rate import best_of_n_kl, expected_best
-from alpaca_rlhf.models.batches import answer, prompt_ids
+from alpaca_rlhf.models.batches import Example, answer, prompt_ids
 from alpaca_rlhf.models.rollout import SampledCompletion
 from alpaca_rlhf.stages.candidates import candidates
-from alpaca_rlhf.stages.context import Context, suffixed
+from alpaca_rlhf.stages.context import Context, control_of, suffixed
 from alpaca_rlhf.stages.judge_reward import judge_reward
 from alpaca_rlhf.stages.outcome import Outcome
-from alpaca_rlhf.training.best_of_k import choose
+from alpaca_rlhf.training.best_of_k import choose, choose_at_random
 from alpaca_rlhf.training.ppo import PPOPrompt, train_ppo
-from alpaca_rlhf.training.sft import train_sft
+from alpaca_rlhf.training.sft import SFTResult, train_sft
 
 
 def ppo(ctx: Context, round_: int) -> Outcome:
     """Run PPO from SFT or, in later rounds, from the last policy; SFT stays the reference."""
-    # 1. Load the reference, the reward, and the policy to start from.
+    # 1. The reference, and a judge that gives the reward.
     stage = suffixed("ppo", round_)
     settings = replace(ctx.settings.ppo, temperature=ctx.settings.temperature_of("ppo"))
     ctx.load("sft", "sft")
     by_judge = judge_reward(ctx, round_) if ctx.settings.reward.source == "judge" else None
-    head = None
-    if by_judge is None:
-        ctx.load("reward", suffixed("reward", round_))
-        head = ctx.load_head(suffixed("reward", round_))
-    ctx.load("policy", "sft" if round_ == 1 else suffixed("ppo", round_ - 1))
 
     # 2. Prompts, and the judge of the evaluation, which watches where it is a rule of the kit's.
     rows = ctx.source.prompts(suffixed("ppo", round_))
@@ -68,19 +64,34 @@ def ppo(ctx: Context, round_: int) -> Outcome:
         assert by_judge is not None
         return by_judge.scores(responses(batch, completions), stage=stage)
 
-    # 3. Train from the last checkpoint, and save.
-    train_ppo(
-        ctx.adapters,
-        reward_scores if head is None else head,
-        prompts,
-        settings,
-        seed=derived_seed(ctx.settings.seed, "round", round_),
-        rollout_batch_size=ctx.settings.sampling.batch_size,
-        checkpoints=ctx.checkpoints(stage),
-        log=ctx.log(stage),
-        completion_metrics=completion_metrics,
-    )
-    ctx.save("policy", stage)
+    def train(name: str, reward_stage: str, start: str) -> None:
+        """Train from a policy against a reward, from the last checkpoint, and save."""
+        head = None
+        if by_judge is None:
+            ctx.load("reward", reward_stage)
+            head = ctx.load_head(reward_stage)
+        ctx.load("policy", start)
+        train_ppo(
+            ctx.adapters,
+            reward_scores if head is None else head,
+            prompts,
+            settings,
+            seed=derived_seed(ctx.settings.seed, "round", round_),
+            rollout_batch_size=ctx.settings.sampling.batch_size,
+            checkpoints=ctx.checkpoints(name),
+            log=ctx.log(name),
+            completion_metrics=completion_metrics,
+        )
+        ctx.save("policy", name)
+
+    # 3. The control, unless an earlier sitting has it; then the policy.
+    reward_stage, control = suffixed("reward", round_), control_of(stage)
+    before = None if round_ == 1 else suffixed("ppo", round_ - 1)
+    if settings.control and ctx.run.done(control) is None:
+        _require_control(ctx, control_of(reward_stage))
+        train(control, control_of(reward_stage), control_of(before) if before else "sft")
+        ctx.finish(control, {})
+    train(stage, reward_stage, before or "sft")
 
     # 4. Report from the metrics of all sittings.
     rows_logged = [row for row in ctx.run.metrics() if row["stage"] == stage]
@@ -91,6 +102,19 @@ def ppo(ctx: Context, round_: int) -> Outcome:
     return Outcome(
         settings.updates * settings.batch_size, tokens, summary, {"kl_at_start": first["kl"]}
     )
+
+
+def _require_control(ctx: Context, stage: str) -> None:
+    """Refuse a control of PPO without the reward model of shuffled verdicts.
+
+    Raises:
+        UserError: The reward stage was done before its control was kept.
+    """
+    if not ctx.adapter_folder(stage).is_dir():
+        raise UserError(
+            f"--ppo.control: {ctx.adapter_folder(stage)} is not there, since the reward stage of "
+            "this run kept no control; leave the flag out or use another --out"
+        )
 
 
 def best_of_k(ctx: Context, round_: int) -> Outcome:
@@ -112,21 +136,19 @@ def best_of_k(ctx: Context, round_: int) -> Outcome:
     sampled = list(chain.from_iterable(pool.values()))
     winners = choose(sampled, keep=settings.keep, threshold=settings.threshold)
 
-    # 3. Fine-tune on the winners, and save.
-    result = train_sft(
-        ctx.adapters,
-        "policy",
-        winners.examples,
-        [],
-        replace(ctx.settings.sft, lr=settings.lr, epochs=settings.epochs),
-        seed=ctx.settings.seed,
-        checkpoints=ctx.checkpoints(stage),
-        log=ctx.log(stage),
-        stage=stage,
-    )
-    ctx.save("policy", stage)
+    # 3. The control, unless an earlier sitting has it: as many completions, chosen by chance.
+    control = control_of(stage)
+    if settings.control and ctx.run.done(control) is None:
+        seed = derived_seed(ctx.settings.seed, "round", round_)
+        at_random = choose_at_random(sampled, len(winners.examples), seed=seed)
+        _fine_tune(ctx, control, at_random.examples)
+        ctx.finish(control, {"mean_score": at_random.mean_best})
+        ctx.load("policy", sampler)
 
-    # 4. Report.
+    # 4. Fine-tune on the winners, and save.
+    result = _fine_tune(ctx, stage, winners.examples)
+
+    # 5. Report.
     best = expected_best([prompt_candidates.scores for prompt_candidates in pool[round_]])
     facts = {
         "k": settings.k,
@@ -137,10 +159,33 @@ def best_of_k(ctx: Context, round_: int) -> Outcome:
             for completion in prompt_candidates.completions
         ),
         "winners": len(winners.examples),
+        "batch_size": result.batch_size,
         "mean_score": best[0],
         "mean_best_score": winners.mean_best,
         "expected_best_score": best,
         "sampler_kl_bound_nats": best_of_n_kl(settings.k),
     }
     summary = f"winners score {winners.mean_best:+.2f}, all candidates {best[0]:+.2f}"
+    if ctx.settings.sft.batch_size is None:
+        chosen = f"{len(winners.examples):,} winners"
+        summary += f"; {ctx.note_batch_size(stage, result.batch_size, chosen)}"
     return Outcome(len(winners.examples), result.tokens, summary, facts)
+
+
+def _fine_tune(ctx: Context, stage: str, examples: Sequence[Example]) -> SFTResult:
+    """Fine-tune `policy` on chosen completions as best-of-K does, and save it as a stage's."""
+    settings = ctx.settings.best_of_k
+    _, dot, number = stage.partition(".")
+    result = train_sft(
+        ctx.adapters,
+        "policy",
+        examples,
+        [],
+        replace(ctx.settings.sft, lr=settings.lr, epochs=settings.epochs),
+        seed=ctx.settings.seed,
+        checkpoints=ctx.checkpoints(stage),
+        log=ctx.log(stage),
+        stage=f"best_of_k{dot}{number}",  # a control has no flags of its own
+    )
+    ctx.save("policy", stage)
+    return result

@@ -38,6 +38,30 @@ REFERENCES = 256
 """Completions to normalise scores on, where they are sampled for this purpose."""
 
 
+class References(NamedTuple):
+    """Completions of SFT that scores are normalised on."""
+
+    examples: list[Example]
+    """Those that stopped; all of them where too few did."""
+    sampled: int
+    """Number of all."""
+    finished: int
+    """Number of those that stopped."""
+
+    def __str__(self) -> str:
+        if self.finished == self.sampled:
+            return f"scores normalised on {self.sampled:,} completions of SFT"
+        if self.finished < len(self.examples):
+            return (
+                f"scores normalised on all {self.sampled:,} completions of SFT, of which only "
+                f"{self.finished:,} stopped by themselves"
+            )
+        return (
+            f"scores normalised on the {self.finished:,} of {self.sampled:,} completions of SFT "
+            "that stopped by themselves"
+        )
+
+
 class Rankings(NamedTuple):
     """All rankings that a reward model may see, split by prompt."""
 
@@ -66,19 +90,20 @@ def reward(ctx: Context, round_: int) -> Outcome:
     _forget_other_rankings(ctx, stage, [*train, *held_out])
 
     # 2. Train the control, if it is asked for.
-    control = _control(ctx, stage, train, held_out) if settings.control else {}
+    references = reference_examples(ctx, train)
+    control = _control(ctx, stage, Rankings(train, held_out, 0), references.examples)
 
     # 3. Train the reward model and measure it on held-out rankings.
     head, result = _train(ctx, stage, train, held_out)
 
     # 4. Normalise its scores on completions of SFT.
-    reference = reference_examples(ctx, train)
-    raw = score_completions(ctx.adapters, "reward", head, reference, micro_batch(stage, settings))
+    size = micro_batch(stage, settings)
+    raw = score_completions(ctx.adapters, "reward", head, references.examples, size)
     head.normalise(raw)
 
     # 5. Save, reopen, and compare.
     ctx.save("reward", stage, head)
-    check_saved(ctx, stage, head, reference[0])
+    check_saved(ctx, stage, head, references.examples[0])
     if result.accuracy < settings.gate:
         raise UserError(
             f"{stage}: held-out accuracy {result.accuracy:.3f} is below --reward.gate "
@@ -91,6 +116,7 @@ def reward(ctx: Context, round_: int) -> Outcome:
     measured = figures(result.held_out, **_resampling(ctx))
     facts = {
         "pairs": result.pairs,
+        "batch_size": result.batch_size,
         "too_long": result.too_long,
         "left_out": result.left_out,
         "undecided": undecided,
@@ -100,11 +126,16 @@ def reward(ctx: Context, round_: int) -> Outcome:
         "shuffled_label_ci95": control.get("ci95"),
         "reference_mean": float(raw.double().mean()),
         "reference_std": float(raw.double().std(correction=0)),
+        "reference_completions": references.sampled,
+        "reference_finished": references.finished,
     }
     summary = f"held-out accuracy {result.accuracy:.3f}"
     if control:
         summary += f", with shuffled labels {control['accuracy']:.3f}"
-    summary += f"; {_beside_baselines(measured)}"
+    summary += f"; {_beside_baselines(measured)}; {references}"
+    if settings.batch_size is None:
+        rankings = f"{result.rankings:,} rankings"
+        summary += f"; {ctx.note_batch_size(stage, result.batch_size, rankings)}"
     if result.too_long:
         summary += f"; {result.too_long} completions beyond --reward.max-length left out"
     if result.left_out:
@@ -116,22 +147,29 @@ def reward(ctx: Context, round_: int) -> Outcome:
 
 
 def _control(
-    ctx: Context, stage: str, train: Sequence[Group], held_out: Sequence[Group]
+    ctx: Context, stage: str, rankings: Rankings, reference: Sequence[Example]
 ) -> Mapping[str, Any]:
     """Train a control on shuffled verdicts, the held-out ones too, unless it is done.
 
     Whatever it learns, its accuracy must be one half, unless something other than the verdicts
-    gives the better one away.
+    gives the better one away. It is normalised and saved as the reward model is.
 
     Returns:
-        Its `accuracy`, and `ci95`.
+        Its `accuracy`, and `ci95`; empty without `--reward.control`.
     """
-    name, seed = control_of(stage), ctx.settings.seed
+    name, settings = control_of(stage), ctx.settings
+    if not settings.reward.control:
+        return {}
     done = ctx.run.done(name)
     if done is not None:
         return done
-    shuffled_split = [reward_groups.shuffled(groups, seed) for groups in (train, held_out)]
-    head, result = _train(ctx, name, *shuffled_split)
+    train, held_out = (
+        reward_groups.shuffled(groups, settings.seed)
+        for groups in (rankings.train, rankings.held_out)
+    )
+    head, result = _train(ctx, name, train, held_out)
+    size = micro_batch(stage, settings.reward)
+    head.normalise(score_completions(ctx.adapters, "reward", head, reference, size))
     ctx.save("reward", name, head)
     interval = accuracy_of(result.held_out.pairs, **_resampling(ctx))
     control = {"accuracy": interval.mean, "ci95": interval.ci95}
@@ -282,12 +320,26 @@ def _check_criteria(ctx: Context, groups: Sequence[Group]) -> None:
         )
 
 
-def reference_examples(ctx: Context, groups: list[Group]) -> list[Example]:
+def reference_examples(ctx: Context, groups: Sequence[Group]) -> References:
     """Collect completions of the SFT adapter to normalise scores on.
 
     They are those of the first round. If rankings come from a file, new ones are sampled to prompts
-    of the ppo split; without such a split, the file's own completions serve.
+    of the ppo split; without such a split, the file's own completions serve. Those that were cut
+    are left out, because PPO gives them no score of their own, unless hardly any stopped.
     """
+    return _finished_ones(_references(ctx, groups), ctx.base.stop_ids)
+
+
+def _finished_ones(examples: Sequence[Example], stop_ids: Collection[int]) -> References:
+    """The examples that end with a stop token, if there are enough of them."""
+    finished = [
+        example for example in examples if example.completion and example.completion[-1] in stop_ids
+    ]
+    enough = len(finished) >= min(MIN_PROMPTS, len(examples))
+    return References(finished if enough else list(examples), len(examples), len(finished))
+
+
+def _references(ctx: Context, groups: Sequence[Group]) -> list[Example]:
     if ctx.settings.inputs.rankings is None:
         return [
             reward_groups.completion_example(ctx.adapters, prompt, completion)

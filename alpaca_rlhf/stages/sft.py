@@ -19,6 +19,9 @@ from alpaca_rlhf.stages.context import Context
 from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.training.sft import SFTResult, encode, preview_indices, split_held_out, train_sft
 
+BATCH_FLAG = "; --sft.batch-size sets another"
+"""The way to another batch size."""
+
 
 def sft(ctx: Context, round_: int) -> Outcome:
     """Fine-tune on the seed tasks and the generated ones, or take the adapter that is given."""
@@ -52,6 +55,9 @@ def sft(ctx: Context, round_: int) -> Outcome:
             f"{settings.max_length} tokens and left out; raise it to train on them"
         )
     _preview(ctx, examples, show=checkpoints.step() == 0)
+    if settings.batch_size is None:
+        size = settings.examples_per_step(len(examples))
+        ctx.reporter.say(ctx.note_batch_size("sft", size, f"{len(examples):,} rows") + BATCH_FLAG)
     ctx.adapters.add("sft", seed=ctx.settings.seed)
     result = train_sft(
         ctx.adapters,

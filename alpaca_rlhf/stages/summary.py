@@ -63,10 +63,11 @@ def write_summary(ctx: Context, *, command: str, stages: Sequence[Mapping[str, A
         "base": {key: base[key] for key in ("parameters", "quantization")}
         | {"name": ctx.settings.base},
         "judge": HELD_OUT_JUDGE if judge is None else judge.title,
+        "judge_accuracy": _accuracy_of_judge(ctx) if judge is None else None,
         "annotator": _annotator(ctx),
         "temperatures": {name: ctx.settings.temperature_of(name) for name in SAMPLING_SECTIONS},
         "stages": [_stage(ctx, row) for row in stages],
-        "prompts": _prompts(ctx),
+        "prompts": _prompts(ctx) | {"eval_clusters": evaluated["facts"].get("clusters")},
         "files": _files(ctx),
         "standings": _standings(ctx),
         "reward_models": _facts_by_round(ctx, "reward"),
@@ -172,6 +173,12 @@ def _annotator(ctx: Context) -> dict[str, float]:
         return {}
     wrong = sum(row["measured_wrong_share"] * row["verdicts"] for row in facts) / verdicts
     return {"noise": facts[0]["noise"], "verdicts": verdicts, "measured_wrong_share": wrong}
+
+
+def _accuracy_of_judge(ctx: Context) -> dict[str, Any] | None:
+    """Accuracy of the reward model that judges, and what it learned from; None in older runs."""
+    facts = ctx.run.done("judge") or {}
+    return facts if "ci95" in facts else None
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -6,7 +6,8 @@ in AlpacaFarm (arXiv 2305.14387).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 
@@ -46,15 +47,7 @@ def choose(
     Source: the choice over a whole batch is RAFT's (arXiv 2304.06767 algorithm 1).
     """
     # 1. Finished completions of each prompt.
-    finished: dict[str, list[tuple[float, Example]]] = {}
-    for candidates in pool:
-        finished.setdefault(candidates.key, []).extend(
-            (score, example)
-            for score, completion, example in zip(
-                candidates.scores, candidates.completions, candidates.examples, strict=True
-            )
-            if completion.finished
-        )
+    finished = _finished(pool)
     scores = [score for scored in finished.values() for score, _ in scored]
     if not scores:
         raise UserError(
@@ -83,3 +76,47 @@ def choose(
         winners = [best[i] for i in sorted(order[: max(1, round(keep * len(best)))])]
     mean_best = sum(score for score, _ in winners) / len(winners)
     return Winners([example for _, example in winners], mean_best)
+
+
+def choose_at_random(pool: Sequence[Candidates], count: int, *, seed: int) -> Winners:
+    """Choose as many finished completions as the winners are, without looking at the scores.
+
+    One of each prompt, of which `count` prompts stay; where that is not enough, any of all. What
+    fine-tuning on them gains, no choice has earned.
+
+    Args:
+        pool: The candidates that winners were chosen from.
+        count: Number of the winners.
+        seed: Seed of the draw.
+    """
+    rng = random.Random(f"{seed}/random of k")
+    finished = [scored for scored in _finished(pool).values() if scored]
+    if count <= len(finished):
+        chosen = [rng.choice(scored) for scored in finished]
+    else:
+        chosen = [candidate for scored in finished for candidate in scored]
+    kept = [chosen[i] for i in sorted(rng.sample(range(len(chosen)), count))]
+    return Winners([example for _, example in kept], sum(score for score, _ in kept) / count)
+
+
+def best_sample(scores: Sequence[float], finished: Sequence[bool]) -> int:
+    """Number of the sample with the highest score; one that did not stop wins only if none did.
+
+    Among equal scores the first sample wins.
+    """
+    order = sorted(range(len(scores)), key=lambda i: (not finished[i], -scores[i], i))
+    return order[0]
+
+
+def _finished(pool: Sequence[Candidates]) -> Mapping[str, list[tuple[float, Example]]]:
+    """The finished completions of each prompt with their scores."""
+    finished: dict[str, list[tuple[float, Example]]] = {}
+    for candidates in pool:
+        finished.setdefault(candidates.key, []).extend(
+            (score, example)
+            for score, completion, example in zip(
+                candidates.scores, candidates.completions, candidates.examples, strict=True
+            )
+            if completion.finished
+        )
+    return finished

@@ -48,6 +48,8 @@ class RewardResult:
     """Completions left out for their length, with their pairs; of both sides of the split."""
     left_out: int
     """Rankings left out, of both sides, because no pair of theirs is within the limit."""
+    batch_size: int
+    """Rankings of an optimiser step."""
     held_out: HeldOutEvaluation
     """Scores and pairs of the held-out rankings."""
 
@@ -96,7 +98,8 @@ def train_reward(
     # 2. A new head, and one optimiser for adapter and head.
     criteria = sorted({name for group in train for name in group.criteria})
     head = _new_head(adapters, criteria if settings.criteria_weight > 0 else [], seed)
-    plan = batches(len(train), settings.batch_size, settings.epochs, seed)
+    batch_size = settings.rankings_per_step(len(train))
+    plan = batches(len(train), batch_size, settings.epochs, seed)
     adapters.trainable(role)
     learner = Learner(
         stage,
@@ -167,6 +170,7 @@ def train_reward(
         pairs=sum(len(group.pairs) + len(group.ties) for group in train),
         too_long=too_long,
         left_out=left_out,
+        batch_size=batch_size,
         held_out=evaluate_reward(adapters, role, head, held_out, micro),
     )
 

@@ -37,6 +37,8 @@ class SFTResult:
     """Held-out loss before the first step, in nats per completion token."""
     loss_after: float
     """Held-out loss of the weights that are kept."""
+    batch_size: int
+    """Rows of an optimiser step."""
     steps: int
     """Optimiser steps taken."""
     best_step: int
@@ -125,7 +127,8 @@ def train_sft(
             f"--sft.max-length {settings.max_length} tokens"
         )
     # 1. Batches of every step, and one optimiser for the adapter.
-    plan = batches(len(examples), settings.batch_size, settings.epochs, seed)
+    batch_size = settings.examples_per_step(len(examples))
+    plan = batches(len(examples), batch_size, settings.epochs, seed)
     adapters.trainable(role)
     learner = Learner(
         stage,
@@ -164,7 +167,7 @@ def train_sft(
     def eval_loss() -> float:
         return micro.run(lambda size: held_out_loss(adapters, role, held_out, size))
 
-    eval_every = settings.eval_every or -(-len(examples) // settings.batch_size)
+    eval_every = settings.eval_every or -(-len(examples) // batch_size)
 
     def evaluate(step: int) -> dict[str, float] | None:
         """Held-out loss, by default after every epoch."""
@@ -194,6 +197,7 @@ def train_sft(
         tokens=sum(examples[i].loss_tokens for batch in plan[:steps] for i in batch),
         loss_before=loss_before,
         loss_after=eval_loss(),
+        batch_size=batch_size,
         steps=steps,
         best_step=patience.best_step or 0,
     )

@@ -2,7 +2,8 @@
 
 A cluster draws a number in [0, 1) from the seed and its smallest id, and the shares of the splits,
 laid side by side, decide where that number falls. So the order of the rows does not matter, and
-adding rows moves few others. `split_prompts` deals once, to shares or to exact numbers of prompts;
+adding rows moves few others. A cluster that would rule an evaluation set goes to another split.
+`split_prompts` deals once, to shares or to exact numbers of prompts;
 `deal` adds to an earlier dealing and never moves a prompt that has its split.
 """
 
@@ -12,12 +13,14 @@ import hashlib
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
+from alpaca_rlhf.core.sizes import MAX_CLUSTER_SHARE
 from alpaca_rlhf.data.generation.filters import Drop
 from alpaca_rlhf.data.novelty import NoveltyIndex
 from alpaca_rlhf.data.splits.assignments import SplitAssignment
@@ -29,6 +32,9 @@ from alpaca_rlhf.data.splits.clusters import (
     clusters,
     prompt_text,
 )
+
+_EVALUATION = ("eval", "dev")
+"""Splits whose clusters are bounded."""
 
 Progress = Callable[[int, int], None]
 """Called with the number of prompts compared so far, and their total."""
@@ -45,7 +51,12 @@ class Dealing:
 
 
 def split_prompts(
-    rows: Sequence[Instruction], *, sizes: Mapping[str, float], seed: int, key: Key | None = None
+    rows: Sequence[Instruction],
+    *,
+    sizes: Mapping[str, float],
+    seed: int,
+    key: Key | None = None,
+    max_cluster: float = MAX_CLUSTER_SHARE,
 ) -> dict[str, list[Instruction]]:
     """Deal whole clusters of near-duplicates to splits.
 
@@ -55,6 +66,7 @@ def split_prompts(
             of all prompts (approximate; shares sum to at most 1). Prompts left over are omitted.
         seed: Determines the dealing.
         key: See `clusters`.
+        max_cluster: Share of an evaluation set's prompts that one cluster may be.
 
     Returns:
         Split name to prompts, each in the order of `rows`.
@@ -86,16 +98,25 @@ def split_prompts(
         split_of.update((row.id, name) for row in group)
         return True
 
-    # 2. Give each group the split that its draw falls into, unless the group no longer fits there.
+    # 2. Give each group the split that its draw falls into, unless the group no longer fits there
+    #    or would rule it.
     waiting = []
+    expected = {name: size if counted else size * len(rows) for name, size in sizes.items()}
+    limits = _limits(expected, [len(group) for _, _, group in groups], max_cluster)
     for draw, _, group in groups:
         drawn_split = _split_at(draw, sizes, total if counted else 1.0)
+        if drawn_split is not None and len(group) > limits[drawn_split]:
+            bounded = {name: size for name, size in sizes.items() if name not in _EVALUATION}
+            drawn_split = _split_at(draw, bounded, sum(bounded.values())) or drawn_split
         if drawn_split is not None and not place(group, drawn_split):
             waiting.append(group)
 
-    # 3. Fill up with the groups that did not fit, the emptiest split first.
+    def preference(group: Sequence[Instruction], name: str) -> tuple[bool, float]:
+        return len(group) > limits[name], -free[name]
+
+    # 3. Fill up with the groups that did not fit, the emptiest split that bears them first.
     for group in waiting:
-        any(place(group, name) for name in sorted(sizes, key=lambda name: -free[name]))
+        any(place(group, name) for name in sorted(sizes, key=partial(preference, group)))
     if counted and any(free.values()):
         shortage = ", ".join(
             f"{name} lacks {free[name]} of {sizes[name]}" for name in sizes if free[name]
@@ -170,14 +191,18 @@ def deal(
     # 4. Give each cluster one split: that of an earlier neighbour, or else a drawn one. Members
     #    near an earlier prompt of another split are dropped.
     split_of: dict[int, str] = {}
-    for group in forest.groups():
+    groups = forest.groups()
+    total = sum(shares.values()) or 1.0
+    expected = {name: share / total * len(prompts) for name, share in shares.items()}
+    limits = _limits(expected, [len(group) for group in groups])
+    for group in groups:
         if group[0] in dropped_numbers:  # a dropped prompt was never joined, so it is alone
             continue
         linked = [number for number in group if number in earlier_neighbours]
         split = (
             earlier_neighbours[linked[0]].split
             if linked
-            else _drawn_split([prompts[number] for number in group], shares, seed)
+            else _drawn_split([prompts[number] for number in group], shares, limits, seed)
         )
         for number in group:
             if number in earlier_neighbours and earlier_neighbours[number].split != split:
@@ -232,10 +257,40 @@ def _split_at(draw: float, sizes: Mapping[str, float], total: float) -> str | No
     return None
 
 
-def _drawn_split(group: Sequence[Instruction], shares: Mapping[str, float], seed: int) -> str:
+def _limits(
+    expected: Mapping[str, float], sizes: Sequence[int], max_cluster: float = MAX_CLUSTER_SHARE
+) -> dict[str, float]:
+    """Prompts that a cluster may have at most, for each split.
+
+    An evaluation set bounds its clusters, unless those within its bound are so few that the set
+    would be starved, or there is nowhere else to put the others.
+
+    Args:
+        expected: Prompts that each split is to get.
+        sizes: Prompts of each cluster.
+        max_cluster: Share of an evaluation set's prompts; two are always borne.
+    """
+    limits = dict.fromkeys(expected, float("inf"))
+    if any(expected[name] > 0 for name in expected if name not in _EVALUATION):
+        for name in set(_EVALUATION) & set(expected):
+            limit = max(2.0, max_cluster * expected[name])
+            if 2 * sum(size for size in sizes if size <= limit) >= sum(sizes):
+                limits[name] = limit
+    return limits
+
+
+def _drawn_split(
+    group: Sequence[Instruction],
+    shares: Mapping[str, float],
+    limits: Mapping[str, float],
+    seed: int,
+) -> str:
     """The split of a cluster that lies near no earlier prompt."""
     answered = any(row.output is not None for row in group)
     open_shares = {name: share for name, share in shares.items() if name != "sft" or answered}
+    bounded = {name: share for name, share in open_shares.items() if len(group) <= limits[name]}
+    if sum(bounded.values()) > 0:
+        open_shares = bounded
     total = sum(open_shares.values())
     if total <= 0:
         raise UserError(
