@@ -69,11 +69,16 @@ def exports(folder: Path) -> Exports:
     return Exports(folder, lambda path: f"alpaca-rlhf reward --inputs.rankings {path}", False)
 
 
+def data_tab_of(folder: Path) -> Any:
+    """The real Data tab, with its snapshots within a folder."""
+    return partial(data_tab, exports=exports(folder / "snapshots"))
+
+
 def house(store: Store, folder: Path, *, local: bool = True, real: bool = False, **options: Any):
     """The app with the real Data tab, and where `real` the real Rank tab."""
     tabs = options.pop("tabs", None) or [
         Tab("rank", rank_tab if real else stand_in),
-        Tab("data", partial(data_tab, exports=exports(folder / "snapshots")), admin=True),
+        Tab("data", data_tab_of(folder), admin=True),
     ]
     deployment = server.Deployment(
         options.pop("run", "runs/mine"),
@@ -81,6 +86,7 @@ def house(store: Store, folder: Path, *, local: bool = True, real: bool = False,
         ["localhost", "testserver"],
         local,
         options.pop("origin", ""),
+        options.pop("prefix", ""),
     )
     return server.build_app(store, options.pop("secret", SECRET), tabs, deployment, **options)
 

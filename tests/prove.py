@@ -12,6 +12,7 @@ Writes docs/proof/*.json, with the commit and the machine they belong to.
     python -m tests.prove plan               planned against measured memory, every case and stage
     python -m tests.prove app [N]            SIGKILL the app N times under 50 annotators
     python -m tests.prove half-sent [N]      N half-sent requests, and the app answers all the while
+    python -m tests.prove attacks            the attacker's table: what got through
     python -m tests.prove                    all
 """
 
@@ -27,6 +28,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -496,8 +498,35 @@ def prove_half_sent(requests: int) -> bool:
         "seconds": round(time.perf_counter() - began, 1),
     }
     tell(f"half-sent: {proof}")
-    write("app-half-sent.json", {**stamp(), **proof})
+    write("half-sent.json", {**stamp(), **proof})
     return ended.returncode == 0
+
+
+def prove_attacks() -> bool:
+    """Try everything of the attacker's table on the app; nothing may get through."""
+    from tests import attacks
+    from tests.browser import NO_CHROMIUM, chromium
+
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        tried = attacks.quick(Path(folder))
+    if chromium() is None:
+        tell(f"attacks: {NO_CHROMIUM}: stored scripts are not tried")
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            tried += attacks.in_a_browser(Path(folder))
+    groups = attacks.summary(tried)
+    proof = {
+        "command": "python -m tests.prove attacks",
+        "tried": len(tried),
+        "through": sum(attack.through for attack in tried),
+        "groups": groups,
+        "seconds": round(time.perf_counter() - began, 1),
+        "attacks": [asdict(attack) for attack in tried],
+    }
+    write("attacks.json", {**stamp(), **proof})
+    tell(f"attacks: {proof['tried']} tried, {proof['through']} through: {groups}")
+    return not proof["through"] and "stored scripts" in groups
 
 
 def kill_in(
@@ -540,7 +569,7 @@ def main(words: list[str]) -> int:
     """Run the proofs that were asked for."""
     which = words[0] if words else "all"
     names = ("seeds", "kills", "generation", "teachers", "generate-kills", "formats", "columns")
-    names += ("templates", "plan", "app", "half-sent")
+    names += ("templates", "plan", "app", "half-sent", "attacks")
     if which not in ("all", *names):
         sys.exit(f"prove: {which}: give {', '.join(names)} or nothing")
     good = True
@@ -568,6 +597,8 @@ def main(words: list[str]) -> int:
         good &= prove_app(count or 5)
     if which in ("all", "half-sent"):
         good &= prove_half_sent(count or 1100)
+    if which in ("all", "attacks"):
+        good &= prove_attacks()
     return 0 if good else 1
 
 

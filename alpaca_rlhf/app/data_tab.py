@@ -176,6 +176,7 @@ class _Events:
             return _failure(text["export.failed"].format(why=error))
         return render(
             "data_exported",
+            prefix=self._services.prefix,
             manifest=manifest,
             folder=folder,
             files=data_view.SNAPSHOT_FILES,

@@ -124,6 +124,7 @@ class Gate:
         origin: The origin that people type where a proxy stands before the app (`--url`), such as
             https://rank.example.org. Our pages send it even if the proxy passes on neither the
             host nor the scheme.
+        prefix: The path before the app's own paths, for cookies and redirects.
     """
 
     def __init__(
@@ -135,9 +136,11 @@ class Gate:
         hosts: Collection[str],
         limits: RateLimits,
         origin: str = "",
+        prefix: str = "",
     ) -> None:
         self._app = app
         self._origin = origin
+        self._prefix = prefix
         self._authenticator = authenticator
         self._sessions = sessions
         self._hosts = {host.lower() for host in hosts}
@@ -161,7 +164,7 @@ class Gate:
                 responded = True
                 _add_headers(message, request)
                 for cookie in fresh_cookies:
-                    _set_cookie(message, request, self._sessions.cookie_name, cookie)
+                    _set_cookie(message, request, self._sessions.cookie_name, cookie, self._prefix)
             await send(message)
 
         # 1. Requests that no page of the app sends.
@@ -172,7 +175,7 @@ class Gate:
             session = await run_in_threadpool(self._authenticator.session, cookie)
             refusal = self._rate_limited(request, session)
             if session is None:
-                refusal = refusal or _signed_out(request)
+                refusal = refusal or _signed_out(request, self._prefix)
             else:
                 scope.setdefault("state", {})["account"] = session.account
                 # 3. A fresh cookie for a session in use.
@@ -249,13 +252,15 @@ def accepts_json(headers: Headers) -> bool:
     return "application/json" in headers.get("accept", "")
 
 
-def set_session_cookie(response: Response, request: Request, name: str, value: str) -> None:
-    """Set the session's cookie; an empty value deletes it."""
+def set_session_cookie(
+    response: Response, request: Request, name: str, value: str, prefix: str
+) -> None:
+    """Set the session's cookie for the app's paths; an empty value deletes it."""
     response.set_cookie(
         name,
         value,
         max_age=IDLE_S if value else 0,
-        path="/",
+        path=prefix or "/",
         secure=request.url.scheme == "https",
         httponly=True,
         samesite="strict",
@@ -271,9 +276,9 @@ def _same_origin(request: Request, public: str) -> bool:
     return bool(origin.netloc) and sent in (called, (typed.scheme, typed.netloc.lower()))
 
 
-def _signed_out(request: Request) -> Response:
+def _signed_out(request: Request, prefix: str) -> Response:
     if request.url.path == "/" and request.method in _SAFE_METHODS:
-        return RedirectResponse("/login", 303, {"cache-control": "no-store"})
+        return RedirectResponse(f"{prefix}/login", 303, {"cache-control": "no-store"})
     return _problem(401, "nobody is signed in", {"cache-control": "no-store"})
 
 
@@ -300,9 +305,11 @@ def _add_headers(message: Message, request: Request) -> None:
         headers["cache-control"] = "no-store"
 
 
-def _set_cookie(message: MutableMapping[str, Any], request: Request, name: str, value: str) -> None:
+def _set_cookie(
+    message: MutableMapping[str, Any], request: Request, name: str, value: str, prefix: str
+) -> None:
     response = Response()
-    set_session_cookie(response, request, name, value)
+    set_session_cookie(response, request, name, value, prefix)
     for header, header_value in response.raw_headers:
         if header == b"set-cookie":
             message.setdefault("headers", []).append((header, header_value))

@@ -40,6 +40,7 @@ class Login:
         sessions: Makes the cookies.
         authenticator: Knows whether there are accounts to sign in to.
         limits: Limits of failed sign-ins.
+        prefix: The path before the app's own paths.
     """
 
     def __init__(
@@ -48,11 +49,13 @@ class Login:
         sessions: LoginSessions,
         authenticator: Authenticator,
         limits: RateLimits,
+        prefix: str = "",
     ) -> None:
         self._store = store
         self._sessions = sessions
         self._authenticator = authenticator
         self._limits = limits
+        self._prefix = prefix
         # Addresses from which a name has signed in.
         self._usual: set[tuple[str, str]] = set()
         # A hash takes 32 MiB and a tenth of a second: many at once would stop the app.
@@ -70,8 +73,8 @@ class Login:
     async def show(self, request: Request) -> Response:
         """The form; without accounts there is nothing to sign in to."""
         if not await run_in_threadpool(self._authenticator.needs_login):
-            return RedirectResponse("/", 303)
-        return _page(request, "")
+            return RedirectResponse(f"{self._prefix}/", 303)
+        return self._page(request, "")
 
     async def sign_in(self, request: Request) -> Response:
         """Check a name and a password; the response does not tell which of them is wrong."""
@@ -103,45 +106,48 @@ class Login:
             if len(self._usual) >= _MAX_USUAL:
                 self._usual.clear()
             self._usual.add((address, folded_name))
-        response: Response = RedirectResponse("/", 303)
+        response: Response = RedirectResponse(f"{self._prefix}/", 303)
         if accepts_json(request.headers):
             response = JSONResponse({"account": account.id})
-        set_session_cookie(response, request, self._sessions.cookie_name, cookie)
+        set_session_cookie(response, request, self._sessions.cookie_name, cookie, self._prefix)
         return response
 
     async def sign_out(self, request: Request) -> Response:
         """End the login; all its cookies are refused from now on, copies and older ones too."""
         cookie = request.cookies.get(self._sessions.cookie_name, "")
         await run_in_threadpool(self._sessions.end, cookie)
-        response = RedirectResponse("/login", 303)
-        set_session_cookie(response, request, self._sessions.cookie_name, "")
+        response = RedirectResponse(f"{self._prefix}/login", 303)
+        set_session_cookie(response, request, self._sessions.cookie_name, "", self._prefix)
         return response
 
-    @staticmethod
     def _refusal(
-        request: Request, reason: str, status: int, headers: dict[str, str] | None = None
+        self, request: Request, reason: str, status: int, headers: dict[str, str] | None = None
     ) -> Response:
         message = translations("shell", preferred_language(request.headers))[reason]
         if accepts_json(request.headers):
             return JSONResponse({"detail": message}, status, headers)
-        return _page(request, message, status, headers)
+        return self._page(request, message, status, headers)
 
-
-def _page(
-    request: Request, problem: str, status: int = 200, headers: dict[str, str] | None = None
-) -> HTMLResponse:
-    language = preferred_language(request.headers)
-    page = render(
-        "login",
-        language=language,
-        problem=problem,
-        style=LOGIN_STYLE,
-        max_name_chars=MAX_NAME_CHARS,
-        max_password_chars=MAX_PASSWORD_CHARS,
-        text=translations("shell", language),
-    )
-    return HTMLResponse(
-        page,
-        status,
-        {"cache-control": "no-store", "content-language": language, **(headers or {})},
-    )
+    def _page(
+        self,
+        request: Request,
+        problem: str,
+        status: int = 200,
+        headers: dict[str, str] | None = None,
+    ) -> HTMLResponse:
+        language = preferred_language(request.headers)
+        page = render(
+            "login",
+            language=language,
+            problem=problem,
+            prefix=self._prefix,
+            style=LOGIN_STYLE,
+            max_name_chars=MAX_NAME_CHARS,
+            max_password_chars=MAX_PASSWORD_CHARS,
+            text=translations("shell", language),
+        )
+        return HTMLResponse(
+            page,
+            status,
+            {"cache-control": "no-store", "content-language": language, **(headers or {})},
+        )

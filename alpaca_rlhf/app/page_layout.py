@@ -122,6 +122,7 @@ def build_page(services: Services, tabs: Sequence[Tab], *, run: str) -> GuardedB
             head = render(
                 "header",
                 account=account,
+                prefix=services.prefix,
                 run=run if account.role == "admin" else Path(run).name,
                 local=not services.store.any_accounts(),
                 text=translations("shell", services.language(request)),

@@ -1,9 +1,10 @@
-"""The headers of a proxy on this machine: the address and the scheme of each request."""
+"""A proxy before the app: the headers that tell of a request, and a path in front of the app's."""
 
 from __future__ import annotations
 
 import ipaddress
 
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 LOOPBACK = ("127.0.0.1", "::1")
@@ -33,6 +34,35 @@ class ProxyHeaders:
             scheme = _last(scope, b"x-forwarded-proto").lower()
             if scheme in ("http", "https"):
                 scope["scheme"] = scheme
+        await self._app(scope, receive, send)
+
+
+class PathPrefix:
+    """ASGI middleware for an app at a path of a host, such as https://example.org/rank.
+
+    A proxy may pass a request on with the prefix or without it: both reach the same page.
+
+    Args:
+        app: The app behind it.
+        prefix: The path, with a slash before it and none after it.
+    """
+
+    def __init__(self, app: ASGIApp, prefix: str) -> None:
+        self._app = app
+        self._prefix = prefix
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on without the prefix; without its last slash it is sent there."""
+        if scope["type"] == "http":
+            path, prefix = scope["path"], self._prefix
+            if path == prefix and scope["method"] in ("GET", "HEAD"):
+                # The addresses of the page are relative to the slash.
+                headers = {"cache-control": "no-store"}
+                await RedirectResponse(f"{prefix}/", 307, headers)(scope, receive, send)
+                return
+            if path.startswith(f"{prefix}/"):
+                raw_path = scope.get("raw_path", path.encode()).removeprefix(prefix.encode())
+                scope = {**scope, "path": path.removeprefix(prefix), "raw_path": raw_path}
         await self._app(scope, receive, send)
 
 

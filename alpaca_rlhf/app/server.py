@@ -28,7 +28,7 @@ from alpaca_rlhf.app.language import LANGUAGES, gradio_i18n, preferred_language,
 from alpaca_rlhf.app.login import Login
 from alpaca_rlhf.app.login_session import LoginSessions
 from alpaca_rlhf.app.page_layout import Tab, build_page
-from alpaca_rlhf.app.proxy import ProxyHeaders
+from alpaca_rlhf.app.proxy import PathPrefix, ProxyHeaders
 from alpaca_rlhf.app.rendering import render
 from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.preferences.people import Account
@@ -54,9 +54,13 @@ class Deployment:
     """True if only this machine can reach it."""
     origin: str = ""
     """The public origin, if the app is behind a proxy."""
+    prefix: str = ""
+    """The path before the app's own paths, such as `/rank`; empty at the root of a host."""
 
 
-def services_of(store: Store, authenticator: Authenticator, sessions: LoginSessions) -> Services:
+def services_of(
+    store: Store, authenticator: Authenticator, sessions: LoginSessions, prefix: str = ""
+) -> Services:
     """The services of the tabs; the account of a request is looked up anew each time."""
 
     def language(request: gr.Request) -> str:
@@ -74,7 +78,7 @@ def services_of(store: Store, authenticator: Authenticator, sessions: LoginSessi
             raise gr.Error(text["ended.title"], print_exception=False)
         return session.account
 
-    return Services(store, account, language)
+    return Services(store, account, language, prefix)
 
 
 def build_app(
@@ -104,6 +108,7 @@ def build_app(
     sessions = LoginSessions(store, secret)
     authenticator = Authenticator(store, sessions)
     limits = limits or RateLimits.default(local=deployment.local)
+    prefix = deployment.prefix
 
     def model_status(request: Request) -> Response:
         status_lines = {language: status(language) for language in LANGUAGES}
@@ -120,18 +125,21 @@ def build_app(
         return FileResponse(path, filename=f"{name}-{file}")
 
     routes: list[BaseRoute] = [
-        *Login(store, sessions, authenticator, limits).routes(),
+        *Login(store, sessions, authenticator, limits, prefix).routes(),
         Route("/status", model_status),
         Route("/snapshots/{name}/{file}", snapshot_file),
     ]
     app = FastAPI(routes=routes, openapi_url=None, docs_url=None, redoc_url=None)
     # 2. Gradio behind them.
     texts = {language: translations("shell", language) for language in LANGUAGES}
-    page = build_page(services_of(store, authenticator, sessions), tabs, run=deployment.run)
+    services = services_of(store, authenticator, sessions, prefix)
+    page = build_page(services, tabs, run=deployment.run)
     gr.mount_gradio_app(
         app,
         page,
         path="/",
+        # The address that people type: a proxy may pass on neither host nor path.
+        root_path=f"{deployment.origin}{prefix}" or None,
         server_name="127.0.0.1",
         footer_links=[],
         run_history=False,
@@ -144,7 +152,7 @@ def build_app(
         i18n=gradio_i18n(),
         theme=theme.theme(),
         css=theme.CSS,
-        head=render("page_head", texts=texts, script=theme.SCRIPT),
+        head=render("page_head", texts=texts, prefix=prefix, script=theme.SCRIPT),
     )
     # 3. The gate before everything; behind it, a check that refuses events no page of ours sends.
     app.add_middleware(EventRequests, page=page)
@@ -155,7 +163,10 @@ def build_app(
         hosts=deployment.hosts,
         limits=limits,
         origin=deployment.origin,
+        prefix=prefix,
     )
+    if prefix:
+        app.add_middleware(PathPrefix, prefix=prefix)
     return app
 
 

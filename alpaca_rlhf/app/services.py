@@ -21,3 +21,5 @@ class Services:
     """The account that sends a request; raises `gr.Error` once nobody is signed in."""
     language: Callable[[gr.Request], str]
     """The language to answer a request in, `en` or `zh-CN`."""
+    prefix: str = ""
+    """The path before the app's own paths, such as `/rank`; empty at the root of a host."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import ipaddress
+import re
 import shlex
 import socket
 import sys
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from alpaca_rlhf.preferences.store import Store
 
 USUAL_PORT = 7860
+_PREFIX = re.compile(r"/|(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)+/?")
 _SECRET, _SNAPSHOTS = "app.secret", "snapshots"
 _SFT = Path("sft/adapter")
 
@@ -47,7 +49,9 @@ class App(Bounded):
     """Port; by default 7860, or the next one that is free."""
     url: str | None = None
     """Address that people type, where a proxy on this machine stands before the app, e.g.
-    https://rank.example.org."""
+    https://rank.example.org, or https://example.org/rank below a path."""
+    root_path: str | None = None
+    """Path below which a proxy shows the app, e.g. /rank; by default the path of --url."""
     open: bool = False
     """Open the page in this machine's browser."""
     secret: Path | None = None
@@ -71,8 +75,36 @@ class App(Bounded):
             parts = urlsplit(self.url)
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 raise ValueError(f"--url {self.url}: write it whole, e.g. https://rank.example.org")
-            if parts.path not in ("", "/") or parts.query:
-                raise ValueError(f"--url {self.url}: the app needs a name of its own, not a path")
+            if parts.query or parts.fragment or parts.username:
+                raise ValueError(
+                    f"--url {self.url}: give scheme, name and path alone, e.g. "
+                    "https://example.org/rank"
+                )
+        for flag, value, path in (
+            ("--root-path", self.root_path, self.root_path),
+            ("--url", self.url, urlsplit(self.url or "").path),
+        ):
+            if path and not _PREFIX.fullmatch(path):
+                raise ValueError(
+                    f"{flag} {value}: the path must begin with a slash and have letters, digits, "
+                    "-, _, . and ~ alone, e.g. /rank"
+                )
+        if self.url is not None and self.root_path is not None:
+            if urlsplit(self.url).path.rstrip("/") not in ("", self.root_path.rstrip("/")):
+                raise ValueError(
+                    f"--root-path {self.root_path}: --url {self.url} has another path; give one"
+                )
+
+    @property
+    def prefix(self) -> str:
+        """The path before the app's own paths, without a slash at its end; mostly empty."""
+        return (self.root_path or urlsplit(self.url or "").path).rstrip("/")
+
+    @property
+    def origin(self) -> str:
+        """Scheme and host of `--url`; empty without it."""
+        parts = urlsplit(self.url or "")
+        return f"{parts.scheme}://{parts.netloc}" if parts.netloc else ""
 
 
 def run(flags: App, terminal: Terminal) -> int:
@@ -164,10 +196,12 @@ def _add_gold(store: Store, path: Path, terminal: Terminal) -> int:
 
 def _serve(store: Store, flags: App, home: Path, has_run: bool, terminal: Terminal) -> int:
     # 1. Nobody beyond this machine may reach an app without accounts.
-    local = is_local(flags.host) and flags.url is None
+    behind_proxy = flags.url is not None or bool(flags.prefix)
+    local = is_local(flags.host) and not behind_proxy
     accounts = store.any_accounts()
     if not local and not accounts:
-        flag = f"--host {flags.host}" if flags.url is None else f"--url {flags.url}"
+        flag = f"--host {flags.host}" if not flags.prefix else f"--root-path {flags.root_path}"
+        flag = flag if flags.url is None else f"--url {flags.url}"
         raise UserError(
             f"{flag}: others could reach the app, and nobody would have to sign in; make an "
             f"account first: {_add_user_command(flags, store)}"
@@ -179,7 +213,7 @@ def _serve(store: Store, flags: App, home: Path, has_run: bool, terminal: Termin
     # 2. Take the port before torch is loaded, so that a taken port is reported at once.
     listener = _listen(flags)
     port = listener.getsockname()[1]
-    address = flags.url or f"http://{_url_host(flags.host)}:{port}"
+    address = (flags.origin or f"http://{_url_host(flags.host)}:{port}") + flags.prefix
     from alpaca_rlhf.app import login_session, server
     from alpaca_rlhf.app.tabs import tabs
 
@@ -199,7 +233,8 @@ def _serve(store: Store, flags: App, home: Path, has_run: bool, terminal: Termin
             snapshots=(folder / _SNAPSHOTS).absolute(),
             hosts=_hosts(flags),
             local=local,
-            origin=(flags.url or "").rstrip("/"),
+            origin=flags.origin,
+            prefix=flags.prefix,
         ),
         status=worker.status if worker is not None else lambda language: "",
     )
@@ -216,7 +251,7 @@ def _serve(store: Store, flags: App, home: Path, has_run: bool, terminal: Termin
             webbrowser.open(address)
 
     try:
-        server.serve(app, listener, behind_proxy=flags.url is not None, on_ready=ready)
+        server.serve(app, listener, behind_proxy=behind_proxy, on_ready=ready)
     finally:
         if worker is not None:
             worker.close()

@@ -3,6 +3,7 @@
   "use strict";
   const language = /^zh\b/i.test(navigator.language || "") ? "zh-CN" : "en";
   const texts = window.alpacaTexts[language];
+  const prefix = window.alpacaPrefix;  // the path before the app's own paths, mostly empty
   document.documentElement.lang = language;
 
   // --- light and dark: as the system is, until the switch is pressed --------------------------
@@ -50,7 +51,7 @@
   const poll = async () => {
     if (document.visibilityState !== "visible") return;
     try {
-      const response = await fetch("/status", { headers: { accept: "application/json" } });
+      const response = await fetch(`${prefix}/status`, { headers: { accept: "application/json" } });
       if (!response.ok) return;
       const reply = await response.json();
       if (account() !== null && reply.account !== account()) location.reload();
@@ -67,7 +68,7 @@
   window.fetch = async (...args) => {
     const response = await send(...args);
     const url = new URL(args[0] instanceof Request ? args[0].url : String(args[0]), location);
-    if (response.status === 401 && url.origin === location.origin && url.pathname !== "/login") {
+    if (response.status === 401 && url.origin === location.origin && url.pathname !== `${prefix}/login`) {
       signInAgain();
     }
     return response;
@@ -107,7 +108,7 @@
       event.preventDefault();
       let reply, succeeded = false;
       try {
-        const response = await send("/login", {
+        const response = await send(`${prefix}/login`, {
           method: "POST",
           headers: { accept: "application/json" },
           body: new URLSearchParams({ name: name.value, password: password.value }),

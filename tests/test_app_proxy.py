@@ -1,0 +1,261 @@
+"""The app behind nginx and Caddy, configured as the guide says: at a host's root and below a path.
+
+Everything listens on 127.0.0.1; where a proxy is not installed its cases are skipped.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import gradio as gr
+import httpx
+import pytest
+from starlette.testclient import TestClient
+
+from alpaca_rlhf.app.page_layout import Tab
+from alpaca_rlhf.app.proxy import ProxyHeaders
+from alpaca_rlhf.app.rank_tab import rank_tab
+from alpaca_rlhf.cli import app_command
+from alpaca_rlhf.cli import main as cli
+from alpaca_rlhf.preferences import passwords
+from alpaca_rlhf.preferences.assignment import Rules
+from alpaca_rlhf.preferences.store import Store
+from tests import apps, browser
+from tests.databases import candidates
+
+GUIDE = Path(__file__).parent.parent / "docs" / "guides" / "ranking-with-a-team.md"
+PASSWORD = "long enough"
+NGINX, CADDY = shutil.which("nginx") or shutil.which("/usr/sbin/nginx"), shutil.which("caddy")
+
+STRIPPED = "location /rank/ {\n    proxy_pass http://127.0.0.1:7860/;\n}"
+"""What people write first: no header is passed on, and a path is cut off."""
+
+
+def blocks(begin):
+    """The indented blocks of the guide whose first line matches."""
+    text = GUIDE.read_text()
+    found = re.findall(r"(?:^    .*\n|^\n(?=    ))+", text, re.MULTILINE)
+    lines = ["\n".join(line[4:] for line in block.splitlines()).strip() for block in found]
+    return [block for block in lines if re.match(begin, block)]
+
+
+def published(begin, path):
+    (block,) = (one for one in blocks(begin) if ("/rank" in one) == bool(path) and "7860" in one)
+    return block
+
+
+def stream_tab(services):
+    """Pieces that come one by one; a proxy that keeps them back shows them all at once."""
+    button, shown = gr.Button("Stream"), gr.Textbox(label="Streamed", elem_id="streamed")
+
+    def pieces():
+        for piece in range(3):
+            yield f"piece {piece}"
+            time.sleep(0.5)
+
+    button.click(pieces, None, shown, api_visibility="private")
+
+
+WATCH = """() => {
+    window.seen = [];
+    setInterval(() => {
+        const text = document.querySelector('#streamed textarea').value;
+        if (window.seen.at(-1) !== text) window.seen.push(text);
+    }, 20);
+}"""
+
+
+@contextmanager
+def nginx(folder, port, location):
+    folder.mkdir()
+    (folder / "nginx.conf").write_text(
+        f"daemon off; pid {folder}/pid; error_log {folder}/log; worker_processes 1;\n"
+        "events {} http { access_log off;\n"
+        + "".join(
+            f"{name}_temp_path {folder}/{name};\n"
+            for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        + f"server {{ listen 127.0.0.1:{port}; {location} }} }}\n"
+    )
+    words = [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(folder / "log")]
+    with running(words, port):
+        yield
+
+
+@contextmanager
+def caddy(folder, port, site):
+    folder.mkdir()
+    site = re.sub(r"^\S+ {", f"http://127.0.0.1:{port} {{\n\tbind 127.0.0.1", site)
+    text = "{\n\tadmin off\n\tauto_https off\n}\n" + site + "\n"
+    (folder / "Caddyfile").write_text(text)
+    words = [CADDY, "run", "--config", str(folder / "Caddyfile"), "--adapter", "caddyfile"]
+    with running(words, port, XDG_CONFIG_HOME=str(folder), XDG_DATA_HOME=str(folder)):
+        yield
+
+
+@contextmanager
+def running(words, port, **environment):
+    process = subprocess.Popen(
+        words,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, **environment},
+    )
+    try:
+        for _ in range(200):
+            try:
+                httpx.get(f"http://127.0.0.1:{port}/", trust_env=False)
+                break
+            except httpx.TransportError:
+                assert process.poll() is None, "the proxy has ended"
+                time.sleep(0.05)
+        yield
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def opened():
+    if browser.chromium() is None:
+        pytest.skip(browser.NO_CHROMIUM)
+    with browser.browser() as chromium:
+        yield chromium
+
+
+CASES = {
+    "nginx": (nginx, lambda: published("location / ", ""), ""),
+    "nginx below a path": (nginx, lambda: published("location = /rank", "/rank"), "/rank"),
+    "nginx bare, cuts off the path": (nginx, lambda: STRIPPED, "/rank"),
+    "caddy": (caddy, lambda: published("rank.example.org", ""), ""),
+    "caddy below a path": (caddy, lambda: published("example.org", "/rank"), "/rank"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_people_work_behind_a_proxy(case, opened, tmp_path, monkeypatch):
+    """They sign in, rank, see a stream piece by piece, export as admin, and sign out."""
+    proxy, configuration, prefix = CASES[case]
+    if (NGINX if proxy is nginx else CADDY) is None:
+        pytest.skip(f"no {proxy.__name__} here: apt-get install {proxy.__name__}")
+    monkeypatch.setattr(passwords, "LOG_N", 4)
+    port, app_port = browser.free_port(), browser.free_port()
+    origin = f"http://127.0.0.1:{port}"
+    rules = Rules(gold_rate=0, repeat_rate=0, second_share=0)
+    with Store(tmp_path / "p.db", rules=rules, seed=0) as store:
+        store.add_annotator("boss", PASSWORD, role="admin")
+        store.add_sets(candidates(3, k=2), origin="test")
+        tabs = [
+            Tab("rank", rank_tab),
+            Tab("chat", stream_tab),
+            Tab("data", apps.data_tab_of(tmp_path), admin=True),
+        ]
+        app = apps.house(store, tmp_path, local=False, tabs=tabs, origin=origin, prefix=prefix)
+        text = configuration().replace("127.0.0.1:7860", f"127.0.0.1:{app_port}")
+        with (
+            apps.serving(ProxyHeaders(app), app_port),
+            proxy(tmp_path / "proxy", port, text),
+            browser.visit(opened, locale="en-GB") as page,
+        ):
+            page.goto(f"{origin}{prefix}/")
+            page.wait_for_url(f"{origin}{prefix}/login")
+            page.fill("#name", "boss")
+            page.fill("#password", PASSWORD)
+            page.click("button")
+            page.wait_for_url(f"{origin}{prefix}/")
+            # 1. A ranking.
+            page.locator(".rank[data-started=yes][aria-busy=false] .card").first.wait_for()
+            page.locator(".card").nth(1).focus()
+            page.keyboard.press("Shift+ArrowUp")
+            page.get_by_role("button", name="Submit").click()
+            page.get_by_text("2 left for you").wait_for()
+            assert store.figures().counts["rankings"] == 1
+            # 2. A stream, and the line about the model.
+            page.get_by_role("tab", name="Chat").click()
+            page.evaluate(WATCH)
+            page.get_by_role("button", name="Stream", exact=True).click()
+            page.wait_for_function("window.seen.includes('piece 2')")
+            assert len(page.evaluate("window.seen.filter(text => text)")) > 1, "all at once"
+            # 3. A snapshot, to be downloaded.
+            page.get_by_role("tab", name="Data").click()
+            page.get_by_role("button", name="Export a snapshot").click()
+            with page.expect_download() as waited:
+                page.get_by_role("link", name="manifest.json").click()
+            assert json.loads(Path(waited.value.path()).read_text())["rankings"] == 1
+            # 4. The cookie is the app's alone, and signing out ends it.
+            (cookie,) = page.context.cookies()
+            assert cookie["path"] == (prefix or "/") and cookie["httpOnly"]
+            page.get_by_role("button", name="Log out").click()
+            page.wait_for_url(f"{origin}{prefix}/login")
+
+
+def test_below_a_path_every_address_has_it(tmp_path, monkeypatch):
+    """With the prefix and without it (a proxy may cut it off); a last slash is added."""
+    monkeypatch.setattr(passwords, "LOG_N", 4)
+    with Store(tmp_path / "p.db") as store:
+        store.add_annotator("boss", PASSWORD, role="admin")
+        app = apps.house(store, tmp_path, prefix="/rank")
+        with TestClient(app, base_url="http://127.0.0.1:7860", follow_redirects=False) as client:
+            client.headers["origin"] = "http://127.0.0.1:7860"
+            assert client.get("/rank").headers["location"] == "/rank/"
+            for path in ("/rank/", "/"):
+                assert client.get(path).headers["location"] == "/rank/login"
+            assert 'action="/rank/login"' in client.get("/rank/login").text
+            assert client.get("/rankle/login").status_code == 404
+            assert client.get("/rank/rank/login").status_code == 404
+            form = {"name": "boss", "password": PASSWORD}
+            response = client.post("/rank/login", data=form)
+            assert response.headers["location"] == "/rank/"
+            assert "path=/rank;" in response.headers["set-cookie"].lower()
+            assert client.get("/rank/status").json()["account"] == 1
+            root = client.get("/rank/config").json()["root"]
+            assert root == "http://127.0.0.1:7860/rank"
+            assert "/rank/status" not in client.get("/rank/").text.replace("${prefix}", "")
+            assert client.post("/rank/logout").headers["location"] == "/rank/login"
+
+
+@pytest.mark.parametrize(
+    ("flags", "prefix", "origin"),
+    [
+        ({}, "", ""),
+        ({"url": "https://rank.example.org"}, "", "https://rank.example.org"),
+        ({"url": "https://rank.example.org/"}, "", "https://rank.example.org"),
+        ({"url": "https://example.org:8443/a/rank/"}, "/a/rank", "https://example.org:8443"),
+        ({"root_path": "/rank/"}, "/rank", ""),
+        ({"root_path": "/rank", "url": "https://example.org"}, "/rank", "https://example.org"),
+        (
+            {"root_path": "/rank", "url": "https://example.org/rank/"},
+            "/rank",
+            "https://example.org",
+        ),
+    ],
+)
+def test_the_path_is_taken_from_the_address(flags, prefix, origin):
+    app = app_command.App(**flags)
+    assert (app.prefix, app.origin) == (prefix, origin)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--root-path", "rank"],
+        ["--root-path", "/a//b"],
+        ["--root-path", "/a/../b"],
+        ["--root-path", "/a'><script>"],
+        ["--root-path", "/a?b"],
+        ["--url", "https://example.org/a b"],
+        ["--url", "https://example.org/rank?x=1"],
+        ["--url", "https://me:word@example.org/"],
+        ["--url", "example.org/rank"],
+        ["--url", "https://example.org/rank", "--root-path", "/other"],
+    ],
+)
+def test_a_path_that_is_none_is_refused(words, capsys):
+    assert cli.main(["app", *words]) == 2
+    error = capsys.readouterr().err
+    assert words[0] in error and "Traceback" not in error and error.count("\n") == 1
