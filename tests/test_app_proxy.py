@@ -162,6 +162,7 @@ def test_people_work_behind_a_proxy(case, opened, tmp_path, monkeypatch):
             proxy(tmp_path / "proxy", port, text),
             browser.visit(opened, locale="en-GB") as page,
         ):
+            page.set_default_timeout(120_000)
             page.goto(f"{origin}{prefix}/")
             page.wait_for_url(f"{origin}{prefix}/login")
             page.fill("#name", "boss")
