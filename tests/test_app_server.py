@@ -779,7 +779,8 @@ def test_what_would_open_the_app_to_others_is_refused(tmp_path, monkeypatch, cap
         one_line(capsys, cli.main(["app", *flags]), flags[0], "--add-user")
     one_line(capsys, cli.main(["app", "--role", "admin"]), "--add-user")
     one_line(capsys, cli.main(["app", "--url", "a.example"]), "--url", "https://")
-    one_line(capsys, cli.main(["app", "--url", "https://a.example/x"]), "a name of its own")
+    one_line(capsys, cli.main(["app", "--url", "https://a.example/x?y"]), "path alone")
+    one_line(capsys, cli.main(["app", "--root-path", "/x"]), "--root-path /x", "--add-user")
     one_line(capsys, cli.main(["app", "--db", "mysql://x/y"]), "--db")
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

@@ -98,5 +98,6 @@ def test_a_template_escapes_and_refuses_a_missing_value():
 
 
 def test_a_script_of_texts_cannot_end_early():
-    head = rendering.render("page_head", texts={"en": {"key": "</script>"}}, script="")
+    texts = {"en": {"key": "</script>"}}
+    head = rendering.render("page_head", texts=texts, prefix="</script>", script="")
     assert head.count("</script>") == 1
