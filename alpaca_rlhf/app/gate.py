@@ -301,6 +301,9 @@ def _add_headers(message: Message, request: Request) -> None:
             headers[name] = value
     if request.url.scheme == "https":
         headers["strict-transport-security"] = _HSTS
+    # nginx would keep the pieces of a stream back until there are enough of them.
+    if headers.get("content-type", "").startswith("text/event-stream"):
+        headers["x-accel-buffering"] = "no"
     if "cache-control" not in headers and not _is_asset(request.url.path):
         headers["cache-control"] = "no-store"
 
