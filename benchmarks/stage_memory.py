@@ -25,7 +25,7 @@ from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.planner import Device, Lengths, PeakMemory, Shape
 from alpaca_rlhf.settings import Loop, Sampling
 from alpaca_rlhf.training import ppo as ppo_module
-from alpaca_rlhf.training.candidates import draw
+from alpaca_rlhf.training.candidates import draw, rescore
 from alpaca_rlhf.training.groups import Group
 from alpaca_rlhf.training.loop import Checkpoints
 from alpaca_rlhf.training.ppo import PPOPrompt, train_ppo
@@ -306,13 +306,14 @@ class Stages:
         draw(
             self.adapters,
             "policy",
-            head,
             prompts,
             [str(number) for number in range(len(prompts))],
             k=own.k,
             sampling=sampling,
             seed=0,
-            score_batch_size=sampling.batch_size,
+            score_candidates=lambda pool: rescore(
+                self.adapters, head, pool, batch_size=sampling.batch_size
+            ),
         )
         self._fine_tune("policy", "best_of_k", sampling.max_new_tokens)
 

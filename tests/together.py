@@ -13,7 +13,7 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.models.base import load_base
 from alpaca_rlhf.settings import PPO, SFT, Clip, Reward, Sampling, Value
 from alpaca_rlhf.training.best_of_k import choose
-from alpaca_rlhf.training.candidates import draw
+from alpaca_rlhf.training.candidates import draw, rescore
 from alpaca_rlhf.training.loop import Checkpoints, Learner
 from alpaca_rlhf.training.ppo import train_ppo
 from alpaca_rlhf.training.reward import train_reward
@@ -101,13 +101,12 @@ def best_of_k(adapters, folder, log):
     drawn = draw(
         adapters,
         "policy",
-        head,
         [one.ids for one in asked],
         [one.key for one in asked],
         k=3,
         sampling=Sampling(max_new_tokens=8),
         seed=0,
-        score_batch_size=4,
+        score_candidates=lambda pool: rescore(adapters, head, pool, batch_size=4),
     )
     winners = choose(drawn)
     settings = SFT(lr=1e-3, epochs=3, batch_size=4, micro_batch_size=1, warmup=0.0)
