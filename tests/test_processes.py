@@ -50,7 +50,9 @@ def both(tiny_folder, tmp_path_factory):
         return torch.load(path, weights_only=False)
 
     seen = [read(two / f"refusing-{one}.pt") for one in (0, 1)]
-    assert seen == [[1, "the main one refuses", True], ["the main one refuses", True]]
+    given = [1, "the main one's"]
+    refused = ["the main one refuses", True, given]
+    assert seen == [[1, *refused], refused]
     return {
         stage: (
             read(one / f"{stage}-0.pt"),
@@ -162,6 +164,7 @@ assert processes.gather(processes.share([1, 2, 3])) == [1, 2, 3] and processes.m
 assert processes.add({"x": 1.0}) == {"x": 1.0} and processes.any_of(True)
 done = []
 processes.by_main(lambda: done.append(1))
+assert processes.from_main(lambda: 7) == 7
 assert done and not torch.distributed.is_initialized() and "accelerate" not in sys.modules
 """
     own = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}

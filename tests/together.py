@@ -146,6 +146,7 @@ def refusing(out):
     except UserError as error:
         seen.append(str(error))
     seen.append(processes.any_of(processes.index() == 1))
+    seen.append(processes.from_main(lambda: [processes.count(), "the main one's"]))
     processes.wait()
     torch.save(seen, out / f"refusing-{processes.index()}.pt")
 
