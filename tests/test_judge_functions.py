@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -370,6 +377,44 @@ def test_a_torn_line_is_scored_again(written, tmp_path):
     log.write_text(log.read_text().replace('"score"', '"scor"', 1))
     with pytest.raises(UserError, match=r"judge_scores\.jsonl:1: is not a judge's score"):
         written(COUNTED).scores(RESPONSES, stage="rank")
+
+
+KILLED = """import sys
+from pathlib import Path
+from alpaca_rlhf.judges import Instruction, Judge, Response, ScoreLog, load_function
+from alpaca_rlhf.settings.judge_names import parse_judge
+
+name = parse_judge("judge.py:score")
+function = load_function(name, "--by")
+judge = Judge(name, function, function.digest, function.files, ScoreLog(Path("judge_scores.jsonl")))
+prompt = Instruction("Say something.", source="test")
+judge.scores([Response(prompt, str(number), True) for number in range(400)], stage="rank")
+"""
+
+
+def test_a_random_judge_killed_in_the_middle_goes_on(written, tmp_path):
+    """With SIGKILL: the scores before it are read back, the others are given once."""
+    slow = COUNTED.replace("    CALLS", "    time.sleep(0.005)\n    CALLS")
+    (tmp_path / "judge.py").write_text("import time\n" + slow)
+    log = tmp_path / "judge_scores.jsonl"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    child = subprocess.Popen([sys.executable, "-c", KILLED], cwd=tmp_path, env=environment)
+    while not log.exists() or log.read_bytes().count(b"\n") < 30:
+        assert child.poll() is None
+        time.sleep(0.005)
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
+    before = log.read_text().splitlines()[: log.read_bytes().count(b"\n")]
+    assert len(before) < 400
+    judge = written("import time\n" + slow)
+    prompt = Instruction("Say something.", source="test")
+    responses = [Response(prompt, str(number), True) for number in range(60)]
+    scores = judge.scores(responses, stage="rank")
+    given = [json.loads(line)["score"] for line in before]
+    both = min(60, len(given))
+    assert [rating.score for rating in scores[:both]] == given[:both]
+    assert len(calls_of(judge)) == 60 - both
+    assert log.read_text().splitlines()[: len(before)] == before
 
 
 def test_the_digest_is_that_of_the_module_and_its_files(written, tmp_path):
