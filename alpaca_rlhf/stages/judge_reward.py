@@ -15,6 +15,7 @@ from typing import Any
 from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.scorers import Response
+from alpaca_rlhf.core.sizes import MIN_PROMPTS
 from alpaca_rlhf.judges import Judge
 from alpaca_rlhf.models.batches import answer, prompt_ids
 from alpaca_rlhf.models.rollout import sample
@@ -82,7 +83,9 @@ def judge_reward(ctx: Context, round_: int) -> JudgeReward:
         Response(row, answer(ctx.base, template, completion.ids), completion.finished)
         for row, (completion,) in zip(rows, samples, strict=True)
     ]
-    # 3. Their mean and deviation.
+    # 3. Mean and deviation of those that stopped, as PPO scores no other, unless hardly any did.
+    finished = [response for response in responses if response.finished]
+    responses = finished if len(finished) >= min(MIN_PROMPTS, len(responses)) else responses
     reference = JudgeReward(judge, 0.0, 1.0).scores(responses, stage=suffixed("ppo", round_))
     mean, std = statistics.fmean(reference), statistics.pstdev(reference)
     if std == 0:
