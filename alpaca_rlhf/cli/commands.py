@@ -33,7 +33,8 @@ class Command:
     settings: str = ""
     """The dataclass in the module whose fields are its flags."""
     operands: str = ""
-    """Names of the words before the flags; a last one that ends in `...` stands for several."""
+    """Names of the words before the flags; a last one that ends in `...` stands for several, and
+    one in brackets may be left out."""
     about: str = ""
     """A longer text for its help than the summary."""
     repeats: bool = False
@@ -101,6 +102,9 @@ COMMANDS = {
     "chat": Command(
         "talk to the policies of a run",
         "chat_command", settings="Chat"),
+    "answers": Command(
+        "answer a file of prompts, as JSON lines for other people's benchmarks: RUN --prompts FILE",
+        "answers_command", settings="Answers", operands="RUN"),
     "export": Command(
         "write a policy or the reward model for other programs, and check that it does the same",
         "export_command", settings="Export", repeats=True),
@@ -117,6 +121,14 @@ COMMANDS = {
         "take-in": Command(
             "let what was left out count again: --run RUN --person NAME",
             "verdicts_command", function="take_in", settings="TakeIn"),
+    }),
+    "runs": Command("the disk space of runs: list, prune", subcommands={
+        "list": Command(
+            "what each run of a folder takes",
+            "runs_command", function="listed", settings="Listed", operands="[FOLDER]"),
+        "prune": Command(
+            "remove what nobody needs any more, after asking; first with --dry-run",
+            "runs_command", function="pruned", settings="Pruned", operands="[FOLDER]"),
     }),
     "import": Command(
         "read data of any known format, check it, and write it in the kit's own",
@@ -191,8 +203,9 @@ class Invocation:
         flags = (at for at, argument in enumerate(self.arguments) if argument.startswith("--"))
         at = next(flags, len(self.arguments))
         operands, names = self.arguments[:at], self.command.operands.split()
-        several = names[-1].endswith("...")
-        if not operands or (len(operands) != len(names) and not several):
+        several, optional = names[-1].endswith("..."), names[-1].startswith("[")
+        fewest = len(names) - optional
+        if len(operands) < fewest or (len(operands) > len(names) and not several):
             given = shlex.join(operands) or "nothing"
             raise UserError(f"{self.name}: got {given}; expected {self.prog}, flags after it")
         return operands, self.arguments[at:]

@@ -1,0 +1,188 @@
+"""Answers of a policy to the prompts of a file, for other people's benchmarks.
+
+While they are written the answers lie in a log beside the file, whose first line says what they
+were asked for: a killed run goes on after the last whole line, and the file itself appears whole.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from alpaca_rlhf.core import jsonl
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.files import atomic_write, only_one
+from alpaca_rlhf.core.prompts import user_text
+from alpaca_rlhf.core.records import Completion, Instruction, content_hash
+from alpaca_rlhf.data.readers.formats import instructions_of
+from alpaca_rlhf.data.readers.problems import BadRow
+from alpaca_rlhf.data.readers.rows import columns_of, no_rows, open_rows
+from alpaca_rlhf.serving.manner import Manner
+
+DETAILS = "alpaca_rlhf"
+"""Column with the policy, the sampling settings and how each answer ended."""
+
+
+class Answerer(Protocol):
+    """The policies of a run."""
+
+    def fingerprint(self, policy: str) -> str:
+        """Name of a policy's weights."""
+        ...
+
+    def candidates(
+        self, policy: str, rows: Sequence[Instruction], manner: Manner, *, k: int
+    ) -> list[list[Completion]]:
+        """K completions of each prompt."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One row of the user's file."""
+
+    columns: Mapping[str, Any]
+    """The row as it was read."""
+    instruction: Instruction
+    place: str
+    """Its place, for messages: `file:line`."""
+
+
+@dataclass(frozen=True)
+class AnswerFile:
+    """The request for a file of answers."""
+
+    out: Path
+    """The file to write."""
+    policy: str
+    """The policy that answers."""
+    manner: Manner
+    """The sampling settings."""
+    column: str = "response"
+    """Column of the answer."""
+
+    @property
+    def log(self) -> Path:
+        """The log of a file that is not finished."""
+        return self.out.with_name(f".{self.out.name}.part")
+
+    def refuse_existing(self) -> None:
+        """Refuse a file that is there.
+
+        Raises:
+            UserError: It is there.
+        """
+        if self.out.exists():
+            raise UserError(f"--out {self.out}: is there already; give another file, or remove it")
+
+    def write(
+        self, answerer: Answerer, prompts: Sequence[Prompt], *, batch: int
+    ) -> Iterator[tuple[int, int]]:
+        """Answer every prompt, in the order of the file.
+
+        Args:
+            answerer: Answers.
+            prompts: The rows.
+            batch: Prompts at once; it changes no answer.
+
+        Yields:
+            Prompts answered so far and their number, at first and after each batch.
+
+        Raises:
+            UserError: A prompt leaves no room for an answer, the file exists or cannot be written.
+        """
+        self.refuse_existing()
+        busy = f"--out {self.out}: another process is writing it; wait for it"
+        with only_one(self.out.parent, busy):
+            # 1. What an interrupted run of the same request has written.
+            header = {"request": self._request(answerer, prompts)}
+            done = self._done(header)
+            yield done, len(prompts)
+            # 2. The others, batch by batch.
+            while done < len(prompts):
+                rows = self._answered(answerer, prompts[done : done + batch])
+                jsonl.append(self.log, rows, sync=True)
+                done += len(rows)
+                yield done, len(prompts)
+            # 3. The file, without the header.
+            _, _, content = self.log.read_bytes().partition(b"\n")
+            atomic_write(self.out, content)
+            self.log.unlink()
+
+    def _request(self, answerer: Answerer, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        """All that the answers depend on."""
+        return {
+            "policy": self.policy,
+            "fingerprint": answerer.fingerprint(self.policy),
+            "manner": asdict(self.manner),
+            "column": self.column,
+            "prompts": content_hash(
+                *(json.dumps(prompt.columns, sort_keys=True, default=str) for prompt in prompts)
+            ),
+        }
+
+    def _done(self, header: Mapping[str, Any]) -> int:
+        """Number of answers in the log; one of another request is begun anew."""
+        if self.log.is_file():
+            lines = jsonl.lines(self.log, expected="an answer", mend="remove it")
+            first = next(lines, None)
+            if first is not None and first.value == header:
+                return sum(1 for _ in lines)
+            self.log.unlink()
+        jsonl.append(self.log, [header])
+        return 0
+
+    def _answered(self, answerer: Answerer, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+        instructions = [prompt.instruction for prompt in prompts]
+        try:
+            completions = answerer.candidates(self.policy, instructions, self.manner, k=1)
+        except UserError as error:
+            if len(prompts) > 1:  # find the one that is too long
+                return [row for prompt in prompts for row in self._answered(answerer, [prompt])]
+            raise UserError(f"{prompts[0].place}: {error}") from None
+        return [
+            self._row(prompt, completion)
+            for prompt, (completion,) in zip(prompts, completions, strict=True)
+        ]
+
+    def _row(self, prompt: Prompt, completion: Completion) -> dict[str, Any]:
+        details = {
+            "policy": self.policy,
+            "sampling": completion.sampling,
+            "seed": completion.seed,
+            "finish_reason": completion.finish_reason,
+            "tokens": completion.n_tokens,
+        }
+        asked = {"prompt": user_text(prompt.instruction)}
+        return (
+            asked
+            | dict(prompt.columns)
+            | {self.column: completion.text.strip()}
+            | {DETAILS: details}
+        )
+
+
+def read_rows(path: Path) -> list[Prompt]:
+    """The prompts of a file, each with all columns of its row.
+
+    Raises:
+        UserError: It cannot be read, or a row of it has no prompt or several.
+    """
+    rows = open_rows(str(path))
+    prompts = []
+    for number, row in rows:
+        place = rows.place(number)
+        try:
+            columns = columns_of(row)
+            instructions = instructions_of(columns, rows.origin)
+        except BadRow as problem:
+            raise UserError(f"{place}: {problem}") from None
+        if len(instructions) != 1:
+            raise UserError(f"{place}: holds {len(instructions)} prompts; give one a row")
+        prompts.append(Prompt(columns, instructions[0], place))
+    if not prompts:
+        raise UserError(no_rows(str(path)))
+    return prompts
