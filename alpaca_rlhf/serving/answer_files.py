@@ -156,9 +156,9 @@ class AnswerFile:
             "finish_reason": completion.finish_reason,
             "tokens": completion.n_tokens,
         }
-        asked = {"prompt": user_text(prompt.instruction)}
+        prompt_column = {"prompt": user_text(prompt.instruction)}
         return (
-            asked
+            prompt_column
             | dict(prompt.columns)
             | {self.column: completion.text.strip()}
             | {DETAILS: details}
