@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from alpaca_rlhf.cli.answers_command import Answers
 from alpaca_rlhf.cli.app_command import App
 from alpaca_rlhf.cli.doctor_command import Doctor
 from alpaca_rlhf.cli.export_command import Export
 from alpaca_rlhf.cli.judge_command import Judging
 from alpaca_rlhf.cli.main import COMMANDS
 from alpaca_rlhf.cli.plan_command import AUTO, LENGTHS, Plan
+from alpaca_rlhf.cli.runs_command import Pruned
 from alpaca_rlhf.cli.sample_command import Fill
 from alpaca_rlhf.cli.split_command import Split
 from alpaca_rlhf.report import schema as report_data
@@ -58,7 +60,17 @@ def test_commands_and_flags_exist(page):
         assert command in COMMANDS, command
     for target in re.findall(r"(?:^ +|`)make ([a-z]+)", text, re.MULTILINE):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
-    known = (App, Doctor, Export, Fill, Judging, Plan, Split)  # Plan has those of the loop
+    known = (
+        Answers,
+        App,
+        Pruned,
+        Doctor,
+        Export,
+        Fill,
+        Judging,
+        Plan,
+        Split,
+    )  # Plan has those of the loop
     flags = {leaf.flag for cls in known for leaf in leaves_of(cls, required=False)}
     flags |= OTHER_FLAGS
     lines = [line for line in text.splitlines() if "alpaca-rlhf" in line or "recipes/" in line]

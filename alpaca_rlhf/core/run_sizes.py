@@ -24,7 +24,7 @@ class Waste:
 
     path: Path
     reason: str
-    """What it is, and why it can go."""
+    """Its kind, and the ground for removing it."""
     size: int
     """Bytes."""
 
@@ -50,7 +50,7 @@ class RunSize:
     size: int
     """Bytes of the whole folder."""
     waste: tuple[Waste, ...]
-    """What can be removed."""
+    """Its removable parts."""
 
 
 def runs_in(folder: Path) -> Iterator[Path]:
