@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from alpaca_rlhf import stages
-from alpaca_rlhf.core import gpu_lock, processes
+from alpaca_rlhf.core import allocator, gpu_lock, processes
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.provenance import measure
 from alpaca_rlhf.core.runs import RunFolder, finished
@@ -351,6 +351,7 @@ def _work(context: Context, step: Step) -> None:
     by_http = step.stage == "generate" and settings.generate.endpoint.url is not None
     if _needs_model(step, settings) and not by_http:
         _note_base(context)
+    allocator.trim()  # or what the stage before has left would count as this one's
     forecast.begin_measuring()
     with measure() as used:
         try:

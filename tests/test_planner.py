@@ -288,6 +288,17 @@ def test_the_cpu_is_no_card_of_its_size():
     assert "activations" in items and not {item for item in items if "CUDA" in item}
 
 
+def test_the_plan_of_a_cpu_tells_what_the_process_takes():
+    """Not its tensors alone: Python with torch takes half a GiB before a base is loaded."""
+    plan = json.loads(run("plan", "--base", "smollm2", "--card", "cpu", "--json").stdout)
+    for stage in plan["stages"]:
+        for phase in stage["phases"]:
+            tensors = sum(
+                size for item, size in phase["items_gib"].items() if item != "libraries and gaps"
+            )
+            assert 0.5 <= phase["peak_gib"] - tensors < 0.5 + 0.1 * tensors
+
+
 # --- time -----------------------------------------------------------------------------------------
 
 

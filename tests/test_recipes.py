@@ -89,15 +89,16 @@ def test_the_plan_of_a_cards_recipe_fits_its_card_with_a_tenth_to_spare(name):
 
 
 def test_the_plan_of_the_recipe_without_a_card_fits_a_laptop():
-    """In half of 8 GiB: Python, its libraries and a desktop want the rest. No gap of CUDA's."""
-    from alpaca_rlhf.planner import RESERVE, Budget, device_of, find_gpu, shape_of
+    """Tensors in half of 8 GiB: Python and a desktop want the rest. No gap of CUDA's."""
+    from alpaca_rlhf.planner import PROCESS, RESERVE, Budget, device_of, find_gpu, shape_of
 
     settings = load("smollm2_135m_cpu").EXPERIMENT
     card = find_gpu("cpu")
     budget = Budget(shape_of(settings.base), card, device=device_of(card))
     for phases in budget.phases(settings).values():
         for phase in phases:
-            assert phase.peak < 4 * 2**30 and RESERVE not in phase.items
+            tensors = phase.peak - phase.items[PROCESS]
+            assert tensors < 4 * 2**30 and RESERVE not in phase.items
 
 
 @pytest.mark.parametrize("architecture", sorted({*CARDS.values()}))

@@ -53,14 +53,15 @@ _COLUMN_ITEMS = {
     "logits": ("logits",),
     "KV": ("keys and values",),
     "copy": ("16-bit copy of the base",),
-    "spare": ("CUDA context and gaps",),
+    "spare": ("CUDA context and gaps", "libraries and gaps"),
 }
 """Items of a phase that each column of the table sums up."""
 _ANY_WIDTH = 1000
 """Columns of a terminal that no table fills."""
 _LEGEND = (
     "LoRA: adapters, gradients, optimiser; activ.: activations; KV: KV cache; copy: 16-bit copy of "
-    "the base while sampling; spare: CUDA context and gaps, estimated"
+    "the base while sampling; spare: CUDA context (on a CPU: Python with its libraries) and gaps, "
+    "estimated"
 )
 
 

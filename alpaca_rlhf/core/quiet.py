@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from alpaca_rlhf.core.allocator import return_memory
 from alpaca_rlhf.core.bases import is_local
 
 
@@ -20,6 +21,7 @@ def loading(base: str) -> Iterator[None]:
     later collections, the last one at the end of the process among them, do not look at it.
     """
     quiet(base)
+    return_memory()
     gc.disable()
     try:
         yield

@@ -339,6 +339,8 @@ def _load(
     if quantization == "none":
         model.to(device)  # type: ignore[arg-type]
     compute_in(model, dtype)
+    if device.type == "cpu":
+        _own_weights(model)
     return model
 
 
@@ -378,6 +380,16 @@ def compute_in(model: torch.nn.Module, dtype: torch.dtype) -> None:
         weight.quant_state.dtype = dtype  # the dtype it is dequantised to
         if module.bias is not None:
             module.bias.data = module.bias.data.to(dtype)
+
+
+def _own_weights(model: PreTrainedModel) -> None:
+    """Copy weights that still lie in the checkpoint's memory map.
+
+    One of them (the embeddings, where the rest was quantised) keeps the whole file mapped.
+    """
+    for parameter in model.parameters():
+        if getattr(parameter, "quant_state", None) is None:
+            parameter.data = parameter.data.clone()
 
 
 def _pad_id(tokenizer: Any, embeddings: int) -> int:

@@ -15,6 +15,8 @@ from alpaca_rlhf.planner.choosing import (
 from alpaca_rlhf.planner.disk import disk_needs
 from alpaca_rlhf.planner.gpu_specs import (
     CPU,
+    LIBRARIES_GIB,
+    PROCESS,
     REACHED_BANDWIDTH,
     REACHED_FLOPS,
     RESERVE,
@@ -28,6 +30,8 @@ from alpaca_rlhf.planner.work import Rates, StageWork
 
 __all__ = [
     "CPU",
+    "LIBRARIES_GIB",
+    "PROCESS",
     "REACHED_BANDWIDTH",
     "REACHED_FLOPS",
     "RESERVE",

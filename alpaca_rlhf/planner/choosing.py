@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.planner.gpu_specs import CONTEXT_GIB, CPU, RESERVE, GpuSpec, reserve
+from alpaca_rlhf.planner.gpu_specs import CONTEXT_GIB, CPU, LIBRARIES_GIB, GpuSpec, reserve
 from alpaca_rlhf.planner.layers import Device
 from alpaca_rlhf.planner.peak_memory import Lengths, PeakMemory, Phase
 from alpaca_rlhf.planner.shapes import Shape
@@ -65,10 +65,8 @@ class Budget:
         return PeakMemory(self.shape, self.device, settings, self.lengths, checkpointing=cuda)
 
     def _with_reserve(self, phase: Phase) -> Phase:
-        # The reserve is for CUDA's context and the gaps of its allocator.
-        if self.device.kind == "cpu":
-            return phase
-        return replace(phase, items={**phase.items, RESERVE: reserve(dict(phase.items))})
+        # For CUDA's context or a process's libraries, and the gaps of the allocator.
+        return replace(phase, items={**phase.items, **reserve(phase.items, self.device.kind)})
 
 
 def device_of(gpu: GpuSpec) -> Device:
@@ -190,10 +188,13 @@ def refuse_too_small(budget: Budget, settings: Loop, stages: Collection[str] | N
             resident = sum(phase.items.values()) - phase.items.get("activations", 0)
             if resident > budget.bytes or phase.peak > 4 * budget.bytes:
                 flag = "--lora.r or take a smaller base"
+            cuda = budget.device.kind == "cuda"
+            others = f"{CONTEXT_GIB:g} GiB of it for CUDA"
+            others = others if cuda else f"{LIBRARIES_GIB:g} GiB of it for the libraries"
             raise UserError(
                 f"{budget.gpu.described}: {stage} of --base {budget.shape.name} needs "
-                f"{need:.1f} GiB with one row at a time ({CONTEXT_GIB:g} GiB of it for CUDA); "
-                f"lower {flag}, or use a larger card"
+                f"{need:.1f} GiB with one row at a time ({others}); lower {flag}, or use a "
+                f"larger {'card' if cuda else 'machine'}"
             )
 
 

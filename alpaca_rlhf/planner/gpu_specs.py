@@ -7,12 +7,17 @@ until it has been measured on that GPU; `--tflops` and `--bandwidth` take measur
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from alpaca_rlhf.core.errors import UserError
 
 CONTEXT_GIB = 0.6
 """CUDA context, kernels and cuBLAS' workspace, which torch does not count; an estimate."""
+LIBRARIES_GIB = 0.5
+"""Python with torch, transformers and the rest on a CPU: resident before the base is loaded, 0.4 to
+0.55 measured (`benchmarks/process_memory.py`)."""
 GAPS = 0.08
 """Share of short-lived memory that the allocator loses to fragmentation; an estimate."""
 REACHED_FLOPS, REACHED_BANDWIDTH = 0.35, 0.6
@@ -22,6 +27,8 @@ FIXED = ("weights in 4 bit", "embeddings, head and norms", "adapters", "optimise
 LARGEST_GIB = 512
 """Upper bound on a size in GiB; a larger number is a mistyped name."""
 RESERVE = "CUDA context and gaps"
+PROCESS = "libraries and gaps"
+"""The reserve of a run on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,8 @@ def find_gpu(text: str) -> GpuSpec:
     )
 
 
-def reserve(items: dict[str, int]) -> int:
-    """Bytes to keep free beside the tensors: CUDA context and fragmentation."""
+def reserve(items: Mapping[str, int], kind: Literal["cuda", "cpu"]) -> dict[str, int]:
+    """Bytes to keep free beside the tensors: CUDA context or libraries, and fragmentation."""
     moving = sum(size for item, size in items.items() if item not in FIXED)
-    return int(CONTEXT_GIB * 2**30 + GAPS * moving)
+    name, gib = (RESERVE, CONTEXT_GIB) if kind == "cuda" else (PROCESS, LIBRARIES_GIB)
+    return {name: int(gib * 2**30 + GAPS * moving)}

@@ -9,7 +9,7 @@ import torch
 
 from alpaca_rlhf.core import processes
 from alpaca_rlhf.models.batches import prompt_ids
-from alpaca_rlhf.planner import Device, Lengths, PeakMemory, shape_from_config
+from alpaca_rlhf.planner import LIBRARIES_GIB, Device, Lengths, PeakMemory, shape_from_config
 from alpaca_rlhf.stages.context import Context, suffixed
 
 _SPLIT = {"sample": "rank", "reward": "rank", "ppo": "ppo", "best_of_k": "ppo", "evaluate": "eval"}
@@ -65,4 +65,7 @@ def in_words(row: Mapping[str, Any]) -> str:
     if measured is not None:
         return f"; {measured:.2f} GiB of the card, planned {planned:.2f}"
     process_gib = row["peak_memory_gib"]
-    return f"; planned {planned:.2f} GiB of tensors, the process took {process_gib:.2f} in all"
+    return (
+        f"; planned {planned:.2f} GiB of tensors and {LIBRARIES_GIB:g} of libraries, the process "
+        f"took {process_gib:.2f}"
+    )
