@@ -145,7 +145,10 @@ def test_a_dry_run_goes_through_every_stage(name, tmp_path):
     report = json.loads(report_file.read_text())
     names = [one["name"] for one in report["stages"]]
     assert names == ["sft", "sample", "rank", "reward", "ppo", "best_of_k", "evaluate"]
-    assert set(report["policies"]) == {"base", "base_few_shot", "sft", "best_of_k", "ppo"}
+    assert set(report["policies"]) == {
+        *("base", "base_few_shot", "sft", "best_of_k", "ppo"),
+        *("sampler_best_of_k", "oracle_best_of_k"),
+    }
     assert report["prompts"]["overlap"] == 0 and report["seed"] == 3
     html = (report_file.parent / "report.html").read_text()
     assert "--dry-run" in html
