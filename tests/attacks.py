@@ -419,6 +419,7 @@ def _stored(app: Any, name: str) -> Iterator[Attack]:
     with apps.serving(app) as home, browser.browser() as chromium:
         for language in ("en", "zh-CN"):
             with browser.visit(chromium, locale=language) as page:
+                page.set_default_timeout(120_000)
                 page.goto(home)
                 page.fill("#name", name)
                 page.fill("#password", PASSWORD)
