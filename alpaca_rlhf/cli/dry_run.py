@@ -81,5 +81,6 @@ def requests_a_row(recipe: Generate, task_tokens: float) -> float:
         "alpaca": 1 / max(1.0, recipe.max_new_tokens / task_tokens),
         "self-instruct": 1 / _TASKS_PER_LIST + 2,  # its share of a list, its kind, its instances
         "evol": 2,  # the task, its answer
+        "answers": 1,
     }
     return requests[recipe.recipe] / ACCEPTED

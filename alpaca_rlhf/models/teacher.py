@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import Reply, for_step
 from alpaca_rlhf.models.adapters import Adapters
-from alpaca_rlhf.models.batches import decode, text_ids
+from alpaca_rlhf.models.batches import answer, decode, prompt_ids, text_ids
 from alpaca_rlhf.models.rollout import sample
 from alpaca_rlhf.settings import Generate, Sampling
 
@@ -19,9 +20,18 @@ class LocalTeacher:
         adapters: The adapters of the base.
         settings: Sampling settings.
         role: Adapter that writes; None is the bare base.
+        answers: True to answer each prompt in the run's template instead of continuing its text.
     """
 
-    def __init__(self, adapters: Adapters, settings: Generate, role: str | None = None) -> None:
+    def __init__(
+        self,
+        adapters: Adapters,
+        settings: Generate,
+        role: str | None = None,
+        *,
+        answers: bool = False,
+    ) -> None:
+        self._answers = answers
         self._adapters = adapters
         self._role = role
         self._settings = settings
@@ -43,7 +53,7 @@ class LocalTeacher:
         settings = self._settings
         temperature, tokens = for_step(step, settings.temperature, settings.max_new_tokens)
         step_settings = replace(settings, temperature=temperature, max_new_tokens=tokens)
-        return LocalTeacher(self._adapters, step_settings, self._role)
+        return LocalTeacher(self._adapters, step_settings, self._role, answers=step == "reply")
 
     def complete(self, prompts: Sequence[str], *, seed: int, first: int) -> list[Reply]:
         """Continue each prompt once; the noise depends on seed and request number alone."""
@@ -51,16 +61,25 @@ class LocalTeacher:
         completions = sample(
             self._adapters,
             self._role,
-            [text_ids(base, prompt) for prompt in prompts],
+            [self._ids(prompt) for prompt in prompts],
             [f"generate/{first + i}" for i in range(len(prompts))],
             sampling=self._sampling,
             seed=seed,
         )
         return [
             Reply(
-                decode(base, completion.ids),
+                self._text(completion.ids),
                 "eos" if completion.finished else "length",
                 len(completion.ids),
             )
             for (completion,) in completions
         ]
+
+    def _ids(self, prompt: str) -> tuple[int, ...]:
+        if not self._answers:
+            return text_ids(self._adapters.base, prompt)
+        return prompt_ids(self._adapters.base, self._adapters.template, Instruction(prompt))
+
+    def _text(self, ids: Sequence[int]) -> str:
+        base = self._adapters.base
+        return answer(base, self._adapters.template, ids) if self._answers else decode(base, ids)

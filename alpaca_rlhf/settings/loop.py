@@ -31,7 +31,7 @@ from alpaca_rlhf.settings.inputs import Inputs
 from alpaca_rlhf.settings.judge_names import SCORERS, parse_judge
 from alpaca_rlhf.settings.ppo import PPO, OptimizerName
 
-RecipeName = Literal["alpaca", "self-instruct", "evol"]
+RecipeName = Literal["alpaca", "self-instruct", "evol", "answers"]
 """Recipes by which a teacher is asked for tasks."""
 
 FilterName = Literal["self-instruct", "alpaca", "strict"]
@@ -86,7 +86,13 @@ class Generate(Bounded, group="--generate"):
     recipe: RecipeName = "alpaca"
     """`alpaca`: a worksheet of seed tasks that the teacher continues. `self-instruct`: tasks
     first, after seed tasks and its own, then whether each is a classification, then several
-    instances. `evol`: tasks made harder, then answered, for a teacher that follows instructions."""
+    instances. `evol`: tasks made harder, then answered, for a teacher that follows instructions.
+    `answers`: the prompts of SFT (of `checks`, or the seed tasks) answered anew until the judge is
+    content, for an instruct base as its own teacher."""
+    attempts: PositiveInt = 4
+    """Answers to one prompt at most, with the recipe `answers`."""
+    min_score: Annotated[float, Interval(ge=0, le=1)] = 0.8
+    """Keep an answer from this score of the judge on, with the recipe `answers`."""
     filters: FilterName = "alpaca"
     """Rules that rows must pass: those of the originals, or `strict`, ours. Tasks of the small
     world are recognised instead."""
@@ -120,6 +126,11 @@ class Generate(Bounded, group="--generate"):
             raise ValueError(
                 "--generate.adapter: --generate.endpoint.url names the teacher already; leave one "
                 "out"
+            )
+        if self.recipe == "answers" and self.endpoint.url and self.endpoint.api == "completions":
+            raise ValueError(
+                "--generate.recipe answers needs a teacher that answers, not one that continues "
+                "text; give --generate.endpoint.api chat"
             )
 
 

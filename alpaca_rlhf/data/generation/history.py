@@ -12,6 +12,7 @@ from typing import Any
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import atomic_write
 from alpaca_rlhf.core.records import Instruction, content_hash
+from alpaca_rlhf.data.generation.answers import AnswersRecipe
 from alpaca_rlhf.data.generation.bootstrap import SelfInstructRecipe
 from alpaca_rlhf.data.generation.events import Event, read_events, read_manifest
 from alpaca_rlhf.data.generation.evolve import EvolRecipe
@@ -55,6 +56,8 @@ def recipe_of(settings: Generate, seeds: Sequence[Instruction], seed: int) -> Re
         return SelfInstructRecipe(seeds, seed=seed, batch_size=size)
     if not seeds:
         raise UserError("generate: there are no seed tasks")
+    if settings.recipe == "answers":
+        return AnswersRecipe(seeds, attempts=settings.attempts)
     if settings.recipe == "evol":
         return EvolRecipe(seeds, seed=seed, batch_size=size)
     count = settings.demonstrations

@@ -18,7 +18,7 @@ from alpaca_rlhf.data.generation.teachers import Reply, Teacher
 SOURCE = "self_instruct"
 """`Instruction.source` of generated rows."""
 
-StepName = Literal["worksheet", "propose", "classify", "instances", "evolve", "answer"]
+StepName = Literal["worksheet", "propose", "classify", "instances", "evolve", "answer", "reply"]
 """Purpose of a request."""
 
 DRAFTS: frozenset[StepName] = frozenset({"propose", "evolve"})
@@ -46,7 +46,7 @@ class Recipe(Protocol):
     """Makes requests and reads their replies; it remembers the accepted rows."""
 
     def phase(self, first: int) -> list[GenerationRequest]:
-        """The requests of the next phase, numbered from `first`; never empty.
+        """The requests of the next phase, numbered from `first`; empty ends the run.
 
         Called once every earlier request is answered.
         """

@@ -1,0 +1,54 @@
+"""Answers to given prompts by a model that follows instructions, kept by a judge.
+
+Rejection sampling (RAFT, arXiv 2304.06767; Llama 2, arXiv 2307.09288 section 3.2.3), with a judge
+in place of the reward model: the teacher answers each prompt until an answer passes the caller's
+check, and the rows that pass are what SFT demonstrates. For an instruct base as its own teacher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from alpaca_rlhf.core.prompts import user_text
+from alpaca_rlhf.core.records import Instruction
+from alpaca_rlhf.data.generation.filters import Drop
+from alpaca_rlhf.data.generation.recipe import SOURCE, GenerationRequest
+from alpaca_rlhf.data.generation.teachers import Reply
+
+
+class AnswersRecipe:
+    """Passes over the prompts that have no accepted answer yet, in their order.
+
+    Args:
+        prompts: The prompts to answer; their outputs are not looked at.
+        attempts: Passes at most, so answers to one prompt at most.
+    """
+
+    def __init__(self, prompts: Sequence[Instruction], *, attempts: int) -> None:
+        self._unanswered = [replace(prompt, output=None) for prompt in prompts]
+        self._attempts = attempts
+
+    def phase(self, first: int) -> list[GenerationRequest]:
+        """One pass over the prompts without an answer; empty once there is none, or no attempt."""
+        if not self._attempts:
+            return []
+        self._attempts -= 1
+        return [GenerationRequest("reply", user_text(row), row) for row in self._unanswered]
+
+    def read(self, ask: GenerationRequest, reply: Reply) -> tuple[list[Instruction], list[Drop]]:
+        """The prompt with the reply as its output; a reply that was cut is none."""
+        if ask.about is None:
+            return [], []
+        row = replace(ask.about, output=reply.text.strip(), source=SOURCE)
+        if reply.finish_reason != "eos":
+            return [], [Drop("cut", "the reply ends before the teacher did", row)]
+        if not row.output:
+            return [], [Drop("empty", "the reply is empty", row)]
+        return [row], []
+
+    def learn(self, ask: GenerationRequest, reply: Reply, accepted: Sequence[Instruction]) -> None:
+        """A prompt with an accepted answer is not asked again."""
+        if accepted and ask.about is not None:
+            answered = ask.about.id
+            self._unanswered = [row for row in self._unanswered if row.id != answered]
