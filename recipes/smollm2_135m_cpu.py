@@ -1,14 +1,16 @@
-"""SmolLM2 135M without a graphics card: a real small LLaMA from the hub, and you rank.
+"""SmolLM2 135M without a graphics card: a real LLaMA, unattended, judged by rules.
 
+    alpaca-rlhf base get smollm2                   the weights, 98 MB, once
+    python recipes/smollm2_135m_cpu.py --quick     a first look, in about twenty minutes
+    python recipes/smollm2_135m_cpu.py             the experiment, in about an hour and a half
     python recipes/smollm2_135m_cpu.py --dry-run   the plan, and every stage on a tiny random model
-    python recipes/smollm2_135m_cpu.py             stops when it is your turn to rank
-    alpaca-rlhf app --run runs/smollm2_135m        rank in the browser, in many sittings if you like
-    python recipes/smollm2_135m_cpu.py             goes on to the report
 
-Flags change any number. See recipes/README.md for what it needs.
+The judge checks what prompts ask for ("in two sentences", "no commas"); the kit brings the prompts.
+Flags change any number; `--inputs.judge human` and files of your own let you rank instead.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from alpaca_rlhf.cli.main import recipe
@@ -17,41 +19,62 @@ from alpaca_rlhf.settings import (
     SFT,
     BestOfK,
     Evaluate,
+    Generate,
     Inputs,
     Loop,
     Lora,
     Rank,
     Reward,
     Sampling,
+    Value,
 )
+
+ANSWER_TOKENS = 80  # most prompts ask for less; an answer that runs on is no good answer
 
 EXPERIMENT = Loop(
-    base="HuggingFaceTB/SmolLM2-135M",  # Apache-2.0, 0.3 GB, no account needed
-    template="alpaca",
+    base="smollm2",
+    template="chat",  # the base is an instruct model: its own template
     out=Path("runs/smollm2_135m"),
-    inputs=Inputs(
-        data=Path("my/instructions.jsonl"),  # instruction, input, output
-        prompts=Path("my/prompts.jsonl"),  # 350 that lie near none of them: 150 + 120 + 80
-        judge="human",
+    inputs=Inputs(judge="checks"),
+    # The model answers the prompts itself, and the answers that meet every constraint are kept.
+    generate=Generate(
+        recipe="answers",
+        target=400,
+        attempts=4,
+        temperature=0.7,
+        max_new_tokens=ANSWER_TOKENS,
     ),
     lora=Lora(r=16, alpha=32),
-    sampling=Sampling(max_new_tokens=64, batch_size=32),  # a processor is busy with 32 at once
+    # At temperature 1 so small a model writes gibberish, and gibberish cannot be ranked.
+    sampling=Sampling(temperature=0.7, max_new_tokens=ANSWER_TOKENS, batch_size=32),
     # A small base learns from larger steps than a 7B one.
-    sft=SFT(lr=1e-3, epochs=2, batch_size=16, micro_batch_size=4, max_length=256),
-    rank=Rank(prompts=150, k=4),  # two hours of yours
-    reward=Reward(lr=5e-4, batch_size=8, micro_batch_size=2, max_length=256),
+    sft=SFT(lr=5e-4, epochs=2, batch_size=16, micro_batch_size=8, max_length=256),
+    rank=Rank(prompts=500, k=4, noise=0.0),
+    reward=Reward(lr=3e-4, batch_size=8, micro_batch_size=2, max_length=256, held_out=0.25),
     ppo=PPO(
-        updates=10,
-        batch_size=64,
-        minibatch_size=32,
+        updates=16,
+        batch_size=48,
+        minibatch_size=24,
         micro_batch_size=8,
         lr=2e-4,
-        kl_coef=0.1,
-        max_new_tokens=64,
+        kl_coef=0.05,
+        max_new_tokens=ANSWER_TOKENS,
+        value=Value(lr=1e-3, warmup=1),
     ),
-    best_of_k=BestOfK(k=4, prompts=120, lr=3e-4, epochs=2),
-    evaluate=Evaluate(prompts=80, watts=65.0),
+    best_of_k=BestOfK(k=4, prompts=240, keep=0.5, lr=3e-4, epochs=2),
+    evaluate=Evaluate(prompts=200, watts=65.0),
 )
 
+QUICK = replace(
+    EXPERIMENT,
+    out=Path("runs/smollm2_135m_quick"),
+    generate=replace(EXPERIMENT.generate, target=120, attempts=2),
+    rank=replace(EXPERIMENT.rank, prompts=120),
+    ppo=replace(EXPERIMENT.ppo, updates=6, batch_size=32, minibatch_size=16),
+    best_of_k=replace(EXPERIMENT.best_of_k, prompts=60),
+    evaluate=replace(EXPERIMENT.evaluate, prompts=50),
+)
+"""A fifth of it: enough to see every stage at work, too little for tight intervals."""
+
 if __name__ == "__main__":
-    sys.exit(recipe(EXPERIMENT, __doc__, architecture="smollm2-135m", card="cpu"))
+    sys.exit(recipe(EXPERIMENT, __doc__, architecture="smollm2-135m", card="cpu", quick=QUICK))

@@ -23,6 +23,7 @@ _UNATTENDED = (
     "people's place, --judge FILE.py:function a function of yours."
 )
 _DRY_RUN = "--dry-run"
+_QUICK = "--quick"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,9 +54,10 @@ def recipe(
     architecture: str | None = None,
     card: str | None = None,
     kind: str = "loop",
+    quick: Loop | None = None,
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Run an experiment's script, as `python recipes/NAME.py [--dry-run] [flags]`.
+    """Run an experiment's script, as `python recipes/NAME.py [--dry-run] [--quick] [flags]`.
 
     Args:
         settings: The experiment; flags change it.
@@ -63,6 +65,7 @@ def recipe(
         architecture: What `--dry-run` shrinks, a key of `rehearsal.ARCHITECTURES`.
         card: The graphics card that it is for, whose plan `--dry-run` shows first.
         kind: What its run folder is for.
+        quick: A small version of the experiment, which `--quick` runs instead.
         argv: The words after the script's name.
 
     Returns:
@@ -78,12 +81,15 @@ def recipe(
         return shell.refuse_closed_output(command)
     dry = architecture is not None and _DRY_RUN in arguments
     real_arguments = [argument for argument in arguments if not (dry and argument == _DRY_RUN)]
+    if quick is not None and _QUICK in arguments:
+        settings = quick
+    typed = [argument for argument in real_arguments if quick is None or argument != _QUICK]
     terminal = Terminal()
     description += f"\n{_UNATTENDED}" if settings.inputs.judge == "human" else ""
 
     def body() -> int:
         # 1. Flags without values are taken out first: tyro's all have one.
-        switches, flags = plan_command.taken(spelled_out(real_arguments))
+        switches, flags = plan_command.taken(spelled_out(typed))
         named, flags = plan_command.card_word(flags) if switches or dry else (None, flags)
         chosen = shell.parsed(Loop, flags, prog=prog, about=description, default=settings)
         # 2. --auto changes batches to what fits the card.

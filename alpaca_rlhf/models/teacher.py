@@ -57,7 +57,6 @@ class LocalTeacher:
 
     def complete(self, prompts: Sequence[str], *, seed: int, first: int) -> list[Reply]:
         """Continue each prompt once; the noise depends on seed and request number alone."""
-        base = self._adapters.base
         completions = sample(
             self._adapters,
             self._role,
