@@ -11,6 +11,7 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.prompts import EVOLUTIONS
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import (
+    Drop,
     GenerationProgress,
     Reply,
     StepName,
@@ -178,3 +179,79 @@ def test_requests_that_were_given_up_give_nothing_and_are_counted(tmp_path: Path
     assert all(one["usd"] == 0.25 for one in events if one not in bad)
     assert (seen[-1].failed, seen[-1].usd) == (len(bad), 0.25 * (len(events) - len(bad)))
     assert json.loads((tmp_path / "manifest.json").read_text())["counts"]["failed"] == len(bad)
+
+
+# --- answers to given prompts ---------------------------------------------------------------------
+
+
+PROMPTS = [Instruction(f"Name {n} birds.", output="never shown") for n in ("two", "three", "four")]
+
+
+@dataclass
+class Answering:
+    """Answers the k-th request with the k-th text; those in brackets are cut."""
+
+    texts: Sequence[str]
+    name: str = "answering"
+
+    def __post_init__(self) -> None:
+        self.prompts: list[str] = []
+        self.steps: list[str] = []
+
+    def at(self, step: StepName) -> Teacher:
+        self.steps.append(step)
+        return self
+
+    def complete(self, prompts: Sequence[str], *, seed: int, first: int) -> list[Reply]:
+        self.prompts += prompts
+        texts = self.texts[first : first + len(prompts)]
+        return [Reply(text, "length" if text.startswith("(") else "eos", 3) for text in texts]
+
+
+def answered(folder: Path, teacher: Teacher, **changes: object):
+    chosen = replace(settings("answers", target=9), attempts=3, batch_size=2, **changes)
+    return generate(
+        teacher,
+        PROMPTS,
+        chosen,
+        seed=0,
+        folder=folder,
+        rules=(),
+        accept=lambda row: None if "wren" in (row.output or "") else Drop("not met", "no wren"),
+    )
+
+
+def test_a_prompt_is_answered_anew_until_an_answer_passes(tmp_path: Path):
+    teacher = Answering(["a wren", "an owl", "(a wren", "a tit", " two wrens \n", "", "a wren"])
+    made = answered(tmp_path, teacher)
+    two, three, four = (row.instruction for row in PROMPTS)
+    assert teacher.prompts == [two, three, four, three, four, three]
+    assert set(teacher.steps) == {"reply"}
+    assert [(row.instruction, row.output) for row in made.rows] == [
+        (two, "a wren"),
+        (four, "two wrens"),
+    ]
+    assert made.drops.counts == {"not met": 2, "cut": 1, "empty": 1}
+
+
+def test_it_ends_where_every_prompt_has_an_answer_or_the_target_is_reached(tmp_path: Path):
+    assert answered(tmp_path / "all", Answering(["a wren"] * 9)).requests == 3
+    with pytest.raises(UserError, match=r"0 of 9 rows accepted .*not met 9"):
+        answered(tmp_path / "none", Answering(["an owl"] * 9))
+
+
+def test_a_resumed_pass_asks_only_what_was_not_asked(tmp_path: Path):
+    texts = ["an owl", "a wren", "an owl", "a wren", "a wren"]
+    calm = answered(tmp_path / "calm", Answering(texts))
+
+    class Leaving(Answering):
+        def complete(self, prompts, *, seed, first):
+            if first >= 3:
+                raise KeyboardInterrupt
+            return super().complete(prompts, seed=seed, first=first)
+
+    with pytest.raises(KeyboardInterrupt):
+        answered(tmp_path / "run", Leaving(texts))
+    again = Answering(texts)
+    assert answered(tmp_path / "run", again).rows == calm.rows
+    assert len(again.prompts) == 2
