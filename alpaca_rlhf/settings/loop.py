@@ -428,5 +428,10 @@ class Loop(Bounded, Stages):
                 "--reward.source judge: a judge gives the reward, and --inputs.rankings would "
                 "train a reward model; leave one out"
             )
+        if self.generate.recipe == "answers" and not self.inputs.scorer:
+            raise ValueError(
+                f"--generate.recipe answers: --inputs.judge {self.inputs.judge} compares "
+                f"completions and cannot say which answer to keep; give {SCORERS}"
+            )
         if self.evaluate.split == "dev" and self.inputs.prompts_from == "files":
             raise ValueError("--evaluate.split dev exists only in the small world")

@@ -84,6 +84,10 @@ class ChecksSource:
         """Hand-written answers that meet constraints of trained kinds."""
         return demonstrations(_LANGUAGES[self.languages])
 
+    def unanswered(self) -> list[Instruction]:
+        """The prompts of the split `sft`."""
+        return self.prompts("sft")
+
     def names(self) -> list[str]:
         """Splits other than sft."""
         return [name for name in self.sizes if name != "sft"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -24,6 +25,10 @@ from alpaca_rlhf.sources.files import Files
 from alpaca_rlhf.sources.own_files import read_rows, reading_of, refuse_unknown_columns
 from alpaca_rlhf.sources.small_world import SmallWorld
 from alpaca_rlhf.sources.source import Source
+
+PROMPTS_PER_ANSWER = 1.5
+"""Prompts of `checks` to ask for each answer that the recipe `answers` is to keep: a small model
+never meets the constraints of some."""
 
 
 def source_of(settings: Loop) -> Source:
@@ -116,9 +121,13 @@ def _checks_source(settings: Loop, sizes: Mapping[str, int]) -> Source:
     """Verifiable instructions, dealt to their own splits."""
     accounts = [read_rows(settings.inputs)[1]] if settings.inputs.rows is not None else []
     refuse_unknown_columns(settings.inputs, accounts)
-    return ChecksSource(
-        settings.seed, {**sizes, "dev": settings.evaluate.prompts}, accounts=accounts
-    )
+    answered = settings.generate.target if settings.generate.recipe == "answers" else 0
+    sizes_of_all = {
+        **sizes,
+        "dev": settings.evaluate.prompts,
+        "sft": math.ceil(answered * PROMPTS_PER_ANSWER),
+    }
+    return ChecksSource(settings.seed, sizes_of_all, accounts=accounts)
 
 
 def _prompts(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -29,6 +29,10 @@ class Files:
     def seeds(self) -> list[Instruction]:
         """The user's rows."""
         return list(self.rows)
+
+    def unanswered(self) -> list[Instruction]:
+        """The seed tasks without their outputs."""
+        return [replace(row, output=None) for row in self.rows]
 
     def names(self) -> list[str]:
         """Splits other than sft."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -64,6 +64,10 @@ class SmallWorld:
     def seeds(self) -> list[Instruction]:
         """Train tasks with gold answers in mixed styles."""
         return self._seeds
+
+    def unanswered(self) -> list[Instruction]:
+        """The seed tasks without their outputs."""
+        return [replace(seed, output=None) for seed in self.seeds()]
 
     def names(self) -> list[str]:
         """Splits other than sft."""

@@ -20,6 +20,10 @@ class Source(Protocol):
         """Tasks with outputs, to bootstrap from and to train on."""
         ...
 
+    def unanswered(self) -> list[Instruction]:
+        """Prompts of SFT for a teacher to answer, with the recipe `answers`."""
+        ...
+
     def names(self) -> list[str]:
         """The splits that prompts are dealt to.
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from alpaca_rlhf.data import GenerationProgress, kept_by_rouge, write_instructions
+from alpaca_rlhf.core.records import Instruction
+from alpaca_rlhf.core.scorers import Response
+from alpaca_rlhf.data import Drop, GenerationProgress, kept_by_rouge, write_instructions
 from alpaca_rlhf.data import generate as self_instruct
 from alpaca_rlhf.stages.context import Context
 from alpaca_rlhf.stages.outcome import Outcome
@@ -33,17 +36,18 @@ def generate(ctx: Context, round_: int) -> Outcome:
         )
 
     settings = ctx.settings.generate
+    answers = settings.recipe == "answers"
     facts: dict[str, Any] = {}
     with teacher_of(ctx, facts) as teacher:
         result = self_instruct(
             teacher,
-            ctx.source.seeds(),
+            ctx.source.unanswered() if answers else ctx.source.seeds(),
             settings,
             seed=ctx.settings.seed,
             folder=ctx.run.folder("generate"),
-            rules=ctx.source.rules,
-            accept=ctx.source.accept,
-            novel=ctx.source.novelty(),
+            rules=() if answers else ctx.source.rules,
+            accept=_kept_by_judge(ctx) if answers else ctx.source.accept,
+            novel=None if answers else ctx.source.novelty(),
             progress=log_progress,
         )
     write_instructions(ctx.run.folder("generate") / "rows.jsonl", result.rows)
@@ -60,7 +64,30 @@ def generate(ctx: Context, round_: int) -> Outcome:
     if gold is not None:
         correct = [gold(row, row.output or "", True).parts["correct"] for row in result.rows]
         facts["correct"] = sum(correct) / len(correct)
+    if answers:
+        attempts = result.requests
+        summary = f"{len(result.rows)} answers kept of {attempts}, by {ctx.settings.inputs.judge}"
+        return Outcome(len(result.rows), result.tokens, summary, facts)
     summary = f"{len(result.rows)} new tasks, {len(result.drops)} dropped"
     if ctx.source.novelty() is not None:
         summary += f" (ROUGE-L alone would have kept {n_new_by_rouge} of {n_checked})"
     return Outcome(len(result.rows), result.tokens, summary, facts)
+
+
+def _kept_by_judge(ctx: Context) -> Callable[[Instruction], Drop | None]:
+    """The source's own check, then the score of the run's judge."""
+    judge, least = ctx.judges.ranks, ctx.settings.generate.min_score
+    if judge is None:
+        raise ValueError("the recipe `answers` needs a judge that scores")
+
+    def check(row: Instruction) -> Drop | None:
+        drop = ctx.source.accept(row)
+        if drop is not None:
+            return drop
+        (verdict,) = judge.scores([Response(row, row.output or "", True)], stage="generate")
+        if verdict.score >= least:
+            return None
+        detail = f"its score {verdict.score:.2f} is below --generate.min-score {least:g}"
+        return Drop("judge", detail, row)
+
+    return check
