@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from alpaca_rlhf.core.records import Instruction
+from alpaca_rlhf.settings import Inputs
 from alpaca_rlhf.settings.quickstart import QUICKSTART
+from alpaca_rlhf.sources import source_of
 from tests import forked
 
 ROOT = Path(__file__).parent.parent
@@ -22,7 +24,7 @@ CARDS = {
     "llama3_1b_8gb": "llama-3.2-1b",
     "smollm2_135m_cpu": "smollm2-135m",
 }
-"""Recipes in which people rank, and what their dry runs shrink."""
+"""Recipes of real bases, and what their dry runs shrink."""
 GIB = {"llama3_8b_24gb": 24, "llama2_7b_24gb": 24, "llama2_7b_12gb": 12, "llama3_1b_8gb": 8}
 """Memory of the cards that they are for."""
 
@@ -50,7 +52,7 @@ def test_the_quickstart_recipe_tells_its_stages_with_their_numbers():
     assert f"every policy on {QUICKSTART.evaluate.prompts} prompts" in text
 
 
-@pytest.mark.parametrize("name", CARDS)
+@pytest.mark.parametrize("name", GIB)
 def test_a_cards_recipe_asks_people_and_is_short(name):
     module = load(name)
     settings = module.EXPERIMENT
@@ -59,6 +61,26 @@ def test_a_cards_recipe_asks_people_and_is_short(name):
     prompts += max(settings.best_of_k.prompts, settings.ppo.batch_size)
     assert f"{prompts:,} that" in (ROOT / "recipes" / f"{name}.py").read_text()
     assert len((ROOT / "recipes" / f"{name}.py").read_text().splitlines()) <= 60
+
+
+def test_the_recipe_for_smollm2_needs_nothing_but_its_base():
+    """The prompts and the judge are the kit's; --quick is a smaller run in a folder of its own."""
+    module = load("smollm2_135m_cpu")
+    for settings in (module.EXPERIMENT, module.QUICK):
+        assert settings.base == "smollm2" and settings.inputs == Inputs(judge="checks")
+        source = source_of(settings)
+        sizes = {name: len(source.prompts(name)) for name in ("rank", "ppo", "eval")}
+        assert sizes["rank"] == settings.rank.prompts and sizes["eval"] == settings.evaluate.prompts
+        assert len(source.unanswered()) >= settings.generate.target
+    assert module.QUICK.out != module.EXPERIMENT.out
+
+
+def test_quick_is_a_flag_of_that_recipe_alone(tmp_path):
+    words = ("--quick", "--out", tmp_path / "run", "--base", tmp_path / "nothing")
+    done = run("smollm2_135m_cpu", *map(str, words))
+    assert done.returncode == 2 and "no such folder" in done.stderr
+    done = run("llama3_1b_8gb", *map(str, words))
+    assert done.returncode == 2 and "--quick" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["quickstart", *CARDS])

@@ -23,7 +23,7 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction, Ranking
 from alpaca_rlhf.data import clusters, write_instructions
 from alpaca_rlhf.pipeline import run_loop
-from alpaca_rlhf.settings import Inputs, Judge, Loop
+from alpaca_rlhf.settings import Generate, Inputs, Judge, Loop
 from alpaca_rlhf.smallworld import answered_task, sample_task
 from alpaca_rlhf.sources.sampled import candidate_sets
 from alpaca_rlhf.sources.verdicts import open_store
@@ -243,8 +243,8 @@ def rehearse(settings: Loop, architecture: str, terminal: Terminal, *, command: 
     folder = Path(tempfile.mkdtemp(prefix="alpaca-rlhf-dry-run-"))
     small = _shrink(settings, architecture, folder)
     terminal.say(
-        f"DRY RUN of {settings.base} in {folder}: a random model of {LAYERS} layers and random "
-        "verdicts; nothing here says how well the real run will do"
+        f"DRY RUN of {settings.base} in {folder}: a random model of {LAYERS} layers, made-up rows "
+        "and random verdicts; nothing here says how well the real run will do"
     )
     for round_ in range(1, small.rounds + 1):
         try:
@@ -267,6 +267,8 @@ def _shrink(settings: Loop, architecture: str, folder: Path) -> Loop:
         out=folder / "run",
         inputs=Inputs(data=folder / "data.jsonl", prompts=folder / "prompts.jsonl", judge="human"),
         judge=Judge(),
+        generate=Generate(),  # the rows are made up
+        template="brief" if settings.template == "chat" else settings.template,
         sampling=replace(settings.sampling, max_new_tokens=TOKENS, batch_size=16),
         sft=replace(
             settings.sft,
