@@ -391,15 +391,23 @@ def test_rotary_halves_become_neighbours(tmp_path):
     """Two heads of four rows each, by hand; keys of one head."""
     from types import SimpleNamespace
 
-    from alpaca_rlhf.exporting.gguf_file import _rope_factors, _rotated
+    from alpaca_rlhf.exporting.gguf_file import _in_order, _rope_factors
     from alpaca_rlhf.models.merging import Weight
 
-    config = SimpleNamespace(num_attention_heads=2, num_key_value_heads=1)
     rows = torch.arange(8.0)[:, None]
-    turned = {
-        name: _rotated(Weight(f"a.{name}.weight", (8, 1), lambda: rows), config)[:, 0].tolist()
-        for name in ("q_proj", "k_proj", "v_proj")
-    }
+
+    def in_order(model_type):
+        config = SimpleNamespace(
+            model_type=model_type, num_attention_heads=2, num_key_value_heads=1
+        )
+        weights = {
+            name: Weight(f"a.{name}.weight", (8, 1), lambda: rows)
+            for name in ("q_proj", "k_proj", "v_proj")
+        }
+        return {name: _in_order(weight, config)[:, 0].tolist() for name, weight in weights.items()}
+
+    assert set(map(tuple, in_order("qwen3").values())) == {tuple(range(8))}
+    turned = in_order("llama")
     assert turned["q_proj"] == [0, 2, 1, 3, 4, 6, 5, 7]
     assert turned["k_proj"] == [0, 4, 1, 5, 2, 6, 3, 7]
     assert turned["v_proj"] == [0, 1, 2, 3, 4, 5, 6, 7]
