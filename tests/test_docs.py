@@ -31,7 +31,7 @@ PAGES = sorted(
 OTHER_FLAGS = {"--help", "--dry-run", "--config", "--run", "--policy", "--annotator", "--version"}
 OTHER_FLAGS |= {"--scale"}  # recipes/pretrain_cria.py
 OTHER_FLAGS |= {"--format", "--broken", "--columns"}  # alpaca-rlhf import
-OTHER_FLAGS |= {AUTO, LENGTHS, "--judge"}  # recipes, plan
+OTHER_FLAGS |= {AUTO, LENGTHS, "--judge", "--quick"}  # recipes, plan
 
 
 def named(page: Path) -> str:
