@@ -111,6 +111,7 @@ DEALING = (
     "evaluate.prompts",
     "evaluate.split",
     "evaluate.max_cluster",
+    "evaluate.dev_prompts",
 )
 """Settings that deal the prompts to the splits, which is settled when a run begins."""
 

@@ -7,7 +7,7 @@ hold what the requests are about, `instructions` makes them, `composing` puts co
 """
 
 from alpaca_rlhf.checks.catalogue import KINDS, Request, compatible, read_request
-from alpaca_rlhf.checks.composing import SOURCE, Mixture, Part, compose
+from alpaca_rlhf.checks.composing import SOURCE, Mixture, Part, compose, example_of
 from alpaca_rlhf.checks.demonstrations import demonstrations
 from alpaca_rlhf.checks.instructions import Core, bare_request, cores
 from alpaca_rlhf.checks.judge import CheckResult, Checks, ChecksWeights
@@ -31,6 +31,7 @@ __all__ = [
     "compose",
     "cores",
     "demonstrations",
+    "example_of",
     "read_request",
     "write_template",
 ]

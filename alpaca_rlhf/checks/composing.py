@@ -9,7 +9,7 @@ from typing import Literal
 
 from alpaca_rlhf.checks.catalogue import KINDS, compatible
 from alpaca_rlhf.checks.instructions import Core
-from alpaca_rlhf.checks.kinds import Constraint, Kind, write_template
+from alpaca_rlhf.checks.kinds import Constraint, Kind, Language, write_template
 from alpaca_rlhf.checks.text import phrase_pattern
 from alpaca_rlhf.core.records import Instruction
 
@@ -66,6 +66,14 @@ def compose(
         if compatible([*constraints, constraint]) and suits(core, [*constraints, constraint]):
             constraints.append(constraint)
     return Instruction(_laid_out(core, constraints, rng, mixture), "", None, SOURCE)
+
+
+def example_of(kind: Kind, language: Language = "en") -> str:
+    """A constraint of a kind, in its first phrasing."""
+    rng = random.Random(kind.name)
+    words = ("rain", "sun") if language == "en" else ("雨", "阳光")
+    arguments = {"word": words[0], "words": "|".join(words), **kind.draw(rng, language)}
+    return write_template(kind.templates(language)[0], arguments, in_words=False)
 
 
 def suits(core: Core, constraints: Sequence[Constraint]) -> bool:

@@ -64,6 +64,9 @@ _COPIED_RUN = 3
 """Words in a row that also stand so in the prompt, from which they count as copied."""
 _WORDS_PER_HIT = 60
 """Words of an answer for each word about the subject."""
+_FEW_WORDS, _UNKNOWN = 3, 0.5
+"""Content words up to which a request that is not one of ours does not tell its subject well, and
+the share for an answer without any of them."""
 _SHORT = 25
 """Words up to which one word about the subject will do."""
 _OWN_SHARE = 0.3
@@ -134,6 +137,9 @@ def subject_share(answer: Answer, request: str, demanded: Collection[str]) -> fl
         return 1.0
     weight = sum(1.0 if word in subject else 0.5 for word in counted)
     needed = 1.0 if len(answer.words) <= _SHORT or not related else 1.5
+    # A short request of somebody's own says little about the words of its answer.
+    if not related and not counted and len(subject) <= _FEW_WORDS:
+        return _UNKNOWN
     available = max(1.0, len(subject - {*demanded}) + 0.5 * len(related - {*demanded}))
     density = occurrences * _WORDS_PER_HIT / max(1, len(answer.words))
     return min(1.0, weight / min(needed, available), density)

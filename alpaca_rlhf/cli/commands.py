@@ -73,7 +73,7 @@ COMMANDS = {
         "bootstrap instruction data from seed tasks, with the base or a model behind HTTP",
         "stage_commands", function="generate"),
     "split": Command(
-        "deal rows to sft, rank, ppo and eval, so that no stage sees a near-duplicate of another's",
+        "deal rows to sft, rank, ppo, dev and eval; no stage sees a near-duplicate of another's",
         "split_command", settings="Split"),
     "sft": Command(
         "fine-tune the base on instructions (QLoRA)",
@@ -133,6 +133,14 @@ COMMANDS = {
     "import": Command(
         "read data of any known format, check it, and write it in the kit's own",
         "import_command", settings="Import", operands="FILE...", about=_IMPORT),
+    "checks": Command("verifiable constraints: list, score", subcommands={
+        "list": Command(
+            "the kinds of constraint that can be verified, with an example of each",
+            "checks_command", function="listing", settings="Listing"),
+        "score": Command(
+            "judge an answer, or a file of them, by the constraints that its prompt states",
+            "checks_command", function="scoring", settings="Scoring"),
+    }),
     "data": Command("look at data: inspect, drops, refilter, report, check, export", subcommands={
         "inspect": Command(
             "one row with its request, prompt and neighbours: RUN ID, or RUN @REQUEST",

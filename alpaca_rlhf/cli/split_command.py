@@ -1,4 +1,4 @@
-"""`alpaca-rlhf split`: rows into sft, rank, ppo and eval, near-duplicates together."""
+"""`alpaca-rlhf split`: rows into sft, rank, ppo, dev and eval, near-duplicates together."""
 
 from __future__ import annotations
 
@@ -38,15 +38,18 @@ class Shares(Bounded, group="--shares"):
     """Rows to fine-tune on."""
     rank: NonNegativeFloat = 0.2
     """Prompts to rank completions of."""
-    ppo: NonNegativeFloat = 0.3
+    ppo: NonNegativeFloat = 0.25
     """Prompts of PPO and of best-of-K."""
+    dev: NonNegativeFloat = 0.05
+    """Prompts to tune on, with --evaluate.split dev."""
     eval: NonNegativeFloat = 0.1
     """Prompts to evaluate on."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not sum(asdict(self).values()) > 0:
-            raise ValueError("--shares.sft, --shares.rank, --shares.ppo, --shares.eval are all 0")
+            flags = ", ".join(f"--shares.{name}" for name in asdict(self))
+            raise ValueError(f"{flags} are all 0")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,10 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.settings.judge_names import JudgeName, canonical, parse_judge
 
 SPLITS = ("sft", "rank", "ppo", "eval")
-"""The files that `alpaca-rlhf split` writes into a folder, each with `.jsonl` after its name."""
+"""The files that a folder of splits must hold, each with `.jsonl` after its name."""
+
+DEV = "dev"
+"""The file that it may hold too; folders of earlier versions have none."""
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 """The files of a PEFT adapter."""
@@ -131,12 +134,20 @@ class Inputs:
         """The file of rows to train on, of `data` or of `splits`; None if they are made."""
         return self.data if self.splits is None else self.splits / "sft.jsonl"
 
+    @property
+    def dev_file(self) -> Path | None:
+        """The file of the dev split in `splits`; None where there is none, or an empty one."""
+        path = None if self.splits is None else self.splits / f"{DEV}.jsonl"
+        return path if path is not None and path.is_file() and path.stat().st_size else None
+
     def files(self) -> dict[str, Path]:
         """Every file that a run reads, under its name; of `splits`, `splits.sft` and so on."""
         paths = {name: getattr(self, name) for name in ("data", "seeds", "prompts", "rankings")}
         files = {name: path for name, path in paths.items() if path is not None}
         if self.splits is not None:
             files |= {f"splits.{name}": self.splits / f"{name}.jsonl" for name in SPLITS}
+            if self.dev_file is not None:
+                files[f"splits.{DEV}"] = self.dev_file
         if self.sft_adapter is not None:
             files |= {f"sft_adapter.{name}": self.sft_adapter / name for name in ADAPTER}
         return files

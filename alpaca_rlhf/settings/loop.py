@@ -317,6 +317,9 @@ class Evaluate(Bounded, group="--evaluate"):
     """The judge that compares the policies: gold, checks, reward:FOLDER, FILE.py:function or
     package.module:function. By default that of --inputs.judge; where people or `llm` rank, a second
     reward model trained on held-out rankings."""
+    dev_prompts: NonNegativeInt | None = None
+    """Prompts of `dev`; by default as many as --evaluate.prompts, and of your own files no more
+    than the other splits leave over. 0 takes none of your own."""
     watts: NonNegativeFloat = 350.0
     """Power drawn while running, for the cost column."""
     usd_per_kwh: NonNegativeFloat = 0.30
@@ -433,5 +436,5 @@ class Loop(Bounded, Stages):
                 f"--generate.recipe answers: --inputs.judge {self.inputs.judge} compares "
                 f"completions and cannot say which answer to keep; give {SCORERS}"
             )
-        if self.evaluate.split == "dev" and self.inputs.prompts_from == "files":
-            raise ValueError("--evaluate.split dev exists only in the small world")
+        if self.evaluate.split == "dev" and self.evaluate.dev_prompts == 0:
+            raise ValueError("--evaluate.split dev needs prompts: raise --evaluate.dev-prompts")

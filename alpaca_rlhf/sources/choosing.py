@@ -12,6 +12,7 @@ from alpaca_rlhf.data import (
     FileAccount,
     Firewall,
     answered_prompts,
+    deal_rest,
     ranked_prompts,
     read_prompts,
     read_seeds,
@@ -59,7 +60,7 @@ def source_of(settings: Loop) -> Source:
         return SmallWorld(
             settings.seed,
             settings.generate.seeds,
-            {**sizes, "dev": settings.evaluate.prompts},
+            {**sizes, "dev": settings.evaluate.dev_prompts or settings.evaluate.prompts},
             accounts,
         )
     # 1. Rows to train on.
@@ -75,6 +76,7 @@ def source_of(settings: Loop) -> Source:
     wall = Firewall()
     wall.note("sft", answered_prompts(rows) if inputs.leaks == "drop" else [])
     splits: dict[str, list[Instruction]] = {}
+    for_dev: list[Instruction] = []
     if inputs.prompts is not None:
         prompts, account = _prompts(inputs, inputs.prompts, "prompts", wall)
         accounts.append(account)
@@ -89,6 +91,7 @@ def source_of(settings: Loop) -> Source:
             if not account.left_out:
                 raise
             raise UserError(f"{error} ({'; '.join(account.lines()[:1])})") from None
+        for_dev = prompts
     if inputs.splits is not None:
         for file in ("rank", "ppo", "eval"):
             of_file = {name: n for name, n in sizes.items() if name.partition(".")[0] == file}
@@ -97,6 +100,9 @@ def source_of(settings: Loop) -> Source:
                 prompts, account = _prompts(inputs, path, file, wall)
                 accounts.append(account)
                 splits |= _dealt(path, prompts, of_file, settings.seed)
+        if inputs.dev_file is not None:
+            for_dev, account = _prompts(inputs, inputs.dev_file, "dev", wall)
+            accounts.append(account)
     # 3. The prompts of rankings; those near any other are left out.
     if inputs.rankings is not None:
         wall = Firewall()
@@ -113,6 +119,9 @@ def source_of(settings: Loop) -> Source:
                 f"--inputs.rankings {inputs.rankings}: each of its {len(once)} prompts lies near "
                 "a row to train on or near one of --inputs.prompts, and no prompt may serve twice"
             )
+    # 4. Prompts to tune on, of those that are left.
+    if for_dev:
+        splits |= _dev(settings, for_dev, rows, splits)
     refuse_unknown_columns(inputs, accounts)
     return Files(rows, splits, accounts)
 
@@ -128,6 +137,34 @@ def _checks_source(settings: Loop, sizes: Mapping[str, int]) -> Source:
         "sft": math.ceil(answered * PROMPTS_PER_ANSWER),
     }
     return ChecksSource(settings.seed, sizes_of_all, accounts=accounts)
+
+
+def _dev(
+    settings: Loop,
+    prompts: Sequence[Instruction],
+    rows: Sequence[Instruction],
+    splits: Mapping[str, Sequence[Instruction]],
+) -> dict[str, list[Instruction]]:
+    """The dev split: prompts that no other split holds and that lie near none and near no row.
+
+    There is none where fewer than two are left.
+
+    Raises:
+        UserError: A number was asked for, and there are fewer.
+    """
+    wanted = settings.evaluate.dev_prompts
+    wall = Firewall()
+    for name, others in {"sft": answered_prompts(rows), **splits}.items():
+        wall.note(name, others)
+    free = [row for row in prompts if wall.leak("dev", row) is None]
+    at_most = settings.evaluate.prompts if wanted is None else wanted
+    dev = deal_rest(free, splits, at_most=at_most, seed=settings.seed)
+    if wanted is not None and len(dev) < wanted:
+        raise UserError(
+            f"--evaluate.dev-prompts {wanted}: the other splits leave {len(dev)} prompts; give "
+            "more prompts, or ask for fewer"
+        )
+    return {"dev": dev} if len(dev) > 1 else {}
 
 
 def _prompts(

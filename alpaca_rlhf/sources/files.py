@@ -40,6 +40,11 @@ class Files:
 
     def prompts(self, split: str) -> list[Instruction]:
         """The prompts of a split."""
+        if split == "dev" and self.splits and split not in self.splits:
+            raise UserError(
+                "--evaluate.split dev: the other splits leave no prompts for it; give more, or "
+                "ask for fewer with --rank.prompts, --best-of-k.prompts or --evaluate.prompts"
+            )
         if split not in self.splits:
             raise UserError(
                 f"there are no prompts for the {split} split; give a file with --inputs.prompts"

@@ -26,7 +26,7 @@ from alpaca_rlhf.data.readers.rows import RowFile
 Target = Literal["datasets", "jsonl", "parquet"]
 """Formats of an export."""
 
-SPLITS = ("sft", "rank", "ppo", "eval")
+SPLITS = ("sft", "rank", "ppo", "dev", "eval")
 """Files of a folder of splits, without their suffix."""
 
 _BATCH_ROWS, _BATCH_CHARS = 5000, 2**24

@@ -7,7 +7,7 @@ from alpaca_rlhf.data.splits.assignments import (
     write_assignments,
 )
 from alpaca_rlhf.data.splits.clusters import answered_prompts, clusters, prompt_text
-from alpaca_rlhf.data.splits.dealing import Dealing, deal, split_prompts
+from alpaca_rlhf.data.splits.dealing import Dealing, deal, deal_rest, split_prompts
 from alpaca_rlhf.data.splits.decontamination import EvaluationPrompts
 from alpaca_rlhf.data.splits.firewall import Firewall, Leak, check_disjoint
 
@@ -21,6 +21,7 @@ __all__ = [
     "check_disjoint",
     "clusters",
     "deal",
+    "deal_rest",
     "files_of",
     "prompt_text",
     "read_assignments",

@@ -25,7 +25,7 @@ class SplitAssignment:
     id: str
     """`Instruction.id` of the prompt."""
     split: str
-    """`sft`, `rank`, `ppo` or `eval`."""
+    """`sft`, `rank`, `ppo`, `dev` or `eval`."""
     texts: tuple[str, ...]
     """The user's text; for a conversation, one for each turn, with all user turns up to it."""
 

@@ -128,6 +128,40 @@ def split_prompts(
     return {name: [row for row in rows if split_of.get(row.id) == name] for name in sizes}
 
 
+def deal_rest(
+    rows: Sequence[Instruction],
+    splits: Mapping[str, Sequence[Instruction]],
+    *,
+    at_most: int,
+    seed: int,
+    key: Key | None = None,
+) -> list[Instruction]:
+    """Whole clusters of the prompts that `split_prompts` left over, in the order of their draws.
+
+    Args:
+        rows: All prompts.
+        splits: Those that were dealt, as `split_prompts` gave them.
+        at_most: Prompts at most.
+        seed: Determines the order.
+        key: See `clusters`.
+
+    Returns:
+        The prompts in the order of `rows`; none where nothing was left.
+    """
+    dealt = {row.id for split_rows in splits.values() for row in split_rows}
+    left = [row for row in rows if row.id not in dealt]
+    groups = sorted(
+        (_draw(seed, min((key(row) if key else None) or row.id for row in group)), number, group)
+        for number, group in enumerate(clusters(left, key))
+    )
+    taken: set[str] = set()
+    for _, _, group in groups:
+        ids = {row.id for row in group}
+        if len(taken) + len(ids) <= at_most:
+            taken |= ids
+    return [row for row in left if row.id in taken]
+
+
 def deal(
     rows: Iterable[Instruction],
     earlier: Sequence[SplitAssignment] = (),
