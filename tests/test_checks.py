@@ -22,6 +22,7 @@ from alpaca_rlhf.checks import (
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import clusters
+from tests.verifiable import constraints_of, witness
 
 CORE = "Tell me about a garden pond."
 POND = (
@@ -193,6 +194,13 @@ def test_composed_constraints_go_together(composed):
     for _, _, prompt in composed:
         checks = read_request(prompt.instruction).constraints
         assert all(compatible(pair) for pair in itertools.permutations(checks)), prompt
+
+
+def test_one_answer_can_meet_all_constraints_of_a_composed_prompt(composed):
+    """The compatibility that `compose` relies on, by answers that are put together."""
+    english = [row for row in composed if row[1].language == "en"][::5]
+    for _, core, prompt in english:
+        assert witness(core, constraints_of(prompt), prompt) is not None, prompt.instruction
 
 
 @pytest.mark.parametrize(

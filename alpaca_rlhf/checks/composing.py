@@ -84,6 +84,8 @@ def suits(core: Core, constraints: Sequence[Constraint]) -> bool:
             phrase_pattern(word).search(core.text) for word in arguments["words"].split("|")
         ):
             return False
+        if name == "letter_absent" and arguments["letter"].lower() in core.subject.lower():
+            return False
         if name == "word_exactly" and phrase_pattern(arguments["word"]).search(core.text):
             return False
     repeats = any(constraint.demands.repeats_question for constraint in constraints)

@@ -11,6 +11,7 @@ from alpaca_rlhf.checks.text import Answer
 
 _MOST = 10_000
 _COMMAS = "[,，、]"
+_LINE_NUMBER = re.compile(r"(?m)^\W*(?:(?:step|part)\s+)?\d{1,3}[.):]", re.IGNORECASE)
 _DIGIT = re.compile(r"\d")
 _PARENTHESIS = re.compile(r"[(（][^()（）\n]*\w[^()（）\n]*[)）]")
 _STARRED = re.compile(r"(?<![\w*])\*{1,2}(?=\S)[^*\n]*\w[^*\n]*\*{1,2}(?![\w*])")
@@ -50,12 +51,19 @@ def _no_letter(answer: Answer, arguments: Arguments) -> float:
 
 
 def _first_letter(answer: Answer, arguments: Arguments) -> float:
-    return float(answer.words[0][0].lower() == arguments["letter"].lower())
+    return float(
+        answer.letters[:1] in ([arguments["letter"].lower()], [arguments["letter"].upper()])
+    )
 
 
 def _marks(pattern: str) -> Callable[[Answer], int]:
     compiled = re.compile(pattern)
     return lambda answer: len(compiled.findall(answer.text))
+
+
+def _numbers(answer: Answer) -> int:
+    """Numbers in digits, those that only number a line left out."""
+    return len(re.findall(r"\d+", _LINE_NUMBER.sub("", answer.text)))
 
 
 _commas = _marks(_COMMAS)
@@ -149,7 +157,7 @@ LETTERS = (
             "Give no fewer than {n} figures in digits.",
             "The text should hold {n} or more numbers set in digits.",
         ),
-        lambda answer, a: within(len(re.findall(r"\d+", answer.text)), _n(a), _MOST),
+        lambda answer, a: within(_numbers(answer), _n(a), _MOST),
         chinese=(
             "至少写出{n}个用阿拉伯数字表示的数。",
             "文中要有{n}个或更多阿拉伯数字。",

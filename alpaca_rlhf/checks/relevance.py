@@ -113,7 +113,7 @@ def subject_words(request: str) -> tuple[frozenset[str], frozenset[str]]:
         if core.language == "en"
         else {*core.related}
     )
-    subject = {word for word in content_stems(core.subject) if word not in _request_stems()}
+    subject = {*content_stems(core.subject)}
     return frozenset(subject - common) or frozenset(subject), frozenset(related - subject - common)
 
 

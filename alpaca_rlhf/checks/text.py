@@ -9,9 +9,9 @@ from functools import cached_property
 _CJK = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _CHINESE = re.compile(f"[{_CJK}]")
 _WORD = re.compile(f"[{_CJK}]|[^\\W_{_CJK}]+(?:['’.-][^\\W_{_CJK}]+)*")
-_BULLET = re.compile(r"[ \t]*[-*•·+–][ \t]+(?=\S)")
+_BULLET = re.compile(r"[ \t\"“「]*[-*•·+–][ \t]+(?=\S)")
 _NUMBERED = re.compile(
-    r"[ \t]*(?:step\s+|第)?(\d{1,3})(?:[.):、]|步[，:：]?)[ \t]*(?=\S)", re.IGNORECASE
+    r"[ \t\"“「]*(?:step\s+|第)?(\d{1,3})(?:[.):、]|步[，:：]?)[ \t]*(?=\S)", re.IGNORECASE
 )
 _TITLE_LINE = re.compile(r"\W*<<[^<>\n]+>>\W*")
 # A full stop that ends no sentence: after an abbreviation or an initial, or between digits.

@@ -34,7 +34,7 @@ CHINESE_CLOSINGS = (
 """The same in Chinese."""
 _ENDS_WITH_QUESTION = re.compile(r"[?？][\"”'’)\]*_」』]*\s*$")
 _TRAILING_MARKS = re.compile(r"[\s.!?…。！？\"“”'’)\]*_」』]+$")
-_LEADING_MARKS = re.compile(r"^[\s\"“'‘(\[*_「『#<>-]+")
+_LEADING_MARKS = re.compile(r"^[\s\"“'‘(\[*_「『#<>-]*(?:\d{1,3}[.)]\s*)?")
 
 
 def _n(arguments: Arguments) -> int:
