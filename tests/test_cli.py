@@ -304,6 +304,7 @@ OWN_FLAGS = {
     "export": ["--run", "--policy", "--to", "--dtype", "--out", "--llama-cpp"],
     "judge": ["--run", "--db", "--by", "--judge.url", "--judge.model", "--judge.max-usd"],
     "split": ["--data", "--against", "--shares.sft", "--config"],
+    "checks": ["list", "score"],
     "import": ["FILE...", "--out", "--format", "--broken", "--licence", "--teacher"],
     "data": ["inspect", "drops", "refilter", "report", "check", "export"],
 }

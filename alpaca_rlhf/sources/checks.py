@@ -104,6 +104,10 @@ class ChecksSource:
             self._by_split[split] = self._composed(split, self.sizes[split])
         return self._by_split[split]
 
+    def capacity(self, split: str) -> int:
+        """Prompts at most of a split."""
+        return MAX_PER_INSTRUCTION * len(self._cores_of_split.get(split, []))
+
     def slices(self, rows: Sequence[Instruction]) -> dict[Slice, list[int]]:
         """Trained kinds in trained phrasings; held-out kinds; held-out phrasings."""
         constraints = [read_request(user_text(row)).constraints for row in rows]
