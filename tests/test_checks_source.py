@@ -6,6 +6,9 @@ from alpaca_rlhf.checks import Checks, cores, read_request
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import check_disjoint
+from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.settings.parsing import parse
+from alpaca_rlhf.sources import source_of
 from alpaca_rlhf.sources.checks import ChecksSource
 
 SIZES = {
@@ -121,6 +124,29 @@ def test_the_judge_scores_every_prompt(source):
         assert (
             source.gold(row, "Well.", True).score == Checks().score(row, "Well.", True).score < 0.1
         )
+
+
+def settings_of(*words):
+    return parse(Loop, ["--inputs.judge", "checks", *words], prog="test", description="")
+
+
+def test_the_judge_checks_brings_its_own_prompts():
+    """A policy stage gets a new prompt for each of its samples, as far as there are so many."""
+    words = ["--ppo.batch-size", "48", "--ppo.minibatch-size", "48", "--ppo.updates", "16"]
+    words += ["--rank.prompts", "40", "--best-of-k.prompts", "50", "--evaluate.prompts", "30"]
+    words += ["--generate.target", "60", "--rounds", "2", "--evaluate.dev-prompts", "20"]
+    source = source_of(settings_of(*words))
+    assert isinstance(source, ChecksSource)
+    assert {name: len(source.prompts(name)) for name in source.names()} == {
+        "rank": 40, "ppo": 768, "rank.2": 40, "ppo.2": 768, "eval": 30, "dev": 20,
+    }  # fmt: skip
+    assert len(source.prompts("sft")) == 60
+    many = source_of(settings_of(*words, "--ppo.updates", "900"))
+    assert 1000 < len(many.prompts("ppo")) < 48 * 900
+    chinese = source_of(settings_of(*words, "--inputs.languages", "both"))
+    assert any(not row.instruction.isascii() for row in chinese.prompts("rank"))
+    with pytest.raises(UserError, match=r"^--rank\.prompts: there are"):
+        source_of(settings_of("--rank.prompts", "90000")).prompts("rank")
 
 
 def test_instructions_are_enough_for_the_default_sizes():

@@ -33,6 +33,7 @@ ADDED: Mapping[str, Any] = {
     "evaluate.max_cluster": 1.0,
     "evaluate.temperature": 1.0,
     "evaluate.dev_prompts": 0,
+    "inputs.languages": "en",
 }
 """Settings that are newer than some runs, and the value that those runs have; they keep it unless
 another than the default is given."""

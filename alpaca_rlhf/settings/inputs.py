@@ -47,6 +47,9 @@ class Inputs:
     --judge.url), `checks` (verifiable instructions), `reward:FOLDER`, or a function of your own as
     `FILE.py:function` or `package.module:function`."""
 
+    languages: Literal["en", "zh", "both"] = "en"
+    """Languages of the kit's own prompts for `checks`."""
+
     columns: str = ""
     """New names for columns of these files, as `question=instruction,answer=output`; `NAME=-`
     leaves a column out."""

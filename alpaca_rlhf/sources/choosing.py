@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from alpaca_rlhf.core.errors import UserError
@@ -127,16 +128,21 @@ def source_of(settings: Loop) -> Source:
 
 
 def _checks_source(settings: Loop, sizes: Mapping[str, int]) -> Source:
-    """Verifiable instructions, dealt to their own splits."""
-    accounts = [read_rows(settings.inputs)[1]] if settings.inputs.rows is not None else []
-    refuse_unknown_columns(settings.inputs, accounts)
-    answered = settings.generate.target if settings.generate.recipe == "answers" else 0
-    sizes_of_all = {
+    """Verifiable instructions; a policy stage gets a new prompt for each sample while there are."""
+    inputs = settings.inputs
+    accounts = [read_rows(inputs)[1]] if inputs.rows is not None else []
+    refuse_unknown_columns(inputs, accounts)
+    per_row = PROMPTS_PER_ANSWER if settings.generate.recipe == "answers" else 1
+    needed = {
         **sizes,
-        "dev": settings.evaluate.prompts,
-        "sft": math.ceil(answered * PROMPTS_PER_ANSWER),
+        "dev": settings.evaluate.dev_prompts or settings.evaluate.prompts,
+        "sft": math.ceil(settings.generate.target * per_row),
     }
-    return ChecksSource(settings.seed, sizes_of_all, accounts=accounts)
+    source = ChecksSource(settings.seed, needed, inputs.languages, accounts)
+    samples = settings.ppo.batch_size * settings.ppo.updates
+    wanted = {name: samples for name in needed if name.startswith("ppo")}
+    more = {name: max(needed[name], min(n, source.capacity(name))) for name, n in wanted.items()}
+    return replace(source, sizes=needed | more)
 
 
 def _dev(
