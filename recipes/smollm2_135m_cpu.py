@@ -36,12 +36,13 @@ EXPERIMENT = Loop(
     template="chat",  # the base is an instruct model: its own template
     out=Path("runs/smollm2_135m"),
     inputs=Inputs(judge="checks"),
-    # The model answers the prompts itself, and the answers that meet every constraint are kept.
+    # The model answers the prompts itself, and the few answers that the judge likes are kept.
     generate=Generate(
         recipe="answers",
-        target=400,
-        attempts=4,
-        temperature=0.7,
+        target=300,
+        attempts=3,
+        min_score=0.5,
+        temperature=0.5,
         max_new_tokens=ANSWER_TOKENS,
     ),
     lora=Lora(r=16, alpha=32),
@@ -55,7 +56,7 @@ EXPERIMENT = Loop(
         updates=16,
         batch_size=48,
         minibatch_size=24,
-        micro_batch_size=8,
+        micro_batch_size=4,
         lr=2e-4,
         kl_coef=0.05,
         max_new_tokens=ANSWER_TOKENS,
@@ -68,7 +69,7 @@ EXPERIMENT = Loop(
 QUICK = replace(
     EXPERIMENT,
     out=Path("runs/smollm2_135m_quick"),
-    generate=replace(EXPERIMENT.generate, target=120, attempts=2),
+    generate=replace(EXPERIMENT.generate, target=60, attempts=2),
     rank=replace(EXPERIMENT.rank, prompts=120),
     ppo=replace(EXPERIMENT.ppo, updates=6, batch_size=32, minibatch_size=16),
     best_of_k=replace(EXPERIMENT.best_of_k, prompts=60),

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -26,6 +27,7 @@ from alpaca_rlhf.cli import (
 from alpaca_rlhf.cli import commands as table
 from alpaca_rlhf.cli import main as cli
 from alpaca_rlhf.cli.ranking import HELP, RankingSession
+from alpaca_rlhf.core.bases import has_chat_template
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Completion, Instruction
 from alpaca_rlhf.exporting import gguf_file
@@ -323,3 +325,56 @@ def test_answers_are_indented_and_a_question_mark_helps(tmp_path):
     assert sum(line.startswith("2) ") for line in lines) == 1 and "   2) two" in lines
     assert "    Slowly." in lines and "    two" in lines
     assert said.count(HELP) == 1 and "`?`" in HELP
+
+
+# --- the template of an instruct base -------------------------------------------------------------
+
+
+@pytest.fixture
+def instruct(tiny_folder, tmp_path):
+    """The tiny LLaMA with a chat template in its tokenizer's folder."""
+    folder = tmp_path / "instruct"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "chat_template.jinja").write_text(
+        "{% for message in messages %}<{{ message.role }}>{{ message.content }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    return folder
+
+
+def test_a_new_run_takes_the_chat_template_of_its_base_unless_told_otherwise(
+    instruct, tiny_folder, tmp_path, capsys
+):
+    told = "template: chat, the base's own"
+    words = ["sft", "--inputs.data", str(tmp_path / "none.jsonl"), "--inputs.judge", "human"]
+    words += ["--out", str(tmp_path / "run")]
+    for base, more, expected in (
+        (instruct, [], True),
+        (instruct, ["--template", "alpaca"], False),
+        (tiny_folder, [], False),
+        ("embedded", [], False),
+    ):
+        assert cli.main([*words, "--base", str(base), *more]) == 2
+        assert (told in capsys.readouterr().out) is expected
+
+
+def test_a_run_that_was_begun_keeps_its_template(instruct, tmp_path, capsys):
+    out = tmp_path / "run"
+    out.mkdir()
+    inputs = Inputs(data=tmp_path / "none.jsonl", judge="human")
+    settings = Loop(base=str(instruct), out=out, inputs=inputs)
+    (out / "config.yaml").write_text(to_yaml(settings))
+    (out / "provenance.json").write_text('{"kind": "loop"}')
+    assert cli.main(["sft", "--out", str(out)]) == 2
+    assert "template: chat" not in capsys.readouterr().out
+
+
+def test_a_chat_template_is_found_in_either_file(instruct, tiny_folder, tmp_path):
+    assert has_chat_template(str(instruct)) and not has_chat_template(str(tiny_folder))
+    (instruct / "chat_template.jinja").unlink()
+    assert not has_chat_template(str(instruct))
+    config = json.loads((instruct / "tokenizer_config.json").read_text())
+    (instruct / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": "x"}))
+    assert has_chat_template(str(instruct))
+    (instruct / "tokenizer_config.json").write_text("{")
+    assert not has_chat_template(str(instruct)) and not has_chat_template("nobody/none")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from alpaca_rlhf.cli import own_files
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal
 from alpaca_rlhf.core import quiet
-from alpaca_rlhf.core.bases import EMBEDDED
+from alpaca_rlhf.core.bases import EMBEDDED, has_chat_template
 from alpaca_rlhf.settings import Loop, Lora
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ class Doctor:
 
     base: str = EMBEDDED
     """`embedded`, `smollm2`, a folder with a Hugging Face checkpoint, a GGUF file, or a hub id."""
-    template: Literal["brief", "alpaca", "chat"] = "alpaca"
-    """Prompt template, as a run's."""
+    template: Literal["brief", "alpaca", "chat"] | None = None
+    """Prompt template, as a run's; by default `chat` where the base brings one, else `alpaca`."""
     lora: Lora = field(default_factory=Lora)
     """Shape of the adapters, as a run's."""
     out: Path = Path("runs")
@@ -46,6 +46,8 @@ def run(flags: Doctor, terminal: Terminal) -> int:
     """
     quiet.quiet(flags.base)
     quiet.quiet_transformers(flags.base)
+    if flags.template is None:
+        flags = replace(flags, template="chat" if has_chat_template(flags.base) else "alpaca")
     findings = []
     for finding in _findings(flags):
         findings.append(finding)
@@ -68,7 +70,7 @@ def run(flags: Doctor, terminal: Terminal) -> int:
 
 def _next(flags: Doctor) -> str:
     """The command that runs what was checked, with the flags that were given."""
-    settings = Loop(base=flags.base, template=flags.template, lora=flags.lora)
+    settings = Loop(base=flags.base, template=flags.template or "alpaca", lora=flags.lora)
     quick = flags.base == EMBEDDED
     if flags.out != Doctor.out:
         settings = replace(settings, out=flags.out / ("quickstart" if quick else "loop"))
@@ -81,7 +83,7 @@ def _findings(flags: Doctor) -> Iterator[Finding]:
     from alpaca_rlhf.doctor import base_checks, machine_checks
 
     yield from machine_checks(flags.out)
-    yield from base_checks(flags.base, flags.template, flags.lora)
+    yield from base_checks(flags.base, flags.template or "alpaca", flags.lora)
 
 
 def _show(finding: Finding, terminal: Terminal) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import getpass
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +15,7 @@ from alpaca_rlhf.cli import own_files, plan_command, shell
 from alpaca_rlhf.cli.commands import Invocation
 from alpaca_rlhf.cli.terminal import Terminal
 from alpaca_rlhf.core import quiet
+from alpaca_rlhf.core.bases import has_chat_template
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.serving import folders
 from alpaca_rlhf.settings import Loop
@@ -187,11 +188,21 @@ def _resumed(
     paragraphs = [invocation.command.summary, about, _RESUME_HELP]
     help_text = ".\n\n".join(paragraph for paragraph in paragraphs if paragraph)
     settings = invocation.parse(cls, arguments, about=help_text, default=converted(cls, default))
+    if kind == "loop" and not folders.holds_run(settings.out) and "template" not in entries:
+        settings = _in_chat_template(settings, invocation.terminal)
     # 3. A mistyped folder must not begin a run, so later stages begin one only from given files.
     if invocation.name in _LATER_STAGES and not any(path.startswith("inputs.") for path in entries):
         remedy = f"`loop`, `generate`, `sft` and `sample` begin one, `{invocation.name}` only from "
         folders.refuse_missing(settings.out, "--out", remedy=f"{remedy}files given as --inputs.*")
     return settings, kind
+
+
+def _in_chat_template(settings: L, terminal: Terminal) -> L:
+    """The settings of a new run for which no template was given: that of the base, if any."""
+    if not has_chat_template(settings.base):
+        return settings
+    terminal.say("template: chat, the base's own; --template alpaca takes the text of Alpaca")
+    return replace(settings, template="chat")
 
 
 def _entries(cls: type[Loop], arguments: Sequence[str], prog: str) -> Mapping[str, Entry]:

@@ -382,7 +382,8 @@ class Loop(Bounded, Stages):
     base: str = EMBEDDED
     """The frozen base: `embedded`, `smollm2`, a folder, a GGUF file, or a hub id."""
     template: Literal["brief", "alpaca", "chat"] = "alpaca"
-    """Prompt template: `brief` and `alpaca` are text, `chat` is the tokenizer's own."""
+    """Prompt template: `brief` and `alpaca` are text, `chat` is the tokenizer's own. The commands
+    take `chat` for a new run where the base brings one and no template is given."""
     out: Path = Path("runs/loop")
     """Run folder."""
     seed: Seed = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from alpaca_rlhf.sources.own_files import read_rows, reading_of, refuse_unknown_
 from alpaca_rlhf.sources.small_world import SmallWorld
 from alpaca_rlhf.sources.source import Source
 
-PROMPTS_PER_ANSWER = 1.5
+PROMPTS_PER_ANSWER = 4
 """Prompts of `checks` to ask for each answer that the recipe `answers` is to keep: a small model
 never meets the constraints of some."""
 
@@ -136,7 +135,7 @@ def _checks_source(settings: Loop, sizes: Mapping[str, int]) -> Source:
     needed = {
         **sizes,
         "dev": settings.evaluate.dev_prompts or settings.evaluate.prompts,
-        "sft": math.ceil(settings.generate.target * per_row),
+        "sft": settings.generate.target * per_row,
     }
     source = ChecksSource(settings.seed, needed, inputs.languages, accounts)
     samples = settings.ppo.batch_size * settings.ppo.updates

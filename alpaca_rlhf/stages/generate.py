@@ -75,15 +75,12 @@ def generate(ctx: Context, round_: int) -> Outcome:
 
 
 def _kept_by_judge(ctx: Context) -> Callable[[Instruction], Drop | None]:
-    """The source's own check, then the score of the run's judge."""
+    """A check of answers by the score of the run's judge; the prompts are the source's own."""
     judge, least = ctx.judges.ranks, ctx.settings.generate.min_score
     if judge is None:
         raise ValueError("the recipe `answers` needs a judge that scores")
 
     def check(row: Instruction) -> Drop | None:
-        drop = ctx.source.accept(row)
-        if drop is not None:
-            return drop
         (verdict,) = judge.scores([Response(row, row.output or "", True)], stage="generate")
         if verdict.score >= least:
             return None
