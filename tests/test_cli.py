@@ -173,7 +173,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path, capsys):
     [
         (["quikstart"], "did you mean quickstart"),
         (["best_of"], "did you mean best-of-k"),
-        (["conjure"], "there are doctor, base, quickstart, plan"),
+        (["conjure"], "there are doctor, quickstart, plan, base"),
         (["--seed", "1", "quickstart"], "flags come after the command"),
         (["loop", "--ppo.klcoef", "1"], "did you mean --ppo.kl-coef"),
         (["loop", "twice"], "every setting is a flag"),
