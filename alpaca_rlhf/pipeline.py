@@ -257,7 +257,8 @@ def _checked_source(settings: Loop) -> Source:
     """
     # The small world draws a split when it is first read; drawing all of them finds what is short.
     source = source_of(settings)
-    if settings.evaluate.dev and "dev" not in source.names():
+    # A reward model from rankings alone evaluates nothing, and says nothing of splits.
+    if settings.evaluate.dev and "eval" in source.names() and "dev" not in source.names():
         raise UserError(
             "--evaluate.dev: these prompts are dealt to no split `dev`; leave the flag out"
         )

@@ -104,8 +104,8 @@ def test_ppo_goes_on_with_smaller_micro_batches(tiny, tmp_path, monkeypatch, ful
     def fail(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    def logprobs(adapters, batch):
-        logprobs_of_batch = token_logprobs(adapters, batch)
+    def logprobs(adapters, batch, **options):
+        logprobs_of_batch = token_logprobs(adapters, batch, **options)
         watch(len(batch), logprobs_of_batch)
         return logprobs_of_batch
 

@@ -201,7 +201,7 @@ def test_killed_twice_in_every_training_stage_it_ends_with_the_same_weights(calm
         kill_in(out, stage, moments[1], start=Forked)
     assert without_times(run(out)) == without_times(report_of(calm)), f"moments of seed {seed}"
     stages = {name.partition("/")[0] for name in weights(calm)}
-    assert stages == {"sft", "reward", "reward_shuffled", "ppo", "best_of_k"}
+    assert stages == {"sft", "reward", "reward_shuffled", "ppo", "best_of_k", "random_of_k"}
     assert weights(out) == weights(calm), f"moments of seed {seed}"
 
 
