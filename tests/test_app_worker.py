@@ -442,7 +442,7 @@ def test_the_queue_is_filled_and_filling_goes_on_where_it_stopped(real, run, tmp
 
 def test_typed_prompts_stay_away_from_those_of_other_stages(run):
     held = RunPrompts(run, folders.settings_of(run))
-    assert set(held.splits) == {"sft", "rank", "ppo", "eval"}
+    assert set(held.splits) == {"sft", "rank", "ppo", "dev", "eval"}
     for name, rows in held.splits.items():
         near = Instruction(rows[0].instruction.replace(":", " :") + " please")
         leak = held.leak(near)

@@ -34,6 +34,8 @@ from alpaca_rlhf.sources import source_of
 from tests.test_data_novelty import f1
 
 SHARES = {"sft": 0.4, "rank": 0.2, "ppo": 0.3, "eval": 0.1}
+WRITTEN = ("sft", "rank", "ppo", "dev", "eval")
+"""The splits of the command."""
 
 
 def row(instruction: str, output: str | None = "yes") -> Instruction:
@@ -222,7 +224,7 @@ def write(path: Path, texts: list[str]) -> Path:
 
 def read(out: Path) -> dict[str, list[str]]:
     files = {}
-    for name in SHARES:
+    for name in WRITTEN:
         lines = (out / f"{name}.jsonl").read_text().splitlines()
         files[name] = [json.loads(line)["instruction"] for line in lines]
     return files
@@ -244,8 +246,8 @@ def test_the_command_adds_rows_and_leaves_the_rest_where_it_was(tmp_path, capsys
     later = write(tmp_path / "more.jsonl", [*texts[80:], texts[0] + " again"])
     assert split("--data", first, later, "--out", out, "--shares.sft", 0, "--seed", 7) == 0
     after = read(out)
-    assert all(set(before[name]) <= set(after[name]) for name in SHARES)
-    home = next(name for name in SHARES if texts[0] in before[name])
+    assert all(set(before[name]) <= set(after[name]) for name in WRITTEN)
+    home = next(name for name in WRITTEN if texts[0] in before[name])
     assert texts[0] + " again" in after[home]
     assert len(everything(after)) == 121
     assert "80 prompts were assigned before" in capsys.readouterr().out
@@ -307,7 +309,7 @@ def test_no_file_is_lost_to_the_command(tmp_path, capsys) -> None:
 def test_real_splits_are_disjoint(shared: Path, tmp_path: Path) -> None:
     """All of Alpaca's subset; 25 prompts of each split against all of the others, brute force."""
     assert split("--data", shared / "data" / "alpaca_17k.jsonl.gz", "--out", tmp_path) == 0
-    parts = {name: read_prompts(tmp_path / f"{name}.jsonl") for name in SHARES}
+    parts = {name: read_prompts(tmp_path / f"{name}.jsonl") for name in WRITTEN}
     assert sum(map(len, parts.values())) == 17387
     assert len(read_instructions(tmp_path / "sft.jsonl")) == len(parts["sft"])  # all have outputs
     tokens_of_split = {
