@@ -76,6 +76,9 @@ OWN_ROWS = "fine-tune the sft adapter on your rows"
 ADOPTION = "take the sft adapter that is given"
 """The intent of the stage `sft` where an adapter is given."""
 
+ANSWERS = "the teacher answers prompts, and the answers that the judge likes are kept"
+"""The intent of the stage `generate` with the recipe `answers`."""
+
 BY_JUDGE = {
     "ppo": "train the policy adapter against the judge, anchored to sft",
     "best_of_k": "fine-tune on the judge's favourite of several completions",
@@ -337,6 +340,8 @@ def _run_stage(context: Context, step: Step) -> None:
     intent, inputs = stage.intent, settings.inputs
     if settings.reward.source == "judge" and step.stage in BY_JUDGE:
         intent = BY_JUDGE[step.stage]
+    if step.stage == "generate" and settings.generate.recipe == "answers":
+        intent = ANSWERS
     if step.stage == "sft" and (inputs.sft_adapter is not None or inputs.rows is not None):
         intent = ADOPTION if inputs.sft_adapter is not None else OWN_ROWS
     context.reporter.start(step.entry, intent)
