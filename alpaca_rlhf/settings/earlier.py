@@ -32,7 +32,9 @@ ADDED: Mapping[str, Any] = {
     "evaluate.dev": False,
     "evaluate.max_cluster": 1.0,
     "evaluate.temperature": 1.0,
-    "evaluate.dev_prompts": 0,
+    "evaluate.dev_prompts": None,
+    "generate.attempts": 4,
+    "generate.min_score": 0.8,
     "inputs.languages": "en",
 }
 """Settings that are newer than some runs, and the value that those runs have; they keep it unless
