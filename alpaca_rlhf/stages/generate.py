@@ -63,7 +63,7 @@ def generate(ctx: Context, round_: int) -> Outcome:
     gold = ctx.source.gold
     if gold is not None:
         parts = [gold(row, row.output or "", True).parts for row in result.rows]
-        if "correct" in parts[0]:  # the small world's judge knows right answers; rows are never none
+        if "correct" in parts[0]:  # of the small world; there is always a row
             facts["correct"] = sum(part["correct"] for part in parts) / len(parts)
     if answers:
         attempts = result.requests
