@@ -32,7 +32,7 @@ ADDED: Mapping[str, Any] = {
     "evaluate.dev": False,
     "evaluate.max_cluster": 1.0,
     "evaluate.temperature": 1.0,
-    "evaluate.dev_prompts": None,
+    "evaluate.dev_prompts": 0,
     "generate.attempts": 4,
     "generate.min_score": 0.8,
     "inputs.languages": "en",
