@@ -9,7 +9,7 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from alpaca_rlhf import stages
 from alpaca_rlhf.core import allocator, gpu_lock, processes
@@ -25,10 +25,11 @@ from alpaca_rlhf.settings.earlier import added, with_earlier_defaults
 from alpaca_rlhf.settings.leaves import leaves_of
 from alpaca_rlhf.settings.loop import SAMPLING_SECTIONS
 from alpaca_rlhf.settings.parsing import to_yaml
+from alpaca_rlhf.settings.steps import Step, order, suffixed
 from alpaca_rlhf.sources import Source, source_of
 from alpaca_rlhf.sources.verdicts import take_up_earlier
 from alpaca_rlhf.stages import forecast, judging, preflight
-from alpaca_rlhf.stages.context import Context, Reporter, forget, suffixed
+from alpaca_rlhf.stages.context import Context, Reporter, forget
 from alpaca_rlhf.stages.summary import write_summary
 
 logger = logging.getLogger(__name__)
@@ -117,33 +118,6 @@ DEALING = (
     "evaluate.dev_prompts",
 )
 """Settings that deal the prompts to the splits, which is settled when a run begins."""
-
-
-class Step(NamedTuple):
-    """One stage of one round."""
-
-    stage: str
-    """Its name in `STAGES`."""
-    round: int
-    """From 1; that of `evaluate` is the last."""
-
-    @property
-    def entry(self) -> str:
-        """Its name in the ledger: `ppo`, in later rounds `ppo.2` ...; `evaluate` comes once."""
-        return suffixed(self.stage, 1 if self.stage == "evaluate" else self.round)
-
-
-def order(settings: Loop) -> list[Step]:
-    """The steps of a whole run."""
-    inputs = settings.inputs
-    has_rows = inputs.rows is not None or inputs.sft_adapter is not None
-    first = ["sft"] if has_rows else ["generate", "sft"]
-    ranked = ["sample", "rank"] if inputs.rankings is None else []
-    by_judge = settings.reward.source == "judge"
-    rewarded = [] if by_judge else [*ranked, "reward"]
-    per_round = [*rewarded, "ppo", "best_of_k"]
-    rounds = [Step(name, r) for r in range(1, settings.rounds + 1) for name in per_round]
-    return [*(Step(name, 1) for name in first), *rounds, Step("evaluate", settings.rounds)]
 
 
 def run_loop(

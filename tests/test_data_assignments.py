@@ -28,8 +28,8 @@ from alpaca_rlhf.data import (
     write_assignments,
     write_instructions,
 )
-from alpaca_rlhf.pipeline import order
 from alpaca_rlhf.settings import PPO, BestOfK, Evaluate, Inputs, Loop, Rank
+from alpaca_rlhf.settings.steps import order
 from alpaca_rlhf.sources import source_of
 from tests.test_data_novelty import f1
 

@@ -11,7 +11,7 @@ import pytest
 from alpaca_rlhf.cli import main as cli
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.models.base import load_base
-from alpaca_rlhf.pipeline import order, run_loop
+from alpaca_rlhf.pipeline import run_loop
 from alpaca_rlhf.planner import Device, PeakMemory, shape_of
 from alpaca_rlhf.preferences import read_snapshot
 from alpaca_rlhf.report.schema import validate_report
@@ -31,6 +31,7 @@ from alpaca_rlhf.settings import (
 from alpaca_rlhf.settings import (
     Judge as JudgeEndpoint,
 )
+from alpaca_rlhf.settings.steps import order
 from alpaca_rlhf.stages import context
 from tests.prove import weights, without_times
 from tests.test_pipeline import Quiet

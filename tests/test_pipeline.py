@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.pipeline import order, run_loop
+from alpaca_rlhf.pipeline import run_loop
 from alpaca_rlhf.report.schema import policy_order, validate_report
 from alpaca_rlhf.settings import PPO, BestOfK, Evaluate
 from alpaca_rlhf.settings.quickstart import QUICKSTART
+from alpaca_rlhf.settings.steps import order
 from tests.forked import Forked
 from tests.prove import SMALL, kill_in, weights, without_times
 from tests.whole_run import Quiet, small

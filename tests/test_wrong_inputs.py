@@ -294,7 +294,7 @@ def products(out: Path) -> dict[str, object]:
 
 def test_the_estimate_holds_what_a_run_writes(whole_run):
     settings = parse(Loop, SMALL, prog="test", description="", default=QUICKSTART)
-    from alpaca_rlhf.pipeline import order
+    from alpaca_rlhf.settings.steps import order
 
     planned = sum(disk_needs(shape_of("embedded"), settings, order(settings)).values())
     assert whole_run.peak < planned < 2 * whole_run.peak + SPARE

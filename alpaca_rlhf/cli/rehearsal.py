@@ -24,11 +24,11 @@ from alpaca_rlhf.core.records import Instruction, Ranking
 from alpaca_rlhf.data import clusters, write_instructions
 from alpaca_rlhf.pipeline import run_loop
 from alpaca_rlhf.settings import Generate, Inputs, Judge, Loop
+from alpaca_rlhf.settings.steps import suffixed
 from alpaca_rlhf.smallworld import answered_task, sample_task
 from alpaca_rlhf.sources.sampled import candidate_sets
 from alpaca_rlhf.sources.verdicts import open_store
 from alpaca_rlhf.stages import PeopleNeeded
-from alpaca_rlhf.stages.context import suffixed
 
 LAYERS, HEAD_SIZE = 2, 32
 """Size of a shrunken model."""

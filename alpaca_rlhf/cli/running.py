@@ -10,14 +10,14 @@ from alpaca_rlhf.cli.ranking import RankingSession
 from alpaca_rlhf.cli.terminal import Terminal, result_lines
 from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.pipeline import order, run_loop
+from alpaca_rlhf.pipeline import run_loop
 from alpaca_rlhf.serving import folders
 from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.settings.steps import order, suffixed
 from alpaca_rlhf.sources.sampled import candidate_sets, origin_of_stage
 from alpaca_rlhf.sources.standing import standing_of_stage
 from alpaca_rlhf.sources.verdicts import open_store
 from alpaca_rlhf.stages import PeopleNeeded
-from alpaca_rlhf.stages.context import suffixed
 
 _REPLACED_BY = {
     "generate": "--inputs.data, --inputs.splits or --inputs.sft-adapter",

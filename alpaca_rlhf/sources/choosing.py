@@ -21,6 +21,7 @@ from alpaca_rlhf.data import (
 from alpaca_rlhf.preferences import manifest_of, read_snapshot
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.inputs import Inputs
+from alpaca_rlhf.settings.steps import suffixed
 from alpaca_rlhf.sources.checks import ChecksSource
 from alpaca_rlhf.sources.files import Files
 from alpaca_rlhf.sources.own_files import read_rows, reading_of, refuse_unknown_columns
@@ -42,8 +43,8 @@ def source_of(settings: Loop) -> Source:
     sizes: dict[str, int] = {}
     for r in range(1, settings.rounds + 1):
         if settings.inputs.rankings is None:
-            sizes[_of_round("rank", r)] = settings.rank.prompts
-        sizes[_of_round("ppo", r)] = max(settings.best_of_k.prompts, settings.ppo.batch_size)
+            sizes[suffixed("rank", r)] = settings.rank.prompts
+        sizes[suffixed("ppo", r)] = max(settings.best_of_k.prompts, settings.ppo.batch_size)
     sizes["eval"] = settings.evaluate.prompts
     # 2. Tasks that the kit makes.
     if settings.inputs.prompts_from == "checks":
@@ -203,7 +204,3 @@ def _ranked(inputs: Inputs, path: Path) -> tuple[list[Instruction], FileAccount]
         return ranked_prompts(path, reading), reading.account
     prompts = [prompt for prompt, _, _ in read_snapshot(path)]
     return prompts, FileAccount(str(path), rows=len(prompts))
-
-
-def _of_round(name: str, round_: int) -> str:
-    return name if round_ == 1 else f"{name}.{round_}"

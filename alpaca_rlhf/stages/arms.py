@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alpaca_rlhf.settings import Loop
-from alpaca_rlhf.stages.context import control_of, suffixed
+from alpaca_rlhf.settings.steps import suffixed
+from alpaca_rlhf.stages.context import control_of
 
 JUDGE = "judge"
 """Reranks the K completions of the upper bound."""

@@ -20,7 +20,8 @@ from alpaca_rlhf.core.records import content_hash
 from alpaca_rlhf.core.scorers import Response
 from alpaca_rlhf.models.batches import answer, prompt_ids
 from alpaca_rlhf.models.heads import HEAD
-from alpaca_rlhf.stages.context import Context, forget, suffixed
+from alpaca_rlhf.settings.steps import suffixed
+from alpaca_rlhf.stages.context import Context, forget
 from alpaca_rlhf.stages.judge_reward import JudgeReward, judge_reward
 from alpaca_rlhf.training.candidates import Candidates, ScoreCandidates, draw, rescore
 

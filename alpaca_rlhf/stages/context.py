@@ -53,11 +53,6 @@ class Reporter(Protocol):
         ...
 
 
-def suffixed(name: str, round_: int) -> str:
-    """Name of a stage in a round: `ppo`, in later rounds `ppo.2` ..."""
-    return name if round_ == 1 else f"{name}.{round_}"
-
-
 def control_of(stage: str) -> str:
     """Name of a stage's control, in any round: `reward.2` has `reward_shuffled.2`."""
     stem, dot, round_ = stage.partition(".")

@@ -34,8 +34,9 @@ from alpaca_rlhf.models.batches import (
 from alpaca_rlhf.models.forward import token_stats
 from alpaca_rlhf.models.rollout import SampledCompletion, sample
 from alpaca_rlhf.models.scoring import score
+from alpaca_rlhf.settings.steps import suffixed
 from alpaca_rlhf.stages.arms import JUDGE, Arm, arms
-from alpaca_rlhf.stages.context import CONTROLS, Context, control_of, suffixed
+from alpaca_rlhf.stages.context import CONTROLS, Context, control_of
 from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.stages.reward import ranking_groups, reference_examples
 from alpaca_rlhf.training.best_of_k import best_sample

@@ -19,7 +19,8 @@ from alpaca_rlhf.core.sizes import MIN_PROMPTS
 from alpaca_rlhf.judges import Judge
 from alpaca_rlhf.models.batches import answer, prompt_ids
 from alpaca_rlhf.models.rollout import sample
-from alpaca_rlhf.stages.context import Context, forget, suffixed
+from alpaca_rlhf.settings.steps import suffixed
+from alpaca_rlhf.stages.context import Context, forget
 from alpaca_rlhf.stages.reward import REFERENCES
 
 _ENTRY = "judge_scale"

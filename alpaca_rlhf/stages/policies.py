@@ -12,8 +12,9 @@ from alpaca_rlhf.core.scorers import Response
 from alpaca_rlhf.evaluation.win_rate import best_of_n_kl, expected_best
 from alpaca_rlhf.models.batches import Example, answer, prompt_ids
 from alpaca_rlhf.models.rollout import SampledCompletion
+from alpaca_rlhf.settings.steps import suffixed
 from alpaca_rlhf.stages.candidates import candidates
-from alpaca_rlhf.stages.context import Context, control_of, suffixed
+from alpaca_rlhf.stages.context import Context, control_of
 from alpaca_rlhf.stages.judge_reward import judge_reward
 from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.training.best_of_k import choose, choose_at_random

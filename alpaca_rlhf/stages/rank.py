@@ -22,11 +22,12 @@ from alpaca_rlhf.preferences.judges import JudgeIdentity
 from alpaca_rlhf.preferences.snapshot import Ranked
 from alpaca_rlhf.preferences.standing import Standing
 from alpaca_rlhf.preferences.store import Store
+from alpaca_rlhf.settings.steps import suffixed
 from alpaca_rlhf.sources import RunPrompts
 from alpaca_rlhf.sources.sampled import candidate_sets, origin_of_stage, read_sheets
 from alpaca_rlhf.sources.standing import standing_of_stage
 from alpaca_rlhf.sources.verdicts import SNAPSHOT, open_store
-from alpaca_rlhf.stages.context import Context, suffixed
+from alpaca_rlhf.stages.context import Context
 from alpaca_rlhf.stages.llm_judge import BATCH_RANKINGS, LLMJudge, outcomes
 from alpaca_rlhf.stages.outcome import Outcome
 

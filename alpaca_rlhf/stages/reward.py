@@ -20,8 +20,9 @@ from alpaca_rlhf.models.rollout import sample
 from alpaca_rlhf.models.scoring import score
 from alpaca_rlhf.preferences import manifest_of, read_snapshot
 from alpaca_rlhf.preferences.snapshot import Ranked
+from alpaca_rlhf.settings.steps import suffixed
 from alpaca_rlhf.sources import reading_of
-from alpaca_rlhf.stages.context import Context, control_of, forget, suffixed
+from alpaca_rlhf.stages.context import Context, control_of, forget
 from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.stages.rank import (
     other_rankings,

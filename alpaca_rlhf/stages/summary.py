@@ -12,7 +12,8 @@ from alpaca_rlhf.report.render import write_report
 from alpaca_rlhf.report.schema import HELD_OUT_JUDGE, ReportData
 from alpaca_rlhf.settings.loop import SAMPLING_SECTIONS
 from alpaca_rlhf.settings.parsing import to_yaml
-from alpaca_rlhf.stages.context import Context, suffixed
+from alpaca_rlhf.settings.steps import suffixed
+from alpaca_rlhf.stages.context import Context
 
 _LABORATORY = (
     "The embedded base is a laboratory animal: a few million parameters that know one small "
