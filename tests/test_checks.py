@@ -95,10 +95,10 @@ def test_every_kind_has_an_example():
 @pytest.mark.parametrize(("name", "arguments", "good", "near_miss"), EXAMPLES)
 def test_a_good_answer_scores_and_a_near_miss_does_not(name, arguments, good, near_miss):
     prompt = prompt_of(name, arguments)
-    [result] = Checks().results(prompt, good)
+    [result] = Checks().verdict(prompt, good, True).results
     assert (result.constraint.kind.name, result.degree) == (name, 1.0)
     assert Checks().score(prompt, good, True).score >= 0.95
-    [missed] = Checks().results(prompt, near_miss)
+    [missed] = Checks().verdict(prompt, near_miss, True).results
     assert 0 <= missed.degree < 1
     scores = Checks().score(prompt, near_miss, True)
     assert scores.score <= 0.5 and scores.parts["all_met"] == 0
@@ -337,5 +337,5 @@ def test_the_nearer_the_better():
         ("no_commas", {}, [LONG.replace(" and", ", and"), LONG, POND]),
     ):
         prompt = prompt_of(name, arguments)
-        degrees = [Checks().results(prompt, answer)[0].degree for answer in answers]
+        degrees = [Checks().verdict(prompt, answer, True).results[0].degree for answer in answers]
         assert degrees == sorted(set(degrees)), name

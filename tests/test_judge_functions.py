@@ -191,6 +191,23 @@ def test_a_module_is_found_beside_the_user(tmp_path, monkeypatch):
     assert function([RESPONSES[0]]) == 1.0 and len(function.files) == 1
 
 
+def test_a_package_that_fails_on_the_way_to_its_module_gives_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder, text, told in (
+        ("broken_x", "import math\nmath.sqrt(-1)\n", "broken_x/__init__.py:2: loading the judge"),
+        ("unmet_x", "import nowhere_x\n", "unmet_x/__init__.py:1: loading the judge raised Module"),
+        ("torn_x", "x = (\n", "torn_x/__init__.py:1: is not Python"),
+        ("whole_x", "", "--by whole_x.rules:score: there is no module whole_x.rules"),
+    ):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").write_text(text)
+        if folder != "whole_x":
+            (tmp_path / folder / "rules.py").write_text(PLAIN)
+        with pytest.raises(UserError) as refusal:
+            load_function(parse_judge(f"{folder}.rules:score"), "--by")
+        assert told in str(refusal.value) and "\n" not in str(refusal.value)
+
+
 def test_a_judge_imports_what_lies_beside_it(written, tmp_path):
     (tmp_path / "words_beside_x.py").write_text("GOOD = 'Cat'\n")
     judge = written(

@@ -10,6 +10,9 @@ import pytest
 
 from alpaca_rlhf.cli import main as cli
 from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.runs import RunFolder
+from alpaca_rlhf.judges import JudgeFailure
+from alpaca_rlhf.judges.judge import MEND
 from alpaca_rlhf.models.base import load_base
 from alpaca_rlhf.pipeline import run_loop
 from alpaca_rlhf.planner import Device, PeakMemory, shape_of
@@ -20,6 +23,7 @@ from alpaca_rlhf.settings import (
     SFT,
     BestOfK,
     Evaluate,
+    Generate,
     Inputs,
     Loop,
     Lora,
@@ -31,8 +35,10 @@ from alpaca_rlhf.settings import (
 from alpaca_rlhf.settings import (
     Judge as JudgeEndpoint,
 )
+from alpaca_rlhf.settings.parsing import to_yaml
 from alpaca_rlhf.settings.steps import order
-from alpaca_rlhf.stages import context
+from alpaca_rlhf.sources import source_of
+from alpaca_rlhf.stages import context, judging
 from tests.prove import weights, without_times
 from tests.test_pipeline import Quiet
 
@@ -263,6 +269,8 @@ def test_a_judge_that_fails_is_mended_and_nothing_is_lost(settings, tmp_path):
         go(mine, out, until="rank")
     kept = logged(out)
     assert len(kept) == 9
+    with pytest.raises(KeyboardInterrupt):  # a start that stops before it asks the judge again
+        go(mine, out, Quiet(stop_in="rank"), until="rank")
     judge.write_text(text.format("len(completion) / 1000"))
     go(mine, out, until="rank")
     assert logged(out)[:9] == kept
@@ -287,6 +295,33 @@ def test_a_judge_that_fails_in_the_evaluation_may_be_named_anew(settings, ranked
     shutil.copy(judge, tmp_path / "copy.py")
     go(replace(mine, evaluate=replace(mine.evaluate, judge=f"{tmp_path}/copy.py:score")), out)
     assert report_of(out)["judge"].startswith("copy.py:score:")
+
+
+def test_a_judge_that_kept_answers_has_been_used(settings, tmp_path):
+    """With the recipe `answers` it chose the rows of SFT, before anything is ranked."""
+    judge = tmp_path / "mine.py"
+    judge.write_text(LENGTH)
+    mine = replace(
+        settings,
+        inputs=Inputs(judge=f"{judge}:rate"),
+        generate=Generate(recipe="answers"),
+        out=tmp_path / "run",
+    )
+    judges = judging.open_judges(mine, source_of(mine))
+    failure = JudgeFailure(f"mine.py:1: rate() raised; {MEND}")
+    failure.digest = judges.ranks.digest
+    with RunFolder.open(mine.out, to_yaml(mine), kind="loop", inputs={}) as run:
+        judging.note_files(run, judges)
+        told = judging.noted_failure(run, mine, {"generate"}, failure)
+        assert "mend a copy and give that as --inputs.judge" in str(told)
+        assert "--evaluate.judge" in str(
+            judging.noted_failure(run, mine, {"generate", "rank"}, failure)
+        )
+        judge.write_text(LENGTH + "# mended\n")
+        changed = judging.open_judges(mine, source_of(mine))
+        judging.refuse_changed(run, changed, mine, set())
+        with pytest.raises(UserError, match="was changed since"):
+            judging.refuse_changed(run, changed, mine, {"generate"})
 
 
 def test_a_killed_run_with_a_changed_judge_is_refused(settings, tmp_path):

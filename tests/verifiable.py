@@ -45,7 +45,7 @@ def witness(core, constraints, prompt):
         (0, 1, 2, 3, 4), (0, 1, 2, 3, 4, 6, 8, 11, 14, 18, 24), (True, False)
     ):
         text = _answer(core, arguments, n_fillers, n_groups, subject_first)
-        if all(result.met for result in Checks().results(prompt, text)):
+        if all(result.met for result in Checks().verdict(prompt, text, True).results):
             return text
     return None
 

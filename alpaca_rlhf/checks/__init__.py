@@ -10,7 +10,7 @@ from alpaca_rlhf.checks.catalogue import KINDS, Request, compatible, read_reques
 from alpaca_rlhf.checks.composing import SOURCE, Mixture, Part, compose, example_of
 from alpaca_rlhf.checks.demonstrations import demonstrations
 from alpaca_rlhf.checks.instructions import Core, bare_request, cores
-from alpaca_rlhf.checks.judge import CheckResult, Checks, ChecksWeights
+from alpaca_rlhf.checks.judge import CheckResult, Checks, ChecksWeights, Verdict
 from alpaca_rlhf.checks.kinds import Constraint, Kind, Language, write_template
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Mixture",
     "Part",
     "Request",
+    "Verdict",
     "bare_request",
     "compatible",
     "compose",

@@ -60,6 +60,16 @@ class CheckResult:
         return self.degree >= 1
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """The results of all constraints of a prompt, and the score that follows from them."""
+
+    results: tuple[CheckResult, ...]
+    """Each constraint in its order."""
+    scores: Scores
+    """The score with its parts."""
+
+
 class Checks:
     """A judge that checks an answer against the constraints that its prompt states.
 
@@ -82,9 +92,17 @@ class Checks:
         Raises:
             UserError: The prompt states no constraint in a known phrasing.
         """
+        return self.verdict(prompt, completion, finished).scores
+
+    def verdict(self, prompt: Instruction, completion: str, finished: bool) -> Verdict:
+        """Score a completion, and keep what each constraint contributes.
+
+        Raises:
+            UserError: The prompt states no constraint in a known phrasing.
+        """
         request = _request_of(prompt)
         answer = Answer(completion.strip(), request.core)
-        results = _results(request, answer)
+        results = tuple(CheckResult(check, check.degree(answer)) for check in request.constraints)
         degrees = [result.degree for result in results]
         parts = {
             "met": sum(result.met for result in results) / len(results),
@@ -99,16 +117,7 @@ class Checks:
             floor = getattr(w, name)
             score *= floor + (1 - floor) * parts[name]
         score *= min(1.0, len(answer.words) / _MIN_WORDS)
-        return Scores(min(1.0, max(0.0, score)), parts)
-
-    def results(self, prompt: Instruction, completion: str) -> list[CheckResult]:
-        """Each constraint of a prompt with the degree to which a completion meets it.
-
-        Raises:
-            UserError: The prompt states no constraint in a known phrasing.
-        """
-        request = _request_of(prompt)
-        return _results(request, Answer(completion.strip(), request.core))
+        return Verdict(results, Scores(min(1.0, max(0.0, score)), parts))
 
     @staticmethod
     def can_judge(prompt: Instruction) -> bool:
@@ -141,10 +150,6 @@ def _unknown(prompt: Instruction) -> str:
         f"{shown!r} states no constraint that `checks` can verify, such as `Use at most 30 words.`; "
         "see all phrasings with: alpaca-rlhf checks list"
     )
-
-
-def _results(request: Request, answer: Answer) -> list[CheckResult]:
-    return [CheckResult(check, check.degree(answer)) for check in request.constraints]
 
 
 def _conduct(request: Request, prompt: Instruction, answer: Answer) -> dict[str, float]:

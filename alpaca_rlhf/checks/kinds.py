@@ -38,6 +38,20 @@ ANY_LENGTH = (0, 10_000)
 """Bounds that any answer keeps."""
 
 
+MOST = ANY_LENGTH[1]
+"""A bound that no answer reaches."""
+
+
+def count_of(arguments: Arguments) -> int:
+    """The number N of a constraint."""
+    return int(arguments["n"])
+
+
+def draw_count(low: int, high: int, step: int = 1) -> Draw:
+    """Draw the number N of a constraint, from `low` to `high`."""
+    return lambda rng, language: {"n": str(rng.randrange(low, high + 1, step))}
+
+
 @dataclass(frozen=True)
 class Demands:
     """Properties that an answer must have to meet a constraint, as far as another may clash."""

@@ -7,10 +7,9 @@ import random
 import re
 
 from alpaca_rlhf.checks.degrees import exactly, most
-from alpaca_rlhf.checks.kinds import Arguments, Demands, Draw, Kind, Language
+from alpaca_rlhf.checks.kinds import MOST, Arguments, Demands, Kind, Language, count_of, draw_count
 from alpaca_rlhf.checks.text import Answer, bare, words_of
 
-_MOST = 10_000
 _TITLE = re.compile(r"<<[^<>\n]*\w[^<>\n]*>>")
 _FENCE = re.compile(r"```[A-Za-z]*\s*\n(.*?)\n?```", re.DOTALL)
 _BREAK = re.compile(r"^[ \t]*(?:\*[ \t]*){3,}$", re.MULTILINE)
@@ -21,14 +20,6 @@ _MIN_PART_WORDS = 4  # of each of two answers, and of a remark after the end
 
 _NOT_LISTS = frozenset({"poem", "story", "message"})
 _NOT_SHAPED = frozenset({"poem"})
-
-
-def _number(low: int, high: int) -> Draw:
-    return lambda rng, language: {"n": str(rng.randint(low, high))}
-
-
-def _n(arguments: Arguments) -> int:
-    return int(arguments["n"])
 
 
 def _keys(rng: random.Random, language: Language) -> dict[str, str]:
@@ -48,7 +39,7 @@ def _quoted(answer: Answer, arguments: Arguments) -> float:
 
 
 def _numbered(answer: Answer, arguments: Arguments) -> float:
-    wanted = list(range(1, _n(arguments) + 1))
+    wanted = list(range(1, count_of(arguments) + 1))
     in_order = sum(a == b for a, b in zip(answer.numbers, wanted, strict=False))
     return in_order / max(len(answer.numbers), len(wanted))
 
@@ -76,7 +67,7 @@ def _title(answer: Answer, arguments: Arguments) -> float:
 
 
 def _sections(answer: Answer, arguments: Arguments) -> float:
-    wanted = list(range(1, _n(arguments) + 1))
+    wanted = list(range(1, count_of(arguments) + 1))
     numbers = [int(latin or chinese) for latin, chinese in _PART.findall(answer.text)]
     in_order = sum(a == b for a, b in zip(numbers, wanted, strict=False))
     return in_order / max(len(numbers), len(wanted))
@@ -142,16 +133,16 @@ LAYOUTS = (
             "Your answer should contain {n} bullet points.",
             "Lay the answer out as a list of {n} bullets.",
         ),
-        lambda answer, a: exactly(len(answer.bullets), _n(a)),
+        lambda answer, a: exactly(len(answer.bullets), count_of(a)),
         chinese=(
             "请用{n}个要点回答，每个要点以短横线开头。",
             "回答要有{n}个以“-”开头的要点。",
             "列出{n}条以短横线开头的要点。",
         ),
         also=("in {n} bullet points", "with {n} bullet points", "{n} bullets"),
-        draw=_number(2, 5),
+        draw=draw_count(2, 5),
         demands=lambda a: Demands(
-            words=(4 * _n(a), _MOST), roles=frozenset({"layout", "sentences"})
+            words=(4 * count_of(a), MOST), roles=frozenset({"layout", "sentences"})
         ),
         except_genres=_NOT_LISTS,
     ),
@@ -172,9 +163,9 @@ LAYOUTS = (
             "列成{n}条带数字编号的内容。",
         ),
         also=("in {n} numbered steps", "as {n} numbered steps"),
-        draw=_number(2, 5),
+        draw=draw_count(2, 5),
         demands=lambda a: Demands(
-            words=(5 * _n(a), _MOST), roles=frozenset({"layout", "sentences"}), required=("1",)
+            words=(5 * count_of(a), MOST), roles=frozenset({"layout", "sentences"}), required=("1",)
         ),
         except_genres=_NOT_LISTS,
     ),
@@ -196,7 +187,7 @@ LAYOUTS = (
         ),
         draw=_keys,
         demands=lambda a: Demands(
-            words=(12, _MOST),
+            words=(12, MOST),
             roles=frozenset({"layout", "sentences", "start", "end", "case"}),
             required=(",", '"'),
         ),
@@ -220,7 +211,7 @@ LAYOUTS = (
             "最上面写一个标题，并用<<>>括起来。",
         ),
         demands=lambda a: Demands(
-            words=(10, _MOST), roles=frozenset({"start"}), required=("<<", ">>")
+            words=(10, MOST), roles=frozenset({"start"}), required=("<<", ">>")
         ),
     ),
     Kind(
@@ -239,9 +230,9 @@ LAYOUTS = (
             "回答要有{n}个部分，标题写作“第1部分”“第2部分”。",
             "全文分为{n}部分，每部分开头写“第1部分”这样的标题。",
         ),
-        draw=_number(2, 3),
+        draw=draw_count(2, 3),
         demands=lambda a: Demands(
-            words=(10 * _n(a), _MOST),
+            words=(10 * count_of(a), MOST),
             roles=frozenset({"layout", "sentences", "start"}),
             required=("Part 1",),
         ),
@@ -264,7 +255,7 @@ LAYOUTS = (
             "开头照抄我的请求，然后再回答。",
         ),
         demands=lambda a: Demands(
-            words=(25, _MOST), roles=frozenset({"start", "sentences"}), repeats_question=True
+            words=(25, MOST), roles=frozenset({"start", "sentences"}), repeats_question=True
         ),
         except_genres=_NOT_SHAPED,
     ),
@@ -285,8 +276,8 @@ LAYOUTS = (
             "回答两次，两次内容不同，之间单独一行写******。",
         ),
         demands=lambda a: Demands(
-            words=(16, _MOST),
-            sentences=(2, _MOST),
+            words=(16, MOST),
+            sentences=(2, MOST),
             roles=frozenset({"layout", "sentences"}),
             required=("******",),
         ),
@@ -308,8 +299,8 @@ LAYOUTS = (
             "全文末尾要有一行以“附言”二字开头的话。",
         ),
         demands=lambda a: Demands(
-            words=(12, _MOST),
-            sentences=(2, _MOST),
+            words=(12, MOST),
+            sentences=(2, MOST),
             roles=frozenset({"end"}),
             required=("P.S.",),
             caseless=False,

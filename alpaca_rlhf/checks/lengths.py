@@ -5,16 +5,11 @@ from __future__ import annotations
 import random
 
 from alpaca_rlhf.checks.degrees import exactly, most, within
-from alpaca_rlhf.checks.kinds import ANY_LENGTH, Arguments, Demands, Draw, Kind, Language
+from alpaca_rlhf.checks.kinds import MOST, Arguments, Demands, Kind, Language, count_of, draw_count
 from alpaca_rlhf.checks.text import Answer, words_of
 
-MOST = ANY_LENGTH[1]
 WORDS_PER_SENTENCE = (5, 25)
 """Fewest and most words of an ordinary sentence."""
-
-
-def _number(low: int, high: int, step: int = 1) -> Draw:
-    return lambda rng, language: {"n": str(rng.randrange(low, high + 1, step))}
 
 
 def _between(rng: random.Random, language: Language) -> dict[str, str]:
@@ -30,17 +25,13 @@ def _sentences(low: int, high: int) -> Demands:
     )
 
 
-def _n(arguments: Arguments) -> int:
-    return int(arguments["n"])
-
-
 def _bounds(arguments: Arguments) -> tuple[int, int]:
     return int(arguments["n"]), int(arguments["m"])
 
 
 def _longest(answer: Answer, arguments: Arguments) -> float:
     lengths = [len(words_of(sentence)) for sentence in answer.sentences]
-    return most(sum(length <= _n(arguments) for length in lengths), len(lengths))
+    return most(sum(length <= count_of(arguments) for length in lengths), len(lengths))
 
 
 _VERSE = frozenset({"poem"})
@@ -56,11 +47,11 @@ LENGTHS = (
             "Write precisely {n} sentence[s].",
             "The reply must consist of {n} sentence[s].",
         ),
-        lambda answer, a: exactly(len(answer.sentences), _n(a)),
+        lambda answer, a: exactly(len(answer.sentences), count_of(a)),
         chinese=("请正好用{n}句话回答。", "回答必须是{n}句话。", "只写{n}句话，不多不少。"),
         also=("in exactly {n} sentence[s]", "in {n} sentence[s]", "用{n}句话"),
-        draw=_number(2, 5),
-        demands=lambda a: _sentences(_n(a), _n(a)),
+        draw=draw_count(2, 5),
+        demands=lambda a: _sentences(count_of(a), count_of(a)),
         except_genres=_VERSE,
     ),
     Kind(
@@ -73,15 +64,15 @@ LENGTHS = (
             "Do not write more than {n} sentence[s].",
             "Your response may have {n} sentence[s] at the very most.",
         ),
-        lambda answer, a: within(len(answer.sentences), 1, _n(a)),
+        lambda answer, a: within(len(answer.sentences), 1, count_of(a)),
         chinese=("最多写{n}句话。", "请不要超过{n}句话。", "回答控制在{n}句话以内。"),
         also=(
             "in at most {n} sentence[s]",
             "in {n} sentence[s] or fewer",
             "at most {n} sentence[s]",
         ),
-        draw=_number(2, 4),
-        demands=lambda a: _sentences(1, _n(a)),
+        draw=draw_count(2, 4),
+        demands=lambda a: _sentences(1, count_of(a)),
         except_genres=_VERSE,
     ),
     Kind(
@@ -94,11 +85,11 @@ LENGTHS = (
             "Give me {n} or more sentences.",
             "The answer needs a minimum of {n} sentence[s].",
         ),
-        lambda answer, a: within(len(answer.sentences), _n(a), MOST),
+        lambda answer, a: within(len(answer.sentences), count_of(a), MOST),
         chinese=("至少写{n}句话。", "回答不少于{n}句话。", "请写{n}句话或更多。"),
         also=("in at least {n} sentence[s]",),
-        draw=_number(3, 7),
-        demands=lambda a: _sentences(_n(a), MOST),
+        draw=draw_count(3, 7),
+        demands=lambda a: _sentences(count_of(a), MOST),
         except_genres=_VERSE,
     ),
     Kind(
@@ -111,7 +102,7 @@ LENGTHS = (
             "Stay within {n} words.",
             "Do not go over {n} words in your reply.",
         ),
-        lambda answer, a: within(len(answer.words), 1, _n(a)),
+        lambda answer, a: within(len(answer.words), 1, count_of(a)),
         chinese=("最多写{n}个字。", "请不要超过{n}个字。", "字数控制在{n}个字以内。"),
         also=(
             "in at most {n} words",
@@ -120,8 +111,8 @@ LENGTHS = (
             "in under {n} words",
             "不超过{n}字",
         ),
-        draw=_number(25, 80, 5),
-        demands=lambda a: Demands(words=(8, _n(a)), roles=frozenset({"words"})),
+        draw=draw_count(25, 80, 5),
+        demands=lambda a: Demands(words=(8, count_of(a)), roles=frozenset({"words"})),
     ),
     Kind(
         "words_at_least",
@@ -133,11 +124,11 @@ LENGTHS = (
             "Make it at least {n} words long.",
             "The text must run to {n} words as a minimum.",
         ),
-        lambda answer, a: within(len(answer.words), _n(a), MOST),
+        lambda answer, a: within(len(answer.words), count_of(a), MOST),
         chinese=("至少写{n}个字。", "回答不少于{n}个字。", "篇幅要达到{n}个字或更多。"),
         also=("in at least {n} words", "不少于{n}字"),
-        draw=_number(40, 120, 10),
-        demands=lambda a: Demands(words=(_n(a), MOST), roles=frozenset({"words"})),
+        draw=draw_count(40, 120, 10),
+        demands=lambda a: Demands(words=(count_of(a), MOST), roles=frozenset({"words"})),
     ),
     Kind(
         "words_between",
@@ -166,7 +157,7 @@ LENGTHS = (
             "Let no sentence run past {n} words.",
         ),
         _longest,
-        draw=_number(10, 18, 2),
+        draw=draw_count(10, 18, 2),
         demands=lambda a: Demands(roles=frozenset({"sentence length"})),
         except_genres=_VERSE,
         held_out=True,
@@ -181,17 +172,17 @@ LENGTHS = (
             "Give me {n} paragraphs, each set apart by an empty line.",
             "Set it out as {n} paragraphs with an empty line after each but the last.",
         ),
-        lambda answer, a: exactly(len(answer.paragraphs), _n(a)),
+        lambda answer, a: exactly(len(answer.paragraphs), count_of(a)),
         chinese=(
             "请分成{n}段，段落之间空一行。",
             "回答要有{n}段，用空行隔开。",
             "写成{n}个自然段，每段之间留一个空行。",
         ),
         also=("in {n} paragraphs", "with {n} paragraphs"),
-        draw=_number(2, 4),
+        draw=draw_count(2, 4),
         demands=lambda a: Demands(
-            words=(8 * _n(a), MOST),
-            sentences=(_n(a), MOST),
+            words=(8 * count_of(a), MOST),
+            sentences=(count_of(a), MOST),
             roles=frozenset({"layout"}),
         ),
         except_genres=_VERSE,
@@ -206,11 +197,11 @@ LENGTHS = (
             "Break the answer into {n} lines.",
             "Let the reply take up {n} separate lines.",
         ),
-        lambda answer, a: exactly(len(answer.lines), _n(a)),
+        lambda answer, a: exactly(len(answer.lines), count_of(a)),
         chinese=("请正好写{n}行。", "回答分成{n}行。", "内容要占{n}行。"),
-        draw=_number(2, 6),
+        draw=draw_count(2, 6),
         demands=lambda a: Demands(
-            words=(4 * _n(a), MOST),
+            words=(4 * count_of(a), MOST),
             roles=frozenset({"layout", "sentences"}),
         ),
         held_out=True,

@@ -6,24 +6,15 @@ import re
 from collections.abc import Callable
 
 from alpaca_rlhf.checks.degrees import exactly, most, within, without
-from alpaca_rlhf.checks.kinds import Arguments, Demands, Draw, Kind
+from alpaca_rlhf.checks.kinds import MOST, Arguments, Demands, Kind, count_of, draw_count
 from alpaca_rlhf.checks.text import Answer
 
-_MOST = 10_000
 _COMMAS = "[,，、]"
 _LINE_NUMBER = re.compile(r"(?m)^\W*(?:(?:step|part)\s+)?\d{1,3}[.):]", re.IGNORECASE)
 _DIGIT = re.compile(r"\d")
 _PARENTHESIS = re.compile(r"[(（][^()（）\n]*\w[^()（）\n]*[)）]")
 _STARRED = re.compile(r"(?<![\w*])\*{1,2}(?=\S)[^*\n]*\w[^*\n]*\*{1,2}(?![\w*])")
 _SLOTTED = re.compile(r"\[[^\[\]\n]*\w[^\[\]\n]*\]")
-
-
-def _number(low: int, high: int, step: int = 1) -> Draw:
-    return lambda rng, language: {"n": str(rng.randrange(low, high + 1, step))}
-
-
-def _n(arguments: Arguments) -> int:
-    return int(arguments["n"])
 
 
 def _with_capital(answer: Answer) -> int:
@@ -42,7 +33,7 @@ def _capital_words(answer: Answer) -> int:
 def _letter_times(answer: Answer, arguments: Arguments) -> float:
     letter = arguments["letter"].lower()
     count = sum(char.lower() == letter for char in answer.text)
-    return within(count, _n(arguments), _MOST)
+    return within(count, count_of(arguments), MOST)
 
 
 def _no_letter(answer: Answer, arguments: Arguments) -> float:
@@ -110,10 +101,10 @@ LETTERS = (
             "Use capital letters for no fewer than {n} whole words.",
             "Let at least {n} words stand out in full capitals.",
         ),
-        lambda answer, a: within(_capital_words(answer), _n(a), _MOST),
-        draw=_number(2, 4),
+        lambda answer, a: within(_capital_words(answer), count_of(a), MOST),
+        draw=draw_count(2, 4),
         demands=lambda a: Demands(
-            words=(4 * _n(a), _MOST), roles=frozenset({"case"}), caseless=False
+            words=(4 * count_of(a), MOST), roles=frozenset({"case"}), caseless=False
         ),
         held_out=True,
     ),
@@ -157,14 +148,14 @@ LETTERS = (
             "Give no fewer than {n} figures in digits.",
             "The text should hold {n} or more numbers set in digits.",
         ),
-        lambda answer, a: within(_numbers(answer), _n(a), _MOST),
+        lambda answer, a: within(_numbers(answer), count_of(a), MOST),
         chinese=(
             "至少写出{n}个用阿拉伯数字表示的数。",
             "文中要有{n}个或更多阿拉伯数字。",
             "用阿拉伯数字写出不少于{n}个数。",
         ),
-        draw=_number(2, 3),
-        demands=lambda a: Demands(required=("1",), words=(4 * _n(a), _MOST)),
+        draw=draw_count(2, 3),
+        demands=lambda a: Demands(required=("1",), words=(4 * count_of(a), MOST)),
         except_genres=frozenset({"poem"}),
     ),
     Kind(
@@ -183,7 +174,7 @@ LETTERS = (
             "n": str(rng.randrange(3, 9)),
         },
         demands=lambda a: Demands(
-            words=(5 * _n(a), _MOST), roles=frozenset({"letter"}), required=(a["letter"],)
+            words=(5 * count_of(a), MOST), roles=frozenset({"letter"}), required=(a["letter"],)
         ),
     ),
     Kind(
@@ -255,11 +246,11 @@ LETTERS = (
             "Your answer should ask no fewer than {n} question[s].",
             "Let the reader face at least {n} question[s] along the way.",
         ),
-        lambda answer, a: within(_questions(answer), _n(a), _MOST),
+        lambda answer, a: within(_questions(answer), count_of(a), MOST),
         chinese=("回答里至少提{n}个问题。", "文中要有{n}个或更多问号。", "至少向读者问{n}个问题。"),
-        draw=_number(1, 3),
+        draw=draw_count(1, 3),
         demands=lambda a: Demands(
-            required=("?",), sentences=(_n(a), _MOST), words=(6 * _n(a), _MOST)
+            required=("?",), sentences=(count_of(a), MOST), words=(6 * count_of(a), MOST)
         ),
     ),
     Kind(
@@ -287,14 +278,14 @@ LETTERS = (
             "Add {n} side note[s] in parentheses.",
             "Let {n} aside[s] stand in round brackets.",
         ),
-        lambda answer, a: exactly(len(_PARENTHESIS.findall(answer.text)), _n(a)),
+        lambda answer, a: exactly(len(_PARENTHESIS.findall(answer.text)), count_of(a)),
         chinese=(
             "正好加上{n}处括号说明。",
             "文中要有{n}处带文字的括号。",
             "用{n}对括号写出补充说明。",
         ),
-        draw=_number(1, 2),
-        demands=lambda a: Demands(required=("(", ")"), words=(10 * _n(a), _MOST)),
+        draw=draw_count(1, 2),
+        demands=lambda a: Demands(required=("(", ")"), words=(10 * count_of(a), MOST)),
         held_out=True,
     ),
     Kind(
@@ -307,14 +298,14 @@ LETTERS = (
             "Set off no fewer than {n} phrase[s] between asterisks, like *this*.",
             "Let {n} or more phrases shine between *asterisks*.",
         ),
-        lambda answer, a: within(len(_STARRED.findall(answer.text)), _n(a), _MOST),
+        lambda answer, a: within(len(_STARRED.findall(answer.text)), count_of(a), MOST),
         chinese=(
             "至少用星号标出{n}处重点，例如*重点*。",
             "把{n}处或更多关键词放在*星号*之间。",
             "用*星号*突出不少于{n}个词语。",
         ),
-        draw=_number(2, 3),
-        demands=lambda a: Demands(required=("*",), words=(6 * _n(a), _MOST)),
+        draw=draw_count(2, 3),
+        demands=lambda a: Demands(required=("*",), words=(6 * count_of(a), MOST)),
     ),
     Kind(
         "placeholders",
@@ -326,14 +317,14 @@ LETTERS = (
             "Put in at least {n} gap[s] to fill, marked with square brackets like [place].",
             "Let {n} or more details stay open as [detail] in square brackets.",
         ),
-        lambda answer, a: within(len(_SLOTTED.findall(answer.text)), _n(a), _MOST),
+        lambda answer, a: within(len(_SLOTTED.findall(answer.text)), count_of(a), MOST),
         chinese=(
             "至少留出{n}处用方括号表示的空白，例如[姓名]。",
             "文中要有{n}个或更多像[日期]这样的占位符。",
             "用方括号留下不少于{n}个待填之处，如[地点]。",
         ),
-        draw=_number(2, 3),
-        demands=lambda a: Demands(required=("[", "]"), words=(8 * _n(a), _MOST)),
+        draw=draw_count(2, 3),
+        demands=lambda a: Demands(required=("[", "]"), words=(8 * count_of(a), MOST)),
         except_genres=frozenset({"poem", "explain", "story"}),
     ),
 )

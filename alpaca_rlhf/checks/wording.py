@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 
 from alpaca_rlhf.checks.degrees import exactly, most, within, without
-from alpaca_rlhf.checks.kinds import Arguments, Demands, Draw, Kind
+from alpaca_rlhf.checks.kinds import MOST, Arguments, Demands, Draw, Kind, count_of, draw_count
 from alpaca_rlhf.checks.text import Answer, bare, phrase_pattern
 
-_MOST = 10_000
 OPENINGS = (
     "Well", "In short", "To begin with", "Here is what I think", "Good question", "First of all",
     "Let me think", "The truth is", "Many people wonder", "Today", "Once upon a time", "Imagine",
@@ -35,10 +34,6 @@ CHINESE_CLOSINGS = (
 _ENDS_WITH_QUESTION = re.compile(r"[?？][\"”'’)\]*_」』]*\s*$")
 _TRAILING_MARKS = re.compile(r"[\s.!?…。！？\"“”'’)\]*_」』]+$")
 _LEADING_MARKS = re.compile(r"^[\s\"“'‘(\[*_「『#<>-]*(?:\d{1,3}[.)]\s*)?")
-
-
-def _n(arguments: Arguments) -> int:
-    return int(arguments["n"])
 
 
 def _words(arguments: Arguments) -> list[str]:
@@ -143,7 +138,7 @@ WORDING = (
         _contains,
         chinese=("回答中要用到{words}。", "请提到{words}。", "文中必须出现{words}。"),
         also=("use the word {words}", "include the word {words}", "include the phrase {words}"),
-        demands=lambda a: Demands(required_words=tuple(_words(a)), words=(8, _MOST)),
+        demands=lambda a: Demands(required_words=tuple(_words(a)), words=(8, MOST)),
     ),
     Kind(
         "word_at_least",
@@ -155,14 +150,14 @@ WORDING = (
             'Say the word "{word}" no fewer than {n} times.',
             'Bring up the word "{word}" on {n} or more occasions.',
         ),
-        lambda answer, a: within(answer.count(a["word"]), _n(a), _MOST),
+        lambda answer, a: within(answer.count(a["word"]), count_of(a), MOST),
         chinese=(
             "“{word}”一词至少要出现{n}次。",
             "请至少{n}次用到“{word}”。",
             "“{word}”要出现{n}次或更多。",
         ),
-        draw=lambda rng, language: {"n": str(rng.randint(2, 3))},
-        demands=lambda a: Demands(required_words=(a["word"],), words=(8 * _n(a), _MOST)),
+        draw=draw_count(2, 3),
+        demands=lambda a: Demands(required_words=(a["word"],), words=(8 * count_of(a), MOST)),
     ),
     Kind(
         "word_exactly",
@@ -174,16 +169,16 @@ WORDING = (
             'Let the word "{word}" occur precisely {n} times.',
             'Count on the word "{word}" just {n} times in all.',
         ),
-        lambda answer, a: exactly(answer.count(a["word"]), _n(a)),
+        lambda answer, a: exactly(answer.count(a["word"]), count_of(a)),
         chinese=(
             "“{word}”一词正好出现{n}次。",
             "请恰好{n}次用到“{word}”。",
             "“{word}”要出现{n}次，不多不少。",
         ),
-        draw=lambda rng, language: {"n": str(rng.randint(2, 3))},
+        draw=draw_count(2, 3),
         demands=lambda a: Demands(
             required_words=(a["word"],),
-            words=(8 * _n(a), _MOST),
+            words=(8 * count_of(a), MOST),
             roles=frozenset({f"count of {a['word'].lower()}"}),
         ),
     ),

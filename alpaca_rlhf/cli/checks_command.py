@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from alpaca_rlhf.checks import KINDS, CheckResult, Checks, Language, example_of
+from alpaca_rlhf.checks import KINDS, CheckResult, Checks, Language, Verdict, example_of
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
@@ -92,7 +92,8 @@ def scoring(settings: Scoring, terminal: Terminal) -> int:
         raise UserError(
             "checks score needs --prompt TEXT and --answer TEXT, or --file ANSWERS.jsonl"
         )
-    _show(Instruction(settings.prompt), settings.answer, settings.finished, terminal)
+    verdict = Checks().verdict(Instruction(settings.prompt), settings.answer, settings.finished)
+    _show(verdict, terminal)
     return 0
 
 
@@ -111,14 +112,14 @@ def _score_file(settings: Scoring, terminal: Terminal) -> None:
     totals: Counter[str] = Counter()
     scores = []
     for number, row in enumerate(judged):
-        answer = row.output or ""
-        for result in Checks().results(row, answer):
+        verdict = Checks().verdict(row, row.output or "", settings.finished)
+        for result in verdict.results:
             totals[result.constraint.kind.name] += 1
             met[result.constraint.kind.name] += result.met
-        scores.append(Checks().score(row, answer, settings.finished).score)
+        scores.append(verdict.scores.score)
         if not settings.limit or number < settings.limit:
             terminal.say(f"{' '.join(row.instruction.split())[:100]}")
-            _show(row, answer, settings.finished, terminal)
+            _show(verdict, terminal)
     terminal.say()
     for name, total in totals.most_common():
         terminal.say(f"  {name:<20} {met[name]:>5} of {total:<5} {met[name] / total:>6.1%}")
@@ -129,12 +130,11 @@ def _score_file(settings: Scoring, terminal: Terminal) -> None:
     )
 
 
-def _show(prompt: Instruction, answer: str, finished: bool, terminal: Terminal) -> None:
-    for result in Checks().results(prompt, answer):
+def _show(verdict: Verdict, terminal: Terminal) -> None:
+    for result in verdict.results:
         terminal.say(_line(result))
-    scores = Checks().score(prompt, answer, finished)
-    parts = ", ".join(f"{name} {value:.2f}" for name, value in scores.parts.items())
-    terminal.say(f"  score {scores.score:.3f} ({parts})")
+    parts = ", ".join(f"{name} {value:.2f}" for name, value in verdict.scores.parts.items())
+    terminal.say(f"  score {verdict.scores.score:.3f} ({parts})")
 
 
 def _line(result: CheckResult) -> str:

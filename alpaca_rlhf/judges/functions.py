@@ -127,23 +127,32 @@ def _from_file(name: JudgeName, flag: str) -> ModuleType:
 
 def _from_module(name: JudgeName, flag: str) -> ModuleType:
     _let_import_from(Path.cwd())
-    package = name.place.partition(".")[0]
+    # 1. The folder of the package at the top. To find that imports nothing yet.
     try:
-        missing = importlib.util.find_spec(name.place) is None
-    except ModuleNotFoundError:
-        missing = True
+        spec = importlib.util.find_spec(name.place.partition(".")[0])
     except ValueError:  # a module without a spec: __main__
-        missing = True
-    if missing:
+        spec = None
+    locations = list(spec.submodule_search_locations or []) if spec is not None else []
+    folder = Path(locations[0]) if locations else Path.cwd()
+    # 2. The packages above the module, then the module: all of it is the user's code.
+    modules: list[ModuleType] = []
+
+    def load() -> None:
+        try:
+            exists = spec is not None and importlib.util.find_spec(name.place) is not None
+        except ModuleNotFoundError as error:
+            if not f"{name.place}.".startswith(f"{error.name}."):
+                raise  # a package that the user's code imports
+            exists = False
+        if exists:
+            modules.append(importlib.import_module(name.place))
+
+    _guarded(load, folder, name.place)
+    if not modules:
         raise UserError(
             f"{flag} {name.text}: there is no module {name.place}; install it, or give "
             f"FILE.py:{name.function}"
         )
-    spec = importlib.util.find_spec(package)
-    locations = list(spec.submodule_search_locations or []) if spec is not None else []
-    folder = Path(locations[0]) if locations else Path.cwd()
-    modules: list[ModuleType] = []
-    _guarded(lambda: modules.append(importlib.import_module(name.place)), folder, name.place)
     return modules[0]
 
 

@@ -179,8 +179,7 @@ class Context:
 
     def note_batch_size(self, stage: str, size: int, rows: str) -> str:
         """Keep the batch size that a stage took in the provenance; what the terminal says of it."""
-        sizes = self.run.read_json("provenance.json").get("batch_sizes", {})
-        self.run.note(batch_sizes={**sizes, stage: size})
+        self.run.note(batch_sizes={**self.run.noted("batch_sizes"), stage: size})
         return f"batches of {size} for {rows}"
 
     def counting(self, stage: str, total: int) -> Callable[[int], None]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.core.scorers import Response
 from alpaca_rlhf.data import Drop, GenerationProgress, kept_by_rouge, write_instructions
 from alpaca_rlhf.data import generate as self_instruct
+from alpaca_rlhf.judges import Judge
 from alpaca_rlhf.stages.context import Context
 from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.stages.teachers import teacher_of
@@ -46,7 +48,7 @@ def generate(ctx: Context, round_: int) -> Outcome:
             seed=ctx.settings.seed,
             folder=ctx.run.folder("generate"),
             rules=() if answers else ctx.source.rules,
-            accept=_kept_by_judge(ctx) if answers else ctx.source.accept,
+            accept=_judge_check(ctx) if answers else ctx.source.accept,
             novel=None if answers else ctx.source.novelty(),
             progress=log_progress,
         )
@@ -75,17 +77,39 @@ def generate(ctx: Context, round_: int) -> Outcome:
     return Outcome(len(result.rows), result.tokens, summary, facts)
 
 
-def _kept_by_judge(ctx: Context) -> Callable[[Instruction], Drop | None]:
-    """A check of answers by the score of the run's judge; the prompts are the source's own."""
-    judge, least = ctx.judges.ranks, ctx.settings.generate.min_score
-    if judge is None:
-        raise ValueError("the recipe `answers` needs a judge that scores")
+@dataclass
+class JudgeCheck:
+    """A check of answers by a judge's score; the rows of a batch are scored together."""
 
-    def check(row: Instruction) -> Drop | None:
-        (verdict,) = judge.scores([Response(row, row.output or "", True)], stage="generate")
-        if verdict.score >= least:
+    judge: Judge
+    """Scores the answers."""
+    min_score: float
+    """Score from which on an answer is kept."""
+    _scores: dict[Instruction, float] = field(default_factory=dict, init=False)
+
+    def prepare(self, rows: Sequence[Instruction]) -> None:
+        """Score rows together.
+
+        Raises:
+            JudgeFailure: A row has no score.
+        """
+        responses = [Response(row, row.output or "", True) for row in rows]
+        scores = self.judge.scores(responses, stage="generate")
+        self._scores = {row: score.score for row, score in zip(rows, scores, strict=True)}
+
+    def __call__(self, row: Instruction) -> Drop | None:
+        """Drop a row whose score is too low; see `BatchCheck`."""
+        if row not in self._scores:
+            self.prepare([row])
+        score = self._scores[row]
+        if score >= self.min_score:
             return None
-        detail = f"its score {verdict.score:.2f} is below --generate.min-score {least:g}"
+        detail = f"its score {score:.2f} is below --generate.min-score {self.min_score:g}"
         return Drop("judge", detail, row)
 
-    return check
+
+def _judge_check(ctx: Context) -> JudgeCheck:
+    """The check of answers by the run's judge; the prompts are the source's own."""
+    if ctx.judges.ranks is None:
+        raise ValueError("the recipe `answers` needs a judge that scores")
+    return JudgeCheck(ctx.judges.ranks, ctx.settings.generate.min_score)

@@ -15,13 +15,11 @@ from typing import Any
 from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.scorers import Response
-from alpaca_rlhf.core.sizes import MIN_PROMPTS
 from alpaca_rlhf.judges import Judge
-from alpaca_rlhf.models.batches import answer, prompt_ids
-from alpaca_rlhf.models.rollout import sample
+from alpaca_rlhf.models.batches import answer
 from alpaca_rlhf.settings.steps import suffixed
 from alpaca_rlhf.stages.context import Context, forget
-from alpaca_rlhf.stages.reward import REFERENCES
+from alpaca_rlhf.stages.references import finished_or_all, sample_references
 
 _ENTRY = "judge_scale"
 """The ledger's entry on the scale."""
@@ -70,23 +68,12 @@ def judge_reward(ctx: Context, round_: int) -> JudgeReward:
             forget(ctx.run, suffixed(stage, round_))
     processes.wait()
     # 2. Completions of SFT to the first prompts of the ppo split.
-    rows = ctx.source.prompts("ppo")[:REFERENCES]
-    template = ctx.settings.template
-    samples = sample(
-        ctx.adapters,
-        "sft",
-        [prompt_ids(ctx.base, template, row) for row in rows],
-        [f"reference/{row.id}" for row in rows],
-        sampling=ctx.sampling("sample"),
-        seed=ctx.settings.seed,
-    )
     responses = [
-        Response(row, answer(ctx.base, template, completion.ids), completion.finished)
-        for row, (completion,) in zip(rows, samples, strict=True)
+        Response(row, answer(ctx.base, ctx.settings.template, completion.ids), completion.finished)
+        for row, completion in sample_references(ctx)
     ]
     # 3. Mean and deviation of those that stopped, as PPO scores no other, unless hardly any did.
-    finished = [response for response in responses if response.finished]
-    responses = finished if len(finished) >= min(MIN_PROMPTS, len(responses)) else responses
+    responses = finished_or_all(responses, [response.finished for response in responses])
     reference = JudgeReward(judge, 0.0, 1.0).scores(responses, stage=suffixed("ppo", round_))
     mean, std = statistics.fmean(reference), statistics.pstdev(reference)
     if std == 0:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from alpaca_rlhf.checks import Checks
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.provenance import sha256_of
 from alpaca_rlhf.core.records import Instruction, content_hash
@@ -150,7 +149,7 @@ def open_judge(name: JudgeName, flag: str, source: Source, log: Path, *, batch_s
                 )
             return Judge(name, GoldScorer(source.gold))
         case "checks":
-            return Judge(name, _checks(flag))
+            return Judge(name, Checks())
         case "function":
             function = load_function(name, flag)
             return Judge(name, function, function.digest, function.files, ScoreLog(log))
@@ -161,15 +160,6 @@ def open_judge(name: JudgeName, flag: str, source: Source, log: Path, *, batch_s
             return Judge(name, scorer, digest, tuple(files), ScoreLog(log))
         case _:
             raise UserError(f"{flag} {name.text}: this judge gives no scores")
-
-
-def _checks(flag: str) -> Any:
-    """The judge of verifiable instructions."""
-    try:
-        module = importlib.import_module("alpaca_rlhf.checks.judge")
-    except ModuleNotFoundError:
-        raise UserError(f"{flag} checks: is not part of this version") from None
-    return module.Checks()
 
 
 # --- the files of judges --------------------------------------------------------------------------
@@ -199,17 +189,22 @@ def refuse_changed(run: RunFolder, judges: Judges, settings: Loop, done: Collect
 
 
 def note_files(run: RunFolder, judges: Judges) -> None:
-    """Note the judges and the hashes of their files in the run's provenance."""
-    noted = {
-        setting: {
+    """Note the judges and the hashes of their files in the run's provenance.
+
+    The mark of a judge that has failed stays until its files change.
+    """
+    before = run.noted(_NOTE)
+    noted: dict[str, dict[str, object]] = {}
+    for setting, judge in judges.by_setting().items():
+        if not judge.digest:
+            continue
+        noted[setting] = {
             "judge": judge.name.text,
             "digest": judge.digest,
             "files": {str(path): sha256_of(path) for path in judge.files},
         }
-        for setting, judge in judges.by_setting().items()
-        if judge.digest
-    }
-    before = run.noted(_NOTE)
+        if before.get(setting, {}).get("failed") == judge.digest:
+            noted[setting]["failed"] = judge.digest
     if noted and noted != before:
         run.note(**{_NOTE: noted})
 
@@ -232,7 +227,8 @@ def noted_failure(
     # Mended it would be another judge than the one that ranked, or rewarded an earlier stage.
     way = "a finished stage has used it, so begin anew with another --out"
     if settings.reward.source == "rankings":
-        way = "a finished stage has used it, so mend a copy and give that as --evaluate.judge"
+        flag = f"--{EVALUATES if _ranked(done) else RANKS}"
+        way = f"a finished stage has used it, so mend a copy and give that as {flag}"
     return JudgeFailure(str(failure).replace(MEND, way))
 
 
@@ -249,7 +245,14 @@ def _used(setting: str, settings: Loop, done: Collection[str]) -> bool:
         stages = ["evaluate"]
     else:
         stages = ["ppo", "best_of_k"] if settings.reward.source == "judge" else ["rank"]
+        if settings.generate.recipe == "answers":
+            stages.append("generate")
     return any(name.partition(".")[0] in stages for name in done)
+
+
+def _ranked(done: Collection[str]) -> bool:
+    """True if a ranking has ended, so that --inputs.judge is settled."""
+    return any(name.partition(".")[0] == "rank" for name in done)
 
 
 def _other_way(setting: str, settings: Loop, done: Collection[str]) -> str:

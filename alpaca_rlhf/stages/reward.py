@@ -16,7 +16,6 @@ from alpaca_rlhf.data import holds_rankings, read_pairs, read_rankings
 from alpaca_rlhf.evaluation.reward_accuracy import accuracy_of, figures
 from alpaca_rlhf.models.batches import Example, prompt_ids
 from alpaca_rlhf.models.heads import ScalarHead
-from alpaca_rlhf.models.rollout import sample
 from alpaca_rlhf.models.scoring import score
 from alpaca_rlhf.preferences import manifest_of, read_snapshot
 from alpaca_rlhf.preferences.snapshot import Ranked
@@ -30,13 +29,11 @@ from alpaca_rlhf.stages.rank import (
     renew_snapshots,
     sampled_sets,
 )
+from alpaca_rlhf.stages.references import REFERENCES, finished_or_all, sample_references
 from alpaca_rlhf.training import groups as reward_groups
 from alpaca_rlhf.training.groups import Group
 from alpaca_rlhf.training.held_out import score_completions
 from alpaca_rlhf.training.reward import RewardResult, micro_batch, train_reward
-
-REFERENCES = 256
-"""Completions to normalise scores on, where they are sampled for this purpose."""
 
 
 class References(NamedTuple):
@@ -326,7 +323,7 @@ def reference_examples(ctx: Context, groups: Sequence[Group]) -> References:
 
     They are those of the first round. If rankings come from a file, new ones are sampled to prompts
     of the ppo split; without such a split, the file's own completions serve. Those that were cut
-    are left out, because PPO gives them no score of their own, unless hardly any stopped.
+    are left out, unless hardly any stopped.
     """
     return _finished_ones(_references(ctx, groups), ctx.base.stop_ids)
 
@@ -334,10 +331,9 @@ def reference_examples(ctx: Context, groups: Sequence[Group]) -> References:
 def _finished_ones(examples: Sequence[Example], stop_ids: Collection[int]) -> References:
     """The examples that end with a stop token, if there are enough of them."""
     finished = [
-        example for example in examples if example.completion and example.completion[-1] in stop_ids
+        bool(example.completion) and example.completion[-1] in stop_ids for example in examples
     ]
-    enough = len(finished) >= min(MIN_PROMPTS, len(examples))
-    return References(finished if enough else list(examples), len(examples), len(finished))
+    return References(finished_or_all(examples, finished), len(examples), sum(finished))
 
 
 def _references(ctx: Context, groups: Sequence[Group]) -> list[Example]:
@@ -349,16 +345,7 @@ def _references(ctx: Context, groups: Sequence[Group]) -> list[Example]:
         ]
     if "ppo" not in ctx.source.names():
         return [example for group in groups for example in group.examples][:REFERENCES]
-    rows = ctx.source.prompts("ppo")[:REFERENCES]
-    ids = [prompt_ids(ctx.base, ctx.settings.template, row) for row in rows]
-    samples = sample(
-        ctx.adapters,
-        "sft",
-        ids,
-        [f"reference/{row.id}" for row in rows],
-        sampling=ctx.sampling("sample"),
-        seed=ctx.settings.seed,
-    )
     return [
-        Example(prompt, completion.ids) for prompt, (completion,) in zip(ids, samples, strict=True)
+        Example(prompt_ids(ctx.base, ctx.settings.template, row), completion.ids)
+        for row, completion in sample_references(ctx)
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Protocol, runtime_checkable
 
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data.generation.filters import Drop, Rule, drop_reason
@@ -12,6 +13,19 @@ from alpaca_rlhf.data.novelty import NoveltyIndex
 
 Check = Callable[[Instruction], Drop | None]
 """Checks a row; returns a `Drop` if the row must go, else None."""
+
+
+@runtime_checkable
+class BatchCheck(Protocol):
+    """A check that sees the rows of a batch of replies together before each is decided on."""
+
+    def prepare(self, rows: Sequence[Instruction]) -> None:
+        """Look at rows that are about to be checked one by one, in their order."""
+        ...
+
+    def __call__(self, row: Instruction) -> Drop | None:
+        """Check one of them; a resumed run checks rows that were not prepared, too."""
+        ...
 
 
 class Decisions:
@@ -49,6 +63,11 @@ class Decisions:
         self._parents: dict[str, str] = {}
         for row in seeds:
             self._remember(row)
+
+    def prepare(self, rows: Sequence[Instruction]) -> None:
+        """Show rows that pass the filters to a caller's check that wants them together."""
+        if isinstance(self._accept, BatchCheck) and self._missing > 0:
+            self._accept.prepare([row for row in rows if drop_reason(row, self._rules) is None])
 
     def decide(
         self, ask: GenerationRequest, rows: Sequence[Instruction], broken: Sequence[Drop]

@@ -120,7 +120,8 @@ def generate(
         seed: Seed of the demonstrations and of the teacher's sampling.
         folder: Folder of the events and their manifest.
         rules: Filters in place of the set that `settings.filters` names; () for none.
-        accept: The caller's own check. It may see rows that `novel` drops afterwards.
+        accept: The caller's own check. It may see rows that `novel` drops afterwards; a
+            `BatchCheck` sees the rows of each batch of replies together first.
         novel: Replaces ROUGE-L novelty of the instruction against seeds and accepted rows. It is
             the last check: a row that passes is accepted, so it may remember the row. A resumed run
             calls it again from the first row on, so it must start empty.
@@ -179,7 +180,8 @@ def generate(
                     store.append([run.take(ask, _encodable(reply)) for ask, reply in paid])
                     raise
                 # 3. Decide on the rows; the events are on the disk before the next request.
-                pairs = zip(asks, replies, strict=True)
+                pairs = list(zip(asks, replies, strict=True))
+                run.prepare(pairs)
                 store.append([run.take(ask, reply) for ask, reply in pairs])
             report(replayed)
         if not run.rows:
@@ -222,6 +224,16 @@ class _Run:
         """The requests to send next; empty when the run is complete."""
         done = len(self.rows) >= self.target and self.schedule.between
         return [] if done else self.schedule.chunk()
+
+    def prepare(self, pairs: Sequence[tuple[GenerationRequest, Reply]]) -> None:
+        """Show the rows of a batch of replies to the checks, before each is decided on."""
+        rows = [
+            row
+            for ask, reply in pairs
+            if not ask.drafts
+            for row in rows_of(self.recipe, ask, reply)[0]
+        ]
+        self.decisions.prepare(rows)
 
     def take(self, ask: GenerationRequest, reply: Reply) -> Event:
         """Decide on all rows of a reply and return its event."""
