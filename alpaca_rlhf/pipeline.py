@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,13 @@ from alpaca_rlhf.judges import JudgeFailure
 from alpaca_rlhf.models.base import weights_digest
 from alpaca_rlhf.preferences import manifest_of
 from alpaca_rlhf.settings import Loop
-from alpaca_rlhf.settings.earlier import added, with_earlier_defaults
+from alpaca_rlhf.settings.earlier import added, begun_policies, with_earlier_defaults
 from alpaca_rlhf.settings.leaves import leaves_of
 from alpaca_rlhf.settings.loop import SAMPLING_SECTIONS
 from alpaca_rlhf.settings.parsing import to_yaml
+from alpaca_rlhf.settings.policies import POLICY_STAGES
 from alpaca_rlhf.settings.steps import Step, order, suffixed
-from alpaca_rlhf.sources import Source, source_of
+from alpaca_rlhf.sources import Source, deals_alike, source_of
 from alpaca_rlhf.sources.verdicts import take_up_earlier
 from alpaca_rlhf.stages import forecast, judging, preflight
 from alpaca_rlhf.stages.context import Context, Reporter, forget
@@ -276,7 +277,7 @@ def _opened(settings: Loop, inputs: Mapping[str, Path], kind: str) -> RunFolder:
             to_yaml(settings),
             kind=kind,
             inputs=inputs,
-            free=_changeable,
+            free=lambda done: _changeable(done, settings),
             added=added(settings.out),
             pin=False,
         )
@@ -289,10 +290,13 @@ def _opened(settings: Loop, inputs: Mapping[str, Path], kind: str) -> RunFolder:
     return opened[0] if opened else RunFolder.follow(settings.out)
 
 
-def _changeable(done: Collection[str]) -> set[str]:
+def _changeable(done: Collection[str], settings: Loop) -> set[str]:
     """Settings that may differ from those the run was begun with: of stages yet to come, any."""
     ended = {name.partition(".")[0] for name in done}
-    coming = {"sft", "rank", "reward", "ppo", "best_of_k", "evaluate"} - ended
+    coming = {"sft", "rank", "reward", *POLICY_STAGES, "evaluate"} - ended
+    begun = replace(settings, policies=begun_policies(settings))
+    if "evaluate" not in ended and deals_alike(settings, begun):
+        coming.add("policies")
     if "rank" not in ended:
         coming.add("judge")
     if "sample" in ended:
@@ -300,8 +304,10 @@ def _changeable(done: Collection[str]) -> set[str]:
     reading = {"inputs.columns", "inputs.broken", "inputs.leaks"}
     if not ended.isdisjoint(("generate", "sft")):  # their rows were read already
         reading = set()
+    left_out = {*POLICY_STAGES} - {*begun.policy_stages}  # their numbers have dealt nothing
+    dealing = [path for path in DEALING if path.partition(".")[0] not in left_out]
     paths = {leaf.path for leaf in leaves_of(Loop, required=False)}
-    changeable = {path for path in paths if path.partition(".")[0] in coming} - {*DEALING}
+    changeable = {path for path in paths if path.partition(".")[0] in coming} - {*dealing}
     return {*FREE, *changeable, *reading, *({"inputs.judge"} if "judge" in coming else ())}
 
 

@@ -336,8 +336,8 @@ def test_a_run_older_than_settings_is_opened_as_it_was(tmp_path):
     RunFolder.open(tmp_path, to_yaml(settings), kind="loop").close()
     lines = yaml.safe_load((tmp_path / "config.yaml").read_text())
     for path in ADDED:
-        section, name = path.split(".")
-        del lines[section][name]
+        section, _, name = path.rpartition(".")
+        del (lines[section] if section else lines)[name]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(lines))
     settings = with_earlier_defaults(settings)
     assert added(tmp_path) == ADDED

@@ -148,7 +148,12 @@ def test_a_run_begun_without_dev_goes_on_without_it(data, tmp_path):
     out.mkdir()
     settings = with_prompts(data, tmp_path / "p.jsonl", 40, "--out", out)
     config = yaml.safe_load(to_yaml(settings))
-    del config["evaluate"]["dev_prompts"], config["inputs"]["languages"]
+    del config["evaluate"]["dev_prompts"], config["inputs"]["languages"], config["policies"]
     (out / "config.yaml").write_text(yaml.safe_dump(config))
-    assert added(out) == {"evaluate.dev_prompts": 0, "inputs.languages": "en"}
+    policies = ["ppo", "best-of-k"]
+    assert added(out) == {
+        "evaluate.dev_prompts": 0,
+        "inputs.languages": "en",
+        "policies": policies,
+    }
     assert "dev" not in source_of(with_earlier_defaults(settings)).names()

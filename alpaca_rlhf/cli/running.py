@@ -13,6 +13,7 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.pipeline import run_loop
 from alpaca_rlhf.serving import folders
 from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.settings.policies import POLICY_STAGES
 from alpaca_rlhf.settings.steps import order, suffixed
 from alpaca_rlhf.sources.sampled import candidate_sets, origin_of_stage
 from alpaca_rlhf.sources.standing import standing_of_stage
@@ -119,6 +120,12 @@ def rank_by_people(
 def _refuse_replaced(settings: Loop, until: str | None) -> None:
     if until is None or until in [name for name, _ in order(settings)]:
         return
+    if until in POLICY_STAGES:
+        policy, chosen = until.replace("_", "-"), " ".join(settings.policies)
+        raise UserError(
+            f"{policy}: not a part of this run, which has --policies {chosen}; "
+            f"give --policies {chosen} {policy}"
+        )
     by_judge = settings.reward.source == "judge" and until in ("sample", "rank", "reward")
     replacement = "--reward.source judge" if by_judge else _REPLACED_BY[until]
     raise UserError(f"{until}: not a part of this run, because it has {replacement}")

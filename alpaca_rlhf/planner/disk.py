@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from alpaca_rlhf.planner.peak_memory import BYTES_OF_MOMENTS
 from alpaca_rlhf.planner.shapes import Shape
 from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.settings.policies import POLICY_STAGES
 
 MASTER = 4
 """Bytes of an adapter weight: float32."""
@@ -37,29 +38,27 @@ def disk_needs(shape: Shape, settings: Loop, stages: Collection[tuple[str, int]]
     adapters = sum(
         weights * MASTER * (2 if name in controlled(settings) else 1)
         for name in names
-        if name in ("sft", "reward", *_POLICIES)
+        if name in ("sft", "reward", *POLICY_STAGES)
     )
     text = sum(_TEXT[name](settings, round_) for name, round_ in stages if name in _TEXT)
     checkpoints = max((_checkpoint_bytes(settings, name) * weights for name in names), default=0)
     return {"adapters": adapters, "checkpoints": int(checkpoints), "text": text, "spare": SPARE}
 
 
-_POLICIES = ("ppo", "best_of_k")
-
-
 def controlled(settings: Loop) -> set[str]:
     """Stages that train a control beside, with an adapter of its own."""
-    controls = {
-        "reward": settings.reward.control,
-        "best_of_k": settings.best_of_k.control,
-        "ppo": settings.ppo.control,
-    }
-    return {stage for stage, control in controls.items() if control}
+    return policy_controls(settings) | ({"reward"} if settings.reward.control else set())
+
+
+def policy_controls(settings: Loop) -> set[str]:
+    """Stages of chosen policies that train a control beside."""
+    controls = {"best_of_k": settings.best_of_k.control, "ppo": settings.ppo.control}
+    return {stage for stage in settings.policy_stages if controls.get(stage)}
 
 
 def evaluated_arms(settings: Loop) -> int:
     """Arms of the evaluation: controls, SFT, each round's policies, and those that rerank."""
-    policies = 2 + len(controlled(settings) - {"reward"})
+    policies = len(settings.policy_stages) + len(policy_controls(settings))
     return 4 + (policies + 1) * settings.rounds
 
 

@@ -12,6 +12,7 @@ from alpaca_rlhf.planner.passes import Pass, Rows, resident
 from alpaca_rlhf.planner.shapes import Shape
 from alpaca_rlhf.planner.tape import Block, Tape
 from alpaca_rlhf.settings import Loop, OptimizerName
+from alpaca_rlhf.settings.policies import POLICY_STAGES
 
 STAGES = ("generate", "sft", "sample", "reward", "ppo", "best_of_k", "evaluate", "chat")
 """Stages with a model, each a method of `PeakMemory`, in the order of the report."""
@@ -110,10 +111,14 @@ class PeakMemory:
 
     @property
     def spared(self) -> set[str]:
-        """Names of the stages that the user's own files, or a judge as the reward, replace."""
+        """Names of the stages that own files or a judge replace, and of policies left out."""
         inputs = self.settings.inputs
         has_rows = inputs.rows is not None or inputs.sft_adapter is not None
-        spared = {"generate"} if has_rows else set()
+        spared = {*POLICY_STAGES} - {*self.settings.policy_stages}
+        if has_rows:
+            spared.add("generate")
+        if not self.settings.rewarded:
+            spared.add("reward")
         if self.settings.reward.source == "judge":
             spared |= {"sample", "reward"}
         return spared | ({"sample"} if inputs.rankings is not None else set())
@@ -246,8 +251,10 @@ class PeakMemory:
     @property
     def _trained_adapters(self) -> int:
         """Adapters once a policy is trained: sft, policy, and perhaps reward and value."""
-        separate_value = self.settings.ppo.value.trunk == "separate"
-        return 2 + (self.settings.reward.source == "rankings") + separate_value
+        settings = self.settings
+        reward = settings.rewarded and settings.reward.source == "rankings"
+        value = "ppo" in settings.policy_stages and settings.ppo.value.trunk == "separate"
+        return 2 + reward + value
 
     def _pass(self, tape: Tape, *, trainable: bool = False, adapted: bool = True) -> Pass:
         rank = self.settings.lora.r if adapted else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from alpaca_rlhf.planner.disk import policy_controls
 from alpaca_rlhf.planner.peak_memory import Lengths
 from alpaca_rlhf.planner.shapes import Shape
 from alpaca_rlhf.settings import Loop
@@ -90,7 +91,8 @@ class StageWork:
         fine_tunings = 2 if best_of_k.control else 1
         prompts = settings.evaluate.prompts * (2 if settings.evaluate.dev else 1)
         compared, reranked = 2 * prompts, best_of_k.k * prompts  # sampled and greedy; K of SFT
-        policies = 3 + (2 + best_of_k.control + settings.ppo.control) * rounds
+        # Base with and without examples, SFT, and each round's policies with their controls.
+        policies = 3 + (len(settings.policy_stages) + len(policy_controls(settings))) * rounds
         return {
             "generate": self._sampled(
                 generate.target / KEPT_TASKS,

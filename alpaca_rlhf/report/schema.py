@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from alpaca_rlhf.core.sizes import MIN_PROMPTS
 from alpaca_rlhf.report.formatting import count, interval, number
+from alpaca_rlhf.settings.policies import REWARDED_STAGES
 
 SLICES = {
     "seen_facts_train_phrasings": "Known facts, known phrasings",
@@ -356,7 +357,8 @@ class Report(_Object):
     @property
     def rewarded_by_judge(self) -> bool:
         """True where a judge gave the reward, and no reward model was trained."""
-        return not self.reward_models and any(stage.name == "ppo" for stage in self.stages)
+        rewarded = any(stage.name in REWARDED_STAGES for stage in self.stages)
+        return not self.reward_models and rewarded
 
     @property
     def score_name(self) -> str:

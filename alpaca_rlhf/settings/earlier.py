@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from alpaca_rlhf.settings.loop import Loop
+from alpaca_rlhf.settings.policies import POLICIES, PolicyName
 from alpaca_rlhf.settings.quickstart import QUICKSTART
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ ADDED: Mapping[str, Any] = {
     "generate.attempts": 4,
     "generate.min_score": 0.8,
     "inputs.languages": "en",
+    "policies": ["ppo", "best-of-k"],
 }
 """Settings that are newer than some runs, and the value that those runs have; they keep it unless
 another than the default is given."""
@@ -65,8 +67,22 @@ def added(out: Path) -> dict[str, Any]:
     return {
         path: value
         for path, value in ADDED.items()
-        if isinstance(begun.get(path.partition(".")[0]), Mapping) and _in(begun, path) is _ABSENT
+        if _group_of(begun, path) is not None and _in(begun, path) is _ABSENT
     }
+
+
+def begun_policies(settings: Loop) -> tuple[PolicyName, ...]:
+    """The policies that the run in the folder was begun with; the chosen ones in a new run."""
+    begun = _config(settings.out)
+    named = begun.get("policies", ADDED["policies"] if begun else settings.policies)
+    return tuple(policy for policy in POLICIES if policy in named)
+
+
+def _group_of(begun: Mapping[str, Any], path: str) -> Mapping[str, Any] | None:
+    """The settings among which a path stands; None where the run has no such group."""
+    section, dot, _ = path.partition(".")
+    group = begun.get(section) if dot else begun or None
+    return group if isinstance(group, Mapping) else None
 
 
 def _config(out: Path) -> Mapping[str, Any]:
@@ -86,9 +102,10 @@ def _in(begun: Mapping[str, Any], path: str) -> Any:
 
 
 def _at(settings: Any, path: str) -> Any:
+    """A setting as it stands in a file: a list where it is a tuple."""
     for name in path.split("."):
         settings = getattr(settings, name)
-    return settings
+    return list(settings) if isinstance(settings, tuple) else settings
 
 
 def _changed(settings: Any, path: str, value: Any) -> Any:

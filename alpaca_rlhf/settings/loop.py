@@ -29,6 +29,7 @@ from alpaca_rlhf.settings.bounds import (
 from alpaca_rlhf.settings.endpoint import Endpoint, Judge
 from alpaca_rlhf.settings.inputs import Inputs
 from alpaca_rlhf.settings.judge_names import SCORERS, parse_judge
+from alpaca_rlhf.settings.policies import POLICIES, REWARDED_STAGES, PolicyName, stage_of
 from alpaca_rlhf.settings.ppo import PPO, OptimizerName
 
 RecipeName = Literal["alpaca", "self-instruct", "evol", "answers"]
@@ -392,6 +393,9 @@ class Loop(Bounded, Stages):
     """The user's own files."""
     rounds: PositiveInt = 1
     """Times that ranking, reward and policy training are done, each from the last policy."""
+    policies: tuple[PolicyName, ...] = ("ppo", "best-of-k")
+    """The policies to train on preferences; in later rounds the first of them answers the prompts
+    that are ranked."""
     track: TrackerName = "none"
     """Send metrics to `tensorboard` (files in the run folder) or `wandb` (over the network) too."""
 
@@ -400,8 +404,23 @@ class Loop(Bounded, Stages):
         section = getattr(self, SAMPLING_SECTIONS[stage])
         return self.sampling.temperature if section.temperature is None else section.temperature
 
+    @property
+    def policy_stages(self) -> tuple[str, ...]:
+        """The stages that train the chosen policies, in the order of a round."""
+        return tuple(map(stage_of, self.policies))
+
+    @property
+    def rewarded(self) -> bool:
+        """True if a chosen policy learns from a reward."""
+        return not set(self.policy_stages).isdisjoint(REWARDED_STAGES)
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.policies:
+            raise ValueError(f"--policies names none; give at least one of {', '.join(POLICIES)}")
+        # In the order of a round, however they were typed; frozen: how dataclasses set it.
+        chosen = tuple(policy for policy in POLICIES if policy in self.policies)
+        object.__setattr__(self, "policies", chosen)
         if self.ppo.value.warmup >= self.ppo.updates:
             raise ValueError(
                 f"--ppo.value.warmup {self.ppo.value.warmup} must be below --ppo.updates "

@@ -33,7 +33,8 @@ def order(settings: Loop) -> list[Step]:
     first = ["sft"] if has_rows else ["generate", "sft"]
     ranked = ["sample", "rank"] if inputs.rankings is None else []
     by_judge = settings.reward.source == "judge"
-    rewarded = [] if by_judge else [*ranked, "reward"]
-    per_round = [*rewarded, "ppo", "best_of_k"]
+    reward_model = ["reward"] if settings.rewarded else []
+    learned = [] if by_judge else [*ranked, *reward_model]
+    per_round = [*learned, *settings.policy_stages]
     rounds = [Step(name, r) for r in range(1, settings.rounds + 1) for name in per_round]
     return [*(Step(name, 1) for name in first), *rounds, Step("evaluate", settings.rounds)]

@@ -4,7 +4,7 @@ The small world with its gold judge, or the user's files and people.
 """
 
 from alpaca_rlhf.sources.checks import ChecksSource
-from alpaca_rlhf.sources.choosing import source_of
+from alpaca_rlhf.sources.choosing import deals_alike, source_of
 from alpaca_rlhf.sources.files import Files
 from alpaca_rlhf.sources.own_files import read_rows, reading_of
 from alpaca_rlhf.sources.run_prompts import RunPrompts
@@ -18,6 +18,7 @@ __all__ = [
     "Slice",
     "SmallWorld",
     "Source",
+    "deals_alike",
     "read_rows",
     "reading_of",
     "source_of",

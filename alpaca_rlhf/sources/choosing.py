@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
@@ -39,23 +40,11 @@ def source_of(settings: Loop) -> Source:
     Raises:
         UserError: A file cannot be read, or has too few prompts.
     """
-    # 1. Count the prompts that each split needs.
-    sizes: dict[str, int] = {}
-    for r in range(1, settings.rounds + 1):
-        if settings.inputs.rankings is None:
-            sizes[suffixed("rank", r)] = settings.rank.prompts
-        sizes[suffixed("ppo", r)] = max(settings.best_of_k.prompts, settings.ppo.batch_size)
-    sizes["eval"] = settings.evaluate.prompts
-    # 2. Tasks that the kit makes.
+    # 1. Tasks that the kit makes.
+    sizes = split_sizes(settings)
     if settings.inputs.prompts_from == "checks":
         return _checks_source(settings, sizes)
     if settings.inputs.prompts_from == "small world":
-        policy_prompts = max(
-            settings.best_of_k.prompts, settings.ppo.batch_size * settings.ppo.updates
-        )
-        for name in sizes:
-            if name.startswith("ppo"):
-                sizes[name] = policy_prompts
         accounts = [read_rows(settings.inputs)[1]] if settings.inputs.rows is not None else []
         refuse_unknown_columns(settings.inputs, accounts)
         return SmallWorld(
@@ -64,7 +53,7 @@ def source_of(settings: Loop) -> Source:
             {**sizes, "dev": settings.evaluate.dev_prompts or settings.evaluate.prompts},
             accounts,
         )
-    # 1. Rows to train on.
+    # 2. Rows to train on.
     inputs = settings.inputs
     accounts = []
     rows: list[Instruction] = []
@@ -73,7 +62,7 @@ def source_of(settings: Loop) -> Source:
         accounts.append(account)
     elif inputs.seeds is not None:
         rows = read_seeds(inputs.seeds)
-    # 2. Prompts, dealt to the splits; those near a row to train on may be left out.
+    # 3. Prompts, dealt to the splits; those near a row to train on may be left out.
     wall = Firewall()
     wall.note("sft", answered_prompts(rows) if inputs.leaks == "drop" else [])
     splits: dict[str, list[Instruction]] = {}
@@ -104,7 +93,7 @@ def source_of(settings: Loop) -> Source:
         if inputs.dev_file is not None:
             for_dev, account = _prompts(inputs, inputs.dev_file, "dev", wall)
             accounts.append(account)
-    # 3. The prompts of rankings; those near any other are left out.
+    # 4. The prompts of rankings; those near any other are left out.
     if inputs.rankings is not None:
         wall = Firewall()
         for name, prompts in {"sft": answered_prompts(rows), **splits}.items():
@@ -120,11 +109,52 @@ def source_of(settings: Loop) -> Source:
                 f"--inputs.rankings {inputs.rankings}: each of its {len(once)} prompts lies near "
                 "a row to train on or near one of --inputs.prompts, and no prompt may serve twice"
             )
-    # 4. Prompts to tune on, of those that are left.
+    # 5. Prompts to tune on, of those that are left.
     if for_dev:
         splits |= _dev(settings, for_dev, rows, splits)
     refuse_unknown_columns(inputs, accounts)
     return Files(rows, splits, accounts)
+
+
+class PolicyPrompts(NamedTuple):
+    """Prompts that the chosen policies sample completions of, the most that one of them needs."""
+
+    at_once: int
+    """Of one update."""
+    in_all: int
+    """If no update repeats those of another."""
+
+
+def policy_prompts(settings: Loop) -> PolicyPrompts | None:
+    """Prompts that the chosen policies need; None where none of them samples."""
+    ppo = settings.ppo
+    needs = {
+        "ppo": (ppo.batch_size, ppo.batch_size * ppo.updates),
+        "best_of_k": (settings.best_of_k.prompts, settings.best_of_k.prompts),
+    }
+    chosen = [needs[stage] for stage in settings.policy_stages if stage in needs]
+    return PolicyPrompts(*map(max, zip(*chosen, strict=True))) if chosen else None
+
+
+def split_sizes(settings: Loop) -> dict[str, int]:
+    """Prompts of each split that the stages of a run need, of each round its own."""
+    policies = policy_prompts(settings)
+    sizes: dict[str, int] = {}
+    for r in range(1, settings.rounds + 1):
+        if settings.inputs.rankings is None:
+            sizes[suffixed("rank", r)] = settings.rank.prompts
+        if policies is not None:
+            is_drawn = settings.inputs.prompts_from == "small world"
+            sizes[suffixed("ppo", r)] = policies.in_all if is_drawn else policies.at_once
+    return {**sizes, "eval": settings.evaluate.prompts}
+
+
+def deals_alike(settings: Loop, begun: Loop) -> bool:
+    """True if both settings deal the same number of prompts to each split."""
+    composed = settings.inputs.prompts_from == "checks"  # as many as the updates take in all
+    if composed and policy_prompts(settings) != policy_prompts(begun):
+        return False
+    return split_sizes(settings) == split_sizes(begun)
 
 
 def _checks_source(settings: Loop, sizes: Mapping[str, int]) -> Source:
@@ -139,7 +169,8 @@ def _checks_source(settings: Loop, sizes: Mapping[str, int]) -> Source:
         "sft": settings.generate.target * per_row,
     }
     source = ChecksSource(settings.seed, needed, inputs.languages, accounts)
-    samples = settings.ppo.batch_size * settings.ppo.updates
+    policies = policy_prompts(settings)
+    samples = 0 if policies is None else policies.in_all
     wanted = {name: samples for name in needed if name.startswith("ppo")}
     more = {name: max(needed[name], min(n, source.capacity(name))) for name, n in wanted.items()}
     return replace(source, sizes=needed | more)

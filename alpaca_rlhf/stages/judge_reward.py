@@ -1,4 +1,4 @@
-"""A judge as the reward of PPO and best-of-K, on the scale of a reward model.
+"""A judge as the reward of the policies, on the scale of a reward model.
 
 Source: learning from verifiable rewards in Tulu 3 (arXiv 2411.15124) section 6. Scores are
 normalised as those of a reward model are, so that `--ppo.kl-coef` and `--best-of-k.threshold` mean
@@ -17,6 +17,7 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.scorers import Response
 from alpaca_rlhf.judges import Judge
 from alpaca_rlhf.models.batches import answer
+from alpaca_rlhf.settings.policies import REWARDED_STAGES
 from alpaca_rlhf.settings.steps import suffixed
 from alpaca_rlhf.stages.context import Context, forget
 from alpaca_rlhf.stages.references import finished_or_all, sample_references
@@ -64,7 +65,7 @@ def judge_reward(ctx: Context, round_: int) -> JudgeReward:
         return JudgeReward(judge, entry["mean"], entry["std"])
     # 1. A judge that was mended after it failed begins the policies anew.
     if entry is not None and processes.main():
-        for stage in ("ppo", "best_of_k"):
+        for stage in REWARDED_STAGES:
             forget(ctx.run, suffixed(stage, round_))
     processes.wait()
     # 2. Completions of SFT to the first prompts of the ppo split.

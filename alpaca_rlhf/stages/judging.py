@@ -18,6 +18,7 @@ from alpaca_rlhf.judges.score_log import LOG
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.judge_names import SCORERS, JudgeName, parse_judge
+from alpaca_rlhf.settings.policies import REWARDED_STAGES
 from alpaca_rlhf.sources import SmallWorld, Source
 from alpaca_rlhf.stages.reward_judge import RewardScorer, reward_files
 
@@ -242,11 +243,11 @@ def _changed_files(before: dict[str, str], judge: Judge) -> Iterator[str]:
 def _used(setting: str, settings: Loop, done: Collection[str]) -> bool:
     """True if a finished stage has used the judge that a setting names."""
     if setting == EVALUATES:
-        stages = ["evaluate"]
+        stages: tuple[str, ...] = ("evaluate",)
     else:
-        stages = ["ppo", "best_of_k"] if settings.reward.source == "judge" else ["rank"]
+        stages = REWARDED_STAGES if settings.reward.source == "judge" else ("rank",)
         if settings.generate.recipe == "answers":
-            stages.append("generate")
+            stages = (*stages, "generate")
     return any(name.partition(".")[0] in stages for name in done)
 
 

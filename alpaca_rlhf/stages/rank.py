@@ -37,12 +37,13 @@ class PeopleNeeded(UserError):
 
 
 def sample_completions(ctx: Context, round_: int) -> Outcome:
-    """K completions of each new prompt, from SFT or, in later rounds, from the last policy."""
+    """K completions of each new prompt, from SFT or, in later rounds, from the first policy."""
     # 1. The adapter that answers.
     stage, settings = suffixed("sample", round_), ctx.settings.rank
     prompts = ctx.source.prompts(suffixed("rank", round_))
     role = "sft" if round_ == 1 else "policy"
-    ctx.load(role, "sft" if round_ == 1 else suffixed("ppo", round_ - 1))
+    policy = ctx.settings.policy_stages[0]
+    ctx.load(role, "sft" if round_ == 1 else suffixed(policy, round_ - 1))
 
     # 2. Its completions.
     seed = derived_seed(ctx.settings.seed, "round", round_)

@@ -10,8 +10,10 @@ from typing import Any
 from alpaca_rlhf.data import answered_prompts, check_disjoint
 from alpaca_rlhf.report.render import write_report
 from alpaca_rlhf.report.schema import HELD_OUT_JUDGE, ReportData
+from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.loop import SAMPLING_SECTIONS
 from alpaca_rlhf.settings.parsing import to_yaml
+from alpaca_rlhf.settings.policies import POLICY_STAGES
 from alpaca_rlhf.settings.steps import suffixed
 from alpaca_rlhf.stages.context import Context
 
@@ -40,7 +42,7 @@ _OTHER_JUDGE = (
     "scores say how well that judge is pleased, and nothing else: read the answers yourself."
 )
 _JUDGE_AS_REWARD = (
-    "The reward of PPO and best-of-K came from the judge {judge} itself: there is no reward model "
+    "The reward of the policies came from the judge {judge} itself: there is no reward model "
     "here, nor a gate on its accuracy. What it rewards by mistake, the policies have learned too."
 )
 _ADOPTED = (
@@ -66,7 +68,7 @@ def write_summary(ctx: Context, *, command: str, stages: Sequence[Mapping[str, A
         "judge": HELD_OUT_JUDGE if judge is None else judge.title,
         "judge_accuracy": _accuracy_of_judge(ctx) if judge is None else None,
         "annotator": _annotator(ctx),
-        "temperatures": {name: ctx.settings.temperature_of(name) for name in SAMPLING_SECTIONS},
+        "temperatures": _temperatures(ctx.settings),
         "stages": [_stage(ctx, row) for row in stages],
         "prompts": _prompts(ctx) | {"eval_clusters": evaluated["facts"].get("clusters")},
         "files": _files(ctx),
@@ -96,6 +98,16 @@ def write_summary(ctx: Context, *, command: str, stages: Sequence[Mapping[str, A
         provenance=_flat(provenance),
     )
     write_report(ctx.run.path, data)
+
+
+def _temperatures(settings: Loop) -> dict[str, float]:
+    """Temperature of each stage that samples, but for policies that were not chosen."""
+    left_out = {*POLICY_STAGES} - {*settings.policy_stages}
+    return {
+        stage: settings.temperature_of(stage)
+        for stage in SAMPLING_SECTIONS
+        if stage not in left_out
+    }
 
 
 def _caveats(ctx: Context) -> list[str]:
