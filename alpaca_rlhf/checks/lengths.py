@@ -127,7 +127,7 @@ LENGTHS = (
         lambda answer, a: within(len(answer.words), count_of(a), MOST),
         chinese=("至少写{n}个字。", "回答不少于{n}个字。", "篇幅要达到{n}个字或更多。"),
         also=("in at least {n} words", "不少于{n}字"),
-        draw=draw_count(40, 120, 10),
+        draw=draw_count(30, 80, 10),
         demands=lambda a: Demands(words=(count_of(a), MOST), roles=frozenset({"words"})),
     ),
     Kind(

@@ -36,6 +36,7 @@ ADDED: Mapping[str, Any] = {
     "evaluate.dev_prompts": 0,
     "generate.attempts": 4,
     "generate.min_score": 0.8,
+    "generate.edit": False,
     "inputs.languages": "en",
     "policies": ["ppo", "best-of-k"],
 }

@@ -94,6 +94,9 @@ class Generate(Bounded, group="--generate"):
     """Answers to one prompt at most, with the recipe `answers`."""
     min_score: Annotated[float, Interval(ge=0, le=1)] = 0.8
     """Keep an answer from this score of the judge on, with the recipe `answers`."""
+    edit: bool = False
+    """With the recipe `answers` and the judge `checks`: ask for drafts of plain text, and choose and
+    arrange their sentences so that they meet the constraints of the prompt."""
     filters: FilterName = "alpaca"
     """Rules that rows must pass: those of the originals, or `strict`, ours. Tasks of the small
     world are recognised instead."""
@@ -128,6 +131,8 @@ class Generate(Bounded, group="--generate"):
                 "--generate.adapter: --generate.endpoint.url names the teacher already; leave one "
                 "out"
             )
+        if self.edit and self.recipe != "answers":
+            raise ValueError("--generate.edit: only the recipe `answers` has drafts to edit")
         if self.recipe == "answers" and self.endpoint.url and self.endpoint.api == "completions":
             raise ValueError(
                 "--generate.recipe answers needs a teacher that answers, not one that continues "
@@ -455,6 +460,11 @@ class Loop(Bounded, Stages):
             raise ValueError(
                 f"--generate.recipe answers: --inputs.judge {self.inputs.judge} compares "
                 f"completions and cannot say which answer to keep; give {SCORERS}"
+            )
+        if self.generate.edit and self.inputs.judge != "checks":
+            raise ValueError(
+                f"--generate.edit: drafts are edited for the constraints of `checks`, and "
+                f"--inputs.judge is {self.inputs.judge}; leave --generate.edit out"
             )
         if self.evaluate.split == "dev" and self.evaluate.dev_prompts == 0:
             raise ValueError("--evaluate.split dev needs prompts: raise --evaluate.dev-prompts")

@@ -3,6 +3,8 @@
 Rejection sampling (RAFT, arXiv 2304.06767; Llama 2, arXiv 2307.09288 section 3.2.3), with a judge
 in place of the reward model: the teacher answers each prompt until an answer passes the caller's
 check, and the rows that pass are what SFT demonstrates. For an instruct base as its own teacher.
+With editing it drafts answers to the requests alone, which are then edited until they meet the
+constraints of `checks`.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from alpaca_rlhf.checks.editing import draft_request, edit_draft
 from alpaca_rlhf.core.prompts import user_text
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data.generation.filters import Drop
@@ -23,9 +26,13 @@ class AnswersRecipe:
     Args:
         prompts: The prompts to answer; their outputs are not looked at.
         attempts: Passes at most, so answers to one prompt at most.
+        editing: Ask for a draft without the constraints that editing can meet, and edit it.
     """
 
-    def __init__(self, prompts: Sequence[Instruction], *, attempts: int) -> None:
+    def __init__(
+        self, prompts: Sequence[Instruction], *, attempts: int, editing: bool = False
+    ) -> None:
+        self._editing = editing
         self._unanswered = [replace(prompt, output=None) for prompt in prompts]
         self._attempts = attempts
 
@@ -34,12 +41,20 @@ class AnswersRecipe:
         if not self._attempts:
             return []
         self._attempts -= 1
-        return [GenerationRequest("reply", user_text(row), row) for row in self._unanswered]
+        text_of = draft_request if self._editing else user_text
+        return [GenerationRequest("reply", text_of(row), row) for row in self._unanswered]
 
     def read(self, ask: GenerationRequest, reply: Reply) -> tuple[list[Instruction], list[Drop]]:
-        """The prompt with the reply as its output; a reply that was cut is none."""
+        """The prompt with the reply as its output; a reply that was cut is none.
+
+        Editing takes the whole sentences of a draft, so that one may be cut.
+        """
         if ask.about is None:
             return [], []
+        if self._editing:
+            row = replace(ask.about, output=edit_draft(ask.about, reply.text), source=SOURCE)
+            unusable = Drop("empty", "the draft has no sentences that can be used", row)
+            return ([row], []) if row.output else ([], [unusable])
         row = replace(ask.about, output=reply.text.strip(), source=SOURCE)
         if reply.finish_reason != "eos":
             return [], [Drop("cut", "the reply ends before the teacher did", row)]

@@ -57,7 +57,7 @@ def recipe_of(settings: Generate, seeds: Sequence[Instruction], seed: int) -> Re
     if not seeds:
         raise UserError("generate: there are no seed tasks")
     if settings.recipe == "answers":
-        return AnswersRecipe(seeds, attempts=settings.attempts)
+        return AnswersRecipe(seeds, attempts=settings.attempts, editing=settings.edit)
     if settings.recipe == "evol":
         return EvolRecipe(seeds, seed=seed, batch_size=size)
     count = settings.demonstrations
