@@ -60,7 +60,6 @@ EXPERIMENT = Loop(
         batch_size=48,
         minibatch_size=24,
         micro_batch_size=4,
-        epochs=2,
         lr=3e-4,
         kl_coef=0.05,
         max_new_tokens=ANSWER_TOKENS,

@@ -3,7 +3,7 @@
 `kinds` says what a kind of constraint is; `lengths`, `letters`, `layouts` and `wording` hold the
 kinds, `catalogue` finds them in a text and tells which go together. `subjects` and `subjects_zh`
 hold what the requests are about, `instructions` makes them, `composing` puts constraints to them.
-`demonstrations` are answers by hand. `text` reads an answer, `relevance` tells whether it is one, and `judge` scores it.
+`demonstrations` are answers by hand, `editing` makes answers of a model's drafts. `text` reads an answer, `relevance` tells whether it is one, and `judge` scores it.
 """
 
 from alpaca_rlhf.checks.catalogue import KINDS, Request, compatible, read_request
