@@ -95,8 +95,8 @@ class Generate(Bounded, group="--generate"):
     min_score: Annotated[float, Interval(ge=0, le=1)] = 0.8
     """Keep an answer from this score of the judge on, with the recipe `answers`."""
     edit: bool = False
-    """With the recipe `answers` and the judge `checks`: ask for drafts of plain text, and choose and
-    arrange their sentences so that they meet the constraints of the prompt."""
+    """With the recipe `answers` and the judge `checks`: ask for drafts of plain text, then choose
+    and arrange their sentences so that they meet the constraints of the prompt."""
     filters: FilterName = "alpaca"
     """Rules that rows must pass: those of the originals, or `strict`, ours. Tasks of the small
     world are recognised instead."""
