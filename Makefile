@@ -3,6 +3,7 @@
 # make smoke         the quick ones, in under a minute
 # make check         lint, format, types
 # make prove         the long proofs, written to docs/proof/
+# make prove-real    the next part of the proof on SmolLM2   SEED=0 PART=ppo
 # make clean         remove the environment and the caches; runs/ stays
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ SOURCES := $(wildcard alpaca_rlhf recipes tests benchmarks app.py)
 
 SMOKE := house records prompts config losses win_rate runs docs guides
 
-.PHONY: quickstart test smoke check prove clean
+.PHONY: quickstart test smoke check prove prove-real clean
 
 quickstart: $(VENV)/.installed
 	@$(BIN)/alpaca-rlhf quickstart $(ARGS)
@@ -37,6 +38,9 @@ check: $(VENV)/.installed-dev
 prove: $(VENV)/.installed-dev
 	@$(PIP) -e '.[prove]'
 	@$(BIN)/python -m tests.prove $(ARGS)
+
+prove-real: $(VENV)/.installed-dev
+	@$(BIN)/python -m tests.prove_real --seed $(or $(SEED),0) $(if $(PART),--part $(PART)) $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

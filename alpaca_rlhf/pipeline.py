@@ -131,7 +131,7 @@ def run_loop(
         reporter: Shows progress.
         kind: What the run folder is for, e.g. `quickstart`: another kind of run is refused there.
         command: What the user typed, for the report.
-        until: The last stage to run (of the first round); None runs all.
+        until: The last step to run, by its name in the ledger: `reward`, `ppo.2`; None runs all.
 
     Returns:
         The run folder.
@@ -184,7 +184,7 @@ def run_loop(
 def _up_to(until: str | None, steps: list[Step]) -> list[Step]:
     if until is None:
         return steps
-    return steps[: 1 + [step.stage for step in steps].index(until)]
+    return steps[: 1 + [step.entry for step in steps].index(until)]
 
 
 def _check_temperatures(settings: Loop, steps: Sequence[Step]) -> None:

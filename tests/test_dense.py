@@ -52,6 +52,24 @@ def test_the_states_are_those_of_the_layers_themselves(tiny, dtype, quantization
     assert (found.double() - expected.double()).norm() <= bound * expected.double().norm()
 
 
+@pytest.mark.parametrize("gib", [4.0, 0.0], ids=["copied", "4-bit"])
+def test_a_base_without_any_adapter_is_prepared_too(tiny, gib, monkeypatch):
+    adapters = tiny()
+    adapters.dense_gib = gib
+    expected, dequantised = states(adapters, ready=False), []
+
+    def counted(*given):
+        dequantised.append(1)
+        return dequantize_4bit(*given)
+
+    monkeypatch.setattr(dense, "dequantize_4bit", counted)
+    found = states(adapters, ready=True)
+    assert (found - expected).norm() <= 1e-5 * expected.norm()
+    n_layers = adapters.base.model.config.num_hidden_layers
+    assert len(dequantised) == (7 * n_layers if gib else 0), "each linear layer once, for two steps"
+    assert torch.equal(states(adapters, ready=False), expected), "afterwards as before"
+
+
 def test_a_copy_that_is_too_large_is_not_made(tiny, monkeypatch):
     made = []
 

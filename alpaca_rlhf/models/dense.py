@@ -1,4 +1,4 @@
-"""Linear layers with an adapter, prepared for the many small products of decoding.
+"""Linear layers, with an adapter or bare, prepared for the many small products of decoding.
 
 A step of decoding multiplies each weight with a few rows. On a 4-bit weight most of that time goes
 into dequantising it, casting LoRA's matrices, and the calls around them. Here that is done once for
@@ -16,18 +16,18 @@ from typing import Any
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from peft.tuners.lora import LoraLayer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import linear
 
 
 @contextlib.contextmanager
 def prepared(
-    layers: Sequence[LoraLayer], adapter: str | None, dtype: torch.dtype, *, max_copy_bytes: int
+    layers: Sequence[nn.Module], adapter: str | None, dtype: torch.dtype, *, max_copy_bytes: int
 ) -> Iterator[None]:
     """Give layers a forward for one adapter, without gradients and without autocast.
 
     Args:
-        layers: PEFT's LoRA layers around linear ones.
+        layers: PEFT's LoRA layers around linear ones, or linear ones where there is no adapter.
         adapter: Adapter whose products are added; None for the bare base.
         dtype: Compute dtype.
         max_copy_bytes: 4-bit weights are copied to `dtype` if all together fit into so many bytes.
@@ -47,16 +47,20 @@ def prepared(
 
 
 def _quant_state(layer: Any) -> Any:
-    return getattr(layer.base_layer.weight, "quant_state", None)
+    return getattr(_linear_of(layer).weight, "quant_state", None)
+
+
+def _linear_of(layer: Any) -> Any:
+    return layer.base_layer if isinstance(layer, LoraLayer) else layer
 
 
 def _forward(
     layer: Any, adapter: str | None, dtype: torch.dtype, *, copy: bool
 ) -> Callable[[Tensor], Tensor]:
     # 1. The base's product: on a 16-bit copy, or on the 4-bit weight where a copy does not fit.
-    base = layer.base_layer
+    base = _linear_of(layer)
     state = _quant_state(layer)
-    base_product: Callable[[Tensor], Tensor] = base
+    base_product: Callable[[Tensor], Tensor] = base.forward
     if state is None or copy:
         weight = base.weight if state is None else dequantize_4bit(base.weight.data, state)
         weight = weight.detach().to(dtype)

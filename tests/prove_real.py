@@ -1,0 +1,155 @@
+"""The proof on a real LLaMA: `make prove-real SEED=0 PART=ppo`.
+
+    python -m tests.prove_real --seed 0                the next part that is missing
+    python -m tests.prove_real --seed 0 --part ppo     this part, and those before it
+    python -m tests.prove_real --summary               what there is, and what is missing
+
+The run is the recipe's with two rounds and 300 evaluation prompts, in runs/proof/smollm2-seed-N.
+A part that was interrupted goes on where it stopped. After each part docs/proof/smollm2-seed-N.json
+says what is done and what it took; after the last one it holds the whole report. Seeds from 100 up
+are for tuning: they are evaluated on the split `dev`, and nothing of them is kept in docs/.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from alpaca_rlhf.cli.terminal import Terminal
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.pipeline import run_loop
+from alpaca_rlhf.settings import Loop
+from recipes.smollm2_135m_cpu import EXPERIMENT
+from tests.prove import PROOF, ROOT, stamp
+
+PARTS = {
+    "sft": "sft",
+    "rankings": "rank",
+    "reward": "reward",
+    "ppo": "ppo",
+    "best-of-k": "best_of_k",
+    "reward-2": "reward.2",
+    "ppo-2": "ppo.2",
+    "best-of-k-2": "best_of_k.2",
+    "evaluate": None,
+}
+"""Each part and the last step that it runs; None runs to the report."""
+TUNING_SEEDS = 100
+"""Seeds from here on are for tuning."""
+SHUFFLED_SEED = 0
+"""The seed whose policy is also trained on shuffled verdicts."""
+
+
+def settings_of(seed: int, folder: Path) -> Loop:
+    """The recipe's experiment as it is proven for a seed."""
+    tuning = seed >= TUNING_SEEDS
+    n_eval = 100 if tuning else 300
+    return replace(
+        EXPERIMENT,
+        seed=seed,
+        out=folder / f"smollm2-seed-{seed}",
+        rounds=2,
+        ppo=replace(EXPERIMENT.ppo, control=seed == SHUFFLED_SEED),
+        best_of_k=replace(EXPERIMENT.best_of_k, control=True),
+        evaluate=replace(
+            EXPERIMENT.evaluate,
+            prompts=n_eval,
+            split="dev" if tuning else "eval",
+            dev_prompts=n_eval if tuning else EXPERIMENT.evaluate.dev_prompts,
+        ),
+    )
+
+
+def missing_parts(out: Path) -> list[str]:
+    """The parts of a run that are not done, in order."""
+    ledger = _read(out / "ledger.json")
+    has_report = (out / "report.json").is_file()
+    return [
+        part
+        for part, entry in PARTS.items()
+        if not (has_report if entry is None else "seconds" in ledger.get(entry, {}))
+    ]
+
+
+def prove(seed: int, part: str | None, folder: Path) -> None:
+    """Run a part, and those before it that are missing; keep what there is by then."""
+    settings = settings_of(seed, folder)
+    missing = missing_parts(settings.out)
+    if not missing:
+        print(f"seed {seed}: every part is done")
+        return
+    part = part or missing[0]
+    command = f"make prove-real SEED={seed} PART={part}"
+    run_loop(settings, Terminal(), kind="loop", command=command, until=PARTS[part])
+    if seed < TUNING_SEEDS:
+        write(seed, settings.out)
+
+
+def write(seed: int, out: Path) -> None:
+    """Keep what a run has so far in docs/proof/."""
+    ledger = _read(out / "ledger.json")
+    proof = {
+        **stamp(),
+        "command": f"make prove-real SEED={seed}",
+        "missing": missing_parts(out),
+        "stages": {name: entry for name, entry in ledger.items() if "seconds" in entry},
+        "report": _read(out / "report.json") or None,
+    }
+    PROOF.mkdir(parents=True, exist_ok=True)
+    (PROOF / f"smollm2-seed-{seed}.json").write_text(json.dumps(proof, indent=1) + "\n")
+
+
+def summary() -> str:
+    """A line for each seed: the figures of a whole report, or the parts that are missing."""
+    lines = []
+    for seed in range(3):
+        proof = _read(PROOF / f"smollm2-seed-{seed}.json")
+        if not proof:
+            lines.append(f"seed {seed}: nothing yet; run: make prove-real SEED={seed}")
+        elif proof["missing"]:
+            lines.append(f"seed {seed}: missing {', '.join(proof['missing'])}")
+        else:
+            lines.append(f"seed {seed}: {_figures(proof['report'])}")
+    return "\n".join(lines)
+
+
+def _figures(report: dict[str, Any]) -> str:
+    figures = []
+    for name, policy in report["policies"].items():
+        score = f"{name} {policy['gold_score']:.3f}"
+        interval = policy.get("paired_gain_ci95")
+        figures.append(f"{score} [{interval[0]:+.3f}, {interval[1]:+.3f}]" if interval else score)
+    return ", ".join(figures)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        return {}
+
+
+def main(words: list[str]) -> int:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(prog="python -m tests.prove_real", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--part", choices=PARTS, default=None)
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "proof")
+    parser.add_argument("--summary", action="store_true")
+    chosen = parser.parse_args(words)
+    if chosen.summary:
+        print(summary())
+        return 0
+    try:
+        prove(chosen.seed, chosen.part, chosen.folder)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

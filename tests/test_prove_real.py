@@ -1,0 +1,53 @@
+"""The parts of the proof on a real LLaMA, without running them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from alpaca_rlhf.settings.steps import order
+from tests import prove_real
+
+
+def test_the_parts_are_steps_of_the_run_in_order():
+    settings = prove_real.settings_of(0, Path("runs"))
+    entries = [step.entry for step in order(settings)]
+    places = [entries.index(entry) for entry in prove_real.PARTS.values() if entry]
+    assert places == sorted(places) and entries[-1] == "evaluate"
+    assert settings.rounds == 2 and settings.evaluate.prompts >= 300
+
+
+def test_tuning_never_sees_the_evaluation_split():
+    assert prove_real.settings_of(2, Path("runs")).evaluate.split == "eval"
+    tuning = prove_real.settings_of(100, Path("runs"))
+    assert tuning.evaluate.split == "dev" and tuning.evaluate.dev_prompts == 100
+
+
+def test_the_summary_says_what_is_missing_and_makes_nothing_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(prove_real, "PROOF", tmp_path / "proof")
+    assert "seed 1: nothing yet; run: make prove-real SEED=1" in prove_real.summary()
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "ledger.json").write_text(
+        json.dumps({"sft": {"seconds": 3.0}, "rank": {"seconds": 1.0}})
+    )
+    prove_real.write(1, out)
+    line = prove_real.summary().splitlines()[1]
+    assert line == "seed 1: missing reward, ppo, best-of-k, reward-2, ppo-2, best-of-k-2, evaluate"
+    policies = {
+        "sft": {"gold_score": 0.5},
+        "ppo": {"gold_score": 0.6, "paired_gain_ci95": [0.02, 0.18]},
+    }
+    ledger = {entry: {"seconds": 1.0} for entry in prove_real.PARTS.values() if entry}
+    (out / "ledger.json").write_text(json.dumps(ledger))
+    (out / "report.json").write_text(json.dumps({"policies": policies}))
+    prove_real.write(1, out)
+    assert prove_real.summary().splitlines()[1] == "seed 1: sft 0.500, ppo 0.600 [+0.020, +0.180]"
+
+
+@pytest.mark.parametrize("words", [["--part", "everything"], ["--seed", "one"]])
+def test_wrong_words(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        prove_real.main(words)
+    assert ended.value.code == 2
+    assert words[0] in capsys.readouterr().err
