@@ -22,7 +22,7 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.pipeline import run_loop
 from alpaca_rlhf.settings import Loop
 from recipes.smollm2_135m_cpu import EXPERIMENT
-from tests.prove import PROOF, ROOT, stamp
+from tests.prove import PROOF, ROOT, stamp, tell
 
 PARTS = {
     "sft": "sft",
@@ -51,6 +51,7 @@ def settings_of(seed: int, folder: Path) -> Loop:
         seed=seed,
         out=folder / f"smollm2-seed-{seed}",
         rounds=2,
+        reward=replace(EXPERIMENT.reward, control=seed == SHUFFLED_SEED),
         ppo=replace(EXPERIMENT.ppo, control=seed == SHUFFLED_SEED),
         best_of_k=replace(EXPERIMENT.best_of_k, control=True),
         evaluate=replace(
@@ -78,7 +79,7 @@ def prove(seed: int, part: str | None, folder: Path) -> None:
     settings = settings_of(seed, folder)
     missing = missing_parts(settings.out)
     if not missing:
-        print(f"seed {seed}: every part is done")
+        tell(f"seed {seed}: every part is done")
         return
     part = part or missing[0]
     command = f"make prove-real SEED={seed} PART={part}"
@@ -141,12 +142,12 @@ def main(words: list[str]) -> int:
     parser.add_argument("--summary", action="store_true")
     chosen = parser.parse_args(words)
     if chosen.summary:
-        print(summary())
+        tell(summary())
         return 0
     try:
         prove(chosen.seed, chosen.part, chosen.folder)
     except UserError as error:
-        print(error, file=sys.stderr)
+        sys.stderr.write(f"{error}\n")
         return 2
     return 0
 
