@@ -134,8 +134,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 def main(words: list[str]) -> int:
     """Run what was asked for."""
-    parser = argparse.ArgumentParser(prog="python -m tests.prove_real", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.prove_real",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--part", choices=PARTS, default=None)
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "proof")
