@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -294,9 +294,8 @@ class Adapters:
     def decoding(self) -> Iterator[None]:
         """Prepare the layers for many calls of `decode`; no gradients and no switch inside."""
         limit = int(self.dense_gib * 2**30)
-        layers: Sequence[nn.Module] = self._layers or [
-            module for module in self._backbone.modules() if isinstance(module, nn.Linear)
-        ]
+        linear = (module for module in self._backbone.modules() if isinstance(module, nn.Linear))
+        layers: list[nn.Module] = [*(self._layers or linear)]
         dtype = self.base.dtype
         with torch.no_grad(), dense.prepared(layers, self._active, dtype, max_copy_bytes=limit):
             self._decoding = True
