@@ -1,6 +1,7 @@
 """Conversations from files: OpenAI's and ShareGPT's columns, and what is wrong with broken ones."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,27 @@ def test_a_system_text_stands_apart(tmp_path: Path) -> None:
 
 
 ASK, SAY = ("user", "Why?"), ("assistant", "So.")
+
+
+def test_a_content_may_come_in_parts_of_text(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "Wh"}, {"type": "input_text", "text": "y?"}]
+    path = lines(tmp_path / "a.jsonl", openai(("user", parts), SAY))
+    assert read_instructions(path) == [Instruction("Why?", "", "So.", "a.jsonl")]
+
+
+@pytest.mark.parametrize(
+    ("part", "why"),
+    [
+        ("Why?", "has a part that is text; give an object with `type` and `text`"),
+        (None, "has a part that is null; give an object"),
+        ({"type": "image_url", "image_url": "a.png"}, "has a part of type 'image_url'"),
+        ({"type": "text", "text": 7}, "a part of a message in column `messages`"),
+    ],
+)
+def test_a_part_that_is_no_text_is_named(tmp_path: Path, part: object, why: str) -> None:
+    path = lines(tmp_path / "a.jsonl", openai(("user", [part]), SAY))
+    with pytest.raises(UserError, match=re.escape(why)):
+        read_instructions(path)
 
 
 @pytest.mark.parametrize(

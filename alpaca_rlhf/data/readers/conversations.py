@@ -166,7 +166,12 @@ def _text_of_parts(content: Any, label: str) -> Any:
         return content
     texts = []
     for part in content:
-        kind = part.get("type", "text") if isinstance(part, dict) else type_name(part)
+        if not isinstance(part, dict):
+            raise BadRow(
+                f"a message in {label} has a part that is {type_name(part)}; give an object with "
+                "`type` and `text`, or the whole content as one text"
+            )
+        kind = part.get("type", "text")
         if kind not in ("text", "input_text", "output_text"):
             raise BadRow(
                 f"a message in {label} has a part of type {str(kind)[:40]!r}: text alone is learnt "
