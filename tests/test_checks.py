@@ -149,7 +149,7 @@ def test_people_phrase_constraints_within_a_sentence():
 
 @pytest.mark.parametrize(
     "text",
-    ["What is rain?", "Write three sentences about it being 20 words", "", "Use commas.", "写诗。"],
+    ["What is rain?", "Write a few sentences about it being 20 words", "", "Use commas.", "写诗。"],
 )
 def test_prompts_that_state_no_known_constraint(text):
     assert not Checks.can_judge(Instruction(text))

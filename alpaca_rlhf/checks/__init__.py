@@ -1,7 +1,8 @@
 """Verifiable instructions: requests with constraints on the surface form of the answer, and a judge.
 
 `kinds` says what a kind of constraint is; `lengths`, `letters`, `layouts` and `wording` hold the
-kinds, `catalogue` finds them in a text and tells which go together. `subjects` and `subjects_zh`
+kinds, `catalogue` finds them in a text and tells which go together, `scope` whether words that are
+found state a constraint or only mention one. `subjects` and `subjects_zh`
 hold what the requests are about, `instructions` makes them, `composing` puts constraints to them.
 `demonstrations` are answers by hand, `editing` makes answers of a model's drafts. `text` reads an answer, `relevance` tells whether it is one, and `judge` scores it.
 """

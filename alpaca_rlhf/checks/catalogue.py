@@ -7,10 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from alpaca_rlhf.checks.kinds import Constraint, Demands, Kind, read_arguments
+from alpaca_rlhf.checks.kinds import (
+    Constraint,
+    Demands,
+    Kind,
+    Phrasing,
+    is_possible,
+    read_arguments,
+)
 from alpaca_rlhf.checks.layouts import LAYOUTS
 from alpaca_rlhf.checks.lengths import LENGTHS, WORDS_PER_SENTENCE
 from alpaca_rlhf.checks.letters import LETTERS
+from alpaca_rlhf.checks.scope import is_stated
 from alpaca_rlhf.checks.wording import WORDING
 
 KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (*LENGTHS, *LETTERS, *LAYOUTS, *WORDING)}
@@ -55,24 +63,31 @@ class Request:
 def read_request(text: str) -> Request:
     """Find the constraints of a prompt's text in any known phrasing, and what is left without them.
 
-    Where phrasings overlap the longest counts.
+    Where phrasings overlap the longest counts. Words that are negated, bounded otherwise, meant for
+    a part of the answer or only mentioned are none; see `scope`.
     """
     # 1. All phrasings that occur, the longest first.
     lowered = text.lower()
-    spans: list[tuple[int, int, Constraint]] = []
+    spans: list[tuple[re.Match[str], Kind, Phrasing]] = []
     for kind in KINDS.values():
         for phrasing in kind.phrasings:
             if phrasing.rarest not in lowered:
                 continue
             for match in phrasing.pattern.finditer(text):
-                arguments = read_arguments(match)
-                constraint = Constraint(kind, arguments, match[0], phrasing.held_out)
-                spans.append((match.start(), match.end(), constraint))
-    spans.sort(key=lambda span: (span[0] - span[1], span[0]))
-    # 2. Those that overlap none before them.
+                spans.append((match, kind, phrasing))
+    spans.sort(key=lambda span: (span[0].start() - span[0].end(), span[0].start()))
+    # 2. Those that overlap none before them. One that is negated or only mentioned states nothing,
+    # and nor do shorter ones within it.
     kept: list[tuple[int, int, Constraint]] = []
-    for start, end, constraint in spans:
-        if all(end <= other_start or other_end <= start for other_start, other_end, _ in kept):
+    taken: list[tuple[int, int]] = []
+    for match, kind, phrasing in spans:
+        start, end = match.span()
+        if any(start < other_end and other_start < end for other_start, other_end in taken):
+            continue
+        taken.append((start, end))
+        arguments = read_arguments(match)
+        if is_possible(arguments) and is_stated(text, match, phrasing):
+            constraint = Constraint(kind, arguments, match[0], phrasing.held_out)
             kept.append((start, end, constraint))
     kept.sort(key=lambda span: span[0])
     # 3. The rest of the text.

@@ -3,7 +3,8 @@
 A phrasing is a template. `{n}` takes a number in digits or in words, `{word}`, `{other}` and
 `{phrase}` take a text in quotation marks, `{words}` takes several of them, `{letter}` a letter.
 `sentence[s]` is a plural that follows the number. The last phrasing of each language is held out:
-no prompt of a training split is written with it.
+no prompt of a training split is written with it. Templates that are only recognised may have
+alternatives: `use (any |)commas`.
 """
 
 from __future__ import annotations
@@ -27,12 +28,23 @@ NUMBER_WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
     "sixteen seventeen eighteen nineteen twenty"
 ).split()
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 _CHINESE_NUMBERS = "零一二三四五六七八九十"
-_NUMBER = rf"\d{{1,4}}|{'|'.join(reversed(NUMBER_WORDS))}|两|[{_CHINESE_NUMBERS}]"
+_BELOW_100 = (
+    rf"(?:{'|'.join(_TENS)})(?:[-\s](?:{'|'.join(NUMBER_WORDS[1:10])}))?"
+    rf"|{'|'.join(reversed(NUMBER_WORDS[:20]))}"
+)
+NUMBER = (
+    r"\d{1,3}(?:,\d{3})+|\d{1,6}"
+    rf"|(?:a|{'|'.join(NUMBER_WORDS[1:10])})\s+hundred(?:\s+(?:and\s+)?(?:{_BELOW_100}))?"
+    rf"|{_BELOW_100}|两|[{_CHINESE_NUMBERS}]"
+)
+"""Pattern of a number in digits or in words."""
 _MARK = '["“”‘’「」『』]'
 _QUOTED = f'{_MARK}[^"“”「」『』\\n]{{1,80}}?{_MARK}'
 _SEVERAL = rf"{_QUOTED}(?:(?:,?\s+(?:and|or)\s+|,\s*|、|和|或|以及){_QUOTED})*"
 _SLOT = re.compile(r"(\{\w+\}|\[s\]|\"|\s+)")
+_TOKEN = re.compile(r"(\{\w+\}|\[s\]|\([^()]*\)|\"|\s+)")
 _TEXT_SLOTS = ("word", "other", "phrase")
 ANY_LENGTH = (0, 10_000)
 """Bounds that any answer keeps."""
@@ -75,6 +87,11 @@ class Demands:
     """True if the text of the request must stand in the answer."""
 
 
+Form = Literal["order", "manner", "letters", "ban"]
+"""An order (`End with a question`), an adverbial (`in 3 sentences`), one on the letters of the whole
+answer (`in lower case`), or a bare ban (`no commas`)."""
+
+
 @dataclass(frozen=True)
 class Phrasing:
     """A template ready to be found in a text."""
@@ -85,16 +102,23 @@ class Phrasing:
     """Its longest word in lower case: a text without it need not be searched."""
     held_out: bool
     """True if it is held out from training."""
+    form: Form
+    """Its place in a sentence."""
+    chinese: bool
+    """True if it is Chinese."""
 
     @classmethod
-    def of(cls, template: str, *, held_out: bool) -> Phrasing:
+    def of(cls, template: str, *, held_out: bool = False, form: Form = "order") -> Phrasing:
         """Compile a template."""
         literals = [
             part
-            for part in re.split(r"\{\w+\}|\[s\]|[\s\"“”]+", template.rstrip(".。").lower())
+            for part in re.split(
+                r"\{\w+\}|\[s\]|\([^()]*\)|[\s\"“”'’]+", template.rstrip(".。").lower()
+            )
             if part
         ]
-        return cls(_compiled(template), max(literals, key=len), held_out)
+        rarest = max(literals, key=len, default="")
+        return cls(_compiled(template), rarest, held_out, form, not template.isascii())
 
 
 @dataclass(frozen=True)
@@ -112,7 +136,11 @@ class Kind:
     chinese: tuple[str, ...] = ()
     """Templates in Chinese; the last is held out. None if the kind makes no sense there."""
     also: tuple[str, ...] = ()
-    """Templates that are recognised in people's prompts and never written."""
+    """Orders that are recognised in people's prompts and never written."""
+    manner: tuple[str, ...] = ()
+    """Adverbials, and bare bans, that are recognised within a sentence and never written."""
+    letters: bool = False
+    """True if it is about the case of every letter."""
     draw: Draw = lambda rng, language: {}
     """Draws arguments, apart from `word`, `other`, `words`, which belong to the subject."""
     demands: Callable[[Arguments], Demands] = lambda arguments: Demands()
@@ -136,7 +164,14 @@ class Kind:
             for templates in (self.english, self.chinese)
             for template in templates
         ]
-        return (*written, *(Phrasing.of(template, held_out=False) for template in self.also))
+        orders = [Phrasing.of(template) for template in self.also]
+        manners = [Phrasing.of(template, form=self._form(template)) for template in self.manner]
+        return (*written, *orders, *manners)
+
+    def _form(self, manner: str) -> Form:
+        if manner.startswith("no ") and "{n}" not in manner:
+            return "ban"
+        return "letters" if self.letters else "manner"
 
 
 @dataclass(frozen=True)
@@ -212,25 +247,41 @@ def read_arguments(match: re.Match[str]) -> dict[str, str]:
     return arguments
 
 
+def is_possible(arguments: Arguments) -> bool:
+    """True if an answer can have the numbers that arguments ask for: none is 0, bounds in order."""
+    numbers = [int(arguments[slot]) for slot in ("n", "m") if slot in arguments]
+    return all(number > 0 for number in numbers) and numbers == sorted(numbers)
+
+
 def _number(text: str) -> int:
-    lowered = text.lower()
+    lowered = text.lower().replace(",", "")
     if lowered.isdigit() and lowered.isascii():
         return int(lowered)
     if lowered == "两":
         return 2
-    if lowered in NUMBER_WORDS:
-        return NUMBER_WORDS.index(lowered)
-    return _CHINESE_NUMBERS.index(lowered)
+    if lowered in _CHINESE_NUMBERS:
+        return _CHINESE_NUMBERS.index(lowered)
+    total = 0
+    for word in re.split(r"[-\s]+", lowered):
+        if word == "hundred":
+            total *= 100
+        elif word in _TENS:
+            total += 20 + 10 * _TENS.index(word)
+        elif word != "and":
+            total += 1 if word == "a" else NUMBER_WORDS.index(word)
+    return total
 
 
 def _compiled(template: str) -> re.Pattern[str]:
     """The pattern of a template, in either case, with any white space and quotation marks."""
     parts = []
-    for token in _SLOT.split(template.rstrip(".。")):
+    for token in _TOKEN.split(template.rstrip(".。")):
         if not token:
             continue
         if token.isspace():
             parts.append(r"\s+")
+        elif token.startswith("("):
+            parts.append(f"(?:{'|'.join(map(_literal, token[1:-1].split('|')))})")
         elif token == "[s]":
             parts.append("s?")
         elif token == '"':
@@ -242,10 +293,17 @@ def _compiled(template: str) -> re.Pattern[str]:
         elif token[1:-1] in _TEXT_SLOTS and token.startswith("{"):
             parts.append(f'(?P<{token[1:-1]}>[^"“”「」『』\\n]{{1,80}}?)')
         elif token.startswith("{"):
-            parts.append(f"(?P<{token[1:-1]}>{_NUMBER})")
+            parts.append(f"(?P<{token[1:-1]}>{NUMBER})")
         else:
-            parts.append(re.sub("[“”]", lambda mark: _MARK, re.escape(token)))
+            parts.append(_literal(token))
     body = "".join(parts)
-    head = r"(?<![^\W_])" if template[0].isascii() else ""
+    head = r"(?<![^\W_])" if template.isascii() else ""
     tail = r"(?![^\W_])" if template.rstrip(".。")[-1].isascii() else ""
     return re.compile(f"{head}{body}{tail}[.。]?", re.IGNORECASE)
+
+
+def _literal(text: str) -> str:
+    """The pattern of a text with any white space, quotation marks and apostrophes."""
+    pattern = re.sub("[“”]", lambda mark: _MARK, re.escape(text))
+    pattern = re.sub(r"(?:\\ )+", lambda gap: r"\s+", pattern)
+    return pattern.replace("'", "['’]?")

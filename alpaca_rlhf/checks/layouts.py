@@ -41,7 +41,7 @@ def _quoted(answer: Answer, arguments: Arguments) -> float:
 def _numbered(answer: Answer, arguments: Arguments) -> float:
     wanted = list(range(1, count_of(arguments) + 1))
     in_order = sum(a == b for a, b in zip(answer.numbers, wanted, strict=False))
-    return in_order / max(len(answer.numbers), len(wanted))
+    return most(in_order, max(len(answer.numbers), len(wanted)))
 
 
 def _json(answer: Answer, arguments: Arguments) -> float:
@@ -70,7 +70,7 @@ def _sections(answer: Answer, arguments: Arguments) -> float:
     wanted = list(range(1, count_of(arguments) + 1))
     numbers = [int(latin or chinese) for latin, chinese in _PART.findall(answer.text)]
     in_order = sum(a == b for a, b in zip(numbers, wanted, strict=False))
-    return in_order / max(len(numbers), len(wanted))
+    return most(in_order, max(len(numbers), len(wanted)))
 
 
 def _repeated(answer: Answer, arguments: Arguments) -> float:
@@ -139,7 +139,10 @@ LAYOUTS = (
             "回答要有{n}个以“-”开头的要点。",
             "列出{n}条以短横线开头的要点。",
         ),
-        also=("in {n} bullet points", "with {n} bullet points", "{n} bullets"),
+        also=(
+            "(give|give me|list|write|use|provide) (exactly |){n} (short |)(bullet points|bullets)",
+        ),
+        manner=("(in|with|as|using) (exactly |){n} (short |)(bullet points|bullets)",),
         draw=draw_count(2, 5),
         demands=lambda a: Demands(
             words=(4 * count_of(a), MOST), roles=frozenset({"layout", "sentences"})
@@ -162,7 +165,10 @@ LAYOUTS = (
             "回答要有从1到{n}的编号。",
             "列成{n}条带数字编号的内容。",
         ),
-        also=("in {n} numbered steps", "as {n} numbered steps"),
+        manner=(
+            "(in|with|as|using) (exactly |){n} numbered (steps|points|items)",
+            "(in|with|as|using) a numbered list of (exactly |){n} (steps|points|items|entries)",
+        ),
         draw=draw_count(2, 5),
         demands=lambda a: Demands(
             words=(5 * count_of(a), MOST), roles=frozenset({"layout", "sentences"}), required=("1",)

@@ -35,6 +35,14 @@ def _longest(answer: Answer, arguments: Arguments) -> float:
 
 
 _VERSE = frozenset({"poem"})
+# Bounds as people put them, for templates that are recognised.
+_AT_MOST = "(at most|no more than|not more than|up to|a maximum of|maximum|max|no longer than)"
+_AT_LEAST = "(at least|no fewer than|no less than|not fewer than|not less than|a minimum of)"
+_OR_LESS = "(or less|or fewer|max|maximum|at most|at the most|tops)"
+_OR_MORE = "(or more|minimum|at least|at a minimum)"
+_WITH = "(in |with |using |)"
+_IT = "(it|your answer|your response|your reply|the answer|the response|the reply|yourself)"
+_NEVER = "(do not|don't|never)"
 
 LENGTHS = (
     Kind(
@@ -49,7 +57,13 @@ LENGTHS = (
         ),
         lambda answer, a: exactly(len(answer.sentences), count_of(a)),
         chinese=("请正好用{n}句话回答。", "回答必须是{n}句话。", "只写{n}句话，不多不少。"),
-        also=("in exactly {n} sentence[s]", "in {n} sentence[s]", "用{n}句话"),
+        also=(
+            "(write|use|give me|say it in) (exactly |just |only |){n} (short |)sentence[s]",
+            "用{n}句话",
+        ),
+        manner=(
+            "(in|with|using|of) (exactly |precisely |just |only |){n} (short |simple |)sentence[s]",
+        ),
         draw=draw_count(2, 5),
         demands=lambda a: _sentences(count_of(a), count_of(a)),
         except_genres=_VERSE,
@@ -67,9 +81,17 @@ LENGTHS = (
         lambda answer, a: within(len(answer.sentences), 1, count_of(a)),
         chinese=("最多写{n}句话。", "请不要超过{n}句话。", "回答控制在{n}句话以内。"),
         also=(
-            "in at most {n} sentence[s]",
-            "in {n} sentence[s] or fewer",
-            "at most {n} sentence[s]",
+            f"limit {_IT} to {{n}} sentence[s]",
+            f"keep {_IT} (to|within) {{n}} sentence[s]",
+            f"{_NEVER} (exceed|go over|go beyond) {{n}} sentence[s]",
+            f"{_NEVER} (use|write|give me) more than {{n}} sentence[s]",
+            "(用|)(最多|至多|不超过|不多于)(用|写|){n}句话",
+            "(用|){n}句话以内",
+        ),
+        manner=(
+            f"{_WITH}{_AT_MOST} {{n}} sentence[s]",
+            f"{_WITH}{{n}} sentence[s] {_OR_LESS}",
+            "(should|must|may) not exceed {n} sentence[s]",
         ),
         draw=draw_count(2, 4),
         demands=lambda a: _sentences(1, count_of(a)),
@@ -87,7 +109,12 @@ LENGTHS = (
         ),
         lambda answer, a: within(len(answer.sentences), count_of(a), MOST),
         chinese=("至少写{n}句话。", "回答不少于{n}句话。", "请写{n}句话或更多。"),
-        also=("in at least {n} sentence[s]",),
+        also=("(用|)(至少|不少于)(用|写|){n}句话", "(用|){n}句话以上"),
+        manner=(
+            f"{_WITH}{_AT_LEAST} {{n}} sentence[s]",
+            f"{_WITH}{{n}} sentence[s] {_OR_MORE}",
+            f"{_WITH}{{n}} or more sentence[s]",
+        ),
         draw=draw_count(3, 7),
         demands=lambda a: _sentences(count_of(a), MOST),
         except_genres=_VERSE,
@@ -105,11 +132,18 @@ LENGTHS = (
         lambda answer, a: within(len(answer.words), 1, count_of(a)),
         chinese=("最多写{n}个字。", "请不要超过{n}个字。", "字数控制在{n}个字以内。"),
         also=(
-            "in at most {n} words",
-            "in {n} words or fewer",
-            "in {n} words or less",
-            "in under {n} words",
-            "不超过{n}字",
+            f"limit {_IT} to {{n}} words",
+            f"keep {_IT} (to|within|under|below) {{n}} words",
+            f"{_NEVER} (exceed|go over|go beyond) {{n}} words",
+            f"{_NEVER} (use|write) more than {{n}} words",
+            "(最多|至多|不超过|不多于){n}(个|)字",
+            "{n}(个|)字以内",
+        ),
+        manner=(
+            f"{_WITH}{_AT_MOST} {{n}} words",
+            f"{_WITH}(under|below|fewer than|less than) {{n}} words",
+            f"{_WITH}{{n}} words {_OR_LESS}",
+            "(should|must|may) not exceed {n} words",
         ),
         draw=draw_count(25, 80, 5),
         demands=lambda a: Demands(words=(8, count_of(a)), roles=frozenset({"words"})),
@@ -126,7 +160,12 @@ LENGTHS = (
         ),
         lambda answer, a: within(len(answer.words), count_of(a), MOST),
         chinese=("至少写{n}个字。", "回答不少于{n}个字。", "篇幅要达到{n}个字或更多。"),
-        also=("in at least {n} words", "不少于{n}字"),
+        also=("(至少|不少于){n}(个|)字", "{n}(个|)字以上"),
+        manner=(
+            f"{_WITH}{_AT_LEAST} {{n}} words",
+            f"{_WITH}{{n}} words {_OR_MORE}",
+            f"{_WITH}{{n}} or more words",
+        ),
         draw=draw_count(30, 80, 10),
         demands=lambda a: Demands(words=(count_of(a), MOST), roles=frozenset({"words"})),
     ),
@@ -142,6 +181,10 @@ LENGTHS = (
         ),
         lambda answer, a: within(len(answer.words), *_bounds(a)),
         chinese=("请写{n}到{m}个字。", "字数在{n}与{m}之间。", "篇幅为{n}至{m}个字。"),
+        manner=(
+            "(in |with |using |of |)between {n} and {m} words",
+            "(in |with |using |of |){n}( to |-|–| - ){m} words",
+        ),
         draw=_between,
         demands=lambda a: Demands(words=_bounds(a), roles=frozenset({"words"})),
         held_out=True,
@@ -157,6 +200,7 @@ LENGTHS = (
             "Let no sentence run past {n} words.",
         ),
         _longest,
+        manner=(f"{_AT_MOST} {{n}} words (per|in each|in every|in any) sentence",),
         draw=draw_count(10, 18, 2),
         demands=lambda a: Demands(roles=frozenset({"sentence length"})),
         except_genres=_VERSE,
@@ -178,7 +222,8 @@ LENGTHS = (
             "回答要有{n}段，用空行隔开。",
             "写成{n}个自然段，每段之间留一个空行。",
         ),
-        also=("in {n} paragraphs", "with {n} paragraphs"),
+        also=("write (exactly |){n} (short |)paragraph[s]",),
+        manner=("(in|with|using) (exactly |){n} (short |)paragraph[s]",),
         draw=draw_count(2, 4),
         demands=lambda a: Demands(
             words=(8 * count_of(a), MOST),

@@ -62,6 +62,36 @@ _exclamations = _marks("[!！]")
 _semicolons = _marks("[;；]")
 _questions = _marks("[?？]")
 
+_NEVER = "(do not|don't|never)"
+_CAPITALS = (
+    "(capital letters|capitals|uppercase letters|upper case letters|upper-case letters|uppercase"
+    "|upper case|upper-case)"
+)
+_SMALL = (
+    "(small letters|lowercase letters|lower case letters|lower-case letters|lowercase|lower case"
+    "|lower-case)"
+)
+
+
+def _no(things: str, *chinese: str) -> tuple[str, ...]:
+    """Orders that ban things, as people put them."""
+    return (
+        f"{_NEVER} (use|include|write) (any |a single |){things}",
+        f"avoid (using |all |any |){things}",
+        f"(use|include) no {things}",
+        *chinese,
+    )
+
+
+def _none(things: str) -> tuple[str, ...]:
+    """Adverbials and bare bans of the same."""
+    return (
+        f"without (any |using |using any |a single |){things}",
+        f"(should|must|may) not (use|contain|have|include) (any |){things}",
+        f"no {things}",
+    )
+
+
 LETTERS = (
     Kind(
         "lower_case",
@@ -74,7 +104,18 @@ LETTERS = (
             "Leave out capitals entirely and keep every letter small.",
         ),
         lambda answer, a: without(_with_capital(answer)) if answer.letters else 0.0,
-        also=("in all lowercase", "in lower case", "in lowercase", "no capital letters"),
+        also=(
+            f"{_NEVER} use (any |){_CAPITALS}",
+            f"avoid (using |all |any |){_CAPITALS}",
+            f"use no {_CAPITALS}",
+            "use (only |)(lowercase|lower case|small) letters(| only)",
+        ),
+        manner=(
+            f"in (all |only |){_SMALL}",
+            f"without (any |using |using any |){_CAPITALS}",
+            f"no {_CAPITALS}",
+        ),
+        letters=True,
         demands=lambda a: Demands(roles=frozenset({"case"}), caseless=False),
     ),
     Kind(
@@ -88,7 +129,9 @@ LETTERS = (
             "Put every letter of the reply in upper case.",
         ),
         _upper_share,
-        also=("in all capitals", "in all uppercase", "in capital letters"),
+        also=(f"use (only|all) {_CAPITALS}",),
+        manner=(f"in (all |only |)(caps|{_CAPITALS[1:]}",),
+        letters=True,
         demands=lambda a: Demands(roles=frozenset({"case"}), caseless=False),
     ),
     Kind(
@@ -120,7 +163,8 @@ LETTERS = (
         ),
         lambda answer, a: without(_commas(answer)),
         chinese=("不要使用逗号。", "回答里不能有逗号。", "全文一个逗号也不要出现。"),
-        also=("without any commas", "without using commas", "no commas", "不用逗号"),
+        also=_no("(commas|comma)", "不用逗号", "别用逗号", "不要用逗号"),
+        manner=_none("(commas|comma)"),
         demands=lambda a: Demands(forbidden=(_COMMAS,)),
     ),
     Kind(
@@ -135,6 +179,8 @@ LETTERS = (
         ),
         lambda answer, a: without(len(_DIGIT.findall(answer.text))),
         chinese=("不要使用阿拉伯数字。", "回答里不能有阿拉伯数字。", "全文不出现任何阿拉伯数字。"),
+        also=_no("(digits|numerals)"),
+        manner=_none("(digits|numerals)"),
         demands=lambda a: Demands(forbidden=(r"\d",)),
         weight=0.6,
     ),
@@ -188,6 +234,15 @@ LETTERS = (
             'Leave the letter "{letter}" out of every word.',
         ),
         _no_letter,
+        also=(
+            f'{_NEVER} use (the letter|words with the letter|words that contain the letter) "{{letter}}"',
+            'avoid (using |)the letter "{letter}"',
+            "avoid (using |)the letter {letter}",
+        ),
+        manner=(
+            'without (using |)the letter "{letter}"',
+            "without (using |)the letter {letter}",
+        ),
         draw=lambda rng, language: {"letter": rng.choice("zqxjkv")},
         demands=lambda a: Demands(roles=frozenset({"letter"}), forbidden=(a["letter"],)),
         held_out=True,
@@ -233,6 +288,8 @@ LETTERS = (
         ),
         lambda answer, a: without(_exclamations(answer)),
         chinese=("不要使用感叹号。", "回答里不能有感叹号。", "全文不出现感叹号。"),
+        also=_no("exclamation (marks|points|mark|point)", "不要用感叹号", "别用感叹号"),
+        manner=_none("exclamation (marks|points|mark|point)"),
         demands=lambda a: Demands(forbidden=("[!！]",)),
         weight=0.5,
     ),

@@ -36,6 +36,13 @@ _TRAILING_MARKS = re.compile(r"[\s.!?…。！？\"“”'’)\]*_」』]+$")
 _LEADING_MARKS = re.compile(r"^[\s\"“'‘(\[*_「『#<>-]*(?:\d{1,3}[.)]\s*)?")
 
 
+_IT = "(it |your answer |your response |your reply |the answer |the text |the story |)"
+_NEVER = "(do not|don't|never|you must not|you may not|you should not)"
+_THE_WORDS = (
+    "the (word|words|phrase|phrases|term|terms|following words:|following words|following word:)"
+)
+
+
 def _words(arguments: Arguments) -> list[str]:
     return arguments["words"].split("|")
 
@@ -87,6 +94,7 @@ WORDING = (
             'Let the text set off with "{phrase}".',
         ),
         _begins,
+        also=(f'(begin|start|open) {_IT}with (the words |the word |the phrase |)"{{phrase}}"',),
         chinese=(
             "请以“{phrase}”开头。",
             "回答的开头必须是“{phrase}”。",
@@ -107,6 +115,9 @@ WORDING = (
             'Let "{phrase}" be how the text stops.',
         ),
         _ends,
+        also=(
+            f'(end|finish|close|conclude) {_IT}with (the words |the word |the phrase |)"{{phrase}}"',
+        ),
         chinese=("请以“{phrase}”结尾。", "回答的最后必须是“{phrase}”。", "全文用“{phrase}”收尾。"),
         draw=_phrase(CLOSINGS, CHINESE_CLOSINGS),
         demands=lambda a: Demands(roles=frozenset({"end"}), required=(a["phrase"],)),
@@ -122,6 +133,7 @@ WORDING = (
             "Let the text stop on a question mark.",
         ),
         _asks_last,
+        also=(f"(end|finish|close|conclude) {_IT}with a question(| mark)",),
         chinese=("请以一个问题结尾。", "最后一句话必须是问句。", "全文要用问号收尾。"),
         demands=lambda a: Demands(roles=frozenset({"end"}), required=("?",)),
     ),
@@ -137,7 +149,10 @@ WORDING = (
         ),
         _contains,
         chinese=("回答中要用到{words}。", "请提到{words}。", "文中必须出现{words}。"),
-        also=("use the word {words}", "include the word {words}", "include the phrase {words}"),
+        also=(
+            f"(use|include|mention|contain) {_THE_WORDS} {{words}}",
+            "mention {words}",
+        ),
         demands=lambda a: Demands(required_words=tuple(_words(a)), words=(8, MOST)),
     ),
     Kind(
@@ -155,6 +170,10 @@ WORDING = (
             "“{word}”一词至少要出现{n}次。",
             "请至少{n}次用到“{word}”。",
             "“{word}”要出现{n}次或更多。",
+        ),
+        also=(
+            '(use|mention|say|repeat) (the word |)"{word}" (at least|no fewer than) {n} times',
+            '(use|mention|say|repeat) (the word |)"{word}" {n} (or more times|times or more)',
         ),
         draw=draw_count(2, 3),
         demands=lambda a: Demands(required_words=(a["word"],), words=(8 * count_of(a), MOST)),
@@ -175,6 +194,7 @@ WORDING = (
             "请恰好{n}次用到“{word}”。",
             "“{word}”要出现{n}次，不多不少。",
         ),
+        also=('(use|mention|say|repeat) (the word |)"{word}" (exactly |precisely |){n} times',),
         draw=draw_count(2, 3),
         demands=lambda a: Demands(
             required_words=(a["word"],),
@@ -195,9 +215,15 @@ WORDING = (
         _leaves_out,
         chinese=("不要使用{words}。", "回答里不能出现{words}。", "请避开{words}这些词。"),
         also=(
-            "do not use the word {words}",
-            "avoid the word {words}",
-            "without using the word {words}",
+            f"{_NEVER} (use|include|mention|say|write|contain) {_THE_WORDS} {{words}}",
+            f"{_NEVER} (use|mention|say) {{words}}",
+            f"avoid (using |saying |mentioning |){_THE_WORDS} {{words}}",
+            "avoid (using|saying|mentioning) {words}",
+        ),
+        manner=(
+            f"without (using |saying |mentioning |including |){_THE_WORDS} {{words}}",
+            "without (using|saying|mentioning) {words}",
+            f"(should|must|may) not (use|contain|include|mention) {_THE_WORDS} {{words}}",
         ),
         demands=lambda a: Demands(
             forbidden=tuple(phrase_pattern(word).pattern for word in _words(a))
