@@ -12,7 +12,7 @@ from typing import Any
 
 from alpaca_rlhf.app import server
 from alpaca_rlhf.app.language import translations
-from alpaca_rlhf.app.tabs import tabs
+from alpaca_rlhf.app.tabs import TrainingCommand, tabs
 from alpaca_rlhf.preferences import passwords
 from alpaca_rlhf.preferences.assignment import Rules
 from alpaca_rlhf.preferences.store import Store
@@ -29,7 +29,11 @@ LOOKS: dict[str, dict[str, Any]] = {
 }
 
 
-READY = {"data": ".alpaca-data td:visible", "rank": ".rank[data-started=yes][aria-busy=false]"}
+READY = {
+    "train": ".train[data-filled] .stages",
+    "data": ".alpaca-data td:visible",
+    "rank": ".rank[data-started=yes][aria-busy=false]",
+}
 """What a tab shows once it is filled."""
 
 
@@ -110,14 +114,24 @@ def of_run(out: Path, run: Path) -> None:
     """Photograph the app of a run, with what is in its database."""
     with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / "p.db") as store:
         queue_sampled(run, store)
-        worker, app_tabs = tabs(store, run, apps.exports(Path(folder) / "snapshots"), refill="")
+        command = TrainingCommand([], f"alpaca-rlhf loop --out {run}", allowed=True)
+        app_tabs = tabs(
+            store, run, apps.exports(Path(folder) / "snapshots"), refill="", command=command
+        )
         deployment = server.Deployment(f"runs/{run.name}", Path(folder), ["localhost"], True)
-        app = server.build_app(store, apps.SECRET, app_tabs, deployment, status=worker.status)
+        app = server.build_app(
+            store,
+            apps.SECRET,
+            app_tabs.tabs,
+            deployment,
+            status=app_tabs.worker.status,
+            own_routes=app_tabs.train.routes(),
+        )
         try:
-            for path in take(app, out, ["chat", "compare", "rank", "data"]):
+            for path in take(app, out, ["chat", "compare", "rank", "train", "data"]):
                 sys.stdout.write(f"{path}\n")
         finally:
-            worker.close()
+            app_tabs.close()
 
 
 def main(out: Path) -> None:

@@ -20,7 +20,8 @@ from sqlalchemy import select
 from alpaca_rlhf.cli import main as cli
 from alpaca_rlhf.cli.chat import Conversation
 from alpaca_rlhf.cli.ranking import RankingSession, parse_order
-from alpaca_rlhf.cli.terminal import Terminal, duration, next_lines, plain, result_lines
+from alpaca_rlhf.cli.terminal import Terminal, next_lines, plain, result_lines
+from alpaca_rlhf.core.durations import duration
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Completion, Instruction, Ranking
 from alpaca_rlhf.data import write_instructions

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,12 +38,15 @@ Patch = dict[Any, Any]
 """New values of some components."""
 
 
-def chat_tab(services: Services, worker: Worker) -> None:
+def chat_tab(services: Services, worker: Worker) -> Callable[[gr.Tab], None]:
     """Build the tab; call it within `gr.Blocks`.
 
     Args:
         services: Store, accounts and language.
         worker: Owns the model.
+
+    Returns:
+        A function of the `gr.Tab` around it: the policies are listed anew when that opens.
     """
     components = _Components(worker)
     keyboard_shortcuts(SHORTCUTS)
@@ -55,7 +58,14 @@ def chat_tab(services: Services, worker: Worker) -> None:
         padding=False,
         mark=MARK,
     )
-    _wire(components, _Events(ChatController(services, worker), components))
+    events = _Events(ChatController(services, worker), components)
+    _wire(components, events)
+
+    def list_on_open(tab: gr.Tab) -> None:
+        options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        tab.select(events.list_policies, None, components.policy, **options)
+
+    return list_on_open
 
 
 class _Components:

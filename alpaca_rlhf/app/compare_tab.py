@@ -30,16 +30,26 @@ Patch = dict[Any, Any]
 """New values of some components."""
 
 
-def compare_tab(services: Services, worker: Worker) -> None:
+def compare_tab(services: Services, worker: Worker) -> Callable[[gr.Tab], None]:
     """Build the tab; call it within `gr.Blocks`.
 
     Args:
         services: Store, accounts and language.
         worker: Owns the model.
+
+    Returns:
+        A function of the `gr.Tab` around it: the policies are listed anew when that opens.
     """
     components = _Components(worker)
     keyboard_shortcuts(SHORTCUTS)
-    _wire(components, _Events(CompareController(services, worker), components))
+    events = _Events(CompareController(services, worker), components)
+    _wire(components, events)
+
+    def list_on_open(tab: gr.Tab) -> None:
+        options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        tab.select(events.list_policies, None, [components.first, components.second], **options)
+
+    return list_on_open
 
 
 class _Components:
@@ -133,6 +143,11 @@ class _Events:
             ui.first: choices,
             ui.second: choices,
         }
+
+    def list_policies(self, request: gr.Request) -> tuple[Any, Any]:
+        language = self._controller.services.language(request)
+        choices = gr.update(choices=_policy_choices(self._controller.worker, language))
+        return choices, choices
 
     def draw_prompt(self, request: gr.Request) -> Patch:
         self._controller.services.account(request)

@@ -28,7 +28,7 @@ MAX_REQUEST_BYTES = 4 * 2**20
 PUBLIC_PATHS = ("/login",)
 """Paths for those who are not signed in."""
 _PATHS = {"/", "/login", "/logout", "/status", "/config", "/theme.css", "/manifest.json"}
-_PATHS |= {"/favicon.ico", "/robots.txt"}
+_PATHS |= {"/favicon.ico", "/robots.txt", "/training", "/report"}
 _PATHS |= {
     f"/gradio_api/{name}"
     for name in ("queue/join", "queue/data", "cancel", "reset", "app_id", "info", "startup-events")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_rlhf.core import html
+from alpaca_rlhf.core.durations import duration
 
 _FOLDER = Path(__file__).parent / "templates"
 
@@ -17,6 +18,7 @@ def _environment() -> Any:
     environment = html.environment(_FOLDER)
     environment.filters["count"] = "{:,}".format
     environment.filters["percent"] = "{:.1%}".format
+    environment.filters["clock"] = duration
     environment.filters["minute"] = _minute
     return environment
 

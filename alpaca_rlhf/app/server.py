@@ -88,6 +88,7 @@ def build_app(
     deployment: Deployment,
     *,
     status: Callable[[str], str] = lambda language: "",
+    own_routes: Sequence[BaseRoute] = (),
     limits: RateLimits | None = None,
 ) -> FastAPI:
     """Build the app, ready to be served.
@@ -98,6 +99,7 @@ def build_app(
         tabs: The tabs, in order.
         deployment: The run, its snapshots, and the hosts that may call the app.
         status: Returns a line about the model for the header, in the given language.
+        own_routes: Routes that tabs bring, behind the gate; their paths stand in `gate`.
         limits: Rate limits; by default those of `RateLimits.default`.
 
     Raises:
@@ -128,6 +130,7 @@ def build_app(
         *Login(store, sessions, authenticator, limits, prefix).routes(),
         Route("/status", model_status),
         Route("/snapshots/{name}/{file}", snapshot_file),
+        *own_routes,
     ]
     app = FastAPI(routes=routes, openapi_url=None, docs_url=None, redoc_url=None)
     # 2. Gradio behind them.

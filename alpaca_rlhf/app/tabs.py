@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -12,29 +14,75 @@ from alpaca_rlhf.app.data_view import Rounds
 from alpaca_rlhf.app.page_layout import Tab
 from alpaca_rlhf.app.prefetch import keep_filled
 from alpaca_rlhf.app.rank_tab import rank_tab
+from alpaca_rlhf.app.train_tab import TrainPage, train_tab
+from alpaca_rlhf.app.training import Training
 from alpaca_rlhf.app.worker import Worker
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.sources.standing import standing_by_round
 
 
+@dataclass(frozen=True)
+class TrainingCommand:
+    """The command that goes on with the run, in a process and for people."""
+
+    words: Sequence[str]
+    """The command line of the process."""
+    shown: str
+    """The command as a person types it."""
+    allowed: bool
+    """True if a browser may start and stop it."""
+
+
+@dataclass(frozen=True)
+class AppTabs:
+    """The tabs, and what works behind them."""
+
+    tabs: Sequence[Tab]
+    """The tabs in their order."""
+    worker: Worker | None = None
+    """Owns the model; None without a run."""
+    train: TrainPage | None = None
+    """The training of the run; None without a run."""
+
+    def close(self) -> None:
+        """Unload the model, and stop watching the training, which goes on."""
+        if self.train is not None:
+            self.train.training.close()
+        if self.worker is not None:
+            self.worker.close()
+
+
 def tabs(
-    store: Store, run: Path | None, exports: Exports, *, refill: str
-) -> tuple[Worker | None, list[Tab]]:
-    """The worker that owns the model, None without a run; and the tabs in their order.
+    store: Store, run: Path | None, exports: Exports, *, refill: str, command: TrainingCommand
+) -> AppTabs:
+    """The tabs of an app, and what works behind them.
 
     Args:
         store: The preferences.
         run: Run folder to take base and adapters from.
         exports: Where snapshots go.
         refill: The command that fills the queue, which only admins are shown.
+        command: Trains the run.
     """
     rank = Tab("rank", partial(rank_tab, refill=refill))
     if run is None:
-        return None, [rank, Tab("data", partial(data_tab, exports=exports), admin=True)]
+        return AppTabs([rank, Tab("data", partial(data_tab, exports=exports), admin=True)])
+    # 1. The model's thread, and the training.
     worker = Worker(run)
-    rounds = Rounds(partial(standing_by_round, run, store), worker.settings.rank.at_least)
-    data = Tab("data", partial(data_tab, exports=exports, rounds=rounds), admin=True)
+    training = Training(run, store, command.words, allowed=command.allowed)
+    page = TrainPage(training, store, command.shown)
     keep_filled(store, worker)
-    chat = Tab("chat", partial(chat_tab, worker=worker))
-    compare = Tab("compare", partial(compare_tab, worker=worker))
-    return worker, [rank, chat, compare, data]
+    training.watch()
+    # 2. The tabs.
+    rounds = Rounds(partial(standing_by_round, run, store), worker.settings.rank.at_least)
+    return AppTabs(
+        [
+            rank,
+            Tab("chat", partial(chat_tab, worker=worker)),
+            Tab("compare", partial(compare_tab, worker=worker)),
+            Tab("train", partial(train_tab, page=page), admin=True),
+            Tab("data", partial(data_tab, exports=exports, rounds=rounds), admin=True),
+        ],
+        worker,
+        page,
+    )

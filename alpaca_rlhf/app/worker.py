@@ -331,7 +331,7 @@ class Worker:
     def _load_run(self) -> Speaker:
         with quiet.loading(self.settings.base):
             from alpaca_rlhf.serving.speaker import Speaker
-        return Speaker(self.settings, folders.policies(self.run))
+        return Speaker(self.settings, folders.RunPolicies(self.run))
 
 
 def _machine_has_gpu() -> bool:

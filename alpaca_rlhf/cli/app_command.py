@@ -62,6 +62,9 @@ class App(Bounded):
     role: Literal["annotator", "admin"] | None = None
     """Role for --add-user; the first one is an admin."""
 
+    allow_training: bool = False
+    """Let admins start and stop the training of the run from the page, where others can reach the
+    app too (--host, --url, --root-path); on this machine alone they always may."""
     add_gold: Path | None = None
     """Add rankings whose order is known (any file of rankings, or a snapshot) as gold questions,
     and do nothing else; people get some of them among their tasks, and the Data tab says how many
@@ -215,19 +218,24 @@ def _serve(store: Store, flags: App, home: Path, has_run: bool, terminal: Termin
     port = listener.getsockname()[1]
     address = (flags.origin or f"http://{_url_host(flags.host)}:{port}") + flags.prefix
     from alpaca_rlhf.app import login_session, server
-    from alpaca_rlhf.app.tabs import tabs
+    from alpaca_rlhf.app.tabs import TrainingCommand, tabs
 
     # 3. Build the tabs and the server, and serve until Ctrl-C.
-    worker, app_tabs = tabs(
+    app_tabs = tabs(
         store,
         flags.run if has_run else None,
         _exports(flags, folder, has_run),
         refill=_refill(flags),
+        command=TrainingCommand(
+            [sys.executable, "-m", "alpaca_rlhf", "loop", "--out", str(flags.run)],
+            shlex.join([PROGRAM, "loop", "--out", str(flags.run)]),
+            allowed=local or flags.allow_training,
+        ),
     )
     app = server.build_app(
         store,
         login_session.read_secret(flags.secret or folder / _secret_name(file)),
-        app_tabs,
+        app_tabs.tabs,
         server.Deployment(
             run=str(flags.run) if has_run else "",
             snapshots=(folder / _SNAPSHOTS).absolute(),
@@ -236,7 +244,8 @@ def _serve(store: Store, flags: App, home: Path, has_run: bool, terminal: Termin
             origin=flags.origin,
             prefix=flags.prefix,
         ),
-        status=worker.status if worker is not None else lambda language: "",
+        status=app_tabs.worker.status if app_tabs.worker else lambda language: "",
+        own_routes=app_tabs.train.routes() if app_tabs.train else (),
     )
 
     def ready() -> None:
@@ -253,8 +262,7 @@ def _serve(store: Store, flags: App, home: Path, has_run: bool, terminal: Termin
     try:
         server.serve(app, listener, behind_proxy=behind_proxy, on_ready=ready)
     finally:
-        if worker is not None:
-            worker.close()
+        app_tabs.close()
     return 0
 
 

@@ -11,9 +11,10 @@ from rich import box
 from rich.table import Table
 
 from alpaca_rlhf.cli import own_files
-from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, duration
+from alpaca_rlhf.cli.terminal import PROGRAM, Terminal
 from alpaca_rlhf.core import quiet
 from alpaca_rlhf.core.bases import SMOLLM2, is_local, smollm2_folder
+from alpaca_rlhf.core.durations import duration
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.planner import (
     CPU,

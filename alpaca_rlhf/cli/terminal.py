@@ -18,6 +18,7 @@ from rich.table import Column
 from rich.text import Text
 
 from alpaca_rlhf.core import processes
+from alpaca_rlhf.core.durations import duration
 from alpaca_rlhf.core.prompts import Segment, marked
 from alpaca_rlhf.core.sizes import MIN_PROMPTS
 
@@ -63,15 +64,6 @@ def plain(text: str) -> str:
 
 def _harmful(character: str) -> bool:
     return unicodedata.category(character) in ("Cc", "Cs") or character in _BIDI
-
-
-def duration(seconds: float) -> str:
-    """A duration as `0:07`, `12:30` or `1:02:03`."""
-    minutes, seconds_rest = divmod(max(0, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}:{minutes:02}:{seconds_rest:02}"
-    return f"{minutes}:{seconds_rest:02}"
 
 
 class Terminal:

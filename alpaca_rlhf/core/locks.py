@@ -47,6 +47,10 @@ class Lock:
         os.truncate(self._descriptor, 0)
         os.write(self._descriptor, text.encode())
 
+    def fileno(self) -> int:
+        """The locked file, for a process that inherits it and thereby the lock (POSIX)."""
+        return self._descriptor
+
     def close(self) -> None:
         """Release the lock. Closing again does nothing."""
         if self._descriptor >= 0:

@@ -4,6 +4,7 @@
     provenance.json   versions, commit, machine, inputs
     metrics.jsonl     one line a logged step
     ledger.json       finished stages and their results
+    train.log         output of a training that was started in the app
 
 Whole files are written beside their place, flushed to the disk and renamed, so that a killed run
 leaves the old file or the new one. A line of a `.jsonl` counts once its newline stands; a torn
@@ -30,8 +31,9 @@ from alpaca_rlhf.core.provenance import measure
 
 __all__ = ["RunFolder", "atomic_write", "data_path", "finished", "measure"]
 
-_CONFIG, _PROVENANCE, _METRICS = "config.yaml", "provenance.json", "metrics.jsonl"
-_LEDGER, _LOCK = "ledger.json", ".lock"
+_CONFIG, _PROVENANCE, METRICS = "config.yaml", "provenance.json", "metrics.jsonl"
+LEDGER, LOCK = "ledger.json", ".lock"
+TRAINING_LOG = "train.log"
 
 
 def data_path(name: str) -> Path:
@@ -44,7 +46,7 @@ def data_path(name: str) -> Path:
 def finished(out: Path) -> set[str]:
     """Names of the finished stages in a run folder's ledger; empty where it cannot be read."""
     try:
-        return set(json.loads((out / _LEDGER).read_bytes()))
+        return set(json.loads((out / LEDGER).read_bytes()))
     except (OSError, ValueError):
         return set()
 
@@ -188,18 +190,18 @@ class RunFolder:
         Raises:
             ValueError: A number in it is not finite; the message names the metric.
         """
-        self.append_jsonl(_METRICS, [row])
+        self.append_jsonl(METRICS, [row])
 
     def metrics(self) -> list[dict[str, Any]]:
         """All rows that were logged."""
-        return self.read_jsonl(_METRICS) if (self.path / _METRICS).exists() else []
+        return self.read_jsonl(METRICS) if (self.path / METRICS).exists() else []
 
     def truncate_metrics(self, keep: Callable[[dict[str, Any]], bool]) -> None:
         """Keep only some rows: a resumed stage drops those that it is about to log again."""
         rows = self.metrics()
         remaining = [row for row in rows if keep(row)]
         if len(remaining) < len(rows):
-            self.write_jsonl(_METRICS, remaining)
+            self.write_jsonl(METRICS, remaining)
 
     def done(self, stage: str) -> dict[str, Any] | None:
         """The result of a finished stage, None if it has not finished."""
@@ -208,7 +210,7 @@ class RunFolder:
 
     def finish(self, stage: str, result: Mapping[str, Any]) -> None:
         """Enter a stage as finished, once everything it made is on the disk."""
-        self.write_json(_LEDGER, self._ledger() | {stage: dict(result)})
+        self.write_json(LEDGER, self._ledger() | {stage: dict(result)})
 
     def folder(self, name: str) -> Path:
         """A folder inside the run, made if it is not there."""
@@ -263,10 +265,10 @@ class RunFolder:
 
     def undo(self, stage: str) -> None:
         """Forget that a stage is done."""
-        self.write_json(_LEDGER, {k: v for k, v in self._ledger().items() if k != stage})
+        self.write_json(LEDGER, {k: v for k, v in self._ledger().items() if k != stage})
 
     def _ledger(self) -> dict[str, Any]:
-        stages: dict[str, Any] = self.read_json(_LEDGER) if (self.path / _LEDGER).exists() else {}
+        stages: dict[str, Any] = self.read_json(LEDGER) if (self.path / LEDGER).exists() else {}
         return stages
 
     def _refuse_other(
@@ -330,7 +332,7 @@ def _refuse_foreign(out: Path) -> None:
         for path in out.iterdir()
         if not (path.name.startswith(".") and path.suffix == ".tmp")
     }
-    if _CONFIG not in names and names - {_LOCK, _PROVENANCE}:
+    if _CONFIG not in names and names - {LOCK, _PROVENANCE, TRAINING_LOG}:
         raise UserError(
             f"--out {out}: belongs to something else, it holds {min(names)} but no config.yaml; "
             "use another --out"
@@ -338,7 +340,7 @@ def _refuse_foreign(out: Path) -> None:
 
 
 def _locked(out: Path) -> Lock:
-    path = out / _LOCK
+    path = out / LOCK
     try:
         lock = Lock(path)
     except LockHeld:

@@ -556,6 +556,16 @@ class Store(Accounts):
         )
         return manifest
 
+    def note_training(self, action: str, run: str, *, actor: str) -> None:
+        """Note in the audit that somebody has started or stopped the training of a run.
+
+        Args:
+            action: `start` or `stop`.
+            run: Name of the run.
+            actor: Who does it.
+        """
+        self._write(lambda session: note(session, self._now(), actor, action, f"run:{run}"))
+
     def _note(
         self, session: Session, annotator: int, action: str, task: int, after: dict[str, str] | None
     ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,26 @@ def policies(run: Path) -> dict[str, Path | None]:
         if stage.partition(".")[0] in _POLICY_STAGES:
             folders[stage] = run / stage / "adapter"
     return folders
+
+
+class RunPolicies(Mapping[str, "Path | None"]):
+    """The policies of a run as they are when they are asked for: training adds to them.
+
+    Args:
+        run: The run folder.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+
+    def __getitem__(self, policy: str) -> Path | None:
+        return policies(self._run)[policy]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(policies(self._run))
+
+    def __len__(self) -> int:
+        return len(policies(self._run))
 
 
 def rewards(run: Path) -> dict[str, Path]:

@@ -1,0 +1,179 @@
+"""The Train tab, for admins: the stages of the run, training from the page, curves and the log."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from alpaca_rlhf.app import training_view
+from alpaca_rlhf.app.language import preferred_language, translations
+from alpaca_rlhf.app.rendering import render
+from alpaca_rlhf.app.services import Services
+from alpaca_rlhf.app.training import Training, TrainingRefused
+from alpaca_rlhf.app.training_plan import PlannedStage, local_card, plan_of
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.runs import METRICS, RunFolder
+from alpaca_rlhf.preferences.store import Store
+from alpaca_rlhf.serving import folders
+from alpaca_rlhf.settings.steps import order
+from alpaca_rlhf.sources.standing import standing_by_round
+
+_STATIC = Path(__file__).parent / "static"
+
+
+def train_tab(services: Services, page: TrainPage) -> None:
+    """Build the tab; call it within `gr.Blocks`.
+
+    Args:
+        services: Store, accounts and language.
+        page: Renders the run, and starts and stops its training.
+    """
+    # The script asks for the sections by itself; no text of theirs is part of a template here.
+    view = gr.HTML(
+        html_template='<div class="train"></div>',
+        css_template=(_STATIC / "train.css").read_text(encoding="utf-8"),
+        js_on_load=(_STATIC / "train.js").read_text(encoding="utf-8"),
+        apply_default_css=False,
+        elem_id="train",
+        elem_classes=["alpaca-data"],
+    )
+    outcome = gr.HTML(
+        elem_id="train-outcome", apply_default_css=False, elem_classes=["alpaca-data"]
+    )
+
+    def act(event: gr.EventData, request: gr.Request) -> str:
+        account, text = services.account(request), translations("train", services.language(request))
+        actor = f"annotator:{account.id}"
+        # Of all that a browser sends only the name of the button counts.
+        action = getattr(event, "do", None)
+        try:
+            if action == "train":
+                page.training.start(actor=actor)
+            elif action == "stop":
+                page.training.stop(actor=actor)
+            else:
+                return ""
+        except TrainingRefused as refused:
+            message = text[f"refused.{refused.reason}"].format(detail=refused.detail)
+            return render("data_outcome", message=message, kind="bad")
+        return ""
+
+    view.submit(act, None, outcome, api_visibility="private", show_progress="hidden")
+
+
+class TrainPage:
+    """The sections of the tab as HTML, and the report.
+
+    Args:
+        training: The training of the run.
+        store: People's rankings.
+        command: The command that goes on in a terminal.
+    """
+
+    def __init__(self, training: Training, store: Store, command: str) -> None:
+        self.training = training
+        self._store = store
+        self._command = command
+        self._run = training.run
+        self._metrics: tuple[tuple[int, int], list[dict[str, Any]]] = ((0, 0), [])
+        self._plan: Mapping[str, PlannedStage] = {}
+        self._card = ""
+        self._planner: threading.Thread | None = None
+
+    def routes(self) -> list[BaseRoute]:
+        """The sections for the tab's script, and the report as a page; both for admins."""
+
+        def sections(request: Request) -> Response:
+            if request.state.account.role != "admin":
+                return JSONResponse({"detail": "for admins only"}, 403)
+            try:
+                rendered = self.sections(preferred_language(request.headers))
+            except UserError as error:  # a file of the run is damaged
+                rendered = {"head": render("data_outcome", message=str(error), kind="bad")}
+            return JSONResponse({"sections": rendered})
+
+        def report(request: Request) -> Response:
+            if request.state.account.role != "admin":
+                return JSONResponse({"detail": "for admins only"}, 403)
+            path = self._run / "report.html"
+            if not path.is_file():
+                return JSONResponse({"detail": "there is no report yet"}, 404)
+            return FileResponse(path, media_type="text/html")
+
+        return [Route("/training", sections), Route("/report", report)]
+
+    def sections(self, language: str) -> dict[str, str]:
+        """The HTML of every section by its name, from top to bottom.
+
+        Raises:
+            UserError: A file of the run cannot be read.
+        """
+        # 1. The run, and what trains it.
+        text = translations("train", language)
+        state = self.training.state
+        settings, ledger = folders.settings_of(self._run), folders.ledger_of(self._run)
+        metrics = self._read_metrics()
+        standings = standing_by_round(self._run, self._store)
+        current = next((step for step in order(settings) if step.entry not in ledger), None)
+        missing = training_view.waits_for_people(settings, current, standings)
+        active = state.activity != "idle"
+        end, line = training_view.ending(state, ledger, settings)
+        # 2. Its sections.
+        rounds = training_view.rounds(
+            settings, ledger, running=active, plan=self._planned(), standings=standings
+        )
+        progress = training_view.progress(state, metrics, current)
+        head = render(
+            "train_head",
+            text=text,
+            activity=state.activity,
+            ending=end,
+            line=line,
+            missing=missing,
+            stage=text[f"stage.{current.stage}"] if current else "",
+            allowed=self.training.allowed,
+            command=self._command,
+            report=(self._run / "report.html").is_file(),
+            rank=translations("shell", language)["rank"],
+            chat=translations("shell", language)["chat"],
+        )
+        return {
+            "head": head,
+            "progress": render("train_progress", text=text, progress=progress),
+            "stages": render("train_stages", text=text, rounds=rounds, card=self._card),
+            "curves": render("train_curves", text=text, charts=training_view.curves(metrics, text)),
+            "log": render("train_log", text=text, lines=training_view.log_lines(state)),
+        }
+
+    def _read_metrics(self) -> list[dict[str, Any]]:
+        """The metrics of the run, read anew where the file has changed."""
+        try:
+            status = (self._run / METRICS).stat()
+        except OSError:
+            return []
+        version = (status.st_mtime_ns, status.st_size)
+        if version != self._metrics[0]:
+            self._metrics = (version, RunFolder.follow(self._run).metrics())
+        return self._metrics[1]
+
+    def _planned(self) -> Mapping[str, PlannedStage]:
+        """The plan, made in a thread when it is first asked for; empty until then."""
+        if self._planner is None:
+            self._planner = threading.Thread(target=self._make_plan, name="plan", daemon=True)
+            self._planner.start()
+        return self._plan
+
+    def _make_plan(self) -> None:
+        try:
+            card = local_card()
+            self._plan = plan_of(folders.settings_of(self._run), card)
+            self._card = card.name
+        except UserError:  # a base or rows that are gone: training says so
+            self._plan = {}
