@@ -55,7 +55,7 @@ class TrainingState:
     """The process that trains a run."""
 
     activity: Activity
-    """Whether it runs, and whether it is about to end."""
+    """Its activity: none, about to begin, at work, or about to end."""
     log: str
     """The end of its output, or of that of the last one started from a page."""
     from_page: bool
@@ -63,7 +63,7 @@ class TrainingState:
     outdated: bool = False
     """True if the run has gone further than that log tells."""
     exit_code: int | None = None
-    """That of the last process, if this app has seen its end; minus the signal that killed it."""
+    """Exit code of the last process, if this app has seen its end; minus the signal that killed it."""
 
 
 class Training:

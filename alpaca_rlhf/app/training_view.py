@@ -57,7 +57,7 @@ class StageCard:
     planned: PlannedStage | None
     """Planned for this machine; None until that is known."""
     standing: Standing | None
-    """How far people have ranked, for a stage that waits for them."""
+    """Standing of the prompts, for a stage that waits for people."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def rounds(
         ledger: The finished stages and their results.
         running: True while a process trains.
         plan: Planned time and memory by stage.
-        standings: How far people have ranked, by round.
+        standings: Standing of the prompts in the ranking, by round.
     """
     steps = order(settings)
     current = next((step for step in steps if step.entry not in ledger), None)
@@ -136,7 +136,7 @@ def waits_for_people(
 
 
 def ending(state: TrainingState, ledger: Mapping[str, Any], settings: Loop) -> tuple[Ending, str]:
-    """How the last training ended, and its one line if it has one."""
+    """The end of the last training, and its one line if it has one."""
     if all(step.entry in ledger for step in order(settings)):
         return "done", ""
     lines = [line.strip() for line in state.log.splitlines() if line.strip()]
