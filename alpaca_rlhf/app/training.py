@@ -63,7 +63,7 @@ class TrainingState:
     outdated: bool = False
     """True if the run has gone further than that log tells."""
     exit_code: int | None = None
-    """Exit code of the last process, if this app has seen its end; minus the signal that killed it."""
+    """Exit code of the last process if this app has seen its end; minus the signal if killed."""
 
 
 class Training:
