@@ -21,10 +21,9 @@ from alpaca_rlhf.judges import JudgeFailure
 from alpaca_rlhf.models.base import weights_digest
 from alpaca_rlhf.preferences import manifest_of
 from alpaca_rlhf.settings import Loop
-from alpaca_rlhf.settings.earlier import added, begun_policies, with_earlier_defaults
+from alpaca_rlhf.settings.earlier import begun_policies, config_of, with_earlier_defaults
 from alpaca_rlhf.settings.leaves import leaves_of
 from alpaca_rlhf.settings.loop import SAMPLING_SECTIONS
-from alpaca_rlhf.settings.parsing import to_yaml
 from alpaca_rlhf.settings.policies import POLICY_STAGES
 from alpaca_rlhf.settings.steps import Step, order, suffixed
 from alpaca_rlhf.sources import Source, deals_alike, source_of
@@ -270,15 +269,16 @@ def _take_card(settings: Loop, loan: gpu_lock.Loan, with_model: Sequence[Step]) 
 def _opened(settings: Loop, inputs: Mapping[str, Path], kind: str) -> RunFolder:
     """The run folder, opened by the main process; stages with other settings begin anew."""
     opened: list[RunFolder] = []
+    config = config_of(settings)
 
     def open_folder() -> None:
         run = RunFolder.open(
             settings.out,
-            to_yaml(settings),
+            config.text,
             kind=kind,
             inputs=inputs,
             free=lambda done: _changeable(done, settings),
-            added=added(settings.out),
+            before=config.before,
             pin=False,
         )
         opened.append(run)

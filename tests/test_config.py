@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.runs import RunFolder
-from alpaca_rlhf.settings import PPO, SFT, Loop, Reward, Value
-from alpaca_rlhf.settings.earlier import ADDED, added, with_earlier_defaults
+from alpaca_rlhf.settings import PPO, SFT, Evaluate, Inputs, Loop, Reward, Value
+from alpaca_rlhf.settings.earlier import config_of, with_earlier_defaults
 from alpaca_rlhf.settings.parsing import parse, to_yaml
 from alpaca_rlhf.settings.quickstart import QUICKSTART
 
@@ -330,23 +330,67 @@ def test_a_run_older_than_a_setting_goes_on_with_what_it_had(tmp_path, begun, ty
     assert with_earlier_defaults(settings).reward.control is used
 
 
-def test_a_run_older_than_settings_is_opened_as_it_was(tmp_path):
-    """Its file lacks every setting that was added since, and nothing counts as changed."""
-    settings = replace(QUICKSTART, out=tmp_path)
+@pytest.mark.parametrize("begun_with", [Loop(), QUICKSTART], ids=["loop", "quickstart"])
+@pytest.mark.parametrize("section", [field.name for field in fields(Loop) if field.name != "out"])
+def test_a_run_older_than_any_setting_is_opened_as_it_was(tmp_path, begun_with, section):
+    """Whatever its file lacks, a whole section or half of one: nothing counts as changed."""
+    settings = replace(begun_with, out=tmp_path)
+    config = yaml.safe_load(to_yaml(settings))
     RunFolder.open(tmp_path, to_yaml(settings), kind="loop").close()
-    lines = yaml.safe_load((tmp_path / "config.yaml").read_text())
-    for path in ADDED:
-        section, _, name = path.rpartition(".")
-        del (lines[section] if section else lines)[name]
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(lines))
-    settings = with_earlier_defaults(settings)
-    assert added(tmp_path) == ADDED
-    options = {"kind": "loop", "added": added(tmp_path)}
-    with RunFolder.open(tmp_path, to_yaml(settings), **options) as run:
+    lacking = [{name: value for name, value in config.items() if name != section}]
+    if isinstance(config[section], dict):
+        for half in (slice(0, None, 2), slice(1, None, 2)):
+            some = dict(list(config[section].items())[half])
+            lacking.append(config | {section: some})
+    for older in lacking:
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(older))
+        asked = config_of(with_earlier_defaults(settings))
+        with RunFolder.open(tmp_path, asked.text, kind="loop", before=asked.before) as run:
+            assert run.changed == []
+
+
+def older_run(out, settings, *lacking):
+    """A run folder whose file lacks some settings."""
+    RunFolder.open(out, to_yaml(settings), kind="loop").close()
+    (out / "config.yaml").write_text(to_yaml(settings, without=lacking))
+
+
+def test_what_an_older_run_did_may_be_changed_like_any_setting(tmp_path):
+    settings = replace(QUICKSTART, out=tmp_path)
+    older_run(tmp_path, settings, "reward.control", "generate.attempts", "evaluate.dev_prompts")
+    other = replace(settings, generate=replace(settings.generate, attempts=7))
+    asked = config_of(with_earlier_defaults(other))
+    options = {"kind": "loop", "before": asked.before}
+    with pytest.raises(UserError, match=r"generate\.attempts was 4, now 7"):
+        RunFolder.open(tmp_path, asked.text, **options)
+    free = {"generate.attempts"}
+    RunFolder.open(tmp_path, asked.text, free=lambda done: free, **options).close()
+    begun = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert begun["generate"]["attempts"] == 7
+    assert "control" not in begun["reward"]
+    assert "dev_prompts" not in begun["evaluate"], "the next version sees that the run is older"
+
+
+def test_a_judge_by_its_earlier_name_is_the_same_judge(tmp_path):
+    settings = Loop(out=tmp_path, inputs=Inputs(data=Path("rows.jsonl"), judge="human"))
+    RunFolder.open(tmp_path, to_yaml(settings), kind="loop").close()
+    text = (tmp_path / "config.yaml").read_text().replace("judge: human", "judge: people")
+    (tmp_path / "config.yaml").write_text(text)
+    asked = config_of(settings)
+    with RunFolder.open(tmp_path, asked.text, kind="loop", before=asked.before) as run:
         assert run.changed == []
-    other = replace(settings, reward=replace(settings.reward, control=not ADDED["reward.control"]))
-    with pytest.raises(UserError, match=r"reward\.control was True, now False"):
-        RunFolder.open(tmp_path, to_yaml(other), **options)
+
+
+def test_an_older_run_on_its_dev_split_goes_on_or_says_why_not(tmp_path):
+    """The small world always had one; of one's own prompts none was dealt then."""
+    settings = Loop(out=tmp_path / "small", evaluate=Evaluate(split="dev"))
+    older_run(settings.out, settings, "evaluate.dev_prompts")
+    assert with_earlier_defaults(settings).evaluate == settings.evaluate
+    own = Inputs(data=Path("rows.jsonl"), prompts=Path("prompts.jsonl"), judge="human")
+    older_run(tmp_path / "own", Loop(out=tmp_path / "own", inputs=own), "evaluate.dev_prompts")
+    settings = Loop(out=tmp_path / "own", inputs=own, evaluate=Evaluate(split="dev"))
+    with pytest.raises(UserError, match=r"^--out .*own: .* with --evaluate\.dev-prompts 0; "):
+        with_earlier_defaults(settings)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.pipeline import run_loop
@@ -358,3 +359,25 @@ def test_a_refused_run_pins_no_settings(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(out, Stopping())
     assert (out / "config.yaml").exists()
+
+
+def test_a_run_of_an_earlier_version_goes_on(calm, tmp_path):
+    """Its file lacks what was added since; another number of shown answers changes no result."""
+    out = tmp_path / "run"
+    shutil.copytree(calm, out)
+    begun = yaml.safe_load((out / "config.yaml").read_text())
+    for section, name in [
+        ("generate", "attempts"),
+        ("generate", "min_score"),
+        ("evaluate", "dev_prompts"),
+        ("evaluate", "max_cluster"),
+        ("reward", "control"),
+        ("inputs", "languages"),
+    ]:
+        del begun[section][name]
+    (out / "config.yaml").write_text(yaml.safe_dump(begun))
+    settings = small(out)
+    for shown in (3, 4):  # the second time the first one's file is there
+        changed = replace(settings, evaluate=replace(settings.evaluate, shown=shown))
+        assert run(out, evaluate=changed.evaluate)["policies"] == report_of(calm)["policies"]
+    assert "attempts" not in yaml.safe_load((out / "config.yaml").read_text())["generate"]

@@ -85,7 +85,7 @@ class RunFolder:
         kind: str,
         inputs: Mapping[str, Path] | None = None,
         free: Callable[[Collection[str]], Collection[str]] = lambda done: (),
-        added: Mapping[str, Any] | None = None,
+        before: Mapping[str, Any] | None = None,
         pin: bool = True,
     ) -> RunFolder:
         """Start a run in a new or empty folder, or go on with the same run.
@@ -97,7 +97,8 @@ class RunFolder:
             inputs: Name and path of every file that the run reads; a changed file is another run.
             free: Names of the finished stages to dotted names of the settings that may change now;
                 `out` always may. What did change stands in `changed`.
-            added: Dotted names of settings that the run there is older than, and what it has.
+            before: Dotted names of settings and what the run there had, where its `config.yaml`
+                does not say so: it is older than they are.
             pin: Write the settings of a new run at once; otherwise `pin` does it.
 
         Raises:
@@ -124,7 +125,9 @@ class RunFolder:
             # 4. Go on with the same run, or describe a new one.
             if (out / _CONFIG).exists():
                 changeable = {"out", *free(run._ledger())}
-                run.changed = run._refuse_other(config_yaml, kind, digests, changeable, added or {})
+                run.changed = run._refuse_other(
+                    config_yaml, kind, digests, changeable, before or {}
+                )
                 if run.changed:
                     atomic_write(out / _CONFIG, config_yaml)
             else:
@@ -277,7 +280,7 @@ class RunFolder:
         kind: str,
         inputs: Mapping[str, Mapping[str, str]],
         free: Collection[str],
-        added: Mapping[str, Any],
+        older: Mapping[str, Any],
     ) -> list[str]:
         facts = self.read_json(_PROVENANCE)
         try:
@@ -287,8 +290,8 @@ class RunFolder:
         # 1. Compare all settings and inputs with those of the run.
         old = {
             "kind": facts.get("kind"),
-            **added,
             **_flat(before),
+            **older,
             **_digests(facts.get("inputs", {})),
         }
         new = {"kind": kind, **_flat(yaml.safe_load(config_yaml)), **_digests(inputs)}

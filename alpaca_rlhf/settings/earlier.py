@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.settings.judge_names import canonical
+from alpaca_rlhf.settings.leaves import leaves_of
 from alpaca_rlhf.settings.loop import Loop
+from alpaca_rlhf.settings.parsing import plain, to_yaml
 from alpaca_rlhf.settings.policies import POLICIES, PolicyName
 from alpaca_rlhf.settings.quickstart import QUICKSTART
 
@@ -24,69 +28,98 @@ CHANGED: Mapping[str, Any] = {
 """Settings whose default changed, and the earlier one; a run that has it goes on with it unless
 another value is given."""
 
-ADDED: Mapping[str, Any] = {
+WITHOUT: Mapping[str, Any] = {
     "reward.control": True,
-    "reward.source": "rankings",
-    "best_of_k.control": False,
-    "ppo.control": False,
     "ppo.temperature": 1.0,
-    "evaluate.dev": False,
     "evaluate.max_cluster": 1.0,
     "evaluate.temperature": 1.0,
-    "evaluate.dev_prompts": 0,
-    "generate.attempts": 4,
-    "generate.min_score": 0.8,
-    "generate.edit": False,
-    "inputs.languages": "en",
-    "policies": ["ppo", "best-of-k"],
 }
-"""Settings that are newer than some runs, and the value that those runs have; they keep it unless
-another than the default is given."""
+"""The behaviour of runs from before a setting existed, where its default does something else. Of
+every other setting that a run's file lacks, the run has the default."""
 
 _ABSENT = object()
 
 
+class Config(NamedTuple):
+    """The settings of a run for its folder."""
+
+    text: str
+    """YAML. What the run there is older than is left out where it is as it was, so that a later
+    version still sees that the run is older."""
+    before: Mapping[str, Any]
+    """What the file there says by another name, or does not say, of settings that are here."""
+
+
+def config_of(settings: Loop) -> Config:
+    """The settings as the run in their folder is to have them."""
+    older = {path: plain(value) for path, value in _before(settings).items()}
+    kept = {path for path, value in older.items() if plain(_at(settings, path)) == value}
+    before = {path: value for path, value in older.items() if path not in kept}
+    judge = _in(_begun(settings.out), "inputs.judge")
+    if isinstance(judge, str):
+        before["inputs.judge"] = canonical(judge)
+    return Config(to_yaml(settings, without=kept), before)
+
+
 def with_earlier_defaults(settings: Loop) -> Loop:
-    """Return the settings with what their run was begun with, where defaults have changed since."""
-    begun = _config(settings.out)
-    if not begun:
-        return settings
-    for path, value in {**CHANGED, **added(settings.out)}.items():
-        defaults = (Loop(), QUICKSTART) if path in ADDED else (Loop(),)
-        is_default = _at(settings, path) in [_at(default, path) for default in defaults]
-        keeps = path in ADDED or _in(begun, path) == value
-        if is_default and keeps and _at(settings, path) != value:
-            flag = "--" + path.replace("_", "-")
-            logger.info("%s goes on with %s %s, as it began", settings.out, flag, value)
-            settings = _changed(settings, path, value)
-    return settings
+    """Return the settings with what their run was begun with, where defaults have changed since.
 
-
-def added(out: Path) -> dict[str, Any]:
-    """Settings that the run in a folder is older than, and the values that it has; else empty."""
-    begun = _config(out)
-    return {
-        path: value
-        for path, value in ADDED.items()
-        if _group_of(begun, path) is not None and _in(begun, path) is _ABSENT
-    }
+    Raises:
+        UserError: They do not go with a setting that is given.
+    """
+    begun, before = _begun(settings.out), _before(settings)
+    # 1. Defaults that differ from those of then. What is given is kept: it is refused, or taken,
+    #    like any other change.
+    earlier: dict[str, Any] = {}
+    for path, value in before.items():
+        if _at(settings, path) in (_at(Loop(), path), _at(QUICKSTART, path)):
+            earlier[path] = value
+    for path, value in CHANGED.items():
+        if _in(begun, path) == value and _at(settings, path) == _at(Loop(), path):
+            earlier[path] = value
+    # 2. Put them in at once: one may ask for another.
+    differing = {path: value for path, value in earlier.items() if _at(settings, path) != value}
+    shown = [f"--{path.replace('_', '-')} {value}" for path, value in differing.items()]
+    try:
+        taken_up: Loop = _replaced(settings, differing)
+    except ValueError as error:
+        raise UserError(
+            f"--out {settings.out}: the run there is older than some settings and would go on with "
+            f"{' '.join(shown)}; {error}, or use another --out"
+        ) from None
+    for flag in shown:
+        logger.info("%s goes on with %s, as it began", settings.out, flag)
+    return taken_up
 
 
 def begun_policies(settings: Loop) -> tuple[PolicyName, ...]:
     """The policies that the run in the folder was begun with; the chosen ones in a new run."""
-    begun = _config(settings.out)
-    named = begun.get("policies", ADDED["policies"] if begun else settings.policies)
+    begun = _begun(settings.out)
+    named = begun.get("policies", _without("policies") if begun else settings.policies)
     return tuple(policy for policy in POLICIES if policy in named)
 
 
-def _group_of(begun: Mapping[str, Any], path: str) -> Mapping[str, Any] | None:
-    """The settings among which a path stands; None where the run has no such group."""
-    section, dot, _ = path.partition(".")
-    group = begun.get(section) if dot else begun or None
-    return group if isinstance(group, Mapping) else None
+def _without(path: str) -> Any:
+    """The value that a setting has in runs from before it existed."""
+    return WITHOUT.get(path, _at(Loop(), path))
 
 
-def _config(out: Path) -> Mapping[str, Any]:
+def _before(settings: Loop) -> dict[str, Any]:
+    """Settings that the run in their folder is older than, and the values that it has."""
+    begun = _begun(settings.out)
+    absent = [path for path in _paths() if begun and _in(begun, path) is _ABSENT]
+    before = {path: _without(path) for path in absent}
+    # The small world had a dev split from the beginning, the user's own prompts had none.
+    if "evaluate.dev_prompts" in before and settings.inputs.prompts_from == "files":
+        before["evaluate.dev_prompts"] = 0
+    return before
+
+
+def _paths() -> Iterator[str]:
+    return (leaf.path for leaf in leaves_of(Loop, required=False))
+
+
+def _begun(out: Path) -> Mapping[str, Any]:
     """The settings in a run folder; empty where there are none to read: opening it says more."""
     try:
         begun = yaml.safe_load((out / "config.yaml").read_bytes())
@@ -96,21 +129,32 @@ def _config(out: Path) -> Mapping[str, Any]:
 
 
 def _in(begun: Mapping[str, Any], path: str) -> Any:
+    """A value of nested mappings; None in the place of a mapping is a damaged file, not absent."""
     value: Any = begun
     for name in path.split("."):
-        value = value.get(name, _ABSENT) if isinstance(value, Mapping) else _ABSENT
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(name, _ABSENT)
+        if value is _ABSENT:
+            return _ABSENT
     return value
 
 
 def _at(settings: Any, path: str) -> Any:
-    """A setting as it stands in a file: a list where it is a tuple."""
     for name in path.split("."):
         settings = getattr(settings, name)
-    return list(settings) if isinstance(settings, tuple) else settings
+    return settings
 
 
-def _changed(settings: Any, path: str, value: Any) -> Any:
-    name, _, rest = path.partition(".")
-    return replace(
-        settings, **{name: _changed(getattr(settings, name), rest, value) if rest else value}
-    )
+def _replaced(settings: Any, values: Mapping[str, Any]) -> Any:
+    """A copy of nested dataclasses with other values at some dotted paths."""
+    fields: dict[str, Any] = {}
+    nested: dict[str, dict[str, Any]] = {}
+    for path, value in values.items():
+        name, _, rest = path.partition(".")
+        if rest:
+            nested.setdefault(name, {})[rest] = value
+        else:
+            fields[name] = value
+    inner = {name: _replaced(getattr(settings, name), part) for name, part in nested.items()}
+    return replace(settings, **fields, **inner)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.settings.entries import Entry, read_entries
 from alpaca_rlhf.settings.leaves import leaves_of
 
-__all__ = ["parse", "to_yaml"]
+__all__ = ["parse", "plain", "to_yaml"]
 
 T = TypeVar("T")
 
@@ -102,9 +102,21 @@ def _line_of(problem: str, entries: Mapping[str, Entry]) -> str:
     return ""
 
 
-def to_yaml(instance: Any) -> str:
-    """The settings of a dataclass instance as YAML that `parse` reads back to an equal one."""
-    text = yaml.dump(_plain(instance), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+def to_yaml(instance: Any, *, without: Collection[str] = ()) -> str:
+    """The settings of a dataclass instance as YAML that `parse` reads back to an equal one.
+
+    Args:
+        instance: The settings.
+        without: Dotted paths of settings to leave out.
+    """
+    settings = plain(instance)
+    for path in without:
+        *parents, name = path.split(".")
+        holder = settings
+        for parent in parents:
+            holder = holder[parent]
+        del holder[name]
+    text = yaml.dump(settings, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     return str(text)
 
 
@@ -121,11 +133,12 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _represent_text)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Settings, or one of them, as YAML holds them."""
     if dataclasses.is_dataclass(value):
         return {
-            field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)
+            field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)
         }
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(element) for element in value]
+        return [plain(element) for element in value]
     return str(value) if isinstance(value, Path) else value
