@@ -2,13 +2,14 @@
 
 import json
 import os
+from contextlib import ExitStack
 
 import pytest
 
 from alpaca_rlhf.cli.main import main
 from alpaca_rlhf.core.bases import cached_bases
 from alpaca_rlhf.core.locks import Lock
-from alpaca_rlhf.core.run_sizes import measure_run, runs_in
+from alpaca_rlhf.core.run_sizes import measure_run, runs_in, size_of
 
 KEPT = [
     "config.yaml",
@@ -100,8 +101,50 @@ def test_a_running_run_is_left_alone(run, capsys):
         assert names(run) == before | {".lock"}
 
 
-def test_a_finished_run_needs_no_checkpoints(run):
-    (run / "ledger.json").write_text(json.dumps({"ppo": {}, "evaluate": {}}))
+def test_a_run_that_is_begun_again_during_the_question_is_left_alone(run, capsys, monkeypatch):
+    before = names(run)
+    with ExitStack() as stack:
+
+        def begun_again(*_):
+            stack.enter_context(Lock(run / ".lock"))
+            return "yes"
+
+        monkeypatch.setattr("builtins.input", begun_again)
+        assert main(["runs", "prune", str(run)]) == 0
+        shown = capsys.readouterr().out
+        assert "begun again in the meantime" in shown and " 0.0 MiB  freed" in shown
+    assert names(run) == before | {".lock"}
+
+
+def test_a_stage_that_is_undone_during_the_question_keeps_its_checkpoints(run, monkeypatch):
+    def undone(*_):
+        (run / "ledger.json").write_text(json.dumps({"rank": {}}))
+        return "yes"
+
+    monkeypatch.setattr("builtins.input", undone)
+    assert main(["runs", "prune", str(run)]) == 0
+    assert set(WASTE) & names(run) == {"checkpoints/sft/step-000100/state.pt"}
+
+
+def test_leftovers_within_leftovers_are_counted_once_and_removed(run):
+    (run / WASTE[1]).parent.joinpath(".half.12ab34cd.tmp").write_bytes(b"x" * 1000)
+    for name in ("checkpoints/sft", "export/sft-merged"):
+        (run / name / ".state.12ab34cd.tmp").write_bytes(b"x" * 1000)
+    measured = measure_run(run, exports=True)
+    spare = sum(waste.size for waste in measured.waste)
+    parity = (run / "export" / "sft-merged" / "parity.json").stat().st_size
+    assert spare == 7 * 1000 + parity
+    assert main(["runs", "prune", str(run), "--yes", "--exports"]) == 0
+    assert size_of(run) == measured.size - spare
+
+
+def test_the_state_of_a_run_is_its_last_stage(run, capsys):
+    assert main(["runs", "list", str(run)]) == 0
+    assert "(reward)" in capsys.readouterr().out
+
+
+def test_checkpoints_of_finished_stages_go(run):
+    (run / "ledger.json").write_text(json.dumps({"sft": {}, "ppo": {}}))
     assert main(["runs", "prune", str(run), "--yes"]) == 0
     assert not [name for name in names(run) if name.startswith("checkpoints")]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.core.run_sizes import RunSize, Waste, cached_gguf_bases, measure_run, runs_in
+from alpaca_rlhf.core.run_sizes import RunSize, cached_gguf_bases, measure_run, runs_in
 
 _MIB = 2**20
 
@@ -82,8 +82,8 @@ def pruned(operands: Sequence[str], flags: Pruned, terminal: Terminal) -> int:
     for run in runs:
         if run.running:
             terminal.say(f"{run.path}: is running, and is left alone")
-    waste = [item for run in runs for item in run.waste]
-    waste += cached_gguf_bases() if flags.bases else []
+    bases = cached_gguf_bases() if flags.bases else []
+    waste = [*(item for run in runs for item in run.waste), *bases]
     for item in waste:
         terminal.say(f"{_mib(item.size):>12}  {item.path}  ({item.reason})")
     total = _mib(sum(item.size for item in waste))
@@ -96,14 +96,17 @@ def pruned(operands: Sequence[str], flags: Pruned, terminal: Terminal) -> int:
     # 2. Ask, then remove.
     if not flags.yes and not _allowed(terminal, len(waste), total):
         raise UserError("runs prune: nothing was removed; answer yes, or give --yes")
-    _remove(waste)
-    terminal.say(f"{total:>12}  freed")
+    freed = 0
+    for run in runs:
+        if run.prune():
+            freed += sum(item.size for item in run.waste)
+        elif run.waste:
+            terminal.say(f"{run.path}: was begun again in the meantime, and is left alone")
+    for base in bases:
+        base.remove()
+        freed += base.size
+    terminal.say(f"{_mib(freed):>12}  freed")
     return 0
-
-
-def _remove(waste: Sequence[Waste]) -> None:
-    for item in waste:
-        item.remove()
 
 
 def _allowed(terminal: Terminal, count: int, total: str) -> bool:

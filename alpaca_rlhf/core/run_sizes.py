@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from alpaca_rlhf.core.bases import cached_bases
 from alpaca_rlhf.core.files import writing
-from alpaca_rlhf.core.locks import is_locked
+from alpaca_rlhf.core.locks import Lock, LockHeld, is_locked
 from alpaca_rlhf.core.runs import finished
 
 CHECKPOINTS, EXPORTS = "checkpoints", "export"
+_LOCK = ".lock"
 _MAX_DEPTH = 4
 _PARITY = "parity.json"
 
@@ -29,12 +31,12 @@ class Waste:
     """Bytes."""
 
     def remove(self) -> None:
-        """Remove it.
+        """Remove it; what somebody else has removed in the meantime is as good as removed.
 
         Raises:
             UserError: It cannot be removed.
         """
-        with writing(self.path, "check its permissions"):
+        with writing(self.path, "check its permissions"), suppress(FileNotFoundError):
             shutil.rmtree(self.path) if self.path.is_dir() else self.path.unlink()
 
 
@@ -44,13 +46,37 @@ class RunSize:
 
     path: Path
     stages: tuple[str, ...]
-    """Names of its finished stages."""
+    """Names of its finished stages, in the order in which they were."""
     running: bool
     """A process has it open: nothing of it may be removed."""
     size: int
     """Bytes of the whole folder."""
     waste: tuple[Waste, ...]
-    """Its removable parts."""
+    """Its removable parts, none within another."""
+
+    def prune(self) -> bool:
+        """Remove what can be removed, unless a process has opened the run in the meantime.
+
+        Returns:
+            False where one has: nothing was removed.
+
+        Raises:
+            UserError: Something cannot be removed.
+        """
+        if not self.waste:
+            return True
+        with writing(self.path, "check its permissions"):
+            try:
+                lock = Lock(self.path / _LOCK)
+            except LockHeld:
+                return False
+        with lock:
+            # Since it was measured the run may have gone on, and need what it did not need then.
+            waste = {item.path for item in _waste(self.path, finished(self.path), exports=True)}
+            for item in self.waste:
+                if item.path in waste:
+                    item.remove()
+        return True
 
 
 def runs_in(folder: Path) -> Iterator[Path]:
@@ -81,15 +107,21 @@ def measure_run(run: Path, *, exports: bool = False) -> RunSize:
         exports: Count exported models as removable: `alpaca-rlhf export` makes them again.
     """
     stages = finished(run)
-    running = is_locked(run / ".lock")
-    waste = [] if running else [*_waste(run, stages, exports=exports)]
-    return RunSize(run, tuple(stages), running, size_of(run), tuple(waste))
+    running = is_locked(run / _LOCK)
+    waste = [] if running else _outermost(_waste(run, stages, exports=exports))
+    return RunSize(run, stages, running, size_of(run), tuple(waste))
 
 
-def _waste(run: Path, stages: set[str], *, exports: bool) -> Iterator[Waste]:
+def _outermost(waste: Iterable[Waste]) -> list[Waste]:
+    """Parts that lie in no other part: what a killed process left within an export goes with it."""
+    by_path = {item.path: item for item in waste}
+    return [item for path, item in by_path.items() if by_path.keys().isdisjoint(path.parents)]
+
+
+def _waste(run: Path, stages: Sequence[str], *, exports: bool) -> Iterator[Waste]:
     # 1. Checkpoints of stages that are finished: their adapters are there.
     for folder in _folders(run / CHECKPOINTS):
-        if folder.name in stages or "evaluate" in stages:
+        if folder.name in stages:
             yield Waste(folder, "checkpoints of a finished stage", size_of(folder))
     # 2. What a killed process left of a file or an export.
     for path in sorted(run.rglob(".*")):

@@ -43,12 +43,12 @@ def data_path(name: str) -> Path:
     return (installed if installed.is_dir() else package.parent / "data") / name
 
 
-def finished(out: Path) -> set[str]:
+def finished(out: Path) -> tuple[str, ...]:
     """Names of the finished stages in a run folder's ledger; empty where it cannot be read."""
     try:
-        return set(json.loads((out / LEDGER).read_bytes()))
-    except (OSError, ValueError):
-        return set()
+        return tuple(json.loads((out / LEDGER).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return ()
 
 
 def day_of(out: Path) -> str:
