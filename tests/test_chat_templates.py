@@ -406,7 +406,7 @@ def test_whoever_loads_the_base_of_a_run_gives_its_first_day(tmp_path, monkeypat
     module, start = {
         "training": (context, lambda: context.Context(settings, run, None, None).base),
         "chat": (speaker, lambda: Speaker(settings, {})),
-        "scores": (scoring, lambda: scoring.RewardModel(settings, tmp_path)),
+        "scores": (scoring, lambda: scoring.adapters_of(settings)),
         "export": (
             loading,
             lambda: loading.trained_base(SimpleNamespace(settings=settings, adapter=tmp_path)),

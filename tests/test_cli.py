@@ -664,3 +664,23 @@ def test_ctrl_c_ends_with_the_command_that_goes_on(tmp_path, tiny_folder):
     assert process.returncode == 130, out + err
     assert err.count("\n") == 1 and f"--out '{tmp_path / 'a run'}'" in err
     assert "generate" in out and events.exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "judge --by gold",
+        "verdicts status",
+        "verdicts leave-out --person ann",
+        "verdicts take-in --set 3",
+        "chat",
+        "export",
+        "app",
+    ],
+)
+def test_the_run_may_be_the_first_word(command, tmp_path, capsys):
+    words = command.split()
+    at = 2 if words[0] == "verdicts" else 1
+    mistyped = str(tmp_path / "quikstart")
+    assert cli.main([*words[:at], mistyped, *words[at:]]) == 2
+    assert f"--run {mistyped}: holds no run" in capsys.readouterr().err

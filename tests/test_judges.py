@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import only_one
 from alpaca_rlhf.core.prompts import judge_messages
 from alpaca_rlhf.core.records import Completion, Instruction, Ranking
+from alpaca_rlhf.core.scorers import Response
 from alpaca_rlhf.data import write_instructions
 from alpaca_rlhf.preferences import read_snapshot
 from alpaca_rlhf.preferences.assignment import Rules, Verdict, distinct
@@ -410,7 +412,8 @@ def test_the_reward_model_judges_by_its_scores(home, tmp_path, capsys):
 
     from alpaca_rlhf.models.heads import ScalarHead
     from alpaca_rlhf.serving import folders
-    from alpaca_rlhf.serving.scoring import RewardModel
+    from alpaca_rlhf.serving.scoring import adapters_of
+    from alpaca_rlhf.stages.reward_judge import RewardScorer
 
     run, store = home
     code, said = typed(capsys, "judge", "--run", run, "--by", "reward")
@@ -427,11 +430,24 @@ def test_the_reward_model_judges_by_its_scores(home, tmp_path, capsys):
     head.save(folder)
     code, said = typed(capsys, "judge", "--run", run, "--by", "reward")
     assert code == 0 and "3 rankings by judge:reward:" in said
-    scorer = RewardModel(folders.settings_of(run), folder)
+    adapters = adapters_of(folders.settings_of(run))
+    scorer = RewardScorer(folder, 4, "judge")
+    scorer.adapters = lambda: adapters
     for row, answers, ranking in _snapshot_rows(store, tmp_path / "s"):
-        scores = scorer.scores([(row, one) for one in answers])
+        responses = [Response(row, one.text, one.finish_reason == "eos") for one in answers]
+        values = scorer.score_batch(responses)
+        scores = {one.id: value for one, value in zip(answers, values, strict=True)}
         best = [scores[tier[0]] for tier in ranking.tiers]
         assert best == sorted(best, reverse=True) and len(set(best)) > 1
+    # Nothing is left for the same model by its folder; one of another base is no unknown prompt.
+    assert "0 rankings" in typed(capsys, "judge", run, "--by", f"reward:{folder}")[1]
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    (other / "head.safetensors").write_bytes((other / "head.safetensors").read_bytes() + b" ")
+    fingerprint = json.loads((other / "fingerprint.json").read_text())
+    (other / "fingerprint.json").write_text(json.dumps(fingerprint | {"base": "another"}))
+    code, said = typed(capsys, "judge", run, "--by", f"reward:{other}")
+    assert code == 2 and f"{other}: trained on " in said and "with base another" in said
 
 
 def _snapshot_rows(store, folder):

@@ -18,7 +18,7 @@ from alpaca_rlhf.checks.text import Answer, is_chinese
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.prompts import user_text
 from alpaca_rlhf.core.records import Instruction
-from alpaca_rlhf.core.scorers import Scores
+from alpaca_rlhf.core.scorers import Scores, UnknownPrompt
 
 _MIN_WORDS = 4  # of an answer; Chinese characters count as words
 
@@ -90,7 +90,7 @@ class Checks:
         `no_loop`, `on_subject` and `own_words`.
 
         Raises:
-            UserError: The prompt states no constraint in a known phrasing.
+            UnknownPrompt: The prompt states no constraint in a known phrasing.
         """
         return self.verdict(prompt, completion, finished).scores
 
@@ -98,7 +98,7 @@ class Checks:
         """Score a completion, and keep what each constraint contributes.
 
         Raises:
-            UserError: The prompt states no constraint in a known phrasing.
+            UnknownPrompt: The prompt states no constraint in a known phrasing.
         """
         request = _request_of(prompt)
         answer = Answer(completion.strip(), request.core)
@@ -139,7 +139,7 @@ class Checks:
 def _request_of(prompt: Instruction) -> Request:
     request = read_request(user_text(prompt))
     if not request.constraints:
-        raise UserError(f"the prompt {_unknown(prompt)}")
+        raise UnknownPrompt(f"the prompt {_unknown(prompt)}")
     return request
 
 

@@ -101,26 +101,29 @@ COMMANDS = {
         "stage_commands", function="whole"),
     "chat": Command(
         "talk to the policies of a run",
-        "chat_command", settings="Chat"),
+        "chat_command", settings="Chat", leading="--run"),
     "answers": Command(
         "answer a file of prompts, as JSON lines for other people's benchmarks: RUN --prompts FILE",
         "answers_command", settings="Answers", operands="RUN"),
     "export": Command(
         "write a policy or the reward model for other programs, and check that it does the same",
-        "export_command", settings="Export", repeats=True),
+        "export_command", settings="Export", repeats=True, leading="--run"),
     "app": Command(
         "chat, compare, rank and look at the rankings in a browser",
-        "app_command", settings="App"),
+        "app_command", settings="App", leading="--run"),
     "verdicts": Command("rankings by people: status, leave-out, take-in", subcommands={
         "status": Command(
-            "how far the ranking is, and whose rankings count: --run RUN",
-            "verdicts_command", function="status", settings="Status"),
+            "how far the ranking is, and whose rankings count: RUN",
+            "verdicts_command", function="status", settings="Status",
+            leading="--run"),
         "leave-out": Command(
-            "let no ranking by a person, or of a set, count: --run RUN --person NAME",
-            "verdicts_command", function="leave_out", settings="LeaveOut"),
+            "let no ranking by a person, or of a set, count: RUN --person NAME",
+            "verdicts_command", function="leave_out", settings="LeaveOut",
+            leading="--run"),
         "take-in": Command(
-            "let what was left out count again: --run RUN --person NAME",
-            "verdicts_command", function="take_in", settings="TakeIn"),
+            "let what was left out count again: RUN --person NAME",
+            "verdicts_command", function="take_in", settings="TakeIn",
+            leading="--run"),
     }),
     "runs": Command("the disk space of runs: list, prune", subcommands={
         "list": Command(
@@ -198,6 +201,8 @@ class Invocation:
             SystemExit: Help was asked for, and printed.
         """
         about = about or self.command.about or self.command.summary
+        if self.command.leading:
+            about += f".\n\nA first word that is not a flag is {self.command.leading}"
         return shell.parsed(cls, arguments, prog=self.prog, about=about, default=default)
 
     def operands(self) -> tuple[list[str], list[str]]:

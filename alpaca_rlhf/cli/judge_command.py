@@ -15,9 +15,9 @@ from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines
 from alpaca_rlhf.core import gpu_lock, quiet
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import only_one
-from alpaca_rlhf.core.records import Completion, Instruction, Ranking
-from alpaca_rlhf.core.scorers import Response
-from alpaca_rlhf.judges import Judge, JudgeFailure
+from alpaca_rlhf.core.records import Ranking
+from alpaca_rlhf.core.scorers import Response, UnknownPrompt
+from alpaca_rlhf.judges import Judge
 from alpaca_rlhf.judges.score_log import LOG
 from alpaca_rlhf.preferences import JudgeIdentity, ScoreJudge
 from alpaca_rlhf.preferences.assignment import Candidates
@@ -25,7 +25,7 @@ from alpaca_rlhf.serving import folders
 from alpaca_rlhf.settings import Judge as JudgeEndpoint
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.bounds import Bounded, PositiveInt
-from alpaca_rlhf.settings.judge_names import SCORERS, parse_judge
+from alpaca_rlhf.settings.judge_names import SCORERS, JudgeName, parse_judge
 from alpaca_rlhf.sources import source_of
 from alpaca_rlhf.sources.sampled import queue_sampled
 from alpaca_rlhf.sources.verdicts import has_verdicts, open_store
@@ -86,8 +86,7 @@ def run(flags: Judging, terminal: Terminal) -> int:
     settings = folders.settings_of(flags.run)
     with open_store(flags.run, flags.db, say=terminal.say) as store:
         queue_sampled(flags.run, store)
-        rank_sets = {"llm": _by_llm, _LAST_REWARD: _by_reward}.get(flags.by, _by_scorer)
-        summary = rank_sets(store, flags, settings, terminal)
+        summary = (_by_llm if flags.by == "llm" else _by_scorer)(store, flags, settings, terminal)
         terminal.say(f"judge: {summary}; a person who ranks the same answers overrules it")
     from alpaca_rlhf.preferences.database import db_flag  # loads SQLAlchemy
 
@@ -146,43 +145,16 @@ def _by_llm(store: Store, flags: Judging, settings: Loop, terminal: Terminal) ->
     )
 
 
-def _by_reward(store: Store, flags: Judging, settings: Loop, terminal: Terminal) -> str:
-    reward_models = folders.rewards(flags.run)
-    if not reward_models:
-        raise UserError(f"--by reward: {flags.run} has no reward model yet; train it first")
-    name, folder = list(reward_models.items())[-1]
-    with gpu_lock.Loan(flags.run, terminal.say) as loan:
-        loan.take()
-        with quiet.loading(settings.base):
-            from alpaca_rlhf.serving.scoring import RewardModel
-        reward_model = RewardModel(settings, folder)
-        judge = ScoreJudge(
-            f"{name}:{reward_model.fingerprint}", lambda prompt, completion: scores[completion.id]
-        )
-        sets = _waiting(store, flags, judge.identity)
-        terminal.start(_STAGE, f"{name} of {flags.run} ranks {len(sets)} sets")
-        for start in range(0, len(sets), _BATCH_SETS):
-            batch = sets[start : start + _BATCH_SETS]
-            pairs = [
-                (prompt, completion) for prompt, completions in batch for completion in completions
-            ]
-            scores = reward_model.scores(pairs)
-            rankings = [judge.rank(prompt, completions) for prompt, completions in batch]
-            store.add_rankings(rankings, judge=judge.identity)
-            terminal.step(_STAGE, start + len(batch), len(sets), {})
-        terminal.finish(_STAGE, "every completion scored once")
-    return f"{len(sets)} rankings by {judge.identity.annotator}"
-
-
 def _by_scorer(store: Store, flags: Judging, settings: Loop, terminal: Terminal) -> str:
     with quiet.loading(settings.base):
         from alpaca_rlhf.serving.scoring import adapters_of
         from alpaca_rlhf.stages.judging import Judges, open_judge
-    name, folder = parse_judge(flags.by), flags.run / "judge"
+    name, folder = _judge_of(flags), flags.run / "judge"
     busy_message = f"--run {flags.run}: another `{PROGRAM} judge` is at work there; wait for it"
     with only_one(folder, busy_message), gpu_lock.Loan(flags.run, terminal.say) as loan:
         size = settings.sampling.batch_size
-        judge = open_judge(name, "--by", source_of(settings), folder / LOG, batch_size=size)
+        source = source_of(settings) if name.kind == "gold" else None
+        judge = open_judge(name, "--by", source, folder / LOG, batch_size=size)
         if name.kind == "reward":
             loan.take()
         Judges(judge).lend(cache(lambda: adapters_of(settings)))
@@ -191,32 +163,48 @@ def _by_scorer(store: Store, flags: Judging, settings: Loop, terminal: Terminal)
         sets = _waiting(store, flags, ranker.identity)
         terminal.start(_STAGE, f"{judge.title} ranks {len(sets)} sets of {flags.run}")
         ranked = 0
-        for number, (prompt, completions) in enumerate(sets, 1):
+        # A reward model scores many sets at once; what any other judge said is saved set by set.
+        at_once = _BATCH_SETS if name.kind == "reward" else 1
+        for start in range(0, len(sets), at_once):
+            batch = sets[start : start + at_once]
             try:
-                scores = _scores(judge, prompt, completions)
-            except JudgeFailure:
-                raise
-            except UserError:
-                continue  # a prompt that somebody typed, of which the kit's own rules know nothing
-            finally:
-                terminal.step(_STAGE, number, len(sets), {})
-            store.add_rankings([ranker.rank(prompt, completions)], judge=ranker.identity)
-            ranked += 1
+                scores = _scores(judge, batch)
+            except UnknownPrompt:  # somebody typed it
+                pass
+            else:
+                rankings = [ranker.rank(prompt, completions) for prompt, completions in batch]
+                store.add_rankings(rankings, judge=ranker.identity)
+                ranked += len(rankings)
+            terminal.step(_STAGE, start + len(batch), len(sets), {})
         terminal.finish(_STAGE, f"{ranked} sets ranked")
     summary = f"{ranked} rankings by {ranker.identity.annotator}"
     unknown_count = len(sets) - ranked
     return summary + (f"; {unknown_count} sets have no known answer" if unknown_count else "")
 
 
-def _scores(
-    judge: Judge, prompt: Instruction, completions: Sequence[Completion]
-) -> dict[str, float]:
+def _judge_of(flags: Judging) -> JudgeName:
+    """The judge of `--by`; `reward` alone is the run's last reward model.
+
+    Raises:
+        UserError: The run has none.
+    """
+    if flags.by != _LAST_REWARD:
+        return parse_judge(flags.by)
+    reward_models = folders.rewards(flags.run)
+    if not reward_models:
+        raise UserError(f"--by reward: {flags.run} has no reward model yet; train it first")
+    return parse_judge(f"reward:{[*reward_models.values()][-1]}")
+
+
+def _scores(judge: Judge, sets: Sequence[Candidates]) -> dict[str, float]:
     """The score of each completion by its id."""
     responses = [
-        Response(prompt, completion.text, completion.finish_reason == "eos")
+        (completion.id, Response(prompt, completion.text, completion.finish_reason == "eos"))
+        for prompt, completions in sets
         for completion in completions
     ]
-    judged = judge.scores(responses, stage=_STAGE)
+    judged = judge.scores([response for _, response in responses], stage=_STAGE)
     return {
-        completion.id: rating.score for completion, rating in zip(completions, judged, strict=True)
+        completion_id: rating.score
+        for (completion_id, _), rating in zip(responses, judged, strict=True)
     }

@@ -6,7 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
+
+
+class UnknownPrompt(UserError):
+    """A judge by the kit's own rules has no rule for a prompt."""
 
 
 @dataclass(frozen=True)

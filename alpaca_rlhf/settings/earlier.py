@@ -47,7 +47,7 @@ class Config(NamedTuple):
     """YAML. What the run there is older than is left out where it is as it was, so that a later
     version still sees that the run is older."""
     before: Mapping[str, Any]
-    """What the file there says by another name, or does not say, of settings that are here."""
+    """Values of settings that the file there lacks, or has by an earlier name."""
 
 
 def config_of(settings: Loop) -> Config:

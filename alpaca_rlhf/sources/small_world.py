@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
-from alpaca_rlhf.core.scorers import Scores
+from alpaca_rlhf.core.scorers import Scores, UnknownPrompt
 from alpaca_rlhf.data import Drop, FileAccount, Firewall, Rule
 from alpaca_rlhf.smallworld import (
     SEED_WEIGHTS,
@@ -152,7 +152,7 @@ class SmallWorld:
     def _task(self, row: Instruction) -> Task:
         task = recognise(row.instruction, row.input)
         if task is None:
-            raise UserError(
+            raise UnknownPrompt(
                 f"{row.instruction!r} is not a task of the small world, so it has no gold answer"
             )
         return task

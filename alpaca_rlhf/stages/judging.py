@@ -128,13 +128,15 @@ def refuse_only_judge(settings: Loop, judges: Judges) -> None:
             )
 
 
-def open_judge(name: JudgeName, flag: str, source: Source, log: Path, *, batch_size: int) -> Judge:
+def open_judge(
+    name: JudgeName, flag: str, source: Source | None, log: Path, *, batch_size: int
+) -> Judge:
     """Load a judge that rates one completion at a time.
 
     Args:
         name: Its name.
         flag: The flag that named it, as typed, for messages.
-        source: Knows the gold judge of its tasks, if there is one.
+        source: Knows the gold judge of its tasks, if there is one; only `gold` needs it.
         log: File of the scores that the judge has given.
         batch_size: Completions that a reward model scores at once.
 
