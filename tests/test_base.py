@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertLM
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.models import base as base_module
+from alpaca_rlhf.models import fingerprint
 from alpaca_rlhf.models.base import default_dtype, load_base, weights_digest
 
 
@@ -294,6 +295,19 @@ def test_the_fingerprint_tells_bases_apart(tiny_folder, tmp_path):
     prints["rotary base"] = load_base(str(folder)).fingerprint
 
     assert len(set(prints.values())) == len(prints), prints
+
+
+def test_a_base_is_loaded_with_its_vocabulary_hashed_once(tiny_folder, monkeypatch):
+    """The fingerprint of earlier versions is computed when an adapter asks for it."""
+    seen = []
+    identity = fingerprint._identity
+    monkeypatch.setattr(
+        fingerprint, "_identity", lambda *parts: seen.append(parts) or identity(*parts)
+    )
+    base = load_base(str(tiny_folder))
+    assert len(seen) == 1
+    assert not base.earlier.fits("0" * 16) and len(seen) == 2
+    assert not base.earlier.fits("1" * 16) and len(seen) == 2
 
 
 def test_the_fingerprint_of_a_bf16_checkpoint_is_the_same_in_every_compute_dtype(

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 from alpaca_rlhf import __version__
 from alpaca_rlhf.cli import main as cli
 from alpaca_rlhf.cli import shell, stage_commands
+from alpaca_rlhf.cli.first_flags import FIRST_FLAGS
 from alpaca_rlhf.cli.terminal import Terminal
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Completion, Instruction
@@ -317,12 +319,44 @@ def test_commands_without_a_run_explain_their_own(name, capsys):
     assert all(word in text for word in OWN_FLAGS[name]) and "--ppo" not in text
 
 
-@pytest.mark.parametrize("name", [one for one in cli.COMMANDS if one not in OWN_FLAGS])
-def test_every_command_explains_its_flags(name, capsys):
-    assert cli.main([name, "--help"]) == 0
+LOOP_COMMANDS = [name for name in cli.COMMANDS if name not in OWN_FLAGS]
+
+
+@pytest.mark.parametrize("name", LOOP_COMMANDS)
+def test_every_command_explains_all_its_flags(name, capsys):
+    assert cli.main([name, "--help-all"]) == 0
     text = capsys.readouterr().out
     assert "--ppo.kl-coef" in text and "--config FILE.yaml" in text
     assert (str(QUICKSTART.ppo.lr) in text) == (name == "quickstart")
+
+
+@pytest.mark.parametrize("name", LOOP_COMMANDS)
+def test_help_shows_the_first_flags_and_how_to_see_all(name, capsys):
+    assert cli.main([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"alpaca-rlhf {name} --help-all" in text and "--config FILE.yaml" in text
+    assert text.count("\n") < 80 and "--ppo.value.trunk" not in text
+    shown = re.findall(r"^  (--[\w.-]+)", text, re.MULTILINE)
+    assert shown == ["--" + path.replace("_", "-") for path in FIRST_FLAGS[name]]
+    descriptions = re.findall(r"^        \S", text, re.MULTILINE)
+    assert len(descriptions) >= len(shown), "each has a text"
+
+
+def test_help_shows_defaults_and_whole_sentences(capsys):
+    assert cli.main(["loop", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "(default: ppo best-of-k)" in text and "e.g. http" in text
+    assert "--seed INT\n        Changes everything random. (default: 0)" in text
+
+
+def test_help_loads_no_torch():
+    code = (
+        "import sys; from alpaca_rlhf.cli.main import main\n"
+        "main(['loop', '--help'])\n"
+        "print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")
 
 
 @pytest.mark.parametrize("name", list(cli.COMMANDS["data"].subcommands))

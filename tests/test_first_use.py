@@ -27,9 +27,9 @@ from alpaca_rlhf.cli import (
 from alpaca_rlhf.cli import commands as table
 from alpaca_rlhf.cli import main as cli
 from alpaca_rlhf.cli.ranking import HELP, RankingSession
-from alpaca_rlhf.core.bases import has_chat_template
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Completion, Instruction
+from alpaca_rlhf.core.templates import has_chat_template
 from alpaca_rlhf.exporting import gguf_file
 from alpaca_rlhf.exporting.ollama import model_name
 from alpaca_rlhf.models.adapter_files import FINGERPRINT
@@ -378,3 +378,33 @@ def test_a_chat_template_is_found_in_either_file(instruct, tiny_folder, tmp_path
     assert has_chat_template(str(instruct))
     (instruct / "tokenizer_config.json").write_text("{")
     assert not has_chat_template(str(instruct)) and not has_chat_template("nobody/none")
+
+
+def test_the_hubs_cache_is_asked_before_the_hub(instruct, monkeypatch):
+    import huggingface_hub
+
+    def fetched(*_, **__):
+        raise AssertionError("asked the hub")
+
+    def cached(base, name):
+        return str(instruct / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetched)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", cached)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    assert has_chat_template("somebody/instruct")
+
+
+def test_plan_takes_the_template_that_the_run_takes(instruct, capsys):
+    assert cli.main(["plan", "--base", str(instruct), "--card", "cpu"]) == 0
+    words = next_command(capsys.readouterr().out)
+    assert words[words.index("--template") + 1] == "chat"
+    flags = ["--base", str(instruct), "--card", "cpu", "--template", "alpaca"]
+    assert cli.main(["plan", *flags]) == 0
+    assert "chat" not in next_command(capsys.readouterr().out)
+
+
+def test_doctor_says_what_to_do_about_a_missing_gguf_file(tmp_path, capsys):
+    assert cli.main(["doctor", "--base", str(tmp_path / "none.gguf"), "--out", str(tmp_path)]) == 1
+    output = capsys.readouterr().out
+    assert "no such file\n" in output and "-> check the path of the GGUF file\n" in output

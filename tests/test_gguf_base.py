@@ -171,6 +171,7 @@ def bare(path, architecture="llama", tensors=("token_embd.weight",), **keys):
     "options, words",
     [
         ({"architecture": "gemma3"}, "architecture is gemma3"),
+        ({"architecture": "mistral"}, "architecture is mistral"),  # its files say llama
         ({"llama__expert_count": 8}, "8 experts"),
         ({"general__type": "adapter"}, "no model but adapter"),
         ({"tensors": ()}, "no model but a vocabulary"),
@@ -333,6 +334,7 @@ def test_a_base_of_an_older_conversion_is_made_anew(pinned):
     (folder / "source.json").write_text('{"format": 0}')
     with pytest.raises(UserError, match="not on this machine yet"):
         base_source("smollm2")
+    assert (folder / "model.safetensors").is_file(), "a look deletes nothing"
     assert pinned_base.get_pinned(pinned, print) == folder
     assert base_source("smollm2") == str(folder)
 

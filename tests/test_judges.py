@@ -482,8 +482,8 @@ def test_the_gold_judge_knows_the_small_world_only(tmp_path, capsys):
         (["--judge.url", "http://127.0.0.1:9/v1"], "--judge.model is missing"),
         (["--judge.url", "ftp://x", "--judge.model", "m"], "--judge.url must begin with http"),
         (
-            ["--judge.url", "http://127.0.0.1:9/v1", "--judge.model", "m", "--judge.retries", "0"],
-            "--judge.url http://127.0.0.1:9/v1",
+            ["--judge.url", "http://127.0.0.1:9/v1", "--judge.model", "m"],
+            "--judge.url http://127.0.0.1:9/v1: cannot be reached (",
         ),
         (["--by", "gold"], "only the small world has known answers"),
         (["--n", "0", "--by", "gold"], "--n must be > 0"),

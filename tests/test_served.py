@@ -72,7 +72,7 @@ def test_it_fills_the_queue_and_asks_nothing_twice(run, capsys):
     ("words", "said"),
     [
         (["--policy", "sft"], "--policy: the model at --sampler.url answers already"),
-        (["--sampler.retries", "0"], "--sampler.url http://127.0.0.1:9/v1"),
+        ([], "--sampler.url http://127.0.0.1:9/v1: cannot be reached ("),
         (["--sampler.max-usd", "1"], "--sampler.max-usd needs your prices"),
     ],
 )

@@ -10,9 +10,10 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from alpaca_rlhf.cli import shell
+from alpaca_rlhf.cli.first_flags import FIRST_FLAGS
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal
 from alpaca_rlhf.core.errors import UserError
 
@@ -203,7 +204,16 @@ class Invocation:
         about = about or self.command.about or self.command.summary
         if self.command.leading:
             about += f".\n\nA first word that is not a flag is {self.command.leading}"
+        if self.name in FIRST_FLAGS and shell.wants_help(arguments) == "first":
+            self._show_first_flags(cls() if default is None else default, about)
         return shell.parsed(cls, arguments, prog=self.prog, about=about, default=default)
+
+    def _show_first_flags(self, settings: object, about: str) -> NoReturn:
+        from alpaca_rlhf.settings.short_help import short_help
+
+        flags, more = FIRST_FLAGS[self.name], f"{PROGRAM} {self.name} {shell.HELP_ALL}"
+        text = short_help(settings, flags, usage=self.prog, about=about, more=more)
+        raise SystemExit(shell.printed(text))
 
     def operands(self) -> tuple[list[str], list[str]]:
         """The words before the flags, one for each operand of the command, and the flags.
@@ -212,7 +222,7 @@ class Invocation:
             UserError: There are too many or too few.
         """
         if shell.wants_help(self.arguments):
-            return [], ["--help"]
+            return [], [shell.HELP_ALL]
         flags = (at for at, argument in enumerate(self.arguments) if argument.startswith("--"))
         at = next(flags, len(self.arguments))
         operands, names = self.arguments[:at], self.command.operands.split()
@@ -259,8 +269,9 @@ def overview() -> str:
         f"usage: {PROGRAM} COMMAND [flags]\n\n"
         "Instruction tuning and RLHF on one consumer GPU: a frozen 4-bit LLaMA, small adapters.\n"
         f"\ncommands:\n{_rows(_ALL)}\n\n"
-        f"`{PROGRAM} COMMAND --help` shows the flags and their defaults; --config FILE.yaml\n"
-        "reads them from a file. Run again, a command goes on where it stopped.\n"
+        f"`{PROGRAM} COMMAND --help` shows the flags that people need first with their defaults,\n"
+        f"`{shell.HELP_ALL}` shows all; --config FILE.yaml reads them from a file.\n"
+        "Run again, a command goes on where it stopped.\n"
         f"Start with: {PROGRAM} quickstart\n"
     )
 
@@ -280,7 +291,7 @@ def resolve(arguments: Sequence[str]) -> tuple[str, Command, list[str]]:
     path: list[str] = []
     command, rest = _ALL, list(arguments)
     # A group without a command below it, or with --help, is shown as an overview.
-    while command.subcommands and rest and not (path and rest[0] in ("-h", "--help")):
+    while command.subcommands and rest and not (path and shell.wants_help(rest[:1])):
         typed = rest.pop(0)
         name = typed.replace("_", "-")
         if name not in command.subcommands:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Literal
 from alpaca_rlhf.cli import own_files
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal
 from alpaca_rlhf.core import quiet
-from alpaca_rlhf.core.bases import EMBEDDED, has_chat_template
+from alpaca_rlhf.core.bases import EMBEDDED
+from alpaca_rlhf.core.templates import default_template
 from alpaca_rlhf.settings import Loop, Lora
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def run(flags: Doctor, terminal: Terminal) -> int:
     quiet.quiet(flags.base)
     quiet.quiet_transformers(flags.base)
     if flags.template is None:
-        flags = replace(flags, template="chat" if has_chat_template(flags.base) else "alpaca")
+        flags = replace(flags, template=default_template(flags.base))
     findings = []
     for finding in _findings(flags):
         findings.append(finding)

@@ -41,7 +41,7 @@ from alpaca_rlhf.sources import read_rows
 AUTO, LENGTHS, JSON = "--auto", "--auto-lengths", "--json"
 HELP = (
     f"{AUTO} chooses micro-batches and batches that fit the card (results stay the same), "
-    f"{LENGTHS} may make rows and completions shorter too"
+    f"{LENGTHS} may make rows and completions shorter too; --card names one (24, rtx-3090, cpu)"
 )
 _DEFAULT_CARD = "24"
 """Memory in GiB of the card that is planned for where none is named."""

@@ -13,7 +13,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from alpaca_rlhf.cli.terminal import Terminal, plain
 from alpaca_rlhf.core import processes
@@ -21,6 +21,9 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import FULL, is_full
 
 T = TypeVar("T")
+
+HELP_ALL = "--help-all"
+"""Shows every flag of a command; `--help` shows those that people need first."""
 
 _MEMORY_FLAGS = {
     "generate": "--generate.batch-size",
@@ -118,9 +121,11 @@ def command_line(program: str, arguments: Sequence[str]) -> str:
     return " ".join([program, shlex.join(arguments)]).strip()
 
 
-def wants_help(arguments: Sequence[str]) -> bool:
-    """True if help is asked for among the arguments."""
-    return "-h" in arguments or "--help" in arguments
+def wants_help(arguments: Sequence[str]) -> Literal["first", "all"] | None:
+    """The help that is asked for among the arguments: on the first flags, or on all."""
+    if HELP_ALL in arguments:
+        return "all"
+    return "first" if "-h" in arguments or "--help" in arguments else None
 
 
 def parsed(
@@ -136,11 +141,14 @@ def parsed(
         parse,  # tyro is slow to load, and the overview needs none
     )
 
-    if not wants_help(arguments) or sys.stdout.isatty():
+    if not wants_help(arguments):
         return parse(cls, arguments, prog=prog, description=about, default=default)
+    help_wanted = ["--help"]
+    if sys.stdout.isatty():
+        return parse(cls, help_wanted, prog=prog, description=about, default=default)
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-        parse(cls, arguments, prog=prog, description=about, default=default)
+        parse(cls, help_wanted, prog=prog, description=about, default=default)
     raise SystemExit(printed(text.getvalue()))
 
 

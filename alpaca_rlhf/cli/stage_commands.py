@@ -15,8 +15,10 @@ from alpaca_rlhf.cli import own_files, plan_command, shell
 from alpaca_rlhf.cli.commands import Invocation
 from alpaca_rlhf.cli.terminal import Terminal
 from alpaca_rlhf.core import quiet
-from alpaca_rlhf.core.bases import has_chat_template
+from alpaca_rlhf.core.bases import is_local
 from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.templates import default_template
+from alpaca_rlhf.planner.shapes import KNOWN_SHAPES
 from alpaca_rlhf.serving import folders
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.entries import Entry, read_entries
@@ -95,6 +97,10 @@ def plan(invocation: Invocation) -> int:
     switches, arguments = plan_command.taken(invocation.arguments)
     about = f"{invocation.command.summary}.\n\n{plan_command.HELP}"
     request = invocation.parse(plan_command.Plan, arguments, about=about)
+    # Names of sizes alone have no tokenizer to look at.
+    is_base = request.base not in KNOWN_SHAPES or is_local(request.base)
+    if is_base and "template" not in _entries(plan_command.Plan, arguments, invocation.prog):
+        request = replace(request, template=default_template(request.base))
     return plan_command.run(request, converted(Loop, request), switches, invocation.terminal)
 
 
@@ -199,7 +205,7 @@ def _resumed(
 
 def _in_chat_template(settings: L, terminal: Terminal) -> L:
     """The settings of a new run for which no template was given: that of the base, if any."""
-    if not has_chat_template(settings.base):
+    if default_template(settings.base) != "chat":
         return settings
     terminal.say("template: chat, the base's own; --template alpaca takes the text of Alpaca")
     return replace(settings, template="chat")

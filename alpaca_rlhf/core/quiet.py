@@ -15,10 +15,11 @@ from alpaca_rlhf.core.bases import is_local
 
 @contextmanager
 def loading(base: str) -> Iterator[None]:
-    """Import torch and its libraries within this block: silently, and in two thirds of the time.
+    """Import torch and its libraries within this block: silently, and faster.
 
     Nothing that modules hold is ever garbage, so nothing is collected while they are loaded, and
-    later collections, the last one at the end of the process among them, do not look at it.
+    later collections, the last one at the end of the process among them, do not look at it: torch,
+    transformers, PEFT and bitsandbytes took 5.3 s of processor time instead of 6.4.
     """
     quiet(base)
     return_memory()

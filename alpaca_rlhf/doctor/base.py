@@ -41,7 +41,8 @@ def base_checks(name: str, template: str, lora: Lora) -> Iterator[Finding]:
         base = load_base(name)
         adapters = Adapters(base, lora, template=template)
     except UserError as error:
-        yield Finding("base", str(error), "bad", "see the message")
+        problem, _, todo = str(error).rpartition("; ")
+        yield Finding("base", problem or todo, "bad", todo)
         return
     mebibytes = sum(p.numel() * p.element_size() for p in base.model.parameters()) / 2**20
     weights = base.parameters / 1e6

@@ -20,7 +20,8 @@ from alpaca_rlhf.core.scorers import Response
 from alpaca_rlhf.settings.judge_names import JudgeName
 
 BATCH_RESPONSES = 32
-"""Responses that a batched judge receives at once, unless it names another number."""
+"""Responses that a batched judge receives at once, unless it names another number: as many as are
+decoded together by default."""
 FILES = "FILES"
 """Name of the list in which a module names the files that its scores depend on."""
 

@@ -22,7 +22,7 @@ import httpx
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.llm.budget import Account, Budget
-from alpaca_rlhf.llm.cache import PROBE, RequestCache, request_key
+from alpaca_rlhf.llm.cache import RequestCache, request_key
 from alpaca_rlhf.llm.retry import Retry
 from alpaca_rlhf.llm.wire import Answer, Fault, Refusal, Wire, estimate_tokens, prompt_of
 from alpaca_rlhf.settings.endpoint import Access
@@ -234,9 +234,9 @@ class EndpointClient:
                 fault = error
             if self._stopping.is_set():
                 return None  # a second Ctrl-C may have cut the connection
-            # 2. Note the failed attempt; a probe gives an unreachable endpoint up at once.
-            unreachable = request.number == PROBE and fault.kind == "connection"
-            given_up = attempt == self.settings.retries or unreachable
+            # 2. Note the failed attempt; an endpoint that was never reached is given up soon.
+            hopeless = self._retry.is_hopeless(fault, attempt)
+            given_up = attempt == self.settings.retries or hopeless
             self._note_fault(request.number, fault.kind, fault.detail, given_up=given_up)
             if given_up:
                 break

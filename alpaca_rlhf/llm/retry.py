@@ -50,6 +50,11 @@ class Retry:
         self._lock = threading.Lock()
         self._not_before = 0.0
         self._given_up_in_row = 0
+        self._ever_answered = False
+
+    def is_hopeless(self, fault: Fault, attempt: int) -> bool:
+        """True where no connection was ever made: a second attempt is enough to say so."""
+        return fault.kind == "connection" and attempt > 0 and not self._ever_answered
 
     @property
     def gone(self) -> bool:
@@ -89,15 +94,21 @@ class Retry:
         """Note that a request was answered."""
         with self._lock:
             self._given_up_in_row = 0
+            self._ever_answered = True
 
     def gave_up(self, fault: Fault) -> None:
         """Note that a request was given up.
 
         Raises:
-            UserError: The endpoint counts as gone.
+            UserError: The endpoint counts as gone, or was never there.
         """
         with self._lock:
             self._given_up_in_row += 1
+        if fault.kind == "connection" and not self._ever_answered:
+            raise UserError(
+                f"{self._where}: cannot be reached ({fault.detail}); start the server, or mend the "
+                "address, and run the same command"
+            )
         if self.gone:
             raise UserError(
                 f"{self._where}: gave up on {self._given_up_in_row} requests in a row, the last "

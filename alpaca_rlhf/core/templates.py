@@ -1,0 +1,72 @@
+"""The prompt template of a new run for which none is given."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from alpaca_rlhf.core.bases import EMBEDDED, SMOLLM2, is_gguf, is_local, offline, smollm2_folder
+from alpaca_rlhf.core.quiet import quiet
+
+_JINJA, _CONFIG = "chat_template.jinja", "tokenizer_config.json"
+
+
+def default_template(base: str) -> Literal["alpaca", "chat"]:
+    """The template of a base for which none is given: its own chat template, if it brings one."""
+    return "chat" if has_chat_template(base) else "alpaca"
+
+
+def has_chat_template(base: str) -> bool:
+    """True if the tokenizer of a base brings a chat template.
+
+    Looks at the tokenizer's files alone: of a folder, of a base in the user's cache, or of a hub id
+    in the hub's cache; only what is not there is fetched. GGUF files are not looked into.
+    """
+    if base == EMBEDDED or is_gguf(base):
+        return False
+    return any(_is_chat_template(file) for file in _tokenizer_files(base))
+
+
+def _is_chat_template(file: Path) -> bool:
+    if file.name == _JINJA:
+        return True
+    try:
+        return bool(json.loads(file.read_text(encoding="utf-8"))["chat_template"])
+    except (OSError, ValueError, KeyError, TypeError):  # loading the base says what is wrong
+        return False
+
+
+def _tokenizer_files(base: str) -> Iterator[Path]:
+    """The files that may hold a chat template, those that are at hand first."""
+    if is_local(base):
+        folder = smollm2_folder() if base == SMOLLM2 else Path(base).expanduser()
+        yield from (folder / name for name in (_JINJA, _CONFIG) if (folder / name).is_file())
+        return
+    # 1. The hub's cache. A tokenizer that was fetched whole is not asked for again.
+    quiet(base)
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.utils.logging import set_verbosity_error
+
+    set_verbosity_error()  # type: ignore[no-untyped-call]  # it tells of every retry
+    cached = [_file(partial(try_to_load_from_cache, base, name)) for name in (_JINJA, _CONFIG)]
+    yield from (file for file in cached if file is not None)
+    # 2. The hub.
+    if not offline():
+        for name, file in zip((_JINJA, _CONFIG), cached, strict=True):
+            fetched = _file(partial(hf_hub_download, base, name)) if file is None else None
+            if fetched is not None:
+                yield fetched
+
+
+def _file(find: Callable[[], object]) -> Path | None:
+    """A file of the hub; None where there is none, or it cannot be fetched."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        found = find()
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError):
+        return None
+    return Path(found) if isinstance(found, str) else None
