@@ -12,10 +12,9 @@ from pathlib import Path
 from alpaca_rlhf.core.bases import cached_bases
 from alpaca_rlhf.core.files import writing
 from alpaca_rlhf.core.locks import Lock, LockHeld, is_locked
-from alpaca_rlhf.core.runs import finished
+from alpaca_rlhf.core.runs import LOCK, finished
 
 CHECKPOINTS, EXPORTS = "checkpoints", "export"
-_LOCK = ".lock"
 _MAX_DEPTH = 4
 _PARITY = "parity.json"
 
@@ -67,7 +66,7 @@ class RunSize:
             return True
         with writing(self.path, "check its permissions"):
             try:
-                lock = Lock(self.path / _LOCK)
+                lock = Lock(self.path / LOCK)
             except LockHeld:
                 return False
         with lock:
@@ -107,7 +106,7 @@ def measure_run(run: Path, *, exports: bool = False) -> RunSize:
         exports: Count exported models as removable: `alpaca-rlhf export` makes them again.
     """
     stages = finished(run)
-    running = is_locked(run / _LOCK)
+    running = is_locked(run / LOCK)
     waste = [] if running else _outermost(_waste(run, stages, exports=exports))
     return RunSize(run, stages, running, size_of(run), tuple(waste))
 

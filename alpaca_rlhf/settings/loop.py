@@ -91,8 +91,8 @@ class Generate(Bounded, group="--generate"):
     `answers`: the prompts of SFT (of `checks`, or the seed tasks) answered anew until the judge is
     content, for an instruct base as its own teacher."""
     attempts: PositiveInt = 4
-    """Answers to one prompt at most, with the recipe `answers`. Four leave out one prompt in 16 where
-    every other answer is right."""
+    """Answers to one prompt at most, with the recipe `answers`. Where every other answer is right,
+    four leave out one prompt in 16."""
     min_score: Annotated[float, Interval(ge=0, le=1)] = 0.8
     """Keep an answer from this score of the judge on, with the recipe `answers`. With `checks` an
     answer that misses a constraint scores 0.5 at most; 0.8 asks that it stops and fits too."""
