@@ -2,7 +2,7 @@
 
 import json
 import math
-from importlib import import_module
+from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
 
@@ -15,13 +15,14 @@ from alpaca_rlhf.models.batches import Example
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.rollout import SampledCompletion, sample
 from alpaca_rlhf.models.scoring import score
+from alpaca_rlhf.planner.disk import evaluated_arms
 from alpaca_rlhf.report.schema import policy_order
-from alpaca_rlhf.settings import PPO, BestOfK, Loop, Reward, Sampling
+from alpaca_rlhf.settings import PPO, BestOfK, Evaluate, Loop, Reward, Sampling
+from alpaca_rlhf.stages import arm_answers
 from alpaca_rlhf.stages.arms import arms as arms_of
 from alpaca_rlhf.training.best_of_k import best_sample, choose, choose_at_random
 from alpaca_rlhf.training.candidates import Candidates, draw, rescore
 
-evaluate_stage = import_module("alpaca_rlhf.stages.evaluate")  # a function has its name
 PROMPTS = [(1, 20, 30), (1, 40), (1, 50, 60, 70)]
 KEYS = ["a", "b", "c"]
 
@@ -188,6 +189,15 @@ def test_the_arms_of_a_run():
         ]
     )
     assert "sampler_best_of_k" not in [arm.name for arm in arms_of(full, [])], "no reward model"
+    without = replace(full, evaluate=Evaluate(rerank=False))
+    names_of_others = [arm.name for arm in arms_of(without, ["reward", "reward.2"])]
+    assert names_of_others == [
+        name for name in names_of_arms if not name.startswith(("sampler", "oracle"))
+    ]
+    assert [evaluated_arms(each) for each in (full, without)] == [
+        len(names_of_arms),
+        len(names_of_others),
+    ]
     with pytest.raises(ValueError, match=r"--ppo\.control .* --reward\.control"):
         Loop(ppo=PPO(control=True))
 
@@ -381,13 +391,13 @@ def test_the_measured_kl_is_the_exact_one(toy, monkeypatch):
         sampling=Sampling(max_new_tokens=1, batch_size=count),
         seed=3,
     )
-    monkeypatch.setattr(evaluate_stage, "_prompt", lambda *_, **__: prompt)
+    monkeypatch.setattr(arm_answers, "arm_prompt", lambda *_, **__: prompt)
     ctx = SimpleNamespace(
         adapters=adapters,
         base=adapters.base,
         settings=Loop(sampling=Sampling(batch_size=count)),
     )
-    found = evaluate_stage._kl(ctx, "policy", keys, [one for (one,) in own], few_shot=False)
+    found = arm_answers.kl_estimates(ctx, "policy", keys, [one for (one,) in own], few_shot=False)
     ratio = (law["policy"] / law["sft"]).log()
     variance = float((law["policy"] * ratio**2).sum()) - exact**2
     spread = math.sqrt(variance / count)

@@ -74,6 +74,18 @@ def test_the_arms_that_rerank_bound_each_other(calm):
         assert golds["oracle_best_of_k"] >= max(golds["sft"], golds["sampler_best_of_k"])
 
 
+def test_without_the_arms_that_rerank_the_others_are_as_they_were(calm, tmp_path):
+    """SFT's answer is the first of its K samples, so one sample a prompt is the same answer."""
+    out = shutil.copytree(calm, tmp_path / "run")
+    ledger = json.loads((out / "ledger.json").read_text())
+    del ledger["evaluate"]
+    (out / "ledger.json").write_text(json.dumps(ledger))
+    policies = run(out, evaluate=replace(small(out).evaluate, rerank=False))["policies"]
+    reranked = ("sampler_best_of_k", "oracle_best_of_k")
+    before = report_of(calm)["policies"]
+    assert policies == {name: arm for name, arm in before.items() if name not in reranked}
+
+
 def test_the_control_of_the_choice_costs_as_much_as_the_choice(calm):
     rows = [json.loads(line) for line in (calm / "metrics.jsonl").read_text().splitlines()]
     steps = {

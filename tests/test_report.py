@@ -39,6 +39,7 @@ from alpaca_rlhf.report.render import TEMPLATES, render_html, templates, write_r
 from alpaca_rlhf.report.schema import (
     POLICY_NAME,
     ReportData,
+    SliceScore,
     policy_label,
     policy_order,
     validate_report,
@@ -780,6 +781,25 @@ def test_a_handful_of_evaluation_prompts_has_no_interval_and_no_gain() -> None:
     assert "a gain of" not in headline(report) and "too few prompts to tell" in headline(report)
     gains = [line for line in checks_of(report) if "gain over SFT" in line]
     assert gains and all("? too few" in line for line in gains)
+
+
+def test_a_handful_of_clusters_has_no_interval_however_many_prompts() -> None:
+    """The intervals resample clusters; of a single one every resample is the same."""
+    report = a_report()
+    report["prompts"] |= {"eval": 300, "eval_clusters": 1}
+    text = Page(render_html(ReportData(report))).text
+    low, high = report["policies"]["ppo"]["ci95"]
+    assert f"{low:.3f} to {high:.3f}" not in text
+    assert "fewer than 20 clusters of near-duplicate prompts are too few" in text
+    gains = [line for line in checks_of(report) if "gain over SFT" in line]
+    assert gains and all("on 1 clusters of near-dup" in line and "? too" in line for line in gains)
+    report["prompts"]["eval_clusters"] = 20
+    assert f"{low:.3f} to {high:.3f}" in Page(render_html(ReportData(report))).text
+    score = {"gold_score": 0.5, "ci95": [0.5, 0.5], "n": 300}
+    assert [
+        SliceScore(**score, **clusters).too_few
+        for clusters in ({"clusters": 1}, {"clusters": 20}, {})
+    ] == [True, False, False]
 
 
 def test_gold_is_said_only_where_there_is_a_gold_judge() -> None:

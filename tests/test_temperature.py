@@ -1,6 +1,5 @@
 """The temperature of every stage that samples: what it is, what is refused, and what it changes."""
 
-from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
@@ -16,10 +15,10 @@ from alpaca_rlhf.pipeline import run_loop
 from alpaca_rlhf.settings import PPO, BestOfK, Evaluate, Loop, Rank, Sampling
 from alpaca_rlhf.settings.earlier import with_earlier_defaults
 from alpaca_rlhf.settings.parsing import parse
+from alpaca_rlhf.stages import arm_answers
 from alpaca_rlhf.stages.context import Context
 from tests.test_pipeline import Quiet
 
-evaluate_stage = import_module("alpaca_rlhf.stages.evaluate")  # a function has its name
 STAGES = ("sample", "ppo", "best_of_k", "evaluate")
 
 
@@ -111,16 +110,16 @@ def test_the_evaluations_kl_is_that_of_its_temperature(tiny, temperature):
     ctx = Context(settings, SimpleNamespace(path=None), SimpleNamespace(), Quiet())
     ctx.__dict__.update(base=adapters.base, adapters=adapters)
     row = Instruction("Name a colour.")
-    completion = evaluate_stage._Completion("", True, (50, 60, 2))
+    completion = arm_answers.Completion("", True, (50, 60, 2))
 
     def measured():
-        return evaluate_stage._kl(ctx, "policy", [row], [completion], few_shot=False)
+        return arm_answers.kl_estimates(ctx, "policy", [row], [completion], few_shot=False)
 
     assert list(measured().values()) == [[0.0], [0.0]]
     with torch.no_grad():
         for parameter in adapters.parameters("policy").values():
             parameter.mul_(2)
-    prompt = evaluate_stage._prompt(ctx, row, few_shot=False)
+    prompt = arm_answers.arm_prompt(ctx, row, few_shot=False)
     ids = torch.tensor([prompt + completion.ids])
     logs = {}
     for role in ("policy", "sft"):

@@ -59,7 +59,8 @@ def policy_controls(settings: Loop) -> set[str]:
 def evaluated_arms(settings: Loop) -> int:
     """Arms of the evaluation: controls, SFT, each round's policies, and those that rerank."""
     policies = len(settings.policy_stages) + len(policy_controls(settings))
-    return 4 + (policies + 1) * settings.rounds
+    reranking = 1 + settings.rounds if settings.evaluate.rerank else 0
+    return 3 + policies * settings.rounds + reranking
 
 
 def _checkpoint_bytes(settings: Loop, stage: str) -> float:

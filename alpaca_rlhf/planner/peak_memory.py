@@ -227,7 +227,8 @@ class PeakMemory:
         sampling = self.settings.sampling
         # 1. Sample from every policy, and the samples to rerank; score them.
         yield self._sampling("evaluate", 1, self._trained_adapters)
-        yield self._sampling("evaluate", self.settings.best_of_k.k, self._trained_adapters)
+        if self.settings.evaluate.rerank:
+            yield self._sampling("evaluate", self.settings.best_of_k.k, self._trained_adapters)
         scored = Rows(sampling.batch_size, self.lengths.prompt, sampling.max_new_tokens)
         residents = _Residents("evaluate", "--sampling.batch-size", self._trained_adapters)
         yield self._scoring(residents, scored)

@@ -90,7 +90,9 @@ class StageWork:
         reward_models = 2 if settings.reward.control else 1
         fine_tunings = 2 if best_of_k.control else 1
         prompts = settings.evaluate.prompts * (2 if settings.evaluate.dev else 1)
-        compared, reranked = 2 * prompts, best_of_k.k * prompts  # sampled and greedy; K of SFT
+        compared = 2 * prompts  # sampled and greedy
+        reranked = best_of_k.k * prompts if settings.evaluate.rerank else 0
+        resampled = max(0, reranked - prompts)  # SFT answers with the first of its K samples
         # Base with and without examples, SFT, and each round's policies with their controls.
         policies = 3 + (len(settings.policy_stages) + len(policy_controls(settings))) * rounds
         return {
@@ -119,7 +121,7 @@ class StageWork:
                 + self._read(compared, prompt + new, new)
             )
             * policies
-            + self._sampled(reranked, prompt, new, batch, best_of_k.k)
+            + self._sampled(resampled, prompt, new, batch, best_of_k.k)
             + self._read(reranked * rounds, prompt + new, 0),
         }
 

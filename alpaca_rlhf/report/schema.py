@@ -146,11 +146,16 @@ class Prompts(_Object):
     """Clusters of near-duplicates among the evaluation prompts."""
 
     @property
-    def resampled(self) -> str:
-        """Units that the intervals of policies are resampled over."""
-        if self.eval_clusters in (None, self.eval):
-            return "prompts"
-        return f"{count(self.eval_clusters or 0)} clusters of near-duplicate prompts"
+    def units(self) -> str:
+        """Units that the intervals of policies are resampled over, independent of each other."""
+        clustered = self.eval_clusters not in (None, self.eval)
+        return "clusters of near-duplicate prompts" if clustered else "prompts"
+
+    @property
+    def independent(self) -> str:
+        """Those units with their number."""
+        n_units = self.eval if self.eval_clusters is None else self.eval_clusters
+        return f"{count(n_units)} {self.units}"
 
 
 class InputFile(_Object):
@@ -273,11 +278,13 @@ class SliceScore(_Object):
     gold_score: Number
     ci95: Interval
     n: Count
+    clusters: Count | None = None
+    """Clusters of near-duplicates among them, which the interval resamples."""
 
     @property
     def too_few(self) -> bool:
-        """True where there are too few prompts for an interval."""
-        return _too_few(self.n)
+        """True where there are too few prompts, or clusters of them, for an interval."""
+        return _too_few(self.n, self.clusters)
 
 
 class PartScore(SliceScore):
@@ -384,8 +391,8 @@ class Report(_Object):
 
     @property
     def too_few(self) -> bool:
-        """True where there are too few evaluation prompts for an interval."""
-        return _too_few(self.prompts.eval)
+        """True where there are too few evaluation prompts, or clusters, for an interval."""
+        return _too_few(self.prompts.eval, self.prompts.eval_clusters)
 
     @property
     def ordered(self) -> list[tuple[str, Policy]]:

@@ -317,6 +317,9 @@ class Evaluate(Bounded, group="--evaluate"):
     takes that of --sampling.temperature."""
     dev: bool = False
     """Answer the prompts of the split `dev` too, whose figures stand beside: tune on those."""
+    rerank: bool = True
+    """Choose among --best-of-k.k samples of SFT for each prompt too, by the reward model and by the
+    judge: two arms that train nothing, for the time of that many samples."""
     shown: NonNegativeInt = 8
     """Prompts whose answers are shown side by side in the report."""
     split: Literal["eval", "dev"] = "eval"

@@ -43,7 +43,7 @@ def arms(settings: Loop, reward_stages: Sequence[str]) -> list[Arm]:
         reward_stages: Stages whose reward models rerank samples of SFT, in later rounds `.2` ...
     """
     all_arms = [Arm("base", None), Arm("base_few_shot", None), Arm("sft", "sft")]
-    chosen = settings.policy_stages
+    chosen, rerank = settings.policy_stages, settings.evaluate.rerank
     for round_ in range(1, settings.rounds + 1):
         best_of_k, ppo = suffixed("best_of_k", round_), suffixed("ppo", round_)
         # 1. The choice among K: by chance, by the reward model, and without fine-tuning on it.
@@ -51,10 +51,10 @@ def arms(settings: Loop, reward_stages: Sequence[str]) -> list[Arm]:
             if settings.best_of_k.control:
                 all_arms.append(Arm(control_of(best_of_k), control_of(best_of_k)))
             all_arms.append(Arm(best_of_k, best_of_k))
-        if suffixed("reward", round_) in reward_stages:
+        if rerank and suffixed("reward", round_) in reward_stages:
             sampler = suffixed("sampler_best_of_k", round_)
             all_arms.append(Arm(sampler, "sft", suffixed("reward", round_)))
-        if round_ == 1:  # the judge chooses among the same samples in every round
+        if rerank and round_ == 1:  # the judge chooses among the same samples in every round
             all_arms.append(Arm("oracle_best_of_k", "sft", JUDGE))
         # 2. PPO, and PPO on verdicts that mean nothing.
         if "ppo" in chosen:
