@@ -98,6 +98,7 @@ FREE = (
     *(f"judge.max_{name}" for name in ("tokens_total", "usd", "minutes")),
     *(f"judge.usd_per_1k_{name}" for name in ("in", "out")),
     "sampling.dense_gib",
+    "checkpointing",
     "track",
     "rank.at_least",
     "reward.gate",

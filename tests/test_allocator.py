@@ -1,4 +1,4 @@
-"""Memory that is free goes back to the system, though small live blocks lie between."""
+"""Memory that is free goes back to the system, and what a card's allocator is told."""
 
 import os
 import subprocess
@@ -59,3 +59,32 @@ def test_free_blocks_go_back_at_the_end_of_a_stage():
 
 def test_what_the_user_set_stays():
     assert left("kit", MALLOC_MMAP_THRESHOLD_="33554432")[0] > 150
+
+
+CARD_SCRIPT = """
+import os, sys
+from alpaca_rlhf.core import quiet
+with quiet.loading("."):
+    assert "torch" not in sys.modules
+    print(os.environ.get("PYTORCH_ALLOC_CONF"), os.environ.get("PYTORCH_CUDA_ALLOC_CONF"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({}, "expandable_segments:True None"),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, "max_split_size_mb:64 None"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, "None backend:native"),
+    ],
+)
+def test_a_card_s_segments_expand_unless_the_user_says_otherwise(environment, told):
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("PYTORCH_")}
+    done = subprocess.run(
+        [sys.executable, "-c", CARD_SCRIPT],
+        env={**clean, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == told

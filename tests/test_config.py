@@ -433,3 +433,10 @@ def test_the_help_of_the_values_rate_says_what_the_quickstart_takes():
     assert f"the quickstart's head learns at {rate}" in " ".join(help_text.split())
     experiments = (Path(__file__).parents[1] / "docs" / "experiments.md").read_text("utf-8")
     assert f"The quickstart's head learns at {rate}." in experiments
+
+
+def test_activations_are_recomputed_on_a_card_unless_told_otherwise():
+    assert [Loop().checkpoints_on(kind) for kind in ("cuda", "cpu")] == [True, False]
+    for mode, recomputed in (("on", True), ("off", False)):
+        settings = replace(Loop(), checkpointing=mode)
+        assert [settings.checkpoints_on(kind) for kind in ("cuda", "cpu")] == [recomputed] * 2

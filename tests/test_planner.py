@@ -21,6 +21,7 @@ from alpaca_rlhf.planner import (
     Shape,
     StageWork,
     changed_flags,
+    device_of,
     find_gpu,
     largest_fitting,
     shape_from_config,
@@ -191,8 +192,8 @@ def test_the_copy_of_the_base_is_made_only_within_its_limit():
     assert gib(PeakMemory(shape_of("llama-2-7b"), CUDA, settings).sample(), item) == 0
     small = PeakMemory(shape_of("llama-3.2-1b"), CUDA, settings)
     # 16 layers of 60,817,408 weights (grouped queries), two bytes each
-    assert gib(small.sample(), item) == pytest.approx(16 * 60_817_408 * 2 / 2**30)
-    assert gib(small.generate(), item) == 0  # the bare base has no adapter's layers
+    for phases in (small.sample(), small.generate()):
+        assert gib(phases, item) == pytest.approx(16 * 60_817_408 * 2 / 2**30)
 
 
 def test_stages_that_files_take_the_place_of_are_not_planned(tmp_path):
@@ -265,6 +266,49 @@ def test_lengths_are_shortened_only_where_that_is_allowed():
     with pytest.raises(UserError, match=r"sft .*lower --sft.max-length"):
         largest_fitting(budget, settings)
     assert largest_fitting(budget, settings, lengths=True).sft.max_length < 4096
+
+
+@pytest.mark.parametrize(
+    ("base", "card", "chosen"),
+    [
+        ("llama-3-8b", "24", "off"),
+        ("llama-3-8b", "12", "auto"),
+        ("llama-3.2-1b", "12", "off"),
+        ("smollm2-135m", "cpu", "auto"),
+    ],
+)
+def test_activations_are_kept_where_enough_tokens_fit(base, card, chosen):
+    gpu = find_gpu(card)
+    budget = Budget(shape_of(base), gpu, device=device_of(gpu))
+    before = Loop(base=base)
+    after = largest_fitting(budget, before)
+    assert after.checkpointing == chosen
+    flags = changed_flags(before, after)
+    assert ("--checkpointing" in flags) == (chosen == "off")
+    for settings in (replace(before, checkpointing="on"), replace(before, checkpointing="off")):
+        try:
+            kept = largest_fitting(budget, settings)
+        except UserError:
+            continue
+        assert kept.checkpointing == settings.checkpointing, "a choice of the user's stays"
+    if chosen == "off":
+        recomputed = largest_fitting(budget, replace(before, checkpointing="on"))
+        rows = after.sft.micro_batch_size, recomputed.sft.micro_batch_size
+        assert rows[0] * after.sft.max_length >= 1024 and rows[0] <= rows[1]
+        seconds = [
+            StageWork(shape_of(base), s, budget.lengths, 1000, s.checkpoints_on("cuda"))
+            .all()["sft"]
+            .seconds(Rates(tflops=20, bandwidth=500), 32)
+            for s in (after, recomputed)
+        ]
+        assert seconds[0] < 0.8 * seconds[1]
+
+
+def test_keeping_activations_that_do_not_fit_is_told_with_the_flag():
+    budget = Budget(shape_of("llama-3-8b"), find_gpu("8"))
+    settings = replace(Loop(base="llama-3-8b"), checkpointing="off")
+    with pytest.raises(UserError, match="leave --checkpointing off out"):
+        largest_fitting(budget, settings)
 
 
 def test_choosing_twice_changes_nothing():
@@ -374,7 +418,8 @@ def test_plan_as_json_adds_up():
         for phase in stage["phases"]:
             assert sum(phase["items_gib"].values()) == pytest.approx(phase["peak_gib"])
         assert stage["peak_gib"] == max(phase["peak_gib"] for phase in stage["phases"])
-    assert plan["largest"]["--sft.micro-batch-size"] > 4
+    assert plan["largest"]["--checkpointing"] == "off"
+    assert plan["largest"]["--sampling.batch-size"] > 32
     assert plan["measured"] is False
 
 

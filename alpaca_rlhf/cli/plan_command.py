@@ -147,7 +147,7 @@ def show(flags: Plan, settings: Loop, switches: Sequence[str], terminal: Termina
     # 2. Time and cost of every stage.
     rates = _rates(flags, card)
     rows, counted = _rows(flags, settings)
-    checkpointing = budget.device.kind == "cuda"
+    checkpointing = planned.checkpoints_on(budget.device.kind)
     work = StageWork(shape, planned, budget.lengths, rows, checkpointing).all()
     seconds = {
         name: stage.seconds(rates, shape.layers) for name, stage in work.items() if name in phases

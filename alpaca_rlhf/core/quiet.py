@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from alpaca_rlhf.core.allocator import return_memory
+from alpaca_rlhf.core.allocator import expand_segments, return_memory
 from alpaca_rlhf.core.bases import is_local
 
 
@@ -23,6 +23,7 @@ def loading(base: str) -> Iterator[None]:
     """
     quiet(base)
     return_memory()
+    expand_segments()
     gc.disable()
     try:
         yield

@@ -1,11 +1,12 @@
-"""The largest settings that fit a GPU: micro-batches and batches that are decoded together.
+"""The largest settings that fit a GPU.
 
-None of them changes what is learned; lengths do, and change only if the user allows it.
+Micro-batches, batches that are decoded together, and activations kept instead of recomputed. None
+of them changes what is learned; lengths do, and change only if the user allows it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from alpaca_rlhf.core.errors import UserError
@@ -20,6 +21,9 @@ MIN_LENGTH = 64
 ENOUGH_TOKENS = 8192
 """Tokens in memory at once beyond which a product is no faster; an estimate. The rest of the GPU
 stays free, as a margin."""
+ENOUGH_TO_KEEP = 1024
+"""Tokens in memory at once from which keeping all activations, which spares a third of the work, is
+worth more than further tokens; an estimate."""
 MAX_DECODED = 128
 """Completions decoded together beyond which little is gained."""
 
@@ -61,8 +65,10 @@ class Budget:
         )
 
     def _plan(self, settings: Loop) -> PeakMemory:
-        cuda = self.device.kind == "cuda"
-        return PeakMemory(self.shape, self.device, settings, self.lengths, checkpointing=cuda)
+        checkpointing = settings.checkpoints_on(self.device.kind)
+        return PeakMemory(
+            self.shape, self.device, settings, self.lengths, checkpointing=checkpointing
+        )
 
     def _with_reserve(self, phase: Phase) -> Phase:
         # For CUDA's context or a process's libraries, and the gaps of the allocator.
@@ -86,6 +92,8 @@ class _Knob:
     """Stages that must fit with it."""
     most: Callable[[Loop], int]
     """The largest size worth having."""
+    tokens: Callable[[Loop], int] | None = None
+    """Tokens of the longest row that is trained on; None where nothing is trained."""
 
     def turned(self, settings: Loop, size: int) -> Loop:
         """Settings with the knob at `size`."""
@@ -102,22 +110,34 @@ def _rows(batch: int, length: int) -> int:
     return max(1, min(batch, ENOUGH_TOKENS // length))
 
 
+def _sft_tokens(settings: Loop) -> int:
+    return settings.sft.max_length
+
+
+def _reward_tokens(settings: Loop) -> int:
+    return settings.reward.max_length * settings.rank.k
+
+
+def _ppo_tokens(settings: Loop) -> int:
+    return settings.ppo.max_new_tokens + Lengths.prompt
+
+
 def _sft_rows(settings: Loop) -> int:
-    return _rows(settings.sft.examples_per_step(), settings.sft.max_length)
+    return _rows(settings.sft.examples_per_step(), _sft_tokens(settings))
 
 
 def _reward_rows(settings: Loop) -> int:
-    return _rows(settings.reward.rankings_per_step(), settings.reward.max_length * settings.rank.k)
+    return _rows(settings.reward.rankings_per_step(), _reward_tokens(settings))
 
 
 def _ppo_rows(settings: Loop) -> int:
-    return _rows(settings.ppo.minibatch_size, settings.ppo.max_new_tokens + Lengths.prompt)
+    return _rows(settings.ppo.minibatch_size, _ppo_tokens(settings))
 
 
 KNOBS = (
-    _Knob("sft", "micro_batch_size", ("sft", "best_of_k"), _sft_rows),
-    _Knob("reward", "micro_batch_size", ("reward",), _reward_rows),
-    _Knob("ppo", "micro_batch_size", ("ppo",), _ppo_rows),
+    _Knob("sft", "micro_batch_size", ("sft", "best_of_k"), _sft_rows, _sft_tokens),
+    _Knob("reward", "micro_batch_size", ("reward",), _reward_rows, _reward_tokens),
+    _Knob("ppo", "micro_batch_size", ("ppo",), _ppo_rows, _ppo_tokens),
     _Knob(
         "sampling",
         "batch_size",
@@ -150,10 +170,32 @@ def largest_fitting(budget: Budget, settings: Loop, *, lengths: bool = False) ->
         settings = _shortened(budget, settings)
     refuse_too_small(budget, settings)
 
-    # 2. Raise each size as far as it fits.
+    # 2. Keep all activations where enough tokens fit beside each other all the same.
+    if settings.checkpointing == "auto" and settings.checkpoints_on(budget.device.kind):
+        kept = _raised(budget, replace(settings, checkpointing="off"), limits)
+        if _trains_enough_tokens(budget, kept, limits):
+            return kept
+    # 3. Otherwise raise each size as far as it fits while they are recomputed.
+    return _raised(budget, settings, limits)
+
+
+def _raised(budget: Budget, settings: Loop, limits: Sequence[int]) -> Loop:
+    """Each size as large as it fits, from one row at a time."""
     for knob, limit in zip(KNOBS, limits, strict=True):
         settings = _largest(budget, settings, knob, limit)
     return settings
+
+
+def _trains_enough_tokens(budget: Budget, settings: Loop, limits: Sequence[int]) -> bool:
+    """True if each training stage fits with `ENOUGH_TO_KEEP` tokens, or a whole batch, at once."""
+    for knob, limit in zip(KNOBS, limits, strict=True):
+        if knob.tokens is None:
+            continue
+        rows = getattr(getattr(settings, knob.section), knob.name)
+        enough = rows == limit or rows * knob.tokens(settings) >= ENOUGH_TO_KEEP
+        if not enough or not budget.fits(settings, knob.stages):
+            return False
+    return True
 
 
 def _one_row_each(settings: Loop) -> Loop:
@@ -183,17 +225,19 @@ def refuse_too_small(budget: Budget, settings: Loop, stages: Collection[str] | N
             if stages is not None and stage not in stages:
                 continue
             need = phase.peak / 2**30
-            flag = _LOWER.get(stage, "--sampling.max-new-tokens")
+            advice = f"lower {_LOWER.get(stage, '--sampling.max-new-tokens')}"
             # Shorter rows cannot help where the weights alone do not fit, or the need is far above.
             resident = sum(phase.items.values()) - phase.items.get("activations", 0)
             if resident > budget.bytes or phase.peak > 4 * budget.bytes:
-                flag = "--lora.r or take a smaller base"
+                advice = "lower --lora.r or take a smaller base"
+            elif settings.checkpointing == "off":
+                advice = "leave --checkpointing off out"
             cuda = budget.device.kind == "cuda"
             others = f"{CONTEXT_GIB:g} GiB of it for CUDA"
             others = others if cuda else f"{LIBRARIES_GIB:g} GiB of it for the libraries"
             raise UserError(
                 f"{budget.gpu.described}: {stage} of --base {budget.shape.name} needs "
-                f"{need:.1f} GiB with one row at a time ({others}); lower {flag}, or use a "
+                f"{need:.1f} GiB with one row at a time ({others}); {advice}, or use a "
                 f"larger {'card' if cuda else 'machine'}"
             )
 
@@ -230,7 +274,7 @@ def _sizes(limit: int) -> Iterator[int]:
 
 def _without_copy(budget: Budget, settings: Loop) -> Loop:
     """Drop the 16-bit copy of the base while sampling if a stage does not fit with it."""
-    stages = ("sample", "reward", "ppo", "best_of_k", "evaluate")
+    stages = ("generate", "sample", "reward", "ppo", "best_of_k", "evaluate")
     if budget.fits(settings, stages):
         return settings
     return replace(settings, sampling=replace(settings.sampling, dense_gib=0.0))
@@ -255,6 +299,8 @@ def _shortened(budget: Budget, settings: Loop) -> Loop:
 def changed_flags(before: Loop, after: Loop) -> dict[str, tuple[object, object]]:
     """Flags whose values differ, with their value before and after."""
     changes: dict[str, tuple[object, object]] = {}
+    if before.checkpointing != after.checkpointing:
+        changes["--checkpointing"] = (before.checkpointing, after.checkpointing)
     for section in ("sft", "reward", "ppo", "sampling", "generate"):
         old, new = getattr(before, section), getattr(after, section)
         for name in ("micro_batch_size", "batch_size", "max_length", "max_new_tokens", "dense_gib"):

@@ -40,7 +40,7 @@ def make_ready(run: Pass, dense: bool) -> list[Block]:
     """Allocate what `models/dense.py` keeps for as long as a rollout lasts."""
     shape, width = run.shape, run.device.width
     copies = []
-    if run.rank and dense:
+    if dense:
         copies.append(run.tape.new(shape.layers * shape.layer_weights * width, DENSE))
     if run.rank and width < 4:
         copies.append(run.tape.new(shape.adapter_weights(run.rank) * width, ADAPTERS))

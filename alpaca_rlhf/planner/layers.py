@@ -100,7 +100,7 @@ class Layers:
     def _dequantised(self, weights: int) -> Block | None:
         """Allocate the 16-bit matrix inside a fused product; the meter cannot see it on a CPU."""
         few = self.decoding and self.tokens <= FEW  # a kernel reads the codes themselves
-        if self.device.kind == "cpu" or few or (self.decoding and self.dense and self.rank):
+        if self.device.kind == "cpu" or few or (self.decoding and self.dense):
             return None
         return self.tape.new(weights * self.device.width + 4 * weights // NF4_BLOCK, COPY)
 

@@ -94,7 +94,7 @@ class PeakMemory:
         device: Compute dtype and kind.
         settings: Every number of the loop.
         lengths: Lengths that no setting bounds.
-        checkpointing: Recompute activations in the backward pass, as the loop does on CUDA.
+        checkpointing: Recompute activations in the backward pass, as `Loop.checkpoints_on` says.
         padded: Prompts differ in length.
     """
 

@@ -102,15 +102,14 @@ class Context:
 
     @cached_property
     def adapters(self) -> Adapters:
-        """The adapters on the base, with activation checkpointing on CUDA to save memory."""
+        """The adapters on the base, with activation checkpointing where the settings want it."""
         adapters = Adapters(
             self.base,
             self.settings.lora,
             template=self.settings.template,
             dense_gib=self.settings.sampling.dense_gib,
         )
-        if self.base.device.type == "cuda":
-            adapters.checkpointing(True)
+        adapters.checkpointing(self.settings.checkpoints_on(self.base.device.type))
         return adapters
 
     @cached_property

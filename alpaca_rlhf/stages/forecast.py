@@ -30,7 +30,7 @@ def planned_gib(ctx: Context, stage: str, round_: int) -> float:
         device,
         ctx.settings,
         Lengths(prompt=_longest_prompt(ctx, stage, round_)),
-        checkpointing=device.kind == "cuda",
+        checkpointing=ctx.settings.checkpoints_on(device.kind),
     )
     return plan.peak(stage) / 2**30 if stage in plan.all() else 0.0
 

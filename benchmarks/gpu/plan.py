@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import torch
 
+from alpaca_rlhf.core import allocator
 from alpaca_rlhf.planner import (
     Budget,
     Device,
@@ -192,7 +192,7 @@ def main() -> int:
     made_on = measure.machine()
     if not given.dry_run:
         made_on["gpu"] = torch.cuda.get_device_name()
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    allocator.expand_segments()
     rows: list[dict[str, Any]] = []
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(dir=given.scratch) as scratch:
