@@ -29,7 +29,7 @@ TEXTS = [
 ] * 20
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data and weights; skips where it is absent."""
     if not SHARED.is_dir():

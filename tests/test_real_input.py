@@ -1,6 +1,8 @@
 """Data and weights that nobody here made: a real tiny LLaMA, human-written rows, human rankings."""
 
+import gzip
 import json
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -45,16 +47,19 @@ def prompts(tmp_path_factory) -> Path:
     return path
 
 
-def settings(shared: Path, prompts: Path, rankings: str, out: Path) -> Loop:
+def settings(
+    shared: Path, prompts: Path, rankings: Path, out: Path, sft_adapter: Path | None = None
+) -> Loop:
     return Loop(
         base=str(shared / "models" / "stories260k"),
         template="brief",
         out=out,
         lora=Lora(r=8, alpha=16),
         inputs=Inputs(
-            data=shared / "data" / "dolly_2000.json",
+            data=None if sft_adapter else shared / "data" / "dolly_2000.json",
+            sft_adapter=sft_adapter,
             prompts=prompts,
-            rankings=shared / "data" / rankings,
+            rankings=rankings,
             judge="human",
         ),
         sampling=Sampling(max_new_tokens=16, batch_size=64),
@@ -78,11 +83,20 @@ def ledger(out: Path) -> dict:
     return json.loads((out / "ledger.json").read_text())
 
 
-def test_the_loop_learns_from_files_alone(shared, prompts, tmp_path):
-    """SFT on Dolly, a reward model on HH pairs, PPO against it: all on someone else's LLaMA."""
-    out = tmp_path / "run"
-    chosen = settings(shared, prompts, "hh_harmless_pairs_1156.jsonl.gz", out)
+@pytest.fixture(scope="module")
+def from_pairs(shared, prompts, tmp_path_factory) -> Path:
+    """A run up to PPO: SFT on Dolly, a reward model on HH pairs, on someone else's LLaMA."""
+    folder = tmp_path_factory.mktemp("pairs")
+    pairs = folder / "pairs.jsonl"
+    with gzip.open(shared / "data" / "hh_harmless_pairs_1156.jsonl.gz", "rt") as lines:
+        pairs.write_text("".join(islice(lines, 500)))
+    chosen = settings(shared, prompts, pairs, folder / "run")
     run_loop(chosen, Quiet(), kind="loop", command="test", until="ppo")
+    return folder / "run"
+
+
+def test_the_loop_learns_from_files_alone(from_pairs):
+    out = from_pairs
     entries = ledger(out)
     sft = entries["sft"]["facts"]
     assert sft["loss_after"] < sft["loss_before"] - 0.1
@@ -96,17 +110,20 @@ def test_the_loop_learns_from_files_alone(shared, prompts, tmp_path):
     assert [row["step"] for row in rows if row["stage"] == "ppo"] == [1, 2, 3]
 
 
-def test_a_reward_model_trains_on_ranking_trees(shared, prompts, tmp_path):
+def test_a_reward_model_trains_on_ranking_trees(shared, prompts, from_pairs, tmp_path):
     """OpenAssistant's K-way human rankings; those too long for the context are left out."""
     out = tmp_path / "run"
-    chosen = settings(shared, prompts, "oasst_en_100_tree.jsonl.gz", out)
+    trees = shared / "data" / "oasst_en_100_tree.jsonl.gz"
+    chosen = settings(shared, prompts, trees, out, from_pairs / "sft" / "adapter")
     run_loop(chosen, Quiet(), kind="loop", command="test", until="reward")
     reward = ledger(out)["reward"]["facts"]
     assert reward["pairs"] > 20
     assert 0.0 <= reward["ci95"][0] <= reward["held_out_accuracy"] <= reward["ci95"][1] <= 1.0
 
 
-def test_a_reward_model_trains_on_a_snapshot_of_imported_trees(shared, prompts, tmp_path):
+def test_a_reward_model_trains_on_a_snapshot_of_imported_trees(
+    shared, prompts, from_pairs, tmp_path
+):
     """Every tree goes into the database, and comes out as a snapshot to train from."""
     trees = read_rankings(shared / "data" / "oasst_en_100_tree.jsonl.gz")
     with Store(tmp_path / "preferences.db") as store:
@@ -116,7 +133,8 @@ def test_a_reward_model_trains_on_a_snapshot_of_imported_trees(shared, prompts, 
         snapshot = store.export(tmp_path / "snapshot")
     assert snapshot.rankings == len(trees) and snapshot.judged == 0
     out = tmp_path / "run"
-    chosen = settings(shared, prompts, str(tmp_path / "snapshot"), out)
+    adapter = from_pairs / "sft" / "adapter"
+    chosen = settings(shared, prompts, tmp_path / "snapshot", out, adapter)
     run_loop(chosen, Quiet(), kind="loop", command="test", until="reward")
     assert ledger(out)["reward"]["facts"]["pairs"] > 20
     read = json.loads((out / "provenance.json").read_text())["inputs"]["rankings"]
