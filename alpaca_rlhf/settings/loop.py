@@ -45,7 +45,7 @@ MIN_REWARD_BATCH, MAX_REWARD_BATCH = 4, 64
 """Bounds of a reward model's batch that follows the rankings."""
 
 Checkpointing = Literal["auto", "on", "off"]
-"""Whether activations are recomputed in the backward pass."""
+"""When activations are recomputed in the backward pass."""
 
 TrackerName = Literal["none", "tensorboard", "wandb"]
 """Trackers that get metrics beside `metrics.jsonl`."""
