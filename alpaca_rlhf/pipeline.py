@@ -65,6 +65,14 @@ STAGES = {
         "train the policy adapter against the reward adapter, anchored to sft", shared=True),
     "best_of_k": LoopStage(stages.best_of_k,
         "fine-tune on the reward adapter's favourite of several completions", shared=True),
+    "dpo": LoopStage(stages.dpo,
+        "train the policy adapter on all pairs themselves, anchored to sft", shared=True),
+    "grpo": LoopStage(stages.grpo,
+        "train the policy adapter on groups of completions that the reward adapter compares",
+        shared=True),
+    "rloo": LoopStage(stages.rloo,
+        "train the policy adapter on completions scored against the others of their prompt",
+        shared=True),
     "evaluate": LoopStage(stages.evaluate,
         "compare every policy on prompts that no stage has seen"),
 }
@@ -83,12 +91,16 @@ ANSWERS = "the teacher answers prompts, and the answers that the judge likes are
 BY_JUDGE = {
     "ppo": "train the policy adapter against the judge, anchored to sft",
     "best_of_k": "fine-tune on the judge's favourite of several completions",
+    "grpo": "train the policy adapter on groups of completions that the judge compares",
+    "rloo": "train the policy adapter on completions that the judge scores, against each other",
 }
 """The intents of stages whose reward a judge gives."""
 
+TRAINED = ("sft", "reward", "ppo", "dpo", "grpo", "rloo")
+"""Stages with batches of their own in memory."""
+
 FREE = (
-    *(f"{stage}.micro_batch_size" for stage in ("sft", "reward", "ppo")),
-    *(f"{stage}.save_every" for stage in ("sft", "reward", "ppo")),
+    *(f"{stage}.{name}" for stage in TRAINED for name in ("micro_batch_size", "save_every")),
     "sampling.batch_size",
     *(f"generate.endpoint.{name}" for name in ("url", "licence", "key_env")),
     *(f"generate.endpoint.{name}" for name in ("concurrency", "timeout", "retries")),
@@ -113,6 +125,7 @@ DEALING = (
     "ppo.updates",
     "ppo.batch_size",
     "best_of_k.prompts",
+    *(f"{stage}.{name}" for stage in ("grpo", "rloo") for name in ("prompts", "updates")),
     "evaluate.prompts",
     "evaluate.split",
     "evaluate.max_cluster",

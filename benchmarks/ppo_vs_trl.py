@@ -143,7 +143,8 @@ class Ours:
     def run(self) -> dict[str, Any]:
         """One update."""
         from alpaca_rlhf.training.loop import Checkpoints
-        from alpaca_rlhf.training.ppo import PPOPrompt, train_ppo
+        from alpaca_rlhf.training.ppo import train_ppo
+        from alpaca_rlhf.training.rollouts import RolloutPrompt
 
         rows: list[dict[str, Any]] = []
         with tempfile.TemporaryDirectory() as folder:
@@ -151,7 +152,7 @@ class Ours:
                 self.adapters,
                 self.head,
                 [
-                    PPOPrompt(f"{i}/{length}", tuple(ids))
+                    RolloutPrompt(f"{i}/{length}", tuple(ids))
                     for i, (ids, (_, length)) in enumerate(zip(prompts(), LENGTHS, strict=True))
                 ],
                 self.settings,

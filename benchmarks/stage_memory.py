@@ -28,8 +28,9 @@ from alpaca_rlhf.training import ppo as ppo_module
 from alpaca_rlhf.training.candidates import draw, rescore
 from alpaca_rlhf.training.groups import Group
 from alpaca_rlhf.training.loop import Checkpoints
-from alpaca_rlhf.training.ppo import PPOPrompt, train_ppo
+from alpaca_rlhf.training.ppo import train_ppo
 from alpaca_rlhf.training.reward import train_reward
+from alpaca_rlhf.training.rollouts import RolloutPrompt
 from alpaca_rlhf.training.sft import train_sft
 from benchmarks import little_llama
 from benchmarks.measure import LiveBytes, tensors_of
@@ -276,14 +277,15 @@ class Stages:
     def _ppo(self, head: ScalarHead) -> None:
         own = self.settings.ppo
         prompts = [
-            PPOPrompt(str(number), ids)
+            RolloutPrompt(str(number), ids)
             for number, ids in enumerate(self._prompts(own.updates * own.batch_size))
         ]
         patched: Any = ppo_module
-        sample, collect, improve = patched.sample, patched.collect, patched.improve
+        originals = patched.sample_from_policy, patched.collect, patched.improve
+        sample, collect, improve = originals
         between, phase = "ppo: between", self.meter.phase
         try:
-            patched.sample = phase("ppo: rollout", between, sample)
+            patched.sample_from_policy = phase("ppo: rollout", between, sample)
             patched.collect = phase("ppo: scoring", between, collect)
             patched.improve = phase("ppo: update", between, improve)
             with self.meter.stage(between):
@@ -298,7 +300,7 @@ class Stages:
                     log=lambda row: None,
                 )
         finally:
-            patched.sample, patched.collect, patched.improve = sample, collect, improve
+            patched.sample_from_policy, patched.collect, patched.improve = originals
 
     def _best_of_k(self, head: ScalarHead) -> None:
         own, sampling = self.settings.best_of_k, self.settings.sampling

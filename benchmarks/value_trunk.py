@@ -32,7 +32,8 @@ from alpaca_rlhf.settings.quickstart import QUICKSTART
 from alpaca_rlhf.sources import source_of
 from alpaca_rlhf.stages.context import Context
 from alpaca_rlhf.training.loop import Checkpoints
-from alpaca_rlhf.training.ppo import PPOPrompt, train_ppo
+from alpaca_rlhf.training.ppo import train_ppo
+from alpaca_rlhf.training.rollouts import RolloutPrompt
 from benchmarks import measure
 
 PROMPTS = 300
@@ -88,7 +89,7 @@ class Bench:
         ctx = self.ctx
         ctx.adapters.load("policy", ctx.adapter_folder("sft"))
         prompts = [
-            PPOPrompt(row.id, prompt_ids(ctx.base, ctx.settings.template, row))
+            RolloutPrompt(row.id, prompt_ids(ctx.base, ctx.settings.template, row))
             for row in ctx.source.prompts("ppo")
         ]
         rows: list[dict[str, Any]] = []

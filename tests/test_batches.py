@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.prompts import TEMPLATES, lead, marked, render
-from alpaca_rlhf.core.records import Instruction, Rollout
+from alpaca_rlhf.core.records import Instruction, ValuedRollout
 from alpaca_rlhf.models.attention import Packing
 from alpaca_rlhf.models.base import load_base
 from alpaca_rlhf.models.batches import (
@@ -440,7 +440,7 @@ def as_rollout(base, examples):
     batch = collate(base, examples)
     ids, mask = left_pad(base, [one.prompt for one in examples])
     zeros = torch.zeros(batch.completion_mask.shape)
-    return Rollout(
+    return ValuedRollout(
         ids, batch.completion_ids, mask, batch.completion_mask, zeros, zeros, zeros, zeros[:, 0]
     )
 

@@ -142,7 +142,7 @@ def test_every_section_and_chart_of_the_report_is_explained():
     charts = re.findall(r'curves\.\w+\([\w.]+, "([^"]+)"', page)
     charts += re.findall(r'LineChart\("([^"]+)"', page)
     charts.remove("Accepted tasks")
-    assert len(charts) == 16
+    assert len(charts) == 28
     assert [one for one in charts if f"**{one}**" not in text] == []
 
 
@@ -150,7 +150,7 @@ def test_every_section_and_chart_of_the_report_is_explained():
 
 
 def test_the_figures_of_ppo_and_best_of_k_are_those_of_the_proofs():
-    text = GUIDES["ppo-or-best-of-k"].read_text()
+    text = GUIDES["policies"].read_text()
     rows = re.findall(r"^\| (\d+) \|(.+)\|$", text, re.MULTILINE)
     assert len(rows) == len(list((ROOT / "docs/proof").glob("quickstart-seed-*.json")))
     for seed, cells in rows:

@@ -1,7 +1,12 @@
 """Policies as a choice: which stages a run has, what may change later, and what is refused."""
 
 import json
+import math
+import re
+import shutil
 from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 import yaml
@@ -9,15 +14,37 @@ import yaml
 from alpaca_rlhf.cli import main as cli
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.runs import RunFolder
-from alpaca_rlhf.pipeline import _changeable
+from alpaca_rlhf.pipeline import _changeable, run_loop
 from alpaca_rlhf.planner import Device, Lengths, PeakMemory, StageWork, disk_needs, shape_of
-from alpaca_rlhf.settings import PPO, BestOfK, Loop, Reward
+from alpaca_rlhf.report.schema import policy_order, validate_report
+from alpaca_rlhf.serving import folders
+from alpaca_rlhf.settings import GRPO, PPO, RLOO, BestOfK, Loop, Reward
 from alpaca_rlhf.settings.earlier import added, with_earlier_defaults
 from alpaca_rlhf.settings.parsing import parse, to_yaml
+from alpaca_rlhf.settings.policies import POLICIES
 from alpaca_rlhf.settings.quickstart import QUICKSTART
 from alpaca_rlhf.settings.steps import order
 from alpaca_rlhf.sources.choosing import deals_alike, split_sizes
 from alpaca_rlhf.stages.arms import arms
+from tests.prove import weights, without_times
+from tests.whole_run import Quiet, small
+
+GROUPS = {
+    "updates": 2,
+    "prompts": 4,
+    "k": 2,
+    "minibatch_size": 8,
+    "micro_batch_size": 8,
+    "lr": 1e-3,
+    "max_new_tokens": 24,
+    "save_every": 1,
+}
+ALL_FIVE = {
+    "policies": POLICIES,
+    "dpo": replace(QUICKSTART.dpo, save_every=1),
+    "grpo": GRPO(**GROUPS),
+    "rloo": RLOO(**GROUPS),
+}
 
 
 def settings_of(*flags, default=None):
@@ -26,6 +53,115 @@ def settings_of(*flags, default=None):
 
 def stages_of(settings):
     return [name for name, _ in order(settings)]
+
+
+@pytest.fixture
+def unevaluated(whole_run, tmp_path):
+    """A copy of a small finished run as it was before its evaluation."""
+    out = tmp_path / "run"
+    shutil.copytree(whole_run.path, out)
+    ledger = json.loads((out / "ledger.json").read_text())
+    del ledger["evaluate"]
+    (out / "ledger.json").write_text(json.dumps(ledger))
+    return out
+
+
+def go_on(out, reporter=None, **changes):
+    """Go on with a small run; returns its report."""
+    run_loop(small(out, **changes), reporter or Quiet(), kind="quickstart", command="test")
+    report = json.loads((out / "report.json").read_text())
+    validate_report(report)
+    return report
+
+
+def test_policies_are_added_to_a_run(unevaluated, tmp_path):
+    """Killed on the way it ends with the same weights; what was done is not done again."""
+    other = tmp_path / "other"
+    shutil.copytree(unevaluated, other)
+    seen = Quiet()
+    report = go_on(unevaluated, seen, **ALL_FIVE)
+    assert seen.started == ["dpo", "grpo", "rloo", "evaluate"]
+    assert policy_order(report["policies"])[-4:] == ["ppo", "dpo", "grpo", "rloo"]
+    assert [row["name"] for row in report["stages"]][-4:] == ["dpo", "grpo", "rloo", "evaluate"]
+    assert all(report["policies"][name]["kl_from_sft_nats"] != 0 for name in ("dpo", "grpo"))
+    page = (unevaluated / "report.html").read_text()
+    assert all(f"<h3>{name}</h3>" in page for name in ("DPO", "GRPO", "RLOO"))
+    lines = (unevaluated / "dpo/reference.jsonl").read_text().splitlines()
+    reference = [json.loads(line) for line in lines]
+    assert all(len(row["logprobs"]) == 4 and max(row["logprobs"]) < 0 for row in reference)
+    assert list(folders.policies(unevaluated))[-3:] == ["dpo", "grpo", "rloo"]
+    for stage in ("dpo", "grpo", "rloo"):
+        with pytest.raises(KeyboardInterrupt):
+            go_on(other, Quiet(stop_in=stage), **ALL_FIVE)
+        assert any((other / "checkpoints" / stage).iterdir())
+    assert without_times(go_on(other, **ALL_FIVE)) == without_times(report)
+    assert weights(other) == weights(unevaluated)
+
+
+def test_all_five_policies_in_two_rounds(tmp_path):
+    """Each goes on from its own last policy; DPO begins as SFT, on the rankings of both rounds."""
+    out = tmp_path / "run"
+    usual = small(out)
+    report = go_on(
+        out,
+        rounds=2,
+        rank=replace(usual.rank, prompts=12),
+        reward=replace(usual.reward, control=False),
+        best_of_k=replace(usual.best_of_k, control=False, prompts=6, epochs=1),
+        evaluate=replace(usual.evaluate, prompts=4, dev=False),
+        **ALL_FIVE,
+    )
+    second = [f"{name}.2" for name in ("ppo", "best_of_k", "dpo", "grpo", "rloo")]
+    assert {*second} <= {*report["policies"]} and report["prompts"]["overlap"] == 0
+    ledger = json.loads((out / "ledger.json").read_text())
+    assert ledger["dpo.2"]["facts"]["pairs"] > ledger["dpo"]["facts"]["pairs"]
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    first = {row["stage"]: row for row in reversed(rows)}
+    assert first["dpo.2"]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    for name in ("grpo", "rloo"):
+        assert first[name]["kl_k3"] == 0 < first[f"{name}.2"]["kl_k3"]
+    logged = {name for row in rows for name in row if not name.startswith("rejected_")}
+    undefined = logged - named_in_the_docs()
+    assert not undefined, "docs/metrics.md defines every logged number"
+
+
+def named_in_the_docs():
+    """What docs/metrics.md writes as code, and the columns that every row has."""
+    page = Path(__file__).parent.parent / "docs" / "metrics.md"
+    return {*re.findall(r"`(\w+)`", page.read_text()), "stage", "step", "steps"}
+
+
+def test_references_of_another_sft_are_computed_anew(unevaluated, monkeypatch):
+    """And those of the same one are read back."""
+    settings = small(unevaluated, policies=("ppo", "best-of-k", "dpo"))
+    computed = []
+    module = import_module("alpaca_rlhf.stages.dpo")  # its name in `stages` is the stage's
+    original = module.reference_logprobs
+
+    def counted(adapters, groups, micro):
+        computed.append(len(groups))
+        return original(adapters, groups, micro)
+
+    monkeypatch.setattr(module, "reference_logprobs", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run_loop(settings, Quiet(stop_in="dpo"), kind="quickstart", command="test")
+    ledger = json.loads((unevaluated / "ledger.json").read_text())
+    run_loop(settings, Quiet(), kind="quickstart", command="test", until="dpo")
+    assert len(computed) == 1
+    ledger["dpo_reference"]["made_of"] = "another"
+    ledger.pop("dpo", None)
+    (unevaluated / "ledger.json").write_text(json.dumps(ledger))
+    run_loop(settings, Quiet(), kind="quickstart", command="test", until="dpo")
+    assert len(computed) == 2
+
+
+def test_without_a_policy_that_needs_a_reward_none_is_trained():
+    settings = Loop(policies=("dpo",))
+    assert stages_of(settings) == ["generate", "sft", "sample", "rank", "dpo", "evaluate"]
+    assert "ppo" not in split_sizes(settings), "nor is any prompt kept for sampling"
+    plan = PeakMemory(shape_of("llama-2-7b"), Device("cuda", 2), settings).all()
+    assert "dpo" in plan and "reward" not in plan
+    assert {phase.name for phase in plan["dpo"]} == {"reference", "training", "optimiser step"}
 
 
 def test_the_policies_chosen_are_the_stages_run():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.core.records import Rollout
+from alpaca_rlhf.core.records import ValuedRollout
 from alpaca_rlhf.models import scoring
 from alpaca_rlhf.models.base import weights_digest
 from alpaca_rlhf.models.batches import Example, collate
@@ -17,7 +17,7 @@ from alpaca_rlhf.models.scoring import score
 from alpaca_rlhf.settings import PPO, Clip, Value
 from alpaca_rlhf.training import loss_scale, ppo
 from alpaca_rlhf.training.loop import Checkpoints, Learner
-from alpaca_rlhf.training.ppo import PPOPrompt, collect, missing_eos_score, train_ppo
+from alpaca_rlhf.training.ppo import collect, train_ppo
 from alpaca_rlhf.training.ppo_update import (
     Critic,
     KLCoefficient,
@@ -25,6 +25,7 @@ from alpaca_rlhf.training.ppo_update import (
     advantages_of,
     explained_variance,
 )
+from alpaca_rlhf.training.rollouts import RolloutPrompt, missing_eos_score
 
 SETTINGS = PPO(
     updates=3,
@@ -44,7 +45,7 @@ STOPS = frozenset({2, *range(100, 150)})  # so that some completions finish and 
 def prompts(n=12):
     generator = torch.Generator().manual_seed(4)
     return [
-        PPOPrompt(
+        RolloutPrompt(
             f"p{i}", (1, *torch.randint(100, 386, (2 + i % 5,), generator=generator).tolist())
         )
         for i in range(n)
@@ -122,10 +123,9 @@ def test_a_completion_that_does_not_stop_gets_the_missing_eos_score(tiny):
     [([0.5, -0.2, 2.0], -1.0), ([0.5, -3.25, -1.5], -3.25), ([-1.0], -1.0), ([], -1.0)],
 )
 def test_the_score_of_not_stopping_by_hand(finished, expected):
-    assert missing_eos_score(torch.tensor(finished), PPO()) == expected
+    assert missing_eos_score(torch.tensor(finished), None) == expected
     for chosen in (-2.0, 0.0, 5.0):
-        settings = replace(PPO(), missing_eos_score=chosen)
-        assert missing_eos_score(torch.tensor(finished), settings) == chosen, "as the user says"
+        assert missing_eos_score(torch.tensor(finished), chosen) == chosen, "as the user says"
 
 
 def test_by_default_not_stopping_never_pays(tiny):
@@ -218,7 +218,7 @@ def test_advantages_by_hand():
     mask = torch.tensor([[True, True], [True, False]])
     ids = torch.zeros(2, 2, dtype=torch.int64)
     found = advantages_of(
-        Rollout(
+        ValuedRollout(
             ids,
             ids,
             mask,
@@ -671,7 +671,7 @@ def test_the_bandit_ends_at_the_closed_form(toy, tmp_path, seed, trunk, temperat
         save_every=1000,
         clip=Clip(kl_stop=10.0),
     )
-    asked = [PPOPrompt(str(i), prompt) for i in range(256)]
+    asked = [RolloutPrompt(str(i), prompt) for i in range(256)]
     rows = train(adapters, head, tmp_path, settings, asked=asked, seed=seed)
     found = distribution("policy")
     assert total_variation(found, best) < 0.03

@@ -89,12 +89,12 @@ def test_a_ranking_that_is_none(tiers, problem):
 
 def test_a_rollout_is_sliced_as_a_whole():
     torch = pytest.importorskip("torch")
-    from alpaca_rlhf.core.records import Rollout
+    from alpaca_rlhf.core.records import ValuedRollout
 
     def block(width, kind=torch.float32):
         return torch.arange(3 * width).reshape(3, width).to(kind)
 
-    whole = Rollout(
+    whole = ValuedRollout(
         prompt_ids=block(2, torch.int64),
         completion_ids=block(4, torch.int64),
         prompt_mask=block(2, torch.bool),
@@ -108,5 +108,5 @@ def test_a_rollout_is_sliced_as_a_whole():
     part = whole[torch.tensor([2, 0])]
     assert len(part) == 2
     assert part.scores.tolist() == [2.0, 0.0]
-    for name in (one.name for one in dataclasses.fields(Rollout)):
+    for name in (one.name for one in dataclasses.fields(ValuedRollout)):
         assert torch.equal(getattr(part, name)[0], getattr(whole, name)[2])

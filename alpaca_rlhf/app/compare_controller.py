@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 MODEL_NAMES = (
     "alpaca bard bloom chatglm chatgpt claude dolly falcon gemini gemma gpt-2 gpt-3 gpt-3.5 gpt-4 "
     "koala llama llama-2 llama-3 mistral mixtral palm phi qwen vicuna anthropic baidu deepmind "
-    "deepseek lmsys openai sft ppo rlhf best-of-k best_of_k dpo"
+    "deepseek lmsys openai sft ppo rlhf best-of-k best_of_k dpo grpo rloo"
 ).split()
 """Words by which an answer names its model; the idea is FastChat's (clean_battle_data.py)."""
 _MODEL_NAME = re.compile(

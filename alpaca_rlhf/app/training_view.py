@@ -37,6 +37,9 @@ CURVES: Sequence[tuple[str, str, Mapping[str, str]]] = (
     ("ppo", "curve.score", {"score": "line.score"}),
     ("ppo", "curve.kl", {"kl": "line.kl"}),
     ("best_of_k", "curve.best_of_k", {"loss": "line.training"}),
+    ("dpo", "curve.dpo", {"loss": "line.training", "eval_loss": "line.held_out"}),
+    ("grpo", "curve.grpo", {"score": "line.score"}),
+    ("rloo", "curve.rloo", {"score": "line.score"}),
 )
 """Stage, key of the title, and metrics with the keys of their names, of every chart."""
 _TONES = ("tone-1", "tone-2")

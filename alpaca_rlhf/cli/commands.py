@@ -97,6 +97,15 @@ COMMANDS = {
     "best-of-k": Command(
         "fine-tune on the reward model's favourite completions",
         "stage_commands", function="stage"),
+    "dpo": Command(
+        "train the policy on the rankings themselves, without a reward model (DPO)",
+        "stage_commands", function="stage"),
+    "grpo": Command(
+        "train the policy on groups of completions, compared by the reward model (GRPO)",
+        "stage_commands", function="stage"),
+    "rloo": Command(
+        "train the policy on completions scored against the others of their prompt (RLOO)",
+        "stage_commands", function="stage"),
     "evaluate": Command(
         "compare all policies on prompts no stage has seen, and write the report",
         "stage_commands", function="whole"),

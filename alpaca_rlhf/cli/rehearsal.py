@@ -298,6 +298,21 @@ def _shrink(settings: Loop, architecture: str, folder: Path) -> Loop:
             max_new_tokens=TOKENS,
         ),
         best_of_k=replace(settings.best_of_k, prompts=8, epochs=1),
+        dpo=replace(
+            settings.dpo, epochs=1, batch_size=2, micro_batch_size=1, max_length=max_length
+        ),
+        **{
+            name: replace(
+                getattr(settings, name),
+                updates=2,
+                prompts=4,
+                k=2,
+                minibatch_size=4,
+                micro_batch_size=2,
+                max_new_tokens=TOKENS,
+            )
+            for name in ("grpo", "rloo")
+        },
         evaluate=replace(settings.evaluate, prompts=8, bootstrap=200, shown=4, judge=None),
     )
 

@@ -31,6 +31,9 @@ _MEMORY_FLAGS = {
     "reward": "--reward.micro-batch-size",
     "ppo": "--ppo.micro-batch-size",
     "best_of_k": "--sft.micro-batch-size",
+    "dpo": "--dpo.micro-batch-size",
+    "grpo": "--grpo.micro-batch-size",
+    "rloo": "--rloo.micro-batch-size",
 }
 """Flags to lower when a stage runs out of GPU memory; none of them changes the result."""
 

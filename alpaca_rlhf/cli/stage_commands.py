@@ -23,6 +23,7 @@ from alpaca_rlhf.serving import folders
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.entries import Entry, read_entries
 from alpaca_rlhf.settings.leaves import leaves_of
+from alpaca_rlhf.settings.policies import POLICIES
 from alpaca_rlhf.settings.quickstart import QUICKSTART
 
 L = TypeVar("L", bound=Loop)
@@ -33,7 +34,7 @@ _RESUME_HELP = (
 )
 _DRY_RUN = "--dry-run"
 
-_LATER_STAGES = ("rank", "reward", "ppo", "best-of-k", "evaluate")
+_LATER_STAGES = ("rank", "reward", *POLICIES, "evaluate")
 """Commands of later stages, which begin a run only from files given as --inputs.*."""
 
 

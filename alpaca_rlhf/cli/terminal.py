@@ -33,7 +33,7 @@ _UNITS = {
     "fill": "prompt",
     "judge": "set",
     "rank": "set",
-    "ppo": "update",
+    **dict.fromkeys(("ppo", "grpo", "rloo"), "update"),
     "evaluate": "policy",
     "import": "row",
     "check": "row",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -174,7 +174,7 @@ class PreferencePair:
 
 @dataclass(frozen=True)
 class Rollout:
-    """A batch of sampled completions for PPO. Masks are carried, never inferred from ids."""
+    """A batch of sampled completions. Masks are carried, never inferred from ids."""
 
     prompt_ids: Tensor
     """(B, P) int64, left-padded."""
@@ -189,16 +189,22 @@ class Rollout:
     where masked."""
     ref_logprobs: Tensor
     """(B, C) float32, the same under the frozen SFT adapter."""
-    values: Tensor
-    """(B, C) float32, value of the state before each token."""
     scores: Tensor
     """(B,) float32, score of the whole completion."""
 
     def __len__(self) -> int:
         return int(self.prompt_ids.shape[0])
 
-    def __getitem__(self, rows: Any) -> Rollout:
+    def __getitem__(self, rows: Any) -> Self:
         """The chosen rows of every tensor."""
         return replace(
             self, **{name: getattr(self, name)[rows] for name in self.__dataclass_fields__}
         )
+
+
+@dataclass(frozen=True)
+class ValuedRollout(Rollout):
+    """A rollout for PPO, which has a value function."""
+
+    values: Tensor
+    """(B, C) float32, value of the state before each token."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import Batch, Example, by_length, collate
-from alpaca_rlhf.models.forward import completion_scores, token_stats, token_values
+from alpaca_rlhf.models.forward import completion_scores, token_logprobs, token_stats, token_values
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.oom_retry import halve_on_oom
 
@@ -38,6 +38,25 @@ def score(
                 scores = torch.empty(len(examples), *batch_scores.shape[1:])
             scores[indices] = batch_scores
     return scores
+
+
+@torch.no_grad()
+def completion_logprobs(
+    adapters: Adapters, role: str | None, examples: Sequence[Example], *, batch_size: int
+) -> Tensor:
+    """(N,) float32 log-probabilities of whole completions, on the CPU, by the training forward."""
+    sums = torch.empty(len(examples))
+
+    def sum_batch(indices: list[int]) -> Tensor:
+        batch = collate(adapters.base, [examples[i] for i in indices])
+        return token_logprobs(adapters, batch).sum(1).float().cpu()
+
+    with adapters.using(role):
+        batches = by_length([len(example) for example in examples], batch_size)
+        lower = "the length of the completions"
+        for indices, batch_sums in halve_on_oom(batches, sum_batch, lower=lower):
+            sums[indices] = batch_sums
+    return sums
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from alpaca_rlhf.planner.layers import Device
 from alpaca_rlhf.planner.peak_memory import Lengths, PeakMemory, Phase
 from alpaca_rlhf.planner.shapes import Shape
 from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.settings.policies import POLICY_STAGES, REWARDED_STAGES
 
 MIN_LENGTH = 64
 """Tokens below which a length is of no use."""
@@ -122,12 +123,36 @@ def _ppo_tokens(settings: Loop) -> int:
     return settings.ppo.max_new_tokens + Lengths.prompt
 
 
+def _dpo_tokens(settings: Loop) -> int:
+    return settings.dpo.max_length * settings.rank.k
+
+
+def _grpo_tokens(settings: Loop) -> int:
+    return settings.grpo.max_new_tokens + Lengths.prompt
+
+
+def _rloo_tokens(settings: Loop) -> int:
+    return settings.rloo.max_new_tokens + Lengths.prompt
+
+
 def _sft_rows(settings: Loop) -> int:
     return _rows(settings.sft.examples_per_step(), _sft_tokens(settings))
 
 
 def _reward_rows(settings: Loop) -> int:
     return _rows(settings.reward.rankings_per_step(), _reward_tokens(settings))
+
+
+def _dpo_rows(settings: Loop) -> int:
+    return _rows(settings.dpo.rankings_per_step(), _dpo_tokens(settings))
+
+
+def _grpo_rows(settings: Loop) -> int:
+    return _rows(settings.grpo.minibatch_size, _grpo_tokens(settings))
+
+
+def _rloo_rows(settings: Loop) -> int:
+    return _rows(settings.rloo.minibatch_size, _rloo_tokens(settings))
 
 
 def _ppo_rows(settings: Loop) -> int:
@@ -138,10 +163,13 @@ KNOBS = (
     _Knob("sft", "micro_batch_size", ("sft", "best_of_k"), _sft_rows, _sft_tokens),
     _Knob("reward", "micro_batch_size", ("reward",), _reward_rows, _reward_tokens),
     _Knob("ppo", "micro_batch_size", ("ppo",), _ppo_rows, _ppo_tokens),
+    _Knob("dpo", "micro_batch_size", ("dpo",), _dpo_rows, _dpo_tokens),
+    _Knob("grpo", "micro_batch_size", ("grpo",), _grpo_rows, _grpo_tokens),
+    _Knob("rloo", "micro_batch_size", ("rloo",), _rloo_rows, _rloo_tokens),
     _Knob(
         "sampling",
         "batch_size",
-        ("sample", "ppo", "best_of_k", "evaluate"),
+        ("sample", *REWARDED_STAGES, "evaluate"),
         lambda settings: MAX_DECODED,
     ),
     # Requests sent together see fewer earlier tasks, so the teacher's tasks differ. This one is
@@ -163,7 +191,7 @@ def largest_fitting(budget: Budget, settings: Loop, *, lengths: bool = False) ->
         UserError: A stage does not fit with one row at a time.
     """
     # 1. Start with one row at a time, without what only saves time.
-    limits = [knob.most(settings) for knob in KNOBS]
+    limits = [knob.most(settings) for knob in _knobs(settings)]
     settings = _one_row_each(settings)
     settings = _without_copy(budget, settings)
     if lengths:
@@ -181,14 +209,14 @@ def largest_fitting(budget: Budget, settings: Loop, *, lengths: bool = False) ->
 
 def _raised(budget: Budget, settings: Loop, limits: Sequence[int]) -> Loop:
     """Each size as large as it fits, from one row at a time."""
-    for knob, limit in zip(KNOBS, limits, strict=True):
+    for knob, limit in zip(_knobs(settings), limits, strict=True):
         settings = _largest(budget, settings, knob, limit)
     return settings
 
 
 def _trains_enough_tokens(budget: Budget, settings: Loop, limits: Sequence[int]) -> bool:
     """True if each training stage fits with `ENOUGH_TO_KEEP` tokens, or a whole batch, at once."""
-    for knob, limit in zip(KNOBS, limits, strict=True):
+    for knob, limit in zip(_knobs(settings), limits, strict=True):
         if knob.tokens is None:
             continue
         rows = getattr(getattr(settings, knob.section), knob.name)
@@ -198,8 +226,14 @@ def _trains_enough_tokens(budget: Budget, settings: Loop, limits: Sequence[int])
     return True
 
 
+def _knobs(settings: Loop) -> list[_Knob]:
+    """The sizes of a run: those of policies that were not chosen stay as they are."""
+    left_out = {*POLICY_STAGES} - {*settings.policy_stages}
+    return [knob for knob in KNOBS if knob.section not in left_out]
+
+
 def _one_row_each(settings: Loop) -> Loop:
-    for knob in KNOBS:
+    for knob in _knobs(settings):
         settings = knob.turned(settings, 1)
     return settings
 
@@ -248,6 +282,9 @@ _LOWER = {
     "reward": "--reward.max-length or --rank.k",
     "ppo": "--ppo.max-new-tokens",
     "best_of_k": "--best-of-k.k or --sampling.max-new-tokens",
+    "dpo": "--dpo.max-length or --rank.k",
+    "grpo": "--grpo.max-new-tokens",
+    "rloo": "--rloo.max-new-tokens",
 }
 """The flag to lower where one row at a time does not fit."""
 
@@ -274,7 +311,7 @@ def _sizes(limit: int) -> Iterator[int]:
 
 def _without_copy(budget: Budget, settings: Loop) -> Loop:
     """Drop the 16-bit copy of the base while sampling if a stage does not fit with it."""
-    stages = ("generate", "sample", "reward", "ppo", "best_of_k", "evaluate")
+    stages = ("generate", "sample", "reward", *REWARDED_STAGES, "evaluate")
     if budget.fits(settings, stages):
         return settings
     return replace(settings, sampling=replace(settings.sampling, dense_gib=0.0))
@@ -286,6 +323,9 @@ def _shortened(budget: Budget, settings: Loop) -> Loop:
         (("sft",), "sft", "max_length"),
         (("reward",), "reward", "max_length"),
         (("ppo",), "ppo", "max_new_tokens"),
+        (("dpo",), "dpo", "max_length"),
+        (("grpo",), "grpo", "max_new_tokens"),
+        (("rloo",), "rloo", "max_new_tokens"),
         (("sample", "best_of_k", "evaluate"), "sampling", "max_new_tokens"),
     ):
         while not budget.fits(settings, stages):
@@ -301,7 +341,7 @@ def changed_flags(before: Loop, after: Loop) -> dict[str, tuple[object, object]]
     changes: dict[str, tuple[object, object]] = {}
     if before.checkpointing != after.checkpointing:
         changes["--checkpointing"] = (before.checkpointing, after.checkpointing)
-    for section in ("sft", "reward", "ppo", "sampling", "generate"):
+    for section in dict.fromkeys(knob.section for knob in KNOBS):
         old, new = getattr(before, section), getattr(after, section)
         for name in ("micro_batch_size", "batch_size", "max_length", "max_new_tokens", "dense_gib"):
             value = getattr(old, name, None)

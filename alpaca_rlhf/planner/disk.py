@@ -72,6 +72,12 @@ def _checkpoint_bytes(settings: Loop, stage: str) -> float:
         )
     if stage == "reward":
         return (KEPT_CHECKPOINTS + 1) * (MASTER + BYTES_OF_MOMENTS[settings.reward.optimizer])
+    if stage in ("grpo", "rloo"):
+        optimizer = getattr(settings, stage).optimizer
+        return (KEPT_CHECKPOINTS + 1) * (MASTER + BYTES_OF_MOMENTS[optimizer])
+    if stage == "dpo":
+        best = 1 if settings.dpo.patience else 0
+        return (KEPT_CHECKPOINTS + 1 + best) * (MASTER + BYTES_OF_MOMENTS[settings.dpo.optimizer])
     if stage in ("sft", "best_of_k"):
         best = 1 if settings.sft.patience else 0
         return (KEPT_CHECKPOINTS + 1 + best) * (MASTER + BYTES_OF_MOMENTS[settings.sft.optimizer])

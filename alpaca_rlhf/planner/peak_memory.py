@@ -11,10 +11,10 @@ from alpaca_rlhf.planner.layers import GRADIENTS, Device
 from alpaca_rlhf.planner.passes import Pass, Rows, resident
 from alpaca_rlhf.planner.shapes import Shape
 from alpaca_rlhf.planner.tape import Block, Tape
-from alpaca_rlhf.settings import Loop, OptimizerName
+from alpaca_rlhf.settings import GroupPolicy, Loop, OptimizerName
 from alpaca_rlhf.settings.policies import POLICY_STAGES
 
-STAGES = ("generate", "sft", "sample", "reward", "ppo", "best_of_k", "evaluate", "chat")
+STAGES = ("generate", "sft", "sample", "reward", *POLICY_STAGES, "evaluate", "chat")
 """Stages with a model, each a method of `PeakMemory`, in the order of the report."""
 OPTIMIZER = "optimiser"
 BYTES_OF_MOMENTS: dict[OptimizerName, float] = {
@@ -160,20 +160,16 @@ class PeakMemory:
     def reward(self) -> Iterator[Phase]:
         """Yield the phases of training on K scored completions a ranking, and of scoring."""
         settings, k = self.settings.reward, self.settings.rank.k
-        length = min(settings.max_length, self.shape.context)
-        if self.settings.inputs.rankings is None:  # completions come from the sample stage
-            longest = self.lengths.prompt + self.settings.sampling.max_new_tokens
-            length = min(length, longest)
-        prompt = min(self.lengths.prompt, length // 2)
         micro = min(settings.micro_batch_size, settings.rankings_per_step())
-        rows = Rows(micro * k, prompt, length - prompt)
+        rows = self._ranked(micro * k, settings.max_length)
         update = _Update(rows, 0, settings.optimizer, settings.rankings_per_step() * k)
         # 1. Training, with the SFT adapter still loaded.
         residents = self._trained_by("reward", update, 2)
         yield from self._training(residents, update)
         # 2. Scoring of held-out rankings, which keeps no activations, so in larger batches.
-        held_out = Rows(settings.micro_batch_size * SCORING_BATCH_FACTOR, prompt, length - prompt)
-        yield self._scoring(residents, held_out)
+        yield self._scoring(
+            residents, replace(rows, count=settings.micro_batch_size * SCORING_BATCH_FACTOR)
+        )
 
     def ppo(self) -> Iterator[Phase]:
         """Yield the phases of rollout, scoring by every adapter, and the updates."""
@@ -222,6 +218,48 @@ class PeakMemory:
         residents = self._trained_by("best_of_k", update, self._trained_adapters)
         yield from self._training(replace(residents, flag="--sft.micro-batch-size"), update)
 
+    def dpo(self) -> Iterator[Phase]:
+        """Yield the phases of the reference's log-probabilities, and of training on rankings."""
+        settings, k = self.settings.dpo, self.settings.rank.k
+        micro = min(settings.micro_batch_size, settings.rankings_per_step())
+        rows = self._ranked(micro * k, settings.max_length)
+        batch = settings.rankings_per_step() * k
+        update = _Update(rows, rows.completion, settings.optimizer, batch)
+        residents = self._trained_by("dpo", update, self._trained_adapters)
+        # 1. Log-probabilities of SFT, without gradients.
+        scoring = self._pass(Tape())
+        held = self._resident(scoring, replace(residents, moments=0.0))
+        scoring.scored(rows, rows.completion)
+        yield self._phase(residents, "reference", scoring, held)
+        # 2. Training.
+        yield from self._training(residents, update)
+
+    def grpo(self) -> Iterator[Phase]:
+        """Yield the phases of rollout, scoring by every adapter, and the updates."""
+        yield from self._in_groups("grpo", self.settings.grpo)
+
+    def rloo(self) -> Iterator[Phase]:
+        """Yield the same phases as GRPO's."""
+        yield from self._in_groups("rloo", self.settings.rloo)
+
+    def _in_groups(self, stage: str, settings: GroupPolicy) -> Iterator[Phase]:
+        """Phases of a policy that learns from groups of completions, without a value function."""
+        micro = min(settings.micro_batch_size, settings.minibatch_size)
+        rows = Rows(micro, self.lengths.prompt, settings.max_new_tokens)
+        update = _Update(rows, rows.completion, settings.optimizer, settings.minibatch_size)
+        residents = self._trained_by(stage, update, self._trained_adapters)
+        # 1. Rollout: sample K completions of each prompt from the policy.
+        rollout_rows = min(self.settings.sampling.batch_size, settings.completions)
+        rollout = self._decode(rollout_rows, settings.k, settings.max_new_tokens)
+        yield self._decoding(replace(residents, flag="--sampling.batch-size"), "rollout", rollout)
+        # 2. Scoring: log-probabilities and rewards, without gradients.
+        scoring = self._pass(Tape(), trainable=True)
+        held = self._resident(scoring, residents)
+        scoring.scored(rows, rows.completion)
+        yield self._phase(residents, "scoring", scoring, held)
+        # 3. Updates.
+        yield from self._training(residents, update)
+
     def evaluate(self) -> Iterator[Phase]:
         """Yield the phases of sampling from every policy and of its log-probabilities."""
         sampling = self.settings.sampling
@@ -246,6 +284,15 @@ class PeakMemory:
         longest = min(self.lengths.chat, self.shape.context - new_tokens)
         answer = Decode(1, 1, longest, new_tokens, padded=False)
         yield self._decoding(_Residents("chat", "--max-new-tokens", 1), "an answer", answer)
+
+    def _ranked(self, count: int, max_length: int) -> Rows:
+        """Completions of rankings at their longest."""
+        length = min(max_length, self.shape.context)
+        if self.settings.inputs.rankings is None:  # completions come from the sample stage
+            longest = self.lengths.prompt + self.settings.sampling.max_new_tokens
+            length = min(length, longest)
+        prompt = min(self.lengths.prompt, length // 2)
+        return Rows(count, prompt, length - prompt)
 
     # --- phases -----------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from alpaca_rlhf.planner.disk import policy_controls
 from alpaca_rlhf.planner.peak_memory import Lengths
 from alpaca_rlhf.planner.shapes import Shape
-from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.settings import GroupPolicy, Loop
 
 LAUNCH_S = 0.8e-3
 """Seconds of kernel launches for one layer in a decoding step, on any GPU; an estimate."""
@@ -116,6 +116,13 @@ class StageWork:
                 + self._trained(winners, prompt + new, new) * fine_tunings
             )
             * rounds,
+            "dpo": (
+                self._read(rankings, prompt + new, new)
+                + self._trained(rankings * settings.dpo.epochs, prompt + new, new)
+            )
+            * rounds,
+            "grpo": self._in_groups(settings.grpo, prompt) * rounds,
+            "rloo": self._in_groups(settings.rloo, prompt) * rounds,
             "evaluate": (
                 self._sampled(compared, prompt, new, batch)
                 + self._read(compared, prompt + new, new)
@@ -140,6 +147,15 @@ class StageWork:
             work += self._read(count, prompt + new, 0)
             work += self._trained(count * settings.epochs, prompt + new, 0)
         return work
+
+    def _in_groups(self, settings: GroupPolicy, prompt: float) -> Work:
+        new, count = settings.max_new_tokens * TYPICAL, settings.updates * settings.completions
+        rows = min(self.settings.sampling.batch_size, settings.completions)
+        work = self._sampled(count, prompt, new, rows, settings.k)
+        work += self._read(count * 2, prompt + new, new)  # policy and reference
+        if self.settings.reward.source == "rankings":
+            work += self._read(count, prompt + new, 0)
+        return work + self._trained(count * settings.epochs, prompt + new, new)
 
     @property
     def _base(self) -> int:

@@ -50,7 +50,7 @@ def chart(
         for position, (key, label) in enumerate(lines.items()):
             # Later rounds have one colour; all their lines but the first are dashed.
             tone = "tone-ppo" if position else "tone-sft"
-            sparse = key in ("eval_loss", "gold_score")  # measured only now and then
+            sparse = key.startswith("eval_") or key == "gold_score"  # measured only now and then
             series.append(
                 Series(
                     _line_label(label, round_),

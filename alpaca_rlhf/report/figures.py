@@ -14,6 +14,7 @@ from alpaca_rlhf.report.schema import (
     policy_reranks,
     policy_tone,
 )
+from alpaca_rlhf.settings.policies import POLICY_STAGES
 
 MAX_GREEDY_LOSS = 0.05
 """A policy may lose this much greedy correctness against SFT before the report says so."""
@@ -166,7 +167,7 @@ def steps(report: Report) -> list[Step]:
         stem, _, round_ = name.partition(".")
         if name == "sft" and "base" in policies:
             pairs.append(("base", name))
-        elif stem in ("best_of_k", "ppo"):
+        elif stem in POLICY_STAGES:
             # The first round bears no number.
             earlier = [f"{stem}.{int(round_) - 1}", stem] if round_ else []
             pairs.append((next((policy for policy in earlier if policy in policies), "sft"), name))

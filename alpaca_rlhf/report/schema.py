@@ -48,6 +48,9 @@ _POLICIES = {
     "oracle_best_of_k": _Arm("SFT, best of K by judge", "tone-bound", reranks=True),
     "ppo": _Arm("PPO", "tone-ppo", trained=True),
     "ppo_shuffled": _Arm("PPO, shuffled verdicts", "tone-control"),
+    "dpo": _Arm("DPO", "tone-dpo", trained=True),
+    "grpo": _Arm("GRPO", "tone-grpo", trained=True),
+    "rloo": _Arm("RLOO", "tone-rloo", trained=True),
 }
 """Policies without their rounds, in the order of the loop."""
 POLICY_NAME = re.compile(
@@ -123,7 +126,19 @@ class Base(_Object):
 class Stage(_Object):
     """Costs of one stage of one round."""
 
-    name: Literal["generate", "sft", "sample", "rank", "reward", "ppo", "best_of_k", "evaluate"]
+    name: Literal[
+        "generate",
+        "sft",
+        "sample",
+        "rank",
+        "reward",
+        "ppo",
+        "best_of_k",
+        "dpo",
+        "grpo",
+        "rloo",
+        "evaluate",
+    ]
     round: Round
     seconds: NonNegative
     peak_memory_gib: NonNegative

@@ -11,9 +11,10 @@ from typing import Any
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.parsing import parse
+from alpaca_rlhf.settings.policies import POLICY_STAGES
 
-_STAGES = ("generate", "sft", "sample", "rank", "reward", "ppo", "best_of_k", "evaluate")
-_POLICY_STAGES = ("sft", "best_of_k", "ppo")
+_STAGES = ("generate", "sft", "sample", "rank", "reward", *POLICY_STAGES, "evaluate")
+_POLICY_ORDER = ("sft", "best_of_k", "ppo", "dpo", "grpo", "rloo")
 
 
 def holds_run(run: Path) -> bool:
@@ -113,7 +114,7 @@ def policies(run: Path) -> dict[str, Path | None]:
     folders: dict[str, Path | None] = {"base": None}
     stages = [config.parent.parent.name for config in run.glob("*/adapter/adapter_config.json")]
     for stage in sorted(stages, key=_training_order):
-        if stage.partition(".")[0] in _POLICY_STAGES:
+        if stage.partition(".")[0] in _POLICY_ORDER:
             folders[stage] = run / stage / "adapter"
     return folders
 
@@ -166,7 +167,7 @@ def report_of(run: Path) -> dict[str, Any] | None:
 
 def _training_order(stage: str) -> tuple[int, int]:
     name, _, round_ = stage.partition(".")
-    order = _POLICY_STAGES.index(name) if name in _POLICY_STAGES else -1
+    order = _POLICY_ORDER.index(name) if name in _POLICY_ORDER else -1
     return int(round_) if round_.isdigit() else 1, order
 
 

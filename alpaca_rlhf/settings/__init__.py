@@ -1,6 +1,8 @@
 """Every number of a run, as frozen dataclasses: `Loop` holds them all."""
 
+from alpaca_rlhf.settings.dpo import DPO, DPOLossName
 from alpaca_rlhf.settings.endpoint import Endpoint, Judge, Sampler
+from alpaca_rlhf.settings.group_policies import GRPO, RLOO, GroupPolicy, TokenMean
 from alpaca_rlhf.settings.inputs import Inputs
 from alpaca_rlhf.settings.loop import (
     SFT,
@@ -20,14 +22,19 @@ from alpaca_rlhf.settings.loop import (
 from alpaca_rlhf.settings.ppo import PPO, Clip, OptimizerName, Value
 
 __all__ = [
+    "DPO",
+    "GRPO",
     "PPO",
+    "RLOO",
     "SFT",
     "BestOfK",
     "Clip",
+    "DPOLossName",
     "Endpoint",
     "Evaluate",
     "FilterName",
     "Generate",
+    "GroupPolicy",
     "Inputs",
     "Judge",
     "Loop",
@@ -39,6 +46,7 @@ __all__ = [
     "Sampler",
     "Sampling",
     "Stages",
+    "TokenMean",
     "TrackerName",
     "Value",
 ]

@@ -26,7 +26,9 @@ from alpaca_rlhf.settings.bounds import (
     Seed,
     Share,
 )
+from alpaca_rlhf.settings.dpo import DPO
 from alpaca_rlhf.settings.endpoint import Endpoint, Judge
+from alpaca_rlhf.settings.group_policies import GRPO, RLOO
 from alpaca_rlhf.settings.inputs import Inputs
 from alpaca_rlhf.settings.judge_names import SCORERS, parse_judge
 from alpaca_rlhf.settings.policies import POLICIES, REWARDED_STAGES, PolicyName, stage_of
@@ -67,8 +69,8 @@ class Sampling(Bounded, group="--sampling"):
 
     temperature: NonNegativeFloat = 1.0
     """Divides the logits; 0 is greedy, which no stage of the loop can sample at. Each has a flag of
-    its own: --rank.temperature, --ppo.temperature, --best-of-k.temperature,
-    --evaluate.temperature."""
+    its own: --rank.temperature, --ppo.temperature, --best-of-k.temperature, --grpo.temperature,
+    --rloo.temperature, --evaluate.temperature."""
     top_p: Share = 1.0
     """Nucleus mass; 1 keeps the whole distribution."""
     max_new_tokens: PositiveInt = 256
@@ -358,6 +360,8 @@ SAMPLING_SECTIONS = {
     "sample": "rank",
     "ppo": "ppo",
     "best_of_k": "best_of_k",
+    "grpo": "grpo",
+    "rloo": "rloo",
     "evaluate": "evaluate",
 }
 """Stages of the loop that sample completions, and the section of their settings."""
@@ -385,6 +389,12 @@ class Stages:
     """PPO."""
     best_of_k: BestOfK = field(default_factory=BestOfK)
     """Best-of-K."""
+    dpo: DPO = field(default_factory=DPO)
+    """DPO."""
+    grpo: GRPO = field(default_factory=GRPO)
+    """GRPO."""
+    rloo: RLOO = field(default_factory=RLOO)
+    """RLOO."""
     evaluate: Evaluate = field(default_factory=Evaluate)
     """Evaluation."""
 
@@ -417,7 +427,7 @@ class Loop(Bounded, Stages):
     """Send metrics to `tensorboard` (files in the run folder) or `wandb` (over the network) too."""
 
     def temperature_of(self, stage: str) -> float:
-        """Temperature at which a stage samples: `sample`, `ppo`, `best_of_k` or `evaluate`."""
+        """Temperature at which a stage samples: `sample`, `ppo`, `evaluate` ..."""
         section = getattr(self, SAMPLING_SECTIONS[stage])
         return self.sampling.temperature if section.temperature is None else section.temperature
 
@@ -471,6 +481,11 @@ class Loop(Bounded, Stages):
             raise ValueError(
                 "--reward.source judge: a judge gives the reward, and --inputs.rankings would "
                 "train a reward model; leave one out"
+            )
+        if self.reward.source == "judge" and "dpo" in self.policies:
+            raise ValueError(
+                "--policies dpo learns from rankings, and with --reward.source judge nothing is "
+                "ranked; leave one out"
             )
         if self.generate.recipe == "answers" and not self.inputs.scorer:
             raise ValueError(

@@ -6,10 +6,14 @@ Alternatives that were tried and measured on the development split: `docs/experi
 """
 
 from pathlib import Path
+from typing import Any
 
 from alpaca_rlhf.core.bases import EMBEDDED
 from alpaca_rlhf.settings import (
+    DPO,
+    GRPO,
     PPO,
+    RLOO,
     SFT,
     BestOfK,
     Clip,
@@ -25,6 +29,17 @@ from alpaca_rlhf.settings import (
 # Answers in the small world are one to three short sentences: 48 tokens hold them, and a completion
 # that runs on is cut early, which saves most of the time.
 ANSWER_TOKENS = 48
+
+_IN_GROUPS: dict[str, Any] = {  # as many completions, and steps, as PPO's
+    "updates": 9,
+    "prompts": 32,
+    "minibatch_size": 64,
+    "micro_batch_size": 32,
+    "lr": 5e-4,
+    "missing_eos_score": -2.0,
+    "max_new_tokens": ANSWER_TOKENS,
+    "clip_score": 3.0,
+}
 
 QUICKSTART = Loop(
     base=EMBEDDED,
@@ -66,6 +81,9 @@ QUICKSTART = Loop(
         clip=Clip(score=3.0),  # one score must not rule a batch
     ),
     best_of_k=BestOfK(k=4, prompts=480, keep=0.5, lr=3e-4, epochs=2, control=True),
+    dpo=DPO(lr=5e-4, batch_size=8, micro_batch_size=8),
+    grpo=GRPO(**_IN_GROUPS, kl_coef=0.1),
+    rloo=RLOO(**_IN_GROUPS, kl_coef=0.3),
     evaluate=Evaluate(prompts=300, watts=65.0),  # a desktop processor, not a graphics card
 )
 """The quickstart's settings."""

@@ -131,6 +131,8 @@ def policy_prompts(settings: Loop) -> PolicyPrompts | None:
     needs = {
         "ppo": (ppo.batch_size, ppo.batch_size * ppo.updates),
         "best_of_k": (settings.best_of_k.prompts, settings.best_of_k.prompts),
+        "grpo": (settings.grpo.prompts, settings.grpo.prompts * settings.grpo.updates),
+        "rloo": (settings.rloo.prompts, settings.rloo.prompts * settings.rloo.updates),
     }
     chosen = [needs[stage] for stage in settings.policy_stages if stage in needs]
     return PolicyPrompts(*map(max, zip(*chosen, strict=True))) if chosen else None

@@ -61,4 +61,7 @@ def arms(settings: Loop, reward_stages: Sequence[str]) -> list[Arm]:
             all_arms.append(Arm(ppo, ppo))
             if settings.ppo.control:
                 all_arms.append(Arm(control_of(ppo), control_of(ppo)))
+        # 3. The other policies.
+        others = (stage for stage in chosen if stage not in ("best_of_k", "ppo"))
+        all_arms += [Arm(suffixed(stage, round_), suffixed(stage, round_)) for stage in others]
     return all_arms

@@ -10,10 +10,15 @@ import torch
 from alpaca_rlhf.core import processes
 from alpaca_rlhf.models.batches import prompt_ids
 from alpaca_rlhf.planner import LIBRARIES_GIB, Device, Lengths, PeakMemory, shape_from_config
+from alpaca_rlhf.settings.policies import REWARDED_STAGES
 from alpaca_rlhf.settings.steps import suffixed
 from alpaca_rlhf.stages.context import Context
 
-_SPLIT = {"sample": "rank", "reward": "rank", "ppo": "ppo", "best_of_k": "ppo", "evaluate": "eval"}
+_SPLIT = {
+    **dict.fromkeys(("sample", "reward", "dpo"), "rank"),
+    **dict.fromkeys(REWARDED_STAGES, "ppo"),
+    "evaluate": "eval",
+}
 """Split that a stage's prompts come from."""
 
 

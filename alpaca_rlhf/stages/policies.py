@@ -8,84 +8,44 @@ from itertools import chain
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.randomness import derived_seed
-from alpaca_rlhf.core.scorers import Response
 from alpaca_rlhf.evaluation.win_rate import best_of_n_kl, expected_best
-from alpaca_rlhf.models.batches import Example, answer, prompt_ids
-from alpaca_rlhf.models.rollout import SampledCompletion
+from alpaca_rlhf.models.batches import Example
 from alpaca_rlhf.settings.steps import suffixed
 from alpaca_rlhf.stages.candidates import candidates
 from alpaca_rlhf.stages.context import Context, control_of
-from alpaca_rlhf.stages.judge_reward import judge_reward
 from alpaca_rlhf.stages.outcome import Outcome
+from alpaca_rlhf.stages.rollouts import outcome_of_updates, rollout_source
 from alpaca_rlhf.training.best_of_k import choose, choose_at_random
-from alpaca_rlhf.training.ppo import PPOPrompt, train_ppo
+from alpaca_rlhf.training.ppo import train_ppo
 from alpaca_rlhf.training.sft import SFTResult, train_sft
 
 
 def ppo(ctx: Context, round_: int) -> Outcome:
     """Run PPO from SFT or, in later rounds, from the last policy; SFT stays the reference."""
-    # 1. The reference, and a judge that gives the reward.
+    # 1. The reference, the prompts, and a judge that gives the reward.
     stage = suffixed("ppo", round_)
     settings = replace(ctx.settings.ppo, temperature=ctx.settings.temperature_of("ppo"))
-    ctx.load("sft", "sft")
-    by_judge = judge_reward(ctx, round_) if ctx.settings.reward.source == "judge" else None
-
-    # 2. Prompts, and the judge of the evaluation, which watches where it is a rule of the kit's.
-    rows = ctx.source.prompts(suffixed("ppo", round_))
-    prompts = [PPOPrompt(row.id, prompt_ids(ctx.base, ctx.settings.template, row)) for row in rows]
-    by_key = {row.id: row for row in rows}
-
-    def responses(
-        batch: Sequence[PPOPrompt], completions: Sequence[SampledCompletion]
-    ) -> list[Response]:
-        template = ctx.settings.template
-        return [
-            Response(
-                by_key[prompt.key], answer(ctx.base, template, completion.ids), completion.finished
-            )
-            for prompt, completion in zip(batch, completions, strict=True)
-        ]
-
-    def completion_metrics(
-        batch: Sequence[PPOPrompt], completions: Sequence[SampledCompletion]
-    ) -> dict[str, float]:
-        watching = ctx.judges.watches
-        if watching is None:
-            return {}
-        verdicts = watching.scores(responses(batch, completions), stage=stage)
-        metrics = {"gold_score": sum(verdict.score for verdict in verdicts) / len(verdicts)}
-        if "correct" in verdicts[0].parts:
-            correct = sum(verdict.parts["correct"] for verdict in verdicts)
-            metrics["gold_correct"] = correct / len(verdicts)
-        return metrics
-
-    def reward_scores(
-        batch: Sequence[PPOPrompt], completions: Sequence[SampledCompletion]
-    ) -> list[float]:
-        assert by_judge is not None
-        return by_judge.scores(responses(batch, completions), stage=stage)
+    source = rollout_source(ctx, stage, round_)
+    prompts = source.prompts
 
     def train(name: str, reward_stage: str, start: str) -> None:
         """Train from a policy against a reward, from the last checkpoint, and save."""
-        head = None
-        if by_judge is None:
-            ctx.load("reward", reward_stage)
-            head = ctx.load_head(reward_stage)
+        reward = source.reward(reward_stage)
         ctx.load("policy", start)
         train_ppo(
             ctx.adapters,
-            reward_scores if head is None else head,
+            reward,
             prompts,
             settings,
             seed=derived_seed(ctx.settings.seed, "round", round_),
             rollout_batch_size=ctx.settings.sampling.batch_size,
             checkpoints=ctx.checkpoints(name),
             log=ctx.log(name),
-            completion_metrics=completion_metrics,
+            completion_metrics=source.completion_metrics,
         )
         ctx.save("policy", name)
 
-    # 3. The control, unless an earlier sitting has it; then the policy.
+    # 2. The control, unless an earlier sitting has it; then the policy.
     reward_stage, control = suffixed("reward", round_), control_of(stage)
     before = None if round_ == 1 else suffixed("ppo", round_ - 1)
     if settings.control and ctx.run.done(control) is None:
@@ -94,15 +54,7 @@ def ppo(ctx: Context, round_: int) -> Outcome:
         ctx.finish(control, {})
     train(stage, reward_stage, before or "sft")
 
-    # 4. Report from the metrics of all sittings.
-    rows_logged = [row for row in ctx.run.metrics() if row["stage"] == stage]
-    first, last = rows_logged[0], rows_logged[-1]
-    tokens = round(sum(row["mean_tokens"] for row in rows_logged) * settings.batch_size)
-    scores = f"score {first['score']:+.2f} -> {last['score']:+.2f}"
-    summary = f"{scores}, KL {last['kl']:.2f} nats a completion"
-    return Outcome(
-        settings.updates * settings.batch_size, tokens, summary, {"kl_at_start": first["kl"]}
-    )
+    return outcome_of_updates(ctx, stage, settings.batch_size)
 
 
 def _require_control(ctx: Context, stage: str) -> None:

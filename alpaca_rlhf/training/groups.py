@@ -7,6 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
+import torch
+from torch import Tensor
+
 from alpaca_rlhf.core.records import Completion, Instruction, PreferencePair, Ranking
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import Example, example
@@ -177,6 +180,11 @@ def split_held_out(groups: Sequence[Group], share: float) -> tuple[list[Group], 
     A group's side depends on its prompt alone, so no prompt is ever on both.
     """
     return split_by_hash(groups, [group.prompt_id for group in groups], share, salt="reward")
+
+
+def pair_indices(pairs: Pairs, like: Tensor) -> Tensor:
+    """(M, 2) int64 indices on the device of another tensor."""
+    return torch.tensor(pairs, dtype=torch.int64, device=like.device).view(-1, 2)
 
 
 def shuffled(groups: Sequence[Group], seed: int) -> list[Group]:

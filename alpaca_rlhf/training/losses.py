@@ -6,7 +6,7 @@ optimiser batch, so that splitting a batch into micro-batches never changes a gr
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,7 +49,7 @@ def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """Estimate q/p - 1 - log(q/p) of tokens sampled from p: unbiased for KL(p, q), never negative.
 
-    Less noisy than k1; for reports.
+    Less noisy than k1; for reports, and for GRPO's loss.
 
     Source: k3 in J. Schulman, "Approximating KL divergence" (2020).
     """
@@ -80,6 +80,42 @@ def ranking_loss(
     return losses.mean()
 
 
+def dpo_loss(
+    log_ratios: Tensor,
+    pairs: Tensor,
+    *,
+    beta: float,
+    kind: Literal["sigmoid", "ipo"] = "sigmoid",
+    label_smoothing: float = 0.0,
+    ties: Tensor | None = None,
+) -> Tensor:
+    """Mean over all pairs of one ranking of DPO's loss, or of IPO's.
+
+    Args:
+        log_ratios: (K,) float32, log p(completion) - log p_sft(completion).
+        pairs: (M, 2) int64 indices (better, worse).
+        beta: Weight of staying near SFT.
+        kind: Of the gap h of two log-ratios, `sigmoid` is -log sigmoid(beta h), and `ipo` is
+            (h - 1 / (2 beta))^2.
+        label_smoothing: Weight of the loss of -h, as if the verdict were the other way round.
+        ties: (N, 2) int64 indices of pairs without a winner, for which that weight is one half.
+
+    Source: arXiv 2305.18290 equation 7; arXiv 2310.12036 equation 17.
+    """
+
+    def loss_of(gaps: Tensor) -> Tensor:
+        return -logsigmoid(beta * gaps) if kind == "sigmoid" else (gaps - 1 / (2 * beta)) ** 2
+
+    reversed_weights = log_ratios.new_full((len(pairs),), label_smoothing)
+    if ties is not None:
+        pairs = torch.cat([pairs, ties])
+        halves = log_ratios.new_full((len(ties),), 0.5)
+        reversed_weights = torch.cat([reversed_weights, halves])
+    gaps = log_ratios[pairs[:, 0]] - log_ratios[pairs[:, 1]]
+    losses = (1 - reversed_weights) * loss_of(gaps) + reversed_weights * loss_of(-gaps)
+    return losses.mean()
+
+
 def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, *, kl_coef: float) -> Tensor:
     """(B, C) rewards: -kl_coef * kl at each token, plus the score at the last one.
 
@@ -94,6 +130,39 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, *, kl_coef: float) -
     rewards = -kl_coef * kl * mask
     last = mask.sum(1, keepdim=True) - 1
     return rewards.scatter_add(1, last, scores[:, None])
+
+
+def group_advantages(scores: Tensor, k: int, *, divide_by_std: bool) -> Tensor:
+    """(B,) score of each completion less the mean of its group, perhaps by its deviation.
+
+    Args:
+        scores: (B,) float32, groups of K after each other.
+        k: Size of a group.
+        divide_by_std: Divide by the standard deviation of the group's scores plus 1e-4.
+
+    Source: arXiv 2402.03300 section 4.1.2; without the division arXiv 2503.20783 section 3.2. The
+    deviation is that of a sample, and 1e-4 keeps it from 0, as in huggingface/trl@006d32c
+    trl/trainer/grpo_trainer.py.
+    """
+    groups = scores.view(-1, k)
+    advantages = groups - groups.mean(1, keepdim=True)
+    if divide_by_std:
+        advantages = advantages / (groups.std(1, keepdim=True) + 1e-4)
+    return advantages.flatten()
+
+
+def leave_one_out_advantages(rewards: Tensor, k: int) -> Tensor:
+    """(B,) reward of each completion less the mean of the others of its group.
+
+    Args:
+        rewards: (B,) float32, groups of K after each other.
+        k: Size of a group.
+
+    Source: arXiv 2402.14740 equation 8.
+    """
+    groups = rewards.view(-1, k)
+    others = (groups.sum(1, keepdim=True) - groups) / (k - 1)
+    return (groups - others).flatten()
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float) -> Advantages:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from alpaca_rlhf.core import processes
-from alpaca_rlhf.core.records import Rollout
+from alpaca_rlhf.core.records import ValuedRollout
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import Batch, from_rollout
 from alpaca_rlhf.models.forward import token_logprobs, token_logprobs_and_values, value_states
@@ -105,7 +105,7 @@ class PPOUpdate:
     """Optimiser of the policy adapter."""
     value: Learner
     """Optimiser of the value head, and of its adapter where it has one."""
-    rollout: Rollout
+    rollout: ValuedRollout
     """B completions of C tokens, sampled from the policy."""
     kl_coef: float
     """Weight of the KL term in the reward."""
@@ -303,7 +303,7 @@ class _TokenMeans:
         return {name: value / self._tokens for name, value in self._sums.items()}
 
 
-def advantages_of(rollout: Rollout, settings: PPO, *, kl_coef: float) -> Advantages:
+def advantages_of(rollout: ValuedRollout, settings: PPO, *, kl_coef: float) -> Advantages:
     """GAE of a rollout: the score at the last token, the KL to the reference at every token."""
     kl = kl_k1(rollout.logprobs, rollout.ref_logprobs)
     rewards = token_rewards(rollout.scores, kl, rollout.completion_mask, kl_coef=kl_coef)

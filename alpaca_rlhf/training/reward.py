@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from alpaca_rlhf.core import processes
@@ -21,7 +20,7 @@ from alpaca_rlhf.models.heads import CriteriaHead, ScalarHead
 from alpaca_rlhf.models.oom_retry import MicroBatch
 from alpaca_rlhf.settings import Reward
 from alpaca_rlhf.training.bad_batch import readable_examples
-from alpaca_rlhf.training.groups import Group, Pairs, usable
+from alpaca_rlhf.training.groups import Group, pair_indices, usable
 from alpaca_rlhf.training.held_out import HeldOutEvaluation, evaluate_reward
 from alpaca_rlhf.training.loop import (
     Bookkeeping,
@@ -136,8 +135,8 @@ def train_reward(
                     ):
                         ranking = group_loss(group_scores, group, settings, criteria)
                         loss = loss + ranking / len(indices)
-                        pair_indices = _indices(group.pairs, group_scores)
-                        better, worse = group_scores[:, 0][pair_indices].T
+                        indices_of_pairs = pair_indices(group.pairs, group_scores)
+                        better, worse = group_scores[:, 0][indices_of_pairs].T
                         correct += float((better > worse).sum())
                         pairs += len(group.pairs)
                     learner.scale.backward(loss)
@@ -222,16 +221,11 @@ def group_loss(
     margins = None
     if settings.margin > 0 and group.margins:
         margins = all_scores.new_tensor(group.margins) * settings.margin
-    ties = _indices(group.ties, all_scores) if group.ties else None
-    pairs = _indices(group.pairs, all_scores)
+    ties = pair_indices(group.ties, all_scores) if group.ties else None
+    pairs = pair_indices(group.pairs, all_scores)
     loss = ranking_loss(all_scores[:, 0], pairs, margins=margins, ties=ties)
     for scores, name in zip(all_scores.T[1:], criteria, strict=False):
         if name in group.criteria:
-            criterion_loss = ranking_loss(scores, _indices(group.criteria[name], all_scores))
+            criterion_loss = ranking_loss(scores, pair_indices(group.criteria[name], all_scores))
             loss = loss + settings.criteria_weight * criterion_loss
     return loss
-
-
-def _indices(pairs: Pairs, like: Tensor) -> Tensor:
-    """(M, 2) int64 indices on the device of another tensor."""
-    return torch.tensor(pairs, dtype=torch.int64, device=like.device).view(-1, 2)

@@ -1,0 +1,102 @@
+"""Prompts and judges of the stages whose policy learns from a reward of its own completions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from alpaca_rlhf.core.records import Instruction
+from alpaca_rlhf.core.scorers import Response
+from alpaca_rlhf.models.batches import answer, prompt_ids
+from alpaca_rlhf.models.heads import ScalarHead
+from alpaca_rlhf.models.rollout import SampledCompletion
+from alpaca_rlhf.settings.steps import suffixed
+from alpaca_rlhf.stages.context import Context
+from alpaca_rlhf.stages.judge_reward import JudgeReward, judge_reward
+from alpaca_rlhf.stages.outcome import Outcome
+from alpaca_rlhf.training.rollouts import RewardScores, RolloutPrompt
+
+
+@dataclass(frozen=True)
+class RolloutSource:
+    """The prompts of a stage that samples from its policy, and the judges of its completions."""
+
+    ctx: Context
+    stage: str
+    """Name of the stage, with its round."""
+    rows: Sequence[Instruction]
+    """Its prompts."""
+    by_judge: JudgeReward | None
+    """A judge that gives the reward in a reward model's place."""
+
+    @property
+    def prompts(self) -> list[RolloutPrompt]:
+        """The prompts as token ids."""
+        base, template = self.ctx.base, self.ctx.settings.template
+        return [RolloutPrompt(row.id, prompt_ids(base, template, row)) for row in self.rows]
+
+    def reward(self, reward_stage: str) -> ScalarHead | RewardScores:
+        """Load the reward adapter of a stage, and return its head; or the judge in its place."""
+        if self.by_judge is not None:
+            return self._reward_scores
+        self.ctx.load("reward", reward_stage)
+        return self.ctx.load_head(reward_stage)
+
+    def completion_metrics(
+        self, prompts: Sequence[RolloutPrompt], completions: Sequence[SampledCompletion]
+    ) -> dict[str, float]:
+        """Scores by the judge of the evaluation, which watches where it is a rule of the kit's."""
+        watching = self.ctx.judges.watches
+        if watching is None:
+            return {}
+        verdicts = watching.scores(self._responses(prompts, completions), stage=self.stage)
+        metrics = {"gold_score": sum(verdict.score for verdict in verdicts) / len(verdicts)}
+        if "correct" in verdicts[0].parts:
+            correct = sum(verdict.parts["correct"] for verdict in verdicts)
+            metrics["gold_correct"] = correct / len(verdicts)
+        return metrics
+
+    def _reward_scores(
+        self, prompts: Sequence[RolloutPrompt], completions: Sequence[SampledCompletion]
+    ) -> list[float]:
+        assert self.by_judge is not None
+        return self.by_judge.scores(self._responses(prompts, completions), stage=self.stage)
+
+    def _responses(
+        self, prompts: Sequence[RolloutPrompt], completions: Sequence[SampledCompletion]
+    ) -> list[Response]:
+        base, template = self.ctx.base, self.ctx.settings.template
+        by_key = {row.id: row for row in self.rows}
+        return [
+            Response(
+                by_key[prompt.key], answer(base, template, completion.ids), completion.finished
+            )
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
+
+
+def rollout_source(ctx: Context, stage: str, round_: int) -> RolloutSource:
+    """Load the reference, and collect the prompts and judges of a stage.
+
+    Raises:
+        UserError: The judge that gives the reward gives all completions of SFT the same score.
+    """
+    ctx.load("sft", "sft")
+    by_judge = judge_reward(ctx, round_) if ctx.settings.reward.source == "judge" else None
+    return RolloutSource(ctx, stage, ctx.source.prompts(suffixed("ppo", round_)), by_judge)
+
+
+def outcome_of_updates(ctx: Context, stage: str, completions: int) -> Outcome:
+    """Report a stage from the metrics of all sittings.
+
+    Args:
+        ctx: The run.
+        stage: Name of the stage, with its round.
+        completions: Completions of an update.
+    """
+    rows = [row for row in ctx.run.metrics() if row["stage"] == stage]
+    first, last = rows[0], rows[-1]
+    tokens = round(sum(row["mean_tokens"] for row in rows) * completions)
+    scores = f"score {first['score']:+.2f} -> {last['score']:+.2f}"
+    summary = f"{scores}, KL {last['kl']:.2f} nats a completion"
+    return Outcome(len(rows) * completions, tokens, summary, {"kl_at_start": first["kl"]})
