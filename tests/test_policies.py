@@ -19,7 +19,7 @@ from alpaca_rlhf.planner import Device, Lengths, PeakMemory, StageWork, disk_nee
 from alpaca_rlhf.report.schema import policy_order, validate_report
 from alpaca_rlhf.serving import folders
 from alpaca_rlhf.settings import GRPO, PPO, RLOO, BestOfK, Loop, Reward
-from alpaca_rlhf.settings.earlier import added, with_earlier_defaults
+from alpaca_rlhf.settings.earlier import config_of, with_earlier_defaults
 from alpaca_rlhf.settings.parsing import parse, to_yaml
 from alpaca_rlhf.settings.policies import POLICIES
 from alpaca_rlhf.settings.quickstart import QUICKSTART
@@ -229,8 +229,8 @@ def test_a_run_of_before_goes_on_with_both(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(lines))
     (tmp_path / "provenance.json").write_text(json.dumps({"kind": "quickstart"}))
     resumed = with_earlier_defaults(settings)
-    options = {"kind": "quickstart", "added": added(tmp_path)}
-    with RunFolder.open(tmp_path, to_yaml(resumed), **options) as run:
+    asked = config_of(resumed)
+    with RunFolder.open(tmp_path, asked.text, kind="quickstart", before=asked.before) as run:
         assert run.changed == [] and resumed.policies == ("ppo", "best-of-k")
 
 

@@ -11,9 +11,17 @@ import torch
 from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.models.base import load_base
-from alpaca_rlhf.settings import PPO, SFT, Clip, Reward, Sampling, Value
+from alpaca_rlhf.settings import DPO, GRPO, PPO, SFT, Clip, Reward, Sampling, Value
 from alpaca_rlhf.training.best_of_k import choose
 from alpaca_rlhf.training.candidates import draw, rescore
+from alpaca_rlhf.training.dpo import (
+    ReferencedGroup,
+    micro_batch,
+    reference_logprobs,
+    train_dpo,
+)
+from alpaca_rlhf.training.group_policy import train_in_groups
+from alpaca_rlhf.training.grpo import grpo_method
 from alpaca_rlhf.training.loop import Checkpoints, Learner
 from alpaca_rlhf.training.ppo import train_ppo
 from alpaca_rlhf.training.reward import train_reward
@@ -124,12 +132,59 @@ def best_of_k(adapters, folder, log):
     return adapters.parameters("policy"), (result, drawn, winners)
 
 
+def dpo(adapters, folder, log):
+    """Batches of 3 rankings and 1, against a reference that each process computes a share of."""
+    settings = DPO(lr=1e-3, epochs=2, batch_size=3, warmup=0.0, save_every=1)
+    groups = [*rankings(4), *rankings(3, seed=1)]
+    references = reference_logprobs(adapters, groups, micro_batch("dpo", settings))
+    rows = [ReferencedGroup(*pair) for pair in zip(groups, references, strict=True)]
+    result = train_dpo(
+        adapters,
+        "policy",
+        rows[:4],
+        rows[4:],
+        settings,
+        seed=0,
+        checkpoints=Checkpoints(folder),
+        log=log,
+    )
+    return adapters.parameters("policy"), (result, references)
+
+
+def grpo(adapters, folder, log):
+    """Three groups of three completions, minibatches of 3."""
+    settings = GRPO(
+        updates=2,
+        prompts=3,
+        k=3,
+        minibatch_size=3,
+        micro_batch_size=2,
+        lr=1e-3,
+        max_new_tokens=8,
+        save_every=1,
+    )
+    adapters, head = ppo_cast(lambda *names: adapters)
+    train_in_groups(
+        adapters,
+        head,
+        ppo_prompts(3),
+        grpo_method(settings),
+        seed=0,
+        rollout_batch_size=16,
+        checkpoints=Checkpoints(folder),
+        log=log,
+    )
+    return adapters.parameters("policy"), None
+
+
 STAGES = {
     "sft": sft,
     "reward": reward,
     "ppo": ppo,
     "ppo_separate": ppo_separate,
     "best_of_k": best_of_k,
+    "dpo": dpo,
+    "grpo": grpo,
 }
 
 
