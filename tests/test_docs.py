@@ -133,7 +133,7 @@ def test_the_figures_are_those_of_the_proof(name):
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in (ROOT / name).read_text().splitlines()
-        if re.match(r"\| [^|]+ \| 0\.\d{3} ", line)
+        if re.match(r"\| [^|]+ \| 0\.\d{3} ", line) and line.count("|") == 9
     ]
     assert len(rows) == 5
     policies = [report["policies"][one] for one in ("base", "base_few_shot", "sft")]
@@ -146,6 +146,24 @@ def test_the_figures_are_those_of_the_proof(name):
             assert float(cells[5]) == pytest.approx(policy["win_rate_vs_sft"], abs=6e-3)
     accuracy = report["reward_models"][0]["held_out_accuracy"]
     assert f"{accuracy:.1%}" in (ROOT / name).read_text()
+
+
+def test_the_figures_on_smollm2_are_those_of_the_report():
+    proof = json.loads((ROOT / "docs" / "proof" / "smollm2-quick-seed-0.json").read_text())
+    policies = [proof["report"]["policies"][one] for one in ("base", "sft", "best_of_k", "ppo")]
+    for name in ("README.md", "README.zh-CN.md"):
+        rows = [
+            [cell.strip() for cell in line.strip("|").split("|")]
+            for line in (ROOT / name).read_text().splitlines()
+            if re.match(r"\| [^|]+ \| 0\.\d{3} ", line) and line.count("|") == 8
+        ]
+        assert len(rows) == 4
+        for cells, policy in zip(rows, policies, strict=True):
+            assert float(cells[1]) == pytest.approx(policy["gold_score"], abs=6e-4)
+            assert float(cells[3]) == pytest.approx(policy["gold_score_greedy"], abs=6e-4)
+            if cells[4]:
+                assert float(cells[4]) == pytest.approx(policy["paired_gain_vs_sft"], abs=6e-4)
+            assert float(cells[6]) == pytest.approx(policy["stop_rate"], abs=6e-3)
 
 
 @pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])

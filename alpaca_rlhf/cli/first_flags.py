@@ -45,6 +45,18 @@ FIRST_FLAGS: Mapping[str, tuple[str, ...]] = {
         *("out", "ppo.updates", "ppo.batch_size", "ppo.micro_batch_size", "ppo.lr"),
         *("ppo.kl_coef", "ppo.max_new_tokens", "ppo.missing_eos_score", "ppo.control"),
     ),
+    "dpo": (
+        *("out", "inputs.rankings", "dpo.loss", "dpo.beta", "dpo.lr", "dpo.epochs"),
+        *("dpo.batch_size", "dpo.micro_batch_size", "dpo.label_smoothing", "dpo.sft_coef"),
+    ),
+    "grpo": (
+        *("out", "grpo.updates", "grpo.prompts", "grpo.k", "grpo.micro_batch_size", "grpo.lr"),
+        *("grpo.kl_coef", "grpo.mean", "grpo.divide_by_std"),
+    ),
+    "rloo": (
+        *("out", "rloo.updates", "rloo.prompts", "rloo.k", "rloo.micro_batch_size", "rloo.lr"),
+        *("rloo.kl_coef", "rloo.mean"),
+    ),
     "best-of-k": (
         *("out", "best_of_k.prompts", "best_of_k.k", "best_of_k.keep", "best_of_k.lr"),
         *("best_of_k.epochs", "best_of_k.control", "sft.micro_batch_size"),
