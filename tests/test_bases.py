@@ -380,7 +380,7 @@ def test_other_families_are_refused_with_the_reason_by_all(
     config.save_pretrained(folder)
     (finding,) = base_checks(str(folder), "alpaca", LORA)
     assert finding.verdict == "bad"
-    said = {finding.found}
+    said = {f"{finding.found}; {finding.todo}"}
     for check in (load_base, shape_of, configuration, lambda base: shape_of_run(Loop(base=base))):
         with pytest.raises(UserError) as caught:
             check(str(folder))
