@@ -52,14 +52,14 @@ EXPERIMENT = Loop(
     # At temperature 1 so small a model writes gibberish, and gibberish cannot be ranked.
     sampling=Sampling(temperature=0.7, max_new_tokens=ANSWER_TOKENS, batch_size=32),
     # A small base learns from larger steps than a 7B one.
-    sft=SFT(lr=5e-4, epochs=3, batch_size=16, micro_batch_size=8, max_length=256),
+    sft=SFT(lr=5e-4, epochs=3, batch_size=16, micro_batch_size=4, max_length=256),
     rank=Rank(prompts=500, k=4, noise=0.0),
-    reward=Reward(lr=3e-4, batch_size=8, micro_batch_size=2, max_length=256, held_out=0.25),
+    reward=Reward(lr=3e-4, batch_size=8, micro_batch_size=1, max_length=256, held_out=0.25),
     ppo=PPO(
         updates=16,
         batch_size=48,
         minibatch_size=24,
-        micro_batch_size=4,
+        micro_batch_size=2,
         lr=3e-4,
         kl_coef=0.05,
         max_new_tokens=ANSWER_TOKENS,
