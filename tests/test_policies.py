@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -207,8 +208,8 @@ def test_a_policy_may_be_added_until_the_evaluation_if_nothing_is_dealt_anew(tmp
     RunFolder.open(tmp_path, to_yaml(begun), kind="loop").close()
 
     def changed(settings, done):
-        free = lambda _: _changeable(done, settings)  # noqa: E731
-        with RunFolder.open(tmp_path, to_yaml(settings), kind="loop", free=free) as run:
+        free = set(_changeable(done, settings))
+        with RunFolder.open(tmp_path, to_yaml(settings), kind="loop", free=lambda _: free) as run:
             return run.changed
 
     more = replace(begun, policies=("ppo", "best-of-k"), best_of_k=BestOfK(prompts=17))
@@ -232,6 +233,30 @@ def test_a_run_of_before_goes_on_with_both(tmp_path):
     asked = config_of(resumed)
     with RunFolder.open(tmp_path, asked.text, kind="quickstart", before=asked.before) as run:
         assert run.changed == [] and resumed.policies == ("ppo", "best-of-k")
+
+
+def test_a_policy_that_is_added_to_a_run_of_before_has_the_numbers_of_its_command(tmp_path):
+    settings = replace(QUICKSTART, out=tmp_path)
+    lines = yaml.safe_load(to_yaml(settings))
+    for name in ("policies", "dpo", "grpo", "rloo"):
+        del lines[name]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(lines))
+    (tmp_path / "provenance.json").write_text(json.dumps({"kind": "quickstart"}))
+
+    def opened(asked, done):
+        resumed = with_earlier_defaults(asked)
+        config, free = config_of(resumed), partial(_changeable, settings=resumed)
+        with RunFolder.open(
+            tmp_path, config.text, kind="quickstart", before=config.before, free=free, pin=False
+        ) as run:
+            return resumed, run.changed
+
+    assert opened(settings, ["sft", "evaluate"]) == (settings, []), "nothing of it was asked for"
+    more = replace(settings, policies=("ppo", "best-of-k", "dpo"))
+    resumed, changed = opened(more, ["sft"])
+    assert resumed.dpo == QUICKSTART.dpo and "policies" in changed
+    given = replace(more, dpo=replace(QUICKSTART.dpo, lr=1e-4))
+    assert opened(given, ["sft"])[0].dpo.lr == 1e-4
 
 
 def test_only_chosen_policies_are_planned_and_compared():

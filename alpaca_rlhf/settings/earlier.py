@@ -15,7 +15,7 @@ from alpaca_rlhf.settings.judge_names import canonical
 from alpaca_rlhf.settings.leaves import leaves_of
 from alpaca_rlhf.settings.loop import Loop
 from alpaca_rlhf.settings.parsing import plain, to_yaml
-from alpaca_rlhf.settings.policies import POLICIES, PolicyName
+from alpaca_rlhf.settings.policies import POLICIES, POLICY_STAGES, PolicyName, stage_of
 from alpaca_rlhf.settings.quickstart import QUICKSTART
 
 logger = logging.getLogger(__name__)
@@ -109,6 +109,15 @@ def _before(settings: Loop) -> dict[str, Any]:
     begun = _begun(settings.out)
     absent = [path for path in _paths() if begun and _in(begun, path) is _ABSENT]
     before = {path: _without(path) for path in absent}
+    # Numbers of policies that the run does not have were never used: they are those of now, and
+    # with a policy that is added they are pinned.
+    unused = {*POLICY_STAGES} - {stage_of(policy) for policy in begun_policies(settings)}
+    for path in absent:
+        section = path.partition(".")[0]
+        if section in unused and section in settings.policy_stages:
+            del before[path]
+        elif section in unused:
+            before[path] = _at(settings, path)
     # The small world had a dev split from the beginning, the user's own prompts had none.
     if "evaluate.dev_prompts" in before and settings.inputs.prompts_from == "files":
         before["evaluate.dev_prompts"] = 0
