@@ -209,10 +209,6 @@ def train_dpo(
         describe=lambda indices: [_readable(adapters, train[i]) for i in indices],
         evaluate=evaluate,
     )
-    # 5. With early stopping, back to the weights of the best evaluation.
-    if settings.patience and patience.best_step not in (None, steps):
-        assert patience.best_step is not None
-        learner.load_state(checkpoints.load(patience.best_step)["learner"])
     adapters.trainable()
     return DPOResult(
         rankings=len(train),

@@ -150,6 +150,8 @@ def fit(
 ) -> int:
     """Run (or resume) a stage that takes one optimiser step per batch.
 
+    With early stopping it ends with the weights of the best evaluation.
+
     Args:
         learner: The trainable parameters and their optimiser.
         plan: Example indices of every step.
@@ -184,13 +186,18 @@ def fit(
         # 3. Evaluation, if it is due.
         return metrics | (evaluate(step + 1) or {})
 
-    return run_steps(
+    steps = run_steps(
         learner.stage,
         len(plan),
         take_step,
         {"learner": learner, "micro": micro, "scale": learner.scale},
         books,
     )
+    patience = books.patience
+    best_step = patience.best_step if patience is not None and patience.limit else None
+    if best_step is not None and best_step != steps:
+        learner.load_state(books.checkpoints.load(best_step)["learner"])
+    return steps
 
 
 def chunks(sequence: Sequence[Any], size: int) -> list[Sequence[Any]]:

@@ -186,10 +186,6 @@ def train_sft(
         describe=lambda indices: readable_examples(adapters.base, [examples[i] for i in indices]),
         evaluate=evaluate,
     )
-    # 4. With early stopping, back to the weights of the best evaluation.
-    if settings.patience and patience.best_step not in (None, steps):
-        assert patience.best_step is not None
-        learner.load_state(checkpoints.load(patience.best_step)["learner"])
     adapters.trainable()
     return SFTResult(
         examples=len(examples),
