@@ -78,27 +78,27 @@ def read_request(text: str) -> Request:
     spans.sort(key=lambda span: (span[0].start() - span[0].end(), span[0].start()))
     # 2. Those that overlap none before them. One that is negated or only mentioned states nothing,
     # and nor do shorter ones within it.
-    kept: list[tuple[int, int, Constraint]] = []
-    taken: list[tuple[int, int]] = []
+    constraints: list[tuple[int, int, Constraint]] = []
+    read_spans: list[tuple[int, int]] = []
     for match, kind, phrasing in spans:
         start, end = match.span()
-        if any(start < other_end and other_start < end for other_start, other_end in taken):
+        if any(start < other_end and other_start < end for other_start, other_end in read_spans):
             continue
-        taken.append((start, end))
+        read_spans.append((start, end))
         arguments = read_arguments(match)
         if is_possible(arguments) and is_stated(text, match, phrasing):
             constraint = Constraint(kind, arguments, match[0], phrasing.held_out)
-            kept.append((start, end, constraint))
-    kept.sort(key=lambda span: span[0])
+            constraints.append((start, end, constraint))
+    constraints.sort(key=lambda span: span[0])
     # 3. The rest of the text.
     rest, at = [], 0
-    for start, end, _ in kept:
+    for start, end, _ in constraints:
         rest.append(text[at:start])
         at = end
     rest.append(text[at:])
     core = re.sub(r"(?m)^[ \t]*[-*•][ \t]*$", "", " ".join(rest))
     core = re.sub(r"\s+([.,;:!?。，])", r"\1", " ".join(core.split()))
-    return Request(core.strip(), tuple(constraint for _, _, constraint in kept))
+    return Request(core.strip(), tuple(constraint for _, _, constraint in constraints))
 
 
 def compatible(constraints: Sequence[Constraint]) -> bool:

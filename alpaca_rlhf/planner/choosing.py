@@ -200,9 +200,9 @@ def largest_fitting(budget: Budget, settings: Loop, *, lengths: bool = False) ->
 
     # 2. Keep all activations where enough tokens fit beside each other all the same.
     if settings.checkpointing == "auto" and settings.checkpoints_on(budget.device.kind):
-        kept = _raised(budget, replace(settings, checkpointing="off"), limits)
-        if _trains_enough_tokens(budget, kept, limits):
-            return kept
+        without_recomputing = _raised(budget, replace(settings, checkpointing="off"), limits)
+        if _trains_enough_tokens(budget, without_recomputing, limits):
+            return without_recomputing
     # 3. Otherwise raise each size as far as it fits while they are recomputed.
     return _raised(budget, settings, limits)
 

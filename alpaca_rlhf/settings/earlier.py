@@ -53,12 +53,12 @@ class Config(NamedTuple):
 def config_of(settings: Loop) -> Config:
     """The settings as the run in their folder is to have them."""
     older = {path: plain(value) for path, value in _before(settings).items()}
-    kept = {path for path, value in older.items() if plain(_at(settings, path)) == value}
-    before = {path: value for path, value in older.items() if path not in kept}
+    unchanged = {path for path, value in older.items() if plain(_at(settings, path)) == value}
+    before = {path: value for path, value in older.items() if path not in unchanged}
     judge = _in(_begun(settings.out), "inputs.judge")
     if isinstance(judge, str):
         before["inputs.judge"] = canonical(judge)
-    return Config(to_yaml(settings, without=kept), before)
+    return Config(to_yaml(settings, without=unchanged), before)
 
 
 def with_earlier_defaults(settings: Loop) -> Loop:
@@ -79,15 +79,15 @@ def with_earlier_defaults(settings: Loop) -> Loop:
             earlier[path] = value
     # 2. Put them in at once: one may ask for another.
     differing = {path: value for path, value in earlier.items() if _at(settings, path) != value}
-    shown = [f"--{path.replace('_', '-')} {value}" for path, value in differing.items()]
+    flags = [f"--{path.replace('_', '-')} {value}" for path, value in differing.items()]
     try:
         taken_up: Loop = _replaced(settings, differing)
     except ValueError as error:
         raise UserError(
             f"--out {settings.out}: the run there is older than some settings and would go on with "
-            f"{' '.join(shown)}; {error}, or use another --out"
+            f"{' '.join(flags)}; {error}, or use another --out"
         ) from None
-    for flag in shown:
+    for flag in flags:
         logger.info("%s goes on with %s, as it began", settings.out, flag)
     return taken_up
 
