@@ -184,7 +184,7 @@ def test_four_answers_by_mouse_and_the_next_task_is_there_at_once(desk):
         page.mouse.move(grip["x"] + 20, grip["y"] + 25)
         page.mouse.up()
         assert order(page) == [d, b, a, c], "five pixels are no drag"
-        page.get_by_role("button", name="More").wait_for(state="hidden")
+        page.get_by_role("button", name="More", exact=True).wait_for(state="hidden")
         first = page.locator(".card").nth(0)
         first.get_by_role("radiogroup", name="Relevance").get_by_label("4 of 5").click()
         harmless = first.get_by_role("radiogroup", name="Harmlessness").get_by_label("2 of 5")
@@ -219,7 +219,7 @@ def test_four_answers_by_touch_on_a_phone(desk):
         assert order(page) == [c, a, b, d]
         swipe(page, 1, 3)
         page.locator(f".cards li:last-child [data-answer='{a}']").wait_for()
-        page.get_by_role("button", name="More").tap()
+        page.get_by_role("button", name="More", exact=True).tap()
         page.get_by_role("button", name="Ratings").tap()
         width, window_width = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
         assert width <= window_width == 390

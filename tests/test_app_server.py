@@ -23,6 +23,7 @@ from alpaca_rlhf.app.language import preferred_language
 from alpaca_rlhf.app.login_session import IDLE_S, MAX_AGE_S, RENEW_S, LoginSessions, read_secret
 from alpaca_rlhf.app.proxy import ProxyHeaders
 from alpaca_rlhf.app.rate_limit import RateLimit
+from alpaca_rlhf.app.tabs import TrainingCommand
 from alpaca_rlhf.app.tabs import tabs as all_tabs
 from alpaca_rlhf.cli import app_command
 from alpaca_rlhf.cli import main as cli
@@ -515,8 +516,10 @@ def test_annotators_are_told_no_command_and_no_secret(enter, store, tmp_path):
     """Whatever an annotator's browser can fetch; only an admin who finds no task is told more."""
     refill = app_command._refill(app_command.App(db=SECRET_URL, run=Path("/srv/hidden/mine")))
     assert refill == "alpaca-rlhf sample --run /srv/hidden/mine --db postgresql+psycopg://u@h/n"
-    worker, tabs = all_tabs(store, None, apps.exports(tmp_path), refill=refill)
-    assert worker is None
+    command = TrainingCommand([], "alpaca-rlhf loop --out /srv/hidden/mine", allowed=False)
+    everything = all_tabs(store, None, apps.exports(tmp_path), refill=refill, command=command)
+    assert everything.worker is None and everything.train is None
+    tabs = everything.tabs
     client = enter(store, tabs=tabs, run="/srv/hidden/mine")
     sign_in(client, "ann")
     pages = ["/config", "/", "/status", "/gradio_api/info", "/theme.css"]
@@ -526,7 +529,13 @@ def test_annotators_are_told_no_command_and_no_secret(enter, store, tmp_path):
         json.dumps(queued(client, client.get("/config").json()["dependencies"][-1]["id"]))
     )
     for answer in answers:
-        for secret in ("hunter2", "alpaca-rlhf sample", "/srv/hidden", "psycopg"):
+        for secret in (
+            "hunter2",
+            "alpaca-rlhf sample",
+            "alpaca-rlhf loop",
+            "/srv/hidden",
+            "psycopg",
+        ):
             assert secret not in answer
     assert "mine" in answers[-1], "the run's name is the header's"
     boss = enter(store, tabs=tabs, run="/srv/hidden/mine")

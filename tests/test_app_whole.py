@@ -147,7 +147,7 @@ def test_ranked_by_mouse_by_touch_and_by_keyboard(home, chrome, run):
         page.locator(f".cards li:first-child [data-answer='{first[2]}']").wait_for()
         task = number(page)
         page.get_by_role(
-            "button", name="More"
+            "button", name="More", exact=True
         ).tap()  # Chromium drops the tap after a made-up swipe
         page.get_by_role("button", name="Submit").tap()
         gone(page, task)
