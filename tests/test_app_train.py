@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.request
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -301,6 +302,8 @@ def test_the_plan_is_that_of_the_planner():
     assert on_cpu["ppo"].seconds > on_card["ppo"].seconds > 0
     once = plan_of(Loop(), CPU)
     assert on_cpu["ppo"].seconds == pytest.approx(once["ppo"].seconds), "of one round"
+    kept = plan_of(replace(settings, checkpointing="off"), find_gpu("24"))
+    assert kept["sft"].seconds < on_card["sft"].seconds, "nothing is recomputed"
 
 
 def test_new_policies_are_there_as_soon_as_they_are_trained(tmp_path):

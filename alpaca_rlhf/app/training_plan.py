@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.planner import (
     CPU,
-    REACHED_BANDWIDTH,
-    REACHED_FLOPS,
     Budget,
     GpuSpec,
     Rates,
@@ -50,16 +48,13 @@ def plan_of(settings: Loop, card: GpuSpec) -> Mapping[str, PlannedStage]:
     """
     shape = shape_of(settings.base)
     budget = Budget(shape, card, device=device_of(card))
-    on_cpu = card == CPU
-    rates = Rates(
-        card.tflops * (1.0 if on_cpu else REACHED_FLOPS),
-        card.bandwidth * (1.0 if on_cpu else REACHED_BANDWIDTH),
-    )
+    rates = Rates.reached(card)
     if settings.inputs.rows is not None:
         rows = len(read_rows(settings.inputs)[0])
     else:
         rows = settings.generate.target + settings.generate.seeds
-    work = StageWork(shape, settings, budget.lengths, rows, not on_cpu).all()
+    checkpointing = settings.checkpoints_on(budget.device.kind)
+    work = StageWork(shape, settings, budget.lengths, rows, checkpointing).all()
     plan = {}
     for stage, phases in budget.phases(settings).items():
         if stage in work:

@@ -18,8 +18,6 @@ from alpaca_rlhf.core.durations import duration
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.planner import (
     CPU,
-    REACHED_BANDWIDTH,
-    REACHED_FLOPS,
     Budget,
     GpuSpec,
     Lengths,
@@ -248,10 +246,8 @@ def _local_gpu() -> GpuSpec:
 
 def _rates(flags: Plan, card: GpuSpec) -> Rates:
     """The user's measurements; by default a share of the data sheet's rates, or a CPU's."""
-    shares = (1.0, 1.0) if card == CPU else (REACHED_FLOPS, REACHED_BANDWIDTH)
-    return Rates(
-        flags.tflops or card.tflops * shares[0], flags.bandwidth or card.bandwidth * shares[1]
-    )
+    reached = Rates.reached(card)
+    return Rates(flags.tflops or reached.tflops, flags.bandwidth or reached.bandwidth)
 
 
 def _rows(flags: Plan, settings: Loop) -> tuple[int, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from alpaca_rlhf.planner.disk import policy_controls
+from alpaca_rlhf.planner.gpu_specs import CPU, REACHED_BANDWIDTH, REACHED_FLOPS, GpuSpec
 from alpaca_rlhf.planner.peak_memory import Lengths
 from alpaca_rlhf.planner.shapes import Shape
 from alpaca_rlhf.settings import GroupPolicy, Loop
@@ -25,6 +26,13 @@ class Rates:
     """10^12 floating-point operations a second."""
     bandwidth: float
     """GB read a second."""
+
+    @classmethod
+    def reached(cls, gpu: GpuSpec) -> Rates:
+        """A share of the data sheet's rates; those of the CPU as they are."""
+        if gpu == CPU:
+            return cls(gpu.tflops, gpu.bandwidth)
+        return cls(gpu.tflops * REACHED_FLOPS, gpu.bandwidth * REACHED_BANDWIDTH)
 
 
 @dataclass(frozen=True)
