@@ -12,7 +12,8 @@ from typing import Any
 
 from alpaca_rlhf.app import server
 from alpaca_rlhf.app.language import translations
-from alpaca_rlhf.app.tabs import TrainingCommand, tabs
+from alpaca_rlhf.app.tabs import tabs
+from alpaca_rlhf.app.training import TrainingCommand
 from alpaca_rlhf.preferences import passwords
 from alpaca_rlhf.preferences.assignment import Rules
 from alpaca_rlhf.preferences.store import Store
@@ -114,7 +115,7 @@ def of_run(out: Path, run: Path) -> None:
     """Photograph the app of a run, with what is in its database."""
     with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / "p.db") as store:
         queue_sampled(run, store)
-        command = TrainingCommand([], f"alpaca-rlhf loop --out {run}", allowed=True)
+        command = TrainingCommand([], f"alpaca-rlhf loop --out {run}")
         app_tabs = tabs(
             store, run, apps.exports(Path(folder) / "snapshots"), refill="", command=command
         )

@@ -23,8 +23,8 @@ from alpaca_rlhf.app.language import preferred_language
 from alpaca_rlhf.app.login_session import IDLE_S, MAX_AGE_S, RENEW_S, LoginSessions, read_secret
 from alpaca_rlhf.app.proxy import ProxyHeaders
 from alpaca_rlhf.app.rate_limit import RateLimit
-from alpaca_rlhf.app.tabs import TrainingCommand
 from alpaca_rlhf.app.tabs import tabs as all_tabs
+from alpaca_rlhf.app.training import TrainingCommand
 from alpaca_rlhf.cli import app_command
 from alpaca_rlhf.cli import main as cli
 from alpaca_rlhf.cli.terminal import Terminal
@@ -516,7 +516,7 @@ def test_annotators_are_told_no_command_and_no_secret(enter, store, tmp_path):
     """Whatever an annotator's browser can fetch; only an admin who finds no task is told more."""
     refill = app_command._refill(app_command.App(db=SECRET_URL, run=Path("/srv/hidden/mine")))
     assert refill == "alpaca-rlhf sample --run /srv/hidden/mine --db postgresql+psycopg://u@h/n"
-    command = TrainingCommand([], "alpaca-rlhf loop --out /srv/hidden/mine", allowed=False)
+    command = TrainingCommand([], "alpaca-rlhf loop --out /srv/hidden/mine", "flag")
     everything = all_tabs(store, None, apps.exports(tmp_path), refill=refill, command=command)
     assert everything.worker is None and everything.train is None
     tabs = everything.tabs

@@ -25,7 +25,7 @@ from alpaca_rlhf.app import training_view
 from alpaca_rlhf.app.language import translations
 from alpaca_rlhf.app.page_layout import Tab
 from alpaca_rlhf.app.train_tab import TrainPage, train_tab
-from alpaca_rlhf.app.training import Training, TrainingRefused, TrainingState
+from alpaca_rlhf.app.training import Training, TrainingCommand, TrainingRefused, TrainingState
 from alpaca_rlhf.app.training_plan import PlannedStage, plan_of
 from alpaca_rlhf.cli import app_command
 from alpaca_rlhf.cli.terminal import Terminal
@@ -323,7 +323,8 @@ def victim_of(trainings, tmp_path, *, allowed=True):
     """An app with the Train tab whose command tells what it was started with."""
     training = trainings(allowed=allowed)
     victim = attacks.Victim(tmp_path)
-    page = TrainPage(training, victim.store, "alpaca-rlhf loop --out mine")
+    command = TrainingCommand([], "alpaca-rlhf loop --out mine", None if allowed else "flag")
+    page = TrainPage(training, victim.store, command)
     tabs = [
         Tab("rank", apps.stand_in),
         Tab("train", partial(train_tab, page=page), admin=True),
@@ -427,9 +428,17 @@ def test_an_admin_starts_nothing_where_it_is_not_allowed(trainings, tmp_path, ru
         ({"root_path": "/rank", "allow_training": True}, True),
     ],
 )
-def test_where_others_reach_the_app_training_must_be_allowed(
-    run, monkeypatch, audited, flags, allowed
-):
+def test_where_others_reach_the_app_training_must_be_allowed(run, monkeypatch, flags, allowed):
+    assert (started_with(run, monkeypatch, run / "preferences.db", flags) is None) == allowed
+
+
+def test_training_is_closed_where_the_rankings_are_not_in_the_run(run, monkeypatch, tmp_path):
+    for flags in ({}, {"host": "0.0.0.0", "allow_training": True}):
+        assert started_with(run, monkeypatch, tmp_path / "people.db", flags) == "database"
+
+
+def started_with(run, monkeypatch, database, flags):
+    """The reason why training is closed in an app that is started with these flags."""
     from alpaca_rlhf.app import server, tabs
 
     class Built(Exception):
@@ -437,15 +446,17 @@ def test_where_others_reach_the_app_training_must_be_allowed(
 
     def build(*positional, command, **named):
         assert command.words[1:] == ["-m", "alpaca_rlhf", "loop", "--out", str(run)]
-        raise Built(command.allowed)
+        raise Built(command.closed)
 
     monkeypatch.setattr(tabs, "tabs", build)
     monkeypatch.setattr(server, "serve", lambda *_, **__: pytest.fail("served"))
-    audited.add_annotator("boss", "long enough", role="admin")
     typed = app_command.App(run=run, port=free_port(), **flags)
-    with pytest.raises(Built) as caught:
-        app_command._serve(audited, typed, run, True, Terminal(Console(file=io.StringIO())))
-    assert caught.value.args == (allowed,)
+    with Store(database) as store, pytest.raises(Built) as caught:
+        if not store.any_accounts():
+            store.add_annotator("boss", "long enough", role="admin")
+        app_command._serve(store, typed, run, True, Terminal(Console(file=io.StringIO())))
+    [closed] = caught.value.args
+    return closed
 
 
 def test_the_log_and_the_ending_are_only_text(trainings, tmp_path, run):

@@ -15,22 +15,10 @@ from alpaca_rlhf.app.page_layout import Tab
 from alpaca_rlhf.app.prefetch import keep_filled
 from alpaca_rlhf.app.rank_tab import rank_tab
 from alpaca_rlhf.app.train_tab import TrainPage, train_tab
-from alpaca_rlhf.app.training import Training
+from alpaca_rlhf.app.training import Training, TrainingCommand
 from alpaca_rlhf.app.worker import Worker
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.sources.standing import standing_by_round
-
-
-@dataclass(frozen=True)
-class TrainingCommand:
-    """The command that goes on with the run, in a process and for people."""
-
-    words: Sequence[str]
-    """The command line of the process."""
-    shown: str
-    """The command as a person types it."""
-    allowed: bool
-    """True if a browser may start and stop it."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +57,8 @@ def tabs(
         return AppTabs([rank, Tab("data", partial(data_tab, exports=exports), admin=True)])
     # 1. The model's thread, and the training.
     worker = Worker(run)
-    training = Training(run, store, command.words, allowed=command.allowed)
-    page = TrainPage(training, store, command.shown)
+    training = Training(run, store, command.words, allowed=command.closed is None)
+    page = TrainPage(training, store, command)
     keep_filled(store, worker)
     training.watch()
     # 2. The tabs.

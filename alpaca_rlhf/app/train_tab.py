@@ -16,7 +16,7 @@ from alpaca_rlhf.app import training_view
 from alpaca_rlhf.app.language import preferred_language, translations
 from alpaca_rlhf.app.rendering import render
 from alpaca_rlhf.app.services import Services
-from alpaca_rlhf.app.training import Training, TrainingRefused
+from alpaca_rlhf.app.training import Training, TrainingCommand, TrainingRefused
 from alpaca_rlhf.app.training_plan import PlannedStage, local_card, plan_of
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.runs import METRICS, RunFolder
@@ -77,7 +77,7 @@ class TrainPage:
         command: The command that goes on in a terminal.
     """
 
-    def __init__(self, training: Training, store: Store, command: str) -> None:
+    def __init__(self, training: Training, store: Store, command: TrainingCommand) -> None:
         self.training = training
         self._store = store
         self._command = command
@@ -139,7 +139,8 @@ class TrainPage:
             missing=missing,
             stage=text[f"stage.{current.stage}"] if current else "",
             allowed=self.training.allowed,
-            command=self._command,
+            command=self._command.shown,
+            closed=self._command.closed,
             report=(self._run / "report.html").is_file(),
             rank=translations("shell", language)["rank"],
             chat=translations("shell", language)["chat"],

@@ -36,6 +36,23 @@ Activity = Literal["idle", "starting", "training", "stopping"]
 Refusal = Literal["not_allowed", "running", "elsewhere", "idle", "starting", "failed"]
 
 
+Closed = Literal["flag", "database"]
+"""Reasons why no browser may start a training: nobody has allowed it, or the rankings are not in
+the run's own database, which is the one that `loop` reads."""
+
+
+@dataclass(frozen=True)
+class TrainingCommand:
+    """The command that goes on with the run, in a process and for people."""
+
+    words: Sequence[str]
+    """The command line of the process."""
+    shown: str
+    """The command as a person types it."""
+    closed: Closed | None = None
+    """The reason why no browser may start and stop it; None if it may."""
+
+
 class TrainingRefused(Exception):
     """The page asked for what cannot be done now.
 

@@ -26,6 +26,7 @@ from alpaca_rlhf.sources.sampled import queue_sampled
 from alpaca_rlhf.sources.verdicts import open_store
 
 if TYPE_CHECKING:
+    from alpaca_rlhf.app.training import TrainingCommand
     from alpaca_rlhf.preferences.store import Store
 
 USUAL_PORT = 7860
@@ -197,6 +198,20 @@ def _add_gold(store: Store, path: Path, terminal: Terminal) -> int:
     return 0
 
 
+def _training_command(flags: App, store: Store, *, local: bool) -> TrainingCommand:
+    """The command that trains the run, and whether a browser may start it."""
+    from alpaca_rlhf.app.training import TrainingCommand
+
+    words = ["loop", "--out", str(flags.run)]
+    process = [sys.executable, "-m", "alpaca_rlhf", *words]
+    file = store.database.file
+    if file is None or file.resolve() != (flags.run / DATABASE).resolve():
+        shown = shlex.join([PROGRAM, *words, "--inputs.rankings", "SNAPSHOT"])
+        return TrainingCommand(process, shown, "database")
+    is_open = local or flags.allow_training
+    return TrainingCommand(process, shlex.join([PROGRAM, *words]), None if is_open else "flag")
+
+
 def _serve(store: Store, flags: App, home: Path, has_run: bool, terminal: Terminal) -> int:
     # 1. Nobody beyond this machine may reach an app without accounts.
     behind_proxy = flags.url is not None or bool(flags.prefix)
@@ -218,7 +233,7 @@ def _serve(store: Store, flags: App, home: Path, has_run: bool, terminal: Termin
     port = listener.getsockname()[1]
     address = (flags.origin or f"http://{_url_host(flags.host)}:{port}") + flags.prefix
     from alpaca_rlhf.app import login_session, server
-    from alpaca_rlhf.app.tabs import TrainingCommand, tabs
+    from alpaca_rlhf.app.tabs import tabs
 
     # 3. Build the tabs and the server, and serve until Ctrl-C.
     app_tabs = tabs(
@@ -226,11 +241,7 @@ def _serve(store: Store, flags: App, home: Path, has_run: bool, terminal: Termin
         flags.run if has_run else None,
         _exports(flags, folder, has_run),
         refill=_refill(flags),
-        command=TrainingCommand(
-            [sys.executable, "-m", "alpaca_rlhf", "loop", "--out", str(flags.run)],
-            shlex.join([PROGRAM, "loop", "--out", str(flags.run)]),
-            allowed=local or flags.allow_training,
-        ),
+        command=_training_command(flags, store, local=local),
     )
     app = server.build_app(
         store,
