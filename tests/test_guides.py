@@ -163,3 +163,16 @@ def test_the_figures_of_ppo_and_best_of_k_are_those_of_the_proofs():
         real += [one["kl_from_sft_nats"] for one in policies]
         real += [seconds["best_of_k"], seconds["ppo"]]
         assert told == pytest.approx(real, abs=0.0051, rel=0.02), seed
+
+
+def test_the_reward_models_of_the_proofs_stand_beside_their_best_baseline():
+    rows = re.findall(r"^\| seed (\d+) \|(.+)\|$", GUIDES["policies"].read_text(), re.MULTILINE)
+    assert len(rows) == len(list((ROOT / "docs/proof").glob("quickstart-seed-*.json")))
+    for seed, cells in rows:
+        file = ROOT / "docs" / "proof" / f"quickstart-seed-{seed}.json"
+        [model] = json.loads(file.read_text())["report"]["reward_models"]
+        best = max(model["baselines"], key=lambda baseline: baseline["accuracy"])
+        assert best["is"] == "the longer"
+        told = [float(cell) for cell in re.findall(r"(?<!\d)[-+]?\d+\.\d+", cells)]
+        real = [model["held_out_accuracy"], *model["ci95"], best["accuracy"], *best["lead_ci95"]]
+        assert told == pytest.approx([*real, model["shuffled_label_accuracy"]], abs=6e-4), seed
