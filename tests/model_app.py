@@ -113,7 +113,7 @@ def serving(fastapi_app: FastAPI, port: int) -> Iterator[str]:
 
 
 class Echo:
-    """A speaker without a model, which says what it is told to, in two steps."""
+    """A policy_server without a model, which says what it is told to, in two steps."""
 
     takes_system = False
 
@@ -121,11 +121,11 @@ class Echo:
         self.say = say
         self.asked: list[tuple[str, Instruction]] = []
 
-    def speak(
+    def generate(
         self,
         policy: str,
         row: Instruction,
-        manner: Any,
+        sampling_settings: Any,
         stop: Any,
         *,
         key: str,
@@ -141,11 +141,17 @@ class Echo:
         yield [GenerationUpdate(text, SampledCompletion((1, 2), True)) for text in texts]
 
     def completion(
-        self, policy: str, row: Instruction, manner: Any, text: str, sampled: Any, number: int = 0
+        self,
+        policy: str,
+        row: Instruction,
+        sampling_settings: Any,
+        text: str,
+        sampled: Any,
+        number: int = 0,
     ) -> Any:
         from alpaca_rlhf.core.records import Completion
 
-        return Completion(row.id, text, policy, seed=manner.seed, sample=number)
+        return Completion(row.id, text, policy, seed=sampling_settings.seed, sample=number)
 
 
 def nothing_serious(page: Any, *, colours: bool = False) -> None:

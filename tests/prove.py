@@ -165,7 +165,7 @@ def prove_kills(rounds: int) -> bool:
 def prove_generation(target: int) -> bool:
     """The embedded base as teacher: its tasks are distinct by key, and none is another split's."""
     from alpaca_rlhf.data import kept_by_rouge, read_instructions, refilter, requests, seeds_of
-    from alpaca_rlhf.serving.folders import settings_of
+    from alpaca_rlhf.serving.run_contents import settings_of
     from alpaca_rlhf.smallworld import recognise
     from alpaca_rlhf.sources import source_of
 

@@ -18,8 +18,8 @@ from alpaca_rlhf.models.base import Base
 from alpaca_rlhf.models.batches import example, prompt_ids
 from alpaca_rlhf.models.rollout import sample
 from alpaca_rlhf.models.template_traits import frozen_clock
-from alpaca_rlhf.serving.manner import Manner
-from alpaca_rlhf.serving.speaker import Speaker
+from alpaca_rlhf.serving.policy_server import PolicyServer
+from alpaca_rlhf.serving.sampling_settings import SamplingSettings
 from alpaca_rlhf.settings import Lora, Sampling
 from tests.go_templates import go_render, stops_of_modelfile, template_of_modelfile
 from tests.published_templates import (
@@ -61,10 +61,13 @@ def table_row(name: str, folder: Path) -> dict[str, Any]:
     pairs = read_pairs(write_rows(folder / "pairs.jsonl", *pair_rows))
     examples = [example(base, "chat", row, REPLY) for row in sft]
     ids = [made.prompt for made in examples]
-    speaker = object.__new__(Speaker)
-    speaker._base, speaker._template = base, "chat"
+    policy_server = object.__new__(PolicyServer)
+    policy_server._base, policy_server._template = base, "chat"
     talks = [row_of(turns) for turns in conversations]
-    chat = [speaker._ids(replace(row, system=""), Manner(system=row.system)) for row in talks]
+    chat = [
+        policy_server._ids(replace(row, system=""), SamplingSettings(system=row.system))
+        for row in talks
+    ]
     # 2. The ids of what Ollama renders, after the bos token that it adds.
     bos = (exported.bos_token_id,) if puts_bos(exported) else ()
     rendered = go_render(template_of_modelfile(text), conversations)

@@ -8,7 +8,7 @@ from alpaca_rlhf.cli.main import main
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Completion
 from alpaca_rlhf.serving.answer_files import DETAILS, AnswerFile, read_rows
-from alpaca_rlhf.serving.manner import Manner
+from alpaca_rlhf.serving.sampling_settings import SamplingSettings
 from tests.model_app import make_run
 
 IFEVAL = [
@@ -72,7 +72,7 @@ class Echo:
     def fingerprint(self, policy):
         return f"weights of {policy}"
 
-    def candidates(self, policy, rows, manner, *, k):
+    def candidates(self, policy, rows, sampling_settings, *, k):
         if any(len(row.instruction) > 99 for row in rows):
             raise UserError("the instruction is too long: 100 tokens")
         if self.batches == 0:
@@ -100,7 +100,7 @@ def test_history_and_system_are_heard_and_kept(tmp_path):
     ]  # fmt: skip
     prompts = read_rows(write(tmp_path / "p.jsonl", rows))
     out = tmp_path / "deep" / "o.jsonl"
-    answered(AnswerFile(out, "sft", Manner(0), "output"), prompts, Echo())
+    answered(AnswerFile(out, "sft", SamplingSettings(0), "output"), prompts, Echo())
     first, second = rows_of(out)
     assert first["messages"] == rows[0]["messages"]
     assert first["output"] == "Be brief.|(('A?', 'B.'),)|C?"
@@ -110,9 +110,9 @@ def test_history_and_system_are_heard_and_kept(tmp_path):
 
 def test_it_goes_on_where_it_stopped(tmp_path):
     prompts = read_rows(write(tmp_path / "p.jsonl", IFEVAL))
-    whole = AnswerFile(tmp_path / "whole.jsonl", "sft", Manner(0))
+    whole = AnswerFile(tmp_path / "whole.jsonl", "sft", SamplingSettings(0))
     answered(whole, prompts, Echo())
-    file = AnswerFile(tmp_path / "o.jsonl", "sft", Manner(0))
+    file = AnswerFile(tmp_path / "o.jsonl", "sft", SamplingSettings(0))
     with pytest.raises(KeyboardInterrupt):
         answered(file, prompts, Echo(batches=1))
     assert not file.out.exists() and file.log.is_file()
@@ -131,12 +131,12 @@ def test_an_interrupted_file_of_another_request_begins_anew(tmp_path, change):
     prompts = read_rows(write(tmp_path / "p.jsonl", IFEVAL))
     out = tmp_path / "o.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        answered(AnswerFile(out, "sft", Manner(0)), prompts, Echo(batches=1))
+        answered(AnswerFile(out, "sft", SamplingSettings(0)), prompts, Echo(batches=1))
     changed = {
-        "policy": AnswerFile(out, "ppo", Manner(0)),
-        "temperature": AnswerFile(out, "sft", Manner(0.5)),
-        "prompts": AnswerFile(out, "sft", Manner(0)),
-        "column": AnswerFile(out, "sft", Manner(0), "output"),
+        "policy": AnswerFile(out, "ppo", SamplingSettings(0)),
+        "temperature": AnswerFile(out, "sft", SamplingSettings(0.5)),
+        "prompts": AnswerFile(out, "sft", SamplingSettings(0)),
+        "column": AnswerFile(out, "sft", SamplingSettings(0), "output"),
     }[change]
     echo = Echo()
     assert answered(changed, prompts[1:] if change == "prompts" else prompts, echo)[0][0] == 0
@@ -146,7 +146,9 @@ def test_an_interrupted_file_of_another_request_begins_anew(tmp_path, change):
 def test_a_row_that_is_broken_or_too_long_is_named(tmp_path):
     path = write(tmp_path / "p.jsonl", [IFEVAL[0], {"prompt": "x" * 100}])
     with pytest.raises(UserError, match=rf"^{path}:2: the instruction is too long"):
-        answered(AnswerFile(tmp_path / "o.jsonl", "sft", Manner(0)), read_rows(path), Echo())
+        answered(
+            AnswerFile(tmp_path / "o.jsonl", "sft", SamplingSettings(0)), read_rows(path), Echo()
+        )
     write(path, [IFEVAL[0], {"text": "no prompt"}])
     with pytest.raises(UserError, match=rf"^{path}:2: "):
         read_rows(path)

@@ -81,16 +81,16 @@ WATCH = """() => { window.seen = []; new MutationObserver(() => {
 
 def slow(monkeypatch):
     """Every token takes a moment, so that there is time to press a key."""
-    from alpaca_rlhf.serving import speaker
+    from alpaca_rlhf.serving import policy_server
 
-    stream_text = speaker.stream_text
+    stream_text = policy_server.stream_text
 
     def slowly(*args, **options):
         for update in stream_text(*args, **options):
             time.sleep(0.02)
             yield update
 
-    monkeypatch.setattr(speaker, "stream_text", slowly)
+    monkeypatch.setattr(policy_server, "stream_text", slowly)
 
 
 def test_it_streams_stops_and_goes_on(desk, monkeypatch):
@@ -125,7 +125,7 @@ def test_it_streams_stops_and_goes_on(desk, monkeypatch):
 def test_who_asks_for_a_job_that_waits_can_stop_it(desk):
     go_on, begun = threading.Event(), threading.Event()
 
-    def block(speaker, stop):
+    def block(policy_server, stop):
         begun.set()
         go_on.wait(60)
         yield 1

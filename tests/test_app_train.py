@@ -34,7 +34,7 @@ from alpaca_rlhf.planner import CPU, find_gpu
 from alpaca_rlhf.preferences.schema import Audit
 from alpaca_rlhf.preferences.standing import Standing
 from alpaca_rlhf.preferences.store import Store
-from alpaca_rlhf.serving import folders
+from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.settings import Inputs, Loop, Rank
 from alpaca_rlhf.settings.steps import Step, order
 from tests import apps, attacks
@@ -307,7 +307,7 @@ def test_the_plan_is_that_of_the_planner():
 
 
 def test_new_policies_are_there_as_soon_as_they_are_trained(tmp_path):
-    policies = folders.RunPolicies(tmp_path)
+    policies = run_contents.RunPolicies(tmp_path)
     assert list(policies) == ["base"]
     adapter = tmp_path / "ppo" / "adapter"
     adapter.mkdir(parents=True)

@@ -23,9 +23,9 @@ from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.models.batches import answer, prompt_ids
 from alpaca_rlhf.models.rollout import sample
 from alpaca_rlhf.preferences.store import Store
-from alpaca_rlhf.serving import folders
+from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.serving.filling import fill
-from alpaca_rlhf.serving.manner import Manner
+from alpaca_rlhf.serving.sampling_settings import SamplingSettings
 from alpaca_rlhf.settings import Sampling
 from alpaca_rlhf.sources.run_prompts import RunPrompts
 from tests.model_app import make_run, prompts
@@ -60,7 +60,7 @@ class Gate:
         self.log, self.name, self.steps = log if log is not None else [], name, steps
         self.begun, self.go = threading.Event(), threading.Event()
 
-    def __call__(self, speaker, stop):
+    def __call__(self, policy_server, stop):
         for step in range(self.steps):
             self.log.append(f"{self.name}{step}")
             self.begun.set()
@@ -93,19 +93,19 @@ def test_it_is_loaded_when_first_asked_and_says_so(run, where):
     def load():
         loading.set()
         go.wait(LONG)
-        return "the speaker"
+        return "the policy_server"
 
     worker = Worker(run, load=load, gpu_folder=where)
     assert worker.state.phase == "empty" and threading.active_count() >= 1
     assert "not loaded" in worker.status("en") and "尚未加载" in worker.status("zh-CN")
-    job = worker.start(lambda speaker, stop: iter([speaker]), "chat")
+    job = worker.start(lambda policy_server, stop: iter([policy_server]), "chat")
     loading.wait(LONG)
     assert (worker.state.phase, job.latest.phase) == ("loading", "loading")
     go.set()
-    assert last(job).value == "the speaker"
+    assert last(job).value == "the policy_server"
     until(lambda: worker.state.phase == "ready")
     worker.close()
-    assert worker.start(lambda speaker, stop: iter([]), "chat").latest.problem == "closed"
+    assert worker.start(lambda policy_server, stop: iter([]), "chat").latest.problem == "closed"
 
 
 def test_people_come_before_the_background_which_gives_way_between_steps(worker):
@@ -159,7 +159,7 @@ def test_errors_are_told_and_do_not_end_the_thread(run, where, caplog):
         error = fails.pop(0)
         if error:
             raise error
-        return "speaker"
+        return "policy_server"
 
     worker = Worker(run, load=load, gpu_folder=where, has_gpu=lambda: True)
     update = last(worker.start(Gate(), "chat"))
@@ -167,18 +167,18 @@ def test_errors_are_told_and_do_not_end_the_thread(run, where, caplog):
     assert worker.state.phase == "error" and "no such base" in worker.status("en")
     assert not [one for one in gpu_lock.live_notes("app", where) if one.holds]
 
-    def too_long(speaker, stop):
+    def too_long(policy_server, stop):
         yield 1
         raise UserError("too long")
 
-    def broken(speaker, stop):
+    def broken(policy_server, stop):
         yield 1
         raise ZeroDivisionError("oops")
 
     class OutOfMemoryError(Exception):
         pass
 
-    def full(speaker, stop):
+    def full(policy_server, stop):
         raise OutOfMemoryError
         yield
 
@@ -195,7 +195,7 @@ def test_errors_are_told_and_do_not_end_the_thread(run, where, caplog):
 def test_a_training_run_gets_the_card_and_the_app_comes_back(worker, run, where, tmp_path):
     begun = threading.Event()
 
-    def endless(speaker, stop):
+    def endless(policy_server, stop):
         while not stop.is_set():
             begun.set()
             time.sleep(0.002)
@@ -230,7 +230,7 @@ def test_a_training_run_gets_the_card_and_the_app_comes_back(worker, run, where,
 
 def test_without_a_gpu_no_training_run_stops_the_chat_and_none_waits_for_it(run, where, tmp_path):
     """There is nothing to give back: both go on, each on its share of the processor."""
-    worker = Worker(run, load=lambda: "speaker", gpu_folder=where, has_gpu=lambda: False)
+    worker = Worker(run, load=lambda: "policy_server", gpu_folder=where, has_gpu=lambda: False)
     step, messages = Gate(), []
     step.go.set()
     for folder in (tmp_path / "another", run):
@@ -358,9 +358,11 @@ def real(run, tmp_path_factory):
 ROW = Instruction("Name a colour.")
 
 
-def speak(policy, manner=Manner(temperature=1.0), key="k", row=ROW, k=1):  # noqa: B008
-    def work(speaker, stop):
-        return speaker.speak(policy, row, manner, stop, key=key, k=k)
+def generate_on_server(policy, sampling_settings=None, key="k", row=ROW, k=1):
+    sampling_settings = sampling_settings or SamplingSettings(temperature=1.0)
+
+    def work(policy_server, stop):
+        return policy_server.generate(policy, row, sampling_settings, stop, key=key, k=k)
 
     return work
 
@@ -370,9 +372,9 @@ def test_answers_are_those_of_the_decode_loop_for_every_policy(real, run):
     from alpaca_rlhf.models.adapters import Adapters
     from alpaca_rlhf.models.base import load_base
 
-    settings = folders.settings_of(run)
+    settings = run_contents.settings_of(run)
     alone = {}
-    for name, folder in folders.policies(run).items():
+    for name, folder in run_contents.policies(run).items():
         adapters = Adapters(load_base(settings.base), settings.lora, template="brief")
         role = None
         if folder is not None:
@@ -385,7 +387,9 @@ def test_answers_are_those_of_the_decode_loop_for_every_policy(real, run):
     assert list(alone) == real.policies() == ["base", "sft", "ppo.2"]
     assert len(set(alone.values())) == 3
     for name in ("ppo.2", "base", "sft", "base", "ppo.2"):
-        answers = [update.value for update in real.start(speak(name), "chat").updates()]
+        answers = [
+            update.value for update in real.start(generate_on_server(name), "chat").updates()
+        ]
         assert answers[-1][0].text == alone[name]
 
 
@@ -393,16 +397,16 @@ def test_what_is_released_is_gone(run, where):
     worker = Worker(run, gpu_folder=where, has_gpu=lambda: True)
     base = []
 
-    def work(speaker, stop):
-        base.append(weakref.ref(speaker._base.model))
-        yield from speak("sft")(speaker, stop)
+    def work(policy_server, stop):
+        base.append(weakref.ref(policy_server._base.model))
+        yield from generate_on_server("sft")(policy_server, stop)
 
     first = last(worker.start(work, "chat")).value[0].text
     with gpu_lock.Loan(run, lambda text: None, where=where) as loan:
         loan.take()
         gc.collect()
         assert base[0]() is None, "nothing holds the model any more"
-    second = last(worker.start(speak("sft"), "chat")).value[0].text
+    second = last(worker.start(generate_on_server("sft"), "chat")).value[0].text
     assert second == first
     worker.close()
 
@@ -413,10 +417,17 @@ def test_the_queue_is_filled_and_filling_goes_on_where_it_stopped(real, run, tmp
     with Store(tmp_path / "p.db") as store:
 
         def work(n=99):
-            def steps(speaker, stop):
-                how = Manner(temperature=1.0)
+            def steps(policy_server, stop):
+                how = SamplingSettings(temperature=1.0)
                 progresses = fill(
-                    store, speaker, rows, "sft", k=4, manner=how, origin="runs/x/sft", batch=2
+                    store,
+                    policy_server,
+                    rows,
+                    "sft",
+                    k=4,
+                    sampling_settings=how,
+                    origin="runs/x/sft",
+                    batch=2,
                 )
                 for number, progress in enumerate(progresses):
                     yield progress
@@ -441,7 +452,7 @@ def test_the_queue_is_filled_and_filling_goes_on_where_it_stopped(real, run, tmp
 
 
 def test_typed_prompts_stay_away_from_those_of_other_stages(run):
-    held = RunPrompts(run, folders.settings_of(run))
+    held = RunPrompts(run, run_contents.settings_of(run))
     assert set(held.splits) == {"sft", "rank", "ppo", "dev", "eval"}
     for name, rows in held.splits.items():
         near = Instruction(rows[0].instruction.replace(":", " :") + " please")

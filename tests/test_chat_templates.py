@@ -19,8 +19,8 @@ from alpaca_rlhf.exporting.tokenizer import compare, exported_tokenizer, ids_of
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import load_base
 from alpaca_rlhf.models.batches import example, prompt_ids, segments
-from alpaca_rlhf.serving.manner import Manner
-from alpaca_rlhf.serving.speaker import Speaker
+from alpaca_rlhf.serving.policy_server import PolicyServer
+from alpaca_rlhf.serving.sampling_settings import SamplingSettings
 from alpaca_rlhf.settings import Lora
 from tests.published_templates import (
     ENDS,
@@ -119,9 +119,9 @@ def test_a_dialogue_has_the_same_ids_in_every_stage_the_app_and_the_export(base_
     ids |= {
         f"{kind}, example": example(base, "chat", row, "Red.").prompt for kind, row in files.items()
     }
-    speaker = object.__new__(Speaker)
-    speaker._base, speaker._template = base, "chat"
-    ids["chat"] = speaker._ids(replace(ROW, system=""), Manner(system=SYSTEM))
+    policy_server = object.__new__(PolicyServer)
+    policy_server._base, policy_server._template = base, "chat"
+    ids["chat"] = policy_server._ids(replace(ROW, system=""), SamplingSettings(system=SYSTEM))
     exported = exported_tokenizer(base, "chat")
     ids["export"] = ids_of(exported, "chat", ROW)
     ids["the template itself"] = prompt_ids(base, "chat", ROW)
@@ -390,7 +390,7 @@ def test_whoever_loads_the_base_of_a_run_gives_its_first_day(tmp_path, monkeypat
     from types import SimpleNamespace
 
     from alpaca_rlhf.exporting import loading
-    from alpaca_rlhf.serving import scoring, speaker
+    from alpaca_rlhf.serving import policy_server, scoring
     from alpaca_rlhf.settings import Loop
     from alpaca_rlhf.stages import context
 
@@ -405,7 +405,7 @@ def test_whoever_loads_the_base_of_a_run_gives_its_first_day(tmp_path, monkeypat
     run = SimpleNamespace(path=tmp_path)
     module, start = {
         "training": (context, lambda: context.Context(settings, run, None, None).base),
-        "chat": (speaker, lambda: Speaker(settings, {})),
+        "chat": (policy_server, lambda: PolicyServer(settings, {})),
         "scores": (scoring, lambda: scoring.adapters_of(settings)),
         "export": (
             loading,

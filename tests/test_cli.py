@@ -28,7 +28,7 @@ from alpaca_rlhf.preferences import read_snapshot
 from alpaca_rlhf.preferences.assignment import Rules, Verdict
 from alpaca_rlhf.preferences.schema import Assignment
 from alpaca_rlhf.preferences.store import Store
-from alpaca_rlhf.serving import folders
+from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.parsing import parse, to_yaml
 from alpaca_rlhf.settings.quickstart import QUICKSTART
@@ -625,7 +625,7 @@ def test_typed_prompts_train_too_and_what_says_the_same_is_not_waited_for(human_
         if one["prompt_id"] == alike:
             one["text"] = "The same."
     file.write_text("".join(json.dumps(one) + "\n" for one in drawn))
-    splits = RunPrompts(run, folders.settings_of(run)).splits
+    splits = RunPrompts(run, run_contents.settings_of(run)).splits
     own = Instruction("Which bird is quite another one?", source="chat")
     near = Instruction(f"{splits['eval'][0].instruction}!", splits["eval"][0].input, source="chat")
     plain = Rules(gold_rate=0, repeat_rate=0, second_share=0)

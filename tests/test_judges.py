@@ -411,7 +411,7 @@ def test_the_reward_model_judges_by_its_scores(home, tmp_path, capsys):
     import torch
 
     from alpaca_rlhf.models.heads import ScalarHead
-    from alpaca_rlhf.serving import folders
+    from alpaca_rlhf.serving import run_contents
     from alpaca_rlhf.serving.scoring import adapters_of
     from alpaca_rlhf.stages.reward_judge import RewardScorer
 
@@ -430,7 +430,7 @@ def test_the_reward_model_judges_by_its_scores(home, tmp_path, capsys):
     head.save(folder)
     code, said = typed(capsys, "judge", "--run", run, "--by", "reward")
     assert code == 0 and "3 rankings by judge:reward:" in said
-    adapters = adapters_of(folders.settings_of(run))
+    adapters = adapters_of(run_contents.settings_of(run))
     scorer = RewardScorer(folder, 4, "judge")
     scorer.adapters = lambda: adapters
     for row, answers, ranking in _snapshot_rows(store, tmp_path / "s"):

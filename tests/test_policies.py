@@ -18,7 +18,7 @@ from alpaca_rlhf.core.runs import RunFolder
 from alpaca_rlhf.pipeline import _changeable, run_loop
 from alpaca_rlhf.planner import Device, Lengths, PeakMemory, StageWork, disk_needs, shape_of
 from alpaca_rlhf.report.schema import policy_order, validate_report
-from alpaca_rlhf.serving import folders
+from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.settings import GRPO, PPO, RLOO, BestOfK, Loop, Reward
 from alpaca_rlhf.settings.earlier import config_of, with_earlier_defaults
 from alpaca_rlhf.settings.parsing import parse, to_yaml
@@ -90,7 +90,7 @@ def test_policies_are_added_to_a_run(unevaluated, tmp_path):
     lines = (unevaluated / "dpo/reference.jsonl").read_text().splitlines()
     reference = [json.loads(line) for line in lines]
     assert all(len(row["logprobs"]) == 4 and max(row["logprobs"]) < 0 for row in reference)
-    assert list(folders.policies(unevaluated))[-3:] == ["dpo", "grpo", "rloo"]
+    assert list(run_contents.policies(unevaluated))[-3:] == ["dpo", "grpo", "rloo"]
     for stage in ("dpo", "grpo", "rloo"):
         with pytest.raises(KeyboardInterrupt):
             go_on(other, Quiet(stop_in=stage), **ALL_FIVE)

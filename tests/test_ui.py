@@ -32,8 +32,8 @@ from alpaca_rlhf.preferences.schema import Assignment, CandidateSet, Prompt
 from alpaca_rlhf.preferences.schema import Ranking as Revision
 from alpaca_rlhf.preferences.standing import Standing
 from alpaca_rlhf.preferences.store import Store
-from alpaca_rlhf.serving import folders
-from alpaca_rlhf.serving.manner import Manner
+from alpaca_rlhf.serving import run_contents
+from alpaca_rlhf.serving.sampling_settings import SamplingSettings
 from alpaca_rlhf.settings import Loop, Lora, Sampling
 from alpaca_rlhf.settings.parsing import to_yaml
 from alpaca_rlhf.sources.sampled import Sheet, read_sheets
@@ -541,26 +541,26 @@ def test_policies_are_listed_in_the_order_of_their_training(tmp_path):
         if stage != "sample":
             (tmp_path / stage / "adapter" / "adapter_config.json").write_text("{}")
     names = "base sft best_of_k ppo best_of_k.2 ppo.2 ppo.10"
-    assert list(folders.policies(tmp_path)) == names.split()
+    assert list(run_contents.policies(tmp_path)) == names.split()
 
 
 def test_a_damaged_run_folder_is_told_in_one_line(tmp_path):
     with pytest.raises(UserError, match="holds no run"):
-        folders.settings_of(tmp_path)
+        run_contents.settings_of(tmp_path)
     (tmp_path / "config.yaml").write_text("sedd: 1\n")
     with pytest.raises(UserError, match=r"config.yaml:1"):
-        folders.settings_of(tmp_path)
+        run_contents.settings_of(tmp_path)
     (tmp_path / "provenance.json").write_text("{")
     with pytest.raises(UserError, match=r"provenance.json: is not JSON"):
-        folders.kind_of(tmp_path)
+        run_contents.kind_of(tmp_path)
     with pytest.raises(UserError, match=r"ledger.json"):
         (tmp_path / "ledger.json").write_text("[]")
-        folders.stages_done(tmp_path)
+        run_contents.stages_done(tmp_path)
 
 
 def test_a_moved_run_is_read_with_its_new_place(tmp_path):
     (tmp_path / "config.yaml").write_text(to_yaml(Loop(out=Path("elsewhere"), seed=4)))
-    assert folders.settings_of(tmp_path) == Loop(out=tmp_path, seed=4)
+    assert run_contents.settings_of(tmp_path) == Loop(out=tmp_path, seed=4)
 
 
 # --- chat --------------------------------------------------------------------------------------
@@ -619,10 +619,10 @@ def test_a_conversation_remembers_where_it_should():
 
 
 def test_a_run_remembers_if_its_sft_saw_conversations(tmp_path):
-    assert not folders.saw_conversations(tmp_path)
+    assert not run_contents.saw_conversations(tmp_path)
     for facts in ({}, {"conversations": 0}, {"conversations": 3}):
         (tmp_path / "ledger.json").write_text(json.dumps({"sft": {"facts": facts}}))
-        assert folders.saw_conversations(tmp_path) == (facts == {"conversations": 3})
+        assert run_contents.saw_conversations(tmp_path) == (facts == {"conversations": 3})
 
 
 def test_policies_are_switched_and_compared():
@@ -706,7 +706,7 @@ def test_a_conversation_with_a_run(finished):
 
 
 def test_turns_that_fill_the_context_leave_it_oldest_first(finished, monkeypatch):
-    from alpaca_rlhf.serving import speaker
+    from alpaca_rlhf.serving import policy_server
 
     asked = []
 
@@ -714,9 +714,11 @@ def test_turns_that_fill_the_context_leave_it_oldest_first(finished, monkeypatch
         asked.append(row.history)
         return prompt_ids(base, template, row)
 
-    monkeypatch.setattr(speaker, "prompt_ids", spy)
-    settings = folders.settings_of(finished)
-    made = speaker.Speaker(settings, folders.policies(finished), Manner(temperature=0))
+    monkeypatch.setattr(policy_server, "prompt_ids", spy)
+    settings = run_contents.settings_of(finished)
+    made = policy_server.PolicyServer(
+        settings, run_contents.policies(finished), SamplingSettings(temperature=0)
+    )
     turns = tuple(
         (f"Say {word}.", f"{word} zqj " * 15) for word in ("red", "green", "blue", "lemon")
     )

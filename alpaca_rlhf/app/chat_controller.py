@@ -19,12 +19,12 @@ from alpaca_rlhf.core.records import Completion, Instruction
 from alpaca_rlhf.preferences.assignment import MIN_ANSWERS, distinct
 from alpaca_rlhf.preferences.database import DiskFull
 from alpaca_rlhf.serving.filling import origin_of
-from alpaca_rlhf.serving.manner import Manner
+from alpaca_rlhf.serving.sampling_settings import SamplingSettings
 from alpaca_rlhf.sources.run_prompts import RunPrompts
 
 if TYPE_CHECKING:
     from alpaca_rlhf.models.streaming import GenerationUpdate
-    from alpaca_rlhf.serving.speaker import Speaker
+    from alpaca_rlhf.serving.policy_server import PolicyServer
 
 MAX_MESSAGE_CHARS = 12_000
 MAX_TURNS = 50
@@ -39,7 +39,7 @@ class GenerationRequest:
 
     policy: str
     """Name of the policy."""
-    sampling: Manner
+    sampling: SamplingSettings
     """Temperature, length, seed and the like."""
     remember: bool
     """True if the prompt includes the earlier turns."""
@@ -98,9 +98,9 @@ class ChatController:
         prompt = generation.prompt(earlier, last.user)
         key = f"chat/{last.attempt}/{prompt.id}"
 
-        def work(speaker: Speaker, stop: Event) -> Iterator[GenerationUpdate]:
+        def work(policy_server: PolicyServer, stop: Event) -> Iterator[GenerationUpdate]:
             policy, sampling = generation.policy, generation.sampling
-            for (completion,) in speaker.speak(policy, prompt, sampling, stop, key=key):
+            for (completion,) in policy_server.generate(policy, prompt, sampling, stop, key=key):
                 yield completion
 
         job = self.worker.start(work, "chat")
@@ -134,7 +134,8 @@ class ChatController:
             yield ChatView(conversation, refusal, False)
             return
         job = self.worker.start(
-            lambda speaker, stop: _distinct_answers(speaker, prompt, generation, stop), "make"
+            lambda policy_server, stop: _distinct_answers(policy_server, prompt, generation, stop),
+            "make",
         )
         self.page_jobs.put(request, job)
         for update in job.updates():
@@ -149,7 +150,7 @@ class ChatController:
             yield ChatView(conversation, status, not update.finished)
 
     def _candidate_refusal(
-        self, prompt: Instruction, n_turns: int, sampling: Manner, text: dict[str, str]
+        self, prompt: Instruction, n_turns: int, sampling: SamplingSettings, text: dict[str, str]
     ) -> str:
         """The reason why no answers to a prompt are made to be ranked; empty if there is none."""
         if not prompt.instruction.strip():
@@ -202,7 +203,7 @@ def _outcome(completion: GenerationUpdate, policy: str, text: dict[str, str]) ->
 
 
 def _distinct_answers(
-    speaker: Speaker, prompt: Instruction, generation: GenerationRequest, stop: Event
+    policy_server: PolicyServer, prompt: Instruction, generation: GenerationRequest, stop: Event
 ) -> Iterator[_CandidateProgress]:
     """Answers that differ; if too many are alike, twice as many are sampled once."""
     policy, sampling = generation.policy, generation.sampling
@@ -210,7 +211,7 @@ def _distinct_answers(
     samples: list[GenerationUpdate] = []
     for k in (ANSWERS_TO_RANK, 2 * ANSWERS_TO_RANK):
         # 1. Sample K answers, streamed for the token count.
-        for samples in speaker.speak(
+        for samples in policy_server.generate(
             policy, prompt, sampling, stop, key=prompt.id, k=k, whole=True
         ):
             yield _CandidateProgress(_count_tokens(samples))
@@ -219,7 +220,9 @@ def _distinct_answers(
         # 2. Keep the first that say different things.
         completions = distinct(
             [
-                speaker.completion(policy, prompt, sampling, sample.text, sample.sampled, index)
+                policy_server.completion(
+                    policy, prompt, sampling, sample.text, sample.sampled, index
+                )
                 for index, sample in enumerate(samples)
             ],
             ANSWERS_TO_RANK,

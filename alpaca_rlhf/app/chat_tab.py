@@ -16,8 +16,8 @@ from alpaca_rlhf.app.language import label
 from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.app.shortcuts import keyboard_shortcuts
 from alpaca_rlhf.app.worker import Worker
-from alpaca_rlhf.serving import folders
-from alpaca_rlhf.serving.manner import Manner
+from alpaca_rlhf.serving import run_contents
+from alpaca_rlhf.serving.sampling_settings import SamplingSettings
 from alpaca_rlhf.settings import Loop
 
 SHORTCUTS = {
@@ -138,7 +138,7 @@ def _build_settings(worker: Worker) -> list[Any]:
             temperature = gr.Slider(
                 0,
                 2,
-                Manner.temperature,
+                SamplingSettings.temperature,
                 step=0.05,
                 label=label("chat", "temperature"),
                 info=label("chat", "temperature.info"),
@@ -147,7 +147,7 @@ def _build_settings(worker: Worker) -> list[Any]:
             top_p = gr.Slider(
                 0.05,
                 1,
-                Manner.top_p,
+                SamplingSettings.top_p,
                 step=0.05,
                 label=label("chat", "top_p"),
                 info=label("chat", "top_p.info"),
@@ -169,7 +169,7 @@ def _build_settings(worker: Worker) -> list[Any]:
                 minimum=0,
                 maximum=_MAX_SEED,
             )
-        trained_on_turns = folders.saw_conversations(worker.run)
+        trained_on_turns = run_contents.saw_conversations(worker.run)
         remember = gr.Checkbox(
             trained_on_turns,
             label=label("chat", "remember"),
@@ -282,9 +282,9 @@ def _generation_request(worker: Worker, settings: tuple[Any, ...]) -> Generation
     """The settings that a browser sent, clamped to their limits; the default for missing ones."""
     policy, system, temperature, top_p, length, seed, remember = settings
     policies = worker.policies()
-    sampling = Manner(
-        temperature=_clamped(temperature, 0, 2, Manner.temperature),
-        top_p=_clamped(top_p, 0.05, 1, Manner.top_p),
+    sampling = SamplingSettings(
+        temperature=_clamped(temperature, 0, 2, SamplingSettings.temperature),
+        top_p=_clamped(top_p, 0.05, 1, SamplingSettings.top_p),
         max_new_tokens=int(_clamped(length, 1, MAX_NEW_TOKENS, _default_length(worker.settings))),
         seed=int(_clamped(seed, 0, _MAX_SEED, 0)),
         system=str(system or "").strip() if worker.settings.template == "chat" else "",

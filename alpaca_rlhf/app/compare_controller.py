@@ -25,12 +25,12 @@ from alpaca_rlhf.core.records import Completion, Instruction
 from alpaca_rlhf.preferences.assignment import Refused
 from alpaca_rlhf.preferences.battles import Pairing, Vote
 from alpaca_rlhf.preferences.database import DiskFull
-from alpaca_rlhf.serving.manner import Manner
+from alpaca_rlhf.serving.sampling_settings import SamplingSettings
 from alpaca_rlhf.sources.run_prompts import RunPrompts
 
 if TYPE_CHECKING:
     from alpaca_rlhf.models.streaming import GenerationUpdate
-    from alpaca_rlhf.serving.speaker import Speaker
+    from alpaca_rlhf.serving.policy_server import PolicyServer
 
 MODEL_NAMES = (
     "alpaca bard bloom chatglm chatgpt claude dolly falcon gemini gemma gpt-2 gpt-3 gpt-3.5 gpt-4 "
@@ -119,10 +119,10 @@ class CompareController:
         pair = [*chosen, *self._draw(others, 2 - len(chosen))]
         # 2. Both answers, in random order and with one seed.
         prompt = self._prompt(message)
-        sampling = Manner(temperature=1.0, seed=secrets.randbelow(2**32))
+        sampling = SamplingSettings(temperature=1.0, seed=secrets.randbelow(2**32))
 
-        def work(speaker: Speaker, stop: Event) -> Iterator[_RoundProgress]:
-            return _both_answers(speaker, self._draw(pair, 2), prompt, sampling, stop)
+        def work(policy_server: PolicyServer, stop: Event) -> Iterator[_RoundProgress]:
+            return _both_answers(policy_server, self._draw(pair, 2), prompt, sampling, stop)
 
         job = self.worker.start(work, "compare")
         self.page_jobs.put(request, job)
@@ -199,18 +199,27 @@ def _as_message(prompt: Instruction) -> str:
 
 
 def _both_answers(
-    speaker: Speaker, policies: Sequence[str], prompt: Instruction, sampling: Manner, stop: Event
+    policy_server: PolicyServer,
+    policies: Sequence[str],
+    prompt: Instruction,
+    sampling: SamplingSettings,
+    stop: Event,
 ) -> Iterator[_RoundProgress]:
     answers: list[tuple[str, Completion]] = []
     for index, policy in enumerate(policies):
         yield _RoundProgress(index / 2)
         samples: list[GenerationUpdate] = []
-        for partial in speaker.speak(policy, prompt, sampling, stop, key=f"compare/{prompt.id}"):
+        for partial in policy_server.generate(
+            policy, prompt, sampling, stop, key=f"compare/{prompt.id}"
+        ):
             samples = partial  # only the complete answer is shown
         if stop.is_set():
             return
         answers += [
-            (policy, speaker.completion(policy, prompt, sampling, sample.text, sample.sampled))
+            (
+                policy,
+                policy_server.completion(policy, prompt, sampling, sample.text, sample.sampled),
+            )
             for sample in samples
         ]
     yield _RoundProgress(1.0, tuple(answers))

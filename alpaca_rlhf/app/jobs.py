@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 if TYPE_CHECKING:
-    from alpaca_rlhf.serving.speaker import Speaker
+    from alpaca_rlhf.serving.policy_server import PolicyServer
 
 T = TypeVar("T")
 
@@ -19,7 +19,7 @@ Problem = Literal["", "user", "training", "memory", "bug", "closed"]
 
 FINAL_PHASES: tuple[Phase, ...] = ("done", "stopped", "failed")
 
-Work = Callable[["Speaker", threading.Event], Iterator[T]]
+Work = Callable[["PolicyServer", threading.Event], Iterator[T]]
 """Yields the result so far; ends soon after the event is set."""
 
 

@@ -10,11 +10,11 @@ from alpaca_rlhf.app.jobs import Work
 from alpaca_rlhf.app.worker import Worker
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.serving.filling import Filled, fill, origin_of
-from alpaca_rlhf.serving.manner import Manner
+from alpaca_rlhf.serving.sampling_settings import SamplingSettings
 from alpaca_rlhf.sources.run_prompts import RunPrompts
 
 if TYPE_CHECKING:
-    from alpaca_rlhf.serving.speaker import Speaker
+    from alpaca_rlhf.serving.policy_server import PolicyServer
 
 LOW_WATER_SETS = 10
 """Unranked candidate sets below which more are made."""
@@ -36,16 +36,16 @@ def keep_filled(store: Store, worker: Worker) -> None:
         progress = store.progress(0)
         return progress.sets - progress.sets_ranked
 
-    def work(speaker: Speaker, stop: Event) -> Iterator[Filled]:
+    def work(policy_server: PolicyServer, stop: Event) -> Iterator[Filled]:
         nonlocal exhausted
         policy = worker.policies()[-1]
         for progress in fill(
             store,
-            speaker,
+            policy_server,
             prompts.to_rank(),
             policy,
             k=ANSWERS_PER_SET,
-            manner=Manner(temperature=1.0),
+            sampling_settings=SamplingSettings(temperature=1.0),
             origin=origin_of(worker.run, policy),
             batch=1,
         ):

@@ -21,7 +21,7 @@ from alpaca_rlhf.app.training_plan import PlannedStage, local_card, plan_of
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.runs import METRICS, RunFolder
 from alpaca_rlhf.preferences.store import Store
-from alpaca_rlhf.serving import folders
+from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.settings.steps import order
 from alpaca_rlhf.sources.standing import standing_by_round
 
@@ -118,7 +118,7 @@ class TrainPage:
         # 1. The run, and what trains it.
         text = translations("train", language)
         state = self.training.state
-        settings, ledger = folders.settings_of(self._run), folders.ledger_of(self._run)
+        settings, ledger = run_contents.settings_of(self._run), run_contents.ledger_of(self._run)
         metrics = self._read_metrics()
         standings = standing_by_round(self._run, self._store)
         current = next((step for step in order(settings) if step.entry not in ledger), None)
@@ -174,7 +174,7 @@ class TrainPage:
     def _make_plan(self) -> None:
         try:
             card = local_card()
-            self._plan = plan_of(folders.settings_of(self._run), card)
+            self._plan = plan_of(run_contents.settings_of(self._run), card)
             self._card = card.name
         except UserError:  # a base or rows that are gone: training says so
             self._plan = {}

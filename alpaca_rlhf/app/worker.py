@@ -22,10 +22,10 @@ from alpaca_rlhf.app.jobs import Job, Problem, Work, without_folders
 from alpaca_rlhf.app.language import translations
 from alpaca_rlhf.core import gpu_lock, quiet
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.serving import folders
+from alpaca_rlhf.serving import run_contents
 
 if TYPE_CHECKING:
-    from alpaca_rlhf.serving.speaker import Speaker
+    from alpaca_rlhf.serving.policy_server import PolicyServer
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class Worker:
         has_gpu: Callable[[], bool] | None = None,
     ) -> None:
         self.run = run
-        self.settings = folders.settings_of(run)
+        self.settings = run_contents.settings_of(run)
         self._load = load or self._load_run
         self._gpu_folder = gpu_folder or gpu_lock.folder()
         self._has_gpu = has_gpu or _machine_has_gpu
@@ -83,7 +83,7 @@ class Worker:
         self._closed = False
         self._state: tuple[ModelPhase, str] = ("empty", "")
         # Of the model's thread alone.
-        self._speaker: Speaker | None = None
+        self._policy_server: PolicyServer | None = None
         self._notice: gpu_lock.Notice | None = None
         self._training_runs: list[gpu_lock.ProcessNote] = []
         self._polled_s = 0.0
@@ -92,14 +92,14 @@ class Worker:
 
     def policies(self) -> list[str]:
         """Names of the policies that exist now, in the order of training."""
-        return list(folders.policies(self.run))
+        return list(run_contents.policies(self.run))
 
     def start(self, work: Work[T], purpose: str, *, urgent: bool = True) -> Job[T]:
         """Queue a job; it runs after those before it.
 
         Args:
-            work: Given the speaker, yields its result so far. Background work may be begun again
-                in the middle, and must then come to the same result.
+            work: Given the policy server, yields its result so far. Background work may be begun
+                again in the middle, and must then come to the same result.
             purpose: `chat`, `compare`, `make` or `sample`, for the status line.
             urgent: True if somebody waits for it. Other jobs give way between two of their steps.
         """
@@ -168,7 +168,7 @@ class Worker:
 
     def _start_background_work(self) -> None:
         now_s = time.monotonic()
-        if self._speaker is None or now_s - self._background_checked_s < BACKGROUND_EVERY_S:
+        if self._policy_server is None or now_s - self._background_checked_s < BACKGROUND_EVERY_S:
             return
         self._background_checked_s = now_s
         try:
@@ -207,7 +207,7 @@ class Worker:
         if self._training_runs and self._training_wants_gpu(poll_now=True):
             job.fail("training", Path(self._training_runs[0].run).name)
             return False
-        if self._speaker is not None:
+        if self._policy_server is not None:
             return True
         if not job.enter("loading"):
             return False
@@ -220,7 +220,7 @@ class Worker:
             job.fail("training", Path(self._training_runs[0].run).name)
             return False
         try:
-            self._speaker = self._load()
+            self._policy_server = self._load()
         except Exception as error:
             problem, message = _problem_of(error), without_folders(str(error))
             if problem == "user":
@@ -241,8 +241,8 @@ class Worker:
         try:
             # A job that gave way goes on with the steps it has begun.
             if job.steps is None:
-                assert self._speaker is not None
-                job.steps = job.work(self._speaker, job.stopping)
+                assert self._policy_server is not None
+                job.steps = job.work(self._policy_server, job.stopping)
             for value in job.steps:
                 job.publish(value)
                 if self._training_wants_gpu():
@@ -303,7 +303,7 @@ class Worker:
 
     def _release_gpu(self) -> None:
         run = Path(self._training_runs[0].run).name  # people need no path of the server
-        if self._speaker is not None or self._state[0] != "released":
+        if self._policy_server is not None or self._state[0] != "released":
             self._unload("released", run)
         else:
             self._set("released", run)
@@ -311,7 +311,7 @@ class Worker:
     def _unload(self, phase: ModelPhase = "empty", detail: str = "") -> None:
         for job in self._jobs:
             job.steps = None  # its steps hold the model; the job begins again
-        self._speaker = None
+        self._policy_server = None
         gc.collect()
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
@@ -328,10 +328,10 @@ class Worker:
         with self._changed:
             self._state = (phase, detail)
 
-    def _load_run(self) -> Speaker:
+    def _load_run(self) -> PolicyServer:
         with quiet.loading(self.settings.base):
-            from alpaca_rlhf.serving.speaker import Speaker
-        return Speaker(self.settings, folders.RunPolicies(self.run))
+            from alpaca_rlhf.serving.policy_server import PolicyServer
+        return PolicyServer(self.settings, run_contents.RunPolicies(self.run))
 
 
 def _machine_has_gpu() -> bool:

@@ -10,9 +10,9 @@ from alpaca_rlhf.cli.chat import choose
 from alpaca_rlhf.cli.terminal import Terminal
 from alpaca_rlhf.core import gpu_lock, quiet
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.serving import folders
+from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.serving.answer_files import AnswerFile, read_rows
-from alpaca_rlhf.serving.manner import Manner
+from alpaca_rlhf.serving.sampling_settings import SamplingSettings
 from alpaca_rlhf.settings.bounds import Bounded, NonNegativeFloat, PositiveInt, Seed, Share
 
 _STAGE = "answers"
@@ -52,25 +52,27 @@ def run(operands: Sequence[str], flags: Answers, terminal: Terminal) -> int:
     """
     # 1. Refuse what is wrong before torch is loaded.
     run = Path(operands[0])
-    folders.refuse_missing(run, "answers")
-    settings = folders.settings_of(run)
-    policies = folders.policies(run)
+    run_contents.refuse_missing(run, "answers")
+    settings = run_contents.settings_of(run)
+    policies = run_contents.policies(run)
     policy = list(policies)[-1] if flags.policy is None else choose(list(policies), flags.policy)
     if policy is None:
         raise UserError(f"--policy {flags.policy}: {run} has {', '.join(policies)}")
     prompts = read_rows(flags.prompts)
     out = flags.out or run / "answers" / f"{policy}-{flags.prompts.stem}.jsonl"
-    manner = Manner(flags.temperature, flags.top_p, flags.max_new_tokens, flags.seed)
-    file = AnswerFile(out, policy, manner, flags.column)
+    sampling_settings = SamplingSettings(
+        flags.temperature, flags.top_p, flags.max_new_tokens, flags.seed
+    )
+    file = AnswerFile(out, policy, sampling_settings, flags.column)
     file.refuse_existing()
     # 2. Answer, batch by batch.
     with gpu_lock.Loan(run, terminal.say) as loan:
         loan.take()
         with quiet.loading(settings.base):
-            from alpaca_rlhf.serving.speaker import Speaker
+            from alpaca_rlhf.serving.policy_server import PolicyServer
         terminal.start(_STAGE, f"{policy} of {run} to {len(prompts)} prompts of {flags.prompts}")
-        speaker = Speaker(settings, policies)
-        for done, total in file.write(speaker, prompts, batch=settings.sampling.batch_size):
+        policy_server = PolicyServer(settings, policies)
+        for done, total in file.write(policy_server, prompts, batch=settings.sampling.batch_size):
             terminal.step(_STAGE, done, total, {})
         terminal.finish(_STAGE, f"{len(prompts)} answers in {out}, column `{flags.column}`")
     return 0

@@ -20,7 +20,7 @@ from alpaca_rlhf.cli.terminal import PROGRAM, Terminal
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.data import holds_rankings, read_rankings
 from alpaca_rlhf.preferences import DATABASE, manifest_of, read_snapshot
-from alpaca_rlhf.serving import folders
+from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.settings.bounds import Bounded
 from alpaca_rlhf.sources.sampled import queue_sampled
 from alpaca_rlhf.sources.verdicts import open_store
@@ -123,9 +123,9 @@ def run(flags: App, terminal: Terminal) -> int:
     from alpaca_rlhf.app import environment
 
     environment.isolate_environment()
-    has_run = folders.holds_run(flags.run)
+    has_run = run_contents.holds_run(flags.run)
     if flags.run != App.run:  # only the default may be absent: people then rank without a run
-        folders.refuse_missing(flags.run)
+        run_contents.refuse_missing(flags.run)
     home = flags.run if has_run else Path()
     with open_store(home, flags.db, say=terminal.say) as store:
         if flags.add_user is not None:
@@ -328,7 +328,7 @@ def _exports(flags: App, folder: Path, has_run: bool) -> Any:
     ready = (
         has_run
         and (flags.run / _SFT).is_dir()
-        and folders.settings_of(flags.run).inputs.seeds is None  # no flag could undo it
+        and run_contents.settings_of(flags.run).inputs.seeds is None  # no flag could undo it
     )
 
     def command(snapshot: Path) -> str:

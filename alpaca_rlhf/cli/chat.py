@@ -154,22 +154,22 @@ class Conversation:
         names = (f"[{policy}]" if policy == name else policy for policy in self._policies)
         self._say(", ".join(names))
 
-    def _reply(self, typed: str, speakers: Sequence[str]) -> None:
+    def _reply(self, typed: str, policy_names: Sequence[str]) -> None:
         # Only a complete reply becomes history, so that /remember never sends half a turn.
         row = Instruction(typed, self._input, history=self._history)
-        reply = self._answer(row, speakers).get(self._policy)
+        reply = self._answer(row, policy_names).get(self._policy)
         if self._remember and reply is not None and reply.strip():
             self._history = (*self._history, (user_text(row), reply))
 
-    def _answer(self, row: Instruction, speakers: Sequence[str]) -> dict[str, str]:
+    def _answer(self, row: Instruction, policy_names: Sequence[str]) -> dict[str, str]:
         """The answers of the policies; fewer than all after an error or Ctrl-C."""
         self._turn += 1
         answers: dict[str, str] = {}
         self._input, self._last = "", row
         try:
-            for name in speakers:
+            for name in policy_names:
                 text = answers[name] = self._answers.answer(name, row, self._turn)
-                self._say(text if len(speakers) == 1 else f"[{name}] {text}")
+                self._say(text if len(policy_names) == 1 else f"[{name}] {text}")
         except KeyboardInterrupt:
             self._say("stopped")
         except UserError as error:

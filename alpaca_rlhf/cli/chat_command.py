@@ -7,8 +7,8 @@ from alpaca_rlhf.cli.terminal import Terminal
 from alpaca_rlhf.core import quiet
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
-from alpaca_rlhf.serving import folders
-from alpaca_rlhf.serving.manner import Manner
+from alpaca_rlhf.serving import run_contents
+from alpaca_rlhf.serving.sampling_settings import SamplingSettings
 
 __all__ = ["Chat", "run"]
 
@@ -23,8 +23,8 @@ def run(request: Chat, terminal: Terminal) -> int:
         UserError: There is no such run or policy.
     """
     # 1. Refuse a wrong run or policy before torch is loaded.
-    settings = folders.settings_of(request.run)
-    policies = folders.policies(request.run)
+    settings = run_contents.settings_of(request.run)
+    policies = run_contents.policies(request.run)
     names = list(policies)
     policy = names[-1] if request.policy is None else choose(names, request.policy)
     if policy is None:
@@ -34,18 +34,20 @@ def run(request: Chat, terminal: Terminal) -> int:
         terminal.say(f"chat: {settings.base} with {listed} of {request.run}; /help, /quit")
     # 2. Load the base with every adapter.
     with quiet.loading(settings.base):
-        from alpaca_rlhf.serving.speaker import Speaker
-    sampling = Manner(request.temperature, max_new_tokens=request.max_new_tokens, seed=request.seed)
-    speaker = Speaker(settings, policies, sampling)
+        from alpaca_rlhf.serving.policy_server import PolicyServer
+    sampling = SamplingSettings(
+        request.temperature, max_new_tokens=request.max_new_tokens, seed=request.seed
+    )
+    policy_server = PolicyServer(settings, policies, sampling)
     # 3. Answer once, or talk.
     if request.prompt is not None:
         instruction = Instruction(request.prompt, request.input)
-        terminal.say(speaker.answer(policy, instruction, 0))
+        terminal.say(policy_server.answer(policy, instruction, 0))
         return 0
     remember = request.remember
     if remember is None:
-        remember = folders.saw_conversations(request.run)
+        remember = run_contents.saw_conversations(request.run)
     Conversation(
-        speaker, names, policy, remember=remember, ask=terminal.ask, say=terminal.say
+        policy_server, names, policy, remember=remember, ask=terminal.ask, say=terminal.say
     ).run()
     return 0

@@ -24,7 +24,7 @@ from alpaca_rlhf.data import (
     rule_set,
     write_instructions,
 )
-from alpaca_rlhf.serving import folders
+from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.settings import FilterName
 from alpaca_rlhf.settings.bounds import Bounded, NonNegativeFloat
 
@@ -199,7 +199,7 @@ def _folder(run: str) -> Path:
     for folder in (Path(run) / "generate", Path(run)):
         if (folder / "manifest.json").is_file():
             return folder
-    meant = [path for path in folders.nearest_runs(Path(run)) if (path / "generate").is_dir()]
+    meant = [path for path in run_contents.nearest_runs(Path(run)) if (path / "generate").is_dir()]
     near = f"did you mean {' or '.join(map(str, meant))}? " if meant else ""
     raise UserError(
         f"{run}: holds no generation; {near}`{PROGRAM} generate --out {_quoted(run)}` makes one"
@@ -209,7 +209,7 @@ def _folder(run: str) -> Path:
 def _run_of(run: str) -> Path | None:
     """The run folder, where the events lie in one."""
     candidates = (Path(run), Path(run).parent)
-    return next((folder for folder in candidates if folders.holds_run(folder)), None)
+    return next((folder for folder in candidates if run_contents.holds_run(folder)), None)
 
 
 def _checks_of(run: str) -> tuple[Check | None, Check | None]:
@@ -219,14 +219,14 @@ def _checks_of(run: str) -> tuple[Check | None, Check | None]:
         return None, None
     from alpaca_rlhf.sources import source_of
 
-    source = source_of(folders.settings_of(folder))
+    source = source_of(run_contents.settings_of(folder))
     return source.accept, source.novelty()
 
 
 def _seconds(run: str) -> float | None:
     """Duration of the stage in s; None if it has not ended."""
     folder = _run_of(run)
-    return None if folder is None else folders.seconds_of(folder, "generate")
+    return None if folder is None else run_contents.seconds_of(folder, "generate")
 
 
 def _say_drops_next(terminal: Terminal, run: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, plain
 from alpaca_rlhf.core import quiet
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.serving import folders
+from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.settings import Loop
 
 _DEFAULT_DTYPES = {
@@ -80,7 +80,7 @@ def run(flags: Export, terminal: Terminal, command: str) -> int:
         UserError: Anything that the user can fix.
     """
     # 1. Choose adapter and format, and say so before torch is loaded, which takes seconds.
-    settings = folders.settings_of(flags.run)
+    settings = run_contents.settings_of(flags.run)
     policy, adapter = _chosen(flags)
     dtype = flags.dtype or _DEFAULT_DTYPES[flags.to]
     out = flags.out or flags.run / "export" / f"{policy}-{flags.to}"
@@ -106,8 +106,8 @@ def run(flags: Export, terminal: Terminal, command: str) -> int:
     checks = export_model(
         request,
         terminal,
-        report=folders.report_of(flags.run),
-        ledger=folders.ledger_of(flags.run),
+        report=run_contents.report_of(flags.run),
+        ledger=run_contents.ledger_of(flags.run),
         answers=_answers(flags.run),
     )
     for name, check in checks.items():
@@ -131,8 +131,8 @@ def run(flags: Export, terminal: Terminal, command: str) -> int:
 
 
 def _chosen(flags: Export) -> tuple[str, Path]:
-    rewards = folders.rewards(flags.run)
-    policies = {name: path for name, path in folders.policies(flags.run).items() if path}
+    rewards = run_contents.rewards(flags.run)
+    policies = {name: path for name, path in run_contents.policies(flags.run).items() if path}
     adapters = rewards if flags.to == "reward" else policies
     kind = "reward model" if flags.to == "reward" else "trained policy"
     if not adapters:

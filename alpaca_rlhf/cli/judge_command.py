@@ -21,7 +21,7 @@ from alpaca_rlhf.judges import Judge
 from alpaca_rlhf.judges.score_log import LOG
 from alpaca_rlhf.preferences import JudgeIdentity, ScoreJudge
 from alpaca_rlhf.preferences.assignment import Candidates
-from alpaca_rlhf.serving import folders
+from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.settings import Judge as JudgeEndpoint
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.bounds import Bounded, PositiveInt
@@ -83,7 +83,7 @@ def run(flags: Judging, terminal: Terminal) -> int:
         UserError: There is no such run, reward model or endpoint, or a budget is spent;
             rankings made before are kept.
     """
-    settings = folders.settings_of(flags.run)
+    settings = run_contents.settings_of(flags.run)
     with open_store(flags.run, flags.db, say=terminal.say) as store:
         queue_sampled(flags.run, store)
         summary = (_by_llm if flags.by == "llm" else _by_scorer)(store, flags, settings, terminal)
@@ -190,7 +190,7 @@ def _judge_of(flags: Judging) -> JudgeName:
     """
     if flags.by != _LAST_REWARD:
         return parse_judge(flags.by)
-    reward_models = folders.rewards(flags.run)
+    reward_models = run_contents.rewards(flags.run)
     if not reward_models:
         raise UserError(f"--by reward: {flags.run} has no reward model yet; train it first")
     return parse_judge(f"reward:{[*reward_models.values()][-1]}")

@@ -10,7 +10,7 @@ from alpaca_rlhf.cli.terminal import PROGRAM
 from alpaca_rlhf.core.bases import EMBEDDED
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.quiet import loading
-from alpaca_rlhf.serving import folders
+from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.leaves import leaves_of
 
@@ -33,11 +33,11 @@ def refuse_small_world(settings: Loop, until: str | None) -> None:
         return
     rows = settings.inputs.rows or settings.inputs.sft_adapter
     if rows is None:
-        if settings.base == EMBEDDED or folders.holds_run(settings.out):
+        if settings.base == EMBEDDED or run_contents.holds_run(settings.out):
             return
     elif until in _NO_PROMPTS or not _lacks_prompts(settings):
         return
-    elif "sample" in folders.stages_done(settings.out):
+    elif "sample" in run_contents.stages_done(settings.out):
         return
     with loading(settings.base):
         from alpaca_rlhf.stages.preflight import shape_of_run
@@ -56,7 +56,7 @@ def refuse_small_world(settings: Loop, until: str | None) -> None:
         f"{shlex.join(_BY_PEOPLE)}"
         + (
             f", in a new run: `{with_prompts(settings, settings.out)}`"
-            if folders.holds_run(settings.out)
+            if run_contents.holds_run(settings.out)
             else ""
         )
     )

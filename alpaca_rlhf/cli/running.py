@@ -11,7 +11,7 @@ from alpaca_rlhf.cli.terminal import Terminal, result_lines
 from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.pipeline import run_loop
-from alpaca_rlhf.serving import folders
+from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.policies import POLICY_STAGES
 from alpaca_rlhf.settings.steps import order, suffixed
@@ -54,7 +54,7 @@ def run(
         return 0
     if until is not None and until not in terminal.stages:
         terminal.say(f"nothing to do: {until} is done already")
-    report = folders.report_of(out) if until is None else None
+    report = run_contents.report_of(out) if until is None else None
     if report is not None:
         terminal.say()
         for line in result_lines(report):
@@ -81,7 +81,7 @@ def rank_by_people(
     _refuse_replaced(settings, "rank")
     out = run_loop(settings, terminal, kind=kind, command=command, until="sample")
     # 1. The first round that is not ranked yet.
-    done = folders.stages_done(out)
+    done = run_contents.stages_done(out)
     rounds = range(1, settings.rounds + 1)
     round_ = next((number for number in rounds if suffixed("rank", number) not in done), None)
     resume = [(f"alpaca-rlhf loop --out {_quoted(out)}", "go on with all that follows")]
@@ -157,7 +157,7 @@ def _after(settings: Loop, out: Path, kind: str, until: str | None) -> list[tupl
         rows, following = [(command, "all that is left, with prompts to rank")], []
     for name in following:
         rows.insert(0, (f"alpaca-rlhf {name.replace('_', '-')} --out {folder}", "the next stage"))
-    if len(folders.policies(out)) > 1:
+    if len(run_contents.policies(out)) > 1:
         rows.append((f"alpaca-rlhf chat --run {folder}", "talk to what there is"))
     return rows
 

@@ -15,9 +15,9 @@ from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines
 from alpaca_rlhf.core import gpu_lock, quiet
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
-from alpaca_rlhf.serving import folders
+from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.serving.filling import Draws, fill, origin_of
-from alpaca_rlhf.serving.manner import Manner
+from alpaca_rlhf.serving.sampling_settings import SamplingSettings
 from alpaca_rlhf.serving.served import EndpointModel
 from alpaca_rlhf.settings import Loop, Sampler
 from alpaca_rlhf.settings.bounds import Bounded, PositiveInt, Seed, Share
@@ -80,7 +80,7 @@ def run(flags: Fill, terminal: Terminal) -> int:
         UserError: There is no such run or policy, or no prompts to rank; or the model behind HTTP
             is gone, and what it has written is kept.
     """
-    settings = folders.settings_of(flags.run)
+    settings = run_contents.settings_of(flags.run)
     answerer = _policy(flags) if flags.sampler.url is None else flags.sampler.model
     with open_store(flags.run, flags.db, say=terminal.say) as store:
         terminal.say(
@@ -111,7 +111,7 @@ def run(flags: Fill, terminal: Terminal) -> int:
 
 
 def _policy(flags: Fill) -> str:
-    policies = folders.policies(flags.run)
+    policies = run_contents.policies(flags.run)
     if flags.policy is None:
         return list(policies)[-1]
     policy = choose(list(policies), flags.policy)
@@ -131,11 +131,11 @@ def _by_policy(
     with gpu_lock.Loan(flags.run, terminal.say) as loan:
         loan.take()
         with quiet.loading(settings.base):
-            from alpaca_rlhf.serving.speaker import Speaker
+            from alpaca_rlhf.serving.policy_server import PolicyServer
         terminal.start(_STAGE, f"answers of {answerer} to {len(rows)} prompts")
-        speaker = Speaker(settings, folders.policies(flags.run))
+        policy_server = PolicyServer(settings, run_contents.policies(flags.run))
         batch = max(1, settings.sampling.batch_size // flags.k)
-        summary = _fill(store, speaker, flags, answerer, rows, batch, terminal)
+        summary = _fill(store, policy_server, flags, answerer, rows, batch, terminal)
         terminal.finish(_STAGE, summary)
 
 
@@ -174,7 +174,9 @@ def _fill(
         rows,
         answerer,
         k=flags.k,
-        manner=Manner(flags.temperature, flags.top_p, flags.max_new_tokens, flags.seed),
+        sampling_settings=SamplingSettings(
+            flags.temperature, flags.top_p, flags.max_new_tokens, flags.seed
+        ),
         origin=origin_of(flags.run, answerer),
         batch=batch,
     ):

@@ -19,7 +19,7 @@ from alpaca_rlhf.core.bases import is_local
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.templates import default_template
 from alpaca_rlhf.planner.shapes import KNOWN_SHAPES
-from alpaca_rlhf.serving import folders
+from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.entries import Entry, read_entries
 from alpaca_rlhf.settings.leaves import leaves_of
@@ -152,12 +152,14 @@ def run(settings: Loop, terminal: Terminal, part: Part) -> int:
     if part.kind != "quickstart":
         own_files.refuse_small_world(settings, part.until)
     terminal.say(part.title)
-    location = f"in {settings.out}" if folders.holds_run(settings.out) else f"new in {settings.out}"
+    location = (
+        f"in {settings.out}" if run_contents.holds_run(settings.out) else f"new in {settings.out}"
+    )
     terminal.say(
         f"base {settings.base}, seed {settings.seed}, {location}; "
         "press Ctrl-C at any time; the same command resumes the run"
     )
-    stages_done = folders.stages_done(settings.out)
+    stages_done = run_contents.stages_done(settings.out)
     if stages_done:
         terminal.say(f"done already: {', '.join(stages_done)}")
     with quiet.loading(settings.base):
@@ -189,18 +191,20 @@ def _resumed(
     default, kind = Loop(), "loop"
     entries = _entries(cls, arguments, invocation.prog)
     out = Path(entries["out"].texts[0]) if "out" in entries else default.out
-    if folders.holds_run(out):
-        default, kind = folders.settings_of(out), folders.kind_of(out)
+    if run_contents.holds_run(out):
+        default, kind = run_contents.settings_of(out), run_contents.kind_of(out)
     # 2. All arguments are parsed, with these defaults.
     paragraphs = [invocation.command.summary, about, _RESUME_HELP]
     help_text = ".\n\n".join(paragraph for paragraph in paragraphs if paragraph)
     settings = invocation.parse(cls, arguments, about=help_text, default=converted(cls, default))
-    if kind == "loop" and not folders.holds_run(settings.out) and "template" not in entries:
+    if kind == "loop" and not run_contents.holds_run(settings.out) and "template" not in entries:
         settings = _in_chat_template(settings, invocation.terminal)
     # 3. A mistyped folder must not begin a run, so later stages begin one only from given files.
     if invocation.name in _LATER_STAGES and not any(path.startswith("inputs.") for path in entries):
         remedy = f"`loop`, `generate`, `sft` and `sample` begin one, `{invocation.name}` only from "
-        folders.refuse_missing(settings.out, "--out", remedy=f"{remedy}files given as --inputs.*")
+        run_contents.refuse_missing(
+            settings.out, "--out", remedy=f"{remedy}files given as --inputs.*"
+        )
     return settings, kind
 
 

@@ -12,7 +12,7 @@ from annotated_types import Interval
 
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.serving import folders
+from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.settings.bounds import Bounded, PositiveInt
 from alpaca_rlhf.sources.standing import standing_by_round
 from alpaca_rlhf.sources.verdicts import has_verdicts, open_store
@@ -78,8 +78,8 @@ def status(flags: Status, terminal: Terminal) -> int:
     """Show how far the ranking of a run is, and what each annotator's verdicts are."""
     with _opened(flags, terminal) as store:
         # 1. How far each round of the run is, by the rule that lets training go on.
-        if folders.holds_run(flags.run):
-            at_least = folders.settings_of(flags.run).rank.at_least
+        if run_contents.holds_run(flags.run):
+            at_least = run_contents.settings_of(flags.run).rank.at_least
             for number, standing in standing_by_round(flags.run, store).items():
                 missing = standing.missing(at_least)
                 enough = f"{missing} more needed" if missing else "enough to train on"
@@ -105,7 +105,7 @@ def take_in(flags: TakeIn, terminal: Terminal) -> int:
 
 
 def _change(flags: TakeIn, terminal: Terminal, *, undo: bool) -> int:
-    actor, has_run = f"command line:{_login_name()}", folders.holds_run(flags.run)
+    actor, has_run = f"command line:{_login_name()}", run_contents.holds_run(flags.run)
     with _opened(flags, terminal) as store:
         # 1. The set, or the people.
         if flags.set is not None:
@@ -126,7 +126,9 @@ def _change(flags: TakeIn, terminal: Terminal, *, undo: bool) -> int:
             terminal.say("nobody is below that share of gold questions")
             return 0
         terminal.say(f"  {_SNAPSHOT_NOTE}")
-        trained = [name for name in folders.stages_done(flags.run) if name.startswith("reward")]
+        trained = [
+            name for name in run_contents.stages_done(flags.run) if name.startswith("reward")
+        ]
         if has_run and flags.db is None and trained:
             terminal.say(f"  {', '.join(trained)}: trained already, on what counted then")
         terminal.say(f"in {store.database.shown}: {store.standing().line()}")
@@ -156,7 +158,7 @@ def _opened(flags: Status, terminal: Terminal) -> Store:
         UserError: There is none.
     """
     if flags.db is None:
-        folders.refuse_missing(flags.run)
+        run_contents.refuse_missing(flags.run)
         if not has_verdicts(flags.run):
             raise UserError(
                 f"--run {flags.run}: nobody has ranked anything there yet; "

@@ -20,7 +20,7 @@ from alpaca_rlhf.core.records import Completion, Instruction, content_hash
 from alpaca_rlhf.data.readers.formats import instructions_of
 from alpaca_rlhf.data.readers.problems import BadRow
 from alpaca_rlhf.data.readers.rows import columns_of, no_rows, open_rows
-from alpaca_rlhf.serving.manner import Manner
+from alpaca_rlhf.serving.sampling_settings import SamplingSettings
 
 DETAILS = "alpaca_rlhf"
 """Column with the policy, the sampling settings and how each answer ended."""
@@ -34,7 +34,12 @@ class Answerer(Protocol):
         ...
 
     def candidates(
-        self, policy: str, rows: Sequence[Instruction], manner: Manner, *, k: int
+        self,
+        policy: str,
+        rows: Sequence[Instruction],
+        sampling_settings: SamplingSettings,
+        *,
+        k: int,
     ) -> list[list[Completion]]:
         """K completions of each prompt."""
         ...
@@ -59,7 +64,7 @@ class AnswerFile:
     """The file to write."""
     policy: str
     """The policy that answers."""
-    manner: Manner
+    sampling_settings: SamplingSettings
     """The sampling settings."""
     column: str = "response"
     """Column of the answer."""
@@ -117,7 +122,7 @@ class AnswerFile:
         return {
             "policy": self.policy,
             "fingerprint": answerer.fingerprint(self.policy),
-            "manner": asdict(self.manner),
+            "sampling_settings": asdict(self.sampling_settings),
             "column": self.column,
             "prompts": content_hash(
                 *(json.dumps(prompt.columns, sort_keys=True, default=str) for prompt in prompts)
@@ -138,7 +143,9 @@ class AnswerFile:
     def _answered(self, answerer: Answerer, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
         instructions = [prompt.instruction for prompt in prompts]
         try:
-            completions = answerer.candidates(self.policy, instructions, self.manner, k=1)
+            completions = answerer.candidates(
+                self.policy, instructions, self.sampling_settings, k=1
+            )
         except UserError as error:
             if len(prompts) > 1:  # find the one that is too long
                 return [row for prompt in prompts for row in self._answered(answerer, [prompt])]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from alpaca_rlhf.core.records import Completion, Instruction
 from alpaca_rlhf.preferences.assignment import MIN_ANSWERS, distinct
-from alpaca_rlhf.serving.manner import Manner
+from alpaca_rlhf.serving.sampling_settings import SamplingSettings
 
 if TYPE_CHECKING:
     from alpaca_rlhf.preferences.store import Store
@@ -26,7 +26,12 @@ class Draws(Protocol):
         ...
 
     def candidates(
-        self, policy: str, rows: Sequence[Instruction], manner: Manner, *, k: int
+        self,
+        policy: str,
+        rows: Sequence[Instruction],
+        sampling_settings: SamplingSettings,
+        *,
+        k: int,
     ) -> list[list[Completion]]:
         """K completions of each prompt."""
         ...
@@ -48,12 +53,12 @@ class Filled:
 
 def fill(
     store: Store,
-    speaker: Draws,
+    policy_server: Draws,
     rows: Sequence[Instruction],
     policy: str,
     *,
     k: int,
-    manner: Manner,
+    sampling_settings: SamplingSettings,
     origin: str,
     batch: int,
 ) -> Iterator[Filled]:
@@ -61,11 +66,11 @@ def fill(
 
     Args:
         store: Whose queue is filled.
-        speaker: Draws.
+        policy_server: Draws.
         rows: The prompts.
         policy: The policy that answers.
         k: Completions a prompt.
-        manner: The sampling settings.
+        sampling_settings: The sampling settings.
         origin: Noted with each set.
         batch: Prompts at once.
 
@@ -77,7 +82,7 @@ def fill(
     """
     # 1. Pass over prompts that this policy has answered.
     prompts = list({row.id: row for row in rows}.values())
-    known = store.answered([prompt.id for prompt in prompts], speaker.fingerprint(policy))
+    known = store.answered([prompt.id for prompt in prompts], policy_server.fingerprint(policy))
     unanswered = [prompt for prompt in prompts if prompt.id not in known]
     done, new, alike = len(prompts) - len(unanswered), 0, 0
     yield Filled(done, len(prompts), new, alike)
@@ -85,7 +90,7 @@ def fill(
     # 2. Batch by batch, sample and save; answers that all say the same are nothing to rank.
     for start in range(0, len(unanswered), batch):
         batch_prompts = unanswered[start : start + batch]
-        completions = speaker.candidates(policy, batch_prompts, manner, k=k)
+        completions = policy_server.candidates(policy, batch_prompts, sampling_settings, k=k)
         sets = [
             (prompt, distinct(answers, k))
             for prompt, answers in zip(batch_prompts, completions, strict=True)

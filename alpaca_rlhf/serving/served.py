@@ -10,12 +10,12 @@ from alpaca_rlhf.core.prompts import chat_messages
 from alpaca_rlhf.core.records import Completion, Instruction
 from alpaca_rlhf.llm.client import EndpointUser, request_seed
 from alpaca_rlhf.llm.wire import Answer
-from alpaca_rlhf.serving.manner import Manner
+from alpaca_rlhf.serving.sampling_settings import SamplingSettings
 from alpaca_rlhf.settings import Sampler
 
 
 class EndpointModel(EndpointUser):
-    """Model behind an endpoint that answers as `Speaker` does. Use it in a `with` block.
+    """Model behind an endpoint that answers as `PolicyServer` does. Use it in a `with` block.
 
     Args:
         settings: The endpoint, and what it may cost.
@@ -39,7 +39,12 @@ class EndpointModel(EndpointUser):
         return f"http:{self._settings.model}"
 
     def candidates(
-        self, policy: str, rows: Sequence[Instruction], manner: Manner, *, k: int
+        self,
+        policy: str,
+        rows: Sequence[Instruction],
+        sampling_settings: SamplingSettings,
+        *,
+        k: int,
     ) -> list[list[Completion]]:
         """K completions of each prompt; fewer where a request was given up.
 
@@ -47,16 +52,16 @@ class EndpointModel(EndpointUser):
             UserError: A budget is spent, or the endpoint refuses or is gone. Its replies are kept;
                 the same call goes on.
         """
-        max_tokens = manner.max_new_tokens or self._max_tokens
+        max_tokens = sampling_settings.max_new_tokens or self._max_tokens
         draws = [(place, row, sample) for place, row in enumerate(rows) for sample in range(k)]
         outcomes = self._client.ask_all(
             self._client.request(
                 {
                     "messages": chat_messages(row),
-                    "temperature": manner.temperature,
-                    "top_p": manner.top_p,
+                    "temperature": sampling_settings.temperature,
+                    "top_p": sampling_settings.top_p,
                     "max_tokens": max_tokens,
-                    "seed": request_seed(manner.seed, row.id, sample),
+                    "seed": request_seed(sampling_settings.seed, row.id, sample),
                 },
                 max_tokens,
                 draw=sample,
@@ -71,9 +76,10 @@ class EndpointModel(EndpointUser):
                         prompt_id=row.id,
                         text=answer.text.strip(),
                         adapter=self.fingerprint(policy),
-                        sampling=f"temperature={manner.temperature:g} top_p={manner.top_p:g} "
+                        sampling=f"temperature={sampling_settings.temperature:g} "
+                        f"top_p={sampling_settings.top_p:g} "
                         f"max_new_tokens={max_tokens}",
-                        seed=manner.seed,
+                        seed=sampling_settings.seed,
                         sample=sample,
                         finish_reason="eos" if answer.whole else "length",
                         n_tokens=answer.tokens_out,

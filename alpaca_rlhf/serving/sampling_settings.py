@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Manner:
+class SamplingSettings:
     """Settings of one answer."""
 
     temperature: float = 0.7

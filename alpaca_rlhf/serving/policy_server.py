@@ -16,26 +16,29 @@ from alpaca_rlhf.models.batches import answer, prompt_ids
 from alpaca_rlhf.models.rollout import SampledCompletion, sample, stream
 from alpaca_rlhf.models.streaming import GenerationUpdate, stream_text
 from alpaca_rlhf.models.turns import takes_system
-from alpaca_rlhf.serving.manner import Manner
+from alpaca_rlhf.serving.sampling_settings import SamplingSettings
 from alpaca_rlhf.settings import Loop, Sampling
 
 Ids = tuple[int, ...]
 
 
-class Speaker:
+class PolicyServer:
     """Answers for every policy of a run.
 
     Args:
         settings: The run's settings.
         policies: Name and adapter folder of each policy; None is the bare base.
-        manner: Sampling settings of `answer`.
+        sampling_settings: Sampling settings of `answer`.
 
     Raises:
         UserError: The run's base cannot be loaded.
     """
 
     def __init__(
-        self, settings: Loop, policies: Mapping[str, Path | None], manner: Manner | None = None
+        self,
+        settings: Loop,
+        policies: Mapping[str, Path | None],
+        sampling_settings: SamplingSettings | None = None,
     ) -> None:
         self._base = load_base(settings.base, day=day_of(settings.out))
         self._adapters = Adapters(
@@ -49,7 +52,7 @@ class Speaker:
         self._policies = policies
         self._roles: dict[str, str | None] = {}
         self._fingerprints: dict[str, str] = {}
-        self._manner = manner or Manner()
+        self._sampling_settings = sampling_settings or SamplingSettings()
         self.takes_system = takes_system(self._base, self._template)
 
     def answer(self, policy: str, row: Instruction, turn: int) -> str:
@@ -60,18 +63,18 @@ class Speaker:
         Raises:
             UserError: The instruction fills the base's context, or the adapter does not fit.
         """
-        ids, sampling = self._request(row, self._manner)
+        ids, sampling = self._request(row, self._sampling_settings)
         role, key = self._role(policy), f"chat/{turn}/{row.id}"
-        seed = self._manner.seed
+        seed = self._sampling_settings.seed
         ((sampled,),) = sample(self._adapters, role, [ids], [key], sampling=sampling, seed=seed)
         text = answer(self._base, self._template, sampled.ids).strip()
         return text if sampled.finished else f"{text} ..."
 
-    def speak(
+    def generate(
         self,
         policy: str,
         row: Instruction,
-        manner: Manner,
+        sampling_settings: SamplingSettings,
         stop: Event,
         *,
         key: str,
@@ -84,22 +87,27 @@ class Speaker:
             UserError: As in `answer`; also where the prompt must be read `whole` and leaves no room
                 for a whole answer.
         """
-        ids, sampling = self._request(row, manner, whole=whole)
+        ids, sampling = self._request(row, sampling_settings, whole=whole)
         role = self._role(policy)
         tokens = stream(
-            self._adapters, role, [ids], [key], k=k, sampling=sampling, seed=manner.seed
+            self._adapters, role, [ids], [key], k=k, sampling=sampling, seed=sampling_settings.seed
         )
         return stream_text(self._adapters, tokens, rows=k, stop=stop)
 
     def candidates(
-        self, policy: str, rows: Sequence[Instruction], manner: Manner, *, k: int
+        self,
+        policy: str,
+        rows: Sequence[Instruction],
+        sampling_settings: SamplingSettings,
+        *,
+        k: int,
     ) -> list[list[Completion]]:
         """Sample K completions of each prompt, whole, in one batch.
 
         Raises:
             UserError: As in `answer`.
         """
-        requests = [self._request(row, manner, whole=True) for row in rows]
+        requests = [self._request(row, sampling_settings, whole=True) for row in rows]
         sampling = replace(requests[0][1], batch_size=len(rows) * k)
         samples_of_rows = sample(
             self._adapters,
@@ -108,14 +116,14 @@ class Speaker:
             [row.id for row in rows],
             k=k,
             sampling=sampling,
-            seed=manner.seed,
+            seed=sampling_settings.seed,
         )
         return [
             [
                 self.completion(
                     policy,
                     row,
-                    manner,
+                    sampling_settings,
                     answer(self._base, self._template, sampled.ids),
                     sampled,
                     number,
@@ -129,7 +137,7 @@ class Speaker:
         self,
         policy: str,
         row: Instruction,
-        manner: Manner,
+        sampling_settings: SamplingSettings,
         text: str,
         sampled: SampledCompletion,
         number: int = 0,
@@ -139,9 +147,10 @@ class Speaker:
             prompt_id=row.id,
             text=text,
             adapter=self.fingerprint(policy),
-            sampling=f"temperature={manner.temperature:g} top_p={manner.top_p:g} "
-            f"max_new_tokens={self._max_new_tokens(manner)}",
-            seed=manner.seed,
+            sampling=f"temperature={sampling_settings.temperature:g} "
+            f"top_p={sampling_settings.top_p:g} "
+            f"max_new_tokens={self._max_new_tokens(sampling_settings)}",
+            seed=sampling_settings.seed,
             sample=number,
             finish_reason="eos" if sampled.finished else "length",
             n_tokens=len(sampled.ids),
@@ -156,20 +165,23 @@ class Speaker:
             )
         return self._fingerprints[policy]
 
-    def _max_new_tokens(self, manner: Manner) -> int:
-        return manner.max_new_tokens or self._settings.sampling.max_new_tokens
+    def _max_new_tokens(self, sampling_settings: SamplingSettings) -> int:
+        return sampling_settings.max_new_tokens or self._settings.sampling.max_new_tokens
 
     def _request(
-        self, row: Instruction, manner: Manner, *, whole: bool = False
+        self, row: Instruction, sampling_settings: SamplingSettings, *, whole: bool = False
     ) -> tuple[Ids, Sampling]:
         """Token ids of the prompt, and sampling settings that fit into the context.
 
         Unless the prompt must stay `whole`, its oldest turns are left out to make room.
         """
-        max_new_tokens, ids = self._max_new_tokens(manner), self._ids(row, manner)
+        max_new_tokens, ids = (
+            self._max_new_tokens(sampling_settings),
+            self._ids(row, sampling_settings),
+        )
         while not whole and row.history and self._base.context - len(ids) < max_new_tokens:
             row = replace(row, history=row.history[1:])
-            ids = self._ids(row, manner)
+            ids = self._ids(row, sampling_settings)
         room = self._base.context - len(ids)
         if room < 1 or (whole and room < max_new_tokens):
             of_answer = f", and an answer {max_new_tokens}" if whole and room >= 1 else ""
@@ -178,16 +190,16 @@ class Speaker:
                 f"and the base reads {self._base.context}"
             )
         sampling = Sampling(
-            temperature=manner.temperature,
-            top_p=manner.top_p,
+            temperature=sampling_settings.temperature,
+            top_p=sampling_settings.top_p,
             max_new_tokens=min(max_new_tokens, room),
             batch_size=1,
         )
         return ids, sampling
 
-    def _ids(self, row: Instruction, manner: Manner) -> Ids:
-        if manner.system:
-            row = replace(row, system=manner.system)
+    def _ids(self, row: Instruction, sampling_settings: SamplingSettings) -> Ids:
+        if sampling_settings.system:
+            row = replace(row, system=sampling_settings.system)
         return prompt_ids(self._base, self._template, row)
 
     def _role(self, policy: str) -> str | None:
