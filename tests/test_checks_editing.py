@@ -123,6 +123,27 @@ def test_the_recipe_asks_for_drafts_and_keeps_the_whole_prompt():
     assert not rows and drop.rule == "empty"
 
 
+def test_prompts_that_differ_in_constraints_share_a_draft():
+    bullets, title = prompt_of(KINDS["bullets"]), prompt_of(KINDS["title"])
+    other_core = next(core for core in cores() if core.language == "en" and core != CORE)
+    alone = Instruction(f"{other_core.text} Answer in exactly two sentences.")
+    recipe = AnswersRecipe([bullets, alone, title], attempts=2, editing=True)
+    shared, single = recipe.phase(0)
+    assert shared == GenerationRequest("reply", CORE.text, bullets, (title,))
+    assert (single.about, single.siblings) == (alone, ())
+    rows, drops = recipe.read(shared, Reply(DRAFT, "eos", 90))
+    assert [row.instruction for row in rows] == [bullets.instruction, title.instruction]
+    first, second = (row.output or "" for row in rows)
+    assert not drops and first.count("\n- ") == 2 and second.startswith("<<")
+    # What is accepted leaves; its sibling is asked for again, with the next draft.
+    recipe.learn(shared, Reply(DRAFT, "eos", 90), rows[:1])
+    recipe.learn(single, Reply("", "eos", 0), [])
+    assert recipe.phase(2) == [
+        GenerationRequest("reply", single.prompt, alone),
+        GenerationRequest("reply", CORE.text, title),
+    ]
+
+
 def test_editing_is_for_checks_and_the_recipe_answers():
     with pytest.raises(ValueError, match=r"--generate.edit: only the recipe `answers`"):
         Generate(edit=True)

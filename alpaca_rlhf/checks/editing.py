@@ -4,8 +4,7 @@ A small model seldom writes lower case, a list of three or a given last sentence
 asked to, but its plain sentences can be chosen and arranged so that they do. The edited drafts are
 demonstrations for SFT: the words are the model's, the form is what was asked for. Nothing is made
 up apart from closing questions, the phrases that the prompt itself gives, and short sentences with
-words that it demands. A draft that cannot be
-edited is left to the judge, which drops it.
+words that it demands. A draft that cannot be edited is left to the judge, which drops it.
 """
 
 from __future__ import annotations

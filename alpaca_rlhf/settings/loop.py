@@ -103,7 +103,8 @@ class Generate(Bounded, group="--generate"):
     answer that misses a constraint scores 0.5 at most; 0.8 asks that it stops and fits too."""
     edit: bool = False
     """With the recipe `answers` and the judge `checks`: ask for drafts of plain text, then choose
-    and arrange their sentences so that they meet the constraints of the prompt."""
+    and arrange their sentences so that they meet the constraints of the prompt. Prompts that differ
+    in their constraints alone share a draft."""
     filters: FilterName = "alpaca"
     """Rules that rows must pass: those of the originals, or `strict`, ours. Tasks of the small
     world are recognised instead."""

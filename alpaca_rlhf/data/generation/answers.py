@@ -4,7 +4,7 @@ Rejection sampling (RAFT, arXiv 2304.06767; Llama 2, arXiv 2307.09288 section 3.
 in place of the reward model: the teacher answers each prompt until an answer passes the caller's
 check, and the rows that pass are what SFT demonstrates. For an instruct base as its own teacher.
 With editing it drafts answers to the requests alone, which are then edited until they meet the
-constraints of `checks`.
+constraints of `checks`. Prompts that differ in their constraints alone share a draft.
 """
 
 from __future__ import annotations
@@ -41,20 +41,33 @@ class AnswersRecipe:
         if not self._attempts:
             return []
         self._attempts -= 1
-        text_of = draft_request if self._editing else user_text
-        return [GenerationRequest("reply", text_of(row), row) for row in self._unanswered]
+        if not self._editing:
+            return [GenerationRequest("reply", user_text(row), row) for row in self._unanswered]
+        by_text: dict[str, list[Instruction]] = {}
+        for row in self._unanswered:
+            by_text.setdefault(draft_request(row), []).append(row)
+        return [
+            GenerationRequest("reply", text, first_row, tuple(others))
+            for text, (first_row, *others) in by_text.items()
+        ]
 
     def read(self, ask: GenerationRequest, reply: Reply) -> tuple[list[Instruction], list[Drop]]:
         """The prompt with the reply as its output; a reply that was cut is none.
 
-        Editing takes the whole sentences of a draft, so that one may be cut.
+        Editing takes the whole sentences of a draft, so that one may be cut; each prompt that
+        shares the draft has its own answer.
         """
         if ask.about is None:
             return [], []
         if self._editing:
-            row = replace(ask.about, output=edit_draft(ask.about, reply.text), source=SOURCE)
-            unusable = Drop("empty", "the draft has no sentences that can be used", row)
-            return ([row], []) if row.output else ([], [unusable])
+            prompts = (ask.about, *ask.siblings)
+            edited = [
+                replace(prompt, output=edit_draft(prompt, reply.text), source=SOURCE)
+                for prompt in prompts
+            ]
+            unusable = "the draft has no sentences that can be used"
+            drops = [Drop("empty", unusable, row) for row in edited if not row.output]
+            return [row for row in edited if row.output], drops
         row = replace(ask.about, output=reply.text.strip(), source=SOURCE)
         if reply.finish_reason != "eos":
             return [], [Drop("cut", "the reply ends before the teacher did", row)]
@@ -64,6 +77,6 @@ class AnswersRecipe:
 
     def learn(self, ask: GenerationRequest, reply: Reply, accepted: Sequence[Instruction]) -> None:
         """A prompt with an accepted answer is not asked again."""
-        if accepted and ask.about is not None:
-            answered = ask.about.id
-            self._unanswered = [row for row in self._unanswered if row.id != answered]
+        answered = {row.id for row in accepted}
+        if answered:
+            self._unanswered = [row for row in self._unanswered if row.id not in answered]

@@ -35,6 +35,8 @@ class GenerationRequest:
     """Text that the teacher continues."""
     about: Instruction | None = None
     """The task that it concerns, if it concerns one."""
+    siblings: tuple[Instruction, ...] = ()
+    """Further tasks that the same reply is for."""
 
     @property
     def drafts(self) -> bool:
