@@ -902,6 +902,8 @@ def test_every_word_is_there_and_every_problem_has_a_sentence():
     used = {f"problem.{problem}" for problem in (*get_args(Problem), "signed_out", "full")}
     used |= {f"reason.{reason}" for reason in REASONS}
     used |= {f"{kind}.{criterion}" for kind in ("criterion", "hint") for criterion in CRITERIA}
+    tab = Path(rank_tab.__file__).read_text(encoding="utf-8")
+    used |= set(re.findall(r'label\("rank", "([\w.]+)"', tab))
     assert set(re.findall(r'\bw\("([\w.]+)"', script)) | used <= set(english), "words are missing"
     unused = {key for key in set(english) - used if f'"{key}"' not in script}
     assert not unused, "nothing shows these words"
