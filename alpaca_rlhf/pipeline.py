@@ -112,6 +112,7 @@ FREE = (
     "sampling.dense_gib",
     "checkpointing",
     "track",
+    "more_rounds",
     "rank.at_least",
     "reward.gate",
     "evaluate.shown",
@@ -298,6 +299,8 @@ def _opened(settings: Loop, inputs: Mapping[str, Path], kind: str) -> RunFolder:
         opened.append(run)
         for stage in {path.partition(".")[0] for path in run.changed if path not in FREE}:
             forget(run, stage)
+        if "more_rounds" in run.changed:
+            forget(run, "evaluate")  # the new round's policies are to be compared too
         take_up_earlier(run.path, logger.warning)
 
     processes.by_main(open_folder)

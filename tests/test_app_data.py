@@ -232,6 +232,49 @@ def test_flags_are_paged_resolved_and_retired(opened, store, home):
     assert store.figures().counts["open_places"] < places
 
 
+def test_sets_and_people_are_left_out_and_guidelines_written(opened, store, home):
+    before = store.figures().counts["rankings"]
+    with browser.visit(opened, locale="en-GB") as page:
+        sign_in(page, home)
+        to_data(page)
+        # 1. The set of a flag, and a person; both count no more, and the person counts again.
+        page.get_by_role("button", name="Leave out the set:").first.click()
+        page.locator(".alpaca-data .good", has_text="no longer count").wait_for()
+        assert store.figures().counts["left_out"] == 1
+        name = apps.HOSTILE[0]
+        rankings = store.figures().counts["rankings"]
+        page.get_by_role("button", name=f"Leave out: {name}", exact=True).click()
+        again = page.get_by_role("button", name=f"Take in again: {name}", exact=True)
+        again.wait_for()
+        assert name in store.left_out() and store.figures().counts["rankings"] < rankings <= before
+        again.click()
+        again.wait_for(state="detached")
+        assert store.figures().counts["rankings"] == rankings
+        # 2. Guidelines: a hostile text is shown as it is, and Markdown as Markdown.
+        page.get_by_role("button", name="Guidelines for annotators").click()
+        page.locator("#guidelines-text textarea").fill("**Prefer** true answers. " + HOSTILE_HTML)
+        page.get_by_role("button", name="Save a new version").click()
+        page.locator(".alpaca-data .good", has_text="Version 1 holds").wait_for()
+    assert store.guidelines().text.startswith("**Prefer**")
+
+
+HOSTILE_HTML = "<img src=x onerror=window.hit=1> <script>window.hit=1</script> ${window.hit=1}"
+
+
+def test_annotators_see_the_guidelines_above_the_task(opened, store, tmp_path):
+    store.set_guidelines("**Prefer** true answers. " + HOSTILE_HTML, actor="test")
+    with (
+        apps.serving(apps.house(store, tmp_path, real=True)) as home,
+        browser.visit(opened, locale="en-GB") as page,
+    ):
+        sign_in(page, home, "ann")
+        page.locator("#guidelines strong", has_text="Prefer").wait_for()
+        page.locator(".rank[data-started=yes][aria-busy=false]").wait_for()
+        assert page.locator("#guidelines").inner_text().count("${window.hit=1}") == 1
+        assert page.evaluate("window.hit") is None
+        assert page.locator("#guidelines img[onerror], #guidelines script").count() == 0
+
+
 def apps_sets(n):
     from tests.databases import candidates
 

@@ -22,6 +22,8 @@ from alpaca_rlhf.app.proxy import ProxyHeaders
 from alpaca_rlhf.app.rank_tab import rank_tab
 from alpaca_rlhf.cli import app_command
 from alpaca_rlhf.cli import main as cli
+from alpaca_rlhf.cli.terminal import Terminal
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.preferences import passwords
 from alpaca_rlhf.preferences.assignment import Rules
 from alpaca_rlhf.preferences.store import Store
@@ -244,6 +246,19 @@ def test_below_a_path_every_address_has_it(tmp_path, monkeypatch):
 def test_the_path_is_taken_from_the_address(flags, prefix, origin):
     app = app_command.App(**flags)
     assert (app.prefix, app.origin) == (prefix, origin)
+
+
+@pytest.mark.parametrize("name", ["login", "status", "gradio_api", "assets", "training"])
+@pytest.mark.parametrize("flag", ["root_path", "url"])
+def test_no_path_of_the_app_itself_is_a_prefix(tmp_path, name, flag):
+    """A proxy that passes the path on, or does not, could not tell the two apart."""
+    value = f"/{name}" if flag == "root_path" else f"https://example.org/{name}/more"
+    with Store(tmp_path / "p.db") as store, Terminal() as terminal:
+        store.add_annotator("boss", "long enough", role="admin")
+        flags = app_command.App(**{flag: value})
+        with pytest.raises(UserError, match="is a path of the app itself") as told:
+            app_command._serve(store, flags, tmp_path, False, terminal)
+        assert str(told.value).startswith(f"--{flag.replace('_', '-')} {value}: /{name}")
 
 
 @pytest.mark.parametrize(

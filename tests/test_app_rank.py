@@ -609,6 +609,40 @@ def test_hostile_texts_are_shown_literally(desk, options):
 
 
 @needs_browser
+@pytest.mark.parametrize("options", [{}, PHONE], ids=["wide", "phone"])
+def test_all_of_four_long_answers_is_there_at_one_key(desk, options):
+    texts = [f"{letter} " + " ".join(f"word{n}" for n in range(290)) + " END" for letter in "wxyz"]
+    assert min(map(len, texts)) > 2000
+    completions = put(desk, *texts)
+    with desk.open(**options) as page:
+
+        def cut():
+            return page.locator(".card .said").evaluate_all(
+                "all => all.filter(one => one.scrollHeight > one.clientHeight + 2).length"
+            )
+
+        assert cut() == 4
+        page.locator(".card").first.focus()
+        page.keyboard.press("v")
+        assert cut() == 0, "nothing needs to be opened"
+        tops = page.locator(".card").evaluate_all(
+            "cards => new Set(cards.map(card => Math.round(card.getBoundingClientRect().top))).size"
+        )
+        assert tops == (4 if options else 1), "side by side where there is room"
+        width, window_width = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+        assert width <= window_width
+        first = order(page)[0]
+        page.keyboard.press("4")
+        submit(page)
+        page.get_by_role("button", name="Undo").click()
+        page.locator(".card").first.wait_for()
+        assert cut() == 0, "it stays so for the next task"
+        page.keyboard.press("v")
+        assert cut() == 4
+    assert tiers(desk.rankings()[0])[-1] == [first] and len(completions) == 4
+
+
+@needs_browser
 def test_two_answers_and_a_conversation(desk):
     completions = put(desk, "yes", "no", prompt="And then?", history=(("Hello", "Hi"),))
     with desk.open() as page:

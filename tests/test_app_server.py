@@ -483,7 +483,8 @@ def test_only_admins_use_the_data_tab_however_they_call_it(enter, store, tmp_pat
     assert "event: error" in called(client, "export")
     assert client.post("/gradio_api/run/export", json={"data": []}).status_code >= 400
     assert not snapshots.exists()
-    for name in ("refresh", "newest_flags", "add_person", "change_person", "handle_flag"):
+    names = ("refresh", "newest_flags", "add_person", "change_person", "handle_flag")
+    for name in (*names, "leave_out_set", "save_guidelines", "show_guidelines_of_admin"):
         number = event(client, name)
         assert queued(client, number, ["x"] * 3)["success"] is False, name
     assert len(store.figures().people) == 2
@@ -559,6 +560,69 @@ def test_annotators_are_told_no_command_and_no_secret(enter, store, tmp_path):
 )
 def test_a_command_that_is_shown_repeats_no_password(typed, repeated):
     assert db_flag(typed) == repeated
+
+
+def test_a_lost_password_is_set_by_a_command(store, monkeypatch, capsys, enter):
+    client = enter(store)
+    assert sign_in(client, "boss").status_code == 303
+    monkeypatch.setattr("sys.stdin", io.StringIO("another one\n"))
+    with Terminal() as terminal:
+        assert app_command._set_password(store, "boss", terminal) == 0
+        with pytest.raises(UserError, match=r"--set-password nobody: .* there is boss, ann"):
+            app_command._set_password(store, "nobody", terminal)
+    assert "another one" not in capsys.readouterr().out
+    assert client.get("/status").status_code == 401, "sessions of the lost password have ended"
+    assert sign_in(client, "boss").status_code == 401
+    assert sign_in(client, "boss", "another one").status_code == 303
+
+
+def test_everybody_changes_their_own_password(enter, store):
+    client, elsewhere = enter(store), enter(store)
+    sign_in(client, "ann")
+    sign_in(elsewhere, "ann")
+
+    def change(current, new, again=None, **more):
+        return client.post(
+            "/password", data={"current": current, "new": new, "again": again or new}, **more
+        )
+
+    page = client.get("/password")
+    assert page.status_code == 200 and "ann" in page.text
+    assert change("wrong", "brand new word").status_code == 422
+    assert "differ" in change(PASSWORD, "brand new word", "another word").text
+    assert "too short" in change(PASSWORD, "short").text
+    assert (
+        change(PASSWORD, "brand new word", headers={"origin": "https://evil.example"}).status_code
+        == 403
+    )
+    assert store.sign_in("ann", PASSWORD) is not None, "nothing has changed so far"
+    changed = change(PASSWORD, "brand new word")
+    assert (changed.status_code, changed.headers["location"]) == (303, "/")
+    assert client.get("/status").status_code == 200, "this session goes on"
+    assert elsewhere.get("/status").status_code == 401, "all others have ended"
+    assert store.sign_in("ann", "brand new word") is not None
+    nobody = enter(store)
+    assert nobody.get("/password").status_code == 401
+    assert (
+        nobody.post(
+            "/password", data={"current": "brand new word", "new": "x" * 9, "again": "x" * 9}
+        ).status_code
+        == 401
+    )
+
+
+def test_the_current_password_is_not_guessed_at_leisure(enter, store):
+    client = enter(store)
+    sign_in(client, "ann")
+    form = {"current": "guess", "new": "brand new word", "again": "brand new word"}
+    statuses = [client.post("/password", data=form).status_code for _ in range(12)]
+    assert statuses == [422] * 10 + [429] * 2
+
+
+def test_without_accounts_there_is_no_password_to_change(enter, plain):
+    client = enter(plain)
+    assert client.get("/password").headers["location"] == "/"
+    assert client.post("/password", data={}).headers["location"] == "/"
 
 
 def test_adding_somebody_prints_no_password_of_the_database(store, monkeypatch, capsys):

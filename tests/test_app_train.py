@@ -20,6 +20,7 @@ import pytest
 from rich.console import Console
 from sqlalchemy import select
 
+from alpaca_rlhf.app import train_tab as train_tab_module
 from alpaca_rlhf.app import training as training_module
 from alpaca_rlhf.app import training_view
 from alpaca_rlhf.app.language import translations
@@ -36,11 +37,11 @@ from alpaca_rlhf.preferences.standing import Standing
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.settings import Inputs, Loop, Rank
+from alpaca_rlhf.settings.parsing import to_yaml
 from alpaca_rlhf.settings.steps import Step, order
 from tests import apps, attacks
 from tests.browser import NO_CHROMIUM, browser, chromium, free_port, visit
 from tests.model_app import nothing_serious
-from tests.prove import offline
 from tests.screenshots import open_tab
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -459,6 +460,41 @@ def started_with(run, monkeypatch, database, flags):
     return closed
 
 
+def test_the_next_round_is_one_more_and_only_of_a_finished_run(trainings, tmp_path, run):
+    with victim_of(trainings, tmp_path) as (victim, training), victim.visitor("boss") as boss:
+        assert "not finished" in act(boss, {"do": "next", "words": ["--more-rounds", "9"]})
+        assert training.state.activity == "idle" and not (run / "argv.json").exists()
+        done = {step.entry: {} for step in order(Loop())}
+        (run / "ledger.json").write_text(json.dumps(done))
+        assert 'data-do="next"' in boss.get("/training").json()["sections"]["head"]
+        act(boss, {"do": "next", "words": ["--more-rounds", "9"]})
+        until(lambda: (run / "argv.json").exists())
+        assert json.loads((run / "argv.json").read_text()) == [str(run), "--more-rounds", "1"]
+
+
+def test_people_are_asked_to_rank_until_it_is_enough(trainings, tmp_path, run, monkeypatch):
+    settings = Loop(
+        out=run,
+        rank=Rank(at_least=3),
+        inputs=Inputs(seeds=Path("shipped"), prompts=Path("prompts.jsonl"), judge="human"),
+    )
+    (run / "config.yaml").write_text(to_yaml(settings))
+    (run / "ledger.json").write_text(json.dumps({"generate": {}, "sft": {}, "sample": {}}))
+    standing = Standing(ranked=1, waiting=5)
+    monkeypatch.setattr(train_tab_module, "standing_by_round", lambda *_: {1: standing})
+    with Store(run / "preferences.db") as store:
+        page = TrainPage(trainings(), store, "alpaca-rlhf loop")
+        sections = page.sections("en")
+        assert "2 prompts are still to be ranked" in sections["head"]
+        assert 'data-go="Rank"' in sections["head"] and 'data-do="train"' not in sections["head"]
+        assert "1 of 6 prompts ranked" in sections["stages"]
+        standing = Standing(ranked=3, waiting=3)
+        sections = page.sections("en")
+        assert "Enough prompts are ranked" in sections["head"]
+        assert 'data-do="train"' in sections["head"]
+        assert "还有" not in sections["head"] and "可以继续训练" in page.sections("zh-CN")["head"]
+
+
 def test_the_log_and_the_ending_are_only_text(trainings, tmp_path, run):
     (run / "ledger.json").write_text("{}")
     (run / training_module.TRAINING_LOG).write_text("error: <img src=x onerror=hit()> ${hit()}\n")
@@ -493,7 +529,9 @@ def half(whole_run, tmp_path_factory) -> Path:
 
 def served(run: Path, port: int) -> subprocess.Popen[bytes]:
     words = [sys.executable, str(ROOT / "app.py"), "--run", str(run), "--port", str(port)]
-    process = subprocess.Popen(words, env=offline(), cwd=run.parent, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        words, env={**os.environ, "HF_HUB_OFFLINE": "1"}, cwd=run.parent, stdout=subprocess.DEVNULL
+    )
 
     def answers():
         assert process.poll() is None, "the app has ended"

@@ -12,7 +12,10 @@ import pytest
 from alpaca_rlhf.app import rendering
 from alpaca_rlhf.app.jobs import Problem
 from alpaca_rlhf.app.language import LANGUAGES, label, translations
+from alpaca_rlhf.app.training import Activity, Refusal
+from alpaca_rlhf.app.training_view import CURVES, Ending, StageStatus
 from alpaca_rlhf.app.worker import ModelPhase
+from alpaca_rlhf.pipeline import STAGES
 from alpaca_rlhf.preferences.battles import VOTES
 
 APP = Path(rendering.__file__).parent
@@ -31,7 +34,14 @@ BUILT_KEYS = {
     "data": [f"done.{action}" for action in ("resolve", "retire")]
     + [f"remark.{kind}" for kind in ("comment", "skip")]
     + [f"role.{role}" for role in ("admin", "annotator", "judge")]
-    + [f"user.{action}" for action in ("off", "on", "admin", "annotator")],
+    + [f"user.{action}" for action in ("off", "on", "admin", "annotator")]
+    + [f"user.{action}" for action in ("leave_out", "take_in")],
+    "train": [f"activity.{activity}" for activity in get_args(Activity) if activity != "idle"]
+    + [f"ending.{ending}" for ending in get_args(Ending)]
+    + [f"refused.{refusal}" for refusal in get_args(Refusal)]
+    + [f"stage.{stage}" for stage in STAGES]
+    + [f"status.{status}" for status in get_args(StageStatus)]
+    + [f"{title}.note" for _, title, _ in CURVES],
     "shell": [],
 }
 """Keys that the code puts together; all others stand in it as they are."""

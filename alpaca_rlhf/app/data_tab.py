@@ -17,6 +17,7 @@ from alpaca_rlhf.app.rendering import render
 from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.preferences.assignment import Refused
+from alpaca_rlhf.preferences.guidelines import MAX_GUIDELINE_CHARS
 from alpaca_rlhf.preferences.people import MAX_NAME_CHARS, MAX_PASSWORD_CHARS, Account, Role
 
 FLAGS_PER_PAGE = 10
@@ -25,6 +26,8 @@ REMARKS_PER_PAGE = 10
 PASSWORD_BYTES = 12
 """Random bytes of a password that is made here."""
 
+_LEAVING_OUT = ("leave_out", "take_in")
+"""Actions on the rankings of somebody, who need not have an account."""
 _CLICKS = (Path(__file__).parent / "static" / "clicks.js").read_text(encoding="utf-8")
 
 
@@ -72,7 +75,7 @@ def data_tab(
         newest = gr.Button(label("data", "flag.newest"), **small)
         older = gr.Button(label("data", "flag.older"), **small)
     # 4. What people wrote.
-    remarks = gr.HTML(**html)
+    remarks = gr.HTML(js_on_load=_CLICKS, **html)
     oldest_remarks = gr.State((None, None))
     with gr.Row():
         newest_remarks = gr.Button(label("data", "remark.newest"), **small)
@@ -96,6 +99,18 @@ def data_tab(
             )
         add = gr.Button(label("data", "add.do"))
     outcome = gr.HTML(**html)
+    # 6. Guidelines.
+    with gr.Accordion(label("data", "guidelines"), open=False):
+        guidelines = gr.Textbox(
+            label=label("data", "guidelines.text"),
+            info=label("data", "guidelines.info"),
+            lines=8,
+            max_lines=30,
+            max_length=MAX_GUIDELINE_CHARS,
+            elem_id="guidelines-text",
+        )
+        save = gr.Button(label("data", "guidelines.save"))
+        saved = gr.HTML(**html)
 
     private: dict[str, Any] = {"api_visibility": "private"}
     contents = [figures, scores, intro, flags, oldest, remarks, oldest_remarks, people]
@@ -110,9 +125,12 @@ def data_tab(
     people.submit(events.change_person, None, [outcome, people], **private)
     added = [outcome, people, name, password]
     add.click(events.add_person, [name, password, role], added, **private)
+    remarks.submit(events.leave_out_set, None, [outcome, *contents], **private)
+    save.click(events.save_guidelines, guidelines, saved, **private)
 
     def refresh_on_open(tab: gr.Tab) -> None:
         tab.select(events.refresh, None, contents, **private)
+        tab.select(events.show_guidelines_of_admin, None, [guidelines, saved], **private)
 
     return refresh_on_open
 
@@ -193,20 +211,56 @@ class _Events:
         try:
             if action == "retire":
                 self._store.retire(set_id, actor=actor)
+            elif action == "leave_out":
+                self._store.leave_out_set(set_id, actor=actor)
             elif action != "resolve":
                 raise Refused("bad_value", action)
             self._store.resolve(flag_id, actor=actor)
             outcome = _success(text[f"done.{action}"])
-        except Refused as refused:
+        except (Refused, UserError) as refused:
             outcome = _failure(text["outcome.refused"].format(why=refused))
         return outcome, *self.refresh(request)
+
+    def leave_out_set(self, event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:
+        """Leave out the set of a remark."""
+        text, admin = self._text(request), self._services.account(request)
+        action, set_id, _ = _clicked(event)
+        try:
+            if action != "leave_out":
+                raise UserError(action)
+            self._store.leave_out_set(set_id, actor=f"annotator:{admin.id}")
+            outcome = _success(text["done.leave_out"])
+        except UserError as error:
+            outcome = _failure(text["outcome.refused"].format(why=error))
+        return outcome, *self.refresh(request)
+
+    def save_guidelines(self, written: str, request: gr.Request) -> str:
+        """Add a version of the guidelines."""
+        text, admin = self._text(request), self._services.account(request)
+        try:
+            guidelines = self._store.set_guidelines(
+                str(written or ""), actor=f"annotator:{admin.id}"
+            )
+        except UserError as error:
+            return _failure(text["outcome.refused"].format(why=error))
+        version = guidelines.version if guidelines is not None else 0
+        return _success(text["guidelines.saved"].format(n=version))
+
+    def show_guidelines_of_admin(self, request: gr.Request) -> tuple[str, str]:
+        """The guidelines that hold now, and the number of their version."""
+        guidelines = self._store.guidelines()
+        if guidelines is None:
+            return "", ""
+        text = self._text(request)["guidelines.version"].format(n=guidelines.version)
+        return guidelines.text, render("status_line", text=text)
 
     def change_person(self, event: gr.EventData, request: gr.Request) -> tuple[str, str]:
         """Change the role, the password or the access of somebody."""
         text, admin = self._text(request), self._services.account(request)
         action, person_id, _ = _clicked(event)
-        oneself = person_id == admin.id
-        if person_id in self._without_account(admin) or (oneself and action != "password"):
+        oneself = person_id == admin.id and action not in ("password", *_LEAVING_OUT)
+        no_account = person_id in self._without_account(admin) and action not in _LEAVING_OUT
+        if no_account or oneself:
             return _failure(text["outcome.not_you"]), self._people(request)
         password = secrets.token_urlsafe(PASSWORD_BYTES)
         changes: dict[str, dict[str, Any]] = {
@@ -219,13 +273,22 @@ class _Events:
         try:
             people = {person.id: person for person in self._store.figures().people}
             person = people.get(person_id)
-            if action not in changes or person is None or person.role == "judge":
+            judge = person is not None and person.role == "judge"
+            known = action in _LEAVING_OUT or (action in changes and not judge)
+            if person is None or not known:
                 raise UserError(action)
             actor = f"annotator:{admin.id}"
-            self._store.change_annotator(person_id, actor=actor, **changes[action])
+            if action in _LEAVING_OUT:
+                self._store.leave_out_person(person.name, actor=actor, undo=action == "take_in")
+            else:
+                self._store.change_annotator(person_id, actor=actor, **changes[action])
         except UserError as error:
             return _failure(text["outcome.refused"].format(why=error)), self._people(request)
-        key = {"password": "outcome.password", "off": "outcome.off"}.get(action, "outcome.changed")
+        key = {
+            "password": "outcome.password",
+            "off": "outcome.off",
+            "leave_out": "outcome.left_out",
+        }.get(action, "outcome.changed")
         outcome = _success(text[key].format(name=person.name, password=password))
         return outcome, self._people(request)
 

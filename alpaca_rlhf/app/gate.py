@@ -28,7 +28,7 @@ MAX_REQUEST_BYTES = 4 * 2**20
 PUBLIC_PATHS = ("/login",)
 """Paths for those who are not signed in."""
 _PATHS = {"/", "/login", "/logout", "/status", "/config", "/theme.css", "/manifest.json"}
-_PATHS |= {"/favicon.ico", "/robots.txt", "/training", "/report"}
+_PATHS |= {"/favicon.ico", "/robots.txt", "/training", "/report", "/password"}
 _PATHS |= {
     f"/gradio_api/{name}"
     for name in ("queue/join", "queue/data", "cancel", "reset", "app_id", "info", "startup-events")
@@ -163,6 +163,8 @@ class Gate:
             if message["type"] == "http.response.start":
                 responded = True
                 _add_headers(message, request)
+                if _sets_cookie(message, self._sessions.cookie_name):
+                    fresh_cookies.clear()  # that for a new password, which ends all others
                 for cookie in fresh_cookies:
                     _set_cookie(message, request, self._sessions.cookie_name, cookie, self._prefix)
             await send(message)
@@ -237,6 +239,11 @@ class Gate:
         return True
 
 
+def own_names() -> set[str]:
+    """First names of the app's own paths: at none of them may a proxy show the app."""
+    return {path.split("/")[1] for path in (*_PATHS, *_PREFIXES)} - {""}
+
+
 def client_address(request: Request) -> str:
     """The address that a request comes from."""
     return request.client.host if request.client else ""
@@ -306,6 +313,14 @@ def _add_headers(message: Message, request: Request) -> None:
         headers["x-accel-buffering"] = "no"
     if "cache-control" not in headers and not _is_asset(request.url.path):
         headers["cache-control"] = "no-store"
+
+
+def _sets_cookie(message: MutableMapping[str, Any], name: str) -> bool:
+    """True if a response sets this cookie already."""
+    return any(
+        header == b"set-cookie" and value.startswith(f"{name}=".encode())
+        for header, value in message.get("headers", [])
+    )
 
 
 def _set_cookie(

@@ -7,13 +7,14 @@ response: an action that was done already is not done twice.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 from gradio.events import api
 
 from alpaca_rlhf.app.board import BoardRequest, parse_request, rank_board
-from alpaca_rlhf.app.language import translations
+from alpaca_rlhf.app.language import label, translations
 from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.core.prompts import system_folded
 from alpaca_rlhf.preferences.assignment import Refused, Task
@@ -28,7 +29,9 @@ POLL_EMPTY_QUEUE_S = 10.0
 Reply = dict[str, Any]
 
 
-def rank_tab(services: Services, *, refill: str = "alpaca-rlhf sample --run RUN") -> gr.HTML:
+def rank_tab(
+    services: Services, *, refill: str = "alpaca-rlhf sample --run RUN"
+) -> Callable[[gr.Tab], None]:
     """Build the tab; call it within `gr.Blocks`.
 
     Args:
@@ -36,14 +39,32 @@ def rank_tab(services: Services, *, refill: str = "alpaca-rlhf sample --run RUN"
         refill: The command that fills the queue, for admins who find it empty.
 
     Returns:
-        The board. It claims no task before it is on screen.
+        A function of the `gr.Tab` around it: the guidelines are read anew when that opens. The
+        board claims no task before it is on screen.
     """
 
     def endpoint(message: str, request: gr.Request) -> str:
         return json.dumps(reply(services, message, request, refill=refill))
 
     api(endpoint, api_name=ENDPOINT, queue=False, api_visibility="private")
-    return rank_board(ENDPOINT, poll_s=POLL_EMPTY_QUEUE_S)
+    # Markdown goes into a value, which Gradio sanitises, and never into a template.
+    with gr.Accordion(label("rank", "guidelines"), visible=False, elem_id="guidelines") as panel:
+        markdown = gr.Markdown("", sanitize_html=True)
+    rank_board(ENDPOINT, poll_s=POLL_EMPTY_QUEUE_S)
+
+    def show_guidelines(request: gr.Request) -> tuple[Any, str]:
+        services.account(request)
+        guidelines = services.store.guidelines()
+        text = guidelines.text if guidelines is not None else ""
+        return gr.update(visible=bool(text)), text
+
+    options: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    gr.on(None, show_guidelines, None, [panel, markdown], **options)  # when the page opens
+
+    def show_on_open(tab: gr.Tab) -> None:
+        tab.select(show_guidelines, None, [panel, markdown], **options)
+
+    return show_on_open
 
 
 def reply(services: Services, message: str, request: gr.Request, *, refill: str = "") -> Reply:

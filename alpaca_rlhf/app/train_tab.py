@@ -16,12 +16,14 @@ from alpaca_rlhf.app import training_view
 from alpaca_rlhf.app.language import preferred_language, translations
 from alpaca_rlhf.app.rendering import render
 from alpaca_rlhf.app.services import Services
-from alpaca_rlhf.app.training import Training, TrainingCommand, TrainingRefused
+from alpaca_rlhf.app.training import Training, TrainingCommand, TrainingRefused, changed_ns
 from alpaca_rlhf.app.training_plan import PlannedStage, local_card, plan_of
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.core.runs import METRICS, RunFolder
+from alpaca_rlhf.core.runs import CONFIG, METRICS, RunFolder
+from alpaca_rlhf.preferences import DATABASE
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.serving import run_contents
+from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.steps import order
 from alpaca_rlhf.sources.standing import standing_by_round
 
@@ -56,6 +58,8 @@ def train_tab(services: Services, page: TrainPage) -> None:
         try:
             if action == "train":
                 page.training.start(actor=actor)
+            elif action == "next":
+                page.start_round(actor=actor)
             elif action == "stop":
                 page.training.stop(actor=actor)
             else:
@@ -83,9 +87,22 @@ class TrainPage:
         self._command = command
         self._run = training.run
         self._metrics: tuple[tuple[int, int], list[dict[str, Any]]] = ((0, 0), [])
+        self._settings: tuple[int, Loop] | None = None
         self._plan: Mapping[str, PlannedStage] = {}
         self._card = ""
         self._planner: threading.Thread | None = None
+
+    def start_round(self, *, actor: str) -> None:
+        """Add a round to a finished run, and start it.
+
+        Raises:
+            TrainingRefused: The run is not finished, or as `Training.start`.
+        """
+        settings, ledger = run_contents.settings_of(self._run), run_contents.ledger_of(self._run)
+        if not all(step.entry in ledger for step in order(settings)):
+            raise TrainingRefused("unfinished")
+        words = ["--more-rounds", str(settings.more_rounds + 1)]
+        self.training.start(actor=actor, words=words)
 
     def routes(self) -> list[BaseRoute]:
         """The sections for the tab's script, and the report as a page; both for admins."""
@@ -118,10 +135,11 @@ class TrainPage:
         # 1. The run, and what trains it.
         text = translations("train", language)
         state = self.training.state
-        settings, ledger = run_contents.settings_of(self._run), run_contents.ledger_of(self._run)
+        settings, ledger = self._read_settings(), run_contents.ledger_of(self._run)
         metrics = self._read_metrics()
-        standings = standing_by_round(self._run, self._store)
         current = next((step for step in order(settings) if step.entry not in ledger), None)
+        by_people = training_view.is_ranked_by_people(settings, current)
+        standings = standing_by_round(self._run, self._store) if by_people else {}
         missing = training_view.waits_for_people(settings, current, standings)
         active = state.activity != "idle"
         end, line = training_view.ending(state, ledger, settings)
@@ -137,7 +155,8 @@ class TrainPage:
             ending=end,
             line=line,
             missing=missing,
-            stage=text[f"stage.{current.stage}"] if current else "",
+            enough=by_people and not missing and end in ("waits", "paused") and self._own_store(),
+            stage=text.get(f"stage.{current.stage}", current.stage) if current else "",
             allowed=self.training.allowed,
             command=self._command.shown,
             closed=self._command.closed,
@@ -152,6 +171,18 @@ class TrainPage:
             "curves": render("train_curves", text=text, charts=training_view.curves(metrics, text)),
             "log": render("train_log", text=text, lines=training_view.log_lines(state)),
         }
+
+    def _own_store(self) -> bool:
+        """True if the rankings are kept where the run looks for them."""
+        file = self._store.database.file
+        return file is not None and file.absolute() == (self._run / DATABASE).absolute()
+
+    def _read_settings(self) -> Loop:
+        """The settings of the run, parsed anew where the file has changed."""
+        version = changed_ns(self._run / CONFIG)
+        if self._settings is None or self._settings[0] != version:
+            self._settings = (version, run_contents.settings_of(self._run))
+        return self._settings[1]
 
     def _read_metrics(self) -> list[dict[str, Any]]:
         """The metrics of the run, read anew where the file has changed."""

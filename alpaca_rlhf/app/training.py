@@ -33,7 +33,7 @@ WATCH_EVERY_S = 2.0
 """Seconds between two looks for completions that the run has sampled."""
 
 Activity = Literal["idle", "starting", "training", "stopping"]
-Refusal = Literal["not_allowed", "running", "elsewhere", "idle", "starting", "failed"]
+Refusal = Literal["not_allowed", "running", "elsewhere", "idle", "starting", "unfinished", "failed"]
 
 
 Closed = Literal["flag", "database"]
@@ -189,7 +189,7 @@ class Training:
                 activity = "stopping"
             elif pid is not None or from_page:
                 activity = "starting" if _holder(self.run) is None else "training"
-        outdated = _changed_ns(self.run / LEDGER) > _changed_ns(self.run / TRAINING_LOG)
+        outdated = changed_ns(self.run / LEDGER) > changed_ns(self.run / TRAINING_LOG)
         return TrainingState(activity, self._end_of_log(), from_page, outdated, self._exit_code)
 
     # --- for the app ------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ class Training:
 
     def queue_new(self) -> None:
         """Put what the run has sampled into the queue, if a stage has ended since the last call."""
-        changed = _changed_ns(self.run / LEDGER)
+        changed = changed_ns(self.run / LEDGER)
         if changed != self._ledger_seen:
             queue_sampled(self.run, self._store)
             self._ledger_seen = changed
@@ -241,7 +241,7 @@ class Training:
             return ""
 
 
-def _changed_ns(path: Path) -> int:
+def changed_ns(path: Path) -> int:
     """The time of the last change of a file; 0 without one."""
     try:
         return path.stat().st_mtime_ns

@@ -58,7 +58,7 @@ def plan_of(settings: Loop, card: GpuSpec) -> Mapping[str, PlannedStage]:
     plan = {}
     for stage, phases in budget.phases(settings).items():
         if stage in work:
-            rounds = 1 if stage in _ONCE else settings.rounds
+            rounds = 1 if stage in _ONCE else settings.all_rounds
             peak = max(phase.peak for phase in phases)
             seconds = work[stage].seconds(rates, shape.layers) / rounds
             plan[stage] = PlannedStage(seconds, peak / 2**30, peak <= budget.bytes)

@@ -128,11 +128,16 @@ def rounds(
     return groups
 
 
+def is_ranked_by_people(settings: Loop, current: Step | None) -> bool:
+    """True if the step to come is the ranking, and people rank."""
+    return current is not None and current.stage == "rank" and settings.inputs.judge == "human"
+
+
 def waits_for_people(
     settings: Loop, current: Step | None, standings: Mapping[int, Standing]
 ) -> int:
     """Prompts that people must still rank before training can go on; 0 if it can."""
-    if current is None or current.stage != "rank" or settings.inputs.judge != "human":
+    if current is None or not is_ranked_by_people(settings, current):
         return 0
     standing = standings.get(current.round)
     return standing.missing(settings.rank.at_least) if standing else 0

@@ -66,6 +66,9 @@ class App(Bounded):
     allow_training: bool = False
     """Let admins start and stop the training of the run from the page, where others can reach the
     app too (--host, --url, --root-path); on this machine alone they always may."""
+    set_password: str | None = None
+    """Set a new password of somebody who has an account, such as an admin who has lost it, and do
+    nothing else; asks for the password. All their sessions end."""
     add_gold: Path | None = None
     """Add rankings whose order is known (any file of rankings, or a snapshot) as gold questions,
     and do nothing else; people get some of them among their tasks, and the Data tab says how many
@@ -130,6 +133,8 @@ def run(flags: App, terminal: Terminal) -> int:
     with open_store(home, flags.db, say=terminal.say) as store:
         if flags.add_user is not None:
             return _add_user(store, flags, terminal)
+        if flags.set_password is not None:
+            return _set_password(store, flags.set_password, terminal)
         if flags.add_gold is not None:
             return _add_gold(store, flags.add_gold, terminal)
         if has_run:
@@ -139,7 +144,7 @@ def run(flags: App, terminal: Terminal) -> int:
         return _serve(store, flags, home, has_run, terminal)
 
 
-def password_of(name: str) -> str:
+def password_of(name: str, *, flag: str = "--add-user") -> str:
     """Read a password: typed twice on a terminal, or the first line of any other input.
 
     Raises:
@@ -148,11 +153,11 @@ def password_of(name: str) -> str:
     if not sys.stdin.isatty():
         line = sys.stdin.readline()
         if not line:
-            raise UserError("--add-user: the password is read from the input, which is empty")
+            raise UserError(f"{flag}: the password is read from the input, which is empty")
         return line.rstrip("\n")
     password = getpass.getpass(f"password for {name}: ")
     if getpass.getpass("again: ") != password:
-        raise UserError("--add-user: the two passwords differ; run it again")
+        raise UserError(f"{flag}: the two passwords differ; run it again")
     return password
 
 
@@ -171,6 +176,23 @@ def _add_user(store: Store, flags: App, terminal: Terminal) -> int:
     if flags.run != App.run:
         command += ["--run", str(flags.run)]
     terminal.say_next([(shlex.join(command), "open the app")])
+    return 0
+
+
+def _set_password(store: Store, name: str, terminal: Terminal) -> int:
+    people = [person for person in store.figures().people if person.has_account]
+    person = next((person for person in people if person.name == name), None)
+    if person is None:
+        names = ", ".join(person.name for person in people) or "nobody"
+        raise UserError(
+            f"--set-password {name}: nobody of this name has an account in {store.database.shown}; "
+            f"there is {names}; --add-user makes an account"
+        )
+    password = password_of(name, flag="--set-password")
+    store.change_annotator(person.id, password=password, actor="command line")
+    terminal.say(f"{name} has a new password; all earlier sessions have ended")
+    if not person.active:
+        terminal.say("  the account is deactivated: an admin activates it on the Data tab")
     return 0
 
 
@@ -228,14 +250,22 @@ def _serve(store: Store, flags: App, home: Path, has_run: bool, terminal: Termin
     folder = file.parent if file else home
     about = f"run {flags.run}" if has_run else "no run: ranking only"
     terminal.say(f"app: {about}; rankings in {store.database.shown}; Ctrl-C ends it")
-    # 2. Take the port before torch is loaded, so that a taken port is reported at once.
+    # 2. Where a proxy shows the app, its own paths must not lie. Gradio is slow to load.
+    from alpaca_rlhf.app import gate
+
+    if flags.prefix and flags.prefix.split("/")[1] in gate.own_names():
+        flag = f"--url {flags.url}" if flags.root_path is None else f"--root-path {flags.root_path}"
+        raise UserError(
+            f"{flag}: {flags.prefix} is a path of the app itself; give another one, e.g. /rank"
+        )
+    # 3. Take the port before torch is loaded, so that a taken port is reported at once.
     listener = _listen(flags)
     port = listener.getsockname()[1]
     address = (flags.origin or f"http://{_url_host(flags.host)}:{port}") + flags.prefix
     from alpaca_rlhf.app import login_session, server
     from alpaca_rlhf.app.tabs import tabs
 
-    # 3. Build the tabs and the server, and serve until Ctrl-C.
+    # 4. Build the tabs and the server, and serve until Ctrl-C.
     app_tabs = tabs(
         store,
         flags.run if has_run else None,

@@ -82,7 +82,7 @@ def rank_by_people(
     out = run_loop(settings, terminal, kind=kind, command=command, until="sample")
     # 1. The first round that is not ranked yet.
     done = run_contents.stages_done(out)
-    rounds = range(1, settings.rounds + 1)
+    rounds = range(1, settings.all_rounds + 1)
     round_ = next((number for number in rounds if suffixed("rank", number) not in done), None)
     resume = [(f"alpaca-rlhf loop --out {_quoted(out)}", "go on with all that follows")]
     if round_ is None:

@@ -31,7 +31,7 @@ from alpaca_rlhf.core.provenance import measure
 
 __all__ = ["RunFolder", "atomic_write", "data_path", "finished", "measure"]
 
-_CONFIG, _PROVENANCE, METRICS = "config.yaml", "provenance.json", "metrics.jsonl"
+CONFIG, _PROVENANCE, METRICS = "config.yaml", "provenance.json", "metrics.jsonl"
 LEDGER, LOCK = "ledger.json", ".lock"
 TRAINING_LOG = "train.log"
 
@@ -123,13 +123,13 @@ class RunFolder:
             for temporary in out.glob(".*.tmp"):
                 temporary.unlink()
             # 4. Go on with the same run, or describe a new one.
-            if (out / _CONFIG).exists():
+            if (out / CONFIG).exists():
                 changeable = {"out", *free(run._ledger())}
                 run.changed = run._refuse_other(
                     config_yaml, kind, digests, changeable, before or {}
                 )
                 if run.changed:
-                    atomic_write(out / _CONFIG, config_yaml)
+                    atomic_write(out / CONFIG, config_yaml)
             else:
                 settings = yaml.safe_load(config_yaml) or {}
                 facts = {
@@ -173,7 +173,7 @@ class RunFolder:
             facts, config_yaml = self._unpinned
             # The settings come last: a folder that has them is a run.
             self.write_json(_PROVENANCE, facts)
-            atomic_write(self.path / _CONFIG, config_yaml)
+            atomic_write(self.path / CONFIG, config_yaml)
             self._unpinned = None
 
     def note(self, **facts: Any) -> None:
@@ -284,9 +284,9 @@ class RunFolder:
     ) -> list[str]:
         facts = self.read_json(_PROVENANCE)
         try:
-            before = yaml.safe_load(self._read(_CONFIG))
+            before = yaml.safe_load(self._read(CONFIG))
         except yaml.YAMLError:
-            raise self._damaged(f"{self.path / _CONFIG}: is not YAML any more") from None
+            raise self._damaged(f"{self.path / CONFIG}: is not YAML any more") from None
         # 1. Compare all settings and inputs with those of the run.
         old = {
             "kind": facts.get("kind"),
@@ -335,7 +335,7 @@ def _refuse_foreign(out: Path) -> None:
         for path in out.iterdir()
         if not (path.name.startswith(".") and path.suffix == ".tmp")
     }
-    if _CONFIG not in names and names - {LOCK, _PROVENANCE, TRAINING_LOG}:
+    if CONFIG not in names and names - {LOCK, _PROVENANCE, TRAINING_LOG}:
         raise UserError(
             f"--out {out}: belongs to something else, it holds {min(names)} but no config.yaml; "
             "use another --out"

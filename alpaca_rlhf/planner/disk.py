@@ -59,8 +59,8 @@ def policy_controls(settings: Loop) -> set[str]:
 def evaluated_arms(settings: Loop) -> int:
     """Arms of the evaluation: controls, SFT, each round's policies, and those that rerank."""
     policies = len(settings.policy_stages) + len(policy_controls(settings))
-    reranking = 1 + settings.rounds if settings.evaluate.rerank else 0
-    return 3 + policies * settings.rounds + reranking
+    reranking = 1 + settings.all_rounds if settings.evaluate.rerank else 0
+    return 3 + policies * settings.all_rounds + reranking
 
 
 def _checkpoint_bytes(settings: Loop, stage: str) -> float:

@@ -85,7 +85,7 @@ class StageWork:
 
     def all(self) -> dict[str, Work]:
         """Work of every stage, summed over all rounds."""
-        settings, rounds = self.settings, self.settings.rounds
+        settings, rounds = self.settings, self.settings.all_rounds
         generate, best_of_k = settings.generate, settings.best_of_k
         batch, k = settings.sampling.batch_size, settings.rank.k
         new, prompt = settings.sampling.max_new_tokens * TYPICAL, self.lengths.prompt * TYPICAL

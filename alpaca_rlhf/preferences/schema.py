@@ -213,6 +213,7 @@ class Ranking(Base):
     """One revision of a verdict. Rows are added and never changed; an undo is a revision too.
 
     `judge_settings` is the hash of the settings that a judge ranked under; empty for people.
+    `guideline` is the version of the guidelines that a person ranked under; empty without any.
     """
 
     __tablename__ = "ranking"
@@ -231,6 +232,7 @@ class Ranking(Base):
     duration_ms: Mapped[int]
     created_ms: Mapped[int]
     judge_settings: Mapped[str | None] = mapped_column(String(16))
+    guideline: Mapped[int | None]
 
     __table_args__ = (
         UniqueConstraint("assignment_id", "revision"),
@@ -311,6 +313,17 @@ class Audit(Base):
     after: Mapped[dict[str, Any] | None] = mapped_column(Json)
 
     __table_args__ = (_partial("ix_audit_skip", SKIP, "id"),)
+
+
+class GuidelineRow(Base):
+    """One version of the guidelines. Rows are added and never changed."""
+
+    __tablename__ = "guideline"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    text: Mapped[str]
+    author: Mapped[str]
+    created_ms: Mapped[int]
 
 
 class Snapshot(Base):

@@ -17,6 +17,7 @@ from alpaca_rlhf.core.records import Ranking
 from alpaca_rlhf.preferences import (
     battles,
     claims,
+    guidelines,
     leaving_out,
     queue,
     reading,
@@ -27,6 +28,7 @@ from alpaca_rlhf.preferences import figures as tab
 from alpaca_rlhf.preferences.accounts import Accounts
 from alpaca_rlhf.preferences.assignment import Candidates, Refused, Saved, Task, Tiers, Verdict
 from alpaca_rlhf.preferences.audit import note
+from alpaca_rlhf.preferences.guidelines import Guidelines
 from alpaca_rlhf.preferences.judges import JudgeIdentity
 from alpaca_rlhf.preferences.schema import CandidateSet, Flag
 from alpaca_rlhf.preferences.standing import Standing, Status
@@ -555,6 +557,25 @@ class Store(Accounts):
             )
         )
         return manifest
+
+    def guidelines(self) -> Guidelines | None:
+        """The guidelines that hold now; None where there never were any."""
+        with self.database.reading() as session:
+            return guidelines.newest(session)
+
+    def set_guidelines(self, text: str, *, actor: str) -> Guidelines | None:
+        """Add a version of the guidelines, unless nothing has changed; returns the one that holds.
+
+        Args:
+            text: Markdown; empty takes them away.
+            actor: Who does it, for the audit.
+
+        Raises:
+            UserError: The text is too long.
+        """
+        return self._write(
+            lambda session: guidelines.add(session, text, actor=actor, now_ms=self._now())
+        )
 
     def note_training(self, action: str, run: str, *, actor: str) -> None:
         """Note in the audit that somebody has started or stopped the training of a run.

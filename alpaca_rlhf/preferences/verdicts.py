@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from alpaca_rlhf import __version__
 from alpaca_rlhf.core.records import Ranking as Record
 from alpaca_rlhf.preferences import assignment as rules
-from alpaca_rlhf.preferences import claims
+from alpaca_rlhf.preferences import claims, guidelines
 from alpaca_rlhf.preferences.assignment import Refused, Saved, Verdict
 from alpaca_rlhf.preferences.audit import note
 from alpaca_rlhf.preferences.judges import JUDGE
@@ -300,6 +300,7 @@ def _keep(
     current = {ranking.assignment_id: ranking for ranking in old_rows}
 
     # 1. The revisions.
+    guideline = guidelines.version(session)
     changes: list[tuple[Assignment, Ranking | None, Ranking]] = []
     for entry in entries:
         assignment, verdict = entry.assignment, entry.verdict
@@ -317,6 +318,7 @@ def _keep(
             duration_ms=entry.duration_ms,
             created_ms=now_ms,
             judge_settings=entry.judge_settings,
+            guideline=guideline if entry.judge_settings is None else None,
         )
         changes.append((assignment, current.get(assignment.id), ranking))
         current[assignment.id] = ranking

@@ -417,6 +417,9 @@ class Loop(Bounded, Stages):
     """The user's own files."""
     rounds: PositiveInt = 1
     """Times that ranking, reward and policy training are done, each from the last policy."""
+    more_rounds: NonNegativeInt = 0
+    """Rounds added to a run after it was begun, of prompts that its rounds have left over; the
+    policies are compared anew at the end."""
     policies: tuple[PolicyName, ...] = ("ppo", "best-of-k")
     """The policies to train on preferences; in later rounds the first of them answers the prompts
     that are ranked."""
@@ -435,6 +438,11 @@ class Loop(Bounded, Stages):
     def checkpoints_on(self, device_kind: str) -> bool:
         """True if activations are recomputed on a device of kind `cuda` or `cpu`."""
         return device_kind == "cuda" if self.checkpointing == "auto" else self.checkpointing == "on"
+
+    @property
+    def all_rounds(self) -> int:
+        """The rounds that the run was begun with, and those added since."""
+        return self.rounds + self.more_rounds
 
     @property
     def policy_stages(self) -> tuple[str, ...]:
@@ -463,7 +471,7 @@ class Loop(Bounded, Stages):
                 "--ppo.control trains against the reward model of shuffled verdicts, which "
                 "--reward.control trains from rankings; give both, or leave it out"
             )
-        if self.best_of_k.pool and self.rounds == 1:
+        if self.best_of_k.pool and self.all_rounds == 1:
             raise ValueError(
                 "--best-of-k.pool chooses among the completions of all rounds, and with --rounds 1 "
                 "there are no others; give more rounds or leave it out"

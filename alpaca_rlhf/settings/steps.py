@@ -36,5 +36,5 @@ def order(settings: Loop) -> list[Step]:
     reward_model = ["reward"] if settings.rewarded else []
     learned = [] if by_judge else [*ranked, *reward_model]
     per_round = [*learned, *settings.policy_stages]
-    rounds = [Step(name, r) for r in range(1, settings.rounds + 1) for name in per_round]
-    return [*(Step(name, 1) for name in first), *rounds, Step("evaluate", settings.rounds)]
+    rounds = [Step(name, r) for r in range(1, settings.all_rounds + 1) for name in per_round]
+    return [*(Step(name, 1) for name in first), *rounds, Step("evaluate", settings.all_rounds)]

@@ -43,8 +43,14 @@ def source_of(settings: Loop) -> Source:
     # 1. Tasks that the kit makes.
     sizes = split_sizes(settings)
     if settings.inputs.prompts_from == "checks":
+        if settings.more_rounds:
+            raise UserError(
+                f"--more-rounds {settings.more_rounds}: verifiable prompts are dealt to all rounds "
+                "when a run begins; begin another run with --rounds"
+            )
         return _checks_source(settings, sizes)
     if settings.inputs.prompts_from == "small world":
+        sizes |= _sizes_of_more(settings)
         accounts = [read_rows(settings.inputs)[1]] if settings.inputs.rows is not None else []
         refuse_unknown_columns(settings.inputs, accounts)
         return SmallWorld(
@@ -82,6 +88,7 @@ def source_of(settings: Loop) -> Source:
                 raise
             raise UserError(f"{error} ({'; '.join(account.lines()[:1])})") from None
         for_dev = prompts
+    left: dict[str, list[Instruction]] = dict.fromkeys(("rank", "ppo"), for_dev)
     if inputs.splits is not None:
         for file in ("rank", "ppo", "eval"):
             of_file = {name: n for name, n in sizes.items() if name.partition(".")[0] == file}
@@ -90,6 +97,7 @@ def source_of(settings: Loop) -> Source:
                 prompts, account = _prompts(inputs, path, file, wall)
                 accounts.append(account)
                 splits |= _dealt(path, prompts, of_file, settings.seed)
+                left[file] = prompts
         if inputs.dev_file is not None:
             for_dev, account = _prompts(inputs, inputs.dev_file, "dev", wall)
             accounts.append(account)
@@ -112,6 +120,9 @@ def source_of(settings: Loop) -> Source:
     # 5. Prompts to tune on, of those that are left.
     if for_dev:
         splits |= _dev(settings, for_dev, rows, splits)
+    # 6. Prompts of rounds that were added later, of those that are left then.
+    for name, size in _sizes_of_more(settings).items():
+        splits[name] = _of_later_round(name, size, left, rows, splits, settings.seed)
     refuse_unknown_columns(inputs, accounts)
     return Files(rows, splits, accounts)
 
@@ -140,15 +151,27 @@ def policy_prompts(settings: Loop) -> PolicyPrompts | None:
 
 def split_sizes(settings: Loop) -> dict[str, int]:
     """Prompts of each split that the stages of a run need, of each round its own."""
+    return {
+        **_sizes_of_rounds(settings, range(1, settings.rounds + 1)),
+        "eval": settings.evaluate.prompts,
+    }
+
+
+def _sizes_of_more(settings: Loop) -> dict[str, int]:
+    """Prompts of each split that the rounds need that were added later."""
+    return _sizes_of_rounds(settings, range(settings.rounds + 1, settings.all_rounds + 1))
+
+
+def _sizes_of_rounds(settings: Loop, rounds: range) -> dict[str, int]:
     policies = policy_prompts(settings)
     sizes: dict[str, int] = {}
-    for r in range(1, settings.rounds + 1):
+    for r in rounds:
         if settings.inputs.rankings is None:
             sizes[suffixed("rank", r)] = settings.rank.prompts
         if policies is not None:
             is_drawn = settings.inputs.prompts_from == "small world"
             sizes[suffixed("ppo", r)] = policies.in_all if is_drawn else policies.at_once
-    return {**sizes, "eval": settings.evaluate.prompts}
+    return sizes
 
 
 def deals_alike(settings: Loop, begun: Loop) -> bool:
@@ -176,6 +199,32 @@ def _checks_source(settings: Loop, sizes: Mapping[str, int]) -> Source:
     wanted = {name: samples for name in needed if name.startswith("ppo")}
     more = {name: max(needed[name], min(n, source.capacity(name))) for name, n in wanted.items()}
     return replace(source, sizes=needed | more)
+
+
+def _of_later_round(
+    name: str,
+    size: int,
+    left: Mapping[str, Sequence[Instruction]],
+    rows: Sequence[Instruction],
+    splits: Mapping[str, Sequence[Instruction]],
+    seed: int,
+) -> list[Instruction]:
+    """Prompts of a round that was added later: those that no split holds and that lie near none.
+
+    Raises:
+        UserError: Too few are left.
+    """
+    wall = Firewall()
+    for other, prompts in {"sft": answered_prompts(rows), **splits}.items():
+        wall.note(other, prompts)
+    free = [row for row in left[name.partition(".")[0]] if wall.leak(name, row) is None]
+    dealt = deal_rest(free, splits, at_most=size, seed=seed)
+    if len(dealt) < size:
+        raise UserError(
+            f"--more-rounds: {name} needs {size} prompts, and the rounds so far leave {len(dealt)} "
+            "of yours over; begin a run with more prompts"
+        )
+    return dealt
 
 
 def _dev(

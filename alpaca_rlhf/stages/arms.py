@@ -44,7 +44,7 @@ def arms(settings: Loop, reward_stages: Sequence[str]) -> list[Arm]:
     """
     all_arms = [Arm("base", None), Arm("base_few_shot", None), Arm("sft", "sft")]
     chosen, rerank = settings.policy_stages, settings.evaluate.rerank
-    for round_ in range(1, settings.rounds + 1):
+    for round_ in range(1, settings.all_rounds + 1):
         best_of_k, ppo = suffixed("best_of_k", round_), suffixed("ppo", round_)
         # 1. The choice among K: by chance, by the reward model, and without fine-tuning on it.
         if "best_of_k" in chosen:

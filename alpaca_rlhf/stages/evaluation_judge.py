@@ -42,7 +42,7 @@ def evaluation_judge(ctx: Context) -> EvaluationJudge:
 def _held_out_judge(ctx: Context) -> EvaluationJudge:
     """Train a reward model on the rankings that the run's own has not seen."""
     # 1. The two sets change places: this model learns from what the reward model has not seen.
-    groups = ranking_groups(ctx, ctx.settings.rounds)
+    groups = ranking_groups(ctx, ctx.settings.all_rounds)
     ctx.adapters.add("reward", copy_of="sft", seed=ctx.settings.seed + 1)
     head, result = train_reward(
         ctx.adapters,

@@ -59,7 +59,7 @@ class Pool:
 
 def reward_stages(ctx: Context) -> list[str]:
     """Reward stages of the run that made a model, round after round."""
-    stages = [suffixed("reward", round_) for round_ in range(1, ctx.settings.rounds + 1)]
+    stages = [suffixed("reward", round_) for round_ in range(1, ctx.settings.all_rounds + 1)]
     return [stage for stage in stages if ctx.adapter_folder(stage).is_dir()]
 
 

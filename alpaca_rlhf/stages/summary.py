@@ -173,7 +173,7 @@ def _standings(ctx: Context) -> list[dict[str, Any]]:
 
 def _facts_by_round(ctx: Context, stage: str) -> list[dict[str, Any]]:
     """Facts of a stage, a row for each round that has finished it."""
-    rounds = range(1, ctx.settings.rounds + 1)
+    rounds = range(1, ctx.settings.all_rounds + 1)
     rows = [(round_, ctx.run.done(suffixed(stage, round_))) for round_ in rounds]
     return [{"round": round_, **row["facts"]} for round_, row in rows if row is not None]
 

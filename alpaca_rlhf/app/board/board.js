@@ -571,12 +571,14 @@ function typed(event, at = event.target) {
   const id = card.dataset.answer;
   const cards = [...ui.list.querySelectorAll(".card")];
   const where = cards.indexOf(card);
-  const way = { ArrowUp: -1, ArrowDown: 1 }[event.key];
+  const aside = isWide() ? { ArrowLeft: -1, ArrowRight: 1 } : {};
+  const way = { ArrowUp: -1, ArrowDown: 1, ...aside }[event.key];
   if (/^[1-9]$/.test(event.key)) {
     if (Number(event.key) <= cards.length) {
       change(placed(draft.tiers, id, Number(event.key)), "keyboard", id);
     }
   } else if (event.key === "=") change(tied(draft.tiers, id), "keyboard", id);
+  else if (event.key.toLowerCase() === "v") setWide(!isWide());
   else if (way && event.shiftKey) change(stepped(draft.tiers, id, way), "keyboard", id);
   else if (way) cards[where + way]?.focus();
   else if (event.key === "Home") cards[0].focus();
@@ -589,7 +591,7 @@ function typed(event, at = event.target) {
 
 /** Drag a card by its grip. The others make room by a transform; the list changes on the drop. */
 function grab(event, id) {
-  if (locked || event.button !== 0 || !event.isPrimary) return;
+  if (locked || isWide() || event.button !== 0 || !event.isPrimary) return;
   event.preventDefault(); // no text is selected on the way
   const grip = event.currentTarget;
   const item = ui.cards.get(id).item;
@@ -765,7 +767,7 @@ function cardOf(answer, at) {
 function helpPanel() {
   const rows = [
     [["1", "…", String(task.answers.length)], "key.digits"], [["="], "key.tie"], [["Shift", "↑ ↓"], "key.move"],
-    [["↑ ↓"], "key.focus"], [["Enter"], "key.open"], [[COMMAND, "Enter"], "key.submit"],
+    [["↑ ↓"], "key.focus"], [["Enter"], "key.open"], [["V"], "key.wide"], [[COMMAND, "Enter"], "key.submit"],
   ];
   return make("details", { class: "help", open: matchMedia("(hover: hover) and (min-width: 60rem)").matches },
     make("summary", {}, w("keys")),
@@ -782,6 +784,15 @@ function ratingsShown() {
   return storage.get("alpaca.rank.ratings") ?? root.clientWidth >= 640;
 }
 
+const isWide = () => root.classList.contains("wide");
+
+/** All of every answer, side by side where there is room; or one below the other, cut where long. */
+function setWide(on) {
+  storage.set("alpaca.rank.wide", on);
+  root.classList.toggle("wide", on);
+  ui.wide?.setAttribute("aria-pressed", String(on));
+}
+
 function answersPanel() {
   ui.list = make("ol", { class: "cards", "aria-label": w("answers_label") });
   task.answers.forEach((answer, at) => ui.list.append(cardOf(answer, at)));
@@ -792,6 +803,9 @@ function answersPanel() {
     toggle.setAttribute("aria-pressed", String(on));
   }, { "aria-pressed": String(ratingsShown()) });
   ui.list.classList.toggle("rated", ratingsShown());
+  ui.wide = button("link", w("wide"), () => setWide(!isWide()), {
+    "aria-pressed": String(isWide()), "data-key": "V",
+  });
   ui.comment = make("textarea", {
     class: "field", rows: 1, maxlength: props.limits.comment, placeholder: w("comment_hint"),
     oninput: () => {
@@ -802,7 +816,7 @@ function answersPanel() {
   ui.comment.value = draft.comment;
   return make("section", { class: "answers", "aria-label": w("answers") },
     make("div", { class: "line" }, make("h3", {}, w("answers")), make("span", { class: "soft" }, w("best_first")),
-      make("span", { class: "grow" }), toggle),
+      make("span", { class: "grow" }), ui.wide, toggle),
     ui.list,
     make("label", { class: "stack comment" }, make("span", {}, w("comment"), " ",
       make("span", { class: "soft" }, w("optional"))), ui.comment));
@@ -861,6 +875,7 @@ function frame() {
   ui.live = make("div", { class: "sr", "aria-live": "polite" });
   const top = make("div", { class: "top" }, make("h2", {}, w("title")), ui.numbers);
   root.lang = language;
+  root.classList.toggle("wide", storage.get("alpaca.rank.wide") === true);
   root.dataset.task = task ? String(task.id) : "";
   const middle = task
     ? make("div", { class: "main-part" },
@@ -973,7 +988,7 @@ document.addEventListener("keydown", function beside(event) {
   if (!root.isConnected) return document.removeEventListener("keydown", beside);
   if (event.target !== document.body || !task || !onScreen()) return;
   // Home, End and Enter are the page's there.
-  if (/^([1-9=]|ArrowUp|ArrowDown|Escape)$/.test(event.key) || event.ctrlKey || event.metaKey) {
+  if (/^([1-9=]|[vV]|ArrowUp|ArrowDown|Escape)$/.test(event.key) || event.ctrlKey || event.metaKey) {
     typed(event, ui.list.querySelector(".card"));
   }
 });
