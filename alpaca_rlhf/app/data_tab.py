@@ -57,7 +57,12 @@ def data_tab(
         A function of the `gr.Tab` around it: the figures are read when that opens.
     """
     events = _Events(services, exports, rounds)
-    html: dict[str, Any] = {"apply_default_css": False, "elem_classes": ["alpaca-data"]}
+    # Without padding, so that texts and Gradio's own buttons stand in one line.
+    html: dict[str, Any] = {
+        "apply_default_css": False,
+        "elem_classes": ["alpaca-data"],
+        "padding": False,
+    }
     small: dict[str, Any] = {"size": "sm", "scale": 0, "min_width": 120}
     # 1. The figures.
     with gr.Row():

@@ -45,10 +45,9 @@ def train_tab(services: Services, page: TrainPage) -> None:
         apply_default_css=False,
         elem_id="train",
         elem_classes=["alpaca-data"],
+        padding=False,
     )
-    outcome = gr.HTML(
-        elem_id="train-outcome", apply_default_css=False, elem_classes=["alpaca-data"]
-    )
+    outcome = gr.HTML(apply_default_css=False, elem_classes=["alpaca-data"], padding=False)
 
     def act(event: gr.EventData, request: gr.Request) -> str:
         account, text = services.account(request), translations("train", services.language(request))

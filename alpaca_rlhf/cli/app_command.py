@@ -303,6 +303,12 @@ def _serve(store: Store, flags: App, home: Path, has_run: bool, terminal: Termin
     try:
         server.serve(app, listener, behind_proxy=behind_proxy, on_ready=ready)
     finally:
+        if app_tabs.train is not None and app_tabs.train.training.state.activity != "idle":
+            command = shlex.join([PROGRAM, "loop", "--out", str(flags.run)])
+            terminal.say(
+                f"the training of {flags.run} goes on without the app; once it has ended or is "
+                f"stopped, `{command}` goes on with it"
+            )
         app_tabs.close()
     return 0
 

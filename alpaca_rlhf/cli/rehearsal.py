@@ -246,7 +246,7 @@ def rehearse(settings: Loop, architecture: str, terminal: Terminal, *, command: 
         f"DRY RUN of {settings.base} in {folder}: a random model of {LAYERS} layers, made-up rows "
         "and random verdicts; nothing here says how well the real run will do"
     )
-    for round_ in range(1, small.rounds + 1):
+    for round_ in range(1, small.all_rounds + 1):
         try:
             run_loop(small, terminal, kind="dry run", command=command)
         except PeopleNeeded:
@@ -257,7 +257,7 @@ def rehearse(settings: Loop, architecture: str, terminal: Terminal, *, command: 
 
 def _shrink(settings: Loop, architecture: str, folder: Path) -> Loop:
     """The same experiment with tiny numbers, on made-up files."""
-    rows = _rows(ROWS + PROMPTS * settings.rounds, settings.seed)
+    rows = _rows(ROWS + PROMPTS * settings.all_rounds, settings.seed)
     write_instructions(folder / "data.jsonl", rows[:ROWS])
     write_instructions(folder / "prompts.jsonl", rows[ROWS:])
     max_length = 2048  # every byte is a token, and no row may be too long
