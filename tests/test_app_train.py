@@ -291,7 +291,7 @@ def test_curves_have_a_line_for_each_round():
         for step in (1, 2, 3)
     ]
     score, kl = training_view.curves([*rows, {"stage": "sft", "step": 1, "loss": 2.0}], text)
-    assert score.title == "PPO score" and kl.title == "KL from SFT"
+    assert score.title == "PPO: score" and kl.title == "PPO: KL from SFT"
     assert [line.label for line in score.series] == ["score", "score, round 2"]
     assert score.series[1].dashed and list(score.series[0].points)[-1] == (3.0, 0.3)
 
@@ -558,9 +558,9 @@ def test_a_person_trains_a_policy_while_the_server_is_killed(half):
             # 1. Training is started, and a curve of it appears.
             open_tab(page, "train")
             page.get_by_text("Training goes on where it stopped").wait_for()
-            assert page.get_by_role("img", name="PPO score").count() == 0
+            assert page.get_by_role("img", name="PPO: score").count() == 0
             page.get_by_role("button", name="Train now").click()
-            page.get_by_role("img", name="PPO score").wait_for()
+            page.get_by_role("img", name="PPO: score").wait_for()
             page.get_by_text("Training: PPO").wait_for()
             nothing_serious(page, colours=True)
             # 2. The server is killed, and started again: the training has gone on meanwhile.

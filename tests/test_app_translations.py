@@ -41,7 +41,7 @@ BUILT_KEYS = {
     + [f"refused.{refusal}" for refusal in get_args(Refusal)]
     + [f"stage.{stage}" for stage in STAGES]
     + [f"status.{status}" for status in get_args(StageStatus)]
-    + [f"{title}.note" for _, title, _ in CURVES],
+    + [f"{title}.note" for charts in CURVES.values() for title, _ in charts],
     "shell": [],
 }
 """Keys that the code puts together; all others stand in it as they are."""

@@ -155,7 +155,7 @@ class TrainPage:
             line=line,
             missing=missing,
             enough=by_people and not missing and end in ("waits", "paused") and self._own_store(),
-            stage=text.get(f"stage.{current.stage}", current.stage) if current else "",
+            stage=text[f"stage.{current.stage}"] if current else "",
             allowed=self.training.allowed,
             command=self._command.shown,
             closed=self._command.closed,

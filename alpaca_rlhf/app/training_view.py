@@ -30,18 +30,18 @@ _PROGRESS = re.compile(
 )
 """A line of progress, as `cli/terminal.py` writes it."""
 
-CURVES: Sequence[tuple[str, str, Mapping[str, str]]] = (
-    ("sft", "curve.sft", {"loss": "line.training", "eval_loss": "line.held_out"}),
-    ("reward", "curve.reward", {"loss": "line.training", "eval_loss": "line.held_out"}),
-    ("reward", "curve.accuracy", {"accuracy": "line.accuracy"}),
-    ("ppo", "curve.score", {"score": "line.score"}),
-    ("ppo", "curve.kl", {"kl": "line.kl"}),
-    ("best_of_k", "curve.best_of_k", {"loss": "line.training"}),
-    ("dpo", "curve.dpo", {"loss": "line.training", "eval_loss": "line.held_out"}),
-    ("grpo", "curve.grpo", {"score": "line.score"}),
-    ("rloo", "curve.rloo", {"score": "line.score"}),
-)
-"""Stage, key of the title, and metrics with the keys of their names, of every chart."""
+_LOSS = ("curve.loss", {"loss": "line.training", "eval_loss": "line.held_out"})
+_ACCURACY = ("curve.accuracy", {"accuracy": "line.training", "eval_accuracy": "line.held_out"})
+_SCORE = ("curve.score", {"score": "line.score"})
+_KL = ("curve.kl", {"kl": "line.kl"})
+CURVES: Mapping[str, Sequence[tuple[str, Mapping[str, str]]]] = {
+    "sft": [_LOSS],
+    "reward": [_LOSS, _ACCURACY],
+    "dpo": [_LOSS, _ACCURACY],
+    **{stage: [_SCORE, _KL] for stage in ("ppo", "grpo", "rloo")},
+    "best_of_k": [_LOSS],
+}
+"""Charts of each stage: the key of the title, and metrics with the keys of their names."""
 _TONES = ("tone-1", "tone-2")
 
 
@@ -199,8 +199,9 @@ def curves(metrics: Sequence[Mapping[str, Any]], text: Mapping[str, str]) -> lis
     """The curves of every stage that has logged two steps; the one that has logged last first."""
     stages = [str(row.get("stage", "")) for row in metrics]
     newest = stages[-1].partition(".")[0] if stages else ""
-    charts = []
-    for stage, title, names in CURVES:
+    drawn = []
+    all_charts = [(stage, *chart) for stage, charts in CURVES.items() for chart in charts]
+    for stage, title, names in all_charts:
         entries = dict.fromkeys(name for name in stages if _is_round_of(name, stage))
         series = [
             Series(
@@ -208,16 +209,17 @@ def curves(metrics: Sequence[Mapping[str, Any]], text: Mapping[str, str]) -> lis
                 points,
                 _TONES[position % len(_TONES)],
                 dashed=entry != stage,
-                dots=key == "eval_loss",
+                dots=key.startswith("eval_"),
             )
             for entry in entries
             for position, (key, label) in enumerate(names.items())
             if (points := _points(metrics, entry, key))
         ]
-        chart = LineChart(text[title], series, text[f"{title}.note"])
+        heading = text["curve.of"].format(stage=text[f"stage.{stage}"], what=text[title])
+        chart = LineChart(heading, series, text[f"{title}.note"])
         if any(len(line.points) > 1 for line in chart.series):
-            charts.append((stage != newest, chart))
-    return [chart for _, chart in sorted(charts, key=lambda pair: pair[0])]
+            drawn.append((stage != newest, chart))
+    return [chart for _, chart in sorted(drawn, key=lambda pair: pair[0])]
 
 
 def _is_round_of(entry: str, stage: str) -> bool:
