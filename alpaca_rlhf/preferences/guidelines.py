@@ -25,7 +25,7 @@ class Guidelines:
     text: str
     """Markdown; empty where they were taken away."""
     author: str
-    """Who wrote it, as in the audit."""
+    """The person or program that wrote it, as in the audit."""
     created_ms: int
     """Milliseconds since 1970."""
 
