@@ -483,7 +483,7 @@ def test_people_are_asked_to_rank_until_it_is_enough(trainings, tmp_path, run, m
     standing = Standing(ranked=1, waiting=5)
     monkeypatch.setattr(train_tab_module, "standing_by_round", lambda *_: {1: standing})
     with Store(run / "preferences.db") as store:
-        page = TrainPage(trainings(), store, "alpaca-rlhf loop")
+        page = TrainPage(trainings(), store, TrainingCommand([], "alpaca-rlhf loop"))
         sections = page.sections("en")
         assert "2 prompts are still to be ranked" in sections["head"]
         assert 'data-go="Rank"' in sections["head"] and 'data-do="train"' not in sections["head"]

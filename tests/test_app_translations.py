@@ -12,7 +12,7 @@ import pytest
 from alpaca_rlhf.app import rendering
 from alpaca_rlhf.app.jobs import Problem
 from alpaca_rlhf.app.language import LANGUAGES, label, translations
-from alpaca_rlhf.app.training import Activity, Refusal
+from alpaca_rlhf.app.training import Activity, Closed, Refusal
 from alpaca_rlhf.app.training_view import CURVES, Ending, StageStatus
 from alpaca_rlhf.app.worker import ModelPhase
 from alpaca_rlhf.pipeline import STAGES
@@ -31,12 +31,13 @@ BUILT_KEYS = {
     + [f"refused.{split}" for split in ("ppo", "eval", "sft")]
     + [f"system.none.{template}" for template in ("brief", "alpaca")],
     "compare": [f"{kind}.{vote}" for kind in ("vote", "votes") for vote in VOTES],
-    "data": [f"done.{action}" for action in ("resolve", "retire")]
+    "data": [f"done.{action}" for action in ("resolve", "retire", "leave_out")]
     + [f"remark.{kind}" for kind in ("comment", "skip")]
     + [f"role.{role}" for role in ("admin", "annotator", "judge")]
     + [f"user.{action}" for action in ("off", "on", "admin", "annotator")]
     + [f"user.{action}" for action in ("leave_out", "take_in")],
     "train": [f"activity.{activity}" for activity in get_args(Activity) if activity != "idle"]
+    + [f"closed.{reason}" for reason in get_args(Closed)]
     + [f"ending.{ending}" for ending in get_args(Ending)]
     + [f"refused.{refusal}" for refusal in get_args(Refusal)]
     + [f"stage.{stage}" for stage in STAGES]

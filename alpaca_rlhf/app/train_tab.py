@@ -20,7 +20,6 @@ from alpaca_rlhf.app.training import Training, TrainingCommand, TrainingRefused,
 from alpaca_rlhf.app.training_plan import PlannedStage, local_card, plan_of
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.runs import CONFIG, METRICS, RunFolder
-from alpaca_rlhf.preferences import DATABASE
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.settings import Loop
@@ -66,6 +65,8 @@ def train_tab(services: Services, page: TrainPage) -> None:
         except TrainingRefused as refused:
             message = text[f"refused.{refused.reason}"].format(detail=refused.detail)
             return render("data_outcome", message=message, kind="bad")
+        except UserError as error:  # a file of the run is damaged
+            return render("data_outcome", message=str(error), kind="bad")
         return ""
 
     view.submit(act, None, outcome, api_visibility="private", show_progress="hidden")
@@ -138,6 +139,7 @@ class TrainPage:
         metrics = self._read_metrics()
         current = next((step for step in order(settings) if step.entry not in ledger), None)
         by_people = training_view.is_ranked_by_people(settings, current)
+        counts = by_people and self._command.closed != "database"
         standings = standing_by_round(self._run, self._store) if by_people else {}
         missing = training_view.waits_for_people(settings, current, standings)
         active = state.activity != "idle"
@@ -154,7 +156,7 @@ class TrainPage:
             ending=end,
             line=line,
             missing=missing,
-            enough=by_people and not missing and end in ("waits", "paused") and self._own_store(),
+            enough=counts and not missing and end in ("waits", "paused"),
             stage=text[f"stage.{current.stage}"] if current else "",
             allowed=self.training.allowed,
             command=self._command.shown,
@@ -170,11 +172,6 @@ class TrainPage:
             "curves": render("train_curves", text=text, charts=training_view.curves(metrics, text)),
             "log": render("train_log", text=text, lines=training_view.log_lines(state)),
         }
-
-    def _own_store(self) -> bool:
-        """True if the rankings are kept where the run looks for them."""
-        file = self._store.database.file
-        return file is not None and file.absolute() == (self._run / DATABASE).absolute()
 
     def _read_settings(self) -> Loop:
         """The settings of the run, parsed anew where the file has changed."""
