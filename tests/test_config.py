@@ -150,7 +150,8 @@ def test_yaml_values_of_every_kind(file):
         (["-x"], "unexpected '-x': every setting is a flag; see kit thing --help"),
         (
             ["--mode", "slow", "fast"],
-            "unexpected 'fast': every setting is a flag; see kit thing --help",
+            "unexpected 'fast' after --mode slow, which takes one value: every setting is a flag; "
+            "see kit thing --help",
         ),
     ],
 )

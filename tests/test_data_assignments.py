@@ -367,7 +367,7 @@ def test_a_loop_takes_its_rows_and_prompts_from_a_folder_of_splits(tmp_path: Pat
         assert not first_ids & {row.id for row in source.prompts(second_round)}
     assert len(source.seeds()) == 20 and order(loop)[0] == ("sft", 1)
     assert set(loop.inputs.files()) == {f"splits.{name}" for name in SHARES}
-    with pytest.raises(UserError, match=r"rank.jsonl: split: 40 prompts .* rank.* lacks"):
+    with pytest.raises(UserError, match=r"rank.jsonl: 40 prompts .* rank.* lacks"):
         source_of(settings_of(tmp_path, rounds=5))
     (tmp_path / "ppo.jsonl").unlink()
     with pytest.raises(UserError, match=r"ppo.jsonl: no such file"):

@@ -253,6 +253,16 @@ def run(arguments: Sequence[str], terminal: Terminal) -> int:
         UserError: There is no such command, or it has something to tell.
     """
     name, command, rest = resolve(arguments)
+    if command.leading and rest[:1] == [command.leading] and command.leading not in arguments:
+        # What is told of a word is told without the flag that it stands for.
+        try:
+            return _run(name, command, rest, terminal)
+        except UserError as error:
+            raise UserError(str(error).removeprefix(f"{command.leading} ")) from error
+    return _run(name, command, rest, terminal)
+
+
+def _run(name: str, command: Command, rest: list[str], terminal: Terminal) -> int:
     if command.subcommands:
         return shell.printed(f"usage: {PROGRAM} {name} COMMAND ... [flags]\n\n{_rows(command)}\n")
     # 1. The function; importing its module is what costs time.
@@ -312,10 +322,32 @@ def resolve(arguments: Sequence[str]) -> tuple[str, Command, list[str]]:
     return " ".join(path), command, rest
 
 
+_OTHERS_NAMES = {
+    "train": "sft",
+    "finetune": "sft",
+    "fine-tune": "sft",
+    "run": "loop",
+    "rlhf": "loop",
+    "eval": "evaluate",
+    "serve": "app",
+    "ui": "app",
+    "web": "app",
+    "reward-model": "reward",
+    "rm": "reward",
+    "merge": "export",
+    "convert": "export",
+    "download": "base",
+    "generate-answers": "answers",
+}
+"""Names that other kits give to these commands."""
+
+
 def _unknown(typed: str, path: Sequence[str], known: Mapping[str, Command]) -> str:
     if typed.startswith("-"):
         return f"{typed}: flags come after the command, e.g. `{PROGRAM} quickstart {typed} ...`"
-    near = difflib.get_close_matches(typed.replace("_", "-").lower(), known, n=1)
+    name = typed.replace("_", "-").lower()
+    other = _OTHERS_NAMES.get(name)
+    near = [other] if other in known else difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}" if near else f"there are {', '.join(known)}"
     group = " ".join([PROGRAM, *path])
     return f"{' '.join([*path, typed])}: no such command; {hint}; see {group} --help"

@@ -179,7 +179,8 @@ def _by_scorer(store: Store, flags: Judging, settings: Loop, terminal: Terminal)
         terminal.finish(_STAGE, f"{ranked} sets ranked")
     summary = f"{ranked} rankings by {ranker.identity.annotator}"
     unknown_count = len(sets) - ranked
-    return summary + (f"; {unknown_count} sets have no known answer" if unknown_count else "")
+    unknown = "no constraint to check" if name.kind == "checks" else "no known answer"
+    return summary + (f"; {unknown_count} sets have {unknown}" if unknown_count else "")
 
 
 def _judge_of(flags: Judging) -> JudgeName:
@@ -192,7 +193,10 @@ def _judge_of(flags: Judging) -> JudgeName:
         return parse_judge(flags.by)
     reward_models = run_contents.rewards(flags.run)
     if not reward_models:
-        raise UserError(f"--by reward: {flags.run} has no reward model yet; train it first")
+        raise UserError(
+            f"--by reward: {flags.run} has no reward model yet; train it: "
+            f"{PROGRAM} reward --out {flags.run}"
+        )
     return parse_judge(f"reward:{[*reward_models.values()][-1]}")
 
 

@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not shell.open_streams():
         return shell.refuse_closed_output(shell.command_line(PROGRAM, arguments))
+    if arguments[:1] == ["help"] and len(arguments) > 1:
+        arguments = [*arguments[1:], "--help"]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         return shell.printed(commands.overview())
     if arguments[0] in ("-V", "--version"):

@@ -28,7 +28,13 @@ from transformers import (
     PreTrainedModel,
 )
 
-from alpaca_rlhf.core.bases import EMBEDDED, SMOLLM2, is_gguf
+from alpaca_rlhf.core.bases import (
+    EMBEDDED,
+    SMOLLM2,
+    is_gguf,
+    refuse_no_checkpoint,
+    refuse_no_folder,
+)
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import FULL, is_full
 from alpaca_rlhf.core.runs import data_path
@@ -290,21 +296,13 @@ def base_source(name: str) -> str:
         if is_gguf(name):
             return str(checkpoint(Path(name).expanduser()))
         folder = Path(name).expanduser()
-        is_folder = folder.is_dir()
+        is_folder = bool(name) and folder.is_dir()
     except (OSError, RuntimeError) as error:
         raise UserError(f"--base {name}: no such folder ({error})") from None
     if is_folder:
-        if not (folder / "config.json").is_file():
-            raise UserError(
-                f"--base {name}: the folder has no config.json; "
-                "give a folder with a Hugging Face checkpoint"
-            )
+        refuse_no_checkpoint(name, folder)
         return str(folder)
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(
-            f"--base {name}: no such folder; "
-            "give `embedded`, `smollm2`, a folder, a GGUF file or a hub id such as org/model"
-        )
+    refuse_no_folder(name)
     return name
 
 

@@ -7,7 +7,6 @@ base computes in.
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,8 @@ from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
+from alpaca_rlhf.core.errors import UserError
+
 _FLOATS = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -26,6 +27,7 @@ _FLOATS = {
     "BF16": torch.bfloat16,
 }
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 _WHOLE = 2**16
 """Elements up to which a tensor is sampled whole."""
 _RUNS, _RUN = 256, 64
@@ -106,10 +108,30 @@ def stored_tensors(source: str) -> dict[str, StoredTensor]:
 
 
 def _header(path: Path) -> dict[str, StoredTensor]:
+    """The tensors that a file's header lists.
+
+    Raises:
+        UserError: The file is a pointer of git-lfs, or does not hold what its header lists.
+    """
+    size = path.stat().st_size
     with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
+        first = file.read(8)
+        if _LFS_POINTER.startswith(first) and first:
+            raise UserError(
+                f"{path}: is a pointer of git-lfs and not the weights; fetch them: "
+                f"git -C {path.parent} lfs pull"
+            )
+        length = int.from_bytes(first, "little")
+        if len(first) < 8 or 8 + length > size:
+            raise UserError(f"{path}: is cut short or damaged; download it again")
         entries = json.loads(file.read(length))
     start = 8 + length
+    tensors = [entry for name, entry in entries.items() if name != "__metadata__"]
+    end = start + max((entry["data_offsets"][1] for entry in tensors), default=0)
+    if end > size:
+        raise UserError(
+            f"{path}: is cut short, {size:,} of {end:,} bytes are there; download it again"
+        )
     return {
         name: StoredTensor(
             name,

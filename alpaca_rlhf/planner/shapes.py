@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alpaca_rlhf.core.bases import EMBEDDED, SMOLLM2, is_gguf, smollm2_folder
+from alpaca_rlhf.core.bases import (
+    EMBEDDED,
+    SMOLLM2,
+    is_gguf,
+    refuse_no_checkpoint,
+    refuse_no_folder,
+    smollm2_folder,
+)
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.runs import data_path
 from alpaca_rlhf.models.families import check_config
@@ -200,12 +207,15 @@ def shape_of(base: str) -> Shape:
     except (OSError, RuntimeError) as error:
         raise UserError(f"--base {base}: no such folder ({error})") from None
     if not has_config:
-        if folder.is_dir() or base in places:
+        if base in places:
             raise UserError(f"--base {base}: {folder} has no config.json")
+        if base and folder.is_dir():
+            refuse_no_checkpoint(base, folder)
         shape = known_shape(base)
         if shape is not None:
             return shape
-        if base.startswith((".", "/", "~")) or base.count("/") != 1:
+        refuse_no_folder(base)
+        if base.count("/") != 1:
             raise UserError(
                 f"--base {base}: no such folder, and no known shape; give `embedded`, `smollm2`, a "
                 f"folder, a GGUF file, a hub id, or one of {', '.join(KNOWN_SHAPES)}"

@@ -11,6 +11,7 @@ from alpaca_rlhf.core.sizes import batch_for
 from alpaca_rlhf.settings.bounds import (
     Bounded,
     Fraction,
+    LearningRate,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -43,7 +44,7 @@ class DPO(Bounded, group="--dpo"):
     sft_coef: NonNegativeFloat = 0.0
     """Weight of the SFT loss, a mean over tokens, on completions that nothing of their ranking
     beats (arXiv 2404.19733 equation 1)."""
-    lr: PositiveFloat = 5e-6
+    lr: LearningRate = 5e-6
     """Peak learning rate, falling linearly to 0 (huggingface/alignment-handbook@4231254
     recipes/zephyr-7b-beta/dpo/config_qlora.yaml)."""
     epochs: PositiveInt = 1

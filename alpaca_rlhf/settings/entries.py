@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,12 +71,16 @@ def read_flags(
     files: list[Path] = []
     entries: list[Entry] = []
     arguments = list(argv)
+    taken = ""
     while arguments:
         # 1. The flag, and which setting it names.
         flag, equals, attached = arguments.pop(0).partition("=")
         if not _FLAG.match(flag):
             word = flag + equals + attached
-            raise UserError(f"unexpected {word!r}: every setting is a flag; see {prog} --help")
+            after = f" after {taken}, which takes one value" if taken and word[0] != "-" else ""
+            raise UserError(
+                f"unexpected {word!r}{after}: every setting is a flag; see {prog} --help"
+            )
         path = flag[2:].replace("-", "_")
         leaf = Leaf(path, Path, False) if path == "config" else leaves.get(path)
         if leaf is None:
@@ -90,6 +95,7 @@ def read_flags(
             values = ["True"]  # a switch
         if not values and not leaf.is_list:
             raise UserError(f"{flag} needs a value: {leaf.expected}")
+        taken = shlex.join([flag, *values])
         if path == "config":
             files.append(leaf.value(values))
         else:

@@ -7,7 +7,13 @@ from typing import Annotated, Literal
 
 from annotated_types import Interval
 
-from alpaca_rlhf.settings.bounds import Bounded, NonNegativeFloat, PositiveFloat, PositiveInt
+from alpaca_rlhf.settings.bounds import (
+    Bounded,
+    LearningRate,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+)
 from alpaca_rlhf.settings.ppo import OptimizerName
 
 TokenMean = Literal["sequence", "token", "fixed"]
@@ -30,7 +36,7 @@ class GroupPolicy(Bounded):
     """Completions in memory at once. Never changes the result."""
     epochs: PositiveInt = 1
     """Passes over each rollout batch."""
-    lr: PositiveFloat = 2e-5
+    lr: LearningRate = 2e-5
     """Peak learning rate of the policy adapter, falling linearly to 0; that of PPO."""
     kl_coef: NonNegativeFloat = 0.0
     """Weight of the KL from SFT."""

@@ -9,9 +9,10 @@ type.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -74,8 +75,14 @@ class Leaf:
         choices = self._constructor.choices
         try:
             if choices is not None and not {*texts} <= {*choices}:
-                raise ValueError
+                unknown = next(text for text in texts if text not in choices)
+                raise _UnknownChoice(
+                    f"expects {self.expected}, got {unknown!r}"
+                    + _hint(unknown, choices, is_list=self.is_list)
+                )
             value = self._constructor.instance_from_str(list(texts))
+        except _UnknownChoice:
+            raise
         except ValueError:
             raise ValueError(f"expects {self.expected}, got {' '.join(texts)!r}") from None
         if isinstance(value, float) and not math.isfinite(value):
@@ -90,6 +97,18 @@ class Leaf:
         if not isinstance(constructor, PrimitiveConstructorSpec):
             raise TypeError(f"{self.path}: tyro cannot read a {self.type} from words")
         return constructor
+
+
+class _UnknownChoice(ValueError):
+    """A text that is none of the choices."""
+
+
+def _hint(text: str, choices: Collection[str], *, is_list: bool) -> str:
+    """The choice that was meant."""
+    if is_list and {*text.split(",")} <= {*choices}:
+        return f"; put spaces between them: {text.replace(',', ' ')}"
+    near = difflib.get_close_matches(text.lower().replace("_", "-"), choices, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _at_home(text: str) -> str:

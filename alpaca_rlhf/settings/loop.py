@@ -19,6 +19,7 @@ from alpaca_rlhf.core.sizes import MAX_CLUSTER_SHARE, batch_for
 from alpaca_rlhf.settings.bounds import (
     Bounded,
     Fraction,
+    LearningRate,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -152,7 +153,7 @@ class Generate(Bounded, group="--generate"):
 class SFT(Bounded, group="--sft"):
     """Supervised fine-tuning of the sft adapter; loss on completion tokens only."""
 
-    lr: PositiveFloat = 2e-4
+    lr: LearningRate = 2e-4
     """Peak learning rate (artidoro/qlora@7f4e95a README, 7B)."""
     epochs: PositiveInt = 3
     """Passes over the data (stanford_alpaca@761dc5b README)."""
@@ -224,9 +225,9 @@ class Reward(Bounded, group="--reward"):
     source: Literal["rankings", "judge"] = "rankings"
     """`rankings` trains a reward model on them; with `judge` the scores of --inputs.judge are the
     reward themselves (verifiable rewards): nothing is ranked, and no reward model is trained."""
-    lr: PositiveFloat = 1e-4
+    lr: LearningRate = 1e-4
     """Peak learning rate, falling linearly to 0."""
-    head_lr: PositiveFloat = 1e-3
+    head_lr: LearningRate = 1e-3
     """Peak learning rate of the scalar head."""
     epochs: PositiveInt = 1
     """Passes over the rankings (InstructGPT section 3.5: more than one overfits)."""
@@ -293,7 +294,7 @@ class BestOfK(Bounded, group="--best-of-k"):
     control: bool = False
     """Fine-tune a second time, on a random one of the K, as many and as long: what that gains, the
     choice has not earned."""
-    lr: PositiveFloat = 1e-4
+    lr: LearningRate = 1e-4
     """Peak learning rate of the fine-tuning on the winners, from the SFT adapter."""
     epochs: PositiveInt = 2
     """Passes over the winners."""

@@ -8,6 +8,7 @@ from typing import Literal
 from alpaca_rlhf.settings.bounds import (
     Bounded,
     Discount,
+    LearningRate,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -51,7 +52,7 @@ class Value(Bounded, group="--ppo.value"):
     `separate` in three quarters of its time (benchmarks/value_trunk.py); `shared` is the same head,
     but its loss moves the policy too; `separate` is an adapter of its own, which begins as the
     reward model."""
-    lr: PositiveFloat = 1e-4
+    lr: LearningRate = 1e-4
     """Peak learning rate of its head, and of its adapter where it has one, falling linearly to 0;
     meant for a 7B base, where a step moves a head's output by the sum of thousands of hidden
     units. A small base needs more: the quickstart's head learns at 1e-2
@@ -77,7 +78,7 @@ class PPO(Bounded, group="--ppo"):
     """Completions in memory at once. Never changes the result."""
     epochs: PositiveInt = 2
     """Passes over each rollout batch."""
-    lr: PositiveFloat = 2e-5
+    lr: LearningRate = 2e-5
     """Peak learning rate of the policy adapter, falling linearly to 0."""
     kl_coef: NonNegativeFloat = 0.02
     """Weight of the KL term in the reward (InstructGPT appendix C.4)."""

@@ -84,9 +84,11 @@ def source_of(settings: Loop) -> Source:
                 max_cluster=settings.evaluate.max_cluster,
             )
         except UserError as error:
-            if not account.left_out:
-                raise
-            raise UserError(f"{error} ({'; '.join(account.lines()[:1])})") from None
+            left_out = f" ({account.lines()[0]})" if account.left_out else ""
+            flags = ", ".join(_size_flags(settings))
+            raise UserError(
+                f"--inputs.prompts {inputs.prompts}: {error}: {flags}{left_out}"
+            ) from None
         for_dev = prompts
     left: dict[str, list[Instruction]] = dict.fromkeys(("rank", "ppo"), for_dev)
     if inputs.splits is not None:
@@ -96,7 +98,7 @@ def source_of(settings: Loop) -> Source:
                 path = inputs.splits / f"{file}.jsonl"
                 prompts, account = _prompts(inputs, path, file, wall)
                 accounts.append(account)
-                splits |= _dealt(path, prompts, of_file, settings.seed)
+                splits |= _dealt(path, prompts, of_file, settings)
                 left[file] = prompts
         if inputs.dev_file is not None:
             for_dev, account = _prompts(inputs, inputs.dev_file, "dev", wall)
@@ -172,6 +174,20 @@ def _sizes_of_rounds(settings: Loop, rounds: range) -> dict[str, int]:
             is_drawn = settings.inputs.prompts_from == "small world"
             sizes[suffixed("ppo", r)] = policies.in_all if is_drawn else policies.at_once
     return sizes
+
+
+def _size_flags(settings: Loop) -> list[str]:
+    """The flags that say how many prompts a run takes, as they are now."""
+    sizes = {"--rank.prompts": settings.rank.prompts} if settings.inputs.rankings is None else {}
+    of_policies = {
+        "ppo": ("--ppo.batch-size", settings.ppo.batch_size),
+        "best_of_k": ("--best-of-k.prompts", settings.best_of_k.prompts),
+        "grpo": ("--grpo.prompts", settings.grpo.prompts),
+        "rloo": ("--rloo.prompts", settings.rloo.prompts),
+    }
+    sizes |= dict(of_policies[stage] for stage in settings.policy_stages if stage in of_policies)
+    sizes["--evaluate.prompts"] = settings.evaluate.prompts
+    return [f"{flag} is {size}" for flag, size in sizes.items()]
 
 
 def deals_alike(settings: Loop, begun: Loop) -> bool:
@@ -270,13 +286,13 @@ def _prompts(
 
 
 def _dealt(
-    path: Path, prompts: Sequence[Instruction], sizes: Mapping[str, int], seed: int
+    path: Path, prompts: Sequence[Instruction], sizes: Mapping[str, int], settings: Loop
 ) -> dict[str, list[Instruction]]:
     """The prompts of one file of a folder of splits, each round's own."""
     try:
-        return split_prompts(prompts, sizes=sizes, seed=seed)
+        return split_prompts(prompts, sizes=sizes, seed=settings.seed)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {error}: {', '.join(_size_flags(settings))}") from None
 
 
 def _ranked(inputs: Inputs, path: Path) -> tuple[list[Instruction], FileAccount]:

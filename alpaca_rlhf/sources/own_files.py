@@ -15,6 +15,10 @@ _WAY_OUT = (
     "; mend them, leave them out with --inputs.broken drop, or see all of them with: "
     "alpaca-rlhf data check {path}"
 )
+_FOREIGN_COLUMNS = (
+    "; if they hold the texts under other names, say which: "
+    f"{_FLAG} OLD=instruction,OLD=output, or see: alpaca-rlhf data check {{path}}"
+)
 
 
 def reading_of(inputs: Inputs, kind: RowKind, path: Path) -> Reading:
@@ -28,6 +32,7 @@ def reading_of(inputs: Inputs, kind: RowKind, path: Path) -> Reading:
         columns=column_names(inputs.columns, _FLAG),
         drop_broken=inputs.broken == "drop",
         way_out=_WAY_OUT.format(path=path),
+        foreign_columns=_FOREIGN_COLUMNS.format(path=path),
         account=FileAccount(str(path)),
     )
 

@@ -172,6 +172,11 @@ def _refuse_unanswered(row: dict[str, Any], tasks: list[Instruction]) -> list[In
         return tasks
     if not holds_conversation(row):
         names = " or ".join(f"`{name}`" for name in OUTPUT)
+        if "chosen" in row and "rejected" in row:
+            raise BadRow(
+                "the row is a pair of `chosen` and `rejected`, which --inputs.rankings takes; "
+                f"expected the answer in {names}"
+            )
         raise EmptyRow(
             f"the output is empty or absent; expected the answer in {names}, or take the row out"
         )

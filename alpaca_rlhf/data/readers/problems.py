@@ -30,6 +30,10 @@ class EmptyRow(BadRow):
     reason = "empty"
 
 
+class NoColumn(BadRow):
+    """None of the columns that a text may stand in is there."""
+
+
 class MarkedBad(Exception):
     """A valid row that its own label marks as one not to learn from; the message says which."""
 

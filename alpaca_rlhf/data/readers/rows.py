@@ -7,6 +7,7 @@ with its line.
 
 from __future__ import annotations
 
+import difflib
 import gzip
 import re
 import stat
@@ -23,6 +24,7 @@ from alpaca_rlhf.data.readers.problems import (
     MAX_SHOWN,
     BadRow,
     MarkedBad,
+    NoColumn,
     Problems,
     Unreadable,
     listed,
@@ -66,6 +68,9 @@ _FOREIGN_MAGIC = {
     b"\xfd7zXZ": "compressed with xz",
     b"ARROW1": "an Arrow file",
     b"SQLite format 3": "a database",
+    b"%PDF": "a PDF",
+    b"\xd0\xcf\x11\xe0": "an old spreadsheet or document",
+    b"version https://": "a pointer of git-lfs (git lfs pull fetches the file)",
     b"\xff\xfe": "UTF-16 text",
     b"\xfe\xff": "UTF-16 text",
     _PARQUET_MAGIC: "a gzipped Parquet file",
@@ -111,7 +116,10 @@ class RowFile:
         self.name = str(path)
         self.origin = path.name
         with _reading(path):
-            if not stat.S_ISREG(path.stat().st_mode):  # a pipe can be read only once
+            mode = path.stat().st_mode
+            if stat.S_ISDIR(mode):
+                raise UserError(f"{path}: is a folder; give one of the files in it")
+            if not stat.S_ISREG(mode):  # a pipe can be read only once
                 raise UserError(f"{path}: cannot be read: not a plain file")
             with path.open("rb") as raw:
                 head = raw.read(16)
@@ -237,6 +245,7 @@ def collect(
     reading = reading if reading is not None else Reading("instructions")
     account = reading.account
     account.name = account.name or str(path)
+    without_column = 0
     rows = RowFile(path)
     for number, row in rows:
         account.rows += 1
@@ -247,6 +256,7 @@ def collect(
             place = rows.place(number)
             if isinstance(problem, BadRow):
                 problems.note(place, str(problem))
+                without_column += isinstance(problem, NoColumn)
             if isinstance(problem, Unreadable):
                 raise UserError(
                     f"{problems.summary(account.rows)}; what follows cannot be read"
@@ -258,7 +268,8 @@ def collect(
             account.left_out["unusable"] += 1
         records.extend(row_records)
     if problems.total and not reading.drop_broken:
-        raise UserError(problems.summary(account.rows) + reading.way_out)
+        foreign = reading.foreign_columns if without_column == account.rows else ""
+        raise UserError(problems.summary(account.rows) + (foreign or reading.way_out))
     if not account.rows:
         raise UserError(no_rows(str(path)))
     if not account.used and (account.left_out["bad label"] or problems.total):
@@ -296,7 +307,7 @@ def text_column(row: Mapping[str, Any], names: tuple[str, ...], *, required: boo
             return checked_text(row[name], f"column `{name}`")
     if required:
         expected = " or ".join(f"`{name}`" for name in names)
-        raise BadRow(f"expected a column {expected}; columns here: {listed(list(row))}")
+        raise NoColumn(f"expected a column {expected}; columns here: {listed(list(row))}")
     return ""
 
 
@@ -333,8 +344,13 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file{_hub_hint(path)}") from None
-    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: no such file{_hub_hint(path) or _near_hint(path)}") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(
+            f"{path}: cannot be unpacked ({short(str(error), 120)}); it is cut short or damaged: "
+            "copy or download it again"
+        ) from None
+    except OSError as error:
         raise UserError(f"{path}: cannot be read: {short(str(error), 120)}") from None
 
 
@@ -346,6 +362,19 @@ def _hub_hint(path: Path) -> str:
     if path.suffix.lower() in (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gz"):
         return ""
     return f"; a dataset on the hub is read by: alpaca-rlhf import {HUB}{name} --out FOLDER"
+
+
+def _near_hint(path: Path) -> str:
+    """The file that was meant, if there is one of a similar name, or how one file is made."""
+    text = str(path)
+    if "*" in text or "," in text:
+        return "; one file is read: put several together with cat, or see alpaca-rlhf import --help"
+    try:
+        names = [neighbour.name for neighbour in path.parent.iterdir() if neighbour.is_file()]
+    except OSError:  # no such folder
+        return f"; there is no folder {path.parent} either"
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f"; did you mean {path.parent / near[0]}?" if near else ""
 
 
 def _container(path: Path, head: bytes, suffix: str, *, gzipped: bool) -> Container:

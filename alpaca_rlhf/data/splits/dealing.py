@@ -122,8 +122,8 @@ def split_prompts(
             f"{name} lacks {free[name]} of {sizes[name]}" for name in sizes if free[name]
         )
         raise UserError(
-            f"split: {len(rows)} prompts in {len(groups)} groups of near-duplicates are too few: "
-            f"{shortage}; ask for less or bring more prompts"
+            f"{len(rows)} prompts in {len(groups)} groups of near-duplicates are too few: "
+            f"{shortage}; bring more prompts or ask for less"
         )
     return {name: [row for row in rows if split_of.get(row.id) == name] for name in sizes}
 
