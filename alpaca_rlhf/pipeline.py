@@ -254,6 +254,11 @@ def _checked_source(settings: Loop) -> Source:
         raise UserError(
             "--evaluate.dev: these prompts are dealt to no split `dev`; leave the flag out"
         )
+    if settings.watch.every and settings.rewarded and "dev" not in source.names():
+        raise UserError(
+            f"--watch.every {settings.watch.every}: these prompts are dealt to no split `dev`; "
+            "give more prompts, or leave the flag out"
+        )
     if not finished(settings.out):
         for split in source.names():
             source.prompts(split)

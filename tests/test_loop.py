@@ -448,17 +448,17 @@ def test_the_best_checkpoint_outlives_the_newest(tmp_path):
 def test_patience_by_hand():
     made = Patience(2)
     for step, loss in ((1, 3.0), (2, 2.0), (3, 2.0)):
-        made.observe(step, loss)
+        made.observe(step, {"eval_loss": loss})
         assert not made.exhausted
     again = Patience(2)
     again.load_state(made.state())
-    again.observe(4, 1.9)
+    again.observe(4, {"eval_loss": 1.9})
     assert (again.best_step, again.exhausted) == (4, False)
-    made.observe(4, 2.1)
+    made.observe(4, {"eval_loss": 2.1})
     assert (made.best_step, made.exhausted) == (2, True)
     endless = Patience(0)
     for step in range(100):
-        endless.observe(step, 1.0)
+        endless.observe(step, {"eval_loss": 1.0})
     assert not endless.exhausted
 
 

@@ -65,16 +65,19 @@ def evaluated_arms(settings: Loop) -> int:
 
 def _checkpoint_bytes(settings: Loop, stage: str) -> float:
     """Bytes that a stage's checkpoints take at most, for each weight of one adapter."""
+    watched = 1 if settings.watch.every else 0
     if stage == "ppo":
         learners = 2 if settings.ppo.value.trunk == "separate" else 1
         return (
-            (KEPT_CHECKPOINTS + 1) * learners * (MASTER + BYTES_OF_MOMENTS[settings.ppo.optimizer])
+            (KEPT_CHECKPOINTS + 1 + watched)
+            * learners
+            * (MASTER + BYTES_OF_MOMENTS[settings.ppo.optimizer])
         )
     if stage == "reward":
         return (KEPT_CHECKPOINTS + 1) * (MASTER + BYTES_OF_MOMENTS[settings.reward.optimizer])
     if stage in ("grpo", "rloo"):
         optimizer = getattr(settings, stage).optimizer
-        return (KEPT_CHECKPOINTS + 1) * (MASTER + BYTES_OF_MOMENTS[optimizer])
+        return (KEPT_CHECKPOINTS + 1 + watched) * (MASTER + BYTES_OF_MOMENTS[optimizer])
     if stage == "dpo":
         best = 1 if settings.dpo.patience else 0
         return (KEPT_CHECKPOINTS + 1 + best) * (MASTER + BYTES_OF_MOMENTS[settings.dpo.optimizer])

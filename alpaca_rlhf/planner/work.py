@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from alpaca_rlhf.planner.disk import policy_controls
 from alpaca_rlhf.planner.gpu_specs import CPU, REACHED_BANDWIDTH, REACHED_FLOPS, GpuSpec
 from alpaca_rlhf.planner.peak_memory import Lengths
 from alpaca_rlhf.planner.shapes import Shape
-from alpaca_rlhf.settings import GroupPolicy, Loop
+from alpaca_rlhf.settings import PPO, GroupPolicy, Loop
 
 LAUNCH_S = 0.8e-3
 """Seconds of kernel launches for one layer in a decoding step, on any GPU; an estimate."""
@@ -154,6 +155,19 @@ class StageWork:
         if separate:
             work += self._read(count, prompt + new, 0)
             work += self._trained(count * settings.epochs, prompt + new, 0)
+        return work + self._looks(settings, prompt)
+
+    def _looks(self, settings: PPO | GroupPolicy, prompt: float) -> Work:
+        """Looks at a policy before its first update, when due, and after its last."""
+        watch = self.settings.watch
+        if not watch.every:
+            return Work()
+        looks = 1 + math.ceil(settings.updates / watch.every)
+        count, new = looks * watch.prompts, settings.max_new_tokens * TYPICAL
+        rows = min(self.settings.sampling.batch_size, watch.prompts)
+        work = self._sampled(count, prompt, new, rows) + self._read(count * 2, prompt + new, new)
+        if self.settings.reward.source == "rankings":
+            work += self._read(count, prompt + new, 0)
         return work
 
     def _in_groups(self, settings: GroupPolicy, prompt: float) -> Work:
@@ -163,7 +177,8 @@ class StageWork:
         work += self._read(count * 2, prompt + new, new)  # policy and reference
         if self.settings.reward.source == "rankings":
             work += self._read(count, prompt + new, 0)
-        return work + self._trained(count * settings.epochs, prompt + new, new)
+        work += self._trained(count * settings.epochs, prompt + new, new)
+        return work + self._looks(settings, prompt)
 
     @property
     def _base(self) -> int:

@@ -20,6 +20,7 @@ from alpaca_rlhf.settings.loop import (
     TrackerName,
 )
 from alpaca_rlhf.settings.ppo import PPO, Clip, OptimizerName, Value
+from alpaca_rlhf.settings.watch import Watch
 
 __all__ = [
     "DPO",
@@ -49,4 +50,5 @@ __all__ = [
     "TokenMean",
     "TrackerName",
     "Value",
+    "Watch",
 ]

@@ -34,6 +34,7 @@ from alpaca_rlhf.settings.inputs import Inputs
 from alpaca_rlhf.settings.judge_names import SCORERS, parse_judge
 from alpaca_rlhf.settings.policies import POLICIES, REWARDED_STAGES, PolicyName, stage_of
 from alpaca_rlhf.settings.ppo import PPO, OptimizerName
+from alpaca_rlhf.settings.watch import Watch
 
 RecipeName = Literal["alpaca", "self-instruct", "evol", "answers"]
 """Recipes by which a teacher is asked for tasks."""
@@ -397,6 +398,8 @@ class Stages:
     """GRPO."""
     rloo: RLOO = field(default_factory=RLOO)
     """RLOO."""
+    watch: Watch = field(default_factory=Watch)
+    """Looks at PPO, GRPO and RLOO by a scorer that does not give the reward."""
     evaluate: Evaluate = field(default_factory=Evaluate)
     """Evaluation."""
 
@@ -507,5 +510,17 @@ class Loop(Bounded, Stages):
                 f"--generate.edit: drafts are edited for the constraints of `checks`, and "
                 f"--inputs.judge is {self.inputs.judge}; leave --generate.edit out"
             )
+        if self.watch.every and {"ppo", "grpo", "rloo"}.isdisjoint(self.policies):
+            raise ValueError(
+                "--watch.every looks at PPO, GRPO and RLOO, and --policies names none of them; "
+                "leave it out"
+            )
+        if self.watch.every and self.evaluate.split == "dev":
+            raise ValueError(
+                "--watch.every chooses the adapter on `dev`, and --evaluate.split dev would "
+                "measure it there; leave one out"
+            )
+        if self.watch.every and self.evaluate.dev_prompts == 0:
+            raise ValueError("--watch.every needs prompts: raise --evaluate.dev-prompts")
         if self.evaluate.split == "dev" and self.evaluate.dev_prompts == 0:
             raise ValueError("--evaluate.split dev needs prompts: raise --evaluate.dev-prompts")

@@ -18,6 +18,10 @@ from alpaca_rlhf.settings.bounds import (
 OptimizerName = Literal["adamw", "adamw8bit", "paged_adamw8bit"]
 """Optimisers, by the place of their moments; the last two are bitsandbytes'."""
 
+POLICY_WARMUP = 0.02
+"""Share of the steps over which the learning rates of PPO, GRPO and RLOO rise: the first 10 of
+InstructGPT's 500 batches (arXiv 2203.02155 appendix C.4: 256,000 episodes in batches of 512)."""
+
 
 @dataclass(frozen=True)
 class Clip(Bounded, group="--ppo.clip"):

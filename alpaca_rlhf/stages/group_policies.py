@@ -32,6 +32,7 @@ def _train(ctx: Context, round_: int, method: GroupMethod) -> Outcome:
     source = rollout_source(ctx, stage, round_)
     reward = source.reward(suffixed("reward", round_))
     ctx.load("policy", "sft" if round_ == 1 else suffixed(method.name, round_ - 1))
+    watch = source.watch()
     # 2. Train, from the last checkpoint, and save.
     train_in_groups(
         ctx.adapters,
@@ -43,6 +44,7 @@ def _train(ctx: Context, round_: int, method: GroupMethod) -> Outcome:
         checkpoints=ctx.checkpoints(stage),
         log=ctx.log(stage),
         completion_metrics=source.completion_metrics,
+        watch=watch,
     )
     ctx.save("policy", stage)
-    return outcome_of_updates(ctx, stage, method.settings.completions)
+    return outcome_of_updates(ctx, stage, method.settings.completions, watch)

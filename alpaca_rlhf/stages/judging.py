@@ -22,7 +22,7 @@ from alpaca_rlhf.settings.policies import REWARDED_STAGES
 from alpaca_rlhf.sources import SmallWorld, Source
 from alpaca_rlhf.stages.reward_judge import RewardScorer, reward_files
 
-RANKS, EVALUATES = "inputs.judge", "evaluate.judge"
+RANKS, EVALUATES, WATCHES = "inputs.judge", "evaluate.judge", "watch.scorer"
 """The settings that name a judge."""
 LEFT_OUT = (
     "--reward.source judge: {judge} gives the reward itself; sample, rank and reward are left out, "
@@ -54,6 +54,8 @@ class Judges:
     evaluates: Judge | None = None
     """The judge that compares the policies; None leaves it to a reward model trained on held-out
     rankings."""
+    held_out: Judge | None = None
+    """The judge that looks at the policies while they train; None where nothing does."""
 
     @property
     def watches(self) -> Judge | None:
@@ -75,6 +77,8 @@ class Judges:
         judges = {} if self.ranks is None else {RANKS: self.ranks}
         if self.evaluates is not None and self.evaluates is not self.ranks:
             judges[EVALUATES] = self.evaluates
+        if self.held_out is not None and self.held_out not in (self.ranks, self.evaluates):
+            judges[WATCHES] = self.held_out
         return judges
 
 
@@ -92,11 +96,38 @@ def open_judges(settings: Loop, source: Source) -> Judges:
     ranks = opened(settings.inputs.judge_name, RANKS) if settings.inputs.scorer else None
     if settings.evaluate.judge is None:
         # Who gave the reward does not compare the policies that it trained.
-        return Judges(ranks, None if settings.reward.source == "judge" else ranks)
-    name = parse_judge(settings.evaluate.judge)
-    if ranks is not None and name == ranks.name:
-        return Judges(ranks, ranks)
-    return Judges(ranks, opened(name, EVALUATES))
+        evaluates = None if settings.reward.source == "judge" else ranks
+    else:
+        name = parse_judge(settings.evaluate.judge)
+        same = ranks is not None and name == ranks.name
+        evaluates = ranks if same else opened(name, EVALUATES)
+    if not settings.watch.every or settings.watch.scorer is None or not settings.rewarded:
+        return Judges(ranks, evaluates)
+    name = parse_judge(settings.watch.scorer)
+    named = [judge for judge in (ranks, evaluates) if judge is not None and judge.name == name]
+    judges = Judges(ranks, evaluates, named[0] if named else opened(name, WATCHES))
+    _refuse_reward_as_scorer(settings, judges)
+    return judges
+
+
+def _refuse_reward_as_scorer(settings: Loop, judges: Judges) -> None:
+    """Refuse looks by the judge that gives the reward, or by a reward model of this run.
+
+    Raises:
+        UserError: It would see nothing that the reward does not.
+    """
+    scorer, ranks = judges.held_out, judges.ranks
+    assert scorer is not None
+    by_judge = settings.reward.source == "judge" and ranks is not None
+    same_files = ranks is not None and bool(ranks.digest) and ranks.digest == scorer.digest
+    own_model = scorer.name.kind == "reward" and scorer.name.path.resolve().is_relative_to(
+        settings.out.resolve()
+    )
+    if (by_judge and (ranks is scorer or same_files)) or own_model:
+        raise UserError(
+            f"--{WATCHES} {scorer.name.text}: gives the reward, and would see nothing that the "
+            f"reward does not; give another one: {SCORERS}"
+        )
 
 
 def refuse_only_judge(settings: Loop, judges: Judges) -> None:
@@ -229,7 +260,7 @@ def noted_failure(
         return failure
     # Mended it would be another judge than the one that ranked, or rewarded an earlier stage.
     way = "a finished stage has used it, so begin anew with another --out"
-    if settings.reward.source == "rankings":
+    if settings.reward.source == "rankings" and failed != [WATCHES]:
         flag = f"--{EVALUATES if _ranked(done) else RANKS}"
         way = f"a finished stage has used it, so mend a copy and give that as {flag}"
     return JudgeFailure(str(failure).replace(MEND, way))
@@ -246,6 +277,8 @@ def _used(setting: str, settings: Loop, done: Collection[str]) -> bool:
     """True if a finished stage has used the judge that a setting names."""
     if setting == EVALUATES:
         stages: tuple[str, ...] = ("evaluate",)
+    elif setting == WATCHES:
+        stages = REWARDED_STAGES
     else:
         stages = REWARDED_STAGES if settings.reward.source == "judge" else ("rank",)
         if settings.generate.recipe == "answers":

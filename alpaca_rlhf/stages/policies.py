@@ -18,6 +18,7 @@ from alpaca_rlhf.stages.rollouts import outcome_of_updates, rollout_source
 from alpaca_rlhf.training.best_of_k import choose, choose_at_random
 from alpaca_rlhf.training.ppo import train_ppo
 from alpaca_rlhf.training.sft import SFTResult, train_sft
+from alpaca_rlhf.training.watching import Watch
 
 
 def ppo(ctx: Context, round_: int) -> Outcome:
@@ -28,7 +29,7 @@ def ppo(ctx: Context, round_: int) -> Outcome:
     source = rollout_source(ctx, stage, round_)
     prompts = source.prompts
 
-    def train(name: str, reward_stage: str, start: str) -> None:
+    def train(name: str, reward_stage: str, start: str, watch: Watch | None = None) -> None:
         """Train from a policy against a reward, from the last checkpoint, and save."""
         reward = source.reward(reward_stage)
         ctx.load("policy", start)
@@ -42,6 +43,7 @@ def ppo(ctx: Context, round_: int) -> Outcome:
             checkpoints=ctx.checkpoints(name),
             log=ctx.log(name),
             completion_metrics=source.completion_metrics,
+            watch=watch,
         )
         ctx.save("policy", name)
 
@@ -52,9 +54,10 @@ def ppo(ctx: Context, round_: int) -> Outcome:
         _require_control(ctx, control_of(reward_stage))
         train(control, control_of(reward_stage), control_of(before) if before else "sft")
         ctx.finish(control, {})
-    train(stage, reward_stage, before or "sft")
+    watch = source.watch()
+    train(stage, reward_stage, before or "sft", watch)
 
-    return outcome_of_updates(ctx, stage, settings.batch_size)
+    return outcome_of_updates(ctx, stage, settings.batch_size, watch)
 
 
 def _require_control(ctx: Context, stage: str) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.core.scorers import Response
 from alpaca_rlhf.models.batches import answer, prompt_ids
@@ -14,7 +16,9 @@ from alpaca_rlhf.settings.steps import suffixed
 from alpaca_rlhf.stages.context import Context
 from alpaca_rlhf.stages.judge_reward import JudgeReward, judge_reward
 from alpaca_rlhf.stages.outcome import Outcome
+from alpaca_rlhf.stages.watch_words import watch_facts
 from alpaca_rlhf.training.rollouts import RewardScores, RolloutPrompt
+from alpaca_rlhf.training.watching import Watch
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,27 @@ class RolloutSource:
     """Its prompts."""
     by_judge: JudgeReward | None
     """A judge that gives the reward in a reward model's place."""
+    watched: Sequence[Instruction] = ()
+    """Prompts of `dev` that looks at the policy sample on."""
 
     @property
     def prompts(self) -> list[RolloutPrompt]:
         """The prompts as token ids."""
+        return self._tokenized(self.rows)
+
+    def watch(self) -> Watch | None:
+        """The looks at the policy that the settings ask for."""
+        settings = self.ctx.settings.watch
+        if not settings.every:
+            return None
+        prompts = self._tokenized(self.watched)
+        return Watch(
+            prompts, self._held_out_scores, every=settings.every, patience=settings.patience
+        )
+
+    def _tokenized(self, rows: Sequence[Instruction]) -> list[RolloutPrompt]:
         base, template = self.ctx.base, self.ctx.settings.template
-        return [RolloutPrompt(row.id, prompt_ids(base, template, row)) for row in self.rows]
+        return [RolloutPrompt(row.id, prompt_ids(base, template, row)) for row in rows]
 
     def reward(self, reward_stage: str) -> ScalarHead | RewardScores:
         """Load the reward adapter of a stage, and return its head; or the judge in its place."""
@@ -62,11 +81,21 @@ class RolloutSource:
         assert self.by_judge is not None
         return self.by_judge.scores(self._responses(prompts, completions), stage=self.stage)
 
+    def _held_out_scores(
+        self, prompts: Sequence[RolloutPrompt], completions: Sequence[SampledCompletion]
+    ) -> list[float]:
+        """Score in the main process, for all."""
+        judge = self.ctx.judges.held_out
+        assert judge is not None
+        responses = self._responses(prompts, completions)
+        ratings = processes.from_main(lambda: judge.scores(responses, stage=self.stage))
+        return [rating.score for rating in ratings]
+
     def _responses(
         self, prompts: Sequence[RolloutPrompt], completions: Sequence[SampledCompletion]
     ) -> list[Response]:
         base, template = self.ctx.base, self.ctx.settings.template
-        by_key = {row.id: row for row in self.rows}
+        by_key = {row.id: row for row in (*self.rows, *self.watched)}
         return [
             Response(
                 by_key[prompt.key], answer(base, template, completion.ids), completion.finished
@@ -83,20 +112,32 @@ def rollout_source(ctx: Context, stage: str, round_: int) -> RolloutSource:
     """
     ctx.load("sft", "sft")
     by_judge = judge_reward(ctx, round_) if ctx.settings.reward.source == "judge" else None
-    return RolloutSource(ctx, stage, ctx.source.prompts(suffixed("ppo", round_)), by_judge)
+    watch = ctx.settings.watch
+    watched = ctx.source.prompts("dev")[: watch.prompts] if watch.every else []
+    rows = ctx.source.prompts(suffixed("ppo", round_))
+    return RolloutSource(ctx, stage, rows, by_judge, watched)
 
 
-def outcome_of_updates(ctx: Context, stage: str, completions: int) -> Outcome:
+def outcome_of_updates(
+    ctx: Context, stage: str, completions: int, watch: Watch | None = None
+) -> Outcome:
     """Report a stage from the metrics of all sittings.
 
     Args:
         ctx: The run.
         stage: Name of the stage, with its round.
         completions: Completions of an update.
+        watch: The looks at its policy.
     """
     rows = [row for row in ctx.run.metrics() if row["stage"] == stage]
     first, last = rows[0], rows[-1]
     tokens = round(sum(row["mean_tokens"] for row in rows) * completions)
     scores = f"score {first['score']:+.2f} -> {last['score']:+.2f}"
     summary = f"{scores}, KL {last['kl']:.2f} nats a completion"
-    return Outcome(len(rows) * completions, tokens, summary, {"kl_at_start": first["kl"]})
+    facts: dict[str, Any] = {"kl_at_start": first["kl"]}
+    if watch is not None:
+        facts["watch"] = watch_facts(watch)
+        tokens += watch.sampled_tokens
+        for sentence in facts["watch"]["words"]:
+            ctx.reporter.say(f"{stage}: {sentence}")
+    return Outcome(len(rows) * completions, tokens, summary, facts)

@@ -24,6 +24,7 @@ from alpaca_rlhf.models.forward import token_logprobs
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.oom_retry import MicroBatch
 from alpaca_rlhf.settings import GroupPolicy, Sampling, TokenMean
+from alpaca_rlhf.settings.ppo import POLICY_WARMUP
 from alpaca_rlhf.training.bad_batch import readable_examples, saving_bad_batch
 from alpaca_rlhf.training.loop import (
     Bookkeeping,
@@ -31,6 +32,7 @@ from alpaca_rlhf.training.loop import (
     Learner,
     Log,
     batches,
+    restore_kept,
     run_steps,
 )
 from alpaca_rlhf.training.loss_scale import LossScale
@@ -46,9 +48,7 @@ from alpaca_rlhf.training.rollouts import (
     refuse_too_few,
     sample_from_policy,
 )
-
-WARMUP = 0.02
-"""Share of the steps over which the learning rate rises."""
+from alpaca_rlhf.training.watching import Watch, WatchedPolicy
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ def train_in_groups(
     checkpoints: Checkpoints,
     log: Log,
     completion_metrics: CompletionMetrics = no_metrics,
+    watch: Watch | None = None,
 ) -> None:
     """Train adapter `policy`, copied by the caller from where it starts.
 
@@ -89,6 +90,7 @@ def train_in_groups(
         checkpoints: Checkpoints to resume from and to save to.
         log: Receives a row of metrics an update.
         completion_metrics: Adds metrics to each row.
+        watch: Looks at the policy; the weights of its best look stay.
 
     Raises:
         UserError: There are fewer prompts than one rollout batch needs.
@@ -104,7 +106,7 @@ def train_in_groups(
         f"{flag}.lr",
         [(adapters.parameters("policy"), settings.lr)],
         steps=settings.updates * steps_per_update,
-        warmup=WARMUP,
+        warmup=POLICY_WARMUP,
         max_grad_norm=settings.max_grad_norm,
         optimizer=settings.optimizer,
         scale=LossScale(adapters.base.dtype),
@@ -122,7 +124,11 @@ def train_in_groups(
         batch_size=rollout_batch_size,
     )
 
+    watched = WatchedPolicy(adapters, reward, micro, sampling, seed)
+
     def take_update(update: int) -> dict[str, float]:
+        if watch is not None and update == 0:
+            watch.begin(watched)
         # 2. Sample K completions of each prompt from the current policy.
         sampled_prompts = [prompts[i] for i in order[update]]
         completions = sample_from_policy(
@@ -149,15 +155,20 @@ def train_in_groups(
                 GroupUpdate(adapters, method, policy, micro, rollout),
                 seed=derived_seed(seed, "update", update),
             )
-        return {**metrics, **completion_metrics(update_prompts, completions)}
+        metrics |= completion_metrics(update_prompts, completions)
+        # 5. A look at the policy, if one is due.
+        looked = {} if watch is None else watch.after(update + 1, settings.updates, watched)
+        return {**metrics, **looked}
 
-    run_steps(
+    books = Bookkeeping(checkpoints, settings.save_every, log, patience=watch)
+    updates = run_steps(
         method.name,
         settings.updates,
         take_update,
         {"policy": policy, "micro": micro, "scale": policy.scale},
-        Bookkeeping(checkpoints, settings.save_every, log),
+        books,
     )
+    restore_kept(policy, "policy", books, updates)
     adapters.trainable()
 
 

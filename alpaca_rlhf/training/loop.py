@@ -20,9 +20,19 @@ from alpaca_rlhf.training.bad_batch import saving_bad_batch
 from alpaca_rlhf.training.checkpoints import Checkpoints
 from alpaca_rlhf.training.interrupt import finishing_the_step
 from alpaca_rlhf.training.optimizer import Learner
-from alpaca_rlhf.training.patience import Patience
+from alpaca_rlhf.training.patience import Stopping
 
-__all__ = ["Bookkeeping", "Checkpoints", "Learner", "Log", "batches", "chunks", "fit", "run_steps"]
+__all__ = [
+    "Bookkeeping",
+    "Checkpoints",
+    "Learner",
+    "Log",
+    "batches",
+    "chunks",
+    "fit",
+    "restore_kept",
+    "run_steps",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -52,9 +62,9 @@ class Bookkeeping:
     """Steps between checkpoints."""
     log: Log
     """Receives one row of metrics per step."""
-    patience: Patience | None = None
-    """Tracks the best evaluation; with a limit, its checkpoint is kept, and the stage ends once
-    the limit is reached."""
+    patience: Stopping | None = None
+    """Tracks the evaluations; the checkpoint of the best is kept where its weights are to stay, and
+    the stage ends once it is exhausted."""
     save_last: bool = False
     """Save after the last step too, because the work that follows it may fail and be repeated."""
 
@@ -86,8 +96,7 @@ def run_steps(
     Args:
         stage: Name of the stage in messages.
         steps: Total number of steps.
-        take_step: Takes a step, counted from 0; returns its metrics. `patience` observes their
-            `eval_loss`, if any.
+        take_step: Takes a step, counted from 0; returns its metrics, which `patience` observes.
         components: The parts that the steps change and a checkpoint must hold, by name.
         books: Checkpoints and log.
 
@@ -109,10 +118,10 @@ def run_steps(
             metrics = take_step(done)
             done += 1
             books.log({"step": done, "steps": steps, **metrics})
-            # 3. The best evaluation so far; its checkpoint is kept only for early stopping.
-            if patience is not None and "eval_loss" in metrics:
-                patience.observe(done, metrics["eval_loss"])
-            best_step = patience.best_step if patience is not None and patience.limit else None
+            # 3. The step whose weights stay, if it is not the last; its checkpoint is kept.
+            if patience is not None:
+                patience.observe(done, metrics)
+            best_step = None if patience is None else patience.kept_step
             # 4. A checkpoint: when due, after a new best, and before giving in to Ctrl-C.
             stop_requested = processes.any_of(interrupted())
             save_due = books.save_last if done == steps else done % books.save_every == 0
@@ -193,11 +202,22 @@ def fit(
         {"learner": learner, "micro": micro, "scale": learner.scale},
         books,
     )
-    patience = books.patience
-    best_step = patience.best_step if patience is not None and patience.limit else None
-    if best_step is not None and best_step != steps:
-        learner.load_state(books.checkpoints.load(best_step)["learner"])
+    restore_kept(learner, "learner", books, steps)
     return steps
+
+
+def restore_kept(learner: Learner, name: str, books: Bookkeeping, steps: int) -> None:
+    """Load the weights that stay, where they are not those of the last step.
+
+    Args:
+        learner: The trained parameters.
+        name: Its name among the components of `run_steps`.
+        books: Checkpoints, and the step whose weights stay.
+        steps: Steps taken.
+    """
+    kept_step = None if books.patience is None else books.patience.kept_step
+    if kept_step is not None and kept_step != steps:
+        learner.load_state(books.checkpoints.load(kept_step)[name])
 
 
 def chunks(sequence: Sequence[Any], size: int) -> list[Sequence[Any]]:

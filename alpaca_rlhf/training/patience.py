@@ -1,10 +1,36 @@
-"""Early stopping: the step with the lowest held-out loss, and when to stop waiting for a lower."""
+"""The step whose weights stay, and when a stage ends before its last one: by held-out loss."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
+
+
+class Stopping(Protocol):
+    """Follows a stage's evaluations: which weights stay, and whether it ends early."""
+
+    @property
+    def kept_step(self) -> int | None:
+        """Step whose weights stay; None keeps the last."""
+        ...
+
+    @property
+    def exhausted(self) -> bool:
+        """True once the stage must end."""
+        ...
+
+    def observe(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Record what was measured after `step` steps."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold."""
+        ...
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` returned."""
+        ...
 
 
 class Patience:
@@ -20,8 +46,16 @@ class Patience:
         self.best_step: int | None = None
         self.waited = 0
 
-    def observe(self, step: int, loss: float) -> None:
-        """Record the held-out loss after `step` steps; an equal loss is no improvement."""
+    @property
+    def kept_step(self) -> int | None:
+        """Step of the lowest loss, where there is a limit."""
+        return self.best_step if self.limit else None
+
+    def observe(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Record `eval_loss`, if it was measured; an equal loss is no improvement."""
+        if "eval_loss" not in metrics:
+            return
+        loss = metrics["eval_loss"]
         if loss < self.best:
             self.best, self.best_step, self.waited = loss, step, 0
         else:

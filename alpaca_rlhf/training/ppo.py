@@ -26,8 +26,16 @@ from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.oom_retry import MicroBatch
 from alpaca_rlhf.models.rollout import SampledCompletion
 from alpaca_rlhf.settings import PPO, Sampling
+from alpaca_rlhf.settings.ppo import POLICY_WARMUP
 from alpaca_rlhf.training.bad_batch import readable_examples, saving_bad_batch
-from alpaca_rlhf.training.loop import Bookkeeping, Checkpoints, Learner, Log, run_steps
+from alpaca_rlhf.training.loop import (
+    Bookkeeping,
+    Checkpoints,
+    Learner,
+    Log,
+    restore_kept,
+    run_steps,
+)
 from alpaca_rlhf.training.loss_scale import LossScale
 from alpaca_rlhf.training.ppo_update import Critic, KLCoefficient, PPOContext, PPOUpdate, improve
 from alpaca_rlhf.training.rollouts import (
@@ -41,9 +49,7 @@ from alpaca_rlhf.training.rollouts import (
     refuse_too_few,
     sample_from_policy,
 )
-
-WARMUP = 0.02
-"""Share of the steps over which both learning rates rise."""
+from alpaca_rlhf.training.watching import Watch, WatchedPolicy
 
 
 def train_ppo(
@@ -57,6 +63,7 @@ def train_ppo(
     checkpoints: Checkpoints,
     log: Log,
     completion_metrics: CompletionMetrics = no_metrics,
+    watch: Watch | None = None,
 ) -> None:
     """Train adapter `policy`, copied by the caller from where it starts, and its value function.
 
@@ -71,6 +78,7 @@ def train_ppo(
         checkpoints: Checkpoints to resume from and to save to.
         log: Receives a row of metrics an update.
         completion_metrics: Adds metrics to each row.
+        watch: Looks at the policy; the weights of its best look stay.
 
     Raises:
         UserError: There are fewer prompts than one rollout batch needs.
@@ -95,7 +103,11 @@ def train_ppo(
         batch_size=rollout_batch_size,
     )
 
+    watched = WatchedPolicy(adapters, reward, micro, sampling, seed)
+
     def take_update(update: int) -> dict[str, float]:
+        if watch is not None and update == 0:
+            watch.begin(watched)
         # 3. Sample a completion of each prompt from the current policy.
         update_prompts = [prompts[i] for i in order[update]]
         completions = sample_from_policy(
@@ -120,9 +132,13 @@ def train_ppo(
             )
             # 6. Adapt the KL coefficient for the next update.
             kl_coef.update(metrics["kl"], len(rollout))
-        return {**metrics, **completion_metrics(update_prompts, completions)}
+        metrics |= completion_metrics(update_prompts, completions)
+        # 7. A look at the policy, if one is due.
+        looked = {} if watch is None else watch.after(update + 1, settings.updates, watched)
+        return {**metrics, **looked}
 
-    run_steps(
+    books = Bookkeeping(checkpoints, settings.save_every, log, patience=watch)
+    updates = run_steps(
         "ppo",
         settings.updates,
         take_update,
@@ -133,8 +149,9 @@ def train_ppo(
             "micro": micro,
             "scale": policy.scale,
         },
-        Bookkeeping(checkpoints, settings.save_every, log),
+        books,
     )
+    restore_kept(policy, "policy", books, updates)
     adapters.trainable()
 
 
@@ -169,7 +186,7 @@ def _learners(adapters: Adapters, critic: Critic, settings: PPO) -> tuple[Learne
             flag,
             [(parameters, lr)],
             steps=updates * steps_per_update,
-            warmup=WARMUP,
+            warmup=POLICY_WARMUP,
             max_grad_norm=settings.clip.grad_norm,
             optimizer=settings.optimizer,
             scale=scale,

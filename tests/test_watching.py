@@ -1,0 +1,202 @@
+"""Watching for over-optimisation: what a look measures, what is kept, and when a stage ends."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.settings import GRPO, PPO, RLOO, Loop, Value
+from alpaca_rlhf.settings.parsing import parse
+from alpaca_rlhf.training.group_policy import train_in_groups
+from alpaca_rlhf.training.grpo import grpo_method
+from alpaca_rlhf.training.loop import Checkpoints
+from alpaca_rlhf.training.ppo import train_ppo
+from alpaca_rlhf.training.probes import probes
+from alpaca_rlhf.training.rloo import rloo_method
+from alpaca_rlhf.training.watching import Look, Watch
+from tests.test_group_policies import SIZES, cast, prompts
+from tests.test_judge_loop import as_reward, ended, go, home, settings  # noqa: F401
+
+POLICIES = ("ppo", "grpo", "rloo")
+
+
+def length(update_prompts, completions):
+    """A judge that likes long answers."""
+    return [float(len(c.ids)) for c in completions]
+
+
+def brevity(update_prompts, completions):
+    """A judge that likes short answers."""
+    return [-float(len(c.ids)) for c in completions]
+
+
+def watch(scorer=brevity, *, every=1, patience=0):
+    return Watch(prompts(6), scorer, every=every, patience=patience)
+
+
+def train(adapters, folder, policy, watch, *, log=None):
+    """Six updates against length; returns the rows and copies of the policy after each."""
+    rows, copies = [], {}
+
+    def note(row):
+        rows.append(row)
+        copies[row["step"]] = weights_of(adapters)
+        if log is not None:
+            log(row)
+
+    common = {
+        "seed": 0,
+        "rollout_batch_size": 16,
+        "checkpoints": Checkpoints(folder),
+        "log": note,
+        "watch": watch,
+    }
+    if policy == "ppo":
+        numbers = PPO(
+            updates=6,
+            batch_size=8,
+            minibatch_size=4,
+            lr=1e-3,
+            max_new_tokens=8,
+            save_every=3,
+            value=Value(warmup=1),
+        )
+        train_ppo(adapters, length, prompts(), numbers, **common)
+    else:
+        sizes = {**SIZES, "updates": 6, "save_every": 3}
+        method = grpo_method(GRPO(**sizes)) if policy == "grpo" else rloo_method(RLOO(**sizes))
+        train_in_groups(adapters, length, prompts(), method, **common)
+    return rows, copies
+
+
+def weights_of(adapters):
+    return {name: p.detach().clone() for name, p in adapters.parameters("policy").items()}
+
+
+def equal(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_probes_by_hand():
+    prompt = [9, 8, 7, 6, 5]
+    answers = [[1, 2, 3, 4, 1, 2, 3, 4], [1, 2, 3, 4], [9, 8, 7, 6, 0], [5]]
+    seen = probes([prompt] * 4, answers, [True, True, False, True])
+    assert seen["tokens"] == [8, 4, 5, 1]
+    assert seen["repeated"] == [0.2, 0, 0, 0], "of 1234 2341 3412 4123 1234 the last one"
+    assert seen["same_beginning"] == [1, 1, 0, 0]
+    assert seen["copied"] == [0, 0, 0.5, 0]
+    assert seen["unfinished"] == [0, 0, 1, 0]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_weights_of_the_best_look_stay(tiny, tmp_path, policy):
+    """In the middle of a run, by scores that are told look by look."""
+    told = iter([0.0, 1.0, 2.0, 5.0, 3.0, 4.0, 2.0])  # before the first update, then after each
+    adapters, looks = cast(tiny), watch(lambda asked, _: [next(told)] * len(asked))
+    rows, copies = train(adapters, tmp_path, policy, looks)
+    assert [row["watch_score"] for row in rows] == [1, 2, 5, 3, 4, 2]
+    assert looks.kept_step == 3 and equal(weights_of(adapters), copies[3])
+    assert not equal(copies[3], copies[6])
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_looking_changes_nothing_that_is_learned(tiny, tmp_path, policy):
+    _, copies = train(cast(tiny), tmp_path / "a", policy, watch(every=2))
+    _, unwatched = train(cast(tiny), tmp_path / "b", policy, None)
+    assert all(equal(copies[step], unwatched[step]) for step in unwatched)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("killed_at", [1, 4])
+def test_killed_and_resumed_it_keeps_the_same_weights(tiny, tmp_path, policy, killed_at):
+    whole, looks = cast(tiny), watch()
+    train(whole, tmp_path / "whole", policy, looks)
+
+    def kill(row):
+        if row["step"] == killed_at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(cast(tiny), tmp_path / "killed", policy, watch(), log=kill)
+    resumed, looks_again = cast(tiny), watch()
+    train(resumed, tmp_path / "killed", policy, looks_again)
+    assert equal(weights_of(resumed), weights_of(whole))
+    assert looks_again.state() == looks.state()
+
+
+def test_patience_counts_looks_that_lose_score_and_gain_reward(tiny, tmp_path):
+    """A look with less reward than the best one is no sign of over-optimisation."""
+    scores = iter([0.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0])
+    rewards = iter([0.0, 1.0, 2.0, 0.5, 3.0, 4.0, 5.0])
+    looks = watch(patience=2)
+
+    def look(step, policy):
+        return Look(step, [next(scores)], next(rewards), 0.0, {"tokens": [1.0]})
+
+    looks._look = look
+    rows, _ = train(cast(tiny), tmp_path, "rloo", looks)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5] and looks.exhausted
+    assert looks.kept_step == 1
+
+
+def test_the_last_update_has_a_look(tiny, tmp_path):
+    rows, _ = train(cast(tiny), tmp_path, "grpo", watch(every=4))
+    assert [row["step"] for row in rows if "watch_score" in row] == [4, 6]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--watch.every", "5"], "--watch.every 5 needs a judge that does not give the reward"),
+        (["--watch.patience", "2"], "--watch.patience 2 counts looks; give --watch.every"),
+        (["--watch.scorer", "human"], "--watch.scorer human: compares completions"),
+        (["--watch.scorer", "nobody"], "--watch.scorer 'nobody' names no judge"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(flags, words):
+    with pytest.raises(UserError, match=words):
+        parse(Loop, flags, prog="test", description="")
+
+
+def test_policies_without_updates_have_no_looks():
+    flags = ["--watch.every", "5", "--watch.scorer", "gold", "--policies", "best-of-k", "dpo"]
+    with pytest.raises(UserError, match=r"--watch\.every looks at PPO, GRPO and RLOO"):
+        parse(Loop, flags, prog="test", description="")
+
+
+def test_the_evaluation_is_not_on_the_prompts_that_chose_the_adapter():
+    flags = ["--watch.every", "5", "--watch.scorer", "gold", "--evaluate.split", "dev"]
+    with pytest.raises(UserError, match=r"--watch\.every chooses the adapter on `dev`"):
+        parse(Loop, flags, prog="test", description="")
+
+
+def watched(settings, scorer):  # noqa: F811
+    return replace(
+        settings,
+        policies=("ppo",),
+        watch=replace(settings.watch, every=1, scorer=scorer, prompts=4),
+    )
+
+
+def test_the_judge_that_gives_the_reward_may_not_look(as_reward, tmp_path):  # noqa: F811
+    looked_at = watched(as_reward, as_reward.inputs.judge)
+    with pytest.raises(UserError, match="gives the reward, and would see nothing"):
+        go(looked_at, tmp_path / "run", until="sft")
+    assert not (tmp_path / "run" / "ledger.json").exists()
+
+
+def test_a_run_tells_what_it_kept(as_reward, home, tmp_path):  # noqa: F811
+    looked_at = watched(as_reward, f"{home}/length.py:rate")
+    go(looked_at, tmp_path / "run", until="ppo")
+    row = json.loads((tmp_path / "run" / "ledger.json").read_text())["ppo"]
+    seen = row["facts"]["watch"]
+    assert [look["step"] for look in seen["looks"]] == [1, 2, 3]
+    best = max(seen["looks"], key=lambda look: look["watch_score"])
+    assert seen["kept_step"] == best["step"]
+    assert seen["words"][0].startswith(f"kept the adapter of update {best['step']}, the best of 3")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    rows = [r for r in map(json.loads, lines) if r["stage"] == "ppo"]
+    looked = 4 * sum(look["watch_tokens"] for look in [seen["start"], *seen["looks"]])
+    assert row["tokens"] == round(6 * sum(r["mean_tokens"] for r in rows)) + round(looked)
