@@ -149,6 +149,38 @@ def test_finished_rows_leave_the_batch(adapters):
     assert len(rows) < 12, "the batch ends with its last row"
 
 
+def test_waiting_prompts_take_the_places_of_finished_rows(adapters):
+    prompts, keys = PROMPTS * 4, [f"{key}{i}" for i in range(4) for key in KEYS]
+    alone = draw(adapters, prompts=prompts, keys=keys, max_new_tokens=24)
+    shapes = []
+    embedding = adapters.base.model.get_input_embeddings()
+    hook = embedding.register_forward_hook(lambda _, args, out: shapes.append(tuple(args[0].shape)))
+    together = draw(adapters, prompts=prompts, keys=keys, max_new_tokens=24, batch_size=4)
+    hook.remove()
+    assert together == alone
+    steps = [rows for rows, length in shapes if length == 1]
+    assert max(steps) == 4
+    order = sorted(range(20), key=lambda i: -len(prompts[i]))
+    lengths = [len(alone[i][0].ids) for i in order]
+    assert len(steps) < sum(max(lengths[i : i + 4]) - 1 for i in range(0, 20, 4))
+
+
+def test_how_often_the_tokens_are_read_changes_none(adapters):
+    requests = list(zip(PROMPTS, KEYS, strict=True))
+    sampling = Sampling(max_new_tokens=20)
+    drawn, looks = [], []
+    for read_every in (1, 7, 16):
+        rows = {}
+        with adapters.using("policy"), adapters.decoding():
+            steps = list(rollout._decode_steps(adapters, requests, 3, sampling, 0, 2, read_every))
+        for token in chain.from_iterable(steps):
+            rows.setdefault(token.row, []).append((token.id, token.ends))
+        drawn.append(rows)
+        looks.append(len(steps))
+    assert drawn[0] == drawn[1] == drawn[2] and len(drawn[0]) == 15
+    assert looks == sorted(looks, reverse=True) and looks[2] * 3 < looks[0]
+
+
 def test_progress_is_told(adapters):
     told = []
     sampling = Sampling(max_new_tokens=2, batch_size=4)
@@ -335,25 +367,50 @@ def test_sampling_goes_on_in_smaller_groups_with_the_same_tokens(tiny, monkeypat
         return sample(adapters, "sft", prompts, keys, k=2, sampling=wide, seed=3)
 
     whole = draw()
-    decode, sizes = rollout._decode, []
+    rearrange, sizes = rollout._Batch.rearrange, []
 
-    def full(adapters, prompts, *rest):
+    def full(batch, prompts, *rest):
         sizes.append(len(prompts))
         if len(prompts) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return decode(adapters, prompts, *rest)
+        return rearrange(batch, prompts, *rest)
 
-    monkeypatch.setattr(rollout, "_decode", full)
+    monkeypatch.setattr(rollout._Batch, "rearrange", full)
     assert draw() == whole
     assert sizes[:2] == [8, 4] and max(sizes[2:]) == 2 and sum(sizes[2:]) == 9
     assert "out of memory with 8 at once; continuing with 4" in caplog.text
+
+
+def test_prompts_that_were_done_before_memory_ran_out_are_not_sampled_again(tiny, monkeypatch):
+    adapters, told, sizes = tiny("sft"), [], []
+    with_stops(adapters, frozenset())
+    prompts, keys = [(1, 100 + i, 7) for i in range(9)], [f"p{i}" for i in range(9)]
+    four = Sampling(max_new_tokens=6, batch_size=4)
+
+    def draw():
+        return sample(adapters, "sft", prompts, keys, sampling=four, seed=3, on_batch=told.append)
+
+    whole = draw()
+    told.clear()
+    rearrange = rollout._Batch.rearrange
+
+    def full_once(batch, prompts, *rest):
+        sizes.append(len(prompts))
+        if len(sizes) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return rearrange(batch, prompts, *rest)
+
+    monkeypatch.setattr(rollout._Batch, "rearrange", full_once)
+    assert draw() == whole
+    assert sizes[:3] == [4, 4, 2] and sum(sizes[2:]) == 5
+    assert sum(told) == 9
 
 
 def test_where_not_one_prompt_fits_it_is_one_line(tiny, monkeypatch):
     def full(*_):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")
 
-    monkeypatch.setattr(rollout, "_decode", full)
+    monkeypatch.setattr(rollout._Batch, "rearrange", full)
     with pytest.raises(UserError, match="out of memory with one at a time"):
         sample(tiny("sft"), "sft", [(1, 5)] * 4, list("abcd"), sampling=Sampling(), seed=0)
 

@@ -1,7 +1,7 @@
 """Out of memory: the same work again with half as many rows at once, in every stage.
 
 Training repeats a step with a smaller micro-batch (`MicroBatch`); sampling and scoring go on in
-smaller batches (`halve_on_oom`). Neither changes a result.
+smaller batches (`shrink_on_oom`, `halve_on_oom`). Neither changes a result.
 """
 
 from __future__ import annotations
@@ -52,6 +52,26 @@ def attempt(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None
+
+
+def shrink_on_oom(size: int, work: Callable[[int], None], *, lower: str) -> None:
+    """Run `work(size)`; where memory runs out, let it go on with half the size.
+
+    Args:
+        size: Number of things at once, to begin with.
+        work: Called again with a smaller size where memory ran out; keeps what it has done.
+        lower: What the user can lower where not even one fits.
+
+    Raises:
+        UserError: Memory does not suffice for one.
+    """
+    while attempt(partial(work, size)) is None:
+        if size == 1:
+            raise UserError(
+                f"out of memory with one at a time; lower {lower}, or use a smaller base"
+            )
+        logger.warning("out of memory with %d at once; continuing with %d", size, size // 2)
+        size //= 2
 
 
 def halve_on_oom(

@@ -1,6 +1,7 @@
 """Sampling of completions with our own decode loop.
 
-The prompt is read once for all K samples, finished rows leave the batch, and no logits are kept.
+The prompt is read once for all K samples, waiting prompts take the places of finished rows, and no
+logits are kept.
 The noise of a token is a function of (seed, prompt, sample, position) alone, so neither batching
 nor finished rows change a completion.
 """
@@ -8,6 +9,7 @@ nor finished rows change a completion.
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,9 +19,15 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from alpaca_rlhf.models.adapters import Adapters
-from alpaca_rlhf.models.batches import by_length, left_pad
-from alpaca_rlhf.models.oom_retry import halve_on_oom
+from alpaca_rlhf.models.batches import left_pad
+from alpaca_rlhf.models.kv_cache import BlockCache
+from alpaca_rlhf.models.oom_retry import shrink_on_oom
 from alpaca_rlhf.settings import Sampling
+
+READ_EVERY = 16
+"""Steps that an accelerator takes before the host reads the tokens: each look waits for it."""
+LEAVING = 8
+"""One in so many rows has ended before the batch is rearranged."""
 
 
 @dataclass(frozen=True)
@@ -66,27 +74,46 @@ def sample(
         k: Completions a prompt.
         sampling: Temperature, top-p, length, batch size.
         seed: Seed of the noise.
-        on_batch: Called with the number of completions that each batch finished.
+        on_batch: Called with the number of completions of the prompts that are done since.
 
     Returns:
         K completions of each prompt, in the order of the prompts.
     """
     _refuse_train_mode(adapters)
-    completions: list[list[SampledCompletion]] = [[] for _ in prompts]
+    completions: dict[int, list[SampledCompletion]] = {}
+    read_every = 1 if adapters.base.device.type == "cpu" else READ_EVERY
 
-    def decode(indices: list[int]) -> list[SampledCompletion]:
-        noise = _noises(seed, [keys[i] for i in indices], k, sampling.max_new_tokens)
-        return _decode(adapters, [prompts[i] for i in indices], k, sampling, noise)
+    def decode(prompts_at_once: int) -> None:
+        # Where memory ran out before, the prompts that are done stay done.
+        waiting = [i for i in range(len(prompts)) if i not in completions]
+        requests = [(prompts[i], keys[i]) for i in waiting]
+        ids: list[list[int]] = [[] for _ in range(len(waiting) * k)]
+        finished = [False] * len(ids)
+        unfinished = [k] * len(waiting)
+        for tokens in _decode_steps(
+            adapters, requests, k, sampling, seed, prompts_at_once, read_every
+        ):
+            done = 0
+            for token in tokens:
+                ids[token.row].append(token.id)
+                finished[token.row] = token.ends
+                if token.ends or len(ids[token.row]) == sampling.max_new_tokens:
+                    n = token.row // k
+                    unfinished[n] -= 1
+                    if not unfinished[n]:
+                        rows = range(n * k, (n + 1) * k)
+                        completions[waiting[n]] = [
+                            SampledCompletion(tuple(ids[row]), finished[row]) for row in rows
+                        ]
+                        done += k
+            if done and on_batch is not None:
+                on_batch(done)
 
     with adapters.using(role), adapters.decoding():
-        batches = by_length([len(prompt) for prompt in prompts], max(1, sampling.batch_size // k))
+        at_once = min(len(prompts), max(1, sampling.batch_size // k))
         lower = "the number of completions or tokens"
-        for indices, batch_completions in halve_on_oom(batches, decode, lower=lower):
-            for n, i in enumerate(indices):
-                completions[i] = batch_completions[n * k : (n + 1) * k]
-            if on_batch is not None:
-                on_batch(len(batch_completions))
-    return completions
+        shrink_on_oom(at_once, decode, lower=lower)
+    return [completions[i] for i in range(len(prompts))]
 
 
 @torch.no_grad()
@@ -110,9 +137,9 @@ def stream(
         by sample.
     """
     _refuse_train_mode(adapters)
-    noise = _noises(seed, keys, k, sampling.max_new_tokens)
+    requests = list(zip(prompts, keys, strict=True))
     with adapters.using(role), adapters.decoding():
-        yield from _decode_steps(adapters, prompts, k, sampling, noise)
+        yield from _decode_steps(adapters, requests, k, sampling, seed, len(prompts), 1)
 
 
 def _refuse_train_mode(adapters: Adapters) -> None:
@@ -138,69 +165,165 @@ def _noise(
     )
 
 
-def _decode(
-    adapters: Adapters, prompts: Sequence[Sequence[int]], k: int, sampling: Sampling, noise: Tensor
-) -> list[SampledCompletion]:
-    ids: list[list[int]] = [[] for _ in range(len(prompts) * k)]
-    finished = [False] * len(ids)
-    for tokens in _decode_steps(adapters, prompts, k, sampling, noise):
-        for token in tokens:
-            ids[token.row].append(token.id)
-            finished[token.row] = token.ends
-    return [SampledCompletion(tuple(row), ends) for row, ends in zip(ids, finished, strict=True)]
+class _Row:
+    """One completion in the batch, as the host knows it."""
+
+    def __init__(self, index: int, prompt_length: int) -> None:
+        self.index = index
+        self.prompt_length = prompt_length
+        self.drawn = 0  # tokens so far, those after the stop token included
+        self.ended = False
+
+
+class _Batch:
+    """Rows that are decoded together, each with its newest token, which is still to be read.
+
+    Args:
+        adapters: Within `using` and `decoding`.
+        sampling: Temperature, top-p and length.
+        limit: Tokens at most in a row, its prompt included.
+    """
+
+    def __init__(self, adapters: Adapters, sampling: Sampling, limit: int) -> None:
+        self._adapters, self._sampling = adapters, sampling
+        device = adapters.base.device
+        self._cache = BlockCache(adapters.base.model.config, limit)
+        self.rows: list[_Row] = []
+        self._token_ids = torch.zeros(0, dtype=torch.int64, device=device)
+        self._positions = torch.zeros(0, dtype=torch.int64, device=device)
+        self._drawn = torch.zeros(0, dtype=torch.int64, device=device)
+        self._noise = torch.zeros(0, sampling.max_new_tokens, dtype=torch.float64, device=device)
+
+    def rearrange(
+        self, prompts: Sequence[Sequence[int]], rows: list[_Row], k: int, noise: Tensor
+    ) -> list[list[int]]:
+        """Drop the rows that have ended, read prompts, and draw the first token of their rows.
+
+        Args:
+            prompts: Token ids of the prompts that join.
+            rows: K rows of each.
+            k: Rows a prompt.
+            noise: (len(rows), max_new_tokens) uniform numbers in [0, 1).
+
+        Returns:
+            The first token of each new row.
+        """
+        base = self._adapters.base
+        kept = [i for i, row in enumerate(self.rows) if not row.ended]
+        kept_rows = torch.tensor(kept, dtype=torch.int64, device=base.device)
+        self.rows = [self.rows[i] for i in kept] + rows
+        width = max((row.prompt_length + max(row.drawn - 1, 0) for row in self.rows), default=0)
+        token_ids, positions, drawn, noises = (
+            state.index_select(0, kept_rows)
+            for state in (self._token_ids, self._positions, self._drawn, self._noise)
+        )
+        arrivals = None
+        if rows:
+            # Prefill: each prompt is read once, padded on the left, for all its K rows.
+            ids, mask = left_pad(base, prompts)
+            arrivals = DynamicCache(config=base.model.config)
+            at = (mask.long().cumsum(1) - 1).clamp_min(0)
+            hidden = self._adapters.decode(ids, mask, at, arrivals)[:, -1]
+            noise = noise.to(base.device)
+            first = self._draw(hidden.repeat_interleave(k, 0), noise[:, 0])
+            token_ids = torch.cat([token_ids, first])
+            positions = torch.cat([positions, at[:, -1].repeat_interleave(k) + 1])
+            drawn = torch.cat([drawn, torch.ones_like(first)])
+            noises = torch.cat([noises, noise])
+        self._token_ids, self._positions, self._drawn, self._noise = (
+            token_ids,
+            positions,
+            drawn,
+            noises,
+        )
+        if self.rows:
+            self._cache.rearrange(kept_rows, width, arrivals, k)
+        for row in rows:
+            row.drawn = 1
+        return token_ids[len(kept) :, None].tolist()
+
+    def step(self) -> Tensor:
+        """Read each row's newest token and draw the next; (B,) int64 ids, on the device."""
+        width = self._cache.get_seq_length() + 1
+        columns = torch.arange(width, device=self._positions.device)
+        mask = columns >= width - 1 - self._positions[:, None]
+        hidden = self._adapters.decode(
+            self._token_ids[:, None], mask, self._positions[:, None], self._cache
+        )[:, -1]
+        uniform = self._noise.gather(1, self._drawn[:, None])[:, 0]
+        self._token_ids = self._draw(hidden, uniform)
+        self._positions = self._positions + 1
+        self._drawn = self._drawn + 1
+        for row in self.rows:
+            row.drawn += 1
+        return self._token_ids
+
+    def _draw(self, hidden: Tensor, uniform: Tensor) -> Tensor:
+        return _pick(self._adapters.logits(hidden), self._sampling, uniform)
 
 
 @torch.no_grad()
 def _decode_steps(
-    adapters: Adapters, prompts: Sequence[Sequence[int]], k: int, sampling: Sampling, noise: Tensor
+    adapters: Adapters,
+    requests: Sequence[tuple[Sequence[int], str]],
+    k: int,
+    sampling: Sampling,
+    seed: int,
+    prompts_at_once: int,
+    read_every: int,
 ) -> Iterator[list[Token]]:
-    """Run the decode loop; yields the tokens of each step.
+    """Run the decode loop; yields the tokens that were drawn since the host last read them.
 
     Args:
         adapters: Within `using` and `decoding`.
-        prompts: Token ids of each prompt.
+        requests: Token ids of each prompt, and the name of its noise.
         k: Completions a prompt.
         sampling: Temperature, top-p and length.
-        noise: (B * K, max_new_tokens) uniform numbers in [0, 1).
+        seed: Seed of the noise.
+        prompts_at_once: The batch has K rows for each of so many prompts.
+        read_every: Steps between two looks at the tokens.
     """
-    base = adapters.base
-    # 1. Prefill: read every prompt once, padded on the left, into the key-value cache.
-    ids, mask = left_pad(base, prompts)
-    positions = (mask.long().cumsum(1) - 1).clamp_min(0)
-    cache = DynamicCache(config=base.model.config)
-    hidden = adapters.decode(ids, mask, positions, cache)[:, -1]
-    # 2. Repeat each row K times, the cache with it.
-    if k > 1:
-        cache.batch_repeat_interleave(k)
-        hidden, mask, positions = (t.repeat_interleave(k, 0) for t in (hidden, mask, positions))
-    position = positions[:, -1:]
-    stop_ids = torch.tensor(sorted(base.stop_ids), device=base.device)
-    noise = noise.to(base.device)
-    rows = torch.arange(len(hidden), device=base.device)  # completion index of each batch row
-    done = torch.zeros_like(rows, dtype=torch.bool)
-    for step in range(sampling.max_new_tokens):
-        # 3. Draw the next token of every row from its own noise.
-        token_ids = _pick(adapters.logits(hidden), sampling, noise[rows, step])
-        ended = torch.isin(token_ids, stop_ids)
-        columns = (rows.tolist(), token_ids.tolist(), ended.tolist(), done.tolist())
-        yield [
-            Token(row, token_id, ends)
-            for row, token_id, ends, was_done in zip(*columns, strict=True)
-            if not was_done
-        ]
-        done = done | ended
-        if bool(done.all()) or step == sampling.max_new_tokens - 1:
-            break
-        # 4. Drop finished rows, an eighth of the batch at once: it costs a copy of the cache.
-        if int(done.sum()) * 8 >= len(done):
-            keep = (~done).nonzero()[:, 0]
-            cache.batch_select_indices(keep)
-            rows, done, token_ids = rows[keep], done[keep], token_ids[keep]
-            mask, position = mask[keep], position[keep]
-        # 5. Feed the new tokens back.
-        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
-        position = position + 1
-        hidden = adapters.decode(token_ids[:, None], mask, position, cache)[:, -1]
+    length, stop_ids = sampling.max_new_tokens, adapters.base.stop_ids
+    lengths = [len(prompt) for prompt, _ in requests]
+    # The longest prompts first: what does not fit into memory fails early.
+    waiting = deque(sorted(range(len(requests)), key=lambda i: (-lengths[i], i)))
+    batch = _Batch(adapters, sampling, max(lengths, default=0) + length - 1)
+
+    def read(rows: Sequence[_Row], drawn: list[list[int]]) -> list[Token]:
+        tokens = []
+        for row, token_ids in zip(rows, drawn, strict=True):
+            for token_id in token_ids:
+                if not row.ended:
+                    row.ended = token_id in stop_ids
+                    tokens.append(Token(row.index, token_id, row.ended))
+            row.ended |= row.drawn >= length
+        return tokens
+
+    while True:
+        # 1. Rows that have ended leave, and waiting prompts take their places, several at once:
+        #    each time costs a copy of the cache.
+        ended = sum(row.ended for row in batch.rows)
+        overdue = any(row.drawn >= length for row in batch.rows)
+        if overdue or ended * LEAVING >= len(batch.rows):
+            free = prompts_at_once - -(-(len(batch.rows) - ended) // k)
+            joining = [waiting.popleft() for _ in range(min(free, len(waiting)))]
+            rows = [_Row(i * k + j, lengths[i]) for i in joining for j in range(k)]
+            noise = (
+                _noises(seed, [requests[i][1] for i in joining], k, length)
+                if rows
+                else (torch.zeros(0))
+            )
+            first = batch.rearrange([requests[i][0] for i in joining], rows, k, noise)
+            if not batch.rows:
+                return
+            if rows:
+                yield read(rows, first)
+                continue
+        # 2. Some steps without a look at what was drawn, until a row is as long as it may be.
+        steps = min(read_every, length - max(row.drawn for row in batch.rows))
+        drawn = torch.stack([batch.step() for _ in range(steps)], 1)
+        # 3. Read the tokens.
+        yield read(batch.rows, drawn.tolist())
 
 
 def _pick(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ def decode(run: Pass, completions: Decode) -> None:
     past = completions.prompt + completions.new_tokens - 2
     step = _Cached.over(run, completions, completions.rows, 1, past)
     for keys_and_values in cache:
-        keys_and_values[:] = [step.half(past), step.half(past)]
+        keys_and_values[:] = [step.half(past + 1), step.half(past + 1)]
     hidden = step.through(cache)
     _pick(run, completions)
     del hidden, keys_and_values, cache, copies
@@ -167,8 +167,8 @@ class _Cached(Layers):
         rotated = self._rotated(q, s.queries), self._rotated(k, s.keys)
         q, k = rotated
         del rotated
-        # 2. Append the new keys and values to the cache, which copies it.
-        for index in range(2):
+        # 2. A prompt's keys and values become the cache; a step has room for its own there.
+        for index in range(2 if self.past == 0 else 0):
             self.cache[self.layer_index][index] = self.half(total)
         del k, v
         # 3. A padded prefill repeats keys and values for every query head of their group.
