@@ -205,7 +205,7 @@ MISTAKES = (
     Mistake(
         "a huge learning rate",
         f"{_LOOP} --sft.lr 20",
-        ("--sft.lr must be in (0, 1], got 20", "2e-4 is common"),
+        ("--sft.lr must be in (0, 1], got 20",),
     ),
     Mistake(
         "half an epoch",

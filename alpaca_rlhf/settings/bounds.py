@@ -18,9 +18,7 @@ PositiveInt = Annotated[int, Gt(0)]
 NonNegativeInt = Annotated[int, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 NonNegativeFloat = Annotated[float, Ge(0)]
-LearningRate = Annotated[
-    float, Interval(gt=0, le=1), "larger steps destroy the adapter; 2e-4 is common"
-]
+LearningRate = Annotated[float, Gt(0), Interval(gt=0, le=1)]
 """A peak learning rate of AdamW, whose steps are about as large, weight by weight."""
 Fraction = Annotated[float, Interval(ge=0, lt=1)]
 """A part of a whole that never takes all of it."""
