@@ -121,7 +121,7 @@ def test_the_line_inside_a_json_array(tmp_path: Path) -> None:
 
 def test_files_that_are_no_rows(tmp_path: Path) -> None:
     assert "no such file" in refusal(tmp_path / "absent.json")
-    assert "cannot be read" in refusal(tmp_path)
+    assert "is a folder" in refusal(tmp_path)
     path = tmp_path / "a.jsonl"
     for text in ("", "\n \n", "[]"):
         path.write_text(text)
@@ -131,7 +131,7 @@ def test_files_that_are_no_rows(tmp_path: Path) -> None:
     path.write_bytes(b'[\n{"instruction": "\xff"}]')
     assert refusal(path).startswith(":2: not UTF-8")
     path.write_bytes(gzip.compress(json.dumps(GOOD).encode() * 50)[:-20])
-    assert "cannot be read" in refusal(path)
+    assert "cannot be unpacked" in refusal(path)
     path.write_text("instruction,output\nGo.,Went.\n")
     assert refusal(path).startswith(":1: not JSON")
     path.write_text("[" * 100_000)
