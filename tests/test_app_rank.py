@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
@@ -154,6 +154,23 @@ def drag(page, card, place):
 
 
 def swipe(page, card, place):
+    """Swipes until the card has moved: on a busy machine Chromium now and then drops a touch."""
+    from playwright.sync_api import TimeoutError as WaitedInVain
+
+    before = ",".join(order(page))
+    for _ in range(3):
+        touch_once(page, card, place)
+        with suppress(WaitedInVain):
+            page.wait_for_function(f"{ORDER} !== '{before}'", timeout=10_000)
+            return
+
+
+def touch_once(page, card, place):
+    # The cards between lie in the middle of the screen, none behind the bar at its lower end, and
+    # nothing above them is still growing.
+    middle = page.locator(".card").nth((card + place) // 2)
+    middle.evaluate("card => card.scrollIntoView({ block: 'center' })")
+    page.wait_for_function(STILL, polling=250)
     x, y, end = target(page, card, place)
     session = page.context.new_cdp_session(page)
 
@@ -164,6 +181,16 @@ def swipe(page, card, place):
     for step in range(1, 7):
         touch("touchMove", {"x": x, "y": y + (end - y) * step / 6})
     touch("touchEnd")
+
+
+ORDER = "[...document.querySelectorAll('.card')].map(card => card.dataset.answer).join()"
+STILL = """() => {
+    const tops = [...document.querySelectorAll('.card')]
+        .map(card => card.getBoundingClientRect().top);
+    const before = window.topsBefore;
+    window.topsBefore = tops.join();
+    return before === window.topsBefore;
+}"""
 
 
 # --- in the browser ---------------------------------------------------------------------------
