@@ -552,7 +552,7 @@ def test_a_person_trains_a_policy_while_the_server_is_killed(half):
     options = {"viewport": {"width": 1280, "height": 900}, "locale": "en-GB"}
     try:
         with browser() as opened, visit(opened, **options) as page:
-            page.set_default_timeout(120_000)
+            page.set_default_timeout(300_000)  # it trains beside other tests
             page.goto(f"http://127.0.0.1:{port}")
             page.locator("[data-account]").wait_for()
             # 1. Training is started, and a curve of it appears.
