@@ -717,4 +717,5 @@ def test_the_run_may_be_the_first_word(command, tmp_path, capsys):
     at = 2 if words[0] == "verdicts" else 1
     mistyped = str(tmp_path / "quikstart")
     assert cli.main([*words[:at], mistyped, *words[at:]]) == 2
-    assert f"--run {mistyped}: holds no run" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"{mistyped}: holds no run" in told and f"--run {mistyped}: " not in told
