@@ -297,7 +297,7 @@ FILES = {
     "i.jsonl": (b'{"a":' * 100_000, ":1: not JSON: nested too deeply"),
     "e.jsonl": (b'{"prompt": "a"}\n{"prompt": "\\ud800"}\n', ":2: column `prompt` holds half"),
     "f.jsonl": (b'{"prompt": "a"}\n{"prompt": "b"\n', ":2: not JSON"),
-    "g.jsonl.gz": (gzip.compress(b'{"prompt": "a"}\n' * 9)[:-9], "cannot be read"),
+    "g.jsonl.gz": (gzip.compress(b'{"prompt": "a"}\n' * 9)[:-9], "cannot be unpacked"),
 }
 
 
