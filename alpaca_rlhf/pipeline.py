@@ -13,12 +13,13 @@ from typing import Any
 
 from alpaca_rlhf import stages
 from alpaca_rlhf.core import allocator, gpu_lock, processes
+from alpaca_rlhf.core.bases import is_local
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.provenance import measure
 from alpaca_rlhf.core.runs import RunFolder, finished
 from alpaca_rlhf.data import seed_file
 from alpaca_rlhf.judges import JudgeFailure
-from alpaca_rlhf.models.base import weights_digest
+from alpaca_rlhf.models.base import refuse_damaged, weights_digest
 from alpaca_rlhf.preferences import manifest_of
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.earlier import begun_policies, config_of, with_earlier_defaults
@@ -161,7 +162,7 @@ def run_loop(
     processes.join()
     pending = _pending(steps, settings.out)
     with_model = [step for step in pending if _needs_model(step, settings)]
-    processes.by_main(lambda: _check_disk(settings, with_model))
+    processes.by_main(lambda: _check_base_and_disk(settings, with_model))
     source = _checked_source(settings)
     judges = judging.open_judges(settings, source)
     if steps[-1].stage == "evaluate":
@@ -276,9 +277,12 @@ def _needs_model(step: Step, settings: Loop) -> bool:
     return STAGES[step.stage].needs_model or by_model
 
 
-def _check_disk(settings: Loop, with_model: Sequence[Step]) -> None:
+def _check_base_and_disk(settings: Loop, with_model: Sequence[Step]) -> None:
     if with_model:
         preflight.check_disk(preflight.shape_of_run(settings), settings, with_model)
+        # What is still on the hub is checked when it is loaded.
+        if is_local(settings.base) and not finished(settings.out):
+            refuse_damaged(settings.base)
 
 
 def _take_card(settings: Loop, loan: gpu_lock.Loan, with_model: Sequence[Step]) -> None:

@@ -45,13 +45,11 @@ class Mistake:
         about: The mistake, in a few words.
         command: The words after `alpaca-rlhf`.
         told: Parts of the line that answers it.
-        begins: True if it is seen only once the run's folder was made.
     """
 
     about: str
     command: str
     told: tuple[str, ...]
-    begins: bool = False
 
 
 MISTAKES = (
@@ -95,22 +93,19 @@ MISTAKES = (
         "base: half-downloaded weights",
         f"{_BASE} half",
         ("half/model.safetensors: is cut short", "download it again"),
-        begins=True,
     ),
     Mistake(
         "base: a pointer of git-lfs",
         f"{_BASE} lfs",
         ("lfs/model.safetensors: is a pointer of git-lfs", "lfs pull"),
-        begins=True,
     ),
-    Mistake("base: a missing shard", f"{_BASE} shard", ("--base shard: ",), begins=True),
-    Mistake("base: no tokenizer", f"{_BASE} untokenized", ("--base untokenized: ",), begins=True),
-    Mistake("base: pickled weights", f"{_BASE} pickle", ("--base pickle: ",), begins=True),
+    Mistake("base: a missing shard", f"{_BASE} shard", ("--base shard: ",)),
+    Mistake("base: no tokenizer", f"{_BASE} untokenized", ("--base untokenized: ",)),
+    Mistake("base: pickled weights", f"{_BASE} pickle", ("--base pickle: ",)),
     Mistake(
         "base: half a GGUF file",
         f"{_BASE} half.gguf",
         ("--base half.gguf: is cut short or damaged", "download it again"),
-        begins=True,
     ),
     # --- rows to train on
     Mistake("rows: UTF-16", f"{_DATA} utf16.jsonl", ("utf16.jsonl: is UTF-16 text",)),

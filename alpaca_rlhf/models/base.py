@@ -39,6 +39,7 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import FULL, is_full
 from alpaca_rlhf.core.runs import data_path
 from alpaca_rlhf.models.checkpoint import (
+    StoredTensor,
     eight_bit_kind,
     stored_dtype,
     stored_tensors,
@@ -135,9 +136,8 @@ def load_base(
     dtype = dtype or default_dtype(target)
     source = base_source(name)
     config = base_config(name)
+    tokenizer, tensors = _files_of(name, source)
     with _refusals(name):
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        tensors = stored_tensors(source)
         kind = eight_bit_kind(tensors)
         if kind is not None:
             raise refuse_quantized(name, kind, config.to_dict())
@@ -187,6 +187,31 @@ def load_base(
         quantized_from=stored,
         earlier=earlier,
     )
+
+
+def refuse_damaged(name: str) -> None:
+    """Refuse a base whose tokenizer or weights are absent or cut short; no weight is read.
+
+    Raises:
+        UserError: One of its files cannot be read.
+    """
+    _files_of(name, base_source(name))
+
+
+def _files_of(name: str, source: str) -> tuple[Any, dict[str, StoredTensor]]:
+    """The tokenizer of a base, and the tensors that its files list."""
+    with _refusals(name):
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        try:
+            tensors = stored_tensors(source)
+        except UserError as error:
+            raise UserError(f"--base {name}: {error}") from None
+    if not tensors:
+        raise UserError(
+            f"--base {name}: holds no weights in safetensors, and pickled ones (.bin) are not "
+            "read; save it again with transformers' save_pretrained"
+        )
+    return tokenizer, tensors
 
 
 def _freeze_clock(tokenizer: Any, day: str, name: str) -> str:

@@ -118,19 +118,19 @@ def _header(path: Path) -> dict[str, StoredTensor]:
         first = file.read(8)
         if _LFS_POINTER.startswith(first) and first:
             raise UserError(
-                f"--base {path}: is a pointer of git-lfs and not the weights; fetch them: "
+                f"{path}: is a pointer of git-lfs and not the weights; fetch them: "
                 f"git -C {path.parent} lfs pull"
             )
         length = int.from_bytes(first, "little")
         if len(first) < 8 or 8 + length > size:
-            raise UserError(f"--base {path}: is cut short or damaged; download it again")
+            raise UserError(f"{path}: is cut short or damaged; download it again")
         entries = json.loads(file.read(length))
     start = 8 + length
     tensors = [entry for name, entry in entries.items() if name != "__metadata__"]
     end = start + max((entry["data_offsets"][1] for entry in tensors), default=0)
     if end > size:
         raise UserError(
-            f"--base {path}: is cut short, {size:,} of {end:,} bytes are there; download it again"
+            f"{path}: is cut short, {size:,} of {end:,} bytes are there; download it again"
         )
     return {
         name: StoredTensor(
