@@ -122,7 +122,7 @@ class AnswerFile:
         return {
             "policy": self.policy,
             "fingerprint": answerer.fingerprint(self.policy),
-            "sampling_settings": asdict(self.sampling_settings),
+            "manner": asdict(self.sampling_settings),  # its name in the logs that exist
             "column": self.column,
             "prompts": content_hash(
                 *(json.dumps(prompt.columns, sort_keys=True, default=str) for prompt in prompts)
