@@ -16,10 +16,16 @@ from alpaca_rlhf.training.ppo import train_ppo
 from alpaca_rlhf.training.probes import probes
 from alpaca_rlhf.training.rloo import rloo_method
 from alpaca_rlhf.training.watching import Look, Watch
+from tests import test_judge_loop
 from tests.test_group_policies import SIZES, cast, prompts
-from tests.test_judge_loop import as_reward, ended, go, home, settings  # noqa: F401
 
 POLICIES = ("ppo", "grpo", "rloo")
+
+go = test_judge_loop.go
+as_reward, ended, home, settings = (
+    getattr(test_judge_loop, name) for name in ("as_reward", "ended", "home", "settings")
+)
+"""Fixtures of runs with a judge of the user's."""
 
 
 def length(update_prompts, completions):
@@ -172,7 +178,7 @@ def test_the_evaluation_is_not_on_the_prompts_that_chose_the_adapter():
         parse(Loop, flags, prog="test", description="")
 
 
-def watched(settings, scorer):  # noqa: F811
+def watched(settings, scorer):
     return replace(
         settings,
         policies=("ppo",),
@@ -180,14 +186,14 @@ def watched(settings, scorer):  # noqa: F811
     )
 
 
-def test_the_judge_that_gives_the_reward_may_not_look(as_reward, tmp_path):  # noqa: F811
+def test_the_judge_that_gives_the_reward_may_not_look(as_reward, tmp_path):
     looked_at = watched(as_reward, as_reward.inputs.judge)
     with pytest.raises(UserError, match="gives the reward, and would see nothing"):
         go(looked_at, tmp_path / "run", until="sft")
     assert not (tmp_path / "run" / "ledger.json").exists()
 
 
-def test_a_run_tells_what_it_kept(as_reward, home, tmp_path):  # noqa: F811
+def test_a_run_tells_what_it_kept(as_reward, home, tmp_path):
     looked_at = watched(as_reward, f"{home}/length.py:rate")
     go(looked_at, tmp_path / "run", until="ppo")
     row = json.loads((tmp_path / "run" / "ledger.json").read_text())["ppo"]

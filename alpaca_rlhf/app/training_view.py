@@ -199,9 +199,9 @@ def curves(metrics: Sequence[Mapping[str, Any]], text: Mapping[str, str]) -> lis
     """The curves of every stage that has logged two steps; the one that has logged last first."""
     stages = [str(row.get("stage", "")) for row in metrics]
     newest = stages[-1].partition(".")[0] if stages else ""
-    drawn = []
-    all_charts = [(stage, *chart) for stage, charts in CURVES.items() for chart in charts]
-    for stage, title, names in all_charts:
+    charts = []
+    kinds = [(stage, *kind) for stage, of_stage in CURVES.items() for kind in of_stage]
+    for stage, title, names in kinds:
         entries = dict.fromkeys(name for name in stages if _is_round_of(name, stage))
         series = [
             Series(
@@ -218,8 +218,8 @@ def curves(metrics: Sequence[Mapping[str, Any]], text: Mapping[str, str]) -> lis
         heading = text["curve.of"].format(stage=text[f"stage.{stage}"], what=text[title])
         chart = LineChart(heading, series, text[f"{title}.note"])
         if any(len(line.points) > 1 for line in chart.series):
-            drawn.append((stage != newest, chart))
-    return [chart for _, chart in sorted(drawn, key=lambda pair: pair[0])]
+            charts.append((stage != newest, chart))
+    return [chart for _, chart in sorted(charts, key=lambda pair: pair[0])]
 
 
 def _is_round_of(entry: str, stage: str) -> bool:

@@ -152,7 +152,7 @@ def _refuse_train_mode(adapters: Adapters) -> None:
 def _noises(seed: int, keys: Sequence[str], k: int, length: int) -> Tensor:
     """(B * K, length) float64 uniform numbers, prompt by prompt, sample by sample."""
     rows = [_noise(seed, key, j, length) for key in keys for j in range(k)]
-    return torch.from_numpy(np.stack(rows, axis=0))
+    return torch.from_numpy(np.reshape(rows, (len(rows), length)))
 
 
 def _noise(
@@ -171,7 +171,7 @@ class _Row:
     def __init__(self, index: int, prompt_length: int) -> None:
         self.index = index
         self.prompt_length = prompt_length
-        self.drawn = 0  # tokens so far, those after the stop token included
+        self.n_drawn = 0  # tokens so far, those after the stop token included
         self.ended = False
 
 
@@ -191,7 +191,7 @@ class _Batch:
         self.rows: list[_Row] = []
         self._token_ids = torch.zeros(0, dtype=torch.int64, device=device)
         self._positions = torch.zeros(0, dtype=torch.int64, device=device)
-        self._drawn = torch.zeros(0, dtype=torch.int64, device=device)
+        self._n_drawn = torch.zeros(0, dtype=torch.int64, device=device)
         self._noise = torch.zeros(0, sampling.max_new_tokens, dtype=torch.float64, device=device)
 
     def rearrange(
@@ -212,10 +212,10 @@ class _Batch:
         kept = [i for i, row in enumerate(self.rows) if not row.ended]
         kept_rows = torch.tensor(kept, dtype=torch.int64, device=base.device)
         self.rows = [self.rows[i] for i in kept] + rows
-        width = max((row.prompt_length + max(row.drawn - 1, 0) for row in self.rows), default=0)
-        token_ids, positions, drawn, noises = (
+        width = max((row.prompt_length + max(row.n_drawn - 1, 0) for row in self.rows), default=0)
+        token_ids, positions, n_drawn, noises = (
             state.index_select(0, kept_rows)
-            for state in (self._token_ids, self._positions, self._drawn, self._noise)
+            for state in (self._token_ids, self._positions, self._n_drawn, self._noise)
         )
         arrivals = None
         if rows:
@@ -228,18 +228,14 @@ class _Batch:
             first = self._draw(hidden.repeat_interleave(k, 0), noise[:, 0])
             token_ids = torch.cat([token_ids, first])
             positions = torch.cat([positions, at[:, -1].repeat_interleave(k) + 1])
-            drawn = torch.cat([drawn, torch.ones_like(first)])
+            n_drawn = torch.cat([n_drawn, torch.ones_like(first)])
             noises = torch.cat([noises, noise])
-        self._token_ids, self._positions, self._drawn, self._noise = (
-            token_ids,
-            positions,
-            drawn,
-            noises,
-        )
+        self._token_ids, self._positions = token_ids, positions
+        self._n_drawn, self._noise = n_drawn, noises
         if self.rows:
             self._cache.rearrange(kept_rows, width, arrivals, k)
         for row in rows:
-            row.drawn = 1
+            row.n_drawn = 1
         return token_ids[len(kept) :, None].tolist()
 
     def step(self) -> Tensor:
@@ -250,12 +246,12 @@ class _Batch:
         hidden = self._adapters.decode(
             self._token_ids[:, None], mask, self._positions[:, None], self._cache
         )[:, -1]
-        uniform = self._noise.gather(1, self._drawn[:, None])[:, 0]
+        uniform = self._noise.gather(1, self._n_drawn[:, None])[:, 0]
         self._token_ids = self._draw(hidden, uniform)
         self._positions = self._positions + 1
-        self._drawn = self._drawn + 1
+        self._n_drawn = self._n_drawn + 1
         for row in self.rows:
-            row.drawn += 1
+            row.n_drawn += 1
         return self._token_ids
 
     def _draw(self, hidden: Tensor, uniform: Tensor) -> Tensor:
@@ -289,41 +285,37 @@ def _decode_steps(
     waiting = deque(sorted(range(len(requests)), key=lambda i: (-lengths[i], i)))
     batch = _Batch(adapters, sampling, max(lengths, default=0) + length - 1)
 
-    def read(rows: Sequence[_Row], drawn: list[list[int]]) -> list[Token]:
+    def read(rows: Sequence[_Row], ids_of_rows: list[list[int]]) -> list[Token]:
         tokens = []
-        for row, token_ids in zip(rows, drawn, strict=True):
+        for row, token_ids in zip(rows, ids_of_rows, strict=True):
             for token_id in token_ids:
                 if not row.ended:
                     row.ended = token_id in stop_ids
                     tokens.append(Token(row.index, token_id, row.ended))
-            row.ended |= row.drawn >= length
+            row.ended |= row.n_drawn >= length
         return tokens
 
     while True:
         # 1. Rows that have ended leave, and waiting prompts take their places, several at once:
         #    each time costs a copy of the cache.
         ended = sum(row.ended for row in batch.rows)
-        overdue = any(row.drawn >= length for row in batch.rows)
+        overdue = any(row.n_drawn >= length for row in batch.rows)
         if overdue or ended * LEAVING >= len(batch.rows):
             free = prompts_at_once - -(-(len(batch.rows) - ended) // k)
             joining = [waiting.popleft() for _ in range(min(free, len(waiting)))]
             rows = [_Row(i * k + j, lengths[i]) for i in joining for j in range(k)]
-            noise = (
-                _noises(seed, [requests[i][1] for i in joining], k, length)
-                if rows
-                else (torch.zeros(0))
-            )
-            first = batch.rearrange([requests[i][0] for i in joining], rows, k, noise)
+            prompts, keys = [requests[i][0] for i in joining], [requests[i][1] for i in joining]
+            first = batch.rearrange(prompts, rows, k, _noises(seed, keys, k, length))
             if not batch.rows:
                 return
             if rows:
                 yield read(rows, first)
                 continue
         # 2. Some steps without a look at what was drawn, until a row is as long as it may be.
-        steps = min(read_every, length - max(row.drawn for row in batch.rows))
-        drawn = torch.stack([batch.step() for _ in range(steps)], 1)
+        steps = min(read_every, length - max(row.n_drawn for row in batch.rows))
+        token_ids = torch.stack([batch.step() for _ in range(steps)], 1)
         # 3. Read the tokens.
-        yield read(batch.rows, drawn.tolist())
+        yield read(batch.rows, token_ids.tolist())
 
 
 def _pick(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:

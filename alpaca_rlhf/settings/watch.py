@@ -23,7 +23,8 @@ class Watch(Bounded, group="--watch"):
     """The judge that scores a look: gold, checks, reward:FOLDER, FILE.py:function or
     package.module:function. It must not be the one that gives the reward."""
     prompts: PositiveInt = 64
-    """Prompts of `dev` that each look samples a completion of, the first of the split."""
+    """Prompts of `dev` that each look samples a completion of, the first of the split. The mean
+    of 64 scores in [0, 1] has a 95% interval of at most 0.12 to each side."""
     patience: NonNegativeInt = 0
     """End a stage after this many looks in a row whose score lies below the best one while their
     reward lies above that of the best one; 0 never does."""

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 NGRAM = 4
-"""Tokens of an n-gram, and of a beginning."""
+"""Tokens of an n-gram, and of a beginning. With 4, `repeated` is seq-rep-4 (arXiv 1908.04319)."""
 
 Tokens = Sequence[int]
 
