@@ -560,8 +560,9 @@ def test_a_person_trains_a_policy_while_the_server_is_killed(half):
             page.get_by_text("Training goes on where it stopped").wait_for()
             assert page.get_by_role("img", name="PPO: score").count() == 0
             page.get_by_role("button", name="Train now").click()
-            page.get_by_role("img", name="PPO: score").wait_for()
+            # The text first: on a quiet machine the stage is soon over.
             page.get_by_text("Training: PPO").wait_for()
+            page.get_by_role("img", name="PPO: score").wait_for()
             nothing_serious(page, colours=True)
             # 2. The server is killed, and started again: the training has gone on meanwhile.
             server.kill()
