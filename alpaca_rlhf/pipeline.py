@@ -15,7 +15,7 @@ from alpaca_rlhf import stages
 from alpaca_rlhf.core import allocator, gpu_lock, processes
 from alpaca_rlhf.core.bases import is_local
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.core.provenance import measure
+from alpaca_rlhf.core.provenance import measure, sha256_of
 from alpaca_rlhf.core.runs import RunFolder, finished
 from alpaca_rlhf.data import seed_file
 from alpaca_rlhf.judges import JudgeFailure
@@ -380,10 +380,16 @@ def _work(context: Context, step: Step) -> None:
         "examples": outcome.examples,
         "tokens": outcome.tokens,
         "facts": dict(outcome.facts),
+        **({"sft_sha256": _sft_sha256(context)} if step.stage in POLICY_STAGES else {}),
         **(_memory_gib(context, step) if stage.needs_model else {}),
     }
     context.finish(step.entry, row)
     context.reporter.finish(step.entry, outcome.summary + forecast.in_words(row))
+
+
+def _sft_sha256(context: Context) -> str:
+    """Digest of the SFT adapter, which every policy is anchored to: a duel is from one alone."""
+    return sha256_of(context.adapter_folder("sft") / "adapter_model.safetensors")
 
 
 def _note_base(context: Context) -> None:

@@ -17,7 +17,7 @@ from alpaca_rlhf.settings.steps import suffixed
 from alpaca_rlhf.stages.context import Context, forget
 from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.stages.rank import renew_snapshots
-from alpaca_rlhf.stages.reward import ranking_groups
+from alpaca_rlhf.stages.reward import digest_of, ranking_groups
 from alpaca_rlhf.training.dpo import ReferencedGroup, micro_batch, reference_logprobs, train_dpo
 from alpaca_rlhf.training.groups import Group, usable
 
@@ -76,6 +76,7 @@ def dpo(ctx: Context, round_: int) -> Outcome:
         "too_long": too_long,
         "left_out": left_out,
         "undecided": rankings.undecided,
+        "rankings_digest": digest_of(every),
         "held_out_pairs": sum(len(group.pairs) for group in held_out),
         "held_out_prompts": len(held_out),
         **{f"held_out_{name}": value for name, value in asdict(result.held_out).items()},

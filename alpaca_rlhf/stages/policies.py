@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
@@ -50,14 +51,17 @@ def ppo(ctx: Context, round_: int) -> Outcome:
     # 2. The control, unless an earlier sitting has it; then the policy.
     reward_stage, control = suffixed("reward", round_), control_of(stage)
     before = None if round_ == 1 else suffixed("ppo", round_ - 1)
+    started = time.perf_counter()
     if settings.control and ctx.run.done(control) is None:
         _require_control(ctx, control_of(reward_stage))
         train(control, control_of(reward_stage), control_of(before) if before else "sft")
         ctx.finish(control, {})
+    control_seconds = time.perf_counter() - started
     watch = source.watch()
     train(stage, reward_stage, before or "sft", watch)
 
-    return outcome_of_updates(ctx, stage, settings.batch_size, watch)
+    outcome = outcome_of_updates(ctx, stage, settings.batch_size, watch)
+    return replace(outcome, facts={**outcome.facts, "control_seconds": control_seconds})
 
 
 def _require_control(ctx: Context, stage: str) -> None:
@@ -93,13 +97,14 @@ def best_of_k(ctx: Context, round_: int) -> Outcome:
     winners = choose(sampled, keep=settings.keep, threshold=settings.threshold)
 
     # 3. The control, unless an earlier sitting has it: as many completions, chosen by chance.
-    control = control_of(stage)
+    control, started = control_of(stage), time.perf_counter()
     if settings.control and ctx.run.done(control) is None:
         seed = derived_seed(ctx.settings.seed, "round", round_)
         at_random = choose_at_random(sampled, len(winners.examples), seed=seed)
         _fine_tune(ctx, control, at_random.examples)
         ctx.finish(control, {"mean_score": at_random.mean_best})
         ctx.load("policy", sampler)
+    control_seconds = time.perf_counter() - started
 
     # 4. Fine-tune on the winners, and save.
     result = _fine_tune(ctx, stage, winners.examples)
@@ -120,6 +125,7 @@ def best_of_k(ctx: Context, round_: int) -> Outcome:
         "mean_best_score": winners.mean_best,
         "expected_best_score": best,
         "sampler_kl_bound_nats": best_of_n_kl(settings.k),
+        "control_seconds": control_seconds,
     }
     summary = f"winners score {winners.mean_best:+.2f}, all candidates {best[0]:+.2f}"
     if ctx.settings.sft.batch_size is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,7 +90,9 @@ def reward(ctx: Context, round_: int) -> Outcome:
 
     # 2. Train the control, if it is asked for.
     references = reference_examples(ctx, train)
+    started = time.perf_counter()
     control = _control(ctx, stage, Rankings(train, held_out, 0), references.examples)
+    control_seconds = time.perf_counter() - started
 
     # 3. Train the reward model and measure it on held-out rankings.
     head, result = _train(ctx, stage, train, held_out)
@@ -122,6 +125,7 @@ def reward(ctx: Context, round_: int) -> Outcome:
         **measured,
         "shuffled_label_accuracy": control.get("accuracy"),
         "shuffled_label_ci95": control.get("ci95"),
+        "control_seconds": control_seconds,
         "reference_mean": float(raw.double().mean()),
         "reference_std": float(raw.double().std(correction=0)),
         "reference_completions": references.sampled,
@@ -224,12 +228,17 @@ def _resampling(ctx: Context) -> dict[str, int]:
 def _forget_other_rankings(ctx: Context, stage: str, groups: Sequence[Group]) -> None:
     """Delete what an earlier sitting trained if it was on other rankings."""
     name = f"{stage}_rankings"
-    digest = content_hash(*(repr(group) for group in groups))
+    digest = digest_of(groups)
     before = ctx.run.done(name)
     if before is not None and before["digest"] != digest:
         forget(ctx.run, stage)
     if before is None or before["digest"] != digest:
         ctx.run.finish(name, {"digest": digest})
+
+
+def digest_of(groups: Sequence[Group]) -> str:
+    """Digest of rankings; those that the reward model and DPO learn from have the same one."""
+    return content_hash(*(repr(group) for group in groups))
 
 
 def check_saved(ctx: Context, stage: str, head: ScalarHead, example: Example) -> None:

@@ -16,7 +16,7 @@ from alpaca_rlhf.settings.steps import suffixed
 from alpaca_rlhf.stages.context import Context
 from alpaca_rlhf.stages.judge_reward import JudgeReward, judge_reward
 from alpaca_rlhf.stages.outcome import Outcome
-from alpaca_rlhf.stages.watch_words import watch_facts
+from alpaca_rlhf.stages.watch_words import look_rows, watch_facts
 from alpaca_rlhf.training.rollouts import RewardScores, RolloutPrompt
 from alpaca_rlhf.training.watching import Watch
 
@@ -138,6 +138,7 @@ def outcome_of_updates(
     if watch is not None:
         facts["watch"] = watch_facts(watch)
         tokens += watch.sampled_tokens
+        ctx.run.write_jsonl(f"{stage}/looks.jsonl", look_rows(watch))
         for sentence in facts["watch"]["words"]:
             ctx.reporter.say(f"{stage}: {sentence}")
     return Outcome(len(rows) * completions, tokens, summary, facts)

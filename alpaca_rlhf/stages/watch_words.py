@@ -30,8 +30,15 @@ def watch_facts(watch: Watch) -> dict[str, Any]:
         "looks": [{"step": look.step, **look.metrics} for look in watch.looks],
         "kept_step": watch.best.step,
         "stopped": watch.exhausted,
+        "prompts": len(watch.prompts),
         "words": _words(watch, watch.start, watch.best),
     }
+
+
+def look_rows(watch: Watch) -> list[dict[str, Any]]:
+    """The looks prompt by prompt, the start first: `step` and `scores`."""
+    looks = [*([watch.start] if watch.start else []), *watch.looks]
+    return [{"step": look.step, "scores": list(look.scores)} for look in looks]
 
 
 def _words(watch: Watch, start: Look, best: Look) -> list[str]:
