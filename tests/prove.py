@@ -38,7 +38,8 @@ from alpaca_rlhf.pipeline import STAGES
 
 ROOT = Path(__file__).resolve().parent.parent
 PROOF = ROOT / "docs" / "proof"
-TIMES = {"seconds", "control_seconds", "peak_memory_gib", "gpu_memory_gib", "cost_usd"}
+TIMES = {"seconds", "control_seconds", "peak_memory_gib", "gpu_memory_gib", "cost_usd", "duel"}
+"""What differs from run to run; a duel is read at equal times."""
 SMALL = (
     "--generate.target 12 --generate.seeds 24 --generate.batch-size 16 --rank.prompts 24 "
     "--reward.gate 0.01 --ppo.updates 3 --ppo.batch-size 16 --ppo.minibatch-size 8 "

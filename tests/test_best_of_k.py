@@ -16,7 +16,7 @@ from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.rollout import SampledCompletion, sample
 from alpaca_rlhf.models.scoring import score
 from alpaca_rlhf.planner.disk import evaluated_arms
-from alpaca_rlhf.report.schema import policy_order
+from alpaca_rlhf.report.policy_names import policy_order
 from alpaca_rlhf.settings import PPO, BestOfK, Evaluate, Loop, Reward, Sampling
 from alpaca_rlhf.stages import arm_answers
 from alpaca_rlhf.stages.arms import arms as arms_of

@@ -300,6 +300,7 @@ OWN_FLAGS = {
     "base": ["get"],
     "chat": [],
     "answers": ["RUN", "--prompts", "--policy", "--out", "--temperature", "--column"],
+    "duel": ["RUN", "--completions", "--minutes"],
     "runs": ["list", "prune"],
     "verdicts": ["status", "leave-out", "take-in"],
     "app": ["--run", "--db", "--host", "--port", "--url", "--add-user", "--add-gold"],

@@ -9,6 +9,7 @@ import pytest
 from alpaca_rlhf.cli.answers_command import Answers
 from alpaca_rlhf.cli.app_command import App
 from alpaca_rlhf.cli.doctor_command import Doctor
+from alpaca_rlhf.cli.duel_command import DuelFlags
 from alpaca_rlhf.cli.export_command import Export
 from alpaca_rlhf.cli.judge_command import Judging
 from alpaca_rlhf.cli.main import COMMANDS
@@ -65,6 +66,7 @@ def test_commands_and_flags_exist(page):
         App,
         Pruned,
         Doctor,
+        DuelFlags,
         Export,
         Fill,
         Judging,

@@ -137,7 +137,7 @@ def test_every_section_and_chart_of_the_report_is_explained():
     text = GUIDES["reading-the-report"].read_text()
     page = (ROOT / "alpaca_rlhf/report/templates/report.html").read_text()
     sections = re.findall(r'\("[a-z-]+", "[^"]+", "([^"]+)",', page)
-    assert len(sections) == 13
+    assert len(sections) == 15
     assert [one for one in sections if f"## {one}" not in text] == []
     charts = re.findall(r'curves\.\w+\([\w.]+, "([^"]+)"', page)
     charts += re.findall(r'LineChart\("([^"]+)"', page)

@@ -16,7 +16,8 @@ import yaml
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.pipeline import run_loop
-from alpaca_rlhf.report.schema import policy_order, validate_report
+from alpaca_rlhf.report.policy_names import policy_order
+from alpaca_rlhf.report.schema import validate_report
 from alpaca_rlhf.settings import PPO, BestOfK, Evaluate
 from alpaca_rlhf.settings.quickstart import QUICKSTART
 from alpaca_rlhf.settings.steps import order

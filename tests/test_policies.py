@@ -17,7 +17,8 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.runs import RunFolder
 from alpaca_rlhf.pipeline import _changeable, run_loop
 from alpaca_rlhf.planner import Device, Lengths, PeakMemory, StageWork, disk_needs, shape_of
-from alpaca_rlhf.report.schema import policy_order, validate_report
+from alpaca_rlhf.report.policy_names import policy_order
+from alpaca_rlhf.report.schema import validate_report
 from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.settings import GRPO, PPO, RLOO, BestOfK, Loop, Reward
 from alpaca_rlhf.settings.earlier import config_of, with_earlier_defaults

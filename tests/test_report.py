@@ -35,15 +35,9 @@ from alpaca_rlhf.report.formatting import (
     number,
     signed,
 )
+from alpaca_rlhf.report.policy_names import POLICY_NAME, policy_label, policy_order
 from alpaca_rlhf.report.render import TEMPLATES, render_html, templates, write_report
-from alpaca_rlhf.report.schema import (
-    POLICY_NAME,
-    ReportData,
-    SliceScore,
-    policy_label,
-    policy_order,
-    validate_report,
-)
+from alpaca_rlhf.report.schema import ReportData, SliceScore, validate_report
 
 CSS = (TEMPLATES / "style.css").read_text("utf-8")
 PARTS = ("correct", "well_formed", "to_the_point", "helpful", "friendly")

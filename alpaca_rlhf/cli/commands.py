@@ -109,6 +109,9 @@ COMMANDS = {
     "evaluate": Command(
         "compare all policies on prompts no stage has seen, and write the report",
         "stage_commands", function="whole"),
+    "duel": Command(
+        "a run's policies against each other, at equal completions and equal minutes: RUN",
+        "duel_command", settings="DuelFlags", operands="RUN"),
     "chat": Command(
         "talk to the policies of a run",
         "chat_command", settings="Chat", leading="--run"),

@@ -124,7 +124,7 @@ class RunFolder:
                 temporary.unlink()
             # 4. Go on with the same run, or describe a new one.
             if (out / CONFIG).exists():
-                changeable = {"out", *free(run._ledger())}
+                changeable = {"out", *free(run.ledger())}
                 run.changed = run._refuse_other(
                     config_yaml, kind, digests, changeable, before or {}
                 )
@@ -208,12 +208,17 @@ class RunFolder:
 
     def done(self, stage: str) -> dict[str, Any] | None:
         """The result of a finished stage, None if it has not finished."""
-        result: dict[str, Any] | None = self._ledger().get(stage)
+        result: dict[str, Any] | None = self.ledger().get(stage)
         return result
 
     def finish(self, stage: str, result: Mapping[str, Any]) -> None:
         """Enter a stage as finished, once everything it made is on the disk."""
-        self.write_json(LEDGER, self._ledger() | {stage: dict(result)})
+        self.write_json(LEDGER, self.ledger() | {stage: dict(result)})
+
+    def ledger(self) -> dict[str, Any]:
+        """Every finished stage with its result."""
+        stages: dict[str, Any] = self.read_json(LEDGER) if (self.path / LEDGER).exists() else {}
+        return stages
 
     def folder(self, name: str) -> Path:
         """A folder inside the run, made if it is not there."""
@@ -268,11 +273,7 @@ class RunFolder:
 
     def undo(self, stage: str) -> None:
         """Forget that a stage is done."""
-        self.write_json(LEDGER, {k: v for k, v in self._ledger().items() if k != stage})
-
-    def _ledger(self) -> dict[str, Any]:
-        stages: dict[str, Any] = self.read_json(LEDGER) if (self.path / LEDGER).exists() else {}
-        return stages
+        self.write_json(LEDGER, {k: v for k, v in self.ledger().items() if k != stage})
 
     def _refuse_other(
         self,

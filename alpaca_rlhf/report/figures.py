@@ -7,13 +7,8 @@ from typing import NamedTuple
 
 from alpaca_rlhf.report import curves
 from alpaca_rlhf.report.charts import Mark, Row, Series, TwoScores
-from alpaca_rlhf.report.schema import (
-    Policy,
-    Report,
-    policy_label,
-    policy_reranks,
-    policy_tone,
-)
+from alpaca_rlhf.report.policy_names import policy_label, policy_reranks, policy_tone
+from alpaca_rlhf.report.schema import Policy, Report, WatchedPolicy
 from alpaca_rlhf.settings.policies import POLICY_STAGES
 
 MAX_GREEDY_LOSS = 0.05
@@ -91,6 +86,23 @@ def scores_by_kl(report: Report, metrics: curves.Metrics, title: str, note: str)
         (Series("PPO", line, policy_tone("ppo")), on_right)
         for line, on_right in curves.courses_of_ppo(metrics)
     ]
+    return TwoScores(title, note, "KL from SFT, nats (its root to scale)", points, courses)
+
+
+def scores_while_training(name: str, watch: WatchedPolicy, title: str, note: str) -> TwoScores:
+    """The held-out score and the reward of every look at a policy over its KL from SFT."""
+    looks = [watch.start, *watch.looks]
+    tone, kept = policy_tone(name), watch.kept
+    points = [
+        (label, look_tone, look.watch_kl, look.watch_score, look.watch_reward)
+        for label, look_tone, look in (
+            ("Start", policy_tone("sft"), watch.start),
+            (f"Kept, update {kept.step}", tone, kept),
+        )
+    ]
+    held_out = Series("held out", [(look.watch_kl, look.watch_score) for look in looks], tone)
+    reward = Series("reward", [(look.watch_kl, look.watch_reward) for look in looks], tone)
+    courses = [(held_out, False), (reward, True)]
     return TwoScores(title, note, "KL from SFT, nats (its root to scale)", points, courses)
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from alpaca_rlhf.core.files import atomic_write
 from alpaca_rlhf.core.html import environment
 from alpaca_rlhf.core.sizes import MIN_PROMPTS
-from alpaca_rlhf.report import charts, curves, figures, formatting, schema
+from alpaca_rlhf.report import charts, curves, figures, formatting, policy_names, schema
+from alpaca_rlhf.report.duel import validate_duel
 from alpaca_rlhf.report.generation_figures import figures_of
 from alpaca_rlhf.report.schema import ReportData, validate_report
 
@@ -28,10 +30,11 @@ def templates() -> jinja2.Environment:
         *(formatting.count, formatting.duration, formatting.interval, formatting.large),
         *(formatting.money, formatting.number, formatting.percent, formatting.place),
         *(formatting.shortened, formatting.signed, figures.part_label),
-        *(schema.policy_label, schema.policy_order, schema.policy_reranks, schema.policy_tone),
+        *(policy_names.policy_label, policy_names.policy_order),
+        *(policy_names.policy_reranks, policy_names.policy_tone),
     ):
         env.filters[filter_.__name__] = filter_
-    env.tests["policy_reranks"] = schema.policy_reranks
+    env.tests["policy_reranks"] = policy_names.policy_reranks
     env.globals.update(charts=charts, curves=curves, figures=figures, slices=schema.SLICES)
     env.globals["MIN_PROMPTS"] = MIN_PROMPTS
     return env
@@ -60,6 +63,18 @@ def write_report(folder: Path, data: ReportData) -> None:
     text = json.dumps(data.report, indent=2, allow_nan=False) + "\n"
     atomic_write(folder / "report.html", page)
     atomic_write(folder / "report.json", text)
+
+
+def write_duel(folder: Path, duel: Mapping[str, Any]) -> None:
+    """Write `duel.json` and its page `duel.html` into `folder`, each whole or not at all.
+
+    Raises:
+        ValueError: `duel` breaks the contract; the message names the key.
+    """
+    page = templates().get_template("duel.html").render(duel=validate_duel(duel))
+    text = json.dumps(duel, indent=2, allow_nan=False) + "\n"
+    atomic_write(folder / "duel.html", page)
+    atomic_write(folder / "duel.json", text)
 
 
 def write_generation_report(

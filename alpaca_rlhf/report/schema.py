@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from alpaca_rlhf.core.sizes import MIN_PROMPTS
+from alpaca_rlhf.report.duel import Duel
 from alpaca_rlhf.report.formatting import count, interval, number
+from alpaca_rlhf.report.policy_names import POLICIES, POLICY_NAME, policy_order
+from alpaca_rlhf.report.schema_types import Count, Interval, NonNegative, Number, Round, Share
 from alpaca_rlhf.settings.policies import REWARDED_STAGES
 
 SLICES = {
@@ -26,87 +28,10 @@ HELD_OUT_JUDGE = "reward model trained on held-out rankings"
 """Name of the judge in reports of runs that people or a model that compares has ranked."""
 
 
-class _Arm(NamedTuple):
-    """Look of a policy in reports, and its kind."""
-
-    label: str
-    tone: str
-    """The colour class that it has in every picture."""
-    trained: bool = False
-    """True if it was trained on preferences, so that a gain is expected of it."""
-    reranks: bool = False
-    """True if it chooses among samples of SFT and is no policy of its own."""
-
-
-_POLICIES = {
-    "base": _Arm("Base", "tone-base"),
-    "base_few_shot": _Arm("Base, few-shot", "tone-few"),
-    "sft": _Arm("SFT", "tone-sft"),
-    "random_of_k": _Arm("Random of K", "tone-control"),
-    "best_of_k": _Arm("Best-of-K", "tone-bok", trained=True),
-    "sampler_best_of_k": _Arm("SFT, best of K by reward", "tone-rerank", reranks=True),
-    "oracle_best_of_k": _Arm("SFT, best of K by judge", "tone-bound", reranks=True),
-    "ppo": _Arm("PPO", "tone-ppo", trained=True),
-    "ppo_shuffled": _Arm("PPO, shuffled verdicts", "tone-control"),
-    "dpo": _Arm("DPO", "tone-dpo", trained=True),
-    "grpo": _Arm("GRPO", "tone-grpo", trained=True),
-    "rloo": _Arm("RLOO", "tone-rloo", trained=True),
-}
-"""Policies without their rounds, in the order of the loop."""
-POLICY_NAME = re.compile(
-    rf"(?:{'|'.join(_POLICIES)})"
-    rf"|(?:{'|'.join(list(_POLICIES)[3:])})\.(?:[2-9]|[1-9]\d+)"
-)
-"""The name of a policy: round 1 has no suffix, later rounds end in `.2`, `.3` ..."""
-
-
-def policy_label(name: str) -> str:
-    """The name people call a policy by: `ppo.2` is `PPO, round 2`."""
-    stem, _, round_ = name.partition(".")
-    label = _POLICIES[stem].label
-    return f"{label}, round {round_}" if round_ else label
-
-
-def policy_tone(name: str) -> str:
-    """The CSS class that colours a policy, the same in every picture."""
-    return _POLICIES[name.partition(".")[0]].tone
-
-
-def policy_reranks(name: str) -> bool:
-    """True if a policy chooses among samples of SFT."""
-    return _POLICIES[name.partition(".")[0]].reranks
-
-
-def policy_order(policies: Iterable[str]) -> list[str]:
-    """Names in the order of the loop: base, SFT, then round after round."""
-    stems = list(_POLICIES)
-
-    def position(name: str) -> tuple[int, int]:
-        stem, _, round_ = name.partition(".")
-        return int(round_ or 1), stems.index(stem)
-
-    return sorted(policies, key=position)
-
-
 def _policy_name(name: str) -> str:
     if not POLICY_NAME.fullmatch(name):
         raise ValueError("must be a policy's name")
     return name
-
-
-def _ordered(ends: tuple[float, float]) -> tuple[float, float]:
-    if ends[0] > ends[1]:
-        raise ValueError("must hold the lower end first")
-    return ends
-
-
-# Strict: a text is no number, and a truth value is neither a number nor a count.
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-NonNegative = Annotated[Number, Field(ge=0)]
-Share = Annotated[Number, Field(ge=0, le=1)]
-Count = Annotated[int, Field(strict=True, ge=0)]
-Round = Annotated[int, Field(strict=True, ge=1)]
-Interval = Annotated[tuple[Number, Number], AfterValidator(_ordered)]
 
 
 class _Object(BaseModel):
@@ -335,6 +260,33 @@ class Policy(_Object):
     dev: PartScore | None = None
 
 
+class WatchLook(_Object):
+    """A policy on the watched prompts after some updates; means over them."""
+
+    step: Count
+    watch_score: Number
+    watch_reward: Number
+    watch_kl: Number
+    watch_tokens: NonNegative
+
+
+class WatchedPolicy(_Object):
+    """The looks at a policy while it trained."""
+
+    start: WatchLook
+    looks: Annotated[list[WatchLook], Field(min_length=1)]
+    kept_step: Count
+    stopped: bool
+    words: list[str]
+    scorer: str
+    """The judge that looked, and did not give the reward."""
+
+    @property
+    def kept(self) -> WatchLook:
+        """The look whose adapter was kept."""
+        return next(look for look in self.looks if look.step == self.kept_step)
+
+
 class Report(_Object):
     """The content of `report.json`."""
 
@@ -358,6 +310,10 @@ class Report(_Object):
     slices: dict[str, dict[str, SliceScore]] = {}
     """Policy to slice, as in `SLICES`, to score."""
     generation: dict[str, Any] = {}
+    watches: dict[str, WatchedPolicy] = {}
+    """Policies that were looked at while they trained, by stage."""
+    duel: Duel | None = None
+    """Policies of one SFT adapter and one set of rankings against each other; None below two."""
 
     @property
     def judged_by_gold(self) -> bool:
@@ -417,7 +373,14 @@ class Report(_Object):
     @property
     def trained(self) -> list[str]:
         """Policies trained on preferences, in the order of the loop."""
-        return [name for name, _ in self.ordered if _POLICIES[name.partition(".")[0]].trained]
+        return [name for name, _ in self.ordered if POLICIES[name.partition(".")[0]].trained]
+
+    @property
+    def unwatched(self) -> list[str]:
+        """Policies trained in updates that nobody looked at: the last adapter of each was kept."""
+        in_updates = ("ppo", "grpo", "rloo")
+        trained = (name for name in self.trained if name.partition(".")[0] in in_updates)
+        return [name for name in trained if name not in self.watches]
 
     @property
     def peak_memory_gib(self) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.core.scorers import Scores
-from alpaca_rlhf.data import clusters
+from alpaca_rlhf.data import cluster_numbers
 from alpaca_rlhf.stages.arm_answers import (
     DECODINGS,
     Answers,
@@ -91,7 +91,8 @@ def evaluate(ctx: Context, round_: int) -> Outcome:
             ctx.reporter.step("evaluate", len(answers), len(all_arms), {})
     answers = {arm.name: answers[arm.name] for arm in all_arms}
     # 6. Compare every policy with SFT, prompt by prompt.
-    figures = ArmFigures(answers, judgements, proxy, _clusters(ctx, rows), bootstrap_options(ctx))
+    clusters = cluster_numbers(rows, ctx.source.key)
+    figures = ArmFigures(answers, judgements, proxy, clusters, bootstrap_options(ctx))
     reports, by_slice = _reports(ctx, figures, rows, len(evaluated))
     shown = rows[: len(evaluated)]
     ctx.run.write_jsonl("answers.jsonl", _answer_rows(shown, answers, judgements))
@@ -110,16 +111,6 @@ def _dev_rows(ctx: Context) -> list[Instruction]:
     """Prompts of the development split, where they are asked for beside the evaluation's."""
     settings = ctx.settings.evaluate
     return ctx.source.prompts("dev") if settings.dev and settings.split != "dev" else []
-
-
-def _clusters(ctx: Context, rows: Sequence[Instruction]) -> list[int]:
-    """Cluster of near-duplicates of each prompt; they are not independent of each other."""
-    numbers = {
-        row.id: number
-        for number, cluster in enumerate(clusters(rows, ctx.source.key))
-        for row in cluster
-    }
-    return [numbers[row.id] for row in rows]
 
 
 def _reports(

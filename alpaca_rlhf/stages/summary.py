@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.data import answered_prompts, check_disjoint
 from alpaca_rlhf.report.render import write_report
 from alpaca_rlhf.report.schema import HELD_OUT_JUDGE, ReportData
@@ -16,6 +18,9 @@ from alpaca_rlhf.settings.parsing import to_yaml
 from alpaca_rlhf.settings.policies import POLICY_STAGES
 from alpaca_rlhf.settings.steps import suffixed
 from alpaca_rlhf.stages.context import Context
+from alpaca_rlhf.stages.duel import contenders, duel_of
+
+logger = logging.getLogger(__name__)
 
 _LABORATORY = (
     "The embedded base is a laboratory animal: a few million parameters that know one small "
@@ -78,7 +83,9 @@ def write_summary(ctx: Context, *, command: str, stages: Sequence[Mapping[str, A
         "policies": evaluated["facts"]["policies"],
         "slices": evaluated["facts"]["slices"],
         "generation": (ctx.run.done("generate") or {}).get("facts", {}),
+        "watches": _watches(ctx),
     }
+    report["duel"] = _duel(ctx, str(report["judge"]))
     # A stride through the evaluation prompts, so that all their parts are shown.
     stride = max(1, settings.prompts // max(1, settings.shown))
     provenance = ctx.run.read_json("provenance.json")
@@ -108,6 +115,25 @@ def _temperatures(settings: Loop) -> dict[str, float]:
         for stage in SAMPLING_SECTIONS
         if stage not in left_out
     }
+
+
+def _watches(ctx: Context) -> dict[str, Any]:
+    """The looks at each policy that was watched, and their scorer."""
+    scorer = ctx.settings.watch.scorer or "the held-out scorer"
+    watches = {name: row.get("facts", {}).get("watch") for name, row in ctx.run.ledger().items()}
+    return {name: {**watch, "scorer": scorer} for name, watch in watches.items() if watch}
+
+
+def _duel(ctx: Context, judge: str) -> dict[str, Any] | None:
+    """The duel of the policies, where there are two that can be compared."""
+    ledger = ctx.run.ledger()
+    if len(contenders(ledger)) < 2:
+        return None
+    try:
+        return duel_of(ctx.run, ledger, ctx.settings, ctx.source, judge=judge)
+    except UserError as error:
+        logger.warning("no duel: %s", error)
+        return None
 
 
 def _caveats(ctx: Context) -> list[str]:

@@ -6,7 +6,12 @@ from alpaca_rlhf.data.splits.assignments import (
     read_assignments,
     write_assignments,
 )
-from alpaca_rlhf.data.splits.clusters import answered_prompts, clusters, prompt_text
+from alpaca_rlhf.data.splits.clusters import (
+    answered_prompts,
+    cluster_numbers,
+    clusters,
+    prompt_text,
+)
 from alpaca_rlhf.data.splits.dealing import Dealing, deal, deal_rest, split_prompts
 from alpaca_rlhf.data.splits.decontamination import EvaluationPrompts
 from alpaca_rlhf.data.splits.firewall import Firewall, Leak, check_disjoint
@@ -19,6 +24,7 @@ __all__ = [
     "SplitAssignment",
     "answered_prompts",
     "check_disjoint",
+    "cluster_numbers",
     "clusters",
     "deal",
     "deal_rest",

@@ -137,3 +137,11 @@ def clusters(rows: Sequence[Instruction], key: Key | None = None) -> list[list[I
             forest.join(group, number)
         index.add(row)
     return [[rows[number] for number in group] for group in forest.groups()]
+
+
+def cluster_numbers(rows: Sequence[Instruction], key: Key | None = None) -> list[int]:
+    """The cluster of each prompt, as a number from 0; near-duplicates share one."""
+    numbers = {
+        row.id: number for number, cluster in enumerate(clusters(rows, key)) for row in cluster
+    }
+    return [numbers[row.id] for row in rows]

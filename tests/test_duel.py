@@ -1,0 +1,246 @@
+"""The duel of a run's policies, and the looks at them in the report."""
+
+import json
+import shutil
+from collections.abc import Callable
+
+import pytest
+import yaml
+
+from alpaca_rlhf.cli import main as cli
+from alpaca_rlhf.evaluation.duel import TrainingPoint, differences, read_within
+from alpaca_rlhf.report.duel import validate_duel
+
+PROMPTS = 4
+"""Prompts of a planted look."""
+
+
+@pytest.fixture
+def run(whole_run, tmp_path):
+    """A copy of a small finished run with PPO and best-of-K."""
+    out = tmp_path / "run"
+    shutil.copytree(whole_run.path, out)
+    return out
+
+
+def change(path, edit: Callable[[dict], None]) -> None:
+    value = json.loads(path.read_text())
+    edit(value)
+    path.write_text(json.dumps(value))
+
+
+def duel(run, *flags):
+    assert cli.main(["duel", str(run), *flags]) == 0
+    return json.loads((run / "duel.json").read_text())
+
+
+def refusal(run, capsys):
+    capsys.readouterr()
+    assert cli.main(["duel", str(run)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+def look(step, score, reward, kl):
+    return {
+        "step": step,
+        "watch_score": score,
+        "watch_reward": reward,
+        "watch_kl": kl,
+        "watch_tokens": 9.0,
+    }
+
+
+def watch(run, policy, gains):
+    """Looks at a policy after each update, each prompt's score at the start plus a gain."""
+    start = [0.1, 0.2, 0.3, 0.4]
+    looks = [look(0, 0.25, 0.0, 0.0)]
+    looks += [look(n, 0.25 + gain, n / 2, n / 4) for n, gain in enumerate(gains, 1)]
+    rows = [
+        {"step": n, "scores": [score + gain for score in start]}
+        for n, gain in enumerate([0.0, *gains])
+    ]
+    (run / policy).mkdir(exist_ok=True)
+    lines = (json.dumps(row) for row in rows)
+    (run / policy / "looks.jsonl").write_text("\n".join(lines) + "\n")
+    kept = max(looks[1:], key=lambda look: look["watch_score"])["step"]
+    return {
+        "start": looks[0],
+        "looks": looks[1:],
+        "kept_step": kept,
+        "stopped": False,
+        "prompts": PROMPTS,
+        "words": [f"kept the adapter of update {kept}"],
+    }
+
+
+@pytest.fixture
+def watched(run):
+    """The run as if PPO and a policy that scores 0.1 more than it, RLOO, had been looked at."""
+
+    def with_looks(ledger):
+        ledger["rloo"] = json.loads(json.dumps(ledger["ppo"]))
+        policies = ledger["evaluate"]["facts"]["policies"]
+        policies["rloo"] = policies["ppo"]
+        ledger["ppo"] |= {"seconds": 30.0}
+        ledger["rloo"] |= {"seconds": 60.0}
+        ledger["best_of_k"] |= {"seconds": 100.0}
+        ledger["ppo"]["facts"] |= {"watch": watch(run, "ppo", [0.1, 0.3, 0.2])}
+        ledger["rloo"]["facts"] |= {"watch": watch(run, "rloo", [0.05, 0.15, 0.25])}
+        for name in ("ppo", "rloo", "best_of_k"):
+            ledger[name]["facts"]["control_seconds"] = 0.0
+
+    change(run / "ledger.json", with_looks)
+    rows = [json.loads(line) for line in (run / "answers.jsonl").read_text().splitlines()]
+    for row in rows:
+        answer = row["answers"]["ppo"]
+        row["answers"]["rloo"] = answer | {"gold": answer["gold"] + 0.1}
+    (run / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings["watch"] |= {"every": 1, "scorer": "gold", "prompts": PROMPTS}
+    settings["policies"] = ["ppo", "best-of-k", "rloo"]
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    return run
+
+
+def test_a_duel_of_two_policies(run, capsys):
+    """At the end, with what each cost; the report holds the same."""
+    compared = duel(run)
+    report = json.loads((run / "report.json").read_text())
+    assert report["duel"] == compared
+    ppo, best_of_k = compared["policies"]["ppo"], compared["policies"]["best_of_k"]
+    assert (compared["rankings"], compared["ranked_completions"]) == (24, 96)
+    assert (ppo["completions"], best_of_k["completions"]) == (3 * 16, 12 * 4)
+    for name, policy in compared["policies"].items():
+        figures = report["policies"][name]
+        assert policy["gain"] == pytest.approx(figures["paired_gain_vs_sft"])
+        assert policy["gain_ci95"] == pytest.approx(figures["paired_gain_ci95"])
+        assert policy["kl_from_sft_nats"] == figures["kl_from_sft_nats"]
+    (pair,) = compared["between"]
+    lead = best_of_k["gold_score"] - ppo["gold_score"]
+    assert (pair["first"], pair["second"]) == ("best_of_k", "ppo")
+    assert pair["gain"] == pytest.approx(lead) and pair["ci95"][0] <= lead <= pair["ci95"][1]
+    ledger = json.loads((run / "ledger.json").read_text())
+    trained = ledger["best_of_k"]["seconds"] - ledger["best_of_k"]["facts"]["control_seconds"]
+    assert 0 < best_of_k["seconds"] == pytest.approx(trained) < ledger["best_of_k"]["seconds"]
+    shown = capsys.readouterr().out
+    assert "2 policies from one SFT adapter, 24 rankings" in shown and "too few" in shown
+    assert "each is read at its end alone" in shown
+    for page in ("duel.html", "report.html"):
+        text = (run / page).read_text()
+        assert "The policies against each other" in text and "<script" not in text
+
+
+def test_looks_are_read_at_equal_completions_and_minutes(watched):
+    """PPO has had 16 completions and 10 seconds an update, RLOO 16 and 20, best-of-K 48 and 100."""
+    compared = duel(watched, "--completions", "40", "--minutes", "0.75")
+    by_completions, by_seconds = compared["readings"]
+
+    def gains(readings):
+        return {
+            name: reading and (reading["update"], pytest.approx(reading["gain"]))
+            for name, reading in readings["policies"].items()
+        }
+
+    assert gains(by_completions) == {"best_of_k": None, "ppo": (2, 0.3), "rloo": (2, 0.15)}
+    assert by_seconds["policies"]["ppo"]["update"] is None, "its end"
+    assert by_seconds["policies"]["rloo"]["update"] == 2
+    (pair,) = by_completions["between"]
+    assert [pair["gain"], *pair["ci95"]] == pytest.approx([0.15] * 3)
+    ahead = next(p for p in compared["between"] if {p["first"], p["second"]} == {"ppo", "rloo"})
+    assert [ahead["gain"], *ahead["ci95"]] == pytest.approx([-0.1] * 3)
+    assert compared["policies"]["ppo"]["looked_at"] == 4 * PROMPTS
+    assert compared["policies"]["ppo"]["kept_update"] == 2
+    usual = duel(watched)["readings"]
+    assert [readings["budget"] for readings in usual] == [48, 30]
+    assert usual[1]["policies"]["rloo"]["update"] == 1
+
+
+def test_the_report_shows_the_looks_and_what_was_kept(watched):
+    assert cli.main(["evaluate", "--out", str(watched)]) == 0
+    report = json.loads((watched / "report.json").read_text())
+    assert report["watches"]["ppo"]["scorer"] == "gold"
+    page = (watched / "report.html").read_text()
+    assert "Kept the adapter of update 2." in page and "2, kept" in page
+    assert "since no held-out scorer looked at it" not in page
+
+
+def test_a_report_without_looks_says_that_the_last_adapter_was_kept(run):
+    page = (run / "report.html").read_text()
+    assert "PPO: the adapter is that of the last update" in page
+
+
+def without_evaluation(run):
+    (run / "report.json").unlink()
+
+
+def one_policy(run):
+    change(run / "ledger.json", lambda ledger: ledger.pop("best_of_k"))
+
+
+def another_sft(run):
+    change(run / "ledger.json", lambda ledger: ledger["ppo"].update(sft_sha256="another"))
+
+
+def other_rankings(run):
+    def with_dpo(ledger):
+        ledger["dpo"] = {**ledger["ppo"], "facts": {"rankings_digest": "another"}}
+        policies = ledger["evaluate"]["facts"]["policies"]
+        policies["dpo"] = policies["ppo"]
+
+    change(run / "ledger.json", with_dpo)
+
+
+def other_prompts(run):
+    lines = (run / "answers.jsonl").read_text().splitlines(keepends=True)
+    (run / "answers.jsonl").write_text("".join(reversed(lines)))
+
+
+def no_run(run):
+    (run / "config.yaml").unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (without_evaluation, "have not been evaluated; first run: alpaca-rlhf evaluate --out"),
+        (one_policy, "this run has PPO alone"),
+        (another_sft, "best_of_k and ppo began as different SFT adapters"),
+        (other_rankings, "dpo learned from other rankings than the reward model"),
+        (other_prompts, "holds other prompts than the run's settings deal now"),
+        (no_run, "holds no run"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_in_a_line(run, capsys, spoil, words):
+    spoil(run)
+    assert words in refusal(run, capsys)
+    assert not (run / "duel.json").exists()
+
+
+def test_whole_clusters_are_resampled():
+    """One cluster leaves nothing to resample: the interval is the mean alone."""
+    scores = {"a": [1.0, 0.0, 0.5, 0.2], "b": [0.0, 0.0, 0.0, 0.0]}
+    options = {"resamples": 200, "seed": 0}
+    ((_, _, together),) = differences(scores, groups=[7, 7, 7, 7], **options)
+    assert together.low == together.high == pytest.approx(0.425)
+    ((_, _, apart),) = differences(scores, groups=None, **options)
+    assert apart.low < 0.425 < apart.high
+
+
+def test_the_end_counts_before_a_look_at_the_same_cost():
+    points = [
+        TrainingPoint(10, 1.0, 1, 0.1),
+        TrainingPoint(20, 2.0, 2, 0.3),
+        TrainingPoint(20, 2.0, None, 0.2),
+    ]
+    assert read_within(points, 20, "completions") == points[2]
+    assert read_within(points, 1.9, "seconds") == points[0]
+    assert read_within(points, 9, "completions") is None
+
+
+def test_a_lead_is_told_only_where_its_interval_leaves_out_zero(watched):
+    compared = duel(watched)
+    compared |= {"prompts": 300, "clusters": 300}
+    words = validate_duel(compared).headline
+    assert words.startswith("RLOO gains") and "measurably more than" in words and "PPO" in words
