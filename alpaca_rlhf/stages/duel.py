@@ -125,7 +125,7 @@ def _refuse_incomparable(run: RunFolder, ledger: Mapping[str, Any], names: Seque
 
 @dataclass(frozen=True)
 class _Record:
-    """What a run has recorded of its policies."""
+    """A run's own account of its policies: ledger, answers and looks."""
 
     run: RunFolder
     ledger: Mapping[str, Any]
