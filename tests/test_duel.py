@@ -100,6 +100,7 @@ def watched(run):
     settings = yaml.safe_load((run / "config.yaml").read_text())
     settings["watch"] |= {"every": 1, "scorer": "gold", "prompts": PROMPTS}
     settings["policies"] = ["ppo", "best-of-k", "rloo"]
+    settings["rloo"] |= {"updates": 3, "prompts": 4, "minibatch_size": 16}  # deals no more
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
     return run
 

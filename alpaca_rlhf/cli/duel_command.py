@@ -116,8 +116,8 @@ def _contender(policy: Contender, *, too_few: bool) -> str:
     memory = policy.peak_memory_gib if policy.gpu_memory_gib is None else policy.gpu_memory_gib
     return (
         f"{policy.gain:>+13.3f}  {_ends(policy.gain_ci95, too_few):<16}  "
-        f"{policy.kl_from_sft_nats:>6.2f}  {policy.completions:>11,}  {policy.seconds / 60:>7.1f}  "
-        f"{policy.seconds_before / 60:>6.1f}  {policy.watt_hours:>7.2f}  {memory:>6.2f}"
+        f"{policy.kl_from_sft_nats:>6.2f}  {policy.completions:>11,}  {policy.seconds / 60:>7.2f}  "
+        f"{policy.seconds_before / 60:>6.2f}  {policy.watt_hours:>7.2f}  {memory:>6.2f}"
     )
 
 
@@ -130,7 +130,7 @@ def _readings(readings: Readings, duel: Duel, width: int) -> Iterator[str]:
     if readings.by == "completions":
         yield f"at equal completions: {readings.budget:,.0f} of its own"
     else:
-        yield f"at equal minutes: {readings.budget / 60:.1f} of its own training"
+        yield f"at equal minutes: {readings.budget / 60:.2f} of its own training"
     for name, reading in readings.policies.items():
         yield f"  {name:<{width}}  {_reading(reading, too_few=duel.too_few)}"
     for pair in readings.between:
@@ -144,7 +144,7 @@ def _reading(reading: Reading | None, *, too_few: bool) -> str:
     place = "at its end" if reading.update is None else f"look after update {reading.update}"
     return (
         f"{reading.gain:+.3f}{ends}  {place} ({reading.completions:,} completions, "
-        f"{reading.seconds / 60:.1f} min)"
+        f"{reading.seconds / 60:.2f} min)"
     )
 
 
