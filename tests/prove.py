@@ -3,6 +3,7 @@
 Writes docs/proof/*.json, with the commit and the machine they belong to.
 
     python -m tests.prove seeds [SEED ...]   the whole loop; 0, 1, 2 and the commit's own
+    python -m tests.prove duel [SEED ...]    all five policies against each other; 0, 1, 2
     python -m tests.prove kills [N]          SIGKILL in every stage, N times: the same weights
     python -m tests.prove generation [N]     the embedded base makes N tasks of its small world
     python -m tests.prove teachers [N]       N tasks by HTTP from `transformers serve`, with faults
@@ -38,6 +39,12 @@ from alpaca_rlhf.pipeline import STAGES
 
 ROOT = Path(__file__).resolve().parent.parent
 PROOF = ROOT / "docs" / "proof"
+FIVE = (
+    "--policies ppo best-of-k dpo grpo rloo --best-of-k.prompts 288 --best-of-k.control False "
+    "--reward.control False --evaluate.rerank False"
+).split()
+"""The quickstart with all five policies, best-of-K on as many completions as the others, without
+controls and arms that a duel does not compare."""
 TIMES = {"seconds", "control_seconds", "peak_memory_gib", "gpu_memory_gib", "cost_usd", "duel"}
 """What differs from run to run; a duel is read at equal times."""
 SMALL = (
@@ -128,6 +135,41 @@ def prove_seeds(seeds: list[int]) -> bool:
         missed = ", ".join(name for name, holds in found.items() if not holds)
         tell(f"seed {seed}: {wall:.0f} s, {f'MISSED {missed}' if missed else 'all marks reached'}")
     return good
+
+
+def prove_duel(seeds: list[int]) -> bool:
+    """Train all five policies for every seed that is not proven yet, and compare them.
+
+    Those that sample draw the same number of completions. A run that was interrupted goes on, in
+    runs/duel-cria; seeds that are proven stay as they are.
+    """
+    from alpaca_rlhf.cli import main as cli
+
+    file = PROOF / "duel-cria.json"
+    proven = json.loads(file.read_text())["seeds"] if file.exists() else {}
+    for seed in (seed for seed in seeds if str(seed) not in proven):
+        out = ROOT / "runs" / "duel-cria" / f"seed-{seed}"
+        words = command(out, "--seed", str(seed), *FIVE)
+        subprocess.run(words, check=True, env=offline())
+        if cli.main(["duel", str(out)]) != 0:
+            return False
+        made = json.loads((out / "provenance.json").read_text())
+        duel = json.loads((out / "duel.json").read_text())
+        gains = {name: one["gain_ci95"][0] > 0 for name, one in duel["policies"].items()}
+        stages = json.loads((out / "report.json").read_text())["stages"]
+        proven[str(seed)] = {
+            "commit": made["commit"],
+            "machine": made["hardware"],
+            "versions": made["versions"],
+            "training_seconds": sum(stage["seconds"] for stage in stages),
+            "gain_above_0": gains,
+            "duel": duel,
+        }
+        typed = f"alpaca-rlhf quickstart {' '.join(FIVE)} --seed SEED --out RUN"
+        proof = {"command": typed, "then": "alpaca-rlhf duel RUN", "seeds": proven}
+        write("duel-cria.json", proof)
+        tell(f"duel, seed {seed}: gain over SFT above 0: {gains}")
+    return all(all(proven[str(seed)]["gain_above_0"].values()) for seed in seeds)
 
 
 def prove_kills(rounds: int) -> bool:
@@ -569,8 +611,8 @@ def write(name: str, proof: dict[str, Any]) -> None:
 def main(words: list[str]) -> int:
     """Run the proofs that were asked for."""
     which = words[0] if words else "all"
-    names = ("seeds", "kills", "generation", "teachers", "generate-kills", "formats", "columns")
-    names += ("templates", "plan", "app", "half-sent", "attacks")
+    names = ("seeds", "duel", "kills", "generation", "teachers", "generate-kills", "formats")
+    names += ("columns", "templates", "plan", "app", "half-sent", "attacks")
     if which not in ("all", *names):
         sys.exit(f"prove: {which}: give {', '.join(names)} or nothing")
     good = True
@@ -578,6 +620,8 @@ def main(words: list[str]) -> int:
     if which in ("all", "seeds"):
         commit = provenance.commit() or "0"
         good &= prove_seeds([int(w) for w in words[1:]] or [0, 1, 2, int(commit[:6], 16)])
+    if which in ("all", "duel"):
+        good &= prove_duel([int(w) for w in words[1:]] or [0, 1, 2])
     if which in ("all", "kills"):
         good &= prove_kills(count or 10)
     if which in ("all", "generation"):

@@ -11,7 +11,7 @@ from alpaca_rlhf.cli import main as cli
 from alpaca_rlhf.evaluation.duel import TrainingPoint, differences, read_within
 from alpaca_rlhf.report.duel import validate_duel
 
-PROMPTS = 4
+PROMPTS = 20
 """Prompts of a planted look."""
 
 
@@ -54,7 +54,7 @@ def look(step, score, reward, kl):
 
 def watch(run, policy, gains):
     """Looks at a policy after each update, each prompt's score at the start plus a gain."""
-    start = [0.1, 0.2, 0.3, 0.4]
+    start = [0.1, 0.2, 0.3, 0.4] * (PROMPTS // 4)
     looks = [look(0, 0.25, 0.0, 0.0)]
     looks += [look(n, 0.25 + gain, n / 2, n / 4) for n, gain in enumerate(gains, 1)]
     rows = [

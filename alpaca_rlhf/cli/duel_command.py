@@ -134,14 +134,15 @@ def _readings(readings: Readings, duel: Duel, width: int) -> Iterator[str]:
     for name, reading in readings.policies.items():
         yield f"  {name:<{width}}  {_reading(reading, too_few=duel.too_few)}"
     for pair in readings.between:
-        yield f"  in looks, {_difference(pair, too_few=duel.too_few)}"
+        yield f"  in looks, {_difference(pair, too_few=False)}"
 
 
 def _reading(reading: Reading | None, *, too_few: bool) -> str:
     if reading is None:
         return "no evaluation by then"
-    ends = "" if reading.ci95 is None else f" {_ends(reading.ci95, too_few)}"
-    place = "at its end" if reading.update is None else f"look after update {reading.update}"
+    at_end = reading.update is None
+    ends = "" if reading.ci95 is None else f" {_ends(reading.ci95, too_few and at_end)}"
+    place = "at its end" if at_end else f"look after update {reading.update}"
     return (
         f"{reading.gain:+.3f}{ends}  {place} ({reading.completions:,} completions, "
         f"{reading.seconds / 60:.2f} min)"

@@ -80,7 +80,7 @@ class Reading(_Object):
     gain: Number
     """Over SFT: by the judge at the end, by the held-out scorer in a look."""
     ci95: Interval | None
-    """None where a look was not kept prompt by prompt."""
+    """None where a look was not kept prompt by prompt, or is on too few prompts."""
 
 
 class Readings(_Object):

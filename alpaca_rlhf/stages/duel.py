@@ -14,6 +14,7 @@ from typing import Any
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.runs import RunFolder
+from alpaca_rlhf.core.sizes import MIN_PROMPTS
 from alpaca_rlhf.data import cluster_numbers
 from alpaca_rlhf.evaluation.duel import Budget, TrainingPoint, differences, read_within
 from alpaca_rlhf.evaluation.win_rate import Interval, bootstrap_ci, paired_gain
@@ -271,7 +272,8 @@ class _Record:
         for look in watch["looks"]:
             share = look["step"] / updates
             by_prompt, before = scores.get(look["step"], ()), scores.get(0, ())
-            interval = paired_gain(by_prompt, before, **self.bootstrap) if by_prompt else None
+            enough = len(by_prompt) >= MIN_PROMPTS
+            interval = paired_gain(by_prompt, before, **self.bootstrap) if enough else None
             points.append(
                 TrainingPoint(
                     round(share * self.completions(name)),
@@ -301,7 +303,11 @@ class _Record:
         self, points: Mapping[str, Sequence[TrainingPoint]], by: Budget, budget: float
     ) -> dict[str, Any]:
         at = {name: read_within(course, budget, by) for name, course in points.items()}
-        looks = {name: point.scores for name, point in at.items() if point and point.scores}
+        looks = {
+            name: point.scores
+            for name, point in at.items()
+            if point and len(point.scores) >= MIN_PROMPTS
+        }
         return {
             "by": by,
             "budget": budget,
