@@ -1,6 +1,7 @@
 """Random little LLaMAs for the model and training rooms; and the real data, where it is present."""
 
 import os
+import re
 import signal
 import tempfile
 import time
@@ -14,11 +15,24 @@ hypothesis.settings.register_profile("kit", deadline=None)
 hypothesis.settings.load_profile("kit")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 BESIDE = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-if BESIDE > 1:  # or each would compute on all cores, in the others' way
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // BESIDE)))
+# The models are so small that more threads cost more than they compute, most of all beside others;
+# the commands that tests start inherit both.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["ALPACA_RLHF_CARD"] = tempfile.mkdtemp(prefix="card-")  # nobody else's
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts what it puts aside so
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first, so that both workers end at about the same time.
+
+    The seconds are those of the table in `tests/README.md`; other files keep their order.
+    """
+    table = (Path(__file__).parent / "README.md").read_text(encoding="utf-8")
+    seconds = {path: int(n) for path, n in re.findall(r"^\| `(tests/\S+)` \| (\d+) ", table, re.M)}
+    items.sort(key=lambda item: -seconds.get(item.nodeid.partition("::")[0], 0))
+
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -16,15 +17,31 @@ pytestmark = pytest.mark.skipif(browser.chromium() is None, reason=browser.NO_CH
 PASSWORD = "long enough"
 
 
-@pytest.fixture
-def store(tmp_path, monkeypatch):
+RULES = Rules(second_share=1, gold_rate=0, repeat_rate=0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cheap_passwords():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(passwords, "LOG_N", 4)
+        yield
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory, cheap_passwords):
     """40 sets, ranked by two of three people with hostile names; 8 flags; 24 battles."""
-    monkeypatch.setattr(passwords, "LOG_N", 4)
-    rules = Rules(second_share=1, gold_rate=0, repeat_rate=0)
-    with Store(tmp_path / "p.db", rules=rules, seed=0) as opened:
+    path = tmp_path_factory.mktemp("filled") / "p.db"
+    with Store(path, rules=RULES, seed=0) as opened:
         opened.add_annotator("boss", PASSWORD, role="admin")
         opened.add_annotator("ann", PASSWORD)
         apps.fill(opened)
+    return path
+
+
+@pytest.fixture
+def store(filled, tmp_path):
+    """A copy of the filled store, to be changed."""
+    with Store(shutil.copy(filled, tmp_path), rules=RULES, seed=0) as opened:
         yield opened
 
 
@@ -36,7 +53,19 @@ def opened():
 
 @pytest.fixture
 def home(store, tmp_path):
+    """The app on a store of the test's own."""
     with apps.serving(apps.house(store, tmp_path)) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def shared_home(filled, tmp_path_factory):
+    """One app for all tests that change nothing in the store but sessions and exports."""
+    folder = tmp_path_factory.mktemp("shared")
+    with (
+        Store(shutil.copy(filled, folder), rules=RULES, seed=0) as opened,
+        apps.serving(apps.house(opened, folder)) as address,
+    ):
         yield address
 
 
@@ -337,9 +366,9 @@ def test_a_page_whose_session_ended_signs_back_in_and_keeps_its_draft(opened, st
         page.wait_for_function("document.querySelector('#said textarea').value === 'ann'")
 
 
-def test_somebody_else_who_signs_in_sees_nothing_of_the_first(opened, store, home):
+def test_somebody_else_who_signs_in_sees_nothing_of_the_first(opened, shared_home):
     with browser.visit(opened, locale="en-GB") as page:
-        sign_in(page, home, "ann")
+        sign_in(page, shared_home, "ann")
         page.locator("#draft textarea").fill("half a thought")
         page.context.clear_cookies()
         page.get_by_role("button", name="Say who").click()
@@ -352,24 +381,24 @@ def test_somebody_else_who_signs_in_sees_nothing_of_the_first(opened, store, hom
         assert page.locator("#draft textarea").input_value() == ""
 
 
-def test_logging_out(opened, store, home):
+def test_logging_out(opened, shared_home):
     with browser.visit(opened, locale="en-GB") as page:
-        sign_in(page, home, "ann")
+        sign_in(page, shared_home, "ann")
         page.get_by_role("button", name="Log out").click()
         page.get_by_role("heading", name="alpaca-rlhf").wait_for()
-        page.goto(home)
+        page.goto(shared_home)
         assert page.url.endswith("/login")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("language", ["en-GB", "zh-CN"])
-def test_nothing_serious_for_axe(opened, home, scheme, language):
+def test_nothing_serious_for_axe(opened, shared_home, scheme, language):
     with browser.visit(
         opened, locale=language, color_scheme=scheme, viewport={"width": 1280, "height": 900}
     ) as page:
-        page.goto(home)
+        page.goto(shared_home)
         assert not serious(page), "the page to sign in"
-        sign_in(page, home)
+        sign_in(page, shared_home)
         to_data(page, language if language == "zh-CN" else "en")
         label = "导出快照" if language == "zh-CN" else "Export a snapshot"
         page.get_by_role("button", name=label).click()
@@ -380,23 +409,23 @@ def test_nothing_serious_for_axe(opened, home, scheme, language):
         )
 
 
-def test_a_phone_scrolls_in_one_direction(opened, home):
+def test_a_phone_scrolls_in_one_direction(opened, shared_home):
     size = {"width": 390, "height": 844}
     with browser.visit(opened, locale="en-GB", viewport=size, has_touch=True) as page:
-        page.goto(home)
+        page.goto(shared_home)
         assert page.evaluate("document.documentElement.scrollWidth") == 390
-        sign_in(page, home)
+        sign_in(page, shared_home)
         to_data(page)
         assert page.evaluate("document.documentElement.scrollWidth") == 390
         assert not serious(page)
 
 
-def test_dark_follows_the_system_until_the_switch_is_pressed(opened, home):
+def test_dark_follows_the_system_until_the_switch_is_pressed(opened, shared_home):
     def dark():
         return page.evaluate("document.body.classList.contains('dark')")
 
     with browser.visit(opened, locale="en-GB", color_scheme="dark") as page:
-        sign_in(page, home, "ann")
+        sign_in(page, shared_home, "ann")
         assert dark()
         page.emulate_media(color_scheme="light")
         page.wait_for_function("!document.body.classList.contains('dark')")
@@ -410,10 +439,17 @@ def test_dark_follows_the_system_until_the_switch_is_pressed(opened, home):
         assert not dark()
 
 
+FREQUENT_POLLS = """
+const every = window.setInterval;
+window.setInterval = (action, ms, ...values) => every(action, ms / 20, ...values);
+"""
+
+
 def test_the_line_about_the_model_and_a_server_that_is_gone(opened, store, tmp_path):
     status = {"en": "loading <b>the base</b>", "zh-CN": "正在加载"}
     app = apps.house(store, tmp_path, status=lambda language: status[language])
     with apps.serving(app) as home, browser.visit(opened, locale="en-GB") as page:
+        page.add_init_script(FREQUENT_POLLS)
         sign_in(page, home, "ann")
         line = page.locator("#alpaca-status")
         page.get_by_text("loading <b>the base</b>").wait_for()

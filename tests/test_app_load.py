@@ -197,7 +197,7 @@ def under_load(where: str, folder: Path, *, sets: int, kills: int) -> tuple[Load
 
 
 def test_fifty_annotators_over_http_and_a_killed_server(where, tmp_path):
-    load, places = under_load(where, tmp_path, sets=120, kills=1)
+    load, places = under_load(where, tmp_path, sets=60, kills=1)
     check(where, load, places)
     assert load.retried > 0, "the kill fell into the load"
 

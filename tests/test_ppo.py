@@ -605,13 +605,14 @@ def test_killed_and_resumed_equals_uninterrupted(tiny, tmp_path, monkeypatch, dt
     policy, value, rows = go(tmp_path / "a")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     assert len({row["kl_coef"] for row in rows}) == 5, "the coefficient is on its way"
-    for until in (1, 3, 5):
+    # before the first checkpoint, between two, and at the end; each dtype and trunk, once
+    for until in (1, 3, 5) if (dtype, trunk) == (torch.float32, "separate") else (3,):
         folder = tmp_path / str(until)
         assert go(folder, until) is None
         again = go(folder)
         assert again[:2] == (policy, value)
         assert again[2] == rows[-len(again[2]) :]
-    if dtype == torch.float32:
+    if (dtype, trunk) == (torch.float32, "separate"):
         assert go(tmp_path / "b") == (policy, value, rows), "the same seed, the same weights"
         assert go(tmp_path / "c", seed=1)[0] != policy
 
@@ -627,10 +628,8 @@ def total_variation(p, q):
     ("seed", "trunk", "temperature"),
     [
         (0, "detached", 1.0),
-        (1, "detached", 1.0),
-        (2, "detached", 1.0),
-        (0, "shared", 1.0),
-        (0, "separate", 1.0),
+        (1, "shared", 1.0),
+        (2, "separate", 1.0),
         (0, "detached", 0.7),
     ],
 )
