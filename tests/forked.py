@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -207,6 +208,17 @@ def _serve(path: str) -> Sequence[str]:
         return words
 
 
+def _end(code: int) -> None:
+    """End this process as Python does, without taking every module apart, which takes longer."""
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)  # this file's folder holds no modules
     for module in MODULES:
@@ -215,9 +227,14 @@ if __name__ == "__main__":
     gc.freeze()  # what is loaded is never collected, so its pages stay shared
     words = _serve(sys.argv[1])
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if words[0] == "-m":
-        sys.argv = ["alpaca_rlhf", *words[2:]]
-        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-    else:
-        sys.argv = list(words)
-        runpy.run_path(words[0], run_name="__main__")
+    try:
+        if words[0] == "-m":
+            sys.argv = ["alpaca_rlhf", *words[2:]]
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = list(words)
+            runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            raise
+        _end(end.code or 0)

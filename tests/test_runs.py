@@ -156,7 +156,9 @@ def test_another_run_is_refused_and_the_folder_left_alone(tmp_path):
     assert refusal(out, kind="sft", rows=data) == f"{holds}kind was loop, now sft{mend}"
     assert f"{holds}the sha256 of input rows was " in refusal(out)
     data.write_text("two\n")
-    assert f"{holds}the sha256 of input rows was " in refusal(out, rows=data)
+    assert f"--out {out}: {data} was changed since this run began; put back" in refusal(
+        out, rows=data
+    )
     assert {path.name: path.read_bytes() for path in out.iterdir()} == kept
 
 

@@ -40,7 +40,7 @@ STOP_LOGIT, MUTE_LOGIT = 2.0, -6.0
 """Logits of the tokens that end a completion and of those that are not printable ASCII; all others
 have 0. So the random model writes readable text, and often comes to an end."""
 
-ROWS, PROMPTS = 32, 30
+ROWS, PROMPTS = 20, 24
 """Rows to train on, and prompts a round for all splits."""
 
 
@@ -278,7 +278,7 @@ def _shrink(settings: Loop, architecture: str, folder: Path) -> Loop:
             max_length=max_length,
             held_out=0.1,
         ),
-        rank=replace(settings.rank, prompts=8),
+        rank=replace(settings.rank, prompts=6),
         reward=replace(
             settings.reward,
             batch_size=2,
@@ -297,7 +297,7 @@ def _shrink(settings: Loop, architecture: str, folder: Path) -> Loop:
             micro_batch_size=2,
             max_new_tokens=TOKENS,
         ),
-        best_of_k=replace(settings.best_of_k, prompts=8, epochs=1),
+        best_of_k=replace(settings.best_of_k, prompts=4, epochs=1),
         dpo=replace(
             settings.dpo, epochs=1, batch_size=2, micro_batch_size=1, max_length=max_length
         ),
@@ -313,7 +313,7 @@ def _shrink(settings: Loop, architecture: str, folder: Path) -> Loop:
             )
             for name in ("grpo", "rloo")
         },
-        evaluate=replace(settings.evaluate, prompts=8, bootstrap=200, shown=4, judge=None),
+        evaluate=replace(settings.evaluate, prompts=4, bootstrap=200, shown=4, judge=None),
     )
 
 

@@ -298,8 +298,14 @@ class RunFolder:
         new = {"kind": kind, **_flat(yaml.safe_load(config_yaml)), **_digests(inputs)}
         changed = [key for key in dict.fromkeys([*new, *old]) if old.get(key) != new.get(key)]
         # 2. Refuse the first difference that may not change.
+        paths = {_digest_key(name): facts["path"] for name, facts in inputs.items()}
         for key in changed:
             if key not in free:
+                if key in old and key in paths:
+                    raise UserError(
+                        f"--out {self.path}: {paths[key]} was changed since this run began; put "
+                        "back what it held, or use another --out"
+                    )
                 raise UserError(
                     f"--out {self.path}: holds another run: {key} was {old.get(key, 'absent')}, "
                     f"now {new.get(key, 'absent')}; "
@@ -326,7 +332,11 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _digests(inputs: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    return {f"the sha256 of input {name}": facts["sha256"] for name, facts in inputs.items()}
+    return {_digest_key(name): facts["sha256"] for name, facts in inputs.items()}
+
+
+def _digest_key(name: str) -> str:
+    return f"the sha256 of input {name}"
 
 
 def _refuse_foreign(out: Path) -> None:
