@@ -164,6 +164,8 @@ def run_loop(
     with_model = [step for step in pending if _needs_model(step, settings)]
     processes.by_main(lambda: _check_base_and_disk(settings, with_model))
     source = _checked_source(settings)
+    if not finished(settings.out) and any(step.stage == "sft" for step in steps):
+        processes.by_main(lambda: preflight.refuse_leaks(settings, source))
     judges = judging.open_judges(settings, source)
     if steps[-1].stage == "evaluate":
         judging.refuse_only_judge(settings, judges)

@@ -1,22 +1,42 @@
 """Mistakes of people who come with a LLaMA and files of their own, each with what they are told.
 
 `MISTAKES` is the table: a command as it is typed and what its one line must hold. `prepare` makes
-the folder in which they are typed.
+the folder in which they are typed, `prepare_runs` those that need a finished run, and
+`CIRCUMSTANCES` what else must be the case meanwhile. `docs/mistakes.md` holds the whole lines;
+`page` writes it.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import os
+import re
 import shutil
+import socket
+import subprocess
 import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
+import pytest
 
-__all__ = ["BEGIN", "MISTAKES", "Mistake", "prepare"]
+from alpaca_rlhf.core.locks import Lock
+
+__all__ = [
+    "BEGIN",
+    "CIRCUMSTANCES",
+    "MISTAKES",
+    "Mistake",
+    "page",
+    "plain",
+    "prepare",
+    "prepare_runs",
+]
 
 _QUESTIONS = (
     *("Name the capital of France.", "Why does bread rise in a warm oven?", "Who wrote Hamlet?"),
@@ -45,11 +65,15 @@ class Mistake:
         about: The mistake, in a few words.
         command: The words after `alpaca-rlhf`.
         told: Parts of the line that answers it.
+        circumstance: A key of `CIRCUMSTANCES`; empty if the files alone make the mistake.
+        begins: True if only the loaded base shows it, so that the folder of the run is made.
     """
 
     about: str
     command: str
     told: tuple[str, ...]
+    circumstance: str = ""
+    begins: bool = False
 
 
 MISTAKES = (
@@ -99,8 +123,16 @@ MISTAKES = (
         f"{_BASE} lfs",
         ("lfs/model.safetensors: is a pointer of git-lfs", "lfs pull"),
     ),
-    Mistake("base: a missing shard", f"{_BASE} shard", ("--base shard: ",)),
-    Mistake("base: no tokenizer", f"{_BASE} untokenized", ("--base untokenized: ",)),
+    Mistake(
+        "base: a missing shard",
+        f"{_BASE} shard",
+        ("--base shard: shard/model-00002-of-00002.safetensors: is missing", "download it again"),
+    ),
+    Mistake(
+        "base: no tokenizer",
+        f"{_BASE} untokenized",
+        ("--base untokenized: holds no tokenizer (tokenizer.json or tokenizer.model)",),
+    ),
     Mistake("base: pickled weights", f"{_BASE} pickle", ("--base pickle: ",)),
     Mistake(
         "base: half a GGUF file",
@@ -333,7 +365,137 @@ MISTAKES = (
         ("something is there already; give another folder",),
     ),
     Mistake("a base that is not fetched", "base get llama", ("llama",)),
+    # --- what changed meanwhile, and what else is at work
+    Mistake(
+        "rows: one row of ten megabytes",
+        f"{_DATA} huge.jsonl",
+        ("huge.jsonl: no row to train on fits into --sft.max-length 128 tokens; raise it",),
+        begins=True,
+    ),
+    Mistake(
+        "evaluated on the rows to train on",
+        "loop --inputs.judge human --template brief --config small.yaml --base model --out new"
+        " --inputs.data answered.jsonl --inputs.prompts answered.jsonl",
+        ("prompts leak between stages", "alpaca-rlhf split --data", "--inputs.leaks drop"),
+    ),
+    Mistake(
+        "a file of rows that was changed under its run",
+        f"sft {_FILES} --inputs.data changed.jsonl --out changed --base model",
+        ("--out changed: changed.jsonl was changed since this run began; put back what it held",),
+    ),
+    Mistake(
+        "two commands on one run",
+        f"sft {_FILES} --inputs.data rows.jsonl --out done --base model",
+        ("--out done: is in use by process ", "wait for it or use another --out"),
+        "at work",
+    ),
+    Mistake(
+        "a run in a read-only folder",
+        f"sft {_FILES} --inputs.data rows.jsonl --out readonly/done --base model",
+        ("readonly/done", "cannot be written", "use another --out"),
+        "read-only",
+    ),
+    Mistake(
+        "a new run in a read-only folder",
+        f"sft {_FILES} --inputs.data rows.jsonl --out readonly/new --base model",
+        ("readonly/new", "cannot be written", "use another --out"),
+        "read-only",
+    ),
+    Mistake(
+        "a port that is taken",
+        "app done --port PORT",
+        ("--port ", "give another one"),
+        "port taken",
+    ),
 )
+
+
+@contextmanager
+def _at_work(folder: Path) -> Iterator[Mapping[str, str]]:
+    """Another command holds the run `done`."""
+    with Lock(folder / "done" / ".lock") as lock:
+        lock.write_owner(str(os.getpid()))
+        yield {}
+
+
+@contextmanager
+def _read_only(folder: Path) -> Iterator[Mapping[str, str]]:
+    """The folder `readonly` holds a run and takes no writes, not even those of root."""
+    place = folder / "readonly"
+    place.mkdir()
+    if os.geteuid():
+        shutil.copytree(folder / "done", place / "done")
+        place.chmod(0o555)
+        try:
+            yield {}
+        finally:
+            place.chmod(0o755)
+            shutil.rmtree(place)
+        return
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("root writes everywhere, and mounting a read-only disk is not allowed here")
+    try:
+        shutil.copytree(folder / "done", place / "done")
+        subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
+        yield {}
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+        place.rmdir()
+
+
+@contextmanager
+def _port_taken(folder: Path) -> Iterator[Mapping[str, str]]:
+    """Somebody listens on a port."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield {"PORT": str(listener.getsockname()[1])}
+
+
+@contextmanager
+def _nothing(folder: Path) -> Iterator[Mapping[str, str]]:
+    yield {}
+
+
+CIRCUMSTANCES: Mapping[str, Callable[[Path], AbstractContextManager[Mapping[str, str]]]] = {
+    "": _nothing,
+    "at work": _at_work,
+    "read-only": _read_only,
+    "port taken": _port_taken,
+}
+"""What is the case while a command is typed; each gives the words that its command leaves open."""
+
+
+def plain(line: str) -> str:
+    """A line without what differs from machine to machine, and from Python to Python."""
+    line = re.sub(r"process \d+", "process PID", line)
+    line = re.sub(r"--port \d+", "--port PORT", line)
+    line = re.sub(r"config\.yaml:\d+", "config.yaml:LINE", line)
+    line = re.sub(r"not JSON: [^;]+ in column \d+", "not JSON: REASON in column N", line)
+    return line.strip().removeprefix("error: ")
+
+
+def page(lines: Mapping[str, str]) -> str:
+    """The text of `docs/mistakes.md` from the line with which each mistake is answered."""
+    rows = [f"| {name} | `` {line} `` | 2 |" for name, line in lines.items()]
+    return _PAGE.format(count=len(rows), rows="\n".join(rows))
+
+
+_PAGE = """# Mistakes
+
+{count} mistakes of people who come with a base and files of their own, and the one line that
+answers each, after `error: `. Every command ends with exit code 2 and prints no traceback, and
+nothing is trained.
+
+`tests/test_newcomer_mistakes.py` types them all and compares the lines; the commands and the files
+stand in `tests/newcomer_mistakes.py`. After a change of a message
+`python -m pytest tests/test_newcomer_mistakes.py --write-mistakes` writes this page anew.
+
+| mistake | what is said | exit code |
+|---|---|---|
+{rows}
+"""
 
 
 def _lines(path: Path, rows: list[object]) -> None:
@@ -384,6 +546,9 @@ def prepare(folder: Path, model: Path) -> None:
     (folder / "tab.yaml").write_text("sft:\n\tlr: 1e-4\n")
     (folder / "typo.yaml").write_text("sft:\n  learning_rate: 1e-4\n")
 
+    _lines(folder / "huge.jsonl", [{"instruction": "Sum up.", "output": "All is well. " * 800_000}])
+    _lines(folder / "answered.jsonl", rows)
+
     # 3. Bases.
     def copied(name: str) -> Path:
         shutil.copytree(model, folder / name)
@@ -427,3 +592,16 @@ def prepare(folder: Path, model: Path) -> None:
     (cache / "refs").mkdir()
     for path in model.iterdir():
         shutil.copy(path, cache / "snapshots" / "abc")
+
+
+def prepare_runs(folder: Path) -> None:
+    """Make the runs of the table from `done`, the one that `BEGIN` began."""
+    shutil.copytree(folder / "done", folder / "newer")
+    with (folder / "newer" / "config.yaml").open("a") as file:
+        file.write("sparkles: 3\n")
+    shutil.copytree(folder / "done", folder / "changed")
+    for name in ("config.yaml", "provenance.json"):
+        path = folder / "changed" / name
+        path.write_text(path.read_text().replace("rows.jsonl", "changed.jsonl"))
+    changed = (folder / "rows.jsonl").read_text() + (folder / "more.jsonl").read_text()
+    (folder / "changed.jsonl").write_text(changed)

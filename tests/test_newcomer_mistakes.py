@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
+from pathlib import Path
 
 import pytest
 
 from tests.forked import run
-from tests.newcomer_mistakes import BEGIN, MISTAKES, prepare
+from tests.newcomer_mistakes import (
+    BEGIN,
+    CIRCUMSTANCES,
+    MISTAKES,
+    page,
+    plain,
+    prepare,
+    prepare_runs,
+)
+
+PAGE = Path(__file__).parent.parent / "docs" / "mistakes.md"
 
 
 def typed(folder, command):
@@ -25,22 +37,42 @@ def folder(tmp_path_factory, tiny_folder):
     prepare(folder, tiny_folder)
     done = typed(folder, BEGIN)
     assert done.returncode == 0, done.stderr
-    shutil.copytree(folder / "done", folder / "newer")
-    with (folder / "newer" / "config.yaml").open("a") as file:
-        file.write("sparkles: 3\n")
+    prepare_runs(folder)
     return folder
 
 
+@pytest.fixture(scope="module")
+def documented():
+    """The lines of the page."""
+    return dict(re.findall(r"^\| ([^|]+) \| `` (.+) `` \| 2 \|$", PAGE.read_text(), re.MULTILINE))
+
+
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.about)
-def test_a_mistake_is_answered_in_one_line(folder, mistake):
-    done = typed(folder, mistake.command)
+def test_a_mistake_is_answered_in_one_line(folder, mistake, documented, request):
+    with CIRCUMSTANCES[mistake.circumstance](folder) as words:
+        command = mistake.command
+        for name, word in words.items():
+            command = command.replace(name, word)
+        done = typed(folder, command)
+    begun = (folder / "new").exists()
+    shutil.rmtree(folder / "new", ignore_errors=True)
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
     for part in mistake.told:
         assert part in done.stderr
-    begun = (folder / "new").exists()
-    shutil.rmtree(folder / "new", ignore_errors=True)
-    assert not begun
+    assert begun == mistake.begins
+    if request.config.getoption("--write-mistakes"):
+        documented[mistake.about] = plain(done.stderr)
+    assert documented.get(mistake.about) == plain(done.stderr), "docs/mistakes.md says otherwise"
+
+
+def test_the_page_holds_every_mistake_and_no_other(documented, request):
+    if request.config.getoption("--write-mistakes"):
+        PAGE.write_text(page({mistake.about: documented[mistake.about] for mistake in MISTAKES}))
+        return
+    text = PAGE.read_text()
+    assert list(documented) == [mistake.about for mistake in MISTAKES]
+    assert text == page(documented), "its text is that of tests/newcomer_mistakes.py"
 
 
 def test_help_before_a_command_is_its_help(folder):

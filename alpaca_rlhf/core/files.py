@@ -71,12 +71,12 @@ def new_folder(out: Path, *, flag: str = "--out", remedy: str = _OTHER_OUT) -> I
         UserError: Something stands at `out` already, another process is making it, or it cannot be
             written.
     """
-    out = out.absolute()
+    typed, out = out, out.absolute()
     temporary = out.with_name(f".{out.name}.making")
     with writing(out, remedy):
         if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
-            raise UserError(f"{flag} {out}: something is there already; give another folder")
-    busy = f"{flag} {out}: another process is making it; wait for it"
+            raise UserError(f"{flag} {typed}: something is there already; give another folder")
+    busy = f"{flag} {typed}: another process is making it; wait for it"
     with only_one(temporary, busy, remedy=remedy):
         try:
             # 1. Remove what a killed process left of an earlier try.

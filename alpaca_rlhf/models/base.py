@@ -189,6 +189,10 @@ def load_base(
     )
 
 
+_TOKENIZER_FILES = ("*token*", "vocab*", "*.tiktoken")
+"""Names of files of which every tokenizer has one."""
+
+
 def refuse_damaged(name: str) -> None:
     """Refuse a base whose tokenizer or weights are absent or cut short; no weight is read.
 
@@ -201,6 +205,13 @@ def refuse_damaged(name: str) -> None:
 def _files_of(name: str, source: str) -> tuple[Any, dict[str, StoredTensor]]:
     """The tokenizer of a base, and the tensors that its files list."""
     with _refusals(name):
+        if Path(source).is_dir() and not any(
+            path for kind in _TOKENIZER_FILES for path in Path(source).glob(kind)
+        ):
+            raise UserError(
+                f"--base {name}: holds no tokenizer (tokenizer.json or tokenizer.model); copy its "
+                "tokenizer files from where the weights come from"
+            )
         tokenizer = AutoTokenizer.from_pretrained(source)
         try:
             tensors = stored_tensors(source)

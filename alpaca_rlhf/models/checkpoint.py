@@ -103,6 +103,8 @@ def stored_tensors(source: str) -> dict[str, StoredTensor]:
     # 2. Their headers.
     tensors: dict[str, StoredTensor] = {}
     for path in paths:
+        if not Path(path).exists():
+            raise UserError(f"{path}: is missing; download it again")
         tensors |= _header(Path(path))
     return tensors
 

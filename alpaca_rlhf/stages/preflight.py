@@ -6,6 +6,7 @@ Both are forecasts from the base's configuration alone.
 from __future__ import annotations
 
 import logging
+import shlex
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -17,6 +18,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 from alpaca_rlhf.core.bases import is_local
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import nearest_folder
+from alpaca_rlhf.data import answered_prompts, check_disjoint
 from alpaca_rlhf.models.base import base_config, default_dtype
 from alpaca_rlhf.planner import (
     Budget,
@@ -28,7 +30,8 @@ from alpaca_rlhf.planner import (
     refuse_too_small,
     shape_from_config,
 )
-from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.settings import Inputs, Loop
+from alpaca_rlhf.sources import Source, read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -154,3 +157,37 @@ def _by_disk(needs: Mapping[Path, int]) -> dict[Path, int]:
 
 def _in_gib(size: int) -> str:
     return f"{size / _GIB:.2f}" if size < 10 * _GIB else f"{size / _GIB:.0f}"
+
+
+def refuse_leaks(settings: Loop, source: Source) -> None:
+    """Refuse prompts that lie near a row of the user's to train on.
+
+    The stage `sft` asks again, of generated rows too; here no folder has been made yet.
+
+    Raises:
+        UserError: Two prompts are near-duplicates; the message names them and the next command.
+    """
+    if settings.inputs.rows is None:
+        return
+    rows, _ = read_rows(settings.inputs)
+    splits = {name: source.prompts(name) for name in source.names()}
+    check_disjoint(
+        {"sft": answered_prompts(rows), **splits},
+        source.key,
+        way_out=leak_way_out(settings.inputs),
+    )
+
+
+def leak_way_out(inputs: Inputs) -> str:
+    """The next steps after a leak between the user's own files; nothing to add without them."""
+    files = [path for path in (inputs.data, inputs.seeds, inputs.prompts) if path is not None]
+    if not files and inputs.splits is None:
+        return ""
+    leave_out = "leave the leaking prompts out, counted, with --inputs.leaks drop"
+    if inputs.splits is not None:
+        return f"; {leave_out}"
+    listed = " ".join(shlex.quote(str(path)) for path in dict.fromkeys(files))
+    return (
+        f"; deal all rows with: alpaca-rlhf split --data {listed} --out FOLDER (then "
+        f"--inputs.splits FOLDER), or {leave_out}"
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,9 +13,9 @@ from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import answered_prompts, check_disjoint, reasons_text
 from alpaca_rlhf.models.batches import Example, prompt_ids, segments
 from alpaca_rlhf.models.foreign import adopt
-from alpaca_rlhf.settings.inputs import Inputs
 from alpaca_rlhf.stages.context import Context
 from alpaca_rlhf.stages.outcome import Outcome
+from alpaca_rlhf.stages.preflight import leak_way_out
 from alpaca_rlhf.training.sft import SFTResult, encode, preview_indices, split_held_out, train_sft
 
 BATCH_FLAG = "; --sft.batch-size sets another"
@@ -29,7 +28,7 @@ def sft(ctx: Context, round_: int) -> Outcome:
     splits = ctx.splits()
     rows = splits["sft"]
     answered = {**splits, "sft": answered_prompts(rows)}
-    overlap = check_disjoint(answered, ctx.source.key, way_out=_way_out(ctx.settings.inputs))
+    overlap = check_disjoint(answered, ctx.source.key, way_out=leak_way_out(ctx.settings.inputs))
     _refuse_too_long(ctx, splits)
     counts = {"sft": len(rows), "overlap": overlap}
     if ctx.settings.inputs.sft_adapter is not None:
@@ -40,6 +39,11 @@ def sft(ctx: Context, round_: int) -> Outcome:
     training_rows, held_out_rows = split_held_out(rows, settings.held_out)
     examples, too_long = encode(ctx.adapters, training_rows, settings.max_length)
     held_out, also_too_long = encode(ctx.adapters, held_out_rows, settings.max_length)
+    if rows and too_long == len(training_rows) and ctx.settings.inputs.rows is not None:
+        raise UserError(
+            f"{ctx.settings.inputs.rows}: no row to train on fits into --sft.max-length "
+            f"{settings.max_length} tokens; raise it, or give shorter rows"
+        )
     account = _account(ctx, len(training_rows) + len(held_out_rows), too_long + also_too_long)
     if settings.patience and not held_out:
         raise UserError(
@@ -102,21 +106,6 @@ def _account(ctx: Context, records: int, too_long: int) -> dict[str, Any]:
         given = account.to_json()
     left_out = {**given["left_out"], **({"too long": too_long} if too_long else {})}
     return {**given, "examples": records - too_long, "left_out": left_out}
-
-
-def _way_out(inputs: Inputs) -> str:
-    """The next steps after a leak between the user's own files; nothing to add without them."""
-    files = [path for path in (inputs.data, inputs.seeds, inputs.prompts) if path is not None]
-    if not files and inputs.splits is None:
-        return ""
-    leave_out = "leave the leaking prompts out, counted, with --inputs.leaks drop"
-    if inputs.splits is not None:
-        return f"; {leave_out}"
-    listed = " ".join(shlex.quote(str(path)) for path in files)
-    return (
-        f"; deal all rows with: alpaca-rlhf split --data {listed} --out FOLDER (then "
-        f"--inputs.splits FOLDER), or {leave_out}"
-    )
 
 
 def held_out_summary(result: SFTResult, rows: int) -> str:

@@ -52,10 +52,23 @@ def encode(
 
     Nothing is ever truncated.
     """
-    examples = [example(adapters.base, adapters.template, row, row.output or "") for row in rows]
-    limit = min(max_length, adapters.base.context)
+    base = adapters.base
+    limit = min(max_length, base.context)
+    # A tokenizer takes a minute for a row of some megabytes, which is too long whatever it says.
+    most_chars = _NORMALISED * limit * max(map(len, base.tokenizer.get_vocab()))
+    short = [row for row in rows if _chars(row) <= most_chars]
+    examples = [example(base, adapters.template, row, row.output or "") for row in short]
     fitting = [encoded for encoded in examples if len(encoded) <= limit]
-    return fitting, len(examples) - len(fitting)
+    return fitting, len(rows) - len(fitting)
+
+
+_NORMALISED = 4
+"""Characters of a text that a tokenizer's normaliser may join into one, generously."""
+
+
+def _chars(row: Instruction) -> int:
+    turns = [text for turn in row.history for text in turn]
+    return sum(map(len, [row.system, *turns, row.instruction, row.input, row.output or ""]))
 
 
 def preview_indices(examples: Sequence[Example]) -> list[int]:
