@@ -24,6 +24,8 @@ from alpaca_rlhf.settings.parsing import parse
 
 ROOT = Path(__file__).parent.parent
 GUIDES = {page.stem: page for page in sorted((ROOT / "docs" / "guides").glob("*.md"))}
+PAGES = {"README": ROOT / "README.md", **GUIDES}
+"""Pages whose commands are taken literally; the Chinese README has the same ones."""
 LOOPS = {"plan": plan_command.Plan, "rank": stage_commands.Ranked}
 """Commands of a loop that have more flags than it."""
 
@@ -33,7 +35,9 @@ def commands(text):
     text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     block = "\n".join(line[4:] for line in text.splitlines() if line.startswith("    "))
     for line in block.replace("\\\n", " ").splitlines():
-        words = shlex.split(line, comments=True)
+        # A drawing, or the file of a server, need not be words of a shell.
+        ours = re.search(r"\b(alpaca-rlhf|accelerate|python) ", line)
+        words = shlex.split(line, comments=True) if ours else line.split()
         while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
             words = words[1:]
         if words:
@@ -58,10 +62,19 @@ def check(words):
     return parse(LOOPS.get(name, Loop), rest, prog=name, description="")
 
 
-@pytest.mark.parametrize("name", GUIDES)
+def mentions(text):
+    """Commands of ours within a line, with flags of their own, as words."""
+    for span in re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
+        words = span.split()
+        if words[0] == "alpaca-rlhf" and len(words) > 2:
+            yield words
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_every_command_of_a_guide_parses(name):
     seen = 0
-    for words in commands(GUIDES[name].read_text()):
+    text = PAGES[name].read_text()
+    for words in [*commands(text), *mentions(text)]:
         if words[0] == "alpaca-rlhf":
             check(words[1:])
         elif words[0] == "accelerate":
@@ -74,7 +87,7 @@ def test_every_command_of_a_guide_parses(name):
         elif words[0] == "python":
             assert (ROOT / words[1]).is_file(), words[1]
             if words[1].startswith("recipes/"):
-                flags = [word for word in words[2:] if word != "--dry-run"]
+                flags = [word for word in words[2:] if word not in ("--dry-run", "--quick")]
                 settings = runpy.run_path(str(ROOT / words[1]))["EXPERIMENT"]
                 parse(Loop, spelled_out(flags), prog="recipe", description="", default=settings)
         seen += 1

@@ -301,8 +301,9 @@ def test_a_reward_model_below_the_gate_can_be_trained_otherwise(calm, tmp_path):
 
 def test_a_second_round_goes_on_from_the_last_policy(tmp_path):
     out = tmp_path / "run"
-    control = replace(small(out).ppo, control=True)
-    report = run(out, rounds=2, ppo=control)
+    settings = small(out)
+    control = replace(settings.ppo, control=True)
+    report = run(out, rounds=2, ppo=control, evaluate=replace(settings.evaluate, dev=False))
     validate_report(report)
     assert {
         *("random_of_k", "sampler_best_of_k", "ppo_shuffled", "ppo.2", "best_of_k.2"),
