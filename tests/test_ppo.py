@@ -628,8 +628,8 @@ def total_variation(p, q):
     ("seed", "trunk", "temperature"),
     [
         (0, "detached", 1.0),
-        (1, "shared", 1.0),
-        (2, "separate", 1.0),
+        (0, "shared", 1.0),
+        (0, "separate", 1.0),
         (0, "detached", 0.7),
     ],
 )
