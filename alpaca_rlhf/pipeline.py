@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -163,12 +164,14 @@ def run_loop(
     pending = _pending(steps, settings.out)
     with_model = [step for step in pending if _needs_model(step, settings)]
     processes.by_main(lambda: _check_base_and_disk(settings, with_model))
-    source = _checked_source(settings)
-    if not finished(settings.out) and any(step.stage == "sft" for step in steps):
-        processes.by_main(lambda: preflight.refuse_leaks(settings, source))
-    judges = judging.open_judges(settings, source)
+    # A wrong judge is told of before prompts that are too few.
+    dealt = cache(lambda: _checked_source(settings))
+    judges = judging.open_judges(settings, dealt)
     if steps[-1].stage == "evaluate":
         judging.refuse_only_judge(settings, judges)
+    source = dealt()
+    if not finished(settings.out) and any(step.stage == "sft" for step in steps):
+        processes.by_main(lambda: preflight.refuse_leaks(settings, source))
     # 2. Open the folder, which locks it. Its settings are pinned when the card is known to do.
     with (
         _opened(settings, inputs, kind) as run,

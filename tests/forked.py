@@ -96,7 +96,7 @@ def run(
     cwd: Path | str | None = None,
     env: Mapping[str, str] | None = None,
     input: str = "",
-    timeout: float = 300,
+    timeout: float | None = 300,
 ) -> subprocess.CompletedProcess[str]:
     """Run `python WORDS...` to its end: `-m`, a module and arguments, or a script and arguments.
 
@@ -105,7 +105,7 @@ def run(
         cwd: Its folder; None is that of the tests.
         env: Its whole environment; None is that of the tests.
         input: Its standard input.
-        timeout: Seconds after which it is killed.
+        timeout: Seconds after which it is killed; None waits as long as it takes.
 
     Raises:
         TimeoutExpired: It took longer.

@@ -5,6 +5,7 @@ Writes docs/proof/*.json, with the commit and the machine they belong to.
     python -m tests.prove seeds [SEED ...]   the whole loop; 0, 1, 2 and the commit's own
     python -m tests.prove duel [SEED ...]    all five policies against each other; 0, 1, 2
     python -m tests.prove kills [N]          SIGKILL in every stage, N times: the same weights
+    python -m tests.prove smollm2-kills [N]  the same on the base smollm2, with the judge `checks`
     python -m tests.prove generation [N]     the embedded base makes N tasks of its small world
     python -m tests.prove teachers [N]       N tasks by HTTP from `transformers serve`, with faults
     python -m tests.prove generate-kills [N] SIGKILL a generation N times at random: the same files
@@ -14,6 +15,7 @@ Writes docs/proof/*.json, with the commit and the machine they belong to.
     python -m tests.prove app [N]            SIGKILL the app N times under 50 annotators
     python -m tests.prove half-sent [N]      N half-sent requests, and the app answers all the while
     python -m tests.prove attacks            the attacker's table: what got through
+    python -m tests.prove people             reward models on SmolLM2 from people's judgements
     python -m tests.prove                    all
 """
 
@@ -21,6 +23,7 @@ import hashlib
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -54,11 +57,28 @@ SMALL = (
     "--evaluate.prompts 10 --evaluate.dev --generate.max-new-tokens 64 "
     "--sampling.max-new-tokens 24 --ppo.max-new-tokens 24"
 ).split()
+REAL = (
+    "--base smollm2 --template chat --inputs.judge checks --lora.r 4 --lora.alpha 8 "
+    "--generate.recipe answers --generate.edit --generate.target 6 --generate.min-score 0.2 "
+    "--generate.batch-size 8 --generate.max-new-tokens 24 --sampling.max-new-tokens 16 "
+    "--sft.batch-size 2 --sft.epochs 2 --sft.lr 5e-4 --sft.max-length 160 --sft.save-every 1 "
+    "--rank.prompts 8 --rank.k 2 --reward.batch-size 2 --reward.max-length 160 "
+    "--reward.held-out 0.4 --reward.gate 0 --reward.save-every 1 --ppo.updates 2 "
+    "--ppo.batch-size 4 --ppo.minibatch-size 4 --ppo.epochs 1 --ppo.value.warmup 1 "
+    "--ppo.max-new-tokens 16 --ppo.lr 3e-4 --ppo.save-every 1 --best-of-k.k 2 "
+    "--best-of-k.prompts 4 --evaluate.prompts 4 --evaluate.bootstrap 50 --evaluate.rerank False"
+).split()
+"""The smallest run of every stage on a real LLaMA, judged by rules."""
 
 
 def command(out: Path, *flags: str) -> list[str]:
     """The quickstart in a folder."""
     return [sys.executable, "-m", "alpaca_rlhf", "quickstart", "--out", str(out), *flags]
+
+
+def real_command(out: Path) -> list[str]:
+    """The smallest run on the base smollm2 in a folder."""
+    return [sys.executable, "-m", "alpaca_rlhf", "loop", "--out", str(out), *REAL]
 
 
 def offline() -> dict[str, str]:
@@ -174,21 +194,47 @@ def prove_duel(seeds: list[int]) -> bool:
 
 def prove_kills(rounds: int) -> bool:
     """Kill a small run in every stage at a random moment; compare with an undisturbed run."""
+    return _kills("kills", rounds, lambda out: command(out, *SMALL))
+
+
+def prove_smollm2_kills(rounds: int) -> bool:
+    """The same with the smallest run on the base smollm2."""
+    from alpaca_rlhf.core.bases import smollm2_folder
+
+    if not smollm2_folder().is_dir():
+        tell("smollm2-kills: needs the base smollm2: alpaca-rlhf base get smollm2")
+        return False
+    return _kills("smollm2-kills", rounds, real_command)
+
+
+def _kills(part: str, rounds: int, command_for: Callable[[Path], list[str]]) -> bool:
+    """Kill a run in every stage, as often as there are rounds, and write what came of it.
+
+    Args:
+        part: Name of the proof.
+        rounds: Runs that are killed in every stage.
+        command_for: The command that runs the loop in a folder.
+    """
+    from tests import forked
+
     rng = random.Random(0)
     results = []
     with tempfile.TemporaryDirectory() as folder:
         calm = Path(folder) / "calm" / "run"
-        subprocess.run(command(calm, *SMALL), check=True, env=offline(), stdout=subprocess.DEVNULL)
+        forked.run(*command_for(calm)[1:], env=offline(), timeout=None).check_returncode()
         expected = without_times(json.loads((calm / "report.json").read_text()))
         expected_weights = weights(calm)
         ledger = json.loads((calm / "ledger.json").read_text())
         stages = {name: row["seconds"] for name, row in ledger.items() if "seconds" in row}
+        tell(f"{part}: an undisturbed run took {sum(stages.values()):.0f} s in its stages")
         for number in range(rounds):
             out = Path(folder) / f"killed-{number}" / "run"
-            kills = [kill_in(out, name, took * rng.random()) for name, took in stages.items()]
-            subprocess.run(
-                command(out, *SMALL), check=True, env=offline(), stdout=subprocess.DEVNULL
-            )
+            words = command_for(out)
+            kills = [
+                kill_in(out, stage, took * rng.random(), words, start=forked.Forked)
+                for stage, took in stages.items()
+            ]
+            forked.run(*words[1:], env=offline(), timeout=None).check_returncode()
             same = without_times(json.loads((out / "report.json").read_text())) == expected
             results.append(
                 {
@@ -197,11 +243,15 @@ def prove_kills(rounds: int) -> bool:
                     "same_weights": weights(out) == expected_weights,
                 }
             )
-            tell(f"kills {number}: {results[-1]}")
-    write(
-        "kills.json",
-        {**stamp(), "command": f"python -m tests.prove kills {rounds}", "runs": results},
-    )
+            tell(f"{part} {number}: {results[-1]}")
+    proof = {
+        "command": f"python -m tests.prove {part} {rounds}",
+        "run": shlex.join(["alpaca-rlhf", *command_for(Path("RUN"))[3:]]),
+        "seconds_of_an_undisturbed_run": stages,
+        "adapters_compared": sorted(expected_weights),
+        "runs": results,
+    }
+    write(f"{part}.json", {**stamp(), **proof})
     return all(r["same_report"] and r["same_weights"] and r["killed_in"] for r in results)
 
 
@@ -572,17 +622,51 @@ def prove_attacks() -> bool:
     return not proof["through"] and "stored scripts" in groups
 
 
+def prove_people() -> bool:
+    """Train reward models on the base smollm2 from published judgements; any figures will do."""
+    from tests.people_rewards import FILES, line_of, trained
+
+    data = ROOT.parent / "shared" / "data"
+    if not data.is_dir():
+        tell(f"people: needs the real data in {ROOT.parent.name}/shared, which is not here")
+        return False
+    runs = {}
+    for key in FILES:
+        with tempfile.TemporaryDirectory() as folder:
+            runs[key] = trained(key, data, Path(folder))
+        tell(f"people, {key}: {line_of(runs[key])}")
+    proof = {
+        "command": "python -m tests.prove people",
+        "what": "held-out accuracy and log-loss of reward models on smollm2",
+        "runs": runs,
+    }
+    write("smollm2-people.json", {**stamp(), **proof})
+    return all(figures["held_out_pairs"] > 0 for figures in runs.values())
+
+
 def kill_in(
-    out: Path, stage: str, seconds: float, *, start: Callable[..., Any] = subprocess.Popen
+    out: Path,
+    stage: str,
+    seconds: float,
+    words: list[str],
+    *,
+    start: Callable[..., Any] = subprocess.Popen,
 ) -> bool:
     """Run until `stage` begins, wait so many seconds, SIGKILL. False if it was done before.
 
     A run that is faster than the one it was timed by is killed as the next stage begins.
+
+    Args:
+        out: Folder of the run.
+        stage: The stage to kill it in.
+        seconds: Time from the beginning of the stage to the kill.
+        words: The command line of the run.
+        start: Starts it, as `subprocess.Popen` does.
     """
     ledger = out / "ledger.json"
     if ledger.exists() and stage in json.loads(ledger.read_text()):
         return False
-    process = start(command(out, *SMALL), env=offline(), stdout=subprocess.PIPE, text=True)
+    process = start(words, env=offline(), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     timer = threading.Timer(seconds, process.kill)
     for line in process.stdout:
@@ -611,8 +695,8 @@ def write(name: str, proof: dict[str, Any]) -> None:
 def main(words: list[str]) -> int:
     """Run the proofs that were asked for."""
     which = words[0] if words else "all"
-    names = ("seeds", "duel", "kills", "generation", "teachers", "generate-kills", "formats")
-    names += ("columns", "templates", "plan", "app", "half-sent", "attacks")
+    names = ("seeds", "duel", "kills", "smollm2-kills", "generation", "teachers", "generate-kills")
+    names += ("formats", "columns", "templates", "plan", "app", "half-sent", "attacks", "people")
     if which not in ("all", *names):
         sys.exit(f"prove: {which}: give {', '.join(names)} or nothing")
     good = True
@@ -624,6 +708,8 @@ def main(words: list[str]) -> int:
         good &= prove_duel([int(w) for w in words[1:]] or [0, 1, 2])
     if which in ("all", "kills"):
         good &= prove_kills(count or 10)
+    if which in ("all", "smollm2-kills"):
+        good &= prove_smollm2_kills(count or 1)
     if which in ("all", "generation"):
         good &= prove_generation(count or 400)
     if which in ("all", "teachers"):
@@ -644,6 +730,8 @@ def main(words: list[str]) -> int:
         good &= prove_half_sent(count or 1100)
     if which in ("all", "attacks"):
         good &= prove_attacks()
+    if which in ("all", "people"):
+        good &= prove_people()
     return 0 if good else 1
 
 

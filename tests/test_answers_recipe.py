@@ -50,7 +50,7 @@ def answering(tmp_path, monkeypatch):
         words += ["--inputs.judge", judge, "--out", str(tmp_path / "run")]
         settings = parse(Loop, words, prog="test", description="")
         source = source_of(settings)
-        judges = judging.open_judges(settings, source)
+        judges = judging.open_judges(settings, lambda: source)
         with RunFolder.open(settings.out, to_yaml(settings), kind="loop", inputs={}) as folder:
             outcome = generate(Context(settings, folder, source, Quiet(), judges), 1)
         rows = read_instructions(settings.out / "generate" / "rows.jsonl")

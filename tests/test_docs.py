@@ -85,7 +85,7 @@ def test_commands_and_flags_exist(page):
     assert not set(used) - flags
 
 
-CHECKLIST = {"S": 16, "R": 20, "P": 45, "A": 15, "B": 6, "D": 5, "G": 5, "I": 5}
+CHECKLIST = {"S": 16, "R": 20, "P": 45, "A": 15, "B": 6, "D": 5, "G": 5, "I": 5, "J": 5}
 
 
 def test_every_item_of_the_checklist_is_decided():

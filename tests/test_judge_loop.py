@@ -307,7 +307,7 @@ def test_a_judge_that_kept_answers_has_been_used(settings, tmp_path):
         generate=Generate(recipe="answers"),
         out=tmp_path / "run",
     )
-    judges = judging.open_judges(mine, source_of(mine))
+    judges = judging.open_judges(mine, lambda: source_of(mine))
     failure = JudgeFailure(f"mine.py:1: rate() raised; {MEND}")
     failure.digest = judges.ranks.digest
     with RunFolder.open(mine.out, to_yaml(mine), kind="loop", inputs={}) as run:
@@ -318,7 +318,7 @@ def test_a_judge_that_kept_answers_has_been_used(settings, tmp_path):
             judging.noted_failure(run, mine, {"generate", "rank"}, failure)
         )
         judge.write_text(LENGTH + "# mended\n")
-        changed = judging.open_judges(mine, source_of(mine))
+        changed = judging.open_judges(mine, lambda: source_of(mine))
         judging.refuse_changed(run, changed, mine, set())
         with pytest.raises(UserError, match="was changed since"):
             judging.refuse_changed(run, changed, mine, {"generate"})

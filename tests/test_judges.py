@@ -12,6 +12,8 @@ import time
 
 import pytest
 
+from alpaca_rlhf.app.data_view import Rounds, figures
+from alpaca_rlhf.app.language import translations
 from alpaca_rlhf.cli import main as cli
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import only_one
@@ -22,6 +24,7 @@ from alpaca_rlhf.data import write_instructions
 from alpaca_rlhf.preferences import read_snapshot
 from alpaca_rlhf.preferences.assignment import Rules, Verdict, distinct
 from alpaca_rlhf.preferences.pairwise import order_of, questions, verdict_of
+from alpaca_rlhf.preferences.standing import Standing
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.settings import Judge
 from alpaca_rlhf.sources.sampled import queue_sampled, read_sheets
@@ -497,6 +500,22 @@ def test_what_is_refused(home, capsys, words, said):
     run, _ = home
     code, told = typed(capsys, "judge", "--run", run, *words)
     assert code == 2 and said in told and "Traceback" not in told
+
+
+def test_a_run_that_a_judge_ranks_waits_for_nobody(home, capsys):
+    """The Data tab and `verdicts status` say who ranks, and count nothing as missing."""
+    run, store = home
+    standing = Standing(waiting=3)
+    for judge, told in ((None, "3 more needed"), ("checks", "yes: checks ranks this run")):
+        rounds = Rounds(lambda: {1: standing}, None, judge)
+        page = figures(store.figures(), rounds, translations("data", "en"))
+        assert told in page and ("more needed" in page) == (judge is None)
+    make_sampled(run, [ROW])
+    config = (run / "config.yaml").read_text()
+    assert "1 more needed" in typed(capsys, "verdicts", "status", "--run", run)[1]
+    (run / "config.yaml").write_text(config.replace("judge: human", "judge: checks"))
+    said = typed(capsys, "verdicts", "status", "--run", run)[1]
+    assert "nobody needs to: checks ranks this run" in said and "more needed" not in said
 
 
 # --- a run ----------------------------------------------------------------------------------------

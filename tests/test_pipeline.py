@@ -22,7 +22,7 @@ from alpaca_rlhf.settings import PPO, BestOfK, Evaluate
 from alpaca_rlhf.settings.quickstart import QUICKSTART
 from alpaca_rlhf.settings.steps import order
 from tests.forked import Forked
-from tests.prove import SMALL, kill_in, weights, without_times
+from tests.prove import SMALL, command, kill_in, weights, without_times
 from tests.whole_run import Quiet, small
 
 
@@ -207,13 +207,13 @@ def test_interrupted_in_every_stage_it_ends_with_the_same_report(calm, tmp_path)
 def test_killed_twice_in_every_training_stage_it_ends_with_the_same_weights(calm, tmp_path):
     """SIGKILL at random moments: nothing is tidied up. `make prove` does it ten times."""
     out, seed = tmp_path / "run", random.SystemRandom().randrange(2**32)
-    rng = random.Random(seed)
+    rng, words = random.Random(seed), command(out, *SMALL)
     took = json.loads((calm / "ledger.json").read_text())
     for stage in ("sft", "reward", "ppo", "best_of_k"):
         # the second one may come after the end of the stage
         moments = [took[stage]["seconds"] * rng.uniform(0.05, 0.6) for _ in range(2)]
-        assert kill_in(out, stage, moments[0], start=Forked), seed
-        kill_in(out, stage, moments[1], start=Forked)
+        assert kill_in(out, stage, moments[0], words, start=Forked), seed
+        kill_in(out, stage, moments[1], words, start=Forked)
     assert without_times(run(out)) == without_times(report_of(calm)), f"moments of seed {seed}"
     stages = {name.partition("/")[0] for name in weights(calm)}
     assert stages == {"sft", "reward", "reward_shuffled", "ppo", "best_of_k", "random_of_k"}

@@ -68,9 +68,11 @@ def test_pairs_with_margins(go, tmp_path, capsys):
     rows.append(pair("red " * 90))
     path = written(tmp_path / "pairs.jsonl", rows)
     assert go(path, "--reward.margin", 1, "--reward.max-length", 120) == 0, capsys.readouterr().err
-    assert "2 completions beyond --reward.max-length left out, 1 rankings" in "".join(
-        capsys.readouterr()
-    ).replace("\n", " ").replace("  ", " ")
+    said = " ".join("".join(capsys.readouterr()).split())
+    before = "2 of 22 completions are longer than --reward.max-length 120 tokens and left out, and "
+    before += "with them 1 of 11 rankings; raise it to train on them"
+    after = "2 completions beyond --reward.max-length left out, 1 rankings"
+    assert said.index(before) < said.index("held-out accuracy") < said.index(after)
     found = facts(tmp_path)
     assert found["pairs"] + found["held_out_pairs"] == 10
     assert (found["too_long"], found["left_out"], found["undecided"]) == (2, 1, 0)

@@ -121,7 +121,7 @@ def greedy(model, tokenizer, question):
 
 
 def test_the_exported_policy_answers_elsewhere_as_here(run, exported):
-    """Plain transformers, and a GGUF file in transformers' reader."""
+    """Plain transformers, and a GGUF file with its own tokenizer in transformers' reader."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     for folder in exported.values():
@@ -136,6 +136,7 @@ def test_the_exported_policy_answers_elsewhere_as_here(run, exported):
         dtype=torch.float32,
     )
     tokenizer = AutoTokenizer.from_pretrained(exported["merged"])
+    tokenizer_of_file = AutoTokenizer.from_pretrained(exported["gguf"], gguf_file=file.name)
     file_of_prompts = write(run / "asked.jsonl", [{"prompt": question} for question in QUESTIONS])
     out = run / "answers.of.ppo.jsonl"
     words = [
@@ -151,7 +152,7 @@ def test_the_exported_policy_answers_elsewhere_as_here(run, exported):
     assert main(words) == 0
     here = [json.loads(line)["response"] for line in out.read_text().splitlines()]
     there = [greedy(merged, tokenizer, question) for question in QUESTIONS]
-    assert there == [greedy(read, tokenizer, question) for question in QUESTIONS]
+    assert there == [greedy(read, tokenizer_of_file, question) for question in QUESTIONS]
     # This kit computes in 16 bits, so one answer may part where two tokens are as good.
     assert sum(a == b for a, b in zip(here, there, strict=True)) >= 2, (here, there)
 

@@ -25,6 +25,8 @@ class Rounds:
     """The standing of each round by its number; none without a run."""
     at_least: int | None
     """`--rank.at-least` of the run."""
+    judge: str | None = None
+    """`--inputs.judge` of the run, if it ranks in people's place."""
 
 
 NO_ROUNDS = Rounds(dict, None)
@@ -48,6 +50,8 @@ def figures(figures: Figures, rounds: Rounds, text: Mapping[str, str]) -> str:
     for number, standing in rounds.by_round().items():
         missing = standing.missing(rounds.at_least)
         enough = text["standing.missing"].format(n=missing) if missing else text["standing.yes"]
+        if rounds.judge is not None:
+            enough = text["standing.by_judge"].format(judge=rounds.judge)
         standings.append((text["standing.round"].format(n=number), standing, enough))
     busiest_day = max((n for _, n in figures.by_day), default=1)
     return render(

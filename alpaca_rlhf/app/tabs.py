@@ -62,7 +62,9 @@ def tabs(
     keep_filled(store, worker)
     training.watch()
     # 2. The tabs.
-    rounds = Rounds(partial(standing_by_round, run, store), worker.settings.rank.at_least)
+    settings = worker.settings
+    judge = None if settings.inputs.judge == "human" else settings.inputs.judge
+    rounds = Rounds(partial(standing_by_round, run, store), settings.rank.at_least, judge)
     return AppTabs(
         [
             rank,

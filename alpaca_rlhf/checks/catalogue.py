@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,7 +18,7 @@ from alpaca_rlhf.checks.kinds import (
 from alpaca_rlhf.checks.layouts import LAYOUTS
 from alpaca_rlhf.checks.lengths import LENGTHS, WORDS_PER_SENTENCE
 from alpaca_rlhf.checks.letters import LETTERS
-from alpaca_rlhf.checks.scope import is_stated
+from alpaca_rlhf.checks.scope import continued, is_stated
 from alpaca_rlhf.checks.wording import WORDING
 
 KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (*LENGTHS, *LETTERS, *LAYOUTS, *WORDING)}
@@ -80,6 +80,7 @@ def read_request(text: str) -> Request:
     # and nor do shorter ones within it.
     constraints: list[tuple[int, int, Constraint]] = []
     read_spans: list[tuple[int, int]] = []
+    bans: list[re.Match[str]] = []
     for match, kind, phrasing in spans:
         start, end = match.span()
         if any(start < other_end and other_start < end for other_start, other_end in read_spans):
@@ -89,8 +90,20 @@ def read_request(text: str) -> Request:
         if is_possible(arguments) and is_stated(text, match, phrasing):
             constraint = Constraint(kind, arguments, match[0], phrasing.held_out)
             constraints.append((start, end, constraint))
+            bans += [match] if kind.things else []
+    # 3. Things that a ban goes on to.
+    for ban in bans:
+        start = ban.end()
+        for match, kind in _continuations(text, ban):
+            end = match.end()
+            if any(
+                start < other_end and other_start < end for other_start, other_end in read_spans
+            ):
+                break
+            constraints.append((start, end, Constraint(kind, {}, match[0])))
+            start = end
     constraints.sort(key=lambda span: span[0])
-    # 3. The rest of the text.
+    # 4. The rest of the text.
     rest, at = [], 0
     for start, end, _ in constraints:
         rest.append(text[at:start])
@@ -99,6 +112,20 @@ def read_request(text: str) -> Request:
     core = re.sub(r"(?m)^[ \t]*[-*•][ \t]*$", "", " ".join(rest))
     core = re.sub(r"\s+([.,;:!?。，])", r"\1", " ".join(core.split()))
     return Request(core.strip(), tuple(constraint for _, _, constraint in constraints))
+
+
+def _continuations(text: str, ban: re.Match[str]) -> Iterator[tuple[re.Match[str], Kind]]:
+    """The things that a ban goes on to, one after the other, each with its kind."""
+    here: re.Match[str] | None = ban
+    while here is not None:
+        continuations = [
+            (match, kind)
+            for kind in KINDS.values()
+            if kind.continuation is not None
+            and (match := continued(text, here, kind.continuation)) is not None
+        ]
+        here = continuations[0][0] if continuations else None
+        yield from continuations[:1]
 
 
 def compatible(constraints: Sequence[Constraint]) -> bool:

@@ -139,6 +139,8 @@ class Kind:
     """Orders that are recognised in people's prompts and never written."""
     manner: tuple[str, ...] = ()
     """Adverbials, and bare bans, that are recognised within a sentence and never written."""
+    things: str = ""
+    """Things that a ban of it names: another ban may go on with that (`no commas or digits`)."""
     letters: bool = False
     """True if it is about the case of every letter."""
     draw: Draw = lambda rng, language: {}
@@ -167,6 +169,11 @@ class Kind:
         orders = [Phrasing.of(template) for template in self.also]
         manners = [Phrasing.of(template, form=self._form(template)) for template in self.manner]
         return (*written, *orders, *manners)
+
+    @cached_property
+    def continuation(self) -> Phrasing | None:
+        """The words with which another ban goes on to it; None if it bans no things."""
+        return Phrasing.of(f"(any |no |){self.things}", form="ban") if self.things else None
 
     def _form(self, manner: str) -> Form:
         if manner.startswith("no ") and "{n}" not in manner:

@@ -165,6 +165,7 @@ LETTERS = (
         chinese=("不要使用逗号。", "回答里不能有逗号。", "全文一个逗号也不要出现。"),
         also=_no("(commas|comma)", "不用逗号", "别用逗号", "不要用逗号"),
         manner=_none("(commas|comma)"),
+        things="(commas|comma)",
         demands=lambda a: Demands(forbidden=(_COMMAS,)),
     ),
     Kind(
@@ -181,6 +182,7 @@ LETTERS = (
         chinese=("不要使用阿拉伯数字。", "回答里不能有阿拉伯数字。", "全文不出现任何阿拉伯数字。"),
         also=_no("(digits|numerals)"),
         manner=_none("(digits|numerals)"),
+        things="(digits|numerals)",
         demands=lambda a: Demands(forbidden=(r"\d",)),
         weight=0.6,
     ),
@@ -290,6 +292,7 @@ LETTERS = (
         chinese=("不要使用感叹号。", "回答里不能有感叹号。", "全文不出现感叹号。"),
         also=_no("exclamation (marks|points|mark|point)", "不要用感叹号", "别用感叹号"),
         manner=_none("exclamation (marks|points|mark|point)"),
+        things="exclamation (marks|points|mark|point)",
         demands=lambda a: Demands(forbidden=("[!！]",)),
         weight=0.5,
     ),

@@ -145,6 +145,8 @@ _NO_THINGS_END = re.compile(
     rf"(?:$|[.,;:!?)\n]|and\b|or\b|but\b|in\s+(?:any\s+part\s+of\s+)?{_ANSWER})",
     re.IGNORECASE,
 )
+_GOES_ON = re.compile(r"(?:\s*,)?\s+(?P<word>(?:or|nor|and)\s+)?", re.IGNORECASE)
+"""The words between one thing that is banned and the next."""
 _NO_THINGS_START = re.compile(
     r"(?:^|\b(?:and|but|or|with|use|using|have|contain|include|be|please)\b)\s*$", re.IGNORECASE
 )
@@ -205,6 +207,27 @@ def is_stated(text: str, match: re.Match[str], phrasing: Phrasing) -> bool:
                 return False
             numeric = "n" in match.groupdict()
             return not asks or not (_FITS.search(clause) if numeric else clause.strip())
+
+
+def continued(text: str, ban: re.Match[str], phrasing: Phrasing) -> re.Match[str] | None:
+    """The things that a ban goes on to, as in `never use commas or digits`; None if it does not.
+
+    Args:
+        text: The prompt.
+        ban: Words that state a ban, or the thing it has gone on to before.
+        phrasing: The continuation of a kind.
+    """
+    gap = _GOES_ON.match(text, ban.end())
+    if gap is None or ban[0].rstrip()[-1] in ".。":
+        return None
+    match = phrasing.pattern.match(text, gap.end())
+    if match is None:
+        return None
+    after = text[match.end() :]
+    if gap["word"] is None:  # in a list, whose last thing has the word
+        following = _GOES_ON.match(after)
+        return match if following is not None and following["word"] else None
+    return match if match[0].endswith((".", "。")) or _NO_THINGS_END.match(after) else None
 
 
 def _is_quoted(text: str, start: int) -> bool:

@@ -6,7 +6,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -153,7 +153,7 @@ def _by_scorer(store: Store, flags: Judging, settings: Loop, terminal: Terminal)
     busy_message = f"--run {flags.run}: another `{PROGRAM} judge` is at work there; wait for it"
     with only_one(folder, busy_message), gpu_lock.Loan(flags.run, terminal.say) as loan:
         size = settings.sampling.batch_size
-        source = source_of(settings) if name.kind == "gold" else None
+        source = partial(source_of, settings)
         judge = open_judge(name, "--by", source, folder / LOG, batch_size=size)
         if name.kind == "reward":
             loan.take()

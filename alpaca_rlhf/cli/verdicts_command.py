@@ -79,10 +79,13 @@ def status(flags: Status, terminal: Terminal) -> int:
     with _opened(flags, terminal) as store:
         # 1. How far each round of the run is, by the rule that lets training go on.
         if run_contents.holds_run(flags.run):
-            at_least = run_contents.settings_of(flags.run).rank.at_least
+            settings = run_contents.settings_of(flags.run)
+            at_least, judge = settings.rank.at_least, settings.inputs.judge
             for number, standing in standing_by_round(flags.run, store).items():
                 missing = standing.missing(at_least)
                 enough = f"{missing} more needed" if missing else "enough to train on"
+                if judge != "human":
+                    enough = f"nobody needs to: {judge} ranks this run"
                 terminal.say(f"round {number}: {standing.line(at_least)}; {enough}")
         figures = store.figures()
         terminal.say(f"in {store.database.shown}: {figures.standing.line()}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import inspect
@@ -25,6 +26,8 @@ decoded together by default."""
 FILES = "FILES"
 """Name of the list in which a module names the files that its scores depend on."""
 
+_AGAIN = "mend it and run the same command again"
+"""The end of a refusal of a file that Python cannot run: the next step."""
 _NOTHING = Response(Instruction(""), "", True)
 
 
@@ -96,7 +99,10 @@ def load_function(name: JudgeName, flag: str) -> JudgeFunction:
         method = "score" if size is None else "score_batch"
         call = getattr(judge, method, None)
         if not callable(call):
-            raise UserError(f"{where}: {name.function} is batched and has no score_batch()")
+            raise UserError(
+                f"{where}: {name.function} is batched and has no score_batch(); "
+                "write def score_batch(self, responses)"
+            )
     if not callable(call):
         raise UserError(
             f"{where}: {name.function} is {type(judge).__name__}, not a function; write "
@@ -169,10 +175,13 @@ def _guarded(run: Callable[[], Any], folder: Path, where: str) -> None:
         run()
     except SyntaxError as error:
         file = where if error.filename is None else _short(Path(error.filename))
-        raise UserError(f"{file}:{error.lineno or 1}: is not Python: {error.msg}") from None
+        line = f"{file}:{error.lineno or 1}"
+        raise UserError(f"{line}: is not Python: {error.msg}; {_AGAIN}") from None
     except (Exception, SystemExit) as error:
         place = _place_in(folder, error.__traceback__) or where
-        raise UserError(f"{place}: loading the judge raised {described(error)}") from None
+        missing = isinstance(error, ModuleNotFoundError)
+        step = "install that module, or put it beside the judge" if missing else _AGAIN
+        raise UserError(f"{place}: loading the judge raised {described(error)}; {step}") from None
 
 
 def described(error: BaseException) -> str:
@@ -190,8 +199,11 @@ def _member(module: ModuleType, name: JudgeName, where: str) -> Any:
                 for key, value in vars(module).items()
                 if inspect.isfunction(value) and value.__module__ == module.__name__
             ]
-            defines = f"it defines {', '.join(functions)}" if functions else "it defines none"
-            raise UserError(f"{where}: has no function {name.function}; {defines}")
+            step = f"it defines none; write def {name.function}(prompt, completion, finished)"
+            if functions:
+                (nearest,) = difflib.get_close_matches(part, functions, n=1, cutoff=0)
+                step = f"it defines {', '.join(functions)}; give {name.place}:{nearest}"
+            raise UserError(f"{where}: has no function {name.function}; {step}")
         member = getattr(member, part)
     return member
 
@@ -230,7 +242,8 @@ def _refuse_signature(call: Any, title: str, place: str, *, batched: bool) -> No
         signature.bind(*([[_NOTHING]] if batched else _NOTHING))
     except TypeError:
         raise UserError(
-            f"{place}: {title}{signature} cannot be called as {title}{expected}"
+            f"{place}: {title}{signature} cannot be called as {title}{expected}; give it these "
+            "arguments"
         ) from None
 
 
@@ -245,7 +258,10 @@ def _declared(module: ModuleType, folder: Path, where: str) -> tuple[Path, ...]:
             raise UserError(f"{where}: {FILES} must be a list of file names, got {names!r:.60}")
         path = folder / Path(name).expanduser()
         if not path.is_file():
-            raise UserError(f"{where}: {FILES} names {name}, and there is no file {_short(path)}")
+            raise UserError(
+                f"{where}: {FILES} names {name}, and there is no file {_short(path)}; put it "
+                f"there, or take it out of {FILES}"
+            )
         paths.append(path)
     return tuple(paths)
 
@@ -261,6 +277,8 @@ def _place_in(folder: Path, trace: TracebackType | None) -> str:
     """`file:line` of the deepest frame in a folder; empty if there is none."""
     root = folder.resolve()
     for frame in reversed(traceback.extract_tb(trace)):
+        if frame.filename.startswith("<"):  # no file: `<frozen ...>`, `<string>`
+            continue
         path = Path(frame.filename)
         if path.resolve().is_relative_to(root) and "site-packages" not in path.parts:
             return f"{_short(path)}:{frame.lineno}"

@@ -82,8 +82,13 @@ class Judges:
         return judges
 
 
-def open_judges(settings: Loop, source: Source) -> Judges:
+def open_judges(settings: Loop, source: Callable[[], Source]) -> Judges:
     """Load the judges that a run's settings name.
+
+    Args:
+        settings: Every number of the run.
+        source: Returns the run's tasks and verdicts; asked only for the gold judge, so that a
+            judge that cannot be loaded is told of before prompts that cannot be read.
 
     Raises:
         UserError: A judge cannot be loaded, or knows nothing of the run's prompts.
@@ -160,14 +165,14 @@ def refuse_only_judge(settings: Loop, judges: Judges) -> None:
 
 
 def open_judge(
-    name: JudgeName, flag: str, source: Source | None, log: Path, *, batch_size: int
+    name: JudgeName, flag: str, source: Callable[[], Source], log: Path, *, batch_size: int
 ) -> Judge:
     """Load a judge that rates one completion at a time.
 
     Args:
         name: Its name.
         flag: The flag that named it, as typed, for messages.
-        source: Knows the gold judge of its tasks, if there is one; only `gold` needs it.
+        source: Returns what knows the gold judge of its tasks, if there is one; only `gold` asks.
         log: File of the scores that the judge has given.
         batch_size: Completions that a reward model scores at once.
 
@@ -176,12 +181,13 @@ def open_judge(
     """
     match name.kind:
         case "gold":
-            if not isinstance(source, SmallWorld):
+            tasks = source()
+            if not isinstance(tasks, SmallWorld):
                 raise UserError(
                     f"{flag} gold: only the small world has known answers, and the prompts of this "
                     "run are your own; name another judge"
                 )
-            return Judge(name, GoldScorer(source.gold))
+            return Judge(name, GoldScorer(tasks.gold))
         case "checks":
             return Judge(name, Checks())
         case "function":

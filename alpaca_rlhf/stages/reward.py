@@ -87,6 +87,7 @@ def reward(ctx: Context, round_: int) -> Outcome:
     train, held_out, undecided = ranking_groups(ctx, round_)
     _check_criteria(ctx, train)
     _forget_other_rankings(ctx, stage, [*train, *held_out])
+    _tell_too_long(ctx, [*train, *held_out])
 
     # 2. Train the control, if it is asked for.
     references = reference_examples(ctx, train)
@@ -223,6 +224,20 @@ def _train(
 def _resampling(ctx: Context) -> dict[str, int]:
     """Options of a bootstrap interval."""
     return {"resamples": ctx.settings.evaluate.bootstrap, "seed": ctx.settings.seed}
+
+
+def _tell_too_long(ctx: Context, groups: Sequence[Group]) -> None:
+    """Say before the training, which may take hours, how much --reward.max-length leaves out."""
+    limit = ctx.settings.reward.max_length
+    lengths = [len(example) for group in groups for example in group.examples]
+    too_long = sum(length > limit for length in lengths)
+    if too_long:
+        left_out = len(groups) - len(reward_groups.usable(groups, limit))
+        ctx.reporter.say(
+            f"{too_long:,} of {len(lengths):,} completions are longer than --reward.max-length "
+            f"{limit} tokens and left out, and with them {left_out:,} of {len(groups):,} rankings; "
+            "raise it to train on them"
+        )
 
 
 def _forget_other_rankings(ctx: Context, stage: str, groups: Sequence[Group]) -> None:

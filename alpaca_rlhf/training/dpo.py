@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from alpaca_rlhf.core import processes
-from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import collate
 from alpaca_rlhf.models.forward import token_logprobs
@@ -25,6 +24,7 @@ from alpaca_rlhf.models.scoring import completion_logprobs
 from alpaca_rlhf.settings import DPO
 from alpaca_rlhf.training.bad_batch import readable_examples
 from alpaca_rlhf.training.groups import Group, pair_indices
+from alpaca_rlhf.training.held_out_split import refuse_empty_side
 from alpaca_rlhf.training.loop import (
     Bookkeeping,
     Checkpoints,
@@ -143,11 +143,8 @@ def train_dpo(
         UserError: No ranking is left on one side of the split.
     """
     held_out = [row for row in held_out if row.group.pairs]  # ties have no right order
-    if not train or not held_out:
-        raise UserError(
-            f"{stage}: {len(train)} rankings to train on and {len(held_out)} held out "
-            f"(within --dpo.max-length {settings.max_length}); needs some of each"
-        )
+    limit = f"--dpo.max-length {settings.max_length}"
+    refuse_empty_side(stage, len(train), len(held_out), limit)
     # 1. Batches of every step, and one optimiser for the adapter.
     batch_size = settings.rankings_per_step(len(train))
     plan = batches(len(train), batch_size, settings.epochs, seed)

@@ -22,6 +22,7 @@ from alpaca_rlhf.settings import Reward
 from alpaca_rlhf.training.bad_batch import readable_examples
 from alpaca_rlhf.training.groups import Group, pair_indices, usable
 from alpaca_rlhf.training.held_out import HeldOutEvaluation, evaluate_reward
+from alpaca_rlhf.training.held_out_split import refuse_empty_side
 from alpaca_rlhf.training.loop import (
     Bookkeeping,
     Checkpoints,
@@ -177,11 +178,8 @@ def train_reward(
 def _check_split(
     train: Sequence[Group], held_out: Sequence[Group], settings: Reward, stage: str
 ) -> None:
-    if not train or not held_out:
-        raise UserError(
-            f"{stage}: {len(train)} rankings to train on and {len(held_out)} held out "
-            f"(within --reward.max-length {settings.max_length}); needs some of each"
-        )
+    limit = f"--reward.max-length {settings.max_length}"
+    refuse_empty_side(stage, len(train), len(held_out), limit)
     shared = {group.prompt_id for group in train} & {group.prompt_id for group in held_out}
     if shared:
         raise UserError(f"{stage}: prompt {sorted(shared)[0]} is both trained on and held out")
