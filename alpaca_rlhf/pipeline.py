@@ -18,17 +18,15 @@ from alpaca_rlhf.core.bases import is_local
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.provenance import measure, sha256_of
 from alpaca_rlhf.core.runs import RunFolder, finished
-from alpaca_rlhf.data import seed_file
 from alpaca_rlhf.judges import JudgeFailure
 from alpaca_rlhf.models.base import refuse_damaged, weights_digest
-from alpaca_rlhf.preferences import manifest_of
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.earlier import begun_policies, config_of, with_earlier_defaults
 from alpaca_rlhf.settings.leaves import leaves_of
 from alpaca_rlhf.settings.loop import SAMPLING_SECTIONS
 from alpaca_rlhf.settings.policies import POLICY_STAGES
 from alpaca_rlhf.settings.steps import Step, order, suffixed
-from alpaca_rlhf.sources import Source, deals_alike, source_of
+from alpaca_rlhf.sources import Source, deals_alike, input_files, source_of
 from alpaca_rlhf.sources.verdicts import take_up_earlier
 from alpaca_rlhf.stages import forecast, judging, preflight
 from alpaca_rlhf.stages.context import Context, Reporter, forget
@@ -233,17 +231,13 @@ def _checked_inputs(settings: Loop, steps: Sequence[Step]) -> dict[str, Path]:
     last = steps[-1].stage
     if last not in ("generate", "sft") and (last != "reward" or not settings.inputs.rankings):
         settings.inputs.require_prompts()
-    inputs = settings.inputs.files()
+    inputs = input_files(settings.inputs)
     for name, path in inputs.items():
         if name.startswith("sft_adapter.") and not path.is_file():
             raise UserError(
                 f"--inputs.sft-adapter {path.parent}: no {path.name} there; give the folder of a "
                 "PEFT LoRA adapter saved as safetensors"
             )
-    if settings.inputs.seeds is not None:
-        inputs["seeds"] = seed_file(settings.inputs.seeds)
-    if settings.inputs.rankings is not None:
-        inputs["rankings"] = manifest_of(settings.inputs.rankings) or settings.inputs.rankings
     return inputs
 
 

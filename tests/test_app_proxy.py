@@ -17,9 +17,11 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
+from alpaca_rlhf.app.new_run import Offer
 from alpaca_rlhf.app.page_layout import Tab
 from alpaca_rlhf.app.proxy import ProxyHeaders
 from alpaca_rlhf.app.rank_tab import rank_tab
+from alpaca_rlhf.app.run_choice import RunChoice
 from alpaca_rlhf.cli import app_command
 from alpaca_rlhf.cli import main as cli
 from alpaca_rlhf.cli.terminal import Terminal
@@ -257,7 +259,8 @@ def test_no_path_of_the_app_itself_is_a_prefix(tmp_path, name, flag):
         store.add_annotator("boss", "long enough", role="admin")
         flags = app_command.App(**{flag: value})
         with pytest.raises(UserError, match="is a path of the app itself") as told:
-            app_command._serve(store, flags, tmp_path, False, terminal)
+            site = app_command._Site(RunChoice(tmp_path / "absent"), Offer())
+            app_command._serve(store, flags, site, terminal)
         assert str(told.value).startswith(f"--{flag.replace('_', '-')} {value}: /{name}")
 
 

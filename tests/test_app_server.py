@@ -576,6 +576,12 @@ def test_a_lost_password_is_set_by_a_command(store, monkeypatch, capsys, enter):
     assert sign_in(client, "boss", "another one").status_code == 303
 
 
+def test_without_accounts_there_is_no_password_to_set(tmp_path):
+    with Store(tmp_path / "empty.db") as store, Terminal() as terminal:
+        with pytest.raises(UserError, match=r"--set-password ada: .* --add-user ada makes"):
+            app_command._set_password(store, "ada", terminal)
+
+
 def test_everybody_changes_their_own_password(enter, store):
     client, elsewhere = enter(store), enter(store)
     sign_in(client, "ann")

@@ -24,7 +24,9 @@ from alpaca_rlhf.app import train_tab as train_tab_module
 from alpaca_rlhf.app import training as training_module
 from alpaca_rlhf.app import training_view
 from alpaca_rlhf.app.language import translations
+from alpaca_rlhf.app.new_run import Offer
 from alpaca_rlhf.app.page_layout import Tab
+from alpaca_rlhf.app.run_choice import RunChoice
 from alpaca_rlhf.app.train_tab import TrainPage, train_tab
 from alpaca_rlhf.app.training import Training, TrainingCommand, TrainingRefused, TrainingState
 from alpaca_rlhf.app.training_plan import PlannedStage, plan_of
@@ -455,7 +457,8 @@ def started_with(run, monkeypatch, database, flags):
     with Store(database) as store, pytest.raises(Built) as caught:
         if not store.any_accounts():
             store.add_annotator("boss", "long enough", role="admin")
-        app_command._serve(store, typed, run, True, Terminal(Console(file=io.StringIO())))
+        site = app_command._Site(RunChoice(run), Offer())
+        app_command._serve(store, typed, site, Terminal(Console(file=io.StringIO())))
     [closed] = caught.value.args
     return closed
 
@@ -536,12 +539,12 @@ def served(run: Path, port: int) -> subprocess.Popen[bytes]:
     def answers():
         assert process.poll() is None, "the app has ended"
         try:
-            url = f"http://127.0.0.1:{port}/status"
+            url = f"http://127.0.0.1:{port}/login"
             return urllib.request.urlopen(url, timeout=LONG).status == 200
         except OSError:
             return False
 
-    until(answers)
+    until(answers, seconds=300)
     return process
 
 

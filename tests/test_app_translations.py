@@ -12,6 +12,7 @@ import pytest
 from alpaca_rlhf.app import rendering
 from alpaca_rlhf.app.jobs import Problem
 from alpaca_rlhf.app.language import LANGUAGES, label, translations
+from alpaca_rlhf.app.new_run import JUDGES, NUMBERS, FieldProblem
 from alpaca_rlhf.app.training import Activity, Closed, Refusal
 from alpaca_rlhf.app.training_view import CURVES, Ending, StageStatus
 from alpaca_rlhf.app.worker import ModelPhase
@@ -41,6 +42,10 @@ BUILT_KEYS = {
     + [f"ending.{ending}" for ending in get_args(Ending)]
     + [f"refused.{refusal}" for refusal in get_args(Refusal)]
     + [f"stage.{stage}" for stage in STAGES]
+    + [f"new.closed.{reason}" for reason in get_args(Closed)]
+    + [f"new.refused.{problem}" for problem in get_args(FieldProblem)]
+    + [f"new.judge.{judge}" for judge in JUDGES]
+    + [f"new.{number}" for number in NUMBERS]
     + [f"status.{status}" for status in get_args(StageStatus)]
     + [f"{title}.note" for charts in CURVES.values() for title, _ in charts],
     "shell": [],
@@ -110,5 +115,5 @@ def test_a_template_escapes_and_refuses_a_missing_value():
 
 def test_a_script_of_texts_cannot_end_early():
     texts = {"en": {"key": "</script>"}}
-    head = rendering.render("page_head", texts=texts, prefix="</script>", script="")
+    head = rendering.render("page_head", texts=texts, prefix="</script>", run_token="", script="")
     assert head.count("</script>") == 1

@@ -560,7 +560,7 @@ def test_mistakes_about_whom_to_leave_out(tmp_path, capsys):
     with Store(db) as store:
         store.add_annotator("Ann", "long enough")
     words = ["verdicts", "leave-out", "--db", str(db)]
-    assert "there is no annotator of this name; there are Ann" in refused_here(
+    assert "--person 'An': there is no annotator of this name; there are Ann" in refused_here(
         capsys, *words, "--person", "An"
     )
     assert "there is no candidate set 9" in refused_here(capsys, *words, "--set", 9)

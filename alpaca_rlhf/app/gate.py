@@ -20,15 +20,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from alpaca_rlhf.app.login_session import IDLE_S, LoginSession, LoginSessions
 from alpaca_rlhf.app.rate_limit import RateLimit
+from alpaca_rlhf.app.uploads import MAX_UPLOAD_BYTES
 from alpaca_rlhf.preferences.people import Account
 from alpaca_rlhf.preferences.store import Store
 
 MAX_REQUEST_BYTES = 4 * 2**20
 """Bytes of a request; a long conversation stays far below."""
+_MAX_BYTES_OF = {"/training/upload": MAX_UPLOAD_BYTES}
+"""Other limits, by path."""
+RUN_HEADER = "x-alpaca-run"
+"""Header by which a page says which run it was opened on: ids of one run mean others in another."""
 PUBLIC_PATHS = ("/login",)
 """Paths for those who are not signed in."""
 _PATHS = {"/", "/login", "/logout", "/status", "/config", "/theme.css", "/manifest.json"}
 _PATHS |= {"/favicon.ico", "/robots.txt", "/training", "/report", "/password"}
+_PATHS |= {"/training/new", "/training/upload", "/training/open"}
 _PATHS |= {
     f"/gradio_api/{name}"
     for name in ("queue/join", "queue/data", "cancel", "reset", "app_id", "info", "startup-events")
@@ -125,6 +131,8 @@ class Gate:
             https://rank.example.org. Our pages send it even if the proxy passes on neither the
             host nor the scheme.
         prefix: The path before the app's own paths, for cookies and redirects.
+        run_token: Names the run that the app is on; requests of a page that was opened on another
+            one are refused.
     """
 
     def __init__(
@@ -137,8 +145,10 @@ class Gate:
         limits: RateLimits,
         origin: str = "",
         prefix: str = "",
+        run_token: str = "",
     ) -> None:
         self._app = app
+        self._run_token = run_token
         self._origin = origin
         self._prefix = prefix
         self._authenticator = authenticator
@@ -190,10 +200,10 @@ class Gate:
             await refusal(scope, receive, guarded_send)
             return
         try:
-            await self._app(scope, _LimitedBody(receive), guarded_send)
+            await self._app(scope, _LimitedBody(receive, _max_bytes(request)), guarded_send)
         except ClientDisconnect:  # a body that was too long, or never came whole
             if not responded:
-                refusal = _problem(413, f"a request has at most {MAX_REQUEST_BYTES} bytes")
+                refusal = _problem(413, f"a request has at most {_max_bytes(request)} bytes")
                 await refusal(scope, receive, guarded_send)
 
     def _refusal(self, request: Request) -> Response | None:
@@ -212,9 +222,11 @@ class Gate:
         if headers.get("sec-fetch-site") in ("cross-site", "same-site"):
             if headers.get("sec-fetch-mode") != "navigate" or method != "GET":
                 return _problem(403, "this request was not sent by a page of the app")
-        length = headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > MAX_REQUEST_BYTES:
-            return _problem(413, f"a request has at most {MAX_REQUEST_BYTES} bytes")
+        if method == "POST" and headers.get(RUN_HEADER, self._run_token) != self._run_token:
+            return _problem(409, "the app has gone on to another run; reload the page")
+        length, most = headers.get("content-length", "0"), _max_bytes(request)
+        if not length.isdigit() or int(length) > most:
+            return _problem(413, f"a request has at most {most} bytes")
         return None
 
     def _rate_limited(self, request: Request, session: LoginSession | None) -> Response | None:
@@ -297,6 +309,10 @@ def _matches(path: str, paths: Collection[str]) -> bool:
     return path in paths or (path != "/" and path.removesuffix("/") in paths)
 
 
+def _max_bytes(request: Request) -> int:
+    return _MAX_BYTES_OF.get(request.url.path, MAX_REQUEST_BYTES)
+
+
 def _is_asset(path: str) -> bool:
     return path.startswith(_ASSETS)
 
@@ -336,13 +352,14 @@ def _set_cookie(
 class _LimitedBody:
     """Cuts off a body of unknown length once it is too long."""
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, most: int) -> None:
         self._receive = receive
+        self._most = most
         self._n_bytes = 0
 
     async def __call__(self) -> Message:
         message = await self._receive()
         self._n_bytes += len(message.get("body", b""))
-        if self._n_bytes > MAX_REQUEST_BYTES:
+        if self._n_bytes > self._most:
             return {"type": "http.disconnect"}
         return message

@@ -7,8 +7,10 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import gradio as gr
@@ -35,7 +37,7 @@ from alpaca_rlhf.preferences.people import Account
 from alpaca_rlhf.preferences.store import Store
 
 MAX_UPLOAD_BYTES = 2**20
-"""Largest upload in bytes; no tab of ours takes uploads, and the gate closes their route."""
+"""Largest upload by Gradio in bytes; no tab uses it, and the gate closes its route."""
 SHUTDOWN_GRACE_S = 3
 """Seconds that open pages have left when the server stops."""
 
@@ -56,6 +58,11 @@ class Deployment:
     """The public origin, if the app is behind a proxy."""
     prefix: str = ""
     """The path before the app's own paths, such as `/rank`; empty at the root of a host."""
+
+    @property
+    def run_token(self) -> str:
+        """Names the run to the app's own pages without revealing where it lies."""
+        return sha256(self.run.encode()).hexdigest()[:8]
 
 
 def services_of(
@@ -114,7 +121,13 @@ def build_app(
 
     def model_status(request: Request) -> Response:
         status_lines = {language: status(language) for language in LANGUAGES}
-        return JSONResponse({"account": request.state.account.id, "status": status_lines})
+        return JSONResponse(
+            {
+                "account": request.state.account.id,
+                "run": deployment.run_token,
+                "status": status_lines,
+            }
+        )
 
     def snapshot_file(request: Request) -> Response:
         name, file = request.path_params["name"], request.path_params["file"]
@@ -155,7 +168,13 @@ def build_app(
         i18n=gradio_i18n(),
         theme=theme.theme(),
         css=theme.CSS,
-        head=render("page_head", texts=texts, prefix=prefix, script=theme.SCRIPT),
+        head=render(
+            "page_head",
+            texts=texts,
+            prefix=prefix,
+            run_token=deployment.run_token,
+            script=theme.SCRIPT,
+        ),
     )
     # 3. The gate before everything; behind it, a check that refuses events no page of ours sends.
     app.add_middleware(EventRequests, page=page)
@@ -167,6 +186,7 @@ def build_app(
         limits=limits,
         origin=deployment.origin,
         prefix=prefix,
+        run_token=deployment.run_token,
     )
     if prefix:
         app.add_middleware(PathPrefix, prefix=prefix)
@@ -180,16 +200,19 @@ def serve(
     behind_proxy: bool,
     on_ready: Callable[[], None],
     limits: ConnectionLimits | None = None,
+    stop: threading.Event | None = None,
 ) -> None:
     """Serve until Ctrl-C, or SIGTERM, which raises SystemExit(143); call it in the main thread.
 
     Args:
         app: The app of `build_app`.
-        listener: The bound socket.
+        listener: The bound socket. It stays open: what comes in afterwards waits for the next
+            call.
         behind_proxy: True if a proxy on this machine forwards the scheme and the address of each
             request.
         on_ready: Called once the server accepts requests.
         limits: Connection limits; by default those of `limits_of_process`.
+        stop: Ends it too, once it is set.
     """
     connections = Connections(limits or limits_of_process(), proxy=behind_proxy)
     config = uvicorn.Config(
@@ -204,14 +227,20 @@ def serve(
     )
     server = _Server(config)
     server.on_ready = on_ready
+    server.stop = stop or threading.Event()
     # uvicorn raises the signal again once it has stopped; the default handler would then kill the
     # process at once.
     signal.signal(signal.SIGTERM, lambda signal_number, frame: sys.exit(128 + signal_number))
-    server.run(sockets=[listener])
+    logging.getLogger("uvicorn.error").disabled = False  # by the server before this one
+    server.run(sockets=[listener.dup()])
 
 
 class _Server(uvicorn.Server):
     on_ready: Callable[[], None]
+    stop: threading.Event
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or self.stop.is_set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from starlette.routing import BaseRoute
+
 from alpaca_rlhf.app.chat_tab import chat_tab
 from alpaca_rlhf.app.compare_tab import compare_tab
 from alpaca_rlhf.app.data_tab import Exports, data_tab
 from alpaca_rlhf.app.data_view import Rounds
+from alpaca_rlhf.app.new_run_page import NewRuns
 from alpaca_rlhf.app.page_layout import Tab
 from alpaca_rlhf.app.prefetch import keep_filled
 from alpaca_rlhf.app.rank_tab import rank_tab
@@ -31,6 +34,13 @@ class AppTabs:
     """Owns the model; None without a run."""
     train: TrainPage | None = None
     """The training of the run; None without a run."""
+    new_runs: NewRuns | None = None
+    """Begins runs; None where the app knows no folder of runs."""
+
+    def routes(self) -> list[BaseRoute]:
+        """Routes of the tabs, beside Gradio's."""
+        pages = (self.train, self.new_runs)
+        return [route for page in pages if page is not None for route in page.routes()]
 
     def close(self) -> None:
         """Unload the model, and stop watching the training, which goes on."""
@@ -41,7 +51,13 @@ class AppTabs:
 
 
 def tabs(
-    store: Store, run: Path | None, exports: Exports, *, refill: str, command: TrainingCommand
+    store: Store,
+    run: Path | None,
+    exports: Exports,
+    *,
+    refill: str,
+    command: TrainingCommand,
+    new_runs: NewRuns | None = None,
 ) -> AppTabs:
     """The tabs of an app, and what works behind them.
 
@@ -51,10 +67,16 @@ def tabs(
         exports: Where snapshots go.
         refill: The command that fills the queue, which only admins are shown.
         command: Trains the run.
+        new_runs: Begins runs, and chooses the one that the app is on.
     """
     rank = Tab("rank", partial(rank_tab, refill=refill))
+    train = partial(train_tab, new_runs=new_runs is not None)
     if run is None:
-        return AppTabs([rank, Tab("data", partial(data_tab, exports=exports), admin=True)])
+        data = Tab("data", partial(data_tab, exports=exports), admin=True)
+        beginning = (
+            [] if new_runs is None else [Tab("train", partial(train, page=None), admin=True)]
+        )
+        return AppTabs([rank, *beginning, data], new_runs=new_runs)
     # 1. The model's thread, and the training.
     worker = Worker(run)
     training = Training(run, store, command.words, allowed=command.closed is None)
@@ -70,9 +92,10 @@ def tabs(
             rank,
             Tab("chat", partial(chat_tab, worker=worker)),
             Tab("compare", partial(compare_tab, worker=worker)),
-            Tab("train", partial(train_tab, page=page), admin=True),
+            Tab("train", partial(train, page=page), admin=True),
             Tab("data", partial(data_tab, exports=exports, rounds=rounds), admin=True),
         ],
         worker,
         page,
+        new_runs,
     )

@@ -29,13 +29,29 @@ from alpaca_rlhf.sources.standing import standing_by_round
 _STATIC = Path(__file__).parent / "static"
 
 
-def train_tab(services: Services, page: TrainPage) -> None:
+def train_tab(services: Services, page: TrainPage | None, *, new_runs: bool = False) -> None:
     """Build the tab; call it within `gr.Blocks`.
 
     Args:
         services: Store, accounts and language.
-        page: Renders the run, and starts and stops its training.
+        page: Renders the run, and starts and stops its training; None without a run.
+        new_runs: Show the form of new runs too.
     """
+    if new_runs:
+        gr.HTML(
+            html_template='<div class="new-run-box"></div>',
+            css_template=(_STATIC / "new_run.css").read_text(encoding="utf-8"),
+            js_on_load=(_STATIC / "new_run.js").read_text(encoding="utf-8"),
+            apply_default_css=False,
+            elem_id="new-run",
+            elem_classes=["alpaca-data"],
+            padding=False,
+        )
+    if page is not None:
+        _training_of(services, page)
+
+
+def _training_of(services: Services, page: TrainPage) -> None:
     # The script asks for the sections by itself; no text of theirs is part of a template here.
     view = gr.HTML(
         html_template='<div class="train"></div>',

@@ -134,9 +134,9 @@ class Training:
         with self._lock:
             if self._pid() is not None or is_locked(self.run / TRAINING_LOG):
                 raise TrainingRefused("running")
-            others = gpu_lock.live_notes("ask", self._gpu_folder)
-            if others:
-                raise TrainingRefused("elsewhere", Path(others[0].run).name)
+            other = training_elsewhere(self.run, self._gpu_folder)
+            if other is not None:
+                raise TrainingRefused("elsewhere", other)
             try:
                 with Lock(self.run / TRAINING_LOG) as log:
                     # The process inherits the lock with its output, and keeps it until it ends.
@@ -239,6 +239,19 @@ class Training:
                 return file.read().decode(errors="replace")
         except OSError:
             return ""
+
+
+def training_elsewhere(run: Path, gpu_folder: Path | None = None) -> str | None:
+    """Name of another run that trains on this machine now; None without one.
+
+    A run beside this one counts from the moment a page has started it, any other from when it asks
+    for the card.
+    """
+    others = gpu_lock.live_notes("ask", gpu_folder or gpu_lock.folder())
+    if others:
+        return Path(others[0].run).name
+    logs = sorted(run.parent.glob(f"*/{TRAINING_LOG}"))
+    return next((log.parent.name for log in logs if log.parent != run and is_locked(log)), None)
 
 
 def changed_ns(path: Path) -> int:

@@ -8,8 +8,9 @@ import re
 import shlex
 import socket
 import sys
+import threading
 import webbrowser
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -21,12 +22,19 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.data import holds_rankings, read_rankings
 from alpaca_rlhf.preferences import DATABASE, manifest_of, read_snapshot
 from alpaca_rlhf.serving import run_contents
+from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.bounds import Bounded
+from alpaca_rlhf.settings.judge_names import canonical, parse_judge
+from alpaca_rlhf.settings.leaves import REPEATS
+from alpaca_rlhf.settings.parsing import parse
 from alpaca_rlhf.sources.sampled import queue_sampled
 from alpaca_rlhf.sources.verdicts import open_store
 
 if TYPE_CHECKING:
-    from alpaca_rlhf.app.training import TrainingCommand
+    from alpaca_rlhf.app.new_run import Offer
+    from alpaca_rlhf.app.new_run_page import RunSwitch
+    from alpaca_rlhf.app.run_choice import RunChoice
+    from alpaca_rlhf.app.training import Closed, TrainingCommand
     from alpaca_rlhf.preferences.store import Store
 
 USUAL_PORT = 7860
@@ -64,8 +72,18 @@ class App(Bounded):
     """Role for --add-user; the first one is an admin."""
 
     allow_training: bool = False
-    """Let admins start and stop the training of the run from the page, where others can reach the
-    app too (--host, --url, --root-path); on this machine alone they always may."""
+    """Let admins start and stop the training of the run from the page, and begin new runs, where
+    others can reach the app too (--host, --url, --root-path); on this machine alone they always
+    may."""
+    allow_base: tuple[str, ...] = field(default=(), metadata={REPEATS: True})
+    """A base that new runs on the page may have, beside `embedded` and `smollm2`: a folder, a GGUF
+    file or a hub id. May stand several times."""
+    allow_judge: tuple[str, ...] = field(default=(), metadata={REPEATS: True})
+    """A judge that new runs on the page may have, beside `human`, `gold` and `checks`: in the forms
+    of --inputs.judge. May stand several times."""
+    recipe: Path | None = None
+    """Settings of new runs on the page (a YAML file, as for --config), apart from those of the
+    form."""
     set_password: str | None = None
     """Set a new password of somebody who has an account, such as an admin who has lost it, and do
     nothing else; asks for the password. All their sessions end."""
@@ -76,6 +94,11 @@ class App(Bounded):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for judge in self.allow_judge:
+            try:
+                parse_judge(judge)
+            except ValueError as error:
+                raise ValueError(f"--allow-judge {error}") from None
         if self.role is not None and self.add_user is None:
             raise ValueError("--role belongs to --add-user NAME")
         if self.url is not None:
@@ -126,22 +149,81 @@ def run(flags: App, terminal: Terminal) -> int:
     from alpaca_rlhf.app import environment
 
     environment.isolate_environment()
-    has_run = run_contents.holds_run(flags.run)
     if flags.run != App.run:  # only the default may be absent: people then rank without a run
         run_contents.refuse_missing(flags.run)
-    home = flags.run if has_run else Path()
-    with open_store(home, flags.db, say=terminal.say) as store:
+    from alpaca_rlhf.app.run_choice import RunChoice
+
+    # 1. The run that the page has gone on to; with a database of its own the app stays where it is.
+    choice = RunChoice(flags.run)
+    started_with = flags
+    if flags.db is None and choice.current != choice.started_on:
+        flags = replace(flags, run=choice.current)
+        terminal.say(
+            f"the page has gone on from {started_with.run} to {flags.run}; the Train tab goes back"
+        )
+    with _store_of(flags, terminal) as store:
         if flags.add_user is not None:
             return _add_user(store, flags, terminal)
         if flags.set_password is not None:
             return _set_password(store, flags.set_password, terminal)
         if flags.add_gold is not None:
             return _add_gold(store, flags.add_gold, terminal)
-        if has_run:
-            added = queue_sampled(flags.run, store)
-            if added:
-                terminal.say(f"{added} prompts that {flags.run} has sampled are new in the queue")
-        return _serve(store, flags, home, has_run, terminal)
+    # 2. Serve one run after the other, on the same port and with the same sessions.
+    site = _Site(choice, _offer(flags))
+    start_as: str | None = None
+    while True:
+        with _store_of(flags, terminal) as store:
+            if run_contents.holds_run(flags.run):
+                added = queue_sampled(flags.run, store)
+                if added:
+                    terminal.say(
+                        f"{added} prompts that {flags.run} has sampled are new in the queue"
+                    )
+            switch = _serve(store, flags, site, terminal, start_as=start_as)
+        if switch is None:
+            return 0
+        flags, start_as = replace(started_with, run=switch.run), switch.start_as
+
+
+@dataclass
+class _Site:
+    """Everything that stays as it is while the app goes from one run to another."""
+
+    choice: RunChoice
+    """The runs, and which one the app is on."""
+    offer: Offer
+    """Choices of new runs."""
+    listener: socket.socket | None = None
+    """The socket, once it is bound."""
+
+
+def _store_of(flags: App, terminal: Terminal) -> Store:
+    return open_store(_home(flags.run), flags.db, say=terminal.say)
+
+
+def _home(run: Path) -> Path:
+    """The folder of the database: the run's, or this one where there is no run."""
+    return run if run_contents.holds_run(run) else Path()
+
+
+def _offer(flags: App) -> Offer:
+    """The choices of new runs.
+
+    Raises:
+        UserError: The recipe cannot be read, or has no address for the judge `llm`.
+    """
+    from alpaca_rlhf.app.new_run import BASES, JUDGES, Offer
+
+    recipe = None
+    if flags.recipe is not None:
+        try:
+            recipe = parse(Loop, ["--config", str(flags.recipe)], prog=PROGRAM, description="")
+        except UserError as error:
+            raise UserError(str(error).replace("--config ", "--recipe ", 1)) from None
+    judges = dict.fromkeys((*JUDGES, *map(canonical, flags.allow_judge)))
+    if "llm" in judges and (recipe is None or recipe.judge.url is None):
+        raise UserError("--allow-judge llm: give its address as judge.url in a --recipe FILE.yaml")
+    return Offer(tuple(dict.fromkeys((*BASES, *flags.allow_base))), tuple(judges), recipe)
 
 
 def password_of(name: str, *, flag: str = "--add-user") -> str:
@@ -182,8 +264,13 @@ def _add_user(store: Store, flags: App, terminal: Terminal) -> int:
 def _set_password(store: Store, name: str, terminal: Terminal) -> int:
     people = [person for person in store.figures().people if person.has_account]
     person = next((person for person in people if person.name == name), None)
+    if not people:
+        raise UserError(
+            f"--set-password {name}: {store.database.shown} has no accounts, so nobody signs in "
+            f"and there is no password to set; --add-user {shlex.quote(name)} makes the first one"
+        )
     if person is None:
-        names = ", ".join(person.name for person in people) or "nobody"
+        names = ", ".join(person.name for person in people)
         raise UserError(
             f"--set-password {name}: nobody of this name has an account in {store.database.shown}; "
             f"there is {names}; --add-user makes an account"
@@ -220,6 +307,13 @@ def _add_gold(store: Store, path: Path, terminal: Terminal) -> int:
     return 0
 
 
+def _closed_to_new_runs(flags: App, *, local: bool) -> Closed | None:
+    """The reason why no browser may begin a run."""
+    if flags.db is not None:
+        return "database"
+    return None if local or flags.allow_training else "flag"
+
+
 def _training_command(flags: App, store: Store, *, local: bool) -> TrainingCommand:
     """The command that trains the run, and whether a browser may start it."""
     from alpaca_rlhf.app.training import TrainingCommand
@@ -234,7 +328,19 @@ def _training_command(flags: App, store: Store, *, local: bool) -> TrainingComma
     return TrainingCommand(process, shlex.join([PROGRAM, *words]), None if is_open else "flag")
 
 
-def _serve(store: Store, flags: App, home: Path, has_run: bool, terminal: Terminal) -> int:
+def _serve(
+    store: Store, flags: App, site: _Site, terminal: Terminal, *, start_as: str | None = None
+) -> RunSwitch | None:
+    """Serve the app on one run until Ctrl-C, or until the page goes on to another run.
+
+    Args:
+        store: The database.
+        flags: All flags; `run` is the run that the app is on now.
+        site: What stays when the app goes on to another run.
+        terminal: Terminal to write to.
+        start_as: Who has asked on the page for the training of this run.
+    """
+    has_run, home = run_contents.holds_run(flags.run), _home(flags.run)
     # 1. Nobody beyond this machine may reach an app without accounts.
     behind_proxy = flags.url is not None or bool(flags.prefix)
     local = is_local(flags.host) and not behind_proxy
@@ -248,7 +354,7 @@ def _serve(store: Store, flags: App, home: Path, has_run: bool, terminal: Termin
         )
     file = store.database.file
     folder = file.parent if file else home
-    about = f"run {flags.run}" if has_run else "no run: ranking only"
+    about = f"run {flags.run}" if has_run else "no run: ranking, and New run on the Train tab"
     terminal.say(f"app: {about}; rankings in {store.database.shown}; Ctrl-C ends it")
     # 2. Where a proxy shows the app, its own paths must not lie. Gradio is slow to load.
     from alpaca_rlhf.app import gate
@@ -259,23 +365,39 @@ def _serve(store: Store, flags: App, home: Path, has_run: bool, terminal: Termin
             f"{flag}: {flags.prefix} is a path of the app itself; give another one, e.g. /rank"
         )
     # 3. Take the port before torch is loaded, so that a taken port is reported at once.
-    listener = _listen(flags)
-    port = listener.getsockname()[1]
+    site.listener = site.listener or _listen(flags)
+    port = site.listener.getsockname()[1]
     address = (flags.origin or f"http://{_url_host(flags.host)}:{port}") + flags.prefix
     from alpaca_rlhf.app import login_session, server
+    from alpaca_rlhf.app.new_run_page import NewRuns
     from alpaca_rlhf.app.tabs import tabs
+    from alpaca_rlhf.app.training import TrainingRefused
 
-    # 4. Build the tabs and the server, and serve until Ctrl-C.
+    # 4. Build the tabs and the server, and serve.
+    switches: list[RunSwitch] = []
+    stop = threading.Event()
+
+    def leave(switch: RunSwitch) -> None:
+        switches.append(switch)
+        stop.set()
+
     app_tabs = tabs(
         store,
         flags.run if has_run else None,
         _exports(flags, folder, has_run),
         refill=_refill(flags),
         command=_training_command(flags, store, local=local),
+        new_runs=NewRuns(
+            store,
+            site.choice,
+            site.offer,
+            closed=_closed_to_new_runs(flags, local=local),
+            switch=leave,
+        ),
     )
     app = server.build_app(
         store,
-        login_session.read_secret(flags.secret or folder / _secret_name(file)),
+        login_session.read_secret(_secret_file(flags, site.choice, file)),
         app_tabs.tabs,
         server.Deployment(
             run=str(flags.run) if has_run else "",
@@ -286,7 +408,7 @@ def _serve(store: Store, flags: App, home: Path, has_run: bool, terminal: Termin
             prefix=flags.prefix,
         ),
         status=app_tabs.worker.status if app_tabs.worker else lambda language: "",
-        own_routes=app_tabs.train.routes() if app_tabs.train else (),
+        own_routes=app_tabs.routes(),
     )
 
     def ready() -> None:
@@ -297,20 +419,26 @@ def _serve(store: Store, flags: App, home: Path, has_run: bool, terminal: Termin
             terminal.say(
                 "  passwords travel unencrypted: put a proxy with https in front of it (--url)"
             )
-        if flags.open:
+        if flags.open and start_as is None:
             webbrowser.open(address)
 
+    if start_as is not None and app_tabs.train is not None:
+        try:
+            app_tabs.train.training.start(actor=start_as)
+        except TrainingRefused as refused:  # another one was faster: the Train tab offers it anew
+            terminal.say(f"the training of {flags.run} was not started ({refused.reason})")
     try:
-        server.serve(app, listener, behind_proxy=behind_proxy, on_ready=ready)
+        server.serve(app, site.listener, behind_proxy=behind_proxy, on_ready=ready, stop=stop)
     finally:
-        if app_tabs.train is not None and app_tabs.train.training.state.activity != "idle":
+        goes_on = app_tabs.train is not None and app_tabs.train.training.state.activity != "idle"
+        if goes_on and not switches:
             command = shlex.join([PROGRAM, "loop", "--out", str(flags.run)])
             terminal.say(
                 f"the training of {flags.run} goes on without the app; once it has ended or is "
                 f"stopped, `{command}` goes on with it"
             )
         app_tabs.close()
-    return 0
+    return switches[0] if switches else None
 
 
 def _listen(flags: App) -> socket.socket:
@@ -351,6 +479,19 @@ def _refill(flags: App) -> str:
     from alpaca_rlhf.preferences.database import db_flag  # loads SQLAlchemy
 
     return shlex.join([*command, *db_flag(flags.db)])
+
+
+def _secret_file(flags: App, choice: RunChoice, file: Path | None) -> Path:
+    """The file of the cookies' key.
+
+    It lies with the run that the app was started on, so that a login holds on every other run.
+    """
+    if flags.secret is not None:
+        return flags.secret
+    home = _home(choice.started_on)
+    if flags.db is None:
+        return home / _SECRET
+    return (file.parent if file else home) / _secret_name(file)
 
 
 def _secret_name(file: Path | None) -> str:

@@ -117,7 +117,12 @@ def _change(flags: TakeIn, terminal: Terminal, *, undo: bool) -> int:
         else:
             changes = {}
             for name in _names(flags, store):
-                change = store.leave_out_person(name, actor=actor, reason=flags.reason, undo=undo)
+                try:
+                    change = store.leave_out_person(
+                        name, actor=actor, reason=flags.reason, undo=undo
+                    )
+                except UserError as error:
+                    raise UserError(f"--person {error}") from None
                 changes[f"--person {shlex.quote(name)}"] = (name, change)
         # 2. What became of them.
         state = "taken in again" if undo else "left out"

@@ -117,3 +117,14 @@ class Accounts(Access):
         with self.database.reading() as session:
             row = session.get(Annotator, annotator)
             return people.account(row) if row is not None and row.active else None
+
+    def adopt_accounts(self, other: Accounts) -> None:
+        """Make the accounts of another database hold here: passwords, roles, and ended logins.
+
+        An account that is new here keeps its id where that is free, so that its sessions go on.
+        Accounts that only this database has stay as they are.
+        """
+        with other.database.reading() as session:
+            accounts = people.with_passwords(session)
+            ended = people.ended_sessions(session)
+        self._write(lambda session: people.adopt(session, accounts, ended, now_ms=self._now()))

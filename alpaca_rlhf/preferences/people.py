@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +22,8 @@ MAX_NAME_CHARS = 80
 MIN_PASSWORD_CHARS, MAX_PASSWORD_CHARS = 8, 1000
 """Limits of a password's length; the forms accept no more characters than the maximum."""
 
+_OF_ACCOUNT = ("name", "password_hash", "role", "lang", "active")
+"""Columns that an account takes with it to another database."""
 _MAY_SIGN_IN = (Annotator.active, Annotator.password_hash != "")
 
 
@@ -127,6 +130,59 @@ def end_session(session: Session, annotator_id: int, began_s: int, *, forget_bef
     session.execute(delete(EndedSession).where(EndedSession.began_s < forget_before_s))
     if not session_ended(session, annotator_id, began_s):
         session.add(EndedSession(annotator_id=annotator_id, began_s=began_s))
+
+
+def with_passwords(session: Session) -> list[dict[str, Any]]:
+    """The columns of every account with a password, deactivated ones included."""
+    rows = session.scalars(select(Annotator).where(Annotator.password_hash != ""))
+    return [{name: getattr(row, name) for name in ("id", *_OF_ACCOUNT)} for row in rows]
+
+
+def ended_sessions(session: Session) -> list[tuple[int, int]]:
+    """Account and begin of every login that was ended and may not have expired."""
+    return [(row.annotator_id, row.began_s) for row in session.scalars(select(EndedSession))]
+
+
+def adopt(
+    session: Session,
+    accounts: Sequence[Mapping[str, Any]],
+    ended: Collection[tuple[int, int]],
+    *,
+    now_ms: int,
+) -> None:
+    """Add or update accounts of another database, by their names, and the logins ended there.
+
+    Args:
+        session: The transaction.
+        accounts: Columns, as `with_passwords` returns them.
+        ended: As `ended_sessions` returns them; the ids are those of `accounts`.
+        now_ms: The time, for the audit.
+    """
+    for columns in accounts:
+        # 1. The account, under its id if that is free.
+        row = session.scalar(select(Annotator).where(Annotator.name == columns["name"]))
+        changes = {name: columns[name] for name in _OF_ACCOUNT}
+        if row is None:
+            is_free = session.get(Annotator, columns["id"]) is None
+            number = {"id": columns["id"]} if is_free else {}
+            row = Annotator(**number, **changes, left_out=False, created_ms=now_ms)
+            session.add(row)
+            session.flush()
+            action = "add"
+        elif all(getattr(row, name) == value for name, value in changes.items()):
+            action = ""
+        else:
+            for name, value in changes.items():
+                setattr(row, name, value)
+            action = "change"
+        if action:
+            after = {"name": row.name, "role": row.role, "active": row.active}
+            note(session, now_ms, "system", action, f"annotator:{row.id}", after=after)
+        # 2. Its ended logins: cookies name the id.
+        for annotator_id, began_s in ended:
+            is_same = annotator_id == columns["id"] == row.id
+            if is_same and not session_ended(session, row.id, began_s):
+                session.add(EndedSession(annotator_id=row.id, began_s=began_s))
 
 
 def stamp(row: Annotator) -> str:

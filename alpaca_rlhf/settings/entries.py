@@ -9,7 +9,7 @@ import difflib
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +50,23 @@ class Entry:
 def read_entries(argv: Sequence[str], leaves: Mapping[str, Leaf], prog: str) -> dict[str, Entry]:
     """The settings of a command line and of the `--config` files it names, by their paths.
 
-    Flags stand above files, and later ones above earlier ones.
+    Flags stand above files, and later ones above earlier ones, but for lists that may be given
+    piece by piece (`Leaf.repeats`).
 
     Raises:
         UserError: A flag, a key or a file that the user can mend.
     """
     files, flags = read_flags(argv, leaves, prog)
     from_files = [entry for file in files for entry in read_yaml(file, leaves)]
-    return {entry.leaf.path: entry for entry in [*from_files, *flags]}
+    entries = {entry.leaf.path: entry for entry in from_files}
+    typed: set[str] = set()
+    for entry in flags:
+        path = entry.leaf.path
+        if entry.leaf.repeats and path in typed:
+            entry = replace(entry, texts=entries[path].texts + entry.texts)
+        typed.add(path)
+        entries[path] = entry
+    return entries
 
 
 def read_flags(

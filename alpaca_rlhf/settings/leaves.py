@@ -29,6 +29,10 @@ _TYPES_IN_WORDS: dict[Any, str] = {
 }
 
 
+REPEATS = "repeats"
+"""Key in the metadata of a list field whose flag may stand several times."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Leaf:
     """One setting: where it lies in the nested dataclasses, and what it holds."""
@@ -39,6 +43,8 @@ class Leaf:
     """The field's type, without annotations."""
     required: bool
     """True if it has no default."""
+    repeats: bool = False
+    """True for a list whose flag may stand several times, each time with further values."""
 
     @property
     def flag(self) -> str:
@@ -127,7 +133,8 @@ def leaves_of(cls: Any, *, required: bool, prefix: str = "") -> Iterator[Leaf]:
         if dataclasses.is_dataclass(kind):
             yield from leaves_of(kind, required=required and no_default, prefix=f"{path}.")
         else:
-            yield Leaf(path, kind, required and no_default)
+            repeats = bool(field.metadata.get(REPEATS))
+            yield Leaf(path, kind, required and no_default, repeats)
 
 
 def _in_words(kind: Any) -> str:

@@ -7,7 +7,15 @@ from pathlib import Path
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
-from alpaca_rlhf.data import FileAccount, Reading, RowKind, column_names, read_instructions
+from alpaca_rlhf.data import (
+    FileAccount,
+    Reading,
+    RowKind,
+    column_names,
+    read_instructions,
+    seed_file,
+)
+from alpaca_rlhf.preferences import manifest_of
 from alpaca_rlhf.settings.inputs import Inputs
 
 _FLAG = "--inputs.columns"
@@ -35,6 +43,16 @@ def reading_of(inputs: Inputs, kind: RowKind, path: Path) -> Reading:
         foreign_columns=_FOREIGN_COLUMNS.format(path=path),
         account=FileAccount(str(path)),
     )
+
+
+def input_files(inputs: Inputs) -> dict[str, Path]:
+    """The files that a run reads, under the names that its provenance has for them."""
+    files = inputs.files()
+    if inputs.seeds is not None:
+        files["seeds"] = seed_file(inputs.seeds)
+    if inputs.rankings is not None:
+        files["rankings"] = manifest_of(inputs.rankings) or inputs.rankings
+    return files
 
 
 def read_rows(inputs: Inputs) -> tuple[list[Instruction], FileAccount]:

@@ -54,7 +54,8 @@
       const response = await fetch(`${prefix}/status`, { headers: { accept: "application/json" } });
       if (!response.ok) return;
       const reply = await response.json();
-      if (account() !== null && reply.account !== account()) location.reload();
+      const moved = reply.run !== window.alpacaRun;  // the app has gone on to another run
+      if (moved || (account() !== null && reply.account !== account())) location.reload();
       show(reply.status[language], false);
     } catch {
       show(texts["lost"], true);
@@ -63,11 +64,36 @@
   setInterval(poll, 3000);
   document.addEventListener("visibilitychange", poll);
 
-  // --- a session that ended: sign in again, and the page stays as it is ----------------------
+  // --- a tab to come back to after a reload ------------------------------------------------------
+  const TAB_KEY = "alpaca.tab";
+  const reopen = (key) => {
+    const looking = setInterval(() => {
+      const tabs = [...document.querySelectorAll("[role=tab]")];
+      const tab = tabs.find((candidate) => candidate.textContent.trim() === texts[key]);
+      if (!tab) return;
+      clearInterval(looking);
+      tab.click();
+    }, 200);
+    setTimeout(() => clearInterval(looking), 20000);
+  };
+  try {
+    const key = sessionStorage.getItem(TAB_KEY);
+    sessionStorage.removeItem(TAB_KEY);
+    if (key) reopen(key);
+  } catch { /* no storage */ }
+
+  // --- every request says on which run the page was opened; and a session that ended: sign in
+  // again, and the page stays as it is ------------------------------------------------------------
   const send = window.fetch.bind(window);
   window.fetch = async (...args) => {
-    const response = await send(...args);
     const url = new URL(args[0] instanceof Request ? args[0].url : String(args[0]), location);
+    if (url.origin === location.origin) {
+      const given = (args[1] || {}).headers || (args[0] instanceof Request ? args[0].headers : {});
+      const headers = new Headers(given);
+      headers.set("x-alpaca-run", window.alpacaRun);
+      args = [args[0], { ...args[1], headers }];
+    }
+    const response = await send(...args);
     if (response.status === 401 && url.origin === location.origin && url.pathname !== `${prefix}/login`) {
       signInAgain();
     }

@@ -1,0 +1,131 @@
+// New runs on the Train tab: uploads, the plan, the start, and the choice of another run. The HTML
+// comes from templates of the server, which escape everything.
+"use strict";
+
+const root = element.querySelector(".new-run-box");
+const prefix = window.alpacaPrefix || "";
+const uploaded = { rows: "", prompts_file: "" };
+let busy = false;
+
+const part = (name) => root.querySelector(`[data-part="${name}"]`);
+
+function tell(where, html) {
+  const place = part(where);
+  if (place) place.innerHTML = html;
+}
+
+async function call(path, options) {
+  try {
+    const response = await fetch(`${prefix}${path}`, options);
+    const reply = await response.json();
+    if (reply.html === undefined) reply.html = "";
+    if (!response.ok && !reply.html) {
+      const line = document.createElement("p");
+      line.className = "bad";
+      line.textContent = reply.detail || String(response.status);
+      reply.html = line.outerHTML;
+    }
+    return { ok: response.ok, ...reply };
+  } catch {
+    return { ok: false, html: "" };  // the status line of the page tells of a lost server
+  }
+}
+
+async function fill() {
+  if (root.dataset.filled || busy || root.offsetParent === null) return;
+  busy = true;
+  const reply = await call("/training/new");
+  busy = false;
+  if (!reply.ok) return;
+  root.innerHTML = reply.html;
+  root.dataset.filled = "yes";
+}
+
+const wholeNumber = (text) => (/^\d+$/.test(text) ? Number(text) : text);
+
+function form() {
+  const value = (name) => root.querySelector(`[name="${name}"]`).value;
+  return {
+    name: value("name").trim(),
+    base: value("base"),
+    judge: value("judge"),
+    rows: uploaded.rows,
+    prompts_file: uploaded.prompts_file,
+    prompts: wholeNumber(value("prompts")),
+    k: wholeNumber(value("k")),
+    rounds: wholeNumber(value("rounds")),
+    policies: [...root.querySelectorAll('[name="policies"]:checked')].map((box) => box.value),
+    drop_broken: root.querySelector('[name="drop_broken"]').checked,
+  };
+}
+
+function wait(waiting) {
+  busy = waiting;
+  root.setAttribute("aria-busy", String(waiting));
+  for (const button of root.querySelectorAll("button")) button.disabled = waiting;
+}
+
+async function post(path, body, where) {
+  if (busy) return { ok: false };
+  wait(true);
+  const reply = await call(path, {
+    method: "POST",
+    headers: { "content-type": "application/json", accept: "application/json" },
+    body: JSON.stringify(body),
+  });
+  wait(false);
+  tell(where, reply.html);
+  return reply;
+}
+
+function leave() {
+  // The page reloads by itself once the app is on the other run, and comes back to this tab.
+  try { sessionStorage.setItem("alpaca.tab", "train"); } catch { /* no storage */ }
+  wait(true);
+}
+
+element.addEventListener("change", async (event) => {
+  const kind = event.target.dataset && event.target.dataset.upload;
+  if (!kind) {
+    tell("plan", "");
+    return;
+  }
+  const file = event.target.files[0];
+  uploaded[event.target.name] = "";
+  tell(`upload-${kind}`, "");
+  tell("plan", "");
+  if (!file) return;
+  const match = /(\.jsonl?|\.csv|\.tsv|\.parquet)(\.gz)?$/i.exec(file.name);
+  const suffix = match ? match[0].toLowerCase() : "";
+  wait(true);
+  const query = `kind=${encodeURIComponent(kind)}&suffix=${encodeURIComponent(suffix)}`;
+  const reply = await call(`/training/upload?${query}`, {
+    method: "POST",
+    headers: { "content-type": "application/octet-stream" },
+    body: file,
+  });
+  wait(false);
+  if (reply.ok) uploaded[event.target.name] = reply.name;
+  tell(`upload-${kind}`, reply.html);
+});
+
+element.addEventListener("submit", (event) => event.preventDefault());
+
+element.addEventListener("click", async (event) => {
+  const button = event.target.closest("button[data-new]");
+  if (!button) return;
+  event.preventDefault();
+  const action = button.dataset.new;
+  if (action === "open") {
+    const run = root.querySelector('[name="other"]').value;
+    if ((await post("/training/open", { run }, "opened")).ok) leave();
+  } else if (action === "start") {
+    if ((await post("/training/new", { do: "start", form: form() }, "outcome")).ok) leave();
+  } else {
+    tell("outcome", "");
+    await post("/training/new", { do: "plan", form: form() }, "plan");
+  }
+});
+
+new IntersectionObserver(fill).observe(root);
+setInterval(fill, 1500);
