@@ -42,7 +42,7 @@ EXPERIMENT = Loop(
     generate=Generate(
         recipe="answers",
         edit=True,
-        target=400,
+        target=900,
         attempts=2,
         min_score=0.6,
         temperature=0.4,
@@ -51,30 +51,30 @@ EXPERIMENT = Loop(
     lora=Lora(r=16, alpha=32),
     # At temperature 1 so small a model writes gibberish, and gibberish cannot be ranked.
     sampling=Sampling(temperature=0.7, max_new_tokens=ANSWER_TOKENS, batch_size=32),
-    # A small base learns from larger steps than a 7B one.
-    sft=SFT(lr=5e-4, epochs=3, batch_size=16, micro_batch_size=4, max_length=256),
-    rank=Rank(prompts=500, k=4, noise=0.0),
-    reward=Reward(lr=3e-4, batch_size=8, micro_batch_size=1, max_length=256, held_out=0.25),
+    # A small base learns from larger and more steps than a 7B one.
+    sft=SFT(lr=1e-3, epochs=2, batch_size=8, micro_batch_size=2, max_length=256),
+    rank=Rank(prompts=400, k=4, noise=0.0),
+    reward=Reward(lr=3e-4, batch_size=8, micro_batch_size=1, max_length=256),
     ppo=PPO(
-        updates=16,
-        batch_size=48,
-        minibatch_size=24,
-        micro_batch_size=2,
+        updates=12,
+        batch_size=80,
+        minibatch_size=40,
+        micro_batch_size=4,
         lr=3e-4,
         kl_coef=0.05,
         max_new_tokens=ANSWER_TOKENS,
-        value=Value(lr=1e-3, warmup=1),
+        value=Value(lr=5e-3, warmup=1),
     ),
     best_of_k=BestOfK(k=4, prompts=240, keep=0.5, lr=3e-4, epochs=2),
-    evaluate=Evaluate(prompts=200, watts=65.0),
+    evaluate=Evaluate(prompts=200, dev_prompts=100, watts=65.0),
 )
 
 QUICK = replace(
     EXPERIMENT,
     out=Path("runs/smollm2_135m_quick"),
-    generate=replace(EXPERIMENT.generate, target=100),
+    generate=replace(EXPERIMENT.generate, target=300),
     rank=replace(EXPERIMENT.rank, prompts=100),
-    ppo=replace(EXPERIMENT.ppo, updates=8, batch_size=32, minibatch_size=16),
+    ppo=replace(EXPERIMENT.ppo, updates=6, batch_size=40, minibatch_size=20),
     best_of_k=replace(EXPERIMENT.best_of_k, prompts=60),
     evaluate=replace(EXPERIMENT.evaluate, prompts=50),
 )

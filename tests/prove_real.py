@@ -4,7 +4,8 @@
     python -m tests.prove_real --seed 0 --part ppo     this part, and those before it
     python -m tests.prove_real --summary               what there is, and what is missing
 
-The run is the recipe's with two rounds and 300 evaluation prompts, in runs/proof/smollm2-seed-N.
+The run is the recipe's with 300 evaluation prompts, in runs/proof/smollm2-seed-N; `--rounds 2`
+proves two rounds, in a run of its own, since the prompts are dealt to all rounds at the start.
 A part that was interrupted goes on where it stopped. After each part docs/proof/smollm2-seed-N.json
 says what is done and what it took; after the last one it holds the whole report. Seeds from 100 up
 are for tuning: they are evaluated on the split `dev`, and nothing of them is kept in docs/.
@@ -38,19 +39,24 @@ PARTS = {
 """Each part and the last step that it runs; None runs to the report."""
 TUNING_SEEDS = 100
 """Seeds from here on are for tuning."""
-SHUFFLED_SEED = 0
+SHUFFLED_SEED = 2
 """The seed whose policy is also trained on shuffled verdicts."""
 
 
-def settings_of(seed: int, folder: Path) -> Loop:
+def name_of(seed: int, rounds: int) -> str:
+    """Name of a seed's run folder and of its proof."""
+    return f"smollm2-seed-{seed}" + (f"-rounds-{rounds}" if rounds > 1 else "")
+
+
+def settings_of(seed: int, folder: Path, rounds: int = 1) -> Loop:
     """The recipe's experiment as it is proven for a seed."""
     tuning = seed >= TUNING_SEEDS
     n_eval = 100 if tuning else 300
     return replace(
         EXPERIMENT,
         seed=seed,
-        out=folder / f"smollm2-seed-{seed}",
-        rounds=2,
+        out=folder / name_of(seed, rounds),
+        rounds=rounds,
         reward=replace(EXPERIMENT.reward, control=seed == SHUFFLED_SEED),
         ppo=replace(EXPERIMENT.ppo, control=seed == SHUFFLED_SEED),
         best_of_k=replace(EXPERIMENT.best_of_k, control=True),
@@ -63,21 +69,22 @@ def settings_of(seed: int, folder: Path) -> Loop:
     )
 
 
-def missing_parts(out: Path) -> list[str]:
+def missing_parts(out: Path, rounds: int = 1) -> list[str]:
     """The parts of a run that are not done, in order."""
     ledger = _read(out / "ledger.json")
     has_report = (out / "report.json").is_file()
     return [
         part
         for part, entry in PARTS.items()
-        if not (has_report if entry is None else "seconds" in ledger.get(entry, {}))
+        if (rounds > 1 or not part.endswith("-2"))
+        and not (has_report if entry is None else "seconds" in ledger.get(entry, {}))
     ]
 
 
-def prove(seed: int, part: str | None, folder: Path) -> None:
+def prove(seed: int, part: str | None, folder: Path, rounds: int = 1) -> None:
     """Run a part, and those before it that are missing; keep what there is by then."""
-    settings = settings_of(seed, folder)
-    missing = missing_parts(settings.out)
+    settings = settings_of(seed, folder, rounds)
+    missing = missing_parts(settings.out, rounds)
     if not missing:
         tell(f"seed {seed}: every part is done")
         return
@@ -85,28 +92,28 @@ def prove(seed: int, part: str | None, folder: Path) -> None:
     command = f"make prove-real SEED={seed} PART={part}"
     run_loop(settings, Terminal(), kind="loop", command=command, until=PARTS[part])
     if seed < TUNING_SEEDS:
-        write(seed, settings.out)
+        write(seed, settings.out, rounds)
 
 
-def write(seed: int, out: Path) -> None:
+def write(seed: int, out: Path, rounds: int = 1) -> None:
     """Keep what a run has so far in docs/proof/."""
     ledger = _read(out / "ledger.json")
     proof = {
         **stamp(),
         "command": f"make prove-real SEED={seed}",
-        "missing": missing_parts(out),
+        "missing": missing_parts(out, rounds),
         "stages": {name: entry for name, entry in ledger.items() if "seconds" in entry},
         "report": _read(out / "report.json") or None,
     }
     PROOF.mkdir(parents=True, exist_ok=True)
-    (PROOF / f"smollm2-seed-{seed}.json").write_text(json.dumps(proof, indent=1) + "\n")
+    (PROOF / f"{name_of(seed, rounds)}.json").write_text(json.dumps(proof, indent=1) + "\n")
 
 
 def summary() -> str:
     """A line for each seed: the figures of a whole report, or the parts that are missing."""
     lines = []
     for seed in range(3):
-        proof = _read(PROOF / f"smollm2-seed-{seed}.json")
+        proof = _read(PROOF / f"{name_of(seed, 1)}.json")
         if not proof:
             lines.append(f"seed {seed}: nothing yet; run: make prove-real SEED={seed}")
         elif proof["missing"]:
@@ -140,6 +147,7 @@ def main(words: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rounds", type=int, choices=(1, 2), default=1)
     parser.add_argument("--part", choices=PARTS, default=None)
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "proof")
     parser.add_argument("--summary", action="store_true")
@@ -148,7 +156,7 @@ def main(words: list[str]) -> int:
         tell(summary())
         return 0
     try:
-        prove(chosen.seed, chosen.part, chosen.folder)
+        prove(chosen.seed, chosen.part, chosen.folder, chosen.rounds)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -84,6 +84,13 @@ def test_more_prompts_than_there_are(split, flag):
         source.prompts(split)
 
 
+def test_the_advice_on_too_many_rows_to_generate_can_be_taken():
+    with pytest.raises(UserError, match=r"not 1250 rows with 4 prompts each") as refused:
+        ChecksSource(0, {"sft": 5000}, prompts_per_row=4).prompts("sft")
+    most = int(str(refused.value).rpartition("at most ")[2])
+    assert len(ChecksSource(0, {"sft": 4 * most}, prompts_per_row=4).prompts("sft")) == 4 * most
+
+
 def test_the_key_is_the_instruction_whatever_its_constraints(source):
     row = source.prompts("eval")[0]
     core = read_request(row.instruction).core

@@ -10,11 +10,25 @@ from tests import prove_real
 
 
 def test_the_parts_are_steps_of_the_run_in_order():
-    settings = prove_real.settings_of(0, Path("runs"))
+    settings = prove_real.settings_of(0, Path("runs"), rounds=2)
     entries = [step.entry for step in order(settings)]
     places = [entries.index(entry) for entry in prove_real.PARTS.values() if entry]
     assert places == sorted(places) and entries[-1] == "evaluate"
     assert settings.rounds == 2 and settings.evaluate.prompts >= 300
+
+
+def test_a_proof_of_two_rounds_is_a_run_of_its_own(tmp_path):
+    one, two = (prove_real.settings_of(0, tmp_path, rounds).out for rounds in (1, 2))
+    assert one != two
+    assert prove_real.missing_parts(one) == [
+        "sft",
+        "rankings",
+        "reward",
+        "ppo",
+        "best-of-k",
+        "evaluate",
+    ]
+    assert len(prove_real.missing_parts(two, 2)) == len(prove_real.PARTS)
 
 
 def test_tuning_never_sees_the_evaluation_split():
@@ -33,7 +47,7 @@ def test_the_summary_says_what_is_missing_and_makes_nothing_up(tmp_path, monkeyp
     )
     prove_real.write(1, out)
     line = prove_real.summary().splitlines()[1]
-    assert line == "seed 1: missing reward, ppo, best-of-k, reward-2, ppo-2, best-of-k-2, evaluate"
+    assert line == "seed 1: missing reward, ppo, best-of-k, evaluate"
     policies = {
         "sft": {"gold_score": 0.5},
         "ppo": {"gold_score": 0.6, "paired_gain_ci95": [0.02, 0.18]},

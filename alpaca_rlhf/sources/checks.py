@@ -77,6 +77,8 @@ class ChecksSource:
     """Languages of the prompts."""
     accounts: Sequence[FileAccount] = ()
     """The rows of the user's files."""
+    prompts_per_row: int = 1
+    """Prompts of the split `sft` for each row that is to be generated."""
     _by_split: dict[str, list[Instruction]] = field(default_factory=dict, init=False)
 
     rules: ClassVar[Sequence[Rule] | None] = None
@@ -215,9 +217,11 @@ class ChecksSource:
                     rows.append(row)
         if len(rows) == n:
             return rows
+        per_row = self.prompts_per_row if split == "sft" else 1
+        wanted = f"{n // per_row} rows with {per_row} prompts each" if per_row > 1 else str(n)
         raise UserError(
             f"{SIZE_FLAGS[split.partition('.')[0]]}: there are {len(rows)} verifiable prompts for "
-            f"the {split} split, not {n}; ask for fewer"
+            f"the {split} split, not {wanted}; ask for at most {len(rows) // per_row}"
         )
 
 

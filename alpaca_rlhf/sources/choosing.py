@@ -209,7 +209,7 @@ def _checks_source(settings: Loop, sizes: Mapping[str, int]) -> Source:
         "dev": settings.evaluate.dev_prompts or settings.evaluate.prompts,
         "sft": settings.generate.target * per_row,
     }
-    source = ChecksSource(settings.seed, needed, inputs.languages, accounts)
+    source = ChecksSource(settings.seed, needed, inputs.languages, accounts, per_row)
     policies = policy_prompts(settings)
     samples = 0 if policies is None else policies.in_all
     wanted = {name: samples for name in needed if name.startswith("ppo")}

@@ -68,8 +68,9 @@ def generate(ctx: Context, round_: int) -> Outcome:
         if "correct" in parts[0]:  # of the small world; there is always a row
             facts["correct"] = sum(part["correct"] for part in parts) / len(parts)
     if answers:
-        attempts = result.requests
-        summary = f"{len(result.rows)} answers kept of {attempts}, by {ctx.settings.inputs.judge}"
+        # Prompts that share a draft make more answers than requests.
+        judge = ctx.settings.inputs.judge
+        summary = f"{len(result.rows)} answers kept by {judge}, from {result.requests} requests"
         return Outcome(len(result.rows), result.tokens, summary, facts)
     summary = f"{len(result.rows)} new tasks, {len(result.drops)} dropped"
     if ctx.source.novelty() is not None:
