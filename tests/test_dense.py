@@ -161,3 +161,32 @@ def test_what_was_learned_since_is_seen(tiny):
         assert torch.allclose(
             states(adapters, ready=True), states(adapters, ready=False), atol=1e-4
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_on_a_copy_are_those_on_the_4_bit_weights(tiny, dtype, monkeypatch):
+    adapters = tiny("policy", dtype=dtype)
+    adapters.trainable("policy")
+    parameters, dequantised = adapters.parameters("policy"), []
+
+    def counted(*given):
+        dequantised.append(1)
+        return dequantize_4bit(*given)
+
+    monkeypatch.setattr(dense, "dequantize_4bit", counted)
+
+    def gradients(gib):
+        adapters.dense_gib = gib
+        with adapters.using("policy"), adapters.training():
+            for _ in range(2):
+                token_logprobs(adapters, collate(adapters.base, EXAMPLES)).sum().backward()
+        grads = {name: parameter.grad for name, parameter in parameters.items()}
+        for parameter in parameters.values():
+            parameter.grad = None
+        return grads
+
+    expected, found = gradients(0.0), gradients(4.0)
+    n_layers = adapters.base.model.config.num_hidden_layers
+    assert len(dequantised) == 7 * n_layers, "each linear layer once, for two micro-batches"
+    assert any(grad.norm() > 0 for grad in expected.values())
+    assert all(torch.equal(found[name], expected[name]) for name in expected)

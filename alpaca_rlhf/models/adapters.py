@@ -71,7 +71,8 @@ class Adapters:
         base: The frozen base; its linear layers get the LoRA layers.
         lora: Rank and alpha of every adapter.
         template: Prompt template the adapters are trained with; part of the fingerprint.
-        dense_gib: Most GiB that a 16-bit copy of the base may take while completions are sampled.
+        dense_gib: Most GiB that a 16-bit copy of the base may take while completions are sampled,
+            and on a CPU while an adapter is trained.
     """
 
     def __init__(
@@ -293,10 +294,7 @@ class Adapters:
     @contextlib.contextmanager
     def decoding(self) -> Iterator[None]:
         """Prepare the layers for many calls of `decode`; no gradients and no switch inside."""
-        limit = int(self.dense_gib * 2**30)
-        linear = (module for module in self._backbone.modules() if isinstance(module, nn.Linear))
-        layers: list[nn.Module] = [*(self._layers or linear)]
-        dtype = self.base.dtype
+        layers, dtype, limit = self._linear_layers(), self.base.dtype, self._max_copy_bytes
         with torch.no_grad(), dense.prepared(layers, self._active, dtype, max_copy_bytes=limit):
             self._decoding = True
             try:
@@ -334,13 +332,27 @@ class Adapters:
     def training(self) -> Iterator[None]:
         """Train mode inside, eval mode before and after.
 
-        There is no dropout; activation checkpointing works in train mode only.
+        There is no dropout; activation checkpointing works in train mode only. On a CPU the 4-bit
+        weights have a copy inside, where it fits `dense_gib`.
         """
+        copies: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if self.base.device.type == "cpu":
+            copies = dense.copied(self._linear_layers(), max_copy_bytes=self._max_copy_bytes)
         self.base.model.train()
         try:
-            yield
+            with copies:
+                yield
         finally:
             self.base.model.eval()  # type: ignore[no-untyped-call]
+
+    def _linear_layers(self) -> list[nn.Module]:
+        """PEFT's layers, or the bare linear ones where there is no adapter."""
+        linear = (module for module in self._backbone.modules() if isinstance(module, nn.Linear))
+        return [*(self._layers or linear)]
+
+    @property
+    def _max_copy_bytes(self) -> int:
+        return int(self.dense_gib * 2**30)
 
     # --- on disk ----------------------------------------------------------------------------------
 

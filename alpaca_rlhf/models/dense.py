@@ -1,4 +1,4 @@
-"""Linear layers, with an adapter or bare, prepared for the many small products of decoding.
+"""Linear layers with a copy of their 4-bit weights, prepared for many products.
 
 A step of decoding multiplies each weight with a few rows. On a 4-bit weight most of that time goes
 into dequantising it, casting LoRA's matrices, and the calls around them. Here that is done once for
@@ -6,6 +6,9 @@ a whole rollout: the products are those of the layer itself, on the same numbers
 the same. It costs a copy of the 4-bit weights in the compute dtype as long as the rollout lasts,
 where that fits a limit. In float32 the adapter's product is added into that copy, so that a layer
 is one product instead of three; in 16 bits it is not, because the sum would be rounded to them.
+
+On a CPU a training step dequantises every weight twice for each micro-batch, which takes as long as
+the products of a few hundred tokens; a copy is made once for all micro-batches of the step.
 """
 
 from __future__ import annotations
@@ -45,6 +48,35 @@ def prepared(
     finally:
         for layer in layers:
             vars(layer).pop("forward", None)
+
+
+@contextlib.contextmanager
+def copied(layers: Sequence[nn.Module], *, max_copy_bytes: int) -> Iterator[None]:
+    """Keep a copy of the 4-bit weights under layers, for passes with gradients.
+
+    The products are those of bitsandbytes on the same numbers, forward and backward.
+
+    Args:
+        layers: PEFT's LoRA layers around linear ones, or linear ones.
+        max_copy_bytes: Weights are copied, in the dtype in which they compute, if all together fit
+            into so many bytes.
+    """
+    states = [(_linear_of(layer), _quant_state(layer)) for layer in layers]
+    quantized = [(base, state) for base, state in states if state is not None]
+    if sum(s.shape.numel() * s.dtype.itemsize for _, s in quantized) > max_copy_bytes:
+        quantized = []
+    try:
+        for base, state in quantized:
+            vars(base)["forward"] = _product(base, dequantize_4bit(base.weight.data, state))
+        yield
+    finally:
+        for base, _ in quantized:
+            vars(base).pop("forward", None)
+
+
+def _product(base: Any, weight: Tensor) -> Callable[[Tensor], Tensor]:
+    bias = None if base.bias is None else base.bias.to(weight.dtype)
+    return lambda x: linear(x.to(weight.dtype), weight, bias).to(x.dtype)
 
 
 def _quant_state(layer: Any) -> Any:

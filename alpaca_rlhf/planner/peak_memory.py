@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from alpaca_rlhf.core.sizes import LOGPROBS_BATCH_DIVISOR, SCORING_BATCH_FACTOR
-from alpaca_rlhf.planner.decoding import Decode, decode, make_ready
+from alpaca_rlhf.planner.decoding import DENSE, Decode, decode, make_ready
 from alpaca_rlhf.planner.layers import GRADIENTS, Device
 from alpaca_rlhf.planner.passes import Pass, Rows, resident
 from alpaca_rlhf.planner.shapes import Shape
@@ -327,9 +327,16 @@ class PeakMemory:
         return Phase(residents.stage, name, items, residents.flag)
 
     def _is_dense(self) -> bool:
-        """True if a 16-bit copy of the 4-bit weights is made for sampling."""
+        """True if a 16-bit copy of the 4-bit weights fits."""
         size = self.shape.layers * self.shape.layer_weights * self.device.width
         return size <= int(self.settings.sampling.dense_gib * 2**30)
+
+    def _training_copy(self, run: Pass) -> list[Block]:
+        """The copy of the 4-bit weights that an adapter is trained on, on a CPU."""
+        if self.device.kind != "cpu" or not self._is_dense():
+            return []
+        weights = self.shape.layers * self.shape.layer_weights
+        return [run.tape.new(weights * self.device.width, DENSE)]
 
     def _decode(self, rows: int, k: int, new_tokens: int) -> Decode:
         top_p = self.settings.sampling.top_p < 1
@@ -361,6 +368,7 @@ class PeakMemory:
         # 1. Forward and backward of a micro-batch, on gradients that earlier ones left.
         run = self._pass(Tape(), trainable=True)
         held = self._resident(run, residents)
+        held += self._training_copy(run)
         accumulates = update.batch > update.rows.count
         if accumulates:
             held.append(run.tape.new(4 * weights, GRADIENTS))

@@ -81,8 +81,8 @@ class Sampling(Bounded, group="--sampling"):
     """Completions decoded together. Never changes the result's distribution, only speed and
     memory."""
     dense_gib: NonNegativeFloat = 4.0
-    """Keep a 16-bit copy of the base while sampling if it takes at most this many GiB (2 per
-    billion weights): faster, same completions. 0 never keeps one."""
+    """Keep a 16-bit copy of the base while sampling, and on a CPU while training, if it takes at
+    most this many GiB (2 per billion weights): faster, same numbers. 0 never keeps one."""
 
 
 @dataclass(frozen=True)
