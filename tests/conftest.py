@@ -1,5 +1,6 @@
 """Random little LLaMAs for the model and training rooms; and the real data, where it is present."""
 
+import gc
 import os
 import re
 import signal
@@ -37,6 +38,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     table = (Path(__file__).parent / "README.md").read_text(encoding="utf-8")
     seconds = {path: int(n) for path, n in re.findall(r"^\| `(tests/\S+)` \| (\d+) ", table, re.M)}
     items.sort(key=lambda item: -seconds.get(item.nodeid.partition("::")[0], 0))
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector what the test files have loaded: the kit calls it at every stage."""
+    gc.collect()
+    gc.freeze()
 
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
