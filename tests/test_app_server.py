@@ -84,6 +84,18 @@ def enter(tmp_path):
         client.__exit__(None, None, None)
 
 
+@pytest.fixture(scope="module")
+def without_accounts(tmp_path_factory):
+    """One app of an empty store, for all that leaves nothing behind in it."""
+    folder = tmp_path_factory.mktemp("plain")
+    with (
+        Store(folder / "preferences.db", seed=0) as store,
+        TestClient(apps.house(store, folder), base_url=HOME, follow_redirects=False) as client,
+    ):
+        client.headers["origin"] = HOME
+        yield client
+
+
 def sign_in(client, name, password=PASSWORD):
     return client.post("/login", data={"name": name, "password": password})
 
@@ -334,8 +346,8 @@ def test_the_secret_is_its_owners_alone(tmp_path):
 # --- from where ---------------------------------------------------------------------------------
 
 
-def test_a_name_that_was_made_to_point_here_is_refused(enter, plain):
-    client = enter(plain)
+def test_a_name_that_was_made_to_point_here_is_refused(without_accounts):
+    client = without_accounts
     for host, status in (
         ("evil.example", 421),
         ("127.0.0.1.evil.example", 421),
@@ -385,8 +397,8 @@ def test_behind_a_proxy_that_passes_on_nothing_people_sign_in(enter, store):
         assert sign_in(client, "ann").status_code == status, origin
 
 
-def test_other_sites_may_link_here_and_nothing_else(enter, plain):
-    client = enter(plain)
+def test_other_sites_may_link_here_and_nothing_else(without_accounts):
+    client = without_accounts
     link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
     assert client.get("/", headers=link).status_code == 200
     for site in ("cross-site", "same-site"):
@@ -417,8 +429,8 @@ def test_every_answer_carries_the_headers(enter, store):
         assert response.headers["cache-control"] == "no-store"
 
 
-def test_too_large_a_request_is_refused(enter, plain):
-    client = enter(plain)
+def test_too_large_a_request_is_refused(without_accounts):
+    client = without_accounts
     big = b"x" * (MAX_REQUEST_BYTES + 1)
     assert client.post("/gradio_api/run/rank", content=big).status_code == 413
 
@@ -435,8 +447,8 @@ def test_too_large_a_request_is_refused(enter, plain):
     assert response.status_code == 413 and "data" not in response.text
 
 
-def test_what_no_tab_needs_is_closed(enter, plain):
-    client = enter(plain)
+def test_what_no_tab_needs_is_closed(without_accounts):
+    client = without_accounts
     for path in ("upload", "component_server/", "vibe-edit/", "stream/x", "process_recording"):
         assert client.post(f"/gradio_api/{path}", json={}).status_code == 404
     for path in ("/monitoring", "/gradio_api/runs", "/gradio_api/proxy=http://x", "/docs"):
@@ -660,17 +672,18 @@ def test_adding_somebody_prints_no_password_of_the_database(store, monkeypatch, 
         ("queue/join", b'{"data": [], "fn_index": -1, "session_hash": "abc"}', 404),
     ],
 )
-def test_a_call_that_no_page_sends_is_refused_in_one_line(enter, plain, capfd, path, body, status):
-    client = enter(plain)
+def test_a_call_that_no_page_sends_is_refused_in_one_line(
+    without_accounts, capfd, path, body, status
+):
     json_ = {"content-type": "application/json"}
-    response = client.post(f"/gradio_api/{path}", content=body, headers=json_)
+    response = without_accounts.post(f"/gradio_api/{path}", content=body, headers=json_)
     assert response.status_code == status, response.text
     assert len(response.json()["detail"]) < 80
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_an_event_without_its_inputs_is_refused_in_the_queue_too(enter, plain, capfd):
-    client = enter(plain)
+def test_an_event_without_its_inputs_is_refused_in_the_queue_too(without_accounts, capfd):
+    client = without_accounts
     body = {"data": [], "fn_index": event(client, "add_person"), "session_hash": "abc"}
     assert client.post("/gradio_api/queue/join", json=body).status_code == 422
     assert called(client, "echo", ["said"]).count("said") == 1
