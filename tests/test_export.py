@@ -163,20 +163,44 @@ class Blocked:
             raise ImportError("blocked: " + name)
 sys.meta_path.insert(0, Blocked())
 from transformers import AutoModelForCausalLM, AutoTokenizer
-folder, said = sys.argv[1], json.loads(sys.argv[2])
-model, words = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-out = []
-for one in said:
-    ids = words.apply_chat_template(one, add_generation_prompt=True, return_tensors="pt",
-                                    return_dict=False)
-    made = model.generate(ids, attention_mask=ids * 0 + 1, max_new_tokens=24, do_sample=False)
-    out.append(made[0, ids.shape[1]:].tolist())
-assert "alpaca_rlhf" not in sys.modules
-print(json.dumps(out))
+for line in sys.stdin:
+    folder, said = json.loads(line)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    words = AutoTokenizer.from_pretrained(folder)
+    out = []
+    for one in said:
+        ids = words.apply_chat_template(one, add_generation_prompt=True, return_tensors="pt",
+                                        return_dict=False)
+        made = model.generate(ids, attention_mask=ids * 0 + 1, max_new_tokens=24, do_sample=False)
+        out.append(made[0, ids.shape[1]:].tolist())
+    assert "alpaca_rlhf" not in sys.modules
+    print(json.dumps(out), flush=True)
 """
 
 
-def test_a_merged_model_needs_nothing_of_ours(flavour, tmp_path):
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Greedy token ids of a folder's model, by a process that cannot import this package."""
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-c", ALONE],
+        cwd=tmp_path_factory.mktemp("alone"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+
+    def answers(folder, conversations):
+        process.stdin.write(json.dumps([str(folder), conversations]) + "\n")
+        process.stdin.flush()
+        return json.loads(process.stdout.readline())
+
+    yield answers
+    process.stdin.close()
+    assert process.wait(60) == 0
+
+
+def test_a_merged_model_needs_nothing_of_ours(flavour, alone, tmp_path):
     """A process that cannot import this package says what the trained policy says."""
     from alpaca_rlhf.exporting.chat_template import messages
     from alpaca_rlhf.exporting.probes import PROBES
@@ -189,22 +213,13 @@ def test_a_merged_model_needs_nothing_of_ours(flavour, tmp_path):
     parity = export(run, tmp_path / "out", "--policy", "ppo", "--dtype", "float32")
     assert parity["passed"] and parity["checks"]["transformers"]["same_greedy"] >= 5
     conversations = [messages("alpaca", probe) for probe in PROBES[:5]]
-    command = [sys.executable, "-I", "-c", ALONE, str(tmp_path / "out"), json.dumps(conversations)]
-    done = subprocess.run(
-        command,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    exported = alone(tmp_path / "out", conversations)
     adapters = Adapters(load_base(str(base), dtype=torch.float32), LORA, template="alpaca")
     adapters.load("ppo", run / "ppo" / "adapter")
     prompts = [prompt_ids(adapters.base, "alpaca", probe) for probe in PROBES[:5]]
     greedy = Sampling(temperature=0.0, max_new_tokens=24, batch_size=1)
     completions = sample(adapters, "ppo", prompts, list("abcde"), sampling=greedy, seed=0)
-    assert json.loads(done.stdout) == [list(completion.ids) for (completion,) in completions]
+    assert exported == [list(completion.ids) for (completion,) in completions]
     assert not list((tmp_path / "out").glob("*.bin"))
 
 

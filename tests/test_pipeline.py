@@ -345,7 +345,7 @@ def test_a_refused_run_pins_no_settings(tmp_path, monkeypatch):
     inputs = replace(QUICKSTART.inputs, data=prompts, prompts=prompts, judge="human")
     for refused in (
         small(out, inputs=inputs),
-        small(out, evaluate=replace(QUICKSTART.evaluate, prompts=10**5)),
+        small(out, evaluate=replace(QUICKSTART.evaluate, prompts=5_000)),
     ):
         with pytest.raises(UserError, match=r"too few|--evaluate\.prompts"):
             run_loop(refused, Quiet(), kind="quickstart", command="test")
