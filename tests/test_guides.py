@@ -178,6 +178,20 @@ def test_the_figures_of_ppo_and_best_of_k_are_those_of_the_proofs():
         assert told == pytest.approx(real, abs=0.0051, rel=0.02), seed
 
 
+def test_the_figures_of_peoples_judgements_are_those_of_the_proof():
+    proof = json.loads((ROOT / "docs" / "proof" / "smollm2-people.json").read_text())
+    lines = GUIDES["own-data"].read_text().splitlines()
+    rows = [line for line in lines if re.match(r"\| [^|]+ \| \d+ (pairs|rankings)", line)]
+    assert len(rows) == len(proof["runs"]) > 0
+    for row, run in zip(rows, proof["runs"].values(), strict=True):
+        rules = [rule["accuracy"] for rule in run["baselines"]]
+        low, high = run["ci95"]
+        wanted = [run["held_out_accuracy"], low, high, run["log_loss"], *rules]
+        assert re.findall(r"[.]\d{3}", row) == [f"{value:.3f}"[1:] for value in wanted]
+        counts = [int(number.replace(",", "")) for number in re.findall(r"(?<![.\d])[\d,]+", row)]
+        assert {run["left_out"], run["held_out_pairs"]} <= {*counts}
+
+
 def test_the_reward_models_of_the_proofs_stand_beside_their_best_baseline():
     rows = re.findall(r"^\| seed (\d+) \|(.+)\|$", GUIDES["policies"].read_text(), re.MULTILINE)
     assert len(rows) == len(list((ROOT / "docs/proof").glob("quickstart-seed-*.json")))
