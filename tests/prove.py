@@ -217,11 +217,18 @@ def _kills(part: str, rounds: int, command_for: Callable[[Path], list[str]]) -> 
     """
     from tests import forked
 
+    def finish(words: list[str]) -> None:
+        """Run to the end, and tell why if it ends otherwise."""
+        ended = forked.run(*words[1:], env=offline(), timeout=None)
+        if ended.returncode:
+            tell(f"{part}: {ended.stderr}")
+            ended.check_returncode()
+
     rng = random.Random(0)
     results = []
     with tempfile.TemporaryDirectory() as folder:
         calm = Path(folder) / "calm" / "run"
-        forked.run(*command_for(calm)[1:], env=offline(), timeout=None).check_returncode()
+        finish(command_for(calm))
         expected = without_times(json.loads((calm / "report.json").read_text()))
         expected_weights = weights(calm)
         ledger = json.loads((calm / "ledger.json").read_text())
@@ -234,7 +241,7 @@ def _kills(part: str, rounds: int, command_for: Callable[[Path], list[str]]) -> 
                 kill_in(out, stage, took * rng.random(), words, start=forked.Forked)
                 for stage, took in stages.items()
             ]
-            forked.run(*words[1:], env=offline(), timeout=None).check_returncode()
+            finish(words)
             same = without_times(json.loads((out / "report.json").read_text())) == expected
             results.append(
                 {

@@ -188,7 +188,7 @@ def test_the_figures_of_peoples_judgements_are_those_of_the_proof():
         low, high = run["ci95"]
         wanted = [run["held_out_accuracy"], low, high, run["log_loss"], *rules]
         assert re.findall(r"[.]\d{3}", row) == [f"{value:.3f}"[1:] for value in wanted]
-        counts = [int(number.replace(",", "")) for number in re.findall(r"(?<![.\d])[\d,]+", row)]
+        counts = [int(number.replace(",", "")) for number in re.findall(r"(?<![.\d])\d[\d,]*", row)]
         assert {run["left_out"], run["held_out_pairs"]} <= {*counts}
 
 
