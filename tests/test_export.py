@@ -529,10 +529,10 @@ def test_a_gguf_file_is_compared_without_the_base_in_memory(plain, tmp_path, mon
         gc.collect()
         return sum(type(instance) is Linear4bit for instance in gc.get_objects())
 
-    before = linears()  # of bases that other tests share
+    before = linears()  # of bases that other tests share, or that bitsandbytes still holds
 
     def whole(*arguments):
-        assert linears() == before
+        assert linears() <= before
 
     monkeypatch.setattr(placing, "whole", whole)
     export(plain[1], tmp_path / "out", "--to", "gguf")
