@@ -410,7 +410,13 @@ def test_a_damaged_run_is_not_gone_on_to(tmp_path, offer):
     with victim_of(tmp_path, offer) as (victim, switches), victim.visitor("boss") as boss:
         refused = boss.post("/training/open", json={"run": "second"})
         assert refused.status_code == 422 and "seed" in refused.json()["html"]
-        assert not switches
+        (second / "config.yaml").write_text("seed: 0\n")
+        (second / "ledger.json").write_text('{"sample": {}}')  # whose completions are gone
+        refused = boss.post("/training/open", json={"run": "second"})
+        assert refused.status_code == 422 and "prompts.jsonl" in refused.json()["html"]
+        assert not switches and RunChoice(tmp_path / "runs" / "first").current.name == "first"
+        (second / "ledger.json").unlink()
+        assert boss.post("/training/open", json={"run": "second"}).status_code == 200
 
 
 def test_a_page_of_another_run_changes_nothing(tmp_path, offer):

@@ -10,6 +10,7 @@ import yaml
 from alpaca_rlhf.cli import main as cli
 from alpaca_rlhf.evaluation.duel import TrainingPoint, differences, read_within
 from alpaca_rlhf.report.duel import validate_duel
+from alpaca_rlhf.stages import duel as duel_stage
 
 PROMPTS = 20
 """Prompts of a planted look."""
@@ -99,6 +100,7 @@ def watched(run):
     (run / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = yaml.safe_load((run / "config.yaml").read_text())
     settings["watch"] |= {"every": 1, "scorer": "gold", "prompts": PROMPTS}
+    settings["evaluate"] |= {"dev_prompts": PROMPTS}  # as many as a planted look
     settings["policies"] = ["ppo", "best-of-k", "rloo"]
     settings["rloo"] |= {"updates": 3, "prompts": 4, "minibatch_size": 16}  # deals no more
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
@@ -228,6 +230,16 @@ def test_whole_clusters_are_resampled():
     assert together.low == together.high == pytest.approx(0.425)
     ((_, _, apart),) = differences(scores, groups=None, **options)
     assert apart.low < 0.425 < apart.high
+
+
+def test_looks_on_near_duplicates_have_no_interval(watched, monkeypatch):
+    """They are one cluster, however many they are."""
+    kept, _ = duel(watched, "--completions", "40")["readings"]
+    assert kept["policies"]["ppo"]["ci95"] is not None
+    monkeypatch.setattr(duel_stage, "cluster_numbers", lambda prompts, key: [0] * len(prompts))
+    together, _ = duel(watched, "--completions", "40")["readings"]
+    assert together["policies"]["ppo"]["gain"] == kept["policies"]["ppo"]["gain"]
+    assert together["policies"]["ppo"]["ci95"] is None and together["between"] == []
 
 
 def test_the_end_counts_before_a_look_at_the_same_cost():

@@ -32,7 +32,6 @@ from alpaca_rlhf.core.bases import SMOLLM2, smollm2_folder
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.locks import is_locked
 from alpaca_rlhf.core.runs import CONFIG, TRAINING_LOG, RunFolder
-from alpaca_rlhf.preferences import DATABASE
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.settings import Loop
@@ -40,6 +39,8 @@ from alpaca_rlhf.settings.earlier import config_of
 from alpaca_rlhf.settings.policies import POLICIES
 from alpaca_rlhf.settings.steps import order
 from alpaca_rlhf.sources import Source, input_files
+from alpaca_rlhf.sources.sampled import queue_sampled
+from alpaca_rlhf.sources.verdicts import open_store
 
 PATHS = ("/training/new", "/training/upload", "/training/open")
 """The routes; `gate` lets them through."""
@@ -194,7 +195,7 @@ class NewRuns:
 
         Raises:
             TrainingRefused: No browser may choose, or the app is on its way to a run.
-            UserError: There is no such run.
+            UserError: There is no such run, or its files cannot be read.
         """
         self._refuse_closed()
         if not isinstance(name, str) or name not in self._choice.runs():
@@ -207,8 +208,10 @@ class NewRuns:
 
     def _leave_for(self, name: str, *, actor: str, start: bool) -> RunSwitch:
         run = self._choice.folder / name
-        # The accounts first: nobody may find a database that asks for no login.
-        with Store(run / DATABASE) as store:
+        # The accounts first: nobody may find a database that asks for no login. What the app reads
+        # when it starts on a run is read here: a file that is damaged would end it for good.
+        with open_store(run) as store:
+            queue_sampled(run, store)
             store.adopt_accounts(self._store)
         self._store.note_training("open", name, actor=actor)
         self._choice.choose(name)

@@ -33,13 +33,13 @@ class RunChoice:
         self.started_on = started_on if has_name else started_on.resolve()
         started_on = self.started_on
         self.folder = started_on.parent
-        self._file = self.folder / f".app-{started_on.name}"
+        self.file = self.folder / f".app-{started_on.name}"
 
     @property
     def current(self) -> Path:
         """The run that the app is on. A chosen one that is gone or damaged counts for nothing."""
         try:
-            name = self._file.read_text(encoding="utf-8").strip()
+            name = self.file.read_text(encoding="utf-8").strip()
             if name in self.runs():
                 run_contents.settings_of(self.folder / name)
                 return self.folder / name
@@ -55,12 +55,12 @@ class RunChoice:
                 written.
         """
         if name == self.started_on.name:
-            self._file.unlink(missing_ok=True)
+            self.file.unlink(missing_ok=True)
             return self.started_on
         if name not in self.runs():
             raise UserError(f"{name!r} is not a run of {self.folder}")
         run_contents.settings_of(self.folder / name)
-        atomic_write(self._file, f"{name}\n")
+        atomic_write(self.file, f"{name}\n")
         return self.folder / name
 
     def runs(self) -> list[str]:

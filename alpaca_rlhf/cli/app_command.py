@@ -159,7 +159,8 @@ def run(flags: App, terminal: Terminal) -> int:
     if flags.db is None and choice.current != choice.started_on:
         flags = replace(flags, run=choice.current)
         terminal.say(
-            f"the page has gone on from {started_with.run} to {flags.run}; the Train tab goes back"
+            f"the page has gone on from {started_with.run} to {flags.run}; the Train tab goes "
+            f"back, and so does an app that starts without {choice.file}"
         )
     with _store_of(flags, terminal) as store:
         if flags.add_user is not None:
@@ -182,7 +183,7 @@ def run(flags: App, terminal: Terminal) -> int:
             switch = _serve(store, flags, site, terminal, start_as=start_as)
         if switch is None:
             return 0
-        flags, start_as = replace(started_with, run=switch.run), switch.start_as
+        flags, start_as = replace(started_with, run=switch.run, open=False), switch.start_as
 
 
 @dataclass
@@ -419,7 +420,7 @@ def _serve(
             terminal.say(
                 "  passwords travel unencrypted: put a proxy with https in front of it (--url)"
             )
-        if flags.open and start_as is None:
+        if flags.open:
             webbrowser.open(address)
 
     if start_as is not None and app_tabs.train is not None:

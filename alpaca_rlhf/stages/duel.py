@@ -163,6 +163,22 @@ class _Record:
         """Options of the bootstrap over whole clusters, as in the evaluation."""
         return {"groups": self.clusters, **self.bootstrap}
 
+    @cached_property
+    def watched_clusters(self) -> list[int]:
+        """Cluster of near-duplicates of each prompt of a look."""
+        prompts = self.source.prompts("dev")[: self.settings.watch.prompts]
+        return cluster_numbers(prompts, self.source.key)
+
+    @property
+    def resampling_looks(self) -> dict[str, Any]:
+        """Options of the bootstrap of looks, over whole clusters of their prompts too."""
+        return {"groups": self.watched_clusters, **self.bootstrap}
+
+    def _is_enough(self, scores: Sequence[float]) -> bool:
+        """True where a look was kept prompt by prompt, on enough clusters for an interval."""
+        clusters = self.watched_clusters if scores else []
+        return len(scores) == len(clusters) and len(set(clusters)) >= MIN_PROMPTS
+
     @property
     def bootstrap(self) -> dict[str, Any]:
         """Resamples and seed of a bootstrap."""
@@ -272,8 +288,8 @@ class _Record:
         for look in watch["looks"]:
             share = look["step"] / updates
             by_prompt, before = scores.get(look["step"], ()), scores.get(0, ())
-            enough = len(by_prompt) >= MIN_PROMPTS
-            interval = paired_gain(by_prompt, before, **self.bootstrap) if enough else None
+            enough = self._is_enough(by_prompt)
+            interval = paired_gain(by_prompt, before, **self.resampling_looks) if enough else None
             points.append(
                 TrainingPoint(
                     round(share * self.completions(name)),
@@ -306,7 +322,7 @@ class _Record:
         looks = {
             name: point.scores
             for name, point in at.items()
-            if point and len(point.scores) >= MIN_PROMPTS
+            if point and self._is_enough(point.scores)
         }
         return {
             "by": by,
@@ -322,7 +338,9 @@ class _Record:
                 }
                 for name, point in at.items()
             },
-            "between": _pairs(differences(looks, groups=None, **self.bootstrap)),
+            "between": _pairs(
+                differences(looks, **self.resampling_looks) if len(looks) > 1 else []
+            ),
         }
 
     def notes(self) -> list[str]:
