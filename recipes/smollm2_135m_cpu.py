@@ -60,13 +60,15 @@ EXPERIMENT = Loop(
         batch_size=80,
         minibatch_size=40,
         micro_batch_size=4,
-        lr=3e-4,
+        epochs=1,
+        lr=2e-4,
         kl_coef=0.05,
         max_new_tokens=ANSWER_TOKENS,
+        lam=1.0,  # in so few updates the value learns little, so each token has the whole return
         value=Value(lr=5e-3, warmup=1),
     ),
     best_of_k=BestOfK(k=4, prompts=240, keep=0.5, lr=3e-4, epochs=2),
-    evaluate=Evaluate(prompts=200, dev_prompts=100, watts=65.0),
+    evaluate=Evaluate(prompts=200, watts=65.0),
 )
 
 QUICK = replace(

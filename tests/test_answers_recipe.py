@@ -74,7 +74,7 @@ def test_answers_that_the_checks_like_become_rows(answering):
     assert min(score.score for score in judge.scores(responses, stage="test")) >= 0.3
     assert len(teacher.prompts) == outcome.facts["requests"] > TARGET
     assert outcome.facts["dropped"] == outcome.facts["requests"] - len(rows)
-    assert "correct" not in outcome.facts and outcome.summary.endswith("by checks")
+    assert "correct" not in outcome.facts and "kept by checks, from" in outcome.summary
 
 
 def test_no_answer_that_the_judge_likes_is_one_line(answering):

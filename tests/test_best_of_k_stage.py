@@ -147,7 +147,8 @@ def rows_of(out, stage="best_of_k"):
 
 
 def facts_of(out, stage="best_of_k"):
-    return json.loads((out / "ledger.json").read_text())[stage]["facts"]
+    facts = json.loads((out / "ledger.json").read_text())[stage]["facts"]
+    return {name: value for name, value in facts.items() if name != "control_seconds"}
 
 
 def weights(out, stage="best_of_k"):

@@ -110,6 +110,13 @@ def test_in_groups_of_two_both_are_the_same_up_to_their_scale():
     assert torch.allclose(by_std.abs(), torch.tensor(0.5, dtype=torch.float64).sqrt(), atol=1e-2)
 
 
+def test_scores_that_differ_by_rounding_alone_teach_nothing():
+    """Four equal completions, scored in batches of different shapes."""
+    scores = torch.tensor([0.7, 0.7 + 1e-7, 0.7, 0.7 - 1e-7, 0.7, 0.8, 0.7, 0.6])
+    advantages = group_advantages(scores, 4, divide_by_std=True)
+    assert advantages[:4].tolist() == [0, 0, 0, 0] and advantages[5] > 1
+
+
 def test_token_weights_by_hand():
     mask = torch.tensor([[True, False, False], [True, True, True]])
     sequence = token_weights(mask, "sequence", longest=8)

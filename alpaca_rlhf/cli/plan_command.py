@@ -59,8 +59,8 @@ _ANY_WIDTH = 1000
 """Columns of a terminal that no table fills."""
 _LEGEND = (
     "LoRA: adapters, gradients, optimiser; activ.: activations; KV: KV cache; copy: 16-bit copy of "
-    "the base while sampling; spare: CUDA context (on a CPU: Python with its libraries) and gaps, "
-    "estimated"
+    "the base while sampling, on a CPU while training too; spare: CUDA context (on a CPU: Python "
+    "with its libraries) and gaps, estimated"
 )
 
 

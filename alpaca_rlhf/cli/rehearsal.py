@@ -313,7 +313,9 @@ def _shrink(settings: Loop, architecture: str, folder: Path) -> Loop:
             )
             for name in ("grpo", "rloo")
         },
-        evaluate=replace(settings.evaluate, prompts=4, bootstrap=200, shown=4, judge=None),
+        evaluate=replace(
+            settings.evaluate, prompts=4, dev_prompts=None, bootstrap=200, shown=4, judge=None
+        ),
     )
 
 

@@ -132,13 +132,18 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, *, kl_coef: float) -
     return rewards.scatter_add(1, last, scores[:, None])
 
 
+_TIED = 1e-5
+"""Difference of two float32 scores, of order 1, that rounding may make."""
+
+
 def group_advantages(scores: Tensor, k: int, *, divide_by_std: bool) -> Tensor:
     """(B,) score of each completion less the mean of its group, perhaps by its deviation.
 
     Args:
         scores: (B,) float32, groups of K after each other.
         k: Size of a group.
-        divide_by_std: Divide by the standard deviation of the group's scores plus 1e-4.
+        divide_by_std: Divide by the standard deviation of the group's scores plus 1e-4; a group
+            whose scores differ by rounding alone has advantages of 0.
 
     Source: arXiv 2402.03300 section 4.1.2; without the division arXiv 2503.20783 section 3.2. The
     deviation is that of a sample, and 1e-4 keeps it from 0, as in huggingface/trl@006d32c
@@ -147,7 +152,11 @@ def group_advantages(scores: Tensor, k: int, *, divide_by_std: bool) -> Tensor:
     groups = scores.view(-1, k)
     advantages = groups - groups.mean(1, keepdim=True)
     if divide_by_std:
+        # Equal completions may be scored in batches of different shapes, hence rounded differently;
+        # divided by 1e-4 that would be an advantage.
+        spread = groups.amax(1, keepdim=True) - groups.amin(1, keepdim=True)
         advantages = advantages / (groups.std(1, keepdim=True) + 1e-4)
+        advantages = advantages.masked_fill(spread <= _TIED, 0.0)
     return advantages.flatten()
 
 
