@@ -192,6 +192,20 @@ def test_the_figures_of_peoples_judgements_are_those_of_the_proof():
         assert {run["left_out"], run["held_out_pairs"]} <= {*counts}
 
 
+def test_the_figures_of_the_duel_are_those_of_the_proof():
+    seeds = json.loads((ROOT / "docs/proof/duel-cria.json").read_text())["seeds"]
+    text = GUIDES["policies"].read_text()
+    rows = re.findall(r"^\| (\d+), ([\w-]+) \|(.+)\|$", text, re.MULTILINE)
+    assert len(rows) == sum(len(seed["duel"]["policies"]) for seed in seeds.values())
+    for seed, label, cells in rows:
+        name = {"best-of-4": "best_of_k"}.get(label, label.lower())
+        policy = seeds[seed]["duel"]["policies"][name]
+        told = [float(cell) for cell in re.findall(r"[-+]?\d+(?:\.\d+)?", cells.replace(",", ""))]
+        real = [policy["gain"], *policy["gain_ci95"], policy["kl_from_sft_nats"]]
+        real += [policy["completions"], policy["seconds"], policy["seconds_before"]]
+        assert told == pytest.approx(real, abs=0.51e-2, rel=0.02), (seed, label)
+
+
 def test_the_reward_models_of_the_proofs_stand_beside_their_best_baseline():
     rows = re.findall(r"^\| seed (\d+) \|(.+)\|$", GUIDES["policies"].read_text(), re.MULTILINE)
     assert len(rows) == len(list((ROOT / "docs/proof").glob("quickstart-seed-*.json")))
