@@ -11,7 +11,7 @@ from alpaca_rlhf.data import FileAccount, Reading, read_instructions, read_pairs
 from alpaca_rlhf.data.readers.columns import column_names
 from alpaca_rlhf.data.splits import check_disjoint
 from alpaca_rlhf.settings.inputs import Inputs
-from alpaca_rlhf.stages.sft import _way_out
+from alpaca_rlhf.stages.preflight import leak_way_out
 from tests.mutated_rows import fuzz
 from tests.mutations import tried
 
@@ -254,7 +254,7 @@ def test_a_leak_names_the_next_steps() -> None:
     inputs = Inputs(data=Path("a b.jsonl"), prompts=Path("p.jsonl"), judge="human")
     rows = [Instruction("Name three blue things in the sky.")]
     with pytest.raises(UserError) as caught:
-        check_disjoint({"sft": rows, "ppo": rows}, way_out=_way_out(inputs))
+        check_disjoint({"sft": rows, "ppo": rows}, way_out=leak_way_out(inputs))
     message = str(caught.value)
     assert "alpaca-rlhf split --data 'a b.jsonl' p.jsonl --out FOLDER" in message
     assert "--inputs.leaks drop" in message and "\n" not in message
