@@ -147,8 +147,7 @@ def rows_of(out, stage="best_of_k"):
 
 
 def facts_of(out, stage="best_of_k"):
-    facts = json.loads((out / "ledger.json").read_text())[stage]["facts"]
-    return {name: value for name, value in facts.items() if name != "control_seconds"}
+    return json.loads((out / "ledger.json").read_text())[stage]["facts"]
 
 
 def weights(out, stage="best_of_k"):

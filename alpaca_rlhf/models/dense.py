@@ -7,8 +7,8 @@ the same. It costs a copy of the 4-bit weights in the compute dtype as long as t
 where that fits a limit. In float32 the adapter's product is added into that copy, so that a layer
 is one product instead of three; in 16 bits it is not, because the sum would be rounded to them.
 
-On a CPU a training step dequantises every weight twice for each micro-batch, which takes as long as
-the products of a few hundred tokens; a copy is made once for all micro-batches of the step.
+On a CPU a training step would dequantise every weight twice for each micro-batch; a copy is made
+once for all micro-batches of the step (`benchmarks/training_copy.py`).
 """
 
 from __future__ import annotations

@@ -61,6 +61,8 @@ def ppo(ctx: Context, round_: int) -> Outcome:
     train(stage, reward_stage, before or "sft", watch)
 
     outcome = outcome_of_updates(ctx, stage, settings.batch_size, watch)
+    if not settings.control:
+        return outcome
     return replace(outcome, facts={**outcome.facts, "control_seconds": control_seconds})
 
 
@@ -125,7 +127,7 @@ def best_of_k(ctx: Context, round_: int) -> Outcome:
         "mean_best_score": winners.mean_best,
         "expected_best_score": best,
         "sampler_kl_bound_nats": best_of_n_kl(settings.k),
-        "control_seconds": control_seconds,
+        **({"control_seconds": control_seconds} if settings.control else {}),
     }
     summary = f"winners score {winners.mean_best:+.2f}, all candidates {best[0]:+.2f}"
     if ctx.settings.sft.batch_size is None:

@@ -126,7 +126,7 @@ def reward(ctx: Context, round_: int) -> Outcome:
         **measured,
         "shuffled_label_accuracy": control.get("accuracy"),
         "shuffled_label_ci95": control.get("ci95"),
-        "control_seconds": control_seconds,
+        **({"control_seconds": control_seconds} if ctx.settings.reward.control else {}),
         "reference_mean": float(raw.double().mean()),
         "reference_std": float(raw.double().std(correction=0)),
         "reference_completions": references.sampled,

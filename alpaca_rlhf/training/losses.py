@@ -133,7 +133,7 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, *, kl_coef: float) -
 
 
 _TIED = 1e-5
-"""Difference of two float32 scores, of order 1, that rounding may make."""
+"""Spread of float32 scores of order 1 up to which they count as equal: some eighty roundings."""
 
 
 def group_advantages(scores: Tensor, k: int, *, divide_by_std: bool) -> Tensor:
@@ -152,8 +152,8 @@ def group_advantages(scores: Tensor, k: int, *, divide_by_std: bool) -> Tensor:
     groups = scores.view(-1, k)
     advantages = groups - groups.mean(1, keepdim=True)
     if divide_by_std:
-        # Equal completions may be scored in batches of different shapes, hence rounded differently;
-        # divided by 1e-4 that would be an advantage.
+        # Answers that do not stop all have one score. The rounding of their mean, divided by 1e-4,
+        # would be an advantage, and another one wherever the scores are rounded differently.
         spread = groups.amax(1, keepdim=True) - groups.amin(1, keepdim=True)
         advantages = advantages / (groups.std(1, keepdim=True) + 1e-4)
         advantages = advantages.masked_fill(spread <= _TIED, 0.0)
