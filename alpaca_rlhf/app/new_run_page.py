@@ -142,17 +142,14 @@ class NewRuns:
         settings, source = self._settings_of(form)
         card = local_card()
         planned = plan_of(settings, card)
-        names = dict.fromkeys(step.stage for step in order(settings))
+        steps = [step.stage for step in order(settings)]
         return render(
             "new_run_plan",
             text=translations("train", language),
             settings=settings,
-            stages=[(name, planned.get(name)) for name in names],
+            stages=[(name, planned.get(name)) for name in dict.fromkeys(steps)],
             rounds=settings.rounds,
-            seconds=sum(
-                stage.seconds * (1 if name in ("generate", "sft", "evaluate") else settings.rounds)
-                for name, stage in planned.items()
-            ),
+            seconds=sum(planned[name].seconds for name in steps if name in planned),
             splits=[(name, len(source.prompts(name))) for name in source.names()],
             lines=[
                 self._uploads.without_places(line)

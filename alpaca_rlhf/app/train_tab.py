@@ -38,30 +38,26 @@ def train_tab(services: Services, page: TrainPage | None, *, new_runs: bool = Fa
         new_runs: Show the form of new runs too.
     """
     if new_runs:
-        gr.HTML(
-            html_template='<div class="new-run-box"></div>',
-            css_template=(_STATIC / "new_run.css").read_text(encoding="utf-8"),
-            js_on_load=(_STATIC / "new_run.js").read_text(encoding="utf-8"),
-            apply_default_css=False,
-            elem_id="new-run",
-            elem_classes=["alpaca-data"],
-            padding=False,
-        )
+        _section("new-run", "new_run", css_class="new-run-box")
     if page is not None:
         _training_of(services, page)
 
 
-def _training_of(services: Services, page: TrainPage) -> None:
-    # The script asks for the sections by itself; no text of theirs is part of a template here.
-    view = gr.HTML(
-        html_template='<div class="train"></div>',
-        css_template=(_STATIC / "train.css").read_text(encoding="utf-8"),
-        js_on_load=(_STATIC / "train.js").read_text(encoding="utf-8"),
+def _section(elem_id: str, files: str, *, css_class: str) -> gr.HTML:
+    """A part of the tab whose script asks for its content; no text of its own is in a template."""
+    return gr.HTML(
+        html_template=f'<div class="{css_class}"></div>',
+        css_template=(_STATIC / f"{files}.css").read_text(encoding="utf-8"),
+        js_on_load=(_STATIC / f"{files}.js").read_text(encoding="utf-8"),
         apply_default_css=False,
-        elem_id="train",
+        elem_id=elem_id,
         elem_classes=["alpaca-data"],
         padding=False,
     )
+
+
+def _training_of(services: Services, page: TrainPage) -> None:
+    view = _section("train", "train", css_class="train")
     outcome = gr.HTML(apply_default_css=False, elem_classes=["alpaca-data"], padding=False)
 
     def act(event: gr.EventData, request: gr.Request) -> str:
