@@ -262,6 +262,8 @@ def _checked_source(settings: Loop) -> Source:
     if not finished(settings.out):
         for split in source.names():
             source.prompts(split)
+        if settings.generate.recipe == "answers" and order(settings)[0].stage == "generate":
+            source.unanswered()
     return source
 
 

@@ -10,6 +10,7 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.runs import RunFolder
 from alpaca_rlhf.core.scorers import Response
 from alpaca_rlhf.data import Reply, read_instructions
+from alpaca_rlhf.pipeline import run_loop
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.parsing import parse, to_yaml
 from alpaca_rlhf.sources import source_of
@@ -106,3 +107,18 @@ def test_a_batched_judge_gets_the_answers_of_a_batch_together(answering, tmp_pat
     assert same_rows == rows and not nobody.prompts
     assert not judged.source.call.__globals__["SIZES"]
     assert again.facts == outcome.facts
+
+
+def test_too_many_rows_are_refused_before_the_run_has_a_folder(tmp_path):
+    words = (
+        "--inputs.judge",
+        "checks",
+        "--generate.recipe",
+        "answers",
+        "--generate.target",
+        "9999",
+    )
+    settings = parse(Loop, [*words, "--out", str(tmp_path / "run")], prog="test", description="")
+    with pytest.raises(UserError, match=r"^--generate\.target: .*ask for at most \d+$"):
+        run_loop(settings, Quiet(), kind="loop", command="test")
+    assert not any(tmp_path.iterdir())

@@ -22,6 +22,7 @@ from alpaca_rlhf.app.run_choice import RunChoice, is_run_name
 from alpaca_rlhf.app.train_tab import train_tab
 from alpaca_rlhf.app.uploads import SUFFIXES, Uploads
 from alpaca_rlhf.cli import app_command
+from alpaca_rlhf.cli.terminal import Terminal
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.locks import Lock
 from alpaca_rlhf.core.records import Instruction
@@ -504,6 +505,13 @@ def test_lists_are_given_when_the_app_is_started(tmp_path):
         app_command._offer(app_command.App(allow_judge=("llm",)))
     with pytest.raises(UserError, match=r"^--recipe .*absent\.yaml: cannot be read"):
         app_command._offer(app_command.App(recipe=tmp_path / "absent.yaml"))
+
+
+def test_a_wrong_recipe_is_refused_before_a_database_is_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^--recipe absent\.yaml"):
+        app_command.run(app_command.App(recipe=Path("absent.yaml")), Terminal())
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(chromium() is None, reason=NO_CHROMIUM)

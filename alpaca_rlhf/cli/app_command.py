@@ -154,6 +154,7 @@ def run(flags: App, terminal: Terminal) -> int:
     from alpaca_rlhf.app.run_choice import RunChoice
 
     # 1. The run that the page has gone on to; with a database of its own the app stays where it is.
+    offer = _offer(flags)  # before a database is made
     choice = RunChoice(flags.run)
     started_with = flags
     if flags.db is None and choice.current != choice.started_on:
@@ -170,7 +171,7 @@ def run(flags: App, terminal: Terminal) -> int:
         if flags.add_gold is not None:
             return _add_gold(store, flags.add_gold, terminal)
     # 2. Serve one run after the other, on the same port and with the same sessions.
-    site = _Site(choice, _offer(flags))
+    site = _Site(choice, offer)
     start_as: str | None = None
     while True:
         with _store_of(flags, terminal) as store:
