@@ -540,4 +540,7 @@ def test_the_form_is_accessible_and_shows_the_plan(tmp_path, offer):
                 page.locator("[data-new=plan]").click()
                 page.locator("[data-part=plan] table").wait_for()
                 assert page.locator("[data-new=start]").is_enabled()
+                chosen = page.locator("[name=policies]:checked").first
+                look = chosen.evaluate("box => getComputedStyle(box).appearance")
+                assert look != "none", "a box without its mark says nothing of what is chosen"
                 nothing_serious(page, colours=True)
