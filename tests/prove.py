@@ -48,7 +48,15 @@ FIVE = (
 ).split()
 """The quickstart with all five policies, best-of-K on as many completions as the others, without
 controls and arms that a duel does not compare."""
-TIMES = {"seconds", "control_seconds", "peak_memory_gib", "gpu_memory_gib", "cost_usd", "duel"}
+TIMES = {
+    "seconds",
+    "control_seconds",
+    "second_seconds",
+    "peak_memory_gib",
+    "gpu_memory_gib",
+    "cost_usd",
+    "duel",
+}
 """What differs from run to run; a duel is read at equal times."""
 SMALL = (
     "--generate.target 12 --generate.seeds 24 --generate.batch-size 16 --rank.prompts 24 "

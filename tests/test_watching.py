@@ -155,7 +155,10 @@ def test_the_last_update_has_a_look(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--watch.every", "5"], "--watch.every 5 needs a judge that does not give the reward"),
+        (
+            ["--watch.every", "5", "--reward.source", "judge", "--inputs.judge", "checks"],
+            "--watch.every 5 needs a judge that does not give the reward: .* no rankings for a",
+        ),
         (["--watch.patience", "2"], "--watch.patience 2 counts looks; give --watch.every"),
         (["--watch.scorer", "human"], "--watch.scorer human: compares completions"),
         (["--watch.scorer", "nobody"], "--watch.scorer 'nobody' names no judge"),
@@ -206,3 +209,70 @@ def test_a_run_tells_what_it_kept(as_reward, home, tmp_path):
     rows = [r for r in map(json.loads, lines) if r["stage"] == "ppo"]
     looked = 4 * sum(look["watch_tokens"] for look in [seen["start"], *seen["looks"]])
     assert row["tokens"] == round(6 * sum(r["mean_tokens"] for r in rows)) + round(looked)
+
+
+@pytest.fixture(scope="module")
+def by_second(settings, home):
+    """Rankings by length, and looks without a judge that is named."""
+    looked_at = watched(settings, None)
+    inputs = replace(settings.inputs, judge=f"{home}/length.py:rate")
+    return replace(looked_at, inputs=inputs, rank=replace(settings.rank, prompts=16))
+
+
+def ledger_of(out):
+    return json.loads((out / "ledger.json").read_text())
+
+
+def test_without_a_judge_a_second_reward_model_looks(by_second, tmp_path):
+    """It has learned from the rankings that the first was not trained on, and from no other."""
+    go(by_second, tmp_path / "run")
+    ledger = ledger_of(tmp_path / "run")
+    first, second = ledger["reward"]["facts"], ledger["reward_second"]
+    assert first["second"] == second and second["used"]
+    assert (second["trained_pairs"], second["pairs"]) == (first["held_out_pairs"], first["pairs"])
+    weights = [
+        (tmp_path / "run" / name / "adapter" / "adapter_model.safetensors").read_bytes()
+        for name in ("reward", "reward_second")
+    ]
+    assert weights[0] != weights[1]
+    seen = ledger["ppo"]["facts"]["watch"]
+    scores = [look["watch_score"] for look in seen["looks"]]
+    assert all(0 < score < 1 for score in scores)
+    assert seen["kept_step"] == seen["looks"][scores.index(max(scores))]["step"]
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    named = f"a second reward model, trained on {second['trained_pairs']} held-out pairs"
+    assert report["watches"]["ppo"]["scorer"].startswith(named)
+    assert named in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_second_reward_model_that_was_killed_ends_the_same(by_second, tmp_path):
+    go(by_second, tmp_path / "whole", until="reward")
+
+    class Killed(test_judge_loop.Quiet):
+        def step(self, stage, done, total, metrics):
+            if stage == "reward_second" and done == 1:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        go(by_second, tmp_path / "killed", Killed(), until="reward")
+    go(by_second, tmp_path / "killed", until="reward")
+    whole, killed = (tmp_path / name / "reward_second" / "adapter" for name in ("whole", "killed"))
+    for name in ("adapter_model.safetensors", "head.safetensors"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_second_reward_model_below_the_gate_looks_at_nothing(by_second, tmp_path):
+    """The last adapter is kept then, and both the terminal and the report say so."""
+    out, said = tmp_path / "run", []
+    go(by_second, out, until="reward")
+    ledger = ledger_of(out)
+    ledger["reward_second"]["used"] = ledger["reward"]["facts"]["second"]["used"] = False
+    (out / "ledger.json").write_text(json.dumps(ledger))
+    reporter = test_judge_loop.Quiet()
+    reporter.say = said.append
+    go(by_second, out, reporter)
+    assert any("ppo: nothing looks at the policy, and its last adapter is kept" in s for s in said)
+    assert "watch" not in ledger_of(out)["ppo"]["facts"]
+    page = " ".join((out / "report.html").read_text().split())
+    assert "PPO: the adapter is that of the last update" in page
+    assert "others only" in page and "below --reward.gate" in page

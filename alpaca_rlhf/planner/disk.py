@@ -35,11 +35,11 @@ def disk_needs(shape: Shape, settings: Loop, stages: Collection[tuple[str, int]]
     """
     names = [name for name, _ in stages]
     weights = shape.adapter_weights(settings.lora.r)
-    adapters = sum(
-        weights * MASTER * (2 if name in controlled(settings) else 1)
-        for name in names
-        if name in ("sft", "reward", *POLICY_STAGES)
-    )
+    saved = {
+        name: 1 + (name in controlled(settings)) + (name == "reward" and settings.second_reward)
+        for name in ("sft", "reward", *POLICY_STAGES)
+    }
+    adapters = sum(weights * MASTER * saved.get(name, 0) for name in names)
     text = sum(_TEXT[name](settings, round_) for name, round_ in stages if name in _TEXT)
     checkpoints = max((_checkpoint_bytes(settings, name) * weights for name in names), default=0)
     return {"adapters": adapters, "checkpoints": int(checkpoints), "text": text, "spare": SPARE}

@@ -298,11 +298,11 @@ class PeakMemory:
 
     @property
     def _trained_adapters(self) -> int:
-        """Adapters once a policy is trained: sft, policy, and perhaps reward and value."""
+        """Adapters once a policy is trained: sft, policy, and perhaps reward, second and value."""
         settings = self.settings
         reward = settings.rewarded and settings.reward.source == "rankings"
         value = "ppo" in settings.policy_stages and settings.ppo.value.trunk == "separate"
-        return 2 + reward + value
+        return 2 + reward + settings.second_reward + value
 
     def _pass(self, tape: Tape, *, trainable: bool = False, adapted: bool = True) -> Pass:
         rank = self.settings.lora.r if adapted else 0

@@ -97,6 +97,8 @@ class StageWork:
         by_judge = settings.reward.source == "judge"
         winners = best_of_k.prompts * best_of_k.keep * best_of_k.epochs
         reward_models = 2 if settings.reward.control else 1
+        # The second reward model learns from the held-out rankings and is measured on the others.
+        second = settings.reward.held_out if settings.second_reward else 0.0
         fine_tunings = 2 if best_of_k.control else 1
         prompts = settings.evaluate.prompts * (2 if settings.evaluate.dev else 1)
         compared = 2 * prompts  # sampled and greedy
@@ -114,8 +116,9 @@ class StageWork:
             "sft": self._trained(self.rows * settings.sft.epochs, row, row),
             "sample": self._sampled(rankings, prompt, new, batch, k) * rounds,
             "reward": (
-                self._trained(rankings * settings.reward.epochs, prompt + new, 0) * reward_models
-                + self._read(2 * rankings, prompt + new, 0)
+                self._trained(rankings * settings.reward.epochs, prompt + new, 0)
+                * (reward_models + second)
+                + self._read(2 * rankings, prompt + new, 0) * (2 if second else 1)
             )
             * rounds,
             "ppo": self._ppo(prompt) * (2 if settings.ppo.control else 1) * rounds,
@@ -167,7 +170,8 @@ class StageWork:
         rows = min(self.settings.sampling.batch_size, watch.prompts)
         work = self._sampled(count, prompt, new, rows) + self._read(count * 2, prompt + new, new)
         if self.settings.reward.source == "rankings":
-            work += self._read(count, prompt + new, 0)
+            reward_models = 2 if self.settings.second_reward else 1
+            work += self._read(count * reward_models, prompt + new, 0)
         return work
 
     def _in_groups(self, settings: GroupPolicy, prompt: float) -> Work:

@@ -152,6 +152,28 @@ class Baseline(_Object):
     lead_ci95: Interval
 
 
+class JudgeAccuracy(_Object):
+    """A reward model that judges, on pairs that it has not seen."""
+
+    trained_pairs: Count
+    pairs: Count
+    prompts: Count
+    accuracy: Share
+    ci95: Interval
+
+    @property
+    def too_few(self) -> bool:
+        """True where there are too few pairs or prompts for an interval."""
+        return _too_few(self.pairs, self.prompts)
+
+
+class SecondReward(JudgeAccuracy):
+    """A reward model that looks at policies, trained on rankings that the first has not seen."""
+
+    used: bool
+    """False where its accuracy is below `--reward.gate`, so that it looks at nothing."""
+
+
 class RewardModel(_Object):
     """A reward model on pairs that it has not seen."""
 
@@ -171,6 +193,8 @@ class RewardModel(_Object):
     saturated: Number | None = None
     length_correlation: Number | None = None
     length_rank_correlation: Number | None = None
+    second: SecondReward | None = None
+    """The second reward model of the round; None where none was asked for."""
 
     @property
     def too_few(self) -> bool:
@@ -195,21 +219,6 @@ class BestOfK(_Object):
     mean_best_score: Number
     expected_best_score: Annotated[list[Number], Field(min_length=1)]
     sampler_kl_bound_nats: NonNegative
-
-
-class JudgeAccuracy(_Object):
-    """A reward model that judges, on pairs that it has not seen."""
-
-    trained_pairs: Count
-    pairs: Count
-    prompts: Count
-    accuracy: Share
-    ci95: Interval
-
-    @property
-    def too_few(self) -> bool:
-        """True where there are too few pairs or prompts for an interval."""
-        return _too_few(self.pairs, self.prompts)
 
 
 class SliceScore(_Object):
@@ -381,6 +390,12 @@ class Report(_Object):
         in_updates = ("ppo", "grpo", "rloo")
         trained = (name for name in self.trained if name.partition(".")[0] in in_updates)
         return [name for name in trained if name not in self.watches]
+
+    @property
+    def unused_scorers(self) -> list[SecondReward]:
+        """Second reward models that were trained to look, and were too often wrong."""
+        seconds = (model.second for model in self.reward_models)
+        return [second for second in seconds if second is not None and not second.used]
 
     @property
     def peak_memory_gib(self) -> float:

@@ -458,6 +458,11 @@ class Loop(Bounded, Stages):
         """True if a chosen policy learns from a reward."""
         return not set(self.policy_stages).isdisjoint(REWARDED_STAGES)
 
+    @property
+    def second_reward(self) -> bool:
+        """True if a second reward model is trained to look at the policies."""
+        return self.watch.every > 0 and self.watch.scorer is None
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.policies:
@@ -509,6 +514,12 @@ class Loop(Bounded, Stages):
             raise ValueError(
                 f"--generate.edit: drafts are edited for the constraints of `checks`, and "
                 f"--inputs.judge is {self.inputs.judge}; leave --generate.edit out"
+            )
+        if self.watch.every and self.watch.scorer is None and self.reward.source == "judge":
+            raise ValueError(
+                f"--watch.every {self.watch.every} needs a judge that does not give the reward: "
+                "with --reward.source judge there are no rankings for a second reward model; give "
+                f"--watch.scorer one of {SCORERS}"
             )
         if self.watch.every and {"ppo", "grpo", "rloo"}.isdisjoint(self.policies):
             raise ValueError(

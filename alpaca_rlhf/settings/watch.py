@@ -21,7 +21,8 @@ class Watch(Bounded, group="--watch"):
     the best look. 0 never looks, and keeps the last."""
     scorer: str | None = None
     """The judge that scores a look: gold, checks, reward:FOLDER, FILE.py:function or
-    package.module:function. It must not be the one that gives the reward."""
+    package.module:function. It must not be the one that gives the reward. None trains a second
+    reward model, on the rankings held out from the first."""
     prompts: PositiveInt = 64
     """Prompts of `dev` that each look samples a completion of, the first of the split. The mean
     of 64 scores in [0, 1] has a 95% interval of at most 0.12 to each side."""
@@ -31,11 +32,6 @@ class Watch(Bounded, group="--watch"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.every and self.scorer is None:
-            raise ValueError(
-                f"--watch.every {self.every} needs a judge that does not give the reward; give "
-                f"--watch.scorer one of {SCORERS}"
-            )
         if not self.every and self.patience:
             raise ValueError(
                 f"--watch.patience {self.patience} counts looks; give --watch.every above 0"

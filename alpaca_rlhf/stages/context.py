@@ -59,10 +59,18 @@ def control_of(stage: str) -> str:
     return f"{CONTROLS[stem]}{dot}{round_}"
 
 
+def second_of(stage: str) -> str:
+    """Name of the second reward model of a reward stage: `reward.2` has `reward_second.2`."""
+    stem, dot, round_ = stage.partition(".")
+    return f"{stem}_second{dot}{round_}"
+
+
 def forget(run: RunFolder, stage: str) -> None:
-    """Delete the progress of an unfinished stage, and that of its control."""
-    controls = [control_of(stage)] if stage.partition(".")[0] in CONTROLS else []
-    for name in (stage, *controls):
+    """Delete the progress of an unfinished stage, and that of the models it trains beside."""
+    stem = stage.partition(".")[0]
+    beside = [control_of(stage)] if stem in CONTROLS else []
+    beside += [second_of(stage)] if stem == "reward" else []
+    for name in (stage, *beside):
         _checkpoints(run, name).clear()
         run.undo(name)
 

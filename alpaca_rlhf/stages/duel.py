@@ -22,6 +22,7 @@ from alpaca_rlhf.report.policy_names import policy_label, policy_order
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.policies import POLICY_STAGES, REWARDED_STAGES
 from alpaca_rlhf.sources import Source
+from alpaca_rlhf.stages.watch_words import scorer_in_words
 
 _IN_UPDATES = ("ppo", "grpo", "rloo")
 """Policies that sample anew each update, which looks are taken of."""
@@ -217,9 +218,11 @@ class _Record:
         return int(row["examples"]) if name in _IN_UPDATES else 0
 
     def seconds(self, name: str) -> float:
-        """Seconds of a policy's training, without its control's."""
+        """Seconds of a stage, without those of the models that it trained beside."""
         row = self.ledger[name]
-        return max(0.0, float(row["seconds"]) - float(row["facts"].get("control_seconds", 0.0)))
+        beside = ("control_seconds", "second_seconds")
+        seconds = sum(float(row["facts"].get(key, 0.0)) for key in beside)
+        return max(0.0, float(row["seconds"]) - seconds)
 
     def seconds_before(self, name: str) -> float:
         """Seconds of what a policy's training needs: completions to rank, and the reward model."""
@@ -356,7 +359,7 @@ class _Record:
             labels = ", ".join(map(policy_label, watched))
             notes.append(
                 f"{labels}: looks are on {self.watched_prompts(watched[0])} prompts of dev, by "
-                f"--watch.scorer {self.settings.watch.scorer}, and the adapter of the best look "
+                f"{scorer_in_words(self.settings)}, and the adapter of the best look "
                 "is the one that was evaluated; the seconds of an update are the stage's divided "
                 "by the updates, the looks among them."
             )

@@ -11,6 +11,7 @@ import torch
 
 from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.randomness import derived_seed
 from alpaca_rlhf.core.records import PreferencePair, content_hash
 from alpaca_rlhf.core.sizes import MIN_PROMPTS
 from alpaca_rlhf.data import holds_rankings, read_pairs, read_rankings
@@ -22,7 +23,7 @@ from alpaca_rlhf.preferences import manifest_of, read_snapshot
 from alpaca_rlhf.preferences.snapshot import Ranked
 from alpaca_rlhf.settings.steps import suffixed
 from alpaca_rlhf.sources import reading_of
-from alpaca_rlhf.stages.context import Context, control_of, forget
+from alpaca_rlhf.stages.context import Context, control_of, forget, second_of
 from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.stages.rank import (
     other_rankings,
@@ -73,7 +74,10 @@ class Rankings(NamedTuple):
 
 
 def reward(ctx: Context, round_: int) -> Outcome:
-    """Train the reward adapter from SFT on all rankings so far; with `--reward.control` a control.
+    """Train the reward adapter from SFT on all rankings so far, and models that are asked for.
+
+    With `--reward.control` that is a control on shuffled verdicts, and with `--watch.every` without
+    `--watch.scorer` a second reward model on the rankings that the first has not seen.
 
     Raises:
         UserError: There is nothing to learn from, or the accuracy is below `--reward.gate`.
@@ -89,11 +93,15 @@ def reward(ctx: Context, round_: int) -> Outcome:
     _forget_other_rankings(ctx, stage, [*train, *held_out])
     _tell_too_long(ctx, [*train, *held_out])
 
-    # 2. Train the control, if it is asked for.
+    # 2. Train the control and the second reward model, if they are asked for.
     references = reference_examples(ctx, train)
+    rankings = Rankings(train, held_out, 0)
     started = time.perf_counter()
-    control = _control(ctx, stage, Rankings(train, held_out, 0), references.examples)
+    control = _control(ctx, stage, rankings, references.examples)
     control_seconds = time.perf_counter() - started
+    started = time.perf_counter()
+    second = _second(ctx, stage, rankings, references.examples)
+    second_seconds = time.perf_counter() - started
 
     # 3. Train the reward model and measure it on held-out rankings.
     head, result = _train(ctx, stage, train, held_out)
@@ -127,6 +135,7 @@ def reward(ctx: Context, round_: int) -> Outcome:
         "shuffled_label_accuracy": control.get("accuracy"),
         "shuffled_label_ci95": control.get("ci95"),
         **({"control_seconds": control_seconds} if ctx.settings.reward.control else {}),
+        **({"second": second, "second_seconds": second_seconds} if second else {}),
         "reference_mean": float(raw.double().mean()),
         "reference_std": float(raw.double().std(correction=0)),
         "reference_completions": references.sampled,
@@ -136,9 +145,11 @@ def reward(ctx: Context, round_: int) -> Outcome:
     if control:
         summary += f", with shuffled labels {control['accuracy']:.3f}"
     summary += f"; {_beside_baselines(measured)}; {references}"
+    if second:
+        summary += f"; {second_in_words(second)}"
     if settings.batch_size is None:
-        rankings = f"{result.rankings:,} rankings"
-        summary += f"; {ctx.note_batch_size(stage, result.batch_size, rankings)}"
+        trained_on = f"{result.rankings:,} rankings"
+        summary += f"; {ctx.note_batch_size(stage, result.batch_size, trained_on)}"
     if result.too_long:
         summary += f"; {result.too_long} completions beyond --reward.max-length left out"
     if result.left_out:
@@ -180,6 +191,53 @@ def _control(
     return control
 
 
+def _second(
+    ctx: Context, stage: str, rankings: Rankings, reference: Sequence[Example]
+) -> Mapping[str, Any]:
+    """Train the second reward model on the held-out rankings, unless it is done.
+
+    It looks at the policies while they train. Where its accuracy on the rankings of the first is
+    below `--reward.gate` it is not used: the adapter of its best look would be one of chance.
+
+    Returns:
+        `trained_pairs`, the `pairs` and `prompts` it was measured on, `accuracy`, `ci95`, and
+        `used`; empty where it is not asked for.
+    """
+    name, settings = second_of(stage), ctx.settings
+    if not settings.second_reward:
+        return {}
+    done = ctx.run.done(name)
+    if done is not None:
+        return done
+    # The two sets change places.
+    head, result = _train(
+        ctx, name, rankings.held_out, rankings.train, seed=derived_seed(settings.seed, "second")
+    )
+    size = micro_batch(stage, settings.reward)
+    head.normalise(score_completions(ctx.adapters, "reward", head, reference, size))
+    ctx.save("reward", name, head)
+    pairs = result.held_out.pairs
+    accuracy = accuracy_of(pairs, **_resampling(ctx))
+    second = {
+        "trained_pairs": result.pairs,
+        "pairs": len(pairs),
+        "prompts": len({pair.prompt_id for pair in pairs}),
+        "accuracy": accuracy.mean,
+        "ci95": accuracy.ci95,
+        "used": accuracy.mean >= settings.reward.gate,
+    }
+    ctx.finish(name, second)
+    return second
+
+
+def second_in_words(second: Mapping[str, Any]) -> str:
+    """The second reward model: what it learned from, and its accuracy."""
+    return (
+        f"a second reward model, trained on {second['trained_pairs']:,} held-out pairs: accuracy "
+        f"{second['accuracy']:.3f} on {second['pairs']:,} others"
+    )
+
+
 def _account(ctx: Context) -> dict[str, Any]:
     """The rows of the user's rankings: used or left out, by reason."""
     path = str(ctx.settings.inputs.rankings)
@@ -205,9 +263,17 @@ def _beside_baselines(measured: Mapping[str, Any]) -> str:
 
 
 def _train(
-    ctx: Context, name: str, train: Sequence[Group], held_out: Sequence[Group]
+    ctx: Context,
+    name: str,
+    train: Sequence[Group],
+    held_out: Sequence[Group],
+    *,
+    seed: int | None = None,
 ) -> tuple[ScalarHead, RewardResult]:
-    """Train a new reward adapter, a copy of SFT, from the last checkpoint under `name`."""
+    """Train a new reward adapter, a copy of SFT, from the last checkpoint under `name`.
+
+    Order and head are drawn from the run's seed unless another is given.
+    """
     ctx.adapters.add("reward", copy_of="sft", seed=ctx.settings.seed)
     return train_reward(
         ctx.adapters,
@@ -215,7 +281,7 @@ def _train(
         train,
         held_out,
         ctx.settings.reward,
-        seed=ctx.settings.seed,
+        seed=ctx.settings.seed if seed is None else seed,
         checkpoints=ctx.checkpoints(name),
         log=ctx.log(name),
     )

@@ -6,19 +6,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.core.scorers import Response
-from alpaca_rlhf.models.batches import answer, prompt_ids
+from alpaca_rlhf.models.batches import Example, answer, prompt_ids
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.rollout import SampledCompletion
+from alpaca_rlhf.models.scoring import score
 from alpaca_rlhf.settings.steps import suffixed
-from alpaca_rlhf.stages.context import Context
+from alpaca_rlhf.stages.context import Context, second_of
 from alpaca_rlhf.stages.judge_reward import JudgeReward, judge_reward
 from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.stages.watch_words import look_rows, watch_facts
 from alpaca_rlhf.training.rollouts import RewardScores, RolloutPrompt
 from alpaca_rlhf.training.watching import Watch
+
+SECOND = "second"
+"""Role of the second reward model, beside those of the policies."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,8 @@ class RolloutSource:
     ctx: Context
     stage: str
     """Name of the stage, with its round."""
+    round: int
+    """The round, from 1."""
     rows: Sequence[Instruction]
     """Its prompts."""
     by_judge: JudgeReward | None
@@ -45,10 +53,21 @@ class RolloutSource:
         settings = self.ctx.settings.watch
         if not settings.every:
             return None
+        scorer: RewardScores = self._held_out_scores
+        if self.ctx.settings.second_reward:
+            second = second_of(suffixed("reward", self.round))
+            facts = self.ctx.run.done(second) or {}
+            if not facts.get("used"):
+                self.ctx.reporter.say(
+                    f"{self.stage}: nothing looks at the policy, and its last adapter is kept: the "
+                    f"second reward model is right on {facts.get('accuracy', 0.0):.3f} of its "
+                    "pairs, below --reward.gate"
+                )
+                return None
+            self.ctx.load(SECOND, second)
+            scorer = self._second_scores(self.ctx.load_head(second))
         prompts = self._tokenized(self.watched)
-        return Watch(
-            prompts, self._held_out_scores, every=settings.every, patience=settings.patience
-        )
+        return Watch(prompts, scorer, every=settings.every, patience=settings.patience)
 
     def _tokenized(self, rows: Sequence[Instruction]) -> list[RolloutPrompt]:
         base, template = self.ctx.base, self.ctx.settings.template
@@ -91,6 +110,29 @@ class RolloutSource:
         ratings = processes.from_main(lambda: judge.scores(responses, stage=self.stage))
         return [rating.score for rating in ratings]
 
+    def _second_scores(self, head: ScalarHead) -> RewardScores:
+        """Scores by the second reward model, in the main process for all.
+
+        Each is the chance that the completion is preferred to an average one of SFT.
+        """
+        adapters, size = self.ctx.adapters, self.ctx.settings.sampling.batch_size
+
+        def scores(
+            prompts: Sequence[RolloutPrompt], completions: Sequence[SampledCompletion]
+        ) -> list[float]:
+            examples = [
+                Example(prompt.ids, completion.ids)
+                for prompt, completion in zip(prompts, completions, strict=True)
+            ]
+
+            def chances() -> list[float]:
+                rewards = score(adapters, SECOND, head, examples, batch_size=size)
+                return [float(chance) for chance in torch.sigmoid(rewards.double())]
+
+            return processes.from_main(chances)
+
+        return scores
+
     def _responses(
         self, prompts: Sequence[RolloutPrompt], completions: Sequence[SampledCompletion]
     ) -> list[Response]:
@@ -115,7 +157,7 @@ def rollout_source(ctx: Context, stage: str, round_: int) -> RolloutSource:
     watch = ctx.settings.watch
     watched = ctx.source.prompts("dev")[: watch.prompts] if watch.every else []
     rows = ctx.source.prompts(suffixed("ppo", round_))
-    return RolloutSource(ctx, stage, rows, by_judge, watched)
+    return RolloutSource(ctx, stage, round_, rows, by_judge, watched)
 
 
 def outcome_of_updates(

@@ -17,8 +17,9 @@ from alpaca_rlhf.settings.loop import SAMPLING_SECTIONS
 from alpaca_rlhf.settings.parsing import to_yaml
 from alpaca_rlhf.settings.policies import POLICY_STAGES
 from alpaca_rlhf.settings.steps import suffixed
-from alpaca_rlhf.stages.context import Context
+from alpaca_rlhf.stages.context import Context, second_of
 from alpaca_rlhf.stages.duel import contenders, duel_of
+from alpaca_rlhf.stages.reward import second_in_words
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,11 @@ _OTHER_JUDGE = (
 _JUDGE_AS_REWARD = (
     "The reward of the policies came from the judge {judge} itself: there is no reward model "
     "here, nor a gate on its accuracy. What it rewards by mistake, the policies have learned too."
+)
+_SAME_RANKINGS = (
+    "The second reward model that chose among the adapters of a policy, and the one that compares "
+    "the policies, have learned from the same held-out rankings: what the one takes for good by "
+    "mistake, the other may too."
 )
 _ADOPTED = (
     "SFT is somebody else's adapter. What it was trained on was not given, so that nobody can say "
@@ -119,9 +125,20 @@ def _temperatures(settings: Loop) -> dict[str, float]:
 
 def _watches(ctx: Context) -> dict[str, Any]:
     """The looks at each policy that was watched, and their scorer."""
-    scorer = ctx.settings.watch.scorer or "the held-out scorer"
     watches = {name: row.get("facts", {}).get("watch") for name, row in ctx.run.ledger().items()}
-    return {name: {**watch, "scorer": scorer} for name, watch in watches.items() if watch}
+    return {
+        name: {**watch, "scorer": _scorer(ctx, name)} for name, watch in watches.items() if watch
+    }
+
+
+def _scorer(ctx: Context, policy: str) -> str:
+    """The scorer of a policy's looks, with its accuracy where it is a second reward model."""
+    if not ctx.settings.second_reward:
+        return ctx.settings.watch.scorer or ""
+    _, _, number = policy.partition(".")
+    second = ctx.run.done(second_of(suffixed("reward", int(number or 1))))
+    assert second is not None
+    return second_in_words(second)
 
 
 def _duel(ctx: Context, judge: str) -> dict[str, Any] | None:
@@ -149,6 +166,8 @@ def _caveats(ctx: Context) -> list[str]:
         caveats.append(_SAME_JUDGE.format(judge=evaluates.title))
     else:
         caveats.append(_OTHER_JUDGE.format(judge=evaluates.title))
+    if evaluates is None and ctx.settings.second_reward and _watches(ctx):
+        caveats.append(_SAME_RANKINGS)
     if ctx.settings.reward.source == "judge" and ranks is not None:
         caveats.append(_JUDGE_AS_REWARD.format(judge=ranks.title))
     return [*caveats, _ADOPTED] if adopted else caveats

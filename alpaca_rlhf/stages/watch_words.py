@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from alpaca_rlhf.evaluation.win_rate import paired_gain
+from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.training.watching import Look, Watch
 
 _MOVED = {
@@ -19,6 +20,13 @@ _MOVED = {
     "unfinished": ("{way} do not stop ({before:.0%} -> {after:.0%})", "more", "fewer"),
 }
 """Sentences on a probe that moved, and its direction up and down."""
+
+
+def scorer_in_words(settings: Loop) -> str:
+    """The scorer of the looks, as it was named or as it is by default."""
+    if settings.second_reward:
+        return "a second reward model (trained on held-out rankings)"
+    return f"--watch.scorer {settings.watch.scorer}"
 
 
 def watch_facts(watch: Watch) -> dict[str, Any]:
