@@ -15,12 +15,14 @@ import pytest
 import yaml
 
 from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.models.rollout import sample
 from alpaca_rlhf.pipeline import run_loop
 from alpaca_rlhf.report.policy_names import policy_order
 from alpaca_rlhf.report.schema import validate_report
 from alpaca_rlhf.settings import PPO, BestOfK, Evaluate
 from alpaca_rlhf.settings.quickstart import QUICKSTART
 from alpaca_rlhf.settings.steps import order
+from alpaca_rlhf.stages import arm_answers
 from tests.forked import Forked
 from tests.prove import SMALL, command, kill_in, weights, without_times
 from tests.whole_run import Quiet, small
@@ -77,14 +79,48 @@ def test_the_arms_that_rerank_bound_each_other(calm):
 
 def test_without_the_arms_that_rerank_the_others_are_as_they_were(calm, tmp_path):
     """SFT's answer is the first of its K samples, so one sample a prompt is the same answer."""
-    out = shutil.copytree(calm, tmp_path / "run")
-    ledger = json.loads((out / "ledger.json").read_text())
-    del ledger["evaluate"]
-    (out / "ledger.json").write_text(json.dumps(ledger))
+    out = without_evaluation(calm, tmp_path / "run")
     policies = run(out, evaluate=replace(small(out).evaluate, rerank=False))["policies"]
     reranked = ("sampler_best_of_k", "oracle_best_of_k")
     before = report_of(calm)["policies"]
     assert policies == {name: arm for name, arm in before.items() if name not in reranked}
+
+
+def without_evaluation(calm, out) -> Path:
+    """A copy of a run whose evaluation was interrupted before its end."""
+    shutil.copytree(calm, out)
+    ledger = json.loads((out / "ledger.json").read_text())
+    del ledger["evaluate"]
+    (out / "ledger.json").write_text(json.dumps(ledger))
+    return out
+
+
+def test_an_evaluation_goes_on_with_the_arms_that_have_not_answered(calm, tmp_path, monkeypatch):
+    out = without_evaluation(calm, tmp_path / "run")
+    (out / "evaluate" / "ppo.jsonl").unlink()
+    asked = []
+
+    def counted(adapters, role, *arguments, **options):
+        asked.append(role)
+        return sample(adapters, role, *arguments, **options)
+
+    monkeypatch.setattr(arm_answers, "sample", counted)
+    policies = run(out)["policies"]
+    assert asked == ["policy", "policy"], "sampled and greedily, by PPO alone"
+    assert policies == report_of(calm)["policies"]
+    assert (out / "evaluate" / "ppo.jsonl").read_bytes() == (
+        calm / "evaluate" / "ppo.jsonl"
+    ).read_bytes()
+
+
+def test_answers_of_other_weights_are_not_kept(calm, tmp_path, monkeypatch):
+    """A policy that was trained anew under the same name answers anew."""
+    out = without_evaluation(calm, tmp_path / "run")
+    adapter = out / "ppo" / "adapter" / "adapter_model.safetensors"
+    other = out / "best_of_k" / "adapter" / "adapter_model.safetensors"
+    shutil.copy(other, adapter)
+    policies = run(out)["policies"]
+    assert policies["ppo"]["gold_score"] == report_of(calm)["policies"]["best_of_k"]["gold_score"]
 
 
 def test_the_control_of_the_choice_costs_as_much_as_the_choice(calm):

@@ -522,10 +522,10 @@ def _exports(flags: App, folder: Path, has_run: bool) -> Any:
         if ready:
             arguments += ["--config", str(flags.run / "config.yaml")]
             arguments += ["--inputs.sft-adapter", str(flags.run / _SFT)]
-            arguments += ["--out", f"{flags.run}-people"]
+            arguments += ["--out", f"{flags.run}-people-{snapshot.name}"]
         else:
             arguments += ["--inputs.data", "ROWS", "--inputs.prompts", "PROMPTS"]
-            arguments += ["--out", "runs/people"]
+            arguments += ["--out", f"runs/people-{snapshot.name}"]
         return shlex.join(arguments)
 
     return Exports((folder / _SNAPSHOTS).absolute(), command, own_files=not ready)

@@ -332,18 +332,26 @@ class Adapters:
     def training(self) -> Iterator[None]:
         """Train mode inside, eval mode before and after.
 
-        There is no dropout; activation checkpointing works in train mode only. On a CPU the 4-bit
-        weights have a copy inside, where it fits `dense_gib`.
+        There is no dropout; activation checkpointing works in train mode only.
         """
-        copies: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-        if self.base.device.type == "cpu":
-            copies = dense.copied(self._linear_layers(), max_copy_bytes=self._max_copy_bytes)
         self.base.model.train()
         try:
-            with copies:
+            with self.dequantized():
                 yield
         finally:
             self.base.model.eval()  # type: ignore[no-untyped-call]
+
+    @contextlib.contextmanager
+    def dequantized(self) -> Iterator[None]:
+        """Keep a copy of the 4-bit weights inside, on a CPU where it fits `dense_gib`.
+
+        For several batches under one adapter, with or without gradients; the numbers are the same.
+        """
+        if self.base.device.type != "cpu":
+            yield
+            return
+        with dense.copied(self._linear_layers(), max_copy_bytes=self._max_copy_bytes):
+            yield
 
     def _linear_layers(self) -> list[nn.Module]:
         """PEFT's layers, or the bare linear ones where there is no adapter."""

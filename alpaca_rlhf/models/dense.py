@@ -7,8 +7,9 @@ the same. It costs a copy of the 4-bit weights in the compute dtype as long as t
 where that fits a limit. In float32 the adapter's product is added into that copy, so that a layer
 is one product instead of three; in 16 bits it is not, because the sum would be rounded to them.
 
-On a CPU a training step would dequantise every weight twice for each micro-batch; a copy is made
-once for all micro-batches of the step (`benchmarks/training_copy.py`).
+On a CPU a training step would dequantise every weight twice for each micro-batch, and a pass
+without gradients once for each batch; a copy is made once for all of them
+(`benchmarks/training_copy.py`).
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def prepared(
 
 @contextlib.contextmanager
 def copied(layers: Sequence[nn.Module], *, max_copy_bytes: int) -> Iterator[None]:
-    """Keep a copy of the 4-bit weights under layers, for passes with gradients.
+    """Keep a copy of the 4-bit weights under layers, with gradients or without.
 
     The products are those of bitsandbytes on the same numbers, forward and backward.
 
@@ -62,7 +63,11 @@ def copied(layers: Sequence[nn.Module], *, max_copy_bytes: int) -> Iterator[None
             into so many bytes.
     """
     states = [(_linear_of(layer), _quant_state(layer)) for layer in layers]
-    quantized = [(base, state) for base, state in states if state is not None]
+    quantized = [
+        (base, state)
+        for base, state in states
+        if state is not None and "forward" not in vars(base)  # the copy of an outer block serves
+    ]
     if sum(s.shape.numel() * s.dtype.itemsize for _, s in quantized) > max_copy_bytes:
         quantized = []
     try:

@@ -45,18 +45,33 @@ def completion_logprobs(
     adapters: Adapters, role: str | None, examples: Sequence[Example], *, batch_size: int
 ) -> Tensor:
     """(N,) float32 log-probabilities of whole completions, on the CPU, by the training forward."""
-    sums = torch.empty(len(examples))
+    logprobs = completion_token_logprobs(adapters, role, examples, batch_size=batch_size)
+    return torch.tensor([float(of_completion.sum()) for of_completion in logprobs])
 
-    def sum_batch(indices: list[int]) -> Tensor:
+
+@torch.no_grad()
+def completion_token_logprobs(
+    adapters: Adapters,
+    role: str | None,
+    examples: Sequence[Example],
+    *,
+    batch_size: int,
+    temperature: float = 1.0,
+) -> list[Tensor]:
+    """(C,) float32 log-probabilities of each completion's tokens, on the CPU."""
+    logprobs = [torch.empty(0)] * len(examples)
+
+    def batch_logprobs(indices: list[int]) -> Tensor:
         batch = collate(adapters.base, [examples[i] for i in indices])
-        return token_logprobs(adapters, batch).sum(1).float().cpu()
+        return token_logprobs(adapters, batch, temperature=temperature).float().cpu()
 
-    with adapters.using(role):
+    with adapters.using(role), adapters.dequantized():
         batches = by_length([len(example) for example in examples], batch_size)
         lower = "the length of the completions"
-        for indices, batch_sums in halve_on_oom(batches, sum_batch, lower=lower):
-            sums[indices] = batch_sums
-    return sums
+        for indices, of_batch in halve_on_oom(batches, batch_logprobs, lower=lower):
+            for index, of_completion in zip(indices, of_batch, strict=True):
+                logprobs[index] = of_completion[: len(examples[index].completion)]
+    return logprobs
 
 
 @torch.no_grad()
@@ -69,7 +84,7 @@ def logprobs(
     temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """(B, C) log-probabilities and (B, C) entropies of the completion tokens."""
-    with adapters.using(role):
+    with adapters.using(role), adapters.dequantized():
         stats = [
             token_stats(adapters, micro_batch, temperature=temperature)
             for micro_batch in micro_batches(batch, micro_batch_size)
@@ -88,7 +103,7 @@ def logprobs_and_values(
     temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(B, C) log-probabilities, entropies and values, all of one forward a row."""
-    with adapters.using(role):
+    with adapters.using(role), adapters.dequantized():
         stats = [
             token_stats(adapters, micro_batch, temperature=temperature, head=head)
             for micro_batch in micro_batches(batch, micro_batch_size)
@@ -102,7 +117,7 @@ def values(
     adapters: Adapters, role: str, head: ScalarHead, batch: Batch, *, micro_batch_size: int
 ) -> Tensor:
     """(B, C) values of the state before each completion token."""
-    with adapters.using(role):
+    with adapters.using(role), adapters.dequantized():
         return torch.cat(
             [token_values(adapters, head, rows) for rows in micro_batches(batch, micro_batch_size)]
         )
@@ -113,7 +128,7 @@ def scores(
     adapters: Adapters, role: str, head: ScalarHead, batch: Batch, *, micro_batch_size: int
 ) -> Tensor:
     """(B,) scores of the completions."""
-    with adapters.using(role):
+    with adapters.using(role), adapters.dequantized():
         return torch.cat(
             [
                 completion_scores(adapters, head, rows)

@@ -103,8 +103,8 @@ _TEXT: Mapping[str, Callable[[Loop, int], int]] = {
     "best_of_k": lambda s, round_: (
         2 * round_ * _completions(s.best_of_k.prompts * s.best_of_k.k, s.sampling.max_new_tokens)
     ),
-    # every policy samples and decodes greedily
+    # every policy samples and decodes greedily; kept with the token ids, and again with the scores
     "evaluate": lambda s, _: (
-        2 * evaluated_arms(s) * _completions(s.evaluate.prompts, s.sampling.max_new_tokens)
+        4 * evaluated_arms(s) * _completions(s.evaluate.prompts, s.sampling.max_new_tokens)
     ),
 }

@@ -188,6 +188,7 @@ class PeakMemory:
         rows = Rows(micro, self.lengths.prompt, settings.max_new_tokens)
         scoring = self._pass(Tape(), trainable=True)
         held = self._resident(scoring, residents)
+        held += self._dequantized(scoring)
         scoring.scored(rows, rows.completion, values=not separate)
         yield self._phase(residents, "scoring", scoring, held)
 
@@ -229,6 +230,7 @@ class PeakMemory:
         # 1. Log-probabilities of SFT, without gradients.
         scoring = self._pass(Tape())
         held = self._resident(scoring, replace(residents, moments=0.0))
+        held += self._dequantized(scoring)
         scoring.scored(rows, rows.completion)
         yield self._phase(residents, "reference", scoring, held)
         # 2. Training.
@@ -255,6 +257,7 @@ class PeakMemory:
         # 2. Scoring: log-probabilities and rewards, without gradients.
         scoring = self._pass(Tape(), trainable=True)
         held = self._resident(scoring, residents)
+        held += self._dequantized(scoring)
         scoring.scored(rows, rows.completion)
         yield self._phase(residents, "scoring", scoring, held)
         # 3. Updates.
@@ -275,6 +278,7 @@ class PeakMemory:
         rows = Rows(size, self.lengths.prompt, sampling.max_new_tokens)
         scoring = self._pass(Tape())
         held = self._resident(scoring, residents)
+        held += self._dequantized(scoring)
         scoring.scored(rows, rows.completion)
         yield self._phase(residents, "log-probabilities", scoring, held)
 
@@ -331,8 +335,8 @@ class PeakMemory:
         size = self.shape.layers * self.shape.layer_weights * self.device.width
         return size <= int(self.settings.sampling.dense_gib * 2**30)
 
-    def _training_copy(self, run: Pass) -> list[Block]:
-        """The copy of the 4-bit weights that an adapter is trained on, on a CPU."""
+    def _dequantized(self, run: Pass) -> list[Block]:
+        """The copy of the 4-bit weights that batches share on a CPU."""
         if self.device.kind != "cpu" or not self._is_dense():
             return []
         weights = self.shape.layers * self.shape.layer_weights
@@ -368,7 +372,7 @@ class PeakMemory:
         # 1. Forward and backward of a micro-batch, on gradients that earlier ones left.
         run = self._pass(Tape(), trainable=True)
         held = self._resident(run, residents)
-        held += self._training_copy(run)
+        held += self._dequantized(run)
         accumulates = update.batch > update.rows.count
         if accumulates:
             held.append(run.tape.new(4 * weights, GRADIENTS))

@@ -9,14 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from alpaca_rlhf.core.prompts import worksheet_question
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.core.sizes import LOGPROBS_BATCH_DIVISOR
-from alpaca_rlhf.models.batches import Example, answer, collate, decode, prompt_ids, text_ids
-from alpaca_rlhf.models.forward import token_stats
+from alpaca_rlhf.models.batches import Example, answer, decode, prompt_ids, text_ids
 from alpaca_rlhf.models.rollout import SampledCompletion, sample
+from alpaca_rlhf.models.scoring import completion_token_logprobs
+from alpaca_rlhf.settings import Sampling
 from alpaca_rlhf.stages.arms import Arm
 from alpaca_rlhf.stages.context import Context
 from alpaca_rlhf.training.losses import kl_k1, kl_k3
@@ -57,28 +56,21 @@ class Answers:
         return self.sampled if decoding == "sampled" else self.greedy
 
 
-def arm_answers(ctx: Context, arm: Arm, rows: Sequence[Instruction]) -> Answers:
-    """Answer every prompt with the adapter of an arm other than SFT."""
-    if arm.role == "policy" and arm.stage is not None:
-        ctx.load("policy", arm.stage)
-    sampled = [completion for (completion,) in _complete(ctx, arm, rows, "sampled")]
-    greedy = [completion for (completion,) in _complete(ctx, arm, rows, "greedy")]
-    kl = kl_estimates(ctx, arm.role, rows, sampled, few_shot=arm.few_shot)
-    return Answers(sampled, greedy, kl)
-
-
-def sft_answers(
+def answers_of(
     ctx: Context, arm: Arm, rows: Sequence[Instruction], k: int
 ) -> tuple[Answers, list[list[Completion]]]:
-    """Answer every prompt with SFT, `k` times where it samples.
+    """Answer every prompt with an arm's adapter, which is loaded, `k` times where it samples.
 
     Returns:
         Its answers, the first sample of each prompt, and all samples of each.
     """
     pool = _complete(ctx, arm, rows, "sampled", k=k)
     greedy = [completion for (completion,) in _complete(ctx, arm, rows, "greedy")]
-    kl = dict.fromkeys(_KL, [0.0] * len(rows))
-    return Answers([samples[0] for samples in pool], greedy, kl), pool
+    sampled = [samples[0] for samples in pool]
+    if arm.role == "sft":
+        return Answers(sampled, greedy, dict.fromkeys(_KL, [0.0] * len(rows))), pool
+    kl = kl_estimates(ctx, arm.role, rows, sampled, few_shot=arm.few_shot)
+    return Answers(sampled, greedy, kl), pool
 
 
 def arm_prompt(ctx: Context, row: Instruction, *, few_shot: bool) -> tuple[int, ...]:
@@ -87,6 +79,16 @@ def arm_prompt(ctx: Context, row: Instruction, *, few_shot: bool) -> tuple[int, 
         return prompt_ids(ctx.base, ctx.settings.template, row)
     demonstrations = [seed for seed in ctx.source.seeds() if not seed.history][:DEMONSTRATIONS]
     return text_ids(ctx.base, worksheet_question(demonstrations, row))
+
+
+def evaluation_sampling(ctx: Context, arm: Arm, decoding: Decoding) -> Sampling:
+    """How an arm samples."""
+    return ctx.sampling(
+        "evaluate",
+        **({"temperature": 0.0} if decoding == "greedy" else {}),
+        top_p=1.0,
+        batch_size=_batch_rows(ctx, few_shot=arm.few_shot),
+    )
 
 
 def _complete(
@@ -99,12 +101,7 @@ def _complete(
         [arm_prompt(ctx, row, few_shot=arm.few_shot) for row in rows],
         [f"evaluate/{row.id}" for row in rows],
         k=k,
-        sampling=ctx.sampling(
-            "evaluate",
-            **({"temperature": 0.0} if decoding == "greedy" else {}),
-            top_p=1.0,
-            batch_size=_batch_rows(ctx, few_shot=arm.few_shot),
-        ),
+        sampling=evaluation_sampling(ctx, arm, decoding),
         seed=ctx.settings.seed,
     )
     read = _on_worksheet if arm.few_shot else _in_words
@@ -135,7 +132,6 @@ def _batch_rows(ctx: Context, *, few_shot: bool) -> int:
     return max(1, ctx.settings.sampling.batch_size // (1 + DEMONSTRATIONS if few_shot else 1))
 
 
-@torch.no_grad()
 def kl_estimates(
     ctx: Context,
     role: str | None,
@@ -149,22 +145,25 @@ def kl_estimates(
     k1 is log p(completion) - log p_sft(completion), both at the temperature of the samples. Each
     policy sees its own prompt.
     """
-    temperature = ctx.settings.temperature_of("evaluate")
-    estimates: dict[str, list[float]] = {name: [] for name in _KL}
     size = max(1, _batch_rows(ctx, few_shot=few_shot) // LOGPROBS_BATCH_DIVISOR)
-    pairs = list(zip(rows, completions, strict=True))
-    for start in range(0, len(pairs), size):
-        batch = pairs[start : start + size]
-        policy_batch, sft_batch = (
-            [Example(arm_prompt(ctx, row, few_shot=shots), answer.ids) for row, answer in batch]
-            for shots in (few_shot, False)
+    ids = [answer.ids for answer in completions]
+    policy, sft = (
+        completion_token_logprobs(
+            ctx.adapters,
+            of_role,
+            [
+                Example(arm_prompt(ctx, row, few_shot=shots), answer_ids)
+                for row, answer_ids in zip(rows, ids, strict=True)
+            ],
+            batch_size=size,
+            temperature=ctx.settings.temperature_of("evaluate"),
         )
-        with ctx.adapters.using(role):
-            packed = collate(ctx.base, policy_batch)
-            policy = token_stats(ctx.adapters, packed, temperature=temperature).logprobs.double()
-        with ctx.adapters.using("sft"):
-            packed = collate(ctx.base, sft_batch)
-            sft = token_stats(ctx.adapters, packed, temperature=temperature).logprobs.double()
-        for name, estimate in _KL.items():
-            estimates[name] += estimate(policy, sft).sum(1).tolist()
-    return estimates
+        for of_role, shots in ((role, few_shot), ("sft", False))
+    )
+    return {
+        name: [
+            float(estimate(ours.double(), theirs.double()).sum())
+            for ours, theirs in zip(policy, sft, strict=True)
+        ]
+        for name, estimate in _KL.items()
+    }

@@ -2,13 +2,14 @@
 
 There are two controls: the base on the SFT template, which it has never seen, and the base with
 solved examples in its own worksheet format, which has room for the last turn of a conversation
-only. `arm_answers` answers, `evaluation_judge` judges, `reranking` chooses among samples of SFT,
-and `arm_figures` makes figures of it all.
+only. `arm_answers` answers, `kept_answers` keeps what was answered, `evaluation_judge` judges,
+`reranking` chooses among samples of SFT, and `arm_figures` makes figures of it all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from alpaca_rlhf.core.records import Instruction
@@ -19,13 +20,13 @@ from alpaca_rlhf.stages.arm_answers import (
     Answers,
     Completion,
     Decoding,
-    arm_answers,
-    sft_answers,
+    answers_of,
 )
 from alpaca_rlhf.stages.arm_figures import ArmFigures
 from alpaca_rlhf.stages.arms import arms
 from alpaca_rlhf.stages.context import Context
 from alpaca_rlhf.stages.evaluation_judge import bootstrap_options, evaluation_judge
+from alpaca_rlhf.stages.kept_answers import kept_answers
 from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.stages.reranking import (
     Pool,
@@ -56,11 +57,13 @@ def evaluate(ctx: Context, round_: int) -> Outcome:
     answers: dict[str, Answers] = {}
     samples: list[list[Completion]] = []
     for arm in answering:
+        if arm.role == "policy" and arm.stage is not None:
+            ctx.load("policy", arm.stage)
+        k = ctx.settings.best_of_k.k if arm.name == "sft" and reranking else 1
+        answering_now = partial(answers_of, ctx, arm, rows, k)
+        answers[arm.name], pool_of_arm = kept_answers(ctx, arm, rows, k, answering_now)
         if arm.name == "sft":
-            k = ctx.settings.best_of_k.k if reranking else 1
-            answers[arm.name], samples = sft_answers(ctx, arm, rows, k)
-        else:
-            answers[arm.name] = arm_answers(ctx, arm, rows)
+            samples = pool_of_arm
         ctx.reporter.step("evaluate", len(answers), len(all_arms), {})
     # 3. Scores of the reward models, before a judge may take their place.
     rewards = {stage: pool_rewards(ctx, stage, rows, samples) for stage in rewarded_by if reranking}

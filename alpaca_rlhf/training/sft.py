@@ -97,7 +97,7 @@ def held_out_loss(
     """Mean loss in nats per completion token; 0.0 without examples."""
     loss_sum, tokens = 0.0, 0
     local_examples = processes.share(examples)
-    with adapters.using(role):
+    with adapters.using(role), adapters.dequantized():
         for indices in by_length([len(example) for example in local_examples], micro_batch_size):
             batch = collate(adapters.base, [local_examples[i] for i in indices])
             loss_sum -= float(loss_logprobs(adapters, batch).double().sum())
