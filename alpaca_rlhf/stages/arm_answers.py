@@ -82,7 +82,7 @@ def arm_prompt(ctx: Context, row: Instruction, *, few_shot: bool) -> tuple[int, 
 
 
 def evaluation_sampling(ctx: Context, arm: Arm, decoding: Decoding) -> Sampling:
-    """How an arm samples."""
+    """Sampling settings of an arm."""
     return ctx.sampling(
         "evaluate",
         **({"temperature": 0.0} if decoding == "greedy" else {}),
