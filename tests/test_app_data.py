@@ -460,3 +460,34 @@ def test_the_line_about_the_model_and_a_server_that_is_gone(opened, store, tmp_p
         assert "No connection" in line.inner_text()
         page.context.set_offline(False)
         page.get_by_text("ready: ppo").wait_for()
+
+
+def test_an_admin_finds_a_set_and_reads_all_that_was_said(opened, store, home):
+    annotator = store.add_annotator("finder", PASSWORD)
+    store.add_sets(apps_sets(1), origin="later")
+    task = store.claim(annotator)
+    order = tuple((completion.id,) for completion in task.completions)
+    comment = f"mind the gap {apps.HOSTILE[0]}"
+    store.submit(annotator, task.id, Verdict(order, comment=comment))
+    with browser.visit(opened, locale="en-GB") as page:
+        sign_in(page, home)
+        to_data(page)
+        page.get_by_role("button", name="Browse and search").click()
+        page.locator("#browse-words input, #browse-words textarea").first.fill("MIND the gap")
+        page.get_by_role("button", name="Find", exact=True).click()
+        found = page.locator("#browse-found li")
+        found.filter(has_text="comments: 1").wait_for()
+        assert found.count() == 1
+        found.get_by_role("button", name="Open").click()
+        said = page.locator("#browse-open .statements li")
+        said.first.wait_for()
+        assert comment in said.inner_text() and "finder" in said.inner_text()
+        answers = page.locator("#browse-open ol.answers li")
+        assert answers.count() == 4 and task.completions[0].text in "".join(
+            answers.all_inner_texts()
+        )
+        page.locator("#browse-open").get_by_role("button", name="Leave out the set").click()
+        page.locator("#browse-open").get_by_role("button", name="Take the set in again").wait_for()
+        assert store.figures().counts["left_out"] == 1
+        assert page.evaluate("window.hit") is None
+        assert serious(page) == []

@@ -4,12 +4,13 @@ import ast
 import json
 import re
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_type_hints
 
 import jinja2
 import pytest
 
 from alpaca_rlhf.app import rendering
+from alpaca_rlhf.app.board.requests import CRITERIA
 from alpaca_rlhf.app.jobs import Problem
 from alpaca_rlhf.app.language import LANGUAGES, label, translations
 from alpaca_rlhf.app.new_run import JUDGES, NUMBERS, FieldProblem
@@ -18,6 +19,7 @@ from alpaca_rlhf.app.training_view import CURVES, Ending, StageStatus
 from alpaca_rlhf.app.worker import ModelPhase
 from alpaca_rlhf.pipeline import STAGES
 from alpaca_rlhf.preferences.battles import VOTES
+from alpaca_rlhf.preferences.browsing import STATES, Statement
 
 APP = Path(rendering.__file__).parent
 TABS = sorted(path.stem for path in (APP / "translations").glob("*.json"))
@@ -36,7 +38,14 @@ BUILT_KEYS = {
     + [f"remark.{kind}" for kind in ("comment", "skip")]
     + [f"role.{role}" for role in ("admin", "annotator", "judge")]
     + [f"user.{action}" for action in ("off", "on", "admin", "annotator")]
-    + [f"user.{action}" for action in ("leave_out", "take_in")],
+    + [f"user.{action}" for action in ("leave_out", "take_in")]
+    + ["set.take_in"]
+    + [f"browse.state.{state}" for state in STATES]
+    + [f"browse.is.{key}" for key in ("left_out", "retired", "gold")]
+    + [f"browse.n.{key}" for key in ("judged", "comments", "flags", "skips")]
+    + [f"browse.kind.{kind}" for kind in get_args(get_type_hints(Statement)["kind"])]
+    + [f"browse.task.{kind}" for kind in ("gold", "repeat")]
+    + [f"browse.criterion.{criterion}" for criterion in CRITERIA],
     "train": [f"activity.{activity}" for activity in get_args(Activity) if activity != "idle"]
     + [f"closed.{reason}" for reason in get_args(Closed)]
     + [f"ending.{ending}" for ending in get_args(Ending)]

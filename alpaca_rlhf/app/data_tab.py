@@ -12,6 +12,8 @@ from typing import Any
 import gradio as gr
 
 from alpaca_rlhf.app import data_view
+from alpaca_rlhf.app.browse import Browse
+from alpaca_rlhf.app.clicks import clicked
 from alpaca_rlhf.app.language import label, translations
 from alpaca_rlhf.app.rendering import render
 from alpaca_rlhf.app.services import Services
@@ -85,7 +87,9 @@ def data_tab(
     with gr.Row():
         newest_remarks = gr.Button(label("data", "remark.newest"), **small)
         older_remarks = gr.Button(label("data", "remark.older"), **small)
-    # 5. People.
+    # 5. All sets.
+    browse = Browse(services)
+    # 6. People.
     people = gr.HTML(js_on_load=_CLICKS, **html)
     with gr.Accordion(label("data", "add"), open=False):
         with gr.Row():
@@ -104,7 +108,7 @@ def data_tab(
             )
         add = gr.Button(label("data", "add.do"))
     outcome = gr.HTML(**html)
-    # 6. Guidelines.
+    # 7. Guidelines.
     with gr.Accordion(label("data", "guidelines"), open=False):
         guidelines = gr.Textbox(
             label=label("data", "guidelines.text"),
@@ -135,6 +139,7 @@ def data_tab(
 
     def refresh_on_open(tab: gr.Tab) -> None:
         tab.select(events.refresh, None, contents, **private)
+        tab.select(browse.names, None, browse.person, **private)
         tab.select(events.show_guidelines_of_admin, None, [guidelines, saved], **private)
 
     return refresh_on_open
@@ -211,7 +216,7 @@ class _Events:
     def handle_flag(self, event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:
         """Resolve a flag, or retire its candidate set."""
         text, admin = self._text(request), self._services.account(request)
-        action, flag_id, set_id = _clicked(event)
+        action, flag_id, set_id = clicked(event)
         actor = f"annotator:{admin.id}"
         try:
             if action == "retire":
@@ -229,7 +234,7 @@ class _Events:
     def leave_out_set(self, event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:
         """Leave out the set of a remark."""
         text, admin = self._text(request), self._services.account(request)
-        action, set_id, _ = _clicked(event)
+        action, set_id, _ = clicked(event)
         try:
             if action != "leave_out":
                 raise UserError(action)
@@ -262,7 +267,7 @@ class _Events:
     def change_person(self, event: gr.EventData, request: gr.Request) -> tuple[str, str]:
         """Change the role, the password or the access of somebody."""
         text, admin = self._text(request), self._services.account(request)
-        action, person_id, _ = _clicked(event)
+        action, person_id, _ = clicked(event)
         oneself = person_id == admin.id and action not in ("password", *_LEAVING_OUT)
         no_account = person_id in self._without_account(admin) and action not in _LEAVING_OUT
         if no_account or oneself:
@@ -369,11 +374,3 @@ def _success(message: str) -> str:
 
 def _failure(message: str) -> str:
     return render("data_outcome", message=message, kind="bad")
-
-
-def _clicked(event: gr.EventData) -> tuple[str, int, int]:
-    """The action, id and extra id of a button; anything else does nothing."""
-    try:
-        return str(event.do), int(event.id), int(event.extra)
-    except (AttributeError, ValueError, TypeError):
-        return "", 0, 0

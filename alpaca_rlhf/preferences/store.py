@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from alpaca_rlhf.core.records import Ranking
 from alpaca_rlhf.preferences import (
     battles,
+    browsing,
     claims,
     guidelines,
     leaving_out,
@@ -481,6 +482,22 @@ class Store(Accounts):
         """The newest reasons for skips, or those before a number."""
         with self.database.reading() as session:
             return tab.skips(session, before=before, n=n)
+
+    def sets(
+        self, filter_: browsing.SetFilter, *, before: int | None = None, n: int = 20
+    ) -> list[browsing.ListedSet]:
+        """The newest sets that meet some conditions, or those before a number."""
+        with self.database.reading() as session:
+            return browsing.listed(session, filter_, before=before, n=n)
+
+    def opened_set(self, number: int) -> browsing.OpenedSet:
+        """One candidate set with all that was said of it.
+
+        Raises:
+            Refused: `unknown`: there is no such set.
+        """
+        with self.database.reading() as session:
+            return browsing.opened(session, number)
 
     def statuses(self, prompts: Iterable[str]) -> dict[str, Status]:
         """The status of each of these prompts in the ranking, by their ids.
