@@ -69,16 +69,16 @@ class Browse:
             with gr.Row():
                 find = gr.Button(label("data", "browse.find"), **small)
                 older = gr.Button(label("data", "browse.older"), **small)
-            found = gr.HTML(js_on_load=_CLICKS, elem_id="browse-found", **html)
+            listing = gr.HTML(js_on_load=_CLICKS, elem_id="browse-found", **html)
             oldest = gr.State(None)
             opened = gr.HTML(js_on_load=_CLICKS, elem_id="browse-open", **html)
         fields = [words, state, self.person]
         private: dict[str, Any] = {"api_visibility": "private"}
-        page = [found, oldest, opened]
+        page = [listing, oldest, opened]
         gr.on([find.click, words.submit, state.input, self.person.input],
               self.find_sets, fields, page, **private)  # fmt: skip
         older.click(self.older_sets, [*fields, oldest], page, **private)
-        opening = found.submit(self.open_set, None, opened, **private)
+        opening = listing.submit(self.open_set, None, opened, **private)
         opening.then(None, None, None, js=_SHOW_OPENED, **private)
         opened.submit(self.change_set, None, opened, **private)
 

@@ -125,7 +125,7 @@ class OpenedSet:
     prompt: Instruction
     """The prompt, with its earlier turns."""
     origin: str
-    """Where the set comes from."""
+    """Source of the set, such as a run and its policy."""
     answers: Sequence[Answer]
     """Its completions."""
     gold: Tiers
