@@ -131,7 +131,7 @@ class OpenedSet:
     gold: Tiers
     """The known order of a gold question; empty otherwise."""
     statements: Sequence[Statement]
-    """What was said, oldest first."""
+    """All statements on it, oldest first."""
 
 
 def listed(
