@@ -19,7 +19,8 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.provenance import measure, sha256_of
 from alpaca_rlhf.core.runs import RunFolder, finished
 from alpaca_rlhf.judges import JudgeFailure
-from alpaca_rlhf.models.base import refuse_damaged, weights_digest
+from alpaca_rlhf.models.base import read_texts, weights_digest
+from alpaca_rlhf.models.text_base import Texts
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.earlier import begun_policies, config_of, with_earlier_defaults
 from alpaca_rlhf.settings.leaves import leaves_of
@@ -161,15 +162,20 @@ def run_loop(
     processes.join()
     pending = _pending(steps, settings.out)
     with_model = [step for step in pending if _needs_model(step, settings)]
-    processes.by_main(lambda: _check_base_and_disk(settings, with_model))
+    processes.by_main(lambda: _check_disk(settings, with_model))
+    # What is still on the hub is checked when it is loaded.
+    begins = not finished(settings.out)
+    texts: list[Texts] = []
+    if begins and with_model and is_local(settings.base):
+        processes.by_main(lambda: texts.append(read_texts(settings.base)))
     # A wrong judge is told of before prompts that are too few.
     dealt = cache(lambda: _checked_source(settings))
     judges = judging.open_judges(settings, dealt)
     if steps[-1].stage == "evaluate":
         judging.refuse_only_judge(settings, judges)
     source = dealt()
-    if not finished(settings.out) and any(step.stage == "sft" for step in steps):
-        processes.by_main(lambda: preflight.refuse_leaks(settings, source))
+    if begins and any(step.stage == "sft" for step in steps):
+        processes.by_main(lambda: _refuse_own_files(settings, source, texts))
     # 2. Open the folder, which locks it. Its settings are pinned when the card is known to do.
     with (
         _opened(settings, inputs, kind) as run,
@@ -278,12 +284,15 @@ def _needs_model(step: Step, settings: Loop) -> bool:
     return STAGES[step.stage].needs_model or by_model
 
 
-def _check_base_and_disk(settings: Loop, with_model: Sequence[Step]) -> None:
+def _check_disk(settings: Loop, with_model: Sequence[Step]) -> None:
     if with_model:
         preflight.check_disk(preflight.shape_of_run(settings), settings, with_model)
-        # What is still on the hub is checked when it is loaded.
-        if is_local(settings.base) and not finished(settings.out):
-            refuse_damaged(settings.base)
+
+
+def _refuse_own_files(settings: Loop, source: Source, texts: Sequence[Texts]) -> None:
+    preflight.refuse_leaks(settings, source)
+    for base in texts:
+        preflight.refuse_too_long(settings, source, base)
 
 
 def _take_card(settings: Loop, loan: gpu_lock.Loan, with_model: Sequence[Step]) -> None:

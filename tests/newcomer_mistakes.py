@@ -25,6 +25,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from alpaca_rlhf import __version__
 from alpaca_rlhf.core.locks import Lock
 
 __all__ = [
@@ -66,14 +67,12 @@ class Mistake:
         command: The words after `alpaca-rlhf`.
         told: Parts of the line that answers it.
         circumstance: A key of `CIRCUMSTANCES`; empty if the files alone make the mistake.
-        begins: True if only the loaded base shows it, so that the folder of the run is made.
     """
 
     about: str
     command: str
     told: tuple[str, ...]
     circumstance: str = ""
-    begins: bool = False
 
 
 MISTAKES = (
@@ -349,7 +348,12 @@ MISTAKES = (
     Mistake(
         "a run of a newer version",
         "chat newer",
-        ("newer/config.yaml:", "sparkles: no such setting"),
+        (
+            "newer/config.yaml:",
+            "sparkles: no such setting",
+            "made by another version, alpaca-rlhf 9.0",
+            "update this one",
+        ),
     ),
     Mistake("a folder that is no run", "evaluate --out nowhere", ("--out nowhere: holds no run",)),
     Mistake("another kit's command", "train", ("train: no such command; did you mean sft",)),
@@ -370,7 +374,12 @@ MISTAKES = (
         "rows: one row of ten megabytes",
         f"{_DATA} huge.jsonl",
         ("huge.jsonl: no row to train on fits into --sft.max-length 128 tokens; raise it",),
-        begins=True,
+    ),
+    Mistake(
+        "prompts: one of ten megabytes",
+        "loop --inputs.judge human --template brief --config small.yaml --base model --out new"
+        " --inputs.data rows.jsonl --inputs.prompts hugeprompt.jsonl",
+        ("a prompt of the ", " split has 10,400,000 characters", "leave it out or lower --"),
     ),
     Mistake(
         "evaluated on the rows to train on",
@@ -470,6 +479,8 @@ CIRCUMSTANCES: Mapping[str, Callable[[Path], AbstractContextManager[Mapping[str,
 def plain(line: str) -> str:
     """A line without what differs from machine to machine, and from Python to Python."""
     line = re.sub(r"process \d+", "process PID", line)
+    line = re.sub(r" \(commit [0-9a-f]{8}\)", "", line)
+    line = line.replace(f"this is {__version__}:", "this is VERSION:")
     line = re.sub(r"--port \d+", "--port PORT", line)
     line = re.sub(r"config\.yaml:\d+", "config.yaml:LINE", line)
     line = re.sub(r"not JSON: [^;]+ in column \d+", "not JSON: REASON in column N", line)
@@ -547,6 +558,10 @@ def prepare(folder: Path, model: Path) -> None:
     (folder / "typo.yaml").write_text("sft:\n  learning_rate: 1e-4\n")
 
     _lines(folder / "huge.jsonl", [{"instruction": "Sum up.", "output": "All is well. " * 800_000}])
+    _lines(
+        folder / "hugeprompt.jsonl",
+        [{"instruction": text} for text in (*texts[6:17], "All is well. " * 800_000)],
+    )
     _lines(folder / "answered.jsonl", rows)
 
     # 3. Bases.
@@ -599,6 +614,10 @@ def prepare_runs(folder: Path) -> None:
     shutil.copytree(folder / "done", folder / "newer")
     with (folder / "newer" / "config.yaml").open("a") as file:
         file.write("sparkles: 3\n")
+    provenance = folder / "newer" / "provenance.json"
+    facts = json.loads(provenance.read_text())
+    facts["versions"]["alpaca-rlhf"] = "9.0"
+    provenance.write_text(json.dumps(facts))
     shutil.copytree(folder / "done", folder / "changed")
     for name in ("config.yaml", "provenance.json"):
         path = folder / "changed" / name

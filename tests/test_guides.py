@@ -6,10 +6,8 @@ import ast
 import json
 import re
 import runpy
-import shlex
 from functools import cache
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 
@@ -21,27 +19,10 @@ from alpaca_rlhf.cli.terminal import Terminal
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.parsing import parse
+from tests.pages import GUIDES, PAGES, ROOT, commands, mentions
 
-ROOT = Path(__file__).parent.parent
-GUIDES = {page.stem: page for page in sorted((ROOT / "docs" / "guides").glob("*.md"))}
-PAGES = {"README": ROOT / "README.md", **GUIDES}
-"""Pages whose commands are taken literally; the Chinese README has the same ones."""
 LOOPS = {"plan": plan_command.Plan, "rank": stage_commands.Ranked}
 """Commands of a loop that have more flags than it."""
-
-
-def commands(text):
-    """Lines of the indented blocks, continued lines joined, comments cut off, as words."""
-    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-    block = "\n".join(line[4:] for line in text.splitlines() if line.startswith("    "))
-    for line in block.replace("\\\n", " ").splitlines():
-        # A drawing, or the file of a server, need not be words of a shell.
-        ours = re.search(r"\b(alpaca-rlhf|accelerate|python) ", line)
-        words = shlex.split(line, comments=True) if ours else line.split()
-        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
-            words = words[1:]
-        if words:
-            yield words
 
 
 def check(words):
@@ -60,14 +41,6 @@ def check(words):
     if name == "generate":
         rest = [word for word in rest if word != "--dry-run"]
     return parse(LOOPS.get(name, Loop), rest, prog=name, description="")
-
-
-def mentions(text):
-    """Commands of ours within a line, with flags of their own, as words."""
-    for span in re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
-        words = span.split()
-        if words[0] == "alpaca-rlhf" and len(words) > 2:
-            yield words
 
 
 @pytest.mark.parametrize("name", PAGES)

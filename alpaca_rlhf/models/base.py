@@ -24,6 +24,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -50,6 +51,7 @@ from alpaca_rlhf.models.gguf_base import checkpoint
 from alpaca_rlhf.models.hub import hub_refusal
 from alpaca_rlhf.models.pinned_base import pinned_checkpoint
 from alpaca_rlhf.models.template_traits import frozen_clock, template_text, template_traits
+from alpaca_rlhf.models.text_base import Texts
 
 Quantization = Literal["nf4", "none"]
 
@@ -149,10 +151,7 @@ def load_base(
         raise UserError(
             f"--base {name}: {config.architectures} is no causal language model; {taken_families()}"
         )
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            f"--base {name}: its tokenizer has no eos token, so no completion could end"
-        )
+    eos_id = _eos_id(tokenizer, name)
     rows = embedding_rows(model)
     for token_id in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token_id is not None and token_id >= rows:
@@ -165,14 +164,7 @@ def load_base(
     earlier = EarlierFingerprints(name, model, tokenizer, quantization, tensors)
     model.requires_grad_(False)
     model.eval()  # type: ignore[no-untyped-call]
-    stops = getattr(model.generation_config, "eos_token_id", None)
-    stop_ids = {tokenizer.eos_token_id} | set(
-        stops if isinstance(stops, list) else [stops] if stops is not None else []
-    )
     day = _freeze_clock(tokenizer, day, name)
-    chat = template_traits(tokenizer)
-    if chat is not None and chat.end_id is not None and chat.end_id < rows:
-        stop_ids.add(chat.end_id)
     return Base(
         name=name,
         model=model,
@@ -180,8 +172,8 @@ def load_base(
         quantization=quantization,
         dtype=dtype,
         pad_id=_pad_id(tokenizer, int(model.config.vocab_size)),
-        eos_id=int(tokenizer.eos_token_id),
-        stop_ids=frozenset(int(token_id) for token_id in stop_ids),
+        eos_id=eos_id,
+        stop_ids=_stop_ids(tokenizer, model.generation_config, rows),
         fingerprint=fingerprint,
         day=day,
         quantized_from=stored,
@@ -193,13 +185,42 @@ _TOKENIZER_FILES = ("*token*", "vocab*", "*.tiktoken")
 """Names of files of which every tokenizer has one."""
 
 
-def refuse_damaged(name: str) -> None:
-    """Refuse a base whose tokenizer or weights are absent or cut short; no weight is read.
+def read_texts(name: str) -> Texts:
+    """Read the tokenizer of a base, and look whether its weights are whole; none is read.
 
     Raises:
-        UserError: One of its files cannot be read.
+        UserError: One of its files is absent, cut short or cannot be read.
     """
-    _files_of(name, base_source(name))
+    source = base_source(name)
+    tokenizer, _ = _files_of(name, source)
+    eos_id = _eos_id(tokenizer, name)
+    _freeze_clock(tokenizer, "", name)
+    config = base_config(name)
+    try:
+        generation = GenerationConfig.from_pretrained(source)
+    except OSError:  # there is none beside the weights, so it is made as for a loaded model
+        generation = GenerationConfig.from_model_config(config)
+    stop_ids = _stop_ids(tokenizer, generation, int(config.vocab_size))
+    return Texts(name, tokenizer, eos_id, stop_ids, int(config.max_position_embeddings))
+
+
+def _stop_ids(tokenizer: Any, generation: Any, embeddings: int) -> frozenset[int]:
+    stops = getattr(generation, "eos_token_id", None)
+    stop_ids = {tokenizer.eos_token_id} | set(
+        stops if isinstance(stops, list) else [stops] if stops is not None else []
+    )
+    chat = template_traits(tokenizer)
+    if chat is not None and chat.end_id is not None and chat.end_id < embeddings:
+        stop_ids.add(chat.end_id)
+    return frozenset(int(token_id) for token_id in stop_ids)
+
+
+def _eos_id(tokenizer: Any, name: str) -> int:
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"--base {name}: its tokenizer has no eos token, so no completion could end"
+        )
+    return int(tokenizer.eos_token_id)
 
 
 def _files_of(name: str, source: str) -> tuple[Any, dict[str, StoredTensor]]:

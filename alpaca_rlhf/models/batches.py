@@ -18,6 +18,7 @@ from alpaca_rlhf.core.records import Instruction, Rollout
 from alpaca_rlhf.models.attention import Packing
 from alpaca_rlhf.models.base import Base
 from alpaca_rlhf.models.template_traits import end_id
+from alpaca_rlhf.models.text_base import TextBase
 from alpaca_rlhf.models.turns import (
     chat_ids,
     decode,
@@ -32,15 +33,21 @@ __all__ = [
     "Example",
     "answer",
     "by_length",
+    "chars_of",
     "collate",
     "decode",
     "example",
     "from_rollout",
     "left_pad",
+    "max_chars",
     "prompt_ids",
     "segments",
     "text_ids",
 ]
+
+
+_NORMALISED = 4
+"""Characters of a text that a tokenizer's normaliser may join into one, generously."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +132,18 @@ class Batch:
         )
 
 
-def prompt_ids(base: Base, template: str, row: Instruction) -> tuple[int, ...]:
+def max_chars(base: TextBase, tokens: int) -> int:
+    """Characters of a text above which it has more than so many tokens, whatever it says."""
+    return _NORMALISED * tokens * max(map(len, base.tokenizer.get_vocab()))
+
+
+def chars_of(row: Instruction) -> int:
+    """Characters of a row's texts, without those of the template."""
+    turns = [text for turn in row.history for text in turn]
+    return sum(map(len, [row.system, *turns, row.instruction, row.input, row.output or ""]))
+
+
+def prompt_ids(base: TextBase, template: str, row: Instruction) -> tuple[int, ...]:
     """Token ids of a rendered prompt, from bos to where the completion starts.
 
     Raises:
@@ -137,7 +155,7 @@ def prompt_ids(base: Base, template: str, row: Instruction) -> tuple[int, ...]:
 
 
 def example(
-    base: Base, template: str, row: Instruction, completion: str, *, finished: bool = True
+    base: TextBase, template: str, row: Instruction, completion: str, *, finished: bool = True
 ) -> Example:
     """A prompt with its completion, which the template's end token ends unless it was cut.
 
@@ -158,7 +176,7 @@ def example(
     return Example(prompt, (*ids, end) if finished else tuple(ids), earlier)
 
 
-def _end_id(base: Base, template: str) -> int:
+def _end_id(base: TextBase, template: str) -> int:
     return end_id(base.tokenizer, template) if template == "chat" else base.eos_id
 
 

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.prompts import blocks, chat_messages, lead, system_folded
 from alpaca_rlhf.core.records import Instruction
-from alpaca_rlhf.models.base import Base
 from alpaca_rlhf.models.template_traits import template_text, template_traits
+from alpaca_rlhf.models.text_base import TextBase
 
 Spans = tuple[tuple[int, int], ...]
 """(start, end) positions in a prompt, one for each earlier reply, its end token included."""
@@ -25,14 +25,14 @@ _ANCHOR = "."
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
-def text_ids(base: Base, text: str) -> tuple[int, ...]:
+def text_ids(base: TextBase, text: str) -> tuple[int, ...]:
     """Token ids of plain text after bos. Text never becomes a special token, whatever it says."""
     ids = _encode(base, text)
     bos = base.tokenizer.bos_token_id
     return (bos, *ids) if bos is not None else tuple(ids)
 
 
-def decode(base: Base, ids: Sequence[int]) -> str:
+def decode(base: TextBase, ids: Sequence[int]) -> str:
     """Text of ids that continue other text, without special tokens."""
     anchor = _encode(base, _ANCHOR)
     prefix, text = (
@@ -42,7 +42,7 @@ def decode(base: Base, ids: Sequence[int]) -> str:
     return text[len(prefix) :]
 
 
-def prompt_turns(base: Base, template: str, row: Instruction) -> tuple[tuple[int, ...], Spans]:
+def prompt_turns(base: TextBase, template: str, row: Instruction) -> tuple[tuple[int, ...], Spans]:
     """Ids of a prompt from bos to where the completion starts, and the spans of earlier replies.
 
     Raises:
@@ -65,7 +65,7 @@ def prompt_turns(base: Base, template: str, row: Instruction) -> tuple[tuple[int
     return tuple(prompt), tuple(spans)
 
 
-def chat_ids(base: Base, row: Instruction) -> tuple[int, ...]:
+def chat_ids(base: TextBase, row: Instruction) -> tuple[int, ...]:
     """Ids of a prompt in the tokenizer's chat template, from bos to where the completion starts.
 
     A system text is a message of its own where the template shows it; elsewhere it is the first
@@ -95,24 +95,24 @@ def chat_ids(base: Base, row: Instruction) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def takes_system(base: Base, template: str) -> bool:
+def takes_system(base: TextBase, template: str) -> bool:
     """True if a prompt of this template has a place of its own for a system text."""
     chat = template_traits(base.tokenizer) if template == "chat" else None
     return chat is not None and chat.takes_system
 
 
-def reply_lead(base: Base, template: str) -> str:
+def reply_lead(base: TextBase, template: str) -> str:
     """The text between a prompt and its completion, which belongs to neither."""
     chat = template_traits(base.tokenizer) if template == "chat" else None
     return lead(template) if chat is None else chat.gap
 
 
-def _placed(base: Base, row: Instruction) -> Instruction:
+def _placed(base: TextBase, row: Instruction) -> Instruction:
     """A row for the chat template: its system text folded where the template has no place."""
     return row if takes_system(base, "chat") else system_folded(row)
 
 
-def last_reply_ids(base: Base, template: str, row: Instruction, completion: str) -> list[int]:
+def last_reply_ids(base: TextBase, template: str, row: Instruction, completion: str) -> list[int]:
     """Token ids of the completion of a prompt, without the token that ends it."""
     reply = reply_lead(base, template) + completion
     if template == "chat":
@@ -120,7 +120,7 @@ def last_reply_ids(base: Base, template: str, row: Instruction, completion: str)
     return reply_ids(base, blocks(template, row)[-1], reply, first=not row.history)
 
 
-def reply_ids(base: Base, block: str, reply: str, *, first: bool) -> list[int]:
+def reply_ids(base: TextBase, block: str, reply: str, *, first: bool) -> list[int]:
     """Token ids of a reply after a block.
 
     They are those of the rendered whole wherever the block's own tokens are a prefix of the
@@ -132,23 +132,23 @@ def reply_ids(base: Base, block: str, reply: str, *, first: bool) -> list[int]:
     return _continuation(base, reply)
 
 
-def _block(base: Base, text: str, *, first: bool) -> list[int]:
+def _block(base: TextBase, text: str, *, first: bool) -> list[int]:
     return list(text_ids(base, text)) if first else _continuation(base, text)
 
 
-def _continuation(base: Base, text: str) -> list[int]:
+def _continuation(base: TextBase, text: str) -> list[int]:
     """Token ids of text that continues other text."""
     anchor, anchored = _encode(base, _ANCHOR), _encode(base, _ANCHOR + text)
     is_prefix = anchored[: len(anchor)] == anchor
     return anchored[len(anchor) :] if is_prefix else _encode(base, text)
 
 
-def _encode(base: Base, text: str) -> list[int]:
+def _encode(base: TextBase, text: str) -> list[int]:
     encoding = base.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
     return list(encoding["input_ids"])
 
 
-def _chat_spans(base: Base, row: Instruction, ids: Sequence[int]) -> Spans:
+def _chat_spans(base: TextBase, row: Instruction, ids: Sequence[int]) -> Spans:
     for find_starts in (_starts_by_prefix, _starts_by_mask):
         spans = _proven_spans(base, row, ids, find_starts(base, row, ids)) if row.history else ()
         if spans is not None:
@@ -160,7 +160,7 @@ def _chat_spans(base: Base, row: Instruction, ids: Sequence[int]) -> Spans:
     )
 
 
-def _starts_by_prefix(base: Base, row: Instruction, ids: Sequence[int]) -> list[int]:
+def _starts_by_prefix(base: TextBase, row: Instruction, ids: Sequence[int]) -> list[int]:
     """Start of each reply in `ids`: the end of the prompt that it answers.
 
     That may be one token early, where a blank merges into the reply.
@@ -174,7 +174,7 @@ def _starts_by_prefix(base: Base, row: Instruction, ids: Sequence[int]) -> list[
     return starts
 
 
-def _starts_by_mask(base: Base, row: Instruction, ids: Sequence[int]) -> list[int]:
+def _starts_by_mask(base: TextBase, row: Instruction, ids: Sequence[int]) -> list[int]:
     """Start of each reply in `ids` by the template's own `generation` marks; empty without them."""
     if not _GENERATION.search(template_text(base.tokenizer) or ""):
         return []
@@ -193,7 +193,7 @@ def _starts_by_mask(base: Base, row: Instruction, ids: Sequence[int]) -> list[in
 
 
 def _proven_spans(
-    base: Base, row: Instruction, ids: Sequence[int], starts: list[int]
+    base: TextBase, row: Instruction, ids: Sequence[int], starts: list[int]
 ) -> Spans | None:
     """Spans from these starts to the template's end, or None if one is not its reply's text."""
     if len(starts) != len(row.history):

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from alpaca_rlhf import __version__
 from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.provenance import commit
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.parsing import parse
 from alpaca_rlhf.settings.policies import POLICY_STAGES
@@ -67,7 +69,35 @@ def settings_of(run: Path) -> Loop:
     refuse_missing(run)
     # `out` is given apart: the folder may have been moved.
     flags = ["--config", str(run / "config.yaml"), f"--out={run}"]
-    return parse(Loop, flags, prog="alpaca-rlhf", description="")
+    try:
+        return parse(Loop, flags, prog="alpaca-rlhf", description="")
+    except UserError as error:
+        raise UserError(f"{error}{_other_version(run)}") from None
+
+
+def _other_version(run: Path) -> str:
+    """The rest of a refusal where a run was made by another version; else empty.
+
+    Settings that this version does not know are most often those of a newer one.
+    """
+    try:
+        facts = _read(run / "provenance.json")
+        facts = {**facts, **facts.get("resumed", [facts])[-1]}
+        theirs = _version(facts["versions"]["alpaca-rlhf"], facts.get("commit"))
+    except (UserError, KeyError, TypeError, IndexError):  # nothing is known of it
+        return ""
+    ours = _version(__version__, commit())
+    if theirs == ours:
+        return ""
+    return (
+        f"; the run was made by another version, alpaca-rlhf {theirs}, and this is {ours}: update "
+        "this one (git pull, then the command again), or begin another run with another --out"
+    )
+
+
+def _version(number: str, commit: str | None) -> str:
+    commit = (commit or "").removesuffix("-dirty")
+    return f"{number} (commit {commit[:8]})" if commit else number
 
 
 def kind_of(run: Path) -> str:

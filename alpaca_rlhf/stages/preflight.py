@@ -20,6 +20,7 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import nearest_folder
 from alpaca_rlhf.data import answered_prompts, check_disjoint
 from alpaca_rlhf.models.base import base_config, default_dtype
+from alpaca_rlhf.models.text_base import TextBase
 from alpaca_rlhf.planner import (
     Budget,
     Device,
@@ -32,6 +33,7 @@ from alpaca_rlhf.planner import (
 )
 from alpaca_rlhf.settings import Inputs, Loop
 from alpaca_rlhf.sources import Source, read_rows
+from alpaca_rlhf.stages.lengths import refuse_long_prompts, refuse_long_rows
 
 logger = logging.getLogger(__name__)
 
@@ -176,6 +178,22 @@ def refuse_leaks(settings: Loop, source: Source) -> None:
         source.key,
         way_out=leak_way_out(settings.inputs),
     )
+
+
+def refuse_too_long(settings: Loop, source: Source, base: TextBase) -> None:
+    """Refuse rows and prompts of the user's files that the base has no room for.
+
+    The stage `sft` asks again, of generated rows too; here no folder has been made yet.
+
+    Raises:
+        UserError: No row fits, or a prompt leaves no room for a completion.
+    """
+    inputs = settings.inputs
+    if inputs.rows is not None and inputs.sft_adapter is None:
+        refuse_long_rows(base, settings, read_rows(inputs)[0])
+    if inputs.prompts_from == "files":
+        splits = {name: source.prompts(name) for name in source.names()}
+        refuse_long_prompts(base, settings, splits)
 
 
 def leak_way_out(inputs: Inputs) -> str:

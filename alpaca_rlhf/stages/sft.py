@@ -9,11 +9,11 @@ from typing import Any
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.prompts import marked
-from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import answered_prompts, check_disjoint, reasons_text
-from alpaca_rlhf.models.batches import Example, prompt_ids, segments
+from alpaca_rlhf.models.batches import Example, segments
 from alpaca_rlhf.models.foreign import adopt
 from alpaca_rlhf.stages.context import Context
+from alpaca_rlhf.stages.lengths import no_row_fits, refuse_long_prompts
 from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.stages.preflight import leak_way_out
 from alpaca_rlhf.training.sft import SFTResult, encode, preview_indices, split_held_out, train_sft
@@ -29,7 +29,7 @@ def sft(ctx: Context, round_: int) -> Outcome:
     rows = splits["sft"]
     answered = {**splits, "sft": answered_prompts(rows)}
     overlap = check_disjoint(answered, ctx.source.key, way_out=leak_way_out(ctx.settings.inputs))
-    _refuse_too_long(ctx, splits)
+    refuse_long_prompts(ctx.base, ctx.settings, splits)
     counts = {"sft": len(rows), "overlap": overlap}
     if ctx.settings.inputs.sft_adapter is not None:
         return _adopted(ctx, ctx.settings.inputs.sft_adapter, counts)
@@ -40,10 +40,7 @@ def sft(ctx: Context, round_: int) -> Outcome:
     examples, too_long = encode(ctx.adapters, training_rows, settings.max_length)
     held_out, also_too_long = encode(ctx.adapters, held_out_rows, settings.max_length)
     if rows and too_long == len(training_rows) and ctx.settings.inputs.rows is not None:
-        raise UserError(
-            f"{ctx.settings.inputs.rows}: no row to train on fits into --sft.max-length "
-            f"{settings.max_length} tokens; raise it, or give shorter rows"
-        )
+        raise no_row_fits(ctx.settings)
     account = _account(ctx, len(training_rows) + len(held_out_rows), too_long + also_too_long)
     if settings.patience and not held_out:
         raise UserError(
@@ -136,26 +133,3 @@ def _preview(ctx: Context, examples: Sequence[Example], *, show: bool) -> None:
             ctx.reporter.preview("sft", title, segments_of_row)
     if text:
         ctx.run.write_text("sft/preview.txt", text)
-
-
-def _refuse_too_long(ctx: Context, splits: Mapping[str, Sequence[Instruction]]) -> None:
-    """Refuse prompts that leave no room for a completion, before any training."""
-    for name, rows in splits.items():
-        ranked_already = name == "rank" and ctx.settings.inputs.rankings is not None
-        if (
-            name == "sft" or ranked_already
-        ):  # nothing is sampled; rows that are too long are counted
-            continue
-        flag, new_tokens = (
-            ("--ppo.max-new-tokens", ctx.settings.ppo.max_new_tokens)
-            if name.partition(".")[0] == "ppo"
-            else ("--sampling.max-new-tokens", ctx.settings.sampling.max_new_tokens)
-        )
-        for row in rows:
-            length = len(prompt_ids(ctx.base, ctx.settings.template, row))
-            if length + new_tokens > ctx.base.context:
-                raise UserError(
-                    f"a prompt of the {name} split has {length} tokens, with {flag} {new_tokens} "
-                    f"more than the {ctx.base.context} of the base: {row.instruction[:60]!r}; "
-                    f"leave it out or lower {flag}"
-                )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -12,9 +12,17 @@ from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.models.adapters import Adapters
-from alpaca_rlhf.models.batches import Example, by_length, collate, example
+from alpaca_rlhf.models.batches import (
+    Example,
+    by_length,
+    chars_of,
+    collate,
+    example,
+    max_chars,
+)
 from alpaca_rlhf.models.forward import loss_logprobs
 from alpaca_rlhf.models.oom_retry import MicroBatch
+from alpaca_rlhf.models.text_base import TextBase
 from alpaca_rlhf.settings import SFT
 from alpaca_rlhf.training.bad_batch import readable_examples
 from alpaca_rlhf.training.held_out_split import split_by_hash
@@ -52,23 +60,22 @@ def encode(
 
     Nothing is ever truncated.
     """
-    base = adapters.base
-    limit = min(max_length, base.context)
-    # A tokenizer takes a minute for a row of some megabytes, which is too long whatever it says.
-    most_chars = _NORMALISED * limit * max(map(len, base.tokenizer.get_vocab()))
-    short = [row for row in rows if _chars(row) <= most_chars]
-    examples = [example(base, adapters.template, row, row.output or "") for row in short]
-    fitting = [encoded for encoded in examples if len(encoded) <= limit]
+    fitting = list(fitting_examples(adapters.base, adapters.template, rows, max_length))
     return fitting, len(rows) - len(fitting)
 
 
-_NORMALISED = 4
-"""Characters of a text that a tokenizer's normaliser may join into one, generously."""
-
-
-def _chars(row: Instruction) -> int:
-    turns = [text for turn in row.history for text in turn]
-    return sum(map(len, [row.system, *turns, row.instruction, row.input, row.output or ""]))
+def fitting_examples(
+    base: TextBase, template: str, rows: Sequence[Instruction], max_length: int
+) -> Iterator[Example]:
+    """Tokenise rows with an output one by one, without those that are too long."""
+    limit = min(max_length, base.context)
+    # A tokenizer takes a minute for a row of some megabytes, which is too long whatever it says.
+    most_chars = max_chars(base, limit)
+    for row in rows:
+        if chars_of(row) <= most_chars:
+            encoded = example(base, template, row, row.output or "")
+            if len(encoded) <= limit:
+                yield encoded
 
 
 def preview_indices(examples: Sequence[Example]) -> list[int]:

@@ -1,0 +1,66 @@
+"""The lengths of rows and prompts against those that a run has room for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.records import Instruction
+from alpaca_rlhf.models.batches import chars_of, max_chars, prompt_ids
+from alpaca_rlhf.models.text_base import TextBase
+from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.training.sft import fitting_examples, split_held_out
+
+
+def refuse_long_rows(base: TextBase, settings: Loop, rows: Sequence[Instruction]) -> None:
+    """Refuse rows of the user's of which SFT could train on none.
+
+    Raises:
+        UserError: Each is longer than --sft.max-length, or than the base's context.
+    """
+    training_rows, _ = split_held_out(rows, settings.sft.held_out)
+    fitting = fitting_examples(base, settings.template, training_rows, settings.sft.max_length)
+    if training_rows and next(fitting, None) is None:
+        raise no_row_fits(settings)
+
+
+def no_row_fits(settings: Loop) -> UserError:
+    """The refusal of rows that are all too long."""
+    return UserError(
+        f"{settings.inputs.rows}: no row to train on fits into --sft.max-length "
+        f"{settings.sft.max_length} tokens; raise it, or give shorter rows"
+    )
+
+
+def refuse_long_prompts(
+    base: TextBase, settings: Loop, splits: Mapping[str, Sequence[Instruction]]
+) -> None:
+    """Refuse prompts that leave no room for a completion.
+
+    Raises:
+        UserError: There is one; the message names it and the flag.
+    """
+    for name, rows in splits.items():
+        # Nothing is sampled on these; rows that are too long are counted.
+        if name == "sft" or (name == "rank" and settings.inputs.rankings is not None):
+            continue
+        flag, new_tokens = (
+            ("--ppo.max-new-tokens", settings.ppo.max_new_tokens)
+            if name.partition(".")[0] == "ppo"
+            else ("--sampling.max-new-tokens", settings.sampling.max_new_tokens)
+        )
+        most_chars = max_chars(base, base.context)
+        for row in rows:
+            if chars_of(row) > most_chars:
+                length = f"{chars_of(row):,} characters"
+            elif (tokens := len(prompt_ids(base, settings.template, row))) + new_tokens > (
+                base.context
+            ):
+                length = f"{tokens} tokens"
+            else:
+                continue
+            raise UserError(
+                f"a prompt of the {name} split has {length}, with {flag} {new_tokens} "
+                f"more than the {base.context} tokens of the base: {row.instruction[:60]!r}; "
+                f"leave it out or lower {flag}"
+            )
