@@ -168,6 +168,7 @@ def run_loop(
     texts: list[Texts] = []
     if begins and with_model and is_local(settings.base):
         processes.by_main(lambda: texts.append(read_texts(settings.base)))
+        processes.by_main(lambda: _refuse_huge_prompts(settings, texts))
     # A wrong judge is told of before prompts that are too few.
     dealt = cache(lambda: _checked_source(settings))
     judges = judging.open_judges(settings, dealt)
@@ -287,6 +288,11 @@ def _needs_model(step: Step, settings: Loop) -> bool:
 def _check_disk(settings: Loop, with_model: Sequence[Step]) -> None:
     if with_model:
         preflight.check_disk(preflight.shape_of_run(settings), settings, with_model)
+
+
+def _refuse_huge_prompts(settings: Loop, texts: Sequence[Texts]) -> None:
+    for base in texts:
+        preflight.refuse_huge_prompts_of(settings, base)
 
 
 def _refuse_own_files(settings: Loop, source: Source, texts: Sequence[Texts]) -> None:

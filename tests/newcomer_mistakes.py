@@ -379,7 +379,7 @@ MISTAKES = (
         "prompts: one of ten megabytes",
         "loop --inputs.judge human --template brief --config small.yaml --base model --out new"
         " --inputs.data rows.jsonl --inputs.prompts hugeprompt.jsonl",
-        ("a prompt of the ", " split has 10,400,000 characters", "leave it out or lower --"),
+        ("hugeprompt.jsonl: a prompt has 10,400,000 characters", "leave it out"),
     ),
     Mistake(
         "evaluated on the rows to train on",

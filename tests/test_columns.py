@@ -11,6 +11,7 @@ from alpaca_rlhf.data import FileAccount, Reading, read_instructions, read_pairs
 from alpaca_rlhf.data.readers.columns import column_names
 from alpaca_rlhf.data.splits import check_disjoint
 from alpaca_rlhf.settings.inputs import Inputs
+from alpaca_rlhf.sources import reading_of
 from alpaca_rlhf.stages.preflight import leak_way_out
 from tests.mutated_rows import fuzz
 from tests.mutations import tried
@@ -265,3 +266,47 @@ def test_mutated_rows_are_used_counted_or_refused(tmp_path) -> None:
     assert ended["failures"] == []
     assert ended["rows"] == sum(ended["ends"].values()) == 300
     assert {"used", "unusable", "bad label", "empty"} <= set(ended["ends"])
+
+
+def test_keys_of_messages_that_are_not_read_are_named(tmp_path) -> None:
+    reply = {"role": "assistant", "content": "Hello.", "reasoning_content": "Hm.", "mask": True}
+    row = {"messages": [{"role": "user", "content": "Hi.", "name": ""}, reply]}
+    reading = Reading("instructions")
+    read_instructions(write(tmp_path / "a.jsonl", *[row, row]), reading)
+    assert reading.account.unread == {"messages[].reasoning_content": 2, "messages[].mask": 2}
+    pair = {"prompt": [row["messages"][0]], "chosen": [reply | {"weight": 0}], "rejected": "No."}
+    pairs = Reading("rankings")
+    read_pairs(write(tmp_path / "a.jsonl", *[pair]), pairs)
+    assert {*pairs.account.unread} == {
+        "chosen[].reasoning_content",
+        "chosen[].mask",
+        "chosen[].weight",
+    }
+
+
+def test_a_reply_that_is_not_trainable_carries_no_loss(tmp_path) -> None:
+    texts = [("user", "Hi."), ("assistant", "Hello."), ("user", "And?"), ("assistant", "Bye.")]
+    messages = [{"role": role, "content": text} for role, text in texts]
+    messages[1]["trainable"] = False
+    [row] = read_instructions(write(tmp_path / "a.jsonl", *[{"messages": messages}]))
+    assert row.masked_replies == (0,)
+
+
+def test_two_answers_without_a_verdict_are_refused(tmp_path) -> None:
+    row = {"instruction": "Hi.", "output_1": "Hello.", "output_2": "No."}
+    assert len(read_pairs(write(tmp_path / "a.jsonl", *[row]))) == 1, (
+        "without the column the first is better"
+    )
+    with pytest.raises(UserError, match="`preference` is empty"):
+        read_pairs(write(tmp_path / "a.jsonl", *[row | {"preference": None}]))
+
+
+def test_pairs_under_other_names_are_told_what_they_lack(tmp_path) -> None:
+    file = write(
+        tmp_path / "a.jsonl", *[{"question": "Hi?", "chosen": "Hello.", "rejected": "Go."}]
+    )
+    inputs = Inputs(rankings=file, judge="human")
+    with pytest.raises(UserError) as refusal:
+        read_pairs(file, reading_of(inputs, "rankings", file))
+    assert "columns here: chosen, question, rejected" in str(refusal.value)
+    assert "--inputs.columns OLD=prompt,OLD=chosen,OLD=rejected" in str(refusal.value)

@@ -18,7 +18,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
@@ -159,8 +159,8 @@ class NoveltyIndex:
         if not query:
             return []
         rows = self._candidates(query).tolist()
-        masks = _masks(query)
-        scored = ((self._score(masks, len(query), row), row) for row in rows)
+        query_masks = _Masks(query)
+        scored = ((self._score(query_masks, row), row) for row in rows)
         neighbours = [Neighbour(score, row) for score, row in scored if score > self.threshold]
         return sorted(neighbours, key=lambda neighbour: (-neighbour.score, neighbour.row))
 
@@ -183,7 +183,7 @@ class NoveltyIndex:
         neighbours: dict[int, Neighbour] = {}
         if not query:
             return neighbours
-        masks = _masks(query)
+        query_masks = _Masks(query)
         rows = self._candidates(query)
         groups = groups_of(rows)
         order = groups.argsort(kind="stable")  # stable: rows stay ascending within their group
@@ -192,7 +192,7 @@ class NoveltyIndex:
         # Without any candidate there are no names, but np.split still returns one empty part.
         for name, group_rows in zip(names.tolist(), rows_by_group, strict=False):
             for row in map(int, group_rows):
-                score = self._score(masks, len(query), row)
+                score = self._score(query_masks, row)
                 if score > self.threshold:
                     neighbours[name] = Neighbour(score, row)
                     break
@@ -211,16 +211,16 @@ class NoveltyIndex:
         lengths = np.frombuffer(self._lengths, dtype=np.intc)[rows]
         # 2. Bound each score from above: its value if all shared tokens stood in the same order.
         bound = _rouge_l(shared[rows], len(query), lengths)
-        masks = _masks(query)
+        query_masks = _Masks(query)
         first = int(bound.argmax())
-        best = Neighbour(self._score(masks, len(query), int(rows[first])), int(rows[first]))
+        best = Neighbour(self._score(query_masks, int(rows[first])), int(rows[first]))
         # 3. Score the rows in the order of their bounds, until a bound falls below the best score.
         contenders = np.flatnonzero(bound >= best.score)
         for at in contenders[np.argsort(-bound[contenders], kind="stable")].tolist():
             if bound[at] < best.score:
                 break
             row = int(rows[at])
-            score = self._score(masks, len(query), row)
+            score = self._score(query_masks, row)
             if (-score, row) < (-best.score, best.row):
                 best = Neighbour(score, row)
         return best
@@ -276,9 +276,11 @@ class NoveltyIndex:
             rows, shared, needed = rows[possible], shared[possible], needed[possible]
         return rows.astype(np.intp)
 
-    def _score(self, masks: dict[int, int], m: int, row: int) -> float:
+    def _score(self, query: _Masks, row: int) -> float:
         ids = self._ids[self._starts[row] : self._starts[row + 1]]
-        return rouge_l(_lcs(masks, m, ids), m, len(ids))
+        m = len(query.tokens)
+        lcs = m if query.is_text(ids) else _lcs(query.masks, m, ids)
+        return rouge_l(lcs, m, len(ids))
 
 
 def _rouge_l(lcs: NDArray[np.integer], m: int, n: NDArray[np.integer]) -> NDArray[np.float64]:
@@ -312,12 +314,22 @@ def _min_lcs(threshold: float, m: int) -> NDArray[np.intc]:
 _cached_min_lcs = lru_cache(_CACHED_QUERY_TOKENS)(_min_lcs)
 
 
-def _masks(query: Sequence[int]) -> dict[int, int]:
-    """For each token, its positions in the query as the bits of an integer."""
-    masks: dict[int, int] = {}
-    for position, token_id in enumerate(query):
-        masks[token_id] = masks.get(token_id, 0) | 1 << position
-    return masks
+@dataclass(frozen=True)
+class _Masks:
+    """A query, and for each of its tokens the positions in it as the bits of an integer."""
+
+    tokens: Sequence[int]
+
+    def is_text(self, ids: array[int]) -> bool:
+        """True for the query itself: a text of megabytes meets itself, and its LCS takes hours."""
+        return len(ids) == len(self.tokens) and ids.tolist() == list(self.tokens)
+
+    @cached_property
+    def masks(self) -> dict[int, int]:
+        masks: dict[int, int] = {}
+        for position, token_id in enumerate(self.tokens):
+            masks[token_id] = masks.get(token_id, 0) | 1 << position
+        return masks
 
 
 def _lcs(masks: dict[int, int], m: int, row: Sequence[int]) -> int:

@@ -27,8 +27,13 @@ _WAY_OUT = (
 )
 _FOREIGN_COLUMNS = (
     "; if they hold the texts under other names, say which: "
-    f"{_FLAG} OLD=instruction,OLD=output, or see: alpaca-rlhf data check {{path}}"
+    f"{_FLAG} {{names}}, or see: alpaca-rlhf data check {{path}}"
 )
+_NEW_NAMES = {
+    "instructions": "OLD=instruction,OLD=output",
+    "prompts": "OLD=instruction",
+    "rankings": "OLD=prompt,OLD=chosen,OLD=rejected",
+}
 
 
 def reading_of(inputs: Inputs, kind: RowKind, path: Path) -> Reading:
@@ -42,7 +47,7 @@ def reading_of(inputs: Inputs, kind: RowKind, path: Path) -> Reading:
         columns=column_names(inputs.columns, _FLAG),
         drop_broken=inputs.broken == "drop",
         way_out=_WAY_OUT.format(path=path),
-        foreign_columns=_FOREIGN_COLUMNS.format(path=path),
+        foreign_columns=_FOREIGN_COLUMNS.format(names=_NEW_NAMES[kind], path=path),
         account=FileAccount(str(path)),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
@@ -49,18 +50,28 @@ def refuse_long_prompts(
             if name.partition(".")[0] == "ppo"
             else ("--sampling.max-new-tokens", settings.sampling.max_new_tokens)
         )
-        most_chars = max_chars(base, base.context)
         for row in rows:
-            if chars_of(row) > most_chars:
-                length = f"{chars_of(row):,} characters"
-            elif (tokens := len(prompt_ids(base, settings.template, row))) + new_tokens > (
-                base.context
-            ):
-                length = f"{tokens} tokens"
-            else:
-                continue
+            length = len(prompt_ids(base, settings.template, row))
+            if length + new_tokens > base.context:
+                raise UserError(
+                    f"a prompt of the {name} split has {length} tokens, with {flag} {new_tokens} "
+                    f"more than the {base.context} of the base: {row.instruction[:60]!r}; "
+                    f"leave it out or lower {flag}"
+                )
+
+
+def refuse_huge_prompts(base: TextBase, path: Path, prompts: Sequence[Instruction]) -> None:
+    """Refuse prompts that are beyond the base's context whatever they say.
+
+    Their near-duplicates and their tokens would take minutes to find.
+
+    Raises:
+        UserError: There is one.
+    """
+    most_chars = max_chars(base, base.context)
+    for row in prompts:
+        if chars_of(row) > most_chars:
             raise UserError(
-                f"a prompt of the {name} split has {length}, with {flag} {new_tokens} "
-                f"more than the {base.context} tokens of the base: {row.instruction[:60]!r}; "
-                f"leave it out or lower {flag}"
+                f"{path}: a prompt has {chars_of(row):,} characters, and the base reads "
+                f"{base.context} tokens: {row.instruction[:60]!r}; leave it out"
             )

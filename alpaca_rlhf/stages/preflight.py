@@ -18,7 +18,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 from alpaca_rlhf.core.bases import is_local
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import nearest_folder
-from alpaca_rlhf.data import answered_prompts, check_disjoint
+from alpaca_rlhf.data import answered_prompts, check_disjoint, read_prompts
 from alpaca_rlhf.models.base import base_config, default_dtype
 from alpaca_rlhf.models.text_base import TextBase
 from alpaca_rlhf.planner import (
@@ -32,8 +32,8 @@ from alpaca_rlhf.planner import (
     shape_from_config,
 )
 from alpaca_rlhf.settings import Inputs, Loop
-from alpaca_rlhf.sources import Source, read_rows
-from alpaca_rlhf.stages.lengths import refuse_long_prompts, refuse_long_rows
+from alpaca_rlhf.sources import Source, read_rows, reading_of
+from alpaca_rlhf.stages.lengths import refuse_huge_prompts, refuse_long_prompts, refuse_long_rows
 
 logger = logging.getLogger(__name__)
 
@@ -178,6 +178,20 @@ def refuse_leaks(settings: Loop, source: Source) -> None:
         source.key,
         way_out=leak_way_out(settings.inputs),
     )
+
+
+def refuse_huge_prompts_of(settings: Loop, base: TextBase) -> None:
+    """Refuse prompts of the user's files that no base could read, before they are dealt.
+
+    Raises:
+        UserError: There is one, or a file cannot be read.
+    """
+    inputs = settings.inputs
+    names = ("prompts", "splits.rank", "splits.ppo", "splits.eval", "splits.dev")
+    paths = [path for name, path in inputs.files().items() if name in names]
+    for path in paths if inputs.prompts_from == "files" else []:
+        reading = reading_of(inputs, "prompts", path)
+        refuse_huge_prompts(base, path, read_prompts(path, reading))
 
 
 def refuse_too_long(settings: Loop, source: Source, base: TextBase) -> None:

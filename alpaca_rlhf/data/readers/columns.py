@@ -18,6 +18,8 @@ RowKind = Literal["instructions", "prompts", "rankings"]
 
 CONVERSATION = ("messages", "conversations")
 """Columns that hold a conversation: OpenAI's (`role`, `content`), ShareGPT's (`from`, `value`)."""
+_MESSAGES = (*CONVERSATION, "prompt", "completion", "chosen", "rejected")
+"""Columns that may hold messages."""
 INSTRUCTION = ("instruction", "prompt")
 INPUT = ("input", "context")
 OUTPUT = ("output", "completion", "response")
@@ -30,6 +32,11 @@ COMPARED = (("completion_a", "completion_b"), ("output_1", "output_2"))
 
 SYSTEM = ("system", "system_prompt", "system_message")
 """Columns that hold a system text."""
+
+LOSS_FLAGS = ("weight", "train", "trainable", "loss")
+"""Keys of a message that say if it carries loss: OpenAI's, Axolotl's two and ms-swift's."""
+_MESSAGE = {"from", "role", "value", "content"}
+"""Keys of a message that are read."""
 
 IGNORED = "-"
 """The new name of a column that is left out on purpose."""
@@ -89,7 +96,7 @@ def refuse_unsupported(row: Mapping[str, Any]) -> None:
         if _holds_something(row.get(name)):
             way_out = _WAY_OUT.format(column=name)
             raise BadRow(f"column `{name}` is not supported: text alone is learnt from; {way_out}")
-    for column in (*CONVERSATION, "prompt", "completion", "chosen", "rejected"):
+    for column in _MESSAGES:
         messages = row.get(column)
         for message in messages if isinstance(messages, list) else [messages]:
             if not isinstance(message, dict):
@@ -132,9 +139,21 @@ def system_column(row: Mapping[str, Any]) -> str:
 
 
 def unread_columns(row: Mapping[str, Any], kind: RowKind) -> list[str]:
-    """The columns of a row that hold something and are not read."""
+    """The columns of a row that hold something and are not read; `messages[].name` in messages."""
     read = _read(row, kind)
-    return [name for name, value in row.items() if name not in read and _is_there(value)]
+    unread = [name for name, value in row.items() if name not in read and _is_there(value)]
+    known = _MESSAGE if kind == "rankings" else {*_MESSAGE, *LOSS_FLAGS}
+    for column in (name for name in _MESSAGES if name in read):
+        messages = row[column] if isinstance(row.get(column), list) else []
+        keys = [
+            key
+            for message in messages
+            if isinstance(message, dict)
+            for key, value in message.items()
+            if key not in known and _is_there(value)
+        ]
+        unread += [f"{column}[].{key}" for key in dict.fromkeys(keys)]
+    return unread
 
 
 def _read(row: Mapping[str, Any], kind: RowKind) -> set[str]:

@@ -30,7 +30,7 @@ from alpaca_rlhf.data.readers.preference_shapes import (
     implicit_texts,
     whole_conversations,
 )
-from alpaca_rlhf.data.readers.problems import BadRow, listed, short
+from alpaca_rlhf.data.readers.problems import BadRow, NoColumn, listed, short
 from alpaca_rlhf.data.readers.reading import Reading
 from alpaca_rlhf.data.readers.rows import checked_text, collect
 
@@ -179,6 +179,8 @@ def _comparison(row: dict[str, Any], source: str) -> list[PreferencePair]:
     names = next(names for names in COMPARED if all(row.get(name) is not None for name in names))
     first, second = (checked_text(row[name], f"column `{name}`") for name in names)
     value = row.get("preference")
+    if value is None and "preference" in row:
+        raise BadRow("`preference` is empty: 1, 2, a, b or tie says which answer is the better one")
     # A column of whole numbers with gaps becomes floats in Parquet and CSV, hence the ".0".
     preference = "1" if value is None else str(value).strip().lower().removesuffix(".0")
     if preference not in (*_PREFERS_FIRST, *_PREFERS_SECOND, *_TIE):
@@ -220,9 +222,10 @@ def _hh_pair(chosen: str, rejected: str, source: str, row: dict[str, Any]) -> Pr
         if implicit is not None:
             turns, *texts = implicit
             return _make_pair(dialogue(turns, source=source, row=row), *texts)
-        raise BadRow(
+        raise NoColumn(
             "expected a column `prompt` or `conversations`, or in `chosen` and `rejected` two "
-            "dialogues of `Human:` and `Assistant:` turns with the same beginning"
+            "dialogues of `Human:` and `Assistant:` turns with the same beginning; columns here: "
+            f"{listed(list(row))}"
         )
     # 2. Everything after it is the answer, and must not hold a further turn.
     answers = [text[at + len(_HH_ANSWER) :].strip() for text in (chosen, rejected)]

@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from alpaca_rlhf.core.records import Instruction
-from alpaca_rlhf.data.readers.columns import CONVERSATION, system_column
+from alpaca_rlhf.data.readers.columns import CONVERSATION, LOSS_FLAGS, system_column
 from alpaca_rlhf.data.readers.problems import EmptyRow
 from alpaca_rlhf.data.readers.rows import BadRow, checked_text, text_column, type_name
 
@@ -24,9 +24,6 @@ _SPEAKERS = {
     "bot": "Assistant", "system": "System", "developer": "System",
 }  # fmt: skip
 _NAMES = {"Human": "user", "Assistant": "assistant", "System": "system"}
-
-_LOSS_FLAGS = ("weight", "train", "loss")
-"""Keys of a message that say if it carries loss: OpenAI's, Axolotl's and ms-swift's."""
 
 
 def read_message(value: object, label: str) -> Turn:
@@ -131,7 +128,7 @@ def masked_replies(row: Mapping[str, Any], turns: int) -> tuple[int, ...]:
 
 def _carries_loss(message: Mapping[str, Any], label: str) -> bool:
     """True unless a flag of the message says that it carries no loss."""
-    for name in _LOSS_FLAGS:
+    for name in LOSS_FLAGS:
         flag = message.get(name)
         if flag is None:
             continue
