@@ -305,7 +305,7 @@ def test_pairs_under_other_names_are_told_what_they_lack(tmp_path) -> None:
     file = write(
         tmp_path / "a.jsonl", *[{"question": "Hi?", "chosen": "Hello.", "rejected": "Go."}]
     )
-    inputs = Inputs(rankings=file, judge="human")
+    inputs = Inputs(data=file, rankings=file, judge="human")
     with pytest.raises(UserError) as refusal:
         read_pairs(file, reading_of(inputs, "rankings", file))
     assert "columns here: chosen, question, rejected" in str(refusal.value)
