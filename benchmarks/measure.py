@@ -394,7 +394,7 @@ def arguments(doc: str | None, *, repeats: int, quick: int) -> argparse.Namespac
     return given
 
 
-def need(package: str, version: str) -> None:
+def need(package: str, version: str, *, extra: str = "bench") -> None:
     """End with exit code 2 and one line if a library to compare with is not installed."""
     from importlib import metadata
 
@@ -406,7 +406,7 @@ def need(package: str, version: str) -> None:
         have = "is not installed" if found is None else f"is version {found}"
         sys.stderr.write(
             f"this comparison needs {package}=={version}, which {have}; "
-            "pip install -c constraints.txt -e '.[bench]'\n"
+            f"pip install -c constraints.txt -e '.[{extra}]'\n"
         )
         raise SystemExit(2)
 

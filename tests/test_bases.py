@@ -292,7 +292,10 @@ def family(tiny_folder, tmp_path_factory):
 
 @pytest.mark.parametrize("name", list(TAKEN))
 def test_a_family_that_is_taken_is_computed_as_transformers_does(family, name):
-    """Packed, sampled, and by the model's own forward: rows longer than the window, too."""
+    """Packed, sampled, and by the model's own forward: rows longer than the window, too.
+
+    The packed rows begin with the same prompt, which goes through the base once.
+    """
     from alpaca_rlhf.models.batches import Example, collate
     from alpaca_rlhf.models.rollout import sample
     from alpaca_rlhf.settings import Sampling
@@ -305,11 +308,12 @@ def test_a_family_that_is_taken_is_computed_as_transformers_does(family, name):
     plain = load_base(folder, dtype=torch.float32).model
     with torch.no_grad(), adapters.using("policy"):
         logits = adapters.logits(adapters.hidden(batch))
-        start = 0
-        for row in rows:
+        assert len(logits) == 3 + 37 + 3 + 20, "the prompt, which they share, once"
+        for number, row in enumerate(rows):
             expected = plain(input_ids=torch.tensor([row])).logits[0]
-            assert (logits[start : start + len(row)] - expected).abs().max() < 1e-3
-            start += len(row)
+            positions = torch.arange(len(row))
+            tokens = batch.packing.index(torch.full_like(positions, number), positions)
+            assert (logits[tokens] - expected).abs().max() < 1e-3
     # Greedy, two prompts of different length at once: what the model's own forward finds likeliest.
     sampling = Sampling(temperature=0.0, max_new_tokens=16, batch_size=4)
     for (completion,), row in zip(

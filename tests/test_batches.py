@@ -412,7 +412,8 @@ def test_earlier_replies_are_taught_too(tiny_base):
     )
     assert batch.ids[batch.completion_positions].tolist() == [40, 50, 2, 15, 2, 32, 42]
     part = batch.rows(1, 2)
-    assert part.ids[part.earlier].tolist() == [11, 2, 13, 2]
+    earlier = [token for token in part.loss_positions.tolist() if token < 8]
+    assert part.ids[earlier].tolist() == [11, 2, 13, 2]
     assert batch.rows(2, 3).earlier.tolist() == []
 
 
@@ -448,7 +449,7 @@ def as_rollout(base, examples):
 def same(a: Batch, b: Batch):
     for name in ("ids", "starts", "completion_ids", "completion_mask", "earlier"):
         assert torch.equal(getattr(a, name), getattr(b, name)), name
-    for name in ("offsets", "positions", "order"):
+    for name in ("offsets", "prefixes", "shifts", "positions", "before", "order"):
         assert torch.equal(getattr(a.packing, name), getattr(b.packing, name)), name
     for one, other in zip(a.packing.tables, b.packing.tables, strict=True):
         assert (one.rows, one.width) == (other.rows, other.width)

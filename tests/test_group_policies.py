@@ -12,7 +12,7 @@ from alpaca_rlhf.models.rollout import sample
 from alpaca_rlhf.models.scoring import score
 from alpaca_rlhf.settings import GRPO, RLOO, Sampling
 from alpaca_rlhf.training import loss_scale
-from alpaca_rlhf.training.group_policy import token_weights, train_in_groups
+from alpaca_rlhf.training.group_policy import minibatches, token_weights, train_in_groups
 from alpaca_rlhf.training.grpo import grpo_method
 from alpaca_rlhf.training.loop import Checkpoints
 from alpaca_rlhf.training.losses import group_advantages, leave_one_out_advantages
@@ -115,6 +115,20 @@ def test_scores_that_differ_by_rounding_alone_teach_nothing():
     scores = torch.tensor([0.7, 0.7 + 1e-7, 0.7, 0.7 - 1e-7, 0.7, 0.8, 0.7, 0.6])
     advantages = group_advantages(scores, 4, divide_by_std=True)
     assert advantages[:4].tolist() == [0, 0, 0, 0] and advantages[5] > 1
+
+
+@pytest.mark.parametrize("size", [3, 4, 6, 12])
+def test_the_completions_of_a_prompt_stay_together(size):
+    settings = GRPO(prompts=4, k=3, minibatch_size=size, epochs=3, micro_batch_size=1)
+    plan = minibatches(settings, seed=0)
+    rows = [row for minibatch in plan for row in minibatch]
+    assert [len(minibatch) for minibatch in plan] == [size] * (36 // size)
+    epochs = [tuple(rows[start : start + 12]) for start in (0, 12, 24)]
+    assert len(set(epochs)) > 1, "another order in every epoch"
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(12))
+        assert all(epoch[i : i + 3] == tuple(range(epoch[i], epoch[i] + 3)) for i in (0, 3, 6, 9))
+    assert minibatches(settings, seed=0) == plan != minibatches(settings, seed=1)
 
 
 def test_token_weights_by_hand():

@@ -27,6 +27,7 @@ from alpaca_rlhf.planner import (
     shape_from_config,
     shape_of,
 )
+from alpaca_rlhf.planner.passes import Rows
 from alpaca_rlhf.planner.tape import Tape
 from alpaca_rlhf.settings import PPO, Inputs, Loop, Lora, Sampling, Value
 from tests import forked
@@ -200,6 +201,15 @@ def test_stages_that_files_take_the_place_of_are_not_planned(tmp_path):
     inputs = Inputs(data=tmp_path / "d", prompts=tmp_path / "p", judge="human")
     plan = PeakMemory(shape_of("llama-2-7b"), CUDA, replace(Loop(), inputs=inputs))
     assert "generate" not in plan.all() and "sample" in plan.all()
+
+
+def test_prompts_of_a_micro_batch_are_counted_where_it_has_most():
+    for k in range(1, 7):
+        for count in range(1, 10):
+            parts = [range(start, start + count) for start in range(0, 60 * count, count)]
+            most = max(len({row // k for row in part}) for part in parts)
+            rows = Rows(count, prompt=5, completion=7, k=k)
+            assert (rows.prompts, rows.repeated) == (most, 5 * (count - most)), (k, count)
 
 
 # --- against measurement --------------------------------------------------------------------------

@@ -145,21 +145,21 @@ def test_each_ranking_weighs_one_whatever_its_k(tiny, tmp_path, gradients):
     assert ((one + other) / 2 - both).norm() <= 1e-5 * both.norm()
 
 
-def test_a_ranking_takes_k_forwards_not_one_a_pair(tiny, tmp_path):
+def test_a_ranking_takes_its_prompt_and_k_completions_once_not_once_a_pair(tiny, tmp_path):
     adapters = tiny("reward")
     data = groups(8, k=5)
     assert sum(len(g.pairs) for g in data) > 8 * 5
-    rows = []
+    seen = []
     embedding = adapters.base.model.get_input_embeddings()
 
     def count(module, args, out):
-        if torch.is_grad_enabled():
-            rows.append(int((args[0] == 1).sum()))  # each sequence begins with bos
+        if torch.is_grad_enabled():  # each prompt begins with bos, each completion ends with eos
+            seen.append(tuple(int((args[0] == token).sum()) for token in (1, 2)))
 
     hook = embedding.register_forward_hook(count)
     train(adapters, tmp_path, data, groups(2, seed=2))
     hook.remove()
-    assert rows == [10, 10, 10, 10]
+    assert seen == [(2, 10)] * 4
 
 
 def test_two_completions_are_bradley_terry(tiny, tmp_path):

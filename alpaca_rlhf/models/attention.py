@@ -8,6 +8,11 @@ and GPU, on torch's own scaled-dot-product attention, and needs neither flash-at
 mask. There is no attention dropout, whatever the base's configuration says: it would add noise to
 PPO's ratio and to the reward model's scores.
 
+Sequences that begin with the same prompt can hold its tokens once. Its queries, keys and values are
+then gathered into the row of each, where the causal order is all that a completion needs to attend
+to its prompt and to itself; their gradients add up on the way back. Repeating the prompt in the
+kernel costs little: every linear layer has seen it once.
+
 Registered with transformers under `NAME`. Without a packing, as in the decode loop or in the base's
 own forward, it is transformers' own `sdpa`, masks and all.
 """
@@ -16,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,7 +41,8 @@ class Table:
     """Sequences of similar length as rows, padded on the right to the longest."""
 
     tokens: Tensor
-    """(n,) int64, positions of their tokens among the packed ones."""
+    """(n,) int64, positions of their tokens among the packed ones. Those of a shared prompt come
+    once for each row that begins with it."""
     cells: Tensor
     """(n,) int64, flat index of each token in a table of `rows` rows and `width` columns."""
     rows: int
@@ -62,50 +68,91 @@ class Packing:
     """Positions of B sequences among N packed tokens."""
 
     offsets: Tensor
-    """(B,) int64, index of each sequence's first token."""
+    """(B,) int64, index of each sequence's first token; the same for those that share a prompt."""
+    prefixes: Tensor
+    """(B,) int64, leading tokens that each shares with the sequence before it."""
+    shifts: Tensor
+    """(B,) int64, index less position of each sequence's tokens after those that it shares."""
     positions: Tensor
     """(N,) int64, position of each token in its sequence, from 0."""
+    before: Tensor
+    """(N,) int64, index of the token before each in its sequence, whose state predicts it; the
+    index of a first token itself."""
     tables: tuple[Table, ...]
     """All sequences, those of similar length together."""
     order: Tensor
     """(N,) int64, index of each packed token in the tables' tokens, one table after the other."""
 
     @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device) -> Packing:
-        """Packing of sequences of these lengths, one after the other."""
-        sizes = torch.tensor(list(lengths), dtype=torch.int64)
-        offsets = sizes.cumsum(0) - sizes
-        positions = torch.arange(int(sizes.sum())) - offsets.repeat_interleave(sizes)
-        # 1. Group the sequences by similar length.
+    def of(
+        cls, lengths: Sequence[int], device: torch.device, prefixes: Sequence[int] | None = None
+    ) -> Packing:
+        """Packing of sequences of these lengths, one after the other.
+
+        Args:
+            lengths: Tokens of each sequence.
+            device: Device of the packing.
+            prefixes: Leading tokens that each shares with the sequence before it, 0 for none, which
+                are packed once. Of sequences in a row that share any, all share the same.
+        """
+        # 1. Packed tokens of each sequence: those shared are where the first of its group has them.
+        shared = [0] * len(lengths) if prefixes is None else list(prefixes)
+        offsets: list[int] = []
+        tails: list[int] = []
+        packed_tokens = 0
+        for length, prefix in zip(lengths, shared, strict=True):
+            offsets.append(offsets[-1] if prefix else packed_tokens)
+            tails.append(packed_tokens)
+            packed_tokens += length - prefix
+        positions = torch.cat(
+            [torch.arange(prefix, length) for length, prefix in zip(lengths, shared, strict=True)]
+        )
+        before = (torch.arange(packed_tokens) - 1).clamp_min(0)
+        for tail, prefix, offset, length in zip(tails, shared, offsets, lengths, strict=True):
+            if length > prefix:
+                before[tail] = offset + max(0, prefix - 1)
+        # 2. Group the sequences by similar length, and lay each group out as a table.
         rows_by_class: dict[int, list[int]] = {}
         for row, length in enumerate(lengths):
             rows_by_class.setdefault(_size_class(length), []).append(row)
-        # 2. Lay each group out as a table.
-        tables = []
-        for rows in rows_by_class.values():
-            row_sizes, width = sizes[rows], int(sizes[rows].max())
-            columns = torch.cat([torch.arange(n) for n in row_sizes.tolist()])
-            tables.append(
-                Table(
-                    offsets[rows].repeat_interleave(row_sizes) + columns,
-                    (torch.arange(len(rows)) * width).repeat_interleave(row_sizes) + columns,
-                    len(rows),
-                    width,
-                )
-            )
-        # 3. The way back from the tables to the packed order.
-        order = torch.cat([table.tokens for table in tables]).argsort()
-        return cls(offsets, positions, tuple(tables), order).to(device)
+        of_sequences = [torch.tensor(numbers) for numbers in (offsets, shared, tails)]
+        of_sequences[2] -= of_sequences[1]
+        packed = cls(
+            of_sequences[0], of_sequences[1], of_sequences[2], positions, before, (), positions
+        )
+        tables = tuple(
+            packed._table(rows, [lengths[row] for row in rows]) for rows in rows_by_class.values()
+        )
+        # 3. The way back from the tables to the packed order: the first place of each token.
+        tokens, order = torch.cat([table.tokens for table in tables]).sort(stable=True)
+        is_first = torch.cat([torch.tensor([True]), tokens[1:] != tokens[:-1]])
+        return replace(packed, tables=tables, order=order[is_first]).to(device)
+
+    def _table(self, rows: list[int], lengths: list[int]) -> Table:
+        """Lay out some rows as a table."""
+        width = max(lengths)
+        columns = torch.cat([torch.arange(n) for n in lengths])
+        sizes = torch.tensor(lengths)
+        cells = (torch.arange(len(rows)) * width).repeat_interleave(sizes) + columns
+        row_of_token = torch.tensor(rows).repeat_interleave(sizes)
+        return Table(self.index(row_of_token, columns), cells, len(rows), width)
+
+    def index(self, rows: Tensor | slice, positions: Tensor) -> Tensor:
+        """(n,) int64, packed tokens at positions of sequences."""
+        is_shared = positions < self.prefixes[rows]
+        return torch.where(is_shared, self.offsets[rows], self.shifts[rows]) + positions
 
     def to(self, device: torch.device) -> Packing:
         """Copy to a device."""
         tables = tuple(
-            Table(table.tokens.to(device), table.cells.to(device), table.rows, table.width)
+            replace(table, tokens=table.tokens.to(device), cells=table.cells.to(device))
             for table in self.tables
         )
-        return Packing(
-            self.offsets.to(device), self.positions.to(device), tables, self.order.to(device)
-        )
+        # Few copies: each makes a GPU wait.
+        of_sequences = torch.stack([self.offsets, self.prefixes, self.shifts]).to(device)
+        offsets, prefixes, shifts = of_sequences.unbind()
+        positions, before = torch.stack([self.positions, self.before]).to(device).unbind()
+        return Packing(offsets, prefixes, shifts, positions, before, tables, self.order.to(device))
 
     def __len__(self) -> int:
         return len(self.offsets)

@@ -1,17 +1,19 @@
 """Text to tensors: the only module that packs, pads and masks.
 
-For training and scoring, the sequences of a batch lie end to end, without padding. Only the decode
-loop pads, on the left. Masks are carried along, never inferred from ids.
+For training and scoring, the sequences of a batch lie end to end, without padding; of neighbours
+with the same prompt only the first has its tokens. Only the decode loop pads, on the left. Masks
+are carried along, never inferred from ids.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import chain, groupby, pairwise
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from alpaca_rlhf.core.prompts import Segment
 from alpaca_rlhf.core.records import Instruction, Rollout
@@ -33,6 +35,7 @@ __all__ = [
     "Example",
     "answer",
     "by_length",
+    "by_prompt",
     "chars_of",
     "collate",
     "decode",
@@ -41,6 +44,7 @@ __all__ = [
     "left_pad",
     "max_chars",
     "prompt_ids",
+    "prompt_runs",
     "segments",
     "text_ids",
 ]
@@ -73,10 +77,15 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """B sequences end to end, N tokens in all, and the positions of their M completion tokens."""
+    """B sequences end to end, N tokens in all, and the positions of their M completion tokens.
+
+    Completions in a row that have the same prompt share its tokens, so they go through the base
+    once. Nothing else depends on it: each sequence attends to its whole prompt.
+    """
 
     ids: Tensor
-    """(N,) int64, prompt and completion of each sequence, one sequence after the other."""
+    """(N,) int64, prompt and completion of each sequence, one sequence after the other; a prompt
+    that the sequence before it has too is left out."""
     packing: Packing
     """Position of each sequence in `ids`."""
     starts: Tensor
@@ -86,7 +95,7 @@ class Batch:
     completion_mask: Tensor
     """(B, C) bool, True on completion tokens."""
     earlier: Tensor
-    """(E,) int64, positions in `ids` of the tokens of earlier replies."""
+    """(E, 2) int64, sequence and position in it of each token of earlier replies."""
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -99,18 +108,27 @@ class Batch:
     @property
     def last_positions(self) -> Tensor:
         """(B,) int64, position in `ids` of each last token: the prompt's if nothing follows it."""
-        return self.packing.offsets + self.lengths - 1
+        return self.packing.index(slice(None), self.lengths - 1)
 
     @property
     def completion_positions(self) -> Tensor:
         """(M,) int64, positions in `ids` of the completion tokens, row by row."""
         rows, columns = self.completion_mask.nonzero(as_tuple=True)
-        return self.packing.offsets[rows] + self.starts[rows] + columns
+        return (self.packing.shifts + self.starts)[rows] + columns
 
     @property
     def loss_positions(self) -> Tensor:
         """(M + E,) int64, positions in `ids` of the tokens that carry loss in SFT."""
-        return torch.cat([self.completion_positions, self.earlier])
+        rows, positions = self.earlier.T
+        earlier = self.packing.offsets[rows] + positions  # in the prompt, shared or not
+        return torch.cat([self.completion_positions, earlier])
+
+    def before(self, positions: Tensor) -> Tensor:
+        """(n,) int64, positions in `ids` of the token before each, whose state predicts it.
+
+        Before the first token of a completion it is the prompt's last, shared or not.
+        """
+        return self.packing.before[positions]
 
     def spread(self, flat: Tensor) -> Tensor:
         """Lay out (M,) values of the completion tokens as (B, C), 0 where masked."""
@@ -119,16 +137,21 @@ class Batch:
 
     def rows(self, start: int, end: int) -> Batch:
         """Sequences from `start` to before `end`; C stays."""
-        lengths = self.lengths[start:end]
-        first, size = int(self.packing.offsets[start]), int(lengths.sum())
-        inside = (self.earlier >= first) & (self.earlier < first + size)
+        packing = self.packing
+        numbers = (packing.offsets, packing.prefixes, packing.shifts, self.lengths)
+        offsets, prefixes, shifts, lengths = torch.stack(numbers)[:, start:end].tolist()
+        ids = self.ids[shifts[0] + prefixes[0] : shifts[-1] + lengths[-1]]
+        if prefixes[0]:  # the prompt of the first sequence stands before its neighbours
+            ids = torch.cat([self.ids[offsets[0] : offsets[0] + prefixes[0]], ids])
+        earlier = self.earlier[(self.earlier[:, 0] >= start) & (self.earlier[:, 0] < end)]
+        earlier[:, 0] -= start
         return Batch(
-            self.ids[first : first + size],
-            Packing.of(lengths.tolist(), self.ids.device),
+            ids,
+            Packing.of(lengths, self.ids.device, [0, *prefixes[1:]]),
             self.starts[start:end],
             self.completion_ids[start:end],
             self.completion_mask[start:end],
-            self.earlier[inside] - first,
+            earlier,
         )
 
 
@@ -204,8 +227,16 @@ def answer(base: Base, template: str, ids: Sequence[int]) -> str:
 
 
 def collate(base: Base, examples: Sequence[Example], *, columns: int = 1) -> Batch:
-    """Pack examples into one batch on the base's device; C is at least `columns`."""
-    packing = Packing.of([len(example) for example in examples], torch.device("cpu"))
+    """Pack examples into one batch on the base's device; C is at least `columns`.
+
+    Neighbours with the same prompt share it.
+    """
+    prefixes = [0] + [
+        len(here.prompt) if here.prompt == before.prompt else 0
+        for before, here in pairwise(examples)
+    ]
+    lengths = [len(example) for example in examples]
+    packing = Packing.of(lengths, torch.device("cpu"), prefixes)
     columns = max(columns, max(len(example.completion) for example in examples))
     completion_ids = torch.full((len(examples), columns), base.pad_id)
     mask = torch.zeros((len(examples), columns), dtype=torch.bool)
@@ -213,21 +244,23 @@ def collate(base: Base, examples: Sequence[Example], *, columns: int = 1) -> Bat
         completion_ids[i, : len(completion)] = torch.tensor(completion, dtype=torch.int64)
         mask[i, : len(completion)] = True
     earlier = [
-        offset + position
-        for example, offset in zip(examples, packing.offsets.tolist(), strict=True)
+        (row, position)
+        for row, example in enumerate(examples)
         for start, end in example.earlier
         for position in range(start, end)
     ]
     device = base.device
+    ids = chain.from_iterable(
+        (example.prompt + example.completion)[prefix:]
+        for example, prefix in zip(examples, prefixes, strict=True)
+    )
     return Batch(
-        torch.tensor([i for example in examples for i in example.prompt + example.completion]).to(
-            device
-        ),
+        torch.tensor(list(ids)).to(device),
         packing.to(device),
         torch.tensor([len(example.prompt) for example in examples]).to(device),
         completion_ids.to(device),
         mask.to(device),
-        torch.tensor(earlier, dtype=torch.int64).to(device),
+        torch.tensor(earlier, dtype=torch.int64).view(-1, 2).to(device),
     )
 
 
@@ -243,17 +276,53 @@ def left_pad(base: Base, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tens
 
 
 def from_rollout(rollout: Rollout) -> Batch:
-    """Pack the sequences of a rollout, without their padding."""
-    ids = torch.cat([rollout.prompt_ids, rollout.completion_ids], 1)
-    mask = torch.cat([rollout.prompt_mask, rollout.completion_mask], 1)
+    """Pack the sequences of a rollout, without their padding; neighbours share a prompt."""
+    prompts, prompt_mask = rollout.prompt_ids, rollout.prompt_mask
+    starts = prompt_mask.sum(1)
+    # 1. Rows whose prompt is that of the row before.
+    marked = prompts.masked_fill(~prompt_mask, -1)
+    is_same = pad((marked[1:] == marked[:-1]).all(1), (1, 0))
+    # 2. The ids of every row, without those shared.
+    ids = torch.cat([prompts, rollout.completion_ids], 1)
+    mask = torch.cat([prompt_mask & ~is_same[:, None], rollout.completion_mask], 1)
+    lengths, prefixes = torch.stack(
+        [starts + rollout.completion_mask.sum(1), starts * is_same]
+    ).tolist()
     return Batch(
         ids[mask],
-        Packing.of(mask.sum(1).tolist(), ids.device),
-        rollout.prompt_mask.sum(1),
+        Packing.of(lengths, ids.device, prefixes),
+        starts,
         rollout.completion_ids,
         rollout.completion_mask,
-        ids.new_empty(0),
+        ids.new_empty(0, 2),
     )
+
+
+def prompt_runs(examples: Sequence[Example]) -> list[list[Example]]:
+    """Examples in runs of neighbours that have the same prompt, which a batch computes once."""
+    return [list(run) for _, run in groupby(examples, key=lambda example: example.prompt)]
+
+
+def by_prompt(examples: Sequence[Example], size: int) -> list[list[int]]:
+    """Indices in batches of at most `size`: the completions of a prompt together, long ones first.
+
+    Only a prompt with more completions than a batch holds is in several. With one completion a
+    prompt it is `by_length`.
+    """
+    # 1. Completions of each prompt, the longest first.
+    indices_by_prompt: dict[tuple[int, ...], list[int]] = {}
+    for index in by_length([len(example) for example in examples], 1):
+        indices_by_prompt.setdefault(examples[index[0]].prompt, []).extend(index)
+    # 2. Prompts in the order of their longest completion, into batches.
+    batches: list[list[int]] = []
+    for indices in indices_by_prompt.values():
+        for start in range(0, len(indices), size):
+            part = indices[start : start + size]
+            if batches and len(batches[-1]) + len(part) <= size:
+                batches[-1] += part
+            else:
+                batches.append(part)
+    return batches
 
 
 def by_length(lengths: Sequence[int], size: int) -> list[list[int]]:

@@ -35,7 +35,8 @@ def token_stats(
     With a value head, also the values it reads from the same hidden states.
     """
     positions = batch.completion_positions
-    hidden = adapters.hidden(batch)[positions - 1]  # the state before a token predicts it
+    # The state before a token predicts it.
+    hidden = adapters.hidden(batch)[batch.before(positions)]
     logprobs, entropy = adapters.target_logprobs(
         hidden, batch.ids[positions], temperature=temperature, entropy=True
     )
@@ -47,7 +48,7 @@ def token_stats(
 def token_logprobs(adapters: Adapters, batch: Batch, *, temperature: float = 1.0) -> Tensor:
     """(B, C) float32 log-probabilities of the completion tokens; 0 where masked."""
     positions = batch.completion_positions
-    hidden = adapters.hidden(batch)[positions - 1]
+    hidden = adapters.hidden(batch)[batch.before(positions)]
     logprobs = adapters.target_logprobs(hidden, batch.ids[positions], temperature=temperature)
     return batch.spread(logprobs.logprobs)
 
@@ -61,7 +62,7 @@ def token_logprobs_and_values(
     own gradient is always whole.
     """
     positions = batch.completion_positions
-    hidden = adapters.hidden(batch)[positions - 1]
+    hidden = adapters.hidden(batch)[batch.before(positions)]
     logprobs, _ = adapters.target_logprobs(hidden, batch.ids[positions], temperature=temperature)
     detached = hidden.detach()
     values = head(detached + share * (hidden - detached) if share else detached)
@@ -71,8 +72,8 @@ def token_logprobs_and_values(
 def loss_logprobs(adapters: Adapters, batch: Batch) -> Tensor:
     """(M + E,) float32 log-probabilities of all tokens that carry loss in SFT."""
     positions = batch.loss_positions
-    hidden = adapters.hidden(batch)
-    return adapters.target_logprobs(hidden[positions - 1], batch.ids[positions]).logprobs
+    hidden = adapters.hidden(batch)[batch.before(positions)]
+    return adapters.target_logprobs(hidden, batch.ids[positions]).logprobs
 
 
 def token_values(adapters: Adapters, head: ScalarHead, batch: Batch) -> Tensor:
@@ -82,7 +83,7 @@ def token_values(adapters: Adapters, head: ScalarHead, batch: Batch) -> Tensor:
 
 def value_states(adapters: Adapters, batch: Batch) -> Tensor:
     """(M, H) hidden states before each completion token, from which a head reads the values."""
-    return adapters.hidden(batch)[batch.completion_positions - 1]
+    return adapters.hidden(batch)[batch.before(batch.completion_positions)]
 
 
 def completion_scores(adapters: Adapters, head: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:

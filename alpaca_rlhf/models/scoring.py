@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from alpaca_rlhf.models.adapters import Adapters
-from alpaca_rlhf.models.batches import Batch, Example, by_length, collate
+from alpaca_rlhf.models.batches import Batch, Example, by_prompt, collate
 from alpaca_rlhf.models.forward import completion_scores, token_logprobs, token_stats, token_values
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.oom_retry import halve_on_oom
@@ -31,7 +31,7 @@ def score(
         return completion_scores(adapters, head, batch).float().cpu()
 
     with adapters.using(role), adapters.decoding():
-        batches = by_length([len(example) for example in examples], batch_size)
+        batches = by_prompt(examples, batch_size)
         lower = "the length of the completions"
         for indices, batch_scores in halve_on_oom(batches, score_batch, lower=lower):
             if batch_scores.ndim > scores.ndim:
@@ -66,7 +66,7 @@ def completion_token_logprobs(
         return token_logprobs(adapters, batch, temperature=temperature).float().cpu()
 
     with adapters.using(role), adapters.dequantized():
-        batches = by_length([len(example) for example in examples], batch_size)
+        batches = by_prompt(examples, batch_size)
         lower = "the length of the completions"
         for indices, of_batch in halve_on_oom(batches, batch_logprobs, lower=lower):
             for index, of_completion in zip(indices, of_batch, strict=True):

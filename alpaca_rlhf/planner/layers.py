@@ -60,6 +60,8 @@ class Layers:
         accumulates: Gradients of an earlier micro-batch exist.
         decoding: The layers have been made ready by `models/dense.py`.
         dense: They then have a 16-bit copy.
+        repeated: Tokens of prompts that rows share, beyond the first time; they are in the
+            attention's tables alone.
     """
 
     tape: Tape
@@ -72,6 +74,7 @@ class Layers:
     accumulates: bool = True
     decoding: bool = False
     dense: bool = False
+    repeated: int = 0
     saved: list[tuple[Block | None, ...]] = field(default_factory=list)
     """Tensors that the backward needs; it pops them from the end."""
     gradients: list[Block] = field(default_factory=list)
@@ -81,12 +84,16 @@ class Layers:
 
     @property
     def tokens(self) -> int:
-        """N, the tokens of all rows."""
-        return self.rows * self.length
+        """N, the tokens of all rows, those of a shared prompt once."""
+        return self.rows * self.length - self.repeated
 
     def values(self, width: int, size: int | None = None) -> Block:
         """Allocate (N, width) at `size` bytes a number, by default the compute dtype's."""
         return self.tape.new(self.tokens * width * (size or self.device.width))
+
+    def _table(self, width: int, size: int) -> Block:
+        """Allocate (rows, length, width), which has the tokens of a shared prompt in every row."""
+        return self.tape.new(self.rows * self.length * width * size)
 
     def _cast(self, weights: int) -> Block | None:
         """Allocate autocast's 16-bit copy of adapter weights."""
@@ -180,8 +187,8 @@ class Layers:
     def _spread(self, width: int, saves: bool) -> Block:
         """Allocate packed tokens as rows of a table; the gathered ones are saved."""
         size = self.device.attention
-        empty, gathered = self.values(width, size), self.values(width, size)
-        table = self.values(width, size)
+        empty, gathered = self._table(width, size), self._table(width, size)
+        table = self._table(width, size)
         if saves:
             self.saved.append((gathered,))
         del empty, gathered
@@ -207,14 +214,14 @@ class Layers:
             exact.append(self.values(s.keys, size))
         tables = [self._spread(width, saves) for width in (s.queries, s.keys, s.keys)]
         # 3. The attention kernel; its softmax sums are in fp32.
-        out = self.values(s.queries, size)
-        sums = self.values(s.heads, 4)
+        out = self._table(s.queries, size)
+        sums = self._table(s.heads, 4)
         if saves:
             self.saved.append((*tables, out, sums))
         del sums
         # 4. Pack the rows again, and project.
-        collected = self.values(s.queries, size)
-        joined = self.values(s.queries, size)
+        collected = self._table(s.queries, size)
+        joined = self._table(s.queries, size)
         ordered = self.values(s.queries, size)
         back = ordered if size == self.device.width else self.values(s.queries)
         del q, k, v, exact, tables, out, collected, joined, ordered
@@ -352,24 +359,24 @@ class Layers:
         through = self.linear_back(g, s.queries, s.hidden, None)
         if size != self.device.width:
             through = self.values(s.queries, size)
-        empty = self.values(s.queries, size)
-        packed = self.values(s.queries, size)
+        empty = self._table(s.queries, size)
+        packed = self._table(s.queries, size)
         del through, empty
-        empty = self.values(s.queries, size)
-        table = self.values(s.queries, size)
+        empty = self._table(s.queries, size)
+        table = self._table(s.queries, size)
         del packed, empty
         # 2. The kernel's backward.
         scratch = None
         if self.device.kind == "cuda":  # dq in fp32; dk and dv of every query head
             grouped = 2 * self.device.width if s.kv_heads != s.heads else 0
-            scratch = self.values(s.queries, 4 + grouped)
-        tables = [self.values(w, size) for w in (s.keys, s.keys, s.queries)]
+            scratch = self._table(s.queries, 4 + grouped)
+        tables = [self._table(w, size) for w in (s.keys, s.keys, s.queries)]
         self.saved.pop()
         del table, scratch
         # 3. Gradients of query, key and value, gathered from their tables.
         packed_grads = []
         for width in (s.keys, s.keys, s.queries):
-            gathered = self.values(width, size)
+            gathered = self._table(width, size)
             tables.pop(0)
             self.saved.pop()
             empty = self.values(width, size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from alpaca_rlhf.core.sizes import LOGITS_PER_CHUNK
@@ -22,11 +23,25 @@ class Rows:
     """Tokens of each prompt."""
     completion: int
     """Tokens of each completion."""
+    k: int = 1
+    """Completions of each prompt, which lie side by side and share its tokens."""
 
     @property
     def length(self) -> int:
         """Tokens of a sequence."""
         return self.prompt + self.completion
+
+    @property
+    def prompts(self) -> int:
+        """Most prompts of `count` neighbours, where all rows are cut into parts of that size."""
+        # The part that begins latest in its first prompt has the fewest completions of it.
+        latest = self.k - math.gcd(self.count, self.k)
+        return -(-(latest + self.count) // self.k)
+
+    @property
+    def repeated(self) -> int:
+        """Tokens of prompts that are not packed again."""
+        return (self.count - self.prompts) * self.prompt
 
 
 @dataclass(frozen=True)
@@ -57,12 +72,15 @@ class Pass:
             accumulates=accumulates,
             decoding=decoding,
             dense=dense,
+            repeated=rows.repeated,
         )
 
     def _ids(self, rows: Rows) -> Block:
         """Allocate ids, positions, places in the tables, and the completions with their mask."""
-        tokens = rows.count * rows.length
-        return self.tape.new(8 * 6 * tokens + 9 * rows.count * rows.completion, IDS)
+        table_tokens = rows.count * rows.length
+        tokens = table_tokens - rows.repeated
+        size = 8 * (4 * tokens + 2 * table_tokens) + 9 * rows.count * rows.completion
+        return self.tape.new(size, IDS)
 
     def _positions(self, net: Layers) -> list[Block]:
         """Allocate the cosines and sines of the rotary positions."""

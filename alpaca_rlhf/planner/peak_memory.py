@@ -161,7 +161,7 @@ class PeakMemory:
         """Yield the phases of training on K scored completions a ranking, and of scoring."""
         settings, k = self.settings.reward, self.settings.rank.k
         micro = min(settings.micro_batch_size, settings.rankings_per_step())
-        rows = self._ranked(micro * k, settings.max_length)
+        rows = self._ranked(micro, settings.max_length)
         update = _Update(rows, 0, settings.optimizer, settings.rankings_per_step() * k)
         # 1. Training, with the SFT adapter still loaded.
         residents = self._trained_by("reward", update, 2)
@@ -207,7 +207,9 @@ class PeakMemory:
         yield self._sampling("best_of_k", settings.k, self._trained_adapters)
         # 2. Score them with the reward model.
         if self.settings.reward.source == "rankings":
-            rows = Rows(sampling.batch_size, self.lengths.prompt, sampling.max_new_tokens)
+            rows = Rows(
+                sampling.batch_size, self.lengths.prompt, sampling.max_new_tokens, settings.k
+            )
             yield self._scoring(
                 _Residents("best_of_k", "--sampling.batch-size", self._trained_adapters), rows
             )
@@ -223,7 +225,7 @@ class PeakMemory:
         """Yield the phases of the reference's log-probabilities, and of training on rankings."""
         settings, k = self.settings.dpo, self.settings.rank.k
         micro = min(settings.micro_batch_size, settings.rankings_per_step())
-        rows = self._ranked(micro * k, settings.max_length)
+        rows = self._ranked(micro, settings.max_length)
         batch = settings.rankings_per_step() * k
         update = _Update(rows, rows.completion, settings.optimizer, batch)
         residents = self._trained_by("dpo", update, self._trained_adapters)
@@ -247,7 +249,7 @@ class PeakMemory:
     def _in_groups(self, stage: str, settings: GroupPolicy) -> Iterator[Phase]:
         """Phases of a policy that learns from groups of completions, without a value function."""
         micro = min(settings.micro_batch_size, settings.minibatch_size)
-        rows = Rows(micro, self.lengths.prompt, settings.max_new_tokens)
+        rows = Rows(micro, self.lengths.prompt, settings.max_new_tokens, settings.k)
         update = _Update(rows, rows.completion, settings.optimizer, settings.minibatch_size)
         residents = self._trained_by(stage, update, self._trained_adapters)
         # 1. Rollout: sample K completions of each prompt from the policy.
@@ -289,14 +291,14 @@ class PeakMemory:
         answer = Decode(1, 1, longest, new_tokens, padded=False)
         yield self._decoding(_Residents("chat", "--max-new-tokens", 1), "an answer", answer)
 
-    def _ranked(self, count: int, max_length: int) -> Rows:
-        """Completions of rankings at their longest."""
+    def _ranked(self, rankings: int, max_length: int) -> Rows:
+        """K completions of each ranking at their longest."""
         length = min(max_length, self.shape.context)
         if self.settings.inputs.rankings is None:  # completions come from the sample stage
             longest = self.lengths.prompt + self.settings.sampling.max_new_tokens
             length = min(length, longest)
         prompt = min(self.lengths.prompt, length // 2)
-        return Rows(count, prompt, length - prompt)
+        return Rows(rankings * self.settings.rank.k, prompt, length - prompt)
 
     # --- phases -----------------------------------------------------------------------------------
 

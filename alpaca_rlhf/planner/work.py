@@ -67,6 +67,28 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Row:
+    """A typical sequence."""
+
+    prompt: float
+    """Tokens of the prompt."""
+    completion: float
+    """Tokens of the completion."""
+    k: int = 1
+    """Completions that share the prompt, which goes through the layers once for all of them."""
+
+    @property
+    def length(self) -> float:
+        """Tokens that the attention sees."""
+        return self.prompt + self.completion
+
+    @property
+    def packed(self) -> float:
+        """Its share of the tokens that go through the layers."""
+        return self.prompt / self.k + self.completion
+
+
+@dataclass(frozen=True)
 class StageWork:
     """Work of a loop's stages.
 
@@ -113,35 +135,35 @@ class StageWork:
                 generate.max_new_tokens,
                 generate.batch_size,
             ),
-            "sft": self._trained(self.rows * settings.sft.epochs, row, row),
+            "sft": self._trained(self.rows * settings.sft.epochs, Row(0, row), row),
             "sample": self._sampled(rankings, prompt, new, batch, k) * rounds,
             "reward": (
-                self._trained(rankings * settings.reward.epochs, prompt + new, 0)
+                self._trained(rankings * settings.reward.epochs, Row(prompt, new, k), 0)
                 * (reward_models + second)
-                + self._read(2 * rankings, prompt + new, 0) * (2 if second else 1)
+                + self._read(2 * rankings, Row(prompt, new, k), 0) * (2 if second else 1)
             )
             * rounds,
             "ppo": self._ppo(prompt) * (2 if settings.ppo.control else 1) * rounds,
             "best_of_k": (
                 self._sampled(candidates, prompt, new, batch, best_of_k.k)
-                + self._read(0 if by_judge else candidates, prompt + new, 0)
-                + self._trained(winners, prompt + new, new) * fine_tunings
+                + self._read(0 if by_judge else candidates, Row(prompt, new, best_of_k.k), 0)
+                + self._trained(winners, Row(prompt, new), new) * fine_tunings
             )
             * rounds,
             "dpo": (
-                self._read(rankings, prompt + new, new)
-                + self._trained(rankings * settings.dpo.epochs, prompt + new, new)
+                self._read(rankings, Row(prompt, new, k), new)
+                + self._trained(rankings * settings.dpo.epochs, Row(prompt, new, k), new)
             )
             * rounds,
             "grpo": self._in_groups(settings.grpo, prompt) * rounds,
             "rloo": self._in_groups(settings.rloo, prompt) * rounds,
             "evaluate": (
                 self._sampled(compared, prompt, new, batch)
-                + self._read(compared, prompt + new, new)
+                + self._read(compared, Row(prompt, new), new)
             )
             * policies
             + self._sampled(resampled, prompt, new, batch, best_of_k.k)
-            + self._read(reranked * rounds, prompt + new, 0),
+            + self._read(reranked * rounds, Row(prompt, new, best_of_k.k), 0),
         }
 
     def _ppo(self, prompt: float) -> Work:
@@ -151,13 +173,13 @@ class StageWork:
         separate = settings.value.trunk == "separate"
         work = self._sampled(count, prompt, new, rows)
         # policy and reference read every completion; a reward adapter reads a score
-        work += self._read(count * 2, prompt + new, new)
+        work += self._read(count * 2, Row(prompt, new), new)
         if self.settings.reward.source == "rankings":
-            work += self._read(count, prompt + new, 0)
-        work += self._trained(count * settings.epochs, prompt + new, new)
+            work += self._read(count, Row(prompt, new), 0)
+        work += self._trained(count * settings.epochs, Row(prompt, new), new)
         if separate:
-            work += self._read(count, prompt + new, 0)
-            work += self._trained(count * settings.epochs, prompt + new, 0)
+            work += self._read(count, Row(prompt, new), 0)
+            work += self._trained(count * settings.epochs, Row(prompt, new), 0)
         return work + self._looks(settings, prompt)
 
     def _looks(self, settings: PPO | GroupPolicy, prompt: float) -> Work:
@@ -168,20 +190,23 @@ class StageWork:
         looks = 1 + math.ceil(settings.updates / watch.every)
         count, new = looks * watch.prompts, settings.max_new_tokens * TYPICAL
         rows = min(self.settings.sampling.batch_size, watch.prompts)
-        work = self._sampled(count, prompt, new, rows) + self._read(count * 2, prompt + new, new)
+        work = self._sampled(count, prompt, new, rows) + self._read(
+            count * 2, Row(prompt, new), new
+        )
         if self.settings.reward.source == "rankings":
             reward_models = 2 if self.settings.second_reward else 1
-            work += self._read(count * reward_models, prompt + new, 0)
+            work += self._read(count * reward_models, Row(prompt, new), 0)
         return work
 
     def _in_groups(self, settings: GroupPolicy, prompt: float) -> Work:
         new, count = settings.max_new_tokens * TYPICAL, settings.updates * settings.completions
         rows = min(self.settings.sampling.batch_size, settings.completions)
+        row = Row(prompt, new, min(settings.k, settings.micro_batch_size))
         work = self._sampled(count, prompt, new, rows, settings.k)
-        work += self._read(count * 2, prompt + new, new)  # policy and reference
+        work += self._read(count * 2, row, new)  # policy and reference
         if self.settings.reward.source == "rankings":
-            work += self._read(count, prompt + new, 0)
-        work += self._trained(count * settings.epochs, prompt + new, new)
+            work += self._read(count, row, 0)
+        work += self._trained(count * settings.epochs, row, new)
         return work + self._looks(settings, prompt)
 
     @property
@@ -197,27 +222,27 @@ class StageWork:
         # Two products of 2 T^2 operations a channel, halved by the causal mask.
         return self.shape.layers * 2 * self.shape.queries * length * length
 
-    def _read(self, rows: float, length: float, loss_tokens: float) -> Work:
+    def _read(self, rows: float, row: Row, loss_tokens: float) -> Work:
         """Forward passes alone, with logits of `loss_tokens` tokens a row."""
-        weights = 2 * (self._base + self._lora) * length
+        weights = 2 * (self._base + self._lora) * row.packed
         head = 2 * self.shape.hidden * self.shape.vocabulary * loss_tokens
-        return Work(flops=rows * (weights + self._attention(length) + head))
+        return Work(flops=rows * (weights + self._attention(row.length) + head))
 
-    def _trained(self, rows: float, length: float, loss_tokens: float) -> Work:
+    def _trained(self, rows: float, row: Row, loss_tokens: float) -> Work:
         """Forward and backward passes, without gradients of the frozen base's weights."""
-        forward = self._read(rows, length, loss_tokens).flops
+        forward = self._read(rows, row, loss_tokens).flops
         # All weights pass gradients on; only the adapter's also have gradients of their own.
         backward = rows * (
-            (2 * self._base + 4 * self._lora) * length
-            + 2 * self._attention(length)
+            (2 * self._base + 4 * self._lora) * row.packed
+            + 2 * self._attention(row.length)
             + 2 * self.shape.hidden * self.shape.vocabulary * loss_tokens
         )
-        recomputed = self._read(rows, length, 0).flops if self.checkpointing else 0.0
-        return Work(flops=forward + backward + recomputed, tokens=rows * length)
+        recomputed = self._read(rows, row, 0).flops if self.checkpointing else 0.0
+        return Work(flops=forward + backward + recomputed, tokens=rows * row.length)
 
     def _sampled(self, rows: float, prompt: float, new: float, batch: int, k: int = 1) -> Work:
         """Sampling: each prompt is read once for its K completions, then a step for each token."""
-        reading = self._read(rows / k, prompt, 0)
+        reading = self._read(rows / k, Row(prompt, 0), 0)
         batches = rows / max(1, batch)
         steps = batches * new / TYPICAL  # a batch continues until its longest row ends
         dense = 2 * self._base <= self.settings.sampling.dense_gib * 2**30

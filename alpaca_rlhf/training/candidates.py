@@ -116,11 +116,14 @@ def rescore(
     adapters: Adapters, reward_head: ScalarHead, pool: Sequence[Candidates], *, batch_size: int
 ) -> list[Candidates]:
     """The same completions, scored with the current reward adapter."""
-    examples = [example for candidates in pool for example in candidates.examples]
-    local_examples = processes.share(examples)
-    local_scores = score(adapters, "reward", reward_head, local_examples, batch_size=batch_size)
-    scores = iter(processes.gather(local_scores.tolist()))
+    local_pool = processes.share(pool)
+    examples = [example for candidates in local_pool for example in candidates.examples]
+    scores = score(adapters, "reward", reward_head, examples, batch_size=batch_size)
+    sizes = [len(candidates.completions) for candidates in local_pool]
+    scores_of_pool = processes.gather(
+        [tuple(part.tolist()) for part in scores.split_with_sizes(sizes)]
+    )
     return [
-        replace(candidates, scores=tuple(next(scores) for _ in candidates.completions))
-        for candidates in pool
+        replace(candidates, scores=scores_of_prompt)
+        for candidates, scores_of_prompt in zip(pool, scores_of_pool, strict=True)
     ]

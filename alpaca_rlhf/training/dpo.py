@@ -1,8 +1,9 @@
 """DPO: the policy learns the order of each ranking itself, without a reward model or sampling.
 
 The reward is implicit: beta times the log-ratio of policy and frozen SFT adapter. As in the reward
-model, one ranking is one element of a batch: K forwards, all its pairs, weight one. The SFT
-adapter's log-probabilities never change, so the caller computes them once (`reference_logprobs`).
+model, one ranking is one element of a batch: its prompt and K completions once, all its pairs,
+weight one. The SFT adapter's log-probabilities never change, so the caller computes them once
+(`reference_logprobs`).
 
 Sources: arXiv 2305.18290; arXiv 2310.12036 for the loss `ipo`.
 """
@@ -50,7 +51,7 @@ class ReferencedGroup:
 
     @property
     def tokens(self) -> int:
-        """Tokens of its K forwards."""
+        """Tokens of its K completions, each with the prompt."""
         return sum(len(example) for example in self.group.examples)
 
     @property
@@ -304,14 +305,14 @@ def _logprobs(
     adapters: Adapters, role: str, groups: Sequence[Group], micro: MicroBatch
 ) -> list[tuple[float, ...]]:
     """Log-probabilities of each group's completions, sums over tokens; processes share the work."""
-    examples = [example for group in groups for example in group.examples]
-    local_examples = processes.share(examples)
+    local_groups = processes.share(groups)
+    examples = [example for group in local_groups for example in group.examples]
     most = max((len(group.examples) for group in groups), default=1)
-    local = micro.run(
-        lambda size: completion_logprobs(adapters, role, local_examples, batch_size=size * most)
+    logprobs = micro.run(
+        lambda size: completion_logprobs(adapters, role, examples, batch_size=size * most)
     )
-    logprobs = iter(processes.gather(local.tolist()))
-    return [tuple(next(logprobs) for _ in group.examples) for group in groups]
+    sizes = [len(group.examples) for group in local_groups]
+    return processes.gather([tuple(part.tolist()) for part in logprobs.split_with_sizes(sizes)])
 
 
 def _readable(adapters: Adapters, row: ReferencedGroup) -> dict[str, object]:

@@ -2,7 +2,8 @@
 
 The completions of a prompt are each other's baseline. `grpo` and `rloo` say how a score becomes an
 advantage and where the KL to the frozen SFT adapter stands; sampling, scoring and the clipped
-surrogate are those of PPO.
+surrogate are those of PPO. A prompt goes through the base once for those of its completions that
+are in memory together, so the completions of a prompt stay together in a minibatch.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -225,11 +227,11 @@ def _improve(update: GroupUpdate, *, seed: int) -> dict[str, float]:
     mask = rollout.completion_mask
     tokens, losses, norms, sums = 0, [], [], {"clip_fraction": 0.0, "approx_kl": 0.0}
     step: dict[str, float] = {}
-    for minibatch in batches(len(rollout), settings.minibatch_size, settings.epochs, seed):
+    for minibatch in minibatches(settings, seed):
         # 1. Weights of the minibatch's tokens, and this process's share of its rows.
         rows = torch.tensor(minibatch, dtype=torch.int64, device=mask.device)
         weights = token_weights(mask[rows], settings.mean, longest=settings.max_new_tokens)
-        places = torch.tensor(processes.share(range(len(minibatch))), dtype=torch.int64)
+        places = torch.tensor(_share_of_prompts(minibatch, settings.k), dtype=torch.int64)
 
         # 2. The gradient, again where memory runs out or a float16 gradient overflows.
         backward = partial(_backward, update, advantages, MinibatchRows(rows, weights, places))
@@ -253,6 +255,26 @@ def _improve(update: GroupUpdate, *, seed: int) -> dict[str, float]:
         "policy_steps": len(losses),
         "lr": step["lr"],
     }
+
+
+def minibatches(settings: GroupPolicy, seed: int) -> list[list[int]]:
+    """Rows of every optimiser step of an update; each epoch is a fresh permutation of the prompts.
+
+    The K rows of a prompt are neighbours, so at most the first and last prompt of a minibatch have
+    rows in another one.
+    """
+    k, size = settings.k, settings.minibatch_size
+    plan: list[list[int]] = []
+    for order in batches(settings.prompts, settings.prompts, settings.epochs, seed):
+        rows = [prompt * k + sample for prompt in order for sample in range(k)]
+        plan += [rows[start : start + size] for start in range(0, len(rows), size)]
+    return plan
+
+
+def _share_of_prompts(minibatch: Sequence[int], k: int) -> list[int]:
+    """Places in a minibatch of the rows that this process takes: those of every n-th prompt."""
+    runs = [list(run) for _, run in groupby(range(len(minibatch)), lambda i: minibatch[i] // k)]
+    return [place for run in processes.share(runs) for place in run]
 
 
 class MinibatchRows(NamedTuple):

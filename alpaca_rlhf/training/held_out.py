@@ -82,9 +82,14 @@ def evaluate_reward(
     """Score rankings that the reward model was not trained on."""
     # 1. Scores of all completions, and of each criterion; every process scores its share.
     examples = [example for group in groups for example in group.examples]
-    local_examples = processes.share(examples)
+    local_groups = processes.share(groups)
+    local_examples = [example for group in local_groups for example in group.examples]
     local_scores = score_completions(adapters, role, head.all_scores, local_examples, micro)
-    all_scores = torch.tensor(processes.gather(local_scores.tolist()))
+    scores_of_groups = local_scores.split_with_sizes(
+        [len(group.examples) for group in local_groups]
+    )
+    gathered = processes.gather([scores.tolist() for scores in scores_of_groups])
+    all_scores = torch.tensor([row for rows in gathered for row in rows])
     # 2. Score gaps of all pairs, overall and by criterion.
     names = head.criteria if isinstance(head, CriteriaHead) else ()
     pairs: list[HeldOutPair] = []

@@ -1,7 +1,7 @@
 """The reward adapter and its scalar head, trained on all pairs of each ranking.
 
-One ranking is one element of a batch: K forwards, all its pairs, weight one (InstructGPT,
-arXiv 2203.02155 section 3.5).
+One ranking is one element of a batch: its prompt and K completions once, all its pairs, weight one
+(InstructGPT, arXiv 2203.02155 section 3.5).
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.models import scoring
 from alpaca_rlhf.models.adapters import Adapters
-from alpaca_rlhf.models.batches import Batch, Example, collate
+from alpaca_rlhf.models.batches import Batch, Example, collate, prompt_runs
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.oom_retry import MicroBatch
 from alpaca_rlhf.models.rollout import SampledCompletion, sample
@@ -129,11 +130,11 @@ def sample_from_policy(
 
 
 class RolloutBatch:
-    """Completions of a rollout, packed; each process evaluates its share of the rows.
+    """Completions of a rollout, packed; each process evaluates its share of the prompts.
 
     Args:
         adapters: Adapters on the base.
-        prompts: B prompts.
+        prompts: B prompts, those of the completions of one prompt side by side.
         completions: One of each.
         micro: Rows in memory at once.
         temperature: Temperature that they were sampled at.
@@ -155,7 +156,8 @@ class RolloutBatch:
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
         self.packed = collate(base, self.examples)
-        self._local_examples = processes.share(self.examples)
+        self._local_runs = processes.share(prompt_runs(self.examples))
+        self._local_examples = list(chain.from_iterable(self._local_runs))
         columns = self.packed.completion_mask.shape[1]
         self._local = (
             collate(base, self._local_examples, columns=columns)
@@ -169,7 +171,9 @@ class RolloutBatch:
         tensors = (
             self.micro.run(lambda size: evaluate(self._local, size)) if self._local_examples else []
         )
-        rows = processes.gather(list(zip(*(tensor.cpu() for tensor in tensors), strict=True)))
+        local_rows = iter(list(zip(*(tensor.cpu() for tensor in tensors), strict=True)))
+        runs = processes.gather([list(islice(local_rows, len(run))) for run in self._local_runs])
+        rows = list(chain.from_iterable(runs))
         device = self.adapters.base.device
         return [torch.stack(column).to(device) for column in zip(*rows, strict=True)]
 
