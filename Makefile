@@ -26,7 +26,7 @@ quickstart: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	@ALPACA_RLHF_TRL_WHEEL=$$(ls $(VENV)/wheels/trl-*.whl 2>/dev/null) \
 		$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
-		--reruns 1 --only-rerun "TimeoutError: (Locator|Page)" $(ARGS)
+		--reruns 2 --only-rerun "TimeoutError: (Locator|Page)" $(ARGS)
 
 smoke: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest -q $(SMOKE:%=tests/test_%.py) $(ARGS)

@@ -4,6 +4,7 @@
     python recipes/smollm2_135m_cpu.py --quick     a first look, in about twenty minutes
     python recipes/smollm2_135m_cpu.py             the experiment, in about an hour and a half
     python recipes/smollm2_135m_cpu.py --dry-run   the plan, and every stage on a tiny random model
+    python recipes/smollm2_135m_cpu.py --policies ppo best-of-k dpo rloo    two policies more
 
 The judge checks what prompts ask for ("in two sentences", "no commas"); the kit brings the prompts.
 Flags change any number; `--inputs.judge human` and files of your own let you rank instead.
@@ -15,7 +16,9 @@ from pathlib import Path
 
 from alpaca_rlhf.cli.main import recipe
 from alpaca_rlhf.settings import (
+    DPO,
     PPO,
+    RLOO,
     SFT,
     BestOfK,
     Evaluate,
@@ -68,6 +71,18 @@ EXPERIMENT = Loop(
         value=Value(lr=5e-3, warmup=1),
     ),
     best_of_k=BestOfK(k=4, prompts=240, keep=0.5, lr=3e-4, epochs=2),
+    dpo=DPO(lr=1e-4, batch_size=8, max_length=256),
+    # As many completions as PPO's, in groups whose other scores are the baseline. An answer that
+    # does not stop has the lowest score of all, so without a limit it would rule its group.
+    rloo=RLOO(
+        updates=12,
+        prompts=20,
+        k=4,
+        minibatch_size=40,
+        lr=2e-4,
+        clip_score=2.0,
+        max_new_tokens=ANSWER_TOKENS,
+    ),
     evaluate=Evaluate(prompts=200, watts=65.0),
 )
 
@@ -78,6 +93,7 @@ QUICK = replace(
     rank=replace(EXPERIMENT.rank, prompts=100),
     ppo=replace(EXPERIMENT.ppo, updates=6, batch_size=40, minibatch_size=20),
     best_of_k=replace(EXPERIMENT.best_of_k, prompts=60),
+    rloo=replace(EXPERIMENT.rloo, updates=6, prompts=10, minibatch_size=20),
     evaluate=replace(EXPERIMENT.evaluate, prompts=50),
 )
 """A fifth of it: enough to see every stage at work, too little for tight intervals."""

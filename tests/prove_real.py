@@ -31,9 +31,13 @@ PARTS = {
     "reward": "reward",
     "ppo": "ppo",
     "best-of-k": "best_of_k",
+    "dpo": "dpo",
+    "rloo": "rloo",
     "reward-2": "reward.2",
     "ppo-2": "ppo.2",
     "best-of-k-2": "best_of_k.2",
+    "dpo-2": "dpo.2",
+    "rloo-2": "rloo.2",
     "evaluate": None,
 }
 """Each part and the last step that it runs; None runs to the report."""
@@ -57,6 +61,7 @@ def settings_of(seed: int, folder: Path, rounds: int = 1) -> Loop:
         seed=seed,
         out=folder / name_of(seed, rounds),
         rounds=rounds,
+        policies=("ppo", "best-of-k", "dpo", "rloo"),
         reward=replace(EXPERIMENT.reward, control=seed == SHUFFLED_SEED),
         ppo=replace(EXPERIMENT.ppo, control=seed == SHUFFLED_SEED),
         best_of_k=replace(EXPERIMENT.best_of_k, control=True),

@@ -26,6 +26,8 @@ def test_a_proof_of_two_rounds_is_a_run_of_its_own(tmp_path):
         "reward",
         "ppo",
         "best-of-k",
+        "dpo",
+        "rloo",
         "evaluate",
     ]
     assert len(prove_real.missing_parts(two, 2)) == len(prove_real.PARTS)
@@ -47,7 +49,7 @@ def test_the_summary_says_what_is_missing_and_makes_nothing_up(tmp_path, monkeyp
     )
     prove_real.write(1, out)
     line = prove_real.summary().splitlines()[1]
-    assert line == "seed 1: missing reward, ppo, best-of-k, evaluate"
+    assert line == "seed 1: missing reward, ppo, best-of-k, dpo, rloo, evaluate"
     policies = {
         "sft": {"gold_score": 0.5},
         "ppo": {"gold_score": 0.6, "paired_gain_ci95": [0.02, 0.18]},
