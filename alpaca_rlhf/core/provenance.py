@@ -6,7 +6,6 @@ import hashlib
 import os
 import platform
 import re
-import resource
 import subprocess
 import sys
 import time
@@ -21,6 +20,9 @@ import psutil
 
 from alpaca_rlhf import __version__
 from alpaca_rlhf.core.errors import UserError
+
+if sys.platform != "win32":
+    import resource
 
 LIBRARIES = (
     "torch",
@@ -129,6 +131,8 @@ def _peak_bytes() -> int:
         peak = None
     if peak:
         return int(peak[1]) * 1024
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
     # ru_maxrss is in kilobytes on Linux and in bytes on macOS.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
         1 if sys.platform == "darwin" else 1024

@@ -1,0 +1,75 @@
+"""The three calls of a card's day: rehearsed on a CPU, and refused where there is no card."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.gpu import card, checks, ppo, sft
+
+CALLS = {"checks": checks, "sft": sft, "ppo": ppo}
+no_card = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card here")
+
+
+@no_card
+@pytest.mark.parametrize("name", CALLS)
+def test_without_a_card_one_line_and_code_2(name: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as ended:
+        CALLS[name].main([])
+    assert ended.value.code == 2
+    assert capsys.readouterr() == (
+        "",
+        "error: no CUDA card is seen here; --rehearse goes without one\n",
+    )
+
+
+@no_card
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("sft", ["matmul", "llama-2-7b, ours, kept", "llama-3.1-8b, ours, recomputed"]),
+        ("ppo", ["load", "decode, 2 rows", "PPO, detached value", "PPO, separate value"]),
+    ],
+)
+def test_a_rehearsal_measures_every_part(name: str, parts: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    assert CALLS[name].main(["--rehearse", "--json", str(out), "--scratch", str(tmp_path)]) == 0
+    result = json.loads(out.read_text())
+    rows = {row["name"]: row for row in result["rows"]}
+    assert not [row for row in rows.values() if "failed" in row]
+    assert result["rehearsed"] and rows.keys() >= set(parts)
+    for part in parts[1:]:
+        assert rows[part]["seconds"] > 0, rows[part]
+
+
+def test_the_checks_run_their_commands(tmp_path: Path, monkeypatch: Any) -> None:
+    """The commands themselves have tests of their own; a failure is kept, and the code is 1."""
+    ran: list[list[str]] = []
+
+    def run(command: list[str], **options: Any) -> Any:
+        ran.append(command[1:])
+        assert 0 < options["timeout"] <= card.CALL_SECONDS
+        return SimpleNamespace(returncode=int("doctor" in command), stdout="said\n")
+
+    spy = SimpleNamespace(run=run, PIPE=subprocess.PIPE, STDOUT=subprocess.STDOUT)
+    monkeypatch.setattr(checks, "subprocess", spy)
+    out = tmp_path / "out.json"
+    assert checks.main(["--rehearse", "--json", str(out)]) == 1
+    assert [command[-1] for command in ran] == ["tests/gpu", "doctor", "--dry-run"]
+    rows = {row["name"]: row for row in json.loads(out.read_text())["rows"]}
+    assert rows["doctor"]["failed"] == "RuntimeError: exit code 1: said\n"
+    assert rows["plan"]["last_lines"] == ["said"]
+
+
+def test_a_part_without_time_is_left_out() -> None:
+    call = card.Call("gpu_sft", rehearsed=True, out=None)
+    call.began -= card.CALL_SECONDS - 30
+    call.part("long", 60, lambda: pytest.fail("it has no time"))
+    assert call.parts == [{"name": "long", "left_out": "30 s were left, and it may take 60"}]
+    assert call.code() == 0
