@@ -1,6 +1,7 @@
 """Sampling: what it must equal, what it must not depend on, and how often each token comes."""
 
 import math
+from contextlib import contextmanager
 from itertools import chain
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.models import rollout, scoring
 from alpaca_rlhf.models.batches import Example, collate, left_pad
+from alpaca_rlhf.models.decode_graph import captured
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.rollout import sample
 from alpaca_rlhf.models.scoring import logprobs, score
@@ -179,6 +181,52 @@ def test_how_often_the_tokens_are_read_changes_none(adapters):
         looks.append(len(steps))
     assert drawn[0] == drawn[1] == drawn[2] and len(drawn[0]) == 15
     assert looks == sorted(looks, reverse=True) and looks[2] * 3 < looks[0]
+
+
+@pytest.mark.parametrize("sampled", [{"temperature": 0}, {"temperature": 1.0}, {"top_p": 0.9}])
+def test_steps_in_place_draw_the_same_tokens(adapters, monkeypatch, sampled):
+    """Row by row in fp32: joining, ending, and a cache that grows to its third block.
+
+    They are what a card repeats as a CUDA graph; here each repetition is the step itself.
+    """
+    prompts = [*PROMPTS, tuple(range(1, 62)), tuple(range(40, 90))]
+    given = {"prompts": prompts, "keys": [str(i) for i in range(7)], "k": 2, "batch_size": 6}
+    given |= {"max_new_tokens": 90, **sampled}
+    with_stops(adapters, frozenset({2, *range(100, 104)}))
+    expected = draw(adapters, **given)
+    repeated, rooms = [], []
+
+    def captured(step, device):
+        repeated.append(device)
+        return step
+
+    room = rollout.BlockCache.room.fget
+    note = property(lambda cache: rooms.append(room(cache)) or rooms[-1])
+    monkeypatch.setattr(rollout.BlockCache, "room", note)
+    monkeypatch.setattr(rollout, "steps_in_place", lambda device: True)
+    monkeypatch.setattr(rollout, "captured", captured)
+    assert draw(adapters, **given) == expected
+    assert len({len(one.ids) for row in expected for one in row}) >= 3, "rows end at several places"
+    assert len(set(rooms)) >= 3 and len(rooms) > 3 * len(repeated) > 0
+
+
+def test_without_a_card_a_captured_step_is_the_step():
+    assert captured(print, torch.device("cpu")) is print
+
+
+def test_a_card_that_cannot_capture_takes_the_step_itself(monkeypatch, caplog):
+    @contextmanager
+    def graph(_):
+        yield
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    step = [].clear
+    assert captured(step, torch.device("cuda")) is step
+    assert caplog.messages == [
+        "decoding goes on without a CUDA graph: operation not permitted when stream is capturing"
+    ]
 
 
 def test_progress_is_told(adapters):

@@ -276,7 +276,8 @@ class Adapters:
 
         Args:
             ids: (B, T) int64 new tokens.
-            mask: (B, past + T) bool, False where padded on the left.
+            mask: (B, past + T) bool, False where padded on the left; or (B, 1, T, C) bool over
+                all C columns of a cache that is written in place.
             positions: (B, T) int64 position of each new token in its row.
             cache: Keys and values of the past tokens; extended in place.
 
@@ -285,7 +286,7 @@ class Adapters:
         """
         return self._forward(
             input_ids=ids,
-            attention_mask=mask.long(),
+            attention_mask=mask if mask.ndim == 4 else mask.long(),
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,

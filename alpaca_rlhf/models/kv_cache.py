@@ -19,7 +19,8 @@ BLOCK = 64
 class _BlockLayer(DynamicLayer):
     """Keys and values of one layer that attends to all columns.
 
-    `keys` and `values` are the filled columns of two larger tensors.
+    `keys` and `values` are the filled columns of two larger tensors. While `place` is set, an
+    update writes one token into that column of them, in place, and returns the larger tensors.
 
     Args:
         limit: Columns at most; no room is made beyond them.
@@ -29,18 +30,31 @@ class _BlockLayer(DynamicLayer):
         super().__init__()  # type: ignore[no-untyped-call]
         self.limit = limit
         self.rooms: list[Tensor] = []
+        self.place: Tensor | None = None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Write (B, heads, T, D) keys and values of new tokens; return those of all tokens."""
+        if self.place is not None:
+            for room, new in zip(self.rooms, (key_states, value_states), strict=True):
+                room.index_copy_(2, self.place, new)
+            return self.rooms[0], self.rooms[1]
         past = self.get_seq_length()
         width = past + key_states.shape[2]
-        for i, new in enumerate((key_states, value_states)):
-            if width > self.rooms[i].shape[2]:
-                self.rooms[i] = _stacked([self.rooms[i][:, :, :past]], past, self.room(width))
-            self.rooms[i][:, :, past:width] = new
+        self.reserve(width)
+        for room, new in zip(self.rooms, (key_states, value_states), strict=True):
+            room[:, :, past:width] = new
         return self.show(width)
+
+    def reserve(self, width: int) -> bool:
+        """Make room for `width` columns; returns True if the tensors are others now."""
+        past = self.get_seq_length()
+        if width <= self.rooms[0].shape[2]:
+            return False
+        for i, room in enumerate(self.rooms):
+            self.rooms[i] = _stacked([room[:, :, :past]], past, self.room(width))
+        return True
 
     def show(self, width: int) -> tuple[Tensor, Tensor]:
         """Let `keys` and `values` be the first `width` columns; return them."""
@@ -66,6 +80,37 @@ class BlockCache(DynamicCache):
         self.layers = [
             _BlockLayer(limit) if type(layer) is DynamicLayer else layer for layer in self.layers
         ]
+
+    @property
+    def in_place(self) -> bool:
+        """True if every layer can be written in place: none has a sliding window."""
+        return all(isinstance(layer, _BlockLayer) for layer in self.layers)
+
+    def reserve(self, width: int) -> bool:
+        """Make room for `width` columns in every layer; True if the tensors are others now.
+
+        Columns that are not filled hold numbers, and are for a mask to hide.
+        """
+        layers: list[Any] = self.layers
+        return any([layer.reserve(width) for layer in layers])
+
+    @property
+    def room(self) -> int:
+        """Columns for which there is room."""
+        layers: list[Any] = self.layers
+        return int(layers[0].rooms[0].shape[2])
+
+    def write_at(self, place: Tensor | None) -> None:
+        """Write the next tokens at the column in (1,) int64 `place`; None ends that."""
+        layers: list[Any] = self.layers
+        for layer in layers:
+            layer.place = place
+
+    def show(self, width: int) -> None:
+        """Let `width` columns be those that are filled."""
+        layers: list[Any] = self.layers
+        for layer in layers:
+            layer.show(width)
 
     def rearrange(
         self, kept: Tensor, width: int, arrivals: DynamicCache | None, copies: int
@@ -109,14 +154,16 @@ def _stacked(parts: list[Tensor], width: int, room: int) -> Tensor:
     """Put rows of several (rows, heads, columns, D) tensors under each other.
 
     Returns:
-        (all rows, heads, room, D), where every part ends at column `width`, with zeros before it.
+        (all rows, heads, room, D), where every part ends at column `width`, with zeros around it.
     """
     _, heads, _, size = parts[0].shape
     stacked = parts[0].new_empty(sum(len(part) for part in parts), heads, room, size)
     row = 0
     for part in parts:
         rows, first = stacked[row : row + len(part)], width - part.shape[2]
-        rows[:, :, :first] = 0  # masked, but nothing may be NaN there
+        # Masked, but nothing may be NaN there.
+        rows[:, :, :first] = 0
+        rows[:, :, width:] = 0
         rows[:, :, first:width] = part
         row += len(part)
     return stacked

@@ -20,6 +20,7 @@ from transformers import DynamicCache
 
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import left_pad
+from alpaca_rlhf.models.decode_graph import captured
 from alpaca_rlhf.models.kv_cache import BlockCache
 from alpaca_rlhf.models.oom_retry import shrink_on_oom
 from alpaca_rlhf.settings import Sampling
@@ -165,6 +166,11 @@ def _noise(
     )
 
 
+def steps_in_place(device: torch.device) -> bool:
+    """True if a step works in place, so that it can be captured as a CUDA graph."""
+    return device.type == "cuda"
+
+
 class _Row:
     """One completion in the batch, as the host knows it."""
 
@@ -193,6 +199,12 @@ class _Batch:
         self._positions = torch.zeros(0, dtype=torch.int64, device=device)
         self._n_drawn = torch.zeros(0, dtype=torch.int64, device=device)
         self._noise = torch.zeros(0, sampling.max_new_tokens, dtype=torch.float64, device=device)
+        self._in_place = steps_in_place(device) and self._cache.in_place
+        self._place = torch.zeros(1, dtype=torch.int64, device=device)
+        self._column = torch.zeros(1, dtype=torch.int64, device=device)
+        self._drawn = torch.zeros(0, READ_EVERY, dtype=torch.int64, device=device)
+        self._is_warm = False
+        self._repeat: Callable[[], None] | None = None
 
     def rearrange(
         self, prompts: Sequence[Sequence[int]], rows: list[_Row], k: int, noise: Tensor
@@ -236,9 +248,57 @@ class _Batch:
             self._cache.rearrange(kept_rows, width, arrivals, k)
         for row in rows:
             row.n_drawn = 1
-        return token_ids[len(kept) :, None].tolist()
+        self._is_warm, self._repeat = False, None
+        # A look at a tensor waits for the device, however small it is.
+        return token_ids[len(kept) :, None].tolist() if rows else []
 
-    def step(self) -> Tensor:
+    def steps(self, count: int) -> list[list[int]]:
+        """Take at most `READ_EVERY` steps, then look: `count` new tokens of each row."""
+        for row in self.rows:
+            row.n_drawn += count
+        if not self._in_place:
+            return torch.stack([self._step() for _ in range(count)], 1).tolist()
+        # 1. Where the next token is written, and the first of the drawn.
+        width = self._cache.get_seq_length()
+        if len(self._drawn) != len(self.rows):
+            self._drawn = self._drawn.new_zeros(len(self.rows), READ_EVERY)
+        self._place.fill_(width)
+        self._column.zero_()
+        self._cache.write_at(self._place)
+        try:
+            # 2. The steps; the first on new tensors is a plain one, and the others repeat it.
+            for _ in range(count):
+                if self._cache.reserve(width + 1):
+                    self._is_warm, self._repeat = False, None
+                if not self._is_warm:
+                    self._step_in_place()
+                    self._is_warm = True
+                else:
+                    if self._repeat is None:
+                        self._repeat = captured(self._step_in_place, self._place.device)
+                    self._repeat()
+                width += 1
+                self._cache.show(width)
+        finally:
+            self._cache.write_at(None)
+        # 3. The look.
+        return self._drawn[:, :count].tolist()
+
+    def _step_in_place(self) -> None:
+        """Take a step with tensors whose shapes and addresses stay; the host knows none of them."""
+        columns = torch.arange(self._cache.room, device=self._place.device)
+        first = self._place - self._positions[:, None]
+        mask = (columns <= self._place) & (columns >= first)
+        hidden = self._adapters.decode(
+            self._token_ids[:, None], mask[:, None, None], self._positions[:, None], self._cache
+        )[:, -1]
+        uniform = self._noise.gather(1, self._n_drawn[:, None])[:, 0]
+        self._token_ids.copy_(self._draw(hidden, uniform))
+        self._drawn.index_copy_(1, self._column, self._token_ids[:, None])
+        for counter in (self._positions, self._n_drawn, self._place, self._column):
+            counter += 1
+
+    def _step(self) -> Tensor:
         """Read each row's newest token and draw the next; (B,) int64 ids, on the device."""
         width = self._cache.get_seq_length() + 1
         columns = torch.arange(width, device=self._positions.device)
@@ -250,8 +310,6 @@ class _Batch:
         self._token_ids = self._draw(hidden, uniform)
         self._positions = self._positions + 1
         self._n_drawn = self._n_drawn + 1
-        for row in self.rows:
-            row.n_drawn += 1
         return self._token_ids
 
     def _draw(self, hidden: Tensor, uniform: Tensor) -> Tensor:
@@ -313,9 +371,8 @@ def _decode_steps(
                 continue
         # 2. Some steps without a look at what was drawn, until a row is as long as it may be.
         steps = min(read_every, length - max(row.n_drawn for row in batch.rows))
-        token_ids = torch.stack([batch.step() for _ in range(steps)], 1)
         # 3. Read the tokens.
-        yield read(batch.rows, token_ids.tolist())
+        yield read(batch.rows, batch.steps(steps))
 
 
 def _pick(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 import torch
 
 from alpaca_rlhf.models import base as base_module
-from alpaca_rlhf.models import scoring
+from alpaca_rlhf.models import rollout, scoring
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import load_base
 from alpaca_rlhf.models.heads import ScalarHead
@@ -206,7 +206,9 @@ def simulate(name: str, folder: Path) -> dict[str, dict[str, Any]]:
     checkpoints = [write_hollow(folder / str(s.layers), s) for s in (shape, small)]
     # The fingerprint reads parts of every weight: here gigabytes of nothing.
     unread = mock.patch.object(base_module, "fingerprint_of", lambda *args: "simulated")
-    with simulated_gpu() as gpu, unread:
+    # There is nothing to capture: each step is launched, and its kernels counted.
+    plain = mock.patch.object(rollout, "captured", lambda step, device: step)
+    with simulated_gpu() as gpu, unread, plain:
         counting = Counting(gpu)
         _refuses_mixtures(gpu)
         # 1. The whole base.
