@@ -86,6 +86,9 @@ OWN_ROWS = "fine-tune the sft adapter on your rows"
 ADOPTION = "take the sft adapter that is given"
 """The intent of the stage `sft` where an adapter is given."""
 
+UNTRAINED = "take the base as it is, since no rows are given"
+"""The intent of the stage `sft` where rankings come without rows."""
+
 ANSWERS = "the teacher answers prompts, and the answers that the judge likes are kept"
 """The intent of the stage `generate` with the recipe `answers`."""
 
@@ -238,6 +241,12 @@ def _checked_inputs(settings: Loop, steps: Sequence[Step]) -> dict[str, Path]:
     last = steps[-1].stage
     if last not in ("generate", "sft") and (last != "reward" or not settings.inputs.rankings):
         settings.inputs.require_prompts()
+    if settings.inputs.untrained and settings.template != "chat":
+        raise UserError(
+            f"--inputs.rankings without rows: --base {settings.base} is taken as it is only in its "
+            "own chat template, which an instruct base has; give rows to fine-tune it on with "
+            "--inputs.data, or --template chat"
+        )
     inputs = input_files(settings.inputs)
     for name, path in inputs.items():
         if name.startswith("sft_adapter.") and not path.is_file():
@@ -364,8 +373,9 @@ def _run_stage(context: Context, step: Step) -> None:
         intent = BY_JUDGE[step.stage]
     if step.stage == "generate" and settings.generate.recipe == "answers":
         intent = ANSWERS
-    if step.stage == "sft" and (inputs.sft_adapter is not None or inputs.rows is not None):
+    if step.stage == "sft" and not inputs.makes_rows:
         intent = ADOPTION if inputs.sft_adapter is not None else OWN_ROWS
+        intent = UNTRAINED if inputs.untrained else intent
     context.reporter.start(step.entry, intent)
     if stage.shared:
         _work(context, step)

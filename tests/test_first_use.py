@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from alpaca_rlhf.cli import (
     app_command,
@@ -40,6 +41,7 @@ from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.settings import Inputs, Loop, Lora
 from alpaca_rlhf.settings.inputs import ADAPTER
 from alpaca_rlhf.settings.parsing import parse, to_yaml
+from alpaca_rlhf.sources import read_rows
 
 ROOT = Path(__file__).parent.parent
 
@@ -408,3 +410,69 @@ def test_doctor_says_what_to_do_about_a_missing_gguf_file(tmp_path, capsys):
     assert cli.main(["doctor", "--base", str(tmp_path / "none.gguf"), "--out", str(tmp_path)]) == 1
     output = capsys.readouterr().out
     assert "no such file\n" in output and "-> check the path of the GGUF file\n" in output
+
+
+def test_a_reward_model_from_pairs_alone_takes_an_instruct_base_as_it_is(
+    instruct, tiny_folder, tmp_path, capsys
+):
+    samples = ROOT / "data" / "samples"
+    words = ["reward", "--inputs.judge", "human", "--inputs.rankings", samples / "pairs.jsonl"]
+    words += ["--config", samples / "small.yaml", "--out", tmp_path / "run", "--base"]
+    assert cli.main([str(word) for word in (*words, tiny_folder)]) == 2
+    assert "--inputs.rankings without rows" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert cli.main([str(word) for word in (*words, instruct)]) == 0
+    assert "the base is taken as it is" in capsys.readouterr().out
+    ledger = json.loads((tmp_path / "run" / "ledger.json").read_text())
+    assert [*ledger] == ["sft", "reward"] and ledger["sft"]["facts"]["untrained"]
+    weights = load_file(tmp_path / "run" / "sft" / "adapter" / "adapter_model.safetensors")
+    second = [tensor for name, tensor in weights.items() if "lora_B" in name]
+    assert second and not any(tensor.any() for tensor in second), "the adapter changes nothing"
+
+
+# --- names of other kits --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--model_name_or_path", "x"], "did you mean --base?"),
+        (["--dataset", "x"], "did you mean --inputs.data?"),
+        (["--output_dir", "x"], "did you mean --out?"),
+        (["--learning_rate", "1e-4"], "did you mean --sft.lr?"),
+        (["--num-train-epochs", "3"], "did you mean --sft.epochs?"),
+        (["--max_seq_length", "512"], "did you mean --sft.max-length?"),
+        (["--num_generations", "8"], "did you mean --grpo.k?"),
+        (["--judge", "human"], "did you mean --evaluate.judge or --inputs.judge?"),
+        (["--load_in_4bit"], "the base is always in 4 bit"),
+        (["--bf16"], "the precision follows the card"),
+        (["--resume"], "the same command resumes a run"),
+        (["--card", "24"], "`loop` beside --auto"),
+        (["smollm2"], "did you mean --base smollm2?"),
+        (["meta-llama/Llama-3.2-1B"], "did you mean --base meta-llama/Llama-3.2-1B?"),
+    ],
+)
+def test_names_of_other_kits_lead_to_ours(words, told):
+    with pytest.raises(UserError, match=re.escape(told)):
+        parse(Loop, words, prog="loop", description="")
+
+
+def test_a_file_without_a_flag_leads_to_its_flag(rows):
+    with pytest.raises(UserError, match=f"did you mean --inputs.data {rows}?"):
+        parse(Loop, [str(rows)], prog="loop", description="")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("hub:tatsu-lab/alpaca", "alpaca-rlhf import hub:tatsu-lab/alpaca --out FOLDER"),
+        (
+            "https://huggingface.co/datasets/tatsu-lab/alpaca",
+            "alpaca-rlhf import hub:tatsu-lab/alpaca --out FOLDER",
+        ),
+        ("https://example.org/rows.jsonl", "download the file first"),
+    ],
+)
+def test_what_is_elsewhere_is_told_how_it_becomes_a_file(name, told):
+    with pytest.raises(UserError, match=re.escape(told)):
+        read_rows(Inputs(data=Path(name)))

@@ -113,9 +113,8 @@ class PeakMemory:
     def spared(self) -> set[str]:
         """Names of the stages that own files or a judge replace, and of policies left out."""
         inputs = self.settings.inputs
-        has_rows = inputs.rows is not None or inputs.sft_adapter is not None
         spared = {*POLICY_STAGES} - {*self.settings.policy_stages}
-        if has_rows:
+        if not inputs.makes_rows:
             spared.add("generate")
         if not self.settings.rewarded:
             spared.add("reward")

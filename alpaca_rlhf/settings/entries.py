@@ -15,8 +15,10 @@ from typing import Any
 
 import yaml
 
+from alpaca_rlhf.core.bases import EMBEDDED, SMOLLM2
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.settings.leaves import Leaf
+from alpaca_rlhf.settings.other_names import remark_on, setting_elsewhere
 
 _FLAG = re.compile(r"--[A-Za-z]")
 _NULL, _BOOL = "tag:yaml.org,2002:null", "tag:yaml.org,2002:bool"
@@ -87,8 +89,9 @@ def read_flags(
         if not _FLAG.match(flag):
             word = flag + equals + attached
             after = f" after {taken}, which takes one value" if taken and word[0] != "-" else ""
+            meant = "" if taken else _meant_flag(word, leaves)
             raise UserError(
-                f"unexpected {word!r}{after}: every setting is a flag; see {prog} --help"
+                f"unexpected {word!r}{after}: every setting is a flag{meant}; see {prog} --help"
             )
         path = flag[2:].replace("-", "_")
         leaf = Leaf(path, Path, False) if path == "config" else leaves.get(path)
@@ -180,6 +183,17 @@ def _words_of(node: yaml.Node, leaf: Leaf, place: str) -> list[str]:
     raise UserError(f"{place} expects {leaf.expected}, got {_kind(node)}")
 
 
+def _meant_flag(word: str, leaves: Mapping[str, Leaf]) -> str:
+    """The flag that a word without one may belong to: a file of rows, or a base."""
+    if Path(word).is_file():
+        path = next((name for name in ("inputs.data", "data") if name in leaves), "")
+    else:
+        is_base = word in (EMBEDDED, SMOLLM2) or "/" in word or Path(word).is_dir()
+        path = "base" if is_base and "base" in leaves else ""
+    flag = path.replace("_", "-")
+    return f", did you mean --{flag} {shlex.quote(word)}?" if path else ""
+
+
 def _hint(path: str, leaves: Mapping[str, Leaf], dashes: str) -> str:
     """Suggest settings for a path that names none; `dashes` are `--` where flags are typed.
 
@@ -192,7 +206,14 @@ def _hint(path: str, leaves: Mapping[str, Leaf], dashes: str) -> str:
 
     inside = [as_typed(leaf_path) for leaf_path in leaves if leaf_path.startswith(f"{path}.")]
     if inside:
-        return f", it is a group: {', '.join(inside)}"
+        namesakes = [as_typed(leaf_path) for leaf_path in leaves if leaf_path.endswith(f".{path}")]
+        meant = f", did you mean {' or '.join(namesakes)}? As a name alone" if namesakes else ","
+        return f"{meant} it is a group: {', '.join(inside)}"
+    elsewhere = setting_elsewhere(path, leaves)
+    if elsewhere:
+        return f", did you mean {as_typed(elsewhere)}?"
+    if remark_on(path):
+        return f"; {remark_on(path)}"
     group, _, name = path.rpartition(".")
     siblings = _below(group, leaves) if group else ""
     names = siblings.split(", ") if siblings else []

@@ -37,7 +37,8 @@ class Inputs:
     instead of --inputs.data and --inputs.prompts."""
     rankings: Path | None = None
     """Pairs (chosen, rejected), ranking trees, or the folder of a snapshot, to train the reward
-    model on instead of ranking completions."""
+    model on instead of ranking completions. Without rows to train on an instruct base is taken
+    as it is."""
     sft_adapter: Path | None = None
     """Somebody's SFT adapter on the base (a plain PEFT LoRA folder) to start from, instead of
     self-instruct and SFT. Give with --inputs.data what it was trained on, if you have it, so that
@@ -73,7 +74,11 @@ class Inputs:
                 )
         has_adapter = self.sft_adapter is not None
         has_rows = self.rows is not None or self.seeds is not None or has_adapter
-        if not has_rows and (not self.scorer or (self.has_prompts and self.judge != "gold")):
+        if (
+            not has_rows
+            and self.rankings is None
+            and (not self.scorer or (self.has_prompts and self.judge != "gold"))
+        ):
             raise ValueError(
                 f"--inputs.judge {self.judge} needs rows to train on; give --inputs.data, or "
                 "--inputs.seeds to make them from"
@@ -92,6 +97,17 @@ class Inputs:
                     f"--inputs.{name}: --inputs.judge gold knows only the small world; "
                     "with files of your own give --inputs.judge human, or FILE.py:function"
                 )
+
+    @property
+    def untrained(self) -> bool:
+        """True if rankings come without rows: an instruct base is then the SFT policy as it is."""
+        rows = (self.rows, self.seeds, self.sft_adapter)
+        return self.rankings is not None and all(path is None for path in rows)
+
+    @property
+    def makes_rows(self) -> bool:
+        """True if the rows to train on are generated."""
+        return self.rows is None and self.sft_adapter is None and not self.untrained
 
     @property
     def judge_name(self) -> JudgeName:

@@ -29,8 +29,7 @@ class Step(NamedTuple):
 def order(settings: Loop) -> list[Step]:
     """The steps of a whole run."""
     inputs = settings.inputs
-    has_rows = inputs.rows is not None or inputs.sft_adapter is not None
-    first = ["sft"] if has_rows else ["generate", "sft"]
+    first = ["generate", "sft"] if inputs.makes_rows else ["sft"]
     ranked = ["sample", "rank"] if inputs.rankings is None else []
     by_judge = settings.reward.source == "judge"
     reward_model = ["reward"] if settings.rewarded else []

@@ -129,11 +129,11 @@ class Context:
         """Collect SFT's training rows under `sft`, and the prompts of every other split.
 
         The rows are the user's own, or the seed tasks and the generated ones; none are known for
-        an adapter that was trained elsewhere.
+        an adapter that was trained elsewhere, or for a base that is taken as it is.
         """
         if self.settings.inputs.rows is not None:
             rows, _ = read_rows(self.settings.inputs)
-        elif self.settings.inputs.sft_adapter is not None:
+        elif not self.settings.inputs.makes_rows:
             rows = []
         else:
             generated = read_instructions(self.run.path / "generate" / "rows.jsonl")

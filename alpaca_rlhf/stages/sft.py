@@ -33,6 +33,8 @@ def sft(ctx: Context, round_: int) -> Outcome:
     counts = {"sft": len(rows), "overlap": overlap}
     if ctx.settings.inputs.sft_adapter is not None:
         return _adopted(ctx, ctx.settings.inputs.sft_adapter, counts)
+    if ctx.settings.inputs.untrained:
+        return _untrained(ctx, counts)
 
     # 2. Encode the rows, with some held out by prompt.
     settings = ctx.settings.sft
@@ -119,6 +121,14 @@ def _adopted(ctx: Context, folder: Path, counts: Mapping[str, int]) -> Outcome:
     ctx.save("sft", "sft")
     facts = {"adapter": str(folder), "layers": layers, "prompts": counts}
     return Outcome(0, 0, f"{folder} taken as it is, on {layers} layers", facts)
+
+
+def _untrained(ctx: Context, counts: Mapping[str, int]) -> Outcome:
+    """Save an adapter that changes nothing: the base is the reference as it is."""
+    ctx.adapters.add("sft", seed=ctx.settings.seed)
+    ctx.save("sft", "sft")
+    summary = "no rows to fine-tune on: the base is taken as it is"
+    return Outcome(0, 0, summary, {"untrained": True, "prompts": counts})
 
 
 def _preview(ctx: Context, examples: Sequence[Example], *, show: bool) -> None:

@@ -60,6 +60,10 @@ _ADOPTED = (
     "SFT is somebody else's adapter. What it was trained on was not given, so that nobody can say "
     "whether prompts of this run were among it."
 )
+_UNTRAINED = (
+    "SFT is the base as it is: no rows were given. What it was trained on is not known here, so "
+    "that nobody can say whether prompts of this run were among it."
+)
 _STAGE_KEYS = ("name", "round", "seconds", "peak_memory_gib", "examples", "tokens")
 _MEMORY_KEYS = ("planned_memory_gib", "gpu_memory_gib")
 
@@ -170,6 +174,8 @@ def _caveats(ctx: Context) -> list[str]:
         caveats.append(_SAME_RANKINGS)
     if ctx.settings.reward.source == "judge" and ranks is not None:
         caveats.append(_JUDGE_AS_REWARD.format(judge=ranks.title))
+    if ctx.settings.inputs.untrained:
+        caveats.append(_UNTRAINED)
     return [*caveats, _ADOPTED] if adopted else caveats
 
 

@@ -357,6 +357,15 @@ def _reading(path: Path) -> Iterator[None]:
 def _hub_hint(path: Path) -> str:
     """The command for a dataset on the hub, if the path looks like the name of one."""
     name = str(path)
+    address = re.match(r"https?:/+(?:www\.)?huggingface\.co/datasets/([\w.-]+/[\w.-]+)", name)
+    if address is not None or name.startswith(HUB):
+        name = address[1] if address is not None else name.removeprefix(HUB)
+        return (
+            f"; write it to a file first: alpaca-rlhf import {HUB}{name} --out FOLDER, then give "
+            "the file of FOLDER"
+        )
+    if re.match("https?:", name):
+        return "; an address is not read: download the file first"
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) or path.parent.exists():
         return ""
     if path.suffix.lower() in (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gz"):
