@@ -170,6 +170,21 @@ def test_data_check_repeats_the_format(rows, capsys):
     assert typed[typed.index("--format") + 1] == "alpaca"
 
 
+def test_data_check_repeats_the_columns_and_takes_files_of_several_kinds(tmp_path, capsys):
+    rows, prompts = tmp_path / "rows.jsonl", tmp_path / "prompts.jsonl"
+    rows.write_text(json.dumps({"question": "Hi?", "output": "Hello."}) + "\n")
+    prompts.write_text(json.dumps({"question": "Why?"}) + "\n")
+    columns = ["--columns", "question=instruction"]
+    assert cli.main(["data", "check", str(rows), str(prompts), *columns]) == 0
+    output = capsys.readouterr().out.splitlines()
+    said = output[output.index("next:") + 1 :]
+    typed = [shlex.split(line, comments=True) for line in said]
+    assert typed == [
+        ["alpaca-rlhf", "import", str(file), *columns, "--out", "FOLDER"]
+        for file in (rows, prompts)
+    ]
+
+
 # --- hints that work as they stand ----------------------------------------------------------------
 
 

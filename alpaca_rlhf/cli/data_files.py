@@ -16,7 +16,6 @@ from alpaca_rlhf.data import (
     column_names,
     export,
     exportable,
-    one_kind,
     refuse_broken,
 )
 
@@ -58,11 +57,22 @@ def check(names: Sequence[str], settings: Check, terminal: Terminal) -> int:
     terminal.finish("check", f"{sum(tally.rows for tally in tallies):,} rows")
     show_account(tallies, terminal)
     refuse_broken(tallies, allowed=False)
-    one_kind(sources)
-    format_ = f" --format {settings.format}" if settings.format else ""
-    command = f"{PROGRAM} import {shlex.join(names)}{format_} --out FOLDER"
+    # Files of different kinds are imported into folders of their own.
+    names_by_kind: dict[str, list[str]] = {}
+    for name, (_, detected) in zip(names, sources, strict=True):
+        if detected.format is not None:
+            names_by_kind.setdefault(detected.format.kind, []).append(name)
+    flags = ["--format", settings.format] if settings.format else []
+    flags += ["--columns", settings.columns] if settings.columns else []
+    commands = [
+        (
+            f"{PROGRAM} import {shlex.join([*same, *flags])} --out FOLDER",
+            f"write the {kind} in the kit's own form",
+        )
+        for kind, same in names_by_kind.items()
+    ]
     terminal.say()
-    for line in next_lines([(command, "write them in the kit's own form")]):
+    for line in next_lines(commands):
         terminal.say(line)
     return 0
 
