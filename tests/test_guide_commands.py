@@ -1,0 +1,182 @@
+"""The commands of the README and the guides, run as they are written, each page from its top.
+
+They run in a folder that holds what a clone holds, in this process. Every base is a random little
+LLaMA, which lies where the pages name one: in `meta-llama/`, and in the cache of `smollm2`. What
+else differs from the page stands in the tables below, with the reason. `test_guides.py` parses all.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import runpy
+import shutil
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from alpaca_rlhf import pipeline
+from alpaca_rlhf.app import server
+from alpaca_rlhf.cli import main as cli
+from tests.browser import free_port
+from tests.endpoints import serving, writer
+from tests.pages import PAGES, ROOT, commands
+from tests.test_judges import judging, longer
+
+NOT_RUN = {
+    "alpaca-rlhf base get": "fetches from the network",
+    "python -m tests.prove": "a long proof",
+    "python recipes/smollm2_135m_cpu.py --quick": "trains for twenty minutes",
+    "python recipes/llama3_8b_24gb.py --dry-run": "test_recipes.py runs it",
+    "--db postgresql": "needs a server of PostgreSQL; databases.py starts one for other tests",
+}
+"""Parts of commands that are not run, with the reason; programs of others are not run either."""
+
+FIRST_STEP = ("alpaca-rlhf quickstart", "--inputs.judge checks")
+"""Parts of commands that take minutes: they are stopped where their first stage begins."""
+
+SHORTENED = {
+    "generate --base": ["--dry-run"],
+    "--generate.endpoint.url": ["--generate.target", "6"],
+    "sample --run": ["--n", "4"],
+}
+"""Parts of commands that take minutes, and the flags with which they take seconds."""
+
+STATES = {
+    "alpaca-rlhf loop --out": "ranked",
+    "-m alpaca_rlhf loop --out": "ranked",
+    "alpaca-rlhf best-of-k --out": "ranked",
+    "alpaca-rlhf ppo --out": "ranked",
+    "alpaca-rlhf duel": "finished",
+}
+"""Parts of commands that go on with a run, and how far it is by then, since people have ranked."""
+
+MODELS = ("Llama-3.1-8B", "Llama-3.2-1B", "Llama-2-7b-hf")
+
+
+class Clone:
+    """A folder with what a clone holds, in which commands are typed."""
+
+    def __init__(self, folder: Path, model: Path, urls: dict[str, str]) -> None:
+        self.folder = folder
+        self.states = folder / "states"
+        self._urls = urls
+        self._seen: set[str] = set()
+        for name in ("data", "docs", "recipes"):
+            (folder / name).symlink_to(ROOT / name)
+        base = folder / "base"
+        shutil.copytree(model, base)
+        config = json.loads((base / "config.json").read_text())
+        # Most words are bytes to its tokenizer, so the samples take more tokens than elsewhere.
+        (base / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2048}))
+        places = [folder / "meta-llama" / name for name in MODELS]
+        for place in (*places, folder / "cache" / "alpaca_rlhf" / "bases" / "smollm2"):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(base)
+
+    def follow(self, name: str) -> list[str]:
+        """Run the commands of a page; returns those that did not end well."""
+        for left in ("runs", "mine", "splits"):
+            shutil.rmtree(self.folder / left, ignore_errors=True)
+        failed = []
+        for words in commands(PAGES[name].read_text()):
+            line = " ".join(words)
+            is_ours = words[0] in ("alpaca-rlhf", "accelerate", "python")
+            if not is_ours or any(part in line for part in NOT_RUN):
+                continue
+            begins = re.search("--(base|judge|inputs.judge) ", line)
+            place = re.search(r"\bruns/\w+", line)
+            state = next((state for part, state in STATES.items() if part in line), "")
+            if "--more-rounds" in line:
+                state = "finished"
+            again = line in self._seen and (words[1] in ("app", "chat") or not place)
+            if again:  # an earlier page had it, and nothing of this one needs it
+                continue
+            if place and not begins and (state or not (self.folder / place[0]).exists()):
+                self._put(place[0], state or "finished")
+            self._seen.add(line)
+            if not self.type(words):
+                failed.append(line)
+        return failed
+
+    def _put(self, place: str, state: str) -> None:
+        shutil.rmtree(self.folder / place, ignore_errors=True)
+        shutil.copytree(self.states / state, self.folder / place)
+
+    def type(self, words: list[str], answers: str = "a long password\n") -> bool:
+        """Type a command; returns True if it ended well, or where `FIRST_STEP` stops it."""
+        line = " ".join(words)
+        words = [self._placed(word, line) for word in words]
+        more = next((more for part, more in SHORTENED.items() if part in line), [])
+        if more and more[0] in words:
+            at = words.index(more[0])
+            words[at : at + len(more)] = []
+        words += more
+        stops = any(part in line for part in FIRST_STEP)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(self.folder)
+            patch.setenv("XDG_CACHE_HOME", str(self.folder / "cache"))
+            patch.setattr(sys, "stdin", io.StringIO(answers))
+            patch.setattr(server, "serve", _begin)
+            if stops:
+                patch.setattr(pipeline, "_run_stage", _interrupt)
+            if words[0] == "python":
+                patch.setattr(sys, "argv", words[1:])
+                with pytest.raises(SystemExit) as end:
+                    runpy.run_path(words[1], run_name="__main__")
+                code = end.value.code
+            else:  # test_processes.py starts several processes
+                words = words[6:] if words[0] == "accelerate" else words[1:]
+                code = cli.main(words)
+        return code == (130 if stops else 0)
+
+    def _placed(self, word: str, line: str) -> str:
+        """A word with the addresses, ports and names of this test."""
+        kind = "judge" if "--judge" in line else "writer"
+        word = re.sub(r"http://127.0.0.1:(8000|11434)/v1", self._urls[kind], word)
+        if word.endswith("snapshots/NAME"):
+            return str(sorted((self.folder / "runs/mine/snapshots").iterdir())[0])
+        return {"0.0.0.0": "127.0.0.1", "7860": str(free_port())}.get(word, word)
+
+
+def _begin(app, listener, *, on_ready, **_):
+    """Serve no request: test_app_server.py does."""
+    on_ready()
+
+
+def _interrupt(context, step):
+    raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory, tiny_folder):
+    """A clone with the run of the README, once people have ranked and once it is finished."""
+    with ExitStack() as stack:
+        servers = {"writer": serving(writer()), "judge": judging(longer)}
+        urls = {name: stack.enter_context(each).url for name, each in servers.items()}
+        clone = Clone(tmp_path_factory.mktemp("clone"), tiny_folder, urls)
+        begin, sample = (
+            next(words for words in commands(PAGES["README"].read_text()) if words[1:2] == [name])
+            for name in ("sft", "sample")
+        )
+        mine = clone.folder / "runs" / "mine"
+        rank = ["alpaca-rlhf", "rank", "--out", "runs/mine"]
+        assert clone.type(begin) and clone.type(sample) and clone.type(rank, "1 2\n" * 20)
+        shutil.copytree(mine, clone.states / "ranked")
+        assert clone.type(["alpaca-rlhf", "loop", "--out", "runs/mine"])
+        shutil.copytree(mine, clone.states / "finished")
+        yield clone
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_commands_of_a_page_run_as_they_are_written(name, clone):
+    assert clone.follow(name) == []
+
+
+@pytest.mark.parametrize("part", [*NOT_RUN, *FIRST_STEP, *SHORTENED, *STATES])
+def test_what_is_not_taken_literally_stands_on_a_page(part):
+    lines = [" ".join(words) for page in PAGES.values() for words in commands(page.read_text())]
+    assert any(part in line for line in lines)
