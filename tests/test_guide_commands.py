@@ -21,6 +21,7 @@ import pytest
 from alpaca_rlhf import pipeline
 from alpaca_rlhf.app import server
 from alpaca_rlhf.cli import main as cli
+from alpaca_rlhf.models import pinned_base
 from tests.browser import free_port
 from tests.endpoints import serving, writer
 from tests.pages import PAGES, ROOT, commands
@@ -54,6 +55,12 @@ STATES = {
 }
 """Parts of commands that go on with a run, and how far it is by then, since people have ranked."""
 
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<{{ message.role }}>{{ message.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+"""That of the stand-in of `smollm2`, an instruct base."""
+
 MODELS = ("Llama-3.1-8B", "Llama-3.2-1B", "Llama-2-7b-hf")
 
 
@@ -67,15 +74,14 @@ class Clone:
         self._seen: set[str] = set()
         for name in ("data", "docs", "recipes"):
             (folder / name).symlink_to(ROOT / name)
-        base = folder / "base"
-        shutil.copytree(model, base)
-        config = json.loads((base / "config.json").read_text())
-        # Most words are bytes to its tokenizer, so the samples take more tokens than elsewhere.
-        (base / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2048}))
-        places = [folder / "meta-llama" / name for name in MODELS]
-        for place in (*places, folder / "cache" / "alpaca_rlhf" / "bases" / "smollm2"):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.symlink_to(base)
+        smollm2 = folder / "cache" / "alpaca_rlhf" / "bases" / "smollm2"
+        for place in (*(folder / "meta-llama" / name for name in MODELS), smollm2):
+            shutil.copytree(model, place)
+            config = json.loads((place / "config.json").read_text())
+            # Most words are bytes to its tokenizer, so the samples take many tokens.
+            config["max_position_embeddings"] = 2048
+            (place / "config.json").write_text(json.dumps(config))
+        (smollm2 / "chat_template.jinja").write_text(CHAT_TEMPLATE)
 
     def follow(self, name: str) -> list[str]:
         """Run the commands of a page; returns those that did not end well."""
@@ -121,6 +127,7 @@ class Clone:
             patch.setenv("XDG_CACHE_HOME", str(self.folder / "cache"))
             patch.setattr(sys, "stdin", io.StringIO(answers))
             patch.setattr(server, "serve", _begin)
+            patch.setattr(pinned_base, "is_cached", Path.is_dir)
             if stops:
                 patch.setattr(pipeline, "_run_stage", _interrupt)
             if words[0] == "python":
