@@ -96,8 +96,8 @@ class Clone:
             begins = re.search("--(base|judge|inputs.judge) ", line)
             place = re.search(r"\bruns/\w+", line)
             state = next((state for part, state in STATES.items() if part in line), "")
-            if "--more-rounds" in line:
-                state = "finished"
+            if "--more-rounds" in line:  # the page's run is finished
+                state = ""
             again = line in self._seen and (words[1] in ("app", "chat") or not place)
             if again:  # an earlier page had it, and nothing of this one needs it
                 continue
