@@ -179,9 +179,9 @@ def clone(tmp_path_factory, tiny_folder):
         yield clone
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_the_commands_of_a_page_run_as_they_are_written(name, clone):
-    assert clone.follow(name) == []
+def test_the_commands_of_every_page_run_as_they_are_written(clone):
+    failed = {name: clone.follow(name) for name in PAGES}
+    assert {name: lines for name, lines in failed.items() if lines} == {}
 
 
 @pytest.mark.parametrize("part", [*NOT_RUN, *FIRST_STEP, *SHORTENED, *STATES])
