@@ -36,8 +36,9 @@ NOT_RUN = {
 }
 """Parts of commands that are not run, with the reason; programs of others are not run either."""
 
-FIRST_STEP = ("alpaca-rlhf quickstart", "--inputs.judge checks")
-"""Parts of commands that take minutes: they are stopped where their first stage begins."""
+FIRST_STEP = ("alpaca-rlhf quickstart", "--inputs.judge checks", "--out runs/polite-1b")
+"""Parts of commands that take minutes, or whose judge has nothing to tell apart in what a random
+model says: they are stopped where their first stage begins."""
 
 SHORTENED = {
     "generate --base": ["--dry-run"],
@@ -61,6 +62,12 @@ CHAT_TEMPLATE = (
 )
 """That of the stand-in of `smollm2`, an instruct base."""
 
+FOLLOWED = ("README", "checks", "judges", "own-data", "troubleshooting", "reading-the-report")
+"""Pages that are followed."""
+
+STOPS = [2, *range(100, 140)]
+"""Tokens at which the stand-ins stop."""
+
 MODELS = ("Llama-3.1-8B", "Llama-3.2-1B", "Llama-2-7b-hf")
 
 
@@ -81,6 +88,8 @@ class Clone:
             # Most words are bytes to its tokenizer, so the samples take many tokens.
             config["max_position_embeddings"] = 2048
             (place / "config.json").write_text(json.dumps(config))
+            # A random model would hardly ever stop at one token out of four hundred.
+            (place / "generation_config.json").write_text(json.dumps({"eos_token_id": STOPS}))
         (smollm2 / "chat_template.jinja").write_text(CHAT_TEMPLATE)
 
     def follow(self, name: str) -> list[str]:
@@ -179,8 +188,8 @@ def clone(tmp_path_factory, tiny_folder):
         yield clone
 
 
-def test_the_commands_of_every_page_run_as_they_are_written(clone):
-    failed = {name: clone.follow(name) for name in PAGES}
+def test_the_commands_of_a_page_run_as_they_are_written(clone):
+    failed = {name: clone.follow(name) for name in FOLLOWED}
     assert {name: lines for name, lines in failed.items() if lines} == {}
 
 

@@ -31,8 +31,11 @@ def write_adapter(
     folder: Path,
     fingerprint: Mapping[str, Any],
     head: ScalarHead | None = None,
+    trained: bool = True,
 ) -> None:
     """Write a plain PEFT folder, its head beside it; then reopen it and compare every tensor.
+
+    An adapter `sft` that was trained must change the base; one that was not need not.
 
     Raises:
         UserError: It cannot be written: no permission, no space. The previous folder stays.
@@ -49,7 +52,7 @@ def write_adapter(
                 head.save(temporary)
             atomic_write(temporary / FINGERPRINT, json.dumps(fingerprint, indent=2))
             # 2. Read it back and compare.
-            _check_written(peft, name, temporary)
+            _check_written(peft, name, temporary, trained=trained)
             # 3. Flush it, and only then let it take the place of the previous folder.
             for file in temporary.iterdir():
                 sync_folder(file)  # a file is flushed the same way
@@ -72,14 +75,15 @@ def _save_peft(peft: PeftModel, name: str, folder: Path) -> None:
     (folder / "README.md").unlink(missing_ok=True)
 
 
-def _check_written(peft: PeftModel, name: str, folder: Path) -> None:
+def _check_written(peft: PeftModel, name: str, folder: Path, *, trained: bool) -> None:
     written = load_peft_weights(str(folder), device="cpu")
     expected = get_peft_model_state_dict(peft, adapter_name=name, save_embedding_layers=False)
     if written.keys() != expected.keys() or not all(
         torch.equal(written[key], expected[key].cpu()) for key in written
     ):
         raise RuntimeError(f"{folder}: reopened adapter differs from the one in memory")
-    if name == "sft" and not any(w.any() for key, w in written.items() if "lora_B" in key):
+    must_change = trained and name == "sft"
+    if must_change and not any(w.any() for key, w in written.items() if "lora_B" in key):
         raise RuntimeError(f"{folder}: every B matrix is zero, so nothing was trained")
 
 

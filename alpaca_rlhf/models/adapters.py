@@ -383,7 +383,9 @@ class Adapters:
         """True if an earlier version gave this base that fingerprint."""
         return self.base.earlier is not None and self.base.earlier.fits(fingerprint)
 
-    def save(self, name: str, folder: Path, head: ScalarHead | None = None) -> None:
+    def save(
+        self, name: str, folder: Path, head: ScalarHead | None = None, *, trained: bool = True
+    ) -> None:
         """Write a plain PEFT folder, its head beside it; then reopen it and compare every tensor.
 
         Raises:
@@ -391,7 +393,7 @@ class Adapters:
             RuntimeError: The file does not hold what was trained.
         """
         assert self._peft is not None
-        write_adapter(self._peft, name, folder, self.fingerprint(), head)
+        write_adapter(self._peft, name, folder, self.fingerprint(), head, trained)
 
     def load(self, name: str, folder: Path) -> None:
         """Read a plain PEFT folder as adapter `name`, frozen.

@@ -148,10 +148,12 @@ class Context:
         """Load the adapter of a finished stage as `role`."""
         self.adapters.load(role, self.adapter_folder(stage))
 
-    def save(self, role: str, stage: str, head: ScalarHead | None = None) -> None:
+    def save(
+        self, role: str, stage: str, head: ScalarHead | None = None, *, trained: bool = True
+    ) -> None:
         """Save a stage's adapter, and its head beside it, from the main process alone."""
         if processes.main():
-            self.adapters.save(role, self.adapter_folder(stage), head)
+            self.adapters.save(role, self.adapter_folder(stage), head, trained=trained)
         processes.wait()
 
     def load_head(self, stage: str) -> ScalarHead:

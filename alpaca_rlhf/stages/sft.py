@@ -126,7 +126,7 @@ def _adopted(ctx: Context, folder: Path, counts: Mapping[str, int]) -> Outcome:
 def _untrained(ctx: Context, counts: Mapping[str, int]) -> Outcome:
     """Save an adapter that changes nothing: the base is the reference as it is."""
     ctx.adapters.add("sft", seed=ctx.settings.seed)
-    ctx.save("sft", "sft")
+    ctx.save("sft", "sft", trained=False)
     summary = "no rows to fine-tune on: the base is taken as it is"
     return Outcome(0, 0, summary, {"untrained": True, "prompts": counts})
 
