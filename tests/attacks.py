@@ -219,6 +219,15 @@ def _on_the_work_of_others(victim: Victim) -> Iterator[Attack]:
     for fields in (
         {"do": "submit", "task": task.id, "revision": 0, "tiers": order, "method": "mouse"},
         {"do": "submit", "task": done.id, "revision": 1, "tiers": order, "method": "mouse"},
+        {
+            "do": "submit",
+            "task": done.id,
+            "revision": 1,
+            "tiers": order,
+            "method": "mouse",
+            "better": "by somebody else",
+        },
+        {"do": "mine", "before": [done.id]},
         {"do": "undo", "task": done.id},
         {"do": "skip", "task": task.id, "reason": "mine"},
         {"do": "flag", "task": task.id, "reason": "other", "words": ""},

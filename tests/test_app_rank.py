@@ -28,7 +28,7 @@ from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.core.records import Completion, Instruction
 from alpaca_rlhf.preferences.assignment import Problem, Refused, Rules, Verdict
 from alpaca_rlhf.preferences.people import Account
-from alpaca_rlhf.preferences.schema import Audit, Flag, Ranking
+from alpaca_rlhf.preferences.schema import Audit, Demonstration, Flag, Ranking
 from alpaca_rlhf.preferences.store import Store
 from tests import rank_server
 from tests.browser import NO_CHROMIUM, browser, chromium, free_port, visit
@@ -745,6 +745,47 @@ def test_in_chinese_no_english_is_left(desk):
 # --- without a browser --------------------------------------------------------------------------
 
 
+@needs_browser
+def test_a_better_answer_is_written_and_an_own_verdict_revised(desk):
+    texts = ["one is good", "two is better", f"three {HOSTILE_TEXT}"]
+    completions = put(desk, *texts)
+    with desk.open() as page:
+        task = number(page)
+        # 1. An answer is edited; word for word it is refused; a reload keeps it.
+        card = page.locator(f".card[data-answer='{completions[1].id}']")
+        card.press("1")
+        card.get_by_role("button", name="Edit answer").click()
+        field = page.get_by_label("Your better answer")
+        assert field.input_value() == "two is better"
+        page.get_by_role("button", name="Submit").click()
+        page.locator(".toast.on", has_text="word for word").wait_for()
+        field.fill(f"two is best {HOSTILE_TEXT}")
+        page.reload()
+        page.locator(f".rank[data-task='{task}'][aria-busy=false]").wait_for()
+        assert field.input_value() == f"two is best {HOSTILE_TEXT}"
+        submit(page)
+        # 2. It is found among the own verdicts, taken back, and sent without the answer.
+        page.get_by_role("button", name="My rankings").click()
+        own = page.locator("dialog .own li")
+        own.first.wait_for()
+        assert own.count() == 1 and "two is better" in own.inner_text()
+        own.get_by_role("button", name="Revise").click()
+        page.locator(f".rank[data-task='{task}'][aria-busy=false]").wait_for()
+        assert field.input_value() == f"two is best {HOSTILE_TEXT}"
+        assert page.evaluate("window.hit") is None and page.locator("img[src=x]").count() == 0
+        kept = desk.rows(Demonstration)
+        page.get_by_role("button", name="Discard it").click()
+        submit(page)
+    (demonstration,) = desk.rows(Demonstration)
+    assert [demonstration.text] == [row.text for row in kept] == [f"two is best {HOSTILE_TEXT}"]
+    assert demonstration.edited_from == completions[1].id
+    assert [row.withdrawn for row in desk.rankings()] == [False, True, False]
+    assert desk.store.figures().counts["demonstrations"] == 0
+
+
+HOSTILE_TEXT = "<img src=x onerror=window.hit=1>"
+
+
 def message(**fields):
     return json.dumps({"do": "submit", "task": 1, "revision": 0, "method": "mouse"} | fields)
 
@@ -894,6 +935,12 @@ def test_a_hostile_client_changes_nothing(services):
         (2, {"do": "undo", "task": task["id"]}, "not_yours"),
         (2, {"do": "renew", "task": task["id"]}, "not_yours"),
         (1, {"do": "undo", "task": task["id"]}, "done"),
+        (1, base | {"tiers": tiers_in_order, "better": "good"}, "same_answer"),
+        (1, base | {"tiers": tiers_in_order, "better": "x", "better_from": "y"}, "bad_value"),
+        (1, base | {"tiers": tiers_in_order, "better": "x" * 20_001}, "bad_value"),
+        (1, base | {"tiers": tiers_in_order, "better": ["x"]}, "bad_value"),
+        (2, base | {"tiers": tiers_in_order, "better": "mine"}, "not_yours"),
+        (1, {"do": "mine", "before": "1"}, "bad_value"),
         (1, {"do": "flag", "task": task["id"], "reason": "other", "completion": "x"}, "bad_value"),
         (3, {"do": "next"}, "unknown"),
     ]:
@@ -938,10 +985,24 @@ def test_the_page_is_told_nothing_that_is_not_blind(services):
     task = send(services, 1, do="next")["task"]
     assert set(task) == {
         "id", "revision", "instruction", "input", "history", "answers", "lease_s",
-        "tiers", "criteria",
+        "tiers", "criteria", "better",
     }  # fmt: skip
     assert all(set(answer) == {"id", "text", "cut"} for answer in task["answers"])
     assert "secret" not in json.dumps(task)
+
+
+def test_own_verdicts_are_ones_own_and_tell_nothing_of_their_kind(services):
+    task = send(services, 1, do="next")["task"]
+    one_tier = [[answer["id"] for answer in task["answers"]]]
+    sent = {"do": "submit", "task": task["id"], "revision": 0, "tiers": one_tier, "method": "mouse"}
+    send(services, 1, **sent, better="best of all")
+    reply = send(services, 1, do="mine")
+    (own,) = reply["verdicts"]
+    assert set(own) == {"task", "ranking", "prompt", "best", "tiers", "comment", "all_bad", "at_ms"}
+    assert "secret" not in json.dumps(reply) and not reply["more"]
+    assert send(services, 2, do="mine")["verdicts"] == []
+    assert send(services, 2, do="undo", task=own["task"])["problem"] == "not_yours"
+    assert send(services, 1, do="mine", before=own["ranking"])["verdicts"] == []
 
 
 def test_each_message_may_come_twice(services):

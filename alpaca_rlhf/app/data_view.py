@@ -10,11 +10,12 @@ from alpaca_rlhf.preferences.agreement import MIN_OVERLAPS, Agreement
 from alpaca_rlhf.preferences.figures import Figures
 from alpaca_rlhf.preferences.standing import Standing
 
-SNAPSHOT_FILES = ("rankings.jsonl", "pairs.jsonl", "rankings.csv", "manifest.json")
+SNAPSHOT_FILES: tuple[str, ...] = ("rankings.jsonl", "pairs.jsonl", "rankings.csv", "manifest.json")
+SNAPSHOT_FILES += ("demonstrations.jsonl", "demonstration_pairs.jsonl")
 _BAR_PERCENT = 60
 """Width of the longest bar of the pace."""
 _COUNTS: tuple[str, ...] = ("open_places", "flags", "sets", "left_out", "prompts", "completions")
-_COUNTS += ("judged", "battles")
+_COUNTS += ("judged", "battles", "demonstrations")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import gradio as gr
@@ -25,6 +26,9 @@ ENDPOINT = "rank"
 """Name of the endpoint among those of the app."""
 POLL_EMPTY_QUEUE_S = 10.0
 """Seconds between two looks at an empty queue."""
+
+OWN_PER_PAGE = 10
+"""Own verdicts listed at once."""
 
 Reply = dict[str, Any]
 
@@ -121,6 +125,12 @@ def _perform(store: Store, annotator: int, board_request: BoardRequest) -> Reply
             board_request.comment,
             completion=board_request.completion,
         )
+    elif board_request.action == "mine":
+        page = store.own_verdicts(annotator, before=board_request.before, n=OWN_PER_PAGE)
+        return {
+            "verdicts": [asdict(verdict) for verdict in page],
+            "more": len(page) == OWN_PER_PAGE,
+        }
     elif board_request.action == "progress":
         progress = store.progress(annotator)
         return {
@@ -159,4 +169,8 @@ def _task_json(task: Task | None) -> Reply | None:
         "lease_s": task.lease_s,
         "tiers": task.tiers,
         "criteria": {answer_id: dict(stars) for answer_id, stars in task.criteria.items()},
+        "better": {
+            "text": task.better.text if task.better else "",
+            "from": task.better.edited_from if task.better else "",
+        },
     }

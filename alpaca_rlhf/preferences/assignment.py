@@ -24,6 +24,8 @@ MIN_ANSWERS, MAX_ANSWERS = 2, 9
 """Completions of a candidate set."""
 MAX_TEXT_CHARS = 2000
 """Characters of a comment."""
+MAX_BETTER_CHARS = 20_000
+"""Characters of a better answer that a person writes."""
 MAX_STARS = 5
 """The best that a criterion can be given; 1 is the worst."""
 
@@ -31,7 +33,14 @@ METHODS = ("mouse", "touch", "keyboard", "buttons", "mixed", "as_shown", "")
 """Ways to put an order in; `as_shown` is an untouched order that was confirmed."""
 
 Problem = Literal[
-    "unknown", "not_yours", "incomplete", "bad_value", "done", "too_early", "other_verdict"
+    "unknown",
+    "not_yours",
+    "incomplete",
+    "bad_value",
+    "done",
+    "too_early",
+    "other_verdict",
+    "same_answer",
 ]
 
 
@@ -88,6 +97,16 @@ class Shown:
 
 
 @dataclass(frozen=True)
+class BetterAnswer:
+    """An answer that an annotator wrote because it is better than all that were shown."""
+
+    text: str
+    """The answer."""
+    edited_from: str = ""
+    """Id of the completion that it was made of; empty where it is new."""
+
+
+@dataclass(frozen=True)
 class Task:
     """One candidate set as it is shown to one annotator."""
 
@@ -107,6 +126,8 @@ class Task:
     """The order that was taken back by an undo; empty for a new task."""
     criteria: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Stars that were taken back with it."""
+    better: BetterAnswer | None = None
+    """The better answer that was taken back with it."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +146,8 @@ class Verdict:
     """The way the order was entered, one of `METHODS`."""
     blind: bool = True
     """True if nothing told who wrote which."""
+    better: BetterAnswer | None = None
+    """An answer by the annotator, above all others."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +199,11 @@ def check(verdict: Verdict, completions: Collection[str]) -> None:
                 raise Refused("bad_value", f"{criterion}: give 1 to {MAX_STARS} stars")
     if len(verdict.comment) > MAX_TEXT_CHARS:
         raise Refused("bad_value", f"a comment has at most {MAX_TEXT_CHARS} characters")
+    if verdict.better is not None:
+        if not 0 < len(verdict.better.text.strip()) <= MAX_BETTER_CHARS:
+            raise Refused("bad_value", f"a better answer has 1 to {MAX_BETTER_CHARS} characters")
+        if verdict.better.edited_from and verdict.better.edited_from not in completions:
+            raise Refused("bad_value", "the better answer was made of another task's")
     if verdict.input_method not in METHODS:
         raise Refused("bad_value", f"the input method is one of {', '.join(METHODS[:-1])}")
 

@@ -18,6 +18,7 @@ from alpaca_rlhf.preferences.schema import (
     Audit,
     CandidateSet,
     Completion,
+    Demonstration,
     Flag,
     Prompt,
     Ranking,
@@ -114,6 +115,8 @@ class Statement:
     """Id of the flagged answer; empty for the prompt."""
     duration_s: float = 0.0
     """Seconds that a verdict took."""
+    better: str = ""
+    """A better answer that the annotator wrote."""
 
 
 @dataclass(frozen=True)
@@ -261,6 +264,9 @@ def _conditions(session: Session, filter_: SetFilter) -> list[ColumnElement[bool
                 contains(Prompt.input),
                 exists().where(of_prompt, contains(Completion.text)),
                 commented.where(contains(Ranking.comment)),
+                commented.where(
+                    Demonstration.ranking_id == Ranking.id, contains(Demonstration.text)
+                ),
                 flagged.where(contains(Flag.text)),
                 CandidateSet.id.in_(_skipped_because(session, words)),
             )
@@ -297,9 +303,13 @@ def _statements(session: Session, number: int) -> list[Statement]:
         )
     }
     statements = []
-    # 2. Verdicts, every revision.
-    rankings = select(Ranking).where(Ranking.assignment_id.in_(assignments))
-    for ranking in session.scalars(rankings):
+    # 2. Verdicts, every revision, with the better answers in them.
+    rankings = (
+        select(Ranking, Demonstration.text)
+        .outerjoin(Demonstration, Demonstration.ranking_id == Ranking.id)
+        .where(Ranking.assignment_id.in_(assignments))
+    )
+    for ranking, better in session.execute(rankings):
         assignment = assignments[ranking.assignment_id]
         stands = ranking.id == assignment.ranking_id
         statements.append(
@@ -313,6 +323,7 @@ def _statements(session: Session, number: int) -> list[Statement]:
                 criteria=ranking.criteria,
                 text=ranking.comment,
                 duration_s=ranking.duration_ms / 1000,
+                better=better or "",
             )
         )
     # 3. Flags.

@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, exists, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from alpaca_rlhf.core.records import Instruction
-from alpaca_rlhf.preferences import schema
+from alpaca_rlhf.preferences import demonstrations, schema
 from alpaca_rlhf.preferences.assignment import Kind, Refused, Rules, Shown, Task, as_tiers
 from alpaca_rlhf.preferences.audit import note
 from alpaca_rlhf.preferences.schema import Annotator, Assignment, CandidateSet, Prompt
@@ -197,6 +197,7 @@ def task(session: Session, assignment_id: int, *, rules: Rules) -> Task:
         lease_s=rules.lease_s,
         tiers=as_tiers(previous.tiers) if previous else (),
         criteria=previous.criteria if previous else {},
+        better=demonstrations.to_open_again(session, assignment.id) if previous else None,
     )
 
 

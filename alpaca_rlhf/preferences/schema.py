@@ -241,6 +241,22 @@ class Ranking(Base):
     )
 
 
+class Demonstration(Base):
+    """A better answer that a person wrote with one revision of a verdict.
+
+    `edited_from` is the key of the completion that it was made of; empty where it is new.
+    """
+
+    __tablename__ = "demonstration"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    ranking_id: Mapped[int] = mapped_column(ForeignKey("ranking.id"))
+    text: Mapped[str]
+    edited_from: Mapped[str] = mapped_column(String(16))
+
+    __table_args__ = (Index(None, "ranking_id", unique=True),)
+
+
 class Tally(Base):
     """Running sums of one annotator and day, kept in the transaction that changes them.
 

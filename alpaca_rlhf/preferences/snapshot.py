@@ -3,6 +3,8 @@
     manifest.json    what it is, with the sha256 of every file
     rankings.jsonl   a ranking a line, with its prompt and completions; canonical JSON
     pairs.jsonl      the pairs that they decide, as TRL's trainers read them
+    demonstrations.jsonl       better answers that people wrote, as instructions for a new run
+    demonstration_pairs.jsonl  each of them above the answers that it surpasses, as `pairs.jsonl`
     rankings.csv     for a spreadsheet; the only one with times and the numbers of the database
     README.md        so that `datasets.load_dataset(folder)` finds the configurations
 
@@ -35,6 +37,10 @@ SCHEMA = 1
 KIND = "alpaca_rlhf.snapshot"
 MANIFEST, RANKINGS, PAIRS, TABLE = "manifest.json", "rankings.jsonl", "pairs.jsonl", "rankings.csv"
 """Its files."""
+DEMONSTRATIONS, DEMONSTRATION_PAIRS = "demonstrations.jsonl", "demonstration_pairs.jsonl"
+"""Its files of better answers, which are no part of the rankings."""
+SOURCE = "demonstration"
+"""`Instruction.source` of a better answer."""
 
 Ranked = tuple[Instruction, list[Completion], Ranking]
 """A ranking with its prompt and its completions."""
@@ -92,25 +98,35 @@ class Manifest:
     """When, in UTC."""
     sha256: str
     """Of `rankings.jsonl`, which is what a reward model is trained on."""
+    demonstrations: int = 0
+    """Better answers that people wrote; no pair of theirs is in `pairs`."""
+    demonstration_pairs: int = 0
+    """Pairs of a better answer and one that it surpasses."""
 
 
 def write(
-    folder: Path, verdicts: Iterable[Mapping[str, Any]], *, max_ranking: int, created: str
+    folder: Path,
+    verdicts: Iterable[Mapping[str, Any]],
+    demonstrations: Iterable[Mapping[str, Any]] = (),
+    *,
+    max_ranking: int,
+    created: str,
 ) -> Manifest:
     """Write a snapshot, one ranking in memory at a time.
 
     Args:
         folder: Where; nothing may be there.
         verdicts: Rows as `reading.verdicts` gives them, in its order.
+        demonstrations: Rows as `demonstrations.counted` gives them, in its order.
         max_ranking: The newest ranking of the database.
         created: When.
 
     Raises:
         UserError: There is something already, or it cannot be written.
     """
-    rankings = judged = pairs = 0
+    rankings = judged = pairs = n_demonstrations = n_demonstration_pairs = 0
     with writing(folder), new_folder(folder) as inside, ExitStack() as stack:
-        names = (RANKINGS, PAIRS, TABLE)
+        names = (RANKINGS, PAIRS, TABLE, DEMONSTRATIONS, DEMONSTRATION_PAIRS)
         files = {name: stack.enter_context(_HashedFile(inside / name)) for name in names}
         files[TABLE].add(_csv(_HEADER))
         # 2. Add each ranking to all three.
@@ -122,10 +138,26 @@ def write(
             pairs += len(lines)
             rankings += 1
             judged += row["annotator"].startswith(JUDGE)
-        # 3. Describe them in the manifest, once all their bytes are written.
+        # 3. Better answers, apart.
+        for row in demonstrations:
+            files[DEMONSTRATIONS].add(_canonical(_instruction(row)) + "\n")
+            lines = _demonstration_pairs(row)
+            files[DEMONSTRATION_PAIRS].add("".join(lines))
+            n_demonstrations += 1
+            n_demonstration_pairs += len(lines)
+        # 4. Describe them in the manifest, once all their bytes are written.
         stack.close()
         sums = {name: file.digest.hexdigest() for name, file in files.items()}
-        manifest = Manifest(rankings, judged, pairs, max_ranking, created, sums[RANKINGS])
+        manifest = Manifest(
+            rankings,
+            judged,
+            pairs,
+            max_ranking,
+            created,
+            sums[RANKINGS],
+            n_demonstrations,
+            n_demonstration_pairs,
+        )
         facts = {"kind": KIND, "schema": SCHEMA, "version": __version__, **asdict(manifest)}
         text = json_text(facts | {"files": sums}, MANIFEST, indent=2) + "\n"
         (inside / MANIFEST).write_text(text, encoding="utf-8")
@@ -154,7 +186,10 @@ def read_manifest(path: Path) -> Manifest:
             raise ValueError("it is no manifest")
         if facts["schema"] > SCHEMA:
             raise UserError(f"{file}: was made by a newer version; update alpaca-rlhf")
-        manifest = Manifest(**{name: facts[name] for name in Manifest.__dataclass_fields__})
+        # Earlier versions counted no better answers.
+        apart: dict[str, Any] = {"demonstrations": 0, "demonstration_pairs": 0}
+        columns = apart | facts
+        manifest = Manifest(**{name: columns[name] for name in Manifest.__dataclass_fields__})
         with (Path(file or path).parent / RANKINGS).open("rb") as stream:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -273,6 +308,18 @@ def _pairs(row: Mapping[str, Any]) -> list[str]:
     """
     texts = {columns["id"]: columns["text"] for columns in row["completions"]}
     replies = {key: _canonical([_message("assistant", text)]) for key, text in texts.items()}
+    middle = f',"prompt":{_canonical(_prompt_messages(row))},"rejected":'
+    return [
+        f'{{"chosen":{replies[chosen]}{middle}{replies[rejected]}}}\n'
+        for better, worse in combinations(row["tiers"], 2)
+        for chosen in better
+        for rejected in worse
+        if texts[chosen] != texts[rejected]
+    ]
+
+
+def _prompt_messages(row: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The prompt of a row as messages: the system text, the earlier turns, and the question."""
     question = "\n\n".join(part for part in (row["instruction"], row["input"]) if part)
     context = restored_history(row["history"])
     system = [_message("system", context["system"])] if context["system"] else []
@@ -281,14 +328,27 @@ def _pairs(row: Mapping[str, Any]) -> list[str]:
         for user, reply in context["history"]
         for message in (_message("user", user), _message("assistant", reply))
     ]
-    prompt = [*system, *earlier_turns, _message("user", question)]
-    middle = f',"prompt":{_canonical(prompt)},"rejected":'
+    return [*system, *earlier_turns, _message("user", question)]
+
+
+def _instruction(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of `demonstrations.jsonl`, which SFT reads as a file of instructions."""
+    return Instruction(
+        row["instruction"],
+        row["input"],
+        row["text"],
+        source=SOURCE,
+        **restored_history(row["history"]),
+    ).to_json()
+
+
+def _demonstration_pairs(row: Mapping[str, Any]) -> list[str]:
+    """Lines of `demonstration_pairs.jsonl`: the better answer above each that was shown."""
+    prompt, chosen = _prompt_messages(row), [_message("assistant", row["text"])]
     return [
-        f'{{"chosen":{replies[chosen]}{middle}{replies[rejected]}}}\n'
-        for better, worse in combinations(row["tiers"], 2)
-        for chosen in better
-        for rejected in worse
-        if texts[chosen] != texts[rejected]
+        _canonical({"chosen": chosen, "prompt": prompt, "rejected": [_message("assistant", text)]})
+        + "\n"
+        for text in row["surpassed"]
     ]
 
 

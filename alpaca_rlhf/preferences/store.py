@@ -18,8 +18,10 @@ from alpaca_rlhf.preferences import (
     battles,
     browsing,
     claims,
+    demonstrations,
     guidelines,
     leaving_out,
+    own_verdicts,
     queue,
     reading,
     snapshot,
@@ -350,6 +352,13 @@ class Store(Accounts):
 
         return self._write(work)
 
+    def own_verdicts(
+        self, annotator: int, *, before: int | None = None, n: int = 20
+    ) -> list[own_verdicts.OwnVerdict]:
+        """The newest verdicts of an annotator, or those before a number; `undo` opens one again."""
+        with self.database.reading() as session:
+            return own_verdicts.newest(session, annotator, before=before, n=n)
+
     def skip(self, annotator: int, task: int, reason: str = "") -> None:
         """Leave a task to others; the annotator is not shown it again.
 
@@ -559,6 +568,7 @@ class Store(Accounts):
             manifest = snapshot.write(
                 folder,
                 reading.verdicts(session, judge),
+                demonstrations.counted(session),
                 max_ranking=reading.newest(session),
                 created=created,
             )

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from alpaca_rlhf import __version__
 from alpaca_rlhf.core.records import Ranking as Record
 from alpaca_rlhf.preferences import assignment as rules
-from alpaca_rlhf.preferences import claims, guidelines
+from alpaca_rlhf.preferences import claims, demonstrations, guidelines
 from alpaca_rlhf.preferences.assignment import Refused, Saved, Verdict
 from alpaca_rlhf.preferences.audit import note
 from alpaca_rlhf.preferences.judges import JUDGE
@@ -56,12 +56,14 @@ def submit(
     )
     if saved is not None:
         current = session.get(Ranking, assignment.ranking_id) if assignment.ranking_id else None
-        counts = current is not None and _same(current, verdict)
+        counts = current is not None and _same(session, current, verdict)
         return Saved(saved.id, True, saved.duration_ms / 1000, counts=counts)
     if revision != assignment.next_revision:
         raise Refused("unknown", f"revision {revision} comes after {assignment.next_revision}")
     # 2. A verdict that puts each answer in one place.
     rules.check(verdict, assignment.shown_order)
+    if verdict.better is not None:
+        demonstrations.check(session, verdict.better, assignment.shown_order)
     # 3. Keep the verdict, with the time since the task was shown.
     duration_ms = max(0, now_ms - assignment.shown_ms)
     entry = _Entry(assignment, verdict, duration_ms)
@@ -69,8 +71,13 @@ def submit(
     return Saved(ranking.id, False, duration_ms / 1000)
 
 
-def _same(ranking: Ranking, verdict: Verdict) -> bool:
+def _same(session: Session, ranking: Ranking, verdict: Verdict) -> bool:
     """True if a ranking says what a verdict says; how it was entered does not matter."""
+    better = demonstrations.of_ranking(session, ranking.id)
+    if (better.text if better else "") != (
+        clean(verdict.better.text).strip() if verdict.better else ""
+    ):
+        return False
     kept = (rules.as_tiers(ranking.tiers), ranking.criteria, ranking.all_bad, ranking.comment)
     criteria = {key: dict(stars) for key, stars in verdict.criteria.items()}
     return kept == (verdict.tiers, criteria, verdict.all_bad, clean(verdict.comment))
@@ -325,6 +332,9 @@ def _keep(
         assignment.next_revision += 1
     session.add_all(ranking for _, _, ranking in changes)
     session.flush()
+    for entry, (_, _, ranking) in zip(entries, changes, strict=True):
+        if entry.verdict.better is not None:
+            demonstrations.add(session, ranking.id, entry.verdict.better)
 
     # 2. The running sums: what each annotator said before comes out, the new verdict goes in.
     replaced = [(assignment, old, -1) for assignment, old, _ in changes if old is not None]

@@ -154,6 +154,7 @@ function newDraft(aTask, before) {
     criteria: aTask.criteria,
     comment: before?.comment || "",
     allBad: Boolean(before?.allBad),
+    better: { ...aTask.better },
     tiedAsBad: false,
     methods: aTask.tiers.length ? before?.methods || ["mixed"] : [],
     sent: null,
@@ -166,6 +167,7 @@ function storedDraft(aTask) {
   const valid =
     stored && Array.isArray(stored.tiers) && flat(stored.tiers).sort().join() === ids &&
     Array.isArray(stored.methods) && typeof stored.criteria === "object";
+  if (valid) stored.better ??= { text: "", from: "" }; // a draft of an earlier version
   return valid ? stored : null;
 }
 
@@ -175,7 +177,7 @@ function save() {
 
 const moved = () => draft.methods.length > 0 || draft.tiedAsBad;
 const worked = () =>
-  moved() || draft.allBad || draft.comment.trim() !== "" ||
+  moved() || draft.allBad || draft.comment.trim() !== "" || draft.better.text.trim() !== "" ||
   Object.values(draft.criteria).some((stars) => Object.keys(stars).length);
 
 // --- the server ---------------------------------------------------------------------------------
@@ -373,6 +375,11 @@ const onScreen = () => root.isConnected && root.offsetParent !== null && !docume
 async function submit(confirmed = false) {
   if (locked || !task) return;
   if (!moved() && !confirmed) return confirmOrder(true);
+  const better = draft.better.text.trim();
+  if (better && task.answers.some((answer) => answer.text.trim() === better)) {
+    openBetter();
+    return toast(w("better_same"));
+  }
   const methods = [...new Set(draft.methods)];
   draft.sent = {
     task: task.id,
@@ -381,6 +388,8 @@ async function submit(confirmed = false) {
     criteria: draft.criteria,
     all_bad: draft.allBad,
     comment: draft.comment.trim(),
+    better,
+    better_from: better ? draft.better.from : "",
     method: methods.length > 1 ? "mixed" : methods[0] || (draft.tiedAsBad ? "buttons" : "as_shown"),
   };
   save();
@@ -428,7 +437,11 @@ async function leftovers() {
 
 async function undo() {
   if (locked) return;
-  const before = last.pop();
+  return reopen(last.pop());
+}
+
+/** Take a verdict back, the newest where none is named, and show its task again. */
+async function reopen(before) {
   // Without a number the server takes the newest, so that message is never sent twice.
   const reply = before
     ? await insist("undo", { task: before.task })
@@ -441,6 +454,51 @@ async function undo() {
   if (task && task.id !== reopened.id) ahead.unshift(task);
   ahead = ahead.filter((waiting) => waiting.id !== reopened.id);
   show(reopened, w("undone"), before || {});
+}
+
+/** The annotator's own verdicts; each may be opened again and changed. */
+async function ownVerdicts() {
+  if (locked) return;
+  const list = make("ol", { class: "own" });
+  const more = button("plain", w("mine_older"), () => fill());
+  const close = button("plain", w("close"), () => box.close());
+  const back = document.activeElement;
+  const box = make("dialog", { class: "sheet", "aria-labelledby": "rank-own-title" },
+    make("h3", { id: "rank-own-title", tabindex: -1 }, w("mine")),
+    make("p", {}, w("mine_text")), list,
+    make("div", { class: "row end" }, more, close));
+  let before = null;
+  const letters = (tiers) =>
+    tiers.map((tier) => tier.map((at) => LETTERS[at]).join(" = ")).join(" > ");
+  const fill = async () => {
+    const reply = await quietly("mine", { before });
+    if (!reply || reply.problem) return toast(reply?.message || w("lost"));
+    more.hidden = !reply.more;
+    if (!before && !reply.verdicts.length) list.append(make("li", { class: "soft" }, w("mine_none")));
+    for (const verdict of reply.verdicts) {
+      before = verdict.ranking;
+      const revise = button("plain", w("mine_revise"), () => {
+        box.close();
+        last = last.filter((entry) => entry.task !== verdict.task);
+        reopen({ task: verdict.task, comment: verdict.comment, allBad: verdict.all_bad });
+      });
+      list.append(make("li", {},
+        make("div", { class: "said clip" }, verdict.prompt),
+        make("div", { class: "said clip soft" }, verdict.best.join("\n")),
+        make("div", { class: "row" },
+          make("span", { class: "soft" }, letters(verdict.tiers), " · ",
+            new Date(verdict.at_ms).toLocaleString(language)),
+          make("span", { class: "grow" }), revise)));
+    }
+  };
+  box.addEventListener("close", () => {
+    box.remove();
+    if (back?.isConnected) back.focus({ preventScroll: true });
+  });
+  root.append(box);
+  box.showModal();
+  box.querySelector("h3").focus();
+  await fill();
 }
 
 async function leave(action, fields, message) {
@@ -731,6 +789,47 @@ function stars(id, letter) {
   return make("div", { class: "criteria" }, ...rows);
 }
 
+/** Open the field for a better answer, with an answer's text where one is to be edited. */
+function openBetter(answer = null) {
+  if (locked) return;
+  if (answer && !draft.better.text.trim()) {
+    draft.better = { text: answer.text, from: answer.id };
+    save();
+  }
+  ui.better.value = draft.better.text;
+  ui.betterBox.hidden = false;
+  ui.betterOpen.hidden = true;
+  ui.better.focus();
+  ui.betterBox.scrollIntoView({ block: "nearest" });
+}
+
+function betterPanel() {
+  ui.better = make("textarea", {
+    class: "field", rows: 4, maxlength: props.limits.better, dir: "auto",
+    "aria-describedby": "rank-better-hint",
+    oninput: () => {
+      draft.better = { ...draft.better, text: ui.better.value };
+      save();
+    },
+  });
+  ui.better.value = draft.better.text;
+  const drop = button("link", w("better_drop"), () => {
+    if (locked) return;
+    draft.better = { text: "", from: "" };
+    save();
+    ui.better.value = "";
+    ui.betterBox.hidden = true;
+    ui.betterOpen.hidden = false;
+    ui.betterOpen.focus();
+  });
+  ui.betterBox = make("div", { class: "better", hidden: !draft.better.text.trim() },
+    make("label", { class: "stack" }, w("better_label"), ui.better),
+    make("div", { class: "row" }, make("span", { id: "rank-better-hint", class: "soft" }, w("better_hint")),
+      make("span", { class: "grow" }), drop));
+  ui.betterOpen = button("link", w("better"), () => openBetter(), { hidden: !ui.betterBox.hidden });
+  return make("div", { class: "better-part" }, ui.betterBox, ui.betterOpen);
+}
+
 function cardOf(answer, at) {
   const letter = LETTERS[at];
   const id = answer.id;
@@ -751,13 +850,16 @@ function cardOf(answer, at) {
   const tie = button("icon tie", "=", by((tiers) => tied(tiers, id)), {
     "aria-label": w("tie", names), title: w("tie_short"),
   });
+  const edit = button("icon edit", "✎", () => openBetter(answer), {
+    "aria-label": w("better_edit", names), title: w("better_edit_short"),
+  });
   const card = make("div", { class: "card", role: "group", tabindex: 0, "data-answer": id },
     grip,
     make("div", { class: "content" },
       make("div", { class: "head" },
         make("span", { class: "letter" }, w("answer", names)),
         answer.cut ? make("span", { class: "cut", title: w("cut_hint") }, w("cut")) : null,
-        make("span", { class: "moves" }, up, down, tie)),
+        make("span", { class: "moves" }, edit, up, down, tie)),
       body, more, stars(id, letter)));
   const item = make("li", {}, card);
   ui.cards.set(id, { item, card, place, up, down, tie, more, letter });
@@ -817,7 +919,7 @@ function answersPanel() {
   return make("section", { class: "answers", "aria-label": w("answers") },
     make("div", { class: "line" }, make("h3", {}, w("answers")), make("span", { class: "soft" }, w("best_first")),
       make("span", { class: "grow" }), ui.wide, toggle),
-    ui.list,
+    ui.list, betterPanel(),
     make("label", { class: "stack comment" }, make("span", {}, w("comment"), " ",
       make("span", { class: "soft" }, w("optional"))), ui.comment));
 }
@@ -839,7 +941,7 @@ function emptyPanel() {
 
 function actions() {
   ui.undo = button("quiet", w("undo"), undo, { title: w("undo_hint") });
-  const parts = [ui.undo];
+  const parts = [ui.undo, button("quiet", w("mine"), ownVerdicts)];
   if (task) {
     ui.allBad = button("quiet", w("all_bad"), allBad, { title: w("all_bad_hint"), "aria-pressed": "false" });
     parts.push(ui.allBad, button("quiet", w("flag"), flag));
@@ -953,6 +1055,7 @@ function lock(on) {
   root.classList.toggle("locked", on && Boolean(task));
   if (ui.submit) ui.submit.disabled = on;
   if (ui.comment) ui.comment.readOnly = on;
+  if (ui.better) ui.better.readOnly = on;
   if (ui.undo) ui.undo.disabled = on || (progressKnown?.mine === 0 && !last.length);
 }
 

@@ -13,7 +13,7 @@ import gradio as gr
 
 from alpaca_rlhf.app.board.requests import CRITERIA, MAX_REASON_CHARS, REASONS
 from alpaca_rlhf.app.language import LANGUAGES, translations
-from alpaca_rlhf.preferences.assignment import MAX_STARS, MAX_TEXT_CHARS
+from alpaca_rlhf.preferences.assignment import MAX_BETTER_CHARS, MAX_STARS, MAX_TEXT_CHARS
 
 _FOLDER = Path(__file__).parent
 
@@ -38,5 +38,10 @@ def rank_board(endpoint: str, *, poll_s: float) -> gr.HTML:
         texts={language: translations("rank", language) for language in LANGUAGES},
         criteria=list(CRITERIA),
         reasons=list(REASONS),
-        limits={"stars": MAX_STARS, "comment": MAX_TEXT_CHARS, "reason": MAX_REASON_CHARS},
+        limits={
+            "stars": MAX_STARS,
+            "better": MAX_BETTER_CHARS,
+            "comment": MAX_TEXT_CHARS,
+            "reason": MAX_REASON_CHARS,
+        },
     )

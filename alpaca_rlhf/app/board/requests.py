@@ -9,15 +9,17 @@ from typing import Any, Literal, cast, get_args
 
 from alpaca_rlhf.preferences.assignment import (
     MAX_ANSWERS,
+    MAX_BETTER_CHARS,
     MAX_STARS,
     MAX_TEXT_CHARS,
     METHODS,
     MIN_ANSWERS,
+    BetterAnswer,
     Refused,
     Verdict,
 )
 
-Action = Literal["next", "renew", "submit", "undo", "skip", "flag", "progress"]
+Action = Literal["next", "renew", "submit", "undo", "skip", "flag", "progress", "mine"]
 
 CRITERIA = ("relevance", "informativeness", "harmlessness")
 """Criteria that stars are given for."""
@@ -54,6 +56,8 @@ class BoardRequest:
     """The annotator's remark on a flag."""
     completion: str = ""
     """The answer that is flagged; empty for the prompt."""
+    before: int | None = None
+    """Own verdicts before this number; None is the newest."""
 
 
 def parse_request(message: str) -> BoardRequest:
@@ -75,6 +79,9 @@ def parse_request(message: str) -> BoardRequest:
     # 2. The fields of that action.
     if action == "next":
         return BoardRequest(action, holding=_held_tasks(fields))
+    if action == "mine":
+        earlier = fields.get("before") is not None
+        return BoardRequest(action, before=_number(fields, "before") if earlier else None)
     if action == "progress":
         return BoardRequest(action)
     task = _number(fields, "task", minimum=0 if action == "undo" else 1)
@@ -126,7 +133,16 @@ def _verdict(fields: Mapping[str, Any]) -> Verdict:
         all_bad=fields.get("all_bad", False),
         comment=_text(fields, "comment", MAX_TEXT_CHARS),
         input_method=method,
+        better=_better(fields, set(ids)),
     )
+
+
+def _better(fields: Mapping[str, Any], ids: set[str]) -> BetterAnswer | None:
+    text = _text(fields, "better", MAX_BETTER_CHARS)
+    edited_from = _text(fields, "better_from", _MAX_ID_CHARS)
+    if edited_from and edited_from not in ids:
+        raise Refused("bad_value", "`better_from` names something that is not an answer")
+    return BetterAnswer(text.strip(), edited_from) if text.strip() else None
 
 
 def _criteria(criteria: Any, ids: set[str]) -> dict[str, dict[str, int]]:
