@@ -176,7 +176,7 @@ def test_a_snapshot_is_exported_and_downloaded(opened, store, home, tmp_path):
         assert f"alpaca-rlhf reward --inputs.rankings {folder}" in text
         for name in ("rankings.jsonl", "pairs.jsonl", "rankings.csv", "manifest.json"):
             with page.expect_download() as waited:
-                page.get_by_role("link", name=name).click()
+                page.get_by_role("link", name=name, exact=True).click()
             assert waited.value.suggested_filename == f"{folder.name}-{name}"
             copy = tmp_path / "got"
             waited.value.save_as(copy)
