@@ -84,13 +84,9 @@ def counted(session: Session) -> Iterator[dict[str, Any]]:
     )
     query = _counted(*columns).order_by(CandidateSet.key, Annotator.name)
     for row in session.execute(query):
-        texts = dict(
-            session.execute(
-                select(Completion.key, Completion.text).where(Completion.key.in_(row.completions))
-            )
-            .tuples()
-            .all()
-        )
+        of_set = Completion.key.in_(row.completions)
+        answers = select(Completion.key, Completion.text).where(of_set)
+        texts = {key: text for key, text in session.execute(answers)}
         surpassed = [texts[key] for key in sorted(row.completions)]
         yield {**row._mapping, "surpassed": surpassed}
 

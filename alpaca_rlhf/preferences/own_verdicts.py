@@ -52,13 +52,8 @@ def newest(
         query = query.where(Assignment.ranking_id < before)
     rows = session.execute(query.order_by(Assignment.ranking_id.desc()).limit(n)).all()
     best_keys = {key for _, ranking, _ in rows for key in ranking.tiers[0]}
-    texts = dict(
-        session.execute(
-            select(Completion.key, Completion.text).where(Completion.key.in_(best_keys))
-        )
-        .tuples()
-        .all()
-    )
+    best = select(Completion.key, Completion.text).where(Completion.key.in_(best_keys))
+    texts = {key: text for key, text in session.execute(best)}
     verdicts = []
     for assignment, ranking, instruction in rows:
         places = {key: place for place, key in enumerate(assignment.shown_order)}
