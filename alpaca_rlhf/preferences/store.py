@@ -568,7 +568,7 @@ class Store(Accounts):
             manifest = snapshot.write(
                 folder,
                 reading.verdicts(session, judge),
-                demonstrations.counted(session),
+                demonstrations=demonstrations.counted(session),
                 max_ranking=reading.newest(session),
                 created=created,
             )
