@@ -4,7 +4,7 @@
     python recipes/smollm2_135m_cpu.py --quick     a first look, in about twenty minutes
     python recipes/smollm2_135m_cpu.py             the experiment, in about an hour and a half
     python recipes/smollm2_135m_cpu.py --dry-run   the plan, and every stage on a tiny random model
-    python recipes/smollm2_135m_cpu.py --policies ppo best-of-k dpo rloo    two policies more
+    python recipes/smollm2_135m_cpu.py --policies ppo best-of-k dpo grpo rloo    all five policies
 
 The judge checks what prompts ask for ("in two sentences", "no commas"); the kit brings the prompts.
 Flags change any number; `--inputs.judge human` and files of your own let you rank instead.
@@ -17,6 +17,7 @@ from pathlib import Path
 from alpaca_rlhf.cli.main import recipe
 from alpaca_rlhf.settings import (
     DPO,
+    GRPO,
     PPO,
     RLOO,
     SFT,
@@ -74,6 +75,15 @@ EXPERIMENT = Loop(
     dpo=DPO(lr=1e-4, batch_size=8, max_length=256),
     # As many completions as PPO's, in groups whose other scores are the baseline. An answer that
     # does not stop has the lowest score of all, so without a limit it would rule its group.
+    grpo=GRPO(
+        updates=12,
+        prompts=20,
+        k=4,
+        minibatch_size=40,
+        lr=2e-4,
+        clip_score=2.0,
+        max_new_tokens=ANSWER_TOKENS,
+    ),
     rloo=RLOO(
         updates=12,
         prompts=20,
@@ -93,6 +103,7 @@ QUICK = replace(
     rank=replace(EXPERIMENT.rank, prompts=100),
     ppo=replace(EXPERIMENT.ppo, updates=6, batch_size=40, minibatch_size=20),
     best_of_k=replace(EXPERIMENT.best_of_k, prompts=60),
+    grpo=replace(EXPERIMENT.grpo, updates=6, prompts=10, minibatch_size=20),
     rloo=replace(EXPERIMENT.rloo, updates=6, prompts=10, minibatch_size=20),
     evaluate=replace(EXPERIMENT.evaluate, prompts=50),
 )

@@ -5,7 +5,8 @@
     python -m tests.prove_real --summary               what there is, and what is missing
 
 The run is the recipe's with 300 evaluation prompts, in runs/proof/smollm2-seed-N; `--rounds 2`
-proves two rounds, in a run of its own, since the prompts are dealt to all rounds at the start.
+proves two rounds, in a run of its own, since the prompts are dealt to all rounds at the start;
+`--policies ppo best-of-k dpo rloo` trains more than those two.
 A part that was interrupted goes on where it stopped. After each part docs/proof/smollm2-seed-N.json
 says what is done and what it took; after the last one it holds the whole report. Seeds from 100 up
 are for tuning: they are evaluated on the split `dev`, and nothing of them is kept in docs/.
@@ -14,6 +15,7 @@ are for tuning: they are evaluated on the split `dev`, and nothing of them is ke
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from alpaca_rlhf.cli.terminal import Terminal
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.pipeline import run_loop
 from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.settings.policies import POLICIES, PolicyName
+from alpaca_rlhf.settings.steps import order
 from recipes.smollm2_135m_cpu import EXPERIMENT
 from tests.prove import PROOF, ROOT, stamp, tell
 
@@ -32,11 +36,13 @@ PARTS = {
     "ppo": "ppo",
     "best-of-k": "best_of_k",
     "dpo": "dpo",
+    "grpo": "grpo",
     "rloo": "rloo",
     "reward-2": "reward.2",
     "ppo-2": "ppo.2",
     "best-of-k-2": "best_of_k.2",
     "dpo-2": "dpo.2",
+    "grpo-2": "grpo.2",
     "rloo-2": "rloo.2",
     "evaluate": None,
 }
@@ -52,7 +58,12 @@ def name_of(seed: int, rounds: int) -> str:
     return f"smollm2-seed-{seed}" + (f"-rounds-{rounds}" if rounds > 1 else "")
 
 
-def settings_of(seed: int, folder: Path, rounds: int = 1) -> Loop:
+def settings_of(
+    seed: int,
+    folder: Path,
+    rounds: int = 1,
+    policies: Sequence[PolicyName] = EXPERIMENT.policies,
+) -> Loop:
     """The recipe's experiment as it is proven for a seed."""
     tuning = seed >= TUNING_SEEDS
     n_eval = 100 if tuning else 300
@@ -61,7 +72,7 @@ def settings_of(seed: int, folder: Path, rounds: int = 1) -> Loop:
         seed=seed,
         out=folder / name_of(seed, rounds),
         rounds=rounds,
-        policies=("ppo", "best-of-k", "dpo", "rloo"),
+        policies=tuple(policies),
         reward=replace(EXPERIMENT.reward, control=seed == SHUFFLED_SEED),
         ppo=replace(EXPERIMENT.ppo, control=seed == SHUFFLED_SEED),
         best_of_k=replace(EXPERIMENT.best_of_k, control=True),
@@ -74,22 +85,23 @@ def settings_of(seed: int, folder: Path, rounds: int = 1) -> Loop:
     )
 
 
-def missing_parts(out: Path, rounds: int = 1) -> list[str]:
+def missing_parts(settings: Loop) -> list[str]:
     """The parts of a run that are not done, in order."""
-    ledger = _read(out / "ledger.json")
-    has_report = (out / "report.json").is_file()
+    ledger = _read(settings.out / "ledger.json")
+    has_report = (settings.out / "report.json").is_file()
+    entries = {None, *(step.entry for step in order(settings))}
     return [
         part
         for part, entry in PARTS.items()
-        if (rounds > 1 or not part.endswith("-2"))
+        if entry in entries
         and not (has_report if entry is None else "seconds" in ledger.get(entry, {}))
     ]
 
 
-def prove(seed: int, part: str | None, folder: Path, rounds: int = 1) -> None:
+def prove(settings: Loop, part: str | None) -> None:
     """Run a part, and those before it that are missing; keep what there is by then."""
-    settings = settings_of(seed, folder, rounds)
-    missing = missing_parts(settings.out, rounds)
+    seed = settings.seed
+    missing = missing_parts(settings)
     if not missing:
         tell(f"seed {seed}: every part is done")
         return
@@ -97,16 +109,17 @@ def prove(seed: int, part: str | None, folder: Path, rounds: int = 1) -> None:
     command = f"make prove-real SEED={seed} PART={part}"
     run_loop(settings, Terminal(), kind="loop", command=command, until=PARTS[part])
     if seed < TUNING_SEEDS:
-        write(seed, settings.out, rounds)
+        write(settings)
 
 
-def write(seed: int, out: Path, rounds: int = 1) -> None:
+def write(settings: Loop) -> None:
     """Keep what a run has so far in docs/proof/."""
+    seed, rounds, out = settings.seed, settings.rounds, settings.out
     ledger = _read(out / "ledger.json")
     proof = {
         **stamp(),
         "command": f"make prove-real SEED={seed}",
-        "missing": missing_parts(out, rounds),
+        "missing": missing_parts(settings),
         "stages": {name: entry for name, entry in ledger.items() if "seconds" in entry},
         "report": _read(out / "report.json") or None,
     }
@@ -153,6 +166,7 @@ def main(words: list[str]) -> int:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, choices=(1, 2), default=1)
+    parser.add_argument("--policies", nargs="+", choices=POLICIES, default=EXPERIMENT.policies)
     parser.add_argument("--part", choices=PARTS, default=None)
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "proof")
     parser.add_argument("--summary", action="store_true")
@@ -161,7 +175,8 @@ def main(words: list[str]) -> int:
         tell(summary())
         return 0
     try:
-        prove(chosen.seed, chosen.part, chosen.folder, chosen.rounds)
+        settings = settings_of(chosen.seed, chosen.folder, chosen.rounds, chosen.policies)
+        prove(settings, chosen.part)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2

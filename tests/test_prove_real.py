@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from alpaca_rlhf.settings.policies import POLICIES
 from alpaca_rlhf.settings.steps import order
 from tests import prove_real
 
 
 def test_the_parts_are_steps_of_the_run_in_order():
-    settings = prove_real.settings_of(0, Path("runs"), rounds=2)
+    settings = prove_real.settings_of(0, Path("runs"), rounds=2, policies=POLICIES)
     entries = [step.entry for step in order(settings)]
     places = [entries.index(entry) for entry in prove_real.PARTS.values() if entry]
     assert places == sorted(places) and entries[-1] == "evaluate"
@@ -18,19 +19,19 @@ def test_the_parts_are_steps_of_the_run_in_order():
 
 
 def test_a_proof_of_two_rounds_is_a_run_of_its_own(tmp_path):
-    one, two = (prove_real.settings_of(0, tmp_path, rounds).out for rounds in (1, 2))
-    assert one != two
+    one, two = (prove_real.settings_of(0, tmp_path, rounds) for rounds in (1, 2))
+    assert one.out != two.out
     assert prove_real.missing_parts(one) == [
         "sft",
         "rankings",
         "reward",
         "ppo",
         "best-of-k",
-        "dpo",
-        "rloo",
         "evaluate",
     ]
-    assert len(prove_real.missing_parts(two, 2)) == len(prove_real.PARTS)
+    assert len(prove_real.missing_parts(two)) == 9
+    every = prove_real.settings_of(0, tmp_path, 2, POLICIES)
+    assert prove_real.missing_parts(every) == [*prove_real.PARTS]
 
 
 def test_tuning_never_sees_the_evaluation_split():
@@ -42,14 +43,15 @@ def test_tuning_never_sees_the_evaluation_split():
 def test_the_summary_says_what_is_missing_and_makes_nothing_up(tmp_path, monkeypatch):
     monkeypatch.setattr(prove_real, "PROOF", tmp_path / "proof")
     assert "seed 1: nothing yet; run: make prove-real SEED=1" in prove_real.summary()
-    out = tmp_path / "run"
+    settings = prove_real.settings_of(1, tmp_path)
+    out = settings.out
     out.mkdir()
     (out / "ledger.json").write_text(
         json.dumps({"sft": {"seconds": 3.0}, "rank": {"seconds": 1.0}})
     )
-    prove_real.write(1, out)
+    prove_real.write(settings)
     line = prove_real.summary().splitlines()[1]
-    assert line == "seed 1: missing reward, ppo, best-of-k, dpo, rloo, evaluate"
+    assert line == "seed 1: missing reward, ppo, best-of-k, evaluate"
     policies = {
         "sft": {"gold_score": 0.5},
         "ppo": {"gold_score": 0.6, "paired_gain_ci95": [0.02, 0.18]},
@@ -57,7 +59,7 @@ def test_the_summary_says_what_is_missing_and_makes_nothing_up(tmp_path, monkeyp
     ledger = {entry: {"seconds": 1.0} for entry in prove_real.PARTS.values() if entry}
     (out / "ledger.json").write_text(json.dumps(ledger))
     (out / "report.json").write_text(json.dumps({"policies": policies}))
-    prove_real.write(1, out)
+    prove_real.write(settings)
     assert prove_real.summary().splitlines()[1] == "seed 1: sft 0.500, ppo 0.600 [+0.020, +0.180]"
 
 
