@@ -52,6 +52,7 @@ TIMES = {
     "seconds",
     "control_seconds",
     "second_seconds",
+    "curve_seconds",
     "peak_memory_gib",
     "gpu_memory_gib",
     "cost_usd",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from alpaca_rlhf.app.rendering import render
 from alpaca_rlhf.preferences.agreement import MIN_OVERLAPS, Agreement
@@ -28,6 +29,8 @@ class Rounds:
     """`--rank.at-least` of the run."""
     judge: str | None = None
     """`--inputs.judge` of the run, if it ranks in people's place."""
+    learned: Callable[[], Mapping[str, Any]] = dict
+    """`learning_curve` and `more_rankings` of the newest reward model; empty without them."""
 
 
 NO_ROUNDS = Rounds(dict, None)
@@ -54,6 +57,7 @@ def figures(figures: Figures, rounds: Rounds, text: Mapping[str, str]) -> str:
         if rounds.judge is not None:
             enough = text["standing.by_judge"].format(judge=rounds.judge)
         standings.append((text["standing.round"].format(n=number), standing, enough))
+    learned = rounds.learned()
     busiest_day = max((n for _, n in figures.by_day), default=1)
     return render(
         "data_figures",
@@ -69,11 +73,30 @@ def figures(figures: Figures, rounds: Rounds, text: Mapping[str, str]) -> str:
             )
             for name, agreement in agreements
         ],
+        curve=[
+            (point["rankings"], f"{point['accuracy']:.3f}", _interval(point["ci95"]))
+            for point in learned.get("learning_curve", ())
+        ],
+        more=_more(learned, text),
         days=[
             (day, n, f"{n / busiest_day * _BAR_PERCENT:.1f}") for day, n in reversed(figures.by_day)
         ],
         text=text,
     )
+
+
+def _interval(ci95: Sequence[float], sign: str = "") -> str:
+    low, high = (f"{bound:{sign}.3f}" for bound in ci95)
+    return f"{low} … {high}"
+
+
+def _more(learned: Mapping[str, Any], text: Mapping[str, str]) -> str:
+    """What to expect of more rankings; that nothing is known yet without a learning curve."""
+    more = learned.get("more_rankings")
+    if more is None:
+        return text["curve.none"]
+    gain = f"{more['gain']:+.3f} ({_interval(more['ci95'], '+')})"
+    return text[f"curve.{more['verdict']}"].format(n=f"{more['rankings']:,}", gain=gain)
 
 
 def _measure(agreement: Agreement, value: float | None, text: Mapping[str, str]) -> str:

@@ -21,6 +21,7 @@ from alpaca_rlhf.app.train_tab import TrainPage, train_tab
 from alpaca_rlhf.app.training import Training, TrainingCommand
 from alpaca_rlhf.app.worker import Worker
 from alpaca_rlhf.preferences.store import Store
+from alpaca_rlhf.serving.run_contents import reward_facts
 from alpaca_rlhf.sources.standing import standing_by_round
 
 
@@ -86,7 +87,12 @@ def tabs(
     # 2. The tabs.
     settings = worker.settings
     judge = None if settings.inputs.judge == "human" else settings.inputs.judge
-    rounds = Rounds(partial(standing_by_round, run, store), settings.rank.at_least, judge)
+    rounds = Rounds(
+        partial(standing_by_round, run, store),
+        settings.rank.at_least,
+        judge,
+        partial(reward_facts, run),
+    )
     return AppTabs(
         [
             rank,

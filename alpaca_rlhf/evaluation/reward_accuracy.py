@@ -39,8 +39,12 @@ def accuracy_of(pairs: Sequence[HeldOutPair], *, resamples: int, seed: int) -> I
     Raises:
         ValueError: There are no pairs.
     """
-    correct = _by_prompt(pairs, lambda pair: pair.correct)
-    return accuracy_interval(correct, resamples=resamples, seed=seed)
+    return accuracy_interval(correct_by_prompt(pairs), resamples=resamples, seed=seed)
+
+
+def correct_by_prompt(pairs: Sequence[HeldOutPair]) -> list[list[float]]:
+    """1 for each pair in the annotator's order, 0 for each other, a list for each prompt."""
+    return _by_prompt(pairs, lambda pair: pair.correct)
 
 
 def baselines(pairs: Sequence[HeldOutPair], *, resamples: int, seed: int) -> list[dict[str, Any]]:
@@ -59,7 +63,7 @@ def baselines(pairs: Sequence[HeldOutPair], *, resamples: int, seed: int) -> lis
     if all(pair.samples is not None for pair in pairs):
         rules["the first sampled"] = _first_sampled
     options = {"resamples": resamples, "seed": seed}
-    correct = _by_prompt(pairs, lambda pair: pair.correct)
+    correct = correct_by_prompt(pairs)
     rows = []
     for name, rule in rules.items():
         by_rule = _by_prompt(pairs, rule)

@@ -119,6 +119,8 @@ class StageWork:
         by_judge = settings.reward.source == "judge"
         winners = best_of_k.prompts * best_of_k.keep * best_of_k.epochs
         reward_models = 2 if settings.reward.control else 1
+        # A learning curve trains on a half of the rankings, a quarter of them ...
+        subsets = 1 - 0.5**settings.curve_subsets
         # The second reward model learns from the held-out rankings and is measured on the others.
         second = settings.reward.held_out if settings.second_reward else 0.0
         fine_tunings = 2 if best_of_k.control else 1
@@ -139,8 +141,10 @@ class StageWork:
             "sample": self._sampled(rankings, prompt, new, batch, k) * rounds,
             "reward": (
                 self._trained(rankings * settings.reward.epochs, Row(prompt, new, k), 0)
-                * (reward_models + second)
+                * (reward_models + second + subsets)
                 + self._read(2 * rankings, Row(prompt, new, k), 0) * (2 if second else 1)
+                + self._read(rankings * settings.reward.held_out, Row(prompt, new, k), 0)
+                * settings.curve_subsets
             )
             * rounds,
             "ppo": self._ppo(prompt) * (2 if settings.ppo.control else 1) * rounds,

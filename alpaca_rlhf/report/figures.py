@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from alpaca_rlhf.evaluation.learning_curve import more_in_words
 from alpaca_rlhf.report import curves
 from alpaca_rlhf.report.charts import Mark, Row, Series, TwoScores
+from alpaca_rlhf.report.formatting import count
 from alpaca_rlhf.report.policy_names import policy_label, policy_reranks, policy_tone
-from alpaca_rlhf.report.schema import Policy, Report, WatchedPolicy
+from alpaca_rlhf.report.schema import Policy, Report, RewardModel, WatchedPolicy
 from alpaca_rlhf.settings.policies import POLICY_STAGES
 
 MAX_GREEDY_LOSS = 0.05
@@ -145,6 +147,24 @@ def reward_rows(report: Report) -> list[Row]:
             for label, tone, accuracy, ci95 in marks
         ]
     return rows
+
+
+def learning_curve_rows(model: RewardModel) -> list[Row]:
+    """Held-out accuracy of the reward models on each subset of the rankings."""
+    return [
+        Row(
+            f"{count(point.rankings)} rankings",
+            "tone-ppo" if point is model.learning_curve[-1] else "tone-base",
+            Mark(point.accuracy, None if model.too_few else point.ci95),
+        )
+        for point in model.learning_curve
+    ]
+
+
+def more_rankings(model: RewardModel) -> str:
+    """What to expect of more rankings, in a sentence."""
+    assert model.more_rankings is not None
+    return more_in_words(model.more_rankings.model_dump())
 
 
 def best_of_k_series(report: Report) -> list[Series]:

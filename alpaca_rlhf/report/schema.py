@@ -174,6 +174,23 @@ class SecondReward(JudgeAccuracy):
     """False where its accuracy is below `--reward.gate`, so that it looks at nothing."""
 
 
+class CurvePoint(_Object):
+    """Held-out accuracy of a reward model that has learned from so many rankings."""
+
+    rankings: Count
+    accuracy: Share
+    ci95: Interval
+
+
+class MoreRankings(_Object):
+    """The gain in accuracy from half of the rankings to all of them."""
+
+    rankings: Count
+    gain: Number
+    ci95: Interval
+    verdict: Literal["helps", "levelled", "unclear"]
+
+
 class RewardModel(_Object):
     """A reward model on pairs that it has not seen."""
 
@@ -193,6 +210,10 @@ class RewardModel(_Object):
     saturated: Number | None = None
     length_correlation: Number | None = None
     length_rank_correlation: Number | None = None
+    learning_curve: list[CurvePoint] = []
+    """Points of nested subsets of the rankings, all of them last; empty where none was asked."""
+    more_rankings: MoreRankings | None = None
+    """What the last doubling of the rankings has brought."""
     second: SecondReward | None = None
     """The second reward model of the round; None where none was asked for."""
 

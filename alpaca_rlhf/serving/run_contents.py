@@ -218,3 +218,12 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path}: is not a file that a run writes; use another folder")
     return value
+
+
+def reward_facts(run: Path) -> dict[str, Any]:
+    """Facts of the newest reward model of a run; empty where there is none."""
+    ledger = ledger_of(run)
+    stages = [name for name in ledger if name.partition(".")[0] == "reward"]
+    newest = max(stages, key=lambda name: int(name.partition(".")[2] or 1), default=None)
+    facts: dict[str, Any] = {} if newest is None else ledger[newest].get("facts", {})
+    return facts

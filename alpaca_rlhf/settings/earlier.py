@@ -30,6 +30,7 @@ another value is given."""
 
 WITHOUT: Mapping[str, Any] = {
     "reward.control": True,
+    "reward.curve": 0,
     "ppo.temperature": 1.0,
     "evaluate.max_cluster": 1.0,
     "evaluate.temperature": 1.0,

@@ -48,6 +48,9 @@ MIN_SFT_BATCH, MAX_SFT_BATCH = 8, 128
 MIN_REWARD_BATCH, MAX_REWARD_BATCH = 4, 64
 """Bounds of a reward model's batch that follows the rankings."""
 
+MAX_HALVINGS = 4
+"""Subsets of a learning curve at most; the smallest has a sixteenth of the rankings."""
+
 Checkpointing = Literal["auto", "on", "off"]
 """When activations are recomputed in the backward pass."""
 
@@ -249,6 +252,10 @@ class Reward(Bounded, group="--reward"):
     control: bool = False
     """Train a second reward model on shuffled verdicts, whose accuracy must be one half: it shows
     what else gives the better one away, and doubles the time of the stage."""
+    curve: Annotated[int, Interval(ge=0, le=MAX_HALVINGS)] | None = None
+    """Train on that many nested subsets of the rankings too, each half as large as the next: what
+    they gain says what more rankings would bring. 2 takes three quarters more time. None is 2
+    where people rank, else 0."""
     gate: float = 0.55
     """Refuse to train a policy on a reward model whose held-out accuracy is below this."""
     margin: NonNegativeFloat = 0.0
@@ -457,6 +464,12 @@ class Loop(Bounded, Stages):
     def rewarded(self) -> bool:
         """True if a chosen policy learns from a reward."""
         return not set(self.policy_stages).isdisjoint(REWARDED_STAGES)
+
+    @property
+    def curve_subsets(self) -> int:
+        """Subsets of the rankings that a learning curve is drawn from."""
+        by_people = self.inputs.judge == "human"
+        return self.reward.curve if self.reward.curve is not None else 2 if by_people else 0
 
     @property
     def second_reward(self) -> bool:

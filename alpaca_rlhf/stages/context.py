@@ -20,6 +20,7 @@ from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import Base, load_base, weights_digest
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.settings import Loop, Sampling
+from alpaca_rlhf.settings.loop import MAX_HALVINGS
 from alpaca_rlhf.sources import Source, read_rows
 from alpaca_rlhf.stages.judging import Judges
 from alpaca_rlhf.training.loop import Checkpoints
@@ -65,11 +66,19 @@ def second_of(stage: str) -> str:
     return f"{stem}_second{dot}{round_}"
 
 
+def subset_of(stage: str, halvings: int) -> str:
+    """Name of a reward model on a share of the rankings: `reward.2` has `reward_subset_4.2`."""
+    stem, dot, round_ = stage.partition(".")
+    return f"{stem}_subset_{2**halvings}{dot}{round_}"
+
+
 def forget(run: RunFolder, stage: str) -> None:
     """Delete the progress of an unfinished stage, and that of the models it trains beside."""
     stem = stage.partition(".")[0]
     beside = [control_of(stage)] if stem in CONTROLS else []
-    beside += [second_of(stage)] if stem == "reward" else []
+    if stem == "reward":
+        subsets = range(1, MAX_HALVINGS + 1)
+        beside += [second_of(stage), *(subset_of(stage, halvings) for halvings in subsets)]
     for name in (stage, *beside):
         _checkpoints(run, name).clear()
         run.undo(name)

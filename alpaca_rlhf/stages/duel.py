@@ -220,7 +220,7 @@ class _Record:
     def seconds(self, name: str) -> float:
         """Seconds of a stage, without those of the models that it trained beside."""
         row = self.ledger[name]
-        beside = ("control_seconds", "second_seconds")
+        beside = ("control_seconds", "second_seconds", "curve_seconds")
         seconds = sum(float(row["facts"].get(key, 0.0)) for key in beside)
         return max(0.0, float(row["seconds"]) - seconds)
 

@@ -15,6 +15,7 @@ from alpaca_rlhf.core.randomness import derived_seed
 from alpaca_rlhf.core.records import PreferencePair, content_hash
 from alpaca_rlhf.core.sizes import MIN_PROMPTS
 from alpaca_rlhf.data import holds_rankings, read_pairs, read_rankings
+from alpaca_rlhf.evaluation.learning_curve import more_in_words
 from alpaca_rlhf.evaluation.reward_accuracy import accuracy_of, figures
 from alpaca_rlhf.models.batches import Example, prompt_ids
 from alpaca_rlhf.models.heads import ScalarHead
@@ -24,6 +25,7 @@ from alpaca_rlhf.preferences.snapshot import Ranked
 from alpaca_rlhf.settings.steps import suffixed
 from alpaca_rlhf.sources import reading_of
 from alpaca_rlhf.stages.context import Context, control_of, forget, second_of
+from alpaca_rlhf.stages.learning_curve import curve_facts, train_on_subsets
 from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.stages.rank import (
     other_rankings,
@@ -93,7 +95,7 @@ def reward(ctx: Context, round_: int) -> Outcome:
     _forget_other_rankings(ctx, stage, [*train, *held_out])
     _tell_too_long(ctx, [*train, *held_out])
 
-    # 2. Train the control and the second reward model, if they are asked for.
+    # 2. Train the control, the second reward model and those on subsets, if they are asked for.
     references = reference_examples(ctx, train)
     rankings = Rankings(train, held_out, 0)
     started = time.perf_counter()
@@ -102,6 +104,9 @@ def reward(ctx: Context, round_: int) -> Outcome:
     started = time.perf_counter()
     second = _second(ctx, stage, rankings, references.examples)
     second_seconds = time.perf_counter() - started
+    started = time.perf_counter()
+    curve = train_on_subsets(ctx, stage, train, held_out)
+    curve_seconds = time.perf_counter() - started
 
     # 3. Train the reward model and measure it on held-out rankings.
     head, result = _train(ctx, stage, train, held_out)
@@ -124,6 +129,7 @@ def reward(ctx: Context, round_: int) -> Outcome:
 
     # 6. Report.
     measured = figures(result.held_out, **_resampling(ctx))
+    learned = curve_facts(curve, result.rankings, result.held_out, **_resampling(ctx))
     facts = {
         "pairs": result.pairs,
         "batch_size": result.batch_size,
@@ -135,6 +141,7 @@ def reward(ctx: Context, round_: int) -> Outcome:
         "shuffled_label_accuracy": control.get("accuracy"),
         "shuffled_label_ci95": control.get("ci95"),
         **({"control_seconds": control_seconds} if ctx.settings.reward.control else {}),
+        **({**learned, "curve_seconds": curve_seconds} if learned else {}),
         **({"second": second, "second_seconds": second_seconds} if second else {}),
         "reference_mean": float(raw.double().mean()),
         "reference_std": float(raw.double().std(correction=0)),
@@ -147,6 +154,8 @@ def reward(ctx: Context, round_: int) -> Outcome:
     summary += f"; {_beside_baselines(measured)}; {references}"
     if second:
         summary += f"; {second_in_words(second)}"
+    if learned:
+        summary += f"; {more_in_words(learned['more_rankings'])}"
     if settings.batch_size is None:
         trained_on = f"{result.rankings:,} rankings"
         summary += f"; {ctx.note_batch_size(stage, result.batch_size, trained_on)}"

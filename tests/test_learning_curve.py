@@ -1,0 +1,128 @@
+"""How many more rankings: accuracy on nested subsets, and what is said of it."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.evaluation.learning_curve import more_in_words, more_rankings
+from alpaca_rlhf.planner.peak_memory import Lengths
+from alpaca_rlhf.planner.shapes import shape_from_config
+from alpaca_rlhf.planner.work import StageWork
+from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.settings.parsing import parse
+from alpaca_rlhf.stages.learning_curve import nested_subset
+from alpaca_rlhf.training.groups import Group
+from tests import test_judge_loop
+
+go = test_judge_loop.go
+ended, home, settings = (getattr(test_judge_loop, name) for name in ("ended", "home", "settings"))
+"""Fixtures of runs with a judge of the user's."""
+
+RIGHT, WRONG = [1.0, 1.0], [0.0, 1.0]
+
+
+def group(name):
+    return Group(name, (), ((0, 1),))
+
+
+def test_subsets_are_nested_and_depend_on_the_prompts_alone():
+    groups = [group(f"prompt {n}") for n in range(40)]
+    half, quarter = nested_subset(groups, 1), nested_subset(groups, 2)
+    assert (len(half), len(quarter)) == (20, 10)
+    names = [{g.prompt_id for g in subset} for subset in (quarter, half)]
+    assert names[0] < names[1]
+    assert {g.prompt_id for g in nested_subset(groups[::-1], 1)} == names[1]
+
+
+@pytest.mark.parametrize(
+    ("half", "whole", "verdict"),
+    [
+        ([WRONG] * 60, [RIGHT] * 60, "helps"),
+        ([RIGHT] * 60, [RIGHT] * 60, "levelled"),
+        ([RIGHT, WRONG] * 15, [WRONG, RIGHT] * 15, "unclear"),
+        ([WRONG] * 6, [RIGHT] * 6, "unclear"),
+    ],
+)
+def test_what_is_said_of_more_rankings(half, whole, verdict):
+    """Nothing is claimed within the interval, nor of fewer than 20 prompts."""
+    more = more_rankings(120, half, whole, resamples=200, seed=0)
+    assert more["verdict"] == verdict
+    words = {"helps": "would help", "levelled": "hardly help", "unclear": "too few rankings"}
+    assert words[verdict] in more_in_words(more) and "120 rankings" in more_in_words(more)
+
+
+@pytest.mark.parametrize("subsets", [-1, 5, "all"])
+def test_a_wrong_number_of_subsets_is_refused(subsets):
+    with pytest.raises(UserError, match=r"--reward\.curve"):
+        parse(Loop, ["--reward.curve", str(subsets)], prog="test", description="")
+
+
+def test_people_get_a_curve_unasked():
+    def subsets(*flags):
+        return parse(Loop, [*flags], prog="test", description="").curve_subsets
+
+    assert subsets("--inputs.judge", "human") == 2
+    assert subsets("--inputs.judge", "human", "--reward.curve", "0") == 0
+    assert subsets("--inputs.judge", "checks") == 0
+
+
+@pytest.fixture(scope="module")
+def curved(settings, home):
+    return replace(
+        settings,
+        inputs=replace(settings.inputs, judge=f"{home}/length.py:rate"),
+        rank=replace(settings.rank, prompts=30),
+        reward=replace(settings.reward, curve=2, held_out=0.3),
+    )
+
+
+def facts_of(out):
+    return json.loads((out / "ledger.json").read_text())["reward"]["facts"]
+
+
+def test_the_curve_ends_at_the_reward_model_itself(curved, tmp_path):
+    """A quarter of some twenty rankings is too few for a step of two batches, and is left out."""
+    go(curved, tmp_path / "run")
+    facts = facts_of(tmp_path / "run")
+    points = facts["learning_curve"]
+    assert len(points) == 2 and points[0]["rankings"] == points[1]["rankings"] // 2
+    assert points[-1]["accuracy"] == facts["held_out_accuracy"]
+    assert points[-1]["ci95"] == facts["ci95"]
+    gain = points[1]["accuracy"] - points[0]["accuracy"]
+    assert facts["more_rankings"]["gain"] == pytest.approx(gain)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "How many more rankings" in page and "The last doubling, to" in page
+
+
+def test_a_curve_that_was_killed_ends_the_same(curved, tmp_path):
+    class Killed(test_judge_loop.Quiet):
+        def step(self, stage, done, total, metrics):
+            if stage == "reward_subset_2" and done == 1:
+                raise KeyboardInterrupt
+
+    go(curved, tmp_path / "whole", until="reward")
+    with pytest.raises(KeyboardInterrupt):
+        go(curved, tmp_path / "killed", Killed(), until="reward")
+    go(curved, tmp_path / "killed", until="reward")
+    whole, killed = (facts_of(tmp_path / name) for name in ("whole", "killed"))
+    assert {**killed, "curve_seconds": 0} == {**whole, "curve_seconds": 0}
+    # another seed's or another number of rankings would have another curve: it is trained anew
+    plain = replace(curved, reward=replace(curved.reward, curve=0))
+    go(plain, tmp_path / "plain", until="reward")
+    with_curve, without = (
+        (tmp_path / name / "reward" / "adapter" / "adapter_model.safetensors").read_bytes()
+        for name in ("whole", "plain")
+    )
+    assert with_curve == without, "the curve changes nothing that is kept"
+
+
+def test_the_plan_counts_the_subsets(tiny_folder):
+    shape = shape_from_config("tiny", json.loads((tiny_folder / "config.json").read_text()))
+
+    def flops(subsets):
+        settings = replace(Loop(), reward=replace(Loop().reward, curve=subsets))
+        return StageWork(shape, settings, Lengths(), rows=100).all()["reward"].flops
+
+    assert 1.3 < flops(1) / flops(0) < 1.6 and 1.5 < flops(2) / flops(0) < 1.9
