@@ -118,6 +118,7 @@ FREE = (
     "track",
     "more_rounds",
     "rank.at_least",
+    "rank.queue",
     "reward.gate",
     "evaluate.shown",
     "evaluate.watts",

@@ -15,7 +15,7 @@ from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.policies import POLICY_STAGES
 from alpaca_rlhf.settings.steps import order, suffixed
-from alpaca_rlhf.sources.sampled import candidate_sets, origin_of_stage
+from alpaca_rlhf.sources.sampled import candidate_sets, queue_stage
 from alpaca_rlhf.sources.standing import standing_of_stage
 from alpaca_rlhf.sources.verdicts import open_store
 from alpaca_rlhf.stages import PeopleNeeded
@@ -100,7 +100,7 @@ def rank_by_people(
     stage = suffixed("sample", round_)
     with open_store(out, say=terminal.say) as store:
         sets = candidate_sets(out, stage)
-        store.add_sets(sets, origin=origin_of_stage(out, stage))
+        queue_stage(out, stage, store)
         session = RankingSession(sets, store, annotator, ask=terminal.ask, say=terminal.say)
         session.run()
         standing = standing_of_stage(out, stage, store)

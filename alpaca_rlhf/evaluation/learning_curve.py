@@ -1,7 +1,7 @@
 """What more rankings would bring: held-out accuracy on nested subsets of those there are.
 
 Source: the error of deep networks falls by about the same share with every doubling of the data,
-until it levels off (arXiv 1712.00409 sections 2 and 5).
+until it levels off (arXiv 1712.00409).
 """
 
 from __future__ import annotations

@@ -153,8 +153,13 @@ class PeakMemory:
         yield from self._training(self._trained_by("sft", update, 1), update)
 
     def sample(self) -> Iterator[Phase]:
-        """Yield the phase that samples K completions of each prompt to rank."""
+        """Yield the phases of sampling K completions of each prompt, and of scoring for a queue."""
         yield self._sampling("sample", self.settings.rank.k, 1)
+        if self.settings.queues_uncertain and self.settings.all_rounds > 1:
+            sampling = self.settings.sampling
+            rows = Rows(sampling.batch_size, self.lengths.prompt, sampling.max_new_tokens)
+            residents = _Residents("sample", "--sampling.batch-size", self._trained_adapters)
+            yield self._scoring(residents, rows)
 
     def reward(self) -> Iterator[Phase]:
         """Yield the phases of training on K scored completions a ranking, and of scoring."""

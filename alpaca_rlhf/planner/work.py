@@ -138,7 +138,11 @@ class StageWork:
                 generate.batch_size,
             ),
             "sft": self._trained(self.rows * settings.sft.epochs, Row(0, row), row),
-            "sample": self._sampled(rankings, prompt, new, batch, k) * rounds,
+            "sample": (
+                self._sampled(rankings, prompt, new, batch, k) * rounds
+                + self._read(rankings, Row(prompt, new, k), 0)
+                * ((rounds - 1) * settings.queues_uncertain)
+            ),
             "reward": (
                 self._trained(rankings * settings.reward.epochs, Row(prompt, new, k), 0)
                 * (reward_models + second + subsets)

@@ -215,6 +215,10 @@ class Rank(Bounded, group="--rank"):
     """Completions per prompt (InstructGPT, arXiv 2203.02155 section 3.5: 4 to 9)."""
     temperature: PositiveFloat | None = None
     """Temperature of the completions to rank; None takes that of --sampling.temperature."""
+    queue: Literal["random", "uncertain"] = "random"
+    """Order in which people are given prompts. `uncertain` begins with those whose completions the
+    reward model of the round before is least sure to put in the right order; a first round has
+    none, and is in random order."""
     noise: Annotated[float, Interval(ge=0, lt=0.5)] = 0.08
     """Share of the gold judge's pairwise verdicts that are flipped, in place of human error; any
     other judge is taken at its word."""
@@ -464,6 +468,11 @@ class Loop(Bounded, Stages):
     def rewarded(self) -> bool:
         """True if a chosen policy learns from a reward."""
         return not set(self.policy_stages).isdisjoint(REWARDED_STAGES)
+
+    @property
+    def queues_uncertain(self) -> bool:
+        """True if a reward model orders the prompts that people rank, from the second round on."""
+        return self.rank.queue == "uncertain" and self.rewarded
 
     @property
     def curve_subsets(self) -> int:

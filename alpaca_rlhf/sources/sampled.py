@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from alpaca_rlhf.preferences.store import Store
 
 
+UNCERTAINTY = "uncertainty.jsonl"
+"""Beside the completions of a sample stage whose prompts are in the order of their entropy."""
+
+
 @dataclass(frozen=True)
 class Sheet:
     """One prompt and the completions to put in order."""
@@ -69,6 +73,22 @@ def origin_of_stage(run: Path, stage: str) -> str:
     return f"{run.name}/{stage}"
 
 
+def queue_stage(run: Path, stage: str, store: Store) -> int:
+    """Put what a sample stage drew into the queue; what is there already stays.
+
+    Returns:
+        How many candidate sets are new there.
+
+    Raises:
+        UserError: The stage is not there, or cannot be read.
+    """
+    sets, origin = candidate_sets(run, stage), origin_of_stage(run, stage)
+    if not (run / stage / UNCERTAINTY).is_file():
+        return store.add_sets(sets, origin=origin)
+    # Fresh sets are handed out as they were added, and a batch is added in the order of its keys.
+    return sum(store.add_sets([candidates], origin=origin) for candidates in sets)
+
+
 def queue_sampled(run: Path, store: Store) -> int:
     """Put what every sample stage of a run drew into the queue; what is there already stays.
 
@@ -80,6 +100,6 @@ def queue_sampled(run: Path, store: Store) -> int:
     """
     stages = [name for name in finished(run) if name.partition(".")[0] == "sample"]
     return sum(
-        store.add_sets(candidate_sets(run, stage), origin=origin_of_stage(run, stage))
+        queue_stage(run, stage, store)
         for stage in sorted(stages, key=lambda name: int(name.partition(".")[2] or 1))
     )

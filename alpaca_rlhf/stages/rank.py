@@ -30,6 +30,7 @@ from alpaca_rlhf.sources.verdicts import SNAPSHOT, open_store
 from alpaca_rlhf.stages.context import Context
 from alpaca_rlhf.stages.llm_judge import BATCH_RANKINGS, LLMJudge, outcomes
 from alpaca_rlhf.stages.outcome import Outcome
+from alpaca_rlhf.stages.uncertainty import order_by_uncertainty
 
 
 class PeopleNeeded(UserError):
@@ -64,8 +65,10 @@ def sample_completions(ctx: Context, round_: int) -> Outcome:
         for j, tokens in enumerate(samples)
     ]
 
-    # 3. Their files.
+    # 3. Their files, with the prompts in the order in which people are given them.
     ctx.run.folder(stage)
+    if ctx.settings.rank.queue == "uncertain":
+        prompts = order_by_uncertainty(ctx, round_, prompts, samples_by_prompt)
     write_instructions(ctx.run.path / stage / "prompts.jsonl", prompts)
     rows = [completion.to_json() for completion in completions]
     ctx.run.write_jsonl(f"{stage}/completions.jsonl", rows)

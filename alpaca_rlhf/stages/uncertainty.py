@@ -1,0 +1,80 @@
+"""Prompts in the order of the reward model's uncertainty about their completions.
+
+The measure is the entropy of the order of two completions, by Bradley and Terry, averaged over all
+pairs of a prompt: log 2 where every pair is a coin toss, 0 where all are certain.
+
+Source: uncertainty sampling by entropy (Settles 2009, Active Learning Literature Survey, section
+3.1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+
+from alpaca_rlhf.core.records import Instruction
+from alpaca_rlhf.models.batches import Example, prompt_ids
+from alpaca_rlhf.models.rollout import SampledCompletion
+from alpaca_rlhf.models.scoring import score
+from alpaca_rlhf.settings.steps import suffixed
+from alpaca_rlhf.sources.sampled import UNCERTAINTY
+from alpaca_rlhf.stages.context import Context
+
+
+def order_entropy(scores: Sequence[float]) -> float:
+    """Mean entropy of the order of two of a prompt's completions, in nats.
+
+    Args:
+        scores: Rewards of its K completions, at least two.
+    """
+    entropies = [_entropy(abs(a - b)) for a, b in combinations(scores, 2)]
+    return math.fsum(entropies) / len(entropies)
+
+
+def _entropy(gap: float) -> float:
+    """Entropy of a coin that falls on one side with the chance sigmoid(gap); gap is at least 0."""
+    other = math.exp(-gap)
+    # With p = sigmoid(gap): -log p = log(1 + e^-gap), and -log(1 - p) is larger by gap.
+    return math.log1p(other) + gap * other / (1 + other)
+
+
+def order_by_uncertainty(
+    ctx: Context,
+    round_: int,
+    prompts: Sequence[Instruction],
+    samples_by_prompt: Sequence[Sequence[SampledCompletion]],
+) -> list[Instruction]:
+    """The prompts from the least certain one on, by the reward model of the round before.
+
+    Their entropies are kept beside the completions. Without a reward model the order stays, and a
+    line says so.
+    """
+    stage = suffixed("sample", round_)
+    reward = suffixed("reward", round_ - 1)
+    if round_ == 1 or not ctx.settings.queues_uncertain or ctx.run.done(reward) is None:
+        ctx.reporter.say(
+            f"{stage}: --rank.queue uncertain: there is no reward model yet, so people are given "
+            "the prompts in random order"
+        )
+        return list(prompts)
+    # 1. Rewards of all completions.
+    ctx.load("reward", reward)
+    examples = [
+        Example(prompt_ids(ctx.base, ctx.settings.template, prompt), completion.ids)
+        for prompt, completions in zip(prompts, samples_by_prompt, strict=True)
+        for completion in completions
+    ]
+    size = ctx.settings.sampling.batch_size
+    rewards = score(ctx.adapters, "reward", ctx.load_head(reward), examples, batch_size=size)
+    # 2. The entropy of each prompt's order; of equals the earlier one comes first.
+    sizes = [len(completions) for completions in samples_by_prompt]
+    entropies = [
+        order_entropy(of_prompt.tolist()) for of_prompt in rewards.double().split_with_sizes(sizes)
+    ]
+    ordered = sorted(zip(prompts, entropies, strict=True), key=lambda row: -row[1])
+    ctx.run.write_jsonl(
+        f"{stage}/{UNCERTAINTY}",
+        [{"prompt_id": prompt.id, "entropy": entropy} for prompt, entropy in ordered],
+    )
+    return [prompt for prompt, _ in ordered]
