@@ -34,7 +34,8 @@ BUILT_KEYS = {
     + [f"refused.{split}" for split in ("ppo", "eval", "sft")]
     + [f"system.none.{template}" for template in ("brief", "alpaca")],
     "compare": [f"{kind}.{vote}" for kind in ("vote", "votes") for vote in VOTES],
-    "data": [f"done.{action}" for action in ("resolve", "retire", "leave_out")]
+    "data": [f"curve.{verdict}" for verdict in ("helps", "levelled", "unclear")]
+    + [f"done.{action}" for action in ("resolve", "retire", "leave_out")]
     + [f"remark.{kind}" for kind in ("comment", "skip")]
     + [f"role.{role}" for role in ("admin", "annotator", "judge")]
     + [f"user.{action}" for action in ("off", "on", "admin", "annotator")]

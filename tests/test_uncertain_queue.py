@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.data import read_prompts
 from alpaca_rlhf.preferences.assignment import Rules
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.settings import Loop
@@ -56,7 +57,7 @@ def two_rounds(settings, home, tmp_path_factory):
 
 
 def prompts_of(out, stage):
-    return [json.loads(line)["id"] for line in (out / stage / "prompts.jsonl").open()]
+    return [prompt.id for prompt in read_prompts(out / stage / "prompts.jsonl")]
 
 
 def test_the_second_round_begins_with_what_the_reward_model_does_not_know(two_rounds):

@@ -35,7 +35,10 @@ FIRST_FLAGS: Mapping[str, tuple[str, ...]] = {
         *(*_BEGINNING, *_FILES, "inputs.judge", "rank.prompts", "rank.k", "rank.temperature"),
         *("sampling.max_new_tokens", "sampling.batch_size"),
     ),
-    "rank": ("out", "annotator", *_JUDGING, "rank.at_least", "rank.prompts", "rank.k"),
+    "rank": (
+        *("out", "annotator", *_JUDGING, "rank.at_least", "rank.queue", "rank.prompts"),
+        "rank.k",
+    ),
     "reward": (
         *("out", "inputs.rankings", "reward.lr", "reward.epochs", "reward.batch_size"),
         *("reward.micro_batch_size", "reward.held_out", "reward.control", "reward.gate"),
