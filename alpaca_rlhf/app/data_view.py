@@ -91,7 +91,7 @@ def _interval(ci95: Sequence[float], sign: str = "") -> str:
 
 
 def _more(learned: Mapping[str, Any], text: Mapping[str, str]) -> str:
-    """What to expect of more rankings; that nothing is known yet without a learning curve."""
+    """A sentence on more rankings; that nothing is known yet without a learning curve."""
     more = learned.get("more_rankings")
     if more is None:
         return text["curve.none"]

@@ -1,4 +1,4 @@
-"""What more rankings would bring: held-out accuracy on nested subsets of those there are.
+"""The gain of more rankings: held-out accuracy on nested subsets of those there are.
 
 Source: the error of deep networks falls by about the same share with every doubling of the data,
 until it levels off (arXiv 1712.00409).
@@ -52,7 +52,7 @@ def curve_point(
 
 
 def more_in_words(more: dict[str, Any]) -> str:
-    """What to expect of more rankings, in a sentence."""
+    """A sentence on what to expect of more rankings."""
     low, high = more["ci95"]
     gain = f"{more['gain']:+.3f} ({low:+.3f} to {high:+.3f})"
     rankings = f"{more['rankings']:,}"

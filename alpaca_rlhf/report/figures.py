@@ -162,7 +162,7 @@ def learning_curve_rows(model: RewardModel) -> list[Row]:
 
 
 def more_rankings(model: RewardModel) -> str:
-    """What to expect of more rankings, in a sentence."""
+    """A sentence on what to expect of more rankings."""
     assert model.more_rankings is not None
     return more_in_words(model.more_rankings.model_dump())
 

@@ -213,7 +213,7 @@ class RewardModel(_Object):
     learning_curve: list[CurvePoint] = []
     """Points of nested subsets of the rankings, all of them last; empty where none was asked."""
     more_rankings: MoreRankings | None = None
-    """What the last doubling of the rankings has brought."""
+    """The gain of the last doubling of the rankings."""
     second: SecondReward | None = None
     """The second reward model of the round; None where none was asked for."""
 
