@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,7 @@ from alpaca_rlhf.evaluation.learning_curve import more_in_words, more_rankings
 from alpaca_rlhf.planner.peak_memory import Lengths
 from alpaca_rlhf.planner.shapes import shape_from_config
 from alpaca_rlhf.planner.work import StageWork
-from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.settings import Inputs, Loop, Reward
 from alpaca_rlhf.settings.parsing import parse
 from alpaca_rlhf.stages.learning_curve import nested_subset
 from alpaca_rlhf.training.groups import Group
@@ -60,12 +61,11 @@ def test_a_wrong_number_of_subsets_is_refused(subsets):
 
 
 def test_people_get_a_curve_unasked():
-    def subsets(*flags):
-        return parse(Loop, [*flags], prog="test", description="").curve_subsets
-
-    assert subsets("--inputs.judge", "human") == 2
-    assert subsets("--inputs.judge", "human", "--reward.curve", "0") == 0
-    assert subsets("--inputs.judge", "checks") == 0
+    people = Inputs(judge="human", data=Path("rows.jsonl"), prompts=Path("prompts.jsonl"))
+    settings = replace(Loop(), inputs=people)
+    assert settings.curve_subsets == 2
+    assert replace(settings, reward=Reward(curve=0)).curve_subsets == 0
+    assert Loop().curve_subsets == 0 and Loop().inputs.judge != "human"
 
 
 @pytest.fixture(scope="module")
