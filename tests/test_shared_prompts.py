@@ -38,11 +38,10 @@ def loss_of(adapters, head, examples):
     """Every kind of reading, weighed so that no two tokens have the same gradient."""
     batch = collate(adapters.base, examples)
     stats = token_stats(adapters, batch)
-    weights = torch.stack(
-        [torch.arange(stats.logprobs.shape[1]) + sum(example.prompt) for example in examples]
-    ).sin()
+    columns = torch.arange(stats.logprobs.shape[1], dtype=torch.float64)
+    weights = torch.stack([columns + sum(example.prompt) for example in examples]).sin()
     scores = completion_scores(adapters, head.to(adapters.base.dtype), batch)
-    lengths = torch.tensor([float(len(example.completion)) for example in examples])
+    lengths = torch.tensor([len(example.completion) for example in examples]).double()
     return (stats.logprobs * weights).sum() + (scores * lengths.cos()).sum()
 
 
