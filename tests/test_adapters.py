@@ -164,6 +164,23 @@ def test_checkpointing_gives_the_same_gradients_and_knows_its_adapter(tiny_folde
     with adapters.using("policy"), adapters.training():
         loss_of(adapters).backward()
     assert torch.equal(grads(adapters, "policy"), plain)
+    # Every other layer alone runs twice, and the gradients are the same.
+    adapters.checkpointing(2)
+    adapters.trainable("policy", "value")
+    runs = []
+    layers = adapters.base.model.model.layers
+    norms = [layer.input_layernorm for layer in layers]
+    hooks = [
+        norm.register_forward_hook(lambda *_, index=index: runs.append(index))
+        for index, norm in enumerate(norms)
+    ]
+    with adapters.using("policy"), adapters.training():
+        loss_of(adapters).backward()
+    for hook in hooks:
+        hook.remove()
+    assert torch.equal(grads(adapters, "policy"), plain)
+    assert [runs.count(i) for i in range(len(layers))] == [2 - i % 2 for i in range(len(layers))]
+    adapters.checkpointing(True)
     with adapters.using("policy"), adapters.training():
         loss = loss_of(adapters)
         adapters._activate("value")  # past the switch, as naive code would

@@ -438,6 +438,6 @@ def test_the_help_of_the_values_rate_says_what_the_quickstart_takes():
 
 def test_activations_are_recomputed_on_a_card_unless_told_otherwise():
     assert [Loop().checkpoints_on(kind) for kind in ("cuda", "cpu")] == [True, False]
-    for mode, recomputed in (("on", True), ("off", False)):
+    for mode, recomputed in (("on", 1), ("half", 2), ("off", 0)):
         settings = replace(Loop(), checkpointing=mode)
         assert [settings.checkpoints_on(kind) for kind in ("cuda", "cpu")] == [recomputed] * 2

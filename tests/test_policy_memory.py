@@ -15,7 +15,7 @@ from alpaca_rlhf.training.group_policy import train_in_groups
 from alpaca_rlhf.training.grpo import grpo_method
 from alpaca_rlhf.training.loop import Checkpoints
 from alpaca_rlhf.training.rollouts import RolloutPrompt
-from benchmarks.stage_memory import Meter, Stages, adapters_of, write_base
+from benchmarks.stage_memory import Meter, Stages, adapters_of, planned, write_base
 from tests.planned import Case
 
 CASES = (
@@ -24,6 +24,28 @@ CASES = (
         "checkpointed, K of 3", checkpointing=True, k=3, prompt=48, completion=64, vocabulary=8192
     ),
 )
+
+
+def test_recomputing_half_of_the_layers_lies_between(tmp_path):
+    """Live bytes of SFT with no layer recomputed, every other one, and all; the plan of each."""
+    peaks = []
+    for every in (0, 2, 1):
+        case = Case("half", checkpointing=every, layers=4, prompt=64, completion=128)
+        plan = planned(
+            case.shape, Device("cpu", 2), case.settings, case.prompt, checkpointing=every
+        )
+        adapters = adapters_of(
+            write_base(tmp_path / str(every), case.shape),
+            case.settings,
+            dtype=torch.bfloat16,
+            checkpointing=every,
+            device="cpu",
+        )
+        meter = Meter(adapters, on_card=False)
+        Stages(adapters, case.settings, case.prompt, meter, tmp_path / f"run-{every}").all(("sft",))
+        assert abs(plan["sft"] / meter.peaks["sft"] - 1) <= 0.05, (every, plan, meter.peaks)
+        peaks.append(meter.peaks["sft"])
+    assert peaks[0] > 1.1 * peaks[1] > 1.2 * peaks[2]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

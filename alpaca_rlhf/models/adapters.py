@@ -223,14 +223,16 @@ class Adapters:
                 "and would lose or misplace its gradients; call backward() first, or drop the loss"
             )
 
-    def checkpointing(self, enabled: bool) -> None:
-        """Recompute each layer in the backward instead of keeping its activations.
+    def checkpointing(self, every: int) -> None:
+        """Recompute each `every`-th layer in the backward instead of keeping its activations.
 
-        Exact, slower, and much smaller in memory.
+        Exact, slower, and much smaller in memory. 0 recomputes none.
         """
-        if enabled:
+        if every:
             kwargs = {"use_reentrant": False, "context_fn": self._checkpoint_contexts}
-            self.base.model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
+            self.base.model.activation_checkpointing_enable(
+                activation_checkpointing_kwargs=kwargs, every_n_layers=int(every)
+            )
         else:
             self.base.model.activation_checkpointing_disable()  # type: ignore[no-untyped-call]
 

@@ -15,6 +15,7 @@ from alpaca_rlhf.planner.layers import Device
 from alpaca_rlhf.planner.peak_memory import Lengths, PeakMemory, Phase
 from alpaca_rlhf.planner.shapes import Shape
 from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.settings.loop import Checkpointing
 from alpaca_rlhf.settings.policies import POLICY_STAGES, REWARDED_STAGES
 
 MIN_LENGTH = 64
@@ -25,6 +26,8 @@ stays free, as a margin."""
 ENOUGH_TO_KEEP = 1024
 """Tokens in memory at once from which keeping all activations, which spares a third of the work, is
 worth more than further tokens; an estimate."""
+LESS_RECOMPUTING: tuple[Checkpointing, ...] = ("off", "half")
+"""Settings tried before every layer is recomputed: the least work first."""
 MAX_DECODED = 128
 """Completions decoded together beyond which little is gained."""
 
@@ -198,11 +201,12 @@ def largest_fitting(budget: Budget, settings: Loop, *, lengths: bool = False) ->
         settings = _shortened(budget, settings)
     refuse_too_small(budget, settings)
 
-    # 2. Keep all activations where enough tokens fit beside each other all the same.
+    # 2. Keep the activations of all layers, or of half, where enough tokens fit all the same.
     if settings.checkpointing == "auto" and settings.checkpoints_on(budget.device.kind):
-        without_recomputing = _raised(budget, replace(settings, checkpointing="off"), limits)
-        if _trains_enough_tokens(budget, without_recomputing, limits):
-            return without_recomputing
+        for mode in LESS_RECOMPUTING:
+            less_recomputing = _raised(budget, replace(settings, checkpointing=mode), limits)
+            if _trains_enough_tokens(budget, less_recomputing, limits):
+                return less_recomputing
     # 3. Otherwise raise each size as far as it fits while they are recomputed.
     return _raised(budget, settings, limits)
 
@@ -264,8 +268,8 @@ def refuse_too_small(budget: Budget, settings: Loop, stages: Collection[str] | N
             resident = sum(phase.items.values()) - phase.items.get("activations", 0)
             if resident > budget.bytes or phase.peak > 4 * budget.bytes:
                 advice = "lower --lora.r or take a smaller base"
-            elif settings.checkpointing == "off":
-                advice = "leave --checkpointing off out"
+            elif settings.checkpointing in LESS_RECOMPUTING:
+                advice = f"leave --checkpointing {settings.checkpointing} out"
             cuda = budget.device.kind == "cuda"
             others = f"{CONTEXT_GIB:g} GiB of it for CUDA"
             others = others if cuda else f"{LIBRARIES_GIB:g} GiB of it for the libraries"

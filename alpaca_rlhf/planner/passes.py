@@ -53,8 +53,8 @@ class Pass:
     device: Device
     rank: int
     """LoRA rank; 0 without an adapter."""
-    checkpointing: bool = False
-    """Recompute a layer's activations in the backward pass."""
+    checkpointing: int = 0
+    """Each n-th layer's activations are recomputed in the backward pass; 0 for none."""
     trainable: bool = False
     """The adapter's weights require gradients."""
 
@@ -92,6 +92,9 @@ class Pass:
         exact.clear()
         return positions
 
+    def _is_recomputed(self, layer: int) -> bool:
+        return self.checkpointing > 0 and layer % self.checkpointing == 0
+
     def hidden(self, net: Layers, *, saves: bool, checkpoints: list[Block] | None = None) -> Block:
         """Allocate (N, H) last hidden states, and what the backward needs of every layer."""
         x = net.values(self.shape.hidden)
@@ -99,9 +102,10 @@ class Pass:
         if self.shape.gemma:  # of layers with a window and without have a rotary base each
             positions += self._positions(net)
         for index in range(self.shape.layers):
-            if checkpoints is not None:
+            recomputed = checkpoints is not None and self._is_recomputed(index)
+            if checkpoints is not None and recomputed:
                 checkpoints.append(x)
-            x = net.layer(x, saves and checkpoints is None, first=index == 0)
+            x = net.layer(x, saves and not recomputed, first=index == 0)
         out = net.norm(x, saves)
         if saves:
             net.saved.append(tuple(positions))
@@ -163,7 +167,7 @@ class Pass:
         # 1. Forward through the layers.
         ids = self._ids(rows)
         net = self._layers(rows, accumulates=accumulates)
-        checkpoints: list[Block] | None = [] if self.checkpointing else None
+        checkpoints: list[Block] = []
         hidden = self.hidden(net, saves=True, checkpoints=checkpoints)
 
         # 2. Losses on the states that carry them.
@@ -188,7 +192,7 @@ class Pass:
         positions = net.saved.pop()
         g = [net.norm_back(g)]
         for index in reversed(range(self.shape.layers)):
-            if checkpoints is not None:
+            if self._is_recomputed(index):
                 x = checkpoints.pop()
                 net.layer(x, True, first=index == 0)
                 net.casts.clear()

@@ -94,7 +94,8 @@ class PeakMemory:
         device: Compute dtype and kind.
         settings: Every number of the loop.
         lengths: Lengths that no setting bounds.
-        checkpointing: Recompute activations in the backward pass, as `Loop.checkpoints_on` says.
+        checkpointing: Each n-th layer is recomputed in the backward pass, none for 0, as
+            `Loop.checkpoints_on` says.
         padded: Prompts differ in length.
     """
 
@@ -102,7 +103,7 @@ class PeakMemory:
     device: Device
     settings: Loop
     lengths: Lengths = field(default_factory=Lengths)
-    checkpointing: bool = True
+    checkpointing: int = 1
     padded: bool = True
 
     def all(self) -> dict[str, list[Phase]]:

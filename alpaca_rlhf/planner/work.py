@@ -97,14 +97,14 @@ class StageWork:
         settings: Every number of the loop.
         lengths: Lengths that no setting bounds.
         rows: SFT rows.
-        checkpointing: Layers run their forward twice.
+        checkpointing: Each n-th layer runs its forward twice, none for 0.
     """
 
     shape: Shape
     settings: Loop
     lengths: Lengths
     rows: int
-    checkpointing: bool = True
+    checkpointing: int = 1
 
     def all(self) -> dict[str, Work]:
         """Work of every stage, summed over all rounds."""
@@ -236,6 +236,12 @@ class StageWork:
         head = 2 * self.shape.hidden * self.shape.vocabulary * loss_tokens
         return Work(flops=rows * (weights + self._attention(row.length) + head))
 
+    @property
+    def _recomputed_share(self) -> float:
+        """Share of the layers whose forward runs twice."""
+        layers = self.shape.layers
+        return -(-layers // self.checkpointing) / layers if self.checkpointing else 0.0
+
     def _trained(self, rows: float, row: Row, loss_tokens: float) -> Work:
         """Forward and backward passes, without gradients of the frozen base's weights."""
         forward = self._read(rows, row, loss_tokens).flops
@@ -245,7 +251,7 @@ class StageWork:
             + 2 * self._attention(row.length)
             + 2 * self.shape.hidden * self.shape.vocabulary * loss_tokens
         )
-        recomputed = self._read(rows, row, 0).flops if self.checkpointing else 0.0
+        recomputed = self._read(rows, row, 0).flops * self._recomputed_share
         return Work(flops=forward + backward + recomputed, tokens=rows * row.length)
 
     def _sampled(self, rows: float, prompt: float, new: float, batch: int, k: int = 1) -> Work:

@@ -8,6 +8,7 @@ the embedded base.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -51,8 +52,11 @@ MIN_REWARD_BATCH, MAX_REWARD_BATCH = 4, 64
 MAX_HALVINGS = 4
 """Subsets of a learning curve at most; the smallest has a sixteenth of the rankings."""
 
-Checkpointing = Literal["auto", "on", "off"]
+Checkpointing = Literal["auto", "on", "half", "off"]
 """When activations are recomputed in the backward pass."""
+
+RECOMPUTED_EVERY: Mapping[Checkpointing, int] = {"on": 1, "half": 2, "off": 0}
+"""Each n-th layer that is recomputed; 0 for none."""
 
 TrackerName = Literal["none", "tensorboard", "wandb"]
 """Trackers that get metrics beside `metrics.jsonl`."""
@@ -440,8 +444,8 @@ class Loop(Bounded, Stages):
     that are ranked."""
     checkpointing: Checkpointing = "auto"
     """Recompute activations in the backward pass: a third more work for far less memory, and the
-    same results. `auto` does so on a graphics card; --auto leaves it off where training fits
-    without."""
+    same results; `half` does so in every other layer. `auto` recomputes all on a graphics card;
+    --auto recomputes no more than it must for training to fit."""
     track: TrackerName = "none"
     """Send metrics to `tensorboard` (files in the run folder) or `wandb` (over the network) too."""
 
@@ -450,9 +454,11 @@ class Loop(Bounded, Stages):
         section = getattr(self, SAMPLING_SECTIONS[stage])
         return self.sampling.temperature if section.temperature is None else section.temperature
 
-    def checkpoints_on(self, device_kind: str) -> bool:
-        """True if activations are recomputed on a device of kind `cuda` or `cpu`."""
-        return device_kind == "cuda" if self.checkpointing == "auto" else self.checkpointing == "on"
+    def checkpoints_on(self, device_kind: str) -> int:
+        """Each n-th layer that is recomputed on a device of kind `cuda` or `cpu`; 0 for none."""
+        if self.checkpointing == "auto":
+            return int(device_kind == "cuda")
+        return RECOMPUTED_EVERY[self.checkpointing]
 
     @property
     def all_rounds(self) -> int:
