@@ -14,6 +14,7 @@ from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.parsing import parse
 from alpaca_rlhf.sources.sampled import candidate_sets, queue_stage
 from alpaca_rlhf.stages.uncertainty import order_entropy
+from benchmarks.uncertain_first import rankings_to_reach
 from tests import test_judge_loop
 
 go = test_judge_loop.go
@@ -62,7 +63,8 @@ def prompts_of(out, stage):
 
 def test_the_second_round_begins_with_what_the_reward_model_does_not_know(two_rounds):
     folder, reporters = two_rounds
-    rows = [json.loads(row) for row in (folder / "uncertain/sample.2/uncertainty.jsonl").open()]
+    file = folder / "uncertain" / "sample.2" / "uncertainty.jsonl"
+    rows = [json.loads(row) for row in file.read_text().splitlines()]
     entropies = [row["entropy"] for row in rows]
     assert entropies == sorted(entropies, reverse=True) and len(set(entropies)) > 1
     ordered = prompts_of(folder / "uncertain", "sample.2")
@@ -95,3 +97,11 @@ def test_people_are_given_the_uncertain_ones_first(two_rounds, tmp_path):
             given.append(task.prompt.id)
             store.skip(annotator, task.id)
     assert given == [prompt.id for prompt, _ in sets]
+
+
+def test_rankings_that_a_curve_needs():
+    points = [(30, 0.6), (60, 0.7), (120, 0.7), (240, 0.8)]
+    assert rankings_to_reach(points, 0.6) == 30
+    assert rankings_to_reach(points, 0.65) == pytest.approx(45)
+    assert rankings_to_reach(points, 0.75) == pytest.approx(180)
+    assert rankings_to_reach(points, 0.9) is None
