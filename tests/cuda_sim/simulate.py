@@ -43,6 +43,7 @@ from alpaca_rlhf.settings import (
     Sampling,
     Value,
 )
+from alpaca_rlhf.settings.loop import RECOMPUTED_EVERY
 from alpaca_rlhf.training.dpo import ReferencedGroup, train_dpo
 from alpaca_rlhf.training.group_policy import train_in_groups
 from alpaca_rlhf.training.grpo import grpo_method
@@ -245,14 +246,20 @@ def _refuses_mixtures(gpu: SimulatedGPU) -> None:
 
 def _run_stages(adapters: Adapters, trunk: str, counting: Counting) -> None:
     """All stages with PPO's first trunk; PPO alone with the others."""
-    adapters.checkpointing(True)
     first = trunk == TRUNKS[0]
     value = replace(SETTINGS.ppo.value, trunk=trunk)
     ppo = replace(SETTINGS.ppo, value=value, updates=2 if first else 1)
     settings = replace(SETTINGS, ppo=ppo)
     meter: Any = counting
     stages = SimulatedStages(adapters, settings, PROMPT, meter, Path("none"))
-    only = ("sft", "sample", "reward", "best_of_k") if first else ()
+    if first:
+        adapters.add("sft")
+        for how, every in RECOMPUTED_EVERY.items():
+            adapters.checkpointing(every)
+            with counting.stage(f"sft, checkpointing {how}"):
+                stages._fine_tune("sft", "sft", settings.sft.max_length - PROMPT)
+    adapters.checkpointing(1)
+    only = ("sample", "reward", "best_of_k") if first else ()
     stages.all(only)
     hidden = int(adapters.base.model.config.hidden_size)
     head = ScalarHead(hidden).to(adapters.base.device)
@@ -282,7 +289,10 @@ def _add_plans(shape: Shape, small: Shape, rows: dict[str, dict[str, Any]]) -> N
             if row is not None:
                 row["planned"] = max(phase.peak, row.get("planned", 0))
     plan = PeakMemory(small, Device("cuda", 2), SETTINGS, lengths)
-    for name in ("sft", "sample", "reward", "best_of_k", "evaluate", "dpo", "grpo"):
+    for how, every in RECOMPUTED_EVERY.items():
+        plan_of_sft = PeakMemory(small, Device("cuda", 2), SETTINGS, lengths, checkpointing=every)
+        rows[f"sft, checkpointing {how}"]["planned"] = plan_of_sft.peak("sft")
+    for name in ("sample", "reward", "best_of_k", "evaluate", "dpo", "grpo"):
         rows[name]["planned"] = plan.peak(name)
 
 
