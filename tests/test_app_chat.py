@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from alpaca_rlhf.app.chat_messages import Turn, inert, restored, turn_index
 from alpaca_rlhf.app.chat_tab import chat_tab
+from alpaca_rlhf.app.saved_chats import SavedChats
+from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.app.worker import Worker
-from alpaca_rlhf.preferences.assignment import Rules
+from alpaca_rlhf.preferences.assignment import Refused, Rules
 from alpaca_rlhf.preferences.people import Account
 from alpaca_rlhf.preferences.store import Store
 from tests.browser import NO_CHROMIUM, browser, chromium, free_port, visit
@@ -176,6 +180,67 @@ def test_edit_regenerate_undo_and_new(desk):
         page.locator("#chat-log .message.user").wait_for(state="detached")
         ask(page, "Fresh?")
         page.locator("#chat-log", has_text="Fresh? / 0").wait_for()
+
+
+def test_a_chat_is_kept_rated_renamed_exported_and_deleted(desk):
+    with visit(desk.browser, locale="en-GB") as page:
+        go(page, desk.fake)
+        # 1. A thumb on a reply, which is that of the policy.
+        ask(page, HOSTILE[1])
+        line(page, "2 tokens")
+        page.locator("#chat-send:enabled").wait_for()
+        thumbs = desk.store.figures().counts["thumbs"]
+        page.locator("#chat-log .message.bot").first.hover()
+        page.locator("#chat-log").get_by_role("button", name="Like", exact=True).click()
+        line(page, "thumb up is kept")
+        assert desk.store.figures().counts["thumbs"] == thumbs + 1
+        # 2. A name; a reload, and the chat is opened again with its thumb.
+        page.get_by_role("button", name="Name, export or delete this chat").click()
+        page.locator("#chat-title").locator("input, textarea").first.fill("My <b>ships</b>")
+        page.locator("#chat-rename").click()
+        line(page, "Renamed.")
+        go(page, desk.fake)
+        page.locator("#chat-saved input").click()
+        page.get_by_role("option", name="My <b>ships</b>").click()
+        page.locator("#chat-log .message.bot").wait_for()
+        assert restored(said(page, "user")[0]) == HOSTILE[1]
+        page.locator("#chat-log").get_by_role("button", name="Liked", exact=True).wait_for()
+        # 3. It is exported as a row for SFT, and deleted.
+        page.get_by_role("button", name="Name, export or delete this chat").click()
+        with page.expect_download() as waited:
+            page.locator("#chat-export").click()
+        (row,) = map(json.loads, Path(waited.value.path()).read_text("utf-8").splitlines())
+        assert row["title"] == "My <b>ships</b>"
+        assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
+        page.locator("#chat-delete").click()
+        line(page, "Deleted.")
+        page.locator("#chat-log .message.user").wait_for(state="detached")
+        assert "My <b>ships</b>" not in [chat.title for chat in desk.store.chats(1)]
+        assert not page.evaluate("document.body.classList.contains('bad')")
+
+
+def test_nobody_opens_or_changes_the_chat_of_somebody_else(tmp_path):
+    """Whatever number a browser sends, and however it sends it."""
+    with Store(tmp_path / "p.db", seed=0) as store:
+        ann, ben = (store.add_annotator(name, "long enough") for name in ("ann", "ben"))
+        chats = SavedChats(
+            Services(store, lambda who: Account(who, "x", "annotator", "en"), lambda who: "en")
+        )
+        turns = (Turn("What is private?", "This."),)
+        number = chats.save(None, turns, ann)
+        for name in (number, str(number), float(number), True, None, -1, 2**70, [number]):
+            for attempt in (
+                lambda name=name: chats.open(name, ben),
+                lambda name=name: chats.rename(name, "mine", ben),
+                lambda name=name: chats.delete(name, ben),
+                lambda name=name: chats.exported(name, ben),
+            ):
+                with pytest.raises(Refused):
+                    attempt()
+        assert chats.save(number, (Turn("Mine?", "Yes."),), ben) != number
+        assert chats.choices(ann) == [("What is private?", number)]
+        assert chats.open(number, ann) == ("What is private?", turns)
+        assert not chats.rate(turns, 0, True, ben), "no policy of ours has said it"
 
 
 def test_four_answers_are_queued_and_come_next(desk):

@@ -32,7 +32,9 @@ BUILT_KEYS = {
     + [f"purpose.{purpose}" for purpose in ("chat", "compare", "make", "sample")]
     + [f"status.{status}" for status in ("loading", "stopped", "done", "cut", "nothing")]
     + [f"refused.{split}" for split in ("ppo", "eval", "sft")]
-    + [f"system.none.{template}" for template in ("brief", "alpaca")],
+    + [f"system.none.{template}" for template in ("brief", "alpaca")]
+    + [f"thumb.{word}" for word in ("up", "down", "none")]
+    + ["chats.gone", "chats.unnamed"],
     "compare": [f"{kind}.{vote}" for kind in ("vote", "votes") for vote in VOTES],
     "data": [f"curve.{verdict}" for verdict in ("helps", "levelled", "unclear")]
     + [f"done.{action}" for action in ("resolve", "retire", "leave_out")]

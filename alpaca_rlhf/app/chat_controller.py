@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import gradio as gr
 
-from alpaca_rlhf.app.chat_messages import Turn
+from alpaca_rlhf.app.chat_messages import SampledReply, Turn
 from alpaca_rlhf.app.job_status import job_status
 from alpaca_rlhf.app.language import translations
 from alpaca_rlhf.app.page_jobs import PageJobs
@@ -64,6 +64,12 @@ class ChatView:
 
 
 @dataclass(frozen=True)
+class _Reply:
+    update: GenerationUpdate
+    sampled: SampledReply | None = None
+
+
+@dataclass(frozen=True)
 class _CandidateProgress:
     n_tokens: int
     completions: tuple[Completion, ...] = ()
@@ -98,20 +104,32 @@ class ChatController:
         prompt = generation.prompt(earlier, last.user)
         key = f"chat/{last.attempt}/{prompt.id}"
 
-        def work(policy_server: PolicyServer, stop: Event) -> Iterator[GenerationUpdate]:
+        def work(policy_server: PolicyServer, stop: Event) -> Iterator[_Reply]:
             policy, sampling = generation.policy, generation.sampling
-            for (completion,) in policy_server.generate(policy, prompt, sampling, stop, key=key):
-                yield completion
+            update = None
+            for (update,) in policy_server.generate(policy, prompt, sampling, stop, key=key):
+                yield _Reply(update)
+            if update is not None:
+                completion = policy_server.completion(
+                    policy, prompt, sampling, update.text, update.sampled
+                )
+                yield _Reply(
+                    update,
+                    SampledReply.of(
+                        completion, remember=generation.remember, system=sampling.system
+                    ),
+                )
 
         job = self.worker.start(work, "chat")
         self.page_jobs.put(request, job)
-        last = replace(last, reply="")
+        last = replace(last, reply="", thumb=None, sampled=None)
         for update in job.updates():
             if update.value is not None:
-                last = replace(last, reply=update.value.text)
+                reply = update.value
+                last = replace(last, reply=reply.update.text, sampled=reply.sampled)
             status = job_status(update, language)
             if update.phase == "done" and update.value is not None:
-                status = _outcome(update.value, generation.policy, text)
+                status = _outcome(update.value.update, generation.policy, text)
             status = status or text["status.running"].format(policy=generation.policy)
             yield ChatView((*earlier, last), status, not update.finished)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
+
+from alpaca_rlhf.core.records import Completion, FinishReason, Instruction
 
 MARK = "\u200b"
 """Zero-width space, inserted so that the character before it cannot begin a tag or an entity.
@@ -20,6 +22,51 @@ MARKED = re.compile(f"([<&]){MARK}")
 
 
 @dataclass(frozen=True)
+class SampledReply:
+    """The policy, the settings and the part of the conversation that a reply was sampled with."""
+
+    adapter: str
+    """Fingerprint of the policy."""
+    sampling: str
+    """The sampling settings, as `Completion.sampling`."""
+    seed: int
+    """Seed of the noise."""
+    finish_reason: FinishReason
+    """`eos`, or `length` where it was cut or stopped."""
+    n_tokens: int
+    """Tokens of the reply."""
+    remember: bool
+    """True if the prompt included the earlier turns."""
+    system: str
+    """System prompt; empty without one."""
+
+    @classmethod
+    def of(cls, completion: Completion, *, remember: bool, system: str) -> SampledReply:
+        """All of a completion but its texts."""
+        return cls(
+            completion.adapter,
+            completion.sampling,
+            completion.seed,
+            completion.finish_reason,
+            completion.n_tokens,
+            remember,
+            system,
+        )
+
+    def completion(self, prompt: Instruction, text: str) -> Completion:
+        """The record of the reply."""
+        return Completion(
+            prompt.id,
+            text,
+            self.adapter,
+            self.sampling,
+            self.seed,
+            finish_reason=self.finish_reason,
+            n_tokens=self.n_tokens,
+        )
+
+
+@dataclass(frozen=True)
 class Turn:
     """A user's message and the answer to it."""
 
@@ -29,6 +76,26 @@ class Turn:
     """The answer; empty until there is one."""
     attempt: int = 0
     """Number of earlier answers that were replaced; part of the sampling key."""
+    thumb: bool | None = None
+    """True for a thumb up, False for one down."""
+    sampled: SampledReply | None = None
+    """The reply's origin; None while it grows."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields, for the database."""
+        return asdict(self)
+
+
+def turn_from_json(columns: Mapping[str, Any]) -> Turn:
+    """A turn as `Turn.to_json` gave it."""
+    sampled = columns.get("sampled")
+    return Turn(**{**columns, "sampled": SampledReply(**sampled) if sampled else None})
+
+
+def feedback(turns: Sequence[Turn]) -> list[str | None]:
+    """The thumb on each reply of `messages`, in Gradio's words."""
+    words = {True: "Like", False: "Dislike", None: None}
+    return [words[turn.thumb] for turn in turns if turn.reply]
 
 
 def inert(text: str) -> str:

@@ -10,12 +10,22 @@ from typing import Any
 import gradio as gr
 
 from alpaca_rlhf.app.chat_controller import ChatController, ChatView, GenerationRequest
-from alpaca_rlhf.app.chat_messages import MARK, Turn, messages, restored, turn_index
+from alpaca_rlhf.app.chat_messages import (
+    MARK,
+    Turn,
+    feedback,
+    messages,
+    restored,
+    turn_index,
+)
 from alpaca_rlhf.app.job_status import status_line
-from alpaca_rlhf.app.language import label
+from alpaca_rlhf.app.language import label, translations
+from alpaca_rlhf.app.saved_chats import SavedChats
 from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.app.shortcuts import keyboard_shortcuts
 from alpaca_rlhf.app.worker import Worker
+from alpaca_rlhf.preferences.assignment import Refused
+from alpaca_rlhf.preferences.chats import MAX_TITLE_CHARS
 from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.serving.sampling_settings import SamplingSettings
 from alpaca_rlhf.settings import Loop
@@ -33,6 +43,14 @@ MAX_NEW_TOKENS = 2048
 """The longest answer that can be asked for."""
 _MAX_SEED = 2**32 - 1
 _COPYING = (Path(__file__).parent / "static" / "copying.js").read_text(encoding="utf-8")
+_DOWNLOAD = """(text) => {
+  if (!text) return;
+  const link = document.createElement('a');
+  link.href = URL.createObjectURL(new Blob([text], {type: 'application/x-ndjson'}));
+  link.download = 'chat.jsonl';
+  link.click();
+  URL.revokeObjectURL(link.href);
+}"""
 
 Patch = dict[Any, Any]
 """New values of some components."""
@@ -58,12 +76,13 @@ def chat_tab(services: Services, worker: Worker) -> Callable[[gr.Tab], None]:
         padding=False,
         mark=MARK,
     )
-    events = _Events(ChatController(services, worker), components)
+    events = _Events(ChatController(services, worker), SavedChats(services), components)
     _wire(components, events)
 
     def list_on_open(tab: gr.Tab) -> None:
         options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         tab.select(events.list_policies, None, components.policy, **options)
+        tab.select(events.list_chats, components.chat_id, components.saved, **options)
 
     return list_on_open
 
@@ -74,6 +93,7 @@ class _Components:
     def __init__(self, worker: Worker) -> None:
         policies = worker.policies()
         self.turns: gr.State = gr.State(())
+        self.chat_id: gr.State = gr.State(None)
         with gr.Row():
             self.policy = gr.Dropdown(
                 policies,
@@ -81,6 +101,13 @@ class _Components:
                 label=label("chat", "policy"),
                 info=label("chat", "policy.info"),
                 elem_id="chat-policy",
+                scale=2,
+            )
+            self.saved = gr.Dropdown(
+                [],
+                value=None,
+                label=label("chat", "chats"),
+                elem_id="chat-saved",
                 scale=2,
             )
             self.new = _button("new", size="md")
@@ -96,7 +123,7 @@ class _Components:
             latex_delimiters=[],
             allow_tags=False,
             placeholder=label("chat", "empty"),
-            feedback_options=None,
+            feedback_options=("Like", "Dislike"),
             group_consecutive_messages=False,
         )
         self.status = gr.HTML(status_line(""), elem_id="chat-line", apply_default_css=False)
@@ -115,11 +142,24 @@ class _Components:
             self.make = _button("make", size="md", min_width=140)
             self.regenerate = _button("regenerate", size="md", min_width=140)
             self.undo = _button("undo", size="md", min_width=140)
+        with gr.Accordion(label("chat", "chats.manage"), open=False, elem_id="chat-manage"):
+            self.title = gr.Textbox(
+                label=label("chat", "chats.title"),
+                max_lines=1,
+                max_length=MAX_TITLE_CHARS,
+                elem_id="chat-title",
+            )
+            with gr.Row():
+                self.rename = _button("chats.rename", size="md")
+                self.export = _button("chats.export", size="md")
+                self.delete = _button("chats.delete", size="md", variant="stop")
+            self.exported = gr.Textbox(visible="hidden", elem_id="chat-exported")
         self.settings = [self.policy, *_build_settings(worker)]
 
 
 def _button(key: str, *, min_width: int = 120, **options: Any) -> gr.Button:
-    return gr.Button(label("chat", key), elem_id=f"chat-{key}", min_width=min_width, **options)
+    elem_id = f"chat-{key.removeprefix('chats.')}"
+    return gr.Button(label("chat", key), elem_id=elem_id, min_width=min_width, **options)
 
 
 def _build_settings(worker: Worker) -> list[Any]:
@@ -181,70 +221,158 @@ def _build_settings(worker: Worker) -> list[Any]:
 
 def _wire(ui: _Components, events: _Events) -> None:
     outputs = [ui.turns, ui.log, ui.status, ui.box, ui.send, ui.stop, ui.make, ui.regenerate]
+    outputs += [ui.chat_id, ui.saved, ui.title]
     private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     gr.on(
         [ui.send.click, ui.box.submit],
         events.send,
-        [ui.box, ui.turns, *ui.settings],
+        [ui.box, ui.turns, ui.chat_id, *ui.settings],
         outputs,
         **private,
     )
     gr.on(
         [ui.regenerate.click, ui.log.retry],
         events.retry,
-        [ui.turns, *ui.settings],
+        [ui.turns, ui.chat_id, *ui.settings],
         outputs,
         **private,
     )
-    ui.log.edit(events.edit, [ui.turns, *ui.settings], outputs, **private)
-    gr.on([ui.undo.click, ui.log.undo], events.undo, [ui.turns], outputs, **private)
+    ui.log.edit(events.edit, [ui.turns, ui.chat_id, *ui.settings], outputs, **private)
+    gr.on([ui.undo.click, ui.log.undo], events.undo, [ui.turns, ui.chat_id], outputs, **private)
+    ui.log.like(events.rate, [ui.turns, ui.chat_id], outputs, **private)
+    ui.saved.input(events.open_chat, [ui.saved, ui.turns, ui.chat_id], outputs, **private)
+    gr.on(
+        [ui.rename.click, ui.title.submit],
+        events.rename_chat,
+        [ui.chat_id, ui.title],
+        [ui.status, ui.saved],
+        **private,
+    )
+    ui.delete.click(events.delete_chat, ui.chat_id, outputs, **private)
+    exporting = ui.export.click(events.export_chat, ui.chat_id, [ui.exported, ui.status], **private)
+    exporting.then(None, ui.exported, None, js=_DOWNLOAD, **private)
     gr.on([ui.new.click, ui.log.clear], events.clear, None, outputs, **private)
     ui.make.click(events.make_candidates, [ui.box, ui.turns, *ui.settings], outputs, **private)
     ui.stop.click(events.stop, None, None, queue=False, **private)
-    gr.on(None, events.list_policies, None, ui.policy, **private)  # when the page opens
+    # When the page opens:
+    gr.on(None, events.list_policies, None, ui.policy, **private)
+    gr.on(None, events.list_chats, ui.chat_id, ui.saved, **private)
 
 
 class _Events:
     """The event handlers: Gradio's values in, patches of the page out."""
 
-    def __init__(self, controller: ChatController, components: _Components) -> None:
+    def __init__(
+        self, controller: ChatController, chats: SavedChats, components: _Components
+    ) -> None:
         self._controller = controller
+        self._chats = chats
         self._components = components
 
     def send(
-        self, request: gr.Request, message: str, turns: tuple[Turn, ...], *settings: Any
+        self,
+        request: gr.Request,
+        message: str,
+        turns: tuple[Turn, ...],
+        chat: int | None,
+        *settings: Any,
     ) -> Iterator[Patch]:
         clear_box: Patch = {self._components.box: ""}  # once: the next message may be typed
-        for patch in self._answer([*turns, Turn(message)], settings, request):
+        for patch in self._answer([*turns, Turn(message)], chat, settings, request):
             yield patch | clear_box
             clear_box = {}
 
     def retry(
-        self, request: gr.Request, turns: tuple[Turn, ...], *settings: Any
+        self, request: gr.Request, turns: tuple[Turn, ...], chat: int | None, *settings: Any
     ) -> Iterator[Patch]:
         if not turns:
             yield {}
             return
         last = replace(turns[-1], attempt=turns[-1].attempt + 1)
-        yield from self._answer([*turns[:-1], last], settings, request)
+        yield from self._answer([*turns[:-1], last], chat, settings, request)
 
     def edit(
-        self, request: gr.Request, event: gr.EditData, turns: tuple[Turn, ...], *settings: Any
+        self,
+        request: gr.Request,
+        event: gr.EditData,
+        turns: tuple[Turn, ...],
+        chat: int | None,
+        *settings: Any,
     ) -> Iterator[Patch]:
         message_index = event.index if isinstance(event.index, int) else event.index[0]
         edited = Turn(restored(str(event.value)))
         earlier_turns = turns[: turn_index(turns, message_index)]
-        yield from self._answer([*earlier_turns, edited], settings, request)
+        yield from self._answer([*earlier_turns, edited], chat, settings, request)
 
-    def undo(self, request: gr.Request, turns: tuple[Turn, ...]) -> Patch:
+    def undo(self, request: gr.Request, turns: tuple[Turn, ...], chat: int | None) -> Patch:
         self.stop(request)
         patch = self._patch(ChatView(turns[:-1], "", False))
+        patch |= self._saved(turns[:-1], chat, request)
         message = turns[-1].user if turns else ""
         return patch | ({self._components.box: message} if message else {})
 
     def clear(self, request: gr.Request) -> Patch:
         self.stop(request)
-        return self._patch(ChatView((), "", False)) | {self._components.box: ""}
+        ui = self._components
+        no_chat = {ui.chat_id: None, ui.saved: gr.update(value=None), ui.title: ""}
+        return self._patch(ChatView((), "", False)) | {ui.box: ""} | no_chat
+
+    def rate(
+        self, request: gr.Request, event: gr.LikeData, turns: tuple[Turn, ...], chat: int | None
+    ) -> Patch:
+        """Keep a thumb on a reply; pressed again it is taken back."""
+        message = event.index if isinstance(event.index, int) else event.index[0]
+        up = event.liked if isinstance(event.liked, bool) else None
+        index, text = turn_index(turns, message), self._text(request)
+        if not turns or not self._chats.rate(turns, index, up, request):
+            return self._patch(ChatView(turns, text["thumb.unknown"], False))
+        rated = (*turns[:index], replace(turns[index], thumb=up), *turns[index + 1 :])
+        word = "none" if up is None else "up" if up else "down"
+        patch = self._patch(ChatView(rated, text[f"thumb.{word}"], False))
+        return patch | self._saved(rated, chat, request)
+
+    def list_chats(self, request: gr.Request, chat: int | None) -> Any:
+        return gr.update(choices=self._chats.choices(request), value=chat)
+
+    def open_chat(
+        self, request: gr.Request, number: Any, turns: tuple[Turn, ...], chat: int | None
+    ) -> Patch:
+        ui = self._components
+        self.stop(request)
+        try:
+            title, opened = self._chats.open(number, request)
+        except Refused as refused:
+            patch = self._patch(ChatView(turns, self._chats.problem(refused, request), False))
+            return patch | {ui.saved: self.list_chats(request, chat)}
+        patch = self._patch(ChatView(opened, "", False))
+        return patch | {ui.chat_id: number, ui.title: title, ui.box: ""}
+
+    def rename_chat(self, request: gr.Request, chat: int | None, title: str) -> Patch:
+        ui, text = self._components, self._text(request)
+        try:
+            self._chats.rename(chat, title, request)
+            status = text["chats.renamed"]
+        except Refused as refused:
+            status = text["chats.none"] if chat is None else self._chats.problem(refused, request)
+        return {ui.status: status_line(status), ui.saved: self.list_chats(request, chat)}
+
+    def delete_chat(self, request: gr.Request, chat: int | None) -> Patch:
+        ui, text = self._components, self._text(request)
+        try:
+            self._chats.delete(chat, request)
+            status = text["chats.deleted"]
+        except Refused as refused:
+            status = text["chats.none"] if chat is None else self._chats.problem(refused, request)
+        patch = self.clear(request) | {ui.status: status_line(status)}
+        return patch | {ui.saved: self.list_chats(request, None)}
+
+    def export_chat(self, request: gr.Request, chat: int | None) -> Patch:
+        ui, text = self._components, self._text(request)
+        try:
+            return {ui.exported: self._chats.exported(chat, request), ui.status: status_line("")}
+        except Refused as refused:
+            status = text["chats.none"] if chat is None else self._chats.problem(refused, request)
+            return {ui.exported: "", ui.status: status_line(status)}
 
     def make_candidates(
         self, request: gr.Request, draft: str, turns: tuple[Turn, ...], *settings: Any
@@ -260,18 +388,41 @@ class _Events:
         return gr.update(choices=self._controller.worker.policies())
 
     def _answer(
-        self, turns: list[Turn], settings: tuple[Any, ...], request: gr.Request
+        self,
+        turns: list[Turn],
+        chat: int | None,
+        settings: tuple[Any, ...],
+        request: gr.Request,
     ) -> Iterator[Patch]:
         generation = _generation_request(self._controller.worker, settings)
         for view in self._controller.answer(turns, generation, request):
-            yield self._patch(view)
+            patch = self._patch(view)
+            answered = bool(view.turns) and view.turns[-1].sampled is not None
+            if answered and not view.running:
+                patch |= self._saved(view.turns, chat, request)
+            yield patch
+
+    def _saved(self, turns: tuple[Turn, ...], chat: int | None, request: gr.Request) -> Patch:
+        """Keep the conversation; the components that name it."""
+        ui = self._components
+        number = self._chats.save(chat, turns, request)
+        choices = self._chats.choices(request)
+        title = next((title for title, listed in choices if listed == number), "")
+        return {
+            ui.chat_id: number,
+            ui.saved: gr.update(choices=choices, value=number),
+            ui.title: title,
+        }
+
+    def _text(self, request: gr.Request) -> dict[str, str]:
+        return translations("chat", self._controller.services.language(request))
 
     def _patch(self, view: ChatView) -> Patch:
         ui = self._components
         idle = gr.update(interactive=not view.running)
         return {
             ui.turns: view.turns,
-            ui.log: messages(view.turns),
+            ui.log: gr.update(value=messages(view.turns), feedback_value=feedback(view.turns)),
             ui.status: status_line(view.status),
             ui.stop: gr.update(interactive=view.running),
             **dict.fromkeys((ui.send, ui.make, ui.regenerate), idle),

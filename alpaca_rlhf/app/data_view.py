@@ -12,11 +12,11 @@ from alpaca_rlhf.preferences.figures import Figures
 from alpaca_rlhf.preferences.standing import Standing
 
 SNAPSHOT_FILES: tuple[str, ...] = ("rankings.jsonl", "pairs.jsonl", "rankings.csv", "manifest.json")
-SNAPSHOT_FILES += ("demonstrations.jsonl", "demonstration_pairs.jsonl")
+SNAPSHOT_FILES += ("demonstrations.jsonl", "demonstration_pairs.jsonl", "thumbs.jsonl")
 _BAR_PERCENT = 60
 """Width of the longest bar of the pace."""
 _COUNTS: tuple[str, ...] = ("open_places", "flags", "sets", "left_out", "prompts", "completions")
-_COUNTS += ("judged", "battles", "demonstrations")
+_COUNTS += ("judged", "battles", "demonstrations", "thumbs")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, Select, exists, func, literal, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from alpaca_rlhf.preferences import demonstrations, schema
+from alpaca_rlhf.preferences import chats, demonstrations, schema
 from alpaca_rlhf.preferences.agreement import Agreement, agreement
 from alpaca_rlhf.preferences.reading import standing
 from alpaca_rlhf.preferences.schema import (
@@ -262,6 +262,7 @@ def figures(session: Session, now_ms: int) -> Figures:
             "flags": session.scalar(_COUNT_OPEN_FLAGS) or 0,
             "battles": _count(session, schema.Battle),
             "demonstrations": demonstrations.count(session),
+            "thumbs": chats.count_thumbs(session),
         },
         standing=standing(session, now_ms),
         last_hour=session.scalar(recent.where(Ranking.created_ms > now_ms - _HOUR_MS)) or 0,

@@ -257,6 +257,32 @@ class Demonstration(Base):
     __table_args__ = (Index(None, "ranking_id", unique=True),)
 
 
+class Conversation(Base):
+    """A conversation of one account with the policies; `turns` are those of the Chat tab."""
+
+    __tablename__ = "conversation"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    annotator_id: Mapped[int] = mapped_column(ForeignKey("annotator.id"))
+    title: Mapped[str]
+    turns: Mapped[list[Any]]
+    created_ms: Mapped[int]
+    updated_ms: Mapped[int]
+
+    __table_args__ = (Index(None, "annotator_id", "updated_ms"),)
+
+
+class Thumb(Base):
+    """A thumb up or down on a reply of a chat."""
+
+    __tablename__ = "thumb"
+
+    annotator_id: Mapped[int] = mapped_column(ForeignKey("annotator.id"), primary_key=True)
+    completion_id: Mapped[int] = mapped_column(ForeignKey("completion.id"), primary_key=True)
+    up: Mapped[bool]
+    created_ms: Mapped[int]
+
+
 class Tally(Base):
     """Running sums of one annotator and day, kept in the transaction that changes them.
 

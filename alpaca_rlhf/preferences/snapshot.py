@@ -5,6 +5,7 @@
     pairs.jsonl      the pairs that they decide, as TRL's trainers read them
     demonstrations.jsonl       better answers that people wrote, as instructions for a new run
     demonstration_pairs.jsonl  each of them above the answers that it surpasses, as `pairs.jsonl`
+    thumbs.jsonl     replies of chats with a thumb, as TRL's trainers read labelled completions
     rankings.csv     for a spreadsheet; the only one with times and the numbers of the database
     README.md        so that `datasets.load_dataset(folder)` finds the configurations
 
@@ -38,7 +39,8 @@ KIND = "alpaca_rlhf.snapshot"
 MANIFEST, RANKINGS, PAIRS, TABLE = "manifest.json", "rankings.jsonl", "pairs.jsonl", "rankings.csv"
 """Its files."""
 DEMONSTRATIONS, DEMONSTRATION_PAIRS = "demonstrations.jsonl", "demonstration_pairs.jsonl"
-"""Its files of better answers, which are no part of the rankings."""
+THUMBS = "thumbs.jsonl"
+"""Its files of better answers and thumbs, which are no part of the rankings."""
 SOURCE = "demonstration"
 """`Instruction.source` of a better answer."""
 
@@ -102,12 +104,24 @@ class Manifest:
     """Better answers that people wrote; no pair of theirs is in `pairs`."""
     demonstration_pairs: int = 0
     """Pairs of a better answer and one that it surpasses."""
+    thumbs: int = 0
+    """Replies of chats with a thumb up or down."""
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Everything in a snapshot that is no ranking."""
+
+    demonstrations: Iterable[Mapping[str, Any]] = ()
+    """Rows as `demonstrations.counted` gives them, in its order."""
+    thumbs: Iterable[Mapping[str, Any]] = ()
+    """Rows as `chats.thumbs` gives them, in its order."""
 
 
 def write(
     folder: Path,
     verdicts: Iterable[Mapping[str, Any]],
-    demonstrations: Iterable[Mapping[str, Any]] = (),
+    apart: Apart = Apart(),
     *,
     max_ranking: int,
     created: str,
@@ -117,16 +131,16 @@ def write(
     Args:
         folder: Where; nothing may be there.
         verdicts: Rows as `reading.verdicts` gives them, in its order.
-        demonstrations: Rows as `demonstrations.counted` gives them, in its order.
+        apart: Better answers and thumbs.
         max_ranking: The newest ranking of the database.
         created: When.
 
     Raises:
         UserError: There is something already, or it cannot be written.
     """
-    rankings = judged = pairs = n_demonstrations = n_demonstration_pairs = 0
+    rankings = judged = pairs = n_demonstrations = n_demonstration_pairs = n_thumbs = 0
     with writing(folder), new_folder(folder) as inside, ExitStack() as stack:
-        names = (RANKINGS, PAIRS, TABLE, DEMONSTRATIONS, DEMONSTRATION_PAIRS)
+        names = (RANKINGS, PAIRS, TABLE, DEMONSTRATIONS, DEMONSTRATION_PAIRS, THUMBS)
         files = {name: stack.enter_context(_HashedFile(inside / name)) for name in names}
         files[TABLE].add(_csv(_HEADER))
         # 2. Add each ranking to all three.
@@ -138,13 +152,18 @@ def write(
             pairs += len(lines)
             rankings += 1
             judged += row["annotator"].startswith(JUDGE)
-        # 3. Better answers, apart.
-        for row in demonstrations:
+        # 3. Better answers and thumbs, apart.
+        for row in apart.demonstrations:
             files[DEMONSTRATIONS].add(_canonical(_instruction(row)) + "\n")
             lines = _demonstration_pairs(row)
             files[DEMONSTRATION_PAIRS].add("".join(lines))
             n_demonstrations += 1
             n_demonstration_pairs += len(lines)
+        for row in apart.thumbs:
+            completion = [_message("assistant", row["text"])]
+            labelled = {"prompt": _prompt_messages(row), "completion": completion}
+            files[THUMBS].add(_canonical(labelled | {"label": row["up"]}) + "\n")
+            n_thumbs += 1
         # 4. Describe them in the manifest, once all their bytes are written.
         stack.close()
         sums = {name: file.digest.hexdigest() for name, file in files.items()}
@@ -157,6 +176,7 @@ def write(
             sums[RANKINGS],
             n_demonstrations,
             n_demonstration_pairs,
+            n_thumbs,
         )
         facts = {"kind": KIND, "schema": SCHEMA, "version": __version__, **asdict(manifest)}
         text = json_text(facts | {"files": sums}, MANIFEST, indent=2) + "\n"
@@ -186,8 +206,8 @@ def read_manifest(path: Path) -> Manifest:
             raise ValueError("it is no manifest")
         if facts["schema"] > SCHEMA:
             raise UserError(f"{file}: was made by a newer version; update alpaca-rlhf")
-        # Earlier versions counted no better answers.
-        apart: dict[str, Any] = {"demonstrations": 0, "demonstration_pairs": 0}
+        # Earlier versions counted nothing apart.
+        apart: dict[str, Any] = {"demonstrations": 0, "demonstration_pairs": 0, "thumbs": 0}
         columns = apart | facts
         manifest = Manifest(**{name: columns[name] for name in Manifest.__dataclass_fields__})
         with (Path(file or path).parent / RANKINGS).open("rb") as stream:

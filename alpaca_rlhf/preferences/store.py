@@ -6,10 +6,11 @@ queries stand in the modules beside this one, and nowhere outside this room.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -17,6 +18,7 @@ from alpaca_rlhf.core.records import Ranking
 from alpaca_rlhf.preferences import (
     battles,
     browsing,
+    chats,
     claims,
     demonstrations,
     guidelines,
@@ -464,6 +466,60 @@ class Store(Accounts):
         with self.database.reading() as session:
             return battles.scores(session)
 
+    # --- conversations ------------------------------------------------------------------------
+
+    def chats(self, annotator: int, *, n: int = 200) -> list[chats.ListedChat]:
+        """The conversations of an account, the one that changed last first."""
+        with self.database.reading() as session:
+            return chats.listed(session, annotator, n=n)
+
+    def save_chat(
+        self, annotator: int, number: int | None, title: str, turns: Sequence[Any]
+    ) -> int:
+        """Keep a conversation, a new one where no number is given; returns its number.
+
+        Raises:
+            Refused: `unknown` or `not_yours`.
+        """
+        return self._write(
+            lambda session: chats.save(session, annotator, number, title, turns, now_ms=self._now())
+        )
+
+    def chat(self, annotator: int, number: int) -> tuple[str, list[Any]]:
+        """Title and turns of a conversation.
+
+        Raises:
+            Refused: `unknown` or `not_yours`.
+        """
+        with self.database.reading() as session:
+            return chats.opened(session, annotator, number)
+
+    def rename_chat(self, annotator: int, number: int, title: str) -> None:
+        """Give a conversation another name.
+
+        Raises:
+            Refused: `unknown`, `not_yours`, or `bad_value` where the name is empty.
+        """
+        self._write(lambda session: chats.rename(session, annotator, number, title))
+
+    def delete_chat(self, annotator: int, number: int) -> None:
+        """Delete a conversation.
+
+        Raises:
+            Refused: `unknown` or `not_yours`.
+        """
+        self._write(lambda session: chats.remove(session, annotator, number))
+
+    def rate_reply(self, annotator: int, reply: Candidates, up: bool | None) -> None:
+        """Keep an account's thumb on a reply of a chat; None takes it away.
+
+        Args:
+            annotator: Number.
+            reply: The prompt, and the reply as its only completion.
+            up: True for a thumb up, False for one down.
+        """
+        self._write(lambda session: chats.rate(session, annotator, reply, up, now_ms=self._now()))
+
     # --- figures ------------------------------------------------------------------------------
 
     def progress(self, annotator: int) -> tab.Progress:
@@ -568,7 +624,7 @@ class Store(Accounts):
             manifest = snapshot.write(
                 folder,
                 reading.verdicts(session, judge),
-                demonstrations=demonstrations.counted(session),
+                apart=snapshot.Apart(demonstrations.counted(session), chats.thumbs(session)),
                 max_ranking=reading.newest(session),
                 created=created,
             )

@@ -1,0 +1,110 @@
+"""Conversations kept per account, and thumbs on replies: the Chat tab's part of the store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import gradio as gr
+
+from alpaca_rlhf.app.chat_messages import Turn, turn_from_json
+from alpaca_rlhf.app.language import translations
+from alpaca_rlhf.app.services import Services
+from alpaca_rlhf.core.records import Instruction
+from alpaca_rlhf.preferences.assignment import Refused
+
+
+class SavedChats:
+    """The conversations of whoever sends a request.
+
+    Args:
+        services: Store, accounts and language.
+    """
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._store = services.store
+
+    def choices(self, request: gr.Request) -> list[tuple[str, int]]:
+        """Names and numbers of the account's conversations."""
+        return [(chat.title, chat.id) for chat in self._store.chats(self._account(request))]
+
+    def save(self, number: int | None, turns: Sequence[Turn], request: gr.Request) -> int | None:
+        """Keep a conversation; returns its number.
+
+        One without turns is not kept, and one that was deleted meanwhile becomes a new one.
+        """
+        if not turns:
+            return number
+        account, rows = self._account(request), [turn.to_json() for turn in turns]
+        try:
+            return self._store.save_chat(account, number, turns[0].user, rows)
+        except Refused:
+            return self._store.save_chat(account, None, turns[0].user, rows)
+
+    def open(self, number: object, request: gr.Request) -> tuple[str, tuple[Turn, ...]]:
+        """Title and turns of a conversation.
+
+        Raises:
+            Refused: It is not there, or belongs to somebody else.
+        """
+        title, rows = self._store.chat(self._account(request), _number(number))
+        return title, tuple(turn_from_json(row) for row in rows)
+
+    def rename(self, number: object, title: object, request: gr.Request) -> None:
+        """Give a conversation another name.
+
+        Raises:
+            Refused: It is not there, belongs to somebody else, or the name is empty.
+        """
+        self._store.rename_chat(self._account(request), _number(number), str(title or ""))
+
+    def delete(self, number: object, request: gr.Request) -> None:
+        """Delete a conversation.
+
+        Raises:
+            Refused: It is not there, or belongs to somebody else.
+        """
+        self._store.delete_chat(self._account(request), _number(number))
+
+    def exported(self, number: object, request: gr.Request) -> str:
+        """A conversation as one JSON line, which SFT reads as a row.
+
+        Raises:
+            Refused: It is not there, or belongs to somebody else.
+        """
+        title, turns = self.open(number, request)
+        messages = [
+            {"role": role, "content": content}
+            for turn in turns
+            for role, content in (("user", turn.user), ("assistant", turn.reply))
+            if content
+        ]
+        return json.dumps({"title": title, "messages": messages}, ensure_ascii=False) + "\n"
+
+    def rate(self, turns: Sequence[Turn], index: int, up: bool | None, request: gr.Request) -> bool:
+        """Keep a thumb on the reply of a turn; False where its policy is not known any more."""
+        turn = turns[index]
+        if turn.sampled is None or not turn.reply:
+            return False
+        earlier = turns[:index] if turn.sampled.remember else ()
+        history = tuple((past.user, past.reply) for past in earlier if past.reply.strip())
+        prompt = Instruction(turn.user, history=history, source="chat", system=turn.sampled.system)
+        completion = turn.sampled.completion(prompt, turn.reply)
+        self._store.rate_reply(self._account(request), (prompt, [completion]), up)
+        return True
+
+    def problem(self, refused: Refused, request: gr.Request) -> str:
+        """The sentence for a refusal, in the language of the request."""
+        text = translations("chat", self._services.language(request))
+        return text[f"chats.{'unnamed' if refused.problem == 'bad_value' else 'gone'}"]
+
+    def _account(self, request: gr.Request) -> int:
+        return self._services.account(request).id
+
+
+def _number(value: object) -> int:
+    """The number of a conversation that a browser named."""
+    if type(value) is not int or not 0 < value < 2**53:
+        raise Refused("unknown", "there is no such conversation")
+    return value

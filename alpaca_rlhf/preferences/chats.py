@@ -1,0 +1,164 @@
+"""Conversations of each account, and thumbs on replies. Nobody reads those of somebody else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.orm import Session
+
+from alpaca_rlhf.preferences.assignment import Candidates, Refused
+from alpaca_rlhf.preferences.queue import add_completions
+from alpaca_rlhf.preferences.schema import Annotator, Completion, Conversation, Prompt, Thumb
+from alpaca_rlhf.preferences.stored_text import clean
+
+MAX_TITLE_CHARS = 80
+"""Characters of a conversation's name."""
+
+
+@dataclass(frozen=True)
+class ListedChat:
+    """One conversation in a list."""
+
+    id: int
+    """Number."""
+    title: str
+    """Name, at first the beginning of its first message."""
+    updated_ms: int
+    """Time of its last change, in milliseconds since 1970."""
+
+
+def listed(session: Session, annotator_id: int, *, n: int) -> list[ListedChat]:
+    """The conversations of an account, the one that changed last first."""
+    query = (
+        select(Conversation.id, Conversation.title, Conversation.updated_ms)
+        .where(Conversation.annotator_id == annotator_id)
+        .order_by(Conversation.updated_ms.desc(), Conversation.id.desc())
+        .limit(n)
+    )
+    return [ListedChat(*row) for row in session.execute(query)]
+
+
+def save(
+    session: Session,
+    annotator_id: int,
+    number: int | None,
+    title: str,
+    turns: Sequence[Any],
+    *,
+    now_ms: int,
+) -> int:
+    """Keep a conversation, a new one where no number is given; returns its number.
+
+    A conversation keeps the title that it has.
+
+    Raises:
+        Refused: `unknown` or `not_yours`.
+    """
+    if number is None:
+        row = Conversation(
+            annotator_id=annotator_id, title=_title(title), created_ms=now_ms, turns=[]
+        )
+        session.add(row)
+    else:
+        row = _owned(session, annotator_id, number)
+    row.turns, row.updated_ms = list(turns), now_ms
+    session.flush()
+    return row.id
+
+
+def opened(session: Session, annotator_id: int, number: int) -> tuple[str, list[Any]]:
+    """Title and turns of a conversation.
+
+    Raises:
+        Refused: `unknown` or `not_yours`.
+    """
+    row = _owned(session, annotator_id, number)
+    return row.title, row.turns
+
+
+def rename(session: Session, annotator_id: int, number: int, title: str) -> None:
+    """Give a conversation another name.
+
+    Raises:
+        Refused: `unknown`, `not_yours`, or `bad_value` where the name is empty.
+    """
+    row = _owned(session, annotator_id, number)
+    if not _title(title):
+        raise Refused("bad_value", "a conversation needs a name")
+    row.title = _title(title)
+
+
+def remove(session: Session, annotator_id: int, number: int) -> None:
+    """Delete a conversation; thumbs on its replies stay.
+
+    Raises:
+        Refused: `unknown` or `not_yours`.
+    """
+    session.delete(_owned(session, annotator_id, number))
+
+
+def rate(
+    session: Session, annotator_id: int, reply: Candidates, up: bool | None, *, now_ms: int
+) -> None:
+    """Keep an account's thumb on a reply, or take it away.
+
+    Args:
+        session: A transaction that writes.
+        annotator_id: The account.
+        reply: The prompt, and the reply as its only completion.
+        up: True for a thumb up, False for one down, None for none.
+        now_ms: The server's clock.
+    """
+    _, (completion,) = reply
+    add_completions(session, [reply], now_ms=now_ms)
+    completion_id = session.execute(
+        select(Completion.id).where(Completion.key == completion.id)
+    ).scalar_one()
+    session.execute(
+        delete(Thumb).where(
+            Thumb.annotator_id == annotator_id, Thumb.completion_id == completion_id
+        )
+    )
+    if up is not None:
+        session.add(
+            Thumb(annotator_id=annotator_id, completion_id=completion_id, up=up, created_ms=now_ms)
+        )
+
+
+def count_thumbs(session: Session) -> int:
+    """The number of thumbs that count."""
+    return session.scalar(_counted_thumbs(func.count())) or 0
+
+
+def thumbs(session: Session) -> Iterator[dict[str, Any]]:
+    """The thumbs that count, with prompt and reply, in an order that depends on them alone."""
+    columns = (Prompt.instruction, Prompt.input, Prompt.history, Completion.text, Thumb.up)
+    query = _counted_thumbs(*columns).order_by(Completion.key, Annotator.name)
+    yield from (dict(row._mapping) for row in session.execute(query))
+
+
+def _counted_thumbs(*columns: Any) -> Any:
+    return (
+        select(*columns)
+        .select_from(Thumb)
+        .join(Annotator, Annotator.id == Thumb.annotator_id)
+        .join(Completion, Completion.id == Thumb.completion_id)
+        .join(Prompt, Prompt.id == Completion.prompt_id)
+        .where(~Annotator.left_out)
+    )
+
+
+def _owned(session: Session, annotator_id: int, number: int) -> Conversation:
+    row = session.get(Conversation, number)
+    if row is None:
+        raise Refused("unknown", "there is no such conversation")
+    if row.annotator_id != annotator_id:
+        raise Refused("not_yours", "this conversation belongs to somebody else")
+    return row
+
+
+def _title(text: str) -> str:
+    return " ".join(clean(text).split())[:MAX_TITLE_CHARS]
