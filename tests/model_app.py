@@ -120,6 +120,7 @@ class Echo:
     def __init__(self, say: Callable[[str, Instruction, int], str]) -> None:
         self.say = say
         self.asked: list[tuple[str, Instruction]] = []
+        self.settings: list[Any] = []
 
     def generate(
         self,
@@ -131,13 +132,18 @@ class Echo:
         key: str,
         k: int = 1,
         whole: bool = False,
+        begun: str = "",
     ) -> Iterator[list[Any]]:
         from alpaca_rlhf.models.rollout import SampledCompletion
         from alpaca_rlhf.models.streaming import GenerationUpdate
 
         self.asked.append((policy, row))
-        texts = [self.say(policy, row, j) for j in range(k)]
-        yield [GenerationUpdate(text[:1], SampledCompletion((1,), False)) for text in texts]
+        self.settings.append(sampling_settings)
+        texts = [begun + self.say(policy, row, j) for j in range(k)]
+        yield [
+            GenerationUpdate(text[: len(begun) + 1], SampledCompletion((1,), False))
+            for text in texts
+        ]
         yield [GenerationUpdate(text, SampledCompletion((1, 2), True)) for text in texts]
 
     def completion(

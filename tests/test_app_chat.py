@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from alpaca_rlhf.app.chat_messages import Turn, inert, restored, turn_index
-from alpaca_rlhf.app.chat_tab import chat_tab
+from alpaca_rlhf.app.chat_tab import _generation_request, chat_tab
 from alpaca_rlhf.app.saved_chats import SavedChats
 from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.app.worker import Worker
@@ -159,7 +159,7 @@ def test_edit_regenerate_undo_and_new(desk):
             ("Two?", "ppo.2 0: Two? / 1"),
         )
         page.locator("#chat-log .message-row").nth(2).hover()
-        page.get_by_label("Edit").nth(1).click()
+        page.get_by_label("Edit").nth(2).click()
         page.locator("#chat-log textarea").fill("Deux <i>?")
         page.locator("#chat-log").get_by_label("Submit").click()
         page.locator("#chat-log", has_text="Deux <\u200bi>? / 1").wait_for()
@@ -180,6 +180,46 @@ def test_edit_regenerate_undo_and_new(desk):
         page.locator("#chat-log .message.user").wait_for(state="detached")
         ask(page, "Fresh?")
         page.locator("#chat-log", has_text="Fresh? / 0").wait_for()
+
+
+def test_an_answer_is_gone_on_with_and_edited_under_settings_of_a_preset(desk):
+    with visit(desk.browser, locale="en-GB") as page:
+        go(page, desk.fake)
+        page.get_by_role("button", name="Settings").click()
+        page.locator("#chat-remember input").check()
+        page.locator("#chat-preset input").click()
+        page.get_by_role("option", name="Lively").click()
+        page.wait_for_function(
+            "document.querySelector('#chat-min-p input[type=number]').value === '0.05'"
+        )
+        page.locator("#chat-stop-texts").locator("input, textarea").first.fill("User:\\n")
+        ask(page, "One?")
+        line(page, "2 tokens")
+        page.locator("#chat-send:enabled").wait_for()
+        # 1. Gone on with: what was there stays, and the rest follows.
+        once = restored(said(page)[0])
+        page.locator("#chat-go_on").click()
+        page.locator("#chat-log .message.bot", has_text=once + once).wait_for()
+        page.locator("#chat-send:enabled").wait_for()
+        sampling = desk.echo.settings[-1]
+        assert (sampling.temperature, sampling.min_p, sampling.stop) == (1, 0.05, ("User:\n",))
+        # 2. Edited: the next answer reads the edited one.
+        page.locator("#chat-log .message.bot").first.hover()
+        page.get_by_label("Edit").nth(1).click()
+        page.locator("#chat-log textarea").fill("Better <b>said</b>.")
+        page.locator("#chat-log").get_by_label("Submit").click()
+        page.locator("#chat-log .message.bot", has_text="Better").wait_for()
+        ask(page, "Two?")
+        page.locator("#chat-log", has_text="Two? / 1").wait_for()
+        assert desk.echo.asked[-1][1].history == (("One?", "Better <b>said</b>."),)
+
+
+def test_settings_that_a_browser_sends_are_clamped(desk):
+    sent = ["nobody", "x", None, 10**6, -1, 99, {}, 10**9, "s", 1, "a\n" * 50]
+    sampling = _generation_request(desk.real, tuple(sent)).sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.7, 1.0, 200)
+    assert (sampling.min_p, sampling.repetition_penalty, sampling.stop) == (0, 2, ("a",))
+    assert (sampling.max_new_tokens, sampling.seed, sampling.system) == (2048, 0, "")
 
 
 def test_a_chat_is_kept_rated_renamed_exported_and_deleted(desk):

@@ -11,6 +11,7 @@ import pytest
 
 from alpaca_rlhf.app import rendering
 from alpaca_rlhf.app.board.requests import CRITERIA
+from alpaca_rlhf.app.chat_tab import PRESETS
 from alpaca_rlhf.app.jobs import Problem
 from alpaca_rlhf.app.language import LANGUAGES, label, translations
 from alpaca_rlhf.app.new_run import JUDGES, NUMBERS, FieldProblem
@@ -34,7 +35,8 @@ BUILT_KEYS = {
     + [f"refused.{split}" for split in ("ppo", "eval", "sft")]
     + [f"system.none.{template}" for template in ("brief", "alpaca")]
     + [f"thumb.{word}" for word in ("up", "down", "none")]
-    + ["chats.gone", "chats.unnamed"],
+    + ["chats.gone", "chats.unnamed"]
+    + [f"preset.{name}" for name in PRESETS],
     "compare": [f"{kind}.{vote}" for kind in ("vote", "votes") for vote in VOTES],
     "data": [f"curve.{verdict}" for verdict in ("helps", "levelled", "unclear")]
     + [f"done.{action}" for action in ("resolve", "retire", "leave_out")]

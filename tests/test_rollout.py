@@ -346,8 +346,8 @@ def test_recomputed_logprobs_are_those_of_the_sampler(adapters, monkeypatch):
     seen = []
     pick = rollout._pick
 
-    def spy(logits, sampling, uniform):
-        chosen = pick(logits, sampling, uniform)
+    def spy(logits, sampling, uniform, shaping):
+        chosen = pick(logits, sampling, uniform, shaping)
         seen.append(logits.log_softmax(-1).gather(-1, chosen[:, None])[:, 0])
         return chosen
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from threading import Event
@@ -63,6 +64,27 @@ class ChatView:
     """True while there is something to stop."""
 
 
+class _Clock:
+    """Measures tokens a second, from the first step of an answer to its last."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, int] | None = None
+        self._last: tuple[float, int] = (0.0, 0)
+
+    def tick(self, n_tokens: int) -> None:
+        """Note that so many tokens are there."""
+        self._last = (time.monotonic(), n_tokens)
+        self._first = self._first or self._last
+
+    @property
+    def rate(self) -> float | None:
+        """Tokens a second; None after fewer than two steps."""
+        if self._first is None or self._last[0] <= self._first[0]:
+            return None
+        n_tokens = self._last[1] - self._first[1]
+        return n_tokens / (self._last[0] - self._first[0]) if n_tokens else None
+
+
 @dataclass(frozen=True)
 class _Reply:
     update: GenerationUpdate
@@ -90,9 +112,21 @@ class ChatController:
         self.prompts = RunPrompts(worker.run, worker.settings)
 
     def answer(
-        self, turns: Sequence[Turn], generation: GenerationRequest, request: gr.Request
+        self,
+        turns: Sequence[Turn],
+        generation: GenerationRequest,
+        request: gr.Request,
+        *,
+        go_on: bool = False,
     ) -> Iterator[ChatView]:
-        """Answer the last turn, which is shown as it grows and replaces any earlier answer."""
+        """Answer the last turn, which is shown as it grows and replaces any earlier answer.
+
+        Args:
+            turns: The conversation.
+            generation: Which policy answers, and how.
+            request: The request of the page.
+            go_on: True where the answer of the last turn is a beginning, which is gone on with.
+        """
         language = self.services.language(request)
         self.services.account(request)
         text = translations("chat", language)
@@ -102,17 +136,25 @@ class ChatController:
             yield ChatView(tuple(earlier), refusal, False)
             return
         prompt = generation.prompt(earlier, last.user)
+        begun, begun_tokens = last.reply if go_on else "", 0
         key = f"chat/{last.attempt}/{prompt.id}"
+        if begun:
+            key += f"/{len(begun)}"
+            begun_tokens = last.sampled.n_tokens if last.sampled is not None else 0
+        clock = _Clock()
 
         def work(policy_server: PolicyServer, stop: Event) -> Iterator[_Reply]:
             policy, sampling = generation.policy, generation.sampling
             update = None
-            for (update,) in policy_server.generate(policy, prompt, sampling, stop, key=key):
+            updates = policy_server.generate(policy, prompt, sampling, stop, key=key, begun=begun)
+            for (update,) in updates:
+                clock.tick(len(update.sampled.ids))
                 yield _Reply(update)
             if update is not None:
                 completion = policy_server.completion(
                     policy, prompt, sampling, update.text, update.sampled
                 )
+                completion = replace(completion, n_tokens=begun_tokens + completion.n_tokens)
                 yield _Reply(
                     update,
                     SampledReply.of(
@@ -122,14 +164,14 @@ class ChatController:
 
         job = self.worker.start(work, "chat")
         self.page_jobs.put(request, job)
-        last = replace(last, reply="", thumb=None, sampled=None)
+        last = replace(last, reply=begun, thumb=None, sampled=None)
         for update in job.updates():
             if update.value is not None:
                 reply = update.value
                 last = replace(last, reply=reply.update.text, sampled=reply.sampled)
             status = job_status(update, language)
             if update.phase == "done" and update.value is not None:
-                status = _outcome(update.value.update, generation.policy, text)
+                status = _outcome(update.value.update, generation.policy, text, clock.rate)
             status = status or text["status.running"].format(policy=generation.policy)
             yield ChatView((*earlier, last), status, not update.finished)
 
@@ -214,10 +256,13 @@ def _refusal(message: str, n_turns: int, text: dict[str, str]) -> str:
     return text["status.many"].format(n=MAX_TURNS) if n_turns > MAX_TURNS else ""
 
 
-def _outcome(completion: GenerationUpdate, policy: str, text: dict[str, str]) -> str:
+def _outcome(
+    completion: GenerationUpdate, policy: str, text: dict[str, str], rate: float | None
+) -> str:
     outcome = "done" if completion.sampled.finished else "cut"
     outcome = outcome if completion.text.strip() else "nothing"
-    return text[f"status.{outcome}"].format(policy=policy, n=len(completion.sampled.ids))
+    status = text[f"status.{outcome}"].format(policy=policy, n=len(completion.sampled.ids))
+    return status + (text["status.rate"].format(n=f"{rate:.1f}") if rate is not None else "")
 
 
 def _distinct_answers(

@@ -122,6 +122,12 @@ def messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
     ]
 
 
+def is_reply(turns: Sequence[Turn], message_index: int) -> bool:
+    """True if the message at `message_index` of `messages` is a reply."""
+    listed = messages(turns)
+    return 0 <= message_index < len(listed) and listed[message_index]["role"] == "assistant"
+
+
 def turn_index(turns: Sequence[Turn], message_index: int) -> int:
     """Index of the turn to which the message at `message_index` of `messages` belongs."""
     last_message = -1

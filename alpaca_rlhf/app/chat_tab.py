@@ -14,6 +14,7 @@ from alpaca_rlhf.app.chat_messages import (
     MARK,
     Turn,
     feedback,
+    is_reply,
     messages,
     restored,
     turn_index,
@@ -33,6 +34,7 @@ from alpaca_rlhf.settings import Loop
 SHORTCUTS = {
     "Escape": "chat-stop",
     "Ctrl+Enter": "chat-send",
+    "Alt+KeyC": "chat-go_on",
     "Alt+KeyR": "chat-regenerate",
     "Alt+KeyZ": "chat-undo",
     "Alt+KeyN": "chat-new",
@@ -41,6 +43,17 @@ SHORTCUTS = {
 """Keys to the buttons that they press; the buttons show them."""
 MAX_NEW_TOKENS = 2048
 """The longest answer that can be asked for."""
+MAX_TOP_K, MAX_MIN_P, MAX_PENALTY = 200, 0.5, 2.0
+"""Highest values of the sliders of that name."""
+MAX_STOP_TEXTS, MAX_STOP_CHARS = 8, 40
+"""Texts that end an answer, and characters of each."""
+PRESETS = {
+    "exact": SamplingSettings(temperature=0),
+    "balanced": SamplingSettings(),
+    "lively": SamplingSettings(temperature=1, min_p=0.05),
+    "unshaped": SamplingSettings(temperature=1),
+}
+"""Settings to start from."""
 _MAX_SEED = 2**32 - 1
 _COPYING = (Path(__file__).parent / "static" / "copying.js").read_text(encoding="utf-8")
 _DOWNLOAD = """(text) => {
@@ -116,7 +129,7 @@ class _Components:
             label=label("chat", "log"),
             elem_id="chat-log",
             height="min(56vh, 620px)",
-            editable="user",
+            editable="all",
             buttons=["copy", "copy_all"],
             render_markdown=False,
             sanitize_html=True,
@@ -140,6 +153,7 @@ class _Components:
             self.stop = _button("stop", interactive=False)
         with gr.Row():
             self.make = _button("make", size="md", min_width=140)
+            self.go_on = _button("go_on", size="md", min_width=140)
             self.regenerate = _button("regenerate", size="md", min_width=140)
             self.undo = _button("undo", size="md", min_width=140)
         with gr.Accordion(label("chat", "chats.manage"), open=False, elem_id="chat-manage"):
@@ -154,7 +168,8 @@ class _Components:
                 self.export = _button("chats.export", size="md")
                 self.delete = _button("chats.delete", size="md", variant="stop")
             self.exported = gr.Textbox(visible="hidden", elem_id="chat-exported")
-        self.settings = [self.policy, *_build_settings(worker)]
+        self.preset, self.sampling, other = _build_settings(worker)
+        self.settings = [self.policy, *self.sampling, *other]
 
 
 def _button(key: str, *, min_width: int = 120, **options: Any) -> gr.Button:
@@ -162,8 +177,8 @@ def _button(key: str, *, min_width: int = 120, **options: Any) -> gr.Button:
     return gr.Button(label("chat", key), elem_id=elem_id, min_width=min_width, **options)
 
 
-def _build_settings(worker: Worker) -> list[Any]:
-    """The sampling settings, in the order of `_generation_request`."""
+def _build_settings(worker: Worker) -> tuple[Any, list[Any], list[Any]]:
+    """The presets, the settings that they set, and the others, in the order of their readers."""
     template = worker.settings.template
     chat = template == "chat"
     with gr.Accordion(label("chat", "settings"), open=False):
@@ -173,6 +188,12 @@ def _build_settings(worker: Worker) -> list[Any]:
             interactive=chat,
             lines=2,
             elem_id="chat-system",
+        )
+        preset = gr.Dropdown(
+            [(label("chat", f"preset.{name}"), name) for name in PRESETS],
+            value="balanced",
+            label=label("chat", "preset"),
+            elem_id="chat-preset",
         )
         with gr.Row():
             temperature = gr.Slider(
@@ -193,6 +214,34 @@ def _build_settings(worker: Worker) -> list[Any]:
                 info=label("chat", "top_p.info"),
             )
         with gr.Row():
+            top_k = gr.Slider(
+                0,
+                MAX_TOP_K,
+                SamplingSettings.top_k,
+                step=1,
+                label=label("chat", "top_k"),
+                info=label("chat", "top_k.info"),
+                elem_id="chat-top-k",
+            )
+            min_p = gr.Slider(
+                0,
+                MAX_MIN_P,
+                SamplingSettings.min_p,
+                step=0.01,
+                label=label("chat", "min_p"),
+                info=label("chat", "min_p.info"),
+                elem_id="chat-min-p",
+            )
+            penalty = gr.Slider(
+                1,
+                MAX_PENALTY,
+                SamplingSettings.repetition_penalty,
+                step=0.05,
+                label=label("chat", "penalty"),
+                info=label("chat", "penalty.info"),
+                elem_id="chat-penalty",
+            )
+        with gr.Row():
             length = gr.Slider(
                 1,
                 MAX_NEW_TOKENS,
@@ -209,6 +258,14 @@ def _build_settings(worker: Worker) -> list[Any]:
                 minimum=0,
                 maximum=_MAX_SEED,
             )
+        stop_texts = gr.Textbox(
+            label=label("chat", "stop_texts"),
+            info=label("chat", "stop_texts.info"),
+            lines=1,
+            max_lines=4,
+            max_length=MAX_STOP_TEXTS * (MAX_STOP_CHARS + 1),
+            elem_id="chat-stop-texts",
+        )
         trained_on_turns = run_contents.saw_conversations(worker.run)
         remember = gr.Checkbox(
             trained_on_turns,
@@ -216,11 +273,13 @@ def _build_settings(worker: Worker) -> list[Any]:
             info=label("chat", "remember.yes" if trained_on_turns else "remember.no"),
             elem_id="chat-remember",
         )
-    return [system, temperature, top_p, length, seed, remember]
+    sampling = [temperature, top_p, top_k, min_p, penalty]
+    return preset, sampling, [system, length, seed, remember, stop_texts]
 
 
 def _wire(ui: _Components, events: _Events) -> None:
     outputs = [ui.turns, ui.log, ui.status, ui.box, ui.send, ui.stop, ui.make, ui.regenerate]
+    outputs.append(ui.go_on)
     outputs += [ui.chat_id, ui.saved, ui.title]
     private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     gr.on(
@@ -252,6 +311,8 @@ def _wire(ui: _Components, events: _Events) -> None:
     exporting = ui.export.click(events.export_chat, ui.chat_id, [ui.exported, ui.status], **private)
     exporting.then(None, ui.exported, None, js=_DOWNLOAD, **private)
     gr.on([ui.new.click, ui.log.clear], events.clear, None, outputs, **private)
+    ui.go_on.click(events.go_on, [ui.turns, ui.chat_id, *ui.settings], outputs, **private)
+    ui.preset.input(events.apply_preset, ui.preset, ui.sampling, **private)
     ui.make.click(events.make_candidates, [ui.box, ui.turns, *ui.settings], outputs, **private)
     ui.stop.click(events.stop, None, None, queue=False, **private)
     # When the page opens:
@@ -300,9 +361,38 @@ class _Events:
         *settings: Any,
     ) -> Iterator[Patch]:
         message_index = event.index if isinstance(event.index, int) else event.index[0]
-        edited = Turn(restored(str(event.value)))
+        text = restored(str(event.value))
         earlier_turns = turns[: turn_index(turns, message_index)]
+        if is_reply(turns, message_index):
+            # The turns after it answered another reply: they go, as after an edited message.
+            edited = replace(turns[len(earlier_turns)], reply=text, thumb=None, sampled=None)
+            kept = (*earlier_turns, edited)
+            self.stop(request)
+            yield self._patch(ChatView(kept, "", False)) | self._saved(kept, chat, request)
+            return
+        edited = Turn(text)
         yield from self._answer([*earlier_turns, edited], chat, settings, request)
+
+    def go_on(
+        self, request: gr.Request, turns: tuple[Turn, ...], chat: int | None, *settings: Any
+    ) -> Iterator[Patch]:
+        """Go on with the last answer where it ended."""
+        if not turns or not turns[-1].reply.strip():
+            text = self._text(request)["status.nothing_begun"]
+            yield self._patch(ChatView(turns, text, False))
+            return
+        yield from self._answer(list(turns), chat, settings, request, go_on=True)
+
+    def apply_preset(self, name: Any) -> list[Any]:
+        """Values of the sampling settings."""
+        preset = PRESETS.get(name, PRESETS["balanced"])
+        return [
+            preset.temperature,
+            preset.top_p,
+            preset.top_k,
+            preset.min_p,
+            preset.repetition_penalty,
+        ]
 
     def undo(self, request: gr.Request, turns: tuple[Turn, ...], chat: int | None) -> Patch:
         self.stop(request)
@@ -393,9 +483,11 @@ class _Events:
         chat: int | None,
         settings: tuple[Any, ...],
         request: gr.Request,
+        *,
+        go_on: bool = False,
     ) -> Iterator[Patch]:
         generation = _generation_request(self._controller.worker, settings)
-        for view in self._controller.answer(turns, generation, request):
+        for view in self._controller.answer(turns, generation, request, go_on=go_on):
             patch = self._patch(view)
             answered = bool(view.turns) and view.turns[-1].sampled is not None
             if answered and not view.running:
@@ -425,17 +517,22 @@ class _Events:
             ui.log: gr.update(value=messages(view.turns), feedback_value=feedback(view.turns)),
             ui.status: status_line(view.status),
             ui.stop: gr.update(interactive=view.running),
-            **dict.fromkeys((ui.send, ui.make, ui.regenerate), idle),
+            **dict.fromkeys((ui.send, ui.make, ui.regenerate, ui.go_on), idle),
         }
 
 
 def _generation_request(worker: Worker, settings: tuple[Any, ...]) -> GenerationRequest:
     """The settings that a browser sent, clamped to their limits; the default for missing ones."""
-    policy, system, temperature, top_p, length, seed, remember = settings
+    policy, temperature, top_p, top_k, min_p, penalty, *other = settings
+    system, length, seed, remember, stop_texts = other
     policies = worker.policies()
     sampling = SamplingSettings(
         temperature=_clamped(temperature, 0, 2, SamplingSettings.temperature),
         top_p=_clamped(top_p, 0.05, 1, SamplingSettings.top_p),
+        top_k=int(_clamped(top_k, 0, MAX_TOP_K, SamplingSettings.top_k)),
+        min_p=_clamped(min_p, 0, MAX_MIN_P, SamplingSettings.min_p),
+        repetition_penalty=_clamped(penalty, 1, MAX_PENALTY, SamplingSettings.repetition_penalty),
+        stop=_stop_texts(stop_texts),
         max_new_tokens=int(_clamped(length, 1, MAX_NEW_TOKENS, _default_length(worker.settings))),
         seed=int(_clamped(seed, 0, _MAX_SEED, 0)),
         system=str(system or "").strip() if worker.settings.template == "chat" else "",
@@ -443,6 +540,13 @@ def _generation_request(worker: Worker, settings: tuple[Any, ...]) -> Generation
     return GenerationRequest(
         policy if policy in policies else policies[-1], sampling, bool(remember)
     )
+
+
+def _stop_texts(written: Any) -> tuple[str, ...]:
+    """One text a line, in which a backslash and an n stand for a line break."""
+    lines = str(written or "").splitlines()
+    texts = [line[:MAX_STOP_CHARS].replace("\\n", "\n") for line in lines if line.strip()]
+    return tuple(dict.fromkeys(texts))[:MAX_STOP_TEXTS]
 
 
 def _default_length(settings: Loop) -> int:

@@ -22,6 +22,7 @@ from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import left_pad
 from alpaca_rlhf.models.decode_graph import captured
 from alpaca_rlhf.models.kv_cache import BlockCache
+from alpaca_rlhf.models.logit_shaping import UNSHAPED, LogitShaping
 from alpaca_rlhf.models.oom_retry import shrink_on_oom
 from alpaca_rlhf.settings import Sampling
 
@@ -127,6 +128,7 @@ def stream(
     k: int = 1,
     sampling: Sampling,
     seed: int,
+    shaping: LogitShaping = UNSHAPED,
 ) -> Generator[list[Token], None, None]:
     """Sample as `sample` does, but yield token by token, all rows in one batch.
 
@@ -140,7 +142,9 @@ def stream(
     _refuse_train_mode(adapters)
     requests = list(zip(prompts, keys, strict=True))
     with adapters.using(role), adapters.decoding():
-        yield from _decode_steps(adapters, requests, k, sampling, seed, len(prompts), 1)
+        yield from _decode_steps(
+            adapters, requests, k, sampling, seed, len(prompts), 1, shaping=shaping
+        )
 
 
 def _refuse_train_mode(adapters: Adapters) -> None:
@@ -188,10 +192,17 @@ class _Batch:
         adapters: Within `using` and `decoding`.
         sampling: Temperature, top-p and length.
         limit: Tokens at most in a row, its prompt included.
+        shaping: Changes the distribution that tokens are drawn from.
     """
 
-    def __init__(self, adapters: Adapters, sampling: Sampling, limit: int) -> None:
-        self._adapters, self._sampling = adapters, sampling
+    def __init__(
+        self,
+        adapters: Adapters,
+        sampling: Sampling,
+        limit: int,
+        shaping: LogitShaping = UNSHAPED,
+    ) -> None:
+        self._adapters, self._sampling, self._shaping = adapters, sampling, shaping
         device = adapters.base.device
         self._cache = BlockCache(adapters.base.model.config, limit)
         self.rows: list[_Row] = []
@@ -199,7 +210,12 @@ class _Batch:
         self._positions = torch.zeros(0, dtype=torch.int64, device=device)
         self._n_drawn = torch.zeros(0, dtype=torch.int64, device=device)
         self._noise = torch.zeros(0, sampling.max_new_tokens, dtype=torch.float64, device=device)
-        self._in_place = steps_in_place(device) and self._cache.in_place
+        # Tokens of each row so far, kept only where a penalty on repetition asks for them.
+        self._history: Tensor | None = None
+        if shaping.repetition_penalty != 1:
+            self._history = torch.zeros(0, 0, dtype=torch.int64, device=device)
+        in_place = steps_in_place(device) and self._cache.in_place
+        self._in_place = in_place and self._history is None  # a history grows
         self._place = torch.zeros(1, dtype=torch.int64, device=device)
         self._column = torch.zeros(1, dtype=torch.int64, device=device)
         self._drawn = torch.zeros(0, READ_EVERY, dtype=torch.int64, device=device)
@@ -237,11 +253,17 @@ class _Batch:
             at = (mask.long().cumsum(1) - 1).clamp_min(0)
             hidden = self._adapters.decode(ids, mask, at, arrivals)[:, -1]
             noise = noise.to(base.device)
-            first = self._draw(hidden.repeat_interleave(k, 0), noise[:, 0])
+            new_history = None if self._history is None else _padded(prompts, k, base.device)
+            first = self._draw(hidden.repeat_interleave(k, 0), noise[:, 0], new_history)
+            if new_history is not None:
+                new_history = torch.cat([new_history, first[:, None]], 1)
+                self._history = _stacked(self._history, kept_rows, new_history)
             token_ids = torch.cat([token_ids, first])
             positions = torch.cat([positions, at[:, -1].repeat_interleave(k) + 1])
             n_drawn = torch.cat([n_drawn, torch.ones_like(first)])
             noises = torch.cat([noises, noise])
+        elif self._history is not None:
+            self._history = self._history.index_select(0, kept_rows)
         self._token_ids, self._positions = token_ids, positions
         self._n_drawn, self._noise = n_drawn, noises
         if self.rows:
@@ -293,7 +315,7 @@ class _Batch:
             self._token_ids[:, None], mask[:, None, None], self._positions[:, None], self._cache
         )[:, -1]
         uniform = self._noise.gather(1, self._n_drawn[:, None])[:, 0]
-        self._token_ids.copy_(self._draw(hidden, uniform))
+        self._token_ids.copy_(self._draw(hidden, uniform, None))
         self._drawn.index_copy_(1, self._column, self._token_ids[:, None])
         for counter in (self._positions, self._n_drawn, self._place, self._column):
             counter += 1
@@ -307,13 +329,33 @@ class _Batch:
             self._token_ids[:, None], mask, self._positions[:, None], self._cache
         )[:, -1]
         uniform = self._noise.gather(1, self._n_drawn[:, None])[:, 0]
-        self._token_ids = self._draw(hidden, uniform)
+        self._token_ids = self._draw(hidden, uniform, self._history)
+        if self._history is not None:
+            self._history = torch.cat([self._history, self._token_ids[:, None]], 1)
         self._positions = self._positions + 1
         self._n_drawn = self._n_drawn + 1
         return self._token_ids
 
-    def _draw(self, hidden: Tensor, uniform: Tensor) -> Tensor:
-        return _pick(self._adapters.logits(hidden), self._sampling, uniform)
+    def _draw(self, hidden: Tensor, uniform: Tensor, history: Tensor | None) -> Tensor:
+        logits = self._shaping.penalised(self._adapters.logits(hidden), history)
+        return _pick(logits, self._sampling, uniform, self._shaping)
+
+
+def _padded(prompts: Sequence[Sequence[int]], k: int, device: torch.device) -> Tensor:
+    """Prompts (B * K, T) filled on the left with their own first token, which they hold anyway."""
+    width = max(map(len, prompts))
+    rows = [[prompt[0]] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    return torch.tensor(rows, dtype=torch.int64, device=device).repeat_interleave(k, 0)
+
+
+def _stacked(history: Tensor | None, kept_rows: Tensor, new_rows: Tensor) -> Tensor:
+    """Kept rows above new ones, the narrower filled on the left with tokens that they hold."""
+    if history is None or not len(kept_rows):
+        return new_rows
+    parts = [history.index_select(0, kept_rows), new_rows]
+    width = max(part.shape[1] for part in parts)
+    filled = [torch.cat([part[:, :1].expand(-1, width - part.shape[1]), part], 1) for part in parts]
+    return torch.cat(filled)
 
 
 @torch.no_grad()
@@ -325,6 +367,8 @@ def _decode_steps(
     seed: int,
     prompts_at_once: int,
     read_every: int,
+    *,
+    shaping: LogitShaping = UNSHAPED,
 ) -> Iterator[list[Token]]:
     """Run the decode loop; yields the tokens that were drawn since the host last read them.
 
@@ -336,12 +380,13 @@ def _decode_steps(
         seed: Seed of the noise.
         prompts_at_once: The batch has K rows for each of so many prompts.
         read_every: Steps between two looks at the tokens.
+        shaping: Changes the distribution that tokens are drawn from.
     """
     length, stop_ids = sampling.max_new_tokens, adapters.base.stop_ids
     lengths = [len(prompt) for prompt, _ in requests]
     # The longest prompts first: what does not fit into memory fails early.
     waiting = deque(sorted(range(len(requests)), key=lambda i: (-lengths[i], i)))
-    batch = _Batch(adapters, sampling, max(lengths, default=0) + length - 1)
+    batch = _Batch(adapters, sampling, max(lengths, default=0) + length - 1, shaping)
 
     def read(rows: Sequence[_Row], ids_of_rows: list[list[int]]) -> list[Token]:
         tokens = []
@@ -375,16 +420,19 @@ def _decode_steps(
         yield read(batch.rows, batch.steps(steps))
 
 
-def _pick(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
+def _pick(
+    logits: Tensor, sampling: Sampling, uniform: Tensor, shaping: LogitShaping = UNSHAPED
+) -> Tensor:
     """Sample (B,) token ids from (B, V) logits by inverting their CDF at (B,) uniform numbers."""
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    probabilities = torch.softmax(logits / sampling.temperature, -1)
+    probabilities = torch.softmax(shaping.likeliest(logits / sampling.temperature), -1)
     if sampling.top_p < 1:
         # Nucleus: the most likely tokens until their sum reaches top-p; never none.
         descending, order = probabilities.sort(-1, descending=True)
         outside = descending.cumsum(-1) - descending >= sampling.top_p
         probabilities = probabilities.scatter(-1, order, descending.masked_fill(outside, 0))
+    probabilities = shaping.without_unlikely(probabilities)
     cumulative = probabilities.double().cumsum(-1)
     target = uniform[:, None] * cumulative[:, -1:]  # not normalised: scale the number instead
     return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_max(logits.shape[-1] - 1)

@@ -62,8 +62,20 @@ class Text:
         return self._text.removeprefix(self._lead)
 
 
+def before_stop(text: str, stop_texts: Sequence[str]) -> str:
+    """A text up to the first of some texts that comes up in it."""
+    places = [text.find(stop_text) for stop_text in stop_texts if stop_text in text]
+    return text[: min(places)] if places else text
+
+
 def stream_text(
-    adapters: Adapters, token_stream: Generator[list[Token], None, None], *, rows: int, stop: Event
+    adapters: Adapters,
+    token_stream: Generator[list[Token], None, None],
+    *,
+    rows: int,
+    stop: Event,
+    stop_texts: Sequence[str] = (),
+    begun: Sequence[int] = (),
 ) -> Iterator[list[GenerationUpdate]]:
     """Yield the text of completions as their tokens are sampled.
 
@@ -72,27 +84,44 @@ def stream_text(
         token_stream: Result of `rollout.stream`; closed at the end.
         rows: Completions that it samples.
         stop: Once it is set, no further token is sampled.
+        stop_texts: A completion ends before the first of these that comes up in it.
+        begun: Ids of the beginning of the completion, which stand in the prompt: the texts have it,
+            the sampled tokens have not.
 
     Yields:
         All rows after each step; the last time with their exact texts.
     """
     texts = [Text(adapters.base, adapters.template) for _ in range(rows)]
+    for text_of_row in texts:
+        for token_id in begun:
+            text_of_row.add(token_id)
     ids: list[list[int]] = [[] for _ in range(rows)]
     finished = [False] * rows
 
+    stopped = [False] * rows
+
     def updates(row_texts: Sequence[str]) -> list[GenerationUpdate]:
         return [
-            GenerationUpdate(text, SampledCompletion(tuple(row_ids), ended))
+            GenerationUpdate(
+                before_stop(text, stop_texts), SampledCompletion(tuple(row_ids), ended)
+            )
             for text, row_ids, ended in zip(row_texts, ids, finished, strict=True)
         ]
 
     with closing(token_stream):
         for tokens in token_stream:
             for token in tokens:
+                if stopped[token.row]:
+                    continue
                 ids[token.row].append(token.id)
                 finished[token.row] = token.ends
                 texts[token.row].add(token.id)
+                text = str(texts[token.row])
+                if before_stop(text, stop_texts) != text:
+                    stopped[token.row] = finished[token.row] = True
+            if all(finished) and any(stopped):
+                break
             if stop.is_set():
                 break
             yield updates([str(text) for text in texts])
-    yield updates([answer(adapters.base, adapters.template, row_ids) for row_ids in ids])
+    yield updates([answer(adapters.base, adapters.template, [*begun, *row_ids]) for row_ids in ids])

@@ -13,9 +13,10 @@ from alpaca_rlhf.core.runs import day_of
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import load_base
 from alpaca_rlhf.models.batches import answer, prompt_ids
+from alpaca_rlhf.models.logit_shaping import LogitShaping
 from alpaca_rlhf.models.rollout import SampledCompletion, sample, stream
 from alpaca_rlhf.models.streaming import GenerationUpdate, stream_text
-from alpaca_rlhf.models.turns import takes_system
+from alpaca_rlhf.models.turns import last_reply_ids, takes_system
 from alpaca_rlhf.serving.sampling_settings import SamplingSettings
 from alpaca_rlhf.settings import Loop, Sampling
 
@@ -80,19 +81,48 @@ class PolicyServer:
         key: str,
         k: int = 1,
         whole: bool = False,
+        begun: str = "",
     ) -> Iterator[list[GenerationUpdate]]:
         """Stream K answers to an instruction; `key` names their noise.
+
+        Args:
+            policy: The policy that answers.
+            row: The instruction, with its earlier turns.
+            sampling_settings: The sampling settings.
+            stop: Once it is set, no further token is sampled.
+            key: Name of the noise.
+            k: Answers.
+            whole: True where no earlier turn may be left out.
+            begun: Beginning of the answer, which is gone on with and not repeated.
 
         Raises:
             UserError: As in `answer`; also where the prompt must be read `whole` and leaves no room
                 for a whole answer.
         """
-        ids, sampling = self._request(row, sampling_settings, whole=whole)
-        role = self._role(policy)
+        begun_ids = self._begun_ids(row, begun)
+        ids, sampling = self._request(row, sampling_settings, whole=whole, begun=begun_ids)
         tokens = stream(
-            self._adapters, role, [ids], [key], k=k, sampling=sampling, seed=sampling_settings.seed
+            self._adapters,
+            self._role(policy),
+            [ids],
+            [key],
+            k=k,
+            sampling=sampling,
+            seed=sampling_settings.seed,
+            shaping=LogitShaping(
+                sampling_settings.top_k,
+                sampling_settings.min_p,
+                sampling_settings.repetition_penalty,
+            ),
         )
-        return stream_text(self._adapters, tokens, rows=k, stop=stop)
+        return stream_text(
+            self._adapters,
+            tokens,
+            rows=k,
+            stop=stop,
+            stop_texts=sampling_settings.stop,
+            begun=begun_ids,
+        )
 
     def candidates(
         self,
@@ -147,9 +177,7 @@ class PolicyServer:
             prompt_id=row.id,
             text=text,
             adapter=self.fingerprint(policy),
-            sampling=f"temperature={sampling_settings.temperature:g} "
-            f"top_p={sampling_settings.top_p:g} "
-            f"max_new_tokens={self._max_new_tokens(sampling_settings)}",
+            sampling=sampling_settings.describe(self._max_new_tokens(sampling_settings)),
             seed=sampling_settings.seed,
             sample=number,
             finish_reason="eos" if sampled.finished else "length",
@@ -169,19 +197,22 @@ class PolicyServer:
         return sampling_settings.max_new_tokens or self._settings.sampling.max_new_tokens
 
     def _request(
-        self, row: Instruction, sampling_settings: SamplingSettings, *, whole: bool = False
+        self,
+        row: Instruction,
+        sampling_settings: SamplingSettings,
+        *,
+        whole: bool = False,
+        begun: Ids = (),
     ) -> tuple[Ids, Sampling]:
         """Token ids of the prompt, and sampling settings that fit into the context.
 
         Unless the prompt must stay `whole`, its oldest turns are left out to make room.
         """
-        max_new_tokens, ids = (
-            self._max_new_tokens(sampling_settings),
-            self._ids(row, sampling_settings),
-        )
+        max_new_tokens = self._max_new_tokens(sampling_settings)
+        ids = self._ids(row, sampling_settings) + begun
         while not whole and row.history and self._base.context - len(ids) < max_new_tokens:
             row = replace(row, history=row.history[1:])
-            ids = self._ids(row, sampling_settings)
+            ids = self._ids(row, sampling_settings) + begun
         room = self._base.context - len(ids)
         if room < 1 or (whole and room < max_new_tokens):
             of_answer = f", and an answer {max_new_tokens}" if whole and room >= 1 else ""
@@ -201,6 +232,10 @@ class PolicyServer:
         if sampling_settings.system:
             row = replace(row, system=sampling_settings.system)
         return prompt_ids(self._base, self._template, row)
+
+    def _begun_ids(self, row: Instruction, begun: str) -> Ids:
+        """Token ids of the beginning of an answer."""
+        return tuple(last_reply_ids(self._base, self._template, row, begun)) if begun else ()
 
     def _role(self, policy: str) -> str | None:
         if policy not in self._roles:

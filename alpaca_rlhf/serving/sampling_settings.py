@@ -19,3 +19,21 @@ class SamplingSettings:
     """Seed of the sampling noise."""
     system: str = ""
     """System prompt; only where the template has a place for one."""
+    top_k: int = 0
+    """Tokens to draw from, the most likely ones; 0 keeps all."""
+    min_p: float = 0.0
+    """Share of the best token's probability below which none is drawn; 0 keeps all."""
+    repetition_penalty: float = 1.0
+    """Makes tokens that came up before less likely; 1 changes nothing."""
+    stop: tuple[str, ...] = ()
+    """Texts before which an answer ends."""
+
+    def describe(self, max_new_tokens: int) -> str:
+        """The settings in one line, as `Completion.sampling` has them."""
+        words = f"temperature={self.temperature:g} top_p={self.top_p:g}"
+        words += f" top_k={self.top_k}" if self.top_k else ""
+        words += f" min_p={self.min_p:g}" if self.min_p else ""
+        if self.repetition_penalty != 1:
+            words += f" repetition_penalty={self.repetition_penalty:g}"
+        words += f" max_new_tokens={max_new_tokens}"
+        return words + (f" stop={list(self.stop)}" if self.stop else "")
