@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 import time
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -220,43 +218,6 @@ def test_settings_that_a_browser_sends_are_clamped(desk):
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.7, 1.0, 200)
     assert (sampling.min_p, sampling.repetition_penalty, sampling.stop) == (0, 2, ("a",))
     assert (sampling.max_new_tokens, sampling.seed, sampling.system) == (2048, 0, "")
-
-
-def test_a_chat_is_kept_rated_renamed_exported_and_deleted(desk):
-    with visit(desk.browser, locale="en-GB") as page:
-        go(page, desk.fake)
-        # 1. A thumb on a reply, which is that of the policy.
-        ask(page, HOSTILE[1])
-        line(page, "2 tokens")
-        page.locator("#chat-send:enabled").wait_for()
-        thumbs = desk.store.figures().counts["thumbs"]
-        page.locator("#chat-log .message.bot").first.hover()
-        page.locator("#chat-log").get_by_role("button", name="Like", exact=True).click()
-        line(page, "thumb up is kept")
-        assert desk.store.figures().counts["thumbs"] == thumbs + 1
-        # 2. A name; a reload, and the chat is opened again with its thumb.
-        page.get_by_role("button", name="Name, export or delete this chat").click()
-        page.locator("#chat-title").locator("input, textarea").first.fill("My <b>ships</b>")
-        page.locator("#chat-rename").click()
-        line(page, "Renamed.")
-        go(page, desk.fake)
-        page.locator("#chat-saved input").click()
-        page.get_by_role("option", name="My <b>ships</b>").click()
-        page.locator("#chat-log .message.bot").wait_for()
-        assert restored(said(page, "user")[0]) == HOSTILE[1]
-        page.locator("#chat-log").get_by_role("button", name="Liked", exact=True).wait_for()
-        # 3. It is exported as a row for SFT, and deleted.
-        page.get_by_role("button", name="Name, export or delete this chat").click()
-        with page.expect_download() as waited:
-            page.locator("#chat-export").click()
-        (row,) = map(json.loads, Path(waited.value.path()).read_text("utf-8").splitlines())
-        assert row["title"] == "My <b>ships</b>"
-        assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
-        page.locator("#chat-delete").click()
-        line(page, "Deleted.")
-        page.locator("#chat-log .message.user").wait_for(state="detached")
-        assert "My <b>ships</b>" not in [chat.title for chat in desk.store.chats(1)]
-        assert not page.evaluate("document.body.classList.contains('bad')")
 
 
 def test_nobody_opens_or_changes_the_chat_of_somebody_else(tmp_path):
