@@ -242,6 +242,7 @@ def in_their_order(method):
 @pytest.mark.parametrize("name", METHODS)
 def test_the_micro_batch_never_changes_the_gradient(tiny, tmp_path, gradients, precision, name):
     dtype, quantization, bound = precision
+    bound = max(bound, 1e-7)  # norms round a shared prompt's summed gradient to fp32
     for size in (1, 2, 8):
         adapters = cast(tiny, moved=1.1, dtype=dtype, quantization=quantization)
         options = {"updates": 1, "minibatch_size": 8, "micro_batch_size": size}
