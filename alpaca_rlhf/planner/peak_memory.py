@@ -212,7 +212,9 @@ class PeakMemory:
         yield self._sampling("best_of_k", settings.k, self._trained_adapters)
         # 2. Score them with the reward model.
         if self.settings.reward.source == "rankings":
-            rows = Rows(sampling.batch_size, self.lengths.prompt, sampling.max_new_tokens)
+            rows = Rows(
+                sampling.batch_size, self.lengths.prompt, sampling.max_new_tokens, settings.k
+            )
             yield self._scoring(
                 _Residents("best_of_k", "--sampling.batch-size", self._trained_adapters), rows
             )
