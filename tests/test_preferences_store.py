@@ -373,6 +373,8 @@ def test_figures_by_hand(store, clock):
         "completions": 6,
         "sets": 2,
         "left_out": 0,
+        "demonstrations": 0,
+        "thumbs": 0,
         "open_places": 0,
         "rankings": 4,
         "judged": 0,

@@ -118,11 +118,12 @@ class AnswerFile:
             self.log.unlink()
 
     def _request(self, answerer: Answerer, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        """All that the answers depend on."""
+        """All that the answers depend on, as it is read back from JSON."""
+        sampling = {**asdict(self.sampling_settings), "stop": [*self.sampling_settings.stop]}
         return {
             "policy": self.policy,
             "fingerprint": answerer.fingerprint(self.policy),
-            "manner": asdict(self.sampling_settings),  # its name in the logs that exist
+            "manner": sampling,  # its name in the logs that exist
             "column": self.column,
             "prompts": content_hash(
                 *(json.dumps(prompt.columns, sort_keys=True, default=str) for prompt in prompts)
