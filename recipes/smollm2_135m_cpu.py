@@ -13,6 +13,7 @@ Flags change any number; `--inputs.judge human` and files of your own let you ra
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from alpaca_rlhf.cli.main import recipe
 from alpaca_rlhf.settings import (
@@ -34,6 +35,18 @@ from alpaca_rlhf.settings import (
 )
 
 ANSWER_TOKENS = 96  # most prompts ask for less; an answer that runs on is no good answer
+
+# As many completions as PPO's, in groups whose other scores are the baseline. An answer that does
+# not stop has the lowest score of all, so without a limit it would rule its group.
+GROUPS: dict[str, Any] = {
+    "updates": 12,
+    "prompts": 20,
+    "k": 4,
+    "minibatch_size": 40,
+    "lr": 2e-4,
+    "clip_score": 2.0,
+    "max_new_tokens": ANSWER_TOKENS,
+}
 
 EXPERIMENT = Loop(
     base="smollm2",
@@ -73,26 +86,8 @@ EXPERIMENT = Loop(
     ),
     best_of_k=BestOfK(k=4, prompts=240, keep=0.5, lr=3e-4, epochs=2),
     dpo=DPO(lr=1e-4, batch_size=8, max_length=256),
-    # As many completions as PPO's, in groups whose other scores are the baseline. An answer that
-    # does not stop has the lowest score of all, so without a limit it would rule its group.
-    grpo=GRPO(
-        updates=12,
-        prompts=20,
-        k=4,
-        minibatch_size=40,
-        lr=2e-4,
-        clip_score=2.0,
-        max_new_tokens=ANSWER_TOKENS,
-    ),
-    rloo=RLOO(
-        updates=12,
-        prompts=20,
-        k=4,
-        minibatch_size=40,
-        lr=2e-4,
-        clip_score=2.0,
-        max_new_tokens=ANSWER_TOKENS,
-    ),
+    grpo=GRPO(**GROUPS),
+    rloo=RLOO(**GROUPS),
     evaluate=Evaluate(prompts=200, watts=65.0),
 )
 

@@ -177,6 +177,18 @@ def _button(key: str, *, min_width: int = 120, **options: Any) -> gr.Button:
     return gr.Button(label("chat", key), elem_id=elem_id, min_width=min_width, **options)
 
 
+def _slider(key: str, low: float, high: float, default: float, *, step: float) -> gr.Slider:
+    return gr.Slider(
+        low,
+        high,
+        default,
+        step=step,
+        label=label("chat", key),
+        info=label("chat", f"{key}.info"),
+        elem_id=f"chat-{key.replace('_', '-')}",
+    )
+
+
 def _build_settings(worker: Worker) -> tuple[Any, list[Any], list[Any]]:
     """The presets, the settings that they set, and the others, in the order of their readers."""
     template = worker.settings.template
@@ -196,50 +208,13 @@ def _build_settings(worker: Worker) -> tuple[Any, list[Any], list[Any]]:
             elem_id="chat-preset",
         )
         with gr.Row():
-            temperature = gr.Slider(
-                0,
-                2,
-                SamplingSettings.temperature,
-                step=0.05,
-                label=label("chat", "temperature"),
-                info=label("chat", "temperature.info"),
-                elem_id="chat-temperature",
-            )
-            top_p = gr.Slider(
-                0.05,
-                1,
-                SamplingSettings.top_p,
-                step=0.05,
-                label=label("chat", "top_p"),
-                info=label("chat", "top_p.info"),
-            )
+            temperature = _slider("temperature", 0, 2, SamplingSettings.temperature, step=0.05)
+            top_p = _slider("top_p", 0.05, 1, SamplingSettings.top_p, step=0.05)
         with gr.Row():
-            top_k = gr.Slider(
-                0,
-                MAX_TOP_K,
-                SamplingSettings.top_k,
-                step=1,
-                label=label("chat", "top_k"),
-                info=label("chat", "top_k.info"),
-                elem_id="chat-top-k",
-            )
-            min_p = gr.Slider(
-                0,
-                MAX_MIN_P,
-                SamplingSettings.min_p,
-                step=0.01,
-                label=label("chat", "min_p"),
-                info=label("chat", "min_p.info"),
-                elem_id="chat-min-p",
-            )
-            penalty = gr.Slider(
-                1,
-                MAX_PENALTY,
-                SamplingSettings.repetition_penalty,
-                step=0.05,
-                label=label("chat", "penalty"),
-                info=label("chat", "penalty.info"),
-                elem_id="chat-penalty",
+            top_k = _slider("top_k", 0, MAX_TOP_K, SamplingSettings.top_k, step=1)
+            min_p = _slider("min_p", 0, MAX_MIN_P, SamplingSettings.min_p, step=0.01)
+            penalty = _slider(
+                "penalty", 1, MAX_PENALTY, SamplingSettings.repetition_penalty, step=0.05
             )
         with gr.Row():
             length = gr.Slider(
