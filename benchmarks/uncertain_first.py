@@ -44,7 +44,7 @@ SIZES = (30, 60, 90, 120, 180, 240, 300)
 TARGET_AT = 0.75
 """Share of the largest size whose accuracy, in random order, is the target."""
 WORTH = 0.2
-"""Share of the rankings that the issue asks to be saved."""
+"""Share of the rankings that an order must save to be worth it: a day of a week's ranking."""
 
 Points = Sequence[tuple[int, float]]
 """(rankings, held-out accuracy), fewest first."""

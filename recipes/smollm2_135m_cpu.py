@@ -1,8 +1,8 @@
 """SmolLM2 135M without a graphics card: a real LLaMA, unattended, judged by rules.
 
     alpaca-rlhf base get smollm2                   the weights, 98 MB, once
-    python recipes/smollm2_135m_cpu.py --quick     a first look, in about twenty minutes
-    python recipes/smollm2_135m_cpu.py             the experiment, in about an hour and a half
+    python recipes/smollm2_135m_cpu.py --quick     a first look: a fifth of it
+    python recipes/smollm2_135m_cpu.py             the experiment, an hour or two
     python recipes/smollm2_135m_cpu.py --dry-run   the plan, and every stage on a tiny random model
     python recipes/smollm2_135m_cpu.py --policies ppo best-of-k dpo grpo rloo    all five policies
 

@@ -24,6 +24,7 @@ from alpaca_rlhf.cli.terminal import Terminal
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.pipeline import run_loop
 from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.settings.earlier import begun_policies
 from alpaca_rlhf.settings.policies import POLICIES, PolicyName
 from alpaca_rlhf.settings.steps import order
 from recipes.smollm2_135m_cpu import EXPERIMENT
@@ -85,6 +86,17 @@ def settings_of(
     )
 
 
+def command_of(settings: Loop) -> str:
+    """The command that makes or goes on with a seed's proof."""
+    arguments = []
+    if settings.rounds > 1:
+        arguments += ["--rounds", str(settings.rounds)]
+    if settings.policies != EXPERIMENT.policies:
+        arguments += ["--policies", *settings.policies]
+    words = f' ARGS="{" ".join(arguments)}"' if arguments else ""
+    return f"make prove-real SEED={settings.seed}{words}"
+
+
 def missing_parts(settings: Loop) -> list[str]:
     """The parts of a run that are not done, in order."""
     ledger = _read(settings.out / "ledger.json")
@@ -106,8 +118,9 @@ def prove(settings: Loop, part: str | None) -> None:
         tell(f"seed {seed}: every part is done")
         return
     part = part or missing[0]
-    command = f"make prove-real SEED={seed} PART={part}"
-    run_loop(settings, Terminal(), kind="loop", command=command, until=PARTS[part])
+    if PARTS[part] not in {None, *(step.entry for step in order(settings))}:
+        raise UserError(f"--part {part}: this run has no such part; see --policies and --rounds")
+    run_loop(settings, Terminal(), kind="loop", command=command_of(settings), until=PARTS[part])
     if seed < TUNING_SEEDS:
         write(settings)
 
@@ -118,7 +131,7 @@ def write(settings: Loop) -> None:
     ledger = _read(out / "ledger.json")
     proof = {
         **stamp(),
-        "command": f"make prove-real SEED={seed}",
+        "command": command_of(settings),
         "missing": missing_parts(settings),
         "stages": {name: entry for name, entry in ledger.items() if "seconds" in entry},
         "report": _read(out / "report.json") or None,
@@ -166,7 +179,7 @@ def main(words: list[str]) -> int:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, choices=(1, 2), default=1)
-    parser.add_argument("--policies", nargs="+", choices=POLICIES, default=EXPERIMENT.policies)
+    parser.add_argument("--policies", nargs="+", choices=POLICIES, default=None)
     parser.add_argument("--part", choices=PARTS, default=None)
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "proof")
     parser.add_argument("--summary", action="store_true")
@@ -175,7 +188,11 @@ def main(words: list[str]) -> int:
         tell(summary())
         return 0
     try:
-        settings = settings_of(chosen.seed, chosen.folder, chosen.rounds, chosen.policies)
+        settings = settings_of(
+            chosen.seed, chosen.folder, chosen.rounds, chosen.policies or EXPERIMENT.policies
+        )
+        if chosen.policies is None:  # a run that was begun with others goes on with them
+            settings = replace(settings, policies=begun_policies(settings))
         prove(settings, chosen.part)
     except UserError as error:
         sys.stderr.write(f"{error}\n")

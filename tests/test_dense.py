@@ -33,6 +33,22 @@ def states(adapters, ready):
         return both()
 
 
+def test_a_copy_outlives_the_decoding_within_it(tiny, monkeypatch):
+    """Of the bare base both stand on the same layers."""
+    adapters = tiny(quantization="nf4")
+    dequantized = []
+    plain = dense.dequantize_4bit
+    monkeypatch.setattr(dense, "dequantize_4bit", lambda *a: dequantized.append(1) or plain(*a))
+    with adapters.using(None), adapters.dequantized():
+        copies = len(dequantized)
+        forwards = [vars(layer)["forward"] for layer in adapters._linear_layers()]
+        with adapters.decoding():
+            pass
+        assert [vars(layer)["forward"] for layer in adapters._linear_layers()] == forwards
+    assert copies == len(forwards) > 0
+    assert not any("forward" in vars(layer) for layer in adapters._linear_layers())
+
+
 @pytest.mark.parametrize("gib", [4.0, 0.0], ids=["copied", "4-bit"])
 @pytest.mark.parametrize("role", ["policy", None])
 @pytest.mark.parametrize(

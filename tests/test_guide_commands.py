@@ -1,4 +1,4 @@
-"""The commands of the README and the guides, run as they are written, each page from its top.
+"""The commands of README and two guides, run as they are written, each page from its top.
 
 They run in a folder that holds what a clone holds, in this process. Every base is a random little
 LLaMA, which lies where the pages name one: in `meta-llama/`, and in the cache of `smollm2`. What

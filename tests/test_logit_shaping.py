@@ -113,3 +113,8 @@ def test_an_answer_ends_before_a_stop_text_and_is_gone_on_with(adapters):
 def test_the_first_of_several_stop_texts_counts():
     assert before_stop("a User: b System: c", ("System:", "User:")) == "a "
     assert before_stop("nothing", ("x",)) == "nothing" == before_stop("nothing", ())
+
+
+def test_of_equal_logits_so_many_are_kept():
+    kept = LogitShaping(top_k=3).likeliest(torch.tensor([[1.0, 1.0, 1.0, 1.0, 0.0]]))
+    assert int(kept.isfinite().sum()) == 3

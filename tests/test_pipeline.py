@@ -119,8 +119,9 @@ def test_answers_of_other_weights_are_not_kept(calm, tmp_path, monkeypatch):
     adapter = out / "ppo" / "adapter" / "adapter_model.safetensors"
     other = out / "best_of_k" / "adapter" / "adapter_model.safetensors"
     shutil.copy(other, adapter)
-    policies = run(out)["policies"]
-    assert policies["ppo"]["gold_score"] == report_of(calm)["policies"]["best_of_k"]["gold_score"]
+    before = report_of(calm)["policies"]
+    assert before["ppo"]["gold_score"] != before["best_of_k"]["gold_score"]
+    assert run(out)["policies"]["ppo"]["gold_score"] == before["best_of_k"]["gold_score"]
 
 
 def test_the_control_of_the_choice_costs_as_much_as_the_choice(calm):

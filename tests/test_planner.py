@@ -212,6 +212,14 @@ def test_prompts_of_a_micro_batch_are_counted_where_it_has_most():
             assert (rows.prompts, rows.repeated) == (most, 5 * (count - most)), (k, count)
 
 
+def test_parts_of_a_minibatch_begin_anew_in_each():
+    for k, cut, count in [(4, 6, 4), (4, 8, 3), (3, 4, 2), (4, 40, 4), (5, 10, 4)]:
+        minibatches = [range(start, start + cut) for start in range(0, 60 * cut, cut)]
+        parts = [rows[at : at + count] for rows in minibatches for at in range(0, cut, count)]
+        most = max(len({row // k for row in part}) for part in parts)
+        assert Rows(count, prompt=5, completion=7, k=k, cut=cut).prompts == most, (k, cut, count)
+
+
 # --- against measurement --------------------------------------------------------------------------
 
 
@@ -318,7 +326,7 @@ def test_activations_are_kept_where_enough_tokens_fit(base, card, chosen):
 def test_keeping_activations_that_do_not_fit_is_told_with_the_flag():
     budget = Budget(shape_of("llama-3-8b"), find_gpu("8"))
     settings = replace(Loop(base="llama-3-8b"), checkpointing="off")
-    with pytest.raises(UserError, match="leave --checkpointing off out"):
+    with pytest.raises(UserError, match="give --checkpointing on, or"):
         largest_fitting(budget, settings)
 
 

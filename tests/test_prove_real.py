@@ -63,6 +63,21 @@ def test_the_summary_says_what_is_missing_and_makes_nothing_up(tmp_path, monkeyp
     assert prove_real.summary().splitlines()[1] == "seed 1: sft 0.500, ppo 0.600 [+0.020, +0.180]"
 
 
+@pytest.mark.parametrize("part", ["dpo", "reward-2"])
+def test_a_part_that_the_run_does_not_have_is_refused(part, tmp_path, capsys):
+    assert prove_real.main(["--part", part, "--folder", str(tmp_path)]) == 2
+    assert f"--part {part}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_of_a_proof_names_what_is_not_the_recipes(tmp_path):
+    settings = prove_real.settings_of(1, tmp_path, 2, ("ppo", "rloo"))
+    assert prove_real.command_of(settings) == (
+        'make prove-real SEED=1 ARGS="--rounds 2 --policies ppo rloo"'
+    )
+    assert prove_real.command_of(prove_real.settings_of(1, tmp_path)) == "make prove-real SEED=1"
+
+
 @pytest.mark.parametrize("words", [["--part", "everything"], ["--seed", "one"]])
 def test_wrong_words(words, capsys):
     with pytest.raises(SystemExit) as ended:

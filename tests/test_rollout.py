@@ -1,7 +1,7 @@
 """Sampling: what it must equal, what it must not depend on, and how often each token comes."""
 
 import math
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import chain
 
 import pytest
@@ -210,11 +210,31 @@ def test_steps_in_place_draw_the_same_tokens(adapters, monkeypatch, sampled):
     assert len(set(rooms)) >= 3 and len(rooms) > 3 * len(repeated) > 0
 
 
+class Left:
+    """Notes that it was left."""
+
+    def __init__(self, stream, left):
+        self.stream, self.left = stream, left
+
+    def close(self):
+        self.left.append(self.stream)
+
+
 def test_without_a_card_a_captured_step_is_the_step():
     assert captured(print, torch.device("cpu")) is print
 
 
-def test_a_card_that_cannot_capture_takes_the_step_itself(monkeypatch, caplog):
+def test_steps_that_cannot_be_captured_are_taken_and_not_tried_again(adapters, monkeypatch):
+    given = {"prompts": PROMPTS, "keys": list("abcde"), "k": 1, "batch_size": 5}
+    expected = draw(adapters, **given)
+    tried = []
+    monkeypatch.setattr(rollout, "steps_in_place", lambda device: True)
+    monkeypatch.setattr(rollout, "captured", lambda step, device: tried.append(step))
+    assert draw(adapters, **given) == expected
+    assert len(tried) == 1
+
+
+def test_a_card_that_cannot_capture_says_so_once(monkeypatch, caplog):
     @contextmanager
     def graph(_):
         yield
@@ -222,8 +242,11 @@ def test_a_card_that_cannot_capture_takes_the_step_itself(monkeypatch, caplog):
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
     monkeypatch.setattr(torch.cuda, "graph", graph)
-    step = [].clear
-    assert captured(step, torch.device("cuda")) is step
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "the caller's")
+    left = []
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: closing(Left(stream, left)))
+    assert captured([].clear, torch.device("cuda")) is None
+    assert left == ["the caller's"], "the stream of a failed capture is left"
     assert caplog.messages == [
         "decoding goes on without a CUDA graph: operation not permitted when stream is capturing"
     ]

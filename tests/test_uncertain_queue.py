@@ -96,7 +96,10 @@ def test_people_are_given_the_uncertain_ones_first(two_rounds, tmp_path):
         while (task := store.claim(annotator)) is not None:
             given.append(task.prompt.id)
             store.skip(annotator, task.id)
-    assert given == [prompt.id for prompt, _ in sets]
+    # Sets with two equal answers are not asked for.
+    assert given == [
+        prompt.id for prompt, answers in sets if len({a.text for a in answers}) == len(answers)
+    ]
 
 
 def test_rankings_that_a_curve_needs():

@@ -32,14 +32,14 @@ def more_rankings(
         seed: Seed of the resampling.
 
     Returns:
-        `gain`, its `ci95`, and `verdict`: `helps` where the gain is above 0, `levelled` where it is
-        below `WORTH_IT`, else `unclear`.
+        `gain`, its `ci95`, and `verdict`: `levelled` where the gain is below `WORTH_IT`, `helps`
+        where it is above 0, else `unclear`.
     """
     lead = accuracy_lead(whole, half, resamples=resamples, seed=seed)
     low, high = lead.ci95
     verdict = "unclear"
     if len(whole) >= MIN_PROMPTS:
-        verdict = "helps" if low > 0 else "levelled" if high < WORTH_IT else "unclear"
+        verdict = "levelled" if high < WORTH_IT else "helps" if low > 0 else "unclear"
     return {"rankings": rankings, "gain": lead.mean, "ci95": lead.ci95, "verdict": verdict}
 
 

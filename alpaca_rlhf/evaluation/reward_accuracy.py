@@ -33,6 +33,27 @@ CONFIDENCES: Final = (
 """Bins of the probability that the model gives the side it prefers, each below its upper end."""
 
 
+def facts_of_others(
+    trained_pairs: int, pairs: Sequence[HeldOutPair], *, resamples: int, seed: int
+) -> dict[str, Any]:
+    """The accuracy of a reward model on rankings that another one has learned from.
+
+    Args:
+        trained_pairs: Pairs that it was trained on itself.
+        pairs: The others' pairs, with its scores.
+        resamples: Bootstrap resamples over prompts.
+        seed: Seed of the resampling.
+    """
+    accuracy = accuracy_of(pairs, resamples=resamples, seed=seed)
+    return {
+        "trained_pairs": trained_pairs,
+        "pairs": len(pairs),
+        "prompts": len({pair.prompt_id for pair in pairs}),
+        "accuracy": accuracy.mean,
+        "ci95": accuracy.ci95,
+    }
+
+
 def accuracy_of(pairs: Sequence[HeldOutPair], *, resamples: int, seed: int) -> Interval:
     """Share of pairs scored in the annotator's order, its interval resampled over prompts.
 

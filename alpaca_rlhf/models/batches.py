@@ -80,7 +80,7 @@ class Batch:
     """B sequences end to end, N tokens in all, and the positions of their M completion tokens.
 
     Completions in a row that have the same prompt share its tokens, so they go through the base
-    once. Nothing else depends on it: each sequence attends to its whole prompt.
+    once. Each sequence attends to its whole prompt as without; gradients differ by rounding alone.
     """
 
     ids: Tensor

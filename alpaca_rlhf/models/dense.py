@@ -37,6 +37,7 @@ def prepared(
         dtype: Compute dtype.
         max_copy_bytes: 4-bit weights are copied to `dtype` if all together fit into so many bytes.
     """
+    outer = [vars(layer).get("forward") for layer in layers]
     states = [_quant_state(layer) for layer in layers]
     copy_bytes = sum(s.shape.numel() for s in states if s is not None) * dtype.itemsize
     try:
@@ -47,8 +48,10 @@ def prepared(
             )
         yield
     finally:
-        for layer in layers:
+        for layer, forward in zip(layers, outer, strict=True):
             vars(layer).pop("forward", None)
+            if forward is not None:
+                vars(layer)["forward"] = forward
 
 
 @contextlib.contextmanager

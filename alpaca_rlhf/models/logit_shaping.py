@@ -38,8 +38,8 @@ class LogitShaping:
         """Logits (B, V) with all but the top-k at minus infinity."""
         if not 0 < self.top_k < logits.shape[-1]:
             return logits
-        least = logits.topk(self.top_k).values[:, -1:]
-        return logits.masked_fill(logits < least, -torch.inf)
+        values, token_ids = logits.topk(self.top_k)  # so many of equal ones too
+        return torch.full_like(logits, -torch.inf).scatter(1, token_ids, values)
 
     def without_unlikely(self, probabilities: Tensor) -> Tensor:
         """Probabilities (B, V), not normalised, without those below the share of the best."""

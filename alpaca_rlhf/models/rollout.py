@@ -221,6 +221,7 @@ class _Batch:
         self._drawn = torch.zeros(0, READ_EVERY, dtype=torch.int64, device=device)
         self._is_warm = False
         self._repeat: Callable[[], None] | None = None
+        self._can_capture = True
 
     def rearrange(
         self, prompts: Sequence[Sequence[int]], rows: list[_Row], k: int, noise: Tensor
@@ -237,6 +238,7 @@ class _Batch:
             The first token of each new row.
         """
         base = self._adapters.base
+        self._is_warm, self._repeat = False, None  # first of all: a graph holds memory of its own
         kept = [i for i, row in enumerate(self.rows) if not row.ended]
         kept_rows = torch.tensor(kept, dtype=torch.int64, device=base.device)
         self.rows = [self.rows[i] for i in kept] + rows
@@ -270,7 +272,6 @@ class _Batch:
             self._cache.rearrange(kept_rows, width, arrivals, k)
         for row in rows:
             row.n_drawn = 1
-        self._is_warm, self._repeat = False, None
         # A look at a tensor waits for the device, however small it is.
         return token_ids[len(kept) :, None].tolist() if rows else []
 
@@ -296,9 +297,10 @@ class _Batch:
                     self._step_in_place()
                     self._is_warm = True
                 else:
-                    if self._repeat is None:
+                    if self._repeat is None and self._can_capture:
                         self._repeat = captured(self._step_in_place, self._place.device)
-                    self._repeat()
+                        self._can_capture = self._repeat is not None
+                    (self._repeat or self._step_in_place)()
                 width += 1
                 self._cache.show(width)
         finally:

@@ -269,7 +269,7 @@ def refuse_too_small(budget: Budget, settings: Loop, stages: Collection[str] | N
             if resident > budget.bytes or phase.peak > 4 * budget.bytes:
                 advice = "lower --lora.r or take a smaller base"
             elif settings.checkpointing in LESS_RECOMPUTING:
-                advice = f"leave --checkpointing {settings.checkpointing} out"
+                advice = "give --checkpointing on"
             cuda = budget.device.kind == "cuda"
             others = f"{CONTEXT_GIB:g} GiB of it for CUDA"
             others = others if cuda else f"{LIBRARIES_GIB:g} GiB of it for the libraries"

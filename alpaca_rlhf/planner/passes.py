@@ -25,6 +25,8 @@ class Rows:
     """Tokens of each completion."""
     k: int = 1
     """Completions of each prompt, which lie side by side and share its tokens."""
+    cut: int = 0
+    """Rows of the minibatches that are cut into parts of `count`; 0 where all rows are one."""
 
     @property
     def length(self) -> int:
@@ -33,9 +35,9 @@ class Rows:
 
     @property
     def prompts(self) -> int:
-        """Most prompts of `count` neighbours, where all rows are cut into parts of that size."""
+        """Most prompts of `count` neighbours, where rows are cut into parts of that size."""
         # The part that begins latest in its first prompt has the fewest completions of it.
-        latest = self.k - math.gcd(self.count, self.k)
+        latest = self.k - math.gcd(self.count, self.k, self.cut)
         return -(-(latest + self.count) // self.k)
 
     @property

@@ -254,7 +254,13 @@ class PeakMemory:
     def _in_groups(self, stage: str, settings: GroupPolicy) -> Iterator[Phase]:
         """Phases of a policy that learns from groups of completions, without a value function."""
         micro = min(settings.micro_batch_size, settings.minibatch_size)
-        rows = Rows(micro, self.lengths.prompt, settings.max_new_tokens, settings.k)
+        rows = Rows(
+            micro,
+            self.lengths.prompt,
+            settings.max_new_tokens,
+            settings.k,
+            cut=settings.minibatch_size,
+        )
         update = _Update(rows, rows.completion, settings.optimizer, settings.minibatch_size)
         residents = self._trained_by(stage, update, self._trained_adapters)
         # 1. Rollout: sample K completions of each prompt from the policy.

@@ -26,6 +26,10 @@ DETAILS = "alpaca_rlhf"
 """Column with the policy, the sampling settings and how each answer ended."""
 
 
+_LATER_SETTINGS = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "stop": []}
+"""Sampling settings that earlier versions did not have, and what they answered by."""
+
+
 class Answerer(Protocol):
     """The policies of a run."""
 
@@ -120,6 +124,9 @@ class AnswerFile:
     def _request(self, answerer: Answerer, prompts: Sequence[Prompt]) -> dict[str, Any]:
         """All that the answers depend on, as it is read back from JSON."""
         sampling = {**asdict(self.sampling_settings), "stop": [*self.sampling_settings.stop]}
+        for name, default in _LATER_SETTINGS.items():  # logs of earlier versions lack them
+            if sampling[name] == default:
+                del sampling[name]
         return {
             "policy": self.policy,
             "fingerprint": answerer.fingerprint(self.policy),

@@ -263,7 +263,7 @@ class Reward(Bounded, group="--reward"):
     curve: Annotated[int, Interval(ge=0, le=MAX_HALVINGS)] | None = None
     """Train on that many nested subsets of the rankings too, each half as large as the next: what
     they gain says what more rankings would bring. 2 takes three quarters more time. None is 2
-    where people rank, else 0."""
+    where people rank for the run, else 0, as for a file of rankings."""
     gate: float = 0.55
     """Refuse to train a policy on a reward model whose held-out accuracy is below this."""
     margin: NonNegativeFloat = 0.0
@@ -445,7 +445,7 @@ class Loop(Bounded, Stages):
     checkpointing: Checkpointing = "auto"
     """Recompute activations in the backward pass: a third more work for far less memory, and the
     same results; `half` does so in every other layer. `auto` recomputes all on a graphics card;
-    --auto recomputes no more than it must for training to fit."""
+    --auto recomputes less where the plan says that at least 1,024 tokens fit at once."""
     track: TrackerName = "none"
     """Send metrics to `tensorboard` (files in the run folder) or `wandb` (over the network) too."""
 
@@ -478,12 +478,13 @@ class Loop(Bounded, Stages):
     @property
     def queues_uncertain(self) -> bool:
         """True if a reward model orders the prompts that people rank, from the second round on."""
-        return self.rank.queue == "uncertain" and self.rewarded
+        by_rankings = self.rewarded and self.reward.source == "rankings"
+        return self.rank.queue == "uncertain" and by_rankings
 
     @property
     def curve_subsets(self) -> int:
         """Subsets of the rankings that a learning curve is drawn from."""
-        by_people = self.inputs.judge == "human"
+        by_people = self.inputs.judge == "human" and self.inputs.rankings is None
         return self.reward.curve if self.reward.curve is not None else 2 if by_people else 0
 
     @property

@@ -18,15 +18,15 @@ _NAMES = {
     "lora.r": ("lora_rank", "lora_r"),
     "sft.lr": ("learning_rate",),
     "sft.epochs": ("num_train_epochs", "num_epochs"),
-    "sft.batch_size": ("gradient_accumulation_steps", "train_batch_size"),
+    "sft.batch_size": ("train_batch_size",),
     "sft.micro_batch_size": ("per_device_train_batch_size", "per_device_batch_size"),
     "sft.max_length": ("max_seq_length", "max_seq_len", "cutoff_len", "model_max_length"),
-    "sft.warmup": ("warmup_ratio", "warmup_steps"),
+    "sft.warmup": ("warmup_ratio",),
     "sft.save_every": ("save_steps",),
     "sft.eval_every": ("eval_steps",),
     "sft.optimizer": ("optim",),
     "grpo.k": ("num_generations",),
-    "ppo.kl_coef": ("init_kl_coef", "kl_penalty"),
+    "ppo.kl_coef": ("init_kl_coef",),
     "ppo.epochs": ("num_ppo_epochs",),
 }
 """A setting of this kit, and its names in TRL, Axolotl, LLaMA-Factory and transformers."""
@@ -35,6 +35,10 @@ _REMARKS = {
     "the base is always in 4 bit (NF4), so no flag says so": (
         *("load_in_4bit", "load_in_8bit", "quantization", "bits", "bnb_4bit_quant_type"),
     ),
+    "--sft.batch-size counts all rows of a step, --sft.micro-batch-size those in memory at once": (
+        *("gradient_accumulation_steps", "accumulation_steps"),
+    ),
+    "--sft.warmup is a share of the steps": ("warmup_steps",),
     "the precision follows the card, so no flag sets it": ("bf16", "fp16", "dtype", "precision"),
     "the same command resumes a run": ("resume", "resume_from_checkpoint"),
     "CUDA_VISIBLE_DEVICES chooses the card": ("gpu", "gpus", "device", "device_map", "cuda"),

@@ -8,7 +8,7 @@ import torch
 
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.core.scorers import Response, Scores
-from alpaca_rlhf.evaluation.reward_accuracy import accuracy_of
+from alpaca_rlhf.evaluation.reward_accuracy import facts_of_others
 from alpaca_rlhf.models.batches import example
 from alpaca_rlhf.models.scoring import score
 from alpaca_rlhf.stages.arm_answers import Completion
@@ -60,16 +60,8 @@ def _held_out_judge(ctx: Context) -> EvaluationJudge:
     size = ctx.settings.sampling.batch_size
     head.normalise(score(ctx.adapters, "reward", head, reference, batch_size=size))
     # 3. Its accuracy on the others.
-    pairs = result.held_out.pairs
-    accuracy = accuracy_of(pairs, **bootstrap_options(ctx))
-    facts = {
-        "trained_pairs": result.pairs,
-        "pairs": len(pairs),
-        "prompts": len({pair.prompt_id for pair in pairs}),
-        "accuracy": accuracy.mean,
-        "ci95": accuracy.ci95,
-    }
-    ctx.finish("judge", facts)
+    others = result.held_out.pairs
+    ctx.finish("judge", facts_of_others(result.pairs, others, **bootstrap_options(ctx)))
 
     def judge(rows: Sequence[Instruction], answers: Sequence[Completion]) -> list[Scores]:
         examples = [

@@ -18,6 +18,8 @@ from alpaca_rlhf.stages.context import Context
 
 FOLDER = "evaluate"
 """Folder of a run that holds a file of answers an arm."""
+_FORMAT = 1
+"""Number to raise where sampling or the KL gives other results than before."""
 Pool = list[list[Completion]]
 """Samples of each prompt."""
 
@@ -41,9 +43,9 @@ def kept_answers(
     name = f"{FOLDER}/{arm.name}.jsonl"
     key = _key(ctx, arm, rows, k)
     if (ctx.run.path / name).is_file():
-        head, *kept = ctx.run.read_jsonl(name)
-        if head.get("key") == key:
-            return _read(kept)
+        lines = ctx.run.read_jsonl(name)
+        if len(lines) == 1 + len(rows) and lines[0].get("key") == key:
+            return _read(lines[1:])
     answers, pool = answer()
     ctx.run.folder(FOLDER)
     ctx.run.write_jsonl(name, [{"arm": arm.name, "key": key}, *_rows(rows, answers, pool)])
@@ -58,7 +60,9 @@ def _key(ctx: Context, arm: Arm, rows: Sequence[Instruction], k: int) -> str:
     ]
     sampling = asdict(evaluation_sampling(ctx, arm, "sampled"))
     facts = {
+        "format": _FORMAT,
         "base": ctx.base.fingerprint,
+        "computed_in": [str(ctx.base.dtype), ctx.base.device.type],
         "weights": weights,
         "seed": ctx.settings.seed,
         "sampling": sampling,

@@ -16,7 +16,7 @@ from alpaca_rlhf.core.records import PreferencePair, content_hash
 from alpaca_rlhf.core.sizes import MIN_PROMPTS
 from alpaca_rlhf.data import holds_rankings, read_pairs, read_rankings
 from alpaca_rlhf.evaluation.learning_curve import more_in_words
-from alpaca_rlhf.evaluation.reward_accuracy import accuracy_of, figures
+from alpaca_rlhf.evaluation.reward_accuracy import accuracy_of, facts_of_others, figures
 from alpaca_rlhf.models.batches import Example, prompt_ids
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.scoring import score
@@ -34,6 +34,7 @@ from alpaca_rlhf.stages.rank import (
     sampled_sets,
 )
 from alpaca_rlhf.stages.references import REFERENCES, finished_or_all, sample_references
+from alpaca_rlhf.stages.watch_words import second_in_words
 from alpaca_rlhf.training import groups as reward_groups
 from alpaca_rlhf.training.groups import Group
 from alpaca_rlhf.training.held_out import score_completions
@@ -225,26 +226,10 @@ def _second(
     size = micro_batch(stage, settings.reward)
     head.normalise(score_completions(ctx.adapters, "reward", head, reference, size))
     ctx.save("reward", name, head)
-    pairs = result.held_out.pairs
-    accuracy = accuracy_of(pairs, **_resampling(ctx))
-    second = {
-        "trained_pairs": result.pairs,
-        "pairs": len(pairs),
-        "prompts": len({pair.prompt_id for pair in pairs}),
-        "accuracy": accuracy.mean,
-        "ci95": accuracy.ci95,
-        "used": accuracy.mean >= settings.reward.gate,
-    }
+    measured = facts_of_others(result.pairs, result.held_out.pairs, **_resampling(ctx))
+    second = {**measured, "used": measured["accuracy"] >= settings.reward.gate}
     ctx.finish(name, second)
     return second
-
-
-def second_in_words(second: Mapping[str, Any]) -> str:
-    """The second reward model: what it learned from, and its accuracy."""
-    return (
-        f"a second reward model, trained on {second['trained_pairs']:,} held-out pairs: accuracy "
-        f"{second['accuracy']:.3f} on {second['pairs']:,} others"
-    )
 
 
 def _account(ctx: Context) -> dict[str, Any]:

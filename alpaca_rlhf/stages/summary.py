@@ -19,7 +19,7 @@ from alpaca_rlhf.settings.policies import POLICY_STAGES
 from alpaca_rlhf.settings.steps import suffixed
 from alpaca_rlhf.stages.context import Context, second_of
 from alpaca_rlhf.stages.duel import contenders, duel_of
-from alpaca_rlhf.stages.reward import second_in_words
+from alpaca_rlhf.stages.watch_words import second_in_words
 
 logger = logging.getLogger(__name__)
 

@@ -53,9 +53,9 @@ def order_by_uncertainty(
     stage = suffixed("sample", round_)
     reward = suffixed("reward", round_ - 1)
     if round_ == 1 or not ctx.settings.queues_uncertain or ctx.run.done(reward) is None:
+        none = "there is no reward model yet" if round_ == 1 else "this run has no reward model"
         ctx.reporter.say(
-            f"{stage}: --rank.queue uncertain: there is no reward model yet, so people are given "
-            "the prompts in random order"
+            f"{stage}: --rank.queue uncertain: {none}, so the prompts stay in random order"
         )
         return list(prompts)
     # 1. Rewards of all completions.

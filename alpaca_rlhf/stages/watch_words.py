@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from alpaca_rlhf.evaluation.win_rate import paired_gain
@@ -27,6 +28,14 @@ def scorer_in_words(settings: Loop) -> str:
     if settings.second_reward:
         return "a second reward model (trained on held-out rankings)"
     return f"--watch.scorer {settings.watch.scorer}"
+
+
+def second_in_words(second: Mapping[str, Any]) -> str:
+    """The second reward model: what it learned from, and its accuracy."""
+    return (
+        f"a second reward model, trained on {second['trained_pairs']:,} held-out pairs: accuracy "
+        f"{second['accuracy']:.3f} on {second['pairs']:,} others"
+    )
 
 
 def watch_facts(watch: Watch) -> dict[str, Any]:

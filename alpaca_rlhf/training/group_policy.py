@@ -272,8 +272,13 @@ def minibatches(settings: GroupPolicy, seed: int) -> list[list[int]]:
 
 
 def _share_of_prompts(minibatch: Sequence[int], k: int) -> list[int]:
-    """Places in a minibatch of the rows that this process takes: those of every n-th prompt."""
+    """Places in a minibatch of the rows that this process takes: those of every n-th prompt.
+
+    With fewer prompts than processes it is every n-th row, so that none waits for the others.
+    """
     runs = [list(run) for _, run in groupby(range(len(minibatch)), lambda i: minibatch[i] // k)]
+    if len(runs) < processes.count():
+        return list(processes.share(range(len(minibatch))))
     return [place for run in processes.share(runs) for place in run]
 
 
