@@ -65,9 +65,10 @@ def open_tab(page: Any, key: str, language: str = "en") -> None:
     """Go to a tab; on a phone it may lie behind the menu of those that do not fit."""
     name = translations("shell", language)[key]
     tab = page.get_by_role("tab", name=name, exact=True, include_hidden=True)
-    tab.first.wait_for(state="attached")
-    if not tab.first.is_visible():
-        page.locator(".overflow-menu > button").click()
+    menu = page.locator(".overflow-menu > button")
+    tab.first.or_(menu.locator("visible=true")).first.wait_for(state="attached")
+    if not (tab.count() and tab.first.is_visible()):
+        menu.click()
         page.locator(".overflow-dropdown button", has_text=name).click()
         return
     tab.first.click()
