@@ -12,7 +12,7 @@ import pytest
 
 from alpaca_rlhf.app.chat_messages import Turn, inert, restored, turn_index
 from alpaca_rlhf.app.chat_tab import _generation_request, chat_tab
-from alpaca_rlhf.app.saved_chats import SavedChats
+from alpaca_rlhf.app.saved_chats import SavedChats, sampled_reply
 from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.app.worker import Worker
 from alpaca_rlhf.preferences.assignment import Refused, Rules
@@ -241,7 +241,7 @@ def test_nobody_opens_or_changes_the_chat_of_somebody_else(tmp_path):
         assert chats.save(number, (Turn("Mine?", "Yes."),), ben) != number
         assert chats.choices(ann) == [("What is private?", number)]
         assert chats.open(number, ann) == ("What is private?", turns)
-        assert not chats.rate(turns, 0, True, ben), "no policy of ours has said it"
+        assert sampled_reply(turns, 0) is None, "no policy of ours has said it"
 
 
 def test_four_answers_are_queued_and_come_next(desk):

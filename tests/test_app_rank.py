@@ -776,11 +776,20 @@ def test_a_better_answer_is_written_and_an_own_verdict_revised(desk):
         kept = desk.rows(Demonstration)
         page.get_by_role("button", name="Discard it").click()
         submit(page)
-    (demonstration,) = desk.rows(Demonstration)
+        # 3. Written anew after all of an answer was deleted, it is no answer edited.
+        page.get_by_role("button", name="My rankings").click()
+        page.locator("dialog .own li").get_by_role("button", name="Revise").click()
+        page.locator(f".rank[data-task='{task}'][aria-busy=false]").wait_for()
+        card.get_by_role("button", name="Edit answer").click()
+        field.fill("")
+        field.fill("four is new")
+        submit(page)
+    demonstration, anew = desk.rows(Demonstration)
     assert [demonstration.text] == [row.text for row in kept] == [f"two is best {HOSTILE_TEXT}"]
     assert demonstration.edited_from == completions[1].id
-    assert [row.withdrawn for row in desk.rankings()] == [False, True, False]
-    assert desk.store.figures().counts["demonstrations"] == 0
+    assert (anew.text, anew.edited_from) == ("four is new", "")
+    assert [row.withdrawn for row in desk.rankings()] == [False, True, False, True, False]
+    assert desk.store.figures().counts["demonstrations"] == 1
 
 
 HOSTILE_TEXT = "<img src=x onerror=window.hit=1>"

@@ -13,11 +13,16 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.models import rollout
 from alpaca_rlhf.models.logit_shaping import LogitShaping
 from alpaca_rlhf.models.rollout import stream
 from alpaca_rlhf.models.streaming import before_stop, stream_text
+from alpaca_rlhf.serving.policy_server import PolicyServer
+from alpaca_rlhf.serving.run_contents import policies, settings_of
+from alpaca_rlhf.serving.sampling_settings import SamplingSettings
 from alpaca_rlhf.settings import Sampling
+from tests.model_app import make_run
 
 PROMPTS = [(1, 20, 30, 40), (1, *range(50, 60))]
 
@@ -108,6 +113,30 @@ def test_an_answer_ends_before_a_stop_text_and_is_gone_on_with(adapters):
     rest = texts((*PROMPTS[0], *begun), 10, begun=begun)
     assert rest[-1].text == whole.text and rest[-1].sampled.ids == whole.sampled.ids[6:]
     assert len(rest[0].text) < len(whole.text)
+    # 3. A stop text that stands in the beginning cuts nothing of it; a later one ends it.
+    kept = rest[0].text
+    there = next(
+        kept[at : at + 2] for at in range(len(kept)) if kept[at : at + 2] not in kept[at + 1 :]
+    )
+    again = texts((*PROMPTS[0], *begun), 10, begun=begun, stop_texts=(there,))
+    assert all(update.text.startswith(kept[:-1]) for update in again)
+
+
+@pytest.mark.parametrize(
+    "shaped", [{"top_k": 5}, {"min_p": 0.1}, {"repetition_penalty": 1.2}, {"stop": ("x",)}]
+)
+def test_whole_samples_refuse_what_only_a_stream_follows(tmp_path, tiny_folder, shaped):
+    run, row = make_run(tmp_path / "run", tiny_folder, ("sft",)), Instruction("One?")
+    settings = SamplingSettings(max_new_tokens=2, **shaped)
+    server = PolicyServer(settings_of(run), policies(run), settings)
+    for sampled in (
+        lambda: server.answer("sft", row, 0),
+        lambda: server.candidates("sft", [row], settings, k=2),
+    ):
+        with pytest.raises(ValueError, match=next(iter(shaped))):
+            sampled()
+    plain = SamplingSettings(max_new_tokens=2, temperature=1.2, top_p=0.9)
+    assert len(server.candidates("sft", [row], plain, k=2)[0]) == 2
 
 
 def test_the_first_of_several_stop_texts_counts():
@@ -118,3 +147,15 @@ def test_the_first_of_several_stop_texts_counts():
 def test_of_equal_logits_so_many_are_kept():
     kept = LogitShaping(top_k=3).likeliest(torch.tensor([[1.0, 1.0, 1.0, 1.0, 0.0]]))
     assert int(kept.isfinite().sum()) == 3
+
+
+def test_a_stop_text_in_a_beginning_does_not_count():
+    begun = "a User: b Us"
+    for rest, text in (
+        ("", begun),
+        ("er", f"{begun}er"),
+        ("er: c", "a User: b "),
+        ("x", f"{begun}x"),
+    ):
+        assert before_stop(begun + rest, ("User:",), n_begun=len(begun)) == text
+    assert before_stop("a.b.", (".",), n_begun=2) == "a.b"

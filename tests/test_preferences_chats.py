@@ -1,10 +1,12 @@
 """Conversations and thumbs of each account, and nobody else's; on both databases."""
 
 import json
+import threading
 
 import pytest
 
 from alpaca_rlhf.core.records import Completion, Instruction
+from alpaca_rlhf.preferences import chats
 from alpaca_rlhf.preferences.assignment import Refused
 from alpaca_rlhf.preferences.snapshot import read_manifest
 from tests.test_preferences_store import people
@@ -71,3 +73,29 @@ def test_thumbs_are_kept_changed_and_exported(store, tmp_path):
     assert roles == ["user", "assistant", "user"]
     store.leave_out_person("person 0", actor="test")
     assert store.export(tmp_path / "two").thumbs == 0 == store.figures().counts["thumbs"]
+
+
+def test_two_pages_may_rate_a_reply_at_once(store):
+    """The second waits for the first to commit, and then replaces its thumb."""
+    (ann,) = people(store, 1)
+    prompt = Instruction("Ships?", source="chat")
+    reply = (prompt, [Completion(prompt.id, "They float.", "ab12")])
+    store.rate_reply(ann, reply, None)
+    errors = []
+
+    def second():
+        try:
+            store.rate_reply(ann, reply, False)
+        except Exception as error:
+            errors.append(error)
+
+    with store.database.writing() as session:
+        chats.rate(session, ann, reply, True, now_ms=1)
+        other = threading.Thread(target=second)
+        other.start()
+        other.join(0.5)
+        assert other.is_alive(), "it waits"
+    other.join(60)
+    with store.database.reading() as session:
+        ((up,),) = [(row["up"],) for row in chats.thumbs(session)]
+    assert errors == [] and up is False

@@ -120,6 +120,23 @@ def test_own_verdicts_come_newest_first_and_are_ones_own(store, clock):
     assert [verdict.task for verdict in store.own_verdicts(ann)] == [newest.task, second.task]
 
 
+def test_a_repeat_and_its_original_are_never_both_listed(where, clock):
+    rules = Rules(gold_rate=0, repeat_rate=0.5, repeat_after=3)
+    with Store(where, rules=rules, seed=1, clock=clock) as store:
+        store.add_sets(candidates(30), origin="test")
+        (ann,) = people(store, 1)
+        kinds = set()
+        for n_ranked in range(1, 25):
+            task = store.claim(ann)
+            kinds.add(task.kind)
+            store.submit(ann, task.id, as_shown(task), revision=0)
+            clock.now += 1
+            listed = store.own_verdicts(ann, n=100)
+            assert len({verdict.prompt for verdict in listed}) == len(listed) == min(n_ranked, 2)
+            assert store.own_verdicts(ann, before=listed[-1].ranking) == []
+        assert kinds == {"task", "repeat"}
+
+
 def test_in_a_new_run_their_prompts_are_sfts_and_no_other_splits(tmp_path):
     rows = prompts(41)
     completions = [Completion(rows[0].id, text, "ab12") for text in ("yes", "no")]

@@ -544,6 +544,14 @@ def test_policies_are_listed_in_the_order_of_their_training(tmp_path):
     assert list(run_contents.policies(tmp_path)) == names.split()
 
 
+def test_facts_are_those_of_the_newest_reward_model(tmp_path):
+    assert run_contents.reward_facts(tmp_path) == {}
+    stages = ("reward", "reward.2", "reward.10", "reward.old", "rewarding.11")
+    ledger = {stage: {"facts": {"of": stage}} for stage in stages}
+    (tmp_path / "ledger.json").write_text(json.dumps(ledger))
+    assert run_contents.reward_facts(tmp_path) == {"of": "reward.10"}
+
+
 def test_a_damaged_run_folder_is_told_in_one_line(tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         run_contents.settings_of(tmp_path)

@@ -62,6 +62,8 @@ class ChatView:
     """The status line."""
     running: bool
     """True while there is something to stop."""
+    keep: bool = False
+    """True where the conversation is to be saved."""
 
 
 class _Clock:
@@ -141,6 +143,7 @@ class ChatController:
         if begun:
             key += f"/{len(begun)}"
             begun_tokens = last.sampled.n_tokens if last.sampled is not None else 0
+        beginning = last.sampled
         clock = _Clock()
 
         def work(policy_server: PolicyServer, stop: Event) -> Iterator[_Reply]:
@@ -155,25 +158,31 @@ class ChatController:
                     policy, prompt, sampling, update.text, update.sampled
                 )
                 completion = replace(completion, n_tokens=begun_tokens + completion.n_tokens)
-                yield _Reply(
-                    update,
-                    SampledReply.of(
-                        completion, remember=generation.remember, system=sampling.system
-                    ),
+                # A beginning by somebody else: the whole is no sample of this policy.
+                alone = not begun or (
+                    beginning is not None and beginning.adapter == completion.adapter
                 )
+                sampled = SampledReply.of(
+                    completion, remember=generation.remember, system=sampling.system
+                )
+                yield _Reply(update, sampled if alone else None)
 
         job = self.worker.start(work, "chat")
-        self.page_jobs.put(request, job)
-        last = replace(last, reply=begun, thumb=None, sampled=None)
-        for update in job.updates():
+        if not begun:
+            last = replace(last, reply="", thumb=None, sampled=None)
+        for update in self.page_jobs.follow(request, job):
             if update.value is not None:
                 reply = update.value
-                last = replace(last, reply=reply.update.text, sampled=reply.sampled)
+                last = replace(last, reply=reply.update.text, thumb=None, sampled=reply.sampled)
             status = job_status(update, language)
             if update.phase == "done" and update.value is not None:
                 status = _outcome(update.value.update, generation.policy, text, clock.rate)
             status = status or text["status.running"].format(policy=generation.policy)
-            yield ChatView((*earlier, last), status, not update.finished)
+            view = ChatView((*earlier, last), status, not update.finished)
+            yield view
+            answered = bool(last.reply) or last.sampled is not None
+            if update.finished and answered and self.page_jobs.holds(request, job):
+                yield replace(view, keep=True)
 
     def make_candidates(
         self,
@@ -197,8 +206,7 @@ class ChatController:
             lambda policy_server, stop: _distinct_answers(policy_server, prompt, generation, stop),
             "make",
         )
-        self.page_jobs.put(request, job)
-        for update in job.updates():
+        for update in self.page_jobs.follow(request, job):
             n_tokens = 0 if update.value is None else update.value.n_tokens
             status = job_status(update, language) or text["make.running"].format(n=n_tokens)
             if update.phase == "done" and update.value is not None:
@@ -223,11 +231,15 @@ class ChatController:
         if sampling.temperature == 0:
             return text["make.greedy"]
         # A prompt near one of another split must not reach the reward model.
+        return self.leak_refusal(prompt, "refused", text)
+
+    def leak_refusal(self, prompt: Instruction, prefix: str, text: dict[str, str]) -> str:
+        """The sentence `<prefix>.<split>` where a prompt lies near one of another split."""
         leak = self.prompts.leak(prompt)
         if leak is None:
             return ""
         split = {"dev": "eval"}.get(leak.other_split, leak.other_split)
-        return text[f"refused.{split}"]
+        return text[f"{prefix}.{split}"]
 
     def _queue(
         self,

@@ -79,7 +79,7 @@ class Turn:
     thumb: bool | None = None
     """True for a thumb up, False for one down."""
     sampled: SampledReply | None = None
-    """The reply's origin; None while it grows."""
+    """The reply's origin; None while it grows, and where no single policy wrote all of it."""
 
     def to_json(self) -> dict[str, Any]:
         """Its fields, for the database."""

@@ -9,7 +9,12 @@ from typing import Any
 
 import gradio as gr
 
-from alpaca_rlhf.app.chat_controller import ChatController, ChatView, GenerationRequest
+from alpaca_rlhf.app.chat_controller import (
+    MAX_MESSAGE_CHARS,
+    ChatController,
+    ChatView,
+    GenerationRequest,
+)
 from alpaca_rlhf.app.chat_messages import (
     MARK,
     Turn,
@@ -21,12 +26,13 @@ from alpaca_rlhf.app.chat_messages import (
 )
 from alpaca_rlhf.app.job_status import status_line
 from alpaca_rlhf.app.language import label, translations
-from alpaca_rlhf.app.saved_chats import SavedChats
+from alpaca_rlhf.app.saved_chats import SavedChats, sampled_reply
 from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.app.shortcuts import keyboard_shortcuts
 from alpaca_rlhf.app.worker import Worker
 from alpaca_rlhf.preferences.assignment import Refused
 from alpaca_rlhf.preferences.chats import MAX_TITLE_CHARS
+from alpaca_rlhf.preferences.database import DiskFull
 from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.serving.sampling_settings import SamplingSettings
 from alpaca_rlhf.settings import Loop
@@ -45,6 +51,15 @@ MAX_NEW_TOKENS = 2048
 """The longest answer that can be asked for."""
 MAX_TOP_K, MAX_MIN_P, MAX_PENALTY = 200, 0.5, 2.0
 """Highest values of the sliders of that name."""
+SHAPING: dict[str, tuple[float, float]] = {
+    "temperature": (0, 2),
+    "top_p": (0.05, 1),
+    "top_k": (0, MAX_TOP_K),
+    "min_p": (0, MAX_MIN_P),
+    "repetition_penalty": (1, MAX_PENALTY),
+}
+"""Limits of the settings that a preset sets, by their names in `SamplingSettings` and in the order
+of their sliders."""
 MAX_STOP_TEXTS, MAX_STOP_CHARS = 8, 40
 """Texts that end an answer, and characters of each."""
 PRESETS = {
@@ -120,6 +135,7 @@ class _Components:
                 [],
                 value=None,
                 label=label("chat", "chats"),
+                info=label("chat", "chats.info"),
                 elem_id="chat-saved",
                 scale=2,
             )
@@ -177,18 +193,6 @@ def _button(key: str, *, min_width: int = 120, **options: Any) -> gr.Button:
     return gr.Button(label("chat", key), elem_id=elem_id, min_width=min_width, **options)
 
 
-def _slider(key: str, low: float, high: float, default: float, *, step: float) -> gr.Slider:
-    return gr.Slider(
-        low,
-        high,
-        default,
-        step=step,
-        label=label("chat", key),
-        info=label("chat", f"{key}.info"),
-        elem_id=f"chat-{key.replace('_', '-')}",
-    )
-
-
 def _build_settings(worker: Worker) -> tuple[Any, list[Any], list[Any]]:
     """The presets, the settings that they set, and the others, in the order of their readers."""
     template = worker.settings.template
@@ -208,13 +212,45 @@ def _build_settings(worker: Worker) -> tuple[Any, list[Any], list[Any]]:
             elem_id="chat-preset",
         )
         with gr.Row():
-            temperature = _slider("temperature", 0, 2, SamplingSettings.temperature, step=0.05)
-            top_p = _slider("top_p", 0.05, 1, SamplingSettings.top_p, step=0.05)
+            temperature = gr.Slider(
+                *SHAPING["temperature"],
+                SamplingSettings.temperature,
+                step=0.05,
+                label=label("chat", "temperature"),
+                info=label("chat", "temperature.info"),
+                elem_id="chat-temperature",
+            )
+            top_p = gr.Slider(
+                *SHAPING["top_p"],
+                SamplingSettings.top_p,
+                step=0.05,
+                label=label("chat", "top_p"),
+                info=label("chat", "top_p.info"),
+            )
         with gr.Row():
-            top_k = _slider("top_k", 0, MAX_TOP_K, SamplingSettings.top_k, step=1)
-            min_p = _slider("min_p", 0, MAX_MIN_P, SamplingSettings.min_p, step=0.01)
-            penalty = _slider(
-                "penalty", 1, MAX_PENALTY, SamplingSettings.repetition_penalty, step=0.05
+            top_k = gr.Slider(
+                *SHAPING["top_k"],
+                SamplingSettings.top_k,
+                step=1,
+                label=label("chat", "top_k"),
+                info=label("chat", "top_k.info"),
+                elem_id="chat-top-k",
+            )
+            min_p = gr.Slider(
+                *SHAPING["min_p"],
+                SamplingSettings.min_p,
+                step=0.01,
+                label=label("chat", "min_p"),
+                info=label("chat", "min_p.info"),
+                elem_id="chat-min-p",
+            )
+            penalty = gr.Slider(
+                *SHAPING["repetition_penalty"],
+                SamplingSettings.repetition_penalty,
+                step=0.05,
+                label=label("chat", "penalty"),
+                info=label("chat", "penalty.info"),
+                elem_id="chat-penalty",
             )
         with gr.Row():
             length = gr.Slider(
@@ -248,7 +284,14 @@ def _build_settings(worker: Worker) -> tuple[Any, list[Any], list[Any]]:
             info=label("chat", "remember.yes" if trained_on_turns else "remember.no"),
             elem_id="chat-remember",
         )
-    sampling = [temperature, top_p, top_k, min_p, penalty]
+    sliders = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "repetition_penalty": penalty,
+    }
+    sampling = [sliders[name] for name in SHAPING]
     return preset, sampling, [system, length, seed, remember, stop_texts]
 
 
@@ -337,12 +380,16 @@ class _Events:
     ) -> Iterator[Patch]:
         message_index = event.index if isinstance(event.index, int) else event.index[0]
         text = restored(str(event.value))
+        if len(text) > MAX_MESSAGE_CHARS:
+            refusal = self._text(request)["status.too_long"].format(n=MAX_MESSAGE_CHARS)
+            yield self._patch(ChatView(turns, refusal, False))
+            return
         earlier_turns = turns[: turn_index(turns, message_index)]
         if is_reply(turns, message_index):
             # The turns after it answered another reply: they go, as after an edited message.
             edited = replace(turns[len(earlier_turns)], reply=text, thumb=None, sampled=None)
             kept = (*earlier_turns, edited)
-            self.stop(request)
+            self._controller.page_jobs.leave(request)
             yield self._patch(ChatView(kept, "", False)) | self._saved(kept, chat, request)
             return
         edited = Turn(text)
@@ -361,23 +408,17 @@ class _Events:
     def apply_preset(self, name: Any) -> list[Any]:
         """Values of the sampling settings."""
         preset = PRESETS.get(name, PRESETS["balanced"])
-        return [
-            preset.temperature,
-            preset.top_p,
-            preset.top_k,
-            preset.min_p,
-            preset.repetition_penalty,
-        ]
+        return [getattr(preset, name) for name in SHAPING]
 
     def undo(self, request: gr.Request, turns: tuple[Turn, ...], chat: int | None) -> Patch:
-        self.stop(request)
+        self._controller.page_jobs.leave(request)
         patch = self._patch(ChatView(turns[:-1], "", False))
         patch |= self._saved(turns[:-1], chat, request)
         message = turns[-1].user if turns else ""
         return patch | ({self._components.box: message} if message else {})
 
     def clear(self, request: gr.Request) -> Patch:
-        self.stop(request)
+        self._controller.page_jobs.leave(request)
         ui = self._components
         no_chat = {ui.chat_id: None, ui.saved: gr.update(value=None), ui.title: ""}
         return self._patch(ChatView((), "", False)) | {ui.box: ""} | no_chat
@@ -389,8 +430,14 @@ class _Events:
         message = event.index if isinstance(event.index, int) else event.index[0]
         up = event.liked if isinstance(event.liked, bool) else None
         index, text = turn_index(turns, message), self._text(request)
-        if not turns or not self._chats.rate(turns, index, up, request):
-            return self._patch(ChatView(turns, text["thumb.unknown"], False))
+        reply = sampled_reply(turns, index) if turns else None
+        refusal = text["thumb.unknown"] if reply is None else ""
+        # Exports are trained on: no prompt of PPO or the evaluation may come into them.
+        if reply is not None and up is not None:
+            refusal = self._controller.leak_refusal(reply[0], "thumb", text)
+        if reply is None or refusal:
+            return self._patch(ChatView(turns, refusal, False))
+        self._chats.rate(reply, up, request)
         rated = (*turns[:index], replace(turns[index], thumb=up), *turns[index + 1 :])
         word = "none" if up is None else "up" if up else "down"
         patch = self._patch(ChatView(rated, text[f"thumb.{word}"], False))
@@ -403,7 +450,7 @@ class _Events:
         self, request: gr.Request, number: Any, turns: tuple[Turn, ...], chat: int | None
     ) -> Patch:
         ui = self._components
-        self.stop(request)
+        self._controller.page_jobs.leave(request)
         try:
             title, opened = self._chats.open(number, request)
         except Refused as refused:
@@ -418,25 +465,26 @@ class _Events:
             self._chats.rename(chat, title, request)
             status = text["chats.renamed"]
         except Refused as refused:
-            status = text["chats.none"] if chat is None else self._chats.problem(refused, request)
+            status = self._chats.problem(refused, request)
         return {ui.status: status_line(status), ui.saved: self.list_chats(request, chat)}
 
     def delete_chat(self, request: gr.Request, chat: int | None) -> Patch:
         ui, text = self._components, self._text(request)
+        self._controller.page_jobs.leave(request)  # first, or its answer would be saved again
         try:
             self._chats.delete(chat, request)
             status = text["chats.deleted"]
         except Refused as refused:
-            status = text["chats.none"] if chat is None else self._chats.problem(refused, request)
+            status = self._chats.problem(refused, request)
         patch = self.clear(request) | {ui.status: status_line(status)}
         return patch | {ui.saved: self.list_chats(request, None)}
 
     def export_chat(self, request: gr.Request, chat: int | None) -> Patch:
-        ui, text = self._components, self._text(request)
+        ui = self._components
         try:
             return {ui.exported: self._chats.exported(chat, request), ui.status: status_line("")}
         except Refused as refused:
-            status = text["chats.none"] if chat is None else self._chats.problem(refused, request)
+            status = self._chats.problem(refused, request)
             return {ui.exported: "", ui.status: status_line(status)}
 
     def make_candidates(
@@ -463,16 +511,17 @@ class _Events:
     ) -> Iterator[Patch]:
         generation = _generation_request(self._controller.worker, settings)
         for view in self._controller.answer(turns, generation, request, go_on=go_on):
-            patch = self._patch(view)
-            answered = bool(view.turns) and view.turns[-1].sampled is not None
-            if answered and not view.running:
-                patch |= self._saved(view.turns, chat, request)
-            yield patch
+            # The view comes before the save, so that the page is free again even if that fails.
+            yield self._saved(view.turns, chat, request) if view.keep else self._patch(view)
 
     def _saved(self, turns: tuple[Turn, ...], chat: int | None, request: gr.Request) -> Patch:
         """Keep the conversation; the components that name it."""
         ui = self._components
-        number = self._chats.save(chat, turns, request)
+        try:
+            number = self._chats.save(chat, turns, request)
+        except DiskFull:
+            language = self._controller.services.language(request)
+            return {ui.status: status_line(translations("shell", language)["full"])}
         choices = self._chats.choices(request)
         title = next((title for title, listed in choices if listed == number), "")
         return {
@@ -498,15 +547,19 @@ class _Events:
 
 def _generation_request(worker: Worker, settings: tuple[Any, ...]) -> GenerationRequest:
     """The settings that a browser sent, clamped to their limits; the default for missing ones."""
-    policy, temperature, top_p, top_k, min_p, penalty, *other = settings
-    system, length, seed, remember, stop_texts = other
+    policy, *values = settings
+    system, length, seed, remember, stop_texts = values[len(SHAPING) :]
+    shaping = {
+        name: _clamped(value, *SHAPING[name], getattr(SamplingSettings, name))
+        for name, value in zip(SHAPING, values, strict=False)
+    }
     policies = worker.policies()
     sampling = SamplingSettings(
-        temperature=_clamped(temperature, 0, 2, SamplingSettings.temperature),
-        top_p=_clamped(top_p, 0.05, 1, SamplingSettings.top_p),
-        top_k=int(_clamped(top_k, 0, MAX_TOP_K, SamplingSettings.top_k)),
-        min_p=_clamped(min_p, 0, MAX_MIN_P, SamplingSettings.min_p),
-        repetition_penalty=_clamped(penalty, 1, MAX_PENALTY, SamplingSettings.repetition_penalty),
+        temperature=shaping["temperature"],
+        top_p=shaping["top_p"],
+        top_k=int(shaping["top_k"]),
+        min_p=shaping["min_p"],
+        repetition_penalty=shaping["repetition_penalty"],
         stop=_stop_texts(stop_texts),
         max_new_tokens=int(_clamped(length, 1, MAX_NEW_TOKENS, _default_length(worker.settings))),
         seed=int(_clamped(seed, 0, _MAX_SEED, 0)),

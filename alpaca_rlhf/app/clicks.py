@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import gradio as gr
 
+MAX_NUMBER = 2**53 - 1
+"""The highest number that a browser writes exactly; databases hold larger ones, but not any."""
+
 
 def clicked(event: gr.EventData) -> tuple[str, int, int]:
     """The action, id and extra id of a button; anything else does nothing."""
     try:
-        return str(event.do), int(event.id), int(event.extra)
+        action, number, extra = str(event.do), int(event.id), int(event.extra)
     except (AttributeError, ValueError, TypeError, OverflowError):
         return "", 0, 0
+    if max(abs(number), abs(extra)) > MAX_NUMBER:
+        return "", 0, 0
+    return action, number, extra

@@ -125,8 +125,7 @@ class CompareController:
             return _both_answers(policy_server, self._draw(pair, 2), prompt, sampling, stop)
 
         job = self.worker.start(work, "compare")
-        self.page_jobs.put(request, job)
-        for update in job.updates():
+        for update in self.page_jobs.follow(request, job):
             # 3. The round, once both are complete.
             if update.phase == "done" and update.value is not None:
                 try:

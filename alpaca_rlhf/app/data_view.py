@@ -7,12 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from alpaca_rlhf.app.rendering import render
+from alpaca_rlhf.preferences import snapshot
 from alpaca_rlhf.preferences.agreement import MIN_OVERLAPS, Agreement
 from alpaca_rlhf.preferences.figures import Figures
 from alpaca_rlhf.preferences.standing import Standing
 
-SNAPSHOT_FILES: tuple[str, ...] = ("rankings.jsonl", "pairs.jsonl", "rankings.csv", "manifest.json")
-SNAPSHOT_FILES += ("demonstrations.jsonl", "demonstration_pairs.jsonl", "thumbs.jsonl")
+SNAPSHOT_FILES: tuple[str, ...] = (
+    snapshot.RANKINGS,
+    snapshot.PAIRS,
+    snapshot.TABLE,
+    snapshot.MANIFEST,
+    snapshot.DEMONSTRATIONS,
+    snapshot.DEMONSTRATION_PAIRS,
+    snapshot.THUMBS,
+)
 _BAR_PERCENT = 60
 """Width of the longest bar of the pace."""
 _COUNTS: tuple[str, ...] = ("open_places", "flags", "sets", "left_out", "prompts", "completions")

@@ -3,36 +3,58 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import gradio as gr
 
-from alpaca_rlhf.app.jobs import Job
+from alpaca_rlhf.app.jobs import Job, JobUpdate
+
+T = TypeVar("T")
 
 
 class PageJobs:
-    """The unfinished job of each page, by Gradio's session hash."""
+    """The job of each page whose updates are being shown, by Gradio's session hash."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, Job[Any]] = {}
         self._lock = threading.Lock()
 
-    def put(self, request: gr.Request, job: Job[Any]) -> None:
-        """Make this the page's job, and stop its previous one."""
+    def follow(self, request: gr.Request, job: Job[T]) -> Iterator[JobUpdate[T]]:
+        """Make this the page's job, stop its previous one, and yield its updates.
+
+        They end early once the page has left the job: nothing that comes later may be shown on a
+        page, or saved for one, that shows something else by then.
+        """
         page = str(request.session_hash)
         with self._lock:
-            # No event tells that a page was closed: finished jobs are dropped here.
-            self._jobs = {
-                other_page: other_job
-                for other_page, other_job in self._jobs.items()
-                if not other_job.finished
-            }
             previous, self._jobs[page] = self._jobs.get(page), job
         if previous is not None:
             previous.stop()
+        try:
+            for update in job.updates():
+                if not self.holds(request, job):
+                    return
+                yield update
+        finally:
+            with self._lock:
+                if self._jobs.get(page) is job:
+                    del self._jobs[page]
+
+    def holds(self, request: gr.Request, job: Job[Any]) -> bool:
+        """True while this is the page's job."""
+        with self._lock:
+            return self._jobs.get(str(request.session_hash)) is job
+
+    def leave(self, request: gr.Request) -> None:
+        """Stop the page's job, and show nothing more of it."""
+        with self._lock:
+            job = self._jobs.pop(str(request.session_hash), None)
+        if job is not None:
+            job.stop()
 
     def stop(self, request: gr.Request) -> None:
-        """Stop the page's job."""
+        """Stop the page's job, whose last update is still shown."""
         with self._lock:
             job = self._jobs.get(str(request.session_hash))
         if job is not None:

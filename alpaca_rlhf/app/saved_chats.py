@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import gradio as gr
 
 from alpaca_rlhf.app.chat_messages import Turn, turn_from_json
+from alpaca_rlhf.app.clicks import MAX_NUMBER
 from alpaca_rlhf.app.language import translations
 from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.core.records import Instruction
-from alpaca_rlhf.preferences.assignment import Refused
+from alpaca_rlhf.preferences.assignment import Candidates, Refused
 
 
 class SavedChats:
@@ -32,15 +33,16 @@ class SavedChats:
     def save(self, number: int | None, turns: Sequence[Turn], request: gr.Request) -> int | None:
         """Keep a conversation; returns its number.
 
-        One without turns is not kept, and one that was deleted meanwhile becomes a new one.
+        A new one without turns is not kept, and one that was deleted meanwhile becomes a new one.
         """
-        if not turns:
-            return number
         account, rows = self._account(request), [turn.to_json() for turn in turns]
-        try:
-            return self._store.save_chat(account, number, turns[0].user, rows)
-        except Refused:
-            return self._store.save_chat(account, None, turns[0].user, rows)
+        title = turns[0].user if turns else ""
+        if number is not None:
+            try:
+                return self._store.save_chat(account, number, title, rows)
+            except Refused:
+                pass
+        return self._store.save_chat(account, None, title, rows) if turns else None
 
     def open(self, number: object, request: gr.Request) -> tuple[str, tuple[Turn, ...]]:
         """Title and turns of a conversation.
@@ -71,40 +73,52 @@ class SavedChats:
         """A conversation as one JSON line, which SFT reads as a row.
 
         Raises:
-            Refused: It is not there, or belongs to somebody else.
+            Refused: It is not there, belongs to somebody else, or has no reply.
         """
         title, turns = self.open(number, request)
+        # A row for SFT alternates: messages without a reply are left out, as in a prompt.
+        answered = [turn for turn in turns if turn.reply.strip()]
+        if not answered:
+            raise Refused("incomplete", "this conversation has no reply")
         messages = [
             {"role": role, "content": content}
-            for turn in turns
+            for turn in answered
             for role, content in (("user", turn.user), ("assistant", turn.reply))
-            if content
         ]
+        systems = {turn.sampled.system if turn.sampled else "" for turn in answered}
+        if len(systems) == 1 and (system := systems.pop()):
+            messages.insert(0, {"role": "system", "content": system})
         return json.dumps({"title": title, "messages": messages}, ensure_ascii=False) + "\n"
 
-    def rate(self, turns: Sequence[Turn], index: int, up: bool | None, request: gr.Request) -> bool:
-        """Keep a thumb on the reply of a turn; False where its policy is not known any more."""
-        turn = turns[index]
-        if turn.sampled is None or not turn.reply:
-            return False
-        earlier = turns[:index] if turn.sampled.remember else ()
-        history = tuple((past.user, past.reply) for past in earlier if past.reply.strip())
-        prompt = Instruction(turn.user, history=history, source="chat", system=turn.sampled.system)
-        completion = turn.sampled.completion(prompt, turn.reply)
-        self._store.rate_reply(self._account(request), (prompt, [completion]), up)
-        return True
+    def rate(self, reply: Candidates, up: bool | None, request: gr.Request) -> None:
+        """Keep a thumb on a reply of `sampled_reply`, or take it back."""
+        self._store.rate_reply(self._account(request), reply, up)
 
     def problem(self, refused: Refused, request: gr.Request) -> str:
         """The sentence for a refusal, in the language of the request."""
         text = translations("chat", self._services.language(request))
-        return text[f"chats.{'unnamed' if refused.problem == 'bad_value' else 'gone'}"]
+        sentences = {"bad_value": "unnamed", "incomplete": "none"}
+        return text[f"chats.{sentences.get(refused.problem, 'gone')}"]
 
     def _account(self, request: gr.Request) -> int:
         return self._services.account(request).id
 
 
+def sampled_reply(turns: Sequence[Turn], index: int) -> Candidates | None:
+    """Prompt and reply of a turn; None where no single policy is known to have written it."""
+    turn = turns[index]
+    if turn.sampled is None or not turn.reply:
+        return None
+    earlier = turns[:index] if turn.sampled.remember else ()
+    history = tuple((past.user, past.reply) for past in earlier if past.reply.strip())
+    prompt = Instruction(turn.user, history=history, source="chat", system=turn.sampled.system)
+    return prompt, [turn.sampled.completion(prompt, turn.reply)]
+
+
 def _number(value: object) -> int:
     """The number of a conversation that a browser named."""
-    if type(value) is not int or not 0 < value < 2**53:
+    if value is None:
+        raise Refused("incomplete", "nothing was said yet")
+    if type(value) is not int or not 0 < value <= MAX_NUMBER:
         raise Refused("unknown", "there is no such conversation")
     return value

@@ -62,10 +62,14 @@ class Text:
         return self._text.removeprefix(self._lead)
 
 
-def before_stop(text: str, stop_texts: Sequence[str]) -> str:
-    """A text up to the first of some texts that comes up in it."""
-    places = [text.find(stop_text) for stop_text in stop_texts if stop_text in text]
-    return text[: min(places)] if places else text
+def before_stop(text: str, stop_texts: Sequence[str], *, n_begun: int = 0) -> str:
+    """A text up to the first of some texts that comes up in it.
+
+    One that lies wholly in the first `n_begun` characters, which were there before, does not count.
+    """
+    starts = [max(0, n_begun - len(stop_text) + 1) for stop_text in stop_texts]
+    places = [text.find(*stop) for stop in zip(stop_texts, starts, strict=True)]
+    return text[: min((place for place in places if place >= 0), default=len(text))]
 
 
 def stream_text(
@@ -95,6 +99,7 @@ def stream_text(
     for text_of_row in texts:
         for token_id in begun:
             text_of_row.add(token_id)
+    n_begun = len(str(texts[0])) if begun else 0
     ids: list[list[int]] = [[] for _ in range(rows)]
     finished = [False] * rows
 
@@ -103,7 +108,8 @@ def stream_text(
     def updates(row_texts: Sequence[str]) -> list[GenerationUpdate]:
         return [
             GenerationUpdate(
-                before_stop(text, stop_texts), SampledCompletion(tuple(row_ids), ended)
+                before_stop(text, stop_texts, n_begun=n_begun),
+                SampledCompletion(tuple(row_ids), ended),
             )
             for text, row_ids, ended in zip(row_texts, ids, finished, strict=True)
         ]
@@ -117,7 +123,7 @@ def stream_text(
                 finished[token.row] = token.ends
                 texts[token.row].add(token.id)
                 text = str(texts[token.row])
-                if before_stop(text, stop_texts) != text:
+                if before_stop(text, stop_texts, n_begun=n_begun) != text:
                     stopped[token.row] = finished[token.row] = True
             if all(finished) and any(stopped):
                 break

@@ -1,12 +1,16 @@
-"""Conversations of each account, and thumbs on replies. Nobody reads those of somebody else."""
+"""Conversations of each account, which nobody else reads, and thumbs on replies.
+
+A snapshot has the replies with a thumb, their prompts included, without the names of accounts.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import Table, delete, func, select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from alpaca_rlhf.preferences.assignment import Candidates, Refused
@@ -16,6 +20,8 @@ from alpaca_rlhf.preferences.stored_text import clean
 
 MAX_TITLE_CHARS = 80
 """Characters of a conversation's name."""
+MAX_LISTED = 200
+"""Conversations in the list of an account, the newest ones."""
 
 
 @dataclass(frozen=True)
@@ -117,15 +123,21 @@ def rate(
     completion_id = session.execute(
         select(Completion.id).where(Completion.key == completion.id)
     ).scalar_one()
+    if up is None:
+        session.execute(
+            delete(Thumb).where(
+                Thumb.annotator_id == annotator_id, Thumb.completion_id == completion_id
+            )
+        )
+        return
+    # Two pages of an account may rate a reply at once. SQLAlchemy has upserts only in its dialects.
+    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
+    thumb = {"up": up, "created_ms": now_ms}
     session.execute(
-        delete(Thumb).where(
-            Thumb.annotator_id == annotator_id, Thumb.completion_id == completion_id
-        )
+        dialect.insert(cast(Table, Thumb.__table__))
+        .values(annotator_id=annotator_id, completion_id=completion_id, **thumb)
+        .on_conflict_do_update(index_elements=["annotator_id", "completion_id"], set_=thumb)
     )
-    if up is not None:
-        session.add(
-            Thumb(annotator_id=annotator_id, completion_id=completion_id, up=up, created_ms=now_ms)
-        )
 
 
 def count_thumbs(session: Session) -> int:

@@ -357,9 +357,14 @@ class Store(Accounts):
     def own_verdicts(
         self, annotator: int, *, before: int | None = None, n: int = 20
     ) -> list[own_verdicts.OwnVerdict]:
-        """The newest verdicts of an annotator, or those before a number; `undo` opens one again."""
+        """The newest verdicts of an annotator, or those before a number; `undo` opens one again.
+
+        A repeat lies more than `Rules.repeat_after` verdicts after its original, so fewer than that
+        are listed: two alike would tell which one the repeat is.
+        """
+        reach = max(0, self.rules.repeat_after - 1)
         with self.database.reading() as session:
-            return own_verdicts.newest(session, annotator, before=before, n=n)
+            return own_verdicts.newest(session, annotator, reach=reach, before=before, n=n)
 
     def skip(self, annotator: int, task: int, reason: str = "") -> None:
         """Leave a task to others; the annotator is not shown it again.
@@ -468,7 +473,7 @@ class Store(Accounts):
 
     # --- conversations ------------------------------------------------------------------------
 
-    def chats(self, annotator: int, *, n: int = 200) -> list[chats.ListedChat]:
+    def chats(self, annotator: int, *, n: int = chats.MAX_LISTED) -> list[chats.ListedChat]:
         """The conversations of an account, the one that changed last first."""
         with self.database.reading() as session:
             return chats.listed(session, annotator, n=n)

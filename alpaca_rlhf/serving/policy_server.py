@@ -63,7 +63,9 @@ class PolicyServer:
 
         Raises:
             UserError: The instruction fills the base's context, or the adapter does not fit.
+            ValueError: The sampling settings have what only `generate` follows.
         """
+        _check_whole_samples(self._sampling_settings)
         ids, sampling = self._request(row, self._sampling_settings)
         role, key = self._role(policy), f"chat/{turn}/{row.id}"
         seed = self._sampling_settings.seed
@@ -136,7 +138,9 @@ class PolicyServer:
 
         Raises:
             UserError: As in `answer`.
+            ValueError: As in `answer`.
         """
+        _check_whole_samples(sampling_settings)
         requests = [self._request(row, sampling_settings, whole=True) for row in rows]
         sampling = replace(requests[0][1], batch_size=len(rows) * k)
         samples_of_rows = sample(
@@ -246,3 +250,15 @@ class PolicyServer:
                 self._adapters.load(role, folder)
             self._roles[policy] = role
         return self._roles[policy]
+
+
+def _check_whole_samples(sampling_settings: SamplingSettings) -> None:
+    """Refuse settings that shape a chat's answer; records would name them although none held."""
+    shaping = ("top_k", "min_p", "repetition_penalty", "stop")
+    changed = [
+        name
+        for name in shaping
+        if getattr(sampling_settings, name) != getattr(SamplingSettings, name)
+    ]
+    if changed:
+        raise ValueError(f"only streamed answers follow {', '.join(changed)}")

@@ -224,6 +224,6 @@ def reward_facts(run: Path) -> dict[str, Any]:
     """Facts of the newest reward model of a run; empty where there is none."""
     ledger = ledger_of(run)
     stages = [name for name in ledger if name.partition(".")[0] == "reward"]
-    newest = max(stages, key=lambda name: int(name.partition(".")[2] or 1), default=None)
+    newest = max(stages, key=_training_order, default=None)
     facts: dict[str, Any] = {} if newest is None else ledger[newest].get("facts", {})
     return facts

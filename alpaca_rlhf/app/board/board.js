@@ -808,7 +808,9 @@ function betterPanel() {
     class: "field", rows: 4, maxlength: props.limits.better, dir: "auto",
     "aria-describedby": "rank-better-hint",
     oninput: () => {
-      draft.better = { ...draft.better, text: ui.better.value };
+      // Once all of an answer is deleted, what is written then is not that answer edited.
+      const text = ui.better.value;
+      draft.better = { text, from: text.trim() ? draft.better.from : "" };
       save();
     },
   });

@@ -1,0 +1,297 @@
+"""Handlers of the Chat tab without a browser: what is left, saved, gone on with and rated."""
+
+from __future__ import annotations
+
+import html
+import json
+import threading
+from dataclasses import replace
+from types import SimpleNamespace
+
+import gradio as gr
+import pytest
+
+from alpaca_rlhf.app.chat_controller import MAX_MESSAGE_CHARS, ChatController
+from alpaca_rlhf.app.chat_messages import SampledReply, Turn
+from alpaca_rlhf.app.chat_tab import PRESETS, SHAPING, _Components, _Events, _generation_request
+from alpaca_rlhf.app.clicks import clicked
+from alpaca_rlhf.app.language import LANGUAGES, translations
+from alpaca_rlhf.app.page_jobs import PageJobs
+from alpaca_rlhf.app.saved_chats import SavedChats
+from alpaca_rlhf.app.services import Services
+from alpaca_rlhf.app.worker import Worker
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.preferences.assignment import Refused
+from alpaca_rlhf.preferences.browsing import MAX_SKIPS
+from alpaca_rlhf.preferences.chats import MAX_LISTED
+from alpaca_rlhf.preferences.database import DiskFull
+from alpaca_rlhf.preferences.people import Account
+from alpaca_rlhf.preferences.store import Store
+from tests.model_app import Echo, make_run
+
+SETTINGS = ["sft", 0.7, 1, 0, 0, 1, "", 60, 0, True, ""]
+
+
+class Gated(Echo):
+    """Pauses between its two steps until `gate` is set, and refuses while `broken`."""
+
+    def __init__(self):
+        super().__init__(lambda policy, row, j: f"<{policy}: {row.instruction}>")
+        self.gate, self.broken = threading.Event(), False
+        self.gate.set()
+
+    def generate(self, *args, **options):
+        if self.broken:
+            raise UserError("too long")
+        first, last = super().generate(*args, **options)
+        yield first
+        self.gate.wait(60)
+        yield last
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_folder):
+    return make_run(tmp_path_factory.mktemp("events") / "run", tiny_folder)
+
+
+@pytest.fixture
+def page(run, tmp_path):
+    """The handlers behind one page of Ann's, with her chats."""
+    echo = Gated()
+    worker = Worker(run, load=lambda: echo, gpu_folder=tmp_path / "card")
+    with Store(tmp_path / "p.db", seed=0) as store:
+        ann = store.add_annotator("ann", "long enough")
+        account = Account(ann, "ann", "annotator", "en")
+        services = Services(store, lambda request: account, lambda request: "en")
+        with gr.Blocks():
+            ui = _Components(worker)
+        controller, chats = ChatController(services, worker), SavedChats(services)
+        yield SimpleNamespace(
+            ui=ui,
+            echo=echo,
+            store=store,
+            chats=chats,
+            controller=controller,
+            events=_Events(controller, chats, ui),
+            request=SimpleNamespace(session_hash="page"),
+            text=translations("chat", "en"),
+        )
+        echo.gate.set()
+        worker.close()
+
+
+def kept(page):
+    """The conversations of the database, as their messages and replies."""
+    chats = page.chats.choices(page.request)
+    return {
+        number: [(turn.user, turn.reply) for turn in page.chats.open(number, page.request)[1]]
+        for _, number in chats
+    }
+
+
+def said(page, patches):
+    """State of the page after some patches."""
+    state = {}
+    for patch in patches:
+        state |= patch
+    return SimpleNamespace(
+        turns=state[page.ui.turns],
+        chat=state.get(page.ui.chat_id),
+        status=state[page.ui.status],
+        send=state[page.ui.send]["interactive"],
+    )
+
+
+def sent(page, message, turns=(), chat=None, settings=SETTINGS):
+    return said(page, page.events.send(page.request, message, turns, chat, *settings))
+
+
+def gone_on(page, turns, chat=None, settings=SETTINGS):
+    return said(page, page.events.go_on(page.request, turns, chat, *settings))
+
+
+def editing(page, index, text, turns, chat):
+    event = SimpleNamespace(index=index, value=text)
+    return list(page.events.edit(page.request, event, turns, chat, *SETTINGS))
+
+
+LEAVING = {
+    "new": lambda page, turns, chat, other: page.events.clear(page.request),
+    "open": lambda page, turns, chat, other: page.events.open_chat(
+        page.request, other, turns, chat
+    ),
+    "delete": lambda page, turns, chat, other: page.events.delete_chat(page.request, chat),
+    "undo": lambda page, turns, chat, other: page.events.undo(page.request, turns, chat),
+    "edit": lambda page, turns, chat, other: editing(page, 1, "Mine.", turns, chat),
+}
+
+
+@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize("way", LEAVING)
+def test_a_job_that_the_page_has_left_writes_nothing_any_more(page, way, stored):
+    other = sent(page, "Other?").chat
+    first = sent(page, "One?") if stored else SimpleNamespace(turns=(), chat=None)
+    page.echo.gate.clear()
+    answering = page.events.send(page.request, "Two?", first.turns, first.chat, *SETTINGS)
+    for patch in answering:
+        turns = patch[page.ui.turns]
+        if turns[-1].reply:
+            break
+    LEAVING[way](page, turns, first.chat, other)
+    before = kept(page)
+    page.echo.gate.set()
+    assert list(answering) == [], "the page shows something else by now"
+    assert kept(page) == before
+    assert (first.chat in before) == (stored and way != "delete")
+    assert len(before) == 1 + (stored and way != "delete") + (way == "edit" and not stored)
+    if way == "undo" and stored:
+        assert [user for user, _ in before[first.chat]] == ["One?"]
+
+
+def test_a_stopped_answer_is_still_shown_and_kept(page):
+    page.echo.gate.clear()
+    answering = page.events.send(page.request, "One?", (), None, *SETTINGS)
+    for patch in answering:
+        if patch[page.ui.turns][-1].reply:
+            break
+    page.events.stop(page.request)
+    page.echo.gate.set()
+    state = said(page, [patch, *answering])
+    assert page.text["status.stopped"] in state.status and state.send
+    assert kept(page) == {state.chat: [("One?", state.turns[0].reply)]}
+
+
+def test_the_job_of_another_page_drops_none_of_this_one(page):
+    jobs, worker = PageJobs(), page.controller.worker
+    one, two = (SimpleNamespace(session_hash=name) for name in ("one", "two"))
+    job = worker.start(lambda policy_server, stop: iter([7]), "chat")
+    following = jobs.follow(one, job)
+    next(following)
+    while not job.finished:
+        pass
+    assert len(list(jobs.follow(two, worker.start(lambda *_: iter([8]), "chat")))) > 0
+    assert [(update.phase, update.value) for update in following][-1] == ("done", 7)
+    assert not jobs.holds(one, job)
+
+
+def test_undo_of_the_only_turn_is_kept(page):
+    first = sent(page, "One?")
+    page.events.undo(page.request, first.turns, first.chat)
+    assert kept(page) == {first.chat: []}
+    # Deleted in another tab meanwhile: nothing is to be kept.
+    page.chats.delete(first.chat, page.request)
+    assert page.chats.save(first.chat, (), page.request) is None and kept(page) == {}
+
+
+def test_a_full_disk_leaves_the_page_free(page, monkeypatch):
+    def full(*args):
+        raise DiskFull("full")
+
+    monkeypatch.setattr(page.store, "save_chat", full)
+    state = sent(page, "One?")
+    assert state.send and state.turns[0].reply == "<sft: One?>" and state.chat is None
+    assert translations("shell", "en")["full"] in html.unescape(state.status)
+
+
+def test_only_a_reply_of_one_policy_has_an_origin(page):
+    first = sent(page, "One?")
+    assert first.turns[0].sampled.adapter == "sft"
+    # 1. The same policy goes on: it wrote all of it.
+    whole = gone_on(page, first.turns, first.chat)
+    assert whole.turns[0].sampled.adapter == "sft"
+    # 2. Another policy, or a person's words gone on with: nobody's alone, but kept.
+    mixed = gone_on(page, first.turns, first.chat, ["ppo.2", *SETTINGS[1:]])
+    assert mixed.turns[0].sampled is None and mixed.chat == first.chat
+    edited = (replace(first.turns[0], reply="Mine", sampled=None),)
+    theirs = gone_on(page, edited, first.chat)
+    assert theirs.turns[0] == Turn("One?", "Mine<sft: One?>")
+    assert kept(page) == {first.chat: [("One?", "Mine<sft: One?>")]}
+    event = SimpleNamespace(index=1, liked=True)
+    patch = page.events.rate(page.request, event, theirs.turns, theirs.chat)
+    assert page.text["thumb.unknown"] in patch[page.ui.status]
+    assert page.store.figures().counts["thumbs"] == 0
+
+
+def test_a_refused_continuation_keeps_origin_and_thumb(page):
+    first = sent(page, "One?")
+    rated = (replace(first.turns[0], thumb=True),)
+    page.echo.broken = True
+    refused = gone_on(page, rated, first.chat)
+    assert "too long" in refused.status and refused.turns == rated
+    page.echo.broken = False
+    assert gone_on(page, rated, first.chat).turns[0].thumb is None, "another reply by now"
+
+
+def test_a_thumb_near_the_evaluation_is_not_kept(page):
+    event = SimpleNamespace(index=1, liked=True)
+
+    def rated(message):
+        state = sent(page, message)
+        return page.events.rate(page.request, event, state.turns, state.chat)[page.ui.status]
+
+    for split in ("eval", "ppo", "sft"):
+        near = page.controller.prompts.splits[split][0].instruction
+        assert page.text[f"thumb.{split}"] in rated(near)
+    assert page.store.figures().counts["thumbs"] == 0
+    assert page.text["thumb.up"] in rated("What floats?")
+    assert page.store.figures().counts["thumbs"] == 1
+
+
+def test_an_exported_chat_alternates_and_has_its_system_text(page):
+    origin = SampledReply("ab", "t", 0, "eos", 3, True, "Be brief.")
+    turns = (Turn("Lost?"), Turn("One?", "Yes.", sampled=origin), Turn("Two?", "No."))
+    number = page.chats.save(None, turns[:2], page.request)
+    messages = json.loads(page.chats.exported(number, page.request))["messages"]
+    assert [(message["role"], message["content"]) for message in messages] == [
+        ("system", "Be brief."),
+        ("user", "One?"),
+        ("assistant", "Yes."),
+    ]
+    page.chats.save(number, turns, page.request)
+    messages = json.loads(page.chats.exported(number, page.request))["messages"]
+    assert [message["role"] for message in messages] == ["user", "assistant"] * 2
+    page.chats.save(number, turns[:1], page.request)
+    with pytest.raises(Refused) as refused:
+        page.chats.exported(number, page.request)
+    assert page.chats.problem(refused.value, page.request) == page.text["chats.none"]
+
+
+def test_a_chat_without_a_number_is_not_called_gone(page):
+    for patch in (
+        page.events.rename_chat(page.request, None, "x"),
+        page.events.export_chat(page.request, None),
+        page.events.delete_chat(page.request, None),
+    ):
+        assert page.text["chats.none"] in patch[page.ui.status]
+    gone = page.events.rename_chat(page.request, 77, "x")[page.ui.status]
+    assert page.text["chats.gone"] in gone
+
+
+def test_an_edited_reply_is_as_long_as_a_message_may_be(page):
+    first = sent(page, "One?")
+    (patch,) = editing(page, 1, "x" * (MAX_MESSAGE_CHARS + 1), first.turns, first.chat)
+    assert patch[page.ui.turns] == first.turns
+    assert page.text["status.too_long"].format(n=MAX_MESSAGE_CHARS) in patch[page.ui.status]
+    editing(page, 1, "x" * MAX_MESSAGE_CHARS, first.turns, first.chat)
+    assert kept(page)[first.chat] == [("One?", "x" * MAX_MESSAGE_CHARS)]
+
+
+def test_a_preset_goes_through_the_sliders_unchanged(page):
+    for name, preset in PRESETS.items():
+        values = page.events.apply_preset(name)
+        settings = ("sft", *values, *SETTINGS[1 + len(SHAPING) :])
+        request = _generation_request(page.controller.worker, settings)
+        assert request.sampling == replace(preset, max_new_tokens=60), name
+
+
+@pytest.mark.parametrize("number", [10**400, 2**53, -(2**53), "9" * 40])
+def test_a_click_with_a_number_that_no_browser_writes_does_nothing(number):
+    assert clicked(SimpleNamespace(do="retire", id=number, extra=0)) == ("", 0, 0)
+    assert clicked(SimpleNamespace(do="retire", id=1, extra=number)) == ("", 0, 0)
+    assert clicked(SimpleNamespace(do="retire", id=2**53 - 1, extra=3)) == ("retire", 2**53 - 1, 3)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_page_says_where_lists_and_searches_end(language):
+    assert str(MAX_LISTED) in translations("chat", language)["chats.info"]
+    assert str(MAX_SKIPS) in translations("data", language)["browse.words.info"]
