@@ -192,6 +192,16 @@ def test_a_full_disk_leaves_the_page_free(page, monkeypatch):
     assert state.send and state.turns[0].reply == "<sft: One?>" and state.chat is None
     assert translations("shell", "en")["full"] in html.unescape(state.status)
 
+    def broken(*args):
+        raise RuntimeError("lost")
+
+    monkeypatch.setattr(page.store, "save_chat", broken)
+    patches = []
+    with pytest.raises(RuntimeError):
+        for patch in page.events.send(page.request, "Two?", (), None, *SETTINGS):
+            patches.append(patch)
+    assert said(page, patches).send
+
 
 def test_only_a_reply_of_one_policy_has_an_origin(page):
     first = sent(page, "One?")

@@ -34,8 +34,8 @@ BUILT_KEYS = {
     + [f"status.{status}" for status in ("loading", "stopped", "done", "cut", "nothing")]
     + [f"refused.{split}" for split in ("ppo", "eval", "sft")]
     + [f"system.none.{template}" for template in ("brief", "alpaca")]
-    + [f"thumb.{word}" for word in ("up", "down", "none")]
-    + ["chats.gone", "chats.unnamed"]
+    + [f"thumb.{word}" for word in ("up", "down", "none", "ppo", "eval", "sft")]
+    + ["chats.gone", "chats.unnamed", "chats.none"]
     + [f"preset.{name}" for name in PRESETS],
     "compare": [f"{kind}.{vote}" for kind in ("vote", "votes") for vote in VOTES],
     "data": [f"curve.{verdict}" for verdict in ("helps", "levelled", "unclear")]

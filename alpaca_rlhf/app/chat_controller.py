@@ -178,11 +178,9 @@ class ChatController:
             if update.phase == "done" and update.value is not None:
                 status = _outcome(update.value.update, generation.policy, text, clock.rate)
             status = status or text["status.running"].format(policy=generation.policy)
-            view = ChatView((*earlier, last), status, not update.finished)
-            yield view
             answered = bool(last.reply) or last.sampled is not None
-            if update.finished and answered and self.page_jobs.holds(request, job):
-                yield replace(view, keep=True)
+            keep = update.finished and answered
+            yield ChatView((*earlier, last), status, not update.finished, keep)
 
     def make_candidates(
         self,

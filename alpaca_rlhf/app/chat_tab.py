@@ -408,7 +408,7 @@ class _Events:
     def apply_preset(self, name: Any) -> list[Any]:
         """Values of the sampling settings."""
         preset = PRESETS.get(name, PRESETS["balanced"])
-        return [getattr(preset, name) for name in SHAPING]
+        return [getattr(preset, setting) for setting in SHAPING]
 
     def undo(self, request: gr.Request, turns: tuple[Turn, ...], chat: int | None) -> Patch:
         self._controller.page_jobs.leave(request)
@@ -511,8 +511,14 @@ class _Events:
     ) -> Iterator[Patch]:
         generation = _generation_request(self._controller.worker, settings)
         for view in self._controller.answer(turns, generation, request, go_on=go_on):
-            # The view comes before the save, so that the page is free again even if that fails.
-            yield self._saved(view.turns, chat, request) if view.keep else self._patch(view)
+            patch = self._patch(view)
+            if view.keep:
+                try:
+                    patch |= self._saved(view.turns, chat, request)
+                except Exception:
+                    yield patch  # or the page would wait for an answer that is there
+                    raise
+            yield patch
 
     def _saved(self, turns: tuple[Turn, ...], chat: int | None, request: gr.Request) -> Patch:
         """Keep the conversation; the components that name it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gradio as gr
 
 MAX_NUMBER = 2**53 - 1
-"""The highest number that a browser writes exactly; databases hold larger ones, but not any."""
+"""The highest whole number that a browser writes exactly; far higher ones break a query."""
 
 
 def clicked(event: gr.EventData) -> tuple[str, int, int]:
