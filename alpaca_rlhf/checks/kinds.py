@@ -1,7 +1,8 @@
 """A kind of constraint: its phrasings, its checker, and what an answer must have to meet it.
 
 A phrasing is a template. `{n}` takes a number in digits or in words, `{word}`, `{other}` and
-`{phrase}` take a text in quotation marks, `{words}` takes several of them, `{letter}` a letter.
+`{phrase}` take a text in quotation marks, `{words}` takes several of them, `{bare}` one word without
+marks at the end of a clause, `{letter}` a letter.
 `sentence[s]` is a plural that follows the number. The last phrasing of each language is held out:
 no prompt of a training split is written with it. Templates that are only recognised may have
 alternatives: `use (any |)commas`.
@@ -43,6 +44,19 @@ NUMBER = (
 _MARK = '["“”‘’「」『』]'
 _QUOTED = f'{_MARK}[^"“”「」『』\\n]{{1,80}}?{_MARK}'
 _SEVERAL = rf"{_QUOTED}(?:(?:,?\s+(?:and|or)\s+|,\s*|、|和|或|以及){_QUOTED})*"
+_BARE = (
+    r"(?!(?:again|once|twice|thrice|often|too|here|there|anywhere|everywhere|either|alone|itself|only"
+    r"|correctly|carefully|sparingly|please|limit|count|you|it|that|this)\b)[a-z][a-z'’-]*"
+    r"(?=\s*(?:[.,;:!?)\n]|$|(?:and|but|please|anywhere|at\s+all)\b"
+    r"|in\s+(?:your|the)\s+(?:answer|response|reply|text)\b))"
+)
+"""A word that nothing follows in its clause, and that is no adverb of the order itself."""
+NEVER = (
+    "(do not|don't|do not ever|don't ever|never|never ever|you must not|you must never|you may not"
+    "|you should not|you should never|make sure not to|be sure not to|be careful not to"
+    "|take care not to|try not to|make sure you do not|make sure you don't|make sure you never)"
+)
+"""The beginnings of a ban, for templates that are recognised."""
 _SLOT = re.compile(r"(\{\w+\}|\[s\]|\"|\s+)")
 _TOKEN = re.compile(r"(\{\w+\}|\[s\]|\([^()]*\)|\"|\s+)")
 _TEXT_SLOTS = ("word", "other", "phrase")
@@ -176,7 +190,7 @@ class Kind:
         return Phrasing.of(f"(any |no |){self.things}", form="ban") if self.things else None
 
     def _form(self, manner: str) -> Form:
-        if manner.startswith("no ") and "{n}" not in manner:
+        if manner.startswith(("no ", "neither ")) and "{n}" not in manner:
             return "ban"
         return "letters" if self.letters else "manner"
 
@@ -245,7 +259,7 @@ def read_arguments(match: re.Match[str]) -> dict[str, str]:
     for slot, text in match.groupdict().items():
         if slot == "words":
             marks = '"“”‘’「」『』'
-            quoted = re.findall(_QUOTED, text)
+            quoted = re.findall(_QUOTED, text) or [text]
             arguments[slot] = "|".join(part.strip(marks) for part in quoted)
         elif slot in _TEXT_SLOTS or slot == "letter":
             arguments[slot] = " ".join(text.split())
@@ -295,6 +309,8 @@ def _compiled(template: str) -> re.Pattern[str]:
             parts.append(_MARK)
         elif token == "{words}":
             parts.append(f"(?P<words>{_SEVERAL})")
+        elif token == "{bare}":
+            parts.append(f"(?P<words>{_BARE})")
         elif token == "{letter}":
             parts.append("(?P<letter>[A-Za-z])")
         elif token[1:-1] in _TEXT_SLOTS and token.startswith("{"):

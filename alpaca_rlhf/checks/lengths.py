@@ -5,7 +5,16 @@ from __future__ import annotations
 import random
 
 from alpaca_rlhf.checks.degrees import exactly, most, within
-from alpaca_rlhf.checks.kinds import MOST, Arguments, Demands, Kind, Language, count_of, draw_count
+from alpaca_rlhf.checks.kinds import (
+    MOST,
+    NEVER,
+    Arguments,
+    Demands,
+    Kind,
+    Language,
+    count_of,
+    draw_count,
+)
 from alpaca_rlhf.checks.text import Answer, words_of
 
 WORDS_PER_SENTENCE = (5, 25)
@@ -42,7 +51,6 @@ _OR_LESS = "(or less|or fewer|max|maximum|at most|at the most|tops)"
 _OR_MORE = "(or more|minimum|at least|at a minimum)"
 _WITH = "(in |with |using |)"
 _IT = "(it|your answer|your response|your reply|the answer|the response|the reply|yourself)"
-_NEVER = "(do not|don't|never)"
 
 LENGTHS = (
     Kind(
@@ -83,14 +91,16 @@ LENGTHS = (
         also=(
             f"limit {_IT} to {{n}} sentence[s]",
             f"keep {_IT} (to|within) {{n}} sentence[s]",
-            f"{_NEVER} (exceed|go over|go beyond) {{n}} sentence[s]",
-            f"{_NEVER} (use|write|give me) more than {{n}} sentence[s]",
+            f"keep {_IT} (to|within) {{n}} sentence[s] {_OR_LESS}",
+            f"{NEVER} (exceed|go over|go beyond) {{n}} sentence[s]",
+            f"{NEVER} (use|write|give me) more than {{n}} sentence[s]",
             "(用|)(最多|至多|不超过|不多于)(用|写|){n}句话",
             "(用|){n}句话以内",
         ),
         manner=(
             f"{_WITH}{_AT_MOST} {{n}} sentence[s]",
             f"{_WITH}{{n}} sentence[s] {_OR_LESS}",
+            f"{_WITH}{{n}} or (fewer|less) sentence[s]",
             "(should|must|may) not exceed {n} sentence[s]",
         ),
         draw=draw_count(2, 4),
@@ -109,7 +119,11 @@ LENGTHS = (
         ),
         lambda answer, a: within(len(answer.sentences), count_of(a), MOST),
         chinese=("至少写{n}句话。", "回答不少于{n}句话。", "请写{n}句话或更多。"),
-        also=("(用|)(至少|不少于)(用|写|){n}句话", "(用|){n}句话以上"),
+        also=(
+            f"{NEVER} (use|write|give me) (fewer|less) than {{n}} sentence[s]",
+            "(用|)(至少|不少于)(用|写|){n}句话",
+            "(用|){n}句话以上",
+        ),
         manner=(
             f"{_WITH}{_AT_LEAST} {{n}} sentence[s]",
             f"{_WITH}{{n}} sentence[s] {_OR_MORE}",
@@ -134,8 +148,9 @@ LENGTHS = (
         also=(
             f"limit {_IT} to {{n}} words",
             f"keep {_IT} (to|within|under|below) {{n}} words",
-            f"{_NEVER} (exceed|go over|go beyond) {{n}} words",
-            f"{_NEVER} (use|write) more than {{n}} words",
+            f"keep {_IT} (to|within) {{n}} words {_OR_LESS}",
+            f"{NEVER} (exceed|go over|go beyond) {{n}} words",
+            f"{NEVER} (use|write) more than {{n}} words",
             "(最多|至多|不超过|不多于){n}(个|)字",
             "{n}(个|)字以内",
         ),
@@ -143,6 +158,7 @@ LENGTHS = (
             f"{_WITH}{_AT_MOST} {{n}} words",
             f"{_WITH}(under|below|fewer than|less than) {{n}} words",
             f"{_WITH}{{n}} words {_OR_LESS}",
+            f"{_WITH}{{n}} or (fewer|less) words",
             "(should|must|may) not exceed {n} words",
         ),
         draw=draw_count(25, 80, 5),
@@ -160,7 +176,11 @@ LENGTHS = (
         ),
         lambda answer, a: within(len(answer.words), count_of(a), MOST),
         chinese=("至少写{n}个字。", "回答不少于{n}个字。", "篇幅要达到{n}个字或更多。"),
-        also=("(至少|不少于){n}(个|)字", "{n}(个|)字以上"),
+        also=(
+            f"{NEVER} (use|write) (fewer|less) than {{n}} words",
+            "(至少|不少于){n}(个|)字",
+            "{n}(个|)字以上",
+        ),
         manner=(
             f"{_WITH}{_AT_LEAST} {{n}} words",
             f"{_WITH}{{n}} words {_OR_MORE}",

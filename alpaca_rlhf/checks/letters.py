@@ -6,7 +6,15 @@ import re
 from collections.abc import Callable
 
 from alpaca_rlhf.checks.degrees import exactly, most, within, without
-from alpaca_rlhf.checks.kinds import MOST, Arguments, Demands, Kind, count_of, draw_count
+from alpaca_rlhf.checks.kinds import (
+    MOST,
+    NEVER,
+    Arguments,
+    Demands,
+    Kind,
+    count_of,
+    draw_count,
+)
 from alpaca_rlhf.checks.text import Answer
 
 _COMMAS = "[,，、]"
@@ -62,7 +70,6 @@ _exclamations = _marks("[!！]")
 _semicolons = _marks("[;；]")
 _questions = _marks("[?？]")
 
-_NEVER = "(do not|don't|never)"
 _CAPITALS = (
     "(capital letters|capitals|uppercase letters|upper case letters|upper-case letters|uppercase"
     "|upper case|upper-case)"
@@ -76,9 +83,11 @@ _SMALL = (
 def _no(things: str, *chinese: str) -> tuple[str, ...]:
     """Orders that ban things, as people put them."""
     return (
-        f"{_NEVER} (use|include|write) (any |a single |){things}",
+        f"{NEVER} (use|include|write) (any |a single |){things}",
         f"avoid (using |all |any |){things}",
+        f"refrain from using (any |){things}",
         f"(use|include) no {things}",
+        f"{things} are (forbidden|not allowed|prohibited|banned|off limits)",
         *chinese,
     )
 
@@ -89,6 +98,7 @@ def _none(things: str) -> tuple[str, ...]:
         f"without (any |using |using any |a single |){things}",
         f"(should|must|may) not (use|contain|have|include) (any |){things}",
         f"no {things}",
+        f"neither {things}",
     )
 
 
@@ -105,7 +115,7 @@ LETTERS = (
         ),
         lambda answer, a: without(_with_capital(answer)) if answer.letters else 0.0,
         also=(
-            f"{_NEVER} use (any |){_CAPITALS}",
+            f"{NEVER} use (any |){_CAPITALS}",
             f"avoid (using |all |any |){_CAPITALS}",
             f"use no {_CAPITALS}",
             "use (only |)(lowercase|lower case|small) letters(| only)",
@@ -237,7 +247,8 @@ LETTERS = (
         ),
         _no_letter,
         also=(
-            f'{_NEVER} use (the letter|words with the letter|words that contain the letter) "{{letter}}"',
+            f'{NEVER} use (the letter|words with the letter|words that contain the letter) "{{letter}}"',
+            f"{NEVER} use the letter {{letter}}",
             'avoid (using |)the letter "{letter}"',
             "avoid (using |)the letter {letter}",
         ),

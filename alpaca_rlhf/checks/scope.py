@@ -48,6 +48,7 @@ _ORDER = re.compile(
     |\b(?:can|could|would|will)\s+you\b
     |\b(?:sure|careful|remember|try|please|want\s+you|like\s+you|need\s+you|ask\s+you|task\s+is
       |goal\s+is|rule\s+is|important|necessary|required)\s+to\b
+    |(?:\b(?:not|never)|n['’]t)\s+(?:forget|fail|hesitate)\s+to\b
     |\b(?:sure|requirements?|rules?|that)\s+you\b
     )\s*(?:(?:{_ADVERBS})\s+)*$""",
     re.IGNORECASE | re.VERBOSE,
@@ -124,7 +125,7 @@ _PART_NOUNS = (
 _PART_AFTER = re.compile(
     rf"""[\s,(–—-]*(?:
     (?:per|each|apiece|if|when|whenever|unless|except|excepting|apart\s+from|other\s+than|until|again
-      |(?:but\s+)?only\s+(?:in|for|when|if|the))\b
+      |(?:but\s+)?only\s+(?:in|for|when|if|the)|before|between|around|next\s+to)\b
     |(?:for|in|at|of)\s+(?:each|every|any|(?:the|your|a|an|one)\s+{_PART_NOUNS}\b)
     |(?:more|less|fewer)\s+than\b|too\s+(?:often|much)\b|(?:once|twice|thrice|exactly|sparingly)\b
     |(?:at\s+(?:least|most)|no\s+(?:more|less|fewer)\s+than)\b|(?:{NUMBER})\s+times\b
@@ -134,7 +135,7 @@ _PART_AFTER = re.compile(
 )
 """The words after it that make it a part's, a condition's, or a count's."""
 _OR = re.compile(r"[\s,]*or\b|或", re.IGNORECASE)
-_SAYS_NO = re.compile(r"\b(?:not?|never|without|avoid)\b|n['’]t\b|不", re.IGNORECASE)
+_SAYS_NO = re.compile(r"\b(?:not?|never|without|avoid|refrain|neither)\b|n['’]t\b|不", re.IGNORECASE)
 _LETTERS_END = re.compile(
     r"\s*(?:letters?\b\s*)?(?:(?:only|please|throughout|thanks?)\b\s*)*"
     r"(?:$|[.,;:!?)\n]|and\b|with\b|without\b|but\b|in\s+(?:exactly|at|no|your)\b)",
@@ -142,7 +143,7 @@ _LETTERS_END = re.compile(
 )
 _NO_THINGS_END = re.compile(
     r"\s*(?:(?:at\s+all|please|whatsoever|anywhere|allowed|thanks?)\b\s*)*"
-    rf"(?:$|[.,;:!?)\n]|and\b|or\b|but\b|in\s+(?:any\s+part\s+of\s+)?{_ANSWER})",
+    rf"(?:$|[.,;:!?)\n]|and\b|n?or\b|but\b|in\s+(?:any\s+part\s+of\s+)?{_ANSWER})",
     re.IGNORECASE,
 )
 _GOES_ON = re.compile(r"(?:\s*,)?\s+(?P<word>(?:or|nor|and)\s+)?", re.IGNORECASE)

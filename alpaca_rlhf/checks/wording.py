@@ -5,7 +5,16 @@ from __future__ import annotations
 import re
 
 from alpaca_rlhf.checks.degrees import exactly, most, within, without
-from alpaca_rlhf.checks.kinds import MOST, Arguments, Demands, Draw, Kind, count_of, draw_count
+from alpaca_rlhf.checks.kinds import (
+    MOST,
+    NEVER,
+    Arguments,
+    Demands,
+    Draw,
+    Kind,
+    count_of,
+    draw_count,
+)
 from alpaca_rlhf.checks.text import Answer, bare, phrase_pattern
 
 OPENINGS = (
@@ -37,7 +46,6 @@ _LEADING_MARKS = re.compile(r"^[\s\"“'‘(\[*_「『#<>-]*(?:\d{1,3}[.)]\s*)?"
 
 
 _IT = "(it |your answer |your response |your reply |the answer |the text |the story |)"
-_NEVER = "(do not|don't|never|you must not|you may not|you should not)"
 _THE_WORDS = (
     "the (word|words|phrase|phrases|term|terms|following words:|following words|following word:)"
 )
@@ -152,6 +160,7 @@ WORDING = (
         also=(
             f"(use|include|mention|contain) {_THE_WORDS} {{words}}",
             "mention {words}",
+            "(use|include|mention|contain) the word {bare}",
         ),
         demands=lambda a: Demands(required_words=tuple(_words(a)), words=(8, MOST)),
     ),
@@ -215,14 +224,19 @@ WORDING = (
         _leaves_out,
         chinese=("不要使用{words}。", "回答里不能出现{words}。", "请避开{words}这些词。"),
         also=(
-            f"{_NEVER} (use|include|mention|say|write|contain) {_THE_WORDS} {{words}}",
-            f"{_NEVER} (use|mention|say) {{words}}",
+            f"{NEVER} (use|include|mention|say|write|contain) {_THE_WORDS} {{words}}",
+            f"{NEVER} (use|include|mention|say|write|contain) the word {{bare}}",
+            f"{NEVER} (use|mention|say) {{words}}",
+            "refrain from (using|saying|mentioning) (the word |){words}",
+            "the word {words} (must not appear|must never appear|should never appear|should not appear|may not appear)",
+            "the word {words} is (forbidden|not allowed|prohibited|banned|off limits)",
             f"avoid (using |saying |mentioning |){_THE_WORDS} {{words}}",
             "avoid (using|saying|mentioning) {words}",
         ),
         manner=(
             f"without (using |saying |mentioning |including |){_THE_WORDS} {{words}}",
             "without (using|saying|mentioning) {words}",
+            "without (using |saying |mentioning |including |)the word {bare}",
             f"(should|must|may) not (use|contain|include|mention) {_THE_WORDS} {{words}}",
         ),
         demands=lambda a: Demands(
