@@ -355,6 +355,26 @@ MISTAKES = (
             "update this one",
         ),
     ),
+    Mistake(
+        "the settings of a run of a newer version",
+        f"{_BASE} model --config newer/config.yaml",
+        (
+            "newer/config.yaml:",
+            "sparkles: no such setting",
+            "made by another version, alpaca-rlhf 9.0",
+            "or leave out what it does not know",
+        ),
+    ),
+    Mistake(
+        "a card without its family",
+        "plan --base model --card 4090",
+        ("--card 4090: did you mean rtx-4090? Else give its memory in GiB, or one of rtx-3060,",),
+    ),
+    Mistake(
+        "a file of answers without answers",
+        "checks score --file prompts.jsonl",
+        ("prompts.jsonl:1: no answer; expected it in `answer` or `output`", "here: instruction"),
+    ),
     Mistake("a folder that is no run", "evaluate --out nowhere", ("--out nowhere: holds no run",)),
     Mistake("another kit's command", "train", ("train: no such command; did you mean sft",)),
     Mistake("another command for the report", "eval", ("did you mean evaluate",)),

@@ -135,7 +135,9 @@ _PART_AFTER = re.compile(
 )
 """The words after it that make it a part's, a condition's, or a count's."""
 _OR = re.compile(r"[\s,]*or\b|或", re.IGNORECASE)
-_SAYS_NO = re.compile(r"\b(?:not?|never|without|avoid|refrain|neither)\b|n['’]t\b|不", re.IGNORECASE)
+_SAYS_NO = re.compile(
+    r"\b(?:not?|never|without|avoid|refrain|neither)\b|n['’]t\b|不", re.IGNORECASE
+)
 _LETTERS_END = re.compile(
     r"\s*(?:letters?\b\s*)?(?:(?:only|please|throughout|thanks?)\b\s*)*"
     r"(?:$|[.,;:!?)\n]|and\b|with\b|without\b|but\b|in\s+(?:exactly|at|no|your)\b)",

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from alpaca_rlhf.checks import KINDS, CheckResult, Checks, Language, Verdict, example_of
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
-from alpaca_rlhf.data import Reading, column_names, read_instructions
+from alpaca_rlhf.data.readers.columns import OUTPUT, refuse_marked_bad
+from alpaca_rlhf.data.readers.formats import instructions_of
+from alpaca_rlhf.data.readers.problems import EmptyRow, listed
+from alpaca_rlhf.data.readers.rows import checked_text, collect
 
 
 @dataclass(frozen=True)
@@ -101,12 +105,11 @@ def _score_file(settings: Scoring, terminal: Terminal) -> None:
     """Score every row of a file whose prompt states a constraint, and count by kind."""
     assert settings.file is not None
     # 1. The rows, without those that nothing can be checked of.
-    reading = Reading("instructions", columns=column_names("answer=output", "--columns"))
-    rows = [row for row in read_instructions(settings.file, reading) if row.output is not None]
+    file = settings.file
+    rows = collect(file, lambda row: _answered(row, file.name))
     judged = [row for row in rows if Checks.can_judge(row)]
     if not judged:
-        Checks.refuse_others(rows, f"--file {settings.file}")
-        raise UserError(f"--file {settings.file}: no row has an answer")
+        Checks.refuse_others(rows, f"--file {file}")
     # 2. Each row, then the share met of each kind.
     met: Counter[str] = Counter()
     totals: Counter[str] = Counter()
@@ -128,6 +131,25 @@ def _score_file(settings: Scoring, terminal: Terminal) -> None:
         f"{len(judged)} answers, mean score {sum(scores) / len(scores):.3f}"
         + (f"; {left_out} rows state no constraint and were left out" if left_out else "")
     )
+
+
+def _answered(row: dict[str, Any], file_name: str) -> list[Instruction]:
+    """The tasks of a row, whose answer may stand in `answer` too.
+
+    Raises:
+        BadRow: It has no prompt or no answer.
+        MarkedBad: Its label marks it as bad.
+    """
+    refuse_marked_bad(row)
+    tasks = instructions_of(row, file_name)
+    if row.get("answer") is not None:
+        answer = checked_text(row["answer"], "column `answer`")
+        tasks = [replace(task, output=answer) for task in tasks]
+    if not all((task.output or "").strip() for task in tasks):
+        names = " or ".join(f"`{name}`" for name in ("answer", *OUTPUT))
+        columns = listed(list(row))
+        raise EmptyRow(f"no answer; expected it in {names}; columns here: {columns}")
+    return tasks
 
 
 def _show(verdict: Verdict, terminal: Terminal) -> None:

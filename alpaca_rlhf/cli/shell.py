@@ -10,9 +10,11 @@ import contextlib
 import io
 import logging
 import os
+import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Literal, TypeVar
 
 from alpaca_rlhf.cli.terminal import Terminal, plain
@@ -145,7 +147,8 @@ def parsed(
     )
 
     if not wants_help(arguments):
-        return parse(cls, arguments, prog=prog, description=about, default=default)
+        with naming_newer_runs():
+            return parse(cls, arguments, prog=prog, description=about, default=default)
     help_wanted = ["--help"]
     if sys.stdout.isatty():
         return parse(cls, help_wanted, prog=prog, description=about, default=default)
@@ -153,6 +156,20 @@ def parsed(
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
         parse(cls, help_wanted, prog=prog, description=about, default=default)
     raise SystemExit(printed(text.getvalue()))
+
+
+@contextlib.contextmanager
+def naming_newer_runs() -> Iterator[None]:
+    """Name the version of a run whose `config.yaml` is given as `--config` and not understood."""
+    try:
+        yield
+    except UserError as error:
+        from alpaca_rlhf.serving.run_contents import other_version
+
+        place = re.match(r"(?P<folder>.*?)config\.yaml:\d+: ", str(error))
+        remedy = "leave out what it does not know"
+        version = other_version(Path(place["folder"]), remedy) if place else ""
+        raise UserError(f"{error}{version}") from None
 
 
 class _WarningsToTerminal(logging.Handler):

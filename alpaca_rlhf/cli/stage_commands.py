@@ -221,7 +221,8 @@ def _entries(cls: type[Loop], arguments: Sequence[str], prog: str) -> Mapping[st
     if shell.wants_help(arguments):
         return {}
     leaves = {leaf.path: leaf for leaf in leaves_of(cls, required=False)}
-    return read_entries(arguments, leaves, prog)
+    with shell.naming_newer_runs():
+        return read_entries(arguments, leaves, prog)
 
 
 def _part(

@@ -6,6 +6,7 @@ until it has been measured on that GPU; `--tflops` and `--bandwidth` take measur
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -98,8 +99,12 @@ def find_gpu(text: str) -> GpuSpec:
     except ValueError:
         gib = math.nan
     if not 0 < gib <= LARGEST_GIB:
-        names = ", ".join(gpu.name for gpu in (*GPU_SPECS, CPU))
-        raise UserError(f"--card {text}: give its memory in GiB, or one of {names}")
+        names = [gpu.name for gpu in (*GPU_SPECS, CPU)]
+        near = [known for known in names if name.replace("-", "") in known.replace("-", "")]
+        near = near if name else []
+        meant = " or ".join(near or difflib.get_close_matches(name, names, n=1))
+        hint = f"did you mean {meant}? Else give" if meant else "give"
+        raise UserError(f"--card {text}: {hint} its memory in GiB, or one of {', '.join(names)}")
     # 3. Rates of the slowest GPU of the nearest size, so that no time is promised too short.
     nearest = min(GPU_SPECS, key=lambda gpu: (abs(gpu.gib - gib), gpu.tflops))
     return GpuSpec(

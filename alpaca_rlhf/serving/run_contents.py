@@ -72,13 +72,18 @@ def settings_of(run: Path) -> Loop:
     try:
         return parse(Loop, flags, prog="alpaca-rlhf", description="")
     except UserError as error:
-        raise UserError(f"{error}{_other_version(run)}") from None
+        remedy = "begin another run with another --out"
+        raise UserError(f"{error}{other_version(run, remedy)}") from None
 
 
-def _other_version(run: Path) -> str:
+def other_version(run: Path, remedy: str) -> str:
     """The rest of a refusal where a run was made by another version; else empty.
 
     Settings that this version does not know are most often those of a newer one.
+
+    Args:
+        run: The run folder, or one that may be none.
+        remedy: What else can be done than to update.
     """
     try:
         facts = _read(run / "provenance.json")
@@ -91,7 +96,7 @@ def _other_version(run: Path) -> str:
         return ""
     return (
         f"; the run was made by another version, alpaca-rlhf {theirs}, and this is {ours}: update "
-        "this one (git pull, then the command again), or begin another run with another --out"
+        f"this one (git pull, then the command again), or {remedy}"
     )
 
 
