@@ -16,7 +16,8 @@ from alpaca_rlhf.core import gpu_lock, quiet
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.serving import run_contents
-from alpaca_rlhf.serving.filling import Draws, fill, origin_of
+from alpaca_rlhf.serving.answerer import Answerer
+from alpaca_rlhf.serving.filling import fill, origin_of
 from alpaca_rlhf.serving.sampling_settings import SamplingSettings
 from alpaca_rlhf.serving.served import EndpointModel
 from alpaca_rlhf.settings import Loop, Sampler
@@ -160,7 +161,7 @@ def _by_http(
 
 def _fill(
     store: Store,
-    draws: Draws,
+    draws: Answerer,
     flags: Fill,
     answerer: str,
     rows: Sequence[Instruction],

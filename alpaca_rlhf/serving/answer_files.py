@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from alpaca_rlhf.core import jsonl
 from alpaca_rlhf.core.errors import UserError
@@ -20,6 +20,7 @@ from alpaca_rlhf.core.records import Completion, Instruction, content_hash
 from alpaca_rlhf.data.readers.formats import instructions_of
 from alpaca_rlhf.data.readers.problems import BadRow
 from alpaca_rlhf.data.readers.rows import columns_of, no_rows, open_rows
+from alpaca_rlhf.serving.answerer import Answerer
 from alpaca_rlhf.serving.sampling_settings import SamplingSettings
 
 DETAILS = "alpaca_rlhf"
@@ -28,25 +29,6 @@ DETAILS = "alpaca_rlhf"
 
 _LATER_SETTINGS = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "stop": []}
 """Sampling settings that earlier versions did not have, and what they answered by."""
-
-
-class Answerer(Protocol):
-    """The policies of a run."""
-
-    def fingerprint(self, policy: str) -> str:
-        """Name of a policy's weights."""
-        ...
-
-    def candidates(
-        self,
-        policy: str,
-        rows: Sequence[Instruction],
-        sampling_settings: SamplingSettings,
-        *,
-        k: int,
-    ) -> list[list[Completion]]:
-        """K completions of each prompt."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -8,33 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from alpaca_rlhf.core.records import Completion, Instruction
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.preferences.assignment import MIN_ANSWERS, distinct
+from alpaca_rlhf.serving.answerer import Answerer
 from alpaca_rlhf.serving.sampling_settings import SamplingSettings
 
 if TYPE_CHECKING:
     from alpaca_rlhf.preferences.store import Store
-
-
-class Draws(Protocol):
-    """A source of answers: a policy of the run, or a model behind HTTP."""
-
-    def fingerprint(self, policy: str) -> str:
-        """The fingerprint that its answers carry."""
-        ...
-
-    def candidates(
-        self,
-        policy: str,
-        rows: Sequence[Instruction],
-        sampling_settings: SamplingSettings,
-        *,
-        k: int,
-    ) -> list[list[Completion]]:
-        """K completions of each prompt."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -53,7 +35,7 @@ class Filled:
 
 def fill(
     store: Store,
-    policy_server: Draws,
+    policy_server: Answerer,
     rows: Sequence[Instruction],
     policy: str,
     *,
@@ -66,7 +48,7 @@ def fill(
 
     Args:
         store: Whose queue is filled.
-        policy_server: Draws.
+        policy_server: Answerer.
         rows: The prompts.
         policy: The policy that answers.
         k: Completions a prompt.
