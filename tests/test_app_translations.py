@@ -21,6 +21,7 @@ from alpaca_rlhf.app.worker import ModelPhase
 from alpaca_rlhf.pipeline import STAGES
 from alpaca_rlhf.preferences.battles import VOTES
 from alpaca_rlhf.preferences.browsing import STATES, Statement
+from alpaca_rlhf.sources.screening import REASONS, SPLITS
 
 APP = Path(rendering.__file__).parent
 TABS = sorted(path.stem for path in (APP / "translations").glob("*.json"))
@@ -50,7 +51,9 @@ BUILT_KEYS = {
     + [f"browse.n.{key}" for key in ("judged", "comments", "flags", "skips")]
     + [f"browse.kind.{kind}" for kind in get_args(get_type_hints(Statement)["kind"])]
     + [f"browse.task.{kind}" for kind in ("gold", "repeat")]
-    + [f"browse.criterion.{criterion}" for criterion in CRITERIA],
+    + [f"browse.criterion.{criterion}" for criterion in CRITERIA]
+    + [f"upload.reason.{reason}" for reason in REASONS]
+    + [f"upload.reason.{near}.{split}" for near in ("same", "near") for split in SPLITS],
     "train": [f"activity.{activity}" for activity in get_args(Activity) if activity != "idle"]
     + [f"closed.{reason}" for reason in get_args(Closed)]
     + [f"ending.{ending}" for ending in get_args(Ending)]

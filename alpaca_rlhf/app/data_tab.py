@@ -16,6 +16,7 @@ from alpaca_rlhf.app.browse import Browse
 from alpaca_rlhf.app.clicks import clicked
 from alpaca_rlhf.app.language import label, translations
 from alpaca_rlhf.app.rendering import render
+from alpaca_rlhf.app.sections import scripted_section
 from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.preferences.assignment import Refused
@@ -46,7 +47,11 @@ class Exports:
 
 
 def data_tab(
-    services: Services, exports: Exports, rounds: data_view.Rounds = data_view.NO_ROUNDS
+    services: Services,
+    exports: Exports,
+    rounds: data_view.Rounds = data_view.NO_ROUNDS,
+    *,
+    upload: bool = False,
 ) -> Callable[[gr.Tab], None]:
     """Build the tab; call it within `gr.Blocks`.
 
@@ -54,6 +59,7 @@ def data_tab(
         services: Store, accounts and language.
         exports: Where snapshots go.
         rounds: How far the rounds of the run are.
+        upload: Show the form that adds prompts to rank, whose routes are those of `PromptUpload`.
 
     Returns:
         A function of the `gr.Tab` around it: the figures are read when that opens.
@@ -87,9 +93,12 @@ def data_tab(
     with gr.Row():
         newest_remarks = gr.Button(label("data", "remark.newest"), **small)
         older_remarks = gr.Button(label("data", "remark.older"), **small)
-    # 5. All sets.
+    # 5. Prompts to rank.
+    if upload:
+        scripted_section("prompt-upload", "prompt_upload", css_class="prompt-upload-box")
+    # 6. All sets.
     browse = Browse(services)
-    # 6. People.
+    # 7. People.
     people = gr.HTML(js_on_load=_CLICKS, **html)
     with gr.Accordion(label("data", "add"), open=False):
         with gr.Row():
@@ -108,7 +117,7 @@ def data_tab(
             )
         add = gr.Button(label("data", "add.do"))
     outcome = gr.HTML(**html)
-    # 7. Guidelines.
+    # 8. Guidelines.
     with gr.Accordion(label("data", "guidelines"), open=False):
         guidelines = gr.Textbox(
             label=label("data", "guidelines.text"),

@@ -26,7 +26,7 @@ from alpaca_rlhf.preferences.store import Store
 
 MAX_REQUEST_BYTES = 4 * 2**20
 """Bytes of a request; a long conversation stays far below."""
-_MAX_BYTES_OF = {"/training/upload": MAX_UPLOAD_BYTES}
+_MAX_BYTES_OF = {"/training/upload": MAX_UPLOAD_BYTES, "/prompts": MAX_UPLOAD_BYTES}
 """Other limits, by path."""
 RUN_HEADER = "x-alpaca-run"
 """Header by which a page says which run it was opened on: ids of one run mean others in another."""
@@ -34,7 +34,7 @@ PUBLIC_PATHS = ("/login",)
 """Paths for those who are not signed in."""
 _PATHS = {"/", "/login", "/logout", "/status", "/config", "/theme.css", "/manifest.json"}
 _PATHS |= {"/favicon.ico", "/robots.txt", "/training", "/report", "/password"}
-_PATHS |= {"/training/new", "/training/upload", "/training/open"}
+_PATHS |= {"/training/new", "/training/upload", "/training/open", "/prompts"}
 _PATHS |= {
     f"/gradio_api/{name}"
     for name in ("queue/join", "queue/data", "cancel", "reset", "app_id", "info", "startup-events")

@@ -24,37 +24,42 @@ ANSWERS_PER_SET = 4
 
 
 def keep_filled(store: Store, worker: Worker) -> None:
-    """Let a worker top up the queue with answers of its last policy, from the rank split.
+    """Let a worker top up the queue with answers of its last policy to the prompts to rank.
 
-    It never loads the model by itself: somebody must have used it first.
+    These are those of the rank split and those that admins have added. It never loads the model by
+    itself: somebody must have used it first.
     """
-    # Once every prompt has answers of the last policy, there is nothing more to do.
+    # Once every prompt has answers of the last policy, there is nothing to do until some are added.
     prompts = RunPrompts(worker.run, worker.settings)
-    exhausted = False
+    exhausted_at: int | None = None  # added prompts when all had answers
 
     def unranked_sets() -> int:
         progress = store.progress(0)
         return progress.sets - progress.sets_ranked
 
     def work(policy_server: PolicyServer, stop: Event) -> Iterator[Filled]:
-        nonlocal exhausted
+        nonlocal exhausted_at
+        added = store.added_prompts()
         policy = worker.policies()[-1]
         for progress in fill(
             store,
             policy_server,
-            prompts.to_rank(),
+            [*prompts.to_rank(), *added],
             policy,
             k=ANSWERS_PER_SET,
             sampling_settings=SamplingSettings(temperature=1.0),
             origin=origin_of(worker.run, policy),
             batch=1,
         ):
-            exhausted = progress.done == progress.total
+            if progress.done == progress.total:
+                exhausted_at = len(added)
             yield progress
             if stop.is_set() or unranked_sets() >= HIGH_WATER_SETS:
                 return
 
     def next_work() -> Work[Any] | None:
-        return None if exhausted or unranked_sets() >= LOW_WATER_SETS else work
+        if unranked_sets() >= LOW_WATER_SETS or exhausted_at == len(store.added_prompts()):
+            return None
+        return work
 
     worker.when_idle(next_work)

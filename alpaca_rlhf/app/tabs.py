@@ -9,6 +9,7 @@ from pathlib import Path
 
 from starlette.routing import BaseRoute
 
+from alpaca_rlhf.app.added_answers import AddedAnswers
 from alpaca_rlhf.app.chat_tab import chat_tab
 from alpaca_rlhf.app.compare_tab import compare_tab
 from alpaca_rlhf.app.data_tab import Exports, data_tab
@@ -16,6 +17,7 @@ from alpaca_rlhf.app.data_view import Rounds
 from alpaca_rlhf.app.new_run_page import NewRuns
 from alpaca_rlhf.app.page_layout import Tab
 from alpaca_rlhf.app.prefetch import keep_filled
+from alpaca_rlhf.app.prompt_upload import PromptUpload, contents_of
 from alpaca_rlhf.app.rank_tab import rank_tab
 from alpaca_rlhf.app.train_tab import TrainPage, train_tab
 from alpaca_rlhf.app.training import Training, TrainingCommand
@@ -37,10 +39,12 @@ class AppTabs:
     """The training of the run; None without a run."""
     new_runs: NewRuns | None = None
     """Begins runs; None where the app knows no folder of runs."""
+    upload: PromptUpload | None = None
+    """Adds prompts to rank; None without a run."""
 
     def routes(self) -> list[BaseRoute]:
         """Routes of the tabs, beside Gradio's."""
-        pages = (self.train, self.new_runs)
+        pages = (self.train, self.new_runs, self.upload)
         return [route for page in pages if page is not None for route in page.routes()]
 
     def close(self) -> None:
@@ -84,6 +88,8 @@ def tabs(
     page = TrainPage(training, store, command)
     keep_filled(store, worker)
     training.watch()
+    answers = AddedAnswers(store, worker)
+    answers.start()  # those that an app which was ended has not come to
     # 2. The tabs.
     settings = worker.settings
     judge = None if settings.inputs.judge == "human" else settings.inputs.judge
@@ -99,9 +105,10 @@ def tabs(
             Tab("chat", partial(chat_tab, worker=worker)),
             Tab("compare", partial(compare_tab, worker=worker)),
             Tab("train", partial(train, page=page), admin=True),
-            Tab("data", partial(data_tab, exports=exports, rounds=rounds), admin=True),
+            Tab("data", partial(data_tab, exports=exports, rounds=rounds, upload=True), admin=True),
         ],
         worker,
         page,
         new_runs,
+        PromptUpload(store, answers, partial(contents_of, worker.run)),
     )

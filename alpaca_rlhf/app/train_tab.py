@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -15,6 +14,7 @@ from starlette.routing import BaseRoute, Route
 from alpaca_rlhf.app import training_view
 from alpaca_rlhf.app.language import preferred_language, translations
 from alpaca_rlhf.app.rendering import render
+from alpaca_rlhf.app.sections import scripted_section
 from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.app.training import Training, TrainingCommand, TrainingRefused, changed_ns
 from alpaca_rlhf.app.training_plan import PlannedStage, local_card, plan_of
@@ -26,8 +26,6 @@ from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.steps import order
 from alpaca_rlhf.sources.standing import standing_by_round
 
-_STATIC = Path(__file__).parent / "static"
-
 
 def train_tab(services: Services, page: TrainPage | None, *, new_runs: bool = False) -> None:
     """Build the tab; call it within `gr.Blocks`.
@@ -38,26 +36,13 @@ def train_tab(services: Services, page: TrainPage | None, *, new_runs: bool = Fa
         new_runs: Show the form of new runs too.
     """
     if new_runs:
-        _section("new-run", "new_run", css_class="new-run-box")
+        scripted_section("new-run", "new_run", css_class="new-run-box")
     if page is not None:
         _training_of(services, page)
 
 
-def _section(elem_id: str, files: str, *, css_class: str) -> gr.HTML:
-    """A part of the tab whose script asks for its content; no text of its own is in a template."""
-    return gr.HTML(
-        html_template=f'<div class="{css_class}"></div>',
-        css_template=(_STATIC / f"{files}.css").read_text(encoding="utf-8"),
-        js_on_load=(_STATIC / f"{files}.js").read_text(encoding="utf-8"),
-        apply_default_css=False,
-        elem_id=elem_id,
-        elem_classes=["alpaca-data"],
-        padding=False,
-    )
-
-
 def _training_of(services: Services, page: TrainPage) -> None:
-    view = _section("train", "train", css_class="train")
+    view = scripted_section("train", "train", css_class="train")
     outcome = gr.HTML(apply_default_css=False, elem_classes=["alpaca-data"], padding=False)
 
     def act(event: gr.EventData, request: gr.Request) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import atomic_write
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import FileAccount, read_instructions, read_prompts
 from alpaca_rlhf.settings.inputs import Inputs
 from alpaca_rlhf.sources import reading_of
@@ -44,14 +46,13 @@ class Uploads:
         Raises:
             UserError: It holds nothing that can be read, and is not kept; or the disk is full.
         """
-        if suffix not in SUFFIXES:
-            raise UserError(f"the file must end in one of {', '.join(SUFFIXES)}")
+        _refuse_other_suffix(suffix)
         name = f"{kind}-{sha256(content).hexdigest()[:_DIGEST_CHARS]}{suffix}"
         path = self._folder / name
         was_there = path.exists()
         atomic_write(path, content)
         try:
-            return name, self._account(path, kind)
+            return name, _read(path, kind)[1]
         except UserError as error:
             if not was_there:
                 path.unlink(missing_ok=True)
@@ -70,14 +71,42 @@ class Uploads:
         """A message without the folder of the uploads: people need no path of the server."""
         return message.replace(f"{self._folder}{os.sep}", "")
 
-    def _account(self, path: Path, kind: UploadKind) -> FileAccount:
-        inputs = Inputs(data=path, judge="human", broken="drop")
-        if kind == "rows":
-            reading = reading_of(inputs, "instructions", path)
-            rows = read_instructions(path, reading)
-        else:
-            reading = reading_of(inputs, "prompts", path)
-            rows = read_prompts(path, reading)
-        if not rows:
-            raise UserError("no row of the file can be used")
-        return reading.account
+
+def read_once(content: bytes, suffix: str) -> tuple[list[Instruction], FileAccount]:
+    """The prompts of an upload that is not kept, and the account of its rows.
+
+    Broken rows are left out and counted.
+
+    Raises:
+        UserError: It holds nothing that can be read, or the disk is full.
+    """
+    _refuse_other_suffix(suffix)
+    with tempfile.TemporaryDirectory() as folder:
+        path, place = Path(folder) / f"upload{suffix}", f"{folder}{os.sep}"
+        atomic_write(path, content)
+        try:
+            rows, account = _read(path, "prompts")
+        except UserError as error:
+            raise UserError(str(error).replace(place, "")) from None
+        account.name = path.name
+        account.places = [line.replace(place, "") for line in account.places]
+        return rows, account
+
+
+def _refuse_other_suffix(suffix: str) -> None:
+    if suffix not in SUFFIXES:
+        raise UserError(f"the file must end in one of {', '.join(SUFFIXES)}")
+
+
+def _read(path: Path, kind: UploadKind) -> tuple[list[Instruction], FileAccount]:
+    """The rows of a file, as a run reads them, and their account."""
+    inputs = Inputs(data=path, judge="human", broken="drop")
+    if kind == "rows":
+        reading = reading_of(inputs, "instructions", path)
+        rows = read_instructions(path, reading)
+    else:
+        reading = reading_of(inputs, "prompts", path)
+        rows = read_prompts(path, reading)
+    if not rows:
+        raise UserError("no row of the file can be used")
+    return rows, reading.account

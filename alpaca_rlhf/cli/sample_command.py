@@ -94,7 +94,8 @@ def run(flags: Fill, terminal: Terminal) -> int:
             terminal.say(
                 f"  {sampled_sets} sets that the run has sampled itself are in the queue now"
             )
-        rows = RunPrompts(flags.run, settings).to_rank()[: flags.n]
+        rows = RunPrompts(flags.run, settings).to_rank() + store.added_prompts()
+        rows = rows[: flags.n]
         if not rows:
             raise UserError(f"--run {flags.run}: has no prompts to rank; it was given its rankings")
         fill_queue = _by_policy if flags.sampler.url is None else _by_http

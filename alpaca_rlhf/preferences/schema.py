@@ -112,6 +112,17 @@ class Completion(Base):
     created_ms: Mapped[int]
 
 
+class AddedPrompt(Base):
+    """A prompt that an admin has added to those that are ranked; `author` is as in the audit."""
+
+    __tablename__ = "added_prompt"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    prompt_id: Mapped[int] = mapped_column(ForeignKey("prompt.id"), unique=True)
+    author: Mapped[str]
+    created_ms: Mapped[int]
+
+
 class CandidateSet(Base):
     """K completions of one prompt, frozen: completions that come later change no task.
 

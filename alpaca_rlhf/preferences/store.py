@@ -14,8 +14,9 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from alpaca_rlhf.core.records import Ranking
+from alpaca_rlhf.core.records import Instruction, Ranking
 from alpaca_rlhf.preferences import (
+    added_prompts,
     battles,
     browsing,
     chats,
@@ -147,6 +148,34 @@ class Store(Accounts):
         """
         batch = list(rows)
         self._write(lambda session: queue.add_completions(session, batch, now_ms=self._now()))
+
+    def add_prompts(
+        self, prompts: Sequence[Instruction], *, actor: str, refused: Mapping[str, int]
+    ) -> int:
+        """Add prompts to those that are to be ranked; what is there already stays as it is.
+
+        Args:
+            prompts: Their outputs are not kept.
+            actor: Who adds them, for the audit.
+            refused: How many others were refused, by reason, for the audit.
+
+        Returns:
+            How many are new.
+        """
+        return self._write(
+            lambda session: added_prompts.add(
+                session, prompts, actor=actor, refused=refused, now_ms=self._now()
+            )
+        )
+
+    def added_prompts(self, *, unanswered: bool = False) -> list[Instruction]:
+        """The prompts that admins have added, the newest last.
+
+        Args:
+            unanswered: Leave out those that have a candidate set.
+        """
+        with self.database.reading() as session:
+            return added_prompts.newest_last(session, unanswered=unanswered)
 
     def answered(self, prompts: Collection[str], adapter: str) -> set[str]:
         """Those of these prompts that have a candidate set with an answer by this adapter.

@@ -60,6 +60,19 @@ def refuse_long_prompts(
                 )
 
 
+def has_room(base: TextBase, settings: Loop, row: Instruction) -> bool:
+    """True if the context of the base holds a prompt and an answer to be ranked.
+
+    Raises:
+        UserError: The chat template cannot show the prompt.
+    """
+    # Tokens of a text that is far too long would take minutes to find.
+    if chars_of(row) > max_chars(base, base.context):
+        return False
+    length = len(prompt_ids(base, settings.template, row))
+    return length + settings.sampling.max_new_tokens <= base.context
+
+
 def refuse_huge_prompts(base: TextBase, path: Path, prompts: Sequence[Instruction]) -> None:
     """Refuse prompts that are beyond the base's context whatever they say.
 
