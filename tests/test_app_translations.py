@@ -12,6 +12,7 @@ import pytest
 from alpaca_rlhf.app import rendering
 from alpaca_rlhf.app.board.requests import CRITERIA
 from alpaca_rlhf.app.chat_tab import PRESETS
+from alpaca_rlhf.app.handing_out import TASKS
 from alpaca_rlhf.app.jobs import Problem
 from alpaca_rlhf.app.language import LANGUAGES, label, translations
 from alpaca_rlhf.app.new_run import JUDGES, NUMBERS, FieldProblem
@@ -52,6 +53,7 @@ BUILT_KEYS = {
     + [f"browse.kind.{kind}" for kind in get_args(get_type_hints(Statement)["kind"])]
     + [f"browse.task.{kind}" for kind in ("gold", "repeat")]
     + [f"browse.criterion.{criterion}" for criterion in CRITERIA]
+    + [f"handing.tasks.{tasks}" for tasks in TASKS]
     + [f"upload.reason.{reason}" for reason in REASONS]
     + [f"upload.reason.{near}.{split}" for near in ("same", "near") for split in SPLITS],
     "train": [f"activity.{activity}" for activity in get_args(Activity) if activity != "idle"]

@@ -67,10 +67,11 @@ def test_a_database_of_version_1_is_migrated_with_what_it_holds(where, tmp_path,
             session.execute(text("DROP INDEX ix_ranking_remark"))
             session.execute(text("DROP INDEX ix_audit_skip"))
             session.execute(text("ALTER TABLE annotator DROP COLUMN left_out"))
+            session.execute(text("ALTER TABLE annotator DROP COLUMN origins"))
             session.execute(text("ALTER TABLE candidate_set DROP COLUMN left_out"))
             session.execute(text("ALTER TABLE ranking DROP COLUMN guideline"))
             session.execute(text("DROP TABLE guideline"))
-            for table in ("demonstration", "conversation", "thumb", "added_prompt"):
+            for table in ("demonstration", "conversation", "thumb", "added_prompt", "overlap"):
                 session.execute(text(f"DROP TABLE {table}"))
             session.execute(text("DROP TABLE tally"))
             session.execute(text("DROP TABLE ended_session"))

@@ -14,6 +14,7 @@ import gradio as gr
 from alpaca_rlhf.app import data_view
 from alpaca_rlhf.app.browse import Browse
 from alpaca_rlhf.app.clicks import clicked
+from alpaca_rlhf.app.handing_out import HandingOut
 from alpaca_rlhf.app.language import label, translations
 from alpaca_rlhf.app.rendering import render
 from alpaca_rlhf.app.sections import scripted_section
@@ -98,7 +99,8 @@ def data_tab(
         scripted_section("prompt-upload", "prompt_upload", css_class="prompt-upload-box")
     # 6. All sets.
     browse = Browse(services)
-    # 7. People.
+    # 7. Who ranks what, and people.
+    handing_out = HandingOut(services)
     people = gr.HTML(js_on_load=_CLICKS, **html)
     with gr.Accordion(label("data", "add"), open=False):
         with gr.Row():
@@ -149,6 +151,7 @@ def data_tab(
     def refresh_on_open(tab: gr.Tab) -> None:
         tab.select(events.refresh, None, contents, **private)
         tab.select(browse.names, None, browse.person, **private)
+        tab.select(handing_out.show, None, handing_out.fields, **private)
         tab.select(events.show_guidelines_of_admin, None, [guidelines, saved], **private)
 
     return refresh_on_open

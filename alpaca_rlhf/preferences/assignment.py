@@ -26,6 +26,8 @@ MAX_TEXT_CHARS = 2000
 """Characters of a comment."""
 MAX_BETTER_CHARS = 20_000
 """Characters of a better answer that a person writes."""
+MAX_OVERLAP = 9
+"""People who rank one set, at most."""
 MAX_STARS = 5
 """The best that a criterion can be given; 1 is the worst."""
 
@@ -69,13 +71,23 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True)
+class Overlap:
+    """A share of the sets that several people rank, for the agreement; one ranks each other set."""
+
+    share: float
+    """The share, from 0 to 1."""
+    people: int = 2
+    """People who rank each of them."""
+
+
+@dataclass(frozen=True)
 class Rules:
     """Shares and times by which tasks are assigned."""
 
     lease_s: float = 900.0
     """Seconds that a task is kept for an idle annotator."""
     second_share: float = 0.2
-    """Share of the sets that two people rank, for the agreement."""
+    """Share of the sets that two people rank, until an admin sets another overlap."""
     gold_rate: float = 0.05
     """Share of the tasks that are gold questions, while there are new ones."""
     repeat_rate: float = 0.03
@@ -165,10 +177,13 @@ class Saved:
     in the meantime, or taken back."""
 
 
-def places(key: str, second_share: float) -> int:
-    """The number of people who rank a set: 2 for a share of all keys, else 1; fixed by the key."""
+def places(key: str, overlap: Overlap) -> int:
+    """The number of people who rank a set: several for a share of all keys, else 1.
+
+    The key decides, so a larger share has the sets of a smaller one.
+    """
     draw = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64
-    return 2 if draw < second_share else 1
+    return overlap.people if draw < overlap.share else 1
 
 
 def check(verdict: Verdict, completions: Collection[str]) -> None:

@@ -45,13 +45,15 @@ def claim(
         holding: Assignments to pass over: they are before the annotator already.
     """
     # 1. Lock the annotator, so that two requests of one person come one after the other.
-    columns = select(Annotator.active, Annotator.left_out).where(Annotator.id == annotator_id)
+    columns = select(Annotator.active, Annotator.left_out, Annotator.origins)
+    columns = columns.where(Annotator.id == annotator_id)
     annotator = session.execute(columns.with_for_update(key_share=True)).first()
     if annotator is None or not annotator.active:
         raise Refused("unknown", "there is no such annotator, or not any more")
     # Whatever somebody who is left out ranked would count for nothing.
-    if annotator.left_out:
+    if annotator.left_out or annotator.origins == []:
         return None
+    allowed = sets_of(annotator.origins)
 
     # 2. Give back the places of leases that ended.
     expire(session, now_ms)
@@ -61,6 +63,8 @@ def claim(
     mine = [Assignment.annotator_id == annotator_id, schema.condition(schema.OPEN)]
     if holding:
         mine.append(Assignment.id.not_in(list(holding)))
+    if allowed:
+        mine.append(Assignment.candidate_set_id.in_(select(CandidateSet.id).where(*allowed)))
     open_id = session.scalar(select(Assignment.id).where(*mine).order_by(Assignment.id).limit(1))
     if open_id is not None:
         renewal = update(Assignment).where(Assignment.id == open_id).values(lease_ms=until_ms)
@@ -68,9 +72,10 @@ def claim(
         return open_id
 
     # 4. By chance a gold question, or one of the annotator's own tasks again.
+    new = [_new_to(annotator_id), *allowed]
     draw = rng.random()
     if draw < rules.gold_rate:
-        gold = _first_new(session, annotator_id, schema.GOLD)
+        gold = _first_new(session, new, schema.GOLD)
         if gold is not None:
             return _assign(session, annotator_id, gold, "gold", now_ms, until_ms, rng)
     elif draw < rules.gold_rate + rules.repeat_rate:
@@ -79,13 +84,13 @@ def claim(
             return repeat_id
 
     # 5. A task whose lease ended, then a new one, then any gold question that is left.
-    expired_id = _own_expired(session, annotator_id, now_ms, until_ms)
+    expired_id = _own_expired(session, annotator_id, allowed, now_ms, until_ms)
     if expired_id is not None:
         return expired_id
-    set_id = _take(session, annotator_id, rng)
+    set_id = _take(session, new, rng)
     if set_id is not None:
         return _assign(session, annotator_id, set_id, "task", now_ms, until_ms, rng)
-    gold = _first_new(session, annotator_id, schema.GOLD) if rules.gold_rate > 0 else None
+    gold = _first_new(session, new, schema.GOLD) if rules.gold_rate > 0 else None
     if gold is not None:
         return _assign(session, annotator_id, gold, "gold", now_ms, until_ms, rng)
     return None
@@ -95,10 +100,11 @@ def reserve(
     session: Session, annotator_id: int, key: str, *, now_ms: int, until_ms: int, rng: random.Random
 ) -> bool:
     """Open a set, named by its key, for an annotator who has not seen it; False if it is full."""
-    if is_left_out(session, annotator_id):
+    origins = session.scalar(select(Annotator.origins).where(Annotator.id == annotator_id))
+    if is_left_out(session, annotator_id) or origins == []:
         return False
     named = [CandidateSet.key == key, schema.condition(schema.HANDED_OUT)]
-    set_id = _take_one(session, annotator_id, named)
+    set_id = _take_one(session, [_new_to(annotator_id), *sets_of(origins)], named)
     if set_id is not None:
         _assign(session, annotator_id, set_id, "task", now_ms, until_ms, rng)
     return set_id is not None
@@ -234,8 +240,13 @@ def is_left_out(session: Session, annotator_id: int) -> bool:
     return bool(session.scalar(query.with_for_update(read=True, key_share=True)))
 
 
-def _take(session: Session, annotator_id: int, rng: random.Random) -> int | None:
-    """Take a place: of a set that wants a second opinion, then of a fresh one.
+def sets_of(origins: Collection[str] | None) -> list[ColumnElement[bool]]:
+    """The condition on a set that it has one of these origins; none where all will do."""
+    return [] if origins is None else [CandidateSet.origin.in_(list(origins))]
+
+
+def _take(session: Session, new: list[ColumnElement[bool]], rng: random.Random) -> int | None:
+    """Take a place of a new set: of one that wants another opinion, then of a fresh one.
 
     On PostgreSQL all that is left may be locked for a moment by others, hence a few tries.
     """
@@ -254,7 +265,7 @@ def _take(session: Session, annotator_id: int, rng: random.Random) -> int | None
             [schema.condition(schema.FRESH)],
             [schema.condition(schema.SHARED)],
         ):
-            set_id = _take_one(session, annotator_id, conditions)
+            set_id = _take_one(session, new, conditions)
             if set_id is not None:
                 return set_id
         # SQLite has one writer at a time, so no row was locked and a further try finds no more.
@@ -264,12 +275,12 @@ def _take(session: Session, annotator_id: int, rng: random.Random) -> int | None
 
 
 def _take_one(
-    session: Session, annotator_id: int, conditions: list[ColumnElement[bool]]
+    session: Session, new: list[ColumnElement[bool]], conditions: list[ColumnElement[bool]]
 ) -> int | None:
-    """Take a place of the first set that meets some conditions and is new to the annotator."""
+    """Take a place of the first new set that meets some conditions."""
     first = (
         select(CandidateSet.id)
-        .where(*conditions, _new_to(annotator_id))
+        .where(*conditions, *new)
         .order_by(CandidateSet.id)
         .limit(1)
         .with_for_update(skip_locked=True, key_share=True)
@@ -290,10 +301,10 @@ def _new_to(annotator_id: int) -> ColumnElement[bool]:
     )
 
 
-def _first_new(session: Session, annotator_id: int, where: str) -> int | None:
+def _first_new(session: Session, new: list[ColumnElement[bool]], where: str) -> int | None:
     return session.scalar(
         select(CandidateSet.id)
-        .where(schema.condition(where), _new_to(annotator_id))
+        .where(schema.condition(where), *new)
         .order_by(CandidateSet.id)
         .limit(1)
     )
@@ -320,9 +331,11 @@ def _repeat(
         return None
     # 2. Older tasks that have not been repeated.
     repeats = Assignment.__table__.alias("again")
+    origins = session.scalar(select(Annotator.origins).where(Annotator.id == annotator_id))
     old = (
         select(Assignment)
         .join(CandidateSet, CandidateSet.id == Assignment.candidate_set_id)
+        .where(*sets_of(origins))
         .where(*done, Assignment.kind == "task", Assignment.ranking_id < recent.ranking_id)
         .where(~CandidateSet.left_out)
         .where(
@@ -350,14 +363,19 @@ def _repeat(
     )
 
 
-def _own_expired(session: Session, annotator_id: int, now_ms: int, until_ms: int) -> int | None:
+def _own_expired(
+    session: Session,
+    annotator_id: int,
+    allowed: list[ColumnElement[bool]],
+    now_ms: int,
+    until_ms: int,
+) -> int | None:
     """A task whose lease the annotator let end, if nobody else has taken its place."""
+    mine = [Assignment.annotator_id == annotator_id, schema.condition(schema.EXPIRED)]
+    if allowed:
+        mine.append(Assignment.candidate_set_id.in_(select(CandidateSet.id).where(*allowed)))
     expired = session.scalars(
-        select(Assignment)
-        .where(Assignment.annotator_id == annotator_id, schema.condition(schema.EXPIRED))
-        .order_by(Assignment.id)
-        .limit(WINDOW)
-        .with_for_update()
+        select(Assignment).where(*mine).order_by(Assignment.id).limit(WINDOW).with_for_update()
     )
     for assignment in expired:
         if _retake(session, assignment):

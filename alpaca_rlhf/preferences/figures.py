@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Select, exists, func, literal, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from alpaca_rlhf.preferences import chats, demonstrations, schema
+from alpaca_rlhf.preferences import chats, claims, demonstrations, schema
 from alpaca_rlhf.preferences.agreement import Agreement, agreement
 from alpaca_rlhf.preferences.reading import standing
 from alpaca_rlhf.preferences.schema import (
@@ -204,8 +204,10 @@ def _left(session: Session, annotator_id: int, n_open: int, *, gold: bool) -> in
     is done, whatever its kind.
     """
     annotator = session.get(Annotator, annotator_id)
-    if annotator is None or annotator.left_out:
+    if annotator is None or annotator.left_out or annotator.origins == []:
         return 0
+    allowed = claims.sets_of(annotator.origins)
+    n_open = _open_sets(session, allowed) if allowed else n_open
     # 1. Sets with a free place that this annotator has not had, or has let expire.
     had = (
         select(func.count())
@@ -213,17 +215,20 @@ def _left(session: Session, annotator_id: int, n_open: int, *, gold: bool) -> in
         .join(Assignment, Assignment.candidate_set_id == CandidateSet.id)
         .where(Assignment.annotator_id == annotator_id, Assignment.repeat == 0)
         .where(Assignment.state != "expired")
-        .where(or_(schema.condition(schema.FRESH), schema.condition(schema.SHARED)))
+        .where(or_(schema.condition(schema.FRESH), schema.condition(schema.SHARED)), *allowed)
     )
     # 2. Gold questions that they have not had.
     seen = exists().where(
         Assignment.candidate_set_id == CandidateSet.id, Assignment.annotator_id == annotator_id
     )
     unseen_gold = select(func.count()).select_from(CandidateSet)
-    unseen_gold = unseen_gold.where(schema.condition(schema.GOLD), ~seen)
+    unseen_gold = unseen_gold.where(schema.condition(schema.GOLD), ~seen, *allowed)
     # 3. What is open, or can be opened again without a place.
     assignments = select(func.count()).select_from(Assignment)
     assignments = assignments.where(Assignment.annotator_id == annotator_id)
+    if allowed:
+        sets = select(CandidateSet.id).where(*allowed)
+        assignments = assignments.where(Assignment.candidate_set_id.in_(sets))
     n_at_hand = session.scalar(assignments.where(schema.condition(schema.OPEN))) or 0
     expired = assignments.where(schema.condition(schema.EXPIRED), Assignment.kind != "task")
     n_at_hand += session.scalar(expired) or 0
@@ -503,11 +508,11 @@ def _judged(session: Session, judge_id: int) -> list[list[Any]]:
     return list(orders.values())
 
 
-def _open_sets(session: Session) -> int:
-    """Sets that can still be claimed."""
+def _open_sets(session: Session, allowed: Sequence[ColumnElement[bool]] = ()) -> int:
+    """Sets that can still be claimed, among those that are allowed."""
     sets = select(func.count()).select_from(CandidateSet)
     return sum(
-        session.scalar(sets.where(schema.condition(state))) or 0
+        session.scalar(sets.where(schema.condition(state), *allowed)) or 0
         for state in (schema.FRESH, schema.SHARED)
     )
 

@@ -15,6 +15,7 @@ from alpaca_rlhf.preferences.assignment import (
     MAX_ANSWERS,
     MIN_ANSWERS,
     Candidates,
+    Overlap,
     Tiers,
     distinct,
     places,
@@ -35,7 +36,7 @@ def add_sets(
     *,
     now_ms: int,
     origin: str,
-    second_share: float,
+    overlap: Overlap,
     gold: Mapping[str, Tiers],
 ) -> int:
     """Add the candidate sets that are not there yet; returns how many are new.
@@ -64,7 +65,7 @@ def add_sets(
         rows[key] = {
             "prompt_id": numbers[prompt.id],
             "completions": ids,
-            "target": places(key, second_share) if for_people else 0,
+            "target": places(key, overlap) if for_people else 0,
             "claimed": 0,
             "verdicts": 0,
             "gold": None if known is None else [list(tier) for tier in known],

@@ -161,7 +161,7 @@ class Annotator(Base):
     """An annotator: a person with a password and a role, or a judge (`judge:<name>`).
 
     Who is not `active` may not sign in, and what they ranked counts. Who is `left_out` is given no
-    tasks, and nothing that they ranked counts.
+    tasks, and nothing that they ranked counts. Who has `origins` is given sets of these alone.
     """
 
     __tablename__ = "annotator"
@@ -173,6 +173,7 @@ class Annotator(Base):
     lang: Mapped[str] = mapped_column(String(16))
     active: Mapped[bool]
     left_out: Mapped[bool] = mapped_column(server_default=false())
+    origins: Mapped[list[Any] | None] = mapped_column(Json)
     created_ms: Mapped[int]
 
 
@@ -366,6 +367,18 @@ class Audit(Base):
     after: Mapped[dict[str, Any] | None] = mapped_column(Json)
 
     __table_args__ = (_partial("ix_audit_skip", SKIP, "id"),)
+
+
+class OverlapRow(Base):
+    """A share of the sets, and how many people rank each of them. Rows are added, never changed."""
+
+    __tablename__ = "overlap"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    share: Mapped[float]
+    people: Mapped[int]
+    author: Mapped[str]
+    created_ms: Mapped[int]
 
 
 class GuidelineRow(Base):

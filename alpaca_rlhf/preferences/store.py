@@ -23,6 +23,7 @@ from alpaca_rlhf.preferences import (
     claims,
     demonstrations,
     guidelines,
+    handing_out,
     leaving_out,
     own_verdicts,
     queue,
@@ -32,7 +33,15 @@ from alpaca_rlhf.preferences import (
 )
 from alpaca_rlhf.preferences import figures as tab
 from alpaca_rlhf.preferences.accounts import Accounts
-from alpaca_rlhf.preferences.assignment import Candidates, Refused, Saved, Task, Tiers, Verdict
+from alpaca_rlhf.preferences.assignment import (
+    Candidates,
+    Overlap,
+    Refused,
+    Saved,
+    Task,
+    Tiers,
+    Verdict,
+)
 from alpaca_rlhf.preferences.audit import note
 from alpaca_rlhf.preferences.guidelines import Guidelines
 from alpaca_rlhf.preferences.judges import JudgeIdentity
@@ -88,7 +97,7 @@ class Store(Accounts):
                     batch,
                     now_ms=self._now(),
                     origin=origin,
-                    second_share=self.rules.second_share,
+                    overlap=handing_out.overlap(session, self._default_overlap),
                     gold=gold or {},
                 )
 
@@ -265,6 +274,63 @@ class Store(Accounts):
         """Names of the people who passed less than a share of at least so many gold questions."""
         with self.database.reading() as session:
             return leaving_out.below_gold_rate(session, rate, min_asked)
+
+    def overlap(self) -> Overlap:
+        """The share of the sets that several people rank, and how many people that is."""
+        with self.database.reading() as session:
+            return handing_out.overlap(session, self._default_overlap)
+
+    def set_overlap(self, overlap: Overlap, *, actor: str) -> int:
+        """Change the overlap of all sets, those of later included.
+
+        Nobody who ranks a set, or has ranked it, loses a place.
+
+        Args:
+            overlap: The share, and the number of people.
+            actor: Who does it, for the audit.
+
+        Returns:
+            How many sets have more or fewer places than before.
+
+        Raises:
+            UserError: The share is not within 0 and 1, or the number of people not within 2 and 9.
+        """
+        return self._write(
+            lambda session: handing_out.set_overlap(
+                session, overlap, default=self._default_overlap, actor=actor, now_ms=self._now()
+            )
+        )
+
+    def origins(self) -> list[handing_out.Origin]:
+        """The origins of the sets that people may receive, the largest first."""
+        with self.database.reading() as session:
+            return handing_out.origins(session)
+
+    def limits(self) -> list[handing_out.Limit]:
+        """Everybody who does not get tasks of all origins, by name."""
+        with self.database.reading() as session:
+            return handing_out.limits(session)
+
+    def set_origins(self, name: str, origins: Sequence[str] | None, *, actor: str) -> None:
+        """Let somebody get tasks of some origins alone.
+
+        Args:
+            name: Name of the annotator.
+            origins: The origins; empty for no tasks at all, None for all.
+            actor: Who does it, for the audit.
+
+        Raises:
+            UserError: There is no such annotator, or no set of such an origin.
+        """
+        self._write(
+            lambda session: handing_out.set_origins(
+                session, name, origins, actor=actor, now_ms=self._now()
+            )
+        )
+
+    @property
+    def _default_overlap(self) -> Overlap:
+        return Overlap(self.rules.second_share)
 
     # --- tasks --------------------------------------------------------------------------------
 

@@ -1,0 +1,101 @@
+"""The overlap and whose sets somebody gets, set on the Data tab."""
+
+from __future__ import annotations
+
+import pytest
+
+from alpaca_rlhf.preferences import passwords
+from alpaca_rlhf.preferences.assignment import Overlap
+from alpaca_rlhf.preferences.handing_out import Limit
+from alpaca_rlhf.preferences.schema import Audit
+from tests import apps, attacks
+from tests.browser import NO_CHROMIUM, browser, chromium, visit
+from tests.model_app import nothing_serious
+from tests.screenshots import open_tab
+from tests.test_preferences_store import rows
+
+
+@pytest.fixture
+def victim(tmp_path, monkeypatch):
+    monkeypatch.setattr(passwords, "LOG_N", 4)
+    victim = attacks.Victim(tmp_path)
+    with victim.store:
+        yield victim
+
+
+def sender(client):
+    """Calls an event of the page with its inputs; returns what the server says."""
+    events = {row["api_name"]: row["id"] for row in client.get("/config").json()["dependencies"]}
+
+    def send(name, *data):
+        body = {"data": list(data), "fn_index": events[name], "session_hash": "abc"}
+        return client.post(f"/gradio_api/run/{name}", json=body)
+
+    return send
+
+
+def test_an_admin_changes_both_and_wrong_values_change_nothing(victim):
+    store = victim.store
+    with victim.visitor("boss") as boss:
+        send = sender(boss)
+        assert "8 sets" in send("save_overlap", 100, 3).json()["data"][0]
+        assert store.overlap() == Overlap(1, 3)
+        for wrong in ((101, 2), (-1, 2), (50, 1), (50, 10), (None, None), ("x", [])):
+            assert "bad" in send("save_overlap", *wrong).json()["data"][0]
+        assert store.overlap() == Overlap(1, 3)
+        limited, said = send("save_origins", "ann", "some", ["test"]).json()["data"]
+        assert "ann" in limited and "test" in limited and "good" in said
+        assert store.limits() == [Limit("ann", ("test",))]
+        for wrong in (
+            ("ann", "some", []),
+            ("ann", "some", ["elsewhere"]),
+            ("", "none", []),
+            ("nobody", "none", []),
+            ("ann", "every", ["test"]),
+            (None, None, None),
+        ):
+            assert "bad" in send("save_origins", *wrong).json()["data"][1]
+        assert store.limits() == [Limit("ann", ("test",))]
+        send("save_origins", "ann", "none", ["test"])
+        assert store.limits() == [Limit("ann", ())] and store.claim(victim.ann) is None
+        send("save_origins", "ann", "all", ["test"])
+        assert store.limits() == [] and store.claim(victim.ann) is not None
+    actors = {row.actor for row in rows(store, Audit) if row.action in ("overlap", "origins")}
+    assert actors == {f"annotator:{victim.boss}"}
+
+
+def test_an_annotator_changes_neither(victim):
+    with victim.visitor("ann") as ann:
+        send = sender(ann)
+        for name, *data in (("save_overlap", 100, 9), ("save_origins", "ben", "none", [])):
+            assert send(name, *data).status_code >= 400 or "admins" in send(name, *data).text
+    assert victim.store.overlap() == Overlap(0) and victim.store.limits() == []
+
+
+@pytest.mark.skipif(chromium() is None, reason=NO_CHROMIUM)
+def test_in_a_browser(victim):
+    with (
+        apps.serving(victim.app) as home,
+        browser() as opened,
+        visit(opened, locale="en-GB", viewport={"width": 390, "height": 900}) as page,
+    ):
+        page.set_default_timeout(300_000)
+        page.goto(home)
+        page.fill("#name", "boss")
+        page.fill("#password", attacks.PASSWORD)
+        page.click("button")
+        page.locator("[data-account]").wait_for()
+        open_tab(page, "data")
+        page.get_by_role("button", name="Who ranks what").click()
+        page.fill("#handing-share input", "100")
+        page.locator("#handing-save").click()
+        page.locator("#handing-outcome .good").wait_for()
+        assert victim.store.overlap() == Overlap(1, 2)
+        page.locator("#handing-person input").click()
+        page.get_by_role("option", name="ann").click()
+        page.get_by_label("none", exact=True).check()
+        page.locator("#handing-limit").click()
+        page.locator("#handing-limited li").wait_for()
+        assert victim.store.limits() == [Limit("ann", ())]
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        nothing_serious(page, colours=True)
