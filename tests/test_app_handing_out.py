@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gradio as gr
 import pytest
 
+from alpaca_rlhf.app.handing_out import HandingOut
+from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.preferences import passwords
 from alpaca_rlhf.preferences.assignment import Overlap
 from alpaca_rlhf.preferences.handing_out import Limit
@@ -23,52 +26,47 @@ def victim(tmp_path, monkeypatch):
         yield victim
 
 
-def sender(client):
-    """Calls an event of the page with its inputs; returns what the server says."""
-    events = {row["api_name"]: row["id"] for row in client.get("/config").json()["dependencies"]}
-
-    def send(name, *data):
-        body = {"data": list(data), "fn_index": events[name], "session_hash": "abc"}
-        return client.post(f"/gradio_api/run/{name}", json=body)
-
-    return send
-
-
 def test_an_admin_changes_both_and_wrong_values_change_nothing(victim):
     store = victim.store
-    with victim.visitor("boss") as boss:
-        send = sender(boss)
-        assert "8 sets" in send("save_overlap", 100, 3).json()["data"][0]
-        assert store.overlap() == Overlap(1, 3)
-        for wrong in ((101, 2), (-1, 2), (50, 1), (50, 10), (None, None), ("x", [])):
-            assert "bad" in send("save_overlap", *wrong).json()["data"][0]
-        assert store.overlap() == Overlap(1, 3)
-        limited, said = send("save_origins", "ann", "some", ["test"]).json()["data"]
-        assert "ann" in limited and "test" in limited and "good" in said
-        assert store.limits() == [Limit("ann", ("test",))]
-        for wrong in (
-            ("ann", "some", []),
-            ("ann", "some", ["elsewhere"]),
-            ("", "none", []),
-            ("nobody", "none", []),
-            ("ann", "every", ["test"]),
-            (None, None, None),
-        ):
-            assert "bad" in send("save_origins", *wrong).json()["data"][1]
-        assert store.limits() == [Limit("ann", ("test",))]
-        send("save_origins", "ann", "none", ["test"])
-        assert store.limits() == [Limit("ann", ())] and store.claim(victim.ann) is None
-        send("save_origins", "ann", "all", ["test"])
-        assert store.limits() == [] and store.claim(victim.ann) is not None
+    services = Services(store, lambda request: store.account(victim.boss), lambda request: "en")
+    with gr.Blocks():
+        form = HandingOut(services)
+    assert "8 sets" in form.save_overlap(100, 3, None)
+    assert store.overlap() == Overlap(1, 3)
+    for wrong in ((101, 2), (-1, 2), (50, 1), (50, 10), (None, None), ("x", []), (50, 1e999)):
+        assert 'class="bad"' in form.save_overlap(*wrong, None)
+    assert store.overlap() == Overlap(1, 3)
+    limited, outcome = form.save_origins("ann", "some", ["test"], None)
+    assert "ann" in limited and "test" in limited and 'class="good"' in outcome
+    assert store.limits() == [Limit("ann", ("test",))]
+    for wrong in (
+        ("ann", "some", []),
+        ("ann", "some", ["elsewhere"]),
+        ("", "none", []),
+        ("nobody", "none", []),
+        ("ann", "every", ["test"]),
+        (None, None, None),
+    ):
+        assert 'class="bad"' in form.save_origins(*wrong, None)[1]
+    assert store.limits() == [Limit("ann", ("test",))]
+    percent, people, *_, limited, _ = form.show(None)
+    assert (percent, people) == (100, 3) and "ann" in limited
+    form.save_origins("ann", "none", ["test"], None)
+    assert store.limits() == [Limit("ann", ())] and store.claim(victim.ann) is None
+    form.save_origins("ann", "all", ["test"], None)
+    assert store.limits() == [] and store.claim(victim.ann) is not None
     actors = {row.actor for row in rows(store, Audit) if row.action in ("overlap", "origins")}
     assert actors == {f"annotator:{victim.boss}"}
 
 
 def test_an_annotator_changes_neither(victim):
-    with victim.visitor("ann") as ann:
-        send = sender(ann)
-        for name, *data in (("save_overlap", 100, 9), ("save_origins", "ben", "none", [])):
-            assert send(name, *data).status_code >= 400 or "admins" in send(name, *data).text
+    """However the events are called."""
+    sent = {"save_overlap": [100, 9], "save_origins": ["ben", "none", []]}
+    with victim.visitor("ann") as ann, victim.visitor("boss") as boss:
+        events = {row["api_name"]: row for row in boss.get("/config").json()["dependencies"]}
+        for name, data in sent.items():
+            for way in ("queue", "run", "call"):
+                attacks._called(ann, way, name, events[name]["id"], data, {})
     assert victim.store.overlap() == Overlap(0) and victim.store.limits() == []
 
 
