@@ -251,6 +251,57 @@ def test_raw_ultrafeedback_is_ranked_by_its_ratings(tmp_path) -> None:
         assert len(texts) == 2 and texts[ranking.tiers[0][0]] == best
 
 
+def test_answers_that_stand_in_no_ranking_are_counted_by_reason(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    scores = ({"overall_score": score} for score in (3.0, "N/A", 8.5, None))
+    rated = {
+        "instruction": "Who?",
+        "completions": [
+            {"response": text} | next(scores) for text in ("Ann.", "Bob.", "Cy.", "D.")
+        ],
+    }
+    kept = {"without a rating": 2}
+    reading = Reading("rankings", account=FileAccount("a.jsonl"))
+    [(_, answers, _)] = read_rankings(write(tmp_path / "a.jsonl", rated), reading)
+    assert [answer.text for answer in answers] == ["Ann.", "Cy."]
+    assert reading.account.to_json()["answers_left_out"] == kept
+    said = "answers that stand in no ranking: 2 without a rating"
+    assert f"a.jsonl: {said}" in reading.account.lines()
+    code, out, _ = tried(["import", "a.jsonl", "--out", "out"])
+    assert code == 0 and said in out
+    assert json.loads(Path("out/manifest.json").read_text())["answers_dropped"] == kept
+    assert tried(["data", "export", "out", "--to", "jsonl", "--out", "card"])[0] == 0
+    assert "Answers left out: 2 without a rating" in Path("card/README.md").read_text()
+
+
+def test_replies_of_trees_that_stand_in_no_ranking_are_counted_by_reason(tmp_path) -> None:
+    def said(role: str, text: str, *replies: dict, **more: object) -> dict:
+        return {"role": role, "text": text, "replies": list(replies), **more}
+
+    only = said("prompter", "And?", said("assistant", "Alone.", rank=0))
+    gone = said("prompter", "Why?", said("assistant", "Below."), said("assistant", "Below too."))
+    root = said(
+        "prompter",
+        "Who?",
+        said("assistant", "Ann.", only, rank=1),
+        said("assistant", "Bob.", rank=0),
+        said("assistant", "Nobody ranked this."),
+        said("assistant", "Gone.", gone, rank=2, deleted=True),
+    )
+    unranked = said("prompter", "How?", said("assistant", "So."))
+    reading = Reading("rankings")
+    path = write(tmp_path / "a.jsonl", {"prompt": root}, {"prompt": unranked})
+    assert len(read_rankings(path, reading)) == 1
+    account = reading.account.to_json()
+    assert account["answers_left_out"] == {
+        "below a deleted one": 2,
+        "deleted": 1,
+        "without a rank": 1,
+        "alone": 1,
+    }
+    assert (account["used"], account["left_out"]) == (1, {"unusable": 1})
+
+
 def test_a_leak_names_the_next_steps() -> None:
     inputs = Inputs(data=Path("a b.jsonl"), prompts=Path("p.jsonl"), judge="human")
     rows = [Instruction("Name three blue things in the sky.")]

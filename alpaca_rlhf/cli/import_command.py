@@ -24,6 +24,7 @@ from alpaca_rlhf.data import (
     columns_text,
     detect_format,
     import_rows,
+    omitted_text,
     one_kind,
     open_rows,
 )
@@ -147,6 +148,8 @@ def show_account(tallies: Sequence[RowTally], terminal: Terminal) -> None:
                 f"  {tally.repeated:,} of them the same as an earlier one{several} at "
                 f"{tally.first_repeated}; they are kept, and each counts in training"
             )
+        if tally.omitted:
+            terminal.say(f"  {omitted_text(tally.omitted)}")
         if tally.unread:
             terminal.say(f"  columns that are not read: {columns_text(tally.unread)}")
         for reason, count in list(tally.dropped.items())[:10]:
@@ -170,7 +173,7 @@ def _show_look(rows: Rows, source_look: DetectedFormat, terminal: Terminal) -> N
     examples = 0
     for number, row in rows:
         try:
-            records = source_look.convert(row, rows.origin)
+            records = source_look.convert(row, rows.origin).records
         except (BadRow, MarkedBad):  # it is told when all are read
             records = []
         for record in records[:1]:

@@ -22,7 +22,13 @@ from alpaca_rlhf.data.readers.importing import (
 )
 from alpaca_rlhf.data.readers.problems import BadRow, MarkedBad
 from alpaca_rlhf.data.readers.ranked import holds_rankings, ranked_prompts, read_rankings
-from alpaca_rlhf.data.readers.reading import FileAccount, Reading, columns_text, reasons_text
+from alpaca_rlhf.data.readers.reading import (
+    FileAccount,
+    Reading,
+    columns_text,
+    omitted_text,
+    reasons_text,
+)
 from alpaca_rlhf.data.readers.rows import Rows, open_rows
 from alpaca_rlhf.data.readers.seeds import SHIPPED, read_seeds, seed_file
 
@@ -52,6 +58,7 @@ __all__ = [
     "exportable",
     "holds_rankings",
     "import_rows",
+    "omitted_text",
     "one_kind",
     "open_rows",
     "ranked_prompts",

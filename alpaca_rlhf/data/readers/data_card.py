@@ -87,6 +87,12 @@ def _filters(manifest: Mapping[str, Any]) -> list[str]:
     facts = {"Recipe": manifest.get("recipe")}
     facts["Filters"] = manifest.get("settings", {}).get("filters")
     facts["Requests"] = counts.get("requests")
+    facts["Answers left out"] = (
+        ", ".join(
+            f"{count:,} {reason}" for reason, count in manifest.get("answers_dropped", {}).items()
+        )
+        or None
+    )
     lines = _lines({name: str(value) for name, value in facts.items() if value is not None})
     rows = [[str(rule), f"{count:,}"] for rule, count in dropped.items()]
     if not (rows or lines):

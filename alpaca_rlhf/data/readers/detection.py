@@ -12,8 +12,8 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.data.readers.columns import OUTPUT, renamed
 from alpaca_rlhf.data.readers.comparisons import is_comparison, pair_to_json, pairs_of
 from alpaca_rlhf.data.readers.formats import answered_of, instructions_of
-from alpaca_rlhf.data.readers.problems import BadRow, listed
-from alpaca_rlhf.data.readers.ranked import is_ranking_list, is_tree, ranked_answers, trees
+from alpaca_rlhf.data.readers.problems import BadRow, Omitted, listed
+from alpaca_rlhf.data.readers.ranked import is_ranking_list, is_tree, ranked_answers
 from alpaca_rlhf.data.readers.rows import Rows, columns_of
 
 FormatName = Literal[
@@ -41,6 +41,16 @@ _ANSWERED_FORMATS = ("alpaca", "prompt-completion")
 
 
 @dataclass(frozen=True)
+class Converted:
+    """What one row became."""
+
+    records: list[Columns]
+    """Its canonical records; none if it holds nothing (see `Format.empty_reason`)."""
+    omitted: Counter[Omitted] = field(default_factory=Counter)
+    """Answers of it that stand in no record, by reason."""
+
+
+@dataclass(frozen=True)
 class Format:
     """The columns of a format, and its conversion to canonical records."""
 
@@ -52,8 +62,8 @@ class Format:
     """Its columns, as shown to the user."""
     matches: Callable[[Mapping[str, Any]], bool]
     """Tests a row that no earlier format matches."""
-    convert: Callable[[Columns, str], list[Columns]]
-    """Canonical records of a row, given the name of its file; raises `BadRow`."""
+    convert: Callable[[Columns, str], Converted]
+    """The canonical records of a row, given the name of its file; raises `BadRow`."""
     empty_reason: str = ""
     """The reason why a valid row may give no records."""
 
@@ -66,16 +76,22 @@ def _answered(row: Mapping[str, Any]) -> bool:
     return any(row.get(name) not in (None, "") for name in OUTPUT)
 
 
-def _prompts(row: Columns, source: str) -> list[Columns]:
-    return [replace(task, output=None).to_json() for task in instructions_of(row, source)]
+def _prompts(row: Columns, source: str) -> Converted:
+    tasks = instructions_of(row, source)
+    return Converted([replace(task, output=None).to_json() for task in tasks])
 
 
-def _instructions(row: Columns, source: str) -> list[Columns]:
-    return [task.to_json() for task in answered_of(row, source)]
+def _instructions(row: Columns, source: str) -> Converted:
+    return Converted([task.to_json() for task in answered_of(row, source)])
 
 
-def _pairs(row: Columns, source: str) -> list[Columns]:
-    return [pair_to_json(pair) for pair in pairs_of(row, source)]
+def _pairs(row: Columns, source: str) -> Converted:
+    return Converted([pair_to_json(pair) for pair in pairs_of(row, source)])
+
+
+def _rankings(row: Columns, source: str) -> Converted:
+    ranked = ranked_answers(row, source)
+    return Converted([ranking.to_json() for ranking in ranked.rankings], ranked.omitted)
 
 
 FORMATS: dict[str, Format] = {
@@ -86,7 +102,7 @@ FORMATS: dict[str, Format] = {
             "rankings",
             "prompt (a message with replies that have a rank)",
             is_tree,
-            lambda row, source: [ranking.to_json() for ranking in trees(row, source)],
+            _rankings,
             "no message of the tree has two replies with a rank",
         ),
         Format(
@@ -111,7 +127,7 @@ FORMATS: dict[str, Format] = {
             "rankings",
             "prompt or instruction, responses or completions, ranks, scores or ratings",
             is_ranking_list,
-            lambda row, source: [ranking.to_json() for ranking in ranked_answers(row, source)],
+            _rankings,
         ),
         Format(
             "openai",
@@ -171,8 +187,8 @@ class DetectedFormat:
     columns: Mapping[str, str] = field(default_factory=dict)
     """New names of columns, `-` for one that is left out."""
 
-    def convert(self, row: Any, source: str) -> list[Columns]:
-        """Canonical records of a row; none if it holds nothing (see `Format.empty_reason`).
+    def convert(self, row: Any, source: str) -> Converted:
+        """The canonical records of a row.
 
         Raises:
             MarkedBad: Its own label says that it is not to be learnt from.

@@ -18,7 +18,14 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import atomic_write, new_folder, writing
 from alpaca_rlhf.core.provenance import sha256_of
 from alpaca_rlhf.data.readers.data_card import card_of
-from alpaca_rlhf.data.readers.detection import FORMATS, Columns, DetectedFormat, Format, Kind
+from alpaca_rlhf.data.readers.detection import (
+    FORMATS,
+    Columns,
+    Converted,
+    DetectedFormat,
+    Format,
+    Kind,
+)
 from alpaca_rlhf.data.readers.formats import instructions_of
 from alpaca_rlhf.data.readers.importing import MANIFEST, LineFile, RowTally, refuse_broken
 from alpaca_rlhf.data.readers.rows import RowFile
@@ -36,7 +43,7 @@ _TASKS = DetectedFormat(
         "instructions",
         "",
         lambda row: True,
-        lambda row, source: [task.to_json() for task in instructions_of(row, source)],
+        lambda row, source: Converted([task.to_json() for task in instructions_of(row, source)]),
     ),
     guessed=False,
 )

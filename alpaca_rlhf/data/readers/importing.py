@@ -23,7 +23,14 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import atomic_write, json_text, new_folder, writing
 from alpaca_rlhf.data.readers.columns import RowKind, renamed, unread_columns
 from alpaca_rlhf.data.readers.detection import Columns, DetectedFormat, Kind
-from alpaca_rlhf.data.readers.problems import BadRow, MarkedBad, Problems, Unreadable, short
+from alpaca_rlhf.data.readers.problems import (
+    BadRow,
+    MarkedBad,
+    Omitted,
+    Problems,
+    Unreadable,
+    short,
+)
 from alpaca_rlhf.data.readers.rows import Rows, no_rows
 
 SCHEMA = 1
@@ -47,6 +54,8 @@ class RowTally:
         self.rows = self.kept = self.records = 0
         self.broken = Problems()
         self.empty: Counter[str] = Counter()
+        self.omitted: Counter[Omitted] = Counter()
+        """Answers of rows that are kept which stand in no record, by reason."""
         self.unread: Counter[str] = Counter()
         """Columns that are not read, and in how many rows each stands."""
         self.unreadable = False
@@ -71,7 +80,7 @@ class RowTally:
         for number, row in self.source:
             self.rows += 1
             try:
-                records = detected.convert(row, self.source.origin)
+                converted = detected.convert(row, self.source.origin)
             except BadRow as problem:
                 self.unreadable = self.unreadable or isinstance(problem, Unreadable)
                 self.broken.note(self.source.place(number), str(problem))
@@ -83,7 +92,9 @@ class RowTally:
                 dropped(number, str(problem))
                 continue
             self._count_unread(row, detected)
+            records = converted.records
             if records:
+                self.omitted.update(converted.omitted)
                 self.kept += 1
                 self.records += len(records)
                 self._count_repeated(number, records)
@@ -229,14 +240,17 @@ def refuse_broken(tallies: Sequence[RowTally], *, allowed: bool) -> None:
 
 def _counts(tallies: Sequence[RowTally]) -> dict[str, Any]:
     dropped: Counter[str] = Counter()
+    omitted: Counter[Omitted] = Counter()
     unread: Counter[str] = Counter()
     for tally in tallies:
         dropped.update(tally.dropped)
+        omitted.update(tally.omitted)
         unread.update(tally.unread)
     return {
         "rows": sum(tally.rows for tally in tallies),
         "rows_kept": sum(tally.kept for tally in tallies),
         "rows_dropped": dict(dropped.most_common()),
+        "answers_dropped": dict(omitted.most_common()),
         "unread_columns": dict(unread.most_common()),
     }
 

@@ -95,7 +95,7 @@ def rated_answers(
     """Texts of a list of answers, and their ratings where they are objects that hold them.
 
     Without `rate` another column orders them. An answer without a rating is left out where another
-    has one, as it cannot be placed.
+    has one, as it cannot be placed; the caller counts it.
 
     Raises:
         BadRow: An answer holds no text, or a rating is no number.

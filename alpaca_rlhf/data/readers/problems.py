@@ -40,6 +40,10 @@ class MarkedBad(Exception):
     reason: ClassVar[Reason] = "bad label"
 
 
+Omitted = Literal["without a rating", "without a rank", "deleted", "below a deleted one", "alone"]
+"""The reasons why an answer of a row stands in no ranking; `alone`: it has none to compare with."""
+
+
 class Unreadable(BadRow):
     """A break after which the file cannot be read, because the next row's start is unknown."""
 

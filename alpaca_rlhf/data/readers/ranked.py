@@ -6,7 +6,8 @@ A tree becomes one ranking for every human turn that has at least two ranked rep
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,12 +20,22 @@ from alpaca_rlhf.data.readers.comparisons import dialogue, read_pairs, task
 from alpaca_rlhf.data.readers.conversations import Turn, read_message, read_turns
 from alpaca_rlhf.data.readers.formats import source_of
 from alpaca_rlhf.data.readers.preference_shapes import rated_answers
-from alpaca_rlhf.data.readers.problems import BadRow, short
+from alpaca_rlhf.data.readers.problems import BadRow, Omitted, short
 from alpaca_rlhf.data.readers.reading import Reading
 from alpaca_rlhf.data.readers.rows import RowFile, checked_text, collect, text_column, type_name
 
 _SAMPLE_ROWS = 200
 _DEFAULT_ANNOTATOR = "file"
+
+
+@dataclass(frozen=True)
+class RankedRow:
+    """The rankings of one row, and what became of its other answers."""
+
+    rankings: list[RankedAnswers]
+    """A ranking for each prompt that has one."""
+    omitted: Counter[Omitted]
+    """Answers that stand in none of them, by reason."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +82,16 @@ def read_rankings(
         UserError: `file:line:` of the first broken row.
     """
     path = Path(path)
+    reading = reading if reading is not None else Reading("rankings")
+    account = reading.account
     counts: dict[tuple[str, str], int] = {}
 
     def convert(row: dict[str, Any]) -> list[tuple[Instruction, list[Completion], Ranking]]:
         rankings = []
-        for ranked in ranked_answers(row, path.name):
+        ranked_row = ranked_answers(row, path.name)
+        if ranked_row.rankings:
+            account.omitted.update(ranked_row.omitted)
+        for ranked in ranked_row.rankings:
             prompt, annotator = ranked.prompt, ranked.annotator
             # 1. Completions with the same text stay apart by their sample number.
             completions = [
@@ -140,34 +156,63 @@ def is_ranking_list(row: Mapping[str, Any]) -> bool:
     return any(row.get(name) is not None for name in ANSWERS)
 
 
-def ranked_answers(row: dict[str, Any], source: str) -> list[RankedAnswers]:
+def ranked_answers(row: dict[str, Any], source: str) -> RankedRow:
     """The rankings of one row, a message tree or a list.
 
     Raises:
         BadRow: It is neither, or it is broken.
     """
     refuse_unsupported(row)
-    return [ranking_list(row, source)] if is_ranking_list(row) else trees(row, source)
+    if not is_ranking_list(row):
+        return trees(row, source)
+    ranking = ranking_list(row, source)
+    name = next(column for column in ANSWERS if row.get(column) is not None)
+    unrated = len(row[name]) - len(ranking.answers)
+    return RankedRow([ranking], Counter({"without a rating": unrated} if unrated else {}))
 
 
-def trees(row: dict[str, Any], source: str) -> list[RankedAnswers]:
+def trees(row: dict[str, Any], source: str) -> RankedRow:
     """The rankings of one message tree.
 
-    Every human turn with at least two ranked replies gives one. Deleted replies and replies without
-    a rank are omitted.
+    Every human turn with at least two ranked replies gives one. Other replies are omitted, by
+    reason: they are deleted, lie below a message that is, have no rank, or none to compare with.
 
     Raises:
         BadRow: It is not a tree.
     """
-    return [
-        RankedAnswers(
-            dialogue(turns, source=source, row=row),
-            tuple(text for _, text in replies),
-            tuple(rank for rank, _ in replies),
-            "oasst",
+    if not isinstance(row.get("prompt"), dict):
+        raise BadRow(
+            "expected a message tree with the first message, and its `replies`, in `prompt`"
         )
-        for turns, replies in _ranked_nodes(row)
-    ]
+    rankings: list[RankedAnswers] = []
+    omitted: Counter[Omitted] = Counter()
+    # A depth-first walk with a stack of its own: a tree may be deeper than Python's recursion.
+    stack: list[tuple[Sequence[Turn], dict[str, Any]]] = [([], row["prompt"])]
+    while stack:
+        earlier_turns, node = stack.pop()
+        turn = read_message({"role": node.get("role"), "content": node.get("text")}, "the tree")
+        turns = [*earlier_turns, turn]
+        # 1. Replies that are deleted are not followed, and what lies below them is counted.
+        replies = _replies(node)
+        visible = [reply for reply in replies if not reply.get("deleted")]
+        if turn[0] == "Human":
+            omitted["deleted"] += len(replies) - len(visible)
+        for reply in replies:
+            omitted["below a deleted one"] += _answers_below(reply) if reply.get("deleted") else 0
+        # 2. The ranking of this turn's replies.
+        if turn[0] == "Human":
+            ranked = [_ranked(reply) for reply in visible if reply.get("rank") is not None]
+            omitted["alone" if len(visible) == 1 else "without a rank"] += len(visible) - len(
+                ranked
+            )
+            if len(ranked) >= 2:
+                prompt = dialogue(turns, source=source, row=row)
+                texts, ranks = (tuple(values) for values in zip(*ranked, strict=True))
+                rankings.append(RankedAnswers(prompt, texts, ranks, "oasst"))
+            else:
+                omitted["alone"] += len(ranked)
+        stack.extend((turns, reply) for reply in reversed(visible))
+    return RankedRow(rankings, +omitted)
 
 
 def ranking_list(row: dict[str, Any], source: str) -> RankedAnswers:
@@ -220,31 +265,26 @@ def _ranks(row: dict[str, Any], count: int) -> tuple[int, ...]:
     return tuple(levels.index(score) for score in values)
 
 
-def _ranked_nodes(tree: dict[str, Any]) -> Iterator[tuple[list[Turn], list[tuple[int, str]]]]:
-    """The dialogue and the (rank, text) of its replies, for human turns with two ranked replies."""
-    if not isinstance(tree.get("prompt"), dict):
-        raise BadRow(
-            "expected a message tree with the first message, and its `replies`, in `prompt`"
-        )
-    # A depth-first walk with a stack of its own: a tree may be deeper than Python's recursion.
-    stack: list[tuple[Sequence[Turn], dict[str, Any]]] = [([], tree["prompt"])]
+def _replies(node: Mapping[str, Any]) -> list[dict[str, Any]]:
+    replies = node.get("replies") or []
+    if not isinstance(replies, list) or not all(isinstance(reply, dict) for reply in replies):
+        raise BadRow("`replies` must be a list of messages")
+    return replies
+
+
+def _answers_below(node: Mapping[str, Any]) -> int:
+    """The number of assistant messages below a message."""
+    count = 0
+    stack = list(_replies(node))
     while stack:
-        earlier_turns, node = stack.pop()
-        turn = read_message({"role": node.get("role"), "content": node.get("text")}, "the tree")
-        turns = [*earlier_turns, turn]
-        replies = node.get("replies") or []
-        if not isinstance(replies, list) or not all(isinstance(reply, dict) for reply in replies):
-            raise BadRow("`replies` must be a list of messages")
-        visible = [reply for reply in replies if not reply.get("deleted")]
-        if turn[0] == "Human":
-            ranked = [_ranked(reply) for reply in visible if reply.get("rank") is not None]
-            if len(ranked) >= 2:
-                yield turns, ranked
-        stack.extend((turns, reply) for reply in reversed(visible))
+        reply = stack.pop()
+        count += reply.get("role") == "assistant"
+        stack.extend(_replies(reply))
+    return count
 
 
-def _ranked(node: dict[str, Any]) -> tuple[int, str]:
+def _ranked(node: dict[str, Any]) -> tuple[str, int]:
     rank = node["rank"]
     if not isinstance(rank, int) or isinstance(rank, bool):
         raise BadRow(f"`rank` must be a whole number, got {type_name(rank)}")
-    return rank, checked_text(node.get("text"), "`text` of a reply")
+    return checked_text(node.get("text"), "`text` of a reply"), rank

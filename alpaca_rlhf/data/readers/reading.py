@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from alpaca_rlhf.data.readers.columns import RowKind, renamed, unread_columns
-from alpaca_rlhf.data.readers.problems import Reason, short
+from alpaca_rlhf.data.readers.problems import Omitted, Reason, short
 
 _COLUMNS_SHOWN = 8
 
@@ -23,6 +23,8 @@ class FileAccount:
     """Rows in it."""
     left_out: Counter[Reason] = field(default_factory=Counter)
     """Rows that are not used, by reason."""
+    omitted: Counter[Omitted] = field(default_factory=Counter)
+    """Answers of rows that are used which stand in no ranking, by reason."""
     unread: Counter[str] = field(default_factory=Counter)
     """Columns that are not read, and in how many rows each stands."""
     renamed: set[str] = field(default_factory=set)
@@ -42,6 +44,7 @@ class FileAccount:
             "rows": self.rows,
             "used": self.used,
             "left_out": dict(self.left_out.most_common()),
+            "answers_left_out": dict(self.omitted.most_common()),
             "unread_columns": dict(self.unread.most_common()),
         }
 
@@ -59,6 +62,8 @@ class FileAccount:
                 f"{reasons_text(self.left_out)}"
             )
             lines += [f"  {place}" for place in self.places]
+        if self.omitted:
+            lines.append(f"{self.name}: {omitted_text(self.omitted)}")
         if self.unread:
             lines.append(f"{self.name}: columns that are not read: {columns_text(self.unread)}")
         return lines
@@ -67,6 +72,12 @@ class FileAccount:
 def reasons_text(left_out: Mapping[Reason, int]) -> str:
     """Rows that were left out, each reason with its count."""
     return ", ".join(f"{count:,} {reason}" for reason, count in Counter(left_out).most_common())
+
+
+def omitted_text(omitted: Mapping[Omitted, int]) -> str:
+    """Answers that stand in no ranking, each reason with its count."""
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in Counter(omitted).most_common())
+    return f"answers that stand in no ranking: {reasons}"
 
 
 def columns_text(unread: Counter[str]) -> str:
