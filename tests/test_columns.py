@@ -104,9 +104,9 @@ def test_columns_that_are_not_read_are_named_and_counted(tmp_path) -> None:
     assert reading.account.unread == {"category": 1, "prompt": 1, "id": 1}
     assert "columns that are not read: `category` (1 rows)" in reading.account.lines()[0]
     pairs = Reading("rankings")
-    row = {"chosen": [USER, BLUE], "rejected": [USER, RED], "score_chosen": 3, "messages": [USER]}
+    row = {"chosen": [USER, BLUE], "rejected": [USER, RED], "prompt_id": 3, "messages": [USER]}
     read_pairs(write(tmp_path / "b.jsonl", row), pairs)
-    assert set(pairs.account.unread) == {"score_chosen", "messages"}
+    assert set(pairs.account.unread) == {"prompt_id", "messages"}
 
 
 def test_broken_rows_can_be_left_out_by_reason(tmp_path) -> None:
@@ -249,6 +249,43 @@ def test_raw_ultrafeedback_is_ranked_by_its_ratings(tmp_path) -> None:
     ):
         texts = {completion.id: completion.text for completion in completions}
         assert len(texts) == 2 and texts[ranking.tiers[0][0]] == best
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("score_chosen", "score_rejected"),
+        ("chosen_score", "rejected_score"),
+        ("chosen-rating", "rejected-rating"),
+        ("chosen_rating", "rejected_rating"),
+    ],
+)
+def test_scores_of_a_pair_agree_with_it(tmp_path, names) -> None:
+    pair = {"prompt": "Which colour?", "chosen": [USER, BLUE], "rejected": [USER, RED]}
+    plain = {"instruction": "Why?", "chosen": "So.", "rejected": "No."}
+
+    def scored(row: dict, *scores: object) -> dict:
+        return row | dict(zip(names, scores, strict=True))
+
+    good = [scored(pair, 8.5, 8.0), scored(plain, "5", 4), scored(pair, 8.0, None)]
+    ties = [scored(pair, 7.0, 7), scored(plain, 4, 4)]
+    reading = Reading("rankings")
+    assert len(read_pairs(write(tmp_path / "a.jsonl", *good, *ties), reading)) == 3
+    assert reading.account.left_out == {"tie": 2} and not reading.account.unread
+    for row, says in (
+        (scored(pair, 3.0, 8.5), f"`{names[0]}` (3) is below `{names[1]}` (8.5)"),
+        (scored(plain, "high", 4), f"column `{names[0]}` must be a number"),
+    ):
+        path = write(tmp_path / "b.jsonl", good[0], row)
+        assert f"{path}:2: {says}" in refusal(read_pairs, path)
+    out = tmp_path / "out"
+    path = write(tmp_path / "b.jsonl", good[0], *ties, scored(plain, 3.0, 8.5))
+    assert tried(["import", str(path), "--out", str(out)])[0] == 2
+    code, said, _ = tried(["import", str(path), "--out", str(out), "--broken", "drop"])
+    assert code == 0 and "4 rows read, 1 good (1 records), 3 not" in said
+    assert "its two answers tie" in said and "contradict `chosen`" in said
+    without = ["--columns", f"{names[0]}=-,{names[1]}=-", "--out", str(tmp_path / "all")]
+    assert tried(["import", str(path), *without])[0] == 0
 
 
 def test_answers_that_stand_in_no_ranking_are_counted_by_reason(tmp_path, monkeypatch) -> None:

@@ -17,7 +17,7 @@ from alpaca_rlhf.data import (
     BrokenRowPolicy,
     DetectedFormat,
     FormatName,
-    MarkedBad,
+    LeftOut,
     Rows,
     RowTally,
     column_names,
@@ -174,7 +174,7 @@ def _show_look(rows: Rows, source_look: DetectedFormat, terminal: Terminal) -> N
     for number, row in rows:
         try:
             records = source_look.convert(row, rows.origin).records
-        except (BadRow, MarkedBad):  # it is told when all are read
+        except (BadRow, LeftOut):  # it is told when all are read
             records = []
         for record in records[:1]:
             examples += 1

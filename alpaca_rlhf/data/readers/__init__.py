@@ -20,7 +20,7 @@ from alpaca_rlhf.data.readers.importing import (
     one_kind,
     refuse_broken,
 )
-from alpaca_rlhf.data.readers.problems import BadRow, MarkedBad
+from alpaca_rlhf.data.readers.problems import BadRow, LeftOut
 from alpaca_rlhf.data.readers.ranked import holds_rankings, ranked_prompts, read_rankings
 from alpaca_rlhf.data.readers.reading import (
     FileAccount,
@@ -44,7 +44,7 @@ __all__ = [
     "FormatName",
     "Imported",
     "Kind",
-    "MarkedBad",
+    "LeftOut",
     "Reading",
     "RowKind",
     "RowTally",

@@ -30,6 +30,14 @@ SCORES = ("ranks", "scores", "ratings")
 COMPARED = (("completion_a", "completion_b"), ("output_1", "output_2"))
 """Columns of two answers whose names do not say which is better."""
 
+PAIR_SCORES = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen-rating", "rejected-rating"),
+    ("chosen_rating", "rejected_rating"),
+)
+"""Columns with the scores of `chosen` and `rejected`: UltraFeedback binarised, and its like."""
+
 SYSTEM = ("system", "system_prompt", "system_message")
 """Columns that hold a system text."""
 
@@ -184,7 +192,8 @@ def _read_rankings(row: Mapping[str, Any]) -> set[str]:
             return {*names, "preference", "margin", "user_input", *prompt}
     if row.get("conversations") is not None:
         prompt = {"conversations", *shared}
-    return {"chosen", "rejected", "margin", *prompt}
+    scores = {name for names in PAIR_SCORES for name in names}
+    return {"chosen", "rejected", "margin", *scores, *prompt}
 
 
 def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> set[str]:

@@ -28,9 +28,10 @@ from alpaca_rlhf.data.readers.formats import prompt_columns, source_of
 from alpaca_rlhf.data.readers.preference_shapes import (
     are_conversations,
     implicit_texts,
+    refuse_contradicted,
     whole_conversations,
 )
-from alpaca_rlhf.data.readers.problems import BadRow, NoColumn, listed, short
+from alpaca_rlhf.data.readers.problems import BadRow, NoColumn, Tie, listed, short
 from alpaca_rlhf.data.readers.reading import Reading
 from alpaca_rlhf.data.readers.rows import checked_text, collect
 
@@ -101,7 +102,7 @@ def read_pairs(path: Path, reading: Reading | None = None) -> list[PreferencePai
     `margin`, a number of at least 0, says how much better the chosen answer is. GPT-4-LLM's
     `completion_a`, `completion_b` and AlpacaFarm's `output_1`, `output_2` are ordered by
     `preference` (1, 2, a, b, or tie, which gives no pair); without that column the first answer is
-    the better one.
+    the better one. Scores of `chosen` and `rejected` must agree with them; equal ones are a tie.
 
     Args:
         path: A JSON array or JSON lines, plain or gzipped.
@@ -115,15 +116,18 @@ def read_pairs(path: Path, reading: Reading | None = None) -> list[PreferencePai
 
 
 def pairs_of(row: dict[str, Any], source: str) -> list[PreferencePair]:
-    """The pair of one row, or none if its answers tie.
+    """The pair of one row.
 
     Raises:
+        Tie: Its answers tie.
         BadRow: The row is broken.
     """
     refuse_unsupported(row)
     if is_comparison(row):
         return _comparison(row, source_of(row, source))
-    return [replace(_pair(row, source_of(row, source)), margin=_margin(row))]
+    pair = replace(_pair(row, source_of(row, source)), margin=_margin(row))
+    refuse_contradicted(row)
+    return [pair]
 
 
 def pair_to_json(pair: PreferencePair) -> dict[str, Any]:
@@ -189,7 +193,7 @@ def _comparison(row: dict[str, Any], source: str) -> list[PreferencePair]:
         row = {**row, "instruction": row["user_input"]}
     prompt = task(row, source)
     if preference in _TIE:
-        return []
+        raise Tie("its two answers tie")
     chosen, rejected = (first, second) if preference in _PREFERS_FIRST else (second, first)
     return [replace(_make_pair(prompt, chosen, rejected), margin=_margin(row))]
 

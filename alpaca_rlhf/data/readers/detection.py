@@ -120,7 +120,6 @@ FORMATS: dict[str, Format] = {
             "output_2), preference",
             is_comparison,
             _pairs,
-            "its two answers tie",
         ),
         Format(
             "ranking-list",
@@ -191,7 +190,7 @@ class DetectedFormat:
         """The canonical records of a row.
 
         Raises:
-            MarkedBad: Its own label says that it is not to be learnt from.
+            LeftOut: It gives none: its label marks it as bad, or its two answers tie.
             BadRow: It is broken, or its format is not that of the file.
         """
         columns = renamed(columns_of(row), self.columns)

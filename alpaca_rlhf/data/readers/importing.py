@@ -25,7 +25,7 @@ from alpaca_rlhf.data.readers.columns import RowKind, renamed, unread_columns
 from alpaca_rlhf.data.readers.detection import Columns, DetectedFormat, Kind
 from alpaca_rlhf.data.readers.problems import (
     BadRow,
-    MarkedBad,
+    LeftOut,
     Omitted,
     Problems,
     Unreadable,
@@ -86,7 +86,7 @@ class RowTally:
                 self.broken.note(self.source.place(number), str(problem))
                 dropped(number, str(problem))
                 continue
-            except MarkedBad as problem:
+            except LeftOut as problem:
                 self._count_unread(row, detected)
                 self.empty[str(problem)] += 1
                 dropped(number, str(problem))

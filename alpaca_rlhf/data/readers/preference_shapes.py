@@ -11,8 +11,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from alpaca_rlhf.data.readers.columns import PAIR_SCORES
 from alpaca_rlhf.data.readers.conversations import Turn, read_turns
-from alpaca_rlhf.data.readers.problems import BadRow
+from alpaca_rlhf.data.readers.problems import BadRow, Tie
 from alpaca_rlhf.data.readers.rows import checked_text, type_name
 
 Dialogues = tuple[list[Turn], str, str]
@@ -87,6 +88,31 @@ def implicit_texts(chosen: str, rejected: str) -> Dialogues | None:
     if not prompt:
         return None
     return [("Human", prompt)], chosen[end:].strip(), rejected[end:].strip()
+
+
+def refuse_contradicted(row: Mapping[str, Any]) -> None:
+    """Check that the scores of `chosen` and `rejected`, where both have one, say the same.
+
+    Raises:
+        Tie: They are equal.
+        BadRow: The rejected answer has the higher one, or a score is no number.
+    """
+    for better, worse in PAIR_SCORES:
+        values = [row.get(name) for name in (better, worse)]
+        if any(value is None for value in values):
+            continue
+        names = (f"column `{better}`", f"column `{worse}`")
+        chosen, rejected = map(_number, values, names)
+        if chosen is None or rejected is None:
+            continue
+        if chosen == rejected:
+            raise Tie(f"`{better}` and `{worse}` are equal: its two answers tie")
+        if chosen < rejected:
+            raise BadRow(
+                f"`{better}` ({chosen:g}) is below `{worse}` ({rejected:g}): they contradict "
+                f"`chosen`; leave the row out, or the scores: --columns {better}=-,{worse}=- "
+                "(a run: --inputs.columns)"
+            )
 
 
 def rated_answers(

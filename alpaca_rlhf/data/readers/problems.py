@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-Reason = Literal["too long", "empty", "bad label", "leak", "unusable"]
+Reason = Literal["too long", "empty", "bad label", "tie", "leak", "unusable"]
 """The reasons why a row is not trained on."""
 
 MAX_SHOWN = 5
@@ -34,10 +34,22 @@ class NoColumn(BadRow):
     """None of the columns that a text may stand in is there."""
 
 
-class MarkedBad(Exception):
-    """A valid row that its own label marks as one not to learn from; the message says which."""
+class LeftOut(Exception):
+    """A valid row that gives no record; the message says why."""
 
-    reason: ClassVar[Reason] = "bad label"
+    reason: ClassVar[Reason] = "unusable"
+
+
+class MarkedBad(LeftOut):
+    """Its own label marks it as one not to learn from."""
+
+    reason = "bad label"
+
+
+class Tie(LeftOut):
+    """Neither of its two answers is better."""
+
+    reason = "tie"
 
 
 Omitted = Literal["without a rating", "without a rank", "deleted", "below a deleted one", "alone"]

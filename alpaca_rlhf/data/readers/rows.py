@@ -23,7 +23,7 @@ from alpaca_rlhf.data.readers.json_rows import array_rows, line_rows
 from alpaca_rlhf.data.readers.problems import (
     MAX_SHOWN,
     BadRow,
-    MarkedBad,
+    LeftOut,
     NoColumn,
     Problems,
     Unreadable,
@@ -232,7 +232,7 @@ def collect(
     Args:
         path: A JSON array of objects or one JSON object a line, either may be gzipped; a CSV with
             its suffix; a Parquet file.
-        convert: Turns a row into records, or raises `BadRow` or `MarkedBad`.
+        convert: Turns a row into records, or raises `BadRow` or `LeftOut`.
         reading: Renames columns, may leave broken rows out, and takes the account of the rows.
 
     Raises:
@@ -245,18 +245,20 @@ def collect(
     reading = reading if reading is not None else Reading("instructions")
     account = reading.account
     account.name = account.name or str(path)
-    without_column = 0
+    without_column = valid_left_out = 0
     rows = RowFile(path)
     for number, row in rows:
         account.rows += 1
         try:
             row_records = convert(reading.prepared(columns_of(row)))
-        except (BadRow, MarkedBad) as problem:
+        except (BadRow, LeftOut) as problem:
             account.left_out[problem.reason] += 1
             place = rows.place(number)
             if isinstance(problem, BadRow):
                 problems.note(place, str(problem))
                 without_column += isinstance(problem, NoColumn)
+            else:
+                valid_left_out += 1
             if isinstance(problem, Unreadable):
                 raise UserError(
                     f"{problems.summary(account.rows)}; what follows cannot be read"
@@ -272,7 +274,7 @@ def collect(
         raise UserError(problems.summary(account.rows) + (foreign or reading.way_out))
     if not account.rows:
         raise UserError(no_rows(str(path)))
-    if not account.used and (account.left_out["bad label"] or problems.total):
+    if not account.used and (valid_left_out or problems.total):
         left_out = reasons_text(account.left_out)
         raise UserError(f"{path}: nothing is left of its {account.rows} rows: {left_out}")
     return records
