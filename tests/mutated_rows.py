@@ -90,6 +90,17 @@ def alpaca(rng: random.Random) -> Row:
     return {"instruction": text(rng), "output": text(rng), "category": "qa", "id": 3}
 
 
+def tree_messages(rng: random.Random) -> list[Row]:
+    """The messages of one tree, in any order."""
+    first = f"m{rng.randrange(10**9)}"
+    rows = [{"message_id": first, "parent_id": None, "role": "prompter", "text": text(rng)}]
+    for number in range(3):
+        reply = {"role": "assistant", "text": text(rng), "rank": rng.choice((number, 1.0, None))}
+        rows.append({"message_id": f"{first}.{number}", "parent_id": first, **reply, "lang": "en"})
+    rng.shuffle(rows)
+    return rows
+
+
 DEMONSTRATIONS: tuple[Callable[[random.Random], Row], ...]
 DEMONSTRATIONS = (kto, kto_messages, with_tools, with_system, alpaca)
 
@@ -136,7 +147,9 @@ def wrong_with(
     except Exception:
         return traceback.format_exc()[-2000:], Counter()
     ends = Counter({"used": account.used}) + Counter(dict(account.left_out))
-    if account.rows != len(rows) or len(records) != account.used or ends.total() != len(rows):
+    # A tree is several rows, and gives a ranking for each of its questions.
+    one_each = len(records) == account.used or any("message_id" in row for row in rows)
+    if account.rows != len(rows) or not one_each or ends.total() != len(rows):
         return f"{len(rows)} rows, {len(records)} records: {account.to_json()}", ends
     return "", ends
 
@@ -152,6 +165,8 @@ def fuzz(folder: Path, count: int, seed: int) -> dict[str, Any]:
         kind: RowKind = rng.choice(("instructions", "rankings"))
         maker = rng.choice(DEMONSTRATIONS if kind == "instructions" else PREFERENCES)
         rows = [maker(rng) for _ in range(min(rng.choice((3, 10)), count - rows_read))]
+        if kind == "rankings" and rng.random() < 0.2:
+            rows = [row for _ in range(3) for row in tree_messages(rng)][: count - rows_read]
         for row in rows:
             for _ in range(rng.choice((0, 1, 1, 2))):
                 changed(row, rng)

@@ -14,7 +14,8 @@ from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data.readers.columns import OUTPUT, refuse_marked_bad
 from alpaca_rlhf.data.readers.formats import instructions_of
 from alpaca_rlhf.data.readers.problems import EmptyRow, listed
-from alpaca_rlhf.data.readers.rows import checked_text, collect
+from alpaca_rlhf.data.readers.rows import collect
+from alpaca_rlhf.data.readers.values import checked_text
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def opened(
         raise UserError(f"{twice}: is given twice")
     sources: list[tuple[Rows, DetectedFormat]] = []
     for name in names:
-        rows = open_rows(name)
+        rows = open_rows(name, columns)
         source_look = detect_format(rows, format_name, columns)
         _show_look(rows, source_look, terminal)
         sources.append((rows, source_look))

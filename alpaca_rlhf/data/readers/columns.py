@@ -141,6 +141,11 @@ def refuse_marked_bad(row: Mapping[str, Any]) -> None:
             )
 
 
+def is_message(row: Mapping[str, Any]) -> bool:
+    """True for one message of a tree as a row: OpenAssistant's form on the hub."""
+    return all(row.get(name) is not None for name in ("message_id", "text", "role"))
+
+
 def system_column(row: Mapping[str, Any]) -> str:
     """The name of the column that holds the system text; `system` where none holds any."""
     return next((name for name in SYSTEM if _holds_something(row.get(name))), SYSTEM[0])
@@ -180,6 +185,8 @@ def _read(row: Mapping[str, Any], kind: RowKind) -> set[str]:
 
 def _read_rankings(row: Mapping[str, Any]) -> set[str]:
     system = system_column(row)
+    if is_message(row):
+        return {"message_id", "parent_id", "role", "text", "rank", "deleted"}
     if isinstance(row.get("prompt"), dict):
         return {"prompt", system}
     shared = {"source", system}

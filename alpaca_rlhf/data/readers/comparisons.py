@@ -33,7 +33,8 @@ from alpaca_rlhf.data.readers.preference_shapes import (
 )
 from alpaca_rlhf.data.readers.problems import BadRow, NoColumn, Tie, listed, short
 from alpaca_rlhf.data.readers.reading import Reading
-from alpaca_rlhf.data.readers.rows import checked_text, collect
+from alpaca_rlhf.data.readers.rows import collect
+from alpaca_rlhf.data.readers.values import checked_text
 
 _HH_ANSWER = "\n\nAssistant:"
 # Values of `preference`, in lower case.

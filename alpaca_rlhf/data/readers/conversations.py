@@ -12,8 +12,8 @@ from typing import Any
 
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data.readers.columns import CONVERSATION, LOSS_FLAGS, system_column
-from alpaca_rlhf.data.readers.problems import EmptyRow
-from alpaca_rlhf.data.readers.rows import BadRow, checked_text, text_column, type_name
+from alpaca_rlhf.data.readers.problems import BadRow, EmptyRow
+from alpaca_rlhf.data.readers.values import checked_text, text_column, type_name
 
 Turn = tuple[str, str]
 """The speaker (Human, Assistant or System) and the text."""

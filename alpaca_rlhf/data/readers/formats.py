@@ -27,9 +27,10 @@ from alpaca_rlhf.data.readers.conversations import (
     masked_replies,
     system_text,
 )
-from alpaca_rlhf.data.readers.problems import EmptyRow
+from alpaca_rlhf.data.readers.problems import BadRow, EmptyRow
 from alpaca_rlhf.data.readers.reading import Reading
-from alpaca_rlhf.data.readers.rows import BadRow, collect, text_column, type_name
+from alpaca_rlhf.data.readers.rows import collect
+from alpaca_rlhf.data.readers.values import text_column, type_name
 
 
 def read_instructions(path: Path, reading: Reading | None = None) -> list[Instruction]:

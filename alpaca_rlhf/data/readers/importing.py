@@ -23,6 +23,7 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import atomic_write, json_text, new_folder, writing
 from alpaca_rlhf.data.readers.columns import RowKind, renamed, unread_columns
 from alpaca_rlhf.data.readers.detection import Columns, DetectedFormat, Kind
+from alpaca_rlhf.data.readers.message_trees import GatheredRow, numbers_of
 from alpaca_rlhf.data.readers.problems import (
     BadRow,
     LeftOut,
@@ -78,31 +79,34 @@ class RowTally:
     ) -> Iterator[Columns]:
         """Canonical records in order; calls `dropped` with the number and reason of other rows."""
         for number, row in self.source:
-            self.rows += 1
+            numbers = numbers_of(number, row)
+            self.rows += len(numbers)
             try:
                 converted = detected.convert(row, self.source.origin)
             except BadRow as problem:
                 self.unreadable = self.unreadable or isinstance(problem, Unreadable)
-                self.broken.note(self.source.place(number), str(problem))
-                dropped(number, str(problem))
-                continue
+                place = self.source.place(problem.number or number)
+                self.broken.note(place, str(problem), len(numbers))
+                reason = str(problem)
             except LeftOut as problem:
                 self._count_unread(row, detected)
-                self.empty[str(problem)] += 1
-                dropped(number, str(problem))
-                continue
-            self._count_unread(row, detected)
-            records = converted.records
-            if records:
-                self.omitted.update(converted.omitted)
-                self.kept += 1
-                self.records += len(records)
-                self._count_repeated(number, records)
-                yield from records
+                reason = str(problem)
+                self.empty[reason] += len(numbers)
             else:
+                self._count_unread(row, detected)
+                records = converted.records
+                if records:
+                    self.omitted.update(converted.omitted)
+                    self.kept += len(numbers)
+                    self.records += len(records)
+                    self._count_repeated(number, records)
+                    yield from records
+                    continue
                 assert detected.format is not None
-                self.empty[detected.format.empty_reason] += 1
-                dropped(number, detected.format.empty_reason)
+                reason = detected.format.empty_reason
+                self.empty[reason] += len(numbers)
+            for dropped_number in numbers:
+                dropped(dropped_number, reason)
 
     def _count_repeated(self, number: int, records: Sequence[Columns]) -> None:
         """Count records that say the same as an earlier one, wherever they are from."""
@@ -122,6 +126,9 @@ class RowTally:
             return
         kinds: dict[Kind, RowKind] = {"pairs": "rankings", "rankings": "rankings"}
         kind = kinds.get(detected.format.kind, "instructions")
+        if isinstance(row, GatheredRow):
+            self.unread.update(row.unread)
+            return
         columns = renamed(row, detected.columns)
         self.unread.update(short(name) for name in unread_columns(columns, kind))
 

@@ -14,7 +14,7 @@ from typing import Any
 from alpaca_rlhf.data.readers.columns import PAIR_SCORES
 from alpaca_rlhf.data.readers.conversations import Turn, read_turns
 from alpaca_rlhf.data.readers.problems import BadRow, Tie
-from alpaca_rlhf.data.readers.rows import checked_text, type_name
+from alpaca_rlhf.data.readers.values import checked_text, type_name
 
 Dialogues = tuple[list[Turn], str, str]
 """The turns before the answers, the chosen answer and the rejected one."""

@@ -22,6 +22,8 @@ class BadRow(Exception):
 
     reason: ClassVar[Reason] = "unusable"
     """The reason under which it is counted where broken rows are left out."""
+    number: int | None = None
+    """Number of the line at fault, in a row that was gathered from several."""
 
 
 class EmptyRow(BadRow):
@@ -67,10 +69,10 @@ class Problems:
         self.counts: Counter[str] = Counter()
         self.first: list[tuple[str, str]] = []
 
-    def note(self, place: str, message: str) -> None:
-        """Count a problem; `place` is `file:line`."""
+    def note(self, place: str, message: str, rows: int = 1) -> None:
+        """Count the rows of a problem; `place` is `file:line`."""
         countable = message in self.counts or len(self.counts) < _MAX_KINDS
-        self.counts[message if countable else _OTHER] += 1
+        self.counts[message if countable else _OTHER] += rows
         if len(self.first) < MAX_SHOWN:
             self.first.append((place, message))
 
@@ -92,7 +94,8 @@ class Problems:
 
 
 def short(text: str, length: int = _MAX_NAME_CHARS) -> str:
-    """The beginning of a text from a file, for a message."""
+    """The beginning of a text from a file, for a message of one line."""
+    text = " ".join(text.splitlines())
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 

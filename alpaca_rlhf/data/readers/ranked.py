@@ -19,10 +19,12 @@ from alpaca_rlhf.data.readers.columns import ANSWERS, SCORES, refuse_unsupported
 from alpaca_rlhf.data.readers.comparisons import dialogue, read_pairs, task
 from alpaca_rlhf.data.readers.conversations import Turn, read_message, read_turns
 from alpaca_rlhf.data.readers.formats import source_of
+from alpaca_rlhf.data.readers.message_trees import LINE, rank_of
 from alpaca_rlhf.data.readers.preference_shapes import rated_answers
 from alpaca_rlhf.data.readers.problems import BadRow, Omitted, short
 from alpaca_rlhf.data.readers.reading import Reading
-from alpaca_rlhf.data.readers.rows import RowFile, checked_text, collect, text_column, type_name
+from alpaca_rlhf.data.readers.rows import RowFile, collect
+from alpaca_rlhf.data.readers.values import checked_text, text_column, type_name
 
 _SAMPLE_ROWS = 200
 _DEFAULT_ANNOTATOR = "file"
@@ -36,6 +38,11 @@ class RankedRow:
     """A ranking for each prompt that has one."""
     omitted: Counter[Omitted]
     """Answers that stand in none of them, by reason."""
+
+    def omit(self, reason: Omitted, count: int) -> None:
+        """Count answers that stand in no ranking."""
+        if count:
+            self.omitted[reason] += count
 
 
 @dataclass(frozen=True)
@@ -121,9 +128,10 @@ def holds_rankings(path: Path, reading: Reading | None = None) -> bool:
     Raises:
         UserError: The file cannot be read.
     """
-    sample = islice(RowFile(Path(path)), _SAMPLE_ROWS)
+    columns = reading.columns if reading is not None else {}
+    sample = islice(RowFile(Path(path), columns), _SAMPLE_ROWS)
     first = next((row for _, row in sample if isinstance(row, dict)), {})
-    first = renamed(first, reading.columns if reading is not None else {})
+    first = renamed(first, columns)
     return is_tree(first) or is_ranking_list(first)
 
 
@@ -184,35 +192,26 @@ def trees(row: dict[str, Any], source: str) -> RankedRow:
         raise BadRow(
             "expected a message tree with the first message, and its `replies`, in `prompt`"
         )
-    rankings: list[RankedAnswers] = []
-    omitted: Counter[Omitted] = Counter()
+    found = RankedRow([], Counter())
     # A depth-first walk with a stack of its own: a tree may be deeper than Python's recursion.
     stack: list[tuple[Sequence[Turn], dict[str, Any]]] = [([], row["prompt"])]
     while stack:
         earlier_turns, node = stack.pop()
-        turn = read_message({"role": node.get("role"), "content": node.get("text")}, "the tree")
-        turns = [*earlier_turns, turn]
-        # 1. Replies that are deleted are not followed, and what lies below them is counted.
-        replies = _replies(node)
-        visible = [reply for reply in replies if not reply.get("deleted")]
-        if turn[0] == "Human":
-            omitted["deleted"] += len(replies) - len(visible)
-        for reply in replies:
-            omitted["below a deleted one"] += _answers_below(reply) if reply.get("deleted") else 0
-        # 2. The ranking of this turn's replies.
-        if turn[0] == "Human":
-            ranked = [_ranked(reply) for reply in visible if reply.get("rank") is not None]
-            omitted["alone" if len(visible) == 1 else "without a rank"] += len(visible) - len(
-                ranked
-            )
-            if len(ranked) >= 2:
-                prompt = dialogue(turns, source=source, row=row)
-                texts, ranks = (tuple(values) for values in zip(*ranked, strict=True))
-                rankings.append(RankedAnswers(prompt, texts, ranks, "oasst"))
-            else:
-                omitted["alone"] += len(ranked)
+        try:
+            turn = read_message({"role": node.get("role"), "content": node.get("text")}, "the tree")
+            turns = [*earlier_turns, turn]
+            visible = _visible_replies(node, found)
+            if turn[0] == "Human":
+                ranked = _ranked_replies(visible, found)
+                if ranked:
+                    prompt = dialogue(turns, source=source, row=row)
+                    texts, ranks = (tuple(values) for values in zip(*ranked, strict=True))
+                    found.rankings.append(RankedAnswers(prompt, texts, ranks, "oasst"))
+        except BadRow as problem:
+            problem.number = node.get(LINE)
+            raise
         stack.extend((turns, reply) for reply in reversed(visible))
-    return RankedRow(rankings, +omitted)
+    return found
 
 
 def ranking_list(row: dict[str, Any], source: str) -> RankedAnswers:
@@ -272,6 +271,34 @@ def _replies(node: Mapping[str, Any]) -> list[dict[str, Any]]:
     return replies
 
 
+def _visible_replies(node: Mapping[str, Any], found: RankedRow) -> list[dict[str, Any]]:
+    """The replies that are not deleted; answers that are, or lie below one, are counted."""
+    replies = _replies(node)
+    for reply in replies:
+        if reply.get("deleted"):
+            found.omit("deleted", reply.get("role") == "assistant")
+            found.omit("below a deleted one", _answers_below(reply))
+    return [reply for reply in replies if not reply.get("deleted")]
+
+
+def _ranked_replies(replies: Sequence[dict[str, Any]], found: RankedRow) -> list[tuple[str, int]]:
+    """Text and rank of replies that have a rank, none if they are fewer than two; others count."""
+    ranks = [rank_of(reply) for reply in replies]
+    ranked = [
+        (checked_text(reply.get("text"), "`text` of a reply"), rank)
+        for reply, rank in zip(replies, ranks, strict=True)
+        if rank is not None
+    ]
+    if len(replies) == 1:
+        found.omit("alone", 1)
+        return []
+    found.omit("without a rank", len(replies) - len(ranked))
+    if len(ranked) == 1:
+        found.omit("alone", 1)
+        return []
+    return ranked
+
+
 def _answers_below(node: Mapping[str, Any]) -> int:
     """The number of assistant messages below a message."""
     count = 0
@@ -281,10 +308,3 @@ def _answers_below(node: Mapping[str, Any]) -> int:
         count += reply.get("role") == "assistant"
         stack.extend(_replies(reply))
     return count
-
-
-def _ranked(node: dict[str, Any]) -> tuple[str, int]:
-    rank = node["rank"]
-    if not isinstance(rank, int) or isinstance(rank, bool):
-        raise BadRow(f"`rank` must be a whole number, got {type_name(rank)}")
-    return checked_text(node.get("text"), "`text` of a reply"), rank

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from alpaca_rlhf.data.readers.columns import RowKind, renamed, unread_columns
+from alpaca_rlhf.data.readers.message_trees import GatheredRow
 from alpaca_rlhf.data.readers.problems import Omitted, Reason, short
 
 _COLUMNS_SHOWN = 8
@@ -107,7 +108,11 @@ class Reading:
 
     def prepared(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row under its new column names; its unread columns are counted."""
-        self.account.renamed.update(name for name in self.columns if name in row)
+        names = row.names if isinstance(row, GatheredRow) else row
+        self.account.renamed.update(name for name in self.columns if name in names)
+        if isinstance(row, GatheredRow):
+            self.account.unread.update(row.unread)
+            return row
         row = renamed(row, self.columns)
         self.account.unread.update(short(name) for name in unread_columns(row, self.kind))
         return row

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, Literal, Protocol, TypeVar, cast
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.provenance import sha256_of
 from alpaca_rlhf.data.readers.json_rows import array_rows, line_rows
+from alpaca_rlhf.data.readers.message_trees import gathered, numbers_of
 from alpaca_rlhf.data.readers.problems import (
     MAX_SHOWN,
     BadRow,
@@ -27,7 +28,6 @@ from alpaca_rlhf.data.readers.problems import (
     NoColumn,
     Problems,
     Unreadable,
-    listed,
     short,
 )
 from alpaca_rlhf.data.readers.reading import Reading, reasons_text
@@ -39,17 +39,15 @@ from alpaca_rlhf.data.readers.tables import (
     parquet_length,
     parquet_rows,
 )
+from alpaca_rlhf.data.readers.values import type_name
 
 __all__ = [
     "BadRow",
     "RowFile",
     "Rows",
     "Unreadable",
-    "checked_text",
     "collect",
     "open_rows",
-    "text_column",
-    "type_name",
 ]
 
 T = TypeVar("T")
@@ -105,14 +103,17 @@ class Rows(Protocol):
 
 
 class RowFile:
-    """The rows of one file.
+    """The rows of one file; flat messages gathered into trees (see `message_trees`).
+
+    `columns` are their new names, for telling what is a message.
 
     Raises:
         UserError: It does not exist, is not a plain file, or has an unsupported format.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, columns: Mapping[str, str] | None = None) -> None:
         self.path = path
+        self._columns = columns or {}
         self.name = str(path)
         self.origin = path.name
         with _reading(path):
@@ -139,6 +140,9 @@ class RowFile:
         Raises:
             UserError: The file cannot be read to its end.
         """
+        yield from gathered(self._rows(), self._columns)
+
+    def _rows(self) -> Iterator[tuple[int, Any]]:
         if self.container == "Parquet":
             self._length = parquet_length(self.path)
             for number, row in parquet_rows(self.path):
@@ -179,7 +183,7 @@ class RowFile:
 
 
 class RowDataset:
-    """The rows of a dataset on the hub, or of one saved in a folder.
+    """The rows of a dataset on the hub, or of one saved in a folder; else as `RowFile`.
 
     Raises:
         UserError: It could not be loaded.
@@ -187,13 +191,17 @@ class RowDataset:
 
     container: Container = "dataset"
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, columns: Mapping[str, str] | None = None) -> None:
+        self._columns = columns or {}
         self.name = self.origin = name
         self.dataset = dataset_of(name)
         self._position = 0
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         """Row number and columns."""
+        yield from gathered(self._rows(), self._columns)
+
+    def _rows(self) -> Iterator[tuple[int, Any]]:
         for number, row in dataset_rows(self.dataset, self.name):
             self._position = number
             yield number, row
@@ -213,15 +221,17 @@ class RowDataset:
         return facts | ({"licence": licence} if licence else {})
 
 
-def open_rows(name: str) -> RowFile | RowDataset:
+def open_rows(name: str, columns: Mapping[str, str] | None = None) -> RowFile | RowDataset:
     """The rows of a file, of a dataset on the hub (`hub:owner/name[:split]`) or of a saved one.
+
+    `columns` are new names of columns (see `columns.column_names`).
 
     Raises:
         UserError: They could not be opened.
     """
     if name.startswith(HUB) or any((Path(name) / f).is_file() for f in _SAVED_DATASET_FILES):
-        return RowDataset(name)
-    return RowFile(Path(name))
+        return RowDataset(name, columns)
+    return RowFile(Path(name), columns)
 
 
 def collect(
@@ -246,19 +256,21 @@ def collect(
     account = reading.account
     account.name = account.name or str(path)
     without_column = valid_left_out = 0
-    rows = RowFile(path)
+    rows = RowFile(path, reading.columns)
     for number, row in rows:
-        account.rows += 1
+        n_rows = len(numbers_of(number, row))
+        account.rows += n_rows
         try:
             row_records = convert(reading.prepared(columns_of(row)))
         except (BadRow, LeftOut) as problem:
-            account.left_out[problem.reason] += 1
+            account.left_out[problem.reason] += n_rows
             place = rows.place(number)
             if isinstance(problem, BadRow):
-                problems.note(place, str(problem))
+                place = rows.place(problem.number or number)
+                problems.note(place, str(problem), n_rows)
                 without_column += isinstance(problem, NoColumn)
             else:
-                valid_left_out += 1
+                valid_left_out += n_rows
             if isinstance(problem, Unreadable):
                 raise UserError(
                     f"{problems.summary(account.rows)}; what follows cannot be read"
@@ -267,7 +279,7 @@ def collect(
                 account.places.append(f"{place}: {problem}")
             continue
         if not row_records:
-            account.left_out["unusable"] += 1
+            account.left_out["unusable"] += n_rows
         records.extend(row_records)
     if problems.total and not reading.drop_broken:
         foreign = reading.foreign_columns if without_column == account.rows else ""
@@ -289,55 +301,14 @@ def columns_of(row: Any) -> dict[str, Any]:
     """The columns of a row as it was read.
 
     Raises:
+        LeftOut: It is a message that belongs to no tree.
         BadRow: It is broken, or is not an object with named columns.
     """
-    if isinstance(row, BadRow):
+    if isinstance(row, (BadRow, LeftOut)):
         raise row
     if not isinstance(row, dict):
         raise BadRow(f"expected an object with named columns, got {type_name(row)}")
     return row
-
-
-def text_column(row: Mapping[str, Any], names: tuple[str, ...], *, required: bool = True) -> str:
-    """The text of the first of the columns `names` that is present.
-
-    Raises:
-        BadRow: It is not text, or none is present although one is required; else "" stands in.
-    """
-    for name in names:
-        if row.get(name) is not None:
-            return checked_text(row[name], f"column `{name}`")
-    if required:
-        expected = " or ".join(f"`{name}`" for name in names)
-        raise NoColumn(f"expected a column {expected}; columns here: {listed(list(row))}")
-    return ""
-
-
-def checked_text(value: object, label: str) -> str:
-    """The value, if it is text that can be written as UTF-8.
-
-    Raises:
-        BadRow: It is not; the message begins with `label`.
-    """
-    if not isinstance(value, str):
-        raise BadRow(f"{label} must be text, got {type_name(value)}")
-    if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
-        raise BadRow(f"{label} holds half of a surrogate pair (a broken \\u escape)")
-    return value
-
-
-def type_name(value: object) -> str:
-    """The JSON name of a value's type."""
-    names = {
-        dict: "an object",
-        list: "a list",
-        str: "text",
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        type(None): "null",
-    }
-    return names.get(type(value), f"a value of type {type(value).__name__}")
 
 
 @contextmanager

@@ -11,7 +11,8 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.core.runs import data_path
 from alpaca_rlhf.data.readers.formats import read_instructions
-from alpaca_rlhf.data.readers.rows import collect, text_column
+from alpaca_rlhf.data.readers.rows import collect
+from alpaca_rlhf.data.readers.values import text_column
 
 SHIPPED = {"shipped": None, "shipped-en": "en", "shipped-zh": "zh"}
 """Names of the shipped seed tasks, and the language that each selects (None: all)."""

@@ -1,0 +1,50 @@
+"""Values of a row: the text of a column, and the JSON name of a type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from alpaca_rlhf.data.readers.problems import BadRow, NoColumn, listed
+
+
+def text_column(row: Mapping[str, Any], names: tuple[str, ...], *, required: bool = True) -> str:
+    """The text of the first of the columns `names` that is present.
+
+    Raises:
+        BadRow: It is not text, or none is present although one is required; else "" stands in.
+    """
+    for name in names:
+        if row.get(name) is not None:
+            return checked_text(row[name], f"column `{name}`")
+    if required:
+        expected = " or ".join(f"`{name}`" for name in names)
+        raise NoColumn(f"expected a column {expected}; columns here: {listed(list(row))}")
+    return ""
+
+
+def checked_text(value: object, label: str) -> str:
+    """The value, if it is text that can be written as UTF-8.
+
+    Raises:
+        BadRow: It is not; the message begins with `label`.
+    """
+    if not isinstance(value, str):
+        raise BadRow(f"{label} must be text, got {type_name(value)}")
+    if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
+        raise BadRow(f"{label} holds half of a surrogate pair (a broken \\u escape)")
+    return value
+
+
+def type_name(value: object) -> str:
+    """The JSON name of a value's type."""
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "text",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        type(None): "null",
+    }
+    return names.get(type(value), f"a value of type {type(value).__name__}")
