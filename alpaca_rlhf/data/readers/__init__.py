@@ -1,7 +1,8 @@
 """Reading rows of files: their format, the records they become, and the way out again."""
 
 from alpaca_rlhf.data.readers.columns import RowKind, column_names
-from alpaca_rlhf.data.readers.comparisons import dialogue, read_pairs
+from alpaca_rlhf.data.readers.comparisons import read_pairs
+from alpaca_rlhf.data.readers.conversations import dialogue
 from alpaca_rlhf.data.readers.detection import (
     FORMATS,
     DetectedFormat,

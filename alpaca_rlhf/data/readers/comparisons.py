@@ -7,7 +7,6 @@ the turns before it are its history, and a system message is its system text.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +15,10 @@ from typing import Any
 from alpaca_rlhf.core.records import Instruction, PreferencePair
 from alpaca_rlhf.data.readers.columns import COMPARED, refuse_unsupported
 from alpaca_rlhf.data.readers.conversations import (
-    Turn,
+    dialogue,
     dialogue_history,
     read_message,
     read_turns,
-    refuse_broken,
-    split_system,
     system_text,
 )
 from alpaca_rlhf.data.readers.formats import prompt_columns, source_of
@@ -34,45 +31,13 @@ from alpaca_rlhf.data.readers.preference_shapes import (
 from alpaca_rlhf.data.readers.problems import BadRow, NoColumn, Tie, listed, short
 from alpaca_rlhf.data.readers.reading import Reading
 from alpaca_rlhf.data.readers.rows import collect
+from alpaca_rlhf.data.readers.transcripts import ANSWER, TURN, split_turns, transcript_of
 from alpaca_rlhf.data.readers.values import checked_text
 
-_HH_ANSWER = "\n\nAssistant:"
 # Values of `preference`, in lower case.
 _PREFERS_FIRST = ("1", "a", "completion_a", "output_1")
 _PREFERS_SECOND = ("2", "b", "completion_b", "output_2")
 _TIE = ("0", "tie")
-_HH_TURN = re.compile(r"\n\n(Human|Assistant):")
-
-
-def dialogue(
-    turns: Sequence[Turn], *, source: str = "", row: Mapping[str, Any] | None = None
-) -> Instruction:
-    """Turn a dialogue that awaits the assistant's answer into a prompt (see the top).
-
-    Args:
-        turns: The dialogue. Turns without text are left out, and those of the same speaker in a row
-            are joined, as people's dialogues need it. The texts are kept as they are, as in SFT.
-        source: Where it is from.
-        row: The row that holds it, for its system text in a column.
-
-    Raises:
-        BadRow: It does not start with the human, or does not end with a non-empty turn of theirs.
-    """
-    system, turns = split_system(row or {}, turns)
-    if not turns or turns[-1][0] != "Human":
-        raise BadRow("the dialogue before the answer must end with the human's turn")
-    if not turns[-1][1].strip():
-        raise BadRow("the human's last turn is empty")
-    joined: list[Turn] = []
-    for speaker, text in turns:
-        if text.strip() and joined and joined[-1][0] == speaker:
-            joined[-1] = (speaker, f"{joined[-1][1]}\n\n{text}")
-        elif text.strip():
-            joined.append((speaker, text))
-    refuse_broken(joined)
-    *earlier_texts, question = (text for _, text in joined)
-    history = tuple(zip(earlier_texts[::2], earlier_texts[1::2], strict=True))
-    return Instruction(question, source=source, history=history, system=system)
 
 
 def task(row: dict[str, Any], source: str) -> Instruction:
@@ -81,6 +46,9 @@ def task(row: dict[str, Any], source: str) -> Instruction:
     Raises:
         BadRow: A column is broken.
     """
+    transcript = transcript_of(row)
+    if transcript is not None:
+        return dialogue(transcript.turns, source=source, row=row)
     instruction, input_text = prompt_columns(row)
     return Instruction(
         instruction,
@@ -89,6 +57,12 @@ def task(row: dict[str, Any], source: str) -> Instruction:
         history=dialogue_history(row),
         system=system_text(row),
     )
+
+
+def answers_of(row: Mapping[str, Any], texts: Sequence[str]) -> Sequence[str]:
+    """The answers of a row: those to a transcript without the blanks after its last mark."""
+    transcript = transcript_of(row)
+    return texts if transcript is None else transcript.answers(texts)
 
 
 def read_pairs(path: Path, reading: Reading | None = None) -> list[PreferencePair]:
@@ -175,9 +149,8 @@ def _pair(row: dict[str, Any], source: str) -> PreferencePair:
             source,
             row,
         )
-    return _make_pair(
-        prompt, _answer(row["chosen"], "`chosen`"), _answer(row["rejected"], "`rejected`")
-    )
+    answers = [_answer(row[name], f"`{name}`") for name in ("chosen", "rejected")]
+    return _make_pair(prompt, *answers_of(row, answers))
 
 
 def _comparison(row: dict[str, Any], source: str) -> list[PreferencePair]:
@@ -195,6 +168,7 @@ def _comparison(row: dict[str, Any], source: str) -> list[PreferencePair]:
     prompt = task(row, source)
     if preference in _TIE:
         raise Tie("its two answers tie")
+    first, second = answers_of(row, (first, second))
     chosen, rejected = (first, second) if preference in _PREFERS_FIRST else (second, first)
     return [replace(_make_pair(prompt, chosen, rejected), margin=_margin(row))]
 
@@ -219,10 +193,10 @@ def _hh_pair(chosen: str, rejected: str, source: str, row: dict[str, Any]) -> Pr
     chars = zip(chosen, rejected, strict=False)
     shorter = min(len(chosen), len(rejected))
     common = next((at for at, (a, b) in enumerate(chars) if a != b), shorter)
-    at = chosen[:common].rfind(_HH_ANSWER)
+    at = chosen[:common].rfind(ANSWER)
     if at < 0:
         implicit = None
-        if not any(_HH_TURN.search(f"\n\n{text}") for text in (chosen, rejected)):
+        if not any(TURN.search(f"\n\n{text}") for text in (chosen, rejected)):
             implicit = implicit_texts(chosen, rejected)
         if implicit is not None:
             turns, *texts = implicit
@@ -233,17 +207,14 @@ def _hh_pair(chosen: str, rejected: str, source: str, row: dict[str, Any]) -> Pr
             f"{listed(list(row))}"
         )
     # 2. Everything after it is the answer, and must not hold a further turn.
-    answers = [text[at + len(_HH_ANSWER) :].strip() for text in (chosen, rejected)]
-    if any(_HH_TURN.search(text[at + 1 :]) for text in (chosen, rejected)):
+    answers = [text[at + len(ANSWER) :].strip() for text in (chosen, rejected)]
+    if any(TURN.search(text[at + 1 :]) for text in (chosen, rejected)):
         raise BadRow(
             "the two dialogues part before their last answer: they do not answer the same prompt"
         )
-    # 3. Everything before it is the prompt: speakers and texts alternate after the first part.
-    parts = _HH_TURN.split(chosen[:at])
-    if parts[0].strip():
-        raise BadRow("there is text before the first `Human:` turn")
-    turns = [(parts[i], parts[i + 1].strip()) for i in range(1, len(parts), 2)]
-    return _make_pair(dialogue(turns, source=source, row=row), *answers)
+    # 3. Everything before it is the prompt.
+    prompt = dialogue(split_turns(chosen[:at]), source=source, row=row)
+    return _make_pair(prompt, *answers)
 
 
 def _answer(value: object, label: str) -> str:

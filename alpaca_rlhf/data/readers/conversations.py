@@ -93,6 +93,37 @@ def conversation(row: Mapping[str, Any], source: str) -> Instruction:
     return Instruction(texts[-1], "", output, source, history, system, masked)
 
 
+def dialogue(
+    turns: Sequence[Turn], *, source: str = "", row: Mapping[str, Any] | None = None
+) -> Instruction:
+    """Turn a dialogue that awaits the assistant's answer into a prompt: its last turn is asked.
+
+    Args:
+        turns: The dialogue. Turns without text are left out, and those of the same speaker in a row
+            are joined, as people's dialogues need it. The texts are kept as they are, as in SFT.
+        source: Where it is from.
+        row: The row that holds it, for its system text in a column.
+
+    Raises:
+        BadRow: It does not start with the human, or does not end with a non-empty turn of theirs.
+    """
+    system, turns = split_system(row or {}, turns)
+    if not turns or turns[-1][0] != "Human":
+        raise BadRow("the dialogue before the answer must end with the human's turn")
+    if not turns[-1][1].strip():
+        raise BadRow("the human's last turn is empty")
+    joined: list[Turn] = []
+    for speaker, text in turns:
+        if text.strip() and joined and joined[-1][0] == speaker:
+            joined[-1] = (speaker, f"{joined[-1][1]}\n\n{text}")
+        elif text.strip():
+            joined.append((speaker, text))
+    refuse_broken(joined)
+    *earlier_texts, question = (text for _, text in joined)
+    history = tuple(zip(earlier_texts[::2], earlier_texts[1::2], strict=True))
+    return Instruction(question, source=source, history=history, system=system)
+
+
 def split_system(row: Mapping[str, Any], turns: Sequence[Turn]) -> tuple[str, list[Turn]]:
     """The system text, from its column or the first turn, and the turns after it.
 

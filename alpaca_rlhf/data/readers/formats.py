@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from alpaca_rlhf.data.readers.columns import (
 )
 from alpaca_rlhf.data.readers.conversations import (
     conversation,
+    dialogue,
     dialogue_history,
     holds_conversation,
     masked_replies,
@@ -30,6 +32,7 @@ from alpaca_rlhf.data.readers.conversations import (
 from alpaca_rlhf.data.readers.problems import BadRow, EmptyRow
 from alpaca_rlhf.data.readers.reading import Reading
 from alpaca_rlhf.data.readers.rows import collect
+from alpaca_rlhf.data.readers.transcripts import transcript_of
 from alpaca_rlhf.data.readers.values import text_column, type_name
 
 
@@ -40,7 +43,8 @@ def read_instructions(path: Path, reading: Reading | None = None) -> list[Instru
     `completion`, `response`). Rows with the columns of Self-Instruct's seed tasks (`instruction`,
     `instances`) give one task per instance. Conversations (`messages`, `conversations`; or Alpaca's
     columns with a `history` of pairs; or a `prompt` of messages and its `completion`) give one task
-    each: its last reply is the output. A row that a KTO `label` or a `weight` of 0 marks as bad
+    each: its last reply is the output; so does a `prompt` that is a transcript of `Human:` and
+    `Assistant:` turns (see `transcripts`). A row that a KTO `label` or a `weight` of 0 marks as bad
     gives none; a row with tools or images is broken. Other columns are named in the account.
     `source` is that of the row, or else the name of the file.
 
@@ -160,9 +164,14 @@ def _instance(value: object) -> dict[str, Any]:
 
 
 def _task(row: dict[str, Any], source: str) -> Instruction:
-    instruction, input_text = prompt_columns(row)
     text = text_column(row, OUTPUT, required=False)
     output = text if text.strip() else None
+    transcript = transcript_of(row)
+    if transcript is not None:
+        (answer,) = transcript.answers([text])
+        prompt = dialogue(transcript.turns, source=source, row=row)
+        return replace(prompt, output=answer or None)
+    instruction, input_text = prompt_columns(row)
     history = dialogue_history(row)
     masked = masked_replies(row, len(history))
     return Instruction(instruction, input_text, output, source, history, system_text(row), masked)

@@ -16,8 +16,8 @@ from typing import Any
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Completion, Instruction, Ranking
 from alpaca_rlhf.data.readers.columns import ANSWERS, SCORES, refuse_unsupported, renamed
-from alpaca_rlhf.data.readers.comparisons import dialogue, read_pairs, task
-from alpaca_rlhf.data.readers.conversations import Turn, read_message, read_turns
+from alpaca_rlhf.data.readers.comparisons import answers_of, read_pairs, task
+from alpaca_rlhf.data.readers.conversations import Turn, dialogue, read_message, read_turns
 from alpaca_rlhf.data.readers.formats import source_of
 from alpaca_rlhf.data.readers.message_trees import LINE, rank_of
 from alpaca_rlhf.data.readers.preference_shapes import rated_answers
@@ -240,7 +240,7 @@ def ranking_list(row: dict[str, Any], source: str) -> RankedAnswers:
         prompt = dialogue(read_turns(row["prompt"], "column `prompt`"), source=origin, row=row)
     else:
         prompt = task(row, origin)
-    return RankedAnswers(prompt, tuple(texts), ranks, annotator)
+    return RankedAnswers(prompt, tuple(answers_of(row, texts)), ranks, annotator)
 
 
 def _ranks(row: dict[str, Any], count: int) -> tuple[int, ...]:

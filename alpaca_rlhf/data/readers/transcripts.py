@@ -1,0 +1,71 @@
+r"""Dialogues as one text, with Anthropic's marks: `\n\nHuman:` and `\n\nAssistant:`.
+
+Anthropic's HH writes `chosen` and `rejected` so; its relatives (full-hh-rlhf, Nectar) write the
+prompt so, up to the mark after which the answer begins.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from alpaca_rlhf.data.readers.columns import INPUT, INSTRUCTION
+from alpaca_rlhf.data.readers.conversations import Turn
+from alpaca_rlhf.data.readers.problems import BadRow
+
+ANSWER = "\n\nAssistant:"
+"""The mark after which an answer begins."""
+TURN = re.compile(r"\n\n(Human|Assistant):")
+"""The mark before a turn."""
+
+_PROMPT = re.compile(r"\s*(Human:.*?)(\n\n?)Assistant:\s*", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """A prompt that is a whole dialogue, up to the mark after which the answer begins."""
+
+    text: str
+    """As it stands in its column."""
+    turns: list[Turn]
+    """The dialogue; its last turn is the human's, as a rule."""
+
+    def answers(self, texts: Sequence[str]) -> list[str]:
+        """Answers without the blanks around them, and without the dialogue if all repeat it."""
+        if all(text.startswith(self.text.rstrip()) for text in texts):
+            texts = [text.removeprefix(self.text.rstrip()) for text in texts]
+        return [text.strip() for text in texts]
+
+
+def transcript_of(row: Mapping[str, Any]) -> Transcript | None:
+    """The prompt of a row if it is a transcript, else None.
+
+    It is one if it begins with `Human:` and ends with `Assistant:`. Beside an input or a history an
+    instruction stands as it is.
+    """
+    text = next((row[name] for name in INSTRUCTION if row.get(name) is not None), None)
+    if not isinstance(text, str) or row.get("history"):
+        return None
+    if any(row.get(name) not in (None, "") for name in INPUT):
+        return None
+    match = _PROMPT.fullmatch(text)
+    if match is None:
+        return None
+    dialogue, mark = match.groups()
+    return Transcript(text, split_turns(f"{mark}{dialogue}", mark))
+
+
+def split_turns(text: str, mark: str = "\n\n") -> list[Turn]:
+    """The turns of a transcript that begins with a mark.
+
+    Raises:
+        BadRow: There is text before the first mark.
+    """
+    pattern = TURN if mark == "\n\n" else re.compile(rf"{mark}(Human|Assistant):")
+    # Speakers and texts alternate after the first part.
+    before, *parts = pattern.split(text)
+    if before.strip():
+        raise BadRow("there is text before the first `Human:` turn")
+    return [(parts[at], parts[at + 1].strip()) for at in range(0, len(parts), 2)]

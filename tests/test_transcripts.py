@@ -1,0 +1,89 @@
+"""Prompts that are transcripts of `Human:` and `Assistant:` turns."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from alpaca_rlhf.core.records import Instruction
+from alpaca_rlhf.data import read_instructions, read_pairs, read_prompts, read_rankings
+
+START = "\n\nHuman: Hi.\n\nAssistant: Hello!\n\nHuman: Sing.\n\nAssistant:"
+PROMPT = Instruction("Sing.", source="a.jsonl", history=(("Hi.", "Hello!"),))
+
+
+def write(path: Path, *rows: object) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def first_prompt(kind: str, path: Path) -> Instruction:
+    if kind == "pairs":
+        return read_pairs(path)[0].prompt
+    if kind == "rankings":
+        return read_rankings(path)[0][0]
+    (row,) = read_prompts(path) if kind == "prompts" else read_instructions(path)
+    return row
+
+
+SHAPES = {
+    "pairs": {"chosen": "La.", "rejected": "No."},
+    "comparisons": {"completion_a": "La.", "completion_b": "No.", "preference": 1},
+    "rankings": {"responses": ["La.", "No."], "ranks": [0, 1]},
+    "prompts": {},
+    "instructions": {"completion": "La."},
+}
+
+
+@pytest.mark.parametrize("name", ["instruction", "prompt"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("text", [START, START.strip(), f"{START} "])
+def test_a_prompt_that_is_a_transcript_is_a_dialogue(tmp_path, name, shape, text) -> None:
+    path = write(tmp_path / "a.jsonl", {name: text, **SHAPES[shape]})
+    prompt = first_prompt(shape.replace("comparisons", "pairs"), path)
+    assert (prompt.instruction, prompt.history) == ("Sing.", (("Hi.", "Hello!"),))
+    assert prompt.output == ("La." if shape == "instructions" else None)
+
+
+def test_transcripts_give_what_hh_gives(tmp_path) -> None:
+    """As full-hh-rlhf writes HH: the prompt apart, the answers with the blank before them."""
+    rows = [
+        {"chosen": f"{START} La la.", "rejected": f"{START} La no."},
+        {"prompt": START, "chosen": " La la.", "rejected": " La no.", "response": " La la."},
+        {"prompt": START, "chosen": f"{START} La la.", "rejected": f"{START} La no."},
+    ]
+    pairs = read_pairs(write(tmp_path / "a.jsonl", *rows))
+    assert [(pair.prompt, pair.chosen, pair.rejected) for pair in pairs] == [
+        (PROMPT, "La la.", "La no.")
+    ] * 3
+
+
+def test_marks_on_lines_of_their_own(tmp_path) -> None:
+    path = write(
+        tmp_path / "a.jsonl", {"prompt": "Human: Hi.\nAssistant: Hello!\nHuman: Sing.\nAssistant:"}
+    )
+    assert read_prompts(path) == [PROMPT]
+    several = "Human: A list:\nHuman: 1\nAssistant: 2\n\nAssistant:"
+    (row,) = read_prompts(write(tmp_path / "a.jsonl", {"prompt": several}))
+    assert row.instruction == "A list:\nHuman: 1\nAssistant: 2" and not row.history
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "What does Human: mean in a transcript that ends with Assistant:"},
+        {"prompt": "Human: who are you?"},
+        {"prompt": "Write on.\n\nHuman: Hi.\n\nAssistant:"},
+        {"prompt": "Human: Hi.\n\nAssistant: Hello."},
+        {"prompt": "Human: the play, and Assistant:"},
+        {"instruction": START, "input": "Write it on."},
+        {"instruction": START, "history": [["Hi.", "Ho."]]},
+    ],
+)
+def test_an_ordinary_instruction_that_mentions_marks_stays_as_it_is(tmp_path, row) -> None:
+    (read,) = read_prompts(write(tmp_path / "a.jsonl", row))
+    text = row.get("prompt", row.get("instruction"))
+    assert read.instruction == text
+    assert read.history == tuple(map(tuple, row.get("history", ())))
+    (pair,) = read_pairs(write(tmp_path / "b.jsonl", row | {"chosen": " x", "rejected": "y"}))
+    assert (pair.prompt.instruction, pair.chosen) == (text, " x")
