@@ -14,6 +14,7 @@ from typing import Any
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.data import FileAccount, Reading, RowKind, ranked_prompts, read_instructions
+from alpaca_rlhf.data.readers.columns import COMPARED
 from tests.mutations import VALUES, text
 
 Row = dict[str, Any]
@@ -65,8 +66,35 @@ def aspects(rng: random.Random) -> Row:
     return {"source": "x", "instruction": text(rng), "completions": completions}
 
 
+def scored(rng: random.Random) -> Row:
+    scores = {"score_chosen": rng.choice((8.0, 5, None)), "score_rejected": rng.choice((5.0, "7"))}
+    return {"prompt": transcript(rng), "chosen": text(rng), "rejected": f"{text(rng)}!", **scores}
+
+
+def transcript(rng: random.Random) -> str:
+    return f"\n\nHuman: {text(rng)}\n\nAssistant: Yes.\n\nHuman: {text(rng)}\n\nAssistant:"
+
+
+def compared(rng: random.Random) -> Row:
+    comparison = rng.choice(COMPARED)
+    sides: list[Any] = [text(rng), f"{text(rng)}!"]
+    if comparison.answers[0].startswith("conversation"):
+        sides = list(whole(rng))
+    values = (*comparison.first, *comparison.second, *comparison.ties)
+    row = {comparison.prompt or "prompt": rng.choice((text, transcript))(rng)}
+    row |= dict(zip(comparison.answers, sides, strict=True))
+    return {**row, comparison.verdict: rng.choice(values), "id": 3}
+
+
+def ranked(rng: random.Random) -> Row:
+    answers = [
+        {"answer": text(rng), "model": "m", "rank": rng.choice((1.0, 2, 3, None))} for _ in range(4)
+    ]
+    return {"prompt": transcript(rng), "answers": answers, "source": ["a", "b"]}
+
+
 PREFERENCES: tuple[Callable[[random.Random], Row], ...]
-PREFERENCES = (binarised, explicit, implicit, rated, aspects)
+PREFERENCES = (binarised, explicit, implicit, rated, aspects, scored, compared, ranked)
 
 
 def kto(rng: random.Random) -> Row:
@@ -101,8 +129,12 @@ def tree_messages(rng: random.Random) -> list[Row]:
     return rows
 
 
+def from_transcript(rng: random.Random) -> Row:
+    return {"prompt": transcript(rng), "completion": rng.choice((" ", "")) + text(rng)}
+
+
 DEMONSTRATIONS: tuple[Callable[[random.Random], Row], ...]
-DEMONSTRATIONS = (kto, kto_messages, with_tools, with_system, alpaca)
+DEMONSTRATIONS = (kto, kto_messages, with_tools, with_system, alpaca, from_transcript)
 
 
 def changed(value: Any, rng: random.Random) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from alpaca_rlhf.core.errors import UserError
@@ -18,7 +19,8 @@ RowKind = Literal["instructions", "prompts", "rankings"]
 
 CONVERSATION = ("messages", "conversations")
 """Columns that hold a conversation: OpenAI's (`role`, `content`), ShareGPT's (`from`, `value`)."""
-_MESSAGES = (*CONVERSATION, "prompt", "completion", "chosen", "rejected")
+_MESSAGES: tuple[str, ...] = (*CONVERSATION, "prompt", "completion", "chosen", "rejected")
+_MESSAGES += ("conversation_a", "conversation_b")
 """Columns that may hold messages."""
 INSTRUCTION = ("instruction", "prompt")
 INPUT = ("input", "context")
@@ -27,8 +29,62 @@ ANSWERS = ("responses", "completions")
 """Columns that hold a list of answers."""
 SCORES = ("ranks", "scores", "ratings")
 """Columns that order a list of answers."""
-COMPARED = (("completion_a", "completion_b"), ("output_1", "output_2"))
-"""Columns of two answers whose names do not say which is better."""
+RANKED_ANSWERS = "answers"
+"""A list of answers too, where its elements hold their rank or another column orders them."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Columns of two answers whose names do not say which is better."""
+
+    answers: tuple[str, str]
+    """Columns of the first answer and the second: texts, or conversations that end with them."""
+    verdict: str
+    """Column that says which is better."""
+    first: tuple[str, ...]
+    """Its values, in lower case, where the first is."""
+    second: tuple[str, ...]
+    """Its values where the second is."""
+    ties: tuple[str, ...] = ()
+    """Its values where neither is."""
+    prompt: str = ""
+    """Column of the prompt, where it is not `instruction` or `prompt`."""
+    optional: bool = False
+    """Without the verdict the first is better."""
+    graded: bool = False
+    """The verdict is a number, and says how much better it is too."""
+
+    @property
+    def expected(self) -> str:
+        """The values of the verdict, for a message."""
+        *others, last = (*self.first, *self.second, *self.ties)
+        return f"{', '.join(others)} or {last}"
+
+
+_PREFERENCE = (("1", "a"), ("2", "b"), ("tie", "0"))
+_STRENGTH = (("-3", "-2", "-1"), ("1", "2", "3"), ("0",))
+COMPARED = (
+    # GPT-4-LLM and AlpacaFarm.
+    Comparison(("completion_a", "completion_b"), "preference", *_PREFERENCE, "user_input", True),
+    Comparison(("output_1", "output_2"), "preference", *_PREFERENCE, "user_input", True),
+    # Stanford Human Preferences: two comments on a post.
+    Comparison(("human_ref_A", "human_ref_B"), "labels", ("1",), ("0",), prompt="history"),
+    # Chatbot Arena.
+    Comparison(
+        ("conversation_a", "conversation_b"),
+        "winner",
+        ("model_a",),
+        ("model_b",),
+        ("tie", "tie (bothbad)"),
+    ),
+    # PKU-SafeRLHF.
+    Comparison(("response_0", "response_1"), "better_response_id", ("0",), ("1",)),
+    # HelpSteer2's preferences, and HelpSteer3.
+    Comparison(("response_1", "response_2"), "preference_strength", *_STRENGTH, graded=True),
+    Comparison(
+        ("response1", "response2"), "overall_preference", *_STRENGTH, "context", graded=True
+    ),
+)
 
 PAIR_SCORES = (
     ("score_chosen", "score_rejected"),
@@ -141,6 +197,28 @@ def refuse_marked_bad(row: Mapping[str, Any]) -> None:
             )
 
 
+def comparison_of(row: Mapping[str, Any]) -> Comparison | None:
+    """The comparison that a row's columns are, if they are one and no pair."""
+    if row.get("chosen") is not None and row.get("rejected") is not None:
+        return None
+    for comparison in COMPARED:
+        there = all(row.get(name) is not None for name in comparison.answers)
+        if there and (comparison.optional or comparison.verdict in row):
+            return comparison
+    return None
+
+
+def answers_column(row: Mapping[str, Any]) -> str | None:
+    """The column that holds a list of ordered answers, if there is one."""
+    name = next((name for name in ANSWERS if row.get(name) is not None), None)
+    answers = row.get(RANKED_ANSWERS)
+    if name is not None or not isinstance(answers, list):
+        return name
+    ordered = any(row.get(column) is not None for column in SCORES)
+    ordered = ordered or any(isinstance(answer, dict) and "rank" in answer for answer in answers)
+    return RANKED_ANSWERS if ordered else None
+
+
 def is_message(row: Mapping[str, Any]) -> bool:
     """True for one message of a tree as a row: OpenAssistant's form on the hub."""
     return all(row.get(name) is not None for name in ("message_id", "text", "role"))
@@ -191,12 +269,14 @@ def _read_rankings(row: Mapping[str, Any]) -> set[str]:
         return {"prompt", system}
     shared = {"source", system}
     prompt = {*_first(row, INSTRUCTION), *_first(row, INPUT), "history", *shared}
-    answers = _first(row, ANSWERS)
-    if answers:
-        return {*answers, *_first(row, SCORES), "annotator", *prompt}
-    for names in COMPARED:
-        if all(row.get(name) is not None for name in names):
-            return {*names, "preference", "margin", "user_input", *prompt}
+    answers = answers_column(row)
+    if answers is not None:
+        return {answers, *_first(row, SCORES), "annotator", *prompt}
+    comparison = comparison_of(row)
+    if comparison is not None:
+        if row.get(comparison.prompt) is not None:
+            prompt = {comparison.prompt, *_first(row, INPUT), *shared}
+        return {*comparison.answers, comparison.verdict, "margin", *prompt}
     if row.get("conversations") is not None:
         prompt = {"conversations", *shared}
     scores = {name for names in PAIR_SCORES for name in names}

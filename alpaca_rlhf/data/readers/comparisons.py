@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_rlhf.core.records import Instruction, PreferencePair
-from alpaca_rlhf.data.readers.columns import COMPARED, refuse_unsupported
+from alpaca_rlhf.data.readers.columns import (
+    INSTRUCTION,
+    Comparison,
+    comparison_of,
+    refuse_unsupported,
+)
 from alpaca_rlhf.data.readers.conversations import (
     dialogue,
     dialogue_history,
@@ -28,24 +33,29 @@ from alpaca_rlhf.data.readers.preference_shapes import (
     refuse_contradicted,
     whole_conversations,
 )
-from alpaca_rlhf.data.readers.problems import BadRow, NoColumn, Tie, listed, short
+from alpaca_rlhf.data.readers.problems import (
+    BadRow,
+    DifferentPrompts,
+    LeftOut,
+    NoColumn,
+    Tie,
+    listed,
+    short,
+)
 from alpaca_rlhf.data.readers.reading import Reading
 from alpaca_rlhf.data.readers.rows import collect
 from alpaca_rlhf.data.readers.transcripts import ANSWER, TURN, split_turns, transcript_of
 from alpaca_rlhf.data.readers.values import checked_text
 
-# Values of `preference`, in lower case.
-_PREFERS_FIRST = ("1", "a", "completion_a", "output_1")
-_PREFERS_SECOND = ("2", "b", "completion_b", "output_2")
-_TIE = ("0", "tie")
 
-
-def task(row: dict[str, Any], source: str) -> Instruction:
-    """The prompt in Alpaca's columns, with its `history` and `system` where they are there.
+def prompt_of(row: dict[str, Any], source: str) -> Instruction:
+    """The prompt of a row: messages, a transcript, or Alpaca's columns with `history` and `system`.
 
     Raises:
         BadRow: A column is broken.
     """
+    if isinstance(row.get("prompt"), list):
+        return dialogue(read_turns(row["prompt"], "column `prompt`"), source=source, row=row)
     transcript = transcript_of(row)
     if transcript is not None:
         return dialogue(transcript.turns, source=source, row=row)
@@ -74,10 +84,11 @@ def read_pairs(path: Path, reading: Reading | None = None) -> list[PreferencePai
     may also be whole conversations, with or without `prompt`, or texts that share their beginning
     (UltraFeedback binarised, TRL: see `preference_shapes`). Messages may be text, `from`/`value` or
     `role`/`content`. One of the two answers may be empty: people sometimes prefer silence. A column
-    `margin`, a number of at least 0, says how much better the chosen answer is. GPT-4-LLM's
-    `completion_a`, `completion_b` and AlpacaFarm's `output_1`, `output_2` are ordered by
-    `preference` (1, 2, a, b, or tie, which gives no pair); without that column the first answer is
-    the better one. Scores of `chosen` and `rejected` must agree with them; equal ones are a tie.
+    `margin`, a number of at least 0, says how much better the chosen answer is. Two answers
+    in other columns (`columns.COMPARED`: GPT-4-LLM, AlpacaFarm, SHP, Chatbot Arena, PKU-SafeRLHF,
+    HelpSteer) are ordered by their verdict; ties give no pair, and without `preference` the first
+    answer is the better one. Scores of `chosen` and `rejected` must agree with them; equal ones are
+    a tie.
 
     Args:
         path: A JSON array or JSON lines, plain or gzipped.
@@ -98,8 +109,9 @@ def pairs_of(row: dict[str, Any], source: str) -> list[PreferencePair]:
         BadRow: The row is broken.
     """
     refuse_unsupported(row)
-    if is_comparison(row):
-        return _comparison(row, source_of(row, source))
+    comparison = comparison_of(row)
+    if comparison is not None:
+        return [_comparison(row, comparison, source_of(row, source))]
     pair = replace(_pair(row, source_of(row, source)), margin=_margin(row))
     refuse_contradicted(row)
     return [pair]
@@ -122,11 +134,6 @@ def pair_to_json(pair: PreferencePair) -> dict[str, Any]:
     return columns | {name: value for name, value in optional.items() if value}
 
 
-def is_comparison(row: Mapping[str, Any]) -> bool:
-    """True for a row with two answers whose column names do not say which is better."""
-    return any(all(row.get(name) is not None for name in names) for names in COMPARED)
-
-
 def _pair(row: dict[str, Any], source: str) -> PreferencePair:
     for name in ("chosen", "rejected"):
         if row.get(name) is None:
@@ -138,10 +145,8 @@ def _pair(row: dict[str, Any], source: str) -> PreferencePair:
     elif are_conversations(row):
         turns, chosen, rejected = whole_conversations(row)
         return _make_pair(dialogue(turns, source=source, row=row), chosen, rejected)
-    elif isinstance(row.get("prompt"), list):
-        prompt = dialogue(read_turns(row["prompt"], "column `prompt`"), source=source, row=row)
     elif row.get("prompt") is not None or row.get("instruction") is not None:
-        prompt = task(row, source)
+        prompt = prompt_of(row, source)
     else:
         return _hh_pair(
             checked_text(row["chosen"], "`chosen`"),
@@ -153,24 +158,63 @@ def _pair(row: dict[str, Any], source: str) -> PreferencePair:
     return _make_pair(prompt, *answers_of(row, answers))
 
 
-def _comparison(row: dict[str, Any], source: str) -> list[PreferencePair]:
-    names = next(names for names in COMPARED if all(row.get(name) is not None for name in names))
-    first, second = (checked_text(row[name], f"column `{name}`") for name in names)
-    value = row.get("preference")
-    if value is None and "preference" in row:
-        raise BadRow("`preference` is empty: 1, 2, a, b or tie says which answer is the better one")
-    # A column of whole numbers with gaps becomes floats in Parquet and CSV, hence the ".0".
-    preference = "1" if value is None else str(value).strip().lower().removesuffix(".0")
-    if preference not in (*_PREFERS_FIRST, *_PREFERS_SECOND, *_TIE):
-        raise BadRow(f"`preference` must be 1, 2, a, b or tie, got {short(str(value))}")
-    if "user_input" in row:
-        row = {**row, "instruction": row["user_input"]}
-    prompt = task(row, source)
-    if preference in _TIE:
+def _comparison(row: dict[str, Any], comparison: Comparison, source: str) -> PreferencePair:
+    # 1. Which answer is the better one.
+    verdict = _verdict(row, comparison)
+    if comparison.graded and row.get("margin") is None:
+        row = {**row, "margin": abs(float(verdict))}
+    # 2. The prompt and the two answers.
+    if row.get(comparison.prompt) is not None:
+        prompt_value = row[comparison.prompt]
+        name = "prompt" if isinstance(prompt_value, list) else "instruction"
+        others = (comparison.prompt, *INSTRUCTION)
+        row = {key: value for key, value in row.items() if key not in others} | {name: prompt_value}
+    first, second = (row[name] for name in comparison.answers)
+    if isinstance(first, list):
+        prompt, answers = _compared_conversations(row, comparison, source)
+    else:
+        labels = (f"column `{name}`" for name in comparison.answers)
+        prompt, answers = prompt_of(row, source), list(map(checked_text, (first, second), labels))
+    # 3. The better one first.
+    if verdict in comparison.ties:
         raise Tie("its two answers tie")
-    first, second = answers_of(row, (first, second))
-    chosen, rejected = (first, second) if preference in _PREFERS_FIRST else (second, first)
-    return [replace(_make_pair(prompt, chosen, rejected), margin=_margin(row))]
+    answers = answers if verdict in comparison.first else answers[::-1]
+    pair = _make_pair(prompt, *answers_of(row, answers))
+    return replace(pair, margin=_margin(row))
+
+
+def _verdict(row: Mapping[str, Any], comparison: Comparison) -> str:
+    """The verdict of a row, as it is written in the table of comparisons."""
+    name, value = comparison.verdict, row.get(comparison.verdict)
+    if value is None and name not in row:
+        return comparison.first[0]
+    if value is None:
+        raise BadRow(
+            f"`{name}` is empty: {comparison.expected} says which answer is the better one"
+        )
+    # A column of whole numbers with gaps becomes floats in Parquet and CSV, hence the ".0". A
+    # verdict may also be the name of its answer's column.
+    verdict = str(value).strip().lower().removesuffix(".0")
+    names = dict(zip(comparison.answers, (comparison.first[0], comparison.second[0]), strict=True))
+    verdict = names.get(verdict, verdict)
+    if verdict not in (*comparison.first, *comparison.second, *comparison.ties):
+        raise BadRow(f"`{name}` must be {comparison.expected}, got {short(str(value))}")
+    return verdict
+
+
+def _compared_conversations(
+    row: dict[str, Any], comparison: Comparison, source: str
+) -> tuple[Instruction, list[str]]:
+    """The prompt and the last answers of two conversations.
+
+    Raises:
+        LeftOut: Their earlier answers differ, as they do where each went on with its own model.
+    """
+    try:
+        turns, *answers = whole_conversations(row, comparison.answers)
+    except DifferentPrompts as problem:
+        raise LeftOut(str(problem)) from None
+    return dialogue(turns, source=source, row=row), answers
 
 
 def _margin(row: dict[str, Any]) -> float:

@@ -9,8 +9,8 @@ from itertools import islice
 from typing import Any, Literal
 
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.data.readers.columns import OUTPUT, renamed
-from alpaca_rlhf.data.readers.comparisons import is_comparison, pair_to_json, pairs_of
+from alpaca_rlhf.data.readers.columns import OUTPUT, comparison_of, renamed
+from alpaca_rlhf.data.readers.comparisons import pair_to_json, pairs_of
 from alpaca_rlhf.data.readers.formats import answered_of, instructions_of
 from alpaca_rlhf.data.readers.problems import BadRow, Omitted, listed
 from alpaca_rlhf.data.readers.ranked import is_ranking_list, is_tree, ranked_answers
@@ -42,12 +42,12 @@ _ANSWERED_FORMATS = ("alpaca", "prompt-completion")
 
 @dataclass(frozen=True)
 class Converted:
-    """What one row became."""
+    """The records of one row, and its answers that stand in none."""
 
     records: list[Columns]
     """Its canonical records; none if it holds nothing (see `Format.empty_reason`)."""
     omitted: Counter[Omitted] = field(default_factory=Counter)
-    """Answers of it that stand in no record, by reason."""
+    """Those answers, by reason."""
 
 
 @dataclass(frozen=True)
@@ -116,15 +116,18 @@ FORMATS: dict[str, Format] = {
         Format(
             "completion-ab",
             "pairs",
-            "user_input, prompt or instruction, completion_a, completion_b (or output_1, "
-            "output_2), preference",
-            is_comparison,
+            "user_input, prompt or instruction, and two answers with a verdict: completion_a, "
+            "completion_b (or output_1, output_2), preference; history, human_ref_A, human_ref_B, "
+            "labels; conversation_a, conversation_b, winner; response_0, response_1, "
+            "better_response_id; response_1, response_2, preference_strength",
+            lambda row: comparison_of(row) is not None,
             _pairs,
         ),
         Format(
             "ranking-list",
             "rankings",
-            "prompt or instruction, responses or completions, ranks, scores or ratings",
+            "prompt or instruction, responses or completions, ranks, scores or ratings (or in the "
+            "answers: a rating each, or in answers a rank)",
             is_ranking_list,
             _rankings,
         ),

@@ -33,7 +33,7 @@ from alpaca_rlhf.data.readers.problems import BadRow, EmptyRow
 from alpaca_rlhf.data.readers.reading import Reading
 from alpaca_rlhf.data.readers.rows import collect
 from alpaca_rlhf.data.readers.transcripts import transcript_of
-from alpaca_rlhf.data.readers.values import text_column, type_name
+from alpaca_rlhf.data.readers.values import checked_text, text_column, type_name
 
 
 def read_instructions(path: Path, reading: Reading | None = None) -> list[Instruction]:
@@ -98,7 +98,9 @@ def prompt_columns(row: dict[str, Any]) -> tuple[str, str]:
 
 
 def source_of(row: dict[str, Any], default: str) -> str:
-    """The column `source` of a row, or else `default`."""
+    """The column `source` of a row, which may be a list of texts, or else `default`."""
+    if isinstance(row.get("source"), list):
+        return ", ".join(checked_text(text, "a text in column `source`") for text in row["source"])
     return text_column(row, ("source",), required=False) if "source" in row else default
 
 

@@ -2,7 +2,7 @@
 
 UltraFeedback binarised and TRL write `chosen` and `rejected` as lists of messages, with the prompt
 as text, as messages, or nowhere but at their shared beginning. TRL's implicit prompts may also be
-plain text. Raw UltraFeedback holds objects with a text and its ratings.
+plain text. Raw UltraFeedback and Nectar hold objects with a text and its ratings or its rank.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 
 from alpaca_rlhf.data.readers.columns import PAIR_SCORES
 from alpaca_rlhf.data.readers.conversations import Turn, read_turns
-from alpaca_rlhf.data.readers.problems import BadRow, Tie
+from alpaca_rlhf.data.readers.problems import BadRow, DifferentPrompts, Tie
 from alpaca_rlhf.data.readers.values import checked_text, type_name
 
 Dialogues = tuple[list[Turn], str, str]
 """The turns before the answers, the chosen answer and the rejected one."""
 
-_TEXTS = ("response", "text", "content", "completion", "output")
+_TEXTS = ("response", "answer", "text", "content", "completion", "output")
 _RATINGS = ("overall_score", "rating", "score", "fine-grained_score")
 
 
@@ -32,18 +32,20 @@ def are_conversations(row: Mapping[str, Any]) -> bool:
     return not has_prompt or any(len(answer) > 1 for answer in answers if answer is not None)
 
 
-def whole_conversations(row: Mapping[str, Any]) -> Dialogues:
+def whole_conversations(
+    row: Mapping[str, Any], names: tuple[str, str] = ("chosen", "rejected")
+) -> Dialogues:
     """Split two conversations into their shared beginning and the last answer of each.
 
     A `prompt` of messages comes before the answers, or is their beginning; a `prompt` of text must
     be one of the user's turns there.
 
     Raises:
-        BadRow: They share no beginning, part before their last answer, or do not begin with the
-            prompt.
+        DifferentPrompts: They part before their last answer.
+        BadRow: They share no beginning, or do not begin with the prompt.
     """
-    chosen = read_turns(row["chosen"], "`chosen`")
-    rejected = read_turns(row["rejected"], "`rejected`")
+    better, worse = names
+    chosen, rejected = (read_turns(row[name], f"`{name}`") for name in names)
     prompt = row.get("prompt") if row.get("prompt") is not None else row.get("instruction")
     # 1. A prompt of messages: without it at their beginning, the answers go on from it.
     if isinstance(prompt, list):
@@ -52,22 +54,24 @@ def whole_conversations(row: Mapping[str, Any]) -> Dialogues:
             side if side[: len(turns)] == turns else [*turns, *side] for side in (chosen, rejected)
         )
     # 2. The shared beginning; the rest of each must be one answer.
-    for name, side in (("chosen", chosen), ("rejected", rejected)):
+    for name, side in zip(names, (chosen, rejected), strict=True):
         if not side or side[-1][0] != "Assistant":
             raise BadRow(f"`{name}` must end with the assistant's message")
     if chosen[:-1] != rejected[:-1]:
-        raise BadRow(
-            "`chosen` and `rejected` part before their last answer: they do not answer the same "
+        raise DifferentPrompts(
+            f"`{better}` and `{worse}` part before their last answer: they do not answer the same "
             "prompt"
         )
     before = chosen[:-1]
     if not before:
-        raise BadRow("`chosen` and `rejected` hold one answer each, and no column a `prompt`")
+        raise BadRow(f"`{better}` and `{worse}` hold one answer each, and no column a `prompt`")
     # 3. A prompt of text is one of the turns.
     if isinstance(prompt, str):
         users = [text.strip() for speaker, text in before if speaker == "Human"]
         if prompt.strip() not in users:
-            raise BadRow("`prompt` is none of the user's turns of `chosen`; take one of them out")
+            raise BadRow(
+                f"`prompt` is none of the user's turns of `{better}`; take one of them out"
+            )
     return before, chosen[-1][1], rejected[-1][1]
 
 
@@ -120,8 +124,9 @@ def rated_answers(
 ) -> tuple[list[str], list[float] | None]:
     """Texts of a list of answers, and their ratings where they are objects that hold them.
 
-    Without `rate` another column orders them. An answer without a rating is left out where another
-    has one, as it cannot be placed; the caller counts it.
+    A `rank`, of which the least is the best, becomes its negative. Without `rate` another column
+    orders them. An answer without a rating is left out where another has one, as it cannot be
+    placed; the caller counts it.
 
     Raises:
         BadRow: An answer holds no text, or a rating is no number.
@@ -129,20 +134,34 @@ def rated_answers(
     label = f"an answer in `{column}`"
     if not any(isinstance(answer, dict) for answer in answers):
         return [checked_text(answer, label) for answer in answers], None
+    rating_of = _negative_rank if hold_ranks(answers) else _rating
     texts, ratings = [], []
     for answer in answers:
         if not isinstance(answer, dict):
             raise BadRow(f"{label} must be an object like the others, got {type_name(answer)}")
         name = next((name for name in _TEXTS if answer.get(name) is not None), _TEXTS[0])
         texts.append(checked_text(answer.get(name), f"`{name}` of {label}"))
-        ratings.append(_rating(answer, label) if rate else None)
+        ratings.append(rating_of(answer, label) if rate else None)
     if all(rating is None for rating in ratings):
         return texts, None
     pairs = zip(texts, ratings, strict=True)
     rated = [(text, rating) for text, rating in pairs if rating is not None]
     if len(rated) < 2:
-        raise BadRow(f"column `{column}` needs at least two answers with a rating")
+        kind = "rank" if hold_ranks(answers) else "rating"
+        raise BadRow(f"column `{column}` needs at least two answers with a {kind}")
     return [text for text, _ in rated], [rating for _, rating in rated]
+
+
+def hold_ranks(answers: Sequence[Any]) -> bool:
+    """True for answers that are ordered by a rank of their own, as Nectar's."""
+    return any(isinstance(answer, dict) and answer.get("rank") is not None for answer in answers)
+
+
+def _negative_rank(answer: Mapping[str, Any], label: str) -> float | None:
+    if answer.get("rank") is None:
+        return None
+    rank = _number(answer["rank"], f"`rank` of {label}")
+    return None if rank is None else -rank
 
 
 def _rating(answer: Mapping[str, Any], label: str) -> float | None:

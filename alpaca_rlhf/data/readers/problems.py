@@ -32,6 +32,10 @@ class EmptyRow(BadRow):
     reason = "empty"
 
 
+class DifferentPrompts(BadRow):
+    """Its two answers do not answer the same prompt."""
+
+
 class NoColumn(BadRow):
     """None of the columns that a text may stand in is there."""
 

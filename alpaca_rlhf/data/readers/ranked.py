@@ -15,12 +15,12 @@ from typing import Any
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Completion, Instruction, Ranking
-from alpaca_rlhf.data.readers.columns import ANSWERS, SCORES, refuse_unsupported, renamed
-from alpaca_rlhf.data.readers.comparisons import answers_of, read_pairs, task
-from alpaca_rlhf.data.readers.conversations import Turn, dialogue, read_message, read_turns
+from alpaca_rlhf.data.readers.columns import SCORES, answers_column, refuse_unsupported, renamed
+from alpaca_rlhf.data.readers.comparisons import answers_of, prompt_of, read_pairs
+from alpaca_rlhf.data.readers.conversations import Turn, dialogue, read_message
 from alpaca_rlhf.data.readers.formats import source_of
 from alpaca_rlhf.data.readers.message_trees import LINE, rank_of
-from alpaca_rlhf.data.readers.preference_shapes import rated_answers
+from alpaca_rlhf.data.readers.preference_shapes import hold_ranks, rated_answers
 from alpaca_rlhf.data.readers.problems import BadRow, Omitted, short
 from alpaca_rlhf.data.readers.reading import Reading
 from alpaca_rlhf.data.readers.rows import RowFile, collect
@@ -161,7 +161,7 @@ def is_tree(row: Mapping[str, Any]) -> bool:
 
 def is_ranking_list(row: Mapping[str, Any]) -> bool:
     """True for a row that looks like a list of ranked answers."""
-    return any(row.get(name) is not None for name in ANSWERS)
+    return answers_column(row) is not None
 
 
 def ranked_answers(row: dict[str, Any], source: str) -> RankedRow:
@@ -174,9 +174,11 @@ def ranked_answers(row: dict[str, Any], source: str) -> RankedRow:
     if not is_ranking_list(row):
         return trees(row, source)
     ranking = ranking_list(row, source)
-    name = next(column for column in ANSWERS if row.get(column) is not None)
-    unrated = len(row[name]) - len(ranking.answers)
-    return RankedRow([ranking], Counter({"without a rating": unrated} if unrated else {}))
+    answers = row[answers_column(row) or ""]
+    ranked_row = RankedRow([ranking], Counter())
+    reason: Omitted = "without a rank" if hold_ranks(answers) else "without a rating"
+    ranked_row.omit(reason, len(answers) - len(ranking.answers))
+    return ranked_row
 
 
 def trees(row: dict[str, Any], source: str) -> RankedRow:
@@ -192,7 +194,7 @@ def trees(row: dict[str, Any], source: str) -> RankedRow:
         raise BadRow(
             "expected a message tree with the first message, and its `replies`, in `prompt`"
         )
-    found = RankedRow([], Counter())
+    ranked_row = RankedRow([], Counter())
     # A depth-first walk with a stack of its own: a tree may be deeper than Python's recursion.
     stack: list[tuple[Sequence[Turn], dict[str, Any]]] = [([], row["prompt"])]
     while stack:
@@ -200,31 +202,32 @@ def trees(row: dict[str, Any], source: str) -> RankedRow:
         try:
             turn = read_message({"role": node.get("role"), "content": node.get("text")}, "the tree")
             turns = [*earlier_turns, turn]
-            visible = _visible_replies(node, found)
+            visible = _visible_replies(node, ranked_row)
             if turn[0] == "Human":
-                ranked = _ranked_replies(visible, found)
+                ranked = _ranked_replies(visible, ranked_row)
                 if ranked:
                     prompt = dialogue(turns, source=source, row=row)
                     texts, ranks = (tuple(values) for values in zip(*ranked, strict=True))
-                    found.rankings.append(RankedAnswers(prompt, texts, ranks, "oasst"))
+                    ranked_row.rankings.append(RankedAnswers(prompt, texts, ranks, "oasst"))
         except BadRow as problem:
             problem.number = node.get(LINE)
             raise
         stack.extend((turns, reply) for reply in reversed(visible))
-    return found
+    return ranked_row
 
 
 def ranking_list(row: dict[str, Any], source: str) -> RankedAnswers:
     """The ranking of a row with `prompt` (or `instruction` and `input`), `responses`, and ranks.
 
     In `ranks` the lowest is the best; in `scores` and `ratings` the highest is. The answers may
-    also be objects with a text and its rating, as UltraFeedback's `completions`.
+    also be objects with a text and its rating, as UltraFeedback's `completions`, or with its rank,
+    as Nectar's `answers`.
 
     Raises:
         BadRow: It is broken.
     """
-    name = next((column for column in ANSWERS if row.get(column) is not None), "")
-    if not name:
+    name = answers_column(row)
+    if name is None:
         raise BadRow("expected the answers as a list in `responses`")
     answers = row[name]
     if not isinstance(answers, list) or len(answers) < 2:
@@ -235,11 +238,7 @@ def ranking_list(row: dict[str, Any], source: str) -> RankedAnswers:
         row = {**row, "scores": ratings}
     ranks = _ranks(row, len(texts))
     annotator = text_column(row, ("annotator",), required=False) or _DEFAULT_ANNOTATOR
-    origin = source_of(row, source)
-    if isinstance(row.get("prompt"), list):
-        prompt = dialogue(read_turns(row["prompt"], "column `prompt`"), source=origin, row=row)
-    else:
-        prompt = task(row, origin)
+    prompt = prompt_of(row, source_of(row, source))
     return RankedAnswers(prompt, tuple(answers_of(row, texts)), ranks, annotator)
 
 
@@ -271,17 +270,19 @@ def _replies(node: Mapping[str, Any]) -> list[dict[str, Any]]:
     return replies
 
 
-def _visible_replies(node: Mapping[str, Any], found: RankedRow) -> list[dict[str, Any]]:
+def _visible_replies(node: Mapping[str, Any], ranked_row: RankedRow) -> list[dict[str, Any]]:
     """The replies that are not deleted; answers that are, or lie below one, are counted."""
     replies = _replies(node)
     for reply in replies:
         if reply.get("deleted"):
-            found.omit("deleted", reply.get("role") == "assistant")
-            found.omit("below a deleted one", _answers_below(reply))
+            ranked_row.omit("deleted", reply.get("role") == "assistant")
+            ranked_row.omit("below a deleted one", _answers_below(reply))
     return [reply for reply in replies if not reply.get("deleted")]
 
 
-def _ranked_replies(replies: Sequence[dict[str, Any]], found: RankedRow) -> list[tuple[str, int]]:
+def _ranked_replies(
+    replies: Sequence[dict[str, Any]], ranked_row: RankedRow
+) -> list[tuple[str, int]]:
     """Text and rank of replies that have a rank, none if they are fewer than two; others count."""
     ranks = [rank_of(reply) for reply in replies]
     ranked = [
@@ -290,11 +291,11 @@ def _ranked_replies(replies: Sequence[dict[str, Any]], found: RankedRow) -> list
         if rank is not None
     ]
     if len(replies) == 1:
-        found.omit("alone", 1)
+        ranked_row.omit("alone", 1)
         return []
-    found.omit("without a rank", len(replies) - len(ranked))
+    ranked_row.omit("without a rank", len(replies) - len(ranked))
     if len(ranked) == 1:
-        found.omit("alone", 1)
+        ranked_row.omit("alone", 1)
         return []
     return ranked
 

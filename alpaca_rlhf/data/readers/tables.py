@@ -23,11 +23,14 @@ HUB = "hub:"
 KNOWN_COLUMNS = frozenset(
     "instruction prompt input context output completion response source system history messages "
     "conversations instances chosen rejected margin user_input completion_a completion_b output_1 "
-    "output_2 preference responses completions ranks scores ratings annotator label kto_tag".split()
+    "output_2 preference responses completions ranks scores ratings annotator label kto_tag "
+    "human_ref_A human_ref_B labels conversation_a conversation_b winner response_0 response_1 "
+    "better_response_id response_2 preference_strength".split()
 )
 """Columns that the readers use."""
 
 _LIST_COLUMNS: tuple[str, ...] = ("messages", "conversations", "instances", "history")
+_LIST_COLUMNS += ("conversation_a", "conversation_b")
 _LIST_COLUMNS += ("responses", "completions", "ranks", "scores", "ratings")
 _NULLABLE_COLUMNS = (*_LIST_COLUMNS, "margin", "preference")
 _BATCH_ROWS = 256
