@@ -247,6 +247,48 @@ def test_a_thumb_near_the_evaluation_is_not_kept(page):
     assert page.store.figures().counts["thumbs"] == 1
 
 
+def test_a_thumb_up_keeps_an_edited_reply_as_a_better_answer(page, tmp_path):
+    def rated(liked, state):
+        event = SimpleNamespace(index=1, liked=liked)
+        return said(page, [page.events.rate(page.request, event, state.turns, state.chat)])
+
+    def better():
+        folder = tmp_path / f"snapshot {len(list(tmp_path.iterdir()))}"
+        page.store.export(folder)
+        rows = (folder / "demonstrations.jsonl").read_text().splitlines()
+        return [json.loads(row)["output"] for row in rows]
+
+    first = sent(page, "What floats?")
+    state = said(page, editing(page, 1, "Ice and wood.", first.turns, first.chat))
+    assert html.escape(page.text["edited.hint"]) in state.status and better() == []
+    # What is opened again still knows the reply that it was made of.
+    _, turns = page.chats.open(first.chat, page.request)
+    assert turns == state.turns and turns[0].edited.text == first.turns[0].reply
+    kept = rated(True, state)
+    assert kept.turns[0].thumb is True and better() == ["Ice and wood."]
+    assert page.text["edited.down"] in rated(False, kept).status and better() == ["Ice and wood."]
+    again = said(page, editing(page, 1, "Ice.", kept.turns, first.chat))
+    assert again.turns[0].thumb is None and rated(True, again).turns[0].thumb is True
+    assert better() == ["Ice."]
+    assert rated(None, again).turns[0].thumb is None and better() == []
+    # Edited back it is the policy's own text, and gone on with it is nobody's alone.
+    back = said(page, editing(page, 1, first.turns[0].reply, again.turns, first.chat))
+    assert page.text["thumb.unknown"] in rated(True, back).status
+    assert gone_on(page, again.turns, first.chat).turns[0].edited is None
+    assert page.store.figures().counts["thumbs"] == 0
+
+
+def test_a_better_answer_near_the_evaluation_is_not_kept(page):
+    for split in ("eval", "ppo", "sft"):
+        near = page.controller.prompts.splits[split][0].instruction
+        first = sent(page, near)
+        state = said(page, editing(page, 1, "Mine.", first.turns, first.chat))
+        event = SimpleNamespace(index=1, liked=True)
+        patch = page.events.rate(page.request, event, state.turns, state.chat)
+        assert page.text[f"thumb.{split}"] in patch[page.ui.status]
+    assert page.store.figures().counts["demonstrations"] == 0
+
+
 def test_an_exported_chat_alternates_and_has_its_system_text(page):
     origin = SampledReply("ab", "t", 0, "eos", 3, True, "Be brief.")
     turns = (Turn("Lost?"), Turn("One?", "Yes.", sampled=origin), Turn("Two?", "No."))

@@ -71,7 +71,14 @@ def test_a_database_of_version_1_is_migrated_with_what_it_holds(where, tmp_path,
             session.execute(text("ALTER TABLE candidate_set DROP COLUMN left_out"))
             session.execute(text("ALTER TABLE ranking DROP COLUMN guideline"))
             session.execute(text("DROP TABLE guideline"))
-            for table in ("demonstration", "conversation", "thumb", "added_prompt", "overlap"):
+            for table in (
+                "demonstration",
+                "conversation",
+                "thumb",
+                "added_prompt",
+                "overlap",
+                "edited_reply",
+            ):
                 session.execute(text(f"DROP TABLE {table}"))
             session.execute(text("DROP TABLE tally"))
             session.execute(text("DROP TABLE ended_session"))

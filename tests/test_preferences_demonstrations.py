@@ -161,3 +161,48 @@ def test_in_a_new_run_their_prompts_are_sfts_and_no_other_splits(tmp_path):
     assert [(row.id, row.output) for row in splits.pop("sft")] == [(rows[0].id, "Perhaps.")]
     elsewhere = {row.id for split in splits.values() for row in split}
     assert rows[0].id not in elsewhere and len(elsewhere) >= 15
+
+
+def test_an_edited_reply_of_a_chat_is_a_better_answer_until_it_is_taken_back(store, tmp_path):
+    ann, ben = people(store, 2)
+    prompt, (reply, *_) = candidates(1)[0]
+    store.keep_edited_reply(ann, (prompt, [reply]), " Mine.\0 ")
+    store.keep_edited_reply(ben, (prompt, [reply]), "Ben's.")
+    store.keep_edited_reply(ann, (prompt, [reply]), "Mine, again.")
+    manifest, lines = export(store, tmp_path / "one")
+    assert (manifest.demonstrations, manifest.demonstration_pairs, manifest.rankings) == (2, 2, 0)
+    assert {row["output"] for row in lines["demonstrations"]} == {"Mine, again.", "Ben's."}
+    assert {pair["rejected"][0]["content"] for pair in lines["demonstration_pairs"]} == {reply.text}
+    assert store.figures().counts["demonstrations"] == 2
+    assert len(read_instructions(tmp_path / "one" / "demonstrations.jsonl")) == 2
+    assert store.claim(ann) is None, "nobody is asked to rank it"
+    store.leave_out_person("person 1", actor="test")
+    assert export(store, tmp_path / "two")[0].demonstrations == 1
+    store.keep_edited_reply(ann, (prompt, [reply]), None)
+    assert export(store, tmp_path / "three")[0].demonstrations == 0
+    for text, problem in (
+        (f"{reply.text} ", "same_answer"),
+        (" ", "bad_value"),
+        ("x" * 20_001, "bad_value"),
+    ):
+        with pytest.raises(Refused) as refused:
+            store.keep_edited_reply(ann, (prompt, [reply]), text)
+        assert refused.value.problem == problem
+    assert store.figures().counts["demonstrations"] == 0
+
+
+def test_better_answers_of_both_kinds_come_in_an_order_of_their_own(store, tmp_path):
+    """The bytes depend on what was said, not on when."""
+    (ann,) = people(store, 1)
+    store.add_sets(candidates(1), origin="test")
+    replies = [(prompt, answers[:1]) for prompt, answers in candidates(3, tag="chat ")]
+    for reply in reversed(replies):
+        store.keep_edited_reply(ann, reply, "Mine.")
+    task = store.claim(ann)
+    store.submit(ann, task.id, with_better(task, "Better."), revision=0)
+    before = export_of(store, tmp_path / "one").read_bytes()
+    for reply in replies:
+        store.keep_edited_reply(ann, reply, None)
+        store.keep_edited_reply(ann, reply, "Mine.")
+    assert export_of(store, tmp_path / "two").read_bytes() == before
+    assert before.count(b"\n") == 4

@@ -169,11 +169,17 @@ class ChatController:
 
         job = self.worker.start(work, "chat")
         if not begun:
-            last = replace(last, reply="", thumb=None, sampled=None)
+            last = replace(last, reply="", thumb=None, sampled=None, edited=None)
         for update in self.page_jobs.follow(request, job):
             if update.value is not None:
                 reply = update.value
-                last = replace(last, reply=reply.update.text, thumb=None, sampled=reply.sampled)
+                last = replace(
+                    last,
+                    reply=reply.update.text,
+                    thumb=None,
+                    sampled=reply.sampled,
+                    edited=None,
+                )
             status = job_status(update, language)
             if update.phase == "done" and update.value is not None:
                 status = _outcome(update.value.update, generation.policy, text, clock.rate)

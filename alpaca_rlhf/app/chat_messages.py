@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from alpaca_rlhf.core.records import Completion, FinishReason, Instruction
@@ -67,6 +67,16 @@ class SampledReply:
 
 
 @dataclass(frozen=True)
+class EditedFrom:
+    """A reply before a person edited it."""
+
+    sampled: SampledReply
+    """Its origin."""
+    text: str
+    """Its text."""
+
+
+@dataclass(frozen=True)
 class Turn:
     """A user's message and the answer to it."""
 
@@ -77,9 +87,12 @@ class Turn:
     attempt: int = 0
     """Number of earlier answers that were replaced; part of the sampling key."""
     thumb: bool | None = None
-    """True for a thumb up, False for one down."""
+    """True for a thumb up, False for one down. Up on an edited reply keeps it as a better answer.
+    """
     sampled: SampledReply | None = None
     """The reply's origin; None while it grows, and where no single policy wrote all of it."""
+    edited: EditedFrom | None = None
+    """The reply of one policy that a person has made this reply of."""
 
     def to_json(self) -> dict[str, Any]:
         """Its fields, for the database."""
@@ -88,8 +101,20 @@ class Turn:
 
 def turn_from_json(columns: Mapping[str, Any]) -> Turn:
     """A turn as `Turn.to_json` gave it."""
-    sampled = columns.get("sampled")
-    return Turn(**{**columns, "sampled": SampledReply(**sampled) if sampled else None})
+    sampled, edited = columns.get("sampled"), columns.get("edited")
+    origins = {
+        "sampled": SampledReply(**sampled) if sampled else None,
+        "edited": EditedFrom(SampledReply(**edited["sampled"]), edited["text"]) if edited else None,
+    }
+    return Turn(**{**columns, **origins})
+
+
+def edited_turn(turn: Turn, text: str) -> Turn:
+    """A turn whose reply a person has edited; it remembers the reply that a policy wrote."""
+    edited = turn.edited
+    if turn.sampled is not None:
+        edited = EditedFrom(turn.sampled, turn.reply)
+    return replace(turn, reply=text, thumb=None, sampled=None, edited=edited)
 
 
 def feedback(turns: Sequence[Turn]) -> list[str | None]:

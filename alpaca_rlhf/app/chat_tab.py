@@ -18,6 +18,7 @@ from alpaca_rlhf.app.chat_controller import (
 from alpaca_rlhf.app.chat_messages import (
     MARK,
     Turn,
+    edited_turn,
     feedback,
     is_reply,
     messages,
@@ -26,11 +27,11 @@ from alpaca_rlhf.app.chat_messages import (
 )
 from alpaca_rlhf.app.job_status import status_line
 from alpaca_rlhf.app.language import label, translations
-from alpaca_rlhf.app.saved_chats import SavedChats, sampled_reply
+from alpaca_rlhf.app.saved_chats import SavedChats, edited_reply, sampled_reply
 from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.app.shortcuts import keyboard_shortcuts
 from alpaca_rlhf.app.worker import Worker
-from alpaca_rlhf.preferences.assignment import Refused
+from alpaca_rlhf.preferences.assignment import Candidates, Refused
 from alpaca_rlhf.preferences.chats import MAX_TITLE_CHARS
 from alpaca_rlhf.preferences.database import DiskFull
 from alpaca_rlhf.serving import run_contents
@@ -387,10 +388,11 @@ class _Events:
         earlier_turns = turns[: turn_index(turns, message_index)]
         if is_reply(turns, message_index):
             # The turns after it answered another reply: they go, as after an edited message.
-            edited = replace(turns[len(earlier_turns)], reply=text, thumb=None, sampled=None)
-            kept = (*earlier_turns, edited)
+            kept = (*earlier_turns, edited_turn(turns[len(earlier_turns)], text))
             self._controller.page_jobs.leave(request)
-            yield self._patch(ChatView(kept, "", False)) | self._saved(kept, chat, request)
+            is_better = edited_reply(kept, len(earlier_turns)) is not None
+            hint = self._text(request)["edited.hint"] if is_better else ""
+            yield self._patch(ChatView(kept, hint, False)) | self._saved(kept, chat, request)
             return
         edited = Turn(text)
         yield from self._answer([*earlier_turns, edited], chat, settings, request)
@@ -431,6 +433,9 @@ class _Events:
         up = event.liked if isinstance(event.liked, bool) else None
         index, text = turn_index(turns, message), self._text(request)
         reply = sampled_reply(turns, index) if turns else None
+        original = edited_reply(turns, index) if turns else None
+        if original is not None:
+            return self._keep_edited(request, original, index, turns, chat, up=up)
         refusal = text["thumb.unknown"] if reply is None else ""
         # Exports are trained on: no prompt of PPO or the evaluation may come into them.
         if reply is not None and up is not None:
@@ -442,6 +447,33 @@ class _Events:
         word = "none" if up is None else "up" if up else "down"
         patch = self._patch(ChatView(rated, text[f"thumb.{word}"], False))
         return patch | self._saved(rated, chat, request)
+
+    def _keep_edited(
+        self,
+        request: gr.Request,
+        original: Candidates,
+        index: int,
+        turns: tuple[Turn, ...],
+        chat: int | None,
+        *,
+        up: bool | None,
+    ) -> Patch:
+        """Keep an edited reply as a better answer at a thumb up; any other takes it back."""
+        text = self._text(request)
+        refusal = self._controller.leak_refusal(original[0], "thumb", text) if up else ""
+        if up is False:
+            refusal = text["edited.down"]
+        try:
+            if not refusal:
+                better = turns[index].reply if up else None
+                self._chats.keep_edited(original, better, request)
+        except Refused:
+            refusal = text["thumb.unknown"]
+        if refusal:
+            return self._patch(ChatView(turns, refusal, False))
+        rated = (*turns[:index], replace(turns[index], thumb=up), *turns[index + 1 :])
+        status = text["edited.kept" if up else "edited.none"]
+        return self._patch(ChatView(rated, status, False)) | self._saved(rated, chat, request)
 
     def list_chats(self, request: gr.Request, chat: int | None) -> Any:
         return gr.update(choices=self._chats.choices(request), value=chat)

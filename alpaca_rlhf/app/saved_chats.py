@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import gradio as gr
 
-from alpaca_rlhf.app.chat_messages import Turn, turn_from_json
+from alpaca_rlhf.app.chat_messages import SampledReply, Turn, turn_from_json
 from alpaca_rlhf.app.clicks import MAX_NUMBER
 from alpaca_rlhf.app.language import translations
 from alpaca_rlhf.app.services import Services
@@ -94,6 +94,14 @@ class SavedChats:
         """Keep a thumb on a reply of `sampled_reply`, or take it back."""
         self._store.rate_reply(self._account(request), reply, up)
 
+    def keep_edited(self, reply: Candidates, text: str | None, request: gr.Request) -> None:
+        """Keep an edited reply as a better answer than that of `edited_reply`, or take it back.
+
+        Raises:
+            Refused: The text is empty, too long, or the reply itself.
+        """
+        self._store.keep_edited_reply(self._account(request), reply, text)
+
     def problem(self, refused: Refused, request: gr.Request) -> str:
         """The sentence for a refusal, in the language of the request."""
         text = translations("chat", self._services.language(request))
@@ -109,10 +117,23 @@ def sampled_reply(turns: Sequence[Turn], index: int) -> Candidates | None:
     turn = turns[index]
     if turn.sampled is None or not turn.reply:
         return None
-    earlier = turns[:index] if turn.sampled.remember else ()
+    return _candidates(turns, index, turn.sampled, turn.reply)
+
+
+def edited_reply(turns: Sequence[Turn], index: int) -> Candidates | None:
+    """Prompt and reply of a turn before a person edited it; None where nobody has."""
+    edited = turns[index].edited
+    if edited is None or turns[index].reply.strip() in ("", edited.text.strip()):
+        return None
+    return _candidates(turns, index, edited.sampled, edited.text)
+
+
+def _candidates(turns: Sequence[Turn], index: int, sampled: SampledReply, text: str) -> Candidates:
+    """The prompt that a reply was sampled for, and the reply."""
+    earlier = turns[:index] if sampled.remember else ()
     history = tuple((past.user, past.reply) for past in earlier if past.reply.strip())
-    prompt = Instruction(turn.user, history=history, source="chat", system=turn.sampled.system)
-    return prompt, [turn.sampled.completion(prompt, turn.reply)]
+    prompt = Instruction(turns[index].user, history=history, source="chat", system=sampled.system)
+    return prompt, [sampled.completion(prompt, text)]
 
 
 def _number(value: object) -> int:

@@ -1,6 +1,7 @@
-"""Better answers that people wrote: a top tier of their rankings, counted apart.
+"""Better answers that people wrote: a top tier of their rankings, or replies edited in a chat.
 
-An answer belongs to one revision of a verdict, and counts while that revision does. No ranking that
+An answer of a ranking belongs to one revision of a verdict, and counts while that revision does;
+an edited reply counts until its author takes it back. Both are counted apart. No ranking that
 a reward model is trained on has it: people's own words beside a model's would be told apart by
 their style. A snapshot has them as instructions for a new run, and as pairs in a file of their own.
 """
@@ -8,19 +9,27 @@ their style. A snapshot has them as instructions for a new run, and as pairs in 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import func, select
+from sqlalchemy import Table, delete, func, select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from alpaca_rlhf.preferences import schema
-from alpaca_rlhf.preferences.assignment import BetterAnswer, Refused
+from alpaca_rlhf.preferences.assignment import (
+    MAX_BETTER_CHARS,
+    BetterAnswer,
+    Candidates,
+    Refused,
+)
+from alpaca_rlhf.preferences.queue import add_completions
 from alpaca_rlhf.preferences.schema import (
     Annotator,
     Assignment,
     CandidateSet,
     Completion,
     Demonstration,
+    EditedReply,
     Prompt,
     Ranking,
 )
@@ -66,14 +75,16 @@ def to_open_again(session: Session, assignment_id: int) -> BetterAnswer | None:
 
 def count(session: Session) -> int:
     """The number of better answers that count."""
-    return session.scalar(_counted(func.count())) or 0
+    edited = session.scalar(_counted_edited(func.count())) or 0
+    return edited + (session.scalar(_counted(func.count())) or 0)
 
 
 def counted(session: Session) -> Iterator[dict[str, Any]]:
     """The better answers that count, with their prompts and the answers that they surpass.
 
     Those of repeats and gold questions are left out, as their rankings are. The order is that of
-    the sets' keys and the annotators' names, so that it depends on what was said alone.
+    the sets' keys and the annotators' names, so that it depends on what was said alone; edited
+    replies come last.
     """
     columns = (
         Demonstration.text,
@@ -89,6 +100,70 @@ def counted(session: Session) -> Iterator[dict[str, Any]]:
         texts = {key: text for key, text in session.execute(answers)}
         surpassed = [texts[key] for key in sorted(row.completions)]
         yield {**row._mapping, "surpassed": surpassed}
+    query = _counted_edited(
+        EditedReply.text,
+        Prompt.instruction,
+        Prompt.input,
+        Prompt.history,
+        Completion.text.label("original"),
+    ).order_by(Completion.key, Annotator.name)
+    for row in session.execute(query):
+        yield {**row._mapping, "surpassed": [row.original]}
+
+
+def keep_edited(
+    session: Session, annotator_id: int, reply: Candidates, text: str | None, *, now_ms: int
+) -> None:
+    """Keep a reply of a chat as somebody edited it, in place of an earlier edit of theirs.
+
+    Args:
+        session: A transaction that writes.
+        annotator_id: The account.
+        reply: The prompt, and the reply before it was edited as its only completion.
+        text: The edited text; None takes back what was kept.
+        now_ms: The server's clock.
+
+    Raises:
+        Refused: `bad_value`: the text is empty or too long; `same_answer`: nothing was edited.
+    """
+    _, (completion,) = reply
+    # 1. The text.
+    if text is not None and not 0 < len(text.strip()) <= MAX_BETTER_CHARS:
+        raise Refused("bad_value", f"a better answer has 1 to {MAX_BETTER_CHARS} characters")
+    if text is not None and clean(text).strip() == clean(completion.text).strip():
+        raise Refused("same_answer", "the better answer is the reply, word for word")
+    # 2. The reply that it was made of.
+    add_completions(session, [reply], now_ms=now_ms)
+    completion_id = session.execute(
+        select(Completion.id).where(Completion.key == completion.id)
+    ).scalar_one()
+    if text is None:
+        session.execute(
+            delete(EditedReply).where(
+                EditedReply.annotator_id == annotator_id, EditedReply.completion_id == completion_id
+            )
+        )
+        return
+    # 3. Two pages of an account may keep one at once.
+    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
+    columns = {"text": clean(text).strip(), "created_ms": now_ms}
+    session.execute(
+        dialect.insert(cast(Table, EditedReply.__table__))
+        .values(annotator_id=annotator_id, completion_id=completion_id, **columns)
+        .on_conflict_do_update(index_elements=["annotator_id", "completion_id"], set_=columns)
+    )
+
+
+def _counted_edited(*columns: Any) -> Any:
+    """A query over the edited replies of those who are not left out."""
+    return (
+        select(*columns)
+        .select_from(EditedReply)
+        .join(Annotator, Annotator.id == EditedReply.annotator_id)
+        .join(Completion, Completion.id == EditedReply.completion_id)
+        .join(Prompt, Prompt.id == Completion.prompt_id)
+        .where(~Annotator.left_out)
+    )
 
 
 def _counted(*columns: Any) -> Any:

@@ -295,6 +295,17 @@ class Thumb(Base):
     created_ms: Mapped[int]
 
 
+class EditedReply(Base):
+    """A reply of a chat as a person edited it, kept as a better answer than the completion."""
+
+    __tablename__ = "edited_reply"
+
+    annotator_id: Mapped[int] = mapped_column(ForeignKey("annotator.id"), primary_key=True)
+    completion_id: Mapped[int] = mapped_column(ForeignKey("completion.id"), primary_key=True)
+    text: Mapped[str]
+    created_ms: Mapped[int]
+
+
 class Tally(Base):
     """Running sums of one annotator and day, kept in the transaction that changes them.
 

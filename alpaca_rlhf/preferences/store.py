@@ -620,6 +620,23 @@ class Store(Accounts):
         """
         self._write(lambda session: chats.rate(session, annotator, reply, up, now_ms=self._now()))
 
+    def keep_edited_reply(self, annotator: int, reply: Candidates, text: str | None) -> None:
+        """Keep a reply of a chat as an account edited it, as a better answer; None takes it back.
+
+        Args:
+            annotator: Number.
+            reply: The prompt, and the reply before it was edited as its only completion.
+            text: The edited text.
+
+        Raises:
+            Refused: `bad_value` or `same_answer`.
+        """
+        self._write(
+            lambda session: demonstrations.keep_edited(
+                session, annotator, reply, text, now_ms=self._now()
+            )
+        )
+
     # --- figures ------------------------------------------------------------------------------
 
     def progress(self, annotator: int) -> tab.Progress:

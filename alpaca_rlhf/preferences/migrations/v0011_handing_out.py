@@ -17,7 +17,7 @@ def upgrade() -> None:
     op.create_table(
         "overlap",
         sa.Column("id", whole, primary_key=True),
-        sa.Column("share", sa.Float, nullable=False),
+        sa.Column("share", sa.Double, nullable=False),
         sa.Column("people", whole, nullable=False),
         sa.Column("author", sa.Text, nullable=False),
         sa.Column("created_ms", whole, nullable=False),
