@@ -212,6 +212,57 @@ def test_an_answer_is_gone_on_with_and_edited_under_settings_of_a_preset(desk):
         assert desk.echo.asked[-1][1].history == (("One?", "Better <b>said</b>."),)
 
 
+def counted(desk, key):
+    return desk.store.figures().counts[key]
+
+
+def choose_chat(page, title):
+    """Open a conversation of the list."""
+    page.locator("#chat-saved input").click()
+    page.get_by_role("option", name=title, exact=True).click()
+
+
+def test_a_thumb_is_kept_shown_again_and_taken_back(desk):
+    before = counted(desk, "thumbs")
+    with visit(desk.browser, locale="en-GB") as page:
+        go(page, desk.fake)
+        ask(page, "What glides?")
+        page.locator("#chat-send:enabled").wait_for()
+        page.locator("#chat-log .message.bot").first.hover()
+        page.get_by_label("Like", exact=True).click()
+        line(page, "Your thumb up is kept.")
+        assert counted(desk, "thumbs") == before + 1
+        # It is there again with its conversation.
+        go(page, desk.fake)
+        choose_chat(page, "What glides?")
+        page.locator("#chat-log .message.bot").first.hover()
+        page.get_by_label("Liked", exact=True).wait_for()
+        page.get_by_label("Dislike", exact=True).click()
+        line(page, "Your thumb down is kept.")
+        assert counted(desk, "thumbs") == before + 1, "one of each account"
+        page.get_by_label("Disliked", exact=True).click()
+        line(page, "Your thumb is taken back.")
+        assert counted(desk, "thumbs") == before
+
+
+def test_an_edited_reply_with_a_thumb_up_is_a_better_answer(desk):
+    before = counted(desk, "demonstrations")
+    with visit(desk.browser, locale="en-GB") as page:
+        go(page, desk.fake)
+        ask(page, "What rolls?")
+        page.locator("#chat-send:enabled").wait_for()
+        page.locator("#chat-log .message.bot").first.hover()
+        page.get_by_label("Edit").nth(1).click()
+        page.locator("#chat-log textarea").fill("A ball.")
+        page.locator("#chat-log").get_by_label("Submit").click()
+        line(page, "A thumb up keeps your text as a better answer")
+        assert counted(desk, "demonstrations") == before
+        page.locator("#chat-log .message.bot").first.hover()
+        page.get_by_label("Like", exact=True).click()
+        line(page, "Your better answer is kept.")
+        assert counted(desk, "demonstrations") == before + 1
+
+
 def test_settings_that_a_browser_sends_are_clamped(desk):
     sent = ["nobody", "x", None, 10**6, -1, 99, {}, 10**9, "s", 1, "a\n" * 50]
     sampling = _generation_request(desk.real, tuple(sent)).sampling

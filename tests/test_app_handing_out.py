@@ -85,6 +85,9 @@ def test_in_a_browser(victim):
         page.locator("[data-account]").wait_for()
         open_tab(page, "data")
         page.get_by_role("button", name="Who ranks what").click()
+        # What holds now must be there first, or it would come over what is typed.
+        filled = "document.querySelector('#handing-share input').value !== ''"
+        page.wait_for_function(filled)
         page.fill("#handing-share input", "100")
         page.locator("#handing-save").click()
         page.locator("#handing-outcome .good").wait_for()
