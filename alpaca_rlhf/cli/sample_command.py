@@ -98,8 +98,11 @@ def run(flags: Fill, terminal: Terminal) -> int:
         rows = rows[: flags.n]
         if not rows:
             raise UserError(f"--run {flags.run}: has no prompts to rank; it was given its rankings")
-        fill_queue = _by_policy if flags.sampler.url is None else _by_http
-        fill_queue(store, flags, settings, answerer, rows, terminal)
+        filling = _Filling(store, flags, settings, answerer, rows, terminal)
+        if flags.sampler.url is None:
+            filling.by_policy()
+        else:
+            filling.by_http()
         progress = store.progress(0)
         terminal.say(
             f"  {progress.sets - progress.sets_ranked} sets wait for somebody to rank them"
@@ -122,69 +125,61 @@ def _policy(flags: Fill) -> str:
     return policy
 
 
-def _by_policy(
-    store: Store,
-    flags: Fill,
-    settings: Loop,
-    answerer: str,
-    rows: Sequence[Instruction],
-    terminal: Terminal,
-) -> None:
-    with gpu_lock.Loan(flags.run, terminal.say) as loan:
-        loan.take()
-        with quiet.loading(settings.base):
-            from alpaca_rlhf.serving.policy_server import PolicyServer
-        terminal.start(_STAGE, f"answers of {answerer} to {len(rows)} prompts")
-        policy_server = PolicyServer(settings, run_contents.policies(flags.run))
-        batch = max(1, settings.sampling.batch_size // flags.k)
-        summary = _fill(store, policy_server, flags, answerer, rows, batch, terminal)
-        terminal.finish(_STAGE, summary)
+@dataclass(frozen=True)
+class _Filling:
+    """A queue to fill: its store, whose answers it gets, and to which prompts."""
 
+    store: Store
+    flags: Fill
+    settings: Loop
+    answerer: str
+    rows: Sequence[Instruction]
+    terminal: Terminal
 
-def _by_http(
-    store: Store,
-    flags: Fill,
-    settings: Loop,
-    answerer: str,
-    rows: Sequence[Instruction],
-    terminal: Terminal,
-) -> None:
-    folder = flags.run / "sampler"
-    folder.mkdir(exist_ok=True)
-    terminal.start(_STAGE, f"answers of {answerer} at {flags.sampler.url} to {len(rows)} prompts")
-    with EndpointModel(
-        flags.sampler, folder, max_tokens=settings.sampling.max_new_tokens
-    ) as served:
-        batch = max(1, 4 * flags.sampler.concurrency // flags.k)
-        summary = _fill(store, served, flags, answerer, rows, batch, terminal)
-        terminal.finish(_STAGE, f"{summary}; {served.account.line()}")
+    def by_policy(self) -> None:
+        """Let a policy of the run answer, on the run's base."""
+        flags, settings = self.flags, self.settings
+        with gpu_lock.Loan(flags.run, self.terminal.say) as loan:
+            loan.take()
+            with quiet.loading(settings.base):
+                from alpaca_rlhf.serving.policy_server import PolicyServer
+            count = len(self.rows)
+            self.terminal.start(_STAGE, f"answers of {self.answerer} to {count} prompts")
+            policy_server = PolicyServer(settings, run_contents.policies(flags.run))
+            batch = max(1, settings.sampling.batch_size // flags.k)
+            self.terminal.finish(_STAGE, self._with(policy_server, batch))
 
+    def by_http(self) -> None:
+        """Let the model behind HTTP answer."""
+        sampler, folder = self.flags.sampler, self.flags.run / "sampler"
+        folder.mkdir(exist_ok=True)
+        what = f"answers of {self.answerer} at {sampler.url} to {len(self.rows)} prompts"
+        self.terminal.start(_STAGE, what)
+        limit = self.settings.sampling.max_new_tokens
+        with EndpointModel(sampler, folder, max_tokens=limit) as served:
+            batch = max(1, 4 * sampler.concurrency // self.flags.k)
+            summary = self._with(served, batch)
+            self.terminal.finish(_STAGE, f"{summary}; {served.account.line()}")
 
-def _fill(
-    store: Store,
-    draws: Answerer,
-    flags: Fill,
-    answerer: str,
-    rows: Sequence[Instruction],
-    batch: int,
-    terminal: Terminal,
-) -> str:
-    summary = ""
-    for progress in fill(
-        store,
-        draws,
-        rows,
-        answerer,
-        k=flags.k,
-        sampling_settings=SamplingSettings(
-            flags.temperature, flags.top_p, flags.max_new_tokens, flags.seed
-        ),
-        origin=origin_of(flags.run, answerer),
-        batch=batch,
-    ):
-        terminal.step(_STAGE, progress.done, progress.total, {})
-        known = progress.total - progress.new - progress.alike
-        summary = f"{progress.new} sets added, {known} were there already"
-        if progress.alike:
-            summary += f", {progress.alike} left out because all their answers say the same"
-    return summary
+    def _with(self, draws: Answerer, batch: int) -> str:
+        """Fill it with completions drawn for `batch` prompts at once; returns a summary."""
+        flags, summary = self.flags, ""
+        for progress in fill(
+            self.store,
+            draws,
+            self.rows,
+            self.answerer,
+            k=flags.k,
+            sampling_settings=SamplingSettings(
+                flags.temperature, flags.top_p, flags.max_new_tokens, flags.seed
+            ),
+            origin=origin_of(flags.run, self.answerer),
+            batch=batch,
+        ):
+            self.terminal.step(_STAGE, progress.done, progress.total, {})
+            known = progress.total - progress.new - progress.alike
+            summary = f"{progress.new} sets added, {known} were there already"
+            if progress.alike:
+                alike = "left out because all their answers say the same"
+                summary += f", {progress.alike} {alike}"
+        return summary

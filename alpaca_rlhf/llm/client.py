@@ -74,19 +74,10 @@ class EndpointClient:
         sleep: Callable[[float], Any] | None = None,
         spent: tuple[int, int] = (0, 0),
     ) -> None:
-        assert settings.url is not None
         self.settings = settings
         self.budget = Budget(settings, clock=clock, spent=spent)
         self.cache = RequestCache(folder / "requests.jsonl", self.budget.replay)
-        self.wire = Wire(
-            settings.url,
-            _key(settings, environ),
-            key_env=settings.key_env,
-            timeout=settings.timeout,
-            group=settings.group,
-            transport=transport,
-            clock=clock,
-        )
+        self.wire = Wire(settings, _key(settings, environ), transport=transport, clock=clock)
         self.where = f"{settings.group}.url {self.wire.url}"
         self._stopping = threading.Event()
         self._stop_reason: BaseException | None = None

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.settings.endpoint import Endpoint
+from alpaca_rlhf.settings.endpoint import Access
 
 MAX_RESPONSE_BYTES = 32 * 2**20
 """Bytes of a response at most; a longer one is taken for broken."""
@@ -97,35 +97,30 @@ class Wire:
     """Connections to one endpoint; threads may share it.
 
     Args:
-        url: Base URL.
+        settings: Address of the endpoint, seconds for a response, and names for messages.
         key: The key or None.
-        key_env: Name of the variable that holds the key, for messages.
-        timeout: Seconds for a complete response.
-        group: Prefix of its flags, for messages.
         transport: Replaces the network.
         clock: Time in seconds.
     """
 
     def __init__(
         self,
-        url: str,
+        settings: Access,
         key: str | None,
         *,
-        key_env: str | None = None,
-        timeout: float = 120.0,
-        group: str = Endpoint.group,
         transport: httpx.BaseTransport | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.url = url.rstrip("/")
+        assert settings.url is not None
+        self.url = settings.url.rstrip("/")
         self._key = key
-        self._key_env = key_env
-        self._timeout = timeout
-        self._group = group
+        self._key_env = settings.key_env
+        self._timeout = settings.timeout
+        self._group = settings.group
         self._clock = clock
         self._client = httpx.Client(
             headers={} if key is None else {"Authorization": f"Bearer {key}"},
-            timeout=timeout,
+            timeout=settings.timeout,
             # a proxy from the environment has no business between the kit and this machine
             trust_env=urlsplit(self.url).hostname not in _LOOPBACK,
             transport=transport,

@@ -28,12 +28,11 @@ class Accounts(Access):
         Raises:
             UserError: The name is taken or not allowed, or the password is too short.
         """
-        password_hash = people.password_hash(password)  # slow, so outside the transaction
+        # The hash is slow, so it is made outside the transaction.
+        account = people.NewAccount(name, people.password_hash(password), role, lang)
         try:
             return self._write(
-                lambda session: people.add(
-                    session, name, password_hash, role, lang, actor=actor, now_ms=self._now()
-                )
+                lambda session: people.add(session, account, actor=actor, now_ms=self._now())
             )
         except IntegrityError:
             raise UserError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, exists, func, insert, select, update
@@ -23,6 +24,15 @@ from alpaca_rlhf.preferences.stored_text import clean, restored_history
 WINDOW = 100
 """Sets looked at for a second opinion before a fresh one is given, so that a claim stays quick for
 an annotator who has seen most of them."""
+
+
+@dataclass(frozen=True)
+class _Lease:
+    """The time for which an annotator holds a task, in milliseconds of the server's clock."""
+
+    annotator_id: int
+    now_ms: int
+    until_ms: int
 
 
 def claim(
@@ -57,7 +67,7 @@ def claim(
 
     # 2. Give back the places of leases that ended.
     expire(session, now_ms)
-    until_ms = now_ms + round(rules.lease_s * 1000)
+    lease = _Lease(annotator_id, now_ms, now_ms + round(rules.lease_s * 1000))
 
     # 3. A task that is open already comes first.
     mine = [Assignment.annotator_id == annotator_id, schema.condition(schema.OPEN)]
@@ -67,8 +77,8 @@ def claim(
         mine.append(Assignment.candidate_set_id.in_(select(CandidateSet.id).where(*allowed)))
     open_id = session.scalar(select(Assignment.id).where(*mine).order_by(Assignment.id).limit(1))
     if open_id is not None:
-        renewal = update(Assignment).where(Assignment.id == open_id).values(lease_ms=until_ms)
-        session.execute(renewal)
+        renewal = update(Assignment).where(Assignment.id == open_id)
+        session.execute(renewal.values(lease_ms=lease.until_ms))
         return open_id
 
     # 4. By chance a gold question, or one of the annotator's own tasks again.
@@ -77,22 +87,22 @@ def claim(
     if draw < rules.gold_rate:
         gold = _first_new(session, new, schema.GOLD)
         if gold is not None:
-            return _assign(session, annotator_id, gold, "gold", now_ms, until_ms, rng)
+            return _assign(session, lease, gold, "gold", rng)
     elif draw < rules.gold_rate + rules.repeat_rate:
-        repeat_id = _repeat(session, annotator_id, rules, now_ms, until_ms, rng)
+        repeat_id = _repeat(session, lease, rules, rng)
         if repeat_id is not None:
             return repeat_id
 
     # 5. A task whose lease ended, then a new one, then any gold question that is left.
-    expired_id = _own_expired(session, annotator_id, allowed, now_ms, until_ms)
+    expired_id = _own_expired(session, lease, allowed)
     if expired_id is not None:
         return expired_id
     set_id = _take(session, new, rng)
     if set_id is not None:
-        return _assign(session, annotator_id, set_id, "task", now_ms, until_ms, rng)
+        return _assign(session, lease, set_id, "task", rng)
     gold = _first_new(session, new, schema.GOLD) if rules.gold_rate > 0 else None
     if gold is not None:
-        return _assign(session, annotator_id, gold, "gold", now_ms, until_ms, rng)
+        return _assign(session, lease, gold, "gold", rng)
     return None
 
 
@@ -106,7 +116,8 @@ def reserve(
     named = [CandidateSet.key == key, schema.condition(schema.HANDED_OUT)]
     set_id = _take_one(session, [_new_to(annotator_id), *sets_of(origins)], named)
     if set_id is not None:
-        _assign(session, annotator_id, set_id, "task", now_ms, until_ms, rng)
+        lease = _Lease(annotator_id, now_ms, until_ms)
+        _assign(session, lease, set_id, "task", rng)
     return set_id is not None
 
 
@@ -310,16 +321,10 @@ def _first_new(session: Session, new: list[ColumnElement[bool]], where: str) -> 
     )
 
 
-def _repeat(
-    session: Session,
-    annotator_id: int,
-    rules: Rules,
-    now_ms: int,
-    until_ms: int,
-    rng: random.Random,
-) -> int | None:
+def _repeat(session: Session, lease: _Lease, rules: Rules, rng: random.Random) -> int | None:
     """One of the annotator's own tasks again: ranked some tasks ago and not repeated yet."""
     # 1. The ranking that lies `repeat_after` tasks back; a repeat must be older.
+    annotator_id = lease.annotator_id
     done = [Assignment.annotator_id == annotator_id, schema.condition(schema.DONE)]
     newest = select(Assignment.id, Assignment.ranking_id).where(*done)
     newest = newest.order_by(Assignment.ranking_id.desc())
@@ -351,27 +356,13 @@ def _repeat(
     original = session.scalar(old.where(Assignment.ranking_id >= start)) or session.scalar(old)
     if original is None:
         return None
-    return _assign(
-        session,
-        annotator_id,
-        original.candidate_set_id,
-        "repeat",
-        now_ms,
-        until_ms,
-        rng,
-        repeat_of=original.id,
-    )
+    set_id = original.candidate_set_id
+    return _assign(session, lease, set_id, "repeat", rng, repeat_of=original.id)
 
 
-def _own_expired(
-    session: Session,
-    annotator_id: int,
-    allowed: list[ColumnElement[bool]],
-    now_ms: int,
-    until_ms: int,
-) -> int | None:
+def _own_expired(session: Session, lease: _Lease, allowed: list[ColumnElement[bool]]) -> int | None:
     """A task whose lease the annotator let end, if nobody else has taken its place."""
-    mine = [Assignment.annotator_id == annotator_id, schema.condition(schema.EXPIRED)]
+    mine = [Assignment.annotator_id == lease.annotator_id, schema.condition(schema.EXPIRED)]
     if allowed:
         mine.append(Assignment.candidate_set_id.in_(select(CandidateSet.id).where(*allowed)))
     expired = session.scalars(
@@ -380,7 +371,7 @@ def _own_expired(
     for assignment in expired:
         if _retake(session, assignment):
             assignment.state = "open"
-            assignment.lease_ms, assignment.shown_ms = until_ms, now_ms
+            assignment.lease_ms, assignment.shown_ms = lease.until_ms, lease.now_ms
             session.flush()
             return assignment.id
     return None
@@ -402,11 +393,9 @@ def _retake(session: Session, assignment: Assignment) -> bool:
 
 def _assign(
     session: Session,
-    annotator_id: int,
+    lease: _Lease,
     set_id: int,
     kind: Kind,
-    now_ms: int,
-    until_ms: int,
     rng: random.Random,
     *,
     repeat_of: int | None = None,
@@ -416,22 +405,22 @@ def _assign(
     completions = session.scalars(query).one()
     columns = {
         "candidate_set_id": set_id,
-        "annotator_id": annotator_id,
+        "annotator_id": lease.annotator_id,
         "kind": kind,
         "repeat": int(repeat_of is not None),
         "repeat_of": repeat_of,
         "shown_order": rng.sample(completions, len(completions)),
         "state": "open",
-        "lease_ms": until_ms,
-        "shown_ms": now_ms,
+        "lease_ms": lease.until_ms,
+        "shown_ms": lease.now_ms,
         "next_revision": 0,
     }
     adding = insert(Assignment).values(columns).returning(Assignment.id)
     number = session.execute(adding).scalar_one()
     note(
         session,
-        now_ms,
-        f"annotator:{annotator_id}",
+        lease.now_ms,
+        f"annotator:{lease.annotator_id}",
         "claim",
         f"assignment:{number}",
         after={"candidate_set": set_id, "kind": kind},

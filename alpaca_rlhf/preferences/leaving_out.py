@@ -34,9 +34,21 @@ class Change:
     """False if it was so before; then nothing was done."""
 
 
-def change_person(
-    session: Session, name: str, left_out: bool, *, actor: str, reason: str, now_ms: int
-) -> Change:
+@dataclass(frozen=True)
+class Decision:
+    """An order to leave somebody or something out, or to take it in again."""
+
+    left_out: bool
+    """True leaves out."""
+    actor: str
+    """Name of whoever gives it, for the audit."""
+    reason: str
+    """Reason, for the audit."""
+    now_ms: int
+    """The server's clock."""
+
+
+def change_person(session: Session, name: str, decision: Decision) -> Change:
     """Leave an annotator (a person or a judge) out, or take them in again.
 
     Raises:
@@ -53,13 +65,13 @@ def change_person(
     )
     total = select(func.coalesce(func.sum(Tally.rankings), 0)).where(Tally.annotator_id == row.id)
     rankings = int(session.scalar(total) or 0)
-    if row.left_out == left_out:
+    if row.left_out == decision.left_out:
         return Change(row.name, rankings, False)
 
     # 2. Their places and verdicts in the sets that they ranked, in the order of all writers.
     ordered = select(CandidateSet.id).where(CandidateSet.id.in_(done)).order_by(CandidateSet.id)
     session.scalars(ordered.with_for_update(key_share=True)).all()
-    sign = -1 if left_out else 1
+    sign = -1 if decision.left_out else 1
     claimed = CandidateSet.claimed + sign
     session.execute(
         update(CandidateSet)
@@ -73,14 +85,12 @@ def change_person(
     )
 
     # 3. The mark, and its audit row.
-    row.left_out = left_out
-    _note(session, f"annotator:{row.id}", left_out, actor, reason, rankings, now_ms)
+    row.left_out = decision.left_out
+    _note(session, f"annotator:{row.id}", decision, rankings)
     return Change(row.name, rankings, True)
 
 
-def change_set(
-    session: Session, number: int, left_out: bool, *, actor: str, reason: str, now_ms: int
-) -> Change:
+def change_set(session: Session, number: int, decision: Decision) -> Change:
     """Leave a candidate set out, or take it in again.
 
     Raises:
@@ -96,16 +106,16 @@ def change_set(
         .where(Assignment.candidate_set_id == number)
     ).all()
     rankings = sum(assignment.kind in ("task", "judge") for assignment, _ in ranked)
-    if row.left_out == left_out:
+    if row.left_out == decision.left_out:
         return Change(str(number), rankings, False)
 
     # 2. Its part in the running sums.
-    sign = -1 if left_out else 1
+    sign = -1 if decision.left_out else 1
     verdicts.add_sums(session, [(assignment, ranking, sign) for assignment, ranking in ranked])
 
     # 3. The mark, and its audit row.
-    row.left_out = left_out
-    _note(session, f"candidate_set:{number}", left_out, actor, reason, rankings, now_ms)
+    row.left_out = decision.left_out
+    _note(session, f"candidate_set:{number}", decision, rankings)
     return Change(str(number), rankings, True)
 
 
@@ -137,19 +147,12 @@ def below_gold_rate(session: Session, rate: float, min_asked: int) -> list[str]:
     )
 
 
-def _note(
-    session: Session,
-    entity: str,
-    left_out: bool,
-    actor: str,
-    reason: str,
-    rankings: int,
-    now_ms: int,
-) -> None:
-    after = {"left_out": left_out, "rankings": rankings, "reason": clean(reason)}
+def _note(session: Session, entity: str, decision: Decision, rankings: int) -> None:
+    left_out = decision.left_out
+    after = {"left_out": left_out, "rankings": rankings, "reason": clean(decision.reason)}
     before = {"left_out": not left_out}
     action = "leave_out" if left_out else "take_in"
-    note(session, now_ms, actor, action, entity, before=before, after=after)
+    note(session, decision.now_ms, decision.actor, action, entity, before=before, after=after)
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from sqlalchemy import delete, insert, select
@@ -41,22 +41,27 @@ class Account:
     """Language of the app, `en` or `zh-CN`."""
 
 
-def add(
-    session: Session,
-    name: str,
-    password_hash: str,
-    role: Role,
-    lang: str,
-    *,
-    actor: str,
-    now_ms: int,
-) -> int:
+@dataclass(frozen=True)
+class NewAccount:
+    """An account to add."""
+
+    name: str
+    """Name as it was typed."""
+    password_hash: str
+    """Of `password_hash`."""
+    role: Role
+    """Role, which decides the rights of the account."""
+    lang: str
+    """Language of the app, `en` or `zh-CN`."""
+
+
+def add(session: Session, account: NewAccount, *, actor: str, now_ms: int) -> int:
     """Add an account and return its id.
 
     Raises:
         UserError: The name is taken, empty, too long, or a judge's.
     """
-    name = clean(name).strip()
+    name = clean(account.name).strip()
     if not 0 < len(name) <= MAX_NAME_CHARS or name.startswith(JUDGE):
         raise UserError(
             f"{name[:MAX_NAME_CHARS]!r}: a name must have 1 to {MAX_NAME_CHARS} characters and "
@@ -64,13 +69,12 @@ def add(
         )
     if session.scalar(select(Annotator.id).where(Annotator.name == name)) is not None:
         raise UserError(f"{name!r}: there is an annotator of this name; choose another")
-    columns = {"name": name, "password_hash": password_hash, "role": role, "lang": lang}
-    columns |= {"active": True, "created_ms": now_ms}  # type: ignore[dict-item]
+    columns = {**asdict(account), "name": name, "active": True, "created_ms": now_ms}
     annotator_id = session.execute(
         insert(Annotator).values(columns).returning(Annotator.id)
     ).scalar_one()
     entity = f"annotator:{annotator_id}"
-    note(session, now_ms, actor, "add", entity, after={"name": name, "role": role})
+    note(session, now_ms, actor, "add", entity, after={"name": name, "role": account.role})
     return annotator_id
 
 
@@ -113,7 +117,8 @@ def local(session: Session, name: str, *, now_ms: int) -> Account:
     """
     row = session.scalar(select(Annotator).where(Annotator.name == name))
     if row is None:
-        annotator_id = add(session, name, "", "admin", "en", actor="system", now_ms=now_ms)
+        added = NewAccount(name, "", "admin", "en")
+        annotator_id = add(session, added, actor="system", now_ms=now_ms)
         return Account(annotator_id, name, "admin", "en")
     if row.password_hash:
         raise UserError(f"{name!r} is an account that signs in with a password")

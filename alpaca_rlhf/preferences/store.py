@@ -239,11 +239,12 @@ class Store(Accounts):
         Raises:
             UserError: There is no annotator of this name.
         """
-        return self._write(
-            lambda session: leaving_out.change_person(
-                session, name, not undo, actor=actor, reason=reason, now_ms=self._now()
-            )
-        )
+
+        def change(session: Session) -> leaving_out.Change:
+            decision = leaving_out.Decision(not undo, actor, reason, self._now())
+            return leaving_out.change_person(session, name, decision)
+
+        return self._write(change)
 
     def leave_out_set(
         self, number: int, *, actor: str, reason: str = "", undo: bool = False
@@ -259,11 +260,12 @@ class Store(Accounts):
         Raises:
             UserError: There is no such set.
         """
-        return self._write(
-            lambda session: leaving_out.change_set(
-                session, number, not undo, actor=actor, reason=reason, now_ms=self._now()
-            )
-        )
+
+        def change(session: Session) -> leaving_out.Change:
+            decision = leaving_out.Decision(not undo, actor, reason, self._now())
+            return leaving_out.change_set(session, number, decision)
+
+        return self._write(change)
 
     def left_out(self) -> list[str]:
         """Everything that is left out: names of annotators, and keys of sets after `set:`."""
