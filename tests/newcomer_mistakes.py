@@ -227,7 +227,7 @@ MISTAKES = (
     Mistake(
         "rows: splits in one object",
         f"{_DATA} splits.json",
-        ("splits.json:1: expected a column `instruction`", "columns here: test, train"),
+        ("splits.json: is one object, and its rows lie in `train` (others in test)", "python3 -c"),
     ),
     # --- settings
     Mistake(

@@ -397,4 +397,4 @@ def test_pairs_under_other_names_are_told_what_they_lack(tmp_path) -> None:
     with pytest.raises(UserError) as refusal:
         read_pairs(file, reading_of(inputs, "rankings", file))
     assert "columns here: chosen, question, rejected" in str(refusal.value)
-    assert "--inputs.columns OLD=prompt,OLD=chosen,OLD=rejected" in str(refusal.value)
+    assert "--inputs.columns question=prompt, or see" in str(refusal.value)

@@ -25,15 +25,6 @@ _WAY_OUT = (
     "; mend them, leave them out with --inputs.broken drop, or see all of them with: "
     "alpaca-rlhf data check {path}"
 )
-_FOREIGN_COLUMNS = (
-    "; if they hold the texts under other names, say which: "
-    f"{_FLAG} {{names}}, or see: alpaca-rlhf data check {{path}}"
-)
-_NEW_NAMES = {
-    "instructions": "OLD=instruction,OLD=output",
-    "prompts": "OLD=instruction",
-    "rankings": "OLD=prompt,OLD=chosen,OLD=rejected",
-}
 
 
 def reading_of(inputs: Inputs, kind: RowKind, path: Path) -> Reading:
@@ -47,7 +38,7 @@ def reading_of(inputs: Inputs, kind: RowKind, path: Path) -> Reading:
         columns=column_names(inputs.columns, _FLAG),
         drop_broken=inputs.broken == "drop",
         way_out=_WAY_OUT.format(path=path),
-        foreign_columns=_FOREIGN_COLUMNS.format(names=_NEW_NAMES[kind], path=path),
+        columns_flag=_FLAG,
         account=FileAccount(str(path)),
     )
 

@@ -27,6 +27,7 @@ from alpaca_rlhf.data.readers.conversations import (
     system_text,
 )
 from alpaca_rlhf.data.readers.formats import prompt_columns, source_of
+from alpaca_rlhf.data.readers.hints import suggested_columns
 from alpaca_rlhf.data.readers.preference_shapes import (
     are_conversations,
     implicit_texts,
@@ -242,7 +243,8 @@ def _hh_pair(chosen: str, rejected: str, source: str, row: dict[str, Any]) -> Pr
         implicit = None
         if not any(TURN.search(f"\n\n{text}") for text in (chosen, rejected)):
             implicit = implicit_texts(chosen, rejected)
-        if implicit is not None:
+        # Where another column asks, what the answers share at their beginning is no prompt.
+        if implicit is not None and not suggested_columns(row, "rankings"):
             turns, *texts = implicit
             return _make_pair(dialogue(turns, source=source, row=row), *texts)
         raise NoColumn(

@@ -9,10 +9,11 @@ from itertools import islice
 from typing import Any, Literal
 
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.data.readers.columns import OUTPUT, comparison_of, renamed
+from alpaca_rlhf.data.readers.columns import OUTPUT, RowKind, comparison_of, renamed
 from alpaca_rlhf.data.readers.comparisons import pair_to_json, pairs_of
 from alpaca_rlhf.data.readers.formats import answered_of, instructions_of
-from alpaca_rlhf.data.readers.problems import BadRow, Omitted, listed
+from alpaca_rlhf.data.readers.hints import columns_argument, suggested_columns
+from alpaca_rlhf.data.readers.problems import BadRow, LeftOut, Omitted, listed
 from alpaca_rlhf.data.readers.ranked import is_ranking_list, is_tree, ranked_answers
 from alpaca_rlhf.data.readers.rows import Rows, columns_of
 
@@ -244,8 +245,31 @@ def detect_format(
     if not sample:
         return DetectedFormat(None, guessed=True, columns=columns)
     number, row = sample[0]
+    names = _suggested(row)
+    naming = columns_argument(names) if names else "question=instruction,answer=output"
     raise UserError(
-        f"{rows.place(number)}: no format is known by the columns {listed(list(row))}; map "
-        "them, such as --columns question=instruction,answer=output, or give --format "
+        f"{rows.place(number)}: no format is known by the columns {listed(list(row))}; map them"
+        f"{':' if names else ', such as'} --columns {naming}, or give --format "
         f"({', '.join(FORMATS)})"
     )
+
+
+def _suggested(row: Columns) -> dict[str, str]:
+    """New names of columns with which the row can be read; none if none are likely."""
+    kinds: dict[RowKind, tuple[Kind, ...]] = {
+        "rankings": ("pairs", "rankings"),
+        "instructions": ("instructions",),
+        "prompts": ("prompts",),
+    }
+    for kind, record_kinds in kinds.items():
+        names = suggested_columns(row, kind)
+        columns = renamed(row, names)
+        name = signature(columns)
+        if not names or name is None or FORMATS[name].kind not in record_kinds:
+            continue
+        try:
+            if FORMATS[name].convert(columns, "").records:
+                return names
+        except (BadRow, LeftOut):
+            continue
+    return {}

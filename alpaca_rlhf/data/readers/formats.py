@@ -29,6 +29,7 @@ from alpaca_rlhf.data.readers.conversations import (
     masked_replies,
     system_text,
 )
+from alpaca_rlhf.data.readers.hints import columns_argument, suggested_columns
 from alpaca_rlhf.data.readers.problems import BadRow, EmptyRow
 from alpaca_rlhf.data.readers.reading import Reading
 from alpaca_rlhf.data.readers.rows import collect
@@ -189,8 +190,12 @@ def _refuse_unanswered(row: dict[str, Any], tasks: list[Instruction]) -> list[In
                 "the row is a pair of `chosen` and `rejected`, which --inputs.rankings takes; "
                 f"expected the answer in {names}"
             )
-        raise EmptyRow(
-            f"the output is empty or absent; expected the answer in {names}, or take the row out"
-        )
+        flaw = f"the output is empty or absent; expected the answer in {names}, or take the row out"
+        outputs = {
+            old: new for old, new in suggested_columns(row, "instructions").items() if new in OUTPUT
+        }
+        if outputs:
+            flaw += f"; or is it --columns {columns_argument(outputs)} (a run: --inputs.columns)?"
+        raise EmptyRow(flaw)
     flaw = "ends with the user's turn" if tasks[0].history else "has no assistant turn"
     raise EmptyRow(f"the conversation {flaw}: there is no reply to learn from")

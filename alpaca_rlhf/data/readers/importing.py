@@ -23,10 +23,12 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import atomic_write, json_text, new_folder, writing
 from alpaca_rlhf.data.readers.columns import RowKind, renamed, unread_columns
 from alpaca_rlhf.data.readers.detection import Columns, DetectedFormat, Kind
+from alpaca_rlhf.data.readers.hints import columns_argument, suggested_columns
 from alpaca_rlhf.data.readers.message_trees import GatheredRow, numbers_of
 from alpaca_rlhf.data.readers.problems import (
     BadRow,
     LeftOut,
+    NoColumn,
     Omitted,
     Problems,
     Unreadable,
@@ -42,6 +44,8 @@ MANIFEST, DROPPED = "manifest.json", "dropped.jsonl"
 BrokenRowPolicy = Literal["refuse", "drop"]
 """Policy for broken rows: refuse the import, or drop and list them."""
 
+_READERS: dict[Kind, RowKind] = {"pairs": "rankings", "rankings": "rankings"}
+"""The reader of each kind that is not read as instructions."""
 _BUFFER_BYTES = 2**20
 _REMEMBERED = 200_000
 """Records of a source that later ones are compared with, so that memory stays bounded."""
@@ -65,6 +69,8 @@ class RowTally:
         """Records that are the same as an earlier one."""
         self.first_repeated = ""
         """Place of the first of them."""
+        self.naming = ""
+        """The flag that names its columns, where none of its rows has those that are read."""
         self._hashes: set[int] = set()
 
     @property
@@ -87,6 +93,7 @@ class RowTally:
                 self.unreadable = self.unreadable or isinstance(problem, Unreadable)
                 place = self.source.place(problem.number or number)
                 self.broken.note(place, str(problem), len(numbers))
+                self._suggest(row, detected, problem)
                 reason = str(problem)
             except LeftOut as problem:
                 self._count_unread(row, detected)
@@ -121,11 +128,19 @@ class RowTally:
             elif len(self._hashes) < _REMEMBERED:
                 self._hashes.add(key)
 
+    def _suggest(self, row: Any, detected: DetectedFormat, problem: BadRow) -> None:
+        """Keep the flag that names the columns of the first row that lacks one."""
+        if self.naming or not isinstance(problem, NoColumn) or detected.format is None:
+            return
+        columns = renamed(row, detected.columns)
+        suggested = suggested_columns(columns, _READERS.get(detected.format.kind, "instructions"))
+        if suggested:
+            self.naming = f"--columns {columns_argument(suggested)}"
+
     def _count_unread(self, row: Any, detected: DetectedFormat) -> None:
         if not isinstance(row, dict) or detected.format is None:
             return
-        kinds: dict[Kind, RowKind] = {"pairs": "rankings", "rankings": "rankings"}
-        kind = kinds.get(detected.format.kind, "instructions")
+        kind = _READERS.get(detected.format.kind, "instructions")
         if isinstance(row, GatheredRow):
             self.unread.update(row.unread)
             return
@@ -235,6 +250,8 @@ def refuse_broken(tallies: Sequence[RowTally], *, allowed: bool) -> None:
             raise UserError(f"{tally.broken.summary(tally.rows)}; what follows cannot be read")
         if tally.broken.total and not allowed:
             remedy = "correct them, or import with --broken drop"
+            if tally.naming and not tally.kept:
+                remedy = f"name its columns: {tally.naming} (a run: --inputs.columns)"
             raise UserError(f"{tally.broken.summary(tally.rows)}; {remedy}")
         if not tally.rows:
             raise UserError(no_rows(tally.source.name))

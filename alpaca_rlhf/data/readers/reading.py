@@ -101,8 +101,8 @@ class Reading:
     """Leave broken rows out, counted, instead of refusing the file."""
     way_out: str = ""
     """The next steps, for the end of the message that refuses broken rows."""
-    foreign_columns: str = ""
-    """The next steps where no row has the columns that are read."""
+    columns_flag: str = ""
+    """The flag that renames columns, for the message where no row has those that are read."""
     account: FileAccount = field(default_factory=FileAccount)
     """The rows of the file."""
 

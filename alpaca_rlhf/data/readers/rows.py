@@ -19,6 +19,12 @@ from typing import Any, BinaryIO, Literal, Protocol, TypeVar, cast
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.provenance import sha256_of
+from alpaca_rlhf.data.readers.columns import renamed
+from alpaca_rlhf.data.readers.hints import (
+    columns_of_one_object,
+    naming_flag,
+    taking_rows_out,
+)
 from alpaca_rlhf.data.readers.json_rows import array_rows, line_rows
 from alpaca_rlhf.data.readers.message_trees import gathered, numbers_of
 from alpaca_rlhf.data.readers.problems import (
@@ -28,6 +34,7 @@ from alpaca_rlhf.data.readers.problems import (
     NoColumn,
     Problems,
     Unreadable,
+    listed,
     short,
 )
 from alpaca_rlhf.data.readers.reading import Reading, reasons_text
@@ -158,8 +165,21 @@ class RowFile:
                     self.container = "JSON"
                     yield from array_rows(stream)
                 else:
+                    self._refuse_one_object(stream)
                     yield from line_rows(stream)
             self._raw = None
+
+    def _refuse_one_object(self, stream: BinaryIO) -> None:
+        """Refuse a file whose rows lie within one object; leaves the stream at its start."""
+        names = columns_of_one_object(stream)
+        stream.seek(0)
+        if names:
+            command = taking_rows_out(self.path, names[0], gzipped=self._gzipped)
+            others = f" (others in {listed(names[1:])})" if len(names) > 1 else ""
+            raise UserError(
+                f"{self.path}: is one object, and its rows lie in `{short(names[0])}`{others}; "
+                f"take them out: {command}"
+            )
 
     def place(self, number: int) -> str:
         """`file:line`, or `file: row 7`."""
@@ -256,6 +276,7 @@ def collect(
     account = reading.account
     account.name = account.name or str(path)
     without_column = valid_left_out = 0
+    foreign_row: dict[str, Any] = {}
     rows = RowFile(path, reading.columns)
     for number, row in rows:
         n_rows = len(numbers_of(number, row))
@@ -268,7 +289,9 @@ def collect(
             if isinstance(problem, BadRow):
                 place = rows.place(problem.number or number)
                 problems.note(place, str(problem), n_rows)
-                without_column += isinstance(problem, NoColumn)
+                if isinstance(problem, NoColumn):
+                    without_column += 1
+                    foreign_row = foreign_row or renamed(row, reading.columns)
             else:
                 valid_left_out += n_rows
             if isinstance(problem, Unreadable):
@@ -282,7 +305,13 @@ def collect(
             account.left_out["unusable"] += n_rows
         records.extend(row_records)
     if problems.total and not reading.drop_broken:
-        foreign = reading.foreign_columns if without_column == account.rows else ""
+        foreign = ""
+        if reading.columns_flag and without_column == account.rows:
+            naming = naming_flag(foreign_row, reading.kind, reading.columns_flag)
+            foreign = (
+                f"; if they hold the texts under other names, say which: {naming}, or see: "
+                f"alpaca-rlhf data check {path}"
+            )
         raise UserError(problems.summary(account.rows) + (foreign or reading.way_out))
     if not account.rows:
         raise UserError(no_rows(str(path)))

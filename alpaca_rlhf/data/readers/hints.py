@@ -1,0 +1,115 @@
+"""Hints for files with unknown columns: flags and commands that work when they are typed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import Any, BinaryIO
+
+from alpaca_rlhf.data.readers.columns import INPUT, INSTRUCTION, OUTPUT, RowKind, is_message
+from alpaca_rlhf.data.readers.json_rows import ROW_LIMIT
+from alpaca_rlhf.data.readers.tables import KNOWN_COLUMNS
+
+_QUESTION = ("question", "query", "problem", "user_input")
+_ANSWER = ("answer", "answers", "reply", "solution", "assistant")
+_INSTRUCTION = ("instruction", INSTRUCTION, (*INSTRUCTION, *_QUESTION, "task", "user", "text"))
+_INPUT = ("input", INPUT, INPUT)
+_OUTPUT = ("output", OUTPUT, (*OUTPUT, *_ANSWER, "text"))
+_PROMPT = ("prompt", INSTRUCTION, ("prompt", "instruction", *_QUESTION))
+_CHOSEN = ("chosen", ("chosen",), ("chosen", "chosen_response", "response_chosen", "preferred"))
+_REJECTED = (
+    "rejected",
+    ("rejected",),
+    ("rejected", "rejected_response", "response_rejected", "dispreferred"),
+)
+_NAMES: dict[RowKind, tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...]] = {
+    "instructions": (_INSTRUCTION, _INPUT, _OUTPUT),
+    "prompts": (_INSTRUCTION, _INPUT),
+    "rankings": (_PROMPT, _CHOSEN, _REJECTED),
+}
+"""For every column of a kind: its name, the names that are read, and what else it is called."""
+_PLACEHOLDERS: dict[RowKind, str] = {
+    "instructions": "OLD=instruction,OLD=output",
+    "prompts": "OLD=instruction",
+    "rankings": "OLD=prompt,OLD=chosen,OLD=rejected",
+}
+_LARGEST_OBJECT = 2**28
+"""Bytes of a file that is looked at as a whole."""
+_SAMPLE_ROWS = 20
+
+
+def suggested_columns(row: Mapping[str, Any], kind: RowKind) -> dict[str, str]:
+    """New names of text columns that are likely to be what a kind of row needs.
+
+    They differ from a name that is read by their case alone, or are a common synonym of it. Columns
+    that are there already are not suggested.
+    """
+    suggested: dict[str, str] = {}
+    for new, read, synonyms in _NAMES[kind]:
+        if any(row.get(name) is not None for name in read):
+            continue
+        for synonym in synonyms:
+            name = next((name for name in row if _is_named(name, synonym)), None)
+            if name is not None and name not in suggested and isinstance(row[name], str):
+                suggested[name] = new
+                break
+    return suggested
+
+
+def columns_argument(names: Mapping[str, str]) -> str:
+    """The value of `--columns` for new names of columns, as it is typed in a shell."""
+    return shlex.quote(",".join(f"{old}={new}" for old, new in names.items()))
+
+
+def naming_flag(row: Mapping[str, Any], kind: RowKind, flag: str) -> str:
+    """The flag that gives the columns of a row the names of a kind, or how it looks."""
+    suggested = suggested_columns(row, kind)
+    return f"{flag} {columns_argument(suggested) if suggested else _PLACEHOLDERS[kind]}"
+
+
+def columns_of_one_object(stream: BinaryIO) -> list[str]:
+    """The columns of a file's only object that hold lists of rows; none if it is another file.
+
+    Leaves the stream somewhere.
+    """
+    first = stream.readline(ROW_LIMIT + 1)
+    if not first.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+        return []
+    rest = stream.readline(ROW_LIMIT + 1)
+    if rest.strip() and _json(first) is not None:  # JSON lines
+        return []
+    rest += stream.read(_LARGEST_OBJECT)
+    value = _json(first + rest) if len(rest) < _LARGEST_OBJECT else None
+    if not isinstance(value, dict) or is_message(value) or KNOWN_COLUMNS & set(value):
+        return []
+    return [name for name, rows in value.items() if isinstance(rows, list) and _are_rows(rows)]
+
+
+def taking_rows_out(path: object, name: str, *, gzipped: bool) -> str:
+    """The command that writes the rows of one column of an object to a file of their own."""
+    column = f"json.loads(sys.stdin.buffer.read())[{json.dumps(name)}]"
+    code = f"import json, sys; [print(json.dumps(row)) for row in {column}]"
+    rows = f"{name}.jsonl" if re.fullmatch(r"[\w-]+", name, re.ASCII) else "rows.jsonl"
+    file = shlex.quote(str(path))
+    source = (f"gzip -dc {file} | ", "") if gzipped else ("", f" < {file}")
+    return f"{source[0]}python3 -c {shlex.quote(code)}{source[1]} > {rows}"
+
+
+def _is_named(name: str, synonym: str) -> bool:
+    plain = re.sub(r"[\s_-]+", "_", name.strip()).casefold()
+    return plain == synonym and not {*name} & {",", "="} and name == name.strip()
+
+
+def _are_rows(values: Iterable[object]) -> bool:
+    sample = list(islice(values, _SAMPLE_ROWS))
+    return bool(sample) and all(isinstance(value, dict) for value in sample)
+
+
+def _json(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None

@@ -1,0 +1,148 @@
+"""Files with unknown columns: the command that is suggested works as it is printed."""
+
+import gzip
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.data import read_instructions, read_pairs
+from alpaca_rlhf.settings.inputs import Inputs
+from alpaca_rlhf.sources import reading_of
+from tests.mutations import tried
+
+
+def write(path: Path, *rows: object) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def flag_in(message: str, flag: str = "--columns") -> str:
+    """The value of the flag in a message, as a shell reads it."""
+    words = shlex.split(message.partition(f"{flag} ")[2].replace("(", " ").replace(")", " "))
+    return words[0].rstrip(",;")
+
+
+ANSWERED = [
+    ({"Instruction": "Go.", "Response": "Gone."}, "Instruction=instruction,Response=output"),
+    ({"question": "Who?", "answer": "Ann."}, "question=instruction,answer=output"),
+    ({"query": "Who?", "answers": "Ann."}, "query=instruction,answers=output"),
+    ({"QUESTION": "Who?", "text": "Ann."}, "QUESTION=instruction,text=output"),
+    (
+        {"Prompt": "Go.", "Input": "x", "Output": "y"},
+        "Prompt=instruction,Input=input,Output=output",
+    ),
+]
+
+
+@pytest.mark.parametrize(("row", "names"), ANSWERED)
+def test_columns_of_answered_rows_are_suggested_and_the_flag_works(tmp_path, row, names) -> None:
+    path = write(tmp_path / "a.jsonl", row)
+    code, _, err = tried(["import", str(path), "--out", str(tmp_path / "out")])
+    assert code == 2 and err.count("\n") == 1 and flag_in(err) == names
+    words = ["import", str(path), "--columns", flag_in(err), "--out", str(tmp_path / "out")]
+    assert tried(words)[0] == 0
+    (record,) = map(json.loads, (tmp_path / "out" / "instructions.jsonl").open())
+    texts = list(row.values())
+    assert [record["instruction"], record["output"]] == [texts[0], texts[-1]]
+    with pytest.raises(UserError) as refusal:
+        read_instructions(path, reading_of(Inputs(data=path, judge="human"), "instructions", path))
+    columns = flag_in(str(refusal.value), "--inputs.columns")
+    inputs = Inputs(data=path, judge="human", columns=columns)
+    assert len(read_instructions(path, reading_of(inputs, "instructions", path))) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "names", "kind"),
+    [
+        ({"question": "Who?"}, "question=instruction", "prompts"),
+        ({"text": "Who?"}, "text=instruction", "prompts"),
+        ({"Question": "Who?", "Chosen": "a", "Rejected": "b"}, None, "pairs"),
+    ],
+)
+def test_columns_of_other_rows_are_suggested(tmp_path, row, names, kind) -> None:
+    path = write(tmp_path / "a.jsonl", row)
+    code, _, err = tried(["data", "check", str(path)])
+    names = names or "Question=prompt,Chosen=chosen,Rejected=rejected"
+    assert code == 2 and flag_in(err) == names
+    words = ["import", str(path), "--columns", names, "--out", str(tmp_path / "out")]
+    assert tried(words)[0] == 0 and (tmp_path / "out" / f"{kind}.jsonl").is_file()
+
+
+def test_pairs_whose_prompt_is_called_otherwise(tmp_path) -> None:
+    """Orca's pairs, whose answers may begin alike; that beginning is no prompt."""
+    row = {
+        "system": "Be brief.",
+        "question": "2 + 2?",
+        "chosen": "It is 4.",
+        "rejected": "It is 5.",
+    }
+    path = write(tmp_path / "a.jsonl", row, row)
+    out = str(tmp_path / "out")
+    code, _, err = tried(["import", str(path), "--out", out])
+    assert code == 2 and err.count("\n") == 1 and "--columns question=prompt (a run" in err
+    assert tried(["import", str(path), "--columns", "question=prompt", "--out", out])[0] == 0
+    with pytest.raises(UserError, match=r"--inputs\.columns question=prompt"):
+        read_pairs(path, reading_of(Inputs(data=path, judge="human"), "rankings", path))
+    inputs = Inputs(data=path, judge="human", columns="question=prompt")
+    pair, _ = read_pairs(path, reading_of(inputs, "rankings", path))
+    assert (pair.prompt.instruction, pair.prompt.system) == ("2 + 2?", "Be brief.")
+
+
+def test_an_answer_under_another_name_beside_an_instruction(tmp_path) -> None:
+    path = write(tmp_path / "a.jsonl", {"instruction": "Who?", "answer": "Ann."})
+    with pytest.raises(UserError, match="--columns answer=output"):
+        read_instructions(path)
+
+
+def test_nothing_is_suggested_that_would_not_work(tmp_path) -> None:
+    for row in (
+        {"question": "Who?", "answer": {"text": ["Ann"]}, "id": 3},
+        {"question": ["Who?"], "answer": "Ann."},
+        {"Frage": "Wer?", "Antwort": "Ann."},
+    ):
+        path = write(tmp_path / "a.jsonl", row)
+        code, _, err = tried(["data", "check", str(path)])
+        assert code == 2
+        if "such as" not in err:
+            words = ["import", str(path), "--columns", flag_in(err)]
+            assert tried([*words, "--out", str(tmp_path / "out")])[0] == 0
+
+
+ROWS = [{"instruction": "Grüß dich.", "output": "你好"}, {"instruction": "Go.", "output": "Gone."}]
+
+
+@pytest.mark.parametrize("name", ["data", "my rows", "it's"])
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("packed", [False, True])
+def test_rows_within_one_object_are_taken_out_as_printed(tmp_path, name, indent, packed) -> None:
+    text = json.dumps({"version": "1.0", name: ROWS}, indent=indent, ensure_ascii=False)
+    path = tmp_path / ("my file.json.gz" if packed else "my file.json")
+    path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    code, _, err = tried(["import", str(path), "--out", str(tmp_path / "out")])
+    assert code == 2 and err.count("\n") == 1
+    assert f"{path}: is one object, and its rows lie in `{name}`; take them out: " in err
+    command = err.strip().partition("take them out: ")[2]
+    subprocess.run(["bash", "-ec", command], cwd=tmp_path, check=True)
+    (written,) = tmp_path.glob("*.jsonl")
+    assert re.fullmatch(r"(data|rows)\.jsonl", written.name)
+    assert [json.loads(line) for line in written.open()] == ROWS
+    assert tried(["import", str(written), "--out", str(tmp_path / "out")])[0] == 0
+    with pytest.raises(UserError, match="its rows lie in"):
+        read_instructions(path)
+
+
+def test_a_file_of_one_row_is_no_object_of_rows(tmp_path) -> None:
+    one = {"instruction": "Go.", "output": "Gone.", "references": [{"title": "x"}]}
+    assert len(read_instructions(write(tmp_path / "a.jsonl", one))) == 1
+    messages = {
+        "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    }
+    assert len(read_instructions(write(tmp_path / "a.jsonl", messages))) == 1
+    several = {"notes": [{"instruction": "Go."}]}
+    path = write(tmp_path / "a.jsonl", several, several)
+    assert "its rows lie in" not in tried(["data", "check", str(path)])[2]
