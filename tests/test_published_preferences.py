@@ -115,6 +115,13 @@ def test_without_a_verdict_only_preference_has_a_default(tmp_path) -> None:
                 read_pairs(path)
 
 
+def test_posts_in_a_csv_are_text(tmp_path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("history,human_ref_A,human_ref_B,labels\nWhy?,First.,Second.,0\n")
+    (pair,) = read_pairs(path)
+    assert (pair.prompt.instruction, pair.chosen) == ("Why?", "Second.")
+
+
 def test_a_strength_is_the_margin(tmp_path) -> None:
     columns, verdict, *_ = SHAPES["HelpSteer2"]
     rows = [columns | {verdict: value} for value in (-3, 2)]

@@ -482,6 +482,21 @@ def test_page_shows_the_figures(page: str) -> None:
     assert "after learning from 2,011" in text, "`pairs` are those to learn from, not held out"
 
 
+def test_rows_and_answers_that_were_left_out_are_shown() -> None:
+    report = a_report()
+    report["files"] = [
+        {
+            "file": "mine.jsonl",
+            "rows": 9,
+            "used": 7,
+            "left_out": {"tie": 2},
+            "answers_left_out": {"without a rating": 3},
+        }
+    ]
+    page = render_html(ReportData(report))
+    assert "2 tie, 3 answers without a rating" in page
+
+
 def test_hostile_text_stays_text() -> None:
     data = some_data()
     report = dict(data.report)
