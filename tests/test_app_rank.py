@@ -241,6 +241,7 @@ def test_four_answers_by_touch_on_a_phone(desk):
     desk.add_sets(candidates(1), origin="test")
     with desk.open(**PHONE) as page:
         a, b, c, d = order(page)
+        assert page.evaluate(BROKEN) == [], "buttons on a row of their own"
         swipe(page, 2, 0)
         page.locator(f".cards li:first-child [data-answer='{c}']").wait_for()
         assert order(page) == [c, a, b, d]
@@ -256,6 +257,13 @@ def test_four_answers_by_touch_on_a_phone(desk):
         page.get_by_text("Nothing to rank right now").wait_for()
     (row,) = desk.rankings()
     assert (tiers(row), row.input_method) == ([[c], [b], [d], [a]], "touch")
+
+
+BROKEN = """() => [...document.querySelectorAll('.rank .head')].filter(head => {
+        const [letter, moves] = ['.letter', '.moves'].map(
+            name => head.querySelector(name).getBoundingClientRect());
+        return moves.top >= letter.bottom || moves.bottom <= letter.top;
+    }).map(head => head.innerText)"""
 
 
 SMALL = """() => [...document.querySelectorAll(
