@@ -272,20 +272,26 @@ def _serve(pipe: Connection, make: Callable[..., Side], args: Any, env: dict[str
 
 
 def _count(side: Side) -> dict[str, Any]:
-    side.prepare()
+    """Two runs: the FLOP counter's hooks keep tensors alive that checkpointing would free."""
     steps = 0
 
     def stepped(*_: Any) -> None:
         nonlocal steps
         steps += 1
 
+    # 1. FLOPs and optimiser steps.
+    side.prepare()
     hook = register_optimizer_step_post_hook(stepped)
-    known = [tensor for module in side.modules() for tensor in tensors_of(module)]
     try:
-        with flop_counter() as flops, LiveBytes(known) as live:
+        with flop_counter() as flops:
             work = side.run()
     finally:
         hook.remove()
+    # 2. Live bytes.
+    side.prepare()
+    known = [tensor for module in side.modules() for tensor in tensors_of(module)]
+    with LiveBytes(known) as live:
+        side.run()
     del known
     by_operation = {str(k): v for k, v in flops.get_flop_counts()["Global"].items()}
     return {

@@ -249,16 +249,15 @@ class Stages:
         )
 
     def _groups(self, count: int, seed: int) -> list[Group]:
+        """Rankings of K completions each, which share their prompt."""
         k, completion = self.settings.rank.k, self.settings.reward.max_length - self.prompt
         pairs = tuple((i, j) for i in range(k) for j in range(i + 1, k))
-        return [
-            Group(
-                prompt_id=f"{seed}-{number}",
-                examples=tuple(self._examples(k, completion, seed + number * k)),
-                pairs=pairs,
-            )
-            for number in range(count)
-        ]
+        groups = []
+        for number in range(count):
+            examples = self._examples(k, completion, seed + number * k)
+            shared = tuple(replace(example, prompt=examples[0].prompt) for example in examples)
+            groups.append(Group(prompt_id=f"{seed}-{number}", examples=shared, pairs=pairs))
+        return groups
 
     def _reward(self) -> ScalarHead:
         own = self.settings.reward

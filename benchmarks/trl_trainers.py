@@ -7,8 +7,10 @@ the same checkpoint, LoRA at the start, AdamW and schedule. Real tokens are thos
 sequences of every ranking, each with its prompt, times two steps: the work that is asked for,
 however often a side computes a token.
 
-TRL trains its LoRA weights, and a scalar head, in bf16; ours are fp32. It checkpoints activations
-unless it is told not to, so both sides are there with and without. CPU only.
+TRL trains its LoRA weights, and a scalar head, in bf16; ours are fp32. Where the machine has no
+bf16 the base computes in fp32, and TRL's bf16 weights, which do not go with it, are cast to fp32
+too. TRL checkpoints activations unless it is told not to, so both sides are there with and without.
+CPU only.
 """
 
 from __future__ import annotations
@@ -153,6 +155,10 @@ class Trainer:
     def prepare(self) -> None:
         """A new trainer, and so a new model, adapter and optimiser."""
         self.trainer = self.made()
+        if self.dtype == torch.float32:
+            for parameter in self.trainer.model.parameters():
+                if parameter.dtype == torch.bfloat16:
+                    parameter.data = parameter.data.float()
         start(self.trainer.model.named_parameters())
 
     def run(self) -> dict[str, Any]:

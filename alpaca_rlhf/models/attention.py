@@ -54,8 +54,8 @@ class Table:
         """Lay out (1, heads, N, D) as (rows, heads, width, D), 0 where there is no token."""
         _, heads, _, head_dim = packed.shape
         table = packed.new_zeros(self.rows * self.width, heads, head_dim)
-        token_values = packed[0].transpose(0, 1).index_select(0, self.tokens)
-        table = table.index_copy(0, self.cells, token_values)
+        # In place, so that autograd keeps no copy of the gathered tokens, as `index_copy` would.
+        table[self.cells] = packed[0].transpose(0, 1).index_select(0, self.tokens)
         return table.view(self.rows, self.width, heads, head_dim).transpose(1, 2)
 
     def collect(self, table: Tensor) -> Tensor:

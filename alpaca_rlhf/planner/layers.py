@@ -184,14 +184,11 @@ class Layers:
         del first, second
         return out
 
-    def _spread(self, width: int, saves: bool) -> Block:
-        """Allocate packed tokens as rows of a table; the gathered ones are saved."""
+    def _spread(self, width: int) -> Block:
+        """Allocate packed tokens as rows of a table."""
         size = self.device.attention
-        empty, gathered = self._table(width, size), self._table(width, size)
         table = self._table(width, size)
-        if saves:
-            self.saved.append((gathered,))
-        del empty, gathered
+        self._table(width, size)  # the gathered tokens, until they are in their places
         return table
 
     def attention(self, x: Block, saves: bool) -> Block:
@@ -212,7 +209,7 @@ class Layers:
         if size != self.device.width:
             exact = [self.values(s.queries, size), self.values(s.keys, size)]
             exact.append(self.values(s.keys, size))
-        tables = [self._spread(width, saves) for width in (s.queries, s.keys, s.keys)]
+        tables = [self._spread(width) for width in (s.queries, s.keys, s.keys)]
         # 3. The attention kernel; its softmax sums are in fp32.
         out = self._table(s.queries, size)
         sums = self._table(s.heads, 4)
@@ -378,7 +375,6 @@ class Layers:
         for width in (s.keys, s.keys, s.queries):
             gathered = self._table(width, size)
             tables.pop(0)
-            self.saved.pop()
             empty = self.values(width, size)
             packed_grads.append(self.values(width, size))
             del gathered, empty

@@ -158,7 +158,8 @@ class PeakMemory:
         yield self._sampling("sample", self.settings.rank.k, 1)
         if self.settings.queues_uncertain and self.settings.all_rounds > 1:
             sampling = self.settings.sampling
-            rows = Rows(sampling.batch_size, self.lengths.prompt, sampling.max_new_tokens)
+            k = self.settings.rank.k
+            rows = Rows(sampling.batch_size, self.lengths.prompt, sampling.max_new_tokens, k)
             residents = _Residents("sample", "--sampling.batch-size", self._trained_adapters)
             yield self._scoring(residents, rows)
 
@@ -303,13 +304,14 @@ class PeakMemory:
         yield self._decoding(_Residents("chat", "--max-new-tokens", 1), "an answer", answer)
 
     def _ranked(self, rankings: int, max_length: int) -> Rows:
-        """K completions of each ranking at their longest."""
+        """K completions of each ranking at their longest, which share its prompt."""
         length = min(max_length, self.shape.context)
         if self.settings.inputs.rankings is None:  # completions come from the sample stage
             longest = self.lengths.prompt + self.settings.sampling.max_new_tokens
             length = min(length, longest)
         prompt = min(self.lengths.prompt, length // 2)
-        return Rows(rankings * self.settings.rank.k, prompt, length - prompt)
+        k = self.settings.rank.k
+        return Rows(rankings * k, prompt, length - prompt, k)
 
     # --- phases -----------------------------------------------------------------------------------
 
