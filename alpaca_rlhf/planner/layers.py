@@ -299,9 +299,8 @@ class Layers:
         if total is None:
             total = through
             del through
-        out = self._added([total, through_base])
         del matrix
-        return out
+        return self._added([total, through_base])
 
     def _added(self, terms: list[Block]) -> Block:
         """Allocate the sum of blocks of one size."""
