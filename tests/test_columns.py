@@ -273,7 +273,7 @@ def test_scores_of_a_pair_agree_with_it(tmp_path, names) -> None:
     assert len(read_pairs(write(tmp_path / "a.jsonl", *good, *ties), reading)) == 3
     assert reading.account.left_out == {"tie": 2} and not reading.account.unread
     for row, says in (
-        (scored(pair, 3.0, 8.5), f"`{names[0]}` (3) is below `{names[1]}` (8.5)"),
+        (scored(pair, 3.0, 8.5), f"`{names[0]}` is below `{names[1]}`: they contradict"),
         (scored(plain, "high", 4), f"column `{names[0]}` must be a number"),
     ):
         path = write(tmp_path / "b.jsonl", good[0], row)

@@ -89,7 +89,7 @@ def test_every_message_is_used_or_counted(tmp_path, monkeypatch) -> None:
     [
         ({"text": None}, "no format"),
         ({"text": 3}, "column `text` of a message must be text"),
-        ({"message_id": "aa"}, "`message_id` aa stands twice"),
+        ({"message_id": "aa"}, "`message_id` is that of an earlier message"),
         ({"role": "owl"}, "must be prompter or assistant, got owl"),
         ({"rank": "first"}, "`rank` must be a whole number, got first"),
         ({"rank": 0.5}, "`rank` must be a whole number"),

@@ -102,7 +102,7 @@ def _trees(
         try:
             name, message = _message(number, row, columns)
             if name in messages:
-                raise BadRow(f"`message_id` {short(name)} stands twice; keep one of them")
+                raise BadRow("`message_id` is that of an earlier message; keep one of them")
         except BadRow as problem:
             outcomes.append((number, problem))
         else:

@@ -113,9 +113,8 @@ def refuse_contradicted(row: Mapping[str, Any]) -> None:
             raise Tie(f"`{better}` and `{worse}` are equal: its two answers tie")
         if chosen < rejected:
             raise BadRow(
-                f"`{better}` ({chosen:g}) is below `{worse}` ({rejected:g}): they contradict "
-                f"`chosen`; leave the row out, or the scores: --columns {better}=-,{worse}=- "
-                "(a run: --inputs.columns)"
+                f"`{better}` is below `{worse}`: they contradict `chosen`; leave the row out, or "
+                f"the scores: --columns {better}=-,{worse}=- (a run: --inputs.columns)"
             )
 
 
