@@ -67,7 +67,7 @@ EXPERIMENT = Loop(
     ),
     lora=Lora(r=16, alpha=32),
     # At temperature 1 so small a model writes gibberish, and gibberish cannot be ranked.
-    sampling=Sampling(temperature=0.7, max_new_tokens=ANSWER_TOKENS, batch_size=96),
+    sampling=Sampling(temperature=0.7, max_new_tokens=ANSWER_TOKENS, batch_size=32),
     # A small base learns from larger and more steps than a 7B one.
     sft=SFT(lr=1e-3, epochs=2, batch_size=8, micro_batch_size=2, max_length=256),
     rank=Rank(prompts=400, k=4, noise=0.0),
