@@ -1,4 +1,4 @@
-"""The commands of README and two guides, run as they are written, each page from its top.
+"""The commands of the README and the guides, run as they are written, each page from its top.
 
 They run in a folder that holds what a clone holds, in this process. Every base is a random little
 LLaMA, which lies where the pages name one: in `meta-llama/`, and in the cache of `smollm2`. What
@@ -22,22 +22,47 @@ from alpaca_rlhf import pipeline
 from alpaca_rlhf.app import server
 from alpaca_rlhf.cli import main as cli
 from alpaca_rlhf.models import pinned_base
+from alpaca_rlhf.preferences.assignment import BetterAnswer, Verdict
+from alpaca_rlhf.sources.sampled import queue_sampled
+from alpaca_rlhf.sources.verdicts import open_store
 from tests.browser import free_port
 from tests.endpoints import serving, writer
 from tests.pages import PAGES, ROOT, commands
 from tests.test_judges import judging, longer
+from tests.test_preferences_store import as_shown
 
 NOT_RUN = {
     "alpaca-rlhf base get": "fetches from the network",
     "python recipes/smollm2_135m_cpu.py --quick": "trains for twenty minutes",
-    "python recipes/llama3_8b_24gb.py --dry-run": "test_recipes.py runs it",
+    "py --dry-run": "a rehearsal of every stage, which test_recipes.py runs",
     "--db postgresql": "needs a server of PostgreSQL; databases.py starts one for other tests",
 }
-"""Parts of commands that are not run, with the reason; programs of others are not run either."""
+"""Parts of our commands that are not run, with the reason; `test_guides.py` parses them."""
 
-FIRST_STEP = ("alpaca-rlhf quickstart", "--inputs.judge checks", "--out runs/polite-1b")
+OTHER_PROGRAMS = {
+    "git clone": "the address is the reader's",
+    "make ": "these are the targets that run the tests",
+    "source ": "a word of the shell",
+    "seed tasks|│ rank|report ◀": "a drawing",
+    "location |proxy_|client_|}|rank.example|example|re": "test_app_proxy.py runs these servers",
+    "transformers serve": "docs/proof/teachers.json has the run",
+    "vllm ": "needs a GPU",
+    "llama-server |cd runs/.* && ollama|ollama ": "is not installed with the tests",
+    "curl ": "asks one of these servers",
+}
+"""How lines begin that are no commands of ours. What they name in `runs/` must be there."""
+
+STOPPED = {
+    "alpaca-rlhf quickstart": "any",
+    "--inputs.judge checks": "any",
+    "--out runs/polite-1b": "any",
+    "--policies ppo best-of-k dpo": "evaluate",
+    "--out runs/ranked": "evaluate",
+    "--out runs/dpo": "evaluate",
+    "--judge http": "evaluate",
+}
 """Parts of commands that take minutes, or whose judge has nothing to tell apart in what a random
-model says: they are stopped where their first stage begins."""
+model says, and the stage before which they are stopped. The README's own loop goes to its end."""
 
 SHORTENED = {
     "generate --base": ["--dry-run"],
@@ -61,9 +86,7 @@ CHAT_TEMPLATE = (
 )
 """That of the stand-in of `smollm2`, an instruct base."""
 
-FOLLOWED = ("README", "checks", "judges")
-"""Pages that are followed. Those of the others need stand-ins whose answers end, and more time."""
-
+OURS = ("alpaca-rlhf", "accelerate", "python")
 MODELS = ("Llama-3.1-8B", "Llama-3.2-1B", "Llama-2-7b-hf")
 
 
@@ -93,20 +116,26 @@ class Clone:
         failed = []
         for words in commands(PAGES[name].read_text()):
             line = " ".join(words)
-            is_ours = words[0] in ("alpaca-rlhf", "accelerate", "python")
-            if not is_ours or any(part in line for part in NOT_RUN):
+            if words[0] not in OURS:
+                named = [self.folder / place for place in re.findall(r"runs/[\w./-]+", line)]
+                if not all(place.exists() for place in named):
+                    failed.append(line)
                 continue
-            begins = re.search("--(base|judge|inputs.judge) ", line)
+            if any(part in line for part in NOT_RUN):
+                continue
+            begins = re.search("--(base|judge|inputs.judge) |quickstart", line)
             place = re.search(r"\bruns/\w+", line)
             state = next((state for part, state in STATES.items() if part in line), "")
             if "--more-rounds" in line:  # the page's run is finished
                 state = ""
-            again = line in self._seen and (words[1] in ("app", "chat") or not place)
-            if again:  # an earlier page had it, and nothing of this one needs it
+            typed = line.rpartition("-m alpaca_rlhf ")[2].removeprefix("alpaca-rlhf ")
+            opens = typed.startswith(("app", "chat")) and "--add-user" not in typed
+            alone = not place or opens or (state and not begins)
+            if typed in self._seen and alone:  # an earlier page had it, and no later line needs it
                 continue
             if place and not begins and (state or not (self.folder / place[0]).exists()):
                 self._put(place[0], state or "finished")
-            self._seen.add(line)
+            self._seen.add(typed)
             if not self.type(words):
                 failed.append(line)
         return failed
@@ -116,7 +145,7 @@ class Clone:
         shutil.copytree(self.states / state, self.folder / place)
 
     def type(self, words: list[str], answers: str = "a long password\n") -> bool:
-        """Type a command; returns True if it ended well, or where `FIRST_STEP` stops it."""
+        """Type a command; returns True if it ended well, or where `STOPPED` stops it."""
         line = " ".join(words)
         words = [self._placed(word, line) for word in words]
         more = next((more for part, more in SHORTENED.items() if part in line), [])
@@ -124,15 +153,15 @@ class Clone:
             at = words.index(more[0])
             words[at : at + len(more)] = []
         words += more
-        stops = any(part in line for part in FIRST_STEP)
+        stage = next((stage for part, stage in STOPPED.items() if part in line), None)
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(self.folder)
             patch.setenv("XDG_CACHE_HOME", str(self.folder / "cache"))
             patch.setattr(sys, "stdin", io.StringIO(answers))
             patch.setattr(server, "serve", _begin)
             patch.setattr(pinned_base, "is_cached", Path.is_dir)
-            if stops:
-                patch.setattr(pipeline, "_run_stage", _interrupt)
+            if stage:
+                patch.setattr(pipeline, "_run_stage", _stopping_before(stage))
             if words[0] == "python":
                 patch.setattr(sys, "argv", words[1:])
                 with pytest.raises(SystemExit) as end:
@@ -141,7 +170,7 @@ class Clone:
             else:  # test_processes.py starts several processes
                 words = words[6:] if words[0] == "accelerate" else words[1:]
                 code = cli.main(words)
-        return code == (130 if stops else 0)
+        return code == (130 if stage else 0)
 
     def _placed(self, word: str, line: str) -> str:
         """A word with the addresses, ports and names of this test."""
@@ -155,8 +184,27 @@ def _begin(app, listener, *, on_ready, **_):
     on_ready()
 
 
-def _interrupt(context, step):
-    raise KeyboardInterrupt
+def _stopping_before(stage):
+    """What runs the stages of a loop, and is interrupted before one of them."""
+    run_stage = pipeline._run_stage
+
+    def run(context, step):
+        if stage in ("any", step.stage):
+            raise KeyboardInterrupt
+        run_stage(context, step)
+
+    return run
+
+
+def write_better_answers(run):
+    """Rank two prompts as one does in the app, each with a better answer of one's own."""
+    with open_store(run) as store:
+        queue_sampled(run, store)
+        me = store.local().id
+        for text in ("A better answer.", "Another one, which is better still."):
+            task = store.claim(me)
+            tiers = as_shown(task).tiers
+            store.submit(me, task.id, Verdict(tiers, better=BetterAnswer(text)))
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +220,9 @@ def clone(tmp_path_factory, tiny_folder):
         )
         mine = clone.folder / "runs" / "mine"
         rank = ["alpaca-rlhf", "rank", "--out", "runs/mine"]
-        assert clone.type(begin) and clone.type(sample) and clone.type(rank, "1 2\n" * 20)
+        assert clone.type(begin) and clone.type(sample)
+        write_better_answers(mine)
+        assert clone.type(rank, "1 2\n" * 20)
         shutil.copytree(mine, clone.states / "ranked")
         assert clone.type(["alpaca-rlhf", "loop", "--out", "runs/mine"])
         shutil.copytree(mine, clone.states / "finished")
@@ -182,12 +232,20 @@ def clone(tmp_path_factory, tiny_folder):
         yield clone
 
 
-def test_the_commands_of_a_page_run_as_they_are_written(clone):
-    failed = {name: clone.follow(name) for name in FOLLOWED}
-    assert {name: lines for name, lines in failed.items() if lines} == {}
+@pytest.mark.parametrize("name", PAGES)
+def test_the_commands_of_a_page_run_as_they_are_written(clone, name):
+    assert clone.follow(name) == []
 
 
-@pytest.mark.parametrize("part", [*NOT_RUN, *FIRST_STEP, *SHORTENED, *STATES])
+def test_every_line_of_another_program_has_its_reason():
+    lines = [" ".join(words) for page in PAGES.values() for words in commands(page.read_text())]
+    others = [line for line in lines if line.split()[0] not in OURS]
+    assert [line for line in others if not re.match("|".join(OTHER_PROGRAMS), line)] == []
+    for start in OTHER_PROGRAMS:
+        assert any(re.match(start, line) for line in others), start
+
+
+@pytest.mark.parametrize("part", [*NOT_RUN, *STOPPED, *SHORTENED, *STATES])
 def test_what_is_not_taken_literally_stands_on_a_page(part):
     lines = [" ".join(words) for page in PAGES.values() for words in commands(page.read_text())]
     assert any(part in line for line in lines)
