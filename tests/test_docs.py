@@ -178,11 +178,22 @@ def test_the_comparisons_are_those_of_the_benchmarks(name):
     rows = re.findall(
         r"\| (0\.\d\d) .*?\| (0\.\d\d) .*?benchmarks/(\w+)\.py`", (ROOT / name).read_text()
     )
-    assert {script for _, _, script in rows} == {"ppo_vs_trl", "sft_vs_trainer", "rollout"}
+    assert {script for _, _, script in rows} == {
+        "ppo_vs_trl",
+        "sft_vs_trainer",
+        "reward_vs_trl",
+        "dpo_vs_trl",
+        "rollout",
+    }
     for time, memory, script in rows:
         file = ROOT / "benchmarks" / "results" / f"{script}.json"
         found = json.loads(file.read_text())["summary"]
         faster = {"sft_vs_trainer": "tokens_per_second_ratio", "rollout": "speedup_vs_generate"}
-        share = 1 / found[faster[script]] if script in faster else found["wall_ratio"]
+        slower = {
+            "ppo_vs_trl": "wall_ratio",
+            "reward_vs_trl": "time_ratio",
+            "dpo_vs_trl": "time_ratio",
+        }
+        share = 1 / found[faster[script]] if script in faster else found[slower[script]]
         assert float(time) == pytest.approx(share, abs=6e-3)
         assert float(memory) == pytest.approx(found["memory_ratio"], abs=6e-3)
