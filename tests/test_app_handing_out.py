@@ -72,6 +72,7 @@ def test_an_annotator_changes_neither(victim):
 
 @pytest.mark.skipif(chromium() is None, reason=NO_CHROMIUM)
 def test_in_a_browser(victim):
+    victim.store.set_overlap(Overlap(0.3, 3), actor="test")
     with (
         apps.serving(victim.app) as home,
         browser() as opened,
@@ -86,12 +87,12 @@ def test_in_a_browser(victim):
         open_tab(page, "data")
         page.get_by_role("button", name="Who ranks what").click()
         # What holds now must be there first, or it would come over what is typed.
-        filled = "document.querySelector('#handing-share input').value !== ''"
+        filled = "document.querySelector('#handing-share input').value === '30'"
         page.wait_for_function(filled)
         page.fill("#handing-share input", "100")
         page.locator("#handing-save").click()
         page.locator("#handing-outcome .good").wait_for()
-        assert victim.store.overlap() == Overlap(1, 2)
+        assert victim.store.overlap() == Overlap(1, 3)
         page.locator("#handing-person input").click()
         page.get_by_role("option", name="ann").click()
         page.get_by_label("none", exact=True).check()

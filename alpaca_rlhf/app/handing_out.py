@@ -43,6 +43,7 @@ class HandingOut:
                     min_width=160,
                 )
                 people = gr.Number(
+                    value=2,  # until `show`: an empty field reads 0, and that is refused
                     label=label("data", "handing.people"),
                     info=label("data", "handing.people.info"),
                     minimum=2,
