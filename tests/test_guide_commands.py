@@ -72,13 +72,15 @@ SHORTENED = {
 """Parts of commands that take minutes, and the flags with which they take seconds."""
 
 STATES = {
+    "--policies ppo best-of-k dpo": "rewarded",
     "alpaca-rlhf loop --out": "ranked",
     "-m alpaca_rlhf loop --out": "ranked",
-    "alpaca-rlhf best-of-k --out": "ranked",
-    "alpaca-rlhf ppo --out": "ranked",
+    "alpaca-rlhf best-of-k --out": "rewarded",
+    "alpaca-rlhf ppo --out": "rewarded",
     "alpaca-rlhf duel": "finished",
 }
-"""Parts of commands that go on with a run, and how far it is by then, since people have ranked."""
+"""Parts of commands that go on with a run, and how far it is by then, since people have ranked and
+perhaps a reward model was trained."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<{{ message.role }}>{{ message.content }}</s>{% endfor %}"
@@ -209,7 +211,7 @@ def write_better_answers(run):
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory, tiny_folder):
-    """A clone with the run of the README, once people have ranked and once it is finished."""
+    """A clone with the run of the README: ranked by people, with a reward model, and finished."""
     with ExitStack() as stack:
         servers = {"writer": serving(writer()), "judge": judging(longer)}
         urls = {name: stack.enter_context(each).url for name, each in servers.items()}
@@ -224,6 +226,8 @@ def clone(tmp_path_factory, tiny_folder):
         write_better_answers(mine)
         assert clone.type(rank, "1 2\n" * 20)
         shutil.copytree(mine, clone.states / "ranked")
+        assert clone.type(["alpaca-rlhf", "reward", "--out", "runs/mine"])
+        shutil.copytree(mine, clone.states / "rewarded")
         assert clone.type(["alpaca-rlhf", "loop", "--out", "runs/mine"])
         shutil.copytree(mine, clone.states / "finished")
         [snapshot] = (path.parent for path in mine.glob("rank/**/manifest.json"))
