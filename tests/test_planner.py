@@ -291,8 +291,8 @@ def test_lengths_are_shortened_only_where_that_is_allowed():
     [
         ("llama-3-8b", "24", "off"),
         ("llama-3-8b", "16", "off"),
-        ("llama-3-8b", "14", "half"),
-        ("llama-3-8b", "12", "auto"),
+        ("llama-3-8b", "12", "half"),
+        ("llama-3-8b", "10", "auto"),
         ("llama-3.2-1b", "12", "off"),
         ("smollm2-135m", "cpu", "auto"),
     ],
