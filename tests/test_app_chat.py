@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
@@ -217,9 +218,15 @@ def counted(desk, key):
 
 
 def choose_chat(page, title):
-    """Open a conversation of the list."""
-    page.locator("#chat-saved input").click()
-    page.get_by_role("option", name=title, exact=True).click()
+    """Open a conversation of the list, which an open one does not show before it is there."""
+    option = page.get_by_role("option", name=title, exact=True)
+    for _ in range(60):
+        page.locator("#chat-saved input").click()
+        page.wait_for_timeout(500)
+        if option.count():
+            break
+        page.locator("#chat-box textarea").click()
+    option.click()
 
 
 def test_a_thumb_is_kept_shown_again_and_taken_back(desk):
@@ -261,6 +268,38 @@ def test_an_edited_reply_with_a_thumb_up_is_a_better_answer(desk):
         page.get_by_label("Like", exact=True).click()
         line(page, "Your better answer is kept.")
         assert counted(desk, "demonstrations") == before + 1
+
+
+def test_a_conversation_of_the_list_is_renamed_exported_and_deleted(desk, tmp_path):
+    with visit(desk.browser, locale="en-GB") as page:
+        go(page, desk.fake)
+        ask(page, "What sinks?")
+        page.locator("#chat-send:enabled").wait_for()
+        page.get_by_role("button", name="Name, export or delete this chat").click()
+        # 1. Renamed, it stands in the list under its new name, after a reload too.
+        title = page.locator("#chat-title").locator("input, textarea").first
+        title.fill("Stones <b>")
+        page.locator("#chat-rename").click()
+        line(page, "Renamed.")
+        go(page, desk.fake)
+        choose_chat(page, "Stones <b>")
+        page.locator("#chat-log .message.bot", has_text="What sinks?").wait_for()
+        # 2. Exported: one row for SFT.
+        page.get_by_role("button", name="Name, export or delete this chat").click()
+        with page.expect_download() as download:
+            page.locator("#chat-export").click()
+        download.value.save_as(tmp_path / "chat.jsonl")
+        row = json.loads((tmp_path / "chat.jsonl").read_text())
+        assert row["title"] == "Stones <b>"
+        assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
+        assert row["messages"][0]["content"] == "What sinks?"
+        # 3. Deleted, it is neither on the page nor in the list.
+        page.locator("#chat-delete").click()
+        line(page, "Deleted.")
+        page.locator("#chat-log .message.user").wait_for(state="detached")
+        page.locator("#chat-saved input").click()
+        assert page.get_by_role("option", name="Stones <b>").count() == 0
+    assert "Stones <b>" not in [chat.title for chat in desk.store.chats(1)]
 
 
 def test_settings_that_a_browser_sends_are_clamped(desk):
