@@ -289,7 +289,7 @@ FILES = {
     "a.parquet": (b"not parquet", "is not a Parquet file, in spite of its name"),
     "b.parquet": (b"PAR1 and then nothing", "cannot be read as Parquet"),
     "a.jsonl.zst": (b"\x28\xb5\x2f\xfdrest", "compressed with zstd"),
-    "a.json": (b'{\n "data": [\n  {"prompt": "a"}\n ]\n}\n', ":1: not JSON lines: one object"),
+    "a.json": (b'{\n "data": [\n  {"prompt": "a"}\n ]\n}\n', "its rows lie in `data`; take them"),
     "b.json": (b'[{"prompt": "a", "prompt": "b"}]', ":1: `prompt` stands twice"),
     "c.json": (b'[{"prompt": "a"},\n{"prompt": "b", "n": NaN}]', ":2: not JSON: NaN"),
     "d.json": (b'[{"prompt": "a"},\n{"prompt": "b"}', ":2: not JSON"),
