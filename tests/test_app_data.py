@@ -403,6 +403,14 @@ def test_nothing_serious_for_axe(opened, shared_home, scheme, language):
         label = "导出快照" if language == "zh-CN" else "Export a snapshot"
         page.get_by_role("button", name=label).click()
         page.locator(".alpaca-data pre").wait_for()
+        # What is new is faint at first.
+        page.wait_for_function(
+            """() => {
+                let node = document.querySelector(".alpaca-data pre");
+                while (node && getComputedStyle(node).opacity === "1") node = node.parentElement;
+                return node === null;
+            }"""
+        )
         assert not serious(page)
         assert page.evaluate("document.documentElement.lang") == language[:2] + language[2:] * (
             language == "zh-CN"
