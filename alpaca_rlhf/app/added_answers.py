@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 from alpaca_rlhf.app.job_status import job_status
 from alpaca_rlhf.app.jobs import Job
-from alpaca_rlhf.app.prefetch import ANSWERS_PER_SET
+from alpaca_rlhf.app.prefetch import fill_by_last_policy
 from alpaca_rlhf.app.worker import Worker
 from alpaca_rlhf.preferences.store import Store
-from alpaca_rlhf.serving.filling import Filled, fill, origin_of
-from alpaca_rlhf.serving.sampling_settings import SamplingSettings
+from alpaca_rlhf.serving.filling import Filled
 
 if TYPE_CHECKING:
     from alpaca_rlhf.serving.policy_server import PolicyServer
@@ -65,17 +64,8 @@ class AddedAnswers:
             if not rows:
                 return
             tried |= {row.id for row in rows}
-            policy = self._worker.policies()[-1]
-            for progress in fill(
-                self._store,
-                policy_server,
-                rows,
-                policy,
-                k=ANSWERS_PER_SET,
-                sampling_settings=SamplingSettings(temperature=1.0),
-                origin=origin_of(self._worker.run, policy),
-                batch=1,
-            ):
+            filling = fill_by_last_policy(self._store, self._worker, policy_server, rows)
+            for progress in filling:
                 yield progress
                 if stop.is_set():
                     return

@@ -119,7 +119,9 @@ class CompareController:
         pair = [*chosen, *self._draw(others, 2 - len(chosen))]
         # 2. Both answers, in random order and with one seed.
         prompt = self._prompt(message)
-        sampling = SamplingSettings(temperature=1.0, seed=secrets.randbelow(2**32))
+        sampling = SamplingSettings.of_stage(
+            self.worker.settings, "evaluate", seed=secrets.randbelow(2**32)
+        )
 
         def work(policy_server: PolicyServer, stop: Event) -> Iterator[_RoundProgress]:
             return _both_answers(policy_server, self._draw(pair, 2), prompt, sampling, stop)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from alpaca_rlhf.app.jobs import Work
 from alpaca_rlhf.app.worker import Worker
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.serving.filling import Filled, fill, origin_of
 from alpaca_rlhf.serving.sampling_settings import SamplingSettings
@@ -40,17 +41,8 @@ def keep_filled(store: Store, worker: Worker) -> None:
     def work(policy_server: PolicyServer, stop: Event) -> Iterator[Filled]:
         nonlocal exhausted_at
         added = store.added_prompts()
-        policy = worker.policies()[-1]
-        for progress in fill(
-            store,
-            policy_server,
-            [*prompts.to_rank(), *added],
-            policy,
-            k=ANSWERS_PER_SET,
-            sampling_settings=SamplingSettings(temperature=1.0),
-            origin=origin_of(worker.run, policy),
-            batch=1,
-        ):
+        rows = [*prompts.to_rank(), *added]
+        for progress in fill_by_last_policy(store, worker, policy_server, rows):
             if progress.done == progress.total:
                 exhausted_at = len(added)
             yield progress
@@ -63,3 +55,20 @@ def keep_filled(store: Store, worker: Worker) -> None:
         return work
 
     worker.when_idle(next_work)
+
+
+def fill_by_last_policy(
+    store: Store, worker: Worker, policy_server: PolicyServer, rows: Sequence[Instruction]
+) -> Iterator[Filled]:
+    """Add sets of answers by a worker's last policy, sampled as in the run, a prompt at a time."""
+    policy = worker.policies()[-1]
+    return fill(
+        store,
+        policy_server,
+        rows,
+        policy,
+        k=ANSWERS_PER_SET,
+        sampling_settings=SamplingSettings.of_stage(worker.settings, "sample"),
+        origin=origin_of(worker.run, policy),
+        batch=1,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,10 +49,11 @@ class Fill(Bounded):
     """Answers a prompt; those with the same text count once."""
     n: int | None = None
     """Prompts at most; by default all of them."""
-    temperature: Annotated[float, Gt(0), "else all answers to a prompt are the same"] = 1.0
-    """Divides the logits; at 0 all answers are the same."""
-    top_p: Share = 1.0
-    """Nucleus mass; 1 keeps the whole distribution."""
+    temperature: Annotated[float, Gt(0), "else all answers to a prompt are the same"] | None = None
+    """Divides the logits; at 0 all answers are the same. None takes that of the run's
+    sample stage."""
+    top_p: Share | None = None
+    """Nucleus mass; 1 keeps the whole distribution. None takes the run's --sampling.top-p."""
     max_new_tokens: PositiveInt | None = None
     """Completion tokens at most; by default as many as in the run."""
     seed: Seed = 0
@@ -170,9 +171,7 @@ class _Filling:
             self.rows,
             self.answerer,
             k=flags.k,
-            sampling_settings=SamplingSettings(
-                flags.temperature, flags.top_p, flags.max_new_tokens, flags.seed
-            ),
+            sampling_settings=self._sampling(),
             origin=origin_of(flags.run, self.answerer),
             batch=batch,
         ):
@@ -183,3 +182,14 @@ class _Filling:
                 alike = "left out because all their answers say the same"
                 summary += f", {progress.alike} {alike}"
         return summary
+
+    def _sampling(self) -> SamplingSettings:
+        """That of the run, with what the flags say otherwise."""
+        flags = self.flags
+        run = SamplingSettings.of_stage(self.settings, "sample", seed=flags.seed)
+        return replace(
+            run,
+            temperature=run.temperature if flags.temperature is None else flags.temperature,
+            top_p=run.top_p if flags.top_p is None else flags.top_p,
+            max_new_tokens=flags.max_new_tokens,
+        )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from alpaca_rlhf.settings import Loop
+
 
 @dataclass(frozen=True)
 class SamplingSettings:
@@ -27,6 +29,12 @@ class SamplingSettings:
     """Makes tokens that came up before less likely; 1 changes nothing."""
     stop: tuple[str, ...] = ()
     """Texts before which an answer ends."""
+
+    @classmethod
+    def of_stage(cls, settings: Loop, stage: str, *, seed: int = 0) -> SamplingSettings:
+        """The sampling of a stage of a run: `sample`, `evaluate` ..."""
+        temperature, top_p = settings.temperature_of(stage), settings.sampling.top_p
+        return cls(temperature, top_p, seed=seed)
 
     def describe(self, max_new_tokens: int) -> str:
         """The settings in one line, as `Completion.sampling` has them."""
