@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import Table, delete, func, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from alpaca_rlhf.preferences.assignment import Candidates, Refused
 from alpaca_rlhf.preferences.queue import add_completions
 from alpaca_rlhf.preferences.schema import Annotator, Completion, Conversation, Prompt, Thumb
 from alpaca_rlhf.preferences.stored_text import clean
+from alpaca_rlhf.preferences.upserts import say_of_reply
 
 MAX_TITLE_CHARS = 80
 """Characters of a conversation's name."""
@@ -123,21 +123,8 @@ def rate(
     completion_id = session.execute(
         select(Completion.id).where(Completion.key == completion.id)
     ).scalar_one()
-    if up is None:
-        session.execute(
-            delete(Thumb).where(
-                Thumb.annotator_id == annotator_id, Thumb.completion_id == completion_id
-            )
-        )
-        return
-    # Two pages of an account may rate a reply at once. SQLAlchemy has upserts only in its dialects.
-    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
-    thumb = {"up": up, "created_ms": now_ms}
-    session.execute(
-        dialect.insert(cast(Table, Thumb.__table__))
-        .values(annotator_id=annotator_id, completion_id=completion_id, **thumb)
-        .on_conflict_do_update(index_elements=["annotator_id", "completion_id"], set_=thumb)
-    )
+    columns = None if up is None else {"up": up, "created_ms": now_ms}
+    say_of_reply(session, Thumb, annotator_id, completion_id, columns)
 
 
 def count_thumbs(session: Session) -> int:

@@ -9,10 +9,9 @@ their style. A snapshot has them as instructions for a new run, and as pairs in 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import Table, delete, func, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from alpaca_rlhf.preferences import schema
@@ -34,6 +33,7 @@ from alpaca_rlhf.preferences.schema import (
     Ranking,
 )
 from alpaca_rlhf.preferences.stored_text import clean
+from alpaca_rlhf.preferences.upserts import say_of_reply
 
 
 def check(session: Session, better: BetterAnswer, completions: Collection[str]) -> None:
@@ -137,21 +137,8 @@ def keep_edited(
     completion_id = session.execute(
         select(Completion.id).where(Completion.key == completion.id)
     ).scalar_one()
-    if text is None:
-        session.execute(
-            delete(EditedReply).where(
-                EditedReply.annotator_id == annotator_id, EditedReply.completion_id == completion_id
-            )
-        )
-        return
-    # 3. Two pages of an account may keep one at once.
-    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
-    columns = {"text": clean(text).strip(), "created_ms": now_ms}
-    session.execute(
-        dialect.insert(cast(Table, EditedReply.__table__))
-        .values(annotator_id=annotator_id, completion_id=completion_id, **columns)
-        .on_conflict_do_update(index_elements=["annotator_id", "completion_id"], set_=columns)
-    )
+    columns = None if text is None else {"text": clean(text).strip(), "created_ms": now_ms}
+    say_of_reply(session, EditedReply, annotator_id, completion_id, columns)
 
 
 def _counted_edited(*columns: Any) -> Any:

@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from sqlalchemy import Table, select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from alpaca_rlhf.core.records import Completion, Instruction, content_hash
@@ -21,6 +20,7 @@ from alpaca_rlhf.preferences.assignment import (
     places,
 )
 from alpaca_rlhf.preferences.stored_text import clean, stored_history
+from alpaca_rlhf.preferences.upserts import inserting
 
 _BATCH_PROMPTS = 500
 
@@ -124,8 +124,7 @@ def _add(session: Session, table: type[schema.Base], rows: Mapping[str, dict[str
     target = cast(Table, table.__table__)
     # Always in the same order, so that two writers on PostgreSQL never wait for each other.
     values = [{"key": key, **rows[key]} for key in sorted(rows)]
-    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
-    adding = dialect.insert(target).on_conflict_do_nothing(index_elements=["key"])
+    adding = inserting(session, target).on_conflict_do_nothing(index_elements=["key"])
     return len(session.execute(adding.returning(target.c.id), values).all())
 
 

@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 from sqlalchemy import Table, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from alpaca_rlhf import __version__
@@ -22,6 +21,7 @@ from alpaca_rlhf.preferences.judges import JUDGE
 from alpaca_rlhf.preferences.queue import set_key
 from alpaca_rlhf.preferences.schema import Annotator, Assignment, CandidateSet, Ranking, Tally
 from alpaca_rlhf.preferences.stored_text import clean
+from alpaca_rlhf.preferences.upserts import inserting
 
 
 @dataclass(frozen=True)
@@ -404,12 +404,10 @@ def add_sums(session: Session, changes: Sequence[tuple[Assignment, Ranking, int]
         for name, count in _sums_of(session, assignment, ranking).items():
             sums[name] += sign * count  # type: ignore[assignment]
     table = cast(Table, Tally.__table__)
-    # SQLAlchemy has upserts only in its dialects.
-    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
     for (annotator_id, day), sums in sorted(totals.items()):
         columns: dict[str, Any] = {name: sums[name] for name in _SUMS}
         session.execute(
-            dialect.insert(table)
+            inserting(session, table)
             .values(columns | {"annotator_id": annotator_id, "day": day})
             .on_conflict_do_update(
                 index_elements=["annotator_id", "day"],
