@@ -10,6 +10,7 @@ import gradio as gr
 from alpaca_rlhf.app.clicks import clicked
 from alpaca_rlhf.app.language import label, translations
 from alpaca_rlhf.app.rendering import render
+from alpaca_rlhf.app.sections import PLAIN_HTML
 from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.preferences.assignment import Refused
@@ -37,11 +38,6 @@ class Browse:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._store = services.store
-        html: dict[str, Any] = {
-            "apply_default_css": False,
-            "elem_classes": ["alpaca-data"],
-            "padding": False,
-        }
         with gr.Accordion(label("data", "browse"), open=False, elem_id="browse"):
             words = gr.Textbox(
                 label=label("data", "browse.words"),
@@ -69,9 +65,9 @@ class Browse:
             with gr.Row():
                 find = gr.Button(label("data", "browse.find"), **small)
                 older = gr.Button(label("data", "browse.older"), **small)
-            listing = gr.HTML(js_on_load=_CLICKS, elem_id="browse-found", **html)
+            listing = gr.HTML(js_on_load=_CLICKS, elem_id="browse-found", **PLAIN_HTML)
             oldest = gr.State(None)
-            opened = gr.HTML(js_on_load=_CLICKS, elem_id="browse-open", **html)
+            opened = gr.HTML(js_on_load=_CLICKS, elem_id="browse-open", **PLAIN_HTML)
         fields = [words, state, self.person]
         private: dict[str, Any] = {"api_visibility": "private"}
         page = [listing, oldest, opened]

@@ -17,7 +17,7 @@ from alpaca_rlhf.app.clicks import clicked
 from alpaca_rlhf.app.handing_out import HandingOut
 from alpaca_rlhf.app.language import label, translations
 from alpaca_rlhf.app.rendering import render
-from alpaca_rlhf.app.sections import scripted_section
+from alpaca_rlhf.app.sections import PLAIN_HTML, scripted_section
 from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.preferences.assignment import Refused
@@ -67,29 +67,24 @@ def data_tab(
     """
     events = _Events(services, exports, rounds)
     # Without padding, so that texts and Gradio's own buttons stand in one line.
-    html: dict[str, Any] = {
-        "apply_default_css": False,
-        "elem_classes": ["alpaca-data"],
-        "padding": False,
-    }
     small: dict[str, Any] = {"size": "sm", "scale": 0, "min_width": 120}
     # 1. The figures.
     with gr.Row():
         refresh = gr.Button(label("data", "refresh"), **small)
-    figures, scores = gr.HTML(**html), gr.HTML(**html)
+    figures, scores = gr.HTML(**PLAIN_HTML), gr.HTML(**PLAIN_HTML)
     # 2. Snapshots.
-    intro = gr.HTML(**html)
+    intro = gr.HTML(**PLAIN_HTML)
     with gr.Row():
         export = gr.Button(label("data", "export.do"), variant="primary", scale=0, min_width=200)
-    exported = gr.HTML(**html)
+    exported = gr.HTML(**PLAIN_HTML)
     # 3. Flags.
-    flags = gr.HTML(js_on_load=_CLICKS, **html)
+    flags = gr.HTML(js_on_load=_CLICKS, **PLAIN_HTML)
     oldest = gr.State(None)
     with gr.Row():
         newest = gr.Button(label("data", "flag.newest"), **small)
         older = gr.Button(label("data", "flag.older"), **small)
     # 4. What people wrote.
-    remarks = gr.HTML(js_on_load=_CLICKS, **html)
+    remarks = gr.HTML(js_on_load=_CLICKS, **PLAIN_HTML)
     oldest_remarks = gr.State((None, None))
     with gr.Row():
         newest_remarks = gr.Button(label("data", "remark.newest"), **small)
@@ -101,7 +96,7 @@ def data_tab(
     browse = Browse(services)
     # 7. Who ranks what, and people.
     handing_out = HandingOut(services)
-    people = gr.HTML(js_on_load=_CLICKS, **html)
+    people = gr.HTML(js_on_load=_CLICKS, **PLAIN_HTML)
     with gr.Accordion(label("data", "add"), open=False):
         with gr.Row():
             name = gr.Textbox(label=label("data", "name"), max_lines=1, max_length=MAX_NAME_CHARS)
@@ -118,7 +113,7 @@ def data_tab(
                 label=label("data", "role"),
             )
         add = gr.Button(label("data", "add.do"))
-    outcome = gr.HTML(**html)
+    outcome = gr.HTML(**PLAIN_HTML)
     # 8. Guidelines.
     with gr.Accordion(label("data", "guidelines"), open=False):
         guidelines = gr.Textbox(
@@ -130,7 +125,7 @@ def data_tab(
             elem_id="guidelines-text",
         )
         save = gr.Button(label("data", "guidelines.save"))
-        saved = gr.HTML(**html)
+        saved = gr.HTML(**PLAIN_HTML)
 
     private: dict[str, Any] = {"api_visibility": "private"}
     contents = [figures, scores, intro, flags, oldest, remarks, oldest_remarks, people]

@@ -8,6 +8,7 @@ import gradio as gr
 
 from alpaca_rlhf.app.language import label, translations
 from alpaca_rlhf.app.rendering import render
+from alpaca_rlhf.app.sections import PLAIN_HTML
 from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.preferences.assignment import MAX_OVERLAP, Overlap
@@ -26,11 +27,6 @@ class HandingOut:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._store = services.store
-        html: dict[str, Any] = {
-            "apply_default_css": False,
-            "elem_classes": ["alpaca-data"],
-            "padding": False,
-        }
         with gr.Accordion(label("data", "handing"), open=False, elem_id="handing"):
             # 1. The overlap.
             with gr.Row():
@@ -68,8 +64,8 @@ class HandingOut:
                 [], label=label("data", "handing.origins"), elem_id="handing-origins"
             )
             save_person = gr.Button(label("data", "handing.save_person"), elem_id="handing-limit")
-            limited = gr.HTML(elem_id="handing-limited", **html)
-            outcome = gr.HTML(elem_id="handing-outcome", **html)
+            limited = gr.HTML(elem_id="handing-limited", **PLAIN_HTML)
+            outcome = gr.HTML(elem_id="handing-outcome", **PLAIN_HTML)
         self.fields = [percent, people, person, origins, limited, outcome]
         private: dict[str, Any] = {"api_visibility": "private"}
         save_overlap.click(self.save_overlap, [percent, people], outcome, **private)

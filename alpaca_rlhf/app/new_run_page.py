@@ -23,6 +23,7 @@ from alpaca_rlhf.app.new_run import (
     read_form,
     settings_of_form,
 )
+from alpaca_rlhf.app.refusals import for_admins_only
 from alpaca_rlhf.app.rendering import render
 from alpaca_rlhf.app.run_choice import MAX_NAME_CHARS, UPLOADS, RunChoice
 from alpaca_rlhf.app.training import Closed, TrainingRefused, training_elsewhere
@@ -242,14 +243,14 @@ class NewRuns:
 
     async def _get_form(self, request: Request) -> Response:
         if request.state.account.role != "admin":
-            return _not_admin()
+            return for_admins_only()
         language = preferred_language(request.headers)
         return JSONResponse({"html": await run_in_threadpool(self.form, language)})
 
     async def _post_form(self, request: Request) -> Response:
         """Plan or start, as the body says."""
         if request.state.account.role != "admin":
-            return _not_admin()
+            return for_admins_only()
         language, sent = preferred_language(request.headers), await _object_of(request)
         action, form = sent.get("do"), sent.get("form")
 
@@ -264,7 +265,7 @@ class NewRuns:
 
     async def _post_upload(self, request: Request) -> Response:
         if request.state.account.role != "admin":
-            return _not_admin()
+            return for_admins_only()
         language = preferred_language(request.headers)
         kind, suffix = (request.query_params.get(name, "") for name in ("kind", "suffix"))
         content = await request.body()
@@ -277,7 +278,7 @@ class NewRuns:
 
     async def _post_open(self, request: Request) -> Response:
         if request.state.account.role != "admin":
-            return _not_admin()
+            return for_admins_only()
         language, sent = preferred_language(request.headers), await _object_of(request)
 
         def work() -> Response:
@@ -316,10 +317,6 @@ async def _object_of(request: Request) -> dict[str, Any]:
 
 def _actor(request: Request) -> str:
     return f"annotator:{request.state.account.id}"
-
-
-def _not_admin() -> Response:
-    return JSONResponse({"detail": "for admins only"}, 403)
 
 
 def _holds_anything(run: Path) -> bool:

@@ -19,6 +19,7 @@ from starlette.routing import BaseRoute, Route
 from alpaca_rlhf.app.added_answers import AddedAnswers
 from alpaca_rlhf.app.language import preferred_language, translations
 from alpaca_rlhf.app.prefetch import ANSWERS_PER_SET
+from alpaca_rlhf.app.refusals import for_admins_only
 from alpaca_rlhf.app.rendering import render
 from alpaca_rlhf.app.uploads import SUFFIXES, read_once
 from alpaca_rlhf.core import quiet
@@ -148,7 +149,7 @@ class PromptUpload:
 
     async def _get(self, request: Request) -> Response:
         if request.state.account.role != "admin":
-            return _not_admin()
+            return for_admins_only()
         language = preferred_language(request.headers)
 
         def work() -> Response:
@@ -159,7 +160,7 @@ class PromptUpload:
     async def _post(self, request: Request) -> Response:
         """Screen, add, or answer what waits, as the query says."""
         if request.state.account.role != "admin":
-            return _not_admin()
+            return for_admins_only()
         language = preferred_language(request.headers)
         action, suffix = (request.query_params.get(name, "") for name in ("do", "suffix"))
         content = await request.body()
@@ -220,7 +221,3 @@ def _as_json_lines(content: bytes) -> tuple[bytes, str]:
     lines = [line.strip() for line in text.split("\n")]
     rows = [json.dumps({"instruction": line}) if line else "" for line in lines]
     return "\n".join(rows).encode(), ".jsonl"
-
-
-def _not_admin() -> Response:
-    return JSONResponse({"detail": "for admins only"}, 403)

@@ -1,12 +1,20 @@
-"""Sections of a tab whose scripts ask the server for their content."""
+"""Parts of a tab that are HTML of our own."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
 _STATIC = Path(__file__).parent / "static"
+
+PLAIN_HTML: dict[str, Any] = {
+    "apply_default_css": False,
+    "elem_classes": ["alpaca-data"],
+    "padding": False,
+}
+"""Arguments of a `gr.HTML` in the style of the Data tab."""
 
 
 def scripted_section(elem_id: str, files: str, *, css_class: str) -> gr.HTML:
@@ -21,8 +29,6 @@ def scripted_section(elem_id: str, files: str, *, css_class: str) -> gr.HTML:
         html_template=f'<div class="{css_class}"></div>',
         css_template=(_STATIC / f"{files}.css").read_text(encoding="utf-8"),
         js_on_load=(_STATIC / f"{files}.js").read_text(encoding="utf-8"),
-        apply_default_css=False,
         elem_id=elem_id,
-        elem_classes=["alpaca-data"],
-        padding=False,
+        **PLAIN_HTML,
     )

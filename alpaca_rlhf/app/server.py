@@ -31,6 +31,7 @@ from alpaca_rlhf.app.login import Login
 from alpaca_rlhf.app.login_session import LoginSessions
 from alpaca_rlhf.app.page_layout import Tab, build_page
 from alpaca_rlhf.app.proxy import PathPrefix, ProxyHeaders
+from alpaca_rlhf.app.refusals import for_admins_only
 from alpaca_rlhf.app.rendering import render
 from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.preferences.people import Account
@@ -133,7 +134,7 @@ def build_app(
         name, file = request.path_params["name"], request.path_params["file"]
         path = deployment.snapshots / name / file
         if request.state.account.role != "admin":
-            return JSONResponse({"detail": "for admins only"}, 403)
+            return for_admins_only()
         is_snapshot_file = file in SNAPSHOT_FILES and path.parent.parent == deployment.snapshots
         if not is_snapshot_file or name.startswith(".") or not path.is_file():
             return JSONResponse({"detail": "there is no such file"}, 404)

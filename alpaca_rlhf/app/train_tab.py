@@ -13,6 +13,7 @@ from starlette.routing import BaseRoute, Route
 
 from alpaca_rlhf.app import training_view
 from alpaca_rlhf.app.language import preferred_language, translations
+from alpaca_rlhf.app.refusals import for_admins_only
 from alpaca_rlhf.app.rendering import render
 from alpaca_rlhf.app.sections import scripted_section
 from alpaca_rlhf.app.services import Services
@@ -106,7 +107,7 @@ class TrainPage:
 
         def sections(request: Request) -> Response:
             if request.state.account.role != "admin":
-                return JSONResponse({"detail": "for admins only"}, 403)
+                return for_admins_only()
             try:
                 rendered = self.sections(preferred_language(request.headers))
             except UserError as error:  # a file of the run is damaged
@@ -115,7 +116,7 @@ class TrainPage:
 
         def report(request: Request) -> Response:
             if request.state.account.role != "admin":
-                return JSONResponse({"detail": "for admins only"}, 403)
+                return for_admins_only()
             path = self._run / "report.html"
             if not path.is_file():
                 return JSONResponse({"detail": "there is no report yet"}, 404)
