@@ -184,7 +184,7 @@ class _Filling:
         return summary
 
     def _sampling(self) -> SamplingSettings:
-        """That of the run, with what the flags say otherwise."""
+        """Sampling as in the run, but for what the flags say."""
         flags = self.flags
         run = SamplingSettings.of_stage(self.settings, "sample", seed=flags.seed)
         return replace(
