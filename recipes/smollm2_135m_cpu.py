@@ -23,6 +23,7 @@ from alpaca_rlhf.settings import (
     RLOO,
     SFT,
     BestOfK,
+    Clip,
     Evaluate,
     Generate,
     Inputs,
@@ -36,15 +37,18 @@ from alpaca_rlhf.settings import (
 
 ANSWER_TOKENS = 96  # most prompts ask for less; an answer that runs on is no good answer
 
-# As many completions as PPO's, in groups whose other scores are the baseline. An answer that does
-# not stop has the lowest score of all, so without a limit it would rule its group.
+# An answer that does not stop has the lowest score of all. One in ten does not, and without a limit
+# these few would rule every update.
+CLIP_SCORE = 2.0
+
+# As many completions as PPO's, in groups whose other scores are the baseline.
 GROUPS: dict[str, Any] = {
     "updates": 12,
     "prompts": 20,
     "k": 4,
     "minibatch_size": 40,
     "lr": 2e-4,
-    "clip_score": 2.0,
+    "clip_score": CLIP_SCORE,
     "max_new_tokens": ANSWER_TOKENS,
 }
 
@@ -67,7 +71,7 @@ EXPERIMENT = Loop(
     ),
     lora=Lora(r=16, alpha=32),
     # At temperature 1 so small a model writes gibberish, and gibberish cannot be ranked.
-    sampling=Sampling(temperature=0.7, max_new_tokens=ANSWER_TOKENS, batch_size=32),
+    sampling=Sampling(temperature=0.7, max_new_tokens=ANSWER_TOKENS, batch_size=96),
     # A small base learns from larger and more steps than a 7B one.
     sft=SFT(lr=1e-3, epochs=2, batch_size=8, micro_batch_size=2, max_length=256),
     rank=Rank(prompts=400, k=4, noise=0.0),
@@ -80,6 +84,7 @@ EXPERIMENT = Loop(
         epochs=1,
         lr=2e-4,
         kl_coef=0.05,
+        clip=Clip(score=CLIP_SCORE),
         max_new_tokens=ANSWER_TOKENS,
         lam=1.0,  # in so few updates the value learns little, so each token has the whole return
         value=Value(lr=5e-3, warmup=1),
