@@ -68,6 +68,43 @@ def test_marks_on_lines_of_their_own(tmp_path) -> None:
     assert row.instruction == "A list:\nHuman: 1\nAssistant: 2" and not row.history
 
 
+NEMO = "Hi.\n<extra_id_1>Assistant\nHello!\n<extra_id_1>User\nSing."
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("text", [NEMO, f"<extra_id_1>User\n{NEMO}\n"])
+def test_helpsteers_marks_are_turns(tmp_path, shape, text) -> None:
+    path = write(tmp_path / "a.jsonl", {"prompt": text, **SHAPES[shape]})
+    prompt = first_prompt(shape.replace("comparisons", "pairs"), path)
+    assert (prompt.instruction, prompt.history) == ("Sing.", (("Hi.", "Hello!"),))
+    assert prompt.output == ("La." if shape == "instructions" else None)
+
+
+def test_a_text_that_ends_with_the_assistants_turn_is_no_prompt(tmp_path) -> None:
+    text = "Hi.\n<extra_id_1>Assistant\nHello!"
+    (row,) = read_prompts(write(tmp_path / "a.jsonl", {"prompt": text}))
+    assert (row.instruction, row.history) == (text, ())
+
+
+@pytest.mark.parametrize("text", [START, NEMO])
+def test_answers_to_a_transcript_may_be_messages(tmp_path, text) -> None:
+    """As messages they hold the answer alone, or the dialogue before it once more."""
+    before = [
+        {"role": "user", "content": "Hi."},
+        {"role": "assistant", "content": "Hello!"},
+        {"role": "user", "content": "Sing."},
+    ]
+    answers = [[{"role": "assistant", "content": words}] for words in ("La.", "No.")]
+    rows = [
+        {"prompt": text, "chosen": answers[0], "rejected": answers[1]},
+        {"prompt": text, "chosen": before + answers[0], "rejected": before + answers[1]},
+    ]
+    pairs = read_pairs(write(tmp_path / "a.jsonl", *rows))
+    assert [(pair.prompt, pair.chosen, pair.rejected) for pair in pairs] == [
+        (PROMPT, "La.", "No.")
+    ] * 2
+
+
 @pytest.mark.parametrize(
     "row",
     [

@@ -1,6 +1,7 @@
 """A kind of constraint: its phrasings, its checker, and what an answer must have to meet it.
 
-A phrasing is a template. `{n}` takes a number in digits or in words, `{word}`, `{other}` and
+A phrasing is a template. `{n}` takes a number in digits or in words, `{below}` and `{above}` the
+number that the count must stay below or above, `{word}`, `{other}` and
 `{phrase}` take a text in quotation marks, `{words}` takes several of them, `{bare}` one word without
 marks at the end of a clause, `{letter}` a letter.
 `sentence[s]` is a plural that follows the number. The last phrasing of each language is held out:
@@ -60,6 +61,8 @@ NEVER = (
 _SLOT = re.compile(r"(\{\w+\}|\[s\]|\"|\s+)")
 _TOKEN = re.compile(r"(\{\w+\}|\[s\]|\([^()]*\)|\"|\s+)")
 _TEXT_SLOTS = ("word", "other", "phrase")
+_NEXT_ALLOWED = {"below": -1, "above": 1}
+"""Slot of a bound that is itself not allowed to the distance of the next number that is."""
 ANY_LENGTH = (0, 10_000)
 """Bounds that any answer keeps."""
 
@@ -263,6 +266,8 @@ def read_arguments(match: re.Match[str]) -> dict[str, str]:
             arguments[slot] = "|".join(part.strip(marks) for part in quoted)
         elif slot in _TEXT_SLOTS or slot == "letter":
             arguments[slot] = " ".join(text.split())
+        elif slot in _NEXT_ALLOWED:
+            arguments["n"] = str(_number(text) + _NEXT_ALLOWED[slot])
         else:
             arguments[slot] = str(_number(text))
     return arguments

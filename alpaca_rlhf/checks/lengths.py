@@ -47,6 +47,8 @@ _VERSE = frozenset({"poem"})
 # Bounds as people put them, for templates that are recognised.
 _AT_MOST = "(at most|no more than|not more than|up to|a maximum of|maximum|max|no longer than)"
 _AT_LEAST = "(at least|no fewer than|no less than|not fewer than|not less than|a minimum of)"
+_BELOW = "(under|below|fewer than|less than)"
+_ABOVE = "(more than|over|above)"
 _OR_LESS = "(or less|or fewer|max|maximum|at most|at the most|tops)"
 _OR_MORE = "(or more|minimum|at least|at a minimum)"
 _WITH = "(in |with |using |)"
@@ -92,6 +94,7 @@ LENGTHS = (
             f"limit {_IT} to {{n}} sentence[s]",
             f"keep {_IT} (to|within) {{n}} sentence[s]",
             f"keep {_IT} (to|within) {{n}} sentence[s] {_OR_LESS}",
+            f"keep {_IT} {_BELOW} {{below}} sentence[s]",
             f"{NEVER} (exceed|go over|go beyond) {{n}} sentence[s]",
             f"{NEVER} (use|write|give me) more than {{n}} sentence[s]",
             "(用|)(最多|至多|不超过|不多于)(用|写|){n}句话",
@@ -101,6 +104,7 @@ LENGTHS = (
             f"{_WITH}{_AT_MOST} {{n}} sentence[s]",
             f"{_WITH}{{n}} sentence[s] {_OR_LESS}",
             f"{_WITH}{{n}} or (fewer|less) sentence[s]",
+            f"{_WITH}{_BELOW} {{below}} sentence[s]",
             "(should|must|may) not exceed {n} sentence[s]",
         ),
         draw=draw_count(2, 4),
@@ -121,6 +125,7 @@ LENGTHS = (
         chinese=("至少写{n}句话。", "回答不少于{n}句话。", "请写{n}句话或更多。"),
         also=(
             f"{NEVER} (use|write|give me) (fewer|less) than {{n}} sentence[s]",
+            f"(use|write|give me) {_ABOVE} {{above}} sentence[s]",
             "(用|)(至少|不少于)(用|写|){n}句话",
             "(用|){n}句话以上",
         ),
@@ -128,6 +133,7 @@ LENGTHS = (
             f"{_WITH}{_AT_LEAST} {{n}} sentence[s]",
             f"{_WITH}{{n}} sentence[s] {_OR_MORE}",
             f"{_WITH}{{n}} or more sentence[s]",
+            f"{_WITH}{_ABOVE} {{above}} sentence[s]",
         ),
         draw=draw_count(3, 7),
         demands=lambda a: _sentences(count_of(a), MOST),
@@ -139,7 +145,7 @@ LENGTHS = (
         (
             "Use at most {n} words.",
             "Answer in no more than {n} words.",
-            "Keep your answer under {n} words.",
+            "Keep your answer to {n} words or fewer.",
             "Stay within {n} words.",
             "Do not go over {n} words in your reply.",
         ),
@@ -147,16 +153,19 @@ LENGTHS = (
         chinese=("最多写{n}个字。", "请不要超过{n}个字。", "字数控制在{n}个字以内。"),
         also=(
             f"limit {_IT} to {{n}} words",
-            f"keep {_IT} (to|within|under|below) {{n}} words",
+            f"keep {_IT} (to|within) {{n}} words",
+            f"keep {_IT} {_BELOW} {{below}} words",
+            f"(stay|remain) {_BELOW} {{below}} words",
             f"keep {_IT} (to|within) {{n}} words {_OR_LESS}",
             f"{NEVER} (exceed|go over|go beyond) {{n}} words",
             f"{NEVER} (use|write) more than {{n}} words",
             "(最多|至多|不超过|不多于){n}(个|)字",
             "{n}(个|)字以内",
+            "(用|)不到{below}(个|)字",
         ),
         manner=(
             f"{_WITH}{_AT_MOST} {{n}} words",
-            f"{_WITH}(under|below|fewer than|less than) {{n}} words",
+            f"{_WITH}{_BELOW} {{below}} words",
             f"{_WITH}{{n}} words {_OR_LESS}",
             f"{_WITH}{{n}} or (fewer|less) words",
             "(should|must|may) not exceed {n} words",
@@ -178,6 +187,7 @@ LENGTHS = (
         chinese=("至少写{n}个字。", "回答不少于{n}个字。", "篇幅要达到{n}个字或更多。"),
         also=(
             f"{NEVER} (use|write) (fewer|less) than {{n}} words",
+            f"(use|write|give me) {_ABOVE} {{above}} words",
             "(至少|不少于){n}(个|)字",
             "{n}(个|)字以上",
         ),
@@ -185,6 +195,7 @@ LENGTHS = (
             f"{_WITH}{_AT_LEAST} {{n}} words",
             f"{_WITH}{{n}} words {_OR_MORE}",
             f"{_WITH}{{n}} or more words",
+            f"{_WITH}{_ABOVE} {{above}} words",
         ),
         draw=draw_count(30, 80, 10),
         demands=lambda a: Demands(words=(count_of(a), MOST), roles=frozenset({"words"})),

@@ -14,6 +14,7 @@ from typing import Any
 from alpaca_rlhf.data.readers.columns import PAIR_SCORES
 from alpaca_rlhf.data.readers.conversations import Turn, read_turns
 from alpaca_rlhf.data.readers.problems import BadRow, DifferentPrompts, Tie
+from alpaca_rlhf.data.readers.transcripts import transcript_of
 from alpaca_rlhf.data.readers.values import checked_text, type_name
 
 Dialogues = tuple[list[Turn], str, str]
@@ -37,8 +38,8 @@ def whole_conversations(
 ) -> Dialogues:
     """Split two conversations into their shared beginning and the last answer of each.
 
-    A `prompt` of messages comes before the answers, or is their beginning; a `prompt` of text must
-    be one of the user's turns there.
+    A `prompt` of messages, or one that is a transcript, comes before the answers or is their
+    beginning; any other `prompt` of text must be one of the user's turns there.
 
     Raises:
         DifferentPrompts: They part before their last answer.
@@ -47,9 +48,10 @@ def whole_conversations(
     better, worse = names
     chosen, rejected = (read_turns(row[name], f"`{name}`") for name in names)
     prompt = row.get("prompt") if row.get("prompt") is not None else row.get("instruction")
-    # 1. A prompt of messages: without it at their beginning, the answers go on from it.
-    if isinstance(prompt, list):
-        turns = read_turns(prompt, "column `prompt`")
+    # 1. A prompt of several turns: without it at their beginning, the answers go on from it.
+    transcript = transcript_of(row)
+    if isinstance(prompt, list) or transcript is not None:
+        turns = transcript.turns if transcript else read_turns(prompt, "column `prompt`")
         chosen, rejected = (
             side if side[: len(turns)] == turns else [*turns, *side] for side in (chosen, rejected)
         )
@@ -66,7 +68,7 @@ def whole_conversations(
     if not before:
         raise BadRow(f"`{better}` and `{worse}` hold one answer each, and no column a `prompt`")
     # 3. A prompt of text is one of the turns.
-    if isinstance(prompt, str):
+    if isinstance(prompt, str) and transcript is None:
         users = [text.strip() for speaker, text in before if speaker == "Human"]
         if prompt.strip() not in users:
             raise BadRow(

@@ -1,7 +1,9 @@
 r"""Dialogues as one text, with Anthropic's marks: `\n\nHuman:` and `\n\nAssistant:`.
 
 Anthropic's HH writes `chosen` and `rejected` so; its relatives (full-hh-rlhf, Nectar) write the
-prompt so, up to the mark after which the answer begins.
+prompt so, up to the mark after which the answer begins. HelpSteer2 writes a prompt of several turns
+with NeMo's marks, `<extra_id_1>User` and `<extra_id_1>Assistant` on lines of their own, up to the
+user's last turn.
 """
 
 from __future__ import annotations
@@ -20,12 +22,13 @@ ANSWER = "\n\nAssistant:"
 TURN = re.compile(r"\n\n(Human|Assistant):")
 """The mark before a turn."""
 
+_NEMO_TURN = re.compile(r"\n*<extra_id_1>(User|Assistant)[ \t]*\n")
 _PROMPT = re.compile(r"\s*(Human:.*?)(\n\n?)Assistant:\s*", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Transcript:
-    """A prompt that is a whole dialogue, up to the mark after which the answer begins."""
+    """A prompt that is a whole dialogue, up to the place where the answer begins."""
 
     text: str
     """As it stands in its column."""
@@ -42,14 +45,16 @@ class Transcript:
 def transcript_of(row: Mapping[str, Any]) -> Transcript | None:
     """The prompt of a row if it is a transcript, else None.
 
-    It is one if it begins with `Human:` and ends with `Assistant:`. Beside an input or a history an
-    instruction stands as it is.
+    It is one if it begins with `Human:` and ends with `Assistant:`, or if it has NeMo's marks and
+    ends with the user's turn. Beside an input or a history an instruction stands as it is.
     """
     text = next((row[name] for name in INSTRUCTION if row.get(name) is not None), None)
     if not isinstance(text, str) or row.get("history"):
         return None
     if any(row.get(name) not in (None, "") for name in INPUT):
         return None
+    if _NEMO_TURN.search(text):
+        return _nemo_transcript(text)
     match = _PROMPT.fullmatch(text)
     if match is None:
         return None
@@ -69,3 +74,16 @@ def split_turns(text: str, mark: str = "\n\n") -> list[Turn]:
     if before.strip():
         raise BadRow("there is text before the first `Human:` turn")
     return [(parts[at], parts[at + 1].strip()) for at in range(0, len(parts), 2)]
+
+
+def _nemo_transcript(text: str) -> Transcript | None:
+    """A prompt with NeMo's marks; None if it does not end with a turn of the user.
+
+    Source: HelpSteer2's dataset card (nvidia/HelpSteer2@8aeb07c), arXiv 2406.08673.
+    """
+    # The first turn is the user's and has no mark, as a rule.
+    first, *parts = _NEMO_TURN.split(text)
+    turns = [("Human", first)] if first.strip() else []
+    for speaker, words in zip(parts[::2], parts[1::2], strict=True):
+        turns.append(("Human" if speaker == "User" else "Assistant", words.strip()))
+    return Transcript(text, turns) if turns[-1][0] == "Human" else None
