@@ -12,11 +12,16 @@ from typing import Any
 
 from alpaca_rlhf.app import server
 from alpaca_rlhf.app.language import translations
+from alpaca_rlhf.app.new_run import Offer
+from alpaca_rlhf.app.new_run_page import NewRuns
+from alpaca_rlhf.app.run_choice import RunChoice
 from alpaca_rlhf.app.tabs import tabs
 from alpaca_rlhf.app.training import TrainingCommand
+from alpaca_rlhf.core.bases import EMBEDDED, SMOLLM2
 from alpaca_rlhf.preferences import passwords
 from alpaca_rlhf.preferences.assignment import Rules
 from alpaca_rlhf.preferences.store import Store
+from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.sources.sampled import queue_sampled
 from tests import apps
 from tests.browser import browser, visit
@@ -38,8 +43,18 @@ READY = {
 """What a tab shows once it is filled."""
 
 
-def _chat(page: Any) -> None:
-    for text in ("Name the colour of the lemon.", "What does the dog say?"):
+QUESTIONS = {
+    EMBEDDED: ("Name the colour of the lemon.", "What does the dog say?"),
+    SMOLLM2: (
+        "Why do cats purr? Answer in exactly two sentences.",
+        "Give me three reasons to learn the piano, as a bulleted list.",
+    ),
+}
+"""What is asked in Chat, by the base; a run of any other base is asked what SmolLM2 is."""
+
+
+def _chat(page: Any, base: str) -> None:
+    for text in QUESTIONS.get(base, QUESTIONS[SMOLLM2]):
         page.locator("#chat-send:enabled").wait_for()
         page.locator("#chat-box textarea").fill(text)
         page.keyboard.press("Enter")
@@ -48,7 +63,7 @@ def _chat(page: Any) -> None:
     page.locator("#chat-send:enabled").wait_for()
 
 
-def _compare(page: Any) -> None:
+def _compare(page: Any, base: str) -> None:
     page.locator("#compare-draw").click()
     page.wait_for_function("document.querySelector('#compare-box textarea').value !== ''")
     page.locator("#compare-ask").click()
@@ -57,8 +72,23 @@ def _compare(page: Any) -> None:
     page.locator("#compare-scores td").first.wait_for()
 
 
-ACT = {"chat": _chat, "compare": _compare}
-"""What is done in a tab before its picture."""
+def _data(page: Any, base: str) -> None:
+    page.locator("#handing > button").click()
+    if page.locator(".prompt-upload summary").count():
+        page.locator(".prompt-upload summary").click()
+        page.fill("#upload-text", "Why is the sky blue?\nWrite a haiku about rain.")
+        page.locator("[data-upload=check]").click()
+        page.locator("[data-upload=add]").wait_for()
+
+
+def _train(page: Any, base: str) -> None:
+    box = page.locator(".new-run-box details summary")
+    if box.count():
+        box.first.click()
+
+
+ACT = {"chat": _chat, "compare": _compare, "data": _data, "train": _train}
+"""What is done in a tab before its picture, given the base."""
 
 
 def open_tab(page: Any, key: str, language: str = "en") -> None:
@@ -74,7 +104,9 @@ def open_tab(page: Any, key: str, language: str = "en") -> None:
     tab.first.click()
 
 
-def take(app: Any, out: Path, keys: list[str], *, password: str = "") -> list[Path]:
+def take(
+    app: Any, out: Path, keys: list[str], *, password: str = "", base: str = EMBEDDED
+) -> list[Path]:
     """A picture of each tab in each look, and of the page to sign in where there is one.
 
     Args:
@@ -82,6 +114,7 @@ def take(app: Any, out: Path, keys: list[str], *, password: str = "") -> list[Pa
         out: Folder.
         keys: Tabs.
         password: Of `boss`, where one must sign in.
+        base: The base that the app is on.
     """
     out.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -102,7 +135,7 @@ def take(app: Any, out: Path, keys: list[str], *, password: str = "") -> list[Pa
                     open_tab(page, key, language)
                     page.locator(READY.get(key, "[role=tabpanel]:visible")).first.wait_for()
                     if key in ACT:
-                        ACT[key](page)
+                        ACT[key](page, base)
                     paths.append(_shot(page, out / f"{key}-{look}.png"))
     return paths
 
@@ -117,8 +150,14 @@ def of_run(out: Path, run: Path) -> None:
     with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / "p.db") as store:
         queue_sampled(run, store)
         command = TrainingCommand([], f"alpaca-rlhf loop --out {run}")
+        new_runs = NewRuns(store, RunChoice(run), Offer(), closed=None, switch=lambda switch: None)
         app_tabs = tabs(
-            store, run, apps.exports(Path(folder) / "snapshots"), refill="", command=command
+            store,
+            run,
+            apps.exports(Path(folder) / "snapshots"),
+            refill="",
+            command=command,
+            new_runs=new_runs,
         )
         deployment = server.Deployment(f"runs/{run.name}", Path(folder), ["localhost"], True)
         app = server.build_app(
@@ -127,10 +166,11 @@ def of_run(out: Path, run: Path) -> None:
             app_tabs.tabs,
             deployment,
             status=app_tabs.worker.status,
-            own_routes=app_tabs.train.routes(),
+            own_routes=app_tabs.routes(),
         )
         try:
-            for path in take(app, out, ["chat", "compare", "rank", "train", "data"]):
+            base = run_contents.settings_of(run).base
+            for path in take(app, out, ["chat", "compare", "rank", "train", "data"], base=base):
                 sys.stdout.write(f"{path}\n")
         finally:
             app_tabs.close()

@@ -32,6 +32,7 @@ from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.parsing import parse
+from alpaca_rlhf.settings.smollm2 import SMOLLM2_135M
 from tests import apps, attacks
 from tests.browser import NO_CHROMIUM, browser, chromium, free_port, visit
 from tests.model_app import nothing_serious, prompts
@@ -146,6 +147,23 @@ def test_the_settings_are_the_recipes_under_the_form(offer, uploads, tmp_path):
     assert settings.out == tmp_path / "runs" / "mine" and settings.ppo == offer.recipe.ppo
     assert (settings.rank.prompts, settings.rank.k, settings.rounds) == (24, 3, 2)
     assert settings.policies == ("ppo",) and {"rank", "rank.2", "eval"} <= {*source.names()}
+
+
+@pytest.mark.parametrize(("judge", "recipe"), [("checks", "answers"), ("human", "alpaca")])
+def test_smollm2_takes_the_numbers_of_its_recipe(
+    uploads, monkeypatch, tmp_path, judge: str, recipe: str
+) -> None:
+    """Only a judge that scores can keep the base's own answers; else it writes new tasks."""
+    monkeypatch.setattr(new_run, "smollm2_folder", lambda: tmp_path)
+    sent = {"base": "smollm2", "judge": judge}
+    if judge == "human":
+        name, _ = uploads.keep(file_of(prompts(400), tmp_path), "prompts", ".jsonl")
+        sent["prompts_file"] = name
+    form = read_form(FORM | sent, Offer(), uploads)
+    settings, _ = settings_of_form(form, Offer(), tmp_path / "runs")
+    assert settings.sft == SMOLLM2_135M.sft and settings.lora == SMOLLM2_135M.lora
+    assert settings.sampling == SMOLLM2_135M.sampling and settings.template == "chat"
+    assert settings.generate.recipe == recipe and settings.generate.edit is (judge == "checks")
 
 
 @pytest.mark.parametrize("n", [16, 30, 64, 200, 5000])

@@ -21,6 +21,7 @@ from alpaca_rlhf.settings import Inputs, Loop
 from alpaca_rlhf.settings.endpoint import Judge
 from alpaca_rlhf.settings.policies import POLICIES, PolicyName
 from alpaca_rlhf.settings.quickstart import QUICKSTART
+from alpaca_rlhf.settings.smollm2 import SMOLLM2_135M
 from alpaca_rlhf.sources import Source, reading_of, source_of
 
 BASES = (EMBEDDED, SMOLLM2)
@@ -60,6 +61,10 @@ class FormRefused(Exception):
         self.detail = detail
 
 
+_STARTS = {EMBEDDED: QUICKSTART, SMOLLM2: SMOLLM2_135M}
+"""Bases with settings of their own."""
+
+
 @dataclass(frozen=True)
 class Offer:
     """The lists that an app was started with."""
@@ -69,12 +74,12 @@ class Offer:
     judges: tuple[str, ...] = JUDGES
     """Judges to choose from."""
     recipe: Loop | None = None
-    """All other settings; by default those of the quickstart for the embedded base, and the
-    loop's own for any other."""
+    """All other settings; by default those of the quickstart for the embedded base, those of its
+    recipe for SmolLM2, and the loop's own for any other."""
 
     def start_of(self, base: str) -> Loop:
         """The settings on a base, before the form's."""
-        start = self.recipe or (QUICKSTART if base == EMBEDDED else Loop())
+        start = self.recipe or _STARTS.get(base, Loop())
         if base == start.base:
             return start
         template = "brief" if base == EMBEDDED else default_template(base)
@@ -192,6 +197,10 @@ def settings_of_form(form: NewRunForm, offer: Offer, folder: Path) -> tuple[Loop
     """
     # 1. The form's settings above those of the recipe.
     start = offer.start_of(form.base)
+    generate = start.generate
+    if generate.recipe == "answers" and form.judge != "checks":
+        # No judge keeps the base's answers, so the base writes tasks after the shipped seeds.
+        generate = replace(generate, recipe="alpaca", edit=False)
     needs_rows = form.judge != "gold" and form.rows is None and form.judge != "checks"
     try:
         settings = replace(
@@ -206,6 +215,7 @@ def settings_of_form(form: NewRunForm, offer: Offer, folder: Path) -> tuple[Loop
                 leaks="drop",
             ),
             judge=start.judge if form.judge == "llm" else Judge(),
+            generate=generate,
             rank=replace(start.rank, prompts=form.prompts, k=form.k, at_least=None),
             rounds=form.rounds,
             more_rounds=0,
