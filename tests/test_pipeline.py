@@ -69,6 +69,11 @@ def test_the_arms_that_rerank_bound_each_other(calm):
     for arm in (sampler, oracle):
         assert arm["kl_from_sft_nats"] == pytest.approx(math.log(4) - 3 / 4)
         assert arm["gold_score_greedy"] == sft["gold_score_greedy"]
+        assert arm["greedy_gain_vs_sft"] == 0 and arm["greedy_gain_ci95"] == [0, 0]
+    for policy in policies.values():
+        change = policy["gold_score_greedy"] - sft["gold_score_greedy"]
+        assert policy["greedy_gain_vs_sft"] == pytest.approx(change)
+        assert policy["greedy_gain_ci95"][0] <= change <= policy["greedy_gain_ci95"][1]
     assert all(math.isfinite(arm["proxy_score"]) for arm in policies.values())
     assert sampler["proxy_score"] > sft["proxy_score"], "what it chooses by"
     rows = [json.loads(line) for line in (calm / "answers.jsonl").read_text().splitlines()]

@@ -90,6 +90,8 @@ def a_policy(name: str) -> dict[str, Any]:
         "gold_score_greedy_ci95": [max(0.0, greedy - half), greedy + half],
         "paired_gain_vs_sft": gain,
         "paired_gain_ci95": [gain - spread, gain + spread],
+        "greedy_gain_vs_sft": gain / 2,
+        "greedy_gain_ci95": [gain / 2 - spread, gain / 2 + spread],
         "gold_parts": parts,
         "gold_parts_greedy": {part: min(1.0, share + 0.04) for part, share in parts.items()}
         | {"correct": float(correct)},
@@ -360,8 +362,9 @@ def every_key(values: dict[str, Any], path: tuple[str | int, ...] = ()) -> list[
 def small_report() -> dict[str, Any]:
     report = a_report()
     report["policies"] = {"sft": report["policies"]["sft"], "ppo": report["policies"]["ppo"]}
-    del report["policies"]["sft"]["gold_score_greedy_ci95"]
-    del report["policies"]["ppo"]["gold_score_greedy_ci95"]
+    for policy in report["policies"].values():
+        for key in ("gold_score_greedy_ci95", "greedy_gain_vs_sft", "greedy_gain_ci95"):
+            del policy[key]
     return report
 
 

@@ -276,6 +276,8 @@ class Policy(_Object):
     gold_score_greedy_ci95: Interval | None = None
     paired_gain_vs_sft: Number
     paired_gain_ci95: Interval
+    greedy_gain_vs_sft: Number | None = None
+    greedy_gain_ci95: Interval | None = None
     gold_parts: dict[str, Number]
     gold_parts_greedy: dict[str, Number]
     win_rate_vs_sft: Share

@@ -34,6 +34,7 @@ class ArmFigures:
         options = self._resampling(indices)
         score, greedy_score = bootstrap_ci(golds, **options), bootstrap_ci(greedy, **options)
         gain = paired_gain(golds, reference, **options)
+        greedy_gain = paired_gain(greedy, self._golds("sft", "greedy", indices), **options)
         wins = win_rate(golds, reference, **options)
         sampled = [self.answers[name].sampled[index] for index in indices]
         return {
@@ -43,6 +44,8 @@ class ArmFigures:
             "gold_score_greedy_ci95": greedy_score.ci95,
             "paired_gain_vs_sft": gain.mean,
             "paired_gain_ci95": gain.ci95,
+            "greedy_gain_vs_sft": greedy_gain.mean,
+            "greedy_gain_ci95": greedy_gain.ci95,
             "gold_parts": _mean_parts([self.judgements[name]["sampled"][i] for i in indices]),
             "gold_parts_greedy": _mean_parts([self.judgements[name]["greedy"][i] for i in indices]),
             "win_rate_vs_sft": wins.mean,
