@@ -136,9 +136,10 @@ def test_every_figure_of_the_report_is_defined():
 @pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
 def test_the_figures_are_those_of_the_proof(name):
     report = json.loads((ROOT / "docs" / "proof" / "quickstart-seed-0.json").read_text())["report"]
+    text = (ROOT / name).read_text()
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
-        for line in (ROOT / name).read_text().splitlines()
+        for line in text[: text.index("smollm2-seed-0.json")].splitlines()
         if re.match(r"\| [^|]+ \| 0\.\d{3} ", line) and line.count("|") == 9
     ]
     assert len(rows) == 5
@@ -154,22 +155,46 @@ def test_the_figures_are_those_of_the_proof(name):
     assert f"{accuracy:.1%}" in (ROOT / name).read_text()
 
 
-def test_the_figures_on_smollm2_are_those_of_the_report():
-    proof = json.loads((ROOT / "docs" / "proof" / "smollm2-quick-seed-0.json").read_text())
-    policies = [proof["report"]["policies"][one] for one in ("base", "sft", "best_of_k", "ppo")]
-    for name in ("README.md", "README.zh-CN.md"):
-        rows = [
-            [cell.strip() for cell in line.strip("|").split("|")]
-            for line in (ROOT / name).read_text().splitlines()
-            if re.match(r"\| [^|]+ \| 0\.\d{3} ", line) and line.count("|") == 8
-        ]
-        assert len(rows) == 4
-        for cells, policy in zip(rows, policies, strict=True):
-            assert float(cells[1]) == pytest.approx(policy["gold_score"], abs=6e-4)
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_the_figures_on_smollm2_are_those_of_the_report(name):
+    text = (ROOT / name).read_text()
+    proof = json.loads((ROOT / "docs" / "proof" / "smollm2-seed-0.json").read_text())
+    assert proof["missing"] == []
+    policies = proof["report"]["policies"]
+    arms = ("base", "sft", "sampler_best_of_k", "best_of_k", "ppo", "rloo")
+    # The first table below the link to the report.
+    table = text[text.index("smollm2-seed-0.json") :].split("\n\n")[1]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]
+    ]
+    assert len(rows) == len(arms)
+    for cells, policy in zip(rows, map(policies.get, arms), strict=True):
+        assert float(cells[1]) == pytest.approx(policy["gold_score"], abs=6e-4)
+        assert ends(cells[2]) == pytest.approx(policy["ci95"], abs=6e-4)
+        if cells[3]:
             assert float(cells[3]) == pytest.approx(policy["gold_score_greedy"], abs=6e-4)
-            if cells[4]:
-                assert float(cells[4]) == pytest.approx(policy["paired_gain_vs_sft"], abs=6e-4)
-            assert float(cells[6]) == pytest.approx(policy["stop_rate"], abs=6e-3)
+        if cells[4]:
+            assert float(cells[4]) == pytest.approx(policy["paired_gain_vs_sft"], abs=6e-4)
+            assert ends(cells[5]) == pytest.approx(policy["paired_gain_ci95"], abs=6e-4)
+        assert float(cells[6]) == pytest.approx(policy["gold_parts"]["met"], abs=6e-3)
+    # Minutes of the stages that made each.
+    seconds = {stage: entry["seconds"] for stage, entry in proof["stages"].items()}
+    stages = [
+        ("generate", "sft"),
+        ("sample", "rank", "reward"),
+        ("best_of_k",),
+        ("ppo",),
+        ("rloo",),
+    ]
+    for cells, names in zip(rows[1:], stages, strict=True):
+        assert float(cells[7]) == pytest.approx(sum(seconds[one] for one in names) / 60, abs=0.6)
+    accuracy = proof["report"]["reward_models"][0]["held_out_accuracy"]
+    assert f"{accuracy:.3f}" in text
+
+
+def ends(interval: str) -> list[float]:
+    """The two ends of an interval as it is printed."""
+    return [float(end) for end in interval.split(" – ")]
 
 
 @pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
