@@ -1,6 +1,7 @@
 """No column is ignored in silence, and every row is used or counted."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -111,8 +112,9 @@ def test_columns_that_are_not_read_are_named_and_counted(tmp_path) -> None:
 
 def test_broken_rows_can_be_left_out_by_reason(tmp_path) -> None:
     path = write(tmp_path / "a.jsonl", GOOD, GOOD | {"output": ""}, GOOD | {"output": 3}, [1])
-    message = refusal(lambda path: read_instructions(path, Reading("prompts", way_out="!")), path)
-    assert message.endswith("!")
+    refusing = Reading("instructions", drop_flag="--inputs.broken drop")
+    message = refusal(lambda path: read_instructions(path, refusing), path)
+    assert "; mend them, leave them out with --inputs.broken drop, or see all of them" in message
     reading = Reading("instructions", drop_broken=True)
     assert len(read_instructions(path, reading)) == 1
     assert reading.account.left_out == {"empty": 1, "unusable": 2}
@@ -161,7 +163,32 @@ def test_split_leaves_out_rows_marked_bad(tmp_path) -> None:
     assert "cars" in written and "trees" not in written
     write(path, *rows, {"prompt": 3})
     code, _, err = tried(["split", "--data", str(path), "--out", str(tmp_path / "other")])
-    assert code == 2 and f"alpaca-rlhf import {path} --broken drop" in err
+    assert code == 2 and "; mend them, leave them out with --broken drop, or see all" in err
+    words = ["split", "--data", str(path), "--broken", "drop", "--out", str(tmp_path / "other")]
+    code, said, _ = tried(words)
+    assert code == 0 and "5 of 7 rows used; left out: 1 bad label, 1 unusable" in said
+
+
+def test_split_renames_the_columns_of_its_files_and_of_evaluation_sets(tmp_path) -> None:
+    nouns = ("trees", "cars", "songs", "lakes", "stars", "cakes")
+    rows = [{"question": f"Name {noun}, please.", "answer": f"Some {noun}."} for noun in nouns]
+    path = write(tmp_path / "my rows.jsonl", *rows)
+    held_out = write(tmp_path / "held out.jsonl", {"question": "Name cars, please."})
+    words = ["split", "--data", str(path), "--against", str(held_out)]
+    code, _, err = tried([*words, "--out", str(tmp_path / "out")])
+    assert code == 2 and err.count("\n") == 1
+    assert "say which: --columns question=instruction,answer=output, or see: " in err
+    code, said, err = tried(
+        [*words, "--columns", "question=instruction,answer=output", "--out", str(tmp_path / "out")]
+    )
+    assert code == 0 and "1 rows lie near one of them" in said, err
+    written = "".join(file.read_text() for file in (tmp_path / "out").glob("*.jsonl"))
+    assert "Some trees." in written
+    code, _, err = tried([*words, "--columns", "query=instruction", "--out", str(tmp_path / "x")])
+    assert code == 2 and not (tmp_path / "x").exists()
+    columns = "question=instruction,answer=output,mood=-"
+    code, _, err = tried([*words, "--columns", columns, "--out", str(tmp_path / "x")])
+    assert code == 2 and "--columns mood=-: none of the files has a column `mood`" in err
 
 
 def test_a_name_of_the_hub_is_told_how_to_be_read(tmp_path, monkeypatch) -> None:
@@ -347,6 +374,33 @@ def test_a_leak_names_the_next_steps() -> None:
     message = str(caught.value)
     assert "alpaca-rlhf split --data 'a b.jsonl' p.jsonl --out FOLDER" in message
     assert "--inputs.leaks drop" in message and "\n" not in message
+
+
+def test_the_way_out_of_a_leak_reads_the_files_as_the_run_did(tmp_path) -> None:
+    """The suggested `split` takes a file whose columns are renamed and whose broken rows go."""
+    nouns = ("trees", "cars", "songs", "lakes", "stars", "cakes")
+    rows = [{"question": f"Name {noun}, please.", "output": f"Some {noun}."} for noun in nouns]
+    data = write(tmp_path / "my rows.jsonl", *rows, {"question": 3})
+    prompts = write(tmp_path / "prompts.jsonl", {"question": "Name cars, please."})
+    inputs = Inputs(
+        data=data, prompts=prompts, judge="human", columns="question=instruction", broken="drop"
+    )
+    command = leak_way_out(inputs).partition("deal all rows with: ")[2].partition(" (then ")[0]
+    words = shlex.split(command)
+    assert words[:2] == ["alpaca-rlhf", "split"]
+    code, _, err = tried([*words[1:-1], str(tmp_path / "splits")])
+    assert code == 0, err
+    written = "".join(file.read_text() for file in (tmp_path / "splits").glob("*.jsonl"))
+    assert all(f"Name {noun}, please." in written for noun in nouns)
+
+
+@pytest.mark.parametrize("seeds", ["shipped", "shipped-en", "shipped-zh"])
+def test_the_shipped_seed_tasks_are_no_file_to_deal(seeds) -> None:
+    inputs = Inputs(seeds=Path(seeds), prompts=Path("p.jsonl"), judge="human")
+    way_out = leak_way_out(inputs)
+    assert "split" not in way_out and way_out.endswith("with --inputs.leaks drop")
+    own = Inputs(seeds=Path("mine.jsonl"), prompts=Path("p.jsonl"), judge="human")
+    assert "split --data mine.jsonl p.jsonl --out FOLDER" in leak_way_out(own)
 
 
 def test_mutated_rows_are_used_counted_or_refused(tmp_path) -> None:

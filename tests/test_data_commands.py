@@ -2,6 +2,8 @@
 
 import json
 import re
+import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -216,6 +218,11 @@ def test_report_of_hostile_text(tmp_path, capsys):
 def test_refusals_name_the_mend(folder, tmp_path, capsys):
     assert "expected alpaca-rlhf data inspect RUN ID" in refused(capsys, "inspect", folder)
     assert "no row of" in refused(capsys, "inspect", folder, "0123456789abcdef")
+    spaced = shutil.copytree(folder, tmp_path / "my run" / "generate")
+    line = refused(capsys, "inspect", spaced.parent, "0123456789abcdef")
+    typed = shlex.split(line.partition("`")[2].partition("`")[0])
+    assert typed == ["alpaca-rlhf", "data", "drops", str(spaced)]
+    assert cli.main(typed[1:]) == 0
     assert "is the beginning of" in refused(capsys, "inspect", folder, "")
     assert "did you mean number?" in refused(capsys, "drops", folder, "--rule", "numbers")
     assert "--limit must be at least 0" in refused(capsys, "drops", folder, "--limit", -1)

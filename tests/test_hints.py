@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from alpaca_rlhf.core.bases import refuse_no_checkpoint
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.data import read_instructions, read_pairs
+from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.inputs import Inputs
+from alpaca_rlhf.settings.parsing import to_yaml
 from alpaca_rlhf.sources import reading_of
 from tests.mutations import tried
 
@@ -146,3 +149,132 @@ def test_a_file_of_one_row_is_no_object_of_rows(tmp_path) -> None:
     several = {"notes": [{"instruction": "Go."}]}
     path = write(tmp_path / "a.jsonl", several, several)
     assert "its rows lie in" not in tried(["data", "check", str(path)])[2]
+
+
+# --- the command that comes after a refusal -------------------------------------------------------
+
+
+def command_after(message: str, text: str) -> list[str]:
+    """The words of the command at the end of a message, as a shell reads them."""
+    assert text in message and message.count("\n") <= 1
+    return shlex.split(message.rpartition(text)[2])
+
+
+def refused_by_run(path: Path, **given: str) -> str:
+    """The message about a file of rows in a run with further settings of its inputs."""
+    inputs = Inputs(data=path, judge="human", **given)
+    with pytest.raises(UserError) as refusal:
+        read_instructions(path, reading_of(inputs, "instructions", path))
+    return str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "my rows.jsonl", "it's $HOME.jsonl"])
+def test_data_check_is_named_with_the_whole_path(tmp_path, name) -> None:
+    path = write(tmp_path / name, {"instruction": "Go.", "output": "Gone."}, {"instruction": 3})
+    typed = command_after(refused_by_run(path), "see all of them with: ")
+    assert typed == ["alpaca-rlhf", "data", "check", str(path)]
+    code, said, _ = tried(typed[1:])
+    assert code == 2 and "2 rows read, 1 good" in said
+    path = write(tmp_path / name, {"Frage": "Wer?", "Antwort": "Ann."})
+    assert command_after(refused_by_run(path), "or see: ") == typed
+
+
+def test_data_check_repeats_the_columns_of_the_run(tmp_path) -> None:
+    rows = {"my question": "Go.", "answer": "Gone."}, {"my question": 3, "answer": "?"}
+    path = write(tmp_path / "my rows.jsonl", *rows)
+    message = refused_by_run(path, columns="my question=instruction,answer=output")
+    typed = command_after(message, "see all of them with: ")
+    code, said, _ = tried(typed[1:])
+    assert code == 2 and "2 rows read, 1 good" in said
+
+
+def test_a_suggested_renaming_repeats_those_that_were_given(tmp_path) -> None:
+    """The flag takes the place of the one that was typed, so it holds all of it."""
+    path = write(tmp_path / "a.jsonl", {"query": "Who?", "Antwort": "Ann.", "images": []})
+    message = refused_by_run(path, columns="Antwort=output,images=-")
+    columns = flag_in(message, "--inputs.columns")
+    assert columns == "Antwort=output,images=-,query=instruction"
+    inputs = Inputs(data=path, judge="human", columns=columns)
+    assert len(read_instructions(path, reading_of(inputs, "instructions", path))) == 1
+    words = ["import", str(path), "--columns", "Antwort=output,images=-"]
+    code, _, err = tried([*words, "--out", str(tmp_path / "out")])
+    assert code == 2 and flag_in(err) == columns
+    assert tried([*words[:2], "--columns", columns, "--out", str(tmp_path / "out")])[0] == 0
+    # A name that was given may be the one to change.
+    message = refused_by_run(path, columns="query=question,Antwort=output")
+    assert flag_in(message, "--inputs.columns") == "query=instruction,Antwort=output"
+
+
+def test_leaving_broken_rows_out_is_offered_only_where_some_are_left(tmp_path) -> None:
+    path = write(tmp_path / "a.jsonl", {"instruction": "Go."}, {"instruction": 3})
+    message = refused_by_run(path)
+    assert "broken drop" not in message
+    assert f"; mend them, or see all of them with: alpaca-rlhf data check {path}" in message
+    # A row that is left out for its label does not make the file worth reading.
+    bad = {"instruction": "Go.", "output": "Gone.", "label": False}
+    assert "broken drop" not in refused_by_run(write(path, bad, {"instruction": 3}))
+    assert "broken drop" in refused_by_run(write(path, bad | {"label": True}, {"instruction": 3}))
+    write(path, {"instruction": 3, "output": "Gone."})
+    code, _, err = tried(["import", str(path), "--out", str(tmp_path / "out")])
+    assert code == 2 and err.endswith("; correct them\n"), err
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_latin_1_becomes_utf_8_as_printed(tmp_path, packed) -> None:
+    folder = tmp_path / "my files"
+    folder.mkdir()
+    text = "instruction,output\nGrüß dich.,Hallo.\n".encode("latin-1")
+    path = folder / ("old rows.csv.gz" if packed else "old rows.csv")
+    path.write_bytes(gzip.compress(text) if packed else text)
+    message = refused_by_run(path)
+    command = message.partition("from Windows: ")[2]
+    subprocess.run(["bash", "-ec", command], cwd=tmp_path, check=True)
+    (row,) = read_instructions(folder / "utf8-old rows.csv")
+    assert row.instruction == "Grüß dich."
+
+
+@pytest.mark.parametrize("name", ["mine", "my base"])
+def test_a_base_is_named_as_it_is_typed(tmp_path, name) -> None:
+    folder = tmp_path / name
+    (folder / "snapshots" / "a b").mkdir(parents=True)
+    (folder / "snapshots" / "a b" / "config.json").write_text("{}")
+    with pytest.raises(UserError) as told:
+        refuse_no_checkpoint(str(folder), folder)
+    typed = command_after(str(told.value).rstrip("?"), "did you mean ")
+    assert typed == ["--base", str(folder / "snapshots" / "a b")]
+    (folder / "config.yaml").write_text("")
+    (folder / "provenance.json").write_text("{}")
+    with pytest.raises(UserError) as told:
+        refuse_no_checkpoint(str(folder), folder)
+    typed = command_after(str(told.value), "one of its policies: ")
+    assert typed == ["alpaca-rlhf", "export", str(folder), "--to", "merged"]
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError) as told:
+        refuse_no_checkpoint(str(folder), folder)
+    assert command_after(str(told.value), "--inputs.sft-adapter ") == [str(folder)]
+
+
+def test_a_pointer_of_git_lfs_is_fetched_as_printed(tmp_path) -> None:
+    from alpaca_rlhf.models.checkpoint import stored_tensors  # loads torch
+
+    folder = tmp_path / "my base"
+    folder.mkdir()
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(UserError) as told:
+        stored_tensors(str(folder))
+    assert command_after(str(told.value), "fetch them: ") == [
+        "git",
+        "-C",
+        str(folder),
+        "lfs",
+        "pull",
+    ]
+
+
+def test_the_run_of_a_queue_is_named_as_it_is_typed(tmp_path) -> None:
+    run = tmp_path / "my run"
+    run.mkdir()
+    (run / "config.yaml").write_text(to_yaml(Loop()))
+    code, _, err = tried(["judge", str(run), "--by", "reward"])
+    assert code == 2
+    assert command_after(err, "train it: ") == ["alpaca-rlhf", "reward", "--out", str(run)]

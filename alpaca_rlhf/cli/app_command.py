@@ -19,6 +19,7 @@ from annotated_types import Interval
 
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal
 from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.shell_words import quoted
 from alpaca_rlhf.data import holds_rankings, read_rankings
 from alpaca_rlhf.preferences import DATABASE, manifest_of, read_snapshot
 from alpaca_rlhf.serving import run_contents
@@ -269,7 +270,7 @@ def _set_password(store: Store, name: str, terminal: Terminal) -> int:
     if not people:
         raise UserError(
             f"--set-password {name}: {store.database.shown} has no accounts, so nobody signs in "
-            f"and there is no password to set; --add-user {shlex.quote(name)} makes the first one"
+            f"and there is no password to set; --add-user {quoted(name)} makes the first one"
         )
     if person is None:
         names = ", ".join(person.name for person in people)

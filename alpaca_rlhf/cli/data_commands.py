@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from annotated_types import Interval
 from alpaca_rlhf.cli.generation_rows import short, show_request, show_row
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines
 from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.shell_words import quoted
 from alpaca_rlhf.data import (
     Check,
     Drop,
@@ -118,8 +118,8 @@ def drops(names: Sequence[str], settings: DropsShown, terminal: Terminal) -> int
     _say_next(
         terminal,
         [
-            (f"{PROGRAM} data inspect {_quoted(run)} {example}", "one of them with its prompt"),
-            (f"{PROGRAM} data refilter {_quoted(run)} --filters strict", "decide by other rules"),
+            (f"{PROGRAM} data inspect {quoted(run)} {example}", "one of them with its prompt"),
+            (f"{PROGRAM} data refilter {quoted(run)} --filters strict", "decide by other rules"),
         ],
     )
     return 0
@@ -159,12 +159,12 @@ def refiltered(names: Sequence[str], settings: Refilter, terminal: Terminal) -> 
             f"  {outcome.unanswered} tasks would pass now, but the teacher never answered them"
         )
     terminal.say(f"rows: {path}")
-    train = f"{PROGRAM} sft --inputs.data {_quoted(path)} --inputs.judge human"
+    train = f"{PROGRAM} sft --inputs.data {quoted(path)} --inputs.judge human"
     _say_next(
         terminal,
         [
             (f"{train} --inputs.prompts PROMPTS.jsonl --out runs/refiltered", "train on them"),
-            (f"{PROGRAM} data drops {_quoted(run)}", "what the run itself dropped"),
+            (f"{PROGRAM} data drops {quoted(run)}", "what the run itself dropped"),
         ],
     )
     return 0
@@ -202,7 +202,7 @@ def _folder(run: str) -> Path:
     meant = [path for path in run_contents.nearest_runs(Path(run)) if (path / "generate").is_dir()]
     near = f"did you mean {' or '.join(map(str, meant))}? " if meant else ""
     raise UserError(
-        f"{run}: holds no generation; {near}`{PROGRAM} generate --out {_quoted(run)}` makes one"
+        f"{run}: holds no generation; {near}`{PROGRAM} generate --out {quoted(run)}` makes one"
     )
 
 
@@ -230,7 +230,7 @@ def _seconds(run: str) -> float | None:
 
 
 def _say_drops_next(terminal: Terminal, run: str) -> None:
-    command = f"{PROGRAM} data drops {_quoted(run)}"
+    command = f"{PROGRAM} data drops {quoted(run)}"
     _say_next(terminal, [(command, "rows that were dropped, and why")])
 
 
@@ -238,7 +238,3 @@ def _say_next(terminal: Terminal, commands: list[tuple[str, str]]) -> None:
     terminal.say()
     for line in next_lines(commands):
         terminal.say(line)
-
-
-def _quoted(path: str | Path) -> str:
-    return shlex.quote(str(path))

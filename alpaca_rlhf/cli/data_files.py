@@ -9,6 +9,7 @@ from pathlib import Path
 
 from alpaca_rlhf.cli.import_command import opened, progress, show_account
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines
+from alpaca_rlhf.core.shell_words import quoted
 from alpaca_rlhf.data import (
     FormatName,
     RowTally,
@@ -98,7 +99,7 @@ def exported(names: Sequence[str], settings: Export, terminal: Terminal) -> int:
     readable = out
     if settings.to != "datasets":
         readable = out / "data" / f"{next(iter(counts))}.{settings.to}"
-    command = f"{PROGRAM} data check {shlex.quote(str(readable))}"
+    command = f"{PROGRAM} data check {quoted(readable)}"
     terminal.say()
     for line in next_lines([(command, "see that it reads back")]):
         terminal.say(line)

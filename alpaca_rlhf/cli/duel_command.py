@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from alpaca_rlhf.cli.terminal import Terminal
 from alpaca_rlhf.core import quiet
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.runs import RunFolder
+from alpaca_rlhf.core.shell_words import quoted
 from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.settings.bounds import Bounded, PositiveFloat, PositiveInt
 
@@ -48,7 +48,7 @@ def run(operands: Sequence[str], flags: DuelFlags, terminal: Terminal) -> int:
     if report is None:
         raise UserError(
             f"duel {folder}: its policies have not been evaluated; first run: "
-            f"alpaca-rlhf evaluate --out {shlex.quote(str(folder))}"
+            f"alpaca-rlhf evaluate --out {quoted(folder)}"
         )
     # 2. Compare.
     with quiet.loading(settings.base):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Literal
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, plain
 from alpaca_rlhf.core import quiet
 from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.shell_words import quoted
 from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.settings import Loop
 
@@ -138,7 +138,7 @@ def _chosen(flags: Export) -> tuple[str, Path]:
     if not adapters:
         raise UserError(
             f"--run {flags.run}: has no {kind} yet; go on with `{PROGRAM} loop --out "
-            f"{shlex.quote(str(flags.run))}`"
+            f"{quoted(flags.run)}`"
         )
     name = list(adapters)[-1] if flags.policy is None else flags.policy.strip().replace("-", "_")
     if name not in adapters:
@@ -158,7 +158,7 @@ def _answers(run: Path) -> list[dict[str, Any]]:
 
 
 def _next(flags: Export, out: Path, settings: Loop) -> list[tuple[str, str]]:
-    where, run_ = shlex.quote(str(out)), shlex.quote(str(flags.run))
+    where, run_ = quoted(out), quoted(flags.run)
     if flags.to == "gguf":
         from alpaca_rlhf.exporting.ollama import model_name
 

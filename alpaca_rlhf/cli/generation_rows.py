@@ -8,6 +8,7 @@ from pathlib import Path
 from alpaca_rlhf.cli.terminal import PROGRAM
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
+from alpaca_rlhf.core.shell_words import quoted
 from alpaca_rlhf.data import AnsweredRequest, Drop, NoveltyIndex, requests, seeds_of
 
 _NEIGHBOURS = 5
@@ -88,7 +89,8 @@ def _with_id(folder: Path, prefix: str) -> list[tuple[AnsweredRequest, Instructi
     ]
     if not occurrences:
         raise UserError(
-            f"{prefix}: no row of {folder} has this id; `{PROGRAM} data drops {folder}` lists ids"
+            f"{prefix}: no row of {folder} has this id; "
+            f"`{PROGRAM} data drops {quoted(folder)}` lists ids"
         )
     ids = {row.id for _, row, _ in occurrences}
     if len(ids) > 1:

@@ -12,6 +12,7 @@ from typing import Any
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.quiet import quiet
+from alpaca_rlhf.core.shell_words import quoted
 from alpaca_rlhf.data import (
     BadRow,
     BrokenRowPolicy,
@@ -225,12 +226,12 @@ def _manifest(out: Path) -> Mapping[str, Any]:
 
 
 def _say_next(terminal: Terminal, out: Path, kind: str) -> None:
-    path = shlex.quote(str(out / f"{kind}.jsonl"))
+    path = quoted(out / f"{kind}.jsonl")
     flag = {"instructions": "data", "prompts": "prompts"}.get(kind, "rankings")
     placeholders = {"data": "data ROWS.jsonl", "prompts": "prompts PROMPTS.jsonl"}
     others = " ".join(f"--inputs.{text}" for name, text in placeholders.items() if name != flag)
     loop = f"{PROGRAM} loop --base BASE --inputs.judge human --inputs.{flag} {path} {others}"
-    export = f"{PROGRAM} data export {shlex.quote(str(out))} --to parquet --out FOLDER"
+    export = f"{PROGRAM} data export {quoted(out)} --to parquet --out FOLDER"
     terminal.say()
     commands = [(loop, "train with them"), (export, "hand them on, with a card")]
     if kind in ("instructions", "prompts"):

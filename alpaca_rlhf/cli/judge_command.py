@@ -17,6 +17,7 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import only_one
 from alpaca_rlhf.core.records import Ranking
 from alpaca_rlhf.core.scorers import Response, UnknownPrompt
+from alpaca_rlhf.core.shell_words import quoted
 from alpaca_rlhf.judges import Judge
 from alpaca_rlhf.judges.score_log import LOG
 from alpaca_rlhf.preferences import JudgeIdentity, ScoreJudge
@@ -195,7 +196,7 @@ def _judge_of(flags: Judging) -> JudgeName:
     if not reward_models:
         raise UserError(
             f"--by reward: {flags.run} has no reward model yet; train it: "
-            f"{PROGRAM} reward --out {flags.run}"
+            f"{PROGRAM} reward --out {quoted(flags.run)}"
         )
     return parse_judge(f"reward:{[*reward_models.values()][-1]}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,6 +11,7 @@ from alpaca_rlhf import __version__
 from alpaca_rlhf.cli import commands, shell
 from alpaca_rlhf.cli.commands import COMMANDS
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines
+from alpaca_rlhf.core.shell_words import quoted
 
 if TYPE_CHECKING:
     from alpaca_rlhf.settings import Loop
@@ -77,7 +77,7 @@ def recipe(
     from alpaca_rlhf.settings import Loop
 
     arguments = list(sys.argv[1:] if argv is None else argv)
-    prog = f"python {shlex.quote(sys.argv[0])}"
+    prog = f"python {quoted(sys.argv[0])}"
     command = shell.command_line(prog, arguments)
     if not shell.open_streams():
         return shell.refuse_closed_output(command)

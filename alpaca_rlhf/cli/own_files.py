@@ -10,6 +10,7 @@ from alpaca_rlhf.cli.terminal import PROGRAM
 from alpaca_rlhf.core.bases import EMBEDDED
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.quiet import loading
+from alpaca_rlhf.core.shell_words import quoted
 from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.leaves import leaves_of
@@ -44,7 +45,7 @@ def refuse_small_world(settings: Loop, until: str | None) -> None:
 
     shape_of_run(settings)
     if rows is None:
-        base = shlex.quote(settings.base)
+        base = quoted(settings.base)
         raise UserError(
             f"--base {settings.base}: outside the quickstart a base needs files to train on and a "
             f"judge: give --inputs.data {ROWS} --inputs.prompts {PROMPTS} --inputs.judge human (or "

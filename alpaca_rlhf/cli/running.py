@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from alpaca_rlhf.cli import own_files
@@ -10,6 +9,7 @@ from alpaca_rlhf.cli.ranking import RankingSession
 from alpaca_rlhf.cli.terminal import Terminal, result_lines
 from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.shell_words import quoted
 from alpaca_rlhf.pipeline import run_loop
 from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.settings import Loop
@@ -84,7 +84,7 @@ def rank_by_people(
     done = run_contents.stages_done(out)
     rounds = range(1, settings.all_rounds + 1)
     round_ = next((number for number in rounds if suffixed("rank", number) not in done), None)
-    resume = [(f"alpaca-rlhf loop --out {_quoted(out)}", "go on with all that follows")]
+    resume = [(f"alpaca-rlhf loop --out {quoted(out)}", "go on with all that follows")]
     if round_ is None:
         terminal.say("nothing to do: the rankings of every round were taken")
         terminal.say()
@@ -132,7 +132,7 @@ def _refuse_replaced(settings: Loop, until: str | None) -> None:
 
 
 def _after(settings: Loop, out: Path, kind: str, until: str | None) -> list[tuple[str, str]]:
-    folder = _quoted(out)
+    folder = quoted(out)
     if until is None:
         rows = [
             (f"alpaca-rlhf chat --run {folder}", "talk to it; /compare asks every policy"),
@@ -140,7 +140,7 @@ def _after(settings: Loop, out: Path, kind: str, until: str | None) -> list[tupl
         ]
         if kind == "quickstart":
             seed = settings.seed + 1
-            new_out = _quoted(out.with_name(f"{out.name}-seed{seed}"))
+            new_out = quoted(out.with_name(f"{out.name}-seed{seed}"))
             rows += [
                 (
                     f"alpaca-rlhf quickstart --seed {seed} --out {new_out}",
@@ -160,7 +160,3 @@ def _after(settings: Loop, out: Path, kind: str, until: str | None) -> list[tupl
     if len(run_contents.policies(out)) > 1:
         rows.append((f"alpaca-rlhf chat --run {folder}", "talk to what there is"))
     return rows
-
-
-def _quoted(path: Path) -> str:
-    return shlex.quote(str(path))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,20 +11,26 @@ from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import atomic_write, json_text
 from alpaca_rlhf.core.records import Instruction
+from alpaca_rlhf.core.shell_words import quoted
 from alpaca_rlhf.data import (
+    BrokenRowPolicy,
     Drop,
     EvaluationPrompts,
     Reading,
+    RowKind,
+    column_names,
     deal,
     files_of,
     read_assignments,
     read_prompts,
+    refuse_absent_columns,
     write_assignments,
     write_instructions,
 )
 from alpaca_rlhf.settings.bounds import Bounded, NonNegativeFloat, Seed
 
 _ASSIGNMENTS, _DROPS = "assignments.jsonl", "drops.jsonl"
+_COLUMNS = "--columns"
 _PROGRESS_EVERY = 200
 """Rows between two signs of progress."""
 
@@ -67,6 +72,11 @@ class Split(Bounded):
     """Share of each split."""
     seed: Seed = 0
     """Another seed deals new prompts otherwise."""
+    columns: str = ""
+    """New names for columns of these files, as `question=instruction,answer=output`; `NAME=-`
+    leaves a column out."""
+    broken: BrokenRowPolicy = "refuse"
+    """Treatment of broken rows of these files: refuse the file, or leave the rows out, counted."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,19 +104,19 @@ def run(settings: Split, terminal: Terminal) -> int:
     )
     if earlier:
         terminal.say(f"{len(earlier)} prompts were assigned before, and stay where they are")
-    rows = []
-    for path in settings.data:
-        way_out = (
-            "; mend them, or leave them out with: "
-            f"{PROGRAM} import {shlex.quote(str(path))} --broken drop --out FOLDER"
-        )
-        # Answers are dealt with their prompts, hence the kind.
-        reading = Reading("instructions", way_out=way_out)
+    # Answers are dealt with their prompts, hence the kind.
+    readings = {path: _reading_of(settings, "instructions") for path in settings.data}
+    rows: list[Instruction] = []
+    for path, reading in readings.items():
         rows += read_prompts(path, reading, learnt_from=True)
-        for line in reading.account.lines():
-            terminal.say(line)
     # 2. Rows near a prompt of an evaluation set are left out.
-    rows, drops = _without_evaluation(rows, settings.against, terminal)
+    against = {path: _reading_of(settings, "prompts") for path in settings.against}
+    evaluation = [row for path, reading in against.items() for row in read_prompts(path, reading)]
+    accounts = [reading.account for reading in (*readings.values(), *against.values())]
+    for line in (line for account in accounts for line in account.lines()):
+        terminal.say(line)
+    refuse_absent_columns(column_names(settings.columns, _COLUMNS), _COLUMNS, accounts)
+    rows, drops = _without_evaluation(rows, evaluation, settings.against, terminal)
     # 3. The clusters of the others are dealt.
     terminal.start("split", "near-duplicates go to one split together")
     progress = _progress(terminal, "split")
@@ -154,13 +164,38 @@ def _refuse_to_overwrite(settings: Split) -> None:
             )
 
 
+def _reading_of(settings: Split, kind: RowKind) -> Reading:
+    """Options for reading one of the files, with an empty account.
+
+    Raises:
+        UserError: --columns is not `OLD=NEW,OLD=NEW`.
+    """
+    return Reading(
+        kind,
+        columns=column_names(settings.columns, _COLUMNS),
+        drop_broken=settings.broken == "drop",
+        drop_flag="--broken drop",
+        columns_flag=_COLUMNS,
+    )
+
+
 def _without_evaluation(
-    rows: list[Instruction], against: Sequence[Path], terminal: Terminal
+    rows: list[Instruction],
+    prompts: Sequence[Instruction],
+    against: Sequence[Path],
+    terminal: Terminal,
 ) -> tuple[list[Instruction], list[Drop]]:
-    """The rows that lie near no prompt of the evaluation sets, and the others."""
+    """The rows that lie near no prompt of the evaluation sets, and the others.
+
+    Args:
+        rows: The rows to deal.
+        prompts: The prompts of the evaluation sets.
+        against: Their files.
+        terminal: Terminal to write to.
+    """
     if not against:
         return rows, []
-    evaluation = EvaluationPrompts(row for path in against for row in read_prompts(path))
+    evaluation = EvaluationPrompts(prompts)
     terminal.start("against", f"look for the {len(evaluation)} prompts of {_names(against)}")
     show_progress = _progress(terminal, "against")
     clean, drops = [], []
@@ -193,7 +228,7 @@ def _show(
         reasons = ", ".join(f"{rule} {count}" for rule, count in counts)
         terminal.say(f"  left out {len(drops)}: {reasons}; see {out / _DROPS}")
     terminal.say()
-    folder = shlex.quote(str(out))
+    folder = quoted(out)
     command = f"{PROGRAM} loop --base BASE --inputs.judge human --inputs.splits {folder}"
     for line in next_lines([(command, "train, rank and evaluate with them")]):
         terminal.say(line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 import sys
 import time
@@ -20,6 +19,7 @@ from rich.text import Text
 from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.durations import duration
 from alpaca_rlhf.core.prompts import Segment, marked
+from alpaca_rlhf.core.shell_words import quoted
 from alpaca_rlhf.core.sizes import MIN_PROMPTS
 
 PROGRAM = "alpaca-rlhf"
@@ -326,7 +326,7 @@ def _as_typed(command: str) -> str:
     if name != PROGRAM or program.name != name or shutil.which(name) is not None:
         return command
     near = program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program
-    return f"{shlex.quote(str(near))} {arguments}"
+    return f"{quoted(near)} {arguments}"
 
 
 def _interval(bounds: Sequence[float], sign: str = "") -> str:

@@ -12,6 +12,7 @@ from annotated_types import Interval
 
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines
 from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.shell_words import quoted
 from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.settings.bounds import Bounded, PositiveInt
 from alpaca_rlhf.sources.standing import standing_by_round
@@ -123,7 +124,7 @@ def _change(flags: TakeIn, terminal: Terminal, *, undo: bool) -> int:
                     )
                 except UserError as error:
                     raise UserError(f"--person {error}") from None
-                changes[f"--person {shlex.quote(name)}"] = (name, change)
+                changes[f"--person {quoted(name)}"] = (name, change)
         # 2. What became of them.
         state = "taken in again" if undo else "left out"
         for shown, change in changes.values():
@@ -170,7 +171,7 @@ def _opened(flags: Status, terminal: Terminal) -> Store:
         if not has_verdicts(flags.run):
             raise UserError(
                 f"--run {flags.run}: nobody has ranked anything there yet; "
-                f"open the app with `{PROGRAM} app --run {shlex.quote(str(flags.run))}`"
+                f"open the app with `{PROGRAM} app --run {quoted(flags.run)}`"
             )
     elif "://" not in flags.db and not Path(flags.db).is_file():
         raise UserError(f"--db {flags.db}: there is no such file; give the database of the app")

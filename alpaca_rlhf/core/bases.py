@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.shell_words import quoted
 
 EMBEDDED = "embedded"
 """Name of the small base that ships with the kit, in `data/cria`."""
@@ -68,7 +69,7 @@ def refuse_no_folder(base: str) -> None:
         raise UserError(f"--base {base}: no such base; did you mean --base {base.lower()}?")
     if path.is_file():
         beside = (path.parent / "config.json").is_file()
-        folder = f"give its folder, --base {path.parent}" if beside else _EXPECTED
+        folder = f"give its folder, --base {quoted(path.parent)}" if beside else _EXPECTED
         raise UserError(f"--base {base}: is a file, and a base is a folder; {folder}")
     address = re.match(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)", base)
     if address is not None:
@@ -100,12 +101,12 @@ def refuse_no_checkpoint(base: str, folder: Path) -> None:
         trained_on = _base_of_adapter(adapter)
         remedy = (
             "it holds an adapter, which is no base; give the base that it was trained on"
-            f"{f', {trained_on},' if trained_on else ''} and --inputs.sft-adapter {base}"
+            f"{f', {trained_on},' if trained_on else ''} and --inputs.sft-adapter {quoted(folder)}"
         )
     elif (folder / "config.yaml").is_file() and (folder / "provenance.json").is_file():
         remedy = (
-            f"it holds a run; go on with it by --out {base}, or make a base of one of its "
-            f"policies: alpaca-rlhf export {base} --to merged"
+            f"it holds a run; go on with it by --out {quoted(folder)}, or make a base of one of "
+            f"its policies: alpaca-rlhf export {quoted(folder)} --to merged"
         )
     elif any(folder.glob("*.pth")):
         remedy = (
@@ -117,7 +118,7 @@ def refuse_no_checkpoint(base: str, folder: Path) -> None:
         inside = inside or sorted(path.parent for path in folder.glob("*/config.json"))
         files = sorted(folder.glob("*.gguf"))
         if inside or files:
-            remedy = f"did you mean --base {(inside or files)[0]}?"
+            remedy = f"did you mean --base {quoted((inside or files)[0])}?"
     raise UserError(f"--base {base}: the folder has no config.json; {remedy}")
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
 from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.shell_words import quoted
 
 K_QUANTS = {
     "q3_k_m": 3.9,
@@ -50,7 +50,7 @@ def program(llama_cpp: Path | None, dtype: str, export: str, out: Path) -> Path:
     on_path = shutil.which(_PROGRAM)
     if on_path is not None:
         return Path(on_path)
-    source, target = (shlex.quote(str(out / f"model-{kind}.gguf")) for kind in ("f16", dtype))
+    source, target = (quoted(out / f"model-{kind}.gguf") for kind in ("f16", dtype))
     raise UserError(
         f"--dtype {dtype}: is made by llama.cpp's {_PROGRAM}, which is not on the PATH (nor in "
         "--llama-cpp); install llama.cpp (brew install llama.cpp, or its releases on GitHub) and "

@@ -19,6 +19,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.shell_words import quoted
 
 _FLOATS = {
     "F64": torch.float64,
@@ -121,7 +122,7 @@ def _header(path: Path) -> dict[str, StoredTensor]:
         if _LFS_POINTER.startswith(first) and first:
             raise UserError(
                 f"{path}: is a pointer of git-lfs and not the weights; fetch them: "
-                f"git -C {path.parent} lfs pull"
+                f"git -C {quoted(path.parent)} lfs pull"
             )
         length = int.from_bytes(first, "little")
         if len(first) < 8 or 8 + length > size:

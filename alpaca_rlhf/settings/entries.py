@@ -17,6 +17,7 @@ import yaml
 
 from alpaca_rlhf.core.bases import EMBEDDED, SMOLLM2
 from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.shell_words import quoted
 from alpaca_rlhf.settings.leaves import Leaf
 from alpaca_rlhf.settings.other_names import remark_on, setting_elsewhere
 
@@ -191,7 +192,7 @@ def _meant_flag(word: str, leaves: Mapping[str, Leaf]) -> str:
         is_base = word in (EMBEDDED, SMOLLM2) or "/" in word or Path(word).is_dir()
         path = "base" if is_base and "base" in leaves else ""
     flag = path.replace("_", "-")
-    return f", did you mean --{flag} {shlex.quote(word)}?" if path else ""
+    return f", did you mean --{flag} {quoted(word)}?" if path else ""
 
 
 def _hint(path: str, leaves: Mapping[str, Leaf], dashes: str) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import (
     FileAccount,
@@ -15,16 +14,13 @@ from alpaca_rlhf.data import (
     RowKind,
     column_names,
     read_instructions,
+    refuse_absent_columns,
     seed_file,
 )
 from alpaca_rlhf.preferences import manifest_of
 from alpaca_rlhf.settings.inputs import Inputs
 
 _FLAG = "--inputs.columns"
-_WAY_OUT = (
-    "; mend them, leave them out with --inputs.broken drop, or see all of them with: "
-    "alpaca-rlhf data check {path}"
-)
 
 
 def reading_of(inputs: Inputs, kind: RowKind, path: Path) -> Reading:
@@ -37,7 +33,7 @@ def reading_of(inputs: Inputs, kind: RowKind, path: Path) -> Reading:
         kind,
         columns=column_names(inputs.columns, _FLAG),
         drop_broken=inputs.broken == "drop",
-        way_out=_WAY_OUT.format(path=path),
+        drop_flag="--inputs.broken drop",
         columns_flag=_FLAG,
         account=FileAccount(str(path)),
     )
@@ -85,10 +81,4 @@ def refuse_unknown_columns(inputs: Inputs, accounts: Sequence[FileAccount]) -> N
     Raises:
         UserError: There is such a column.
     """
-    names = column_names(inputs.columns, _FLAG)
-    renamed = {name for account in accounts for name in account.renamed}
-    absent = next((name for name in names if name not in renamed), None)
-    if absent is not None and accounts:
-        raise UserError(
-            f"{_FLAG} {absent}={names[absent]}: none of the files has a column `{absent}`"
-        )
+    refuse_absent_columns(column_names(inputs.columns, _FLAG), _FLAG, accounts)

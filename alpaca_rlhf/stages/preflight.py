@@ -6,7 +6,6 @@ Both are forecasts from the base's configuration alone.
 from __future__ import annotations
 
 import logging
-import shlex
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -18,7 +17,8 @@ from huggingface_hub import constants, try_to_load_from_cache
 from alpaca_rlhf.core.bases import is_local
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import nearest_folder
-from alpaca_rlhf.data import answered_prompts, check_disjoint, read_prompts
+from alpaca_rlhf.core.shell_words import quoted
+from alpaca_rlhf.data import SHIPPED, answered_prompts, check_disjoint, read_prompts
 from alpaca_rlhf.models.base import base_config, default_dtype
 from alpaca_rlhf.models.text_base import TextBase
 from alpaca_rlhf.planner import (
@@ -212,13 +212,17 @@ def refuse_too_long(settings: Loop, source: Source, base: TextBase) -> None:
 
 def leak_way_out(inputs: Inputs) -> str:
     """The next steps after a leak between the user's own files; nothing to add without them."""
-    files = [path for path in (inputs.data, inputs.seeds, inputs.prompts) if path is not None]
+    rows = inputs.data if inputs.data is not None else inputs.seeds
+    files = [path for path in (rows, inputs.prompts) if path is not None]
     if not files and inputs.splits is None:
         return ""
     leave_out = "leave the leaking prompts out, counted, with --inputs.leaks drop"
-    if inputs.splits is not None:
+    # The kit's own seed tasks are no file to deal: without them a folder of splits has no rows.
+    if inputs.splits is not None or str(inputs.seeds) in SHIPPED:
         return f"; {leave_out}"
-    listed = " ".join(shlex.quote(str(path)) for path in dict.fromkeys(files))
+    listed = " ".join(map(quoted, dict.fromkeys(files)))
+    listed += f" --columns {quoted(inputs.columns)}" if inputs.columns else ""
+    listed += " --broken drop" if inputs.broken == "drop" else ""
     return (
         f"; deal all rows with: alpaca-rlhf split --data {listed} --out FOLDER (then "
         f"--inputs.splits FOLDER), or {leave_out}"

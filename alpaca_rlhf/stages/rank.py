@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.randomness import derived_seed
 from alpaca_rlhf.core.records import Completion, Instruction, Ranking
 from alpaca_rlhf.core.scorers import Response
+from alpaca_rlhf.core.shell_words import quoted
 from alpaca_rlhf.data import write_instructions
 from alpaca_rlhf.models.batches import answer, prompt_ids
 from alpaca_rlhf.models.rollout import SampledCompletion, sample
@@ -171,7 +171,7 @@ def _by_people(ctx: Context, round_: int) -> Outcome:
 
 def _wait_for_people(standing: Standing, at_least: int | None, path: Path) -> str:
     """One line about the rankings that a run still waits for."""
-    run, missing = shlex.quote(str(path)), standing.missing(at_least)
+    run, missing = quoted(path), standing.missing(at_least)
     if missing > standing.waiting:
         # Not even all that wait would do: most were skipped, or more are asked for than there are.
         possible = standing.ranked + standing.waiting

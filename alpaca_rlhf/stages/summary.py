@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.shell_words import quoted
 from alpaca_rlhf.data import answered_prompts, check_disjoint
 from alpaca_rlhf.report.render import write_report
 from alpaca_rlhf.report.schema import HELD_OUT_JUDGE, ReportData
@@ -108,7 +108,7 @@ def write_summary(ctx: Context, *, command: str, stages: Sequence[Mapping[str, A
         machine=f"{machine['cpu']}, {machine['cores']} cores, {machine['ram_gib']} GiB",
         command=command,
         next_commands=(
-            f"alpaca-rlhf chat --run {shlex.quote(str(ctx.run.path))}",
+            f"alpaca-rlhf chat --run {quoted(ctx.run.path)}",
             "alpaca-rlhf loop --help   # the same with a base of your own",
         ),
         caveats=_caveats(ctx),

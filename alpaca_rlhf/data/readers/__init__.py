@@ -29,6 +29,7 @@ from alpaca_rlhf.data.readers.reading import (
     columns_text,
     omitted_text,
     reasons_text,
+    refuse_absent_columns,
 )
 from alpaca_rlhf.data.readers.rows import Rows, open_rows
 from alpaca_rlhf.data.readers.seeds import SHIPPED, read_seeds, seed_file
@@ -69,6 +70,7 @@ __all__ = [
     "read_rankings",
     "read_seeds",
     "reasons_text",
+    "refuse_absent_columns",
     "refuse_broken",
     "seed_file",
     "write_instructions",

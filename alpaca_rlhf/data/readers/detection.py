@@ -246,7 +246,8 @@ def detect_format(
         return DetectedFormat(None, guessed=True, columns=columns)
     number, row = sample[0]
     names = _suggested(row)
-    naming = columns_argument(names) if names else "question=instruction,answer=output"
+    example = {"question": "instruction", "answer": "output"}
+    naming = columns_argument(names or example, columns)
     raise UserError(
         f"{rows.place(number)}: no format is known by the columns {listed(list(row))}; map them"
         f"{':' if names else ', such as'} --columns {naming}, or give --format "

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any, BinaryIO
 
+from alpaca_rlhf.core.shell_words import quoted
 from alpaca_rlhf.data.readers.columns import INPUT, INSTRUCTION, OUTPUT, RowKind, is_message
 from alpaca_rlhf.data.readers.json_rows import ROW_LIMIT
 from alpaca_rlhf.data.readers.tables import KNOWN_COLUMNS
@@ -59,15 +59,36 @@ def suggested_columns(row: Mapping[str, Any], kind: RowKind) -> dict[str, str]:
     return suggested
 
 
-def columns_argument(names: Mapping[str, str]) -> str:
-    """The value of `--columns` for new names of columns, as it is typed in a shell."""
-    return shlex.quote(",".join(f"{old}={new}" for old, new in names.items()))
+def columns_argument(names: Mapping[str, str], given: Mapping[str, str] | None = None) -> str:
+    """The value of `--columns` for new names of columns, as it is typed in a shell.
+
+    Args:
+        names: New names of columns as they are called after `given`.
+        given: New names that were typed already, which the value repeats: it takes their place.
+    """
+    return quoted(_columns_text(names, given or {}))
 
 
-def naming_flag(row: Mapping[str, Any], kind: RowKind, flag: str) -> str:
-    """The flag that gives the columns of a row the names of a kind, or how it looks."""
+def naming_flag(
+    row: Mapping[str, Any], kind: RowKind, flag: str, given: Mapping[str, str] | None = None
+) -> str:
+    """The flag that gives the columns of a row the names of a kind, or how it looks.
+
+    Args:
+        row: A row, its columns renamed as `given` says.
+        kind: The kind of row that it is to be read as.
+        flag: The flag, as it is typed.
+        given: New names that were typed already, which the flag repeats.
+    """
     suggested = suggested_columns(row, kind)
-    return f"{flag} {columns_argument(suggested) if suggested else _PLACEHOLDERS[kind]}"
+    parts = [_columns_text(suggested, given or {}), "" if suggested else _PLACEHOLDERS[kind]]
+    return f"{flag} {quoted(','.join(filter(None, parts)))}"
+
+
+def _columns_text(names: Mapping[str, str], given: Mapping[str, str]) -> str:
+    renamed_again = {old: names.get(new, new) for old, new in given.items()}
+    added = {old: new for old, new in names.items() if old not in given.values()}
+    return ",".join(f"{old}={new}" for old, new in (renamed_again | added).items())
 
 
 def columns_of_one_object(stream: BinaryIO) -> list[str]:
@@ -93,9 +114,9 @@ def taking_rows_out(path: object, name: str, *, gzipped: bool) -> str:
     column = f"json.loads(sys.stdin.buffer.read())[{json.dumps(name)}]"
     code = f"import json, sys; [print(json.dumps(row)) for row in {column}]"
     rows = f"{name}.jsonl" if re.fullmatch(r"[\w-]+", name, re.ASCII) else "rows.jsonl"
-    file = shlex.quote(str(path))
+    file = quoted(path)
     source = (f"gzip -dc {file} | ", "") if gzipped else ("", f" < {file}")
-    return f"{source[0]}python3 -c {shlex.quote(code)}{source[1]} > {rows}"
+    return f"{source[0]}python3 -c {quoted(code)}{source[1]} > {rows}"
 
 
 def _is_named(name: str, synonym: str) -> bool:

@@ -135,7 +135,7 @@ class RowTally:
         columns = renamed(row, detected.columns)
         suggested = suggested_columns(columns, _READERS.get(detected.format.kind, "instructions"))
         if suggested:
-            self.naming = f"--columns {columns_argument(suggested)}"
+            self.naming = f"--columns {columns_argument(suggested, detected.columns)}"
 
     def _count_unread(self, row: Any, detected: DetectedFormat) -> None:
         if not isinstance(row, dict) or detected.format is None:
@@ -250,6 +250,8 @@ def refuse_broken(tallies: Sequence[RowTally], *, allowed: bool) -> None:
             raise UserError(f"{tally.broken.summary(tally.rows)}; what follows cannot be read")
         if tally.broken.total and not allowed:
             remedy = "correct them, or import with --broken drop"
+            if not tally.kept:  # with --broken drop nothing would be left
+                remedy = "correct them"
             if tally.naming and not tally.kept:
                 remedy = f"name its columns: {tally.naming} (a run: --inputs.columns)"
             raise UserError(f"{tally.broken.summary(tally.rows)}; {remedy}")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.data.readers.columns import RowKind, renamed, unread_columns
 from alpaca_rlhf.data.readers.message_trees import GatheredRow
 from alpaca_rlhf.data.readers.problems import Omitted, Reason, short
@@ -99,8 +100,8 @@ class Reading:
     """New names of columns, `-` for one that is left out."""
     drop_broken: bool = False
     """Leave broken rows out, counted, instead of refusing the file."""
-    way_out: str = ""
-    """The next steps, for the end of the message that refuses broken rows."""
+    drop_flag: str = ""
+    """The flag that leaves broken rows out, for the message that refuses them."""
     columns_flag: str = ""
     """The flag that renames columns, for the message where no row has those that are read."""
     account: FileAccount = field(default_factory=FileAccount)
@@ -116,3 +117,24 @@ class Reading:
         row = renamed(row, self.columns)
         self.account.unread.update(short(name) for name in unread_columns(row, self.kind))
         return row
+
+
+def refuse_absent_columns(
+    names: Mapping[str, str], flag: str, accounts: Sequence[FileAccount]
+) -> None:
+    """Refuse a renaming of a column that no file has.
+
+    Args:
+        names: New names of columns.
+        flag: The flag that gives them, as typed.
+        accounts: Accounts of the files that were read.
+
+    Raises:
+        UserError: There is such a column.
+    """
+    in_files = {name for account in accounts for name in account.renamed}
+    absent = next((name for name in names if name not in in_files), None)
+    if absent is not None and accounts:
+        raise UserError(
+            f"{flag} {absent}={names[absent]}: none of the files has a column `{absent}`"
+        )

@@ -19,8 +19,10 @@ from typing import Any, BinaryIO, Literal, Protocol, TypeVar, cast
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.provenance import sha256_of
+from alpaca_rlhf.core.shell_words import quoted
 from alpaca_rlhf.data.readers.columns import renamed
 from alpaca_rlhf.data.readers.hints import (
+    columns_argument,
     columns_of_one_object,
     naming_flag,
     taking_rows_out,
@@ -160,7 +162,7 @@ class RowFile:
             self._raw, self._length = raw, self.path.stat().st_size
             with cast(BinaryIO, gzip.open(raw)) if self._gzipped else raw as stream:
                 if self.container == "CSV":
-                    yield from csv_rows(stream, self.path)
+                    yield from csv_rows(stream, self.path, gzipped=self._gzipped)
                 elif _begins_array(stream):
                     self.container = "JSON"
                     yield from array_rows(stream)
@@ -305,20 +307,34 @@ def collect(
             account.left_out["unusable"] += n_rows
         records.extend(row_records)
     if problems.total and not reading.drop_broken:
-        foreign = ""
-        if reading.columns_flag and without_column == account.rows:
-            naming = naming_flag(foreign_row, reading.kind, reading.columns_flag)
-            foreign = (
-                f"; if they hold the texts under other names, say which: {naming}, or see: "
-                f"alpaca-rlhf data check {path}"
-            )
-        raise UserError(problems.summary(account.rows) + (foreign or reading.way_out))
+        foreign = foreign_row if without_column == account.rows else None
+        raise UserError(problems.summary(account.rows) + _next_step(path, reading, foreign))
     if not account.rows:
         raise UserError(no_rows(str(path)))
     if not account.used and (valid_left_out or problems.total):
         left_out = reasons_text(account.left_out)
         raise UserError(f"{path}: nothing is left of its {account.rows} rows: {left_out}")
     return records
+
+
+def _next_step(path: Path, reading: Reading, foreign_row: dict[str, Any] | None) -> str:
+    """The next steps after broken rows, for the end of the message that refuses them.
+
+    Args:
+        path: The file.
+        reading: The flags of the command, and the account of all rows.
+        foreign_row: The first row, if none has the columns that are read.
+    """
+    columns = f" --columns {columns_argument(reading.columns)}" if reading.columns else ""
+    check = f"alpaca-rlhf data check {quoted(path)}{columns}"
+    if foreign_row is not None and reading.columns_flag:
+        naming = naming_flag(foreign_row, reading.kind, reading.columns_flag, reading.columns)
+        return f"; if they hold the texts under other names, say which: {naming}, or see: {check}"
+    if not reading.drop_flag:
+        return ""
+    # Where no row is good, leaving out the broken ones would leave nothing.
+    leave_out = f" leave them out with {reading.drop_flag}," if reading.account.used else ""
+    return f"; mend them,{leave_out} or see all of them with: {check}"
 
 
 def no_rows(name: str) -> str:
@@ -363,8 +379,8 @@ def _hub_hint(path: Path) -> str:
     if address is not None or name.startswith(HUB):
         name = address[1] if address is not None else name.removeprefix(HUB)
         return (
-            f"; write it to a file first: alpaca-rlhf import {HUB}{name} --out FOLDER, then give "
-            "the file of FOLDER"
+            f"; write it to a file first: alpaca-rlhf import {quoted(HUB + name)} --out FOLDER, "
+            "then give the file of FOLDER"
         )
     if re.match("https?:", name):
         return "; an address is not read: download the file first"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.shell_words import quoted
 from alpaca_rlhf.data.readers.json_rows import ROW_LIMIT, Decoder, lines_of
 from alpaca_rlhf.data.readers.problems import BadRow, Unreadable, listed, short
 
@@ -36,15 +37,20 @@ _NULLABLE_COLUMNS = (*_LIST_COLUMNS, "margin", "preference")
 _BATCH_ROWS = 256
 
 
-def csv_rows(stream: BinaryIO, path: Path) -> Iterator[tuple[int, Any]]:
+def csv_rows(stream: BinaryIO, path: Path, *, gzipped: bool = False) -> Iterator[tuple[int, Any]]:
     """Line number and named cells of every record.
+
+    Args:
+        stream: The file, unpacked.
+        path: Its path, for messages.
+        gzipped: True if it is packed on the disk.
 
     Raises:
         UserError: The header names a column twice, or the file is not UTF-8.
     """
     # 1. Read the header, with the delimiter that yields the most known columns.
     csv.field_size_limit(ROW_LIMIT)
-    lines = _text_lines(stream, path)
+    lines = _text_lines(stream, path, gzipped=gzipped)
     first = next(((number, line) for number, line in lines if line.strip()), None)
     if first is None:
         return
@@ -181,7 +187,7 @@ def _load_failure(name: str, error: Exception) -> str:
     return f"{name}: could not be loaded ({reason}); {remedy}, or download it and give its files"
 
 
-def _text_lines(stream: BinaryIO, path: Path) -> Iterator[tuple[int, str]]:
+def _text_lines(stream: BinaryIO, path: Path, *, gzipped: bool) -> Iterator[tuple[int, str]]:
     for number, line in lines_of(stream):
         if line is None:
             raise UserError(f"{path}:{number}: the line is longer than {ROW_LIMIT // 2**20} MiB")
@@ -189,10 +195,17 @@ def _text_lines(stream: BinaryIO, path: Path) -> Iterator[tuple[int, str]]:
             yield number, line.decode()
         except UnicodeDecodeError as error:
             byte = line[error.start]
-            name = path.name
+            name = path.name.removesuffix(".gz") if gzipped else path.name
+            target = quoted(path.with_name(f"utf8-{name}"))
+            iconv = "iconv -f WINDOWS-1252 -t UTF-8"
+            command = (
+                f"gzip -dc {quoted(path)} | {iconv} > {target}"
+                if gzipped
+                else f"{iconv} {quoted(path)} > {target}"
+            )
             raise UserError(
                 f"{path}:{number}: not UTF-8 (byte 0x{byte:02x}); if it is Latin-1 or from "
-                f"Windows: iconv -f WINDOWS-1252 -t UTF-8 {name} > utf8-{name}"
+                f"Windows: {command}"
             ) from None
 
 
