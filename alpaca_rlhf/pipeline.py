@@ -22,10 +22,15 @@ from alpaca_rlhf.judges import JudgeFailure
 from alpaca_rlhf.models.base import read_texts, weights_digest
 from alpaca_rlhf.models.text_base import Texts
 from alpaca_rlhf.settings import Loop
-from alpaca_rlhf.settings.earlier import begun_policies, config_of, with_earlier_defaults
+from alpaca_rlhf.settings.earlier import (
+    begun_policies,
+    begun_reward_source,
+    config_of,
+    with_earlier_defaults,
+)
 from alpaca_rlhf.settings.leaves import leaves_of
 from alpaca_rlhf.settings.loop import SAMPLING_SECTIONS
-from alpaca_rlhf.settings.policies import POLICY_STAGES
+from alpaca_rlhf.settings.policies import POLICY_STAGES, REWARDED_STAGES
 from alpaca_rlhf.settings.steps import Step, order, suffixed
 from alpaca_rlhf.sources import Source, deals_alike, input_files, source_of
 from alpaca_rlhf.sources.verdicts import take_up_earlier
@@ -334,6 +339,9 @@ def _opened(settings: Loop, inputs: Mapping[str, Path], kind: str) -> RunFolder:
         opened.append(run)
         for stage in {path.partition(".")[0] for path in run.changed if path not in FREE}:
             forget(run, stage)
+        if "reward.source" in run.changed:  # half-trained policies learned from the other reward
+            for stage in REWARDED_STAGES:
+                forget(run, stage)
         if "more_rounds" in run.changed:
             forget(run, "evaluate")  # the new round's policies are to be compared too
         take_up_earlier(run.path, logger.warning)
@@ -347,9 +355,9 @@ def _changeable(done: Collection[str], settings: Loop) -> set[str]:
     ended = {name.partition(".")[0] for name in done}
     coming = {"sft", "rank", "reward", *POLICY_STAGES, "evaluate"} - ended
     begun = replace(settings, policies=begun_policies(settings))
-    if "evaluate" not in ended and deals_alike(settings, begun):
+    if takes_policies(settings, done):
         coming.add("policies")
-    if "rank" not in ended:
+    if ended.isdisjoint(("rank", "evaluate")):
         coming.add("judge")
     if "sample" in ended:
         coming.discard("rank")  # its settings are those of both
@@ -360,7 +368,22 @@ def _changeable(done: Collection[str], settings: Loop) -> set[str]:
     dealing = [path for path in DEALING if path.partition(".")[0] not in left_out]
     paths = {leaf.path for leaf in leaves_of(Loop, required=False)}
     changeable = {path for path in paths if path.partition(".")[0] in coming} - {*dealing}
-    return {*FREE, *changeable, *reading, *({"inputs.judge"} if "judge" in coming else ())}
+    changeable |= {"inputs.judge"} if "judge" in coming else set()
+    # A policy learned from this judge's scores, which the others and the report are to share.
+    if begun_reward_source(settings) == "judge" and not ended.isdisjoint(REWARDED_STAGES):
+        changeable -= {"inputs.judge", "reward.source"}
+    return {*FREE, *changeable, *reading}
+
+
+def takes_policies(settings: Loop, done: Collection[str]) -> bool:
+    """True if the run in the folder goes on with the chosen policies, so that none is in the way.
+
+    Args:
+        settings: The settings, with the policies that are chosen now.
+        done: Names of the finished stages.
+    """
+    begun = replace(settings, policies=begun_policies(settings))
+    return "evaluate" not in done and deals_alike(settings, begun)
 
 
 def _run_stage(context: Context, step: Step) -> None:

@@ -147,7 +147,9 @@ def test_prompts_that_differ_in_constraints_share_a_draft():
 def test_editing_is_for_checks_and_the_recipe_answers():
     with pytest.raises(ValueError, match=r"--generate.edit: only the recipe `answers`"):
         Generate(edit=True)
-    with pytest.raises(ValueError, match=r"--generate.edit: drafts are edited for .*`checks`"):
+    with pytest.raises(
+        ValueError, match=r"drafts are edited for .*`checks` alone; give --generate"
+    ):
         Loop(inputs=Inputs(judge="gold"), generate=Generate(recipe="answers", edit=True))
 
 

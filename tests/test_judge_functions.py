@@ -300,6 +300,11 @@ WRONG_SCORES = {
     "return": "judge.py:1: score() returned None; return a number in [0, 1] on every path",
     "return '0.5'": "judge.py:1: score() returned '0.5' (str)",
     "return [1]": "judge.py:1: score() returned [1] (list)",
+    "return 2 ** 1024": "judge.py:1: score() returned 17976931348623159077",
+    "return 10 ** 5000": "judge.py:1: score() returned ? (int); return a number in [0, 1]",
+    "return -(2 ** 1024)": "(int); return a number in [0, 1] (evaluate, ",
+    IMPORTED + "return Scores(2 ** 1024)": "returned Scores whose score is 179769313486231590",
+    IMPORTED + "return Scores(1, {'a': 2 ** 1024})": "whose part 'a' is 17976931348623159077",
     "return 1j": "judge.py:1: score() returned 1j (complex)",
     "return {'score': 1}": "judge.py:1: score() returned {'score': 1} (dict)",
     "return (lambda: (yield))()": "judge.py:1: score() returned a generator",
@@ -346,6 +351,23 @@ def test_a_number_of_another_kind_is_a_number(written):
         ("return 0.5", "score() returned float; return a list, a score for each response"),
         ("return [1, 1, 2, 1]", "returned 2; return a number in [0, 1] (rank, response 3 of 4"),
         ("return [1 / 0]", "judge.py:4: score() raised ZeroDivisionError: division by zero"),
+        (
+            "return (1 / (i - 2) ** 2 for i, _ in enumerate(responses))",
+            "judge.py:4: score() raised ZeroDivisionError: division by zero (rank, response 3 of 4",
+        ),
+        (
+            "return map(lambda response: response.missing, responses)",
+            "judge.py:4: score() raised AttributeError: 'Response' object has no attribute "
+            "'missing' (rank, response 1 of 4",
+        ),
+        (
+            "return (len(3) for _ in responses)",
+            "judge.py:4: score() raised TypeError: object of type 'int' has no len() (rank, ",
+        ),
+        ("return (exit(1) for _ in responses)", "judge.py:4: score() raised SystemExit: 1 (rank, "),
+        ("import itertools; return itertools.repeat(1)", "returned more than 4 scores for 4 "),
+        ("return [1] * 9", "returned 9 scores for 4 responses"),
+        ("return [2 ** 1024] * 4", "returned 17976931348623159077"),
     ],
 )
 def test_a_batch_that_goes_wrong_gives_one_line(written, body, told):
@@ -353,6 +375,15 @@ def test_a_batch_that_goes_wrong_gives_one_line(written, body, told):
     with pytest.raises(JudgeFailure) as refusal:
         written(text).scores(RESPONSES, stage="rank")
     assert told in str(refusal.value)
+
+
+def test_a_batched_judge_may_return_its_scores_one_by_one(written):
+    text = (
+        "from alpaca_rlhf.judges import batched\n@batched\ndef score(responses):\n    return {}\n"
+    )
+    for body in ("(0.5 for _ in responses)", "map(lambda _: 0.5, responses)", "(0.5,) * 4"):
+        judge = written(text.format(body), file=f"judge{len(body)}.py")
+        assert [rating.score for rating in judge.scores(RESPONSES, stage="rank")] == [0.5] * 4
 
 
 # --- the log --------------------------------------------------------------------------------------

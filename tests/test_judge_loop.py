@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from alpaca_rlhf import pipeline
 from alpaca_rlhf.cli import main as cli
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.runs import RunFolder
@@ -395,6 +396,70 @@ def test_who_compares_gives_no_reward(settings, judge):
             else JudgeEndpoint(),
             reward=replace(settings.reward, source="judge"),
         )
+
+
+@pytest.mark.parametrize("pending", [["evaluate"], ["best_of_k", "evaluate"]])
+def test_who_rewarded_a_policy_stays_the_reward(pending, as_reward, rewarded, home, tmp_path):
+    """Once a policy has learned from it, neither the judge nor the source of the reward changes."""
+    out = shutil.copytree(rewarded, tmp_path / "run")
+    ledger = json.loads((out / "ledger.json").read_text())
+    kept = {name: row for name, row in ledger.items() if name not in pending}
+    (out / "ledger.json").write_text(json.dumps(kept))
+    swapped = replace(
+        as_reward,
+        inputs=replace(as_reward.inputs, judge=f"{home}/length.py:rate"),
+        evaluate=replace(as_reward.evaluate, judge=f"{home}/judge.py:score"),
+    )
+    with pytest.raises(
+        UserError, match=r"inputs\.judge was .*judge\.py:score, now .*length\.py:rate"
+    ):
+        go(swapped, out)
+    ranked = replace(as_reward, reward=replace(as_reward.reward, source="rankings"))
+    with pytest.raises(UserError, match=r"reward\.source was judge, now rankings"):
+        go(ranked, out)
+    assert json.loads((out / "ledger.json").read_text()) == kept
+    # Another judge may still compare, and the run then ends.
+    shutil.copy(home / "length.py", tmp_path / "other.py")
+    other = replace(as_reward.evaluate, judge=f"{tmp_path}/other.py:rate")
+    go(replace(as_reward, evaluate=other), out)
+    assert report_of(out)["judge"].startswith("other.py:rate:")
+
+
+def changeable(settings, out, *done):
+    """What a run that was begun with these settings lets one change, after some stages."""
+    out.mkdir(exist_ok=True)
+    (out / "config.yaml").write_text(to_yaml(settings))
+    return pipeline._changeable(done, replace(settings, out=out))
+
+
+def test_the_judge_changes_until_something_was_made_of_its_scores(settings, as_reward, tmp_path):
+    both = {"inputs.judge", "reward.source"}
+    assert both <= changeable(as_reward, tmp_path, "sft")
+    for stage in ("ppo", "best_of_k"):
+        assert both.isdisjoint(changeable(as_reward, tmp_path, "sft", stage))
+        # What is typed now does not say what the run was begun with.
+        typed = replace(settings, out=tmp_path)
+        assert both.isdisjoint(pipeline._changeable(("sft", stage), typed))
+    assert "inputs.judge" in changeable(settings, tmp_path, "sft", "sample")
+    assert both.isdisjoint(changeable(settings, tmp_path, "sft", "sample", "rank", "reward"))
+    # With rankings of the user's own the judge compares alone.
+    inputs = replace(settings.inputs, rankings=tmp_path / "pairs.jsonl")
+    own = replace(settings, inputs=inputs)
+    assert "inputs.judge" in changeable(own, tmp_path, "sft", "reward", "ppo")
+    assert "inputs.judge" not in changeable(own, tmp_path, "sft", "reward", "ppo", "evaluate")
+
+
+def test_half_trained_policies_begin_anew_with_another_reward(as_reward, home, tmp_path):
+    """PPO was stopped before it ended: then the judge may change, and so may the source."""
+    out = tmp_path / "run"
+    go(as_reward, out, until="sft")
+    with pytest.raises(KeyboardInterrupt):
+        go(as_reward, out, Quiet(stop_in="ppo"))
+    checkpoints = out / "checkpoints" / "ppo"
+    assert any(checkpoints.iterdir())
+    ranked = replace(as_reward, reward=replace(as_reward.reward, source="rankings"))
+    go(ranked, out, until="sample")
+    assert not checkpoints.exists() or not any(checkpoints.iterdir())
 
 
 def test_equal_scores_teach_nothing(as_reward, tmp_path):

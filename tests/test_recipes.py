@@ -11,9 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from alpaca_rlhf.cli.main import recipe, spelled_out
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
-from alpaca_rlhf.settings import Inputs
+from alpaca_rlhf.settings import Inputs, Loop
+from alpaca_rlhf.settings.parsing import parse
 from alpaca_rlhf.settings.quickstart import QUICKSTART
+from alpaca_rlhf.settings.steps import order
 from alpaca_rlhf.sources import source_of
 from tests import forked
 
@@ -82,6 +86,77 @@ def test_quick_is_a_flag_of_that_recipe_alone(tmp_path):
     assert done.returncode == 2 and "no such folder" in done.stderr
     done = run("llama3_1b_8gb", *map(str, words))
     assert done.returncode == 2 and "--quick" in done.stderr
+
+
+OTHER_JUDGES = {
+    "people": ["--inputs.judge", "human"],
+    "people by the alias": ["--judge", "people"],
+    "a model that compares": ["--judge", "http://127.0.0.1:9/v1", "--judge.model", "wise"],
+    "a function": ["--inputs.judge", "judge.py:score"],
+}
+
+
+def changed(settings: Loop, *words: str) -> Loop:
+    """The settings of a recipe with further flags."""
+    return parse(Loop, spelled_out(words), prog="recipe", description="", default=settings)
+
+
+@pytest.mark.parametrize("judge", OTHER_JUDGES)
+def test_the_recipe_for_smollm2_takes_rows_and_another_judge(judge):
+    """Nothing is generated then, so that what the recipe says of it stands in nobody's way."""
+    experiment = load("smollm2_135m_cpu").EXPERIMENT
+    files = ["--inputs.data", "r.jsonl", "--inputs.prompts", "p.jsonl"]
+    settings = changed(experiment, *OTHER_JUDGES[judge], *files)
+    assert [step.stage for step in order(settings)][:3] == ["sft", "sample", "rank"]
+
+
+@pytest.mark.parametrize("judge", OTHER_JUDGES)
+def test_where_rows_are_made_a_judge_that_cannot_serve_is_told_what_to_type(judge):
+    """The flags that are named work as they are typed, beside what was typed."""
+    experiment = load("smollm2_135m_cpu").EXPERIMENT
+    files = ["--inputs.seeds", "shipped", "--inputs.prompts", "p.jsonl"]
+    words = [*OTHER_JUDGES[judge], *files]
+    with pytest.raises(UserError) as refusal:
+        changed(experiment, *words)
+    line = str(refusal.value)
+    assert line.startswith("--inputs.judge ") and "\n" not in line
+    named = re.search(r"give ((?:--generate\.\w+ \w+ ?)+)", line)
+    assert named is not None, line
+    settings = changed(experiment, *words, *named[1].split())
+    assert order(settings)[0].stage == "generate"
+    with pytest.raises(UserError, match=r"give --generate\.edit False"):
+        changed(experiment, *words, "--generate.recipe", "evol")
+
+
+@pytest.mark.parametrize("judge", ["human", "judge.py:score"])
+def test_the_recipe_for_smollm2_goes_with_another_judge_to_its_rankings(
+    judge, tmp_path, tiny_folder, monkeypatch, capsys
+):
+    """On a tiny model: people are asked to rank, a function has ranked."""
+    monkeypatch.chdir(tmp_path)
+    text = "def score(prompt, completion, finished):\n    return min(len(completion), 50) / 50\n"
+    (tmp_path / "judge.py").write_text(text)
+    questions = [f"{word} {n} {n * 7}?" for n in range(8) for word in ("why", "how", "who")]
+    rows = [{"instruction": f"Count to {n}.", "output": "One, two."} for n in range(8)]
+    for name, lines in (("rows", rows), ("prompts", [{"instruction": q} for q in questions])):
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = (
+        f"--inputs.judge {judge} --inputs.data rows.jsonl --inputs.prompts prompts.jsonl "
+        f"--base {tiny_folder} --template brief --out run --rank.prompts 6 --rank.k 2 "
+        "--sampling.max-new-tokens 4 --sft.epochs 1 --policies dpo --evaluate.prompts 4 "
+        "--evaluate.bootstrap 20 --dpo.batch-size 4 --evaluate.rerank False"
+    )
+    module = load("smollm2_135m_cpu")
+    code = recipe(module.EXPERIMENT, module.__doc__, quick=module.QUICK, argv=words.split())
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    ledger = json.loads((tmp_path / "run" / "ledger.json").read_text())
+    assert "generate" not in ledger and "sample" in ledger
+    if judge == "human":
+        assert "6 of 6 prompts are not ranked yet" in captured.out and "rank" not in ledger
+    else:
+        assert ledger["rank"]["examples"] == 6
 
 
 @pytest.mark.parametrize("name", ["quickstart", *CARDS])

@@ -48,7 +48,10 @@ def _number(value: Any, beginning: str) -> float:
         raise ValueError(f"{beginning} None; return a number in [0, 1] on every path")
     if not isinstance(value, Real):
         raise ValueError(f"{beginning} {_shown(value)}; return a number in [0, 1], or Scores")
-    number = float(value)
+    try:
+        number = float(value)
+    except Exception:  # 2 ** 1024 is no float, and a number of a user's class may be none either
+        raise ValueError(f"{beginning} {_shown(value)}; return a number in [0, 1]") from None
     if math.isnan(number):
         raise ValueError(f"{beginning} NaN; return a number in [0, 1]")
     if not -ROUNDING <= number <= 1 + ROUNDING:

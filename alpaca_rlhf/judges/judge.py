@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -134,13 +135,23 @@ class Judge:
             raise self._failure(place, f"raised {described(error)}", row(0)) from None
         if source.batch_size is None:
             return [value]
-        try:
-            values = list(value)
-        except TypeError:
+        if not isinstance(value, Iterable) and not hasattr(value, "__getitem__"):
             problem = f"returned {type(value).__name__}; return a list, a score for each response"
-            raise self._failure(source.place, problem, row(0)) from None
+            raise self._failure(source.place, problem, row(0))
+        # A generator runs the user's code only now, and may never end.
+        values: list[Any] = []
+        try:
+            for score in islice(value, len(batch) + 1):
+                values.append(score)
+        except (Exception, SystemExit) as error:
+            place = source.place_of(error.__traceback__)
+            number = min(len(values), len(batch) - 1)
+            raise self._failure(place, f"raised {described(error)}", row(number)) from None
         if len(values) != len(batch):
-            problem = f"returned {len(values)} scores for {len(batch)} responses"
+            count: int | str = len(values)
+            if len(values) > len(batch):
+                count = len(value) if isinstance(value, Sized) else f"more than {len(batch)}"
+            problem = f"returned {count} scores for {len(batch)} responses"
             raise self._failure(source.place, problem, row(0))
         return values
 

@@ -100,6 +100,13 @@ def begun_policies(settings: Loop) -> tuple[PolicyName, ...]:
     return tuple(policy for policy in POLICIES if policy in named)
 
 
+def begun_reward_source(settings: Loop) -> str:
+    """The source of the reward that the run in the folder was begun with; of a new run, its own."""
+    begun = _begun(settings.out)
+    source = _in(begun, "reward.source") if begun else settings.reward.source
+    return str(_without("reward.source") if source is _ABSENT else source)
+
+
 def _without(path: str) -> Any:
     """The value that a setting has in runs from before it existed."""
     return WITHOUT.get(path, _at(Loop(), path))

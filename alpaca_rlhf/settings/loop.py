@@ -149,7 +149,10 @@ class Generate(Bounded, group="--generate"):
                 "out"
             )
         if self.edit and self.recipe != "answers":
-            raise ValueError("--generate.edit: only the recipe `answers` has drafts to edit")
+            raise ValueError(
+                f"--generate.edit: only the recipe `answers` has drafts to edit, not "
+                f"{self.recipe}; give --generate.edit False"
+            )
         if self.recipe == "answers" and self.endpoint.url and self.endpoint.api == "completions":
             raise ValueError(
                 "--generate.recipe answers needs a teacher that answers, not one that continues "
@@ -534,16 +537,7 @@ class Loop(Bounded, Stages):
                 "--policies dpo learns from rankings, and with --reward.source judge nothing is "
                 "ranked; leave one out"
             )
-        if self.generate.recipe == "answers" and not self.inputs.scorer:
-            raise ValueError(
-                f"--generate.recipe answers: --inputs.judge {self.inputs.judge} compares "
-                f"completions and cannot say which answer to keep; give {SCORERS}"
-            )
-        if self.generate.edit and self.inputs.judge != "checks":
-            raise ValueError(
-                f"--generate.edit: drafts are edited for the constraints of `checks`, and "
-                f"--inputs.judge is {self.inputs.judge}; leave --generate.edit out"
-            )
+        self._refuse_judge_of_answers()
         if self.watch.every and self.watch.scorer is None and self.reward.source == "judge":
             raise ValueError(
                 f"--watch.every {self.watch.every} needs a judge that does not give the reward: "
@@ -564,3 +558,27 @@ class Loop(Bounded, Stages):
             raise ValueError("--watch.every needs prompts: raise --evaluate.dev-prompts")
         if self.evaluate.split == "dev" and self.evaluate.dev_prompts == 0:
             raise ValueError("--evaluate.split dev needs prompts: raise --evaluate.dev-prompts")
+
+    def _refuse_judge_of_answers(self) -> None:
+        """Refuse a judge that cannot choose among the answers that the run is to generate.
+
+        A recipe's file may have named what is refused, so the flags that take it back are named.
+
+        Raises:
+            ValueError: The run makes rows, and its judge gives no scores or knows no constraints.
+        """
+        generate, judge = self.generate, self.inputs.judge
+        if not self.inputs.makes_rows:
+            return
+        if generate.recipe == "answers" and not self.inputs.scorer:
+            flags = "--generate.recipe alpaca" + (" --generate.edit False" if generate.edit else "")
+            raise ValueError(
+                f"--inputs.judge {judge} compares completions and cannot say which answer of "
+                f"--generate.recipe answers to keep; give {flags}, or a judge that scores: "
+                f"{SCORERS}"
+            )
+        if generate.edit and judge != "checks":
+            raise ValueError(
+                f"--inputs.judge {judge}: drafts are edited for the constraints of `checks` alone; "
+                "give --generate.edit False"
+            )

@@ -47,7 +47,8 @@ class JudgeReward:
 
     def to_json(self) -> dict[str, Any]:
         """The ledger's entry: what the scale depends on, and the scale."""
-        return {"digest": self.judge.digest, "mean": self.mean, "std": self.std}
+        judge = {"judge": self.judge.title, "digest": self.judge.digest}
+        return {**judge, "mean": self.mean, "std": self.std}
 
 
 def judge_reward(ctx: Context, round_: int) -> JudgeReward:
@@ -61,9 +62,11 @@ def judge_reward(ctx: Context, round_: int) -> JudgeReward:
     judge = ctx.judges.ranks
     assert judge is not None
     entry = ctx.run.done(_ENTRY)
-    if entry is not None and entry["digest"] == judge.digest:
+    # The kit's own rules have no digest, so that their name tells them apart.
+    same = entry is not None and entry.get("judge", judge.title) == judge.title
+    if entry is not None and same and entry["digest"] == judge.digest:
         return JudgeReward(judge, entry["mean"], entry["std"])
-    # 1. A judge that was mended after it failed begins the policies anew.
+    # 1. Another judge, or one that was mended after it failed, begins the policies anew.
     if entry is not None and processes.main():
         for stage in REWARDED_STAGES:
             forget(ctx.run, suffixed(stage, round_))
