@@ -1,15 +1,22 @@
 """The duel of a run's policies, and the looks at them in the report."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import yaml
 
 from alpaca_rlhf.cli import main as cli
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.runs import RunFolder
 from alpaca_rlhf.evaluation.duel import TrainingPoint, differences, read_within
 from alpaca_rlhf.report.duel import validate_duel
+from alpaca_rlhf.settings import Loop, Rank
+from alpaca_rlhf.settings.parsing import parse, to_yaml
+from alpaca_rlhf.settings.quickstart import QUICKSTART
 from alpaca_rlhf.stages import duel as duel_stage
 
 PROMPTS = 20
@@ -220,6 +227,44 @@ def test_what_cannot_be_compared_is_refused_in_a_line(run, capsys, spoil, words)
     spoil(run)
     assert words in refusal(run, capsys)
     assert not (run / "duel.json").exists()
+
+
+def test_the_command_for_an_evaluation_works_as_printed(run, capsys):
+    spaced = run.rename(run.with_name("my run"))
+    without_evaluation(spaced)
+    change(spaced / "ledger.json", lambda ledger: ledger.pop("evaluate"))
+    words = shlex.split(refusal(spaced, capsys).partition("first run: ")[2])
+    assert words == ["alpaca-rlhf", "evaluate", "--out", str(spaced)]
+    with pytest.raises(UserError) as told:
+        duel_stage._refuse_incomparable(RunFolder.follow(spaced), {}, Loop(out=spaced), [])
+    assert shlex.split(str(told.value).partition("first run: ")[2]) == words
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "policies"),
+    [
+        (Loop(policies=("dpo",)), "loop", ("ppo", "dpo")),
+        (Loop(policies=("ppo",)), "quickstart", ("ppo", "best-of-k")),
+        (Loop(policies=("rloo", "dpo"), more_rounds=2), "loop", ("dpo", "rloo")),
+    ],
+)
+def test_two_policies_are_trained_by_the_command_as_printed(settings, kind, policies, tmp_path):
+    """It begins another run with the settings of this one."""
+    folder = tmp_path / "my run"
+    folder.mkdir()
+    settings = replace(settings, out=folder, seed=7, rank=Rank(prompts=9))
+    (folder / "config.yaml").write_text(to_yaml(settings))
+    (folder / "provenance.json").write_text(json.dumps({"kind": kind}))
+    run, names = RunFolder.follow(folder), [settings.policy_stages[0]]
+    with pytest.raises(UserError) as told:
+        duel_stage._refuse_incomparable(run, {"evaluate": {}}, settings, names)
+    assert "\n" not in str(told.value)
+    words = shlex.split(str(told.value).partition("train two with: ")[2])
+    assert words[:2] == ["alpaca-rlhf", kind]
+    default = QUICKSTART if kind == "quickstart" else None
+    again = parse(Loop, words[2:], prog=kind, description="", default=default)
+    expected = replace(settings, policies=policies, out=tmp_path / "my run-duel")
+    assert again == replace(expected, rounds=settings.all_rounds, more_rounds=0)
 
 
 def test_whole_clusters_are_resampled():

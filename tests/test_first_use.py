@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shlex
 import shutil
@@ -12,10 +13,12 @@ import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from string import ascii_lowercase
 
 import pytest
 from safetensors.torch import load_file
 
+from alpaca_rlhf import pipeline
 from alpaca_rlhf.cli import (
     app_command,
     doctor_command,
@@ -38,10 +41,15 @@ from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import load_base
 from alpaca_rlhf.models.heads import HEAD, ScalarHead
 from alpaca_rlhf.preferences.store import Store
-from alpaca_rlhf.settings import Inputs, Loop, Lora
+from alpaca_rlhf.settings import Generate, Inputs, Loop, Lora, Reward, Watch
+from alpaca_rlhf.settings import Judge as JudgeEndpoint
 from alpaca_rlhf.settings.inputs import ADAPTER
 from alpaca_rlhf.settings.parsing import parse, to_yaml
+from alpaca_rlhf.settings.policies import POLICY_STAGES
+from alpaca_rlhf.settings.quickstart import QUICKSTART
+from alpaca_rlhf.settings.steps import order
 from alpaca_rlhf.sources import read_rows
+from alpaca_rlhf.stages import judging
 
 ROOT = Path(__file__).parent.parent
 
@@ -183,6 +191,192 @@ def test_data_check_repeats_the_columns_and_takes_files_of_several_kinds(tmp_pat
         ["alpaca-rlhf", "import", str(file), *columns, "--out", "FOLDER"]
         for file in (rows, prompts)
     ]
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        [],
+        ["--inputs.judge", "data/samples/polite.py:score", "--rounds", "2"],
+        ["--policies", "dpo", "rloo", "--ppo.kl-coef", "0.1", "--base", "my base"],
+        ["--reward.control", "False", "--evaluate.judge", "my judge.py:rate"],
+    ],
+)
+def test_after_a_quickstart_the_same_with_another_seed_repeats_its_flags(typed, tmp_path):
+    words = [*typed, "--seed", "3", "--out", str(tmp_path / "my run")]
+    settings = parse(Loop, words, prog="quickstart", description="", default=QUICKSTART)
+    (command,) = [
+        command
+        for command, purpose in running._after(settings, settings.out, "quickstart", None)
+        if purpose == "the same with other randomness"
+    ]
+    again = shlex.split(command)
+    assert again[:2] == ["alpaca-rlhf", "quickstart"]
+    repeated = parse(Loop, again[2:], prog="quickstart", description="", default=QUICKSTART)
+    assert repeated == replace(settings, seed=4, out=tmp_path / "my run-seed4")
+
+
+# --- a stage that is no part of the run -----------------------------------------------------------
+
+OWN = Inputs(data=Path("rows.jsonl"), prompts=Path("prompts.jsonl"), judge="human")
+BY_FUNCTION = replace(OWN, judge="judge.py:score")
+PAIRS = Path("pairs.jsonl")
+PARTIAL_RUNS = {
+    "dpo only": Loop(policies=("dpo",), inputs=OWN),
+    "judge reward": Loop(reward=Reward(source="judge"), inputs=BY_FUNCTION),
+    "rankings": Loop(inputs=replace(OWN, rankings=PAIRS)),
+    "untrained": Loop(
+        base="x", template="chat", inputs=Inputs(rankings=PAIRS, judge="human"), policies=("dpo",)
+    ),
+}
+STAGES = ("generate", "sft", "sample", "rank", "reward", *POLICY_STAGES, "evaluate")
+
+
+def begun(settings: Loop, out: Path, *done: str, kind: str = "loop") -> Loop:
+    """The settings of a run, in a folder as it is after some stages."""
+    settings = replace(settings, out=out)
+    out.mkdir()
+    (out / "config.yaml").write_text(to_yaml(settings))
+    (out / "provenance.json").write_text(json.dumps({"kind": kind}))
+    (out / "ledger.json").write_text(json.dumps({stage: {} for stage in done}))
+    return settings
+
+
+@pytest.mark.parametrize("is_begun", [False, True])
+@pytest.mark.parametrize("kind", PARTIAL_RUNS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_that_is_no_part_of_a_run_is_refused_in_one_line(stage, kind, is_begun, tmp_path):
+    settings = replace(PARTIAL_RUNS[kind], out=tmp_path / "my run")
+    if is_begun:
+        settings = begun(settings, tmp_path / "my run", "sft")
+    if stage in [step.stage for step in order(settings)]:
+        running._refuse_replaced(settings, stage)
+        return
+    with pytest.raises(UserError) as refusal:
+        running._refuse_replaced(settings, stage)
+    line = str(refusal.value)
+    assert (
+        line.startswith(f"{stage.replace('_', '-')}: not a part of this run") and "\n" not in line
+    )
+    # What it has instead of the stage is what was given.
+    _, _, has = line.partition("because it has ")
+    if has:
+        given = own_files.given(settings)
+        assert all(flag in given for flag in re.findall(r"--[\w.-]+", has)), line
+        return
+    if "it cannot be added" in line:
+        assert kind == "judge reward" and stage == "dpo" and "nothing is ranked" in line
+        return
+    # What adds the stage works as printed: a flag of the same command, or another run.
+    flags = re.search(r"give (--policies [a-z -]+)$", line)
+    if flags is not None:
+        words = ["--config", str(tmp_path / "typed.yaml"), *flags[1].split()]
+        (tmp_path / "typed.yaml").write_text(to_yaml(settings))
+        added = parse(Loop, words, prog="loop", description="")
+        assert not is_begun or pipeline.takes_policies(added, ("sft",))
+    else:
+        assert is_begun
+        words = shlex.split(line.partition("begin another: ")[2])
+        assert words[:2] == ["alpaca-rlhf", stage.replace("_", "-")]
+        added = parse(Loop, words[2:], prog="loop", description="")
+        assert added.out != settings.out and added.out.parent == tmp_path
+    assert stage in [step.stage for step in order(added)]
+    assert added == replace(settings, policies=added.policies, out=added.out)
+
+
+def test_a_run_of_dpo_alone_says_that_it_needs_no_reward_model(tmp_path, rows, tiny_folder, capsys):
+    """At the command line, for a run that was begun and for one that is not."""
+    begun(PARTIAL_RUNS["dpo only"], tmp_path / "run", "sft")
+    line = refused_after_its_title(capsys, "reward", "--out", tmp_path / "run")
+    assert "--policies dpo needs no reward model" in line and "--policies ppo dpo" in line
+    words = ["--inputs.data", rows, "--inputs.prompts", rows, "--inputs.judge", "human"]
+    words += ["--base", tiny_folder, "--policies", "dpo", "--out", tmp_path / "new"]
+    line = refused_after_its_title(capsys, "reward", *words)
+    assert line.endswith("needs no reward model; give --policies ppo dpo\n")
+
+
+def refused_after_its_title(capsys, *words: object) -> str:
+    assert cli.main([str(word) for word in words]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("error: "), error
+    return error
+
+
+# --- the command beside an export -----------------------------------------------------------------
+
+EXPORTED = {
+    "people": Loop(inputs=OWN),
+    "the recipe answers": Loop(
+        inputs=Inputs(judge="checks"), generate=Generate(recipe="answers", edit=True)
+    ),
+    "a model that compares": Loop(
+        inputs=replace(OWN, judge="llm"),
+        judge=JudgeEndpoint(url="http://127.0.0.1:9/v1", model="wise"),
+    ),
+    "a judge as the reward": Loop(reward=Reward(source="judge"), inputs=BY_FUNCTION),
+    "dpo alone": Loop(policies=("dpo",), inputs=OWN),
+    "dpo alone in the small world": replace(QUICKSTART, policies=("dpo",)),
+    "the small world": replace(QUICKSTART, more_rounds=1),
+    "a function in the small world": replace(
+        QUICKSTART,
+        inputs=Inputs(judge="judge.py:score"),
+        evaluate=replace(QUICKSTART.evaluate, judge="gold"),
+        watch=Watch(every=3, scorer="gold", patience=2),
+    ),
+    "seeds": Loop(inputs=Inputs(seeds=Path("shipped"), prompts=OWN.prompts, judge="human")),
+    "watched": Loop(inputs=OWN, watch=Watch(every=4)),
+}
+
+
+@pytest.mark.parametrize("kind", EXPORTED)
+def test_the_command_beside_an_export_trains_a_reward_model(kind, tmp_path, monkeypatch):
+    """It is read, its files are dealt and its judges opened: what is left is the training."""
+    monkeypatch.chdir(tmp_path)
+    letters = random.Random(0)
+    texts = [
+        " ".join("".join(letters.choices(ascii_lowercase, k=5)) for _ in range(6))
+        for _ in range(30)
+    ]
+    answered = [{"instruction": f"Count to {n}.", "output": "One."} for n in range(6)]
+    pairs = [{"prompt": f"Say {n} {n}.", "chosen": "Yes.", "rejected": "No."} for n in range(6)]
+    for name, lines in (
+        ("rows", answered),
+        ("prompts", [{"instruction": text} for text in texts]),
+        ("my snapshot", pairs),
+    ):
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "judge.py").write_text("def score(prompt, completion, finished):\n    return 1\n")
+    few = EXPORTED[kind]
+    if few.inputs.prompts is not None:
+        few = replace(
+            few,
+            rank=replace(few.rank, prompts=6),
+            ppo=replace(few.ppo, batch_size=4, minibatch_size=4),
+            best_of_k=replace(few.best_of_k, prompts=6 if few.rewarded else 500),
+            evaluate=replace(few.evaluate, prompts=4),
+            watch=replace(few.watch, prompts=2),
+        )
+    settings = begun(few, tmp_path / "my run", "sft")
+    (settings.out / "sft" / "adapter").mkdir(parents=True)
+    for name in ADAPTER:
+        (settings.out / "sft" / "adapter" / name).write_text("")
+    flags = app_command.App(run=settings.out)
+    exports = app_command._exports(flags, settings.out, has_run=True)
+    words = shlex.split(exports.command(tmp_path / "my snapshot.jsonl"))
+    assert words[:2] == ["alpaca-rlhf", "reward"] and not exports.own_files
+    training = parse(Loop, words[2:], prog="reward", description="")
+    assert training.inputs.judge == "human" and training.out.parent == tmp_path
+    assert training.inputs.rankings == tmp_path / "my snapshot.jsonl"
+    running._refuse_replaced(training, "reward")
+    own_files.refuse_small_world(training, "reward")
+    steps = pipeline._up_to("reward", order(training))
+    assert [step.stage for step in steps] == ["sft", "reward"]
+    pipeline._check_temperatures(training, steps)
+    pipeline._checked_inputs(training, steps)
+    source = pipeline._checked_source(training)
+    judging.open_judges(training, lambda: source)
+    assert len(source.prompts("rank")) == len(pairs)
 
 
 # --- hints that work as they stand ----------------------------------------------------------------

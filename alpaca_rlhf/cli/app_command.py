@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from annotated_types import Interval
 
+from alpaca_rlhf.cli import own_files
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.shell_words import quoted
@@ -505,28 +506,14 @@ def _exports(flags: App, folder: Path, has_run: bool) -> Any:
     """The folder of snapshots, and the command that trains on one."""
     from alpaca_rlhf.app.data_tab import Exports
 
-    ready = (
-        has_run
-        and (flags.run / _SFT).is_dir()
-        and run_contents.settings_of(flags.run).inputs.seeds is None  # no flag could undo it
-    )
+    is_trained = has_run and (flags.run / _SFT).is_dir()
+    settings = run_contents.settings_of(flags.run) if is_trained else None
 
     def command(snapshot: Path) -> str:
-        arguments = [
-            PROGRAM,
-            "reward",
-            "--inputs.judge",
-            "human",
-            "--inputs.rankings",
-            str(snapshot),
-        ]
-        if ready:
-            arguments += ["--config", str(flags.run / "config.yaml")]
-            arguments += ["--inputs.sft-adapter", str(flags.run / _SFT)]
-            arguments += ["--out", f"{flags.run}-people-{snapshot.name}"]
-        else:
-            arguments += ["--inputs.data", "ROWS", "--inputs.prompts", "PROMPTS"]
-            arguments += ["--out", f"runs/people-{snapshot.name}"]
-        return shlex.join(arguments)
+        if settings is not None:
+            return own_files.reward_on_snapshot(settings, snapshot)
+        words = [PROGRAM, "reward", "--inputs.judge", "human", "--inputs.rankings", str(snapshot)]
+        words += ["--inputs.data", "ROWS", "--inputs.prompts", "PROMPTS"]
+        return shlex.join([*words, "--out", f"runs/people-{snapshot.name}"])
 
-    return Exports((folder / _SNAPSHOTS).absolute(), command, own_files=not ready)
+    return Exports((folder / _SNAPSHOTS).absolute(), command, own_files=settings is None)

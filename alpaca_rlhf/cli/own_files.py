@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from alpaca_rlhf.core.quiet import loading
 from alpaca_rlhf.core.shell_words import quoted
 from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.settings.another_run import command_of_another
 from alpaca_rlhf.settings.leaves import leaves_of
 
 ROWS, PROMPTS = "ROWS.jsonl", "PROMPTS.jsonl"
@@ -80,11 +82,45 @@ def ends_at_sft(settings: Loop) -> bool:
 
 def with_prompts(settings: Loop, run: Path) -> str:
     """The command that goes on from the SFT adapter of a run with prompts, in a new run."""
-    words = [PROGRAM, "loop", "--config", str(run / "config.yaml")]
-    words += ["--inputs.seeds", "None"] if settings.inputs.seeds is not None else []
+    words = ["--inputs.seeds", "None"] if settings.inputs.seeds is not None else []
     words += ["--inputs.sft-adapter", str(run / "sft" / "adapter")]
-    words += _BY_PEOPLE if settings.inputs.judge == "gold" else _BY_PEOPLE[:2]
-    return shlex.join([*words, "--out", f"{run}-ranked"])
+    words += ["--inputs.prompts", PROMPTS]
+    words += _ranked_by_people(settings) if settings.inputs.judge == "gold" else []
+    return command_of_another(replace(settings, out=run), words, suffix="ranked")
+
+
+def reward_on_snapshot(settings: Loop, snapshot: Path) -> str:
+    """The command that trains a reward model on what people ranked in a run, in a new run.
+
+    Args:
+        settings: The settings of the run, whose SFT adapter the new one takes.
+        snapshot: Folder of the snapshot.
+    """
+    inputs = settings.inputs
+    words = ["--inputs.rankings", str(snapshot)]
+    words += ["--inputs.sft-adapter", str(settings.out / "sft" / "adapter")]
+    words += ["--inputs.seeds", "None"] if inputs.seeds is not None else []
+    words += _ranked_by_people(settings)
+    # 1. DPO alone needs no reward model. Best-of-K does, and the prompts that nobody ranks any more
+    #    are enough for it.
+    if not settings.rewarded:
+        prompts = min(settings.best_of_k.prompts, settings.rank.prompts)
+        words += ["--policies", *settings.policies, "best-of-k", "--best-of-k.prompts"]
+        words += [str(prompts)]
+    # 2. The kit's own prompts do not go with rankings from a file, so that no look can be taken.
+    if settings.watch.every and inputs.prompts is None and inputs.splits is None:
+        words += ["--watch.every", "0", "--watch.patience", "0"]
+    return command_of_another(settings, words, suffix=f"people-{snapshot.name}", command="reward")
+
+
+def _ranked_by_people(settings: Loop) -> list[str]:
+    """The flags that put people in the place of a run's judge, and take back what only it could."""
+    words = ["--inputs.judge", "human"]
+    words += ["--judge.url", "None"] if settings.judge.url is not None else []
+    words += ["--reward.source", "rankings"] if settings.reward.source == "judge" else []
+    words += ["--evaluate.judge", "None"] if settings.evaluate.judge == "gold" else []
+    words += ["--watch.scorer", "None"] if settings.watch.scorer == "gold" else []
+    return words
 
 
 def loop_command(settings: Loop, *more: str) -> str:
@@ -102,9 +138,14 @@ def loop_command(settings: Loop, *more: str) -> str:
     return shlex.join([PROGRAM, "loop", *words, *more])
 
 
-def given(settings: Loop) -> list[str]:
-    """The flags of the settings that differ from the loop's defaults, the general ones first."""
-    default = Loop()
+def given(settings: Loop, default: Loop | None = None) -> list[str]:
+    """The flags of the settings that differ from the defaults, the general ones first.
+
+    Args:
+        settings: The settings.
+        default: The command's defaults; None takes those of `loop`.
+    """
+    default = Loop() if default is None else default
     leaves = sorted(leaves_of(Loop, required=False), key=lambda leaf: _rank(leaf.path))
     words: list[str] = []
     for leaf in leaves:

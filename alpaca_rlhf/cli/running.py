@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
 from alpaca_rlhf.cli import own_files
@@ -9,23 +11,22 @@ from alpaca_rlhf.cli.ranking import RankingSession
 from alpaca_rlhf.cli.terminal import Terminal, result_lines
 from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.runs import finished
 from alpaca_rlhf.core.shell_words import quoted
-from alpaca_rlhf.pipeline import run_loop
+from alpaca_rlhf.pipeline import run_loop, takes_policies
 from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.settings import Loop
-from alpaca_rlhf.settings.policies import POLICY_STAGES
+from alpaca_rlhf.settings.another_run import command_of_another
+from alpaca_rlhf.settings.policies import POLICIES, POLICY_STAGES
+from alpaca_rlhf.settings.quickstart import QUICKSTART
 from alpaca_rlhf.settings.steps import order, suffixed
 from alpaca_rlhf.sources.sampled import candidate_sets, queue_stage
 from alpaca_rlhf.sources.standing import standing_of_stage
 from alpaca_rlhf.sources.verdicts import open_store
 from alpaca_rlhf.stages import PeopleNeeded
 
-_REPLACED_BY = {
-    "generate": "--inputs.data, --inputs.splits or --inputs.sft-adapter",
-    "sample": "--inputs.rankings",
-    "rank": "--inputs.rankings",
-}
-"""Stages that a run skips, with the flags of the user's own files that replace them."""
+_REWARDED = "ppo"
+"""A policy that learns from a reward model, for a run that has none."""
 
 
 def run(
@@ -120,15 +121,62 @@ def rank_by_people(
 def _refuse_replaced(settings: Loop, until: str | None) -> None:
     if until is None or until in [name for name, _ in order(settings)]:
         return
+    chosen = " ".join(settings.policies)
     if until in POLICY_STAGES:
-        policy, chosen = until.replace("_", "-"), " ".join(settings.policies)
+        policy = until.replace("_", "-")
         raise UserError(
             f"{policy}: not a part of this run, which has --policies {chosen}; "
-            f"give --policies {chosen} {policy}"
+            + _adding(settings, policy, policy)
         )
     by_judge = settings.reward.source == "judge" and until in ("sample", "rank", "reward")
-    replacement = "--reward.source judge" if by_judge else _REPLACED_BY[until]
+    if until == "reward" and not by_judge:
+        raise UserError(
+            f"reward: not a part of this run, since --policies {chosen} needs no reward model; "
+            + _adding(settings, _REWARDED, until)
+        )
+    replacement = "--reward.source judge" if by_judge else _replacement(settings, until)
     raise UserError(f"{until}: not a part of this run, because it has {replacement}")
+
+
+def _replacement(settings: Loop, until: str) -> str:
+    """The flags of the user's own files that take the place of a stage."""
+    inputs = settings.inputs
+    if until != "generate":  # nothing is sampled and ranked
+        return "--inputs.rankings"
+    if inputs.untrained:
+        return "--inputs.rankings without rows, so that the base is taken as it is"
+    given = {
+        "--inputs.data": inputs.data,
+        "--inputs.splits": inputs.splits,
+        "--inputs.sft-adapter": inputs.sft_adapter,
+    }
+    return " and ".join(flag for flag, path in given.items() if path is not None)
+
+
+def _adding(settings: Loop, policy: str, command: str) -> str:
+    """The next step that adds a policy to a run: a flag, or a new run where the flag is refused."""
+    policies = tuple(name for name in POLICIES if name in (*settings.policies, policy))
+    flags = ["--policies", *policies]
+    try:
+        chosen = replace(settings, policies=policies)
+    except ValueError as error:
+        return f"it cannot be added: {error}"
+    is_new = not run_contents.holds_run(settings.out)
+    if is_new or takes_policies(chosen, finished(settings.out)):
+        return f"give {' '.join(flags)}"
+    if run_contents.kind_of(settings.out) == "quickstart":  # the small world is its alone
+        command = "quickstart"
+    another = command_of_another(settings, flags, suffix=policy, command=command)
+    return f"this run can take {policy} no more, so begin another: {another}"
+
+
+def _with_other_seed(settings: Loop, out: Path) -> str:
+    """The command that runs a quickstart as this one was, with another seed."""
+    seed = settings.seed + 1
+    same_place = replace(settings, seed=QUICKSTART.seed, out=QUICKSTART.out)
+    flags = own_files.given(same_place, QUICKSTART)
+    words = [*flags, "--seed", str(seed), "--out", str(out.with_name(f"{out.name}-seed{seed}"))]
+    return shlex.join(["alpaca-rlhf", "quickstart", *words])
 
 
 def _after(settings: Loop, out: Path, kind: str, until: str | None) -> list[tuple[str, str]]:
@@ -139,13 +187,8 @@ def _after(settings: Loop, out: Path, kind: str, until: str | None) -> list[tupl
             (f"alpaca-rlhf chat --run {folder} --policy sft", "as it was before the rankings"),
         ]
         if kind == "quickstart":
-            seed = settings.seed + 1
-            new_out = quoted(out.with_name(f"{out.name}-seed{seed}"))
             rows += [
-                (
-                    f"alpaca-rlhf quickstart --seed {seed} --out {new_out}",
-                    "the same with other randomness",
-                ),
+                (_with_other_seed(settings, out), "the same with other randomness"),
                 ("alpaca-rlhf loop --help", "with a base and data of your own"),
             ]
         return rows

@@ -176,6 +176,11 @@ class RunFolder:
             atomic_write(self.path / CONFIG, config_yaml)
             self._unpinned = None
 
+    @property
+    def kind(self) -> str:
+        """Purpose of the folder: `quickstart`, `loop` ..."""
+        return str(self.read_json(_PROVENANCE).get("kind", "loop"))
+
     def note(self, **facts: Any) -> None:
         """Add facts to `provenance.json`, e.g. the base's fingerprint."""
         self.write_json(_PROVENANCE, self.read_json(_PROVENANCE) | facts)

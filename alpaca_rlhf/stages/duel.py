@@ -14,18 +14,22 @@ from typing import Any
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.runs import RunFolder
+from alpaca_rlhf.core.shell_words import quoted
 from alpaca_rlhf.core.sizes import MIN_PROMPTS
 from alpaca_rlhf.data import cluster_numbers
 from alpaca_rlhf.evaluation.duel import Budget, TrainingPoint, differences, read_within
 from alpaca_rlhf.evaluation.win_rate import Interval, bootstrap_ci, paired_gain
 from alpaca_rlhf.report.policy_names import policy_label, policy_order
 from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.settings.another_run import command_of_another
 from alpaca_rlhf.settings.policies import POLICY_STAGES, REWARDED_STAGES
 from alpaca_rlhf.sources import Source
 from alpaca_rlhf.stages.watch_words import scorer_in_words
 
 _IN_UPDATES = ("ppo", "grpo", "rloo")
 """Policies that sample anew each update, which looks are taken of."""
+_USUAL = ("ppo", "best-of-k")
+"""Policies that a run trains unless it is told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ def duel_of(
         UserError: There are no two policies to compare, or they cannot be compared.
     """
     names = contenders(ledger)
-    _refuse_incomparable(run, ledger, names)
+    _refuse_incomparable(run, ledger, settings, names)
     record = _Record(run, ledger, settings, source, names)
     return {
         "schema": 1,
@@ -84,7 +88,17 @@ def duel_of(
     }
 
 
-def _refuse_incomparable(run: RunFolder, ledger: Mapping[str, Any], names: Sequence[str]) -> None:
+def _with_two(settings: Loop, kind: str) -> str:
+    """The command that trains the run's policies and another one, from one SFT adapter."""
+    others = [policy for policy in _USUAL if policy not in settings.policies]
+    policies = [*settings.policies, *others[: max(0, 2 - len(settings.policies))]]
+    command = "quickstart" if kind == "quickstart" else "loop"  # the small world is its alone
+    return command_of_another(settings, ["--policies", *policies], suffix="duel", command=command)
+
+
+def _refuse_incomparable(
+    run: RunFolder, ledger: Mapping[str, Any], settings: Loop, names: Sequence[str]
+) -> None:
     """Refuse a run whose policies cannot be compared.
 
     Raises:
@@ -95,13 +109,13 @@ def _refuse_incomparable(run: RunFolder, ledger: Mapping[str, Any], names: Seque
     if "evaluate" not in ledger:
         raise UserError(
             f"{run.path}: its policies have not been evaluated; first run: "
-            f"alpaca-rlhf evaluate --out {run.path}"
+            f"alpaca-rlhf evaluate --out {quoted(run.path)}"
         )
     if len(names) < 2:
         only = f"has {policy_label(names[0])} alone" if names else "has none"
         raise UserError(
             f"{run.path}: a duel takes two policies that were trained and evaluated, and this run "
-            f"{only}; train another with: alpaca-rlhf loop --policies ppo best-of-k ... --out NEW"
+            f"{only}; train two with: {_with_two(settings, run.kind)}"
         )
     # 2. One SFT adapter. Runs of earlier versions do not say which it was.
     adapters = {name: ledger[name].get("sft_sha256") for name in names}
