@@ -365,7 +365,7 @@ def test_a_number_of_another_kind_is_a_number(written):
             "judge.py:4: score() raised TypeError: object of type 'int' has no len() (rank, ",
         ),
         ("return (exit(1) for _ in responses)", "judge.py:4: score() raised SystemExit: 1 (rank, "),
-        ("import itertools; return itertools.repeat(1)", "returned more than 4 scores for 4 "),
+        ("return (1 for _ in range(10**6))", "returned more than 4 scores for 4 responses"),
         ("return [1] * 9", "returned 9 scores for 4 responses"),
         ("return [2 ** 1024] * 4", "returned 17976931348623159077"),
     ],
