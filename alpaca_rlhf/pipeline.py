@@ -313,7 +313,7 @@ def _refuse_huge_prompts(settings: Loop, texts: Sequence[Texts]) -> None:
 def _refuse_own_files(settings: Loop, source: Source, texts: Sequence[Texts]) -> None:
     preflight.refuse_leaks(settings, source)
     for base in texts:
-        preflight.refuse_too_long(settings, source, base)
+        preflight.refuse_unfit(settings, source, base)
 
 
 def _take_card(settings: Loop, loan: gpu_lock.Loan, with_model: Sequence[Step]) -> None:

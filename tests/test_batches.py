@@ -28,9 +28,11 @@ from alpaca_rlhf.models.batches import (
     left_pad,
     prompt_ids,
     segments,
+    sft_example,
     text_ids,
 )
 from alpaca_rlhf.models.scoring import micro_batches
+from alpaca_rlhf.models.turns import LostReply
 
 BOS, EOS, PAD = 1, 2, 0
 CHAT = (
@@ -219,7 +221,7 @@ talks = st.builds(Instruction, instruction=texts, input=texts, history=turns)
 
 
 def spans_of(base, template, row, completion="Red."):
-    made = example(base, template, row, completion)
+    made = sft_example(base, template, replace(row, output=completion))
     return made, [made.prompt[start:end] for start, end in made.earlier]
 
 
@@ -249,10 +251,10 @@ def test_a_reply_has_the_same_tokens_as_when_it_was_the_last(tiny_base, template
     if template == "chat":
         row = replace(row, history=TALK.history)
     with with_template(tiny_base, CHAT.replace("] ", "]\n")):
-        made = example(tiny_base, template, row, "x")
+        made = sft_example(tiny_base, template, replace(row, output="x"))
         for number, (user, reply) in enumerate(row.history):
-            before = Instruction(user, history=row.history[:number])
-            short = example(tiny_base, template, before, reply)
+            before = Instruction(user, "", reply, history=row.history[:number])
+            short = sft_example(tiny_base, template, before)
             assert made.prompt[: len(short)] == short.prompt + short.completion
             assert made.earlier[: number + 1] == (
                 *short.earlier,
@@ -336,9 +338,13 @@ def test_a_chat_template_whose_replies_cannot_be_proven_is_refused(tiny_base, wa
         template = template.replace("{% endgeneration %}", "")
     assert template != MARKED
     with with_template(tiny_base, template):
-        with pytest.raises(UserError, match=r"--template chat: .*earlier reply"):
+        with pytest.raises(LostReply, match=r"--template chat: .*earlier reply"):
             spans_of(tiny_base, "chat", PLAIN)
-        assert example(tiny_base, "chat", Instruction("Name a colour."), "Blue.").earlier == ()
+        lone = Instruction("Name a colour.", "", "Blue.")
+        assert sft_example(tiny_base, "chat", lone).earlier == ()
+        # Outside SFT the prompt is what the template renders.
+        scored = example(tiny_base, "chat", PLAIN, "Red.")
+        assert scored.prompt == prompt_ids(tiny_base, "chat", PLAIN) and scored.earlier == ()
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -349,7 +355,10 @@ def test_segments_are_the_whole_and_mark_what_is_learned(
 ):
     row = replace(row, history=row.history and TALK.history) if template == "chat" else row
     with with_template(tiny_base, CHAT.replace("] ", "]\n")):
-        made = example(tiny_base, template, row, completion, finished=finished)
+        made = sft_example(tiny_base, template, replace(row, output=completion))
+        cut = example(tiny_base, template, row, completion, finished=finished)
+    assert cut.prompt == made.prompt
+    made = replace(made, completion=cut.completion)
     pieces = segments(tiny_base, made)
     whole = tiny_base.tokenizer.decode(list(made.prompt + made.completion))
     assert "".join(text for text, _ in pieces) == whole

@@ -18,7 +18,8 @@ from alpaca_rlhf.doctor.base import _ends, _mask
 from alpaca_rlhf.exporting.tokenizer import compare, exported_tokenizer, ids_of
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import load_base
-from alpaca_rlhf.models.batches import example, prompt_ids, segments
+from alpaca_rlhf.models.batches import example, prompt_ids, segments, sft_example
+from alpaca_rlhf.models.turns import LostReply
 from alpaca_rlhf.serving.policy_server import PolicyServer
 from alpaca_rlhf.serving.sampling_settings import SamplingSettings
 from alpaca_rlhf.settings import Lora
@@ -172,7 +173,7 @@ def test_the_token_after_a_rendered_reply_is_learned_and_stops(base_with, files,
     end = base.tokenizer.convert_tokens_to_ids({**ENDS, **OUR_ENDS}[name])
     assert base.tokenizer.convert_ids_to_tokens(base.eos_id) == "<|end_of_text|>"
     for row in (files["sft"], Instruction("Name a colour.")):
-        made = example(base, "chat", row, "Red.")
+        made = sft_example(base, "chat", replace(row, output="Red."))
         assert made.completion[-1] == end and made.completion.count(end) == 1
         assert len(made.earlier) == len(row.history)
         assert all(made.prompt[stop - 1] == end for _, stop in made.earlier)
@@ -197,8 +198,8 @@ def test_a_reply_that_plain_text_follows_ends_with_eos_and_doctor_warns(checkpoi
     base = load_base(checkpoint(template), dtype=torch.float32)
     assert example(base, "chat", Instruction("Why?"), "So.").completion[-1] == base.eos_id
     assert _ends(base, "chat").verdict == "warning"
-    with pytest.raises(UserError, match="earlier reply"):
-        example(base, "chat", ROW, "Red.")
+    with pytest.raises(LostReply, match="earlier reply"):
+        sft_example(base, "chat", replace(ROW, output="Red."))
 
 
 # --- refused at load ------------------------------------------------------------------------------
@@ -285,7 +286,7 @@ def test_a_reply_of_weight_0_carries_no_loss(base_with, tmp_path):
     assert row.masked_replies == (0,)
     base = base_with("like_smollm2")
     for template in ("chat", "brief"):
-        made = example(base, template, row, row.output or "")
+        made = sft_example(base, template, row)
         text = marked(segments(base, made))
         learned = [piece.partition("]]")[0] for piece in text.split("[[")[1:]]
         assert len(learned) == 2

@@ -18,6 +18,7 @@ from alpaca_rlhf.stages.sft import held_out_summary
 from alpaca_rlhf.training import loss_scale, sft
 from alpaca_rlhf.training.loop import Checkpoints, Learner, batches
 from alpaca_rlhf.training.sft import (
+    EncodedRows,
     SFTResult,
     encode,
     held_out_loss,
@@ -400,8 +401,9 @@ def test_it_learns_eight_samples_by_heart_and_stops_after_them(tiny, tmp_path):
     adapters = tiny("sft", trained=False)
     before = weights_digest(adapters.base)
     rows = [Instruction(f"Say number {i}.", output=word) for i, word in enumerate(words)]
-    data, too_long = encode(adapters, rows, 256)
-    assert too_long == 0
+    encoded = encode(adapters, rows, 256)
+    data = encoded.examples
+    assert (encoded.too_long, encoded.lost) == (0, 0)
     settings = replace(SETTINGS, lr=2e-2, epochs=110, warmup=0.1, micro_batch_size=8)
     result = train(adapters, tmp_path, data, settings, held_out=data)
     assert result.loss_before > 3
@@ -439,12 +441,12 @@ def test_small_steps_are_not_lost(tiny, tmp_path):
 def test_rows_that_are_too_long_are_left_out_whole(tiny):
     adapters = tiny("sft")
     rows = [Instruction("x", output="y"), Instruction("x", output="lemon " * 60)]
-    kept, too_long = encode(adapters, rows, 64)
-    assert kept == [example(adapters.base, "brief", rows[0], "y")]
-    assert too_long == 1
+    encoded = encode(adapters, rows, 64)
+    assert encoded.examples == [example(adapters.base, "brief", rows[0], "y")]
+    assert (encoded.too_long, encoded.lost) == (1, 0)
     long = Instruction("x", output="lemon " * 250)
     assert len(example(adapters.base, "brief", long, long.output)) > adapters.base.context
-    assert encode(adapters, [long], 10_000) == ([], 1)
+    assert encode(adapters, [long], 10_000) == EncodedRows([], too_long=1, lost=0)
 
 
 def test_a_rows_side_depends_on_its_prompt_alone():

@@ -416,8 +416,9 @@ def test_truncation_drops_eos(tiny_folder, tiny):
 
     adapters = tiny("sft")
     rows = [Instruction("Name a colour.", "", "Blue. " * n) for n in (1, 40)]
-    fitting, too_long = encode(adapters, rows, 64)
-    assert (len(fitting), too_long) == (1, 1), "a row that is too long is left out whole, and told"
+    encoded = encode(adapters, rows, 64)
+    fitting = encoded.examples
+    assert (len(fitting), encoded.too_long) == (1, 1), "left out whole, and told"
     assert fitting[0].completion[-1] == adapters.base.eos_id
     unfinished = example(adapters.base, "brief", rows[0], "Blue.", finished=False)
     assert adapters.base.eos_id not in unfinished.completion

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +12,7 @@ from alpaca_rlhf.core.bases import EMBEDDED, SMOLLM2, is_gguf, is_local, offline
 from alpaca_rlhf.core.quiet import quiet
 
 _JINJA, _CONFIG = "chat_template.jinja", "tokenizer_config.json"
+_GGUF_KEY = "tokenizer.chat_template"
 
 
 def default_template(base: str) -> Literal["alpaca", "chat"]:
@@ -23,11 +24,34 @@ def has_chat_template(base: str) -> bool:
     """True if the tokenizer of a base brings a chat template.
 
     Looks at the tokenizer's files alone: of a folder, of a base in the user's cache, or of a hub id
-    in the hub's cache; only what is not there is fetched. GGUF files are not looked into.
+    in the hub's cache; only what is not there is fetched. Of a GGUF file the header is read.
     """
-    if base == EMBEDDED or is_gguf(base):
+    if base == EMBEDDED:
         return False
+    if is_gguf(base):
+        path = Path(base).expanduser()
+        try:
+            state = path.stat()
+        except OSError:  # loading the base says what is wrong
+            return False
+        return _header_has_chat_template(path, state.st_size, state.st_mtime_ns)
     return any(_is_chat_template(file) for file in _tokenizer_files(base))
+
+
+@lru_cache(maxsize=8)
+def _header_has_chat_template(path: Path, size: int, modified_ns: int) -> bool:
+    """True if the header of a GGUF file holds a chat template; its tensors stay on the disk.
+
+    A vocabulary of 128,000 tokens takes seconds to pass over, so a file is read once a process;
+    size and time tell a changed one.
+    """
+    from gguf import GGUFReader
+
+    try:
+        field = GGUFReader(path).get_field(_GGUF_KEY)
+        return field is not None and bool(field.contents())
+    except Exception:  # a cut or foreign file: loading the base says what is wrong
+        return False
 
 
 def _is_chat_template(file: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -15,9 +16,18 @@ from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.doctor.finding import Finding, carried_out
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import Base, load_base
-from alpaca_rlhf.models.batches import answer, collate, example, prompt_ids, segments
+from alpaca_rlhf.models.batches import (
+    Example,
+    answer,
+    collate,
+    example,
+    prompt_ids,
+    segments,
+    sft_example,
+)
 from alpaca_rlhf.models.forward import loss_logprobs
 from alpaca_rlhf.models.template_traits import end_id, template_traits
+from alpaca_rlhf.models.turns import LostReply
 from alpaca_rlhf.settings import Lora
 
 _ROWS = (
@@ -89,7 +99,7 @@ def _ends(base: Base, template: str) -> Finding:
         return Finding("end of text", state, "bad", "report it: no answer would end")
     chat = template_traits(base.tokenizer) if template == "chat" else None
     if chat is not None and chat.end_id is None:
-        todo = "conversations of several turns are refused; use a template that closes its replies"
+        todo = "SFT refuses rows of several turns; use a template that closes its replies"
         state += "; the chat template closes a reply with no token, so the tokenizer's eos does"
         return Finding("end of text", state, "warning", todo)
     return Finding("end of text", state)
@@ -101,17 +111,32 @@ def _mask(base: Base, template: str) -> Finding:
     if template == "chat" and base.day:
         state = "the chat template prints today's date; a run keeps that of its first day"
         previews.append(f"{state}, here {base.day}")
-    for row in _ROWS[1:]:
-        text = marked(segments(base, example(base, template, row, row.output or "")))
+    learned = _learned(base, template)
+    for taught in learned[1:]:
+        text = marked(segments(base, taught))
         previews.append(text if len(text) <= _PREVIEW_CHARS else "..." + text[-_PREVIEW_CHARS:])
-    return Finding("what carries loss", "in [[ ]]:\n" + "\n---\n".join(previews))
+    state = "in [[ ]]:\n" + "\n---\n".join(previews)
+    if len(learned) < len(_ROWS):
+        todo = "SFT refuses such rows; give rows of one turn, or use --template alpaca for them"
+        state += "\n---\nnothing of a conversation: the chat template alters its earlier replies"
+        return Finding("what carries loss", state, "warning", todo)
+    return Finding("what carries loss", state)
+
+
+def _learned(base: Base, template: str) -> list[Example]:
+    """The rows that SFT takes: a conversation only where the template leaves its replies whole."""
+    learned = []
+    for row in _ROWS:
+        with suppress(LostReply):
+            learned.append(sft_example(base, template, row))
+    return learned
 
 
 def _stats(adapters: Adapters, role: str | None) -> torch.Tensor:
     """Log-probabilities in float64 of every learned token under an adapter."""
-    rows = [example(adapters.base, adapters.template, row, row.output or "") for row in _ROWS]
+    learned = _learned(adapters.base, adapters.template)
     with torch.no_grad(), adapters.using(role):
-        return loss_logprobs(adapters, collate(adapters.base, rows)).double()
+        return loss_logprobs(adapters, collate(adapters.base, learned)).double()
 
 
 def _starts_at_the_base(adapters: Adapters) -> Finding:
@@ -128,9 +153,9 @@ def _starts_at_the_base(adapters: Adapters) -> Finding:
 def _gradients(adapters: Adapters) -> Finding:
     """Check that a loss reaches every layer's adapter with finite gradients."""
     adapters.trainable("doctor")
-    rows = [example(adapters.base, adapters.template, row, row.output or "") for row in _ROWS]
+    learned = _learned(adapters.base, adapters.template)
     with adapters.using("doctor"), adapters.training():
-        batch = collate(adapters.base, rows)
+        batch = collate(adapters.base, learned)
         (-loss_logprobs(adapters, batch).mean()).backward()  # type: ignore[no-untyped-call]
     parameters = adapters.parameters("doctor")
     # B starts at zero, so in the first step only B has a gradient

@@ -46,6 +46,7 @@ __all__ = [
     "prompt_ids",
     "prompt_runs",
     "segments",
+    "sft_example",
     "text_ids",
 ]
 
@@ -64,7 +65,7 @@ class Example:
     """Token ids; they end with the template's end token unless the completion was cut."""
     earlier: tuple[tuple[int, int], ...] = ()
     """(start, end) positions in `prompt` of the earlier replies of a conversation that carry loss
-    in SFT as the completion does, each with its end token, oldest first."""
+    in SFT as the completion does, each with its end token, oldest first; empty outside SFT."""
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
@@ -182,21 +183,34 @@ def example(
 ) -> Example:
     """A prompt with its completion, which the template's end token ends unless it was cut.
 
-    That token is eos in the plain templates, and in a chat template the one after a reply.
+    That token is eos in the plain templates, and in a chat template the one after a reply. The
+    prompt is the one that was sampled from, whatever the template makes of earlier replies: they
+    carry no loss here (see `sft_example`).
 
     The completion's tokens are those it has in the rendered whole wherever the prompt's own tokens
-    are a prefix of the whole's, as they are when the policy generates. So are those of the earlier
-    replies of a conversation. Those in `row.masked_replies` carry no loss.
+    are a prefix of the whole's, as they are when the policy generates.
 
     Raises:
-        UserError: The template is `chat`, and the tokenizer has none, or one in which the earlier
-            replies of a conversation cannot be found.
+        UserError: The template is `chat`, and the tokenizer has none.
     """
-    prompt, earlier = prompt_turns(base, template, row)
-    earlier = tuple(span for number, span in enumerate(earlier) if number not in row.masked_replies)
     ids = last_reply_ids(base, template, row, completion)
     end = _end_id(base, template)
-    return Example(prompt, (*ids, end) if finished else tuple(ids), earlier)
+    return Example(prompt_ids(base, template, row), (*ids, end) if finished else tuple(ids))
+
+
+def sft_example(base: TextBase, template: str, row: Instruction) -> Example:
+    """A row to learn from: its output carries loss, and so do the earlier replies before it.
+
+    Those in `row.masked_replies` carry none.
+
+    Raises:
+        LostReply: The chat template alters an earlier reply, so that it cannot be learned from.
+        UserError: The template is `chat`, and the tokenizer has none.
+    """
+    prompt, spans = prompt_turns(base, template, row)
+    spans = tuple(span for number, span in enumerate(spans) if number not in row.masked_replies)
+    ids = last_reply_ids(base, template, row, row.output or "")
+    return Example(prompt, (*ids, _end_id(base, template)), spans)
 
 
 def _end_id(base: TextBase, template: str) -> int:

@@ -25,6 +25,10 @@ _ANCHOR = "."
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
+class LostReply(UserError):
+    """A chat template alters an earlier reply of a conversation, or closes it with no token."""
+
+
 def text_ids(base: TextBase, text: str) -> tuple[int, ...]:
     """Token ids of plain text after bos. Text never becomes a special token, whatever it says."""
     ids = _encode(base, text)
@@ -46,8 +50,8 @@ def prompt_turns(base: TextBase, template: str, row: Instruction) -> tuple[tuple
     """Ids of a prompt from bos to where the completion starts, and the spans of earlier replies.
 
     Raises:
-        UserError: The template is `chat`, and the tokenizer has none, or one in which an earlier
-            reply cannot be told from its surroundings.
+        LostReply: An earlier reply cannot be told from its surroundings in the chat template.
+        UserError: The template is `chat`, and the tokenizer has none.
     """
     if template == "chat":
         ids = chat_ids(base, row)
@@ -153,10 +157,10 @@ def _chat_spans(base: TextBase, row: Instruction, ids: Sequence[int]) -> Spans:
         spans = _proven_spans(base, row, ids, find_starts(base, row, ids)) if row.history else ()
         if spans is not None:
             return spans
-    raise UserError(
-        f"--template chat: in the chat template of {base.name} an earlier reply of a conversation "
-        "cannot be found again as it is, with a token that ends it, in the conversation that "
-        f"starts with {row.history[0][0][:60]!r}; use --template alpaca or --template brief"
+    raise LostReply(
+        f"--template chat: the chat template of {base.name} alters an earlier reply, or closes it "
+        f"with no token, in the conversation that starts with {row.history[0][0][:60]!r}; use "
+        "--template alpaca or --template brief"
     )
 
 

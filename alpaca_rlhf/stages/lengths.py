@@ -9,24 +9,38 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.models.batches import chars_of, max_chars, prompt_ids
 from alpaca_rlhf.models.text_base import TextBase
+from alpaca_rlhf.models.turns import LostReply
 from alpaca_rlhf.settings import Loop
-from alpaca_rlhf.training.sft import fitting_examples, split_held_out
+from alpaca_rlhf.training.sft import RowEncoder, split_held_out
 
 
 def refuse_long_rows(base: TextBase, settings: Loop, rows: Sequence[Instruction]) -> None:
     """Refuse rows of the user's of which SFT could train on none.
 
     Raises:
-        UserError: Each is longer than --sft.max-length, or than the base's context.
+        UserError: Each is longer than --sft.max-length, or than the base's context, or is a
+            conversation that the chat template alters.
     """
     training_rows, _ = split_held_out(rows, settings.sft.held_out)
-    fitting = fitting_examples(base, settings.template, training_rows, settings.sft.max_length)
-    if training_rows and next(fitting, None) is None:
-        raise no_row_fits(settings)
+    encoder = RowEncoder(base, settings.template, settings.sft.max_length)
+    lost = 0
+    for row in training_rows:
+        try:
+            if encoder.encode(row) is not None:
+                return
+        except LostReply:
+            lost += 1
+    if training_rows:
+        raise no_row_left(base, settings, all_lost=lost == len(training_rows))
 
 
-def no_row_fits(settings: Loop) -> UserError:
-    """The refusal of rows that are all too long."""
+def no_row_left(base: TextBase, settings: Loop, *, all_lost: bool) -> UserError:
+    """The refusal of rows that are all too long, or all lost (see `lost_replies`)."""
+    if all_lost:
+        return UserError(
+            f"{settings.inputs.rows}: the chat template of {base.name} alters an earlier reply of "
+            "every row to train on; begin a run with --template alpaca, or give other rows"
+        )
     return UserError(
         f"{settings.inputs.rows}: no row to train on fits into --sft.max-length "
         f"{settings.sft.max_length} tokens; raise it, or give shorter rows"

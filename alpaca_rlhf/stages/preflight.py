@@ -34,6 +34,7 @@ from alpaca_rlhf.planner import (
 from alpaca_rlhf.settings import Inputs, Loop
 from alpaca_rlhf.sources import Source, read_rows, reading_of
 from alpaca_rlhf.stages.lengths import refuse_huge_prompts, refuse_long_prompts, refuse_long_rows
+from alpaca_rlhf.stages.lost_replies import refuse_lost_replies
 
 logger = logging.getLogger(__name__)
 
@@ -194,16 +195,18 @@ def refuse_huge_prompts_of(settings: Loop, base: TextBase) -> None:
         refuse_huge_prompts(base, path, read_prompts(path, reading))
 
 
-def refuse_too_long(settings: Loop, source: Source, base: TextBase) -> None:
-    """Refuse rows and prompts of the user's files that the base has no room for.
+def refuse_unfit(settings: Loop, source: Source, base: TextBase) -> None:
+    """Refuse rows that the chat template alters, and those and prompts that have no room.
 
     The stage `sft` asks again, of generated rows too; here no folder has been made yet.
 
     Raises:
-        UserError: No row fits, or a prompt leaves no room for a completion.
+        UserError: Nothing can be learned from a row, no row fits, or a prompt leaves no room for a
+            completion.
     """
     inputs = settings.inputs
     if inputs.rows is not None and inputs.sft_adapter is None:
+        refuse_lost_replies(base, settings)
         refuse_long_rows(base, settings, read_rows(inputs)[0])
     if inputs.prompts_from == "files":
         splits = {name: source.prompts(name) for name in source.names()}

@@ -13,7 +13,8 @@ from alpaca_rlhf.data import answered_prompts, check_disjoint, reasons_text
 from alpaca_rlhf.models.batches import Example, segments
 from alpaca_rlhf.models.foreign import adopt
 from alpaca_rlhf.stages.context import Context
-from alpaca_rlhf.stages.lengths import no_row_fits, refuse_long_prompts
+from alpaca_rlhf.stages.lengths import no_row_left, refuse_long_prompts
+from alpaca_rlhf.stages.lost_replies import refuse_lost_replies
 from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.stages.preflight import leak_way_out
 from alpaca_rlhf.training.sft import SFTResult, encode, preview_indices, split_held_out, train_sft
@@ -39,11 +40,17 @@ def sft(ctx: Context, round_: int) -> Outcome:
     # 2. Encode the rows, with some held out by prompt.
     settings = ctx.settings.sft
     training_rows, held_out_rows = split_held_out(rows, settings.held_out)
-    examples, too_long = encode(ctx.adapters, training_rows, settings.max_length)
-    held_out, also_too_long = encode(ctx.adapters, held_out_rows, settings.max_length)
-    if rows and too_long == len(training_rows) and ctx.settings.inputs.rows is not None:
-        raise no_row_fits(ctx.settings)
-    account = _account(ctx, len(training_rows) + len(held_out_rows), too_long + also_too_long)
+    encoded = encode(ctx.adapters, training_rows, settings.max_length)
+    encoded_held_out = encode(ctx.adapters, held_out_rows, settings.max_length)
+    examples, held_out = encoded.examples, encoded_held_out.examples
+    too_long = encoded.too_long + encoded_held_out.too_long
+    lost = encoded.lost + encoded_held_out.lost
+    if lost:
+        refuse_lost_replies(ctx.base, ctx.settings)  # of a hub's base it is known only now
+    if rows and not examples and ctx.settings.inputs.rows is not None:
+        all_lost = 0 < encoded.lost == len(training_rows)
+        raise no_row_left(ctx.base, ctx.settings, all_lost=all_lost)
+    account = _account(ctx, len(rows), {"too long": too_long, "unusable": lost})
     if settings.patience and not held_out:
         raise UserError(
             f"--sft.patience {settings.patience}: none of {len(rows)} rows is held out; "
@@ -52,10 +59,15 @@ def sft(ctx: Context, round_: int) -> Outcome:
 
     # 3. Train from the last checkpoint, and save.
     checkpoints = ctx.checkpoints("sft")
-    if too_long + also_too_long:
+    if too_long:
         ctx.reporter.say(
-            f"{too_long + also_too_long:,} of {len(rows):,} rows are longer than --sft.max-length "
+            f"{too_long:,} of {len(rows):,} rows are longer than --sft.max-length "
             f"{settings.max_length} tokens and left out; raise it to train on them"
+        )
+    if lost:
+        ctx.reporter.say(
+            f"{lost:,} of {len(rows):,} rows are conversations of which the chat template alters "
+            "an earlier reply and left out; --template alpaca would take them"
         )
     _preview(ctx, examples, show=checkpoints.step() == 0)
     if settings.batch_size is None:
@@ -84,7 +96,7 @@ def sft(ctx: Context, round_: int) -> Outcome:
     conversations = sum(bool(row.history) for row in rows)
     facts = {
         **asdict(result),
-        "too_long": too_long + also_too_long,
+        "too_long": too_long,
         "conversations": conversations,
         "prompts": counts,
         "rows": account,
@@ -92,19 +104,22 @@ def sft(ctx: Context, round_: int) -> Outcome:
     return Outcome(result.examples, result.tokens, summary, facts)
 
 
-def _account(ctx: Context, records: int, too_long: int) -> dict[str, Any]:
+def _account(ctx: Context, records: int, dropped: Mapping[str, int]) -> dict[str, Any]:
     """The rows that SFT was given: used or left out, by reason.
 
     The rows of a file of the user's, or those that were generated. A row of several instances
-    gives several examples, of which each that is too long is counted.
+    gives several examples, of which each that is dropped here is counted.
     """
     path = ctx.settings.inputs.rows
     account = next((each for each in ctx.source.accounts if each.name == str(path)), None)
     given: dict[str, Any] = {"rows": records, "left_out": {}}
     if account is not None:
         given = account.to_json()
-    left_out = {**given["left_out"], **({"too long": too_long} if too_long else {})}
-    return {**given, "examples": records - too_long, "left_out": left_out}
+    left_out = dict(given["left_out"])
+    for reason, count in dropped.items():
+        if count:
+            left_out[reason] = left_out.get(reason, 0) + count
+    return {**given, "examples": records - sum(dropped.values()), "left_out": left_out}
 
 
 def held_out_summary(result: SFTResult, rows: int) -> str:

@@ -204,15 +204,16 @@ def _prompts(ctx: Context) -> dict[str, int]:
 def _files(ctx: Context) -> list[dict[str, Any]]:
     """The rows of each of the user's files: used or left out, by reason.
 
-    Those that are too long for SFT were counted when they were encoded.
+    Those that are too long for SFT, and conversations that the chat template alters, were counted
+    when they were encoded.
     """
     trained = ((ctx.run.done("sft") or {}).get("facts") or {}).get("rows") or {}
     accounts = [account.to_json() for account in ctx.source.accounts]
     for account in accounts:
-        too_long = trained.get("left_out", {}).get("too long", 0)
-        if too_long and account["file"] == trained.get("file"):
-            account["left_out"] |= {"too long": too_long}
-            account["used"] -= too_long
+        if account["file"] == trained.get("file"):
+            left_out = dict(trained["left_out"])
+            account["used"] -= sum(left_out.values()) - sum(account["left_out"].values())
+            account["left_out"] = left_out
     return accounts
 
 

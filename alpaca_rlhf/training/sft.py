@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -17,12 +17,13 @@ from alpaca_rlhf.models.batches import (
     by_length,
     chars_of,
     collate,
-    example,
     max_chars,
+    sft_example,
 )
 from alpaca_rlhf.models.forward import loss_logprobs
 from alpaca_rlhf.models.oom_retry import MicroBatch
 from alpaca_rlhf.models.text_base import TextBase
+from alpaca_rlhf.models.turns import LostReply
 from alpaca_rlhf.settings import SFT
 from alpaca_rlhf.training.bad_batch import readable_examples
 from alpaca_rlhf.training.held_out_split import split_by_hash
@@ -53,29 +54,58 @@ class SFTResult:
     """Steps after which the held-out loss was lowest; 0 if it was never evaluated."""
 
 
-def encode(
-    adapters: Adapters, rows: Sequence[Instruction], max_length: int
-) -> tuple[list[Example], int]:
-    """Tokenise rows with an output; returns those that fit, and how many are too long.
+@dataclass(frozen=True)
+class EncodedRows:
+    """Tokenised rows to learn from, and the counts of those that are left out."""
 
-    Nothing is ever truncated.
+    examples: list[Example]
+    """The rows that fit; nothing is ever truncated."""
+    too_long: int
+    """Rows that are too long."""
+    lost: int
+    """Conversations of which the chat template alters an earlier reply."""
+
+
+class RowEncoder:
+    """Tokenises rows with an output, one by one.
+
+    Args:
+        base: The base.
+        template: The prompt template.
+        max_length: Tokens of a row at most.
     """
-    fitting = list(fitting_examples(adapters.base, adapters.template, rows, max_length))
-    return fitting, len(rows) - len(fitting)
+
+    def __init__(self, base: TextBase, template: str, max_length: int) -> None:
+        self._base, self._template = base, template
+        self._limit = min(max_length, base.context)
+        # A tokenizer takes a minute for some megabytes, which are too long whatever they say.
+        self._most_chars = max_chars(base, self._limit)
+
+    def encode(self, row: Instruction) -> Example | None:
+        """The row as an example; None if it is too long.
+
+        Raises:
+            LostReply: The chat template alters an earlier reply of the conversation.
+        """
+        if chars_of(row) > self._most_chars:
+            return None
+        encoded = sft_example(self._base, self._template, row)
+        return encoded if len(encoded) <= self._limit else None
 
 
-def fitting_examples(
-    base: TextBase, template: str, rows: Sequence[Instruction], max_length: int
-) -> Iterator[Example]:
-    """Tokenise rows with an output one by one, without those that are too long."""
-    limit = min(max_length, base.context)
-    # A tokenizer takes a minute for a row of some megabytes, which is too long whatever it says.
-    most_chars = max_chars(base, limit)
+def encode(adapters: Adapters, rows: Sequence[Instruction], max_length: int) -> EncodedRows:
+    """Tokenise rows with an output: those that fit, and how many are left out."""
+    encoder = RowEncoder(adapters.base, adapters.template, max_length)
+    examples: list[Example] = []
+    lost = 0
     for row in rows:
-        if chars_of(row) <= most_chars:
-            encoded = example(base, template, row, row.output or "")
-            if len(encoded) <= limit:
-                yield encoded
+        try:
+            encoded = encoder.encode(row)
+        except LostReply:
+            lost += 1
+        else:
+            examples += [] if encoded is None else [encoded]
+    return EncodedRows(examples, len(rows) - len(examples) - lost, lost)
 
 
 def preview_indices(examples: Sequence[Example]) -> list[int]:

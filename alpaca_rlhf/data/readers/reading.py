@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,6 +104,10 @@ class Reading:
     """The flag that leaves broken rows out, for the message that refuses them."""
     columns_flag: str = ""
     """The flag that renames columns, for the message where no row has those that are read."""
+    refuse: Callable[[Any], None] = lambda record: None
+    """Raises `BadRow` for a record that the caller cannot use."""
+    way_out: str = ""
+    """The next steps after broken rows, in place of the usual ones."""
     account: FileAccount = field(default_factory=FileAccount)
     """The rows of the file."""
 

@@ -285,6 +285,8 @@ def collect(
         account.rows += n_rows
         try:
             row_records = convert(reading.prepared(columns_of(row)))
+            for record in row_records:
+                reading.refuse(record)
         except (BadRow, LeftOut) as problem:
             account.left_out[problem.reason] += n_rows
             place = rows.place(number)
@@ -325,6 +327,8 @@ def _next_step(path: Path, reading: Reading, foreign_row: dict[str, Any] | None)
         reading: The flags of the command, and the account of all rows.
         foreign_row: The first row, if none has the columns that are read.
     """
+    if reading.way_out:
+        return reading.way_out
     columns = f" --columns {columns_argument(reading.columns)}" if reading.columns else ""
     check = f"alpaca-rlhf data check {quoted(path)}{columns}"
     if foreign_row is not None and reading.columns_flag:
