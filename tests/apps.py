@@ -32,7 +32,7 @@ SECRET = b"a secret of thirty-two bytes....".ljust(32)
 
 
 def stand_in(services: Services) -> None:
-    """What the Rank tab's endpoint does, as far as the load needs it, and a button."""
+    """The Rank tab's endpoint, as far as the load needs it, and a button."""
 
     def answer(sent: str, request: gr.Request) -> str:
         account, message = services.account(request), json.loads(sent)
@@ -119,7 +119,7 @@ HOSTILE = [
     '" onmouseover="window.hit=1',
     "=HYPERLINK(1)",
 ]
-"""What must be shown as it is wherever it stands."""
+"""Texts that must be shown as they are wherever they stand."""
 
 
 def fill(store: Store, *, people: int = 3, sets: int = 40) -> list[int]:

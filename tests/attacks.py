@@ -173,7 +173,7 @@ def _from_annotator_to_admin(victim: Victim) -> Iterator[Attack]:
 def _called(
     client: TestClient, way: str, name: str, number: int, data: list[Any], clicked: dict[str, Any]
 ) -> str:
-    """What comes of an event, called in one of Gradio's ways."""
+    """The answer to an event that is called in one of Gradio's ways."""
     if way == "run":
         body = {"data": data, "fn_index": number, "session_hash": "abc", "event_data": clicked}
         return _said(client.post(f"/gradio_api/run/{name}", json=body))
@@ -454,7 +454,7 @@ def _stored(app: Any, name: str) -> Iterator[Attack]:
 
 
 def summary(attacks: list[Attack]) -> dict[str, dict[str, int]]:
-    """How many of each group were tried, and how many got through."""
+    """The number tried of each group, and the number that got through."""
     groups = dict.fromkeys(attack.group for attack in attacks)
     return {
         group: {

@@ -18,7 +18,7 @@ FLAGS = (
 
 
 def chromium() -> str | None:
-    """Where Chromium lies; None where it is not installed."""
+    """Path of Chromium; None where it is not installed."""
     return shutil.which("chromium") or shutil.which("chromium-browser")
 
 

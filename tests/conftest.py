@@ -253,7 +253,7 @@ def server():
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def where(request, tmp_path, monkeypatch):
-    """Where an empty preference database lies; the same tests on both kinds."""
+    """Address of an empty preference database; the same tests run on both kinds."""
     from alpaca_rlhf.preferences import passwords
 
     monkeypatch.setattr(passwords, "LOG_N", 4)

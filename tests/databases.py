@@ -29,7 +29,7 @@ def candidates(n: int, k: int = 4, tag: str = "") -> list[tuple[Instruction, lis
 
 
 def binary(name: str) -> str | None:
-    """Where a program of PostgreSQL's lies; Debian keeps them out of the path."""
+    """Path of a program of PostgreSQL's; Debian keeps them out of the search path."""
     found = shutil.which(name)
     debian = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
     return str(Path(found).resolve()) if found else str(debian[-1]) if debian else None

@@ -51,7 +51,7 @@ class Server(ThreadingHTTPServer):
 
     @property
     def asked(self) -> Counter[str]:
-        """How often each body that is no probe came."""
+        """The number of times that each body came which is no probe."""
         texts = (json.dumps(body, sort_keys=True) for body in self.bodies)
         return Counter(body for body in texts if PROBE not in body)
 
@@ -143,7 +143,7 @@ FAULTS: dict[str, Callable[[Handler], None]] = {
 """By what goes wrong."""
 
 KIND = {"429 after": "429", "429 date": "429", "500": "5xx", "no text": "json", "hang": "timeout"}
-"""What the account calls it, where that is another name."""
+"""Its name in the account, where that is another one."""
 
 
 def _cut(handler: Handler) -> None:

@@ -59,7 +59,7 @@ class AnyTeacher:
         ]
 
     def reply(self, prompt: str, rng: random.Random) -> Reply:
-        """What fits the kind of the prompt."""
+        """An answer that fits the kind of the prompt."""
         if prompt.endswith("Is it classification?"):
             text = rng.choice([" Yes", " No", " yes.", " I cannot say"])
         elif prompt.startswith("Come up with a series"):

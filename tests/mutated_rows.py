@@ -159,7 +159,7 @@ def changed(value: Any, rng: random.Random) -> Any:
 def wrong_with(
     rows: list[Row], kind: RowKind, folder: Path, *, drop: bool
 ) -> tuple[str, Counter[str]]:
-    """What must not be ("" if all is well), and how the rows ended."""
+    """The fault ("" if all is well), and how the rows ended."""
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     account = FileAccount(str(path))

@@ -493,7 +493,7 @@ CIRCUMSTANCES: Mapping[str, Callable[[Path], AbstractContextManager[Mapping[str,
     "read-only": _read_only,
     "port taken": _port_taken,
 }
-"""What is the case while a command is typed; each gives the words that its command leaves open."""
+"""The state in which a command is typed; each gives the words that its command leaves open."""
 
 
 def plain(line: str) -> str:

@@ -33,7 +33,7 @@ class Judgements:
     file: str
     """Its name in the folder of real data."""
     what: str
-    """What people were asked to prefer."""
+    """The quality that people were asked to prefer."""
     max_length: int
     """Tokens of a prompt with a completion; longer ones are left out and counted."""
 

@@ -58,7 +58,7 @@ TIMES = {
     "cost_usd",
     "duel",
 }
-"""What differs from run to run; a duel is read at equal times."""
+"""Facts that differ from run to run; a duel is read at equal times."""
 SMALL = (
     "--generate.target 12 --generate.seeds 24 --generate.batch-size 16 --rank.prompts 24 "
     "--reward.gate 0.01 --ppo.updates 3 --ppo.batch-size 16 --ppo.minibatch-size 8 "
@@ -109,7 +109,7 @@ def weights(out: Path) -> dict[str, str]:
 
 
 def stamp() -> dict[str, Any]:
-    """What a proof belongs to."""
+    """The commit, versions and machine that a proof belongs to."""
     return {
         "commit": provenance.commit(),
         "machine": provenance.hardware(),

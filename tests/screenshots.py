@@ -40,7 +40,7 @@ READY = {
     "data": ".alpaca-data td:visible",
     "rank": ".rank[data-started=yes][aria-busy=false]",
 }
-"""What a tab shows once it is filled."""
+"""The part of a tab that is there once it is filled."""
 
 
 QUESTIONS = {
@@ -50,7 +50,7 @@ QUESTIONS = {
         "Give me three reasons to learn the piano, as a bulleted list.",
     ),
 }
-"""What is asked in Chat, by the base; a run of any other base is asked what SmolLM2 is."""
+"""Questions for the chat, by the base; a run of any other base is asked those of SmolLM2."""
 
 
 def _chat(page: Any, base: str) -> None:

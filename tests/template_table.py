@@ -89,7 +89,7 @@ def table_row(name: str, folder: Path) -> dict[str, Any]:
 
 
 def in_ollama(template: str) -> dict[str, Any]:
-    """How many of the ten conversations Go renders as a template does, and what is told of it."""
+    """The count of the ten conversations that Go renders as a template does, and the line on it."""
     tokenizer = tokenizer_with(frozen_clock(template, date.fromisoformat(DAY), name="a template"))
     told = ollama_template(tokenizer)
     if told.text is None:

@@ -37,7 +37,7 @@ PASSWORD = "long enough"
 NGINX, CADDY = shutil.which("nginx") or shutil.which("/usr/sbin/nginx"), shutil.which("caddy")
 
 STRIPPED = "location /rank/ {\n    proxy_pass http://127.0.0.1:7860/;\n}"
-"""What people write first: no header is passed on, and a path is cut off."""
+"""The configuration that people write first: no header is passed on, and a path is cut off."""
 
 
 def blocks(begin):

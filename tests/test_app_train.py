@@ -391,7 +391,7 @@ CRAFTED = [
     {"do": "train", "command": ["touch", "/elsewhere"], "flags": "--base http://evil.example"},
     {"do": "train", "judge": "/evil.py:judge", "base": "../../elsewhere"},
 ]
-"""What an admin's browser might send beside the name of the button."""
+"""Fields that an admin's browser might send beside the name of the button."""
 
 
 @pytest.mark.parametrize("fields", CRAFTED)

@@ -198,7 +198,7 @@ def test_chat_and_compare_in_the_apps_own_colours(home, chrome, scheme):
 
 
 def test_a_reward_model_trains_from_the_export_and_the_app_gives_the_card_back(home, chrome, run):
-    """Where there is one; without it the training waits for nobody, and the model stays."""
+    """Only where there is one; without it the training waits for nobody, and the model stays."""
     has_gpu = torch.cuda.is_available()
     with page_of(chrome, home, "data") as page:
         page.get_by_role("button", name="Export a snapshot").click()

@@ -1,4 +1,4 @@
-"""What a base is taken for: its fingerprint, quantised checkpoints, and families."""
+"""Properties of a base: its fingerprint, quantised checkpoints, and families."""
 
 import json
 import logging
@@ -87,7 +87,7 @@ def test_adapters_move_between_machines(tiny_folder, tmp_path):
 
 
 def test_adapters_of_earlier_versions_are_taken_with_one_line(tmp_path, caplog):
-    """What the version before gave to the embedded base, and to a copy of it in float16 whose
+    """Fingerprints that the version before gave to the embedded base, and to a float16 copy whose
     weights bf16 cannot hold, on machines with and without bf16."""
     folder = tmp_path / "fp16"
     shutil.copytree(data_path("cria"), folder)

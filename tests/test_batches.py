@@ -133,7 +133,7 @@ def test_prompt_and_completion_are_the_rendered_whole(
 @given(row=rows, completion=texts)
 @few
 def test_the_policy_is_taught_the_tokens_it_would_generate(tiny_base, row, completion):
-    """Where the prompt's tokens are a prefix of the whole's, the completion is the rest."""
+    """The completion is the rest where the prompt's tokens are a prefix of the whole's."""
     made = example(tiny_base, "brief", row, completion)
     whole = text_ids(tiny_base, render("brief", row) + " " + completion)
     if whole[: len(made.prompt)] == made.prompt:

@@ -128,7 +128,7 @@ def stopped(settings, out):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """How often completions are sampled and scored from now on."""
+    """Count how often completions are sampled and scored from now on."""
     names = []
     for name in ("sample", "score"):
         real = getattr(candidates, name)

@@ -393,7 +393,7 @@ class Stopped(Exception):
 
 
 def asked(monkeypatch, *words: object) -> dict[str, object]:
-    """What a command would run with."""
+    """The settings that a command would run with."""
     seen: dict[str, object] = {}
 
     def stop(settings, terminal, part):

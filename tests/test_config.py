@@ -23,7 +23,7 @@ from alpaca_rlhf.settings.quickstart import QUICKSTART
 @dataclass(frozen=True)
 class Inner:
     lr: float = 1e-3
-    """How fast."""
+    """Speed."""
     layers: tuple[int, ...] = (1, 2)
     """Which."""
 
@@ -47,7 +47,7 @@ class Outer:
     max_length: int = 8
     """Longest."""
     out: Path = Path("runs/x")
-    """Where to."""
+    """Destination."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ def test_help_shows_docstrings_and_the_defaults_in_force(capsys):
         "Does a thing.",
         "--config FILE.yaml",
         "--inner.lr",
-        "How fast.",
+        "Speed.",
         "77",
     ):
         assert text in shown

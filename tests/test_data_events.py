@@ -80,7 +80,7 @@ def test_a_damaged_closed_segment_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["changed", "cut in a line", "cut after a line", "missing"])
 def test_reading_alone_tells_a_damaged_closed_segment(tmp_path: Path, how: str) -> None:
-    """What only looks takes no lock and opens no store: it must not pass over a loss."""
+    """A command that only looks takes no lock and opens no store: it must not pass over a loss."""
     run(tmp_path, "alpaca")
     path = tmp_path / "events-00001.jsonl"
     data = path.read_bytes()

@@ -86,7 +86,7 @@ def test_every_format_in_every_container(tmp_path, name, container):
 
 
 def test_canonical_rows_by_hand(tmp_path):
-    """What each format becomes, written out."""
+    """The records that each format becomes, written out."""
     messages = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
     cases = [
         (
@@ -310,7 +310,7 @@ def test_files_that_cannot_be_rows(tmp_path, name):
 
 
 def test_what_follows_a_break_cannot_be_dropped(tmp_path):
-    """Where rows cannot be told apart any more, `--broken drop` would lose them without a word."""
+    """`--broken drop` would lose rows without a word where they cannot be told apart any more."""
     path = tmp_path / "a.json"
     path.write_text('[{"prompt": "a"},\n{"prompt" "b"},\n{"prompt": "c"}]')
     assert "what follows cannot be read" in refusal(path, "--broken", "drop")

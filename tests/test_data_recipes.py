@@ -1,4 +1,4 @@
-"""What each recipe shows, in which order it asks, and what may stay."""
+"""Recipes: the demonstrations each shows, the order of its requests, and the rows that stay."""
 
 import json
 from collections.abc import Sequence
@@ -159,7 +159,7 @@ class Told(Reply):
 
 
 def test_requests_that_were_given_up_give_nothing_and_are_counted(tmp_path: Path):
-    """What a reply says beyond its text is kept in its event; a failed one holds no row."""
+    """The fields of a reply beyond its text are kept in its event; a failed one holds no row."""
 
     class Paid(AnyTeacher):
         def reply(self, prompt: str, rng) -> Reply:

@@ -1,4 +1,4 @@
-"""What decodes faster must say the same: layers made ready, against the layers themselves."""
+"""Faster decoding that must say the same: layers made ready, against the layers themselves."""
 
 import pytest
 import torch

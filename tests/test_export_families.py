@@ -118,7 +118,7 @@ def fields(path):
 
 
 def test_a_gguf_file_names_what_llama_cpp_reads(tmp_path):
-    """What its loader takes from the file for Gemma 3 (src/models/gemma3.cpp) and Qwen 3."""
+    """Tensors that its loader reads for Gemma 3 (src/models/gemma3.cpp) and Qwen 3."""
     run = little_run(tmp_path / "run", little(tmp_path / "gemma", "Gemma3Text"))
     assert (
         cli.main(["export", "--run", str(run), "--to", "gguf", "--out", str(tmp_path / "a")]) == 0

@@ -229,7 +229,7 @@ def test_ollama_renders_the_same_text(shape):
 
 
 def test_ollama_continues_a_reply_and_joins_system_texts():
-    """What training never sees: a reply begun already, a system text between the turns."""
+    """Conversations that training never sees: a reply that has begun, a system text in between."""
     _, made, _ = ollama_of(CHATML)
     begun = dialogue("Hi.", "Hel")
     late = [*dialogue("Hi.", "Hello."), *dialogue("So?", system="Be kind.")]

@@ -50,7 +50,7 @@ OTHER_PROGRAMS = {
     "llama-server |cd runs/.* && ollama|ollama ": "is not installed with the tests",
     "curl ": "asks one of these servers",
 }
-"""How lines begin that are no commands of ours. What they name in `runs/` must be there."""
+"""Beginnings of lines that are no commands of ours. Files that they name in `runs/` must exist."""
 
 STOPPED = {
     "alpaca-rlhf quickstart": "any",
@@ -86,7 +86,7 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<{{ message.role }}>{{ message.content }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
-"""That of the stand-in of `smollm2`, an instruct base."""
+"""The template of the stand-in of `smollm2`, an instruct base."""
 
 OURS = ("alpaca-rlhf", "accelerate", "python")
 MODELS = ("Llama-3.1-8B", "Llama-3.2-1B", "Llama-2-7b-hf")
@@ -187,7 +187,7 @@ def _begin(app, listener, *, on_ready, **_):
 
 
 def _stopping_before(stage):
-    """What runs the stages of a loop, and is interrupted before one of them."""
+    """Commands that run the stages of a loop, and are interrupted before one of them."""
     run_stage = pipeline._run_stage
 
     def run(context, step):

@@ -97,7 +97,7 @@ def texts():
 
 
 def said_by_the_code(message):
-    """Whether a text of the code holds a message, `…` standing for anything."""
+    """True if a text of the code holds a message, `…` standing for anything."""
     parts = [re.escape(part) for part in message.split("…")]
     pattern = re.compile(".*?".join(parts), re.DOTALL)
     return any(pattern.search(text) for text in texts())

@@ -37,10 +37,10 @@ LAYERS = (
 """Rooms, lowest layer first: an import goes down, or to a neighbour's public names."""
 
 HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "accelerate")
-"""What the first five layers must not load."""
+"""Packages that the first five layers must not load."""
 
 DATABASE = ("sqlalchemy", "alembic", "psycopg", "sqlite3")
-"""What only the preferences room touches: everything else asks its `Store`."""
+"""Packages that only the preferences room touches: everything else asks its `Store`."""
 
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 FREEZING = "model.requires_grad_(False)"

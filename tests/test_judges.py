@@ -361,7 +361,7 @@ def test_who_ranked_in_the_terminal_is_not_overruled(home, capsys):
 
 
 def make_sampled(run, rows):
-    """What a sample stage leaves behind."""
+    """The prompts and completions that a sample stage leaves behind."""
     write_instructions(run / "sample" / "prompts.jsonl", rows)
     lines = [json.dumps(one.to_json()) for row in rows for one in own(row)]
     (run / "sample" / "completions.jsonl").write_text("\n".join(lines) + "\n")

@@ -1,4 +1,4 @@
-"""How many more rankings: accuracy on nested subsets, and what is said of it."""
+"""The worth of more rankings: accuracy on nested subsets, and the sentence about it."""
 
 import json
 from dataclasses import replace

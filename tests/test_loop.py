@@ -1,4 +1,4 @@
-"""What every stage's loop shares."""
+"""The loop that every stage shares."""
 
 import itertools
 import json
@@ -358,7 +358,7 @@ def test_what_is_not_finite_stops_the_run_with_its_batch(tmp_path, loss, gradien
 
 
 def test_memory_that_did_not_suffice_is_remembered(tmp_path):
-    """Who goes on must not run out of memory again; a smaller size that is asked for counts."""
+    """A resumed run must not run out of memory again; a smaller size that is asked for counts."""
     told = micro_batch(8)
 
     def work(size):

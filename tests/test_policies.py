@@ -128,7 +128,7 @@ def test_all_five_policies_in_two_rounds(tmp_path):
 
 
 def named_in_the_docs():
-    """What docs/metrics.md writes as code, and the columns that every row has."""
+    """The names that docs/metrics.md writes as code, and the columns that every row has."""
     page = Path(__file__).parent.parent / "docs" / "metrics.md"
     return {*re.findall(r"`(\w+)`", page.read_text()), "stage", "step", "steps"}
 

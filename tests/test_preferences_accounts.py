@@ -1,4 +1,4 @@
-"""Who may sign in, sessions that end with a password, and flags that are looked at."""
+"""Signing in, sessions that end with a password, and flags that are looked at."""
 
 import pytest
 

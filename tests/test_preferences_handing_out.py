@@ -1,4 +1,4 @@
-"""How many people rank a set, and who gets which sets: changed by the admin, held at once."""
+"""The number of people who rank a set, and who gets which: changed by the admin, held at once."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What is left out counts nowhere, and counts again when it is taken in; on both databases."""
+"""Leaving out: it counts nowhere, and counts again once it is taken in; on both databases."""
 
 import pytest
 

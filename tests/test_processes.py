@@ -40,7 +40,7 @@ def launched(*words, cwd=ROOT, **env):
 
 @pytest.fixture(scope="module")
 def both(tiny_folder, tmp_path_factory):
-    """What one process found, and what each of two did, by stage."""
+    """The results of one process and of each of two, by stage."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     done = launched(ROOT / "tests" / "together.py", tiny_folder, two, *STAGES)
     assert done.returncode == 0, done.stderr[-3000:]

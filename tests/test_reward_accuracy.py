@@ -1,4 +1,4 @@
-"""What is said of held-out pairs, on pairs small enough to work out by hand."""
+"""Figures of held-out pairs, on sets small enough to work out by hand."""
 
 import math
 

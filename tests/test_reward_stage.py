@@ -238,7 +238,7 @@ def test_a_file_that_scores_otherwise_is_an_error(tiny, tmp_path, broken):
 
 
 def test_ppo_sees_the_numbers_of_the_stage(tiny, tmp_path):
-    """What PPO scores with is the file; its rows are those of training, bit for bit."""
+    """PPO scores with the file; its rows are those of training, bit for bit."""
     from alpaca_rlhf.models.batches import collate
     from alpaca_rlhf.models.scoring import score, scores
 

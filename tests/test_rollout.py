@@ -298,7 +298,7 @@ def first_token_logits(adapters, prompt):
 
 
 def too_far(counts, probabilities):
-    """Whether Pearson's chi-square lies five standard deviations above its mean."""
+    """True if Pearson's chi-square lies five standard deviations above its mean."""
     expected = probabilities * counts.sum()
     common = expected >= 5
     rest = torch.tensor([expected[~common].sum()]), torch.tensor([counts[~common].sum()])

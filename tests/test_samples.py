@@ -24,7 +24,7 @@ TABLE = {
     for name in re.findall(r"`([\w.]+)`", names)
     if (SAMPLES / name).is_file()
 }
-"""What the page says of each file: its format, and its use."""
+"""The page's row for each file: its format, and its use."""
 ROW_FILES = {name: cells for name, cells in TABLE.items() if re.match("`[a-z-]+`", cells[0])}
 
 

@@ -240,7 +240,7 @@ def test_json_outputs_are_json():
 
 
 def ran(name: str) -> dict:
-    """What the Python of a task defines."""
+    """The names that the Python of a task defines."""
     names: dict = {}
     for kind, code in CODE.findall(BY_ID[name]["output"]):
         if kind == "python":

@@ -90,7 +90,7 @@ def wrong_pairs(tasks: list[Task]) -> list[tuple[Task, Task]]:
 
 
 def repeats_itself(task: Task) -> bool:
-    """Whether an extra says the answer again; see `test_no_extra_says_the_answer_again`."""
+    """True if an extra says the answer again; see `test_no_extra_says_the_answer_again`."""
     return task.solution.sentence in task.solution.extras
 
 

@@ -41,7 +41,7 @@ NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_
 
 
 def plain(folder, *names, quantized=False, dtype=torch.float32, **lora):
-    """What the manuals show: a model from transformers, and PEFT's adapters on it."""
+    """The setup of the manuals: a model from transformers, and PEFT's adapters on it."""
     options = {}
     if quantized:
         options["quantization_config"] = BitsAndBytesConfig(**NF4, bnb_4bit_compute_dtype=dtype)

@@ -281,7 +281,7 @@ def quickstart(out: Path) -> int:
 
 
 def products(out: Path) -> dict[str, object]:
-    """What a run made, apart from times and places."""
+    """The files that a run made, apart from times and places."""
     names = ("generate/rows.jsonl", "sample/completions.jsonl", "rank/snapshot/rankings.jsonl")
     found: dict[str, object] = {
         name: (out / name).read_bytes() for name in (*names, "best_of_k/candidates.jsonl")

@@ -1,4 +1,6 @@
-"""What `test_processes.py` runs in one process and in two: `python together.py BASE OUT STAGE...`.
+"""The program that `test_processes.py` runs in one process and in two.
+
+`python together.py BASE OUT STAGE...`
 
 Writes OUT/<stage>-<process>.pt: gradients of every optimiser step, final weights, logged rows.
 """
@@ -189,7 +191,7 @@ STAGES = {
 
 
 def refusing(out):
-    """What the main process refuses alone, all refuse; and what each saw of it."""
+    """A refusal of the main process alone, which all repeat, and the answers that each saw."""
     seen = []
 
     def work():

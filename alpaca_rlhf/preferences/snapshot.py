@@ -140,10 +140,11 @@ def write(
     """
     rankings = judged = pairs = n_demonstrations = n_demonstration_pairs = n_thumbs = 0
     with writing(folder), new_folder(folder) as inside, ExitStack() as stack:
+        # 1. A file of each kind, hashed as it is written.
         names = (RANKINGS, PAIRS, TABLE, DEMONSTRATIONS, DEMONSTRATION_PAIRS, THUMBS)
         files = {name: stack.enter_context(_HashedFile(inside / name)) for name in names}
         files[TABLE].add(_csv(_HEADER))
-        # 2. Add each ranking to all three.
+        # 2. Add each ranking to rankings, pairs and table.
         for row in verdicts:
             files[RANKINGS].add(_canonical(_ranking(row)) + "\n")
             files[TABLE].add(_csv(_cells(row)))

@@ -88,7 +88,7 @@ SETTINGS = Loop(
 
 
 class Counting:
-    """What each part of a stage took on the card, the last time it ran.
+    """The cost of each part of a stage on the card, the last time it ran.
 
     Args:
         gpu: The card.

@@ -164,7 +164,7 @@ class SimulatedGPU(TorchDispatchMode):
         return getattr(tensor, "_known_numbers", None)
 
     def _computed(self, func: Any, args: Any, kwargs: Any, inputs: list[Tensor]) -> Any:
-        """What an operator gives for known numbers; None where one is unknown."""
+        """An operator's result for known numbers; None where one is unknown."""
         if "empty" in _name(func) or any(self.known(x) is None for x in inputs):
             return None
         args, kwargs = tree_map_only(Tensor, self.known, (args, dict(kwargs)))

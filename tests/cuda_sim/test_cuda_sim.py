@@ -1,4 +1,4 @@
-"""What a CUDA card would be asked to do, held to budgets: simulated, nothing is measured on one.
+"""Work that a CUDA card would be given, held to budgets: simulated, nothing is measured on one.
 
 The budgets are what the simulation counted when they were written (`budgets/`, a file a base).
 Write them again where a change is meant to raise or lower them:
