@@ -88,7 +88,7 @@ def _train(page: Any, base: str) -> None:
 
 
 ACT = {"chat": _chat, "compare": _compare, "data": _data, "train": _train}
-"""What is done in a tab before its picture, given the base."""
+"""The actions in a tab before its picture is taken, given the base."""
 
 
 def open_tab(page: Any, key: str, language: str = "en") -> None:

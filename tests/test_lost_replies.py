@@ -95,9 +95,9 @@ def test_a_run_on_such_prompts_and_pairs_goes_to_its_end(folder, tmp_path, capsy
     words += ["--inputs.prompts", str(write(tmp_path / "prompts.jsonl", asked))]
     words += (
         "--lora.r 4 --sft.epochs 1 --sft.held-out 0 --reward.held-out 0.4 --reward.gate 0.01 "
-        "--sampling.max-new-tokens 8 --policies ppo best-of-k dpo --ppo.updates 1 "
-        "--ppo.batch-size 4 --ppo.minibatch-size 4 --ppo.max-new-tokens 8 --best-of-k.k 2 "
-        "--best-of-k.prompts 4 --evaluate.prompts 4 --evaluate.bootstrap 20"
+        "--sampling.max-new-tokens 8 --policies ppo best-of-k dpo --ppo.updates 2 "
+        "--ppo.value.warmup 1 --ppo.batch-size 4 --ppo.minibatch-size 4 --ppo.max-new-tokens 8 "
+        "--best-of-k.k 2 --best-of-k.prompts 4 --evaluate.prompts 4 --evaluate.bootstrap 20"
     ).split()
     assert cli.main(words) == 0, capsys.readouterr().err
     report = json.loads((out / "report.json").read_text())
@@ -162,6 +162,13 @@ def test_rows_that_are_all_lost_are_told_as_such(sft, local, tmp_path, monkeypat
     data = write(tmp_path / "lost.jsonl", [talk("2+2?", text, "Yes.") for text in texts])
     assert sft("--inputs.broken", "drop", data=data) == 2
     assert "alters an earlier reply of every row" in capsys.readouterr().err
+
+
+def test_an_earlier_reply_without_loss_may_be_altered(folder):
+    base = load_base(str(folder))
+    learned = sft_example(base, "chat", replace(TALK, masked_replies=(0,)))
+    assert learned.prompt == prompt_ids(base, "chat", TALK) and learned.earlier == ()
+    assert learned.completion == example(base, "chat", TALK, "6.").completion
 
 
 def test_a_template_that_leaves_replies_whole_loses_none(folder):

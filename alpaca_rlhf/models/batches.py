@@ -201,16 +201,22 @@ def example(
 def sft_example(base: TextBase, template: str, row: Instruction) -> Example:
     """A row to learn from: its output carries loss, and so do the earlier replies before it.
 
-    Those in `row.masked_replies` carry none.
+    Those in `row.masked_replies` carry none; where that is all of them, the template may alter
+    them.
 
     Raises:
         LostReply: The chat template alters an earlier reply, so that it cannot be learned from.
         UserError: The template is `chat`, and the tokenizer has none.
     """
+    output = row.output or ""
+    learned = {*range(len(row.history))} - {*row.masked_replies}
+    if not learned:
+        return example(base, template, row, output)
     prompt, spans = prompt_turns(base, template, row)
-    spans = tuple(span for number, span in enumerate(spans) if number not in row.masked_replies)
-    ids = last_reply_ids(base, template, row, row.output or "")
-    return Example(prompt, (*ids, _end_id(base, template)), spans)
+    ids = last_reply_ids(base, template, row, output)
+    return Example(
+        prompt, (*ids, _end_id(base, template)), tuple(spans[number] for number in sorted(learned))
+    )
 
 
 def _end_id(base: TextBase, template: str) -> int:
