@@ -194,7 +194,7 @@ def test_the_figures_on_smollm2_are_those_of_the_report(name):
 
 def ends(interval: str) -> list[float]:
     """The two ends of an interval as it is printed."""
-    return [float(end) for end in interval.split(" – ")]
+    return [float(end) for end in interval.split(" \u2013 ")]
 
 
 @pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
