@@ -213,6 +213,8 @@ def test_four_answers_by_mouse_and_the_next_task_is_there_at_once(desk):
         assert order(page) == [d, b, a, c], "five pixels are no drag"
         page.get_by_role("button", name="More", exact=True).wait_for(state="hidden")
         first = page.locator(".card").nth(0)
+        assert page.get_by_role("radiogroup").count() == 0, "stars are folded until wanted"
+        page.get_by_role("button", name="Ratings").click()
         first.get_by_role("radiogroup", name="Relevance").get_by_label("4 of 5").click()
         harmless = first.get_by_role("radiogroup", name="Harmlessness").get_by_label("2 of 5")
         harmless.click()
@@ -229,7 +231,15 @@ def test_four_answers_by_mouse_and_the_next_task_is_there_at_once(desk):
             :2
         ] == ["submit", "renew"], "the next task was fetched before it was needed"
         page.get_by_text("1 today").wait_for()
-    (row,) = desk.rankings()
+        assert page.get_by_role("radiogroup").count() == 12, "the choice is kept for the next task"
+        page.reload()
+        page.get_by_role("radiogroup").first.wait_for()
+        page.get_by_role("button", name="Ratings").click()
+        page.get_by_role("radiogroup").first.wait_for(state="hidden")
+        page.get_by_role("button", name="Undo last").click()
+        page.locator(f".rank[data-task='{first_task}']").wait_for()
+        page.get_by_role("radiogroup").first.wait_for()  # stars that would be sent are in sight
+    row = desk.rankings()[0]
     assert tiers(row) == [[d], [b], [a], [c]]
     assert row.criteria == {d: {"relevance": 4}}
     assert (row.input_method, row.comment) == ("mouse", "close <b>call</b>")
@@ -396,8 +406,12 @@ def test_flag_and_all_bad(desk):
         bad = order(page)[1]
         page.get_by_role("button", name="Flag").click()
         page.get_by_label("Answer B", exact=True).check()
-        page.get_by_label("Personal data").check()
         page.get_by_label("In your words").fill(hostile)
+        page.get_by_role("button", name="Send").click()
+        page.get_by_role("alert").get_by_text("Choose a reason.").wait_for()
+        assert not desk.rows(Flag), "no reason is chosen for anybody"
+        page.get_by_label("Personal data").check()
+        assert page.get_by_text("Choose a reason.").count() == 0
         page.get_by_role("button", name="Send").click()
         gone(page, first)
         (flag,) = desk.rows(Flag)
@@ -449,6 +463,7 @@ def test_nothing_is_lost_when_the_server_is_killed(tmp_path, served):
             page.keyboard.press("1")
             page.keyboard.press("ArrowDown")
             page.keyboard.press("=")
+            page.get_by_role("button", name="Ratings").click()
             page.get_by_role("radiogroup", name="Relevance").nth(0).get_by_label("3 of 5").click()
             page.get_by_label("Comment").fill("half a thought")
             kill(process)
@@ -708,10 +723,12 @@ def test_axe_finds_nothing_serious(desk, scheme):
 
     with desk.open(color_scheme=scheme) as page:
         page.get_by_role("button", name="Tie answer B").click()
+        page.get_by_role("button", name="Ratings").click()
         page.get_by_role("radiogroup", name="Relevance").nth(0).get_by_label("4 of 5").click()
         page.get_by_role("button", name="All bad").click()
         look(page, "the board")
         page.get_by_role("button", name="Flag").click()
+        page.get_by_role("button", name="Send").click()
         look(page, "the flag dialog")
         page.get_by_role("button", name="Cancel").click()
         submit(page)
@@ -742,6 +759,8 @@ def test_in_chinese_no_english_is_left(desk):
         page.locator(".numbers b").first.wait_for()
         assert page.evaluate(ENGLISH) == []
         page.get_by_role("button", name="举报").click()
+        page.get_by_role("button", name="发送").click()
+        page.get_by_text("请选择一个原因").wait_for()
         assert page.evaluate(ENGLISH) == []
         page.get_by_role("button", name="取消").click()
         page.get_by_role("button", name="提交").click()

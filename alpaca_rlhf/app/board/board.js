@@ -175,10 +175,11 @@ function save() {
   if (task) storage.set(draftKey(task), { ...draft, at: Date.now() });
 }
 
+const hasStars = () => Object.values(draft.criteria).some((stars) => Object.keys(stars).length);
 const moved = () => draft.methods.length > 0 || draft.tiedAsBad;
 const worked = () =>
   moved() || draft.allBad || draft.comment.trim() !== "" || draft.better.text.trim() !== "" ||
-  Object.values(draft.criteria).some((stars) => Object.keys(stars).length);
+  hasStars();
 
 // --- the server ---------------------------------------------------------------------------------
 
@@ -522,35 +523,47 @@ function skip() {
 
 function flag() {
   if (locked || !task) return;
-  const pick = (name, options) =>
-    options.map(([value, text], at) =>
+  const pick = (name, options, picked) =>
+    options.map(([value, text]) =>
       make("label", { class: "choice" },
-        make("input", { type: "radio", name: `${props.endpoint}-${name}`, value, checked: at === 0 }),
+        make("input", {
+          type: "radio", name: `${props.endpoint}-${name}`, value, checked: value === picked,
+          onchange: () => missing.replaceChildren(),
+        }),
         make("span", {}, text)));
+  const missing = make("p", { class: "missing", role: "alert" });
   const answers = task.answers.map((answer, at) => [answer.id, w("answer", { letter: LETTERS[at] })]);
   const what = make("fieldset", {}, make("legend", {}, w("flag_what")),
-    ...pick("what", [["", w("flag_prompt")], ...answers]));
+    ...pick("what", [["", w("flag_prompt")], ...answers], ""));
+  // No reason is picked beforehand: whoever presses on in a hurry would give one they do not mean.
   const why = make("fieldset", {}, make("legend", {}, w("flag_why")),
     ...pick("why", props.reasons.map((reason) => [reason, w(`reason.${reason}`)])));
   const more = make("textarea", { rows: 2, maxlength: props.limits.comment, class: "field" });
-  const chosen = (group) => group.querySelector("input:checked").value;
+  const chosen = (group) => group.querySelector("input:checked")?.value;
   sheet(w("flag_title"), [
-    make("p", {}, w("flag_means")), what, why,
+    make("p", {}, w("flag_means")), what, why, missing,
     make("label", { class: "stack" }, w("flag_more"), more),
-  ], w("flag_yes"), () =>
-    leave("flag", {
-      completion: chosen(what), reason: chosen(why), words: more.value.trim(),
-    }, w("flagged")));
+  ], w("flag_yes"), () => {
+    const reason = chosen(why);
+    if (!reason) {
+      missing.textContent = w("flag_reason_missing");
+      why.querySelector("input").focus();
+      return false;
+    }
+    return leave("flag", { completion: chosen(what), reason, words: more.value.trim() }, w("flagged"));
+  });
 }
 
-/** A dialog with one thing to do. */
+/** A dialog with one thing to do; it stays open where `act` returns false. */
 function sheet(title, content, yes, act) {
   const close = () => box.close();
   const back = document.activeElement;
   const box = make("dialog", { class: "sheet", "aria-labelledby": "rank-sheet-title" },
     make("form", {
       method: "dialog",
-      onsubmit: () => act(),
+      onsubmit: (event) => {
+        if (act() === false) event.preventDefault();
+      },
     },
       make("h3", { id: "rank-sheet-title" }, title),
       ...content,
@@ -884,9 +897,8 @@ function helpPanel() {
       make("li", {}, make("b", {}, w(`criterion.${name}`)), " ", w(`hint.${name}`)))));
 }
 
-function ratingsShown() {
-  return storage.get("alpaca.rank.ratings") ?? root.clientWidth >= 640;
-}
+/** Stars are folded until they are wanted; those that a task has already are never out of sight. */
+const ratingsShown = () => hasStars() || storage.get("alpaca.rank.ratings") === true;
 
 const isWide = () => root.classList.contains("wide");
 
