@@ -134,10 +134,10 @@ def put(desk, *texts, prompt="Say something.", **columns):
     return completions
 
 
-def target(page, card, place):
+def target(page, card, place, part=".grip"):
     """A point on the grip of a card, and one just beyond the middle of another."""
     page.locator(".card").nth(max(card, place)).scroll_into_view_if_needed()
-    grip = page.locator(".card").nth(card).locator(".grip").bounding_box()
+    grip = page.locator(".card").nth(card).locator(part).bounding_box()
     box = page.locator(".card").nth(place).bounding_box()
     beyond = box["height"] * (0.2 if place < card else 0.8)
     x, y = grip["x"] + grip["width"] / 2, grip["y"] + 24
@@ -153,31 +153,36 @@ def drag(page, card, place):
     page.mouse.up()
 
 
-def swipe(page, card, place):
+def swipe(page, card, place, part=".grip"):
     """Swipes until the card has moved: on a busy machine Chromium now and then drops a touch."""
     from playwright.sync_api import TimeoutError as WaitedInVain
 
     before = ",".join(order(page))
     for _ in range(3):
-        touch_once(page, card, place)
+        touch_once(page, card, place, part)
         with suppress(WaitedInVain):
             page.wait_for_function(f"{ORDER} !== '{before}'", timeout=10_000)
             return
 
 
-def touch_once(page, card, place):
+def touch_once(page, card, place, part):
+    from playwright.sync_api import TimeoutError as WaitedInVain
+
     # The cards between lie in the middle of the screen, none behind the bar at its lower end, and
     # nothing above them is still growing.
     middle = page.locator(".card").nth((card + place) // 2)
     middle.evaluate("card => card.scrollIntoView({ block: 'center' })")
     page.wait_for_function(STILL, polling=250)
-    x, y, end = target(page, card, place)
+    x, y, end = target(page, card, place, part)
     session = page.context.new_cdp_session(page)
 
     def touch(kind, *points):
         session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": list(points)})
 
     touch("touchStart", {"x": x, "y": y})
+    if part != ".grip":
+        with suppress(WaitedInVain):  # on a slow machine the browser has selected a word by now
+            page.locator("li.held").wait_for(timeout=5_000)
     for step in range(1, 7):
         touch("touchMove", {"x": x, "y": y + (end - y) * step / 6})
     touch("touchEnd")
@@ -608,6 +613,14 @@ def test_an_empty_queue_says_what_to_do_and_looks_again(desk, role):
         page.get_by_text("What is 0 plus 0?").wait_for()
 
 
+LOADED = """() => [...document.querySelectorAll('.said *')].filter(one =>
+        !one.matches('p, h4, h5, h6, blockquote, ul, ol, li, pre, code, em, strong, s, hr, div, '
+            + 'span, table, thead, tbody, tr, th, td, mark, math, math *')
+        || one.getAttributeNames().some(name => !['class', 'value', 'tabindex', 'alttext'].includes(
+            name) && one.namespaceURI !== 'http://www.w3.org/1998/Math/MathML')
+    ).map(one => one.outerHTML.slice(0, 120))"""
+
+
 HOSTILE = (
     "${document.body.dataset.pwned=1}",
     "<img src=x onerror=\"document.body.dataset.pwned=1\">",
@@ -629,6 +642,9 @@ def test_hostile_texts_are_shown_literally(desk, options):
     completions = put(desk, *HOSTILE, **columns)
     with desk.open(**options) as page:
         assert len(order(page)) == 9
+        assert page.evaluate(LOADED) == []
+        assert page.evaluate("document.body.dataset.pwned") is None
+        page.get_by_role("button", name="Plain text").click()
         for completion in completions:
             element = page.locator(f"[data-answer='{completion.id}'] .said")
             assert element.evaluate("one => one.textContent") == completion.text
@@ -656,6 +672,240 @@ def test_hostile_texts_are_shown_literally(desk, options):
         submit(page)
     (row,) = desk.rankings()
     assert tiers(row) == [[answer_id] for answer_id in last]
+
+
+RUN = "document.body.dataset.pwned=1"
+HOSTILE_MARKUP = (
+    f"[x](javascript:{RUN}) <javascript:{RUN}> [y](data:text/html,<script>{RUN}</script>)\n"
+    f"[z](https://example.org/ 'onmouseover={RUN}') <https://example.org/a>",
+    f"![x](https://example.org/x.png) ![y](data:image/svg+xml,<svg/onload={RUN}>) "
+    f"![][z]\n\n[z]: https://example.org/z.png\n\n<img src=x onerror={RUN}>",
+    "> " * 500 + "deep " + "- " * 500 + "*" * 3000 + "a" + "*" * 3000,
+    f"```html onload={RUN}\n<script>{RUN}</script>\n~~~\nnever closed",
+    "# \u202egnp.exe\u2066 \u2067RTL\n\n`\u202e` **\u05e9\u05dc\u05d5\u05dd** \u202e",
+    "W" * 2**20,
+    f"&lt;script&gt;{RUN}&lt;/script&gt; &#x3c;svg onload={RUN}&#x3e; &#0; **b** &amp;lt;",
+    f"$\\href{{javascript:{RUN}}}{{x}}$ $\\style{{position:fixed;inset:0}}{{y}}$ "
+    f"$\\text{{<img src=x onerror={RUN}>}}$ $\\newcommand{{\\a}}{{\\a\\a}}\\a$ "
+    f"$\\hspace{{9999em}}x$ $\\color{{red}}y$ $${'x+' * 400}x$$ ${'{' * 300}{'}' * 300}$",
+    "<div style='position:fixed;inset:0'>**x**{style=position:fixed}</div>\n\n"
+    + "|a" * 40 + "|\n" + "|-" * 40 + "|\n" + "|<style>*{display:none}</style>" * 40 + "|",
+)  # fmt: skip
+
+
+@needs_browser
+def test_hostile_markup_runs_nothing_loads_nothing_and_keeps_the_layout(desk):
+    history = ((HOSTILE_MARKUP[0], HOSTILE_MARKUP[1]),)
+    put(desk, *HOSTILE_MARKUP, prompt=HOSTILE_MARKUP[7], input=HOSTILE_MARKUP[8], history=history)
+    with desk.open() as page:  # which allows no request to elsewhere
+        requests = []
+        page.on("request", lambda request: requests.append(request.url))
+        formatted = page.locator(".card .said.formatted").count()
+        assert formatted >= 7, "what cannot be formatted is shown as it is"
+        assert page.locator(".said math").count() > 2 and page.locator(".said table").count() > 1
+        for viewport in (PHONE["viewport"], {"width": 1280, "height": 900}):
+            page.set_viewport_size(viewport)
+            for _ in range(2):  # a list, then side by side
+                page.locator(".card").first.press("v")
+                assert page.evaluate(LOADED) == []
+                assert page.evaluate(OUTSIDE) == []
+        page.locator(".said").first.hover()
+        assert page.evaluate("document.body.dataset.pwned") is None
+        text = page.locator(".turn .said").first.text_content()
+        assert 'https://example.org/ "onmouseover' in text, "an address is text"
+        assert not [url for url in requests if "/gradio_api/" not in url]
+
+
+OUTSIDE = """() => {
+    const width = document.documentElement.clientWidth;
+    const boxes = [...document.querySelectorAll('.rank .card, .rank .ask')];
+    return [document.documentElement, ...boxes].filter(one => one.scrollWidth > one.clientWidth + 1
+        || one.getBoundingClientRect().right > width + 1).map(one => one.outerHTML.slice(0, 80));
+}"""
+
+MARKDOWN = """# Title
+
+Some **bold** text, `code`, [a link](https://example.org/x) and ![a picture](https://example.org/p).
+
+3. third
+5. fifth
+
+| a | b |
+|---|---|
+| 1 | 2 |
+
+```python
+for x in y:
+    pass
+```
+
+Euler: $e^{i\\pi} = -1$ for $5"""
+
+
+@needs_browser
+def test_markdown_code_and_maths_are_shown_or_plain_text_at_a_key(desk):
+    for prompt in ("Say *it*.", "Say it again."):
+        put(desk, MARKDOWN, "line one\n  line two", "another *answer*", prompt=prompt)
+    with desk.open() as page:
+        card = page.locator(".card", has_text="Euler")
+        said = card.locator(".said")
+        for selector, text in {
+            "h4": "Title", "strong": "bold", "p code": "code", "pre code": "for x in y:\n    pass",
+            ".link": "a link (https://example.org/x)", "td:last-child": "2",
+            ".image": "![a picture](https://example.org/p)",
+        }.items():  # fmt: skip
+            assert said.locator(selector).text_content() == text, selector
+        values = said.locator("ol li").evaluate_all("all => all.map(one => one.value)")
+        assert values == [3, 5], "numbers are as they were written"
+        formula = said.locator("math")
+        assert formula.evaluate("one => one instanceof MathMLElement && one.clientWidth > 0")
+        assert formula.get_attribute("alttext") == "e^{i\\pi} = -1"
+        assert page.locator(".ask em").text_content() == "it"
+        plain = page.locator(".card", has_text="line one").locator(".said")
+        assert plain.evaluate("one => one.innerText") == "line one\n  line two"
+        card.press("p")
+        assert said.evaluate("one => one.textContent") == MARKDOWN
+        assert page.get_by_role("button", name="Plain text").get_attribute("aria-pressed") == "true"
+        card.press("1")
+        submit(page)
+        page.reload()
+        page.locator(".card", has_text="**bold**").wait_for()  # the choice is remembered
+        page.get_by_role("button", name="Plain text").click()
+        page.locator(".card strong").wait_for()
+
+
+@needs_browser
+def test_words_that_differ_between_near_equal_answers_are_marked(desk):
+    seine, rhone, formatted, other = (
+        "The capital of France is Paris, a city on the Seine.",
+        "The capital of France is Lyon, a city on the Rhône: $x^2$",
+        "The capital of **France** is Paris, a city on the Seine.",
+        "Bananas are yellow, as everybody knows who has seen them.",
+    )
+    put(desk, seine, rhone, formatted, other, prompt="Capital?")
+    first = "".join(chr(0x4E00 + i * 7919 % 3000) for i in range(2000))
+    put(desk, *("".join(c if i % n else "汉" for i, c in enumerate(first)) for n in (5, 7, 9, 11)))
+    with desk.open() as page:
+        cards = page.evaluate(MARKS)
+        twins = [card for card in cards if card["text"] == seine]
+        assert [card["marks"] for card in twins] == [[], []]
+        assert [card["note"] for card in twins] == [
+            f"The same words as answer {card['letter']}." for card in reversed(twins)
+        ]
+        (lyon,) = [card for card in cards if "Lyon" in card["text"]]
+        assert lyon["marks"] == ["Lyon", "Rhône:", "x^2"]
+        assert lyon["note"].startswith("The underlined words differ from answer ")
+        assert lyon["lines"] == ["underline"], "not by colour alone"
+        (unlike,) = [card for card in cards if card["text"] == other]
+        assert (unlike["marks"], unlike["note"]) == ([], "")
+        page.locator(".card").first.press("p")
+        by_text = {card["text"]: card for card in page.evaluate(MARKS)}
+        assert by_text[formatted]["marks"] == ["**", "**"], "plain text has other words"
+        assert by_text[seine]["note"].endswith("has all these words and more.")
+        page.locator(".card").first.press("d")
+        assert [card["marks"] + [card["note"]] for card in page.evaluate(MARKS)] == [[""]] * 4
+        page.locator(".card").first.press("1")
+        page.get_by_role("button", name="Submit").click()
+        page.get_by_role("button", name="Right as shown").click()
+        page.locator(".card", has_text="汉").first.wait_for()
+        assert page.locator(".card mark").count() == 0, "the choice is remembered"
+        milliseconds = page.evaluate(TIME_TO_MARK)
+        assert milliseconds < 10_000, "four answers of 2,000 characters, each a word"
+        assert page.locator(".card mark").count() > 100
+
+
+MARKS = """() => [...document.querySelectorAll('.card')].map(card => ({
+    text: [...card.querySelectorAll('.said')].map(one => one.textContent).join(''),
+    letter: card.querySelector('.letter').textContent.slice(-1),
+    marks: [...card.querySelectorAll('mark, .differs math')].map(
+        one => one.getAttribute('alttext') ?? one.textContent),
+    lines: [...new Set([...card.querySelectorAll('mark')].map(
+        one => getComputedStyle(one).textDecorationLine))],
+    note: card.querySelector('.compared').hidden ? '' : card.querySelector('.compared').textContent,
+}))"""
+TIME_TO_MARK = """() => {
+    const key = new KeyboardEvent('keydown', { key: 'd', bubbles: true });
+    const start = performance.now();
+    document.querySelector('.card').dispatchEvent(key);
+    return performance.now() - start;
+}"""
+
+
+@needs_browser
+@pytest.mark.parametrize("wide", [False, True], ids=["list", "side by side"])
+def test_a_card_is_dragged_from_anywhere_and_its_text_is_selected(desk, wide):
+    put(desk, *(f"{letter} is an answer of some words" for letter in "wxyz"))
+    with desk.open() as page:
+        a, b, c, d = order(page)
+        if wide:
+            page.locator(".card").first.press("v")
+
+        def at(answer, part):
+            box = page.locator(f"[data-answer='{answer}'] {part}").bounding_box()
+            return box["x"] + min(20, box["width"] / 2), box["y"] + box["height"] / 2
+
+        def go(answer, part, other, *, hold=False):
+            """Drag from a part of a card to the upper left part of another."""
+            box = page.locator(f"[data-answer='{other}']").bounding_box()
+            x, y = at(answer, part)
+            page.mouse.move(x, y)
+            page.mouse.down()
+            if hold:
+                page.locator("li.held").wait_for()
+            page.mouse.move(x - 4, y - 9)
+            page.mouse.move(box["x"] + 12, box["y"] + box["height"] * 0.3, steps=5)
+
+        selection = "getSelection().toString()"
+        # 1. From beside the text: at once, and nothing is selected.
+        go(d, ".letter", a)
+        page.mouse.up()
+        assert order(page) == [d, a, b, c] and page.evaluate(selection) == ""
+        assert page.evaluate("document.activeElement.dataset.answer") == d
+        # 2. From the text, held still: the same. Escape gives up.
+        go(c, ".said", a, hold=True)
+        page.keyboard.press("Escape")
+        page.mouse.up()
+        assert order(page) == [d, a, b, c] and page.locator(".dragged, .held").count() == 0
+        go(c, ".said", a, hold=True)
+        page.mouse.up()
+        assert order(page) == [d, c, a, b] and page.evaluate(selection) == ""
+        # 3. From the text without waiting: it is selected, and no card moves.
+        x, y = at(a, ".said")
+        for _ in range(5):  # a busy machine may take longer than the moment that makes a drag
+            page.mouse.move(x - 18, y)
+            page.mouse.down()
+            page.mouse.move(x + 60, y, steps=4)
+            page.mouse.up()
+            if page.evaluate(selection):
+                break
+        assert page.evaluate(selection) != "" and order(page) == [d, c, a, b]
+        # 4. To the end, from the grip.
+        go(d, ".grip", b)
+        box = page.locator(f"[data-answer='{b}']").bounding_box()
+        page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + box["height"] * 0.8, steps=3)
+        page.mouse.up()
+        assert order(page) == [c, a, b, d]
+        submit(page)
+    (row,) = desk.rankings()
+    assert (tiers(row), row.input_method) == ([[c], [a], [b], [d]], "mouse")
+
+
+@needs_browser
+def test_a_finger_drags_a_card_after_a_moment_and_scrolls_at_once(desk):
+    put(desk, *(f"{letter} " + "long " * 60 for letter in "wxyz"))
+    with desk.open(**PHONE) as page:
+        a, b, c, d = order(page)
+        swipe(page, 1, 0, ".said")
+        assert order(page) == [b, a, c, d]
+        page.locator(".card").nth(2).evaluate("card => card.scrollIntoView({ block: 'center' })")
+        page.wait_for_function(STILL, polling=250)
+        before = page.evaluate("scrollY")
+        box = page.locator(".card").nth(2).locator(".said").bounding_box()
+        flick = {"x": box["x"] + 40, "y": box["y"] + 20, "yDistance": -150}
+        session = page.context.new_cdp_session(page)
+        session.send("Input.synthesizeScrollGesture", flick | {"gestureSourceType": "touch"})
+        page.wait_for_function(f"scrollY > {before} + 50")
+        assert order(page) == [b, a, c, d]
 
 
 @needs_browser
@@ -709,7 +959,8 @@ def test_two_answers_and_a_conversation(desk):
 def test_axe_finds_nothing_serious(desk, scheme):
     from axe_playwright_python.sync_playwright import Axe
 
-    desk.add_sets(candidates(2), origin="test")
+    put(desk, MARKDOWN, MARKDOWN.replace("bold", "heavy"), MARKDOWN.replace("for x", "for z"))
+    put(desk, MARKDOWN, MARKDOWN.replace("third", "last"), "x" * 400 + f"${'x+' * 99}x$")
     axe = Axe()
 
     def look(page, what):
@@ -1020,10 +1271,10 @@ def test_another_verdict_from_another_tab_is_not_called_saved(services):
 def test_the_page_is_told_nothing_that_is_not_blind(services):
     task = send(services, 1, do="next")["task"]
     assert set(task) == {
-        "id", "revision", "instruction", "input", "history", "answers", "lease_s",
+        "id", "revision", "instruction", "input", "history", "shown", "answers", "lease_s",
         "tiers", "criteria", "better",
     }  # fmt: skip
-    assert all(set(answer) == {"id", "text", "cut"} for answer in task["answers"])
+    assert all(set(answer) == {"id", "text", "cut", "shown"} for answer in task["answers"])
     assert "secret" not in json.dumps(task)
 
 
@@ -1054,8 +1305,12 @@ def test_each_message_may_come_twice(services):
     assert len(dump(services.store)[1]) == 1
 
 
+def scripts():
+    return "\n".join(path.read_text(encoding="utf-8") for path in sorted(SOURCE.glob("*.js")))
+
+
 def test_every_word_is_there_and_every_problem_has_a_sentence():
-    script = (SOURCE / "board.js").read_text(encoding="utf-8")
+    script = scripts()
     english, chinese = (translations("rank", language) for language in LANGUAGES)
     used = {f"problem.{problem}" for problem in (*get_args(Problem), "signed_out", "full")}
     used |= {f"reason.{reason}" for reason in REASONS}
@@ -1071,7 +1326,7 @@ def test_every_word_is_there_and_every_problem_has_a_sentence():
 
 
 def test_the_script_makes_no_markup_of_text():
-    script = (SOURCE / "board.js").read_text(encoding="utf-8")
+    script = scripts()
     doors = "innerHTML outerHTML insertAdjacentHTML document.write eval( Function( srcdoc".split()
     for door in doors:
         assert door not in script, door

@@ -14,7 +14,7 @@ from typing import Any
 import gradio as gr
 from gradio.events import api
 
-from alpaca_rlhf.app.board import BoardRequest, parse_request, rank_board
+from alpaca_rlhf.app.board import BoardRequest, markup_tree, parse_request, rank_board
 from alpaca_rlhf.app.language import label, translations
 from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.core.prompts import system_folded
@@ -163,8 +163,19 @@ def _task_json(task: Task | None) -> Reply | None:
         "instruction": prompt.instruction,
         "input": prompt.input,
         "history": prompt.history,
+        "shown": {
+            "instruction": markup_tree(prompt.instruction),
+            "input": markup_tree(prompt.input),
+            "history": [[markup_tree(text) for text in turn] for turn in prompt.history],
+        },
         "answers": [
-            {"id": answer.id, "text": answer.text, "cut": answer.cut} for answer in task.completions
+            {
+                "id": answer.id,
+                "text": answer.text,
+                "cut": answer.cut,
+                "shown": markup_tree(answer.text),
+            }
+            for answer in task.completions
         ],
         "lease_s": task.lease_s,
         "tiers": task.tiers,

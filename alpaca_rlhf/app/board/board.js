@@ -1,11 +1,10 @@
 // The rank board. Gradio runs this as the body of a function of `element` and `props`.
-// Whatever a model or a person wrote becomes a text node here, and nothing else.
+// Whatever a model or a person wrote becomes text nodes here, in elements of a short list.
 "use strict";
 
 const TEXTS = props.texts;
 const COMMAND = /Mac|iPhone|iPad/.test(navigator.platform) ? "⌘" : "Ctrl";
 const LETTERS = "ABCDEFGHI";
-const DRAG_FROM_PX = 8;
 const ANSWER_WITHIN_MS = 15000;
 const WAITS_MS = [1000, 2000, 4000, 8000, 15000];
 const DRAFTS = "alpaca.rank.draft.";
@@ -650,6 +649,8 @@ function typed(event, at = event.target) {
     }
   } else if (event.key === "=") change(tied(draft.tiers, id), "keyboard", id);
   else if (event.key.toLowerCase() === "v") setWide(!isWide());
+  else if (event.key.toLowerCase() === "p") setPlain(!plain);
+  else if (event.key.toLowerCase() === "d") setMarks(!marksOn);
   else if (way && event.shiftKey) change(stepped(draft.tiers, id, way), "keyboard", id);
   else if (way) cards[where + way]?.focus();
   else if (event.key === "Home") cards[0].focus();
@@ -660,112 +661,43 @@ function typed(event, at = event.target) {
   event.preventDefault();
 }
 
-/** Drag a card by its grip. The others make room by a transform; the list changes on the drop. */
-function grab(event, id) {
-  if (locked || isWide() || event.button !== 0 || !event.isPrimary) return;
-  event.preventDefault(); // no text is selected on the way
-  const grip = event.currentTarget;
-  const item = ui.cards.get(id).item;
-  const items = [...ui.list.children];
-  const from = items.indexOf(item);
-  const others = items.filter((other) => other !== item);
-  const scroller = document.scrollingElement;
-  const startY = event.clientY + scroller.scrollTop;
-  const middles = others.map((other) => {
-    const box = other.getBoundingClientRect();
-    return box.top + box.height / 2 + scroller.scrollTop;
-  });
-  const room = item.getBoundingClientRect().height + 12;
-  let at = event.clientY;
-  let to = from;
-  let dragging = false;
-  let frameAsked = 0;
-  grip.setPointerCapture(event.pointerId);
-
-  const follow = () => {
-    const y = at + scroller.scrollTop;
-    item.style.transform = `translateY(${y - startY}px)`;
-    to = middles.filter((middle) => middle < y).length;
-    others.forEach((other, index) => {
-      const shift = index >= to && index < from ? room : index >= from && index < to ? -room : 0;
-      other.style.transform = shift ? `translateY(${shift}px)` : "";
-    });
-  };
-  const scroll = () => {
-    const edge = at < 90 ? -1 : at > innerHeight - 140 ? 1 : 0;
-    if (edge) {
-      scroller.scrollTop += edge * 12;
-      follow();
-    }
-    frameAsked = requestAnimationFrame(scroll);
-  };
-  const move = (moveEvent) => {
-    if (moveEvent.pointerId !== event.pointerId) return;
-    at = moveEvent.clientY;
-    if (!dragging) {
-      if (Math.abs(at + scroller.scrollTop - startY) < DRAG_FROM_PX) return;
-      dragging = true;
-      ui.list.classList.add("dragging");
-      item.classList.add("dragged");
-      frameAsked = requestAnimationFrame(scroll);
-    }
-    follow();
-  };
-  const end = (endEvent) => {
-    if (endEvent.pointerId !== undefined && endEvent.pointerId !== event.pointerId) return;
-    if (endEvent.type === "keydown" && endEvent.key !== "Escape") return;
-    cancelAnimationFrame(frameAsked);
-    grip.removeEventListener("pointermove", move);
-    for (const kind of ["pointerup", "pointercancel"]) grip.removeEventListener(kind, end);
-    document.removeEventListener("keydown", end, true);
-    ui.list.classList.remove("dragging");
-    item.classList.remove("dragged");
-    for (const moved of items) moved.style.transform = "";
-    if (dragging && endEvent.type === "pointerup") {
-      change(dropped(draft.tiers, id, to), event.pointerType === "touch" ? "touch" : "mouse", id);
-    }
-  };
-  grip.addEventListener("pointermove", move);
-  for (const kind of ["pointerup", "pointercancel"]) grip.addEventListener(kind, end);
-  document.addEventListener("keydown", end, true);
-}
-
 // --- the page -----------------------------------------------------------------------------------------
 
-function literalText(kind, text) {
-  return make("div", { class: `said ${kind}`, dir: "auto" }, text);
-}
-
-/** A text that is cut where it is long, with a button for the rest. */
-function folded(text, label) {
-  const body = literalText("text", text);
+/** A text that is cut where it is long, with a button for the rest; `tree` is it formatted. */
+function folded(text, tree) {
+  const body = make("div", { class: "said text", dir: "auto" });
+  const entry = { body, text, tree };
+  ui.texts.push(entry);
+  fill(entry);
   const more = button("link more", w("show_all"), () => {
     const open = body.classList.toggle("open");
     more.textContent = w(open ? "show_less" : "show_all");
     more.setAttribute("aria-expanded", String(open));
   }, { hidden: true, "aria-expanded": "false", "aria-label": null });
-  if (label) more.setAttribute("title", label);
   const look = () => {
     if (!body.classList.contains("open")) more.hidden = body.scrollHeight <= body.clientHeight + 2;
     body.classList.toggle("long", !more.hidden);
+    letScroll(body);
   };
   new ResizeObserver(look).observe(body);
-  return { body, more };
+  return { body, more, text: entry };
 }
 
 function promptPanel() {
   const parts = [];
-  for (const [user, reply] of task.history) {
-    for (const [who, text] of [["user", user], ["assistant", reply]]) {
-      const { body, more } = folded(text);
+  const { shown } = task;
+  for (const [at, [user, reply]] of task.history.entries()) {
+    const [userTree, replyTree] = shown.history[at];
+    for (const [who, text, tree] of [["user", user, userTree], ["assistant", reply, replyTree]]) {
+      const { body, more } = folded(text, tree);
       parts.push(make("div", { class: `turn ${who}` }, make("div", { class: "who" }, w(who)), body, more));
     }
   }
-  const { body, more } = folded(task.instruction);
+  const { body, more } = folded(task.instruction, shown.instruction);
   const asked = make("div", { class: "asked" }, body, more);
   if (task.history.length) asked.prepend(make("div", { class: "who" }, w("user")));
   if (task.input) {
-    const given = folded(task.input);
+    const given = folded(task.input, shown.input);
     asked.append(make("div", { class: "who" }, w("input")), make("div", { class: "input" }, given.body, given.more));
   }
   ui.ask = make("section", { class: "ask", tabindex: -1, "aria-label": w("prompt") },
@@ -848,13 +780,13 @@ function betterPanel() {
 function cardOf(answer, at) {
   const letter = LETTERS[at];
   const id = answer.id;
-  const { body, more } = folded(answer.text);
+  const { body, more, text } = folded(answer.text, answer.shown);
+  const note = make("p", { class: "compared soft", hidden: true });
   more.setAttribute("title", w("answer", { letter }));
   const by = (act) => (event) => change(act(draft.tiers), event.detail ? "buttons" : "keyboard", id);
   const place = make("span", { class: "place" });
-  const grip = make("div", {
-    class: "grip", "aria-hidden": "true", title: w("drag"), onpointerdown: (event) => grab(event, id),
-  }, place, make("span", { class: "dots" }));
+  const grip = make("div", { class: "grip", "aria-hidden": "true", title: w("drag") },
+    place, make("span", { class: "dots" }));
   const names = { letter };
   const up = button("icon up", "↑", by((tiers) => stepped(tiers, id, -1)), {
     "aria-label": w("move_up", names), title: w("move_up_short"),
@@ -868,23 +800,27 @@ function cardOf(answer, at) {
   const edit = button("icon edit", "✎", () => openBetter(answer), {
     "aria-label": w("better_edit", names), title: w("better_edit_short"),
   });
-  const card = make("div", { class: "card", role: "group", tabindex: 0, "data-answer": id },
+  const card = make("div", {
+    class: "card", role: "group", tabindex: 0, "data-answer": id,
+    onpointerdown: (event) => press(event, id), onmousedown: (event) => pressedBeside(event, card),
+  },
     grip,
     make("div", { class: "content" },
       make("div", { class: "head" },
         make("span", { class: "letter" }, w("answer", names)),
         answer.cut ? make("span", { class: "cut", title: w("cut_hint") }, w("cut")) : null,
         make("span", { class: "moves" }, edit, up, down, tie)),
-      body, more, stars(id, letter)));
+      body, more, note, stars(id, letter)));
   const item = make("li", {}, card);
-  ui.cards.set(id, { item, card, place, up, down, tie, more, letter });
+  ui.cards.set(id, { item, card, place, up, down, tie, more, letter, text, note });
   return item;
 }
 
 function helpPanel() {
   const rows = [
     [["1", "…", String(task.answers.length)], "key.digits"], [["="], "key.tie"], [["Shift", "↑ ↓"], "key.move"],
-    [["↑ ↓"], "key.focus"], [["Enter"], "key.open"], [["V"], "key.wide"], [[COMMAND, "Enter"], "key.submit"],
+    [["↑ ↓"], "key.focus"], [["Enter"], "key.open"], [["V"], "key.wide"], [["P"], "key.plain"],
+    [["D"], "key.differences"], [[COMMAND, "Enter"], "key.submit"],
   ];
   return make("details", { class: "help", open: matchMedia("(hover: hover) and (min-width: 60rem)").matches },
     make("summary", {}, w("keys")),
@@ -892,7 +828,7 @@ function helpPanel() {
       make("dt", {}, ...keys.map((key) => (key === "…" ? "–" : make("kbd", {}, key)))),
       make("dd", {}, w(text)),
     ])),
-    make("p", {}, w("stars_help")),
+    make("p", {}, w("drag_help")), make("p", {}, w("stars_help")),
     make("ul", {}, ...props.criteria.map((name) =>
       make("li", {}, make("b", {}, w(`criterion.${name}`)), " ", w(`hint.${name}`)))));
 }
@@ -911,6 +847,7 @@ function setWide(on) {
 
 function answersPanel() {
   ui.list = make("ol", { class: "cards", "aria-label": w("answers_label") });
+  keepFromBrowser(ui.list);
   task.answers.forEach((answer, at) => ui.list.append(cardOf(answer, at)));
   const toggle = button("link", w("ratings"), () => {
     const on = !ui.list.classList.contains("rated");
@@ -922,6 +859,12 @@ function answersPanel() {
   ui.wide = button("link", w("wide"), () => setWide(!isWide()), {
     "aria-pressed": String(isWide()), "data-key": "V",
   });
+  ui.plain = button("link", w("plain"), () => setPlain(!plain), {
+    "aria-pressed": String(plain), "data-key": "P",
+  });
+  ui.marks = button("link", w("differences"), () => setMarks(!marksOn), {
+    "aria-pressed": String(marksOn), "data-key": "D",
+  });
   ui.comment = make("textarea", {
     class: "field", rows: 1, maxlength: props.limits.comment, placeholder: w("comment_hint"),
     oninput: () => {
@@ -932,7 +875,7 @@ function answersPanel() {
   ui.comment.value = draft.comment;
   return make("section", { class: "answers", "aria-label": w("answers") },
     make("div", { class: "line" }, make("h3", {}, w("answers")), make("span", { class: "soft" }, w("best_first")),
-      make("span", { class: "grow" }), ui.wide, toggle),
+      make("span", { class: "grow" }), ui.wide, ui.plain, ui.marks, toggle),
     ui.list, betterPanel(),
     make("label", { class: "stack comment" }, make("span", {}, w("comment"), " ",
       make("span", { class: "soft" }, w("optional"))), ui.comment));
@@ -984,7 +927,7 @@ function actions() {
 
 /** Build the whole board anew for the current state. */
 function frame() {
-  ui = { cards: new Map() };
+  ui = { cards: new Map(), texts: [] };
   ui.numbers = make("div", { class: "numbers" });
   ui.banner = make("div", { class: "banner", role: "alert", hidden: true });
   ui.toast = make("div", { class: "toast", role: "status" });
@@ -1003,6 +946,7 @@ function frame() {
   paintProgress();
   if (task) {
     paint(false);
+    markDifferences();
     task.answers.forEach((answer) => paintStars(answer.id));
   }
   lock(locked);
@@ -1010,7 +954,7 @@ function frame() {
 
 function paint(animated = true) {
   const order = flat(draft.tiers);
-  const before = new Map(order.map((id) => [id, ui.cards.get(id).item.getBoundingClientRect().top]));
+  const before = new Map(order.map((id) => [id, ui.cards.get(id).item.getBoundingClientRect()]));
   const focused = document.activeElement;
   order.forEach((id, at) => {
     const entry = ui.cards.get(id);
@@ -1035,8 +979,10 @@ function paint(animated = true) {
   if (!animated || calm.matches) return;
   for (const id of order) {
     const item = ui.cards.get(id).item;
-    const shift = before.get(id) - item.getBoundingClientRect().top;
-    if (shift) item.animate([{ transform: `translateY(${shift}px)` }, { transform: "none" }], { duration: 160, easing: "ease-out" });
+    const [from, to] = [before.get(id), item.getBoundingClientRect()];
+    const shift = `translate(${from.left - to.left}px, ${from.top - to.top}px)`;
+    if (from.left === to.left && from.top === to.top) continue;
+    item.animate([{ transform: shift }, { transform: "none" }], { duration: 160, easing: "ease-out" });
   }
 }
 
@@ -1105,7 +1051,7 @@ document.addEventListener("keydown", function beside(event) {
   if (!root.isConnected) return document.removeEventListener("keydown", beside);
   if (event.target !== document.body || !task || !onScreen()) return;
   // Home, End and Enter are the page's there.
-  if (/^([1-9=]|[vV]|ArrowUp|ArrowDown|Escape)$/.test(event.key) || event.ctrlKey || event.metaKey) {
+  if (/^([1-9=]|[vVpPdD]|ArrowUp|ArrowDown|Escape)$/.test(event.key) || event.ctrlKey || event.metaKey) {
     typed(event, ui.list.querySelector(".card"));
   }
 });

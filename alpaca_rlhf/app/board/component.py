@@ -1,7 +1,7 @@
 """The board as a component of Gradio: an empty place that its script fills.
 
 Gradio runs templates as code, so no text of a prompt, an answer or a person is ever part of one.
-The script asks the server by itself and makes every element with `textContent`. It is a plain
+The script asks the server by itself and makes every element without HTML. It is a plain
 `gr.HTML` and no subclass, for which Gradio would write a stub file into the package.
 """
 
@@ -16,6 +16,8 @@ from alpaca_rlhf.app.language import LANGUAGES, translations
 from alpaca_rlhf.preferences.assignment import MAX_BETTER_CHARS, MAX_STARS, MAX_TEXT_CHARS
 
 _FOLDER = Path(__file__).parent
+# One function in the end: `board.js` begins, and no task is there before all of it has run.
+_SCRIPTS = ("board", "texts", "differences", "dragging")
 
 
 def rank_board(endpoint: str, *, poll_s: float) -> gr.HTML:
@@ -30,7 +32,9 @@ def rank_board(endpoint: str, *, poll_s: float) -> gr.HTML:
     return gr.HTML(
         html_template='<div class="rank"></div>',
         css_template=(_FOLDER / "board.css").read_text(encoding="utf-8"),
-        js_on_load=(_FOLDER / "board.js").read_text(encoding="utf-8"),
+        js_on_load="\n".join(
+            (_FOLDER / f"{name}.js").read_text(encoding="utf-8") for name in _SCRIPTS
+        ),
         apply_default_css=False,
         elem_id="rank",
         endpoint=endpoint,
