@@ -68,7 +68,9 @@ function press(event, id) {
     const from = items.indexOf(item);
     const inRows = slots.some((slot) => Math.abs(slot.x - slots[0].x) > 1);
     item.style.transform = `translate(${inRows ? x - start.x : 0}px, ${y - start.y}px)`;
-    to = slots.filter((slot, at) => at !== from && isBefore(slot, slots, { x, y }, inRows)).length;
+    to = inRows
+      ? nearestSlot(slots, { x, y })
+      : slots.filter((slot, at) => at !== from && slot.y + slot.height / 2 < y).length;
     const order = items.filter((other) => other !== item);
     order.splice(to, 0, item);
     order.forEach((other, at) => {
@@ -129,14 +131,12 @@ function press(event, id) {
 
 const ENDS = ["pointerup", "pointercancel", "keydown"];
 
-/** True if a card lies before a point: above it, or in its row and to the left of it. */
-function isBefore(slot, slots, { x, y }, inRows) {
-  if (!inRows) return slot.y + slot.height / 2 < y;
-  const tops = slots.map((other) => other.y);
-  const nextRow = Math.min(...tops.filter((top) => top > slot.y + 1));
-  const firstRow = slot.y <= Math.min(...tops) + 1;
-  if (y >= nextRow) return true;
-  return (firstRow || y >= slot.y) && slot.x + slot.width / 2 < x;
+/** Number of the place that holds a point, or is nearest to it. */
+function nearestSlot(slots, { x, y }) {
+  const beyond = (value, from, size) => Math.max(from - value, 0, value - from - size);
+  const distances = slots.map((slot) =>
+    Math.hypot(beyond(x, slot.x, slot.width), beyond(y, slot.y, slot.height)));
+  return distances.indexOf(Math.min(...distances));
 }
 
 /** What the browser would do with a press by itself, kept from it while a card is dragged. */

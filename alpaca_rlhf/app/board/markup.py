@@ -95,8 +95,9 @@ class _Parser(MarkdownIt):
         self.disable("reference")  # a definition is a line that would vanish
         self.inline.ruler.at("newline", _newline)
         self.inline.ruler.before("escape", "formula", _inline_formula)
-        interrupted = {"alt": ["paragraph", "blockquote", "list"]}
-        self.block.ruler.before("fence", "formula", _block_formula, interrupted)
+        self.block.ruler.before(
+            "fence", "formula", _block_formula, {"alt": ["paragraph", "blockquote", "list"]}
+        )
 
     def normalizeLink(self, url: str) -> str:
         return url
