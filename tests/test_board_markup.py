@@ -43,7 +43,7 @@ def formula(kind="formula", display="inline"):
             [["pre", {}, span("info", "py"), ["code", {}, "a  b"]]],
         ),
         ("```\nnever closed", [["pre", {}, ["code", {}, "never closed"]]]),
-        ("[a](b 'c')", [["p", {}, span("link", "a", span("address", ' (b "c")'))]]),
+        ("[a](b 'c')", [["p", {}, span("link", "a"), span("address", ' (b "c")')]]),
         ("<https://x.y>", [["p", {}, span("link", "https://x.y")]]),
         ("![a *b*](c)", [["p", {}, span("image", "![a *b*](c)")]]),
         ("*a*\n  b", [["p", {}, ["em", {}, "a"], "\n  b"]]),

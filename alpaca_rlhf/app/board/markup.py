@@ -311,9 +311,9 @@ class _Builder:
     """Address of the link that is open; links never lie within each other."""
 
     def _end_link(self) -> None:
+        self._end()
         if self._link:
             self._leaf("span", f" ({self._link})", **{"class": "address"})
-        self._end()
 
     def _formula(self, token: Token) -> None:
         display = token.info == "block"
