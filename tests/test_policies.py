@@ -193,7 +193,7 @@ def test_the_command_of_a_policy_that_was_not_chosen_is_refused(tmp_path, capsys
     command = ["ppo", "--out", str(tmp_path), "--policies", "best-of-k"]
     assert cli.main(command) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "give --policies best-of-k ppo" in error
+    assert error.count("\n") == 1 and "give --policies ppo best-of-k" in error
 
 
 def test_prompts_are_dealt_for_the_policies_chosen():
