@@ -1,15 +1,20 @@
 """The app behind nginx and Caddy, configured as the guide says: at a host's root and below a path.
 
-Everything listens on 127.0.0.1; where a proxy is not installed its cases are skipped.
+Over http, and over https with a certificate of the test's own. Everything listens on 127.0.0.1;
+where a proxy is not installed its cases are skipped.
 """
 
 import json
 import os
 import re
 import shutil
+import ssl
 import subprocess
+import sys
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import gradio as gr
@@ -22,6 +27,8 @@ from alpaca_rlhf.app.page_layout import Tab
 from alpaca_rlhf.app.proxy import ProxyHeaders
 from alpaca_rlhf.app.rank_tab import rank_tab
 from alpaca_rlhf.app.run_choice import RunChoice
+from alpaca_rlhf.app.train_tab import TrainPage, train_tab
+from alpaca_rlhf.app.training import Training, TrainingCommand
 from alpaca_rlhf.cli import app_command
 from alpaca_rlhf.cli import main as cli
 from alpaca_rlhf.cli.terminal import Terminal
@@ -31,10 +38,13 @@ from alpaca_rlhf.preferences.assignment import Rules
 from alpaca_rlhf.preferences.store import Store
 from tests import apps, browser
 from tests.databases import candidates
+from tests.screenshots import open_tab
+from tests.test_app_train import STAND_IN, until
 
 GUIDE = Path(__file__).parent.parent / "docs" / "guides" / "ranking-with-a-team.md"
 PASSWORD = "long enough"
 NGINX, CADDY = shutil.which("nginx") or shutil.which("/usr/sbin/nginx"), shutil.which("caddy")
+OPENSSL = shutil.which("openssl")
 
 STRIPPED = "location /rank/ {\n    proxy_pass http://127.0.0.1:7860/;\n}"
 """The configuration that people write first: no header is passed on, and a path is cut off."""
@@ -65,12 +75,37 @@ def stream_tab(services):
     button.click(pieces, None, shown, api_visibility="private")
 
 
-def gap_of_stream(page, home):
+@dataclass(frozen=True)
+class Certificate:
+    """A self-signed certificate of 127.0.0.1."""
+
+    public: Path
+    """The certificate."""
+    private: Path
+    """Its key."""
+
+
+def self_signed(folder):
+    """A new certificate, good for two days."""
+    certificate = Certificate(folder / "cert.pem", folder / "key.pem")
+    words = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    words += ["-keyout", certificate.private, "-out", certificate.public, "-days", "2"]
+    words += ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([OPENSSL, *map(str, words)], check=True, capture_output=True)
+    return certificate
+
+
+def trust(certificate):
+    """The certificates that a client trusts: this one alone, which is its own authority."""
+    return certificate is None or ssl.create_default_context(cafile=certificate.public)
+
+
+def gap_of_stream(page, home, certificate):
     """Seconds from the first piece of a stream to its end, with the cookie of a page."""
     cookies = {cookie["name"]: cookie["value"] for cookie in page.context.cookies()}
-    headers = {"origin": home.removesuffix("/rank")}
+    options = {"headers": {"origin": home.removesuffix("/rank")}, "verify": trust(certificate)}
     arrived = {}
-    with httpx.Client(cookies=cookies, headers=headers, trust_env=False, timeout=60) as client:
+    with httpx.Client(cookies=cookies, trust_env=False, timeout=60, **options) as client:
         events = client.get(f"{home}/config").json()["dependencies"]
         (number,) = (event["id"] for event in events if event["api_name"] == "pieces")
         body = {"data": [], "fn_index": number, "session_hash": "abc"}
@@ -84,8 +119,14 @@ def gap_of_stream(page, home):
 
 
 @contextmanager
-def nginx(folder, port, location):
+def nginx(folder, port, location, certificate):
     folder.mkdir()
+    listen = f"listen 127.0.0.1:{port};"
+    if certificate is not None:
+        listen = (
+            f"listen 127.0.0.1:{port} ssl; ssl_certificate {certificate.public}; "
+            f"ssl_certificate_key {certificate.private};"
+        )
     (folder / "nginx.conf").write_text(
         f"daemon off; pid {folder}/pid; error_log {folder}/log; worker_processes 1;\n"
         "events {} http { access_log off;\n"
@@ -93,36 +134,42 @@ def nginx(folder, port, location):
             f"{name}_temp_path {folder}/{name};\n"
             for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )
-        + f"server {{ listen 127.0.0.1:{port}; {location} }} }}\n"
+        + f"server {{ {listen} {location} }} }}\n"
     )
     words = [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(folder / "log")]
-    with running(words, port):
+    with running(words, port, certificate):
         yield
 
 
 @contextmanager
-def caddy(folder, port, site):
+def caddy(folder, port, site, certificate):
     folder.mkdir()
-    site = re.sub(r"^\S+ {", f"http://127.0.0.1:{port} {{\n\tbind 127.0.0.1", site)
+    head = f"http://127.0.0.1:{port} {{\n\tbind 127.0.0.1"
+    if certificate is not None:
+        head = head.replace("http:", "https:", 1)
+        head += f"\n\ttls {certificate.public} {certificate.private}"
+    site = re.sub(r"^\S+ {", head, site)
     text = "{\n\tadmin off\n\tauto_https off\n}\n" + site + "\n"
     (folder / "Caddyfile").write_text(text)
     words = [CADDY, "run", "--config", str(folder / "Caddyfile"), "--adapter", "caddyfile"]
-    with running(words, port, XDG_CONFIG_HOME=str(folder), XDG_DATA_HOME=str(folder)):
+    with running(words, port, certificate, XDG_CONFIG_HOME=folder, XDG_DATA_HOME=folder):
         yield
 
 
 @contextmanager
-def running(words, port, **environment):
+def running(words, port, certificate, **environment):
+    scheme = "http" if certificate is None else "https"
     process = subprocess.Popen(
         words,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, **environment},
+        env={**os.environ, **{name: str(folder) for name, folder in environment.items()}},
     )
     try:
         for _ in range(200):
             try:
-                httpx.get(f"http://127.0.0.1:{port}/", trust_env=False)
+                address = f"{scheme}://127.0.0.1:{port}/"
+                httpx.get(address, trust_env=False, verify=trust(certificate))
                 break
             except httpx.TransportError:
                 assert process.poll() is None, "the proxy has ended"
@@ -148,32 +195,59 @@ CASES = {
     "caddy": (caddy, lambda: published("rank.example.org", ""), ""),
     "caddy below a path": (caddy, lambda: published("example.org", "/rank"), "/rank"),
 }
+CASES |= {f"{name}, https": CASES[name] for name in ("nginx", "nginx below a path", "caddy")}
+
+
+@contextmanager
+def training_of(store, folder):
+    """The page of a run whose training is a process that holds it until it is interrupted."""
+    run = folder / "mine"
+    run.mkdir()
+    (run / "config.yaml").write_text("seed: 0\n")
+    (folder / "stand_in.py").write_text(STAND_IN)
+    command = [sys.executable, str(folder / "stand_in.py"), str(run)]
+    training = Training(run, store, command, allowed=True, gpu_folder=folder / "card")
+    try:
+        yield TrainPage(training, store, TrainingCommand([], "alpaca-rlhf loop --out mine"))
+    finally:
+        if training._process is not None:
+            training._process.kill()
+            training._process.wait()
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_people_work_behind_a_proxy(case, opened, tmp_path, monkeypatch):
-    """They sign in, rank, see a stream piece by piece, export as admin, and sign out."""
+    """They sign in, rank, see a stream piece by piece, export and train as admin, and sign out."""
     proxy, configuration, prefix = CASES[case]
     if (NGINX if proxy is nginx else CADDY) is None:
         pytest.skip(f"no {proxy.__name__} here: apt-get install {proxy.__name__}")
+    has_tls = case.endswith("https")
+    if has_tls and OPENSSL is None:
+        pytest.skip("no openssl here: apt-get install openssl")
     monkeypatch.setattr(passwords, "LOG_N", 4)
+    certificate = self_signed(tmp_path) if has_tls else None
     port, app_port = browser.free_port(), browser.free_port()
-    origin = f"http://127.0.0.1:{port}"
+    origin = f"http{'s' * has_tls}://127.0.0.1:{port}"
     rules = Rules(gold_rate=0, repeat_rate=0, second_share=0)
-    with Store(tmp_path / "p.db", rules=rules, seed=0) as store:
+    with (
+        Store(tmp_path / "p.db", rules=rules, seed=0) as store,
+        training_of(store, tmp_path) as training_page,
+    ):
         store.add_annotator("boss", PASSWORD, role="admin")
         store.add_sets(candidates(3, k=2), origin="test")
         tabs = [
             Tab("rank", rank_tab),
             Tab("chat", stream_tab),
+            Tab("train", partial(train_tab, page=training_page), admin=True),
             Tab("data", apps.data_tab_of(tmp_path), admin=True),
         ]
-        app = apps.house(store, tmp_path, local=False, tabs=tabs, origin=origin, prefix=prefix)
+        options = {"origin": origin, "prefix": prefix, "own_routes": training_page.routes()}
+        app = apps.house(store, tmp_path, local=False, tabs=tabs, **options)
         text = configuration().replace("127.0.0.1:7860", f"127.0.0.1:{app_port}")
         with (
             apps.serving(ProxyHeaders(app), app_port),
-            proxy(tmp_path / "proxy", port, text),
-            browser.visit(opened, locale="en-GB") as page,
+            proxy(tmp_path / "proxy", port, text, certificate),
+            browser.visit(opened, locale="en-GB", ignore_https_errors=has_tls) as page,
         ):
             page.set_default_timeout(120_000)
             page.goto(f"{origin}{prefix}/")
@@ -190,16 +264,24 @@ def test_people_work_behind_a_proxy(case, opened, tmp_path, monkeypatch):
             page.get_by_text("2 left for you").wait_for()
             assert store.figures().counts["rankings"] == 1
             # 2. A stream.
-            assert gap_of_stream(page, f"{origin}{prefix}") > 0.4, "all at once"
+            assert gap_of_stream(page, f"{origin}{prefix}", certificate) > 0.4, "all at once"
             # 3. A snapshot, to be downloaded.
             page.get_by_role("tab", name="Data").click()
             page.get_by_role("button", name="Export a snapshot").click()
             with page.expect_download() as waited:
                 page.get_by_role("link", name="manifest.json").click()
             assert json.loads(Path(waited.value.path()).read_text())["rankings"] == 1
-            # 4. The cookie is the app's alone, and signing out ends it.
+            # 4. A training is started, shown as it goes, and stopped.
+            open_tab(page, "train")
+            page.get_by_role("button", name="Train now").click()
+            page.locator(".log", has_text="ppo 1/9 updates").wait_for()
+            assert training_page.training.state.activity == "training"
+            page.get_by_role("button", name="Stop and save").click()
+            until(lambda: training_page.training.state.activity == "idle")
+            # 5. The cookie is the app's alone, and signing out ends it.
             (cookie,) = page.context.cookies()
             assert cookie["path"] == (prefix or "/") and cookie["httpOnly"]
+            assert cookie["secure"] == has_tls, "over https it never travels unencrypted"
             page.get_by_role("button", name="Log out").click()
             page.wait_for_url(f"{origin}{prefix}/login")
 
