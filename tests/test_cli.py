@@ -323,6 +323,14 @@ def test_commands_without_a_run_explain_their_own(name, capsys):
 LOOP_COMMANDS = [name for name in cli.COMMANDS if name not in OWN_FLAGS]
 
 
+@pytest.mark.parametrize("command", [["rank", "--help-all"], ["sample", "--run", "R", "--help"]])
+def test_the_help_says_which_queue_is_not_ordered(command, capsys):
+    """Answers that are made ahead are added prompt by prompt, before anything could order them."""
+    assert cli.main(command) == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "as they stand in" in text and "--rank.queue" in text
+
+
 @pytest.mark.parametrize("name", LOOP_COMMANDS)
 def test_every_command_explains_all_its_flags(name, capsys):
     assert cli.main([name, "--help-all"]) == 0

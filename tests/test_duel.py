@@ -10,9 +10,11 @@ import pytest
 import yaml
 
 from alpaca_rlhf.cli import main as cli
+from alpaca_rlhf.cli.duel_command import duel_lines
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.runs import RunFolder
 from alpaca_rlhf.evaluation.duel import TrainingPoint, differences, read_within
+from alpaca_rlhf.report import render
 from alpaca_rlhf.report.duel import validate_duel
 from alpaca_rlhf.settings import Loop, Rank
 from alpaca_rlhf.settings.parsing import parse, to_yaml
@@ -94,6 +96,9 @@ def watched(run):
         ledger["ppo"] |= {"seconds": 30.0}
         ledger["rloo"] |= {"seconds": 60.0}
         ledger["best_of_k"] |= {"seconds": 100.0}
+        ledger["sample"] |= {"seconds": 5.0}
+        ledger["reward"] |= {"seconds": 12.0}
+        ledger["reward"]["facts"] |= {"control_seconds": 2.0}
         ledger["ppo"]["facts"] |= {"watch": watch(run, "ppo", [0.1, 0.3, 0.2])}
         ledger["rloo"]["facts"] |= {"watch": watch(run, "rloo", [0.05, 0.15, 0.25])}
         for name in ("ppo", "rloo", "best_of_k"):
@@ -144,8 +149,11 @@ def test_a_duel_of_two_policies(run, capsys):
 
 
 def test_looks_are_read_at_equal_completions_and_minutes(watched):
-    """PPO has had 16 completions and 10 seconds an update, RLOO 16 and 20, best-of-K 48 and 100."""
-    compared = duel(watched, "--completions", "40", "--minutes", "0.75")
+    """PPO has had 16 completions and 10 seconds an update, RLOO 16 and 20, best-of-K 48 and 100.
+
+    Each has needed 15 seconds before, for what was ranked and for the reward model.
+    """
+    compared = duel(watched, "--completions", "40", "--minutes", "1")
     by_completions, by_seconds = compared["readings"]
 
     def gains(readings):
@@ -157,6 +165,8 @@ def test_looks_are_read_at_equal_completions_and_minutes(watched):
     assert gains(by_completions) == {"best_of_k": None, "ppo": (2, 0.3), "rloo": (2, 0.15)}
     assert by_seconds["policies"]["ppo"]["update"] is None, "its end"
     assert by_seconds["policies"]["rloo"]["update"] == 2
+    assert by_seconds["policies"]["rloo"]["seconds"] == pytest.approx(40)
+    assert by_seconds["policies"]["rloo"]["total_seconds"] == pytest.approx(55)
     (pair,) = by_completions["between"]
     assert [pair["gain"], *pair["ci95"]] == pytest.approx([0.15] * 3)
     ahead = next(p for p in compared["between"] if {p["first"], p["second"]} == {"ppo", "rloo"})
@@ -164,8 +174,50 @@ def test_looks_are_read_at_equal_completions_and_minutes(watched):
     assert compared["policies"]["ppo"]["looked_at"] == 4 * PROMPTS
     assert compared["policies"]["ppo"]["kept_update"] == 2
     usual = duel(watched)["readings"]
-    assert [readings["budget"] for readings in usual] == [48, 30]
+    assert [readings["budget"] for readings in usual] == [48, 45]
     assert usual[1]["policies"]["rloo"]["update"] == 1
+
+
+def test_the_minutes_of_the_reward_model_count(watched, capsys):
+    """DPO takes 40 seconds and 10 before, best-of-K 23 and 68: DPO is done first, after 50."""
+
+    def with_dpo(ledger):
+        ledger["dpo"] = {**ledger["ppo"], "seconds": 40.0, "facts": {}}
+        policies = ledger["evaluate"]["facts"]["policies"]
+        policies["dpo"] = policies["ppo"]
+        for name, seconds in (("sample", 10.0), ("reward", 60.0), ("best_of_k", 23.0)):
+            ledger[name] |= {"seconds": seconds}
+
+    change(watched / "ledger.json", with_dpo)
+    rows = [json.loads(line) for line in (watched / "answers.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["answers"]["dpo"] = row["answers"]["ppo"]
+    (watched / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    compared = duel(watched)
+    by_minutes = compared["readings"][1]
+    assert (by_minutes["by"], by_minutes["budget"]) == ("total_seconds", 50)
+    assert by_minutes["policies"]["best_of_k"] is None
+    at_end = by_minutes["policies"]["dpo"]
+    assert at_end["update"] is None
+    assert (at_end["seconds"], at_end["total_seconds"]) == (40, 50)
+    shown = capsys.readouterr().out
+    assert "at equal minutes: 0.83 of its training and of what it needs before" in shown
+    assert "0.67 min, 0.83 with what is before" in shown
+    page = " ".join((watched / "duel.html").read_text().split())
+    assert "0.83 of a policy's training and of what it needs before" in page.replace("&#39;", "'")
+
+
+def test_a_duel_of_an_earlier_version_says_that_it_leaves_out_what_was_before(watched, tmp_path):
+    earlier = duel(watched)
+    readings = earlier["readings"][1]
+    readings["by"] = "seconds"
+    for reading in filter(None, readings["policies"].values()):
+        del reading["total_seconds"]
+    assert "what it needs before is not counted" in render.templates().get_template(
+        "duel.html"
+    ).render(duel=validate_duel(earlier))
+    lines = list(duel_lines(validate_duel(earlier)))
+    assert any(line.endswith("of its own training") for line in lines)
 
 
 def test_the_report_shows_the_looks_and_what_was_kept(watched):
@@ -289,12 +341,14 @@ def test_looks_on_near_duplicates_have_no_interval(watched, monkeypatch):
 
 def test_the_end_counts_before_a_look_at_the_same_cost():
     points = [
-        TrainingPoint(10, 1.0, 1, 0.1),
-        TrainingPoint(20, 2.0, 2, 0.3),
-        TrainingPoint(20, 2.0, None, 0.2),
+        TrainingPoint(10, 1.0, 8.0, 1, 0.1),
+        TrainingPoint(20, 2.0, 9.0, 2, 0.3),
+        TrainingPoint(20, 2.0, 9.0, None, 0.2),
     ]
     assert read_within(points, 20, "completions") == points[2]
     assert read_within(points, 1.9, "seconds") == points[0]
+    assert read_within(points, 8.9, "total_seconds") == points[0]
+    assert read_within(points, 7.9, "total_seconds") is None
     assert read_within(points, 9, "completions") is None
 
 

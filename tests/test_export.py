@@ -499,20 +499,42 @@ def test_bos_is_added_where_the_prompts_of_training_have_it(chat, plain, tmp_pat
         assert config["add_bos_token"] is puts
 
 
-@pytest.mark.parametrize("kind", ["chat", "plain"])
+def run_with_template(top: Path, name: str) -> tuple[Path, Path]:
+    """A base with a chat template of `published_templates.OURS`, and a run on it."""
+    from tests.published_templates import OURS, tokenizer_with, write_checkpoint
+
+    write_checkpoint(top / "base", tokenizer_with(OURS[name]))
+    return top / "base", little_run(top / "run", top / "base", template="chat")
+
+
+@pytest.fixture(scope="module")
+def ends_otherwise(tmp_path_factory) -> tuple[Path, Path]:
+    """ChatML on a base whose own eos is another token than the end of a turn."""
+    return run_with_template(tmp_path_factory.mktemp("ends"), "like_smollm2")
+
+
+@pytest.fixture(scope="module")
+def with_gap(tmp_path_factory) -> tuple[Path, Path]:
+    """Llama-2's template, which puts a blank before a reply."""
+    return run_with_template(tmp_path_factory.mktemp("gap"), "like_llama2")
+
+
+@pytest.mark.parametrize("kind", ["chat", "plain", "ends_otherwise", "with_gap"])
 def test_the_cards_lines_give_the_score_of_training(kind, request, tmp_path, monkeypatch):
     from alpaca_rlhf.core.records import Instruction
     from alpaca_rlhf.models.base import load_base
     from alpaca_rlhf.models.batches import example
 
     base, run = request.getfixturevalue(kind)
-    template = "chat" if kind == "chat" else "alpaca"
+    template = "alpaca" if kind == "plain" else "chat"
     trained = example(load_base(str(base)), template, Instruction("Hi"), "Hello.")
     export(run, tmp_path / "out", "--to", "reward")
     lines = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]
     names: dict = {}
     monkeypatch.chdir(tmp_path)
     exec(lines, names)
+    if "ids" in names:
+        assert names["ids"][0].tolist() == [*trained.prompt, *trained.completion]
     ids = torch.tensor([[*trained.prompt, *trained.completion]])
     expected = names["model"](ids).logits[0, 0] + names["model"].config.score_bias
     assert names["score"] == expected
@@ -674,6 +696,54 @@ def test_what_the_card_says(plain, tmp_path):
     assert '"Built with Meta Llama 3"' in " ".join(duties("meta-llama/Meta-Llama-3-8B"))
     assert "another language model" in " ".join(duties("meta-llama/Llama-2-7b-hf"))
     assert "Meta" not in " ".join(duties("embedded") + duties("org/other-7b"))
+
+
+def figures_of_card(target: str, policy: str, report: dict) -> str:
+    from alpaca_rlhf.exporting.model_card import WrittenExport, model_card
+    from alpaca_rlhf.exporting.request import ExportRequest
+
+    folder = Path("somewhere")
+    request = ExportRequest(Loop(), folder, policy, folder, target, "float32", folder)
+    card = model_card(request, report, {}, WrittenExport({}, ()))
+    return card.partition("## Figures")[2].partition("## Licence")[0]
+
+
+def rule(name: str, accuracy: float, lead: float) -> dict:
+    return {"is": name, "accuracy": accuracy, "lead": lead, "lead_ci95": [lead - 0.02, lead + 0.02]}
+
+
+def test_the_card_of_a_reward_model_shows_rules_that_learn_nothing():
+    model = {
+        **{"round": 1, "pairs": 300, "held_out_accuracy": 0.82, "ci95": [0.78, 0.86]},
+        **{"held_out_pairs": 211, "held_out_prompts": 60, "shuffled_label_accuracy": None},
+        "baselines": [rule("the longer", 0.817, 0.003), rule("the shorter", 0.183, 0.637)],
+    }
+    text = figures_of_card("reward", "reward", {"reward_models": [model]})
+    assert "| its 95% interval | 0.780 to 0.860 |" in text
+    assert "accuracy of “the longer”, a rule that learns nothing | 0.817 |" in text
+    assert "211 pairs of 60 prompts." in text and "it does not beat the best of them" in text
+    few = model | {"held_out_pairs": 3, "held_out_prompts": 1}
+    text = figures_of_card("reward", "reward", {"reward_models": [few]})
+    assert "0.780" not in text and "3 pairs of 1 prompts, too few for an interval." in text
+
+
+def test_the_card_of_a_policy_says_how_little_its_judge_has_learned_from():
+    judge = {
+        **{"trained_pairs": 143, "pairs": 1612, "prompts": 570, "accuracy": 0.7},
+        **{"ci95": [0.67, 0.73], "baselines": [rule("the longer", 0.7, 0.0)]},
+    }
+    report = {
+        "policies": {"ppo": {"gold_score": 0.6, "paired_gain_ci95": [0.02, 0.18]}},
+        "judge_accuracy": judge,
+        "prompts": {"eval": 300, "eval_clusters": 300},
+    }
+    text = figures_of_card("merged", "ppo", report)
+    assert "trained on 143 held-out pairs: accuracy 0.700 [0.670, 0.730] on 1,612 others" in text
+    assert "the longer 0.700: it does not beat the best of them" in text
+    assert "| its 95% interval | 0.020 to 0.180 |" in text
+    report["prompts"]["eval_clusters"] = 5
+    text = figures_of_card("merged", "ppo", report | {"judge_accuracy": judge | {"pairs": 12}})
+    assert "0.020 to 0.180" not in text and "[0.670" not in text and "12 pairs of 570" in text
 
 
 def test_licence_files_travel_with_the_model(plain, tmp_path):

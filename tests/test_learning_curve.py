@@ -6,11 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from alpaca_rlhf.app import data_view
+from alpaca_rlhf.app.language import translations
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.evaluation.learning_curve import more_in_words, more_rankings
 from alpaca_rlhf.planner.peak_memory import Lengths
 from alpaca_rlhf.planner.shapes import shape_from_config
 from alpaca_rlhf.planner.work import StageWork
+from alpaca_rlhf.preferences.store import Store
+from alpaca_rlhf.report import figures as report_figures
+from alpaca_rlhf.report.schema import RewardModel
 from alpaca_rlhf.settings import Inputs, Loop, Reward
 from alpaca_rlhf.settings.parsing import parse
 from alpaca_rlhf.stages.learning_curve import nested_subset
@@ -53,6 +58,39 @@ def test_what_is_said_of_more_rankings(half, whole, verdict):
     assert more["verdict"] == verdict
     words = {"helps": "would help", "levelled": "hardly help", "unclear": "too few rankings"}
     assert words[verdict] in more_in_words(more) and "120 rankings" in more_in_words(more)
+
+
+def test_a_gain_on_a_handful_of_prompts_has_no_interval():
+    """Terminal, report and Data tab print the gain alone, as they say that it can tell nothing."""
+    few, enough = (
+        more_rankings(120, [WRONG] * n, [RIGHT] * n, resamples=200, seed=0) for n in (19, 20)
+    )
+    assert (few["prompts"], enough["prompts"]) == (19, 20)
+    assert "brought +0.500: too few rankings are held out" in more_in_words(few)
+    assert "brought +0.500 (+0.500 to +0.500)" in more_in_words(enough)
+    model = {
+        **{"round": 1, "pairs": 9, "held_out_accuracy": 0.7, "ci95": [0.6, 0.8]},
+        **{"shuffled_label_accuracy": None, "held_out_pairs": 38, "held_out_prompts": 19},
+        "more_rankings": {key: value for key, value in few.items() if key != "prompts"},
+    }
+    assert "(" not in report_figures.more_rankings(RewardModel.model_validate(model))
+
+
+@pytest.mark.parametrize("prompts", [19, 20])
+def test_the_data_tab_shows_no_interval_of_a_handful(tmp_path, prompts):
+    facts = {
+        "learning_curve": [{"rankings": 60, "accuracy": 0.7, "ci95": [0.6, 0.8]}],
+        "more_rankings": more_rankings(
+            120, [WRONG] * prompts, [RIGHT] * prompts, resamples=200, seed=0
+        ),
+        "held_out_prompts": prompts,
+        "held_out_pairs": 2 * prompts,
+    }
+    rounds = data_view.Rounds(dict, None, learned=lambda: facts)
+    with Store(str(tmp_path / "preferences.db")) as store:
+        page = data_view.figures(store.figures(), rounds, translations("data", "en"))
+    assert ("0.600 … 0.800" in page) == ("+0.500 (+0.500" in page) == (prompts == 20)
+    assert ("too few held out" in page) == (prompts == 19)
 
 
 @pytest.mark.parametrize("subsets", [-1, 5, "all"])

@@ -708,10 +708,10 @@ def test_a_reward_model_that_judges_is_shown_with_its_size_and_accuracy() -> Non
     assert words in Page(section(page, "answers")).text
     assert words in Page(page.partition("<nav")[0]).text
     line = result_lines(report)[0]
-    assert "second reward model, accuracy 0.624 [0.580, 0.670] on 1612 pairs" in line
+    assert "trained on 143 held-out pairs: accuracy 0.624 [0.580, 0.670] on 1,612 others)" in line
     report["judge_accuracy"] |= {"pairs": 12}
     assert "0.58 to 0.67" not in render_html(ReportData(report=report))
-    assert "accuracy 0.624 on 12 pairs" in result_lines(report)[0]
+    assert "trained on 143 held-out pairs: accuracy 0.624 on 12 others" in result_lines(report)[0]
 
 
 def test_the_temperature_of_the_scores_is_said() -> None:
@@ -764,6 +764,62 @@ def checks_of(report: dict[str, Any]) -> list[str]:
     return [Page("<li" + line).text for line in text.split("<li")[1:]]
 
 
+def of_others(pairs: int = 1612, lead: float = 0.004, **more: Any) -> dict[str, Any]:
+    """A reward model that scores policies, measured on the rankings of another."""
+    return {
+        **{"trained_pairs": 143, "pairs": pairs, "prompts": min(pairs, 570)},
+        **{"accuracy": 0.704, "ci95": [0.67, 0.74]},
+        "baselines": [a_baseline("the longer", 0.7, lead), a_baseline("the shorter", 0.3, 0.404)],
+        **more,
+    }
+
+
+def judged_by_others(**judge: Any) -> dict[str, Any]:
+    report = a_report()
+    for policy in report["policies"].values():
+        policy |= {"gold_parts": {}, "gold_parts_greedy": {}}
+    report["judge"] = "reward model trained on held-out rankings"
+    report["judge_accuracy"] = of_others(**judge)
+    return report
+
+
+def test_the_judge_of_all_policies_stands_beside_rules_that_learn_nothing() -> None:
+    """Accuracy .70 may be length alone: report, terminal and checks say so."""
+    report = judged_by_others()
+    (failed,) = failed_checks(report)
+    assert "Reward model that judges all policies: its lead over “the longer”" in failed
+    page = render_html(ReportData(report=report))
+    shown = " ".join(Page(section(page, "reward")).text.split())
+    assert "judges all policies 143 1,612 0.7040.670 to 0.740 +0.004" in shown
+    assert "the longer 0.700, the shorter 0.300" in shown
+    named = Page(section(page, "policies")).text
+    assert "on 1,612 others, where “the longer” alone is right on 0.70" in named
+    line = result_lines(report)[1]
+    assert "the longer 0.700, the shorter 0.300: it does not beat the best of them" in line
+    learned = judged_by_others(lead=0.2)
+    assert failed_checks(learned) == []
+    assert "0.300: it beats the best of them (lead +0.180 to +0.220)" in result_lines(learned)[1]
+
+
+def test_a_judge_on_a_handful_of_pairs_holds_nothing() -> None:
+    report = judged_by_others(pairs=12, lead=0.2)
+    (line,) = [line for line in checks_of(report) if "judges all policies" in line]
+    assert "? too few" in line and "on 12 pairs of 12 prompts" in line
+    page = render_html(ReportData(report=report))
+    assert "0.670 to 0.740" not in page and "+0.180 to +0.220" not in page
+    assert result_lines(report)[1].endswith("12 pairs of 12 prompts are too few to tell")
+
+
+def test_the_reward_model_that_looks_stands_beside_the_same_rules() -> None:
+    report = a_report()
+    report["reward_models"][0]["second"] = of_others(used=True)
+    (failed,) = failed_checks(report)
+    assert "Reward model that looks at the policies of round 1: its lead over" in failed
+    assert "looks at the policies of round 1" in section(render_html(ReportData(report)), "reward")
+    report["reward_models"][0]["second"] = of_others(used=False)
+    assert failed_checks(report) == [], "it looks at nothing"
+
+
 @pytest.mark.parametrize(("pairs", "prompts"), [(3, 1), (19, 19), (300, 19)])
 def test_a_handful_of_pairs_has_no_interval_and_holds_nothing(pairs: int, prompts: int) -> None:
     report = a_report()
@@ -812,6 +868,43 @@ def test_a_handful_of_clusters_has_no_interval_however_many_prompts() -> None:
         SliceScore(**score, **clusters).too_few
         for clusters in ({"clusters": 1}, {"clusters": 20}, {})
     ] == [True, False, False]
+
+
+@pytest.mark.parametrize(("pairs", "shown"), [(12, False), (1612, True)])
+def test_an_unused_scorer_has_no_interval_from_a_handful(pairs: int, shown: bool) -> None:
+    report = a_report()
+    report["reward_models"][0]["second"] = of_others(pairs=pairs, used=False)
+    text = Page(section(render_html(ReportData(report)), "watch")).text
+    assert ("(0.670 to 0.740)" in text) == shown
+    assert ("12 pairs of 12 prompts are too few for an interval" in text) != shown
+
+
+def some_looks() -> dict[str, Any]:
+    look = {"watch_score": 0.6, "watch_reward": 0.1, "watch_kl": 0.5, "watch_tokens": 12.0}
+    return {
+        **{"start": {**look, "step": 0}, "looks": [{**look, "step": 1}], "kept_step": 1},
+        **{"stopped": False, "words": ["kept the adapter of update 1"], "scorer": "gold"},
+    }
+
+
+def test_a_control_that_no_look_chose_is_said_to_be_none_for_looks() -> None:
+    """PPO keeps the best of its looks; a control of an earlier version its last adapter."""
+    report = a_report()
+    report["policies"]["ppo_shuffled"] = a_policy("sft")
+    report["policies"]["ppo"] |= {
+        "paired_gain_vs_control": 0.1,
+        "paired_gain_vs_control_ci95": [0.05, 0.15],
+    }
+    words = "Looks chose the adapter of PPO and not that of the control"
+
+    def policies(watches: dict[str, Any]) -> str:
+        return Page(
+            section(render_html(ReportData(report | {"watches": watches})), "policies")
+        ).text
+
+    assert words in policies({"ppo": some_looks()})
+    assert words not in policies({"ppo": some_looks(), "ppo_shuffled": some_looks()})
+    assert words not in policies({})
 
 
 def test_gold_is_said_only_where_there_is_a_gold_judge() -> None:

@@ -5,15 +5,16 @@ import math
 import pytest
 
 from alpaca_rlhf.core.records import Completion
+from alpaca_rlhf.evaluation.accuracy_words import beside_baselines
 from alpaca_rlhf.evaluation.reward_accuracy import (
     accuracy_of,
     baselines,
     calibration_error,
     correlation,
+    facts_of_others,
     figures,
 )
 from alpaca_rlhf.models.batches import Example
-from alpaca_rlhf.stages.reward import _beside_baselines
 from alpaca_rlhf.training.groups import Group, _sample_numbers, shuffled, usable
 from alpaca_rlhf.training.held_out import HeldOutEvaluation, HeldOutPair
 
@@ -196,12 +197,32 @@ def test_numbers_of_samples_go_with_their_completions():
     assert repr(group) == repr(Group("p", (short, long, short), ((0, 1), (0, 2)))), "one digest"
 
 
+def in_words(pairs):
+    facts = facts_of_others(7, pairs, **OPTIONS)
+    return beside_baselines(facts["baselines"], facts["pairs"], facts["prompts"])
+
+
 def test_the_summary_says_whether_the_best_rule_is_beaten():
     won = [pair(1.0, str(n), tokens=(9, 10) if n % 2 else (10, 9)) for n in range(40)]
-    text = _beside_baselines(figures(held_out(won), **OPTIONS))
+    text = in_words(won)
     assert text.startswith("the longer 0.500, the shorter 0.500: it beats the best of them (lead +")
-    length = [pair(1.0, str(n), tokens=(10, 9)) for n in range(40)]
-    text = _beside_baselines(figures(held_out(length), **OPTIONS))
+    text = in_words([pair(1.0, str(n), tokens=(10, 9)) for n in range(40)])
     assert "it does not beat the best of them (lead +0.000 to +0.000)" in text
-    few = _beside_baselines(figures(held_out([pair(1.0), pair(1.0), pair(-1.0)]), **OPTIONS))
+    few = in_words([pair(1.0), pair(1.0), pair(-1.0)])
     assert few.endswith("3 pairs of 1 prompts are too few to tell")
+
+
+def test_a_reward_model_that_judges_is_measured_beside_the_same_rules():
+    """A judge that has learned length alone: right on 7 of 10 pairs, and so is "the longer"."""
+    lengths = [(12, 10)] * 28 + [(10, 12)] * 12
+    pairs = [
+        pair(float(a - b), str(n), tokens=(a, b), samples=(n % 2, 1 - n % 2))
+        for n, (a, b) in enumerate(lengths)
+    ]
+    facts = facts_of_others(143, pairs, **OPTIONS)
+    assert facts["trained_pairs"] == 143 and facts["accuracy"] == pytest.approx(0.7)
+    rules_of_judge = {row["is"]: row for row in facts["baselines"]}
+    assert rules_of_judge["the longer"]["accuracy"] == pytest.approx(0.7)
+    assert rules_of_judge["the longer"]["lead_ci95"] == [0, 0]
+    assert rules_of_judge["the shorter"]["lead"] == pytest.approx(0.4)
+    assert rules_of_judge["the first sampled"]["accuracy"] == 0.5

@@ -190,6 +190,18 @@ def test_results_of_a_handful_of_prompts_have_no_interval():
     assert enough == result_lines({"policies": policies})
 
 
+def test_results_of_a_handful_of_clusters_have_no_interval():
+    """The report shows none either: forty near-duplicates are five prompts."""
+    figures = {"gold_score": 0.5, "ci95": [0.4, 0.6]}
+    gain = {"paired_gain_vs_sft": 0.125, "paired_gain_ci95": [0.1, 0.15]}
+    report = {"policies": {"sft": figures, "ppo": figures | gain}}
+    first, *lines = result_lines({**report, "prompts": {"eval": 40, "eval_clusters": 5}})
+    assert "40 prompts in 5 clusters of near-duplicates are too few for an interval" in first
+    assert lines == ["  sft  0.500", "  ppo  0.500  +0.125"]
+    enough = result_lines({**report, "prompts": {"eval": 40, "eval_clusters": 20}})
+    assert enough == result_lines(report)
+
+
 def test_next_commands_stand_in_a_column():
     assert next_lines([("a", "one"), ("long", "two")]) == [
         "next:",

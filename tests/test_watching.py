@@ -1,6 +1,7 @@
 """Watching for over-optimisation: what a look measures, what is kept, and when a stage ends."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.settings import GRPO, PPO, RLOO, Loop, Value
 from alpaca_rlhf.settings.parsing import parse
+from alpaca_rlhf.stages.watch_words import watch_facts
 from alpaca_rlhf.training.group_policy import train_in_groups
 from alpaca_rlhf.training.grpo import grpo_method
 from alpaca_rlhf.training.loop import Checkpoints
@@ -147,6 +149,42 @@ def test_patience_counts_looks_that_lose_score_and_gain_reward(tiny, tmp_path):
     assert looks.kept_step == 1
 
 
+def seen(gains):
+    """Looks at a policy whose completions grow by 9 tokens, and gain on each prompt as given."""
+
+    def look_at(step, scores, tokens):
+        names = ("repeated", "same_beginning", "copied", "unfinished")
+        signs = {name: [0.0] * len(scores) for name in names}
+        return Look(step, scores, 0.0, 0.0, {**signs, "tokens": [tokens] * len(scores)})
+
+    looks = watch()
+    looks.prompts = prompts(len(gains))
+    looks.start, looks.looks = look_at(0, [0.0] * len(gains), 9.0), [look_at(1, gains, 18.0)]
+    return looks
+
+
+def test_the_interval_of_a_look_resamples_whole_clusters():
+    """Of 40 prompts every other pair gains: as 20 clusters of two they are half as many."""
+    looks = seen([float(n % 4 < 2) for n in range(40)])
+
+    def interval(clusters):
+        words = watch_facts(looks, clusters)["words"]
+        assert any("completions are longer (9 -> 18 tokens)" in sentence for sentence in words)
+        low, high = re.search(r"95% \+(0\.\d+) to \+(0\.\d+), from the start", words[0]).groups()
+        return float(high) - float(low)
+
+    apart, together = interval(list(range(40))), interval([n // 2 for n in range(40)])
+    assert together > 1.2 * apart
+
+
+def test_looks_at_a_handful_have_no_interval_and_tell_nothing_moved():
+    words = watch_facts(seen([1.0] * 40), [n // 8 for n in range(40)])["words"]
+    assert words[0].endswith("the best of 1 looks by the held-out scorer (+1.000 from the start)")
+    assert words[1].startswith("40 prompts in 5 clusters of near-duplicates are too few")
+    assert len(words) == 2
+    assert watch_facts(seen([1.0] * 12), list(range(12)))["words"][1].startswith("12 prompts are")
+
+
 def test_the_last_update_has_a_look(tiny, tmp_path):
     rows, _ = train(cast(tiny), tmp_path, "grpo", watch(every=4))
     assert [row["step"] for row in rows if "watch_score" in row] == [4, 6]
@@ -229,6 +267,7 @@ def test_without_a_judge_a_second_reward_model_looks(by_second, tmp_path):
     ledger = ledger_of(tmp_path / "run")
     first, second = ledger["reward"]["facts"], ledger["reward_second"]
     assert first["second"] == second and second["used"]
+    assert {"the longer", "the shorter"} <= {row["is"] for row in second["baselines"]}
     assert (second["trained_pairs"], second["pairs"]) == (first["held_out_pairs"], first["pairs"])
     weights = [
         (tmp_path / "run" / name / "adapter" / "adapter_model.safetensors").read_bytes()
@@ -243,6 +282,26 @@ def test_without_a_judge_a_second_reward_model_looks(by_second, tmp_path):
     named = f"a second reward model, trained on {second['trained_pairs']} held-out pairs"
     assert report["watches"]["ppo"]["scorer"].startswith(named)
     assert named in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_the_control_of_ppo_is_looked_at_in_the_same_way(by_second, tmp_path):
+    """Else PPO's gain over it would hold what the choice among looks brought."""
+    controlled = replace(
+        by_second,
+        reward=replace(by_second.reward, control=True),
+        ppo=replace(by_second.ppo, control=True),
+    )
+    out = tmp_path / "run"
+    go(controlled, out)
+    ledger = ledger_of(out)
+    control, ppo = ledger["ppo_shuffled"]["watch"], ledger["ppo"]["facts"]["watch"]
+    assert [look["step"] for look in control["looks"]] == [look["step"] for look in ppo["looks"]]
+    best = max(control["looks"], key=lambda look: look["watch_score"])
+    assert control["kept_step"] == best["step"]
+    assert control["start"]["watch_score"] == ppo["start"]["watch_score"], "the same prompts, noise"
+    assert (out / "ppo_shuffled" / "looks.jsonl").is_file()
+    report = json.loads((out / "report.json").read_text())
+    assert set(report["watches"]) == {"ppo", "ppo_shuffled"}
 
 
 def test_a_second_reward_model_that_was_killed_ends_the_same(by_second, tmp_path):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alpaca_rlhf.app.rendering import render
+from alpaca_rlhf.core.sizes import too_few
 from alpaca_rlhf.preferences import snapshot
 from alpaca_rlhf.preferences.agreement import MIN_OVERLAPS, Agreement
 from alpaca_rlhf.preferences.figures import Figures
@@ -38,7 +39,8 @@ class Rounds:
     judge: str | None = None
     """`--inputs.judge` of the run, if it ranks in people's place."""
     learned: Callable[[], Mapping[str, Any]] = dict
-    """`learning_curve` and `more_rankings` of the newest reward model; empty without them."""
+    """Facts of the newest reward model, `learning_curve` and `more_rankings` among them; empty
+    without one."""
 
 
 NO_ROUNDS = Rounds(dict, None)
@@ -82,7 +84,11 @@ def figures(figures: Figures, rounds: Rounds, text: Mapping[str, str]) -> str:
             for name, agreement in agreements
         ],
         curve=[
-            (point["rankings"], f"{point['accuracy']:.3f}", _interval(point["ci95"]))
+            (
+                point["rankings"],
+                f"{point['accuracy']:.3f}",
+                text["curve.too_few"] if _is_handful(learned) else _interval(point["ci95"]),
+            )
             for point in learned.get("learning_curve", ())
         ],
         more=_more(learned, text),
@@ -91,6 +97,11 @@ def figures(figures: Figures, rounds: Rounds, text: Mapping[str, str]) -> str:
         ],
         text=text,
     )
+
+
+def _is_handful(learned: Mapping[str, Any]) -> bool:
+    """True where too few prompts are held out for an interval."""
+    return too_few(learned.get("held_out_prompts"), learned.get("held_out_pairs"))
 
 
 def _interval(ci95: Sequence[float], sign: str = "") -> str:
@@ -103,7 +114,9 @@ def _more(learned: Mapping[str, Any], text: Mapping[str, str]) -> str:
     more = learned.get("more_rankings")
     if more is None:
         return text["curve.none"]
-    gain = f"{more['gain']:+.3f} ({_interval(more['ci95'], '+')})"
+    gain = f"{more['gain']:+.3f}"
+    if not _is_handful(learned):
+        gain += f" ({_interval(more['ci95'], '+')})"
     return text[f"curve.{more['verdict']}"].format(n=f"{more['rankings']:,}", gain=gain)
 
 

@@ -27,8 +27,8 @@ class DuelFlags(Bounded):
     """Read every policy within so many completions of its own; by default as many as the policy
     that samples fewest."""
     minutes: PositiveFloat | None = None
-    """Read every policy within so many minutes of its own training; by default those of the
-    quickest."""
+    """Read every policy within so many minutes of its training and of what it needs before it,
+    completions to rank and the reward model; by default those of the quickest."""
 
 
 def run(operands: Sequence[str], flags: DuelFlags, terminal: Terminal) -> int:
@@ -127,10 +127,12 @@ def _difference(pair: Difference, *, too_few: bool) -> str:
 
 
 def _readings(readings: Readings, duel: Duel, width: int) -> Iterator[str]:
-    if readings.by == "completions":
-        yield f"at equal completions: {readings.budget:,.0f} of its own"
-    else:
-        yield f"at equal minutes: {readings.budget / 60:.2f} of its own training"
+    minutes = f"{readings.budget / 60:.2f}"
+    yield {
+        "completions": f"at equal completions: {readings.budget:,.0f} of its own",
+        "seconds": f"at equal minutes: {minutes} of its own training",
+        "total_seconds": f"at equal minutes: {minutes} of its training and of what it needs before",
+    }[readings.by]
     for name, reading in readings.policies.items():
         yield f"  {name:<{width}}  {_reading(reading, too_few=duel.too_few)}"
     for pair in readings.between:
@@ -143,10 +145,10 @@ def _reading(reading: Reading | None, *, too_few: bool) -> str:
     at_end = reading.update is None
     ends = "" if reading.ci95 is None else f" {_ends(reading.ci95, too_few and at_end)}"
     place = "at its end" if at_end else f"look after update {reading.update}"
-    return (
-        f"{reading.gain:+.3f}{ends}  {place} ({reading.completions:,} completions, "
-        f"{reading.seconds / 60:.2f} min)"
-    )
+    minutes = f"{reading.seconds / 60:.2f} min"
+    if reading.total_seconds is not None:
+        minutes += f", {reading.total_seconds / 60:.2f} with what is before"
+    return f"{reading.gain:+.3f}{ends}  {place} ({reading.completions:,} completions, {minutes})"
 
 
 def _ends(ci95: Sequence[float], too_few: bool) -> str:

@@ -38,7 +38,8 @@ class Fill(Bounded):
     """Flags of `alpaca-rlhf sample --run`."""
 
     run: Path = Path("runs/quickstart")
-    """Run folder to take prompts, base and adapters from."""
+    """Run folder to take prompts, base and adapters from. Prompts are taken as they stand in its
+    rank split, whatever its --rank.queue."""
     db: str | None = None
     """Database of the queue: a file, or postgresql+psycopg://user@host/name; by default
     preferences.db in the run folder."""

@@ -124,8 +124,12 @@ def sample(invocation: Invocation) -> int:
 
     if not sample_command.wanted(invocation.arguments):
         return stage(invocation)
-    request = invocation.parse(
-        sample_command.Fill, invocation.arguments, about=sample_command.ABOUT
+    # Its flags are not those of the stage, whose first ones `Invocation.parse` would show as help.
+    request = shell.parsed(
+        sample_command.Fill,
+        invocation.arguments,
+        prog=f"{invocation.prog} --run RUN",
+        about=sample_command.ABOUT,
     )
     return sample_command.run(request, invocation.terminal)
 

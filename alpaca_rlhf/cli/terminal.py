@@ -20,7 +20,8 @@ from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.durations import duration
 from alpaca_rlhf.core.prompts import Segment, marked
 from alpaca_rlhf.core.shell_words import quoted
-from alpaca_rlhf.core.sizes import MIN_PROMPTS
+from alpaca_rlhf.core.sizes import too_few
+from alpaca_rlhf.evaluation.accuracy_words import judge_beside_baselines, judge_in_words
 
 PROGRAM = "alpaca-rlhf"
 """Command that a person types."""
@@ -265,46 +266,44 @@ def generation_line(metrics: Mapping[str, Any], tokens_per_second: float | None)
 
 
 def result_lines(report: Mapping[str, Any]) -> list[str]:
-    """One line for each policy: its score and its gain over SFT, with intervals."""
+    """One line for each policy: its score and its gain over SFT, with intervals.
+
+    Before them a line names the judge, and another its baselines where it is a reward model.
+    """
     policies: Mapping[str, Mapping[str, Any]] = report["policies"]
-    judge = _judge_in_words(report)
+    measured = report.get("judge_accuracy")
+    judge = judge_in_words(measured) if measured else report.get("judge", "gold")
     temperature = report.get("temperatures", {}).get("evaluate", 1.0)
     width = max(len(name) for name in policies)
-    prompts = report.get("prompts", {}).get("eval", MIN_PROMPTS)
-    if prompts < MIN_PROMPTS:
+    prompts, clusters = (report.get("prompts", {}).get(key) for key in ("eval", "eval_clusters"))
+    is_too_few = too_few(prompts, clusters)
+    if is_too_few:
+        units = f"{prompts:,} prompts"
+        if clusters not in (None, prompts):
+            units += f" in {clusters:,} clusters of near-duplicates"
         lines = [
             f"score at temperature {temperature:g} (judge: {judge}), gain over sft; "
-            f"{prompts} prompts are too few for an interval"
+            f"{units} are too few for an interval"
         ]
     else:
         lines = [
             f"score at temperature {temperature:g} with its 95% interval (judge: {judge}), "
             "gain over sft"
         ]
+    beside = judge_beside_baselines(measured) if measured else None
+    if beside is not None:
+        lines.append(f"  the judge beside rules that learn nothing: {beside}")
     for name, figures in policies.items():
         line = f"  {name:<{width}}  {figures['gold_score']:.3f}"
-        if prompts >= MIN_PROMPTS:
+        if not is_too_few:
             line += f" {_interval(figures['ci95'])}"
         if name not in ("base", "base_few_shot", "sft"):
             gain = figures["paired_gain_vs_sft"]
             line += f"  {gain:+.3f}"
-            if prompts >= MIN_PROMPTS:
+            if not is_too_few:
                 line += f" {_interval(figures['paired_gain_ci95'], sign='+')}"
         lines.append(line)
     return lines
-
-
-def _judge_in_words(report: Mapping[str, Any]) -> str:
-    """The judge, with its size and accuracy where it is a reward model."""
-    measured = report.get("judge_accuracy")
-    if measured is None:
-        return str(report.get("judge", "gold"))
-    few = min(measured["pairs"], measured["prompts"]) < MIN_PROMPTS
-    ends = "" if few else f" {_interval(measured['ci95'])}"
-    return (
-        f"a second reward model, accuracy {measured['accuracy']:.3f}{ends} on "
-        f"{measured['pairs']} pairs"
-    )
 
 
 def next_lines(commands: Sequence[tuple[str, str]]) -> list[str]:

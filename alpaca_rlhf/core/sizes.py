@@ -23,6 +23,14 @@ MIN_PROMPTS = 20
 handful gives whatever the handful happened to be."""
 
 
+def too_few(*counts: int | None) -> bool:
+    """True where prompts, pairs or clusters are fewer than `MIN_PROMPTS`, whichever are counted.
+
+    None stands for a number that nobody has counted.
+    """
+    return any(count is not None and count < MIN_PROMPTS for count in counts)
+
+
 def batch_for(rows: int, epochs: int, *, smallest: int, largest: int) -> int:
     """The largest power of two times `smallest`, up to `largest`, that leaves `MIN_STEPS` steps.
 

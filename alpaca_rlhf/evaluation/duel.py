@@ -9,8 +9,9 @@ from typing import Literal
 
 from alpaca_rlhf.evaluation.win_rate import Interval, paired_gain
 
-Budget = Literal["completions", "seconds"]
-"""Means that policies may be read at equal amounts of."""
+Budget = Literal["completions", "seconds", "total_seconds"]
+"""Means that policies may be read at equal amounts of. Earlier versions read by `seconds`, which
+leaves out what a policy needs before its training."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class TrainingPoint:
     """Completions that it had sampled to learn from."""
     seconds: float
     """Seconds that its training had taken."""
+    total_seconds: float
+    """Those and the seconds of what it needs before: completions to rank, the reward model."""
     update: int | None
     """Updates done at a look; None for the evaluation at the end."""
     gain: float

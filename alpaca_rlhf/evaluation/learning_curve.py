@@ -6,10 +6,10 @@ until it levels off (arXiv 1712.00409).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alpaca_rlhf.core.sizes import MIN_PROMPTS
+from alpaca_rlhf.core.sizes import too_few
 from alpaca_rlhf.evaluation.win_rate import accuracy_interval, accuracy_lead
 
 WORTH_IT = 0.02
@@ -32,15 +32,21 @@ def more_rankings(
         seed: Seed of the resampling.
 
     Returns:
-        `gain`, its `ci95`, and `verdict`: `levelled` where the gain is below `WORTH_IT`, `helps`
-        where it is above 0, else `unclear`.
+        `gain`, its `ci95`, the held-out `prompts`, and `verdict`: `levelled` where the gain is
+        below `WORTH_IT`, `helps` where it is above 0, else `unclear`.
     """
     lead = accuracy_lead(whole, half, resamples=resamples, seed=seed)
     low, high = lead.ci95
     verdict = "unclear"
-    if len(whole) >= MIN_PROMPTS:
+    if not too_few(len(whole)):
         verdict = "levelled" if high < WORTH_IT else "helps" if low > 0 else "unclear"
-    return {"rankings": rankings, "gain": lead.mean, "ci95": lead.ci95, "verdict": verdict}
+    return {
+        "rankings": rankings,
+        "prompts": len(whole),
+        "gain": lead.mean,
+        "ci95": lead.ci95,
+        "verdict": verdict,
+    }
 
 
 def curve_point(
@@ -51,10 +57,12 @@ def curve_point(
     return {"rankings": rankings, "accuracy": accuracy.mean, "ci95": accuracy.ci95}
 
 
-def more_in_words(more: dict[str, Any]) -> str:
-    """A sentence on what to expect of more rankings."""
-    low, high = more["ci95"]
-    gain = f"{more['gain']:+.3f} ({low:+.3f} to {high:+.3f})"
+def more_in_words(more: Mapping[str, Any]) -> str:
+    """A sentence on what to expect of more rankings; no interval from a handful of prompts."""
+    gain = f"{more['gain']:+.3f}"
+    if not too_few(more.get("prompts")):
+        low, high = more["ci95"]
+        gain += f" ({low:+.3f} to {high:+.3f})"
     rankings = f"{more['rankings']:,}"
     return {
         "helps": f"the last doubling, to {rankings} rankings, brought {gain}: as many again would "

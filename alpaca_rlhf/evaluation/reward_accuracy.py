@@ -36,7 +36,7 @@ CONFIDENCES: Final = (
 def facts_of_others(
     trained_pairs: int, pairs: Sequence[HeldOutPair], *, resamples: int, seed: int
 ) -> dict[str, Any]:
-    """The accuracy of a reward model on rankings that another one has learned from.
+    """The accuracy of a reward model on rankings that another one has learned from, with baselines.
 
     Args:
         trained_pairs: Pairs that it was trained on itself.
@@ -48,9 +48,10 @@ def facts_of_others(
     return {
         "trained_pairs": trained_pairs,
         "pairs": len(pairs),
-        "prompts": len({pair.prompt_id for pair in pairs}),
+        "prompts": _prompts(pairs),
         "accuracy": accuracy.mean,
         "ci95": accuracy.ci95,
+        "baselines": baselines(pairs, resamples=resamples, seed=seed),
     }
 
 

@@ -34,7 +34,7 @@ from alpaca_rlhf.exporting import (
 )
 from alpaca_rlhf.exporting.licences import copy_files
 from alpaca_rlhf.exporting.loading import trained
-from alpaca_rlhf.exporting.model_card import model_card
+from alpaca_rlhf.exporting.model_card import WrittenExport, model_card
 from alpaca_rlhf.exporting.ollama import modelfile, ollama_template
 from alpaca_rlhf.exporting.parity import Parity, Reference
 from alpaca_rlhf.exporting.probes import PROBES, prompts_of_run
@@ -106,7 +106,9 @@ def export_model(
 
         # 3. Describe the result: licence files, model card, parity.
         licences = copy_files(request.settings.base, folder)
-        card = model_card(request, report, ledger or {}, checks, licences)
+        scoring = tokenizer.read(folder) if request.target == "reward" else None
+        written = WrittenExport(checks, licences, scoring)
+        card = model_card(request, report, ledger or {}, written)
         _write(folder / "README.md", card)
         passed = all(check.passed for check in checks.values())
         facts = {name: {"passed": check.passed, **check.facts} for name, check in checks.items()}

@@ -2,60 +2,83 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from alpaca_rlhf import __version__
 from alpaca_rlhf.core.bases import EMBEDDED, SMOLLM2, smollm2_folder
+from alpaca_rlhf.core.sizes import too_few
+from alpaca_rlhf.evaluation.accuracy_words import (
+    beside_baselines,
+    judge_beside_baselines,
+    judge_in_words,
+)
 from alpaca_rlhf.exporting import ollama
 from alpaca_rlhf.exporting.licences import duties
 from alpaca_rlhf.exporting.parity import Parity
 from alpaca_rlhf.exporting.request import ExportRequest
+from alpaca_rlhf.models.template_traits import end_id, template_traits
 from alpaca_rlhf.settings.parsing import to_yaml
 
-_Names = tuple[tuple[str, str], ...]
-_POLICY: _Names = (
+_Rows = list[tuple[str, str]]
+_POLICY = (
     ("gold_score", "score, sampled"),
     ("gold_score_greedy", "score, greedy"),
     ("paired_gain_vs_sft", "gain over SFT"),
+    ("paired_gain_ci95", "its 95% interval"),
     ("win_rate_vs_sft", "wins against SFT"),
     ("kl_from_sft_nats", "KL from SFT, nats a completion"),
     ("stop_rate", "share that ends by itself"),
     ("mean_tokens", "mean tokens"),
 )
-_REWARD: _Names = (
-    ("pairs", "pairs"),
-    ("held_out_accuracy", "held-out accuracy"),
-    ("ci95", "its 95% interval"),
-    ("shuffled_label_accuracy", "accuracy of a control on shuffled verdicts"),
-)
 
-_SCORING_LINES: dict[bool, tuple[str, ...]] = {
-    False: (
-        'turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]',
-        "score = model(tokenizer.apply_chat_template(turns, return_tensors='pt', "
-        "return_dict=False)).logits[0, 0] + model.config.score_bias",
-    ),
-    # a base's own template may add text after eos, and training scored eos
-    True: (
-        'prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], '
-        "tokenize=False, add_generation_prompt=True)",
-        'ids = tokenizer(prompt + "Hello." + tokenizer.eos_token, add_special_tokens=False, '
-        "return_tensors='pt').input_ids",
-        "score = model(ids).logits[0, 0] + model.config.score_bias",
-    ),
-}
-"""Lines that score a reply; True where the chat template is the tokenizer's own."""
+
+@dataclass(frozen=True)
+class WrittenExport:
+    """The files of an export that its model card describes."""
+
+    checks: Mapping[str, Parity]
+    """Results of the parity checks, by name."""
+    licence_files: Sequence[str]
+    """Names of the licence files copied from the base."""
+    tokenizer: Any = None
+    """The exported tokenizer, which a reward model scores with."""
+
+    def scoring_lines(self, template: str) -> tuple[str, ...]:
+        """Lines of Python that score a reply as training did."""
+        score = ".logits[0, 0] + model.config.score_bias"
+        if template != "chat":
+            return (
+                'turns = [{"role": "user", "content": "Hi"}, '
+                '{"role": "assistant", "content": "Hello."}]',
+                "score = model(tokenizer.apply_chat_template(turns, return_tensors='pt', "
+                f"return_dict=False)){score}",
+            )
+        # A base's own template may add text after the end of a reply, and training scored that end.
+        traits = template_traits(self.tokenizer)
+        end = self.tokenizer.convert_ids_to_tokens(end_id(self.tokenizer, template))
+        reply, end_text = (
+            json.dumps(text, ensure_ascii=False)
+            for text in (f"{traits.gap if traits else ''}Hello.", str(end))
+        )
+        return (
+            'prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], '
+            "tokenize=False, add_generation_prompt=True)",
+            f"ids = tokenizer(prompt + {reply} + {end_text}, add_special_tokens=False, "
+            "return_tensors='pt').input_ids",
+            f"score = model(ids){score}",
+        )
 
 
 def model_card(
     request: ExportRequest,
     report: Mapping[str, Any] | None,
     ledger: Mapping[str, Any],
-    checks: Mapping[str, Parity],
-    licence_files: Sequence[str],
+    written: WrittenExport,
 ) -> str:
     """Write the text of `README.md`.
 
@@ -63,10 +86,9 @@ def model_card(
         request: The request for the export.
         report: The run's `report.json`.
         ledger: The run's finished stages.
-        checks: Results of the parity checks, by name.
-        licence_files: Names of the licence files copied from the base.
+        written: The files that it describes.
     """
-    settings = request.settings
+    settings, checks = request.settings, written.checks
     passed = all(check.passed for check in checks.values())
     warning = (
         ""
@@ -90,16 +112,17 @@ def model_card(
         for name, check in checks.items()
     )
     duty_lines = [*duties(settings.base)]
-    if licence_files:
-        duty_lines.append(f"Copied from the base: {', '.join(licence_files)}.")
+    if written.licence_files:
+        duty_lines.append(f"Copied from the base: {', '.join(written.licence_files)}.")
     duty_lines.append(
         "The licences of the training data hold too: answers written by OpenAI's models, as "
         "Alpaca's are (CC BY-NC 4.0), may not be used to compete with them."
     )
     return (
         f"---\n{yaml.safe_dump(front_matter, sort_keys=False)}---\n\n# {request.name}\n{warning}\n"
-        f"{_description(request)}\n\n## Load it\n\n{_load(request)}\n\n{_prompts(request)}\n\n"
-        f"## Checked\n\n{check_lines}\n\n## How it was made\n\n{_stages(request, ledger)}\n\n"
+        f"{_description(request)}\n\n## Load it\n\n{_load(request, written)}\n\n"
+        f"{_prompts(request)}\n\n## Checked\n\n{check_lines}\n\n"
+        f"## How it was made\n\n{_stages(request, ledger)}\n\n"
         f"Prompt template `{settings.template}`, seed {settings.seed}, made with alpaca-rlhf "
         f"{__version__}: `{request.command}`.\n\n## Figures\n\n{_figures(request, report)}\n\n"
         "## Licence\n\n" + "\n".join(f"- {rule}" for rule in duty_lines) + "\n\n## Settings\n\n"
@@ -127,7 +150,7 @@ def _description(request: ExportRequest) -> str:
     return text[0].upper() + text[1:] + laboratory
 
 
-def _load(request: ExportRequest) -> str:
+def _load(request: ExportRequest, written: WrittenExport) -> str:
     folders = {EMBEDDED: "data/cria", SMOLLM2: str(smollm2_folder())}
     base = folders.get(request.settings.base, request.settings.base)
     folder = request.out.name
@@ -150,7 +173,11 @@ def _load(request: ExportRequest) -> str:
             "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
             f'model, tokenizer = (auto_class.from_pretrained("{folder}") for auto_class in '
             "(AutoModelForSequenceClassification, AutoTokenizer))",
-            *_SCORING_LINES[request.settings.template == "chat"],
+            *(
+                written.scoring_lines(request.settings.template)
+                if request.target == "reward"
+                else ()
+            ),
         ),
     }
     if request.target == "gguf":
@@ -184,31 +211,66 @@ def _figures(request: ExportRequest, report: Mapping[str, Any] | None) -> str:
     if report is None:
         return "The run has no report yet: its policies have not been compared."
     if request.target == "reward":
-        number = request.policy.partition(".")[2] or "1"
-        reward_models = [
-            reward_model
-            for reward_model in report["reward_models"]
-            if str(reward_model["round"]) == number
-        ]
-        figures = reward_models[0] if reward_models else {}
-    else:
-        figures = report["policies"].get(request.policy, {})
-    names = _REWARD if request.target == "reward" else _POLICY
+        return _reward_figures(request, report)
+    figures = report["policies"].get(request.policy, {})
     if not figures:
         return "The run's report has no figures for it."
-    rows = ["| | |", "|---|---|"]
-    rows += [
-        f"| {label} | {_number(figures[key])} |"
-        for key, label in names
-        if figures.get(key) is not None
+    prompts = report.get("prompts", {})
+    no_interval = too_few(prompts.get("eval"), prompts.get("eval_clusters"))
+    left_out = {"paired_gain_ci95"} if no_interval or request.policy == "sft" else set()
+    rows = [
+        (label, _number(figures[key]))
+        for key, label in _POLICY
+        if key not in left_out and figures.get(key) is not None
     ]
-    judge = report.get("judge", "gold")
     temperature = report.get("temperatures", {}).get("evaluate", 1.0)
-    note = f"On prompts that no stage has seen, at temperature {temperature:g}; judge: {judge}."
     measured = report.get("judge_accuracy")
-    if measured is not None:
-        note += f" Its accuracy: {measured['accuracy']:.3f} on {measured['pairs']} pairs."
-    return "\n".join([*rows, "", note])
+    judge = judge_in_words(measured) if measured else report.get("judge", "gold")
+    note = f"On prompts that no stage has seen, at temperature {temperature:g}; judge: {judge}."
+    beside = judge_beside_baselines(measured) if measured else None
+    if beside is not None:
+        note += f" Rules that learn nothing, on the same pairs: {beside}."
+    if no_interval:
+        note += f" {prompts['eval']:,} prompts are too few for an interval."
+    return f"{_table(rows)}\n\n{note}"
+
+
+def _reward_figures(request: ExportRequest, report: Mapping[str, Any]) -> str:
+    """Accuracy of a reward model beside its baselines, with intervals where there is enough."""
+    number = request.policy.partition(".")[2] or "1"
+    models = [model for model in report["reward_models"] if str(model["round"]) == number]
+    if not models:
+        return "The run's report has no figures for it."
+    model = models[0]
+    pairs, prompts = model.get("held_out_pairs"), model.get("held_out_prompts")
+    has_interval = not too_few(pairs, prompts)
+    rows = [
+        ("pairs that it learned from", _number(model["pairs"])),
+        ("held-out accuracy", _number(model["held_out_accuracy"])),
+    ]
+    if has_interval:
+        rows.append(("its 95% interval", _number(model["ci95"])))
+    rows += [
+        (
+            f"accuracy of \u201c{rule['is']}\u201d, a rule that learns nothing",
+            _number(rule["accuracy"]),
+        )
+        for rule in model.get("baselines", ())
+    ]
+    if model.get("shuffled_label_accuracy") is not None:
+        label = "accuracy of a control on shuffled verdicts"
+        rows.append((label, _number(model["shuffled_label_accuracy"])))
+    note = "On rankings of prompts that it has not seen"
+    if pairs is not None:
+        note += f": {pairs:,} pairs" + ("" if prompts is None else f" of {prompts:,} prompts")
+    note += "." if has_interval else ", too few for an interval."
+    if model.get("baselines") and pairs is not None and prompts is not None:
+        note += f" {beside_baselines(model['baselines'], pairs, prompts)}."
+    return f"{_table(rows)}\n\n{note}"
+
+
+def _table(rows: _Rows) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {label} | {value} |" for label, value in rows)])
 
 
 def _number(value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from alpaca_rlhf.core.sizes import MIN_PROMPTS
+from alpaca_rlhf.core.sizes import too_few
 from alpaca_rlhf.evaluation.duel import Budget
 from alpaca_rlhf.report.charts import Mark, Row
 from alpaca_rlhf.report.formatting import signed
@@ -77,6 +77,8 @@ class Reading(_Object):
     """The update that a look was taken after; None for the evaluation at the end."""
     completions: Count
     seconds: NonNegative
+    total_seconds: NonNegative | None = None
+    """With those of what it needs before; None in duels of earlier versions."""
     gain: Number
     """Over SFT: by the judge at the end, by the held-out scorer in a look."""
     ci95: Interval | None
@@ -88,7 +90,7 @@ class Readings(_Object):
 
     by: Budget
     budget: NonNegative
-    """Completions of its own, or seconds of its own stage."""
+    """Completions of its own; seconds of its own stage, or of that and what it needs before."""
     policies: dict[str, Reading | None]
     """None where no evaluation lies within the budget."""
     between: list[Difference] = []
@@ -117,7 +119,7 @@ class Duel(_Object):
     @property
     def too_few(self) -> bool:
         """True where there are too few prompts, or clusters, for an interval."""
-        return min(self.prompts, self.clusters) < MIN_PROMPTS
+        return too_few(self.prompts, self.clusters)
 
     @property
     def parts(self) -> list[str]:

@@ -164,7 +164,8 @@ def learning_curve_rows(model: RewardModel) -> list[Row]:
 def more_rankings(model: RewardModel) -> str:
     """A sentence on what to expect of more rankings."""
     assert model.more_rankings is not None
-    return more_in_words(model.more_rankings.model_dump())
+    measured_on = {"prompts": model.held_out_prompts}  # older reports say it here alone
+    return more_in_words({**model.more_rankings.model_dump(), **measured_on})
 
 
 def best_of_k_series(report: Report) -> list[Series]:

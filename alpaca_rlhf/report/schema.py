@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from alpaca_rlhf.core.sizes import MIN_PROMPTS
+from alpaca_rlhf.core.sizes import too_few
 from alpaca_rlhf.report.duel import Duel
 from alpaca_rlhf.report.formatting import count, interval, number
 from alpaca_rlhf.report.policy_names import POLICIES, POLICY_NAME, policy_order
@@ -141,7 +141,7 @@ class PairAccuracy(_Object):
     @property
     def too_few(self) -> bool:
         """True where there are too few pairs or prompts for an interval."""
-        return _too_few(self.pairs, self.prompts)
+        return too_few(self.pairs, self.prompts)
 
 
 class Baseline(_Object):
@@ -154,7 +154,18 @@ class Baseline(_Object):
     lead_ci95: Interval
 
 
-class JudgeAccuracy(_Object):
+class BesideBaselines(_Object):
+    """Accuracy of a reward model, beside that of rules which learn nothing on the same pairs."""
+
+    baselines: list[Baseline] = []
+
+    @property
+    def best_baseline(self) -> Baseline | None:
+        """The most accurate of the baselines."""
+        return max(self.baselines, key=lambda baseline: baseline.accuracy, default=None)
+
+
+class JudgeAccuracy(BesideBaselines):
     """A reward model that judges, on pairs that it has not seen."""
 
     trained_pairs: Count
@@ -166,7 +177,7 @@ class JudgeAccuracy(_Object):
     @property
     def too_few(self) -> bool:
         """True where there are too few pairs or prompts for an interval."""
-        return _too_few(self.pairs, self.prompts)
+        return too_few(self.pairs, self.prompts)
 
 
 class SecondReward(JudgeAccuracy):
@@ -188,12 +199,14 @@ class MoreRankings(_Object):
     """The gain in accuracy from half of the rankings to all of them."""
 
     rankings: Count
+    prompts: Count | None = None
+    """Held-out prompts that the gain is measured on."""
     gain: Number
     ci95: Interval
     verdict: Literal["helps", "levelled", "unclear"]
 
 
-class RewardModel(_Object):
+class RewardModel(BesideBaselines):
     """A reward model on pairs that it has not seen."""
 
     round: Round
@@ -205,7 +218,6 @@ class RewardModel(_Object):
     shuffled_label_ci95: Interval | None = None
     held_out_pairs: Count | None = None
     held_out_prompts: Count | None = None
-    baselines: list[Baseline] = []
     accuracy_by: dict[str, list[PairAccuracy]] = {}
     log_loss: Number | None = None
     calibration_error: Number | None = None
@@ -222,12 +234,7 @@ class RewardModel(_Object):
     @property
     def too_few(self) -> bool:
         """True where there are too few held-out pairs or prompts for an interval."""
-        return _too_few(self.held_out_pairs, self.held_out_prompts)
-
-    @property
-    def best_baseline(self) -> Baseline | None:
-        """The most accurate of the baselines."""
-        return max(self.baselines, key=lambda baseline: baseline.accuracy, default=None)
+        return too_few(self.held_out_pairs, self.held_out_prompts)
 
 
 class BestOfK(_Object):
@@ -256,7 +263,7 @@ class SliceScore(_Object):
     @property
     def too_few(self) -> bool:
         """True where there are too few prompts, or clusters of them, for an interval."""
-        return _too_few(self.n, self.clusters)
+        return too_few(self.n, self.clusters)
 
 
 class PartScore(SliceScore):
@@ -345,7 +352,7 @@ class Report(_Object):
     """Policy to slice, as in `SLICES`, to score."""
     generation: dict[str, Any] = {}
     watches: dict[str, WatchedPolicy] = {}
-    """Policies that were looked at while they trained, by stage."""
+    """Policies, and controls of PPO, that were looked at while they trained, by stage."""
     duel: Duel | None = None
     """Policies of one SFT adapter and one set of rankings against each other; None below two."""
 
@@ -384,9 +391,12 @@ class Report(_Object):
         if measured is None:
             return self.judge_phrase
         ends = "" if measured.too_few else f" ({interval(measured.ci95)})"
+        best, beside = measured.best_baseline, ""
+        if best is not None:
+            beside = f", where “{best.kind}” alone is right on {number(best.accuracy)}"
         return (
             f"a second reward model, trained on {count(measured.trained_pairs)} held-out pairs: "
-            f"accuracy {number(measured.accuracy)}{ends} on {count(measured.pairs)} others"
+            f"accuracy {number(measured.accuracy)}{ends} on {count(measured.pairs)} others{beside}"
         )
 
     @property
@@ -397,7 +407,7 @@ class Report(_Object):
     @property
     def too_few(self) -> bool:
         """True where there are too few evaluation prompts, or clusters, for an interval."""
-        return _too_few(self.prompts.eval, self.prompts.eval_clusters)
+        return too_few(self.prompts.eval, self.prompts.eval_clusters)
 
     @property
     def ordered(self) -> list[tuple[str, Policy]]:
@@ -416,11 +426,26 @@ class Report(_Object):
         trained = (name for name in self.trained if name.partition(".")[0] in in_updates)
         return [name for name in trained if name not in self.watches]
 
+    def is_watched_alone(self, name: str) -> bool:
+        """True where looks chose the adapter of a policy and not that of its control."""
+        return name in self.watches and name.replace("ppo", "ppo_shuffled", 1) not in self.watches
+
     @property
     def unused_scorers(self) -> list[SecondReward]:
         """Second reward models that were trained to look, and were too often wrong."""
         seconds = (model.second for model in self.reward_models)
         return [second for second in seconds if second is not None and not second.used]
+
+    @property
+    def scorers(self) -> list[tuple[str, JudgeAccuracy]]:
+        """Reward models that score policies and train none, each with its task."""
+        scorers: list[tuple[str, JudgeAccuracy]] = []
+        if self.judge_accuracy is not None:
+            scorers.append(("judges all policies", self.judge_accuracy))
+        for model in self.reward_models:
+            if model.second is not None and model.second.used:
+                scorers.append((f"looks at the policies of round {model.round}", model.second))
+        return scorers
 
     @property
     def peak_memory_gib(self) -> float:
@@ -489,10 +514,6 @@ def validate_report(report: Mapping[str, Any]) -> Report:
     for key, value in _not_json(report, ""):
         raise ValueError(f"report.json: {key} must be finite, plain JSON, got {value!r:.80}")
     return typed
-
-
-def _too_few(*counts: int | None) -> bool:
-    return any(count is not None and count < MIN_PROMPTS for count in counts)
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -225,7 +225,8 @@ class Rank(Bounded, group="--rank"):
     queue: Literal["random", "uncertain"] = "random"
     """Order in which people are given prompts. `uncertain` begins with those whose completions the
     reward model of the round before is least sure to put in the right order; a first round has
-    none, and is in random order."""
+    none, and is in random order. It orders what the loop samples itself: `alpaca-rlhf sample --run`
+    and an app that runs short of answers take prompts as they stand in the split."""
     noise: Annotated[float, Interval(ge=0, lt=0.5)] = 0.08
     """Share of the gold judge's pairwise verdicts that are flipped, in place of human error; any
     other judge is taken at its word."""

@@ -15,7 +15,7 @@ from typing import Any
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.runs import RunFolder
 from alpaca_rlhf.core.shell_words import quoted
-from alpaca_rlhf.core.sizes import MIN_PROMPTS
+from alpaca_rlhf.core.sizes import too_few
 from alpaca_rlhf.data import cluster_numbers
 from alpaca_rlhf.evaluation.duel import Budget, TrainingPoint, differences, read_within
 from alpaca_rlhf.evaluation.win_rate import Interval, bootstrap_ci, paired_gain
@@ -39,7 +39,7 @@ class Budgets:
     completions: int | None = None
     """Completions that a policy samples itself."""
     seconds: float | None = None
-    """Seconds of its training."""
+    """Seconds of its training and of what it needs before."""
 
 
 def contenders(ledger: Mapping[str, Any]) -> list[str]:
@@ -192,7 +192,7 @@ class _Record:
     def _is_enough(self, scores: Sequence[float]) -> bool:
         """True where a look was kept prompt by prompt, on enough clusters for an interval."""
         clusters = self.watched_clusters if scores else []
-        return len(scores) == len(clusters) and len(set(clusters)) >= MIN_PROMPTS
+        return len(scores) == len(clusters) and not too_few(len(set(clusters)))
 
     @property
     def bootstrap(self) -> dict[str, Any]:
@@ -290,8 +290,9 @@ class _Record:
 
     def points(self, name: str) -> list[TrainingPoint]:
         """Every saved evaluation of a policy: its looks, and its end."""
-        gain = self.gain(name)
-        end = TrainingPoint(self.completions(name), self.seconds(name), None, gain.mean, gain.ci95)
+        gain, before = self.gain(name), self.seconds_before(name)
+        completions, seconds = self.completions(name), self.seconds(name)
+        end = TrainingPoint(completions, seconds, before + seconds, None, gain.mean, gain.ci95)
         watch = self.watch(name)
         if watch is None:
             return [end]
@@ -304,13 +305,14 @@ class _Record:
         points = []
         for look in watch["looks"]:
             share = look["step"] / updates
-            by_prompt, before = scores.get(look["step"], ()), scores.get(0, ())
+            by_prompt, at_start = scores.get(look["step"], ()), scores.get(0, ())
             enough = self._is_enough(by_prompt)
-            interval = paired_gain(by_prompt, before, **self.resampling_looks) if enough else None
+            interval = paired_gain(by_prompt, at_start, **self.resampling_looks) if enough else None
             points.append(
                 TrainingPoint(
-                    round(share * self.completions(name)),
-                    share * self.seconds(name),
+                    round(share * completions),
+                    share * seconds,
+                    before + share * seconds,
                     look["step"],
                     look["watch_score"] - watch["start"]["watch_score"],
                     interval.ci95 if interval else None,
@@ -320,16 +322,16 @@ class _Record:
         return [*points, end]
 
     def readings(self, budgets: Budgets) -> list[dict[str, Any]]:
-        """Every policy within as many completions, and within as many seconds."""
+        """Every policy within as many completions, and within as many seconds from the SFT on."""
         points = {name: self.points(name) for name in self.names}
         sampling = [self.completions(name) for name in self.names if self.completions(name)]
         fewest = min(sampling, default=0)
         completions = fewest if budgets.completions is None else budgets.completions
-        shortest = min(self.seconds(name) for name in self.names)
+        shortest = min(self.seconds(name) + self.seconds_before(name) for name in self.names)
         seconds = shortest if budgets.seconds is None else budgets.seconds
         return [
             self._reading(points, "completions", completions),
-            self._reading(points, "seconds", seconds),
+            self._reading(points, "total_seconds", seconds),
         ]
 
     def _reading(
@@ -350,6 +352,7 @@ class _Record:
                     "update": point.update,
                     "completions": point.completions,
                     "seconds": point.seconds,
+                    "total_seconds": point.total_seconds,
                     "gain": point.gain,
                     "ci95": point.ci95,
                 }

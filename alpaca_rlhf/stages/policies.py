@@ -15,7 +15,7 @@ from alpaca_rlhf.settings.steps import suffixed
 from alpaca_rlhf.stages.candidates import candidates
 from alpaca_rlhf.stages.context import Context, control_of
 from alpaca_rlhf.stages.outcome import Outcome
-from alpaca_rlhf.stages.rollouts import outcome_of_updates, rollout_source
+from alpaca_rlhf.stages.rollouts import facts_of_looks, outcome_of_updates, rollout_source
 from alpaca_rlhf.training.best_of_k import choose, choose_at_random
 from alpaca_rlhf.training.ppo import train_ppo
 from alpaca_rlhf.training.sft import SFTResult, train_sft
@@ -30,7 +30,7 @@ def ppo(ctx: Context, round_: int) -> Outcome:
     source = rollout_source(ctx, stage, round_)
     prompts = source.prompts
 
-    def train(name: str, reward_stage: str, start: str, watch: Watch | None = None) -> None:
+    def train(name: str, reward_stage: str, start: str, watch: Watch | None) -> None:
         """Train from a policy against a reward, from the last checkpoint, and save."""
         reward = source.reward(reward_stage)
         ctx.load("policy", start)
@@ -48,16 +48,19 @@ def ppo(ctx: Context, round_: int) -> Outcome:
         )
         ctx.save("policy", name)
 
-    # 2. The control, unless an earlier sitting has it; then the policy.
+    # 2. The control, unless an earlier sitting has it; then the policy. Looks choose the adapter of
+    #    both, or the gain over the control would hold the gain of choosing.
+    watch = source.watch()
     reward_stage, control = suffixed("reward", round_), control_of(stage)
     before = None if round_ == 1 else suffixed("ppo", round_ - 1)
     started = time.perf_counter()
     if settings.control and ctx.run.done(control) is None:
         _require_control(ctx, control_of(reward_stage))
-        train(control, control_of(reward_stage), control_of(before) if before else "sft")
-        ctx.finish(control, {})
+        looks = None if watch is None else watch.for_another()
+        start = control_of(before) if before else "sft"
+        train(control, control_of(reward_stage), start, looks)
+        ctx.finish(control, {} if looks is None else {"watch": facts_of_looks(ctx, control, looks)})
     control_seconds = time.perf_counter() - started
-    watch = source.watch()
     train(stage, reward_stage, before or "sft", watch)
 
     outcome = outcome_of_updates(ctx, stage, settings.batch_size, watch)

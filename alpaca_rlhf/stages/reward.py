@@ -13,8 +13,12 @@ from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.randomness import derived_seed
 from alpaca_rlhf.core.records import PreferencePair, content_hash
-from alpaca_rlhf.core.sizes import MIN_PROMPTS
 from alpaca_rlhf.data import holds_rankings, read_pairs, read_rankings
+from alpaca_rlhf.evaluation.accuracy_words import (
+    beside_baselines,
+    judge_beside_baselines,
+    judge_in_words,
+)
 from alpaca_rlhf.evaluation.learning_curve import more_in_words
 from alpaca_rlhf.evaluation.reward_accuracy import accuracy_of, facts_of_others, figures
 from alpaca_rlhf.models.batches import Example, prompt_ids
@@ -34,7 +38,6 @@ from alpaca_rlhf.stages.rank import (
     sampled_sets,
 )
 from alpaca_rlhf.stages.references import REFERENCES, finished_or_all, sample_references
-from alpaca_rlhf.stages.watch_words import second_in_words
 from alpaca_rlhf.training import groups as reward_groups
 from alpaca_rlhf.training.groups import Group
 from alpaca_rlhf.training.held_out import score_completions
@@ -152,9 +155,13 @@ def reward(ctx: Context, round_: int) -> Outcome:
     summary = f"held-out accuracy {result.accuracy:.3f}"
     if control:
         summary += f", with shuffled labels {control['accuracy']:.3f}"
-    summary += f"; {_beside_baselines(measured)}; {references}"
+    beside = beside_baselines(
+        measured["baselines"], measured["held_out_pairs"], measured["held_out_prompts"]
+    )
+    summary += f"; {beside}; {references}"
     if second:
-        summary += f"; {second_in_words(second)}"
+        others = judge_beside_baselines(second)
+        summary += f"; {judge_in_words(second)}" + (f" ({others})" if others else "")
     if learned:
         summary += f"; {more_in_words(learned['more_rankings'])}"
     if settings.batch_size is None:
@@ -210,8 +217,8 @@ def _second(
     below `--reward.gate` it is not used: the adapter of its best look would be one of chance.
 
     Returns:
-        `trained_pairs`, the `pairs` and `prompts` it was measured on, `accuracy`, `ci95`, and
-        `used`; empty where it is not asked for.
+        `trained_pairs`, the `pairs` and `prompts` it was measured on, `accuracy`, `ci95`,
+        `baselines`, and `used`; empty where it is not asked for.
     """
     name, settings = second_of(stage), ctx.settings
     if not settings.second_reward:
@@ -237,23 +244,6 @@ def _account(ctx: Context) -> dict[str, Any]:
     path = str(ctx.settings.inputs.rankings)
     account = next((each for each in ctx.source.accounts if each.name == path), None)
     return {} if account is None else {"rows": account.to_json()}
-
-
-def _beside_baselines(measured: Mapping[str, Any]) -> str:
-    """The rules that learn nothing, in a few words, and whether the model beats the best of them.
-
-    Args:
-        measured: Figures of `evaluation.reward_accuracy`.
-    """
-    rows = measured["baselines"]
-    words = ", ".join(f"{row['is']} {row['accuracy']:.3f}" for row in rows)
-    pairs, prompts = measured["held_out_pairs"], measured["held_out_prompts"]
-    if min(pairs, prompts) < MIN_PROMPTS:
-        return f"{words}; {pairs} pairs of {prompts} prompts are too few to tell"
-    best = max(rows, key=lambda row: row["accuracy"])
-    low, high = best["lead_ci95"]
-    verdict = "beats" if low > 0 else "does not beat"
-    return f"{words}: it {verdict} the best of them (lead {low:+.3f} to {high:+.3f})"
 
 
 def _train(

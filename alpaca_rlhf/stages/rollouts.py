@@ -11,6 +11,7 @@ import torch
 from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.core.scorers import Response
+from alpaca_rlhf.data import cluster_numbers
 from alpaca_rlhf.models.batches import Example, answer, prompt_ids
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.rollout import SampledCompletion
@@ -178,9 +179,16 @@ def outcome_of_updates(
     summary = f"{scores}, KL {last['kl']:.2f} nats a completion"
     facts: dict[str, Any] = {"kl_at_start": first["kl"]}
     if watch is not None:
-        facts["watch"] = watch_facts(watch)
+        facts["watch"] = facts_of_looks(ctx, stage, watch)
         tokens += watch.sampled_tokens
-        ctx.run.write_jsonl(f"{stage}/looks.jsonl", look_rows(watch))
-        for sentence in facts["watch"]["words"]:
-            ctx.reporter.say(f"{stage}: {sentence}")
     return Outcome(len(rows) * completions, tokens, summary, facts)
+
+
+def facts_of_looks(ctx: Context, stage: str, watch: Watch) -> dict[str, Any]:
+    """The looks at a trained policy: kept prompt by prompt, told, and as the ledger holds them."""
+    watched = ctx.source.prompts("dev")[: len(watch.prompts)]
+    facts = watch_facts(watch, cluster_numbers(watched, ctx.source.key))
+    ctx.run.write_jsonl(f"{stage}/looks.jsonl", look_rows(watch))
+    for sentence in facts["words"]:
+        ctx.reporter.say(f"{stage}: {sentence}")
+    return facts

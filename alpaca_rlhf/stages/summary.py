@@ -10,6 +10,7 @@ from typing import Any
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.shell_words import quoted
 from alpaca_rlhf.data import answered_prompts, check_disjoint
+from alpaca_rlhf.evaluation.accuracy_words import judge_in_words
 from alpaca_rlhf.report.render import write_report
 from alpaca_rlhf.report.schema import HELD_OUT_JUDGE, ReportData
 from alpaca_rlhf.settings import Loop
@@ -19,7 +20,6 @@ from alpaca_rlhf.settings.policies import POLICY_STAGES
 from alpaca_rlhf.settings.steps import suffixed
 from alpaca_rlhf.stages.context import Context, second_of
 from alpaca_rlhf.stages.duel import contenders, duel_of
-from alpaca_rlhf.stages.watch_words import second_in_words
 
 logger = logging.getLogger(__name__)
 
@@ -128,8 +128,11 @@ def _temperatures(settings: Loop) -> dict[str, float]:
 
 
 def _watches(ctx: Context) -> dict[str, Any]:
-    """The looks at each policy that was watched, and their scorer."""
-    watches = {name: row.get("facts", {}).get("watch") for name, row in ctx.run.ledger().items()}
+    """The looks at each policy that was watched, controls too, and their scorer."""
+    watches = {
+        name: row.get("facts", row).get("watch")  # a control's row is its facts
+        for name, row in ctx.run.ledger().items()
+    }
     return {
         name: {**watch, "scorer": _scorer(ctx, name)} for name, watch in watches.items() if watch
     }
@@ -142,7 +145,7 @@ def _scorer(ctx: Context, policy: str) -> str:
     _, _, number = policy.partition(".")
     second = ctx.run.done(second_of(suffixed("reward", int(number or 1))))
     assert second is not None
-    return second_in_words(second)
+    return judge_in_words(second)
 
 
 def _duel(ctx: Context, judge: str) -> dict[str, Any] | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
+from alpaca_rlhf.core.sizes import too_few
 from alpaca_rlhf.evaluation.win_rate import paired_gain
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.training.watching import Look, Watch
@@ -30,16 +31,13 @@ def scorer_in_words(settings: Loop) -> str:
     return f"--watch.scorer {settings.watch.scorer}"
 
 
-def second_in_words(second: Mapping[str, Any]) -> str:
-    """The second reward model: what it learned from, and its accuracy."""
-    return (
-        f"a second reward model, trained on {second['trained_pairs']:,} held-out pairs: accuracy "
-        f"{second['accuracy']:.3f} on {second['pairs']:,} others"
-    )
+def watch_facts(watch: Watch, clusters: Sequence[int]) -> dict[str, Any]:
+    """The looks of a finished stage for the ledger.
 
-
-def watch_facts(watch: Watch) -> dict[str, Any]:
-    """The looks of a finished stage for the ledger."""
+    Args:
+        watch: The looks.
+        clusters: Cluster of near-duplicates of each watched prompt, which intervals resample.
+    """
     assert watch.start is not None
     assert watch.best is not None
     return {
@@ -48,7 +46,8 @@ def watch_facts(watch: Watch) -> dict[str, Any]:
         "kept_step": watch.best.step,
         "stopped": watch.exhausted,
         "prompts": len(watch.prompts),
-        "words": _words(watch, watch.start, watch.best),
+        "clusters": len(set(clusters)),
+        "words": _words(watch, watch.start, watch.best, clusters),
     }
 
 
@@ -58,14 +57,18 @@ def look_rows(watch: Watch) -> list[dict[str, Any]]:
     return [{"step": look.step, "scores": list(look.scores)} for look in looks]
 
 
-def _words(watch: Watch, start: Look, best: Look) -> list[str]:
+def _words(watch: Watch, start: Look, best: Look, clusters: Sequence[int]) -> list[str]:
     """The adapter that was kept and why, why the stage ended, and what has moved since SFT."""
     last = watch.looks[-1]
-    # 1. The best look, with a paired interval over the prompts.
-    gain = paired_gain(best.scores, start.scores)
-    interval = f"{gain.mean:+.3f}, 95% {gain.low:+.3f} to {gain.high:+.3f}, from the start"
+    prompts, n_clusters = len(watch.prompts), len(set(clusters))
+    # 1. The best look, with a paired interval over clusters of prompts where there are enough.
+    is_handful = too_few(prompts, n_clusters)
+    gain = paired_gain(best.scores, start.scores, groups=clusters)
+    gain_words = f"{gain.mean:+.3f} from the start"
+    if not is_handful:
+        gain_words = f"{gain.mean:+.3f}, 95% {gain.low:+.3f} to {gain.high:+.3f}, from the start"
     words = [f"kept the adapter of update {best.step}, the best of {len(watch.looks)} looks"]
-    words[0] += f" by the held-out scorer ({interval})"
+    words[0] += f" by the held-out scorer ({gain_words})"
     # 2. The end before the last update.
     if watch.exhausted:
         words.append(
@@ -79,8 +82,13 @@ def _words(watch: Watch, start: Look, best: Look) -> list[str]:
             f"{last.score:.3f})"
         )
     # 3. Probes whose paired interval between the start and the last look leaves out 0.
+    if is_handful:
+        units = f"{prompts} prompts"
+        if n_clusters < prompts:
+            units += f" in {n_clusters} clusters of near-duplicates"
+        return [*words, f"{units} are too few for an interval, or to tell what else has moved"]
     for name, (sentence, up, down) in _MOVED.items():
-        change = paired_gain(last.probes[name], start.probes[name])
+        change = paired_gain(last.probes[name], start.probes[name], groups=clusters)
         if change.excludes(0.0):
             before, after = (sum(look.probes[name]) / len(look.scores) for look in (start, last))
             way = up if change.mean > 0 else down

@@ -100,6 +100,10 @@ class Watch:
         self.looks: list[Look] = []
         self.waited = 0
 
+    def for_another(self) -> Watch:
+        """The same looks, at another policy: none is taken yet."""
+        return Watch(self.prompts, self.scorer, every=self.every, patience=self.patience)
+
     def begin(self, policy: WatchedPolicy) -> None:
         """Look at the policy before its first update."""
         self.start = self._look(0, policy)
