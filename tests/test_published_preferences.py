@@ -164,7 +164,7 @@ def test_answers_with_ranks_are_a_ranking(tmp_path) -> None:
     texts = {completion.id: completion.text for completion in completions}
     assert [[texts[name] for name in tier] for tier in ranking.tiers] == [["b"], ["a", "c"], ["d"]]
     assert reading.account.omitted == {"without a rank": 1}
-    assert set(reading.account.unread) == {"turns", "num_responses"}
+    assert set(reading.account.unread) == {"turns", "num_responses", "answers[].model"}
     for wrong in ("first", True, [1]):
         changed = [answers[0] | {"rank": wrong}, *answers[1:]]
         broken = write(tmp_path / "b.jsonl", row, row | {"answers": changed})

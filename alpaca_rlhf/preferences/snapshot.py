@@ -30,6 +30,7 @@ from typing import IO, Any
 from alpaca_rlhf import __version__
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import json_text, new_folder, writing
+from alpaca_rlhf.core.prompts import chat_messages
 from alpaca_rlhf.core.records import Completion, Instruction, Ranking
 from alpaca_rlhf.preferences.judges import JUDGE
 from alpaca_rlhf.preferences.stored_text import restored_history
@@ -341,15 +342,8 @@ def _pairs(row: Mapping[str, Any]) -> list[str]:
 
 def _prompt_messages(row: Mapping[str, Any]) -> list[dict[str, str]]:
     """The prompt of a row as messages: the system text, the earlier turns, and the question."""
-    question = "\n\n".join(part for part in (row["instruction"], row["input"]) if part)
     context = restored_history(row["history"])
-    system = [_message("system", context["system"])] if context["system"] else []
-    earlier_turns = [
-        message
-        for user, reply in context["history"]
-        for message in (_message("user", user), _message("assistant", reply))
-    ]
-    return [*system, *earlier_turns, _message("user", question)]
+    return chat_messages(Instruction(row["instruction"], row["input"], **context))
 
 
 def _instruction(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from alpaca_rlhf.core.files import atomic_write, only_one
 from alpaca_rlhf.core.prompts import user_text
 from alpaca_rlhf.core.records import Completion, Instruction, content_hash
 from alpaca_rlhf.data.readers.formats import instructions_of
-from alpaca_rlhf.data.readers.problems import BadRow
+from alpaca_rlhf.data.readers.problems import BadRow, LeftOut
 from alpaca_rlhf.data.readers.rows import columns_of, no_rows, open_rows
 from alpaca_rlhf.serving.answerer import Answerer
 from alpaca_rlhf.serving.sampling_settings import SamplingSettings
@@ -175,7 +175,7 @@ def read_rows(path: Path) -> list[Prompt]:
         try:
             columns = columns_of(row)
             instructions = instructions_of(columns, rows.origin)
-        except BadRow as problem:
+        except (BadRow, LeftOut) as problem:
             raise UserError(f"{place}: {problem}") from None
         if len(instructions) != 1:
             raise UserError(f"{place}: holds {len(instructions)} prompts; give one a row")

@@ -7,7 +7,7 @@ are read changes nothing; it is named and counted.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,18 +19,25 @@ RowKind = Literal["instructions", "prompts", "rankings"]
 
 CONVERSATION = ("messages", "conversations")
 """Columns that hold a conversation: OpenAI's (`role`, `content`), ShareGPT's (`from`, `value`)."""
-_MESSAGES: tuple[str, ...] = (*CONVERSATION, "prompt", "completion", "chosen", "rejected")
-_MESSAGES += ("conversation_a", "conversation_b")
-"""Columns that may hold messages."""
 INSTRUCTION = ("instruction", "prompt")
 INPUT = ("input", "context")
 OUTPUT = ("output", "completion", "response")
+MESSAGES_OR_TEXT = ("prompt", "context", *OUTPUT, "chosen", "rejected")
+"""Columns that hold a text or a list of messages."""
+_MESSAGES = (*CONVERSATION, *MESSAGES_OR_TEXT, "conversation_a", "conversation_b")
+"""Columns that may hold messages."""
 ANSWERS = ("responses", "completions")
 """Columns that hold a list of answers."""
 SCORES = ("ranks", "scores", "ratings")
 """Columns that order a list of answers."""
 RANKED_ANSWERS = "answers"
 """A list of answers too, where its elements hold their rank or another column orders them."""
+ANSWER_TEXTS = ("response", "answer", "text", "content", "completion", "output")
+"""Keys of an answer that is an object: the first that is there holds its text."""
+ANSWER_RATINGS = ("overall_score", "rating", "score", "fine-grained_score")
+"""Keys of such an answer: the first that is there is its rating."""
+_NESTED = (*_MESSAGES, *ANSWERS, RANKED_ANSWERS, "instances")
+"""Columns that may hold objects whose keys are read."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,8 @@ LOSS_FLAGS = ("weight", "train", "trainable", "loss")
 """Keys of a message that say if it carries loss: OpenAI's, Axolotl's two and ms-swift's."""
 _MESSAGE = {"from", "role", "value", "content"}
 """Keys of a message that are read."""
+_TREE_MESSAGE = {"role", "text", "rank", "deleted", "replies", "message_id", "parent_id"}
+"""Keys of a message in a tree that are read, or say no more than its place."""
 
 IGNORED = "-"
 """The new name of a column that is left out on purpose."""
@@ -115,7 +124,6 @@ _LABELS = ("label", "kto_tag")
 _GOOD = ("true", "1", "1.0", "yes", "good", "desirable", "chosen")
 _BAD = ("false", "0", "0.0", "no", "bad", "undesirable", "rejected")
 _NOTHING = ("", "[]", "{}", "null", "none")
-_WAY_OUT = "leave the rows out, or the column: --columns {column}=- (a run: --inputs.columns)"
 
 
 def column_names(text: str, flag: str) -> dict[str, str]:
@@ -139,14 +147,23 @@ def column_names(text: str, flag: str) -> dict[str, str]:
 
 
 def renamed(row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """The row with its columns under their new names; a new name wins over a column of that name.
+    """The row with its columns under their new names.
 
+    A new name wins over a column of that name, unless nothing stands in the column that gets it.
     Columns that become `-` are gone.
     """
     if not names:
         return dict(row)
     new = {names[name]: value for name, value in row.items() if names.get(name, IGNORED) != IGNORED}
-    return {name: value for name, value in row.items() if name not in names} | new
+    kept = {name: value for name, value in row.items() if name not in names}
+    return kept | {
+        name: value for name, value in new.items() if _is_there(value) or name not in kept
+    }
+
+
+def way_out(column: str) -> str:
+    """The next steps where a column cannot be read, for the end of a message."""
+    return f"leave the rows out, or the column: --columns {column}=- (a run: --inputs.columns)"
 
 
 def refuse_unsupported(row: Mapping[str, Any]) -> None:
@@ -157,19 +174,17 @@ def refuse_unsupported(row: Mapping[str, Any]) -> None:
     """
     media = [name for name, value in row.items() if _is_media(value)]
     for name in (*_OTHER_MEDIA, *media):
-        if _holds_something(row.get(name)):
-            way_out = _WAY_OUT.format(column=name)
-            raise BadRow(f"column `{name}` is not supported: text alone is learnt from; {way_out}")
-    for column in _MESSAGES:
-        messages = row.get(column)
-        for message in messages if isinstance(messages, list) else [messages]:
-            if not isinstance(message, dict):
-                continue
-            lost = next((key for key in _OTHER_MEDIA if _holds_something(message.get(key))), None)
+        if holds_something(row.get(name)):
+            raise BadRow(
+                f"column `{name}` is not supported: text alone is learnt from; {way_out(name)}"
+            )
+    for column in _NESTED:
+        for value in _objects(row.get(column)):
+            lost = next((key for key in _OTHER_MEDIA if holds_something(value.get(key))), None)
             if lost is not None:
                 raise BadRow(
-                    f"`{lost}` in a message of column `{column}` is not supported: text alone is "
-                    "learnt from; leave the row out"
+                    f"`{lost}` within column `{column}` is not supported: text alone is learnt "
+                    "from; leave the row out"
                 )
 
 
@@ -192,9 +207,15 @@ def refuse_marked_bad(row: Mapping[str, Any]) -> None:
             if name == "weight":
                 expected = "1 (learn from the row) or 0 (do not)"
             raise BadRow(
-                f"column `{name}` must be {expected}, got {short(str(value))}; "
-                + _WAY_OUT.format(column=name)
+                f"column `{name}` must be {expected}, got {short(str(value))}; " + way_out(name)
             )
+
+
+def prompt_column(row: Mapping[str, Any]) -> str | None:
+    """The column that holds the prompt, if there is one: messages in `prompt` before any text."""
+    if isinstance(row.get("prompt"), list):
+        return "prompt"
+    return next((name for name in INSTRUCTION if row.get(name) is not None), None)
 
 
 def comparison_of(row: Mapping[str, Any]) -> Comparison | None:
@@ -226,61 +247,111 @@ def is_message(row: Mapping[str, Any]) -> bool:
 
 def system_column(row: Mapping[str, Any]) -> str:
     """The name of the column that holds the system text; `system` where none holds any."""
-    return next((name for name in SYSTEM if _holds_something(row.get(name))), SYSTEM[0])
+    return next((name for name in SYSTEM if holds_something(row.get(name))), SYSTEM[0])
 
 
-def unread_columns(row: Mapping[str, Any], kind: RowKind) -> list[str]:
-    """The columns of a row that hold something and are not read; `messages[].name` in messages."""
+def unread_columns(
+    row: Mapping[str, Any], kind: RowKind, names: Mapping[str, str] | None = None
+) -> list[str]:
+    """The columns of a row that hold something and are not read; `messages[].name` within them.
+
+    Args:
+        row: The row as it stands in its file.
+        kind: Its reader.
+        names: New names of its columns. A column whose name another one gets is not read.
+    """
+    names = names or {}
+    given = {names[name] for name, value in row.items() if name in names and _is_there(value)}
+    unread = [
+        name
+        for name, value in row.items()
+        if name in given and name not in names and _is_there(value)
+    ]
+    row = renamed(row, names)
     read = _read(row, kind)
-    unread = [name for name, value in row.items() if name not in read and _is_there(value)]
-    known = _MESSAGE if kind == "rankings" else {*_MESSAGE, *LOSS_FLAGS}
-    for column in (name for name in _MESSAGES if name in read):
-        messages = row[column] if isinstance(row.get(column), list) else []
+    unread += [name for name, value in row.items() if name not in read and _is_there(value)]
+    for column in (name for name in _NESTED if name in read):
         keys = [
             key
-            for message in messages
-            if isinstance(message, dict)
-            for key, value in message.items()
-            if key not in known and _is_there(value)
+            for value in _objects(row.get(column))
+            for key in _unread_keys(value, column, row, kind)
         ]
         unread += [f"{column}[].{key}" for key in dict.fromkeys(keys)]
     return unread
+
+
+def _unread_keys(
+    value: Mapping[str, Any], column: str, row: Mapping[str, Any], kind: RowKind
+) -> list[str]:
+    """The keys of an object within a column that hold something and are not read."""
+    if column == "instances":
+        read = {*_first(value, INPUT), *_first(value, OUTPUT), "history", "masked_replies"}
+        read |= {system_column(value), *_LABELS, "weight"}
+    elif column == answers_column(row):
+        read = _first(value, ANSWER_TEXTS)
+        if not any(row.get(name) is not None for name in SCORES):
+            ranked = any(answer.get("rank") is not None for answer in _objects(row[column]))
+            read |= {"rank"} if ranked else _first(value, ANSWER_RATINGS) or {"annotations"}
+    elif isinstance(row.get(column), dict):
+        read = _TREE_MESSAGE
+    else:
+        read = _MESSAGE if kind == "rankings" else {*_MESSAGE, *LOSS_FLAGS}
+    return [key for key, content in value.items() if key not in read and _is_there(content)]
+
+
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
+    """The objects of a list, or of a message tree, in order."""
+    # A stack of its own: a tree may be deeper than Python's recursion.
+    stack = [value]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, dict):
+            yield value
+            value = value.get("replies")
+        if isinstance(value, list):
+            stack.extend(reversed(value))
 
 
 def _read(row: Mapping[str, Any], kind: RowKind) -> set[str]:
     if kind == "rankings":
         return _read_rankings(row)
     shared = {"source", system_column(row), *_LABELS, "weight"}
+    dialogue = {"history", "masked_replies"}
     conversation = _first(row, CONVERSATION)
     if conversation:
-        return {*conversation, *shared}
+        return {*conversation, *dialogue, *shared}
     if row.get("instances") is not None:
         return {"instruction", "instances", *shared}
     answers = set(OUTPUT) if kind == "prompts" else _first(row, OUTPUT)
-    dialogue = {"history", "masked_replies"}
-    return {*_first(row, INSTRUCTION), *_first(row, INPUT), *answers, *dialogue, *shared}
+    return {*_read_prompt(row), *_first(row, INPUT), *answers, *dialogue, *shared}
 
 
 def _read_rankings(row: Mapping[str, Any]) -> set[str]:
-    system = system_column(row)
     if is_message(row):
         return {"message_id", "parent_id", "role", "text", "rank", "deleted"}
+    shared = {"source", system_column(row), "history"}
     if isinstance(row.get("prompt"), dict):
-        return {"prompt", system}
-    shared = {"source", system}
-    prompt = {*_first(row, INSTRUCTION), *_first(row, INPUT), "history", *shared}
+        return {"prompt", *shared} - {"source"}
+    prompt = {*_read_prompt(row), *_first(row, INPUT), *shared}
     answers = answers_column(row)
     if answers is not None:
         return {answers, *_first(row, SCORES), "annotator", *prompt}
     comparison = comparison_of(row)
     if comparison is not None:
         if row.get(comparison.prompt) is not None:
-            prompt = {comparison.prompt, *_first(row, INPUT), *shared}
+            others = {name: value for name, value in row.items() if name != comparison.prompt}
+            prompt = {comparison.prompt, *_first(others, INPUT), *shared}
         return {*comparison.answers, comparison.verdict, "margin", *prompt}
     if row.get("conversations") is not None:
-        prompt = {"conversations", *shared}
+        prompt = {"conversations", *_first(row, INPUT), *shared}
     scores = {name for names in PAIR_SCORES for name in names}
     return {"chosen", "rejected", "margin", *scores, *prompt}
+
+
+def _read_prompt(row: Mapping[str, Any]) -> set[str]:
+    """The column of the prompt, as a set; empty if there is none."""
+    name = prompt_column(row)
+    return set() if name is None else {name}
 
 
 def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> set[str]:
@@ -297,10 +368,10 @@ def _is_there(value: Any) -> bool:
     return value is not None and not (isinstance(value, (str, list, dict)) and not value)
 
 
-def _holds_something(value: Any) -> bool:
-    """False for nothing, also as it is written in a text."""
+def holds_something(value: Any) -> bool:
+    """True unless a value is nothing, also as it is written in a text."""
     if isinstance(value, str):
         return re.sub(r"\s+", "", value).lower() not in _NOTHING
     if isinstance(value, (list, tuple)):
-        return any(_holds_something(element) for element in value)
+        return any(holds_something(element) for element in value)
     return bool(value)

@@ -1,7 +1,8 @@
 """Messages in OpenAI's and ShareGPT's columns: turns, and conversations to learn from.
 
-A conversation is one row: its last reply is the output, the pairs before it are the history, and a
-system message, or a column `system`, is its system text. A reply with `weight` 0 carries no loss.
+A conversation is one row: its last reply is the output, the pairs before it are the history (after
+those of a column `history`), and a system message, or a column `system`, is its system text. A
+reply with `weight` 0 carries no loss.
 """
 
 from __future__ import annotations
@@ -11,7 +12,14 @@ from itertools import pairwise
 from typing import Any
 
 from alpaca_rlhf.core.records import Instruction
-from alpaca_rlhf.data.readers.columns import CONVERSATION, LOSS_FLAGS, system_column
+from alpaca_rlhf.data.readers.columns import (
+    CONVERSATION,
+    INPUT,
+    LOSS_FLAGS,
+    holds_something,
+    system_column,
+    way_out,
+)
 from alpaca_rlhf.data.readers.problems import BadRow, EmptyRow
 from alpaca_rlhf.data.readers.values import checked_text, text_column, type_name
 
@@ -88,8 +96,13 @@ def conversation(row: Mapping[str, Any], source: str) -> Instruction:
             has_loss.pop()
         texts = texts[: 2 * len(has_loss)]
     output = texts.pop() if len(texts) % 2 == 0 else None
-    history = tuple(zip(texts[:-1:2], texts[1::2], strict=True))
-    masked = tuple(at for at, flag in enumerate(has_loss[: len(history)]) if not flag)
+    turns_here = tuple(zip(texts[:-1:2], texts[1::2], strict=True))
+    # 3. The turns of the column `history` come before them.
+    history = _after_history(row, turns_here)
+    masked = masked_replies(row, len(dialogue_history(row)))
+    first = len(history) - len(turns_here)
+    masked_here = (first + at for at, flag in enumerate(has_loss[: len(turns_here)]) if not flag)
+    masked = tuple(sorted({*masked, *masked_here}))
     return Instruction(texts[-1], "", output, source, history, system, masked)
 
 
@@ -102,12 +115,15 @@ def dialogue(
         turns: The dialogue. Turns without text are left out, and those of the same speaker in a row
             are joined, as people's dialogues need it. The texts are kept as they are, as in SFT.
         source: Where it is from.
-        row: The row that holds it, for its system text in a column.
+        row: The row that holds it, for its system text and its history in columns.
 
     Raises:
-        BadRow: It does not start with the human, or does not end with a non-empty turn of theirs.
+        BadRow: It does not start with the human, or does not end with a non-empty turn of theirs;
+            or the row has an input that none of their turns holds.
     """
-    system, turns = split_system(row or {}, turns)
+    row = row or {}
+    refuse_lost_input(row, turns)
+    system, turns = split_system(row, turns)
     if not turns or turns[-1][0] != "Human":
         raise BadRow("the dialogue before the answer must end with the human's turn")
     if not turns[-1][1].strip():
@@ -120,8 +136,35 @@ def dialogue(
             joined.append((speaker, text))
     refuse_broken(joined)
     *earlier_texts, question = (text for _, text in joined)
-    history = tuple(zip(earlier_texts[::2], earlier_texts[1::2], strict=True))
+    turns_here = tuple(zip(earlier_texts[::2], earlier_texts[1::2], strict=True))
+    history = _after_history(row, turns_here)
     return Instruction(question, source=source, history=history, system=system)
+
+
+def refuse_lost_input(row: Mapping[str, Any], turns: Sequence[Turn]) -> None:
+    """Refuse an input beside a dialogue that no turn of the user holds: it would be lost.
+
+    Raises:
+        BadRow: There is one.
+    """
+    name = next((name for name in INPUT if row.get(name) is not None), INPUT[0])
+    value = row.get(name)
+    if not holds_something(value):
+        return
+    said = [text for speaker, text in turns if speaker == "Human"]
+    if not isinstance(value, str) or not any(value.strip() in text for text in said):
+        raise BadRow(
+            f"column `{name}` stands beside a dialogue, and no turn of its user holds it: put it "
+            f"there, {way_out(name)}"
+        )
+
+
+def _after_history(
+    row: Mapping[str, Any], turns: tuple[tuple[str, str], ...]
+) -> tuple[tuple[str, str], ...]:
+    """Pairs of turns with those of the column `history` before them, if they do not begin so."""
+    earlier = dialogue_history(row)
+    return turns if turns[: len(earlier)] == earlier else (*earlier, *turns)
 
 
 def split_system(row: Mapping[str, Any], turns: Sequence[Turn]) -> tuple[str, list[Turn]]:
@@ -181,7 +224,10 @@ def dialogue_history(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         return ()
     pairs = value if isinstance(value, list) else [value]
     if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-        raise BadRow("column `history` must be a list of pairs: an instruction and its reply")
+        raise BadRow(
+            "column `history` must be a list of pairs: an instruction and its reply; mend them, "
+            + way_out("history")
+        )
     texts = [tuple(checked_text(text, "a text in `history`") for text in pair) for pair in pairs]
     if not all(text.strip() for pair in texts for text in pair):
         raise EmptyRow("a text in `history` is empty")

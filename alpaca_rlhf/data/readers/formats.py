@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_rlhf.core.files import atomic_write
+from alpaca_rlhf.core.prompts import chat_messages
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data.readers.columns import (
     INPUT,
@@ -27,10 +28,12 @@ from alpaca_rlhf.data.readers.conversations import (
     dialogue_history,
     holds_conversation,
     masked_replies,
+    read_turns,
+    refuse_lost_input,
     system_text,
 )
 from alpaca_rlhf.data.readers.hints import columns_argument, suggested_columns
-from alpaca_rlhf.data.readers.problems import BadRow, EmptyRow
+from alpaca_rlhf.data.readers.problems import BadRow, EmptyRow, MarkedBad
 from alpaca_rlhf.data.readers.reading import Reading
 from alpaca_rlhf.data.readers.rows import collect
 from alpaca_rlhf.data.readers.transcripts import transcript_of
@@ -127,15 +130,18 @@ def instructions_of(row: dict[str, Any], file_name: str) -> list[Instruction]:
     row = _as_conversation(row)
     if holds_conversation(row):
         return [conversation(row, source)]
-    if "instances" in row:
-        instances = row["instances"]
+    instances = row.get("instances")
+    if instances is not None:
         if not isinstance(instances, list) or not instances:
             raise BadRow(
                 f"column `instances` must be a list, not empty, got {type_name(instances)}"
             )
         instruction = text_column(row, ("instruction",))
-        shared = {"instruction": instruction, "system": system_text(row)}
-        rows = [{**_instance(value), **shared} for value in instances]
+        system = system_text(row)
+        rows = [
+            {**_instance(value), "instruction": instruction, "system": system_text(value) or system}
+            for value in instances
+        ]
         return [_task(instance_row, source) for instance_row in rows]
     return [_task(row, source)]
 
@@ -148,13 +154,16 @@ def _as_conversation(row: dict[str, Any]) -> dict[str, Any]:
     name = next((name for name in OUTPUT if row.get(name) is not None), OUTPUT[0])
     completion = row.get(name)
     if isinstance(prompt, list):
+        refuse_lost_input(row, read_turns(prompt, "column `prompt`"))
         answer = [{"role": "assistant", "content": completion}]
         answer = completion if isinstance(completion, list) else answer if completion else []
         return {**row, "messages": [*prompt, *answer]}
     if isinstance(completion, list) and any(isinstance(part, dict) for part in completion):
-        instruction, input_text = prompt_columns(row)
-        question = f"{instruction}\n\n{input_text}" if input_text else instruction
-        return {**row, "messages": [{"role": "user", "content": question}, *completion]}
+        transcript = transcript_of(row)
+        question = (
+            Instruction(*prompt_columns(row)) if transcript is None else dialogue(transcript.turns)
+        )
+        return {**row, "messages": [*chat_messages(question), *completion]}
     return row
 
 
@@ -163,21 +172,25 @@ def _instance(value: object) -> dict[str, Any]:
         raise BadRow(
             f"an instance must be an object with `input` and `output`, got {type_name(value)}"
         )
+    try:
+        refuse_marked_bad(value)
+    except MarkedBad as mark:
+        raise BadRow(f"an instance must be one to learn from: its {mark}; take it out") from None
     return value
 
 
 def _task(row: dict[str, Any], source: str) -> Instruction:
     text = text_column(row, OUTPUT, required=False)
     output = text if text.strip() else None
+    masked = masked_replies(row, len(dialogue_history(row)))
     transcript = transcript_of(row)
     if transcript is not None:
         (answer,) = transcript.answers([text])
         prompt = dialogue(transcript.turns, source=source, row=row)
         return replace(prompt, output=answer or None)
     instruction, input_text = prompt_columns(row)
-    history = dialogue_history(row)
-    masked = masked_replies(row, len(history))
-    return Instruction(instruction, input_text, output, source, history, system_text(row), masked)
+    history, system = dialogue_history(row), system_text(row)
+    return Instruction(instruction, input_text, output, source, history, system, masked)
 
 
 def _refuse_unanswered(row: dict[str, Any], tasks: list[Instruction]) -> list[Instruction]:

@@ -144,8 +144,8 @@ class RowTally:
         if isinstance(row, GatheredRow):
             self.unread.update(row.unread)
             return
-        columns = renamed(row, detected.columns)
-        self.unread.update(short(name) for name in unread_columns(columns, kind))
+        unread = unread_columns(row, kind, detected.columns)
+        self.unread.update(short(name) for name in unread)
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ def _message(number: int, row: Any, columns: Mapping[str, str]) -> tuple[str, _M
         raise BadRow("column `parent_id` of a message must be text, or null for a tree's first one")
     node = {"role": role, "text": message["text"], "rank": rank_of(message), LINE: number}
     node["deleted"] = _is_deleted(message.get("deleted"))
-    unread = tuple(short(name) for name in unread_columns(message, "rankings"))
+    unread = tuple(short(name) for name in unread_columns(row, "rankings", columns))
     return message["message_id"], _Message(number, parent, node, tuple(row), unread)
 
 

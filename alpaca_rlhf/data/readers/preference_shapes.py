@@ -11,17 +11,22 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alpaca_rlhf.data.readers.columns import PAIR_SCORES
+from alpaca_rlhf.core.prompts import user_text
+from alpaca_rlhf.core.records import Instruction
+from alpaca_rlhf.data.readers.columns import (
+    ANSWER_RATINGS,
+    ANSWER_TEXTS,
+    INPUT,
+    PAIR_SCORES,
+    prompt_column,
+)
 from alpaca_rlhf.data.readers.conversations import Turn, read_turns
 from alpaca_rlhf.data.readers.problems import BadRow, DifferentPrompts, Tie
 from alpaca_rlhf.data.readers.transcripts import transcript_of
-from alpaca_rlhf.data.readers.values import checked_text, type_name
+from alpaca_rlhf.data.readers.values import checked_text, text_column, type_name
 
 Dialogues = tuple[list[Turn], str, str]
 """The turns before the answers, the chosen answer and the rejected one."""
-
-_TEXTS = ("response", "answer", "text", "content", "completion", "output")
-_RATINGS = ("overall_score", "rating", "score", "fine-grained_score")
 
 
 def are_conversations(row: Mapping[str, Any]) -> bool:
@@ -47,7 +52,7 @@ def whole_conversations(
     """
     better, worse = names
     chosen, rejected = (read_turns(row[name], f"`{name}`") for name in names)
-    prompt = row.get("prompt") if row.get("prompt") is not None else row.get("instruction")
+    prompt = row.get(prompt_column(row) or "")
     # 1. A prompt of several turns: without it at their beginning, the answers go on from it.
     transcript = transcript_of(row)
     if isinstance(prompt, list) or transcript is not None:
@@ -70,7 +75,8 @@ def whole_conversations(
     # 3. A prompt of text is one of the turns.
     if isinstance(prompt, str) and transcript is None:
         users = [text.strip() for speaker, text in before if speaker == "Human"]
-        if prompt.strip() not in users:
+        task = user_text(Instruction(prompt, text_column(row, INPUT, required=False)))
+        if not {prompt.strip(), task.strip()} & {*users}:
             raise BadRow(
                 f"`prompt` is none of the user's turns of `{better}`; take one of them out"
             )
@@ -140,7 +146,8 @@ def rated_answers(
     for answer in answers:
         if not isinstance(answer, dict):
             raise BadRow(f"{label} must be an object like the others, got {type_name(answer)}")
-        name = next((name for name in _TEXTS if answer.get(name) is not None), _TEXTS[0])
+        there = [name for name in ANSWER_TEXTS if answer.get(name) is not None]
+        name = (there or ANSWER_TEXTS)[0]
         texts.append(checked_text(answer.get(name), f"`{name}` of {label}"))
         ratings.append(rating_of(answer, label) if rate else None)
     if all(rating is None for rating in ratings):
@@ -167,7 +174,7 @@ def _negative_rank(answer: Mapping[str, Any], label: str) -> float | None:
 
 def _rating(answer: Mapping[str, Any], label: str) -> float | None:
     """The rating of one answer; of several aspects, their mean; None if it has none."""
-    for name in _RATINGS:
+    for name in ANSWER_RATINGS:
         if answer.get(name) is not None:
             return _number(answer[name], f"`{name}` of {label}")
     annotations = answer.get("annotations")

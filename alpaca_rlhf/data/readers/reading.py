@@ -118,9 +118,9 @@ class Reading:
         if isinstance(row, GatheredRow):
             self.account.unread.update(row.unread)
             return row
-        row = renamed(row, self.columns)
-        self.account.unread.update(short(name) for name in unread_columns(row, self.kind))
-        return row
+        unread = unread_columns(row, self.kind, self.columns)
+        self.account.unread.update(short(name) for name in unread)
+        return renamed(row, self.columns)
 
 
 def refuse_absent_columns(

@@ -162,7 +162,7 @@ class RowFile:
             self._raw, self._length = raw, self.path.stat().st_size
             with cast(BinaryIO, gzip.open(raw)) if self._gzipped else raw as stream:
                 if self.container == "CSV":
-                    yield from csv_rows(stream, self.path, gzipped=self._gzipped)
+                    yield from csv_rows(stream, self.path, self._columns, gzipped=self._gzipped)
                 elif _begins_array(stream):
                     self.container = "JSON"
                     yield from array_rows(stream)

@@ -1,7 +1,8 @@
 """Rows of tables: CSV, Parquet, and datasets of the `datasets` library, all streamed.
 
 CSV is UTF-8 with a header; the delimiter (comma, semicolon, tab or bar) is the one that yields the
-most known columns. Its cells are text, so lists are JSON within a cell.
+most known columns. Its cells are text, so lists are JSON within a cell. A cell that may hold a text
+or messages holds messages if it is a JSON list of them.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.shell_words import quoted
+from alpaca_rlhf.data.readers.columns import MESSAGES_OR_TEXT, RANKED_ANSWERS
 from alpaca_rlhf.data.readers.json_rows import ROW_LIMIT, Decoder, lines_of
 from alpaca_rlhf.data.readers.problems import BadRow, Unreadable, listed, short
 
@@ -26,23 +29,32 @@ KNOWN_COLUMNS = frozenset(
     "conversations instances chosen rejected margin user_input completion_a completion_b output_1 "
     "output_2 preference responses completions ranks scores ratings annotator label kto_tag "
     "human_ref_A human_ref_B labels conversation_a conversation_b winner response_0 response_1 "
-    "better_response_id response_2 preference_strength".split()
+    "better_response_id response_2 preference_strength context masked_replies".split()
 )
 """Columns that the readers use."""
 
 _LIST_COLUMNS: tuple[str, ...] = ("messages", "conversations", "instances", "history")
-_LIST_COLUMNS += ("conversation_a", "conversation_b")
+_LIST_COLUMNS += ("masked_replies", "conversation_a", "conversation_b")
 _LIST_COLUMNS += ("responses", "completions", "ranks", "scores", "ratings")
 _NULLABLE_COLUMNS = (*_LIST_COLUMNS, "margin", "preference")
+_MESSAGES = re.compile(r"""\s*\[\s*\{.*["'](role|from)["']\s*:""", re.DOTALL)
+"""The beginning of a cell that looks like messages."""
 _BATCH_ROWS = 256
 
 
-def csv_rows(stream: BinaryIO, path: Path, *, gzipped: bool = False) -> Iterator[tuple[int, Any]]:
+def csv_rows(
+    stream: BinaryIO,
+    path: Path,
+    columns: Mapping[str, str] | None = None,
+    *,
+    gzipped: bool = False,
+) -> Iterator[tuple[int, Any]]:
     """Line number and named cells of every record.
 
     Args:
         stream: The file, unpacked.
         path: Its path, for messages.
+        columns: New names of columns, which say what their cells hold.
         gzipped: True if it is packed on the disk.
 
     Raises:
@@ -55,7 +67,8 @@ def csv_rows(stream: BinaryIO, path: Path, *, gzipped: bool = False) -> Iterator
     if first is None:
         return
     number, line = first
-    delimiter = max(",;\t|", key=lambda char: len(KNOWN_COLUMNS & set(_cells(line, char))))
+    known = KNOWN_COLUMNS | set(columns or {})
+    delimiter = max(",;\t|", key=lambda char: len(known & set(_cells(line, char))))
     names = _cells(line, delimiter)
     repeated = next((name for name in names if name and names.count(name) > 1), None)
     if repeated is not None:
@@ -71,6 +84,7 @@ def csv_rows(stream: BinaryIO, path: Path, *, gzipped: bool = False) -> Iterator
             last_line = number
             yield text
 
+    read_names = [(columns or {}).get(name, name) for name in names]
     reader = csv.reader(remaining_lines(), delimiter=delimiter, strict=True)
     decoder = Decoder()
     while True:
@@ -84,7 +98,7 @@ def csv_rows(stream: BinaryIO, path: Path, *, gzipped: bool = False) -> Iterator
         if cells is None:
             return
         if cells:
-            yield first_line, _record(names, cells, decoder)
+            yield first_line, _record(names, read_names, cells, decoder)
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -216,27 +230,64 @@ def _cells(line: str, delimiter: str) -> list[str]:
         return [line.strip()]
 
 
-def _record(names: list[str], cells: list[str], decoder: Decoder) -> Any:
+def _record(
+    names: Sequence[str], read_names: Sequence[str], cells: Sequence[str], decoder: Decoder
+) -> Any:
+    """The row of a record: its cells under their names, or what is wrong with them.
+
+    Args:
+        names: The columns.
+        read_names: The names under which they are read.
+        cells: The cells.
+        decoder: Decodes JSON.
+    """
     if len(cells) != len(names):
         flaw = f"{len(cells)} cells, but the header names {len(names)} columns ({listed(names)})"
         return BadRow(f"{flaw}; put cells that hold the delimiter into quotes")
-    row: dict[str, Any] = dict(zip(names, cells, strict=True))
-    # 1. An empty cell of a column that is not text means that the value is absent.
-    for name in _NULLABLE_COLUMNS:
-        if row.get(name) == "":
-            row[name] = None
-    # 2. Lists are JSON within a cell, and a margin is a number.
-    for name in _LIST_COLUMNS:
-        if name == "history" and "human_ref_A" in row:  # SHP's is the text of a post
-            continue
-        if row.get(name) is not None:
-            value = decoder.decode(row[name])
+    is_post = "human_ref_A" in read_names  # SHP's history is the text of a post
+    row: dict[str, Any] = {}
+    for name, read_name, cell in zip(names, read_names, cells, strict=True):
+        value: Any = cell
+        # 1. An empty cell of a column that is not text means that the value is absent.
+        if not cell and read_name in _NULLABLE_COLUMNS:
+            value = None
+        # 2. Lists are JSON within a cell, and a margin is a number.
+        elif read_name in _LIST_COLUMNS and not (read_name == "history" and is_post):
+            value = decoder.decode(cell)
             if isinstance(value, BadRow):
                 return BadRow(f"column `{name}` of a CSV must hold a list as JSON")
-            row[name] = value
-    if row.get("margin") is not None:
-        try:
-            row["margin"] = json.loads(row["margin"])
-        except ValueError:
-            return BadRow(f"`margin` must be a number of at least 0, got {row['margin'][:40]}")
+        elif read_name in (*MESSAGES_OR_TEXT, RANKED_ANSWERS):
+            is_answers = read_name == RANKED_ANSWERS
+            value = _messages_or_text(cell, name, decoder, any_list=is_answers)
+            if isinstance(value, BadRow):
+                return value
+        elif read_name == "margin":
+            try:
+                value = json.loads(cell)
+            except ValueError:
+                return BadRow(f"`margin` must be a number of at least 0, got {cell[:40]}")
+        row[name] = value
     return row
+
+
+def _messages_or_text(cell: str, name: str, decoder: Decoder, *, any_list: bool) -> Any:
+    """The messages of a cell, or its text; the flaw of one that looks like messages and is no JSON.
+
+    Args:
+        cell: The cell.
+        name: Its column.
+        decoder: Decodes JSON.
+        any_list: Take every list, as one of answers.
+    """
+    if not cell.lstrip().startswith("["):
+        return cell
+    value = decoder.decode(cell)
+    if isinstance(value, BadRow):
+        if _MESSAGES.match(cell):
+            return BadRow(
+                f"column `{name}` of a CSV looks like a list of messages and is not JSON; write it "
+                "with json.dumps"
+            )
+        return cell
+    messages = [part for part in value if isinstance(part, dict) and {"role", "from"} & set(part)]
+    return value if value and (any_list or len(messages) == len(value)) else cell

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alpaca_rlhf.data.readers.columns import INPUT, INSTRUCTION
+from alpaca_rlhf.data.readers.columns import INPUT, prompt_column
 from alpaca_rlhf.data.readers.conversations import Turn
 from alpaca_rlhf.data.readers.problems import BadRow
 
@@ -48,7 +48,7 @@ def transcript_of(row: Mapping[str, Any]) -> Transcript | None:
     It is one if it begins with `Human:` and ends with `Assistant:`, or if it has NeMo's marks and
     ends with the user's turn. Beside an input or a history an instruction stands as it is.
     """
-    text = next((row[name] for name in INSTRUCTION if row.get(name) is not None), None)
+    text = row.get(prompt_column(row) or "")
     if not isinstance(text, str) or row.get("history"):
         return None
     if any(row.get(name) not in (None, "") for name in INPUT):

@@ -1,0 +1,299 @@
+"""Nothing of a row is lost unnamed: what stands beside messages, within objects, and in cells."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.data import Reading, read_instructions, read_pairs, read_rankings
+from alpaca_rlhf.data.readers.columns import column_names
+from tests.mutations import tried
+
+GOOD = {"instruction": "Name a colour.", "output": "Blue."}
+USER = {"role": "user", "content": "Which colour?"}
+BLUE, RED = ({"role": "assistant", "content": text} for text in ("Blue.", "Red."))
+HELLO = [["Say hello in German.", "Hallo."]]
+
+
+def write(path: Path, *rows: object) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def refusal(read, path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("read", "row"),
+    [
+        (read_instructions, {"prompt": [USER], "completion": "Blue."}),
+        (read_instructions, {"prompt": [USER], "completion": [BLUE]}),
+        (read_instructions, {"instruction": "Which colour?", "response": [BLUE]}),
+        (read_instructions, {"messages": [USER, BLUE]}),
+        (read_pairs, {"prompt": [USER], "chosen": [BLUE], "rejected": [RED]}),
+        (read_pairs, {"chosen": [USER, BLUE], "rejected": [USER, RED]}),
+        (read_pairs, {"conversations": [USER], "chosen": "Blue.", "rejected": "Red."}),
+        (
+            read_pairs,
+            {
+                "chosen": "\n\nHuman: Which colour?\n\nAssistant: Blue.",
+                "rejected": "\n\nHuman: Which colour?\n\nAssistant: Red.",
+            },
+        ),
+        (read_pairs, {"user_input": "Which colour?", "completion_a": "Blue.", "completion_b": "R"}),
+        (read_rankings, {"prompt": [USER], "responses": ["Blue.", "Red."], "ranks": [1, 2]}),
+    ],
+)
+def test_a_history_comes_before_messages_of_every_shape(tmp_path, read, row) -> None:
+    reading = Reading("instructions" if read is read_instructions else "rankings")
+    path = write(tmp_path / "a.jsonl", row | {"history": HELLO}, row)
+    with_history, without = read(path, reading)
+    prompts = [
+        record[0] if isinstance(record, tuple) else getattr(record, "prompt", record)
+        for record in (with_history, without)
+    ]
+    assert [prompt.history for prompt in prompts] == [(("Say hello in German.", "Hallo."),), ()]
+    assert {prompt.instruction for prompt in prompts} == {"Which colour?"}
+    assert not reading.account.unread
+    broken = write(tmp_path / "b.jsonl", row | {"history": "Hallo."})
+    assert "--columns history=-" in refusal(read, broken)
+
+
+def test_a_history_that_messages_begin_with_stands_once(tmp_path) -> None:
+    before = [{"role": "user", "content": HELLO[0][0]}, {"role": "assistant", "content": "Hallo."}]
+    system = {"role": "system", "content": "Be brief."}
+    rows = [
+        {"prompt": [system, *before, USER], "completion": "Blue.", "history": HELLO},
+        {"prompt": [system, USER], "completion": "Blue.", "history": HELLO},
+    ]
+    for row in read_instructions(write(tmp_path / "a.jsonl", *rows)):
+        assert (row.history, row.system) == (tuple(map(tuple, HELLO)), "Be brief.")
+
+
+def test_masked_replies_beside_messages_are_those_of_the_history(tmp_path) -> None:
+    history = [*HELLO, ["And in Dutch?", "Hallo."]]
+    turns = [USER, BLUE | {"weight": 0}, USER]
+    row = {"prompt": turns, "completion": [RED], "history": history, "masked_replies": [1]}
+    (read,) = read_instructions(write(tmp_path / "a.jsonl", row))
+    assert len(read.history) == 3 and read.masked_replies == (1, 2)
+    for wrong in (row | {"history": None}, {"messages": [USER, BLUE], "masked_replies": [0]}):
+        message = refusal(read_instructions, write(tmp_path / "b.jsonl", wrong))
+        assert "`masked_replies` must be a list of positions in `history`" in message
+
+
+@pytest.mark.parametrize(
+    ("read", "row"),
+    [
+        (read_instructions, {"prompt": [USER], "completion": "Blau."}),
+        (read_pairs, {"prompt": [USER], "chosen": "Blau.", "rejected": "Rot."}),
+        (
+            read_pairs,
+            {"instruction": "Which colour?", "chosen": [USER, BLUE], "rejected": [USER, RED]},
+        ),
+        (read_pairs, {"chosen": "Which colour? Blau.", "rejected": "Which colour? Rot."}),
+        (read_rankings, {"prompt": [USER], "responses": ["Blau.", "Rot."], "ranks": [1, 2]}),
+    ],
+)
+def test_an_input_beside_messages_is_refused_unless_they_hold_it(tmp_path, read, row) -> None:
+    message = refusal(read, write(tmp_path / "a.jsonl", row | {"input": "Answer in French."}))
+    assert "column `input` stands beside a dialogue" in message and "--columns input=-" in message
+    assert (
+        len(read(write(tmp_path / "b.jsonl", row | {"input": ""}, row | {"input": "colour"}))) == 2
+    )
+
+
+def test_an_input_within_the_users_turn_is_part_of_the_prompt(tmp_path) -> None:
+    both = {"role": "user", "content": "Which colour?\n\nAnswer in French."}
+    row = {"instruction": "Which colour?", "input": "Answer in French."}
+    row |= {"chosen": [both, BLUE], "rejected": [both, RED]}
+    (pair,) = read_pairs(write(tmp_path / "a.jsonl", row))
+    assert pair.prompt.instruction == both["content"]
+
+
+def test_of_two_prompts_the_one_that_is_not_read_is_named(tmp_path) -> None:
+    rows = [
+        {"instruction": "Be brief.", "prompt": [USER], "completion": "Blue."},
+        {"instruction": "Which colour?", "prompt": "Be brief.", "completion": [BLUE]},
+    ]
+    for row, unread in zip(rows, ("instruction", "prompt"), strict=True):
+        reading = Reading("instructions")
+        (read,) = read_instructions(write(tmp_path / "a.jsonl", row), reading)
+        assert read.instruction == "Which colour?" and set(reading.account.unread) == {unread}
+    row = {"instruction": "Which colour?", "prompt": "x", "chosen": [USER, BLUE]}
+    reading = Reading("rankings")
+    read_pairs(write(tmp_path / "a.jsonl", row | {"rejected": [USER, RED]}), reading)
+    assert set(reading.account.unread) == {"prompt"}
+
+
+def test_a_transcript_before_an_answer_of_messages_is_a_dialogue(tmp_path) -> None:
+    prompt = "\n\nHuman: Hi.\n\nAssistant: Ho.\n\nHuman: Which colour?\n\nAssistant:"
+    (row,) = read_instructions(
+        write(tmp_path / "a.jsonl", {"prompt": prompt, "completion": [BLUE]})
+    )
+    assert (row.instruction, row.history) == ("Which colour?", (("Hi.", "Ho."),))
+
+
+@pytest.mark.parametrize(
+    ("read", "row", "name"),
+    [
+        (
+            read_instructions,
+            {"prompt": "Weather?", "response": [BLUE | {"tool_calls": [{"name": "f"}]}]},
+            "`tool_calls` within column `response`",
+        ),
+        (
+            read_instructions,
+            {"instruction": "Go.", "instances": [{"output": "x", "images": ["x.png"]}]},
+            "`images` within column `instances`",
+        ),
+        (
+            read_rankings,
+            {
+                "prompt": "Go.",
+                "responses": [
+                    {"text": "a", "rating": 1, "images": ["x"]},
+                    {"text": "b", "rating": 2},
+                ],
+            },
+            "`images` within column `responses`",
+        ),
+        (
+            read_rankings,
+            {
+                "prompt": {
+                    "role": "prompter",
+                    "text": "Go.",
+                    "replies": [
+                        {
+                            "role": "assistant",
+                            "text": "a",
+                            "rank": 0,
+                            "tool_calls": [{"name": "f"}],
+                        },
+                        {"role": "assistant", "text": "b", "rank": 1},
+                    ],
+                }
+            },
+            "`tool_calls` within column `prompt`",
+        ),
+    ],
+)
+def test_what_is_not_text_is_refused_at_any_depth(tmp_path, read, row, name) -> None:
+    assert name in refusal(read, write(tmp_path / "a.jsonl", row))
+
+
+def test_keys_at_any_depth_that_are_not_read_are_named(tmp_path) -> None:
+    rated = [
+        {"response": text, "overall_score": n, "rating": n, "custom_system_prompt": "Lie."}
+        for n, text in enumerate(("a", "b"))
+    ]
+    reply = {"role": "assistant", "rank": 0, "text": "a", "emojis": ["x"]}
+    tree = {"role": "prompter", "text": "Go.", "replies": [reply, reply | {"rank": 1, "text": "b"}]}
+    instance = {"input": "i", "output": "x", "language": "en"}
+    for read, row, unread in (
+        (
+            read_rankings,
+            {"instruction": "Who?", "completions": rated},
+            {"completions[].custom_system_prompt", "completions[].rating"},
+        ),
+        (
+            read_rankings,
+            {"instruction": "Who?", "completions": rated, "scores": [1, 2]},
+            {f"completions[].{key}" for key in ("custom_system_prompt", "rating", "overall_score")},
+        ),
+        (read_rankings, {"prompt": tree}, {"prompt[].emojis"}),
+        (
+            read_instructions,
+            {"instruction": "Go.", "instances": [instance]},
+            {"instances[].language"},
+        ),
+        (
+            read_instructions,
+            {"prompt": "Who?", "response": [BLUE | {"mask": 1}]},
+            {"response[].mask"},
+        ),
+    ):
+        reading = Reading("instructions" if read is read_instructions else "rankings")
+        read(write(tmp_path / "a.jsonl", row), reading)
+        assert set(reading.account.unread) == unread, row
+
+
+def test_an_instance_is_read_with_its_label_and_its_system_text(tmp_path) -> None:
+    row = {"instruction": "Go.", "system": "Be brief.", "instances": [{"output": "x"}]}
+    row["instances"].append({"output": "y", "system_prompt": "Be long."})
+    tasks = read_instructions(write(tmp_path / "a.jsonl", row))
+    assert [task.system for task in tasks] == ["Be brief.", "Be long."]
+    for name in ("label", "kto_tag", "weight"):
+        bad = {"instruction": "Go.", "instances": [{"output": "x", name: False}]}
+        message = refusal(read_instructions, write(tmp_path / "a.jsonl", bad))
+        assert f"an instance must be one to learn from: its column `{name}`" in message
+
+
+def test_a_column_whose_name_another_one_gets_is_named(tmp_path) -> None:
+    names = column_names("question=instruction", "--columns")
+    rows = [
+        GOOD | {"question": "Name a tree."},
+        GOOD | {"question": None},
+        {"question": "Name a car.", "output": "A."},
+    ]
+    reading = Reading("instructions", columns=names)
+    path = write(tmp_path / "a.jsonl", *rows)
+    tasks = [row.instruction for row in read_instructions(path, reading)]
+    assert tasks == ["Name a tree.", "Name a colour.", "Name a car."]
+    assert reading.account.unread == {"instruction": 1}
+    words = ["import", str(path), "--columns", "question=instruction"]
+    code, said, _ = tried([*words, "--out", str(tmp_path / "out")])
+    assert code == 0 and "columns that are not read: `instruction` (1 rows)" in said
+
+
+def test_instances_that_are_null_are_none(tmp_path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [{"instruction": "Go.", "output": "Went."}, GOOD | {"instances": [{"output": "x"}]}]
+    path = tmp_path / "a.parquet"
+    columns = ("instruction", "output", "instances")
+    rows = [{name: row.get(name) for name in columns} for row in rows]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    assert [row.output for row in read_instructions(path)] == ["Went.", "x"]
+
+
+def test_messages_in_cells_are_messages(tmp_path) -> None:
+    def cells(*columns: object) -> str:
+        quoted = (str(column).replace('"', '""') for column in columns)
+        return ",".join(f'"{column}"' for column in quoted) + "\n"
+
+    path = tmp_path / "a.csv"
+    header = "prompt,completion,history,masked_replies\n"
+    path.write_text(
+        header
+        + cells(json.dumps([USER]), json.dumps([BLUE]), "", "")
+        + cells("Count.", "[1, 2, 3]", json.dumps(HELLO), "[0]")
+        + cells("List.", '[{"name": "x"}]', "", "")
+    )
+    first, second, third = read_instructions(path)
+    assert (first.instruction, first.output) == ("Which colour?", "Blue.")
+    assert (second.output, second.masked_replies) == ("[1, 2, 3]", (0,))
+    assert third.output == '[{"name": "x"}]'
+    path.write_text(header + cells(str([USER]), "Blue.", "", ""))
+    message = refusal(read_instructions, path)
+    assert "column `prompt` of a CSV looks like a list of messages" in message
+    path.write_text(
+        "prompt,chosen,rejected\n"
+        + cells("Which colour?", json.dumps([USER, BLUE]), json.dumps([USER, RED]))
+    )
+    (pair,) = read_pairs(path)
+    assert (pair.prompt.instruction, pair.chosen) == ("Which colour?", "Blue.")
+    answers = [{"answer": "a", "rank": 1}, {"answer": "b", "rank": 2}]
+    path.write_text("prompt,answers\n" + cells("Which?", json.dumps(answers)))
+    ((_, completions, _),) = read_rankings(path)
+    assert [completion.text for completion in completions] == ["a", "b"]
+    path.write_text("question;reply\n" + cells(json.dumps([USER]), "Blue.").replace('","', '";"'))
+    names = column_names("question=prompt,reply=output", "--columns")
+    (row,) = read_instructions(path, Reading("instructions", columns=names))
+    assert row.instruction == "Which colour?"
