@@ -403,7 +403,7 @@ def test_it_learns_eight_samples_by_heart_and_stops_after_them(tiny, tmp_path):
     rows = [Instruction(f"Say number {i}.", output=word) for i, word in enumerate(words)]
     encoded = encode(adapters, rows, 256)
     data = encoded.examples
-    assert (encoded.too_long, encoded.lost) == (0, 0)
+    assert (encoded.too_long, encoded.lost) == ([], [])
     settings = replace(SETTINGS, lr=2e-2, epochs=110, warmup=0.1, micro_batch_size=8)
     result = train(adapters, tmp_path, data, settings, held_out=data)
     assert result.loss_before > 3
@@ -443,10 +443,10 @@ def test_rows_that_are_too_long_are_left_out_whole(tiny):
     rows = [Instruction("x", output="y"), Instruction("x", output="lemon " * 60)]
     encoded = encode(adapters, rows, 64)
     assert encoded.examples == [example(adapters.base, "brief", rows[0], "y")]
-    assert (encoded.too_long, encoded.lost) == (1, 0)
+    assert (encoded.too_long, encoded.lost) == (rows[1:], [])
     long = Instruction("x", output="lemon " * 250)
     assert len(example(adapters.base, "brief", long, long.output)) > adapters.base.context
-    assert encode(adapters, [long], 10_000) == EncodedRows([], too_long=1, lost=0)
+    assert encode(adapters, [long], 10_000) == EncodedRows([], too_long=[long], lost=[])
 
 
 def test_a_rows_side_depends_on_its_prompt_alone():

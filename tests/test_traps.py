@@ -418,7 +418,7 @@ def test_truncation_drops_eos(tiny_folder, tiny):
     rows = [Instruction("Name a colour.", "", "Blue. " * n) for n in (1, 40)]
     encoded = encode(adapters, rows, 64)
     fitting = encoded.examples
-    assert (len(fitting), encoded.too_long) == (1, 1), "left out whole, and told"
+    assert (len(fitting), encoded.too_long) == (1, rows[1:]), "left out whole, and told"
     assert fitting[0].completion[-1] == adapters.base.eos_id
     unfinished = example(adapters.base, "brief", rows[0], "Blue.", finished=False)
     assert adapters.base.eos_id not in unfinished.completion

@@ -21,7 +21,7 @@ from alpaca_rlhf.cli import own_files
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.shell_words import quoted
-from alpaca_rlhf.data import holds_rankings, read_rankings
+from alpaca_rlhf.data import FileAccount, Reading, holds_rankings, read_rankings
 from alpaca_rlhf.preferences import DATABASE, manifest_of, read_snapshot
 from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.settings import Loop
@@ -301,12 +301,19 @@ def _add_gold(store: Store, path: Path, terminal: Terminal) -> int:
             f"--add-gold {path}: holds pairs or instructions, no rankings; give answers with their "
             "ranks, or the folder of a snapshot"
         )
-    ranked = read_snapshot(path) if snapshot else read_rankings(path)
-    tiers = {prompt.id: ranking.tiers for prompt, _, ranking in ranked}
-    sets = {prompt.id: (prompt, completions) for prompt, completions, _ in ranked}
-    new = store.add_sets(sets.values(), origin=str(path), gold=tiers)
-    known = len(sets) - new
+    # A gold question has one right order: that of the first ranking of its prompt.
+    reading = Reading("rankings", account=FileAccount(str(path)))
+    ranked = read_snapshot(path) if snapshot else read_rankings(path, reading)
+    for line in reading.account.lines():
+        terminal.say(line)
+    by_prompt = {row[0].id: row for row in reversed(ranked)}
+    first = [by_prompt[key] for key in dict.fromkeys(prompt.id for prompt, _, _ in ranked)]
+    tiers = {prompt.id: ranking.tiers for prompt, _, ranking in first}
+    sets = [(prompt, completions) for prompt, completions, _ in first]
+    new = store.add_sets(sets, origin=str(path), gold=tiers)
+    known, further = len(sets) - new, len(ranked) - len(sets)
     note = f"; {known} were already in the queue and stay as they are" if known else ""
+    note += f"; {further} further rankings of the same prompts left out" if further else ""
     terminal.say(f"{new} gold questions added to {store.database.shown}{note}")
     return 0
 

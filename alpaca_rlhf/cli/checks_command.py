@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,11 @@ from alpaca_rlhf.checks import KINDS, CheckResult, Checks, Language, Verdict, ex
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
+from alpaca_rlhf.data import FileAccount, Reading
 from alpaca_rlhf.data.readers.columns import OUTPUT, refuse_marked_bad
 from alpaca_rlhf.data.readers.formats import instructions_of
 from alpaca_rlhf.data.readers.problems import EmptyRow, listed
 from alpaca_rlhf.data.readers.rows import collect
-from alpaca_rlhf.data.readers.values import checked_text
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,11 @@ def _score_file(settings: Scoring, terminal: Terminal) -> None:
     assert settings.file is not None
     # 1. The rows, without those that nothing can be checked of.
     file = settings.file
-    rows = collect(file, lambda row: _answered(row, file.name))
+    # An answer may stand in `answer` too.
+    reading = Reading("instructions", {"answer": OUTPUT[0]}, account=FileAccount(str(file)))
+    rows = collect(file, lambda row: _answered(row, file.name), reading)
+    for line in reading.account.lines():
+        terminal.say(line)
     judged = [row for row in rows if Checks.can_judge(row)]
     if not judged:
         Checks.refuse_others(rows, f"--file {file}")
@@ -135,7 +139,7 @@ def _score_file(settings: Scoring, terminal: Terminal) -> None:
 
 
 def _answered(row: dict[str, Any], file_name: str) -> list[Instruction]:
-    """The tasks of a row, whose answer may stand in `answer` too.
+    """The tasks of a row, with their answers.
 
     Raises:
         BadRow: It has no prompt or no answer.
@@ -143,9 +147,6 @@ def _answered(row: dict[str, Any], file_name: str) -> list[Instruction]:
     """
     refuse_marked_bad(row)
     tasks = instructions_of(row, file_name)
-    if row.get("answer") is not None:
-        answer = checked_text(row["answer"], "column `answer`")
-        tasks = [replace(task, output=answer) for task in tasks]
     if not all((task.output or "").strip() for task in tasks):
         names = " or ".join(f"`{name}`" for name in ("answer", *OUTPUT))
         columns = listed(list(row))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, plain
-from alpaca_rlhf.core import quiet
+from alpaca_rlhf.core import jsonl, quiet
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.shell_words import quoted
 from alpaca_rlhf.serving import run_contents
@@ -150,11 +149,11 @@ def _chosen(flags: Export) -> tuple[str, Path]:
 
 def _answers(run: Path) -> list[dict[str, Any]]:
     path = run / "answers.jsonl"
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        return [json.loads(line) for line in lines]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); put it back or delete it") from None
+    if not path.is_file():
+        return []
+    mend = "put it back or delete it"
+    lines = jsonl.lines(path, expected="an answer", mend=mend, whole=True)
+    return [line.value for line in lines]
 
 
 def _next(flags: Export, out: Path, settings: Loop) -> list[tuple[str, str]]:

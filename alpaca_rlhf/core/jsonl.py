@@ -77,13 +77,14 @@ def cut_torn_tail(stream: BinaryIO) -> int:
     return length
 
 
-def lines(path: Path, *, expected: str, mend: str) -> Iterator[Line]:
+def lines(path: Path, *, expected: str, mend: str, whole: bool = False) -> Iterator[Line]:
     """Every whole line, one at a time; a torn tail is passed over.
 
     Args:
         path: The log.
         expected: What a line should be, for messages: `not {expected}`.
         mend: What the user can do about a damaged or unreadable log.
+        whole: The file was written at once, so that its last line counts too; a torn one is damage.
 
     Raises:
         UserError: The file cannot be read, or one of its lines is not a JSON object.
@@ -95,7 +96,7 @@ def lines(path: Path, *, expected: str, mend: str) -> Iterator[Line]:
     start = 0
     with stream:
         for number, raw in enumerate(stream, 1):
-            if not raw.endswith(b"\n"):
+            if not raw.endswith(b"\n") and not whole:
                 return
             try:
                 value = json.loads(raw)

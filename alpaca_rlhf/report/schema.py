@@ -106,6 +106,8 @@ class InputFile(_Object):
     used: int
     left_out: dict[str, Count] = {}
     """Rows that were not used, by reason."""
+    partly_left_out: dict[str, Count] = {}
+    """Records that were not used, of rows that were used for others, by reason."""
     answers_left_out: dict[str, Count] = {}
     """Answers of used rows that stand in no ranking, by reason."""
     unread_columns: dict[str, Count] = {}

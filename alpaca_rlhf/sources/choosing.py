@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import (
+    SHIPPED,
     FileAccount,
     Firewall,
+    Reason,
     answered_prompts,
     deal_rest,
     ranked_prompts,
@@ -67,42 +69,48 @@ def source_of(settings: Loop) -> Source:
         rows, account = read_rows(inputs)
         accounts.append(account)
     elif inputs.seeds is not None:
-        rows = read_seeds(inputs.seeds)
+        reading = reading_of(inputs, "instructions", inputs.seeds)
+        rows = read_seeds(inputs.seeds, reading)
+        if str(inputs.seeds) not in SHIPPED:
+            accounts.append(reading.account)
     # 3. Prompts, dealt to the splits; those near a row to train on may be left out.
     wall = Firewall()
     wall.note("sft", answered_prompts(rows) if inputs.leaks == "drop" else [])
     splits: dict[str, list[Instruction]] = {}
     for_dev: list[Instruction] = []
+    files: list[_PromptFile] = []
     if inputs.prompts is not None:
-        prompts, account = _prompts(inputs, inputs.prompts, "prompts", wall)
-        accounts.append(account)
+        file = _prompts(inputs, inputs.prompts, "prompts", wall)
+        files.append(file)
         try:
             splits |= split_prompts(
-                prompts,
+                file.prompts,
                 sizes=sizes,
                 seed=settings.seed,
                 max_cluster=settings.evaluate.max_cluster,
             )
         except UserError as error:
-            left_out = f" ({account.lines()[0]})" if account.left_out else ""
+            left_out = f" ({file.account.lines()[0]})" if file.account.left_out else ""
             flags = ", ".join(_size_flags(settings))
             raise UserError(
                 f"--inputs.prompts {inputs.prompts}: {error}: {flags}{left_out}"
             ) from None
-        for_dev = prompts
+        for_dev = file.prompts
     left: dict[str, list[Instruction]] = dict.fromkeys(("rank", "ppo"), for_dev)
     if inputs.splits is not None:
-        for file in ("rank", "ppo", "eval"):
-            of_file = {name: n for name, n in sizes.items() if name.partition(".")[0] == file}
+        for split in ("rank", "ppo", "eval"):
+            of_file = {name: n for name, n in sizes.items() if name.partition(".")[0] == split}
             if of_file:
-                path = inputs.splits / f"{file}.jsonl"
-                prompts, account = _prompts(inputs, path, file, wall)
-                accounts.append(account)
-                splits |= _dealt(path, prompts, of_file, settings)
-                left[file] = prompts
+                path = inputs.splits / f"{split}.jsonl"
+                file = _prompts(inputs, path, split, wall)
+                files.append(file)
+                splits |= _dealt(path, file.prompts, of_file, settings)
+                left[split] = file.prompts
         if inputs.dev_file is not None:
-            for_dev, account = _prompts(inputs, inputs.dev_file, "dev", wall)
-            accounts.append(account)
+            file = _prompts(inputs, inputs.dev_file, "dev", wall)
+            files.append(file)
+            for_dev = file.prompts
+    accounts += [file.account for file in files]
     # 4. The prompts of rankings; those near any other are left out.
     if inputs.rankings is not None:
         wall = Firewall()
@@ -113,7 +121,7 @@ def source_of(settings: Loop) -> Source:
         once = {row.id: row for row in ranked}
         splits["rank"] = [row for row in once.values() if wall.leak("rank", row) is None]
         kept = {row.id for row in splits["rank"]}
-        account.leave_out("leak", sum(row.id not in kept for row in ranked))
+        account.leave_out("leak", (at for at, row in enumerate(ranked) if row.id not in kept))
         if not splits["rank"]:
             raise UserError(
                 f"--inputs.rankings {inputs.rankings}: each of its {len(once)} prompts lies near "
@@ -125,6 +133,10 @@ def source_of(settings: Loop) -> Source:
     # 6. Prompts of rounds that were added later, of those that are left then.
     for name, size in _sizes_of_more(settings).items():
         splits[name] = _of_later_round(name, size, left, rows, splits, settings.seed)
+    # 7. Prompts that no split took are counted.
+    dealt = {row.id for prompts in splits.values() for row in prompts}
+    for file in files:
+        file.leave_out("not needed", dealt)
     refuse_unknown_columns(inputs, accounts)
     return Files(rows, splits, accounts)
 
@@ -271,18 +283,38 @@ def _dev(
     return {"dev": dev} if len(dev) > 1 else {}
 
 
-def _prompts(
-    inputs: Inputs, path: Path, split: str, wall: Firewall
-) -> tuple[list[Instruction], FileAccount]:
+@dataclass
+class _PromptFile:
+    """The prompts of a file, each once, and the account of its rows."""
+
+    prompts: list[Instruction]
+    """Those that may be dealt."""
+    account: FileAccount
+    """The rows of the file."""
+    positions: dict[str, int]
+    """Id of each prompt, and the position of its record."""
+
+    def leave_out(self, reason: Reason, kept: Collection[str]) -> None:
+        """Count the prompts whose ids are not among those that are kept."""
+        gone = (at for key, at in self.positions.items() if key not in kept)
+        self.account.leave_out(reason, gone)
+
+
+def _prompts(inputs: Inputs, path: Path, split: str, wall: Firewall) -> _PromptFile:
     """The prompts of a file, each once, without those that leak where these are left out."""
     reading = reading_of(inputs, "prompts", path)
     rows = read_prompts(path, reading)
-    once = {row.id: row for row in rows}
+    positions: dict[str, int] = {}
+    for at, row in enumerate(rows):
+        positions.setdefault(row.id, at)
+    first = {*positions.values()}
+    reading.account.leave_out("repeated", (at for at in range(len(rows)) if at not in first))
+    file = _PromptFile([rows[at] for at in positions.values()], reading.account, positions)
     if inputs.leaks == "drop":
-        once = {row.id: row for row in once.values() if wall.leak(split, row) is None}
-        wall.note(split, list(once.values()))
-        reading.account.leave_out("leak", sum(row.id not in once for row in rows))
-    return list(once.values()), reading.account
+        file.prompts = [row for row in file.prompts if wall.leak(split, row) is None]
+        wall.note(split, file.prompts)
+        file.leave_out("leak", {row.id for row in file.prompts})
+    return file
 
 
 def _dealt(
@@ -301,4 +333,7 @@ def _ranked(inputs: Inputs, path: Path) -> tuple[list[Instruction], FileAccount]
         reading = reading_of(inputs, "rankings", path)
         return ranked_prompts(path, reading), reading.account
     prompts = [prompt for prompt, _, _ in read_snapshot(path)]
-    return prompts, FileAccount(str(path), rows=len(prompts))
+    account = FileAccount(str(path), rows=len(prompts))
+    for _ in prompts:
+        account.note_records(1)
+    return prompts, account

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from alpaca_rlhf.core import jsonl
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Completion, Instruction
 from alpaca_rlhf.core.runs import finished
@@ -44,13 +44,13 @@ def read_sheets(run: Path, stage: str) -> list[Sheet]:
     prompts = {prompt.id: prompt for prompt in read_prompts(run / stage / "prompts.jsonl")}
     path = run / stage / "completions.jsonl"
     completions: dict[str, list[Completion]] = {key: [] for key in prompts}
-    try:
-        for line in path.read_text(encoding="utf-8").strip("\n").split("\n"):
-            columns = json.loads(line)
-            columns.pop("id")
+    mend = "begin anew in another --out"
+    for line in jsonl.lines(path, expected="a completion", mend=mend, whole=True):
+        columns = {name: value for name, value in line.value.items() if name != "id"}
+        try:
             completions[columns["prompt_id"]].append(Completion(**columns))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); begin anew in another --out") from None
+        except (KeyError, TypeError):
+            raise UserError(f"{path}:{line.number}: is not a completion; {mend}") from None
     return [Sheet(prompt, tuple(completions[key])) for key, prompt in prompts.items()]
 
 

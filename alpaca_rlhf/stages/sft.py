@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.prompts import marked
-from alpaca_rlhf.data import answered_prompts, check_disjoint, reasons_text
+from alpaca_rlhf.core.records import Instruction
+from alpaca_rlhf.data import FileAccount, Reason, answered_prompts, check_disjoint, reasons_text
 from alpaca_rlhf.models.batches import Example, segments
 from alpaca_rlhf.models.foreign import adopt
 from alpaca_rlhf.stages.context import Context
@@ -48,9 +50,9 @@ def sft(ctx: Context, round_: int) -> Outcome:
     if lost:
         refuse_lost_replies(ctx.base, ctx.settings)  # of a hub's base it is known only now
     if rows and not examples and ctx.settings.inputs.rows is not None:
-        all_lost = 0 < encoded.lost == len(training_rows)
+        all_lost = 0 < len(encoded.lost) == len(training_rows)
         raise no_row_left(ctx.base, ctx.settings, all_lost=all_lost)
-    account = _account(ctx, len(rows), {"too long": too_long, "unusable": lost})
+    account = _account(ctx, rows, {"too long": too_long, "unusable": lost})
     if settings.patience and not held_out:
         raise UserError(
             f"--sft.patience {settings.patience}: none of {len(rows)} rows is held out; "
@@ -61,13 +63,13 @@ def sft(ctx: Context, round_: int) -> Outcome:
     checkpoints = ctx.checkpoints("sft")
     if too_long:
         ctx.reporter.say(
-            f"{too_long:,} of {len(rows):,} rows are longer than --sft.max-length "
+            f"{len(too_long):,} of {len(rows):,} rows are longer than --sft.max-length "
             f"{settings.max_length} tokens and left out; raise it to train on them"
         )
     if lost:
         ctx.reporter.say(
-            f"{lost:,} of {len(rows):,} rows are conversations of which the chat template alters "
-            "an earlier reply and left out; --template alpaca would take them"
+            f"{len(lost):,} of {len(rows):,} rows are conversations of which the chat template "
+            "alters an earlier reply and left out; --template alpaca would take them"
         )
     _preview(ctx, examples, show=checkpoints.step() == 0)
     if settings.batch_size is None:
@@ -96,7 +98,7 @@ def sft(ctx: Context, round_: int) -> Outcome:
     conversations = sum(bool(row.history) for row in rows)
     facts = {
         **asdict(result),
-        "too_long": too_long,
+        "too_long": len(too_long),
         "conversations": conversations,
         "prompts": counts,
         "rows": account,
@@ -104,22 +106,31 @@ def sft(ctx: Context, round_: int) -> Outcome:
     return Outcome(result.examples, result.tokens, summary, facts)
 
 
-def _account(ctx: Context, records: int, dropped: Mapping[str, int]) -> dict[str, Any]:
-    """The rows that SFT was given: used or left out, by reason.
+def _account(
+    ctx: Context,
+    rows: Sequence[Instruction],
+    dropped: Mapping[Reason, Sequence[Instruction]],
+) -> dict[str, Any]:
+    """The rows of the user's file, or those that were generated: used or left out, by reason.
 
-    The rows of a file of the user's, or those that were generated. A row of several instances
-    gives several examples, of which each that is dropped here is counted.
+    A row of several instances gives several examples, and is left out once all are dropped.
     """
     path = ctx.settings.inputs.rows
     account = next((each for each in ctx.source.accounts if each.name == str(path)), None)
-    given: dict[str, Any] = {"rows": records, "left_out": {}}
-    if account is not None:
-        given = account.to_json()
-    left_out = dict(given["left_out"])
-    for reason, count in dropped.items():
-        if count:
-            left_out[reason] = left_out.get(reason, 0) + count
-    return {**given, "examples": records - sum(dropped.values()), "left_out": left_out}
+    # The source keeps the account of what was read.
+    account = copy.deepcopy(account) if account is not None else _of_generated(len(rows))
+    for reason, dropped_rows in dropped.items():
+        gone = {*dropped_rows}
+        account.leave_out(reason, (at for at, row in enumerate(rows) if row in gone))
+    return {**account.to_json(), "examples": len(rows) - sum(map(len, dropped.values()))}
+
+
+def _of_generated(rows: int) -> FileAccount:
+    """The account of rows that were generated, each of them used."""
+    account = FileAccount("generate/rows.jsonl", rows=rows)
+    for _ in range(rows):
+        account.note_records(1)
+    return account
 
 
 def held_out_summary(result: SFTResult, rows: int) -> str:

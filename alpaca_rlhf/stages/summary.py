@@ -207,16 +207,15 @@ def _prompts(ctx: Context) -> dict[str, int]:
 def _files(ctx: Context) -> list[dict[str, Any]]:
     """The rows of each of the user's files: used or left out, by reason.
 
-    Those that are too long for SFT, and conversations that the chat template alters, were counted
-    when they were encoded.
+    SFT has the account of its rows: those that are too long, and conversations that the chat
+    template alters, were counted when they were encoded.
     """
     trained = ((ctx.run.done("sft") or {}).get("facts") or {}).get("rows") or {}
     accounts = [account.to_json() for account in ctx.source.accounts]
     for account in accounts:
         if account["file"] == trained.get("file"):
-            left_out = dict(trained["left_out"])
-            account["used"] -= sum(left_out.values()) - sum(account["left_out"].values())
-            account["left_out"] = left_out
+            account |= {key: trained[key] for key in account if key in trained}
+            break
     return accounts
 
 

@@ -56,13 +56,13 @@ class SFTResult:
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """Tokenised rows to learn from, and the counts of those that are left out."""
+    """Tokenised rows to learn from, and those that are left out."""
 
     examples: list[Example]
     """The rows that fit; nothing is ever truncated."""
-    too_long: int
+    too_long: list[Instruction]
     """Rows that are too long."""
-    lost: int
+    lost: list[Instruction]
     """Conversations of which the chat template alters an earlier reply."""
 
 
@@ -94,18 +94,22 @@ class RowEncoder:
 
 
 def encode(adapters: Adapters, rows: Sequence[Instruction], max_length: int) -> EncodedRows:
-    """Tokenise rows with an output: those that fit, and how many are left out."""
+    """Tokenise rows with an output: those that fit, and those that are left out."""
     encoder = RowEncoder(adapters.base, adapters.template, max_length)
     examples: list[Example] = []
-    lost = 0
+    too_long: list[Instruction] = []
+    lost: list[Instruction] = []
     for row in rows:
         try:
             encoded = encoder.encode(row)
         except LostReply:
-            lost += 1
+            lost.append(row)
         else:
-            examples += [] if encoded is None else [encoded]
-    return EncodedRows(examples, len(rows) - len(examples) - lost, lost)
+            if encoded is None:
+                too_long.append(row)
+            else:
+                examples.append(encoded)
+    return EncodedRows(examples, too_long, lost)
 
 
 def preview_indices(examples: Sequence[Example]) -> list[int]:

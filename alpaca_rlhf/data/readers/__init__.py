@@ -21,7 +21,7 @@ from alpaca_rlhf.data.readers.importing import (
     one_kind,
     refuse_broken,
 )
-from alpaca_rlhf.data.readers.problems import BadRow, LeftOut
+from alpaca_rlhf.data.readers.problems import BadRow, LeftOut, Reason
 from alpaca_rlhf.data.readers.ranked import holds_rankings, ranked_prompts, read_rankings
 from alpaca_rlhf.data.readers.reading import (
     FileAccount,
@@ -48,6 +48,7 @@ __all__ = [
     "Kind",
     "LeftOut",
     "Reading",
+    "Reason",
     "RowKind",
     "RowTally",
     "Rows",

@@ -277,6 +277,7 @@ def _counts(tallies: Sequence[RowTally]) -> dict[str, Any]:
         "rows_kept": sum(tally.kept for tally in tallies),
         "rows_dropped": dict(dropped.most_common()),
         "answers_dropped": dict(omitted.most_common()),
+        "repeated_records": sum(tally.repeated for tally in tallies),
         "unread_columns": dict(unread.most_common()),
     }
 

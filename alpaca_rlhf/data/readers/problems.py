@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-Reason = Literal["too long", "empty", "bad label", "tie", "leak", "unusable"]
-"""The reasons why a row is not trained on."""
+Reason = Literal[
+    "too long", "empty", "bad label", "tie", "leak", "unusable", "repeated", "not needed"
+]
+"""The reasons why a row is not used; `not needed`: no split took it."""
 
 MAX_SHOWN = 5
 """Problems reported with their place, and kinds reported with their count."""

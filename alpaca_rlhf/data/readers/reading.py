@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from alpaca_rlhf.core.errors import UserError
@@ -24,7 +26,7 @@ class FileAccount:
     rows: int = 0
     """Rows in it."""
     left_out: Counter[Reason] = field(default_factory=Counter)
-    """Rows that are not used, by reason."""
+    """Rows that are not used, by reason; `leave_out` counts those that were read."""
     omitted: Counter[Omitted] = field(default_factory=Counter)
     """Answers of rows that are used which stand in no ranking, by reason."""
     unread: Counter[str] = field(default_factory=Counter)
@@ -33,11 +35,37 @@ class FileAccount:
     """Columns that were given a new name or left out."""
     places: list[str] = field(default_factory=list)
     """Place and problem of the first rows that were left out."""
+    _row_of_record: array[int] = field(default_factory=partial(array, "q"), repr=False)
+    """Number of the row of each record, in the order in which they were read."""
+    _records_left: array[int] = field(default_factory=partial(array, "q"), repr=False)
+    """Records of each row that are used."""
+    _gathered: array[int] = field(default_factory=partial(array, "q"), repr=False)
+    """Rows of the file that each row was gathered from; 1 where it was not."""
+    _reasons: dict[int, Reason] = field(default_factory=dict, repr=False)
+    """Records that are not used after all, and why."""
 
     @property
     def used(self) -> int:
         """Rows that are used."""
         return self.rows - self.left_out.total()
+
+    @property
+    def partly_left_out(self) -> Counter[Reason]:
+        """Records that are not used, of rows that are used for others, by reason."""
+        return Counter(
+            reason
+            for record, reason in self._reasons.items()
+            if self._records_left[self._row_of_record[record]]
+        )
+
+    def note_records(self, records: int, rows: int = 1) -> None:
+        """Note the records of a row that was read, or of several that were gathered into one."""
+        if records:
+            self._row_of_record.extend([len(self._records_left)] * records)
+            self._records_left.append(records)
+            self._gathered.append(rows)
+        else:
+            self.left_out["unusable"] += rows
 
     def to_json(self) -> dict[str, Any]:
         """The account, for the ledger and the report."""
@@ -46,14 +74,27 @@ class FileAccount:
             "rows": self.rows,
             "used": self.used,
             "left_out": dict(self.left_out.most_common()),
+            "partly_left_out": dict(self.partly_left_out.most_common()),
             "answers_left_out": dict(self.omitted.most_common()),
             "unread_columns": dict(self.unread.most_common()),
         }
 
-    def leave_out(self, reason: Reason, count: int) -> None:
-        """Count rows that are not used after all."""
-        if count:
-            self.left_out[reason] += count
+    def leave_out(self, reason: Reason, records: Iterable[int]) -> None:
+        """Leave out records after all; a row is counted once none of its records is used.
+
+        Args:
+            reason: Why they are not used.
+            records: Their positions in the order in which they were read. Those that were left out
+                before keep their reason.
+        """
+        for record in records:
+            if record in self._reasons:
+                continue
+            self._reasons[record] = reason
+            row = self._row_of_record[record]
+            self._records_left[row] -= 1
+            if not self._records_left[row]:
+                self.left_out[reason] += self._gathered[row]
 
     def lines(self) -> list[str]:
         """Lines for the terminal; none if every row and every column is used."""
@@ -64,6 +105,11 @@ class FileAccount:
                 f"{reasons_text(self.left_out)}"
             )
             lines += [f"  {place}" for place in self.places]
+        if self.partly_left_out:
+            lines.append(
+                f"{self.name}: of rows that hold several records, left out: "
+                f"{reasons_text(self.partly_left_out)}"
+            )
         if self.omitted:
             lines.append(f"{self.name}: {omitted_text(self.omitted)}")
         if self.unread:

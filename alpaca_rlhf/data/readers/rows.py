@@ -305,8 +305,7 @@ def collect(
             if len(account.places) < MAX_SHOWN:
                 account.places.append(f"{place}: {problem}")
             continue
-        if not row_records:
-            account.left_out["unusable"] += n_rows
+        account.note_records(len(row_records), n_rows)
         records.extend(row_records)
     if problems.total and not reading.drop_broken:
         foreign = foreign_row if without_column == account.rows else None

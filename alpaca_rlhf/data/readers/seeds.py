@@ -11,6 +11,7 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.core.runs import data_path
 from alpaca_rlhf.data.readers.formats import read_instructions
+from alpaca_rlhf.data.readers.reading import Reading
 from alpaca_rlhf.data.readers.rows import collect
 from alpaca_rlhf.data.readers.values import text_column
 
@@ -23,18 +24,20 @@ def seed_file(seeds: Path) -> Path:
     return data_path("seed_tasks.jsonl") if str(seeds) in SHIPPED else seeds
 
 
-def read_seeds(seeds: Path) -> list[Instruction]:
+def read_seeds(seeds: Path, reading: Reading | None = None) -> list[Instruction]:
     """Read seed tasks with their outputs, unfiltered, in the order of the file.
 
     Args:
         seeds: A name in `SHIPPED`, or a file that `read_instructions` reads: Alpaca's columns, or
             Self-Instruct's `instances` (one row each).
+        reading: Renamed columns, and the treatment of broken rows, of a file; its account is
+            filled. The shipped tasks are read as they are.
 
     Raises:
         UserError: `file:line:` of the first broken row; or some rows are conversations.
     """
     path = seed_file(seeds)
-    rows = read_instructions(path)
+    rows = read_instructions(path, None if str(seeds) in SHIPPED else reading)
     conversations = sum(bool(row.history) for row in rows)
     if conversations:
         raise UserError(

@@ -6,16 +6,17 @@ earlier one joins its split, and a prompt that lies between two splits enters ne
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from alpaca_rlhf.core import jsonl
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import atomic_write, json_text
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data.generation.filters import Drop
+
+_MEND = "restore the file, or split into a new folder"
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,10 @@ def read_assignments(path: Path) -> list[SplitAssignment]:
     Raises:
         UserError: It cannot be read, or a line is not an assignment.
     """
-    try:
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); put it back") from None
-    lines = text.split("\n")[:-1]  # not splitlines: a text may contain other line separators
-    return [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
+    if not path.exists():
+        return []
+    lines = jsonl.lines(path, expected="an assignment", mend=_MEND, whole=True)
+    return [_parse(line, path) for line in lines]
 
 
 def write_assignments(path: Path, assigned: Iterable[SplitAssignment]) -> None:
@@ -78,16 +77,12 @@ def write_assignments(path: Path, assigned: Iterable[SplitAssignment]) -> None:
     atomic_write(path, "".join(lines))
 
 
-def _parse(line: str, where: str) -> SplitAssignment:
+def _parse(line: jsonl.Line, path: Path) -> SplitAssignment:
     try:
-        columns: dict[str, Any] = json.loads(line)
-        columns["texts"] = tuple(columns["texts"])
-        assignment = SplitAssignment(**columns)
+        assignment = SplitAssignment(**{**line.value, "texts": tuple(line.value["texts"])})
         fields = (assignment.id, assignment.split, *assignment.texts)
         if not all(isinstance(text, str) for text in fields):
             raise TypeError
-    except (ValueError, TypeError, KeyError):
-        raise UserError(
-            f"{where}: is not an assignment; restore the file, or split into a new folder"
-        ) from None
+    except (TypeError, KeyError):
+        raise UserError(f"{path}:{line.number}: is not an assignment; {_MEND}") from None
     return assignment
