@@ -13,6 +13,7 @@ from alpaca_rlhf.data.readers.columns import column_names
 from alpaca_rlhf.data.splits import check_disjoint
 from alpaca_rlhf.settings.inputs import Inputs
 from alpaca_rlhf.sources import reading_of
+from alpaca_rlhf.stages.preflight import leak_way_out
 from tests.mutated_rows import fuzz
 from tests.mutations import tried
 
@@ -366,8 +367,6 @@ def test_replies_of_trees_that_stand_in_no_ranking_are_counted_by_reason(tmp_pat
 
 
 def test_a_leak_names_the_next_steps() -> None:
-    from alpaca_rlhf.stages.preflight import leak_way_out  # loads torch
-
     inputs = Inputs(data=Path("a b.jsonl"), prompts=Path("p.jsonl"), judge="human")
     rows = [Instruction("Name three blue things in the sky.")]
     with pytest.raises(UserError) as caught:
