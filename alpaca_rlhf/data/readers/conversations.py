@@ -151,8 +151,8 @@ def refuse_lost_input(row: Mapping[str, Any], turns: Sequence[Turn]) -> None:
     value = row.get(name)
     if not holds_something(value):
         return
-    said = [text for speaker, text in turns if speaker == "Human"]
-    if not isinstance(value, str) or not any(value.strip() in text for text in said):
+    user_texts = [text for speaker, text in turns if speaker == "Human"]
+    if not isinstance(value, str) or not any(value.strip() in text for text in user_texts):
         raise BadRow(
             f"column `{name}` stands beside a dialogue, and no turn of its user holds it: put it "
             f"there, {way_out(name)}"
