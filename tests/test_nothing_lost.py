@@ -228,6 +228,15 @@ def test_keys_at_any_depth_that_are_not_read_are_named(tmp_path) -> None:
         ),
         (read_rankings, {"prompt": tree}, {"prompt[].emojis"}),
         (
+            read_pairs,
+            {
+                "conversations": [{"from": "human", "value": "Which colour?"}],
+                "chosen": {"from": "gpt", "value": "Blue.", "mask": 1},
+                "rejected": {"from": "gpt", "value": "Red."},
+            },
+            {"chosen[].mask"},
+        ),
+        (
             read_instructions,
             {"instruction": "Go.", "instances": [instance]},
             {"instances[].language"},
@@ -240,7 +249,7 @@ def test_keys_at_any_depth_that_are_not_read_are_named(tmp_path) -> None:
     ):
         reading = Reading("instructions" if read is read_instructions else "rankings")
         read(write(tmp_path / "a.jsonl", row), reading)
-        assert set(reading.account.unread) == unread, row
+        assert {*reading.account.unread} == unread, row
 
 
 def test_an_instance_is_read_with_its_label_and_its_system_text(tmp_path) -> None:

@@ -292,7 +292,7 @@ def _unread_keys(
         if not any(row.get(name) is not None for name in SCORES):
             ranked = any(answer.get("rank") is not None for answer in _objects(row[column]))
             read |= {"rank"} if ranked else _first(value, ANSWER_RATINGS) or {"annotations"}
-    elif isinstance(row.get(column), dict):
+    elif column == "prompt" and isinstance(row[column], dict):
         read = _TREE_MESSAGE
     else:
         read = _MESSAGE if kind == "rankings" else {*_MESSAGE, *LOSS_FLAGS}
