@@ -148,6 +148,37 @@ def test_a_job_that_the_page_has_left_writes_nothing_any_more(page, way, stored)
         assert [user for user, _ in before[first.chat]] == ["One?"]
 
 
+def test_the_address_opens_a_chat_and_begins_a_new_one(page):
+    ui, first, second = page.ui, sent(page, "One?"), sent(page, "Two?")
+
+    def followed(number, turns, chat):
+        event = SimpleNamespace(chat=number)
+        return page.events.open_place(page.request, event, turns, chat)
+
+    patch = followed(first.chat, second.turns, second.chat)
+    assert patch[ui.chat_id] == first.chat and patch[ui.saved]["value"] == first.chat
+    assert [turn.user for turn in patch[ui.turns]] == ["One?"]
+    patch = followed(None, first.turns, first.chat)
+    assert patch[ui.chat_id] is None and patch[ui.turns] == ()
+    assert followed(first.chat, first.turns, first.chat) == {ui.chat_id: first.chat}, "it is open"
+    for number in (10**6, -1, "1", [1], {"a": 1}, 1.5):
+        patch = followed(number, first.turns, first.chat)
+        assert ui.chat_id not in patch and patch[ui.turns] == first.turns
+        assert page.text["chats.gone"] in patch[ui.status]
+
+
+def test_to_list_the_chats_names_none_that_is_not_open(page):
+    state = sent(page, "One?")
+    assert "value" not in page.events.list_chats(page.request, None)
+    assert page.events.list_chats(page.request, state.chat)["value"] == state.chat
+
+
+def test_again_without_a_turn_changes_nothing(page):
+    """Gradio takes an empty dictionary for a single output, and fails."""
+    [patch] = page.events.retry(page.request, (), None, *SETTINGS)
+    assert patch[page.ui.turns] == ()
+
+
 def test_a_stopped_answer_is_still_shown_and_kept(page):
     page.echo.gate.clear()
     answering = page.events.send(page.request, "One?", (), None, *SETTINGS)
@@ -240,7 +271,7 @@ def test_a_thumb_near_the_evaluation_is_not_kept(page):
         return page.events.rate(page.request, event, state.turns, state.chat)[page.ui.status]
 
     for split in ("eval", "ppo", "sft"):
-        near = page.controller.prompts.splits[split][0].instruction
+        near = page.controller.worker.prompts.splits[split][0].instruction
         assert page.text[f"thumb.{split}"] in rated(near)
     assert page.store.figures().counts["thumbs"] == 0
     assert page.text["thumb.up"] in rated("What floats?")
@@ -280,7 +311,7 @@ def test_a_thumb_up_keeps_an_edited_reply_as_a_better_answer(page, tmp_path):
 
 def test_a_better_answer_near_the_evaluation_is_not_kept(page):
     for split in ("eval", "ppo", "sft"):
-        near = page.controller.prompts.splits[split][0].instruction
+        near = page.controller.worker.prompts.splits[split][0].instruction
         first = sent(page, near)
         state = said(page, editing(page, 1, "Mine.", first.turns, first.chat))
         event = SimpleNamespace(index=1, liked=True)

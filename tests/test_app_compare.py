@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import partial
 from types import SimpleNamespace
 
+import gradio as gr
 import pytest
 
-from alpaca_rlhf.app.compare_controller import CompareController, names_a_model
+from alpaca_rlhf.app import compare_tab as compare_tab_module
+from alpaca_rlhf.app.compare_controller import CompareController, as_message, names_a_model
 from alpaca_rlhf.app.compare_tab import compare_tab
 from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.app.worker import Worker
@@ -136,6 +138,50 @@ def test_a_vote_on_an_answer_that_names_its_model_is_kept_apart(table):
 def test_what_is_no_round(table, text, chosen, fragment):
     (view,) = play(table, text, chosen)
     assert fragment in view.status and not table.echo.asked
+
+
+DIALOGUE = Instruction(
+    "And the second largest?",
+    history=(("Which planet is the largest?", f"Jupiter. {HOSTILE}"),),
+    system="Answer as ChatGPT would.",
+    output="Saturn.",
+    source="a file",
+)
+
+
+def test_a_drawn_dialogue_is_answered_with_its_earlier_turns(table, monkeypatch):
+    lone = Instruction(DIALOGUE.instruction, source="a file")
+    splits = SimpleNamespace(to_evaluate=lambda: [DIALOGUE, lone])
+    monkeypatch.setattr(type(table.worker), "prompts", splits)
+    monkeypatch.setattr("secrets.choice", lambda prompts: prompts[0])
+    drawn = table.controller.evaluation_prompt()
+    views = list(table.controller.play(as_message(drawn), ("", ""), ASKER, drawn=drawn))
+    asked = [row for _, row in table.echo.asked]
+    assert [(row.history, row.system) for row in asked] == [(DIALOGUE.history, DIALOGUE.system)] * 2
+    assert {row.id for row in asked} == {DIALOGUE.id}, "the battle is one of the prompt itself"
+    assert all(view.prompt.history == DIALOGUE.history for view in views)
+    # A message that was changed, or typed, has no earlier turns.
+    for message, before in (("And the third?", drawn), (DIALOGUE.instruction, None)):
+        *_, last = table.controller.play(message, ("", ""), ASKER, drawn=before)
+        assert (last.prompt.history, last.prompt.system) == ((), "")
+
+
+def test_a_name_in_an_earlier_turn_gives_nobody_away():
+    assert not names_a_model("I am ChatGPT.", DIALOGUE)
+    assert names_a_model("I am Claude.", DIALOGUE)
+
+
+def test_the_earlier_turns_are_shown_as_text(table, monkeypatch):
+    with gr.Blocks():
+        ui = compare_tab_module._Components(table.worker)
+    events = compare_tab_module._Events(table.controller, ui)
+    monkeypatch.setattr(table.controller, "evaluation_prompt", lambda: DIALOGUE)
+    patch = events.draw_prompt(gr.Request())
+    assert patch[ui.box] == DIALOGUE.instruction and patch[ui.drawn] is DIALOGUE
+    assert "Which planet is the largest?" in patch[ui.earlier]
+    assert "Answer as ChatGPT would." in patch[ui.earlier] and "<img" not in patch[ui.earlier]
+    monkeypatch.setattr(table.controller, "evaluation_prompt", lambda: Instruction("Say it."))
+    assert events.draw_prompt(gr.Request())[ui.earlier].strip() == ""
 
 
 # --- in a browser ---------------------------------------------------------------------------------

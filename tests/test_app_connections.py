@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from starlette.requests import Request
 
 from alpaca_rlhf.app import connections, server, server_socket
-from alpaca_rlhf.app.connections import ConnectionLimits
+from alpaca_rlhf.app.connections import ConnectionLimits, Connections
 from tests.browser import free_port
 
 HALF = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "
@@ -82,7 +82,8 @@ def closed_after(line, limit_s):
 @pytest.mark.parametrize("behind_proxy", [False, True])
 def test_many_half_sent_requests_lock_nobody_out(behind_proxy, monkeypatch):
     connections.limits_of_process()  # this process holds both ends
-    limits = ConnectionLimits(head_s=120, body_s=120, unfinished_per_address=40)
+    limit = {"unfinished_total" if behind_proxy else "unfinished_per_address": 40}
+    limits = ConnectionLimits(head_s=120, body_s=120, **limit)
     with (
         served(limits, behind_proxy=behind_proxy, monkeypatch=monkeypatch) as port,
         ExitStack() as stack,
@@ -155,6 +156,45 @@ def test_one_address_does_not_take_all_connections(monkeypatch):
         assert httpx.get(f"http://127.0.0.1:{port}", timeout=10).json() == "here"
 
 
+class Line:
+    """A connection with a half-sent request, as far as `Connections` looks at it."""
+
+    phase, idle = "body", False
+
+    def __init__(self, registry, address, since_s):
+        self.address, self.since_s, self.aborted = address, since_s, False
+        registry.add(self)
+        registry.enforce(self)
+
+    def abort(self):
+        self.aborted, self.phase = True, "complete"
+
+
+def aborted(lines):
+    return [at for at, line in enumerate(lines) if line.aborted]
+
+
+def test_slow_uploads_through_a_proxy_are_counted_in_total_only():
+    """A proxy holds the connections of everybody: 65 honest people are no attack."""
+    limits = ConnectionLimits(unfinished_per_address=64, unfinished_total=100)
+    registry = Connections(limits, proxy=True)
+    lines = [Line(registry, "127.0.0.1", at) for at in range(100)]
+    assert aborted(lines) == []
+    lines += [Line(registry, "::1", 100), Line(registry, "127.0.0.1", 101)]
+    assert aborted(lines) == [0, 1], "the oldest of all make room"
+    registry = Connections(limits, proxy=True)
+    others = [Line(registry, "192.0.2.7", at) for at in range(65)]
+    assert aborted(others) == [0], "who comes past the proxy has an address of their own"
+
+
+def test_without_a_proxy_this_machine_is_an_address_like_any_other():
+    registry = Connections(ConnectionLimits(unfinished_per_address=3, unfinished_total=8))
+    lines = [Line(registry, "127.0.0.1", at) for at in range(5)]
+    assert aborted(lines) == [0, 1]
+    lines += [Line(registry, f"192.0.2.{at}", at) for at in range(5, 11)]
+    assert aborted(lines) == [0, 1, 2], "many addresses with few each count together"
+
+
 def test_the_limits_leave_files_for_everything_else(monkeypatch):
     """The soft limit of open files is raised where it may be, and kept to where it may not."""
     raised = []
@@ -165,4 +205,5 @@ def test_the_limits_leave_files_for_everything_else(monkeypatch):
     monkeypatch.setattr(connections.resource, "getrlimit", lambda _: (1024, 1024))
     limits = connections.limits_of_process()
     assert limits.total == 1024 - connections.FILES_RESERVED and limits.per_address == 412
+    assert limits.unfinished_per_address < limits.unfinished_total == 412 < limits.total
     assert limits.unfinished_per_address < limits.per_address < limits.total

@@ -30,7 +30,8 @@ from alpaca_rlhf.data import write_instructions
 from alpaca_rlhf.preferences import DATABASE, passwords
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.serving import run_contents
-from alpaca_rlhf.settings import Loop
+from alpaca_rlhf.settings import Inputs, Loop, Rank
+from alpaca_rlhf.settings.endpoint import Judge
 from alpaca_rlhf.settings.parsing import parse
 from alpaca_rlhf.settings.smollm2 import SMOLLM2_135M
 from tests import apps, attacks
@@ -190,6 +191,57 @@ def test_too_few_prompts_are_told(offer, uploads, tmp_path):
     form = read_form(FORM | {"judge": "human", "prompts_file": name}, offer, uploads)
     with pytest.raises(FormRefused, match="too_few"):
         settings_of_form(form, offer, tmp_path / "runs")
+
+
+def test_the_first_problem_of_the_prompts_is_told(uploads, tmp_path, monkeypatch):
+    """110 prompts of which 100 are to be ranked: fewer of them would be too few in any case."""
+    name, _ = uploads.keep(file_of(prompts(110), tmp_path), "prompts", ".jsonl")
+    sent = FORM | {"judge": "human", "prompts_file": name, "prompts": 100}
+    form = read_form(sent, Offer(), uploads)
+
+    def one_cluster(settings):
+        raise UserError(f"{settings.inputs.prompts}: near-duplicates: 60 of them")
+
+    monkeypatch.setattr(new_run, "source_of", one_cluster)
+    with pytest.raises(UserError, match="near-duplicates: 60"):
+        settings_of_form(form, Offer(), tmp_path / "runs")
+
+
+def test_what_the_form_does_not_ask_is_the_recipes(uploads, tmp_path):
+    recipe = small(
+        tmp_path / "unused",
+        inputs=Inputs(
+            judge="llm",
+            data=tmp_path / "of_the_recipe.jsonl",
+            columns="question=instruction",
+            languages="zh",
+            broken="drop",
+        ),
+        judge=Judge(url="http://127.0.0.1:9/v1", model="m", concurrency=3),
+        rank=Rank(prompts=8, at_least=6, queue="uncertain"),
+    )
+    offer = Offer(judges=(*new_run.JUDGES, "llm"), recipe=recipe)
+    file = tmp_path / "asked.jsonl"
+    file.write_text(
+        "".join(json.dumps({"question": row.instruction}) + "\n" for row in prompts(60))
+    )
+    name, account = Uploads(tmp_path / "runs" / "uploads", offer.columns).keep(
+        file.read_bytes(), "prompts", ".jsonl"
+    )
+    assert account.used == 60
+
+    def made(**fields):
+        sent = FORM | {"prompts_file": name, "prompts": 8} | fields
+        return settings_of_form(read_form(sent, offer, uploads), offer, tmp_path / "runs")[0]
+
+    people = made(judge="human")
+    assert (people.inputs.columns, people.inputs.languages) == ("question=instruction", "zh")
+    assert (people.rank.at_least, people.rank.queue, people.rank.prompts) == (6, "uncertain", 8)
+    assert (people.inputs.judge, people.judge.url, people.judge.concurrency) == ("human", None, 3)
+    # Files and what the form does ask are the form's.
+    assert people.inputs.data is None and people.inputs.broken == "refuse"
+    assert made(judge="llm").judge == recipe.judge
+    assert made(judge="human", prompts=5).rank.at_least is None, "fewer are ranked than that"
 
 
 def test_an_upload_is_read_and_counted_and_what_cannot_be_read_is_not_kept(uploads, tmp_path):

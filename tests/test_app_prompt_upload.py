@@ -246,9 +246,7 @@ def test_before_sft_prompts_wait(run, store):
 
 
 def test_the_queue_is_topped_up_with_added_prompts_too(run, store):
-    worker = SimpleNamespace(
-        run=run, settings=run_contents.settings_of(run), policies=lambda: ["base", "sft"]
-    )
+    worker = Worker(run, load=Answers, has_gpu=lambda: False)
     worker.when_idle = lambda find_work: setattr(worker, "find_work", find_work)
     keep_filled(store, worker)
     server, stop = Answers(), SimpleNamespace(is_set=lambda: False)

@@ -1080,6 +1080,30 @@ def test_a_better_answer_is_written_and_an_own_verdict_revised(desk):
 HOSTILE_TEXT = "<img src=x onerror=window.hit=1>"
 
 
+@needs_browser
+def test_a_verdict_names_the_guidelines_on_screen_and_newer_ones_come_by_themselves(desk):
+    for prompt in ("First.", "Second."):
+        put(desk, "one is good", "two is better", prompt=prompt)
+    first = desk.store.set_guidelines("Prefer **short** answers.", actor="test")
+    with desk.open() as page:
+        page.locator(f"#guidelines-version [data-version='{first.version}']").wait_for(
+            state="attached"
+        )
+        page.locator("#guidelines strong", has_text="short").wait_for()
+        assert f"version {first.version}" in page.locator("#guidelines").inner_text()
+        page.get_by_text("left for you").wait_for()  # the last reply of the beginning
+        # 1. New guidelines while a task is on screen: the verdict names those that were read.
+        second = desk.store.set_guidelines("Prefer **true** answers.", actor="test")
+        page.locator(".card").nth(1).press("1")
+        submit(page)
+        # 2. The reply tells of them, and they are shown before the next verdict.
+        page.locator(".toast.on", has_text=f"version {second.version}").wait_for()
+        page.locator("#guidelines strong", has_text="true").wait_for()
+        page.locator(".card").nth(1).press("1")
+        submit(page)
+    assert [row.guideline for row in desk.rankings()] == [first.version, second.version]
+
+
 def message(**fields):
     return json.dumps({"do": "submit", "task": 1, "revision": 0, "method": "mouse"} | fields)
 
@@ -1234,6 +1258,9 @@ def test_a_hostile_client_changes_nothing(services):
         (1, base | {"tiers": tiers_in_order, "better": "x" * 20_001}, "bad_value"),
         (1, base | {"tiers": tiers_in_order, "better": ["x"]}, "bad_value"),
         (2, base | {"tiers": tiers_in_order, "better": "mine"}, "not_yours"),
+        (1, base | {"tiers": tiers_in_order, "guideline": 1}, "bad_value"),
+        (1, base | {"tiers": tiers_in_order, "guideline": "1"}, "bad_value"),
+        (1, base | {"tiers": tiers_in_order, "guideline": -1}, "bad_value"),
         (1, {"do": "mine", "before": "1"}, "bad_value"),
         (1, {"do": "flag", "task": task["id"], "reason": "other", "completion": "x"}, "bad_value"),
         (3, {"do": "next"}, "unknown"),
@@ -1299,6 +1326,18 @@ def test_own_verdicts_are_ones_own_and_tell_nothing_of_their_kind(services):
     assert send(services, 1, do="mine", before=own["ranking"])["verdicts"] == []
 
 
+def test_every_reply_tells_the_version_of_the_guidelines(services):
+    assert send(services, 1, do="next")["guideline"] == 0
+    first = services.store.set_guidelines("Short ones.", actor="test")
+    reply = send(services, 1, do="next")
+    assert reply["guideline"] == first.version
+    task = reply["task"]
+    sent = {"do": "submit", "task": task["id"], "revision": 0, "method": "mouse"}
+    sent |= {"tiers": [[answer["id"]] for answer in task["answers"]], "guideline": 0}
+    assert not send(services, 1, **sent)["already"]
+    assert [row["guideline"] for row in dump(services.store)[0]] == [None]
+
+
 def test_each_message_may_come_twice(services):
     task = send(services, 1, do="next")["task"]
     one_tier = [[answer["id"] for answer in task["answers"]]]
@@ -1323,7 +1362,7 @@ def test_every_word_is_there_and_every_problem_has_a_sentence():
     used |= {f"reason.{reason}" for reason in REASONS}
     used |= {f"{kind}.{criterion}" for kind in ("criterion", "hint") for criterion in CRITERIA}
     tab = Path(rank_tab.__file__).read_text(encoding="utf-8")
-    used |= set(re.findall(r'label\("rank", "([\w.]+)"', tab))
+    used |= set(re.findall(r'(?:label\("rank", |text\[)"([\w.]+)"', tab))
     assert set(re.findall(r'\bw\("([\w.]+)"', script)) | used <= set(english), "words are missing"
     unused = {key for key in set(english) - used if f'"{key}"' not in script}
     assert not unused, "nothing shows these words"

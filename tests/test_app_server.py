@@ -496,7 +496,13 @@ def test_only_admins_use_the_data_tab_however_they_call_it(enter, store, tmp_pat
     assert client.post("/gradio_api/run/export", json={"data": []}).status_code >= 400
     assert not snapshots.exists()
     names = ("refresh", "newest_flags", "add_person", "change_person", "handle_flag")
-    for name in (*names, "leave_out_set", "save_guidelines", "show_guidelines_of_admin"):
+    for name in (
+        *names,
+        "leave_out_set",
+        "leave_out_below",
+        "save_guidelines",
+        "show_guidelines_of_admin",
+    ):
         number = event(client, name)
         assert queued(client, number, ["x"] * 3)["success"] is False, name
     assert len(store.figures().people) == 2

@@ -38,7 +38,7 @@ from alpaca_rlhf.preferences.schema import Audit
 from alpaca_rlhf.preferences.standing import Standing
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.serving import run_contents
-from alpaca_rlhf.settings import Inputs, Loop, Rank
+from alpaca_rlhf.settings import Evaluate, Inputs, Loop, Rank
 from alpaca_rlhf.settings.parsing import to_yaml
 from alpaca_rlhf.settings.steps import Step, order
 from tests import apps, attacks
@@ -237,6 +237,23 @@ def test_an_old_log_tells_nothing_once_a_terminal_has_gone_further():
     assert training_view.ending(state, {"sft": {}}, Loop()) == ("paused", "")
     done = {step.entry: {} for step in order(Loop())}
     assert training_view.ending(state, done, Loop()) == ("done", "")
+
+
+@pytest.mark.parametrize(
+    ("log", "expected"),
+    [
+        (
+            "error: --more-rounds: too few are left\n",
+            ("refused", "--more-rounds: too few are left"),
+        ),
+        ("Traceback (most recent call last):\nOSError: no\n", ("crashed", "OSError: no")),
+        ("interrupted; what was done is kept. To go on: x\n", ("done", "")),
+        ("evaluate: done\nnext: alpaca-rlhf chat\n", ("done", "")),
+    ],
+)
+def test_a_refusal_after_the_last_stage_is_told(log, expected):
+    done = {step.entry: {} for step in order(Loop())}
+    assert training_view.ending(state_of(log), done, Loop()) == expected
 
 
 def test_progress_is_read_from_what_the_terminal_writes():
@@ -467,12 +484,59 @@ def test_the_next_round_is_one_more_and_only_of_a_finished_run(trainings, tmp_pa
     with victim_of(trainings, tmp_path) as (victim, training), victim.visitor("boss") as boss:
         assert "not finished" in act(boss, {"do": "next", "words": ["--more-rounds", "9"]})
         assert training.state.activity == "idle" and not (run / "argv.json").exists()
-        done = {step.entry: {} for step in order(Loop())}
-        (run / "ledger.json").write_text(json.dumps(done))
+        finished_run(run, Loop(inputs=Inputs(judge="gold")))
         assert 'data-do="next"' in boss.get("/training").json()["sections"]["head"]
         act(boss, {"do": "next", "words": ["--more-rounds", "9"]})
         until(lambda: (run / "argv.json").exists())
         assert json.loads((run / "argv.json").read_text()) == [str(run), "--more-rounds", "1"]
+
+
+def finished_run(run: Path, settings: Loop) -> None:
+    (run / "config.yaml").write_text(to_yaml(settings))
+    done = {step.entry: {} for step in order(settings)}
+    (run / "ledger.json").write_text(json.dumps(done))
+
+
+def few_prompts(folder: Path) -> Loop:
+    """Settings whose one round leaves two prompts over."""
+    words = "apples bridges candles deserts engines forests glaciers harbours islands jungles"
+    rows = [json.dumps({"instruction": f"Describe {word}."}) for word in words.split()]
+    (folder / "prompts.jsonl").write_text("\n".join(rows) + "\n")
+    inputs = Inputs(seeds=Path("shipped"), prompts=folder / "prompts.jsonl", judge="human")
+    return Loop(
+        inputs=inputs,
+        rank=Rank(prompts=4),
+        evaluate=Evaluate(prompts=4),
+        policies=("dpo",),
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings_in", "why"),
+    [
+        (lambda _: Loop(inputs=Inputs(judge="checks")), "begin another run with --rounds"),
+        (few_prompts, "rank.2 needs 4 prompts, and the rounds so far leave"),
+    ],
+    ids=["checks", "too few prompts"],
+)
+def test_a_round_without_prompts_is_refused_before_it_starts(
+    trainings, tmp_path, run, settings_in, why
+):
+    finished_run(run, settings_in(tmp_path))
+    with victim_of(trainings, tmp_path) as (victim, training), victim.visitor("boss") as boss:
+        assert why in act(boss, {"do": "next"})
+        assert training.state.activity == "idle" and not (run / "argv.json").exists()
+
+
+def test_the_head_of_a_finished_run_shows_what_its_next_round_met(trainings, tmp_path, run):
+    finished_run(run, Loop(inputs=Inputs(judge="gold")))
+    time.sleep(0.05)
+    (run / training_module.TRAINING_LOG).write_text("error: --seed-file x: was changed\n")
+    with Store(run / "preferences.db") as store:
+        page = TrainPage(trainings(), store, TrainingCommand([], "alpaca-rlhf loop"))
+        head = page.sections("en")["head"]
+        assert "Refused: --seed-file x: was changed" in head and "All stages are done" not in head
+        assert 'data-do="next"' in head and 'data-do="train"' not in head
 
 
 def test_people_are_asked_to_rank_until_it_is_enough(trainings, tmp_path, run, monkeypatch):

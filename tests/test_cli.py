@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -35,6 +36,7 @@ from alpaca_rlhf.settings.quickstart import QUICKSTART
 from alpaca_rlhf.sources.run_prompts import RunPrompts
 from alpaca_rlhf.sources.sampled import queue_sampled
 from tests import forked
+from tests.databases import candidates
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
@@ -581,6 +583,37 @@ def test_mistakes_about_whom_to_leave_out(tmp_path, capsys):
     assert not (tmp_path / "q.db").exists()
     assert cli.main([*words, "--gold-below", "0.9"]) == 0
     assert "nobody is below" in capsys.readouterr().out
+
+
+def test_each_of_several_people_is_taken_in_again_by_a_command_of_their_own(tmp_path, capsys):
+    db = tmp_path / "p.db"
+    below_gold(db, {"Ann": 6, "Ben B": 5, "Cy": 0, "Dan": 4})
+    with Store(db) as store:
+        store.leave_out_person("Dan", actor="test", reason="asked to")
+    words = ["verdicts", "leave-out", "--db", str(db), "--gold-below", "0.7"]
+    assert cli.main(words) == 0
+    said = capsys.readouterr().out
+    assert "Ann: left out" in said and "Dan: already left out" in said
+    commands = [line.split("#")[0].strip() for line in said.splitlines() if "# undo it" in line]
+    assert [command.partition(" --person ")[2] for command in commands] == ["Ann", "'Ben B'"]
+    for command in commands:
+        assert cli.main(shlex.split(command)[1:]) == 0
+    with Store(db) as store:
+        assert store.left_out() == ["Dan"], "for another reason, and before"
+
+
+def below_gold(db: Path, wrong: dict[str, int]) -> None:
+    """People who answered six gold questions each, so many of them wrongly."""
+    with Store(db, rules=Rules(gold_rate=1, repeat_rate=0), seed=0) as store:
+        gold = candidates(6, k=2, tag="gold ")
+        orders = {prompt.id: tuple((c.id,) for c in answers) for prompt, answers in gold}
+        store.add_sets(gold, origin="gold", gold=orders)
+        for name, n_wrong in wrong.items():
+            person = store.add_annotator(name, "long enough")
+            for at in range(6):
+                task = store.claim(person)
+                order = orders[task.prompt.id]
+                store.submit(person, task.id, Verdict(order[::-1] if at < n_wrong else order))
 
 
 def test_people_rank_in_the_app_and_the_run_goes_on(human_run, tmp_path):

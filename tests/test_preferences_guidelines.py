@@ -1,14 +1,18 @@
-"""Guidelines: every version is kept, and each verdict notes the one it was given under."""
+"""Guidelines: every version is kept, and each verdict notes the one that was shown."""
+
+import csv
 
 import pytest
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Ranking as Record
+from alpaca_rlhf.preferences.assignment import Refused, Verdict
+from alpaca_rlhf.preferences.browsing import SetFilter
 from alpaca_rlhf.preferences.guidelines import MAX_GUIDELINE_CHARS
 from alpaca_rlhf.preferences.judges import JudgeIdentity
 from alpaca_rlhf.preferences.schema import Audit, GuidelineRow, Ranking
+from alpaca_rlhf.preferences.snapshot import RANKINGS, TABLE
 from tests.databases import candidates
-from tests.test_preferences_leaving_out import rank
 from tests.test_preferences_store import people, rows
 
 
@@ -27,15 +31,22 @@ def test_a_version_is_added_only_where_the_text_changes(store):
         store.set_guidelines("x" * (MAX_GUIDELINE_CHARS + 1), actor="annotator:1")
 
 
-def test_each_verdict_of_a_person_notes_its_version(store):
+def submitted(store, annotator, guideline):
+    task = store.claim(annotator)
+    tiers = tuple((answer.id,) for answer in task.completions)
+    store.submit(annotator, task.id, Verdict(tiers, guideline=guideline), revision=task.revision)
+    return task
+
+
+def test_each_verdict_of_a_person_notes_the_version_that_was_shown(store):
     (ann,) = people(store, 1)
     sets = candidates(4)
     store.add_sets(sets, origin="test")
-    rank(store, ann, 1)
+    submitted(store, ann, None)
     first = store.set_guidelines("Short ones.", actor="test")
-    rank(store, ann, 1)
     second = store.set_guidelines("True ones.", actor="test")
-    rank(store, ann, 1)
+    submitted(store, ann, first.version)  # on screen since before the second was written
+    submitted(store, ann, second.version)
     store.undo(ann)
     prompt, completions = sets[0]
     record = Record(prompt.id, tuple((one.id,) for one in completions), "judge:x")
@@ -48,3 +59,31 @@ def test_each_verdict_of_a_person_notes_its_version(store):
         (second.version, True),
         (None, False),
     ]
+
+
+def test_a_version_that_never_was_is_refused(store):
+    (ann,) = people(store, 1)
+    store.add_sets(candidates(1), origin="test")
+    first = store.set_guidelines("Short ones.", actor="test")
+    for version in (first.version + 1, -1):
+        with pytest.raises(Refused) as refused:
+            submitted(store, ann, version)
+        assert refused.value.problem == "bad_value"
+    assert rows(store, Ranking) == []
+
+
+def test_the_version_is_shown_with_the_verdict_and_in_the_table(store, tmp_path):
+    (ann,) = people(store, 1)
+    store.add_sets(candidates(2), origin="test")
+    task = submitted(store, ann, None)
+    first = store.set_guidelines("Short ones.", actor="test")
+    second_task = submitted(store, ann, first.version)
+    sets = [store.opened_set(listed.id) for listed in store.sets(SetFilter(), n=9)]
+    noted = {opened.prompt.id: opened.statements[0].guideline for opened in sets}
+    assert noted == {task.prompt.id: None, second_task.prompt.id: first.version}
+    store.export(tmp_path / "snapshot")
+    with (tmp_path / "snapshot" / TABLE).open(newline="", encoding="utf-8") as stream:
+        table = list(csv.DictReader(stream))
+    assert sorted(row["guidelines"] for row in table) == ["", str(first.version)]
+    lines = (tmp_path / "snapshot" / RANKINGS).read_text(encoding="utf-8")
+    assert "guideline" not in lines, "its bytes depend on what was ranked alone"

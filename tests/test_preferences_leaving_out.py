@@ -170,6 +170,15 @@ def test_people_below_a_share_of_gold_questions_are_found(where):
         assert store.below_gold_rate(0.7, min_asked=5) == ["half"]
         assert store.below_gold_rate(0.5, min_asked=5) == [], "exactly half is not below half"
         assert store.below_gold_rate(1, min_asked=1) == ["few", "half"]
+        store.leave_out_person("few", **BY)
+        changes = store.leave_out_below_gold(1, min_asked=1, actor="annotator:1", reason="gold")
+        assert [(change.name, change.changed) for change in changes] == [
+            ("few", False),
+            ("half", True),
+        ]
+        assert store.left_out() == ["few", "half"]
+        entry = [row for row in rows(store, Audit) if row.action == "leave_out"][-1]
+        assert (entry.actor, entry.after["reason"]) == ("annotator:1", "gold")
 
 
 def test_votes_of_somebody_left_out_do_not_count(shared):

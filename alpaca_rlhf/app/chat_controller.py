@@ -21,7 +21,6 @@ from alpaca_rlhf.preferences.assignment import MIN_ANSWERS, distinct
 from alpaca_rlhf.preferences.database import DiskFull
 from alpaca_rlhf.serving.filling import origin_of
 from alpaca_rlhf.serving.sampling_settings import SamplingSettings
-from alpaca_rlhf.sources.run_prompts import RunPrompts
 
 if TYPE_CHECKING:
     from alpaca_rlhf.models.streaming import GenerationUpdate
@@ -111,7 +110,6 @@ class ChatController:
         self.services = services
         self.worker = worker
         self.page_jobs = PageJobs()
-        self.prompts = RunPrompts(worker.run, worker.settings)
 
     def answer(
         self,
@@ -239,7 +237,7 @@ class ChatController:
 
     def leak_refusal(self, prompt: Instruction, prefix: str, text: dict[str, str]) -> str:
         """The sentence `<prefix>.<split>` where a prompt lies near one of another split."""
-        leak = self.prompts.leak(prompt)
+        leak = self.worker.prompts.leak(prompt)
         if leak is None:
             return ""
         split = {"dev": "eval"}.get(leak.other_split, leak.other_split)

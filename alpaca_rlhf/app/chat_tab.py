@@ -72,6 +72,9 @@ PRESETS = {
 """Settings to start from."""
 _MAX_SEED = 2**32 - 1
 _COPYING = (Path(__file__).parent / "static" / "copying.js").read_text(encoding="utf-8")
+_PLACE = (Path(__file__).parent / "static" / "chat_place.js").read_text(encoding="utf-8")
+_CHAT_OPENED = "(number) => { window.alpacaPlace?.chatOpened(number); }"
+"""Tells the page's script, where there is one, which conversation its address is to name."""
 _DOWNLOAD = """(text) => {
   if (!text) return;
   const link = document.createElement('a');
@@ -123,6 +126,13 @@ class _Components:
         policies = worker.policies()
         self.turns: gr.State = gr.State(())
         self.chat_id: gr.State = gr.State(None)
+        self.place = gr.HTML(
+            html_template="<span hidden></span>",
+            js_on_load=_PLACE,
+            apply_default_css=False,
+            container=False,
+            padding=False,
+        )
         with gr.Row():
             self.policy = gr.Dropdown(
                 policies,
@@ -319,6 +329,8 @@ def _wire(ui: _Components, events: _Events) -> None:
     gr.on([ui.undo.click, ui.log.undo], events.undo, [ui.turns, ui.chat_id], outputs, **private)
     ui.log.like(events.rate, [ui.turns, ui.chat_id], outputs, **private)
     ui.saved.input(events.open_chat, [ui.saved, ui.turns, ui.chat_id], outputs, **private)
+    ui.saved.change(None, ui.saved, None, js=_CHAT_OPENED, **private)
+    ui.place.submit(events.open_place, [ui.turns, ui.chat_id], outputs, **private)
     gr.on(
         [ui.rename.click, ui.title.submit],
         events.rename_chat,
@@ -366,7 +378,7 @@ class _Events:
         self, request: gr.Request, turns: tuple[Turn, ...], chat: int | None, *settings: Any
     ) -> Iterator[Patch]:
         if not turns:
-            yield {}
+            yield self._patch(ChatView((), "", False))
             return
         last = replace(turns[-1], attempt=turns[-1].attempt + 1)
         yield from self._answer([*turns[:-1], last], chat, settings, request)
@@ -476,7 +488,23 @@ class _Events:
         return self._patch(ChatView(rated, status, False)) | self._saved(rated, chat, request)
 
     def list_chats(self, request: gr.Request, chat: int | None) -> Any:
-        return gr.update(choices=self._chats.choices(request), value=chat)
+        """The conversations when the page or the tab opens."""
+        if chat is None:  # the address of the page may have opened one meanwhile
+            return gr.update(choices=self._chats.choices(request))
+        return self._listed(request, chat)
+
+    def open_place(
+        self, request: gr.Request, event: gr.EventData, turns: tuple[Turn, ...], chat: int | None
+    ) -> Patch:
+        """Open the conversation that the address of the page names, or begin a new one."""
+        number = getattr(event, "chat", None)
+        if number == chat:
+            return {self._components.chat_id: chat}
+        if number is None:
+            return self.clear(request)
+        patch, ui = self.open_chat(request, number, turns, chat), self._components
+        opened = ui.chat_id in patch
+        return patch | ({ui.saved: self._listed(request, number)} if opened else {})
 
     def open_chat(
         self, request: gr.Request, number: Any, turns: tuple[Turn, ...], chat: int | None
@@ -487,7 +515,7 @@ class _Events:
             title, opened = self._chats.open(number, request)
         except Refused as refused:
             patch = self._patch(ChatView(turns, self._chats.problem(refused, request), False))
-            return patch | {ui.saved: self.list_chats(request, chat)}
+            return patch | {ui.saved: self._listed(request, chat)}
         patch = self._patch(ChatView(opened, "", False))
         return patch | {ui.chat_id: number, ui.title: title, ui.box: ""}
 
@@ -498,7 +526,7 @@ class _Events:
             status = text["chats.renamed"]
         except Refused as refused:
             status = self._chats.problem(refused, request)
-        return {ui.status: status_line(status), ui.saved: self.list_chats(request, chat)}
+        return {ui.status: status_line(status), ui.saved: self._listed(request, chat)}
 
     def delete_chat(self, request: gr.Request, chat: int | None) -> Patch:
         ui, text = self._components, self._text(request)
@@ -509,7 +537,7 @@ class _Events:
         except Refused as refused:
             status = self._chats.problem(refused, request)
         patch = self.clear(request) | {ui.status: status_line(status)}
-        return patch | {ui.saved: self.list_chats(request, None)}
+        return patch | {ui.saved: self._listed(request, None)}
 
     def export_chat(self, request: gr.Request, chat: int | None) -> Patch:
         ui = self._components
@@ -567,6 +595,9 @@ class _Events:
             ui.saved: gr.update(choices=choices, value=number),
             ui.title: title,
         }
+
+    def _listed(self, request: gr.Request, chat: int | None) -> Any:
+        return gr.update(choices=self._chats.choices(request), value=chat)
 
     def _text(self, request: gr.Request) -> dict[str, str]:
         return translations("chat", self._controller.services.language(request))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Event
 from typing import TYPE_CHECKING, get_args
 
@@ -26,7 +26,6 @@ from alpaca_rlhf.preferences.assignment import Refused
 from alpaca_rlhf.preferences.battles import Pairing, Vote
 from alpaca_rlhf.preferences.database import DiskFull
 from alpaca_rlhf.serving.sampling_settings import SamplingSettings
-from alpaca_rlhf.sources.run_prompts import RunPrompts
 
 if TYPE_CHECKING:
     from alpaca_rlhf.models.streaming import GenerationUpdate
@@ -63,6 +62,8 @@ class CompareView:
     """True while there is something to stop."""
     round: Round | None = None
     """The round, once both answers are complete."""
+    prompt: Instruction | None = None
+    """The prompt that is answered, with its earlier turns; None where nothing is."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +90,25 @@ class CompareController:
         self.services = services
         self.worker = worker
         self.page_jobs = PageJobs()
-        self.prompts = RunPrompts(worker.run, worker.settings)
         self._draw = draw or secrets.SystemRandom().sample
 
     def play(
-        self, message: str, choices: Sequence[str | None], request: gr.Request
+        self,
+        message: str,
+        choices: Sequence[str | None],
+        request: gr.Request,
+        *,
+        drawn: Instruction | None = None,
     ) -> Iterator[CompareView]:
-        """Let two policies answer: drawn at random or, for admins, chosen."""
+        """Let two policies answer.
+
+        Args:
+            message: The message.
+            choices: The policies; for admins alone, and empty ones are drawn at random.
+            request: The request of the page.
+            drawn: The evaluation prompt that was drawn last, whose earlier turns are before a
+                message that is its own.
+        """
         language = self.services.language(request)
         account = self.services.account(request)
         text, policies = translations("compare", language), self.worker.policies()
@@ -118,7 +131,7 @@ class CompareController:
         others = [policy for policy in policies if policy not in chosen]
         pair = [*chosen, *self._draw(others, 2 - len(chosen))]
         # 2. Both answers, in random order and with one seed.
-        prompt = self._prompt(message)
+        prompt = self._prompt(message, drawn)
         sampling = SamplingSettings.of_stage(
             self.worker.settings, "evaluate", seed=secrets.randbelow(2**32)
         )
@@ -133,13 +146,13 @@ class CompareController:
                 try:
                     round_ = self._save(account.id, prompt, update.value.answers)
                 except DiskFull:
-                    yield CompareView(translations("shell", language)["full"])
+                    yield CompareView(translations("shell", language)["full"], prompt=prompt)
                     return
-                yield CompareView(text["your_turn"], False, round_)
+                yield CompareView(text["your_turn"], False, round_, prompt)
                 return
             share = 0.0 if update.value is None else update.value.share
-            writing = text["writing"].format(n=round(100 * share))
-            yield CompareView(job_status(update, language) or writing, not update.finished)
+            status = job_status(update, language) or text["writing"].format(n=round(100 * share))
+            yield CompareView(status, not update.finished, prompt=prompt)
 
     def vote(self, round_: Round | None, vote: Vote, request: gr.Request) -> str:
         """Save a vote; returns the status with the names of the policies.
@@ -163,15 +176,18 @@ class CompareController:
         )
         return status if round_.blind else f"{status} {text['named']}"
 
-    def evaluation_prompt(self) -> str | None:
+    def evaluation_prompt(self) -> Instruction | None:
         """A random prompt of the evaluation; None if the run has none."""
-        prompts = self.prompts.to_evaluate()
-        return _as_message(secrets.choice(prompts)) if prompts else None
+        prompts = self.worker.prompts.to_evaluate()
+        return secrets.choice(prompts) if prompts else None
 
-    def _prompt(self, message: str) -> Instruction:
-        """The prompt of a message; one of the evaluation keeps its own input."""
-        for prompt in self.prompts.to_evaluate():
-            if message == _as_message(prompt):
+    def _prompt(self, message: str, drawn: Instruction | None) -> Instruction:
+        """The prompt of a message; one of the evaluation keeps its own input and earlier turns."""
+        if drawn is not None and message == as_message(drawn):
+            return replace(drawn, output=None, source="compare", masked_replies=())
+        # Somebody may also type one. Nothing tells the earlier turns that are meant there.
+        for prompt in self.worker.prompts.to_evaluate():
+            if message == as_message(prompt) and not (prompt.history or prompt.system):
                 return Instruction(prompt.instruction, prompt.input, source="compare")
         return Instruction(message, source="compare")
 
@@ -189,13 +205,14 @@ class CompareController:
 
 def names_a_model(answer: str, prompt: Instruction) -> bool:
     """True if an answer contains one of `MODEL_NAMES` that its prompt does not contain."""
-    in_prompt = {
-        name.lower() for name in _MODEL_NAME.findall(f"{prompt.instruction} {prompt.input}")
-    }
+    turns = [text for turn in prompt.history for text in turn]
+    whole = " ".join((prompt.system, *turns, prompt.instruction, prompt.input))
+    in_prompt = {name.lower() for name in _MODEL_NAME.findall(whole)}
     return any(name.lower() not in in_prompt for name in _MODEL_NAME.findall(answer))
 
 
-def _as_message(prompt: Instruction) -> str:
+def as_message(prompt: Instruction) -> str:
+    """The last message of a prompt, as a person would type it."""
     return "\n\n".join(part for part in (prompt.instruction, prompt.input) if part)
 
 
@@ -211,7 +228,7 @@ def _both_answers(
         yield _RoundProgress(index / 2)
         samples: list[GenerationUpdate] = []
         for partial in policy_server.generate(
-            policy, prompt, sampling, stop, key=f"compare/{prompt.id}"
+            policy, prompt, sampling, stop, key=f"compare/{prompt.id}", whole=True
         ):
             samples = partial  # only the complete answer is shown
         if stop.is_set():

@@ -8,13 +8,14 @@ from typing import Any
 
 import gradio as gr
 
-from alpaca_rlhf.app.compare_controller import CompareController, CompareView, Round
+from alpaca_rlhf.app.compare_controller import CompareController, CompareView, Round, as_message
 from alpaca_rlhf.app.job_status import status_line
 from alpaca_rlhf.app.language import label, translations
 from alpaca_rlhf.app.rendering import render
 from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.app.shortcuts import keyboard_shortcuts
 from alpaca_rlhf.app.worker import Worker
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.preferences.battles import VOTES, Vote
 from alpaca_rlhf.preferences.database import DiskFull
 
@@ -57,6 +58,7 @@ class _Components:
 
     def __init__(self, worker: Worker) -> None:
         self.round: gr.State = gr.State(None)
+        self.drawn: gr.State = gr.State(None)
         self.intro = gr.HTML(status_line(""), apply_default_css=False)
         with gr.Accordion(label("compare", "admin"), open=False, visible=False) as self.choice:
             with gr.Row():
@@ -69,6 +71,9 @@ class _Components:
                     )
                     for key in ("first", "second")
                 )
+        self.earlier = gr.HTML(
+            "", elem_id="compare-earlier", css_template=_STYLE, apply_default_css=False
+        )
         self.box = gr.Textbox(
             label=label("compare", "prompt"),
             placeholder=label("compare", "prompt.hint"),
@@ -113,11 +118,13 @@ def _answer_column(side: str) -> gr.HTML:
 
 
 def _wire(ui: _Components, events: _Events) -> None:
-    outputs = [ui.round, ui.status, ui.stop, ui.ask, *ui.answers, *ui.votes]
+    outputs = [ui.round, ui.status, ui.stop, ui.ask, ui.earlier, *ui.answers, *ui.votes]
     private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    ui.ask.click(events.play, [ui.box, ui.first, ui.second], outputs, **private)
+    fields = [ui.box, ui.drawn, ui.first, ui.second]
+    ui.ask.click(events.play, fields, outputs, **private)
     ui.stop.click(events.stop, None, None, queue=False, **private)
-    ui.draw.click(events.draw_prompt, None, [ui.box, ui.status], **private)
+    drawn = [ui.box, ui.drawn, ui.earlier, ui.status]
+    ui.draw.click(events.draw_prompt, None, drawn, **private)
     for vote, button in zip(VOTES, ui.votes, strict=True):
         button.click(events.voting(vote), ui.round, [ui.status, ui.scores, *ui.votes], **private)
     opened = [*outputs, ui.intro, ui.choice, ui.scores, ui.first, ui.second]
@@ -154,11 +161,26 @@ class _Events:
         prompt = self._controller.evaluation_prompt()
         if prompt is None:
             return {self._components.status: status_line(self._text(request)["no_prompts"])}
-        return {self._components.box: prompt}
+        return {
+            self._components.box: as_message(prompt),
+            self._components.drawn: prompt,
+            self._components.earlier: self._earlier(prompt, request),
+        }
 
-    def play(self, request: gr.Request, message: str, first: str, second: str) -> Iterator[Patch]:
-        for view in self._controller.play(message or "", [first, second], request):
-            yield self._patch(view, request)
+    def play(
+        self,
+        request: gr.Request,
+        message: str,
+        drawn: Instruction | None,
+        first: str,
+        second: str,
+    ) -> Iterator[Patch]:
+        views = self._controller.play(message or "", [first, second], request, drawn=drawn)
+        for view in views:
+            patch = self._patch(view, request)
+            if view.prompt is not None:  # a message that was changed has no earlier turns
+                patch |= {self._components.earlier: self._earlier(view.prompt, request)}
+            yield patch
 
     def stop(self, request: gr.Request) -> None:
         self._controller.page_jobs.stop(request)
@@ -198,6 +220,9 @@ class _Events:
             ui.answers[1]: render("compare_answer", title=text["right"], answer=answers[1]),
             **self._vote_buttons(interactive=view.round is not None),
         }
+
+    def _earlier(self, prompt: Instruction, request: gr.Request) -> str:
+        return render("compare_earlier", prompt=prompt, text=self._text(request))
 
     def _vote_buttons(self, *, interactive: bool) -> Patch:
         return {button: gr.update(interactive=interactive) for button in self._components.votes}

@@ -40,6 +40,8 @@ class ConnectionLimits:
     """Seconds from the end of the headers to the end of the body."""
     unfinished_per_address: int = 64
     """Requests of one address that are half sent at the same time."""
+    unfinished_total: int = 1024
+    """Requests of all addresses that are half sent at the same time."""
     per_address: int = 512
     """Connections of one address; a classroom behind one router has six for each browser."""
     total: int = 4096
@@ -63,13 +65,11 @@ class Connections:
     def add(self, connection: BoundedProtocol) -> bool:
         """Take a new connection in; False if it has to be closed, since all others are at work."""
         neighbours = self._open.setdefault(connection.address, {})
-        proxied = self.proxy and connection.address in LOOPBACK
         neighbours[connection] = None
-        if not proxied and len(neighbours) > self.limits.per_address:
+        if not self._is_proxied(connection) and len(neighbours) > self.limits.per_address:
             return self._make_room(neighbours, connection)
-        if sum(map(len, self._open.values())) > self.limits.total:
-            everybody = [other for others in self._open.values() for other in others]
-            return self._make_room(everybody, connection)
+        if self._count() > self.limits.total:
+            return self._make_room(self._everybody(), connection)
         return True
 
     def remove(self, connection: BoundedProtocol) -> None:
@@ -80,15 +80,27 @@ class Connections:
             self._open.pop(connection.address, None)
 
     def enforce(self, connection: BoundedProtocol) -> None:
-        """Close the oldest half-sent request of an address that has too many of them."""
-        neighbours = self._open.get(connection.address, {})
-        unfinished = [other for other in neighbours if other.phase != "complete"]
-        if len(unfinished) > self.limits.unfinished_per_address:
-            min(unfinished, key=lambda other: other.since_s).abort()
+        """Close the oldest half-sent request of an address, or of all, that has too many."""
+        if not self._is_proxied(connection):
+            neighbours = self._open.get(connection.address, {})
+            if _close_oldest(neighbours, self.limits.unfinished_per_address):
+                return
+        if self._count() > self.limits.unfinished_total:  # else so many cannot be half sent
+            _close_oldest(self._everybody(), self.limits.unfinished_total)
 
     def protocol(self) -> type[BoundedProtocol]:
         """The protocol class of this server, for `uvicorn.Config(http=...)`."""
         return type("Protocol", (BoundedProtocol,), {"registry": self})
+
+    def _is_proxied(self, connection: BoundedProtocol) -> bool:
+        """True for a connection that a proxy on this machine may hold for anybody."""
+        return self.proxy and connection.address in LOOPBACK
+
+    def _count(self) -> int:
+        return sum(map(len, self._open.values()))
+
+    def _everybody(self) -> list[BoundedProtocol]:
+        return [other for others in self._open.values() for other in others]
 
     @staticmethod
     def _make_room(others: Iterable[BoundedProtocol], newest: BoundedProtocol) -> bool:
@@ -99,6 +111,15 @@ class Connections:
             return False
         oldest.abort()
         return True
+
+
+def _close_oldest(connections: Iterable[BoundedProtocol], limit: int) -> bool:
+    """Close the oldest half-sent request if there are more than a limit; False if there are not."""
+    unfinished = [other for other in connections if other.phase != "complete"]
+    if len(unfinished) <= limit:
+        return False
+    min(unfinished, key=lambda other: other.since_s).abort()
+    return True
 
 
 class BoundedProtocol(H11Protocol):
@@ -190,6 +211,9 @@ def limits_of_process() -> ConnectionLimits:
     if soft == resource.RLIM_INFINITY:
         return ConnectionLimits()
     total = max(16, min(ConnectionLimits.total, soft - FILES_RESERVED))
+    half = max(8, total // 2)
     return ConnectionLimits(
-        per_address=min(ConnectionLimits.per_address, max(8, total // 2)), total=total
+        unfinished_total=min(ConnectionLimits.unfinished_total, half),
+        per_address=min(ConnectionLimits.per_address, half),
+        total=total,
     )

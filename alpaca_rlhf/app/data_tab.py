@@ -20,7 +20,7 @@ from alpaca_rlhf.app.rendering import render
 from alpaca_rlhf.app.sections import PLAIN_HTML, scripted_section
 from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.preferences.assignment import Refused
+from alpaca_rlhf.preferences.assignment import MIN_GOLD_ASKED, Refused
 from alpaca_rlhf.preferences.guidelines import MAX_GUIDELINE_CHARS
 from alpaca_rlhf.preferences.people import MAX_NAME_CHARS, MAX_PASSWORD_CHARS, Account, Role
 
@@ -29,6 +29,9 @@ REMARKS_PER_PAGE = 10
 """Comments, and as many reasons for skips."""
 PASSWORD_BYTES = 12
 """Random bytes of a password that is made here."""
+
+DEFAULT_GOLD_PERCENT = 70
+"""Share of gold questions that the form suggests."""
 
 _LEAVING_OUT = ("leave_out", "take_in")
 """Actions on the rankings of somebody, who need not have an account."""
@@ -113,6 +116,26 @@ def data_tab(
                 label=label("data", "role"),
             )
         add = gr.Button(label("data", "add.do"))
+    with gr.Accordion(label("data", "below"), open=False, elem_id="below-gold"):
+        with gr.Row():
+            share = gr.Number(
+                value=DEFAULT_GOLD_PERCENT,
+                label=label("data", "below.share"),
+                minimum=0,
+                maximum=100,
+                elem_id="below-gold-share",
+                min_width=160,
+            )
+            questions = gr.Number(
+                value=MIN_GOLD_ASKED,
+                label=label("data", "below.asked"),
+                info=label("data", "below.asked.info"),
+                minimum=1,
+                precision=0,
+                elem_id="below-gold-asked",
+                min_width=160,
+            )
+        leave_out = gr.Button(label("data", "below.do"), elem_id="below-gold-do")
     outcome = gr.HTML(**PLAIN_HTML)
     # 8. Guidelines.
     with gr.Accordion(label("data", "guidelines"), open=False):
@@ -138,6 +161,7 @@ def data_tab(
     older.click(events.older_flags, oldest, [flags, oldest], **private)
     flags.submit(events.handle_flag, None, [outcome, *contents], **private)
     people.submit(events.change_person, None, [outcome, people], **private)
+    leave_out.click(events.leave_out_below, [share, questions], [outcome, *contents], **private)
     added = [outcome, people, name, password]
     add.click(events.add_person, [name, password, role], added, **private)
     remarks.submit(events.leave_out_set, None, [outcome, *contents], **private)
@@ -309,6 +333,21 @@ class _Events:
         outcome = _success(text[key].format(name=person.name, password=password))
         return outcome, self._people(request)
 
+    def leave_out_below(self, percent: Any, questions: Any, request: gr.Request) -> tuple[Any, ...]:
+        """Leave out everybody below a share of gold questions."""
+        text, admin = self._text(request), self._services.account(request)
+        bounds = _gold_bounds(percent, questions)
+        if bounds is None:
+            why = text["below.numbers"]
+            return _failure(text["outcome.refused"].format(why=why)), *self.refresh(request)
+        share, min_asked = bounds
+        changes = self._store.leave_out_below_gold(
+            share, min_asked=min_asked, actor=f"annotator:{admin.id}"
+        )
+        names = ", ".join(change.name for change in changes if change.changed)
+        key = "below.done" if names else "below.nobody"
+        return _success(text[key].format(names=names)), *self.refresh(request)
+
     def add_person(
         self, name: str, password: str, role: Role, request: gr.Request
     ) -> tuple[str, str, str, str]:
@@ -373,6 +412,15 @@ class _Events:
 
     def _text(self, request: gr.Request) -> dict[str, str]:
         return translations("data", self._services.language(request))
+
+
+def _gold_bounds(percent: Any, questions: Any) -> tuple[float, int] | None:
+    """The share and the number of gold questions of two fields; None if they are not."""
+    try:
+        share, min_asked = float(percent) / 100, int(questions)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return (share, min_asked) if 0 < share <= 1 and min_asked >= 1 else None
 
 
 def _success(message: str) -> str:

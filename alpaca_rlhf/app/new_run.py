@@ -18,7 +18,6 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.templates import default_template
 from alpaca_rlhf.data import read_prompts
 from alpaca_rlhf.settings import Inputs, Loop
-from alpaca_rlhf.settings.endpoint import Judge
 from alpaca_rlhf.settings.policies import POLICIES, PolicyName
 from alpaca_rlhf.settings.quickstart import QUICKSTART
 from alpaca_rlhf.settings.smollm2 import SMOLLM2_135M
@@ -84,6 +83,11 @@ class Offer:
             return start
         template = "brief" if base == EMBEDDED else default_template(base)
         return replace(start, base=base, template=template)
+
+    @property
+    def columns(self) -> str:
+        """New names for columns of uploaded files."""
+        return "" if self.recipe is None else self.recipe.inputs.columns
 
     @property
     def suggested(self) -> Loop:
@@ -201,22 +205,17 @@ def settings_of_form(form: NewRunForm, offer: Offer, folder: Path) -> tuple[Loop
     if generate.recipe == "answers" and form.judge != "checks":
         # No judge keeps the base's answers, so the base writes tasks after the shipped seeds.
         generate = replace(generate, recipe="alpaca", edit=False)
-    needs_rows = form.judge != "gold" and form.rows is None and form.judge != "checks"
+    at_least = start.rank.at_least
+    if at_least is not None and at_least > form.prompts:
+        at_least = None  # all of them
     try:
         settings = replace(
             start,
             out=folder / form.name,
-            inputs=Inputs(
-                data=form.rows,
-                seeds=Path("shipped") if needs_rows else None,
-                prompts=form.prompts_file,
-                judge=form.judge,
-                broken="drop" if form.drop_broken else "refuse",
-                leaks="drop",
-            ),
-            judge=start.judge if form.judge == "llm" else Judge(),
+            inputs=_inputs(form, start.inputs),
+            judge=start.judge if form.judge == "llm" else replace(start.judge, url=None),
             generate=generate,
-            rank=replace(start.rank, prompts=form.prompts, k=form.k, at_least=None),
+            rank=replace(start.rank, prompts=form.prompts, k=form.k, at_least=at_least),
             rounds=form.rounds,
             more_rounds=0,
             policies=form.policies,
@@ -229,16 +228,37 @@ def settings_of_form(form: NewRunForm, offer: Offer, folder: Path) -> tuple[Loop
     reading = reading_of(settings.inputs, "prompts", form.prompts_file)
     n = len({row.id for row in read_prompts(form.prompts_file, reading)})
     tried: Loop | None = None
+    problem: Exception | None = None
     for share in _SHARES:
-        fitted = within(settings, int(n * share))
-        if fitted == tried:
-            break
-        tried = fitted
         try:
+            fitted = within(settings, int(n * share))
+            if fitted == tried:
+                break
+            tried = fitted
             return fitted, source_of(fitted)
-        except UserError as error:
-            problem = error
+        except (FormRefused, UserError) as error:
+            # The first tells what is wrong; the others may only tell that a share is too small.
+            problem = problem or error
+    assert problem is not None
     raise problem
+
+
+def _inputs(form: NewRunForm, start: Inputs) -> Inputs:
+    """The inputs of a run: files and judge are the form's, everything else is the recipe's."""
+    # Files of the recipe would stand beside, or in the place of, those that are uploaded.
+    makes_rows = form.rows is None and form.judge not in ("gold", "checks")
+    return replace(
+        start,
+        data=form.rows,
+        seeds=(start.seeds or Path("shipped")) if makes_rows else None,
+        prompts=form.prompts_file,
+        splits=None,
+        rankings=None,
+        sft_adapter=None,
+        judge=form.judge,
+        broken="drop" if form.drop_broken else "refuse",
+        leaks="drop",
+    )
 
 
 def within(settings: Loop, n: int) -> Loop:

@@ -82,7 +82,7 @@ class NewRuns:
         self._offer = offer
         self._closed = closed
         self._switch = switch
-        self._uploads = Uploads(choice.folder / UPLOADS)
+        self._uploads = Uploads(choice.folder / UPLOADS, offer.columns)
         self._lock = threading.Lock()
         self._left = False
 
@@ -103,6 +103,7 @@ class NewRuns:
             closed=self._closed,
             bases=[(base, self._is_fetched(base)) for base in self._offer.bases],
             judges=self._offer.judges,
+            judge=suggested.inputs.judge if self._offer.recipe else self._offer.judges[0],
             numbers=[(key, numbers[key], *NUMBERS[key]) for key in NUMBERS],
             policies=[(policy, policy in suggested.policies) for policy in POLICIES],
             suffixes=",".join(SUFFIXES),

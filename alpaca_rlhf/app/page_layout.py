@@ -107,7 +107,12 @@ def build_page(services: Services, tabs: Sequence[Tab], *, run: str) -> GuardedB
         with gr.Tabs():
             for tab in tabs:
                 events_before = set(page.fns)
-                with gr.Tab(label("shell", tab.key), id=tab.key, visible=not tab.admin) as gr_tab:
+                with gr.Tab(
+                    label("shell", tab.key),
+                    id=tab.key,
+                    elem_id=f"tab-{tab.key}",  # by which the page's script knows the open one
+                    visible=not tab.admin,
+                ) as gr_tab:
                     on_open = tab.build(services)
                 if callable(on_open) and not isinstance(on_open, gr.blocks.Block):
                     on_open(gr_tab)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from threading import Event
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from alpaca_rlhf.app.jobs import Work
 from alpaca_rlhf.app.worker import Worker
@@ -24,15 +24,27 @@ HIGH_WATER_SETS = 30
 ANSWERS_PER_SET = 4
 
 
+class _Answered(NamedTuple):
+    """State in which every prompt has answers: until it changes there is nothing to do."""
+
+    prompts: RunPrompts
+    """The prompts of the run."""
+    n_added: int
+    """Prompts that admins have added."""
+    policy: str
+    """The policy that has answered."""
+
+
 def keep_filled(store: Store, worker: Worker) -> None:
     """Let a worker top up the queue with answers of its last policy to the prompts to rank.
 
     These are those of the rank split and those that admins have added. It never loads the model by
     itself: somebody must have used it first.
     """
-    # Once every prompt has answers of the last policy, there is nothing to do until some are added.
-    prompts = RunPrompts(worker.run, worker.settings)
-    exhausted_at: int | None = None  # added prompts when all had answers
+    exhausted_at: _Answered | None = None
+
+    def answered_now() -> _Answered:
+        return _Answered(worker.prompts, len(store.added_prompts()), worker.policies()[-1])
 
     def unranked_sets() -> int:
         progress = store.progress(0)
@@ -40,17 +52,17 @@ def keep_filled(store: Store, worker: Worker) -> None:
 
     def work(policy_server: PolicyServer, stop: Event) -> Iterator[Filled]:
         nonlocal exhausted_at
-        added = store.added_prompts()
-        rows = [*prompts.to_rank(), *added]
+        answered, added = answered_now(), store.added_prompts()
+        rows = [*answered.prompts.to_rank(), *added]
         for progress in fill_by_last_policy(store, worker, policy_server, rows):
             if progress.done == progress.total:
-                exhausted_at = len(added)
+                exhausted_at = answered
             yield progress
             if stop.is_set() or unranked_sets() >= HIGH_WATER_SETS:
                 return
 
     def next_work() -> Work[Any] | None:
-        if unranked_sets() >= LOW_WATER_SETS or exhausted_at == len(store.added_prompts()):
+        if unranked_sets() >= LOW_WATER_SETS or exhausted_at == answered_now():
             return None
         return work
 

@@ -16,6 +16,7 @@ from gradio.events import api
 
 from alpaca_rlhf.app.board import BoardRequest, markup_tree, parse_request, rank_board
 from alpaca_rlhf.app.language import label, translations
+from alpaca_rlhf.app.rendering import render
 from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.core.prompts import system_folded
 from alpaca_rlhf.preferences.assignment import Refused, Task
@@ -54,19 +55,30 @@ def rank_tab(
     # Markdown goes into a value, which Gradio sanitises, and never into a template.
     with gr.Accordion(label("rank", "guidelines"), visible=False, elem_id="guidelines") as panel:
         markdown = gr.Markdown("", sanitize_html=True)
-    rank_board(ENDPOINT, poll_s=POLL_EMPTY_QUEUE_S)
+    # The board reads here which version is on screen; a closed panel may not be in the page.
+    version = gr.HTML("", elem_id="guidelines-version", padding=False, apply_default_css=False)
+    board = rank_board(ENDPOINT, poll_s=POLL_EMPTY_QUEUE_S)
 
-    def show_guidelines(request: gr.Request) -> tuple[Any, str]:
+    def show_guidelines(request: gr.Request) -> tuple[Any, str, str]:
         services.account(request)
         guidelines = services.store.guidelines()
-        text = guidelines.text if guidelines is not None else ""
-        return gr.update(visible=bool(text)), text
+        if guidelines is None:
+            return gr.update(visible=False), "", render("rank_guidelines", version=0)
+        text = translations("rank", services.language(request))
+        title = text["guidelines.version"].format(n=guidelines.version)
+        return (
+            gr.update(visible=bool(guidelines.text), label=title),
+            guidelines.text,
+            render("rank_guidelines", version=guidelines.version),
+        )
 
+    shown = [panel, markdown, version]
     options: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    gr.on(None, show_guidelines, None, [panel, markdown], **options)  # when the page opens
+    gr.on(None, show_guidelines, None, shown, **options)  # when the page opens
+    board.submit(show_guidelines, None, shown, **options)  # when the board hears of a newer version
 
     def show_on_open(tab: gr.Tab) -> None:
-        tab.select(show_guidelines, None, [panel, markdown], **options)
+        tab.select(show_guidelines, None, shown, **options)
 
     return show_on_open
 
@@ -96,7 +108,11 @@ def reply(services: Services, message: str, request: gr.Request, *, refill: str 
         return {"problem": "full", "message": text["problem.full"]}
     except Refused as refused:
         result = {"problem": refused.problem, "message": text[f"problem.{refused.problem}"]}
-    return result | {"annotator": account.id, "language": language}
+    return result | {
+        "annotator": account.id,
+        "language": language,
+        "guideline": services.store.guideline_version(),
+    }
 
 
 def _perform(store: Store, annotator: int, board_request: BoardRequest) -> Reply:

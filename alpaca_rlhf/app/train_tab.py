@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -25,6 +26,7 @@ from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.steps import order
+from alpaca_rlhf.sources import source_of
 from alpaca_rlhf.sources.standing import standing_by_round
 
 
@@ -63,8 +65,9 @@ def _training_of(services: Services, page: TrainPage) -> None:
         except TrainingRefused as refused:
             message = text[f"refused.{refused.reason}"].format(detail=refused.detail)
             return render("data_outcome", message=message, kind="bad")
-        except UserError as error:  # a file of the run is damaged
-            return render("data_outcome", message=str(error), kind="bad")
+        except UserError as error:  # no prompts for another round, or a damaged file
+            message = text["ending.refused"].format(line=error)
+            return render("data_outcome", message=message, kind="bad")
         return ""
 
     view.submit(act, None, outcome, api_visibility="private", show_progress="hidden")
@@ -95,11 +98,18 @@ class TrainPage:
 
         Raises:
             TrainingRefused: The run is not finished, or as `Training.start`.
+            UserError: There are no prompts for another round.
         """
         settings, ledger = run_contents.settings_of(self._run), run_contents.ledger_of(self._run)
-        if not all(step.entry in ledger for step in order(settings)):
+        if not training_view.is_finished(settings, ledger):
             raise TrainingRefused("unfinished")
-        words = ["--more-rounds", str(settings.more_rounds + 1)]
+        longer = replace(settings, more_rounds=settings.more_rounds + 1)
+        if self.training.allowed:
+            # As the command does. Its refusal would stand only in the log of a process.
+            source = source_of(longer)
+            for split in source.names():
+                source.prompts(split)
+        words = ["--more-rounds", str(longer.more_rounds)]
         self.training.start(actor=actor, words=words)
 
     def routes(self) -> list[BaseRoute]:
@@ -153,6 +163,7 @@ class TrainPage:
             activity=state.activity,
             ending=end,
             line=line,
+            finished=training_view.is_finished(settings, ledger),
             missing=missing,
             enough=counts and not missing and end in ("waits", "paused"),
             stage=text[f"stage.{current.stage}"] if current else "",

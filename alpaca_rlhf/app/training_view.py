@@ -128,6 +128,11 @@ def rounds(
     return groups
 
 
+def is_finished(settings: Loop, ledger: Mapping[str, Any]) -> bool:
+    """True once every stage of every round is in the ledger."""
+    return all(step.entry in ledger for step in order(settings))
+
+
 def is_ranked_by_people(settings: Loop, current: Step | None) -> bool:
     """True if the step to come is the ranking, and people rank."""
     return current is not None and current.stage == "rank" and settings.inputs.judge == "human"
@@ -145,16 +150,20 @@ def waits_for_people(
 
 def ending(state: TrainingState, ledger: Mapping[str, Any], settings: Loop) -> tuple[Ending, str]:
     """The end of the last training, and its one line if it has one."""
-    if all(step.entry in ledger for step in order(settings)):
-        return "done", ""
     lines = [line.strip() for line in state.log.splitlines() if line.strip()]
-    if lines and not state.outdated:
-        if lines[-1].startswith("error: "):
-            return "refused", lines[-1].removeprefix("error: ")
+    is_newest = bool(lines) and not state.outdated
+    # 1. A failure that is newer than the ledger, such as that of a round which could not begin.
+    if is_newest and lines[-1].startswith("error: "):
+        return "refused", lines[-1].removeprefix("error: ")
+    if is_newest and "Traceback (most recent call last):" in lines:
+        return "crashed", lines[-1]
+    # 2. A finished run.
+    if is_finished(settings, ledger):
+        return "done", ""
+    # 3. Any other end of one that is not.
+    if is_newest:
         if lines[-1].startswith("interrupted; "):
             return "stopped", ""
-        if lines[-1].startswith("Traceback ") or "Traceback (most recent call last):" in lines:
-            return "crashed", lines[-1]
         if state.exit_code is not None and state.exit_code < 0:
             return "killed", ""
         if state.exit_code == 0:  # it waits for something, and says for what

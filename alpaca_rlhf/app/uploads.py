@@ -30,10 +30,12 @@ class Uploads:
 
     Args:
         folder: The folder; made by the first upload.
+        columns: New names for columns of the files, as `--inputs.columns` takes them.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, columns: str = "") -> None:
         self._folder = folder.absolute()
+        self._columns = columns
 
     def keep(self, content: bytes, kind: UploadKind, suffix: str) -> tuple[str, FileAccount]:
         """Keep a file under a name that its content gives, and read it.
@@ -52,7 +54,7 @@ class Uploads:
         was_there = path.exists()
         atomic_write(path, content)
         try:
-            return name, _read(path, kind)[1]
+            return name, _read(path, kind, self._columns)[1]
         except UserError as error:
             if not was_there:
                 path.unlink(missing_ok=True)
@@ -98,9 +100,9 @@ def _refuse_other_suffix(suffix: str) -> None:
         raise UserError(f"the file must end in one of {', '.join(SUFFIXES)}")
 
 
-def _read(path: Path, kind: UploadKind) -> tuple[list[Instruction], FileAccount]:
+def _read(path: Path, kind: UploadKind, columns: str = "") -> tuple[list[Instruction], FileAccount]:
     """The rows of a file, as a run reads them, and their account."""
-    inputs = Inputs(data=path, judge="human", broken="drop")
+    inputs = Inputs(data=path, judge="human", broken="drop", columns=columns)
     if kind == "rows":
         reading = reading_of(inputs, "instructions", path)
         rows = read_instructions(path, reading)

@@ -18,11 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from alpaca_rlhf.app.current_prompts import CurrentPrompts
 from alpaca_rlhf.app.jobs import Job, Problem, Work, without_folders
 from alpaca_rlhf.app.language import translations
 from alpaca_rlhf.core import gpu_lock, quiet
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.serving import run_contents
+from alpaca_rlhf.sources.run_prompts import RunPrompts
 
 if TYPE_CHECKING:
     from alpaca_rlhf.serving.policy_server import PolicyServer
@@ -72,6 +74,7 @@ class Worker:
     ) -> None:
         self.run = run
         self.settings = run_contents.settings_of(run)
+        self._prompts = CurrentPrompts(run, self.settings)
         self._load = load or self._load_run
         self._gpu_folder = gpu_folder or gpu_lock.folder()
         self._has_gpu = has_gpu or _machine_has_gpu
@@ -93,6 +96,15 @@ class Worker:
     def policies(self) -> list[str]:
         """Names of the policies that exist now, in the order of training."""
         return list(run_contents.policies(self.run))
+
+    @property
+    def prompts(self) -> RunPrompts:
+        """The prompts of the run as they are now.
+
+        Raises:
+            UserError: The settings of the run cannot be read any more.
+        """
+        return self._prompts.newest()
 
     def start(self, work: Work[T], purpose: str, *, urgent: bool = True) -> Job[T]:
         """Queue a job; it runs after those before it.

@@ -13,6 +13,7 @@ from annotated_types import Interval
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.shell_words import quoted
+from alpaca_rlhf.preferences.assignment import MIN_GOLD_ASKED
 from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.settings.bounds import Bounded, PositiveInt
 from alpaca_rlhf.sources.standing import standing_by_round
@@ -65,7 +66,7 @@ class LeaveOut(TakeIn):
 
     gold_below: Annotated[float, Interval(gt=0, le=1)] | None = None
     """Leave out everybody who passed less than this share of their gold questions, e.g. 0.7."""
-    gold_asked: PositiveInt = 5
+    gold_asked: PositiveInt = MIN_GOLD_ASKED
     """Gold questions that somebody must have answered to be left out by --gold-below."""
 
     def _given(self) -> int:
@@ -115,16 +116,20 @@ def _change(flags: TakeIn, terminal: Terminal, *, undo: bool) -> int:
         if flags.set is not None:
             change = store.leave_out_set(flags.set, actor=actor, reason=flags.reason, undo=undo)
             changes = {f"--set {flags.set}": (f"set {flags.set}", change)}
+        elif flags.person is not None:
+            try:
+                change = store.leave_out_person(
+                    flags.person, actor=actor, reason=flags.reason, undo=undo
+                )
+            except UserError as error:
+                raise UserError(f"--person {error}") from None
+            changes = {f"--person {quoted(flags.person)}": (flags.person, change)}
         else:
-            changes = {}
-            for name in _names(flags, store):
-                try:
-                    change = store.leave_out_person(
-                        name, actor=actor, reason=flags.reason, undo=undo
-                    )
-                except UserError as error:
-                    raise UserError(f"--person {error}") from None
-                changes[f"--person {quoted(name)}"] = (name, change)
+            assert isinstance(flags, LeaveOut) and flags.gold_below is not None
+            below = store.leave_out_below_gold(
+                flags.gold_below, min_asked=flags.gold_asked, actor=actor, reason=flags.reason
+            )
+            changes = {f"--person {quoted(change.name)}": (change.name, change) for change in below}
         # 2. What became of them.
         state = "taken in again" if undo else "left out"
         for shown, change in changes.values():
@@ -147,17 +152,13 @@ def _change(flags: TakeIn, terminal: Terminal, *, undo: bool) -> int:
 
             run = ["--run", str(flags.run)] if flags.db is None or has_run else []
             place = [*run, *db_flag(flags.db)]
-            command = f"{PROGRAM} verdicts take-in {shlex.join(place)} {next(iter(changes))}"
-            for line in next_lines([(command, "undo it")]):
+            take_in = f"{PROGRAM} verdicts take-in {shlex.join(place)}"
+            # Those who were left out before may have been for another reason.
+            left_out = [words for words, (_, change) in changes.items() if change.changed]
+            commands = [(f"{take_in} {words}", "undo it") for words in left_out or changes]
+            for line in next_lines(commands):
                 terminal.say(line)
     return 0
-
-
-def _names(flags: TakeIn, store: Store) -> list[str]:
-    if flags.person is not None:
-        return [flags.person]
-    assert isinstance(flags, LeaveOut) and flags.gold_below is not None
-    return store.below_gold_rate(flags.gold_below, min_asked=flags.gold_asked)
 
 
 def _opened(flags: Status, terminal: Terminal) -> Store:

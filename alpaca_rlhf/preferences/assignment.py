@@ -57,6 +57,10 @@ def distinct_keys(keys: Sequence[T], texts: Sequence[str]) -> list[T]:
     return list(first.values())
 
 
+MIN_GOLD_ASKED = 5
+"""Gold questions that somebody must have answered to be left out by them, unless said otherwise."""
+
+
 def distinct(completions: Sequence[Completion], k: int = MAX_ANSWERS) -> list[Completion]:
     """The first K completions with different texts: two with the same text would rank alike."""
     return distinct_keys(completions, [completion.text for completion in completions])[:k]
@@ -160,6 +164,8 @@ class Verdict:
     """True if nothing told who wrote which."""
     better: BetterAnswer | None = None
     """An answer by the annotator, above all others."""
+    guideline: int | None = None
+    """Version of the guidelines that the annotator was shown; None where there were none."""
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,8 @@ class Statement:
     """Seconds that a verdict took."""
     better: str = ""
     """A better answer that the annotator wrote."""
+    guideline: int | None = None
+    """Version of the guidelines that a person gave the verdict under."""
 
 
 @dataclass(frozen=True)
@@ -324,6 +326,7 @@ def _statements(session: Session, number: int) -> list[Statement]:
                 text=ranking.comment,
                 duration_s=ranking.duration_ms / 1000,
                 better=better or "",
+                guideline=ranking.guideline,
             )
         )
     # 3. Flags.

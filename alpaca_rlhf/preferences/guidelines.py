@@ -8,6 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.preferences.assignment import Refused
 from alpaca_rlhf.preferences.audit import note
 from alpaca_rlhf.preferences.schema import GuidelineRow
 from alpaca_rlhf.preferences.stored_text import clean
@@ -39,6 +40,16 @@ def newest(session: Session) -> Guidelines | None:
 def version(session: Session) -> int | None:
     """The number of the version that holds now."""
     return session.scalar(select(GuidelineRow.id).order_by(GuidelineRow.id.desc()).limit(1))
+
+
+def check(session: Session, version: int | None) -> None:
+    """Refuse a version that there never was.
+
+    Raises:
+        Refused: `bad_value`.
+    """
+    if version is not None and session.get(GuidelineRow, version) is None:
+        raise Refused("bad_value", f"there is no version {version} of the guidelines")
 
 
 def add(session: Session, text: str, *, actor: str, now_ms: int) -> Guidelines | None:

@@ -81,6 +81,7 @@ def verdicts(session: Session, judge: JudgeIdentity | None = None) -> Iterator[d
             Ranking.input_method,
             Ranking.duration_ms,
             Ranking.created_ms,
+            Ranking.guideline,
         )
         .select_from(Assignment)
         .join(Annotator, Annotator.id == Assignment.annotator_id)

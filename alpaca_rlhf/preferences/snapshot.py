@@ -68,6 +68,7 @@ _HEADER = (
     "seconds",
     "comment",
     "ranked_at",
+    "guidelines",
 )
 _COLUMNS = (
     "annotator",
@@ -385,6 +386,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         str(row["duration_ms"] / 1000),
         row["comment"],
         ranked_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        str(row["guideline"] or ""),
     ]
 
 

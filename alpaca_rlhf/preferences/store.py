@@ -277,6 +277,20 @@ class Store(Accounts):
         with self.database.reading() as session:
             return leaving_out.below_gold_rate(session, rate, min_asked)
 
+    def leave_out_below_gold(
+        self, rate: float, *, min_asked: int, actor: str, reason: str = ""
+    ) -> list[leaving_out.Change]:
+        """Leave out everybody whom `below_gold_rate` names, each in a transaction of their own.
+
+        Args:
+            rate: The share of gold questions.
+            min_asked: Gold questions that somebody must have been asked.
+            actor: Who does it, for the audit.
+            reason: Why, for the audit.
+        """
+        names = self.below_gold_rate(rate, min_asked=min_asked)
+        return [self.leave_out_person(name, actor=actor, reason=reason) for name in names]
+
     def overlap(self) -> Overlap:
         """The share of the sets that several people rank, and how many people that is."""
         with self.database.reading() as session:
@@ -764,6 +778,11 @@ class Store(Accounts):
         """The guidelines that hold now; None where there never were any."""
         with self.database.reading() as session:
             return guidelines.newest(session)
+
+    def guideline_version(self) -> int:
+        """The number of the guidelines that hold now; 0 where there never were any."""
+        with self.database.reading() as session:
+            return guidelines.version(session) or 0
 
     def set_guidelines(self, text: str, *, actor: str) -> Guidelines | None:
         """Add a version of the guidelines, unless nothing has changed; returns the one that holds.

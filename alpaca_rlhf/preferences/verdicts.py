@@ -60,10 +60,11 @@ def submit(
         return Saved(saved.id, True, saved.duration_ms / 1000, counts=counts)
     if revision != assignment.next_revision:
         raise Refused("unknown", f"revision {revision} comes after {assignment.next_revision}")
-    # 2. A verdict that puts each answer in one place.
+    # 2. A verdict that puts each answer in one place, under guidelines that there are.
     rules.check(verdict, assignment.shown_order)
     if verdict.better is not None:
         demonstrations.check(session, verdict.better, assignment.shown_order)
+    guidelines.check(session, verdict.guideline)
     # 3. Keep the verdict, with the time since the task was shown.
     duration_ms = max(0, now_ms - assignment.shown_ms)
     entry = _Entry(assignment, verdict, duration_ms)
@@ -307,7 +308,6 @@ def _keep(
     current = {ranking.assignment_id: ranking for ranking in old_rows}
 
     # 1. The revisions.
-    guideline = guidelines.version(session)
     changes: list[tuple[Assignment, Ranking | None, Ranking]] = []
     for entry in entries:
         assignment, verdict = entry.assignment, entry.verdict
@@ -325,7 +325,7 @@ def _keep(
             duration_ms=entry.duration_ms,
             created_ms=now_ms,
             judge_settings=entry.judge_settings,
-            guideline=guideline if entry.judge_settings is None else None,
+            guideline=verdict.guideline,
         )
         changes.append((assignment, current.get(assignment.id), ranking))
         current[assignment.id] = ranking

@@ -21,6 +21,7 @@ let locked = true; // while a request that changes the task is under way
 let last = []; // submitted verdicts, newest last, for the undo
 let renewed = 0;
 let progressKnown = null;
+let guidelinesAsked = 0; // the newest version that the page was asked to show
 let refill = ""; // the command that fills the queue, which only admins are told
 let ui = {};
 
@@ -226,6 +227,24 @@ function know(reply) {
     language = reply.language;
     frame();
   }
+  showGuidelines(reply.guideline);
+}
+
+// --- the guidelines above the board: a verdict names the version that is on screen ------------------
+
+function guidelinesShown() {
+  const mark = document.querySelector("#guidelines-version [data-version]");
+  return mark ? Number(mark.dataset.version) : null;
+}
+
+/** Have the page show the newest guidelines, once for each version. */
+function showGuidelines(version) {
+  const shown = guidelinesShown(); // null until the page has shown any
+  if (shown === null || !(version > shown) || version === guidelinesAsked) return;
+  guidelinesAsked = version;
+  trigger("submit", {});
+  // A little later: the reply that tells of them may also say that a verdict was saved.
+  setTimeout(() => toast(w("guidelines_changed", { n: version })), 2000);
 }
 
 /** Retry until the server answers. A message may arrive twice: the server acts on it once. */
@@ -390,6 +409,7 @@ async function submit(confirmed = false) {
     comment: draft.comment.trim(),
     better,
     better_from: better ? draft.better.from : "",
+    guideline: guidelinesShown(),
     method: methods.length > 1 ? "mixed" : methods[0] || (draft.tiedAsBad ? "buttons" : "as_shown"),
   };
   save();

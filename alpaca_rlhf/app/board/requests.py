@@ -134,7 +134,13 @@ def _verdict(fields: Mapping[str, Any]) -> Verdict:
         comment=_text(fields, "comment", MAX_TEXT_CHARS),
         input_method=method,
         better=_better(fields, set(ids)),
+        guideline=_guideline(fields),
     )
+
+
+def _guideline(fields: Mapping[str, Any]) -> int | None:
+    # A verdict that was sent off by a page of an earlier version names none; 0 is none yet.
+    return None if fields.get("guideline") is None else _number(fields, "guideline") or None
 
 
 def _better(fields: Mapping[str, Any], ids: set[str]) -> BetterAnswer | None:

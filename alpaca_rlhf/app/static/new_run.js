@@ -79,9 +79,7 @@ async function post(path, body, where) {
 }
 
 function leave() {
-  // The page reloads by itself once the app is on the other run, and comes back to this tab.
-  try { sessionStorage.setItem("alpaca.tab", "train"); } catch { /* no storage */ }
-  wait(true);
+  wait(true);  // the page reloads by itself once the app is on the other run; its address stays
 }
 
 element.addEventListener("change", async (event) => {

@@ -64,23 +64,81 @@
   setInterval(poll, 3000);
   document.addEventListener("visibilitychange", poll);
 
-  // --- a tab to come back to after a reload ------------------------------------------------------
-  const TAB_KEY = "alpaca.tab";
-  const reopen = (key) => {
-    const looking = setInterval(() => {
-      const tabs = [...document.querySelectorAll("[role=tab]")];
-      const tab = tabs.find((candidate) => candidate.textContent.trim() === texts[key]);
-      if (!tab) return;
-      clearInterval(looking);
-      tab.click();
-    }, 200);
-    setTimeout(() => clearInterval(looking), 20000);
+  // --- the address names the place: the tab, and in Chat the open conversation and its run -------
+  // `#train`, `#chat/12` or `#chat/12/0a1b2c3d`: the number of a conversation means another one in
+  // another run. Whatever else stands there is ignored.
+  const TABS = ["rank", "chat", "compare", "train", "data"];
+  const PLACE = /^#(rank|chat|compare|train|data)(?:\/([1-9]\d{0,14})(?:\/([0-9a-f]{8}))?)?$/;
+  let openChat = null;  // number of the conversation on screen
+  let leading = null;  // the clock of a tab that is not there yet
+  const place = () => {
+    const match = PLACE.exec(location.hash);
+    if (!match) return null;
+    const [, tab, number, run] = match;
+    const here = tab === "chat" && number && (!run || run === window.alpacaRun);
+    return { tab, chat: here ? Number(number) : null };
   };
-  try {
-    const key = sessionStorage.getItem(TAB_KEY);
-    sessionStorage.removeItem(TAB_KEY);
-    if (key) reopen(key);
-  } catch { /* no storage */ }
+  const shownTab = () => TABS.find((key) => {
+    const panel = document.getElementById(`tab-${key}`);
+    return panel && panel.offsetParent !== null;
+  });
+  const write = (tab, how) => {
+    const chat = tab === "chat" && openChat !== null ? `/${openChat}/${window.alpacaRun}` : "";
+    const hash = `#${tab}${chat}`;
+    // The whole path: the page may lie below a prefix.
+    if (location.hash !== hash) history[how](null, "", location.pathname + location.search + hash);
+  };
+  const note = () => {
+    const tab = shownTab();
+    if (tab && !leading && place()?.tab !== tab) write(tab, place() ? "pushState" : "replaceState");
+  };
+  const stopLeading = () => {
+    clearInterval(leading);
+    leading = null;
+  };
+  const buttonsOf = (tab) => {
+    const inRow = [...document.querySelectorAll(`[role=tab][data-tab-id="${tab}"]`)];
+    const inMenu = [...document.querySelectorAll(".overflow-dropdown button")];
+    return [...inRow, ...inMenu.filter((item) => item.textContent.trim() === texts[tab])];
+  };
+  const lead = () => {
+    stopLeading();
+    const wanted = place();
+    if (!wanted) return;
+    const until = Date.now() + 20000;
+    const step = () => {
+      if (shownTab() === wanted.tab) {
+        stopLeading();
+      } else if (Date.now() > until) {  // a tab of admins, say
+        stopLeading();
+        if (shownTab()) write(shownTab(), "replaceState");
+      } else {
+        for (const button of buttonsOf(wanted.tab)) button.click();
+      }
+    };
+    leading = setInterval(step, 200);
+    step();
+  };
+  document.addEventListener("click", (event) => {
+    if (event.isTrusted) stopLeading();
+    for (const ms of [50, 500]) setTimeout(note, ms);  // Gradio shows the tab a moment later
+  });
+  window.addEventListener("hashchange", lead);
+  window.alpacaPlace = {
+    /** Number of the conversation to open, null for a new one, undefined if there is none to open. */
+    wantedChat() {
+      const wanted = place();
+      return wanted && wanted.tab === "chat" && wanted.chat !== openChat ? wanted.chat : undefined;
+    },
+    /** Note which conversation is on screen; null is one that is not kept yet. */
+    chatOpened(number) {
+      const before = openChat;
+      openChat = Number.isInteger(number) && number > 0 ? number : null;
+      if (openChat === before || shownTab() !== "chat") return;
+      write("chat", before === null ? "replaceState" : "pushState");
+    },
+  };
+  lead();
 
   // --- every request says on which run the page was opened; and a session that ended: sign in
   // again, and the page stays as it is ------------------------------------------------------------
@@ -151,7 +209,10 @@
         return;
       }
       if (account() !== null && reply.account !== account()) {
-        location.reload();  // somebody else: nothing of the first person may stay
+        // Somebody else: nothing of the first person may stay.
+        openChat = null;
+        if (place()) write(place().tab, "replaceState");
+        location.reload();
         return;
       }
       dialog.close();
