@@ -692,7 +692,7 @@ HOSTILE_MARKUP = (
     "> " * 500 + "deep " + "- " * 500 + "*" * 3000 + "a" + "*" * 3000,
     f"```html onload={RUN}\n<script>{RUN}</script>\n~~~\nnever closed",
     "# \u202egnp.exe\u2066 \u2067RTL\n\n`\u202e` **\u05e9\u05dc\u05d5\u05dd** \u202e",
-    "W" * 2**20,
+    "W" * 20_000,
     f"&lt;script&gt;{RUN}&lt;/script&gt; &#x3c;svg onload={RUN}&#x3e; &#0; **b** &amp;lt;",
     f"$\\href{{javascript:{RUN}}}{{x}}$ $\\style{{position:fixed;inset:0}}{{y}}$ "
     f"$\\text{{<img src=x onerror={RUN}>}}$ $\\newcommand{{\\a}}{{\\a\\a}}\\a$ "
@@ -706,6 +706,7 @@ HOSTILE_MARKUP = (
 def test_hostile_markup_runs_nothing_loads_nothing_and_keeps_the_layout(desk):
     history = ((HOSTILE_MARKUP[0], HOSTILE_MARKUP[1]),)
     put(desk, *HOSTILE_MARKUP, prompt=HOSTILE_MARKUP[7], input=HOSTILE_MARKUP[8], history=history)
+    put(desk, "W" * 2**20, "**b** " * 2**17)
     with desk.open() as page:  # which allows no request to elsewhere
         requests = []
         page.on("request", lambda request: requests.append(request.url))
@@ -722,6 +723,9 @@ def test_hostile_markup_runs_nothing_loads_nothing_and_keeps_the_layout(desk):
         assert page.evaluate("document.body.dataset.pwned") is None
         text = page.locator(".turn .said").first.text_content()
         assert 'https://example.org/ "onmouseover' in text, "an address is text"
+        page.locator(".card").last.press("1")
+        submit(page)
+        assert page.evaluate(OUTSIDE) == [], "lines of a megabyte"
         assert not [url for url in requests if "/gradio_api/" not in url]
 
 
