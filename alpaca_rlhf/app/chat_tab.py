@@ -126,13 +126,6 @@ class _Components:
         policies = worker.policies()
         self.turns: gr.State = gr.State(())
         self.chat_id: gr.State = gr.State(None)
-        self.place = gr.HTML(
-            html_template="<span hidden></span>",
-            js_on_load=_PLACE,
-            apply_default_css=False,
-            container=False,
-            padding=False,
-        )
         with gr.Row():
             self.policy = gr.Dropdown(
                 policies,
@@ -197,6 +190,14 @@ class _Components:
             self.exported = gr.Textbox(visible="hidden", elem_id="chat-exported")
         self.preset, self.sampling, other = _build_settings(worker)
         self.settings = [self.policy, *self.sampling, *other]
+        # At the end, since even without content it takes a gap of the layout.
+        self.place = gr.HTML(
+            html_template="<span hidden></span>",
+            js_on_load=_PLACE,
+            apply_default_css=False,
+            container=False,
+            padding=False,
+        )
 
 
 def _button(key: str, *, min_width: int = 120, **options: Any) -> gr.Button:
