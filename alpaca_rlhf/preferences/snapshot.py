@@ -386,7 +386,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         str(row["duration_ms"] / 1000),
         row["comment"],
         ranked_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        str(row["guideline"] or ""),
+        str(row.get("guideline") or ""),  # of judges, and before there were any, none
     ]
 
 
