@@ -714,14 +714,19 @@ def test_on_a_full_disk_an_admin_is_told_so_and_no_snapshot_is_left(
     def disk_full(*_, **__):
         raise DiskFull("--db: the disk is full")
 
-    for name, method, error in (
-        ("refresh", "figures", full),
-        ("newest_flags", "flagged", disk_full),
+    def moved(*_, **__):
+        raise UserError("/home/me/prompts.jsonl: no such file")
+
+    for name, method, error, shown in (
+        ("refresh", "figures", full, "disk is full"),
+        ("newest_flags", "flagged", disk_full, "disk is full"),
+        ("newest_flags", "flagged", moved, "a file of the run cannot be read"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(store, method, error)
             outcome = queued(boss, event(boss, name))
-        assert outcome["success"] is False and "disk is full" in outcome["output"]["error"], name
+        assert outcome["success"] is False and shown in outcome["output"]["error"], name
+        assert "/home/me" not in outcome["output"]["error"]
     assert "Traceback" not in capfd.readouterr().err
     assert queued(boss, event(boss, "export"))["success"]
 

@@ -232,6 +232,14 @@ def test_the_end_of_a_training_is_one_line(log, expected):
     assert training_view.ending(state_of(log), {"sft": {}}, Loop()) == expected
 
 
+def test_a_traceback_that_ended_nothing_is_no_crash():
+    noise = "Exception ignored in: x\nTraceback (most recent call last):\nKeyError: 1\n"
+    done = {step.entry: {} for step in order(Loop())}
+    assert training_view.ending(state_of(noise, exit_code=0), done, Loop()) == ("done", "")
+    stopped = noise + "interrupted; what was done is kept. To go on: x\n"
+    assert training_view.ending(state_of(stopped), {"sft": {}}, Loop()) == ("stopped", "")
+
+
 def test_an_old_log_tells_nothing_once_a_terminal_has_gone_further():
     state = state_of("error: no space left\n", outdated=True)
     assert training_view.ending(state, {"sft": {}}, Loop()) == ("paused", "")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from alpaca_rlhf.app.board import markup_tree
+from alpaca_rlhf.app.board import markup, markup_tree
 from alpaca_rlhf.app.board.markup import MAX_CHARS, MAX_DEPTH, MAX_LINES
 
 X_SQUARED = ["mrow", {}, ["msup", {}, ["mi", {}, "x"], ["mn", {}, "2"]]]
@@ -80,6 +80,28 @@ def test_what_a_text_becomes(text, tree):
 )
 def test_what_is_shown_as_it_is(text):
     assert markup_tree(text) is None
+
+
+@pytest.mark.parametrize(
+    "tex",
+    [
+        r"$\sout{x>0}$",
+        r"$\frac{\cancel{2}x}{\cancel{2}}$",
+        r"$\sqrt{\mathstrut a}$",
+        r"$\mathchoice{a}{b}{c}{d}$",
+    ],
+)
+def test_a_formula_that_would_read_otherwise_is_shown_as_tex(tex):
+    shown = json.dumps(markup_tree(f"It is {tex}."))
+    assert '"math"' not in shown and json.dumps(tex).strip('"') in shown
+
+
+def test_a_text_that_the_parser_cannot_read_is_shown_as_it_is(monkeypatch):
+    def broken(*args):
+        raise RuntimeError("none of the rules matched")
+
+    monkeypatch.setattr(markup._PARSER, "parse", broken)
+    assert markup_tree("**a text of this test alone**") is None
 
 
 PATHOLOGICAL = [

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from alpaca_rlhf.checks import KINDS, Constraint, cores, demonstrations, read_request
+from alpaca_rlhf.checks import (
+    KINDS,
+    Constraint,
+    cores,
+    demonstrations,
+    read_request,
+    write_template,
+)
 from alpaca_rlhf.checks.text import Answer
 
 TABLE = """
@@ -278,6 +285,13 @@ def reading(text):
 @pytest.mark.parametrize(("text", "expected"), ROWS)
 def test_a_phrasing_says_what_it_says_or_nothing(text, expected):
     assert (reading(text) or "-") == expected
+
+
+@pytest.mark.parametrize("in_words", [False, True])
+def test_a_bound_that_is_not_allowed_is_written_as_it_is_read(in_words):
+    text = write_template("Keep it under {below} words.", {"n": "9"}, in_words=in_words)
+    assert text == f"Keep it under {'ten' if in_words else '10'} words."
+    assert reading(text) == "words_at_most 9"
 
 
 def test_the_table_is_large():

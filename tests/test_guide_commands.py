@@ -57,12 +57,13 @@ STOPPED = {
     "--inputs.judge checks": "any",
     "--out runs/polite-1b": "any",
     "--policies ppo best-of-k dpo": "evaluate",
-    "--out runs/ranked": "evaluate",
+    "--out runs/ranked": "best_of_k",
     "--out runs/dpo": "evaluate",
     "--judge http": "evaluate",
 }
-"""Parts of commands that take minutes, or whose judge has nothing to tell apart in what a random
-model says, and the stage before which they are stopped. The README's own loop goes to its end."""
+"""Parts of commands that take minutes, whose judge has nothing to tell apart in what a random model
+says, or whose answers need not end, and the stage before which they are stopped. The README's own
+loop goes to its end."""
 
 SHORTENED = {
     "generate --base": ["--dry-run"],

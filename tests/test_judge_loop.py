@@ -449,7 +449,7 @@ def test_the_judge_changes_until_something_was_made_of_its_scores(settings, as_r
     assert "inputs.judge" not in changeable(own, tmp_path, "sft", "reward", "ppo", "evaluate")
 
 
-def test_half_trained_policies_begin_anew_with_another_reward(as_reward, home, tmp_path):
+def test_half_trained_policies_begin_anew_with_another_reward(as_reward, home, tmp_path, caplog):
     """PPO was stopped before it ended: then the judge may change, and so may the source."""
     out = tmp_path / "run"
     go(as_reward, out, until="sft")
@@ -458,7 +458,9 @@ def test_half_trained_policies_begin_anew_with_another_reward(as_reward, home, t
     checkpoints = out / "checkpoints" / "ppo"
     assert any(checkpoints.iterdir())
     ranked = replace(as_reward, reward=replace(as_reward.reward, source="rankings"))
+    caplog.clear()
     go(ranked, out, until="sample")
+    assert "ppo begins anew after" in caplog.text
     assert not checkpoints.exists() or not any(checkpoints.iterdir())
 
 

@@ -475,6 +475,10 @@ def test_the_files_of_commands_have_their_account(tmp_path) -> None:
     code, said, _ = tried(["checks", "score", "--file", str(path)])
     assert code == 0 and f"{path}: 1 of 2 rows used; left out: 1 bad label" in said
     assert "columns that are not read" not in said
+    asked = [{"role": "user", "content": "Why? Answer in exactly one sentence."}]
+    path = write(tmp_path / "messages.jsonl", {"messages": asked, "answer": "So it is."})
+    code, said, _ = tried(["checks", "score", "--file", str(path)])
+    assert code == 0 and "1 answers" in said
 
 
 def test_gold_questions_have_their_account_and_one_right_order(tmp_path) -> None:

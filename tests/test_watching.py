@@ -304,6 +304,25 @@ def test_the_control_of_ppo_is_looked_at_in_the_same_way(by_second, tmp_path):
     assert set(report["watches"]) == {"ppo", "ppo_shuffled"}
 
 
+def test_a_control_that_was_begun_unwatched_goes_on_so(by_second, tmp_path):
+    """As an earlier version left it: its checkpoint holds nothing of looks."""
+    controlled = replace(
+        by_second,
+        reward=replace(by_second.reward, control=True),
+        ppo=replace(by_second.ppo, control=True),
+    )
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        go(controlled, out, test_judge_loop.Quiet(stop_in="ppo_shuffled"))
+    (saved,) = (out / "checkpoints" / "ppo_shuffled").rglob("state.pt")
+    state = torch.load(saved, weights_only=True)
+    del state["patience"]
+    torch.save(state, saved)
+    go(controlled, out)
+    ledger = ledger_of(out)
+    assert "watch" not in ledger["ppo_shuffled"] and "watch" in ledger["ppo"]["facts"]
+
+
 def test_a_second_reward_model_that_was_killed_ends_the_same(by_second, tmp_path):
     go(by_second, tmp_path / "whole", until="reward")
 

@@ -414,13 +414,17 @@ class _Events:
         return translations("data", self._services.language(request))
 
 
+_MAX_ASKED = 1_000_000
+"""Gold questions that a bound may ask for; a database cannot compare with any number."""
+
+
 def _gold_bounds(percent: Any, questions: Any) -> tuple[float, int] | None:
     """The share and the number of gold questions of two fields; None if they are not."""
     try:
         share, min_asked = float(percent) / 100, int(questions)
     except (TypeError, ValueError, OverflowError):
         return None
-    return (share, min_asked) if 0 < share <= 1 and min_asked >= 1 else None
+    return (share, min_asked) if 0 < share <= 1 and 1 <= min_asked <= _MAX_ASKED else None
 
 
 def _success(message: str) -> str:

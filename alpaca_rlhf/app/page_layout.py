@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from alpaca_rlhf.app.language import label, translations
 from alpaca_rlhf.app.rendering import render
 from alpaca_rlhf.app.services import Services
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import is_full
 from alpaca_rlhf.preferences.database import DiskFull
 
@@ -75,11 +76,14 @@ class GuardedBlocks(gr.Blocks):
                 block_fn, inputs, state, request, iterator, *args, **options
             )
         except Exception as error:
-            if callers[0] is None or not (isinstance(error, DiskFull) or is_full(error)):
+            is_disk_full = isinstance(error, DiskFull) or is_full(error)
+            if callers[0] is None or not (is_disk_full or isinstance(error, UserError)):
                 raise
             logger.warning("a change was not saved: %s", error)
             text = translations("shell", self._services.language(callers[0]))
-            raise gr.Error(text["full"], print_exception=False) from None
+            # What a person may be told of a file is that; its place is in the log.
+            shown = text["full" if is_disk_full else "unreadable"]
+            raise gr.Error(shown, print_exception=False) from None
 
     def _check(self, event: int, request: gr.Request | None) -> None:
         if request is None:

@@ -155,14 +155,17 @@ def ending(state: TrainingState, ledger: Mapping[str, Any], settings: Loop) -> t
     # 1. A failure that is newer than the ledger, such as that of a round which could not begin.
     if is_newest and lines[-1].startswith("error: "):
         return "refused", lines[-1].removeprefix("error: ")
-    if is_newest and "Traceback (most recent call last):" in lines:
+    # A traceback that did not end the process is no crash, such as one ignored at its exit.
+    was_stopped = is_newest and lines[-1].startswith("interrupted; ")
+    survived = state.exit_code == 0 or was_stopped
+    if is_newest and "Traceback (most recent call last):" in lines and not survived:
         return "crashed", lines[-1]
     # 2. A finished run.
     if is_finished(settings, ledger):
         return "done", ""
     # 3. Any other end of one that is not.
     if is_newest:
-        if lines[-1].startswith("interrupted; "):
+        if was_stopped:
             return "stopped", ""
         if state.exit_code is not None and state.exit_code < 0:
             return "killed", ""

@@ -100,6 +100,8 @@ def _drawn(core: Core, pool: Sequence[Kind], rng: random.Random, part: Part) -> 
     trained, held_out = templates[:-1], templates[-1]
     template = held_out if part == "held_out_phrasings" else rng.choice(trained)
     arguments = kind.draw(rng, core.language)
+    if "{below}" in template:  # the round number is the bound that is not allowed
+        arguments["n"] = str(int(arguments["n"]) - 1)
     if "{word}" in template:
         arguments["word"] = rng.choice(core.related)
     if "{words}" in template and "words" not in arguments:

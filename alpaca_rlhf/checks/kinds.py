@@ -240,7 +240,9 @@ def write_template(template: str, arguments: Arguments, *, in_words: bool) -> st
         if not token.startswith("{"):
             return token
         slot = token[1:-1]
-        value = arguments[slot]
+        value = arguments.get(slot, "")
+        if slot in _NEXT_ALLOWED:
+            value = str(int(arguments["n"]) - _NEXT_ALLOWED[slot])
         if slot == "words":
             quoted = [f"“{word}”" if chinese else f'"{word}"' for word in value.split("|")]
             joined = "、".join(quoted[:-1]) if chinese else ", ".join(quoted[:-1])

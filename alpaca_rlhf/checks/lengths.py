@@ -145,7 +145,7 @@ LENGTHS = (
         (
             "Use at most {n} words.",
             "Answer in no more than {n} words.",
-            "Keep your answer to {n} words or fewer.",
+            "Keep your answer under {below} words.",
             "Stay within {n} words.",
             "Do not go over {n} words in your reply.",
         ),

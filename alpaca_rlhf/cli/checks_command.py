@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from alpaca_rlhf.data.readers.columns import OUTPUT, refuse_marked_bad
 from alpaca_rlhf.data.readers.formats import instructions_of
 from alpaca_rlhf.data.readers.problems import EmptyRow, listed
 from alpaca_rlhf.data.readers.rows import collect
+from alpaca_rlhf.data.readers.values import checked_text
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,9 @@ def _answered(row: dict[str, Any], file_name: str) -> list[Instruction]:
     """
     refuse_marked_bad(row)
     tasks = instructions_of(row, file_name)
+    if row.get(OUTPUT[0]) is not None:  # beside messages too
+        answer = checked_text(row[OUTPUT[0]], "the answer")
+        tasks = [replace(task, output=answer) for task in tasks]
     if not all((task.output or "").strip() for task in tasks):
         names = " or ".join(f"`{name}`" for name in ("answer", *OUTPUT))
         columns = listed(list(row))

@@ -96,7 +96,9 @@ def candidates(ctx: Context, round_: int, *, sampler: str) -> Pool:
 def _reward_digests(ctx: Context, round_: int, by_judge: JudgeReward | None) -> dict[str, Any]:
     """Everything that determines the scores."""
     if by_judge is not None:
-        return {"judge": {"name": by_judge.judge.name.text, **by_judge.to_json()}}
+        judge = by_judge.judge
+        digests = {"name": judge.name.text, "digest": judge.digest}
+        return {"judge": {**digests, "mean": by_judge.mean, "std": by_judge.std}}
     folder = ctx.adapter_folder(suffixed("reward", round_))
     return {
         "reward": sha256_of(folder / "adapter_model.safetensors"),

@@ -5,6 +5,7 @@ Settings, run folder, tasks, and the base with its adapters, which are loaded on
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -25,6 +26,8 @@ from alpaca_rlhf.sources import Source, read_rows
 from alpaca_rlhf.stages.judging import Judges
 from alpaca_rlhf.training.loop import Checkpoints
 from alpaca_rlhf.training.trackers import tracker
+
+logger = logging.getLogger(__name__)
 
 CONTROLS = {"reward": "reward_shuffled", "best_of_k": "random_of_k", "ppo": "ppo_shuffled"}
 """Stages that can train a control beside, and its name."""
@@ -73,7 +76,14 @@ def subset_of(stage: str, halvings: int) -> str:
 
 
 def forget(run: RunFolder, stage: str) -> None:
-    """Delete the progress of an unfinished stage, and that of the models it trains beside."""
+    """Delete the progress of an unfinished stage and of the models it trains beside, and say so."""
+    steps = _checkpoints(run, stage).step()
+    if steps:
+        logger.warning(
+            "%s begins anew after %d steps: its settings, or what it learns from, have changed",
+            stage,
+            steps,
+        )
     stem = stage.partition(".")[0]
     beside = [control_of(stage)] if stem in CONTROLS else []
     if stem == "reward":

@@ -56,7 +56,10 @@ def ppo(ctx: Context, round_: int) -> Outcome:
     started = time.perf_counter()
     if settings.control and ctx.run.done(control) is None:
         _require_control(ctx, control_of(reward_stage))
-        looks = None if watch is None else watch.for_another()
+        # A control that was begun by a version that did not watch it goes on so.
+        latest = ctx.checkpoints(control).latest()
+        unwatched = latest is not None and "patience" not in latest[1]
+        looks = None if watch is None or unwatched else watch.for_another()
         start = control_of(before) if before else "sft"
         train(control, control_of(reward_stage), start, looks)
         ctx.finish(control, {} if looks is None else {"watch": facts_of_looks(ctx, control, looks)})

@@ -215,6 +215,9 @@ def _files(ctx: Context) -> list[dict[str, Any]]:
     for account in accounts:
         if account["file"] == trained.get("file"):
             account |= {key: trained[key] for key in account if key in trained}
+            if "partly_left_out" not in trained:  # of a run whose SFT counted long rows as used
+                left_out = sum(account["left_out"].values())
+                account["used"] = max(0, account["rows"] - left_out)
             break
     return accounts
 

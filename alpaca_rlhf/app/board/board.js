@@ -658,6 +658,8 @@ function typed(event, at = event.target) {
   const card = at.closest(".card");
   if (!card || event.ctrlKey || event.metaKey || event.altKey) return;
   if (at.matches("textarea, input, select")) return;
+  // Within a wide table or formula these keys scroll.
+  if (at.closest(".scrolls") && /^Arrow(Left|Right)$/.test(event.key)) return;
   const id = card.dataset.answer;
   const cards = [...ui.list.querySelectorAll(".card")];
   const where = cards.indexOf(card);

@@ -10,6 +10,7 @@ text that would lose letters is not formatted at all.
 from __future__ import annotations
 
 import html
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -22,6 +23,8 @@ from markdown_it import MarkdownIt
 from markdown_it.rules_block import StateBlock
 from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
+
+logger = logging.getLogger(__name__)
 
 Node = str | list[Any]
 """A text, or an element: its tag, its attributes, its children."""
@@ -67,7 +70,7 @@ _MATH_ATTRIBUTES = {
 """Attributes of MathML with the values that they may have: no colour, size, address or style."""
 _REFUSED_TEX = re.compile(
     r"\\(?:re|provide)?newcommand|\\def\b|\\newenvironment|\\DeclareMath|\\[hv]?phantom"
-    r"|\\(?:href|style|class)\b|(?<!\\)%"
+    r"|\\(?:href|style|class|mathchoice)\b|(?<!\\)%"
 )
 """Macros, which can grow without limit, and what would hide a part: these are shown as TeX."""
 
@@ -167,6 +170,7 @@ def _block_formula(state: StateBlock, start_line: int, end_line: int, silent: bo
 
 
 _PARSER = _Parser()
+_PARSER.parse("Its rules are compiled now, before threads share them.")
 
 
 @lru_cache(_CACHED_TEXTS)
@@ -181,7 +185,11 @@ def markup_tree(text: str) -> list[Node] | None:
     n_columns = max(line.count("|") for line in lines)
     if len(text) > MAX_CHARS or len(lines) > MAX_LINES or n_columns * len(lines) > MAX_TABLE_CELLS:
         return None
-    nodes = _Builder().build(_PARSER.parse(text))
+    try:
+        nodes = _Builder().build(_PARSER.parse(text))
+    except Exception:  # whatever a text makes of the parser, it can be read as it is
+        logger.exception("a text is shown as it is: its markup cannot be read")
+        return None
     return None if _is_plain(nodes, text) or _lacks_some(nodes, text) else nodes
 
 
@@ -350,6 +358,8 @@ def _math(tex: str, display: str) -> Node | None:
 def _mathml(element: Element, depth: int) -> Node:
     if depth == 0:
         raise ValueError("too deep")
+    if element.tag in ("menclose", "mphantom"):  # as a row it would lose a strike, or show a strut
+        raise ValueError(f"{element.tag} would change the meaning")
     tag = element.tag if element.tag in MATH_TAGS else "mrow"
     attributes = {
         name: value
