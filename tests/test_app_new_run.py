@@ -150,6 +150,13 @@ def test_the_settings_are_the_recipes_under_the_form(offer, uploads, tmp_path):
     assert settings.policies == ("ppo",) and {"rank", "rank.2", "eval"} <= {*source.names()}
 
 
+def test_the_form_begins_with_the_judge_that_a_recipe_chooses():
+    """`gold` is what settings have that choose none, and it takes no files: people rank then."""
+    checks = Loop(inputs=replace(Loop().inputs, judge="checks"))
+    assert Offer(recipe=checks).suggested_judge == "checks"
+    assert Offer(recipe=Loop()).suggested_judge == Offer().suggested_judge == "human"
+
+
 @pytest.mark.parametrize(("judge", "recipe"), [("checks", "answers"), ("human", "alpaca")])
 def test_smollm2_takes_the_numbers_of_its_recipe(
     uploads, monkeypatch, tmp_path, judge: str, recipe: str

@@ -97,6 +97,12 @@ class Offer:
             return start
         return replace(start, rank=replace(start.rank, prompts=DEFAULT_PROMPTS))
 
+    @property
+    def suggested_judge(self) -> str:
+        """The judge that the form begins with: the recipe's, unless it is that of any settings."""
+        judge = (self.recipe or Loop()).inputs.judge
+        return self.judges[0] if judge == Inputs().judge else judge
+
 
 @dataclass(frozen=True)
 class NewRunForm:

@@ -103,7 +103,7 @@ class NewRuns:
             closed=self._closed,
             bases=[(base, self._is_fetched(base)) for base in self._offer.bases],
             judges=self._offer.judges,
-            judge=suggested.inputs.judge if self._offer.recipe else self._offer.judges[0],
+            judge=self._offer.suggested_judge,
             numbers=[(key, numbers[key], *NUMBERS[key]) for key in NUMBERS],
             policies=[(policy, policy in suggested.policies) for policy in POLICIES],
             suffixes=",".join(SUFFIXES),
