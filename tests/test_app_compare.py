@@ -180,6 +180,9 @@ def test_the_earlier_turns_are_shown_as_text(table, monkeypatch):
     assert patch[ui.box] == DIALOGUE.instruction and patch[ui.drawn] is DIALOGUE
     assert "Which planet is the largest?" in patch[ui.earlier]
     assert "Answer as ChatGPT would." in patch[ui.earlier] and "<img" not in patch[ui.earlier]
+    # Answers to another prompt do not stay below them, to be voted on.
+    assert patch[ui.round] is None
+    assert not any(patch[button]["interactive"] for button in ui.votes)
     monkeypatch.setattr(table.controller, "evaluation_prompt", lambda: Instruction("Say it."))
     assert events.draw_prompt(gr.Request())[ui.earlier].strip() == ""
 

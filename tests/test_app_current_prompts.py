@@ -15,7 +15,7 @@ from alpaca_rlhf.app.language import translations
 from alpaca_rlhf.app.prefetch import keep_filled
 from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.app.worker import Worker
-from alpaca_rlhf.core.records import Completion, Instruction
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import write_instructions
 from alpaca_rlhf.preferences.people import Account
 from alpaca_rlhf.preferences.store import Store
@@ -24,26 +24,10 @@ from alpaca_rlhf.settings import PPO, BestOfK, Evaluate, Inputs, Loop, Rank
 from alpaca_rlhf.settings.parsing import to_yaml
 from alpaca_rlhf.sources.run_prompts import RunPrompts
 from tests.model_app import prompts
+from tests.test_app_prompt_upload import Answers
 
 ANN = Account(1, "ann", "admin", "en")
 TEXT = translations("chat", "en")
-
-
-class Answers:
-    """A policy server without a model: four answers to everything."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-
-    def fingerprint(self, policy):
-        return f"of {policy}"
-
-    def candidates(self, policy, rows, sampling_settings, *, k):
-        self.asked += [row.instruction for row in rows]
-        return [
-            [Completion(row.id, f"answer {j}", f"of {policy}", sample=j) for j in range(k)]
-            for row in rows
-        ]
 
 
 @pytest.fixture

@@ -29,23 +29,12 @@ from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.inputs import Inputs
 from alpaca_rlhf.sources.choosing import source_of
 from tests.mutations import tried
+from tests.test_columns import refusal, write
 
 GOOD = {"instruction": "Name a colour.", "output": "Blue."}
 USER = {"role": "user", "content": "Which colour?"}
 BLUE, RED = ({"role": "assistant", "content": text} for text in ("Blue.", "Red."))
 HELLO = [["Say hello in German.", "Hallo."]]
-
-
-def write(path: Path, *rows: object) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def refusal(read, path: Path) -> str:
-    with pytest.raises(UserError) as caught:
-        read(path)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(

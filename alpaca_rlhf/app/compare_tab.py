@@ -123,8 +123,8 @@ def _wire(ui: _Components, events: _Events) -> None:
     fields = [ui.box, ui.drawn, ui.first, ui.second]
     ui.ask.click(events.play, fields, outputs, **private)
     ui.stop.click(events.stop, None, None, queue=False, **private)
-    drawn = [ui.box, ui.drawn, ui.earlier, ui.status]
-    ui.draw.click(events.draw_prompt, None, drawn, **private)
+    outputs_of_draw = [*outputs, ui.box, ui.drawn]
+    ui.draw.click(events.draw_prompt, None, outputs_of_draw, **private)
     for vote, button in zip(VOTES, ui.votes, strict=True):
         button.click(events.voting(vote), ui.round, [ui.status, ui.scores, *ui.votes], **private)
     opened = [*outputs, ui.intro, ui.choice, ui.scores, ui.first, ui.second]
@@ -165,6 +165,7 @@ class _Events:
             self._components.box: as_message(prompt),
             self._components.drawn: prompt,
             self._components.earlier: self._earlier(prompt, request),
+            **self._round(None, request),  # answers to another prompt must not stand below it
         }
 
     def play(
@@ -204,21 +205,28 @@ class _Events:
         return cast_vote
 
     def _patch(self, view: CompareView, request: gr.Request) -> Patch:
+        ui = self._components
+        return {
+            ui.status: status_line(view.status),
+            ui.stop: gr.update(interactive=view.running),
+            ui.ask: gr.update(interactive=not view.running),
+            **self._round(view.round, request),
+        }
+
+    def _round(self, current: Round | None, request: gr.Request) -> Patch:
+        """The two answers of a round and its buttons; without one, empty places."""
         ui, text = self._components, self._text(request)
         answers = ["", ""]
-        if view.round is not None:
-            pairing = view.round.pairing
+        if current is not None:
+            pairing = current.pairing
             answers = [
                 answer.strip() or text["empty_answer"] for answer in (pairing.left, pairing.right)
             ]
         return {
-            ui.round: view.round,
-            ui.status: status_line(view.status),
-            ui.stop: gr.update(interactive=view.running),
-            ui.ask: gr.update(interactive=not view.running),
+            ui.round: current,
             ui.answers[0]: render("compare_answer", title=text["left"], answer=answers[0]),
             ui.answers[1]: render("compare_answer", title=text["right"], answer=answers[1]),
-            **self._vote_buttons(interactive=view.round is not None),
+            **self._vote_buttons(interactive=current is not None),
         }
 
     def _earlier(self, prompt: Instruction, request: gr.Request) -> str:

@@ -12,7 +12,6 @@ from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.serving.filling import Filled, fill, origin_of
 from alpaca_rlhf.serving.sampling_settings import SamplingSettings
-from alpaca_rlhf.sources.run_prompts import RunPrompts
 
 if TYPE_CHECKING:
     from alpaca_rlhf.serving.policy_server import PolicyServer
@@ -24,11 +23,11 @@ HIGH_WATER_SETS = 30
 ANSWERS_PER_SET = 4
 
 
-class _Answered(NamedTuple):
-    """State in which every prompt has answers: until it changes there is nothing to do."""
+class _QueueState(NamedTuple):
+    """Whatever decides which prompts need answers: until it changes, those that have them do."""
 
-    prompts: RunPrompts
-    """The prompts of the run."""
+    prompt_ids: frozenset[str]
+    """Ids of the run's prompts to rank."""
     n_added: int
     """Prompts that admins have added."""
     policy: str
@@ -41,10 +40,11 @@ def keep_filled(store: Store, worker: Worker) -> None:
     These are those of the rank split and those that admins have added. It never loads the model by
     itself: somebody must have used it first.
     """
-    exhausted_at: _Answered | None = None
+    exhausted_at: _QueueState | None = None
 
-    def answered_now() -> _Answered:
-        return _Answered(worker.prompts, len(store.added_prompts()), worker.policies()[-1])
+    def queue_state() -> _QueueState:
+        ids = frozenset(row.id for row in worker.prompts.to_rank())
+        return _QueueState(ids, len(store.added_prompts()), worker.policies()[-1])
 
     def unranked_sets() -> int:
         progress = store.progress(0)
@@ -52,17 +52,17 @@ def keep_filled(store: Store, worker: Worker) -> None:
 
     def work(policy_server: PolicyServer, stop: Event) -> Iterator[Filled]:
         nonlocal exhausted_at
-        answered, added = answered_now(), store.added_prompts()
-        rows = [*answered.prompts.to_rank(), *added]
+        state, added = queue_state(), store.added_prompts()
+        rows = [*worker.prompts.to_rank(), *added]
         for progress in fill_by_last_policy(store, worker, policy_server, rows):
             if progress.done == progress.total:
-                exhausted_at = answered
+                exhausted_at = state
             yield progress
             if stop.is_set() or unranked_sets() >= HIGH_WATER_SETS:
                 return
 
     def next_work() -> Work[Any] | None:
-        if unranked_sets() >= LOW_WATER_SETS or exhausted_at == answered_now():
+        if unranked_sets() >= LOW_WATER_SETS or exhausted_at == queue_state():
             return None
         return work
 

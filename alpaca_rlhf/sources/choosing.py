@@ -296,8 +296,9 @@ class _PromptFile:
 
     def leave_out(self, reason: Reason, kept: Collection[str]) -> None:
         """Count the prompts whose ids are not among those that are kept."""
-        gone = (at for key, at in self.positions.items() if key not in kept)
-        self.account.leave_out(reason, gone)
+        self.account.leave_out(
+            reason, (at for key, at in self.positions.items() if key not in kept)
+        )
 
 
 def _prompts(inputs: Inputs, path: Path, split: str, wall: Firewall) -> _PromptFile:
