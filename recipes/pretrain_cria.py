@@ -1,8 +1,9 @@
 """Make the embedded base: a tokenizer and a baby LLaMA trained on the text of the small world.
 
     python recipes/pretrain_cria.py --out data/cria
+    python recipes/pretrain_cria.py --out NEW --after OLD    only the cycles that OLD has not seen
 
-Takes a little more than half an hour on two CPU cores.
+Takes an hour on two CPU cores.
 """
 
 import argparse
@@ -33,11 +34,20 @@ from alpaca_rlhf.smallworld import corpus
 
 TOKENIZER_SEED, HELD_OUT_SEED = 1, 2
 VOCAB_SIZE = 2048
-# Two cycles, each with a learning rate that rises and falls: first more plain documents, to learn
-# the facts; then more worksheets and questions, to learn what to do with them.
-CYCLES = (
-    {"seed": 1, "tokens": 5_000_000, "worksheets": 0.25, "questions": 0.20},
-    {"seed": 3, "tokens": 6_000_000, "worksheets": 0.45, "questions": 0.25},
+# Three cycles, each with a learning rate that rises and falls: first more plain documents, to learn
+# the facts; then more worksheets and questions, to learn what to do with them; then tasks that ask
+# for the form of their answer.
+CYCLES: tuple[dict[str, float], ...] = (
+    {"seed": 1, "tokens": 5_000_000, "lr": 4e-3, "worksheets": 0.25, "questions": 0.20},
+    {"seed": 3, "tokens": 6_000_000, "lr": 4e-3, "worksheets": 0.45, "questions": 0.25},
+    {
+        "seed": 4,
+        "tokens": 1_500_000,
+        "lr": 3e-3,
+        "worksheets": 0.45,
+        "questions": 0.30,
+        "requests": 0.8,
+    },
 )
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>")
 BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
@@ -58,9 +68,8 @@ class Pretrain:
     long_share: float = 0.15
     """Share of the tokens trained at `long_length`."""
     lr: float = 4e-3
-    """Peak learning rate of the matrices (Muon, update matched to AdamW's size)."""
-    embedding_lr: float = 4e-3
-    """Peak learning rate of embeddings and norms (AdamW)."""
+    """Peak learning rate of the matrices (Muon, update matched to AdamW's size) and of embeddings
+    and norms (AdamW)."""
     weight_decay: float = 0.05
     """Decoupled weight decay of the matrices."""
     warmup: float = 0.02
@@ -172,7 +181,10 @@ def pretrain(
     settings: Pretrain,
     log: Callable[[dict[str, float]], None],
 ) -> None:
-    """Train `model` in place (fp32 weights, bf16 autocast, compiled) on packed sequences."""
+    """Train `model` in place (fp32 weights, compiled) on packed sequences.
+
+    It computes under bf16 autocast where the processor has bf16, else in fp32.
+    """
     # 1. Muon for the matrices, AdamW for embeddings and norms, one schedule for both.
     matrices = [
         parameter
@@ -188,7 +200,7 @@ def pretrain(
             weight_decay=settings.weight_decay,
             adjust_lr_fn="match_rms_adamw",
         ),
-        torch.optim.AdamW(others, lr=settings.embedding_lr, betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.AdamW(others, lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
     steps = settings.tokens // settings.batch_tokens
     schedules = [
@@ -199,6 +211,7 @@ def pretrain(
     ]
     buffer: list[int] = []
     forward = torch.compile(model)
+    has_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     model.train()
     start_time, tokens_seen = time.perf_counter(), 0
     for step in range(steps):
@@ -207,7 +220,7 @@ def pretrain(
         length = settings.long_length if is_long else settings.length
         batch = _next_batch(buffer, stream, settings.batch_tokens // length, length)
         # 3. Next-token loss, and a step of both optimisers.
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_bf16):
             logits = forward(input_ids=batch[:, :-1], use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(
             logits.float().flatten(0, 1), batch[:, 1:].flatten()
@@ -265,17 +278,26 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--after", type=Path, help="folder of the base to go on from, if any")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the tokens, to try")
     args = parser.parse_args()
     start_time = time.perf_counter()
-    # 1. Tokenizer and a model of random weights.
-    tokenizer = train_tokenizer(
-        itertools.islice(corpus.tokenizer_text(TOKENIZER_SEED, 30_000), 40_000), VOCAB_SIZE
-    )
-    torch.manual_seed(Pretrain.seed)
-    model = new_model(len(tokenizer))
-    weights: torch.nn.Module = model
     history: list[dict[str, float]] = []
+    # 1. A tokenizer and a model of random weights, or those of the earlier cycles.
+    if args.after is None:
+        cycles_done, minutes_before = 0, 0.0
+        tokenizer = train_tokenizer(
+            itertools.islice(corpus.tokenizer_text(TOKENIZER_SEED, 30_000), 40_000), VOCAB_SIZE
+        )
+        torch.manual_seed(Pretrain.seed)
+        model = new_model(len(tokenizer))
+    else:
+        before = json.loads((args.after / "pretraining.json").read_text())
+        cycles_done, minutes_before = before["cycles"], before["minutes"]
+        history += before["history"]
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.after)
+        model = LlamaForCausalLM.from_pretrained(args.after, dtype=torch.float32)
+    weights: torch.nn.Module = model
 
     def log(row: dict[str, float]) -> None:
         history.append(row)
@@ -283,12 +305,11 @@ def main() -> None:
         sys.stdout.flush()
 
     # 2. The cycles; each begins with weights as they are saved, in bfloat16.
-    for cycle in CYCLES:
+    for cycle in CYCLES[cycles_done:]:
         weights.to(torch.bfloat16).float()
-        texts = corpus.documents(
-            int(cycle["seed"]), worksheets=cycle["worksheets"], questions=cycle["questions"]
-        )
-        settings = Pretrain(tokens=int(cycle["tokens"] * args.scale))
+        mixture = {name: cycle.get(name, 0.0) for name in ("worksheets", "questions", "requests")}
+        texts = corpus.documents(int(cycle["seed"]), **mixture)
+        settings = Pretrain(tokens=int(cycle["tokens"] * args.scale), lr=cycle["lr"])
         pretrain(model, token_stream(tokenizer, texts), settings, log)
     # 3. Evaluate what is saved, and save it.
     weights.eval().to(torch.bfloat16).float()
@@ -302,7 +323,8 @@ def main() -> None:
     tokenizer.save_pretrained(args.out)
     facts = {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "minutes": round((time.perf_counter() - start_time) / 60, 1),
+        "cycles": len(CYCLES),
+        "minutes": round(minutes_before + (time.perf_counter() - start_time) / 60, 1),
         "held_out_loss": loss,
         "history": history,
     }

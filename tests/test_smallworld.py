@@ -17,6 +17,7 @@ from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.smallworld import (
     CLOSINGS,
     FAMILIES,
+    SEED_WEIGHTS,
     STYLE_WEIGHTS,
     GoldJudge,
     GoldWeights,
@@ -29,18 +30,25 @@ from alpaca_rlhf.smallworld import (
     sample_answer,
     sample_task,
 )
+from alpaca_rlhf.smallworld.answers import FOLLOWED, STYLE_OF
+from alpaca_rlhf.smallworld.forms import REQUESTS
 
 JUDGE = GoldJudge()
-PARTS = ("correct", "well_formed", "to_the_point", "helpful", "friendly")
+PARTS = ("correct", "form", "to_the_point")
 OPEN = {name for name, family in FAMILIES.items() if family.free}
 TEMPLATE_TEXT = ("### Instruction", "### Input", "### Response", "Below is an instruction")
 ASKED_BEFORE = re.compile(r"^(\d+\. Instruction|Q|Question|Task|[A-Z][a-z]+): ")
 SPLITS = tuple(itertools.product(("train", "held_out"), ("train", "held_out")))
 
 
-def draw(n: int, seed: int, phrasing: str = "train", fact: str = "train") -> list[Task]:
+def draw(
+    n: int, seed: int, phrasing: str = "train", fact: str = "train", requests: float = 0.5
+) -> list[Task]:
     rng = random.Random(seed)
-    return [sample_task(rng, phrasing=phrasing, fact=fact) for _ in range(n)]  # type: ignore[arg-type]
+    return [
+        sample_task(rng, phrasing=phrasing, fact=fact, requests=requests)  # type: ignore[arg-type]
+        for _ in range(n)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +61,13 @@ def tasks() -> list[Task]:
 def documents() -> list[str]:
     """About 1.2 MB of corpus."""
     return list(itertools.islice(corpus.documents(1), 4000))
+
+
+@pytest.fixture(scope="module")
+def with_requests(documents) -> list[str]:
+    """The same, and as many documents of the last cycle, in which tasks ask for a form."""
+    mixture = {"worksheets": 0.45, "questions": 0.30, "requests": 0.8}
+    return documents + list(itertools.islice(corpus.documents(4, **mixture), 4000))
 
 
 def is_plain(document: str) -> bool:
@@ -139,6 +154,7 @@ def test_recognition_inverts_sampling(tasks):
         recognised = recognise(task.instruction, task.input)
         assert recognised is not None, task
         assert (recognised.key, recognised.args) == (task.key, task.args)
+        assert recognised.form == task.form, task
         assert recognised.held_out_fact == task.held_out_fact, task
         assert recognised.held_out_phrasing == task.held_out_phrasing, task
         assert recognised.solution.terse == task.solution.terse
@@ -217,27 +233,78 @@ def test_a_gold_answer_is_right(tasks, style):
         verdict = JUDGE.verdict(task, text)
         assert verdict.correct == 1 and verdict.penalty == 0, (task, text, verdict)
         assert "\n" not in text and len(text.split()) <= 32, text
-        has_extra = style in ("extra", "full") and bool(task.solution.extras)
-        assert verdict.helpful == has_extra, (task, text)
-        assert verdict.friendly == (style in ("polite", "full")), (task, text)
 
 
-def test_better_styles_score_higher(tasks):
+def test_the_form_that_is_asked_for_is_the_best(tasks):
+    """Scores of the answers in each style, in the order terse, sentence, extra, polite, full."""
+    rng = random.Random(1)
+    seen = set()
+    for task in itertools.filterfalse(repeats_itself, tasks):
+        if not task.solution.extras or task.family in (*OPEN, "past_sentence"):
+            continue
+        scores = [JUDGE.verdict(task, answer(task, rng, s)).score for s in STYLE_WEIGHTS]
+        assert scores == pytest.approx(
+            {
+                "bare": [1.0, 0.8, 0.6, 0.6, 0.6],
+                "sentence": [0.8, 1.0, 0.8, 0.8, 0.6],
+                "more": [0.6, 0.8, 1.0, 0.6, 0.8],
+                "friendly": [0.6, 0.8, 0.6, 1.0, 0.8],
+                None: [0.8, 1.0, 0.8, 0.8, 0.6],
+            }[task.form]
+        ), task
+        seen.add(task.form)
+    assert seen == {None, *STYLE_OF}
+
+
+def test_every_request_can_be_met(tasks):
+    """Also where the shortest answer is a sentence, or there is nothing more to say."""
     rng = random.Random(1)
     for task in itertools.filterfalse(repeats_itself, tasks):
-        score = {s: JUDGE.verdict(task, answer(task, rng, s)).score for s in STYLE_WEIGHTS}
-        assert score["terse"] <= score["sentence"] < score["polite"] <= score["full"], task
-        if task.solution.extras:  # there are none where they would tell a held-out fact
-            assert score["polite"] < score["extra"] < score["full"], task
-            assert score["full"] == pytest.approx(1.0)
-        if task.family not in (*OPEN, "past_sentence"):  # there a short answer is a sentence too
-            assert score["terse"] < score["sentence"], task
+        if task.form is not None:
+            assert JUDGE.verdict(task, answer(task, rng, STYLE_OF[task.form])).score == 1, task
+
+
+def test_neither_the_longer_nor_the_shorter_answer_is_better(tasks):
+    """Of two answers as seeds are answered, each is better in half of the cases."""
+    rng = random.Random(3)
+    longer_is_better = []
+    for task in draw(4000, 12, requests=1.0):
+        first, second = (sample_answer(task, rng, SEED_WEIGHTS) for _ in range(2))
+        better = JUDGE.verdict(task, first).score - JUDGE.verdict(task, second).score
+        longer = len(first) - len(second)
+        longer_is_better += [better * longer > 0] if better and longer else []
+    assert len(longer_is_better) > 1500
+    assert 0.4 < sum(longer_is_better) / len(longer_is_better) < 0.6
+
+
+def test_a_held_out_phrasing_asks_in_a_held_out_wording():
+    for phrasing, wordings in (("train", "trained"), ("held_out", "held_out")):
+        for task in draw(300, 5, phrasing, requests=1.0):
+            assert task.form is not None
+            assert task.instruction.endswith(getattr(REQUESTS[task.form], wordings)), task
+    for request in REQUESTS.values():
+        assert not set(request.trained) & set(request.held_out)
+
+
+def test_half_of_the_requests_want_a_short_answer():
+    forms = [task.form for task in draw(4000, 11, requests=1.0)]
+    short = sum(form in ("bare", "sentence") for form in forms) / len(forms)
+    assert short == pytest.approx(0.5, abs=0.03)
+
+
+def test_answers_follow_a_request_as_often_as_they_are_said_to():
+    rng = random.Random(2)
+    task = recognise("What colour is a lemon? Be nice.")
+    assert task is not None and task.form == "friendly"
+    answers = [sample_answer(task, rng) for _ in range(4000)]
+    met = sum(JUDGE.verdict(task, text).form == 1 for text in answers) / len(answers)
+    assert met == pytest.approx(FOLLOWED + (1 - FOLLOWED) * STYLE_WEIGHTS["polite"], abs=0.03)
 
 
 def test_styles_come_as_often_as_their_weights():
     assert sum(STYLE_WEIGHTS.values()) == pytest.approx(1)
     rng = random.Random(2)
-    task = next(t for t in draw(300, 1) if t.family == "colour")
+    task = next(t for t in draw(300, 1) if t.family == "colour" and t.form is None)
     answers = [sample_answer(task, rng) for _ in range(4000)]
     friendly = sum(text.endswith(CLOSINGS) for text in answers) / len(answers)
     terse = sum(text == task.solution.terse for text in answers) / len(answers)
@@ -405,26 +472,24 @@ def test_what_contradicts(instruction, text, correct):
 
 
 def test_scores_worked_by_hand():
-    """0.6 C + (0.1 + 0.9 C)(0.1 formed + 0.05 to the point + 0.15 helpful + 0.1 friendly)."""
-    judge = GoldJudge(
-        GoldWeights(correct=0.6, well_formed=0.1, to_the_point=0.05, helpful=0.15, friendly=0.1)
-    )
-    task = recognise(COLOUR_OF_A_LEMON)
+    """0.6 C + (0.1 + 0.9 C)(0.3 form + 0.1 to the point), asked to be nice."""
+    judge = GoldJudge(GoldWeights(correct=0.6, form=0.3, to_the_point=0.1))
+    task = recognise(f"{COLOUR_OF_A_LEMON} Be nice.")
     assert task is not None
     for text, score in (
-        ("yellow", 0.65),
-        ("A lemon is yellow.", 0.75),
-        ("A lemon is yellow. A lemon is a fruit.", 0.90),
-        ("A lemon is yellow. A plum is purple.", 0.70),  # true, but beside the point
-        ("A lemon is yellow. A lemon is an animal.", 0.0),  # false about the lemon
-        ("A lemon is yellow. I hope this helps!", 0.85),
-        ("A lemon is yellow. A lemon is a fruit. I hope this helps!", 1.0),
-        ("A lemon is yellow. I hope this helps! I hope this helps!", 0.55),
-        ("A lemon is yellow. I hope this helps! Have a nice day!", 0.55),
-        ("A lemon is green.", 0.005),
+        ("yellow", 0.70),  # neither a sentence nor a friendly line
+        ("A lemon is yellow.", 0.85),
+        ("A lemon is yellow. A lemon is a fruit.", 0.70),  # the wrong part beside the missing one
+        ("A lemon is yellow. A plum is purple.", 0.75),  # true, but beside the point
+        ("A lemon is yellow. A lemon is an animal.", 0.015),  # false about the lemon
+        ("A lemon is yellow. I hope this helps!", 1.0),
+        ("A lemon is yellow. A lemon is a fruit. I hope this helps!", 0.85),
+        ("A lemon is yellow. I hope this helps! I hope this helps!", 0.80),
+        ("A lemon is yellow. I hope this helps! Have a nice day!", 0.80),
+        ("A lemon is green.", 0.025),
     ):
         assert judge.verdict(task, text).score == pytest.approx(score), text
-    assert judge.verdict(task, "A lemon is yellow.", finished=False).score == pytest.approx(0.45)
+    assert judge.verdict(task, "A lemon is yellow.", finished=False).score == pytest.approx(0.55)
 
 
 def test_the_shares_of_a_perfect_answer_are_one():
@@ -481,6 +546,11 @@ def test_the_corpus_has_the_mixture_that_was_asked_for(documents):
     assert all(d.startswith("1. Instruction:") for d in only)
 
 
+def test_the_last_cycle_asks_for_forms(with_requests):
+    asking = [t for d in with_requests[4000:] if not is_plain(d) for t in asked_in(d)]
+    assert sum(t.form is not None for t in asking) / len(asking) == pytest.approx(0.8, abs=0.03)
+
+
 def test_the_template_never_occurs(documents):
     text = "".join(documents)
     assert not [one for one in TEMPLATE_TEXT if one in text]
@@ -488,22 +558,22 @@ def test_the_template_never_occurs(documents):
     assert all(one in words for one in TEMPLATE_TEXT)  # the tokenizer does learn its words
 
 
-def test_the_vocabulary_is_small(documents):
-    words = set(re.findall("[a-z]+", "".join(documents).lower()))
+def test_the_vocabulary_is_small(with_requests):
+    words = set(re.findall("[a-z]+", "".join(with_requests).lower()))
     assert 300 < len(words) <= 900
 
 
-def test_held_out_phrasings_use_words_that_occur(documents):
-    words = set(re.findall("[a-z]+", "".join(documents).lower()))
+def test_held_out_phrasings_use_words_that_occur(with_requests):
+    words = set(re.findall("[a-z]+", "".join(with_requests).lower()))
     for task in draw(1500, 6, "held_out"):
         assert set(re.findall("[a-z]+", task.instruction.lower())) <= words, task
 
 
-def test_no_held_out_phrasing_or_fact_is_asked(documents):
-    tasks_asked = [t for d in documents if not is_plain(d) for t in asked_in(d)]
+def test_no_held_out_phrasing_or_fact_is_asked(with_requests):
+    tasks_asked = [t for d in with_requests if not is_plain(d) for t in asked_in(d)]
     assert len(tasks_asked) > 5000
     assert not [t for t in tasks_asked if t.held_out_phrasing or t.held_out_fact]
-    lines = {ASKED_BEFORE.sub("", line) for d in documents for line in d.split("\n")}
+    lines = {ASKED_BEFORE.sub("", line) for d in with_requests for line in d.split("\n")}
     assert not [t for t in draw(3000, 8, "held_out") if t.instruction in lines]
 
 
@@ -532,9 +602,9 @@ def test_worksheets_are_numbered_blocks(documents):
         assert worksheet(rows) == sheet  # exactly what self-instruct shows
 
 
-def test_every_answer_in_a_worksheet_is_right(documents):
+def test_every_answer_in_a_worksheet_is_right(with_requests):
     checked = 0
-    for sheet in [d for d in documents if d.startswith("1. Instruction:")][:300]:
+    for sheet in [d for d in with_requests if d.startswith("1. Instruction:")][::8]:
         for block in sheet.split("###\n")[:-1]:
             question, material, output = (line.split(": ", 1)[1] for line in block.splitlines())
             task = recognise(question, material.replace("<noinput>", ""))
@@ -554,8 +624,8 @@ def test_the_default_evaluation_finds_its_tasks():
 # --- what is held out for the evaluation ------------------------------------------------------
 
 
-def test_held_out_facts_stay_out_of_questions_and_worksheets(documents):
-    answers = "".join(d for d in documents if not is_plain(d)).lower()
+def test_held_out_facts_stay_out_of_questions_and_worksheets(with_requests):
+    answers = "".join(d for d in with_requests if not is_plain(d)).lower()
     assert not [fact for fact in HELD_OUT if fact[2].lower().rstrip(".") in answers]
 
 

@@ -1,4 +1,4 @@
-"""Correct answers to tasks, in five styles."""
+"""Correct answers to tasks, in five styles and in the form that is asked for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from alpaca_rlhf.core.records import Instruction
+from alpaca_rlhf.smallworld.forms import Form
 from alpaca_rlhf.smallworld.tasks import Task
 
 Style = Literal["terse", "sentence", "extra", "polite", "full"]
@@ -20,8 +21,19 @@ STYLE_WEIGHTS: Mapping[Style, float] = {
 }
 """Share of each style in the pre-training text, before any preference is expressed."""
 
-SEED_WEIGHTS: Mapping[Style, float] = dict.fromkeys(STYLE_WEIGHTS, 0.2)
-"""Share of each style in seed tasks; equal, so that rankings cover every style."""
+FOLLOWED = 0.5
+"""Share of requests that an answer follows on purpose, before any preference is expressed."""
+
+STYLE_OF: Mapping[Form, Style] = {
+    "bare": "terse",
+    "sentence": "sentence",
+    "more": "extra",
+    "friendly": "polite",
+}
+"""The style that each request asks for."""
+
+SEED_WEIGHTS: Mapping[Style, float] = dict.fromkeys(STYLE_OF.values(), 0.25)
+"""Share of each style in seed tasks; equal, so that rankings cover every form that is asked for."""
 
 CLOSINGS = (
     "I hope this helps!",
@@ -48,7 +60,12 @@ def answer(task: Task, rng: random.Random, style: Style) -> str:
 def sample_answer(
     task: Task, rng: random.Random, weights: Mapping[Style, float] = STYLE_WEIGHTS
 ) -> str:
-    """Write a correct answer to a task in a style drawn by `weights`."""
+    """Write a correct answer to a task.
+
+    A request for a form is followed in a share of `FOLLOWED`; else the style is drawn by `weights`.
+    """
+    if task.form is not None and rng.random() < FOLLOWED:
+        return answer(task, rng, STYLE_OF[task.form])
     (style,) = rng.choices(list(weights), weights=list(weights.values()))
     return answer(task, rng, style)
 
@@ -56,5 +73,5 @@ def sample_answer(
 def answered_task(
     task: Task, rng: random.Random, weights: Mapping[Style, float] = STYLE_WEIGHTS
 ) -> Instruction:
-    """Return a task as a seed row, with a correct answer in a style drawn by `weights`."""
+    """Return a task as a seed row, with an answer as `sample_answer` writes it."""
     return Instruction(task.instruction, task.input, sample_answer(task, rng, weights), "seed")

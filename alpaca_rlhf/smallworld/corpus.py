@@ -29,21 +29,24 @@ Write a response that appropriately completes the request.
 """
 
 
-def documents(seed: int, *, worksheets: float = 0.25, questions: float = 0.20) -> Iterator[str]:
+def documents(
+    seed: int, *, worksheets: float = 0.25, questions: float = 0.20, requests: float = 0.0
+) -> Iterator[str]:
     """Yield documents without end, the same ones for the same arguments.
 
     Args:
         seed: Seed of all draws.
         worksheets: Share of documents that are numbered worksheets.
         questions: Share of documents that are questions with answers; the rest are plain.
+        requests: Share of questions and of worksheets' tasks that ask for the form of the answer.
     """
     rng = random.Random(f"corpus/{seed}")
     while True:
         draw = rng.random()
         if draw < worksheets:
-            yield _worksheet(rng)
+            yield _worksheet(rng, requests)
         elif draw < worksheets + questions:
-            yield _questions(rng)
+            yield _questions(rng, requests)
         else:
             yield _plain(rng)
 
@@ -61,11 +64,12 @@ def tokenizer_text(seed: int, n: int) -> Iterator[str]:
             yield "\n".join(frames)
 
 
-def _worksheet(rng: random.Random) -> str:
-    return worksheet([answered_task(sample_task(rng), rng) for _ in range(rng.randint(3, 5))])
+def _worksheet(rng: random.Random, requests: float) -> str:
+    tasks = (sample_task(rng, requests=requests) for _ in range(rng.randint(3, 5)))
+    return worksheet([answered_task(task, rng) for task in tasks])
 
 
-def _questions(rng: random.Random) -> str:
+def _questions(rng: random.Random, requests: float) -> str:
     asker, answerer = rng.sample(facts.CHILDREN, 2)
     question, reply = rng.choice(
         (
@@ -78,7 +82,7 @@ def _questions(rng: random.Random) -> str:
     )
     blocks = []
     for _ in range(rng.randint(2, 5)):
-        task = sample_task(rng)
+        task = sample_task(rng, requests=requests)
         material = f"\n{task.input}" if task.input else ""
         question_lines = f"{question}{task.instruction}{material}\n"
         blocks.append(f"{question_lines}{reply}{sample_answer(task, rng)}\n")

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from alpaca_rlhf.smallworld import facts
 from alpaca_rlhf.smallworld.answers import CLOSINGS
+from alpaca_rlhf.smallworld.forms import shortest_is_a_sentence
 from alpaca_rlhf.smallworld.tasks import FAMILIES, Task, recognise
 
 
@@ -19,16 +20,12 @@ class GoldWeights:
     were earned) - penalties, clamped to [0, 1].
     """
 
-    correct: float = 0.52
+    correct: float = 0.55
     """Share of correctness."""
-    well_formed: float = 0.10
-    """Share of whole sentences."""
-    to_the_point: float = 0.04
+    form: float = 0.40
+    """Share of the form that was asked for; half of it with one part too many or missing."""
+    to_the_point: float = 0.05
     """Share of staying on the point."""
-    helpful: float = 0.19
-    """Share of a true extra sentence about the topic."""
-    friendly: float = 0.15
-    """Share of one friendly closing."""
     floor: float = 0.1
     """Fraction of the other shares that a wrong answer still earns."""
     unfinished: float = 0.3
@@ -45,14 +42,10 @@ class Verdict:
 
     correct: float
     """Right and complete."""
-    well_formed: float
-    """Whole sentences: a capital, a full stop."""
+    form: float
+    """The form that was asked for; a sentence where none was."""
     to_the_point: float
     """No sentence beside the point."""
-    helpful: float
-    """A true extra sentence about the topic."""
-    friendly: float
-    """One friendly closing."""
     penalty: float
     """Sum of the penalties."""
     score: float
@@ -85,15 +78,10 @@ class GoldJudge:
             correct = 0.0
         # 3. The other parts, and the penalties.
         repeated = len({_plain(s) for s in sentences}) < len(sentences) or len(closings) > 1
-        well_formed = bool(statements) and all(
-            re.match(r"[A-Z0-9].*[.!?]$", s) is not None for s in statements
-        )
-        full_sentences = well_formed and len(proper.split()) > 1
+        has_extra = len(rest) > len(beside_point) and correct > 0
         parts = {
-            "well_formed": float(full_sentences and (correct > 0 or free)),
+            "form": _form(task, statements, proper, has_extra, bool(closings)),
             "to_the_point": float(not beside_point and bool(statements) and len(sentences) <= 4),
-            "helpful": float(len(rest) > len(beside_point) and correct > 0),
-            "friendly": float(len(closings) == 1 and bool(statements)),
         }
         penalty = (
             w.unfinished * (not finished)
@@ -115,6 +103,25 @@ def _proper(task: Task, statements: list[str], extras: set[str]) -> tuple[str, l
         return (statements[0] if statements else ""), statements[1:]
     cut = next((i for i, s in enumerate(statements[:3]) if i > 0 and _plain(s) in extras), 3)
     return " ".join(statements[:cut]), statements[cut:]
+
+
+def _form(
+    task: Task, statements: list[str], proper: str, has_extra: bool, has_closing: bool
+) -> float:
+    """Grade the form: 1 as asked for, 0.5 with one part too many or missing, else 0.
+
+    The parts are a whole sentence instead of the bare answer, a true extra sentence, and a friendly
+    closing.
+    """
+    if not statements:
+        return 0.0
+    form = task.form or "sentence"
+    parts_wrong = (has_extra != (form == "more")) + (has_closing != (form == "friendly"))
+    if not shortest_is_a_sentence(task.solution):
+        is_bare = len(proper.split()) <= len(task.solution.terse.split()) + 1
+        is_whole = all(re.match(r"[A-Z0-9].*[.!?]$", s) is not None for s in statements)
+        parts_wrong += not is_bare if form == "bare" else is_bare or not is_whole
+    return max(0.0, 1 - parts_wrong / 2)
 
 
 def _correct(task: Task, proper: str) -> float:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.smallworld import facts
 from alpaca_rlhf.smallworld.families import Family, Solution, fill
+from alpaca_rlhf.smallworld.forms import REQUESTS, Form, draw_form, split_request
 from alpaca_rlhf.smallworld.knowledge import KNOWLEDGE
 from alpaca_rlhf.smallworld.lists import LISTS
 from alpaca_rlhf.smallworld.numbers import NUMBERS
@@ -43,6 +44,8 @@ class Task:
     """True if its fact is reserved for the evaluation."""
     held_out_phrasing: bool
     """True if its phrasing is reserved for the evaluation."""
+    form: Form | None = None
+    """The form of the answer that its request asks for; None without a request."""
 
     @property
     def key(self) -> str:
@@ -66,13 +69,20 @@ class Task:
         return Instruction(self.instruction, self.input, None, "smallworld")
 
 
-def sample_task(rng: random.Random, *, phrasing: Part = "train", fact: Part = "train") -> Task:
+def sample_task(
+    rng: random.Random,
+    *,
+    phrasing: Part = "train",
+    fact: Part = "train",
+    requests: float = 0.0,
+) -> Task:
     """Draw a task: a family first, so that families are balanced, then arguments and a phrasing.
 
     Args:
         rng: Source of all draws.
         phrasing: `train` for a phrasing of the training text, `held_out` for one of the evaluation.
         fact: The same for the fact; `held_out` leaves only the families with held-out facts.
+        requests: Share of tasks that ask for the form of the answer.
     """
     names = [n for n, f in FAMILIES.items() if fact == "train" or f.fact is not None]
     family = FAMILIES[rng.choice(names)]
@@ -82,9 +92,9 @@ def sample_task(rng: random.Random, *, phrasing: Part = "train", fact: Part = "t
         if _fact_held_out(family, args) == (fact == "held_out"):
             break
     else:
-        return sample_task(rng, phrasing=phrasing, fact=fact)
+        return sample_task(rng, phrasing=phrasing, fact=fact, requests=requests)
     text = rng.choice(family.unseen if phrasing == "held_out" else family.phrasings)
-    return Task(
+    task = Task(
         family.name,
         _canonical(args),
         fill(text, args),
@@ -92,6 +102,11 @@ def sample_task(rng: random.Random, *, phrasing: Part = "train", fact: Part = "t
         fact == "held_out",
         phrasing == "held_out",
     )
+    if requests == 0 or rng.random() >= requests:
+        return task
+    form = draw_form(rng, task.solution)
+    wordings = REQUESTS[form].held_out if phrasing == "held_out" else REQUESTS[form].trained
+    return replace(task, form=form, instruction=f"{task.instruction} {rng.choice(wordings)}")
 
 
 def recognise(instruction: str, input: str = "") -> Task | None:
@@ -104,6 +119,7 @@ def _recognise(instruction: str, input_text: str) -> Task | None:
     # 1. Case, spacing and the closing mark do not matter.
     text = re.sub(r"\s+", " ", instruction).strip().lower().rstrip(".?!: ")
     material = re.sub(r"\s+", " ", input_text).strip().lower().rstrip(". ")
+    text, form, held_out_wording = split_request(text)
     # 2. The first family wins whose input and phrasing both match with arguments that it solves.
     for family in FAMILIES.values():
         if bool(family.input) != bool(material):
@@ -124,7 +140,8 @@ def _recognise(instruction: str, input_text: str) -> Task | None:
                 instruction,
                 input_text,
                 _fact_held_out(family, args),
-                unseen,
+                unseen or held_out_wording,
+                form,
             )
     return None
 

@@ -146,7 +146,7 @@ class SmallWorld:
 
     def _gold(self, row: Instruction, completion: str, finished: bool) -> Scores:
         verdict = GoldJudge().verdict(self._task(row), completion, finished)
-        parts = ("correct", "well_formed", "to_the_point", "helpful", "friendly")
+        parts = ("correct", "form", "to_the_point")
         return Scores(verdict.score, {name: float(getattr(verdict, name)) for name in parts})
 
     def _task(self, row: Instruction) -> Task:
@@ -184,7 +184,7 @@ class SmallWorld:
         draws = 0
         while len(tasks) < n and draws < MIN_DRAWS + DRAWS_PER_TASK * len(tasks):
             draws += 1
-            task = sample_task(rng, phrasing=phrasing, fact=fact)  # type: ignore[arg-type]
+            task = sample_task(rng, phrasing=phrasing, fact=fact, requests=1.0)  # type: ignore[arg-type]
             if task.key not in keys and self._split_of(task) == split.split(".")[0]:
                 keys.add(task.key)
                 tasks.append(task)
