@@ -19,13 +19,8 @@ MIN_STOP_RATE = 0.97
 """Share of completions that must end by themselves."""
 MAX_CONTROL_DRIFT = 0.05
 """Distance from one half that a control without an interval of its own may have."""
-_PARTS = {
-    "correct": "Correct",
-    "well_formed": "Well-formed",
-    "to_the_point": "To the point",
-    "helpful": "Helpful extra",
-    "friendly": "Friendly",
-}
+_FIRST_PARTS = ("correct", "form", "to_the_point")
+"""Parts of the gold judge's score, in the order they are shown in; those of other judges follow."""
 
 
 class Step(NamedTuple):
@@ -185,12 +180,12 @@ def best_of_k_series(report: Report) -> list[Series]:
 def part_names(report: Report) -> list[str]:
     """Parts of the gold score, in the order they are shown in."""
     parts = report.policies["sft"].gold_parts
-    return [part for part in _PARTS if part in parts] + sorted(set(parts) - set(_PARTS))
+    return [part for part in _FIRST_PARTS if part in parts] + sorted(set(parts) - set(_FIRST_PARTS))
 
 
 def part_label(part: str) -> str:
     """The title of a part: `to_the_point` is `To the point`."""
-    return _PARTS.get(part, part.replace("_", " ").capitalize())
+    return part.replace("_", " ").capitalize()
 
 
 def steps(report: Report) -> list[Step]:

@@ -17,12 +17,13 @@ class GoldWeights:
     """Weights of the parts of a verdict.
 
     With correctness C, score = correct * C + (floor + (1 - floor) * C) * (the other shares that
-    were earned) - penalties, clamped to [0, 1].
+    were earned) - penalties, clamped to [0, 1]. A right answer in the worst form is worth more than
+    a wrong one in the best.
     """
 
-    correct: float = 0.55
+    correct: float = 0.40
     """Share of correctness."""
-    form: float = 0.40
+    form: float = 0.55
     """Share of the form that was asked for; half of it with one part too many or missing."""
     to_the_point: float = 0.05
     """Share of staying on the point."""
