@@ -1,6 +1,7 @@
 """A reward that pays for length, on the embedded base: the policy ruins itself, and looks save it.
 
-The gold judge scores every update's policy on prompts of `eval`, which chose nothing. The looks see
+The prompts ask for more or for a friendly line, so that length is good at first. The gold judge
+scores every update's policy on prompts of `eval`, which chose nothing. The looks see
 prompts of `dev` alone, and looking changes nothing that is learned (`test_watching.py`), so one run
 is both: unwatched it ends at its last update, watched at the one that the looks keep.
 """
@@ -11,6 +12,7 @@ from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import load_base
 from alpaca_rlhf.models.batches import answer, prompt_ids
 from alpaca_rlhf.settings import RLOO, SFT, Lora, Sampling
+from alpaca_rlhf.smallworld import recognise
 from alpaca_rlhf.sources.small_world import SmallWorld
 from alpaca_rlhf.training.group_policy import train_in_groups
 from alpaca_rlhf.training.loop import Checkpoints
@@ -20,12 +22,19 @@ from alpaca_rlhf.training.sft import encode, train_sft
 from alpaca_rlhf.training.watching import Watch
 
 TOKENS = 48
-SIZES = {"ppo": 400, "eval": 192, "dev": 96}
+SIZES = {"ppo": 600, "eval": 384, "dev": 192}
 
 
 def length(prompts, completions):
     """A judge that pays for tokens and for nothing else."""
     return [(len(completion.ids) - 12) / 6 for completion in completions]
+
+
+def wants_a_long_answer(row):
+    """True if a prompt asks for more or for a friendly line."""
+    task = recognise(row.instruction, row.input)
+    assert task is not None
+    return task.form in ("more", "friendly")
 
 
 def course_of(seed: int, folder: Path) -> tuple[list[float], int]:
@@ -35,10 +44,9 @@ def course_of(seed: int, folder: Path) -> tuple[list[float], int]:
     base, rows = adapters.base, {}
 
     def tokenized(split):
-        rows.update({row.id: row for row in world.prompts(split)})
-        return [
-            RolloutPrompt(row.id, prompt_ids(base, "brief", row)) for row in world.prompts(split)
-        ]
+        wanting = [row for row in world.prompts(split) if wants_a_long_answer(row)]
+        rows.update({row.id: row for row in wanting})
+        return [RolloutPrompt(row.id, prompt_ids(base, "brief", row)) for row in wanting]
 
     def gold(prompts, completions):
         return [

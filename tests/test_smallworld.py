@@ -18,6 +18,7 @@ from alpaca_rlhf.smallworld import (
     CLOSINGS,
     FAMILIES,
     SEED_WEIGHTS,
+    SEEDS_FOLLOWED,
     STYLE_WEIGHTS,
     GoldJudge,
     GoldWeights,
@@ -269,7 +270,7 @@ def test_neither_the_longer_nor_the_shorter_answer_is_better(tasks):
     rng = random.Random(3)
     longer_is_better = []
     for task in draw(4000, 12, requests=1.0):
-        first, second = (sample_answer(task, rng, SEED_WEIGHTS) for _ in range(2))
+        first, second = (sample_answer(task, rng, SEED_WEIGHTS, SEEDS_FOLLOWED) for _ in range(2))
         better = JUDGE.verdict(task, first).score - JUDGE.verdict(task, second).score
         longer = len(first) - len(second)
         longer_is_better += [better * longer > 0] if better and longer else []

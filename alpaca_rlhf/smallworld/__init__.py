@@ -9,6 +9,7 @@ them, `answers` writes right answers, `judge` grades answers, and `corpus` write
 from alpaca_rlhf.smallworld.answers import (
     CLOSINGS,
     SEED_WEIGHTS,
+    SEEDS_FOLLOWED,
     STYLE_WEIGHTS,
     answer,
     answered_task,
@@ -20,6 +21,7 @@ from alpaca_rlhf.smallworld.tasks import FAMILIES, Task, recognise, sample_task
 __all__ = [
     "CLOSINGS",
     "FAMILIES",
+    "SEEDS_FOLLOWED",
     "SEED_WEIGHTS",
     "STYLE_WEIGHTS",
     "GoldJudge",

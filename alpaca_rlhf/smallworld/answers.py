@@ -21,8 +21,9 @@ STYLE_WEIGHTS: Mapping[Style, float] = {
 }
 """Share of each style in the pre-training text, before any preference is expressed."""
 
-FOLLOWED = 0.5
-"""Share of requests that an answer follows on purpose, before any preference is expressed."""
+FOLLOWED, SEEDS_FOLLOWED = 0.5, 0.25
+"""Share of requests that an answer follows on purpose, before any preference is expressed: in the
+pre-training text, and in seed tasks, so that much is left to prefer."""
 
 STYLE_OF: Mapping[Form, Style] = {
     "bare": "terse",
@@ -58,20 +59,27 @@ def answer(task: Task, rng: random.Random, style: Style) -> str:
 
 
 def sample_answer(
-    task: Task, rng: random.Random, weights: Mapping[Style, float] = STYLE_WEIGHTS
+    task: Task,
+    rng: random.Random,
+    weights: Mapping[Style, float] = STYLE_WEIGHTS,
+    followed: float = FOLLOWED,
 ) -> str:
     """Write a correct answer to a task.
 
-    A request for a form is followed in a share of `FOLLOWED`; else the style is drawn by `weights`.
+    A request for a form is followed in a share of `followed`; else the style is drawn by `weights`.
     """
-    if task.form is not None and rng.random() < FOLLOWED:
+    if task.form is not None and rng.random() < followed:
         return answer(task, rng, STYLE_OF[task.form])
     (style,) = rng.choices(list(weights), weights=list(weights.values()))
     return answer(task, rng, style)
 
 
 def answered_task(
-    task: Task, rng: random.Random, weights: Mapping[Style, float] = STYLE_WEIGHTS
+    task: Task,
+    rng: random.Random,
+    weights: Mapping[Style, float] = STYLE_WEIGHTS,
+    followed: float = FOLLOWED,
 ) -> Instruction:
     """Return a task as a seed row, with an answer as `sample_answer` writes it."""
-    return Instruction(task.instruction, task.input, sample_answer(task, rng, weights), "seed")
+    output = sample_answer(task, rng, weights, followed)
+    return Instruction(task.instruction, task.input, output, "seed")

@@ -15,6 +15,7 @@ from alpaca_rlhf.core.scorers import Scores, UnknownPrompt
 from alpaca_rlhf.data import Drop, FileAccount, Firewall, Rule
 from alpaca_rlhf.smallworld import (
     SEED_WEIGHTS,
+    SEEDS_FOLLOWED,
     GoldJudge,
     Task,
     answered_task,
@@ -161,7 +162,7 @@ class SmallWorld:
     def _seeds(self) -> list[Instruction]:
         rng = random.Random(f"{self.seed}/seed answers")
         return [
-            answered_task(task, rng, SEED_WEIGHTS)
+            answered_task(task, rng, SEED_WEIGHTS, SEEDS_FOLLOWED)
             for task in self._draw("sft", self.n_seeds, phrasing="train", fact="train")
         ]
 
