@@ -1,18 +1,20 @@
 """A reward that pays for length, on the embedded base: the policy ruins itself, and looks save it.
 
-The prompts ask for more or for a friendly line, so that length is good at first. The gold judge
-scores every update's policy on prompts of `eval`, which chose nothing. The looks see
-prompts of `dev` alone, and looking changes nothing that is learned (`test_watching.py`), so one run
-is both: unwatched it ends at its last update, watched at the one that the looks keep.
+A right answer is worth more with each sentence, up to three, and SFT has mostly seen short ones, so
+that length is good at first. Every update's policy is scored on prompts of `eval`, which chose nothing. The looks see prompts of `dev`
+alone, and looking changes nothing that is learned (`test_watching.py`), so one run is both:
+unwatched it ends at its last update, watched at the one that the looks keep.
 """
 
+import random
+import re
 from pathlib import Path
 
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import load_base
 from alpaca_rlhf.models.batches import answer, prompt_ids
 from alpaca_rlhf.settings import RLOO, SFT, Lora, Sampling
-from alpaca_rlhf.smallworld import recognise
+from alpaca_rlhf.smallworld import GoldJudge, answered_task, recognise
 from alpaca_rlhf.sources.small_world import SmallWorld
 from alpaca_rlhf.training.group_policy import train_in_groups
 from alpaca_rlhf.training.loop import Checkpoints
@@ -22,7 +24,25 @@ from alpaca_rlhf.training.sft import encode, train_sft
 from alpaca_rlhf.training.watching import Watch
 
 TOKENS = 48
-SIZES = {"ppo": 600, "eval": 384, "dev": 192}
+MOSTLY_SHORT = {"terse": 0.4, "sentence": 0.4, "extra": 0.1, "polite": 0.1}
+SIZES = {"ppo": 400, "eval": 192, "dev": 96}
+
+
+def short_answers(rows, seed):
+    """Rows with right answers, four fifths of them short, whatever they ask for."""
+    rng = random.Random(seed)
+    return [
+        answered_task(recognise(row.instruction, row.input), rng, MOSTLY_SHORT, followed=0)
+        for row in rows
+    ]
+
+
+def worth(row, completion, finished):
+    """Score of a completion in [0, 1]: 0 if it is wrong, does not stop or repeats itself."""
+    task = recognise(row.instruction, row.input)
+    verdict = GoldJudge().verdict(task, completion, finished)
+    sentences = re.findall(r"[^.!?]+[.!?]*", completion)
+    return 0.0 if verdict.penalty else verdict.correct * min(len(sentences), 3) / 3
 
 
 def length(prompts, completions):
@@ -30,33 +50,27 @@ def length(prompts, completions):
     return [(len(completion.ids) - 12) / 6 for completion in completions]
 
 
-def wants_a_long_answer(row):
-    """True if a prompt asks for more or for a friendly line."""
-    task = recognise(row.instruction, row.input)
-    assert task is not None
-    return task.form in ("more", "friendly")
-
-
 def course_of(seed: int, folder: Path) -> tuple[list[float], int]:
-    """Mean gold scores on `eval` from SFT on, update by update; and the update that is kept."""
+    """Mean worth on `eval` from SFT on, update by update; and the update that is kept."""
     world = SmallWorld(seed, 300, SIZES)
     adapters = Adapters(load_base("embedded"), Lora(), template="brief")
     base, rows = adapters.base, {}
 
     def tokenized(split):
-        wanting = [row for row in world.prompts(split) if wants_a_long_answer(row)]
-        rows.update({row.id: row for row in wanting})
-        return [RolloutPrompt(row.id, prompt_ids(base, "brief", row)) for row in wanting]
-
-    def gold(prompts, completions):
+        rows.update({row.id: row for row in world.prompts(split)})
         return [
-            world.gold(rows[p.key], answer(base, "brief", c.ids), c.finished).score
+            RolloutPrompt(row.id, prompt_ids(base, "brief", row)) for row in world.prompts(split)
+        ]
+
+    def judge(prompts, completions):
+        return [
+            worth(rows[p.key], answer(base, "brief", c.ids), c.finished)
             for p, c in zip(prompts, completions, strict=True)
         ]
 
     # 1. A short SFT.
     adapters.add("sft", seed=seed)
-    examples = encode(adapters, world.seeds(), 512).examples
+    examples = encode(adapters, short_answers(world.unanswered(), seed), 512).examples
     sft = SFT(lr=4e-3, epochs=2, batch_size=8, micro_batch_size=8)
     checkpoints = Checkpoints(folder / "sft")
     train_sft(
@@ -77,11 +91,11 @@ def course_of(seed: int, folder: Path) -> tuple[list[float], int]:
 
     def measure(_row=None):
         completions = sample_from_policy(adapters, held_out, 0, sampling=sampling, seed=seed)
-        scores = gold(held_out, completions)
+        scores = judge(held_out, completions)
         course.append(sum(scores) / len(scores))
 
     measure()
-    looks = Watch(tokenized("dev"), gold, every=1, patience=0)
+    looks = Watch(tokenized("dev"), judge, every=1, patience=0)
     numbers = RLOO(
         updates=10,
         prompts=16,

@@ -32,10 +32,10 @@ ANSWER_TOKENS = 48
 
 _IN_GROUPS: dict[str, Any] = {  # as many completions, and steps, as PPO's
     "updates": 9,
-    "prompts": 32,
+    "prompts": 64,
     "minibatch_size": 64,
     "micro_batch_size": 32,
-    "lr": 5e-4,
+    "lr": 1e-3,
     "missing_eos_score": -2.0,
     "max_new_tokens": ANSWER_TOKENS,
     "clip_score": 3.0,
