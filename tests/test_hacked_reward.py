@@ -1,9 +1,10 @@
 """A reward that pays for length, on the embedded base: the policy ruins itself, and looks save it.
 
 A right answer is worth more with each sentence, up to three, and SFT has mostly seen short ones, so
-that length is good at first. Every update's policy is scored on prompts of `eval`, which chose nothing. The looks see prompts of `dev`
-alone, and looking changes nothing that is learned (`test_watching.py`), so one run is both:
-unwatched it ends at its last update, watched at the one that the looks keep.
+that length is good at first. Every update's policy is scored on prompts of `eval`, which chose
+nothing. The looks see prompts of `dev` alone, and looking changes nothing that is learned
+(`test_watching.py`), so one run is both: unwatched it ends at its last update, watched at the one
+that the looks keep.
 """
 
 import random
@@ -123,12 +124,7 @@ def course_of(seed: int, folder: Path) -> tuple[list[float], int]:
 
 
 def test_a_reward_of_length_ruins_what_looks_keep(tmp_path):
-    """Of the best gain half is lost at the end, and four fifths are kept by the looks.
-
-    Measured: a gain of 0.127 after two updates, of which 0.003 is left at the end; the looks keep
-    the second update, and the third, which lies next to it on `dev`, has 0.124
-    (`docs/experiments.md`).
-    """
+    """Of the best gain half is lost at the end, and four fifths are kept by the looks."""
     course, kept = course_of(0, tmp_path)
     gains = [score - course[0] for score in course]
     best = max(gains)
