@@ -4,6 +4,7 @@ import gc
 import os
 import re
 import signal
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -44,6 +45,10 @@ def pytest_collection_finish() -> None:
     """Spare the collector what the test files have loaded: the kit calls it at every stage."""
     gc.collect()
     gc.freeze()
+    if "alpaca_rlhf.preferences.database" in sys.modules:
+        from tests.databases import copy_what_was_migrated
+
+        copy_what_was_migrated()
 
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
@@ -251,6 +256,23 @@ def server():
         yield url
 
 
+@pytest.fixture(scope="session")
+def migrated(server):
+    """The name of a migrated database on the PostgreSQL server, to be copied; None without one."""
+    if server is None:
+        return None
+    from sqlalchemy import create_engine, text
+
+    from alpaca_rlhf.preferences.database import Database
+
+    engine = create_engine(server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text("CREATE DATABASE migrated"))
+    engine.dispose()
+    Database(server.replace("/postgres?", "/migrated?")).close()
+    return "migrated"
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def where(request, tmp_path, monkeypatch):
     """Address of an empty preference database; the same tests run on both kinds."""
@@ -270,7 +292,8 @@ def where(request, tmp_path, monkeypatch):
     name = f"t{time.time_ns()}"
     engine = create_engine(url, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
+        template = request.getfixturevalue("migrated")
+        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
     yield url.replace("/postgres?", f"/{name}?")
     with engine.connect() as connection:
         connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))

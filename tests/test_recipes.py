@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from alpaca_rlhf import planner
 from alpaca_rlhf.cli.main import recipe, spelled_out
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
+from alpaca_rlhf.core.sizes import too_few
 from alpaca_rlhf.settings import Inputs, Loop
 from alpaca_rlhf.settings.parsing import parse
 from alpaca_rlhf.settings.quickstart import QUICKSTART
@@ -78,6 +80,20 @@ def test_the_recipe_for_smollm2_needs_nothing_but_its_base():
         assert sizes["rank"] == settings.rank.prompts and sizes["eval"] == settings.evaluate.prompts
         assert len(source.unanswered()) >= settings.generate.target
     assert module.QUICK.out != module.EXPERIMENT.out
+
+
+def test_quick_is_a_tenth_of_the_work_and_its_evaluation_has_intervals():
+    """An hour of it would be no first look; below so many clusters no interval is shown."""
+    module = load("smollm2_135m_cpu")
+    shape, flops = planner.shape_of("smollm2-135m"), []
+    for settings in (module.QUICK, module.EXPERIMENT):
+        rows, lengths = settings.generate.target, planner.Lengths()
+        work = planner.StageWork(shape, settings, lengths, rows, checkpointing=0).all()
+        stages = ("generate", "sft", "sample", "reward", *settings.policy_stages, "evaluate")
+        flops.append(sum(work[stage].flops for stage in stages))
+    assert flops[0] < flops[1] / 10
+    source = source_of(module.QUICK)
+    assert not too_few(len({source.key(row) for row in source.prompts("eval")}))
 
 
 def test_quick_is_a_flag_of_that_recipe_alone(tmp_path):
