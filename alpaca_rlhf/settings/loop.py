@@ -174,7 +174,8 @@ class SFT(Bounded, group="--sft"):
     (artidoro/qlora@7f4e95a scripts/finetune_guanaco_7b.sh), and 52,000 take 128
     (stanford_alpaca@761dc5b README)."""
     micro_batch_size: PositiveInt = 4
-    """Examples in memory at once. Never changes the result."""
+    """Examples of --sft.max-length tokens in memory at once, and as many more shorter ones as have
+    no more tokens in all. Never changes the result."""
     warmup: Fraction = 0.03
     """Share of the steps over which the learning rate rises."""
     max_grad_norm: PositiveFloat = 1.0
@@ -252,7 +253,8 @@ class Reward(Bounded, group="--reward"):
     16, 32 and 64 that leaves 100 steps, so that 6,400 and more take 64 as InstructGPT does
     (appendix C.2)."""
     micro_batch_size: PositiveInt = 2
-    """Prompts in memory at once. Never changes the result."""
+    """Prompts in memory at once, and as many more as have no more tokens than so many of the
+    longest rankings. Never changes the result."""
     warmup: Fraction = 0.03
     """Share of the steps over which the learning rate rises."""
     max_grad_norm: PositiveFloat = 1.0
