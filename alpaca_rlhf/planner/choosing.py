@@ -26,8 +26,6 @@ stays free, as a margin."""
 ENOUGH_TO_KEEP = 1024
 """Tokens in memory at once from which keeping all activations, which spares a third of the work, is
 worth more than further tokens; an estimate."""
-LESS_RECOMPUTING: tuple[Checkpointing, ...] = ("off", "half")
-"""Settings tried before every layer is recomputed: the least work first."""
 MAX_DECODED = 128
 """Completions decoded together beyond which little is gained."""
 
@@ -201,14 +199,32 @@ def largest_fitting(budget: Budget, settings: Loop, *, lengths: bool = False) ->
         settings = _shortened(budget, settings)
     refuse_too_small(budget, settings)
 
-    # 2. Keep the activations of all layers, or of half, where enough tokens fit all the same.
+    # 2. Recompute as few layers as leave room for enough tokens. Fewer need more memory, so that
+    #    the choices are halved between the last that fits and the first that does not.
     if settings.checkpointing == "auto" and settings.checkpoints_on(budget.device.kind):
-        for mode in LESS_RECOMPUTING:
-            less_recomputing = _raised(budget, replace(settings, checkpointing=mode), limits)
-            if _trains_enough_tokens(budget, less_recomputing, limits):
-                return less_recomputing
+        choices = less_recomputing(budget.shape.layers)
+        fitting: Loop | None = None
+        low, high = 0, len(choices)
+        while low < high:
+            middle = (low + high) // 2
+            raised = _raised(budget, replace(settings, checkpointing=choices[middle]), limits)
+            if _trains_enough_tokens(budget, raised, limits):
+                fitting, high = raised, middle
+            else:
+                low = middle + 1
+        if fitting is not None:
+            return fitting
     # 3. Otherwise raise each size as far as it fits while they are recomputed.
     return _raised(budget, settings, limits)
+
+
+def less_recomputing(layers: int) -> list[Checkpointing]:
+    """Settings that recompute fewer than all layers, the least work first.
+
+    Of numbers by which as many layers are recomputed the smallest, whose layers lie most evenly.
+    """
+    numbers = {-(-layers // every): every for every in range(layers, 1, -1)}
+    return ["off", *(numbers[recomputed] for recomputed in sorted(numbers))]
 
 
 def _raised(budget: Budget, settings: Loop, limits: Sequence[int]) -> Loop:
@@ -268,7 +284,7 @@ def refuse_too_small(budget: Budget, settings: Loop, stages: Collection[str] | N
             resident = sum(phase.items.values()) - phase.items.get("activations", 0)
             if resident > budget.bytes or phase.peak > 4 * budget.bytes:
                 advice = "lower --lora.r or take a smaller base"
-            elif settings.checkpointing in LESS_RECOMPUTING:
+            elif settings.checkpointing not in ("auto", "on"):
                 advice = "give --checkpointing on"
             cuda = budget.device.kind == "cuda"
             others = f"{CONTEXT_GIB:g} GiB of it for CUDA"

@@ -52,11 +52,11 @@ MIN_REWARD_BATCH, MAX_REWARD_BATCH = 4, 64
 MAX_HALVINGS = 4
 """Subsets of a learning curve at most; the smallest has a sixteenth of the rankings."""
 
-Checkpointing = Literal["auto", "on", "half", "off"]
-"""When activations are recomputed in the backward pass."""
+Checkpointing = Literal["auto", "on", "half", "off"] | int
+"""When activations are recomputed in the backward pass; a number n is in each n-th layer."""
 
 RECOMPUTED_EVERY: Mapping[Checkpointing, int] = {"on": 1, "half": 2, "off": 0}
-"""Each n-th layer that is recomputed; 0 for none."""
+"""The number of a word; 0 for no layer. `half` is from before numbers were taken."""
 
 TrackerName = Literal["none", "tensorboard", "wandb"]
 """Trackers that get metrics beside `metrics.jsonl`."""
@@ -450,8 +450,9 @@ class Loop(Bounded, Stages):
     that are ranked."""
     checkpointing: Checkpointing = "auto"
     """Recompute activations in the backward pass: a third more work for far less memory, and the
-    same results; `half` does so in every other layer. `auto` recomputes all on a graphics card;
-    --auto recomputes less where the plan says that at least 1,024 tokens fit at once."""
+    same results. A number n of 2 or more does so in each n-th layer alone; `half` is 2. `auto`
+    recomputes all on a graphics card; --auto recomputes as few layers as the plan says leave room
+    for at least 1,024 tokens at once."""
     track: TrackerName = "none"
     """Send metrics to `tensorboard` (files in the run folder) or `wandb` (over the network) too."""
 
@@ -464,6 +465,8 @@ class Loop(Bounded, Stages):
         """Each n-th layer that is recomputed on a device of kind `cuda` or `cpu`; 0 for none."""
         if self.checkpointing == "auto":
             return int(device_kind == "cuda")
+        if isinstance(self.checkpointing, int):
+            return self.checkpointing
         return RECOMPUTED_EVERY[self.checkpointing]
 
     @property
@@ -500,6 +503,11 @@ class Loop(Bounded, Stages):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.checkpointing, int) and self.checkpointing < 2:
+            raise ValueError(
+                f"--checkpointing {self.checkpointing}: give `on` for every layer, `off` for none, "
+                "or n of 2 or more for each n-th"
+            )
         if not self.policies:
             raise ValueError(f"--policies names none; give at least one of {', '.join(POLICIES)}")
         # In the order of a round, however they were typed; frozen: how dataclasses set it.
