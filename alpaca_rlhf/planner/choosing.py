@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.planner.gpu_specs import CONTEXT_GIB, CPU, LIBRARIES_GIB, GpuSpec, reserve
 from alpaca_rlhf.planner.layers import Device
-from alpaca_rlhf.planner.peak_memory import Lengths, PeakMemory, Phase
+from alpaca_rlhf.planner.peak_memory import STAGES, Lengths, PeakMemory, Phase
 from alpaca_rlhf.planner.shapes import Shape
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.loop import Checkpointing
@@ -51,19 +51,16 @@ class Budget:
     def phases(self, settings: Loop) -> dict[str, list[Phase]]:
         """Phases of every stage, each with the reserve that must stay free beside it."""
         plan = self._plan(settings)
-        return {
-            stage: [self._with_reserve(phase) for phase in phases]
-            for stage, phases in plan.all().items()
-        }
+        return {stage: self._stage(plan, stage) for stage in STAGES if stage not in plan.spared}
 
     def fits(self, settings: Loop, stages: tuple[str, ...]) -> bool:
         """True if every phase of the given stages fits."""
         plan = self._plan(settings)
         return all(
-            self._with_reserve(phase).peak <= self.bytes
+            phase.peak <= self.bytes
             for stage in stages
             if stage not in plan.spared
-            for phase in getattr(plan, stage)()
+            for phase in self._stage(plan, stage)
         )
 
     def _plan(self, settings: Loop) -> PeakMemory:
@@ -72,9 +69,12 @@ class Budget:
             self.shape, self.device, settings, self.lengths, checkpointing=checkpointing
         )
 
-    def _with_reserve(self, phase: Phase) -> Phase:
-        # For CUDA's context or a process's libraries, and the gaps of the allocator.
-        return replace(phase, items={**phase.items, **reserve(phase.items, self.device.kind)})
+    def _stage(self, plan: PeakMemory, stage: str) -> list[Phase]:
+        """Phases of a stage, each with CUDA's context or the libraries, and the gaps of memory."""
+        return [
+            replace(phase, items={**phase.items, **reserve(phase.items, layer, self.device.kind)})
+            for phase, layer in zip(plan.phases(stage), plan.of_one_layer(stage), strict=True)
+        ]
 
 
 def device_of(gpu: GpuSpec) -> Device:
