@@ -37,11 +37,11 @@ class Segment:
     def allocate(self, size: int) -> int:
         """Address of a new block."""
         place = bisect_left(self._by_size, (size, 0))
-        found = self._by_size[place : place + 2]
-        if len(found) == 2 and sum(found[0]) == self.end:
-            found = found[1:]  # the block that could grow counts as the largest
-        if found:
-            free, start = found[0]
+        fitting = self._by_size[place : place + 2]
+        if len(fitting) == 2 and sum(fitting[0]) == self.end:
+            fitting = fitting[1:]  # the block that could grow counts as the largest
+        if fitting:
+            free, start = fitting[0]
             self._remove(start)
         else:
             start = self._start_of.get(self.end, self.end)

@@ -48,7 +48,6 @@ from alpaca_rlhf.training.dpo import ReferencedGroup, train_dpo
 from alpaca_rlhf.training.group_policy import train_in_groups
 from alpaca_rlhf.training.grpo import grpo_method
 from alpaca_rlhf.training.rollouts import RolloutPrompt
-from alpaca_rlhf.training.sft import train_sft
 from benchmarks.stage_memory import Stages
 from tests.cuda_sim.bases import BASES, write_hollow
 from tests.cuda_sim.simulated_gpu import SimulatedGPU, simulated_gpu
@@ -58,8 +57,6 @@ LAYERS = 2
 PROMPT, NEW = 256, 17
 """Tokens of a prompt, and of a completion: one after the prompt, then 16 until the next look."""
 MICRO = 2
-SHORT = 4
-"""Rows that are as long as one of SFT together."""
 TRUNKS = ("detached", "shared", "separate")
 PHASES = ("rollout", "scoring", "update")
 SETTINGS = Loop(
@@ -172,26 +169,6 @@ class SimulatedStages(Stages):
             scoring.score(adapters, "reward", head, examples, batch_size=sampling.batch_size)
             scoring.completion_logprobs(adapters, "sft", examples, batch_size=MICRO)
 
-    def short_rows(self) -> None:
-        """Two steps of SFT on as many tokens as before, in rows of a quarter of their length."""
-        settings = self.settings.sft
-        size = SHORT * settings.examples_per_step()
-        prompt = PROMPT // SHORT
-        rows = replace(self, prompt=prompt)._examples(
-            2 * size, settings.max_length // SHORT - prompt
-        )
-        with self.meter.stage("sft, short rows"):
-            train_sft(
-                self.adapters,
-                "sft",
-                rows,
-                [],
-                replace(settings, batch_size=size),
-                seed=0,
-                checkpoints=self._checkpoints("sft"),
-                log=lambda row: None,
-            )
-
     def dpo(self) -> None:
         """Two steps on rankings, and the loss on those held out."""
         rows = [ReferencedGroup(group, (0.0,) * 2) for group in self._groups(6 * MICRO, seed=0)]
@@ -282,8 +259,6 @@ def _run_stages(adapters: Adapters, trunk: str, counting: Counting) -> None:
             with counting.stage(f"sft, checkpointing {how}"):
                 stages._fine_tune("sft", "sft", settings.sft.max_length - PROMPT)
     adapters.checkpointing(1)
-    if first:
-        stages.short_rows()
     only = ("sample", "reward", "best_of_k") if first else ()
     stages.all(only)
     hidden = int(adapters.base.model.config.hidden_size)
@@ -317,7 +292,6 @@ def _add_plans(shape: Shape, small: Shape, rows: dict[str, dict[str, Any]]) -> N
     for how, every in RECOMPUTED_EVERY.items():
         plan_of_sft = PeakMemory(small, Device("cuda", 2), SETTINGS, lengths, checkpointing=every)
         rows[f"sft, checkpointing {how}"]["planned"] = plan_of_sft.peak("sft")
-    rows["sft, short rows"]["planned"] = plan.peak("sft")
     for name in ("sample", "reward", "best_of_k", "evaluate", "dpo", "grpo"):
         rows[name]["planned"] = plan.peak(name)
 
