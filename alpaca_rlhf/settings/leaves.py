@@ -77,6 +77,8 @@ class Leaf:
             ]
         if self.takes(Path):  # the shell expands no `~` in a file, nor after `=`
             texts = [_at_home(text) for text in texts]
+            if "" in texts:  # of a variable that is not set; it would be the current folder
+                raise ValueError(f"expects {self.expected}, got an empty text")
         # tyro checks choices in its parser, not in the constructor: there `maybe` would be False.
         choices = self._constructor.choices
         try:

@@ -82,7 +82,7 @@ COMPARED = (
         "winner",
         ("model_a",),
         ("model_b",),
-        ("tie", "tie (bothbad)"),
+        ("tie", "tie (bothbad)", "both_bad"),
     ),
     # PKU-SafeRLHF.
     Comparison(("response_0", "response_1"), "better_response_id", ("0",), ("1",)),
@@ -93,11 +93,25 @@ COMPARED = (
     ),
 )
 
+OTHER_VERDICTS = tuple(
+    dict.fromkeys(
+        [
+            *(comparison.verdict for comparison in COMPARED if not comparison.optional),
+            *("label", "verdict", "choice", "better", "preferred", "human_preference"),
+            *("better_completion", "better_output", "preferred_output"),
+        ]
+    )
+)
+"""Columns that may say which of two answers is better, where `preference` would."""
+
 PAIR_SCORES = (
     ("score_chosen", "score_rejected"),
     ("chosen_score", "rejected_score"),
     ("chosen-rating", "rejected-rating"),
     ("chosen_rating", "rejected_rating"),
+    ("rating_chosen", "rating_rejected"),
+    ("chosen_reward", "rejected_reward"),
+    ("reward_chosen", "reward_rejected"),
 )
 """Columns with the scores of `chosen` and `rejected`: UltraFeedback binarised, and its like."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,6 +35,22 @@ def checked_text(value: object, label: str) -> str:
     if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
         raise BadRow(f"{label} holds half of a surrogate pair (a broken \\u escape)")
     return value
+
+
+def finite_number(value: object) -> float | None:
+    """A number as a float; None for anything else, and for one that no float can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def is_rank(value: object) -> bool:
+    """True for a whole number that a table can hold, as 64 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def type_name(value: object) -> str:
