@@ -4,7 +4,9 @@ import json
 import shlex
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
@@ -442,6 +444,22 @@ def test_a_reply_that_is_not_trainable_carries_no_loss(tmp_path) -> None:
     messages[1]["trainable"] = False
     [row] = read_instructions(write(tmp_path / "a.jsonl", *[{"messages": messages}]))
     assert row.masked_replies == (0,)
+
+
+def test_nan_in_a_table_is_no_text(tmp_path) -> None:
+    """As pandas fills a column of which no row, or not every one, has a text."""
+    columns = {"instruction": ["Hi."], "output": ["Yo."]}
+    gaps = {name: [float("nan")] for name in ("input", "system", "source", "note")}
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table(columns | gaps), path)
+    reading = Reading("instructions")
+    [row] = read_instructions(path, reading)
+    assert (row.instruction, row.input, row.system, row.output) == ("Hi.", "", "", "Yo.")
+    assert not reading.account.unread
+    # What says whether a row is learned from must say it.
+    parquet.write_table(pyarrow.table(columns | {"label": [float("nan")]}), path)
+    with pytest.raises(UserError, match="`label` must be true"):
+        read_instructions(path)
 
 
 def test_a_prompt_is_the_last_question_whatever_carries_loss(tmp_path) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.data.readers.problems import BadRow, MarkedBad, short
+from alpaca_rlhf.data.readers.values import is_absent
 
 RowKind = Literal["instructions", "prompts", "rankings"]
 """The reader of a row: rows with answers, prompts alone, or preferences."""
@@ -379,7 +380,7 @@ def _is_media(value: Any) -> bool:
 
 
 def _is_there(value: Any) -> bool:
-    return value is not None and not (isinstance(value, (str, list, dict)) and not value)
+    return not is_absent(value) and not (isinstance(value, (str, list, dict)) and not value)
 
 
 def holds_something(value: Any) -> bool:
@@ -388,4 +389,4 @@ def holds_something(value: Any) -> bool:
         return re.sub(r"\s+", "", value).lower() not in _NOTHING
     if isinstance(value, (list, tuple)):
         return any(holds_something(element) for element in value)
-    return bool(value)
+    return bool(value) and not is_absent(value)

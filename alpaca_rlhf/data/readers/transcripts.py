@@ -16,6 +16,7 @@ from typing import Any
 from alpaca_rlhf.data.readers.columns import INPUT, prompt_column
 from alpaca_rlhf.data.readers.conversations import Turn
 from alpaca_rlhf.data.readers.problems import BadRow
+from alpaca_rlhf.data.readers.values import is_absent
 
 ANSWER = "\n\nAssistant:"
 """The mark after which an answer begins."""
@@ -52,7 +53,7 @@ def transcript_of(row: Mapping[str, Any]) -> Transcript | None:
     text = row.get(prompt_column(row) or "")
     if not isinstance(text, str) or row.get("history") is not None:
         return None
-    if any(row.get(name) not in (None, "") for name in INPUT):
+    if any(row.get(name) != "" and not is_absent(row.get(name)) for name in INPUT):
         return None
     if _NEMO_TURN.search(text):
         return _nemo_transcript(text)

@@ -16,12 +16,17 @@ def text_column(row: Mapping[str, Any], names: tuple[str, ...], *, required: boo
         BadRow: It is not text, or none is present although one is required; else "" stands in.
     """
     for name in names:
-        if row.get(name) is not None:
+        if not is_absent(row.get(name)):
             return checked_text(row[name], f"column `{name}`")
     if required:
         expected = " or ".join(f"`{name}`" for name in names)
         raise NoColumn(f"expected a column {expected}; columns here: {listed(list(row))}")
     return ""
+
+
+def is_absent(value: object) -> bool:
+    """True for no value: null, or the NaN that tables write in the place of a text."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def checked_text(value: object, label: str) -> str:
