@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import random
@@ -519,6 +520,18 @@ def test_home_is_expanded_in_files_and_flags(tmp_path, monkeypatch):
     }
     odd = parse(Loop, ["--out", "~nobody-here/x"], prog="loop", description="")
     assert odd.out == Path("~nobody-here/x")
+
+
+def test_a_database_at_home_is_found_there(tmp_path, monkeypatch, capsys):
+    """It made a folder called `~` where the command was typed."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a long password\r\n"))
+    assert cli.main(["app", "--db=~/ours.db", "--add-user", "ann"]) == 0, capsys.readouterr()
+    assert (tmp_path / "ours.db").is_file() and not (tmp_path / "~").exists()
+    with Store(tmp_path / "ours.db") as store:
+        assert store.sign_in("ann", "a long password") is not None, "without the line's end"
+    assert cli.main(["verdicts", "status", "--db=~/ours.db"]) == 0, capsys.readouterr()
 
 
 def test_a_run_at_home_is_gone_on_with_after_an_equals_sign(tmp_path, monkeypatch):
