@@ -435,6 +435,11 @@ def test_after_an_export_the_commands_take_any_folder(tmp_path):
     assert shlex.split(command)[:3] == ["cd", str(run / "export"), "&&"]
     assert shlex.split(command)[3:] == ["ollama", "create", "mein-lauf", "-f", "Modelfile"]
     assert then == "then: ollama run mein-lauf"
+    for policy, words in (("sft", ["--policy", "sft"]), (None, [])):
+        flags = export_command.Export(run=run, policy=policy)
+        *_, (command, _) = export_command._next(flags, run / "export", Loop())
+        exported = ["alpaca-rlhf", "export", "--run", str(run), *words, "--to", "gguf"]
+        assert shlex.split(command) == exported, "the same policy, not the last one"
 
 
 # --- early and odd ends ---------------------------------------------------------------------------
