@@ -357,7 +357,7 @@ def ranking_groups(ctx: Context, round_: int) -> Rankings:
         # the split leaves out prompts that are near-duplicates of another split's
         prompts_of_split = {prompt.id for prompt in ctx.source.prompts("rank")}
         of_file = _of_file(ctx, path, prompts_of_split)
-        groups, count = of_file.groups, of_file.count
+        groups, count = of_file.groups, of_file.rankings
     else:
         of_file = None
         path = ctx.run.path / suffixed("rank", round_)
@@ -400,8 +400,8 @@ class _OfFile(NamedTuple):
     the file holds pairs."""
     undecided: list[int]
     """Records of rankings that give no group."""
-    count: int
-    """Rankings, or prompts with pairs."""
+    rankings: int
+    """Number of rankings, or of prompts with pairs."""
 
 
 def _of_file(ctx: Context, path: Path, prompts: Collection[str]) -> _OfFile:
