@@ -415,10 +415,10 @@ def _of_file(ctx: Context, path: Path, prompts: Collection[str]) -> _OfFile:
         undecided: list[int] = []
         for number, row in enumerate(ranked):
             if row[0].id in prompts:
-                made = _of_ranked(ctx, [row])
-                groups += made
-                records += [[number] for _ in made]
-                undecided += [] if made else [number]
+                row_groups = _of_ranked(ctx, [row])
+                groups += row_groups
+                records += [[number] for _ in row_groups]
+                undecided += [] if row_groups else [number]
         return _OfFile(groups, records, undecided, len(groups) + len(undecided))
     pairs: dict[str, list[PreferencePair]] = {}
     numbers: dict[str, list[int]] = {}
