@@ -20,7 +20,7 @@ import torch
 from alpaca_rlhf.models import rollout
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import load_base
-from alpaca_rlhf.models.batches import Example
+from alpaca_rlhf.models.batches import Example, TokenCounts
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.planner import Device, Lengths, PeakMemory, Shape
 from alpaca_rlhf.settings import Loop, Sampling
@@ -236,16 +236,19 @@ class Stages:
     def _fine_tune(self, role: str, stage: str, completion: int) -> None:
         """Two steps of two micro-batches."""
         own = self.settings.sft
+        examples = self._examples(4 * own.micro_batch_size, completion)
         train_sft(
             self.adapters,
             role,
-            self._examples(4 * own.micro_batch_size, completion),
+            examples,
             [],
             replace(own, batch_size=2 * own.micro_batch_size, epochs=1),
             seed=0,
             checkpoints=self._checkpoints(stage),
             log=lambda row: None,
             stage=stage,
+            # The stage of best-of-K counts its winners, which may be shorter than rows of SFT.
+            largest=TokenCounts.of_largest([[one] for one in examples]),
         )
 
     def _groups(self, count: int, seed: int) -> list[Group]:

@@ -11,14 +11,16 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import select
+from starlette.responses import Response
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 
 from alpaca_rlhf.app import environment
-from alpaca_rlhf.app.gate import MAX_REQUEST_BYTES, RateLimits
+from alpaca_rlhf.app.gate import MAX_REQUEST_BYTES, Gate, RateLimits
 from alpaca_rlhf.app.language import preferred_language
 from alpaca_rlhf.app.login_session import IDLE_S, MAX_AGE_S, RENEW_S, LoginSessions, read_secret
 from alpaca_rlhf.app.proxy import ProxyHeaders
@@ -353,6 +355,9 @@ def test_a_name_that_was_made_to_point_here_is_refused(without_accounts):
         ("127.0.0.1.evil.example", 421),
         ("localhost.evil.example:7860", 421),
         ("", 421),
+        ("[", 421),  # which no parser takes: refused as any other, and no traceback
+        ("[::1", 421),
+        ("localhost]", 421),
         ("127.0.0.1:7860", 200),
         ("LOCALHOST:7860", 200),
         ("[::1]:7860", 200),
@@ -371,6 +376,7 @@ def test_a_post_comes_from_our_own_page(enter, plain):
         ("http://127.0.0.1", 403),
         ("https://127.0.0.1:7860", 403),
         ("http://127.0.0.1:7860.evil.example", 403),
+        ("http://[", 403),
         (HOME, 200),
     ):
         client.headers["origin"] = origin
@@ -395,6 +401,28 @@ def test_behind_a_proxy_that_passes_on_nothing_people_sign_in(enter, store):
     ):
         client.headers["origin"] = origin
         assert sign_in(client, "ann").status_code == status, origin
+
+
+def test_the_gate_judges_the_path_that_is_served():
+    """An address that is put together and parsed again loses tabs: it is not what the app sees."""
+    served = []
+
+    async def app(scope, receive, send):
+        served.append(scope["path"])
+        await Response()(scope, receive, send)
+
+    gate = Gate(
+        app,
+        authenticator=SimpleNamespace(session=lambda cookie: None),
+        sessions=SimpleNamespace(cookie_name="cookie"),
+        hosts=["localhost"],
+        limits=RateLimits.default(local=True),
+    )
+    client = TestClient(gate, base_url=HOME)
+    for path in ("/lo%09gin", "/login%0a", "/stat%0dus"):
+        assert client.get(path).status_code == 404, path
+    assert client.get("/login").status_code == 200
+    assert served == ["/login"]
 
 
 def test_other_sites_may_link_here_and_nothing_else(without_accounts):

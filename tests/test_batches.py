@@ -19,6 +19,7 @@ from alpaca_rlhf.models.base import load_base
 from alpaca_rlhf.models.batches import (
     Batch,
     Example,
+    TokenCounts,
     answer,
     by_length,
     collate,
@@ -26,10 +27,12 @@ from alpaca_rlhf.models.batches import (
     example,
     from_rollout,
     left_pad,
+    longest_first,
     prompt_ids,
     segments,
     sft_example,
     text_ids,
+    within_budget,
 )
 from alpaca_rlhf.models.scoring import micro_batches
 from alpaca_rlhf.models.turns import LostReply
@@ -504,3 +507,40 @@ def test_by_length_deals_every_index_once_longest_first(lengths, size):
     assert sorted(dealt) == list(range(len(lengths)))
     assert [lengths[i] for i in dealt] == sorted(lengths, reverse=True)
     assert all(len(group) == size for group in groups[:-1])
+
+
+parts_of_examples = st.lists(st.lists(sequences, min_size=1, max_size=3), min_size=1, max_size=9)
+
+
+@given(parts=parts_of_examples, size=st.integers(1, 3))
+@few
+def test_a_micro_batch_has_so_many_parts_or_no_more_tokens_than_the_largest(tiny_base, parts, size):
+    batches = within_budget(parts, size, TokenCounts.of_largest(parts))
+    assert [index for batch in batches for index in batch] == list(range(len(parts)))
+    assert all(len(batch) >= size for batch in batches[:-1])
+
+    def tokens(indices):
+        """Of the batch that is computed: all, cells of its tables, and those with loss."""
+        batch = collate(tiny_base, [row for index in indices for row in parts[index]])
+        cells = sum(table.rows * table.width for table in batch.packing.tables)
+        return torch.tensor([len(batch.ids), cells, len(batch.loss_positions)])
+
+    most = size * torch.stack([tokens([index]) for index in range(len(parts))]).amax(0)
+    for batch, after in zip(batches, [*batches[1:], []], strict=True):
+        assert len(batch) <= size or (tokens(batch) <= most).all()
+        if after:
+            assert (tokens([*batch, after[0]]) > most).any(), "no room is left for the next"
+
+
+@given(rows=st.lists(sequences, min_size=1, max_size=12), size=st.integers(1, 5))
+@few
+def test_rows_of_the_greatest_length_are_counted_as_rows(rows, size):
+    lengths = [len(row) for row in rows]
+    largest = TokenCounts.of_largest([[row] for row in rows])
+    batches = longest_first(rows, size, largest)
+    dealt = [index for batch in batches for index in batch]
+    assert sorted(dealt) == list(range(len(rows)))
+    assert [lengths[index] for index in dealt] == sorted(lengths, reverse=True)
+    alike = [Example(tuple(range(7)), (8, 9))] * len(rows)
+    even = longest_first(alike, size, TokenCounts.of_longest(9))
+    assert even == by_length([9] * len(rows), size)

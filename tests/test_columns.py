@@ -4,11 +4,20 @@ import json
 import shlex
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
-from alpaca_rlhf.data import FileAccount, Reading, read_instructions, read_pairs, read_rankings
+from alpaca_rlhf.data import (
+    FileAccount,
+    Reading,
+    read_instructions,
+    read_pairs,
+    read_prompts,
+    read_rankings,
+)
 from alpaca_rlhf.data.readers.columns import column_names
 from alpaca_rlhf.data.splits import check_disjoint
 from alpaca_rlhf.settings.inputs import Inputs
@@ -16,6 +25,9 @@ from alpaca_rlhf.sources import reading_of
 from alpaca_rlhf.stages.preflight import leak_way_out
 from tests.mutated_rows import fuzz
 from tests.mutations import tried
+
+HUGE = 10**400
+"""A whole number that JSON holds and no float does."""
 
 GOOD = {"instruction": "Name a colour.", "output": "Blue."}
 USER = {"role": "user", "content": "Which colour?"}
@@ -434,6 +446,32 @@ def test_a_reply_that_is_not_trainable_carries_no_loss(tmp_path) -> None:
     assert row.masked_replies == (0,)
 
 
+def test_nan_in_a_table_is_no_text(tmp_path) -> None:
+    """As pandas fills a column of which no row, or not every one, has a text."""
+    columns = {"instruction": ["Hi."], "output": ["Yo."]}
+    gaps = {name: [float("nan")] for name in ("input", "system", "source", "note")}
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table(columns | gaps), path)
+    reading = Reading("instructions")
+    [row] = read_instructions(path, reading)
+    assert (row.instruction, row.input, row.system, row.output) == ("Hi.", "", "", "Yo.")
+    assert not reading.account.unread
+    # What says whether a row is learned from must say it.
+    parquet.write_table(pyarrow.table(columns | {"label": [float("nan")]}), path)
+    with pytest.raises(UserError, match="`label` must be true"):
+        read_instructions(path)
+
+
+def test_a_prompt_is_the_last_question_whatever_carries_loss(tmp_path) -> None:
+    messages = [USER, BLUE, {"role": "user", "content": "And then?"}, {**RED, "weight": 0}]
+    path = write(tmp_path / "a.jsonl", {"messages": messages})
+    [prompt] = read_prompts(path)
+    assert (prompt.instruction, prompt.history) == ("And then?", (("Which colour?", "Blue."),))
+    [row] = read_instructions(path)
+    assert (row.instruction, row.output) == ("Which colour?", "Blue.")
+    assert read_prompts(write(path, {"messages": [USER, {**BLUE, "weight": 0}]}))
+
+
 def test_two_answers_without_a_verdict_are_refused(tmp_path) -> None:
     row = {"instruction": "Hi.", "output_1": "Hello.", "output_2": "No."}
     assert len(read_pairs(write(tmp_path / "a.jsonl", *[row]))) == 1, (
@@ -441,6 +479,60 @@ def test_two_answers_without_a_verdict_are_refused(tmp_path) -> None:
     )
     with pytest.raises(UserError, match="`preference` is empty"):
         read_pairs(write(tmp_path / "a.jsonl", *[row | {"preference": None}]))
+    for name, value in (("winner", "output_2"), ("label", 0), ("better", "b")):
+        path = write(tmp_path / "a.jsonl", row | {name: value})
+        with pytest.raises(UserError, match=f"--columns {name}=preference"):
+            read_pairs(path)
+    reading = Reading("rankings", columns={"better": "preference"})
+    assert read_pairs(path, reading)[0].chosen == "No."
+    assert read_pairs(path, Reading("rankings", columns={"better": "-"}))[0].chosen == "Hello."
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "human: Hi.\n\nassistant: ",
+        "### Human: Hi. ### Assistant: ",
+        "USER: Hi. ASSISTANT: ",
+        "User: Hi.\nBot: ",
+        "<|im_start|>user\nHi.<|im_end|>\n<|im_start|>assistant\n",
+        "<|user|>\nHi.</s>\n<|assistant|>\n",
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        "<start_of_turn>user\nHi.<end_of_turn>\n<start_of_turn>model\n",
+        "<s>[INST] Hi. [/INST] ",
+        "### Instruction:\nHi.\n\n### Response:\n",
+    ],
+)
+def test_dialogues_in_marks_that_are_not_read_are_no_prompt(tmp_path, before) -> None:
+    """What they begin with alike would be learned as the user's own words."""
+    rows = [{"chosen": f"{before}Hello.", "rejected": f"{before}Go away."}]
+    with pytest.raises(UserError, match="marks that are not read: write them as lists of messages"):
+        read_pairs(write(tmp_path / "a.jsonl", *rows))
+
+
+@pytest.mark.parametrize(
+    "prompt", ["What is an assistant", "Describe the model", "TL;DR:", "AI is"]
+)
+def test_a_prompt_may_speak_of_assistants(tmp_path, prompt) -> None:
+    path = write(tmp_path / "a.jsonl", {"chosen": f"{prompt} yes.", "rejected": f"{prompt} no."})
+    assert read_pairs(path)[0].prompt.instruction == prompt
+
+
+@pytest.mark.parametrize(
+    ("columns", "name"),
+    [
+        ({"chosen": "a", "rejected": "b", "margin": HUGE}, "margin"),
+        ({"chosen": "a", "rejected": "b", "score_chosen": HUGE, "score_rejected": 1}, "score_cho"),
+        ({"responses": ["a", "b"], "scores": [HUGE, 1]}, "scores"),
+        ({"responses": ["a", "b"], "ranks": [2**63, 1]}, "ranks"),
+        ({"responses": [{"text": "a", "rating": HUGE}, {"text": "b", "rating": 1}]}, "rating"),
+        ({"answers": [{"answer": "a", "rank": HUGE}, {"answer": "b", "rank": 1}]}, "rank"),
+    ],
+)
+def test_numbers_that_nothing_can_hold_are_broken_rows(tmp_path, columns, name) -> None:
+    path = write(tmp_path / "a.jsonl", {"prompt": "Hi.", **columns})
+    with pytest.raises(UserError, match=f"a.jsonl:1: .*`{name}"):
+        read_pairs(path) if "chosen" in columns else read_rankings(path)
 
 
 def test_pairs_under_other_names_are_told_what_they_lack(tmp_path) -> None:

@@ -438,6 +438,27 @@ def test_the_help_of_the_values_rate_says_what_the_quickstart_takes():
 
 def test_activations_are_recomputed_on_a_card_unless_told_otherwise():
     assert [Loop().checkpoints_on(kind) for kind in ("cuda", "cpu")] == [True, False]
-    for mode, recomputed in (("on", 1), ("half", 2), ("off", 0)):
+    for mode, recomputed in (("on", 1), ("half", 2), (2, 2), (5, 5), ("off", 0)):
         settings = replace(Loop(), checkpointing=mode)
         assert [settings.checkpoints_on(kind) for kind in ("cuda", "cpu")] == [recomputed] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "checkpointing"), [("3", 3), ("half", "half"), ("off", "off"), ("on", "on")]
+)
+def test_checkpointing_takes_a_word_or_a_number(text, checkpointing, tmp_path):
+    """A run's file with `half`, from before numbers were taken, goes on being read."""
+    (tmp_path / "config.yaml").write_text(f"checkpointing: {text}\n", encoding="utf-8")
+    for argv in (["--checkpointing", text], ["--config", str(tmp_path / "config.yaml")]):
+        settings = parse(Loop, argv, prog="loop", description="")
+        assert settings.checkpointing == checkpointing
+        assert yaml.safe_load(to_yaml(settings))["checkpointing"] == checkpointing
+
+
+@pytest.mark.parametrize("text", ["1", "0", "-2", "sometimes", "2.5"])
+def test_checkpointing_of_no_layer_or_no_number_is_refused_in_one_line(text):
+    with pytest.raises(UserError) as refused:
+        parse(Loop, ["--checkpointing", text], prog="loop", description="")
+    message = str(refused.value)
+    assert message.startswith("--checkpointing") and text in message and "\n" not in message
+    assert "`off`" in message or "off, half or" in message or "one of auto" in message

@@ -10,6 +10,7 @@ import pytest
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import (
+    EvaluationPrompts,
     Firewall,
     check_disjoint,
     clusters,
@@ -52,6 +53,28 @@ def test_clusters_join_near_duplicates_transitively() -> None:
     assert clusters([a, far, c, b]) == [[a, c, b], [far]]  # a and c meet only through b
     assert clusters([a, far, c, text("a b c")]) == [[a, c], [far], [text("a b c")]]
     assert clusters([text("..."), text("!"), text("...")]) == [[text("...")] * 2, [text("!")]]
+
+
+@pytest.mark.parametrize(
+    ("symbols", "same", "others"),
+    [
+        ("👍", "👍\ufe0f", "🎉"),
+        ("? ?", "??", "!"),
+        ("∑", " ∑ ", "∏"),
+    ],
+)
+def test_prompts_of_symbols_alone_leak_and_are_near_the_same_symbols(symbols, same, others) -> None:
+    wall = Firewall()
+    wall.note("sft", [text(symbols)])
+    assert wall.leak("eval", text(symbols)) is not None
+    assert wall.leak("eval", text(same)) is not None
+    assert wall.leak("eval", text(others)) is None
+    assert wall.leak("eval", text(" ")) is None
+    assert clusters([text(symbols), text(others), text(same)]) == [
+        [text(symbols), text(same)],
+        [text(others)],
+    ]
+    assert EvaluationPrompts([text(symbols)]).contamination(text(same)) is not None
 
 
 def test_the_input_counts_as_text() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import random
@@ -26,13 +28,17 @@ from alpaca_rlhf.cli import (
     own_files,
     plan_command,
     running,
+    sample_command,
+    shell,
     stage_commands,
 )
 from alpaca_rlhf.cli import commands as table
 from alpaca_rlhf.cli import main as cli
 from alpaca_rlhf.cli.ranking import HELP, RankingSession
+from alpaca_rlhf.cli.terminal import Terminal
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Completion, Instruction
+from alpaca_rlhf.core.runs import RunFolder
 from alpaca_rlhf.core.templates import has_chat_template
 from alpaca_rlhf.exporting import gguf_file
 from alpaca_rlhf.exporting.ollama import model_name
@@ -429,6 +435,11 @@ def test_after_an_export_the_commands_take_any_folder(tmp_path):
     assert shlex.split(command)[:3] == ["cd", str(run / "export"), "&&"]
     assert shlex.split(command)[3:] == ["ollama", "create", "mein-lauf", "-f", "Modelfile"]
     assert then == "then: ollama run mein-lauf"
+    for policy, words in (("sft", ["--policy", "sft"]), (None, [])):
+        flags = export_command.Export(run=run, policy=policy)
+        *_, (command, _) = export_command._next(flags, run / "export", Loop())
+        exported = ["alpaca-rlhf", "export", "--run", str(run), *words, "--to", "gguf"]
+        assert shlex.split(command) == exported, "the same policy, not the last one"
 
 
 # --- early and odd ends ---------------------------------------------------------------------------
@@ -516,12 +527,83 @@ def test_home_is_expanded_in_files_and_flags(tmp_path, monkeypatch):
     assert odd.out == Path("~nobody-here/x")
 
 
+def test_a_database_at_home_is_found_there(tmp_path, monkeypatch, capsys):
+    """It made a folder called `~` where the command was typed."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a long password\r\n"))
+    assert cli.main(["app", "--db=~/ours.db", "--add-user", "ann"]) == 0, capsys.readouterr()
+    assert (tmp_path / "ours.db").is_file() and not (tmp_path / "~").exists()
+    with Store(tmp_path / "ours.db") as store:
+        assert store.sign_in("ann", "a long password") is not None, "without the line's end"
+    assert cli.main(["verdicts", "status", "--db=~/ours.db"]) == 0, capsys.readouterr()
+
+
+def test_a_run_at_home_is_gone_on_with_after_an_equals_sign(tmp_path, monkeypatch):
+    """The shell expands no `~` there: without it the defaults would be those of another run."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = ["--out", str(tmp_path / "mine"), "--seed", "7"]
+    text = to_yaml(parse(Loop, words, prog="loop", description=""))
+    RunFolder.open(tmp_path / "mine", text, kind="loop").close()
+    invocation = table.Invocation("loop", table.COMMANDS["loop"], ["--out=~/mine"], Terminal())
+    settings, _ = stage_commands._resumed(Loop, invocation, invocation.arguments)
+    assert (settings.seed, settings.out) == (7, tmp_path / "mine")
+
+
 @pytest.mark.parametrize("words", [["--json"], ["--json", "--base", "x"], ["--json", "True"]])
 def test_a_switch_needs_no_value(words):
     assert parse(doctor_command.Doctor, words, prog="doctor", description="").json
     assert parse(app_command.App, ["--open"], prog="app", description="").open
     with pytest.raises(UserError, match="--json expects True or False, got 'maybe'"):
         parse(doctor_command.Doctor, ["--json", "maybe"], prog="doctor", description="")
+
+
+def test_a_path_that_is_empty_is_refused_where_it_was_given(tmp_path):
+    """As of a shell's variable that is not set: it would be the current folder."""
+    for flag in ("--out", "--inputs.data"):
+        with pytest.raises(UserError, match=f"{flag} expects a path.*, got an empty text"):
+            parse(Loop, [flag, ""], prog="loop", description="")
+    (tmp_path / "mine.yaml").write_text('out: ""\n')
+    with pytest.raises(UserError, match=r"mine\.yaml:1: out expects a path"):
+        parse(Loop, ["--config", str(tmp_path / "mine.yaml")], prog="loop", description="")
+    with pytest.raises(UserError, match="unexpected ''"):
+        parse(Loop, ["--seed", "1", ""], prog="loop", description="")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["data", "check", "x" * 300],
+        ["import", "x" * 300, "--out", "y"],
+        ["split", "--data", "rows.jsonl", "--out", "x" * 300],
+        ["sft", "--base", "x" * 300, "--inputs.data", "rows.jsonl", "--out", "y"],
+        ["chat", "--run", "x" * 300],
+        ["loop", "x" * 300],
+    ],
+)
+def test_a_name_that_is_too_long_for_the_system_is_one_line(words, rows, monkeypatch, capsys):
+    monkeypatch.chdir(rows.parent)
+    assert cli.main(words) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and told.count("\n") == 1 and "xxx" in told, told
+
+
+def test_a_path_that_may_not_be_looked_at_is_one_line(capsys):
+    def look() -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", "/somebody's/rows.jsonl")
+
+    assert shell.guarded(look, command="alpaca-rlhf loop", terminal=Terminal()) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: /somebody's/rows.jsonl: Permission denied;")
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words", [["--k", "0"], ["--k", "1"], ["--k", "10"], ["--n", "0"], ["--n", "-1"]]
+)
+def test_no_queue_is_filled_with_less_than_two_answers_or_less_than_a_prompt(words):
+    with pytest.raises(UserError, match=f"{words[0]} must be .*, got {words[1]}"):
+        parse(sample_command.Fill, words, prog="sample", description="")
 
 
 def test_answers_are_indented_and_a_question_mark_helps(tmp_path):

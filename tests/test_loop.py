@@ -13,7 +13,7 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.randomness import derived_seed
 from alpaca_rlhf.models.oom_retry import MicroBatch
 from alpaca_rlhf.training import loop
-from alpaca_rlhf.training.loop import Bookkeeping, Checkpoints, Learner, batches, chunks, fit
+from alpaca_rlhf.training.loop import Bookkeeping, Checkpoints, Learner, batches, fit
 from alpaca_rlhf.training.loss_scale import LossScale
 from alpaca_rlhf.training.patience import Patience
 
@@ -77,11 +77,6 @@ def test_no_seed_orders_what_another_seed_orders_later():
     assert derived_seed(1, "a", 23) != derived_seed(1, "a", 2, 3)
     long = [str(one) for one in batches(20, 20, 1500, 0) + batches(20, 20, 1500, 1)]
     assert len(set(long)) == 3000
-
-
-def test_chunks():
-    assert chunks([1, 2, 3, 4, 5], 2) == [[1, 2], [3, 4], [5]]
-    assert chunks([], 2) == []
 
 
 # --- the optimiser --------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -291,7 +292,8 @@ def test_lengths_are_shortened_only_where_that_is_allowed():
     [
         ("llama-3-8b", "24", "off"),
         ("llama-3-8b", "16", "off"),
-        ("llama-3-8b", "12", "half"),
+        ("llama-3-8b", "14", 7),
+        ("llama-3-8b", "12", 2),
         ("llama-3-8b", "10", "auto"),
         ("llama-3.2-1b", "12", "off"),
         ("smollm2-135m", "cpu", "auto"),
@@ -311,6 +313,12 @@ def test_activations_are_kept_where_enough_tokens_fit(base, card, chosen):
         except UserError:
             continue
         assert kept.checkpointing == settings.checkpointing, "a choice of the user's stays"
+    if isinstance(chosen, int):
+        fewer = replace(before, checkpointing=chosen + 1)
+        with contextlib.suppress(UserError):  # or not even one row fits with fewer
+            kept = largest_fitting(budget, fewer)
+            tokens = [kept.sft.micro_batch_size * 512, kept.ppo.micro_batch_size * 512]
+            assert min(tokens) < 1024 or not budget.fits(kept, ("sft", "reward", "ppo"))
     if chosen == "off":
         recomputed = largest_fitting(budget, replace(before, checkpointing="on"))
         rows = after.sft.micro_batch_size, recomputed.sft.micro_batch_size

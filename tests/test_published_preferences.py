@@ -49,7 +49,7 @@ SHAPES: dict[str, tuple[Row, str, tuple[Any, ...], tuple[Any, ...], tuple[Any, .
         "winner",
         ("model_a",),
         ("model_b",),
-        ("tie", "tie (bothbad)"),
+        ("tie", "tie (bothbad)", "both_bad"),
         "model_c",
     ),
     "SafeRLHF": (

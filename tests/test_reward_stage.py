@@ -76,6 +76,7 @@ def test_pairs_with_margins(go, tmp_path, capsys):
     found = facts(tmp_path)
     assert found["pairs"] + found["held_out_pairs"] == 10
     assert (found["too_long"], found["left_out"], found["undecided"]) == (2, 1, 0)
+    assert (found["rows"]["used"], found["rows"]["left_out"]) == (10, {"too long": 1})
     assert found["reference_std"] > 0
     assert 0 <= found["reference_finished"] <= found["reference_completions"] > 0
     assert set(found["accuracy_by"]) == {"completions", "preferred_is", "confidence"}
@@ -94,6 +95,9 @@ def test_trees_with_ties(go, tmp_path, capsys):
     assert go(path, "--reward.ties", "soft") == 0, capsys.readouterr().err
     found = facts(tmp_path)
     assert found["undecided"] == 10
+    account = found["rows"]
+    assert account["left_out"]["tie"] == 10, "nobody learns from them: they are not used"
+    assert account["used"] + sum(account["left_out"].values()) == account["rows"] == 30
     assert [row["is"] for row in found["accuracy_by"]["tiers_apart"]] == ["1", "2"]
     assert found["held_out_pairs"] % 3 == 0
     assert found["pairs"] > 30 - found["held_out_pairs"]

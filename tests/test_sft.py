@@ -10,7 +10,7 @@ import torch
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.models.base import weights_digest
-from alpaca_rlhf.models.batches import Example, collate, example
+from alpaca_rlhf.models.batches import Example, TokenCounts, by_length, collate, example
 from alpaca_rlhf.models.forward import loss_logprobs
 from alpaca_rlhf.models.rollout import sample
 from alpaca_rlhf.settings import SFT, Sampling
@@ -39,7 +39,18 @@ def examples(n, seed=0):
     return [Example((1, *ids(1, 11)), (*ids(0, 19), 2)) for _ in range(n)]
 
 
+def full_rows(n):
+    """Random rows of 32 tokens, of which 20 carry loss."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 386, (n, 30), generator=generator).tolist()
+    return [Example((1, *row[:11]), (*row[11:], 2)) for row in ids]
+
+
+LONGEST = 32
+"""Tokens of the longest row of `examples` and of each of `full_rows`."""
+LARGEST = TokenCounts.of_longest(LONGEST)
 SETTINGS = SFT(lr=1e-2, epochs=1, batch_size=8, micro_batch_size=4, warmup=0.0, save_every=2)
+FULL = replace(SETTINGS, max_length=LONGEST)
 
 
 def train(adapters, folder, rows, settings=SETTINGS, *, seed=0, held_out=(), log=None, **options):
@@ -65,12 +76,44 @@ def test_the_micro_batch_never_changes_the_gradient(tiny, tmp_path, gradients, p
         adapters = tiny("sft", dtype=dtype, quantization=quantization)
         if dtype == torch.float64:
             assert {p.dtype for p in adapters.parameters("sft").values()} == {torch.float64}
-        train(adapters, tmp_path, examples(8), replace(SETTINGS, micro_batch_size=size))
+        settings = replace(SETTINGS, micro_batch_size=size, max_length=LONGEST)
+        train(adapters, tmp_path, examples(8), settings)
     whole = gradients[-1]
     assert len(gradients) == 4
     assert whole.norm() > 0.1
     for one in gradients:
         assert (one - whole).norm() <= bound * whole.norm()
+
+
+def test_short_rows_fill_a_micro_batch_and_keep_the_gradient(
+    tiny, tmp_path, gradients, monkeypatch
+):
+    """In fp32, against micro-batches that are counted in rows: fewer forwards, equal gradients."""
+    rows = [*examples(30), *full_rows(2)]
+    settings = replace(SETTINGS, batch_size=32, micro_batch_size=2, max_length=64)
+    forwards = []
+
+    def logprobs(adapters, batch):
+        forwards.append((len(batch), len(batch.ids), len(batch.loss_positions)))
+        return loss_logprobs(adapters, batch)
+
+    monkeypatch.setattr(sft, "loss_logprobs", logprobs)
+    train(tiny("sft"), tmp_path / "tokens", rows, settings)
+    by_tokens = forwards.copy()
+    forwards.clear()
+    monkeypatch.setattr(
+        sft,
+        "longest_first",
+        lambda examples, size, largest: by_length([len(row) for row in examples], size),
+    )
+    train(tiny("sft"), tmp_path / "rows", rows, settings)
+    packed, counted = gradients
+    assert counted.norm() > 0.1
+    assert (packed - counted).norm() <= 1e-5 * counted.norm()
+    assert len(forwards) == 16 and len(by_tokens) <= 8
+    assert sum(count for count, _, _ in by_tokens) == 32
+    assert all(tokens <= 128 for _, tokens, _ in by_tokens)
+    assert all(count <= 2 or with_loss <= 64 for count, _, with_loss in by_tokens)
 
 
 def test_the_gradient_is_that_of_a_plain_token_mean(tiny, tmp_path, gradients):
@@ -114,9 +157,9 @@ def test_the_replies_of_earlier_turns_carry_loss_too(tiny):
     adapters = tiny("sft")
     talk = Example((1, 110, 120, 130, 2, 140, 150), (160, 2), earlier=((3, 5),))
     replies = [Example(talk.prompt[:3], talk.prompt[3:5]), Example(talk.prompt, talk.completion)]
-    whole = held_out_loss(adapters, "sft", [talk], 1)
-    assert whole == pytest.approx(held_out_loss(adapters, "sft", replies, 1), abs=1e-6)
-    last = held_out_loss(adapters, "sft", replies[1:], 1)
+    whole = held_out_loss(adapters, "sft", [talk], 1, LARGEST)
+    assert whole == pytest.approx(held_out_loss(adapters, "sft", replies, 1, LARGEST), abs=1e-6)
+    last = held_out_loss(adapters, "sft", replies[1:], 1, LARGEST)
     assert abs(whole - last) > 1e-3
 
 
@@ -275,12 +318,12 @@ def crammed(monkeypatch, most, error=no_cuda_memory):
 def test_where_memory_runs_out_the_result_is_that_of_smaller_micro_batches(
     tiny, tmp_path, monkeypatch, caplog, gradients, error
 ):
-    settings = replace(SETTINGS, epochs=2, batch_size=16)
+    settings = replace(FULL, epochs=2, batch_size=16)
     small, big = tiny("sft"), tiny("sft")
-    train(small, tmp_path / "a", examples(16), replace(settings, micro_batch_size=2))
+    train(small, tmp_path / "a", full_rows(16), replace(settings, micro_batch_size=2))
     expected = [gradients.pop(0) for _ in range(2)]
     sizes = crammed(monkeypatch, 2, error)
-    train(big, tmp_path / "b", examples(16), replace(settings, micro_batch_size=8))
+    train(big, tmp_path / "b", full_rows(16), replace(settings, micro_batch_size=8))
     for one, other in zip(gradients, expected, strict=True):
         assert (one - other).norm() <= 1e-5 * other.norm()
     for key, p in big.parameters("sft").items():
@@ -298,22 +341,22 @@ def test_where_not_one_row_fits_it_says_what_to_lower(tiny, tmp_path, monkeypatc
     before = adapters.digest("sft")
     crammed(monkeypatch, 0)
     with pytest.raises(UserError, match=r"sft: out of memory .*size 1; lower --sft\.max-length"):
-        train(adapters, tmp_path, examples(8))
+        train(adapters, tmp_path, full_rows(8), FULL)
     assert adapters.digest("sft") == before
 
 
 def test_the_evaluation_too_makes_do_with_less(tiny, tmp_path, monkeypatch):
     adapters = tiny("sft")
-    expected = held_out_loss(adapters, "sft", examples(9), 1)
+    expected = held_out_loss(adapters, "sft", full_rows(9), 1, LARGEST)
     crammed(monkeypatch, 1)
-    result = train(adapters, tmp_path, examples(8), held_out=examples(9))
+    result = train(adapters, tmp_path, full_rows(8), FULL, held_out=full_rows(9))
     assert result.loss_before == pytest.approx(expected, rel=1e-5)
 
 
 def test_other_errors_are_not_taken_for_it(tiny, tmp_path, monkeypatch):
     crammed(monkeypatch, 2, lambda: RuntimeError("a shape is invalid for memory format"))
     with pytest.raises(RuntimeError, match="shape"):
-        train(tiny("sft"), tmp_path, examples(8))
+        train(tiny("sft"), tmp_path, full_rows(8), FULL)
 
 
 # --- the best weights -----------------------------------------------------------------------------
@@ -324,7 +367,7 @@ def planted(monkeypatch, losses):
     looks = iter(losses)
     seen = []
 
-    def loss(adapters, role, examples, size):
+    def loss(adapters, role, examples, size, largest):
         seen.append(adapters.digest(role))
         return next(looks, 99.0)
 
@@ -475,21 +518,21 @@ def test_the_preview_is_of_the_first_row_and_the_first_conversation():
 def test_the_held_out_loss_is_a_mean_over_tokens(tiny):
     adapters = tiny("sft")
     rows = examples(7)
-    found = [held_out_loss(adapters, "sft", rows, size) for size in (1, 3, 7)]
+    found = [held_out_loss(adapters, "sft", rows, size, LARGEST) for size in (1, 3, 7)]
     assert found == pytest.approx([found[0]] * 3, rel=1e-5)
-    alone = [held_out_loss(adapters, "sft", [one], 1) for one in rows]
+    alone = [held_out_loss(adapters, "sft", [one], 1, LARGEST) for one in rows]
     lengths = [len(one.completion) for one in rows]
     weighted = sum(a * n for a, n in zip(alone, lengths, strict=True)) / sum(lengths)
     assert found[0] == pytest.approx(weighted, rel=1e-5)
-    assert held_out_loss(adapters, "sft", [], 4) == 0
+    assert held_out_loss(adapters, "sft", [], 4, LARGEST) == 0
 
 
 def test_the_loss_before_is_that_of_the_adapter_it_starts_from(tiny, tmp_path):
     """Best-of-K goes on from SFT, not from the bare base."""
     adapters, rows = tiny("sft"), examples(6)
-    expected = held_out_loss(adapters, "sft", rows, 4)
-    assert not math.isclose(expected, held_out_loss(adapters, None, rows, 4), rel_tol=1e-3)
-    assert train(adapters, tmp_path, rows, held_out=rows).loss_before == expected
+    expected = held_out_loss(adapters, "sft", rows, 4, LARGEST)
+    assert not math.isclose(expected, held_out_loss(adapters, None, rows, 4, LARGEST), rel_tol=1e-3)
+    assert train(adapters, tmp_path, rows, FULL, held_out=rows).loss_before == expected
 
 
 def test_each_epoch_is_evaluated(tiny, tmp_path):

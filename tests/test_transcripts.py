@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from alpaca_rlhf.core.records import Instruction
-from alpaca_rlhf.data import read_instructions, read_pairs, read_prompts, read_rankings
+from alpaca_rlhf.data import (
+    read_instructions,
+    read_pairs,
+    read_prompts,
+    read_rankings,
+    write_instructions,
+)
+from alpaca_rlhf.data.readers.comparisons import pair_to_json
+from alpaca_rlhf.data.readers.ranked import ranked_answers
 
 START = "\n\nHuman: Hi.\n\nAssistant: Hello!\n\nHuman: Sing.\n\nAssistant:"
 PROMPT = Instruction("Sing.", source="a.jsonl", history=(("Hi.", "Hello!"),))
@@ -45,6 +53,22 @@ def test_a_prompt_that_is_a_transcript_is_a_dialogue(tmp_path, name, shape, text
     assert prompt.output == ("La." if shape == "instructions" else None)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "text",
+    [
+        START.removesuffix("\n\nAssistant:"),
+        START.replace("\n", "\r\n"),
+        START.removesuffix("\n\nAssistant:").replace("\n", "\r\n"),
+    ],
+)
+def test_a_transcript_may_lack_its_last_mark_and_have_lines_of_windows(tmp_path, shape, text):
+    path = write(tmp_path / "a.jsonl", {"prompt": text, **SHAPES[shape]})
+    prompt = first_prompt(shape.replace("comparisons", "pairs"), path)
+    assert (prompt.instruction, prompt.history) == ("Sing.", (("Hi.", "Hello!"),))
+    assert prompt.output == ("La." if shape == "instructions" else None)
+
+
 def test_transcripts_give_what_hh_gives(tmp_path) -> None:
     """As full-hh-rlhf writes HH: the prompt apart, the answers with the blank before them."""
     rows = [
@@ -52,10 +76,11 @@ def test_transcripts_give_what_hh_gives(tmp_path) -> None:
         {"prompt": START, "chosen": " La la.", "rejected": " La no.", "response": " La la."},
         {"prompt": START, "chosen": f"{START} La la.", "rejected": f"{START} La no."},
     ]
+    rows.append({name: text.replace("\n", "\r\n") for name, text in rows[0].items()})
     pairs = read_pairs(write(tmp_path / "a.jsonl", *rows))
     assert [(pair.prompt, pair.chosen, pair.rejected) for pair in pairs] == [
         (PROMPT, "La la.", "La no.")
-    ] * 3
+    ] * 4
 
 
 def test_marks_on_lines_of_their_own(tmp_path) -> None:
@@ -124,3 +149,20 @@ def test_an_ordinary_instruction_that_mentions_marks_stays_as_it_is(tmp_path, ro
     assert read.history == tuple(map(tuple, row.get("history", ())))
     (pair,) = read_pairs(write(tmp_path / "b.jsonl", row | {"chosen": " x", "rejected": "y"}))
     assert (pair.prompt.instruction, pair.chosen) == (text, " x")
+
+
+@pytest.mark.parametrize("text", [START, NEMO, "Human: a\n\nAssistant: b\n\nHuman: c"])
+def test_what_was_written_is_read_back_as_it_was(tmp_path, text) -> None:
+    """A transcript within a message is that message's text, in the kit's own files as well."""
+    messages = [{"role": "user", "content": text}, {"role": "assistant", "content": "La."}]
+    (row,) = read_instructions(write(tmp_path / "a.jsonl", {"messages": messages}))
+    assert (row.instruction, row.history) == (text, ())
+    write_instructions(tmp_path / "b.jsonl", [row])
+    assert read_instructions(tmp_path / "b.jsonl") == [row]
+    assert Instruction.from_json(json.loads((tmp_path / "b.jsonl").read_text())) == row
+    pair = {"prompt": messages[:1], "chosen": "La.", "rejected": "No."}
+    (pair,) = read_pairs(write(tmp_path / "c.jsonl", pair))
+    assert read_pairs(write(tmp_path / "c.jsonl", pair_to_json(pair))) == [pair]
+    ranked = {"prompt": messages[:1], "responses": ["La.", "No."], "ranks": [0, 1]}
+    (ranking,) = ranked_answers(ranked, "a.jsonl").rankings
+    assert ranked_answers(json.loads(json.dumps(ranking.to_json())), "").rankings == [ranking]

@@ -182,7 +182,7 @@ class Gate:
         # 1. Requests that no page of the app sends.
         refusal = self._refusal(request)
         # 2. The session and its rate limit.
-        if refusal is None and not _matches(request.url.path, PUBLIC_PATHS):
+        if refusal is None and not _matches(_path(request), PUBLIC_PATHS):
             cookie = request.cookies.get(self._sessions.cookie_name)
             session = await run_in_threadpool(self._authenticator.session, cookie)
             refusal = self._rate_limited(request, session)
@@ -191,7 +191,7 @@ class Gate:
             else:
                 scope.setdefault("state", {})["account"] = session.account
                 # 3. A fresh cookie for a session in use.
-                if session.began and not _is_asset(request.url.path):
+                if session.began and not _is_asset(_path(request)):
                     renewed = await run_in_threadpool(self._sessions.renewal, session)
                     fresh_cookies += [renewed] if renewed else []
         elif refusal is None:
@@ -211,7 +211,7 @@ class Gate:
         headers, method = request.headers, request.method
         if not self._is_our_host(headers.get("host", "")):
             return _problem(421, "the app does not answer to this host name")
-        path = request.url.path
+        path = _path(request)
         known = _matches(path, _PATHS) or path.startswith(_PREFIXES)
         if not known or "\\" in path or "/../" in path:
             return _problem(404, "there is nothing here")
@@ -230,7 +230,7 @@ class Gate:
         return None
 
     def _rate_limited(self, request: Request, session: LoginSession | None) -> Response | None:
-        if self._limits.local or _is_asset(request.url.path):
+        if self._limits.local or _is_asset(_path(request)):
             return None
         key: object = session.account.id if session else client_address(request)
         wait_s = self._limits.requests.take(key)
@@ -241,12 +241,11 @@ class Gate:
         return _problem(429, "too many requests; wait a moment", headers)
 
     def _is_our_host(self, host: str) -> bool:
-        name = urlsplit(f"//{host}").hostname or ""
-        if name in self._hosts:
-            return True
         try:
-            ipaddress.ip_address(name)
-        except ValueError:
+            name = urlsplit(f"//{host}").hostname or ""
+            if name not in self._hosts:
+                ipaddress.ip_address(name)
+        except ValueError:  # neither an address nor, as `[`, any host at all
             return False
         return True
 
@@ -280,7 +279,7 @@ def set_session_cookie(
         value,
         max_age=IDLE_S if value else 0,
         path=prefix or "/",
-        secure=request.url.scheme == "https",
+        secure=request.scope["scheme"] == "https",
         httponly=True,
         samesite="strict",
     )
@@ -288,15 +287,18 @@ def set_session_cookie(
 
 def _same_origin(request: Request, public: str) -> bool:
     """True if a POST comes from our own page; every browser sends its origin."""
-    origin = urlsplit(request.headers.get("origin", ""))
-    called = (request.url.scheme, request.headers.get("host", "").lower())
+    try:
+        origin = urlsplit(request.headers.get("origin", ""))
+    except ValueError:
+        return False
+    called = (request.scope["scheme"], request.headers.get("host", "").lower())
     typed = urlsplit(public)
     sent = (origin.scheme, origin.netloc.lower())
     return bool(origin.netloc) and sent in (called, (typed.scheme, typed.netloc.lower()))
 
 
 def _signed_out(request: Request, prefix: str) -> Response:
-    if request.url.path == "/" and request.method in _SAFE_METHODS:
+    if _path(request) == "/" and request.method in _SAFE_METHODS:
         return RedirectResponse(f"{prefix}/login", 303, {"cache-control": "no-store"})
     return _problem(401, "nobody is signed in", {"cache-control": "no-store"})
 
@@ -309,8 +311,17 @@ def _matches(path: str, paths: Collection[str]) -> bool:
     return path in paths or (path != "/" and path.removesuffix("/") in paths)
 
 
+def _path(request: Request) -> str:
+    """The path by which the app behind the gate finds its route.
+
+    `request.url` is put together with the host and parsed again, which drops tabs and line breaks:
+    by it the gate would judge another path than the one that is served.
+    """
+    return str(request.scope["path"])
+
+
 def _max_bytes(request: Request) -> int:
-    return _MAX_BYTES_OF.get(request.url.path, MAX_REQUEST_BYTES)
+    return _MAX_BYTES_OF.get(_path(request), MAX_REQUEST_BYTES)
 
 
 def _is_asset(path: str) -> bool:
@@ -322,12 +333,12 @@ def _add_headers(message: Message, request: Request) -> None:
     for name, value in HEADERS.items():
         if name not in headers:
             headers[name] = value
-    if request.url.scheme == "https":
+    if request.scope["scheme"] == "https":
         headers["strict-transport-security"] = _HSTS
     # nginx would keep the pieces of a stream back until there are enough of them.
     if headers.get("content-type", "").startswith("text/event-stream"):
         headers["x-accel-buffering"] = "no"
-    if "cache-control" not in headers and not _is_asset(request.url.path):
+    if "cache-control" not in headers and not _is_asset(_path(request)):
         headers["cache-control"] = "no-store"
 
 

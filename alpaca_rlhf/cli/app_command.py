@@ -240,7 +240,7 @@ def password_of(name: str, *, flag: str = "--add-user") -> str:
         line = sys.stdin.readline()
         if not line:
             raise UserError(f"{flag}: the password is read from the input, which is empty")
-        return line.rstrip("\n")
+        return line.rstrip("\r\n")
     password = getpass.getpass(f"password for {name}: ")
     if getpass.getpass("again: ") != password:
         raise UserError(f"{flag}: the two passwords differ; run it again")

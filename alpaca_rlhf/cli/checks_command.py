@@ -17,6 +17,7 @@ from alpaca_rlhf.data.readers.formats import instructions_of
 from alpaca_rlhf.data.readers.problems import EmptyRow, listed
 from alpaca_rlhf.data.readers.rows import collect
 from alpaca_rlhf.data.readers.values import checked_text
+from alpaca_rlhf.settings.bounds import Bounded, NonNegativeInt
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Listing:
 
 
 @dataclass(frozen=True)
-class Scoring:
+class Scoring(Bounded):
     """Flags of `checks score`."""
 
     prompt: str | None = None
@@ -42,7 +43,7 @@ class Scoring:
     (or `output`, `completion`, `response`), in JSON lines, JSON, CSV or Parquet."""
     finished: bool = True
     """False if the answers were cut at a limit."""
-    limit: int = 20
+    limit: NonNegativeInt = 20
     """Rows of the file that are shown; 0 shows all."""
 
 

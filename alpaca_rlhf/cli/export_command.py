@@ -166,5 +166,7 @@ def _next(flags: Export, out: Path, settings: Loop) -> list[tuple[str, str]]:
     rows = [(f"cat {where}/README.md", "how to load it, and what its licence asks")]
     if flags.to == "merged":
         rows.append((f"vllm serve {where}", "serve it"))
-        rows.append((f"{PROGRAM} export --run {run_} --to gguf", "for llama.cpp and Ollama"))
+        policy = "" if flags.policy is None else f" --policy {quoted(flags.policy)}"
+        command = f"{PROGRAM} export --run {run_}{policy} --to gguf"
+        rows.append((command, "for llama.cpp and Ollama"))
     return rows

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from annotated_types import Gt
+from annotated_types import Gt, Interval
 
 from alpaca_rlhf.cli.chat import choose
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines
@@ -46,9 +46,9 @@ class Fill(Bounded):
     policy: str | None = None
     """The policy that answers: base, sft, best_of_k, ppo, in later rounds ppo.2 ...; by default
     the last."""
-    k: int = 4
+    k: Annotated[int, Interval(ge=2, le=9), "a ranking needs at least two completions"] = 4
     """Answers a prompt; those with the same text count once."""
-    n: int | None = None
+    n: PositiveInt | None = None
     """Prompts at most; by default all of them."""
     temperature: Annotated[float, Gt(0), "else all answers to a prompt are the same"] | None = None
     """Divides the logits; at 0 all answers are the same. None takes that of the run's

@@ -7,6 +7,7 @@ bug and keeps its traceback.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import logging
 import os
@@ -27,6 +28,17 @@ T = TypeVar("T")
 HELP_ALL = "--help-all"
 """Shows every flag of a command; `--help` shows those that people need first."""
 
+_BAD_PATHS = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+)
+"""Errors of the system about a path of the user's."""
+_MAX_PATH_CHARS = 120
 _MEMORY_FLAGS = {
     "generate": "--generate.batch-size",
     "sft": "--sft.micro-batch-size",
@@ -69,12 +81,16 @@ def guarded(body: Callable[[], int], *, command: str, terminal: Terminal) -> int
         _drop_output()
         return _tell(f"the output was closed; what was done is kept. To go on: {command}", 130)
     except Exception as error:
-        # Two failures are the user's to mend though no UserError: a full disk, a full card.
+        # Three failures are the user's to mend though no UserError: a full disk, a path that the
+        # system refuses even to look at, a full card.
         if is_full(error):
             where = getattr(error, "filename", None) or "something"
             return _tell(
                 f"error: {where}: cannot be written (No space left on device); {FULL}: {command}", 2
             )
+        if isinstance(error, OSError) and error.errno in _BAD_PATHS and error.filename is not None:
+            where, reason = str(error.filename)[:_MAX_PATH_CHARS], error.strerror
+            return _tell(f"error: {where}: {reason}; give another path, or mend this one", 2)
         if type(error).__name__ != "OutOfMemoryError":  # torch's; torch may not be loaded
             raise
         stage = (terminal.stage or "").partition(".")[0]

@@ -194,7 +194,7 @@ def _resumed(
     # 1. The folder is read from the arguments first: whether a run lies there sets the defaults.
     default, kind = Loop(), "loop"
     entries = _entries(cls, arguments, invocation.prog)
-    out = Path(entries["out"].texts[0]) if "out" in entries else default.out
+    out: Path = entries["out"].value() if "out" in entries else default.out
     if run_contents.holds_run(out):
         default, kind = run_contents.settings_of(out), run_contents.kind_of(out)
     # 2. All arguments are parsed, with these defaults.

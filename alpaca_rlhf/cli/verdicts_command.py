@@ -12,6 +12,7 @@ from annotated_types import Interval
 
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal, next_lines
 from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.files import at_home
 from alpaca_rlhf.core.shell_words import quoted
 from alpaca_rlhf.preferences.assignment import MIN_GOLD_ASKED
 from alpaca_rlhf.serving import run_contents
@@ -174,7 +175,7 @@ def _opened(flags: Status, terminal: Terminal) -> Store:
                 f"--run {flags.run}: nobody has ranked anything there yet; "
                 f"open the app with `{PROGRAM} app --run {quoted(flags.run)}`"
             )
-    elif "://" not in flags.db and not Path(flags.db).is_file():
+    elif "://" not in flags.db and not Path(at_home(flags.db)).is_file():
         raise UserError(f"--db {flags.db}: there is no such file; give the database of the app")
     return open_store(flags.run, flags.db, say=terminal.say)
 

@@ -189,6 +189,17 @@ def is_full(error: BaseException) -> bool:
     return any(phrase in message for phrase in _DISK_FULL_MESSAGES)
 
 
+def at_home(text: str) -> str:
+    """A path as it was written, its leading `~` expanded, as no shell does in a file or after `=`.
+
+    That of somebody who is not known here stays.
+    """
+    try:
+        return str(Path(text).expanduser()) if text.startswith("~") else text
+    except RuntimeError:
+        return text
+
+
 def nearest_folder(path: Path) -> Path:
     """The deepest existing folder on the way to a path that may not exist yet."""
     folder = path.expanduser().absolute()

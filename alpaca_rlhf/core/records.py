@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 FinishReason = Literal["eos", "length"]
 
 
+_TRANSCRIPT_MARKS = ("Human:", "<extra_id_1>")
+"""Marks of turns in texts that may be whole dialogues (see `data/readers/transcripts.py`)."""
+
+
 def content_hash(*parts: str) -> str:
     """The first 16 hex digits of the SHA-256 of `parts`, each preceded by its length."""
     digest = hashlib.sha256()
@@ -72,12 +76,19 @@ class Instruction:
             "output": self.output,
             "source": self.source,
         }
-        optional = {
-            "history": self.history,
-            "system": self.system,
-            "masked_replies": self.masked_replies,
-        }
-        return columns | {name: value for name, value in optional.items() if value}
+        masked = {"masked_replies": self.masked_replies} if self.masked_replies else {}
+        return columns | self.dialogue_columns() | masked
+
+    def dialogue_columns(self) -> dict[str, Any]:
+        """The columns `history` and `system` of a JSON line, left out where there are none.
+
+        A text that looks like a transcript has its `history` even if it is empty: beside one, the
+        readers take an instruction as it stands.
+        """
+        columns: dict[str, Any] = {}
+        if self.history or any(mark in self.instruction for mark in _TRANSCRIPT_MARKS):
+            columns["history"] = self.history
+        return columns | ({"system": self.system} if self.system else {})
 
     @classmethod
     def from_json(cls, columns: Mapping[str, Any]) -> Instruction:

@@ -83,6 +83,12 @@ def _kind(char: str) -> str:
     return "single" if any(low <= ord(char) <= high for low, high in _UNSPACED) else "word"
 
 
+def _symbols(text: str) -> str:
+    """The symbols of a text, without blanks and the marks that choose how an emoji looks."""
+    characters = unicodedata.normalize("NFKC", text)
+    return "".join(char for char in characters if unicodedata.category(char)[0] not in "MZC")
+
+
 def rouge_l(lcs: int, m: int, n: int) -> float:
     """ROUGE-L F1, in the float operations of rouge_score@0.1.2 rouge_scorer.py:202, scoring.py:161.
 
@@ -106,7 +112,10 @@ class Neighbour:
 
 
 class NoveltyIndex:
-    """An index of texts that finds near-duplicates of a query. A text without tokens has none.
+    """An index of texts that finds near-duplicates of a query.
+
+    A text of symbols alone (`???`, an emoji) has no tokens: it is near the same symbols only, and
+    with the tokenizer `rouge` near nothing, as in rouge_score.
 
     It takes 8 bytes a token and 12 a row, and about 200 for each distinct (token, occurrence).
 
@@ -126,6 +135,8 @@ class NoveltyIndex:
         self._lengths = array("i")
         # _postings[token][k]: the rows that hold the token more than k times, ascending.
         self._postings: list[list[array[int]]] = []
+        # The rows without tokens, by their symbols.
+        self._symbol_rows: dict[str, list[int]] = {}
         self._counts: NDArray[np.intc] = np.zeros(1024, dtype=np.intc)  # scratch; 0 between calls
 
     def __len__(self) -> int:
@@ -135,7 +146,7 @@ class NoveltyIndex:
         """Add a text and return its row number: 0, 1, 2 ..."""
         row = len(self._lengths)
         occurrences: dict[int, int] = {}
-        text_tokens = tokens(text, self.tokenizer)
+        text_tokens = self._tokens(text)
         for token in text_tokens:
             token_id = self._vocabulary.setdefault(token, len(self._postings))
             if token_id == len(self._postings):
@@ -147,6 +158,8 @@ class NoveltyIndex:
             if nth == len(self._postings[token_id]):
                 self._postings[token_id].append(array("i"))
             self._postings[token_id][nth].append(row)
+        if not text_tokens and self.tokenizer == "unicode":
+            self._symbol_rows.setdefault(_symbols(text), []).append(row)
         self._starts.append(len(self._ids))
         self._lengths.append(len(text_tokens))
         if row >= len(self._counts):
@@ -157,7 +170,7 @@ class NoveltyIndex:
         """Every row above the threshold: the nearest first, and earlier rows first among equals."""
         query = self._query(text)
         if not query:
-            return []
+            return [Neighbour(1.0, row) for row in self._same_symbols(text)]
         rows = self._candidates(query).tolist()
         query_masks = _Masks(query)
         scored = ((self._score(query_masks, row), row) for row in rows)
@@ -182,6 +195,9 @@ class NoveltyIndex:
         query = self._query(text)
         neighbours: dict[int, Neighbour] = {}
         if not query:
+            rows = np.array(self._same_symbols(text), dtype=np.intp)
+            for row, group in zip(rows.tolist(), groups_of(rows).tolist(), strict=True):
+                neighbours.setdefault(group, Neighbour(1.0, row))
             return neighbours
         query_masks = _Masks(query)
         rows = self._candidates(query)
@@ -225,9 +241,19 @@ class NoveltyIndex:
                 best = Neighbour(score, row)
         return best
 
+    def _same_symbols(self, text: str) -> list[int]:
+        """The rows of the same symbols as a text without tokens, ascending; none for a blank."""
+        symbols = _symbols(text)
+        return self._symbol_rows.get(symbols, []) if symbols else []
+
     def _query(self, text: str) -> list[int]:
         """Token ids of a query; -1, which matches nothing, for a token that no row holds."""
-        return [self._vocabulary.get(token, -1) for token in tokens(text, self.tokenizer)]
+        return [self._vocabulary.get(token, -1) for token in self._tokens(text)]
+
+    def _tokens(self, text: str) -> list[str]:
+        """The tokens of a text; none where they are marks alone, as beside some emoji."""
+        text_tokens = tokens(text, self.tokenizer)
+        return text_tokens if any(_kind(token[0]) != "mark" for token in text_tokens) else []
 
     def _posted(self, query: Sequence[int]) -> list[NDArray[np.intc]]:
         """For each query token, the rows that hold it as often as it has occurred so far."""

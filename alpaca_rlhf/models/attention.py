@@ -163,6 +163,14 @@ def _size_class(length: int) -> int:
     return math.ceil(2 * math.log2(max(length, _SHORT)))
 
 
+def table_cells(lengths: Sequence[int]) -> int:
+    """Cells of the tables that sequences of these lengths are laid out in, padding included."""
+    lengths_by_class: dict[int, list[int]] = {}
+    for length in lengths:
+        lengths_by_class.setdefault(_size_class(length), []).append(length)
+    return sum(len(alike) * max(alike) for alike in lengths_by_class.values())
+
+
 def no_mask(device: torch.device) -> Tensor:
     """Empty four-dimensional mask, which transformers takes as prepared and leaves alone.
 

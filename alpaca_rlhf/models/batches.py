@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from alpaca_rlhf.core.prompts import Segment
 from alpaca_rlhf.core.records import Instruction, Rollout
-from alpaca_rlhf.models.attention import Packing
+from alpaca_rlhf.models.attention import Packing, table_cells
 from alpaca_rlhf.models.base import Base
 from alpaca_rlhf.models.template_traits import end_id
 from alpaca_rlhf.models.text_base import TextBase
@@ -33,6 +33,7 @@ from alpaca_rlhf.models.turns import (
 __all__ = [
     "Batch",
     "Example",
+    "TokenCounts",
     "answer",
     "by_length",
     "by_prompt",
@@ -42,12 +43,14 @@ __all__ = [
     "example",
     "from_rollout",
     "left_pad",
+    "longest_first",
     "max_chars",
     "prompt_ids",
     "prompt_runs",
     "segments",
     "sft_example",
     "text_ids",
+    "within_budget",
 ]
 
 
@@ -74,6 +77,51 @@ class Example:
     def loss_tokens(self) -> int:
         """Number of tokens that carry loss in SFT."""
         return len(self.completion) + sum(end - start for start, end in self.earlier)
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """Tokens of some examples in one micro-batch, by what grows with them."""
+
+    packed: int
+    """Tokens that go through the linear layers, those of a shared prompt once."""
+    cells: int
+    """Cells of the attention's tables, padding and shared prompts included."""
+    loss: int
+    """Tokens that carry loss, and so need the logits of the whole vocabulary."""
+
+    @classmethod
+    def of(cls, examples: Sequence[Example]) -> TokenCounts:
+        """Counts of examples that `collate` packs in this order."""
+        lengths = [len(example) for example in examples]
+        loss = sum(example.loss_tokens for example in examples)
+        return cls(sum(lengths) - sum(_prefixes(examples)), table_cells(lengths), loss)
+
+    @classmethod
+    def of_longest(cls, max_length: int) -> TokenCounts:
+        """Counts of a row of the greatest length, as a plan has them.
+
+        A plan counts loss on the longer half of it or on more (`planner/peak_memory.py`).
+        """
+        return cls(max_length, max_length, max_length - max_length // 2)
+
+    @classmethod
+    def of_largest(cls, parts: Sequence[Sequence[Example]]) -> TokenCounts:
+        """The largest of each count over parts that are never divided; 0 without parts."""
+        counts = [cls.of(part) for part in parts]
+        return cls(
+            max((count.packed for count in counts), default=0),
+            max((count.cells for count in counts), default=0),
+            max((count.loss for count in counts), default=0),
+        )
+
+    def fits(self, parts: int, largest: TokenCounts) -> bool:
+        """True if no count is above that of so many of the largest part."""
+        return (
+            self.packed <= parts * largest.packed
+            and self.cells <= parts * largest.cells
+            and self.loss <= parts * largest.loss
+        )
 
 
 @dataclass(frozen=True)
@@ -251,10 +299,7 @@ def collate(base: Base, examples: Sequence[Example], *, columns: int = 1) -> Bat
 
     Neighbours with the same prompt share it.
     """
-    prefixes = [0] + [
-        len(here.prompt) if here.prompt == before.prompt else 0
-        for before, here in pairwise(examples)
-    ]
+    prefixes = _prefixes(examples)
     lengths = [len(example) for example in examples]
     packing = Packing.of(lengths, torch.device("cpu"), prefixes)
     columns = max(columns, max(len(example.completion) for example in examples))
@@ -282,6 +327,15 @@ def collate(base: Base, examples: Sequence[Example], *, columns: int = 1) -> Bat
         mask.to(device),
         torch.tensor(earlier, dtype=torch.int64).view(-1, 2).to(device),
     )
+
+
+def _prefixes(examples: Sequence[Example]) -> list[int]:
+    """Prompt tokens that each example shares with the one before it."""
+    shared = [
+        len(here.prompt) if here.prompt == before.prompt else 0
+        for before, here in pairwise(examples)
+    ]
+    return [0, *shared] if examples else []
 
 
 def left_pad(base: Base, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -343,6 +397,40 @@ def by_prompt(examples: Sequence[Example], size: int) -> list[list[int]]:
             else:
                 batches.append(part)
     return batches
+
+
+def within_budget(
+    parts: Sequence[Sequence[Example]], size: int, largest: TokenCounts
+) -> list[list[int]]:
+    """Indices of neighbouring parts in micro-batches, in order, filled up to a budget of tokens.
+
+    Each has `size` parts, and further ones as long as it has no more tokens than `size` of the
+    largest part: the rows of a micro-batch are not padded, so short ones would waste a card.
+
+    Args:
+        parts: Examples that stay together: a row, or all completions of a ranking.
+        size: Parts in memory at once, each the largest there may be.
+        largest: Tokens of the largest part.
+    """
+    batches: list[list[int]] = []
+    examples: list[Example] = []
+    for index, part in enumerate(parts):
+        has_room = batches and (
+            len(batches[-1]) < size or TokenCounts.of([*examples, *part]).fits(size, largest)
+        )
+        if not has_room:
+            batches.append([])
+            examples = []
+        batches[-1].append(index)
+        examples += part
+    return batches
+
+
+def longest_first(examples: Sequence[Example], size: int, largest: TokenCounts) -> list[list[int]]:
+    """Indices of rows in micro-batches `within_budget`, rows of similar length together."""
+    order = [index for (index,) in by_length([len(example) for example in examples], 1)]
+    batches = within_budget([[examples[index]] for index in order], size, largest)
+    return [[order[place] for place in places] for places in batches]
 
 
 def by_length(lengths: Sequence[int], size: int) -> list[list[int]]:

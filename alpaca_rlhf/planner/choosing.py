@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.planner.gpu_specs import CONTEXT_GIB, CPU, LIBRARIES_GIB, GpuSpec, reserve
 from alpaca_rlhf.planner.layers import Device
-from alpaca_rlhf.planner.peak_memory import Lengths, PeakMemory, Phase
+from alpaca_rlhf.planner.peak_memory import STAGES, Lengths, PeakMemory, Phase
 from alpaca_rlhf.planner.shapes import Shape
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.loop import Checkpointing
@@ -26,8 +26,6 @@ stays free, as a margin."""
 ENOUGH_TO_KEEP = 1024
 """Tokens in memory at once from which keeping all activations, which spares a third of the work, is
 worth more than further tokens; an estimate."""
-LESS_RECOMPUTING: tuple[Checkpointing, ...] = ("off", "half")
-"""Settings tried before every layer is recomputed: the least work first."""
 MAX_DECODED = 128
 """Completions decoded together beyond which little is gained."""
 
@@ -53,19 +51,16 @@ class Budget:
     def phases(self, settings: Loop) -> dict[str, list[Phase]]:
         """Phases of every stage, each with the reserve that must stay free beside it."""
         plan = self._plan(settings)
-        return {
-            stage: [self._with_reserve(phase) for phase in phases]
-            for stage, phases in plan.all().items()
-        }
+        return {stage: self._stage(plan, stage) for stage in STAGES if stage not in plan.spared}
 
     def fits(self, settings: Loop, stages: tuple[str, ...]) -> bool:
         """True if every phase of the given stages fits."""
         plan = self._plan(settings)
         return all(
-            self._with_reserve(phase).peak <= self.bytes
+            phase.peak <= self.bytes
             for stage in stages
             if stage not in plan.spared
-            for phase in getattr(plan, stage)()
+            for phase in self._stage(plan, stage)
         )
 
     def _plan(self, settings: Loop) -> PeakMemory:
@@ -74,9 +69,12 @@ class Budget:
             self.shape, self.device, settings, self.lengths, checkpointing=checkpointing
         )
 
-    def _with_reserve(self, phase: Phase) -> Phase:
-        # For CUDA's context or a process's libraries, and the gaps of the allocator.
-        return replace(phase, items={**phase.items, **reserve(phase.items, self.device.kind)})
+    def _stage(self, plan: PeakMemory, stage: str) -> list[Phase]:
+        """Phases of a stage, each with CUDA's context or the libraries, and the gaps of memory."""
+        return [
+            replace(phase, items={**phase.items, **reserve(phase.items, layer, self.device.kind)})
+            for phase, layer in zip(plan.phases(stage), plan.of_one_layer(stage), strict=True)
+        ]
 
 
 def device_of(gpu: GpuSpec) -> Device:
@@ -201,14 +199,32 @@ def largest_fitting(budget: Budget, settings: Loop, *, lengths: bool = False) ->
         settings = _shortened(budget, settings)
     refuse_too_small(budget, settings)
 
-    # 2. Keep the activations of all layers, or of half, where enough tokens fit all the same.
+    # 2. Recompute as few layers as leave room for enough tokens. Fewer need more memory, so that
+    #    the choices are halved between the last that fits and the first that does not.
     if settings.checkpointing == "auto" and settings.checkpoints_on(budget.device.kind):
-        for mode in LESS_RECOMPUTING:
-            less_recomputing = _raised(budget, replace(settings, checkpointing=mode), limits)
-            if _trains_enough_tokens(budget, less_recomputing, limits):
-                return less_recomputing
+        choices = less_recomputing(budget.shape.layers)
+        fitting: Loop | None = None
+        low, high = 0, len(choices)
+        while low < high:
+            middle = (low + high) // 2
+            raised = _raised(budget, replace(settings, checkpointing=choices[middle]), limits)
+            if _trains_enough_tokens(budget, raised, limits):
+                fitting, high = raised, middle
+            else:
+                low = middle + 1
+        if fitting is not None:
+            return fitting
     # 3. Otherwise raise each size as far as it fits while they are recomputed.
     return _raised(budget, settings, limits)
+
+
+def less_recomputing(layers: int) -> list[Checkpointing]:
+    """Settings that recompute fewer than all layers, the least work first.
+
+    Of numbers by which as many layers are recomputed the smallest, whose layers lie most evenly.
+    """
+    numbers = {-(-layers // every): every for every in range(layers, 1, -1)}
+    return ["off", *(numbers[recomputed] for recomputed in sorted(numbers))]
 
 
 def _raised(budget: Budget, settings: Loop, limits: Sequence[int]) -> Loop:
@@ -268,7 +284,7 @@ def refuse_too_small(budget: Budget, settings: Loop, stages: Collection[str] | N
             resident = sum(phase.items.values()) - phase.items.get("activations", 0)
             if resident > budget.bytes or phase.peak > 4 * budget.bytes:
                 advice = "lower --lora.r or take a smaller base"
-            elif settings.checkpointing in LESS_RECOMPUTING:
+            elif settings.checkpointing not in ("auto", "on"):
                 advice = "give --checkpointing on"
             cuda = budget.device.kind == "cuda"
             others = f"{CONTEXT_GIB:g} GiB of it for CUDA"

@@ -20,10 +20,24 @@ LIBRARIES_GIB = 0.5
 """Python with torch, transformers and the rest on a CPU: resident before the base is loaded, 0.4 to
 0.55 measured (`benchmarks/process_memory.py`)."""
 GAPS = 0.08
-"""Share of short-lived memory that the allocator loses to fragmentation; an estimate."""
+"""Share of short-lived memory that a CPU's allocator loses to fragmentation; an estimate."""
+LAYER_GAPS, PAGE_BYTES, PAGES = 0.5, 20 * 2**20, 4
+"""Memory that torch's allocator on a card reserves beside its blocks, with segments that expand: a
+share of what one layer takes and gives back, and so many pages. The least that covers a model of
+the allocator (`tests/cuda_sim/caching_allocator.py`) on the plans of nine bases; on a card nothing
+is measured. Blocks are rounded to 512 bytes, segments to pages of 2 MiB for small blocks and of 20
+for large ones (c10/cuda/CUDACachingAllocator.cpp). Kept activations come and go in one order, so
+they leave no more gaps than those of one layer."""
 REACHED_FLOPS, REACHED_BANDWIDTH = 0.35, 0.6
 """Share of the data sheet's rates that small batches and 4-bit weights reach; estimates."""
-FIXED = ("weights in 4 bit", "embeddings, head and norms", "adapters", "optimiser", "gradients")
+FIXED = (
+    "weights in 4 bit",
+    "16-bit copy of the base",
+    "embeddings, head and norms",
+    "adapters",
+    "optimiser",
+    "gradients",
+)
 """Items that stay allocated and cause no fragmentation."""
 LARGEST_GIB = 512
 """Upper bound on a size in GiB; a larger number is a mistyped name."""
@@ -116,8 +130,30 @@ def find_gpu(text: str) -> GpuSpec:
     )
 
 
-def reserve(items: Mapping[str, int], kind: Literal["cuda", "cpu"]) -> dict[str, int]:
-    """Bytes to keep free beside the tensors: CUDA context or libraries, and fragmentation."""
-    moving = sum(size for item, size in items.items() if item not in FIXED)
-    name, gib = (RESERVE, CONTEXT_GIB) if kind == "cuda" else (PROCESS, LIBRARIES_GIB)
-    return {name: int(gib * 2**30 + GAPS * moving)}
+def reserve(
+    items: Mapping[str, int], layer_items: Mapping[str, int], kind: Literal["cuda", "cpu"]
+) -> dict[str, int]:
+    """Bytes to keep free beside the tensors: CUDA context or libraries, and fragmentation.
+
+    Args:
+        items: Bytes of a phase by purpose.
+        layer_items: The same of a base with a single layer, none of it recomputed.
+        kind: Kind of the device.
+    """
+    if kind == "cpu":
+        return {PROCESS: int(LIBRARIES_GIB * 2**30 + GAPS * _short_lived(items))}
+    return {RESERVE: int(CONTEXT_GIB * 2**30) + allocator_gaps(layer_items)}
+
+
+def allocator_gaps(layer_items: Mapping[str, int]) -> int:
+    """Bytes that torch's allocator on a card reserves beside its blocks; simulated, not measured.
+
+    Args:
+        layer_items: Bytes by purpose in the same phase of a base with a single layer.
+    """
+    return PAGES * PAGE_BYTES + int(LAYER_GAPS * _short_lived(layer_items))
+
+
+def _short_lived(items: Mapping[str, int]) -> int:
+    """Bytes that are taken and given back again and again."""
+    return sum(size for item, size in items.items() if item not in FIXED)

@@ -108,7 +108,17 @@ class PeakMemory:
 
     def all(self) -> dict[str, list[Phase]]:
         """Phases of every stage that is run, in the order of the report."""
-        return {name: list(getattr(self, name)()) for name in STAGES if name not in self.spared}
+        return {name: self.phases(name) for name in STAGES if name not in self.spared}
+
+    def phases(self, stage: str) -> list[Phase]:
+        """Phases of a stage."""
+        return list(getattr(self, stage)())
+
+    def of_one_layer(self, stage: str) -> list[Mapping[str, int]]:
+        """Bytes by purpose of each phase of a stage on a base with a single layer, all kept."""
+        shape = replace(self.shape, layers=1, windowed=min(1, self.shape.windowed))
+        plan = replace(self, shape=shape, checkpointing=0)
+        return [phase.items for phase in plan.phases(stage)]
 
     @property
     def spared(self) -> set[str]:

@@ -23,7 +23,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, Operati
 from sqlalchemy.orm import Session
 
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.core.files import FULL, is_full
+from alpaca_rlhf.core.files import FULL, at_home, is_full
 
 BUSY_MS = 30_000
 """Milliseconds that a writer waits for another process before SQLite gives up."""
@@ -187,7 +187,7 @@ class _FairLock:
 
 def _url(where: str | Path) -> URL:
     if isinstance(where, Path) or "://" not in where:
-        return URL.create("sqlite", database=str(Path(where)))
+        return URL.create("sqlite", database=str(Path(at_home(str(where)))))
     try:
         url = make_url(where)
         if url.get_backend_name() not in ("sqlite", "postgresql"):

@@ -53,7 +53,8 @@ class DPO(Bounded, group="--dpo"):
     """Prompts (whole rankings) per optimiser step. None follows the rankings as
     --reward.batch-size does."""
     micro_batch_size: PositiveInt = 1
-    """Prompts in memory at once. Never changes the result."""
+    """Prompts in memory at once, and more short ones as in --reward.micro-batch-size. Never changes
+    the result."""
     warmup: Fraction = 0.1
     """Share of the steps over which the learning rate rises (likewise)."""
     max_grad_norm: PositiveFloat = 1.0

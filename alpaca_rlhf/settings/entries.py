@@ -89,7 +89,7 @@ def read_flags(
         flag, equals, attached = arguments.pop(0).partition("=")
         if not _FLAG.match(flag):
             word = flag + equals + attached
-            after = f" after {taken}, which takes one value" if taken and word[0] != "-" else ""
+            after = f" after {taken}, which takes one value" if taken and word[:1] != "-" else ""
             meant = "" if taken else _meant_flag(word, leaves)
             raise UserError(
                 f"unexpected {word!r}{after}: every setting is a flag{meant}; see {prog} --help"

@@ -19,6 +19,8 @@ from typing import Any, Literal
 
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from alpaca_rlhf.core.files import at_home
+
 _TYPES_IN_WORDS: dict[Any, str] = {
     bool: "True or False",
     int: "a whole number",
@@ -76,7 +78,9 @@ class Leaf:
                 text.capitalize() if text.lower() in ("true", "false") else text for text in texts
             ]
         if self.takes(Path):  # the shell expands no `~` in a file, nor after `=`
-            texts = [_at_home(text) for text in texts]
+            texts = [at_home(text) for text in texts]
+            if "" in texts:  # of a variable that is not set; it would be the current folder
+                raise ValueError(f"expects {self.expected}, got an empty text")
         # tyro checks choices in its parser, not in the constructor: there `maybe` would be False.
         choices = self._constructor.choices
         try:
@@ -115,13 +119,6 @@ def _hint(text: str, choices: Collection[str], *, is_list: bool) -> str:
         return f"; put spaces between them: {text.replace(',', ' ')}"
     near = difflib.get_close_matches(text.lower().replace("_", "-"), choices, n=1)
     return f"; did you mean {near[0]}?" if near else ""
-
-
-def _at_home(text: str) -> str:
-    try:
-        return str(Path(text).expanduser()) if text.startswith("~") else text
-    except RuntimeError:  # nobody's home: it stays as it was written
-        return text
 
 
 def leaves_of(cls: Any, *, required: bool, prefix: str = "") -> Iterator[Leaf]:

@@ -52,11 +52,11 @@ MIN_REWARD_BATCH, MAX_REWARD_BATCH = 4, 64
 MAX_HALVINGS = 4
 """Subsets of a learning curve at most; the smallest has a sixteenth of the rankings."""
 
-Checkpointing = Literal["auto", "on", "half", "off"]
-"""When activations are recomputed in the backward pass."""
+Checkpointing = Literal["auto", "on", "half", "off"] | int
+"""When activations are recomputed in the backward pass; a number n is in each n-th layer."""
 
 RECOMPUTED_EVERY: Mapping[Checkpointing, int] = {"on": 1, "half": 2, "off": 0}
-"""Each n-th layer that is recomputed; 0 for none."""
+"""The number of a word; 0 for no layer. `half` is from before numbers were taken."""
 
 TrackerName = Literal["none", "tensorboard", "wandb"]
 """Trackers that get metrics beside `metrics.jsonl`."""
@@ -174,7 +174,8 @@ class SFT(Bounded, group="--sft"):
     (artidoro/qlora@7f4e95a scripts/finetune_guanaco_7b.sh), and 52,000 take 128
     (stanford_alpaca@761dc5b README)."""
     micro_batch_size: PositiveInt = 4
-    """Examples in memory at once. Never changes the result."""
+    """Examples of --sft.max-length tokens in memory at once, and as many more shorter ones as have
+    no more tokens in all. Never changes the result."""
     warmup: Fraction = 0.03
     """Share of the steps over which the learning rate rises."""
     max_grad_norm: PositiveFloat = 1.0
@@ -252,7 +253,8 @@ class Reward(Bounded, group="--reward"):
     16, 32 and 64 that leaves 100 steps, so that 6,400 and more take 64 as InstructGPT does
     (appendix C.2)."""
     micro_batch_size: PositiveInt = 2
-    """Prompts in memory at once. Never changes the result."""
+    """Prompts in memory at once, and as many more as have no more tokens than so many of the
+    longest rankings. Never changes the result."""
     warmup: Fraction = 0.03
     """Share of the steps over which the learning rate rises."""
     max_grad_norm: PositiveFloat = 1.0
@@ -448,8 +450,9 @@ class Loop(Bounded, Stages):
     that are ranked."""
     checkpointing: Checkpointing = "auto"
     """Recompute activations in the backward pass: a third more work for far less memory, and the
-    same results; `half` does so in every other layer. `auto` recomputes all on a graphics card;
-    --auto recomputes less where the plan says that at least 1,024 tokens fit at once."""
+    same results. A number n of 2 or more does so in each n-th layer alone; `half` is 2. `auto`
+    recomputes all on a graphics card; --auto recomputes as few layers as the plan says leave room
+    for at least 1,024 tokens at once."""
     track: TrackerName = "none"
     """Send metrics to `tensorboard` (files in the run folder) or `wandb` (over the network) too."""
 
@@ -462,6 +465,8 @@ class Loop(Bounded, Stages):
         """Each n-th layer that is recomputed on a device of kind `cuda` or `cpu`; 0 for none."""
         if self.checkpointing == "auto":
             return int(device_kind == "cuda")
+        if isinstance(self.checkpointing, int):
+            return self.checkpointing
         return RECOMPUTED_EVERY[self.checkpointing]
 
     @property
@@ -498,6 +503,11 @@ class Loop(Bounded, Stages):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.checkpointing, int) and self.checkpointing < 2:
+            raise ValueError(
+                f"--checkpointing {self.checkpointing}: give `on` for every layer, `off` for none, "
+                "or n of 2 or more for each n-th"
+            )
         if not self.policies:
             raise ValueError(f"--policies names none; give at least one of {', '.join(POLICIES)}")
         # In the order of a round, however they were typed; frozen: how dataclasses set it.

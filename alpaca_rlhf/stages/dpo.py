@@ -76,6 +76,7 @@ def dpo(ctx: Context, round_: int) -> Outcome:
         "too_long": too_long,
         "left_out": left_out,
         "undecided": rankings.undecided,
+        **rankings.account_within(limit),
         "rankings_digest": digest_of(every),
         "held_out_pairs": sum(len(group.pairs) for group in held_out),
         "held_out_prompts": len(held_out),

@@ -10,7 +10,7 @@ from itertools import chain
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.randomness import derived_seed
 from alpaca_rlhf.evaluation.win_rate import best_of_n_kl, expected_best
-from alpaca_rlhf.models.batches import Example
+from alpaca_rlhf.models.batches import Example, TokenCounts
 from alpaca_rlhf.settings.steps import suffixed
 from alpaca_rlhf.stages.candidates import candidates
 from alpaca_rlhf.stages.context import Context, control_of
@@ -156,6 +156,7 @@ def _fine_tune(ctx: Context, stage: str, examples: Sequence[Example]) -> SFTResu
         checkpoints=ctx.checkpoints(stage),
         log=ctx.log(stage),
         stage=f"best_of_k{dot}{number}",  # a control has no flags of its own
+        largest=TokenCounts.of_largest([[example] for example in examples]),
     )
     ctx.save("policy", stage)
     return result

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +15,7 @@ from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.randomness import derived_seed
 from alpaca_rlhf.core.records import PreferencePair, content_hash
-from alpaca_rlhf.data import holds_rankings, read_pairs, read_rankings
+from alpaca_rlhf.data import FileAccount, holds_rankings, read_pairs, read_rankings
 from alpaca_rlhf.evaluation.accuracy_words import (
     beside_baselines,
     judge_beside_baselines,
@@ -77,6 +79,28 @@ class Rankings(NamedTuple):
     """Rankings to measure on; their prompts are not among those trained on."""
     undecided: int
     """Number of rankings left out because all their completions tie or are equal."""
+    account: FileAccount | None = None
+    """The rows of the user's file, those that tie counted; None if it is none of theirs."""
+    records: Mapping[int, Sequence[int]] = MappingProxyType({})
+    """The records of the file that a group was made of, by `id` of the group."""
+
+    def account_within(self, limit: int) -> dict[str, Any]:
+        """The account as facts of a stage that leaves out completions beyond a limit in tokens."""
+        if self.account is None:
+            return {}
+        account = copy.deepcopy(self.account)
+        for group in (*self.train, *self.held_out):
+            account.leave_out("too long", _too_long(group, self.records[id(group)], limit))
+        return {"rows": account.to_json()}
+
+
+def _too_long(group: Group, records: Sequence[int], limit: int) -> list[int]:
+    """The records of a group of which nothing is left within a limit of tokens."""
+    if len(records) == 1:  # a ranking, or a single pair
+        return [] if reward_groups.usable([group], limit) else list(records)
+    lengths = [len(example) for example in group.examples]
+    pairs = zip(records, group.pairs, strict=True)
+    return [record for record, (i, j) in pairs if max(lengths[i], lengths[j]) > limit]
 
 
 def reward(ctx: Context, round_: int) -> Outcome:
@@ -94,14 +118,14 @@ def reward(ctx: Context, round_: int) -> Outcome:
     # 1. Read the rankings and split them by prompt.
     if ctx.settings.inputs.rankings is None:
         processes.by_main(lambda: renew_snapshots(ctx, round_))
-    train, held_out, undecided = ranking_groups(ctx, round_)
+    rankings = ranking_groups(ctx, round_)
+    train, held_out, undecided = rankings.train, rankings.held_out, rankings.undecided
     _check_criteria(ctx, train)
     _forget_other_rankings(ctx, stage, [*train, *held_out])
     _tell_too_long(ctx, [*train, *held_out])
 
     # 2. Train the control, the second reward model and those on subsets, if they are asked for.
     references = reference_examples(ctx, train)
-    rankings = Rankings(train, held_out, 0)
     started = time.perf_counter()
     control = _control(ctx, stage, rankings, references.examples)
     control_seconds = time.perf_counter() - started
@@ -140,7 +164,7 @@ def reward(ctx: Context, round_: int) -> Outcome:
         "too_long": result.too_long,
         "left_out": result.left_out,
         "undecided": undecided,
-        **_account(ctx),
+        **rankings.account_within(min(settings.max_length, ctx.base.context)),
         **measured,
         "shuffled_label_accuracy": control.get("accuracy"),
         "shuffled_label_ci95": control.get("ci95"),
@@ -239,11 +263,11 @@ def _second(
     return second
 
 
-def _account(ctx: Context) -> dict[str, Any]:
-    """The rows of the user's rankings: used or left out, by reason."""
-    path = str(ctx.settings.inputs.rankings)
-    account = next((each for each in ctx.source.accounts if each.name == path), None)
-    return {} if account is None else {"rows": account.to_json()}
+def _account(ctx: Context, path: Path) -> FileAccount | None:
+    """The account of the user's rankings as they were read; None in a run that has none."""
+    accounts = ctx.source.accounts
+    account = next((each for each in accounts if each.name == str(path)), None)
+    return copy.deepcopy(account)
 
 
 def _train(
@@ -332,8 +356,10 @@ def ranking_groups(ctx: Context, round_: int) -> Rankings:
     if path is not None:
         # the split leaves out prompts that are near-duplicates of another split's
         prompts_of_split = {prompt.id for prompt in ctx.source.prompts("rank")}
-        groups, count = _of_file(ctx, path, prompts_of_split)
+        of_file = _of_file(ctx, path, prompts_of_split)
+        groups, count = of_file.groups, of_file.rankings
     else:
+        of_file = None
         path = ctx.run.path / suffixed("rank", round_)
         ranked = [row for r in range(1, round_ + 1) for row in rankings_of_round(ctx, r)]
         ranked += other_rankings(ctx, round_)[0]
@@ -343,8 +369,15 @@ def ranking_groups(ctx: Context, round_: int) -> Rankings:
             f"{path}: none of the {count} rankings has a winner: all their completions tie or have "
             "the same text; change the rankings, or learn from ties with --reward.ties soft"
         )
-    split = reward_groups.split_held_out(groups, ctx.settings.reward.held_out)
-    return Rankings(*split, undecided=count - len(groups))
+    train, held_out = reward_groups.split_held_out(groups, ctx.settings.reward.held_out)
+    undecided = count - len(groups)
+    if of_file is None:
+        return Rankings(train, held_out, undecided)
+    account = _account(ctx, path)
+    if account is not None:
+        account.leave_out("tie", of_file.undecided)
+    by_group = {id(group): records for group, records in zip(groups, of_file.records, strict=True)}
+    return Rankings(train, held_out, undecided, account, by_group)
 
 
 def _of_ranked(ctx: Context, ranked: Sequence[Ranked]) -> list[Group]:
@@ -357,23 +390,44 @@ def _of_ranked(ctx: Context, ranked: Sequence[Ranked]) -> list[Group]:
     )
 
 
-def _of_file(ctx: Context, path: Path, prompts: Collection[str]) -> tuple[list[Group], int]:
+class _OfFile(NamedTuple):
+    """The groups of a file of rankings."""
+
+    groups: list[Group]
+    """Those that have a pair."""
+    records: list[list[int]]
+    """For each group, the records of the file that it was made of; one for each of its pairs where
+    the file holds pairs."""
+    undecided: list[int]
+    """Records of rankings that give no group."""
+    rankings: int
+    """Number of rankings, or of prompts with pairs."""
+
+
+def _of_file(ctx: Context, path: Path, prompts: Collection[str]) -> _OfFile:
     """Read the rankings of a file for the given prompts, as groups, and count them."""
     snapshot = manifest_of(path) is not None
     reading = reading_of(ctx.settings.inputs, "rankings", path)
     if snapshot or holds_rankings(path, reading):
         ranked = read_snapshot(path) if snapshot else read_rankings(path, reading)
-        ranked = [
-            (prompt, answers, ranking)
-            for prompt, answers, ranking in ranked
-            if prompt.id in prompts
-        ]
-        return _of_ranked(ctx, ranked), len(ranked)
+        groups: list[Group] = []
+        records: list[list[int]] = []
+        undecided: list[int] = []
+        for number, row in enumerate(ranked):
+            if row[0].id in prompts:
+                row_groups = _of_ranked(ctx, [row])
+                groups += row_groups
+                records += [[number] for _ in row_groups]
+                undecided += [] if row_groups else [number]
+        return _OfFile(groups, records, undecided, len(groups) + len(undecided))
     pairs: dict[str, list[PreferencePair]] = {}
-    for pair in read_pairs(path, reading):
+    numbers: dict[str, list[int]] = {}
+    for number, pair in enumerate(read_pairs(path, reading)):
         if pair.group in prompts:
             pairs.setdefault(pair.group, []).append(pair)
-    return reward_groups.from_pairs(ctx.adapters, pairs.values()), len(pairs)
+            numbers.setdefault(pair.group, []).append(number)
+    groups = reward_groups.from_pairs(ctx.adapters, pairs.values())
+    return _OfFile(groups, list(numbers.values()), [], len(pairs))
 
 
 def _check_criteria(ctx: Context, groups: Sequence[Group]) -> None:

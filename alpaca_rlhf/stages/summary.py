@@ -207,18 +207,21 @@ def _prompts(ctx: Context) -> dict[str, int]:
 def _files(ctx: Context) -> list[dict[str, Any]]:
     """The rows of each of the user's files: used or left out, by reason.
 
-    SFT has the account of its rows: those that are too long, and conversations that the chat
-    template alters, were counted when they were encoded.
+    The stages that train have the accounts of theirs: rows that are too long, conversations that
+    the chat template alters, and rankings in which nobody wins, were counted when they were
+    encoded.
     """
-    trained = ((ctx.run.done("sft") or {}).get("facts") or {}).get("rows") or {}
+    stages = ["sft", *(suffixed(name, ctx.settings.all_rounds) for name in ("dpo", "reward"))]
     accounts = [account.to_json() for account in ctx.source.accounts]
-    for account in accounts:
-        if account["file"] == trained.get("file"):
-            account |= {key: trained[key] for key in account if key in trained}
-            if "partly_left_out" not in trained:  # of a run whose SFT counted long rows as used
-                left_out = sum(account["left_out"].values())
-                account["used"] = max(0, account["rows"] - left_out)
-            break
+    for stage in stages:
+        trained = ((ctx.run.done(stage) or {}).get("facts") or {}).get("rows") or {}
+        account = next((each for each in accounts if each["file"] == trained.get("file")), None)
+        if account is None:
+            continue
+        account |= {key: trained[key] for key in account if key in trained}
+        if "partly_left_out" not in trained:  # of a run whose SFT counted long rows as used
+            left_out = sum(account["left_out"].values())
+            account["used"] = max(0, account["rows"] - left_out)
     return accounts
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from alpaca_rlhf.core import processes
 from alpaca_rlhf.models.adapters import Adapters
-from alpaca_rlhf.models.batches import collate
+from alpaca_rlhf.models.batches import TokenCounts, collate, within_budget
 from alpaca_rlhf.models.forward import token_logprobs
 from alpaca_rlhf.models.oom_retry import MicroBatch
 from alpaca_rlhf.models.scoring import completion_logprobs
@@ -32,7 +32,6 @@ from alpaca_rlhf.training.loop import (
     Learner,
     Log,
     batches,
-    chunks,
     fit,
 )
 from alpaca_rlhf.training.loss_scale import LossScale
@@ -161,6 +160,7 @@ def train_dpo(
         scale=LossScale(adapters.base.dtype),
     )
     micro = micro_batch(stage, settings)
+    largest = TokenCounts.of_largest([row.group.examples for row in train])
 
     def backward(indices: list[int]) -> dict[str, float]:
         """Accumulate the gradient of the mean loss of these rankings."""
@@ -168,9 +168,11 @@ def train_dpo(
         def backward_share(size: int) -> dict[str, float]:
             sums = _PairSums()
             with adapters.using(role), adapters.training():
-                for chunk in chunks(processes.share(indices), size):
+                local_rows = [train[i] for i in processes.share(indices)]
+                completions = [row.group.examples for row in local_rows]
+                for places in within_budget(completions, size, largest):
                     # 2. One forward for all completions of a micro-batch of rankings.
-                    rows = [train[i] for i in chunk]
+                    rows = [local_rows[place] for place in places]
                     examples = [example for row in rows for example in row.group.examples]
                     batch = collate(adapters.base, examples)
                     logprobs = token_logprobs(adapters, batch).sum(1)

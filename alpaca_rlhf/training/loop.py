@@ -28,7 +28,6 @@ __all__ = [
     "Learner",
     "Log",
     "batches",
-    "chunks",
     "fit",
     "restore_kept",
     "run_steps",
@@ -218,8 +217,3 @@ def restore_kept(learner: Learner, name: str, books: Bookkeeping, steps: int) ->
     kept_step = None if books.patience is None else books.patience.kept_step
     if kept_step is not None and kept_step != steps:
         learner.load_state(books.checkpoints.load(kept_step)[name])
-
-
-def chunks(sequence: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    """Consecutive parts of at most `size` elements."""
-    return [sequence[start : start + size] for start in range(0, len(sequence), size)]

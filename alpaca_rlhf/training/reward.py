@@ -14,7 +14,7 @@ from torch import Tensor
 from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.models.adapters import Adapters
-from alpaca_rlhf.models.batches import collate
+from alpaca_rlhf.models.batches import TokenCounts, collate, within_budget
 from alpaca_rlhf.models.forward import completion_scores
 from alpaca_rlhf.models.heads import CriteriaHead, ScalarHead
 from alpaca_rlhf.models.oom_retry import MicroBatch
@@ -29,7 +29,6 @@ from alpaca_rlhf.training.loop import (
     Learner,
     Log,
     batches,
-    chunks,
     fit,
 )
 from alpaca_rlhf.training.loss_scale import LossScale
@@ -115,6 +114,7 @@ def train_reward(
         scale=LossScale(adapters.base.dtype),
     )
     micro = micro_batch(stage, settings)
+    largest = TokenCounts.of_largest([group.examples for group in train])
 
     def backward(indices: list[int]) -> dict[str, float]:
         """Accumulate the gradient of the mean loss of these rankings."""
@@ -122,9 +122,11 @@ def train_reward(
         def backward_share(size: int) -> tuple[float, float, int]:
             loss_sum, correct, pairs = 0.0, 0.0, 0
             with adapters.using(role), adapters.training():
-                for chunk in chunks(processes.share(indices), size):
+                local_groups = [train[i] for i in processes.share(indices)]
+                completions = [group.examples for group in local_groups]
+                for places in within_budget(completions, size, largest):
                     # 3. One forward for all completions of a micro-batch of rankings.
-                    groups = [train[i] for i in chunk]
+                    groups = [local_groups[place] for place in places]
                     examples = [example for group in groups for example in group.examples]
                     batch = collate(adapters.base, examples)
                     scores = completion_scores(adapters, head.all_scores, batch)

@@ -14,9 +14,10 @@ from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import (
     Example,
-    by_length,
+    TokenCounts,
     chars_of,
     collate,
+    longest_first,
     max_chars,
     sft_example,
 )
@@ -133,13 +134,25 @@ def split_held_out(
 
 @torch.no_grad()
 def held_out_loss(
-    adapters: Adapters, role: str | None, examples: Sequence[Example], micro_batch_size: int
+    adapters: Adapters,
+    role: str | None,
+    examples: Sequence[Example],
+    micro_batch_size: int,
+    largest: TokenCounts,
 ) -> float:
-    """Mean loss in nats per completion token; 0.0 without examples."""
+    """Mean loss in nats per completion token; 0.0 without examples.
+
+    Args:
+        adapters: Adapters on the base.
+        role: Adapter to evaluate; None for the bare base.
+        examples: Rows held out.
+        micro_batch_size: Rows at once, each the largest there may be.
+        largest: Tokens of the largest row.
+    """
     loss_sum, tokens = 0.0, 0
     local_examples = processes.share(examples)
     with adapters.using(role), adapters.dequantized():
-        for indices in by_length([len(example) for example in local_examples], micro_batch_size):
+        for indices in longest_first(local_examples, micro_batch_size, largest):
             batch = collate(adapters.base, [local_examples[i] for i in indices])
             loss_sum -= float(loss_logprobs(adapters, batch).double().sum())
             tokens += len(batch.loss_positions)
@@ -158,6 +171,7 @@ def train_sft(
     checkpoints: Checkpoints,
     log: Log,
     stage: str = "sft",
+    largest: TokenCounts | None = None,
 ) -> SFTResult:
     """Train adapter `role`; the loss of a step is a mean over all completion tokens of its batch.
 
@@ -171,6 +185,8 @@ def train_sft(
         checkpoints: Checkpoints to resume from and to save to.
         log: Receives a row of metrics a step.
         stage: Name in messages.
+        largest: Tokens of the largest row, of which `micro_batch_size` fill a micro-batch; None
+            for a row of `max_length`.
 
     Raises:
         UserError: There is nothing to train on.
@@ -194,6 +210,7 @@ def train_sft(
         optimizer=settings.optimizer,
         scale=LossScale(adapters.base.dtype),
     )
+    largest = largest or TokenCounts.of_longest(min(settings.max_length, adapters.base.context))
     micro = MicroBatch(
         stage, "--sft.micro-batch-size", settings.micro_batch_size, lower="--sft.max-length"
     )
@@ -207,7 +224,7 @@ def train_sft(
         def backward_share(size: int) -> float:
             loss_sum = 0.0
             with adapters.using(role), adapters.training():
-                for rows in by_length([len(example) for example in local_examples], size):
+                for rows in longest_first(local_examples, size, largest):
                     # 2. Sum over the micro-batch's tokens / tokens of the whole batch.
                     batch = collate(adapters.base, [local_examples[i] for i in rows])
                     loss = -loss_logprobs(adapters, batch).sum() / tokens
@@ -219,7 +236,7 @@ def train_sft(
         return {**processes.add({"loss": loss}), "tokens": tokens}
 
     def eval_loss() -> float:
-        return micro.run(lambda size: held_out_loss(adapters, role, held_out, size))
+        return micro.run(lambda size: held_out_loss(adapters, role, held_out, size, largest))
 
     eval_every = settings.eval_every or -(-len(examples) // batch_size)
 

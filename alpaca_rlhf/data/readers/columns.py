@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.data.readers.problems import BadRow, MarkedBad, short
+from alpaca_rlhf.data.readers.values import is_absent
 
 RowKind = Literal["instructions", "prompts", "rankings"]
 """The reader of a row: rows with answers, prompts alone, or preferences."""
@@ -82,7 +83,7 @@ COMPARED = (
         "winner",
         ("model_a",),
         ("model_b",),
-        ("tie", "tie (bothbad)"),
+        ("tie", "tie (bothbad)", "both_bad"),
     ),
     # PKU-SafeRLHF.
     Comparison(("response_0", "response_1"), "better_response_id", ("0",), ("1",)),
@@ -93,11 +94,25 @@ COMPARED = (
     ),
 )
 
+OTHER_VERDICTS = tuple(
+    dict.fromkeys(
+        [
+            *(comparison.verdict for comparison in COMPARED if not comparison.optional),
+            *("label", "verdict", "choice", "better", "preferred", "human_preference"),
+            *("better_completion", "better_output", "preferred_output"),
+        ]
+    )
+)
+"""Columns that may say which of two answers is better, where `preference` would."""
+
 PAIR_SCORES = (
     ("score_chosen", "score_rejected"),
     ("chosen_score", "rejected_score"),
     ("chosen-rating", "rejected-rating"),
     ("chosen_rating", "rejected_rating"),
+    ("rating_chosen", "rating_rejected"),
+    ("chosen_reward", "rejected_reward"),
+    ("reward_chosen", "reward_rejected"),
 )
 """Columns with the scores of `chosen` and `rejected`: UltraFeedback binarised, and its like."""
 
@@ -365,7 +380,7 @@ def _is_media(value: Any) -> bool:
 
 
 def _is_there(value: Any) -> bool:
-    return value is not None and not (isinstance(value, (str, list, dict)) and not value)
+    return not is_absent(value) and not (isinstance(value, (str, list, dict)) and not value)
 
 
 def holds_something(value: Any) -> bool:
@@ -374,4 +389,4 @@ def holds_something(value: Any) -> bool:
         return re.sub(r"\s+", "", value).lower() not in _NOTHING
     if isinstance(value, (list, tuple)):
         return any(holds_something(element) for element in value)
-    return bool(value)
+    return bool(value) and not is_absent(value)

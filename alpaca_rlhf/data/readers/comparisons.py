@@ -6,7 +6,6 @@ the turns before it are its history, and a system message is its system text.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from alpaca_rlhf.core.records import Instruction, PreferencePair
 from alpaca_rlhf.data.readers.columns import (
     INSTRUCTION,
+    OTHER_VERDICTS,
     Comparison,
     comparison_of,
     refuse_unsupported,
@@ -45,8 +45,14 @@ from alpaca_rlhf.data.readers.problems import (
 )
 from alpaca_rlhf.data.readers.reading import Reading
 from alpaca_rlhf.data.readers.rows import collect
-from alpaca_rlhf.data.readers.transcripts import ANSWER, TURN, split_turns, transcript_of
-from alpaca_rlhf.data.readers.values import checked_text
+from alpaca_rlhf.data.readers.transcripts import (
+    ANSWER,
+    TURN,
+    split_turns,
+    transcript_of,
+    with_plain_lines,
+)
+from alpaca_rlhf.data.readers.values import checked_text, finite_number
 
 
 def prompt_of(row: dict[str, Any], source: str) -> Instruction:
@@ -127,12 +133,8 @@ def pair_to_json(pair: PreferencePair) -> dict[str, Any]:
         "rejected": pair.rejected,
         "source": pair.prompt.source,
     }
-    optional = {
-        "history": pair.prompt.history,
-        "system": pair.prompt.system,
-        "margin": pair.margin,
-    }
-    return columns | {name: value for name, value in optional.items() if value}
+    margin = {"margin": pair.margin} if pair.margin else {}
+    return columns | pair.prompt.dialogue_columns() | margin
 
 
 def _pair(row: dict[str, Any], source: str) -> PreferencePair:
@@ -188,6 +190,13 @@ def _verdict(row: Mapping[str, Any], comparison: Comparison) -> str:
     """The verdict of a row, as it is written in the table of comparisons."""
     name, value = comparison.verdict, row.get(comparison.verdict)
     if value is None and name not in row:
+        other = next((other for other in OTHER_VERDICTS if row.get(other) is not None), None)
+        if other is not None:
+            raise BadRow(
+                f"column `{other}` may say which answer is the better one, and `{name}` alone is "
+                f"read ({comparison.expected}): --columns {other}={name}, or {other}=- where the "
+                "first is better in every row (a run: --inputs.columns)"
+            )
         return comparison.first[0]
     if value is None:
         raise BadRow(
@@ -222,9 +231,10 @@ def _margin(row: dict[str, Any]) -> float:
     value = row.get("margin")
     if value is None:
         return 0.0
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+    number = finite_number(value)
+    if number is None or number < 0:
         raise BadRow(f"`margin` must be a number of at least 0, got {str(value)[:40]}")
-    return float(value)
+    return number
 
 
 def _make_pair(prompt: Instruction, chosen: str, rejected: str) -> PreferencePair:
@@ -235,6 +245,9 @@ def _make_pair(prompt: Instruction, chosen: str, rejected: str) -> PreferencePai
 
 def _hh_pair(chosen: str, rejected: str, source: str, row: dict[str, Any]) -> PreferencePair:
     # 1. Find where the two dialogues diverge, and the last answer that begins before that point.
+    plain = [with_plain_lines(text) for text in (chosen, rejected)]
+    if all(ANSWER in text for text in plain):
+        chosen, rejected = plain
     chars = zip(chosen, rejected, strict=False)
     shorter = min(len(chosen), len(rejected))
     common = next((at for at, (a, b) in enumerate(chars) if a != b), shorter)

@@ -70,16 +70,17 @@ def holds_conversation(row: Mapping[str, Any]) -> bool:
     return any(row.get(name) is not None for name in CONVERSATION)
 
 
-def conversation(row: Mapping[str, Any], source: str) -> Instruction:
+def conversation(row: Mapping[str, Any], source: str, *, learnt: bool) -> Instruction:
     """The last user turn of a conversation, with its reply and the turns before it.
 
     If no reply follows the last user turn, the output is None. Texts are kept unchanged. Replies
-    that carry no loss are `masked_replies`; those after the last one that carries loss are left
-    out, with what they answer, because nothing would be learned from them.
+    that carry no loss are `masked_replies`. Where the row is learnt from, those after the last one
+    that carries loss are left out, with what they answer, because nothing would be learned from
+    them.
 
     Raises:
         BadRow: The turns do not alternate, starting with the user, or one of them is empty; or a
-            loss flag is broken, or no reply carries loss.
+            loss flag is broken, or no reply of a row that is learnt from carries loss.
     """
     name = next(name for name in CONVERSATION if row.get(name) is not None)
     label = f"column `{name}`"
@@ -88,7 +89,7 @@ def conversation(row: Mapping[str, Any], source: str) -> Instruction:
     # 1. The turns alternate, so an even number of them ends with a reply.
     texts = [text for _, text in turns]
     has_loss = [_carries_loss(message, label) for message in row[name][-len(turns) :]][1::2]
-    if len(texts) % 2 == 0:
+    if learnt and len(texts) % 2 == 0:
         # 2. End with the last reply that carries loss.
         if not any(has_loss):
             raise BadRow("no reply of the conversation carries loss: every `weight` is 0")

@@ -78,7 +78,7 @@ def read_prompts(
     def convert(row: dict[str, Any]) -> list[Instruction]:
         if learnt_from:
             refuse_marked_bad(row)
-        return instructions_of(row, path.name)
+        return instructions_of(row, path.name, learnt=learnt_from)
 
     return collect(path, convert, reading)
 
@@ -116,11 +116,13 @@ def answered_of(row: dict[str, Any], file_name: str) -> list[Instruction]:
         MarkedBad: Its label says that it is not to be learnt from.
     """
     refuse_marked_bad(row)
-    return _refuse_unanswered(row, instructions_of(row, file_name))
+    return _refuse_unanswered(row, instructions_of(row, file_name, learnt=True))
 
 
-def instructions_of(row: dict[str, Any], file_name: str) -> list[Instruction]:
-    """The tasks of one row, as `read_prompts` reads it.
+def instructions_of(
+    row: dict[str, Any], file_name: str, *, learnt: bool = False
+) -> list[Instruction]:
+    """The tasks of one row, as `read_prompts` reads it; `learnt` if they are learnt from.
 
     Raises:
         BadRow: It is broken.
@@ -129,7 +131,7 @@ def instructions_of(row: dict[str, Any], file_name: str) -> list[Instruction]:
     source = source_of(row, file_name)
     row = _as_conversation(row)
     if holds_conversation(row):
-        return [conversation(row, source)]
+        return [conversation(row, source, learnt=learnt)]
     instances = row.get("instances")
     if instances is not None:
         if not isinstance(instances, list) or not instances:

@@ -21,7 +21,7 @@ from alpaca_rlhf.data.readers.columns import (
     unread_columns,
 )
 from alpaca_rlhf.data.readers.problems import BadRow, LeftOut, short
-from alpaca_rlhf.data.readers.values import checked_text
+from alpaca_rlhf.data.readers.values import checked_text, is_rank
 
 LINE = "line number"
 """Key of a gathered message that says in which line it stands."""
@@ -87,7 +87,7 @@ def rank_of(message: Mapping[str, Any]) -> int | None:
         number = float(rank) if isinstance(rank, (str, int, float)) else math.inf
     except (ValueError, OverflowError):
         number = math.inf
-    if isinstance(rank, bool) or not number.is_integer():
+    if isinstance(rank, bool) or not number.is_integer() or not is_rank(int(number)):
         raise BadRow(f"`rank` must be a whole number, got {short(str(rank))}")
     return int(number)
 

@@ -7,7 +7,7 @@ plain text. Raw UltraFeedback and Nectar hold objects with a text and its rating
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,12 +21,22 @@ from alpaca_rlhf.data.readers.columns import (
     prompt_column,
 )
 from alpaca_rlhf.data.readers.conversations import Turn, read_turns
-from alpaca_rlhf.data.readers.problems import BadRow, DifferentPrompts, Tie
+from alpaca_rlhf.data.readers.problems import BadRow, DifferentPrompts, Tie, short
 from alpaca_rlhf.data.readers.transcripts import transcript_of
-from alpaca_rlhf.data.readers.values import checked_text, text_column, type_name
+from alpaca_rlhf.data.readers.values import checked_text, finite_number, text_column, type_name
 
 Dialogues = tuple[list[Turn], str, str]
 """The turns before the answers, the chosen answer and the rejected one."""
+
+
+_HEADER = re.compile(
+    # `Assistant:` after any blank, and `Model:` and the like on a line of their own;
+    r"(?:(?:^|\s)(?:assistant|chatgpt|gpt)\s*:|^(?:bot|model|ai)\s*:"
+    # `<|im_start|>assistant`, `<start_of_turn>model`, `<|assistant|>` and the like;
+    r"|[>|](?:assistant|model|bot)(?:<\|\w+\|>|\|>|>)?|\[/INST\]|### Response:)\Z",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""The end of a prompt that is not the user's: the mark, in some template, before an answer."""
 
 
 def are_conversations(row: Mapping[str, Any]) -> bool:
@@ -99,6 +109,13 @@ def implicit_texts(chosen: str, rejected: str) -> Dialogues | None:
     prompt = chosen[:end].strip()
     if not prompt:
         return None
+    mark = _HEADER.search(prompt)
+    if mark is not None:
+        raise BadRow(
+            f"`chosen` and `rejected` are alike up to {short(mark[0].strip())!r}, as dialogues in "
+            "marks that are not read: write them as lists of messages (`role`, `content`), or with "
+            "the marks `\\n\\nHuman:` and `\\n\\nAssistant:`"
+        )
     return [("Human", prompt)], chosen[end:].strip(), rejected[end:].strip()
 
 
@@ -194,6 +211,7 @@ def _number(value: Any, label: str) -> float | None:
             value = float(value)
         except ValueError:
             raise BadRow(f"{label} must be a number, got text") from None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise BadRow(f"{label} must be a number, got {type_name(value)}")
-    return float(value)
+    number = finite_number(value)
+    if number is None:
+        raise BadRow(f"{label} must be a finite number, got {short(str(value))}")
+    return number

@@ -5,7 +5,6 @@ A tree becomes one ranking for every human turn that has at least two ranked rep
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,13 @@ from alpaca_rlhf.data.readers.preference_shapes import hold_ranks, rated_answers
 from alpaca_rlhf.data.readers.problems import BadRow, Omitted, short
 from alpaca_rlhf.data.readers.reading import Reading
 from alpaca_rlhf.data.readers.rows import RowFile, collect
-from alpaca_rlhf.data.readers.values import checked_text, text_column, type_name
+from alpaca_rlhf.data.readers.values import (
+    checked_text,
+    finite_number,
+    is_rank,
+    text_column,
+    type_name,
+)
 
 _SAMPLE_ROWS = 200
 _DEFAULT_ANNOTATOR = "file"
@@ -67,8 +72,7 @@ class RankedAnswers:
             "ranks": list(self.ranks),
             "annotator": self.annotator,
             "source": self.prompt.source,
-            **({"history": self.prompt.history} if self.prompt.history else {}),
-            **({"system": self.prompt.system} if self.prompt.system else {}),
+            **self.prompt.dialogue_columns(),
         }
 
 
@@ -252,8 +256,8 @@ def _ranks(row: dict[str, Any], count: int) -> tuple[int, ...]:
         raise BadRow(f"column `{name}` must be a list, one number an answer; got {actual}")
     integral = name == "ranks"
     for value in values:
-        number = isinstance(value, int) or (isinstance(value, float) and not integral)
-        if isinstance(value, bool) or not number or not -math.inf < value < math.inf:
+        number = finite_number(value)
+        if number is None or (integral and not is_rank(value)):
             expected = "whole numbers" if integral else "numbers"
             raise BadRow(f"column `{name}` must hold {expected}, got {short(str(value))}")
     if integral:

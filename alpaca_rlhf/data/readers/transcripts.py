@@ -16,6 +16,7 @@ from typing import Any
 from alpaca_rlhf.data.readers.columns import INPUT, prompt_column
 from alpaca_rlhf.data.readers.conversations import Turn
 from alpaca_rlhf.data.readers.problems import BadRow
+from alpaca_rlhf.data.readers.values import is_absent
 
 ANSWER = "\n\nAssistant:"
 """The mark after which an answer begins."""
@@ -45,21 +46,27 @@ class Transcript:
 def transcript_of(row: Mapping[str, Any]) -> Transcript | None:
     """The prompt of a row if it is a transcript, else None.
 
-    It is one if it begins with `Human:` and ends with `Assistant:`, or if it has NeMo's marks and
-    ends with the user's turn. Beside an input or a history an instruction stands as it is.
+    It is one if it begins with `Human:` and ends with `Assistant:`, or with the human's turn after
+    one of the assistant's; or if it has NeMo's marks and ends with the user's turn. Beside an input
+    or a history, be it empty, an instruction stands as it is.
     """
     text = row.get(prompt_column(row) or "")
-    if not isinstance(text, str) or row.get("history"):
+    if not isinstance(text, str) or row.get("history") is not None:
         return None
-    if any(row.get(name) not in (None, "") for name in INPUT):
+    if any(row.get(name) != "" and not is_absent(row.get(name)) for name in INPUT):
         return None
     if _NEMO_TURN.search(text):
         return _nemo_transcript(text)
     match = _PROMPT.fullmatch(text)
-    if match is None:
-        return None
-    dialogue, mark = match.groups()
-    return Transcript(text, split_turns(f"{mark}{dialogue}", mark))
+    if match is not None:
+        dialogue, mark = match.groups()
+        return Transcript(text, split_turns(f"{mark}{dialogue}", mark))
+    return _open_transcript(text)
+
+
+def with_plain_lines(text: str) -> str:
+    """A transcript whose lines end as those of Unix: its marks stand between blank lines."""
+    return text.replace("\r\n", "\n")
 
 
 def split_turns(text: str, mark: str = "\n\n") -> list[Turn]:
@@ -74,6 +81,15 @@ def split_turns(text: str, mark: str = "\n\n") -> list[Turn]:
     if before.strip():
         raise BadRow("there is text before the first `Human:` turn")
     return [(parts[at], parts[at + 1].strip()) for at in range(0, len(parts), 2)]
+
+
+def _open_transcript(text: str) -> Transcript | None:
+    """A dialogue of several turns without the mark of the answer to come; None for other texts."""
+    lines = f"\n\n{with_plain_lines(text).strip()}"
+    if not lines.startswith("\n\nHuman:") or ANSWER not in lines:
+        return None
+    turns = split_turns(lines)
+    return Transcript(text, turns) if turns[-1][0] == "Human" and turns[-1][1] else None
 
 
 def _nemo_transcript(text: str) -> Transcript | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,12 +16,17 @@ def text_column(row: Mapping[str, Any], names: tuple[str, ...], *, required: boo
         BadRow: It is not text, or none is present although one is required; else "" stands in.
     """
     for name in names:
-        if row.get(name) is not None:
+        if not is_absent(row.get(name)):
             return checked_text(row[name], f"column `{name}`")
     if required:
         expected = " or ".join(f"`{name}`" for name in names)
         raise NoColumn(f"expected a column {expected}; columns here: {listed(list(row))}")
     return ""
+
+
+def is_absent(value: object) -> bool:
+    """True for no value: null, or the NaN that tables write in the place of a text."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def checked_text(value: object, label: str) -> str:
@@ -34,6 +40,22 @@ def checked_text(value: object, label: str) -> str:
     if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
         raise BadRow(f"{label} holds half of a surrogate pair (a broken \\u escape)")
     return value
+
+
+def finite_number(value: object) -> float | None:
+    """A number as a float; None for anything else, and for one that no float can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def is_rank(value: object) -> bool:
+    """True for a whole number that a table can hold, as 64 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def type_name(value: object) -> str:
