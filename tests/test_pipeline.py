@@ -317,8 +317,8 @@ def test_a_reward_model_below_the_gate_can_be_trained_otherwise(calm, tmp_path):
     kept = {k: v for k, v in ledger.items() if k in ("base", "generate", "sft", "sample", "rank")}
     (out / "ledger.json").write_text(json.dumps(kept))
     settings = small(out)
-    strict = replace(settings, reward=replace(settings.reward, gate=0.99))
-    with pytest.raises(UserError, match=r"below --reward\.gate 0\.99"):
+    strict = replace(settings, reward=replace(settings.reward, gate=1.01))
+    with pytest.raises(UserError, match=r"below --reward\.gate 1\.01"):
         run_loop(strict, Quiet(), kind="quickstart", command="test", until="reward")
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     run_loop(settings, Quiet(), kind="quickstart", command="test", until="reward")
@@ -331,7 +331,7 @@ def test_a_reward_model_below_the_gate_can_be_trained_otherwise(calm, tmp_path):
     ledger = json.loads((out / "ledger.json").read_text())
     del ledger["reward"]
     (out / "ledger.json").write_text(json.dumps(ledger))
-    with pytest.raises(UserError, match=r"below --reward\.gate 0\.99"):
+    with pytest.raises(UserError, match=r"below --reward\.gate 1\.01"):
         run_loop(strict, Quiet(), kind="quickstart", command="test", until="reward")
     other = replace(settings, reward=replace(settings.reward, lr=1e-30, head_lr=1e-30))
     run_loop(other, Quiet(), kind="quickstart", command="test", until="reward")

@@ -216,7 +216,7 @@ def test_a_policy_may_be_added_until_the_evaluation_if_nothing_is_dealt_anew(tmp
     more = replace(begun, policies=("ppo", "best-of-k"), best_of_k=BestOfK(prompts=17))
     with pytest.raises(UserError, match="holds another run: policies was"):
         changed(more, ["sft", "evaluate"])
-    greedy = replace(more, best_of_k=BestOfK(prompts=9 * 128 + 1))
+    greedy = replace(more, best_of_k=BestOfK(prompts=begun.ppo.updates * begun.ppo.batch_size + 1))
     with pytest.raises(UserError, match="holds another run: policies was"):
         changed(greedy, ["sft"])
     assert "policies" in changed(more, ["sft"])
