@@ -23,22 +23,22 @@ if "kit" in sys.argv:
     allocator.return_memory()
 np.ones(3 * 2**20)                   # 24 MiB, freed: glibc now keeps what is smaller
 start, live, free = resident(), [], []
-for _ in range(200):
-    free.append(np.ones(2**17))              # 1 MiB
+growth, mib = allocator.Growth(), int(sys.argv[1])
+for _ in range(400 // mib):
+    free.append(np.ones(mib * 2**17))
     live.append(np.ones(2**10))              # 8 KiB
 del free
 print(resident() - start)
-if "trim" in sys.argv:
-    allocator.trim()
-    print(resident() - start)
+{"trim": allocator.trim, "growth": growth.trim}.get(sys.argv[-1], int)()
+print(resident() - start)
 """
 
 
-def left(*words, **environment):
-    """MiB that stay resident of 200 that were freed, before and after trimming."""
+def left(mib, *words, **environment):
+    """MiB that stay of 400 that were freed, in blocks of `mib`, before and after a trim."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *words],
+        [sys.executable, "-c", SCRIPT, str(mib), *words],
         env=clean | environment,
         capture_output=True,
         text=True,
@@ -47,18 +47,32 @@ def left(*words, **environment):
     return [float(line) for line in done.stdout.split()]
 
 
-def test_free_blocks_go_back_at_once():
-    assert left()[0] > 150, "what the system does by itself"
-    assert left("kit")[0] < 30
+def test_large_free_blocks_go_back_at_once():
+    assert left(8)[0] > 300, "what the system does by itself"
+    assert left(8, "kit")[0] < 30
 
 
-def test_free_blocks_go_back_at_the_end_of_a_stage():
-    before, after = left("trim")
-    assert before > 150 and after < 30
+@pytest.mark.parametrize("trimmed_by", ["trim", "growth"])
+def test_free_blocks_go_back_between_stages_and_where_they_are_many_between_steps(trimmed_by):
+    before, after = left(1, "kit", trimmed_by)
+    assert before > 300 and after < 30
+
+
+def test_a_little_that_is_free_stays_for_the_next_step():
+    """It would be taken again page by page."""
+    script = SCRIPT.replace("400 // mib", "100 // mib")
+    done = subprocess.run(
+        [sys.executable, "-c", script, "1", "kit", "growth"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    before, after = map(float, done.stdout.split())
+    assert before > 60 and after == pytest.approx(before, abs=5)
 
 
 def test_what_the_user_set_stays():
-    assert left("kit", MALLOC_MMAP_THRESHOLD_="33554432")[0] > 150
+    assert left(8, "kit", MALLOC_MMAP_THRESHOLD_="33554432")[0] > 300
 
 
 CARD_SCRIPT = """
@@ -67,6 +81,7 @@ from alpaca_rlhf.core import quiet
 with quiet.loading("."):
     assert "torch" not in sys.modules
     print(os.environ.get("PYTORCH_ALLOC_CONF"), os.environ.get("PYTORCH_CUDA_ALLOC_CONF"))
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"  # torch reads it once
 """
 
 

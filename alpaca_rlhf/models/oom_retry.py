@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from alpaca_rlhf.core import allocator
 from alpaca_rlhf.core.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -93,6 +94,7 @@ def halve_on_oom(
         UserError: Memory does not suffice for one index.
     """
     pending, max_rows = deque(batches), 0
+    growth = allocator.Growth()
     while pending:
         batch = pending.popleft()
         # 1. Split a batch that is larger than what is known to fail.
@@ -102,6 +104,7 @@ def halve_on_oom(
         # 2. Try it.
         done = attempt(partial(work, batch))
         if done is not None:
+            growth.trim()
             yield batch, done[0]
             continue
         # 3. Lower the limit and try again.

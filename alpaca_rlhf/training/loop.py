@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from alpaca_rlhf.core import processes
+from alpaca_rlhf.core import allocator, processes
 from alpaca_rlhf.core.randomness import derived_seed
 from alpaca_rlhf.models.oom_retry import MicroBatch
 from alpaca_rlhf.training.bad_batch import saving_bad_batch
@@ -111,6 +111,7 @@ def run_steps(
     done = _restore(stateful, books.checkpoints)
     if done:
         logger.info("%s resumes at step %d of %d", stage, done, steps)
+    growth = allocator.Growth()
     with finishing_the_step() as interrupted:
         while done < steps and not (patience is not None and patience.exhausted):
             # 2. One step and its metrics.
@@ -129,6 +130,8 @@ def run_steps(
                 books.checkpoints.save(done, state, best=best_step)
             if stop_requested:
                 raise KeyboardInterrupt
+            # 5. What the step has freed goes back to the system, if it is much.
+            growth.trim()
     return done
 
 
