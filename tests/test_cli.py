@@ -338,7 +338,7 @@ def test_every_command_explains_all_its_flags(name, capsys):
     assert cli.main([name, "--help-all"]) == 0
     text = capsys.readouterr().out
     assert "--ppo.kl-coef" in text and "--config FILE.yaml" in text
-    assert (str(QUICKSTART.ppo.lr) in text) == (name == "quickstart")
+    assert (str(QUICKSTART.sft.lr) in text) == (name == "quickstart")
 
 
 @pytest.mark.parametrize("name", LOOP_COMMANDS)
