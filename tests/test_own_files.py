@@ -59,10 +59,10 @@ def words(files, out, *extra):
 
 def test_self_instruct_from_seed_tasks_of_ones_own(files, tmp_path, capsys):
     out = tmp_path / "run"
-    extra = ["--generate.target", 4, "--generate.max-new-tokens", 96]
+    extra = ["--generate.target", 16, "--generate.max-new-tokens", 96]
     assert cli.main(["generate", *words(files, out, *extra)]) == 0, capsys.readouterr().err
     rows = read_instructions(out / "generate" / "rows.jsonl")
-    assert len(rows) == 4 and all(row.output for row in rows)
+    assert len(rows) == 16 and all(row.output for row in rows)
     seeds = read_instructions(files[0])
     for i, row in enumerate(rows):
         for earlier in (*seeds, *rows[:i]):
