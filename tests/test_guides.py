@@ -137,18 +137,26 @@ def test_every_section_and_chart_of_the_report_is_explained():
 
 def test_the_figures_of_ppo_and_best_of_k_are_those_of_the_proofs():
     text = GUIDES["policies"].read_text()
-    rows = re.findall(r"^\| (\d+) \|(.+)\|$", text, re.MULTILINE)
-    assert len(rows) == len(list((ROOT / "docs/proof").glob("quickstart-seed-*.json")))
-    for seed, cells in rows:
+    arms = {
+        "best-of-4": "best_of_k",
+        "PPO": "ppo",
+        "fine-tuned on one at random": "random_of_k",
+        "SFT, best of 4 by the reward model": "sampler_best_of_k",
+    }
+    rows = re.findall(r"^\| seed (\d+), ([^|]+) \|(.+)\|$", text, re.MULTILINE)
+    files = list((ROOT / "docs/proof").glob("quickstart-seed-*.json"))
+    assert len(rows) == len(arms) * len(files)
+    for seed, label, cells in rows:
         file = ROOT / "docs" / "proof" / f"quickstart-seed-{seed}.json"
-        report = json.loads(file.read_text())["report"]
-        seconds = {stage["name"]: stage["seconds"] for stage in report["stages"]}
-        told = [float(cell) for cell in re.findall(r"[-+]?\d+(?:\.\d+)?", cells)]
-        policies = [report["policies"][one] for one in ("best_of_k", "ppo")]
-        real = [one["paired_gain_vs_sft"] for one in policies]
-        real += [one["kl_from_sft_nats"] for one in policies]
-        real += [seconds["best_of_k"], seconds["ppo"]]
-        assert told == pytest.approx(real, abs=0.0051, rel=0.02), seed
+        policies = json.loads(file.read_text())["report"]["policies"]
+        policy, sft = policies[arms[label]], policies["sft"]
+        told = [float(cell) for cell in re.findall(r"[-+]?\d+\.\d+", cells)]
+        real = [policy["paired_gain_vs_sft"], *policy["paired_gain_ci95"]]
+        real += [policy["greedy_gain_vs_sft"], policy["kl_from_sft_nats"]]
+        real += [
+            policy["gold_parts"][part] - sft["gold_parts"][part] for part in ("correct", "form")
+        ]
+        assert told == pytest.approx(real, abs=0.0051), (seed, label)
 
 
 def test_the_figures_of_peoples_judgements_are_those_of_the_proof():
@@ -186,7 +194,7 @@ def test_the_reward_models_of_the_proofs_stand_beside_their_best_baseline():
         file = ROOT / "docs" / "proof" / f"quickstart-seed-{seed}.json"
         [model] = json.loads(file.read_text())["report"]["reward_models"]
         best = max(model["baselines"], key=lambda baseline: baseline["accuracy"])
-        assert best["is"] == "the longer"
+        assert f"| {best['is']}, {best['accuracy']:.3f} |" in cells
         told = [float(cell) for cell in re.findall(r"(?<!\d)[-+]?\d+\.\d+", cells)]
         real = [model["held_out_accuracy"], *model["ci95"], best["accuracy"], *best["lead_ci95"]]
         assert told == pytest.approx([*real, model["shuffled_label_accuracy"]], abs=6e-4), seed
