@@ -293,7 +293,8 @@ def main() -> None:
         model = new_model(len(tokenizer))
     else:
         before = json.loads((args.after / "pretraining.json").read_text())
-        cycles_done, minutes_before = before["cycles"], before["minutes"]
+        # Bases of earlier versions do not say it: they had two.
+        cycles_done, minutes_before = before.get("cycles", 2), before["minutes"]
         history += before["history"]
         tokenizer = PreTrainedTokenizerFast.from_pretrained(args.after)
         model = LlamaForCausalLM.from_pretrained(args.after, dtype=torch.float32)

@@ -33,6 +33,7 @@ from alpaca_rlhf.smallworld import (
 )
 from alpaca_rlhf.smallworld.answers import FOLLOWED, STYLE_OF
 from alpaca_rlhf.smallworld.forms import REQUESTS
+from alpaca_rlhf.smallworld.tasks import Part
 
 JUDGE = GoldJudge()
 PARTS = ("correct", "form", "to_the_point")
@@ -43,13 +44,10 @@ SPLITS = tuple(itertools.product(("train", "held_out"), ("train", "held_out")))
 
 
 def draw(
-    n: int, seed: int, phrasing: str = "train", fact: str = "train", requests: float = 0.5
+    n: int, seed: int, phrasing: Part = "train", fact: Part = "train", requests: float = 0.5
 ) -> list[Task]:
     rng = random.Random(seed)
-    return [
-        sample_task(rng, phrasing=phrasing, fact=fact, requests=requests)  # type: ignore[arg-type]
-        for _ in range(n)
-    ]
+    return [sample_task(rng, phrasing=phrasing, fact=fact, requests=requests) for _ in range(n)]
 
 
 @pytest.fixture(scope="module")

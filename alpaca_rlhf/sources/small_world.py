@@ -22,6 +22,7 @@ from alpaca_rlhf.smallworld import (
     recognise,
     sample_task,
 )
+from alpaca_rlhf.smallworld.tasks import Part
 from alpaca_rlhf.sources.source import Slice
 
 MIN_DRAWS, DRAWS_PER_TASK = 20_000, 30
@@ -174,7 +175,7 @@ class SmallWorld:
         return firewall
 
     def _draw(
-        self, split: str, n: int, *, phrasing: str, fact: str, excluded: Sequence[Task] = ()
+        self, split: str, n: int, *, phrasing: Part, fact: Part, excluded: Sequence[Task] = ()
     ) -> list[Task]:
         rng = random.Random(f"{self.seed}/{split}/{phrasing}/{fact}")
         tasks: list[Task] = []
@@ -185,7 +186,7 @@ class SmallWorld:
         draws = 0
         while len(tasks) < n and draws < MIN_DRAWS + DRAWS_PER_TASK * len(tasks):
             draws += 1
-            task = sample_task(rng, phrasing=phrasing, fact=fact, requests=1.0)  # type: ignore[arg-type]
+            task = sample_task(rng, phrasing=phrasing, fact=fact, requests=1.0)
             if task.key not in keys and self._split_of(task) == split.split(".")[0]:
                 keys.add(task.key)
                 tasks.append(task)
