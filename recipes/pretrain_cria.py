@@ -281,6 +281,8 @@ def main() -> None:
     parser.add_argument("--after", type=Path, help="folder of the base to go on from, if any")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the tokens, to try")
     args = parser.parse_args()
+    if args.after is not None and not (args.after / "pretraining.json").is_file():
+        parser.error(f"--after {args.after}: holds no pretraining.json of this recipe")
     start_time = time.perf_counter()
     history: list[dict[str, float]] = []
     # 1. A tokenizer and a model of random weights, or those of the earlier cycles.
