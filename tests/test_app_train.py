@@ -34,6 +34,7 @@ from alpaca_rlhf.cli import app_command
 from alpaca_rlhf.cli.terminal import Terminal
 from alpaca_rlhf.core import gpu_lock
 from alpaca_rlhf.planner import CPU, find_gpu
+from alpaca_rlhf.preferences.database import DiskFull
 from alpaca_rlhf.preferences.schema import Audit
 from alpaca_rlhf.preferences.standing import Standing
 from alpaca_rlhf.preferences.store import Store
@@ -45,6 +46,7 @@ from tests import apps, attacks
 from tests.browser import NO_CHROMIUM, browser, chromium, free_port, visit
 from tests.model_app import nothing_serious
 from tests.screenshots import open_tab
+from tests.test_preferences_store import rows as rows_of
 
 ROOT = Path(__file__).resolve().parent.parent
 LONG = 60.0
@@ -206,6 +208,41 @@ def test_a_start_and_a_stop_stand_in_the_audit(trainings, audited):
         ("annotator:1", "start", "run:mine"),
         ("annotator:7", "stop", "run:mine"),
     ]
+
+
+def test_a_start_that_cannot_be_noted_starts_nothing_and_a_stop_stops(
+    trainings, audited, run, monkeypatch
+):
+    """On a full disk: "refused" is the truth, and nobody has to wait for space to stop."""
+
+    def full(*args, **kwargs):
+        raise DiskFull("the disk is full")
+
+    note = audited.note_training
+    monkeypatch.setattr(audited, "note_training", full)
+    training = trainings()
+    with pytest.raises(DiskFull):
+        training.start(actor="annotator:1")
+    assert training.state.activity == "idle" and training._process is None
+    assert not (run / "argv.json").exists()
+    monkeypatch.setattr(audited, "note_training", note)
+    started(training)
+    monkeypatch.setattr(audited, "note_training", full)
+    training.stop(actor="annotator:1")
+    until(lambda: training.state.activity == "idle")
+    assert training.state.exit_code == 130
+
+
+def test_a_process_that_could_not_be_started_stands_in_the_audit_as_such(
+    trainings, audited, monkeypatch
+):
+    def fails(*args, **kwargs):
+        raise OSError("Cannot allocate memory")
+
+    monkeypatch.setattr(subprocess, "Popen", fails)
+    assert refusal(trainings().start) == "failed"
+    actions = [row.action for row in rows_of(audited, Audit)]
+    assert actions == ["start", "start_failed"]
 
 
 # --- its picture ----------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.preferences.assignment import Overlap, Rules
+from alpaca_rlhf.preferences.assignment import Overlap, Rules, Verdict
 from alpaca_rlhf.preferences.handing_out import Limit, Origin
 from alpaca_rlhf.preferences.schema import Audit, CandidateSet, OverlapRow
 from alpaca_rlhf.preferences.store import Store
@@ -153,6 +153,35 @@ def test_an_open_task_of_another_origin_is_not_given_again(two_origins):
     assert two_origins.claim(ann).prompt.instruction.startswith(other)
     assert two_origins.progress(ann).mine_left == 3
     assert len(prompts_ranked(two_origins, ann)) == 3
+
+
+def test_whoever_is_limited_to_some_sources_gets_gold_questions_too(where, clock):
+    """Else nobody who is limited could ever fall below the share of gold questions to pass."""
+    rules = Rules(second_share=0, gold_rate=0.5, repeat_rate=0, lease_s=60)
+    with Store(where, rules=rules, seed=0, clock=clock) as store:
+        ann, bob = people(store, 2)
+        store.add_sets(candidates(3, tag="run/ppo "), origin="run/ppo")
+        store.add_sets(candidates(2, tag="run/sft "), origin="run/sft")
+        gold = candidates(4, tag="gold ")
+        known = {prompt.id: tuple((c.id,) for c in answers) for prompt, answers in gold}
+        store.add_sets(gold, origin="gold", gold=known)
+        store.set_origins("person 0", ["run/ppo"], **BY)
+        store.set_origins("person 1", ["run/sft"], **BY)
+        assert store.progress(ann).mine_left == 3 + 4
+        kinds = []
+        while (task := store.claim(ann)) is not None:
+            assert store.claim(ann).id == task.id, "a reload shows the same one"
+            assert store.progress(ann).mine_left == 7 - len(kinds)
+            clock.now += 61
+            store.claim(bob)  # ends ann's lease; what she left comes again in its turn
+            task = store.claim(ann)
+            wrong = Verdict(tuple(reversed(known.get(task.prompt.id, as_shown(task).tiers))))
+            store.submit(ann, task.id, wrong, revision=task.revision)
+            kinds.append(task.kind)
+        assert sorted(kinds) == ["gold"] * 4 + ["task"] * 3
+        assert store.below_gold_rate(0.5, min_asked=4) == ["person 0"]
+        store.set_origins("person 1", [], **BY)
+        assert store.claim(bob) is None, "no tasks at all are no gold questions either"
 
 
 def test_only_people_and_origins_that_are_there(two_origins):

@@ -268,6 +268,32 @@ def test_counters_move_alike_whatever_the_kind_of_a_task(where):
             assert after == (n + 1, n + 1, n + 1, 9 - n)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_number_of_tasks_left_falls_alike_for_repeats(where, seed):
+    """Whoever watches it learns of no repeat while tasks are left, and sees 0 in the end."""
+    rules = Rules(second_share=0, gold_rate=0.1, repeat_rate=0.25, repeat_after=3)
+    with Store(where, rules=rules, seed=seed) as store:
+        who = store.add_annotator("ann", "long enough")
+        store.add_sets(candidates(24, k=2), origin="test")
+        gold = candidates(2, k=2, tag="gold ")
+        orders = {prompt.id: tuple((c.id,) for c in own) for prompt, own in gold}
+        store.add_sets(gold, origin="gold", gold=orders)
+        left, kinds = [], []
+        while store.progress(who).mine_left:
+            left.append(store.progress(who).mine_left)
+            task = store.claim(who)
+            assert task is None or store.progress(who).mine_left == left[-1], (
+                "a claim tells nothing"
+            )
+            if task is None:
+                break
+            store.submit(who, task.id, as_shown(task))
+            kinds.append(task.kind)
+        assert kinds.count("task") == 24 and kinds.count("repeat") > 2
+        last = max(at for at, kind in enumerate(kinds) if kind != "repeat")
+        assert left[: last + 1] == [left[0] - at for at in range(last + 1)]
+
+
 def test_remarks_are_found_newest_first(shared):
     ann, _ = people(shared, 2)
     shared.add_sets(candidates(5, k=2), origin="test")

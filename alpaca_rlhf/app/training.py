@@ -24,6 +24,7 @@ from alpaca_rlhf.core import gpu_lock
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.locks import Lock, LockHeld, is_locked
 from alpaca_rlhf.core.runs import LEDGER, LOCK, TRAINING_LOG
+from alpaca_rlhf.preferences.database import DiskFull
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.sources.sampled import queue_sampled
 
@@ -128,6 +129,7 @@ class Training:
         Raises:
             TrainingRefused: It may not be started from here, one runs already, or the system
                 refuses.
+            DiskFull: The audit could not be written; nothing was started.
         """
         if not self.allowed:
             raise TrainingRefused("not_allowed")
@@ -141,6 +143,8 @@ class Training:
                 with Lock(self.run / TRAINING_LOG) as log:
                     # The process inherits the lock with its output, and keeps it until it ends.
                     log.write_owner("")
+                    # The audit first: a start that cannot be noted must not have happened.
+                    self._note("start", actor)
                     self._process = subprocess.Popen(
                         [*self._command, *words],
                         stdin=subprocess.DEVNULL,
@@ -151,9 +155,10 @@ class Training:
             except LockHeld:
                 raise TrainingRefused("running") from None
             except OSError as error:
+                with contextlib.suppress(DiskFull):
+                    self._note("start_failed", actor)
                 raise TrainingRefused("failed", str(error)) from None
             self._interrupted = self._exit_code = None
-        self._store.note_training("start", self.run.name, actor=actor)
 
     def stop(self, *, actor: str) -> None:
         """Interrupt the process as Ctrl-C does: it finishes the step under way and saves it.
@@ -177,7 +182,9 @@ class Training:
             except OSError as error:  # another user's process
                 raise TrainingRefused("failed", str(error)) from None
             self._interrupted = pid
-        self._store.note_training("stop", self.run.name, actor=actor)
+        # A full disk must not keep anybody from stopping, nor call a stop refused that was not.
+        with contextlib.suppress(DiskFull):
+            self._note("stop", actor)
 
     @property
     def state(self) -> TrainingState:
@@ -218,6 +225,9 @@ class Training:
         if changed != self._ledger_seen:
             queue_sampled(self.run, self._store)
             self._ledger_seen = changed
+
+    def _note(self, action: str, actor: str) -> None:
+        self._store.note_training(action, self.run.name, actor=actor)
 
     def _pid(self) -> int | None:
         """The process that trains the run; None if none does."""

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, exists, func, insert, select, update
+from sqlalchemy import ColumnElement, exists, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from alpaca_rlhf.core.records import Instruction
@@ -63,7 +63,7 @@ def claim(
     # Whatever somebody who is left out ranked would count for nothing.
     if annotator.left_out or annotator.origins == []:
         return None
-    allowed = sets_of(annotator.origins)
+    allowed, allowed_tasks = sets_of(annotator.origins), assignments_of(annotator.origins)
 
     # 2. Give back the places of leases that ended.
     expire(session, now_ms)
@@ -73,19 +73,17 @@ def claim(
     mine = [Assignment.annotator_id == annotator_id, schema.condition(schema.OPEN)]
     if holding:
         mine.append(Assignment.id.not_in(list(holding)))
-    if allowed:
-        mine.append(Assignment.candidate_set_id.in_(select(CandidateSet.id).where(*allowed)))
-    open_id = session.scalar(select(Assignment.id).where(*mine).order_by(Assignment.id).limit(1))
+    query = select(Assignment.id).where(*mine, *allowed_tasks)
+    open_id = session.scalar(query.order_by(Assignment.id).limit(1))
     if open_id is not None:
         renewal = update(Assignment).where(Assignment.id == open_id)
         session.execute(renewal.values(lease_ms=lease.until_ms))
         return open_id
 
     # 4. By chance a gold question, or one of the annotator's own tasks again.
-    new = [_new_to(annotator_id), *allowed]
     draw = rng.random()
     if draw < rules.gold_rate:
-        gold = _first_new(session, new, schema.GOLD)
+        gold = _new_gold(session, annotator_id)
         if gold is not None:
             return _assign(session, lease, gold, "gold", rng)
     elif draw < rules.gold_rate + rules.repeat_rate:
@@ -94,13 +92,13 @@ def claim(
             return repeat_id
 
     # 5. A task whose lease ended, then a new one, then any gold question that is left.
-    expired_id = _own_expired(session, lease, allowed)
+    expired_id = _own_expired(session, lease, allowed_tasks)
     if expired_id is not None:
         return expired_id
-    set_id = _take(session, new, rng)
+    set_id = _take(session, [_new_to(annotator_id), *allowed], rng)
     if set_id is not None:
         return _assign(session, lease, set_id, "task", rng)
-    gold = _first_new(session, new, schema.GOLD) if rules.gold_rate > 0 else None
+    gold = _new_gold(session, annotator_id) if rules.gold_rate > 0 else None
     if gold is not None:
         return _assign(session, lease, gold, "gold", rng)
     return None
@@ -256,6 +254,18 @@ def sets_of(origins: Collection[str] | None) -> list[ColumnElement[bool]]:
     return [] if origins is None else [CandidateSet.origin.in_(list(origins))]
 
 
+def assignments_of(origins: Collection[str] | None) -> list[ColumnElement[bool]]:
+    """The condition on an assignment that its set has one of these origins; none where all will do.
+
+    Gold questions meet it whatever their origin: they test everybody, and no list of origins has
+    them.
+    """
+    if origins is None:
+        return []
+    sets = select(CandidateSet.id).where(*sets_of(origins))
+    return [or_(Assignment.kind == "gold", Assignment.candidate_set_id.in_(sets))]
+
+
 def _take(session: Session, new: list[ColumnElement[bool]], rng: random.Random) -> int | None:
     """Take a place of a new set: of one that wants another opinion, then of a fresh one.
 
@@ -312,10 +322,11 @@ def _new_to(annotator_id: int) -> ColumnElement[bool]:
     )
 
 
-def _first_new(session: Session, new: list[ColumnElement[bool]], where: str) -> int | None:
+def _new_gold(session: Session, annotator_id: int) -> int | None:
+    """The first gold question that an annotator has not had, whatever origins they may have."""
     return session.scalar(
         select(CandidateSet.id)
-        .where(schema.condition(where), *new)
+        .where(schema.condition(schema.GOLD), _new_to(annotator_id))
         .order_by(CandidateSet.id)
         .limit(1)
     )
@@ -360,11 +371,12 @@ def _repeat(session: Session, lease: _Lease, rules: Rules, rng: random.Random) -
     return _assign(session, lease, set_id, "repeat", rng, repeat_of=original.id)
 
 
-def _own_expired(session: Session, lease: _Lease, allowed: list[ColumnElement[bool]]) -> int | None:
+def _own_expired(
+    session: Session, lease: _Lease, allowed_tasks: list[ColumnElement[bool]]
+) -> int | None:
     """A task whose lease the annotator let end, if nobody else has taken its place."""
     mine = [Assignment.annotator_id == lease.annotator_id, schema.condition(schema.EXPIRED)]
-    if allowed:
-        mine.append(Assignment.candidate_set_id.in_(select(CandidateSet.id).where(*allowed)))
+    mine += allowed_tasks
     expired = session.scalars(
         select(Assignment).where(*mine).order_by(Assignment.id).limit(WINDOW).with_for_update()
     )

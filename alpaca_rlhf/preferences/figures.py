@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from sqlalchemy.orm import Session, aliased
 
 from alpaca_rlhf.preferences import chats, claims, demonstrations, schema
 from alpaca_rlhf.preferences.agreement import Agreement, agreement
+from alpaca_rlhf.preferences.assignment import Rules
 from alpaca_rlhf.preferences.reading import standing
 from alpaca_rlhf.preferences.schema import (
     Annotator,
@@ -40,8 +42,8 @@ _COUNT_SETS_LEFT_OUT = _COUNT_SETS_LEFT_OUT.where(schema.condition(schema.LEFT_O
 class Progress:
     """Progress of an annotator and of the queue.
 
-    The annotator's own numbers count gold questions like any other task: whoever watches them does
-    not learn which task was one.
+    The annotator's own numbers count gold questions and repeats like any other task: whoever
+    watches them does not learn which task was one.
     """
 
     mine: int
@@ -51,7 +53,7 @@ class Progress:
     mine_last_hour: int
     """Those of the last hour, the pace."""
     mine_left: int
-    """Tasks that the annotator can still get, the open ones among them."""
+    """Tasks that the annotator can still get, with the open ones and the repeats to expect."""
     all_rankings: int
     """Rankings of all people that count."""
     sets_ranked: int
@@ -166,8 +168,8 @@ class Figures:
     """People and judges, most rankings first."""
 
 
-def progress(session: Session, annotator_id: int, now_ms: int, *, gold: bool = True) -> Progress:
-    """Progress of an annotator and of the queue; `gold` is False if none is handed out."""
+def progress(session: Session, annotator_id: int, now_ms: int, *, rules: Rules) -> Progress:
+    """Progress of an annotator and of the queue; `rules` say how tasks are handed out."""
     # 1. All tasks that the annotator has done, whichever kind. An hour or a day begins at a
     #    ranking, and rankings are numbered in their order: the annotator's own index counts from
     #    there.
@@ -185,23 +187,31 @@ def progress(session: Session, annotator_id: int, now_ms: int, *, gold: bool = T
     n_sets = select(func.count()).select_from(CandidateSet)
     n_sets = n_sets.where(CandidateSet.target > 0, schema.condition(schema.HANDED_OUT))
     total, n_open = session.scalar(n_sets) or 0, _open_sets(session)
+    n_done = session.scalar(done) or 0
     all_rankings = select(func.coalesce(func.sum(Tally.rankings), 0))
     return Progress(
-        mine=session.scalar(done) or 0,
+        mine=n_done,
         mine_today=done_since(now_ms - now_ms % _DAY_MS),
         mine_last_hour=done_since(now_ms - _HOUR_MS + 1),
-        mine_left=_left(session, annotator_id, n_open, gold=gold),
+        mine_left=_left(session, annotator_id, n_open, n_done, rules),
         all_rankings=session.scalar(_by_people(all_rankings)) or 0,
         sets_ranked=total - n_open,
         sets=total,
     )
 
 
-def _left(session: Session, annotator_id: int, n_open: int, *, gold: bool) -> int:
+def _left(session: Session, annotator_id: int, n_open: int, n_done: int, rules: Rules) -> int:
     """Tasks that an annotator can still get, of any kind, and those that are open.
 
-    A task moves from what can be got to what is open when it is claimed, and leaves the sum when it
-    is done, whatever its kind.
+    The sum falls by one with each task that is done, whatever its kind. A repeat comes on top of
+    what the queue holds, so the repeats to expect are in the sum from the start.
+
+    Args:
+        session: A transaction.
+        annotator_id: The annotator.
+        n_open: Sets that anybody can still claim.
+        n_done: Tasks that the annotator has done, of any kind.
+        rules: How tasks are handed out.
     """
     annotator = session.get(Annotator, annotator_id)
     if annotator is None or annotator.left_out or annotator.origins == []:
@@ -222,18 +232,36 @@ def _left(session: Session, annotator_id: int, n_open: int, *, gold: bool) -> in
         Assignment.candidate_set_id == CandidateSet.id, Assignment.annotator_id == annotator_id
     )
     unseen_gold = select(func.count()).select_from(CandidateSet)
-    unseen_gold = unseen_gold.where(schema.condition(schema.GOLD), ~seen, *allowed)
+    unseen_gold = unseen_gold.where(schema.condition(schema.GOLD), ~seen)
     # 3. What is open, or can be opened again without a place.
     assignments = select(func.count()).select_from(Assignment)
     assignments = assignments.where(Assignment.annotator_id == annotator_id)
-    if allowed:
-        sets = select(CandidateSet.id).where(*allowed)
-        assignments = assignments.where(Assignment.candidate_set_id.in_(sets))
-    n_at_hand = session.scalar(assignments.where(schema.condition(schema.OPEN))) or 0
-    expired = assignments.where(schema.condition(schema.EXPIRED), Assignment.kind != "task")
-    n_at_hand += session.scalar(expired) or 0
-    n_gold = (session.scalar(unseen_gold) or 0) if gold else 0
-    return n_open - (session.scalar(had) or 0) + n_gold + n_at_hand
+    at_hand = assignments.where(*claims.assignments_of(annotator.origins))
+    expired_gold = at_hand.where(schema.condition(schema.EXPIRED), Assignment.kind == "gold")
+    n_at_hand = session.scalar(expired_gold) or 0
+    at_hand = at_hand.where(schema.condition(schema.OPEN))
+    n_open_repeats = session.scalar(at_hand.where(Assignment.kind == "repeat")) or 0
+    n_at_hand += (session.scalar(at_hand) or 0) - n_open_repeats
+    n_gold = (session.scalar(unseen_gold) or 0) if rules.gold_rate > 0 else 0
+    n_new = n_open - (session.scalar(had) or 0) + n_gold + n_at_hand
+    if not n_new:
+        return n_open_repeats
+    # 4. The repeats that are still to be expected.
+    n_repeated = session.scalar(assignments.where(schema.condition(schema.REPEATED))) or 0
+    n_repeats = _repeats_expected(n_done - n_repeated + n_new, rules)
+    return n_new + max(n_repeats - n_repeated, n_open_repeats)
+
+
+def _repeats_expected(n_tasks: int, rules: Rules) -> int:
+    """The number of repeats to expect on top of so many other tasks.
+
+    It lies two standard deviations above the mean: hardly anybody gets more repeats than that, and
+    sees the number of tasks left stand still.
+    """
+    if not 0 < rules.repeat_rate < 1:
+        return 0
+    mean = max(0, n_tasks - rules.repeat_after) * rules.repeat_rate / (1 - rules.repeat_rate)
+    return min(round(mean + 2 * math.sqrt(mean)), n_tasks)
 
 
 def figures(session: Session, now_ms: int) -> Figures:

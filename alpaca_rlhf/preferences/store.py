@@ -658,8 +658,7 @@ class Store(Accounts):
     def progress(self, annotator: int) -> tab.Progress:
         """The progress of an annotator, and of all."""
         with self.database.reading() as session:
-            gold = self.rules.gold_rate > 0
-            return tab.progress(session, annotator, self._now(), gold=gold)
+            return tab.progress(session, annotator, self._now(), rules=self.rules)
 
     def figures(self) -> tab.Figures:
         """Everything that the Data tab shows, apart from the lists."""
@@ -799,10 +798,10 @@ class Store(Accounts):
         )
 
     def note_training(self, action: str, run: str, *, actor: str) -> None:
-        """Note in the audit that somebody has started or stopped the training of a run.
+        """Note in the audit what somebody did with the training of a run.
 
         Args:
-            action: `start` or `stop`.
+            action: `start`, `start_failed`, `stop`, or `open` where the app goes on to the run.
             run: Name of the run.
             actor: Who does it.
         """
