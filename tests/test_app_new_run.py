@@ -508,6 +508,17 @@ def test_a_page_of_another_run_changes_nothing(tmp_path, offer):
         assert fresh.status_code == 200
 
 
+def test_runs_of_one_name_in_two_folders_have_two_tokens(tmp_path, monkeypatch):
+    tokens = []
+    for folder in (tmp_path / "here", tmp_path / "there", tmp_path / "here"):
+        (folder / "runs").mkdir(parents=True, exist_ok=True)
+        monkeypatch.chdir(folder)
+        with Store(Path("runs/own.db")) as store:
+            deployment = server.Deployment("runs/mine", folder, [], True)
+            tokens.append(deployment.run_token(store))
+    assert tokens[0] == tokens[2] != tokens[1]
+
+
 # --- from one run to the next ---------------------------------------------------------------------
 
 

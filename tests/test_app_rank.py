@@ -567,6 +567,60 @@ def test_a_lost_answer_is_asked_for_again_and_saves_nothing_twice(desk):
 
 
 @needs_browser
+def test_what_a_browser_keeps_of_one_run_is_never_sent_to_another(desk, tmp_path):
+    """Numbers of tasks restart in every database, and the texts may be the same."""
+    desk.add_sets(candidates(3), origin="test")
+    first, told = desk.store, []
+    name_run = "window.alpacaRun = localStorage.getItem('of the test') || 'aaaaaaaa';"
+
+    def refuse(route):
+        if '\\"do\\":\\"submit' in (route.request.post_data or "") and not told:
+            route.fulfill(status=409, json={"detail": "another run"})
+        else:
+            route.continue_()
+
+    def rank_one(page):
+        page.locator(".card").nth(1).focus()
+        page.keyboard.press("1")
+        page.get_by_role("button", name="Submit").click()
+
+    def go_on_to(page, run, store):
+        page.evaluate("run => localStorage.setItem('of the test', run)", run)
+        desk.store = store
+        load(page, desk.url)
+
+    with Store(tmp_path / "second.db", rules=rank_server.PLAIN, seed=0) as second:
+        second.add_annotator("ann", "long enough")
+        second.add_sets(candidates(3), origin="test")
+        with visit(desk.browser, reduced_motion="reduce") as page:
+            page.set_default_timeout(60_000)
+            page.add_init_script(name_run)
+            load(page, desk.url)
+            task = number(page)
+            rank_one(page)
+            gone(page, task)
+            # 1. The app goes on to another run while a verdict is on its way.
+            page.route("**/run/rank", refuse)
+            rank_one(page)
+            page.get_by_role("alert").get_by_text("gone on to another run").wait_for()
+            told.append("the page")
+            # 2. On that run nothing of the first is sent or taken back.
+            go_on_to(page, "bbbbbbbb", second)
+            for _ in range(2):
+                task = number(page)
+                rank_one(page)
+                gone(page, task)
+            page.get_by_role("button", name="Undo last").click()
+            page.get_by_text("Your last ranking is open again").wait_for()
+            assert number(page) == task, "the verdict before the last was taken back"
+            assert len(second.own_verdicts(1)) == 1
+            # 3. Back on the first run its verdict arrives.
+            go_on_to(page, "aaaaaaaa", first)
+            page.get_by_text("Saved.").wait_for()
+    assert len(first.own_verdicts(1)) == 2
+
+
+@needs_browser
 def test_signed_out_the_draft_waits(desk):
     desk.add_sets(candidates(1), origin="test")
     with desk.open() as page:

@@ -60,10 +60,15 @@ class Deployment:
     prefix: str = ""
     """The path before the app's own paths, such as `/rank`; empty at the root of a host."""
 
-    @property
-    def run_token(self) -> str:
-        """Names the run to the app's own pages without revealing where it lies."""
-        return sha256(self.run.encode()).hexdigest()[:8]
+    def run_token(self, store: Store) -> str:
+        """Names run and database to the app's own pages without revealing where they lie.
+
+        A relative path means another run where the app is started in another folder.
+        """
+        database = store.database
+        place = str(database.file.resolve()) if database.file else database.shown
+        run = str(Path(self.run).resolve()) if self.run else ""
+        return sha256(f"{run}\n{place}".encode()).hexdigest()[:8]
 
 
 def services_of(
@@ -118,14 +123,14 @@ def build_app(
     sessions = LoginSessions(store, secret)
     authenticator = Authenticator(store, sessions)
     limits = limits or RateLimits.default(local=deployment.local)
-    prefix = deployment.prefix
+    prefix, run_token = deployment.prefix, deployment.run_token(store)
 
     def model_status(request: Request) -> Response:
         status_lines = {language: status(language) for language in LANGUAGES}
         return JSONResponse(
             {
                 "account": request.state.account.id,
-                "run": deployment.run_token,
+                "run": run_token,
                 "status": status_lines,
             }
         )
@@ -173,7 +178,7 @@ def build_app(
             "page_head",
             texts=texts,
             prefix=prefix,
-            run_token=deployment.run_token,
+            run_token=run_token,
             script=theme.SCRIPT,
         ),
     )
@@ -187,7 +192,7 @@ def build_app(
         limits=limits,
         origin=deployment.origin,
         prefix=prefix,
-        run_token=deployment.run_token,
+        run_token=run_token,
     )
     if prefix:
         app.add_middleware(PathPrefix, prefix=prefix)

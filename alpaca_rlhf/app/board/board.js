@@ -8,6 +8,7 @@ const LETTERS = "ABCDEFGHI";
 const ANSWER_WITHIN_MS = 15000;
 const WAITS_MS = [1000, 2000, 4000, 8000, 15000];
 const DRAFTS = "alpaca.rank.draft.";
+const RUN = window.alpacaRun || ""; // numbers of tasks mean other tasks in another run
 const MONTH_MS = 30 * 24 * 3600 * 1000;
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const root = element.querySelector(".rank");
@@ -144,8 +145,9 @@ function dropped(tiers, id, index) {
 
 // --- drafts: work that is not on the server yet is kept in the browser ---------------------------------
 
-const draftKey = (aTask) => `${DRAFTS}${annotator}.${aTask.id}.${aTask.revision}`;
-const lastKey = () => `alpaca.rank.last.${annotator}`;
+const draftsHere = () => `${DRAFTS}${RUN}.${annotator}.`;
+const draftKey = (aTask) => `${draftsHere()}${aTask.id}.${aTask.revision}`;
+const lastKey = () => `alpaca.rank.last.${RUN}.${annotator}`;
 
 /** A new draft of a task; after an undo with the comment and the like of `before`. */
 function newDraft(aTask, before) {
@@ -202,6 +204,7 @@ async function ask(action, fields = {}) {
     });
     const away = response.status === 401 || response.status === 403 || response.redirected;
     if (away) return { problem: "signed_out", message: w("problem.signed_out") };
+    if (response.status === 409) return { problem: "other_run", message: w("problem.other_run") };
     if (!response.ok) throw new Lost(String(response.status));
     const reply = JSON.parse((await response.json()).data[0]);
     if (reply.annotator !== undefined) know(reply);
@@ -361,6 +364,9 @@ function forget(aTask) {
 }
 
 function refused(reply) {
+  if (reply.problem === "other_run") {
+    return banner(reply.message, [button("plain", w("reload"), () => location.reload())]);
+  }
   banner(reply.message, [
     button("plain", w("next_task"), () => {
       banner(null);
@@ -421,6 +427,7 @@ async function submit(confirmed = false) {
 async function deliver() {
   const submitted = task;
   const reply = await insist("submit", draft.sent);
+  if (reply.problem === "other_run") return refused(reply); // it is sent once this run is back
   if (reply.problem) {
     draft.sent = null;
     save();
@@ -436,14 +443,15 @@ async function deliver() {
   await advance(w(reply.already ? "already_saved" : "saved"));
 }
 
-/** Send verdicts that an earlier page submitted without an acknowledgement. */
+/** Send verdicts that an earlier page on this run submitted without an acknowledgement. */
 async function leftovers() {
   for (let tries = 0; root.isConnected; tries++) {
     let waiting = false;
-    for (const key of storage.keys(`${DRAFTS}${annotator}.`)) {
+    for (const key of storage.keys(draftsHere())) {
       const sent = storage.get(key)?.sent;
       if (!sent || (task && key === draftKey(task))) continue;
       const reply = await quietly("submit", sent);
+      if (reply?.problem === "other_run") return;
       const later = !reply || RETRIED.includes(reply.problem);
       waiting ||= later;
       if (later) continue;
@@ -466,7 +474,7 @@ async function reopen(before) {
   const reply = before
     ? await insist("undo", { task: before.task })
     : await quietly("undo", { task: 0 });
-  storage.set(lastKey(), last);
+  if (reply?.problem !== "other_run") storage.set(lastKey(), last);
   if (!reply) return toast(w("lost"));
   if (reply.problem) return toast(reply.message);
   if (!reply.task) return toast(w("nothing_to_undo"));
