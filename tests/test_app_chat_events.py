@@ -359,6 +359,18 @@ def test_an_edited_reply_is_as_long_as_a_message_may_be(page):
     assert kept(page)[first.chat] == [("One?", "x" * MAX_MESSAGE_CHARS)]
 
 
+def test_chat_goes_on_with_the_policy_that_was_trained_meanwhile(page, monkeypatch):
+    on_screen = page.ui.policy.value
+    names = ["base", "sft", "ppo.2", "ppo.3"]
+    monkeypatch.setattr(page.controller.worker, "policies", lambda: names)
+    for shown, answering in ((on_screen, "ppo.3"), ("sft", "sft")):
+        sent(page, "Hello?", settings=[shown, *SETTINGS[1:]])
+        assert page.echo.asked[-1][0] == answering
+    labels = dict(page.events.list_policies(page.request)["choices"])
+    assert [name for name in labels.values() if name] == names
+    assert "ppo.3" in next(title for title, name in labels.items() if name == on_screen)
+
+
 def test_a_preset_goes_through_the_sliders_unchanged(page):
     for name, preset in PRESETS.items():
         values = page.events.apply_preset(name)

@@ -84,6 +84,9 @@ _DOWNLOAD = """(text) => {
   URL.revokeObjectURL(link.href);
 }"""
 
+NEWEST = ""
+"""Choice of whichever policy was trained last: a run goes on while its page stays open."""
+
 Patch = dict[Any, Any]
 """New values of some components."""
 
@@ -123,13 +126,12 @@ class _Components:
     """The components, laid out from top to bottom."""
 
     def __init__(self, worker: Worker) -> None:
-        policies = worker.policies()
         self.turns: gr.State = gr.State(())
         self.chat_id: gr.State = gr.State(None)
         with gr.Row():
             self.policy = gr.Dropdown(
-                policies,
-                value=policies[-1],
+                _policy_choices(worker, "en"),
+                value=NEWEST,
                 label=label("chat", "policy"),
                 info=label("chat", "policy.info"),
                 elem_id="chat-policy",
@@ -558,8 +560,9 @@ class _Events:
     def stop(self, request: gr.Request) -> None:
         self._controller.page_jobs.stop(request)
 
-    def list_policies(self) -> Any:
-        return gr.update(choices=self._controller.worker.policies())
+    def list_policies(self, request: gr.Request) -> Any:
+        language = self._controller.services.language(request)
+        return gr.update(choices=_policy_choices(self._controller.worker, language))
 
     def _answer(
         self,
@@ -615,8 +618,17 @@ class _Events:
         }
 
 
+def _policy_choices(worker: Worker, language: str) -> list[tuple[str, str]]:
+    policies = worker.policies()
+    newest = translations("chat", language)["policy.newest"].format(policy=policies[-1])
+    return [(newest, NEWEST), *((policy, policy) for policy in policies)]
+
+
 def _generation_request(worker: Worker, settings: tuple[Any, ...]) -> GenerationRequest:
-    """The settings that a browser sent, clamped to their limits; the default for missing ones."""
+    """The settings that a browser sent, clamped to their limits; the default for missing ones.
+
+    The default policy is the newest, as is that of `NEWEST`.
+    """
     policy, *values = settings
     system, length, seed, remember, stop_texts = values[len(SHAPING) :]
     shaping = {
