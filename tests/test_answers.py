@@ -63,6 +63,19 @@ def test_ifeval_rows_keep_their_columns_and_get_a_response(run, tmp_path, capsys
         file.unlink()
 
 
+def test_a_column_that_is_replaced_is_told(run, tmp_path, capsys):
+    """AlpacaEval's prompts hold a reference in `output`, which its own format replaces."""
+    rows = [{"instruction": "Say A.", "output": "reference"}, {"instruction": "Say B."}]
+    prompts = write(tmp_path / "p.jsonl", rows)
+    words = ["answers", str(run), "--prompts", str(prompts), "--max-new-tokens", "2"]
+    assert main([*words, "--column", "output"]) == 0
+    assert "column `output` of 1 rows is replaced in" in capsys.readouterr().out
+    assert main([*words, "--column", "mine", "--out", str(tmp_path / "o.jsonl")]) == 0
+    assert "is replaced" not in capsys.readouterr().out
+    first = rows_of(tmp_path / "o.jsonl")[0]
+    assert first["output"] == "reference" and isinstance(first["mine"], str)
+
+
 class Echo:
     """Answers with the prompt and its surroundings; dies after so many batches."""
 

@@ -553,8 +553,8 @@ def test_who_is_left_out_after_the_rankings_were_taken_is_not_trained_on(
     typed("", "loop", "--out", run, *words)
     typed("1 2\n1 2\n1 2\nq\n", "rank", "--out", run, "--annotator", "Ann")
     typed("1 2\n\n", "rank", "--out", run, "--annotator", "Ben")
-    gated = ["reward", "--out", str(run), "--reward.gate", "2"]
-    assert "is below --reward.gate 2" in refused_here(capsys, *gated), "the rankings are taken"
+    gated = ["reward", "--out", str(run), "--reward.gate", "1"]
+    assert "is below --reward.gate 1" in refused_here(capsys, *gated), "the rankings are taken"
     assert len(read_snapshot(run / "rank" / "snapshot")) == 4
     typed("", "verdicts", "leave-out", "--run", run, "--person", "Ben")
     assert "its snapshot is taken anew" in typed("", "reward", "--out", run, "--reward.gate", 0)

@@ -156,7 +156,7 @@ def test_prompts_that_all_lie_near_others_are_refused(go, tmp_path, capsys):
         (("--reward.margin", 1), ("--reward.margin 1", "column `margin`")),
         (("--reward.criteria-weight", 0.5), ("--reward.criteria-weight 0.5", "stars")),
         (("--reward.max-length", 5), ("0 rankings to train on", "--reward.max-length 5")),
-        (("--reward.gate", 1.01), ("below --reward.gate 1.01",)),
+        (("--reward.gate", 55), ("--reward.gate must be", "55")),
     ],
 )
 def test_what_the_rankings_cannot_give_is_refused(go, tmp_path, capsys, flags, words):

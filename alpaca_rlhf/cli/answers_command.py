@@ -65,6 +65,12 @@ def run(operands: Sequence[str], flags: Answers, terminal: Terminal) -> int:
     )
     file = AnswerFile(out, policy, sampling_settings, flags.column)
     file.refuse_existing()
+    replaced = sum(flags.column in prompt.columns for prompt in prompts)
+    if replaced:
+        terminal.say(
+            f"column `{flags.column}` of {replaced:,} rows is replaced in {out}; --column NAME "
+            "keeps both"
+        )
     # 2. Answer, batch by batch.
     with gpu_lock.Loan(run, terminal.say) as loan:
         loan.take()

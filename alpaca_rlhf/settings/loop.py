@@ -270,7 +270,7 @@ class Reward(Bounded, group="--reward"):
     """Train on that many nested subsets of the rankings too, each half as large as the next: what
     they gain says what more rankings would bring. 2 takes three quarters more time. None is 2
     where people rank for the run, else 0, as for a file of rankings."""
-    gate: float = 0.55
+    gate: Annotated[float, Interval(ge=0, le=1)] = 0.55
     """Refuse to train a policy on a reward model whose held-out accuracy is below this."""
     margin: NonNegativeFloat = 0.0
     """Lead that the better score must have (Llama 2, arXiv 2307.09288 section 3.2.2): this times
