@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import weakref
+from importlib.util import spec_from_loader
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -242,6 +243,35 @@ def test_without_a_gpu_no_training_run_stops_the_chat_and_none_waits_for_it(run,
                 later.take()
     worker.close()
     assert messages == []
+
+
+def test_the_allocator_is_told_before_torch_is_asked_for_a_card(run, where, monkeypatch):
+    """Torch reads the variable once, when it is first imported."""
+    told = []
+
+    class TorchStub:
+        def find_spec(self, name, path=None, target=None):
+            return spec_from_loader(name, self) if name == "torch" else None
+
+        def create_module(self, spec):
+            told.append(os.environ.get("PYTORCH_ALLOC_CONF"))
+            return None
+
+        def exec_module(self, module):
+            module.cuda = SimpleNamespace(is_available=lambda: False)
+
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"):
+        monkeypatch.setenv(name, "")  # so that it is removed again
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(sys, "meta_path", [TorchStub(), *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    worker = Worker(run, load=lambda: "policy_server", gpu_folder=where)
+    step = Gate()
+    step.go.set()
+    assert last(worker.start(step, "chat")).phase == "done"
+    worker.close()
+    monkeypatch.delitem(sys.modules, "torch")
+    assert told == ["expandable_segments:True"]
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def read_secret(path: Path) -> bytes:
         UserError: It cannot be read or written, holds no key, or others may read it.
     """
     if not path.exists():
-        atomic_write(path, secrets.token_hex(_SECRET_BYTES) + "\n", private=True)
+        atomic_write(path, secrets.token_hex(_SECRET_BYTES) + "\n", mode=0o600)
     try:
         shared = path.stat().st_mode & 0o077
         secret = bytes.fromhex(path.read_text(encoding="ascii").strip())

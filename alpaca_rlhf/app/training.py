@@ -252,16 +252,20 @@ class Training:
 
 
 def training_elsewhere(run: Path, gpu_folder: Path | None = None) -> str | None:
-    """Name of another run that trains on this machine now; None without one.
+    """Name of another run that trains on this app's card now; None without one.
 
-    A run beside this one counts from the moment a page has started it, any other from when it asks
-    for the card.
+    A run beside this one counts from the moment a page has started it until it asks for another
+    card, any other from when it asks for this one.
     """
-    others = gpu_lock.live_notes("ask", gpu_folder or gpu_lock.folder())
+    where = gpu_folder or gpu_lock.folder()
+    others = gpu_lock.live_notes("ask", where)
     if others:
         return Path(others[0].run).name
-    logs = sorted(run.parent.glob(f"*/{TRAINING_LOG}"))
-    return next((log.parent.name for log in logs if log.parent != run and is_locked(log)), None)
+    apart = {run.absolute(), *map(Path, gpu_lock.runs_on_other_cards(where))}
+    logs = sorted(run.absolute().parent.glob(f"*/{TRAINING_LOG}"))
+    return next(
+        (log.parent.name for log in logs if log.parent not in apart and is_locked(log)), None
+    )
 
 
 def changed_ns(path: Path) -> int:

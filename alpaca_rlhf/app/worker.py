@@ -77,7 +77,7 @@ class Worker:
         self._prompts = CurrentPrompts(run, self.settings)
         self._load = load or self._load_run
         self._gpu_folder = gpu_folder or gpu_lock.folder()
-        self._has_gpu = has_gpu or _machine_has_gpu
+        self._has_gpu = has_gpu or self._machine_has_gpu
         self._changed = threading.Condition()
         # Shared between threads: the list is always replaced, never changed.
         self._jobs: list[Job[Any]] = []
@@ -345,12 +345,12 @@ class Worker:
             from alpaca_rlhf.serving.policy_server import PolicyServer
         return PolicyServer(self.settings, run_contents.RunPolicies(self.run))
 
+    def _machine_has_gpu(self) -> bool:
+        """True if torch can use a GPU. Only the model's thread asks, which needs torch anyway."""
+        quiet.before_torch(self.settings.base)
+        import torch
 
-def _machine_has_gpu() -> bool:
-    """True if torch can use a GPU. Only the model's thread asks, which needs torch anyway."""
-    import torch
-
-    return torch.cuda.is_available()
+        return torch.cuda.is_available()
 
 
 def _problem_of(error: Exception) -> Problem:

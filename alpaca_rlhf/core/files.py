@@ -27,27 +27,30 @@ _DISK_FULL_MESSAGES = (
 )
 
 
-def atomic_write(path: Path, content: str | bytes, *, private: bool = False) -> None:
+def atomic_write(path: Path, content: str | bytes, *, mode: int | None = None) -> None:
     """Write a whole file so that a reader, a crash or a power cut sees all of it or nothing of it.
 
     Args:
         path: Where; missing folders are made, an older file is replaced.
         content: Text is written as UTF-8.
-        private: Only its owner may read it, from the first moment.
+        mode: Its permissions, whatever the umask, never wider for a moment; by default those that
+            the umask leaves.
 
     Raises:
         UserError: It cannot be written: no permission, no space.
     """
-    flags, mode = os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666
+    flags, created = os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else mode
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             # 1. Write beside the place, and flush the bytes to the disk.
-            with os.fdopen(os.open(temporary, flags, mode), "wb") as stream:
+            with os.fdopen(os.open(temporary, flags, created), "wb") as stream:
                 stream.write(content.encode() if isinstance(content, str) else content)
                 stream.flush()
                 os.fsync(stream.fileno())
+            if mode is not None:
+                temporary.chmod(mode)
             # 2. Put the file in its place in one step.
             temporary.replace(path)
         finally:

@@ -1,26 +1,32 @@
 """The graphics card, shared: an app that holds a model gives it back while a run trains.
 
-    app-<n>.json   notice of an app: its process, its run, and whether it holds a model
-    ask-<n>.json   notice of a run that wants the card, for as long as it trains
+    app-<n>.json   notice of an app: its process, its run, its cards, and whether it holds a model
+    ask-<n>.json   notice of a run that wants its cards, for as long as it trains
     *.lock         beside each notice, locked by its process: released however that ends
 
-They lie in a folder of this user's cache (`ALPACA_RLHF_CARD` names another). Notices of dead
-processes count for nothing and are removed by the next reader.
+They lie in one folder of the machine, for all its users (`ALPACA_RLHF_CARD` names another). Only
+notices that share a card concern each other; without a card all do, since they share the processor.
+Notices of dead processes count for nothing and are removed by the next reader that may.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
+import stat
+import sys
+import tempfile
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
-from alpaca_rlhf.core.bases import cache_folder
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import atomic_write, writing
 from alpaca_rlhf.core.locks import Lock, is_locked
@@ -33,12 +39,71 @@ POLL_S = 0.5
 Kind = Literal["app", "ask"]
 
 
+_OVERRIDE = "ALPACA_RLHF_CARD"
+_ELSEWHERE = f"remove it, or let {_OVERRIDE} name a folder that all users of this card can write to"
+
+if sys.platform == "win32":
+    _MACHINE_FOLDER = Path(os.environ.get("PROGRAMDATA") or tempfile.gettempdir())
+else:
+    # `TMPDIR` is each user's own on macOS and on many clusters.
+    _MACHINE_FOLDER = Path("/tmp" if Path("/tmp").is_dir() else tempfile.gettempdir())
+
+
 def folder() -> Path:
-    """The folder in which apps and runs of this user find each other's notices."""
-    override = os.environ.get("ALPACA_RLHF_CARD")
-    if override:
-        return Path(override)
-    return cache_folder() / "card"
+    """The folder in which the apps and runs of all users of this machine find each other."""
+    override = os.environ.get(_OVERRIDE)
+    return Path(override) if override else _MACHINE_FOLDER / "alpaca_rlhf-card"
+
+
+def visible_cards() -> tuple[str, ...]:
+    """Identities of the cards that this process uses, one for each process that was launched here.
+
+    The first of those that CUDA shows it, which heeds `CUDA_VISIBLE_DEVICES` and parts of a card
+    (MIG). The driver is asked, so torch need not be loaded; where it is no NVIDIA driver, torch is
+    asked if it is loaded.
+
+    Returns:
+        UUIDs in hexadecimal; none where there is no card, or where its identity is unknown.
+    """
+    used = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
+    return (_driver_uuids() or _torch_uuids())[:used]
+
+
+def _driver_uuids() -> tuple[str, ...]:
+    """UUIDs of the visible cards by NVIDIA's driver, in CUDA's order; none without it."""
+    driver = _cuda_driver()
+    count = ctypes.c_int()
+    if driver is None or driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return ()
+    uuids = []
+    for number in range(count.value):
+        device, raw = ctypes.c_int(), (ctypes.c_ubyte * 16)()
+        if driver.cuDeviceGet(ctypes.byref(device), number):
+            return ()
+        if driver.cuDeviceGetUuid_v2(ctypes.byref(raw), device):
+            return ()
+        uuids.append(bytes(raw).hex())
+    return tuple(uuids)
+
+
+@cache
+def _cuda_driver() -> Any:
+    """NVIDIA's driver library, new enough to tell parts of a card apart; None without it."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return None
+    return driver if hasattr(driver, "cuDeviceGetUuid_v2") else None
+
+
+def _torch_uuids() -> tuple[str, ...]:
+    """UUIDs of the visible cards by torch, as of AMD's; none where torch is not loaded."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return ()
+    properties = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    uuids = [str(getattr(card, "uuid", "")).replace("-", "").lower() for card in properties]
+    return tuple(uuids) if all(uuids) else ()
 
 
 @dataclass(frozen=True)
@@ -51,6 +116,12 @@ class ProcessNote:
     """Its run folder."""
     holds: bool
     """True while a model of it is on the card."""
+    cards: tuple[str, ...] = ()
+    """Identities of its cards; none where there is no card or they are unknown."""
+
+    def concerns(self, cards: Sequence[str]) -> bool:
+        """True if a process with these cards shares one with it, or if either's are unknown."""
+        return not self.cards or not cards or not set(self.cards).isdisjoint(cards)
 
 
 class Notice:
@@ -68,9 +139,12 @@ class Notice:
     def __init__(self, kind: Kind, run: Path, where: Path) -> None:
         self._path = where / f"{kind}-{os.getpid()}-{uuid.uuid4().hex[:8]}.json"
         self._run = str(run.absolute())
-        with writing(where):
-            where.mkdir(parents=True, exist_ok=True)
-            self._lock = Lock(_lock_of(self._path), wait=True)
+        self._cards = visible_cards()
+        _open_to_all(where)
+        lock = _lock_of(self._path)
+        with writing(where, _ELSEWHERE):
+            self._lock = Lock(lock, wait=True)
+            lock.chmod(0o644)  # whatever the umask: readers of other users probe it
         try:
             self.publish(holds=False)
         except UserError:
@@ -79,7 +153,8 @@ class Notice:
 
     def publish(self, *, holds: bool) -> None:
         """Write whether a model is held now."""
-        atomic_write(self._path, json.dumps(asdict(ProcessNote(os.getpid(), self._run, holds))))
+        note = ProcessNote(os.getpid(), self._run, holds, self._cards)
+        atomic_write(self._path, json.dumps(asdict(note)), mode=0o644)
 
     def withdraw(self) -> None:
         """Remove the notice."""
@@ -87,20 +162,44 @@ class Notice:
         self._lock.close()
 
 
-def live_notes(kind: Kind, where: Path) -> list[ProcessNote]:
-    """The notices of one kind whose processes are alive."""
+def live_notes(kind: Kind, where: Path, *, cards: Sequence[str] | None = None) -> list[ProcessNote]:
+    """The notices of one kind whose processes are alive and share a card with this process.
+
+    Args:
+        kind: The kind.
+        where: The folder of notices.
+        cards: Identities of this process's cards; by default `visible_cards`. With none every
+            notice counts.
+    """
+    cards = visible_cards() if cards is None else cards
+    return [note for note in _living(kind, where) if note.concerns(cards)]
+
+
+def runs_on_other_cards(where: Path) -> set[str]:
+    """Folders of the living runs that train on none of this process's cards."""
+    cards = visible_cards()
+    return {note.run for note in _living("ask", where) if not note.concerns(cards)}
+
+
+def _living(kind: Kind, where: Path) -> list[ProcessNote]:
     notes = []
     for path in sorted(where.glob(f"{kind}-*.json")):
+        # Anybody may write here: what is no plain file, a pipe say, is not opened.
+        if not (_is_plain(path) and _is_plain(_lock_of(path))):
+            continue
         if not is_locked(_lock_of(path)):
             _remove(path)
             continue
         try:
-            content: Mapping[str, object] = json.loads(path.read_text(encoding="utf-8"))
+            content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             note = ProcessNote(
-                int(str(content["pid"])), str(content["run"]), bool(content["holds"])
+                int(content["pid"]),
+                str(content["run"]),
+                bool(content["holds"]),
+                tuple(map(str, content.get("cards", ()))),
             )
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # withdrawn a moment ago
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # withdrawn a moment ago, or no notice
         notes.append(note)
     return notes
 
@@ -152,8 +251,9 @@ class Loan:
             return
         try:
             self._notice = Notice("ask", self._run, self._where)
-        except UserError:
-            return  # where no notice can be written, no app has published one either
+        except UserError as error:
+            self._say(f"no app is asked for the card: {error}")
+            return
         deadline, announced = time.monotonic() + self._patience_s, False
         while holders := [note for note in live_notes("app", self._where) if note.holds]:
             apps = ", ".join(f"process {note.pid} ({note.run})" for note in holders)
@@ -175,5 +275,29 @@ def _lock_of(path: Path) -> Path:
 
 
 def _remove(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    _lock_of(path).unlink(missing_ok=True)
+    with contextlib.suppress(PermissionError):  # another user's, which that user removes
+        path.unlink(missing_ok=True)
+        _lock_of(path).unlink(missing_ok=True)
+
+
+def _is_plain(path: Path) -> bool:
+    """True for a regular file, not for a link to one."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def _open_to_all(where: Path) -> None:
+    """Make the folder of notices, in which each user may write and remove only his own.
+
+    Raises:
+        UserError: It cannot be made, or something else has its name.
+    """
+    with writing(where, _ELSEWHERE):
+        where.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            where.mkdir()
+            where.chmod(0o1777)
+        if not stat.S_ISDIR(where.lstat().st_mode):
+            raise UserError(f"{where}: is not a folder; {_ELSEWHERE}")

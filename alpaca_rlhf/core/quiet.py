@@ -21,9 +21,7 @@ def loading(base: str) -> Iterator[None]:
     later collections, the last one at the end of the process among them, do not look at it: torch,
     transformers, PEFT and bitsandbytes took 5.3 s of processor time instead of 6.4.
     """
-    quiet(base)
-    return_memory()
-    expand_segments()
+    before_torch(base)
     gc.disable()
     try:
         yield
@@ -31,6 +29,13 @@ def loading(base: str) -> Iterator[None]:
         gc.enable()
         gc.freeze()
     quiet_transformers(base)
+
+
+def before_torch(base: str) -> None:
+    """Set what torch and its libraries read once, when they are first imported."""
+    quiet(base)
+    return_memory()
+    expand_segments()
 
 
 def quiet(base: str | None) -> None:
