@@ -515,7 +515,7 @@ parts_of_examples = st.lists(st.lists(sequences, min_size=1, max_size=3), min_si
 @given(parts=parts_of_examples, size=st.integers(1, 3))
 @few
 def test_a_micro_batch_has_so_many_parts_or_no_more_tokens_than_the_largest(tiny_base, parts, size):
-    batches = within_budget(parts, size, TokenCounts.of_largest(parts))
+    batches = within_budget(parts, size, TokenCounts.of_largest(parts).times(size))
     assert [index for batch in batches for index in batch] == list(range(len(parts)))
     assert all(len(batch) >= size for batch in batches[:-1])
 
@@ -537,10 +537,10 @@ def test_a_micro_batch_has_so_many_parts_or_no_more_tokens_than_the_largest(tiny
 def test_rows_of_the_greatest_length_are_counted_as_rows(rows, size):
     lengths = [len(row) for row in rows]
     largest = TokenCounts.of_largest([[row] for row in rows])
-    batches = longest_first(rows, size, largest)
+    batches = longest_first(rows, size, largest.times(size))
     dealt = [index for batch in batches for index in batch]
     assert sorted(dealt) == list(range(len(rows)))
     assert [lengths[index] for index in dealt] == sorted(lengths, reverse=True)
     alike = [Example(tuple(range(7)), (8, 9))] * len(rows)
-    even = longest_first(alike, size, TokenCounts.of_longest(9))
+    even = longest_first(alike, size, TokenCounts.of_longest(9).times(size))
     assert even == by_length([9] * len(rows), size)

@@ -15,7 +15,7 @@ from alpaca_rlhf.models.oom_retry import MicroBatch
 from alpaca_rlhf.models.rollout import SampledCompletion
 from alpaca_rlhf.models.scoring import score
 from alpaca_rlhf.settings import PPO, Clip, Value
-from alpaca_rlhf.training import loss_scale, ppo
+from alpaca_rlhf.training import loss_scale, ppo, rollouts
 from alpaca_rlhf.training.loop import Checkpoints, Learner
 from alpaca_rlhf.training.ppo import collect, train_ppo
 from alpaca_rlhf.training.ppo_update import (
@@ -273,10 +273,13 @@ def test_a_rate_of_0_leaves_ratio_1(tiny, tmp_path, dtype, temperature, trunk):
         assert row["policy_grad_norm"] > 0
 
 
-@pytest.mark.parametrize("trunk", ["detached", "separate"])
+@pytest.mark.parametrize(
+    ("trunk", "fills"), [("detached", False), ("separate", False), ("separate", True)]
+)
 def test_the_micro_batch_never_changes_the_gradient(
-    tiny, tmp_path, gradients, monkeypatch, precision, trunk
+    tiny, tmp_path, gradients, monkeypatch, precision, trunk, fills
 ):
+    monkeypatch.setattr(rollouts, "fills_by_tokens", lambda device: fills)
     dtype, quantization, bound = precision
     if dtype == torch.float64:
         monkeypatch.setattr(ppo, "ScalarHead", lambda width: ScalarHead(width).double())

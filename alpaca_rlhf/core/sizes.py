@@ -3,6 +3,10 @@
 They lie below both, so that the planner and the terminal can read them without loading torch.
 """
 
+from __future__ import annotations
+
+import math
+
 LOGITS_PER_CHUNK = 2**24
 """Most logits in memory at once while log-probabilities are computed: 64 MiB in float32."""
 
@@ -12,6 +16,21 @@ SCORING_BATCH_FACTOR = 4
 LOGPROBS_BATCH_DIVISOR = 4
 """Completions decoded at once for each whose log-probabilities are evaluated at once: those need
 the logits of every token, decoding those of one."""
+
+
+def most_prompts(rows: int, k: int, minibatch: int) -> int:
+    """Most prompts among `rows` neighbours, of minibatches that are cut into parts of that size.
+
+    Args:
+        rows: Neighbouring rows of one part.
+        k: Completions of each prompt, which lie side by side.
+        minibatch: Rows of a minibatch; 0 where all rows are one.
+    """
+    # The part that begins latest in its first prompt has the fewest completions of it.
+    latest = k - math.gcd(rows, k, minibatch)
+    return -(-(latest + rows) // k)
+
+
 MIN_STEPS = 100
 """Optimiser steps that training on few rows should have: in 27 steps of 128 rows a learning rate
 that suits batches of 16 hardly moves an adapter."""

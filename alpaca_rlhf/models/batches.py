@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby, pairwise
+from itertools import chain, groupby, islice, pairwise
 
 import torch
 from torch import Tensor
@@ -47,6 +47,7 @@ __all__ = [
     "max_chars",
     "prompt_ids",
     "prompt_runs",
+    "rollout_examples",
     "segments",
     "sft_example",
     "text_ids",
@@ -115,12 +116,14 @@ class TokenCounts:
             max((count.loss for count in counts), default=0),
         )
 
-    def fits(self, parts: int, largest: TokenCounts) -> bool:
-        """True if no count is above that of so many of the largest part."""
+    def times(self, parts: int) -> TokenCounts:
+        """Counts of so many parts as large as this."""
+        return TokenCounts(parts * self.packed, parts * self.cells, parts * self.loss)
+
+    def fits(self, budget: TokenCounts) -> bool:
+        """True if no count is above that of the budget."""
         return (
-            self.packed <= parts * largest.packed
-            and self.cells <= parts * largest.cells
-            and self.loss <= parts * largest.loss
+            self.packed <= budget.packed and self.cells <= budget.cells and self.loss <= budget.loss
         )
 
 
@@ -372,6 +375,18 @@ def from_rollout(rollout: Rollout) -> Batch:
     )
 
 
+def rollout_examples(rollout: Rollout) -> list[Example]:
+    """The rows of a rollout, without their padding."""
+
+    def unpadded(ids: Tensor, mask: Tensor) -> list[tuple[int, ...]]:
+        flat = iter(ids[mask].tolist())
+        return [tuple(islice(flat, length)) for length in mask.sum(1).tolist()]
+
+    prompts = unpadded(rollout.prompt_ids, rollout.prompt_mask)
+    completions = unpadded(rollout.completion_ids, rollout.completion_mask)
+    return [Example(*pair) for pair in zip(prompts, completions, strict=True)]
+
+
 def prompt_runs(examples: Sequence[Example]) -> list[list[Example]]:
     """Examples in runs of neighbours that have the same prompt, which a batch computes once."""
     return [list(run) for _, run in groupby(examples, key=lambda example: example.prompt)]
@@ -400,23 +415,23 @@ def by_prompt(examples: Sequence[Example], size: int) -> list[list[int]]:
 
 
 def within_budget(
-    parts: Sequence[Sequence[Example]], size: int, largest: TokenCounts
+    parts: Sequence[Sequence[Example]], size: int, budget: TokenCounts
 ) -> list[list[int]]:
     """Indices of neighbouring parts in micro-batches, in order, filled up to a budget of tokens.
 
-    Each has `size` parts, and further ones as long as it has no more tokens than `size` of the
-    largest part: the rows of a micro-batch are not padded, so short ones would waste a card.
+    Each has `size` parts, and further ones as long as it has no more tokens than the budget: the
+    rows of a micro-batch are not padded, so short ones would waste a card.
 
     Args:
         parts: Examples that stay together: a row, or all completions of a ranking.
         size: Parts in memory at once, each the largest there may be.
-        largest: Tokens of the largest part.
+        budget: Tokens of `size` parts of that size.
     """
     batches: list[list[int]] = []
     examples: list[Example] = []
     for index, part in enumerate(parts):
         has_room = batches and (
-            len(batches[-1]) < size or TokenCounts.of([*examples, *part]).fits(size, largest)
+            len(batches[-1]) < size or TokenCounts.of([*examples, *part]).fits(budget)
         )
         if not has_room:
             batches.append([])
@@ -426,10 +441,10 @@ def within_budget(
     return batches
 
 
-def longest_first(examples: Sequence[Example], size: int, largest: TokenCounts) -> list[list[int]]:
+def longest_first(examples: Sequence[Example], size: int, budget: TokenCounts) -> list[list[int]]:
     """Indices of rows in micro-batches `within_budget`, rows of similar length together."""
     order = [index for (index,) in by_length([len(example) for example in examples], 1)]
-    batches = within_budget([[examples[index]] for index in order], size, largest)
+    batches = within_budget([[examples[index]] for index in order], size, budget)
     return [[order[place] for place in places] for places in batches]
 
 

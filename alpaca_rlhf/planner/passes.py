@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from alpaca_rlhf.core.sizes import LOGITS_PER_CHUNK
+from alpaca_rlhf.core.sizes import LOGITS_PER_CHUNK, most_prompts
 from alpaca_rlhf.planner.layers import ADAPTERS, Device, Layers
 from alpaca_rlhf.planner.shapes import Shape
 from alpaca_rlhf.planner.tape import Block, Tape
@@ -36,9 +35,7 @@ class Rows:
     @property
     def prompts(self) -> int:
         """Most prompts of `count` neighbours, where rows are cut into parts of that size."""
-        # The part that begins latest in its first prompt has the fewest completions of it.
-        latest = self.k - math.gcd(self.count, self.k, self.cut)
-        return -(-(latest + self.count) // self.k)
+        return most_prompts(self.count, self.k, self.cut)
 
     @property
     def repeated(self) -> int:

@@ -170,7 +170,7 @@ def train_dpo(
             with adapters.using(role), adapters.training():
                 local_rows = [train[i] for i in processes.share(indices)]
                 completions = [row.group.examples for row in local_rows]
-                for places in within_budget(completions, size, largest):
+                for places in within_budget(completions, size, largest.times(size)):
                     # 2. One forward for all completions of a micro-batch of rankings.
                     rows = [local_rows[place] for place in places]
                     examples = [example for row in rows for example in row.group.examples]

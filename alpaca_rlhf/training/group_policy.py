@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import groupby
 from typing import NamedTuple
 
@@ -41,6 +41,7 @@ from alpaca_rlhf.training.loss_scale import LossScale
 from alpaca_rlhf.training.losses import kl_k3, policy_loss
 from alpaca_rlhf.training.rollouts import (
     CompletionMetrics,
+    MicroBatchedRows,
     RewardScores,
     RolloutBatch,
     RolloutPrompt,
@@ -219,6 +220,12 @@ class GroupUpdate:
     rollout: Rollout
     """B completions of C tokens, sampled from the policy, in groups of K rows."""
 
+    @cached_property
+    def micro_batched(self) -> MicroBatchedRows:
+        """The rollout's rows, as they are cut into micro-batches."""
+        settings = self.method.settings
+        return MicroBatchedRows(self.rollout, settings, settings.k)
+
 
 def _improve(update: GroupUpdate, *, seed: int) -> dict[str, float]:
     """Run the inner epochs of one update; means over the tokens of its steps, or over its steps."""
@@ -310,8 +317,9 @@ def _backward(
     adapters, rollout, settings = update.adapters, update.rollout, update.method.settings
     sums = {"loss": 0.0, "clip_fraction": 0.0, "approx_kl": 0.0}
     with adapters.using("policy"), adapters.training():
-        for start in range(0, len(minibatch.places), size):
-            places = minibatch.places[start : start + size]
+        local_rows = minibatch.rows[minibatch.places]
+        for positions in update.micro_batched.parts(local_rows, size):
+            places = minibatch.places[positions]
             micro_rows, micro_weights = minibatch.rows[places], minibatch.weights[places]
             micro_rollout = rollout[micro_rows]
             mask = micro_rollout.completion_mask

@@ -31,6 +31,7 @@ from alpaca_rlhf.training.losses import (
     value_loss,
     whiten,
 )
+from alpaca_rlhf.training.rollouts import MicroBatchedRows
 
 T = TypeVar("T")
 
@@ -113,11 +114,13 @@ class PPOUpdate:
     """(B, C) float32, whitened over the whole rollout; 0 where masked."""
     returns: Tensor = field(init=False)
     """(B, C) float32 targets of the value; 0 where masked."""
+    _micro_batched: MicroBatchedRows = field(init=False)
 
     def __post_init__(self) -> None:
         targets = advantages_of(self.rollout, self.context.settings, kl_coef=self.kl_coef)
         self.advantages = whiten(targets.advantages, self.rollout.completion_mask)
         self.returns = targets.returns
+        self._micro_batched = MicroBatchedRows(self.rollout, self.context.settings)
 
     def policy_backward(self, rows: Tensor, tokens: int, micro_batch_size: int) -> dict[str, float]:
         """Accumulate the gradient of a minibatch's mean surrogate in the policy.
@@ -220,7 +223,7 @@ class PPOUpdate:
         )
 
     def _micro_batches(self, rows: Tensor, size: int) -> list[tuple[Tensor, Batch]]:
-        parts = [rows[i : i + size] for i in range(0, len(rows), size)]
+        parts = [rows[positions] for positions in self._micro_batched.parts(rows, size)]
         return [(part, from_rollout(self.rollout[part])) for part in parts]
 
 

@@ -124,7 +124,7 @@ def train_reward(
             with adapters.using(role), adapters.training():
                 local_groups = [train[i] for i in processes.share(indices)]
                 completions = [group.examples for group in local_groups]
-                for places in within_budget(completions, size, largest):
+                for places in within_budget(completions, size, largest.times(size)):
                     # 3. One forward for all completions of a micro-batch of rankings.
                     groups = [local_groups[place] for place in places]
                     examples = [example for group in groups for example in group.examples]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, islice
 
 import torch
@@ -16,13 +17,24 @@ from torch import Tensor
 
 from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.records import Rollout
+from alpaca_rlhf.core.sizes import most_prompts
 from alpaca_rlhf.models import scoring
 from alpaca_rlhf.models.adapters import Adapters
-from alpaca_rlhf.models.batches import Batch, Example, collate, prompt_runs
+from alpaca_rlhf.models.batches import (
+    Batch,
+    Example,
+    TokenCounts,
+    collate,
+    longest_first,
+    prompt_runs,
+    rollout_examples,
+    within_budget,
+)
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.oom_retry import MicroBatch
 from alpaca_rlhf.models.rollout import SampledCompletion, sample
-from alpaca_rlhf.settings import Sampling
+from alpaca_rlhf.settings import PPO, GroupPolicy, Sampling
 from alpaca_rlhf.training.loop import batches
 from alpaca_rlhf.training.losses import kl_k1, kl_k3, masked_mean
 
@@ -127,6 +139,60 @@ def sample_from_policy(
         seed=seed,
     )
     return [completion for of_prompt in processes.gather(local_samples) for completion in of_prompt]
+
+
+def fills_by_tokens(device: torch.device) -> bool:
+    """True where short rows join a micro-batch of an update until it has as many tokens as planned.
+
+    They would leave a card idle. Few rows keep a CPU busy; there the parts stay those that
+    published results were computed with.
+    """
+    return device.type != "cpu"
+
+
+@dataclass(frozen=True)
+class MicroBatchedRows:
+    """The rows of a rollout, cut into what a step has in memory at once."""
+
+    rollout: Rollout
+    """B completions, those of one prompt side by side."""
+    settings: PPO | GroupPolicy
+    """Their greatest length, and the rows of a minibatch."""
+    k: int = 1
+    """Completions of each prompt."""
+
+    def parts(self, rows: Tensor, size: int) -> list[Tensor]:
+        """Positions in `rows` of each micro-batch.
+
+        Args:
+            rows: (R,) int64, rows of the rollout.
+            size: Rows in memory at once, each the longest there may be; shorter ones may be more.
+        """
+        positions = range(len(rows))
+        if not fills_by_tokens(self.rollout.prompt_ids.device):
+            parts = [list(positions[start : start + size]) for start in positions[::size]]
+        elif self.k > 1:  # completions of a prompt stay together
+            examples = [[self._examples[row]] for row in rows.tolist()]
+            parts = within_budget(examples, size, self._budget(size))
+        else:
+            parts = longest_first(
+                [self._examples[row] for row in rows.tolist()], size, self._budget(size)
+            )
+        return [torch.tensor(part, dtype=torch.int64, device=rows.device) for part in parts]
+
+    def _budget(self, size: int) -> TokenCounts:
+        """Tokens of the micro-batch of which the plan knows (`planner/peak_memory.py`)."""
+        prompt, completion = self.rollout.prompt_ids.shape[1], self.settings.max_new_tokens
+        prompts = most_prompts(size, self.k, self.settings.minibatch_size)
+        return TokenCounts(
+            packed=prompts * prompt + size * completion,
+            cells=size * (prompt + completion),
+            loss=size * completion,
+        )
+
+    @cached_property
+    def _examples(self) -> list[Example]:
+        return rollout_examples(self.rollout)
 
 
 class RolloutBatch:

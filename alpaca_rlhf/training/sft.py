@@ -152,7 +152,8 @@ def held_out_loss(
     loss_sum, tokens = 0.0, 0
     local_examples = processes.share(examples)
     with adapters.using(role), adapters.dequantized():
-        for indices in longest_first(local_examples, micro_batch_size, largest):
+        budget = largest.times(micro_batch_size)
+        for indices in longest_first(local_examples, micro_batch_size, budget):
             batch = collate(adapters.base, [local_examples[i] for i in indices])
             loss_sum -= float(loss_logprobs(adapters, batch).double().sum())
             tokens += len(batch.loss_positions)
@@ -224,7 +225,7 @@ def train_sft(
         def backward_share(size: int) -> float:
             loss_sum = 0.0
             with adapters.using(role), adapters.training():
-                for rows in longest_first(local_examples, size, largest):
+                for rows in longest_first(local_examples, size, largest.times(size)):
                     # 2. Sum over the micro-batch's tokens / tokens of the whole batch.
                     batch = collate(adapters.base, [local_examples[i] for i in rows])
                     loss = -loss_logprobs(adapters, batch).sum() / tokens
