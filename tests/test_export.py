@@ -231,6 +231,26 @@ def test_adapter_with_plain_peft(flavour, tmp_path):
     assert config["base_model_name_or_path"] == str(base) and config["r"] == 4
 
 
+def test_of_several_heads_their_mean_is_exported(plain, tmp_path, capsys):
+    """The files are compared with the mean of the heads; a line says what the run's score lacks."""
+    from alpaca_rlhf.models.heads import EnsembleHead
+
+    run = tmp_path / "run"
+    shutil.copytree(plain[1], run)
+    head = EnsembleHead(128, (1, 2, 3), pessimism=2.0)
+    head.normalise(head.members(torch.randn(20, 128, generator=torch.Generator().manual_seed(0))))
+    head.save(run / "reward" / "adapter")
+    assert export(run, tmp_path / "out", "--to", "reward")["passed"]
+    line = "reward: exported is the mean of its 3 heads, one linear head, 2 times their deviation"
+    assert line in " ".join(capsys.readouterr().out.split())
+    (name,) = (tmp_path / "out").glob("*.safetensors")
+    weight = load_file(name)["score.weight"][0]
+    each = head.gain[:, None] * head.weight.detach()
+    assert torch.allclose(weight, sum(each) / 3, atol=1e-6)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["score_bias"] == pytest.approx(float(sum(head.bias)) / 3, abs=1e-6)
+
+
 def test_reward_model_pools_the_token_that_ours_reads(flavour, tmp_path):
     """Also where a completion was cut and rows of one batch are padded."""
     _, run = flavour
@@ -725,6 +745,17 @@ def test_the_card_of_a_reward_model_shows_rules_that_learn_nothing():
     few = model | {"held_out_pairs": 3, "held_out_prompts": 1}
     text = figures_of_card("reward", "reward", {"reward_models": [few]})
     assert "0.780" not in text and "3 pairs of 1 prompts, too few for an interval." in text
+
+
+def test_the_card_of_a_reward_model_names_its_heads():
+    model = {
+        **{"round": 1, "pairs": 300, "held_out_accuracy": 0.82, "ci95": [0.78, 0.86]},
+        **{"held_out_pairs": 211, "held_out_prompts": 60},
+        **{"heads": 4, "pessimism": 1.0, "mean_accuracy": 0.831, "disagreement": 0.25},
+    }
+    text = figures_of_card("reward", "reward", {"reward_models": [model]})
+    assert "the mean of its 4 heads, which this file gives | 0.831 |" in text
+    assert "In its run it had 4 heads, which differ by 0.25" in text
 
 
 def test_the_card_of_a_policy_says_how_little_its_judge_has_learned_from():

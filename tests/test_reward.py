@@ -13,7 +13,7 @@ from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import load_base, weights_digest
 from alpaca_rlhf.models.batches import Example, answer, collate, example
 from alpaca_rlhf.models.forward import completion_scores
-from alpaca_rlhf.models.heads import CriteriaHead, ScalarHead
+from alpaca_rlhf.models.heads import CriteriaHead, EnsembleHead, ScalarHead
 from alpaca_rlhf.models.scoring import score
 from alpaca_rlhf.settings import Lora, Reward
 from alpaca_rlhf.training.groups import (
@@ -31,6 +31,8 @@ from alpaca_rlhf.training.reward import group_loss, micro_batch, train_reward
 SETTINGS = Reward(lr=5e-3, head_lr=5e-3, batch_size=8, micro_batch_size=2, warmup=0.0, save_every=2)
 WANTED, KIND = 77, 88
 EVERYTHING = replace(SETTINGS, margin=0.8, ties="soft", criteria_weight=0.5)
+SEVERAL = replace(SETTINGS, heads=3, pessimism=1.0)
+KINDS = {"plain": SETTINGS, "everything": EVERYTHING, "several heads": SEVERAL}
 
 
 def groups(n, k=4, seed=0):
@@ -93,6 +95,8 @@ def starred(n, k=4, seed=0):
 
 
 def train(adapters, folder, train_groups, held_out, settings=SETTINGS, *, seed=0, log=None, **more):
+    if settings.heads > 1:
+        more.setdefault("references", [e for group in train_groups for e in group.examples])
     return train_reward(
         adapters,
         "reward",
@@ -109,15 +113,16 @@ def train(adapters, folder, train_groups, held_out, settings=SETTINGS, *, seed=0
 # --- gradients ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [SETTINGS, EVERYTHING], ids=["plain", "everything"])
+@pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
 def test_the_micro_batch_never_changes_the_gradient(
     tiny, tmp_path, gradients, monkeypatch, precision, settings
 ):
     dtype, quantization, bound = precision
     if dtype == torch.float64:
-        for name, made in (("ScalarHead", ScalarHead), ("CriteriaHead", CriteriaHead)):
-            monkeypatch.setattr(f"alpaca_rlhf.training.reward.{name}", doubled(made))
-    made = groups if settings is SETTINGS else starred
+        for made in (ScalarHead, CriteriaHead, EnsembleHead):
+            name = f"alpaca_rlhf.training.reward.{made.__name__}"
+            monkeypatch.setattr(name, doubled(made))
+    made = starred if settings is EVERYTHING else groups
     data = made(6) + made(2, k=7, seed=1)
     for size in (1, 2, 4, 8):
         adapters = tiny("reward", dtype=dtype, quantization=quantization)
@@ -131,7 +136,7 @@ def test_the_micro_batch_never_changes_the_gradient(
 
 
 def doubled(made):
-    return lambda *args, seed=0: made(*args, seed=seed).double()
+    return lambda *args, **options: made(*args, **options).double()
 
 
 def test_each_ranking_weighs_one_whatever_its_k(tiny, tmp_path, gradients):
@@ -315,7 +320,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("settings", [SETTINGS, EVERYTHING], ids=["plain", "everything"])
+@pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
 def test_killed_and_resumed_equals_uninterrupted(tiny, tmp_path, settings):
     data, held_out = starred(20), starred(4, seed=2)
     settings = replace(settings, batch_size=4, epochs=2)

@@ -8,7 +8,7 @@ import torch
 
 from alpaca_rlhf.cli import main as cli
 from alpaca_rlhf.models.batches import Example
-from alpaca_rlhf.models.heads import CriteriaHead, ScalarHead
+from alpaca_rlhf.models.heads import CriteriaHead, EnsembleHead, ScalarHead
 from alpaca_rlhf.stages.reward import _finished_ones, check_saved
 
 COLOURS = ["amber", "black", "coral", "denim", "ebony", "fawn", "green", "hazel", "ivory", "jade"]
@@ -101,6 +101,24 @@ def test_trees_with_ties(go, tmp_path, capsys):
     assert [row["is"] for row in found["accuracy_by"]["tiers_apart"]] == ["1", "2"]
     assert found["held_out_pairs"] % 3 == 0
     assert found["pairs"] > 30 - found["held_out_pairs"]
+
+
+def test_several_heads_from_the_rankings_to_the_saved_score(go, tmp_path, capsys):
+    """With a control, a subset and a second reward model beside, all of as many heads."""
+    rows = [pair(f"{one} {n}") for n in range(4) for one in COLOURS]
+    flags = ["--reward.heads", 3, "--reward.pessimism", 0.5, "--reward.control", True]
+    flags += ["--reward.curve", 1, "--watch.every", 1, "--evaluate.dev-prompts", 4]
+    assert go(written(tmp_path / "pairs.jsonl", rows), *flags) == 0, capsys.readouterr().err
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert "(3 heads, which differ by " in said and "their mean less 0.5 times their dev" in said
+    found = facts(tmp_path)
+    assert (found["heads"], found["pessimism"]) == (3, 0.5)
+    assert 0 <= found["mean_accuracy"] <= 1 and found["disagreement"] > 0
+    assert len(found["learning_curve"]) == 2
+    for stage in ("reward", "reward_shuffled", "reward_second"):
+        head = ScalarHead.load(tmp_path / "run" / stage / "adapter", 128)
+        assert type(head) is EnsembleHead and head.weight.shape == (3, 128)
+        assert float(head.pessimism) == 0.5
 
 
 def one_line(capsys, *words):

@@ -46,3 +46,18 @@ def judge_beside_baselines(measured: Mapping[str, Any]) -> str | None:
     if not measured.get("baselines"):
         return None
     return beside_baselines(measured["baselines"], measured["pairs"], measured["prompts"])
+
+
+def ensemble_in_words(measured: Mapping[str, Any]) -> str:
+    """A reward model of several heads: how its score comes about, and what their mean is worth.
+
+    Args:
+        measured: Its `heads`, `pessimism`, `mean_accuracy` and `disagreement`.
+    """
+    pessimism = measured["pessimism"]
+    score = f"their mean less {pessimism:g} times their deviation" if pessimism else "their mean"
+    alone = f"; the mean alone has {measured['mean_accuracy']:.3f}" if pessimism else ""
+    return (
+        f"{measured['heads']} heads, which differ by {measured['disagreement']:.2f} on a held-out "
+        f"completion; the score is {score}{alone}"
+    )

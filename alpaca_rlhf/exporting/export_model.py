@@ -48,7 +48,7 @@ from alpaca_rlhf.exporting.request import (
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import Base, base_source, compute_in, nf4_options
 from alpaca_rlhf.models.batches import prompt_ids
-from alpaca_rlhf.models.heads import ScalarHead
+from alpaca_rlhf.models.heads import EnsembleHead, ScalarHead
 from alpaca_rlhf.models.merging import Weight, merged
 from alpaca_rlhf.models.scoring import score
 from alpaca_rlhf.stages.context import Reporter
@@ -214,10 +214,16 @@ class _Export:
         return {**checks, "transformers": check}
 
     def reward(self) -> dict[str, Parity]:
-        """Write a sequence classifier with one label, and compare it in plain transformers."""
+        """Write a sequence classifier with one label, and compare it in plain transformers.
+
+        Of several heads it is their mean, which is a linear head too.
+        """
         # 1. The trained reward model's scores.
         base, adapters = trained(self.request, _ROLE)
-        head = ScalarHead.load(self.request.adapter, int(self.config.hidden_size)).to(base.device)
+        trained_head = ScalarHead.load(self.request.adapter, int(self.config.hidden_size))
+        head = trained_head.mean.to(base.device)
+        if isinstance(trained_head, EnsembleHead):
+            self.reporter.say(f"{self.request.policy}: {reward_model.of_heads(trained_head)}")
         examples = reward_model.scored_examples(base, self._template, self.prompts)
         scores = score(adapters, _ROLE, head, examples, batch_size=4)
 

@@ -14,6 +14,7 @@ from alpaca_rlhf.core.bases import EMBEDDED, SMOLLM2, smollm2_folder
 from alpaca_rlhf.core.sizes import too_few
 from alpaca_rlhf.evaluation.accuracy_words import (
     beside_baselines,
+    ensemble_in_words,
     judge_beside_baselines,
     judge_in_words,
 )
@@ -250,6 +251,11 @@ def _reward_figures(request: ExportRequest, report: Mapping[str, Any]) -> str:
     ]
     if has_interval:
         rows.append(("its 95% interval", _number(model["ci95"])))
+    if model.get("heads"):
+        label = (
+            f"held-out accuracy of the mean of its {model['heads']} heads, which this file gives"
+        )
+        rows.append((label, _number(model["mean_accuracy"])))
     rows += [
         (
             f"accuracy of \u201c{rule['is']}\u201d, a rule that learns nothing",
@@ -264,6 +270,8 @@ def _reward_figures(request: ExportRequest, report: Mapping[str, Any]) -> str:
     if pairs is not None:
         note += f": {pairs:,} pairs" + ("" if prompts is None else f" of {prompts:,} prompts")
     note += "." if has_interval else ", too few for an interval."
+    if model.get("heads"):
+        note += f" In its run it had {ensemble_in_words(model)}."
     if model.get("baselines") and pairs is not None and prompts is not None:
         note += f" {beside_baselines(model['baselines'], pairs, prompts)}."
     return f"{_table(rows)}\n\n{note}"

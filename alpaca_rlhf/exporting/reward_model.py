@@ -7,6 +7,9 @@ padding token, so that token is one which no text contains, a new one if necessa
 The classifier's head has no bias. The gain of the normalisation is folded into its weights; the
 bias, one number for all completions, is stored in `config.json` as `score_bias`. It changes no
 order, no difference of scores and no advantage; add it to get the scores of training.
+
+Of several heads their mean is written, which is linear too. What the run's score lies below it, by
+pessimism, is not.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from alpaca_rlhf.exporting.tokenizer import spare_pad
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import Base
 from alpaca_rlhf.models.batches import Example, example
-from alpaca_rlhf.models.heads import ScalarHead
+from alpaca_rlhf.models.heads import EnsembleHead, ScalarHead
 from alpaca_rlhf.models.merging import Weight, merged
 
 _PAD = "<|pad|>"
@@ -58,6 +61,13 @@ def reward_weights(adapters: Adapters, role: str, head: ScalarHead, rows: int) -
             weights.append(weight)
     score_weight = (head.gain * head.total).detach().float().cpu()[None]
     return [*weights, Weight("score.weight", tuple(score_weight.shape), lambda: score_weight)]
+
+
+def of_heads(head: EnsembleHead) -> str:
+    """The part of an ensemble that is exported, in words."""
+    pessimism = float(head.pessimism)
+    below = f", {pessimism:g} times their deviation above the score of the run" if pessimism else ""
+    return f"exported is the mean of its {len(head.weight)} heads, one linear head{below}"
 
 
 def classifier_config(config: Any, head: ScalarHead) -> Any:

@@ -1,4 +1,4 @@
-"""Scalar heads in fp32, outside autocast: one score a position, or one for each criterion."""
+"""Scalar heads in fp32, outside autocast: one score a position, from one head or from several."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ HEAD = "head.safetensors"
 """File of a head, beside its adapter."""
 CRITERIA = "criteria"
 """Key of the criteria's weights among its tensors, and of their names in its metadata."""
+HEADS = "heads."
+"""Beginning of the keys of an ensemble's tensors, beside those of its mean."""
 
 
 class ScalarHead(nn.Module):
@@ -52,6 +54,16 @@ class ScalarHead(nn.Module):
         """(H,) weight of the hidden state in the score."""
         return self.weight
 
+    @property
+    def mean(self) -> ScalarHead:
+        """The one linear head whose scores are the mean of all heads: this one."""
+        return self
+
+    @property
+    def log_odds(self) -> float:
+        """Log-odds of a preference for one unit of the score; 1 until the scores are normalised."""
+        return float(self.gain.reciprocal().mean())
+
     def all_scores(self, hidden: Tensor) -> Tensor:
         """Map (..., H) hidden states to (..., 1 + C): the score, then that of each criterion.
 
@@ -59,19 +71,21 @@ class ScalarHead(nn.Module):
         """
         return self(hidden)[..., None]  # type: ignore[no-any-return]
 
+    def members(self, hidden: Tensor) -> Tensor:
+        """Map (..., H) hidden states to (..., N): the score of each head, here of the only one."""
+        return self(hidden)[..., None]  # type: ignore[no-any-return]
+
     @torch.no_grad()
     def normalise(self, scores: Tensor) -> None:
-        """Fold gain and bias so that `scores`, computed by this head, would have mean 0 and std 1.
+        """Fold gain and bias so that each head's scores would have mean 0 and std 1.
+
+        Args:
+            scores: (R, N) `members` of R completions; of one head (R,) will do.
 
         Raises:
-            ValueError: Fewer than two scores, or all the same.
+            ValueError: Fewer than two completions, or a head gives all of them the same score.
         """
-        std = float(scores.double().std(correction=0)) if len(scores) > 1 else 0.0
-        if not std > 0:
-            raise ValueError(
-                f"cannot normalise on {len(scores)} scores with standard deviation {std:g}"
-            )
-        mean = float(scores.double().mean())
+        mean, std = mean_and_std(scores)
         self.gain.div_(std)
         self.bias.sub_(mean).div_(std)
 
@@ -81,13 +95,24 @@ class ScalarHead(nn.Module):
 
     @classmethod
     def load(cls, folder: Path, hidden_size: int) -> ScalarHead:
-        """Read a head; a head of criteria becomes their sum, which gives the same scores.
+        """Read a head, or an ensemble of heads where the folder has one.
+
+        A head of criteria becomes their sum, which gives the same scores.
 
         Raises:
             UserError: It is not there, or has another hidden size.
         """
         state = _read(folder, hidden_size)
         state.pop(CRITERIA, None)
+        members = {
+            name.removeprefix(HEADS): tensor
+            for name, tensor in state.items()
+            if name.startswith(HEADS)
+        }
+        if members:
+            ensemble = EnsembleHead(hidden_size, range(len(members["weight"])))
+            ensemble.load_state_dict(members)
+            return ensemble
         head = cls(hidden_size)
         head.load_state_dict(state)
         return head
@@ -143,6 +168,95 @@ class CriteriaHead(ScalarHead):
         weight = state.pop(CRITERIA)
         head.load_state_dict({**state, "weight": weight})
         return head
+
+
+class EnsembleHead(ScalarHead):
+    """N heads on one adapter; the score is their mean less `pessimism` standard deviations.
+
+    Each has its own start, gain and bias, so each is normalised by itself. Where they agree the
+    score is their mean; where they differ, as on completions unlike those that were ranked, it is
+    lower.
+
+    Sources: heads on one network (arXiv 1602.04621); a score lowered by the disagreement of reward
+    models, there by their variance (arXiv 2310.02743 section 3).
+    """
+
+    pessimism: Tensor
+
+    def __init__(self, hidden_size: int, seeds: Sequence[int], *, pessimism: float = 0.0) -> None:
+        super().__init__(hidden_size)
+        weights = [ScalarHead(hidden_size, seed=seed).weight.detach() for seed in seeds]
+        self.weight = nn.Parameter(torch.stack(weights))
+        self.gain = torch.ones(len(weights))
+        self.bias = torch.zeros(len(weights))
+        self.register_buffer("pessimism", torch.tensor(float(pessimism)))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map (..., H) hidden states of any dtype to (...) scores in the weight's, float32."""
+        return self._combined(self.members(hidden))
+
+    def _combined(self, members: Tensor) -> Tensor:
+        """(...) mean of (..., N) scores less `pessimism` of their standard deviations."""
+        return members.mean(-1) - self.pessimism * members.std(-1, correction=0)
+
+    @property
+    def total(self) -> Tensor:
+        """(H,) weight of the hidden state in the mean of the heads."""
+        return (self.gain[:, None] * self.weight).mean(0)
+
+    @property
+    @torch.no_grad()
+    def mean(self) -> ScalarHead:
+        """The one linear head whose scores are the mean of all heads."""
+        head = ScalarHead(len(self.total)).to(self.weight)
+        head.weight.copy_(self.total)
+        head.bias.copy_(self.bias.mean())
+        return head
+
+    def all_scores(self, hidden: Tensor) -> Tensor:
+        """Map (..., H) hidden states to (..., 1 + N): the score, then that of each head."""
+        members = self.members(hidden)
+        return torch.cat([self._combined(members)[..., None], members], -1)
+
+    def members(self, hidden: Tensor) -> Tensor:
+        """Map (..., H) hidden states to (..., N): the score of each head."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.gain * (hidden.to(self.weight.dtype) @ self.weight.T) + self.bias
+
+    @torch.no_grad()
+    def normalise(self, scores: Tensor) -> None:
+        """Fold gains and biases so that each head's scores would have mean 0 and std 1.
+
+        Args:
+            scores: (R, N) `members` of R completions.
+
+        Raises:
+            ValueError: Fewer than two completions, or a head gives all of them the same score.
+        """
+        means, stds = zip(*map(mean_and_std, scores.unbind(-1)), strict=True)
+        std = self.gain.new_tensor(stds)
+        self.gain.div_(std)
+        self.bias.sub_(self.bias.new_tensor(means)).div_(std)
+
+    def save(self, folder: Path) -> None:
+        """Write the scalar head that is their mean, and each head with the pessimism."""
+        mean = self.mean
+        tensors = {"weight": mean.weight, "gain": mean.gain, "bias": mean.bias}
+        _write(folder, {**tensors, **{HEADS + name: t for name, t in self.state_dict().items()}})
+
+
+def mean_and_std(scores: Tensor) -> tuple[float, float]:
+    """Mean and standard deviation of scores.
+
+    Raises:
+        ValueError: Fewer than two scores, or all the same.
+    """
+    std = float(scores.double().std(correction=0)) if len(scores) > 1 else 0.0
+    if not std > 0:
+        raise ValueError(
+            f"cannot normalise on {len(scores)} scores with standard deviation {std:g}"
+        )
+    return float(scores.double().mean()), std
 
 
 def _write(

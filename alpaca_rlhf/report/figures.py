@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from alpaca_rlhf.evaluation.accuracy_words import ensemble_in_words
 from alpaca_rlhf.evaluation.learning_curve import more_in_words
 from alpaca_rlhf.report import curves
 from alpaca_rlhf.report.charts import Mark, Row, Series, TwoScores
@@ -161,6 +162,11 @@ def more_rankings(model: RewardModel) -> str:
     assert model.more_rankings is not None
     measured_on = {"prompts": model.held_out_prompts}  # older reports say it here alone
     return more_in_words({**model.more_rankings.model_dump(), **measured_on})
+
+
+def ensemble(model: RewardModel) -> str:
+    """The heads of a reward model that has several, in words."""
+    return ensemble_in_words(model.model_dump())
 
 
 def best_of_k_series(report: Report) -> list[Series]:

@@ -232,6 +232,14 @@ class RewardModel(BesideBaselines):
     """The gain of the last doubling of the rankings."""
     second: SecondReward | None = None
     """The second reward model of the round; None where none was asked for."""
+    heads: Count | None = None
+    """Heads of the ensemble; None where there is one head."""
+    pessimism: Number | None = None
+    """Standard deviations of the heads that the score lies below their mean."""
+    mean_accuracy: Share | None = None
+    """Held-out accuracy of the mean of the heads."""
+    disagreement: Number | None = None
+    """Mean standard deviation of the heads' scores of a held-out completion."""
 
     @property
     def too_few(self) -> bool:

@@ -281,11 +281,30 @@ class Reward(Bounded, group="--reward"):
     criteria_weight: NonNegativeFloat = 0.0
     """Weight of the loss on the order that the stars of each criterion give; above 0 the score is
     the sum of one head per criterion."""
+    heads: PositiveInt = 1
+    """Scalar heads on the reward adapter. Several are an ensemble: each starts anew and learns from
+    a bootstrap resample of the rankings; the score is their mean less --reward.pessimism."""
+    pessimism: NonNegativeFloat = 0.0
+    """Standard deviations of the heads' scores that are taken from their mean, so that a policy
+    gains little where they disagree (arXiv 2310.02743); 0 is the mean alone."""
     save_every: PositiveInt = 20
     """Optimiser steps between checkpoints."""
     optimizer: OptimizerName = "adamw"
     """`adamw`; `adamw8bit` keeps its moments in 8 bit (arXiv 2110.02861), a quarter of the memory;
     `paged_adamw8bit` moves them to the host when the card is full (QLoRA section 3)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pessimism > 0 and self.heads == 1:
+            raise ValueError(
+                f"--reward.pessimism {self.pessimism:g} is of the deviation between several heads, "
+                "and there is one; give --reward.heads 4, or leave it out"
+            )
+        if self.criteria_weight > 0 and self.heads > 1:
+            raise ValueError(
+                f"--reward.heads {self.heads}: --reward.criteria-weight "
+                f"{self.criteria_weight:g} has a head for each criterion already; leave one out"
+            )
 
     def rankings_per_step(self, rankings: int | None = None) -> int:
         """Rankings per optimiser step for so many of them; the most there can be if None."""

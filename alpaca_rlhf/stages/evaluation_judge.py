@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -40,7 +41,10 @@ def evaluation_judge(ctx: Context) -> EvaluationJudge:
 
 
 def _held_out_judge(ctx: Context) -> EvaluationJudge:
-    """Train a reward model on the rankings that the run's own has not seen."""
+    """Train a reward model of one head on the rankings that the run's own has not seen.
+
+    It measures, and does not reward: there is nothing that pessimism would keep it from.
+    """
     # 1. The two sets change places: this model learns from what the reward model has not seen.
     groups = ranking_groups(ctx, ctx.settings.all_rounds)
     ctx.adapters.add("reward", copy_of="sft", seed=ctx.settings.seed + 1)
@@ -49,7 +53,7 @@ def _held_out_judge(ctx: Context) -> EvaluationJudge:
         "reward",
         groups.held_out,
         groups.train,
-        ctx.settings.reward,
+        replace(ctx.settings.reward, heads=1, pessimism=0.0),
         seed=ctx.settings.seed + 1,
         checkpoints=ctx.checkpoints("judge"),
         log=ctx.log("judge"),

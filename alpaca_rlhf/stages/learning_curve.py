@@ -8,6 +8,7 @@ from typing import Any
 from alpaca_rlhf.core.records import content_hash
 from alpaca_rlhf.evaluation.learning_curve import CorrectByPrompt, curve_point, more_rankings
 from alpaca_rlhf.evaluation.reward_accuracy import correct_by_prompt
+from alpaca_rlhf.models.batches import Example
 from alpaca_rlhf.stages.context import Context, subset_of
 from alpaca_rlhf.training.groups import Group, usable
 from alpaca_rlhf.training.held_out import HeldOutEvaluation
@@ -29,11 +30,15 @@ def nested_subset(groups: Sequence[Group], halvings: int) -> list[Group]:
 
 
 def train_on_subsets(
-    ctx: Context, stage: str, train: Sequence[Group], held_out: Sequence[Group]
+    ctx: Context,
+    stage: str,
+    train: Sequence[Group],
+    held_out: Sequence[Group],
+    references: Sequence[Example],
 ) -> list[tuple[int, CorrectByPrompt]]:
     """Train a reward model on each subset that is not done, the smallest first, and measure it.
 
-    The adapters are not kept.
+    The adapters are not kept. Only several heads are normalised on the references.
 
     Returns:
         Rankings of each subset, and which held-out pairs its model ordered rightly.
@@ -58,6 +63,7 @@ def train_on_subsets(
                 seed=ctx.settings.seed,
                 checkpoints=ctx.checkpoints(name),
                 log=ctx.log(name),
+                references=references if ctx.settings.reward.heads > 1 else (),
             )
             correct = correct_by_prompt(result.held_out.pairs)
             ctx.finish(name, {"rankings": result.rankings, "correct": correct})

@@ -18,6 +18,7 @@ from alpaca_rlhf.core.records import PreferencePair, content_hash
 from alpaca_rlhf.data import FileAccount, holds_rankings, read_pairs, read_rankings
 from alpaca_rlhf.evaluation.accuracy_words import (
     beside_baselines,
+    ensemble_in_words,
     judge_beside_baselines,
     judge_in_words,
 )
@@ -42,8 +43,7 @@ from alpaca_rlhf.stages.rank import (
 from alpaca_rlhf.stages.references import REFERENCES, finished_or_all, sample_references
 from alpaca_rlhf.training import groups as reward_groups
 from alpaca_rlhf.training.groups import Group
-from alpaca_rlhf.training.held_out import score_completions
-from alpaca_rlhf.training.reward import RewardResult, micro_batch, train_reward
+from alpaca_rlhf.training.reward import RewardResult, train_reward
 
 
 class References(NamedTuple):
@@ -133,18 +133,13 @@ def reward(ctx: Context, round_: int) -> Outcome:
     second = _second(ctx, stage, rankings, references.examples)
     second_seconds = time.perf_counter() - started
     started = time.perf_counter()
-    curve = train_on_subsets(ctx, stage, train, held_out)
+    curve = train_on_subsets(ctx, stage, train, held_out, references.examples)
     curve_seconds = time.perf_counter() - started
 
-    # 3. Train the reward model and measure it on held-out rankings.
-    head, result = _train(ctx, stage, train, held_out)
+    # 3. Train the reward model, measure it on held-out rankings and normalise its scores.
+    head, result = _train(ctx, stage, train, held_out, references.examples)
 
-    # 4. Normalise its scores on completions of SFT.
-    size = micro_batch(stage, settings)
-    raw = score_completions(ctx.adapters, "reward", head, references.examples, size)
-    head.normalise(raw)
-
-    # 5. Save, reopen, and compare.
+    # 4. Save, reopen, and compare.
     ctx.save("reward", stage, head)
     check_saved(ctx, stage, head, references.examples[0])
     if result.accuracy < settings.gate:
@@ -155,7 +150,7 @@ def reward(ctx: Context, round_: int) -> Outcome:
             "kept"
         )
 
-    # 6. Report.
+    # 5. Report.
     measured = figures(result.held_out, **_resampling(ctx))
     learned = curve_facts(curve, result.rankings, result.held_out, **_resampling(ctx))
     facts = {
@@ -171,12 +166,15 @@ def reward(ctx: Context, round_: int) -> Outcome:
         **({"control_seconds": control_seconds} if ctx.settings.reward.control else {}),
         **({**learned, "curve_seconds": curve_seconds} if learned else {}),
         **({"second": second, "second_seconds": second_seconds} if second else {}),
-        "reference_mean": float(raw.double().mean()),
-        "reference_std": float(raw.double().std(correction=0)),
+        **_of_heads(ctx, result),
+        "reference_mean": result.reference_mean,
+        "reference_std": result.reference_std,
         "reference_completions": references.sampled,
         "reference_finished": references.finished,
     }
     summary = f"held-out accuracy {result.accuracy:.3f}"
+    if settings.heads > 1:
+        summary += f" ({ensemble_in_words(facts)})"
     if control:
         summary += f", with shuffled labels {control['accuracy']:.3f}"
     beside = beside_baselines(
@@ -201,8 +199,21 @@ def reward(ctx: Context, round_: int) -> Outcome:
     return Outcome(result.rankings, tokens, summary, facts)
 
 
+def _of_heads(ctx: Context, result: RewardResult) -> dict[str, Any]:
+    """Facts of an ensemble: its size, its pessimism, and what its mean is worth; else nothing."""
+    settings, held_out = ctx.settings.reward, result.held_out
+    if settings.heads == 1:
+        return {}
+    return {
+        "heads": settings.heads,
+        "pessimism": settings.pessimism,
+        "mean_accuracy": held_out.mean_accuracy,
+        "disagreement": held_out.disagreement,
+    }
+
+
 def _control(
-    ctx: Context, stage: str, rankings: Rankings, reference: Sequence[Example]
+    ctx: Context, stage: str, rankings: Rankings, references: Sequence[Example]
 ) -> Mapping[str, Any]:
     """Train a control on shuffled verdicts, the held-out ones too, unless it is done.
 
@@ -222,9 +233,7 @@ def _control(
         reward_groups.shuffled(groups, settings.seed)
         for groups in (rankings.train, rankings.held_out)
     )
-    head, result = _train(ctx, name, train, held_out)
-    size = micro_batch(stage, settings.reward)
-    head.normalise(score_completions(ctx.adapters, "reward", head, reference, size))
+    head, result = _train(ctx, name, train, held_out, references)
     ctx.save("reward", name, head)
     interval = accuracy_of(result.held_out.pairs, **_resampling(ctx))
     control = {"accuracy": interval.mean, "ci95": interval.ci95}
@@ -233,7 +242,7 @@ def _control(
 
 
 def _second(
-    ctx: Context, stage: str, rankings: Rankings, reference: Sequence[Example]
+    ctx: Context, stage: str, rankings: Rankings, references: Sequence[Example]
 ) -> Mapping[str, Any]:
     """Train the second reward model on the held-out rankings, unless it is done.
 
@@ -251,11 +260,8 @@ def _second(
     if done is not None:
         return done
     # The two sets change places.
-    head, result = _train(
-        ctx, name, rankings.held_out, rankings.train, seed=derived_seed(settings.seed, "second")
-    )
-    size = micro_batch(stage, settings.reward)
-    head.normalise(score_completions(ctx.adapters, "reward", head, reference, size))
+    seed = derived_seed(settings.seed, "second")
+    head, result = _train(ctx, name, rankings.held_out, rankings.train, references, seed=seed)
     ctx.save("reward", name, head)
     measured = facts_of_others(result.pairs, result.held_out.pairs, **_resampling(ctx))
     second = {**measured, "used": measured["accuracy"] >= settings.reward.gate}
@@ -275,12 +281,14 @@ def _train(
     name: str,
     train: Sequence[Group],
     held_out: Sequence[Group],
+    references: Sequence[Example],
     *,
     seed: int | None = None,
 ) -> tuple[ScalarHead, RewardResult]:
     """Train a new reward adapter, a copy of SFT, from the last checkpoint under `name`.
 
-    Order and head are drawn from the run's seed unless another is given.
+    Its scores are normalised on the references. Order and head are drawn from the run's seed unless
+    another is given.
     """
     ctx.adapters.add("reward", copy_of="sft", seed=ctx.settings.seed)
     return train_reward(
@@ -292,6 +300,7 @@ def _train(
         seed=ctx.settings.seed if seed is None else seed,
         checkpoints=ctx.checkpoints(name),
         log=ctx.log(name),
+        references=references,
     )
 
 

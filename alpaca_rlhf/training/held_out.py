@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.sizes import SCORING_BATCH_FACTOR
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import Example
-from alpaca_rlhf.models.heads import CriteriaHead, ScalarHead
+from alpaca_rlhf.models.heads import CriteriaHead, EnsembleHead, ScalarHead
 from alpaca_rlhf.models.oom_retry import MicroBatch
 from alpaca_rlhf.models.scoring import score
 from alpaca_rlhf.training.groups import Group
@@ -54,6 +55,11 @@ class HeldOutEvaluation:
     """Score of each completion."""
     lengths: tuple[int, ...]
     """Tokens of each completion, in the same order."""
+    mean_accuracy: float | None = None
+    """Accuracy of the mean of several heads, whatever the pessimism; None of one head."""
+    disagreement: float | None = None
+    """Standard deviation of the heads' normalised scores of a completion, averaged over all; None
+    of one head."""
 
     @property
     def accuracy(self) -> float:
@@ -79,12 +85,16 @@ def score_completions(
 def evaluate_reward(
     adapters: Adapters, role: str, head: ScalarHead, groups: Sequence[Group], micro: MicroBatch
 ) -> HeldOutEvaluation:
-    """Score rankings that the reward model was not trained on."""
-    # 1. Scores of all completions, and of each criterion; every process scores its share.
+    """Score rankings that the reward model was not trained on.
+
+    Gaps and scores are in log-odds, as the head had learned them before it was normalised.
+    """
+    # 1. Scores of all completions, by criterion or head too; every process scores its share.
     examples = [example for group in groups for example in group.examples]
     local_groups = processes.share(groups)
     local_examples = [example for group in local_groups for example in group.examples]
     local_scores = score_completions(adapters, role, head.all_scores, local_examples, micro)
+    local_scores = local_scores * head.log_odds
     scores_of_groups = local_scores.split_with_sizes(
         [len(group.examples) for group in local_groups]
     )
@@ -102,7 +112,23 @@ def evaluate_reward(
         for column, name in enumerate(names, 1):
             for pair in group.criteria.get(name, ()):
                 criteria[name].append(_pair(group, pair, 0, group_scores[:, column]))
+    # 3. Of several heads, what their mean alone is worth, and how far they disagree.
+    of_heads: dict[str, float] = {}
+    if isinstance(head, EnsembleHead):
+        members = all_scores[:, 1:]
+        correct = [
+            _pair(group, pair, 0, group_means).correct
+            for group, group_means in zip(
+                groups, members.mean(1).split_with_sizes(sizes), strict=True
+            )
+            for pair in group.pairs
+        ]
+        of_heads = {
+            "mean_accuracy": fmean(correct) if correct else 0.0,
+            "disagreement": float(members.std(1, correction=0).mean()) / head.log_odds,
+        }
     return HeldOutEvaluation(
+        **of_heads,
         pairs=tuple(pairs),
         criteria={name: tuple(criterion_pairs) for name, criterion_pairs in criteria.items()},
         scores=tuple(all_scores[:, 0].tolist()),

@@ -158,13 +158,14 @@ def train_ppo(
 def _critic(adapters: Adapters, reward_head: ScalarHead | None, settings: PPO, seed: int) -> Critic:
     """A value adapter that starts as the reward model; or a head on the policy that starts at 0.
 
-    Without a reward model the adapter starts as SFT, and its head at 0.
+    Of several heads the value starts as their mean. Without a reward model the adapter starts as
+    SFT, and its head at 0.
     """
     head = ScalarHead(int(adapters.base.model.config.hidden_size)).to(adapters.base.device)
     separate = settings.value.trunk == "separate"
     if separate and reward_head is not None:
         adapters.add("value", copy_of="reward", seed=seed)
-        head.load_state_dict(reward_head.state_dict())
+        head.load_state_dict(reward_head.mean.state_dict())
         return Critic("value", head)
     torch.nn.init.zeros_(head.weight)
     if separate:

@@ -1,4 +1,4 @@
-"""The reward adapter and its scalar head, trained on all pairs of each ranking.
+"""The reward adapter and its scalar head or heads, trained on all pairs of each ranking.
 
 One ranking is one element of a batch: its prompt and K completions once, all its pairs, weight one
 (InstructGPT, arXiv 2203.02155 section 3.5).
@@ -8,20 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
+import torch
 from torch import Tensor
 
 from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.models.adapters import Adapters
-from alpaca_rlhf.models.batches import TokenCounts, collate, within_budget
+from alpaca_rlhf.models.batches import Example, TokenCounts, collate, within_budget
 from alpaca_rlhf.models.forward import completion_scores
-from alpaca_rlhf.models.heads import CriteriaHead, ScalarHead
+from alpaca_rlhf.models.heads import CriteriaHead, EnsembleHead, ScalarHead, mean_and_std
 from alpaca_rlhf.models.oom_retry import MicroBatch
 from alpaca_rlhf.settings import Reward
 from alpaca_rlhf.training.bad_batch import readable_examples
+from alpaca_rlhf.training.bootstrap import bootstrap_counts, head_seeds
 from alpaca_rlhf.training.groups import Group, pair_indices, usable
-from alpaca_rlhf.training.held_out import HeldOutEvaluation, evaluate_reward
+from alpaca_rlhf.training.held_out import HeldOutEvaluation, evaluate_reward, score_completions
 from alpaca_rlhf.training.held_out_split import refuse_empty_side
 from alpaca_rlhf.training.loop import (
     Bookkeeping,
@@ -51,6 +54,11 @@ class RewardResult:
     """Rankings of an optimiser step."""
     held_out: HeldOutEvaluation
     """Scores and pairs of the held-out rankings."""
+    reference_mean: float | None = None
+    """Mean score of the references before it was folded in, of several heads their mean; None
+    without references."""
+    reference_std: float | None = None
+    """Standard deviation of the same."""
 
     @property
     def accuracy(self) -> float:
@@ -68,9 +76,12 @@ def train_reward(
     seed: int,
     checkpoints: Checkpoints,
     log: Log,
+    references: Sequence[Example] = (),
     stage: str = "reward",
 ) -> tuple[ScalarHead, RewardResult]:
-    """Train adapter `role`, which the caller has copied from SFT, with a new head.
+    """Train adapter `role`, which the caller has copied from SFT, with a new head or several.
+
+    Several heads need references: until each is normalised, they differ by more than they disagree.
 
     Args:
         adapters: Adapters on the base.
@@ -81,6 +92,7 @@ def train_reward(
         seed: Seed of the order and of the head.
         checkpoints: Checkpoints to resume from and to save to.
         log: Receives a row of metrics a step.
+        references: Completions of SFT that the scores are normalised on, after the training.
         stage: Name in messages.
 
     Raises:
@@ -94,9 +106,13 @@ def train_reward(
     left_out = len(rankings) - len(train) - len(held_out)
     held_out = [group for group in held_out if group.pairs]  # ties have no right order
     _check_split(train, held_out, settings, stage)
-    # 2. A new head, and one optimiser for adapter and head.
+    # 2. A new head, or several with a resample each, and one optimiser for adapter and heads.
     criteria = sorted({name for group in train for name in group.criteria})
-    head = _new_head(adapters, criteria if settings.criteria_weight > 0 else [], seed)
+    head = _new_head(adapters, settings, criteria, seed)
+    draws = None
+    if settings.heads > 1:
+        draws = bootstrap_counts(len(train), settings.heads, seed).to(adapters.base.device)
+    learned_scores = head.all_scores if draws is None else head.members
     batch_size = settings.rankings_per_step(len(train))
     plan = batches(len(train), batch_size, settings.epochs, seed)
     adapters.trainable(role)
@@ -122,24 +138,29 @@ def train_reward(
         def backward_share(size: int) -> tuple[float, float, int]:
             loss_sum, correct, pairs = 0.0, 0.0, 0
             with adapters.using(role), adapters.training():
-                local_groups = [train[i] for i in processes.share(indices)]
-                completions = [group.examples for group in local_groups]
+                local_indices = processes.share(indices)
+                completions = [train[i].examples for i in local_indices]
                 for places in within_budget(completions, size, largest.times(size)):
                     # 3. One forward for all completions of a micro-batch of rankings.
-                    groups = [local_groups[place] for place in places]
-                    examples = [example for group in groups for example in group.examples]
+                    batch_indices = [local_indices[place] for place in places]
+                    examples = [example for i in batch_indices for example in train[i].examples]
                     batch = collate(adapters.base, examples)
-                    scores = completion_scores(adapters, head.all_scores, batch)
+                    scores = completion_scores(adapters, learned_scores, batch)
                     # 4. The ranking loss of each, with weight 1 / batch size.
                     loss = scores.new_zeros(())
-                    sizes = [len(group.examples) for group in groups]
-                    for group, group_scores in zip(
-                        groups, scores.split_with_sizes(sizes), strict=True
+                    sizes = [len(train[i].examples) for i in batch_indices]
+                    for i, group_scores in zip(
+                        batch_indices, scores.split_with_sizes(sizes), strict=True
                     ):
-                        ranking = group_loss(group_scores, group, settings, criteria)
+                        group = train[i]
+                        if draws is None:
+                            ranking = group_loss(group_scores, group, settings, criteria)
+                            overall = group_scores[:, 0]
+                        else:
+                            ranking = ensemble_loss(group_scores, group, settings, draws[:, i])
+                            overall = group_scores.mean(1)
                         loss = loss + ranking / len(indices)
-                        indices_of_pairs = pair_indices(group.pairs, group_scores)
-                        better, worse = group_scores[:, 0][indices_of_pairs].T
+                        better, worse = overall[pair_indices(group.pairs, group_scores)].T
                         correct += float((better > worse).sum())
                         pairs += len(group.pairs)
                     learner.scale.backward(loss)
@@ -166,14 +187,23 @@ def train_reward(
     books = Bookkeeping(checkpoints, settings.save_every, log, save_last=True)
     fit(learner, plan, backward, books, micro=micro, describe=describe)
     adapters.trainable()
-    # 6. Accuracy on the held-out rankings.
+    # 6. Accuracy on the held-out rankings, of several heads once each is normalised.
+    raw = score_completions(adapters, role, head.members, references, micro)
+    if draws is not None:
+        head.normalise(raw)
+    evaluation = evaluate_reward(adapters, role, head, held_out, micro)
+    if draws is None and references:
+        head.normalise(raw)
+    spreads = [mean_and_std(scores) for scores in raw.unbind(-1)] if references else []
     return head, RewardResult(
         rankings=len(train),
         pairs=sum(len(group.pairs) + len(group.ties) for group in train),
         too_long=too_long,
         left_out=left_out,
         batch_size=batch_size,
-        held_out=evaluate_reward(adapters, role, head, held_out, micro),
+        held_out=evaluation,
+        reference_mean=fmean(mean for mean, _ in spreads) if spreads else None,
+        reference_std=fmean(std for _, std in spreads) if spreads else None,
     )
 
 
@@ -187,13 +217,18 @@ def _check_split(
         raise UserError(f"{stage}: prompt {sorted(shared)[0]} is both trained on and held out")
 
 
-def _new_head(adapters: Adapters, criteria: Sequence[str], seed: int) -> ScalarHead:
+def _new_head(
+    adapters: Adapters, settings: Reward, criteria: Sequence[str], seed: int
+) -> ScalarHead:
     hidden_size = adapters.base.model.config.hidden_size
-    head = (
-        CriteriaHead(hidden_size, criteria, seed=seed)
-        if criteria
-        else ScalarHead(hidden_size, seed=seed)
-    )
+    head: ScalarHead
+    if settings.heads > 1:
+        seeds = head_seeds(settings.heads, seed)
+        head = EnsembleHead(hidden_size, seeds, pessimism=settings.pessimism)
+    elif settings.criteria_weight > 0 and criteria:
+        head = CriteriaHead(hidden_size, criteria, seed=seed)
+    else:
+        head = ScalarHead(hidden_size, seed=seed)
     return head.to(adapters.base.device)
 
 
@@ -229,3 +264,18 @@ def group_loss(
             criterion_loss = ranking_loss(scores, pair_indices(group.criteria[name], all_scores))
             loss = loss + settings.criteria_weight * criterion_loss
     return loss
+
+
+def ensemble_loss(members: Tensor, group: Group, settings: Reward, draws: Tensor) -> Tensor:
+    """Mean over the heads of the loss of one ranking, as often as each head has drawn it.
+
+    Args:
+        members: (K, N) float32, the score of each completion by each head.
+        group: The ranking.
+        settings: Margin.
+        draws: (N,) float32, how often it is in each head's resample.
+
+    Source: gradients of N heads divided by N in what they share (arXiv 1602.04621 appendix D).
+    """
+    losses = [group_loss(scores[:, None], group, settings) for scores in members.unbind(1)]
+    return (torch.stack(losses) * draws).mean()
