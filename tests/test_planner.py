@@ -155,6 +155,17 @@ def test_the_optimiser_keeps_eight_bytes_a_weight_or_two():
     assert gib([next(small.sft())], "optimiser") == pytest.approx(39_976_960 * 2 / 2**30, rel=0.02)
 
 
+def test_each_further_reward_head_is_a_row_of_weights():
+    """Of Llama-2-7B: 4096 weights, gradients and two moments of four bytes each."""
+    loop = Loop()
+    peaks = []
+    for heads in (1, 5):
+        settings = replace(loop, reward=replace(loop.reward, heads=heads))
+        plan = PeakMemory(shape_of("llama-2-7b"), CUDA, settings)
+        peaks.append(next(plan.reward()).items["optimiser"])
+    assert peaks[1] - peaks[0] == 4 * 4096 * 16
+
+
 def test_logits_are_bounded_whatever_the_batch():
     """At most 2^24 numbers at once: 64 MiB in fp32, at most six such tables at a time."""
     for micro in (1, 4, 64):

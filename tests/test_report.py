@@ -723,6 +723,20 @@ def test_the_temperature_of_the_scores_is_said() -> None:
     assert "at temperature 0.7" in result_lines(report)[0]
 
 
+def test_several_heads_are_named_with_what_their_mean_is_worth() -> None:
+    report = a_report()
+    assert "heads" not in Page(render_html(ReportData(report))).text
+    report["reward_models"][1] |= {
+        **{"heads": 4, "pessimism": 1.5, "mean_accuracy": 0.8124, "disagreement": 0.333},
+    }
+    validate_report(report)
+    text = " ".join(Page(render_html(ReportData(report=report))).text.split())
+    assert (
+        "The reward model of round 2 has 4 heads, which differ by 0.33 on a held-out completion; "
+        "the score is their mean less 1.5 times their deviation; the mean alone has 0.812." in text
+    )
+
+
 def test_without_a_control_nothing_is_said_of_one() -> None:
     report = a_report()
     for model in report["reward_models"]:

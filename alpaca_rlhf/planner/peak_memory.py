@@ -179,8 +179,12 @@ class PeakMemory:
         micro = min(settings.micro_batch_size, settings.rankings_per_step())
         rows = self._ranked(micro, settings.max_length)
         update = _Update(rows, 0, settings.optimizer, settings.rankings_per_step() * k)
-        # 1. Training, with the SFT adapter still loaded.
+        # 1. Training, with the SFT adapter still loaded. A head more than one is weights of its
+        #    own, with gradients and moments.
         residents = self._trained_by("reward", update, 2)
+        bytes_of_weight = 4 + 4 + BYTES_OF_MOMENTS[settings.optimizer]
+        more_heads = (settings.heads - 1) * self.shape.hidden * bytes_of_weight
+        residents = replace(residents, moments=residents.moments + more_heads)
         yield from self._training(residents, update)
         # 2. Scoring of held-out rankings, which keeps no activations, so in larger batches.
         yield self._scoring(
