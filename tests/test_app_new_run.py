@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from alpaca_rlhf.app import new_run, server
+from alpaca_rlhf.app import new_run, new_run_page, server
 from alpaca_rlhf.app.login_session import LoginSessions
 from alpaca_rlhf.app.new_run import FormRefused, Offer, read_form, settings_of_form, within
 from alpaca_rlhf.app.new_run_page import NewRuns
@@ -27,6 +27,8 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.locks import Lock
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import write_instructions
+from alpaca_rlhf.planner import CPU, find_gpu
+from alpaca_rlhf.planner.choosing import MAX_DECODED
 from alpaca_rlhf.preferences import DATABASE, passwords
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.serving import run_contents
@@ -600,6 +602,21 @@ def test_a_wrong_recipe_is_refused_before_a_database_is_made(tmp_path, monkeypat
     with pytest.raises(UserError, match=r"^--recipe absent\.yaml"):
         app_command.run(app_command.App(recipe=Path("absent.yaml")), Terminal())
     assert not any(tmp_path.iterdir())
+
+
+def test_a_new_run_is_written_with_what_fits_the_machines_card(tmp_path, offer, monkeypatch):
+    """And as the form makes it where there is no card, or too small a card."""
+    runs = {}
+    for name, card in {"card": find_gpu("8"), "none": CPU, "small": find_gpu("0.01")}.items():
+        monkeypatch.setattr(new_run_page, "local_card", lambda card=card: card)
+        (tmp_path / name).mkdir()
+        with victim_of(tmp_path / name, offer) as (victim, _), victim.visitor("boss") as boss:
+            assert begin(boss).status_code == 200
+            runs[name] = run_contents.settings_of(victim.folder.parent / "mine")
+    assert runs["none"].ppo.micro_batch_size == runs["small"].ppo.micro_batch_size
+    assert runs["none"].sampling == runs["small"].sampling != runs["card"].sampling
+    assert runs["card"].sampling.batch_size == MAX_DECODED
+    assert runs["card"].ppo.lr == runs["none"].ppo.lr
 
 
 @pytest.mark.skipif(chromium() is None, reason=NO_CHROMIUM)

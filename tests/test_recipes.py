@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -214,6 +215,67 @@ def test_the_plan_of_the_recipe_without_a_card_fits_a_laptop():
         for phase in phases:
             tensors = phase.peak - phase.items[PROCESS]
             assert tensors < 4 * 2**30 and RESERVE not in phase.items
+
+
+class Taken(Exception):
+    """Carries the settings that a recipe would run with."""
+
+
+@pytest.fixture
+def run_on(monkeypatch):
+    """The settings that a recipe runs with on a machine with this card."""
+    from alpaca_rlhf.cli import stage_commands
+    from alpaca_rlhf.stages import preflight
+
+    def take(name: str, gib: float | None, *words: str) -> Loop:
+        found = gib and replace(planner.find_gpu(str(gib)), name="a card", local=True)
+        taken: list[Loop] = []
+        monkeypatch.setattr(preflight, "local_gpu", lambda: found or None)
+        monkeypatch.setattr(
+            stage_commands, "run", lambda settings, terminal, part: taken.append(settings) or 0
+        )
+        assert recipe(load(name).EXPERIMENT, "A recipe.", card="24", argv=words) == 0
+        return taken[0]
+
+    return take
+
+
+def test_a_cards_recipe_takes_what_fits_its_card(run_on, capsys):
+    written = load("llama3_8b_24gb").EXPERIMENT
+    taken = run_on("llama3_8b_24gb", 24)
+    assert taken.ppo.micro_batch_size > written.ppo.micro_batch_size
+    assert "chosen for a card" in capsys.readouterr().out
+    assert written.checkpoints_on("cuda") == 1 and taken.checkpoints_on("cuda") != 1
+    results = {"lr": taken.ppo.lr, "batch": taken.sft.batch_size, "prompts": taken.rank.prompts}
+    assert results == {"lr": written.ppo.lr, "batch": written.sft.batch_size, "prompts": 500}
+    smaller = run_on("llama3_8b_24gb", 12)
+    assert smaller.ppo.micro_batch_size < taken.ppo.micro_batch_size
+
+
+def test_a_typed_size_wins_over_what_fits(run_on):
+    written = load("llama3_8b_24gb").EXPERIMENT
+    taken = run_on("llama3_8b_24gb", 24, "--sft.micro-batch-size", "3", "--ppo.lr", "1e-6")
+    assert taken.sft.micro_batch_size == 3 and taken.ppo.lr == 1e-6
+    assert taken.ppo.micro_batch_size > written.ppo.micro_batch_size
+    assert taken.checkpointing == written.checkpointing, "it was chosen for another size"
+
+
+@pytest.mark.parametrize("gib", [None, 2])
+def test_without_a_card_or_on_one_that_is_too_small_a_recipe_is_as_written(run_on, capsys, gib):
+    """The run itself refuses what is too small, and says what to lower."""
+    assert run_on("llama3_8b_24gb", gib) == load("llama3_8b_24gb").EXPERIMENT
+    assert "chosen" not in capsys.readouterr().out
+
+
+def test_where_an_app_holds_a_model_nothing_is_concluded_from_what_is_free(run_on, tmp_path):
+    from alpaca_rlhf.core import gpu_lock
+
+    notice = gpu_lock.Notice("app", tmp_path, gpu_lock.folder())
+    notice.publish(holds=True)
+    try:
+        assert run_on("llama3_8b_24gb", 24) == load("llama3_8b_24gb").EXPERIMENT
+    finally:
+        notice.withdraw()
 
 
 @pytest.mark.parametrize("architecture", sorted({*CARDS.values()}))

@@ -33,6 +33,7 @@ from alpaca_rlhf.core.bases import SMOLLM2, smollm2_folder
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.locks import is_locked
 from alpaca_rlhf.core.runs import CONFIG, TRAINING_LOG, RunFolder
+from alpaca_rlhf.planner import CPU, GpuSpec, fitted
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.settings import Loop
@@ -141,8 +142,8 @@ class NewRuns:
         """
         self._refuse_closed()
         form = read_form(sent, self._offer, self._uploads)
-        settings, source = self._settings_of(form)
         card = local_card()
+        settings, source = self._settings_of(form, card)
         planned = plan_of(settings, card)
         steps = [step.stage for step in order(settings)]
         return render(
@@ -173,7 +174,7 @@ class NewRuns:
         self._refuse_closed()
         form = read_form(sent, self._offer, self._uploads)
         run = self._choice.folder / form.name
-        settings, _ = self._settings_of(form)
+        settings, _ = self._settings_of(form, local_card())
         with self._lock:
             # 1. One training at a time, and no run upon another.
             if self._left:
@@ -217,11 +218,13 @@ class NewRuns:
         self._left = True
         return RunSwitch(run, actor if start else None)
 
-    def _settings_of(self, form: NewRunForm) -> tuple[Loop, Source]:
+    def _settings_of(self, form: NewRunForm, card: GpuSpec) -> tuple[Loop, Source]:
+        """The settings in batches that fit the machine's graphics card, if it has one."""
         try:
-            return settings_of_form(form, self._offer, self._choice.folder)
+            settings, source = settings_of_form(form, self._offer, self._choice.folder)
         except UserError as error:
             raise UserError(self._uploads.without_places(str(error))) from None
+        return settings if card == CPU else fitted(settings, card), source
 
     def _refuse_closed(self) -> None:
         if self._closed is not None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import threading
 from collections.abc import Sequence
@@ -20,9 +19,9 @@ from typing import Literal
 
 import psutil
 
-from alpaca_rlhf.core import gpu_lock
+from alpaca_rlhf.core import gpu_lock, interrupts
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.core.locks import Lock, LockHeld, is_locked
+from alpaca_rlhf.core.locks import Lock, LockHeld, inheriting, is_locked
 from alpaca_rlhf.core.runs import LEDGER, LOCK, TRAINING_LOG
 from alpaca_rlhf.preferences.database import DiskFull
 from alpaca_rlhf.preferences.store import Store
@@ -150,7 +149,8 @@ class Training:
                         stdin=subprocess.DEVNULL,
                         stdout=log.fileno(),
                         stderr=subprocess.STDOUT,
-                        start_new_session=True,  # Ctrl-C at the app's terminal is not meant for it
+                        env={**os.environ, **inheriting(self.run / TRAINING_LOG)},
+                        **interrupts.apart(),  # Ctrl-C at the app's terminal is not meant for it
                     )
             except LockHeld:
                 raise TrainingRefused("running") from None
@@ -176,10 +176,10 @@ class Training:
             if pid == self._interrupted:
                 return
             try:
-                os.kill(pid, signal.SIGINT)
+                interrupts.interrupt(pid)
             except ProcessLookupError:
                 raise TrainingRefused("idle") from None
-            except OSError as error:  # another user's process
+            except OSError as error:  # another user's process, on Windows another console's
                 raise TrainingRefused("failed", str(error)) from None
             self._interrupted = pid
         # A full disk must not keep anybody from stopping, nor call a stop refused that was not.

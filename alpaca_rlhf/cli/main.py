@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from alpaca_rlhf import __version__
@@ -74,6 +75,7 @@ def recipe(
         An exit code as `main` does.
     """
     from alpaca_rlhf.cli import plan_command, stage_commands
+    from alpaca_rlhf.planner import CPU
     from alpaca_rlhf.settings import Loop
 
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -93,11 +95,16 @@ def recipe(
         # 1. Flags without values are taken out first: tyro's all have one.
         switches, flags = plan_command.taken(spelled_out(typed))
         named, flags = plan_command.card_word(flags) if switches or dry else (None, flags)
-        chosen = shell.parsed(Loop, flags, prog=prog, about=description, default=settings)
-        # 2. --auto changes batches to what fits the card.
+        parse = partial(shell.parsed, Loop, flags, prog=prog, about=description)
+        chosen = parse(default=settings)
+        # 2. A card's recipe takes batches that fit the card; with --auto any recipe does.
+        device = named or (card if dry else None)
         if switches:
-            device = named or (card if dry else None)
             chosen = plan_command.auto(chosen, switches, device, terminal)
+        elif card not in (None, CPU.name):
+            chosen = plan_command.by_default(
+                chosen, device, lambda fitting: parse(default=fitting), terminal
+            )
         # 3. The real run, or a rehearsal after the plan of the card the recipe is for.
         if architecture is None or not dry:
             part = stage_commands.Part(description.splitlines()[0], command, kind)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich import box
@@ -12,7 +12,7 @@ from rich.table import Table
 
 from alpaca_rlhf.cli import own_files
 from alpaca_rlhf.cli.terminal import PROGRAM, Terminal
-from alpaca_rlhf.core import quiet
+from alpaca_rlhf.core import gpu_lock, processes, quiet
 from alpaca_rlhf.core.bases import SMOLLM2, is_local, smollm2_folder
 from alpaca_rlhf.core.durations import duration
 from alpaca_rlhf.core.errors import UserError
@@ -27,6 +27,7 @@ from alpaca_rlhf.planner import (
     changed_flags,
     device_of,
     find_gpu,
+    fitted,
     largest_fitting,
     refuse_too_small,
     shape_of,
@@ -223,25 +224,60 @@ def auto(settings: Loop, switches: Sequence[str], card: str | None, terminal: Te
     Raises:
         UserError: There is no card, or it is too small.
     """
-    gpu = find_gpu(card) if card else _local_gpu()
+    gpu = find_gpu(card) if card else _local_gpu(settings.base)
+    if gpu is None:
+        raise UserError(f"{AUTO}: no graphics card is seen here; name one, e.g. --card 24")
     budget = Budget(shape_of(settings.base), gpu, device=device_of(gpu))
     fitting = largest_fitting(budget, settings, lengths=LENGTHS in switches)
-    changed = changed_flags(settings, fitting)
-    terminal.say(f"chosen for {budget.gpu.name}, {budget.gpu.gib:.4g} GiB:")
-    for flag, (before, after) in changed.items():
-        terminal.say(f"  {flag} {after} (was {before})")
-    if not changed:
+    if not _tell(gpu, settings, fitting, terminal):
         terminal.say("  nothing: the settings are already the largest that fit")
     return fitting
 
 
-def _local_gpu() -> GpuSpec:
-    from alpaca_rlhf.stages.preflight import local_gpu
+def by_default(
+    settings: Loop, card: str | None, with_typed: Callable[[Loop], Loop], terminal: Terminal
+) -> Loop:
+    """The numbers of a card's recipe in batches that fit this machine's card; a typed flag wins.
 
-    gpu = local_gpu()
+    They stay where there is no card, where an app holds a model on it, so that what is free says
+    little, where several processes each have a card, and where the plan cannot tell.
+
+    Args:
+        settings: The recipe's numbers with the typed flags.
+        card: The card to plan for instead of this machine's.
+        with_typed: Applies the typed flags to other settings.
+        terminal: Terminal to write to.
+    """
+    if card is None:
+        held = any(note.holds for note in gpu_lock.live_notes("app", gpu_lock.folder()))
+        gpu = None if held or processes.count() > 1 else _local_gpu(settings.base)
+    else:
+        gpu = find_gpu(card)
     if gpu is None:
-        raise UserError(f"{AUTO}: no graphics card is seen here; name one, e.g. --card 24")
-    return gpu
+        return settings
+    fitting = fitted(settings, gpu)
+    chosen = with_typed(fitting)
+    if chosen != fitting:  # nothing was chosen together with the sizes that were typed
+        chosen = replace(chosen, checkpointing=settings.checkpointing)
+    if chosen != settings:
+        _tell(gpu, settings, chosen, terminal)
+    return chosen
+
+
+def _tell(gpu: GpuSpec, before: Loop, after: Loop, terminal: Terminal) -> bool:
+    """Show what was chosen for a card; True if it changes anything."""
+    changed = changed_flags(before, after)
+    terminal.say(f"chosen for {gpu.name}, {gpu.gib:.4g} GiB:")
+    for flag, (old, new) in changed.items():
+        terminal.say(f"  {flag} {new} (was {old})")
+    return bool(changed)
+
+
+def _local_gpu(base: str) -> GpuSpec | None:
+    """This machine's card with the memory that is free now; None without one."""
+    with quiet.loading(base):
+        from alpaca_rlhf.stages.preflight import local_gpu
+    return local_gpu()
 
 
 def _rates(flags: Plan, card: GpuSpec) -> Rates:

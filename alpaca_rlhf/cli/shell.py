@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from alpaca_rlhf.cli.terminal import Terminal, plain
-from alpaca_rlhf.core import processes
+from alpaca_rlhf.core import interrupts, locks, processes
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import FULL, is_full
 
@@ -60,6 +60,8 @@ def guarded(body: Callable[[], int], *, command: str, terminal: Terminal) -> int
         command: The command line that goes on after an interruption.
         terminal: Stopped before anything is told; knows the stage.
     """
+    interrupts.heed()
+    locks.take_over()
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a poor locale must not stop a run

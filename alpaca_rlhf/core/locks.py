@@ -89,6 +89,26 @@ def is_locked(path: Path) -> bool:
     return False
 
 
+_INHERITED = "ALPACA_RLHF_LOCKED"
+"""Names the file whose lock a child takes over on Windows, where it inherits none."""
+_taken_over: list[Lock] = []
+
+
+def inheriting(path: Path) -> dict[str, str]:
+    """Variables of a child process that inherits the lock on a file; none on POSIX.
+
+    There the lock is that of the open file, which the child has with its output.
+    """
+    return {_INHERITED: str(path)} if sys.platform == "win32" else {}
+
+
+def take_over() -> None:
+    """Hold the lock that this process inherits until it ends; the parent gives it up meanwhile."""
+    path = os.environ.pop(_INHERITED, None)
+    if path is not None:
+        _taken_over.append(Lock(Path(path), wait=True))
+
+
 def _open(path: Path) -> int:
     if path.is_dir():
         if sys.platform != "win32":

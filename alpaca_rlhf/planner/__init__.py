@@ -9,6 +9,7 @@ from alpaca_rlhf.planner.choosing import (
     Budget,
     changed_flags,
     device_of,
+    fitted,
     largest_fitting,
     refuse_too_small,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "device_of",
     "disk_needs",
     "find_gpu",
+    "fitted",
     "largest_fitting",
     "refuse_too_small",
     "shape_from_config",

@@ -13,7 +13,7 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.planner.gpu_specs import CONTEXT_GIB, CPU, LIBRARIES_GIB, GpuSpec, reserve
 from alpaca_rlhf.planner.layers import Device
 from alpaca_rlhf.planner.peak_memory import STAGES, Lengths, PeakMemory, Phase
-from alpaca_rlhf.planner.shapes import Shape
+from alpaca_rlhf.planner.shapes import Shape, shape_of
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.loop import Checkpointing
 from alpaca_rlhf.settings.policies import POLICY_STAGES, REWARDED_STAGES
@@ -216,6 +216,19 @@ def largest_fitting(budget: Budget, settings: Loop, *, lengths: bool = False) ->
             return fitting
     # 3. Otherwise raise each size as far as it fits while they are recomputed.
     return _raised(budget, settings, limits)
+
+
+def fitted(settings: Loop, gpu: GpuSpec) -> Loop:
+    """The largest batches that fit a GPU; the settings as they are where the plan cannot tell.
+
+    It cannot tell where the base's sizes are unknown or a stage does not fit with one row at a
+    time; the run itself then says what is wrong.
+    """
+    try:
+        budget = Budget(shape_of(settings.base), gpu, device=device_of(gpu))
+        return largest_fitting(budget, settings)
+    except UserError:
+        return settings
 
 
 def less_recomputing(layers: int) -> list[Checkpointing]:
