@@ -11,7 +11,8 @@ import pytest
 
 from alpaca_rlhf.core.bases import refuse_no_checkpoint
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.data import read_instructions, read_pairs
+from alpaca_rlhf.data import Reading, read_instructions, read_pairs
+from alpaca_rlhf.data.readers.columns import column_names
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.inputs import Inputs
 from alpaca_rlhf.settings.parsing import to_yaml
@@ -116,6 +117,65 @@ def test_nothing_is_suggested_that_would_not_work(tmp_path) -> None:
             assert tried([*words, "--out", str(tmp_path / "out")])[0] == 0
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "### Human: Hi.### Assistant: Yo."},
+        {"text": "<s>[INST] Hi. [/INST] Yo. </s>"},
+        {"text": "<|im_start|>user\nHi.<|im_end|>\n<|im_start|>assistant\nYo.<|im_end|>"},
+        {"question": "Who?", "answer_0": "Ann.", "answer_1": "Bob."},
+        {"question": "Who?", "passage": "It was Ann of the hills.", "id": 3},
+        {
+            "title": "T",
+            "context": "It is Ann.",
+            "question": "Who?",
+            "answers": {"text": ["Ann"], "answer_start": [6]},
+        },
+    ],
+)
+def test_rows_that_hold_more_than_a_prompt_are_not_suggested_as_prompts(tmp_path, row) -> None:
+    path = write(tmp_path / "a.jsonl", row)
+    code, _, err = tried(["data", "check", str(path)])
+    assert code == 2 and err.count("\n") == 1 and "map them:" not in err
+    assert "=instruction" not in err.replace("OLD=instruction,OLD=output", "")
+    if "text" in row:
+        assert "column `text` holds questions and answers" in err
+        # Mapped all the same, the answers do not become part of a prompt.
+        out = ["--out", str(tmp_path / "out")]
+        code, _, err = tried(["import", str(path), "--columns", "text=instruction", *out])
+        assert code == 2 and "is rendered with a chat template already" in err
+
+
+def test_names_that_say_which_answer_is_better_are_suggested(tmp_path) -> None:
+    row = {"qid": 1, "question": "Who?", "response_j": "Ann.", "response_k": "Bob."}
+    path = write(tmp_path / "a.jsonl", row)
+    code, _, err = tried(["data", "check", str(path)])
+    names = "question=prompt,response_j=chosen,response_k=rejected"
+    assert code == 2 and flag_in(err) == names
+    (pair,) = read_pairs(path, Reading("rankings", columns=column_names(names, "--columns")))
+    assert (pair.prompt.instruction, pair.chosen, pair.rejected) == ("Who?", "Ann.", "Bob.")
+
+
+@pytest.mark.parametrize("name", ["conversation", "dialog", "Messages"])
+def test_a_dialogue_under_another_name(tmp_path, name) -> None:
+    messages = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Yo."}]
+    path = write(tmp_path / "a.jsonl", {name: messages, "model": "m"})
+    code, _, err = tried(["data", "check", str(path)])
+    assert code == 2 and flag_in(err) == f"{name}=conversations"
+    reading = Reading("instructions", columns={name: "conversations"})
+    (row,) = read_instructions(path, reading)
+    assert (row.instruction, row.output) == ("Hi.", "Yo.")
+    path = write(tmp_path / "b.jsonl", {name: messages[:1], "chosen": "It is a", "rejected": "It"})
+    with pytest.raises(UserError, match=f"--columns {name}=prompt;"):
+        read_pairs(path)
+
+
+def test_what_no_name_tells_is_asked_for(tmp_path) -> None:
+    """The flag is whole: what it lacks stands as OLD."""
+    path = write(tmp_path / "a.jsonl", {"question": "Who?", "a": "Ann."})
+    assert "--inputs.columns question=instruction,OLD=output, or see" in refused_by_run(path)
+
+
 ROWS = [{"instruction": "Grüß dich.", "output": "你好"}, {"instruction": "Go.", "output": "Gone."}]
 
 
@@ -146,6 +206,13 @@ def test_a_file_of_one_row_is_no_object_of_rows(tmp_path) -> None:
         "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     }
     assert len(read_instructions(write(tmp_path / "a.jsonl", messages))) == 1
+    for row in (
+        {"dialog": [{"speaker": "A", "text": "Hi."}, {"speaker": "B", "text": "Yo."}]},
+        {"chat_log": messages["messages"]},
+        {"question": "Who?", "answers": [{"text": "Ann.", "score": 3}, {"text": "Bob."}]},
+    ):
+        path = write(tmp_path / "a.jsonl", row)
+        assert "its rows lie in" not in tried(["data", "check", str(path)])[2]
     several = {"notes": [{"instruction": "Go."}]}
     path = write(tmp_path / "a.jsonl", several, several)
     assert "its rows lie in" not in tried(["data", "check", str(path)])[2]

@@ -18,8 +18,13 @@ if TYPE_CHECKING:
 FinishReason = Literal["eos", "length"]
 
 
-_TRANSCRIPT_MARKS = ("Human:", "<extra_id_1>")
-"""Marks of turns in texts that may be whole dialogues (see `data/readers/transcripts.py`)."""
+_TRANSCRIPT_MARKS = (
+    "Human:", "<extra_id_1>", "[INST]", "<|im_start|>", "<|start_header_id|>", "<start_of_turn>",
+    "<|system|>", "<|user|>", "<|prompter|>", "<|START_OF_TURN_TOKEN|>", "<\uff5cUser\uff5c>",
+    "### Instruction:", "### User:", "USER:",
+)  # fmt: skip
+"""Marks of turns in texts that may be whole dialogues, or be rendered with a chat template (see
+`transcripts.py` and `template_marks.py` in `data/readers/`)."""
 
 
 def content_hash(*parts: str) -> str:

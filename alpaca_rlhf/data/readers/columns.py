@@ -7,7 +7,7 @@ are read changes nothing; it is named and counted.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +17,9 @@ from alpaca_rlhf.data.readers.values import is_absent
 
 RowKind = Literal["instructions", "prompts", "rankings"]
 """The reader of a row: rows with answers, prompts alone, or preferences."""
+
+PreferenceShape = Literal["trees", "chosen-rejected", "completion-ab", "ranking-list"]
+"""The shape of a row of preferences, by its name among the formats."""
 
 CONVERSATION = ("messages", "conversations")
 """Columns that hold a conversation: OpenAI's (`role`, `content`), ShareGPT's (`from`, `value`)."""
@@ -116,11 +119,15 @@ PAIR_SCORES = (
 )
 """Columns with the scores of `chosen` and `rejected`: UltraFeedback binarised, and its like."""
 
+REJECTED_RESPONSE = "rejected_response"
+"""ms-swift's column of the worse answer: the better one ends its `messages`."""
+
 SYSTEM = ("system", "system_prompt", "system_message")
 """Columns that hold a system text."""
 
 LOSS_FLAGS = ("weight", "train", "trainable", "loss")
-"""Keys of a message that say if it carries loss: OpenAI's, Axolotl's two and ms-swift's."""
+"""Keys of a message, or of a row, that say if it carries loss: OpenAI's, Axolotl's two and
+ms-swift's."""
 _MESSAGE = {"from", "role", "value", "content"}
 """Keys of a message that are read."""
 _TREE_MESSAGE = {"role", "text", "rank", "deleted", "replies", "message_id", "parent_id"}
@@ -136,6 +143,8 @@ _OTHER_MEDIA = (
 """Columns, and keys of a message, of what is not text: without it the answer teaches otherwise."""
 _LABELS = ("label", "kto_tag")
 """KTO's verdict on the row's only answer, in TRL's and LLaMA-Factory's name."""
+ROW_FLAGS = (*_LABELS, *LOSS_FLAGS)
+"""Columns that mark a row with one answer as one not to learn from."""
 _GOOD = ("true", "1", "1.0", "yes", "good", "desirable", "chosen")
 _BAD = ("false", "0", "0.0", "no", "bad", "undesirable", "rejected")
 _NOTHING = ("", "[]", "{}", "null", "none")
@@ -203,14 +212,19 @@ def refuse_unsupported(row: Mapping[str, Any]) -> None:
                 )
 
 
-def refuse_marked_bad(row: Mapping[str, Any]) -> None:
-    """Leave out a row with one answer that its label or weight marks as one not to learn from.
+def refuse_marked_bad(row: Mapping[str, Any], flags: Iterable[str] = ROW_FLAGS) -> None:
+    """Leave out a row that its label or loss flag marks as one not to learn from.
+
+    Args:
+        row: The row.
+        flags: The columns that may mark it. Beside two answers a label is a verdict, if anything,
+            so that `LOSS_FLAGS` alone mark the row.
 
     Raises:
         MarkedBad: It is marked so.
-        BadRow: The label or weight says neither yes nor no.
+        BadRow: The label or flag says neither yes nor no.
     """
-    for name in (*_LABELS, "weight"):
+    for name in flags:
         value = row.get(name)
         if value is None or value == "":
             continue
@@ -219,7 +233,7 @@ def refuse_marked_bad(row: Mapping[str, Any]) -> None:
             raise MarkedBad(f"column `{name}` marks the row as one not to learn from")
         if text not in _GOOD:
             expected = "true (learn from the row) or false (do not)"
-            if name == "weight":
+            if name in LOSS_FLAGS:
                 expected = "1 (learn from the row) or 0 (do not)"
             raise BadRow(
                 f"column `{name}` must be {expected}, got {short(str(value))}; " + way_out(name)
@@ -231,6 +245,42 @@ def prompt_column(row: Mapping[str, Any]) -> str | None:
     if isinstance(row.get("prompt"), list):
         return "prompt"
     return next((name for name in INSTRUCTION if row.get(name) is not None), None)
+
+
+def messages_column(row: Mapping[str, Any]) -> str | None:
+    """The column with the messages that a row's answers answer; None beside a prompt."""
+    if prompt_column(row) is not None:
+        return None
+    return next((name for name in CONVERSATION if isinstance(row.get(name), list)), None)
+
+
+def are_conversations(row: Mapping[str, Any]) -> bool:
+    """True where `chosen` or `rejected` is a list of messages that holds more than the answer.
+
+    Without a column that asks, lists of one message count too.
+    """
+    answers = [row.get(name) for name in ("chosen", "rejected")]
+    if not all(isinstance(answer, list) for answer in answers):
+        return False
+    asked = any(row.get(name) is not None for name in ("prompt", "instruction", *CONVERSATION))
+    return not asked or any(len(answer) > 1 for answer in answers if answer is not None)
+
+
+def preference_shape(row: Mapping[str, Any]) -> PreferenceShape | None:
+    """The shape of a row of preferences, from its columns; None if it is of none.
+
+    Where a row has the columns of several, the first in this order is read.
+    """
+    if isinstance(row.get("prompt"), dict):
+        return "trees"
+    rejected = row.get("rejected") is not None
+    if rejected and row.get("chosen") is not None:
+        return "chosen-rejected"
+    if row.get(REJECTED_RESPONSE) is not None and isinstance(row.get("messages"), list):
+        return "chosen-rejected"
+    if comparison_of(row) is not None:
+        return "completion-ab"
+    return "ranking-list" if answers_column(row) is not None else None
 
 
 def comparison_of(row: Mapping[str, Any]) -> Comparison | None:
@@ -301,7 +351,7 @@ def _unread_keys(
     """The keys of an object within a column that hold something and are not read."""
     if column == "instances":
         read = {*_first(value, INPUT), *_first(value, OUTPUT), "history", "masked_replies"}
-        read |= {system_column(value), *_LABELS, "weight"}
+        read |= {system_column(value), *ROW_FLAGS}
     elif column == answers_column(row):
         read = _first(value, ANSWER_TEXTS)
         if not any(row.get(name) is not None for name in SCORES):
@@ -330,7 +380,7 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
 def _read(row: Mapping[str, Any], kind: RowKind) -> set[str]:
     if kind == "rankings":
         return _read_rankings(row)
-    shared = {"source", system_column(row), *_LABELS, "weight"}
+    shared = {"source", system_column(row), *ROW_FLAGS}
     dialogue = {"history", "masked_replies"}
     conversation = _first(row, CONVERSATION)
     if conversation:
@@ -344,13 +394,13 @@ def _read(row: Mapping[str, Any], kind: RowKind) -> set[str]:
 def _read_rankings(row: Mapping[str, Any]) -> set[str]:
     if is_message(row):
         return {"message_id", "parent_id", "role", "text", "rank", "deleted"}
-    shared = {"source", system_column(row), "history"}
-    if isinstance(row.get("prompt"), dict):
+    shared = {"source", system_column(row), "history", *LOSS_FLAGS}
+    shape = preference_shape(row)
+    if shape == "trees":
         return {"prompt", *shared} - {"source"}
     prompt = {*_read_prompt(row), *_first(row, INPUT), *shared}
-    answers = answers_column(row)
-    if answers is not None:
-        return {answers, *_first(row, SCORES), "annotator", *prompt}
+    if shape == "ranking-list":
+        return {answers_column(row) or "", *_first(row, SCORES), "annotator", *prompt}
     comparison = comparison_of(row)
     if comparison is not None:
         if row.get(comparison.prompt) is not None:
@@ -359,13 +409,16 @@ def _read_rankings(row: Mapping[str, Any]) -> set[str]:
         return {*comparison.answers, comparison.verdict, "margin", *prompt}
     if row.get("conversations") is not None:
         prompt = {"conversations", *_first(row, INPUT), *shared}
+    elif are_conversations(row):
+        prompt -= {*CONVERSATION}
+    answers = {"chosen", REJECTED_RESPONSE if row.get("chosen") is None else "rejected"}
     scores = {name for names in PAIR_SCORES for name in names}
-    return {"chosen", "rejected", "margin", *scores, *prompt}
+    return {*answers, "margin", *scores, *prompt}
 
 
 def _read_prompt(row: Mapping[str, Any]) -> set[str]:
     """The column of the prompt, as a set; empty if there is none."""
-    name = prompt_column(row)
+    name = prompt_column(row) or messages_column(row)
     return set() if name is None else {name}
 
 

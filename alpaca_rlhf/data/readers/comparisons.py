@@ -14,9 +14,14 @@ from typing import Any
 from alpaca_rlhf.core.records import Instruction, PreferencePair
 from alpaca_rlhf.data.readers.columns import (
     INSTRUCTION,
+    LOSS_FLAGS,
     OTHER_VERDICTS,
+    REJECTED_RESPONSE,
     Comparison,
+    are_conversations,
     comparison_of,
+    messages_column,
+    refuse_marked_bad,
     refuse_unsupported,
 )
 from alpaca_rlhf.data.readers.conversations import (
@@ -29,9 +34,9 @@ from alpaca_rlhf.data.readers.conversations import (
 from alpaca_rlhf.data.readers.formats import prompt_columns, source_of
 from alpaca_rlhf.data.readers.hints import suggested_columns
 from alpaca_rlhf.data.readers.preference_shapes import (
-    are_conversations,
     implicit_texts,
     refuse_contradicted,
+    refuse_unread_prompt,
     whole_conversations,
 )
 from alpaca_rlhf.data.readers.problems import (
@@ -45,6 +50,7 @@ from alpaca_rlhf.data.readers.problems import (
 )
 from alpaca_rlhf.data.readers.reading import Reading
 from alpaca_rlhf.data.readers.rows import collect
+from alpaca_rlhf.data.readers.template_marks import refuse_end_marks
 from alpaca_rlhf.data.readers.transcripts import (
     ANSWER,
     TURN,
@@ -58,6 +64,8 @@ from alpaca_rlhf.data.readers.values import checked_text, finite_number
 def prompt_of(row: dict[str, Any], source: str) -> Instruction:
     """The prompt of a row: messages, a transcript, or Alpaca's columns with `history` and `system`.
 
+    Messages stand in `prompt`, or in `messages` or `conversations` where nothing else asks.
+
     Raises:
         BadRow: A column is broken.
     """
@@ -66,6 +74,10 @@ def prompt_of(row: dict[str, Any], source: str) -> Instruction:
     transcript = transcript_of(row)
     if transcript is not None:
         return dialogue(transcript.turns, source=source, row=row)
+    messages = messages_column(row)
+    if messages is not None:
+        turns = read_turns(row[messages], f"column `{messages}`")
+        return dialogue(turns, source=source, row=row)
     instruction, input_text = prompt_columns(row)
     return Instruction(
         instruction,
@@ -89,9 +101,10 @@ def read_pairs(path: Path, reading: Reading | None = None) -> list[PreferencePai
     `\n\nAssistant:` that differ in their last answer), LLaMA-Factory's (`conversations`, `chosen`,
     `rejected`), and `prompt` (or `instruction` and `input`) with `chosen` and `rejected`. These two
     may also be whole conversations, with or without `prompt`, or texts that share their beginning
-    (UltraFeedback binarised, TRL: see `preference_shapes`). Messages may be text, `from`/`value` or
-    `role`/`content`. One of the two answers may be empty: people sometimes prefer silence. A column
-    `margin`, a number of at least 0, says how much better the chosen answer is. Two answers
+    (UltraFeedback binarised, TRL: see `preference_shapes`). `messages` that end with the better
+    answer may stand beside a `rejected_response` (ms-swift). Messages may be text, `from`/`value`
+    or `role`/`content`. One of the two answers may be empty: people sometimes prefer silence. A
+    column `margin`, a number of at least 0, says how much better the chosen answer is. Two answers
     in other columns (`columns.COMPARED`: GPT-4-LLM, AlpacaFarm, SHP, Chatbot Arena, PKU-SafeRLHF,
     HelpSteer) are ordered by their verdict; ties give no pair, and without `preference` the first
     answer is the better one. Scores of `chosen` and `rejected` must agree with them; equal ones are
@@ -112,15 +125,19 @@ def pairs_of(row: dict[str, Any], source: str) -> list[PreferencePair]:
     """The pair of one row.
 
     Raises:
+        MarkedBad: Its loss flag says that it is not to be learnt from.
         Tie: Its answers tie.
         BadRow: The row is broken.
     """
     refuse_unsupported(row)
+    refuse_marked_bad(row, LOSS_FLAGS)
     comparison = comparison_of(row)
     if comparison is not None:
-        return [_comparison(row, comparison, source_of(row, source))]
-    pair = replace(_pair(row, source_of(row, source)), margin=_margin(row))
-    refuse_contradicted(row)
+        pair = _comparison(row, comparison, source_of(row, source))
+    else:
+        pair = replace(_pair(row, source_of(row, source)), margin=_margin(row))
+        refuse_contradicted(row)
+    refuse_end_marks(pair.prompt, pair.chosen, pair.rejected)
     return [pair]
 
 
@@ -138,6 +155,7 @@ def pair_to_json(pair: PreferencePair) -> dict[str, Any]:
 
 
 def _pair(row: dict[str, Any], source: str) -> PreferencePair:
+    row = _with_chosen(row)
     for name in ("chosen", "rejected"):
         if row.get(name) is None:
             columns = listed(list(row))
@@ -150,6 +168,8 @@ def _pair(row: dict[str, Any], source: str) -> PreferencePair:
         return _make_pair(dialogue(turns, source=source, row=row), chosen, rejected)
     elif row.get("prompt") is not None or row.get("instruction") is not None:
         prompt = prompt_of(row, source)
+    elif messages_column(row) is not None and not _are_transcripts(row):
+        prompt = prompt_of(_without_chosen(row), source)
     else:
         return _hh_pair(
             checked_text(row["chosen"], "`chosen`"),
@@ -159,6 +179,50 @@ def _pair(row: dict[str, Any], source: str) -> PreferencePair:
         )
     answers = [_answer(row[name], f"`{name}`") for name in ("chosen", "rejected")]
     return _make_pair(prompt, *answers_of(row, answers))
+
+
+def _with_chosen(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of ms-swift's, whose messages end with the better answer, as `chosen` and `rejected`.
+
+    Raises:
+        BadRow: Its messages do not end with an answer.
+    """
+    messages = row.get("messages")
+    if row.get(REJECTED_RESPONSE) is None or row.get("chosen") is not None:
+        return row
+    if not isinstance(messages, list):
+        return row
+    turns = read_turns(messages, "column `messages`")
+    if not turns or turns[-1][0] != "Assistant":
+        raise BadRow(
+            f"`messages` must end with the better answer beside `{REJECTED_RESPONSE}`; if it stands"
+            f" in a column of its own, --columns NAME=chosen,{REJECTED_RESPONSE}=rejected (a run: "
+            "--inputs.columns)"
+        )
+    others = {name: value for name, value in row.items() if name not in ("prompt", "instruction")}
+    return {**others, "chosen": turns[-1][1], "rejected": row[REJECTED_RESPONSE]}
+
+
+def _without_chosen(row: dict[str, Any]) -> dict[str, Any]:
+    """The row without the chosen answer at the end of its messages, if it stands there too."""
+    name = messages_column(row) or ""
+    turns = read_turns(row[name], f"column `{name}`")
+    if turns and turns[-1] == ("Assistant", _answer(row["chosen"], "`chosen`")):
+        return {**row, name: row[name][:-1]}
+    return row
+
+
+def _are_transcripts(row: Mapping[str, Any]) -> bool:
+    """True where both answers are whole dialogues in Anthropic's marks."""
+    texts = [row[name] for name in ("chosen", "rejected")]
+    return all(isinstance(text, str) and ANSWER in with_plain_lines(text) for text in texts)
+
+
+def _with_first_mark(text: str) -> str:
+    """A dialogue with the blank line before its first mark, which stripping takes away."""
+    stripped = text.lstrip()
+    is_dialogue = stripped.startswith("Human:") and ANSWER in stripped
+    return f"\n\n{stripped}" if is_dialogue else text
 
 
 def _comparison(row: dict[str, Any], comparison: Comparison, source: str) -> PreferencePair:
@@ -248,6 +312,7 @@ def _hh_pair(chosen: str, rejected: str, source: str, row: dict[str, Any]) -> Pr
     plain = [with_plain_lines(text) for text in (chosen, rejected)]
     if all(ANSWER in text for text in plain):
         chosen, rejected = plain
+    chosen, rejected = (_with_first_mark(text) for text in (chosen, rejected))
     chars = zip(chosen, rejected, strict=False)
     shorter = min(len(chosen), len(rejected))
     common = next((at for at, (a, b) in enumerate(chars) if a != b), shorter)
@@ -257,13 +322,14 @@ def _hh_pair(chosen: str, rejected: str, source: str, row: dict[str, Any]) -> Pr
         if not any(TURN.search(f"\n\n{text}") for text in (chosen, rejected)):
             implicit = implicit_texts(chosen, rejected)
         # Where another column asks, what the answers share at their beginning is no prompt.
-        if implicit is not None and not suggested_columns(row, "rankings"):
+        if implicit is not None and "prompt" not in suggested_columns(row, "rankings").values():
             turns, *texts = implicit
+            refuse_unread_prompt(row, turns[0][1])
             return _make_pair(dialogue(turns, source=source, row=row), *texts)
         raise NoColumn(
             "expected a column `prompt` or `conversations`, or in `chosen` and `rejected` two "
             "dialogues of `Human:` and `Assistant:` turns with the same beginning; columns here: "
-            f"{listed(list(row))}"
+            f"{listed(list(row))} (NAME=- leaves out one that is no prompt)"
         )
     # 2. Everything after it is the answer, and must not hold a further turn.
     answers = [text[at + len(ANSWER) :].strip() for text in (chosen, rejected)]

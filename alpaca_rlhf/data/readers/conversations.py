@@ -171,10 +171,13 @@ def _after_history(
 def split_system(row: Mapping[str, Any], turns: Sequence[Turn]) -> tuple[str, list[Turn]]:
     """The system text, from its column or the first turn, and the turns after it.
 
-    If both are there, the turn stays in place, to be refused as a second one. A blank text is none.
+    If both are there and differ, the turn stays in place, to be refused as a second one. A blank
+    text is none.
     """
     turns = list(turns)
     system = system_text(row)
+    if system and turns and turns[0][0] == "System" and turns[0][1].strip() == system.strip():
+        turns = turns[1:]
     if not system and turns and turns[0][0] == "System":
         (_, system), *turns = turns
     return (system if system.strip() else ""), turns

@@ -9,12 +9,23 @@ from itertools import islice
 from typing import Any, Literal
 
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.data.readers.columns import OUTPUT, RowKind, comparison_of, renamed
+from alpaca_rlhf.data.readers.columns import (
+    OUTPUT,
+    PreferenceShape,
+    RowKind,
+    preference_shape,
+    renamed,
+)
 from alpaca_rlhf.data.readers.comparisons import pair_to_json, pairs_of
 from alpaca_rlhf.data.readers.formats import answered_of, instructions_of
-from alpaca_rlhf.data.readers.hints import columns_argument, suggested_columns
+from alpaca_rlhf.data.readers.hints import (
+    columns_argument,
+    further_texts,
+    suggested_columns,
+    whole_dialogue,
+)
 from alpaca_rlhf.data.readers.problems import BadRow, LeftOut, Omitted, listed
-from alpaca_rlhf.data.readers.ranked import is_ranking_list, is_tree, ranked_answers
+from alpaca_rlhf.data.readers.ranked import ranked_answers
 from alpaca_rlhf.data.readers.rows import Rows, columns_of
 
 FormatName = Literal[
@@ -73,6 +84,10 @@ def _has(row: Mapping[str, Any], *names: str) -> bool:
     return all(row.get(name) is not None for name in names)
 
 
+def _has_shape(shape: PreferenceShape) -> Callable[[Mapping[str, Any]], bool]:
+    return lambda row: preference_shape(row) == shape
+
+
 def _answered(row: Mapping[str, Any]) -> bool:
     return any(row.get(name) not in (None, "") for name in OUTPUT)
 
@@ -102,16 +117,16 @@ FORMATS: dict[str, Format] = {
             "trees",
             "rankings",
             "prompt (a message with replies that have a rank)",
-            is_tree,
+            _has_shape("trees"),
             _rankings,
             "no message of the tree has two replies with a rank",
         ),
         Format(
             "chosen-rejected",
             "pairs",
-            "chosen, rejected, and prompt, instruction or conversations (or none: their shared "
-            "beginning is the prompt)",
-            lambda row: _has(row, "chosen", "rejected"),
+            "chosen, rejected, and prompt, instruction, conversations or messages (or none: their "
+            "shared beginning is the prompt); messages, rejected_response",
+            _has_shape("chosen-rejected"),
             _pairs,
         ),
         Format(
@@ -121,7 +136,7 @@ FORMATS: dict[str, Format] = {
             "completion_b (or output_1, output_2), preference; history, human_ref_A, human_ref_B, "
             "labels; conversation_a, conversation_b, winner; response_0, response_1, "
             "better_response_id; response_1, response_2, preference_strength",
-            lambda row: comparison_of(row) is not None,
+            _has_shape("completion-ab"),
             _pairs,
         ),
         Format(
@@ -129,7 +144,7 @@ FORMATS: dict[str, Format] = {
             "rankings",
             "prompt or instruction, responses or completions, ranks, scores or ratings (or in the "
             "answers: a rating each, or in answers a rank)",
-            is_ranking_list,
+            _has_shape("ranking-list"),
             _rankings,
         ),
         Format(
@@ -246,13 +261,16 @@ def detect_format(
         return DetectedFormat(None, guessed=True, columns=columns)
     number, row = sample[0]
     names = _suggested(row)
-    example = {"question": "instruction", "answer": "output"}
-    naming = columns_argument(names or example, columns)
-    raise UserError(
-        f"{rows.place(number)}: no format is known by the columns {listed(list(row))}; map them"
-        f"{':' if names else ', such as'} --columns {naming}, or give --format "
-        f"({', '.join(FORMATS)})"
-    )
+    unknown = f"{rows.place(number)}: no format is known by the columns {listed(list(row))}"
+    if not names and (dialogue := whole_dialogue(row)):
+        raise UserError(f"{unknown}; {dialogue}")
+    naming = f": --columns {columns_argument(names, columns)}"
+    if not names:
+        likely = suggested_columns(row, "instructions")
+        naming = ", such as --columns OLD=instruction,OLD=output"
+        if {"instruction", "output"} <= {*likely.values()}:
+            naming = f", such as --columns {columns_argument(likely, columns)}"
+    raise UserError(f"{unknown}; map them{naming}, or give --format ({', '.join(FORMATS)})")
 
 
 def _suggested(row: Columns) -> dict[str, str]:
@@ -267,6 +285,8 @@ def _suggested(row: Columns) -> dict[str, str]:
         columns = renamed(row, names)
         name = signature(columns)
         if not names or name is None or FORMATS[name].kind not in record_kinds:
+            continue
+        if kind == "prompts" and further_texts(row, names):
             continue
         try:
             if FORMATS[name].convert(columns, "").records:

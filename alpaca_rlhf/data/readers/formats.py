@@ -19,6 +19,7 @@ from alpaca_rlhf.data.readers.columns import (
     INPUT,
     INSTRUCTION,
     OUTPUT,
+    prompt_column,
     refuse_marked_bad,
     refuse_unsupported,
 )
@@ -36,6 +37,7 @@ from alpaca_rlhf.data.readers.hints import columns_argument, suggested_columns
 from alpaca_rlhf.data.readers.problems import BadRow, EmptyRow, MarkedBad
 from alpaca_rlhf.data.readers.reading import Reading
 from alpaca_rlhf.data.readers.rows import collect
+from alpaca_rlhf.data.readers.template_marks import refuse_end_marks, refuse_rendered
 from alpaca_rlhf.data.readers.transcripts import transcript_of
 from alpaca_rlhf.data.readers.values import checked_text, text_column, type_name
 
@@ -48,7 +50,7 @@ def read_instructions(path: Path, reading: Reading | None = None) -> list[Instru
     `instances`) give one task per instance. Conversations (`messages`, `conversations`; or Alpaca's
     columns with a `history` of pairs; or a `prompt` of messages and its `completion`) give one task
     each: its last reply is the output; so does a `prompt` that is a transcript of `Human:` and
-    `Assistant:` turns (see `transcripts`). A row that a KTO `label` or a `weight` of 0 marks as bad
+    `Assistant:` turns (see `transcripts`). A row that a KTO `label` or a loss flag marks as bad
     gives none; a row with tools or images is broken. Other columns are named in the account.
     `source` is that of the row, or else the name of the file.
 
@@ -92,12 +94,16 @@ def write_instructions(path: Path, rows: Iterable[Instruction]) -> None:
 def prompt_columns(row: dict[str, Any]) -> tuple[str, str]:
     """The instruction and the input of a row.
 
+    Beside a history, be it empty, an instruction stands as it is.
+
     Raises:
-        BadRow: The instruction is absent or empty.
+        BadRow: The instruction is absent or empty, or rendered with a chat template.
     """
     instruction = text_column(row, INSTRUCTION)
     if not instruction.strip():
         raise EmptyRow("the instruction is empty")
+    if row.get("history") is None:
+        refuse_rendered(instruction, "the prompt")
     return instruction, text_column(row, INPUT, required=False)
 
 
@@ -115,6 +121,8 @@ def answered_of(row: dict[str, Any], file_name: str) -> list[Instruction]:
         BadRow: It is broken, or has no answer.
         MarkedBad: Its label says that it is not to be learnt from.
     """
+    if prompt_column(row) is None and not holds_conversation(row):
+        text_column(row, INSTRUCTION)  # a verdict on a row without a task says nothing of it
     refuse_marked_bad(row)
     return _refuse_unanswered(row, instructions_of(row, file_name, learnt=True))
 
@@ -128,6 +136,13 @@ def instructions_of(
         BadRow: It is broken.
     """
     refuse_unsupported(row)
+    tasks = _tasks(row, file_name, learnt=learnt)
+    for task in tasks:
+        refuse_end_marks(task, task.output)
+    return tasks
+
+
+def _tasks(row: dict[str, Any], file_name: str, *, learnt: bool) -> list[Instruction]:
     source = source_of(row, file_name)
     row = _as_conversation(row)
     if holds_conversation(row):

@@ -16,36 +16,55 @@ from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data.readers.columns import (
     ANSWER_RATINGS,
     ANSWER_TEXTS,
+    CONVERSATION,
+    IGNORED,
     INPUT,
+    LOSS_FLAGS,
     PAIR_SCORES,
+    SYSTEM,
+    holds_something,
     prompt_column,
 )
 from alpaca_rlhf.data.readers.conversations import Turn, read_turns
-from alpaca_rlhf.data.readers.problems import BadRow, DifferentPrompts, Tie, short
+from alpaca_rlhf.data.readers.hints import columns_argument
+from alpaca_rlhf.data.readers.problems import BadRow, DifferentPrompts, NoColumn, Tie, listed, short
+from alpaca_rlhf.data.readers.template_marks import HEADER
 from alpaca_rlhf.data.readers.transcripts import transcript_of
-from alpaca_rlhf.data.readers.values import checked_text, finite_number, text_column, type_name
+from alpaca_rlhf.data.readers.values import (
+    checked_text,
+    finite_number,
+    is_prose,
+    text_column,
+    type_name,
+)
 
 Dialogues = tuple[list[Turn], str, str]
 """The turns before the answers, the chosen answer and the rejected one."""
 
-
-_HEADER = re.compile(
-    # `Assistant:` after any blank, and `Model:` and the like on a line of their own;
-    r"(?:(?:^|\s)(?:assistant|chatgpt|gpt)\s*:|^(?:bot|model|ai)\s*:"
-    # `<|im_start|>assistant`, `<start_of_turn>model`, `<|assistant|>` and the like;
-    r"|[>|](?:assistant|model|bot)(?:<\|\w+\|>|\|>|>)?|\[/INST\]|### Response:)\Z",
-    re.IGNORECASE | re.MULTILINE,
+_ASKING = frozenset(
+    {"post", "text", "user", "title", "body", "task", "human", "inputs", "prompt_text", "turns"}
+    | {"conversation", "dialog", "dialogue", "history", *SYSTEM, *CONVERSATION}
 )
-"""The end of a prompt that is not the user's: the mark, in some template, before an answer."""
-
-
-def are_conversations(row: Mapping[str, Any]) -> bool:
-    """True where an answer is a list of messages that holds more than the answer, or no prompt."""
-    answers = [row.get(name) for name in ("chosen", "rejected")]
-    if not all(isinstance(answer, list) for answer in answers):
-        return False
-    has_prompt = any(row.get(name) is not None for name in ("prompt", "instruction"))
-    return not has_prompt or any(len(answer) > 1 for answer in answers if answer is not None)
+"""Columns of what comes before an answer, by names that none of the readers takes for a prompt's
+beside two answers that begin alike."""
+_BEFORE = frozenset({"history", *SYSTEM})
+"""Those of them that hold what comes before a prompt, and no prompt."""
+_PLACE_NAMES = frozenset(
+    "id ids model models url source dataset subset split date time timestamp license licence path "
+    "file annotator generator language lang category type tag tags version".split()
+)
+"""Last words of the names of columns that say where a row is from or of what kind it is."""
+_READ_OTHERWISE = frozenset(
+    {
+        "chosen",
+        "rejected",
+        "margin",
+        *INPUT,
+        *LOSS_FLAGS,
+        *(name for pair in PAIR_SCORES for name in pair),
+    }
+)
+"""Columns that have a meaning of their own; `conversations.refuse_lost_input` sees to an input."""
 
 
 def whole_conversations(
@@ -81,7 +100,10 @@ def whole_conversations(
         )
     before = chosen[:-1]
     if not before:
-        raise BadRow(f"`{better}` and `{worse}` hold one answer each, and no column a `prompt`")
+        raise NoColumn(
+            f"`{better}` and `{worse}` hold one answer each, and no column a `prompt`; columns "
+            f"here: {listed(list(row))}"
+        )
     # 3. A prompt of text is one of the turns.
     if isinstance(prompt, str) and transcript is None:
         users = [text.strip() for speaker, text in before if speaker == "Human"]
@@ -109,7 +131,7 @@ def implicit_texts(chosen: str, rejected: str) -> Dialogues | None:
     prompt = chosen[:end].strip()
     if not prompt:
         return None
-    mark = _HEADER.search(prompt)
+    mark = HEADER.search(prompt)
     if mark is not None:
         raise BadRow(
             f"`chosen` and `rejected` are alike up to {short(mark[0].strip())!r}, as dialogues in "
@@ -117,6 +139,57 @@ def implicit_texts(chosen: str, rejected: str) -> Dialogues | None:
             "the marks `\\n\\nHuman:` and `\\n\\nAssistant:`"
         )
     return [("Human", prompt)], chosen[end:].strip(), rejected[end:].strip()
+
+
+def refuse_unread_prompt(row: Mapping[str, Any], shared: str) -> None:
+    """Check that no column asks beside two answers whose shared beginning would be the prompt.
+
+    A column asks if it has a name for what comes before an answer, or holds a text as people write
+    it, and neither answer holds that text. Names of models, places and kinds do not ask.
+
+    Raises:
+        BadRow: One does.
+    """
+    answers = [row["chosen"], row["rejected"]]
+    askers = []
+    for name, value in row.items():
+        texts = [text for text in _texts_of(value) if text.strip()]
+        if name in _READ_OTHERWISE or _PLACE_NAMES & {_last_word(name)}:
+            continue
+        asks = holds_something(value) if name.casefold() in _ASKING else any(map(is_prose, texts))
+        held = all(any(text.strip() in answer for answer in answers) for text in texts)
+        if texts and asks and not held:
+            askers.append(name)
+    if askers:
+        askers.sort(
+            key=lambda name: (name in _BEFORE, name.casefold() not in _ASKING, -len(str(row[name])))
+        )
+        left_out = dict.fromkeys(askers, IGNORED)
+        names = ", ".join(f"`{short(name)}`" for name in askers)
+        renaming = columns_argument({**left_out, askers[0]: "prompt"})
+        asked = f"is the prompt, --columns {renaming}"
+        if askers[0] in _BEFORE:
+            asked = "comes before the prompt, put that into a column `prompt`"
+        raise BadRow(
+            f"no column is the prompt of `chosen` and `rejected`, which begin alike with "
+            f"{short(shared)!r}: if {names} {asked}; if their beginning is, --columns "
+            f"{columns_argument(left_out)} (a run: --inputs.columns)"
+        )
+
+
+def _texts_of(value: Any) -> list[str]:
+    """The texts of a text, of messages, or of lists of them."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list):
+        return [text for part in value for text in _texts_of(part)]
+    if isinstance(value, dict) and {"role", "from"} & set(value):
+        return [text for key in ("content", "value") for text in _texts_of(value.get(key))]
+    return []
+
+
+def _last_word(name: str) -> str:
+    return re.split(r"[\W_]+", name.casefold())[-1]
 
 
 def refuse_contradicted(row: Mapping[str, Any]) -> None:

@@ -14,7 +14,15 @@ from typing import Any
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Completion, Instruction, Ranking
-from alpaca_rlhf.data.readers.columns import SCORES, answers_column, refuse_unsupported, renamed
+from alpaca_rlhf.data.readers.columns import (
+    LOSS_FLAGS,
+    SCORES,
+    answers_column,
+    preference_shape,
+    refuse_marked_bad,
+    refuse_unsupported,
+    renamed,
+)
 from alpaca_rlhf.data.readers.comparisons import answers_of, prompt_of, read_pairs
 from alpaca_rlhf.data.readers.conversations import Turn, dialogue, read_message
 from alpaca_rlhf.data.readers.formats import source_of
@@ -23,6 +31,7 @@ from alpaca_rlhf.data.readers.preference_shapes import hold_ranks, rated_answers
 from alpaca_rlhf.data.readers.problems import BadRow, Omitted, short
 from alpaca_rlhf.data.readers.reading import Reading
 from alpaca_rlhf.data.readers.rows import RowFile, collect
+from alpaca_rlhf.data.readers.template_marks import refuse_end_marks
 from alpaca_rlhf.data.readers.values import (
     checked_text,
     finite_number,
@@ -127,16 +136,16 @@ def read_rankings(
 def holds_rankings(path: Path, reading: Reading | None = None) -> bool:
     """True for a file with K ranked answers a row, False for one with pairs.
 
-    The first row that is an object decides.
+    The most frequent shape of the first rows decides, as it does for `import`.
 
     Raises:
         UserError: The file cannot be read.
     """
     columns = reading.columns if reading is not None else {}
     sample = islice(RowFile(Path(path), columns), _SAMPLE_ROWS)
-    first = next((row for _, row in sample if isinstance(row, dict)), {})
-    first = renamed(first, columns)
-    return is_tree(first) or is_ranking_list(first)
+    rows = (renamed(row, columns) for _, row in sample if isinstance(row, dict))
+    shapes = Counter(filter(None, map(preference_shape, rows)))
+    return bool(shapes) and shapes.most_common(1)[0][0] in ("trees", "ranking-list")
 
 
 def ranked_prompts(path: Path, reading: Reading | None = None) -> list[Instruction]:
@@ -158,30 +167,26 @@ def ranked_prompts(path: Path, reading: Reading | None = None) -> list[Instructi
     return prompts
 
 
-def is_tree(row: Mapping[str, Any]) -> bool:
-    """True for a row that looks like a message tree."""
-    return isinstance(row.get("prompt"), dict)
-
-
-def is_ranking_list(row: Mapping[str, Any]) -> bool:
-    """True for a row that looks like a list of ranked answers."""
-    return answers_column(row) is not None
-
-
 def ranked_answers(row: dict[str, Any], source: str) -> RankedRow:
     """The rankings of one row, a message tree or a list.
 
     Raises:
+        MarkedBad: Its loss flag says that it is not to be learnt from.
         BadRow: It is neither, or it is broken.
     """
     refuse_unsupported(row)
-    if not is_ranking_list(row):
-        return trees(row, source)
-    ranking = ranking_list(row, source)
-    answers = row[answers_column(row) or ""]
-    ranked_row = RankedRow([ranking], Counter())
-    reason: Omitted = "without a rank" if hold_ranks(answers) else "without a rating"
-    ranked_row.omit(reason, len(answers) - len(ranking.answers))
+    refuse_marked_bad(row, LOSS_FLAGS)
+    name = answers_column(row)
+    if name is None:
+        ranked_row = trees(row, source)
+    else:
+        ranking = ranking_list(row, source)
+        answers = row[name]
+        ranked_row = RankedRow([ranking], Counter())
+        reason: Omitted = "without a rank" if hold_ranks(answers) else "without a rating"
+        ranked_row.omit(reason, len(answers) - len(ranking.answers))
+    for ranking in ranked_row.rankings:
+        refuse_end_marks(ranking.prompt, *ranking.answers)
     return ranked_row
 
 

@@ -25,7 +25,9 @@ from alpaca_rlhf.data.readers.hints import (
     columns_argument,
     columns_of_one_object,
     naming_flag,
+    suggested_columns,
     taking_rows_out,
+    whole_dialogue,
 )
 from alpaca_rlhf.data.readers.json_rows import array_rows, line_rows
 from alpaca_rlhf.data.readers.message_trees import gathered, numbers_of
@@ -331,6 +333,9 @@ def _next_step(path: Path, reading: Reading, foreign_row: dict[str, Any] | None)
     columns = f" --columns {columns_argument(reading.columns)}" if reading.columns else ""
     check = f"alpaca-rlhf data check {quoted(path)}{columns}"
     if foreign_row is not None and reading.columns_flag:
+        dialogue = whole_dialogue(foreign_row)
+        if dialogue and not suggested_columns(foreign_row, reading.kind):
+            return f"; {dialogue}"
         naming = naming_flag(foreign_row, reading.kind, reading.columns_flag, reading.columns)
         return f"; if they hold the texts under other names, say which: {naming}, or see: {check}"
     if not reading.drop_flag:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
 from alpaca_rlhf.data.readers.problems import BadRow, NoColumn, listed
+
+_MIN_WORDS = 3
+_MIN_WIDE_CHARS = 4
 
 
 def text_column(row: Mapping[str, Any], names: tuple[str, ...], *, required: bool = True) -> str:
@@ -40,6 +44,19 @@ def checked_text(value: object, label: str) -> str:
     if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
         raise BadRow(f"{label} holds half of a surrogate pair (a broken \\u escape)")
     return value
+
+
+def is_prose(text: str) -> bool:
+    """True for a text as people write it, and not a name, a number or a label.
+
+    It has three words, or two and the end of a sentence; or four characters of a script without
+    blanks.
+    """
+    if sum(unicodedata.east_asian_width(char) == "W" for char in text) >= _MIN_WIDE_CHARS:
+        return True
+    words = [word for word in text.split() if any(map(str.isalpha, word))]
+    ended = text.rstrip().endswith((".", "?", "!", ":"))
+    return len(words) >= (_MIN_WORDS - 1 if ended else _MIN_WORDS)
 
 
 def finite_number(value: object) -> float | None:

@@ -1,0 +1,313 @@
+"""Rows of published files that were read in a sense that they do not have."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.records import Instruction
+from alpaca_rlhf.data import (
+    Reading,
+    detect_format,
+    holds_rankings,
+    open_rows,
+    read_instructions,
+    read_pairs,
+    read_prompts,
+    read_rankings,
+    write_instructions,
+)
+from tests.mutations import tried
+
+ALIKE = {"chosen": "The colour is blue.", "rejected": "The colour is loud."}
+USER = {"role": "user", "content": "Which colour?"}
+BLUE, LOUD = ({"role": "assistant", "content": text} for text in ALIKE.values())
+
+
+def write(path: Path, *rows: object) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return path
+
+
+def refusal(read: Any, path: Path, *arguments: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        read(path, *arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- the beginning that two answers share is no prompt --------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["post", "text", "user", "dialogue", "inputs", "prompt_text", "body", "Anfrage"],
+)
+def test_beside_a_column_that_asks_the_shared_beginning_is_no_prompt(tmp_path, name) -> None:
+    path = write(tmp_path / "a.jsonl", {name: "Which colour is it?", **ALIKE})
+    message = refusal(read_pairs, path)
+    assert f"--columns {name}=prompt;" in message and f"--columns {name}=- (a run" in message
+    (pair,) = read_pairs(path, Reading("rankings", columns={name: "prompt"}))
+    assert (pair.prompt.instruction, pair.chosen) == ("Which colour is it?", ALIKE["chosen"])
+    (pair,) = read_pairs(path, Reading("rankings", columns={name: "-"}))
+    assert (pair.prompt.instruction, pair.chosen) == ("The colour is", "blue.")
+    code, _, err = tried(["import", str(path), "--out", str(tmp_path / "out")])
+    assert code == 2 and f"--columns {name}=prompt;" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("turns", ["Hi"]),
+        ("user", "Hi"),
+        ("dialogue", [USER]),
+        ("history", [["a", "b"]]),
+        ("system", "Be brief."),
+        ("Frage", "你最喜欢什么颜色"),
+    ],
+)
+def test_what_comes_before_an_answer_is_seen_whatever_its_form(tmp_path, name, value) -> None:
+    path = write(tmp_path / "a.jsonl", {name: value, **ALIKE})
+    message = refusal(read_pairs, path)
+    assert f"`{name}`" in message and f"{name}=- (a run" in message
+    assert (f"{name}=prompt" in message) == (name not in ("history", "system"))
+
+
+def test_of_several_columns_the_likeliest_is_the_prompt(tmp_path) -> None:
+    row = {"remark": "Blue is the apter word.", "title": "Hues", "body": "Which is it?", **ALIKE}
+    message = refusal(read_pairs, write(tmp_path / "a.jsonl", row))
+    assert "--columns body=prompt,title=-,remark=-;" in message
+
+
+def test_columns_that_ask_nothing_leave_a_shared_beginning_the_prompt(tmp_path) -> None:
+    """Where a row is from, numbers, and what the answers hold themselves."""
+    columns = {
+        "prompt_id": "a b c d",
+        "source": "A set of mine.",
+        "chosen_model": "Llama 3 70B Chat",
+        "category": "general knowledge of the world",
+        "url": "https://example.org/a b c d",
+        "score_chosen": 8,
+        "score_rejected": 5,
+        "tags": ["colours of all kinds"],
+        "words": 4,
+        "date": "Mon Nov 30 at noon",
+        "better": ALIKE["chosen"],
+        "beginning": "The colour is",
+        "note": "apt",
+    }
+    (pair,) = read_pairs(write(tmp_path / "a.jsonl", columns | ALIKE))
+    assert (pair.prompt.instruction, pair.chosen, pair.rejected) == (
+        "The colour is",
+        "blue.",
+        "loud.",
+    )
+
+
+@pytest.mark.parametrize("name", ["messages", "conversations"])
+@pytest.mark.parametrize(
+    "answers",
+    [ALIKE, {"chosen": [BLUE], "rejected": [LOUD]}, {"chosen": BLUE, "rejected": LOUD["content"]}],
+)
+@pytest.mark.parametrize("ends_with_chosen", [False, True])
+def test_messages_beside_two_answers_are_the_prompt(
+    tmp_path, name, answers, ends_with_chosen
+) -> None:
+    messages = [USER, BLUE] if ends_with_chosen and name == "messages" else [USER]
+    path = write(tmp_path / "a.jsonl", {name: messages, **answers})
+    reading = Reading("rankings")
+    (pair,) = read_pairs(path, reading)
+    assert pair.prompt == Instruction("Which colour?", source="a.jsonl")
+    assert [pair.chosen, pair.rejected] == list(ALIKE.values())
+    assert not reading.account.unread
+
+
+def test_messages_are_the_prompt_of_every_shape_of_preferences(tmp_path) -> None:
+    compared = {"messages": [USER], "output_1": "Blue.", "output_2": "Red.", "preference": 2}
+    (pair,) = read_pairs(write(tmp_path / "a.jsonl", compared))
+    assert (pair.prompt.instruction, pair.chosen) == ("Which colour?", "Red.")
+    listed = {"messages": [USER], "responses": ["Blue.", "Red."], "scores": [1, 2]}
+    reading = Reading("rankings")
+    ((prompt, _, _),) = read_rankings(write(tmp_path / "a.jsonl", listed), reading)
+    assert prompt.instruction == "Which colour?" and not reading.account.unread
+
+
+def test_messages_that_end_with_another_answer_are_refused(tmp_path) -> None:
+    other = {"role": "assistant", "content": "Hm."}
+    message = refusal(read_pairs, write(tmp_path / "a.jsonl", {"messages": [USER, other], **ALIKE}))
+    assert "must end with the human's turn" in message
+
+
+def test_messages_and_a_rejected_response_are_a_pair(tmp_path) -> None:
+    """ms-swift's form."""
+    row = {"messages": [USER, BLUE], "rejected_response": "The colour is loud."}
+    path = write(tmp_path / "a.jsonl", row)
+    reading = Reading("rankings")
+    (pair,) = read_pairs(path, reading)
+    assert (pair.prompt.instruction, [pair.chosen, pair.rejected]) == (
+        "Which colour?",
+        list(ALIKE.values()),
+    )
+    assert not reading.account.unread
+    detected = detect_format(open_rows(str(path)))
+    assert detected.format is not None and detected.format.kind == "pairs"
+    message = refusal(read_pairs, write(path, row | {"messages": [USER]}))
+    assert "`messages` must end with the better answer" in message
+
+
+def test_a_stripped_transcript_is_a_dialogue(tmp_path) -> None:
+    start = "Human: Hi.\n\nAssistant: Hello!\n\nHuman: Sing.\n\nAssistant:"
+    path = write(tmp_path / "a.jsonl", {"chosen": f"{start} La.", "rejected": f"{start} No."})
+    (pair,) = read_pairs(path)
+    assert pair.prompt == Instruction("Sing.", source="a.jsonl", history=(("Hi.", "Hello!"),))
+    assert (pair.chosen, pair.rejected) == ("La.", "No.")
+
+
+# --- texts that a template was put around before --------------------------------------------------
+
+RENDERED = [
+    "<s>[INST] Hi. [/INST]",
+    "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi. [/INST] ",
+    "### Instruction:\nHi.\n\n### Response:",
+    "Below is an instruction that describes a task.\n\n### Instruction:\nHi.\n\n### Response:\n",
+    "### Human: Hi.### Assistant: Yo.",
+    "<|im_start|>user\nHi.<|im_end|>\n<|im_start|>assistant\n",
+    "<|im_start|>user\nHi.<|im_end|>",
+    "<|start_header_id|>user<|end_header_id|>\n\nHi.<|eot_id|>",
+    "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi.<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "<bos><start_of_turn>user\nHi.<end_of_turn>\n<start_of_turn>model\n",
+    "<|user|>\nHi.</s>\n<|assistant|>\n",
+    "A chat between two people. USER: Hi. ASSISTANT:",
+    "<\uff5cbegin▁of▁sentence\uff5c>Be brief.<\uff5cUser\uff5c>Hi.<\uff5cAssistant\uff5c>",
+]
+NOT_RENDERED = [
+    "What does [INST] mean in <s>[INST] hi [/INST]?",
+    "Explain [INST] and [/INST]",
+    "Explain <|im_start|>user and <|im_start|>assistant",
+    "Write it with ### Instruction: at the top and ### Response: below.",
+    "<s>old</s> is struck out",
+    "<|im_start|>user: what is this?",
+    "USER: Ann, ASSISTANT: Bob",
+]
+SHAPES: list[tuple[Any, dict[str, Any]]] = [
+    (read_prompts, {}),
+    (read_instructions, {"completion": "Yo."}),
+    (read_pairs, {"chosen": "Yo.", "rejected": "No."}),
+    (read_pairs, {"output_1": "Yo.", "output_2": "No.", "preference": 1}),
+    (read_rankings, {"responses": ["Yo.", "No."], "ranks": [0, 1]}),
+]
+
+
+@pytest.mark.parametrize("text", RENDERED)
+def test_a_prompt_is_rendered_once(tmp_path, text) -> None:
+    for name in ("prompt", "instruction"):
+        for read, answers in SHAPES:
+            message = refusal(read, write(tmp_path / "a.jsonl", {name: text, **answers}))
+            assert "is rendered with a chat template already" in message, (read, name)
+    # Within a message it is the user's own text, in the kit's own files as well.
+    messages = [{"role": "user", "content": text}, {"role": "assistant", "content": "Yo."}]
+    (row,) = read_instructions(write(tmp_path / "a.jsonl", {"messages": messages}))
+    write_instructions(tmp_path / "b.jsonl", [row])
+    assert read_instructions(tmp_path / "b.jsonl") == [row] and row.instruction == text
+
+
+@pytest.mark.parametrize("text", NOT_RENDERED)
+def test_a_prompt_may_speak_of_templates(tmp_path, text) -> None:
+    for read, answers in SHAPES:
+        assert len(read(write(tmp_path / "a.jsonl", {"prompt": text, **answers}))) == 1
+
+
+@pytest.mark.parametrize(
+    "mark", ["</s>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<end_of_turn>", "<|end|>"]
+)
+def test_an_answer_ends_once(tmp_path, mark) -> None:
+    """The command that is named takes the mark off."""
+    earlier = [USER, BLUE | {"content": f"Blue.{mark}"}, USER, LOUD]
+    rows = [
+        (read_instructions, {"instruction": "Go.", "output": f"Gone.{mark}"}),
+        (read_instructions, {"messages": earlier}),
+        (read_pairs, {"prompt": "Go.", "chosen": "Gone.", "rejected": f"No. {mark}"}),
+        (read_pairs, {"prompt": "Go.", "output_1": f"Gone.{mark}\n", "output_2": "No."}),
+        (read_rankings, {"prompt": "Go.", "responses": [f"a{mark}", "b"], "ranks": [0, 1]}),
+    ]
+    for read, row in rows:
+        path = write(tmp_path / "a.jsonl", row)
+        message = refusal(read, path)
+        assert f"an answer ends with `{mark}`" in message
+        command = message.partition("(JSON lines: ")[2].rpartition(") (1 of")[0]
+        mended = tmp_path / "b.jsonl"
+        mended.write_bytes(
+            subprocess.run(
+                ["bash", "-ec", command.replace("FILE", "a.jsonl")],
+                cwd=tmp_path,
+                check=True,
+                capture_output=True,
+            ).stdout
+        )
+        assert len(read(mended)) == 1 and mark not in mended.read_text()
+
+
+def test_an_answer_may_speak_of_ends(tmp_path) -> None:
+    for text in ("It is `</s>`", "<s>old</s>", "</s> ends a text."):
+        (row,) = read_instructions(
+            write(tmp_path / "a.jsonl", {"instruction": "Go.", "output": text})
+        )
+        assert row.output == text
+
+
+# --- flags, labels, and one decision for all readers ----------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["weight", "train", "trainable", "loss"])
+@pytest.mark.parametrize("bad", [False, 0, 0.0, "false"])
+def test_rows_and_preferences_that_carry_no_loss_are_counted(tmp_path, name, bad) -> None:
+    shapes = [
+        (read_instructions, {"instruction": "Go.", "output": "Gone."}),
+        (read_instructions, {"messages": [USER, BLUE]}),
+        (read_pairs, {"prompt": "Go.", "chosen": "Gone.", "rejected": "No."}),
+        (read_pairs, {"prompt": "Go.", "output_1": "Gone.", "output_2": "No.", "preference": 1}),
+        (read_rankings, {"prompt": "Go.", "responses": ["a", "b"], "ranks": [0, 1]}),
+    ]
+    for read, row in shapes:
+        path = write(tmp_path / "a.jsonl", row | {name: bad}, row | {name: 1}, row)
+        reading = Reading("instructions" if read is read_instructions else "rankings")
+        assert len(read(path, reading)) == 2
+        assert reading.account.left_out == {"bad label": 1} and not reading.account.unread
+        message = refusal(read, write(tmp_path / "b.jsonl", row | {name: 0.5}))
+        assert f"column `{name}` must be 1" in message and f"--columns {name}=-" in message
+
+
+def test_a_label_is_no_verdict_on_a_row_without_a_task(tmp_path) -> None:
+    """PIQA's label names the right one of two solutions."""
+    rows = [{"goal": "Boil eggs.", "sol1": "Fry.", "sol2": "Boil.", "label": n} for n in (0, 0)]
+    message = refusal(read_instructions, write(tmp_path / "a.jsonl", *rows))
+    assert "expected a column `instruction` or `prompt`; columns here: goal, label" in message
+
+
+def test_a_run_reads_a_row_as_import_does(tmp_path) -> None:
+    pair = {"chosen": "b", "rejected": "a"}
+    listed = {"responses": ["a", "b"], "scores": [1, 2]}
+    compared = {"completion_a": "a", "completion_b": "b", "preference": 2}
+    for row in (pair | listed, listed | compared, pair | listed | compared, listed):
+        path = write(tmp_path / "a.jsonl", {"prompt": "Go.", **row})
+        detected = detect_format(open_rows(str(path))).format
+        assert detected is not None
+        assert holds_rankings(path) == (detected.kind == "rankings")
+    # The first row alone does not decide.
+    path = write(tmp_path / "a.jsonl", {"x": 1}, *[{"prompt": "Go.", **listed}] * 2)
+    assert holds_rankings(path)
+
+
+def test_one_system_text_may_stand_twice(tmp_path) -> None:
+    system = {"role": "system", "content": "Be brief."}
+    row = {"system": "Be brief. ", "messages": [system, USER, BLUE]}
+    (read,) = read_instructions(write(tmp_path / "a.jsonl", row))
+    assert (read.system, read.instruction) == ("Be brief. ", "Which colour?")
+    (pair,) = read_pairs(write(tmp_path / "a.jsonl", {**row, "messages": [system, USER], **ALIKE}))
+    assert pair.prompt.system == "Be brief. "
+    message = refusal(read_instructions, write(tmp_path / "a.jsonl", row | {"system": "Be long."}))
+    assert "second system turn" in message
