@@ -262,8 +262,8 @@ def are_conversations(row: Mapping[str, Any]) -> bool:
     answers = [row.get(name) for name in ("chosen", "rejected")]
     if not all(isinstance(answer, list) for answer in answers):
         return False
-    asked = any(row.get(name) is not None for name in ("prompt", "instruction", *CONVERSATION))
-    return not asked or any(len(answer) > 1 for answer in answers if answer is not None)
+    has_prompt = any(row.get(name) is not None for name in ("prompt", "instruction", *CONVERSATION))
+    return not has_prompt or any(len(answer) > 1 for answer in answers if answer is not None)
 
 
 def preference_shape(row: Mapping[str, Any]) -> PreferenceShape | None:

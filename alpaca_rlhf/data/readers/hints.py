@@ -71,9 +71,9 @@ def suggested_columns(row: Mapping[str, Any], kind: RowKind) -> dict[str, str]:
     answers would be part of a prompt. A column of messages is suggested before any text.
     """
     suggested: dict[str, str] = {}
-    asked = any(row.get(name) is not None for name in (*INSTRUCTION, *CONVERSATION))
+    has_prompt = any(row.get(name) is not None for name in (*INSTRUCTION, *CONVERSATION))
     messages = next((name for name in row if _is_dialogue(name, row[name])), None)
-    if messages is not None and not asked:
+    if messages is not None and not has_prompt:
         suggested[messages] = "conversations"
     for new, read, synonyms in _NAMES[kind]:
         if any(row.get(name) is not None for name in read):

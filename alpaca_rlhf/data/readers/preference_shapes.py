@@ -167,12 +167,12 @@ def refuse_unread_prompt(row: Mapping[str, Any], shared: str) -> None:
         left_out = dict.fromkeys(askers, IGNORED)
         names = ", ".join(f"`{short(name)}`" for name in askers)
         renaming = columns_argument({**left_out, askers[0]: "prompt"})
-        asked = f"is the prompt, --columns {renaming}"
+        way = f"is the prompt, --columns {renaming}"
         if askers[0] in _BEFORE:
-            asked = "comes before the prompt, put that into a column `prompt`"
+            way = "comes before the prompt, put that into a column `prompt`"
         raise BadRow(
             f"no column is the prompt of `chosen` and `rejected`, which begin alike with "
-            f"{short(shared)!r}: if {names} {asked}; if their beginning is, --columns "
+            f"{short(shared)!r}: if {names} {way}; if their beginning is, --columns "
             f"{columns_argument(left_out)} (a run: --inputs.columns)"
         )
 
