@@ -47,7 +47,7 @@ _REJECTED = (
     ),
 )
 _DIALOGUE = ("conversation", "dialog", "dialogue", "dialogs", "dialogues", "turns", "chat")
-"""What a column of messages is called elsewhere."""
+"""Names of columns of messages in other kits."""
 _NAMES: dict[RowKind, tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...]] = {
     "instructions": (_INSTRUCTION, _INPUT, _OUTPUT),
     "prompts": (_INSTRUCTION, _INPUT),
@@ -135,7 +135,7 @@ def naming_flag(
 
 
 def whole_dialogue(row: Mapping[str, Any]) -> str:
-    """What to do with a row whose text is a whole dialogue in marks; "" for any other row."""
+    """The way out for a row whose text is a whole dialogue in marks; "" for any other row."""
     texts = {name: value for name, value in row.items() if isinstance(value, str)}
     name = next((name for name in texts if holds_answer(texts[name])), None)
     if name is None:
