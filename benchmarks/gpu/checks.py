@@ -3,22 +3,35 @@
     python benchmarks/gpu/checks.py --json benchmarks/results/gpu_checks.json
     python benchmarks/gpu/checks.py --rehearse
 
-The tests that need a card, the doctor, and planned against measured memory of a 7B and an 8B base
-under 24 and 12 GiB (`plan.py`).
+The tests that need a card, loading and quantising an 8B base, the doctor, and planned against
+measured memory of a 7B and an 8B base under 24 and 12 GiB (`plan.py`).
 """
 
 from __future__ import annotations
 
+import gc
+import os
 import subprocess
 import sys
+import tempfile
+import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from benchmarks.gpu import card
+# As every command of the kit sets it (core/allocator.py); torch reads it when it is loaded.
+os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
+import torch
+
+from alpaca_rlhf.models.base import load_base
+from benchmarks.gpu import card
+from benchmarks.stage_memory import write_base
+
+BASE = card.BASES[1]
 ROOT = Path(__file__).resolve().parent.parent.parent
 PLAN = "benchmarks/results/gpu_plan.json"
 COMMANDS: dict[str, tuple[float, list[str]]] = {
@@ -48,12 +61,30 @@ def command(name: str, call: card.Call) -> dict[str, Any]:
     return {"command": ["python", *arguments], "last_lines": ran.stdout.splitlines()[-40:]}
 
 
+def load(call: card.Call) -> dict[str, Any]:
+    """Seconds from a 16-bit checkpoint on the disk to the base in 4 bit, and its memory."""
+    shape = replace(card.shape_for(call, BASE), name=BASE)
+    with tempfile.TemporaryDirectory(dir=call.scratch) as scratch:
+        folder = write_base(Path(scratch) / "base", shape)
+        start = time.perf_counter()
+        base = load_base(str(folder), dtype=torch.bfloat16, device=call.device)
+        card.synchronize(call)
+        seconds = time.perf_counter() - start
+    allocated = None if call.rehearsed else torch.cuda.memory_allocated() / 2**30
+    return {"base": BASE, "seconds": seconds, "weights": base.parameters, "gib": allocated}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the parts in order."""
     call = card.begin("gpu_checks", __doc__, arguments)
     call.part("matmul", 10, lambda: {"bf16_tflops": card.matmul_ceiling(call)})
     for name, (seconds, _) in COMMANDS.items():
         call.part(name, seconds, partial(command, name, call))
+        if name == "tests":
+            call.part("load", 100, partial(load, call))
+            gc.collect()
+            if not call.rehearsed:
+                torch.cuda.empty_cache()  # the commands after it need the card
     return call.code()
 
 

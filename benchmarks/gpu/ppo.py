@@ -208,14 +208,11 @@ def main(arguments: list[str] | None = None) -> int:
     shape = card.shape_for(call, BASE)
     with tempfile.TemporaryDirectory(dir=call.scratch) as scratch:
         folder = write_base(Path(scratch) / "base", replace(shape, name=BASE))
-        start = time.perf_counter()
         base = load_base(str(folder), dtype=torch.bfloat16, device=call.device)
-        load_seconds = time.perf_counter() - start
         base = replace(base, stop_ids=frozenset())  # every completion is as long as may be
         adapters = Adapters(base, LORA, template="brief")
         for role in ("sft", "policy", "reward"):
             adapters.add(role)
-        call.part("load", 0.0, lambda: {"seconds": load_seconds})
         new_tokens = 8 if call.rehearsed else 128
         for rows in (2,) if call.rehearsed else (1, 8, 32, 64):
             work = partial(decoded, call, adapters, rows, new_tokens)
