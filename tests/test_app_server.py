@@ -495,7 +495,7 @@ def test_what_no_tab_needs_is_closed(without_accounts):
 
 def queued(client, number, data=()):
     """Run an event by the queue, and what its stream says in the end."""
-    body = {"data": list(data), "fn_index": number, "session_hash": "abc", "event_data": None}
+    body = {"data": list(data), "fn_index": number, "session_hash": "abc", "event_data": {}}
     joined = client.post("/gradio_api/queue/join", json=body)
     assert joined.status_code == 200, joined.text
     with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": "abc"}) as stream:

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from alpaca_rlhf.app.job_status import job_status
 from alpaca_rlhf.app.jobs import without_folders
 from alpaca_rlhf.app.worker import Worker
 from alpaca_rlhf.core import gpu_lock
@@ -123,6 +124,38 @@ def test_people_come_before_the_background_which_gives_way_between_steps(worker)
     background.go.set()
     assert [last(job).phase for job in (*jobs, slow)] == ["done"] * 3
     assert log == ["b0", "x0", "y0", "b1", "b2", "b3"], "it goes on where it was"
+
+
+def test_accounts_take_turns_and_one_has_two_jobs_at_most(worker):
+    log = []
+    gates = [Gate(log, f"{owner}{number}") for owner in "abc" for number in (1, 2)]
+    jobs = [worker.start(gate, "chat", owner=ord(gate.name[0])) for gate in gates]
+    gates[0].begun.wait(LONG)
+    ahead = {gate.name: job.latest.jobs_ahead for gate, job in zip(gates, jobs, strict=True)}
+    assert [name for name in sorted(ahead, key=ahead.get)] == ["a1", "b1", "c1", "a2", "b2", "c2"]
+    third = worker.start(Gate(log, "a3"), "compare", owner=ord("a")).latest
+    assert third.finished and third.problem == "busy"
+    assert "two answers under way" in job_status(third, "en")
+    # One that is stopped is under way no longer, even before the model's thread has seen it.
+    jobs[1].stop()
+    fourth = worker.start(gates[-1], "chat", owner=ord("a"))
+    assert fourth.latest.phase == "waiting"
+    fourth.stop()
+    for gate in gates:
+        gate.go.set()
+    assert [last(job).phase for job in jobs] == ["done", "stopped"] + ["done"] * 4
+    assert log == ["a10", "b10", "c10", "b20", "c20"]
+
+
+def test_twenty_pages_of_one_account_do_not_keep_another_waiting(worker):
+    first = Gate(steps=2)
+    pages = [worker.start(first if not page else Gate(), "chat", owner=1) for page in range(20)]
+    first.begun.wait(LONG)
+    assert [job.latest.problem for job in pages] == ["", "", *["busy"] * 18]
+    other = worker.start(lambda policy_server, stop: iter([7]), "chat", owner=2)
+    assert other.latest.jobs_ahead == 1, "after the answer that is being written"
+    first.go.set()
+    assert last(other).value == 7 and not pages[1].finished
 
 
 def test_stop_stops_what_runs_and_what_waits(worker):

@@ -128,7 +128,7 @@ class ChatController:
             go_on: True where the answer of the last turn is a beginning, which is gone on with.
         """
         language = self.services.language(request)
-        self.services.account(request)
+        account = self.services.account(request)
         text = translations("chat", language)
         *earlier, last = turns
         refusal = _refusal(last.user, len(turns), text)
@@ -165,7 +165,8 @@ class ChatController:
                 )
                 yield _Reply(update, sampled if alone else None)
 
-        job = self.worker.start(work, "chat")
+        self.page_jobs.leave(request)  # it is no longer waited for, and counts as one of two
+        job = self.worker.start(work, "chat", owner=account.id)
         if not begun:
             last = replace(last, reply="", thumb=None, sampled=None, edited=None)
         for update in self.page_jobs.follow(request, job):
@@ -204,9 +205,11 @@ class ChatController:
         if refusal:
             yield ChatView(conversation, refusal, False)
             return
+        self.page_jobs.leave(request)
         job = self.worker.start(
             lambda policy_server, stop: _distinct_answers(policy_server, prompt, generation, stop),
             "make",
+            owner=account.id,
         )
         for update in self.page_jobs.follow(request, job):
             n_tokens = 0 if update.value is None else update.value.n_tokens

@@ -367,13 +367,13 @@ class _Events:
     def send(
         self,
         request: gr.Request,
-        message: str,
+        message: str | None,
         turns: tuple[Turn, ...],
         chat: int | None,
         *settings: Any,
     ) -> Iterator[Patch]:
         clear_box: Patch = {self._components.box: ""}  # once: the next message may be typed
-        for patch in self._answer([*turns, Turn(message)], chat, settings, request):
+        for patch in self._answer([*turns, Turn(message or "")], chat, settings, request):
             yield patch | clear_box
             clear_box = {}
 
@@ -551,10 +551,10 @@ class _Events:
             return {ui.exported: "", ui.status: status_line(status)}
 
     def make_candidates(
-        self, request: gr.Request, draft: str, turns: tuple[Turn, ...], *settings: Any
+        self, request: gr.Request, draft: str | None, turns: tuple[Turn, ...], *settings: Any
     ) -> Iterator[Patch]:
         generation = _generation_request(self._controller.worker, settings)
-        for view in self._controller.make_candidates(draft, turns, generation, request):
+        for view in self._controller.make_candidates(draft or "", turns, generation, request):
             yield self._patch(view)
 
     def stop(self, request: gr.Request) -> None:

@@ -139,7 +139,8 @@ class CompareController:
         def work(policy_server: PolicyServer, stop: Event) -> Iterator[_RoundProgress]:
             return _both_answers(policy_server, self._draw(pair, 2), prompt, sampling, stop)
 
-        job = self.worker.start(work, "compare")
+        self.page_jobs.leave(request)
+        job = self.worker.start(work, "compare", owner=account.id)
         for update in self.page_jobs.follow(request, job):
             # 3. The round, once both are complete.
             if update.phase == "done" and update.value is not None:

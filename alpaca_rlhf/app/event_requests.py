@@ -12,10 +12,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _RUN, _CALL, _JOIN = "/gradio_api/run/", "/gradio_api/call/", "/gradio_api/queue/join"
+_EVENT_FIELDS = {
+    "edit": ("index", "previous_value", "value"),
+    "like": ("index", "value", "liked"),
+}
+"""Fields that Gradio reads from `event_data` of these events, whether they are there or not."""
 
 
 class EventRequests:
-    """ASGI middleware that checks the event and the number of its inputs.
+    """ASGI middleware that checks the event, the number of its inputs, and its `event_data`.
 
     Args:
         app: The app behind it, which holds the page.
@@ -67,6 +72,9 @@ class EventRequests:
         ]
         if len(fields["data"]) < len(inputs) and not event.cancels:
             return _problem(422, f"`data` must have {len(inputs)} elements for this event")
+        # 4. What it tells of the click.
+        if event.collects_event_data and not _tells_of_click(event, fields.get("event_data")):
+            return _problem(422, "`event_data` is not that of this event")
         return None
 
     def _event(self, path: str, fields: Mapping[str, Any]) -> Any:
@@ -76,6 +84,18 @@ class EventRequests:
         name = path.rpartition("/")[2]
         named = (event for event in self._page.fns.values() if event.api_name == name)
         return None if path == _JOIN else next(named, None)
+
+
+def _tells_of_click(event: Any, event_data: Any) -> bool:
+    """True if `event_data` has the fields that the event is read by, a message's index included."""
+    if not isinstance(event_data, dict):
+        return False
+    needed = [_EVENT_FIELDS[name] for _, name in event.targets if name in _EVENT_FIELDS]
+    if not all(field in event_data for names in needed for field in names):
+        return False
+    index = event_data.get("index")
+    numbers = index if isinstance(index, list) and index else [index]
+    return not needed or all(type(number) is int for number in numbers)
 
 
 def _problem(status: int, message: str) -> JSONResponse:

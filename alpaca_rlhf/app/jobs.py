@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Phase = Literal["waiting", "loading", "running", "done", "stopped", "failed"]
-Problem = Literal["", "user", "training", "memory", "bug", "closed"]
-"""Why a job failed; `user`: the request cannot be met, as the message says."""
+Problem = Literal["", "user", "training", "memory", "bug", "closed", "busy"]
+"""Why a job failed; `user`: the request cannot be met, as the message says; `busy`: its owner has
+as many under way as one account may have."""
 
 FINAL_PHASES: tuple[Phase, ...] = ("done", "stopped", "failed")
 
@@ -60,14 +61,22 @@ class Job(Generic[T]):
         purpose: Its name in the status line: `chat`, `compare`, `make` or `sample`.
         urgent: True if somebody waits for it; other jobs give way to it.
         count_ahead: Returns the number of jobs before this one.
+        owner: The account that waits for it; None for the app itself.
     """
 
     def __init__(
-        self, work: Work[T], purpose: str, *, urgent: bool, count_ahead: Callable[[Job[T]], int]
+        self,
+        work: Work[T],
+        purpose: str,
+        *,
+        urgent: bool,
+        count_ahead: Callable[[Job[T]], int],
+        owner: int | None = None,
     ) -> None:
         self.work = work
         self.purpose = purpose
         self.urgent = urgent
+        self.owner = owner
         self.stopping = threading.Event()
         self.steps: Iterator[T] | None = None
         self._count_ahead = count_ahead

@@ -85,6 +85,20 @@ class GuardedBlocks(gr.Blocks):
             shown = text["full" if is_disk_full else "unreadable"]
             raise gr.Error(shown, print_exception=False) from None
 
+    async def preprocess_data(self, *args: Any, **options: Any) -> list[Any]:
+        """Read the values of an event's fields.
+
+        Raises:
+            gr.Error: A field cannot have its value, which no page sends.
+        """
+        try:
+            return await super().preprocess_data(*args, **options)
+        except Exception as error:
+            if is_full(error):
+                raise
+            shown = error.message if isinstance(error, gr.Error) else "no field has such a value"
+            raise gr.Error(shown, print_exception=False) from None
+
     def _check(self, event: int, request: gr.Request | None) -> None:
         if request is None:
             raise gr.Error("the request is missing", print_exception=False)

@@ -13,7 +13,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -39,6 +39,8 @@ BACKGROUND_EVERY_S = 10.0
 """Seconds between two looks for background work."""
 CLOSE_TIMEOUT_S = 10.0
 """Seconds that the end of the app waits for the running job."""
+MAX_JOBS_OF_OWNER = 2
+"""Unfinished jobs of one account, on all of its pages: one to watch and one to try beside it."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ class Worker:
         # Shared between threads: the list is always replaced, never changed.
         self._jobs: list[Job[Any]] = []
         self._running: Job[Any] | None = None
+        self._served: dict[int | None, int] = {}  # owner to the number of its last turn
+        self._owned: dict[int, list[Job[Any]]] = {}  # owner to its jobs under way
         self._thread: threading.Thread | None = None
         self._closed = False
         self._state: tuple[ModelPhase, str] = ("empty", "")
@@ -106,19 +110,25 @@ class Worker:
         """
         return self._prompts.newest()
 
-    def start(self, work: Work[T], purpose: str, *, urgent: bool = True) -> Job[T]:
-        """Queue a job; it runs after those before it.
+    def start(
+        self, work: Work[T], purpose: str, *, urgent: bool = True, owner: int | None = None
+    ) -> Job[T]:
+        """Queue a job; it runs when it is its owner's turn.
 
         Args:
             work: Given the policy server, yields its result so far. Background work may be begun
                 again in the middle, and must then come to the same result.
             purpose: `chat`, `compare`, `make` or `sample`, for the status line.
             urgent: True if somebody waits for it. Other jobs give way between two of their steps.
+            owner: The account that waits for it. Its third unfinished job fails at once.
         """
-        job: Job[T] = Job(work, purpose, urgent=urgent, count_ahead=self._count_ahead)
+        job: Job[T] = Job(work, purpose, urgent=urgent, count_ahead=self._count_ahead, owner=owner)
         with self._changed:
             if self._closed:
                 job.fail("closed")
+                return job
+            if owner is not None and not self._takes(job, owner):
+                job.fail("busy")
                 return job
             self._jobs = [*self._jobs, job]
             if self._thread is None:
@@ -192,26 +202,33 @@ class Worker:
             self.start(work, "sample", urgent=False)
 
     def _next_job(self) -> Job[Any] | None:
-        """Take a job from the queue: the first urgent one, or else the first."""
+        """Take a job from the queue: the next urgent one by turns, or else the first."""
         with self._changed:
             self._jobs = [job for job in self._jobs if not job.finished]
             # Background work waits until training has ended; people are told at once.
             eligible = [job for job in self._jobs if job.urgent or not self._training_runs]
             if not eligible or self._closed:
                 return None
-            next_job = min(eligible, key=lambda job: not job.urgent)
+            next_job = _by_turns(eligible, self._served)[0]
+            if next_job.urgent:
+                self._served[next_job.owner] = max(self._served.values(), default=0) + 1
             self._jobs = [job for job in self._jobs if job is not next_job]
             return next_job
 
     def _count_ahead(self, job: Job[Any]) -> int:
-        queue = self._jobs  # always replaced, never changed, so that reading needs no lock
-        earlier = queue[: queue.index(job)] if job in queue else []
-        ahead = [
-            queued
-            for queued in earlier
-            if (queued.urgent or not job.urgent) and not queued.finished
-        ]
-        return len(ahead) + (self._running is not None and self._running.urgent)
+        # Both are replaced or copied whole, so that reading needs no lock.
+        queue, served = self._jobs, dict(self._served)
+        turns = _by_turns([queued for queued in queue if not queued.finished], served)
+        ahead = turns.index(job) if job in turns else 0
+        return ahead + (self._running is not None and self._running.urgent)
+
+    def _takes(self, job: Job[Any], owner: int) -> bool:
+        """True, and the job is counted, if its owner has fewer under way than one may have."""
+        earlier = self._owned.get(owner, [])
+        under_way = [each for each in earlier if not (each.finished or each.stopping.is_set())]
+        is_taken = len(under_way) < MAX_JOBS_OF_OWNER
+        self._owned[owner] = [*under_way, *([job] if is_taken else [])]
+        return is_taken
 
     def _ensure_loaded(self, job: Job[Any]) -> bool:
         """Load the model for a job; returns False, with the job failed, if it cannot be used."""
@@ -351,6 +368,27 @@ class Worker:
         import torch
 
         return torch.cuda.is_available()
+
+
+def _by_turns(jobs: Sequence[Job[Any]], served: Mapping[int | None, int]) -> list[Job[Any]]:
+    """Jobs in the order in which they run: urgent ones by the turns of their owners, then others.
+
+    The owner whose last turn is longest ago comes first, so that nobody's many jobs keep the others
+    waiting; the jobs of one owner run in the order in which they came.
+
+    Args:
+        jobs: Jobs as they came.
+        served: Number of the last turn of each owner that had one.
+    """
+    turns, waiting = dict(served), [job for job in jobs if job.urgent]
+    last, order = max(turns.values(), default=0), []
+    while waiting:
+        job = min(waiting, key=lambda waiting_job: turns.get(waiting_job.owner, 0))
+        last += 1
+        turns[job.owner] = last
+        waiting.remove(job)
+        order.append(job)
+    return [*order, *(job for job in jobs if not job.urgent)]
 
 
 def _problem_of(error: Exception) -> Problem:
