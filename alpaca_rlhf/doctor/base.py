@@ -26,7 +26,7 @@ from alpaca_rlhf.models.batches import (
     sft_example,
 )
 from alpaca_rlhf.models.forward import loss_logprobs
-from alpaca_rlhf.models.template_traits import end_id, template_traits
+from alpaca_rlhf.models.template_traits import THOUGHT, THOUGHT_END, end_id, template_traits
 from alpaca_rlhf.models.turns import LostReply
 from alpaca_rlhf.settings import Lora
 
@@ -119,6 +119,12 @@ def _mask(base: Base, template: str) -> Finding:
     if len(learned) < len(_ROWS):
         todo = "SFT refuses such rows; give rows of one turn, or use --template alpaca for them"
         state += "\n---\nnothing of a conversation: the chat template alters its earlier replies"
+        return Finding("what carries loss", state, "warning", todo)
+    chat = template_traits(base.tokenizer) if template == "chat" else None
+    if chat is not None and chat.opens_thought:
+        todo = f"begin each output with a thought and {THOUGHT_END}, or use --template alpaca"
+        state += f"\n---\nthe chat template opens a thought ({THOUGHT}) before each reply: an "
+        state += f"output without {THOUGHT_END} is learned as a thought that never ends"
         return Finding("what carries loss", state, "warning", todo)
     return Finding("what carries loss", state)
 

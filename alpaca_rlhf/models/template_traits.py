@@ -16,6 +16,8 @@ from typing import Any
 from alpaca_rlhf.core.errors import UserError
 
 _USER, _REPLY, _SYSTEM = "Name a colour.", "Cobalt-blue-7", "Speak-in-rhymes-3"
+THOUGHT, THOUGHT_END = "<think>", "</think>"
+"""The marks around a thought, before an answer."""
 _CLOCK = re.compile(r"""strftime_now\s*\(\s*(?P<mark>['"])(?P<format>.*?)(?P=mark)\s*\)""")
 _HAS_CLOCK = re.compile(r"strftime_now\s+is\s+(?P<negated>not\s+)?defined")
 
@@ -34,6 +36,8 @@ class TemplateTraits:
     """True if a system message is shown."""
     has_generation_prompt: bool
     """False if a prompt stops before the header of the reply."""
+    opens_thought: bool
+    """True if a prompt ends within a thought (`<think>`) that the reply has to close."""
 
 
 def template_traits(tokenizer: Any) -> TemplateTraits | None:
@@ -124,8 +128,10 @@ def _probed_traits(tokenizer: Any, template: str) -> TemplateTraits:
         tokenizer, [{"role": "system", "content": _SYSTEM}, user], generation_prompt=True
     )
     takes_system = with_system is not None and _SYSTEM in with_system
+    _, thought, rest = (prompt or "").rpartition(_USER)[2].rpartition(THOUGHT)
+    opens_thought = bool(thought) and THOUGHT_END not in rest
     if whole is None or prompt is None or whole.count(_REPLY) != 1:
-        return TemplateTraits(None, "", takes_system, True)
+        return TemplateTraits(None, "", takes_system, True, opens_thought)
     before, _, after = whole.partition(_REPLY)
     # 1. White space between prompt and reply belongs to the reply, as where a prompt ends in
     #    `[/INST]`; anything else is a header, or a thought that the template writes for the model.
@@ -135,7 +141,8 @@ def _probed_traits(tokenizer: Any, template: str) -> TemplateTraits:
     has_generation_prompt = not (
         rest.strip() and waiting is not None and waiting.startswith(prompt)
     )
-    return TemplateTraits(_first_token(tokenizer, after), gap, takes_system, has_generation_prompt)
+    end = _first_token(tokenizer, after)
+    return TemplateTraits(end, gap, takes_system, has_generation_prompt, opens_thought)
 
 
 def _first_token(tokenizer: Any, text: str) -> int | None:

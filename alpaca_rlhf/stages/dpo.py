@@ -15,6 +15,7 @@ from alpaca_rlhf.core.provenance import sha256_of
 from alpaca_rlhf.core.records import content_hash
 from alpaca_rlhf.settings.steps import suffixed
 from alpaca_rlhf.stages.context import Context, forget
+from alpaca_rlhf.stages.open_thoughts import tell_unclosed
 from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.stages.rank import renew_snapshots
 from alpaca_rlhf.stages.reward import digest_of, ranking_groups
@@ -43,6 +44,8 @@ def dpo(ctx: Context, round_: int) -> Outcome:
     limit = min(settings.max_length, ctx.base.context)
     too_long = sum(len(example) > limit for group in every for example in group.examples)
     train, held_out = usable(rankings.train, limit), usable(rankings.held_out, limit)
+
+    tell_unclosed(ctx, stage, [row for group in train for row in group.examples], "answers")
 
     # 2. Log-probabilities under SFT, unless an earlier sitting has them.
     reference = _reference(ctx, round_, [*train, *held_out])

@@ -33,6 +33,7 @@ from alpaca_rlhf.settings.steps import suffixed
 from alpaca_rlhf.sources import reading_of
 from alpaca_rlhf.stages.context import Context, control_of, forget, second_of
 from alpaca_rlhf.stages.learning_curve import curve_facts, train_on_subsets
+from alpaca_rlhf.stages.open_thoughts import tell_unclosed
 from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.stages.rank import (
     other_rankings,
@@ -123,6 +124,7 @@ def reward(ctx: Context, round_: int) -> Outcome:
     _check_criteria(ctx, train)
     _forget_other_rankings(ctx, stage, [*train, *held_out])
     _tell_too_long(ctx, [*train, *held_out])
+    tell_unclosed(ctx, stage, [row for group in train for row in group.examples], "answers")
 
     # 2. Train the control, the second reward model and those on subsets, if they are asked for.
     references = reference_examples(ctx, train)

@@ -17,6 +17,7 @@ from alpaca_rlhf.models.foreign import adopt
 from alpaca_rlhf.stages.context import Context
 from alpaca_rlhf.stages.lengths import no_row_left, refuse_long_prompts
 from alpaca_rlhf.stages.lost_replies import refuse_lost_replies
+from alpaca_rlhf.stages.open_thoughts import tell_unclosed
 from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.stages.preflight import leak_way_out
 from alpaca_rlhf.training.sft import SFTResult, encode, preview_indices, split_held_out, train_sft
@@ -71,6 +72,7 @@ def sft(ctx: Context, round_: int) -> Outcome:
             f"{len(lost):,} of {len(rows):,} rows are conversations of which the chat template "
             "alters an earlier reply and left out; --template alpaca would take them"
         )
+    tell_unclosed(ctx, "sft", [*examples, *held_out], "rows")
     _preview(ctx, examples, show=checkpoints.step() == 0)
     if settings.batch_size is None:
         size = settings.examples_per_step(len(examples))
