@@ -184,6 +184,7 @@ def run_loop(
     if steps[-1].stage == "evaluate":
         judging.refuse_only_judge(settings, judges)
     source = dealt()
+    judging.refuse_unknown_prompts(settings, judges, source, pending)
     if begins and any(step.stage == "sft" for step in steps):
         processes.by_main(lambda: _refuse_own_files(settings, source, texts))
     # 2. Open the folder, which locks it. Its settings are pinned when the card is known to do.
@@ -361,6 +362,8 @@ def _changeable(done: Collection[str], settings: Loop) -> set[str]:
         coming.add("judge")
     if "sample" in ended:
         coming.discard("rank")  # its settings are those of both
+    # Sampling reads nothing of these.
+    ranking = {"rank.tie_below", "rank.noise"} if "rank" not in ended else set()
     reading = {"inputs.columns", "inputs.broken", "inputs.leaks"}
     if not ended.isdisjoint(("generate", "sft")):  # their rows were read already
         reading = set()
@@ -372,7 +375,7 @@ def _changeable(done: Collection[str], settings: Loop) -> set[str]:
     # A policy learned from this judge's scores, which the others and the report are to share.
     if begun_reward_source(settings) == "judge" and not ended.isdisjoint(REWARDED_STAGES):
         changeable -= {"inputs.judge", "reward.source"}
-    return {*FREE, *changeable, *reading}
+    return {*FREE, *changeable, *reading, *ranking}
 
 
 def takes_policies(settings: Loop, done: Collection[str]) -> bool:

@@ -158,7 +158,7 @@ def test_prompts_that_state_no_known_constraint(text):
     ) as error:
         Checks().score(Instruction(text), "It rains.", True)
     assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match=r"^--inputs\.prompts F: 1 prompts "):
+    with pytest.raises(UserError, match=r"^--inputs\.prompts F: 1 of 2 prompts, the "):
         Checks.refuse_others([prompt_of("no_commas", {}), Instruction(text)], "--inputs.prompts F")
 
 

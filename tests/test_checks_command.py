@@ -71,7 +71,7 @@ def test_a_file_of_answers(tmp_path, capsys, names):
         (["score", "--prompt", "Why?", "--answer", "So."], "states no constraint"),
         (["score", "--prompt", PROMPT, "--file", "x.jsonl"], "leave --prompt and --answer out"),
         (["score", "--file", "absent.jsonl"], "absent.jsonl"),
-        (["score", "--file", "{}"], "states no constraint"),
+        (["score", "--file", "{}"], "state no constraint"),
         (["list", "--kind", "rhyme"], "--kind rhyme: is not a kind; see them with"),
     ],
 )  # fmt: skip

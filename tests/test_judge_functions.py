@@ -233,6 +233,23 @@ WRONG_FILES = {
         "\ndef score(prompt, completion):\n    return 1\n",
         "judge.py:2: score(prompt, completion) cannot be called as score(prompt, completion, fin",
     ),
+    "swapped": (
+        "\ndef score(completion, prompt, finished):\n    return 1\n",
+        "judge.py:2: score(completion, prompt, finished) is called as score(prompt, completion, ",
+    ),
+    "swapped, by other names": (
+        "class Rater:\n    def score(self, answer, question, done):\n        return 1\n"
+        "score = Rater()\n",
+        "judge.py:2: score(answer, question, done) is called as score(prompt, completion, ",
+    ),
+    "is cancelled": (
+        "import asyncio\nraise asyncio.CancelledError\n",
+        "judge.py:2: loading the judge raised CancelledError",
+    ),
+    "a class that exits": (
+        "class score:\n    def __init__(self):\n        raise SystemExit\n",
+        "judge.py: score() raised SystemExit",
+    ),
     "async": (
         "async def score(prompt, completion, finished):\n    return 1\n",
         "judge.py:1: score() is async; make it a plain function",
@@ -311,6 +328,11 @@ WRONG_SCORES = {
     "import asyncio; return asyncio.sleep(0)": "judge.py:1: score() returned a coroutine",
     "raise KeyError('x')": "judge.py:3: score() raised KeyError: 'x'",
     "raise SystemExit": "judge.py:3: score() raised SystemExit",
+    "import asyncio; raise asyncio.CancelledError": "judge.py:3: score() raised CancelledError",
+    "raise type('Mine', (BaseException,), {})": "judge.py:3: score() raised Mine",
+    "prompt.lower()": "no attribute 'lower'; its text is prompt.instruction (evaluate, ",
+    "'a' in prompt": "; its text is prompt.instruction (evaluate, ",
+    "prompt.text": "no attribute 'text'; its text is prompt.instruction (evaluate, ",
     "import json; json.loads('{')": "judge.py:3: score() raised JSONDecodeError",
     "raise ValueError('two\\nlines')": "judge.py:3: score() raised ValueError: two lines",
     IMPORTED + "return Scores(2)": "returned Scores whose score is 2",
@@ -358,7 +380,8 @@ def test_a_number_of_another_kind_is_a_number(written):
         (
             "return map(lambda response: response.missing, responses)",
             "judge.py:4: score() raised AttributeError: 'Response' object has no attribute "
-            "'missing' (rank, response 1 of 4",
+            "'missing'; its texts are response.prompt.instruction and response.completion (rank, "
+            "response 1 of 4",
         ),
         (
             "return (len(3) for _ in responses)",
@@ -368,6 +391,23 @@ def test_a_number_of_another_kind_is_a_number(written):
         ("return (1 for _ in range(10**6))", "returned more than 4 scores for 4 responses"),
         ("return [1] * 9", "returned 9 scores for 4 responses"),
         ("return [2 ** 1024] * 4", "returned 17976931348623159077"),
+        (
+            "return {0.1, 0.2, 0.3, 0.4}",
+            "judge.py:2: score() returned set, which tells no order of scores; return a list",
+        ),
+        (
+            "return {each.completion: 1 for each in responses}",
+            "judge.py:2: score() returned dict, which tells no order of scores; return a list",
+        ),
+        ("return dict.fromkeys([0.0, 0.1, 0.2, 1.0]).keys()", "score() returned dict_keys, which"),
+        ("return bytes([1, 0, 1, 0])", "judge.py:2: score() returned bytes; return a list"),
+        (
+            "responses.sort(key=lambda each: each.completion, reverse=True); return [1, 1, 1, 0]",
+            "judge.py:2: score() changed the list that it was given, whose order tells which "
+            "score is whose; sort a copy: sorted(responses, ...) (rank, response 1 of 4",
+        ),
+        ("responses.pop(); return [1] * 4", "score() changed the list that it was given"),
+        ("import asyncio; raise asyncio.CancelledError", "judge.py:4: score() raised Cancelled"),
     ],
 )
 def test_a_batch_that_goes_wrong_gives_one_line(written, body, told):
@@ -384,6 +424,84 @@ def test_a_batched_judge_may_return_its_scores_one_by_one(written):
     for body in ("(0.5 for _ in responses)", "map(lambda _: 0.5, responses)", "(0.5,) * 4"):
         judge = written(text.format(body), file=f"judge{len(body)}.py")
         assert [rating.score for rating in judge.scores(RESPONSES, stage="rank")] == [0.5] * 4
+
+
+# --- the process around a judge ------------------------------------------------------------------
+
+CHANGES = """import locale, os, random, signal, sys
+{first}
+def score(prompt, completion, finished):
+    {then}
+    print("noise")
+    return 0.5
+"""
+CHANGED = {
+    "folder": "os.chdir('/')",
+    "environment": "os.environ['A_JUDGE_X'] = '1'; os.environ.pop('PATH', 0)",
+    "Ctrl-C": "signal.signal(signal.SIGINT, signal.SIG_IGN)",
+    "SIGTERM": "signal.signal(signal.SIGTERM, signal.SIG_IGN)",
+    "gradients": "import torch; torch.set_grad_enabled(False)",
+    "dtype": "import torch; torch.set_default_dtype(torch.float64)",
+    "device": "import torch; torch.set_default_device('meta')",
+    "threads": "import torch; torch.set_num_threads(torch.get_num_threads() + 1)",
+    "precision": "import torch; torch.set_float32_matmul_precision('medium')",
+}
+
+
+def process_now():
+    """All of the process that a judge may change."""
+    torch = sys.modules["torch"]
+    return {
+        "folder": os.getcwd(),
+        "environment": dict(os.environ),
+        "Ctrl-C": signal.getsignal(signal.SIGINT),
+        "SIGTERM": signal.getsignal(signal.SIGTERM),
+        "gradients": torch.is_grad_enabled(),
+        "dtype": torch.get_default_dtype(),
+        "device": torch.get_default_device(),
+        "threads": torch.get_num_threads(),
+        "precision": torch.get_float32_matmul_precision(),
+    }
+
+
+@pytest.mark.parametrize("when", ["loading", "scoring", "failing"])
+@pytest.mark.parametrize("what", CHANGED)
+def test_a_judge_changes_nothing_of_the_process(written, capsys, what, when):
+    pytest.importorskip("torch")
+    before = process_now()
+    if when == "loading":
+        text = CHANGES.format(first=CHANGED[what], then="pass")
+    else:
+        fault = "; raise ValueError" if when == "failing" else ""
+        text = CHANGES.format(first="", then=CHANGED[what] + fault)
+    judge = written(text)
+    if when == "failing":
+        with pytest.raises(JudgeFailure, match=r"judge\.py:4: score"):
+            judge.scores(RESPONSES, stage="rank")
+    else:
+        assert len(judge.scores(RESPONSES, stage="rank")) == 4
+        assert capsys.readouterr().out == "", "what it prints is not the program's output"
+    assert process_now() == before
+
+
+def test_a_judge_keeps_its_own_folder_and_variables(written, tmp_path):
+    (tmp_path / "beside").mkdir()
+    (tmp_path / "beside" / "words.txt").write_text("0.75")
+    judge = written(
+        "import os\nos.chdir('beside')\nos.environ['A_JUDGE_X'] = '1'\n"
+        "def score(prompt, completion, finished):\n"
+        "    return float(open('words.txt').read()) * float(os.environ['A_JUDGE_X'])\n"
+    )
+    assert judge.scores(RESPONSES[:1], stage="rank")[0].score == 0.75
+    assert Path.cwd() == tmp_path and "A_JUDGE_X" not in os.environ
+
+
+def test_ctrl_c_in_a_judge_is_ctrl_c(written):
+    judge = written(BODY.format("raise KeyboardInterrupt"))
+    with pytest.raises(KeyboardInterrupt):
+        judge.scores(RESPONSES, stage="rank")
+    with pytest.raises(KeyboardInterrupt):
+        written("raise KeyboardInterrupt\n")
 
 
 # --- the log --------------------------------------------------------------------------------------
@@ -474,6 +592,50 @@ def test_the_digest_is_that_of_the_module_and_its_files(written, tmp_path):
     second = written(text).digest
     assert second != first != written(PLAIN).digest != second
     assert written(text, file="moved.py").digest == second, "a name is no content"
+
+
+MANY = """import functools
+def rate(low, prompt, completion, finished):
+    return low
+def score(prompt, completion, finished):
+    return 1.0
+def other(prompt, completion, finished):
+    return 0.5
+def bounded(limit):
+    def bound(prompt, completion, finished):
+        return limit
+    return bound
+class Rater:
+    def __init__(self, low=0.5):
+        self.low = low
+    def score(self, prompt, completion, finished):
+        return self.low
+alias, Alias, wrapped = score, Rater, functools.partial(score)
+strict, lenient, severe = bounded(0.1), bounded(0.9), bounded(0.1)
+half, full, mid = functools.partial(rate, 0.5), functools.partial(rate, 1.0), Rater(0.25)
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ("score", "alias", True),
+        ("score", "wrapped", True),
+        ("Rater", "Alias", True),
+        ("strict", "severe", True),
+        ("score", "other", False),
+        ("strict", "lenient", False),
+        ("half", "full", False),
+        ("Rater", "mid", False),
+    ],
+)
+def test_a_judge_is_known_by_its_code_not_by_its_name(written, first, second, same):
+    module = f"many_{first}_{second}_x"
+    judges = [written(MANY, name, f"{module}.py").source for name in (first, second)]
+    assert judges[0].same_code(judges[1]) == judges[1].same_code(judges[0]) == same
+    text = f"from {module} import {first} as moved\n"
+    imported = written(text, "moved", "importing.py").source
+    assert judges[0].same_code(imported), "also where another file imports it"
 
 
 def test_parts_survive_the_log(written):

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from alpaca_rlhf import pipeline
+from alpaca_rlhf.checks import Checks
 from alpaca_rlhf.cli import main as cli
 from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.core.runs import RunFolder
-from alpaca_rlhf.judges import JudgeFailure
+from alpaca_rlhf.judges import Judge, JudgeFailure
 from alpaca_rlhf.judges.judge import MEND
 from alpaca_rlhf.models.base import load_base
 from alpaca_rlhf.pipeline import run_loop
@@ -36,10 +39,12 @@ from alpaca_rlhf.settings import (
 from alpaca_rlhf.settings import (
     Judge as JudgeEndpoint,
 )
+from alpaca_rlhf.settings.judge_names import parse_judge
 from alpaca_rlhf.settings.parsing import to_yaml
 from alpaca_rlhf.settings.steps import order
 from alpaca_rlhf.sources import source_of
 from alpaca_rlhf.stages import context, judging
+from alpaca_rlhf.stages.rollouts import RolloutSource
 from tests.prove import weights, without_times
 from tests.test_pipeline import Quiet
 
@@ -382,7 +387,66 @@ def test_who_gave_the_reward_is_not_the_only_judge(as_reward, home, tmp_path):
     copied = replace(only.evaluate, judge=f"{tmp_path}/copy.py:score")
     with pytest.raises(UserError, match=r"--evaluate\.judge .*copy\.py:score gives the reward too"):
         go(replace(only, evaluate=copied), tmp_path / "run")
+    (tmp_path / "copy.py").write_text(RANDOM + "\nalso = score\n")
+    named = replace(only.inputs, judge=f"{tmp_path}/copy.py:score")
+    alias = replace(only.evaluate, judge=f"{tmp_path}/copy.py:also")
+    with pytest.raises(UserError, match=r"--evaluate\.judge .*copy\.py:also gives the reward too"):
+        go(replace(only, inputs=named, evaluate=alias), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_checks_on_prompts_without_a_constraint_is_told_before_anything_begins(
+    settings, as_reward, tmp_path
+):
+    evaluate = replace(settings.evaluate, judge="checks")
+    checks = replace(settings.inputs, judge="checks")
+    watch = replace(settings.watch, every=1, scorer="checks")
+    for wrong, flag, split in (
+        (replace(settings, evaluate=evaluate), "evaluate.judge", "eval: 6 of 6"),
+        (replace(settings, inputs=checks), "inputs.judge", "rank: 8 of 8"),
+        (replace(as_reward, inputs=checks), "inputs.judge", "ppo: 6 of 6"),
+        (replace(settings, watch=watch), "watch.scorer", "dev: "),
+    ):
+        with pytest.raises(
+            UserError, match=rf"^--{flag} checks, split {split}.* prompts, the first"
+        ):
+            go(wrong, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_checks_that_compare_look_at_ppo_only_where_they_know_all_of_its_prompts():
+    known = Instruction("Why does it rain? Use at most 30 words.")
+    judges = judging.Judges(evaluates=Judge(parse_judge("checks"), Checks()))
+    for rows, watches in (([known], True), ([known, Instruction("Why?")], False)):
+        source = RolloutSource(SimpleNamespace(judges=judges), "ppo", 1, rows, None)
+        assert (source._watching is not None) == watches
+        if not watches:
+            assert source.completion_metrics([], []) == {}
+
+
+NARROW = """def rate(prompt, completion, finished):
+    return int(sum(completion.encode())) % 97 / 10_000
+"""
+
+
+def test_a_narrow_scale_is_told_with_its_flag_as_soon_as_it_has_ranked(settings, tmp_path):
+    (tmp_path / "narrow.py").write_text(NARROW)
+    inputs = replace(settings.inputs, judge=f"{tmp_path}/narrow.py:rate")
+    narrow = replace(settings, inputs=inputs)
+    with pytest.raises(UserError, match=r"^--rank\.tie-below 0\.03: no two .* give --rank\.tie-b"):
+        go(narrow, tmp_path / "run", until="rank")
+    # The same folder goes on with another value, and keeps what was sampled.
+    sampled = (tmp_path / "run" / "sample" / "completions.jsonl").read_bytes()
+    go(replace(narrow, rank=replace(settings.rank, tie_below=0.0)), tmp_path / "run", until="rank")
+    assert (tmp_path / "run" / "sample" / "completions.jsonl").read_bytes() == sampled
+    assert RunFolder.follow(tmp_path / "run").done("rank")["facts"]["verdicts"] > 10
+
+
+def test_equal_scores_are_told_as_soon_as_they_have_ranked(settings, tmp_path):
+    (tmp_path / "same.py").write_text(NARROW.replace("% 97", "% 1"))
+    inputs = replace(settings.inputs, judge=f"{tmp_path}/same.py:rate")
+    with pytest.raises(UserError, match=r"^--inputs\.judge same\.py:rate.* the same score .*tie"):
+        go(replace(settings, inputs=inputs), tmp_path / "run", until="rank")
 
 
 @pytest.mark.parametrize("judge", ["human", "llm"])
@@ -508,6 +572,27 @@ def test_a_reward_model_of_this_run_may_not_compare(settings, ranked, tmp_path):
     judge = f"reward:{out}/reward/adapter"
     with pytest.raises(UserError, match="is a reward model of this run"):
         go(replace(settings, evaluate=replace(settings.evaluate, judge=judge)), out)
+
+
+def test_a_reward_model_of_another_template_or_base_is_told_before_the_first_step(
+    settings, ranked, tmp_path
+):
+    """Of the template before the base is loaded, of the base as soon as it is."""
+    folder = shutil.copytree(ranked / "reward" / "adapter", tmp_path / "reward")
+    compares = replace(settings.evaluate, judge=f"reward:{folder}")
+    other = replace(settings, evaluate=compares, template="alpaca")
+    named = rf"^--evaluate\.judge reward:{folder}: trained on "
+    with pytest.raises(UserError, match=named + ".* with template brief, but this run has"):
+        go(other, tmp_path / "run")
+    lora = replace(settings, evaluate=compares, lora=Lora(r=8, alpha=8))
+    with pytest.raises(UserError, match=rf"^--evaluate\.judge reward:{folder}: r=4, alpha=8, but"):
+        go(lora, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    fingerprint = json.loads((folder / "fingerprint.json").read_text())
+    (folder / "fingerprint.json").write_text(json.dumps(fingerprint | {"base": "another"}))
+    with pytest.raises(UserError, match=named + ".* with base another, but this run has"):
+        go(replace(settings, evaluate=compares), tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists(), "nothing was trained"
 
 
 def test_a_folder_without_a_reward_model(settings, ranked, tmp_path):

@@ -431,10 +431,11 @@ def test_the_reward_model_judges_by_its_scores(home, tmp_path, capsys):
                 torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
             )
     head.save(folder)
-    code, said = typed(capsys, "judge", "--run", run, "--by", "reward")
+    every_order = ["--tie-below", "0"]
+    code, said = typed(capsys, "judge", "--run", run, "--by", "reward", *every_order)
     assert code == 0 and "3 rankings by judge:reward:" in said
     adapters = adapters_of(run_contents.settings_of(run))
-    scorer = RewardScorer(folder, 4, "judge")
+    scorer = RewardScorer(folder, 4, "judge", "--by")
     scorer.adapters = lambda: adapters
     for row, answers, ranking in _snapshot_rows(store, tmp_path / "s"):
         responses = [Response(row, one.text, one.finish_reason == "eos") for one in answers]
@@ -443,7 +444,8 @@ def test_the_reward_model_judges_by_its_scores(home, tmp_path, capsys):
         best = [scores[tier[0]] for tier in ranking.tiers]
         assert best == sorted(best, reverse=True) and len(set(best)) > 1
     # Nothing is left for the same model by its folder; one of another base is no unknown prompt.
-    assert "0 rankings" in typed(capsys, "judge", run, "--by", f"reward:{folder}")[1]
+    again = typed(capsys, "judge", run, "--by", f"reward:{folder}", *every_order)
+    assert "0 rankings" in again[1]
     other = tmp_path / "other"
     shutil.copytree(folder, other)
     (other / "head.safetensors").write_bytes((other / "head.safetensors").read_bytes() + b" ")
@@ -475,6 +477,21 @@ def test_the_gold_judge_knows_the_small_world_only(tmp_path, capsys):
         assert code == 0 and "1 rankings by judge:gold; 1 sets have no known answer" in said
         ((_, answers, ranking),) = _snapshot_rows(store, tmp_path / "s")
         assert ranking.tiers[0] == tuple(one.id for one in answers if one.text == good)
+
+
+def test_scores_tie_in_the_queue_as_they_do_in_the_run(home, tmp_path, capsys):
+    run, store = home
+    (tmp_path / "narrow.py").write_text(
+        "def rate(prompt, completion, finished):\n"
+        "    return sum(completion.encode()) % 97 / 10_000\n"
+    )
+    by = ["judge", "--run", run, "--by", f"{tmp_path}/narrow.py:rate"]
+    code, said = typed(capsys, *by)
+    assert code == 0 and "3 rankings by judge:narrow.py:rate:" in said
+    assert "pairs tied below --tie-below 0.03, so that every ranking is a tie" in said
+    code, said = typed(capsys, *by, "--tie-below", "0")
+    assert code == 0 and "3 rankings by judge:narrow.py:rate:" in said and "tied" not in said
+    assert all(len(ranking.tiers) > 1 for _, _, ranking in _snapshot_rows(store, tmp_path / "s"))
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,10 @@ from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.core.scorers import Scores, UnknownPrompt
 
 _MIN_WORDS = 4  # of an answer; Chinese characters count as words
+_CONSTRAINT = (
+    "no constraint that `checks` can verify, such as `Use at most 30 words.`; see all phrasings "
+    "with: alpaca-rlhf checks list"
+)
 
 
 @dataclass(frozen=True)
@@ -131,25 +135,25 @@ class Checks:
         Raises:
             UserError: There are some; the message names the first one.
         """
-        others = [prompt for prompt in prompts if not cls.can_judge(prompt)]
+        rows = list(prompts)
+        others = [row for row in rows if not cls.can_judge(row)]
         if others:
-            raise UserError(f"{flag}: {len(others)} prompts {_unknown(others[0])}")
+            raise UserError(
+                f"{flag}: {len(others)} of {len(rows)} prompts, the first {_shown(others[0])}, "
+                f"state {_CONSTRAINT}"
+            )
 
 
 def _request_of(prompt: Instruction) -> Request:
     request = read_request(user_text(prompt))
     if not request.constraints:
-        raise UnknownPrompt(f"the prompt {_unknown(prompt)}")
+        raise UnknownPrompt(f"the prompt {_shown(prompt)} states {_CONSTRAINT}")
     return request
 
 
-def _unknown(prompt: Instruction) -> str:
+def _shown(prompt: Instruction) -> str:
     text = " ".join(user_text(prompt).split())
-    shown = text if len(text) <= 60 else f"{text[:57]}..."
-    return (
-        f"{shown!r} states no constraint that `checks` can verify, such as `Use at most 30 words.`; "
-        "see all phrasings with: alpaca-rlhf checks list"
-    )
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
 def _conduct(request: Request, prompt: Instruction, answer: Answer) -> dict[str, float]:

@@ -21,11 +21,12 @@ from alpaca_rlhf.core.shell_words import quoted
 from alpaca_rlhf.judges import Judge
 from alpaca_rlhf.judges.score_log import LOG
 from alpaca_rlhf.preferences import JudgeIdentity, ScoreJudge
-from alpaca_rlhf.preferences.assignment import Candidates
+from alpaca_rlhf.preferences.assignment import Candidates, pairs
+from alpaca_rlhf.preferences.judges import tied_pairs
 from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.settings import Judge as JudgeEndpoint
 from alpaca_rlhf.settings import Loop
-from alpaca_rlhf.settings.bounds import Bounded, PositiveInt
+from alpaca_rlhf.settings.bounds import Bounded, NonNegativeFloat, PositiveInt
 from alpaca_rlhf.settings.judge_names import SCORERS, JudgeName, parse_judge
 from alpaca_rlhf.sources import source_of
 from alpaca_rlhf.sources.sampled import queue_sampled
@@ -56,6 +57,9 @@ class Judging(Bounded):
     `FILE.py:function` or `package.module:function`."""
     n: PositiveInt | None = None
     """Maximum number of sets to rank; by default all that wait."""
+    tie_below: NonNegativeFloat | None = None
+    """Answers whose scores are closer than this share a tier; by default the run's
+    --rank.tie-below."""
     judge: JudgeEndpoint = field(default_factory=JudgeEndpoint)
     """The model behind HTTP."""
 
@@ -160,10 +164,15 @@ def _by_scorer(store: Store, flags: Judging, settings: Loop, terminal: Terminal)
             loan.take()
         Judges(judge).lend(cache(lambda: adapters_of(settings)))
         scores: dict[str, float] = {}
-        ranker = ScoreJudge(judge.title, lambda prompt, completion: scores[completion.id])
+        ranker = ScoreJudge(
+            judge.title,
+            lambda prompt, completion: scores[completion.id],
+            tie_below=settings.rank.tie_below if flags.tie_below is None else flags.tie_below,
+            seed=settings.seed,
+        )
         sets = _waiting(store, flags, ranker.identity)
         terminal.start(_STAGE, f"{judge.title} ranks {len(sets)} sets of {flags.run}")
-        ranked = 0
+        ranked = verdicts = tied = 0
         # A reward model scores many sets at once; what any other judge said is saved set by set.
         at_once = _BATCH_SETS if name.kind == "reward" else 1
         for start in range(0, len(sets), at_once):
@@ -176,9 +185,14 @@ def _by_scorer(store: Store, flags: Judging, settings: Loop, terminal: Terminal)
                 rankings = [ranker.rank(prompt, completions) for prompt, completions in batch]
                 store.add_rankings(rankings, judge=ranker.identity)
                 ranked += len(rankings)
+                verdicts += sum(pairs(ranking.tiers) for ranking in rankings)
+                tied += tied_pairs(rankings, scores)
             terminal.step(_STAGE, start + len(batch), len(sets), {})
         terminal.finish(_STAGE, f"{ranked} sets ranked")
     summary = f"{ranked} rankings by {ranker.identity.annotator}"
+    if tied:
+        every = "" if verdicts else ", so that every ranking is a tie"
+        summary += f"; {tied} pairs tied below --tie-below {ranker.tie_below:g}{every}"
     unknown_count = len(sets) - ranked
     unknown = "no constraint to check" if name.kind == "checks" else "no known answer"
     return summary + (f"; {unknown_count} sets have {unknown}" if unknown_count else "")

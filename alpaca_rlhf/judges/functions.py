@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import importlib.util
 import inspect
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
@@ -18,6 +19,7 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.provenance import sha256_of
 from alpaca_rlhf.core.records import Instruction, content_hash
 from alpaca_rlhf.core.scorers import Response
+from alpaca_rlhf.judges.process_state import JudgeProcess
 from alpaca_rlhf.settings.judge_names import JudgeName
 
 BATCH_RESPONSES = 32
@@ -29,6 +31,17 @@ FILES = "FILES"
 _AGAIN = "mend it and run the same command again"
 """The end of a refusal of a file that Python cannot run: the next step."""
 _NOTHING = Response(Instruction(""), "", True)
+_HINTS = {
+    "Instruction": "; its text is prompt.instruction",
+    "Response": "; its texts are response.prompt.instruction and response.completion",
+}
+"""Expressions for the texts of an object that was taken for one, by the name of its type."""
+_PLACES = {
+    **dict.fromkeys(("prompt", "instruction", "question"), 0),
+    **dict.fromkeys(("completion", "response", "answer", "reply"), 1),
+    "finished": 2,
+}
+"""Names of a judge's parameters, with their places."""
 
 
 def batched(function: Callable[..., Any] | None = None, *, size: int = BATCH_RESPONSES) -> Any:
@@ -64,10 +77,16 @@ class JudgeFunction:
     """Hash of the function's name, its module, and the files that the module declares."""
     files: tuple[Path, ...]
     """The module, then the files that it declares."""
+    process: JudgeProcess = field(default_factory=JudgeProcess)
+    """Its working folder and environment; enter it to call the function."""
 
-    def __call__(self, responses: Sequence[Response]) -> Any:
-        """Call it: with a list if it is batched, else with the one response's three values."""
-        return self.call(*responses[0]) if self.batch_size is None else self.call(list(responses))
+    def __call__(self, responses: list[Response]) -> Any:
+        """Call it: with the list if it is batched, else with the one response's three values."""
+        return self.call(*responses[0]) if self.batch_size is None else self.call(responses)
+
+    def same_code(self, other: JudgeFunction) -> bool:
+        """True if it computes what another does, by whatever name and from whatever file."""
+        return _content(self.call) == _content(other.call)
 
     def place_of(self, trace: TracebackType | None) -> str:
         """`file:line` of the user's code at which an exception arose."""
@@ -86,12 +105,16 @@ def load_function(name: JudgeName, flag: str) -> JudgeFunction:
             cannot be called as a judge; the message names the line.
     """
     # 1. Run the module.
-    module = _from_file(name, flag) if name.is_file else _from_module(name, flag)
+    process = JudgeProcess()
+    load = _from_file if name.is_file else _from_module
+    module = load(name, flag, process)
     file = None if module.__file__ is None else Path(module.__file__)
     where = name.place if name.is_file else str(file or name.place)
     # 2. The function, or an object with one.
     member = _member(module, name, where)
-    judge = _instance(member, name.function, where) if inspect.isclass(member) else member
+    judge = member
+    if inspect.isclass(member):
+        judge = _instance(member, name.function, where, process)
     size = _batch_size(judge, where)
     is_object = not inspect.isroutine(judge) and (hasattr(judge, "score") or size is not None)
     call = judge
@@ -114,10 +137,10 @@ def load_function(name: JudgeName, flag: str) -> JudgeFunction:
     folder = file.parent if file is not None else Path()
     files = ((file,) if file is not None else ()) + _declared(module, folder, where)
     digest = content_hash(name.function, *(sha256_of(path) for path in files))
-    return JudgeFunction(call, name.function, place, folder, size, digest, files)
+    return JudgeFunction(call, name.function, place, folder, size, digest, files, process)
 
 
-def _from_file(name: JudgeName, flag: str) -> ModuleType:
+def _from_file(name: JudgeName, flag: str, process: JudgeProcess) -> ModuleType:
     path = name.path
     if not path.is_file():
         raise UserError(f"{flag} {name.text}: there is no file {name.place}; check the path")
@@ -128,11 +151,11 @@ def _from_file(name: JudgeName, flag: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[title] = module
     _let_import_from(path.resolve().parent)
-    _guarded(lambda: spec.loader.exec_module(module), path.parent, name.place)  # type: ignore[union-attr]
+    _guarded(lambda: spec.loader.exec_module(module), path.parent, name.place, process)  # type: ignore[union-attr]
     return module
 
 
-def _from_module(name: JudgeName, flag: str) -> ModuleType:
+def _from_module(name: JudgeName, flag: str, process: JudgeProcess) -> ModuleType:
     _let_import_from(Path.cwd())
     # 1. The folder of the package at the top. To find that imports nothing yet.
     try:
@@ -154,7 +177,7 @@ def _from_module(name: JudgeName, flag: str) -> ModuleType:
         if exists:
             modules.append(importlib.import_module(name.place))
 
-    _guarded(load, folder, name.place)
+    _guarded(load, folder, name.place, process)
     if not modules:
         raise UserError(
             f"{flag} {name.text}: there is no module {name.place}; install it, or give "
@@ -169,15 +192,18 @@ def _let_import_from(folder: Path) -> None:
         sys.path.append(str(folder))
 
 
-def _guarded(run: Callable[[], Any], folder: Path, where: str) -> None:
+def _guarded(run: Callable[[], Any], folder: Path, where: str, process: JudgeProcess) -> None:
     """Run a user's module, and tell what goes wrong in one line."""
     try:
-        run()
+        with process.entered():
+            run()
     except SyntaxError as error:
         file = where if error.filename is None else _short(Path(error.filename))
         line = f"{file}:{error.lineno or 1}"
         raise UserError(f"{line}: is not Python: {error.msg}; {_AGAIN}") from None
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         place = _place_in(folder, error.__traceback__) or where
         missing = isinstance(error, ModuleNotFoundError)
         step = "install that module, or put it beside the judge" if missing else _AGAIN
@@ -185,9 +211,15 @@ def _guarded(run: Callable[[], Any], folder: Path, where: str) -> None:
 
 
 def described(error: BaseException) -> str:
-    """An exception on one line: its type and its message."""
-    message = " ".join(str(error).split())
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+    """An exception on one line: its type, its message, and where the texts of a prompt are."""
+    try:
+        message = " ".join(str(error).split())
+    except Exception:  # a user's class may fail even here
+        message = ""
+    line = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    if isinstance(error, (AttributeError, TypeError)):
+        line += next((hint for name, hint in _HINTS.items() if f"'{name}'" in message), "")
+    return line
 
 
 def _member(module: ModuleType, name: JudgeName, where: str) -> Any:
@@ -208,10 +240,13 @@ def _member(module: ModuleType, name: JudgeName, where: str) -> Any:
     return member
 
 
-def _instance(judge_class: type, title: str, where: str) -> Any:
+def _instance(judge_class: type, title: str, where: str, process: JudgeProcess) -> Any:
     try:
-        return judge_class()
-    except Exception as error:
+        with process.entered():
+            return judge_class()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise UserError(
             f"{where}: {title}() raised {described(error)}; a class is made without arguments"
         ) from None
@@ -245,6 +280,14 @@ def _refuse_signature(call: Any, title: str, place: str, *, batched: bool) -> No
             f"{place}: {title}{signature} cannot be called as {title}{expected}; give it these "
             "arguments"
         ) from None
+    # Swapped arguments would raise nothing, and score the wrong text.
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [name for name, parameter in signature.parameters.items() if parameter.kind in kinds]
+    if not batched and any(_PLACES.get(name, i) != i for i, name in enumerate(names[:3])):
+        raise UserError(
+            f"{place}: {title}{signature} is called as {title}{expected}; put its parameters in "
+            "this order"
+        )
 
 
 def _declared(module: ModuleType, folder: Path, where: str) -> tuple[Path, ...]:
@@ -264,6 +307,26 @@ def _declared(module: ModuleType, folder: Path, where: str) -> tuple[Path, ...]:
             )
         paths.append(path)
     return tuple(paths)
+
+
+def _content(value: Any) -> Any:
+    """A value that is equal for two loads of one function: its file, its code, and what is bound.
+
+    A function of another file, or with other values bound to it, is another one.
+    """
+    if isinstance(value, functools.partial):
+        bound = (*map(_content, value.args), *sorted(value.keywords.items()))
+        return (_content(value.func), bound) if bound else _content(value.func)
+    function = getattr(value, "__func__", value)
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return value
+    file = Path(code.co_filename)
+    closure = [_content(cell.cell_contents) for cell in function.__closure__ or ()]
+    owner = getattr(value, "__self__", None)
+    state = getattr(owner, "__dict__", None)
+    digest = sha256_of(file) if file.is_file() else code.co_filename
+    return digest, code, function.__defaults__, function.__kwdefaults__, closure, state
 
 
 def _place_of_definition(call: Any, where: str) -> str:

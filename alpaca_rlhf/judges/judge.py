@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set, Sized
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -128,25 +128,30 @@ class Judge:
             if getattr(source, "batched", False):
                 return list(source.score_batch(batch))  # type: ignore[union-attr]
             return [source.score(*response) for response in batch]  # type: ignore[union-attr]
-        try:
-            value = source(batch)
-        except (Exception, SystemExit) as error:
-            place = source.place_of(error.__traceback__)
-            raise self._failure(place, f"raised {described(error)}", row(0)) from None
-        if source.batch_size is None:
-            return [value]
-        if not isinstance(value, Iterable) and not hasattr(value, "__getitem__"):
-            problem = f"returned {type(value).__name__}; return a list, a score for each response"
-            raise self._failure(source.place, problem, row(0))
-        # A generator runs the user's code only now, and may never end.
+        given = list(batch)
         values: list[Any] = []
         try:
-            for score in islice(value, len(batch) + 1):
-                values.append(score)
-        except (Exception, SystemExit) as error:
+            with source.process.entered():
+                value = source(given)
+                if source.batch_size is None:
+                    return [value]
+                problem = _no_list(value)
+                # A generator runs the user's code only now, and may never end.
+                for score in islice([] if problem else value, len(batch) + 1):
+                    values.append(score)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             place = source.place_of(error.__traceback__)
             number = min(len(values), len(batch) - 1)
             raise self._failure(place, f"raised {described(error)}", row(number)) from None
+        if not problem and given != list(batch):
+            problem = (
+                "changed the list that it was given, whose order tells which score is whose; "
+                "sort a copy: sorted(responses, ...)"
+            )
+        if problem:
+            raise self._failure(source.place, problem, row(0))
         if len(values) != len(batch):
             count: int | str = len(values)
             if len(values) > len(batch):
@@ -174,6 +179,18 @@ class Judge:
         failure = JudgeFailure(f"{place}: {function}() {problem} ({row}); {MEND}")
         failure.digest = self.digest
         return failure
+
+
+def _no_list(value: Any) -> str:
+    """Why a batched judge's return value holds no score for each response; empty if it may."""
+    wanted = "return a list, a score for each response in their order"
+    if isinstance(value, (Set, Mapping)):
+        return f"returned {type(value).__name__}, which tells no order of scores; {wanted}"
+    if isinstance(value, (str, bytes)):
+        return f"returned {type(value).__name__}; {wanted}"
+    if not isinstance(value, Iterable) and not hasattr(value, "__getitem__"):
+        return f"returned {type(value).__name__}; {wanted}"
+    return ""
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -104,21 +104,48 @@ def read_adapter(
     Raises:
         UserError: It is not there, or it belongs to another base, template or shape.
     """
-    if not (folder / "adapter_config.json").is_file():
-        raise UserError(f"{folder}: no adapter_config.json; give the folder of a PEFT LoRA adapter")
+    config = check_settings(folder, lora, fingerprint, f"{folder}", fits_earlier)
     try:
-        config = LoraConfig.from_pretrained(str(folder))
         weights: dict[str, Tensor] = load_peft_weights(str(folder), device="cpu")
     except Exception as error:  # whatever an empty or cut file provokes
         raise UserError(f"{folder}: {_unreadable(error)}") from None
-    if (config.r, config.lora_alpha) != (lora.r, lora.alpha):
-        raise UserError(
-            f"{folder}: r={config.r}, alpha={config.lora_alpha}, but this run has "
-            f"--lora.r {lora.r} --lora.alpha {lora.alpha}; use the adapter's own"
-        )
-    check_fingerprint(folder, fingerprint, f"{folder}", fits_earlier)
     check_adapter(config, folder)
     return weights
+
+
+def check_settings(
+    folder: Path,
+    lora: Lora,
+    fingerprint: Mapping[str, Any],
+    place: str,
+    fits_earlier: Callable[[object], bool],
+) -> LoraConfig:
+    """Compare an adapter of ours with this run, without its weights; returns its configuration.
+
+    Args:
+        folder: A plain PEFT folder.
+        lora: The shape that it must have.
+        fingerprint: The base, quantisation and template that it must have been trained with, or
+            those of them that are known.
+        place: Names the folder in the message.
+        fits_earlier: True for a fingerprint that an earlier version gave the same base.
+
+    Raises:
+        UserError: It is not there, or it belongs to another base, template or shape.
+    """
+    if not (folder / "adapter_config.json").is_file():
+        raise UserError(f"{place}: no adapter_config.json; give the folder of a PEFT LoRA adapter")
+    try:
+        config: LoraConfig = LoraConfig.from_pretrained(str(folder))
+    except Exception as error:  # whatever an empty or cut file provokes
+        raise UserError(f"{place}: {_unreadable(error)}") from None
+    if (config.r, config.lora_alpha) != (lora.r, lora.alpha):
+        raise UserError(
+            f"{place}: r={config.r}, alpha={config.lora_alpha}, but this run has "
+            f"--lora.r {lora.r} --lora.alpha {lora.alpha}; use the adapter's own"
+        )
+    check_fingerprint(folder, fingerprint, place, fits_earlier)
+    return config
 
 
 def _unreadable(error: Exception) -> str:

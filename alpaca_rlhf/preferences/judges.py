@@ -136,6 +136,21 @@ def dispersion(tiers: int, noise: float) -> float:
     return (low + high) / 2
 
 
+def tied_pairs(rankings: Iterable[Ranking], scores: Mapping[str, float]) -> int:
+    """Pairs that share a tier though their scores differ.
+
+    Args:
+        rankings: Rankings by score.
+        scores: Completion id to its score.
+    """
+    return sum(
+        scores[first] != scores[second]
+        for ranking in rankings
+        for tier in ranking.tiers
+        for first, second in combinations(tier, 2)
+    )
+
+
 def wrong_share(rankings: Iterable[Ranking], scores: Mapping[str, float]) -> float:
     """Share of verdicts (pairs in different tiers) whose order is the reverse of the true scores.
 

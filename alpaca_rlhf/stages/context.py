@@ -137,6 +137,7 @@ class Context:
             dense_gib=self.settings.sampling.dense_gib,
         )
         adapters.checkpointing(self.settings.checkpoints_on(self.base.device.type))
+        self.judges.refuse_other_base(adapters)  # now, not when the first score is asked for
         return adapters
 
     @cached_property

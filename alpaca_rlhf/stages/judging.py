@@ -13,12 +13,14 @@ from alpaca_rlhf.core.records import Instruction, content_hash
 from alpaca_rlhf.core.runs import RunFolder
 from alpaca_rlhf.core.scorers import Scores
 from alpaca_rlhf.judges import Judge, JudgeFailure, ScoreLog, load_function
+from alpaca_rlhf.judges.functions import JudgeFunction
 from alpaca_rlhf.judges.judge import MEND
 from alpaca_rlhf.judges.score_log import LOG
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.judge_names import SCORERS, JudgeName, parse_judge
 from alpaca_rlhf.settings.policies import REWARDED_STAGES
+from alpaca_rlhf.settings.steps import Step, suffixed
 from alpaca_rlhf.sources import SmallWorld, Source
 from alpaca_rlhf.stages.reward_judge import RewardScorer, reward_files
 
@@ -68,9 +70,22 @@ class Judges:
 
     def lend(self, adapters: Callable[[], Adapters]) -> None:
         """Let judges that are reward models use the run's base, once they need it."""
-        for judge in self.by_setting().values():
-            if isinstance(judge.source, RewardScorer):
-                judge.source.adapters = adapters
+        for scorer in self.reward_models():
+            scorer.adapters = adapters
+
+    def refuse_other_base(self, adapters: Adapters) -> None:
+        """Refuse reward models of another base, now that the run's is loaded.
+
+        Raises:
+            UserError: One of them belongs to another base, template or shape.
+        """
+        for scorer in self.reward_models():
+            scorer.refuse_other_base(adapters)
+
+    def reward_models(self) -> list[RewardScorer]:
+        """Those of them that are reward models."""
+        sources = [judge.source for judge in self.by_setting().values()]
+        return [source for source in sources if isinstance(source, RewardScorer)]
 
     def by_setting(self) -> dict[str, Judge]:
         """The judges by the setting that names them; one judge that does both stands once."""
@@ -106,13 +121,56 @@ def open_judges(settings: Loop, source: Callable[[], Source]) -> Judges:
         name = parse_judge(settings.evaluate.judge)
         same = ranks is not None and name == ranks.name
         evaluates = ranks if same else opened(name, EVALUATES)
-    if not settings.watch.every or settings.watch.scorer is None or not settings.rewarded:
-        return Judges(ranks, evaluates)
-    name = parse_judge(settings.watch.scorer)
-    named = [judge for judge in (ranks, evaluates) if judge is not None and judge.name == name]
-    judges = Judges(ranks, evaluates, named[0] if named else opened(name, WATCHES))
-    _refuse_reward_as_scorer(settings, judges)
+    judges = Judges(ranks, evaluates)
+    if settings.watch.every and settings.watch.scorer is not None and settings.rewarded:
+        name = parse_judge(settings.watch.scorer)
+        named = [judge for judge in (ranks, evaluates) if judge is not None and judge.name == name]
+        judges = Judges(ranks, evaluates, named[0] if named else opened(name, WATCHES))
+        _refuse_reward_as_scorer(settings, judges)
+    for scorer in judges.reward_models():
+        scorer.refuse_other_settings(settings)
     return judges
+
+
+def refuse_unknown_prompts(
+    settings: Loop, judges: Judges, source: Source, steps: Collection[Step]
+) -> None:
+    """Refuse prompts that state no constraint where `checks` is to judge their answers.
+
+    Args:
+        settings: Every number of the run.
+        judges: Its judges.
+        source: Its prompts.
+        steps: The steps that are yet to be run.
+
+    Raises:
+        UserError: There are some; the message names the setting and the first of them.
+    """
+    if settings.inputs.prompts_from == "checks":
+        return  # each of them was composed of constraints
+    # 1. The splits that each judge is asked about.
+    splits: dict[str, set[str]] = {RANKS: set(), EVALUATES: set(), WATCHES: set()}
+    for step in steps:
+        if step.stage == "rank":
+            splits[RANKS].add(suffixed("rank", step.round))
+        if step.stage in REWARDED_STAGES and settings.reward.source == "judge":
+            splits[RANKS].add(suffixed("ppo", step.round))
+        if step.stage in REWARDED_STAGES and settings.watch.every:
+            splits[WATCHES].add("dev")
+        if step.stage == "evaluate":
+            splits[EVALUATES] |= {settings.evaluate.split, *(["dev"] * settings.evaluate.dev)}
+    # 2. Their prompts.
+    by_setting = {RANKS: judges.ranks, EVALUATES: judges.evaluates, WATCHES: judges.held_out}
+    for setting, judge in by_setting.items():
+        if judge is None or not isinstance(judge.source, Checks):
+            continue
+        by_default = setting == EVALUATES and settings.evaluate.judge is None
+        flag = f"--{RANKS if by_default else setting} checks"
+        for split in sorted(splits[setting]):
+            Checks.refuse_others(source.prompts(split), f"{flag}, split {split}")
+        answers = settings.generate.recipe == "answers" and setting == RANKS
+        if answers and any(step.stage == "generate" for step in steps):
+            Checks.refuse_others(source.unanswered(), f"{flag}, prompts to answer")
 
 
 def _refuse_reward_as_scorer(settings: Loop, judges: Judges) -> None:
@@ -123,12 +181,11 @@ def _refuse_reward_as_scorer(settings: Loop, judges: Judges) -> None:
     """
     scorer, ranks = judges.held_out, judges.ranks
     assert scorer is not None
-    by_judge = settings.reward.source == "judge" and ranks is not None
-    same_files = ranks is not None and bool(ranks.digest) and ranks.digest == scorer.digest
+    by_judge = settings.reward.source == "judge"
     own_model = scorer.name.kind == "reward" and scorer.name.path.resolve().is_relative_to(
         settings.out.resolve()
     )
-    if (by_judge and (ranks is scorer or same_files)) or own_model:
+    if (by_judge and ranks is not None and _same(ranks, scorer)) or own_model:
         raise UserError(
             f"--{WATCHES} {scorer.name.text}: gives the reward, and would see nothing that the "
             f"reward does not; give another one: {SCORERS}"
@@ -149,8 +206,7 @@ def refuse_only_judge(settings: Loop, judges: Judges) -> None:
                 f"--reward.source judge: {ranks.name.text} gives the reward, and may not be the "
                 f"only judge of what it trained; give --evaluate.judge another one: {SCORERS}"
             )
-        same_files = ranks.digest == evaluates.digest if ranks.digest else False
-        if ranks is evaluates or same_files:
+        if _same(ranks, evaluates):
             raise UserError(
                 f"--evaluate.judge {evaluates.name.text} gives the reward too, and may not be the "
                 f"only judge of what it trained; give another one: {SCORERS}"
@@ -162,6 +218,15 @@ def refuse_only_judge(settings: Loop, judges: Judges) -> None:
                 f"--{setting} {judge.name.text}: is a reward model of this run, and may not judge "
                 "what it trained; give one of another run, or another judge"
             )
+
+
+def _same(judge: Judge, other: Judge) -> bool:
+    """True if two judges score by the same rule, whatever their names."""
+    if judge is other or (judge.digest and judge.digest == other.digest):
+        return True
+    source, other_source = judge.source, other.source
+    both = isinstance(source, JudgeFunction) and isinstance(other_source, JudgeFunction)
+    return both and source.same_code(other_source)
 
 
 def open_judge(
@@ -196,7 +261,8 @@ def open_judge(
         case "reward":
             files = reward_files(name.path, flag)
             digest = content_hash(*(sha256_of(path) for path in files))
-            scorer = RewardScorer(name.path, batch_size, f"judge_{digest[:8]}")
+            place = f"{flag} {name.text}"
+            scorer = RewardScorer(name.path, batch_size, f"judge_{digest[:8]}", place)
             return Judge(name, scorer, digest, tuple(files), ScoreLog(log))
         case _:
             raise UserError(f"{flag} {name.text}: this judge gives no scores")

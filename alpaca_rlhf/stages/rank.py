@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from alpaca_rlhf.models.batches import answer, prompt_ids
 from alpaca_rlhf.models.rollout import SampledCompletion, sample
 from alpaca_rlhf.preferences import DATABASE, JUDGE, ScoreJudge, read_snapshot, wrong_share
 from alpaca_rlhf.preferences.assignment import Candidates, pairs
-from alpaca_rlhf.preferences.judges import JudgeIdentity
+from alpaca_rlhf.preferences.judges import JudgeIdentity, tied_pairs
 from alpaca_rlhf.preferences.snapshot import Ranked
 from alpaca_rlhf.preferences.standing import Standing
 from alpaca_rlhf.preferences.store import Store
@@ -120,6 +120,9 @@ def _by_scorer(ctx: Context, round_: int) -> Outcome:
         seed=ctx.settings.seed,
     )
     rankings = [ranker.rank(prompt, group) for prompt, group in sets]
+    verdicts, tied = sum(pairs(ranking.tiers) for ranking in rankings), tied_pairs(rankings, scores)
+    if not verdicts:
+        raise UserError(_all_ties(judge.title, scores.values(), settings.tie_below, tied))
     with open_store(ctx.run.path) as store:
         origin = origin_of_stage(ctx.run.path, suffixed("sample", round_))
         store.add_sets(sets, origin=origin)
@@ -128,20 +131,38 @@ def _by_scorer(ctx: Context, round_: int) -> Outcome:
 
     # 3. Report.
     heard, (others, others_text, facts) = rankings_of_round(ctx, round_), _others(ctx, round_)
-    verdicts = sum(pairs(ranking.tiers) for ranking in rankings)
     facts |= {
         "judge": judge.title,
         "noise": noise,
         "verdicts": verdicts,
+        "tied_pairs": tied,
         "measured_wrong_share": wrong_share(rankings, scores),
         "mean_gold": sum(scores.values()) / len(scores),
         "by_people": sum(not _by_judge(ranking) for _, _, ranking in heard),
     }
     wrong = f"{100 * facts['measured_wrong_share']:.1f}% of them wrong on purpose"
     summary = f"{verdicts} verdicts, {wrong if noise else f'by {judge.title}'}"
+    if tied:
+        summary += f", {tied} pairs tied below --rank.tie-below {settings.tie_below:g}"
     if facts["by_people"]:
         summary += f"; {facts['by_people']} rankings by people stand above them"
     return Outcome(len(heard) + others, 0, summary + others_text, facts)
+
+
+def _all_ties(judge: str, scores: Collection[float], tie_below: float, tied: int) -> str:
+    """One line about scores of which no two completions of a prompt differ enough."""
+    low, high = min(scores), max(scores)
+    if not tied:
+        return (
+            f"--inputs.judge {judge}: gives all completions of each prompt the same score "
+            f"({low:g} to {high:g}), so every ranking is a tie and nothing can be learned; take "
+            "another judge, or sample more differing answers with --rank.temperature"
+        )
+    return (
+        f"--rank.tie-below {tie_below:g}: no two completions of a prompt differ by so much under "
+        f"{judge}, whose scores lie between {low:g} and {high:g}, so every ranking is a tie; give "
+        "--rank.tie-below 0, which ties equal scores alone"
+    )
 
 
 def _by_people(ctx: Context, round_: int) -> Outcome:

@@ -17,15 +17,18 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.scorers import Response
+from alpaca_rlhf.models.adapter_files import check_settings
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import Base
 from alpaca_rlhf.models.batches import Example, example
 from alpaca_rlhf.models.heads import HEAD, ScalarHead
 from alpaca_rlhf.models.scoring import score
+from alpaca_rlhf.settings import Loop
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", HEAD)
 """Files of a reward adapter of ours."""
 _CONFIG = "config.json"
+_OFFLINE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
 def reward_files(folder: Path, flag: str) -> list[Path]:
@@ -70,6 +73,8 @@ class RewardScorer:
     """Responses scored at once."""
     role: str
     """The adapter's name beside the run's own."""
+    place: str
+    """The flag with its value, as typed, for messages."""
     adapters: Callable[[], Adapters] | None = field(default=None, init=False)
     """Gives the run's base with its adapters, once a stage needs it."""
     batched: Literal[True] = field(default=True, init=False)
@@ -96,6 +101,33 @@ class RewardScorer:
         rewards = self._rewards(adapters, examples)
         return [float(value) for value in torch.sigmoid(rewards.double())]
 
+    def refuse_other_settings(self, settings: Loop) -> None:
+        """Refuse a reward adapter of another template or shape; the base is not loaded for it.
+
+        Raises:
+            UserError: The message names the flag and both values.
+        """
+        if (self.folder / HEAD).is_file():
+            known = {"base_name": settings.base, "template": settings.template}
+            check_settings(self.folder, settings.lora, known, self.place, lambda _: False)
+
+    def refuse_other_base(self, adapters: Adapters) -> None:
+        """Refuse a reward model of another base, once the run's is loaded.
+
+        Raises:
+            UserError: The message names the flag and both bases.
+        """
+        if (self.folder / HEAD).is_file():
+            check_settings(
+                self.folder,
+                adapters.lora,
+                adapters.fingerprint(),
+                self.place,
+                adapters.fits_earlier,
+            )
+        else:
+            _refuse_other_vocabulary(self.folder, adapters.base)
+
     def _rewards(self, adapters: Adapters, examples: Sequence[Example]) -> torch.Tensor:
         """(N,) rewards."""
         if not (self.folder / HEAD).is_file():
@@ -116,6 +148,29 @@ class RewardScorer:
         return self._loaded
 
 
+def _refuse_other_vocabulary(folder: Path, base: Base) -> None:
+    """Refuse an exported reward model that does not read the run's tokens.
+
+    Raises:
+        UserError: Its tokenizer cannot be read, or has another vocabulary.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), **_OFFLINE)
+    except Exception as error:  # whatever a cut or foreign file provokes
+        raise _unreadable(folder, error) from None
+    known = tokenizer.get_vocab()
+    if any(known.get(token) != number for token, number in base.tokenizer.get_vocab().items()):
+        raise UserError(
+            f"{folder}: its vocabulary is not that of --base {base.name}; give a reward model "
+            "on the same base"
+        )
+
+
+def _unreadable(folder: Path, error: Exception) -> UserError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UserError(f"{folder}: cannot be read ({reason}); export it anew")
+
+
 class _Classifier:
     """An exported reward model, which is a sequence classifier of its own.
 
@@ -129,19 +184,11 @@ class _Classifier:
 
     def __init__(self, folder: Path, base: Base) -> None:
         read: Any = AutoModelForSequenceClassification.from_pretrained
-        options = {"local_files_only": True, "trust_remote_code": False}
+        _refuse_other_vocabulary(folder, base)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), **options)
-            model = read(str(folder), dtype=base.dtype, **options)
+            model = read(str(folder), dtype=base.dtype, **_OFFLINE)
         except Exception as error:  # whatever a cut or foreign file provokes
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"{folder}: cannot be read ({reason}); export it anew") from None
-        known = tokenizer.get_vocab()
-        if any(known.get(token) != number for token, number in base.tokenizer.get_vocab().items()):
-            raise UserError(
-                f"{folder}: its vocabulary is not that of --base {base.name}; give a reward model "
-                "on the same base"
-            )
+            raise _unreadable(folder, error) from None
         self._model = model.to(base.device).eval()
         self._bias = float(model.config.score_bias)
         self._pad = int(model.config.pad_token_id)

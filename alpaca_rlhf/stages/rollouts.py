@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 
+from alpaca_rlhf.checks import Checks
 from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.core.scorers import Response
 from alpaca_rlhf.data import cluster_numbers
+from alpaca_rlhf.judges import Judge
 from alpaca_rlhf.models.batches import Example, answer, prompt_ids
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.rollout import SampledCompletion
@@ -19,6 +22,7 @@ from alpaca_rlhf.models.scoring import score
 from alpaca_rlhf.settings.steps import suffixed
 from alpaca_rlhf.stages.context import Context, second_of
 from alpaca_rlhf.stages.judge_reward import JudgeReward, judge_reward
+from alpaca_rlhf.stages.open_thoughts import tell_sampled
 from alpaca_rlhf.stages.outcome import Outcome
 from alpaca_rlhf.stages.watch_words import look_rows, watch_facts
 from alpaca_rlhf.training.rollouts import RewardScores, RolloutPrompt
@@ -85,15 +89,22 @@ class RolloutSource:
         self, prompts: Sequence[RolloutPrompt], completions: Sequence[SampledCompletion]
     ) -> dict[str, float]:
         """Scores by the judge of the evaluation, which watches where it is a rule of the kit's."""
-        watching = self.ctx.judges.watches
-        if watching is None:
+        if self._watching is None:
             return {}
-        verdicts = watching.scores(self._responses(prompts, completions), stage=self.stage)
+        verdicts = self._watching.scores(self._responses(prompts, completions), stage=self.stage)
         metrics = {"gold_score": sum(verdict.score for verdict in verdicts) / len(verdicts)}
         if "correct" in verdicts[0].parts:
             correct = sum(verdict.parts["correct"] for verdict in verdicts)
             metrics["gold_correct"] = correct / len(verdicts)
         return metrics
+
+    @cached_property
+    def _watching(self) -> Judge | None:
+        """The evaluation's judge, where it is a rule of the kit's that knows all of the prompts."""
+        judge = self.ctx.judges.watches
+        if judge is not None and isinstance(judge.source, Checks):
+            return judge if all(map(Checks.can_judge, self.rows)) else None
+        return judge
 
     def _reward_scores(
         self, prompts: Sequence[RolloutPrompt], completions: Sequence[SampledCompletion]
@@ -154,6 +165,7 @@ def rollout_source(ctx: Context, stage: str, round_: int) -> RolloutSource:
         UserError: The judge that gives the reward gives all completions of SFT the same score.
     """
     ctx.load("sft", "sft")
+    tell_sampled(ctx, stage)
     by_judge = judge_reward(ctx, round_) if ctx.settings.reward.source == "judge" else None
     watch = ctx.settings.watch
     watched = ctx.source.prompts("dev")[: watch.prompts] if watch.every else []
