@@ -139,7 +139,9 @@ MISTAKES = (
         ("--base half.gguf: is cut short or damaged", "download it again"),
     ),
     # --- rows to train on
-    Mistake("rows: UTF-16", f"{_DATA} utf16.jsonl", ("utf16.jsonl: is UTF-16 text",)),
+    Mistake(
+        "rows: UTF-16", f"{_DATA} utf16.jsonl", ("utf16.jsonl: is UTF-16 text; convert it: iconv",)
+    ),
     Mistake(
         "rows: a spreadsheet named .csv",
         f"{_DATA} excel.csv",
@@ -190,7 +192,11 @@ MISTAKES = (
     Mistake(
         "rows: a folder", f"{_DATA} folder", ("folder: is a folder; give one of the files in it",)
     ),
-    Mistake("rows: plain text", f"{_DATA} notes.txt", ("notes.txt:1: not JSON",)),
+    Mistake(
+        "rows: plain text",
+        f"{_DATA} notes.txt",
+        ("notes.txt: is plain text; if each line is a prompt: ",),
+    ),
     Mistake(
         "rows: a table without a header",
         f"{_DATA} noheader.csv",

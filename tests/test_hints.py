@@ -11,7 +11,7 @@ import pytest
 
 from alpaca_rlhf.core.bases import refuse_no_checkpoint
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.data import Reading, read_instructions, read_pairs
+from alpaca_rlhf.data import Reading, read_instructions, read_pairs, read_prompts
 from alpaca_rlhf.data.readers.columns import column_names
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.settings.inputs import Inputs
@@ -298,6 +298,41 @@ def test_latin_1_becomes_utf_8_as_printed(tmp_path, packed) -> None:
     subprocess.run(["bash", "-ec", command], cwd=tmp_path, check=True)
     (row,) = read_instructions(folder / "utf8-old rows.csv")
     assert row.instruction == "Grüß dich."
+
+
+TEXT = 'Grüß dich.\n\nSay "no".\n'
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_prompt_a_line_becomes_rows_as_printed(tmp_path, packed) -> None:
+    path = tmp_path / ("my prompts.txt.gz" if packed else "my prompts.txt")
+    path.write_bytes(gzip.compress(TEXT.encode()) if packed else TEXT.encode())
+    message = refused_by_run(path)
+    assert "is plain text; if each line is a prompt: " in message
+    command = message.partition("is a prompt: ")[2]
+    subprocess.run(["bash", "-ec", command], cwd=tmp_path, check=True)
+    rows = read_prompts(tmp_path / "my prompts.jsonl")
+    assert [row.instruction for row in rows] == ["Grüß dich.", 'Say "no".']
+    # Rows of JSON may stand in a file of any name.
+    (tmp_path / "rows.txt").write_text('\n {"prompt": "Go."}\n')
+    assert len(read_prompts(tmp_path / "rows.txt")) == 1
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("kind", ["utf-16", "utf-16-le", "utf-16-be", "old Mac"])
+def test_other_texts_become_rows_as_printed(tmp_path, kind, packed) -> None:
+    folder = tmp_path / "my files"
+    folder.mkdir()
+    text = "instruction,output\nGo, now.,Went.\n".replace("Go, now.", '"Go, now."')
+    data = text.replace("\n", "\r").encode() if kind == "old Mac" else text.encode(kind)
+    path = folder / ("old rows.csv.gz" if packed else "old rows.csv")
+    path.write_bytes(gzip.compress(data) if packed else data)
+    message = refused_by_run(path)
+    command = re.split("convert it: |alone: ", message)[1]
+    subprocess.run(["bash", "-ec", command], cwd=tmp_path, check=True)
+    (written,) = (file for file in folder.glob("*.csv") if file != path)
+    (row,) = read_instructions(written)
+    assert (row.instruction, row.output) == ("Go, now.", "Went.")
 
 
 @pytest.mark.parametrize("name", ["mine", "my base"])

@@ -20,6 +20,7 @@ from alpaca_rlhf.data import (
     read_rankings,
     write_instructions,
 )
+from alpaca_rlhf.data.readers.columns import column_names
 from tests.mutations import tried
 
 ALIKE = {"chosen": "The colour is blue.", "rejected": "The colour is loud."}
@@ -311,3 +312,137 @@ def test_one_system_text_may_stand_twice(tmp_path) -> None:
     assert pair.prompt.system == "Be brief. "
     message = refusal(read_instructions, write(tmp_path / "a.jsonl", row | {"system": "Be long."}))
     assert "second system turn" in message
+
+
+# --- lists within texts ---------------------------------------------------------------------------
+
+
+def test_messages_as_json_are_messages(tmp_path) -> None:
+    """As tables keep them; an answer to a text stays the text that it is."""
+    as_json = json.dumps([USER])
+    answered = json.dumps([USER, BLUE])
+    for row in ({"prompt": as_json}, {"messages": answered}, {"conversations": answered}):
+        (prompt,) = read_prompts(write(tmp_path / "a.jsonl", row))
+        assert prompt.instruction == "Which colour?"
+    row = {"prompt": as_json, "completion": json.dumps([BLUE])}
+    (read,) = read_instructions(write(tmp_path / "a.jsonl", row))
+    assert read.output == ALIKE["chosen"]
+    row = {"prompt": "Write a message.", "completion": json.dumps([BLUE])}
+    (read,) = read_instructions(write(tmp_path / "a.jsonl", row))
+    assert read.output == row["completion"]
+    pair = {"chosen": answered, "rejected": json.dumps([USER, LOUD])}
+    path = write(tmp_path / "a.jsonl", pair)
+    (pair,) = read_pairs(path)
+    assert (pair.prompt.instruction, pair.rejected) == ("Which colour?", ALIKE["rejected"])
+    code, _, _ = tried(["import", str(path), "--out", str(tmp_path / "out")])
+    record = json.loads((tmp_path / "out" / "pairs.jsonl").read_text())
+    assert code == 0 and record["instruction"] == "Which colour?"
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"prompt": '["Hi.", "And?"]'}, "`prompt` holds a list of texts as JSON"),
+        ({"prompt": "[{'role': 'user', 'content': 'Hi.'}]"}, "looks like a list of messages"),
+        ({"instruction": json.dumps([USER])}, "--columns instruction=prompt"),
+    ],
+)
+def test_a_list_as_text_is_no_prompt(tmp_path, row, words) -> None:
+    for read, answers in SHAPES:
+        assert words in refusal(read, write(tmp_path / "a.jsonl", row | answers))
+
+
+def test_lists_that_a_task_is_about_stay_texts(tmp_path) -> None:
+    row = {"instruction": "Sort it.", "input": '["b", "a"]', "output": '["a", "b"]'}
+    (read,) = read_instructions(write(tmp_path / "a.jsonl", row))
+    assert (read.input, read.output) == (row["input"], row["output"])
+    # Within a message a list is the user's own text, in the kit's own files as well.
+    text = json.dumps([USER])
+    messages = [{"role": "user", "content": text}, {"role": "assistant", "content": "Yo."}]
+    (read,) = read_instructions(write(tmp_path / "a.jsonl", {"messages": messages}))
+    write_instructions(tmp_path / "b.jsonl", [read])
+    assert read_instructions(tmp_path / "b.jsonl") == [read] and read.instruction == text
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_battles_of_kaggles_arena_are_pairs(tmp_path, as_json) -> None:
+    """lmsys's arena-55k: turns in lists, and a column for each winner."""
+
+    def battle(winner: str, *sides: list[str]) -> dict[str, Any]:
+        names = ("prompt", "response_a", "response_b")
+        lists = [json.dumps(side) if as_json else side for side in sides]
+        flags = {f"winner_{name}": int(name == winner) for name in ("model_a", "model_b", "tie")}
+        return {"id": 3, **dict(zip(names, lists, strict=True)), **flags}
+
+    path = write(
+        tmp_path / "a.jsonl",
+        battle("model_b", ["Hi."], ["Yo."], ["Hello."]),
+        battle("model_a", ["Hi.", "And?"], ["Yo.", "So."], ["Yo.", "No."]),
+        battle("tie", ["Hi."], ["a"], ["b"]),
+        battle("model_a", ["Hi.", "And?"], ["a", "b"], ["c", "d"]),
+    )
+    reading = Reading("rankings")
+    first, second = read_pairs(path, reading)
+    assert (first.prompt.instruction, first.chosen, first.rejected) == ("Hi.", "Hello.", "Yo.")
+    assert second.prompt.history == (("Hi.", "Yo."),)
+    assert (second.prompt.instruction, second.chosen) == ("And?", "So.")
+    assert reading.account.left_out == {"tie": 1, "unusable": 1}
+    assert set(reading.account.unread) == {"id"}
+    detected = detect_format(open_rows(str(path))).format
+    assert detected is not None and detected.name == "completion-ab"
+    for broken in (
+        battle("model_c", ["Hi."], ["a"], ["b"]),
+        battle("model_a", ["Hi."], ["a", "b"], ["b"]),
+    ):
+        assert "must hold one" in refusal(
+            read_pairs, write(path, broken)
+        ) or "one must be 1" in refusal(read_pairs, path)
+
+
+# --- verdicts and begun answers -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("columns", "answers"),
+    [
+        ({"instruction": "Why?"}, ("output_1", "output_2")),
+        ({"user_input": "Why?"}, ("completion_a", "completion_b")),
+    ],
+)
+def test_a_preference_of_0_and_1_alone_is_asked_about(tmp_path, columns, answers) -> None:
+    """Both readings that are offered work as they are printed."""
+    row = columns | dict(zip(answers, ("First.", "Second."), strict=True))
+    path = write(tmp_path / "a.jsonl", *[row | {"preference": value} for value in (0, 1, 1.0)])
+    message = refusal(read_pairs, path)
+    assert message.startswith(f"{path}: `preference` is 0 or 1 in every row")
+    offered = [part.split("; ")[0].split(" (")[0] for part in message.split("--columns ")[1:]]
+    chosen = [
+        [
+            pair.chosen
+            for pair in read_pairs(
+                path, Reading("rankings", columns=column_names(names, "--columns"))
+            )
+        ]
+        for names in offered
+    ]
+    assert chosen == [["First.", "Second.", "Second."], ["Second.", "First.", "First."]]
+    code, _, err = tried(["import", str(path), "--out", str(tmp_path / "out")])
+    assert code == 2 and "`preference` is 0 or 1 in every row" in err
+    # AlpacaFarm's own ties, which AlpacaEval writes as 1.5.
+    for ties in ((0, 2), (1.5, 1), ("tie", 1)):
+        reading = Reading("rankings")
+        write(path, *[row | {"preference": value} for value in ties])
+        assert len(read_pairs(path, reading)) == 1 and reading.account.left_out == {"tie": 1}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Human: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: Sure,",
+        "a\n<extra_id_1>Assistant\nb\n<extra_id_1>User\nc\n<extra_id_1>Assistant\nSure,",
+    ],
+)
+def test_a_begun_answer_is_no_prompt(tmp_path, text) -> None:
+    for read, answers in SHAPES:
+        message = refusal(read, write(tmp_path / "a.jsonl", {"prompt": text, **answers}))
+        assert "ends with a begun answer ('Sure,')" in message and "before both" in message

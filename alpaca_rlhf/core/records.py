@@ -87,11 +87,12 @@ class Instruction:
     def dialogue_columns(self) -> dict[str, Any]:
         """The columns `history` and `system` of a JSON line, left out where there are none.
 
-        A text that looks like a transcript has its `history` even if it is empty: beside one, the
-        readers take an instruction as it stands.
+        A text that looks like a transcript, or like messages as JSON, has its `history` even if it
+        is empty: beside one, the readers take an instruction as it stands.
         """
         columns: dict[str, Any] = {}
-        if self.history or any(mark in self.instruction for mark in _TRANSCRIPT_MARKS):
+        looks_read = any(mark in self.instruction for mark in _TRANSCRIPT_MARKS)
+        if self.history or looks_read or self.instruction.startswith("[{"):
             columns["history"] = self.history
         return columns | ({"system": self.system} if self.system else {})
 

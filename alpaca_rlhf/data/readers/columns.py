@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.data.readers.json_rows import Decoder, messages_in
 from alpaca_rlhf.data.readers.problems import BadRow, MarkedBad, short
 from alpaca_rlhf.data.readers.values import is_absent
 
@@ -28,6 +29,10 @@ INPUT = ("input", "context")
 OUTPUT = ("output", "completion", "response")
 MESSAGES_OR_TEXT = ("prompt", "context", *OUTPUT, "chosen", "rejected")
 """Columns that hold a text or a list of messages."""
+_JSON_MESSAGES = (
+    *("prompt", "context", "chosen", "rejected", *CONVERSATION, "conversation_a", "conversation_b"),
+)
+"""Columns in which messages may be written as JSON."""
 _MESSAGES = (*CONVERSATION, *MESSAGES_OR_TEXT, "conversation_a", "conversation_b")
 """Columns that may hold messages."""
 ANSWERS = ("responses", "completions")
@@ -72,7 +77,12 @@ class Comparison:
         return f"{', '.join(others)} or {last}"
 
 
-_PREFERENCE = (("1", "a"), ("2", "b"), ("tie", "0"))
+# AlpacaFarm's; a tie is 0 or 1.5 (tatsu-lab/alpaca_eval@7d16c26 metrics/winrate.py).
+Preference = tuple[str, tuple[str, ...]]
+"""A verdict, and the columns of the two answers and of a prompt that is called otherwise."""
+
+_PREFERENCE = (("1", "a"), ("2", "b"), ("tie", "0", "1.5"))
+_ARENA = (("model_a",), ("model_b",), ("tie", "tie (bothbad)", "both_bad"))
 _STRENGTH = (("-3", "-2", "-1"), ("1", "2", "3"), ("0",))
 COMPARED = (
     # GPT-4-LLM and AlpacaFarm.
@@ -84,10 +94,9 @@ COMPARED = (
     Comparison(
         ("conversation_a", "conversation_b"),
         "winner",
-        ("model_a",),
-        ("model_b",),
-        ("tie", "tie (bothbad)", "both_bad"),
+        *_ARENA,
     ),
+    Comparison(("response_a", "response_b"), "winner", *_ARENA),
     # PKU-SafeRLHF.
     Comparison(("response_0", "response_1"), "better_response_id", ("0",), ("1",)),
     # HelpSteer2's preferences, and HelpSteer3.
@@ -96,6 +105,9 @@ COMPARED = (
         ("response1", "response2"), "overall_preference", *_STRENGTH, "context", graded=True
     ),
 )
+
+ARENA_COLUMNS = ("prompt", "response_a", "response_b", "winner_model_a", "winner_model_b")
+"""Columns of a battle in Kaggle's form, beside `winner_tie`."""
 
 OTHER_VERDICTS = tuple(
     dict.fromkeys(
@@ -174,8 +186,13 @@ def renamed(row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """The row with its columns under their new names.
 
     A new name wins over a column of that name, unless nothing stands in the column that gets it.
-    Columns that become `-` are gone.
+    Columns that become `-` are gone. Messages that a text holds as JSON, as tables often keep them,
+    are messages.
     """
+    return _with_messages(_renamed(row, names))
+
+
+def _renamed(row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     if not names:
         return dict(row)
     new = {names[name]: value for name, value in row.items() if names.get(name, IGNORED) != IGNORED}
@@ -183,6 +200,50 @@ def renamed(row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     return kept | {
         name: value for name, value in new.items() if _is_there(value) or name not in kept
     }
+
+
+def _with_messages(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with lists of messages in the place of texts that hold them as JSON.
+
+    An answer to a prompt of text may be such a text.
+    """
+    decoder = Decoder()
+    for name in (*_JSON_MESSAGES, *OUTPUT):
+        text = row.get(name)
+        if isinstance(text, str) and (name not in OUTPUT or isinstance(row.get("prompt"), list)):
+            messages = messages_in(text, decoder)
+            if isinstance(messages, list):
+                row[name] = messages
+    return row
+
+
+def refuse_json_texts(row: Mapping[str, Any]) -> None:
+    """Refuse a prompt that is a list as JSON, and messages that are no JSON: both would be asked.
+
+    Raises:
+        BadRow: The row holds one.
+    """
+    decoder = Decoder()
+    for name in _JSON_MESSAGES:
+        messages = messages_in(row[name], decoder) if isinstance(row.get(name), str) else None
+        if isinstance(messages, BadRow):
+            raise BadRow(f"column `{name}` looks like a list of messages and is {messages}")
+    for name in INSTRUCTION:
+        text = row.get(name)
+        if row.get("history") is not None or not isinstance(text, str) or text[:1] != "[":
+            continue
+        value = decoder.decode(text)
+        if messages_in(text, decoder) is not None:
+            raise BadRow(
+                f"column `{name}` holds messages as JSON; they are read in `prompt`: --columns "
+                f"{name}=prompt (a run: --inputs.columns)"
+            )
+        if name == "prompt" and isinstance(value, list) and value:
+            if all(isinstance(part, str) for part in value):
+                raise BadRow(
+                    f"column `{name}` holds a list of texts as JSON, which would be asked as it "
+                    "stands: give the text alone, or messages (`role`, `content`)"
+                )
 
 
 def way_out(column: str) -> str:
@@ -194,8 +255,9 @@ def refuse_unsupported(row: Mapping[str, Any]) -> None:
     """Refuse a row that teaches something else when its other media are lost.
 
     Raises:
-        BadRow: It holds tools, images or the like.
+        BadRow: It holds tools, images or the like, or a list as JSON where a prompt stands.
     """
+    refuse_json_texts(row)
     media = [name for name, value in row.items() if _is_media(value)]
     for name in (*_OTHER_MEDIA, *media):
         if holds_something(row.get(name)):
@@ -278,9 +340,31 @@ def preference_shape(row: Mapping[str, Any]) -> PreferenceShape | None:
         return "chosen-rejected"
     if row.get(REJECTED_RESPONSE) is not None and isinstance(row.get("messages"), list):
         return "chosen-rejected"
-    if comparison_of(row) is not None:
+    if comparison_of(row) is not None or is_arena(row):
         return "completion-ab"
     return "ranking-list" if answers_column(row) is not None else None
+
+
+def is_arena(row: Mapping[str, Any]) -> bool:
+    """True for a battle as lmsys wrote it for Kaggle: lists of texts, and a column a winner."""
+    return all(row.get(name) is not None for name in ARENA_COLUMNS)
+
+
+def preference_of(row: Mapping[str, Any]) -> list[Preference]:
+    """The verdict in the column `preference`, and what it compares; empty for other rows."""
+    comparison = comparison_of(row)
+    if comparison is None or not comparison.optional or row.get(comparison.verdict) is None:
+        return []
+    prompt = [comparison.prompt] if row.get(comparison.prompt) is not None else []
+    return [(verdict_text(row[comparison.verdict]), (*comparison.answers, *prompt))]
+
+
+def verdict_text(value: object) -> str:
+    """A verdict as the table of comparisons writes it.
+
+    A column of whole numbers with gaps becomes floats in Parquet and CSV, hence the ".0".
+    """
+    return str(value).strip().lower().removesuffix(".0")
 
 
 def comparison_of(row: Mapping[str, Any]) -> Comparison | None:
@@ -402,6 +486,8 @@ def _read_rankings(row: Mapping[str, Any]) -> set[str]:
     if shape == "ranking-list":
         return {answers_column(row) or "", *_first(row, SCORES), "annotator", *prompt}
     comparison = comparison_of(row)
+    if comparison is None and is_arena(row):
+        return {*ARENA_COLUMNS, "winner_tie", *shared}
     if comparison is not None:
         if row.get(comparison.prompt) is not None:
             others = {name: value for name, value in row.items() if name != comparison.prompt}

@@ -23,6 +23,7 @@ from alpaca_rlhf.data.readers.columns import (
     messages_column,
     refuse_marked_bad,
     refuse_unsupported,
+    verdict_text,
 )
 from alpaca_rlhf.data.readers.conversations import (
     dialogue,
@@ -34,6 +35,7 @@ from alpaca_rlhf.data.readers.conversations import (
 from alpaca_rlhf.data.readers.formats import prompt_columns, source_of
 from alpaca_rlhf.data.readers.hints import suggested_columns
 from alpaca_rlhf.data.readers.preference_shapes import (
+    arena_conversations,
     implicit_texts,
     refuse_contradicted,
     refuse_unread_prompt,
@@ -106,9 +108,9 @@ def read_pairs(path: Path, reading: Reading | None = None) -> list[PreferencePai
     or `role`/`content`. One of the two answers may be empty: people sometimes prefer silence. A
     column `margin`, a number of at least 0, says how much better the chosen answer is. Two answers
     in other columns (`columns.COMPARED`: GPT-4-LLM, AlpacaFarm, SHP, Chatbot Arena, PKU-SafeRLHF,
-    HelpSteer) are ordered by their verdict; ties give no pair, and without `preference` the first
-    answer is the better one. Scores of `chosen` and `rejected` must agree with them; equal ones are
-    a tie.
+    HelpSteer, Kaggle's arena) are ordered by their verdict; ties give no pair, and without
+    `preference` the first answer is the better one. Scores of `chosen` and `rejected` must agree
+    with them; equal ones are a tie.
 
     Args:
         path: A JSON array or JSON lines, plain or gzipped.
@@ -129,6 +131,7 @@ def pairs_of(row: dict[str, Any], source: str) -> list[PreferencePair]:
         Tie: Its answers tie.
         BadRow: The row is broken.
     """
+    row = arena_conversations(row)
     refuse_unsupported(row)
     refuse_marked_bad(row, LOSS_FLAGS)
     comparison = comparison_of(row)
@@ -266,9 +269,8 @@ def _verdict(row: Mapping[str, Any], comparison: Comparison) -> str:
         raise BadRow(
             f"`{name}` is empty: {comparison.expected} says which answer is the better one"
         )
-    # A column of whole numbers with gaps becomes floats in Parquet and CSV, hence the ".0". A
-    # verdict may also be the name of its answer's column.
-    verdict = str(value).strip().lower().removesuffix(".0")
+    # A verdict may also be the name of its answer's column.
+    verdict = verdict_text(value)
     names = dict(zip(comparison.answers, (comparison.first[0], comparison.second[0]), strict=True))
     verdict = names.get(verdict, verdict)
     if verdict not in (*comparison.first, *comparison.second, *comparison.ties):

@@ -135,7 +135,8 @@ FORMATS: dict[str, Format] = {
             "user_input, prompt or instruction, and two answers with a verdict: completion_a, "
             "completion_b (or output_1, output_2), preference; history, human_ref_A, human_ref_B, "
             "labels; conversation_a, conversation_b, winner; response_0, response_1, "
-            "better_response_id; response_1, response_2, preference_strength",
+            "better_response_id; response_1, response_2, preference_strength; response_a, "
+            "response_b, winner",
             _has_shape("completion-ab"),
             _pairs,
         ),

@@ -14,14 +14,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import atomic_write, json_text, new_folder, writing
-from alpaca_rlhf.data.readers.columns import RowKind, renamed, unread_columns
+from alpaca_rlhf.data.readers.columns import (
+    Preference,
+    RowKind,
+    preference_of,
+    renamed,
+    unread_columns,
+)
 from alpaca_rlhf.data.readers.detection import Columns, DetectedFormat, Kind
 from alpaca_rlhf.data.readers.hints import columns_argument, suggested_columns
 from alpaca_rlhf.data.readers.message_trees import GatheredRow, numbers_of
@@ -34,6 +40,7 @@ from alpaca_rlhf.data.readers.problems import (
     Unreadable,
     short,
 )
+from alpaca_rlhf.data.readers.reading import refuse_zero_and_one
 from alpaca_rlhf.data.readers.rows import Rows, no_rows
 
 SCHEMA = 1
@@ -63,6 +70,10 @@ class RowTally:
         """Answers of rows that are kept which stand in no record, by reason."""
         self.unread: Counter[str] = Counter()
         """Columns that are not read, and in how many rows each stands."""
+        self.preferences: Counter[Preference] = Counter()
+        """Verdicts of the column `preference`, each with what it compares."""
+        self.columns: Mapping[str, str] = {}
+        """New names of its columns."""
         self.unreadable = False
         """True once the source cannot be read to its end."""
         self.repeated = 0
@@ -84,8 +95,11 @@ class RowTally:
         dropped: Callable[[int, str], None] = lambda number, reason: None,
     ) -> Iterator[Columns]:
         """Canonical records in order; calls `dropped` with the number and reason of other rows."""
+        self.columns = detected.columns
         for number, row in self.source:
             numbers = numbers_of(number, row)
+            if isinstance(row, dict):
+                self.preferences.update(preference_of(renamed(row, detected.columns)))
             self.rows += len(numbers)
             try:
                 converted = detected.convert(row, self.source.origin)
@@ -257,6 +271,7 @@ def refuse_broken(tallies: Sequence[RowTally], *, allowed: bool) -> None:
             raise UserError(f"{tally.broken.summary(tally.rows)}; {remedy}")
         if not tally.rows:
             raise UserError(no_rows(tally.source.name))
+        refuse_zero_and_one(tally.source.name, tally.preferences, tally.columns)
         if not tally.kept:
             reason, count = next(iter(tally.dropped.items()))
             raise UserError(

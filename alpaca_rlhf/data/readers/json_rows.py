@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -19,6 +20,8 @@ ROW_LIMIT = 16 * 2**20
 NOT_UTF8 = "not UTF-8 text; save the file as UTF-8"
 """Message about bytes that are not UTF-8."""
 
+_MESSAGES = re.compile(r"""\s*\[\s*\{.*["'](role|from)["']\s*:""", re.DOTALL)
+"""The beginning of a text that looks like messages."""
 _CHUNK = 2**18
 # An error this near the end of the window, in characters, may be a literal, number or escape that
 # continues beyond it.
@@ -65,6 +68,22 @@ class Decoder:
 
     def _constant(self, name: str) -> None:
         self._flaws.append(f"not JSON: {name}; write null where there is no value")
+
+
+def messages_in(text: str, decoder: Decoder) -> Any:
+    """The messages that a text holds as JSON; None for any other text.
+
+    A text that looks like messages and is no JSON is a `BadRow`.
+    """
+    if not text.lstrip().startswith("["):
+        return None
+    value = decoder.decode(text)
+    if isinstance(value, BadRow):
+        return BadRow("not JSON; write it with json.dumps") if _MESSAGES.match(text) else None
+    are_messages = bool(value) and all(
+        isinstance(part, dict) and {"role", "from"} & set(part) for part in value
+    )
+    return value if are_messages else None
 
 
 def lines_of(stream: BinaryIO) -> Iterator[tuple[int, bytes | None]]:

@@ -16,17 +16,22 @@ from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data.readers.columns import (
     ANSWER_RATINGS,
     ANSWER_TEXTS,
+    ARENA_COLUMNS,
     CONVERSATION,
     IGNORED,
     INPUT,
     LOSS_FLAGS,
     PAIR_SCORES,
     SYSTEM,
+    comparison_of,
     holds_something,
+    is_arena,
     prompt_column,
+    verdict_text,
 )
 from alpaca_rlhf.data.readers.conversations import Turn, read_turns
 from alpaca_rlhf.data.readers.hints import columns_argument
+from alpaca_rlhf.data.readers.json_rows import Decoder
 from alpaca_rlhf.data.readers.problems import BadRow, DifferentPrompts, NoColumn, Tie, listed, short
 from alpaca_rlhf.data.readers.template_marks import HEADER
 from alpaca_rlhf.data.readers.transcripts import transcript_of
@@ -113,6 +118,52 @@ def whole_conversations(
                 f"`prompt` is none of the user's turns of `{better}`; take one of them out"
             )
     return before, chosen[-1][1], rejected[-1][1]
+
+
+def arena_conversations(row: dict[str, Any]) -> dict[str, Any]:
+    """A battle in Kaggle's form as two conversations and a winner; any other row as it is.
+
+    Prompt and answers are lists of texts, turn by turn, or their JSON.
+
+    Raises:
+        BadRow: They are of different lengths, or not just one column names a winner.
+    """
+    if not is_arena(row) or comparison_of(row) is not None:
+        return row
+    # 1. The one column that is 1 says who won.
+    flags = {
+        winner: verdict_text(row.get(name))
+        for name, winner in (("winner_model_a", "model_a"), ("winner_model_b", "model_b"))
+    }
+    flags["tie"] = verdict_text(row.get("winner_tie") or 0)
+    winners = [name for name, flag in flags.items() if flag in ("1", "true")]
+    if len(winners) != 1 or {*flags.values()} - {"0", "1", "true", "false"}:
+        raise BadRow(
+            "of `winner_model_a`, `winner_model_b` and `winner_tie` one must be 1, the others 0"
+        )
+    # 2. The turns of both, each with its own answers.
+    questions, *sides = (_turn_texts(row, name) for name in ARENA_COLUMNS[:3])
+    if any(len(side) != len(questions) for side in sides):
+        raise BadRow("`response_a` and `response_b` must hold one answer for each text of `prompt`")
+    conversations = [
+        [
+            {"role": role, "content": text}
+            for turn in zip(questions, side, strict=True)
+            for role, text in zip(("user", "assistant"), turn, strict=True)
+        ]
+        for side in sides
+    ]
+    columns = dict(zip(("conversation_a", "conversation_b"), conversations, strict=True))
+    others = {name: value for name, value in row.items() if name not in ARENA_COLUMNS}
+    return {**others, **columns, "winner": winners[0]}
+
+
+def _turn_texts(row: Mapping[str, Any], name: str) -> list[Any]:
+    value = row[name]
+    if not isinstance(value, str):
+        return value if isinstance(value, list) else [value]
+    decoded = Decoder().decode(value) if value.startswith("[") else value
+    return decoded if isinstance(decoded, list) else [value]
 
 
 def implicit_texts(chosen: str, rejected: str) -> Dialogues | None:

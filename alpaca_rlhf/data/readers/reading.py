@@ -10,7 +10,14 @@ from functools import partial
 from typing import Any
 
 from alpaca_rlhf.core.errors import UserError
-from alpaca_rlhf.data.readers.columns import RowKind, renamed, unread_columns
+from alpaca_rlhf.data.readers.columns import (
+    Preference,
+    RowKind,
+    preference_of,
+    renamed,
+    unread_columns,
+)
+from alpaca_rlhf.data.readers.hints import columns_argument
 from alpaca_rlhf.data.readers.message_trees import GatheredRow
 from alpaca_rlhf.data.readers.problems import Omitted, Reason, short
 
@@ -33,6 +40,8 @@ class FileAccount:
     """Columns that are not read, and in how many rows each stands."""
     renamed: set[str] = field(default_factory=set)
     """Columns that were given a new name or left out."""
+    preferences: Counter[Preference] = field(default_factory=Counter)
+    """Verdicts of the column `preference`, each with what it compares."""
     places: list[str] = field(default_factory=list)
     """Place and problem of the first rows that were left out."""
     _row_of_record: array[int] = field(default_factory=partial(array, "q"), repr=False)
@@ -166,7 +175,40 @@ class Reading:
             return row
         unread = unread_columns(row, self.kind, self.columns)
         self.account.unread.update(short(name) for name in unread)
-        return renamed(row, self.columns)
+        columns = renamed(row, self.columns)
+        self.account.preferences.update(preference_of(columns))
+        return columns
+
+
+def refuse_zero_and_one(
+    name: str, preferences: Mapping[Preference, int], columns: Mapping[str, str]
+) -> None:
+    """Refuse verdicts that are 0 in some rows, 1 in the others, and 2 in none.
+
+    AlpacaFarm's are 1, 2, and 0 for a tie; these count the answers from 0, or say if the first is
+    better.
+
+    Args:
+        name: The file.
+        preferences: Verdicts of its column `preference`, with the columns that they compare.
+        columns: New names of columns that were given.
+
+    Raises:
+        UserError: They are such.
+    """
+    if {verdict for verdict, _ in preferences} != {"0", "1"}:
+        return
+    (first, second, *others) = next(iter(preferences))[1]
+    prompt = dict.fromkeys(others, "prompt")
+    counted = {first: "response_0", second: "response_1", "preference": "better_response_id"}
+    flagged = {first: "human_ref_A", second: "human_ref_B", "preference": "labels"}
+    counted, flagged = counted | prompt, flagged | prompt
+    raise UserError(
+        f"{name}: `preference` is 0 or 1 in every row, and means 1 for the first answer, 2 for the "
+        f"second, 0 for a tie; if 0 is the first and 1 the second: --columns "
+        f"{columns_argument(counted, columns)}; if 0 is the second and 1 the first: --columns "
+        f"{columns_argument(flagged, columns)} (a run: --inputs.columns); if 0 is a tie, write tie"
+    )
 
 
 def refuse_absent_columns(

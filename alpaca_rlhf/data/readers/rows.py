@@ -7,6 +7,7 @@ with its line.
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import gzip
 import re
@@ -41,7 +42,7 @@ from alpaca_rlhf.data.readers.problems import (
     listed,
     short,
 )
-from alpaca_rlhf.data.readers.reading import Reading, reasons_text
+from alpaca_rlhf.data.readers.reading import Reading, reasons_text, refuse_zero_and_one
 from alpaca_rlhf.data.readers.tables import (
     HUB,
     csv_rows,
@@ -69,6 +70,8 @@ Container = Literal["JSON", "JSON lines", "CSV", "Parquet", "dataset"]
 _SAVED_DATASET_FILES = ("dataset_info.json", "dataset_dict.json")
 _GZIP_MAGIC = b"\x1f\x8b"
 _PARQUET_MAGIC = b"PAR1"
+_START_BYTES = 2**16
+_BLANKS = b"\xef\xbb\xbf \t\r\n"
 # First bytes of formats that are refused by name.
 _FOREIGN_MAGIC = {
     b"PK\x03\x04": "a zip archive or a spreadsheet",
@@ -76,12 +79,19 @@ _FOREIGN_MAGIC = {
     b"BZh": "compressed with bzip2",
     b"\xfd7zXZ": "compressed with xz",
     b"ARROW1": "an Arrow file",
+    b"\xff\xff\xff\xff": "an Arrow shard of a saved dataset (give the folder that holds its "
+    "dataset_info.json)",
+    b"\x80\x02": "a pickle, which may run code when it is opened",
+    b"\x80\x03": "a pickle, which may run code when it is opened",
+    b"\x80\x04": "a pickle, which may run code when it is opened",
+    b"\x80\x05": "a pickle, which may run code when it is opened",
+    b"\x93NUMPY": "an array of NumPy",
+    b"\x89HDF": "an HDF5 file",
+    b"7z\xbc\xaf": "a 7z archive",
     b"SQLite format 3": "a database",
     b"%PDF": "a PDF",
     b"\xd0\xcf\x11\xe0": "an old spreadsheet or document",
     b"version https://": "a pointer of git-lfs (git lfs pull fetches the file)",
-    b"\xff\xfe": "UTF-16 text",
-    b"\xfe\xff": "UTF-16 text",
     _PARQUET_MAGIC: "a gzipped Parquet file",
 }
 
@@ -163,6 +173,8 @@ class RowFile:
         with _reading(self.path), self.path.open("rb") as raw:
             self._raw, self._length = raw, self.path.stat().st_size
             with cast(BinaryIO, gzip.open(raw)) if self._gzipped else raw as stream:
+                if self.container != "Parquet":
+                    self._refuse_foreign_text(stream)
                 if self.container == "CSV":
                     yield from csv_rows(stream, self.path, self._columns, gzipped=self._gzipped)
                 elif _begins_array(stream):
@@ -172,6 +184,28 @@ class RowFile:
                     self._refuse_one_object(stream)
                     yield from line_rows(stream)
             self._raw = None
+
+    def _refuse_foreign_text(self, stream: BinaryIO) -> None:
+        """Refuse text that is no rows, with the command that makes them; leaves the stream at 0."""
+        start = stream.read(_START_BYTES)
+        stream.seek(0)
+        source = f"gzip -dc {quoted(self.path)} |" if self._gzipped else ""
+        name = self.path.name.removesuffix(".gz") if self._gzipped else self.path.name
+        target = quoted(self.path.with_name(f"lines-{name}"))
+        file = "" if self._gzipped else f" < {quoted(self.path)}"
+        # 1. Lines of old Macs, which end with a carriage return alone. In JSON it is a blank.
+        is_table = self.container == "CSV" or start.lstrip(_BLANKS).startswith(b"{")
+        if is_table and b"\r" in start.strip() and b"\n" not in start:
+            command = f"{source} tr '\\r' '\\n'{file} > {target}".strip()
+            raise UserError(f"{self.path}: its lines end with carriage returns alone: {command}")
+        # 2. Lines of plain text.
+        plain = self.path.name.lower().removesuffix(".gz").endswith((".txt", ".text", ".md"))
+        if plain and start.strip() and not start.lstrip(_BLANKS).startswith((b"{", b"[")):
+            code = 'import json, sys; [print(json.dumps({"prompt": line.strip()})) for line in '
+            code += "sys.stdin.buffer.read().decode().splitlines() if line.strip()]"
+            target = quoted(Path(name).with_suffix(".jsonl").name)
+            command = f"{source} python3 -c {quoted(code)}{file} > {target}".strip()
+            raise UserError(f"{self.path}: is plain text; if each line is a prompt: {command}")
 
     def _refuse_one_object(self, stream: BinaryIO) -> None:
         """Refuse a file whose rows lie within one object; leaves the stream at its start."""
@@ -314,6 +348,7 @@ def collect(
         raise UserError(problems.summary(account.rows) + _next_step(path, reading, foreign))
     if not account.rows:
         raise UserError(no_rows(str(path)))
+    refuse_zero_and_one(str(path), account.preferences, reading.columns)
     if not account.used and (valid_left_out or problems.total):
         left_out = reasons_text(account.left_out)
         raise UserError(f"{path}: nothing is left of its {account.rows} rows: {left_out}")
@@ -425,13 +460,33 @@ def _container(path: Path, head: bytes, suffix: str, *, gzipped: bool) -> Contai
         raise UserError(
             f"{path}: is not a Parquet file, in spite of its name; is it truncated or damaged?"
         )
+    encoding = _wide_encoding(head)
+    if encoding is not None:
+        name = path.name.removesuffix(".gz") if gzipped else path.name
+        source = f"gzip -dc {quoted(path)} | " if gzipped else ""
+        command = f"{source}iconv -f {encoding} -t UTF-8{'' if gzipped else f' {quoted(path)}'}"
+        target = quoted(path.with_name(f"utf8-{name}"))
+        raise UserError(f"{path}: is UTF-16 text; convert it: {command} > {target}")
+    if b"\x00" in head:
+        raise UserError(
+            f"{path}: is not text; expected JSON, JSON lines (both also gzipped), CSV or Parquet"
+        )
     return "CSV" if suffix.endswith((".csv", ".tsv")) else "JSON lines"
+
+
+def _wide_encoding(head: bytes) -> str | None:
+    """The encoding of text in UTF-16, with or without a byte order mark; None for other bytes."""
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "UTF-16"
+    pairs = zip(head[::2], head[1::2], strict=False)
+    zeros = {(not first, not second) for first, second in pairs} - {(False, False)}
+    return {((True, False),): "UTF-16BE", ((False, True),): "UTF-16LE"}.get(tuple(zeros))
 
 
 def _begins_array(stream: BinaryIO) -> bool:
     """True if the first character is an opening bracket; leaves the stream at its start."""
     head = stream.read(1024)
-    while head and not head.strip(b"\xef\xbb\xbf \t\r\n"):
+    while head and not head.strip(_BLANKS):
         head = stream.read(1024)
     stream.seek(0)
-    return head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+    return head.lstrip(_BLANKS).startswith(b"[")

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.shell_words import quoted
 from alpaca_rlhf.data.readers.columns import MESSAGES_OR_TEXT, RANKED_ANSWERS
-from alpaca_rlhf.data.readers.json_rows import ROW_LIMIT, Decoder, lines_of
+from alpaca_rlhf.data.readers.json_rows import ROW_LIMIT, Decoder, lines_of, messages_in
 from alpaca_rlhf.data.readers.problems import BadRow, Unreadable, listed, short
 
 HUB = "hub:"
@@ -29,7 +29,8 @@ KNOWN_COLUMNS = frozenset(
     "conversations instances chosen rejected margin user_input completion_a completion_b output_1 "
     "output_2 preference responses completions ranks scores ratings annotator label kto_tag "
     "human_ref_A human_ref_B labels conversation_a conversation_b winner response_0 response_1 "
-    "better_response_id response_2 preference_strength context masked_replies".split()
+    "better_response_id response_2 preference_strength context masked_replies "
+    "response_a response_b winner_model_a winner_model_b winner_tie".split()
 )
 """Columns that the readers use."""
 
@@ -37,9 +38,8 @@ _LIST_COLUMNS: tuple[str, ...] = ("messages", "conversations", "instances", "his
 _LIST_COLUMNS += ("masked_replies", "conversation_a", "conversation_b")
 _LIST_COLUMNS += ("responses", "completions", "ranks", "scores", "ratings")
 _NULLABLE_COLUMNS = (*_LIST_COLUMNS, "margin", "preference")
-_MESSAGES = re.compile(r"""\s*\[\s*\{.*["'](role|from)["']\s*:""", re.DOTALL)
-"""The beginning of a cell that looks like messages."""
 _BATCH_ROWS = 256
+_DELIMITER_LINE = re.compile(r"\s*\"?sep=(.)\"?\s*", re.IGNORECASE)
 
 
 def csv_rows(
@@ -69,6 +69,12 @@ def csv_rows(
     number, line = first
     known = KNOWN_COLUMNS | set(columns or {})
     delimiter = max(",;\t|", key=lambda char: len(known & set(_cells(line, char))))
+    # Excel takes, and some programs write, a first line that names the delimiter.
+    if (naming := _DELIMITER_LINE.fullmatch(line)) is not None:
+        delimiter = naming[1]
+        number, line = next(((at, text) for at, text in lines if text.strip()), (number, ""))
+        if not line:
+            return
     names = _cells(line, delimiter)
     repeated = next((name for name in names if name and names.count(name) > 1), None)
     if repeated is not None:
@@ -279,15 +285,10 @@ def _messages_or_text(cell: str, name: str, decoder: Decoder, *, any_list: bool)
         decoder: Decodes JSON.
         any_list: Take every list, as one of answers.
     """
-    if not cell.lstrip().startswith("["):
-        return cell
-    value = decoder.decode(cell)
-    if isinstance(value, BadRow):
-        if _MESSAGES.match(cell):
-            return BadRow(
-                f"column `{name}` of a CSV looks like a list of messages and is not JSON; write it "
-                "with json.dumps"
-            )
-        return cell
-    messages = [part for part in value if isinstance(part, dict) and {"role", "from"} & set(part)]
-    return value if value and (any_list or len(messages) == len(value)) else cell
+    messages = messages_in(cell, decoder)
+    if isinstance(messages, BadRow):
+        return BadRow(f"column `{name}` of a CSV looks like a list of messages and is {messages}")
+    if messages is None and any_list and cell.lstrip().startswith("["):
+        value = decoder.decode(cell)
+        return cell if isinstance(value, BadRow) else value or cell
+    return cell if messages is None else messages

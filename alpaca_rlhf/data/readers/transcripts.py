@@ -15,7 +15,7 @@ from typing import Any
 
 from alpaca_rlhf.data.readers.columns import INPUT, prompt_column
 from alpaca_rlhf.data.readers.conversations import Turn
-from alpaca_rlhf.data.readers.problems import BadRow
+from alpaca_rlhf.data.readers.problems import BadRow, short
 from alpaca_rlhf.data.readers.values import is_absent
 
 ANSWER = "\n\nAssistant:"
@@ -49,6 +49,9 @@ def transcript_of(row: Mapping[str, Any]) -> Transcript | None:
     It is one if it begins with `Human:` and ends with `Assistant:`, or with the human's turn after
     one of the assistant's; or if it has NeMo's marks and ends with the user's turn. Beside an input
     or a history, be it empty, an instruction stands as it is.
+
+    Raises:
+        BadRow: It is a dialogue of several questions that ends with a begun answer.
     """
     text = row.get(prompt_column(row) or "")
     if not isinstance(text, str) or row.get("history") is not None:
@@ -89,7 +92,23 @@ def _open_transcript(text: str) -> Transcript | None:
     if not lines.startswith("\n\nHuman:") or ANSWER not in lines:
         return None
     turns = split_turns(lines)
+    _refuse_begun_answer(turns)
     return Transcript(text, turns) if turns[-1][0] == "Human" and turns[-1][1] else None
+
+
+def _refuse_begun_answer(turns: Sequence[Turn]) -> None:
+    """Refuse a dialogue that ends within an answer; a single question with one is a text.
+
+    Raises:
+        BadRow: It has several questions, and ends so.
+    """
+    questions = sum(speaker == "Human" for speaker, _ in turns)
+    if questions > 1 and turns[-1][0] == "Assistant" and turns[-1][1]:
+        raise BadRow(
+            f"the prompt is a dialogue that ends with a begun answer ({short(turns[-1][1])!r}): "
+            "end it with `Assistant:`, and put what was begun before the answer (of a pair before "
+            "both answers)"
+        )
 
 
 def _nemo_transcript(text: str) -> Transcript | None:
@@ -102,4 +121,5 @@ def _nemo_transcript(text: str) -> Transcript | None:
     turns = [("Human", first)] if first.strip() else []
     for speaker, words in zip(parts[::2], parts[1::2], strict=True):
         turns.append(("Human" if speaker == "User" else "Assistant", words.strip()))
+    _refuse_begun_answer(turns)
     return Transcript(text, turns) if turns[-1][0] == "Human" else None
