@@ -167,6 +167,17 @@ def test_a_stripped_transcript_is_a_dialogue(tmp_path) -> None:
     assert (pair.chosen, pair.rejected) == ("La.", "No.")
 
 
+def test_whole_dialogues_beside_their_prompt_are_no_answers(tmp_path) -> None:
+    start = "\n\nHuman: Hi.\n\nAssistant:"
+    row = {"prompt": "Hi.", "chosen": f"{start} Yo.", "rejected": f"{start} No."}
+    (pair,) = read_pairs(write(tmp_path / "a.jsonl", row))
+    assert (pair.prompt.instruction, pair.chosen, pair.rejected) == ("Hi.", "Yo.", "No.")
+    # A dialogue may be what was asked for.
+    row["prompt"] = "Write a dialogue."
+    (pair,) = read_pairs(write(tmp_path / "a.jsonl", row))
+    assert (pair.prompt.instruction, pair.chosen) == ("Write a dialogue.", row["chosen"])
+
+
 # --- texts that a template was put around before --------------------------------------------------
 
 RENDERED = [

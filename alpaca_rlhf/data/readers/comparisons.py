@@ -11,8 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from alpaca_rlhf.core.prompts import user_text
 from alpaca_rlhf.core.records import Instruction, PreferencePair
 from alpaca_rlhf.data.readers.columns import (
+    INPUT,
     INSTRUCTION,
     LOSS_FLAGS,
     OTHER_VERDICTS,
@@ -61,6 +63,8 @@ from alpaca_rlhf.data.readers.transcripts import (
     with_plain_lines,
 )
 from alpaca_rlhf.data.readers.values import checked_text, finite_number
+
+_PAIR = ("chosen", "rejected")
 
 
 def prompt_of(row: dict[str, Any], source: str) -> Instruction:
@@ -159,7 +163,7 @@ def pair_to_json(pair: PreferencePair) -> dict[str, Any]:
 
 def _pair(row: dict[str, Any], source: str) -> PreferencePair:
     row = _with_chosen(row)
-    for name in ("chosen", "rejected"):
+    for name in _PAIR:
         if row.get(name) is None:
             columns = listed(list(row))
             raise BadRow(f"expected columns `chosen` and `rejected`; columns here: {columns}")
@@ -171,6 +175,10 @@ def _pair(row: dict[str, Any], source: str) -> PreferencePair:
         return _make_pair(dialogue(turns, source=source, row=row), chosen, rejected)
     elif row.get("prompt") is not None or row.get("instruction") is not None:
         prompt = prompt_of(row, source)
+        if _holds_prompt(row, prompt):
+            asks = (*INSTRUCTION, *INPUT)
+            others = {name: value for name, value in row.items() if name not in asks}
+            return _hh_pair(row["chosen"], row["rejected"], source, others)
     elif messages_column(row) is not None and not _are_transcripts(row):
         prompt = prompt_of(_without_chosen(row), source)
     else:
@@ -180,7 +188,7 @@ def _pair(row: dict[str, Any], source: str) -> PreferencePair:
             source,
             row,
         )
-    answers = [_answer(row[name], f"`{name}`") for name in ("chosen", "rejected")]
+    answers = [_answer(row[name], f"`{name}`") for name in _PAIR]
     return _make_pair(prompt, *answers_of(row, answers))
 
 
@@ -217,8 +225,24 @@ def _without_chosen(row: dict[str, Any]) -> dict[str, Any]:
 
 def _are_transcripts(row: Mapping[str, Any]) -> bool:
     """True where both answers are whole dialogues in Anthropic's marks."""
-    texts = [row[name] for name in ("chosen", "rejected")]
-    return all(isinstance(text, str) and ANSWER in with_plain_lines(text) for text in texts)
+    texts = [row[name] for name in _PAIR]
+    return all(
+        isinstance(text, str)
+        and text.lstrip().startswith("Human:")
+        and ANSWER in with_plain_lines(text)
+        for text in texts
+    )
+
+
+def _holds_prompt(row: Mapping[str, Any], prompt: Instruction) -> bool:
+    """True where both answers are whole dialogues that ask the prompt once more."""
+    if prompt.history or not _are_transcripts(row):
+        return False
+    texts = {prompt.instruction.strip(), user_text(prompt).strip()}
+    dialogues = [split_turns(_with_first_mark(with_plain_lines(row[name]))) for name in _PAIR]
+    return all(
+        texts & {text for speaker, text in turns if speaker == "Human"} for turns in dialogues
+    )
 
 
 def _with_first_mark(text: str) -> str:
