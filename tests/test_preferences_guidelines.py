@@ -1,6 +1,7 @@
 """Guidelines: every version is kept, and each verdict notes the one that was shown."""
 
 import csv
+import json
 
 import pytest
 
@@ -11,7 +12,7 @@ from alpaca_rlhf.preferences.browsing import SetFilter
 from alpaca_rlhf.preferences.guidelines import MAX_GUIDELINE_CHARS
 from alpaca_rlhf.preferences.judges import JudgeIdentity
 from alpaca_rlhf.preferences.schema import Audit, GuidelineRow, Ranking
-from alpaca_rlhf.preferences.snapshot import RANKINGS, TABLE
+from alpaca_rlhf.preferences.snapshot import GUIDELINES, RANKINGS, TABLE
 from tests.databases import candidates
 from tests.test_preferences_store import people, rows
 
@@ -78,6 +79,8 @@ def test_the_version_is_shown_with_the_verdict_and_in_the_table(store, tmp_path)
     task = submitted(store, ann, None)
     first = store.set_guidelines("Short ones.", actor="test")
     second_task = submitted(store, ann, first.version)
+    second = store.set_guidelines("True ones.", actor="test")
+    assert store.guideline_versions() == [second, first]
     sets = [store.opened_set(listed.id) for listed in store.sets(SetFilter(), n=9)]
     noted = {opened.prompt.id: opened.statements[0].guideline for opened in sets}
     assert noted == {task.prompt.id: None, second_task.prompt.id: first.version}
@@ -87,3 +90,8 @@ def test_the_version_is_shown_with_the_verdict_and_in_the_table(store, tmp_path)
     assert sorted(row["guidelines"] for row in table) == ["", str(first.version)]
     lines = (tmp_path / "snapshot" / RANKINGS).read_text(encoding="utf-8")
     assert "guideline" not in lines, "its bytes depend on what was ranked alone"
+    texts = (tmp_path / "snapshot" / GUIDELINES).read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in texts] == [
+        {"version": first.version, "text": "Short ones."},
+        {"version": second.version, "text": "True ones."},
+    ]

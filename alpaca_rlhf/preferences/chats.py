@@ -5,8 +5,10 @@ A snapshot has the replies with a thumb, their prompts included, without the nam
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 from sqlalchemy import func, select
@@ -54,25 +56,45 @@ def save(
     title: str,
     turns: Sequence[Any],
     *,
+    before: str | None,
     now_ms: int,
 ) -> int:
     """Keep a conversation, a new one where no number is given; returns its number.
 
     A conversation keeps the title that it has.
 
+    Args:
+        session: A transaction that writes.
+        annotator_id: The account.
+        number: Number of the conversation; None is a new one.
+        title: Name of a new one.
+        turns: All of its turns.
+        before: `digest` of the turns that these replace. Where others are kept by now, those stay,
+            and these become a conversation of their own under the same name; where these are none,
+            nothing is done.
+        now_ms: The server's clock.
+
     Raises:
         Refused: `unknown` or `not_yours`.
     """
-    if number is None:
+    row = None if number is None else _owned(session, annotator_id, number, lock=True)
+    if row is not None and before is not None and digest(row.turns) != before:
+        if not turns:
+            return row.id
+        row, title = None, row.title
+    if row is None:
         row = Conversation(
             annotator_id=annotator_id, title=_title(title), created_ms=now_ms, turns=[]
         )
         session.add(row)
-    else:
-        row = _owned(session, annotator_id, number)
     row.turns, row.updated_ms = list(turns), now_ms
     session.flush()
     return row.id
+
+
+def digest(turns: Sequence[Any]) -> str:
+    """The sha256 of the turns of a conversation, by which a change by another page shows."""
+    return sha256(json.dumps(list(turns), sort_keys=True).encode()).hexdigest()
 
 
 def opened(session: Session, annotator_id: int, number: int) -> tuple[str, list[Any]]:
@@ -150,8 +172,8 @@ def _counted_thumbs(*columns: Any) -> Any:
     )
 
 
-def _owned(session: Session, annotator_id: int, number: int) -> Conversation:
-    row = session.get(Conversation, number)
+def _owned(session: Session, annotator_id: int, number: int, *, lock: bool = False) -> Conversation:
+    row = session.get(Conversation, number, with_for_update=lock or None)
     if row is None:
         raise Refused("unknown", "there is no such conversation")
     if row.annotator_id != annotator_id:

@@ -37,6 +37,13 @@ def newest(session: Session) -> Guidelines | None:
     return None if row is None else Guidelines(row.id, row.text, row.author, row.created_ms)
 
 
+def newest_first(session: Session, *, n: int | None = None) -> list[Guidelines]:
+    """The newest versions; all of them by default."""
+    query = select(GuidelineRow).order_by(GuidelineRow.id.desc()).limit(n)
+    rows = session.scalars(query)
+    return [Guidelines(row.id, row.text, row.author, row.created_ms) for row in rows]
+
+
 def version(session: Session) -> int | None:
     """The number of the version that holds now."""
     return session.scalar(select(GuidelineRow.id).order_by(GuidelineRow.id.desc()).limit(1))

@@ -1,7 +1,7 @@
 """An annotator's own verdicts, to be looked at and revised.
 
-Nothing tells which of them answer gold questions or repeats: the list has no kinds, and ends before
-a repeat and its original could both stand in it.
+Nothing tells which of them answer gold questions or repeats: the list has no kinds, and a verdict
+whose set was handed out again is left out, so that no set stands in it twice.
 """
 
 from __future__ import annotations
@@ -39,29 +39,27 @@ class OwnVerdict:
 
 
 def newest(
-    session: Session, annotator_id: int, *, reach: int, before: int | None = None, n: int = 20
+    session: Session, annotator_id: int, *, before: int | None = None, n: int = 20
 ) -> list[OwnVerdict]:
     """The newest verdicts of an annotator, or those before a number, for the next page.
 
     Args:
         session: A transaction.
         annotator_id: The annotator.
-        reach: Verdicts that can be listed at all, the newest ones.
         before: Number of a verdict.
         n: Verdicts on a page.
     """
-    done = [Assignment.annotator_id == annotator_id, schema.condition(schema.DONE)]
-    order = select(Assignment.ranking_id).where(*done).order_by(Assignment.ranking_id.desc())
-    oldest = session.scalar(order.offset(reach).limit(1))
+    repeated = select(Assignment.repeat_of).where(
+        Assignment.annotator_id == annotator_id, Assignment.repeat_of.is_not(None)
+    )
     query = (
         select(Assignment, Ranking, Prompt.instruction)
         .join(Ranking, Ranking.id == Assignment.ranking_id)
         .join(CandidateSet, CandidateSet.id == Assignment.candidate_set_id)
         .join(Prompt, Prompt.id == CandidateSet.prompt_id)
-        .where(*done)
+        .where(Assignment.annotator_id == annotator_id, schema.condition(schema.DONE))
+        .where(Assignment.id.not_in(repeated))
     )
-    if oldest is not None:
-        query = query.where(Assignment.ranking_id > oldest)
     if before is not None:
         query = query.where(Assignment.ranking_id < before)
     rows = session.execute(query.order_by(Assignment.ranking_id.desc()).limit(n)).all()

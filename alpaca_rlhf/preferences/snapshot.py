@@ -6,6 +6,7 @@
     demonstrations.jsonl       better answers that people wrote, as instructions for a new run
     demonstration_pairs.jsonl  each of them above the answers that it surpasses, as `pairs.jsonl`
     thumbs.jsonl     replies of chats with a thumb, as TRL's trainers read labelled completions
+    guidelines.jsonl           every version of the guidelines, by its number in `rankings.csv`
     rankings.csv     for a spreadsheet; the only one with times and the numbers of the database
     README.md        so that `datasets.load_dataset(folder)` finds the configurations
 
@@ -25,7 +26,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from alpaca_rlhf import __version__
 from alpaca_rlhf.core.errors import UserError
@@ -35,13 +36,16 @@ from alpaca_rlhf.core.records import Completion, Instruction, Ranking
 from alpaca_rlhf.preferences.judges import JUDGE
 from alpaca_rlhf.preferences.stored_text import restored_history
 
+if TYPE_CHECKING:
+    from alpaca_rlhf.preferences.guidelines import Guidelines  # loads SQLAlchemy
+
 SCHEMA = 1
 KIND = "alpaca_rlhf.snapshot"
 MANIFEST, RANKINGS, PAIRS, TABLE = "manifest.json", "rankings.jsonl", "pairs.jsonl", "rankings.csv"
 """Its files."""
 DEMONSTRATIONS, DEMONSTRATION_PAIRS = "demonstrations.jsonl", "demonstration_pairs.jsonl"
-THUMBS = "thumbs.jsonl"
-"""Its files of better answers and thumbs, which are no part of the rankings."""
+THUMBS, GUIDELINES = "thumbs.jsonl", "guidelines.jsonl"
+"""Its files of better answers, thumbs and guidelines, which are no part of the rankings."""
 SOURCE = "demonstration"
 """`Instruction.source` of a better answer."""
 
@@ -118,6 +122,8 @@ class Apart:
     """Rows as `demonstrations.counted` gives them, in its order."""
     thumbs: Iterable[Mapping[str, Any]] = ()
     """Rows as `chats.thumbs` gives them, in its order."""
+    guidelines: Iterable[Guidelines] = ()
+    """All versions, the oldest first."""
 
 
 def write(
@@ -133,7 +139,7 @@ def write(
     Args:
         folder: Where; nothing may be there.
         verdicts: Rows as `reading.verdicts` gives them, in its order.
-        apart: Better answers and thumbs.
+        apart: Better answers, thumbs and guidelines.
         max_ranking: The newest ranking of the database.
         created: When.
 
@@ -143,7 +149,7 @@ def write(
     rankings = judged = pairs = n_demonstrations = n_demonstration_pairs = n_thumbs = 0
     with writing(folder), new_folder(folder) as inside, ExitStack() as stack:
         # 1. A file of each kind, hashed as it is written.
-        names = (RANKINGS, PAIRS, TABLE, DEMONSTRATIONS, DEMONSTRATION_PAIRS, THUMBS)
+        names = (RANKINGS, PAIRS, TABLE, DEMONSTRATIONS, DEMONSTRATION_PAIRS, THUMBS, GUIDELINES)
         files = {name: stack.enter_context(_HashedFile(inside / name)) for name in names}
         files[TABLE].add(_csv(_HEADER))
         # 2. Add each ranking to rankings, pairs and table.
@@ -155,7 +161,7 @@ def write(
             pairs += len(lines)
             rankings += 1
             judged += row["annotator"].startswith(JUDGE)
-        # 3. Better answers and thumbs, apart.
+        # 3. Better answers, thumbs and guidelines, apart.
         for row in apart.demonstrations:
             files[DEMONSTRATIONS].add(_canonical(_instruction(row)) + "\n")
             lines = _demonstration_pairs(row)
@@ -167,6 +173,9 @@ def write(
             labelled = {"prompt": _prompt_messages(row), "completion": completion}
             files[THUMBS].add(_canonical(labelled | {"label": row["up"]}) + "\n")
             n_thumbs += 1
+        for version in apart.guidelines:
+            row = {"version": version.version, "text": version.text}
+            files[GUIDELINES].add(_canonical(row) + "\n")
         # 4. Describe them in the manifest, once all their bytes are written.
         stack.close()
         sums = {name: file.digest.hexdigest() for name, file in files.items()}

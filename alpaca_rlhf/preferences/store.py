@@ -470,12 +470,11 @@ class Store(Accounts):
     ) -> list[own_verdicts.OwnVerdict]:
         """The newest verdicts of an annotator, or those before a number; `undo` opens one again.
 
-        A repeat lies more than `Rules.repeat_after` verdicts after its original, so fewer than that
-        are listed: two alike would tell which one the repeat is.
+        Of a set that was handed out again the first verdict is not listed: two alike would tell
+        which one the repeat is.
         """
-        reach = max(0, self.rules.repeat_after - 1)
         with self.database.reading() as session:
-            return own_verdicts.newest(session, annotator, reach=reach, before=before, n=n)
+            return own_verdicts.newest(session, annotator, before=before, n=n)
 
     def skip(self, annotator: int, task: int, reason: str = "") -> None:
         """Leave a task to others; the annotator is not shown it again.
@@ -590,15 +589,31 @@ class Store(Accounts):
             return chats.listed(session, annotator, n=n)
 
     def save_chat(
-        self, annotator: int, number: int | None, title: str, turns: Sequence[Any]
+        self,
+        annotator: int,
+        number: int | None,
+        title: str,
+        turns: Sequence[Any],
+        *,
+        before: str | None = None,
     ) -> int:
         """Keep a conversation, a new one where no number is given; returns its number.
+
+        Args:
+            annotator: Number.
+            number: Number of the conversation.
+            title: Name of a new one.
+            turns: All of its turns.
+            before: `chats.digest` of the turns that these replace: where others are kept by now,
+                these become a conversation of their own.
 
         Raises:
             Refused: `unknown` or `not_yours`.
         """
         return self._write(
-            lambda session: chats.save(session, annotator, number, title, turns, now_ms=self._now())
+            lambda session: chats.save(
+                session, annotator, number, title, turns, before=before, now_ms=self._now()
+            )
         )
 
     def chat(self, annotator: int, number: int) -> tuple[str, list[Any]]:
@@ -756,7 +771,11 @@ class Store(Accounts):
             manifest = snapshot.write(
                 folder,
                 reading.verdicts(session, judge),
-                apart=snapshot.Apart(demonstrations.counted(session), chats.thumbs(session)),
+                apart=snapshot.Apart(
+                    demonstrations.counted(session),
+                    chats.thumbs(session),
+                    guidelines.newest_first(session)[::-1],
+                ),
                 max_ranking=reading.newest(session),
                 created=created,
             )
@@ -777,6 +796,11 @@ class Store(Accounts):
         """The guidelines that hold now; None where there never were any."""
         with self.database.reading() as session:
             return guidelines.newest(session)
+
+    def guideline_versions(self, *, n: int = 50) -> list[Guidelines]:
+        """The newest versions of the guidelines, the one that holds now first."""
+        with self.database.reading() as session:
+            return guidelines.newest_first(session, n=n)
 
     def guideline_version(self) -> int:
         """The number of the guidelines that hold now; 0 where there never were any."""
