@@ -295,6 +295,7 @@ def test_a_conversation_of_the_list_is_renamed_exported_and_deleted(desk, tmp_pa
         assert row["messages"][0]["content"] == "What sinks?"
         # 3. Deleted, it is neither on the page nor in the list.
         page.locator("#chat-delete").click()
+        page.get_by_role("button", name="Delete “Stones <b>” for good").click()
         line(page, "Deleted.")
         page.locator("#chat-log .message.user").wait_for(state="detached")
         page.locator("#chat-saved input").click()
@@ -315,8 +316,13 @@ def test_nobody_opens_or_changes_the_chat_of_somebody_else(tmp_path):
     with Store(tmp_path / "p.db", seed=0) as store:
         ann, ben = (store.add_annotator(name, "long enough") for name in ("ann", "ben"))
         chats = SavedChats(
-            Services(store, lambda who: Account(who, "x", "annotator", "en"), lambda who: "en")
+            Services(
+                store,
+                lambda request: Account(request.account, "x", "annotator", "en"),
+                lambda request: "en",
+            )
         )
+        ann, ben = (SimpleNamespace(account=who, session_hash=str(who)) for who in (ann, ben))
         turns = (Turn("What is private?", "This."),)
         number = chats.save(None, turns, ann)
         for name in (number, str(number), float(number), True, None, -1, 2**70, [number]):

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
-from alpaca_rlhf.app.chat_controller import MAX_MESSAGE_CHARS, ChatController
+from alpaca_rlhf.app import chat_tab
+from alpaca_rlhf.app.chat_controller import MAX_MESSAGE_CHARS, MAX_TURNS, ChatController
 from alpaca_rlhf.app.chat_messages import SampledReply, Turn
 from alpaca_rlhf.app.chat_tab import PRESETS, SHAPING, _Components, _Events, _generation_request
 from alpaca_rlhf.app.clicks import clicked
@@ -133,19 +134,19 @@ def test_a_job_that_the_page_has_left_writes_nothing_any_more(page, way, stored)
     first = sent(page, "One?") if stored else SimpleNamespace(turns=(), chat=None)
     page.echo.gate.clear()
     answering = page.events.send(page.request, "Two?", first.turns, first.chat, *SETTINGS)
+    chat = first.chat
     for patch in answering:
-        turns = patch[page.ui.turns]
+        turns, chat = patch[page.ui.turns], patch.get(page.ui.chat_id, chat)
         if turns[-1].reply:
             break
-    LEAVING[way](page, turns, first.chat, other)
+    LEAVING[way](page, turns, chat, other)
     before = kept(page)
     page.echo.gate.set()
     assert list(answering) == [], "the page shows something else by now"
     assert kept(page) == before
-    assert (first.chat in before) == (stored and way != "delete")
-    assert len(before) == 1 + (stored and way != "delete") + (way == "edit" and not stored)
-    if way == "undo" and stored:
-        assert [user for user, _ in before[first.chat]] == ["One?"]
+    assert set(before) == {other, chat} - ({chat} if way == "delete" else set())
+    if way == "undo":
+        assert [user for user, _ in before[chat]] == (["One?"] if stored else [])
 
 
 def test_the_address_opens_a_chat_and_begins_a_new_one(page):
@@ -369,6 +370,86 @@ def test_chat_goes_on_with_the_policy_that_was_trained_meanwhile(page, monkeypat
     labels = dict(page.events.list_policies(page.request)["choices"])
     assert [name for name in labels.values() if name] == names
     assert "ppo.3" in next(title for title, name in labels.items() if name == on_screen)
+
+
+def test_a_message_that_is_refused_stays_where_it_was_written(page):
+    first = sent(page, "One?")
+    full = (Turn("a", "b"),) * MAX_TURNS
+    for message, turns in (("x" * (MAX_MESSAGE_CHARS + 1), first.turns), ("Next?", full)):
+        patches = list(page.events.send(page.request, message, turns, first.chat, *SETTINGS))
+        assert not any(page.ui.box in patch for patch in patches)
+        assert patches[-1][page.ui.turns] == turns
+    taken = list(page.events.send(page.request, "Two?", first.turns, first.chat, *SETTINGS))
+    assert [patch.get(page.ui.box) for patch in taken] == ["", *[None] * (len(taken) - 1)]
+    # A message that is edited into nothing does not take the rest away.
+    assert editing(page, 0, "  ", first.turns, first.chat)[-1][page.ui.turns] == first.turns
+
+
+def test_a_message_is_kept_before_its_answer_and_the_answer_as_it_grows(page, monkeypatch):
+    monkeypatch.setattr(chat_tab, "SAVE_EVERY_S", 0)
+    page.echo.broken = True
+    failed = sent(page, "One?")
+    assert kept(page) == {failed.chat: [("One?", "")]}
+    page.echo.broken = False
+    page.echo.gate.clear()
+    answering = page.events.send(page.request, "Two?", failed.turns, failed.chat, *SETTINGS)
+    assert next(answering)[page.ui.chat_id] == failed.chat
+    for patch in answering:
+        if patch[page.ui.turns][-1].reply == "<":
+            break
+    # The page is closed, or the server is killed: what was there is kept.
+    answering.close()
+    assert kept(page) == {failed.chat: [("One?", ""), ("Two?", "<")]}
+
+
+def test_an_answer_is_kept_until_there_is_another_one(page, monkeypatch):
+    monkeypatch.setattr(chat_tab, "SAVE_EVERY_S", 0)
+    first = sent(page, "One?")
+    page.echo.gate.clear()
+    again = page.events.retry(page.request, first.turns, first.chat, *SETTINGS)
+    for patch in again:
+        if patch[page.ui.turns][-1].reply == "<":
+            break
+    again.close()
+    assert kept(page) == {first.chat: [("One?", "<sft: One?>")]}
+
+
+def test_two_windows_on_one_chat_lose_nothing(page):
+    first = sent(page, "One?")
+    window = SimpleNamespace(session_hash="another window")
+    opened = page.events.open_chat(window, first.chat, (), None)[page.ui.turns]
+    list(page.events.send(window, "Two?", opened, first.chat, *SETTINGS))
+    apart = sent(page, "Three?", first.turns, first.chat)
+    assert page.text["chats.apart"] in apart.status and apart.chat != first.chat
+    after = sent(page, "Four?", apart.turns, apart.chat)
+    assert page.text["chats.apart"] not in after.status
+    messages = {number: [user for user, _ in turns] for number, turns in kept(page).items()}
+    assert messages == {first.chat: ["One?", "Two?"], apart.chat: ["One?", "Three?", "Four?"]}
+
+
+def test_a_chat_is_deleted_once_that_is_confirmed(page):
+    ui, chat = page.ui, sent(page, "One?").chat
+    other = sent(page, "Two?")
+    asked = page.events.ask_to_delete(page.request, chat)
+    assert asked[ui.delete_sure]["visible"] and "One?" in asked[ui.delete_sure]["value"]
+    assert chat in kept(page) and not page.events.keep_chat()[ui.delete_sure]["visible"]
+    # Whoever opens another chat instead has not confirmed that one.
+    opened = page.events.open_chat(page.request, other.chat, (), chat)
+    assert not opened[ui.delete_sure]["visible"]
+    page.events.delete_chat(page.request, chat)
+    assert list(kept(page)) == [other.chat]
+
+
+def test_who_does_not_get_the_answers_is_not_told_that_they_come(page):
+    page.echo.say = lambda policy, row, j: f"{row.instruction} {j}"
+
+    def made(prompt):
+        patches = page.events.make_candidates(page.request, prompt, (), *SETTINGS)
+        return list(patches)[-1][page.ui.status]
+
+    assert page.text["make.done"].format(n=4) in html.unescape(made("Name a lake."))
+    page.store.leave_out_person("ann", actor="test")
+    assert page.text["make.others"].format(n=4) in html.unescape(made("Sing of the sea."))
 
 
 def test_a_preset_goes_through_the_sliders_unchanged(page):

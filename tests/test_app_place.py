@@ -154,6 +154,25 @@ def test_the_address_opens_nothing_that_is_not_ones_own(tmp_path, opened):
         assert not page.locator("#tab-data").is_visible()
 
 
+def test_the_message_box_is_in_sight_below_the_newest_reply(tmp_path, opened):
+    windows = (
+        {"viewport": {"width": 1280, "height": 900}},
+        {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True},
+    )
+    with site(tmp_path) as its:
+        for options in windows:
+            with visit(opened, locale="en-GB", **options) as page:
+                enter(page, f"{its.home}/#chat/{its.chats['rivers']}")
+                about(page, "rivers")
+                height = page.viewport_size["height"]
+                for part in ("#chat-box textarea", "#chat-send"):
+                    box = page.locator(part).bounding_box()
+                    assert 0 <= box["y"] and box["y"] + box["height"] <= height, (part, options)
+                composer = page.locator("#chat-composer").bounding_box()
+                reply = page.locator("#chat-log .message.bot").last.bounding_box()
+                assert reply["y"] + reply["height"] <= composer["y"], options
+
+
 HOSTILE = [
     "#<img src=x onerror=window.hit=1>",
     '#chat"]);window.hit=1;//',

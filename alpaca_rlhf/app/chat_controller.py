@@ -63,6 +63,8 @@ class ChatView:
     """True while there is something to stop."""
     keep: bool = False
     """True where the conversation is to be saved."""
+    refused: bool = False
+    """True where the message is not answered: `turns` are then what was asked for."""
 
 
 class _Clock:
@@ -133,7 +135,7 @@ class ChatController:
         *earlier, last = turns
         refusal = _refusal(last.user, len(turns), text)
         if refusal:
-            yield ChatView(tuple(earlier), refusal, False)
+            yield ChatView(tuple(turns), refusal, False, refused=True)
             return
         prompt = generation.prompt(earlier, last.user)
         begun, begun_tokens = last.reply if go_on else "", 0
@@ -260,8 +262,9 @@ class ChatController:
         store = self.services.store
         origin = f"{origin_of(self.worker.run, policy)}/chat"
         n_added = store.add_sets([(prompt, completions)], origin=origin)
-        store.reserve(account, prompt.id, [completion.id for completion in completions])
-        return text["make.done" if n_added else "make.there"].format(n=len(completions))
+        reserved = store.reserve(account, prompt.id, [completion.id for completion in completions])
+        outcome = "make.done" if reserved else "make.others"
+        return text[outcome if n_added else "make.there"].format(n=len(completions))
 
 
 def _refusal(message: str, n_turns: int, text: dict[str, str]) -> str:

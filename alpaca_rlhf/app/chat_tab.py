@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +71,8 @@ PRESETS = {
     "unshaped": SamplingSettings(temperature=1),
 }
 """Settings to start from."""
+SAVE_EVERY_S = 1.0
+"""Seconds between two saves of an answer that grows."""
 _MAX_SEED = 2**32 - 1
 _COPYING = (Path(__file__).parent / "static" / "copying.js").read_text(encoding="utf-8")
 _PLACE = (Path(__file__).parent / "static" / "chat_place.js").read_text(encoding="utf-8")
@@ -150,7 +153,7 @@ class _Components:
         self.log = gr.Chatbot(
             label=label("chat", "log"),
             elem_id="chat-log",
-            height="min(56vh, 620px)",
+            height="clamp(160px, calc(100dvh - 510px), 620px)",  # and the message box below it
             editable="all",
             buttons=["copy", "copy_all"],
             render_markdown=False,
@@ -161,18 +164,19 @@ class _Components:
             feedback_options=("Like", "Dislike"),
             group_consecutive_messages=False,
         )
-        self.status = gr.HTML(status_line(""), elem_id="chat-line", apply_default_css=False)
-        self.box = gr.Textbox(
-            label=label("chat", "box"),
-            placeholder=label("chat", "box.hint"),
-            elem_id="chat-box",
-            lines=1,
-            max_lines=10,
-            autofocus=True,
-        )
-        with gr.Row():
-            self.send = _button("send", variant="primary", scale=2)
-            self.stop = _button("stop", interactive=False)
+        with gr.Column(elem_id="chat-composer"):  # in sight at the lower edge of the window
+            self.status = gr.HTML(status_line(""), elem_id="chat-line", apply_default_css=False)
+            self.box = gr.Textbox(
+                label=label("chat", "box"),
+                placeholder=label("chat", "box.hint"),
+                elem_id="chat-box",
+                lines=1,
+                max_lines=10,
+                autofocus=True,
+            )
+            with gr.Row():
+                self.send = _button("send", variant="primary", scale=2)
+                self.stop = _button("stop", interactive=False)
         with gr.Row():
             self.make = _button("make", size="md", min_width=140)
             self.go_on = _button("go_on", size="md", min_width=140)
@@ -189,6 +193,10 @@ class _Components:
                 self.rename = _button("chats.rename", size="md")
                 self.export = _button("chats.export", size="md")
                 self.delete = _button("chats.delete", size="md", variant="stop")
+                self.delete_sure = _button(
+                    "chats.delete_sure", size="md", variant="stop", visible=False
+                )
+                self.delete_not = _button("chats.delete_not", size="md", visible=False)
             self.exported = gr.Textbox(visible="hidden", elem_id="chat-exported")
         self.preset, self.sampling, other = _build_settings(worker)
         self.settings = [self.policy, *self.sampling, *other]
@@ -313,6 +321,8 @@ def _wire(ui: _Components, events: _Events) -> None:
     outputs = [ui.turns, ui.log, ui.status, ui.box, ui.send, ui.stop, ui.make, ui.regenerate]
     outputs.append(ui.go_on)
     outputs += [ui.chat_id, ui.saved, ui.title]
+    deleting = [ui.delete, ui.delete_sure, ui.delete_not]
+    outputs += deleting
     private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     gr.on(
         [ui.send.click, ui.box.submit],
@@ -341,7 +351,9 @@ def _wire(ui: _Components, events: _Events) -> None:
         [ui.status, ui.saved],
         **private,
     )
-    ui.delete.click(events.delete_chat, ui.chat_id, outputs, **private)
+    ui.delete.click(events.ask_to_delete, ui.chat_id, [ui.status, *deleting], **private)
+    ui.delete_not.click(events.keep_chat, None, deleting, **private)
+    ui.delete_sure.click(events.delete_chat, ui.chat_id, outputs, **private)
     exporting = ui.export.click(events.export_chat, ui.chat_id, [ui.exported, ui.status], **private)
     exporting.then(None, ui.exported, None, js=_DOWNLOAD, **private)
     gr.on([ui.new.click, ui.log.clear], events.clear, None, outputs, **private)
@@ -372,10 +384,9 @@ class _Events:
         chat: int | None,
         *settings: Any,
     ) -> Iterator[Patch]:
-        clear_box: Patch = {self._components.box: ""}  # once: the next message may be typed
-        for patch in self._answer([*turns, Turn(message or "")], chat, settings, request):
-            yield patch | clear_box
-            clear_box = {}
+        asked = [*turns, Turn(message or "")]
+        clear_box = {self._components.box: ""}
+        yield from self._answer(asked, turns, chat, settings, request, once_taken=clear_box)
 
     def retry(
         self, request: gr.Request, turns: tuple[Turn, ...], chat: int | None, *settings: Any
@@ -384,7 +395,9 @@ class _Events:
             yield self._patch(ChatView((), "", False))
             return
         last = replace(turns[-1], attempt=turns[-1].attempt + 1)
-        yield from self._answer([*turns[:-1], last], chat, settings, request)
+        asked = [*turns[:-1], last]
+        # The answer before this one is kept until there is another one.
+        yield from self._answer(asked, turns, chat, settings, request, save_early=False)
 
     def edit(
         self,
@@ -407,10 +420,10 @@ class _Events:
             self._controller.page_jobs.leave(request)
             is_better = edited_reply(kept, len(earlier_turns)) is not None
             hint = self._text(request)["edited.hint"] if is_better else ""
-            yield self._patch(ChatView(kept, hint, False)) | self._saved(kept, chat, request)
+            yield self._patch(ChatView(kept, hint, False)) | self._saved(kept, chat, request, hint)
             return
         edited = Turn(text)
-        yield from self._answer([*earlier_turns, edited], chat, settings, request)
+        yield from self._answer([*earlier_turns, edited], turns, chat, settings, request)
 
     def go_on(
         self, request: gr.Request, turns: tuple[Turn, ...], chat: int | None, *settings: Any
@@ -420,7 +433,7 @@ class _Events:
             text = self._text(request)["status.nothing_begun"]
             yield self._patch(ChatView(turns, text, False))
             return
-        yield from self._answer(list(turns), chat, settings, request, go_on=True)
+        yield from self._answer(list(turns), turns, chat, settings, request, go_on=True)
 
     def apply_preset(self, name: Any) -> list[Any]:
         """Values of the sampling settings."""
@@ -460,8 +473,9 @@ class _Events:
         self._chats.rate(reply, up, request)
         rated = (*turns[:index], replace(turns[index], thumb=up), *turns[index + 1 :])
         word = "none" if up is None else "up" if up else "down"
-        patch = self._patch(ChatView(rated, text[f"thumb.{word}"], False))
-        return patch | self._saved(rated, chat, request)
+        status = text[f"thumb.{word}"]
+        patch = self._patch(ChatView(rated, status, False))
+        return patch | self._saved(rated, chat, request, status)
 
     def _keep_edited(
         self,
@@ -488,7 +502,8 @@ class _Events:
             return self._patch(ChatView(turns, refusal, False))
         rated = (*turns[:index], replace(turns[index], thumb=up), *turns[index + 1 :])
         status = text["edited.kept" if up else "edited.none"]
-        return self._patch(ChatView(rated, status, False)) | self._saved(rated, chat, request)
+        patch = self._patch(ChatView(rated, status, False))
+        return patch | self._saved(rated, chat, request, status)
 
     def list_chats(self, request: gr.Request, chat: int | None) -> Any:
         """The conversations when the page or the tab opens."""
@@ -531,6 +546,27 @@ class _Events:
             status = self._chats.problem(refused, request)
         return {ui.status: status_line(status), ui.saved: self._listed(request, chat)}
 
+    def ask_to_delete(self, request: gr.Request, chat: int | None) -> Patch:
+        """Show the button that deletes, with the name of the conversation on it."""
+        text, titles = self._text(request), {None: ""}
+        titles |= {number: title for title, number in self._chats.choices(request)}
+        status = text["chats.none"] if chat is None else ""
+        sure = text["chats.delete_sure.title"].format(title=titles.get(chat, f"#{chat}"))
+        patch = self._deleting("" if chat is None else sure)
+        return patch | {self._components.status: status_line(status)}
+
+    def keep_chat(self) -> Patch:
+        return self._deleting("")
+
+    def _deleting(self, sure: str) -> Patch:
+        """The button that asks, or the two that decide, one of them with this title."""
+        ui = self._components
+        return {
+            ui.delete: gr.update(visible=not sure),
+            ui.delete_sure: gr.update(visible=bool(sure), **({"value": sure} if sure else {})),
+            ui.delete_not: gr.update(visible=bool(sure)),
+        }
+
     def delete_chat(self, request: gr.Request, chat: int | None) -> Patch:
         ui, text = self._components, self._text(request)
         self._controller.page_jobs.leave(request)  # first, or its answer would be saved again
@@ -566,26 +602,63 @@ class _Events:
 
     def _answer(
         self,
-        turns: list[Turn],
+        asked: list[Turn],
+        shown: tuple[Turn, ...],
         chat: int | None,
         settings: tuple[Any, ...],
         request: gr.Request,
         *,
         go_on: bool = False,
+        save_early: bool = True,
+        once_taken: Patch | None = None,
     ) -> Iterator[Patch]:
+        """Answer the last of the turns that were asked for.
+
+        Args:
+            asked: The conversation up to the message.
+            shown: The conversation as it is on the page, which a refusal leaves as it is.
+            chat: Number of the conversation.
+            settings: The settings that the browser sent.
+            request: The request of the page.
+            go_on: True where the last answer is gone on with.
+            save_early: Keep the message before it is answered, and the answer as it grows: whoever
+                reloads or closes the page, or ends the server, loses no more than a moment of it.
+            once_taken: A patch for the page once the message is not refused.
+        """
+        ui = self._components
         generation = _generation_request(self._controller.worker, settings)
-        for view in self._controller.answer(turns, generation, request, go_on=go_on):
-            patch = self._patch(view)
-            if view.keep:
+        once, apart = dict(once_taken or {}), ""
+        saved_s: float | None = None
+        for view in self._controller.answer(asked, generation, request, go_on=go_on):
+            if view.refused:
+                yield self._patch(replace(view, turns=shown))
+                return
+            patch = self._patch(replace(view, status=f"{view.status} {apart}".strip())) | once
+            now_s = time.monotonic()
+            due = view.running and save_early
+            if view.keep or (due and (saved_s is None or now_s - saved_s >= SAVE_EVERY_S)):
                 try:
-                    patch |= self._saved(view.turns, chat, request)
+                    saved = self._saved(view.turns, chat, request, view.status)
                 except Exception:
-                    yield patch  # or the page would wait for an answer that is there
+                    yield self._patch(replace(view, running=False)) | once  # or it would wait
                     raise
+                if saved_s is not None and not view.keep:  # a name may be being typed
+                    saved = {part: saved[part] for part in (ui.chat_id, ui.status) if part in saved}
+                if saved.get(ui.chat_id, chat) != chat and chat is not None:
+                    apart = self._text(request)["chats.apart"]
+                chat, saved_s = saved.get(ui.chat_id, chat), now_s
+                patch |= saved
+            once = {}
             yield patch
 
-    def _saved(self, turns: tuple[Turn, ...], chat: int | None, request: gr.Request) -> Patch:
-        """Keep the conversation; the components that name it."""
+    def _saved(
+        self, turns: tuple[Turn, ...], chat: int | None, request: gr.Request, status: str = ""
+    ) -> Patch:
+        """Keep the conversation; the components that name it.
+
+        Where another window has changed it meanwhile, it is kept as one of its own, and the status
+        line says so after `status`.
+        """
         ui = self._components
         try:
             number = self._chats.save(chat, turns, request)
@@ -594,11 +667,15 @@ class _Events:
             return {ui.status: status_line(translations("shell", language)["full"])}
         choices = self._chats.choices(request)
         title = next((title for title, listed in choices if listed == number), "")
-        return {
+        named = {
             ui.chat_id: number,
             ui.saved: gr.update(choices=choices, value=number),
             ui.title: title,
         }
+        if chat is None or number in (None, chat):
+            return named
+        apart = self._text(request)["chats.apart"]
+        return named | {ui.status: status_line(f"{status} {apart}".strip())}
 
     def _listed(self, request: gr.Request, chat: int | None) -> Any:
         return gr.update(choices=self._chats.choices(request), value=chat)
@@ -615,6 +692,7 @@ class _Events:
             ui.status: status_line(view.status),
             ui.stop: gr.update(interactive=view.running),
             **dict.fromkeys((ui.send, ui.make, ui.regenerate, ui.go_on), idle),
+            **self._deleting(""),  # the page may show another conversation by now
         }
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
+from typing import Any
 
 import gradio as gr
 
@@ -13,6 +15,10 @@ from alpaca_rlhf.app.language import translations
 from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.preferences.assignment import Candidates, Refused
+from alpaca_rlhf.preferences.chats import digest
+
+MAX_PAGES = 10_000
+"""Open pages whose conversations are remembered."""
 
 
 class SavedChats:
@@ -25,6 +31,8 @@ class SavedChats:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._store = services.store
+        self._known: dict[str, tuple[int, str]] = {}
+        self._lock = threading.Lock()
 
     def choices(self, request: gr.Request) -> list[tuple[str, int]]:
         """Names and numbers of the account's conversations."""
@@ -33,16 +41,23 @@ class SavedChats:
     def save(self, number: int | None, turns: Sequence[Turn], request: gr.Request) -> int | None:
         """Keep a conversation; returns its number.
 
-        A new one without turns is not kept, and one that was deleted meanwhile becomes a new one.
+        A new one without turns is not kept. One that another page has deleted or changed since this
+        page last opened or kept it becomes a new one.
         """
         account, rows = self._account(request), [turn.to_json() for turn in turns]
         title = turns[0].user if turns else ""
+        kept = None
         if number is not None:
             try:
-                return self._store.save_chat(account, number, title, rows)
+                before = self._digest_known(number, request)
+                kept = self._store.save_chat(account, number, title, rows, before=before)
             except Refused:
                 pass
-        return self._store.save_chat(account, None, title, rows) if turns else None
+        if kept is None and turns:
+            kept = self._store.save_chat(account, None, title, rows)
+        if kept is not None:
+            self._note(kept, rows, request)
+        return kept
 
     def open(self, number: object, request: gr.Request) -> tuple[str, tuple[Turn, ...]]:
         """Title and turns of a conversation.
@@ -50,7 +65,9 @@ class SavedChats:
         Raises:
             Refused: It is not there, or belongs to somebody else.
         """
-        title, rows = self._store.chat(self._account(request), _number(number))
+        opened = _number(number)
+        title, rows = self._store.chat(self._account(request), opened)
+        self._note(opened, rows, request)
         return title, tuple(turn_from_json(row) for row in rows)
 
     def rename(self, number: object, title: object, request: gr.Request) -> None:
@@ -107,6 +124,21 @@ class SavedChats:
         text = translations("chat", self._services.language(request))
         sentences = {"bad_value": "unnamed", "incomplete": "none"}
         return text[f"chats.{sentences.get(refused.problem, 'gone')}"]
+
+    def _note(self, number: int, rows: Sequence[Any], request: gr.Request) -> None:
+        """Remember the conversation of a page as it is kept now."""
+        page = str(request.session_hash)
+        with self._lock:
+            self._known.pop(page, None)
+            self._known[page] = (number, digest(rows))
+            while len(self._known) > MAX_PAGES:
+                del self._known[next(iter(self._known))]
+
+    def _digest_known(self, number: int, request: gr.Request) -> str | None:
+        """The digest of a conversation as the page knows it; None where it has opened another."""
+        with self._lock:
+            known = self._known.get(str(request.session_hash))
+        return known[1] if known is not None and known[0] == number else None
 
     def _account(self, request: gr.Request) -> int:
         return self._services.account(request).id
