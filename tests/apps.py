@@ -66,7 +66,8 @@ def stand_in(services: Services) -> None:
 
 def exports(folder: Path) -> Exports:
     """Snapshots within a folder."""
-    return Exports(folder, lambda path: f"alpaca-rlhf reward --inputs.rankings {path}", False)
+    command = "alpaca-rlhf reward --inputs.rankings {}".format
+    return Exports(folder, command, lambda: False)
 
 
 def data_tab_of(folder: Path) -> Any:

@@ -3,12 +3,19 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
+import gradio as gr
 import pytest
 
+from alpaca_rlhf.app import data_view
+from alpaca_rlhf.app.browse import Browse
+from alpaca_rlhf.app.data_tab import _Events
+from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.core.records import Completion, Instruction, Ranking
 from alpaca_rlhf.preferences import passwords, read_snapshot
 from alpaca_rlhf.preferences.assignment import Rules, Verdict
+from alpaca_rlhf.preferences.people import Account
 from alpaca_rlhf.preferences.store import Store
 from tests import apps, browser
 from tests.screenshots import open_tab
@@ -284,7 +291,52 @@ def test_sets_and_people_are_left_out_and_guidelines_written(opened, store, home
         page.locator("#guidelines-text textarea").fill("**Prefer** true answers. " + HOSTILE_HTML)
         page.get_by_role("button", name="Save a new version").click()
         page.locator(".alpaca-data .good", has_text="Version 1 holds").wait_for()
+        # 3. Words that are not saved yet outlive a look at another tab.
+        page.locator("#guidelines-text textarea").fill("Prefer short ones.")
+        open_tab(page, "rank")
+        to_data(page)
+        page.get_by_text("Your changes are not saved yet.").wait_for()
+        kept = page.locator("#guidelines-text textarea").input_value()
+        assert kept == "Prefer short ones."
+        page.locator("#guidelines-versions summary", has_text="Version 1").click()
+        assert HOSTILE_HTML in page.locator("#guidelines-versions blockquote").inner_text()
+        assert page.evaluate("window.hit") is None
     assert store.guidelines().text.startswith("**Prefer**")
+
+
+@pytest.mark.parametrize(("language", "named"), [("en", "Harmful"), ("zh-CN", "有害内容")])
+def test_an_admin_reads_the_reason_that_an_annotator_chose(tmp_path, language, named):
+    with Store(tmp_path / "p.db", seed=0) as store:
+        ann = store.add_annotator("ann", PASSWORD)
+        store.add_sets(apps_sets(2), origin="test")
+        for reason in ("harmful", "<of a program>"):
+            store.flag(ann, store.claim(ann).id, reason)
+        account = Account(ann, "ann", "admin", language)
+        services = Services(store, lambda request: account, lambda request: language)
+        events = _Events(services, apps.exports(tmp_path), data_view.NO_ROUNDS)
+        shown, _ = events.newest_flags(None)
+        assert f"<strong>{named}</strong>" in shown and "&lt;of a program&gt;" in shown
+        with gr.Blocks():
+            browse = Browse(services)
+        flagged = store.flagged()[-1].candidate_set
+        click = SimpleNamespace(do="open", id=flagged, extra=0)
+        assert f" {named}" in browse.open_set(click, None)
+
+
+def test_unsaved_guidelines_stay_and_earlier_versions_are_listed(tmp_path):
+    with Store(tmp_path / "p.db", seed=0) as store:
+        account = Account(store.local().id, "local", "admin", "en")
+        services = Services(store, lambda request: account, lambda request: "en")
+        events = _Events(services, apps.exports(tmp_path), data_view.NO_ROUNDS)
+        outcome, loaded, _ = events.save_guidelines("Be kind.", None)
+        assert "Version 1" in outcome
+        store.set_guidelines("Be <b>brief</b>.", actor="another admin")
+        text, loaded, line, versions = events.show_guidelines_of_admin("Be kind.", loaded, None)
+        assert text == loaded == "Be <b>brief</b>." and "not saved" not in line
+        assert "Be kind." in versions and "Be &lt;b&gt;brief&lt;/b&gt;." in versions
+        text, loaded, line, _ = events.show_guidelines_of_admin("Be mine.", loaded, None)
+        assert not isinstance(text, str) and loaded == "Be <b>brief</b>."
+        assert "not saved yet" in line and "Version 2 holds" in line
 
 
 HOSTILE_HTML = "<img src=x onerror=window.hit=1> <script>window.hit=1</script> ${window.hit=1}"

@@ -30,6 +30,7 @@ from alpaca_rlhf.data import write_instructions
 from alpaca_rlhf.planner import CPU, find_gpu
 from alpaca_rlhf.planner.choosing import MAX_DECODED
 from alpaca_rlhf.preferences import DATABASE, passwords
+from alpaca_rlhf.preferences.assignment import Overlap
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.settings import Inputs, Loop, Rank
@@ -369,6 +370,10 @@ def test_an_admin_begins_a_run_and_everybody_keeps_their_login(tmp_path, offer):
         planned = begin(boss, action="plan").json()["html"]
         assert "PPO" in planned and "GiB" in planned and "rank 24" in planned
         assert sorted(path.name for path in runs.iterdir()) == ["first"], "a plan writes nothing"
+        overlap = Overlap(0.5, 3)
+        victim.store.set_guidelines("Be fair.", actor="test")
+        victim.store.set_guidelines("Be kind.", actor="test")
+        victim.store.set_overlap(overlap, actor="test")
         started = begin(boss)
         assert started.status_code == 200 and "mine" in started.json()["html"]
         [switch] = switches
@@ -378,6 +383,7 @@ def test_an_admin_begins_a_run_and_everybody_keeps_their_login(tmp_path, offer):
         assert RunChoice(runs / "first").current == runs / "mine", "before the app follows"
         with Store(runs / "mine" / DATABASE) as store:
             assert store.any_accounts() and store.sign_in("ann", PASSWORD) is not None
+            assert store.guidelines().text == "Be kind." and store.overlap() == overlap
         assert "starting" in begin(boss, FORM | {"name": "more"}).json()["html"]
         assert not (runs / "more").exists() and len(switches) == 1
 
@@ -637,6 +643,14 @@ def test_the_form_is_accessible_and_shows_the_plan(tmp_path, offer):
                 page.fill("#new-name", "mine")
                 page.select_option("#new-judge", "gold")
                 page.fill("#new-prompts", "24")
+                # A reload loses no field.
+                page.locator("[name=policies]").last.set_checked(True)
+                page.reload()
+                page.locator("#new-name").wait_for()
+                values = [page.input_value(f"#new-{name}") for name in ("name", "judge", "prompts")]
+                assert values == ["mine", "gold", "24"]
+                assert page.locator("[name=policies]").last.is_checked()
+                page.locator("[name=policies]").last.set_checked(False)
                 page.set_input_files("#new-rows", str(rows))
                 page.locator("[data-part=upload-rows] .good").wait_for()
                 page.locator("[data-new=plan]").click()

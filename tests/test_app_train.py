@@ -33,6 +33,7 @@ from alpaca_rlhf.app.training_plan import PlannedStage, plan_of
 from alpaca_rlhf.cli import app_command
 from alpaca_rlhf.cli.terminal import Terminal
 from alpaca_rlhf.core import gpu_lock
+from alpaca_rlhf.core.locks import Lock
 from alpaca_rlhf.planner import CPU, find_gpu
 from alpaca_rlhf.preferences.database import DiskFull
 from alpaca_rlhf.preferences.schema import Audit
@@ -582,6 +583,19 @@ def test_the_head_of_a_finished_run_shows_what_its_next_round_met(trainings, tmp
         head = page.sections("en")["head"]
         assert "Refused: --seed-file x: was changed" in head and "All stages are done" not in head
         assert 'data-do="next"' in head and 'data-do="train"' not in head
+
+
+def test_the_head_of_a_new_run_says_why_it_was_not_started(trainings, run):
+    (run / "config.yaml").write_text("seed: 0\n")
+    (run.parent / "faster").mkdir()
+    with Store(run / "preferences.db") as store:
+        page = TrainPage(trainings(), store, TrainingCommand([], "alpaca-rlhf loop"))
+        with Lock(run.parent / "faster" / training_module.TRAINING_LOG):
+            refused = page.start_first(actor="annotator:1")
+        assert refused is not None and refused.reason == "elsewhere"
+        head = page.sections("en")["head"]
+    assert "another run is being trained" in head and "(faster)" in head
+    assert "Nothing has been trained yet" not in head and 'data-do="train"' in head
 
 
 def test_people_are_asked_to_rank_until_it_is_enough(trainings, tmp_path, run, monkeypatch):

@@ -364,13 +364,15 @@ def test_the_command_beside_an_export_trains_a_reward_model(kind, tmp_path, monk
             watch=replace(few.watch, prompts=2),
         )
     settings = begun(few, tmp_path / "my run", "sft")
+    flags = app_command.App(run=settings.out)
+    exports = app_command._exports(flags, settings.out, has_run=True)
+    # The page trains the run while the app is open.
+    assert "ROWS" in exports.command(tmp_path / "my snapshot.jsonl") and exports.own_files()
     (settings.out / "sft" / "adapter").mkdir(parents=True)
     for name in ADAPTER:
         (settings.out / "sft" / "adapter" / name).write_text("")
-    flags = app_command.App(run=settings.out)
-    exports = app_command._exports(flags, settings.out, has_run=True)
     words = shlex.split(exports.command(tmp_path / "my snapshot.jsonl"))
-    assert words[:2] == ["alpaca-rlhf", "reward"] and not exports.own_files
+    assert words[:2] == ["alpaca-rlhf", "reward"] and not exports.own_files()
     training = parse(Loop, words[2:], prog="reward", description="")
     assert training.inputs.judge == "human" and training.out.parent == tmp_path
     assert training.inputs.rankings == tmp_path / "my snapshot.jsonl"

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from alpaca_rlhf.app.clicks import clicked
+from alpaca_rlhf.app.data_view import reason_names
 from alpaca_rlhf.app.language import label, translations
 from alpaca_rlhf.app.rendering import render
 from alpaca_rlhf.app.sections import PLAIN_HTML
@@ -137,7 +138,8 @@ class Browse:
             why = text["outcome.refused"].format(why=refused)
             return render("data_outcome", message=why, kind="bad")
         letters = {answer.id: LETTERS[at] for at, answer in enumerate(opened.answers)}
-        return render("data_set", set=opened, letters=letters, text=text)
+        reasons = reason_names(self._services.language(request))
+        return render("data_set", set=opened, letters=letters, reasons=reasons, text=text)
 
     def _text(self, request: gr.Request) -> dict[str, str]:
         return translations("data", self._services.language(request))

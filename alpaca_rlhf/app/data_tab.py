@@ -46,8 +46,8 @@ class Exports:
     """Each snapshot gets a folder of its own in it."""
     command: Callable[[Path], str]
     """The command that trains a reward model on a snapshot."""
-    own_files: bool
-    """True if that command has placeholders for files of the user's own."""
+    own_files: Callable[[], bool]
+    """True if that command has placeholders for files of the user's own, as before any training."""
 
 
 def data_tab(
@@ -149,6 +149,8 @@ def data_tab(
         )
         save = gr.Button(label("data", "guidelines.save"))
         saved = gr.HTML(**PLAIN_HTML)
+        versions = gr.HTML(elem_id="guidelines-versions", **PLAIN_HTML)
+        loaded = gr.State("")  # the text that the field was given; another one is not saved yet
 
     private: dict[str, Any] = {"api_visibility": "private"}
     contents = [figures, scores, intro, flags, oldest, remarks, oldest_remarks, people]
@@ -165,13 +167,14 @@ def data_tab(
     added = [outcome, people, name, password]
     add.click(events.add_person, [name, password, role], added, **private)
     remarks.submit(events.leave_out_set, None, [outcome, *contents], **private)
-    save.click(events.save_guidelines, guidelines, saved, **private)
+    save.click(events.save_guidelines, guidelines, [saved, loaded, versions], **private)
 
     def refresh_on_open(tab: gr.Tab) -> None:
         tab.select(events.refresh, None, contents, **private)
         tab.select(browse.names, None, browse.person, **private)
         tab.select(handing_out.show, None, handing_out.fields, **private)
-        tab.select(events.show_guidelines_of_admin, None, [guidelines, saved], **private)
+        shown = [guidelines, loaded, saved, versions]
+        tab.select(events.show_guidelines_of_admin, [guidelines, loaded], shown, **private)
 
     return refresh_on_open
 
@@ -240,7 +243,7 @@ class _Events:
             folder=folder,
             files=data_view.SNAPSHOT_FILES,
             command=self._exports.command(folder),
-            own_files=self._exports.own_files,
+            own_files=self._exports.own_files(),
             text=text,
         )
 
@@ -275,25 +278,42 @@ class _Events:
             outcome = _failure(text["outcome.refused"].format(why=error))
         return outcome, *self.refresh(request)
 
-    def save_guidelines(self, written: str, request: gr.Request) -> str:
-        """Add a version of the guidelines."""
+    def save_guidelines(self, written: str, request: gr.Request) -> tuple[str, Any, Any]:
+        """Add a version of the guidelines; the outcome, the saved text, and all versions."""
         text, admin = self._text(request), self._services.account(request)
         try:
             guidelines = self._store.set_guidelines(
                 str(written or ""), actor=f"annotator:{admin.id}"
             )
         except UserError as error:
-            return _failure(text["outcome.refused"].format(why=error))
+            failure = _failure(text["outcome.refused"].format(why=error))
+            return failure, gr.skip(), gr.skip()
         version = guidelines.version if guidelines is not None else 0
-        return _success(text["guidelines.saved"].format(n=version))
+        outcome = _success(text["guidelines.saved"].format(n=version))
+        return outcome, written, self._guideline_versions(request)
 
-    def show_guidelines_of_admin(self, request: gr.Request) -> tuple[str, str]:
-        """The guidelines that hold now, and the number of their version."""
-        guidelines = self._store.guidelines()
-        if guidelines is None:
-            return "", ""
-        text = self._text(request)["guidelines.version"].format(n=guidelines.version)
-        return guidelines.text, render("status_line", text=text)
+    def show_guidelines_of_admin(
+        self, written: str, loaded: str, request: gr.Request
+    ) -> tuple[Any, str, str, str]:
+        """The guidelines that hold now, unless the field has changes that are not saved yet."""
+        text, guidelines = self._text(request), self._store.guidelines()
+        newest = guidelines.text if guidelines is not None else ""
+        lines = []
+        if guidelines is not None:
+            lines.append(text["guidelines.version"].format(n=guidelines.version))
+        unsaved = str(written or "").splitlines() != loaded.splitlines()
+        if unsaved:
+            lines.insert(0, text["guidelines.unsaved"])
+        return (
+            gr.skip() if unsaved else newest,
+            loaded if unsaved else newest,
+            render("status_line", text=" ".join(lines)),
+            self._guideline_versions(request),
+        )
+
+    def _guideline_versions(self, request: gr.Request) -> str:
+        versions = self._store.guideline_versions()
+        return render("data_guidelines", versions=versions, text=self._text(request))
 
     def change_person(self, event: gr.EventData, request: gr.Request) -> tuple[str, str]:
         """Change the role, the password or the access of somebody."""
@@ -380,7 +400,9 @@ class _Events:
     def _flags(self, before: int | None, request: gr.Request) -> tuple[str, int | None]:
         flags = self._store.flagged(before=before, n=FLAGS_PER_PAGE)
         oldest = flags[-1].id if len(flags) == FLAGS_PER_PAGE else None
-        return render("data_flags", flags=flags, text=self._text(request)), oldest
+        reasons = data_view.reason_names(self._services.language(request))
+        html = render("data_flags", flags=flags, reasons=reasons, text=self._text(request))
+        return html, oldest
 
     def _remarks(self, before: Any, request: gr.Request) -> tuple[str, Any]:
         """A page of comments and one of skips, newest first, and what the next ones begin before.

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from alpaca_rlhf.app.board import REASONS
+from alpaca_rlhf.app.language import translations
 from alpaca_rlhf.app.rendering import render
 from alpaca_rlhf.core.sizes import too_few
 from alpaca_rlhf.preferences import snapshot
@@ -21,6 +23,7 @@ SNAPSHOT_FILES: tuple[str, ...] = (
     snapshot.DEMONSTRATIONS,
     snapshot.DEMONSTRATION_PAIRS,
     snapshot.THUMBS,
+    snapshot.GUIDELINES,
 )
 _BAR_PERCENT = 60
 """Width of the longest bar of the pace."""
@@ -45,6 +48,12 @@ class Rounds:
 
 NO_ROUNDS = Rounds(dict, None)
 """An app without a run."""
+
+
+def reason_names(language: str) -> dict[str, str]:
+    """The reasons of flags as annotators choose them on the Rank tab; other programs' have none."""
+    text = translations("rank", language)
+    return {reason: text[f"reason.{reason}"] for reason in REASONS}
 
 
 def figures(figures: Figures, rounds: Rounds, text: Mapping[str, str]) -> str:

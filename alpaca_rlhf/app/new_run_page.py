@@ -62,7 +62,8 @@ class NewRuns:
     """Begins runs, and hands the app over to another run.
 
     Args:
-        store: The database of the run that the app is on, whose accounts a new run gets.
+        store: The database of the run that the app is on, whose accounts, newest guidelines and
+            overlap a new run gets.
         choice: The runs, and the memory of which one the app is on.
         offer: The lists to choose from.
         closed: The reason why no browser may begin a run; None if it may.
@@ -213,10 +214,20 @@ class NewRuns:
         with open_store(run) as store:
             queue_sampled(run, store)
             store.adopt_accounts(self._store)
+            if start:
+                self._hand_on_rules(store, actor)
         self._store.note_training("open", name, actor=actor)
         self._choice.choose(name)
         self._left = True
         return RunSwitch(run, actor if start else None)
+
+    def _hand_on_rules(self, store: Store, actor: str) -> None:
+        """Let the people of a new run rank as they did before, by the newest guidelines."""
+        guidelines, overlap = self._store.guidelines(), self._store.overlap()
+        if guidelines is not None and store.guidelines() is None:
+            store.set_guidelines(guidelines.text, actor=actor)
+        if overlap != store.overlap():
+            store.set_overlap(overlap, actor=actor)
 
     def _settings_of(self, form: NewRunForm, card: GpuSpec) -> tuple[Loop, Source]:
         """The settings in batches that fit the machine's graphics card, if it has one."""

@@ -22,6 +22,7 @@ from alpaca_rlhf.app.training import Training, TrainingCommand, TrainingRefused,
 from alpaca_rlhf.app.training_plan import PlannedStage, local_card, plan_of
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.runs import CONFIG, METRICS, RunFolder
+from alpaca_rlhf.preferences.database import DiskFull
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.settings import Loop
@@ -92,6 +93,17 @@ class TrainPage:
         self._plan: Mapping[str, PlannedStage] = {}
         self._card = ""
         self._planner: threading.Thread | None = None
+        self._refused: TrainingRefused | None = None
+
+    def start_first(self, *, actor: str) -> TrainingRefused | None:
+        """Start a run that the page has just begun; the refusal, which the tab then shows too."""
+        try:
+            self.training.start(actor=actor)
+        except TrainingRefused as refused:
+            self._refused = refused
+        except DiskFull as full:
+            self._refused = TrainingRefused("failed", str(full))
+        return self._refused
 
     def start_round(self, *, actor: str) -> None:
         """Add a round to a finished run, and start it.
@@ -152,6 +164,9 @@ class TrainPage:
         missing = training_view.waits_for_people(settings, current, standings)
         active = state.activity != "idle"
         end, line = training_view.ending(state, ledger, settings)
+        if self._refused is not None and end == "new" and not active:
+            refused = text[f"refused.{self._refused.reason}"]
+            end, line = "refused", refused.format(detail=self._refused.detail)
         # 2. Its sections.
         rounds = training_view.rounds(
             settings, ledger, running=active, plan=self._planned(), standings=standings

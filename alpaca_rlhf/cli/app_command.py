@@ -382,7 +382,6 @@ def _serve(
     from alpaca_rlhf.app import login_session, server
     from alpaca_rlhf.app.new_run_page import NewRuns
     from alpaca_rlhf.app.tabs import tabs
-    from alpaca_rlhf.app.training import TrainingRefused
 
     # 4. Build the tabs and the server, and serve.
     switches: list[RunSwitch] = []
@@ -434,9 +433,8 @@ def _serve(
             webbrowser.open(address)
 
     if start_as is not None and app_tabs.train is not None:
-        try:
-            app_tabs.train.training.start(actor=start_as)
-        except TrainingRefused as refused:  # another one was faster: the Train tab offers it anew
+        refused = app_tabs.train.start_first(actor=start_as)
+        if refused is not None:  # another one was faster: the Train tab says so and offers it anew
             terminal.say(f"the training of {flags.run} was not started ({refused.reason})")
     try:
         server.serve(app, site.listener, behind_proxy=behind_proxy, on_ready=ready, stop=stop)
@@ -513,14 +511,14 @@ def _exports(flags: App, folder: Path, has_run: bool) -> Any:
     """The folder of snapshots, and the command that trains on one."""
     from alpaca_rlhf.app.data_tab import Exports
 
-    is_trained = has_run and (flags.run / _SFT).is_dir()
-    settings = run_contents.settings_of(flags.run) if is_trained else None
+    def is_trained() -> bool:  # the page may have trained the run since the app was started
+        return has_run and (flags.run / _SFT).is_dir()
 
     def command(snapshot: Path) -> str:
-        if settings is not None:
-            return own_files.reward_on_snapshot(settings, snapshot)
+        if is_trained():
+            return own_files.reward_on_snapshot(run_contents.settings_of(flags.run), snapshot)
         words = [PROGRAM, "reward", "--inputs.judge", "human", "--inputs.rankings", str(snapshot)]
         words += ["--inputs.data", "ROWS", "--inputs.prompts", "PROMPTS"]
         return shlex.join([*words, "--out", f"runs/people-{snapshot.name}"])
 
-    return Exports((folder / _SNAPSHOTS).absolute(), command, own_files=settings is None)
+    return Exports((folder / _SNAPSHOTS).absolute(), command, lambda: not is_trained())

@@ -4,6 +4,8 @@
 
 const root = element.querySelector(".new-run-box");
 const prefix = window.alpacaPrefix || "";
+// Kept in this tab of the browser, so that a reload loses no field; files are chosen anew.
+const KEPT = "alpaca.new-run";
 const uploaded = { rows: "", prompts_file: "" };
 let busy = false;
 
@@ -12,6 +14,39 @@ const part = (name) => root.querySelector(`[data-part="${name}"]`);
 function tell(where, html) {
   const place = part(where);
   if (place) place.innerHTML = html;
+}
+
+const fields = () => [...root.querySelectorAll("[name]:not([type=file]):not([name=other])")];
+
+function keep() {
+  const shown = fields().map((field) => [field.name, field.value, field.checked ?? false]);
+  try {
+    sessionStorage.setItem(KEPT, JSON.stringify(shown));
+  } catch {
+    // A browser that keeps nothing: the form works all the same.
+  }
+}
+
+function restore() {
+  let kept = null;
+  try {
+    kept = JSON.parse(sessionStorage.getItem(KEPT));
+  } catch {
+    // As above.
+  }
+  if (!Array.isArray(kept)) return;
+  for (const field of fields()) {
+    const isBox = field.type === "checkbox";
+    const same = ([name, value]) => name === field.name && (!isBox || value === field.value);
+    const before = kept.find(same);
+    if (!before) continue;
+    if (isBox) field.checked = before[2] === true;
+    else field.value = before[1];
+    if (field.tagName === "SELECT" && field.selectedIndex < 0) field.selectedIndex = 0;
+  }
+  if (fields().some((field) => field.name === "name" && field.value)) {
+    root.querySelector("details").open = true;
+  }
 }
 
 async function call(path, options) {
@@ -39,6 +74,7 @@ async function fill() {
   if (!reply.ok) return;
   root.innerHTML = reply.html;
   root.dataset.filled = "yes";
+  restore();
 }
 
 const wholeNumber = (text) => (/^\d+$/.test(text) ? Number(text) : text);
@@ -79,6 +115,11 @@ async function post(path, body, where) {
 }
 
 function leave() {
+  try {
+    sessionStorage.removeItem(KEPT);
+  } catch {
+    // As above.
+  }
   wait(true);  // the page reloads by itself once the app is on the other run; its address stays
 }
 
@@ -86,6 +127,7 @@ element.addEventListener("change", async (event) => {
   const kind = event.target.dataset && event.target.dataset.upload;
   if (!kind) {
     tell("plan", "");
+    keep();
     return;
   }
   const file = event.target.files[0];
