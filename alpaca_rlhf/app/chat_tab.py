@@ -384,9 +384,9 @@ class _Events:
         chat: int | None,
         *settings: Any,
     ) -> Iterator[Patch]:
-        asked = [*turns, Turn(message or "")]
+        turns_asked = [*turns, Turn(message or "")]
         clear_box = {self._components.box: ""}
-        yield from self._answer(asked, turns, chat, settings, request, once_taken=clear_box)
+        yield from self._answer(turns_asked, turns, chat, settings, request, once_taken=clear_box)
 
     def retry(
         self, request: gr.Request, turns: tuple[Turn, ...], chat: int | None, *settings: Any
@@ -395,9 +395,9 @@ class _Events:
             yield self._patch(ChatView((), "", False))
             return
         last = replace(turns[-1], attempt=turns[-1].attempt + 1)
-        asked = [*turns[:-1], last]
+        turns_asked = [*turns[:-1], last]
         # The answer before this one is kept until there is another one.
-        yield from self._answer(asked, turns, chat, settings, request, save_early=False)
+        yield from self._answer(turns_asked, turns, chat, settings, request, save_early=False)
 
     def edit(
         self,
@@ -602,7 +602,7 @@ class _Events:
 
     def _answer(
         self,
-        asked: list[Turn],
+        turns_asked: list[Turn],
         shown: tuple[Turn, ...],
         chat: int | None,
         settings: tuple[Any, ...],
@@ -615,7 +615,7 @@ class _Events:
         """Answer the last of the turns that were asked for.
 
         Args:
-            asked: The conversation up to the message.
+            turns_asked: The conversation up to the message.
             shown: The conversation as it is on the page, which a refusal leaves as it is.
             chat: Number of the conversation.
             settings: The settings that the browser sent.
@@ -629,7 +629,7 @@ class _Events:
         generation = _generation_request(self._controller.worker, settings)
         once, apart = dict(once_taken or {}), ""
         saved_s: float | None = None
-        for view in self._controller.answer(asked, generation, request, go_on=go_on):
+        for view in self._controller.answer(turns_asked, generation, request, go_on=go_on):
             if view.refused:
                 yield self._patch(replace(view, turns=shown))
                 return
