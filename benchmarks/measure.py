@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import (
     FlopCounterMode,
     sdpa_backward_flop_count,
@@ -104,6 +105,31 @@ def flop_counter() -> FlopCounterMode:
 
 # --- memory ---------------------------------------------------------------------------------------
 
+_PRODUCTS = {
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten.baddbmm.default,
+    torch.ops.bitsandbytes.gemm_4bit.default,
+}
+_HAS_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def _product_in_fp32(func: Any, args: Any, kwargs: Any) -> Any:
+    """A product of bf16 tensors, computed in fp32 and rounded.
+
+    A processor without bf16 takes twenty times as long for it otherwise. The result has the storage
+    that it would have had, so the bytes that outlive the operation are the same.
+    """
+    if not any(tensor.dtype == torch.bfloat16 for tensor in _tensors((args, kwargs))):
+        return func(*args, **kwargs)
+
+    def widened(tensor: Tensor) -> Tensor:
+        return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+
+    args, kwargs = tree_map_only(Tensor, widened, (args, kwargs))
+    return func(*args, **kwargs).bfloat16()
+
 
 class LiveBytes(TorchDispatchMode):
     """Bytes of tensors alive at once: every storage that an operation reads or makes, till it dies.
@@ -129,7 +155,11 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for tensor in _tensors((args, kwargs)):
             self._see(tensor)
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func in _PRODUCTS and not _HAS_BF16:
+            result = _product_in_fp32(func, args, kwargs)
+        else:
+            result = func(*args, **kwargs)
         for tensor in _tensors(result):
             self._see(tensor)
         return result

@@ -4,6 +4,7 @@ import gc
 import os
 import re
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -15,7 +16,7 @@ import pytest
 # No test asserts on time, and Hypothesis's deadline of 200 ms an example does.
 hypothesis.settings.register_profile("kit", deadline=None)
 hypothesis.settings.load_profile("kit")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"  # whatever the shell has: no test goes to the hub
 BESIDE = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 # The models are so small that more threads cost more than they compute, most of all beside others;
 # the commands that tests start inherit both.
@@ -29,6 +30,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts what it 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the flag that writes `docs/mistakes.md` from what the commands say."""
     parser.addoption("--write-mistakes", action="store_true")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Send what pytest-rerunfailures asks its server before and after each test at once.
+
+    Its messages are small, and Nagle's algorithm holds each back for up to 40 ms.
+    """
+    line = getattr(getattr(session.config, "failures_db", None), "sock", None)
+    if line is not None:
+        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -49,6 +60,10 @@ def pytest_collection_finish() -> None:
         from tests.databases import copy_what_was_migrated
 
         copy_what_was_migrated()
+    if "alpaca_rlhf.preferences.passwords" in sys.modules:
+        from alpaca_rlhf.preferences import passwords
+
+        passwords.LOG_N = 4  # the full cost is an eighth of a second for each password
 
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"

@@ -138,7 +138,7 @@ FAULTS: dict[str, Callable[[Handler], None]] = {
     "cut": lambda h: _cut(h),
     "json": lambda h: h.give(200, b'{"choices": [{"text": "half a'),
     "no text": lambda h: h.give(200, {"choices": []}),
-    "hang": lambda h: time.sleep(1.0),
+    "hang": lambda h: time.sleep(4.0),
 }
 """By what goes wrong."""
 

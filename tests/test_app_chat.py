@@ -82,7 +82,7 @@ WATCH = """() => { window.seen = []; new MutationObserver(() => {
 }).observe(document.body, { subtree: true, childList: true, characterData: true }); }"""
 
 
-def slow(monkeypatch):
+def slow(monkeypatch, seconds=0.02):
     """Every token takes a moment, so that there is time to press a key."""
     from alpaca_rlhf.serving import policy_server
 
@@ -90,7 +90,7 @@ def slow(monkeypatch):
 
     def slowly(*args, **options):
         for update in stream_text(*args, **options):
-            time.sleep(0.02)
+            time.sleep(seconds)
             yield update
 
     monkeypatch.setattr(policy_server, "stream_text", slowly)
@@ -100,13 +100,14 @@ def test_it_streams_stops_and_goes_on(desk, monkeypatch):
     with visit(desk.browser) as page:
         go(page, desk.url)
         page.evaluate(WATCH)
+        slow(monkeypatch)  # else a busy server sends several tokens at once
         ask(page, "Name a colour.")
         line(page, "tokens")
         texts = page.evaluate("window.seen")
         assert len(texts) > 5 and len(texts[0]) < len(texts[-1]), "it grew"
         assert said(page, "user") == ["Name a colour."]
         assert page.locator("#chat-box textarea").input_value() == ""
-        slow(monkeypatch)
+        slow(monkeypatch, seconds=0.2)
         ask(page, "Name another.")
         page.locator("#chat-stop:enabled").wait_for()
         page.locator("#chat-log .message.bot").nth(1).wait_for()
@@ -116,6 +117,7 @@ def test_it_streams_stops_and_goes_on(desk, monkeypatch):
         page.locator("#chat-send:enabled").wait_for()
         cut = said(page)[1]
         assert cut
+        monkeypatch.undo()
         page.locator("#chat-policy input").click()
         page.get_by_role("option", name="sft").click()
         page.keyboard.press("Alt+R")

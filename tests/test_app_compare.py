@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from functools import partial
 from types import SimpleNamespace
 
 import gradio as gr
 import pytest
 
+from alpaca_rlhf.app import compare_controller as compare_controller_module
 from alpaca_rlhf.app import compare_tab as compare_tab_module
 from alpaca_rlhf.app.compare_controller import CompareController, as_message, names_a_model
 from alpaca_rlhf.app.compare_tab import compare_tab
@@ -75,7 +77,7 @@ def table(home, tmp_path):
         asker = [ADMIN]
         services = Services(store, lambda request: asker[0], lambda request: "en")
         yield SimpleNamespace(
-            controller=CompareController(services, worker),
+            controller=CompareController(services, worker, draw=random.Random(0).sample),
             store=store,
             echo=echo,
             asker=asker,
@@ -190,8 +192,22 @@ def test_the_earlier_turns_are_shown_as_text(table, monkeypatch):
 # --- in a browser ---------------------------------------------------------------------------------
 
 
+class Draws:
+    """Draws of prompts and seeds that are the same in every run, in place of `secrets`."""
+
+    SystemRandom = staticmethod(lambda: random.Random(0))
+    randbelow = staticmethod(lambda n: 0)
+    choice = staticmethod(lambda rows: rows[0])
+
+
 @pytest.fixture(scope="module")
 def desk(home):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare_controller_module, "secrets", Draws)
+        yield from _desk(home)
+
+
+def _desk(home):
     echo = Echo(lambda policy, row, j: HOSTILE)
     with Store(home.folder / "p.db", rules=Rules(gold_rate=0, repeat_rate=0), seed=0) as store:
         for name, role in (("ann", "admin"), ("bob", "annotator")):

@@ -144,7 +144,9 @@ def test_requests_one_after_the_other_and_pipelined_are_answered(monkeypatch):
             line.sendall(request)
             replies = b""
             while replies.count(b"200 OK") < request.count(b"HTTP/1.1"):
-                replies += line.recv(4000)
+                chunk = line.recv(4000)
+                assert chunk, "the server hung up"
+                replies += chunk
             time.sleep(0.6)
 
 

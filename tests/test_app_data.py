@@ -442,8 +442,7 @@ def test_logging_out(opened, shared_home):
         assert page.url.endswith("/login")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("language", ["en-GB", "zh-CN"])
+@pytest.mark.parametrize(("scheme", "language"), [("light", "en-GB"), ("dark", "zh-CN")])
 def test_nothing_serious_for_axe(opened, shared_home, scheme, language):
     with browser.visit(
         opened, locale=language, color_scheme=scheme, viewport={"width": 1280, "height": 900}

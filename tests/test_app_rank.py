@@ -158,11 +158,14 @@ def swipe(page, card, place, part=".grip"):
     from playwright.sync_api import TimeoutError as WaitedInVain
 
     before = ",".join(order(page))
-    for _ in range(3):
+    moved = f"{ORDER} !== '{before}'"
+    for _ in range(2):
         touch_once(page, card, place, part)
         with suppress(WaitedInVain):
-            page.wait_for_function(f"{ORDER} !== '{before}'", timeout=10_000)
+            page.wait_for_function(moved, timeout=10_000)
             return
+    touch_once(page, card, place, part)
+    page.wait_for_function(moved, timeout=10_000)
 
 
 def touch_once(page, card, place, part):

@@ -69,7 +69,7 @@ def test_faults_on_the_way_lose_no_row(tmp_path):
         calm, _ = run(tmp_path / "calm", settings(server.url, target=120))
         slept = []
         with faulty(server.url, often(0)) as (proxy, faults_made):
-            run_settings = settings(proxy.url, target=120, timeout=0.4)
+            run_settings = settings(proxy.url, target=120, timeout=1.5)
             rough, teacher = run(tmp_path / "rough", run_settings, sleep=slept.append)
     assert set(faults_made) == set(FAULTS), "each fault was met"
     assert rows_of(rough) == rows_of(calm)
@@ -157,6 +157,13 @@ def test_an_endpoint_that_never_samples_is_refused_at_the_start(tmp_path):
         run(tmp_path, settings(server.url))
 
 
+FEW = (
+    "--ppo.updates 2 --ppo.value.warmup 1 --ppo.batch-size 8 --ppo.minibatch-size 8 --rank.prompts 8 "
+    "--best-of-k.prompts 8 --evaluate.prompts 8"
+).split()
+"""Small splits, which are drawn sooner."""
+
+
 # --- refusals -------------------------------------------------------------------------------------
 
 
@@ -179,7 +186,7 @@ def test_what_no_other_try_mends_is_one_line_at_once(tmp_path, capsys, status, f
         assert len(server.bodies) <= 4, "the spellings of a plain request, and nothing else"
         out = tmp_path / "run"
         flags = ["--generate.endpoint.url", server.url, "--generate.endpoint.model", "m"]
-        assert main(["generate", "--out", str(out), *flags]) == 2
+        assert main(["generate", "--out", str(out), *flags, *FEW]) == 2
         captured = capsys.readouterr().err
         assert f"{status} no such thing" in captured and "Traceback" not in captured
 
@@ -188,7 +195,7 @@ def test_a_server_that_is_not_there_is_one_line(tmp_path, capsys):
     with serving(writer()) as server:
         url = server.url
     flags = ["--generate.endpoint.url", url, "--generate.endpoint.model", "m"]
-    assert main(["generate", "--out", str(tmp_path / "run"), *flags]) == 2
+    assert main(["generate", "--out", str(tmp_path / "run"), *flags, *FEW]) == 2
     captured = capsys.readouterr().err.strip()
     assert url in captured and "start the server" in captured and "Traceback" not in captured
 

@@ -25,6 +25,12 @@ LLAMA3_SPLIT = (
 )
 
 
+@pytest.fixture(autouse=True)
+def few_tokens(monkeypatch):
+    """Twelve tokens a prompt instead of 32: every export is decoded several times."""
+    monkeypatch.setattr("alpaca_rlhf.exporting.parity.NEW_TOKENS", 12)
+
+
 def byte_level_tokenizer():
     """Llama-3's kind: byte-level BPE, a bos and an eos token, nothing to pad with."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers

@@ -11,7 +11,14 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
 from alpaca_rlhf.cli import main as cli
-from tests.test_export import FLAVOURS, export, little_llama, little_run, refused
+from tests.test_export import (  # `few_tokens` is used by every test
+    FLAVOURS,
+    export,
+    few_tokens,  # noqa: F401
+    little_llama,
+    little_run,
+    refused,
+)
 
 SIZES = {
     "hidden_size": 64,

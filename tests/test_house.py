@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -61,12 +62,18 @@ def place(path: Path, node: ast.AST) -> str:
     return f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}"
 
 
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    """Every node of a module."""
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
 def imports(path: Path) -> Iterator[tuple[ast.AST, str, str]]:
     """(node, module, name), made absolute; `name` is empty for `import module`."""
     package = name_of(path).split(".")
     if path.name != "__init__.py":
         package = package[:-1]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield node, alias.name, ""
@@ -105,13 +112,12 @@ def test_imports_go_down(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_habits_stay_in_their_rooms(path):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
     switches = path != PACKAGE / "models" / "adapters.py"
     freezes = set()  # models/base.py may freeze the whole base, and that alone
     if path == PACKAGE / "models" / "base.py":
-        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        calls = [node for node in nodes(path) if isinstance(node, ast.Call)]
         freezes = {id(call.func) for call in calls if ast.unparse(call) == FREEZING}
-    for node in ast.walk(tree):
+    for node in nodes(path):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id != "print", f"{place(path, node)}: no print; log or use the console"
         if not switches or not isinstance(node, ast.Attribute) or id(node) in freezes:
@@ -142,7 +148,7 @@ QUESTION_WORDS = ("What ", "Whether ", "How ", "Who ", "Where ", "That ")
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_names_say_what_they_hold(path):
     assert path.name != "utils.py", f"{path.relative_to(ROOT)}: name it after what it does"
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             name = node.id
         elif isinstance(node, ast.arg):
@@ -156,7 +162,7 @@ def test_names_say_what_they_hold(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_docstrings_say_the_thing_itself(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             text = node.value.value
             opens = isinstance(text, str) and text.startswith(QUESTION_WORDS)

@@ -174,8 +174,12 @@ def test_a_prompt_without_room_for_a_completion_is_refused_before_training(
     assert not (tmp_path / "run" / "sft").exists()
 
 
-def test_more_tasks_than_the_small_world_has_are_refused(tmp_path, capsys):
-    flags = ["--evaluate.prompts", "30000", "--out", str(tmp_path / "run")]
+def test_more_tasks_than_the_small_world_has_are_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("alpaca_rlhf.sources.small_world.MIN_DRAWS", 500)  # it gives up sooner
+    monkeypatch.setattr("alpaca_rlhf.sources.small_world.DRAWS_PER_TASK", 2)
+    few = "--rank.prompts 8 --ppo.updates 2 --ppo.batch-size 8 --ppo.minibatch-size 8"
+    flags = ["--evaluate.prompts", "30000", "--out", str(tmp_path / "run"), *few.split()]
+    flags += ["--best-of-k.prompts", "8"]
     assert cli.main(["quickstart", *flags]) == 2
     assert "--evaluate.prompts: the small world has about" in capsys.readouterr().err
 

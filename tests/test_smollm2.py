@@ -25,7 +25,8 @@ SETTINGS = (
     "--reward.batch-size 4 --reward.max-length 128 --reward.held-out 0.4 --reward.gate 0.01 "
     "--ppo.updates 2 --ppo.batch-size 4 --ppo.minibatch-size 4 --ppo.epochs 1 "
     "--ppo.value.warmup 1 --ppo.max-new-tokens 12 --ppo.lr 1e-3 "
-    "--best-of-k.k 2 --best-of-k.prompts 4 --evaluate.prompts 4 --evaluate.bootstrap 50"
+    "--best-of-k.k 2 --best-of-k.prompts 4 --evaluate.prompts 4 --evaluate.bootstrap 50 "
+    "--evaluate.rerank False"
 ).split()
 QUESTIONS = (
     "Name the capital of France.",
@@ -173,8 +174,8 @@ def test_an_exported_gguf_is_a_base_again(run, exported, monkeypatch, tmp_path):
     assert again.tokenizer.convert_ids_to_tokens(numbers) == ["ĠĠ", "1", "9", "8", "4"]
 
 
-@pytest.mark.parametrize("policy", ["base", "sft", "best_of_k", "ppo"])
-def test_chat_answers_with_every_policy(run, capsys, policy):
+@pytest.mark.parametrize("policy", ["base", "ppo"])
+def test_chat_answers_with_the_base_and_a_policy(run, capsys, policy):
     words = ["chat", "--run", str(run), "--policy", policy, "--temperature", "0"]
     assert main([*words, "--max-new-tokens", "8", "--prompt", QUESTIONS[0]]) == 0
     said = capsys.readouterr().out

@@ -107,28 +107,39 @@ def references(
 ) -> list[Reference]:
     """Record a trained policy's outputs; prompts that leave no room for one are left out."""
     recorded = []
-    for number, prompt in enumerate(prompts):
-        progress(number + 1, len(prompts))
-        room = min(NEW_TOKENS, adapters.base.context - len(prompt))
-        if room < 1:
-            continue
-        # 1. The greedy completion.
-        greedy = Sampling(temperature=0.0, max_new_tokens=room, batch_size=1)
-        ((greedy_completion,),) = sample(
-            adapters, role, [prompt], [str(number)], sampling=greedy, seed=0
-        )
-        # 2. Logits of prompt and completion, in one forward.
+    completions = _greedy_completions(adapters, role, prompts)
+    for number, (prompt, completion_ids) in enumerate(completions):
+        progress(number + 1, len(completions))
+        # Logits of prompt and completion, in one forward.
         with adapters.using(role):
-            batch = collate(adapters.base, [Example(prompt, greedy_completion.ids)])
+            batch = collate(adapters.base, [Example(prompt, completion_ids)])
             logits = adapters.logits(adapters.hidden(batch))[:-1]
         top = logits.topk(2).values
         # Logits at a position are of the token after it, hence from the prompt's last one on.
         gaps = (top[:, 0] - top[:, 1])[len(prompt) - 1 :]
         logprobs, best = _figures(logits, batch.ids)
-        recorded.append(
-            Reference(prompt, greedy_completion.ids, tuple(gaps.tolist()), logprobs, best)
-        )
+        recorded.append(Reference(prompt, completion_ids, tuple(gaps.tolist()), logprobs, best))
     return recorded
+
+
+def _greedy_completions(
+    adapters: Adapters, role: str | None, prompts: Sequence[tuple[int, ...]]
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Prompts with their greedy completions; those with room for as many tokens go together."""
+    rooms: dict[int, list[tuple[int, ...]]] = {}
+    for prompt in prompts:
+        room = min(NEW_TOKENS, adapters.base.context - len(prompt))
+        if room >= 1:
+            rooms.setdefault(room, []).append(prompt)
+    completed = []
+    for room, group in rooms.items():
+        greedy = Sampling(temperature=0.0, max_new_tokens=room, batch_size=len(group))
+        keys = [str(number) for number in range(len(group))]
+        samples = sample(adapters, role, group, keys, sampling=greedy, seed=0)
+        completed += [
+            (prompt, completion.ids) for prompt, (completion,) in zip(group, samples, strict=True)
+        ]
+    return completed
 
 
 @torch.no_grad()
