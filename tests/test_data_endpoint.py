@@ -158,8 +158,8 @@ def test_an_endpoint_that_never_samples_is_refused_at_the_start(tmp_path):
 
 
 FEW = (
-    "--ppo.updates 2 --ppo.value.warmup 1 --ppo.batch-size 8 --ppo.minibatch-size 8 --rank.prompts 8 "
-    "--best-of-k.prompts 8 --evaluate.prompts 8"
+    "--ppo.updates 2 --ppo.value.warmup 1 --ppo.batch-size 8 --ppo.minibatch-size 8 "
+    "--rank.prompts 8 --best-of-k.prompts 8 --evaluate.prompts 8"
 ).split()
 """Small splits, which are drawn sooner."""
 
