@@ -65,6 +65,7 @@ def test_columns_of_answered_rows_are_suggested_and_the_flag_works(tmp_path, row
     [
         ({"question": "Who?"}, "question=instruction", "prompts"),
         ({"text": "Who?"}, "text=instruction", "prompts"),
+        ({"text": "Who?", "category": "Questions of all kinds"}, "text=instruction", "prompts"),
         ({"Question": "Who?", "Chosen": "a", "Rejected": "b"}, None, "pairs"),
     ],
 )
@@ -174,6 +175,10 @@ def test_what_no_name_tells_is_asked_for(tmp_path) -> None:
     """The flag is whole: what it lacks stands as OLD."""
     path = write(tmp_path / "a.jsonl", {"question": "Who?", "a": "Ann."})
     assert "--inputs.columns question=instruction,OLD=output, or see" in refused_by_run(path)
+    compared = {"Frage": "Wer?", "completion_a": "Ann.", "completion_b": "Bob.", "preference": 1}
+    path = write(tmp_path / "a.jsonl", compared)
+    with pytest.raises(UserError, match=r"--inputs\.columns OLD=prompt, or see"):
+        read_pairs(path, reading_of(Inputs(data=path, judge="human"), "rankings", path))
 
 
 ROWS = [{"instruction": "Grüß dich.", "output": "你好"}, {"instruction": "Go.", "output": "Gone."}]

@@ -57,6 +57,15 @@ def test_beside_a_column_that_asks_the_shared_beginning_is_no_prompt(tmp_path, n
     assert (pair.prompt.instruction, pair.chosen) == ("The colour is", "blue.")
     code, _, err = tried(["import", str(path), "--out", str(tmp_path / "out")])
     assert code == 2 and f"--columns {name}=prompt;" in err
+    # The way is the same where the answers begin apart, or are messages.
+    for answers in (
+        {"chosen": "Blue.", "rejected": "Loud."},
+        {"chosen": [BLUE], "rejected": [LOUD]},
+    ):
+        path = write(tmp_path / "b.jsonl", {name: "Which colour is it?", **answers})
+        assert f"if `{name}` is the prompt, --columns {name}=prompt (a run" in refusal(
+            read_pairs, path
+        )
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,10 @@ ROW_FLAGS = (*_LABELS, *LOSS_FLAGS)
 """Columns that mark a row with one answer as one not to learn from."""
 _GOOD = ("true", "1", "1.0", "yes", "good", "desirable", "chosen")
 _BAD = ("false", "0", "0.0", "no", "bad", "undesirable", "rejected")
+_PLACE_NAMES = frozenset(
+    "id ids model models url source dataset subset split date time timestamp license licence path "
+    "file annotator generator language lang category type tag tags version".split()
+)
 _NOTHING = ("", "[]", "{}", "null", "none")
 
 
@@ -207,11 +211,9 @@ def _with_messages(row: dict[str, Any]) -> dict[str, Any]:
 
     An answer to a prompt of text may be such a text.
     """
-    decoder = Decoder()
     for name in (*_JSON_MESSAGES, *OUTPUT):
-        text = row.get(name)
-        if isinstance(text, str) and (name not in OUTPUT or isinstance(row.get("prompt"), list)):
-            messages = messages_in(text, decoder)
+        if name not in OUTPUT or isinstance(row.get("prompt"), list):
+            messages = messages_in(row.get(name))
             if isinstance(messages, list):
                 row[name] = messages
     return row
@@ -223,17 +225,16 @@ def refuse_json_texts(row: Mapping[str, Any]) -> None:
     Raises:
         BadRow: The row holds one.
     """
-    decoder = Decoder()
     for name in _JSON_MESSAGES:
-        messages = messages_in(row[name], decoder) if isinstance(row.get(name), str) else None
+        messages = messages_in(row.get(name))
         if isinstance(messages, BadRow):
             raise BadRow(f"column `{name}` looks like a list of messages and is {messages}")
     for name in INSTRUCTION:
         text = row.get(name)
         if row.get("history") is not None or not isinstance(text, str) or text[:1] != "[":
             continue
-        value = decoder.decode(text)
-        if messages_in(text, decoder) is not None:
+        value = Decoder().decode(text)
+        if messages_in(text) is not None:
             raise BadRow(
                 f"column `{name}` holds messages as JSON; they are read in `prompt`: --columns "
                 f"{name}=prompt (a run: --inputs.columns)"
@@ -392,6 +393,11 @@ def answers_column(row: Mapping[str, Any]) -> str | None:
 def is_message(row: Mapping[str, Any]) -> bool:
     """True for one message of a tree as a row: OpenAssistant's form on the hub."""
     return all(row.get(name) is not None for name in ("message_id", "text", "role"))
+
+
+def names_a_place(name: str) -> bool:
+    """True for the name of a column that says where a row is from, or of what kind it is."""
+    return re.split(r"[\W_]+", name.casefold())[-1] in _PLACE_NAMES
 
 
 def system_column(row: Mapping[str, Any]) -> str:

@@ -344,13 +344,14 @@ def _hh_pair(chosen: str, rejected: str, source: str, row: dict[str, Any]) -> Pr
     common = next((at for at, (a, b) in enumerate(chars) if a != b), shorter)
     at = chosen[:common].rfind(ANSWER)
     if at < 0:
-        implicit = None
-        if not any(TURN.search(f"\n\n{text}") for text in (chosen, rejected)):
-            implicit = implicit_texts(chosen, rejected)
+        in_turns = any(TURN.search(f"\n\n{text}") for text in (chosen, rejected))
+        has_synonym = "prompt" in suggested_columns(row, "rankings").values()
+        implicit = None if in_turns or has_synonym else implicit_texts(chosen, rejected)
         # Where another column asks, what the answers share at their beginning is no prompt.
-        if implicit is not None and "prompt" not in suggested_columns(row, "rankings").values():
+        if not in_turns and not has_synonym:
+            refuse_unread_prompt(row, implicit[0][0][1] if implicit else "")
+        if implicit is not None:
             turns, *texts = implicit
-            refuse_unread_prompt(row, turns[0][1])
             return _make_pair(dialogue(turns, source=source, row=row), *texts)
         raise NoColumn(
             "expected a column `prompt` or `conversations`, or in `chosen` and `rejected` two "

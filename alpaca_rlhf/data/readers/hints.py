@@ -16,6 +16,8 @@ from alpaca_rlhf.data.readers.columns import (
     OUTPUT,
     RowKind,
     is_message,
+    names_a_place,
+    preference_shape,
 )
 from alpaca_rlhf.data.readers.json_rows import ROW_LIMIT
 from alpaca_rlhf.data.readers.problems import short
@@ -96,7 +98,9 @@ def further_texts(row: Mapping[str, Any], names: Mapping[str, str]) -> list[str]
     return [
         name
         for name, value in unread.items()
-        if value and (_ANSWER_NAME.match(name) or (isinstance(value, str) and is_prose(value)))
+        if value
+        and not names_a_place(name)
+        and (_ANSWER_NAME.match(name) or (isinstance(value, str) and is_prose(value)))
     ]
 
 
@@ -125,6 +129,8 @@ def naming_flag(
     names = {*suggested.values()} - {"input"}
     if "conversations" in names:
         names |= {"instruction", "output", "prompt"}
+    if preference_shape(row) is not None:
+        names |= {"chosen", "rejected"}
     missing = [
         new
         for new, read, _ in _NAMES[kind]

@@ -70,14 +70,14 @@ class Decoder:
         self._flaws.append(f"not JSON: {name}; write null where there is no value")
 
 
-def messages_in(text: str, decoder: Decoder) -> Any:
-    """The messages that a text holds as JSON; None for any other text.
+def messages_in(text: object) -> Any:
+    """The messages that a text holds as JSON; None for any other text or value.
 
     A text that looks like messages and is no JSON is a `BadRow`.
     """
-    if not text.lstrip().startswith("["):
+    if not isinstance(text, str) or not text.lstrip().startswith("["):
         return None
-    value = decoder.decode(text)
+    value = Decoder().decode(text)
     if isinstance(value, BadRow):
         return BadRow("not JSON; write it with json.dumps") if _MESSAGES.match(text) else None
     are_messages = bool(value) and all(

@@ -7,7 +7,6 @@ plain text. Raw UltraFeedback and Nectar hold objects with a text and its rating
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +25,7 @@ from alpaca_rlhf.data.readers.columns import (
     comparison_of,
     holds_something,
     is_arena,
+    names_a_place,
     prompt_column,
     verdict_text,
 )
@@ -54,11 +54,6 @@ _ASKING = frozenset(
 beside two answers that begin alike."""
 _BEFORE = frozenset({"history", *SYSTEM})
 """Those of them that hold what comes before a prompt, and no prompt."""
-_PLACE_NAMES = frozenset(
-    "id ids model models url source dataset subset split date time timestamp license licence path "
-    "file annotator generator language lang category type tag tags version".split()
-)
-"""Last words of the names of columns that say where a row is from or of what kind it is."""
 _READ_OTHERWISE = frozenset(
     {
         "chosen",
@@ -105,6 +100,8 @@ def whole_conversations(
         )
     before = chosen[:-1]
     if not before:
+        if names == ("chosen", "rejected"):
+            refuse_unread_prompt(row)
         raise NoColumn(
             f"`{better}` and `{worse}` hold one answer each, and no column a `prompt`; columns "
             f"here: {listed(list(row))}"
@@ -192,8 +189,10 @@ def implicit_texts(chosen: str, rejected: str) -> Dialogues | None:
     return [("Human", prompt)], chosen[end:].strip(), rejected[end:].strip()
 
 
-def refuse_unread_prompt(row: Mapping[str, Any], shared: str) -> None:
-    """Check that no column asks beside two answers whose shared beginning would be the prompt.
+def refuse_unread_prompt(row: Mapping[str, Any], shared: str = "") -> None:
+    """Check that no column asks beside two answers without a prompt.
+
+    Their shared beginning, if they have one, would be taken for it.
 
     A column asks if it has a name for what comes before an answer, or holds a text as people write
     it, and neither answer holds that text. Names of models, places and kinds do not ask.
@@ -201,11 +200,11 @@ def refuse_unread_prompt(row: Mapping[str, Any], shared: str) -> None:
     Raises:
         BadRow: One does.
     """
-    answers = [row["chosen"], row["rejected"]]
+    answers = [text for name in ("chosen", "rejected") for text in _texts_of(row[name])]
     askers = []
     for name, value in row.items():
         texts = [text for text in _texts_of(value) if text.strip()]
-        if name in _READ_OTHERWISE or _PLACE_NAMES & {_last_word(name)}:
+        if name in _READ_OTHERWISE or names_a_place(name):
             continue
         asks = holds_something(value) if name.casefold() in _ASKING else any(map(is_prose, texts))
         held = all(any(text.strip() in answer for answer in answers) for text in texts)
@@ -221,10 +220,13 @@ def refuse_unread_prompt(row: Mapping[str, Any], shared: str) -> None:
         way = f"is the prompt, --columns {renaming}"
         if askers[0] in _BEFORE:
             way = "comes before the prompt, put that into a column `prompt`"
+        alike = otherwise = ""
+        if shared:
+            alike = f", which begin alike with {short(shared)!r}"
+            otherwise = f"; if their beginning is, --columns {columns_argument(left_out)}"
         raise BadRow(
-            f"no column is the prompt of `chosen` and `rejected`, which begin alike with "
-            f"{short(shared)!r}: if {names} {way}; if their beginning is, --columns "
-            f"{columns_argument(left_out)} (a run: --inputs.columns)"
+            f"no column is the prompt of `chosen` and `rejected`{alike}: if {names} {way}"
+            f"{otherwise} (a run: --inputs.columns)"
         )
 
 
@@ -237,10 +239,6 @@ def _texts_of(value: Any) -> list[str]:
     if isinstance(value, dict) and {"role", "from"} & set(value):
         return [text for key in ("content", "value") for text in _texts_of(value.get(key))]
     return []
-
-
-def _last_word(name: str) -> str:
-    return re.split(r"[\W_]+", name.casefold())[-1]
 
 
 def refuse_contradicted(row: Mapping[str, Any]) -> None:

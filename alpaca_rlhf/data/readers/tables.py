@@ -285,7 +285,7 @@ def _messages_or_text(cell: str, name: str, decoder: Decoder, *, any_list: bool)
         decoder: Decodes JSON.
         any_list: Take every list, as one of answers.
     """
-    messages = messages_in(cell, decoder)
+    messages = messages_in(cell)
     if isinstance(messages, BadRow):
         return BadRow(f"column `{name}` of a CSV looks like a list of messages and is {messages}")
     if messages is None and any_list and cell.lstrip().startswith("["):
