@@ -548,12 +548,12 @@ class _Events:
 
     def ask_to_delete(self, request: gr.Request, chat: int | None) -> Patch:
         """Show the button that deletes, with the name of the conversation on it."""
-        text, titles = self._text(request), {None: ""}
-        titles |= {number: title for title, number in self._chats.choices(request)}
-        status = text["chats.none"] if chat is None else ""
+        ui, text = self._components, self._text(request)
+        if chat is None:
+            return self._deleting("") | {ui.status: status_line(text["chats.none"])}
+        titles = {number: title for title, number in self._chats.choices(request)}
         sure = text["chats.delete_sure.title"].format(title=titles.get(chat, f"#{chat}"))
-        patch = self._deleting("" if chat is None else sure)
-        return patch | {self._components.status: status_line(status)}
+        return self._deleting(sure) | {ui.status: status_line("")}
 
     def keep_chat(self) -> Patch:
         return self._deleting("")

@@ -92,7 +92,8 @@ class GuardedBlocks(gr.Blocks):
             gr.Error: A field cannot have its value, which no page sends.
         """
         try:
-            return await super().preprocess_data(*args, **options)
+            values: list[Any] = await super().preprocess_data(*args, **options)
+            return values
         except Exception as error:
             if is_full(error):
                 raise

@@ -29,8 +29,10 @@ def interrupt(pid: int) -> None:
     Raises:
         OSError: It has ended, is another user's, or on Windows cannot be reached.
     """
-    number = signal.CTRL_BREAK_EVENT if sys.platform == "win32" else signal.SIGINT
-    os.kill(pid, number)
+    if sys.platform == "win32":
+        os.kill(pid, signal.CTRL_BREAK_EVENT)
+    else:
+        os.kill(pid, signal.SIGINT)
 
 
 def numbers() -> list[int]:

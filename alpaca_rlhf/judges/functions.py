@@ -86,7 +86,7 @@ class JudgeFunction:
 
     def same_code(self, other: JudgeFunction) -> bool:
         """True if it computes what another does, by whatever name and from whatever file."""
-        return _content(self.call) == _content(other.call)
+        return bool(_content(self.call) == _content(other.call))
 
     def place_of(self, trace: TracebackType | None) -> str:
         """`file:line` of the user's code at which an exception arose."""

@@ -81,7 +81,7 @@ def save(
     if row is not None and before is not None and digest(row.turns) != before:
         if not turns:
             return row.id
-        row, title = None, row.title
+        title, row = row.title, None
     if row is None:
         row = Conversation(
             annotator_id=annotator_id, title=_title(title), created_ms=now_ms, turns=[]

@@ -225,8 +225,11 @@ def _same(judge: Judge, other: Judge) -> bool:
     if judge is other or (judge.digest and judge.digest == other.digest):
         return True
     source, other_source = judge.source, other.source
-    both = isinstance(source, JudgeFunction) and isinstance(other_source, JudgeFunction)
-    return both and source.same_code(other_source)
+    return (
+        isinstance(source, JudgeFunction)
+        and isinstance(other_source, JudgeFunction)
+        and source.same_code(other_source)
+    )
 
 
 def open_judge(

@@ -173,8 +173,7 @@ class RowFile:
         with _reading(self.path), self.path.open("rb") as raw:
             self._raw, self._length = raw, self.path.stat().st_size
             with cast(BinaryIO, gzip.open(raw)) if self._gzipped else raw as stream:
-                if self.container != "Parquet":
-                    self._refuse_foreign_text(stream)
+                self._refuse_foreign_text(stream)
                 if self.container == "CSV":
                     yield from csv_rows(stream, self.path, self._columns, gzipped=self._gzipped)
                 elif _begins_array(stream):
@@ -480,7 +479,9 @@ def _wide_encoding(head: bytes) -> str | None:
         return "UTF-16"
     pairs = zip(head[::2], head[1::2], strict=False)
     zeros = {(not first, not second) for first, second in pairs} - {(False, False)}
-    return {((True, False),): "UTF-16BE", ((False, True),): "UTF-16LE"}.get(tuple(zeros))
+    if zeros == {(True, False)}:
+        return "UTF-16BE"
+    return "UTF-16LE" if zeros == {(False, True)} else None
 
 
 def _begins_array(stream: BinaryIO) -> bool:
