@@ -9,24 +9,39 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import gradio as gr
 import uvicorn
 
 from alpaca_rlhf.app import environment, server, server_socket
+from alpaca_rlhf.app.added_answers import AddedAnswers
+from alpaca_rlhf.app.chat_tab import chat_tab
+from alpaca_rlhf.app.compare_tab import compare_tab
+from alpaca_rlhf.app.connections import ConnectionLimits
 from alpaca_rlhf.app.data_tab import Exports, data_tab
+from alpaca_rlhf.app.new_run import Offer
+from alpaca_rlhf.app.new_run_page import NewRuns, RunSwitch
 from alpaca_rlhf.app.page_layout import Tab
+from alpaca_rlhf.app.prompt_upload import PromptUpload
 from alpaca_rlhf.app.rank_tab import rank_tab
+from alpaca_rlhf.app.run_choice import RunChoice
 from alpaca_rlhf.app.services import Services
+from alpaca_rlhf.app.tabs import AppTabs
+from alpaca_rlhf.app.train_tab import TrainPage, train_tab
+from alpaca_rlhf.app.training import Training, TrainingCommand
+from alpaca_rlhf.app.worker import Worker
 from alpaca_rlhf.core.records import Completion, Instruction
 from alpaca_rlhf.preferences.assignment import Refused, Rules, Verdict
 from alpaca_rlhf.preferences.store import Store
+from alpaca_rlhf.serving import run_contents
 from tests.browser import free_port
+from tests.model_app import Echo, run_without_weights
 
 SECRET = b"a secret of thirty-two bytes....".ljust(32)
 
@@ -62,6 +77,53 @@ def stand_in(services: Services) -> None:
 
     button.click(say, None, name_shown, api_name="who")
     note.submit(lambda text: text, note, name_shown, api_name="echo")
+
+
+STARTED = "started.json"
+"""File in the run folder that the stand-in for the training command of `all_tabs` writes."""
+
+
+def all_tabs(store: Store, run: Path, switch: Callable[[RunSwitch], None]) -> AppTabs:
+    """Every tab of the product on a run without weights, beside a run called `other`.
+
+    The model is an echo, and the command of the training only notes that it was called.
+
+    Args:
+        store: The preferences.
+        run: The run folder; made here.
+        switch: Called with the run that the app is to go on with.
+    """
+    run_without_weights(run)
+    other = run.parent / "other"
+    other.mkdir()
+    (other / "config.yaml").write_text((run / "config.yaml").read_text())
+    worker = Worker(
+        run, load=lambda: Echo(lambda policy, row, j: f"answer {j}"), has_gpu=lambda: False
+    )
+    note = f"import pathlib; pathlib.Path({str(run / STARTED)!r}).write_text('started')"
+    command = TrainingCommand([sys.executable, "-c", note], "alpaca-rlhf loop --out mine")
+    training = Training(run, store, command.words, allowed=True, gpu_folder=run / "card")
+    page = TrainPage(training, store, command)
+    new_runs = NewRuns(store, RunChoice(run), Offer(), closed=None, switch=switch)
+    answers = AddedAnswers(store, worker)
+    upload = PromptUpload(store, answers, lambda: (run_contents.settings_of(run), lambda row: True))
+    return AppTabs(
+        [
+            Tab("rank", stand_in),
+            Tab("chat", partial(chat_tab, worker=worker)),
+            Tab("compare", partial(compare_tab, worker=worker)),
+            Tab("train", partial(train_tab, page=page, new_runs=True), admin=True),
+            Tab(
+                "data",
+                partial(data_tab, exports=exports(run / "snapshots"), upload=True),
+                admin=True,
+            ),
+        ],
+        worker,
+        page,
+        new_runs,
+        upload,
+    )
 
 
 def exports(folder: Path) -> Exports:
@@ -110,6 +172,39 @@ def serving(app: Any, port: int | None = None) -> Iterator[str]:
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         server_.should_exit = True
         thread.join()
+
+
+@contextmanager
+def served_as_product(
+    app: Any, limits: ConnectionLimits, *, behind_proxy: bool = False, port: int | None = None
+) -> Iterator[int]:
+    """The port of an app behind the product's own server, with its limits of connections."""
+    servers: list[Any] = []
+
+    class Stoppable(server._Server):
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            servers.append(self)
+
+    ready = threading.Event()
+    listener = server_socket.listen("127.0.0.1", None, port or free_port())
+    thread = threading.Thread(
+        target=server.serve,
+        args=(app, listener),
+        kwargs={"behind_proxy": behind_proxy, "on_ready": ready.set, "limits": limits},
+    )
+    with (
+        mock.patch("signal.signal"),  # only the main thread may
+        mock.patch.object(server, "_Server", Stoppable),
+    ):
+        thread.start()
+        try:
+            assert ready.wait(60)
+            yield listener.getsockname()[1]
+        finally:
+            for running in servers:
+                running.should_exit = True
+            thread.join(20)
 
 
 HOSTILE = [

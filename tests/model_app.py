@@ -76,6 +76,27 @@ def make_run(out: Path, tiny_folder: Path, stages: tuple[str, ...] = ("sft", "pp
     return out
 
 
+def run_without_weights(out: Path) -> Path:
+    """A run on the user's files with the folder of an SFT adapter, whose weights nobody reads."""
+    adapter = out / "sft" / "adapter" / "adapter_config.json"
+    adapter.parent.mkdir(parents=True)
+    adapter.write_text("{}")
+    given = prompts(44)
+    rows, file = out.parent / "rows.jsonl", out.parent / "prompts.jsonl"
+    write_instructions(rows, [replace(row, output="Yes.") for row in given[40:]])
+    write_instructions(file, given[:40])
+    loop = Loop(
+        out=out,
+        rank=Rank(prompts=5),
+        ppo=PPO(batch_size=5, minibatch_size=5),
+        best_of_k=BestOfK(prompts=5),
+        evaluate=Evaluate(prompts=5),
+        inputs=Inputs(data=rows, prompts=file, judge="human"),
+    )
+    (out / "config.yaml").write_text(to_yaml(loop))
+    return out
+
+
 def language(request: gr.Request) -> str:
     """As the real app does, in short."""
     accepted = request.headers.get("accept-language", "")

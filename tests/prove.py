@@ -15,6 +15,7 @@ Writes docs/proof/*.json, with the commit and the machine they belong to.
     python -m tests.prove app [N]            SIGKILL the app N times under 50 annotators
     python -m tests.prove half-sent [N]      N half-sent requests, and the app answers all the while
     python -m tests.prove attacks            the attacker's table: what got through
+    python -m tests.prove board              actions of a ranking, and the time to the next task
     python -m tests.prove people [FILE ...]  reward models on SmolLM2 from people's judgements
     python -m tests.prove                    all
 """
@@ -571,9 +572,11 @@ def prove_app(kills: int) -> bool:
                 tell("app: postgresql is not installed here: not proven on it")
                 continue
             began = time.perf_counter()
-            load, places = under_load(where, Path(folder), sets=400, kills=kills)
+            work = Path(folder) / name
+            work.mkdir()
+            load, places = under_load(where, work, sets=400, kills=kills, decisions=45)
             seconds = time.perf_counter() - began
-            check(where, load, places)
+            counts = check(where, load, work)
             times = sorted(load.times)
             runs.append(
                 {
@@ -583,6 +586,7 @@ def prove_app(kills: int) -> bool:
                     "places": places,
                     "rankings_acknowledged": len(load.acknowledged),
                     "lost_doubled_or_over_assigned": 0,
+                    **counts,
                     "submits_sent_again_after_a_kill": load.retried,
                     "of_these_saved_already": load.already,
                     "submit_ms_p50": round(1000 * times[len(times) // 2]),
@@ -639,6 +643,62 @@ def prove_attacks() -> bool:
     write("attacks.json", {**stamp(), **proof})
     tell(f"attacks: {proof['tried']} tried, {proof['through']} through: {groups}")
     return not proof["through"] and "stored scripts" in groups
+
+
+def prove_board() -> bool:
+    """Count the actions of a ranking of four, and measure how soon the next task is there."""
+    from alpaca_rlhf.preferences.people import Account
+    from alpaca_rlhf.preferences.store import Store
+    from tests import board_actions, rank_server
+    from tests.browser import NO_CHROMIUM, browser, chromium, free_port, visit
+    from tests.databases import candidates
+
+    if chromium() is None:
+        tell(f"board: {NO_CHROMIUM}")
+        return False
+    orders, answer = board_actions.strict_orders(), "A short paragraph of an answer. " * 10
+    account = Account(1, "ann", "annotator", "en")
+    times = []
+    with tempfile.TemporaryDirectory() as folder:
+        with Store(Path(folder) / "p.db", rules=rank_server.PLAIN, seed=0) as store:
+            store.add_annotator("ann", "long enough")
+            store.add_sets(candidates(2 * len(orders) + 1, tag=answer), origin="proof")
+            app = rank_server.app(store, lambda request: account)
+            size = {"width": 1280, "height": 900}
+            with (
+                rank_server.serving(app, free_port()) as url,
+                browser() as chromium_,
+                visit(chromium_, viewport=size) as page,
+            ):
+                found = board_actions.shortest_actions(page)
+                page.goto(url)
+                page.locator(".rank[data-started=yes][aria-busy=false]").wait_for()
+                for order in (*orders, *orders):
+                    page.wait_for_timeout(1000)  # nobody ranks faster; the next task is fetched
+                    times.append(board_actions.rank_by_keys(page, found["keys"][order]))
+    keys, drags = (board_actions.mean_actions(found[kind], orders) for kind in ("keys", "drags"))
+    times.sort()
+    proof = {
+        "command": "python -m tests.prove board",
+        "what": "the fewest actions to each order of four answers, by the board's own functions; "
+        "one more submits, and an order that nobody has touched is confirmed by another",
+        "keys_mean_of_24_orders": round(keys, 3),
+        "drags_mean_of_24_orders": round(drags, 3),
+        "keys": {order: found["keys"][order] for order in sorted(found["keys"])},
+        "drags": {order: len(found["drags"][order]) for order in sorted(found["drags"])},
+        "submit_to_next_task_ms": {
+            "n": len(times),
+            "p50": round(times[len(times) // 2]),
+            "p95": round(times[len(times) * 95 // 100]),
+            "max": round(times[-1]),
+        },
+        "load_average": round(os.getloadavg()[0], 1),
+    }
+    write("board.json", {**stamp(), **proof})
+    tell(f"board: {keys:.2f} keys, {drags:.2f} drags, {proof['submit_to_next_task_ms']} ms")
+    return (
+        board_actions.are_few(keys, drags) and times[len(times) // 2] < board_actions.NEXT_TASK_MS
+    )
 
 
 def prove_people(keys: list[str]) -> bool:
@@ -720,7 +780,8 @@ def main(words: list[str]) -> int:
     """Run the proofs that were asked for."""
     which = words[0] if words else "all"
     names = ("seeds", "duel", "kills", "smollm2-kills", "generation", "teachers", "generate-kills")
-    names += ("formats", "columns", "templates", "plan", "app", "half-sent", "attacks", "people")
+    names += ("formats", "columns", "templates", "plan", "app", "half-sent", "attacks")
+    names += ("board", "people")
     if which not in ("all", *names):
         sys.exit(f"prove: {which}: give {', '.join(names)} or nothing")
     good = True
@@ -754,6 +815,8 @@ def main(words: list[str]) -> int:
         good &= prove_half_sent(count or 1100)
     if which in ("all", "attacks"):
         good &= prove_attacks()
+    if which in ("all", "board"):
+        good &= prove_board()
     if which in ("all", "people"):
         from tests.people_rewards import FILES
 

@@ -23,7 +23,6 @@ from alpaca_rlhf.app.services import Services
 from alpaca_rlhf.app.worker import Worker
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.preferences.assignment import Refused
-from alpaca_rlhf.preferences.browsing import MAX_SKIPS
 from alpaca_rlhf.preferences.chats import MAX_LISTED
 from alpaca_rlhf.preferences.database import DiskFull
 from alpaca_rlhf.preferences.people import Account
@@ -468,6 +467,5 @@ def test_a_click_with_a_number_that_no_browser_writes_does_nothing(number):
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_the_page_says_where_lists_and_searches_end(language):
+def test_the_page_says_where_the_list_of_chats_ends(language):
     assert str(MAX_LISTED) in translations("chat", language)["chats.info"]
-    assert str(MAX_SKIPS) in translations("data", language)["browse.words.info"]

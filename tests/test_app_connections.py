@@ -2,7 +2,6 @@
 
 import os
 import socket
-import threading
 import time
 from contextlib import ExitStack, contextmanager
 
@@ -11,9 +10,9 @@ import pytest
 from fastapi import FastAPI
 from starlette.requests import Request
 
-from alpaca_rlhf.app import connections, server, server_socket
+from alpaca_rlhf.app import connections
 from alpaca_rlhf.app.connections import ConnectionLimits, Connections
-from tests.browser import free_port
+from tests import apps
 
 HALF = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "
 HALF_BODY = b"POST /echo HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\nhalf"
@@ -22,8 +21,8 @@ N_HALF_SENT = int(os.environ.get("HALF_SENT", "200"))
 
 
 @contextmanager
-def served(limits, *, behind_proxy=False, monkeypatch):
-    """The address of a small app behind the product's own server."""
+def served(limits, *, behind_proxy=False):
+    """The port of a small app behind the product's own server."""
     app = FastAPI()
 
     @app.get("/")
@@ -34,30 +33,8 @@ def served(limits, *, behind_proxy=False, monkeypatch):
     async def echo(request: Request):
         return len(await request.body())
 
-    monkeypatch.setattr("signal.signal", lambda *_: None)  # only the main thread may
-    servers = []
-
-    class Stoppable(server._Server):
-        def __init__(self, config):
-            super().__init__(config)
-            servers.append(self)
-
-    monkeypatch.setattr(server, "_Server", Stoppable)
-    ready = threading.Event()
-    listener = server_socket.listen("127.0.0.1", None, free_port())
-    port = listener.getsockname()[1]
-    thread = threading.Thread(
-        target=server.serve,
-        args=(app, listener),
-        kwargs={"behind_proxy": behind_proxy, "on_ready": ready.set, "limits": limits},
-    )
-    thread.start()
-    try:
-        assert ready.wait(20)
+    with apps.served_as_product(app, limits, behind_proxy=behind_proxy) as port:
         yield port
-    finally:
-        servers[0].should_exit = True
-        thread.join(20)
 
 
 def send(stack, port, data):
@@ -80,12 +57,12 @@ def closed_after(line, limit_s):
 
 
 @pytest.mark.parametrize("behind_proxy", [False, True])
-def test_many_half_sent_requests_lock_nobody_out(behind_proxy, monkeypatch):
+def test_many_half_sent_requests_lock_nobody_out(behind_proxy):
     connections.limits_of_process()  # this process holds both ends
     limit = {"unfinished_total" if behind_proxy else "unfinished_per_address": 40}
     limits = ConnectionLimits(head_s=120, body_s=120, **limit)
     with (
-        served(limits, behind_proxy=behind_proxy, monkeypatch=monkeypatch) as port,
+        served(limits, behind_proxy=behind_proxy) as port,
         ExitStack() as stack,
     ):
         url = f"http://127.0.0.1:{port}"
@@ -106,16 +83,16 @@ def test_many_half_sent_requests_lock_nobody_out(behind_proxy, monkeypatch):
 
 
 @pytest.mark.parametrize("first", [b"", HALF, HALF_BODY])
-def test_a_half_sent_request_is_given_up_in_time(first, monkeypatch):
+def test_a_half_sent_request_is_given_up_in_time(first):
     limits = ConnectionLimits(head_s=0.5, body_s=0.5)
-    with served(limits, monkeypatch=monkeypatch) as port, ExitStack() as stack:
+    with served(limits) as port, ExitStack() as stack:
         line = send(stack, port, first)
         assert closed_after(line, 10) < 5
 
 
-def test_a_byte_now_and_then_wins_no_time(monkeypatch):
+def test_a_byte_now_and_then_wins_no_time():
     limits = ConnectionLimits(head_s=0.6, body_s=60)
-    with served(limits, monkeypatch=monkeypatch) as port, ExitStack() as stack:
+    with served(limits) as port, ExitStack() as stack:
         line = send(stack, port, HALF)
         with pytest.raises(OSError):
             for _ in range(50):
@@ -123,22 +100,22 @@ def test_a_byte_now_and_then_wins_no_time(monkeypatch):
                 line.sendall(b"x")
 
 
-def test_the_second_request_of_a_connection_has_its_time_too(monkeypatch):
+def test_the_second_request_of_a_connection_has_its_time_too():
     """uvicorn itself ends an idle line, but not one on which a request has begun."""
     limits = ConnectionLimits(head_s=0.5, body_s=60)
-    with served(limits, monkeypatch=monkeypatch) as port, ExitStack() as stack:
+    with served(limits) as port, ExitStack() as stack:
         line = send(stack, port, b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         assert b"200 OK" in line.recv(1000)
         line.sendall(HALF)
         assert closed_after(line, 10) < 4
 
 
-def test_requests_one_after_the_other_and_pipelined_are_answered(monkeypatch):
+def test_requests_one_after_the_other_and_pipelined_are_answered():
     """Limits shorter than the connection's life do not cut off whole requests."""
     limits = ConnectionLimits(head_s=0.4, body_s=0.4)
     whole = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
     body = b"POST /echo HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 3\r\n\r\nabc"
-    with served(limits, monkeypatch=monkeypatch) as port, ExitStack() as stack:
+    with served(limits) as port, ExitStack() as stack:
         line = send(stack, port, b"")
         for request in (whole, body, whole + body, whole):
             line.sendall(request)
@@ -150,9 +127,9 @@ def test_requests_one_after_the_other_and_pipelined_are_answered(monkeypatch):
             time.sleep(0.6)
 
 
-def test_one_address_does_not_take_all_connections(monkeypatch):
+def test_one_address_does_not_take_all_connections():
     limits = ConnectionLimits(per_address=8, unfinished_per_address=100, head_s=60)
-    with served(limits, monkeypatch=monkeypatch) as port, ExitStack() as stack:
+    with served(limits) as port, ExitStack() as stack:
         lines = [send(stack, port, HALF) for _ in range(9)]
         assert closed_after(lines[0], 10) < 10
         assert httpx.get(f"http://127.0.0.1:{port}", timeout=10).json() == "here"

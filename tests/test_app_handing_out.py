@@ -66,7 +66,7 @@ def test_an_annotator_changes_neither(victim):
         events = {row["api_name"]: row for row in boss.get("/config").json()["dependencies"]}
         for name, data in sent.items():
             for way in ("queue", "run", "call"):
-                attacks._called(ann, way, name, events[name]["id"], data, {})
+                attacks.called(ann, way, name, events[name]["id"], data, {})
     assert victim.store.overlap() == Overlap(0) and victim.store.limits() == []
 
 

@@ -44,18 +44,7 @@ from tests.screenshots import open_tab
 from tests.test_app_train import served, until
 from tests.whole_run import small
 
-FORM = {
-    "name": "mine",
-    "base": "embedded",
-    "judge": "gold",
-    "rows": "",
-    "prompts_file": "",
-    "prompts": 24,
-    "k": 3,
-    "rounds": 1,
-    "policies": ["ppo"],
-    "drop_broken": False,
-}
+FORM = attacks.FORM
 PASSWORD = attacks.PASSWORD
 
 
@@ -83,27 +72,10 @@ def file_of(rows: list[Instruction], folder: Path) -> bytes:
 
 # --- the form -------------------------------------------------------------------------------------
 
-CRAFTED = {
-    "name": ["", "../up", "/etc", "a/b", "a\\b", ".hidden", "a.b", "-flag", "uploads", "Uploads",
-             "a b", "a\n", "x" * 41, None, 7, ["a"], "${HOME}", "名"],
-    "base": ["", "/etc", "../base", "meta-llama/Llama-3.2-1B", "http://evil.example/base",
-             "./model.gguf", "--config", None, ["embedded"]],
-    "judge": ["", "llm", "/evil.py:judge", "evil.module:judge", "reward:/elsewhere", "people",
-              None, ["gold"]],
-    "rows": ["/etc/passwd", "../secret.jsonl", "rows-0123456789abcdef.jsonl", "hub:someone/rows",
-             "http://evil.example/rows.jsonl", ["x"], 7],
-    "prompts_file": ["prompts-0123456789abcdef.jsonl/..", "rows-0123456789abcdef.jsonl"],
-    "prompts": [0, 3, 5001, -1, 24.0, "24", True, None, "24 --base x"],
-    "k": [1, 10, "4"],
-    "rounds": [0, 6, "1"],
-    "policies": [[], "ppo", ["ppo", "--config"], ["evil.py:policy"], None, [["ppo"]]],
-    "out": ["/elsewhere"], "config": ["/evil.yaml"], "reward": [{"source": "judge"}],
-}  # fmt: skip
-"""Values of each field, and fields, that no list of the app has."""
-
 
 @pytest.mark.parametrize(
-    ("field", "value"), [(field, value) for field, values in CRAFTED.items() for value in values]
+    ("field", "value"),
+    [(field, value) for field, values in attacks.CRAFTED.items() for value in values],
 )
 def test_only_what_the_lists_hold_is_taken(offer, uploads, field, value):
     with pytest.raises(FormRefused):

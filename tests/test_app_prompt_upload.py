@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import time
+import tracemalloc
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -13,26 +15,29 @@ from types import SimpleNamespace
 
 import pytest
 
+from alpaca_rlhf.app import uploads
 from alpaca_rlhf.app.added_answers import AddedAnswers
 from alpaca_rlhf.app.data_tab import data_tab
 from alpaca_rlhf.app.page_layout import Tab
 from alpaca_rlhf.app.prefetch import keep_filled
-from alpaca_rlhf.app.prompt_upload import MAX_PROMPTS, PromptUpload
+from alpaca_rlhf.app.prompt_upload import MAX_LISTED, PromptUpload
+from alpaca_rlhf.app.uploads import MAX_PROMPTS
 from alpaca_rlhf.app.worker import Worker
 from alpaca_rlhf.core import gpu_lock
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Completion, Instruction
-from alpaca_rlhf.data import write_instructions
+from alpaca_rlhf.data import ReadLimit
+from alpaca_rlhf.data.readers.rows import RowFile
 from alpaca_rlhf.preferences import passwords
 from alpaca_rlhf.preferences.schema import Audit
 from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.serving import run_contents
-from alpaca_rlhf.settings import PPO, BestOfK, Evaluate, Inputs, Loop, Rank
-from alpaca_rlhf.settings.parsing import to_yaml
+from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.sources.run_prompts import RunPrompts
 from tests import apps, attacks
 from tests.browser import NO_CHROMIUM, browser, chromium, visit
-from tests.model_app import nothing_serious, prompts
+from tests.databases import candidates
+from tests.model_app import nothing_serious, run_without_weights
 from tests.screenshots import open_tab
 from tests.test_preferences_store import rows as rows_of
 
@@ -48,26 +53,7 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def run(tmp_path):
-    """A run on the user's files with the folder of an SFT adapter; its weights are not needed."""
-    out = tmp_path / "run"
-    adapter = out / "sft" / "adapter" / "adapter_config.json"
-    adapter.parent.mkdir(parents=True)
-    adapter.write_text("{}")
-    given = prompts(44)
-    write_instructions(tmp_path / "rows.jsonl", [replace(row, output="Yes.") for row in given[40:]])
-    write_instructions(tmp_path / "prompts.jsonl", given[:40])
-    loop = Loop(
-        out=out,
-        rank=Rank(prompts=5),
-        ppo=PPO(batch_size=5, minibatch_size=5),
-        best_of_k=BestOfK(prompts=5),
-        evaluate=Evaluate(prompts=5),
-        inputs=Inputs(
-            data=tmp_path / "rows.jsonl", prompts=tmp_path / "prompts.jsonl", judge="human"
-        ),
-    )
-    (out / "config.yaml").write_text(to_yaml(loop))
-    return out
+    return run_without_weights(tmp_path / "run")
 
 
 class Answers:
@@ -178,7 +164,7 @@ def test_files_and_pasted_text_are_read_alike(run, store, tmp_path):
     writer.writerows([["prompt"], *([text] for text in texts)])
     pyarrow.parquet.write_table(pyarrow.table({"instruction": texts}), tmp_path / "p.parquet")
     objects = [{"instruction": text} for text in texts]
-    uploads = [
+    contents = [
         (jsonl(objects), ".jsonl"),
         (json.dumps(objects).encode(), ".json"),
         (table.getvalue().encode(), ".csv"),
@@ -189,7 +175,7 @@ def test_files_and_pasted_text_are_read_alike(run, store, tmp_path):
     ]
     with working(run) as worker:
         upload = upload_of(run, store, worker)
-        for content, suffix in uploads:
+        for content, suffix in contents:
             taken = upload._screened(content, suffix).screening.taken
             assert [row.id for row in taken] == [row.id for row in NEW], suffix
         for content, suffix, why in (
@@ -202,6 +188,63 @@ def test_files_and_pasted_text_are_read_alike(run, store, tmp_path):
             with pytest.raises(UserError, match=why) as refused:
                 upload.verdict(content, suffix, "en")
             assert "/tmp" not in str(refused.value) and str(tmp_path) not in str(refused.value)
+
+
+def packed(suffix, folder):
+    """A small file that unpacks to 64 MiB of one row, of many rows, or of one text many times."""
+    import pyarrow
+    import pyarrow.parquet
+
+    if suffix == ".parquet":
+        texts = pyarrow.array(["x" * 2**20] * 64).dictionary_encode()
+        pyarrow.parquet.write_table(pyarrow.table({"instruction": texts}), folder / "p.parquet")
+        return (folder / "p.parquet").read_bytes()
+    row = json.dumps({"instruction": "x" * 1000}) + "\n"
+    text = {
+        ".jsonl.gz": row * 2**16,
+        ".json.gz": "[" + row.replace("\n", ",") * 2**16 + row + "]",
+        "one.jsonl.gz": json.dumps({"instruction": "x" * 2**26}),
+    }[suffix]
+    return gzip.compress(text.encode(), compresslevel=1)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".json.gz", "one.jsonl.gz", ".parquet"])
+def test_a_packed_file_is_read_no_further_than_its_limit(run, store, tmp_path, monkeypatch, suffix):
+    """In one line, and in memory that does not grow with what it would unpack to."""
+    limit = ReadLimit(rows=10**6, unpacked_bytes=4 * 2**20)
+    monkeypatch.setattr(uploads, "LIMIT", limit)
+    monkeypatch.setattr(uploads, "MAX_PROMPTS", 10**6)
+    content, suffix = packed(suffix, tmp_path), suffix.removeprefix("one")
+    assert len(content) < 2**20 + 2**19
+    with working(run) as worker:
+        upload = upload_of(run, store, worker)
+        tracemalloc.start()
+        try:
+            with pytest.raises(UserError, match=r"^upload\S+: holds more than 4 MiB when unpacked"):
+                upload.verdict(content, suffix, "en")
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < 40 * 2**20
+    kept = uploads.Uploads(tmp_path / "uploads")
+    for kind in ("rows", "prompts"):
+        with pytest.raises(UserError, match="holds more than 4 MiB when unpacked"):
+            kept.keep(content, kind, suffix)
+    assert list((tmp_path / "uploads").iterdir()) == [], "nothing of it is kept"
+
+
+def test_rows_are_counted_while_they_are_read(tmp_path):
+    """Those that lie flat, as messages of one tree, and those that are broken included."""
+    path = tmp_path / "rows.jsonl"
+    flat = {"message_id": "1", "parent_id": None, "text": "Hi", "role": "prompter"}
+    for row in (flat, {"instruction": "Hi"}, {"answer": 1}):
+        path.write_bytes(jsonl({**row, **({"message_id": str(i)} if row is flat else {})}
+                               for i in range(12)))  # fmt: skip
+        read = []
+        with pytest.raises(UserError, match="has more than 10 rows"):
+            for number, _ in RowFile(path, limit=ReadLimit(10, 2**20)):
+                read.append(number)
+        assert len(read) <= 10
 
 
 # --- into the queue -------------------------------------------------------------------------------
@@ -226,6 +269,35 @@ def test_what_is_added_is_answered_ranked_like_others_and_there_after_a_restart(
         assert {task.prompt.id for task in tasks} == {row.id for row in NEW}
         assert all(len(task.completions) == 4 for task in tasks)
     assert (run / "config.yaml").exists() and not (run / "uploads").exists()
+
+
+def test_what_waits_for_answers_is_shown_and_can_be_taken_back(run, tmp_path):
+    hostile = Instruction(apps.HOSTILE[0])
+    rest = [Instruction(f"Count to {i} aloud.") for i in range(MAX_LISTED + 2)]
+    with victim_of(run, tmp_path) as victim, victim.visitor("boss") as boss:
+        store = victim.store
+        (answered,) = candidates(1)
+        store.add_prompts([answered[0], *rest, hostile, *NEW], actor="annotator:1", refused={})
+        store.add_sets([answered], origin="test")
+        shown = boss.get("/prompts").json()["progress"]
+        assert "Without answers yet: 105" in shown and "5 older ones are not shown" in shown
+        assert "&lt;img" in shown and "<img" not in shown and NEW[0].instruction in shown
+        assert answered[0].instruction not in shown, "it can be browsed and left out"
+        ids = [NEW[0].id, hostile.id, answered[0].id, "' OR 1=1 --"]
+        reply = boss.post("/prompts?do=remove", json=ids)
+        assert reply.status_code == 200 and "2 prompts taken back" in reply.json()["html"]
+        assert NEW[0].instruction not in reply.json()["progress"]
+        kept = {prompt.id for prompt in store.added_prompts()}
+        assert kept == {answered[0].id, NEW[1].id, *(prompt.id for prompt in rest)}
+        (entry,) = (row for row in rows_of(store, Audit) if row.action == "remove_prompts")
+        assert entry.actor == f"annotator:{victim.boss}" and entry.after["removed"] == 2
+        for body in ({"ids": ids}, "x", None, [1], [None]):
+            assert boss.post("/prompts?do=remove", json=body).status_code == 422
+        assert boss.post("/prompts?do=remove", content=b"[" * 10**5).status_code == 422
+        with victim.visitor("ann") as ann:
+            assert ann.post("/prompts?do=remove", json=[NEW[1].id]).status_code == 403
+        # Taken back, it can be added again.
+        assert store.add_prompts([NEW[0]], actor="annotator:1", refused={}) == 1
 
 
 def test_an_app_that_was_killed_goes_on_with_the_answers(run, store):

@@ -30,7 +30,7 @@ from alpaca_rlhf.preferences.assignment import Problem, Refused, Rules, Verdict
 from alpaca_rlhf.preferences.people import Account
 from alpaca_rlhf.preferences.schema import Audit, Demonstration, Flag, Ranking
 from alpaca_rlhf.preferences.store import Store
-from tests import rank_server
+from tests import board_actions, rank_server
 from tests.browser import NO_CHROMIUM, browser, chromium, free_port, visit
 from tests.databases import candidates
 
@@ -211,6 +211,39 @@ STILL = """() => {
 
 
 # --- in the browser ---------------------------------------------------------------------------
+
+
+@needs_browser
+def test_every_order_of_four_answers_takes_few_keys_or_drags(served):
+    """By the board's own functions: the fewest for each of the 24 orders, and their mean."""
+    with visit(served.browser) as page:
+        found = board_actions.shortest_actions(page)
+    orders = board_actions.strict_orders()
+    assert len(orders) == 24 and len(found["keys"]) == 75, "ties included"
+    keys, drags = (board_actions.mean_actions(found[kind], orders) for kind in ("keys", "drags"))
+    # Each drag brings one card to its place, and the longest run that is in order already stays.
+    assert drags == pytest.approx(4 - 58 / 24)
+    assert keys == pytest.approx(63 / 24)
+    assert board_actions.are_few(keys, drags) and not board_actions.are_few(keys + 0.1, drags)
+    assert found["keys"]["A>B>C>D"] == [] and len(found["keys"]["B>A>C>D"]) == 1
+    assert len(found["keys"]["A=B>C>D"]) == 2
+
+
+@needs_browser
+def test_those_keys_make_those_orders_on_the_board(desk):
+    desk.add_sets(candidates(6), origin="test")
+    chosen = ("D>C>B>A", "B>D>A>C", "A>B>C>D", "C>A=B>D", "A=B=C=D")
+    with desk.open() as page:
+        keys = board_actions.shortest_actions(page)["keys"]
+        expected = []
+        for wanted in chosen:
+            letters = dict(zip("ABCD", order(page), strict=True))
+            expected.append([{letters[a] for a in tier.split("=")} for tier in wanted.split(">")])
+            board_actions.rank_by_keys(page, keys[wanted])
+    assert [[set(tier) for tier in row.tiers] for row in desk.rankings()] == expected
+    assert [row.input_method for row in desk.rankings()] == [
+        "keyboard", "keyboard", "as_shown", "keyboard", "keyboard"
+    ]  # fmt: skip
 
 
 @needs_browser

@@ -6,16 +6,21 @@ import re
 import bitsandbytes as bnb
 import pytest
 import torch
+from sqlalchemy import select
 
 from alpaca_rlhf.data import read_prompts
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import load_base
 from alpaca_rlhf.models.batches import Example, collate
+from alpaca_rlhf.preferences.schema import Demonstration, Ranking, Tally
+from alpaca_rlhf.preferences.store import Store
 from alpaca_rlhf.settings import Lora
 from benchmarks import measure, novelty
+from benchmarks import store as store_benchmark
 from benchmarks.lengths import ALPACA, spread
 from benchmarks.little_llama import Shape, random_ids, write_checkpoint
 from tests.test_data_novelty import f1
+from tests.test_preferences_store import places_add_up, rows
 
 SHAPE = Shape(hidden=64, inner=96, layers=2, heads=2, vocabulary=128, rank=4)
 
@@ -133,3 +138,51 @@ def test_the_pool_is_made_of_different_texts(shared):
     assert read_prompts(path)[0].instruction in texts
     with pytest.raises(ValueError, match="texts of 4 to 30 words, not"):
         novelty.texts(path, 10**6)
+
+
+def test_the_store_is_filled_as_it_would_fill_itself_and_is_measured(where, tmp_path):
+    """The current schema takes the rows, and what others count by agrees with them."""
+    store_benchmark.fill(where, rankings=1_200, fresh=150)
+    with Store(where) as store:
+        places_add_up(store)
+        assert len(rows(store, Ranking)) == 1_200 and len(rows(store, Demonstration)) == 24
+        assert {row.guideline for row in rows(store, Ranking)} == {1, 2, 3}
+        counts = store.figures().counts
+        # Left out: a ranked set and a fresh one, and a person with a fifty-first of the rankings.
+        sets = ["set:s000000000000001", "set:s000000000001001"]
+        assert store.left_out() == ["person 50", *sets]
+        assert 1_160 < counts["rankings"] < 1_190 and 20 < counts["demonstrations"] <= 24
+        manifest = store.export(tmp_path / "snapshot")
+        assert manifest.rankings == counts["rankings"]
+        # Left out and taken in again: the sums that the store works out itself are those filled in.
+        before = sums_of(store)
+        for undo in (False, True):
+            for number in range(2, 12):
+                store.leave_out_set(number, actor="test", undo=undo)
+        assert sums_of(store) == before
+    measured, summary = store_benchmark.measured(
+        where, tmp_path / "measured", repeats=2, rankings=1_200, tasks=5
+    )
+    assert {"claim, 50 writers", "leave out a person", "export"} <= {
+        row["name"] for row in measured
+    }
+    assert "search, words of one set" in store_benchmark.table_of(measured)
+    assert summary["rankings"] == 1_200
+    with Store(where) as store:
+        places_add_up(store)
+
+
+def sums_of(store):
+    """The running sums of each person and day, with shares rounded."""
+    with store.database.reading() as session:
+        tallies = session.scalars(select(Tally)).all()
+        return {
+            (row.annotator_id, row.day): (
+                row.rankings,
+                row.pairs,
+                row.decided,
+                round(row.first_slot, 6),
+                round(row.first_slot_expected, 6),
+            )
+            for row in tallies
+        }

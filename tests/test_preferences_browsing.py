@@ -1,10 +1,13 @@
 """Sets are found by what was said, and an open one tells all of it; on both databases."""
 
 import pytest
+from sqlalchemy import insert
 
 from alpaca_rlhf.core.records import Completion, Instruction, Ranking
 from alpaca_rlhf.preferences.assignment import Refused, Verdict
 from alpaca_rlhf.preferences.browsing import SetFilter
+from alpaca_rlhf.preferences.schema import Audit
+from tests.databases import candidates
 from tests.test_preferences_store import people
 
 TEXTS = ["The lemon is 100% yellow", "The sea_side is wide", "A dog barks"]
@@ -73,6 +76,40 @@ def test_sets_are_found_by_what_was_said(store, said):
     assert dog in prompts(store, state="waiting")
     store.leave_out_set(store.sets(SetFilter(search="dog"))[0].id, actor="test")
     assert prompts(store, state="left_out") == [dog] and dog not in prompts(store, state="waiting")
+
+
+def test_earlier_turns_and_the_system_text_are_searched(store):
+    turns = (("Wie heißt das Meer?", 'It is "the Baltic"\nor 波罗的海.'),)
+    texts = {
+        "with": Instruction("And its depth?", system="Answer as a Sailor.", history=turns),
+        "without": Instruction("And its length?"),
+    }
+    for prompt in texts.values():
+        answers = [Completion(prompt.id, f"{j} m", "ab12", sample=j) for j in range(2)]
+        store.add_sets([(prompt, answers)], origin="here")
+    for words in ("heißt das", "baltic", '"the Baltic"', "波罗的海", "a SAILOR", "Meer?"):
+        assert prompts(store, search=words) == ["And its depth?"], words
+    for words in ('Meer?", "It is', "[", "],", '"', "sea", "\\n"):
+        expected = ["And its depth?"] if words == '"' else []
+        assert prompts(store, search=words) == expected, f"{words}: nobody wrote it"
+
+
+def test_every_reason_for_a_skip_is_searched_not_only_the_newest(store):
+    store.add_sets(candidates(30), origin="here")
+    (ann,) = people(store, 1)
+    first = store.claim(ann)
+    store.skip(ann, first.id, "too SALTY")
+    later = store.claim(ann)
+    skips = [
+        {"at_ms": 1, "actor": "annotator:1", "action": "skip", "after": {"reason": f"number {at}"}}
+        for at in range(1500)
+    ]
+    with store.database.writing() as session:
+        session.execute(
+            insert(Audit), [{**skip, "entity": f"assignment:{later.id}"} for skip in skips]
+        )
+    assert prompts(store, search="salty") == [first.prompt.instruction]
+    assert prompts(store, search="number 1499") == [later.prompt.instruction]
 
 
 def test_pages_follow_each_other(store, said):

@@ -15,7 +15,7 @@ from sqlalchemy import select, text
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.preferences.assignment import Refused, Rules, Verdict
-from alpaca_rlhf.preferences.schema import Assignment, Audit, CandidateSet, Ranking
+from alpaca_rlhf.preferences.schema import Annotator, Assignment, Audit, CandidateSet, Ranking
 from alpaca_rlhf.preferences.store import Store
 from tests.databases import candidates
 
@@ -56,20 +56,20 @@ def alone(store):
 
 
 def places_add_up(store):
-    """Places taken are those of tasks that are open or done; none beyond the target."""
-    held = Counter(
-        one.candidate_set_id
-        for one in rows(store, Assignment)
-        if one.kind == "task" and one.state in ("open", "done")
-    )
-    done = Counter(
-        one.candidate_set_id
-        for one in rows(store, Assignment)
-        if one.kind == "task" and one.state == "done"
-    )
-    for own in rows(store, CandidateSet):
-        assert own.claimed == held[own.id] <= own.target
-        assert own.verdicts == done[own.id]
+    """Places taken are those of tasks that are open or done; none beyond the target.
+
+    What people who are left out have done takes no place and is no verdict.
+    """
+    out = {annotator.id for annotator in rows(store, Annotator) if annotator.left_out}
+    held, done = Counter(), Counter()
+    for task in rows(store, Assignment):
+        counts = task.state == "done" and task.annotator_id not in out
+        if task.kind == "task" and (counts or task.state == "open"):
+            held[task.candidate_set_id] += 1
+            done[task.candidate_set_id] += counts
+    for row in rows(store, CandidateSet):
+        assert row.claimed == held[row.id] <= row.target
+        assert row.verdicts == done[row.id]
 
 
 def test_fifty_annotators_at_once(where):

@@ -1,5 +1,6 @@
 """Upload of prompts to rank, for admins: the firewall's verdict first, then what adds them.
 
+Those that have no answers yet are listed, and can be taken back; the others are found by browsing.
 The browser keeps what it uploads and sends it again to add it, so that nothing lies on the server
 in between, and what is added has just been screened.
 """
@@ -28,6 +29,7 @@ from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.data import FileAccount
 from alpaca_rlhf.preferences.database import DiskFull
 from alpaca_rlhf.preferences.store import Store
+from alpaca_rlhf.preferences.stored_text import clean
 from alpaca_rlhf.serving import run_contents
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.sources.run_prompts import RunPrompts
@@ -37,8 +39,9 @@ PATH = "/prompts"
 """The route; `gate` lets it through."""
 PASTED = "pasted"
 """Stands in the place of a suffix for text that was pasted."""
-MAX_PROMPTS = 5000
-"""Prompts of one upload: more than people rank in a round."""
+
+MAX_LISTED = 100
+"""Prompts without answers that are listed, the newest."""
 
 Fits = Callable[[Instruction], bool]
 
@@ -74,14 +77,15 @@ class PromptUpload:
         return render("prompt_upload", text=text, suffixes=",".join(SUFFIXES), k=ANSWERS_PER_SET)
 
     def progress(self, language: str) -> str:
-        """The number of added prompts, and of those that have answers, as HTML."""
+        """The number of added prompts, and those that have no answers yet, as HTML."""
         added = len(self._store.added_prompts())
-        waiting = len(self._store.added_prompts(unanswered=True))
+        waiting = self._store.added_prompts(unanswered=True)
         return render(
             "prompt_upload_progress",
             text=translations("data", language),
             added=added,
-            waiting=waiting,
+            waiting=len(waiting),
+            newest=waiting[: -MAX_LISTED - 1 : -1],
             ready=self._answers.ready,
             running=self._answers.running,
             status=self._answers.status(language),
@@ -116,8 +120,6 @@ class PromptUpload:
         if suffix == PASTED:
             content, suffix = _as_json_lines(content)
         rows, account = read_once(content, suffix)
-        if len(rows) > MAX_PROMPTS:
-            raise UserError(f"{len(rows):,} prompts are too many at once: give {MAX_PROMPTS:,}")
         # 2. The splits as they are now: training may have added a round, or rows to learn from.
         settings, fits = self._contents()
         prompts = RunPrompts(settings.out, settings)
@@ -158,7 +160,7 @@ class PromptUpload:
         return await run_in_threadpool(work)
 
     async def _post(self, request: Request) -> Response:
-        """Screen, add, or answer what waits, as the query says."""
+        """Screen, add, answer what waits, or take it back, as the query says."""
         if request.state.account.role != "admin":
             return for_admins_only()
         language = preferred_language(request.headers)
@@ -174,7 +176,11 @@ class PromptUpload:
             if action == "answer":
                 self._answers.start()
                 return ""
-            raise UserError("`do` must be check, add or answer")
+            if action == "remove":
+                n_removed = self._store.remove_prompts(_ids_of(content), actor=actor)
+                message = translations("data", language)["upload.removed"].format(n=n_removed)
+                return render("data_outcome", message=message, kind="good")
+            raise UserError("`do` must be check, add, answer or remove")
 
         return await run_in_threadpool(self._answered, work, language)
 
@@ -201,6 +207,21 @@ def contents_of(run: Path) -> tuple[Loop, Fits]:
         from alpaca_rlhf.stages.lengths import has_room
     texts = read_texts(settings.base)
     return settings, lambda row: has_room(texts, settings, row)
+
+
+def _ids_of(content: bytes) -> list[str]:
+    """The ids of the prompts that a browser names.
+
+    Raises:
+        UserError: It is no list of ids.
+    """
+    try:
+        ids = json.loads(content)
+    except (ValueError, RecursionError):
+        ids = None
+    if not isinstance(ids, list) or not all(isinstance(key, str) for key in ids):
+        raise UserError("the ids of the prompts must be a list of texts")
+    return [clean(key) for key in ids[:MAX_LISTED]]
 
 
 def _as_json_lines(content: bytes) -> tuple[bytes, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal
@@ -12,11 +13,16 @@ from typing import Literal
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import atomic_write
 from alpaca_rlhf.core.records import Instruction
-from alpaca_rlhf.data import FileAccount, read_instructions, read_prompts
+from alpaca_rlhf.data import FileAccount, ReadLimit, read_instructions, read_prompts
 from alpaca_rlhf.settings.inputs import Inputs
 from alpaca_rlhf.sources import reading_of
 
 MAX_UPLOAD_BYTES = 64 * 2**20
+MAX_PROMPTS = 5000
+"""Prompts to rank in one upload: more than people rank in a round."""
+LIMIT = ReadLimit(rows=500_000, unpacked_bytes=256 * 2**20)
+"""The most that is unpacked of an upload; the rows of any public set of instructions of its size
+are fewer."""
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".jsonl.gz", ".json.gz")
 """Endings of the files that the readers know."""
 UploadKind = Literal["rows", "prompts"]
@@ -46,7 +52,8 @@ class Uploads:
             The name, and the account of its rows.
 
         Raises:
-            UserError: It holds nothing that can be read, and is not kept; or the disk is full.
+            UserError: It holds nothing that can be read or too much, and is not kept; or the disk
+                is full.
         """
         _refuse_other_suffix(suffix)
         name = f"{kind}-{sha256(content).hexdigest()[:_DIGEST_CHARS]}{suffix}"
@@ -54,7 +61,7 @@ class Uploads:
         was_there = path.exists()
         atomic_write(path, content)
         try:
-            return name, _read(path, kind, self._columns)[1]
+            return name, _read(path, kind, self._columns, limit=LIMIT)[1]
         except UserError as error:
             if not was_there:
                 path.unlink(missing_ok=True)
@@ -80,14 +87,14 @@ def read_once(content: bytes, suffix: str) -> tuple[list[Instruction], FileAccou
     Broken rows are left out and counted.
 
     Raises:
-        UserError: It holds nothing that can be read, or the disk is full.
+        UserError: It holds nothing that can be read or too much, or the disk is full.
     """
     _refuse_other_suffix(suffix)
     with tempfile.TemporaryDirectory() as folder:
         path, place = Path(folder) / f"upload{suffix}", f"{folder}{os.sep}"
         atomic_write(path, content)
         try:
-            rows, account = _read(path, "prompts")
+            rows, account = _read(path, "prompts", limit=replace(LIMIT, rows=MAX_PROMPTS))
         except UserError as error:
             raise UserError(str(error).replace(place, "")) from None
         account.name = path.name
@@ -100,14 +107,16 @@ def _refuse_other_suffix(suffix: str) -> None:
         raise UserError(f"the file must end in one of {', '.join(SUFFIXES)}")
 
 
-def _read(path: Path, kind: UploadKind, columns: str = "") -> tuple[list[Instruction], FileAccount]:
+def _read(
+    path: Path, kind: UploadKind, columns: str = "", *, limit: ReadLimit
+) -> tuple[list[Instruction], FileAccount]:
     """The rows of a file, as a run reads them, and their account."""
     inputs = Inputs(data=path, judge="human", broken="drop", columns=columns)
     if kind == "rows":
-        reading = reading_of(inputs, "instructions", path)
+        reading = replace(reading_of(inputs, "instructions", path), limit=limit)
         rows = read_instructions(path, reading)
     else:
-        reading = reading_of(inputs, "prompts", path)
+        reading = replace(reading_of(inputs, "prompts", path), limit=limit)
         rows = read_prompts(path, reading)
     if not rows:
         raise UserError("no row of the file can be used")

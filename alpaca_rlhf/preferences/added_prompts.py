@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from sqlalchemy import exists, select
+from sqlalchemy import delete, exists, select
 from sqlalchemy.orm import Session
 
 from alpaca_rlhf.core.records import Instruction
@@ -16,6 +16,8 @@ from alpaca_rlhf.preferences.stored_text import clean, restored_history
 
 SOURCE = "upload"
 """`Instruction.source` of an added prompt."""
+_UNANSWERED = (~exists().where(CandidateSet.prompt_id == Prompt.id),)
+"""The condition on a prompt that it has no candidate set."""
 
 
 def add(
@@ -51,6 +53,26 @@ def add(
     return len(new)
 
 
+def remove(session: Session, keys: Collection[str], *, actor: str, now_ms: int) -> int:
+    """Take added prompts back that have no candidate set; returns how many.
+
+    Their texts stay in the database, where nobody is asked to rank them.
+
+    Args:
+        session: A transaction that writes.
+        keys: Their ids.
+        actor: Who takes them back.
+        now_ms: The server's clock.
+    """
+    of_keys = select(Prompt.id).where(Prompt.key.in_(keys), *_UNANSWERED)
+    removal = delete(AddedPrompt).where(AddedPrompt.prompt_id.in_(of_keys))
+    removed = session.scalars(removal.returning(AddedPrompt.prompt_id)).all()
+    if removed:
+        after = {"removed": len(removed), "prompts": sorted(removed)}
+        note(session, now_ms, actor, "remove_prompts", "added_prompt", after=after)
+    return len(removed)
+
+
 def newest_last(session: Session, *, unanswered: bool = False) -> list[Instruction]:
     """All added prompts, in the order in which they were added.
 
@@ -60,7 +82,7 @@ def newest_last(session: Session, *, unanswered: bool = False) -> list[Instructi
     """
     query = select(Prompt).join(AddedPrompt, AddedPrompt.prompt_id == Prompt.id)
     if unanswered:
-        query = query.where(~exists().where(CandidateSet.prompt_id == Prompt.id))
+        query = query.where(*_UNANSWERED)
     return [
         Instruction(row.instruction, row.input, source=SOURCE, **restored_history(row.history))
         for row in session.scalars(query.order_by(AddedPrompt.id))

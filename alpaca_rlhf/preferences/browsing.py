@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from sqlalchemy import ColumnElement, Text, and_, cast, exists, func, or_, select
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Select,
+    Text,
+    and_,
+    cast,
+    exists,
+    func,
+    or_,
+    select,
+)
 from sqlalchemy.orm import Session
 
 from alpaca_rlhf.core.records import Instruction
@@ -30,8 +42,8 @@ SetState = Literal["any", "ranked", "waiting", "skipped", "flagged", "commented"
 STATES: tuple[SetState, ...] = get_args(SetState)
 MAX_SEARCH_CHARS = 200
 """Characters of a search."""
-MAX_SKIPS = 1000
-"""Newest reasons for skips that a search looks through."""
+_JSON_PUNCTUATION = frozenset("[], ")
+"""Characters of a stored history that nobody wrote."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +51,8 @@ class SetFilter:
     """Conditions on candidate sets, all of which hold."""
 
     search: str = ""
-    """Part of a prompt, an answer, a comment, a flag or the reason for a skip; case is ignored
-    (on SQLite that of ASCII letters)."""
+    """Part of a prompt or its earlier turns, an answer, a comment, a flag or the reason for a skip;
+    case is ignored (on SQLite, and in earlier turns, that of ASCII letters)."""
     state: SetState = "any"
     """State of the set."""
     annotator: str = ""
@@ -143,7 +155,7 @@ def listed(
     session: Session, filter_: SetFilter, *, before: int | None = None, n: int = 20
 ) -> list[ListedSet]:
     """The newest sets that meet the conditions, or those before a number, for the next page."""
-    query = _rows().where(*_conditions(session, filter_))
+    query = _rows().where(*_conditions(filter_))
     if before is not None:
         query = query.where(CandidateSet.id < before)
     rows = session.execute(query.order_by(CandidateSet.id.desc()).limit(n))
@@ -226,7 +238,7 @@ def _listed(row: Any) -> ListedSet:
     )
 
 
-def _conditions(session: Session, filter_: SetFilter) -> list[ColumnElement[bool]]:
+def _conditions(filter_: SetFilter) -> list[ColumnElement[bool]]:
     of_set = Assignment.candidate_set_id == CandidateSet.id
     flagged = exists().where(of_set, Flag.assignment_id == Assignment.id)
     commented = exists().where(of_set, Ranking.assignment_id == Assignment.id)
@@ -264,34 +276,41 @@ def _conditions(session: Session, filter_: SetFilter) -> list[ColumnElement[bool
             or_(
                 contains(Prompt.instruction),
                 contains(Prompt.input),
+                *_in_earlier_turns(words),
                 exists().where(of_prompt, contains(Completion.text)),
                 commented.where(contains(Ranking.comment)),
                 commented.where(
                     Demonstration.ranking_id == Ranking.id, contains(Demonstration.text)
                 ),
                 flagged.where(contains(Flag.text)),
-                CandidateSet.id.in_(_skipped_because(session, words)),
+                CandidateSet.id.in_(_skipped_because(words)),
             )
         )
     return conditions
 
 
-def _skipped_because(session: Session, words: str) -> list[int]:
-    """Numbers of the sets among the newest skips whose reason contains some words."""
-    # The audit names its assignment in words, so that the two cannot be joined quickly.
-    reasons = (
-        select(Audit.entity, Audit.after)
-        .where(schema.condition(schema.SKIP), Audit.after.is_not(None))
-        .order_by(Audit.id.desc())
-        .limit(MAX_SKIPS)
+def _in_earlier_turns(words: str) -> list[ColumnElement[bool]]:
+    """The condition that the system text or an earlier turn contains some words.
+
+    The column is JSON as text, so the words are looked for as JSON writes them.
+    """
+    if _JSON_PUNCTUATION.issuperset(words):
+        return []
+    escaped = json.dumps(words)[1:-1]
+    return [cast(Prompt.history, Text).icontains(escaped, autoescape=True)]
+
+
+def _skipped_because(words: str) -> Select[int]:
+    """A query of the sets that somebody skipped for a reason that contains some words."""
+    # The audit names its assignment as `assignment:12`.
+    number = cast(func.substr(Audit.entity, len("assignment:") + 1), BigInteger)
+    reason = cast(Audit.after["reason"].as_string(), Text)
+    return (
+        select(Assignment.candidate_set_id)
+        .select_from(Audit)
+        .join(Assignment, Assignment.id == number)
+        .where(schema.condition(schema.SKIP), reason.icontains(words, autoescape=True))
     )
-    numbers = [
-        int(entity.partition(":")[2])
-        for entity, after in session.execute(reasons)
-        if words.lower() in str((after or {}).get("reason", "")).lower()
-    ]
-    query = select(Assignment.candidate_set_id).where(Assignment.id.in_(numbers))
-    return list(session.scalars(query)) if numbers else []
 
 
 def _statements(session: Session, number: int) -> list[Statement]:

@@ -177,6 +177,17 @@ class Store(Accounts):
             )
         )
 
+    def remove_prompts(self, prompts: Collection[str], *, actor: str) -> int:
+        """Take prompts back that an admin has added and nobody has answered; returns how many.
+
+        Args:
+            prompts: Their ids; those that have a candidate set stay.
+            actor: Who takes them back, for the audit.
+        """
+        return self._write(
+            lambda session: added_prompts.remove(session, prompts, actor=actor, now_ms=self._now())
+        )
+
     def added_prompts(self, *, unanswered: bool = False) -> list[Instruction]:
         """The prompts that admins have added, the newest last.
 

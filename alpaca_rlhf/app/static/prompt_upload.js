@@ -85,6 +85,10 @@ element.addEventListener("click", async (event) => {
   const action = button.dataset.upload;
   if (action === "check") shown = chosen();
   if (action === "add" && shown === null) return;
+  if (action === "remove") {
+    await send(action, { body: JSON.stringify([button.dataset.prompt]), suffix: "" });
+    return;
+  }
   const reply = await send(action, action === "answer" ? { body: "", suffix: "" } : shown);
   if (action !== "add" || !reply.ok) return;
   shown = null;

@@ -26,6 +26,7 @@ from alpaca_rlhf.data.readers.ranked import holds_rankings, ranked_prompts, read
 from alpaca_rlhf.data.readers.reading import (
     FileAccount,
     Reading,
+    ReadLimit,
     columns_text,
     omitted_text,
     reasons_text,
@@ -47,6 +48,7 @@ __all__ = [
     "Imported",
     "Kind",
     "LeftOut",
+    "ReadLimit",
     "Reading",
     "Reason",
     "RowKind",

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from alpaca_rlhf.core.errors import UserError
@@ -145,6 +146,27 @@ def columns_text(unread: Counter[str]) -> str:
     return text + (f" and {rest} more" if rest else "")
 
 
+@dataclass(frozen=True)
+class ReadLimit:
+    """The most that is read of a file before it is refused: a packed one could fill the memory."""
+
+    rows: int
+    """Rows, broken ones included."""
+    unpacked_bytes: int
+    """Bytes of the unpacked file; of Parquet, of the unpacked columns and of the rows."""
+
+    def bytes_message(self, path: Path) -> str:
+        """The refusal of a file that unpacks to more."""
+        return (
+            f"{path}: holds more than {self.unpacked_bytes // 2**20} MiB when unpacked; give a "
+            "part of it"
+        )
+
+    def rows_message(self, path: Path) -> str:
+        """The refusal of a file with more rows."""
+        return f"{path}: has more than {self.rows:,} rows; give a part of it"
+
+
 @dataclass
 class Reading:
     """Options for reading a file of the user's, and its account, which the reader fills."""
@@ -163,6 +185,8 @@ class Reading:
     """Raises `BadRow` for a record that the caller cannot use."""
     way_out: str = ""
     """The next steps after broken rows, in place of the usual ones."""
+    limit: ReadLimit | None = None
+    """The most that is read; None reads files of any size."""
     account: FileAccount = field(default_factory=FileAccount)
     """The rows of the file."""
 

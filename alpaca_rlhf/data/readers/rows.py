@@ -42,7 +42,12 @@ from alpaca_rlhf.data.readers.problems import (
     listed,
     short,
 )
-from alpaca_rlhf.data.readers.reading import Reading, reasons_text, refuse_zero_and_one
+from alpaca_rlhf.data.readers.reading import (
+    Reading,
+    ReadLimit,
+    reasons_text,
+    refuse_zero_and_one,
+)
 from alpaca_rlhf.data.readers.tables import (
     HUB,
     csv_rows,
@@ -126,15 +131,24 @@ class Rows(Protocol):
 class RowFile:
     """The rows of one file; flat messages gathered into trees (see `message_trees`).
 
-    `columns` are their new names, for telling what is a message.
+    Args:
+        path: The file.
+        columns: New names of columns, for telling what is a message.
+        limit: The most that is read.
 
     Raises:
         UserError: It does not exist, is not a plain file, or has an unsupported format.
     """
 
-    def __init__(self, path: Path, columns: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        columns: Mapping[str, str] | None = None,
+        limit: ReadLimit | None = None,
+    ) -> None:
         self.path = path
         self._columns = columns or {}
+        self._limit = limit
         self.name = str(path)
         self.origin = path.name
         with _reading(path):
@@ -159,20 +173,30 @@ class RowFile:
         """Line (of Parquet: row) number and value of every row; a broken one is a `BadRow`.
 
         Raises:
-            UserError: The file cannot be read to its end.
+            UserError: The file cannot be read to its end, or holds more than the limit.
         """
-        yield from gathered(self._rows(), self._columns)
+        yield from gathered(self._limited_rows(), self._columns)
+
+    def _limited_rows(self) -> Iterator[tuple[int, Any]]:
+        limit = self._limit
+        for n_rows, row in enumerate(self._rows(), start=1):
+            if limit is not None and n_rows > limit.rows:
+                raise UserError(limit.rows_message(self.path))
+            yield row
 
     def _rows(self) -> Iterator[tuple[int, Any]]:
         if self.container == "Parquet":
             self._length = parquet_length(self.path)
-            for number, row in parquet_rows(self.path):
+            for number, row in parquet_rows(self.path, self._limit):
                 self._position = number
                 yield number, row
             return
         with _reading(self.path), self.path.open("rb") as raw:
             self._raw, self._length = raw, self.path.stat().st_size
-            with cast(BinaryIO, gzip.open(raw)) if self._gzipped else raw as stream:
+            with cast(BinaryIO, gzip.open(raw)) if self._gzipped else raw as unpacked:
+                stream = unpacked
+                if self._limit is not None:
+                    stream = cast(BinaryIO, _LimitedStream(unpacked, self.path, self._limit))
                 self._refuse_foreign_text(stream)
                 if self.container == "CSV":
                     yield from csv_rows(stream, self.path, self._columns, gzipped=self._gzipped)
@@ -239,6 +263,41 @@ class RowFile:
         return {"bytes": self.path.stat().st_size, "sha256": sha256_of(self.path)}
 
 
+class _LimitedStream:
+    """A stream that refuses to be read beyond a limit.
+
+    Args:
+        stream: The unpacked file, at its start.
+        path: Its name, for the message.
+        limit: The limit.
+    """
+
+    def __init__(self, stream: BinaryIO, path: Path, limit: ReadLimit) -> None:
+        self._stream = stream
+        self._path = path
+        self._limit = limit
+        self._n_bytes = 0
+
+    def read(self, size: int) -> bytes:
+        """At most so many bytes."""
+        return self._counted(self._stream.read(size))
+
+    def readline(self, size: int) -> bytes:
+        """A line, or so many bytes of it."""
+        return self._counted(self._stream.readline(size))
+
+    def seek(self, position: int) -> int:
+        """Go to a position."""
+        self._n_bytes = position
+        return self._stream.seek(position)
+
+    def _counted(self, data: bytes) -> bytes:
+        self._n_bytes += len(data)
+        if self._n_bytes > self._limit.unpacked_bytes:
+            raise UserError(self._limit.bytes_message(self._path))
+        return data
+
+
 class RowDataset:
     """The rows of a dataset on the hub, or of one saved in a folder; else as `RowFile`.
 
@@ -300,12 +359,13 @@ def collect(
         path: A JSON array of objects or one JSON object a line, either may be gzipped; a CSV with
             its suffix; a Parquet file.
         convert: Turns a row into records, or raises `BadRow` or `LeftOut`.
-        reading: Renames columns, may leave broken rows out, and takes the account of the rows.
+        reading: Renames columns, may leave broken rows out, limits what is read, and takes the
+            account of the rows.
 
     Raises:
-        UserError: The file cannot be read, is empty, has broken rows, or nothing is left of it. The
-            message starts with `file:line:` of the first broken row and counts each kind of
-            problem.
+        UserError: The file cannot be read, is empty, too large or has broken rows, or nothing is
+            left of it. The message starts with `file:line:` of the first broken row and counts
+            each kind of problem.
     """
     records: list[T] = []
     problems = Problems()
@@ -314,7 +374,7 @@ def collect(
     account.name = account.name or str(path)
     without_column = valid_left_out = 0
     foreign_row: dict[str, Any] = {}
-    rows = RowFile(path, reading.columns)
+    rows = RowFile(path, reading.columns, reading.limit)
     for number, row in rows:
         n_rows = len(numbers_of(number, row))
         account.rows += n_rows

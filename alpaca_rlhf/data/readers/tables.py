@@ -20,6 +20,7 @@ from alpaca_rlhf.core.shell_words import quoted
 from alpaca_rlhf.data.readers.columns import MESSAGES_OR_TEXT, RANKED_ANSWERS
 from alpaca_rlhf.data.readers.json_rows import ROW_LIMIT, Decoder, lines_of, messages_in
 from alpaca_rlhf.data.readers.problems import BadRow, Unreadable, listed, short
+from alpaca_rlhf.data.readers.reading import ReadLimit
 
 HUB = "hub:"
 """Prefix of a dataset on the hub: `hub:owner/name` or `hub:owner/name:split`."""
@@ -107,31 +108,74 @@ def csv_rows(
             yield first_line, _record(names, read_names, cells, decoder)
 
 
-def parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
+def parquet_rows(path: Path, limit: ReadLimit | None = None) -> Iterator[tuple[int, Any]]:
     """Row number, from 1, and columns of every row, a few hundred rows at a time.
 
+    Args:
+        path: The file.
+        limit: The most bytes that are unpacked.
+
     Raises:
-        UserError: It cannot be read.
+        UserError: It cannot be read, or unpacks to more than the limit.
     """
     import pyarrow
     from pyarrow import parquet
 
     number = 0
     try:
-        with parquet.ParquetFile(path) as file:
+        # A text that stands in many rows is packed once; as a dictionary it stays so until its
+        # rows are made, which are counted.
+        texts = _text_columns(path) if limit else None
+        with parquet.ParquetFile(path, read_dictionary=texts) as file:
             names = file.schema_arrow.names
             if len(set(names)) < len(names):
                 raise UserError(f"{path}: two columns have the same name; rename one")
+            groups = (file.metadata.row_group(i) for i in range(file.metadata.num_row_groups))
+            if limit and sum(group.total_byte_size for group in groups) > limit.unpacked_bytes:
+                raise UserError(limit.bytes_message(path))
+            n_bytes = 0
             for batch in file.iter_batches(batch_size=_BATCH_ROWS):
-                for row in batch.to_pylist():
+                for row in _rows_of(batch, at_once=limit is None):
+                    n_bytes += _size(row) if limit else 0
+                    if limit and n_bytes > limit.unpacked_bytes:
+                        raise UserError(limit.bytes_message(path))
                     number += 1
                     yield number, row
+    except UserError:  # a ValueError
+        raise
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         reason = short(" ".join(str(error).split()), 160)
         raise UserError(
             f"{path}: cannot be read as Parquet after row {number}: {reason}; is it truncated or "
             "damaged?"
         ) from None
+
+
+def _text_columns(path: Path) -> list[str]:
+    """Paths of the columns that hold texts."""
+    from pyarrow import parquet
+
+    schema = parquet.read_metadata(path).schema
+    columns = (schema.column(i) for i in range(len(schema)))
+    return [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
+
+
+def _rows_of(batch: Any, *, at_once: bool) -> Iterator[dict[str, Any]]:
+    """The rows of a batch, all made at once or one after the other."""
+    if at_once:
+        yield from batch.to_pylist()
+        return
+    for i in range(batch.num_rows):
+        yield from batch.slice(i, 1).to_pylist()
+
+
+def _size(value: Any) -> int:
+    """The number of characters and bytes in a value, and eight for each of its parts."""
+    if isinstance(value, dict):
+        return sum(map(_size, value.values()))
+    if isinstance(value, (list, tuple)):
+        return 8 + sum(map(_size, value))
+    return 8 + (len(value) if isinstance(value, (str, bytes)) else 0)
 
 
 def parquet_length(path: Path) -> int:
