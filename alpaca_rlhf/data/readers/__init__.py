@@ -23,10 +23,10 @@ from alpaca_rlhf.data.readers.importing import (
 )
 from alpaca_rlhf.data.readers.problems import BadRow, LeftOut, Reason
 from alpaca_rlhf.data.readers.ranked import holds_rankings, ranked_prompts, read_rankings
+from alpaca_rlhf.data.readers.read_limit import ReadLimit
 from alpaca_rlhf.data.readers.reading import (
     FileAccount,
     Reading,
-    ReadLimit,
     columns_text,
     omitted_text,
     reasons_text,

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from alpaca_rlhf.core.errors import UserError
@@ -21,6 +20,7 @@ from alpaca_rlhf.data.readers.columns import (
 from alpaca_rlhf.data.readers.hints import columns_argument
 from alpaca_rlhf.data.readers.message_trees import GatheredRow
 from alpaca_rlhf.data.readers.problems import Omitted, Reason, short
+from alpaca_rlhf.data.readers.read_limit import ReadLimit
 
 _COLUMNS_SHOWN = 8
 
@@ -144,27 +144,6 @@ def columns_text(unread: Counter[str]) -> str:
     rest = len(unread) - len(shown)
     text = ", ".join(f"`{short(name)}` ({count:,} rows)" for name, count in shown)
     return text + (f" and {rest} more" if rest else "")
-
-
-@dataclass(frozen=True)
-class ReadLimit:
-    """The most that is read of a file before it is refused: a packed one could fill the memory."""
-
-    rows: int
-    """Rows, broken ones included."""
-    unpacked_bytes: int
-    """Bytes of the unpacked file; of Parquet, of the unpacked columns and of the rows."""
-
-    def bytes_message(self, path: Path) -> str:
-        """The refusal of a file that unpacks to more."""
-        return (
-            f"{path}: holds more than {self.unpacked_bytes // 2**20} MiB when unpacked; give a "
-            "part of it"
-        )
-
-    def rows_message(self, path: Path) -> str:
-        """The refusal of a file with more rows."""
-        return f"{path}: has more than {self.rows:,} rows; give a part of it"
 
 
 @dataclass

@@ -42,12 +42,8 @@ from alpaca_rlhf.data.readers.problems import (
     listed,
     short,
 )
-from alpaca_rlhf.data.readers.reading import (
-    Reading,
-    ReadLimit,
-    reasons_text,
-    refuse_zero_and_one,
-)
+from alpaca_rlhf.data.readers.read_limit import ReadLimit
+from alpaca_rlhf.data.readers.reading import Reading, reasons_text, refuse_zero_and_one
 from alpaca_rlhf.data.readers.tables import (
     HUB,
     csv_rows,

@@ -20,7 +20,7 @@ from alpaca_rlhf.core.shell_words import quoted
 from alpaca_rlhf.data.readers.columns import MESSAGES_OR_TEXT, RANKED_ANSWERS
 from alpaca_rlhf.data.readers.json_rows import ROW_LIMIT, Decoder, lines_of, messages_in
 from alpaca_rlhf.data.readers.problems import BadRow, Unreadable, listed, short
-from alpaca_rlhf.data.readers.reading import ReadLimit
+from alpaca_rlhf.data.readers.read_limit import ReadLimit
 
 HUB = "hub:"
 """Prefix of a dataset on the hub: `hub:owner/name` or `hub:owner/name:split`."""
