@@ -30,8 +30,8 @@ def test_a_sound_machine_and_base(tmp_path, capsys):
     names = [finding["what"] for finding in report["findings"]]
     assert names == [
         *("python", "libraries", "torch", "card", "precision", "4-bit arithmetic", "memory"),
-        *("disk", "base", "tokenizer", "end of text", "what carries loss", "a new adapter"),
-        *("gradients", "save and reload"),
+        *("disk", "base", "attention", "tokenizer", "end of text", "what carries loss"),
+        *("a new adapter", "gradients", "save and reload"),
     ]
     assert all(finding["todo"] for finding in report["findings"] if finding["verdict"] != "ok")
     assert not list(tmp_path.iterdir()), "nothing is written"
@@ -153,12 +153,12 @@ def test_a_template_that_loses_earlier_replies_is_a_warning_and_no_more(
     assert main(words) == 0
     report = json.loads(capsys.readouterr().out)
     of_base = report["findings"][8:]
-    assert of_base[0]["what"] == "base" and len(of_base) == 7
+    assert of_base[0]["what"] == "base" and len(of_base) == 8
     assert {each["what"] for each in of_base if each["verdict"] == "warning"} == warned
     assert not [finding for finding in of_base if finding["verdict"] == "bad"]
-    shown = of_base[3]["found"]
+    shown = of_base[4]["found"]
     assert "Good day." in shown and "Rome." not in shown and "alters its earlier replies" in shown
-    assert "SFT refuses such rows" in of_base[3]["todo"]
+    assert "SFT refuses such rows" in of_base[4]["todo"]
 
 
 def raised(kind):

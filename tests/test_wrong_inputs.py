@@ -142,11 +142,13 @@ def card(monkeypatch):
     """Makes this machine look as if it had a card with so much free memory."""
     import torch
 
-    def make(free_gib: float, *, bf16: bool = True) -> None:
+    def make(free_gib: float, *, bf16: bool = True, capability=(8, 6)) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
         found = SimpleNamespace(name="NVIDIA Tiny", total_memory=24 * 2**30)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: found)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
         free = int(free_gib * 2**30)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (free, 24 * 2**30))
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16)

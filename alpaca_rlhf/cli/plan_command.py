@@ -16,6 +16,7 @@ from alpaca_rlhf.core import gpu_lock, processes, quiet
 from alpaca_rlhf.core.bases import SMOLLM2, is_local, smollm2_folder
 from alpaca_rlhf.core.durations import duration
 from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.kernels import WORDS
 from alpaca_rlhf.planner import (
     CPU,
     Budget,
@@ -166,6 +167,9 @@ def show(flags: Plan, settings: Loop, switches: Sequence[str], terminal: Termina
             f"no --card was given, so one of {card.name} is assumed; name yours (--card rtx-3060), "
             "its memory (--card 12), or --card cpu"
         )
+    kernel = budget.device.kernel(shape)
+    if kernel != "cpu":
+        terminal.say(f"attention in training: {kernel}, {WORDS[kernel]}")
     table = _memory_table(phases, budget.bytes)
     wide = terminal.console.options.update(max_width=_ANY_WIDTH)
     if terminal.console.measure(table, options=wide).minimum > terminal.console.width:
@@ -399,6 +403,7 @@ def _as_json(
         "base": budget.shape.name,
         "parameters": budget.shape.parameters,
         "card": {"name": budget.gpu.name, "gib": budget.gpu.gib},
+        "attention": budget.device.kernel(budget.shape),
         "stages": stages,
         "largest": {flag: after for flag, (_, after) in best.items()},
         "measured": False,

@@ -11,10 +11,12 @@ from pathlib import Path
 import torch
 
 from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.kernels import WORDS
 from alpaca_rlhf.core.prompts import marked
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.doctor.finding import Finding, carried_out
 from alpaca_rlhf.models.adapters import Adapters
+from alpaca_rlhf.models.attention import packed_kernel
 from alpaca_rlhf.models.base import Base, load_base
 from alpaca_rlhf.models.batches import (
     Example,
@@ -60,6 +62,7 @@ def base_checks(name: str, template: str, lora: Lora) -> Iterator[Finding]:
     yield Finding("base", f"{size}, fingerprint {base.fingerprint}")
     yield from carried_out(
         {
+            "attention": partial(_attention, base),
             "tokenizer": partial(_tokenizer, base, template),
             "end of text": partial(_ends, base, template),
             "what carries loss": partial(_mask, base, template),
@@ -68,6 +71,16 @@ def base_checks(name: str, template: str, lora: Lora) -> Iterator[Finding]:
             "save and reload": partial(_reloads, adapters),
         }
     )
+
+
+def _attention(base: Base) -> Finding:
+    """Name the attention kernel that training and scoring will run."""
+    kernel = packed_kernel(base.device, base.dtype, base.model.config)
+    state = f"{kernel}: {WORDS[kernel]}"
+    if kernel == "math":
+        todo = "nothing: the plan counts them; long rows take much memory on a card before sm80"
+        return Finding("attention", state, "warning", todo)
+    return Finding("attention", state)
 
 
 def _tokenizer(base: Base, template: str) -> Finding:

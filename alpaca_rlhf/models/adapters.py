@@ -264,6 +264,9 @@ class Adapters:
             position_ids=batch.packing.positions[None],
             use_cache=False,
             packing=batch.packing,
+            kernel=attention.packed_kernel(
+                self.base.device, self.base.dtype, self.base.model.config
+            ),
         )[0]
         if not (torch.is_grad_enabled() and hidden.requires_grad):
             return hidden

@@ -64,6 +64,8 @@ def check_base(
 ) -> None:
     """Compare our forward of a few tokens with the base's own.
 
+    As a whole sequence, and behind a prompt that it shares.
+
     Args:
         base: A base without an adapter.
         expected: (N - 1,) result of `native_logprobs`.
@@ -78,15 +80,27 @@ def check_base(
         f"--base {base.name}: {type(base.model).__name__} computes more than a LLaMA does (scaled "
         "or capped logits, a bias at its output head ...); use a LLaMA-like base"
     )
-    first, *rest = ids.tolist()
+    count, prompt = len(ids), len(ids) // 2
+    tokens = ids.tolist()
+    example = Example(tuple(tokens[:prompt]), tuple(tokens[prompt:]))
     try:
-        states = hidden_states(collate(base, [Example((first,), tuple(rest))]))
-        logprobs = target_logprobs(states[:-1], ids[1:]).logprobs
+        states = hidden_states(collate(base, [example, example]))
+        whole, behind_shared = states[: count - 1], states[count:-1]
+        targets = torch.cat([ids[1:], ids[prompt + 1 :]])
+        logprobs = target_logprobs(torch.cat([whole, behind_shared]), targets).logprobs
     except (ValueError, TypeError, NotImplementedError) as error:
         raise refused from error
     tolerance = 1e-2 if base.dtype in (torch.float32, torch.float64) else 0.2
-    if not (logprobs.double() - expected).abs().mean() <= tolerance:  # a NaN is refused too
+    errors = (logprobs.double() - torch.cat([expected, expected[prompt:]])).abs()
+    alone, behind_prompt = errors[: count - 1].mean(), errors[count - 1 :].mean()
+    if not alone <= tolerance:  # a NaN is refused too
         raise refused
+    if not behind_prompt <= tolerance:
+        raise UserError(
+            f"--base {base.name}: with torch {torch.__version__} a completion does not see the "
+            "prompt that it shares with another (its attention kernel masks in another way); "
+            "install the version that constraints.txt names"
+        )
 
 
 def check_adapter(config: LoraConfig, folder: Path) -> None:

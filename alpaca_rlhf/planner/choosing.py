@@ -79,7 +79,9 @@ class Budget:
 
 def device_of(gpu: GpuSpec) -> Device:
     """Kind and compute dtype of a GPU; fp32 on the CPU, since not every CPU has bf16."""
-    return Device("cpu", 4) if gpu.name == CPU.name else Device()
+    if gpu.name == CPU.name:
+        return Device("cpu", 4)
+    return Device(capability=gpu.capability)
 
 
 @dataclass(frozen=True)

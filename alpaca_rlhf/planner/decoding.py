@@ -178,7 +178,11 @@ class _Cached(Layers):
             repeated = [self.tape.new(expanded) for _ in range(2)]
         # 4. The attention kernel and the output projection.
         bias = self._cells(self.device.width) if self.padded else None  # the mask as numbers
+        scores = None
+        if self.kernel == "math" and not self.padded and self.length > 1:
+            # In fp32 before and after the softmax, whose rows without any key are sought.
+            scores = self._cells(s.heads * (4 + 4 + 4 + 1))
         out = self.values(s.queries)
         sums = self.values(s.heads, 4)
-        del sums, bias, repeated, q
+        del sums, bias, scores, repeated, q
         return self.linear(out, s.queries, s.hidden, saves)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.kernels import FLASH_FROM, Capability
 
 CONTEXT_GIB = 0.6
 """CUDA context, kernels and cuBLAS' workspace, which torch does not count; an estimate."""
@@ -60,6 +61,8 @@ class GpuSpec:
     """GB a second, from the data sheet."""
     watts: float
     """Board power."""
+    capability: Capability | None = FLASH_FROM
+    """Compute capability of an NVIDIA card; None where it has none (ROCm)."""
     local: bool = False
     """This machine's GPU, with `gib` the memory that is free now."""
 
@@ -72,22 +75,22 @@ class GpuSpec:
 
 
 GPU_SPECS = (
-    GpuSpec("rtx-3060", 12, 25.5, 360, 170),
-    GpuSpec("rtx-3080", 10, 59.5, 760, 320),
-    GpuSpec("rtx-3090", 24, 71, 936, 350),
-    GpuSpec("rtx-4060", 8, 30, 272, 115),
-    GpuSpec("rtx-4060-ti-16gb", 16, 44, 288, 165),
-    GpuSpec("rtx-4070", 12, 58, 504, 200),
-    GpuSpec("rtx-4080", 16, 97.5, 717, 320),
-    GpuSpec("rtx-4090", 24, 165, 1008, 450),
-    GpuSpec("rtx-5090", 32, 209, 1792, 575),
-    GpuSpec("rtx-2080-ti", 11, 54, 616, 250),
-    GpuSpec("t4", 16, 65, 320, 70),
-    GpuSpec("l4", 24, 60, 300, 72),
-    GpuSpec("a10g", 24, 70, 600, 300),
-    GpuSpec("a100-40gb", 40, 312, 1555, 400),
-    GpuSpec("a100-80gb", 80, 312, 2039, 400),
-    GpuSpec("h100-80gb", 80, 989, 3350, 700),
+    GpuSpec("rtx-3060", 12, 25.5, 360, 170, (8, 6)),
+    GpuSpec("rtx-3080", 10, 59.5, 760, 320, (8, 6)),
+    GpuSpec("rtx-3090", 24, 71, 936, 350, (8, 6)),
+    GpuSpec("rtx-4060", 8, 30, 272, 115, (8, 9)),
+    GpuSpec("rtx-4060-ti-16gb", 16, 44, 288, 165, (8, 9)),
+    GpuSpec("rtx-4070", 12, 58, 504, 200, (8, 9)),
+    GpuSpec("rtx-4080", 16, 97.5, 717, 320, (8, 9)),
+    GpuSpec("rtx-4090", 24, 165, 1008, 450, (8, 9)),
+    GpuSpec("rtx-5090", 32, 209, 1792, 575, (12, 0)),
+    GpuSpec("rtx-2080-ti", 11, 54, 616, 250, (7, 5)),
+    GpuSpec("t4", 16, 65, 320, 70, (7, 5)),
+    GpuSpec("l4", 24, 60, 300, 72, (8, 9)),
+    GpuSpec("a10g", 24, 70, 600, 300, (8, 6)),
+    GpuSpec("a100-40gb", 40, 312, 1555, 400, (8, 0)),
+    GpuSpec("a100-80gb", 80, 312, 2039, 400, (8, 0)),
+    GpuSpec("h100-80gb", 80, 989, 3350, 700, (9, 0)),
 )
 """Common GPUs."""
 
@@ -127,6 +130,7 @@ def find_gpu(text: str) -> GpuSpec:
         nearest.tflops,
         nearest.bandwidth,
         nearest.watts,
+        nearest.capability,
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from alpaca_rlhf.core.kernels import FLASH_FROM, Capability, Kernel, attention_kernel
 from alpaca_rlhf.planner.shapes import NF4_BLOCK, Shape
 from alpaca_rlhf.planner.tape import Block, Tape
 
@@ -30,6 +31,15 @@ class Device:
     """CPU kernels allocate their scratch space where the meter of the tests cannot see it."""
     width: int = 2
     """Bytes of a number in the compute dtype: 2 for bf16 and fp16, 4 for fp32."""
+    capability: Capability | None = FLASH_FROM
+    """Compute capability of a card; None where it has none that says so (ROCm)."""
+
+    def kernel(self, shape: Shape) -> Kernel:
+        """The attention kernel over packed sequences of a base."""
+        grouped = shape.kv_heads != shape.heads
+        return attention_kernel(
+            self.kind, self.capability, self.width, shape.head_size, grouped=grouped
+        )
 
     @property
     def recasts(self) -> bool:
@@ -81,6 +91,11 @@ class Layers:
     """Gradients of adapter weights, which outlive the pass."""
     casts: list[Block] = field(default_factory=list)
     """Adapter weights that autocast caches in 16 bit until it ends."""
+
+    @property
+    def kernel(self) -> Kernel:
+        """The attention kernel over the packed sequences."""
+        return self.device.kernel(self.shape)
 
     @property
     def tokens(self) -> int:
@@ -209,13 +224,21 @@ class Layers:
         if size != self.device.width:
             exact = [self.values(s.queries, size), self.values(s.keys, size)]
             exact.append(self.values(s.keys, size))
+        if self.kernel == "varlen":
+            del exact
+            back = self._varlen([q, k, v], saves)
+            del q, k, v
+            return self.linear(back, s.queries, s.hidden, saves)
         tables = [self._spread(width) for width in (s.queries, s.keys, s.keys)]
         # 3. The attention kernel; its softmax sums are in fp32.
-        out = self._table(s.queries, size)
-        sums = self._table(s.heads, 4)
-        if saves:
-            self.saved.append((*tables, out, sums))
-        del sums
+        if self.kernel == "math":
+            out = self._math(saves)
+        else:
+            out = self._table(s.queries, size)
+            sums = self._table(s.heads, 4)
+            if saves:
+                self.saved.append((*tables, out, sums))
+            del sums
         # 4. Pack the rows again, and project.
         collected = self._table(s.queries, size)
         joined = self._table(s.queries, size)
@@ -223,6 +246,47 @@ class Layers:
         back = ordered if size == self.device.width else self.values(s.queries)
         del q, k, v, exact, tables, out, collected, joined, ordered
         return self.linear(back, s.queries, s.hidden, saves)
+
+    def _varlen(self, packed: list[Block], saves: bool) -> Block:
+        """Allocate the kernel that reads packed queries, keys and values where they lie."""
+        s, size = self.shape, self.device.attention
+        if self.repeated:  # keys and values of a shared prompt are gathered for every row
+            packed = [packed[0], self._table(s.keys, size), self._table(s.keys, size)]
+        out = self.values(s.queries, size)
+        sums = self.values(s.heads, 4)
+        if saves:
+            self.saved.append((*packed, out, sums))
+        return out
+
+    def _math(self, saves: bool) -> Block:
+        """Allocate attention by plain products in fp32 over the tables, which keeps all scores.
+
+        Follows `_scaled_dot_product_attention_math` (aten/src/ATen/native/transformers/
+        attention.cpp).
+        """
+        s = self.shape
+        scores = self.rows * s.heads * self.length**2
+        # 1. Cast to fp32 and scale; keys and values are repeated for every query head.
+        queries = self._table(s.queries, 4)
+        scaled_queries = self._table(s.queries, 4)
+        del queries
+        once = [self._table(s.keys, 4) for _ in range(2)]
+        every_head = [self._table(s.queries, 4) for _ in range(2)]
+        scaled_keys = self._table(s.queries, 4)
+        # 2. Scores; their softmax, in which rows without any key are sought.
+        raw = self.tape.new(4 * scores)
+        softmax = self.tape.new(4 * scores)
+        masked = self.tape.new(scores)
+        weights = self.tape.new(4 * scores)
+        del softmax, masked, raw
+        # 3. Outputs, and both results in the compute dtype.
+        out = self._table(s.queries, 4)
+        narrow = self._table(s.queries, self.device.width)
+        self.tape.new(self.device.width * scores)
+        if saves:
+            self.saved.append((scaled_queries, scaled_keys, every_head[1], weights))
+        del once, out
+        return narrow
 
     def mlp(self, x: Block, saves: bool) -> Block:
         """Allocate the feed-forward block without its norm and residual."""
@@ -355,34 +419,16 @@ class Layers:
         through = self.linear_back(g, s.queries, s.hidden, None)
         if size != self.device.width:
             through = self.values(s.queries, size)
-        empty = self._table(s.queries, size)
-        packed = self._table(s.queries, size)
-        del through, empty
-        empty = self._table(s.queries, size)
-        table = self._table(s.queries, size)
-        del packed, empty
-        # 2. The kernel's backward.
-        scratch = None
-        if self.device.kind == "cuda":  # dq in fp32; dk and dv of every query head
-            grouped = 2 * self.device.width if s.kv_heads != s.heads else 0
-            scratch = self._table(s.queries, 4 + grouped)
-        tables = [self._table(w, size) for w in (s.keys, s.keys, s.queries)]
-        self.saved.pop()
-        del table, scratch
-        # 3. Gradients of query, key and value, gathered from their tables.
-        packed_grads = []
-        for width in (s.keys, s.keys, s.queries):
-            gathered = self._table(width, size)
-            tables.pop(0)
-            empty = self.values(width, size)
-            packed_grads.append(self.values(width, size))
-            del gathered, empty
+        output_grad = [through]
+        del through
+        back = self._varlen_back if self.kernel == "varlen" else self._tables_back
+        packed_grads = back(output_grad)
         if size != self.device.width:
             cast = [self.values(w) for w in (s.keys, s.keys, s.queries)]
             packed_grads.clear()
             packed_grads += cast
             del cast
-        # 4. Rotary positions, then the three projections.
+        # 2. Rotary positions, then the three projections.
         rotated = []
         for width in (s.queries, s.keys):
             terms = [self.values(width) for _ in range(3)]
@@ -398,6 +444,71 @@ class Layers:
                 output_grads.append(self.norm_back(output_grads, width))
             total = self.linear_back(output_grads, s.hidden, width, total, into_input=not first)
         return total
+
+    def _tables_back(self, g: list[Block]) -> list[Block]:
+        """Allocate the gradients of keys, values and queries by way of tables; empties `g`."""
+        s, size = self.shape, self.device.attention
+        # 1. The outputs' gradient as rows of a table.
+        empty = self._table(s.queries, size)
+        packed = self._table(s.queries, size)
+        g.pop()
+        del empty
+        empty = self._table(s.queries, size)
+        table = self._table(s.queries, size)
+        del packed, empty
+        # 2. The kernel's backward.
+        scratch = None
+        if self.kernel == "math":
+            self._math_back()
+        elif self.device.kind == "cuda":  # dq in fp32; dk and dv of every query head
+            grouped = 2 * self.device.width if s.kv_heads != s.heads else 0
+            scratch = self._table(s.queries, 4 + grouped)
+        tables = [self._table(w, size) for w in (s.keys, s.keys, s.queries)]
+        if self.kernel != "math":
+            self.saved.pop()
+        del table, scratch
+        # 3. Gradients of query, key and value, gathered from their tables.
+        packed_grads = []
+        for width in (s.keys, s.keys, s.queries):
+            gathered = self._table(width, size)
+            tables.pop(0)
+            empty = self.values(width, size)
+            packed_grads.append(self.values(width, size))
+            del gathered, empty
+        return packed_grads
+
+    def _varlen_back(self, g: list[Block]) -> list[Block]:
+        """Allocate the same from the kernel on packed tokens; empties `g`."""
+        s, size = self.shape, self.device.attention
+        # 1. The kernel: dq in fp32; dk and dv of every query head.
+        scratch = [self.values(s.queries, 4)]
+        if s.kv_heads != s.heads:
+            scratch += [self._table(s.queries, size) for _ in range(2)]
+        widths = (s.keys, s.keys)
+        grads = [self._table(width, size) for width in widths]
+        queries = self.values(s.queries, size)
+        self.saved.pop()
+        scratch.clear()
+        g.pop()
+        # 2. Gradients of a shared prompt's keys and values add up.
+        if self.repeated:
+            for index, width in enumerate(widths):
+                empty = self.values(width, size)
+                grads[index] = self.values(width, size)
+                del empty
+        return [*grads, queries]
+
+    def _math_back(self) -> None:
+        """Allocate the way back through plain products."""
+        s = self.shape
+        scores = self.rows * s.heads * self.length**2
+        weights_grad = self.tape.new(4 * scores)
+        values_grad = self._table(s.queries, 4)
+        scores_grad = self.tape.new(4 * scores)
+        self.saved.pop()
+        del weights_grad
+        grads = [self._table(s.queries, 4) for _ in range(2)]
+        del values_grad, scores_grad, grads
 
     def _past_post_norm(self, g: list[Block]) -> list[Block]:
         """The gradient of a block's output, before the norm that some families have there."""

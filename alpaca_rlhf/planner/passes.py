@@ -75,10 +75,14 @@ class Pass:
         )
 
     def _ids(self, rows: Rows) -> Block:
-        """Allocate ids, positions, places in the tables, and the completions with their mask."""
+        """Allocate ids, positions, places for the attention, and completions with their mask."""
         table_tokens = rows.count * rows.length
         tokens = table_tokens - rows.repeated
-        size = 8 * (4 * tokens + 2 * table_tokens) + 9 * rows.count * rows.completion
+        if self.device.kernel(self.shape) == "varlen":
+            places = 3 * tokens + (table_tokens if rows.repeated else 0)
+        else:
+            places = 4 * tokens + 2 * table_tokens
+        size = 8 * places + 9 * rows.count * rows.completion
         return self.tape.new(size, IDS)
 
     def _positions(self, net: Layers) -> list[Block]:

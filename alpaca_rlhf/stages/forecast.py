@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from alpaca_rlhf.core import processes
+from alpaca_rlhf.models.attention import compute_capability
 from alpaca_rlhf.models.batches import prompt_ids
 from alpaca_rlhf.planner import LIBRARIES_GIB, Device, Lengths, PeakMemory, shape_from_config
 from alpaca_rlhf.settings.policies import REWARDED_STAGES
@@ -29,7 +30,11 @@ def planned_gib(ctx: Context, stage: str, round_: int) -> float:
     0 for a stage without a model.
     """
     base = ctx.base
-    device = Device("cuda" if base.device.type == "cuda" else "cpu", base.dtype.itemsize)
+    device = Device(
+        "cuda" if base.device.type == "cuda" else "cpu",
+        base.dtype.itemsize,
+        compute_capability(base.device),
+    )
     plan = PeakMemory(
         shape_from_config(base.name, base.model.config.to_dict()),
         device,

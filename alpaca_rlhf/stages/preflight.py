@@ -19,6 +19,7 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import nearest_folder
 from alpaca_rlhf.core.shell_words import quoted
 from alpaca_rlhf.data import SHIPPED, answered_prompts, check_disjoint, read_prompts
+from alpaca_rlhf.models.attention import compute_capability
 from alpaca_rlhf.models.base import base_config, default_dtype
 from alpaca_rlhf.models.text_base import TextBase
 from alpaca_rlhf.planner import (
@@ -109,7 +110,7 @@ def check_gpu(shape: Shape, settings: Loop, unfinished: Collection[tuple[str, in
     if settings.generate.endpoint.url is not None:
         names.discard("generate")
     width = default_dtype(torch.device("cuda")).itemsize
-    budget = Budget(shape, gpu, device=Device("cuda", width))
+    budget = Budget(shape, gpu, device=Device("cuda", width, gpu.capability))
     refuse_too_small(budget, settings, names)
     for stage, phases in budget.phases(settings).items():
         worst = max(phases, key=lambda phase: phase.peak)
@@ -130,7 +131,12 @@ def local_gpu() -> GpuSpec | None:
         return None
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     gib = max(1, torch.cuda.mem_get_info()[0]) / _GIB
-    return replace(find_gpu(f"{gib:.4g}"), name=properties.name, local=True)
+    return replace(
+        find_gpu(f"{gib:.4g}"),
+        name=properties.name,
+        capability=compute_capability(torch.device("cuda")),
+        local=True,
+    )
 
 
 def free_bytes(folder: Path) -> int:

@@ -57,6 +57,8 @@ LAYERS = 2
 PROMPT, NEW = 256, 17
 """Tokens of a prompt, and of a completion: one after the prompt, then 16 until the next look."""
 MICRO = 2
+BEFORE_FLASH = (7, 5)
+"""Compute capability of a T4."""
 TRUNKS = ("detached", "shared", "separate")
 PHASES = ("rollout", "scoring", "update")
 SETTINGS = Loop(
@@ -227,6 +229,12 @@ def simulate(name: str, folder: Path) -> dict[str, dict[str, Any]]:
             _run_stages(Adapters(base, SETTINGS.lora, template="brief"), trunk, counting)
             del base
             gc.collect()
+        # 3. A card of an earlier kind, where heads that share keys need plain products.
+        if shape.kv_heads < shape.heads:
+            with mock.patch.object(torch.cuda, "get_device_capability", lambda *_: BEFORE_FLASH):
+                base = load_base(str(checkpoints[1]), device="cuda", dtype=torch.float16)
+                _run_before_flash(Adapters(base, SETTINGS.lora, template="brief"), counting)
+                del base
     _add_plans(shape, small, counting.rows)
     return counting.rows
 
@@ -275,6 +283,16 @@ def _run_stages(adapters: Adapters, trunk: str, counting: Counting) -> None:
         counting.rows[f"ppo, {trunk}: {phase}"] = rows[phase]
 
 
+def _run_before_flash(adapters: Adapters, counting: Counting) -> None:
+    """SFT alone."""
+    meter: Any = counting
+    stages = SimulatedStages(adapters, SETTINGS, PROMPT, meter, Path("none"))
+    adapters.add("sft")
+    adapters.checkpointing(1)
+    with counting.stage("sft, before sm80"):
+        stages._fine_tune("sft", "sft", SETTINGS.sft.max_length - PROMPT)
+
+
 def _add_plans(shape: Shape, small: Shape, rows: dict[str, dict[str, Any]]) -> None:
     lengths = Lengths(prompt=PROMPT, worksheet=PROMPT, chat=PROMPT)
     whole = PeakMemory(shape, Device("cuda", 2), SETTINGS, lengths)
@@ -292,6 +310,11 @@ def _add_plans(shape: Shape, small: Shape, rows: dict[str, dict[str, Any]]) -> N
     for how, every in RECOMPUTED_EVERY.items():
         plan_of_sft = PeakMemory(small, Device("cuda", 2), SETTINGS, lengths, checkpointing=every)
         rows[f"sft, checkpointing {how}"]["planned"] = plan_of_sft.peak("sft")
+    if "sft, before sm80" in rows:
+        earlier = Device("cuda", 2, BEFORE_FLASH)
+        rows["sft, before sm80"]["planned"] = PeakMemory(small, earlier, SETTINGS, lengths).peak(
+            "sft"
+        )
     for name in ("sample", "reward", "best_of_k", "evaluate", "dpo", "grpo"):
         rows[name]["planned"] = plan.peak(name)
 

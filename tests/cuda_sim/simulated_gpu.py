@@ -32,6 +32,8 @@ from torch.utils._foreach_utils import _foreach_supported_types as _foreach_type
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
+from alpaca_rlhf.core.kernels import FLASH_FROM
+
 aten = torch.ops.aten
 KNOWN_NUMEL = 2**16
 """Tensors of at most so many numbers are computed on the CPU too, where their inputs are known."""
@@ -260,8 +262,18 @@ def _attend(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """The kernel that a card from sm80 on takes: flash without a mask, else memory-efficient."""
-    if attn_mask is None and query.dtype in (torch.bfloat16, torch.float16):
+    """The kernel that a card takes: flash without a mask from sm80 on, else memory-efficient.
+
+    With heads that share keys before sm80 it is plain products.
+    """
+    has_flash = torch.cuda.get_device_capability() >= FLASH_FROM
+    if enable_gqa and not has_flash:
+        products = aten._scaled_dot_product_attention_math
+        result: Tensor = products(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=True
+        )[0]
+        return result
+    if has_flash and attn_mask is None and query.dtype in (torch.bfloat16, torch.float16):
         flash = aten._scaled_dot_product_flash_attention
         output: Tensor = flash(query, key, value, dropout_p, is_causal, scale=scale)[0]
         return output
@@ -345,6 +357,7 @@ def simulated_gpu(gib: float = 24.0) -> Iterator[SimulatedGPU]:
         "set_rng_state": None,
     }.items():
         setattr(cuda, name, lambda *args, _answer=answer, **options: _answer)
+    torch.backends.cuda.is_flash_attention_available = lambda: True
     cuda.mem_get_info = lambda *args: (total - gpu.live, total)
     cuda.memory_reserved = cuda.memory_allocated = lambda *args: gpu.live
     cuda.amp.common.amp_definitely_not_available = lambda: False

@@ -111,6 +111,18 @@ def test_decoding_reads_at_most_once_in_16_steps(simulation: tuple[str, dict[str
     assert rows["sample"]["reads"] == 2, rows["sample"]["by_read"]
 
 
+def test_packed_rows_take_the_kernel_of_their_card(simulation: tuple[str, dict[str, Any]]) -> None:
+    """From sm80 on no table is made; before it grouped heads are multiplied out."""
+    base, rows = simulation
+    kernels = {stage: row["by_kernel"] for stage, row in rows.items()}
+    for stage in ("sft, checkpointing off", "reward", "dpo", "grpo", "ppo, detached: update"):
+        assert kernels[stage]["torch_attn._varlen_attn_backward"] > 0, stage
+        assert "_scaled_dot_product_flash_attention" not in kernels[stage], stage
+    if base == "llama-3-8b":
+        earlier = kernels["sft, before sm80"]
+        assert earlier["_safe_softmax"] > 0 and "torch_attn._varlen_attn" not in earlier
+
+
 def test_a_broken_budget_names_what_grew() -> None:
     budget = {"kernels": 100, "reads": 1, "uploads": 0, "bytes": 50}
     budget |= {"by_kernel": {"mm": 60, "cat": 40}, "by_read": {"item": 1}}
