@@ -155,9 +155,15 @@ class Packing:
         for tail, prefix, offset, length in zip(tails, shared, offsets, lengths, strict=True):
             if length > prefix:
                 before[tail] = offset + max(0, prefix - 1)
-        of_sequences = [torch.tensor(numbers) for numbers in (offsets, shared, tails)]
-        of_sequences[2] -= of_sequences[1]
-        return cls(tuple(lengths), *of_sequences, positions, before).to(device)
+        packing = cls(
+            tuple(lengths),
+            torch.tensor(offsets),
+            torch.tensor(shared),
+            torch.tensor(tails) - torch.tensor(shared),
+            positions,
+            before,
+        )
+        return packing.to(device)
 
     @cached_property
     def tables(self) -> tuple[Table, ...]:
@@ -198,11 +204,13 @@ class Packing:
         rows = [row for row, length in enumerate(self.lengths) if length > shared[row]]
         queries = [self.lengths[row] - shared[row] for row in rows]
         keys = [self.lengths[row] for row in rows]
-        bounds = [
+        query_bounds, key_bounds = (
             torch.tensor([0, *accumulate(sizes)], dtype=torch.int32) for sizes in (queries, keys)
-        ]
+        )
         gathered = None if queries == keys else self.index(*self._all_tokens(rows))
-        return Segments(*bounds, gathered, max(queries, default=0), max(keys, default=0))
+        return Segments(
+            query_bounds, key_bounds, gathered, max(queries, default=0), max(keys, default=0)
+        )
 
     def _all_tokens(self, rows: list[int]) -> tuple[Tensor, Tensor]:
         """(n,) row and (n,) position of every token of some rows, those of shared prompts too."""
@@ -221,9 +229,10 @@ class Packing:
             return self
         # Few copies: each makes a GPU wait.
         of_sequences = torch.stack([self.offsets, self.prefixes, self.shifts]).to(device)
-        of_tokens = torch.stack([self.positions, self.before]).to(device)
+        offsets, prefixes, shifts = of_sequences.unbind()
+        positions, before = torch.stack([self.positions, self.before]).to(device).unbind()
         on_host = self if self.on_host is None else self.on_host
-        return Packing(self.lengths, *of_sequences.unbind(), *of_tokens.unbind(), on_host)
+        return Packing(self.lengths, offsets, prefixes, shifts, positions, before, on_host)
 
     def __len__(self) -> int:
         return len(self.offsets)
