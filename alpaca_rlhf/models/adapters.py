@@ -28,7 +28,7 @@ from transformers import Cache
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import content_hash
-from alpaca_rlhf.models import attention, dense
+from alpaca_rlhf.models import attention, dense, lora_product
 from alpaca_rlhf.models.adapter_files import read_adapter, write_adapter
 from alpaca_rlhf.models.base import Base, embedding_rows
 from alpaca_rlhf.models.batches import Batch
@@ -142,6 +142,8 @@ class Adapters:
             self._peft = get_peft_model(self.base.model, config, adapter_name=name)
             modules = self.base.model.modules()
             self._layers = [module for module in modules if isinstance(module, LoraLayer)]
+            if dense.fuses(self.base.device):
+                lora_product.fuse(self._layers, self.base.dtype)
         else:
             self._peft.add_adapter(name, config)
         self._activate(self._active)  # PEFT has switched to the new adapter

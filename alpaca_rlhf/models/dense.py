@@ -95,6 +95,31 @@ def _linear_of(layer: Any) -> Any:
     return layer.base_layer if isinstance(layer, LoraLayer) else layer
 
 
+def fuses(device: torch.device) -> bool:
+    """True where LoRA's product is added where the frozen one lies; a CPU keeps its rounding."""
+    return device.type == "cuda"
+
+
+def add_product(output: Tensor, down: Tensor, up: Tensor, scaling: float) -> Tensor:
+    """Add scaling * down @ up to (..., b) outputs in place, and return them.
+
+    Args:
+        output: (..., b) outputs that nothing else needs.
+        down: (N, r) states.
+        up: (r, b) matrix.
+        scaling: Factor of the product.
+    """
+    output.view(-1, output.shape[-1]).addmm_(down, up, alpha=scaling)
+    return output
+
+
+def frozen_weight(linear: Any, dtype: torch.dtype) -> Tensor:
+    """(out, in) weight of a frozen linear layer in a dtype, dequantised where it is in 4 bits."""
+    state = getattr(linear.weight, "quant_state", None)
+    weight = linear.weight if state is None else dequantize_4bit(linear.weight.data, state)
+    return weight.detach().to(dtype)
+
+
 def _forward(
     layer: Any, adapter: str | None, dtype: torch.dtype, *, copy: bool
 ) -> Callable[[Tensor], Tensor]:
@@ -110,8 +135,7 @@ def _forward(
     state = _quant_state(layer)
     base_product: Callable[[Tensor], Tensor] = base.forward
     if state is None or copy:
-        weight = base.weight if state is None else dequantize_4bit(base.weight.data, state)
-        weight = weight.detach().to(dtype)
+        weight = frozen_weight(base, dtype)
         merged = adapter is not None and state is not None and dtype.itemsize >= 4
         if merged:
             weight.addmm_(lora_b, lora_a, alpha=scaling)
@@ -122,4 +146,11 @@ def _forward(
 
     if adapter is None or merged:
         return base_product
-    return lambda x: base_product(x) + linear(linear(x.to(dtype), lora_a), lora_b) * scaling
+    if not fuses(lora_a.device):
+        return lambda x: base_product(x) + linear(linear(x.to(dtype), lora_a), lora_b) * scaling
+
+    def fused(x: Tensor) -> Tensor:
+        down = linear(x.to(dtype).flatten(0, -2), lora_a)
+        return add_product(base_product(x), down, lora_b.T, scaling)
+
+    return fused

@@ -61,7 +61,7 @@ def accumulates_exactly(device: torch.device, dtype: torch.dtype) -> bool:
     return is_nvidia and dtype in (torch.bfloat16, torch.float16)
 
 
-def _exact_product(a: Tensor, b: Tensor) -> Tensor:
+def exact_product(a: Tensor, b: Tensor) -> Tensor:
     """Multiply two matrices into at least float32, rounded on the way where the device must.
 
     Logits around 20 in bf16 are off by up to 0.06: an unchanged policy would show probability
@@ -88,7 +88,7 @@ class _TargetLogprobs(torch.autograd.Function):
             for start in range(0, len(hidden), chunk_rows):
                 chunk = slice(start, start + chunk_rows)
                 # 1. Log-probabilities of this chunk, in at least float32.
-                logits = _exact_product(hidden[chunk], weight.T)
+                logits = exact_product(hidden[chunk], weight.T)
                 if temperature != 1.0:
                     logits /= temperature
                 logits -= logits.logsumexp(-1, keepdim=True)

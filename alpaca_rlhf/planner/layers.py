@@ -1,8 +1,8 @@
 """Memory of a decoder layer, forward and backward.
 
-Follows transformers' LLaMA (Qwen and Gemma where they differ), PEFT's LoRA layer on a 4-bit one,
-and `models/attention.py` line by line, with a block for every tensor that grows with the tokens. N
-is the number of tokens.
+Follows transformers' LLaMA (Qwen and Gemma where they differ), PEFT's LoRA layer on a 4-bit one, on
+a card `models/lora_product.py`, and `models/attention.py` line by line, with a block for every
+tensor that grows with the tokens. N is the number of tokens.
 """
 
 from __future__ import annotations
@@ -48,6 +48,11 @@ class Device:
         PEFT checks whether autocast is on for CUDA, even on a CPU (peft 0.21.2 tuners/lora/bnb.py).
         """
         return self.kind == "cpu" and self.width < 4
+
+    @property
+    def fuses(self) -> bool:
+        """True if LoRA's product is added where the frozen one lies (`models/lora_product.py`)."""
+        return self.kind == "cuda"
 
     @property
     def attention(self) -> int:
@@ -115,7 +120,8 @@ class Layers:
         if self.device.width == 4 or self.decoding:
             return None
         cast = self.tape.new(weights * self.device.width, ADAPTERS)
-        if self.learns:  # autocast caches the casts of leaves that require gradients
+        if self.learns and not self.device.fuses:
+            # autocast caches the casts of leaves that require gradients
             self.casts.append(cast)
         return cast
 
@@ -168,6 +174,12 @@ class Layers:
         product = self.values(b)
         del matrix
         if not self.rank:
+            return product
+        if self.device.fuses:
+            down_weight, up_weight = self._cast(self.rank * a), self._cast(self.rank * b)
+            down = self.values(self.rank)
+            if saves:
+                self.saved.append((x, down, down_weight, up_weight))
             return product
         recasts = self.device.recasts and not self.decoding
         result = product if self.decoding else self.values(b)
@@ -330,6 +342,8 @@ class Layers:
     ) -> Block | None:
         """Allocate a linear layer's input gradient, added to `total`; takes (N, b) out of `g`."""
         size = self.device.width
+        if self.device.fuses:
+            return self._fused_back(g, a, b, total, into_input=into_input)
         lora_input, down, down_weight, up_weight = self.saved.pop()
         # 1. Gradients of the adapter's two matrices.
         scaled = self.values(b)
@@ -365,6 +379,29 @@ class Layers:
             del through
         del matrix
         return self._added([total, through_base])
+
+    def _fused_back(
+        self, g: list[Block], a: int, b: int, total: Block | None, *, into_input: bool
+    ) -> Block | None:
+        """Allocate the same where the adapter's part is added in place."""
+        lora_input, down, down_weight, up_weight = self.saved.pop()
+        # 1. Gradients of the adapter's two matrices, in fp32.
+        down_grad = self.values(self.rank)
+        self._keep(self.rank * b)
+        self._keep(self.rank * a)
+        # 2. The input's gradient through the dequantised base, and the adapter's added to it.
+        through = None
+        if into_input:
+            scales = self.tape.new(4 * a * b // NF4_BLOCK, COPY)
+            matrix = self.tape.new(a * b * self.device.width, COPY)
+            del scales
+            through = self.values(a)
+            del matrix
+        del lora_input, down, down_weight, up_weight, down_grad
+        g.pop()
+        if through is None or total is None:
+            return through
+        return self._added([total, through])
 
     def _added(self, terms: list[Block]) -> Block:
         """Allocate the sum of blocks of one size."""
