@@ -454,6 +454,7 @@ class Layers:
         s, size = self.shape, self.device.attention
         # 1. Output projection, and its gradient as rows of a table.
         through = self.linear_back(g, s.queries, s.hidden, None)
+        assert through is not None
         if size != self.device.width:
             through = self.values(s.queries, size)
         output_grad = [through]
