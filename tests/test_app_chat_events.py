@@ -401,6 +401,13 @@ def test_a_message_is_kept_before_its_answer_and_the_answer_as_it_grows(page, mo
     assert kept(page) == {failed.chat: [("One?", ""), ("Two?", "<")]}
 
 
+def test_a_message_is_kept_where_nothing_answers_any_more(page):
+    page.controller.worker.close()
+    closed = sent(page, "One?")
+    assert page.text["problem.closed"] in closed.status
+    assert kept(page) == {closed.chat: [("One?", "")]}
+
+
 def test_an_answer_is_kept_until_there_is_another_one(page, monkeypatch):
     monkeypatch.setattr(chat_tab, "SAVE_EVERY_S", 0)
     first = sent(page, "One?")

@@ -635,8 +635,8 @@ class _Events:
                 return
             patch = self._patch(replace(view, status=f"{view.status} {apart}".strip())) | once
             now_s = time.monotonic()
-            due = view.running and save_early
-            if view.keep or (due and (saved_s is None or now_s - saved_s >= SAVE_EVERY_S)):
+            due = saved_s is None or (view.running and now_s - saved_s >= SAVE_EVERY_S)
+            if view.keep or (save_early and due):
                 try:
                     saved = self._saved(view.turns, chat, request, view.status)
                 except Exception:
