@@ -318,6 +318,12 @@ def test_a_run_reads_a_row_as_import_does(tmp_path) -> None:
         detected = detect_format(open_rows(str(path))).format
         assert detected is not None
         assert holds_rankings(path) == (detected.kind == "rankings")
+    # Where it is read in another shape, because that is named, the other columns are not read.
+    path = write(tmp_path / "a.jsonl", {"prompt": "Go.", **pair, **listed})
+    for words, unread in (([], {"responses", "scores"}), (["--format", "ranking-list"], {*pair})):
+        out = tmp_path / f"out{len(words)}"
+        assert tried(["import", str(path), *words, "--out", str(out)])[0] == 0
+        assert {*json.loads((out / "manifest.json").read_text())["unread_columns"]} == unread
     # The first row alone does not decide.
     path = write(tmp_path / "a.jsonl", {"x": 1}, *[{"prompt": "Go.", **listed}] * 2)
     assert holds_rankings(path)

@@ -406,7 +406,10 @@ def system_column(row: Mapping[str, Any]) -> str:
 
 
 def unread_columns(
-    row: Mapping[str, Any], kind: RowKind, names: Mapping[str, str] | None = None
+    row: Mapping[str, Any],
+    kind: RowKind,
+    names: Mapping[str, str] | None = None,
+    shape: PreferenceShape | None = None,
 ) -> list[str]:
     """The columns of a row that hold something and are not read; `messages[].name` within them.
 
@@ -414,6 +417,7 @@ def unread_columns(
         row: The row as it stands in its file.
         kind: Its reader.
         names: New names of its columns. A column whose name another one gets is not read.
+        shape: The shape that preferences are read in, where it is not that of the columns.
     """
     names = names or {}
     given = {names[name] for name, value in row.items() if name in names and _is_there(value)}
@@ -423,7 +427,7 @@ def unread_columns(
         if name in given and name not in names and _is_there(value)
     ]
     row = renamed(row, names)
-    read = _read(row, kind)
+    read = _read(row, kind, shape)
     unread += [name for name, value in row.items() if name not in read and _is_there(value)]
     for column in (name for name in _NESTED if name in read):
         keys = [
@@ -467,9 +471,9 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
             stack.extend(reversed(value))
 
 
-def _read(row: Mapping[str, Any], kind: RowKind) -> set[str]:
+def _read(row: Mapping[str, Any], kind: RowKind, shape: PreferenceShape | None) -> set[str]:
     if kind == "rankings":
-        return _read_rankings(row)
+        return _read_rankings(row, shape or preference_shape(row))
     shared = {"source", system_column(row), *ROW_FLAGS}
     dialogue = {"history", "masked_replies"}
     conversation = _first(row, CONVERSATION)
@@ -481,11 +485,10 @@ def _read(row: Mapping[str, Any], kind: RowKind) -> set[str]:
     return {*_read_prompt(row), *_first(row, INPUT), *answers, *dialogue, *shared}
 
 
-def _read_rankings(row: Mapping[str, Any]) -> set[str]:
+def _read_rankings(row: Mapping[str, Any], shape: PreferenceShape | None) -> set[str]:
     if is_message(row):
         return {"message_id", "parent_id", "role", "text", "rank", "deleted"}
     shared = {"source", system_column(row), "history", *LOSS_FLAGS}
-    shape = preference_shape(row)
     if shape == "trees":
         return {"prompt", *shared} - {"source"}
     prompt = {*_read_prompt(row), *_first(row, INPUT), *shared}

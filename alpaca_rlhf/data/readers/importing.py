@@ -17,12 +17,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, cast, get_args
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.files import atomic_write, json_text, new_folder, writing
 from alpaca_rlhf.data.readers.columns import (
     Preference,
+    PreferenceShape,
     RowKind,
     preference_of,
     renamed,
@@ -53,6 +54,7 @@ BrokenRowPolicy = Literal["refuse", "drop"]
 
 _READERS: dict[Kind, RowKind] = {"pairs": "rankings", "rankings": "rankings"}
 """The reader of each kind that is not read as instructions."""
+_SHAPES = get_args(PreferenceShape)
 _BUFFER_BYTES = 2**20
 _REMEMBERED = 200_000
 """Records of a source that later ones are compared with, so that memory stays bounded."""
@@ -158,7 +160,8 @@ class RowTally:
         if isinstance(row, GatheredRow):
             self.unread.update(row.unread)
             return
-        unread = unread_columns(row, kind, detected.columns)
+        shape = detected.format.name if detected.format.name in _SHAPES else None
+        unread = unread_columns(row, kind, detected.columns, cast(PreferenceShape | None, shape))
         self.unread.update(short(name) for name in unread)
 
 

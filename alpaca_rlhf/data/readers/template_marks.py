@@ -60,7 +60,7 @@ _RENDERED = (
     re.compile(r"(?:.*?\s)?USER:.*\s(ASSISTANT:)\s*\Z", re.DOTALL),
 )
 _DIALOGUE = re.compile(
-    rf"{_ANSWER}|{_HEADING}|### (?:Answer|Output):|^(?:Assistant|Bot):|(?:^|\s)ASSISTANT:",
+    rf"{_ANSWER}|{_HEADING}|### (?:Answer|Output):|^(?:Assistant|Bot|Answer|A):|(?:^|\s)ASSISTANT:",
     re.MULTILINE,
 )
 
