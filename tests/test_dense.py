@@ -3,7 +3,9 @@
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
+from transformers.models.llama import modeling_llama
 
 from alpaca_rlhf.models import dense
 from alpaca_rlhf.models.batches import left_pad
@@ -59,13 +61,46 @@ def test_a_copy_outlives_the_decoding_within_it(tiny, monkeypatch):
         (torch.float64, "none", 1e-12),
     ],
 )
-def test_the_states_are_those_of_the_layers_themselves(tiny, dtype, quantization, bound, role, gib):
+@pytest.mark.parametrize("fuses", [False, True])
+def test_the_states_are_those_of_the_layers_themselves(
+    tiny, dtype, quantization, bound, role, gib, fuses, monkeypatch
+):
+    """As on a CPU, and with as few kernels as on a card."""
+    monkeypatch.setattr(dense, "fuses", lambda device: fuses)
+    bound = max(bound, 1e-6) if fuses else bound  # transformers' norms round float64 to float32
     adapters = tiny("policy", dtype=dtype, quantization=quantization)
     adapters.dense_gib = gib
     with adapters.using(role):
         expected, found = states(adapters, ready=False), states(adapters, ready=True)
     assert found.dtype == expected.dtype
     assert (found.double() - expected.double()).norm() <= bound * expected.double().norm()
+
+
+class Operators(TorchDispatchMode):
+    """Counts operators, views left out."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def test_fused_decoding_takes_fewer_kernels_and_leaves_no_trace(tiny, monkeypatch):
+    adapters = tiny("policy", dtype=torch.bfloat16)
+    adapters.dense_gib = 4.0
+    plain, counts = modeling_llama.apply_rotary_pos_emb, []
+    for fuses in (False, True):
+        monkeypatch.setattr(dense, "fuses", lambda device, fuses=fuses: fuses)
+        with adapters.using("policy"), Operators() as operators:
+            states(adapters, ready=True)
+        counts.append(operators.count)
+        assert modeling_llama.apply_rotary_pos_emb is plain
+        norms = [m for m in adapters.base.model.modules() if type(m).__name__ == "LlamaRMSNorm"]
+        assert norms and not any("forward" in vars(norm) for norm in norms)
+    layers = adapters.base.model.config.num_hidden_layers
+    saved_in_each = 7 * 2 + 4  # a LoRA's product is added as it is made; one rotation for two
+    assert counts[0] - counts[1] >= 2 * layers * saved_in_each
 
 
 @pytest.mark.parametrize("gib", [4.0, 0.0], ids=["copied", "4-bit"])

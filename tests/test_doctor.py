@@ -3,6 +3,7 @@
 import json
 import shutil
 from importlib import metadata
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -14,9 +15,12 @@ from alpaca_rlhf.cli.main import main
 from alpaca_rlhf.doctor import base, base_checks, machine, machine_checks
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.hub import hub_refusal
-from alpaca_rlhf.settings import Lora
+from alpaca_rlhf.planner import Device, device_of, fitted
+from alpaca_rlhf.settings import Loop, Lora
+from alpaca_rlhf.stages.preflight import local_gpu
 
 LORA = Lora(r=4, alpha=8)
+GIB = 2**30
 
 
 def of(findings, what):
@@ -69,6 +73,41 @@ def test_a_driver_without_a_build_for_it_is_seen(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/nvidia-smi")
     assert machine._torch().verdict == "bad"
+
+
+@pytest.fixture
+def rocm(monkeypatch):
+    """A build for ROCm, which has a card of AMD's behind `torch.cuda`."""
+    card = SimpleNamespace(name="AMD Radeon RX 7900 XTX", major=11, minor=0, total_memory=24 * GIB)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.version, "hip", "7.1.0")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: card)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number=0: (12 * GIB, 24 * GIB))
+
+
+def test_a_build_for_rocm_and_its_card_are_named_as_such(rocm, monkeypatch):
+    built = machine._torch()
+    assert built.verdict == "ok" and built.found.endswith("built for ROCm 7.1.0")
+    card = machine._gpu()
+    assert "AMD Radeon RX 7900 XTX (compute 11.0, 12.0 of 24.0 GiB free)" in card.found
+    assert "rocm-smi" in card.todo and "nvidia" not in card.todo
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    none = machine._gpu()
+    assert none.verdict == "bad" and "rocm-smi" in none.todo
+
+
+def test_a_card_of_amd_is_planned_for_with_what_is_free_on_it(rocm):
+    """The planner knows none by name, so it takes the rates of the slowest of that memory."""
+    gpu = local_gpu()
+    assert gpu.name == "AMD Radeon RX 7900 XTX" and gpu.gib == 12
+    assert device_of(gpu) == Device("cuda", 2)
+    taken = fitted(Loop(base="llama-3.1-8b"), gpu)
+    assert taken.sft.micro_batch_size >= 1 and taken.sampling.batch_size > 0
+    assert taken != Loop(base="llama-3.1-8b")
 
 
 def test_a_library_that_is_missing_or_too_old_is_named(monkeypatch):

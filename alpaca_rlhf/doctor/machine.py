@@ -75,8 +75,9 @@ def _libraries() -> Finding:
 
 
 def _torch() -> Finding:
-    cuda = torch.version.cuda
-    build = f"{torch.__version__}, built {f'for CUDA {cuda}' if cuda else 'without CUDA'}"
+    cuda, hip = torch.version.cuda, torch.version.hip
+    built = f"for ROCm {hip}" if hip else f"for CUDA {cuda}" if cuda else "without CUDA"
+    build = f"{torch.__version__}, built {built}"
     if cuda is None and shutil.which("nvidia-smi"):
         todo = "install the build for your card, see pytorch.org/get-started"
         return Finding("torch", f"{build}; but there is an NVIDIA driver here", "bad", todo)
@@ -85,8 +86,8 @@ def _torch() -> Finding:
 
 def _gpu() -> Finding:
     if not torch.cuda.is_available():
-        if torch.version.cuda is not None:
-            todo = "see that `nvidia-smi` runs, and that its driver is new enough for this build"
+        if torch.version.cuda is not None or torch.version.hip is not None:
+            todo = f"see that `{_tool()}` runs, and that its driver is new enough for this build"
             return Finding("card", "none that torch can use", "bad", todo)
         todo = "a base of more than about 0.5 B weights needs one"
         return Finding("card", "none: everything runs on the CPU", "warning", todo)
@@ -98,9 +99,14 @@ def _gpu() -> Finding:
         names.append(f"{properties.name} (compute {properties.major}.{properties.minor}, {share})")
     free, total = torch.cuda.mem_get_info()
     if free < 0.8 * total:
-        todo = "something else holds memory of the card: see `nvidia-smi`, and close it"
+        todo = f"something else holds memory of the card: see `{_tool()}`, and close it"
         return Finding("card", "; ".join(names), "warning", todo)
     return Finding("card", "; ".join(names))
+
+
+def _tool() -> str:
+    """The command that shows the cards that this build of torch is for."""
+    return "nvidia-smi" if torch.version.hip is None else "rocm-smi"
 
 
 def _precision(device: torch.device) -> Finding:

@@ -283,8 +283,8 @@ class Adapters:
 
         Args:
             ids: (B, T) int64 new tokens.
-            mask: (B, past + T) bool, False where padded on the left; or (B, 1, T, C) bool over
-                all C columns of a cache that is written in place.
+            mask: (B, past + T) bool, False where padded on the left; or (B, 1, T, C) in the compute
+                dtype, 0 or -inf, over all C columns of a cache that is written in place.
             positions: (B, T) int64 position of each new token in its row.
             cache: Keys and values of the past tokens; extended in place.
 
@@ -303,7 +303,11 @@ class Adapters:
     def decoding(self) -> Iterator[None]:
         """Prepare the layers for many calls of `decode`; no gradients and no switch inside."""
         layers, dtype, limit = self._linear_layers(), self.base.dtype, self._max_copy_bytes
-        with torch.no_grad(), dense.prepared(layers, self._active, dtype, max_copy_bytes=limit):
+        with (
+            torch.no_grad(),
+            dense.prepared(layers, self._active, dtype, max_copy_bytes=limit),
+            dense.fused(self._backbone),
+        ):
             self._decoding = True
             try:
                 yield

@@ -6,6 +6,8 @@ a whole rollout: the products are those of the layer itself, on the same numbers
 the same. It costs a copy of the 4-bit weights in the compute dtype as long as the rollout lasts,
 where that fits a limit. In float32 the adapter's product is added into that copy, so that a layer
 is one product instead of three; in 16 bits it is not, because the sum would be rounded to them.
+On a card, where each kernel is a launch, products are added as they are made, and norms are one
+kernel: the same numbers but for rounding.
 
 On a CPU a training step would dequantise every weight twice for each micro-batch, and a pass
 without gradients once for each batch; a copy is made once for all of them
@@ -15,6 +17,7 @@ without gradients once for each batch; a copy is made once for all of them
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -22,7 +25,7 @@ import torch
 from bitsandbytes.functional import dequantize_4bit
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, rms_norm
 
 
 @contextlib.contextmanager
@@ -52,6 +55,61 @@ def prepared(
             vars(layer).pop("forward", None)
             if forward is not None:
                 vars(layer)["forward"] = forward
+
+
+_ROTATED_ALIKE = ("llama", "mistral", "qwen2", "qwen3")
+"""Families whose module in transformers rotates queries and keys as `_rotated` does."""
+
+
+@contextlib.contextmanager
+def fused(model: nn.Module) -> Iterator[None]:
+    """Launch fewer kernels for a model's norms and rotary positions, without gradients.
+
+    Each RMS norm is one kernel instead of eight; queries and keys are rotated together. What
+    transformers writes in another way, as Gemma's norms, stays as it is.
+
+    Args:
+        model: A model of transformers without its output head.
+    """
+    norms: list[Any] = []
+    modeling: Any = None
+    if fuses(next(model.parameters()).device):
+        norms = [
+            module
+            for module in model.modules()
+            if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon")
+        ]
+        if getattr(model.config, "model_type", "") in _ROTATED_ALIKE:
+            modeling = sys.modules[type(model).__module__]
+    rotated = None if modeling is None else modeling.apply_rotary_pos_emb
+    try:
+        for norm in norms:
+            vars(norm)["forward"] = _norm(norm)
+        if modeling is not None:  # its layers call it by this name; one thread has the model
+            modeling.apply_rotary_pos_emb = _rotated
+        yield
+    finally:
+        if modeling is not None:
+            modeling.apply_rotary_pos_emb = rotated
+        for norm in norms:
+            del vars(norm)["forward"]
+
+
+def _norm(norm: Any) -> Callable[[Tensor], Tensor]:
+    weight, epsilon = norm.weight.detach(), norm.variance_epsilon
+    return lambda x: rms_norm(x, weight.shape, weight.to(x.dtype), epsilon)
+
+
+def _rotated(
+    query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Apply rotary positions to (B, heads, T, D) queries and keys together."""
+    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+    both = torch.cat([query, key], 1)
+    first, second = both.chunk(2, -1)
+    turned = torch.addcmul(both * cos, torch.cat([-second, first], -1), sin)
+    queries, keys = turned.split([query.shape[1], key.shape[1]], 1)
+    return queries, keys
 
 
 @contextlib.contextmanager
@@ -96,7 +154,10 @@ def _linear_of(layer: Any) -> Any:
 
 
 def fuses(device: torch.device) -> bool:
-    """True where LoRA's product is added where the frozen one lies; a CPU keeps its rounding."""
+    """True where fewer kernels are worth another rounding: each is a launch that a card waits for.
+
+    A CPU keeps the rounding of the plain operations.
+    """
     return device.type == "cuda"
 
 

@@ -312,7 +312,11 @@ class _Batch:
         """Take a step with tensors whose shapes and addresses stay; the host knows none of them."""
         columns = torch.arange(self._cache.room, device=self._place.device)
         first = self._place - self._positions[:, None]
-        mask = (columns <= self._place) & (columns >= first)
+        hidden_columns = (columns > self._place) | (columns < first)
+        # What is added to the scores: of a mask of bools each layer would make it anew.
+        dtype = self._adapters.base.dtype
+        mask = torch.zeros(hidden_columns.shape, dtype=dtype, device=columns.device)
+        mask = mask.masked_fill_(hidden_columns, -torch.inf)
         hidden = self._adapters.decode(
             self._token_ids[:, None], mask[:, None, None], self._positions[:, None], self._cache
         )[:, -1]

@@ -24,9 +24,10 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 import torch
+from torch.nn.functional import layer_norm
 
 from alpaca_rlhf.models import base as base_module
-from alpaca_rlhf.models import rollout, scoring
+from alpaca_rlhf.models import dense, rollout, scoring
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import load_base
 from alpaca_rlhf.models.heads import ScalarHead
@@ -61,6 +62,7 @@ BEFORE_FLASH = (7, 5)
 """Compute capability of a T4."""
 TRUNKS = ("detached", "shared", "separate")
 PHASES = ("rollout", "scoring", "update")
+KEPT = "ppo, detached, checkpointing off: update"
 SETTINGS = Loop(
     policies=("ppo", "best-of-k", "dpo", "grpo"),
     sampling=Sampling(max_new_tokens=NEW, batch_size=8),
@@ -211,7 +213,11 @@ def simulate(name: str, folder: Path) -> dict[str, dict[str, Any]]:
     unread = mock.patch.object(base_module, "fingerprint_of", lambda *args: "simulated")
     # There is nothing to capture: each step is launched, and its kernels counted.
     plain = mock.patch.object(rollout, "captured", lambda step, device: step)
-    with simulated_gpu() as gpu, unread, plain:
+    # On a card it is one kernel, as a layer norm is; this build of torch writes it out.
+    one_kernel = mock.patch.object(
+        dense, "rms_norm", lambda x, size, weight, eps: layer_norm(x, size, weight, None, eps)
+    )
+    with simulated_gpu() as gpu, unread, plain, one_kernel:
         counting = Counting(gpu)
         _refuses_mixtures(gpu)
         # 1. The whole base.
@@ -269,6 +275,8 @@ def _run_stages(adapters: Adapters, trunk: str, counting: Counting) -> None:
     adapters.checkpointing(1)
     only = ("sample", "reward", "best_of_k") if first else ()
     stages.all(only)
+    if first:
+        counting.rows["sample"]["decode_step"] = _launches_of_a_step(stages, counting.gpu)
     hidden = int(adapters.base.model.config.hidden_size)
     head = ScalarHead(hidden).to(adapters.base.device)
     adapters.add("policy", copy_of="sft")
@@ -281,6 +289,34 @@ def _run_stages(adapters: Adapters, trunk: str, counting: Counting) -> None:
     # Where there is one update only, its rollout and scoring come before there are moments.
     for phase in PHASES if first else PHASES[-1:]:
         counting.rows[f"ppo, {trunk}: {phase}"] = rows[phase]
+    if first:
+        adapters.checkpointing(0)
+        stages._ppo(head)
+        rows = {phase: counting.rows.pop(f"ppo: {phase}") for phase in (*PHASES, "between")}
+        counting.rows[KEPT] = rows["update"]
+
+
+def _launches_of_a_step(stages: SimulatedStages, gpu: SimulatedGPU) -> dict[str, int]:
+    """Kernels of a decode step, and those of one of its layers."""
+    layer = stages.adapters.base.model.model.layers[-1]
+    counts: dict[str, list[int]] = {"step": [], "layer": []}
+
+    def counted(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **options: Any) -> Any:
+            before = gpu.kernels.total()
+            result = work(*args, **options)
+            counts[name].append(gpu.kernels.total() - before)
+            return result
+
+        return run
+
+    step = counted("step", rollout._Batch._step_in_place)
+    with (
+        mock.patch.object(rollout._Batch, "_step_in_place", step),
+        mock.patch.object(layer, "forward", counted("layer", layer.forward)),
+    ):
+        stages._draw("sft", stages.settings.sampling)
+    return {name: launches[-1] for name, launches in counts.items()}
 
 
 def _run_before_flash(adapters: Adapters, counting: Counting) -> None:
@@ -307,6 +343,12 @@ def _add_plans(shape: Shape, small: Shape, rows: dict[str, dict[str, Any]]) -> N
             if row is not None:
                 row["planned"] = max(phase.peak, row.get("planned", 0))
     plan = PeakMemory(small, Device("cuda", 2), SETTINGS, lengths)
+    ppo = replace(SETTINGS.ppo, value=replace(SETTINGS.ppo.value, trunk=TRUNKS[0]))
+    kept = PeakMemory(
+        small, Device("cuda", 2), replace(SETTINGS, ppo=ppo), lengths, checkpointing=0
+    )
+    updates = [phase.peak for phase in kept.ppo() if phase.name not in PHASES]
+    rows[KEPT]["planned"] = max(updates)
     for how, every in RECOMPUTED_EVERY.items():
         plan_of_sft = PeakMemory(small, Device("cuda", 2), SETTINGS, lengths, checkpointing=every)
         rows[f"sft, checkpointing {how}"]["planned"] = plan_of_sft.peak("sft")

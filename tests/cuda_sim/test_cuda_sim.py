@@ -22,6 +22,8 @@ BUDGETS = Path(__file__).with_name("budgets")
 BASES = ("llama-2-7b", "llama-3-8b")
 TOLERANCE = 0.02
 """Share by which a count may be above its budget."""
+LAYERS = 2
+"""Layers of the base that the stages run on (`simulate.py`)."""
 STALE = 0.1
 """Share below which a budget says nothing any more."""
 PLAN = 0.05
@@ -121,6 +123,16 @@ def test_packed_rows_take_the_kernel_of_their_card(simulation: tuple[str, dict[s
     if base == "llama-3-8b":
         earlier = kernels["sft, before sm80"]
         assert earlier["_safe_softmax"] > 0 and "torch_attn._varlen_attn" not in earlier
+
+
+def test_a_decode_step_launches_at_most_three_fifths_of_what_it_did(
+    simulation: tuple[str, dict[str, Any]],
+) -> None:
+    """It was 2,352 kernels a token of an 8B; where a step is a CUDA graph it is one launch."""
+    _, rows = simulation
+    step = rows["sample"]["decode_step"]
+    around = step["step"] - LAYERS * step["layer"]
+    assert around + 32 * step["layer"] <= 0.6 * 2352, step
 
 
 def test_a_broken_budget_names_what_grew() -> None:
