@@ -27,6 +27,7 @@ from alpaca_rlhf.models.batches import (
     segments,
     sft_example,
 )
+from alpaca_rlhf.models.devices import float64
 from alpaca_rlhf.models.forward import loss_logprobs
 from alpaca_rlhf.models.template_traits import THOUGHT, THOUGHT_END, end_id, template_traits
 from alpaca_rlhf.models.turns import LostReply
@@ -155,7 +156,7 @@ def _stats(adapters: Adapters, role: str | None) -> torch.Tensor:
     """Log-probabilities in float64 of every learned token under an adapter."""
     learned = _learned(adapters.base, adapters.template)
     with torch.no_grad(), adapters.using(role):
-        return loss_logprobs(adapters, collate(adapters.base, learned)).double()
+        return float64(loss_logprobs(adapters, collate(adapters.base, learned)))
 
 
 def _starts_at_the_base(adapters: Adapters) -> Finding:

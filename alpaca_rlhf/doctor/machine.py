@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 from alpaca_rlhf.core.files import nearest_folder
 from alpaca_rlhf.doctor.finding import Finding, carried_out
 from alpaca_rlhf.models.base import default_dtype
+from alpaca_rlhf.models.devices import VARIABLE, default_device, multiplies_in_4_bit
 
 _GIB = 2**30
 _TOLERANCE = 0.02
@@ -32,7 +33,7 @@ def machine_checks(out: Path) -> Iterator[Finding]:
     Args:
         out: Folder that runs will be written to.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     yield from carried_out(
         {
             "python": _python,
@@ -85,6 +86,10 @@ def _torch() -> Finding:
 
 
 def _gpu() -> Finding:
+    if default_device().type == "mps":
+        four_bit = "4-bit" if multiplies_in_4_bit(default_device()) else "unquantised"
+        todo = f"this kit has never run on a Mac; {VARIABLE}=cpu computes on the processor"
+        return Finding("card", f"Apple MPS, with {four_bit} weights", "warning", todo)
     if not torch.cuda.is_available():
         if torch.version.cuda is not None or torch.version.hip is not None:
             todo = f"see that `{_tool()}` runs, and that its driver is new enough for this build"

@@ -18,6 +18,7 @@ from torch import Tensor
 from alpaca_rlhf.exporting import placing
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import Example, collate
+from alpaca_rlhf.models.devices import float64
 from alpaca_rlhf.models.rollout import sample
 from alpaca_rlhf.settings import Sampling
 
@@ -170,8 +171,8 @@ def compare(
         ids = torch.tensor([reference.ids], device=placing.entry(model))
         logits = model(input_ids=ids).logits[0, :-1].float()
         logprobs, best = _figures(logits, ids[0])
-        trained_nats -= float(reference.logprobs.double().sum())
-        exported_nats -= float(logprobs.double().sum())
+        trained_nats -= float(float64(reference.logprobs).sum())
+        exported_nats -= float(float64(logprobs).sum())
         agreed += int((best == reference.best).sum())
         tokens += len(best)
         # 2. The greedy completion.

@@ -9,6 +9,7 @@ with 4.127 bits a weight in the linear layers).
 from __future__ import annotations
 
 import hashlib
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -45,6 +46,7 @@ from alpaca_rlhf.models.checkpoint import (
     stored_dtype,
     stored_tensors,
 )
+from alpaca_rlhf.models.devices import default_device, multiplies_in_4_bit
 from alpaca_rlhf.models.families import check_config, is_nf4, refuse_quantized, taken_families
 from alpaca_rlhf.models.fingerprint import EarlierFingerprints, fingerprint_of, own_parameters
 from alpaca_rlhf.models.gguf_base import checkpoint
@@ -52,6 +54,8 @@ from alpaca_rlhf.models.hub import hub_refusal
 from alpaca_rlhf.models.pinned_base import pinned_checkpoint
 from alpaca_rlhf.models.template_traits import frozen_clock, template_text, template_traits
 from alpaca_rlhf.models.text_base import Texts
+
+logger = logging.getLogger(__name__)
 
 Quantization = Literal["nf4", "none"]
 
@@ -124,7 +128,7 @@ def load_base(
             id.
         quantization: `nf4`, or `none` for full precision.
         dtype: Compute dtype; by default `default_dtype` of the device.
-        device: `cpu`, `cuda` ...; by default CUDA if there is one.
+        device: `cpu`, `cuda` ...; by default `default_device`.
         day: The date that a chat template prints instead of that of the clock, as YYYY-MM-DD; by
             default today's.
         rounded_to: Dtype that the weights are rounded to before they are quantised, as earlier
@@ -134,7 +138,15 @@ def load_base(
         UserError: There is no such base, it is quantised in another way than NF4, or it is not a
             causal language model of a family that is taken, with its tokenizer.
     """
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    target = torch.device(device) if device else default_device()
+    if quantization == "nf4" and not multiplies_in_4_bit(target):
+        logger.warning(
+            "bitsandbytes has no kernel for 4-bit weights on %s: the base stays in %s, which takes "
+            "four times the memory; ALPACA_RLHF_DEVICE=cpu computes in 4 bit on the processor",
+            target.type,
+            dtype or default_dtype(target),
+        )
+        quantization = "none"
     dtype = dtype or default_dtype(target)
     source = base_source(name)
     config = base_config(name)
@@ -311,13 +323,15 @@ def _refusals(name: str) -> Iterator[None]:
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
-    """Compute dtype of a device: bfloat16 where native, else float16, on a CPU float32.
+    """Compute dtype of a device: bfloat16 where native, else float16, on a CPU or a Mac float32.
 
     Training scales its losses in float16 (`training/loss_scale.py`).
     """
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if native else torch.float16
+    if device.type == "mps":
+        return torch.bfloat16 if torch.backends.mps.is_macos_or_newer(14, 0) else torch.float32
     native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if native else torch.float32
 
@@ -381,6 +395,8 @@ def _load(
         if device.type == "cuda":
             index = torch.cuda.current_device() if device.index is None else device.index
             options["device_map"] = {"": index}
+        elif device.type == "mps":
+            options["device_map"] = {"": "mps"}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*kernels.*")
         loaded: Any = AutoModelForCausalLM.from_pretrained(source, **options)

@@ -16,6 +16,7 @@ from torch import Tensor
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.models.base import Base
 from alpaca_rlhf.models.batches import Batch, Example, collate
+from alpaca_rlhf.models.devices import float64
 from alpaca_rlhf.models.vocabulary import TokenLogprobs
 
 PLAIN_LORA = {
@@ -52,7 +53,8 @@ def native_logprobs(base: Base) -> Tensor:
     ids = _probe_ids(base)
     with base.autocast():
         logits = base.model(input_ids=ids[None]).logits[0, :-1]
-    logprobs: Tensor = logits.double().log_softmax(-1).gather(-1, ids[1:, None])[:, 0]
+    exact = float64(logits)
+    logprobs: Tensor = exact.log_softmax(-1).gather(-1, ids.to(exact.device)[1:, None])[:, 0]
     return logprobs
 
 
@@ -91,7 +93,7 @@ def check_base(
     except (ValueError, TypeError, NotImplementedError) as error:
         raise refused from error
     tolerance = 1e-2 if base.dtype in (torch.float32, torch.float64) else 0.2
-    errors = (logprobs.double() - torch.cat([expected, expected[prompt:]])).abs()
+    errors = (float64(logprobs) - torch.cat([expected, expected[prompt:]])).abs()
     alone, behind_prompt = errors[: count - 1].mean(), errors[count - 1 :].mean()
     if not alone <= tolerance:  # a NaN is refused too
         raise refused

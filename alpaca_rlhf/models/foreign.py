@@ -20,6 +20,7 @@ from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.models.adapter_files import check_fingerprint
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.compatibility import check_adapter
+from alpaca_rlhf.models.devices import float64
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def adopt(adapters: Adapters, name: str, folder: Path, *, seed: int = 0) -> int:
     with torch.no_grad():
         for layer, (lora_a, lora_b) in pairs.items():
             parameters[f"{layer}.lora_A"][: config.r].copy_(lora_a)
-            parameters[f"{layer}.lora_B"][:, : config.r].copy_(lora_b.double() * scale)
+            parameters[f"{layer}.lora_B"][:, : config.r].copy_(float64(lora_b) * scale)
     return len(pairs)
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.models.devices import float64
 
 HEAD = "head.safetensors"
 """File of a head, beside its adapter."""
@@ -251,12 +252,12 @@ def mean_and_std(scores: Tensor) -> tuple[float, float]:
     Raises:
         ValueError: Fewer than two scores, or all the same.
     """
-    std = float(scores.double().std(correction=0)) if len(scores) > 1 else 0.0
+    std = float(float64(scores).std(correction=0)) if len(scores) > 1 else 0.0
     if not std > 0:
         raise ValueError(
             f"cannot normalise on {len(scores)} scores with standard deviation {std:g}"
         )
-    return float(scores.double().mean()), std
+    return float(float64(scores).mean()), std
 
 
 def _write(

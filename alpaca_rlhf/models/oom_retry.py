@@ -22,7 +22,11 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_MESSAGES = ("DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_MESSAGES = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
+)
 """Texts of allocation errors raised outside torch's CUDA allocator."""
 
 

@@ -21,6 +21,7 @@ from transformers import DynamicCache
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import left_pad
 from alpaca_rlhf.models.decode_graph import captured
+from alpaca_rlhf.models.devices import exact_dtype
 from alpaca_rlhf.models.kv_cache import BlockCache
 from alpaca_rlhf.models.logit_shaping import UNSHAPED, LogitShaping
 from alpaca_rlhf.models.oom_retry import shrink_on_oom
@@ -209,7 +210,8 @@ class _Batch:
         self._token_ids = torch.zeros(0, dtype=torch.int64, device=device)
         self._positions = torch.zeros(0, dtype=torch.int64, device=device)
         self._n_drawn = torch.zeros(0, dtype=torch.int64, device=device)
-        self._noise = torch.zeros(0, sampling.max_new_tokens, dtype=torch.float64, device=device)
+        noise_dtype = exact_dtype(device)
+        self._noise = torch.zeros(0, sampling.max_new_tokens, dtype=noise_dtype, device=device)
         # Tokens of each row so far, kept only where a penalty on repetition asks for them.
         self._history: Tensor | None = None
         if shaping.repetition_penalty != 1:
@@ -254,7 +256,7 @@ class _Batch:
             arrivals = DynamicCache(config=base.model.config)
             at = (mask.long().cumsum(1) - 1).clamp_min(0)
             hidden = self._adapters.decode(ids, mask, at, arrivals)[:, -1]
-            noise = noise.to(base.device)
+            noise = noise.to(self._noise.dtype).to(base.device)
             new_history = None if self._history is None else _padded(prompts, k, base.device)
             first = self._draw(hidden.repeat_interleave(k, 0), noise[:, 0], new_history)
             if new_history is not None:
@@ -439,6 +441,6 @@ def _pick(
         outside = descending.cumsum(-1) - descending >= sampling.top_p
         probabilities = probabilities.scatter(-1, order, descending.masked_fill(outside, 0))
     probabilities = shaping.without_unlikely(probabilities)
-    cumulative = probabilities.double().cumsum(-1)
+    cumulative = probabilities.to(uniform.dtype).cumsum(-1)
     target = uniform[:, None] * cumulative[:, -1:]  # not normalised: scale the number instead
     return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_max(logits.shape[-1] - 1)

@@ -13,6 +13,7 @@ from alpaca_rlhf.core.prompts import worksheet_question
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.core.sizes import LOGPROBS_BATCH_DIVISOR
 from alpaca_rlhf.models.batches import Example, answer, decode, prompt_ids, text_ids
+from alpaca_rlhf.models.devices import float64
 from alpaca_rlhf.models.rollout import SampledCompletion, sample
 from alpaca_rlhf.models.scoring import completion_token_logprobs
 from alpaca_rlhf.settings import Sampling
@@ -162,7 +163,7 @@ def kl_estimates(
     )
     return {
         name: [
-            float(estimate(ours.double(), theirs.double()).sum())
+            float(estimate(float64(ours), float64(theirs)).sum())
             for ours, theirs in zip(policy, sft, strict=True)
         ]
         for name, estimate in _KL.items()

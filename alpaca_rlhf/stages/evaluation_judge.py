@@ -11,6 +11,7 @@ from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.core.scorers import Response, Scores
 from alpaca_rlhf.evaluation.reward_accuracy import facts_of_others
 from alpaca_rlhf.models.batches import example
+from alpaca_rlhf.models.devices import float64
 from alpaca_rlhf.models.scoring import score
 from alpaca_rlhf.stages.arm_answers import Completion
 from alpaca_rlhf.stages.context import Context
@@ -73,6 +74,6 @@ def _held_out_judge(ctx: Context) -> EvaluationJudge:
             for row, answer in zip(rows, answers, strict=True)
         ]
         scores = score(ctx.adapters, "reward", head, examples, batch_size=size)
-        return [Scores(value, {}) for value in torch.sigmoid(scores.double()).tolist()]
+        return [Scores(value, {}) for value in torch.sigmoid(float64(scores)).tolist()]
 
     return judge

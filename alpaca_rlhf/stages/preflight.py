@@ -21,6 +21,7 @@ from alpaca_rlhf.core.shell_words import quoted
 from alpaca_rlhf.data import SHIPPED, answered_prompts, check_disjoint, read_prompts
 from alpaca_rlhf.models.attention import compute_capability
 from alpaca_rlhf.models.base import base_config, default_dtype
+from alpaca_rlhf.models.devices import default_device
 from alpaca_rlhf.models.text_base import TextBase
 from alpaca_rlhf.planner import (
     Budget,
@@ -99,7 +100,7 @@ def check_gpu(shape: Shape, settings: Loop, unfinished: Collection[tuple[str, in
     """
     gpu = local_gpu()
     if gpu is None:
-        if shape.parameters > SLOW_WEIGHTS:
+        if shape.parameters > SLOW_WEIGHTS and default_device().type == "cpu":
             logger.warning(
                 "no graphics card is seen: %.1f billion weights on the processor take very long; "
                 "see `alpaca-rlhf doctor`",

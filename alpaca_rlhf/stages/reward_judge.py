@@ -21,6 +21,7 @@ from alpaca_rlhf.models.adapter_files import check_settings
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import Base
 from alpaca_rlhf.models.batches import Example, example
+from alpaca_rlhf.models.devices import float64
 from alpaca_rlhf.models.heads import HEAD, ScalarHead
 from alpaca_rlhf.models.scoring import score
 from alpaca_rlhf.settings import Loop
@@ -99,7 +100,7 @@ class RewardScorer:
             for response in responses
         ]
         rewards = self._rewards(adapters, examples)
-        return [float(value) for value in torch.sigmoid(rewards.double())]
+        return [float(value) for value in torch.sigmoid(float64(rewards))]
 
     def refuse_other_settings(self, settings: Loop) -> None:
         """Refuse a reward adapter of another template or shape; the base is not loaded for it.

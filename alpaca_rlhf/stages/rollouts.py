@@ -16,6 +16,7 @@ from alpaca_rlhf.core.scorers import Response
 from alpaca_rlhf.data import cluster_numbers
 from alpaca_rlhf.judges import Judge
 from alpaca_rlhf.models.batches import Example, answer, prompt_ids
+from alpaca_rlhf.models.devices import float64
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.rollout import SampledCompletion
 from alpaca_rlhf.models.scoring import score
@@ -139,7 +140,7 @@ class RolloutSource:
 
             def chances() -> list[float]:
                 rewards = score(adapters, SECOND, head, examples, batch_size=size)
-                return [float(chance) for chance in torch.sigmoid(rewards.double())]
+                return [float(chance) for chance in torch.sigmoid(float64(rewards))]
 
             return processes.from_main(chances)
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.models.batches import Example, prompt_ids
+from alpaca_rlhf.models.devices import float64
 from alpaca_rlhf.models.heads import EnsembleHead
 from alpaca_rlhf.models.rollout import SampledCompletion
 from alpaca_rlhf.models.scoring import score
@@ -46,7 +47,7 @@ def order_disagreement(members: Tensor) -> float:
         members: (K, N) score of each of its K completions, at least two, by each of N heads.
     """
     deviations = [
-        float(torch.sigmoid(a - b).std(correction=0)) for a, b in combinations(members.double(), 2)
+        float(torch.sigmoid(a - b).std(correction=0)) for a, b in combinations(float64(members), 2)
     ]
     return math.fsum(deviations) / len(deviations)
 
@@ -92,7 +93,7 @@ def order_by_uncertainty(
     several = isinstance(head, EnsembleHead)
     uncertainties = [
         order_disagreement(of_prompt) if several else order_entropy(of_prompt[:, 0].tolist())
-        for of_prompt in members.double().split_with_sizes(sizes)
+        for of_prompt in float64(members).split_with_sizes(sizes)
     ]
     ordered = sorted(zip(prompts, uncertainties, strict=True), key=lambda row: -row[1])
     measure = "disagreement" if several else "entropy"

@@ -19,6 +19,7 @@ from torch import Tensor
 from alpaca_rlhf.core import processes
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import TokenCounts, collate, within_budget
+from alpaca_rlhf.models.devices import float64
 from alpaca_rlhf.models.forward import token_logprobs
 from alpaca_rlhf.models.oom_retry import MicroBatch
 from alpaca_rlhf.models.scoring import completion_logprobs
@@ -285,8 +286,8 @@ class _PairSums:
     def add(self, row: ReferencedGroup, logprobs: Tensor, terms: RankingTerms) -> None:
         """Add a ranking with its loss, and its pairs."""
         better, worse = pair_indices(row.group.pairs, logprobs).T
-        gaps = (terms.rewards[better] - terms.rewards[worse]).double()
-        logprobs = logprobs.detach().double()
+        gaps = float64(terms.rewards[better] - terms.rewards[worse])
+        logprobs = float64(logprobs.detach())
         self.values["loss"] += terms.loss.item()
         self.values["pairs"] += len(gaps)
         self.values["accuracy"] += float((gaps > 0).sum() + (gaps == 0).sum() / 2)

@@ -22,6 +22,7 @@ from alpaca_rlhf.core.randomness import derived_seed
 from alpaca_rlhf.core.records import Rollout
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import from_rollout, left_pad
+from alpaca_rlhf.models.devices import float64
 from alpaca_rlhf.models.forward import token_logprobs
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.oom_retry import MicroBatch
@@ -200,8 +201,8 @@ def _collect(
     )
     groups = scores.view(-1, settings.k)
     metrics = batch.metrics(reward_scores, logprobs, ref_logprobs, entropy)
-    metrics["group_std"] = float(groups.double().std(1, correction=0).mean())
-    metrics["equal_groups"] = float((groups == groups[:, :1]).all(1).double().mean())
+    metrics["group_std"] = float(float64(groups).std(1, correction=0).mean())
+    metrics["equal_groups"] = float(float64((groups == groups[:, :1]).all(1)).mean())
     return rollout, metrics
 
 

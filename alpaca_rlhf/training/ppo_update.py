@@ -17,6 +17,7 @@ from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.records import ValuedRollout
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.batches import Batch, from_rollout
+from alpaca_rlhf.models.devices import float64
 from alpaca_rlhf.models.forward import token_logprobs, token_logprobs_and_values, value_states
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.oom_retry import MicroBatch
@@ -317,6 +318,6 @@ def advantages_of(rollout: ValuedRollout, settings: PPO, *, kl_coef: float) -> A
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     """1 - Var(returns - values) / Var(returns) over the unmasked tokens; 0 for constant returns."""
-    v, r = values[mask].double(), returns[mask].double()
+    v, r = float64(values[mask]), float64(returns[mask])
     variance = r.var(correction=0)
     return float(1 - (r - v).var(correction=0) / variance) if variance > 0 else 0.0

@@ -31,6 +31,7 @@ from alpaca_rlhf.models.batches import (
     rollout_examples,
     within_budget,
 )
+from alpaca_rlhf.models.devices import float64
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.models.oom_retry import MicroBatch
 from alpaca_rlhf.models.rollout import SampledCompletion, sample
@@ -269,11 +270,11 @@ class RolloutBatch:
         """Metrics of the rollout to report; scores are those before clipping."""
         mask = self.packed.completion_mask
         return {
-            "score": float(reward_scores.double().mean()),
-            "score_std": float(reward_scores.double().std(correction=0)),
-            "kl": float((kl_k1(logprobs, ref_logprobs) * mask).sum(1).double().mean()),
-            "kl_k3": float((kl_k3(logprobs, ref_logprobs) * mask).sum(1).double().mean()),
+            "score": float(float64(reward_scores).mean()),
+            "score_std": float(float64(reward_scores).std(correction=0)),
+            "kl": float(float64((kl_k1(logprobs, ref_logprobs) * mask).sum(1)).mean()),
+            "kl_k3": float(float64((kl_k3(logprobs, ref_logprobs) * mask).sum(1)).mean()),
             "entropy": float(masked_mean(entropy, mask)),
-            "stop_rate": float(self.finished.double().mean()),
-            "mean_tokens": float(mask.sum(1).double().mean()),
+            "stop_rate": float(float64(self.finished).mean()),
+            "mean_tokens": float(float64(mask.sum(1)).mean()),
         }

@@ -21,6 +21,7 @@ from alpaca_rlhf.models.batches import (
     max_chars,
     sft_example,
 )
+from alpaca_rlhf.models.devices import float64
 from alpaca_rlhf.models.forward import loss_logprobs
 from alpaca_rlhf.models.oom_retry import MicroBatch
 from alpaca_rlhf.models.text_base import TextBase
@@ -155,7 +156,7 @@ def held_out_loss(
         budget = largest.times(micro_batch_size)
         for indices in longest_first(local_examples, micro_batch_size, budget):
             batch = collate(adapters.base, [local_examples[i] for i in indices])
-            loss_sum -= float(loss_logprobs(adapters, batch).double().sum())
+            loss_sum -= float(float64(loss_logprobs(adapters, batch)).sum())
             tokens += len(batch.loss_positions)
     sums = processes.add({"loss": loss_sum, "tokens": tokens})
     return sums["loss"] / max(1, sums["tokens"])

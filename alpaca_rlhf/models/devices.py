@@ -1,0 +1,44 @@
+"""The device that a base computes on, and what it cannot do.
+
+Apple's MPS has no float64, and bitsandbytes multiplies with 4-bit weights there since 0.50 (its
+`backends/mps/ops.py`), as the plain operations of torch where its Metal kernels are not installed.
+Nothing has run on a Mac.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+VARIABLE = "ALPACA_RLHF_DEVICE"
+"""Names the device instead: `cpu` where MPS lacks an operation."""
+
+
+def default_device() -> torch.device:
+    """CUDA (ROCm among it) if torch sees a card, else Apple's MPS, else the CPU."""
+    named = os.environ.get(VARIABLE)
+    if named:
+        return torch.device(named)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def multiplies_in_4_bit(device: torch.device) -> bool:
+    """True if bitsandbytes has a kernel for NF4 weights on the device."""
+    if device.type != "mps":
+        return True
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return bool(has_kernel("bitsandbytes::dequantize_4bit", "MPS"))
+
+
+def float64(tensor: Tensor) -> Tensor:
+    """The tensor in float64, on the CPU where its device has none."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
+def exact_dtype(device: torch.device) -> torch.dtype:
+    """The widest float of a device."""
+    return torch.float32 if device.type == "mps" else torch.float64
