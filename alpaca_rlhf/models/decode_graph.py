@@ -1,6 +1,6 @@
 """A decode step as one launch: a CUDA graph on a card, the plain call elsewhere.
 
-A step of a 7B base launches some two thousand kernels, one after the other (`tests/cuda_sim`). A
+A step of a 7B base launches some twelve hundred kernels, one after the other (`tests/cuda_sim`). A
 graph launches them all at once, as long as shapes and addresses stay: so the step works in place,
 on tensors that live from one step to the next. Simulated only, not measured on a card.
 """
