@@ -108,8 +108,8 @@ def _rotated(
     both = torch.cat([query, key], 1)
     first, second = both.chunk(2, -1)
     turned = torch.addcmul(both * cos, torch.cat([-second, first], -1), sin)
-    queries, keys = turned.split([query.shape[1], key.shape[1]], 1)
-    return queries, keys
+    heads = query.shape[1]
+    return turned[:, :heads], turned[:, heads:]
 
 
 @contextlib.contextmanager
