@@ -72,7 +72,8 @@ CRAFTED: dict[str, list[Any]] = {
 OF_EVERYBODY = {
     "rank", "answer", "who", "echo", "show_header",
     "send", "retry", "edit", "undo", "rate", "open_chat", "open_place", "rename_chat",
-    "delete_chat", "export_chat", "clear", "go_on", "apply_preset", "make_candidates", "stop",
+    "delete_chat", "ask_to_delete", "keep_chat", "export_chat", "clear", "go_on", "apply_preset",
+    "make_candidates", "stop",
     "list_policies", "list_chats", "open_page", "play", "draw_prompt", "cast_vote",
 }  # fmt: skip
 """Events that are open to annotators; every other event is the admins'."""
@@ -374,6 +375,7 @@ def _on_the_talk_of_others(victim: Victim) -> Iterator[Attack]:
         "open_chat": [number, [], number],
         "open_place": [[], None],
         "rename_chat": [number, "mine"],
+        "ask_to_delete": [number],
         "delete_chat": [number],
         "export_chat": [number],
         "undo": [[], number],
