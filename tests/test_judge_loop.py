@@ -445,8 +445,12 @@ def test_a_narrow_scale_is_told_with_its_flag_as_soon_as_it_has_ranked(settings,
 def test_equal_scores_are_told_as_soon_as_they_have_ranked(settings, tmp_path):
     (tmp_path / "same.py").write_text(NARROW.replace("% 97", "% 1"))
     inputs = replace(settings.inputs, judge=f"{tmp_path}/same.py:rate")
+    same = replace(settings, inputs=inputs)
     with pytest.raises(UserError, match=r"^--inputs\.judge same\.py:rate.* the same score .*tie"):
-        go(replace(settings, inputs=inputs), tmp_path / "run", until="rank")
+        go(same, tmp_path / "run", until="rank")
+    # Where ties are learned from, nothing is amiss.
+    soft = replace(same, reward=replace(same.reward, ties="soft"))
+    go(soft, tmp_path / "run", until="rank")
 
 
 @pytest.mark.parametrize("judge", ["human", "llm"])

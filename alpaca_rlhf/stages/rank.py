@@ -121,11 +121,13 @@ def _by_scorer(ctx: Context, round_: int) -> Outcome:
     )
     rankings = [ranker.rank(prompt, group) for prompt, group in sets]
     verdicts, tied = sum(pairs(ranking.tiers) for ranking in rankings), tied_pairs(rankings, scores)
-    if not verdicts:
-        raise UserError(_all_ties(judge.title, scores.values(), settings.tie_below, tied))
     with open_store(ctx.run.path) as store:
         origin = origin_of_stage(ctx.run.path, suffixed("sample", round_))
         store.add_sets(sets, origin=origin)
+        # People may have ranked some, and ties may be learned from.
+        learnable = verdicts or ctx.settings.reward.ties == "soft" or store.ranked(sets)
+        if not learnable:
+            raise UserError(_all_ties(judge.title, scores.values(), settings.tie_below, tied))
         store.add_rankings(rankings, judge=ranker.identity)
         _take_snapshot(ctx, round_, store, ranker.identity)
 
