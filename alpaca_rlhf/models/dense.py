@@ -82,6 +82,7 @@ def fused(model: nn.Module) -> Iterator[None]:
         if getattr(model.config, "model_type", "") in _ROTATED_ALIKE:
             modeling = sys.modules[type(model).__module__]
     rotated = None if modeling is None else modeling.apply_rotary_pos_emb
+    outer = [vars(norm).get("forward") for norm in norms]
     try:
         for norm in norms:
             vars(norm)["forward"] = _norm(norm)
@@ -91,8 +92,10 @@ def fused(model: nn.Module) -> Iterator[None]:
     finally:
         if modeling is not None:
             modeling.apply_rotary_pos_emb = rotated
-        for norm in norms:
-            del vars(norm)["forward"]
+        for norm, forward in zip(norms, outer, strict=True):
+            vars(norm).pop("forward", None)
+            if forward is not None:
+                vars(norm)["forward"] = forward
 
 
 def _norm(norm: Any) -> Callable[[Tensor], Tensor]:

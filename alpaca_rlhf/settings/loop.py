@@ -472,6 +472,10 @@ class Loop(Bounded, Stages):
     same results. A number n of 2 or more does so in each n-th layer alone; `half` is 2. `auto`
     recomputes all on a graphics card; --auto recomputes as few layers as the plan says leave room
     for at least 1,024 tokens at once."""
+    compile: bool = False
+    """Let torch compile norms and gated activations for training: fewer kernels on a card, the same
+    numbers but for rounding. It needs a C++ compiler, on a card Triton, and a minute at the first
+    step."""
     track: TrackerName = "none"
     """Send metrics to `tensorboard` (files in the run folder) or `wandb` (over the network) too."""
 

@@ -19,6 +19,7 @@ from alpaca_rlhf.core.runs import RunFolder, day_of
 from alpaca_rlhf.data import read_instructions
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import Base, load_base, weights_digest
+from alpaca_rlhf.models.compiled import compile_regions
 from alpaca_rlhf.models.heads import ScalarHead
 from alpaca_rlhf.settings import Loop, Sampling
 from alpaca_rlhf.settings.loop import MAX_HALVINGS
@@ -136,6 +137,8 @@ class Context:
             template=self.settings.template,
             dense_gib=self.settings.sampling.dense_gib,
         )
+        if self.settings.compile:
+            compile_regions(self.base.model)
         adapters.checkpointing(self.settings.checkpoints_on(self.base.device.type))
         self.judges.refuse_other_base(adapters)  # now, not when the first score is asked for
         return adapters
