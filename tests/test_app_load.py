@@ -167,7 +167,7 @@ class Load:
             if reply["task"] is None and decided:
                 return
             if reply["task"] is None:
-                time.sleep(0.2)
+                time.sleep(2)  # fifty who ask all the time would leave the admin no turn
                 continue
             sent = self._rank(client, reply["task"], reply["guideline"], rng)
             if rng.random() < 0.1:
