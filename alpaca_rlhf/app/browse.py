@@ -40,7 +40,7 @@ class Browse:
         self._services = services
         self._store = services.store
         with gr.Accordion(label("data", "browse"), open=False, elem_id="browse"):
-            words = gr.Textbox(
+            query = gr.Textbox(
                 label=label("data", "browse.words"),
                 info=label("data", "browse.words.info"),
                 max_lines=1,
@@ -69,10 +69,10 @@ class Browse:
             listing = gr.HTML(js_on_load=_CLICKS, elem_id="browse-found", **PLAIN_HTML)
             oldest = gr.State(None)
             opened = gr.HTML(js_on_load=_CLICKS, elem_id="browse-open", **PLAIN_HTML)
-        fields = [words, state, self.person]
+        fields = [query, state, self.person]
         private: dict[str, Any] = {"api_visibility": "private"}
         page = [listing, oldest, opened]
-        gr.on([find.click, words.submit, state.input, self.person.input],
+        gr.on([find.click, query.submit, state.input, self.person.input],
               self.find_sets, fields, page, **private)  # fmt: skip
         older.click(self.older_sets, [*fields, oldest], page, **private)
         opening = listing.submit(self.open_set, None, opened, **private)
@@ -84,16 +84,16 @@ class Browse:
         return gr.update(choices=["", *(person.name for person in self._store.figures().people)])
 
     def find_sets(
-        self, words: Any, state: Any, person: Any, request: gr.Request
+        self, query: Any, state: Any, person: Any, request: gr.Request
     ) -> tuple[str, int | None, str]:
         """The newest sets that were looked for."""
-        return self._page(words, state, person, None, request)
+        return self._page(query, state, person, None, request)
 
     def older_sets(
-        self, words: Any, state: Any, person: Any, oldest: Any, request: gr.Request
+        self, query: Any, state: Any, person: Any, oldest: Any, request: gr.Request
     ) -> tuple[str, int | None, str]:
         """The next page; after the last one the first."""
-        return self._page(words, state, person, oldest, request)
+        return self._page(query, state, person, oldest, request)
 
     def open_set(self, event: gr.EventData, request: gr.Request) -> str:
         """One set with all that was said of it."""
@@ -118,10 +118,10 @@ class Browse:
         return self._opened(number, request)
 
     def _page(
-        self, words: Any, state: Any, person: Any, before: Any, request: gr.Request
+        self, query: Any, state: Any, person: Any, before: Any, request: gr.Request
     ) -> tuple[str, int | None, str]:
         filter_ = SetFilter(
-            str(words or "")[:MAX_SEARCH_CHARS],
+            str(query or "")[:MAX_SEARCH_CHARS],
             state if state in STATES else "any",
             str(person or ""),
         )

@@ -82,11 +82,11 @@ def ends_at_sft(settings: Loop) -> bool:
 
 def with_prompts(settings: Loop, run: Path) -> str:
     """The command that goes on from the SFT adapter of a run with prompts, in a new run."""
-    words = ["--inputs.seeds", "None"] if settings.inputs.seeds is not None else []
-    words += ["--inputs.sft-adapter", str(run / "sft" / "adapter")]
-    words += ["--inputs.prompts", PROMPTS]
-    words += _ranked_by_people(settings) if settings.inputs.judge == "gold" else []
-    return command_of_another(replace(settings, out=run), words, suffix="ranked")
+    flags = ["--inputs.seeds", "None"] if settings.inputs.seeds is not None else []
+    flags += ["--inputs.sft-adapter", str(run / "sft" / "adapter")]
+    flags += ["--inputs.prompts", PROMPTS]
+    flags += _ranked_by_people(settings) if settings.inputs.judge == "gold" else []
+    return command_of_another(replace(settings, out=run), flags, suffix="ranked")
 
 
 def reward_on_snapshot(settings: Loop, snapshot: Path) -> str:
@@ -97,30 +97,30 @@ def reward_on_snapshot(settings: Loop, snapshot: Path) -> str:
         snapshot: Folder of the snapshot.
     """
     inputs = settings.inputs
-    words = ["--inputs.rankings", str(snapshot)]
-    words += ["--inputs.sft-adapter", str(settings.out / "sft" / "adapter")]
-    words += ["--inputs.seeds", "None"] if inputs.seeds is not None else []
-    words += _ranked_by_people(settings)
+    flags = ["--inputs.rankings", str(snapshot)]
+    flags += ["--inputs.sft-adapter", str(settings.out / "sft" / "adapter")]
+    flags += ["--inputs.seeds", "None"] if inputs.seeds is not None else []
+    flags += _ranked_by_people(settings)
     # 1. DPO alone needs no reward model. Best-of-K does, and the prompts that nobody ranks any more
     #    are enough for it.
     if not settings.rewarded:
         prompts = min(settings.best_of_k.prompts, settings.rank.prompts)
-        words += ["--policies", *settings.policies, "best-of-k", "--best-of-k.prompts"]
-        words += [str(prompts)]
+        flags += ["--policies", *settings.policies, "best-of-k", "--best-of-k.prompts"]
+        flags += [str(prompts)]
     # 2. The kit's own prompts do not go with rankings from a file, so that no look can be taken.
     if settings.watch.every and inputs.prompts is None and inputs.splits is None:
-        words += ["--watch.every", "0", "--watch.patience", "0"]
-    return command_of_another(settings, words, suffix=f"people-{snapshot.name}", command="reward")
+        flags += ["--watch.every", "0", "--watch.patience", "0"]
+    return command_of_another(settings, flags, suffix=f"people-{snapshot.name}", command="reward")
 
 
 def _ranked_by_people(settings: Loop) -> list[str]:
     """The flags that put people in the place of a run's judge, and take back what only it could."""
-    words = ["--inputs.judge", "human"]
-    words += ["--judge.url", "None"] if settings.judge.url is not None else []
-    words += ["--reward.source", "rankings"] if settings.reward.source == "judge" else []
-    words += ["--evaluate.judge", "None"] if settings.evaluate.judge == "gold" else []
-    words += ["--watch.scorer", "None"] if settings.watch.scorer == "gold" else []
-    return words
+    flags = ["--inputs.judge", "human"]
+    flags += ["--judge.url", "None"] if settings.judge.url is not None else []
+    flags += ["--reward.source", "rankings"] if settings.reward.source == "judge" else []
+    flags += ["--evaluate.judge", "None"] if settings.evaluate.judge == "gold" else []
+    flags += ["--watch.scorer", "None"] if settings.watch.scorer == "gold" else []
+    return flags
 
 
 def loop_command(settings: Loop, *more: str) -> str:
@@ -130,12 +130,12 @@ def loop_command(settings: Loop, *more: str) -> str:
         settings: What was given.
         more: Further words.
     """
-    words = given(settings)
+    flags = given(settings)
     inputs = settings.inputs
     if settings.base != EMBEDDED and inputs.judge == "gold":
-        words += [] if inputs.rows or inputs.sft_adapter else ["--inputs.data", ROWS]
-        words += _BY_PEOPLE
-    return shlex.join([PROGRAM, "loop", *words, *more])
+        flags += [] if inputs.rows or inputs.sft_adapter else ["--inputs.data", ROWS]
+        flags += _BY_PEOPLE
+    return shlex.join([PROGRAM, "loop", *flags, *more])
 
 
 def given(settings: Loop, default: Loop | None = None) -> list[str]:
@@ -147,13 +147,13 @@ def given(settings: Loop, default: Loop | None = None) -> list[str]:
     """
     default = Loop() if default is None else default
     leaves = sorted(leaves_of(Loop, required=False), key=lambda leaf: _rank(leaf.path))
-    words: list[str] = []
+    flags: list[str] = []
     for leaf in leaves:
         value = _at(settings, leaf.path)
         if value != _at(default, leaf.path):
             several = isinstance(value, (list, tuple))
-            words += [leaf.flag, *map(str, value if several else [value])]
-    return words
+            flags += [leaf.flag, *map(str, value if several else [value])]
+    return flags
 
 
 def _rank(path: str) -> int:

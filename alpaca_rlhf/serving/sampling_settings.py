@@ -38,10 +38,10 @@ class SamplingSettings:
 
     def describe(self, max_new_tokens: int) -> str:
         """The settings in one line, as `Completion.sampling` has them."""
-        words = f"temperature={self.temperature:g} top_p={self.top_p:g}"
-        words += f" top_k={self.top_k}" if self.top_k else ""
-        words += f" min_p={self.min_p:g}" if self.min_p else ""
+        text = f"temperature={self.temperature:g} top_p={self.top_p:g}"
+        text += f" top_k={self.top_k}" if self.top_k else ""
+        text += f" min_p={self.min_p:g}" if self.min_p else ""
         if self.repetition_penalty != 1:
-            words += f" repetition_penalty={self.repetition_penalty:g}"
-        words += f" max_new_tokens={max_new_tokens}"
-        return words + (f" stop={list(self.stop)}" if self.stop else "")
+            text += f" repetition_penalty={self.repetition_penalty:g}"
+        text += f" max_new_tokens={max_new_tokens}"
+        return text + (f" stop={list(self.stop)}" if self.stop else "")
