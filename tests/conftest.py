@@ -8,7 +8,9 @@ import socket
 import sys
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import hypothesis
 import pytest
@@ -43,13 +45,26 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files that take longest first, so that both workers end at about the same time.
+    """Mark tests of files that open a browser to be tried again, and put the longest files first.
 
-    The seconds are those of the table in `tests/README.md`; other files keep their order.
+    Then both workers end at about the same time. The seconds are those of the table in
+    `tests/README.md`; other files keep their order.
     """
+    for item in items:
+        if _opens_a_browser(item.module):
+            item.add_marker(pytest.mark.flaky(reruns=2, only_rerun=["."]))
     table = (Path(__file__).parent / "README.md").read_text(encoding="utf-8")
     seconds = {path: int(n) for path, n in re.findall(r"^\| `(tests/\S+)` \| (\d+) ", table, re.M)}
     items.sort(key=lambda item: -seconds.get(item.nodeid.partition("::")[0], 0))
+
+
+@cache
+def _opens_a_browser(module: ModuleType) -> bool:
+    """True if a test file imports `tests.browser` or a name of it."""
+    return any(
+        "tests.browser" in (getattr(value, "__name__", ""), getattr(value, "__module__", ""))
+        for value in vars(module).values()
+    )
 
 
 def pytest_collection_finish() -> None:
