@@ -140,17 +140,52 @@ def test_pipes_links_and_odd_texts_among_the_notices_are_passed_over(machine, tm
     machine("ann", FIRST)
     where = gpu_lock.folder()
     where.mkdir(parents=True)
-    for number, text in enumerate(("[]", "{", '{"pid": "x"}', '{"pid": 1, "run": 2}')):
+    infinite = '{"pid": Infinity, "run": "", "holds": true}'
+    odd = ("[]", "{", '{"pid": "x"}', '{"pid": 1, "run": 2}', infinite, "[" * 60_000)
+    for number, text in enumerate(odd):
         (where / f"ask-{number}.json").write_text(text)
     os.mkfifo(where / "ask-pipe.json")
     os.mkfifo(where / "ask-8.lock")
     (where / "ask-8.json").write_text('{"pid": 8, "run": "/runs/x", "holds": true}')
     (tmp_path / "outside.json").write_text('{"pid": 9, "run": "/runs/x", "holds": true}')
     (where / "ask-9.json").symlink_to(tmp_path / "outside.json")
-    locks = [Lock(where / f"ask-{number}.lock") for number in (0, 1, 2, 3, 9)]
+    locks = [Lock(where / f"ask-{number}.lock") for number in (*range(len(odd)), 9)]
     assert gpu_lock.live_notes("ask", where) == []
     for lock in locks:
         lock.close()
+
+
+def test_an_app_of_another_user_that_keeps_the_card_stops_no_run(machine, tmp_path, monkeypatch):
+    """Its user alone could end it: the run goes on with the memory that is free."""
+    machine("ann", FIRST)
+    notice = app_that_holds(tmp_path / "chat")
+    with pytest.raises(UserError, match="end it and run the same command again"):
+        take(tmp_path / "mine")
+    owner = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+    lines: list[str] = []
+    with gpu_lock.Loan(tmp_path / "training", lines.append, patience_s=0) as loan:
+        loan.take()
+    assert "of another user keeps the card" in lines[-1] and str(os.getpid()) in lines[-1]
+    notice.withdraw()
+
+
+def test_no_mode_is_changed_by_name(machine, tmp_path, monkeypatch):
+    """Under a name the folder's owner could put a link to another file of this user's."""
+    machine("ann", FIRST)
+    gpu_lock.folder().mkdir(parents=True)
+    changed: list[Path] = []
+    monkeypatch.setattr(Path, "chmod", lambda path, mode: changed.append(path))
+    monkeypatch.setattr(os, "chmod", lambda path, mode, **options: changed.append(path))
+    app_that_holds(tmp_path / "chat").withdraw()
+    assert changed == [] and list(gpu_lock.folder().iterdir()) == []
+
+
+def test_a_named_card_is_the_one_that_is_asked_for(monkeypatch):
+    monkeypatch.setattr(gpu_lock, "_driver_uuids", lambda: (FIRST, SECOND))
+    assert gpu_lock.visible_cards() == (FIRST,)
+    monkeypatch.setenv("ALPACA_RLHF_DEVICE", "cuda:1")
+    assert gpu_lock.visible_cards() == (SECOND,)
 
 
 class Driver:

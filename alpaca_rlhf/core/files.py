@@ -46,11 +46,11 @@ def atomic_write(path: Path, content: str | bytes, *, mode: int | None = None) -
         try:
             # 1. Write beside the place, and flush the bytes to the disk.
             with os.fdopen(os.open(temporary, flags, created), "wb") as stream:
+                if mode is not None and hasattr(os, "fchmod"):  # not by name: see `gpu_lock`
+                    os.fchmod(stream.fileno(), mode)
                 stream.write(content.encode() if isinstance(content, str) else content)
                 stream.flush()
                 os.fsync(stream.fileno())
-            if mode is not None:
-                temporary.chmod(mode)
             # 2. Put the file in its place in one step.
             temporary.replace(path)
         finally:

@@ -35,6 +35,8 @@ PATIENCE_S = 120.0
 """Seconds that a run waits for an app to give the card back."""
 POLL_S = 0.5
 """Seconds between two checks."""
+_MAX_BYTES = 1 << 16
+"""Bytes of a notice that are read."""
 
 Kind = Literal["app", "ask"]
 
@@ -59,14 +61,16 @@ def visible_cards() -> tuple[str, ...]:
     """Identities of the cards that this process uses, one for each process that was launched here.
 
     The first of those that CUDA shows it, which heeds `CUDA_VISIBLE_DEVICES` and parts of a card
-    (MIG). The driver is asked, so torch need not be loaded; where it is no NVIDIA driver, torch is
-    asked if it is loaded.
+    (MIG), or the one that `ALPACA_RLHF_DEVICE` names. The driver is asked, so torch need not be
+    loaded; where it is no NVIDIA driver, torch is asked if it is loaded.
 
     Returns:
         UUIDs in hexadecimal; none where there is no card, or where its identity is unknown.
     """
     used = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
-    return (_driver_uuids() or _torch_uuids())[:used]
+    number = os.environ.get("ALPACA_RLHF_DEVICE", "").partition(":")[2]
+    first = int(number) if number.isdecimal() else 0
+    return (_driver_uuids() or _torch_uuids())[first : first + used]
 
 
 def _driver_uuids() -> tuple[str, ...]:
@@ -118,6 +122,8 @@ class ProcessNote:
     """True while a model of it is on the card."""
     cards: tuple[str, ...] = ()
     """Identities of its cards; none where there is no card or they are unknown."""
+    foreign: bool = False
+    """True where it is another user's, by the owner of the file."""
 
     def concerns(self, cards: Sequence[str]) -> bool:
         """True if a process with these cards shares one with it, or if either's are unknown."""
@@ -144,7 +150,10 @@ class Notice:
         lock = _lock_of(self._path)
         with writing(where, _ELSEWHERE):
             self._lock = Lock(lock, wait=True)
-            lock.chmod(0o644)  # whatever the umask: readers of other users probe it
+            if hasattr(os, "fchmod"):
+                # Whatever the umask: readers of other users probe it. Not by name, under which the
+                # folder's owner could put a link to another file of this user's.
+                os.fchmod(self._lock.fileno(), 0o644)
         try:
             self.publish(holds=False)
         except UserError:
@@ -153,13 +162,16 @@ class Notice:
 
     def publish(self, *, holds: bool) -> None:
         """Write whether a model is held now."""
-        note = ProcessNote(os.getpid(), self._run, holds, self._cards)
-        atomic_write(self._path, json.dumps(asdict(note)), mode=0o644)
+        note = asdict(ProcessNote(os.getpid(), self._run, holds, self._cards))
+        del note["foreign"]  # seen by each reader
+        atomic_write(self._path, json.dumps(note), mode=0o644)
 
     def withdraw(self) -> None:
         """Remove the notice."""
+        with contextlib.suppress(PermissionError):
+            self._path.unlink(missing_ok=True)
+        self._lock.close()  # Windows removes no file that is open
         _remove(self._path)
-        self._lock.close()
 
 
 def live_notes(kind: Kind, where: Path, *, cards: Sequence[str] | None = None) -> list[ProcessNote]:
@@ -191,17 +203,29 @@ def _living(kind: Kind, where: Path) -> list[ProcessNote]:
             _remove(path)
             continue
         try:
-            content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            note = ProcessNote(
-                int(content["pid"]),
-                str(content["run"]),
-                bool(content["holds"]),
-                tuple(map(str, content.get("cards", ()))),
-            )
+            notes.append(_read(path))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # withdrawn a moment ago, or no notice
-        notes.append(note)
+        except (OverflowError, RecursionError):
+            continue  # an infinite number, or lists in lists in lists
     return notes
+
+
+def _read(path: Path) -> ProcessNote:
+    """The content of a notice, which may be anybody's file: a pipe or a link is not followed."""
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
+    with os.fdopen(os.open(path, flags), "rb") as stream:
+        status = os.fstat(stream.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path}: is no plain file")
+        content: Mapping[str, Any] = json.loads(stream.read(_MAX_BYTES))
+    return ProcessNote(
+        int(content["pid"]),
+        str(content["run"]),
+        bool(content["holds"]),
+        tuple(map(str, content.get("cards", ()))),
+        foreign=hasattr(os, "getuid") and status.st_uid != os.getuid(),
+    )
 
 
 class Loan:
@@ -261,6 +285,9 @@ class Loan:
                 self._say(f"the app has a model loaded: asking {apps} to give the card back")
                 announced = True
             if time.monotonic() > deadline:
+                if all(note.foreign for note in holders):
+                    self._say(f"{apps} of another user keeps the card; going on with what is free")
+                    return
                 raise UserError(
                     f"the app has not given the card back within {self._patience_s:.0f} s: {apps}; "
                     "end it and run the same command again"

@@ -75,7 +75,8 @@ def is_locked(path: Path) -> bool:
     The probe takes a shared lock for a moment, so that two probes do not see each other.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        # A pipe that somebody has put in its place is not waited for.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except OSError:
         return False
     try:

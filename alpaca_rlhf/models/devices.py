@@ -12,15 +12,26 @@ import os
 import torch
 from torch import Tensor
 
+from alpaca_rlhf.core.errors import UserError
+
 VARIABLE = "ALPACA_RLHF_DEVICE"
 """Names the device instead: `cpu` where MPS lacks an operation."""
 
 
 def default_device() -> torch.device:
-    """CUDA (ROCm among it) if torch sees a card, else Apple's MPS, else the CPU."""
+    """CUDA (ROCm among it) if torch sees a card, else Apple's MPS, else the CPU.
+
+    Raises:
+        UserError: `ALPACA_RLHF_DEVICE` names none.
+    """
     named = os.environ.get(VARIABLE)
     if named:
-        return torch.device(named)
+        try:
+            return torch.device(named)
+        except RuntimeError:
+            raise UserError(
+                f"{VARIABLE}={named}: is no device; give cpu, cuda, cuda:1 or mps"
+            ) from None
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -127,15 +127,17 @@ def check_gpu(shape: Shape, settings: Loop, unfinished: Collection[tuple[str, in
 
 
 def local_gpu() -> GpuSpec | None:
-    """This machine's GPU with the memory that is free now; None without a GPU."""
-    if not torch.cuda.is_available():
+    """The GPU that a base is loaded on, with the memory that is free now; None without one."""
+    device = default_device()
+    if device.type != "cuda" or not torch.cuda.is_available():
         return None
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    gib = max(1, torch.cuda.mem_get_info()[0]) / _GIB
+    index = torch.cuda.current_device() if device.index is None else device.index
+    properties = torch.cuda.get_device_properties(index)
+    gib = max(1, torch.cuda.mem_get_info(index)[0]) / _GIB
     return replace(
         find_gpu(f"{gib:.4g}"),
         name=properties.name,
-        capability=compute_capability(torch.device("cuda")),
+        capability=compute_capability(torch.device("cuda", index)),
         local=True,
     )
 

@@ -239,7 +239,8 @@ def _improve(update: GroupUpdate, *, seed: int) -> dict[str, float]:
         # 1. Weights of the minibatch's tokens, and this process's share of its rows.
         rows = torch.tensor(minibatch, dtype=torch.int64, device=mask.device)
         weights = token_weights(mask[rows], settings.mean, longest=settings.max_new_tokens)
-        places = torch.tensor(_share_of_prompts(minibatch, settings.k), dtype=torch.int64)
+        share = _share_of_prompts(minibatch, settings.k)
+        places = torch.tensor(share, dtype=torch.int64, device=mask.device)
 
         # 2. The gradient, again where memory runs out or a float16 gradient overflows.
         backward = partial(_backward, update, advantages, MinibatchRows(rows, weights, places))

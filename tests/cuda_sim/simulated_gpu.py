@@ -37,6 +37,7 @@ from alpaca_rlhf.core.kernels import FLASH_FROM
 aten = torch.ops.aten
 KNOWN_NUMEL = 2**16
 """Tensors of at most so many numbers are computed on the CPU too, where their inputs are known."""
+_INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
 _READ = aten._local_scalar_dense.default
 _COPIES = (aten._to_copy.default, aten.copy_.default)
 _LAUNCH_NOTHING = {
@@ -83,6 +84,11 @@ class SimulatedGPU(TorchDispatchMode):
             value = self.known(inputs[0])
             with _disable_current_modes():
                 return made_up(inputs[0].dtype) if value is None else value.item()
+        # A card takes no positions from elsewhere into what lies on the host.
+        if func in _INDEXING:
+            kinds = {index.device.type for index in args[1] if index is not None}
+            if args[0].device.type == "cpu" and "cuda" in kinds:
+                raise RuntimeError(f"{func}: {args[0].device} is indexed by positions on a card")
         # 2. A result whose size the host must read first.
         if func is aten.index.Tensor and any(_is_mask(index) for index in args[1]):
             result, value = self._masked(args[0], args[1], on_card), None
