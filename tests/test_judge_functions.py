@@ -464,6 +464,19 @@ def process_now():
     }
 
 
+def test_a_judge_finds_torch_as_it_left_it(written):
+    """What it switches as it is loaded holds whenever it scores, and nowhere else."""
+    torch = pytest.importorskip("torch")
+    judge = written(
+        "import torch\ntorch.set_default_dtype(torch.float64)\n"
+        "def score(prompt, completion, finished):\n"
+        "    return 1.0 if torch.zeros(1).dtype == torch.float64 else 0.0\n"
+    )
+    for stage in ("rank", "evaluate"):
+        assert {scores.score for scores in judge.scores(RESPONSES, stage=stage)} == {1.0}
+        assert torch.get_default_dtype() == torch.float32
+
+
 @pytest.mark.parametrize("when", ["loading", "scoring", "failing"])
 @pytest.mark.parametrize("what", CHANGED)
 def test_a_judge_changes_nothing_of_the_process(written, capsys, what, when):

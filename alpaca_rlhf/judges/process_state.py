@@ -31,31 +31,36 @@ torch has; None if it is left alone where a judge is the first to load torch."""
 
 @dataclass
 class JudgeProcess:
-    """A judge's own working folder and environment, kept from one call to the next."""
+    """A judge's own folder, environment and switches of torch, kept from one call to the next."""
 
     _folder: str | None = None
     _variables: dict[str, str | None] = field(default_factory=dict)
+    _switches: dict[tuple[str, str], Any] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
-        """Run a judge's code in its own folder and environment, and put the process back after it.
+        """Run a judge's code in a process as it left it, and put the process back after it.
 
         Put back are the working folder, the environment, the locale, the handlers of SIGINT and
         SIGTERM, and torch's global switches. What the judge prints goes to stderr, since stdout is
         the program's.
         """
-        # 1. The process as it is, then the judge's folder and variables.
+        # 1. The process as it is, then the judge's folder, variables and switches.
         folder, variables = os.getcwd(), dict(os.environ)
         language, handlers, switches = locale.setlocale(locale.LC_ALL), _handlers(), _switches()
         if self._folder is not None:
             with contextlib.suppress(OSError):  # it is gone, and the judge will say so
                 os.chdir(self._folder)
         _set_variables(self._variables)
+        _put_back(self._switches)
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 yield
         finally:
-            # 2. Keep those two for the next call.
+            # 2. Keep those three for the next call.
+            self._switches = {
+                names: value for names, value in _switches().items() if value != switches[names]
+            }
             self._variables = _changes(variables, os.environ)
             self._folder = None
             with contextlib.suppress(OSError):  # the judge may have deleted it
