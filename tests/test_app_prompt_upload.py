@@ -445,3 +445,18 @@ def test_a_prompt_fits_where_the_base_has_room_for_an_answer_too(tiny_folder):
         sampling = Sampling(max_new_tokens=new_tokens)
         assert has_room(base, replace(settings, sampling=sampling), row) == fits
     assert not has_room(base, settings, Instruction("a" * 10**7)), "without finding its tokens"
+
+
+@pytest.mark.parametrize("limit", [None, ReadLimit(10**6, 2**24)])
+def test_messages_of_several_row_groups_are_read(tmp_path, limit) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [
+        {"messages": [{"role": "user", "content": f"{i % 7}"}], "source": "here"}
+        for i in range(700)
+    ]
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=100)
+    read = list(RowFile(path, limit=limit))
+    assert read == list(enumerate(rows, 1))

@@ -315,7 +315,8 @@ def test_a_prompt_a_line_becomes_rows_as_printed(tmp_path, packed) -> None:
     message = refused_by_run(path)
     assert "is plain text; if each line is a prompt: " in message
     command = message.partition("is a prompt: ")[2]
-    subprocess.run(["bash", "-ec", command], cwd=tmp_path, check=True)
+    (tmp_path / "elsewhere").mkdir()
+    subprocess.run(["bash", "-ec", command], cwd=tmp_path / "elsewhere", check=True)
     rows = read_prompts(tmp_path / "my prompts.jsonl")
     assert [row.instruction for row in rows] == ["Grüß dich.", 'Say "no".']
     # Rows of JSON may stand in a file of any name.

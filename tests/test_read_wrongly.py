@@ -1,5 +1,6 @@
 """Rows of published files that were read in a sense that they do not have."""
 
+import csv
 import json
 import subprocess
 from pathlib import Path
@@ -89,7 +90,53 @@ def test_what_comes_before_an_answer_is_seen_whatever_its_form(tmp_path, name, v
 def test_of_several_columns_the_likeliest_is_the_prompt(tmp_path) -> None:
     row = {"remark": "Blue is the apter word.", "title": "Hues", "body": "Which is it?", **ALIKE}
     message = refusal(read_pairs, write(tmp_path / "a.jsonl", row))
-    assert "--columns body=prompt,title=-,remark=-;" in message
+    names = "`body`, `remark`, `title`"
+    assert f"one of {names} is the prompt, --columns OLD=prompt; if their beginning" in message
+    assert "--columns OLD=- for each (a run" in message
+
+
+def test_a_system_text_beside_the_prompt_is_not_left_out(tmp_path) -> None:
+    row = {"system": "Be brief.", "post": "Which colour is it?", **ALIKE}
+    message = refusal(read_pairs, write(tmp_path / "a.jsonl", row))
+    assert "--columns post=prompt; if their beginning is, --columns post=-,system=- (" in message
+    (pair,) = read_pairs(tmp_path / "a.jsonl", Reading("rankings", columns={"post": "prompt"}))
+    assert pair.prompt.system == "Be brief."
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [ALIKE, {"chosen": "Blue.", "rejected": "Loud."}, {"chosen": [BLUE], "rejected": [LOUD]}],
+)
+def test_the_kind_of_a_task_is_no_prompt(tmp_path, answers) -> None:
+    """UltraInteract's columns."""
+    trajectory = [{"from": "user", "value": "Write a sort."}]
+    row = {"task": "Coding", "dataset": "x", "trajectory": trajectory, "id": "3", **answers}
+    message = refusal(read_pairs, write(tmp_path / "a.jsonl", row))
+    assert "one of `trajectory`, `task` is the prompt, --columns OLD=prompt" in message
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [ALIKE, {"chosen": "Blue.", "rejected": "Loud."}, {"chosen": [BLUE], "rejected": [LOUD]}],
+)
+@pytest.mark.parametrize("system", ["", "You are an assistant of the best kind."])
+def test_an_input_beside_two_answers_is_the_prompt(tmp_path, answers, system) -> None:
+    """Argilla's columns of Orca's pairs."""
+    row = {
+        "system": system,
+        "input": "Which colour is it?",
+        **answers,
+        "generations": ["Blue.", "Loud."],
+        "labelling_prompt": [{"role": "user", "content": "Score both answers to the question."}],
+        "rationale": "The first answer is the apter one.",
+        "status": "tie",
+    }
+    path = write(tmp_path / "a.jsonl", row)
+    code, _, err = tried(["import", str(path), "--out", str(tmp_path / "out")])
+    assert code == 2 and "--columns input=prompt" in err
+    assert "labelling_prompt=" not in err and "OLD=" not in err
+    (pair,) = read_pairs(path, Reading("rankings", columns={"input": "prompt"}))
+    assert (pair.prompt.instruction, pair.prompt.system) == (row["input"], system)
 
 
 def test_columns_that_ask_nothing_leave_a_shared_beginning_the_prompt(tmp_path) -> None:
@@ -213,6 +260,7 @@ NOT_RENDERED = [
     "<s>old</s> is struck out",
     "<|im_start|>user: what is this?",
     "USER: Ann, ASSISTANT: Bob",
+    "What follows ASSISTANT:",
 ]
 SHAPES: list[tuple[Any, dict[str, Any]]] = [
     (read_prompts, {}),
@@ -273,11 +321,41 @@ def test_an_answer_ends_once(tmp_path, mark) -> None:
 
 
 def test_an_answer_may_speak_of_ends(tmp_path) -> None:
-    for text in ("It is `</s>`", "<s>old</s>", "</s> ends a text."):
+    html = ('<s class="x">old</s>', "<s xml:lang='en'>hello</s>", "<s>old</s>")
+    for text in ("It is `</s>`", *html, "</s> ends a text."):
         (row,) = read_instructions(
             write(tmp_path / "a.jsonl", {"instruction": "Go.", "output": text})
         )
         assert row.output == text
+
+
+def test_an_output_that_is_not_learnt_may_end_as_it_does(tmp_path) -> None:
+    path = write(tmp_path / "a.jsonl", {"instruction": "Go.", "output": "Gone.</s>"})
+    assert len(read_prompts(path)) == 1
+    for read, arguments in ((read_instructions, {}), (read_prompts, {"learnt_from": True})):
+        with pytest.raises(UserError, match="an answer ends with `</s>`"):
+            read(path, **arguments)
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        " ",
+        "\n",
+        "USER: x ",
+        "\n### User: x",
+        "<\uff5cUser\uff5c>x",
+        "<s> ",
+        "ASSISTANT: ",
+        "[INST]",
+    ],
+)
+def test_long_texts_are_looked_at_once(tmp_path, piece) -> None:
+    """With time that grows as the square of their length, this would take hours."""
+    text = piece * (320_000 // len(piece)) + "."
+    for long in (text, f"x{text}"):
+        (row,) = read_prompts(write(tmp_path / "a.jsonl", {"prompt": long}))
+        assert row.instruction == long
 
 
 # --- flags, labels, and one decision for all readers ----------------------------------------------
@@ -298,8 +376,28 @@ def test_rows_and_preferences_that_carry_no_loss_are_counted(tmp_path, name, bad
         reading = Reading("instructions" if read is read_instructions else "rankings")
         assert len(read(path, reading)) == 2
         assert reading.account.left_out == {"bad label": 1} and not reading.account.unread
-        message = refusal(read, write(tmp_path / "b.jsonl", row | {name: 0.5}))
+        path = write(tmp_path / "b.jsonl", row | {name: 0.5})
+        if name == "loss":
+            continue
+        message = refusal(read, path)
         assert f"column `{name}` must be 1" in message and f"--columns {name}=-" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("loss", 0.53), ("loss", 2), ("loss", "low"), ("train", "train.jsonl")]
+)
+def test_a_trainers_loss_and_a_split_are_no_flags(tmp_path, name, value) -> None:
+    shapes = [
+        (read_instructions, {"instruction": "Go.", "output": "Gone."}),
+        (read_instructions, {"instruction": "Go.", "instances": [{"output": "Gone."}]}),
+        (read_instructions, {"messages": [USER, BLUE]}),
+        (read_pairs, {"prompt": "Go.", "chosen": "Gone.", "rejected": "No."}),
+        (read_rankings, {"prompt": "Go.", "responses": ["a", "b"], "ranks": [0, 1]}),
+    ]
+    for read, row in shapes:
+        reading = Reading("instructions" if read is read_instructions else "rankings")
+        assert len(read(write(tmp_path / "a.jsonl", row | {name: value}), reading)) == 1
+        assert set(reading.account.unread) == {name}
 
 
 def test_a_label_is_no_verdict_on_a_row_without_a_task(tmp_path) -> None:
@@ -388,6 +486,61 @@ def test_lists_that_a_task_is_about_stay_texts(tmp_path) -> None:
     (read,) = read_instructions(write(tmp_path / "a.jsonl", {"messages": messages}))
     write_instructions(tmp_path / "b.jsonl", [read])
     assert read_instructions(tmp_path / "b.jsonl") == [read] and read.instruction == text
+
+
+ADMINS = '[{"name": "Ann", "role": "admin"}]'
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        ADMINS,
+        '[{"from": "London", "to": "Paris"}]',
+        f"{ADMINS}\nThis lists all users",
+        '[{"a": 1}] and {"role": x}',
+        '[{"role": "user"}]',
+        '[{"role": "admin", "content": "x"}]',
+        f"{json.dumps([USER])} is a message",
+    ],
+)
+def test_lists_that_are_no_messages_stay_texts(tmp_path, text, kind) -> None:
+    def file(row: dict[str, str]) -> Path:
+        path = tmp_path / f"a.{kind}"
+        if kind == "jsonl":
+            return write(path, row)
+        with path.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, [*row])
+            writer.writeheader()
+            writer.writerow(row)
+        return path
+
+    for answers in ((text, "no"), ("no", text), (text, f"{text} ")):
+        row = dict(zip(("prompt", "chosen", "rejected"), ("Go.", *answers), strict=True))
+        (pair,) = read_pairs(file(row))
+        assert (pair.chosen, pair.rejected) == answers
+    dolly = {"instruction": "Who?", "context": text, "response": "Ann."}
+    (read,) = read_instructions(file(dolly))
+    assert read.input == text
+    for name in ("instruction", "prompt"):
+        for asked in (text, f"{text} is what?", f"{text}\nHow many are there?"):
+            (read,) = read_instructions(file({name: asked, "output": "One."}))
+            assert read.instruction == asked
+
+
+def test_messages_stay_texts_where_texts_are_due(tmp_path) -> None:
+    as_json = json.dumps([USER])
+    (pair,) = read_pairs(
+        write(tmp_path / "a.jsonl", {"prompt": "Go.", "chosen": as_json, "rejected": "no"})
+    )
+    assert pair.chosen == as_json
+    dolly = {"instruction": "Who?", "context": as_json, "response": "Ann."}
+    (read,) = read_instructions(write(tmp_path / "a.jsonl", dolly))
+    assert read.input == as_json
+    # HelpSteer3's context is the prompt.
+    row = {"context": as_json, "response1": "a", "response2": "b", "overall_preference": 2}
+    (pair,) = read_pairs(write(tmp_path / "a.jsonl", row))
+    assert (pair.prompt.instruction, pair.chosen) == ("Which colour?", "b")
 
 
 @pytest.mark.parametrize("as_json", [False, True])

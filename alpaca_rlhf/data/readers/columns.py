@@ -29,10 +29,8 @@ INPUT = ("input", "context")
 OUTPUT = ("output", "completion", "response")
 MESSAGES_OR_TEXT = ("prompt", "context", *OUTPUT, "chosen", "rejected")
 """Columns that hold a text or a list of messages."""
-_JSON_MESSAGES = (
-    *("prompt", "context", "chosen", "rejected", *CONVERSATION, "conversation_a", "conversation_b"),
-)
-"""Columns in which messages may be written as JSON."""
+_JSON_MESSAGES = ("prompt", *CONVERSATION, "conversation_a", "conversation_b")
+"""Columns in which messages may be written as JSON, whatever stands beside them."""
 _MESSAGES = (*CONVERSATION, *MESSAGES_OR_TEXT, "conversation_a", "conversation_b")
 """Columns that may hold messages."""
 ANSWERS = ("responses", "completions")
@@ -157,6 +155,8 @@ _LABELS = ("label", "kto_tag")
 """KTO's verdict on the row's only answer, in TRL's and LLaMA-Factory's name."""
 ROW_FLAGS = (*_LABELS, *LOSS_FLAGS)
 """Columns that mark a row with one answer as one not to learn from."""
+_FLAG_TEXTS = ("true", "1", "1.0", "false", "0", "0.0")
+"""Flags as texts, in lower case, in columns that as often hold something else."""
 _GOOD = ("true", "1", "1.0", "yes", "good", "desirable", "chosen")
 _BAD = ("false", "0", "0.0", "no", "bad", "undesirable", "rejected")
 _PLACE_NAMES = frozenset(
@@ -211,12 +211,30 @@ def _with_messages(row: dict[str, Any]) -> dict[str, Any]:
 
     An answer to a prompt of text may be such a text.
     """
-    for name in (*_JSON_MESSAGES, *OUTPUT):
-        if name not in OUTPUT or isinstance(row.get("prompt"), list):
+    for name in _json_columns(row):
+        messages = messages_in(row.get(name))
+        if isinstance(messages, list):
+            row[name] = messages
+    if isinstance(row.get("prompt"), list):
+        for name in OUTPUT:
             messages = messages_in(row.get(name))
             if isinstance(messages, list):
                 row[name] = messages
     return row
+
+
+def _json_columns(row: Mapping[str, Any]) -> list[str]:
+    """The columns of a row in which messages may be written as JSON.
+
+    Of two answers both are written so, or neither is. A `context` is a prompt in HelpSteer3 alone.
+    """
+    names = list(_JSON_MESSAGES)
+    if all(row.get(name) is not None for name in ("response1", "response2")):
+        names.append("context")
+    answers = [row.get(name) for name in ("chosen", "rejected")]
+    if all(isinstance(text, list) or messages_in(text) is not None for text in answers):
+        names += ["chosen", "rejected"]
+    return names
 
 
 def refuse_json_texts(row: Mapping[str, Any]) -> None:
@@ -225,7 +243,7 @@ def refuse_json_texts(row: Mapping[str, Any]) -> None:
     Raises:
         BadRow: The row holds one.
     """
-    for name in _JSON_MESSAGES:
+    for name in _json_columns(row):
         messages = messages_in(row.get(name))
         if isinstance(messages, BadRow):
             raise BadRow(f"column `{name}` looks like a list of messages and is {messages}")
@@ -234,7 +252,7 @@ def refuse_json_texts(row: Mapping[str, Any]) -> None:
         if row.get("history") is not None or not isinstance(text, str) or text[:1] != "[":
             continue
         value = Decoder().decode(text)
-        if messages_in(text) is not None:
+        if isinstance(messages_in(text), list):
             raise BadRow(
                 f"column `{name}` holds messages as JSON; they are read in `prompt`: --columns "
                 f"{name}=prompt (a run: --inputs.columns)"
@@ -289,7 +307,7 @@ def refuse_marked_bad(row: Mapping[str, Any], flags: Iterable[str] = ROW_FLAGS) 
     """
     for name in flags:
         value = row.get(name)
-        if value is None or value == "":
+        if value is None or value == "" or not _is_flag(name, value):
             continue
         text = str(value).strip().lower() if isinstance(value, (str, int, float)) else ""
         if text in _BAD:
@@ -301,6 +319,21 @@ def refuse_marked_bad(row: Mapping[str, Any], flags: Iterable[str] = ROW_FLAGS) 
             raise BadRow(
                 f"column `{name}` must be {expected}, got {short(str(value))}; " + way_out(name)
             )
+
+
+def _is_flag(name: str, value: Any) -> bool:
+    """True unless a column with the name of a flag holds a trainer's loss or the name of a split.
+
+    A `loss` is a flag if it is true or false, 0 or 1, and so is a text in `train`.
+    """
+    if name == "loss" or (name == "train" and isinstance(value, str)):
+        return str(value).strip().lower() in _FLAG_TEXTS
+    return True
+
+
+def _flags(row: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
+    """Those of the columns `names` that are flags in this row."""
+    return [name for name in names if _is_flag(name, row.get(name))]
 
 
 def prompt_column(row: Mapping[str, Any]) -> str | None:
@@ -445,7 +478,7 @@ def _unread_keys(
     """The keys of an object within a column that hold something and are not read."""
     if column == "instances":
         read = {*_first(value, INPUT), *_first(value, OUTPUT), "history", "masked_replies"}
-        read |= {system_column(value), *ROW_FLAGS}
+        read |= {system_column(value), *_flags(value, ROW_FLAGS)}
     elif column == answers_column(row):
         read = _first(value, ANSWER_TEXTS)
         if not any(row.get(name) is not None for name in SCORES):
@@ -474,7 +507,7 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
 def _read(row: Mapping[str, Any], kind: RowKind, shape: PreferenceShape | None) -> set[str]:
     if kind == "rankings":
         return _read_rankings(row, shape or preference_shape(row))
-    shared = {"source", system_column(row), *ROW_FLAGS}
+    shared = {"source", system_column(row), *_flags(row, ROW_FLAGS)}
     dialogue = {"history", "masked_replies"}
     conversation = _first(row, CONVERSATION)
     if conversation:
@@ -488,7 +521,7 @@ def _read(row: Mapping[str, Any], kind: RowKind, shape: PreferenceShape | None) 
 def _read_rankings(row: Mapping[str, Any], shape: PreferenceShape | None) -> set[str]:
     if is_message(row):
         return {"message_id", "parent_id", "role", "text", "rank", "deleted"}
-    shared = {"source", system_column(row), "history", *LOSS_FLAGS}
+    shared = {"source", system_column(row), "history", *_flags(row, LOSS_FLAGS)}
     if shape == "trees":
         return {"prompt", *shared} - {"source"}
     prompt = {*_read_prompt(row), *_first(row, INPUT), *shared}

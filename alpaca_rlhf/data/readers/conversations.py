@@ -20,17 +20,13 @@ from alpaca_rlhf.data.readers.columns import (
     system_column,
     way_out,
 )
+from alpaca_rlhf.data.readers.json_rows import SPEAKERS
 from alpaca_rlhf.data.readers.problems import BadRow, EmptyRow
 from alpaca_rlhf.data.readers.values import checked_text, text_column, type_name
 
 Turn = tuple[str, str]
 """The speaker (Human, Assistant or System) and the text."""
 
-_SPEAKERS = {
-    "human": "Human", "user": "Human", "prompter": "Human",
-    "gpt": "Assistant", "assistant": "Assistant", "chatgpt": "Assistant", "model": "Assistant",
-    "bot": "Assistant", "system": "System", "developer": "System",
-}  # fmt: skip
 _NAMES = {"Human": "user", "Assistant": "assistant", "System": "system"}
 
 
@@ -43,7 +39,7 @@ def read_message(value: object, label: str) -> Turn:
     if not isinstance(value, dict):
         raise BadRow(f"a message in {label} must be an object, got {type_name(value)}")
     role = _first_value(value, "from", "role")
-    speaker = _SPEAKERS.get(role) if isinstance(role, str) else None
+    speaker = SPEAKERS.get(role) if isinstance(role, str) else None
     if speaker is None:
         unknown = f"; {role[:40]!r} is unknown" if isinstance(role, str) else ""
         raise BadRow(

@@ -132,13 +132,15 @@ def instructions_of(
 ) -> list[Instruction]:
     """The tasks of one row, as `read_prompts` reads it; `learnt` if they are learnt from.
 
+    An output that is not learnt may end with an end of turn.
+
     Raises:
         BadRow: It is broken.
     """
     refuse_unsupported(row)
     tasks = _tasks(row, file_name, learnt=learnt)
     for task in tasks:
-        refuse_end_marks(task, task.output)
+        refuse_end_marks(task, task.output if learnt else None)
     return tasks
 
 

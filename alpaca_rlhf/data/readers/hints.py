@@ -30,7 +30,11 @@ _ANSWER = ("answer", "answers", "reply", "solution", "assistant")
 _INSTRUCTION = ("instruction", INSTRUCTION, (*INSTRUCTION, *_QUESTION, "task", "user", "text"))
 _INPUT = ("input", INPUT, INPUT)
 _OUTPUT = ("output", OUTPUT, (*OUTPUT, *_ANSWER, "text"))
-_PROMPT = ("prompt", (*INSTRUCTION, *CONVERSATION), ("prompt", "instruction", *_QUESTION))
+_PROMPT = (
+    "prompt",
+    (*INSTRUCTION, *CONVERSATION),
+    ("prompt", "instruction", *_QUESTION, "input"),
+)
 # `response_j` and `response_k` are those of stack-exchange-paired, whose j has the more votes.
 _CHOSEN = (
     "chosen",
@@ -85,6 +89,8 @@ def suggested_columns(row: Mapping[str, Any], kind: RowKind) -> dict[str, str]:
         for synonym in synonyms:
             name = next((name for name in row if _is_named(name, synonym)), None)
             if name is None or name in suggested or not isinstance(row[name], str):
+                continue
+            if synonym == "input" and new == "prompt" and not _asks_alone(row, name):
                 continue
             if new in ("chosen", "rejected") or not holds_answer(row[name]):
                 suggested[name] = new
@@ -191,6 +197,15 @@ def taking_rows_out(path: object, name: str, *, gzipped: bool) -> str:
 def _is_named(name: str, synonym: str) -> bool:
     plain = re.sub(r"[\s_-]+", "_", name.strip()).casefold()
     return plain == synonym and not {*name} & {",", "="} and name == name.strip()
+
+
+def _asks_alone(row: Mapping[str, Any], name: str) -> bool:
+    """True for an input beside two answers that do not both hold it."""
+    text = row[name].strip()
+    answers = [row.get(side) for side in ("chosen", "rejected")]
+    if not text or any(answer is None for answer in answers):
+        return False
+    return not all(isinstance(answer, str) and text in answer for answer in answers)
 
 
 def _is_dialogue(name: str, value: object) -> bool:

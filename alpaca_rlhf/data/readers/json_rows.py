@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 from alpaca_rlhf.data.readers.problems import BadRow, Unreadable, short
@@ -20,8 +20,16 @@ ROW_LIMIT = 16 * 2**20
 NOT_UTF8 = "not UTF-8 text; save the file as UTF-8"
 """Message about bytes that are not UTF-8."""
 
-_MESSAGES = re.compile(r"""\s*\[\s*\{.*["'](role|from)["']\s*:""", re.DOTALL)
-"""The beginning of a text that looks like messages."""
+SPEAKERS = {
+    "human": "Human", "user": "Human", "prompter": "Human",
+    "gpt": "Assistant", "assistant": "Assistant", "chatgpt": "Assistant", "model": "Assistant",
+    "bot": "Assistant", "system": "System", "developer": "System",
+}  # fmt: skip
+"""Who speaks, by the `role` or `from` of a message."""
+
+_LIST_OF_OBJECTS = re.compile(r"\[\s*\{")
+_ROLE = re.compile(rf"""["'](?:role|from)["']\s*:\s*["'](?:{"|".join(SPEAKERS)})["']""")
+_CONTENT = re.compile(r"""["'](?:content|value)["']\s*:""")
 _CHUNK = 2**18
 # An error this near the end of the window, in characters, may be a literal, number or escape that
 # continues beyond it.
@@ -71,19 +79,32 @@ class Decoder:
 
 
 def messages_in(text: object) -> Any:
-    """The messages that a text holds as JSON; None for any other text or value.
+    """The messages that a whole text holds as JSON; None for any other text or value.
 
-    A text that looks like messages and is no JSON is a `BadRow`.
+    Messages say who speaks, the first of them in a known name, and what. A text that looks like
+    messages from its begin to its end and is no JSON is a `BadRow`.
     """
     if not isinstance(text, str) or not text.lstrip().startswith("["):
         return None
     value = Decoder().decode(text)
     if isinstance(value, BadRow):
-        return BadRow("not JSON; write it with json.dumps") if _MESSAGES.match(text) else None
+        looks_so = _looks_like_messages(text.strip())
+        return BadRow("not JSON; write it with json.dumps") if looks_so else None
     are_messages = bool(value) and all(
-        isinstance(part, dict) and {"role", "from"} & set(part) for part in value
+        isinstance(part, dict) and {"role", "from"} & set(part) and {"content", "value"} & set(part)
+        for part in value
     )
-    return value if are_messages else None
+    return value if are_messages and _speaks(value[0]) else None
+
+
+def _looks_like_messages(text: str) -> bool:
+    is_list = _LIST_OF_OBJECTS.match(text) is not None and re.search(r"\}\s*\]\Z", text[-64:])
+    return bool(is_list and _ROLE.search(text) and _CONTENT.search(text))
+
+
+def _speaks(message: Mapping[str, Any]) -> bool:
+    roles = (message.get("from"), message.get("role"))
+    return any(isinstance(role, str) and role in SPEAKERS for role in roles)
 
 
 def lines_of(stream: BinaryIO) -> Iterator[tuple[int, bytes | None]]:

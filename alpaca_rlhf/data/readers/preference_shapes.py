@@ -30,7 +30,7 @@ from alpaca_rlhf.data.readers.columns import (
     verdict_text,
 )
 from alpaca_rlhf.data.readers.conversations import Turn, read_turns
-from alpaca_rlhf.data.readers.hints import columns_argument
+from alpaca_rlhf.data.readers.hints import columns_argument, suggested_columns
 from alpaca_rlhf.data.readers.json_rows import Decoder
 from alpaca_rlhf.data.readers.problems import BadRow, DifferentPrompts, NoColumn, Tie, listed, short
 from alpaca_rlhf.data.readers.template_marks import HEADER
@@ -200,34 +200,61 @@ def refuse_unread_prompt(row: Mapping[str, Any], shared: str = "") -> None:
     Raises:
         BadRow: One does.
     """
+    if "prompt" in suggested_columns(row, "rankings").values():
+        return
     answers = [text for name in ("chosen", "rejected") for text in _texts_of(row[name])]
-    askers = []
+    askers = {}
     for name, value in row.items():
         texts = [text for text in _texts_of(value) if text.strip()]
         if name in _READ_OTHERWISE or names_a_place(name):
             continue
-        asks = holds_something(value) if name.casefold() in _ASKING else any(map(is_prose, texts))
+        in_prose = any(map(is_prose, texts))
+        asks = holds_something(value) if name.casefold() in _ASKING else in_prose
         held = all(any(text.strip() in answer for answer in answers) for text in texts)
         if texts and asks and not held:
-            askers.append(name)
+            askers[name] = in_prose
     if askers:
-        askers.sort(
-            key=lambda name: (name in _BEFORE, name.casefold() not in _ASKING, -len(str(row[name])))
-        )
-        left_out = dict.fromkeys(askers, IGNORED)
-        names = ", ".join(f"`{short(name)}`" for name in askers)
-        renaming = columns_argument({**left_out, askers[0]: "prompt"})
-        way = f"is the prompt, --columns {renaming}"
-        if askers[0] in _BEFORE:
-            way = "comes before the prompt, put that into a column `prompt`"
-        alike = otherwise = ""
-        if shared:
-            alike = f", which begin alike with {short(shared)!r}"
-            otherwise = f"; if their beginning is, --columns {columns_argument(left_out)}"
+        ways = _ways_out(row, askers, begin_alike=bool(shared))
+        alike = f", which begin alike with {short(shared)!r}" if shared else ""
         raise BadRow(
-            f"no column is the prompt of `chosen` and `rejected`{alike}: if {names} {way}"
-            f"{otherwise} (a run: --inputs.columns)"
+            f"no column is the prompt of `chosen` and `rejected`{alike}: if {ways} (a run: "
+            "--inputs.columns)"
         )
+
+
+def _ways_out(row: Mapping[str, Any], askers: Mapping[str, bool], *, begin_alike: bool) -> str:
+    """The ways to say what the prompt is, the likeliest column first.
+
+    Where several may be it, no command is named: it would leave out the others.
+
+    Args:
+        row: The row.
+        askers: Columns that may hold the prompt, or come before it; true for those in prose.
+        begin_alike: The shared beginning of the answers may be the prompt too.
+    """
+    ordered = sorted(
+        askers,
+        key=lambda name: (
+            name in _BEFORE,
+            not askers[name],
+            name.casefold() not in _ASKING,
+            -len(str(row[name])),
+        ),
+    )
+    prompts = [name for name in ordered if name not in _BEFORE]
+    names = ", ".join(f"`{short(name)}`" for name in prompts or ordered)
+    if len(prompts) > 1:
+        way = f"one of {names} is the prompt, --columns OLD=prompt"
+    elif prompts:
+        way = f"{names} is the prompt, --columns {columns_argument({prompts[0]: 'prompt'})}"
+    else:
+        way = f"{names} comes before the prompt, put that into a column `prompt`"
+    if not begin_alike:
+        return way
+    left_out = "OLD=- for each"
+    if len(prompts) <= 1:
+        left_out = columns_argument(dict.fromkeys(ordered, IGNORED))
+    return f"{way}; if their beginning is, --columns {left_out}"
 
 
 def _texts_of(value: Any) -> list[str]:

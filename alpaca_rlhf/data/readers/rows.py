@@ -72,6 +72,7 @@ _SAVED_DATASET_FILES = ("dataset_info.json", "dataset_dict.json")
 _GZIP_MAGIC = b"\x1f\x8b"
 _PARQUET_MAGIC = b"PAR1"
 _START_BYTES = 2**16
+_FEWEST_ZEROS = 2
 _BLANKS = b"\xef\xbb\xbf \t\r\n"
 # First bytes of formats that are refused by name.
 _FOREIGN_MAGIC = {
@@ -222,7 +223,7 @@ class RowFile:
         if plain and start.strip() and not start.lstrip(_BLANKS).startswith((b"{", b"[")):
             code = 'import json, sys; [print(json.dumps({"prompt": line.strip()})) for line in '
             code += "sys.stdin.buffer.read().decode().splitlines() if line.strip()]"
-            target = quoted(Path(name).with_suffix(".jsonl").name)
+            target = quoted(self.path.with_name(name).with_suffix(".jsonl"))
             command = f"{source} python3 -c {quoted(code)}{file} > {target}".strip()
             raise UserError(f"{self.path}: is plain text; if each line is a prompt: {command}")
 
@@ -533,11 +534,11 @@ def _wide_encoding(head: bytes) -> str | None:
     """The encoding of text in UTF-16, with or without a byte order mark; None for other bytes."""
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "UTF-16"
-    pairs = zip(head[::2], head[1::2], strict=False)
-    zeros = {(not first, not second) for first, second in pairs} - {(False, False)}
-    if zeros == {(True, False)}:
-        return "UTF-16BE"
-    return "UTF-16LE" if zeros == {(False, True)} else None
+    pairs = [(not first, not second) for first, second in zip(head[::2], head[1::2], strict=False)]
+    zeros = [pair for pair in pairs if any(pair)]
+    if len(zeros) < _FEWEST_ZEROS or len(set(zeros)) > 1 or all(zeros[0]):
+        return None
+    return "UTF-16BE" if zeros[0][0] else "UTF-16LE"
 
 
 def _begins_array(stream: BinaryIO) -> bool:

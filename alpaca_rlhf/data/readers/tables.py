@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.shell_words import quoted
-from alpaca_rlhf.data.readers.columns import MESSAGES_OR_TEXT, RANKED_ANSWERS
+from alpaca_rlhf.data.readers.columns import OUTPUT, RANKED_ANSWERS
 from alpaca_rlhf.data.readers.json_rows import ROW_LIMIT, Decoder, lines_of, messages_in
 from alpaca_rlhf.data.readers.problems import BadRow, Unreadable, listed, short
 from alpaca_rlhf.data.readers.read_limit import ReadLimit
@@ -134,7 +134,13 @@ def parquet_rows(path: Path, limit: ReadLimit | None = None) -> Iterator[tuple[i
             if limit and sum(group.total_byte_size for group in groups) > limit.unpacked_bytes:
                 raise UserError(limit.bytes_message(path))
             n_bytes = 0
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS):
+            # Within a group: Arrow cannot join dictionaries within lists across groups.
+            batches = (
+                batch
+                for group in range(file.metadata.num_row_groups)
+                for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=[group])
+            )
+            for batch in batches:
                 for row in _rows_of(batch, at_once=limit is None):
                     n_bytes += _size(row) if limit else 0
                     if limit and n_bytes > limit.unpacked_bytes:
@@ -306,7 +312,7 @@ def _record(
             value = decoder.decode(cell)
             if isinstance(value, BadRow):
                 return BadRow(f"column `{name}` of a CSV must hold a list as JSON")
-        elif read_name in (*MESSAGES_OR_TEXT, RANKED_ANSWERS):
+        elif read_name in ("prompt", *OUTPUT, RANKED_ANSWERS):
             is_answers = read_name == RANKED_ANSWERS
             value = _messages_or_text(cell, name, decoder, any_list=is_answers)
             if isinstance(value, BadRow):

@@ -46,19 +46,22 @@ _USER = (
     r"|<\|start_header_id\|>(?:system|user)<\|end_header_id\|>|<\|(?:system|user|prompter)\|>"
     r"|<\|START_OF_TURN_TOKEN\|>"
 )
-_RENDERED = (
+_BEGINS_RENDERED = (
     # It begins with the mark of a turn, after the begin of a text, and a later mark ends that turn.
     re.compile(
-        r"\s*(?:<s>|<bos>|<\|begin_of_text\|>|<\|endoftext\|>|<\uff5cbegin▁of▁sentence\uff5c>)?\s*"
+        r"(?:<s>|<bos>|<\|begin_of_text\|>|<\|endoftext\|>|<\uff5cbegin▁of▁sentence\uff5c>)?\s*"
         rf"(?:{_USER}).*?({_ANSWER}|{_END})",
         re.DOTALL,
     ),
-    re.compile(rf"\s*### (?:Instruction|Human|User):.*?({_HEADING})", re.DOTALL),
-    # A system text comes first, and the mark of an answer ends it.
-    re.compile(r".*?<\uff5cUser\uff5c>.*(<\uff5cAssistant\uff5c>)\s*\Z", re.DOTALL),
-    re.compile(rf".*?\n### (?:Instruction|Human|User):.*({_HEADING})\s*\Z", re.DOTALL),
-    re.compile(r"(?:.*?\s)?USER:.*\s(ASSISTANT:)\s*\Z", re.DOTALL),
+    re.compile(rf"### (?:Instruction|Human|User):.*?({_HEADING})", re.DOTALL),
 )
+_ENDS_RENDERED = (
+    # A system text comes first, and the mark of an answer ends it: that, and the mark before it.
+    (re.compile("<\uff5cAssistant\uff5c>"), re.compile("<\uff5cUser\uff5c>")),
+    (re.compile(_HEADING), re.compile(r"\n### (?:Instruction|Human|User):")),
+    (re.compile(r"\sASSISTANT:"), re.compile(r"(?:\A|\s)USER:")),
+)
+_LONGEST_MARK = 32
 _DIALOGUE = re.compile(
     rf"{_ANSWER}|{_HEADING}|### (?:Answer|Output):|^(?:Assistant|Bot|Answer|A):|(?:^|\s)ASSISTANT:",
     re.MULTILINE,
@@ -76,13 +79,27 @@ def refuse_rendered(text: str, label: str) -> None:
     Raises:
         BadRow: It is one; the message begins with `label`.
     """
-    match = next(filter(None, (pattern.match(text) for pattern in _RENDERED)), None)
-    if match is not None:
+    mark = _rendered_mark(text.strip())
+    if mark is not None:
         raise BadRow(
-            f"{label} is rendered with a chat template already (`{match[1]}`), and the base's own "
+            f"{label} is rendered with a chat template already (`{mark}`), and the base's own "
             "is put around it: give the user's words alone, or all turns as a list of messages "
             "(`role`, `content`) in `prompt`"
         )
+
+
+def _rendered_mark(text: str) -> str | None:
+    """The mark that ends a turn of a rendered text; None for others. Takes linear time."""
+    for pattern in _BEGINS_RENDERED:
+        if match := pattern.match(text):
+            return match[1]
+    # Only the end is searched for the last mark: a pattern for both would try all pairs of places.
+    start = max(0, len(text) - _LONGEST_MARK)
+    for last, first in _ENDS_RENDERED:
+        ends = [match for match in last.finditer(text, start) if match.end() == len(text)]
+        if ends and first.search(text, 0, ends[0].start()):
+            return ends[0][0].strip()
+    return None
 
 
 def refuse_end_marks(prompt: Instruction, *answers: str | None) -> None:
@@ -96,10 +113,15 @@ def refuse_end_marks(prompt: Instruction, *answers: str | None) -> None:
     for text in (*answers, *(reply for _, reply in prompt.history)):
         ending = (text or "").rstrip()
         mark = next((mark for mark in _END_MARKS if ending.endswith(mark)), None)
-        if mark is None or (mark == "</s>" and ending.count("<s>") >= ending.count(mark)):
+        if mark is None or (mark == "</s>" and _closes_tags(ending)):
             continue
         command = f"sed -E 's#{re.escape(mark)}( |\\\\n)*\"#\"#g' FILE"
         raise BadRow(
             f"an answer ends with `{mark}`, which would be learned as text, the base's own end "
             f"after it: take it off (JSON lines: {command})"
         )
+
+
+def _closes_tags(text: str) -> bool:
+    """True if every `</s>` of a text closes a tag, which may have attributes."""
+    return len(re.findall(r"<s[\s>]", text)) >= text.count("</s>")

@@ -23,7 +23,7 @@ ANSWER = "\n\nAssistant:"
 TURN = re.compile(r"\n\n(Human|Assistant):")
 """The mark before a turn."""
 
-_NEMO_TURN = re.compile(r"\n*<extra_id_1>(User|Assistant)[ \t]*\n")
+_NEMO_TURN = re.compile(r"(?<!\n)\n*<extra_id_1>(User|Assistant)[ \t]*\n")
 _PROMPT = re.compile(r"\s*(Human:.*?)(\n\n?)Assistant:\s*", re.DOTALL)
 
 
