@@ -16,6 +16,7 @@ from alpaca_rlhf.app.chat_controller import MAX_MESSAGE_CHARS, MAX_TURNS, ChatCo
 from alpaca_rlhf.app.chat_messages import SampledReply, Turn
 from alpaca_rlhf.app.chat_tab import PRESETS, SHAPING, _Components, _Events, _generation_request
 from alpaca_rlhf.app.clicks import clicked
+from alpaca_rlhf.app.jobs import Job
 from alpaca_rlhf.app.language import LANGUAGES, translations
 from alpaca_rlhf.app.page_jobs import PageJobs
 from alpaca_rlhf.app.saved_chats import SavedChats
@@ -418,6 +419,100 @@ def test_an_answer_is_kept_until_there_is_another_one(page, monkeypatch):
             break
     again.close()
     assert kept(page) == {first.chat: [("One?", "<sft: One?>")]}
+
+
+def occupied(page):
+    """Two answers of the account, which grow elsewhere until the gate is set."""
+    page.echo.gate.clear()
+    for number in range(2):
+        elsewhere = SimpleNamespace(session_hash=f"elsewhere {number}")
+        generation = _generation_request(page.controller.worker, SETTINGS)
+        answering = page.controller.answer([Turn("?")], generation, elsewhere)
+        next(answering)
+        yield answering
+
+
+@pytest.mark.parametrize("way", ["retry", "edit"])
+def test_what_gets_no_answer_takes_the_place_of_nothing(page, way):
+    first = sent(page, "One?")
+    both = sent(page, "Two?", first.turns, first.chat)
+    before = kept(page)
+    elsewhere = list(occupied(page))
+    if way == "retry":
+        patches = list(page.events.retry(page.request, both.turns, both.chat, *SETTINGS))
+    else:
+        patches = editing(page, 0, "Else?", both.turns, both.chat)
+    assert html.escape(page.text["problem.busy"]) in patches[-1][page.ui.status]
+    assert all(patch[page.ui.turns] == both.turns for patch in patches)
+    assert patches[-1][page.ui.log]["value"] == chat_tab.messages(both.turns)
+    assert kept(page) == before
+    page.echo.gate.set()
+    for answering in elsewhere:
+        answering.close()
+
+
+def test_again_stopped_before_the_first_token_keeps_the_answer(page):
+    first = sent(page, "One?")
+    page.controller.worker.start = lambda *args, **options: Job(
+        *args, urgent=True, count_ahead=lambda job: 0, **options
+    )
+    again = page.events.retry(page.request, first.turns, first.chat, *SETTINGS)
+    assert next(again)[page.ui.turns] == first.turns
+    page.events.stop(page.request)
+    stopped = said(page, again)
+    assert page.text["status.stopped"] in stopped.status and stopped.turns == first.turns
+
+
+def test_deleting_can_be_confirmed_while_an_answer_grows(page):
+    first = sent(page, "One?")
+    page.echo.gate.clear()
+    answering = page.events.send(page.request, "Two?", first.turns, first.chat, *SETTINGS)
+    assert not next(answering)[page.ui.delete_sure]["visible"], "asked before the message"
+    page.events.ask_to_delete(page.request, first.chat)
+    patch = next(answering)
+    page.echo.gate.set()
+    assert not any(page.ui.delete_sure in later for later in [patch, *answering])
+
+
+@pytest.mark.parametrize("way", ["delete", "undo"])
+def test_what_the_page_leaves_between_an_update_and_its_save_is_not_saved(page, monkeypatch, way):
+    monkeypatch.setattr(chat_tab, "SAVE_EVERY_S", 0)
+    first, patch_of = sent(page, "One?"), page.events._patch
+    page.echo.gate.clear()
+    answering = page.events.send(page.request, "Two?", first.turns, first.chat, *SETTINGS)
+    turns = next(answering)[page.ui.turns]
+
+    def left(view):
+        monkeypatch.setattr(page.events, "_patch", patch_of)
+        LEAVING[way](page, turns, first.chat, None)
+        return patch_of(view)
+
+    monkeypatch.setattr(page.events, "_patch", left)
+    assert list(answering) == []
+    assert kept(page) == ({} if way == "delete" else {first.chat: [("One?", "<sft: One?>")]})
+
+
+def test_two_saves_of_one_page_at_once_do_not_split_its_chat(page, monkeypatch):
+    first, save_chat = sent(page, "One?"), page.store.save_chat
+    inside, other, others = threading.Event(), [], (*first.turns, Turn("Two?"))
+
+    def slow(*args, **options):
+        if not inside.is_set():
+            inside.set()
+            thread = threading.Thread(
+                target=page.chats.save, args=(first.chat, others, page.request)
+            )
+            other.append(thread)
+            thread.start()
+            thread.join(0.5)  # comes to its end here where nothing holds it up
+        return save_chat(*args, **options)
+
+    monkeypatch.setattr(page.store, "save_chat", slow)
+    rated = (replace(first.turns[0], thumb=True),)
+    assert page.chats.save(first.chat, rated, page.request) == first.chat
+    other[0].join(60)
+    assert page.chats.save(first.chat, rated, page.request) == first.chat
+    assert list(kept(page)) == [first.chat]
 
 
 def test_two_windows_on_one_chat_lose_nothing(page):

@@ -337,6 +337,8 @@ def test_unsaved_guidelines_stay_and_earlier_versions_are_listed(tmp_path):
         text, loaded, line, _ = events.show_guidelines_of_admin("Be mine.", loaded, None)
         assert not isinstance(text, str) and loaded == "Be <b>brief</b>."
         assert "not saved yet" in line and "Version 2 holds" in line
+        _, loaded, _ = events.save_guidelines(None, None)
+        assert loaded == "" and events.show_guidelines_of_admin("", loaded, None)
 
 
 HOSTILE_HTML = "<img src=x onerror=window.hit=1> <script>window.hit=1</script> ${window.hit=1}"

@@ -307,6 +307,22 @@ def test_an_app_that_was_killed_goes_on_with_the_answers(run, store):
         until(lambda: not store.added_prompts(unanswered=True))
 
 
+def test_what_is_taken_back_while_others_are_answered_is_not_answered(run, store):
+    class Removing(Answers):
+        def candidates(self, policy, rows, *args, **options):
+            store.remove_prompts([NEW[1].id], actor="annotator:1")
+            return super().candidates(policy, rows, *args, **options)
+
+    store.add_prompts(NEW, actor="annotator:1", refused={})
+    server = Removing()
+    with working(run, server) as worker:
+        answers = AddedAnswers(store, worker)
+        answers.start()
+        until(lambda: not answers.running)
+    assert server.asked == [NEW[0].instruction]
+    assert store.progress(0).sets == 1
+
+
 def test_before_sft_prompts_wait(run, store):
     (run / "sft" / "adapter" / "adapter_config.json").unlink()
     with working(run) as worker:

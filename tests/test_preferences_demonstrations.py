@@ -139,6 +139,20 @@ def test_a_repeat_and_its_original_are_never_both_listed(where, clock):
         assert kinds == {"task", "repeat"}
 
 
+def test_a_verdict_whose_repeat_was_skipped_is_listed_again(where, clock):
+    rules = Rules(gold_rate=0, repeat_rate=1, repeat_after=1)
+    with Store(where, rules=rules, seed=1, clock=clock) as store:
+        store.add_sets(candidates(5), origin="test")
+        (ann,) = people(store, 1)
+        done = 0
+        while (task := store.claim(ann)).kind != "repeat":
+            store.submit(ann, task.id, as_shown(task), revision=0)
+            done, clock.now = done + 1, clock.now + 1
+        assert len(store.own_verdicts(ann)) == done - 1, "it is being judged again"
+        store.skip(ann, task.id)
+        assert len(store.own_verdicts(ann)) == done
+
+
 def test_in_a_new_run_their_prompts_are_sfts_and_no_other_splits(tmp_path):
     rows = prompts(41)
     completions = [Completion(rows[0].id, text, "ab12") for text in ("yes", "no")]

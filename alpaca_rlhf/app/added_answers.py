@@ -58,13 +58,14 @@ class AddedAnswers:
     def _work(self, policy_server: PolicyServer, stop: Event) -> Iterator[Filled]:
         tried: set[str] = set()
         while True:
-            # Prompts may be added meanwhile; answers that are all alike leave one without a set.
+            # Prompts may be added or taken back meanwhile, so they are read anew for each of them;
+            # answers that are all alike leave one without a set.
             rows = self._store.added_prompts(unanswered=True)
-            rows = [row for row in rows if row.id not in tried]
-            if not rows:
+            row = next((row for row in rows if row.id not in tried), None)
+            if row is None:
                 return
-            tried |= {row.id for row in rows}
-            filling = fill_by_last_policy(self._store, self._worker, policy_server, rows)
+            tried.add(row.id)
+            filling = fill_by_last_policy(self._store, self._worker, policy_server, [row])
             for progress in filling:
                 yield progress
                 if stop.is_set():

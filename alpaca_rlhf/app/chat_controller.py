@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from threading import Event
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from alpaca_rlhf.app.chat_messages import SampledReply, Turn
 from alpaca_rlhf.app.job_status import job_status
+from alpaca_rlhf.app.jobs import Job
 from alpaca_rlhf.app.language import translations
 from alpaca_rlhf.app.page_jobs import PageJobs
 from alpaca_rlhf.app.services import Services
@@ -65,6 +66,8 @@ class ChatView:
     """True where the conversation is to be saved."""
     refused: bool = False
     """True where the message is not answered: `turns` are then what was asked for."""
+    job: Job[Any] | None = field(default=None, compare=False, repr=False)
+    """The job that answers; what the page has left by now is not to be saved."""
 
 
 class _Clock:
@@ -187,7 +190,7 @@ class ChatController:
             status = status or text["status.running"].format(policy=generation.policy)
             answered = bool(last.reply) or last.sampled is not None
             keep = update.finished and answered
-            yield ChatView((*earlier, last), status, not update.finished, keep)
+            yield ChatView((*earlier, last), status, not update.finished, keep, job=job)
 
     def make_candidates(
         self,

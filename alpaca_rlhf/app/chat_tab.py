@@ -422,8 +422,10 @@ class _Events:
             hint = self._text(request)["edited.hint"] if is_better else ""
             yield self._patch(ChatView(kept, hint, False)) | self._saved(kept, chat, request, hint)
             return
-        edited = Turn(text)
-        yield from self._answer([*earlier_turns, edited], turns, chat, settings, request)
+        turns_asked = [*earlier_turns, Turn(text)]
+        # The turns after it are kept until there is an answer that takes their place.
+        is_last = len(turns_asked) == len(turns)
+        yield from self._answer(turns_asked, turns, chat, settings, request, save_early=is_last)
 
     def go_on(
         self, request: gr.Request, turns: tuple[Turn, ...], chat: int | None, *settings: Any
@@ -451,7 +453,8 @@ class _Events:
         self._controller.page_jobs.leave(request)
         ui = self._components
         no_chat = {ui.chat_id: None, ui.saved: gr.update(value=None), ui.title: ""}
-        return self._patch(ChatView((), "", False)) | {ui.box: ""} | no_chat
+        patch = self._patch(ChatView((), "", False)) | self._deleting("")
+        return patch | {ui.box: ""} | no_chat
 
     def rate(
         self, request: gr.Request, event: gr.LikeData, turns: tuple[Turn, ...], chat: int | None
@@ -534,7 +537,7 @@ class _Events:
         except Refused as refused:
             patch = self._patch(ChatView(turns, self._chats.problem(refused, request), False))
             return patch | {ui.saved: self._listed(request, chat)}
-        patch = self._patch(ChatView(opened, "", False))
+        patch = self._patch(ChatView(opened, "", False)) | self._deleting("")
         return patch | {ui.chat_id: number, ui.title: title, ui.box: ""}
 
     def rename_chat(self, request: gr.Request, chat: int | None, title: str) -> Patch:
@@ -623,33 +626,47 @@ class _Events:
             go_on: True where the last answer is gone on with.
             save_early: Keep the message before it is answered, and the answer as it grows: whoever
                 reloads or closes the page, or ends the server, loses no more than a moment of it.
+                Otherwise the page keeps what it shows until there is some of the answer.
             once_taken: A patch for the page once the message is not refused.
         """
         ui = self._components
         generation = _generation_request(self._controller.worker, settings)
-        once, apart = dict(once_taken or {}), ""
+        once, apart = self._deleting("") | (once_taken or {}), ""
         saved_s: float | None = None
         for view in self._controller.answer(turns_asked, generation, request, go_on=go_on):
             if view.refused:
                 yield self._patch(replace(view, turns=shown))
                 return
+            is_begun = save_early or view.keep or bool(view.turns[-1].reply)
+            if not is_begun and not view.running:
+                view = replace(view, turns=shown)
             patch = self._patch(replace(view, status=f"{view.status} {apart}".strip())) | once
+            if not is_begun:  # nothing takes the place of what is kept yet
+                patch[ui.turns] = shown
             now_s = time.monotonic()
             due = saved_s is None or (view.running and now_s - saved_s >= SAVE_EVERY_S)
             if view.keep or (save_early and due):
                 try:
-                    saved = self._saved(view.turns, chat, request, view.status)
+                    with self._chats.page(request):
+                        if not self._holds(view, request):
+                            return
+                        saved = self._saved(view.turns, chat, request, view.status)
                 except Exception:
                     yield self._patch(replace(view, running=False)) | once  # or it would wait
                     raise
                 if saved_s is not None and not view.keep:  # a name may be being typed
-                    saved = {part: saved[part] for part in (ui.chat_id, ui.status) if part in saved}
+                    title_parts = (ui.saved, ui.title)
+                    saved = {part: new for part, new in saved.items() if part not in title_parts}
                 if saved.get(ui.chat_id, chat) != chat and chat is not None:
                     apart = self._text(request)["chats.apart"]
                 chat, saved_s = saved.get(ui.chat_id, chat), now_s
                 patch |= saved
             once = {}
             yield patch
+
+    def _holds(self, view: ChatView, request: gr.Request) -> bool:
+        """False once the page has left the job that answers."""
+        return view.job is None or self._controller.page_jobs.holds(request, view.job)
 
     def _saved(
         self, turns: tuple[Turn, ...], chat: int | None, request: gr.Request, status: str = ""
@@ -672,6 +689,8 @@ class _Events:
             ui.saved: gr.update(choices=choices, value=number),
             ui.title: title,
         }
+        if number != chat:
+            named |= self._deleting("")  # which named another conversation
         if chat is None or number in (None, chat):
             return named
         apart = self._text(request)["chats.apart"]
@@ -692,7 +711,6 @@ class _Events:
             ui.status: status_line(view.status),
             ui.stop: gr.update(interactive=view.running),
             **dict.fromkeys((ui.send, ui.make, ui.regenerate, ui.go_on), idle),
-            **self._deleting(""),  # the page may show another conversation by now
         }
 
 

@@ -281,10 +281,9 @@ class _Events:
     def save_guidelines(self, written: str, request: gr.Request) -> tuple[str, Any, Any]:
         """Add a version of the guidelines; the outcome, the saved text, and all versions."""
         text, admin = self._text(request), self._services.account(request)
+        written = str(written or "")
         try:
-            guidelines = self._store.set_guidelines(
-                str(written or ""), actor=f"annotator:{admin.id}"
-            )
+            guidelines = self._store.set_guidelines(written, actor=f"annotator:{admin.id}")
         except UserError as error:
             failure = _failure(text["outcome.refused"].format(why=error))
             return failure, gr.skip(), gr.skip()

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 import gradio as gr
 
@@ -33,6 +34,15 @@ class SavedChats:
         self._store = services.store
         self._known: dict[str, tuple[int, str]] = {}
         self._lock = threading.Lock()
+        self._pages: WeakValueDictionary[str, threading.RLock] = WeakValueDictionary()
+
+    def page(self, request: gr.Request) -> threading.RLock:
+        """The lock of a page, under which its conversation is opened, kept and deleted.
+
+        Whoever holds it can look whether the page still shows something, and keep that.
+        """
+        with self._lock:
+            return self._pages.setdefault(str(request.session_hash), threading.RLock())
 
     def choices(self, request: gr.Request) -> list[tuple[str, int]]:
         """Names and numbers of the account's conversations."""
@@ -44,6 +54,10 @@ class SavedChats:
         A new one without turns is not kept. One that another page has deleted or changed since this
         page last opened or kept it becomes a new one.
         """
+        with self.page(request):
+            return self._save(number, turns, request)
+
+    def _save(self, number: int | None, turns: Sequence[Turn], request: gr.Request) -> int | None:
         account, rows = self._account(request), [turn.to_json() for turn in turns]
         title = turns[0].user if turns else ""
         kept = None
@@ -66,8 +80,9 @@ class SavedChats:
             Refused: It is not there, or belongs to somebody else.
         """
         opened = _number(number)
-        title, rows = self._store.chat(self._account(request), opened)
-        self._note(opened, rows, request)
+        with self.page(request):
+            title, rows = self._store.chat(self._account(request), opened)
+            self._note(opened, rows, request)
         return title, tuple(turn_from_json(row) for row in rows)
 
     def rename(self, number: object, title: object, request: gr.Request) -> None:
@@ -84,7 +99,8 @@ class SavedChats:
         Raises:
             Refused: It is not there, or belongs to somebody else.
         """
-        self._store.delete_chat(self._account(request), _number(number))
+        with self.page(request):
+            self._store.delete_chat(self._account(request), _number(number))
 
     def exported(self, number: object, request: gr.Request) -> str:
         """A conversation as one JSON line, which SFT reads as a row.

@@ -1,7 +1,8 @@
 """An annotator's own verdicts, to be looked at and revised.
 
 Nothing tells which of them answer gold questions or repeats: the list has no kinds, and a verdict
-whose set was handed out again is left out, so that no set stands in it twice.
+whose set was handed out again is left out while the repeat is open or done, so that no set stands
+in it twice.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ def newest(
         n: Verdicts on a page.
     """
     repeated = select(Assignment.repeat_of).where(
-        Assignment.annotator_id == annotator_id, Assignment.repeat_of.is_not(None)
+        Assignment.annotator_id == annotator_id,
+        Assignment.repeat_of.is_not(None),
+        Assignment.state.in_(("open", "done")),
     )
     query = (
         select(Assignment, Ranking, Prompt.instruction)
