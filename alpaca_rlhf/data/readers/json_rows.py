@@ -25,7 +25,7 @@ SPEAKERS = {
     "gpt": "Assistant", "assistant": "Assistant", "chatgpt": "Assistant", "model": "Assistant",
     "bot": "Assistant", "system": "System", "developer": "System",
 }  # fmt: skip
-"""Who speaks, by the `role` or `from` of a message."""
+"""The speaker, by the `role` or `from` of a message."""
 
 _LIST_OF_OBJECTS = re.compile(r"\[\s*\{")
 _ROLE = re.compile(rf"""["'](?:role|from)["']\s*:\s*["'](?:{"|".join(SPEAKERS)})["']""")
