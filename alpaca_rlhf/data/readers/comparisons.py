@@ -345,7 +345,8 @@ def _hh_pair(chosen: str, rejected: str, source: str, row: dict[str, Any]) -> Pr
     at = chosen[:common].rfind(ANSWER)
     if at < 0:
         in_turns = any(TURN.search(f"\n\n{text}") for text in (chosen, rejected))
-        has_synonym = "prompt" in suggested_columns(row, "rankings").values()
+        suggested = suggested_columns(row, "rankings")
+        has_synonym = any(new == "prompt" and old not in INPUT for old, new in suggested.items())
         implicit = None if in_turns or has_synonym else implicit_texts(chosen, rejected)
         # Where another column asks, what the answers share at their beginning is no prompt.
         if not in_turns and not has_synonym:

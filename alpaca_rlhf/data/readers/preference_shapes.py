@@ -200,7 +200,15 @@ def refuse_unread_prompt(row: Mapping[str, Any], shared: str = "") -> None:
     Raises:
         BadRow: One does.
     """
-    if "prompt" in suggested_columns(row, "rankings").values():
+    suggested = {new: old for old, new in suggested_columns(row, "rankings").items()}
+    likely = suggested.get("prompt")
+    if likely in INPUT and shared:
+        raise BadRow(
+            f"column `{likely}` stands beside a dialogue, as `chosen` and `rejected` begin alike "
+            f"with {short(shared)!r}: if `{likely}` is the prompt, --columns {likely}=prompt; if "
+            f"their beginning is, --columns {likely}={IGNORED} (a run: --inputs.columns)"
+        )
+    if likely is not None:
         return
     answers = [text for name in ("chosen", "rejected") for text in _texts_of(row[name])]
     askers = {}
