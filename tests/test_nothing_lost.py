@@ -110,11 +110,7 @@ def test_masked_replies_beside_messages_are_those_of_the_history(tmp_path) -> No
 )
 def test_an_input_beside_messages_is_refused_unless_they_hold_it(tmp_path, read, row) -> None:
     message = refusal(read, write(tmp_path / "a.jsonl", row | {"input": "Answer in French."}))
-    if set(row) == {"chosen", "rejected"}:  # here it may be the prompt itself
-        assert "input=prompt" in message or "NAME=- leaves out" in message
-    else:
-        assert "column `input` stands beside a dialogue" in message
-        assert "--columns input=-" in message
+    assert "column `input` stands beside a dialogue" in message and "--columns input=-" in message
     assert (
         len(read(write(tmp_path / "b.jsonl", row | {"input": ""}, row | {"input": "colour"}))) == 2
     )
