@@ -70,17 +70,17 @@ _WATCH = """() => {
   const root = document.querySelector(".rank");
   const task = root.dataset.task;
   let began = 0;
+  window.nextTaskMs = undefined;
   addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !began) began = performance.now();
   }, { capture: true });
-  window.untilNextTask = new Promise((done) => {
-    new MutationObserver((_, observer) => {
-      if (root.dataset.task === task || root.getAttribute("aria-busy") !== "false") return;
-      observer.disconnect();
-      // The second frame begins once the first one has been painted.
-      requestAnimationFrame(() => requestAnimationFrame(() => done(performance.now() - began)));
-    }).observe(root, { attributes: true });
-  });
+  new MutationObserver((_, observer) => {
+    if (root.dataset.task === task || root.getAttribute("aria-busy") !== "false") return;
+    observer.disconnect();
+    // The second frame begins once the first one has been painted.
+    const note = () => { window.nextTaskMs = performance.now() - began; };
+    requestAnimationFrame(() => requestAnimationFrame(note));
+  }).observe(root, { attributes: true });
 }"""
 _AT_ITS_TOP = """() => {
   const card = document.querySelector(".card");
@@ -134,6 +134,7 @@ def rank_by_keys(page: Any, actions: list[str]) -> float:
     page.keyboard.press("Control+Enter")
     if not actions:  # an order that nobody has touched is confirmed
         page.keyboard.press("Enter")
-    milliseconds = float(page.evaluate("window.untilNextTask"))
+    page.wait_for_function("window.nextTaskMs !== undefined")
+    milliseconds = float(page.evaluate("window.nextTaskMs"))
     assert page.evaluate(_AT_ITS_TOP), "the next task is at its top, and takes keys"
     return milliseconds

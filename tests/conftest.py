@@ -60,10 +60,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @cache
 def _opens_a_browser(module: ModuleType) -> bool:
-    """True if a test file imports `tests.browser` or a name of it."""
+    """True if a test file imports `tests.browser`, or what it opens a browser or a page with."""
     return any(
-        "tests.browser" in (getattr(value, "__name__", ""), getattr(value, "__module__", ""))
-        for value in vars(module).values()
+        getattr(value, "__name__", "") == "tests.browser"
+        or (getattr(value, "__module__", "") == "tests.browser" and name in ("browser", "visit"))
+        for name, value in vars(module).items()
     )
 
 

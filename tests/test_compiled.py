@@ -1,6 +1,8 @@
 """Compiled regions of a base, against the same base without them."""
 
 import shutil
+import sysconfig
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -71,7 +73,10 @@ def test_passes_without_gradients_stay_as_they_are(tiny):
     assert len(backend.graphs) == compiled == 1, "the line that tries the compiler, and no more"
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+@pytest.mark.skipif(
+    shutil.which("g++") is None or not Path(sysconfig.get_path("include"), "Python.h").exists(),
+    reason="needs g++ and the headers of Python",
+)
 def test_inductor_gives_the_same(tiny, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     head, losses = ScalarHead(128, seed=1), []

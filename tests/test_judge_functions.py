@@ -651,6 +651,31 @@ def test_a_judge_is_known_by_its_code_not_by_its_name(written, first, second, sa
     assert judges[0].same_code(imported), "also where another file imports it"
 
 
+def test_what_cannot_be_compared_is_another_judge(written):
+    """Arrays have no truth value, and a function may hold itself or a variable without a value."""
+    text = """import torch
+class Rater:
+    def __init__(self):
+        self.table = torch.arange(3)
+    def score(self, prompt, completion, finished):
+        return 0.5
+Alias = Rater
+def made(filled):
+    def recursive(prompt, completion, finished, depth=0):
+        return recursive(prompt, completion, finished, 1) if not depth else 0.5
+    def empty(prompt, completion, finished):
+        return later
+    if filled:
+        later = 0.5
+    return recursive, empty
+recursive, empty = made(False)
+again, full = made(True)
+"""
+    for first, second in (("Rater", "Alias"), ("recursive", "again"), ("empty", "full")):
+        one, another = (written(text, name, "kinds.py").source for name in (first, second))
+        assert not one.same_code(another)
+
+
 def test_parts_survive_the_log(written):
     text = (
         "from alpaca_rlhf.judges import Scores\ndef score(prompt, completion, finished):\n"

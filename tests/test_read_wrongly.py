@@ -23,22 +23,10 @@ from alpaca_rlhf.data import (
 )
 from alpaca_rlhf.data.readers.columns import column_names
 from tests.mutations import tried
+from tests.test_columns import USER, refusal, write
 
 ALIKE = {"chosen": "The colour is blue.", "rejected": "The colour is loud."}
-USER = {"role": "user", "content": "Which colour?"}
 BLUE, LOUD = ({"role": "assistant", "content": text} for text in ALIKE.values())
-
-
-def write(path: Path, *rows: object) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    return path
-
-
-def refusal(read: Any, path: Path, *arguments: Any) -> str:
-    with pytest.raises(UserError) as caught:
-        read(path, *arguments)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # --- the beginning that two answers share is no prompt --------------------------------------------
@@ -569,13 +557,11 @@ def test_battles_of_kaggles_arena_are_pairs(tmp_path, as_json) -> None:
     assert set(reading.account.unread) == {"id"}
     detected = detect_format(open_rows(str(path))).format
     assert detected is not None and detected.name == "completion-ab"
-    for broken in (
-        battle("model_c", ["Hi."], ["a"], ["b"]),
-        battle("model_a", ["Hi."], ["a", "b"], ["b"]),
+    for broken, why in (
+        (battle("model_c", ["Hi."], ["a"], ["b"]), "one must be 1"),
+        (battle("model_a", ["Hi."], ["a", "b"], ["b"]), "must hold one"),
     ):
-        assert "must hold one" in refusal(
-            read_pairs, write(path, broken)
-        ) or "one must be 1" in refusal(read_pairs, path)
+        assert why in refusal(read_pairs, write(path, broken))
 
 
 # --- verdicts and begun answers -------------------------------------------------------------------

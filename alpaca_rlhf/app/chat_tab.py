@@ -555,19 +555,21 @@ class _Events:
         if chat is None:
             return self._deleting("") | {ui.status: status_line(text["chats.none"])}
         titles = {number: title for title, number in self._chats.choices(request)}
-        sure = text["chats.delete_sure.title"].format(title=titles.get(chat, f"#{chat}"))
-        return self._deleting(sure) | {ui.status: status_line("")}
+        confirm_title = text["chats.delete_sure.title"].format(title=titles.get(chat, f"#{chat}"))
+        return self._deleting(confirm_title) | {ui.status: status_line("")}
 
     def keep_chat(self) -> Patch:
         return self._deleting("")
 
-    def _deleting(self, sure: str) -> Patch:
+    def _deleting(self, confirm_title: str) -> Patch:
         """The button that asks, or the two that decide, one of them with this title."""
         ui = self._components
         return {
-            ui.delete: gr.update(visible=not sure),
-            ui.delete_sure: gr.update(visible=bool(sure), **({"value": sure} if sure else {})),
-            ui.delete_not: gr.update(visible=bool(sure)),
+            ui.delete: gr.update(visible=not confirm_title),
+            ui.delete_sure: gr.update(
+                visible=bool(confirm_title), **({"value": confirm_title} if confirm_title else {})
+            ),
+            ui.delete_not: gr.update(visible=bool(confirm_title)),
         }
 
     def delete_chat(self, request: gr.Request, chat: int | None) -> Patch:
@@ -606,7 +608,7 @@ class _Events:
     def _answer(
         self,
         turns_asked: list[Turn],
-        shown: tuple[Turn, ...],
+        turns_on_page: tuple[Turn, ...],
         chat: int | None,
         settings: tuple[Any, ...],
         request: gr.Request,
@@ -619,7 +621,7 @@ class _Events:
 
         Args:
             turns_asked: The conversation up to the message.
-            shown: The conversation as it is on the page, which a refusal leaves as it is.
+            turns_on_page: The conversation as it is on the page, which a refusal leaves as it is.
             chat: Number of the conversation.
             settings: The settings that the browser sent.
             request: The request of the page.
@@ -631,18 +633,21 @@ class _Events:
         """
         ui = self._components
         generation = _generation_request(self._controller.worker, settings)
-        once, apart = self._deleting("") | (once_taken or {}), ""
+        first_patch, apart_notice = self._deleting("") | (once_taken or {}), ""
         saved_s: float | None = None
         for view in self._controller.answer(turns_asked, generation, request, go_on=go_on):
             if view.refused:
-                yield self._patch(replace(view, turns=shown))
+                yield self._patch(replace(view, turns=turns_on_page))
                 return
             is_begun = save_early or view.keep or bool(view.turns[-1].reply)
             if not is_begun and not view.running:
-                view = replace(view, turns=shown)
-            patch = self._patch(replace(view, status=f"{view.status} {apart}".strip())) | once
+                view = replace(view, turns=turns_on_page)
+            patch = (
+                self._patch(replace(view, status=f"{view.status} {apart_notice}".strip()))
+                | first_patch
+            )
             if not is_begun:  # nothing takes the place of what is kept yet
-                patch[ui.turns] = shown
+                patch[ui.turns] = turns_on_page
             now_s = time.monotonic()
             due = saved_s is None or (view.running and now_s - saved_s >= SAVE_EVERY_S)
             if view.keep or (save_early and due):
@@ -652,16 +657,17 @@ class _Events:
                             return
                         saved = self._saved(view.turns, chat, request, view.status)
                 except Exception:
-                    yield self._patch(replace(view, running=False)) | once  # or it would wait
+                    # The page would wait for an answer otherwise.
+                    yield self._patch(replace(view, running=False)) | first_patch
                     raise
                 if saved_s is not None and not view.keep:  # a name may be being typed
                     title_parts = (ui.saved, ui.title)
                     saved = {part: new for part, new in saved.items() if part not in title_parts}
                 if saved.get(ui.chat_id, chat) != chat and chat is not None:
-                    apart = self._text(request)["chats.apart"]
+                    apart_notice = self._text(request)["chats.apart"]
                 chat, saved_s = saved.get(ui.chat_id, chat), now_s
                 patch |= saved
-            once = {}
+            first_patch = {}
             yield patch
 
     def _holds(self, view: ChatView, request: gr.Request) -> bool:

@@ -173,8 +173,10 @@ def data_tab(
         tab.select(events.refresh, None, contents, **private)
         tab.select(browse.names, None, browse.person, **private)
         tab.select(handing_out.show, None, handing_out.fields, **private)
-        shown = [guidelines, loaded, saved, versions]
-        tab.select(events.show_guidelines_of_admin, [guidelines, loaded], shown, **private)
+        guideline_fields = [guidelines, loaded, saved, versions]
+        tab.select(
+            events.show_guidelines_of_admin, [guidelines, loaded], guideline_fields, **private
+        )
 
     return refresh_on_open
 

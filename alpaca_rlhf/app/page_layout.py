@@ -82,8 +82,8 @@ class GuardedBlocks(gr.Blocks):
             logger.warning("a change was not saved: %s", error)
             text = translations("shell", self._services.language(callers[0]))
             # What a person may be told of a file is that; its place is in the log.
-            shown = text["full" if is_disk_full else "unreadable"]
-            raise gr.Error(shown, print_exception=False) from None
+            message = text["full" if is_disk_full else "unreadable"]
+            raise gr.Error(message, print_exception=False) from None
 
     async def preprocess_data(self, *args: Any, **options: Any) -> list[Any]:
         """Read the values of an event's fields.
@@ -97,8 +97,8 @@ class GuardedBlocks(gr.Blocks):
         except Exception as error:
             if is_full(error):
                 raise
-            shown = error.message if isinstance(error, gr.Error) else "no field has such a value"
-            raise gr.Error(shown, print_exception=False) from None
+            message = error.message if isinstance(error, gr.Error) else "no field has such a value"
+            raise gr.Error(message, print_exception=False) from None
 
     def _check(self, event: int, request: gr.Request | None) -> None:
         if request is None:

@@ -60,18 +60,18 @@ class SavedChats:
     def _save(self, number: int | None, turns: Sequence[Turn], request: gr.Request) -> int | None:
         account, rows = self._account(request), [turn.to_json() for turn in turns]
         title = turns[0].user if turns else ""
-        kept = None
+        saved_number = None
         if number is not None:
             try:
                 before = self._digest_known(number, request)
-                kept = self._store.save_chat(account, number, title, rows, before=before)
+                saved_number = self._store.save_chat(account, number, title, rows, before=before)
             except Refused:
                 pass
-        if kept is None and turns:
-            kept = self._store.save_chat(account, None, title, rows)
-        if kept is not None:
-            self._note(kept, rows, request)
-        return kept
+        if saved_number is None and turns:
+            saved_number = self._store.save_chat(account, None, title, rows)
+        if saved_number is not None:
+            self._note(saved_number, rows, request)
+        return saved_number
 
     def open(self, number: object, request: gr.Request) -> tuple[str, tuple[Turn, ...]]:
         """Title and turns of a conversation.

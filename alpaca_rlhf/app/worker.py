@@ -225,7 +225,7 @@ class Worker:
     def _takes(self, job: Job[Any], owner: int) -> bool:
         """True, and the job is counted, if its owner has fewer under way than one may have."""
         earlier = self._owned.get(owner, [])
-        under_way = [each for each in earlier if not (each.finished or each.stopping.is_set())]
+        under_way = [other for other in earlier if not (other.finished or other.stopping.is_set())]
         is_taken = len(under_way) < MAX_JOBS_OF_OWNER
         self._owned[owner] = [*under_way, *([job] if is_taken else [])]
         return is_taken

@@ -128,11 +128,11 @@ class Judge:
             if getattr(source, "batched", False):
                 return list(source.score_batch(batch))  # type: ignore[union-attr]
             return [source.score(*response) for response in batch]  # type: ignore[union-attr]
-        given = list(batch)
+        passed = list(batch)
         values: list[Any] = []
         try:
             with source.process.entered():
-                value = source(given)
+                value = source(passed)
                 if source.batch_size is None:
                     return [value]
                 problem = _no_list(value)
@@ -145,7 +145,7 @@ class Judge:
             place = source.place_of(error.__traceback__)
             number = min(len(values), len(batch) - 1)
             raise self._failure(place, f"raised {described(error)}", row(number)) from None
-        if not problem and given != list(batch):
+        if not problem and passed != list(batch):
             problem = (
                 "changed the list that it was given, whose order tells which score is whose; "
                 "sort a copy: sorted(responses, ...)"

@@ -33,14 +33,12 @@ class Guidelines:
 
 def newest(session: Session) -> Guidelines | None:
     """The version that holds now; None where there never was one."""
-    row = session.scalar(select(GuidelineRow).order_by(GuidelineRow.id.desc()).limit(1))
-    return None if row is None else Guidelines(row.id, row.text, row.author, row.created_ms)
+    return next(iter(newest_first(session, n=1)), None)
 
 
 def newest_first(session: Session, *, n: int | None = None) -> list[Guidelines]:
     """The newest versions; all of them by default."""
-    query = select(GuidelineRow).order_by(GuidelineRow.id.desc()).limit(n)
-    rows = session.scalars(query)
+    rows = session.scalars(select(GuidelineRow).order_by(GuidelineRow.id.desc()).limit(n))
     return [Guidelines(row.id, row.text, row.author, row.created_ms) for row in rows]
 
 

@@ -75,10 +75,10 @@ class Comparison:
         return f"{', '.join(others)} or {last}"
 
 
-# AlpacaFarm's; a tie is 0 or 1.5 (tatsu-lab/alpaca_eval@7d16c26 metrics/winrate.py).
 Preference = tuple[str, tuple[str, ...]]
 """A verdict, and the columns of the two answers and of a prompt that is called otherwise."""
 
+# AlpacaFarm's; a tie is 0 or 1.5 (tatsu-lab/alpaca_eval@7d16c26 metrics/winrate.py).
 _PREFERENCE = (("1", "a"), ("2", "b"), ("tie", "0", "1.5"))
 _ARENA = (("model_a",), ("model_b",), ("tie", "tie (bothbad)", "both_bad"))
 _STRENGTH = (("-3", "-2", "-1"), ("1", "2", "3"), ("0",))
