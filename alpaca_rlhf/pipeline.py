@@ -120,6 +120,7 @@ FREE = (
     *(f"judge.usd_per_1k_{name}" for name in ("in", "out")),
     "sampling.dense_gib",
     "checkpointing",
+    "compile",
     "track",
     "more_rounds",
     "rank.at_least",
@@ -365,8 +366,9 @@ def _changeable(done: Collection[str], settings: Loop) -> set[str]:
     # Sampling reads nothing of these.
     ranking = {"rank.tie_below", "rank.noise"} if "rank" not in ended else set()
     reading = {"inputs.columns", "inputs.broken", "inputs.leaks"}
-    if not ended.isdisjoint(("generate", "sft")):  # their rows were read already
-        reading = set()
+    if not ended.isdisjoint(("generate", "sft")):
+        # Their rows were read already, and none was broken; a later version may refuse more.
+        reading = {"inputs.broken"}
     left_out = {*POLICY_STAGES} - {*begun.policy_stages}  # their numbers have dealt nothing
     dealing = [path for path in DEALING if path.partition(".")[0] not in left_out]
     paths = {leaf.path for leaf in leaves_of(Loop, required=False)}
@@ -450,9 +452,19 @@ def _note_base(context: Context) -> None:
 
     A run may go on on another machine, where other bytes compute the same base: each process
     compares with its own beginning.
+
+    Raises:
+        UserError: The run was begun with a base of other weights.
     """
     base, digest = context.base, context.base_digest
-    if context.run.done("base") is None:
+    noted = context.run.done("base")
+    begun = None if noted is None else noted.get("fingerprint")
+    if begun not in (None, base.fingerprint) and not context.adapters.fits_earlier(begun):
+        raise UserError(
+            f"{context.run.path}: was begun with another base ({begun}, here it is "
+            f"{base.fingerprint}); go on with the version that began it, or give another --out"
+        )
+    if noted is None:
         facts = {
             "digest": digest,
             "parameters": base.parameters,
@@ -465,7 +477,7 @@ def _note_base(context: Context) -> None:
 def _memory_gib(context: Context, step: Step) -> dict[str, float]:
     """Memory that a stage was planned to take, and its measured peak on the card, in GiB."""
     planned = {"planned_memory_gib": forecast.planned_gib(context, step.stage, step.round)}
-    measured = forecast.measured_gib()
+    measured = forecast.measured_gib(context.base.device)
     return planned if measured is None else planned | {"gpu_memory_gib": measured}
 
 

@@ -101,7 +101,7 @@ def test_a_machine_without_a_compiler_is_told_in_one_line(tiny):
     adapters = tiny("policy")
     with pytest.raises(UserError, match="--compile: torch cannot compile here") as caught:
         compile_regions(adapters.base.model, backend=broken)
-    assert "\n" not in str(caught.value) and "leave --compile out" in str(caught.value)
+    assert "\n" not in str(caught.value) and "give --compile False" in str(caught.value)
 
 
 @pytest.mark.parametrize("wanted", [False, True])

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.doctor import machine
 from alpaca_rlhf.models import base as base_module
 from alpaca_rlhf.models import devices
@@ -17,7 +18,7 @@ from alpaca_rlhf.models.devices import VARIABLE, default_device, exact_dtype, fl
 from alpaca_rlhf.models.oom_retry import is_out_of_memory
 from alpaca_rlhf.planner import shape_of
 from alpaca_rlhf.settings import Loop
-from alpaca_rlhf.stages import preflight
+from alpaca_rlhf.stages import forecast, preflight
 
 PACKAGE = Path(devices.__file__).parent.parent
 MPS = torch.device("mps")
@@ -54,6 +55,27 @@ def test_a_card_comes_first_then_mps_then_the_processor(monkeypatch):
     monkeypatch.setenv(VARIABLE, "cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert default_device().type == "cpu"
+
+
+def test_a_named_device_must_be_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setenv(VARIABLE, "cuda:1")
+    assert default_device() == torch.device("cuda:1")
+    for name, problem in (
+        ("cuda:2", "torch sees 2 of this kind here"),
+        ("mps", "torch sees none of this kind here"),
+        ("gpu", "is no device; give cpu, cuda, cuda:1 or mps"),
+    ):
+        monkeypatch.setenv(VARIABLE, name)
+        with pytest.raises(UserError) as caught:
+            default_device()
+        assert str(caught.value).startswith(f"{VARIABLE}={name}") and problem in str(caught.value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv(VARIABLE, "cuda")
+    with pytest.raises(UserError, match="none of this kind"):
+        default_device()
 
 
 def test_the_precision_of_a_mac(mac, monkeypatch):
@@ -137,3 +159,12 @@ def test_no_module_asks_a_device_for_float64_itself():
 
 def test_a_mac_that_is_out_of_memory_goes_on_with_less():
     assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB)"))
+
+
+def test_the_memory_of_a_stage_is_that_of_its_own_device(monkeypatch):
+    """A run on the processor takes nothing of a card that is there too."""
+    peaks = {0: 0, 1: 3 * 2**30}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peaks[device.index])
+    assert forecast.measured_gib(torch.device("cuda:1")) == 3.0
+    assert forecast.measured_gib(torch.device("cpu")) is None

@@ -651,6 +651,20 @@ def test_a_judge_is_known_by_its_code_not_by_its_name(written, first, second, sa
     assert judges[0].same_code(imported), "also where another file imports it"
 
 
+def test_one_code_that_reads_other_files_is_another_judge(written, tmp_path):
+    text = """FILES = ["words.txt"]
+def score(prompt, completion, finished):
+    return 0.5
+"""
+    judges = []
+    for folder, words in (("a", "yes"), ("b", "no"), ("c", "yes")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "words.txt").write_text(words)
+        judges.append(written(text, "score", f"{folder}/rates.py").source)
+    assert not judges[0].same_code(judges[1])
+    assert judges[0].same_code(judges[2])
+
+
 def test_what_cannot_be_compared_is_another_judge(written):
     """Arrays have no truth value, and a function may hold itself or a variable without a value."""
     text = """import torch

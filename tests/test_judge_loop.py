@@ -608,3 +608,21 @@ def test_a_folder_without_a_reward_model(settings, ranked, tmp_path):
         mine = replace(settings.inputs, judge=f"reward:{folder}")
         with pytest.raises(UserError, match=told):
             go(replace(settings, inputs=mine), tmp_path / "run")
+
+
+def test_a_later_round_of_ties_goes_on_with_the_earlier_rankings(
+    settings, home, tmp_path, monkeypatch
+):
+    (home / "tie.py").write_text(
+        "import os\n\ndef score(prompt, completion, finished):\n"
+        "    return 0.5 if os.environ.get('ALL_TIE') else min(len(completion), 40) / 40\n"
+    )
+    inputs = replace(settings.inputs, judge=f"{home}/tie.py:score")
+    both = replace(settings, rounds=2, policies=("best-of-k",), inputs=inputs)
+    go(both, tmp_path, until="sample.2")
+    monkeypatch.setenv("ALL_TIE", "1")
+    go(both, tmp_path, until="reward.2")
+    facts = json.loads((tmp_path / "ledger.json").read_text())["rank.2"]["facts"]
+    assert facts["verdicts"] == 0 and facts["mean_gold"] == 0.5
+    with pytest.raises(UserError, match="every ranking is a tie"):
+        go(both, tmp_path / "first", until="rank")

@@ -10,11 +10,14 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from alpaca_rlhf import pipeline
 from alpaca_rlhf.core.errors import UserError
+from alpaca_rlhf.core.runs import RunFolder
 from alpaca_rlhf.models.rollout import sample
 from alpaca_rlhf.pipeline import run_loop
 from alpaca_rlhf.report.policy_names import policy_order
@@ -442,3 +445,18 @@ def test_a_run_of_an_earlier_version_goes_on(calm, tmp_path):
         changed = replace(settings, evaluate=replace(settings.evaluate, shown=shown))
         assert run(out, evaluate=changed.evaluate)["policies"] == report_of(calm)["policies"]
     assert "attempts" not in yaml.safe_load((out / "config.yaml").read_text())["generate"]
+
+
+def test_a_run_does_not_go_on_with_other_weights_of_its_base(tmp_path):
+    """The embedded base of another version has the same name."""
+    run = RunFolder.open(tmp_path / "run", "seed: 0\n", kind="loop")
+    base = SimpleNamespace(parameters=1, quantization="nf4", fingerprint="new")
+    adapters = SimpleNamespace(fits_earlier=lambda fingerprint: fingerprint == "earlier")
+    ctx = SimpleNamespace(run=run, base=base, base_digest="d", adapters=adapters)
+    for noted, taken in (("new", True), ("earlier", True), ("old", False)):
+        run.finish("base", {"fingerprint": noted})
+        if taken:
+            pipeline._note_base(ctx)
+            continue
+        with pytest.raises(UserError, match=r"begun with another base \(old, here it is new\)"):
+            pipeline._note_base(ctx)

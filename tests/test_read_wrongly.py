@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from alpaca_rlhf.data import (
     holds_rankings,
     open_rows,
     read_instructions,
+    read_own_tasks,
     read_pairs,
     read_prompts,
     read_rankings,
     write_instructions,
 )
-from alpaca_rlhf.data.readers.columns import column_names
+from alpaca_rlhf.data.readers.columns import column_names, refuse_marked_bad
+from alpaca_rlhf.data.readers.template_marks import without_end_marks
 from tests.mutations import tried
 from tests.test_columns import USER, refusal, write
 
@@ -325,6 +328,33 @@ def test_an_output_that_is_not_learnt_may_end_as_it_does(tmp_path) -> None:
             read(path, **arguments)
 
 
+def test_what_a_run_has_written_itself_is_read_as_it_stands(tmp_path) -> None:
+    """A teacher may have written marks, and an earlier version of the kit kept them."""
+    rendered = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    texts = ["Gone.</s>", "No.<|im_end|>", "Yes."]
+    questions = [rendered, '[{"role": "user", "content": "Hi"}]', "Human: Hi\n\nAssistant: Ho"]
+    lines = [
+        {"instruction": question, "input": "", "output": text, "source": "t"}
+        for question, text in zip(questions, texts, strict=True)
+    ]
+    path = write(tmp_path / "rows.jsonl", *lines)
+    rows = read_own_tasks(path, answered=True)
+    assert [row.instruction for row in rows] == questions
+    assert [row.output for row in rows] == texts
+    write_instructions(tmp_path / "again.jsonl", rows)
+    assert read_own_tasks(tmp_path / "again.jsonl", answered=False) == rows
+
+
+def test_an_end_of_turn_that_a_teacher_leaves_in_is_taken_off() -> None:
+    for text, expected in (
+        ("Gone.<|im_end|>\n", "Gone."),
+        ("Gone.<|eot_id|></s>", "Gone."),
+        ("<s>old</s>", "<s>old</s>"),
+        ("It ends with </s> as a rule.", "It ends with </s> as a rule."),
+    ):
+        assert without_end_marks(text) == expected
+
+
 @pytest.mark.parametrize(
     "piece",
     [
@@ -369,6 +399,7 @@ def test_rows_and_preferences_that_carry_no_loss_are_counted(tmp_path, name, bad
             continue
         message = refusal(read, path)
         assert f"column `{name}` must be 1" in message and f"--columns {name}=-" in message
+    refuse_marked_bad({name: math.nan})  # no value, as tables write it
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ def test_a_conversation_is_another_prompt_and_a_lone_task_keeps_its_id():
     task = Instruction("Sort.", "b a")
     assert task.id == "2d60c7868491cea5"
     assert "history" not in task.to_json()
+    assert Instruction('[\n  {"role": "user"}\n]').to_json()["history"] == ()
     one = dataclasses.replace(task, history=(("Hi.", "Hello."), ("Sing.", "La.")))
     others = [
         dataclasses.replace(task, history=history)

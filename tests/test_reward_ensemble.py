@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Instruction
@@ -59,6 +59,33 @@ def test_each_head_is_normalised_by_itself():
     assert head.members(hidden).tolist() == [[-1.0, -1.0], [1.0, 1.0]]
     assert head(hidden).tolist() == [-1.0, 1.0]
     assert head.log_odds == pytest.approx(5.5), "a unit was 1 and 10"
+
+
+@torch.no_grad()
+def test_the_common_score_has_mean_0_and_deviation_1_once_rescaled(tmp_path):
+    head, hidden = normalised(heads=4, pessimism=2.0), torch.randn(200, 8)
+    before, members = head(hidden), head.members(hidden)
+    assert before.mean() < -0.3, "pessimism takes something everywhere"
+    head.rescale(members)
+    scores = head(hidden)
+    assert float(scores.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(scores.std(correction=0)) == pytest.approx(1, abs=1e-5)
+    assert torch.equal(scores.argsort(), before.argsort())
+    assert torch.equal(head.members(hidden), members), "each head's own scale stays"
+    head.rescale(members)
+    assert torch.equal(head(hidden), scores), "again changes nothing"
+    head.save(tmp_path)
+    assert torch.equal(ScalarHead.load(tmp_path, 8)(hidden), scores)
+
+
+def test_heads_of_an_earlier_version_keep_their_score(tmp_path):
+    head, hidden = normalised(), torch.randn(20, 8)
+    head.save(tmp_path)
+    tensors = load_file(tmp_path / HEAD)
+    earlier = {k: t for k, t in tensors.items() if k not in ("heads.centre", "heads.spread")}
+    assert len(earlier) == len(tensors) - 2
+    save_file(earlier, tmp_path / HEAD)
+    assert torch.equal(ScalarHead.load(tmp_path, 8)(hidden), head(hidden))
 
 
 def test_a_head_that_always_says_the_same_cannot_be_normalised():

@@ -68,7 +68,9 @@ def visible_cards() -> tuple[str, ...]:
         UUIDs in hexadecimal; none where there is no card, or where its identity is unknown.
     """
     used = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
-    number = os.environ.get("ALPACA_RLHF_DEVICE", "").partition(":")[2]
+    kind, _, number = os.environ.get("ALPACA_RLHF_DEVICE", "").partition(":")
+    if kind not in ("", "cuda"):
+        return ()  # the card is left alone
     first = int(number) if number.isdecimal() else 0
     return (_driver_uuids() or _torch_uuids())[first : first + used]
 

@@ -92,7 +92,7 @@ class Instruction:
         """
         columns: dict[str, Any] = {}
         looks_read = any(mark in self.instruction for mark in _TRANSCRIPT_MARKS)
-        if self.history or looks_read or self.instruction.startswith("[{"):
+        if self.history or looks_read or self.instruction.lstrip().startswith("["):
             columns["history"] = self.history
         return columns | ({"system": self.system} if self.system else {})
 

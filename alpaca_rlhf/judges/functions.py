@@ -85,8 +85,14 @@ class JudgeFunction:
         return self.call(*responses[0]) if self.batch_size is None else self.call(responses)
 
     def same_code(self, other: JudgeFunction) -> bool:
-        """True if it computes what another does, by whatever name and from whatever file."""
+        """True if it computes what another does, by whatever name and from whatever file.
+
+        Where both declare files, those must hold the same too.
+        """
         try:
+            declared, others = ({sha256_of(path) for path in j.files[1:]} for j in (self, other))
+            if declared and others and declared != others:
+                return False
             return bool(_content(self.call) == _content(other.call))
         except Exception:  # arrays, a closure that holds itself: nothing shows that they are equal
             return False

@@ -89,7 +89,7 @@ def _refuse_without_compiler(compiled: Callable[..., Any], device: torch.device)
         reason = next((line for line in str(error).splitlines() if line.strip()), "")
         raise UserError(
             f"--compile: torch cannot compile here ({reason[:120] or type(error).__name__}); it "
-            "needs a C++ compiler, and on a card Triton: install them, or leave --compile out"
+            "needs a C++ compiler, and on a card Triton: install them, or give --compile False"
         ) from None
 
 

@@ -22,19 +22,34 @@ def default_device() -> torch.device:
     """CUDA (ROCm among it) if torch sees a card, else Apple's MPS, else the CPU.
 
     Raises:
-        UserError: `ALPACA_RLHF_DEVICE` names none.
+        UserError: `ALPACA_RLHF_DEVICE` names none that torch can use here.
     """
     named = os.environ.get(VARIABLE)
     if named:
-        try:
-            return torch.device(named)
-        except RuntimeError:
-            raise UserError(
-                f"{VARIABLE}={named}: is no device; give cpu, cuda, cuda:1 or mps"
-            ) from None
+        return _named_device(named)
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _named_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"{VARIABLE}={name} is no device; give cpu, cuda, cuda:1 or mps") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    elif device.type == "mps":
+        count = int(torch.backends.mps.is_available())
+    else:
+        count = 1
+    if (device.index or 0) >= count:
+        devices = f"{count} of this kind" if count else "none of this kind"
+        raise UserError(
+            f"{VARIABLE}={name}: torch sees {devices} here; give cpu, or leave the variable out "
+            "(`alpaca-rlhf doctor` says what there is)"
+        )
+    return device
 
 
 def multiplies_in_4_bit(device: torch.device) -> bool:

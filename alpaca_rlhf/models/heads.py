@@ -112,7 +112,8 @@ class ScalarHead(nn.Module):
         }
         if members:
             ensemble = EnsembleHead(hidden_size, range(len(members["weight"])))
-            ensemble.load_state_dict(members)
+            # Folders of earlier versions hold a score that is not rescaled.
+            ensemble.load_state_dict({**ensemble.state_dict(), **members})
             return ensemble
         head = cls(hidden_size)
         head.load_state_dict(state)
@@ -174,15 +175,19 @@ class CriteriaHead(ScalarHead):
 class EnsembleHead(ScalarHead):
     """N heads on one adapter; the score is their mean less `pessimism` standard deviations.
 
-    Each has its own start, gain and bias, so each is normalised by itself. Where they agree the
-    score is their mean; where they differ, as on completions unlike those that were ranked, it is
-    lower.
+    Each has its own start, gain and bias, so each is normalised by itself; then their score is, on
+    the same completions (`rescale`). Where they agree the score is their mean; where they differ,
+    as on completions unlike those that were ranked, it is lower.
 
     Sources: heads on one network (arXiv 1602.04621); a score lowered by the disagreement of reward
     models, there by their variance (arXiv 2310.02743 section 3).
     """
 
     pessimism: Tensor
+    centre: Tensor
+    """Mean of mean less deviations on the completions of `rescale`; 0 before."""
+    spread: Tensor
+    """Standard deviation of mean less deviations on them; 1 before."""
 
     def __init__(self, hidden_size: int, seeds: Sequence[int], *, pessimism: float = 0.0) -> None:
         super().__init__(hidden_size)
@@ -191,14 +196,17 @@ class EnsembleHead(ScalarHead):
         self.gain = torch.ones(len(weights))
         self.bias = torch.zeros(len(weights))
         self.register_buffer("pessimism", torch.tensor(float(pessimism)))
+        self.register_buffer("centre", torch.tensor(0.0))
+        self.register_buffer("spread", torch.tensor(1.0))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Map (..., H) hidden states of any dtype to (...) scores in the weight's, float32."""
         return self._combined(self.members(hidden))
 
     def _combined(self, members: Tensor) -> Tensor:
-        """(...) mean of (..., N) scores less `pessimism` of their standard deviations."""
-        return members.mean(-1) - self.pessimism * members.std(-1, correction=0)
+        """(...) mean of (..., N) scores less `pessimism` of their standard deviations, rescaled."""
+        score = members.mean(-1) - self.pessimism * members.std(-1, correction=0)
+        return (score - self.centre) / self.spread
 
     @property
     def total(self) -> Tensor:
@@ -238,6 +246,22 @@ class EnsembleHead(ScalarHead):
         std = self.gain.new_tensor(stds)
         self.gain.div_(std)
         self.bias.sub_(self.bias.new_tensor(means)).div_(std)
+
+    @torch.no_grad()
+    def rescale(self, scores: Tensor) -> None:
+        """Give the heads' common score mean 0 and std 1, as what reads a reward expects.
+
+        Args:
+            scores: (R, N) `members` of R completions, once each head is normalised.
+
+        Raises:
+            ValueError: Fewer than two completions, or all have the same score.
+        """
+        self.centre.zero_()
+        self.spread.fill_(1.0)
+        mean, std = mean_and_std(self._combined(scores))
+        self.centre.fill_(mean)
+        self.spread.fill_(std)
 
     def save(self, folder: Path) -> None:
         """Write the scalar head that is their mean, and each head with the pessimism."""

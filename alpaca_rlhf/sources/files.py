@@ -42,8 +42,9 @@ class Files:
         """The prompts of a split."""
         if split == "dev" and self.splits and split not in self.splits:
             raise UserError(
-                "--evaluate.split dev: the other splits leave no prompts for it; give more, or "
-                "ask for fewer with --rank.prompts, --best-of-k.prompts or --evaluate.prompts"
+                "--watch.every, --evaluate.split dev: the other splits leave no prompts for dev; "
+                "give more, or ask for fewer with --rank.prompts, --best-of-k.prompts or "
+                "--evaluate.prompts"
             )
         if split not in self.splits:
             raise UserError(

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from alpaca_rlhf.core.records import Instruction
-from alpaca_rlhf.data import Firewall, Leak, answered_prompts, read_instructions
+from alpaca_rlhf.data import Firewall, Leak, answered_prompts, read_own_tasks
 from alpaca_rlhf.settings import Loop
 from alpaca_rlhf.sources.choosing import source_of
 from alpaca_rlhf.sources.own_files import read_rows
@@ -40,7 +40,7 @@ class RunPrompts:
             sft_rows, _ = read_rows(self._settings.inputs)
         else:
             sft_rows = self._source.seeds()
-            sft_rows += read_instructions(generated) if generated.is_file() else []
+            sft_rows += read_own_tasks(generated, answered=True) if generated.is_file() else []
         source = self._source
         return {"sft": sft_rows, **{name: source.prompts(name) for name in source.names()}}
 

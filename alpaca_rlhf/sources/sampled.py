@@ -10,7 +10,7 @@ from alpaca_rlhf.core import jsonl
 from alpaca_rlhf.core.errors import UserError
 from alpaca_rlhf.core.records import Completion, Instruction
 from alpaca_rlhf.core.runs import finished
-from alpaca_rlhf.data import read_prompts
+from alpaca_rlhf.data import read_own_tasks
 from alpaca_rlhf.preferences.assignment import MIN_ANSWERS, Candidates, distinct
 
 if TYPE_CHECKING:
@@ -41,7 +41,10 @@ def read_sheets(run: Path, stage: str) -> list[Sheet]:
     Raises:
         UserError: It is not there, or cannot be read.
     """
-    prompts = {prompt.id: prompt for prompt in read_prompts(run / stage / "prompts.jsonl")}
+    prompts = {
+        prompt.id: prompt
+        for prompt in read_own_tasks(run / stage / "prompts.jsonl", answered=False)
+    }
     path = run / stage / "completions.jsonl"
     completions: dict[str, list[Completion]] = {key: [] for key in prompts}
     mend = "begin anew in another --out"

@@ -16,7 +16,7 @@ from alpaca_rlhf.core import processes
 from alpaca_rlhf.core.prompts import Segment
 from alpaca_rlhf.core.records import Instruction
 from alpaca_rlhf.core.runs import RunFolder, day_of
-from alpaca_rlhf.data import read_instructions
+from alpaca_rlhf.data import read_own_tasks
 from alpaca_rlhf.models.adapters import Adapters
 from alpaca_rlhf.models.base import Base, load_base, weights_digest
 from alpaca_rlhf.models.compiled import compile_regions
@@ -159,7 +159,7 @@ class Context:
         elif not self.settings.inputs.makes_rows:
             rows = []
         else:
-            generated = read_instructions(self.run.path / "generate" / "rows.jsonl")
+            generated = read_own_tasks(self.run.path / "generate" / "rows.jsonl", answered=True)
             rows = self.source.seeds() + generated
         return {"sft": rows, **{name: self.source.prompts(name) for name in self.source.names()}}
 

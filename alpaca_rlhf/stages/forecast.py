@@ -58,14 +58,16 @@ def _longest_prompt(ctx: Context, stage: str, round_: int) -> int:
 
 
 def begin_measuring() -> None:
-    """Reset the GPU's peak memory."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    """Reset the peak memory of every GPU."""
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        torch.cuda.reset_peak_memory_stats(index)
 
 
-def measured_gib() -> float | None:
-    """Peak memory of the GPU's tensors since the reset, in GiB; None without a GPU."""
-    return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+def measured_gib(device: torch.device) -> float | None:
+    """Peak memory of a GPU's tensors since the reset, in GiB; None of another device."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    return torch.cuda.max_memory_allocated(device) / 2**30
 
 
 def in_words(row: Mapping[str, Any]) -> str:

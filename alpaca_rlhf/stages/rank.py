@@ -124,9 +124,10 @@ def _by_scorer(ctx: Context, round_: int) -> Outcome:
     with open_store(ctx.run.path) as store:
         origin = origin_of_stage(ctx.run.path, suffixed("sample", round_))
         store.add_sets(sets, origin=origin)
-        # People may have ranked some, and ties may be learned from.
+        # People may have ranked some, ties may be learned from, and later rounds have the earlier
+        # ones' rankings.
         learnable = verdicts or ctx.settings.reward.ties == "soft" or store.ranked(sets)
-        if not learnable:
+        if not learnable and round_ == 1:
             raise UserError(_all_ties(judge.title, scores.values(), settings.tie_below, tied))
         store.add_rankings(rankings, judge=ranker.identity)
         _take_snapshot(ctx, round_, store, ranker.identity)
@@ -146,6 +147,8 @@ def _by_scorer(ctx: Context, round_: int) -> Outcome:
     summary = f"{verdicts} verdicts, {wrong if noise else f'by {judge.title}'}"
     if tied:
         summary += f", {tied} pairs tied below --rank.tie-below {settings.tie_below:g}"
+    if not learnable:
+        summary += "; every ranking is a tie, so the rankings of earlier rounds alone are learned"
     if facts["by_people"]:
         summary += f"; {facts['by_people']} rankings by people stand above them"
     return Outcome(len(heard) + others, 0, summary + others_text, facts)
@@ -158,7 +161,7 @@ def _all_ties(judge: str, scores: Collection[float], tie_below: float, tied: int
         return (
             f"--inputs.judge {judge}: gives all completions of each prompt the same score "
             f"({low:g} to {high:g}), so every ranking is a tie and nothing can be learned; take "
-            "another judge, or sample more differing answers with --rank.temperature"
+            "another judge, or begin another --out with a higher --rank.temperature"
         )
     return (
         f"--rank.tie-below {tie_below:g}: no two completions of a prompt differ by so much under "

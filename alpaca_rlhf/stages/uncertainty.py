@@ -34,7 +34,7 @@ def order_entropy(scores: Sequence[float]) -> float:
     """Mean entropy of the order of two of a prompt's completions, in nats.
 
     Args:
-        scores: Rewards of its K completions, at least two.
+        scores: Rewards of its K completions in log-odds, at least two.
     """
     entropies = [_entropy(abs(a - b)) for a, b in combinations(scores, 2)]
     return math.fsum(entropies) / len(entropies)
@@ -44,7 +44,8 @@ def order_disagreement(members: Tensor) -> float:
     """Mean over the pairs of a prompt's completions of the heads' disagreement on their order.
 
     Args:
-        members: (K, N) score of each of its K completions, at least two, by each of N heads.
+        members: (K, N) score in log-odds of each of its K completions, at least two, by each of N
+            heads.
     """
     deviations = [
         float(torch.sigmoid(a - b).std(correction=0)) for a, b in combinations(float64(members), 2)
@@ -88,6 +89,7 @@ def order_by_uncertainty(
     size = ctx.settings.sampling.batch_size
     head = ctx.load_head(reward)
     members = score(ctx.adapters, "reward", head.members, examples, batch_size=size)
+    members = members * head.log_odds  # as learned, before the scores were normalised
     # 2. The uncertainty about each prompt's order; of equals the earlier one comes first.
     sizes = [len(completions) for completions in samples_by_prompt]
     several = isinstance(head, EnsembleHead)

@@ -194,6 +194,9 @@ def train_reward(
     evaluation = evaluate_reward(adapters, role, head, held_out, micro)
     if draws is None and references:
         head.normalise(raw)
+    if isinstance(head, EnsembleHead):
+        # Its held-out gaps are log-odds; what reads it later expects mean 0 and deviation 1.
+        head.rescale((raw - raw.mean(0)) / raw.std(0, correction=0))
     spreads = [mean_and_std(scores) for scores in raw.unbind(-1)] if references else []
     return head, RewardResult(
         rankings=len(train),

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 
 from alpaca_rlhf.core.records import FinishReason
+from alpaca_rlhf.data.readers.template_marks import without_end_marks
 from alpaca_rlhf.llm.wire import Answer
 
 _MAX_PREFACE = 400  # characters of greeting before the prompt's last line is repeated
@@ -19,12 +20,12 @@ _STARRED = re.compile(r"^[ \t]*[*_]{1,3}(\d+\.[ \t]*\w+:)[*_]{1,3}", re.MULTILIN
 
 
 def trimmed(answer: Answer, stop: Sequence[str]) -> tuple[str, FinishReason]:
-    """The text before the first stop text, and the reason why it ended.
+    """The text before the first stop text or its own end of turn, and the reason why it ended.
 
     `eos` only where the teacher certainly ended by itself: with stop texts, most endpoints report
     `stop` for both, and a row that a stop text cut must not pass for a complete one.
     """
-    text = answer.text
+    text = without_end_marks(answer.text)
     cuts = [offset for stop_text in stop if (offset := text.find(stop_text)) >= 0]
     if cuts:
         return text[: min(cuts)], "length"

@@ -12,7 +12,12 @@ from alpaca_rlhf.data.readers.detection import (
     detect_format,
 )
 from alpaca_rlhf.data.readers.exporting import Exportable, Target, export, exportable
-from alpaca_rlhf.data.readers.formats import read_instructions, read_prompts, write_instructions
+from alpaca_rlhf.data.readers.formats import (
+    read_instructions,
+    read_own_tasks,
+    read_prompts,
+    write_instructions,
+)
 from alpaca_rlhf.data.readers.importing import (
     BrokenRowPolicy,
     Imported,
@@ -68,6 +73,7 @@ __all__ = [
     "open_rows",
     "ranked_prompts",
     "read_instructions",
+    "read_own_tasks",
     "read_pairs",
     "read_prompts",
     "read_rankings",

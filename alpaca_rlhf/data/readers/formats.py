@@ -85,8 +85,29 @@ def read_prompts(
     return collect(path, convert, reading)
 
 
+def read_own_tasks(path: Path, *, answered: bool) -> list[Instruction]:
+    """Read tasks that a run wrote itself, perhaps in an earlier version: every text as it stands.
+
+    Marks of chat templates are not refused: nothing can be done about them in a run's own file.
+
+    Args:
+        path: JSON lines of `write_instructions`.
+        answered: True if each has an answer.
+
+    Raises:
+        UserError: `file:line:` of the first broken row.
+    """
+    path = Path(path)
+
+    def convert(row: dict[str, Any]) -> list[Instruction]:
+        tasks = _tasks({"history": [], **row}, path.name, learnt=answered)
+        return _refuse_unanswered(row, tasks) if answered else tasks
+
+    return collect(path, convert, None)
+
+
 def write_instructions(path: Path, rows: Iterable[Instruction]) -> None:
-    """Write JSON lines that `read_instructions` reads back unchanged; all or nothing."""
+    """Write JSON lines that `read_own_tasks` reads back unchanged; all or nothing."""
     lines = [json.dumps(row.to_json(), ensure_ascii=False) + "\n" for row in rows]
     atomic_write(Path(path), "".join(lines))
 

@@ -111,15 +111,28 @@ def refuse_end_marks(prompt: Instruction, *answers: str | None) -> None:
         BadRow: One does.
     """
     for text in (*answers, *(reply for _, reply in prompt.history)):
-        ending = (text or "").rstrip()
-        mark = next((mark for mark in _END_MARKS if ending.endswith(mark)), None)
-        if mark is None or (mark == "</s>" and _closes_tags(ending)):
+        mark = _end_mark(text or "")
+        if mark is None:
             continue
         command = f"sed -E 's#{re.escape(mark)}( |\\\\n)*\"#\"#g' FILE"
         raise BadRow(
             f"an answer ends with `{mark}`, which would be learned as text, the base's own end "
             f"after it: take it off (JSON lines: {command})"
         )
+
+
+def without_end_marks(text: str) -> str:
+    """The text without the ends of turns that stand at its end."""
+    while (mark := _end_mark(text)) is not None:
+        text = text.rstrip().removesuffix(mark)
+    return text
+
+
+def _end_mark(text: str) -> str | None:
+    """The end of a turn that a text ends with; None without one."""
+    ending = text.rstrip()
+    mark = next((mark for mark in _END_MARKS if ending.endswith(mark)), None)
+    return None if mark == "</s>" and _closes_tags(ending) else mark
 
 
 def _closes_tags(text: str) -> bool:
