@@ -254,6 +254,18 @@ def test_only_a_reply_of_one_policy_has_an_origin(page):
     assert page.store.figures().counts["thumbs"] == 0
 
 
+def test_an_export_does_not_make_a_page_overwrite_another_windows_words(page):
+    first = sent(page, "One?")
+    other = SimpleNamespace(session_hash="other window")
+    theirs = (*first.turns, Turn("Two?", "Two."))
+    page.chats.open(first.chat, other)
+    assert page.chats.save(first.chat, theirs, other) == first.chat
+    assert "Two." in page.chats.exported(first.chat, page.request)
+    apart = gone_on(page, first.turns, first.chat)
+    assert apart.chat not in (None, first.chat)
+    assert page.chats.open(first.chat, other)[1] == theirs
+
+
 def test_a_refused_continuation_keeps_origin_and_thumb(page):
     first = sent(page, "One?")
     rated = (replace(first.turns[0], thumb=True),)
@@ -432,7 +444,7 @@ def occupied(page):
         yield answering
 
 
-@pytest.mark.parametrize("way", ["retry", "edit"])
+@pytest.mark.parametrize("way", ["retry", "edit", "edit the last"])
 def test_what_gets_no_answer_takes_the_place_of_nothing(page, way):
     first = sent(page, "One?")
     both = sent(page, "Two?", first.turns, first.chat)
@@ -441,7 +453,8 @@ def test_what_gets_no_answer_takes_the_place_of_nothing(page, way):
     if way == "retry":
         patches = list(page.events.retry(page.request, both.turns, both.chat, *SETTINGS))
     else:
-        patches = editing(page, 0, "Else?", both.turns, both.chat)
+        index = 2 if way == "edit the last" else 0
+        patches = editing(page, index, "Else?", both.turns, both.chat)
     assert html.escape(page.text["problem.busy"]) in patches[-1][page.ui.status]
     assert all(patch[page.ui.turns] == both.turns for patch in patches)
     assert patches[-1][page.ui.log]["value"] == chat_tab.messages(both.turns)

@@ -423,9 +423,8 @@ class _Events:
             yield self._patch(ChatView(kept, hint, False)) | self._saved(kept, chat, request, hint)
             return
         turns_asked = [*earlier_turns, Turn(text)]
-        # The turns after it are kept until there is an answer that takes their place.
-        is_last = len(turns_asked) == len(turns)
-        yield from self._answer(turns_asked, turns, chat, settings, request, save_early=is_last)
+        # Its old reply and the turns after it are kept until there is an answer in their place.
+        yield from self._answer(turns_asked, turns, chat, settings, request, save_early=False)
 
     def go_on(
         self, request: gr.Request, turns: tuple[Turn, ...], chat: int | None, *settings: Any

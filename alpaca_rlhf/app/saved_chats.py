@@ -108,7 +108,9 @@ class SavedChats:
         Raises:
             Refused: It is not there, belongs to somebody else, or has no reply.
         """
-        title, turns = self.open(number, request)
+        # The page goes on showing what it has opened, so nothing is noted.
+        title, rows = self._store.chat(self._account(request), _number(number))
+        turns = tuple(turn_from_json(row) for row in rows)
         # A row for SFT alternates: messages without a reply are left out, as in a prompt.
         answered = [turn for turn in turns if turn.reply.strip()]
         if not answered:

@@ -256,7 +256,9 @@ class _Batch:
             arrivals = DynamicCache(config=base.model.config)
             at = (mask.long().cumsum(1) - 1).clamp_min(0)
             hidden = self._adapters.decode(ids, mask, at, arrivals)[:, -1]
-            noise = noise.to(self._noise.dtype).to(base.device)
+            # Rounded to float32, a number may be 1, which lies beyond every token.
+            below_1 = 1 - torch.finfo(self._noise.dtype).eps / 2
+            noise = noise.to(self._noise.dtype).clamp_max(below_1).to(base.device)
             new_history = None if self._history is None else _padded(prompts, k, base.device)
             first = self._draw(hidden.repeat_interleave(k, 0), noise[:, 0], new_history)
             if new_history is not None:
