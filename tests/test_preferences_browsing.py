@@ -1,12 +1,13 @@
 """Sets are found by what was said, and an open one tells all of it; on both databases."""
 
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import event, insert
 
 from alpaca_rlhf.core.records import Completion, Instruction, Ranking
 from alpaca_rlhf.preferences.assignment import Refused, Verdict
 from alpaca_rlhf.preferences.browsing import SetFilter
 from alpaca_rlhf.preferences.schema import Audit
+from alpaca_rlhf.preferences.store import Store
 from tests.databases import candidates
 from tests.test_preferences_store import people
 
@@ -140,3 +141,24 @@ def test_an_open_set_tells_all_that_was_said(store, said):
     assert ("person 0", "too salty for me") in [(row.annotator, row.text) for row in skips]
     with pytest.raises(Refused):
         store.opened_set(10**9)
+
+
+def test_a_search_reads_of_each_set_only_what_belongs_to_it(tmp_path):
+    """A store of a million rankings has three million answers: none is read once for every set."""
+    statements = []
+    with Store(tmp_path / "p.db") as store:
+        store.add_sets(candidates(3), origin="test")
+        event.listen(
+            store.database._engine,
+            "before_cursor_execute",
+            lambda *call: statements.append((call[2], call[3])),
+        )
+        store.sets(SetFilter(search="words of nobody"))
+        query, parameters = next(said for said in statements if "FROM candidate_set" in said[0])
+        with store.database.reading() as session:
+            plan = session.connection().exec_driver_sql(f"EXPLAIN QUERY PLAN {query}", parameters)
+            steps = [row[3] for row in plan]
+    assert [step for step in steps if step.startswith("SCAN")] == [
+        "SCAN candidate_set",
+        "SCAN audit USING INDEX ix_audit_skip",
+    ]

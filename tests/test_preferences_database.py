@@ -64,6 +64,8 @@ def test_a_database_of_version_1_is_migrated_with_what_it_holds(where, tmp_path,
                 session.execute(text(f"DROP INDEX ix_candidate_set_{name}"))
             for name, words in OLD_INDICES.items():
                 session.execute(text(f"CREATE INDEX {name} ON candidate_set (id) WHERE {words}"))
+            for table in ("completion", "candidate_set"):
+                session.execute(text(f"DROP INDEX ix_{table}_prompt_id"))
             session.execute(text("DROP INDEX ix_ranking_remark"))
             session.execute(text("DROP INDEX ix_audit_skip"))
             session.execute(text("ALTER TABLE annotator DROP COLUMN left_out"))

@@ -101,7 +101,7 @@ class Completion(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     key: Mapped[str] = mapped_column(String(16), unique=True)
-    prompt_id: Mapped[int] = mapped_column(ForeignKey("prompt.id"))
+    prompt_id: Mapped[int] = mapped_column(ForeignKey("prompt.id"), index=True)
     text: Mapped[str]
     adapter: Mapped[str]
     sampling: Mapped[str]
@@ -136,7 +136,7 @@ class CandidateSet(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     key: Mapped[str] = mapped_column(String(16), unique=True)
-    prompt_id: Mapped[int] = mapped_column(ForeignKey("prompt.id"))
+    prompt_id: Mapped[int] = mapped_column(ForeignKey("prompt.id"), index=True)
     completions: Mapped[list[Any]]
     target: Mapped[int]
     claimed: Mapped[int]
