@@ -46,8 +46,7 @@ def _named_device(name: str) -> torch.device:
     if (device.index or 0) >= count:
         devices = f"{count} of this kind" if count else "none of this kind"
         raise UserError(
-            f"{VARIABLE}={name}: torch sees {devices} here; give cpu, or leave the variable out "
-            "(`alpaca-rlhf doctor` says what there is)"
+            f"{VARIABLE}={name}: torch sees {devices} here; give cpu, or leave the variable out"
         )
     return device
 
