@@ -5,6 +5,7 @@ The rule that people outrank judges stands here and nowhere else.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -222,7 +223,8 @@ def ranked_by(session: Session, annotator: str, keys: Sequence[str]) -> list[str
 
 def statuses(session: Session, prompts: Sequence[str], now_ms: int) -> dict[str, Status]:
     """The status of each prompt, by id; one without a candidate set waits."""
-    query = _by_prompt(now_ms)
+    query = _by_prompt(now_ms).add_columns(func.max(Prompt.key).label("key"))
+    query = query.join(Prompt, Prompt.id == CandidateSet.prompt_id)
     by_prompt: dict[str, Status] = dict.fromkeys(prompts, "waiting")
     for start in range(0, len(prompts), BATCH_SETS):
         part = prompts[start : start + BATCH_SETS]
@@ -233,7 +235,12 @@ def statuses(session: Session, prompts: Sequence[str], now_ms: int) -> dict[str,
 
 def standing(session: Session, now_ms: int) -> Standing:
     """The standing of all prompts of the database that are there for people to rank."""
-    return Standing.of(_status(row) for row in session.execute(_by_prompt(now_ms)))
+    by_prompt = _by_prompt(now_ms).subquery()
+    columns = (by_prompt.c.ranked, by_prompt.c.waiting, by_prompt.c.skipped)
+    counts: Counter[str] = Counter()
+    for row in session.execute(select(*columns, func.count().label("prompts")).group_by(*columns)):
+        counts[_status(row)] += row.prompts
+    return Standing(**counts)
 
 
 def newest(session: Session) -> int:
@@ -263,23 +270,23 @@ def _by_prompt(now_ms: int) -> Select[Any]:
     skipped = exists().where(of_set, Assignment.state.in_(["skipped", "flagged"]))
     held = exists().where(of_set, Assignment.state == "open", Assignment.lease_ms >= now_ms)
     given_up = and_(skipped, not_(held))
-    open_ = and_(not_(CandidateSet.retired), not_(CandidateSet.left_out))
+    ranked = and_(CandidateSet.verdicts > 0, not_(CandidateSet.left_out))
+    # Of a ranked prompt nothing else is asked, so its assignments need not be looked at.
+    open_ = and_(not_(ranked), not_(CandidateSet.retired), not_(CandidateSet.left_out))
 
     def any_set(condition: Any) -> Any:
         return func.max(case((condition, 1), else_=0))
 
     return (
         select(
-            Prompt.key,
-            any_set(and_(CandidateSet.verdicts > 0, not_(CandidateSet.left_out))).label("ranked"),
+            any_set(ranked).label("ranked"),
             any_set(and_(open_, not_(given_up))).label("waiting"),
             any_set(and_(open_, given_up)).label("skipped"),
         )
-        .join(CandidateSet, CandidateSet.prompt_id == Prompt.id)
         .where(CandidateSet.gold.is_(None))
         # Sets without places are ranked by judges alone.
         .where(or_(CandidateSet.target > 0, CandidateSet.verdicts > 0))
-        .group_by(Prompt.key)
+        .group_by(CandidateSet.prompt_id)
     )
 
 
