@@ -118,6 +118,24 @@ def test_the_same_filters_decide_the_same(tmp_path, recipe):
     assert not again.gained and not again.lost and again.before == len(made.rows)
 
 
+def test_refilter_writes_rows_that_are_read_as_a_users_file(tmp_path, capsys):
+    """Replies that an earlier version kept may end with an end of turn as text."""
+
+    class Marked(AnyTeacher):
+        def reply(self, prompt, rng) -> Reply:
+            reply = super().reply(prompt, rng)
+            return replace(reply, text=reply.text + "<|im_end|>")
+
+    folder = tmp_path / "generate"
+    kept = run(folder, "evol", Marked()).rows
+    assert any(row.output.endswith("<|im_end|>") for row in kept)
+    told(capsys, "refilter", folder, "--filters", "alpaca")
+    rows = read_instructions(folder / "rows-alpaca.jsonl")
+    answered = [row for row in kept if row.output != "<|im_end|>"]
+    assert {row.id for row in rows} >= {row.id for row in answered}
+    assert not any("<|im_end|>" in row.output for row in rows)
+
+
 def test_rows_that_were_surplus_take_the_place_of_lost_ones(tmp_path):
     made = generate(
         Linked(), SEEDS, settings("alpaca", target=30), seed=1, folder=tmp_path, rules=()

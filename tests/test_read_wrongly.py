@@ -23,8 +23,10 @@ from alpaca_rlhf.data import (
     read_rankings,
     write_instructions,
 )
+from alpaca_rlhf.data.generation.continuation import trimmed
 from alpaca_rlhf.data.readers.columns import column_names, refuse_marked_bad
 from alpaca_rlhf.data.readers.template_marks import without_end_marks
+from alpaca_rlhf.llm.wire import Answer
 from tests.mutations import tried
 from tests.test_columns import USER, refusal, write
 
@@ -353,6 +355,8 @@ def test_an_end_of_turn_that_a_teacher_leaves_in_is_taken_off() -> None:
         ("It ends with </s> as a rule.", "It ends with </s> as a rule."),
     ):
         assert without_end_marks(text) == expected
+    answer = Answer("Gone.</s>\n### Task", True, False, 1, 1, estimated=False)
+    assert trimmed(answer, ["\n###"]) == ("Gone.", "length")
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def trimmed(answer: Answer, stop: Sequence[str]) -> tuple[str, FinishReason]:
     text = without_end_marks(answer.text)
     cuts = [offset for stop_text in stop if (offset := text.find(stop_text)) >= 0]
     if cuts:
-        return text[: min(cuts)], "length"
+        return without_end_marks(text[: min(cuts)]), "length"
     return text, "eos" if answer.whole and not answer.stopped and not stop else "length"
 
 

@@ -14,6 +14,7 @@ from alpaca_rlhf.data.generation.filters import Drop, Rule
 from alpaca_rlhf.data.generation.history import requests, seeds_of, settings_of
 from alpaca_rlhf.data.generation.recipe import rows_of
 from alpaca_rlhf.data.novelty import NoveltyIndex
+from alpaca_rlhf.data.readers.template_marks import without_end_marks
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,9 @@ def refilter(
     for recipe, answered in requests(folder):
         # 1. Read the reply; its rows go if their task is dropped now.
         rows_read, broken = rows_of(recipe, answered.ask, answered.reply)
+        # Earlier versions left ends of turns in replies; readers refuse them in a user's file.
+        rows_read = [_without_end_marks(row) for row in rows_read]
+        kept = [_without_end_marks(row) for row in answered.kept]
         task = answered.ask.about
         if task is not None and not answered.ask.drafts and task.id in refused:
             # Its instances would not exist, so they go for the reason for which their task goes.
@@ -82,18 +86,23 @@ def refilter(
         accepted, dropped = decisions.decide(answered.ask, rows_read, broken)
         drops += dropped
         if answered.ask.drafts:
-            refused |= {
-                drop.row.id: drop for drop in dropped if drop.row in answered.kept and drop.row
-            }
-            unanswered += sum(row not in answered.kept for row in accepted)
+            refused |= {drop.row.id: drop for drop in dropped if drop.row in kept and drop.row}
+            unanswered += sum(row not in kept for row in accepted)
         else:
             rows += accepted
-            before += len(answered.kept)
-            gained += [row for row in accepted if row not in answered.kept]
-            lost.update(drop.rule for drop in dropped if drop.row in answered.kept)
+            before += len(kept)
+            gained += [row for row in accepted if row not in kept]
+            lost.update(drop.rule for drop in dropped if drop.row in kept)
         if on_progress is not None:
             on_progress(answered.number + 1)
     return RefilterResult(rows, drops, before, gained, lost, unanswered)
+
+
+def _without_end_marks(row: Instruction) -> Instruction:
+    """The row without ends of turns at the end of its output."""
+    if row.output is None:
+        return row
+    return dataclasses.replace(row, output=without_end_marks(row.output))
 
 
 def kept_by_rouge(folder: Path, threshold: float = 0.7) -> tuple[int, int]:
