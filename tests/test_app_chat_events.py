@@ -83,9 +83,9 @@ def page(run, tmp_path):
 
 def kept(page):
     """The conversations of the database, as their messages and replies."""
-    chats = page.chats.choices(page.request)
+    chats, looking_on = page.chats.choices(page.request), SimpleNamespace(session_hash="another")
     return {
-        number: [(turn.user, turn.reply) for turn in page.chats.open(number, page.request)[1]]
+        number: [(turn.user, turn.reply) for turn in page.chats.open(number, looking_on)[1]]
         for _, number in chats
     }
 
@@ -113,7 +113,7 @@ def gone_on(page, turns, chat=None, settings=SETTINGS):
 
 def editing(page, index, text, turns, chat):
     event = SimpleNamespace(index=index, value=text)
-    return list(page.events.edit(page.request, event, turns, chat, *SETTINGS))
+    return list(page.events.edit(page.request, event, "", turns, chat, *SETTINGS))
 
 
 LEAVING = {
@@ -456,12 +456,50 @@ def test_what_gets_no_answer_takes_the_place_of_nothing(page, way):
         index = 2 if way == "edit the last" else 0
         patches = editing(page, index, "Else?", both.turns, both.chat)
     assert html.escape(page.text["problem.busy"]) in patches[-1][page.ui.status]
+    assert way == "retry" or patches[-1][page.ui.box] == "Else?", "the words are not lost"
     assert all(patch[page.ui.turns] == both.turns for patch in patches)
     assert patches[-1][page.ui.log]["value"] == chat_tab.messages(both.turns)
     assert kept(page) == before
     page.echo.gate.set()
     for answering in elsewhere:
         answering.close()
+
+
+def test_an_answer_that_fails_takes_the_place_of_nothing(page):
+    first = sent(page, "One?")
+    both = sent(page, "Two?", first.turns, first.chat)
+    before, whole = kept(page), page.echo.generate
+
+    def failing(*args, **options):
+        yield next(iter(whole(*args, **options)))
+        raise MemoryError("no room")
+
+    page.echo.generate = failing
+    patches = editing(page, 0, "Else?", both.turns, both.chat)
+    assert patches[-1][page.ui.turns] == both.turns and kept(page) == before
+    assert patches[-1][page.ui.box] == "Else?"
+
+
+def test_a_thumb_waits_for_the_answer_that_grows(page):
+    """The growing answer would be kept with the turns before it as they were."""
+    first = sent(page, "One?")
+    page.echo.gate.clear()
+    answering = page.events.send(page.request, "Two?", first.turns, first.chat, *SETTINGS)
+    next(answering)
+    event = SimpleNamespace(index=1, liked=True)
+    with pytest.raises(gr.Error, match="Wait for the answer"):
+        page.events.rate(page.request, event, first.turns, first.chat)
+    page.echo.gate.set()
+    done = said(page, answering)
+    page.events.rate(page.request, event, done.turns, done.chat)
+    assert page.store.figures().counts["thumbs"] == 1
+
+
+def test_a_page_that_knows_nothing_of_a_conversation_overwrites_nothing(page):
+    first = sent(page, "One?")
+    other = SimpleNamespace(session_hash="never opened it")
+    number = page.chats.save(first.chat, (*first.turns, Turn("Two?", "Two.")), other)
+    assert number != first.chat and kept(page)[first.chat] == [("One?", first.turns[0].reply)]
 
 
 def test_again_stopped_before_the_first_token_keeps_the_answer(page):

@@ -64,6 +64,8 @@ class ChatView:
     """True while there is something to stop."""
     keep: bool = False
     """True where the conversation is to be saved."""
+    failed: bool = False
+    """True where the job has failed: the last reply is a fragment."""
     refused: bool = False
     """True where the message is not answered: `turns` are then what was asked for."""
     job: Job[Any] | None = field(default=None, compare=False, repr=False)
@@ -190,7 +192,8 @@ class ChatController:
             status = status or text["status.running"].format(policy=generation.policy)
             answered = bool(last.reply) or last.sampled is not None
             keep = update.finished and answered
-            yield ChatView((*earlier, last), status, not update.finished, keep, job=job)
+            failed = update.phase == "failed"
+            yield ChatView((*earlier, last), status, not update.finished, keep, failed, job=job)
 
     def make_candidates(
         self,

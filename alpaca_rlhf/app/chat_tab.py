@@ -338,7 +338,7 @@ def _wire(ui: _Components, events: _Events) -> None:
         outputs,
         **private,
     )
-    ui.log.edit(events.edit, [ui.turns, ui.chat_id, *ui.settings], outputs, **private)
+    ui.log.edit(events.edit, [ui.box, ui.turns, ui.chat_id, *ui.settings], outputs, **private)
     gr.on([ui.undo.click, ui.log.undo], events.undo, [ui.turns, ui.chat_id], outputs, **private)
     ui.log.like(events.rate, [ui.turns, ui.chat_id], outputs, **private)
     ui.saved.input(events.open_chat, [ui.saved, ui.turns, ui.chat_id], outputs, **private)
@@ -403,15 +403,19 @@ class _Events:
         self,
         request: gr.Request,
         event: gr.EditData,
+        draft: str | None,
         turns: tuple[Turn, ...],
         chat: int | None,
         *settings: Any,
     ) -> Iterator[Patch]:
         message_index = event.index if isinstance(event.index, int) else event.index[0]
         text = restored(str(event.value))
+        # What gets no answer goes into the message box, so that it is not lost.
+        is_free = bool(text.strip()) and not (draft or "").strip()
+        into_box = {self._components.box: text} if is_free else {}
         if len(text) > MAX_MESSAGE_CHARS:
             refusal = self._text(request)["status.too_long"].format(n=MAX_MESSAGE_CHARS)
-            yield self._patch(ChatView(turns, refusal, False))
+            yield self._patch(ChatView(turns, refusal, False)) | into_box
             return
         earlier_turns = turns[: turn_index(turns, message_index)]
         if is_reply(turns, message_index):
@@ -424,7 +428,15 @@ class _Events:
             return
         turns_asked = [*earlier_turns, Turn(text)]
         # Its old reply and the turns after it are kept until there is an answer in their place.
-        yield from self._answer(turns_asked, turns, chat, settings, request, save_early=False)
+        yield from self._answer(
+            turns_asked,
+            turns,
+            chat,
+            settings,
+            request,
+            save_early=False,
+            if_unanswered=into_box,
+        )
 
     def go_on(
         self, request: gr.Request, turns: tuple[Turn, ...], chat: int | None, *settings: Any
@@ -458,7 +470,13 @@ class _Events:
     def rate(
         self, request: gr.Request, event: gr.LikeData, turns: tuple[Turn, ...], chat: int | None
     ) -> Patch:
-        """Keep a thumb on a reply; pressed again it is taken back."""
+        """Keep a thumb on a reply; pressed again it is taken back.
+
+        Raises:
+            gr.Error: An answer grows, with which the conversation is shown and kept as it was.
+        """
+        if self._controller.page_jobs.under_way(request):
+            raise gr.Error(self._text(request)["thumb.wait"], print_exception=False)
         message = event.index if isinstance(event.index, int) else event.index[0]
         up = event.liked if isinstance(event.liked, bool) else None
         index, text = turn_index(turns, message), self._text(request)
@@ -615,6 +633,7 @@ class _Events:
         go_on: bool = False,
         save_early: bool = True,
         once_taken: Patch | None = None,
+        if_unanswered: Patch | None = None,
     ) -> Iterator[Patch]:
         """Answer the last of the turns that were asked for.
 
@@ -629,6 +648,7 @@ class _Events:
                 reloads or closes the page, or ends the server, loses no more than a moment of it.
                 Otherwise the page keeps what it shows until there is some of the answer.
             once_taken: A patch for the page once the message is not refused.
+            if_unanswered: A patch for the page where nothing of an answer has come.
         """
         ui = self._components
         generation = _generation_request(self._controller.worker, settings)
@@ -636,11 +656,13 @@ class _Events:
         saved_s: float | None = None
         for view in self._controller.answer(turns_asked, generation, request, go_on=go_on):
             if view.refused:
-                yield self._patch(replace(view, turns=turns_on_page))
+                yield self._patch(replace(view, turns=turns_on_page)) | (if_unanswered or {})
                 return
-            is_begun = save_early or view.keep or bool(view.turns[-1].reply)
+            has_answer = view.keep or bool(view.turns[-1].reply)
+            is_begun = save_early or (has_answer and not view.failed)
             if not is_begun and not view.running:
                 view = replace(view, turns=turns_on_page)
+                first_patch |= if_unanswered or {}
             patch = (
                 self._patch(replace(view, status=f"{view.status} {apart_notice}".strip()))
                 | first_patch
@@ -649,7 +671,7 @@ class _Events:
                 patch[ui.turns] = turns_on_page
             now_s = time.monotonic()
             due = saved_s is None or (view.running and now_s - saved_s >= SAVE_EVERY_S)
-            if view.keep or (save_early and due):
+            if (view.keep and is_begun) or (save_early and due):
                 try:
                     with self._chats.page(request):
                         if not self._holds(view, request):

@@ -46,6 +46,11 @@ class PageJobs:
         with self._lock:
             return self._jobs.get(str(request.session_hash)) is job
 
+    def under_way(self, request: gr.Request) -> bool:
+        """True while a job of the page is shown, with the conversation as it was when it began."""
+        with self._lock:
+            return str(request.session_hash) in self._jobs
+
     def leave(self, request: gr.Request) -> None:
         """Stop the page's job, and show nothing more of it."""
         with self._lock:

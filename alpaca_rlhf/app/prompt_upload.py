@@ -179,7 +179,7 @@ class PromptUpload:
             if action == "remove":
                 n_removed = self._store.remove_prompts(_ids_of(content), actor=actor)
                 message = translations("data", language)["upload.removed"].format(n=n_removed)
-                return render("data_outcome", message=message, kind="good")
+                return render("data_outcome", message=message, kind="good" if n_removed else "bad")
             raise UserError("`do` must be check, add, answer or remove")
 
         return await run_in_threadpool(self._answered, work, language)

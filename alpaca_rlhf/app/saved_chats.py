@@ -63,7 +63,8 @@ class SavedChats:
         saved_number = None
         if number is not None:
             try:
-                before = self._digest_known(number, request)
+                # What this page does not know counts as changed: no digest is empty.
+                before = self._digest_known(number, request) or ""
                 saved_number = self._store.save_chat(account, number, title, rows, before=before)
             except Refused:
                 pass

@@ -220,7 +220,8 @@ class Worker:
         queue, served = self._jobs, dict(self._served)
         turns = _by_turns([queued for queued in queue if not queued.finished], served)
         ahead = turns.index(job) if job in turns else 0
-        return ahead + (self._running is not None and self._running.urgent)
+        running = self._running
+        return ahead + (running is not None and running.urgent)
 
     def _takes(self, job: Job[Any], owner: int) -> bool:
         """True, and the job is counted, if its owner has fewer under way than one may have."""
