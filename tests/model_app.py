@@ -125,6 +125,7 @@ def serving(fastapi_app: FastAPI, port: int) -> Iterator[str]:
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
+        assert thread.is_alive()
         time.sleep(0.02)
     try:
         yield f"http://127.0.0.1:{port}"

@@ -144,7 +144,9 @@ def test_a_job_that_the_page_has_left_writes_nothing_any_more(page, way, stored)
     page.echo.gate.set()
     assert list(answering) == [], "the page shows something else by now"
     assert kept(page) == before
-    assert set(before) == {other, chat} - ({chat} if way == "delete" else set())
+    apart = set(before) - {other, chat}
+    assert len(apart) == (way == "edit" and stored), "what was said after the edited reply stays"
+    assert set(before) - apart == {other, chat} - ({chat} if way == "delete" else set())
     if way == "undo":
         assert [user for user, _ in before[chat]] == (["One?"] if stored else [])
 
@@ -196,9 +198,16 @@ def test_a_stopped_answer_is_still_shown_and_kept(page):
 def test_the_job_of_another_page_drops_none_of_this_one(page):
     jobs, worker = PageJobs(), page.controller.worker
     one, two = (SimpleNamespace(session_hash=name) for name in ("one", "two"))
-    job = worker.start(lambda policy_server, stop: iter([7]), "chat")
+    followed = threading.Event()
+
+    def seven(policy_server, stop):
+        followed.wait(60)
+        yield 7
+
+    job = worker.start(seven, "chat")
     following = jobs.follow(one, job)
     next(following)
+    followed.set()
     while not job.finished:
         pass
     assert len(list(jobs.follow(two, worker.start(lambda *_: iter([8]), "chat")))) > 0
@@ -463,6 +472,16 @@ def test_what_gets_no_answer_takes_the_place_of_nothing(page, way):
     page.echo.gate.set()
     for answering in elsewhere:
         answering.close()
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_what_is_edited_early_on_leaves_what_was_said_after_it(page, index):
+    first = sent(page, "One?")
+    both = sent(page, "Two?", first.turns, first.chat)
+    before = kept(page)
+    state = said(page, editing(page, index, "Else?", both.turns, both.chat))
+    assert state.chat not in (None, both.chat) and len(state.turns) == 1
+    assert kept(page) == {**before, state.chat: [(t.user, t.reply) for t in state.turns]}
 
 
 def test_an_answer_that_fails_takes_the_place_of_nothing(page):

@@ -189,6 +189,19 @@ def test_the_earlier_turns_are_shown_as_text(table, monkeypatch):
     assert events.draw_prompt(gr.Request())[ui.earlier].strip() == ""
 
 
+def test_a_prompt_that_is_drawn_meanwhile_gets_no_answers_to_another(table, monkeypatch):
+    with gr.Blocks():
+        ui = compare_tab_module._Components(table.worker)
+    events = compare_tab_module._Events(table.controller, ui)
+    monkeypatch.setattr(table.controller, "evaluation_prompt", lambda: Instruction("Say it."))
+    asking = SimpleNamespace(session_hash="page", username="ann", request=None)
+    playing = events.play(asking, "Which moon is it?", None, "", "")
+    next(playing)
+    patch = events.draw_prompt(asking)
+    assert patch[ui.ask]["interactive"] and not patch[ui.stop]["interactive"]
+    assert list(playing) == [], "the page shows another prompt by now"
+
+
 # --- in a browser ---------------------------------------------------------------------------------
 
 

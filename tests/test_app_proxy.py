@@ -166,7 +166,7 @@ def running(words, port, certificate, **environment):
         env={**os.environ, **{name: str(folder) for name, folder in environment.items()}},
     )
     try:
-        for _ in range(200):
+        for _ in range(1200):
             try:
                 address = f"{scheme}://127.0.0.1:{port}/"
                 httpx.get(address, trust_env=False, verify=trust(certificate))

@@ -419,15 +419,18 @@ class _Events:
             return
         earlier_turns = turns[: turn_index(turns, message_index)]
         if is_reply(turns, message_index):
-            # The turns after it answered another reply: they go, as after an edited message.
+            # The turns after it answered another reply: they stay where they are.
             kept = (*earlier_turns, edited_turn(turns[len(earlier_turns)], text))
             self._controller.page_jobs.leave(request)
             is_better = edited_reply(kept, len(earlier_turns)) is not None
             hint = self._text(request)["edited.hint"] if is_better else ""
+            chat = chat if len(kept) == len(turns) else None
             yield self._patch(ChatView(kept, hint, False)) | self._saved(kept, chat, request, hint)
             return
         turns_asked = [*earlier_turns, Turn(text)]
-        # Its old reply and the turns after it are kept until there is an answer in their place.
+        # Its old reply is kept until there is an answer in its place, and turns after it for good:
+        # they were said, so what is said instead becomes a conversation of its own.
+        chat = chat if len(turns_asked) == len(turns) else None
         yield from self._answer(
             turns_asked,
             turns,

@@ -161,11 +161,12 @@ class _Events:
         prompt = self._controller.evaluation_prompt()
         if prompt is None:
             return {self._components.status: status_line(self._text(request)["no_prompts"])}
+        self._controller.page_jobs.leave(request)  # or its answers would come below this prompt
         return {
+            **self._patch(CompareView(""), request),
             self._components.box: as_message(prompt),
             self._components.drawn: prompt,
             self._components.earlier: self._earlier(prompt, request),
-            **self._round(None, request),  # answers to another prompt must not stand below it
         }
 
     def play(

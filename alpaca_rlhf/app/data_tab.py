@@ -162,7 +162,8 @@ def data_tab(
     newest.click(events.newest_flags, None, [flags, oldest], **private)
     older.click(events.older_flags, oldest, [flags, oldest], **private)
     flags.submit(events.handle_flag, None, [outcome, *contents], **private)
-    people.submit(events.change_person, None, [outcome, people], **private)
+    changed = people.submit(events.change_person, None, [outcome, people], **private)
+    changed.then(events.refresh, None, contents, **private)
     leave_out.click(events.leave_out_below, [share, questions], [outcome, *contents], **private)
     added = [outcome, people, name, password]
     add.click(events.add_person, [name, password, role], added, **private)

@@ -47,9 +47,10 @@ class PageJobs:
             return self._jobs.get(str(request.session_hash)) is job
 
     def under_way(self, request: gr.Request) -> bool:
-        """True while a job of the page is shown, with the conversation as it was when it began."""
+        """True while the page's job goes on, with the conversation as it was when it began."""
         with self._lock:
-            return str(request.session_hash) in self._jobs
+            job = self._jobs.get(str(request.session_hash))
+        return job is not None and not job.finished
 
     def leave(self, request: gr.Request) -> None:
         """Stop the page's job, and show nothing more of it."""

@@ -1076,12 +1076,18 @@ function tell(text) {
 }
 
 root.addEventListener("keydown", typed);
-// A click beside the cards leaves the focus to the page: the first answer takes the keys then.
+// A click beside the cards leaves the focus to the page, to the tab that was clicked or to a button
+// of the board: the first answer takes the keys then.
 document.addEventListener("keydown", function beside(event) {
   if (!root.isConnected) return document.removeEventListener("keydown", beside);
-  if (event.target !== document.body || !task || !onScreen()) return;
-  // Home, End and Enter are the page's there.
-  if (/^([1-9=]|[vVpPdD]|ArrowUp|ArrowDown|Escape)$/.test(event.key) || event.ctrlKey || event.metaKey) {
+  if (event.defaultPrevented || !task || !onScreen()) return;
+  const at = event.target;
+  const nowhere = at === document.body || at.matches('[role="tab"]');
+  const button = root.contains(at) && !at.closest(".card, dialog") && !at.matches("textarea, input, select");
+  if (!nowhere && !button) return;
+  // Home, End and Enter are the page's there, and arrows those of tabs and buttons.
+  const keys = at === document.body ? /^([1-9=vVpPdD]|ArrowUp|ArrowDown|Escape)$/ : /^[1-9=vVpPdD]$/;
+  if (keys.test(event.key) || (nowhere && (event.ctrlKey || event.metaKey))) {
     typed(event, ui.list.querySelector(".card"));
   }
 });

@@ -163,7 +163,10 @@ element.addEventListener("click", async (event) => {
     if ((await post("/training/new", { do: "start", form: form() }, "outcome")).ok) leave();
   } else {
     tell("outcome", "");
-    await post("/training/new", { do: "plan", form: form() }, "plan");
+    const asked = form();
+    await post("/training/new", { do: "plan", form: asked }, "plan");
+    // What is started is what was planned.
+    if (JSON.stringify(form()) !== JSON.stringify(asked)) tell("plan", "");
   }
 });
 

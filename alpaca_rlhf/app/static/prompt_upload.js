@@ -54,6 +54,7 @@ async function send(action, sent) {
     body: sent.body,
   });
   wait(false);
+  if (action === "check" && shown !== sent) return reply;  // the text was changed meanwhile
   if (action !== "answer" || !reply.ok) part("verdict").innerHTML = reply.html;
   if (reply.ok) showProgress(reply.progress);
   return reply;

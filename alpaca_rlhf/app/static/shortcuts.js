@@ -10,6 +10,7 @@ const press = (event) => {
   if (!button || button.disabled || button.offsetParent === null || event.isComposing) return;
   const typing = /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName || "");
   if (typing && event.key.length === 1 && !event.altKey && !event.ctrlKey) return;
+  if (typing && event.key === "Enter" && event.target.closest("#chat-log")) return;  // an edit
   event.preventDefault();
   event.stopPropagation();
   button.click();
