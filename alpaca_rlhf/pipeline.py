@@ -341,6 +341,9 @@ def _opened(settings: Loop, inputs: Mapping[str, Path], kind: str) -> RunFolder:
         opened.append(run)
         for stage in {path.partition(".")[0] for path in run.changed if path not in FREE}:
             forget(run, stage)
+        reading = {"inputs.columns", "inputs.broken", "inputs.leaks"}
+        if run.done("sft") is None and not reading.isdisjoint(run.changed):
+            forget(run, "sft")  # half-trained on other rows
         if "reward.source" in run.changed:  # half-trained policies learned from the other reward
             for stage in REWARDED_STAGES:
                 forget(run, stage)
