@@ -38,7 +38,8 @@ check: $(VENV)/.installed-dev
 
 prove: $(VENV)/.installed-dev
 	@$(PIP) -e '.[prove]'
-	@$(BIN)/python -m tests.prove $(ARGS)
+	@ALPACA_RLHF_TRL_WHEEL=$$(ls $(VENV)/wheels/trl-*.whl 2>/dev/null) \
+		$(BIN)/python -m tests.prove $(ARGS)
 
 prove-real: $(VENV)/.installed-dev
 	@$(BIN)/python -m tests.prove_real --seed $(or $(SEED),0) $(if $(PART),--part $(PART)) $(ARGS)
