@@ -55,7 +55,7 @@ def test_dev_takes_what_the_others_leave(data, tmp_path, n, dev):
         splits = {name: source.prompts(name) for name in source.names()}
         assert check_disjoint(splits) == 0
     else:
-        with pytest.raises(UserError, match=r"^--evaluate\.split dev: the other splits leave no"):
+        with pytest.raises(UserError, match=r"^--watch\.every, --evaluate\.split dev: the other"):
             source.prompts("dev")
 
 

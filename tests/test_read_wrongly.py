@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from alpaca_rlhf.data import (
     write_instructions,
 )
 from alpaca_rlhf.data.generation.continuation import trimmed
-from alpaca_rlhf.data.readers.columns import column_names, refuse_marked_bad
+from alpaca_rlhf.data.readers.columns import column_names
 from alpaca_rlhf.data.readers.template_marks import without_end_marks
 from alpaca_rlhf.llm.wire import Answer
 from tests.mutations import tried
@@ -403,7 +402,6 @@ def test_rows_and_preferences_that_carry_no_loss_are_counted(tmp_path, name, bad
             continue
         message = refusal(read, path)
         assert f"column `{name}` must be 1" in message and f"--columns {name}=-" in message
-    refuse_marked_bad({name: math.nan})  # no value, as tables write it
 
 
 @pytest.mark.parametrize(

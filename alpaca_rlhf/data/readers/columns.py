@@ -307,7 +307,7 @@ def refuse_marked_bad(row: Mapping[str, Any], flags: Iterable[str] = ROW_FLAGS) 
     """
     for name in flags:
         value = row.get(name)
-        if is_absent(value) or value == "" or not _is_flag(name, value):
+        if value is None or value == "" or not _is_flag(name, value):
             continue
         text = str(value).strip().lower() if isinstance(value, (str, int, float)) else ""
         if text in _BAD:
