@@ -120,8 +120,8 @@ def test_the_micro_batch_never_changes_the_gradient(
 ):
     dtype, quantization, bound = precision
     if dtype == torch.float64:
-        made = reward._new_head
-        monkeypatch.setattr(reward, "_new_head", lambda *args: made(*args).double())
+        new_head = reward._new_head
+        monkeypatch.setattr(reward, "_new_head", lambda *args: new_head(*args).double())
     made = starred if settings is EVERYTHING else groups
     data = made(6) + made(2, k=7, seed=1)
     for size in (1, 2, 4, 8):
