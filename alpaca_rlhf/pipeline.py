@@ -132,6 +132,9 @@ FREE = (
 )
 """Settings that may change when a run is resumed; they affect cost, never results."""
 
+READING = frozenset({"inputs.columns", "inputs.broken", "inputs.leaks"})
+"""Settings that say how the user's files are read."""
+
 DEALING = (
     "rank.prompts",
     "ppo.updates",
@@ -341,8 +344,7 @@ def _opened(settings: Loop, inputs: Mapping[str, Path], kind: str) -> RunFolder:
         opened.append(run)
         for stage in {path.partition(".")[0] for path in run.changed if path not in FREE}:
             forget(run, stage)
-        reading = {"inputs.columns", "inputs.broken", "inputs.leaks"}
-        if run.done("sft") is None and not reading.isdisjoint(run.changed):
+        if run.done("sft") is None and not READING.isdisjoint(run.changed):
             forget(run, "sft")  # half-trained on other rows
         if "reward.source" in run.changed:  # half-trained policies learned from the other reward
             for stage in REWARDED_STAGES:
@@ -368,7 +370,7 @@ def _changeable(done: Collection[str], settings: Loop) -> set[str]:
         coming.discard("rank")  # its settings are those of both
     # Sampling reads nothing of these.
     ranking = {"rank.tie_below", "rank.noise"} if "rank" not in ended else set()
-    reading = {"inputs.columns", "inputs.broken", "inputs.leaks"}
+    reading = set(READING)
     if not ended.isdisjoint(("generate", "sft")):
         # Their rows were read already, and none was broken; a later version may refuse more.
         reading = {"inputs.broken"}

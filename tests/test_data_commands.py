@@ -127,11 +127,11 @@ def test_refilter_writes_rows_that_are_read_as_a_users_file(tmp_path, capsys):
             return replace(reply, text=reply.text + "<|im_end|>")
 
     folder = tmp_path / "generate"
-    kept = run(folder, "evol", Marked()).rows
-    assert any(row.output.endswith("<|im_end|>") for row in kept)
+    marked_rows = run(folder, "evol", Marked()).rows
+    assert any(row.output.endswith("<|im_end|>") for row in marked_rows)
     told(capsys, "refilter", folder, "--filters", "alpaca")
     rows = read_instructions(folder / "rows-alpaca.jsonl")
-    answered = [row for row in kept if row.output != "<|im_end|>"]
+    answered = [row for row in marked_rows if row.output != "<|im_end|>"]
     assert {row.id for row in rows} >= {row.id for row in answered}
     assert not any("<|im_end|>" in row.output for row in rows)
 

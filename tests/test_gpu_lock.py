@@ -187,7 +187,7 @@ def test_a_named_card_is_the_one_that_is_asked_for(monkeypatch):
     monkeypatch.setenv("ALPACA_RLHF_DEVICE", "cuda:1")
     assert gpu_lock.visible_cards() == (SECOND,)
     monkeypatch.setenv("ALPACA_RLHF_DEVICE", "cpu")
-    assert gpu_lock.visible_cards() == (), "the card is left alone"
+    assert gpu_lock.visible_cards() == (), "on the processor it meets every app, on whatever card"
 
 
 class Driver:

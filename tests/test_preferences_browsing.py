@@ -154,7 +154,7 @@ def test_a_search_reads_of_each_set_only_what_belongs_to_it(tmp_path):
             lambda *call: statements.append((call[2], call[3])),
         )
         store.sets(SetFilter(search="words of nobody"))
-        query, parameters = next(said for said in statements if "FROM candidate_set" in said[0])
+        query, parameters = next(call for call in statements if "FROM candidate_set" in call[0])
         with store.database.reading() as session:
             plan = session.connection().exec_driver_sql(f"EXPLAIN QUERY PLAN {query}", parameters)
             steps = [row[3] for row in plan]

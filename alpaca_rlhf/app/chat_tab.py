@@ -420,12 +420,14 @@ class _Events:
         earlier_turns = turns[: turn_index(turns, message_index)]
         if is_reply(turns, message_index):
             # The turns after it answered another reply: they stay where they are.
-            kept = (*earlier_turns, edited_turn(turns[len(earlier_turns)], text))
+            edited_turns = (*earlier_turns, edited_turn(turns[len(earlier_turns)], text))
             self._controller.page_jobs.leave(request)
-            is_better = edited_reply(kept, len(earlier_turns)) is not None
+            is_better = edited_reply(edited_turns, len(earlier_turns)) is not None
             hint = self._text(request)["edited.hint"] if is_better else ""
-            chat = chat if len(kept) == len(turns) else None
-            yield self._patch(ChatView(kept, hint, False)) | self._saved(kept, chat, request, hint)
+            chat = chat if len(edited_turns) == len(turns) else None
+            yield self._patch(ChatView(edited_turns, hint, False)) | self._saved(
+                edited_turns, chat, request, hint
+            )
             return
         turns_asked = [*earlier_turns, Turn(text)]
         # Its old reply is kept until there is an answer in its place, and turns after it for good:

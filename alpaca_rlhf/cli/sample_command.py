@@ -46,7 +46,9 @@ class Fill(Bounded):
     policy: str | None = None
     """The policy that answers: base, sft, best_of_k, ppo, in later rounds ppo.2 ...; by default
     the last."""
-    k: Annotated[int, Interval(ge=2, le=9), "2 to 9 answers can be ranked side by side"] = 4
+    k: Annotated[
+        int, Interval(ge=2, le=9), "one cannot be ranked, and ten are too many to compare"
+    ] = 4
     """Answers a prompt; those with the same text count once."""
     n: PositiveInt | None = None
     """Prompts at most; by default all of them."""

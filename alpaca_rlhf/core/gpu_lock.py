@@ -70,7 +70,7 @@ def visible_cards() -> tuple[str, ...]:
     used = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
     kind, _, number = os.environ.get("ALPACA_RLHF_DEVICE", "").partition(":")
     if kind not in ("", "cuda"):
-        return ()  # the card is left alone
+        return ()  # no card of its own: it shares the processor with everybody
     first = int(number) if number.isdecimal() else 0
     return (_driver_uuids() or _torch_uuids())[first : first + used]
 

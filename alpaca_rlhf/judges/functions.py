@@ -90,8 +90,11 @@ class JudgeFunction:
         Where both declare files, those must hold the same too.
         """
         try:
-            declared, others = ({sha256_of(path) for path in j.files[1:]} for j in (self, other))
-            if declared and others and declared != others:
+            # The module comes first; another file may import this one and declare nothing.
+            digests, other_digests = (
+                [sha256_of(path) for path in function.files[1:]] for function in (self, other)
+            )
+            if digests and other_digests and digests != other_digests:
                 return False
             return bool(_content(self.call) == _content(other.call))
         except Exception:  # arrays, a closure that holds itself: nothing shows that they are equal

@@ -219,7 +219,9 @@ class Rank(Bounded, group="--rank"):
     at_least: PositiveInt | None = None
     """Prompts that people must have ranked, per round, before the run goes on; by default all that
     they did not skip. Prompts without a ranking are left out of training, and counted."""
-    k: Annotated[int, Interval(ge=2, le=9), "2 to 9 answers can be ranked side by side"] = 4
+    k: Annotated[
+        int, Interval(ge=2, le=9), "one cannot be ranked, and ten are too many to compare"
+    ] = 4
     """Completions per prompt (InstructGPT, arXiv 2203.02155 section 3.5: 4 to 9)."""
     temperature: PositiveFloat | None = None
     """Temperature of the completions to rank; None takes that of --sampling.temperature."""

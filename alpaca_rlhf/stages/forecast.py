@@ -10,6 +10,7 @@ import torch
 from alpaca_rlhf.core import processes
 from alpaca_rlhf.models.attention import compute_capability
 from alpaca_rlhf.models.batches import prompt_ids
+from alpaca_rlhf.models.devices import default_device
 from alpaca_rlhf.planner import LIBRARIES_GIB, Device, Lengths, PeakMemory, shape_from_config
 from alpaca_rlhf.settings.policies import REWARDED_STAGES
 from alpaca_rlhf.settings.steps import suffixed
@@ -58,9 +59,10 @@ def _longest_prompt(ctx: Context, stage: str, round_: int) -> int:
 
 
 def begin_measuring() -> None:
-    """Reset the peak memory of every GPU."""
-    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        torch.cuda.reset_peak_memory_stats(index)
+    """Reset the peak memory of the GPU that a base is loaded on."""
+    device = default_device()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def measured_gib(device: torch.device) -> float | None:

@@ -1083,8 +1083,8 @@ document.addEventListener("keydown", function beside(event) {
   if (event.defaultPrevented || !task || !onScreen()) return;
   const at = event.target;
   const nowhere = at === document.body || at.matches('[role="tab"]');
-  const button = root.contains(at) && !at.closest(".card, dialog") && !at.matches("textarea, input, select");
-  if (!nowhere && !button) return;
+  const besideCards = root.contains(at) && !at.closest(".card, dialog") && !at.matches("textarea, input, select");
+  if (!nowhere && !besideCards) return;
   // Home, End and Enter are the page's there, and arrows those of tabs and buttons.
   const keys = at === document.body ? /^([1-9=vVpPdD]|ArrowUp|ArrowDown|Escape)$/ : /^[1-9=vVpPdD]$/;
   if (keys.test(event.key) || (nowhere && (event.ctrlKey || event.metaKey))) {

@@ -163,10 +163,10 @@ element.addEventListener("click", async (event) => {
     if ((await post("/training/new", { do: "start", form: form() }, "outcome")).ok) leave();
   } else {
     tell("outcome", "");
-    const asked = form();
-    await post("/training/new", { do: "plan", form: asked }, "plan");
+    const planned = form();
+    await post("/training/new", { do: "plan", form: planned }, "plan");
     // What is started is what was planned.
-    if (JSON.stringify(form()) !== JSON.stringify(asked)) tell("plan", "");
+    if (JSON.stringify(form()) !== JSON.stringify(planned)) tell("plan", "");
   }
 });
 

@@ -75,7 +75,7 @@ def refilter(
         rows_read, broken = rows_of(recipe, answered.ask, answered.reply)
         # Earlier versions left ends of turns in replies; readers refuse them in a user's file.
         rows_read = [_without_end_marks(row) for row in rows_read]
-        kept = [_without_end_marks(row) for row in answered.kept]
+        kept_rows = [_without_end_marks(row) for row in answered.kept]
         task = answered.ask.about
         if task is not None and not answered.ask.drafts and task.id in refused:
             # Its instances would not exist, so they go for the reason for which their task goes.
@@ -86,13 +86,13 @@ def refilter(
         accepted, dropped = decisions.decide(answered.ask, rows_read, broken)
         drops += dropped
         if answered.ask.drafts:
-            refused |= {drop.row.id: drop for drop in dropped if drop.row in kept and drop.row}
-            unanswered += sum(row not in kept for row in accepted)
+            refused |= {drop.row.id: drop for drop in dropped if drop.row in kept_rows and drop.row}
+            unanswered += sum(row not in kept_rows for row in accepted)
         else:
             rows += accepted
-            before += len(kept)
-            gained += [row for row in accepted if row not in kept]
-            lost.update(drop.rule for drop in dropped if drop.row in kept)
+            before += len(kept_rows)
+            gained += [row for row in accepted if row not in kept_rows]
+            lost.update(drop.rule for drop in dropped if drop.row in kept_rows)
         if on_progress is not None:
             on_progress(answered.number + 1)
     return RefilterResult(rows, drops, before, gained, lost, unanswered)
