@@ -7,6 +7,7 @@ written by others if the page lets it. `python -m tests.prove attacks` writes th
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import re
 import socket
@@ -282,12 +283,20 @@ def _name(row: dict[str, Any]) -> str:
     return re.sub(r"_\d+$", "", row["api_name"] or "")
 
 
+_PAGES = itertools.count()
+
+
 def called(
     client: TestClient, way: str, name: str, number: int, data: list[Any], clicked: dict[str, Any]
 ) -> str:
-    """The answer to an event that is called in one of Gradio's ways."""
+    """The answer to an event that is called in one of Gradio's ways.
+
+    Each call is of a page of its own: Gradio binds the queue of a page to the event loop of the
+    client that waited on it, and each client here has another.
+    """
+    page = f"abc{next(_PAGES)}"
     if way == "run":
-        body = {"data": data, "fn_index": number, "session_hash": "abc", "event_data": clicked}
+        body = {"data": data, "fn_index": number, "session_hash": page, "event_data": clicked}
         return _said(client.post(f"/gradio_api/run/{name}", json=body))
     if way == "call":
         joined = client.post(f"/gradio_api/call/{name}", json={"data": data})
@@ -295,12 +304,12 @@ def called(
             return _said(joined)
         with client.stream("GET", f"/gradio_api/call/{name}/{joined.json()['event_id']}") as stream:
             return "".join(stream.iter_text())
-    body = {"data": data, "fn_index": number, "session_hash": "abc", "event_data": clicked}
+    body = {"data": data, "fn_index": number, "session_hash": page, "event_data": clicked}
     joined = client.post("/gradio_api/queue/join", json=body)
     if joined.status_code != 200:
         return _said(joined)
     said = "the stream ended"
-    with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": "abc"}) as stream:
+    with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": page}) as stream:
         for line in stream.iter_lines():  # to its end, or the server complains
             if '"process_completed"' in line:
                 said = json.dumps(json.loads(line.removeprefix("data: "))["output"])
